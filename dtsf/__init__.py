@@ -1,0 +1,1 @@
+"""Multi-view action recognition from temporal thumbnails: DTSFNet in two stages."""

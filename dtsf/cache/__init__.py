@@ -1,0 +1,1 @@
+"""What stage 1 leaves and stage 2 reads."""

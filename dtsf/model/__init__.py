@@ -1,0 +1,1 @@
+"""Stage 2: the network, how it learns, and what a run looks like."""

@@ -1,0 +1,166 @@
+"""DTSFNet put together from one config: canvas -> TSM -> encoder of each view -> MSF -> Dirichlet.
+
+Letters: B groups, V views, T frames, H W canvas, C channels, D width, K classes, P present views of all groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import nn
+
+from dtsf.model.network.encoder import VideoMamba
+from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
+from dtsf.model.network.fusion import FUSIONS
+from dtsf.model.network.snapshots import snapshots
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["DTSFNet", "ModelConfig", "Output"]
+
+
+class ModelConfig(BaseModel):
+    """Everything that decides the network's shape and maths. Recipes hold it as ``[model]``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int = Field(default=96, ge=1)
+    """D, the length of a token. 96 for a hundred groups on a CPU; VideoMamba-S has 384."""
+    depth: int = Field(default=2, ge=1)
+    """Bidirectional Mamba blocks. 2 for a hundred groups; VideoMamba-S has 24."""
+    state: int = Field(default=16, ge=1)
+    """N, the state of each channel in the scan."""
+    expand: int = Field(default=2, ge=1)
+    """Inner width of a block over D."""
+    conv: int = Field(default=4, ge=2, le=4)
+    """Width of the causal convolution; the CUDA kernel takes 2 to 4."""
+    patch: int = Field(default=6, ge=1)
+    """Side of a patch of the canvas. On a 6 x 6 grid, 6 makes one token a frame (best on little data, and 8 times
+    cheaper), 2 makes nine, so that a pasted thumbnail is one token. 16 for pixels."""
+    reduce: int = Field(default=24, ge=0)
+    """Each cell's channels are first reduced to this many by a 1 x 1 map; 0 leaves them. Keeps a one-token patch
+    embedding small: 6 x 6 x 24 inputs instead of 6 x 6 x 112."""
+    frames: int = Field(default=16, ge=1)
+    """T, frames the network sees of each clip; at most the cache's."""
+    readout: Literal["cls", "mean"] = "mean"
+    """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data."""
+    anchor: Literal["frame", "dynamic"] = "dynamic"
+    """What TSM leaves of a frame: itself, or itself minus the clip's temporal mean. See :mod:`.snapshots`."""
+    pasted: Literal["frame", "dynamic", "none"] = "dynamic"
+    """What TSM pastes; ``none`` turns the pasting off."""
+    fusion: Literal["msf", "mean"] = "msf"
+    """``msf`` is the paper's; ``mean`` the baseline without evidence."""
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    """Stochastic depth at the last block."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the embedding cells' reduced channels and on the feature of each view."""
+    dt_init: Literal["mamba", "videomamba"] = "mamba"
+    """Start of the scan's step sizes; see :class:`dtsf.model.network.encoder.VideoMamba`."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.reduce and self.reduce > 4096:
+            raise ValueError(f"model.reduce ({self.reduce}) must be at most 4096")
+        return self
+
+
+@dataclass(frozen=True)
+class Output:
+    """What the network says of a batch of groups. Logits are the head's; alpha = softplus(logits) + 1."""
+
+    logits_BK: Tensor
+    alpha_BK: Tensor
+    uncertainty_B: Tensor
+    view_logits_BVK: Tensor
+    view_alpha_BVK: Tensor
+    view_uncertainty_BV: Tensor
+    view_weights_BV: Tensor
+    """Share of each view in the fused feature; 0 for absent views."""
+    mask_BV: Tensor
+
+    @property
+    def probabilities_BK(self) -> Tensor:
+        """Expected class probabilities of the fused Dirichlet."""
+        return probabilities(self.alpha_BK)
+
+
+class DTSFNet(nn.Module):
+    """The whole network.
+
+    Args:
+        config: Its shape.
+        channels: C of the canvas: the cache's embedding channels, or 3.
+        canvas: H = W of the canvas: the cache's grid, or the side of the picture in pixels.
+        n_classes: K.
+    """
+
+    channel_scale_C: Tensor
+
+    def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int) -> None:
+        super().__init__()
+        if canvas % config.patch:
+            raise ValueError(f"model.patch ({config.patch}) must divide the canvas ({canvas})")
+        self.config = config
+        # One over each channel's standard deviation in the training clips; set once before training.
+        self.register_buffer("channel_scale_C", torch.ones(channels))
+        self.reduce = nn.Linear(channels, config.reduce) if config.reduce else nn.Identity()
+        self.drop = nn.Dropout(config.dropout)
+        self.encoder = VideoMamba(
+            channels=config.reduce or channels,
+            canvas=canvas,
+            patch=config.patch,
+            frames=config.frames,
+            n_classes=n_classes,
+            width=config.width,
+            depth=config.depth,
+            state=config.state,
+            conv=config.conv,
+            expand=config.expand,
+            readout=config.readout,
+            drop_path_rate=config.drop_path,
+            dt_init=config.dt_init,
+        )
+
+    def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Output:
+        """Classify groups of views.
+
+        Args:
+            x_BVTHWC: Canvases. Absent views may hold anything; they are neither encoded nor pasted.
+            mask_BV: True where the view is present; every group needs one.
+        """
+        config = self.config
+        canvas_BVTHWC = snapshots(
+            x_BVTHWC.float() * self.channel_scale_C,
+            mask_BV,
+            training=self.training,
+            anchor=config.anchor,
+            pasted=config.pasted,
+        )
+        present_PTHWC = self.drop(self.reduce(canvas_BVTHWC[mask_BV]))
+        feature_PD = self.drop(self.encoder(present_PTHWC.permute(0, 4, 1, 2, 3)))
+        logits_PK = self.encoder.head(feature_PD).float()
+        feature_BVD = _scatter(feature_PD.float(), mask_BV)
+        view_logits_BVK = _scatter(logits_PK, mask_BV)
+        fused = FUSIONS[config.fusion](feature_BVD, view_logits_BVK, mask_BV)
+        logits_BK = self.encoder.head(fused.feature_BD).float()
+        alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
+        return Output(
+            logits_BK=logits_BK,
+            alpha_BK=alpha_BK,
+            uncertainty_B=uncertainty(alpha_BK),
+            view_logits_BVK=view_logits_BVK,
+            view_alpha_BVK=view_alpha_BVK,
+            view_uncertainty_BV=uncertainty(view_alpha_BVK),
+            view_weights_BV=fused.weights_BV,
+            mask_BV=mask_BV,
+        )
+
+
+def _scatter(x_PD: Tensor, mask_BV: Tensor) -> Tensor:
+    """Put the rows of the present views back to (B, V, D); absent views are zero, and masked wherever they are read."""
+    out_BVD = x_PD.new_zeros(*mask_BV.shape, x_PD.shape[-1])
+    return out_BVD.masked_scatter(mask_BV.unsqueeze(-1), x_PD)

@@ -1,0 +1,131 @@
+"""VideoMamba as an encoder of one view: patch embedding, positions, bidirectional Mamba blocks, readout.
+
+Li et al. 2024 (VideoMamba); all details in model-facts 1.4-1.7. Names and shapes of the parameters are VideoMamba's.
+Letters: B clips, C channels, T frames, H W canvas, P patches of a frame, L tokens, D width, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from dtsf.model.network.mamba import Block, RMSNorm, drop_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["VideoMamba"]
+
+
+class PatchEmbed(nn.Module):
+    """Cuts every frame into patches: a 3-D convolution whose kernel is its stride, 1 x patch x patch."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(channels, width, kernel_size=(1, patch, patch), stride=(1, patch, patch))
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, T, P, D), patches in raster order."""
+        x_BDThw: Tensor = self.proj(x_BCTHW)
+        return x_BDThw.flatten(3).permute(0, 2, 3, 1)
+
+
+class VideoMamba(nn.Module):
+    """Encode clips to one feature vector each, and classify features with the shared head.
+
+    Args:
+        channels: Channels of the canvas (3 for pixels).
+        canvas: Height and width of the canvas.
+        patch: Side of a patch; divides ``canvas``.
+        frames: Frames T of the temporal position table.
+        n_classes: Classes K of the head.
+        width: D.
+        depth: Number of blocks.
+        state: N of the scan.
+        conv: Width of the causal convolution.
+        expand: Inner width over D.
+        readout: ``cls`` reads the class token, first in the sequence, as VideoMamba does; ``mean`` averages the
+            tokens and has no class token: choose it when training from scratch on little data.
+        drop_path_rate: Stochastic depth at the last block; grows linearly from 0.
+        dt_init: ``mamba`` keeps Mamba's own start of the step sizes (0.001 to 0.1), better from scratch;
+            ``videomamba`` overwrites it with zeros (about 0.69), as VideoMamba's code does.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        canvas: int,
+        patch: int,
+        frames: int,
+        n_classes: int,
+        width: int = 384,
+        depth: int = 24,
+        state: int = 16,
+        conv: int = 4,
+        expand: int = 2,
+        readout: Literal["cls", "mean"] = "cls",
+        drop_path_rate: float = 0.0,
+        dt_init: Literal["mamba", "videomamba"] = "mamba",
+    ) -> None:
+        super().__init__()
+        patches = (canvas // patch) ** 2
+        self.readout = readout
+        self.patch_embed = PatchEmbed(channels, width, patch)
+        if readout == "cls":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + (readout == "cls"), width))
+        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, frames, width))
+        self.layers = nn.ModuleList(Block(width, state, conv, expand) for _ in range(depth))
+        self.norm_f = RMSNorm(width)
+        self.head = nn.Linear(width, n_classes)
+        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        # What block i adds is dropped where block i + 1 receives it, hence the shift by one.
+        self.drop_rates = [0.0, *rates]
+        self._initialise(depth, dt_init)
+
+    def _initialise(self, depth: int, dt_init: str) -> None:
+        """VideoMamba's initialisation (model-facts 1.7)."""
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for name, module in self.named_modules():
+            if not isinstance(module, nn.Linear):
+                continue
+            if "dt_proj" in name and dt_init == "mamba":
+                _initialise_step_sizes(module)
+                continue
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if name.endswith("out_proj"):
+                nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+                with torch.no_grad():
+                    module.weight /= math.sqrt(depth)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Encode clips. (B, C, T, H, W) -> features (B, D), in float32 under autocast."""
+        tokens_BTPD = self.patch_embed(x_BCTHW)
+        positions_1PD = self.pos_embed[:, -tokens_BTPD.shape[2] :]
+        tokens_BTPD = tokens_BTPD + positions_1PD.unsqueeze(1) + self.temporal_pos_embedding.unsqueeze(2)
+        hidden_BLD = tokens_BTPD.flatten(1, 2)
+        if self.readout == "cls":
+            cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(hidden_BLD.shape[0], -1, -1)
+            hidden_BLD = torch.cat([cls_B1D.to(hidden_BLD.dtype), hidden_BLD], dim=1)
+        residual_BLD: Tensor | None = None
+        for block, drop in zip(self.layers, self.drop_rates, strict=False):
+            hidden_BLD, residual_BLD = block(hidden_BLD, residual_BLD, drop)
+        if self.training and self.drop_rates[-1] > 0:
+            hidden_BLD = drop_path(hidden_BLD, self.drop_rates[-1])
+        normed_BLD: Tensor = self.norm_f(hidden_BLD if residual_BLD is None else residual_BLD + hidden_BLD)
+        return normed_BLD[:, 0] if self.readout == "cls" else normed_BLD.mean(1)
+
+
+def _initialise_step_sizes(dt_proj: nn.Linear, shortest: float = 1e-3, longest: float = 0.1) -> None:
+    """Mamba's own start: step sizes log-uniform in [0.001, 0.1] through the inverse of softplus in the bias."""
+    nn.init.uniform_(dt_proj.weight, -(dt_proj.in_features**-0.5), dt_proj.in_features**-0.5)
+    with torch.no_grad():
+        span = math.log(longest) - math.log(shortest)
+        dt = torch.exp(torch.rand(dt_proj.out_features) * span + math.log(shortest)).clamp(min=1e-4)
+        dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))

@@ -1,0 +1,46 @@
+"""Dirichlet evidence: from logits to belief and uncertainty (Sensoy et al. 2018; model-facts 4.1).
+
+Everything here runs in float32 even under autocast: digamma and lgamma of bfloat16 are useless.
+Letters: K classes; leading axes are free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["dirichlet", "dirichlet_kl_to_uniform", "probabilities", "uncertainty"]
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def dirichlet(logits_K: Tensor) -> Tensor:
+    """Dirichlet parameters ``alpha = softplus(logits) + 1`` (figure: f1 is softplus here). Same shape, all > 1."""
+    return F.softplus(_wide(logits_K)) + 1.0
+
+
+def uncertainty(alpha_K: Tensor) -> Tensor:
+    """Vacuity ``u = K / S`` with ``S = sum_k alpha_k``, in (0, 1]: 1 is no evidence at all. Drops the last axis."""
+    return alpha_K.shape[-1] / alpha_K.sum(-1)
+
+
+def probabilities(alpha_K: Tensor) -> Tensor:
+    """Expected class probabilities ``alpha / S``."""
+    return alpha_K / alpha_K.sum(-1, keepdim=True)
+
+
+def dirichlet_kl_to_uniform(alpha_K: Tensor) -> Tensor:
+    """``KL[Dir(alpha) || Dir(1)]`` in nats, at least 0. Drops the last axis."""
+    alpha_K = _wide(alpha_K)
+    total_1 = alpha_K.sum(-1, keepdim=True)
+    n_classes = torch.tensor(float(alpha_K.shape[-1]), device=alpha_K.device, dtype=alpha_K.dtype)
+    log_normaliser = torch.lgamma(total_1.squeeze(-1)) - torch.lgamma(n_classes) - torch.lgamma(alpha_K).sum(-1)
+    excess = ((alpha_K - 1.0) * (torch.digamma(alpha_K) - torch.digamma(total_1))).sum(-1)
+    return log_normaliser + excess

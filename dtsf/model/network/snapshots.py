@@ -1,0 +1,129 @@
+"""TSM, the Temporal Snapshots Module: what moves, seen by the other cameras, pasted into every frame.
+
+DTSFNet's figure, upper left: frames n-2, n-1 and n of another view are shrunk to H/3 x W/3 and pasted at random
+places into frame n of this view. It works on whatever canvas the stem gets: pixels, or the grid of embeddings.
+Letters: B groups, V views, T frames, H W canvas, C channels, h w thumbnail.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["choose_cells", "choose_partners", "separate", "snapshots", "thumbnails"]
+
+Content = Literal["frame", "dynamic"]
+
+CELLS = 9
+PASTED = 3
+# Corners hide the least of an actor who stands in the middle of the frame.
+FIXED_CELLS = (0, 2, 6)
+
+
+def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
+    """Split a clip into what stands still and what moves.
+
+    Returns:
+        static: the temporal mean of every place of the canvas, T reduced to 1; dynamic: the frames minus it.
+    """
+    static_BV1HWC = x_BVTHWC.mean(2, keepdim=True)
+    return static_BV1HWC, x_BVTHWC - static_BV1HWC
+
+
+def snapshots(
+    x_BVTHWC: Tensor,
+    mask_BV: Tensor,
+    *,
+    training: bool,
+    anchor: Content = "dynamic",
+    pasted: Content | Literal["none"] = "dynamic",
+) -> Tensor:
+    """Paste three thumbnails of a partner view into every frame of every view.
+
+    Args:
+        x_BVTHWC: Canvases; H and W at least 3. Values of absent views are never read.
+        mask_BV: True where the view is present.
+        training: Partner and places at random (PyTorch's generator); else the next present view and
+            fixed corners, so that results repeat.
+        anchor: What the frame itself shows: ``frame`` as it is (the paper's figure), or ``dynamic``, the frame
+            minus the clip's temporal mean: choose it for frozen embeddings, where plain frames make a model
+            learn the room (measured: docs/results.md).
+        pasted: What the thumbnails show, or ``none`` to paste nothing.
+
+    Returns:
+        Canvases of the same shape. With one view present the partner is the view itself.
+    """
+    dynamic_BVTHWC = separate(x_BVTHWC)[1] if "dynamic" in (anchor, pasted) else x_BVTHWC
+    canvas_BVTHWC = dynamic_BVTHWC if anchor == "dynamic" else x_BVTHWC
+    if pasted == "none":
+        return canvas_BVTHWC
+    partner_BV = choose_partners(mask_BV, training=training)
+    cells_BVS = choose_cells(mask_BV, training=training)
+    source_BVTHWC = dynamic_BVTHWC if pasted == "dynamic" else x_BVTHWC
+    thumbs_BVTShwC = thumbnails(source_BVTHWC, partner_BV)
+    return _paste(canvas_BVTHWC, thumbs_BVTShwC, cells_BVS)
+
+
+def choose_partners(mask_BV: Tensor, *, training: bool) -> Tensor:
+    """Index of the partner view of every view: (B, V), a present other view where there is one, else itself."""
+    n_views = mask_BV.shape[1]
+    views_V = torch.arange(n_views, device=mask_BV.device)
+    if training:
+        score_BVV = torch.rand(*mask_BV.shape, n_views, device=mask_BV.device)
+    else:
+        distance_VV = (views_V[None, :] - views_V[:, None]) % n_views  # 1 is the next view, cyclically
+        score_BVV = (n_views - distance_VV).expand(mask_BV.shape[0], -1, -1).float()
+    usable_BVV = mask_BV[:, None, :] & (views_V[None, :] != views_V[:, None])
+    # Scores are above -1: the view itself is chosen only when no other is usable.
+    score_BVV = torch.where(usable_BVV, score_BVV, torch.full_like(score_BVV, -2.0))
+    itself_VV = torch.eye(n_views, dtype=torch.bool, device=mask_BV.device)
+    return torch.where(itself_VV, torch.full_like(score_BVV, -1.0), score_BVV).argmax(-1)
+
+
+def choose_cells(mask_BV: Tensor, *, training: bool) -> Tensor:
+    """Places of the three thumbnails among the nine cells: (B, V, 3), all different.
+
+    They stay where they are for the whole clip: places that jump from frame to frame would be motion themselves.
+    """
+    if training:
+        return torch.rand(*mask_BV.shape, CELLS, device=mask_BV.device).argsort(-1)[..., :PASTED]
+    fixed_S = torch.tensor(FIXED_CELLS, device=mask_BV.device)
+    return fixed_S.expand(*mask_BV.shape, PASTED)
+
+
+def thumbnails(x_BVTHWC: Tensor, partner_BV: Tensor) -> Tensor:
+    """Shrink frames n-2, n-1, n (clamped at the first) of every view's partner by area.
+
+    Returns:
+        (B, V, T, 3, h, w, C) with h = H // 3, w = W // 3, the frames in order of time.
+    """
+    B, V, T, H, W, C = x_BVTHWC.shape
+    flat_NCHW = x_BVTHWC.reshape(B * V * T, H, W, C).permute(0, 3, 1, 2)
+    small_NChw = F.adaptive_avg_pool2d(flat_NCHW, (H // 3, W // 3))
+    small_BVThwC = small_NChw.permute(0, 2, 3, 1).reshape(B, V, T, H // 3, W // 3, C)
+    batch_B1 = torch.arange(B, device=x_BVTHWC.device)[:, None]
+    partner_BVThwC = small_BVThwC[batch_B1, partner_BV]
+    time_T = torch.arange(T, device=x_BVTHWC.device)
+    frames_TS = torch.stack([(time_T - 2).clamp(min=0), (time_T - 1).clamp(min=0), time_T], dim=-1)
+    return partner_BVThwC[:, :, frames_TS]
+
+
+def _paste(canvas_BVTHWC: Tensor, thumbs_BVTShwC: Tensor, cells_BVS: Tensor) -> Tensor:
+    """Write thumbnail s into cell ``cells_BVS[..., s]`` of the 3 x 3 division of every frame."""
+    B, V, _, H, W, _ = canvas_BVTHWC.shape
+    h, w = thumbs_BVTShwC.shape[4:6]
+    device = canvas_BVTHWC.device
+    # Cells start at multiples of H / 3, rounded down: at H = 224 they are 74 high and start at 0, 74, 149.
+    rows_BVSh = (cells_BVS // 3 * H // 3).unsqueeze(-1) + torch.arange(h, device=device)
+    columns_BVSw = (cells_BVS % 3 * W // 3).unsqueeze(-1) + torch.arange(w, device=device)
+    batch = torch.arange(B, device=device).view(B, 1, 1, 1, 1)
+    view = torch.arange(V, device=device).view(1, V, 1, 1, 1)
+    out_BVHWTC = canvas_BVTHWC.permute(0, 1, 3, 4, 2, 5).clone()
+    thumbs_BVShwTC = thumbs_BVTShwC.permute(0, 1, 3, 4, 5, 2, 6)
+    out_BVHWTC[batch, view, rows_BVSh.unsqueeze(-1), columns_BVSw.unsqueeze(-2)] = thumbs_BVShwTC
+    return out_BVHWTC.permute(0, 1, 4, 2, 3, 5)

@@ -1,0 +1,1 @@
+"""How the network learns and is judged."""

@@ -1,0 +1,138 @@
+"""Run folders and checkpoints: whole or not there at all, and nothing in them is code.
+
+A checkpoint is a folder of ``model.safetensors``, ``optimizer.pt`` (loaded with ``weights_only``) and ``state.json``.
+It is written beside its place, flushed to disk, and moved there; a process killed in between leaves the old one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.errors import CheckpointError
+from dtsf.model.network.dtsfnet import DTSFNet
+from dtsf.model.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+__all__ = ["Checkpoint", "RunState", "load_checkpoint", "load_network", "save_checkpoint"]
+
+
+class RunState(BaseModel):
+    """What a checkpoint knows of itself beside the tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    """Epochs finished."""
+    step: int
+    """Optimiser steps made."""
+    seed: int
+    protocol: str
+    fingerprint: str
+    """Of the cache it was trained from."""
+    spec: CacheSpec
+    """How its input is made: ``predict`` decodes and embeds by it."""
+    info: DatasetInfo
+    """Classes and views."""
+    recipe: Recipe
+    versions: dict[str, str]
+
+
+class Checkpoint(BaseModel):
+    """A checkpoint read back."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    state: RunState
+    weights: dict[str, torch.Tensor]
+    """What is evaluated: the running average where the recipe asks for one."""
+    optimizer: dict[str, Any]
+    """Optimiser state; with a running average also ``raw``, the weights that training goes on from."""
+
+
+def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
+    """Write a checkpoint so that ``folder`` always holds a whole one, the old or the new."""
+    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    save_file({name: x.detach().contiguous().clone() for name, x in weights.items()}, fresh / "model.safetensors")
+    torch.save(optimizer, fresh / "optimizer.pt")
+    (fresh / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
+    for file in fresh.iterdir():
+        _flush(file)
+    _flush(fresh)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    fresh.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: It is missing or damaged; the message says which file.
+    """
+    if not folder.is_dir() and (old := folder.with_name(folder.name + ".old")).is_dir():
+        folder = old  # killed between the two renames of save_checkpoint
+    if not folder.is_dir():
+        raise CheckpointError(f"no checkpoint at {folder}: train first (dtsf train), or name another run folder")
+    try:
+        state = RunState.model_validate_json((folder / "state.json").read_text("utf-8"))
+        weights = load_file(folder / "model.safetensors")
+        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CheckpointError(f"{folder / 'state.json'}: {where}: {first['msg']}") from error
+    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+    except BaseException as error:
+        # torch.load of a damaged file raises UnpicklingError, a direct child of Exception.
+        if type(error).__name__ == "UnpicklingError":
+            raise CheckpointError(f"checkpoint {folder} is damaged: optimizer.pt: {error}") from error
+        raise
+    return Checkpoint(state=state, weights=weights, optimizer=optimizer)
+
+
+def load_network(checkpoint: Checkpoint) -> DTSFNet:
+    """The network of a checkpoint, in evaluation mode, on the CPU.
+
+    Raises:
+        CheckpointError: The weights do not fit the recipe and classes that the checkpoint names.
+    """
+    state = checkpoint.state
+    n_classes = len(state.info.class_names)
+    saved = checkpoint.weights.get("encoder.head.weight")
+    if saved is None or saved.shape[0] != n_classes:
+        held = "no head" if saved is None else f"{saved.shape[0]} classes"
+        raise CheckpointError(f"the checkpoint's weights hold {held}, its state.json names {n_classes} classes")
+    net = DTSFNet(state.recipe.model, channels=state.spec.channels, canvas=state.spec.grid, n_classes=n_classes)
+    try:
+        net.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint's weights do not fit its recipe: {error}") from error
+    return net.eval()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,145 @@
+"""From the cache to the network: clips in memory, put together to groups of views with a mask.
+
+Letters: N clips, G groups, B groups of a batch, V views, F cached frames, T frames of the network, H W grid, C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from dtsf.model.training.augment import choose_frames, drop_views, fixed_frames, move_grid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.records import Clip
+    from dtsf.model.training.augment import AugmentConfig
+
+__all__ = ["Batch", "Groups", "channel_deviation", "evaluation_batches", "load_groups", "training_batches"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network eats."""
+
+    x_BVTHWC: Tensor
+    mask_BV: Tensor
+    label_B: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """Move to a device."""
+        return Batch(self.x_BVTHWC.to(device), self.mask_BV.to(device), self.label_B.to(device))
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Groups of views, with the embeddings of their clips in memory."""
+
+    embeddings_NFHWC: Tensor
+    """float16."""
+    row_GV: Tensor
+    """Row of ``embeddings_NFHWC`` for each view of each group; -1 where the view is absent."""
+    label_G: Tensor
+    names: tuple[str, ...]
+    """Of the groups."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def mask_GV(self) -> Tensor:
+        """True where a view is present."""
+        return self.row_GV >= 0
+
+    def with_views(self, views: Iterable[int]) -> Groups:
+        """The same groups with only these camera numbers (from 1); groups left without any view are dropped."""
+        keep_V = torch.zeros(self.row_GV.shape[1], dtype=torch.bool)
+        keep_V[[view - 1 for view in views]] = True
+        row_GV = torch.where(keep_V, self.row_GV, torch.full_like(self.row_GV, -1))
+        stays_G = (row_GV >= 0).any(1)
+        names = tuple(name for name, stays in zip(self.names, stays_G.tolist(), strict=True) if stays)
+        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names)
+
+
+def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
+    """Read the embeddings of ``clips`` into memory and put them together to groups, in the order of group names."""
+    grid = dataset.spec.grid
+    embeddings_NFPC = torch.from_numpy(dataset.embeddings([clip.id for clip in clips]))
+    N, F, _, C = embeddings_NFPC.shape
+    by_group: dict[str, dict[int, int]] = {}
+    labels: dict[str, int] = {}
+    for row, clip in enumerate(clips):
+        by_group.setdefault(clip.group, {})[clip.view] = row
+        labels[clip.group] = clip.label
+    names = tuple(sorted(by_group))
+    n_views = len(dataset.info.view_names)
+    row_GV = torch.full((len(names), n_views), -1, dtype=torch.int64)
+    for g, name in enumerate(names):
+        for view, row in by_group[name].items():
+            row_GV[g, view - 1] = row
+    label_G = torch.tensor([labels[name] for name in names], dtype=torch.int64)
+    return Groups(embeddings_NFPC.view(N, F, grid, grid, C), row_GV, label_G, names)
+
+
+def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
+    """Standard deviation of every channel over the clips that ``groups`` use, for scaling the canvas. (C,), float32.
+
+    Args:
+        groups: Training groups.
+        dynamic: Of the frames minus their clip's temporal mean; else of the frames minus the overall mean.
+    """
+    square_C: Tensor = torch.zeros(groups.embeddings_NFHWC.shape[-1], dtype=torch.float64)
+    total_C = torch.zeros_like(square_C)
+    count = 0
+    # A part at a time: a whole data set in float32 would be twice its cache.
+    for rows in groups.row_GV[groups.mask_GV].split(256):
+        x_NFHWC = groups.embeddings_NFHWC[rows].double()
+        if dynamic:
+            x_NFHWC = x_NFHWC - x_NFHWC.mean(1, keepdim=True)
+        flat_XC = x_NFHWC.flatten(0, -2)
+        square_C += flat_XC.square().sum(0)
+        total_C += flat_XC.sum(0)
+        count += flat_XC.shape[0]
+    variance_C = square_C / count - (total_C / count).square()
+    return variance_C.clamp(min=1e-12).sqrt().float()
+
+
+def training_batches(
+    groups: Groups, batch_size: int, n_frames: int, augment: AugmentConfig, scale_C: Tensor
+) -> Iterator[Batch]:
+    """One epoch in random order, augmented; all draws come from PyTorch's global generator.
+
+    Args:
+        groups: Training groups.
+        batch_size: Groups a batch; the last one may be smaller.
+        n_frames: T.
+        augment: How clips are varied.
+        scale_C: What noise is measured in: the deviation of each channel.
+    """
+    for chosen_B in torch.randperm(len(groups)).split(batch_size):
+        row_BV = groups.row_GV[chosen_B]
+        mask_BV = row_BV >= 0
+        frame_BVT = choose_frames((len(chosen_B), row_BV.shape[1]), groups.embeddings_NFHWC.shape[1], n_frames, augment)
+        # Row -1 of an absent view reads some other clip; the mask keeps it from ever being used.
+        x_BVTHWC = groups.embeddings_NFHWC[row_BV.unsqueeze(-1), frame_BVT].float()
+        x_BVTHWC = move_grid(x_BVTHWC, augment)
+        if augment.noise:
+            x_BVTHWC = x_BVTHWC + augment.noise * scale_C * torch.randn_like(x_BVTHWC)
+        if augment.view_drop:
+            mask_BV = drop_views(mask_BV, augment.view_drop)
+        yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B])
+
+
+def evaluation_batches(groups: Groups, batch_size: int, n_frames: int) -> Iterator[Batch]:
+    """All groups in their order, frames fixed, nothing augmented."""
+    frame_T = fixed_frames(groups.embeddings_NFHWC.shape[1], n_frames)
+    for chosen_B in torch.arange(len(groups)).split(batch_size):
+        row_BV = groups.row_GV[chosen_B]
+        x_BVTHWC = groups.embeddings_NFHWC[row_BV.unsqueeze(-1), frame_T].float()
+        yield Batch(x_BVTHWC, row_BV >= 0, groups.label_G[chosen_B])

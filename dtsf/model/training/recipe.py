@@ -1,0 +1,134 @@
+"""Recipes: every choice of a training run, in one TOML file that is checked before anything starts."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dtsf.errors import ConfigError
+from dtsf.model.network.dtsfnet import ModelConfig
+from dtsf.model.training.augment import AugmentConfig
+from dtsf.model.training.losses import LossConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Recipe", "TrainConfig", "load_recipe", "recipe_names"]
+
+
+class TrainConfig(BaseModel):
+    """Optimisation. Recipes hold it as ``[train]``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(default=60, ge=1)
+    """Passes over the training groups."""
+    batch_size: int = Field(default=16, ge=1)
+    """Groups (not clips) in a step."""
+    lr: float = Field(default=2e-3, gt=0)
+    """Peak learning rate of AdamW; cosine to 0 after the warm-up."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Not applied to norms, biases, positions, the class token, A_log and D."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of all steps over which the learning rate rises from 0."""
+    beta2: float = Field(default=0.98, gt=0, lt=1)
+    """Of AdamW; 0.98 rather than 0.999 for runs of a few hundred steps."""
+    clip_norm: float = Field(default=1.0, gt=0)
+    """Gradients longer than this are scaled down to it."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the running average of the weights that is evaluated and saved; 0 keeps the last weights."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    """``bf16-mixed`` on GPUs; the scan and all evidence stay in float32 either way."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of PyTorch. On shared machines two threads can be many times slower than one."""
+
+
+class Recipe(BaseModel):
+    """All choices of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with dtsf."""
+    folder = resources.files("dtsf.model.training") / "recipes"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
+
+    Args:
+        name_or_file: A name of :func:`recipe_names`, or the path of a TOML file.
+        overrides: ``section.key=value`` each, the value written as in TOML; a bare word counts as a string.
+
+    Raises:
+        ConfigError: Unknown recipe, unknown key (with the nearest match), or value out of range.
+    """
+    table = _parse(name_or_file)
+    for override in overrides:
+        _override(table, override)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, name_or_file)) from error
+
+
+def _parse(name_or_file: str) -> dict[str, Any]:
+    if name_or_file in recipe_names():
+        text = (resources.files("dtsf.model.training") / "recipes" / f"{name_or_file}.toml").read_text("utf-8")
+    elif name_or_file.endswith(".toml"):
+        try:
+            text = Path(name_or_file).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe file {name_or_file} cannot be read: {error}") from error
+    else:
+        raise ConfigError(
+            f"unknown recipe {name_or_file!r}; there are {', '.join(recipe_names())}, or give a .toml file"
+        )
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {name_or_file} is not valid TOML: {error}") from error
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, field = key.strip().partition(".")
+    if not (equals and dot and section and field):
+        raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example model.depth=4")
+    try:
+        parsed = tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    target = table.setdefault(section, {})
+    if not isinstance(target, dict):
+        raise ConfigError(f"--set {override!r}: {section!r} is not a section of the recipe")
+    target[field] = parsed
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where, _all_keys(), n=1, cutoff=0.5)
+            lines.append(f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        else:
+            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
+    return f"recipe {source}: " + "; ".join(lines)
+
+
+def _all_keys() -> list[str]:
+    sections = {"model": ModelConfig, "loss": LossConfig, "augment": AugmentConfig, "train": TrainConfig}
+    return [*sections, *(f"{section}.{key}" for section, config in sections.items() for key in config.model_fields)]

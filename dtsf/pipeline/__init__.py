@@ -1,0 +1,1 @@
+"""Stage 1: from videos to a cache of frame embeddings."""
