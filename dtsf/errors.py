@@ -43,6 +43,10 @@ class BadClipsError(DtsfError):
 
     exit_code = 1
 
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result
+
 
 class CacheError(DtsfError):
     """The cache is missing, empty, ambiguous or damaged."""

@@ -96,6 +96,7 @@ class DTSFNet(nn.Module):
         channels: C of the canvas: the cache's embedding channels, or 3.
         canvas: H = W of the canvas: the cache's grid, or the side of the picture in pixels.
         n_classes: K.
+
     """
 
     channel_scale_C: Tensor
@@ -131,6 +132,7 @@ class DTSFNet(nn.Module):
         Args:
             x_BVTHWC: Canvases. Absent views may hold anything; they are neither encoded nor pasted.
             mask_BV: True where the view is present; every group needs one.
+
         """
         config = self.config
         canvas_BVTHWC = snapshots(

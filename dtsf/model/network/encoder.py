@@ -52,6 +52,7 @@ class VideoMamba(nn.Module):
         drop_path_rate: Stochastic depth at the last block; grows linearly from 0.
         dt_init: ``mamba`` keeps Mamba's own start of the step sizes (0.001 to 0.1), better from scratch;
             ``videomamba`` overwrites it with zeros (about 0.69), as VideoMamba's code does.
+
     """
 
     def __init__(

@@ -43,6 +43,7 @@ def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
 
     The two branches are averaged, not summed as the figure draws: the shared head also reads single views, and a
     sum of two features would reach it at twice their length. One view alone is therefore returned unchanged.
+
     """
     feature_BVD = feature_BVD.float() if feature_BVD.dtype != torch.float64 else feature_BVD
     coarse_BV = _normalise(1.0 - uncertainty(dirichlet(view_logits_BVK)), mask_BV)

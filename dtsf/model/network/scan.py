@@ -30,6 +30,7 @@ def kernel_status() -> tuple[Any, Any, str]:
     Returns:
         The scan function and the convolution function, or None in their place, and a sentence that says
         what was found. A broken install (undefined symbol, Triton failing) counts as absent, never as fatal.
+
     """
     try:
         scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
@@ -69,6 +70,7 @@ def selective_scan(
 
     Returns:
         (B, D, L), in the dtype of ``u_BDL``; the recurrence itself runs in float32 (float64 for float64 input).
+
     """
     if scan_backend(u_BDL.device) == "mamba-ssm" and u_BDL.dtype != torch.float64:
         same = u_BDL.dtype
@@ -108,7 +110,9 @@ def selective_scan_plain(
             dt = dt + dt_bias_D.to(wide)[:, None]
         dt = F.softplus(dt)
         dt_BLD, u_BLD = dt.transpose(1, 2), u.transpose(1, 2)
-        y = _Recurrence.apply(u_BLD, dt_BLD, A, B.transpose(1, 2), C.transpose(1, 2)).transpose(1, 2)
+        y: Tensor = _Recurrence.apply(  # type: ignore[no-untyped-call]
+            u_BLD, dt_BLD, A, B.transpose(1, 2), C.transpose(1, 2)
+        ).transpose(1, 2)
         if D_D is not None:
             y = y + D_D.to(wide)[:, None] * u
         if z_BDL is not None:
@@ -125,9 +129,7 @@ class _Recurrence(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
         """Return y (B, L, D)."""
         A_ND = A_DN.t().contiguous()
         # D is the last axis: all products with C and B then run along contiguous memory, 2 to 3 times faster.
@@ -141,7 +143,7 @@ class _Recurrence(torch.autograd.Function):
         return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_y_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Run the recurrence of the gradients from the last token to the first."""
         u_BLD, dt_BLD, A_ND, B_BLN, C_BLN, decay_BLND, state_BLND = ctx.saved_tensors
@@ -165,9 +167,7 @@ def causal_conv(x_BDL: Tensor, weight_D1W: Tensor, bias_D: Tensor) -> Tensor:
     """Depthwise convolution over L that looks only back (left padding), followed by SiLU. Returns (B, D, L)."""
     if scan_backend(x_BDL.device) == "mamba-ssm" and x_BDL.dtype != torch.float64:
         same = x_BDL.dtype
-        y_BDL: Tensor = kernel_status()[1](
-            x_BDL, weight_D1W.squeeze(1).to(same), bias_D.to(same), activation="silu"
-        )
+        y_BDL: Tensor = kernel_status()[1](x_BDL, weight_D1W.squeeze(1).to(same), bias_D.to(same), activation="silu")
         return y_BDL
     width, length = weight_D1W.shape[-1], x_BDL.shape[-1]
     # Four shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long.

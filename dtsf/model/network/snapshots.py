@@ -30,6 +30,7 @@ def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         static: the temporal mean of every place of the canvas, T reduced to 1; dynamic: the frames minus it.
+
     """
     static_BV1HWC = x_BVTHWC.mean(2, keepdim=True)
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
@@ -57,6 +58,7 @@ def snapshots(
 
     Returns:
         Canvases of the same shape. With one view present the partner is the view itself.
+
     """
     dynamic_BVTHWC = separate(x_BVTHWC)[1] if "dynamic" in (anchor, pasted) else x_BVTHWC
     canvas_BVTHWC = dynamic_BVTHWC if anchor == "dynamic" else x_BVTHWC
@@ -101,6 +103,7 @@ def thumbnails(x_BVTHWC: Tensor, partner_BV: Tensor) -> Tensor:
 
     Returns:
         (B, V, T, 3, h, w, C) with h = H // 3, w = W // 3, the frames in order of time.
+
     """
     B, V, T, H, W, C = x_BVTHWC.shape
     flat_NCHW = x_BVTHWC.reshape(B * V * T, H, W, C).permute(0, 3, 1, 2)

@@ -59,7 +59,7 @@ def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     reach = config.shift
     rows_BVH = _shifted((B, V), H, reach)
     columns_BVW = _shifted((B, V), W, reach)
-    mirror_B11 = (torch.rand(B, 1, 1) < config.flip)
+    mirror_B11 = torch.rand(B, 1, 1) < config.flip
     columns_BVW = torch.where(mirror_B11, W - 1 - columns_BVW, columns_BVW)
     b = torch.arange(B).view(B, 1, 1, 1, 1)
     v = torch.arange(V).view(1, V, 1, 1, 1)

@@ -87,6 +87,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
     Raises:
         CheckpointError: It is missing or damaged; the message says which file.
+
     """
     if not folder.is_dir() and (old := folder.with_name(folder.name + ".old")).is_dir():
         folder = old  # killed between the two renames of save_checkpoint
@@ -115,6 +116,7 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
 
     Raises:
         CheckpointError: The weights do not fit the recipe and classes that the checkpoint names.
+
     """
     state = checkpoint.state
     n_classes = len(state.info.class_names)

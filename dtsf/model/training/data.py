@@ -93,6 +93,7 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
     Args:
         groups: Training groups.
         dynamic: Of the frames minus their clip's temporal mean; else of the frames minus the overall mean.
+
     """
     square_C: Tensor = torch.zeros(groups.embeddings_NFHWC.shape[-1], dtype=torch.float64)
     total_C = torch.zeros_like(square_C)
@@ -121,6 +122,7 @@ def training_batches(
         n_frames: T.
         augment: How clips are varied.
         scale_C: What noise is measured in: the deviation of each channel.
+
     """
     for chosen_B in torch.randperm(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]

@@ -81,6 +81,7 @@ def fit(
 
     Raises:
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
+
     """
     train = recipe.train
     torch.set_num_threads(train.threads)
@@ -116,9 +117,7 @@ def fit(
             model.train()
             sums = torch.zeros(3)
             step = state.step
-            for batch in training_batches(
-                groups, train.batch_size, recipe.model.frames, recipe.augment, deviation_C
-            ):
+            for batch in training_batches(groups, train.batch_size, recipe.model.frames, recipe.augment, deviation_C):
                 lr = train.lr * schedule(step, n_steps, train.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -160,7 +159,8 @@ def schedule(step: int, n_steps: int, warmup: float) -> float:
 def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split parameters by whether weight decay applies: to matrices, not to norms, biases, positions, A_log, D, cls."""
     exempt = ("A_log", "A_b_log", "pos_embed", "temporal_pos_embedding", "cls_token")
-    decayed, kept = [], []
+    decayed: list[Tensor] = []
+    kept: list[Tensor] = []
     for name, parameter in net.named_parameters():
         (kept if parameter.ndim < 2 or name.endswith(exempt) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
@@ -182,7 +182,11 @@ def _update_average(average: dict[str, Tensor], net: nn.Module, decay: float, st
 
 
 def _save(
-    folder: Path, state: RunState, net: nn.Module, optimizer: Any, average: dict[str, Tensor] | None  # noqa: ANN401
+    folder: Path,
+    state: RunState,
+    net: nn.Module,
+    optimizer: Any,
+    average: dict[str, Tensor] | None,
 ) -> None:
     kept = {"optimizer": optimizer.state_dict()}
     if average is not None:
@@ -191,7 +195,11 @@ def _save(
 
 
 def _restore(
-    folder: Path, fresh: RunState, net: nn.Module, optimizer: Any, average: dict[str, Tensor] | None  # noqa: ANN401
+    folder: Path,
+    fresh: RunState,
+    net: nn.Module,
+    optimizer: Any,
+    average: dict[str, Tensor] | None,
 ) -> RunState:
     checkpoint = load_checkpoint(folder)
     state = checkpoint.state
@@ -209,7 +217,7 @@ def _restore(
     return state
 
 
-def _open_log(path: Path, n_steps: int) -> Any:  # noqa: ANN401
+def _open_log(path: Path, n_steps: int) -> Any:
     """Open the log for appending, cut to the steps that the checkpoint knows: later ones are made again."""
     lines: list[str] = []
     if n_steps and path.exists():

@@ -76,6 +76,7 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
 
     Returns:
         Scalars ``loss`` (to minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``.
+
     """
     annealing = min(1.0, epoch / config.kl_epochs)
     fused = _terms(output.logits_BK, label_B, config)
@@ -84,9 +85,7 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
     single = _terms(output.view_logits_BVK[mask_BV], label_BV[mask_BV], config)
 
     def total(terms: dict[str, Tensor]) -> Tensor:
-        return (
-            config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]
-        )
+        return config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]
 
     views = total(single)
     return {"loss": total(fused) + config.views * views, **fused, "views": views}

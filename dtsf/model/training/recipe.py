@@ -74,6 +74,7 @@ def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) ->
 
     Raises:
         ConfigError: Unknown recipe, unknown key (with the nearest match), or value out of range.
+
     """
     table = _parse(name_or_file)
     for override in overrides:
@@ -130,5 +131,10 @@ def _explain(error: ValidationError, source: str) -> str:
 
 
 def _all_keys() -> list[str]:
-    sections = {"model": ModelConfig, "loss": LossConfig, "augment": AugmentConfig, "train": TrainConfig}
+    sections: dict[str, type[BaseModel]] = {
+        "model": ModelConfig,
+        "loss": LossConfig,
+        "augment": AugmentConfig,
+        "train": TrainConfig,
+    }
     return [*sections, *(f"{section}.{key}" for section, config in sections.items() for key in config.model_fields)]

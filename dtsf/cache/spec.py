@@ -1,0 +1,82 @@
+"""What identifies a cache, what it holds, and the commit record of one shard."""
+
+from __future__ import annotations
+
+import json
+
+import xxhash
+from pydantic import Field
+
+from dtsf.cache.records import ClipRecord, Frozen
+
+__all__ = ["SCHEMA_VERSION", "CacheSpec", "DatasetInfo", "ShardRecord", "describe_difference"]
+
+SCHEMA_VERSION = 1
+
+
+class CacheSpec(Frozen):
+    """Everything that decides the values in a cache: two caches with one fingerprint hold comparable numbers."""
+
+    schema_version: int = SCHEMA_VERSION
+    decoder: str
+    """Decoder and its version, for example ``decord2 3.4.0``."""
+    sampling: str = "segment-centre"
+    frames: int = Field(ge=1, le=4096)
+    """F, frames of a clip."""
+    size: int = Field(ge=32, le=4096)
+    """Side in pixels of the square picture that is embedded: short side scaled to it, centre cut out."""
+    grid: int = Field(ge=3, le=256)
+    """G: an embedding is a G x G grid of cells."""
+    encoder: str
+    weights_hash: str
+    """xxh3-64 of the encoder's weights file."""
+    channels: int = Field(ge=1, le=65536)
+    """C, channels of a cell."""
+    embedding_dtype: str = "float16"
+    picture_size: int = Field(default=48, ge=1, le=1024)
+    """Side in pixels of the small pictures kept for looking."""
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits: xxh3-64 of the fields as canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+class DatasetInfo(Frozen):
+    """What stage 2 needs to know of the data set itself."""
+
+    dataset: str
+    """Kind: ``nucla``, ``ntu``, ``casia``, ``manifest``."""
+    name: str
+    """Name in the cache."""
+    class_names: tuple[str, ...]
+    view_names: tuple[str, ...]
+
+
+class FileRecord(Frozen):
+    """Size and checksum of one file of a shard, as it was committed."""
+
+    bytes: int = Field(ge=0)
+    xxh3: str
+
+
+class ShardRecord(Frozen):
+    """Commit record: a shard exists if and only if this does."""
+
+    shard: int = Field(ge=0)
+    fingerprint: str
+    rows: int = Field(ge=0)
+    """Rows in use; the shard's files are always whole chunks, padded behind them."""
+    clips: tuple[ClipRecord, ...]
+    files: dict[str, FileRecord]
+    """By path relative to the data set's folder."""
+    seconds: float
+    """Wall time that the shard took."""
+
+
+def describe_difference(held: CacheSpec, asked: CacheSpec) -> str:
+    """Say field by field how two specs differ: ``size: 192 in the cache, 224 asked for``."""
+    ours, theirs = held.model_dump(), asked.model_dump()
+    return "; ".join(
+        f"{key}: {ours[key]} in the cache, {theirs[key]} asked for" for key in ours if ours[key] != theirs[key]
+    )

@@ -1,0 +1,7 @@
+"""The command line: parses, calls :mod:`dtsf.api`, prints. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+from dtsf.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,73 @@
+"""The Typer app and how errors reach a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from dtsf.cli.commands_data import cache_app, preprocess_command, synth_app
+from dtsf.cli.commands_run import evaluate_command, predict_command, train_command
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="dtsf",
+    help="Multi-view action recognition that is not fooled by backgrounds or by the one easy camera (DTSFNet).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog="Exit codes: 0 done; 1 finished, but more clips unusable than --max-bad; 2 wrong input or state; "
+    "130 interrupted, safe to run again.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        sys.stdout.write(f"dtsf {importlib.metadata.version('dtsf')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["DTSF_DEBUG"] = "1"
+
+
+app.command("preprocess")(preprocess_command)
+app.command("train")(train_command)
+app.command("evaluate")(evaluate_command)
+app.command("predict")(predict_command)
+app.add_typer(synth_app, name="synth")
+app.add_typer(cache_app, name="cache")
+
+
+def main() -> None:
+    """Run the command line and exit with the code that the outcome deserves."""
+    from dtsf.errors import DtsfError
+
+    try:
+        app(standalone_mode=True)
+    except DtsfError as error:
+        if os.environ.get("DTSF_DEBUG"):
+            raise
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: what is committed is safe; run the same command again to go on\n")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away: no error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,236 @@
+"""Commands that make and look at data: preprocess, synth, cache."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.run import PreprocessResult
+
+__all__ = ["cache_app", "preprocess_command", "synth_app"]
+
+
+class Format(StrEnum):
+    """Storage formats of a cache."""
+
+    ZARR = "zarr"
+
+
+def _fraction(text: str) -> float:
+    number = text.strip()
+    try:
+        value = float(number[:-1]) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise typer.BadParameter(f"{text!r} is not a share such as 5% or 0.05")
+    return value
+
+
+def preprocess_command(
+    dataset: Annotated[str, typer.Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="The data set's folder or any folder above it; for manifest, the CSV. "
+            "Falls back to $DTSF_DATA/DATASET, then ./data/DATASET."
+        ),
+    ] = None,
+    views: Annotated[str, typer.Option(help="all, or view numbers or names joined by commas.")] = "all",
+    cache: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("cache"),
+    format_: Annotated[Format, typer.Option("--format", help="Storage format of the cache.")] = Format.ZARR,
+    encoder: Annotated[
+        str, typer.Option(help="efficientnet-lite0, or with the stride of its map: efficientnet-lite0:8, :16, :32.")
+    ] = "efficientnet-lite0",
+    frames: Annotated[int, typer.Option(help="Frames kept of each clip, by equal segments.")] = 16,
+    size: Annotated[int, typer.Option(help="Side in pixels of the square picture that is embedded.")] = 192,
+    grid: Annotated[int, typer.Option(help="Cells along each side of an embedding; divisible by 3.")] = 6,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if left out.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a running dask scheduler.")] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Clips of a shard, the unit of commit.")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first whole groups with this many clips.")] = None,
+    max_bad: Annotated[str, typer.Option(help="Share of clips that may be unusable before the exit code is 1.")] = "5%",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove this data set from the cache first.")] = False,
+    name: Annotated[str | None, typer.Option(help="Its name in the cache; DATASET if left out.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Stage 1: decode videos and cache their frame embeddings. Run it again to go on; what is done stays done."""
+    from dtsf import api
+    from dtsf.cli.show import console, print_json, progress
+    from dtsf.errors import BadClipsError
+
+    screen = console()
+    share = _fraction(max_bad)
+
+    def announce(catalog: Catalog) -> None:
+        by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())
+        screen.print(
+            f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})",
+            highlight=False,
+        )
+        for note in catalog.notes:
+            screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+
+    failure: BadClipsError | None = None
+    with progress("preprocess", "clips", quiet=json_) as update:
+        try:
+            result = api.preprocess(
+                dataset,
+                root,
+                cache,
+                views=views,
+                limit=limit,
+                name=name,
+                encoder=encoder,
+                frames=frames,
+                size=size,
+                grid=grid,
+                workers=workers,
+                scheduler=scheduler,
+                shard_size=shard_size,
+                max_bad=share,
+                overwrite=overwrite,
+                on_catalog=announce,
+                on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
+            )
+        except BadClipsError as error:
+            failure, result = error, error.result
+    if json_:
+        print_json(result.model_dump(mode="json"))
+    else:
+        _print_result(result)
+    if failure is not None:
+        raise failure
+
+
+def _print_result(result: PreprocessResult) -> None:
+    from dtsf.cli.show import console, table
+
+    screen = console()
+    if result.bad:
+        rows = [(record.clip.path, record.verdict.value, record.reason) for record in result.bad[:40]]
+        screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "verdict", "why"), rows))
+        if len(result.bad) > 40:
+            screen.print(
+                f"... and {len(result.bad) - 40} more; all are in {result.cache}/{result.dataset}/shards/*.json"
+            )
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in result.verdicts.items())
+    if result.already_done == result.clips:
+        screen.print(f"nothing to do: all {result.clips} clips were done before ({verdicts})", highlight=False)
+    else:
+        done = result.clips - result.already_done
+        screen.print(
+            f"done: {done} clips in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s"
+            + (f"; {result.already_done} were done before" if result.already_done else "")
+            + f" ({verdicts})",
+            highlight=False,
+        )
+    screen.print(f"next: dtsf train --cache {result.cache} --dataset {result.dataset}", highlight=False)
+
+
+synth_app = typer.Typer(help="Make small data sets as video files.", no_args_is_help=True)
+
+
+@synth_app.command("nucla")
+def synth_nucla_command(
+    out: Annotated[Path, typer.Option(help="Folder to make; must not exist or be empty.")],
+    subjects: Annotated[int, typer.Option(min=2, help="Persons; the last third are test subjects.")] = 6,
+    episodes: Annotated[int, typer.Option(min=1, help="Repetitions of each action by each person.")] = 3,
+    bias: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of training groups whose room follows the action; adds test sets ..._aligned and ..._conflict.",
+        ),
+    ] = None,
+    occlude: Annotated[
+        bool, typer.Option("--occlude", help="Add the test set ..._occluded: a pillar hides the actor in one view.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Draw moving figures in rooms, filmed by three cameras, in N-UCLA's layout: data to try everything on."""
+    from dtsf.cli.show import console, print_json, progress
+    from dtsf.pipeline.datasets.synthetic import synthesize_nucla
+
+    with progress("draw", "clips", quiet=json_) as update:
+        summary = synthesize_nucla(
+            out, subjects=subjects, episodes=episodes, bias=bias, occlude=occlude, seed=seed, on_progress=update
+        )
+    if json_:
+        print_json(summary.model_dump(mode="json"))
+        return
+    screen = console()
+    screen.print(
+        f"{summary.clips} videos of {summary.actions} actions by {summary.subjects} subjects from {summary.views} cameras "
+        f"in {summary.seconds:.0f} s",
+        highlight=False,
+    )
+    for path in summary.collections.values():
+        screen.print(f"next: dtsf preprocess nucla --root {path}", highlight=False)
+
+
+cache_app = typer.Typer(help="Look at a cache.", no_args_is_help=True)
+
+
+@cache_app.command("info")
+def cache_info_command(
+    path: Annotated[Path, typer.Argument(help="Folder of the cache.")] = Path("cache"),
+    dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Say what a cache holds: data sets, classes, groups, verdicts, how it was made."""
+    from dtsf.cache.reader import list_datasets, open_dataset
+    from dtsf.cli.show import console, print_json, table
+
+    names = [dataset] if dataset else (list_datasets(path) or [None])
+    opened = [open_dataset(path, name) for name in names]
+    if json_:
+        print_json(
+            {
+                "datasets": [
+                    {
+                        **data.info.model_dump(mode="json"),
+                        "clips": len(data.clips),
+                        "groups": len({clip.group for clip in data.clips}),
+                        "verdicts": data.verdicts,
+                        "fingerprint": data.spec.fingerprint(),
+                        "spec": data.spec.model_dump(mode="json"),
+                        "bad": [record.model_dump(mode="json") for record in data.bad],
+                    }
+                    for data in opened
+                ]
+            }
+        )
+        return
+    screen = console()
+    for data in opened:
+        spec = data.spec
+        screen.print(
+            table(
+                f"{data.folder}",
+                ("", ""),
+                [
+                    ("data set", data.info.dataset),
+                    ("clips", f"{len(data.clips)} usable in {len({clip.group for clip in data.clips})} groups"),
+                    ("verdicts", ", ".join(f"{count} {verdict}" for verdict, count in data.verdicts.items())),
+                    ("classes", ", ".join(data.info.class_names)),
+                    ("views", ", ".join(data.info.view_names)),
+                    (
+                        "embeddings",
+                        f"{spec.frames} frames x {spec.grid} x {spec.grid} cells x {spec.channels} channels, float16",
+                    ),
+                    ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.decoder}"),
+                    ("fingerprint", spec.fingerprint()),
+                ],
+            )
+        )
+        if data.bad:
+            rows = [(record.clip.path, record.verdict.value, record.reason) for record in data.bad]
+            screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "verdict", "why"), rows))

@@ -1,0 +1,148 @@
+"""Commands around a run: train, evaluate, predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dtsf.cache.reader import CachedDataset
+    from dtsf.model.training.loop import EpochReport
+    from dtsf.model.training.protocols import Split
+    from dtsf.model.training.recipe import Recipe
+
+__all__ = ["evaluate_command", "predict_command", "train_command"]
+
+CacheOption = Annotated[Path, typer.Option(help="Folder of the cache.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def train_command(
+    cache: CacheOption = Path("cache"),
+    dataset: Annotated[str | None, typer.Option(help="Data set in the cache; needless where there is one.")] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="cross-subject[:5,6 test subjects], cross-view[:3 test view], cross-setup, split (the manifest's column), "
+            "all. The data set's usual one if left out."
+        ),
+    ] = None,
+    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a TOML file.")] = "default",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-PROTOCOL-seedN if left out.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Stage 2: train DTSFNet from the cache and judge it on the protocol's test clips."""
+    from dtsf import api
+    from dtsf.cli.show import console, evaluation_table, print_json, progress
+
+    screen = console()
+    overrides = [*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])]
+
+    def announce(run: Path, data: CachedDataset, split: Split, settings: Recipe) -> None:
+        train_groups, test_groups = ({clip.group for clip in part} for part in (split.train, split.test))
+        screen.print(
+            f"{data.info.name}: trains on {len(split.train)} clips in {len(train_groups)} groups, "
+            f"tests on {len(split.test)} clips in {len(test_groups)} groups: {split.task}",
+            highlight=False,
+        )
+        for reason, count in {**split.left_out, **_bad(data)}.items():
+            screen.print(f"left out: {count} clips: {reason}", style="yellow", markup=False, highlight=False)
+        screen.print(
+            f"{settings.train.epochs} epochs, {settings.train.threads} CPU thread(s), run folder {run}", highlight=False
+        )
+
+    with progress("train", "epochs", quiet=json_) as update:
+
+        def show(report: EpochReport) -> None:
+            note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}"
+            update(report.epoch, report.epochs, note)
+
+        result = api.train(
+            cache,
+            dataset=dataset,
+            protocol=protocol,
+            recipe=recipe,
+            overrides=overrides,
+            run=out,
+            seed=seed,
+            device=device,
+            resume=resume,
+            on_start=announce,
+            on_epoch=show,
+        )
+    document = result.evaluation.summary()
+    if json_:
+        extra = {"run": str(result.run), "seconds": result.seconds, "epochs": result.epochs}
+        print_json(extra | _without_predictions(document))
+        return
+    for part in evaluation_table(document):
+        screen.print(part)
+    screen.print(
+        f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json", highlight=False
+    )
+    screen.print(
+        f"next: dtsf evaluate {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}", highlight=False
+    )
+
+
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    cache: CacheOption = Path("cache"),
+    dataset: Annotated[str | None, typer.Option(help="Data set in the cache; the run's own if left out.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="The run's own if left out; all takes every clip.")] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    views: Annotated[str, typer.Option(help="Views the network is given: all, or numbers joined by commas.")] = "all",
+    json_: JsonOption = False,
+) -> None:
+    """Judge a run, also on another data set of the same classes."""
+    from dtsf import api
+    from dtsf.cli.show import console, evaluation_table, print_json
+
+    result = api.load(run).evaluate(cache, dataset=dataset, protocol=protocol, split=split, views=views)
+    document = result.summary()
+    if json_:
+        print_json(_without_predictions(document))
+        return
+    for part in evaluation_table(document):
+        console().print(part)
+
+
+def predict_command(
+    videos: Annotated[list[Path], typer.Argument(help="Video files of one performance, one a view.")],
+    run: Annotated[Path, typer.Option(help="Run folder.")],
+    json_: JsonOption = False,
+) -> None:
+    """Name the action that the given videos show, with its uncertainty and the weight of each view."""
+    from dtsf import api
+    from dtsf.cli.show import console, print_json, table
+
+    result = api.load(run).predict(videos)
+    if json_:
+        print_json(result.model_dump(mode="json"))
+        return
+    screen = console()
+    best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
+    screen.print(
+        f"[bold green]{result.label}[/]  probability {result.probability:.3f}  uncertainty {result.uncertainty:.3f}"
+    )
+    screen.print(table("classes", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
+    weights = zip(videos, result.view_weights, strict=True)
+    screen.print(table("views", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
+
+
+def _without_predictions(document: dict[str, object]) -> dict[str, object]:
+    """Group by group stands in metrics.json; on stdout it would drown the rest."""
+    return {key: value for key, value in document.items() if key != "predictions"}
+
+
+def _bad(data: CachedDataset) -> dict[str, int]:
+    return {verdict: count for verdict, count in data.verdicts.items() if verdict not in ("ok", "short")}

@@ -1,0 +1,137 @@
+"""Words, tables and progress bars, all on stderr; stdout is for results and for ``--json``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from rich.progress import Task
+
+__all__ = ["console", "evaluation_table", "print_json", "progress", "table"]
+
+
+def console() -> Console:
+    """Where words for a person go."""
+    return Console(stderr=True)
+
+
+def print_json(document: object) -> None:
+    """One JSON object on stdout, and nothing else."""
+    sys.stdout.write(json.dumps(document) + "\n")
+
+
+class _Rate(ProgressColumn):
+    """Units a second of this run."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else f"- {self.unit}/s", style="cyan")
+
+
+@contextmanager
+def progress(title: str, unit: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar with rate and time left. Yields ``update(done, total, note="")``; silent where stderr is no terminal."""
+    screen = console()
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(unit),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=screen,
+        disable=quiet or not screen.is_terminal,
+        transient=False,
+    )
+    with bar:
+        job = bar.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            task = bar.tasks[0]
+            if task.total is None:
+                # Work of an earlier run counts as done, not as speed.
+                bar.reset(job, total=total, completed=max(0, done - 1))
+            bar.update(job, completed=done, total=total, note=note)
+
+        yield update
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """A plain table; every cell is text, never markup."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", show_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(str(cell)) for cell in row))
+    return made
+
+
+def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
+    """A judgement, for a person."""
+    auroc = document["auroc_uncertainty"]
+    yield Text.assemble(
+        ("top-1 ", "bold"),
+        (f"{document['top1']:.3f}", "bold green"),
+        f"  top-5 {document['top5']:.3f}  on {document['n_groups']} groups of {document['dataset']}: {document['task']}",
+    )
+    yield Text(
+        f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}"
+        + (f"; it tells errors from right answers with AUROC {auroc:.2f}" if auroc is not None else "")
+    )
+    if document["left_out"]:
+        listed = ", ".join(f"{count} {reason}" for reason, count in document["left_out"].items())
+        yield Text(f"not in these numbers: {listed}", style="yellow")
+    names = document["views"]
+    all_views = zip(
+        range(1, len(document["view_weights"]) + 1), document["view_weights"], document["view_top1"], strict=True
+    )
+    yield table(
+        "views",
+        ("view", "mean weight", "top-1 alone"),
+        [
+            (names[k - 1] if len(names) >= k else k, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")
+            for k, weight, top1 in all_views
+        ],
+    )
+    yield table(
+        "classes",
+        ("class", "recall", "groups", "most often taken for"),
+        [
+            _class_row(document, k, name)
+            for k, name in enumerate(document["per_class"])
+            if sum(document["confusion"][k])
+        ],
+    )
+
+
+def _class_row(document: dict[str, Any], k: int, name: str) -> tuple[str, str, int, str]:
+    row = document["confusion"][k]
+    classes = list(document["per_class"])
+    wrong = [(count, classes[j]) for j, count in enumerate(row) if j != k and count]
+    most = max(wrong, default=None)
+    return name, f"{document['per_class'][name]:.3f}", sum(row), f"{most[1]} ({most[0]})" if most else ""

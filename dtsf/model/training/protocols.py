@@ -1,0 +1,209 @@
+"""Who trains and who is tested: the protocols of the data sets' papers, and a user's own split.
+
+====================  ===========================================================================================
+``cross-subject``     test subjects after a colon: ``cross-subject:5,6``; the published lists of NTU and N-UCLA if left out
+``cross-view``        test view after a colon: ``cross-view:3``; NTU's camera 1, else view 3, if left out
+``cross-setup``       NTU-120: even setups train, odd ones are tested
+``split``             the manifest's column ``split``: ``train`` and ``test``
+``all``               everything trains and is tested: measures nothing but fit
+====================  ===========================================================================================
+
+Testing a single unseen view and testing all views of unseen subjects are different tasks; :class:`Split` names which.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dtsf.cache.records import Clip, Frozen
+from dtsf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = ["Protocol", "Split", "parse_protocol", "split_clips"]
+
+NAMES = ("cross-subject", "cross-view", "cross-setup", "split", "all")
+DEFAULTS = {"nucla": "cross-view", "ntu": "cross-subject", "casia": "cross-view", "manifest": "split"}
+
+NTU60_TRAIN = frozenset(map(str, (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)))
+NTU120_TRAIN = NTU60_TRAIN | frozenset(
+    map(
+        str,
+        (
+            *(45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89),
+            *(91, 92, 93, 94, 95, 97, 98, 100, 103),
+        ),
+    )
+)
+
+
+class Protocol(Frozen):
+    """A protocol and its argument, as ``cross-subject:5,6`` writes it."""
+
+    name: str
+    argument: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name + (":" + ",".join(self.argument) if self.argument else "")
+
+
+class Split(Frozen):
+    """What trains and what is tested."""
+
+    train: tuple[Clip, ...]
+    test: tuple[Clip, ...]
+    left_out: dict[str, int]
+    """Reason -> number of clips."""
+    task: str
+    """What the test measures, in words."""
+
+
+def parse_protocol(text: str | None, dataset: str) -> Protocol:
+    """Read ``name[:argument,...]``; None takes the data set's usual protocol.
+
+    Raises:
+        ConfigError: Unknown name, or an argument where none belongs.
+
+    """
+    if text is None:
+        return Protocol(name=DEFAULTS.get(dataset, "all"))
+    name, colon, rest = text.strip().partition(":")
+    if name not in NAMES:
+        raise ConfigError(
+            f"unknown protocol {text!r}; there are {', '.join(NAMES)}, as in cross-subject:5,6 or cross-view:3"
+        )
+    words = tuple(word.strip() for word in rest.split(",") if word.strip())
+    if colon and (name not in ("cross-subject", "cross-view") or not words):
+        raise ConfigError(
+            f"protocol {text!r}: {name} " + ("needs something after the colon" if not words else "takes no argument")
+        )
+    # Subjects are written 05 in file names and 5 in records.
+    return Protocol(name=name, argument=tuple(str(int(word)) if word.isdigit() else word for word in words))
+
+
+def split_clips(clips: Sequence[Clip], protocol: Protocol, dataset: str, view_names: Sequence[str]) -> Split:
+    """Divide clips into training and test.
+
+    Args:
+        clips: Usable clips.
+        protocol: From :func:`parse_protocol`.
+        dataset: Kind of data set, for the published lists.
+        view_names: By view number less 1; views may be named by either.
+
+    Raises:
+        ConfigError: A subject or view that does not exist, a column or number that the data set lacks, or an empty side.
+
+    """
+    rules: dict[str, Callable[[], tuple[Callable[[Clip], str], str]]] = {
+        "cross-subject": lambda: _cross_subject(clips, protocol, dataset),
+        "cross-view": lambda: _cross_view(clips, protocol, dataset, view_names),
+        "cross-setup": lambda: _cross_setup(clips),
+        "split": lambda: _own_split(clips),
+        "all": lambda: (lambda clip: "both", "the training clips themselves: no generalisation is measured"),
+    }
+    side_of, task = rules[protocol.name]()
+    sides = [(side_of(clip), clip) for clip in clips]
+    train = tuple(clip for side, clip in sides if side in ("train", "both"))
+    test = tuple(clip for side, clip in sides if side in ("test", "both"))
+    left_out = Counter(side for side, _ in sides if side not in ("train", "test", "both"))
+    if not train or not test:
+        empty = "training" if not train else "test"
+        raise ConfigError(
+            f"protocol {protocol} leaves no {empty} clip of {len(clips)} "
+            f"(subjects {', '.join(_subjects(clips)) or 'unknown'}; views {', '.join(view_names)})"
+        )
+    return Split(train=train, test=test, left_out=dict(left_out), task=task)
+
+
+def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> tuple[Callable[[Clip], str], str]:
+    known = set(_subjects(clips))
+    if not known:
+        raise ConfigError(
+            "protocol cross-subject: the data set does not say who performs (a manifest's column subject)"
+        )
+    if protocol.argument:
+        absent = [subject for subject in protocol.argument if subject not in known]
+        if absent:
+            raise ConfigError(
+                f"protocol {protocol}: no subject {', '.join(absent)}; there are {', '.join(_subjects(clips))}"
+            )
+        test = set(protocol.argument)
+    elif dataset == "ntu":
+        test = known - (NTU120_TRAIN if _is_ntu120(clips) else NTU60_TRAIN)
+    elif dataset == "nucla":
+        test = {"10"}
+    else:
+        raise ConfigError(
+            f"protocol cross-subject: {dataset} has no published test subjects; name them, as in cross-subject:5,6 "
+            f"(there are {', '.join(_subjects(clips))})"
+        )
+
+    def side(clip: Clip) -> str:
+        persons = set((clip.subject or "").split("+"))
+        if not clip.subject:
+            return "no subject"
+        if persons <= test:
+            return "test"
+        return "a training and a test subject together" if persons & test else "train"
+
+    return side, f"all views of unseen subjects ({', '.join(sorted(test & known, key=_number))})"
+
+
+def _cross_view(
+    clips: Sequence[Clip], protocol: Protocol, dataset: str, view_names: Sequence[str]
+) -> tuple[Callable[[Clip], str], str]:
+    words = protocol.argument or ("1" if dataset == "ntu" else "3",)
+    numbers = {}
+    for word in words:
+        if word in view_names:
+            numbers[list(view_names).index(word) + 1] = word
+        elif word.isdigit() and 1 <= int(word) <= len(view_names):
+            numbers[int(word)] = view_names[int(word) - 1]
+        else:
+            raise ConfigError(f"protocol {protocol}: no view {word!r}; there are {', '.join(view_names)}")
+    names = ", ".join(numbers.values())
+    one = "an unseen view alone" if len(numbers) == 1 else "unseen views"
+    return (
+        lambda clip: "test" if clip.view in numbers else "train",
+        f"{one} (view {names}) of performances seen from others",
+    )
+
+
+def _cross_setup(clips: Sequence[Clip]) -> tuple[Callable[[Clip], str], str]:
+    if all(clip.setup is None for clip in clips):
+        raise ConfigError("protocol cross-setup: only NTU RGB+D has setups")
+
+    def side(clip: Clip) -> str:
+        if clip.setup is None:
+            return "no setup"
+        return "test" if clip.setup % 2 else "train"
+
+    return side, "all views of unseen setups (odd numbers)"
+
+
+def _own_split(clips: Sequence[Clip]) -> tuple[Callable[[Clip], str], str]:
+    words = {clip.split for clip in clips}
+    if not {"train", "test"} <= words:
+        raise ConfigError(
+            "protocol split: the manifest's column split must hold train and test; it holds "
+            f"{', '.join(sorted(word for word in words if word)) or 'nothing'}. Or choose --protocol all"
+        )
+
+    def side(clip: Clip) -> str:
+        return clip.split if clip.split in ("train", "test") else f"split {clip.split or 'empty'}"
+
+    return side, "the manifest's test rows"
+
+
+def _is_ntu120(clips: Sequence[Clip]) -> bool:
+    return any(clip.label >= 60 or (clip.setup or 0) > 17 for clip in clips)
+
+
+def _subjects(clips: Sequence[Clip]) -> list[str]:
+    return sorted({person for clip in clips if clip.subject for person in clip.subject.split("+")}, key=_number)
+
+
+def _number(subject: str) -> tuple[int, str]:
+    return (int(subject), "") if subject.isdigit() else (10**9, subject)

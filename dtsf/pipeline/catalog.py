@@ -1,0 +1,185 @@
+"""What a data set holds: all clips, put together to groups, with class and view names; no video is opened for it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtsf.cache.records import Clip, Frozen
+from dtsf.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["VIDEO_ENDINGS", "Catalog", "build_catalog", "natural_key", "select", "walk_files"]
+
+VIDEO_ENDINGS = (".avi", ".mp4", ".mkv", ".mov")
+
+
+class Catalog(Frozen):
+    """All clips of a data set."""
+
+    dataset: str
+    """Kind: ``nucla``, ``ntu``, ``casia``, ``manifest``."""
+    root: Path
+    clips: tuple[Clip, ...]
+    """In the order of their ids, which are unique."""
+    class_names: tuple[str, ...]
+    """By label."""
+    view_names: tuple[str, ...]
+    """By view number less 1."""
+    notes: tuple[str, ...] = ()
+    """What a person should know: files left out, groups that look incomplete."""
+
+    @property
+    def groups(self) -> dict[str, tuple[Clip, ...]]:
+        """Clips by group."""
+        groups: dict[str, list[Clip]] = {}
+        for clip in self.clips:
+            groups.setdefault(clip.group, []).append(clip)
+        return {name: tuple(clips) for name, clips in groups.items()}
+
+    @property
+    def groups_by_views(self) -> dict[int, int]:
+        """Number of groups by number of views, most views first."""
+        counts = Counter(len(clips) for clips in self.groups.values())
+        return dict(sorted(counts.items(), reverse=True))
+
+
+def build_catalog(
+    dataset: str,
+    root: Path,
+    clips: Iterable[Clip],
+    *,
+    class_names: Sequence[str],
+    view_names: Sequence[str],
+    notes: Sequence[str] = (),
+    expects: str,
+) -> Catalog:
+    """Sort clips, refuse two files for one clip, refuse an empty catalog.
+
+    Args:
+        dataset: Kind.
+        root: What the clips' paths are relative to.
+        clips: In any order.
+        class_names: By label.
+        view_names: By view number less 1.
+        notes: For a person.
+        expects: How files are named, for the message when none was found.
+
+    Raises:
+        DataError: No clip, or one clip claimed by two files; the message has both paths.
+
+    """
+    by_id: dict[str, Clip] = {}
+    for clip in clips:
+        other = by_id.get(clip.id)
+        if other is not None:
+            raise DataError(
+                f"two files claim the clip {clip.id}: {root / other.path} and {root / clip.path}. "
+                f"Give the folder of one collection as --root (and another --name for the other)"
+            )
+        by_id[clip.id] = clip
+    if not by_id:
+        found = _describe_content(root)
+        raise DataError(f"no {dataset} video under {root}: looked for {expects}; found {found}")
+    ordered = tuple(by_id[key] for key in sorted(by_id))
+    return Catalog(
+        dataset=dataset,
+        root=root,
+        clips=ordered,
+        class_names=tuple(class_names),
+        view_names=tuple(view_names),
+        notes=tuple(notes),
+    )
+
+
+def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Catalog:
+    """Keep some views, then the first groups that hold at least ``limit`` clips (groups stay whole).
+
+    Raises:
+        DataError: A view that the data set does not have, or nothing left.
+
+    """
+    clips = catalog.clips
+    if views != "all":
+        numbers = {_view_number(word.strip(), catalog) for word in views.split(",")}
+        clips = tuple(clip for clip in clips if clip.view in numbers)
+        if not clips:
+            raise DataError(f"no clip of {catalog.root} shows view {views}")
+    if limit is not None:
+        if limit < 1:
+            raise DataError(f"--limit {limit} must be at least 1")
+        kept: set[str] = set()
+        count = 0
+        for name, members in catalog.model_copy(update={"clips": clips}).groups.items():
+            if count >= limit:
+                break
+            kept.add(name)
+            count += len(members)
+        clips = tuple(clip for clip in clips if clip.group in kept)
+    return catalog.model_copy(update={"clips": clips})
+
+
+def _view_number(word: str, catalog: Catalog) -> int:
+    names = catalog.view_names
+    if word in names:
+        return names.index(word) + 1
+    if word.isdigit() and 1 <= int(word) <= len(names):
+        return int(word)
+    known = ", ".join(name if name == str(k) else f"{k} ({name})" for k, name in enumerate(names, 1))
+    raise DataError(f"unknown view {word!r}: {catalog.dataset} at {catalog.root} has {known}, or all")
+
+
+def walk_files(root: Path) -> Iterator[tuple[str, str]]:
+    """Every file below ``root`` as (folder relative to root with forward slashes, name), in a fixed order.
+
+    Hidden names and macOS's ``__MACOSX`` copies are passed over; links to folders are not followed.
+    """
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not _ignored(name))
+        relative = Path(folder).relative_to(root).as_posix()
+        for name in sorted(files):
+            if not _ignored(name):
+                yield ("" if relative == "." else relative), name
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key that puts 2 before 10: runs of digits compare as numbers."""
+    parts: list[tuple[int, int, str]] = []
+    for is_digit, run in _runs(text):
+        parts.append((0, int(run), run) if is_digit else (1, 0, run.casefold()))
+    return tuple(parts)
+
+
+def _runs(text: str) -> Iterator[tuple[bool, str]]:
+    start = 0
+    for k in range(1, len(text) + 1):
+        if k == len(text) or _is_digit(text[k]) != _is_digit(text[start]):
+            yield _is_digit(text[start]), text[start:k]
+            start = k
+
+
+def _is_digit(character: str) -> bool:
+    return character in "0123456789"
+
+
+def _ignored(name: str) -> bool:
+    return name.startswith(".") or "MACOSX" in name
+
+
+def _describe_content(root: Path) -> str:
+    """A few words on what stands under a root, for an error."""
+    endings: Counter[str] = Counter()
+    first = ""
+    for folder, name in walk_files(root):
+        endings[Path(name).suffix.lower() or "no ending"] += 1
+        first = first or f"{folder}/{name}".lstrip("/")
+        if endings.total() >= 100_000:
+            break
+    if not endings:
+        return "no file at all"
+    listed = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
+    return f"{listed}; the first is {first}"

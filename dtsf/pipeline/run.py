@@ -1,0 +1,272 @@
+"""Stage 1: plan shards, run them here or on dask, resume what is missing, say what could not be used."""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dtsf.cache.commit import sweep_orphans
+from dtsf.cache.reader import newest_records
+from dtsf.cache.records import Clip, ClipRecord, Frozen
+from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.cache.zarr_store import create_or_open, extend, is_dataset, read_attributes, read_records
+from dtsf.errors import BadClipsError, CacheError, ConfigError
+from dtsf.pipeline.encoders import encoder_identity
+from dtsf.pipeline.video import decoder_name
+from dtsf.pipeline.worker import ShardTask, run_shard, source_stat
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from dtsf.pipeline.catalog import Catalog
+
+__all__ = ["PreprocessResult", "Progress", "make_spec", "plan", "preprocess"]
+
+TOPIC = "dtsf-clip"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far stage 1 is."""
+
+    done: int
+    total: int
+    bad: int
+
+
+class PreprocessResult(Frozen):
+    """What stage 1 came to. ``clips`` counts all of the catalog, done now or before."""
+
+    dataset: str
+    clips: int
+    groups: int
+    verdicts: dict[str, int]
+    seconds: float
+    clips_per_s: float
+    already_done: int
+    cache: str
+    bad: tuple[ClipRecord, ...]
+
+
+def make_spec(*, encoder: str, frames: int, size: int, grid: int) -> CacheSpec:
+    """The identity of a cache made with these settings on this machine."""
+    if not 1 <= frames <= 1024:
+        raise ConfigError(f"--frames {frames} must be from 1 to 1024")
+    name, weights_hash, channels = encoder_identity(encoder, size, grid)
+    return CacheSpec(
+        decoder=decoder_name(),
+        frames=frames,
+        size=size,
+        grid=grid,
+        encoder=name,
+        weights_hash=weights_hash,
+        channels=channels,
+    )
+
+
+def preprocess(
+    catalog: Catalog,
+    cache: Path,
+    spec: CacheSpec,
+    *,
+    name: str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    shard_size: int = 64,
+    max_bad: float = 0.05,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> PreprocessResult:
+    """Bring every clip of a catalog into the cache, once.
+
+    A clip is done if its newest record describes the same clip and the source file has the size and time it had; done
+    clips are never touched again, bad ones included until their file changes.
+
+    Args:
+        catalog: Clips to do.
+        cache: Folder of the cache.
+        spec: From :func:`make_spec`.
+        name: Name in the cache; the catalog's data set if left out. Choose one to keep several collections side by side.
+        workers: Processes; one a core if left out. 1 works in this process.
+        scheduler: ``tcp://host:port`` of a running dask scheduler whose workers see the same paths.
+        shard_size: Clips of a shard: what is lost at most when a process dies.
+        max_bad: Share of clips that may be unusable.
+        overwrite: Remove what the cache holds under this name first.
+        on_progress: Called after each clip.
+
+    Raises:
+        BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
+        CacheError, FingerprintError: The cache cannot take these clips.
+
+    """
+    name = name or catalog.dataset
+    if name.startswith(".") or "/" in name or "\\" in name or not name.strip():
+        raise ConfigError(f"--name {name!r} must be a plain folder name")
+    if shard_size < 1:
+        raise ConfigError(f"--shard-size {shard_size} must be at least 1")
+    folder = cache.absolute() / name
+    begun = time.monotonic()
+    with _lock(cache, name):
+        if overwrite and folder.exists():
+            if not is_dataset(folder):
+                raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
+            shutil.rmtree(folder)
+        info = DatasetInfo(
+            dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
+        )
+        shard_size = create_or_open(folder, spec, info, shard_size)
+        sweep_orphans(folder)
+        n_workers = workers or os.cpu_count() or 1
+        tasks, already_done, already_bad = plan(catalog, folder, spec, shard_size, n_workers)
+        if tasks:
+            extend(folder, tasks[-1].shard + 1)
+        state = {"done": already_done, "bad": already_bad}
+
+        def on_clip(usable: bool) -> None:
+            state["done"] += 1
+            state["bad"] += not usable
+            if on_progress is not None:
+                on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
+
+        _run(tasks, n_workers, scheduler, on_clip)
+        result = _result(catalog, folder, already_done, time.monotonic() - begun, cache)
+    if len(result.bad) > max_bad * result.clips:
+        listed = "\n".join(
+            f"  {record.clip.path}: {record.verdict.value}: {record.reason}" for record in result.bad[:20]
+        )
+        more = f"\n  ... and {len(result.bad) - 20} more" if len(result.bad) > 20 else ""
+        raise BadClipsError(
+            f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
+            f"other {result.clips - len(result.bad)} are in {folder}\n{listed}{more}",
+            result,
+        )
+    return result
+
+
+def plan(
+    catalog: Catalog, folder: Path, spec: CacheSpec, shard_size: int, n_workers: int
+) -> tuple[list[ShardTask], int, int]:
+    """Shards for the clips that are not done, how many clips are, and how many of those are bad."""
+    held = newest_records(folder, spec, shard_size)
+    missing: list[Clip] = []
+    bad = 0
+    for clip in catalog.clips:
+        record = held[clip.id][1] if clip.id in held else None
+        if record is not None and _is_current(record, clip, catalog.root):
+            bad += not record.verdict.usable
+        else:
+            missing.append(clip)
+    committed = read_records(folder)
+    first = committed[-1].shard + 1 if committed else 0
+    # Even shards: with 100 clips and two workers two shards of 50 end together, 64 and 36 would not.
+    n_shards = max(math.ceil(len(missing) / shard_size), min(n_workers, len(missing)))
+    tasks = []
+    for k in range(n_shards):
+        part = missing[k * len(missing) // n_shards : (k + 1) * len(missing) // n_shards]
+        tasks.append(ShardTask(str(folder), str(catalog.root), first + k, shard_size, tuple(part), spec))
+    return tasks, len(catalog.clips) - len(missing), bad
+
+
+def _is_current(record: ClipRecord, clip: Clip, root: Path) -> bool:
+    return record.clip == clip and (record.source_bytes, record.source_mtime_ns) == source_stat(root / clip.path)
+
+
+def _run(tasks: list[ShardTask], n_workers: int, scheduler: str | None, on_clip: Callable[[bool], None]) -> None:
+    if not tasks:
+        return
+    if scheduler is None and (n_workers == 1 or len(tasks) == 1):
+        for task in tasks:
+            run_shard(task, lambda record: on_clip(record.verdict.usable))
+        return
+    from distributed import as_completed
+
+    with _client(min(n_workers, len(tasks)), scheduler) as client:
+        client.subscribe_topic(TOPIC, lambda event: on_clip(event[1]))
+        futures = client.map(_run_on_dask, tasks, pure=False, retries=1)
+        for future in as_completed(futures):
+            future.result()
+
+
+def _run_on_dask(task: ShardTask) -> int:
+    """Run a shard on a dask worker. Nothing large goes through the scheduler: an event a clip, a number a shard."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    run_shard(task, lambda record: worker.log_event(TOPIC, record.verdict.usable))
+    return task.shard
+
+
+@contextmanager
+def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
+    import logging
+
+    import dask
+    from distributed import Client, LocalCluster
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no dask scheduler answers at {scheduler}: {error}") from error
+        with client:
+            yield client
+        return
+    settings = {"distributed.worker.daemon": True, "distributed.admin.log-format": "%(message)s"}
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def _lock(cache: Path, name: str) -> Iterator[None]:
+    """One writer a data set: a second preprocess of the same name is told so at once."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        file = (cache / f".{name}.lock").open("w")
+    except OSError as error:
+        raise CacheError(f"cannot write to the cache {cache}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CacheError(
+                f"another dtsf preprocess is writing {cache / name}: wait for it, or use another --name"
+            ) from error
+        yield
+
+
+def _result(catalog: Catalog, folder: Path, already_done: int, seconds: float, cache: Path) -> PreprocessResult:
+    spec, _, shard_size = read_attributes(folder)
+    held = newest_records(folder, spec, shard_size)
+    records = [held[clip.id][1] for clip in catalog.clips]
+    verdicts: dict[str, int] = {}
+    for record in records:
+        verdicts[record.verdict.value] = verdicts.get(record.verdict.value, 0) + 1
+    return PreprocessResult(
+        dataset=folder.name,
+        clips=len(records),
+        groups=len({clip.group for clip in catalog.clips}),
+        verdicts=dict(sorted(verdicts.items())),
+        seconds=seconds,
+        clips_per_s=(len(records) - already_done) / seconds,
+        already_done=already_done,
+        cache=str(cache),
+        bad=tuple(record for record in records if not record.verdict.usable),
+    )

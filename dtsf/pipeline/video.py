@@ -1,0 +1,220 @@
+"""Probe and decode one clip, with a verdict: decord for the frames, PyAV for what the container declares.
+
+decord reads a file that was cut off as a shorter one and says nothing, so the container's own count is compared with
+what came.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dtsf.cache.records import Verdict
+from dtsf.errors import VideoError
+from dtsf.pipeline.sampling import segment_centres
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["DecodedClip", "VideoInfo", "decode_clip", "decoder_name", "probe", "target_size"]
+
+FRAME_NAME = re.compile(r"^[^_]*_(\d+)_.*rgb\.jpg$|^[^_]*_(\d+).*rgb\.jpg$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What the container's header says."""
+
+    width: int
+    height: int
+    declared_frames: int
+    """0 where the header does not say."""
+    fps: float
+    codec: str
+
+
+@dataclass(frozen=True)
+class DecodedClip:
+    """Sampled frames of one clip."""
+
+    frames: np.ndarray
+    """(F, size, size, 3) uint8 RGB."""
+    frame_index: np.ndarray
+    """(F,) int32, number of each frame in its file."""
+    verdict: Verdict
+    """``ok`` or ``short``."""
+    reason: str
+    declared_frames: int
+    decoded_frames: int
+
+
+def decoder_name() -> str:
+    """Decoder and version, for the cache's fingerprint."""
+    return f"decord2 {importlib.metadata.version('decord2')}"
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read a video's header.
+
+    Raises:
+        VideoError: Missing, empty, not a video, or without a video stream (verdict ``unreadable``).
+
+    """
+    import av
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            if not container.streams.video:
+                raise VideoError(f"{path} has no video stream", Verdict.UNREADABLE)
+            stream = container.streams.video[0]
+            rate = stream.average_rate or stream.guessed_rate
+            return VideoInfo(
+                width=stream.width,
+                height=stream.height,
+                declared_frames=stream.frames,
+                fps=float(rate) if rate else 0.0,
+                codec=stream.codec_context.name,
+            )
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path} cannot be opened: {_short(error)}", Verdict.UNREADABLE) from error
+
+
+def target_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height with the short side ``size`` and the aspect kept, both at least ``size``."""
+    scale = size / min(width, height)
+    return max(size, round(width * scale)), max(size, round(height * scale))
+
+
+def decode_clip(
+    path: Path, n_frames: int, size: int, *, start: float | None = None, end: float | None = None
+) -> DecodedClip:
+    """Decode ``n_frames`` frames of a clip, square, ``size`` pixels.
+
+    The reader scales to the target size itself: one resampling rule for all sources, so that features do not depend
+    on the resolution class of a file, and at 1080p it is also the faster way (anchors C.1: 1.3-1.7 times). It decodes
+    with one thread: parallel work is a clip a process. It is closed before this returns: an idle decord reader goes on
+    decoding ahead and grows by hundreds of megabytes.
+
+    Args:
+        path: A video file, or a folder of N-UCLA frames (``*rgb.jpg``, sorted by frame number).
+        n_frames: F.
+        size: Side of the square, in pixels.
+        start: Seconds at which the clip begins, for untrimmed video.
+        end: Seconds at which it ends.
+
+    Raises:
+        VideoError: With verdict ``unreadable`` or ``truncated``.
+
+    """
+    if path.is_dir():
+        return _read_frame_folder(path, n_frames, size)
+    info = probe(path)
+    if min(info.width, info.height) < 1:
+        raise VideoError(f"{path} declares a picture of {info.width} x {info.height}", Verdict.UNREADABLE)
+    reader = _open_decord(path, *target_size(info.width, info.height, size))
+    try:
+        total = len(reader)
+        _check_length(path, info, total)
+        first, last = _range_in_frames(path, info.fps, total, start, end)
+        index = first + segment_centres(last - first, n_frames)
+        frames = _get_frames(path, reader, index)
+    finally:
+        del reader
+    verdict, reason = _short_verdict(last - first, n_frames)
+    return DecodedClip(_centre_crop(frames, size), index.astype(np.int32), verdict, reason, info.declared_frames, total)
+
+
+def _open_decord(path: Path, width: int, height: int) -> Any:
+    # Read before the library loads; its default of 10,240 retries at the end of a damaged file takes minutes.
+    os.environ.setdefault("DECORD_EOF_RETRY_MAX", "64")
+    import decord
+
+    try:
+        return decord.VideoReader(str(path), num_threads=1, width=width, height=height)
+    except (decord.DECORDError, RuntimeError, OSError) as error:
+        raise VideoError(f"{path} cannot be decoded: {_short(error)}", Verdict.UNREADABLE) from error
+
+
+def _get_frames(path: Path, reader: Any, index: np.ndarray) -> np.ndarray:
+    import decord
+
+    # Each frame once: asking for the last frame again and again makes decord seek every time.
+    wanted, inverse = np.unique(index, return_inverse=True)
+    try:
+        frames = reader.get_batch(wanted).asnumpy()
+    except (decord.DECORDError, RuntimeError, IndexError) as error:
+        raise VideoError(f"{path}: decoding stopped: {_short(error)}", Verdict.UNREADABLE) from error
+    return np.asarray(frames[inverse])
+
+
+def _check_length(path: Path, info: VideoInfo, total: int) -> None:
+    if total < 1:
+        raise VideoError(f"{path} has no frame that can be decoded", Verdict.UNREADABLE)
+    # One frame is forgiven: muxers of AVI and MP4 are known to count the first or last packet differently.
+    if info.declared_frames - total > 1:
+        raise VideoError(
+            f"{path} declares {info.declared_frames} frames but has {total}: it was cut off", Verdict.TRUNCATED
+        )
+
+
+def _range_in_frames(path: Path, fps: float, total: int, start: float | None, end: float | None) -> tuple[int, int]:
+    if start is None and end is None:
+        return 0, total
+    if fps <= 0:
+        raise VideoError(f"{path} does not say its frame rate, so start and end mean nothing", Verdict.UNREADABLE)
+    first = 0 if start is None else int(start * fps)
+    last = total if end is None else min(total, max(first + 1, round(end * fps)))
+    if first >= total:
+        raise VideoError(
+            f"{path}: the clip starts at {start:g} s, the video ends at {total / fps:.2f} s", Verdict.UNREADABLE
+        )
+    return first, last
+
+
+def _short_verdict(n_available: int, n_frames: int) -> tuple[Verdict, str]:
+    if n_available >= n_frames:
+        return Verdict.OK, ""
+    return Verdict.SHORT, f"{n_available} of {n_frames} frames; the last one is repeated"
+
+
+def _centre_crop(frames: np.ndarray, size: int) -> np.ndarray:
+    top, left = (frames.shape[1] - size) // 2, (frames.shape[2] - size) // 2
+    return np.ascontiguousarray(frames[:, top : top + size, left : left + size])
+
+
+def _read_frame_folder(folder: Path, n_frames: int, size: int) -> DecodedClip:
+    """N-UCLA's frame layout: the frame number is the second ``_`` token of the name, sorted as a number."""
+    from PIL import Image, UnidentifiedImageError
+
+    numbered = []
+    for file in folder.iterdir():
+        match = FRAME_NAME.match(file.name)
+        if match:
+            numbered.append((int(match.group(1) or match.group(2)), file.name, file))
+    if not numbered:
+        raise VideoError(f"{folder} holds no frame named like frame_12_..._rgb.jpg", Verdict.UNREADABLE)
+    numbered.sort()
+    index = segment_centres(len(numbered), n_frames)
+    pictures: dict[int, np.ndarray] = {}
+    for position in np.unique(index):
+        file = numbered[position][2]
+        try:
+            with Image.open(file) as image:
+                rgb = image.convert("RGB").resize(target_size(*image.size, size), Image.Resampling.BILINEAR)
+        except (OSError, UnidentifiedImageError, ValueError) as error:
+            raise VideoError(f"{file} cannot be read: {_short(error)}", Verdict.UNREADABLE) from error
+        pictures[int(position)] = _centre_crop(np.asarray(rgb)[None], size)[0]
+    verdict, reason = _short_verdict(len(numbered), n_frames)
+    frames = np.stack([pictures[int(position)] for position in index])
+    return DecodedClip(frames, index.astype(np.int32), verdict, reason, 0, len(numbered))
+
+
+def _short(error: BaseException) -> str:
+    """First line of an error: decord's come with a C++ stack."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split("]", 1)[-1].strip()[:200]

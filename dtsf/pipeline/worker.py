@@ -1,0 +1,108 @@
+"""One shard, from videos to a commit record: the unit of work, of retry and of checking."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dtsf.cache.records import Clip, ClipRecord
+from dtsf.cache.spec import CacheSpec, ShardRecord
+from dtsf.cache.zarr_store import array_shapes, write_shard
+from dtsf.errors import VideoError
+from dtsf.pipeline.encoders import load_encoder
+from dtsf.pipeline.video import decode_clip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["ShardTask", "run_shard", "source_stat"]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """Everything a worker needs, small enough to send to another machine."""
+
+    folder: str
+    """Of the data set in the cache."""
+    root: str
+    """Of the videos."""
+    shard: int
+    shard_size: int
+    clips: tuple[Clip, ...]
+    spec: CacheSpec
+
+
+def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
+    """Decode, embed, write and commit the clips of one shard.
+
+    Args:
+        task: What to do.
+        on_clip: Called after each clip, for progress.
+
+    """
+    import torch
+
+    # One thread a worker: workers are what is parallel, and two threads beside another process spin.
+    torch.set_num_threads(1)
+    begun = time.monotonic()
+    spec = task.spec
+    encoder = load_encoder(spec.encoder, spec.size, spec.grid)
+    rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
+    records: list[ClipRecord] = []
+    used = 0
+    for clip in task.clips:
+        path = Path(task.root) / clip.path
+        n_bytes, mtime_ns = source_stat(path)
+        source = {"source_bytes": n_bytes, "source_mtime_ns": mtime_ns}
+        try:
+            decoded = decode_clip(path, spec.frames, spec.size, start=clip.start, end=clip.end)
+        except VideoError as error:
+            record = ClipRecord(clip=clip, verdict=error.verdict, row=None, reason=str(error), **source)
+        else:
+            rows["embeddings"][used] = encoder.embed(decoded.frames)
+            rows["pictures"][used] = _small_pictures(decoded.frames, spec.picture_size)
+            rows["frame_index"][used] = decoded.frame_index
+            record = ClipRecord(
+                clip=clip,
+                verdict=decoded.verdict,
+                row=used,
+                reason=decoded.reason,
+                declared_frames=decoded.declared_frames,
+                decoded_frames=decoded.decoded_frames,
+                **source,
+            )
+            used += 1
+        records.append(record)
+        if on_clip is not None:
+            on_clip(record)
+    shard = ShardRecord(
+        shard=task.shard,
+        fingerprint=spec.fingerprint(),
+        rows=used,
+        clips=tuple(records),
+        files={},
+        seconds=time.monotonic() - begun,
+    )
+    used_rows = {name: array[:used] for name, array in rows.items()}
+    return write_shard(Path(task.folder), shard, used_rows, task.shard_size)
+
+
+def source_stat(path: Path) -> tuple[int, int]:
+    """Size in bytes and modification time of a source file, or (0, 0) where it is missing."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _small_pictures(frames_FHWC: np.ndarray, size: int) -> np.ndarray:
+    """Shrink by area. (F, H, H, 3) uint8 -> (F, size, size, 3) uint8."""
+    from PIL import Image
+
+    small = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in frames_FHWC]
+    return np.stack([np.asarray(picture) for picture in small])
