@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from dtsf.errors import CacheError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["sweep_orphans", "write_atomically"]
+__all__ = ["flush_folder", "sweep_orphans", "write_atomically"]
 
 TEMPORARY = ".dtsf-tmp-"
 
@@ -31,9 +32,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        # The same fault can refuse the cleaning up; what is left is swept at the next start.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise CacheError(
             f"cannot write {path}: {error.strerror or error}. Everything committed so far is safe; make room and run the "
             "same command again to go on"
@@ -48,7 +51,8 @@ def sweep_orphans(folder: Path) -> int:
     return len(orphans)
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
+    """Make renames in ``folder`` outlive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -98,10 +98,10 @@ class CachedDataset:
 
 
 def list_datasets(cache: Path) -> list[str]:
-    """Names of the data sets in a cache."""
+    """Names of the data sets in a cache; a hidden folder is one in the making."""
     if not cache.is_dir():
         return []
-    return sorted(entry.name for entry in cache.iterdir() if entry.is_dir() and is_dataset(entry))
+    return sorted(entry.name for entry in cache.iterdir() if not entry.name.startswith(".") and is_dataset(entry))
 
 
 def open_dataset(cache: Path, name: str | None = None) -> CachedDataset:

@@ -8,6 +8,7 @@ a chunk file can be memory-mapped, because it is raw little-endian C order.
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import xxhash
 import zarr
 from pydantic import ValidationError
 
-from dtsf.cache.commit import write_atomically
+from dtsf.cache.commit import flush_folder, write_atomically
 from dtsf.cache.spec import SCHEMA_VERSION, CacheSpec, DatasetInfo, FileRecord, ShardRecord, describe_difference
 from dtsf.errors import CacheError, FingerprintError
 
@@ -127,13 +128,29 @@ def create_or_open(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size:
 
 
 def _create(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) -> None:
+    """Make the data set beside its place and rename it there: killed half-way, nothing blocks the next run."""
+    building = folder.with_name(f".{folder.name}.creating")
+    try:
+        if building.exists():
+            shutil.rmtree(building)
+        _build(building, spec, info, shard_size)
+        building.replace(folder)
+        flush_folder(folder.parent)
+    except OSError as error:
+        raise CacheError(
+            f"cannot make {folder}: {error.strerror or error}. Make room or choose another --cache, and run the same "
+            "command again"
+        ) from error
+
+
+def _build(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) -> None:
     attributes = {
         "spec": spec.model_dump(mode="json"),
         "info": info.model_dump(mode="json"),
         "fingerprint": spec.fingerprint(),
         "shard_size": shard_size,
     }
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True)
     for name, (shape, dtype) in array_shapes(spec).items():
         zarr.create_array(
             store=str(folder / name),
@@ -146,7 +163,6 @@ def _create(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) -
             attributes={"units": UNITS[name], "rows": "see shards/*.json for which clip each row is"},
             config={"write_empty_chunks": True},
         )
-    # The group's own file comes last: it is what makes the folder a data set.
     document = {"zarr_format": 3, "node_type": "group", "attributes": {"dtsf": attributes}}
     write_atomically(folder / "zarr.json", json.dumps(document, indent=1).encode())
 

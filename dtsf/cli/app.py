@@ -64,10 +64,16 @@ def main() -> None:
 
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("\ninterrupted: what is committed is safe; run the same command again to go on\n")
-        sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (head, less) went away: no error of ours.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except Exception as error:  # noqa: BLE001
+        # A defect of ours. A person gets one line and the way to the rest.
+        if os.environ.get("DTSF_DEBUG"):
+            raise
+        sys.stderr.write(f"internal error: {type(error).__name__}: {error}\nrun dtsf --debug ... to see where\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted: what is committed is safe; run the same command again to go on\n")
+        sys.exit(130)

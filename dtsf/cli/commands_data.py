@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -99,7 +99,7 @@ def preprocess_command(
                 on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
             )
         except BadClipsError as error:
-            failure, result = error, error.result
+            failure, result = error, cast("PreprocessResult", error.result)
     if json_:
         print_json(result.model_dump(mode="json"))
     else:
@@ -172,8 +172,11 @@ def synth_nucla_command(
         f"in {summary.seconds:.0f} s",
         highlight=False,
     )
-    for path in summary.collections.values():
-        screen.print(f"next: dtsf preprocess nucla --root {path}", highlight=False)
+    for name, path in summary.collections.items():
+        # Each collection under a name of its own, side by side in one cache.
+        label = name.removeprefix("multiview_action_videos").replace("_", "-")
+        option = f" --name nucla{label}" if label else ""
+        screen.print(f"next: dtsf preprocess nucla --root {path}{option}", highlight=False)
 
 
 cache_app = typer.Typer(help="Look at a cache.", no_args_is_help=True)
@@ -189,7 +192,7 @@ def cache_info_command(
     from dtsf.cache.reader import list_datasets, open_dataset
     from dtsf.cli.show import console, print_json, table
 
-    names = [dataset] if dataset else (list_datasets(path) or [None])
+    names: list[str | None] = [dataset] if dataset else [*list_datasets(path)] or [None]
     opened = [open_dataset(path, name) for name in names]
     if json_:
         print_json(

@@ -90,6 +90,12 @@ def _lite0(stride: int, grid: int, device: str) -> Callable[[np.ndarray], np.nda
     blocks = net._blocks[: LITE0_STAGES[stride][0]]
 
     def embed(frames_FHWC: np.ndarray) -> np.ndarray:
+        # Measured on a CPU: 4 frames a call 0.21 s a clip, 16 frames 0.36 s: feature maps above 32 MB go back to the
+        # system after every layer, and fetching the pages again takes as long as the convolutions.
+        step = 4 if device == "cpu" else len(frames_FHWC)
+        return np.concatenate([embed_some(frames_FHWC[k : k + step]) for k in range(0, len(frames_FHWC), step)])
+
+    def embed_some(frames_FHWC: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             x_FCHW = torch.from_numpy(frames_FHWC).to(device).permute(0, 3, 1, 2).float()
             # The weights come from TensorFlow Lite, which scales by 127 and 128 (tests: with ImageNet's own mean and

@@ -68,9 +68,12 @@ class ModelConfig(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass
 class Output:
-    """What the network says of a batch of groups. Logits are the head's; alpha = softplus(logits) + 1."""
+    """What the network says of a batch of groups. Not frozen, because Lightning Fabric rebuilds it.
+
+    Logits are the head's; alpha = softplus(logits) + 1.
+    """
 
     logits_BK: Tensor
     alpha_BK: Tensor

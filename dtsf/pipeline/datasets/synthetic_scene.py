@@ -1,0 +1,289 @@
+"""What ``dtsf synth`` films: an articulated figure, rooms, and cameras. Metres; x right, y to the front camera, z up.
+
+Actions come in pairs that are each other's reversal in time (raise and lower the arm, sit down and stand up). Partners
+pass through exactly the same poses, so no single frame tells them apart: only motion does. tests/test_synthetic.py
+holds this exactly, benchmarks/synthetic_check.py measures it with a classifier.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+__all__ = ["ACTIONS", "CAMERA_DEGREES", "JOINTS", "N_ROOMS", "Style", "draw_body", "draw_room", "project", "trajectory"]
+
+ACTIONS: dict[int, tuple[str, str, bool]] = {
+    1: ("raise the arm", "raise", False),
+    2: ("lower the arm", "raise", True),
+    3: ("circle the arms forwards", "circle", False),
+    4: ("circle the arms backwards", "circle", True),
+    5: ("sit down", "sit", False),
+    6: ("stand up", "sit", True),
+    8: ("kick fast and return slowly", "kick", False),
+    9: ("lift the leg slowly and drop it", "kick", True),
+    11: ("step to the left", "step", False),
+    12: ("step to the right", "step", True),
+}
+"""N-UCLA's action id -> name, motion, whether it is played backwards."""
+
+CAMERA_DEGREES = (-55.0, 0.0, 55.0)
+CAMERA_DISTANCE, CAMERA_HEIGHT, FOCAL = 3.7, 1.35, 1.45
+N_ROOMS = 10
+JOINTS = (
+    *("pelvis", "neck", "head", "shoulder_r", "elbow_r", "hand_r", "shoulder_l", "elbow_l", "hand_l"),
+    *("hip_r", "knee_r", "foot_r", "hip_l", "knee_l", "foot_l"),
+)
+LIMBS = (
+    *(("hip_l", "knee_l", 0.085, "legs"), ("knee_l", "foot_l", 0.065, "legs")),
+    *(("hip_r", "knee_r", 0.085, "legs"), ("knee_r", "foot_r", 0.065, "legs")),
+    *(("shoulder_l", "elbow_l", 0.055, "shirt"), ("elbow_l", "hand_l", 0.042, "skin")),
+    *(("shoulder_r", "elbow_r", 0.055, "shirt"), ("elbow_r", "hand_r", 0.042, "skin")),
+    *(("pelvis", "neck", 0.15, "shirt"), ("shoulder_l", "shoulder_r", 0.07, "shirt"), ("hip_l", "hip_r", 0.09, "legs")),
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one person moves and looks, and how this time differs from the last."""
+
+    height: float
+    arm: float
+    hold_begin: float
+    hold_end: float
+    tempo: float
+    plane: float
+    amplitude: float
+    sway: float
+    turn: float
+    colours: dict[str, tuple[int, int, int]]
+
+    @staticmethod
+    def draw(person: np.random.Generator, episode: np.random.Generator) -> Style:
+        """Draw what belongs to the person from one generator and what belongs to the repetition from the other."""
+        skin = np.array([224, 172, 128]) * person.uniform(0.45, 1.05)
+        colours = {
+            "shirt": _colour(person.uniform(30, 230, 3)),
+            "legs": _colour(person.uniform(20, 160, 3)),
+            "skin": _colour(skin),
+            "hair": _colour(person.uniform(15, 120) * np.array([1.0, 0.8, 0.6])),
+        }
+        return Style(
+            height=person.uniform(0.9, 1.1),
+            arm=person.uniform(0.93, 1.07),
+            hold_begin=episode.uniform(0.02, 0.16),
+            hold_end=episode.uniform(0.02, 0.16),
+            tempo=episode.uniform(0.8, 1.25),
+            plane=person.uniform(-0.4, 0.4) + episode.uniform(-0.2, 0.2),
+            amplitude=person.uniform(0.88, 1.08) * episode.uniform(0.95, 1.05),
+            sway=episode.uniform(0.0, 0.03),
+            turn=person.uniform(-8, 8) + episode.uniform(-10, 10),
+            colours=colours,
+        )
+
+
+def trajectory(action: int, style: Style, n_frames: int) -> np.ndarray:
+    """Joints over time, (n_frames, 15, 3) metres, in the order of :data:`JOINTS`."""
+    _, motion, backwards = ACTIONS[action]
+    time = np.linspace(0.0, 1.0, n_frames)
+    phase = np.clip((time - style.hold_begin) / (1 - style.hold_begin - style.hold_end), 0.0, 1.0) ** style.tempo
+    poses = np.stack([_pose(motion, float(u), float(t), style) for u, t in zip(phase, time, strict=True)])
+    return poses[::-1].copy() if backwards else poses
+
+
+def _pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
+    """One pose: hands and feet are put where the motion wants them, elbows and knees follow."""
+    smooth = u * u * (3 - 2 * u)
+    size, amplitude = style.height, style.amplitude
+    pelvis = np.array([style.sway * math.sin(7 * t), 0.0, 0.92])
+    lean = 0.04
+    hands = {side: np.array([sign * 0.24, 0.06, 0.82]) for side, sign in (("r", 1), ("l", -1))}
+    feet = {side: np.array([sign * 0.11, 0.02, 0.05]) for side, sign in (("r", 1), ("l", -1))}
+    if motion == "raise":
+        angle = smooth * 2.75 * amplitude
+        sideways = math.cos(style.plane)
+        shoulder = np.array([0.19, 0.0, 1.42])
+        swing = np.array([math.sin(angle) * sideways, math.sin(angle) * (0.5 + 0.5 * style.plane), -math.cos(angle)])
+        hands["r"] = shoulder + 0.56 * swing / np.linalg.norm(swing)
+    elif motion == "circle":
+        for side, sign in (("r", 1), ("l", -1)):
+            angle = 4 * math.pi * u + 0.15 * sign
+            shoulder = np.array([sign * 0.19, 0.0, 1.42])
+            ring = np.array([sign * (0.2 + 0.15 * style.plane), math.sin(angle), -math.cos(angle)])
+            hands[side] = shoulder + 0.53 * amplitude * ring / np.linalg.norm(ring)
+    elif motion == "sit":
+        pelvis += np.array([0.0, -0.36, -0.45]) * smooth * amplitude
+        lean += 0.55 * math.sin(math.pi * smooth) + 0.05 * smooth
+        for hand in hands.values():
+            hand += np.array([0.0, 0.28, -0.2]) * smooth
+    elif motion == "kick":
+        lift = math.sin(math.pi / 2 * u / 0.25) if u < 0.25 else math.cos(math.pi / 2 * (u - 0.25) / 0.75)
+        feet["r"] = feet["r"] + np.array([0.04, 0.72, 0.62]) * lift * amplitude
+        lean -= 0.22 * lift
+        hands["l"] = hands["l"] + np.array([-0.1, 0.25, 0.2]) * lift
+        hands["r"] = hands["r"] + np.array([0.12, -0.15, 0.1]) * lift
+    elif motion == "step":
+        across = (0.5 - smooth) * 1.0 * amplitude
+        pelvis[0] += across
+        for side, delay in (("r", 0.0), ("l", math.pi)):
+            stride = math.sin(6 * math.pi * smooth + delay) * math.sin(math.pi * smooth)
+            feet[side] = feet[side] + np.array([across + 0.07 * stride, 0.0, 0.16 * max(0.0, stride)])
+            hands[side] = hands[side] + np.array([across, 0.12 * stride, 0.0])
+    up = np.array([0.0, math.sin(lean), math.cos(lean)])
+    neck = pelvis + 0.55 * up
+    joints = {"pelvis": pelvis, "neck": neck, "head": neck + 0.2 * up}
+    for side, sign in (("r", 1), ("l", -1)):
+        shoulder = neck + np.array([sign * 0.19, 0.0, -0.04])
+        hip = pelvis + np.array([sign * 0.1, 0.0, -0.02])
+        elbow, hand = _bend(
+            shoulder, hands[side], 0.29 * style.arm, 0.29 * style.arm, np.array([sign * 0.4, -1.0, -0.3])
+        )
+        knee, foot = _bend(hip, feet[side], 0.44, 0.44, np.array([0.0, 1.0, 0.2]))
+        joints |= {f"shoulder_{side}": shoulder, f"elbow_{side}": elbow, f"hand_{side}": hand}
+        joints |= {f"hip_{side}": hip, f"knee_{side}": knee, f"foot_{side}": foot}
+    pose = np.stack([joints[name] for name in JOINTS]) * size
+    turn = math.radians(style.turn)
+    rotation = np.array([[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
+    return np.asarray(pose @ rotation.T)
+
+
+def _bend(
+    root: np.ndarray, end: np.ndarray, upper: float, lower: float, pole: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Elbow (or knee) and hand (or foot) of a limb of two bones that reaches for ``end``, bent towards ``pole``."""
+    reach = end - root
+    distance = float(np.clip(np.linalg.norm(reach), 0.05, 0.999 * (upper + lower)))
+    axis = reach / (np.linalg.norm(reach) + 1e-9)
+    along = (distance**2 + upper**2 - lower**2) / (2 * distance)
+    side = pole - axis * float(pole @ axis)
+    side /= np.linalg.norm(side) + 1e-9
+    return root + axis * along + side * math.sqrt(max(0.0, upper**2 - along**2)), root + axis * distance
+
+
+def project(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndarray:
+    """Perspective projection. (..., 3) metres -> (..., 3): column and row in pixels, and depth in metres."""
+    azimuth = math.radians(degrees)
+    forward = -np.array([math.sin(azimuth), math.cos(azimuth), 0.0])
+    right = np.array([-forward[1], forward[0], 0.0]) * -1.0
+    relative = points - (np.array([0.0, 0.0, CAMERA_HEIGHT]) - forward * CAMERA_DISTANCE)
+    depth = np.maximum(relative @ forward, 0.15)
+    scale = FOCAL * size[1] / depth
+    column = size[0] / 2 + (relative @ right) * scale
+    row = size[1] * 0.40 - relative[..., 2] * scale
+    return np.stack([column, row, depth], axis=-1)
+
+
+def draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: float) -> None:
+    """Draw the figure into a picture, far limbs first, with a shadow on the floor."""
+    draw = ImageDraw.Draw(picture)
+    flat = project(joints, degrees, picture.size)
+    at = {name: flat[k] for k, name in enumerate(JOINTS)}
+    scale = FOCAL * picture.size[1]
+    ground = project(np.array([joints[0, 0], joints[0, 1], 0.0]), degrees, picture.size)
+    wide = 0.3 * scale / ground[2]
+    draw.ellipse((ground[0] - wide, ground[1] - wide / 5, ground[0] + wide, ground[1] + wide / 5), fill=(45, 42, 40))
+    parts = [(at[a][2] + at[b][2], a, b, radius, part) for a, b, radius, part in LIMBS]
+    for depth, a, b, radius, part in sorted(parts, key=lambda item: -item[0]):
+        # Nearer limbs are lighter: shading enough to tell an arm from the chest behind it.
+        light = float(np.clip(1.35 - 0.5 * (depth / 2 - CAMERA_DISTANCE + 0.5), 0.7, 1.3))
+        colour = _colour(np.array(style.colours[part]) * light)
+        _limb(draw, at[a], at[b], radius * style.height * scale, colour)
+    head, radius = at["head"], 0.115 * style.height * scale / at["head"][2]
+    draw.ellipse(
+        (head[0] - radius, head[1] - 1.15 * radius, head[0] + radius, head[1] + 1.15 * radius),
+        fill=style.colours["skin"],
+    )
+    draw.chord(
+        (head[0] - radius, head[1] - 1.15 * radius, head[0] + radius, head[1] + 1.15 * radius),
+        180,
+        360,
+        fill=style.colours["hair"],
+    )
+
+
+def _limb(draw: ImageDraw.ImageDraw, a: np.ndarray, b: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:
+    thick = radius * 2 / ((a[2] + b[2]) / 2)
+    draw.line((a[0], a[1], b[0], b[1]), fill=colour, width=max(2, round(thick)))
+    for point in (a, b):
+        r = thick / 2
+        draw.ellipse((point[0] - r, point[1] - r, point[0] + r, point[1] + r), fill=colour)
+
+
+def draw_room(room: int, degrees: float, size: tuple[int, int]) -> Image.Image:
+    """One of the rooms, seen from a camera: tiled floor and walls, and furniture, the same from every side."""
+    rng = np.random.default_rng((90_210, room))
+    floor, tiles = _muted(rng.uniform(60, 200, 3)), int(rng.integers(4, 12))
+    walls = [_muted(rng.uniform(60, 230, 3)) for _ in range(4)]
+    bands = int(rng.integers(2, 9))
+    contrast = rng.uniform(8, 45)
+    quads: list[tuple[np.ndarray, np.ndarray]] = []
+    reach, top = 2.8, 2.9
+    origin, across, away = np.array([-reach, -reach, 0.0]), np.array([2 * reach, 0, 0]), np.array([0, 2 * reach, 0])
+    quads += _tiled(origin, across, away, tiles, tiles, floor, contrast, rng)
+    corners = np.array([[-reach, -reach], [reach, -reach], [reach, reach], [-reach, reach]])
+    for k, wall in enumerate(walls):
+        begin, end = corners[k], corners[(k + 1) % 4]
+        along = np.array([*(end - begin), 0.0])
+        quads += _tiled(np.array([*begin, 0.0]), along, np.array([0, 0, top]), bands * 2, bands, wall, contrast, rng)
+    for _ in range(int(rng.integers(4, 8))):
+        angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(1.7, 2.5)
+        quads += _box(
+            np.array([math.cos(angle) * distance, math.sin(angle) * distance, 0.0]),
+            rng.uniform((0.3, 0.3, 0.4), (0.9, 0.9, 2.0)),
+            _muted(rng.uniform(20, 240, 3)),
+        )
+    picture = Image.new("RGB", (size[0] * 2, size[1] * 2), _colour(floor))
+    draw = ImageDraw.Draw(picture)
+    azimuth = math.radians(degrees)
+    camera = np.array([math.sin(azimuth) * CAMERA_DISTANCE, math.cos(azimuth) * CAMERA_DISTANCE, CAMERA_HEIGHT])
+    for corners_43, colour in sorted(quads, key=lambda quad: -float(np.linalg.norm(quad[0].mean(0) - camera))):
+        flat = project(corners_43, degrees, picture.size)
+        # What is beside or behind the camera (the near walls, furniture in the way) is not in the picture.
+        towards = corners_43.mean(0)[:2] @ camera[:2] / CAMERA_DISTANCE
+        if flat[:, 2].min() > 0.2 and towards < 1.0:
+            draw.polygon([(float(x), float(y)) for x, y, _ in flat], fill=_colour(colour))
+    return picture.resize(size, Image.Resampling.BOX)
+
+
+def _tiled(
+    origin: np.ndarray,
+    along: np.ndarray,
+    up: np.ndarray,
+    n: int,
+    m: int,
+    colour: np.ndarray,
+    contrast: float,
+    rng: np.random.Generator,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """A plane of n x m tiles whose colours vary around ``colour``."""
+    quads = []
+    for i in range(n):
+        for j in range(m):
+            a = origin + along * i / n + up * j / m
+            corners = np.stack([a, a + along / n, a + along / n + up / m, a + up / m])
+            quads.append((corners, colour + rng.normal(0, contrast) + rng.normal(0, contrast / 3, 3)))
+    return quads
+
+
+def _box(centre: np.ndarray, extent: np.ndarray, colour: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Four sides and the top of a box that stands on the floor."""
+    x, y, z = extent / np.array([2, 2, 1])
+    base = [centre + np.array([sx * x, sy * y, 0]) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+    lift = np.array([0, 0, z])
+    quads = []
+    for k, shade in enumerate((0.7, 0.9, 1.05, 0.8)):
+        a, b = base[k], base[(k + 1) % 4]
+        quads.append((np.stack([a, b, b + lift, a + lift]), colour * shade))
+    return [*quads, (np.stack([corner + lift for corner in base]), colour * 1.15)]
+
+
+def _muted(values: np.ndarray) -> np.ndarray:
+    """A colour as paint has it: half way to its grey."""
+    return np.asarray(0.5 * values + 0.5 * values.mean())
+
+
+def _colour(values: np.ndarray) -> tuple[int, int, int]:
+    r, g, b = np.clip(values, 0, 255).astype(int).tolist()
+    return r, g, b

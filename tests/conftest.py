@@ -1,0 +1,54 @@
+"""Fixtures for all tests: real video files, and the shared data where they are."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of shared test data. Skips without it, except in CI, where its absence is a failure."""
+    if SHARED.is_dir():
+        return SHARED
+    message = f"no shared test data at {SHARED}"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def make_video():
+    """Writes a video: red top left quarter on a grey that brightens by 5 a frame. Returns its path."""
+    import av
+
+    def make(path, n_frames, width=64, height=48, *, codec="mpeg4", fps=30, options=None, rotation=0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=fps, options=options or {})
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if rotation:
+                stream.set_display_rotation(rotation)
+            for k in range(n_frames):
+                picture = np.full((height, width, 3), 5 * k % 250, np.uint8)
+                picture[: height // 2, : width // 2] = [250, 0, 0]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def cut_file():
+    """Copies the first part of a file, as an interrupted download leaves it."""
+
+    def cut(source, target, share):
+        data = source.read_bytes()
+        target.write_bytes(data[: int(len(data) * share)])
+        return target
+
+    return cut

@@ -1,0 +1,216 @@
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import zarr
+from dtsf.cache import commit, zarr_store
+from dtsf.cache.commit import sweep_orphans, write_atomically
+from dtsf.cache.reader import list_datasets, open_dataset
+from dtsf.cache.records import Clip, ClipRecord, Verdict
+from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord, describe_difference
+from dtsf.cache.zarr_store import array_shapes, chunk_file, create_or_open, extend, read_records, write_shard
+from dtsf.errors import CacheError, FingerprintError
+
+SPEC = CacheSpec(
+    decoder="decord2 0", frames=2, size=96, grid=3, encoder="e", weights_hash="0", channels=4, picture_size=5
+)
+SHARD_SIZE = 3
+
+
+def info(name="a"):
+    return DatasetInfo(dataset="nucla", name=name, class_names=("x", "y"), view_names=("1", "2"))
+
+
+def clip(name):
+    return Clip(id=name, path=f"{name}.avi", label=0, raw_label="1", group="g", view=1)
+
+
+def rows(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.normal(size=(n, *shape)) * 50).astype(dtype) for name, (shape, dtype) in array_shapes(SPEC).items()
+    }
+
+
+def add_shard(folder, shard, names, bad=(), seed=0):
+    records = [ClipRecord(clip=clip(name), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
+    records += [ClipRecord(clip=clip(name), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
+    record = ShardRecord(
+        shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={}, seconds=1
+    )
+    extend(folder, shard + 1)
+    values = rows(len(names), seed)
+    return write_shard(folder, record, values, SHARD_SIZE), values
+
+
+@pytest.fixture
+def folder(tmp_path):
+    create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
+    return tmp_path / "a"
+
+
+def test_fingerprint_follows_every_field():
+    assert SPEC.fingerprint() == CacheSpec.model_validate_json(SPEC.model_dump_json()).fingerprint()
+    for field, value in SPEC.model_dump().items():
+        other = SPEC.model_copy(update={field: value + 1 if isinstance(value, int) else value + "x"})
+        assert other.fingerprint() != SPEC.fingerprint(), field
+        assert field in describe_difference(SPEC, other)
+
+
+def test_round_trip_in_any_order_and_through_zarr(folder):
+    _, first = add_shard(folder, 0, ["a", "b", "c"], seed=1)
+    _, second = add_shard(folder, 1, ["d"], bad=["e"], seed=2)
+    data = open_dataset(folder.parent)
+    assert [c.id for c in data.clips] == ["a", "b", "c", "d"]
+    assert [r.clip.id for r in data.bad] == ["e"]
+    assert data.verdicts == {"ok": 4, "truncated": 1}
+    for name in ("embeddings", "pictures", "frame_index"):
+        held = {**dict(zip("abc", first[name], strict=True)), "d": second[name][0]}
+        gathered = getattr(data, name)(["d", "b", "b", "a"])
+        assert gathered.dtype == array_shapes(SPEC)[name][1]
+        np.testing.assert_array_equal(gathered, [held[k] for k in "dbba"])
+    group = zarr.open_group(folder, mode="r")
+    assert group["embeddings"].shape == (6, 2, 9, 4)
+    assert group["embeddings"].metadata.dimension_names == ("clip", "frame", "cell", "channel")
+    np.testing.assert_array_equal(group["embeddings"][:3], first["embeddings"])
+    np.testing.assert_array_equal(group["pictures"][3], second["pictures"][0])
+    assert np.isnan(group["embeddings"][4:]).all()
+    assert (group["frame_index"][4:] == -1).all()
+    assert group.attrs["dtsf"]["fingerprint"] == SPEC.fingerprint()
+
+
+def test_chunk_file_is_raw_bytes_of_the_recorded_size_and_sum(folder):
+    import xxhash
+
+    record, values = add_shard(folder, 0, ["a", "b", "c"])
+    for name, held in record.files.items():
+        data = (folder / name).read_bytes()
+        assert (len(data), xxhash.xxh3_64_hexdigest(data)) == (held.bytes, held.xxh3)
+    assert (folder / chunk_file("embeddings", 0)).read_bytes() == values["embeddings"].tobytes()
+
+
+def test_newest_record_of_a_clip_wins(folder):
+    add_shard(folder, 0, ["a", "b"], seed=1)
+    _, newer = add_shard(folder, 1, ["a"], bad=["b"], seed=2)
+    data = open_dataset(folder.parent)
+    np.testing.assert_array_equal(data.embeddings(["a"]), newer["embeddings"])
+    with pytest.raises(CacheError, match="'b' has no row"):
+        data.embeddings(["b"])
+
+
+def test_shard_without_record_does_not_exist(folder):
+    add_shard(folder, 0, ["a"])
+    add_shard(folder, 1, ["b"])
+    (folder / "shards/00001.json").unlink()
+    assert [c.id for c in open_dataset(folder.parent).clips] == ["a"]
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "grown"])
+def test_damaged_chunk_is_named(folder, damage):
+    add_shard(folder, 0, ["a"])
+    path = folder / chunk_file("embeddings", 0)
+    data = path.read_bytes()
+    path.unlink() if damage == "missing" else path.write_bytes(data[:-1] if damage == "cut" else data + b"x")
+    with pytest.raises(CacheError, match=r"shard 0.*embeddings/c/0"):
+        open_dataset(folder.parent).embeddings(["a"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(shard=7), "says that it is shard 7"),
+        (lambda d: d.update(fingerprint="0" * 16), "has fingerprint 0000"),
+        (lambda d: d["clips"][0].update(row=2), "has row 2"),
+        (lambda d: d["clips"][0].update(row=-1), "has row -1"),
+        (lambda d: d.update(surprise=1), "is damaged"),
+    ],
+)
+def test_record_that_cannot_be_true_is_refused(folder, change, message):
+    add_shard(folder, 0, ["a", "b"])
+    path = folder / "shards/00000.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+    with pytest.raises(CacheError, match=message):
+        open_dataset(folder.parent)
+
+
+def test_open_refusals(tmp_path):
+    with pytest.raises(CacheError, match=r"no cache at .*dtsf preprocess"):
+        open_dataset(tmp_path / "none")
+    with pytest.raises(CacheError, match=r"is empty.*dtsf preprocess"):
+        open_dataset(tmp_path)
+    for name in ("a", "b"):
+        create_or_open(tmp_path / name, SPEC, info(name), SHARD_SIZE)
+    with pytest.raises(CacheError, match=r"2 data sets \(a, b\).*--dataset"):
+        open_dataset(tmp_path)
+    with pytest.raises(CacheError, match=r"no data set 'c'.*a, b"):
+        open_dataset(tmp_path, "c")
+    with pytest.raises(CacheError, match="no data set '../a'"):
+        open_dataset(tmp_path, "../a")
+    with pytest.raises(CacheError, match="nothing is committed yet"):
+        open_dataset(tmp_path, "a")
+
+
+def test_other_settings_are_refused_with_the_difference(folder):
+    other = SPEC.model_copy(update={"size": 192})
+    with pytest.raises(FingerprintError, match=r"size: 96 in the cache, 192 asked for.*--name.*--overwrite"):
+        create_or_open(folder, other, info(), SHARD_SIZE)
+    with pytest.raises(CacheError, match="Choose another --name"):
+        create_or_open(folder, SPEC, info().model_copy(update={"class_names": ("z",)}), SHARD_SIZE)
+    assert create_or_open(folder, SPEC, info(), 99) == SHARD_SIZE
+
+
+def test_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/thesis.txt").write_text("mine")
+    with pytest.raises(CacheError, match="not a dtsf cache"):
+        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
+    assert (tmp_path / "a/thesis.txt").read_text() == "mine"
+
+
+def test_killed_while_being_made_can_be_made_again(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(zarr_store, "write_atomically", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
+    assert list_datasets(tmp_path) == []
+    create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
+    add_shard(tmp_path / "a", 0, ["a"])
+    assert list_datasets(tmp_path) == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def _interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_full_disk_keeps_the_old_file_and_says_what_to_do(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(commit.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(CacheError, match=rf"{path}.*No space left.*committed so far is safe.*same command again"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_parent_that_is_a_file_is_a_cache_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match="cannot write"):
+        write_atomically(tmp_path / "file/below", b"")
+
+
+def test_orphans_are_swept_and_nothing_else(folder, monkeypatch):
+    add_shard(folder, 0, ["a"])
+    before = sorted(p for p in folder.rglob("*") if p.is_file())
+    with monkeypatch.context() as patch:
+        patch.setattr(commit.os, "fsync", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(folder / "shards/00001.json", b"half")
+    assert len(sorted(p for p in folder.rglob("*") if p.is_file())) == len(before) + 1
+    assert [r.shard for r in read_records(folder)] == [0]
+    assert sweep_orphans(folder) == 1
+    assert sorted(p for p in folder.rglob("*") if p.is_file()) == before

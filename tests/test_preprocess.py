@@ -1,0 +1,243 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from dtsf.cache.reader import open_dataset
+from dtsf.cache.records import Clip
+from dtsf.errors import BadClipsError, CacheError, ConfigError, FingerprintError
+from dtsf.pipeline.catalog import Catalog
+from dtsf.pipeline.encoders import load_encoder
+from dtsf.pipeline.run import make_spec, preprocess
+from dtsf.pipeline.video import decode_clip
+
+SMALL = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3}
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before():
+    """The worker sets one thread in its process, which in these tests is this one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def catalog_of(root, names, dataset="nucla"):
+    clips = tuple(
+        Clip(id=name, path=f"{name}.avi", label=k % 2, raw_label=str(k % 2), group=f"g{k // 2}", view=k % 2 + 1)
+        for k, name in enumerate(names)
+    )
+    return Catalog(dataset=dataset, root=root, clips=clips, class_names=("x", "y"), view_names=("1", "2"))
+
+
+@pytest.fixture(scope="module")
+def videos(make_video, tmp_path_factory):
+    root = tmp_path_factory.mktemp("videos")
+    for k in range(10):
+        make_video(root / f"c{k}.avi", 8 + k, 64 + 2 * k, 48)
+    return root
+
+
+@pytest.fixture(scope="module")
+def spec():
+    return make_spec(**SMALL)
+
+
+def ten(videos):
+    return catalog_of(videos, [f"c{k}" for k in range(10)])
+
+
+def test_rows_are_what_decoding_and_embedding_give(videos, spec, tmp_path):
+    seen = []
+    result = preprocess(ten(videos), tmp_path, spec, workers=1, shard_size=4, on_progress=seen.append)
+    assert (result.clips, result.groups, result.already_done, result.verdicts) == (10, 5, 0, {"ok": 10})
+    assert [(p.done, p.total, p.bad) for p in seen] == [(k, 10, 0) for k in range(1, 11)]
+    data = open_dataset(tmp_path)
+    assert len(list((data.folder / "shards").iterdir())) == 3
+    encoder = load_encoder(spec.encoder, spec.size, spec.grid, "cpu")
+    for name in ("c0", "c9"):
+        decoded = decode_clip(videos / f"{name}.avi", 3, 96)
+        np.testing.assert_array_equal(data.embeddings([name])[0], encoder.embed(decoded.frames))
+        np.testing.assert_array_equal(data.frame_index([name])[0], decoded.frame_index)
+        # Twice shrunk by two: a small picture is the mean of 2 x 2.
+        blocks = decoded.frames.reshape(3, 48, 2, 48, 2, 3).mean((2, 4))
+        assert np.abs(data.pictures([name])[0] - blocks).max() <= 1
+    shard, record = data.records["c9"]
+    held = zarr.open_group(data.folder, mode="r")["embeddings"][shard * data.shard_size + record.row]
+    np.testing.assert_array_equal(held, data.embeddings(["c9"])[0])
+
+
+def test_second_run_does_nothing_and_a_changed_or_new_clip_alone_is_done(make_video, spec, tmp_path):
+    root, cache = tmp_path / "v", tmp_path / "c"
+    for k in range(3):
+        make_video(root / f"c{k}.avi", 8)
+    preprocess(catalog_of(root, ["c0", "c1"]), cache, spec, workers=1)
+    files = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
+    again = preprocess(catalog_of(root, ["c0", "c1"]), cache, spec, workers=1)
+    assert (again.already_done, again.clips) == (2, 2)
+    assert files == {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
+    before = open_dataset(cache).embeddings(["c0", "c1"])
+    make_video(root / "c1.avi", 12, 320, 240)
+    third = preprocess(catalog_of(root, ["c0", "c1", "c2"]), cache, spec, workers=1)
+    assert (third.already_done, third.clips) == (1, 3)
+    after = open_dataset(cache).embeddings(["c0", "c1"])
+    np.testing.assert_array_equal(after[0], before[0])
+    assert (after[1] != before[1]).any()
+
+
+def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, spec, tmp_path):
+    root, cache = tmp_path / "v", tmp_path / "c"
+    whole = make_video(root / "whole.avi", 60)
+    cut_file(whole, root / "cut.avi", 0.6)
+    make_video(root / "one.avi", 1)
+    (root / "text.avi").write_text("no video")
+    catalog = catalog_of(root, ["cut", "missing", "one", "text", "whole"])
+    with pytest.raises(BadClipsError, match=r"3 of 5 clips.*--max-bad 5%") as raised:
+        preprocess(catalog, cache, spec, workers=1)
+    for name in ("cut.avi: truncated", "missing.avi: unreadable", "text.avi: unreadable"):
+        assert name in str(raised.value)
+    assert raised.value.exit_code == 1
+    assert raised.value.result.verdicts == {"ok": 1, "short": 1, "truncated": 1, "unreadable": 2}
+    data = open_dataset(cache)
+    assert [c.id for c in data.clips] == ["one", "whole"]
+    again = preprocess(catalog, cache, spec, workers=1, max_bad=0.6)
+    assert (again.already_done, len(again.bad)) == (5, 3)
+    make_video(root / "missing.avi", 9)
+    assert preprocess(catalog, cache, spec, workers=1, max_bad=0.6).already_done == 4
+    assert open_dataset(cache).verdicts == {"ok": 2, "short": 1, "truncated": 1, "unreadable": 1}
+
+
+def test_other_settings_name_and_overwrite(videos, spec, tmp_path):
+    catalog = catalog_of(videos, ["c0", "c1"])
+    preprocess(catalog, tmp_path, spec, workers=1)
+    other = make_spec(**{**SMALL, "frames": 2})
+    with pytest.raises(FingerprintError, match="frames: 3 in the cache, 2 asked for"):
+        preprocess(catalog, tmp_path, other, workers=1)
+    preprocess(catalog, tmp_path, other, name="two", workers=1)
+    preprocess(catalog, tmp_path, other, workers=1, overwrite=True)
+    assert open_dataset(tmp_path, "nucla").spec.frames == open_dataset(tmp_path, "two").spec.frames == 2
+    for name in ("../up", ".hidden", "a/b", " "):
+        with pytest.raises(ConfigError, match="plain folder name"):
+            preprocess(catalog, tmp_path, spec, name=name, workers=1)
+
+
+def test_overwrite_does_not_remove_what_is_not_a_cache(videos, spec, tmp_path):
+    (tmp_path / "nucla").mkdir()
+    (tmp_path / "nucla/thesis.txt").write_text("mine")
+    with pytest.raises(CacheError, match="does not remove it"):
+        preprocess(ten(videos), tmp_path, spec, workers=1, overwrite=True)
+    assert (tmp_path / "nucla/thesis.txt").exists()
+
+
+def test_second_run_at_the_same_time_is_refused(videos, spec, tmp_path):
+    catalog = catalog_of(videos, ["c0", "c1"])
+    messages = []
+
+    def meanwhile(_):
+        with pytest.raises(CacheError, match="another dtsf preprocess") as raised:
+            preprocess(catalog, tmp_path, spec, workers=1)
+        messages.append(str(raised.value))
+
+    assert preprocess(catalog, tmp_path, spec, workers=1, on_progress=meanwhile).verdicts == {"ok": 2}
+    assert len(messages) == 2
+
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+from dtsf.pipeline.catalog import Catalog
+from dtsf.pipeline.run import make_spec, preprocess
+
+if __name__ == "__main__":
+    catalog = Catalog.model_validate_json(Path(sys.argv[1]).read_text())
+    preprocess(catalog, Path(sys.argv[2]), make_spec(**json.loads(sys.argv[3])), workers=int(sys.argv[4]), shard_size=1)
+"""
+
+
+def start_script(tmp_path, catalog, cache, workers):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "catalog.json").write_text(catalog.model_dump_json())
+    arguments = [tmp_path / "script.py", tmp_path / "catalog.json", cache, json.dumps(SMALL), str(workers)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, *arguments], stderr=subprocess.PIPE, env=environment, start_new_session=True
+    )
+
+
+def wait_for_shards(process, cache, n):
+    limit = time.monotonic() + 90
+    while len(list(cache.glob("nucla/shards/0*.json"))) < n:
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def test_killed_then_resumed_equals_undisturbed(make_video, spec, tmp_path):
+    for k in range(12):
+        make_video(tmp_path / f"v/c{k}.avi", 30, 640, 480)
+    catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(12)])
+    preprocess(catalog, tmp_path / "whole", spec, workers=1)
+    process = start_script(tmp_path, catalog, tmp_path / "killed", 1)
+    wait_for_shards(process, tmp_path / "killed", 2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    assert process.returncode == -signal.SIGKILL
+    result = preprocess(catalog, tmp_path / "killed", spec, workers=1, shard_size=1)
+    assert 2 <= result.already_done < 12
+    whole, killed = open_dataset(tmp_path / "whole"), open_dataset(tmp_path / "killed")
+    ids = [clip.id for clip in catalog.clips]
+    for name in ("embeddings", "pictures", "frame_index"):
+        np.testing.assert_array_equal(getattr(killed, name)(ids), getattr(whole, name)(ids))
+    assert not list((tmp_path / "killed").rglob("*tmp*"))
+
+
+@pytest.mark.slow
+def test_two_workers_equal_one(videos, spec, tmp_path):
+    seen = []
+    preprocess(ten(videos), tmp_path / "one", spec, workers=1)
+    result = preprocess(ten(videos), tmp_path / "two", spec, workers=2, on_progress=seen.append)
+    assert result.verdicts == {"ok": 10}
+    assert seen[-1].done == 10
+    one, two = open_dataset(tmp_path / "one"), open_dataset(tmp_path / "two")
+    assert len(list((two.folder / "shards").iterdir())) == 2
+    ids = [clip.id for clip in one.clips]
+    np.testing.assert_array_equal(one.embeddings(ids), two.embeddings(ids))
+
+
+@pytest.mark.slow
+def test_interrupt_ends_two_workers_soon_and_can_go_on(make_video, spec, tmp_path):
+    for k in range(40):
+        make_video(tmp_path / f"v/c{k}.avi", 30, 640, 480)
+    catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(40)])
+    process = start_script(tmp_path, catalog, tmp_path / "c", 2)
+    wait_for_shards(process, tmp_path / "c", 1)
+    # Only the main process gets it here; in a terminal the workers do too.
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 20
+    assert b"KeyboardInterrupt" in errors
+    assert process.returncode != 0
+    result = preprocess(catalog, tmp_path / "c", spec, workers=1)
+    assert result.already_done >= 1
+    assert len(open_dataset(tmp_path / "c").clips) == 40
+
+
+def test_shared_clips(shared_data, tmp_path):
+    root = shared_data / "motion/iid/multiview_action_videos/a01"
+    names = sorted(path.stem for path in root.glob("*.avi"))[:3]
+    spec = make_spec(encoder="efficientnet-lite0", frames=16, size=192, grid=6)
+    result = preprocess(catalog_of(root, names), tmp_path, spec, workers=1)
+    assert result.verdicts == {"ok": 3}
+    embeddings = open_dataset(tmp_path).embeddings(names)
+    assert embeddings.shape == (3, 16, 36, 112)
+    assert np.isfinite(embeddings).all()
+    assert embeddings.std() > 0.1

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+from dtsf.cache.records import Verdict
+from dtsf.errors import VideoError
+from dtsf.pipeline.sampling import segment_centres
+from dtsf.pipeline.video import decode_clip, probe, target_size
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+
+@given(st.integers(1, 5000), st.integers(1, 64))
+def test_segment_centres_stay_inside_and_in_order(n_frames, n_samples):
+    index = segment_centres(n_frames, n_samples)
+    assert index.shape == (n_samples,)
+    assert index[0] >= 0
+    assert index[-1] < n_frames
+    assert (np.diff(index) >= 0).all()
+    if n_frames < n_samples:
+        assert index.tolist() == [*range(n_frames), *[n_frames - 1] * (n_samples - n_frames)]
+    else:
+        # Each sample lies in its own segment [i n / F, (i + 1) n / F), in whole numbers.
+        for i, frame in enumerate(index.tolist()):
+            assert i * n_frames // n_samples <= frame < -(-(i + 1) * n_frames // n_samples)
+        assert len(set(index.tolist())) == n_samples
+
+
+def test_segment_centres_values():
+    assert segment_centres(12, 4).tolist() == [1, 4, 7, 10]
+    with pytest.raises(ValueError, match="n_frames"):
+        segment_centres(0, 4)
+
+
+@given(st.integers(1, 4000), st.integers(1, 4000))
+def test_target_size_keeps_short_side(width, height):
+    w, h = target_size(width, height, 192)
+    assert min(w, h) == 192
+    assert abs(max(w, h) - 192 * max(width, height) / min(width, height)) <= 0.5
+
+
+def test_whole_clip_is_ok_and_frames_are_the_ones_named(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", 40, 320, 240)
+    assert (probe(path).declared_frames, probe(path).fps) == (40, 30.0)
+    clip = decode_clip(path, 8, 192)
+    assert (clip.verdict, clip.declared_frames, clip.decoded_frames) == (Verdict.OK, 40, 40)
+    assert clip.frames.shape == (8, 192, 192, 3)
+    assert clip.frame_index.dtype == np.int32
+    # PyAV decodes the same frames by another way; the bottom right is one grey, which scaling leaves as it is.
+    import av
+
+    with av.open(str(path)) as container:
+        greys = np.array([frame.to_ndarray(format="rgb24")[200, 250, 0] for frame in container.decode(video=0)])
+    assert np.abs(clip.frames[:, 150, 150, 0].astype(int) - greys[clip.frame_index]).max() <= 1
+    assert (np.diff(greys[clip.frame_index].astype(int)) > 15).all()
+
+
+@pytest.mark.parametrize("size", [(33, 47), (47, 33), (240, 320), (1920, 1080), (2, 2), (16, 900)])
+def test_odd_and_portrait_sizes(make_video, tmp_path, size):
+    clip = decode_clip(make_video(tmp_path / "a.avi", 3, *size), 4, 96)
+    assert clip.frames.shape == (4, 96, 96, 3)
+    assert clip.verdict is Verdict.SHORT
+
+
+def test_one_frame_clip_is_short_and_repeated(make_video, tmp_path):
+    clip = decode_clip(make_video(tmp_path / "a.avi", 1), 4, 96)
+    assert (clip.verdict, clip.frame_index.tolist(), clip.decoded_frames) == (Verdict.SHORT, [0, 0, 0, 0], 1)
+    assert (clip.frames == clip.frames[0]).all()
+    assert "1 of 4" in clip.reason
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
+def test_cut_avi_is_truncated_not_short(make_video, cut_file, tmp_path, share):
+    whole = make_video(tmp_path / "whole.avi", 105, 320, 240)
+    with pytest.raises(VideoError, match="declares 105 frames") as raised:
+        decode_clip(cut_file(whole, tmp_path / "cut.avi", share), 16, 192)
+    assert raised.value.verdict == Verdict.TRUNCATED
+
+
+@pytest.mark.parametrize(("name", "bframes"), [("a.avi", 2), ("a.mp4", 2), ("a.mp4", 16)])
+def test_healthy_h264_with_b_frames_is_not_refused(make_video, tmp_path, name, bframes):
+    """Fails if decord gets too few retries at the end of the file: 40 is too few for 2 B-frames, 60 for 16."""
+    options = {"x264-params": f"bframes={bframes}:ref=16:b-adapt=0:keyint=250"}
+    clip = decode_clip(make_video(tmp_path / name, 60, codec="libx264", options=options), 16, 96)
+    assert (clip.verdict, clip.decoded_frames) == (Verdict.OK, 60)
+
+
+def test_container_that_declares_nothing_is_no_truncation(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mkv", 20, codec="libx264")
+    assert probe(path).declared_frames == 0
+    assert decode_clip(path, 4, 96).verdict is Verdict.OK
+
+
+def test_unreadable_files(tmp_path):
+    import wave
+
+    (tmp_path / "text.avi").write_text("not a video " * 50)
+    (tmp_path / "empty.avi").touch()
+    with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16000))
+    (tmp_path / "folder").mkdir()
+    for name in ("text.avi", "empty.avi", "sound.wav", "folder", "missing.avi"):
+        with pytest.raises(VideoError, match=name) as raised:
+            decode_clip(tmp_path / name, 4, 96)
+        assert raised.value.verdict == Verdict.UNREADABLE
+
+
+@pytest.mark.parametrize("rotation", [90, -90])
+def test_rotated_video_keeps_its_aspect(make_video, tmp_path, rotation):
+    """A 320x240 picture shown turned is 240x320: the red quarter is 160 of 320 high, the whole crop 240."""
+    path = make_video(tmp_path / "a.mp4", 4, 320, 240, rotation=rotation)
+    assert (probe(path).width, probe(path).height) == (240, 320)
+    frame = decode_clip(path, 2, 96).frames[0].astype(int)
+    red = (frame[..., 0] > 150) & (frame[..., 1] < 100)
+    # Of 128 rows the middle 96 are kept: the red half of 64 rows loses 16. Squashed, it would have 48 by 64 or so.
+    assert abs(red.any(axis=1).sum() - 48) <= 2
+    assert abs(red.any(axis=0).sum() - 48) <= 2
+
+
+def test_start_and_end(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", 60)
+    clip = decode_clip(path, 5, 96, start=0.5, end=1.0)
+    assert clip.frame_index.tolist() == [16, 19, 22, 25, 28]
+    assert decode_clip(path, 5, 96, start=1.9).verdict is Verdict.SHORT
+    with pytest.raises(VideoError, match=r"starts at 3 s, the video ends at 2\.00 s"):
+        decode_clip(path, 5, 96, start=3.0)
+    with pytest.raises(VideoError, match="before it starts"):
+        decode_clip(path, 5, 96, start=0.5, end=0.2)
+
+
+def test_frame_folder_is_sorted_by_number(tmp_path):
+    for number in (10, 9, 100):
+        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"frame_{number}_tc_5_rgb.jpg", quality=100)
+    (tmp_path / "frame_9_tc_5_depth.png").write_bytes(b"")
+    (tmp_path / "fileList.txt").write_text("9 5")
+    clip = decode_clip(tmp_path, 3, 32)
+    assert np.abs(clip.frames[:, 16, 16, 0].astype(int) - [9, 10, 100]).max() <= 3
+    with pytest.raises(VideoError, match="need a frame rate"):
+        decode_clip(tmp_path, 3, 32, start=1.0)
+    (tmp_path / "frame_11_tc_5_rgb.jpg").write_bytes(b"broken")
+    with pytest.raises(VideoError, match="frame_11"):
+        decode_clip(tmp_path, 4, 32)
+
+
+def test_shared_clip(shared_data):
+    path = min((shared_data / "motion/iid/multiview_action_videos/a01").glob("*.avi"))
+    clip = decode_clip(path, 16, 192)
+    assert clip.verdict is Verdict.OK
+    assert clip.declared_frames == clip.decoded_frames >= 16
