@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import zarr
+
 from dtsf.cache import commit, zarr_store
 from dtsf.cache.commit import sweep_orphans, write_atomically
 from dtsf.cache.reader import list_datasets, open_dataset

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from dtsf.errors import ConfigError
 from dtsf.pipeline.encoders import encoder_identity, load_encoder
 

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.sampling import segment_centres
 from dtsf.pipeline.video import decode_clip, probe, target_size
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
 
 
 @given(st.integers(1, 5000), st.integers(1, 64))
@@ -50,7 +51,8 @@ def test_whole_clip_is_ok_and_frames_are_the_ones_named(make_video, tmp_path):
 
     with av.open(str(path)) as container:
         greys = np.array([frame.to_ndarray(format="rgb24")[200, 250, 0] for frame in container.decode(video=0)])
-    assert np.abs(clip.frames[:, 150, 150, 0].astype(int) - greys[clip.frame_index]).max() <= 1
+    # The two turn YUV to RGB with other rounding; a frame is 5 brighter than the one before.
+    assert np.abs(clip.frames[:, 150, 150, 0].astype(int) - greys[clip.frame_index]).max() <= 2
     assert (np.diff(greys[clip.frame_index].astype(int)) > 15).all()
 
 
@@ -76,12 +78,14 @@ def test_cut_avi_is_truncated_not_short(make_video, cut_file, tmp_path, share):
     assert raised.value.verdict == Verdict.TRUNCATED
 
 
-@pytest.mark.parametrize(("name", "bframes"), [("a.avi", 2), ("a.mp4", 2), ("a.mp4", 16)])
-def test_healthy_h264_with_b_frames_is_not_refused(make_video, tmp_path, name, bframes):
-    """Fails if decord gets too few retries at the end of the file: 40 is too few for 2 B-frames, 60 for 16."""
-    options = {"x264-params": f"bframes={bframes}:ref=16:b-adapt=0:keyint=250"}
-    clip = decode_clip(make_video(tmp_path / name, 60, codec="libx264", options=options), 16, 96)
-    assert (clip.verdict, clip.decoded_frames) == (Verdict.OK, 60)
+@pytest.mark.parametrize("name", ["a.avi", "a.mp4"])
+@pytest.mark.parametrize(("length", "n_frames"), [(103, 64), (20, 16)])
+def test_healthy_h264_with_b_frames_is_not_refused(make_video, tmp_path, name, length, n_frames):
+    """Fails if decord's retries at the end of a file are limited to less than the frames of the clip."""
+    path = make_video(tmp_path / name, length, 320, 240, codec="libx264", options={"bf": "2", "g": "250"})
+    for _ in range(3):  # which attempt fails is left to chance
+        clip = decode_clip(path, n_frames, 96)
+        assert (clip.verdict, clip.decoded_frames, clip.frame_index[-1]) == (Verdict.OK, length, length - 1)
 
 
 def test_container_that_declares_nothing_is_no_truncation(make_video, tmp_path):

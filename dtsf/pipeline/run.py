@@ -170,7 +170,7 @@ def plan(
     tasks = []
     for k in range(n_shards):
         part = missing[k * len(missing) // n_shards : (k + 1) * len(missing) // n_shards]
-        tasks.append(ShardTask(str(folder), str(catalog.root), first + k, shard_size, tuple(part), spec))
+        tasks.append(ShardTask(str(folder), str(catalog.root.absolute()), first + k, shard_size, tuple(part), spec))
     return tasks, len(catalog.clips) - len(missing), bad
 
 
