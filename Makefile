@@ -1,0 +1,53 @@
+# Everything a person does with a checkout. One thread everywhere: two beside another process spin.
+export OMP_NUM_THREADS ?= 1
+BIN := .venv/bin
+DATA ?= data/nucla
+DEMO ?= demo
+
+.PHONY: help setup setup-gpu check test test-slow demo bench reproduce-nucla clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+setup: .venv/.done  ## Make .venv with dtsf and its tools
+
+.venv/.done: pyproject.toml constraints.txt
+	python3 -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+setup-gpu: setup  ## Add the CUDA kernels (needs nvcc and a CUDA build of torch)
+	MAMBA_KEEP_CUDA_BUILD=TRUE $(BIN)/pip install --no-build-isolation -e '.[gpu]'
+
+check: setup  ## ruff, mypy, import-linter
+	$(BIN)/ruff check dtsf tests benchmarks
+	$(BIN)/ruff format --check dtsf
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## Fast tests
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup  ## Slow tests
+	$(BIN)/pytest -m slow
+
+demo: setup  ## Draw a small data set, preprocess, train, evaluate
+	rm -rf $(DEMO)
+	$(BIN)/dtsf synth nucla --out $(DEMO)/data --subjects 5 --episodes 2
+	$(BIN)/dtsf preprocess nucla --root $(DEMO)/data --cache $(DEMO)/cache
+	$(BIN)/dtsf train --cache $(DEMO)/cache --protocol cross-subject:5 --out $(DEMO)/run
+	$(BIN)/dtsf evaluate $(DEMO)/run --cache $(DEMO)/cache --views 2
+	$(BIN)/dtsf predict $(DEMO)/data/multiview_action_videos/a05/v0*_s05_e00.avi --run $(DEMO)/run
+	@echo "the result is in $(DEMO)/run: metrics.json, log.jsonl, last/"
+
+bench: setup  ## Measurements
+	$(BIN)/python benchmarks/scan.py
+
+reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR
+	@test -d "$(DATA)" || { echo "no N-UCLA at $(DATA): make reproduce-nucla DATA=DIR (the folder of multiview_action_videos)"; exit 2; }
+	$(BIN)/dtsf preprocess nucla --root "$(DATA)" --cache cache
+	for seed in 0 1 2; do $(BIN)/dtsf train --cache cache --dataset nucla --protocol cross-view:3 --seed $$seed || exit $$?; done
+
+clean:  ## Remove what was made, not the data
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache $(DEMO)
