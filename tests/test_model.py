@@ -1,0 +1,148 @@
+"""The network against what is written of it: scan, parameter counts, snapshots, fusion, losses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.encoder import VideoMamba
+from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
+from dtsf.model.network.fusion import fuse_mean, fuse_msf
+from dtsf.model.network.scan import selective_scan_plain
+from dtsf.model.network.snapshots import choose_cells, choose_partners, snapshots
+from dtsf.model.training.losses import LossConfig, dtsf_loss
+
+
+def loop_scan(u, dt, A, B, C, D, z, bias):
+    dt = F.softplus(dt + bias[:, None])
+    state, outputs = u.new_zeros(*u.shape[:2], A.shape[1]), []
+    for t in range(u.shape[-1]):
+        state = torch.exp(dt[:, :, t, None] * A) * state + (dt * u)[:, :, t, None] * B[:, None, :, t]
+        outputs.append((state * C[:, None, :, t]).sum(-1))
+    return (torch.stack(outputs, -1) + D[:, None] * u) * F.silu(z)
+
+
+def scan_arguments(B, D, L, N):
+    torch.manual_seed(L)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    A = (-torch.rand(D, N, dtype=torch.float64) - 0.1).requires_grad_()
+    return [draw(B, D, L), draw(B, D, L), A, draw(B, N, L), draw(B, N, L), draw(D), draw(B, D, L), draw(D)]
+
+
+@pytest.mark.parametrize(("B", "D", "L", "N"), [(1, 3, 1, 4), (2, 3, 2, 4), (2, 2, 7, 3)])
+def test_scan_is_the_float64_loop_and_so_are_its_gradients(B, D, L, N):
+    arguments = scan_arguments(B, D, L, N)
+    torch.testing.assert_close(selective_scan_plain(*arguments), loop_scan(*arguments), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(selective_scan_plain, arguments)
+
+
+def test_scan_of_a_long_sequence_in_float32_stays_close_to_float64():
+    arguments = scan_arguments(1, 4, 500, 16)
+    wide = loop_scan(*arguments)
+    narrow = selective_scan_plain(*(x.float() for x in arguments))
+    assert narrow.dtype == torch.float32
+    torch.testing.assert_close(narrow.double(), wide, rtol=2e-4, atol=2e-4)
+
+
+def test_videomamba_s_has_the_papers_25_4_million_parameters():
+    net = VideoMamba(channels=3, canvas=224, patch=16, frames=16, n_classes=10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 25_421_578
+    assert len(net.state_dict()) == 416
+    whole = DTSFNet(ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls"), channels=3, canvas=224, n_classes=10)
+    assert sum(parameter.numel() for parameter in whole.parameters()) == 25_421_578
+
+
+def test_partner_is_another_present_view_or_the_view_itself():
+    mask = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
+    assert choose_partners(mask, training=False)[0].tolist() == [1, 2, 0]
+    assert choose_partners(mask, training=False)[1, [0, 2]].tolist() == [2, 0]
+    assert choose_partners(mask, training=False)[2, 1] == 1
+    for _ in range(20):
+        drawn = choose_partners(mask, training=True)
+        assert all(drawn[0, v] != v for v in range(3))
+        assert drawn[1, [0, 2]].tolist() == [2, 0]
+
+
+def test_cells_are_three_different_ones_of_nine():
+    cells = choose_cells(torch.ones(50, 3, dtype=torch.bool), training=True)
+    assert cells.min() >= 0
+    assert cells.max() <= 8
+    assert all(len(set(row)) == 3 for row in cells.flatten(0, 1).tolist())
+
+
+@pytest.mark.parametrize("side", [6, 7, 9])
+def test_snapshots_paste_the_partners_last_three_frames_and_nothing_else(side):
+    # Every frame of every view is one number, so a pasted cell says where it came from.
+    x = (torch.arange(2).view(1, 2, 1, 1, 1, 1) * 100 + torch.arange(4).view(1, 1, 4, 1, 1, 1)).float()
+    x = x.expand(1, 2, 4, side, side, 1)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    out = snapshots(x, mask, training=False, anchor="frame", pasted="frame")
+    h = side // 3
+    assert out[0, 0, 3, 0, 0, 0] == 101
+    assert out[0, 0, 3, 0, 2 * side // 3, 0] == 102
+    assert out[0, 0, 3, 2 * side // 3, 0, 0] == 103
+    assert out[0, 0, 0, 0, 0, 0] == 100
+    assert (out[0, 0, 3] == 3).sum() == side * side - 3 * h * h
+
+
+def test_dynamic_part_forgets_the_room():
+    torch.manual_seed(0)
+    x = torch.randn(1, 2, 5, 6, 6, 3)
+    room = torch.randn(1, 2, 1, 6, 6, 3)
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    torch.testing.assert_close(
+        snapshots(x, mask, training=False), snapshots(x + room, mask, training=False), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("fuse", [fuse_msf, fuse_mean])
+def test_fusion_weights_are_zero_where_absent_and_sum_to_one(fuse):
+    torch.manual_seed(0)
+    feature, logits = torch.randn(4, 3, 8), torch.randn(4, 3, 5)
+    mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 1, 1]], dtype=torch.bool)
+    fused = fuse(feature, logits, mask)
+    assert (fused.weights_BV[~mask] == 0).all()
+    torch.testing.assert_close(fused.weights_BV.sum(1), torch.ones(4))
+    torch.testing.assert_close(fused.feature_BD[2], feature[2, 2])
+    order = [2, 0, 1]
+    permuted = fuse(feature[:, order], logits[:, order], mask[:, order])
+    torch.testing.assert_close(permuted.feature_BD, fused.feature_BD)
+    torch.testing.assert_close(permuted.weights_BV, fused.weights_BV[:, order])
+
+
+def test_absent_views_never_reach_the_output():
+    torch.manual_seed(0)
+    net = DTSFNet(ModelConfig(width=16, depth=1), channels=8, canvas=6, n_classes=4).eval()
+    x = torch.randn(2, 3, 16, 6, 6, 8)
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    spoiled = x.clone()
+    spoiled[0, 1] = float("nan")
+    with torch.inference_mode():
+        clean, dirty = net(x, mask), net(spoiled, mask)
+    torch.testing.assert_close(clean.logits_BK, dirty.logits_BK)
+
+
+def test_uncertainty_and_kl_at_known_points():
+    assert uncertainty(torch.ones(3, 4)).tolist() == [1, 1, 1]
+    assert dirichlet_kl_to_uniform(torch.ones(2, 5)).abs().max() < 1e-6
+    alpha = torch.tensor([2.0, 1.0])  # Beta(2, 1): density 2x, KL = E[ln 2x] = ln 2 - 1/2
+    assert abs(dirichlet_kl_to_uniform(alpha).item() - (0.6931472 - 0.5)) < 1e-5
+    assert (dirichlet(torch.tensor([-1e4, 0.0, 1e4])) >= 1).all()
+
+
+def test_loss_falls_on_a_batch_it_may_learn_by_heart():
+    torch.manual_seed(0)
+    net = DTSFNet(ModelConfig(width=16, depth=1, frames=4), channels=8, canvas=6, n_classes=3)
+    x, mask, label = torch.randn(6, 2, 4, 6, 6, 8), torch.ones(6, 2, dtype=torch.bool), torch.arange(6) % 3
+    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
+    history = []
+    for _ in range(40):
+        loss = dtsf_loss(net(x, mask), label, LossConfig(), epoch=0)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    assert history[-1] < 0.5 * history[0]
