@@ -1,0 +1,116 @@
+"""Names on disk -> clips -> train and test, with the traps of each data set."""
+
+import pytest
+
+from dtsf.errors import ConfigError, DataError
+from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.pipeline.datasets import read_catalog
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def test_nucla_takes_the_action_from_the_folder_and_sorts_labels_as_numbers(tmp_path):
+    names = [f"multiview_action_videos/a{a:02d}/v01_s01_e00.avi" for a in (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)]
+    catalog = read_catalog("nucla", touch(tmp_path, *names))
+    assert [(clip.raw_label, clip.label) for clip in catalog.clips][-2:] == [("11", 8), ("12", 9)]
+    assert len({clip.group for clip in catalog.clips}) == 10
+
+
+def test_nucla_reads_all_three_layouts(tmp_path):
+    root = touch(tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi")
+    assert [clip.id for clip in read_catalog("nucla", root).clips] == [
+        "a01_s10_e02_v03",
+        "a02_s03_e01_v02",
+        "a12_s04_e00_v01",
+    ]
+
+
+def test_two_files_for_one_clip_are_refused_with_both_paths(tmp_path):
+    root = touch(tmp_path, "one/a01/v01_s01_e00.avi", "two/a01/v01_s01_e00.avi")
+    with pytest.raises(DataError, match=r"one/a01/v01_s01_e00\.avi and .*two/a01/v01_s01_e00\.avi"):
+        read_catalog("nucla", root)
+
+
+def test_ntu_groups_by_setup_and_reports_missing_cameras(tmp_path):
+    root = touch(
+        tmp_path,
+        "S001C001P001R001A060_rgb.avi",
+        "deep/S002C001P001R001A060.mp4",
+        "S001C004P001R001A001_rgb.avi",
+        "S001C001P001R001A001.skeleton",
+    )
+    catalog = read_catalog("ntu", root)
+    assert [clip.group for clip in catalog.clips] == ["S001P001R001A060", "S002P001R001A060"]
+    assert [clip.label for clip in catalog.clips] == [59, 59]
+    assert len(catalog.class_names) == 60
+    assert "lack a camera" in " ".join(catalog.notes)
+    assert len(read_catalog("ntu", touch(tmp_path, "S018C001P041R001A061_rgb.avi")).class_names) == 120
+
+
+def test_ntu_video_beside_its_renamed_copy_is_refused(tmp_path):
+    with pytest.raises(DataError, match="two files claim the clip S001C001P001R001A001"):
+        read_catalog("ntu", touch(tmp_path, "S001C001P001R001A001_rgb.avi", "S001C001P001R001A001.mp4"))
+
+
+def test_casia_pairs_and_both_spellings_of_wander(tmp_path):
+    root = touch(tmp_path, "casia_angleview_p01_wonder_a1.mp4", "TopDownView_p02_wander_a2.avi", "angleview_p01p02_fight_a1.avi")
+    clips = read_catalog("casia", root).clips
+    assert {clip.raw_label for clip in clips} == {"wonder", "fight"}
+    assert {clip.subject for clip in clips} == {"1", "2", "1+2"}
+    assert {clip.view for clip in clips} == {2, 3}
+
+
+def test_manifest_errors_name_the_line(tmp_path):
+    file = tmp_path / "m.csv"
+    file.write_text("path,label,group,view\na.mp4,run,g1,cam10\nb.mp4,run,g1,cam2\n")
+    assert read_catalog("manifest", file).view_names == ("cam2", "cam10")
+    file.write_text("path,label,group,view\na.mp4,run,g1,cam1\nb.mp4,run,g1,cam1\n")
+    with pytest.raises(DataError, match=r"line 3: group 'g1' has view 'cam1' already on line 2"):
+        read_catalog("manifest", file)
+    file.write_text("path,label,group,view\n../../etc/passwd,run,g1,cam1\n")
+    with pytest.raises(DataError, match=r"line 2: .*lies outside"):
+        read_catalog("manifest", file)
+    file.write_text("path,label,view\na.mp4,run,1\n")
+    with pytest.raises(DataError, match="column 'group' is missing"):
+        read_catalog("manifest", file)
+
+
+def test_wrong_names_are_refused_with_what_exists(tmp_path):
+    with pytest.raises(DataError, match="unknown data set 'kinetics'; there are nucla, ntu, casia, manifest"):
+        read_catalog("kinetics", tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        read_catalog("nucla", tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"no nucla video under .* found 1 \.txt"):
+        read_catalog("nucla", touch(tmp_path, "readme.txt"))
+    with pytest.raises(DataError, match="unknown view '7'"):
+        read_catalog("nucla", touch(tmp_path, "a01/v01_s01_e00.avi"), views="7")
+
+
+def test_protocols_divide_and_name_their_task(tmp_path):
+    names = [f"a01/v{v:02d}_s{s:02d}_e00.avi" for v in (1, 2, 3) for s in (1, 5, 10)]
+    clips = read_catalog("nucla", touch(tmp_path, *names)).clips
+
+    def split(text):
+        return split_clips(clips, parse_protocol(text, "nucla"), "nucla", ("1", "2", "3"))
+
+    assert {clip.subject for clip in split("cross-subject:05").test} == {"5"}
+    assert {clip.subject for clip in split("cross-subject").test} == {"10"}
+    assert {clip.view for clip in split(None).test} == {3}
+    assert "unseen view alone" in split("cross-view:2").task
+    assert "no generalisation" in split("all").task
+    for text, message in {
+        "cross-subject:7": "no subject 7; there are 1, 5, 10",
+        "cross-view:4": "no view '4'",
+        "cross-setup": "only NTU",
+        "split": "column split",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            split(text)
+    with pytest.raises(ConfigError, match="unknown protocol 'xsub'"):
+        parse_protocol("xsub", "nucla")
