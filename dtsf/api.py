@@ -169,7 +169,7 @@ def train(
 
     settings = load_recipe(recipe, overrides)
     data = open_dataset(cache, dataset)
-    settings = _fit_to_cache(settings, data)
+    _check_recipe_fits_cache(settings, data)
     rule = parse_protocol(protocol, data.info.dataset)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
     _check_device(device)
@@ -365,7 +365,7 @@ class Run:
             )
 
 
-def _fit_to_cache(recipe: Recipe, data: CachedDataset) -> Recipe:
+def _check_recipe_fits_cache(recipe: Recipe, data: CachedDataset) -> None:
     """Check the recipe against the cache's frames and grid."""
     if recipe.model.frames > data.spec.frames:
         raise ConfigError(
@@ -377,7 +377,6 @@ def _fit_to_cache(recipe: Recipe, data: CachedDataset) -> Recipe:
             f"model.patch ({recipe.model.patch}) does not divide the cache's grid ({data.spec.grid}): "
             f"for example --set model.patch={data.spec.grid}"
         )
-    return recipe
 
 
 def _left_out(data: CachedDataset, split: Split) -> dict[str, int]:
