@@ -88,7 +88,7 @@ def test_wrong_names_are_refused_with_what_exists(tmp_path):
         read_catalog("nucla", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no nucla video under .* found 1 \.txt"):
         read_catalog("nucla", touch(tmp_path, "readme.txt"))
-    with pytest.raises(DataError, match="unknown view '7'"):
+    with pytest.raises(ConfigError, match="unknown view '7'"):
         read_catalog("nucla", touch(tmp_path, "a01/v01_s01_e00.avi"), views="7")
 
 
@@ -106,7 +106,7 @@ def test_protocols_divide_and_name_their_task(tmp_path):
     assert "no generalisation" in split("all").task
     for text, message in {
         "cross-subject:7": "no subject 7; there are 1, 5, 10",
-        "cross-view:4": "no view '4'",
+        "cross-view:4": "unknown view '4'",
         "cross-setup": "only NTU",
         "split": "column split",
     }.items():

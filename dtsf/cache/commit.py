@@ -12,7 +12,7 @@ from dtsf.errors import CacheError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["flush_folder", "sweep_orphans", "write_atomically"]
+__all__ = ["flush", "sweep_orphans", "write_atomically"]
 
 TEMPORARY = ".dtsf-tmp-"
 
@@ -32,7 +32,7 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        flush_folder(path.parent)
+        flush(path.parent)
     except OSError as error:
         # The same fault can refuse the cleaning up; what is left is swept at the next start.
         with contextlib.suppress(OSError):
@@ -51,9 +51,9 @@ def sweep_orphans(folder: Path) -> int:
     return len(orphans)
 
 
-def flush_folder(folder: Path) -> None:
-    """Make renames in ``folder`` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def flush(path: Path) -> None:
+    """Make a file's bytes, or the renames in a folder, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Clip", "ClipRecord", "Frozen", "Verdict"]
+from dtsf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Clip", "ClipRecord", "Frozen", "Verdict", "view_numbers"]
 
 
 class Frozen(BaseModel):
@@ -77,3 +83,32 @@ class ClipRecord(Frozen):
     source_bytes: int = 0
     """Size of the file when it was read; another size or time later means that the clip is done again."""
     source_mtime_ns: int = 0
+
+
+def view_numbers(words: str, view_names: Sequence[str], where: str) -> list[int]:
+    """Read camera numbers from ``all``, or from numbers or names joined by commas.
+
+    Args:
+        words: What a person wrote.
+        view_names: Names of the data set's views, by number less 1.
+        where: What was asked and of which data set, for the message.
+
+    Returns:
+        Numbers from 1, each once, in rising order.
+
+    Raises:
+        ConfigError: A view that the data set does not have.
+
+    """
+    if words.strip() == "all":
+        return list(range(1, len(view_names) + 1))
+    numbers = set()
+    for word in (word.strip() for word in words.split(",")):
+        if word in view_names:
+            numbers.add(list(view_names).index(word) + 1)
+        elif word.isdigit() and 1 <= int(word) <= len(view_names):
+            numbers.add(int(word))
+        else:
+            known = ", ".join(name if name == str(k) else f"{k} ({name})" for k, name in enumerate(view_names, 1))
+            raise ConfigError(f"unknown view {word!r} ({where}): there are {known}, or all")
+    return sorted(numbers)

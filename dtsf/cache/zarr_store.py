@@ -17,7 +17,7 @@ import xxhash
 import zarr
 from pydantic import ValidationError
 
-from dtsf.cache.commit import flush_folder, write_atomically
+from dtsf.cache.commit import flush, write_atomically
 from dtsf.cache.spec import SCHEMA_VERSION, CacheSpec, DatasetInfo, FileRecord, ShardRecord, describe_difference
 from dtsf.errors import CacheError, FingerprintError
 
@@ -135,7 +135,7 @@ def _create(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) -
             shutil.rmtree(building)
         _build(building, spec, info, shard_size)
         building.replace(folder)
-        flush_folder(folder.parent)
+        flush(folder.parent)
     except OSError as error:
         raise CacheError(
             f"cannot make {folder}: {error.strerror or error}. Make room or choose another --cache, and run the same "

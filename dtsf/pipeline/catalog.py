@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Clip, Frozen
+from dtsf.cache.records import Clip, Frozen, view_numbers
 from dtsf.errors import DataError
 
 if TYPE_CHECKING:
@@ -100,12 +100,13 @@ def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Ca
     """Keep some views, then the first groups that hold at least ``limit`` clips (groups stay whole).
 
     Raises:
-        DataError: A view that the data set does not have, or nothing left.
+        ConfigError: A view that the data set does not have.
+        DataError: Nothing left.
 
     """
     clips = catalog.clips
     if views != "all":
-        numbers = {_view_number(word.strip(), catalog) for word in views.split(",")}
+        numbers = view_numbers(views, catalog.view_names, f"--views: {catalog.dataset} at {catalog.root}")
         clips = tuple(clip for clip in clips if clip.view in numbers)
         if not clips:
             raise DataError(f"no clip of {catalog.root} shows view {views}")
@@ -121,16 +122,6 @@ def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Ca
             count += len(members)
         clips = tuple(clip for clip in clips if clip.group in kept)
     return catalog.model_copy(update={"clips": clips})
-
-
-def _view_number(word: str, catalog: Catalog) -> int:
-    names = catalog.view_names
-    if word in names:
-        return names.index(word) + 1
-    if word.isdigit() and 1 <= int(word) <= len(names):
-        return int(word)
-    known = ", ".join(name if name == str(k) else f"{k} ({name})" for k, name in enumerate(names, 1))
-    raise DataError(f"unknown view {word!r}: {catalog.dataset} at {catalog.root} has {known}, or all")
 
 
 def walk_files(root: Path) -> Iterator[tuple[str, str]]:

@@ -6,9 +6,8 @@ It is written beside its place, flushed to disk, and moved there; a process kill
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dtsf.cache.commit import flush
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
@@ -72,13 +72,13 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
     torch.save(optimizer, fresh / "optimizer.pt")
     (fresh / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
     for file in fresh.iterdir():
-        _flush(file)
-    _flush(fresh)
+        flush(file)
+    flush(fresh)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     fresh.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -101,13 +101,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise CheckpointError(f"{folder / 'state.json'}: {where}: {first['msg']}") from error
-    except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
-    except BaseException as error:
-        # torch.load of a damaged file raises UnpicklingError, a direct child of Exception.
-        if type(error).__name__ == "UnpicklingError":
-            raise CheckpointError(f"checkpoint {folder} is damaged: optimizer.pt: {error}") from error
-        raise
     return Checkpoint(state=state, weights=weights, optimizer=optimizer)
 
 
@@ -130,11 +125,3 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint's weights do not fit its recipe: {error}") from error
     return net.eval()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

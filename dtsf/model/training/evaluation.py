@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
-from dtsf.model.training.data import evaluation_batches
+from dtsf.cache.records import view_numbers
+from dtsf.errors import ConfigError
+from dtsf.model.training.data import evaluation_batches, load_groups
+from dtsf.model.training.protocols import split_clips
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dtsf.cache.reader import CachedDataset
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.data import Groups
+    from dtsf.model.training.protocols import Protocol, Split
 
-__all__ = ["GroupPrediction", "Metrics", "evaluate_groups"]
+__all__ = ["Evaluation", "GroupPrediction", "Metrics", "evaluate", "evaluate_groups"]
 
 
 class GroupPrediction(BaseModel):
@@ -55,6 +60,82 @@ class Metrics(BaseModel):
     confusion: tuple[tuple[int, ...], ...]
     """Rows are true classes, columns predicted ones."""
     predictions: tuple[GroupPrediction, ...] = ()
+
+
+class Evaluation(BaseModel):
+    """A judgement and everything needed to know what it is a judgement of. ``metrics.json`` holds one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dataset: str
+    protocol: str
+    split: str
+    task: str
+    """What the test measures, in words."""
+    views: tuple[str, ...]
+    """Names of the views that the network was given."""
+    left_out: dict[str, int]
+    """Clips that are not in the numbers, by reason."""
+    seed: int
+    fingerprint: str
+    metrics: Metrics
+
+    def summary(self) -> dict[str, Any]:
+        """One flat object for programs: the metrics beside what they are of."""
+        document = self.model_dump(mode="json")
+        metrics: dict[str, Any] = document.pop("metrics")
+        return document | metrics
+
+
+def evaluate(
+    net: DTSFNet, data: CachedDataset, protocol: Protocol, *, seed: int, split: str = "test", views: str = "all"
+) -> Evaluation:
+    """Judge a network on one side of a protocol.
+
+    Args:
+        net: The network; its classes are the data set's.
+        data: An open data set of a cache.
+        protocol: Which clips train and which are tested.
+        seed: The run's, for the record.
+        split: ``test``; or ``train``, to see the fit.
+        views: Views the network is given: ``all``, or numbers or names joined by commas.
+
+    Raises:
+        ConfigError: An unknown split or view, or no group that has one of ``views``.
+
+    """
+    if split not in ("test", "train"):
+        raise ConfigError(f"--split {split!r} must be test or train")
+    parts = split_clips(data.clips, protocol, data.info.dataset, data.info.view_names)
+    groups = load_groups(data, parts.test if split == "test" else parts.train)
+    left_out = _left_out(data, parts)
+    chosen = view_numbers(views, data.info.view_names, f"--views: {data.info.name}")
+    if len(chosen) < len(data.info.view_names):
+        before = len(groups)
+        groups = groups.with_views(chosen)
+        if before > len(groups):
+            left_out["groups without the chosen views"] = before - len(groups)
+        if not len(groups):
+            raise ConfigError(f"--views {views}: no {split} group of {data.info.name} has such a view")
+    return Evaluation(
+        dataset=data.info.name,
+        protocol=str(protocol),
+        split=split,
+        task=parts.task if split == "test" else "the training clips themselves",
+        views=tuple(data.info.view_names[view - 1] for view in chosen),
+        left_out=left_out,
+        seed=seed,
+        fingerprint=data.spec.fingerprint(),
+        metrics=evaluate_groups(net, groups, data.info.class_names),
+    )
+
+
+def _left_out(data: CachedDataset, split: Split) -> dict[str, int]:
+    """Clips that are in no number: bad ones by verdict, and those that the protocol has no place for."""
+    bad: dict[str, int] = {}
+    for record in data.bad:
+        bad[record.verdict.value] = bad.get(record.verdict.value, 0) + 1
+    return bad | split.left_out
 
 
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Clip, Frozen
+from dtsf.cache.records import Clip, Frozen, view_numbers
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -155,15 +155,8 @@ def _cross_view(
     clips: Sequence[Clip], protocol: Protocol, dataset: str, view_names: Sequence[str]
 ) -> tuple[Callable[[Clip], str], str]:
     words = protocol.argument or ("1" if dataset == "ntu" else "3",)
-    numbers = {}
-    for word in words:
-        if word in view_names:
-            numbers[list(view_names).index(word) + 1] = word
-        elif word.isdigit() and 1 <= int(word) <= len(view_names):
-            numbers[int(word)] = view_names[int(word) - 1]
-        else:
-            raise ConfigError(f"protocol {protocol}: no view {word!r}; there are {', '.join(view_names)}")
-    names = ", ".join(numbers.values())
+    numbers = view_numbers(",".join(words), view_names, f"protocol {protocol}")
+    names = ", ".join(view_names[number - 1] for number in numbers)
     one = "an unseen view alone" if len(numbers) == 1 else "unseen views"
     return (
         lambda clip: "test" if clip.view in numbers else "train",

@@ -1,0 +1,144 @@
+"""One training run from a cache: checks, run folder, training, judgement."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tomli_w
+import torch
+
+from dtsf.cache.reader import open_dataset
+from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.training.data import load_groups
+from dtsf.model.training.evaluation import Evaluation, evaluate
+from dtsf.model.training.loop import fit, versions
+from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.model.training.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dtsf.cache.reader import CachedDataset
+    from dtsf.model.training.loop import EpochReport
+    from dtsf.model.training.protocols import Split
+    from dtsf.model.training.recipe import Recipe
+
+__all__ = ["TrainResult", "train"]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training came to."""
+
+    run: Path
+    epochs: int
+    seconds: float
+    evaluation: Evaluation
+
+
+def train(
+    cache: Path = Path("cache"),
+    *,
+    dataset: str | None = None,
+    protocol: str | None = None,
+    recipe: str = "default",
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> TrainResult:
+    """Stage 2: train a network from the cache and judge it on the protocol's test clips.
+
+    Args:
+        cache: Folder of the cache.
+        dataset: Name in the cache; may be left out where there is one.
+        protocol: As :func:`dtsf.model.training.protocols.parse_protocol` reads it.
+        recipe: Name or TOML file.
+        overrides: ``section.key=value`` each.
+        run: Run folder; ``runs/NAME-PROTOCOL-seedN`` if left out, numbered on where that exists.
+        seed: Of everything random.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        resume: Go on with the newest checkpoint of ``run``.
+        on_start: Called once everything is checked and before the first step.
+        on_epoch: Called after each epoch.
+
+    """
+    settings = load_recipe(recipe, overrides)
+    data = open_dataset(cache, dataset)
+    _check_recipe_fits_cache(settings, data)
+    rule = parse_protocol(protocol, data.info.dataset)
+    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    _check_device(device)
+    folder = _run_folder(run, f"{data.info.name}-{rule}-seed{seed}", resume)
+    if on_start is not None:
+        on_start(folder, data, split, settings)
+    begun = time.monotonic()
+    document = {
+        "data": {"cache": str(cache.absolute()), "dataset": data.info.name, "protocol": str(rule), "seed": seed}
+    }
+    (folder / "config.toml").write_text(tomli_w.dumps(document | settings.model_dump(mode="json")), encoding="utf-8")
+    (folder / "environment.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
+    net = fit(
+        load_groups(data, split.train),
+        settings,
+        info=data.info,
+        spec=data.spec,
+        protocol=str(rule),
+        run=folder,
+        seed=seed,
+        device=device,
+        resume=resume,
+        on_epoch=on_epoch,
+    )
+    evaluation = evaluate(net, data, rule, seed=seed)
+    (folder / "metrics.json").write_text(json.dumps(evaluation.summary(), indent=1), encoding="utf-8")
+    return TrainResult(folder, settings.train.epochs, time.monotonic() - begun, evaluation)
+
+
+def _check_recipe_fits_cache(recipe: Recipe, data: CachedDataset) -> None:
+    """Check the recipe against the cache's frames and grid."""
+    if recipe.model.frames > data.spec.frames:
+        raise ConfigError(
+            f"model.frames ({recipe.model.frames}) is more than the {data.spec.frames} frames that the cache "
+            f"{data.folder} holds: --set model.frames={data.spec.frames}, or preprocess with --frames {recipe.model.frames}"
+        )
+    if data.spec.grid % recipe.model.patch:
+        raise ConfigError(
+            f"model.patch ({recipe.model.patch}) does not divide the cache's grid ({data.spec.grid}): "
+            f"for example --set model.patch={data.spec.grid}"
+        )
+
+
+def _check_device(device: str) -> None:
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"--device {device!r} must be auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+
+
+def _run_folder(run: Path | None, name: str, resume: bool) -> Path:
+    """Choose or check the run folder and make it."""
+    if run is None:
+        plain = "".join(c if c.isalnum() or c in "-_.," else "-" for c in name)
+        existing = [p for n in range(1, 1000) if (p := Path("runs") / (plain if n == 1 else f"{plain}-{n}")).exists()]
+        run = (
+            existing[-1]
+            if resume and existing
+            else Path("runs") / (plain if not existing else f"{plain}-{len(existing) + 1}")
+        )
+    if resume and not (run / "last").exists() and not (run / "last.old").exists():
+        raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
+    if not resume and run.exists() and any(run.iterdir()):
+        raise ConfigError(f"the run folder {run} is not empty: go on with it (--resume), or choose another --out")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the run folder {run}: {error.strerror}") from error
+    return run
