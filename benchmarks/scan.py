@@ -43,11 +43,21 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     B, D, L, N = 48, 192, 16, 16
-    tensors = [torch.randn(B, D, L), torch.randn(B, D, L), -torch.rand(D, N), torch.randn(B, N, L), torch.randn(B, N, L)]
+    tensors = [
+        torch.randn(B, D, L),
+        torch.randn(B, D, L),
+        -torch.rand(D, N),
+        torch.randn(B, N, L),
+        torch.randn(B, N, L),
+    ]
     tensors = [x.requires_grad_() for x in tensors]
     ours, theirs = seconds(selective_scan_plain, tensors, 5), seconds(loop, tensors, 5)
     document = {"ours_s": ours, "autograd_loop_s": theirs, "speedup": theirs / ours}
-    text = json.dumps(document) if arguments.json else f"ours {ours:.4f} s, autograd loop {theirs:.4f} s: {theirs / ours:.1f} x"
+    text = (
+        json.dumps(document)
+        if arguments.json
+        else f"ours {ours:.4f} s, autograd loop {theirs:.4f} s: {theirs / ours:.1f} x"
+    )
     sys.stdout.write(text + "\n")
 
 
