@@ -1,6 +1,9 @@
 """Fixtures for all tests: real video files, and the shared data where they are."""
 
+import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +55,36 @@ def cut_file():
         return target
 
     return cut
+
+
+@pytest.fixture(scope="session")
+def dtsf():
+    """Runs the command line as a process of its own."""
+
+    def run(*words, cwd, **environment):
+        return subprocess.run(
+            [str(Path(sys.executable).with_name("dtsf")), *map(str, words)],
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def world(dtsf, tmp_path_factory):
+    """A small drawn data set in ``data``, its cache in ``cache``, and a run of two epochs in ``run``. Add, do not change."""
+    root = tmp_path_factory.mktemp("world")
+    drawn = dtsf("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, "--json", cwd=root)
+    assert drawn.returncode == 0, drawn.stderr
+    made = dtsf("preprocess", "nucla", "--root", "data", "--workers", 1, "--json", cwd=root)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["verdicts"] == {"ok": 60}
+    trained = dtsf("train", "--protocol", "cross-subject:2", "--epochs", 2, "--out", "run", "--json", cwd=root)
+    assert trained.returncode == 0, trained.stderr
+    assert json.loads(trained.stdout)["epochs"] == 2
+    return root

@@ -23,7 +23,9 @@ def test_nucla_takes_the_action_from_the_folder_and_sorts_labels_as_numbers(tmp_
 
 
 def test_nucla_reads_all_three_layouts(tmp_path):
-    root = touch(tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi")
+    root = touch(
+        tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi"
+    )
     assert [clip.id for clip in read_catalog("nucla", root).clips] == [
         "a01_s10_e02_v03",
         "a02_s03_e01_v02",
@@ -59,7 +61,9 @@ def test_ntu_video_beside_its_renamed_copy_is_refused(tmp_path):
 
 
 def test_casia_pairs_and_both_spellings_of_wander(tmp_path):
-    root = touch(tmp_path, "casia_angleview_p01_wonder_a1.mp4", "TopDownView_p02_wander_a2.avi", "angleview_p01p02_fight_a1.avi")
+    root = touch(
+        tmp_path, "casia_angleview_p01_wonder_a1.mp4", "TopDownView_p02_wander_a2.avi", "angleview_p01p02_fight_a1.avi"
+    )
     clips = read_catalog("casia", root).clips
     assert {clip.raw_label for clip in clips} == {"wonder", "fight"}
     assert {clip.subject for clip in clips} == {"1", "2", "1+2"}

@@ -51,7 +51,9 @@ def test_videomamba_s_has_the_papers_25_4_million_parameters():
     net = VideoMamba(channels=3, canvas=224, patch=16, frames=16, n_classes=10)
     assert sum(parameter.numel() for parameter in net.parameters()) == 25_421_578
     assert len(net.state_dict()) == 416
-    whole = DTSFNet(ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls"), channels=3, canvas=224, n_classes=10)
+    whole = DTSFNet(
+        ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls"), channels=3, canvas=224, n_classes=10
+    )
     assert sum(parameter.numel() for parameter in whole.parameters()) == 25_421_578
 
 

@@ -1,0 +1,110 @@
+"""Runs: resuming to the same bits, checkpoints that do not fit, other data sets of one cache."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dtsf import api
+from dtsf.errors import CheckpointError
+
+PROTOCOL = "cross-subject:2"
+SMALL = ("model.width=32", "model.state=4", "train.epochs=3", "train.ema=0.9", "model.dropout=0.1")
+
+
+def _train(world, run, **options):
+    return api.train(
+        world / "cache", dataset="nucla", protocol=PROTOCOL, run=run, overrides=SMALL, device="cpu", **options
+    )
+
+
+def test_killed_and_resumed_run_equals_an_undisturbed_one_bit_for_bit(world, tmp_path):
+    whole = _train(world, tmp_path / "whole")
+
+    def stop(report):
+        if report.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(world, tmp_path / "cut", on_epoch=stop)
+    # Lines of steps that no checkpoint knows, as a kill in the middle of an epoch leaves them.
+    log = tmp_path / "cut/log.jsonl"
+    log.write_text(log.read_text() + json.dumps({"step": 10_000}) + "\n" + '{"step": 3, "los')
+    resumed = _train(world, tmp_path / "cut", resume=True)
+    first, second = (load_file(tmp_path / name / "last/model.safetensors") for name in ("whole", "cut"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (tmp_path / "whole/log.jsonl").read_text() == log.read_text()
+    assert resumed.evaluation == whole.evaluation
+
+
+def test_resume_with_another_recipe_is_refused_with_both(world, tmp_path):
+    _train(world, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="was trained with seed 0, not 1"):
+        _train(world, tmp_path / "run", seed=1, resume=True)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        _train(world, tmp_path / "none", resume=True)
+
+
+def _copy_of_run(world, tmp_path):
+    return shutil.copytree(world / "run", tmp_path / "run")
+
+
+def test_checkpoint_of_another_class_count_is_refused(dtsf, world, tmp_path):
+    run = _copy_of_run(world, tmp_path)
+    weights = load_file(run / "last/model.safetensors")
+    weights["encoder.head.weight"] = weights["encoder.head.weight"][:7].clone()
+    weights["encoder.head.bias"] = weights["encoder.head.bias"][:7].clone()
+    save_file(weights, run / "last/model.safetensors")
+    done = dtsf("evaluate", run, cwd=world)
+    assert done.returncode == 2
+    assert "weights hold 7 classes, its state.json names 10 classes" in done.stderr
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "optimizer.pt"])
+def test_cut_checkpoint_is_named(world, tmp_path, file):
+    run = _copy_of_run(world, tmp_path)
+    path = run / "last" / file
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match="last"):
+        api.train(
+            world / "cache", dataset="nucla", protocol=PROTOCOL, run=run, overrides=["train.epochs=2"], resume=True
+        )
+
+
+def test_checkpoint_killed_between_its_renames_is_found(world, tmp_path):
+    run = _copy_of_run(world, tmp_path)
+    (run / "last").rename(run / "last.old")
+    assert api.load(run).state.epoch == 2
+
+
+def test_two_data_sets_in_one_cache_and_a_run_judged_on_the_other(dtsf, world, tmp_path):
+    shutil.copytree(world / "cache", tmp_path / "cache")
+    drawn = dtsf("synth", "nucla", "--out", "biased", "--subjects", 2, "--episodes", 1, "--bias", 0.95, cwd=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
+    conflict = "biased/multiview_action_videos_conflict"
+    assert f"--root {conflict} --name nucla-conflict" in " ".join(drawn.stderr.split())
+    made = dtsf("preprocess", "nucla", "--root", conflict, "--name", "nucla-conflict", "--workers", 1, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    unnamed = dtsf("train", "--protocol", PROTOCOL, cwd=tmp_path)
+    assert unnamed.returncode == 2
+    assert "nucla, nucla-conflict" in " ".join(unnamed.stderr.split())
+    judged = dtsf(
+        *("evaluate", world / "run", "--dataset", "nucla-conflict", "--protocol", "all", "--json"), cwd=tmp_path
+    )
+    assert judged.returncode == 0, judged.stderr
+    answer = json.loads(judged.stdout)
+    assert (answer["dataset"], answer["n_groups"]) == ("nucla-conflict", 10)
+
+
+def test_data_set_of_other_classes_is_refused(dtsf, world, tmp_path, make_video):
+    shutil.copytree(world / "cache", tmp_path / "cache")
+    make_video(tmp_path / "v.avi", 20)
+    (tmp_path / "mine.csv").write_text("path,label,group,view\nv.avi,jump,g1,1\n")
+    made = dtsf("preprocess", "manifest", "--root", "mine.csv", "--workers", 1, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    done = dtsf("evaluate", world / "run", "--dataset", "manifest", "--protocol", "all", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "trained on 10 classes, manifest has 1" in " ".join(done.stderr.split())

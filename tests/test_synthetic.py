@@ -1,0 +1,81 @@
+"""The drawn data set: what tells its actions apart, that it repeats, its collections, its refusals."""
+
+import csv
+import hashlib
+
+import numpy as np
+import pytest
+
+from dtsf.errors import ConfigError, DataError
+from dtsf.pipeline.datasets.synthetic import synthesize_nucla
+from dtsf.pipeline.datasets.synthetic_scene import ACTIONS, Style, trajectory
+
+
+def test_partners_of_a_pair_are_each_others_reversal():
+    style = Style.draw(np.random.default_rng(0), np.random.default_rng(1))
+    for forward, backward in ((1, 2), (3, 4), (5, 6), (8, 9), (11, 12)):
+        if ACTIONS[forward][1] != ACTIONS[backward][1]:
+            pytest.fail("partners must share a motion")
+        np.testing.assert_array_equal(trajectory(forward, style, 50), trajectory(backward, style, 50)[::-1])
+
+
+def _sums(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _labels(folder):
+    with (folder / "labels.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_same_seed_same_files_other_seed_others(tmp_path):
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        synthesize_nucla(tmp_path / name, subjects=2, episodes=1, seed=seed)
+    one, two, three = (_sums(tmp_path / name) for name in ("one", "two", "three"))
+    assert one == two
+    assert one.keys() == three.keys()
+    assert all(one[key] != three[key] for key in one if key.endswith(".avi"))
+
+
+def test_bias_and_occlusion_make_the_collections_they_name(tmp_path):
+    synthesize_nucla(tmp_path / "data", subjects=3, episodes=1, bias=1.0, occlude=True)
+    rows = _labels(tmp_path / "data")
+    main = "multiview_action_videos"
+    by_collection = {
+        name: [r for r in rows if r["path"].startswith(name + "/")]
+        for name in (main, main + "_aligned", main + "_conflict", main + "_occluded")
+    }
+    own_room = {r["action"]: r["background"] for r in by_collection[main + "_aligned"]}
+    assert len(set(own_room.values())) == len(ACTIONS)
+    assert {r["subject"] for r in by_collection[main]} == {"1", "2"}
+    assert all(r["background"] == own_room[r["action"]] for r in by_collection[main])
+    assert all(r["background"] != own_room[r["action"]] for r in by_collection[main + "_conflict"])
+    hidden = by_collection[main + "_occluded"]
+    assert len(hidden) == 30
+    for action in own_room:
+        assert sum(int(r["occluded"]) for r in hidden if r["action"] == action) == 1
+
+
+def test_refusals_leave_nothing_behind(tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        synthesize_nucla(tmp_path / "full")
+    with pytest.raises(ConfigError, match="--subjects 1"):
+        synthesize_nucla(tmp_path / "new", subjects=1)
+    with pytest.raises(ConfigError, match="--bias 2"):
+        synthesize_nucla(tmp_path / "new", bias=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
+
+
+def test_interrupted_drawing_leaves_nothing_behind(tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthesize_nucla(tmp_path / "data", subjects=2, episodes=1, on_progress=stop)
+    assert list(tmp_path.iterdir()) == []
