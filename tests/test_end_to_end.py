@@ -54,3 +54,9 @@ def test_wrong_input_exits_2_with_a_message_and_no_traceback(dtsf, world, words,
     assert done.returncode == 2, done.stderr
     assert message in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_tables_show_the_views_that_were_given(dtsf, world):
+    shown = dtsf("evaluate", "run", "--views", "2", cwd=world).stderr
+    table = shown[shown.index("mean weight") : shown.index("classes")]
+    assert [line.split()[0] for line in table.splitlines()[2:] if line.strip()] == ["2"]

@@ -106,16 +106,14 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
     if document["left_out"]:
         listed = ", ".join(f"{count} {reason}" for reason, count in document["left_out"].items())
         yield Text(f"not in these numbers: {listed}", style="yellow")
-    names = document["views"]
-    all_views = zip(
-        range(1, len(document["view_weights"]) + 1), document["view_weights"], document["view_top1"], strict=True
-    )
+    all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
     yield table(
         "views",
         ("view", "mean weight", "top-1 alone"),
         [
-            (names[k - 1] if len(names) >= k else k, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")
-            for k, weight, top1 in all_views
+            (name, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")
+            for name, weight, top1 in all_views
+            if name in document["views"]
         ],
     )
     yield table(

@@ -74,6 +74,8 @@ class Evaluation(BaseModel):
     """What the test measures, in words."""
     views: tuple[str, ...]
     """Names of the views that the network was given."""
+    view_names: tuple[str, ...]
+    """Names of all views of the data set, in the order of the metrics' ``view_weights`` and ``view_top1``."""
     left_out: dict[str, int]
     """Clips that are not in the numbers, by reason."""
     seed: int
@@ -123,6 +125,7 @@ def evaluate(
         split=split,
         task=parts.task if split == "test" else "the training clips themselves",
         views=tuple(data.info.view_names[view - 1] for view in chosen),
+        view_names=data.info.view_names,
         left_out=left_out,
         seed=seed,
         fingerprint=data.spec.fingerprint(),
