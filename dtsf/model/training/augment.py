@@ -24,7 +24,8 @@ class AugmentConfig(BaseModel):
     crop: float = Field(default=0.0, ge=0, lt=1)
     """Up to this share of a clip's duration is cut off, at either end: other speeds and other beginnings."""
     jitter: float = Field(default=0.5, ge=0, le=1)
-    """Each frame moves by up to this share of the distance between frames. 0 keeps the fixed ones."""
+    """Each frame moves by up to half this share of the distance between frames, to the nearest cached one. 0 keeps the
+    fixed ones. Frames have somewhere to go only where the cache holds more than ``model.frames``."""
     shift: int = Field(default=0, ge=0)
     """The grid moves by up to this many cells in each direction; the edge is repeated."""
     flip: float = Field(default=0.0, ge=0, le=1)

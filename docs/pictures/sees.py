@@ -1,0 +1,46 @@
+"""Draw what the network sees of one performance: python docs/pictures/sees.py CACHE RUN GROUP OUT.png
+
+Upper rows: the small pictures in the cache, one row a view. Lower rows: how strongly each cell of the embedding
+departs from its own mean over the clip (the dynamic part), after the snapshots of another view were pasted in.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+
+from dtsf.cache.reader import open_dataset
+from dtsf.model.network.snapshots import snapshots
+from dtsf.model.training.data import load_groups
+
+cache, run, group, out = sys.argv[1:5]
+data = open_dataset(Path(cache))
+clips = sorted((clip for clip in data.clips if clip.group == group), key=lambda clip: clip.view)
+pictures = data.pictures([clip.id for clip in clips])
+groups = load_groups(data, clips)
+x = groups.embeddings_NFHWC[groups.row_GV].float()
+canvas = snapshots(x, groups.mask_GV, training=False)[0].norm(dim=-1)
+metrics = json.loads((Path(run) / "metrics.json").read_text())
+said = next(p for p in metrics["predictions"] if p["group"] == group)
+names = list(metrics["per_class"])
+times = [1, 4, 7, 10, 13]
+figure, axes = plt.subplots(2 * len(clips), len(times), figsize=(7.5, 9.4), squeeze=False)
+for v, clip in enumerate(clips):
+    for column, t in enumerate(times):
+        for row, picture in ((v, pictures[v, t]), (len(clips) + v, canvas[v, t])):
+            axes[row, column].imshow(picture, vmin=0, vmax=float(canvas.max()), cmap="magma")
+            axes[row, column].set(xticks=[], yticks=[])
+        axes[0, column].set_title(f"frame {t + 1} of {pictures.shape[1]}", fontsize=9)
+    weight = said["view_weights"][v]
+    axes[v, 0].set_ylabel(f"view {clip.view}\nweight {weight:.2f}", fontsize=9)
+    axes[len(clips) + v, 0].set_ylabel(f"view {clip.view}\nwhat moves", fontsize=9)
+right = "right" if said["label"] == said["predicted"] else f"wrong: {names[said['label']]}"
+figure.suptitle(
+    f"{group}: \u201c{names[said['predicted']]}\u201d, probability {said['probability']:.2f}, "
+    f"uncertainty {said['uncertainty']:.2f} ({right})",
+    fontsize=11,
+)
+figure.tight_layout()
+figure.savefig(out, dpi=80)
