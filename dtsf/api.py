@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.spec import describe_difference
 from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, VideoError
-from dtsf.model.training.augment import fixed_frames
 from dtsf.model.training.checkpoint import load_checkpoint, load_network
 from dtsf.model.training.evaluation import Evaluation, evaluate
+from dtsf.model.training.pace import evenly_spaced, read_frames
 from dtsf.model.training.protocols import parse_protocol
 from dtsf.model.training.train import TrainResult, train
 from dtsf.pipeline.datasets import read_catalog
@@ -180,7 +180,8 @@ class Run:
         grid = self.state.spec.grid
         V, F, _, C = embeddings_VFPC.shape
         x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
-        x_VTHWC = x_VFHWC[:, fixed_frames(F, self.state.recipe.model.frames)]
+        model = self.state.recipe.model
+        x_VTHWC = read_frames(x_VFHWC, evenly_spaced(model.frames).expand(V, -1), model.pace)
         with torch.inference_mode():
             output = self.net(x_VTHWC.unsqueeze(0), torch.ones(1, V, dtype=torch.bool))
         probability_K = output.probabilities_BK[0]

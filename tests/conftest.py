@@ -8,6 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A shared machine is slow at times; a test never asserts a time.
+settings.register_profile("dtsf", deadline=None)
+settings.load_profile("dtsf")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -115,9 +115,10 @@ def test_fusion_weights_are_zero_where_absent_and_sum_to_one(fuse):
     torch.testing.assert_close(permuted.weights_BV, fused.weights_BV[:, order])
 
 
-def test_absent_views_never_reach_the_output():
+@pytest.mark.parametrize("views", ["apart", "together"])
+def test_absent_views_never_reach_the_output(views):
     torch.manual_seed(0)
-    net = DTSFNet(ModelConfig(width=16, depth=1), channels=8, canvas=6, n_classes=4).eval()
+    net = DTSFNet(ModelConfig(width=16, depth=1, views=views), channels=8, canvas=6, n_classes=4).eval()
     x = torch.randn(2, 3, 16, 6, 6, 8)
     mask = torch.tensor([[True, False, True], [True, True, True]])
     spoiled = x.clone()
@@ -125,6 +126,29 @@ def test_absent_views_never_reach_the_output():
     with torch.inference_mode():
         clean, dirty = net(x, mask), net(spoiled, mask)
     torch.testing.assert_close(clean.logits_BK, dirty.logits_BK)
+    alone = net(x[:1, [0, 2]], mask[:1, [0, 2]])
+    torch.testing.assert_close(clean.logits_BK[:1], alone.logits_BK)
+
+
+def test_views_encoded_together_see_each_other_and_one_alone_is_encoded_as_apart():
+    torch.manual_seed(0)
+    net = DTSFNet(ModelConfig(width=16, depth=2, pasted="none", views="together"), channels=8, canvas=6, n_classes=4)
+    apart = DTSFNet(ModelConfig(width=16, depth=2, pasted="none"), channels=8, canvas=6, n_classes=4)
+    apart.load_state_dict(net.state_dict())
+    net.eval(), apart.eval()
+    x, both = torch.randn(1, 2, 16, 6, 6, 8), torch.ones(1, 2, dtype=torch.bool)
+    other = x.clone()
+    other[0, 1] = torch.randn(16, 6, 6, 8)
+    with torch.inference_mode():
+        assert not torch.equal(net(x, both).view_logits_BVK[0, 0], net(other, both).view_logits_BVK[0, 0])
+        torch.testing.assert_close(apart(x, both).view_logits_BVK[0, 0], apart(other, both).view_logits_BVK[0, 0])
+        one = torch.tensor([[True, False]])
+        torch.testing.assert_close(net(x, one).logits_BK, apart(x, one).logits_BK)
+
+
+def test_together_needs_the_mean_readout():
+    with pytest.raises(ValueError, match="needs readout"):
+        ModelConfig(views="together", readout="cls")
 
 
 def test_uncertainty_and_kl_at_known_points():

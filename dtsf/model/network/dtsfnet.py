@@ -15,12 +15,15 @@ from torch import nn
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network.fusion import FUSIONS
-from dtsf.model.network.snapshots import snapshots
+from dtsf.model.network.snapshots import separate, snapshots
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["DTSFNet", "ModelConfig", "Output"]
+
+LEAST_DEVIATION = 0.05
+"""Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
 
 
 class ModelConfig(BaseModel):
@@ -46,12 +49,21 @@ class ModelConfig(BaseModel):
     embedding small: 6 x 6 x 24 inputs instead of 6 x 6 x 112."""
     frames: int = Field(default=16, ge=1)
     """T, frames the network sees of each clip; at most the cache's."""
+    pace: float = Field(default=0.5, ge=0, le=1)
+    """Where those frames lie: 0 at equal distances in time, as the paper; 1 at equal shares of the clip's motion, so
+    that performances of different speeds and pauses line up; between, a mixture that still knows tempo."""
     readout: Literal["cls", "mean"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data."""
     anchor: Literal["frame", "dynamic"] = "dynamic"
     """What TSM leaves of a frame: itself, or itself minus the clip's temporal mean. See :mod:`.snapshots`."""
     pasted: Literal["frame", "dynamic", "none"] = "dynamic"
     """What TSM pastes; ``none`` turns the pasting off."""
+    normalise: Literal["data", "clip"] = "clip"
+    """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
+    deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less."""
+    views: Literal["apart", "together"] = "apart"
+    """``apart`` encodes each view by itself; ``together`` all views of a group as one sequence, frame by frame, so that
+    the state sees a moment from all sides. Needs readout ``mean``."""
     fusion: Literal["msf", "mean"] = "msf"
     """``msf`` is the paper's; ``mean`` the baseline without evidence."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
@@ -65,6 +77,8 @@ class ModelConfig(BaseModel):
     def _check(self) -> ModelConfig:
         if self.reduce and self.reduce > 4096:
             raise ValueError(f"model.reduce ({self.reduce}) must be at most 4096")
+        if self.views == "together" and self.readout != "mean":
+            raise ValueError('views "together" needs readout "mean": one class token cannot stand for several views')
         return self
 
 
@@ -138,15 +152,17 @@ class DTSFNet(nn.Module):
 
         """
         config = self.config
+        x_BVTHWC = x_BVTHWC.float() * self.channel_scale_C
+        if config.normalise == "clip":
+            x_BVTHWC = x_BVTHWC / (separate(x_BVTHWC)[1].std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
         canvas_BVTHWC = snapshots(
-            x_BVTHWC.float() * self.channel_scale_C,
+            x_BVTHWC,
             mask_BV,
             training=self.training,
             anchor=config.anchor,
             pasted=config.pasted,
         )
-        present_PTHWC = self.drop(self.reduce(canvas_BVTHWC[mask_BV]))
-        feature_PD = self.drop(self.encoder(present_PTHWC.permute(0, 4, 1, 2, 3)))
+        feature_PD = self.drop(self._encode(canvas_BVTHWC, mask_BV))
         logits_PK = self.encoder.head(feature_PD).float()
         feature_BVD = _scatter(feature_PD.float(), mask_BV)
         view_logits_BVK = _scatter(logits_PK, mask_BV)
@@ -163,6 +179,23 @@ class DTSFNet(nn.Module):
             view_weights_BV=fused.weights_BV,
             mask_BV=mask_BV,
         )
+
+    def _encode(self, canvas_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
+        """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""
+        if self.config.views == "apart":
+            present_PTHWC = self.drop(self.reduce(canvas_BVTHWC[mask_BV]))
+            feature_PD: Tensor = self.encoder(present_PTHWC.permute(0, 4, 1, 2, 3))
+            return feature_PD
+        x_BVCTHW = self.drop(self.reduce(canvas_BVTHWC)).permute(0, 1, 5, 2, 3, 4)
+        feature_BVD = x_BVCTHW.new_zeros(*mask_BV.shape, self.config.width)
+        # Groups with the same present views make one dense batch: an absent view has no token that a state could see.
+        for pattern_V in mask_BV.unique(dim=0):
+            rows_B = (mask_BV == pattern_V).all(1).nonzero().flatten()
+            views_V = pattern_V.nonzero().flatten()
+            encoded_BVD = self.encoder.encode_together(x_BVCTHW[rows_B.unsqueeze(1), views_V])
+            feature_BVD = feature_BVD.index_put((rows_B.unsqueeze(1), views_V), encoded_BVD.to(feature_BVD.dtype))
+        together_PD: Tensor = feature_BVD[mask_BV]
+        return together_PD
 
 
 def _scatter(x_PD: Tensor, mask_BV: Tensor) -> Tensor:

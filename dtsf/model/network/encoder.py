@@ -106,21 +106,40 @@ class VideoMamba(nn.Module):
                     module.weight /= math.sqrt(depth)
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
-        """Encode clips. (B, C, T, H, W) -> features (B, D), in float32 under autocast."""
-        tokens_BTPD = self.patch_embed(x_BCTHW)
-        positions_1PD = self.pos_embed[:, -tokens_BTPD.shape[2] :]
-        tokens_BTPD = tokens_BTPD + positions_1PD.unsqueeze(1) + self.temporal_pos_embedding.unsqueeze(2)
-        hidden_BLD = tokens_BTPD.flatten(1, 2)
+        """Encode clips one by one. (B, C, T, H, W) -> features (B, D), in float32 under autocast."""
+        hidden_BLD = self._tokens(x_BCTHW).flatten(1, 2)
         if self.readout == "cls":
             cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(hidden_BLD.shape[0], -1, -1)
             hidden_BLD = torch.cat([cls_B1D.to(hidden_BLD.dtype), hidden_BLD], dim=1)
+        normed_BLD = self._blocks(hidden_BLD)
+        return normed_BLD[:, 0] if self.readout == "cls" else normed_BLD.mean(1)
+
+    def encode_together(self, x_BVCTHW: Tensor) -> Tensor:
+        """Encode the views of a group as one sequence: all views' tokens of frame 1, then of frame 2, and so on.
+
+        Needs ``readout`` ``mean``. (B, V, C, T, H, W) -> a feature for each view, the mean of its own tokens: (B, V, D).
+        """
+        B, V = x_BVCTHW.shape[:2]
+        tokens_BVTPD = self._tokens(x_BVCTHW.flatten(0, 1)).unflatten(0, (B, V))
+        _, _, T, P, _ = tokens_BVTPD.shape
+        normed_BLD = self._blocks(tokens_BVTPD.transpose(1, 2).flatten(1, 3))
+        feature_BVD: Tensor = normed_BLD.unflatten(1, (T, V, P)).mean((1, 3))
+        return feature_BVD
+
+    def _tokens(self, x_BCTHW: Tensor) -> Tensor:
+        tokens_BTPD = self.patch_embed(x_BCTHW)
+        positions_1PD = self.pos_embed[:, -tokens_BTPD.shape[2] :]
+        out_BTPD: Tensor = tokens_BTPD + positions_1PD.unsqueeze(1) + self.temporal_pos_embedding.unsqueeze(2)
+        return out_BTPD
+
+    def _blocks(self, hidden_BLD: Tensor) -> Tensor:
         residual_BLD: Tensor | None = None
         for block, drop in zip(self.layers, self.drop_rates, strict=False):
             hidden_BLD, residual_BLD = block(hidden_BLD, residual_BLD, drop)
         if self.training and self.drop_rates[-1] > 0:
             hidden_BLD = drop_path(hidden_BLD, self.drop_rates[-1])
         normed_BLD: Tensor = self.norm_f(hidden_BLD if residual_BLD is None else residual_BLD + hidden_BLD)
-        return normed_BLD[:, 0] if self.readout == "cls" else normed_BLD.mean(1)
+        return normed_BLD
 
 
 def _initialise_step_sizes(dt_proj: nn.Linear, shortest: float = 1e-3, longest: float = 0.1) -> None:

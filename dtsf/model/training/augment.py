@@ -1,6 +1,6 @@
 """Augmentation of cached clips: time, place, views. Vectorised; drawn from PyTorch's generator.
 
-Letters: B groups, V views, F cached frames, T frames of the network, H W grid, C channels.
+Letters: B groups, V views, T frames of the network, H W grid, C channels.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from dtsf.model.training.pace import evenly_spaced
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AugmentConfig", "choose_frames", "drop_views", "fixed_frames", "move_grid"]
+__all__ = ["AugmentConfig", "choose_moments", "drop_views", "move_grid"]
 
 
 class AugmentConfig(BaseModel):
@@ -22,10 +24,10 @@ class AugmentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     crop: float = Field(default=0.0, ge=0, lt=1)
-    """Up to this share of a clip's duration is cut off, at either end: other speeds and other beginnings."""
+    """Up to this share of a clip is cut off, at either end: other speeds and other beginnings."""
     jitter: float = Field(default=0.5, ge=0, le=1)
-    """Each frame moves by up to half this share of the distance between frames, to the nearest cached one. 0 keeps the
-    fixed ones. Frames have somewhere to go only where the cache holds more than ``model.frames``."""
+    """Each frame moves by up to half this share of the distance between frames. 0 keeps the fixed ones. With
+    ``model.pace`` 0, frames have somewhere to go only where the cache holds more than ``model.frames``."""
     shift: int = Field(default=0, ge=0)
     """The grid moves by up to this many cells in each direction; the edge is repeated."""
     flip: float = Field(default=0.0, ge=0, le=1)
@@ -36,20 +38,14 @@ class AugmentConfig(BaseModel):
     """Standard deviation of Gaussian noise added to normalised embeddings."""
 
 
-def fixed_frames(n_cached: int, n_frames: int) -> Tensor:
-    """Evaluation's choice: the centre of each of ``n_frames`` equal segments of the cached frames. (T,), int64."""
-    return ((torch.arange(n_frames) + 0.5) * n_cached / n_frames).long()
-
-
-def choose_frames(shape: tuple[int, int], n_cached: int, n_frames: int, config: AugmentConfig) -> Tensor:
-    """Training's choice of cached frames for every view by itself (views are not frame-aligned). (B, V, T), int64."""
+def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
+    """Training's moments of every view by itself (views are not frame-aligned). (B, V, T), in [0, 1]."""
     cut_BV2 = torch.rand(*shape, 2) * (config.crop / 2)
     begin_BV1 = cut_BV2[..., :1]
     length_BV1 = 1.0 - cut_BV2.sum(-1, keepdim=True)
     jitter_BVT = (torch.rand(*shape, n_frames) * 2 - 1) * config.jitter / 2
-    position_BVT = (torch.arange(n_frames) + 0.5 + jitter_BVT) / n_frames
-    frame_BVT = ((begin_BV1 + length_BV1 * position_BVT) * n_cached).long()
-    return frame_BVT.clamp(0, n_cached - 1)
+    moment_BVT = evenly_spaced(n_frames) + jitter_BVT / n_frames
+    return (begin_BV1 + length_BV1 * moment_BVT).clamp(0, 1)
 
 
 def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dtsf.model.training.augment import choose_frames, drop_views, fixed_frames, move_grid
+from dtsf.model.training.augment import choose_moments, drop_views, move_grid
+from dtsf.model.training.pace import evenly_spaced, read_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -112,7 +113,7 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
 
 
 def training_batches(
-    groups: Groups, batch_size: int, n_frames: int, augment: AugmentConfig, scale_C: Tensor
+    groups: Groups, batch_size: int, n_frames: int, pace: float, augment: AugmentConfig, scale_C: Tensor
 ) -> Iterator[Batch]:
     """One epoch in random order, augmented; all draws come from PyTorch's global generator.
 
@@ -120,6 +121,7 @@ def training_batches(
         groups: Training groups.
         batch_size: Groups a batch; the last one may be smaller.
         n_frames: T.
+        pace: See :mod:`dtsf.model.training.pace`.
         augment: How clips are varied.
         scale_C: What noise is measured in: the deviation of each channel.
 
@@ -127,9 +129,8 @@ def training_batches(
     for chosen_B in torch.randperm(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
         mask_BV = row_BV >= 0
-        frame_BVT = choose_frames((len(chosen_B), row_BV.shape[1]), groups.embeddings_NFHWC.shape[1], n_frames, augment)
-        # Row -1 of an absent view reads some other clip; the mask keeps it from ever being used.
-        x_BVTHWC = groups.embeddings_NFHWC[row_BV.unsqueeze(-1), frame_BVT].float()
+        moment_BVT = choose_moments((len(chosen_B), row_BV.shape[1]), n_frames, augment)
+        x_BVTHWC = _read_views(groups, row_BV, moment_BVT, pace)
         x_BVTHWC = move_grid(x_BVTHWC, augment)
         if augment.noise:
             x_BVTHWC = x_BVTHWC + augment.noise * scale_C * torch.randn_like(x_BVTHWC)
@@ -138,10 +139,16 @@ def training_batches(
         yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B])
 
 
-def evaluation_batches(groups: Groups, batch_size: int, n_frames: int) -> Iterator[Batch]:
+def evaluation_batches(groups: Groups, batch_size: int, n_frames: int, pace: float) -> Iterator[Batch]:
     """All groups in their order, frames fixed, nothing augmented."""
-    frame_T = fixed_frames(groups.embeddings_NFHWC.shape[1], n_frames)
     for chosen_B in torch.arange(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
-        x_BVTHWC = groups.embeddings_NFHWC[row_BV.unsqueeze(-1), frame_T].float()
-        yield Batch(x_BVTHWC, row_BV >= 0, groups.label_G[chosen_B])
+        moment_BVT = evenly_spaced(n_frames).expand(*row_BV.shape, n_frames)
+        yield Batch(_read_views(groups, row_BV, moment_BVT, pace), row_BV >= 0, groups.label_G[chosen_B])
+
+
+def _read_views(groups: Groups, row_BV: Tensor, moment_BVT: Tensor, pace: float) -> Tensor:
+    # Row -1 of an absent view reads some other clip; the mask keeps it from ever being used.
+    x_NFHWC = groups.embeddings_NFHWC[row_BV.flatten()]
+    x_NTHWC = read_frames(x_NFHWC, moment_BVT.flatten(0, 1), pace)
+    return x_NTHWC.reshape(*row_BV.shape, *x_NTHWC.shape[1:])

@@ -149,7 +149,7 @@ def evaluate_groups(net: DTSFNet, groups: Groups, class_names: tuple[str, ...], 
     net.eval()
     outputs = [
         net(*(batch.x_BVTHWC.to(device), batch.mask_BV.to(device)))
-        for batch in evaluation_batches(groups, batch_size, net.config.frames)
+        for batch in evaluation_batches(groups, batch_size, net.config.frames, net.config.pace)
     ]
     net.train(was_training)
     probability_GK = torch.cat([output.probabilities_BK for output in outputs]).cpu()

@@ -117,7 +117,9 @@ def fit(
             model.train()
             sums = torch.zeros(3)
             step = state.step
-            for batch in training_batches(groups, train.batch_size, recipe.model.frames, recipe.augment, deviation_C):
+            for batch in training_batches(
+                groups, train.batch_size, recipe.model.frames, recipe.model.pace, recipe.augment, deviation_C
+            ):
                 lr = train.lr * schedule(step, n_steps, train.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = lr

@@ -1,0 +1,75 @@
+"""Which moments of a clip the network sees: by the clock, or by how much happens.
+
+People start late, pause, and move at their own speed; frames at equal distances in time then show one person's action
+in four frames and another's in ten. Frames at equal shares of the clip's *motion* line performances up. A share of
+plain time stays in, because tempo tells some actions apart. Ours, not the paper's; measured in docs/results.md.
+
+Letters: N clips, F cached frames, T frames of the network, H W grid, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["evenly_spaced", "motion_clock", "read_frames"]
+
+STILL = 0.7
+"""Share of the clip's smallest step that counts as noise of camera and encoder, not as motion."""
+
+
+def evenly_spaced(n_frames: int) -> Tensor:
+    """Evaluation's moments: the centres of ``n_frames`` equal shares of the clip. (T,), in (0, 1)."""
+    return (torch.arange(n_frames) + 0.5) / n_frames
+
+
+def motion_clock(x_NFHWC: Tensor, pace: float) -> Tensor:
+    """How much of each clip has passed at each cached frame.
+
+    Args:
+        x_NFHWC: Embeddings of all cached frames.
+        pace: Share of motion in the clock, from 0 (time alone) to 1 (motion alone). Motion is the distance between
+            the embeddings of neighbouring frames.
+
+    Returns:
+        (N, F), float32, rising from 0 at the first cached frame to 1 at the last. A clip in which nothing moves
+        runs by time.
+
+    """
+    x_NFX = x_NFHWC.flatten(2).float()
+    step_NS = (x_NFX[:, 1:] - x_NFX[:, :-1]).norm(dim=-1)
+    step_NS = step_NS - STILL * step_NS.amin(1, keepdim=True)
+    mean_N1 = step_NS.mean(1, keepdim=True)
+    motion_NS = torch.where(mean_N1 > 0, step_NS / mean_N1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+    passed_NS = (pace * motion_NS + (1.0 - pace)).cumsum(1)
+    clock_NS = passed_NS / passed_NS[:, -1:]
+    return torch.cat([torch.zeros_like(clock_NS[:, :1]), clock_NS], 1)
+
+
+def read_frames(x_NFHWC: Tensor, moment_NT: Tensor, pace: float) -> Tensor:
+    """Read clips at given moments.
+
+    Args:
+        x_NFHWC: Embeddings of all cached frames, any float type.
+        moment_NT: In [0, 1].
+        pace: See :func:`motion_clock`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above
+            0 it is interpolated between the two cached frames around it.
+
+    Returns:
+        (N, T, H, W, C), float32.
+
+    """
+    N, F = x_NFHWC.shape[:2]
+    row_N1 = torch.arange(N).unsqueeze(1)
+    if pace == 0 or F == 1:
+        return x_NFHWC[row_N1, (moment_NT * F).long().clamp(0, F - 1)].float()
+    clock_NF = motion_clock(x_NFHWC, pace)
+    after_NT = torch.searchsorted(clock_NF, moment_NT.contiguous()).clamp(1, F - 1)
+    begin_NT, end_NT = clock_NF.gather(1, after_NT - 1), clock_NF.gather(1, after_NT)
+    share_NT = ((moment_NT - begin_NT) / (end_NT - begin_NT).clamp(min=1e-9)).clamp(0, 1)
+    share_NT111 = share_NT[..., None, None, None]
+    return x_NFHWC[row_N1, after_NT - 1].float() * (1 - share_NT111) + x_NFHWC[row_N1, after_NT].float() * share_NT111
