@@ -49,7 +49,7 @@ class ModelConfig(BaseModel):
     embedding small: 6 x 6 x 24 inputs instead of 6 x 6 x 112."""
     frames: int = Field(default=16, ge=1)
     """T, frames the network sees of each clip; at most the cache's."""
-    pace: float = Field(default=0.5, ge=0, le=1)
+    pace: float = Field(default=0.0, ge=0, le=1)
     """Where those frames lie: 0 at equal distances in time, as the paper; 1 at equal shares of the clip's motion, so
     that performances of different speeds and pauses line up; between, a mixture that still knows tempo."""
     readout: Literal["cls", "mean"] = "mean"
