@@ -21,7 +21,7 @@ setup-gpu: setup  ## Add the CUDA kernels (needs nvcc and a CUDA build of torch)
 	MAMBA_KEEP_CUDA_BUILD=TRUE $(BIN)/pip install --no-build-isolation -e '.[gpu]'
 
 check: setup  ## ruff, mypy, import-linter
-	$(BIN)/ruff check dtsf tests benchmarks
+	$(BIN)/ruff check dtsf tests benchmarks docs
 	$(BIN)/ruff format --check dtsf
 	$(BIN)/mypy
 	$(BIN)/lint-imports

@@ -1,4 +1,4 @@
-"""Draw what the network sees of one performance: python docs/pictures/sees.py CACHE RUN GROUP OUT.png
+"""Draw what the network sees of one performance: python docs/pictures/sees.py CACHE RUN GROUP OUT.png.
 
 Upper rows: the small pictures in the cache, one row a view. Lower rows: how strongly each cell of the embedding
 departs from its own mean over the clip (the dynamic part), after the snapshots of another view were pasted in.
@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import torch
 
 from dtsf.cache.reader import open_dataset
 from dtsf.model.network.snapshots import snapshots
