@@ -1,8 +1,12 @@
 """dtsf from Python: both stages. The command line is a thin face of this module.
 
-preprocess("nucla", root=..., cache=...)                         # stage 1
-train(cache=..., protocol="cross-subject:5,6", run=...)          # stage 2
-load(run).predict([cam1, cam2, cam3])
+.. code-block:: python
+
+    preprocess("nucla", root=..., cache=...)                         # stage 1
+    train(cache=..., protocol="cross-subject:5,6", run=...)          # stage 2
+    load(run).predict([cam1, cam2, cam3])
+
+PyTorch, zarr and dask are imported by the function that needs them: a wrong path is refused at once.
 """
 
 from __future__ import annotations
@@ -11,35 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict
 
-from dtsf.cache.reader import open_dataset
-from dtsf.cache.spec import describe_difference
 from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, VideoError
-from dtsf.model.training.checkpoint import load_checkpoint, load_network
-from dtsf.model.training.evaluation import Evaluation, evaluate
-from dtsf.model.training.pace import evenly_spaced, read_frames
-from dtsf.model.training.protocols import parse_protocol
-from dtsf.model.training.train import TrainResult, train
-from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.encoders import load_encoder
-from dtsf.pipeline.run import make_spec
-from dtsf.pipeline.run import preprocess as run_preprocess
-from dtsf.pipeline.video import decode_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import numpy as np
+
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.checkpoint import RunState
+    from dtsf.model.training.evaluation import Evaluation
+    from dtsf.model.training.loop import EpochReport
+    from dtsf.model.training.protocols import Split
+    from dtsf.model.training.recipe import Recipe
+    from dtsf.model.training.train import TrainResult
     from dtsf.pipeline.run import PreprocessResult, Progress
 
-__all__ = ["Evaluation", "Prediction", "Run", "TrainResult", "load", "open_cache", "preprocess", "train"]
-
-open_cache = open_dataset
+__all__ = ["Prediction", "Run", "load", "open_cache", "preprocess", "train"]
 
 
 class Prediction(BaseModel):
@@ -81,6 +76,10 @@ def preprocess(
     Args are those of :func:`dtsf.pipeline.datasets.read_catalog`, :func:`dtsf.pipeline.run.make_spec` and
     :func:`dtsf.pipeline.run.preprocess`; ``on_catalog`` is called with the catalog before the work begins.
     """
+    from dtsf.pipeline.datasets import read_catalog
+    from dtsf.pipeline.run import make_spec
+    from dtsf.pipeline.run import preprocess as run_preprocess
+
     catalog = read_catalog(dataset, root, views, limit)
     if on_catalog is not None:
         on_catalog(catalog)
@@ -98,6 +97,45 @@ def preprocess(
     )
 
 
+def open_cache(cache: Path = Path("cache"), dataset: str | None = None) -> CachedDataset:
+    """Open one data set of a cache; see :func:`dtsf.cache.reader.open_dataset`."""
+    from dtsf.cache.reader import open_dataset
+
+    return open_dataset(cache, dataset)
+
+
+def train(
+    cache: Path = Path("cache"),
+    *,
+    dataset: str | None = None,
+    protocol: str | None = None,
+    recipe: str = "default",
+    overrides: Sequence[str] = (),
+    run: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> TrainResult:
+    """Stage 2: train a network from the cache and judge it; see :func:`dtsf.model.training.train.train`."""
+    from dtsf.model.training.train import train as run_train
+
+    return run_train(
+        cache,
+        dataset=dataset,
+        protocol=protocol,
+        recipe=recipe,
+        overrides=overrides,
+        run=run,
+        seed=seed,
+        device=device,
+        resume=resume,
+        on_start=on_start,
+        on_epoch=on_epoch,
+    )
+
+
 def load(run: Path) -> Run:
     """Open a finished or interrupted run for evaluation and prediction.
 
@@ -107,6 +145,8 @@ def load(run: Path) -> Run:
     """
     if not run.is_dir():
         raise CheckpointError(f"no run folder {run}: train first (dtsf train), or name another")
+    from dtsf.model.training.checkpoint import load_checkpoint, load_network
+
     checkpoint = load_checkpoint(run / "last")
     return Run(run, checkpoint.state, load_network(checkpoint))
 
@@ -142,6 +182,12 @@ class Run:
             CacheError: It was made with other settings.
 
         """
+        import torch
+
+        from dtsf.cache.reader import open_dataset
+        from dtsf.model.training.evaluation import evaluate
+        from dtsf.model.training.protocols import parse_protocol
+
         torch.set_num_threads(self.state.recipe.train.threads)
         data = open_dataset(cache, dataset or self.state.info.name)
         self._check(data)
@@ -159,9 +205,18 @@ class Run:
             ConfigError: This machine's encoder is not the one the run was trained with.
 
         """
-        torch.set_num_threads(self.state.recipe.train.threads)
         if not videos:
             raise DataError("no video given: name one file a view")
+        for video in videos:
+            if not video.exists():
+                raise VideoError(f"{video} does not exist", "unreadable")
+        import numpy as np
+        import torch
+
+        from dtsf.pipeline.encoders import load_encoder
+        from dtsf.pipeline.video import decode_clip
+
+        torch.set_num_threads(self.state.recipe.train.threads)
         spec = self.state.spec
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
         if encoder.weights_hash != spec.weights_hash:
@@ -169,19 +224,19 @@ class Run:
                 f"the encoder {spec.encoder} has weights {encoder.weights_hash} here, {spec.weights_hash} when the run "
                 "was trained: install the same version"
             )
-        embedded = []
-        for video in videos:
-            if not video.exists():
-                raise VideoError(f"{video} does not exist", "unreadable")
-            embedded.append(encoder.embed(decode_clip(video, spec.frames, spec.size).frames))
+        embedded = [encoder.embed(decode_clip(video, spec.frames, spec.size).frames) for video in videos]
         return self._classify(np.stack(embedded))
 
     def _classify(self, embeddings_VFPC: np.ndarray) -> Prediction:
+        import torch
+
+        from dtsf.model.training.pace import evenly_spaced, read_frames
+
         grid = self.state.spec.grid
         V, F, _, C = embeddings_VFPC.shape
         x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
         model = self.state.recipe.model
-        x_VTHWC = read_frames(x_VFHWC, evenly_spaced(model.frames).expand(V, -1), model.pace)
+        x_VTHWC = read_frames(x_VFHWC, torch.arange(V), evenly_spaced(model.frames).expand(V, -1), model.pace)
         with torch.inference_mode():
             output = self.net(x_VTHWC.unsqueeze(0), torch.ones(1, V, dtype=torch.bool))
         probability_K = output.probabilities_BK[0]
@@ -205,6 +260,8 @@ class Run:
             )
             raise CheckpointError(f"{self.folder} was trained on {what}: evaluate on a data set of the same classes")
         if self.state.fingerprint != data.spec.fingerprint():
+            from dtsf.cache.spec import describe_difference
+
             raise CacheError(
                 f"{data.folder} was made with other settings than the cache that {self.folder} was trained from "
                 f"({describe_difference(data.spec, self.state.spec)}): preprocess it with the same"

@@ -21,7 +21,7 @@ def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_
         assert (clock[:, 0] == 0).all()
         torch.testing.assert_close(clock[:, -1], torch.ones(3))
         assert (clock.diff(dim=1) >= 0).all()
-    frames = read_frames(x, evenly_spaced(n_frames).expand(3, -1), pace)
+    frames = read_frames(x, torch.arange(3), evenly_spaced(n_frames).expand(3, -1), pace)
     assert frames.shape == (3, n_frames, 2, 2, 4)
     assert frames.isfinite().all()
     assert frames.max() <= x.max() + 1e-5
@@ -30,7 +30,9 @@ def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_
 
 @given(n_cached=st.integers(1, 40), n_frames=st.integers(1, 20))
 def test_by_time_alone_every_frame_is_a_cached_one_from_its_own_segment(n_cached, n_frames):
-    frames = read_frames(_clip(torch.arange(n_cached)), evenly_spaced(n_frames).unsqueeze(0), 0.0).flatten()
+    frames = read_frames(
+        _clip(torch.arange(n_cached)), torch.zeros(1, dtype=torch.int64), evenly_spaced(n_frames).unsqueeze(0), 0.0
+    ).flatten()
     expected = [int((t + 0.5) * n_cached / n_frames) for t in range(n_frames)]
     assert frames.tolist() == expected
 
@@ -40,9 +42,9 @@ def test_late_start_and_pause_disappear_by_motion_and_stay_by_time():
     late = torch.cat([torch.zeros(10), walk, torch.ones(4)])
     early = torch.cat([walk, torch.ones(14)])
     moments = evenly_spaced(8).unsqueeze(0)
-    by_motion = [read_frames(_clip(x), moments, 1.0) for x in (late, early)]
+    by_motion = [read_frames(_clip(x), torch.zeros(1, dtype=torch.int64), moments, 1.0) for x in (late, early)]
     torch.testing.assert_close(*by_motion, atol=1e-4, rtol=0)
-    by_time = [read_frames(_clip(x), moments, 0.0) for x in (late, early)]
+    by_time = [read_frames(_clip(x), torch.zeros(1, dtype=torch.int64), moments, 0.0) for x in (late, early)]
     assert (by_time[0] - by_time[1]).abs().max() > 0.5
 
 

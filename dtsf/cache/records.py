@@ -12,7 +12,7 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Clip", "ClipRecord", "Frozen", "Verdict", "view_numbers"]
+__all__ = ["Clip", "ClipRecord", "Frozen", "Verdict", "view_number", "view_numbers"]
 
 
 class Frozen(BaseModel):
@@ -102,13 +102,16 @@ def view_numbers(words: str, view_names: Sequence[str], where: str) -> list[int]
     """
     if words.strip() == "all":
         return list(range(1, len(view_names) + 1))
-    numbers = set()
-    for word in (word.strip() for word in words.split(",")):
-        if word in view_names:
-            numbers.add(list(view_names).index(word) + 1)
-        elif word.isdigit() and 1 <= int(word) <= len(view_names):
-            numbers.add(int(word))
-        else:
-            known = ", ".join(name if name == str(k) else f"{k} ({name})" for k, name in enumerate(view_names, 1))
-            raise ConfigError(f"unknown view {word!r} ({where}): there are {known}, or all")
-    return sorted(numbers)
+    return sorted(
+        {view_number(word.strip(), view_names, f"{where}; all takes every view") for word in words.split(",")}
+    )
+
+
+def view_number(word: str, view_names: Sequence[str], where: str) -> int:
+    """Read one camera's number or name. Arguments and error as for :func:`view_numbers`."""
+    if word in view_names:
+        return list(view_names).index(word) + 1
+    if word.isdigit() and 1 <= int(word) <= len(view_names):
+        return int(word)
+    known = ", ".join(name if name == str(k) else f"{k} ({name})" for k, name in enumerate(view_names, 1))
+    raise ConfigError(f"unknown view {word!r}: there are {known} ({where})")

@@ -109,7 +109,7 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
     all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
     yield table(
         "views",
-        ("view", "mean weight", "top-1 alone"),
+        ("view", "mean weight", "top-1 of its feature"),
         [
             (name, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")
             for name, weight, top1 in all_views

@@ -44,7 +44,7 @@ class ModelConfig(BaseModel):
     patch: int = Field(default=6, ge=1)
     """Side of a patch of the canvas. On a 6 x 6 grid, 6 makes one token a frame (best on little data, and 8 times
     cheaper), 2 makes nine, so that a pasted thumbnail is one token. 16 for pixels."""
-    reduce: int = Field(default=24, ge=0)
+    reduce: int = Field(default=24, ge=0, le=4096)
     """Each cell's channels are first reduced to this many by a 1 x 1 map; 0 leaves them. Keeps a one-token patch
     embedding small: 6 x 6 x 24 inputs instead of 6 x 6 x 112."""
     frames: int = Field(default=16, ge=1)
@@ -75,8 +75,6 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.reduce and self.reduce > 4096:
-            raise ValueError(f"model.reduce ({self.reduce}) must be at most 4096")
         if self.views == "together" and self.readout != "mean":
             raise ValueError('views "together" needs readout "mean": one class token cannot stand for several views')
         return self

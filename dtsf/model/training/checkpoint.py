@@ -60,7 +60,8 @@ class Checkpoint(BaseModel):
     weights: dict[str, torch.Tensor]
     """What is evaluated: the running average where the recipe asks for one."""
     optimizer: dict[str, Any]
-    """Optimiser state; with a running average also ``raw``, the weights that training goes on from."""
+    """Optimiser state; with a running average also ``raw``, the weights that training goes on from. Empty where it
+    was not asked for."""
 
 
 def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
@@ -82,8 +83,8 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
     shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint.
+def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
+    """Read a checkpoint; with ``resume`` also the optimiser's state.
 
     Raises:
         CheckpointError: It is missing or damaged; the message says which file.
@@ -96,7 +97,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = RunState.model_validate_json((folder / "state.json").read_text("utf-8"))
         weights = load_file(folder / "model.safetensors")
-        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True) if resume else {}
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

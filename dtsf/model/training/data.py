@@ -149,6 +149,5 @@ def evaluation_batches(groups: Groups, batch_size: int, n_frames: int, pace: flo
 
 def _read_views(groups: Groups, row_BV: Tensor, moment_BVT: Tensor, pace: float) -> Tensor:
     # Row -1 of an absent view reads some other clip; the mask keeps it from ever being used.
-    x_NFHWC = groups.embeddings_NFHWC[row_BV.flatten()]
-    x_NTHWC = read_frames(x_NFHWC, moment_BVT.flatten(0, 1), pace)
-    return x_NTHWC.reshape(*row_BV.shape, *x_NTHWC.shape[1:])
+    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_BV.flatten(), moment_BVT.flatten(0, 1), pace)
+    return x_MTHWC.reshape(*row_BV.shape, *x_MTHWC.shape[1:])

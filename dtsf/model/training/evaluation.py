@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
 from dtsf.cache.records import view_numbers
 from dtsf.errors import ConfigError
@@ -55,7 +54,8 @@ class Metrics(BaseModel):
     view_weights: tuple[float, ...]
     """Mean share of each view in the fused feature, over the groups in which the view is present."""
     view_top1: tuple[float | None, ...]
-    """Accuracy of each view alone, by the shared head."""
+    """Accuracy of the shared head on each view's own feature. Where the recipe encodes views together, that feature has
+    seen the other views too; what a camera reaches alone is a judgement of its own (``evaluate --views N``)."""
     per_class: dict[str, float | None]
     confusion: tuple[tuple[int, ...], ...]
     """Rows are true classes, columns predicted ones."""
@@ -167,6 +167,9 @@ def _judge(
     groups: Groups,
     class_names: tuple[str, ...],
 ) -> Metrics:
+    # torchmetrics takes seconds to import; whatever is refused is refused before.
+    from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
+
     label_G, mask_GV = groups.label_G, groups.mask_GV
     predicted_G = probability_GK.argmax(-1)
     right_G = predicted_G == label_G

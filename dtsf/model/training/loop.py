@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 
 from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
@@ -83,6 +82,9 @@ def fit(
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
 
     """
+    # Fabric takes seconds to import; whatever is refused is refused before.
+    from lightning_fabric import Fabric
+
     train = recipe.train
     torch.set_num_threads(train.threads)
     # Fabric's own logger would print; one process is all that this version starts.
@@ -203,7 +205,7 @@ def _restore(
     optimizer: Any,
     average: dict[str, Tensor] | None,
 ) -> RunState:
-    checkpoint = load_checkpoint(folder)
+    checkpoint = load_checkpoint(folder, resume=True)
     state = checkpoint.state
     for field in ("recipe", "fingerprint", "seed", "protocol", "info"):
         was, now = getattr(state, field), getattr(fresh, field)

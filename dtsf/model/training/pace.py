@@ -4,7 +4,7 @@ People start late, pause, and move at their own speed; frames at equal distances
 in four frames and another's in ten. Frames at equal shares of the clip's *motion* line performances up. A share of
 plain time stays in, because tempo tells some actions apart. Ours, not the paper's; measured in docs/results.md.
 
-Letters: N clips, F cached frames, T frames of the network, H W grid, C channels.
+Letters: N clips, M clips read, F cached frames, T frames of the network, H W grid, C channels.
 """
 
 from __future__ import annotations
@@ -50,26 +50,30 @@ def motion_clock(x_NFHWC: Tensor, pace: float) -> Tensor:
     return torch.cat([torch.zeros_like(clock_NS[:, :1]), clock_NS], 1)
 
 
-def read_frames(x_NFHWC: Tensor, moment_NT: Tensor, pace: float) -> Tensor:
+def read_frames(x_NFHWC: Tensor, row_M: Tensor, moment_MT: Tensor, pace: float) -> Tensor:
     """Read clips at given moments.
 
     Args:
-        x_NFHWC: Embeddings of all cached frames, any float type.
-        moment_NT: In [0, 1].
+        x_NFHWC: Embeddings of all cached frames of all clips, any float type.
+        row_M: Which clips; a clip may be read more than once.
+        moment_MT: In [0, 1], for each clip read.
         pace: See :func:`motion_clock`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above
             0 it is interpolated between the two cached frames around it.
 
     Returns:
-        (N, T, H, W, C), float32.
+        (M, T, H, W, C), float32.
 
     """
-    N, F = x_NFHWC.shape[:2]
-    row_N1 = torch.arange(N).unsqueeze(1)
+    F = x_NFHWC.shape[1]
     if pace == 0 or F == 1:
-        return x_NFHWC[row_N1, (moment_NT * F).long().clamp(0, F - 1)].float()
-    clock_NF = motion_clock(x_NFHWC, pace)
-    after_NT = torch.searchsorted(clock_NF, moment_NT.contiguous()).clamp(1, F - 1)
-    begin_NT, end_NT = clock_NF.gather(1, after_NT - 1), clock_NF.gather(1, after_NT)
-    share_NT = ((moment_NT - begin_NT) / (end_NT - begin_NT).clamp(min=1e-9)).clamp(0, 1)
-    share_NT111 = share_NT[..., None, None, None]
-    return x_NFHWC[row_N1, after_NT - 1].float() * (1 - share_NT111) + x_NFHWC[row_N1, after_NT].float() * share_NT111
+        # One gather of just the frames that are wanted: this is the loader's hot path.
+        return x_NFHWC[row_M.unsqueeze(1), (moment_MT * F).long().clamp(0, F - 1)].float()
+    x_MFHWC = x_NFHWC[row_M]
+    row_M1 = torch.arange(len(row_M)).unsqueeze(1)
+    clock_MF = motion_clock(x_MFHWC, pace)
+    after_MT = torch.searchsorted(clock_MF, moment_MT.contiguous()).clamp(1, F - 1)
+    begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
+    share_MT = ((moment_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)
+    share_MT111 = share_MT[..., None, None, None]
+    before_MTHWC, after_MTHWC = x_MFHWC[row_M1, after_MT - 1].float(), x_MFHWC[row_M1, after_MT].float()
+    return before_MTHWC * (1 - share_MT111) + after_MTHWC * share_MT111

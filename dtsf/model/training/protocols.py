@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Clip, Frozen, view_numbers
+from dtsf.cache.records import Clip, Frozen, view_number
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _cross_view(
     clips: Sequence[Clip], protocol: Protocol, dataset: str, view_names: Sequence[str]
 ) -> tuple[Callable[[Clip], str], str]:
     words = protocol.argument or ("1" if dataset == "ntu" else "3",)
-    numbers = view_numbers(",".join(words), view_names, f"protocol {protocol}")
+    numbers = sorted({view_number(word, view_names, f"protocol {protocol}") for word in words})
     names = ", ".join(view_names[number - 1] for number in numbers)
     one = "an unseen view alone" if len(numbers) == 1 else "unseen views"
     return (
