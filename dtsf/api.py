@@ -68,6 +68,8 @@ def preprocess(
     shard_size: int = 64,
     max_bad: float = 0.05,
     overwrite: bool = False,
+    deadline: float = 60.0,
+    check: str = "fast",
     on_catalog: Callable[[Any], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreprocessResult:
@@ -93,6 +95,8 @@ def preprocess(
         shard_size=shard_size,
         max_bad=max_bad,
         overwrite=overwrite,
+        deadline=deadline,
+        check=check,
         on_progress=on_progress,
     )
 
@@ -219,9 +223,9 @@ class Run:
         torch.set_num_threads(self.state.recipe.train.threads)
         spec = self.state.spec
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-        if encoder.weights_hash != spec.weights_hash:
+        if encoder.identity.weights_hash != spec.weights_hash:
             raise ConfigError(
-                f"the encoder {spec.encoder} has weights {encoder.weights_hash} here, {spec.weights_hash} when the run "
+                f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
                 "was trained: install the same version"
             )
         embedded = [encoder.embed(decode_clip(video, spec.frames, spec.size).frames) for video in videos]
