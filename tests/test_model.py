@@ -3,13 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 
 from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
 from dtsf.model.network.fusion import fuse_mean, fuse_msf
 from dtsf.model.network.scan import selective_scan_plain
-from dtsf.model.network.snapshots import choose_cells, choose_partners, snapshots
+from dtsf.model.network.snapshots import choose_cells, choose_partners, motion_energy, snapshots
 from dtsf.model.training.losses import LossConfig, dtsf_loss
 
 
@@ -172,3 +173,31 @@ def test_loss_falls_on_a_batch_it_may_learn_by_heart():
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.5 * history[0]
+
+
+def test_motion_energy_sees_where_and_when_but_neither_room_nor_contrast_nor_direction():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, 6, 5)
+    energy = motion_energy(x)
+    assert energy.shape == (2, 3, 6, 6, 6, 1)
+    torch.testing.assert_close(energy.mean((2, 3, 4)), torch.ones(2, 3, 1))
+    room = torch.randn(2, 3, 1, 6, 6, 5)
+    turned = torch.linalg.qr(torch.randn(5, 5))[0]
+    torch.testing.assert_close(motion_energy(3.0 * (x + room) @ turned), energy, rtol=1e-4, atol=1e-5)
+    assert (motion_energy(torch.ones(1, 1, 4, 3, 3, 2)) == 0).all()
+    moved = x.clone()
+    moved[0, 0, 3, 1, 2] += 10
+    assert motion_energy(moved)[0, 0, 3, 1, 2] > 2 * energy[0, 0, 3, 1, 2]
+
+
+def test_energy_canvas_says_the_same_in_any_room():
+    config = ModelConfig(width=16, state=4, frames=5, canvas="energy", anchor="frame", pasted="none")
+    torch.manual_seed(0)
+    net = DTSFNet(config, channels=4, canvas=6, n_classes=3).eval()
+    x, mask = torch.randn(2, 3, 5, 6, 6, 4), torch.tensor([[True, True, True], [True, False, True]])
+    here, there = net(x, mask), net(x + torch.randn(2, 3, 1, 6, 6, 4), mask)
+    torch.testing.assert_close(here.logits_BK, there.logits_BK, rtol=1e-4, atol=1e-5)
+    moved = net(x + torch.randn(2, 3, 5, 6, 6, 4), mask)
+    assert (here.logits_BK - moved.logits_BK).abs().max() > 1e-4
+    with pytest.raises(ValidationError, match="needs anchor"):
+        ModelConfig(canvas="energy")

@@ -15,7 +15,7 @@ from torch import nn
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network.fusion import FUSIONS
-from dtsf.model.network.snapshots import separate, snapshots
+from dtsf.model.network.snapshots import motion_energy, separate, snapshots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,6 +52,10 @@ class ModelConfig(BaseModel):
     pace: float = Field(default=0.0, ge=0, le=1)
     """Where those frames lie: 0 at equal distances in time, as the paper; 1 at equal shares of the clip's motion, so
     that performances of different speeds and pauses line up; between, a mixture that still knows tempo."""
+    canvas: Literal["embedding", "energy"] = "embedding"
+    """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
+    :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
+    performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
     readout: Literal["cls", "mean"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data."""
     anchor: Literal["frame", "dynamic"] = "dynamic"
@@ -77,6 +81,8 @@ class ModelConfig(BaseModel):
     def _check(self) -> ModelConfig:
         if self.views == "together" and self.readout != "mean":
             raise ValueError('views "together" needs readout "mean": one class token cannot stand for several views')
+        if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
+            raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
         return self
 
 
@@ -115,6 +121,7 @@ class DTSFNet(nn.Module):
     """
 
     channel_scale_C: Tensor
+    energy_mean_HW1: Tensor
 
     def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int) -> None:
         super().__init__()
@@ -123,10 +130,14 @@ class DTSFNet(nn.Module):
         self.config = config
         # One over each channel's standard deviation in the training clips; set once before training.
         self.register_buffer("channel_scale_C", torch.ones(channels))
-        self.reduce = nn.Linear(channels, config.reduce) if config.reduce else nn.Identity()
+        # Mean motion energy of every cell over the training clips, likewise.
+        self.register_buffer("energy_mean_HW1", torch.zeros(canvas, canvas, 1), persistent=config.canvas == "energy")
+        reduced = 1 if config.canvas == "energy" else config.reduce or channels
+        plain = config.canvas == "energy" or not config.reduce
+        self.reduce = nn.Identity() if plain else nn.Linear(channels, reduced)
         self.drop = nn.Dropout(config.dropout)
         self.encoder = VideoMamba(
-            channels=config.reduce or channels,
+            channels=reduced,
             canvas=canvas,
             patch=config.patch,
             frames=config.frames,
@@ -150,11 +161,8 @@ class DTSFNet(nn.Module):
 
         """
         config = self.config
-        x_BVTHWC = x_BVTHWC.float() * self.channel_scale_C
-        if config.normalise == "clip":
-            x_BVTHWC = x_BVTHWC / (separate(x_BVTHWC)[1].std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
         canvas_BVTHWC = snapshots(
-            x_BVTHWC,
+            self.canvas(x_BVTHWC),
             mask_BV,
             training=self.training,
             anchor=config.anchor,
@@ -177,6 +185,15 @@ class DTSFNet(nn.Module):
             view_weights_BV=fused.weights_BV,
             mask_BV=mask_BV,
         )
+
+    def canvas(self, x_BVTHWC: Tensor) -> Tensor:
+        """Embeddings as the snapshots get them: scaled, and with ``canvas`` ``energy`` their motion energy."""
+        x_BVTHWC = x_BVTHWC.float() * self.channel_scale_C
+        if self.config.normalise == "clip":
+            x_BVTHWC = x_BVTHWC / (separate(x_BVTHWC)[1].std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
+        if self.config.canvas == "energy":
+            x_BVTHWC = motion_energy(x_BVTHWC) - self.energy_mean_HW1
+        return x_BVTHWC
 
     def _encode(self, canvas_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
         """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""

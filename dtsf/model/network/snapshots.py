@@ -15,7 +15,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["choose_cells", "choose_partners", "separate", "snapshots", "thumbnails"]
+__all__ = ["choose_cells", "choose_partners", "motion_energy", "separate", "snapshots", "thumbnails"]
 
 Content = Literal["frame", "dynamic"]
 
@@ -34,6 +34,22 @@ def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
     """
     static_BV1HWC = x_BVTHWC.mean(2, keepdim=True)
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
+
+
+def motion_energy(x_BVTHWC: Tensor) -> Tensor:
+    """How far each place of each frame is from its temporal mean, over the mean of that in the clip.
+
+    Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
+    difference, which room and clothes decide, is left out, and so is its size in the clip, which contrast decides.
+
+    Returns:
+        (B, V, T, H, W, 1), 1 in the mean of a clip; 0 where nothing moves at all.
+
+    """
+    distance_BVTHW1 = separate(x_BVTHWC)[1].norm(dim=-1, keepdim=True)
+    mean_BV1111 = distance_BVTHW1.mean((2, 3, 4), keepdim=True)
+    energy_BVTHW1: Tensor = distance_BVTHW1 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
+    return energy_BVTHW1
 
 
 def snapshots(

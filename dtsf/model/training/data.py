@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
+    from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.augment import AugmentConfig
 
-__all__ = ["Batch", "Groups", "channel_deviation", "evaluation_batches", "load_groups", "training_batches"]
+__all__ = [
+    "Batch",
+    "Groups",
+    "canvas_mean",
+    "channel_deviation",
+    "evaluation_batches",
+    "load_groups",
+    "training_batches",
+]
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,17 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
         count += flat_XC.shape[0]
     variance_C = square_C / count - (total_C / count).square()
     return variance_C.clamp(min=1e-12).sqrt().float()
+
+
+@torch.no_grad()
+def canvas_mean(net: DTSFNet, groups: Groups) -> Tensor:
+    """Mean of every place of the canvas over all frames of the clips that ``groups`` use. (H, W, C), float32."""
+    total, count = torch.zeros(()), 0
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
+        clips_PTHWC = net.canvas(batch.x_BVTHWC)[batch.mask_BV]
+        total = total + clips_PTHWC.sum((0, 1))
+        count += clips_PTHWC.shape[0] * clips_PTHWC.shape[1]
+    return total / count
 
 
 def training_batches(

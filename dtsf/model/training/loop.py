@@ -19,7 +19,7 @@ import torch
 from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from dtsf.model.training.data import channel_deviation, training_batches
+from dtsf.model.training.data import canvas_mean, channel_deviation, training_batches
 from dtsf.model.training.losses import dtsf_loss
 
 if TYPE_CHECKING:
@@ -91,8 +91,11 @@ def fit(
     fabric = Fabric(accelerator=device, devices=1, precision=train.precision)
     torch.manual_seed(seed)
     net = DTSFNet(recipe.model, channels=spec.channels, canvas=spec.grid, n_classes=len(info.class_names))
-    deviation_C = channel_deviation(groups, dynamic=recipe.model.anchor == "dynamic")
+    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
+    deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
+    if recipe.model.canvas == "energy":
+        net.energy_mean_HW1.copy_(canvas_mean(net, groups))
     optimizer = torch.optim.AdamW(
         parameter_groups(net, train.weight_decay), lr=train.lr, betas=(0.9, train.beta2), foreach=False
     )
