@@ -62,6 +62,9 @@ class ModelConfig(BaseModel):
     """What TSM leaves of a frame: itself, or itself minus the clip's temporal mean. See :mod:`.snapshots`."""
     pasted: Literal["frame", "dynamic", "none"] = "dynamic"
     """What TSM pastes; ``none`` turns the pasting off."""
+    places: Literal["random", "corners"] = "random"
+    """Where training pastes: ``random``, as the figure says; ``corners`` never hides an actor in the middle (measured
+    on motion energy: docs/results.md)."""
     normalise: Literal["data", "clip"] = "clip"
     """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
     deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less."""
@@ -167,6 +170,7 @@ class DTSFNet(nn.Module):
             training=self.training,
             anchor=config.anchor,
             pasted=config.pasted,
+            places=config.places,
         )
         feature_PD = self.drop(self._encode(canvas_BVTHWC, mask_BV))
         logits_PK = self.encoder.head(feature_PD).float()

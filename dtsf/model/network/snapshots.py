@@ -59,6 +59,7 @@ def snapshots(
     training: bool,
     anchor: Content = "dynamic",
     pasted: Content | Literal["none"] = "dynamic",
+    places: Literal["random", "corners"] = "random",
 ) -> Tensor:
     """Paste three thumbnails of a partner view into every frame of every view.
 
@@ -71,6 +72,8 @@ def snapshots(
             minus the clip's temporal mean: choose it for frozen embeddings, where plain frames make a model
             learn the room (measured: docs/results.md).
         pasted: What the thumbnails show, or ``none`` to paste nothing.
+        places: Where training pastes; evaluation always takes the fixed corners. ``random``, as the figure says, hides
+            the actor at times; ``corners`` never does: choose it where actors stand in the middle of the picture.
 
     Returns:
         Canvases of the same shape. With one view present the partner is the view itself.
@@ -81,7 +84,7 @@ def snapshots(
     if pasted == "none":
         return canvas_BVTHWC
     partner_BV = choose_partners(mask_BV, training=training)
-    cells_BVS = choose_cells(mask_BV, training=training)
+    cells_BVS = choose_cells(mask_BV, training=training and places == "random")
     source_BVTHWC = dynamic_BVTHWC if pasted == "dynamic" else x_BVTHWC
     thumbs_BVTShwC = thumbnails(source_BVTHWC, partner_BV)
     return _paste(canvas_BVTHWC, thumbs_BVTShwC, cells_BVS)
