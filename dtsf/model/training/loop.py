@@ -11,7 +11,7 @@ import json
 import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, save_checkpoint
 from dtsf.model.training.data import channel_deviation, training_batches
 from dtsf.model.training.debias import make_debiaser
+from dtsf.model.training.initialise import load_initial_weights
 from dtsf.model.training.losses import dtsf_loss
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    initial: dict[str, Tensor] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> DTSFNet:
     """Train a network and leave checkpoints in ``run/last`` and a line a step in ``run/log.jsonl``.
@@ -75,6 +77,8 @@ def fit(
         seed: Of everything random.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``.
         resume: Go on from ``run/last``.
+        initial: Weights that the encoder starts from, as :func:`.initialise.read_initial_weights` reads them; what
+            became of each is written to ``run/init.json``.
         on_epoch: Called after each epoch.
 
     Returns:
@@ -99,6 +103,9 @@ def fit(
         n_classes=len(info.class_names),
         n_views=len(info.view_names),
     )
+    if initial is not None and not resume:
+        report = load_initial_weights(net.encoder, initial)
+        (run / "init.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     deviation_C = channel_deviation(groups, dynamic=recipe.model.anchor == "dynamic")
     net.channel_scale_C.copy_(1.0 / deviation_C)
     debiaser = make_debiaser(
