@@ -41,10 +41,12 @@ class Batch:
     x_BVTHWC: Tensor
     mask_BV: Tensor
     label_B: Tensor
+    row_BV: Tensor
+    """Row of each view's clip in the groups' embeddings; meaningless where the mask is False."""
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device."""
-        return Batch(self.x_BVTHWC.to(device), self.mask_BV.to(device), self.label_B.to(device))
+        return Batch(self.x_BVTHWC.to(device), self.mask_BV.to(device), self.label_B.to(device), self.row_BV.to(device))
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Groups:
     label_G: Tensor
     names: tuple[str, ...]
     """Of the groups."""
+    scene_N: Tensor | None = None
+    """Number of each clip's background, from 0; None where the data set does not name every clip's."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -74,7 +78,7 @@ class Groups:
         row_GV = torch.where(keep_V, self.row_GV, torch.full_like(self.row_GV, -1))
         stays_G = (row_GV >= 0).any(1)
         names = tuple(name for name, stays in zip(self.names, stays_G.tolist(), strict=True) if stays)
-        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names)
+        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names, self.scene_N)
 
 
 def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
@@ -94,7 +98,15 @@ def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
         for view, row in by_group[name].items():
             row_GV[g, view - 1] = row
     label_G = torch.tensor([labels[name] for name in names], dtype=torch.int64)
-    return Groups(embeddings_NFPC.view(N, F, grid, grid, C), row_GV, label_G, names)
+    return Groups(embeddings_NFPC.view(N, F, grid, grid, C), row_GV, label_G, names, _scenes(clips))
+
+
+def _scenes(clips: Sequence[Clip]) -> Tensor | None:
+    named = [clip.background for clip in clips if clip.background is not None]
+    if not clips or len(named) < len(clips):
+        return None
+    numbers = {name: k for k, name in enumerate(sorted(set(named)))}
+    return torch.tensor([numbers[name] for name in named], dtype=torch.int64)
 
 
 def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
@@ -156,7 +168,7 @@ def training_batches(
             x_BVTHWC = x_BVTHWC + augment.noise * scale_C * torch.randn_like(x_BVTHWC)
         if augment.view_drop:
             mask_BV = drop_views(mask_BV, augment.view_drop)
-        yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B])
+        yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B], row_BV)
 
 
 def evaluation_batches(groups: Groups, batch_size: int, n_frames: int, pace: float) -> Iterator[Batch]:
@@ -164,7 +176,7 @@ def evaluation_batches(groups: Groups, batch_size: int, n_frames: int, pace: flo
     for chosen_B in torch.arange(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
         moment_BVT = evenly_spaced(n_frames).expand(*row_BV.shape, n_frames)
-        yield Batch(_read_views(groups, row_BV, moment_BVT, pace), row_BV >= 0, groups.label_G[chosen_B])
+        yield Batch(_read_views(groups, row_BV, moment_BVT, pace), row_BV >= 0, groups.label_G[chosen_B], row_BV)
 
 
 def _read_views(groups: Groups, row_BV: Tensor, moment_BVT: Tensor, pace: float) -> Tensor:
