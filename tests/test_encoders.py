@@ -1,3 +1,5 @@
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +120,130 @@ def test_identity_does_not_depend_on_the_spelling_and_follows_the_weights(tmp_pa
 def test_refusals(name, size, grid, message):
     with pytest.raises(ConfigError, match=message):
         load_encoder(name, size, grid, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("efficientnet-lite0", 6), ("efficientnet-lite0:8", 6), ("efficientnet-lite0:32", 3)]
+)
+def test_onnx_runtime_gives_what_pytorch_gives(frames, name, grid):
+    onnx, torch_ = (load_encoder(name, 96, grid, device).embed(frames) for device in ("cpu", "torch-cpu"))
+    assert onnx.dtype == torch_.dtype == np.float16
+    # float16 has 11 bits: one step either way, and the sums' own rounding near zero.
+    np.testing.assert_allclose(onnx.astype(float), torch_.astype(float), rtol=2**-10, atol=2**-8)
+
+
+def test_the_export_is_made_once_and_anew_for_other_weights(tmp_path, monkeypatch):
+    from dtsf.pipeline import lite0
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = lite0.exported_file(8, 96, 3)
+    assert file.is_relative_to(tmp_path)
+    made = file.stat().st_mtime_ns
+    assert lite0.exported_file(8, 96, 3) == file
+    assert file.stat().st_mtime_ns == made
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    monkeypatch.setattr(lite0, "weights_hash", lambda: "other")
+    monkeypatch.setattr(lite0, "_export", lambda stride, size, grid, target: target.write_bytes(b"x"))
+    assert lite0.exported_file(8, 96, 3) != file
+
+
+def test_pixels_are_the_frames_themselves(frames):
+    encoder = load_encoder("pixels", 96, 6)
+    assert (encoder.identity.grid, encoder.identity.channels, encoder.identity.dtype) == (96, 3, "uint8")
+    cells = encoder.embed(frames)
+    assert cells.shape == (6, 96 * 96, 3)
+    np.testing.assert_array_equal(cells.reshape(frames.shape), frames)
+
+
+class FakeModel(torch.nn.Module):
+    """What dtsf asks of a timm model."""
+
+    num_features = 5
+    pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}  # noqa: RUF012
+
+    def __init__(self, layout):
+        super().__init__()
+        self.layout = layout
+        self.num_prefix_tokens = 1
+        self.mix = torch.nn.Conv2d(3, 5, 16, 16)
+
+    def forward_features(self, x):
+        maps = self.mix(x)
+        if self.layout == "map":
+            return maps
+        if self.layout == "channels last":
+            return maps.permute(0, 2, 3, 1)
+        tokens = maps.flatten(2).transpose(1, 2)
+        return torch.cat([tokens.new_full((len(tokens), 1, 5), 1e4), tokens], 1)
+
+
+@pytest.fixture
+def fake_timm(monkeypatch):
+    """The one function of timm that dtsf calls."""
+    from dtsf.pipeline import timm_encoder
+
+    def create_model(name, *, pretrained, checkpoint_path, num_classes, **extra):
+        assert num_classes == 0
+        if name == "map" and "img_size" in extra:
+            raise TypeError("unexpected keyword argument 'img_size'")
+        if name == "unknown":
+            raise RuntimeError("Unknown model (unknown)")
+        torch.manual_seed(0)
+        model = FakeModel(name)
+        if checkpoint_path:
+            model.load_state_dict(torch.load(checkpoint_path, weights_only=True))
+        else:
+            assert pretrained
+        return model
+
+    module = types.ModuleType("timm")
+    module.create_model = create_model
+    monkeypatch.setitem(sys.modules, "timm", module)
+    for cached in (timm_encoder._model, encoder_identity, load_encoder):
+        cached.cache_clear()
+    yield
+    for cached in (timm_encoder._model, encoder_identity, load_encoder):
+        cached.cache_clear()
+
+
+def test_timm_maps_and_tokens_become_the_same_cells(fake_timm, frames):
+    by_layout = {name: load_encoder(f"timm:{name}", 96, 3, "cpu") for name in ("map", "tokens", "channels last")}
+    cells = {name: encoder.embed(frames) for name, encoder in by_layout.items()}
+    assert cells["map"].shape == (6, 9, 5)
+    np.testing.assert_array_equal(cells["tokens"], cells["map"])
+    np.testing.assert_array_equal(cells["channels last"], cells["map"])
+    model = FakeModel("map")
+    torch.manual_seed(0)
+    model = FakeModel("map")
+    x = torch.from_numpy(frames).permute(0, 3, 1, 2) / 255.0
+    x = (x - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor([0.2, 0.3, 0.4]).view(3, 1, 1)
+    expected = torch.nn.functional.adaptive_avg_pool2d(model.mix(x), 3).flatten(2).transpose(1, 2).detach().numpy()
+    np.testing.assert_allclose(cells["map"].astype(float), expected, rtol=2e-3, atol=2e-3)
+
+
+def test_timm_weights_are_part_of_the_identity(fake_timm, tmp_path):
+    plain = encoder_identity("timm:map", 96, 3)
+    assert (plain.name, plain.channels, plain.dtype) == ("timm:map", 5, "float16")
+    torch.manual_seed(1)
+    torch.save(FakeModel("map").state_dict(), tmp_path / "mine.pth")
+    mine = encoder_identity(f"timm:map@{tmp_path / 'mine.pth'}", 96, 3)
+    assert mine.weights_hash != plain.weights_hash
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "message"),
+    [
+        ("timm:unknown", 3, r"timm cannot make it: Unknown model"),
+        ("timm:map@/gone.pth", 3, r"no weights file /gone\.pth"),
+        ("timm:map", 9, "coarser than --grid 9"),
+    ],
+)
+def test_timm_refusals(fake_timm, frames, name, grid, message):
+    with pytest.raises(ConfigError, match=message):
+        load_encoder(name, 96, grid, "cpu").embed(frames)
+
+
+def test_without_timm_the_message_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r"pip install 'dtsf\[timm\]'"):
+        encoder_identity("timm:nothing", 96, 3)

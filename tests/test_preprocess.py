@@ -242,3 +242,22 @@ def test_shared_clips(shared_data, tmp_path):
     assert embeddings.shape == (3, 16, 36, 112)
     assert np.isfinite(embeddings).all()
     assert embeddings.astype(np.float32).std() > 0.1
+
+
+def test_pixels_train_end_to_end(videos, tmp_path):
+    from dtsf.model.training.train import train
+
+    catalog = ten(videos)
+    preprocess(catalog, tmp_path / "c", make_spec(encoder="pixels", frames=4, size=96, grid=6), workers=1)
+    data = open_dataset(tmp_path / "c")
+    assert data.embeddings(["c3"]).dtype == np.uint8
+    np.testing.assert_array_equal(
+        data.embeddings(["c3"])[0].reshape(4, 96, 96, 3), decode_clip(videos / "c3.avi", 4, 96).frames
+    )
+    result = train(
+        tmp_path / "c",
+        protocol="all",
+        run=tmp_path / "run",
+        overrides=["model.frames=4", "model.patch=16", "model.width=16", "model.reduce=0", "train.epochs=2"],
+    )
+    assert result.evaluation.metrics.n_groups == 5
