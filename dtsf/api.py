@@ -73,6 +73,8 @@ def preprocess(
     shard_size: int = 64,
     max_bad: float = 0.05,
     overwrite: bool = False,
+    deadline: float = 60.0,
+    check: str = "fast",
     on_catalog: Callable[[Any], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreprocessResult:
@@ -98,6 +100,8 @@ def preprocess(
         shard_size=shard_size,
         max_bad=max_bad,
         overwrite=overwrite,
+        deadline=deadline,
+        check=check,
         on_progress=on_progress,
     )
 
@@ -230,9 +234,9 @@ class Run:
         torch.set_num_threads(self.state.recipe.train.threads)
         spec = self.state.spec
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-        if encoder.weights_hash != spec.weights_hash:
+        if encoder.identity.weights_hash != spec.weights_hash:
             raise ConfigError(
-                f"the encoder {spec.encoder} has weights {encoder.weights_hash} here, {spec.weights_hash} when the run "
+                f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
                 "was trained: install the same version"
             )
         decoded = [decode_clip(path, spec.frames, spec.size) for path in paths]

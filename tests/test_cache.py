@@ -38,9 +38,7 @@ def rows(n, seed=0):
 def add_shard(folder, shard, names, bad=(), seed=0):
     records = [ClipRecord(clip=clip(name), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
     records += [ClipRecord(clip=clip(name), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
-    record = ShardRecord(
-        shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={}, seconds=1
-    )
+    record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={})
     extend(folder, shard + 1)
     values = rows(len(names), seed)
     return write_shard(folder, record, values, SHARD_SIZE), values

@@ -45,16 +45,22 @@ UNITS = {
     "pictures": "8-bit RGB",
     "frame_index": "frame of the source video, from 0; -1 in padding",
 }
-FILL: dict[str, Any] = {"embeddings": float("nan"), "pictures": 0, "frame_index": -1}
 
 
 def array_shapes(spec: CacheSpec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     """Shape of one row and dtype of each array."""
     return {
-        "embeddings": ((spec.frames, spec.grid**2, spec.channels), np.dtype("<f2")),
+        "embeddings": ((spec.frames, spec.grid**2, spec.channels), np.dtype(spec.embedding_dtype)),
         "pictures": ((spec.frames, spec.picture_size, spec.picture_size, 3), np.dtype("u1")),
         "frame_index": ((spec.frames,), np.dtype("<i4")),
     }
+
+
+def _fill(name: str, dtype: np.dtype[Any]) -> Any:
+    """What stands in padding: a number that no one takes for a value, where the type has one."""
+    if dtype.kind == "f":
+        return float("nan")
+    return -1 if name == "frame_index" else 0
 
 
 def chunk_file(array: str, shard: int) -> str:
@@ -158,7 +164,7 @@ def _build(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) ->
             chunks=(shard_size, *shape),
             dtype=dtype,
             compressors=None,
-            fill_value=FILL[name],
+            fill_value=_fill(name, dtype),
             dimension_names=AXES[name],
             attributes={"units": UNITS[name], "rows": "see shards/*.json for which clip each row is"},
             config={"write_empty_chunks": True},
@@ -193,7 +199,7 @@ def write_shard(folder: Path, record: ShardRecord, rows: Mapping[str, np.ndarray
     """
     files = {}
     for name, array in rows.items():
-        chunk = np.full((shard_size, *array.shape[1:]), FILL[name], dtype=array.dtype.newbyteorder("<"))
+        chunk = np.full((shard_size, *array.shape[1:]), _fill(name, array.dtype), dtype=array.dtype.newbyteorder("<"))
         chunk[: len(array)] = array
         data = chunk.tobytes()
         relative = chunk_file(name, record.shard)
