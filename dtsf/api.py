@@ -226,8 +226,8 @@ class Run:
         import torch
 
         from dtsf.model.report.film import check_film
+        from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
         from dtsf.pipeline.encoders import load_encoder
-        from dtsf.pipeline.video import decode_clip
 
         if film is not None:
             check_film(Path(film))
@@ -239,10 +239,17 @@ class Run:
                 f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
                 "was trained: install the same version"
             )
-        decoded = [decode_clip(path, spec.frames, spec.size) for path in paths]
-        said = self._classify(np.stack([encoder.embed(clip.frames) for clip in decoded]))
+        embedded, longest = [], 1
+        # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
+        with Decoder(spec.frames, spec.size) as decoder:
+            for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
+                if isinstance(clip, VideoError):
+                    raise clip
+                embedded.append(encoder.embed(clip[0]))
+                longest = max(longest, clip[1]["decoded_frames"])
+        said = self._classify(np.stack(embedded))
         if film is not None:
-            _film(Path(film), paths, max(clip.decoded_frames for clip in decoded), said)
+            _film(Path(film), paths, longest, said)
         return said
 
     def _classify(self, embeddings_VFPC: np.ndarray) -> Prediction:

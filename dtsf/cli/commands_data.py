@@ -209,7 +209,8 @@ def cache_info_command(
     if html is not None:
         from dtsf.cli.commands_look import cache_page
 
-        return cache_page(path, html, dataset, json_=json_)
+        cache_page(path, html, dataset, json_=json_)
+        return
     from dtsf.cache.reader import list_datasets, open_dataset
     from dtsf.cli.show import console, print_json, table
 

@@ -68,9 +68,9 @@ def doctor_command(
     if json_:
         print_json(found.summary())
     else:
-        marks = {True: "ok", False: "missing"}
         screen = results()
-        screen.print(table("this machine", ("", "", ""), [(c.name, marks[c.ok], c.found) for c in found.checks]))
+        rows = [(c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found) for c in found.checks]
+        screen.print(table("this machine", ("what", "", "found"), rows))
         for check in found.checks:
             if check.how:
                 screen.print(Text.assemble((f"{check.name}: ", "bold"), check.how), soft_wrap=True)
