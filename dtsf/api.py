@@ -13,6 +13,7 @@ PyTorch, zarr and dask are imported by the function that needs them: a wrong pat
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from dtsf.pipeline.run import PreprocessResult, Progress
 
 __all__ = ["Prediction", "Run", "load", "open_cache", "preprocess", "train"]
+
+logger = logging.getLogger(__name__)
 
 FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
 """Side of a view in a film; most frames of one, whose memory this bounds; frames a second of a folder of frames."""
@@ -239,6 +242,7 @@ class Run:
                 f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
                 "was trained: install the same version"
             )
+        logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
         embedded, longest = [], 1
         # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
         with Decoder(spec.frames, spec.size) as decoder:
@@ -246,6 +250,7 @@ class Run:
                 if isinstance(clip, VideoError):
                     raise clip
                 embedded.append(encoder.embed(clip[0]))
+                logger.info("%s: %d frames", paths[len(embedded) - 1], clip[1]["decoded_frames"])
                 longest = max(longest, clip[1]["decoded_frames"])
         said = self._classify(np.stack(embedded))
         if film is not None:

@@ -79,14 +79,17 @@ def _watch(run: Run, folder: Path, settle: float, *, once: bool, json_: bool) ->
     from dtsf.cli.show import console
 
     screen, counts = console(), {"named": 0, "unusable": 0}
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Both set: a shell starts what it puts in the background with SIGINT ignored.
+    ends = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
         screen.print(f"watching {folder}: a subfolder a performance; Ctrl-C ends", markup=False, soft_wrap=True)
         _answer_all(run, folder, settle, once, json_, counts)
     except KeyboardInterrupt:
         screen.print("")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
     screen.print(f"stopped: {counts['named']} performances named, {counts['unusable']} unusable", highlight=False)
 
 
