@@ -150,12 +150,14 @@ def test_new_data_set_of_its_page_works(checkout):
     assert "1 passed" in done.stdout
 
 
+@pytest.mark.slow
 def test_encoder_of_its_page_works(tmp_path):
     (block,) = fences(ROOT / "docs/adding-an-encoder.md", "python")
     done = _run(f"python - <<'END'\n{block}END", tmp_path, ROOT)
     assert "efficientnet-lite0:32" in done.stdout
 
 
+@pytest.mark.slow
 def test_notebook_of_the_python_page_runs(tmp_path):
     cells = fences(ROOT / "docs/python.md", "python")
     assert len(cells) >= 6

@@ -132,7 +132,7 @@ def test_bash_reads_the_script_and_completes(tmp_path):
     }
     script = (
         "source <(dtsf --show-completion bash); COMP_WORDS=(dtsf eval); COMP_CWORD=1; "
-        '$(complete -p dtsf | sed "s/.*-F \\([^ ]*\\).*/\\1/"); echo "${COMPREPLY[@]}"'
+        '$(complete -p dtsf | sed "s/.*-F \\([^ ]*\\).*/\\1/") dtsf; echo "${COMPREPLY[@]}"'
     )
     done = subprocess.run(
         ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
