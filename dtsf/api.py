@@ -127,6 +127,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    init: Path | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
@@ -143,6 +144,7 @@ def train(
         seed=seed,
         device=device,
         resume=resume,
+        init=init,
         on_start=on_start,
         on_epoch=on_epoch,
     )
