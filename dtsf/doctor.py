@@ -94,9 +94,10 @@ def scan_in_use(device: str) -> tuple[str, str]:
     """Name of the selective scan that runs on a device, and why. The one place that says it."""
     import torch
 
-    from dtsf.model.network.scan import kernel_status, scan_backend
+    from dtsf.model.network.scan import scan_choice
 
-    return scan_backend(torch.device(device)), kernel_status()[2]
+    choice = scan_choice(torch.device(device))
+    return choice.name, choice.reason
 
 
 def _packages() -> list[Check]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
     from dtsf.cache.reader import CachedDataset
+    from dtsf.model.network.dtsfnet import ModelConfig
     from dtsf.model.report.facts import RunFacts
     from dtsf.model.report.gallery import Sample
 
@@ -83,14 +84,27 @@ def report_run(
         classes=class_rows(facts),
         probes=probes,
         gallery=_gallery(facts, data, samples) if data is not None else [],
-        pasted=state.recipe.model.pasted,
-        anchor=state.recipe.model.anchor,
+        seen=_seen(state.recipe.model),
         bars=svg.bars,
         left_out=_left_out(data),
         recipe=_recipe(facts),
         facts=_origin(facts),
     )
     return write_page(out or run / "report.html", text)
+
+
+def _seen(model: ModelConfig) -> str:
+    """What the gallery's pictures have to do with what the network gets."""
+    if model.motion != "tsm" or model.pasted == "none":
+        return "The cached pictures of frames that the network reads; this recipe pastes no snapshots."
+    words = (
+        "The cached pictures of frames that the network reads, with the snapshots (TSM) drawn in where evaluation pastes "
+        "them: a small picture's border has the colour of the view it comes from. The network pastes them into "
+    )
+    if model.canvas == "energy":
+        return words + "maps of how much moves, not into pictures."
+    dynamic = "dynamic" in (model.anchor, model.pasted)
+    return words + "embeddings, not pictures" + (", of what moves: a frame minus its clip's mean." if dynamic else ".")
 
 
 def _sentence(facts: RunFacts) -> str:
