@@ -91,6 +91,7 @@ def preprocess(
     from dtsf.pipeline.run import preprocess as run_preprocess
 
     catalog = read_catalog(dataset, None if root is None else Path(root), views, limit)
+    logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
     if on_catalog is not None:
         on_catalog(catalog)
     return run_preprocess(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -245,6 +246,15 @@ def test_log_that_was_cut_off_still_draws_its_whole_lines(world, tmp_path):
     assert len(whole["loss"]) == 2
     (run / "log.jsonl").unlink()
     assert "The run has no log.jsonl" in report_run(run).read_text()
+
+
+def test_run_that_diverged_still_has_a_page(world, tmp_path):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for said in metrics["predictions"]:
+        said |= {"probability": math.nan, "uncertainty": math.nan, "view_weights": [math.nan] * 3}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert "reliability diagram" in report_run(run, cache=tmp_path / "gone").read_text()
 
 
 def test_comparison_names_what_differs(world, hostile, tmp_path):

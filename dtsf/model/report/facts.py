@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -157,6 +158,8 @@ def reliability_bins(predictions: Sequence[GroupPrediction]) -> list[tuple[float
     """For each of :data:`BINS` equal bins of probability: its mean, the share that was right, and the number."""
     held: list[list[GroupPrediction]] = [[] for _ in range(BINS)]
     for p in predictions:
+        if not math.isfinite(p.probability):
+            continue  # a run that diverged still has a page
         held[min(BINS - 1, int(p.probability * BINS))].append(p)
     return [
         (

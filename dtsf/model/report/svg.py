@@ -166,6 +166,8 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
 def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
     """Draw one row of dots each: (value, right, what it is). Wrong ones stand in a lane of their own below."""
     values = [value for row in rows.values() for value, _, _ in row]
+    if not values:
+        return Markup("")
     low, high = min(values), max(values)
     if high - low < 1e-6:
         low, high = low - 0.005, high + 0.005
