@@ -87,6 +87,8 @@ def examine(cache: Path, *, on_step: Callable[[int, int, str], None] | None = No
             checks.append(
                 Check(name, False, what, "dtsf --debug doctor shows where; make setup installs everything anew")
             )
+    if on_step is not None:
+        on_step(len(looks), len(looks), "")
     return Health(tuple(checks))
 
 

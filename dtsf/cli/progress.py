@@ -47,32 +47,23 @@ def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0)
 
 @contextmanager
 def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        SpinnerColumn,
-        Task,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
-    class Rate(ProgressColumn):
+    class Count(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"- {unit}/s", style="cyan")
+            if task.total is None:
+                return Text("")
+            rate = f"{task.speed:.1f}" if task.speed else "-"
+            left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
+            return Text(f"{task.completed:.0f}/{task.total:.0f}  {rate} {unit}/s{left}", style="cyan")
 
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
+        Count(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=screen,
     ) as bar:
@@ -84,7 +75,11 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
                 bar.reset(job, total=total, completed=max(0, done - 1))
             bar.update(job, completed=done, total=total, note=note)
 
-        yield update
+        try:
+            yield update
+        finally:
+            # What was never counted leaves nothing behind; a count stays to be read.
+            bar.update(job, visible=bar.tasks[0].total is not None)
 
 
 @dataclass

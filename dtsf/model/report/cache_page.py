@@ -51,6 +51,8 @@ def report_cache(
         if on_step is not None:
             on_step(k, len(names), name or "")
         shown.append(_describe(open_dataset(cache, name), samples, seed))
+    if on_step is not None:
+        on_step(len(names), len(names), "")
     return write_page(out, render("cache.html", title=f"Cache {cache}", cache=cache.absolute(), datasets=shown))
 
 

@@ -45,6 +45,8 @@ def compare_runs(runs: Sequence[Path], out: Path, *, on_step: Callable[[int, int
         if on_step is not None:
             on_step(k, len(runs), str(run))
         facts.append(read_run(run))
+    if on_step is not None:
+        on_step(len(runs), len(runs), "")
     names = _short_names(runs)
     same_groups = len({frozenset(p.group for p in f.metrics.predictions) for f in facts}) == 1
     text = render(
