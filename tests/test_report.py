@@ -15,7 +15,7 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.report.cache_page import report_cache
 from dtsf.model.report.compare_page import compare_runs
 from dtsf.model.report.facts import open_cache_of, read_run, reliability_bins
-from dtsf.model.report.probes import probe
+from dtsf.model.report.probes import CollectionProbe, Probes, probe
 from dtsf.model.report.run_page import report_run
 from dtsf.model.report.strips import BORDERS, choose_frames, draw_snapshots
 from dtsf.model.training.evaluation import GroupPrediction
@@ -308,6 +308,14 @@ def test_frames_of_the_strip_are_those_that_the_network_reads():
     x[:, :8] = x[:, :1]  # nothing moves in the first half
     paced = choose_frames(x, 4, 1.0)
     assert paced.min() >= 7
+
+
+def test_static_bias_is_agreement_minus_conflict():
+    asked = [
+        CollectionProbe(n, 10, x, 0.5, (1.0,), ())
+        for n, x in (("a-aligned", 0.9), ("a-conflict", 0.6), ("b-conflict", 0.5))
+    ]
+    assert Probes((), tuple(asked), (), None).static_bias == {"a": pytest.approx(0.3)}
 
 
 def test_reliability_bins_hold_every_group_once():

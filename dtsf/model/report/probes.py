@@ -72,6 +72,13 @@ class Probes:
     """Collections of the cache that could not be asked, and why."""
     rooms: RoomProbe | None
 
+    @property
+    def static_bias(self) -> dict[str, float]:
+        """Accuracy where room and action agree minus where they conflict, of collections NAME-aligned and NAME-conflict."""
+        top1 = {collection.name: collection.top1 for collection in self.collections}
+        stems = (name.removesuffix("-conflict") for name in top1 if name.endswith("-conflict"))
+        return {stem: top1[f"{stem}-aligned"] - top1[f"{stem}-conflict"] for stem in stems if f"{stem}-aligned" in top1}
+
 
 def probe(
     facts: RunFacts, net: DTSFNet, data: CachedDataset, cache: Path, on_step: Callable[[int, int, str], None]
