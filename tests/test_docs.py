@@ -62,12 +62,14 @@ def test_every_dtsf_command_in_the_docs_parses(page, call):
     command = typer.main.get_command(app)
     words = shlex.split(call.replace("...", "").replace("[", "").replace("]", ""))
     words = [re.sub(r"^\$\w+$", "0", word) for word in words]
-    if words[0] in ("--debug", "--quiet", "--verbose"):
-        words = words[1:]
-    if not words or words[0] == "--help":
+    # Options of dtsf itself are only looked up: parsing --install-completion would install it.
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    while words and words[0].startswith("--"):
+        assert words.pop(0) in known, f"{page}: dtsf {call}"
+    if not words:
         return
     try:
-        context = command.make_context("dtsf", list(words[:1]) if words[0].startswith("--") else list(words))
+        context = command.make_context("dtsf", list(words))
         while hasattr(command, "resolve_command"):
             name, command, words = command.resolve_command(context, words)
             if "--help" in words or words == []:

@@ -87,4 +87,6 @@ def _say(file: Path, begun: float, json_: bool) -> None:
         n_bytes = file.stat().st_size
         print_json({"report": str(file), "bytes": n_bytes, "seconds": time.monotonic() - begun})
         return
-    results().print(f"wrote {file} ({file.stat().st_size / 1e6:.1f} MB)", markup=False, highlight=False, soft_wrap=True)
+    results().print(
+        f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)", markup=False, highlight=False, soft_wrap=True
+    )
