@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dtsf.cli.commands_data import cache_app, preprocess_command, synth_app
+from dtsf.cli.commands_import import import_command
 from dtsf.cli.commands_look import doctor_command, report_command
 from dtsf.cli.commands_predict import predict_command
 from dtsf.cli.commands_run import evaluate_command, train_command
@@ -53,6 +54,7 @@ def _common(
 
 
 app.command("preprocess")(preprocess_command)
+app.command("import")(import_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)

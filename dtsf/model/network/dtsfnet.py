@@ -72,8 +72,10 @@ class ModelConfig(BaseModel):
     """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
     :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
     performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
-    readout: Literal["cls", "mean"] = "mean"
-    """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data."""
+    readout: Literal["cls", "mean", "ordered"] = "mean"
+    """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data;
+    ``ordered`` is a linear map of all tokens in their order, best with ``pace`` 1, where frame t of every clip means the
+    same share of the motion."""
     anchor: Literal["frame", "dynamic"] = "dynamic"
     """What TSM leaves of a frame: itself, or itself minus the clip's temporal mean. See :mod:`.snapshots`."""
     pasted: Literal["frame", "dynamic", "none"] = "dynamic"
@@ -86,7 +88,7 @@ class ModelConfig(BaseModel):
     deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less."""
     views: Literal["apart", "together"] = "apart"
     """``apart`` encodes each view by itself; ``together`` all views of a group as one sequence, frame by frame, so that
-    the state sees a moment from all sides. Needs readout ``mean``."""
+    the state sees a moment from all sides. Needs readout ``mean`` or ``ordered``."""
     motion: Literal["tsm", "msm", "none"] = "tsm"
     """``tsm`` is the paper's and does what ``pasted`` says; ``msm`` is MS-SC's, see :mod:`.motion_msm`; ``none`` leaves
     the canvas as ``anchor`` says."""
@@ -102,8 +104,10 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.views == "together" and self.readout != "mean":
-            raise ValueError('views "together" needs readout "mean": one class token cannot stand for several views')
+        if self.views == "together" and self.readout == "cls":
+            raise ValueError(
+                'views "together" needs readout "mean" or "ordered": one class token cannot stand for several views'
+            )
         if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
         return self

@@ -48,7 +48,8 @@ class VideoMamba(nn.Module):
         conv: Width of the causal convolution.
         expand: Inner width over D.
         readout: ``cls`` reads the class token, first in the sequence, as VideoMamba does; ``mean`` averages the
-            tokens and has no class token: choose it when training from scratch on little data.
+            tokens and has no class token: choose it when training from scratch on little data. ``ordered`` is a linear
+            map of all tokens in their order: choose it where frame t means the same in every clip (``pace`` 1).
         drop_path_rate: Stochastic depth at the last block; grows linearly from 0.
         dt_init: ``mamba`` keeps Mamba's own start of the step sizes (0.001 to 0.1), better from scratch;
             ``videomamba`` overwrites it with zeros (about 0.69), as VideoMamba's code does.
@@ -68,7 +69,7 @@ class VideoMamba(nn.Module):
         state: int = 16,
         conv: int = 4,
         expand: int = 2,
-        readout: Literal["cls", "mean"] = "cls",
+        readout: Literal["cls", "mean", "ordered"] = "cls",
         drop_path_rate: float = 0.0,
         dt_init: Literal["mamba", "videomamba"] = "mamba",
     ) -> None:
@@ -82,6 +83,8 @@ class VideoMamba(nn.Module):
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, frames, width))
         self.layers = nn.ModuleList(Block(width, state, conv, expand) for _ in range(depth))
         self.norm_f = RMSNorm(width)
+        if readout == "ordered":
+            self.in_order = nn.Linear(frames * patches * width, width)
         self.head = nn.Linear(width, n_classes)
         rates = torch.linspace(0, drop_path_rate, depth).tolist()
         # What block i adds is dropped where block i + 1 receives it, hence the shift by one.
@@ -112,19 +115,23 @@ class VideoMamba(nn.Module):
             cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(hidden_BLD.shape[0], -1, -1)
             hidden_BLD = torch.cat([cls_B1D.to(hidden_BLD.dtype), hidden_BLD], dim=1)
         normed_BLD = self._blocks(hidden_BLD)
-        return normed_BLD[:, 0] if self.readout == "cls" else normed_BLD.mean(1)
+        return normed_BLD[:, 0] if self.readout == "cls" else self._read(normed_BLD)
 
     def encode_together(self, x_BVCTHW: Tensor) -> Tensor:
         """Encode the views of a group as one sequence: all views' tokens of frame 1, then of frame 2, and so on.
 
-        Needs ``readout`` ``mean``. (B, V, C, T, H, W) -> a feature for each view, the mean of its own tokens: (B, V, D).
+        Needs ``readout`` ``mean`` or ``ordered``. (B, V, C, T, H, W) -> a feature for each view, from its own tokens: (B, V, D).
         """
         B, V = x_BVCTHW.shape[:2]
         tokens_BVTPD = self._tokens(x_BVCTHW.flatten(0, 1)).unflatten(0, (B, V))
         _, _, T, P, _ = tokens_BVTPD.shape
         normed_BLD = self._blocks(tokens_BVTPD.transpose(1, 2).flatten(1, 3))
-        feature_BVD: Tensor = normed_BLD.unflatten(1, (T, V, P)).mean((1, 3))
-        return feature_BVD
+        return self._read(normed_BLD.unflatten(1, (T, V, P)).transpose(1, 2).flatten(2, 3))
+
+    def _read(self, tokens__LD: Tensor) -> Tensor:
+        """A clip's tokens to one feature: (..., L, D) -> (..., D)."""
+        feature__D: Tensor = self.in_order(tokens__LD.flatten(-2)) if self.readout == "ordered" else tokens__LD.mean(-2)
+        return feature__D
 
     def _tokens(self, x_BCTHW: Tensor) -> Tensor:
         tokens_BTPD = self.patch_embed(x_BCTHW)

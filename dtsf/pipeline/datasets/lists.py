@@ -1,0 +1,240 @@
+"""Lists that people already have, turned into a manifest: other projects' annotation files.
+
+======================  =====================================================================================
+mmaction2, pyskl        pickle: ``annotations`` (``frame_dir``, ``label``) and ``split``; read by a restricted unpickler
+DVANet                  CSV: ``video_id,subject,action,camera,...`` (NTU) or ``video,subject,action,viewpoint`` (N-UCLA)
+VideoMamba              lines of ``path label``, separated by a comma, a tab or a space; no header
+======================  =====================================================================================
+
+Group and camera come from the file's name where it is NTU's or N-UCLA's; a name of another kind is a group of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import re
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from dtsf.cache.records import Frozen
+from dtsf.errors import DataError
+from dtsf.pipeline.catalog import VIDEO_ENDINGS, walk_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["ImportedList", "import_lists"]
+
+NTU = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
+NUCLA = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})", re.IGNORECASE)
+SPLITS = ("train", "val", "test")
+COLUMNS = ("path", "label", "group", "view", "subject", "split")
+# What NumPy's own pickles of arrays and numbers name; anything else could run code.
+SAFE = {
+    (module, name)
+    for base in ("numpy.core", "numpy._core")
+    for module, name in ((f"{base}.multiarray", "_reconstruct"), (f"{base}.multiarray", "scalar"))
+} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+
+
+class ImportedList(Frozen):
+    """What became of the lists."""
+
+    manifest: str
+    rows: int
+    groups: int
+    splits: dict[str, int]
+    missing: tuple[str, ...]
+    """Entries for which no video stands under the root; they are not in the manifest."""
+    alone: int
+    """Rows whose name says neither group nor camera: each is a group of one view."""
+
+
+class _Entry(Frozen):
+    name: str
+    """Path or stem, as the list has it."""
+    label: str
+    split: str
+    subject: str = ""
+    action: str = ""
+    """N-UCLA's raw action, where the name alone is not unique."""
+
+
+def import_lists(files: Sequence[Path], root: Path, out: Path | None = None, split: str = "") -> ImportedList:
+    """Write a manifest for the videos that lists name.
+
+    Args:
+        files: One or more lists. The split of one that does not say it is the word train, val or test in its name.
+        root: Folder with the videos.
+        out: The manifest; ``root/manifest.csv`` if left out. Stands in ``root`` or a folder above it.
+        split: For a pickle with several splits: the prefix to take, ``xsub`` for ``xsub_train`` and ``xsub_val``.
+
+    Raises:
+        DataError: A list of no known form, a pickle with anything but plain data, or no video found for any entry.
+
+    """
+    if not root.is_dir():
+        raise DataError(f"the root {root} does not exist")
+    out = out or root / "manifest.csv"
+    if not root.absolute().is_relative_to(out.parent.absolute()):
+        raise DataError(f"--out {out} must stand in {root} or in a folder above it, so that its paths stay below it")
+    if out.exists():
+        raise DataError(f"{out} exists: remove it or choose another --out")
+    paths = [
+        f"{folder}/{name}".lstrip("/") for folder, name in walk_files(root) if name.lower().endswith(VIDEO_ENDINGS)
+    ]
+    index = _index(paths)
+    rows: list[dict[str, str]] = []
+    missing: list[str] = []
+    alone = 0
+    for file in files:
+        for entry in _read(file, split):
+            found = _find(entry, index)
+            if found is None:
+                missing.append(entry.name)
+                continue
+            row = _row(entry, found)
+            alone += row["group"] == found
+            row["path"] = (root.absolute() / found).relative_to(out.parent.absolute()).as_posix()
+            rows.append(row)
+    if not rows:
+        raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
+    with out.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "test", "")}
+    return ImportedList(
+        manifest=str(out),
+        rows=len(rows),
+        groups=len({row["group"] for row in rows}),
+        splits={name or "none": count for name, count in counts.items() if count},
+        missing=tuple(missing),
+        alone=alone,
+    )
+
+
+def _read(file: Path, split: str) -> list[_Entry]:
+    if not file.is_file():
+        raise DataError(f"no list at {file}")
+    entries = list(_read_pickle(file, split) if _is_pickle(file) else _read_text(file))
+    if not entries:
+        raise DataError(f"{file} names no video")
+    return entries
+
+
+def _is_pickle(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return file.suffix.lower() in (".pkl", ".pickle") or stream.read(1) == b"\x80"
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Refuses every class and function but those that NumPy's arrays are made of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in SAFE:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not plain data")
+        return super().find_class(module, name)
+
+
+def _read_pickle(file: Path, prefix: str) -> Iterable[_Entry]:
+    with file.open("rb") as stream:
+        document = _load(stream, file)
+    try:
+        splits: dict[str, list[str]] = document["split"]
+        labels = {str(a["frame_dir"]): str(int(a["label"])) for a in document["annotations"]}
+        chosen = {name: ids for name, ids in splits.items() if name.startswith(prefix)}
+        prefixes = sorted({name.rpartition("_")[0] for name in chosen})
+        if len(prefixes) != 1:
+            raise DataError(f"{file} has the splits {', '.join(sorted(splits))}: say which with --split xsub")
+        return [
+            _Entry(name=str(stem), label=labels[str(stem)], split=_split_word(name.rpartition("_")[2]))
+            for name, ids in chosen.items()
+            for stem in ids
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{file} is not mmaction2's or pyskl's: {type(error).__name__}: {error}") from error
+
+
+def _load(stream: IO[bytes], file: Path) -> Any:
+    try:
+        return _PlainUnpickler(stream).load()
+    # A pickle is a program: a broken or hostile one can raise anything.
+    except Exception as error:  # noqa: BLE001
+        raise DataError(f"{file} cannot be read as a pickle of plain data: {error}") from error
+
+
+def _read_text(file: Path) -> Iterable[_Entry]:
+    split = _split_word(next((word for word in SPLITS if word in file.stem.lower()), ""))
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(stream)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read as text: {error}") from error
+    rows = [row for row in rows if any(row)]
+    header = rows[0] if rows else []
+    if "action" in header:
+        return [_dvanet(file, dict(zip(header, row, strict=False)), split) for row in rows[1:]]
+    return [_path_and_label(file, line, row, split) for line, row in enumerate(rows, 1)]
+
+
+def _dvanet(file: Path, row: dict[str, str], split: str) -> _Entry:
+    try:
+        name = row.get("video_id") or row["video"]
+        # NTU's actions are counted from 1, N-UCLA's are the raw ids: both are kept as they are.
+        return _Entry(name=name, label=row["action"], split=split, subject=row["subject"], action=row["action"])
+    except KeyError as error:
+        raise DataError(f"{file}: the column {error} is missing; it has {', '.join(row)}") from error
+
+
+def _path_and_label(file: Path, line: int, row: list[str], split: str) -> _Entry:
+    words = row if len(row) > 1 else re.split(r"[\t ]+(?=\S+$)", row[0])
+    if len(words) != 2:
+        raise DataError(f"{file}, line {line}: {' '.join(row)!r} is not a path and a label")
+    return _Entry(name=words[0], label=words[1], split=split)
+
+
+def _split_word(word: str) -> str:
+    return {"val": "test"}.get(word, word)
+
+
+def _index(paths: list[str]) -> dict[str, list[str]]:
+    """Videos by stem, in small letters and without ``_rgb``."""
+    index: dict[str, list[str]] = {}
+    for path in paths:
+        index.setdefault(_stem(path), []).append(path)
+    return index
+
+
+def _stem(path: str) -> str:
+    return re.sub(r"_rgb$", "", Path(path).stem.lower())
+
+
+def _find(entry: _Entry, index: dict[str, list[str]]) -> str | None:
+    """The one video that an entry means: of several with its stem, the one whose folders end as the entry's do."""
+    found = index.get(_stem(entry.name), [])
+    if len(found) > 1 and entry.action.isdigit():
+        found = [path for path in found if f"a{int(entry.action):02d}" in path.lower().split("/")[:-1]]
+    parts = list(Path(entry.name.lower()).parts[:-1])
+    while len(found) > 1 and parts:
+        closer = [path for path in found if path.lower().split("/")[:-1][-len(parts) :] == parts]
+        found, parts = closer or found, parts[1:]
+    return found[0] if len(found) == 1 else None
+
+
+def _row(entry: _Entry, path: str) -> dict[str, str]:
+    row = {"label": entry.label, "subject": entry.subject, "split": entry.split}
+    if ntu := NTU.search(Path(path).name):
+        setup, camera, person, repetition, action = ntu.groups()
+        named = {
+            "group": f"S{setup}P{person}R{repetition}A{action}",
+            "view": str(int(camera)),
+            "subject": str(int(person)),
+        }
+    elif nucla := NUCLA.search(Path(path).name):
+        view, person, episode = nucla.groups()
+        named = {"group": f"{entry.label}_s{person}_e{episode}", "view": str(int(view)), "subject": str(int(person))}
+    else:
+        named = {"group": path, "view": "1"}
+    return row | named

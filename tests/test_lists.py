@@ -1,0 +1,107 @@
+"""Other projects' lists become a manifest that preprocess reads; a hostile pickle becomes an error."""
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from dtsf.errors import DataError
+from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets.lists import import_lists
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def test_pyskl_pickle_by_split(tmp_path):
+    stems = [f"S001C00{c}P00{p}R001A010" for p in (1, 2) for c in (1, 2, 3)]
+    touch(tmp_path / "v", *(f"nturgb+d_rgb/{stem}_rgb.avi" for stem in stems[:-1]))
+    document = {
+        "split": {"xsub_train": stems[:3], "xsub_val": stems[3:], "xview_train": stems, "xview_val": []},
+        "annotations": [
+            {"frame_dir": stem, "label": np.int64(9), "total_frames": 4, "keypoint": np.zeros((1, 4, 2, 3))}
+            for stem in stems
+        ],
+    }
+    (tmp_path / "ntu.pkl").write_bytes(pickle.dumps(document))
+    with pytest.raises(DataError, match="say which with --split"):
+        import_lists([tmp_path / "ntu.pkl"], tmp_path / "v")
+    made = import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
+    assert (made.rows, made.groups, made.splits, made.alone) == (5, 2, {"train": 3, "test": 2}, 0)
+    assert made.missing == (stems[-1],)
+    catalog = read_catalog("manifest", tmp_path / "v/manifest.csv")
+    assert catalog.groups_by_views == {3: 1, 2: 1}
+    assert {(clip.split, clip.subject, clip.raw_label) for clip in catalog.clips} == {
+        ("train", "1", "9"),
+        ("test", "2", "9"),
+    }
+    with pytest.raises(DataError, match="exists: remove it"):
+        import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch harmed",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [pickle.dumps(Hostile()), pickle.dumps({"split": Hostile()}), b"\x80\x04broken", pickle.dumps([1]), b"\x80"],
+)
+def test_a_pickle_is_data_or_an_error(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.pkl").write_bytes(content)
+    with pytest.raises(DataError, match=r"list\.pkl"):
+        import_lists([tmp_path / "list.pkl"], tmp_path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_dvanet_csv_with_newlines_inside_quotes(tmp_path):
+    touch(tmp_path, "a01/v01_s01_e00.avi", "a01/v02_s01_e00.avi", "a12/v01_s01_e00.avi")
+    text = 'video,subject,action,viewpoint\nv01_s01_e00.avi,1,1,"v01\n"\nv02_s01_e00.avi,1,1,"v02\n"\n'
+    (tmp_path / "NUMA_CV_train.csv").write_text(text)
+    (tmp_path / "NUMA_CV_test.csv").write_text('video,subject,action,viewpoint\nv01_s01_e00.avi,1,12,"v01\n"\n')
+    made = import_lists([tmp_path / "NUMA_CV_train.csv", tmp_path / "NUMA_CV_test.csv"], tmp_path)
+    assert (made.rows, made.groups, made.splits, made.missing) == (3, 2, {"train": 2, "test": 1}, ())
+    catalog = read_catalog("manifest", tmp_path)
+    assert {clip.path for clip in catalog.clips if clip.split == "test"} == {"a12/v01_s01_e00.avi"}
+
+
+@pytest.mark.parametrize("separator", [",", " ", "\t"])
+def test_videomamba_lines(tmp_path, separator):
+    touch(tmp_path, "run/x y.mp4", "walk/z.mp4", "v1/z.mp4")
+    (tmp_path / "val.csv").write_text(f"/else/run/x y.mp4{separator}0\nwalk/z.mp4{separator}3\n\n")
+    made = import_lists([tmp_path / "val.csv"], tmp_path)
+    assert (made.rows, made.groups, made.splits, made.alone) == (2, 2, {"test": 2}, 2)
+    catalog = read_catalog("manifest", tmp_path)
+    assert {(clip.path, clip.raw_label) for clip in catalog.clips} == {("run/x y.mp4", "0"), ("walk/z.mp4", "3")}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "names no video"),
+        ("justoneword\n", "line 1: 'justoneword' is not a path and a label"),
+        ("video,action\nx.avi,1\n", "column 'subject' is missing"),
+        ("gone.avi 1\n", "none of the 1 entries has a video"),
+    ],
+)
+def test_lists_of_no_known_form(tmp_path, text, message):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(DataError, match=message):
+        import_lists([tmp_path / "list.txt"], tmp_path)
+
+
+def test_the_manifest_stands_above_the_videos(tmp_path):
+    (tmp_path / "list.txt").write_text("a.avi 1\n")
+    touch(tmp_path / "v", "a.avi")
+    (tmp_path / "else").mkdir()
+    with pytest.raises(DataError, match="must stand in"):
+        import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "else/m.csv")
+    import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "m.csv")
+    assert read_catalog("manifest", tmp_path / "m.csv").clips[0].path == "v/a.avi"
