@@ -1,1 +1,33 @@
-"""Multi-view action recognition from temporal thumbnails: DTSFNet in two stages."""
+"""Multi-view action recognition from temporal thumbnails: DTSFNet in two stages.
+
+.. code-block:: python
+
+    import dtsf
+
+    dtsf.preprocess("nucla", root="data/nucla", cache="cache")          # stage 1
+    dtsf.train("cache", protocol="cross-subject:5,6", run="runs/one")   # stage 2
+    dtsf.load("runs/one").predict(["cam1.mp4", "cam2.mp4", "cam3.mp4"])
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dtsf.api import Prediction, Run, load, open_cache, preprocess, train
+    from dtsf.errors import DtsfError
+
+__all__ = ["DtsfError", "Prediction", "Run", "load", "open_cache", "preprocess", "train"]
+
+
+def __getattr__(name: str) -> object:
+    # On first use: `import dtsf`, and with it every start of the command line, stays a matter of milliseconds.
+    if name not in __all__:
+        raise AttributeError(f"module 'dtsf' has no attribute {name!r}; it has {', '.join(__all__)}")
+    import importlib
+
+    return getattr(importlib.import_module("dtsf.errors" if name == "DtsfError" else "dtsf.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

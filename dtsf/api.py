@@ -1,16 +1,19 @@
-"""dtsf from Python: both stages. The command line is a thin face of this module.
+"""dtsf from Python: both stages. The command line is a thin face of this module; docs/python.md walks through it.
 
 .. code-block:: python
 
-    preprocess("nucla", root=..., cache=...)                         # stage 1
-    train(cache=..., protocol="cross-subject:5,6", run=...)          # stage 2
-    load(run).predict([cam1, cam2, cam3])
+    import dtsf
+
+    dtsf.preprocess("nucla", root=..., cache=...)                    # stage 1
+    dtsf.train(cache=..., protocol="cross-subject:5,6", run=...)     # stage 2
+    dtsf.load(run).predict([cam1, cam2, cam3])
 
 PyTorch, zarr and dask are imported by the function that needs them: a wrong path is refused at once.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +39,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Prediction", "Run", "load", "open_cache", "preprocess", "train"]
 
+logger = logging.getLogger(__name__)
+
+FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
+"""Side of a view in a film; most frames of one, whose memory this bounds; frames a second of a folder of frames."""
+
 
 class Prediction(BaseModel):
     """What a run says of one performance."""
@@ -53,8 +61,8 @@ class Prediction(BaseModel):
 
 def preprocess(
     dataset: str,
-    root: Path | None = None,
-    cache: Path = Path("cache"),
+    root: str | Path | None = None,
+    cache: str | Path = Path("cache"),
     *,
     views: str = "all",
     limit: int | None = None,
@@ -82,12 +90,13 @@ def preprocess(
     from dtsf.pipeline.run import make_spec
     from dtsf.pipeline.run import preprocess as run_preprocess
 
-    catalog = read_catalog(dataset, root, views, limit)
+    catalog = read_catalog(dataset, None if root is None else Path(root), views, limit)
+    logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
     if on_catalog is not None:
         on_catalog(catalog)
     return run_preprocess(
         catalog,
-        cache,
+        Path(cache),
         make_spec(encoder=encoder, frames=frames, size=size, grid=grid),
         name=name,
         workers=workers,
@@ -101,21 +110,21 @@ def preprocess(
     )
 
 
-def open_cache(cache: Path = Path("cache"), dataset: str | None = None) -> CachedDataset:
+def open_cache(cache: str | Path = Path("cache"), dataset: str | None = None) -> CachedDataset:
     """Open one data set of a cache; see :func:`dtsf.cache.reader.open_dataset`."""
     from dtsf.cache.reader import open_dataset
 
-    return open_dataset(cache, dataset)
+    return open_dataset(Path(cache), dataset)
 
 
 def train(
-    cache: Path = Path("cache"),
+    cache: str | Path = Path("cache"),
     *,
     dataset: str | None = None,
     protocol: str | None = None,
     recipe: str = "default",
     overrides: Sequence[str] = (),
-    run: Path | None = None,
+    run: str | Path | None = None,
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
@@ -127,12 +136,12 @@ def train(
     from dtsf.model.training.train import train as run_train
 
     return run_train(
-        cache,
+        Path(cache),
         dataset=dataset,
         protocol=protocol,
         recipe=recipe,
         overrides=overrides,
-        run=run,
+        run=None if run is None else Path(run),
         seed=seed,
         device=device,
         resume=resume,
@@ -142,13 +151,14 @@ def train(
     )
 
 
-def load(run: Path) -> Run:
+def load(run: str | Path) -> Run:
     """Open a finished or interrupted run for evaluation and prediction.
 
     Raises:
         CheckpointError: No checkpoint, a damaged one, or one whose weights are for other classes.
 
     """
+    run = Path(run)
     if not run.is_dir():
         raise CheckpointError(f"no run folder {run}: train first (dtsf train), or name another")
     from dtsf.model.training.checkpoint import load_checkpoint, load_network
@@ -167,7 +177,7 @@ class Run:
 
     def evaluate(
         self,
-        cache: Path = Path("cache"),
+        cache: str | Path = Path("cache"),
         *,
         dataset: str | None = None,
         protocol: str | None = None,
@@ -195,33 +205,38 @@ class Run:
         from dtsf.model.training.protocols import parse_protocol
 
         torch.set_num_threads(self.state.recipe.train.threads)
-        data = open_dataset(cache, dataset or self.state.info.name)
+        data = open_dataset(Path(cache), dataset or self.state.info.name)
         self._check(data)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
         return evaluate(self.net, data, rule, seed=self.state.seed, split=split, views=views)
 
-    def predict(self, videos: Sequence[Path]) -> Prediction:
+    def predict(self, videos: Sequence[str | Path], *, film: str | Path | None = None) -> Prediction:
         """Classify one performance.
 
         Args:
             videos: One file (or frame folder) a view, any number from 1.
+            film: Also write a film here: the views side by side with the class, uncertainty and weights drawn on.
 
         Raises:
             VideoError: A video cannot be used.
-            ConfigError: This machine's encoder is not the one the run was trained with.
+            ConfigError: This machine's encoder is not the one the run was trained with, or no film can be written there.
 
         """
-        if not videos:
+        paths = [Path(video) for video in videos]
+        if not paths:
             raise DataError("no video given: name one file a view")
-        for video in videos:
-            if not video.exists():
-                raise VideoError(f"{video} does not exist", "unreadable")
+        for path in paths:
+            if not path.exists():
+                raise VideoError(f"{path} does not exist", "unreadable")
         import numpy as np
         import torch
 
+        from dtsf.model.report.film import check_film
+        from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
         from dtsf.pipeline.encoders import load_encoder
-        from dtsf.pipeline.video import decode_clip
 
+        if film is not None:
+            check_film(Path(film))
         torch.set_num_threads(self.state.recipe.train.threads)
         spec = self.state.spec
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
@@ -230,8 +245,20 @@ class Run:
                 f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
                 "was trained: install the same version"
             )
-        embedded = [encoder.embed(decode_clip(video, spec.frames, spec.size).frames) for video in videos]
-        return self._classify(np.stack(embedded))
+        logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
+        embedded, longest = [], 1
+        # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
+        with Decoder(spec.frames, spec.size) as decoder:
+            for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
+                if isinstance(clip, VideoError):
+                    raise clip
+                embedded.append(encoder.embed(clip[0]))
+                logger.info("%s: %d frames", paths[len(embedded) - 1], clip[1]["decoded_frames"])
+                longest = max(longest, clip[1]["decoded_frames"])
+        said = self._classify(np.stack(embedded))
+        if film is not None:
+            _film(Path(film), paths, longest, said)
+        return said
 
     def _classify(self, embeddings_VFPC: np.ndarray) -> Prediction:
         import torch
@@ -272,3 +299,27 @@ class Run:
                 f"{data.folder} was made with other settings than the cache that {self.folder} was trained from "
                 f"({describe_difference(data.spec, self.state.spec)}): preprocess it with the same"
             )
+
+
+def _film(file: Path, videos: Sequence[Path], longest: int, said: Prediction) -> None:
+    """Decode the videos again, every frame as far as memory bounds allow, and write them with what was said of them.
+
+    It lasts as long as the longest view, by that one's frame rate; a shorter view holds its last frame.
+    """
+    import numpy as np
+
+    from dtsf.model.report.film import write_film
+    from dtsf.pipeline.video import decode_clip, probe
+
+    n = min(longest, FILM_FRAMES)
+    rates = [FILM_FPS if video.is_dir() else probe(video).fps or FILM_FPS for video in videos]
+    write_film(
+        file,
+        np.stack([decode_clip(video, n, FILM_SIZE).frames for video in videos]),
+        max(rates) * n / longest,
+        names=[f"{k} {video.name}" for k, video in enumerate(videos, 1)],
+        label=said.label,
+        probabilities=said.probabilities,
+        uncertainty=said.uncertainty,
+        view_weights=said.view_weights,
+    )

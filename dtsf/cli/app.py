@@ -10,7 +10,10 @@ import typer
 
 from dtsf.cli.commands_data import cache_app, preprocess_command, synth_app
 from dtsf.cli.commands_import import import_command
-from dtsf.cli.commands_run import evaluate_command, predict_command, train_command
+from dtsf.cli.commands_look import doctor_command, report_command
+from dtsf.cli.commands_predict import predict_command
+from dtsf.cli.commands_run import evaluate_command, train_command
+from dtsf.cli.screen import set_verbosity, with_verbosity
 
 __all__ = ["app", "main"]
 
@@ -35,12 +38,19 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _common(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Only results and errors; also behind a command.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Also say what is done and what was found; also behind a command.")
+    ] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     if debug:
         os.environ["DTSF_DEBUG"] = "1"
+    set_verbosity(quiet=quiet, verbose=verbose)
 
 
 app.command("preprocess")(preprocess_command)
@@ -48,8 +58,23 @@ app.command("import")(import_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
+app.command("report")(report_command)
+app.command("doctor")(doctor_command)
 app.add_typer(synth_app, name="synth")
 app.add_typer(cache_app, name="cache")
+
+
+def _speak_as_asked(commands: typer.Typer) -> None:
+    """Let every command, of whatever group, take ``--quiet`` and ``--verbose``."""
+    for command in commands.registered_commands:
+        if command.callback is not None:
+            command.callback = with_verbosity(command.callback)
+    for group in commands.registered_groups:
+        if group.typer_instance is not None:
+            _speak_as_asked(group.typer_instance)
+
+
+_speak_as_asked(app)
 
 
 def main() -> None:

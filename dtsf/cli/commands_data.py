@@ -89,7 +89,7 @@ def preprocess_command(
             screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
 
     failure: BadClipsError | None = None
-    with progress("preprocess", "clips", quiet=json_) as update:
+    with progress("preprocess", "clips") as update:
         try:
             result = api.preprocess(
                 dataset,
@@ -173,7 +173,7 @@ def synth_nucla_command(
     from dtsf.cli.show import console, print_json, progress
     from dtsf.pipeline.datasets.synthetic import synthesize_nucla
 
-    with progress("draw", "clips", quiet=json_) as update:
+    with progress("draw", "clips") as update:
         summary = synthesize_nucla(
             out, subjects=subjects, episodes=episodes, bias=bias, occlude=occlude, seed=seed, on_progress=update
         )
@@ -200,9 +200,17 @@ cache_app = typer.Typer(help="Look at a cache.", no_args_is_help=True)
 def cache_info_command(
     path: Annotated[Path, typer.Argument(help="Folder of the cache.")] = Path("cache"),
     dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to FILE: verdicts, counts, filmstrips of random clips.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what a cache holds: data sets, classes, groups, verdicts, how it was made."""
+    if html is not None:
+        from dtsf.cli.commands_look import cache_page
+
+        cache_page(path, html, dataset, json_=json_)
+        return
     from dtsf.cache.reader import list_datasets, open_dataset
     from dtsf.cli.show import console, print_json, table
 

@@ -1,4 +1,4 @@
-"""Commands around a run: train, evaluate, predict."""
+"""Commands around a run: train, evaluate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["evaluate_command", "predict_command", "train_command"]
+__all__ = ["evaluate_command", "train_command"]
 
 CacheOption = Annotated[Path, typer.Option(help="Folder of the cache.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
@@ -46,7 +46,7 @@ def train_command(
 ) -> None:
     """Stage 2: train DTSFNet from the cache and judge it on the protocol's test clips."""
     from dtsf import api
-    from dtsf.cli.show import console, evaluation_table, print_json, progress
+    from dtsf.cli.show import console, evaluation_table, print_json, progress, results
 
     screen = console()
     overrides = [*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])]
@@ -64,7 +64,7 @@ def train_command(
             f"{settings.train.epochs} epochs, {settings.train.threads} CPU thread(s), run folder {run}", highlight=False
         )
 
-    with progress("train", "epochs", quiet=json_) as update:
+    with progress("train", "epochs") as update:
 
         def show(report: EpochReport) -> None:
             note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}"
@@ -92,13 +92,11 @@ def train_command(
         print_json(extra | _without_predictions(document))
         return
     for part in evaluation_table(document):
-        screen.print(part)
+        results().print(part)
     screen.print(
         f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json", highlight=False
     )
-    screen.print(
-        f"next: dtsf evaluate {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}", highlight=False
-    )
+    screen.print(f"next: dtsf report {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}", highlight=False)
 
 
 def evaluate_command(
@@ -112,38 +110,16 @@ def evaluate_command(
 ) -> None:
     """Judge a run, also on another data set of the same classes."""
     from dtsf import api
-    from dtsf.cli.show import console, evaluation_table, print_json
+    from dtsf.cli.show import evaluation_table, print_json, progress, results
 
-    result = api.load(run).evaluate(cache, dataset=dataset, protocol=protocol, split=split, views=views)
+    with progress("evaluate", "groups"):
+        result = api.load(run).evaluate(cache, dataset=dataset, protocol=protocol, split=split, views=views)
     document = result.summary()
     if json_:
         print_json(_without_predictions(document))
         return
     for part in evaluation_table(document):
-        console().print(part)
-
-
-def predict_command(
-    videos: Annotated[list[Path], typer.Argument(help="Video files of one performance, one a view.")],
-    run: Annotated[Path, typer.Option(help="Run folder.")],
-    json_: JsonOption = False,
-) -> None:
-    """Name the action that the given videos show, with its uncertainty and the weight of each view."""
-    from dtsf import api
-    from dtsf.cli.show import console, print_json, table
-
-    result = api.load(run).predict(videos)
-    if json_:
-        print_json(result.model_dump(mode="json"))
-        return
-    screen = console()
-    best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
-    screen.print(
-        f"[bold green]{result.label}[/]  probability {result.probability:.3f}  uncertainty {result.uncertainty:.3f}"
-    )
-    screen.print(table("classes", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
-    weights = zip(videos, result.view_weights, strict=True)
-    screen.print(table("views", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
+        results().print(part)
 
 
 def _init_summary(run: Path) -> str:

@@ -1,84 +1,27 @@
-"""Words, tables and progress bars, all on stderr; stdout is for results and for ``--json``."""
+"""How results look: tables and sentences for a person, one JSON object for a program. Words go to stderr, JSON to stdout."""
 
 from __future__ import annotations
 
 import json
 import sys
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
+from dtsf.cli.progress import progress
+from dtsf.cli.screen import console, results
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from rich.progress import Task
-
-__all__ = ["console", "evaluation_table", "print_json", "progress", "table"]
-
-
-def console() -> Console:
-    """Where words for a person go."""
-    return Console(stderr=True)
+__all__ = ["console", "evaluation_table", "print_json", "progress", "results", "table"]
 
 
 def print_json(document: object) -> None:
     """One JSON object on stdout, and nothing else."""
     sys.stdout.write(json.dumps(document) + "\n")
-
-
-class _Rate(ProgressColumn):
-    """Units a second of this run."""
-
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} {self.unit}/s" if task.speed else f"- {self.unit}/s", style="cyan")
-
-
-@contextmanager
-def progress(title: str, unit: str, *, quiet: bool) -> Iterator[Callable[..., None]]:
-    """A bar with rate and time left. Yields ``update(done, total, note="")``; silent where stderr is no terminal."""
-    screen = console()
-    bar = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=screen,
-        disable=quiet or not screen.is_terminal,
-        transient=False,
-    )
-    with bar:
-        job = bar.add_task(title, total=None, note="")
-
-        def update(done: int, total: int, note: str = "") -> None:
-            task = bar.tasks[0]
-            if task.total is None:
-                # Work of an earlier run counts as done, not as speed.
-                bar.reset(job, total=total, completed=max(0, done - 1))
-            bar.update(job, completed=done, total=total, note=note)
-
-        yield update
+    sys.stdout.flush()
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:

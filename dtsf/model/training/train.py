@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from dtsf.model.training.recipe import Recipe
 
 __all__ = ["TrainResult", "train"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def train(
     if on_start is not None:
         on_start(folder, data, split, settings)
     begun = time.monotonic()
+    logger.info("cache %s, fingerprint %s, run folder %s", data.folder, data.spec.fingerprint(), folder)
     document = {
         "data": {"cache": str(cache.absolute()), "dataset": data.info.name, "protocol": str(rule), "seed": seed}
         | ({"init": str(init.absolute())} if init is not None else {})
@@ -105,6 +109,7 @@ def train(
         initial=initial,
         on_epoch=on_epoch,
     )
+    logger.info("trained in %.1f s on %s", time.monotonic() - begun, next(net.parameters()).device)
     evaluation = evaluate(net, data, rule, seed=seed)
     (folder / "metrics.json").write_text(json.dumps(evaluation.summary(), indent=1), encoding="utf-8")
     return TrainResult(folder, settings.train.epochs, time.monotonic() - begun, evaluation)

@@ -1,0 +1,132 @@
+"""Progress of everything that takes longer than a glance: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from dtsf.cli.screen import Verbosity, console, verbosity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from rich.console import Console
+
+__all__ = ["progress"]
+
+
+@contextmanager
+def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0) -> Iterator[Callable[..., None]]:
+    """Show how far something is. Yields ``update(done, total, note="")``.
+
+    On a terminal a bar with rate and time left; before the first update it only moves. Elsewhere a line every ``every``
+    seconds, whether or not an update came: what hangs is seen too. With ``--quiet`` nothing; with ``--verbose`` a line
+    an update, where there is no bar.
+
+    Args:
+        title: What is done.
+        unit: What is counted.
+        quiet: Show nothing.
+        every: Seconds between lines.
+
+    """
+    screen = console()
+    if quiet or screen.quiet:
+        yield lambda *_: None
+    elif screen.is_terminal:
+        with _bar(title, unit, screen) as update:
+            yield update
+    else:
+        with _lines(title, unit, every) as update:
+            yield update
+
+
+@contextmanager
+def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text("")
+            rate = f"{task.speed:.1f}" if task.speed else "-"
+            left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
+            return Text(f"{task.completed:.0f}/{task.total:.0f}  {rate} {unit}/s{left}", style="cyan")
+
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        Count(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=screen,
+    ) as bar:
+        job = bar.add_task(title, total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            if bar.tasks[0].total is None:
+                # Work of an earlier run counts as done, not as speed.
+                bar.reset(job, total=total, completed=max(0, done - 1))
+            bar.update(job, completed=done, total=total, note=note)
+
+        try:
+            yield update
+        finally:
+            # What was never counted leaves nothing behind; a count stays to be read.
+            bar.update(job, visible=bar.tasks[0].total is not None)
+
+
+@dataclass
+class _State:
+    """What the last update said."""
+
+    begun: float = field(default_factory=time.monotonic)
+    first: int | None = None
+    done: int = 0
+    total: int = 0
+    note: str = ""
+
+
+@contextmanager
+def _lines(title: str, unit: str, every: float) -> Iterator[Callable[..., None]]:
+    state, over = _State(), threading.Event()
+    # Asked here: updates may come from a thread of dask's, which does not inherit what was chosen.
+    talkative = verbosity() is Verbosity.VERBOSE
+
+    def say() -> None:
+        sys.stderr.write(_line(title, unit, state, time.monotonic() - state.begun) + "\n")
+        sys.stderr.flush()
+
+    def keep_saying() -> None:
+        while not over.wait(every):
+            say()
+
+    def update(done: int, total: int, note: str = "") -> None:
+        # Work of an earlier run counts as done, not as speed.
+        state.first = max(0, done - 1) if state.first is None else state.first
+        state.done, state.total, state.note = done, total, note
+        if talkative:
+            say()
+
+    speaker = threading.Thread(target=keep_saying, daemon=True)
+    speaker.start()
+    try:
+        yield update
+    finally:
+        over.set()
+        speaker.join()
+
+
+def _line(title: str, unit: str, state: _State, seconds: float) -> str:
+    if state.first is None:
+        return f"{title}: {seconds:.0f} s, still at work"
+    rate = (state.done - state.first) / max(seconds, 1e-9)
+    left = f", about {(state.total - state.done) / rate:.0f} s left" if rate > 0 else ""
+    note = f"  {state.note}" if state.note else ""
+    return f"{title}: {state.done} of {state.total} {unit} in {seconds:.0f} s{left}{note}"

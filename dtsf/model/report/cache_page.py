@@ -1,0 +1,110 @@
+"""``dtsf cache info --html``: a page to see by eye whether a cache shows what one thinks it shows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from dtsf.cache.reader import list_datasets, open_dataset
+from dtsf.model.report.gallery import plain_strips
+from dtsf.model.report.page import render, write_page
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.records import Clip
+
+__all__ = ["report_cache"]
+
+LISTED = 500
+
+
+def report_cache(
+    cache: Path,
+    out: Path,
+    *,
+    dataset: str | None = None,
+    samples: int = 12,
+    seed: int = 0,
+    on_step: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Write a page that shows a cache: counts, verdicts, filmstrips of random performances.
+
+    Args:
+        cache: Its folder.
+        out: The file.
+        dataset: Only this data set.
+        samples: Performances drawn of each data set.
+        seed: Of the drawing.
+        on_step: Called with how many data sets are read, of how many, and the next one.
+
+    Raises:
+        CacheError: No cache, or no such data set.
+
+    """
+    names: list[str | None] = [dataset] if dataset else [*list_datasets(cache)] or [None]
+    shown = []
+    for k, name in enumerate(names):
+        if on_step is not None:
+            on_step(k, len(names), name or "")
+        shown.append(_describe(open_dataset(cache, name), samples, seed))
+    if on_step is not None:
+        on_step(len(names), len(names), "")
+    return write_page(out, render("cache.html", title=f"Cache {cache}", cache=cache.absolute(), datasets=shown))
+
+
+def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
+    groups: dict[str, list[Clip]] = {}
+    for clip in data.clips:
+        groups.setdefault(clip.group, []).append(clip)
+    drawn = sorted(random.Random(seed).sample(sorted(groups), min(samples, len(groups))))
+    names, views = data.info.class_names, data.info.view_names
+    by_class_view = Counter((clip.label, clip.view) for clip in data.clips)
+    subjects = {clip.subject for clip in data.clips if clip.subject is not None}
+    spec = data.spec
+    return {
+        "name": data.info.name,
+        "views": views,
+        "facts": [
+            ("data set", data.info.dataset),
+            ("usable clips", str(len(data.clips))),
+            ("performances", str(len(groups))),
+            ("cameras a performance", _count(Counter(len(clips) for clips in groups.values()))),
+            ("subjects", str(len(subjects)) if subjects else "not named"),
+            ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
+            (
+                "input",
+                f"{spec.frames} frames, {spec.size} px, {spec.grid} x {spec.grid} cells x {spec.channels} channels",
+            ),
+            ("decoder", f"{spec.decoder}, {spec.sampling}"),
+            ("fingerprint", spec.fingerprint()),
+        ],
+        "verdicts": list(data.verdicts.items()),
+        "n_records": sum(data.verdicts.values()),
+        "bad": [(r.clip.path, r.verdict.value, r.reason) for r in data.bad[:LISTED]],
+        "more": max(0, len(data.bad) - LISTED),
+        "folder": str(data.folder),
+        "classes": [
+            (name, [by_class_view[k, view] for view in range(1, len(views) + 1)]) for k, name in enumerate(names)
+        ],
+        "samples": [
+            (
+                group,
+                names[groups[group][0].label],
+                groups[group][0].subject,
+                plain_strips(data, _by_view(groups[group])),
+            )
+            for group in drawn
+        ],
+    }
+
+
+def _by_view(clips: list[Clip]) -> list[Clip]:
+    return sorted(clips, key=lambda clip: clip.view)
+
+
+def _count(counts: Counter[int]) -> str:
+    return ", ".join(f"{count} with {n}" for n, count in sorted(counts.items(), reverse=True))

@@ -1,0 +1,60 @@
+"""From facts to one HTML file: templates, style and script are put into it, so that it needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from dtsf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["render", "write_page"]
+
+
+def render(template: str, **facts: Any) -> str:
+    """Fill a template. Every value is escaped except those that are Markup, which only :mod:`.svg` makes."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("dtsf.model.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = _number
+    folder = resources.files("dtsf.model.report") / "templates"
+    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Nothing may be fetched, and no script runs but ours, even if something should slip through the escaping.
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    page = environment.get_template(template)
+    return page.render(style=Markup(style), script=Markup(script), policy=policy, **facts)  # noqa: S704
+
+
+def write_page(file: Path, text: str) -> Path:
+    """Write a page whole or not at all.
+
+    Raises:
+        ConfigError: The place cannot be written.
+
+    """
+    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fresh.write_text(text, encoding="utf-8")
+        fresh.replace(file)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write {file}: {error.strerror}: name another place with --out") from error
+    return file
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "\u2013" if value is None else f"{value:.{digits}f}"

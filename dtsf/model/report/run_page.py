@@ -1,0 +1,213 @@
+"""``dtsf report RUN``: everything there is to know of one run, on one page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtsf.model.report import svg
+from dtsf.model.report.facts import class_rows, open_cache_of, read_run, reliability_bins
+from dtsf.model.report.gallery import choose_samples, show_sample
+from dtsf.model.report.page import render, write_page
+from dtsf.model.report.probes import probe
+from dtsf.model.training.checkpoint import load_network
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from markupsafe import Markup
+
+    from dtsf.cache.reader import CachedDataset
+    from dtsf.model.network.dtsfnet import ModelConfig
+    from dtsf.model.report.facts import RunFacts
+    from dtsf.model.report.gallery import Sample
+
+__all__ = ["report_run"]
+
+LISTED = 500
+"""Left-out clips that the page names; a larger number is said, and where the rest stand."""
+TITLES = {
+    "wrong": ("Wrong", "the ones it was surest of first"),
+    "uncertain": ("Most uncertain", "whether right or wrong"),
+    "right": ("Right", "class by class, the surest of each first"),
+}
+
+
+def report_run(
+    run: Path,
+    *,
+    cache: Path | None = None,
+    out: Path | None = None,
+    samples: int = 6,
+    on_step: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Write a run's report.
+
+    Args:
+        run: Run folder.
+        cache: Folder of the cache; where it was when the run was trained, if left out. Without it the page has no
+            pictures and no probes, and says so.
+        out: The file; ``RUN/report.html`` if left out.
+        samples: Performances of each kind in the gallery.
+        on_step: Called with how many steps are done, of how many, and what comes next.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: No finished run, or a damaged one.
+
+    """
+    import torch
+
+    facts = read_run(run)
+    state = facts.checkpoint.state
+    torch.set_num_threads(state.recipe.train.threads)
+    cache = cache if cache is not None else Path(facts.cache)
+    data, missing = open_cache_of(facts, cache)
+    probes = None
+    if data is not None:
+        probes = probe(facts, load_network(facts.checkpoint), data, cache, on_step or (lambda *_: None))
+    text = render(
+        "run.html",
+        title=f"{facts.evaluation.dataset}, {facts.evaluation.protocol}",
+        run=run.absolute(),
+        e=facts.evaluation,
+        m=facts.metrics,
+        state=state,
+        sentence=_sentence(facts),
+        missing=missing,
+        figures=_figures(facts),
+        curves=_curves(facts),
+        classes=class_rows(facts),
+        probes=probes,
+        gallery=_gallery(facts, data, samples) if data is not None else [],
+        seen=_seen(state.recipe.model),
+        bars=svg.bars,
+        left_out=_left_out(data),
+        recipe=_recipe(facts),
+        facts=_origin(facts),
+    )
+    return write_page(out or run / "report.html", text)
+
+
+def _seen(model: ModelConfig) -> str:
+    """What the gallery's pictures have to do with what the network gets."""
+    if model.motion != "tsm" or model.pasted == "none":
+        return "The cached pictures of frames that the network reads; this recipe pastes no snapshots."
+    words = (
+        "The cached pictures of frames that the network reads, with the snapshots (TSM) drawn in where evaluation pastes "
+        "them: a small picture's border has the colour of the view it comes from. The network pastes them into "
+    )
+    if model.canvas == "energy":
+        return words + "maps of how much moves, not into pictures."
+    dynamic = "dynamic" in (model.anchor, model.pasted)
+    return words + "embeddings, not pictures" + (", of what moves: a frame minus its clip's mean." if dynamic else ".")
+
+
+def _sentence(facts: RunFacts) -> str:
+    e, m = facts.evaluation, facts.metrics
+    right = sum(p.label == p.predicted for p in m.predictions)
+    given = "" if e.views == e.view_names else f", given views {', '.join(e.views)} only"
+    left = sum(e.left_out.values())
+    return (
+        f"{right} of {m.n_groups} performances named right ({m.top1:.1%}) on {e.dataset}: {e.task}{given}, "
+        f"protocol {e.protocol}, seed {e.seed}; "
+        + (f"{left} clips are not in these numbers." if left else "no clip was left out.")
+    )
+
+
+def _figures(facts: RunFacts) -> dict[str, Markup]:
+    e, m = facts.evaluation, facts.metrics
+    names = facts.class_names
+    weights = {
+        f"view {view}": [
+            (
+                p.view_weights[v],
+                p.label == p.predicted,
+                f"{p.group}: {p.view_weights[v]:.3f}, {names[p.predicted]}"
+                + ("" if p.label == p.predicted else f" instead of {names[p.label]}"),
+            )
+            for p in m.predictions
+            if p.view_weights[v] > 0
+        ]
+        for v, view in enumerate(e.view_names)
+    }
+    return {
+        "confusion": svg.confusion(m.confusion, names),
+        "reliability": svg.reliability(reliability_bins(m.predictions)),
+        "weights": svg.dots({view: row for view, row in weights.items() if row}),
+    }
+
+
+def _curves(facts: RunFacts) -> list[tuple[str, list[str], Markup]]:
+    """Title, legend and drawing of each panel."""
+    series = {name: line for name, line in facts.series.items() if line}
+    panels: list[tuple[str, dict[str, list[float]]]] = [
+        (title, {name: series.pop(name)})
+        for name, title in (("loss", "Loss"), ("accuracy", "Accuracy on the training groups"), ("lr", "Learning rate"))
+        if name in series
+    ]
+    parts = list(series.items())
+    # Six colours: more lines than that go to a panel of their own.
+    panels[1:1] = [("Parts of the loss", dict(parts[k : k + 6])) for k in range(0, len(parts), 6)]
+    return [(title, list(lines), svg.curves(lines, "epoch")) for title, lines in panels]
+
+
+def _gallery(facts: RunFacts, data: CachedDataset, each: int) -> list[tuple[str, str, list[Sample]]]:
+    by_group: dict[str, list[Any]] = {}
+    given = {facts.evaluation.view_names.index(view) + 1 for view in facts.evaluation.views}
+    for clip in data.clips:
+        if clip.view in given:
+            by_group.setdefault(clip.group, []).append(clip)
+    sections = []
+    for kind, chosen in choose_samples(facts.metrics.predictions, each).items():
+        shown = []
+        for p in chosen:
+            # The views that the judgement used: with cross-view only the tested camera.
+            clips = [clip for clip in by_group.get(p.group, []) if p.view_weights[clip.view - 1] > 0]
+            if clips:
+                shown.append(show_sample(facts, data, clips, p))
+        sections.append((*TITLES[kind], shown))
+    return sections
+
+
+def _left_out(data: CachedDataset | None) -> dict[str, Any]:
+    bad = data.bad if data is not None else ()
+    return {
+        "verdicts": dict(Counter(record.verdict.value for record in bad)),
+        "rows": [(record.clip.path, record.verdict.value, record.reason) for record in bad[:LISTED]],
+        "more": max(0, len(bad) - LISTED),
+        "known": data is not None,
+        "folder": str(data.folder) if data is not None else "",
+    }
+
+
+def _recipe(facts: RunFacts) -> list[tuple[str, list[tuple[str, str, bool]]]]:
+    """Sections of the recipe: key, value, and whether it departs from the code's default."""
+    recipe = facts.checkpoint.state.recipe
+    now, usual = recipe.model_dump(mode="json"), type(recipe)().model_dump(mode="json")
+    return [
+        (section, [(key, json.dumps(value), value != usual[section].get(key)) for key, value in table.items()])
+        for section, table in now.items()
+    ]
+
+
+def _origin(facts: RunFacts) -> list[tuple[str, str]]:
+    state = facts.checkpoint.state
+    spec = state.spec
+    parameters = sum(x.numel() for x in facts.checkpoint.weights.values())
+    return [
+        ("seed", str(state.seed)),
+        ("protocol", state.protocol),
+        ("epochs, steps", f"{state.epoch}, {state.step}"),
+        ("numbers in the checkpoint", f"{parameters:,}"),
+        ("fingerprint of the cache", state.fingerprint),
+        ("cache at training", facts.cache),
+        ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
+        ("input", f"{spec.frames} frames, {spec.size} px, {spec.grid} x {spec.grid} cells x {spec.channels} channels"),
+        ("decoder", f"{spec.decoder}, {spec.sampling}"),
+        *((name, str(value)) for name, value in facts.environment.items()),
+    ]

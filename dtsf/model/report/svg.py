@@ -1,0 +1,203 @@
+"""Inline SVG for the pages: colours come from the page's style sheet, so that one drawing serves light and dark.
+
+Every word that is not ours goes through ``Markup.format``, which escapes it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["bars", "confusion", "curves", "dots", "reliability"]
+
+WIDTH, HEIGHT = 360, 200
+LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 30
+MOST_LABELS = 30
+"""Classes up to which a confusion matrix names its columns and writes its counts."""
+MOST_POINTS = 400
+
+
+def _svg(width: float, height: float, what: str, parts: Sequence[Markup]) -> Markup:
+    head = Markup(
+        '<svg viewBox="0 0 {w:g} {h:g}" style="max-width:{w:g}px" role="img" aria-label="{what}" xmlns="http://www.w3.org/2000/svg">'
+    )
+    return head.format(w=width, h=height, what=what) + Markup("").join(parts) + Markup("</svg>")
+
+
+def _text(x: float, y: float, words: object, css: str = "", anchor: str = "start") -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(x, y, css, anchor, words)
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, css)
+
+
+def _rect(x: float, y: float, width: float, height: float, css: str, title: str = "", opacity: float = 1.0) -> Markup:
+    return Markup(
+        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="{}" fill-opacity="{:.2f}"><title>{}</title></rect>'
+    ).format(x, y, max(0.0, width), max(0.0, height), css, opacity, title)
+
+
+def _frame(low: float, high: float, x_low: str, x_high: str, x_name: str) -> list[Markup]:
+    """Axes, three grid lines with numbers, and the words along x."""
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid"))
+        parts.append(_text(LEFT - 5, y + 4, f"{low + share * (high - low):.2g}", "small", "end"))
+    bottom = HEIGHT - BOTTOM + 14
+    parts.append(_text(LEFT, bottom, x_low, "small"))
+    parts.append(_text(WIDTH - RIGHT, bottom, x_high, "small", "end"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 12, x_name, "small", "middle"))
+    return parts
+
+
+def curves(series: Mapping[str, Sequence[float]], x_name: str, *, from_zero: bool = True) -> Markup:
+    """Draw lines over the same steps, each in its own colour. What they are called stands in the page's legend.
+
+    Args:
+        series: Name -> values, all of one length.
+        x_name: What one step is.
+        from_zero: Whether the axis begins at 0.
+
+    """
+    values = [value for line in series.values() for value in line]
+    low, high = (min(0.0, *values) if from_zero else min(values)), max(values)
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
+    n = max(len(line) for line in series.values())
+    parts = _frame(low, high, "1", str(n), x_name)
+    for k, (name, line) in enumerate(series.items()):
+        points = " ".join(
+            f"{LEFT + i / max(1, n - 1) * (WIDTH - LEFT - RIGHT):.1f},"
+            f"{HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM):.1f}"
+            for i, value in enumerate(line)
+        )
+        parts.append(
+            Markup('<polyline points="{}" class="line c{}"><title>{}</title></polyline>').format(points, k % 6, name)
+        )
+    return _svg(WIDTH, HEIGHT, f"{', '.join(series)} by {x_name}", parts)
+
+
+def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
+    """Draw accuracy against probability.
+
+    Args:
+        bins: For each bin of equal width: mean probability, accuracy, number of groups; empty bins have 0 groups.
+
+    """
+    side, n = 240, len(bins)
+    total = sum(count for _, _, count in bins)
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        y, x = TOP + side * (1 - share), LEFT + side * share
+        parts += [_line(LEFT, y, LEFT + side, y, "grid"), _text(LEFT - 5, y + 4, f"{share:g}", "small", "end")]
+        parts.append(_text(x, TOP + side + 14, f"{share:g}", "small", "middle"))
+    for k, (probability, accuracy, count) in enumerate(bins):
+        if not count:
+            continue
+        title = f"{count} groups said {probability:.2f} in the mean and were right in {accuracy:.2f}"
+        # Pale where a bin stands on few groups: its height means little.
+        opacity = 0.25 + 0.75 * min(1.0, count * n / (2 * total))
+        parts.append(
+            _rect(
+                LEFT + side * k / n + 1,
+                TOP + side * (1 - accuracy),
+                side / n - 2,
+                max(1.5, side * accuracy),
+                "fill0",
+                title,
+                opacity,
+            )
+        )
+    parts.append(_line(LEFT, TOP + side, LEFT + side, TOP, "ideal"))
+    parts.append(_text(LEFT + side / 2, TOP + side + 28, "probability that it gave", "small", "middle"))
+    parts.append(
+        Markup('<text transform="translate(12 {y}) rotate(-90)" class="small" text-anchor="middle">{t}</text>').format(
+            y=TOP + side / 2, t="share that was right"
+        )
+    )
+    return _svg(LEFT + side + RIGHT, TOP + side + 34, "reliability diagram", parts)
+
+
+def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
+    """Draw rows of true classes and columns of predicted ones; a cell is as strong as its share of the row."""
+    K = len(names)
+    few = K <= MOST_LABELS
+    cell = 26 if few else max(4, 780 // K)
+    left = 12 + min(190, 6.2 * max(map(len, names))) if few else 34
+    top = left * 0.72 + 8 if few else 20
+    parts = []
+    for k, name in enumerate(names):
+        short = name if len(name) <= 30 else name[:29] + "\u2026"
+        if few:
+            x, y = left + (k + 0.5) * cell, top - 6
+            parts.append(_text(left - 6, top + (k + 0.66) * cell, short, "small", "end"))
+            parts.append(
+                Markup('<text transform="translate({:.1f} {:.1f}) rotate(-45)" class="small">{}</text>').format(
+                    x, y, short
+                )
+            )
+        elif k % 10 == 0:
+            parts.append(_text(left - 4, top + k * cell + 8, k, "small", "end"))
+            parts.append(_text(left + k * cell, top - 4, k, "small"))
+    for i, row in enumerate(matrix):
+        total = sum(row)
+        for j, count in enumerate(row):
+            x, y = left + j * cell, top + i * cell
+            if few and not count:
+                parts.append(_rect(x, y, cell - 1, cell - 1, "empty"))
+            if not count:
+                continue
+            title = f"{names[i]} taken for {names[j]}: {count} of {total}"
+            share = count / total
+            parts.append(_rect(x, y, cell - 1, cell - 1, "fill0" if i == j else "fill1", title, 0.15 + 0.85 * share))
+            if few:
+                css = "count strong" if share > 0.55 else "count"
+                parts.append(_text(x + cell / 2 - 0.5, y + cell * 0.64, count, css, "middle"))
+    extra = top if few else 8.0
+    return _svg(left + K * cell + extra, top + K * cell + 4, "confusion matrix", parts)
+
+
+def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
+    """Draw one row of dots each: (value, right, what it is). Wrong ones stand in a lane of their own below."""
+    values = [value for row in rows.values() for value, _, _ in row]
+    if not values:
+        return Markup("")
+    low, high = min(values), max(values)
+    if high - low < 1e-6:
+        low, high = low - 0.005, high + 0.005
+    left = 16 + min(160, 7 * max(map(len, rows)))
+    width, lane = 560, 22
+    parts = []
+    for k, (name, row) in enumerate(rows.items()):
+        top = 8 + k * (2 * lane + 12)
+        parts.append(_text(left - 8, top + lane + 4, name, "", "end"))
+        for right in (True, False):
+            y = top + (0.5 if right else 1.5) * lane
+            parts.append(_line(left, y, width, y, "grid"))
+            chosen = [(value, what) for value, good, what in row if good is right]
+            # Too many would make a page of megabytes; every n-th shows the same shape.
+            for value, what in chosen[:: 1 + len(chosen) // MOST_POINTS]:
+                x = left + (value - low) / (high - low) * (width - left - 12) + 6
+                parts.append(
+                    Markup(
+                        '<circle cx="{:.1f}" cy="{:.1f}" r="4" class="{}" fill-opacity="0.6"><title>{}</title></circle>'
+                    ).format(x, y, "fill0" if right else "fill1", what)
+                )
+    bottom = 8 + len(rows) * (2 * lane + 12) + 10
+    parts += [_text(left, bottom, f"{low:.3f}", "small"), _text(width - 6, bottom, f"{high:.3f}", "small", "end")]
+    return _svg(width + 4, bottom + 6, "weights of single samples", parts)
+
+
+def bars(shares: Mapping[str, float]) -> Markup:
+    """Draw one short bar for each share in [0, 1]: for a table's cell or a caption."""
+    parts = []
+    for k, (name, share) in enumerate(shares.items()):
+        parts.append(_rect(0, 2 + k * 9, 60, 7, "empty"))
+        parts.append(_rect(0, 2 + k * 9, 60 * min(1.0, share), 7, f"fill{k % 6}", f"{name}: {share:.3f}"))
+    return _svg(60, 2 + 9 * len(shares), ", ".join(f"{name} {share:.3f}" for name, share in shares.items()), parts)

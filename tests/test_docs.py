@@ -1,0 +1,235 @@
+"""What docs and README tell a person to type: every command parses, and the pages' code runs."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+PROGRAMS = ("dtsf", "make", "python", "pytest", "dask", "git", "cd", "source", "mkdir", "cp", "for", "kill", "pip")
+
+NOT_RUN = {
+    "make test": "is what runs this test",
+    "make setup": "installs gigabytes; .ci/run runs it",
+    "make reproduce-nucla": "needs N-UCLA's files",
+}
+"""Commands that no test runs, and why."""
+
+
+def fences(page, language):
+    """Fenced blocks of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def indented(page):
+    """Blocks indented by four or more, outside fences."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"(?:^(?: {4,}).*\n?)+", text, re.MULTILINE)
+
+
+def commands(block):
+    """The lines of a block that a person would type, without prompts and comments."""
+    lines = (re.sub(r"\s+#.*$", "", line.strip().removeprefix("$ ")) for line in block.splitlines())
+    return [line for line in lines if re.match(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)})\b", line)]
+
+
+def all_commands(page):
+    """Commands of all blocks and of inline code."""
+    blocks = [*fences(page, "sh"), *indented(page), *re.findall(r"`((?:dtsf|make) [^`\n]+)`", page.read_text())]
+    return [line for block in blocks for line in commands(block)]
+
+
+def dtsf_words():
+    """Every call of dtsf in every page: the page and its words."""
+    for page in PAGES:
+        for line in all_commands(page):
+            for call in re.findall(r"(?:^|do |; |&& )\s*dtsf ([^;|&>]*)", line):
+                yield page.name, call.strip()
+
+
+@pytest.mark.parametrize(("page", "call"), sorted(set(dtsf_words())))
+def test_every_dtsf_command_in_the_docs_parses(page, call):
+    import typer
+
+    from dtsf.cli.app import app
+
+    command = typer.main.get_command(app)
+    words = shlex.split(call.replace("...", "").replace("[", "").replace("]", ""))
+    words = [re.sub(r"^\$\w+$", "0", word) for word in words]
+    # Options of dtsf itself are only looked up: parsing --install-completion would install it.
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    while words and words[0].startswith("--"):
+        assert words.pop(0) in known, f"{page}: dtsf {call}"
+    if not words:
+        return
+    try:
+        context = command.make_context("dtsf", list(words))
+        while hasattr(command, "resolve_command"):
+            name, command, words = command.resolve_command(context, words)
+            if "--help" in words or words == []:
+                return  # named as such: `dtsf doctor`, `dtsf predict`
+            context = command.make_context(name, list(words), parent=context)
+    except typer.Exit:
+        return
+    # The class of all usage errors: typer shows only its subclasses.
+    except typer.BadParameter.__mro__[1] as error:
+        pytest.fail(f"{page}: dtsf {call}: {error.format_message()}")
+
+
+def test_commands_that_are_not_run_still_stand_in_the_docs():
+    said = [line for page in PAGES for line in all_commands(page)]
+    for command in NOT_RUN:
+        assert any(line.startswith(command) for line in said), command
+
+
+def test_every_link_in_the_docs_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def _environment(checkout):
+    bin_ = Path(sys.executable).parent
+    return os.environ | {
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "PYTHONPATH": str(checkout),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+    }
+
+
+def _run(script, cwd, checkout):
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=cwd,
+        env=_environment(checkout),
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of the files that git knows, with the tools of this environment."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    copy = tmp_path / "checkout"
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    # `make` finds its environment made, newer than what it is made from: what it would install is installed.
+    (copy / ".venv").mkdir()
+    (copy / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(copy / name, (1e9, 1e9))
+    (copy / ".venv/.done").touch()
+    return copy
+
+
+def test_new_data_set_of_its_page_works(checkout):
+    page = ROOT / "docs/adding-a-dataset.md"
+    for block in fences(page, "python"):
+        name, _, text = block.partition("\n")
+        (checkout / name.removeprefix("# ")).write_text(text)
+    (command,) = [line for block in fences(page, "sh") for line in commands(block)]
+    done = _run(command, checkout, checkout)
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_encoder_of_its_page_works(tmp_path):
+    (block,) = fences(ROOT / "docs/adding-an-encoder.md", "python")
+    done = _run(f"python - <<'END'\n{block}END", tmp_path, ROOT)
+    assert "efficientnet-lite0:32" in done.stdout
+
+
+@pytest.mark.slow
+def test_notebook_of_the_python_page_runs(tmp_path):
+    cells = fences(ROOT / "docs/python.md", "python")
+    assert len(cells) >= 6
+    (tmp_path / "cells.py").write_text(
+        "if __name__ == '__main__':\n"
+        + "".join("    " + line + "\n" if line else "\n" for cell in cells for line in cell.splitlines())
+    )
+    done = _run("python cells.py", tmp_path, ROOT)
+    assert "{'ok': 60}" in done.stdout
+    assert "all views of unseen subjects (2)" in done.stdout
+    assert "no cache at nowhere" in done.stdout
+    assert (tmp_path / "said.mp4").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["quickstart", "cluster"])
+def test_every_command_of_a_page_runs_as_printed(tmp_path, page):
+    script = "\n".join(fences(ROOT / f"docs/{page}.md", "sh"))
+    assert len(commands(script)) >= 5
+    _run(script, tmp_path, ROOT)
+    if page == "quickstart":
+        for name in (
+            "cache.html",
+            "compare.html",
+            "said.mp4",
+            "runs/mine/report.html",
+            "incoming/first/prediction.json",
+        ):
+            assert (tmp_path / name).stat().st_size > 100, name
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme_runs_as_printed(checkout):
+    """Block by block, each from the checkout's folder; the user's own files are drawn ones under the names in the text."""
+    base = checkout
+    _run(
+        "dtsf synth nucla --out drawn --subjects 2 --episodes 1 --quiet;"
+        "python -m dtsf.pipeline.datasets.table drawn/multiview_action_videos > videos.csv;"
+        "cp drawn/multiview_action_videos/a05/v01_s02_e00.avi cam1.mp4;"
+        "cp drawn/multiview_action_videos/a05/v02_s02_e00.avi cam2.mp4",
+        base,
+        checkout,
+    )
+    ran = []
+    for block in [*fences(base / "README.md", "sh"), *indented(base / "README.md")]:
+        lines = [line for line in commands(block) if not any(line.startswith(skipped) for skipped in NOT_RUN)]
+        if lines:
+            _run("\n".join(lines), base, checkout)
+            ran += lines
+    assert "make demo" in ran
+    assert any(line.startswith("dtsf evaluate") for line in ran)
+
+
+@pytest.mark.slow
+def test_wheel_works_in_an_empty_folder_without_the_checkout(checkout, tmp_path):
+    """Built, unpacked and used; the packages it depends on are those of this environment."""
+    _run("python -m build --wheel --no-isolation --outdir dist .", checkout, checkout)
+    (wheel,) = (checkout / "dist").glob("*.whl")
+    site = tmp_path / "site"
+    _run(f"pip install -q --no-deps --target {site} {wheel}", tmp_path, tmp_path)
+    shutil.rmtree(checkout)
+    work = tmp_path / "work"
+    work.mkdir()
+    script = (
+        "python -c 'import dtsf; print(dtsf.__file__)'; d='python -m dtsf'; export MKL_NUM_THREADS=1;"
+        "$d synth nucla --out drawn --subjects 2 --episodes 1 -q;"
+        "$d preprocess nucla --root drawn --workers 1 -q;"
+        "$d train --protocol cross-subject:2 --epochs 1 --out run -q;"
+        "$d report run -q; $d cache info --html cache.html -q; $d doctor --json > doctor.json"
+    )
+    done = _run(script, work, site)
+    assert done.stdout.startswith(str(site))
+    assert "data:image" in (work / "run/report.html").read_text()

@@ -1,0 +1,66 @@
+"""dtsf doctor: what it finds is true, and what is missing it says how to get."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from dtsf import doctor
+from dtsf.model.network.scan import scan_choice
+
+
+def test_scan_is_the_one_that_runs_and_is_right():
+    (check,) = doctor._scan()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert check.value == scan_choice(torch.device(device)).name
+    assert check.ok
+    assert "of float64" in check.found
+
+
+def test_everything_absent_says_how_to_get_it():
+    checks = [*doctor._packages(), *doctor._torch(), *doctor._encoder()]
+    assert {"python", "decord", "dask", "zarr", "torch", "cuda", "encoder", "timm"} <= {c.name for c in checks}
+    for check in checks:
+        assert check.ok or len(check.how) > 10, check.name
+        assert check.ok == ("not available" not in check.found), check.name
+
+
+def test_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
+    check = doctor._disk(tmp_path / "not" / "yet" / "cache")
+    assert f"GB free at {tmp_path}:" in check.found
+    stat = os.statvfs(tmp_path)
+    assert check.value == pytest.approx(stat.f_bavail * stat.f_frsize / 1e9, rel=0.05)
+
+
+@pytest.mark.slow
+def test_doctor_finds_a_working_machine(dtsf, world):
+    done = dtsf("doctor", "--json", cwd=world)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    info = json.loads(dtsf("cache", "info", "--json", cwd=world).stdout)["datasets"][0]
+    assert found["ok"]
+    assert found["cuda"] == torch.cuda.is_available()
+    assert found["encoder"] == info["spec"]["encoder"]
+    assert found["encoder_weights"] == info["spec"]["weights_hash"]
+    assert "clips/s" in found["stage_1"]
+    assert "ms a step" in found["stage_2"]
+    assert {"h264", "mpeg4"} <= set(found["codecs"].replace(",", "").split())
+    assert all(check["ok"] or check["how"] for check in found["checks"])
+
+
+@pytest.mark.slow
+def test_doctor_finds_what_is_broken_and_goes_on(dtsf, tmp_path):
+    """A decord that cannot be loaded, as after a system update."""
+    (tmp_path / "decord").mkdir()
+    (tmp_path / "decord/__init__.py").write_text(
+        "raise ImportError('libavcodec.so.58: cannot open shared object file')\n"
+    )
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    done = dtsf("doctor", "--json", cwd=tmp_path, PYTHONPATH=path)
+    assert done.returncode == 2
+    found = json.loads(done.stdout)
+    broken = {check["name"]: check for check in found["checks"] if check["needed"] and not check["ok"]}
+    assert set(broken) == {"codecs", "stage 1"}
+    assert all(check["how"] for check in broken.values())
+    assert "ms a step" in found["stage_2"], "what does not need decord was still tried"

@@ -1,0 +1,161 @@
+"""dtsf predict: the film, and the folder that is watched."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dtsf as package
+from dtsf.errors import ConfigError, DataError
+from dtsf.model.report.film import FOOT, GAP, HEAD, write_film
+from dtsf.pipeline.arrivals import ANSWER, answer, watch_folder
+
+
+def _frames(path):
+    import av
+
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def test_film_shows_the_views_side_by_side_and_lasts_as_long_as_the_longest(dtsf, world, make_video, tmp_path):
+    videos = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_*"))[:2]
+    long = make_video(tmp_path / "grey.mp4", 90, width=96, height=96, codec="libx264")
+    words = (*videos, long, "--run", "run", "--video", tmp_path / "film.mp4", "--json")
+    done = dtsf("predict", *words, cwd=world)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said == json.loads(dtsf("predict", *videos, long, "--run", "run", "--json", cwd=world).stdout)
+    frames = _frames(tmp_path / "film.mp4")
+    assert len(frames) == 90
+    height, width, _ = frames[0].shape
+    side = height - HEAD - FOOT
+    assert width == 3 * side + 4 * GAP
+    # The third view: red in its top left quarter, and a grey that brightens.
+    x = 3 * GAP + 2 * side
+    corner = frames[45][HEAD + 20, x + 20].astype(int)
+    assert corner[0] > 150
+    assert corner[1:].max() < 90
+    grey = [int(frame[HEAD + side - 20, x + side - 20].mean()) for frame in (frames[2], frames[40])]
+    assert grey[1] > grey[0] + 100
+    # The words: bright ink where the class is written.
+    assert frames[0][10:45, : width // 2].max() > 200
+
+
+@pytest.mark.parametrize("n_views", [1, 5])
+def test_film_has_room_for_any_number_of_views_and_any_words(tmp_path, n_views):
+    frames = np.full((n_views, 3, 64, 64, 3), 200, np.uint8)
+    said = {
+        "names": [f"{k} {'long name ' * 9}" for k in range(n_views)],
+        "label": "a class with a name that no screen is wide enough for, not even this one \U0001f600",
+        "probabilities": {"one": 1.0},
+        "uncertainty": 0.25,
+        "view_weights": [1 / n_views] * n_views,
+    }
+    film = write_film(tmp_path / "f.mkv", frames, 7.3, **said)
+    shown = _frames(film)
+    assert len(shown) == 3
+    assert shown[0].shape[0] % 2 == shown[0].shape[1] % 2 == 0
+    with pytest.raises(ConfigError, match="must end in .mp4"):
+        write_film(tmp_path / "f.gif", frames, 5, **said)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        write_film(tmp_path / "gone" / "f.mp4", frames, 5, **said)
+
+
+def _copy(world, target, action="a05"):
+    target.mkdir(parents=True)
+    for video in (world / "data/multiview_action_videos" / action).glob("*_s02_*"):
+        (target / video.name).write_bytes(video.read_bytes())
+
+
+def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, world, tmp_path):
+    _copy(world, tmp_path / "in/first")
+    (tmp_path / "in/broken").mkdir()
+    (tmp_path / "in/broken/cam1.mp4").write_bytes(b"no video")
+    (tmp_path / "in/.hidden").mkdir()
+    (tmp_path / "in/.hidden/cam1.mp4").write_bytes(b"no video")
+    words = ("predict", "--run", world / "run", "--watch", "in", "--settle", "0.2", "--once", "--json")
+    done = dtsf(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    broken, first = (json.loads(line) for line in done.stdout.splitlines())
+    assert (broken["performance"], first["performance"]) == ("broken", "first")
+    assert "cam1.mp4" in broken["error"]
+    assert "1 performances named, 1 unusable" in done.stderr
+    named = package.load(world / "run").predict(sorted((tmp_path / "in/first").glob("*.avi")))
+    assert first["label"] == named.label
+    kept = json.loads((tmp_path / "in/first" / ANSWER).read_text())
+    assert kept["label"] == named.label
+    assert len(kept["view_weights"]) == 3
+    assert not (tmp_path / "in/.hidden" / ANSWER).exists()
+    extra = tmp_path / "in/first/v10_again.avi"
+    extra.write_bytes((tmp_path / "in/first/v01_s02_e00.avi").read_bytes())
+    again = dtsf(*words, cwd=tmp_path)
+    (only,) = (json.loads(line) for line in again.stdout.splitlines())
+    assert only["performance"] == "first"
+    assert len(only["view_weights"]) == 4
+
+
+def test_performance_is_taken_only_when_its_files_no_longer_grow(tmp_path):
+    (tmp_path / "p").mkdir()
+    growing = tmp_path / "p/cam2.mp4"
+    (tmp_path / "p/cam10.mp4").write_bytes(b"x" * 10)
+    grown = threading.Event()
+
+    def grow():
+        for _ in range(8):
+            with growing.open("ab") as file:
+                file.write(b"x" * 100)
+            time.sleep(0.1)
+        grown.set()
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    arrival = next(watch_folder(tmp_path, settle=0.5, poll=0.05))
+    assert grown.is_set()
+    writer.join()
+    assert [video.name for video in arrival.videos] == ["cam2.mp4", "cam10.mp4"]
+    assert arrival.seen["cam2.mp4"][0] == 800
+    answer(arrival, {"label": "x"})
+    assert list(watch_folder(tmp_path, settle=0.1, poll=0.05, once=True)) == []
+    (tmp_path / "p" / ANSWER).write_text("[]")
+    assert len([a for a in watch_folder(tmp_path, settle=0.1, poll=0.05, once=True) if answer(a, {})]) == 1
+
+
+def test_watch_refuses_what_it_cannot_do(dtsf, world, tmp_path):
+    with pytest.raises(DataError, match="cannot look into"):
+        next(watch_folder(tmp_path / "gone"))
+    done = dtsf("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
+    assert done.returncode == 2
+    assert "--watch takes its videos from the folder" in done.stderr
+    done = dtsf("predict", "--run", "run", cwd=world)
+    assert done.returncode == 2
+    assert "no video given" in done.stderr
+    done = dtsf("predict", "a.mp4", "--run", "run", "--video", "film.gif", cwd=world)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_watch_ends_cleanly_when_asked(world, tmp_path, number):
+    words = ["predict", "--run", str(world / "run"), "--watch", str(tmp_path)]
+    watch = subprocess.Popen(
+        [Path(sys.executable).with_name("dtsf"), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"},
+    )
+    try:
+        assert "watching" in watch.stderr.readline()
+        watch.send_signal(number)
+        _, rest = watch.communicate(timeout=60)
+        assert watch.returncode == 0
+    finally:
+        watch.kill()
+    assert "stopped: 0 performances named" in rest
+    assert "Traceback" not in rest

@@ -1,0 +1,152 @@
+"""What is said on the way, how loud, and completion."""
+
+import contextlib
+import json
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dtsf as package
+from dtsf.cli.progress import progress
+
+DTSF = Path(sys.executable).with_name("dtsf")
+
+
+def test_a_line_now_and_then_where_stderr_is_no_terminal(capfd):
+    with progress("count", "things", every=0.2) as update:
+        time.sleep(0.3)
+        update(6, 10)
+        time.sleep(0.2)
+        update(8, 10, "well")
+        time.sleep(0.25)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0].startswith("count: 0 s, still at work")
+    assert "count: 6 of 10 things" in lines[1]
+    assert lines[-1].startswith("count: 8 of 10 things")
+    assert lines[-1].endswith("left  well")
+    assert 3 <= len(lines) <= 5
+
+
+def test_short_work_says_nothing(capfd):
+    with progress("count", "things") as update:
+        update(1, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_bar_where_stderr_is_a_terminal(world):
+    main, side = pty.openpty()
+    child = subprocess.Popen(
+        [DTSF, "evaluate", "run", "--json"], cwd=world, stderr=side, stdout=subprocess.PIPE, text=True
+    )
+    os.close(side)
+    shown = ""
+    # A terminal that nobody reads fills up; Linux ends one whose other side is closed with EIO.
+    with contextlib.suppress(OSError):
+        while part := os.read(main, 10_000):
+            shown += part.decode(errors="replace")
+    os.close(main)
+    out, _ = child.communicate(timeout=60)
+    assert json.loads(out)["n_groups"] == 10
+    assert "evaluate" in shown
+    assert "\x1b[" in shown
+
+
+@pytest.mark.parametrize("words", [("--quiet", "preprocess"), ("preprocess", "--quiet"), ("preprocess", "-q")])
+def test_quiet_leaves_results_and_errors(dtsf, world, words):
+    where = words.index("preprocess") + 1
+    quiet = dtsf(*words[:where], "nucla", "--root", "data", "--workers", 1, *words[where:], cwd=world)
+    assert (quiet.returncode, quiet.stderr, quiet.stdout) == (0, "", "")
+    failed = dtsf(*words[:where], "nucla", "--root", "nowhere", *words[where:], cwd=world)
+    assert failed.returncode == 2
+    assert "nowhere does not exist" in failed.stderr
+
+
+def test_quiet_evaluate_still_shows_its_result(dtsf, world):
+    assert "top-1" in dtsf("evaluate", "run", "--quiet", cwd=world).stderr
+
+
+def test_verbose_says_what_was_found(dtsf, world):
+    videos = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_*"))
+    loud = dtsf("predict", *videos, "--run", "run", "--verbose", "--json", cwd=world)
+    assert "encoder efficientnet-lite0:16, weights" in loud.stderr
+    assert loud.stderr.count(" frames") == 3
+    assert json.loads(loud.stdout)["label"]
+    both = dtsf("evaluate", "run", "--quiet", "--verbose", cwd=world)
+    assert both.returncode == 2
+    assert "contradict" in both.stderr
+
+
+def test_every_command_knows_quiet_and_verbose(dtsf, tmp_path):
+    from dtsf.cli.app import app
+
+    groups = {group.name: group.typer_instance for group in app.registered_groups}
+    commands = [(c.name,) for c in app.registered_commands]
+    commands += [(name, c.name) for name, group in groups.items() for c in group.registered_commands]
+    assert len(commands) >= 8
+    for command in commands:
+        shown = dtsf(*command, "--help", cwd=tmp_path).stdout
+        assert "--quiet" in shown, command
+        assert "--verbose" in shown, command
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("dtsf tr", {"train"}),
+        ("dtsf cache in", {"info"}),
+        ("dtsf train --prot", {"--protocol"}),
+        ("dtsf re", {"report"}),
+    ],
+)
+def test_bash_completes_commands_and_options(tmp_path, line, expected):
+    words = line.split()
+    environment = os.environ | {
+        "_DTSF_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    done = subprocess.run([DTSF], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == expected
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_can_be_printed_for_each_shell(tmp_path, shell):
+    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = subprocess.run(
+        [DTSF, "--show-completion", shell], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "_DTSF_COMPLETE" in done.stdout
+
+
+def test_bash_reads_the_script_and_completes(tmp_path):
+    environment = os.environ | {
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
+        "PATH": f"{DTSF.parent}:{os.environ['PATH']}",
+    }
+    script = (
+        "source <(dtsf --show-completion bash); COMP_WORDS=(dtsf eval); COMP_CWORD=1; "
+        '$(complete -p dtsf | sed "s/.*-F \\([^ ]*\\).*/\\1/") dtsf; echo "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(
+        ["bash", "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["evaluate"], done.stderr
+
+
+def test_package_is_imported_in_no_time_and_has_its_names():
+    script = (
+        "import sys, dtsf; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules; "
+        "from dtsf import preprocess, open_cache, train, load, DtsfError; assert set(dtsf.__all__) <= set(dir(dtsf)); "
+        "assert 'torch' not in sys.modules; print(load.__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "dtsf.api\n", done.stderr
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = package.trian
