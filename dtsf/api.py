@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import numpy as np
+    from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.spec import CacheSpec
+    from dtsf.model.export import OnnxMetadata
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.checkpoint import RunState
     from dtsf.model.training.evaluation import Evaluation
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.train import TrainResult
     from dtsf.pipeline.run import PreprocessResult, Progress
 
-__all__ = ["Prediction", "Run", "load", "open_cache", "preprocess", "train"]
+__all__ = ["Prediction", "Run", "export", "load", "open_cache", "predict_onnx", "preprocess", "train"]
 
 
 class Prediction(BaseModel):
@@ -207,49 +210,18 @@ class Run:
             ConfigError: This machine's encoder is not the one the run was trained with.
 
         """
-        if not videos:
-            raise DataError("no video given: name one file a view")
-        for video in videos:
-            if not video.exists():
-                raise VideoError(f"{video} does not exist", "unreadable")
-        import numpy as np
-        import torch
-
-        from dtsf.pipeline.encoders import load_encoder
-        from dtsf.pipeline.video import decode_clip
-
-        torch.set_num_threads(self.state.recipe.train.threads)
-        spec = self.state.spec
-        encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-        if encoder.weights_hash != spec.weights_hash:
-            raise ConfigError(
-                f"the encoder {spec.encoder} has weights {encoder.weights_hash} here, {spec.weights_hash} when the run "
-                "was trained: install the same version"
-            )
-        embedded = [encoder.embed(decode_clip(video, spec.frames, spec.size).frames) for video in videos]
-        return self._classify(np.stack(embedded))
+        embeddings_VFPC = _embed(videos, self.state.spec, self.state.recipe.train.threads)
+        return self._classify(embeddings_VFPC)
 
     def _classify(self, embeddings_VFPC: np.ndarray) -> Prediction:
         import torch
 
-        from dtsf.model.training.pace import evenly_spaced, read_frames
-
-        grid = self.state.spec.grid
-        V, F, _, C = embeddings_VFPC.shape
-        x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
         model = self.state.recipe.model
-        x_VTHWC = read_frames(x_VFHWC, torch.arange(V), evenly_spaced(model.frames).expand(V, -1), model.pace)
+        x_VTHWC = _read(embeddings_VFPC, self.state.spec.grid, model.frames, model.pace)
         with torch.inference_mode():
-            output = self.net(x_VTHWC.unsqueeze(0), torch.ones(1, V, dtype=torch.bool))
-        probability_K = output.probabilities_BK[0]
-        names = self.state.info.class_names
-        best = int(probability_K.argmax())
-        return Prediction(
-            label=names[best],
-            probability=float(probability_K[best]),
-            uncertainty=float(output.uncertainty_B[0]),
-            view_weights=tuple(output.view_weights_BV[0].tolist()),
-            probabilities=dict(zip(names, probability_K.tolist(), strict=True)),
+            output = self.net(x_VTHWC.unsqueeze(0))
+        return _prediction(
+            self.state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], output.view_weights_BV[0]
         )
 
     def _check(self, data: CachedDataset) -> None:
@@ -268,3 +240,80 @@ class Run:
                 f"{data.folder} was made with other settings than the cache that {self.folder} was trained from "
                 f"({describe_difference(data.spec, self.state.spec)}): preprocess it with the same"
             )
+
+
+def export(run: Path, file: Path, *, views: int | None = None) -> OnnxMetadata:
+    """Write a run's network as an ONNX file; see :func:`dtsf.model.export.export_onnx`."""
+    from dtsf.model.export import export_onnx
+
+    opened = load(run)
+    return export_onnx(opened.net, opened.state, file, views=views)
+
+
+def predict_onnx(file: Path, videos: Sequence[Path]) -> Prediction:
+    """Classify one performance with an exported network; as :meth:`Run.predict`, but as many videos as it has views.
+
+    Raises:
+        CheckpointError: The file is missing or not dtsf's.
+        DataError: Another number of videos.
+
+    """
+    from dtsf.model.export import read_onnx
+
+    network = read_onnx(file)
+    known = network.metadata
+    if len(videos) != known.views:
+        raise DataError(
+            f"{file} was exported for {known.views} views, {len(videos)} videos given: "
+            f"give {known.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
+        )
+    embeddings_VFPC = _embed(videos, known.spec, 1)
+    x_VTHWC = _read(embeddings_VFPC, known.spec.grid, known.frames, known.pace)
+    probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
+    return _prediction(known.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
+
+
+def _embed(videos: Sequence[Path], spec: CacheSpec, threads: int) -> np.ndarray:
+    """Decode and embed one video a view as stage 1 would: (V, F, P, C)."""
+    if not videos:
+        raise DataError("no video given: name one file a view")
+    for video in videos:
+        if not video.exists():
+            raise VideoError(f"{video} does not exist", "unreadable")
+    import numpy as np
+    import torch
+
+    from dtsf.pipeline.encoders import load_encoder
+    from dtsf.pipeline.video import decode_clip
+
+    torch.set_num_threads(threads)
+    encoder = load_encoder(spec.encoder, spec.size, spec.grid)
+    if encoder.weights_hash != spec.weights_hash:
+        raise ConfigError(
+            f"the encoder {spec.encoder} has weights {encoder.weights_hash} here, {spec.weights_hash} when the run "
+            "was trained: install the same version"
+        )
+    embedded = [encoder.embed(decode_clip(video, spec.frames, spec.size).frames) for video in videos]
+    return np.stack(embedded)
+
+
+def _read(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, pace: float) -> Tensor:
+    """The network's frames, at evaluation's moments: (V, T, H, W, C)."""
+    import torch
+
+    from dtsf.model.training.pace import evenly_spaced, read_frames
+
+    V, F, _, C = embeddings_VFPC.shape
+    x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
+    return read_frames(x_VFHWC, torch.arange(V), evenly_spaced(n_frames).expand(V, -1), pace)
+
+
+def _prediction(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
+    best = int(probability_K.argmax())
+    return Prediction(
+        label=names[best],
+        probability=float(probability_K[best]),
+        uncertainty=float(uncertainty),
+        view_weights=tuple(weight_V.tolist()),
+        probabilities=dict(zip(names, probability_K.tolist(), strict=True)),
+    )

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dtsf.cli.commands_data import cache_app, preprocess_command, synth_app
+from dtsf.cli.commands_export import export_command
 from dtsf.cli.commands_run import evaluate_command, predict_command, train_command
 
 __all__ = ["app", "main"]
@@ -46,6 +47,7 @@ app.command("preprocess")(preprocess_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
+app.command("export")(export_command)
 app.add_typer(synth_app, name="synth")
 app.add_typer(cache_app, name="cache")
 

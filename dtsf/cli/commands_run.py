@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+
+from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
@@ -125,14 +127,17 @@ def evaluate_command(
 
 def predict_command(
     videos: Annotated[list[Path], typer.Argument(help="Video files of one performance, one a view.")],
-    run: Annotated[Path, typer.Option(help="Run folder.")],
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="In place of --run: a file of dtsf export.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """Name the action that the given videos show, with its uncertainty and the weight of each view."""
     from dtsf import api
     from dtsf.cli.show import console, print_json, table
 
-    result = api.load(run).predict(videos)
+    if (run is None) == (onnx is None):
+        raise ConfigError("dtsf predict VIDEO... needs --run RUN or --onnx FILE, one of them")
+    result = api.load(run).predict(videos) if run is not None else api.predict_onnx(cast("Path", onnx), videos)
     if json_:
         print_json(result.model_dump(mode="json"))
         return

@@ -166,15 +166,19 @@ class DTSFNet(nn.Module):
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
 
-    def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Output:
+    def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
 
         Args:
             x_BVTHWC: Canvases. Absent views may hold anything; they are neither encoded nor pasted.
-            mask_BV: True where the view is present; every group needs one.
+            mask_BV: True where the view is present; every group needs one. None says that all are, and leaves no
+                shape that depends on values: what is exported.
 
         """
         config = self.config
+        complete = mask_BV is None or bool(mask_BV.all())
+        if mask_BV is None:
+            mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
         x_BVTHWC = x_BVTHWC.float() * self.channel_scale_C
         if config.normalise == "clip":
             x_BVTHWC = x_BVTHWC / (separate(x_BVTHWC)[1].std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
@@ -187,10 +191,13 @@ class DTSFNet(nn.Module):
         )
         if config.motion == "msm":
             canvas_BVTHWC = sense_motion(canvas_BVTHWC)
-        feature_PD = self.drop(self._encode(canvas_BVTHWC, mask_BV))
-        logits_PK = self.encoder.head(feature_PD).float()
-        feature_BVD = _scatter(feature_PD.float(), mask_BV)
-        view_logits_BVK = _scatter(logits_PK, mask_BV)
+        if complete:
+            feature_BVD = self.drop(self._encode_all(canvas_BVTHWC)).float()
+            view_logits_BVK = self.encoder.head(feature_BVD).float()
+        else:
+            feature_PD = self.drop(self._encode(canvas_BVTHWC, mask_BV))
+            feature_BVD = _scatter(feature_PD.float(), mask_BV)
+            view_logits_BVK = _scatter(self.encoder.head(feature_PD).float(), mask_BV)
         fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused.feature_BD).float()
         alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
@@ -205,6 +212,14 @@ class DTSFNet(nn.Module):
             view_weights_BV=fused.weights_BV,
             mask_BV=mask_BV,
         )
+
+    def _encode_all(self, canvas_BVTHWC: Tensor) -> Tensor:
+        """Features of views that are all present, (B, V, D)."""
+        x_BVCTHW = self.drop(self.reduce(canvas_BVTHWC)).permute(0, 1, 5, 2, 3, 4)
+        if self.config.views == "together":
+            return self.encoder.encode_together(x_BVCTHW)
+        feature_BVD: Tensor = self.encoder(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
+        return feature_BVD
 
     def _encode(self, canvas_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
         """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""
