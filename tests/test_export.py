@@ -21,7 +21,7 @@ def network(**changes):
     config = ModelConfig(width=16, depth=1, frames=3, state=4, reduce=4, **changes)
     net = DTSFNet(config, channels=5, canvas=6, n_classes=4, n_views=3).eval()
     for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+        torch.nn.init.normal_(parameter, std=1.0)
     state = RunState(
         epoch=1, step=1, seed=0, protocol="all", fingerprint="f", spec=SPEC, info=INFO, recipe=Recipe(model=config), versions={}
     )  # fmt: skip

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["CHUNK", "LANES", "backward", "forward"]
+__all__ = ["CHUNK", "LANES", "backward", "compiled", "forward", "sigmoid"]
 
 LANES = 64
 """Channels of a task: enough to pay for entering a loop, few enough that a chunk's states stay in the cache."""
@@ -63,7 +63,7 @@ def _bits_float(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
     return types.float32(types.int32), code
 
 
-def _compiled(**options: Any) -> Callable[[Any], Any]:
+def compiled(**options: Any) -> Callable[[Any], Any]:
     """Compile a function on its first call, keeping the code on disk where some folder can be written."""
 
     def compile_(function: Any) -> Any:
@@ -75,7 +75,7 @@ def _compiled(**options: Any) -> Callable[[Any], Any]:
     return compile_
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _exp2(x: Any) -> Any:
     if x < LEAST_EXPONENT:  # a NaN goes through
         x = LEAST_EXPONENT
@@ -85,7 +85,7 @@ def _exp2(x: Any) -> Any:
     return p * _bits_float(np.int32(np.int32(k + np.int32(127)) << np.int32(23)))
 
 
-@_compiled(inline="always")
+@compiled(inline="always")
 def _softplus(x: Any) -> Any:
     e = _exp2(-abs(x) * LOG2_E)
     s = e / (TWO + e)
@@ -94,13 +94,14 @@ def _softplus(x: Any) -> Any:
     return max(x, ZERO) + TWO * s * series
 
 
-@_compiled(inline="always")
-def _sigmoid(x: Any) -> Any:
+@compiled(inline="always")
+def sigmoid(x: Any) -> Any:
+    """``1 / (1 + exp(-x))``; no overflow on either side."""
     e = _exp2(-abs(x) * LOG2_E)
     return (ONE if x >= ZERO else e) / (ONE + e)
 
 
-@_compiled()
+@compiled()
 def forward(
     begin: int, end: int, reverse: bool, gated: bool,
     u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any, D_D: Any, z_BLD: Any, bias_D: Any,
@@ -138,13 +139,13 @@ def forward(
             if gated:
                 for w in range(width):
                     z = z_BLD[b, t, d + w]
-                    y_BLD[b, t, d + w] = y_W[w] * z * _sigmoid(z)
+                    y_BLD[b, t, d + w] = y_W[w] * z * sigmoid(z)
             else:
                 for w in range(width):
                     y_BLD[b, t, d + w] = y_W[w]
 
 
-@_compiled()
+@compiled()
 def backward(
     begin: int, end: int, reverse: bool, gated: bool,
     u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any, D_D: Any, z_BLD: Any, bias_D: Any,
@@ -199,7 +200,7 @@ def backward(
                 if gated:
                     for w in range(width):
                         z, gy = z_BLD[b, t, d + w], gy_W[w]
-                        s = _sigmoid(z)
+                        s = sigmoid(z)
                         gz_BLD[b, t, d + w] = gy * y_QW[q, w] * s * (ONE + z * (ONE - s))
                         gy_W[w] = gy * z * s
                 for n in range(n_state):
@@ -220,7 +221,7 @@ def backward(
                 for w in range(width):
                     u, dt = u_BLD[b, t, d + w], dt_BLD[b, t, d + w]
                     gu_BLD[b, t, d + w] = gx_W[w] * delta_QW[q, w] + D_D[d + w] * gy_W[w]
-                    gdt = (gdelta_W[w] + gx_W[w] * u) * _sigmoid(dt + bias_D[d + w])
+                    gdt = (gdelta_W[w] + gx_W[w] * u) * sigmoid(dt + bias_D[d + w])
                     gdt_BLD[b, t, d + w] = gdt
                     gbias_W[w] += gdt
                     gD_W[w] += gy_W[w] * u

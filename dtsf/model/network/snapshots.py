@@ -15,7 +15,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["choose_cells", "choose_partners", "separate", "snapshots", "thumbnails"]
+__all__ = ["choose_cells", "choose_partners", "paste_thumbnails", "separate", "snapshots", "thumbnails"]
 
 Content = Literal["frame", "dynamic"]
 
@@ -26,13 +26,13 @@ FIXED_CELLS = (0, 2, 6)
 
 
 def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a clip into what stands still and what moves.
+    """Split clips, with any leading axes, into what stands still and what moves.
 
     Returns:
         static: the temporal mean of every place of the canvas, T reduced to 1; dynamic: the frames minus it.
 
     """
-    static_BV1HWC = x_BVTHWC.mean(2, keepdim=True)
+    static_BV1HWC = x_BVTHWC.mean(-4, keepdim=True)
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
 
 
@@ -64,11 +64,15 @@ def snapshots(
     canvas_BVTHWC = dynamic_BVTHWC if anchor == "dynamic" else x_BVTHWC
     if pasted == "none":
         return canvas_BVTHWC
+    source_BVTHWC = dynamic_BVTHWC if pasted == "dynamic" else x_BVTHWC
+    return paste_thumbnails(canvas_BVTHWC, source_BVTHWC, mask_BV, training=training)
+
+
+def paste_thumbnails(canvas_BVTHWC: Tensor, source_BVTHWC: Tensor, mask_BV: Tensor, *, training: bool) -> Tensor:
+    """Paste three thumbnails of what ``source`` shows of a partner view into every frame of ``canvas``. Same shape."""
     partner_BV = choose_partners(mask_BV, training=training)
     cells_BVS = choose_cells(mask_BV, training=training)
-    source_BVTHWC = dynamic_BVTHWC if pasted == "dynamic" else x_BVTHWC
-    thumbs_BVTShwC = thumbnails(source_BVTHWC, partner_BV)
-    return _paste(canvas_BVTHWC, thumbs_BVTShwC, cells_BVS)
+    return _paste(canvas_BVTHWC, thumbnails(source_BVTHWC, partner_BV), cells_BVS)
 
 
 def choose_partners(mask_BV: Tensor, *, training: bool) -> Tensor:
