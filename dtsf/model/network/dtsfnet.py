@@ -213,7 +213,7 @@ class DTSFNet(nn.Module):
         config = self.config
         pasted = config.pasted if config.motion == "tsm" else "none"
         x_PTHWC = (x_BVTHWC.flatten(0, 1) if complete else x_BVTHWC[mask_BV]).float()
-        factor_PTHWC = self.channel_scale_C
+        factor_PTHWC = self.channel_scale_C.view(1, 1, 1, 1, -1)
         parts = {"frame": x_PTHWC}
         if config.normalise == "clip" or "dynamic" in (config.anchor, pasted):
             parts["dynamic"] = separate(x_PTHWC)[1]
@@ -224,10 +224,15 @@ class DTSFNet(nn.Module):
             factor_PTHWC = factor_PTHWC / (deviation_P111C + LEAST_DEVIATION)
 
         def shown(part: str) -> Tensor:
-            y_PTHWC = parts[part] * factor_PTHWC
             if config.motion == "msm":
-                y_PTHWC = sense_motion(y_PTHWC)
-            y_PTHWR = self.reduce(y_PTHWC)
+                y_PTHWR = self.reduce(sense_motion(parts[part] * factor_PTHWC))
+            elif isinstance(self.reduce, nn.Linear):
+                # Each clip's factors go into the small matrix, not over the large canvas.
+                weight_PRC = self.reduce.weight * factor_PTHWC.flatten(-4, -2).expand(len(x_PTHWC), 1, -1)
+                y_PXR = torch.bmm(parts[part].flatten(1, 3), weight_PRC.transpose(1, 2)) + self.reduce.bias
+                y_PTHWR = y_PXR.unflatten(1, x_PTHWC.shape[1:4])
+            else:
+                y_PTHWR = parts[part] * factor_PTHWC
             y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else _scatter(y_PTHWR, mask_BV)
             return y_BVTHWR
 
