@@ -25,24 +25,33 @@ __all__ = ["conv_on_cpu"]
 
 
 @compiled()
+def _taps(x_BLD: Any, weight_KD: Any, bias_W: Any, b: int, t: int, d: int, last: int, reverse: bool, y_W: Any) -> None:
+    """The sum before SiLU at one token, into ``y_W``. Rows are sliced: their indices are known not to be negative."""
+    taps, length = weight_KD.shape[0], x_BLD.shape[1]
+    for w in range(last - d):
+        y_W[w] = bias_W[w]
+    for k in range(taps):
+        s = t + taps - 1 - k if reverse else t - taps + 1 + k
+        if 0 <= s < length:
+            weight_W, x_W = weight_KD[k, d:last], x_BLD[b, s, d:last]
+            for w in range(last - d):
+                y_W[w] += weight_W[w] * x_W[w]
+
+
+@compiled()
 def forward(begin: int, end: int, reverse: bool, x_BLD: Any, weight_KD: Any, bias_D: Any, y_BLD: Any) -> None:
     """Tasks ``begin`` to ``end``: outputs. Tap K - 1 is the token itself, tap 0 the farthest."""
     n_blocks = (x_BLD.shape[2] + LANES - 1) // LANES
-    length, taps = x_BLD.shape[1], weight_KD.shape[0]
     y_W = np.empty(LANES, np.float32)
     for task in range(begin, end):
         b, d = task // n_blocks, task % n_blocks * LANES
-        width = min(LANES, x_BLD.shape[2] - d)
-        for t in range(length):
-            for w in range(width):
-                y_W[w] = bias_D[d + w]
-            for k in range(taps):
-                s = t + taps - 1 - k if reverse else t - taps + 1 + k
-                if 0 <= s < length:
-                    for w in range(width):
-                        y_W[w] += weight_KD[k, d + w] * x_BLD[b, s, d + w]
-            for w in range(width):
-                y_BLD[b, t, d + w] = y_W[w] * sigmoid(y_W[w])
+        last = min(d + LANES, x_BLD.shape[2])
+        bias_W = bias_D[d:last]
+        for t in range(x_BLD.shape[1]):
+            _taps(x_BLD, weight_KD, bias_W, b, t, d, last, reverse, y_W)
+            out_W = y_BLD[b, t, d:last]
+            for w in range(last - d):
+                out_W[w] = y_W[w] * sigmoid(y_W[w])
 
 
 @compiled()
@@ -53,40 +62,30 @@ def backward(
     """Tasks ``begin`` to ``end``: the gradients; those of weight and bias for each sequence by itself."""
     n_blocks = (x_BLD.shape[2] + LANES - 1) // LANES
     length, taps = x_BLD.shape[1], weight_KD.shape[0]
-    y_W, gbias_W = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    g_W, gbias_W = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     gweight_KW = np.empty((taps, LANES), np.float32)
     for task in range(begin, end):
         b, d = task // n_blocks, task % n_blocks * LANES
-        width = min(LANES, x_BLD.shape[2] - d)
+        last = min(d + LANES, x_BLD.shape[2])
+        bias_W = bias_D[d:last]
         gweight_KW[:], gbias_W[:] = ZERO, ZERO
+        gx_BLD[b, :, d:last] = ZERO
         for t in range(length):
-            for w in range(width):
-                gx_BLD[b, t, d + w] = ZERO
-        for t in range(length):
-            for w in range(width):
-                y_W[w] = bias_D[d + w]
+            _taps(x_BLD, weight_KD, bias_W, b, t, d, last, reverse, g_W)
+            gy_W = gy_BLD[b, t, d:last]
+            for w in range(last - d):
+                share = sigmoid(g_W[w])
+                g_W[w] = gy_W[w] * share * (ONE + g_W[w] * (ONE - share))
+                gbias_W[w] += g_W[w]
             for k in range(taps):
                 s = t + taps - 1 - k if reverse else t - taps + 1 + k
                 if 0 <= s < length:
-                    for w in range(width):
-                        y_W[w] += weight_KD[k, d + w] * x_BLD[b, s, d + w]
-            for w in range(width):
-                y = y_W[w]
-                share = sigmoid(y)
-                g = gy_BLD[b, t, d + w] * share * (ONE + y * (ONE - share))
-                y_W[w] = g
-                gbias_W[w] += g
-            for k in range(taps):
-                s = t + taps - 1 - k if reverse else t - taps + 1 + k
-                if 0 <= s < length:
-                    for w in range(width):
-                        gweight_KW[k, w] += y_W[w] * x_BLD[b, s, d + w]
-                        gx_BLD[b, s, d + w] += y_W[w] * weight_KD[k, d + w]
-        for w in range(width):
-            gbias_BD[b, d + w] = gbias_W[w]
-        for k in range(taps):
-            for w in range(width):
-                gweight_BKD[b, k, d + w] = gweight_KW[k, w]
+                    weight_W, x_W, gx_W = weight_KD[k, d:last], x_BLD[b, s, d:last], gx_BLD[b, s, d:last]
+                    for w in range(last - d):
+                        gweight_KW[k, w] += g_W[w] * x_W[w]
+                        gx_W[w] += g_W[w] * weight_W[w]
+        gbias_BD[b, d:last] = gbias_W[: last - d]
+        gweight_BKD[b, :, d:last] = gweight_KW[:, : last - d]
 
 
 class _Conv(torch.autograd.Function):
