@@ -228,7 +228,7 @@ class DTSFNet(nn.Module):
                 y_PTHWR = self.reduce(sense_motion(parts[part] * factor_PTHWC))
             elif isinstance(self.reduce, nn.Linear):
                 # Each clip's factors go into the small matrix, not over the large canvas.
-                weight_PRC = self.reduce.weight * factor_PTHWC.flatten(-4, -2).expand(len(x_PTHWC), 1, -1)
+                weight_PRC = self.reduce.weight * factor_PTHWC.flatten(-4, -2).expand(x_PTHWC.shape[0], 1, -1)
                 y_PXR = torch.bmm(parts[part].flatten(1, 3), weight_PRC.transpose(1, 2)) + self.reduce.bias
                 y_PTHWR = y_PXR.unflatten(1, x_PTHWC.shape[1:4])
             else:
