@@ -190,13 +190,9 @@ def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
 
 
 def test_stillmix_trains(groups, tmp_path):
-    net, log = train(
-        groups, tmp_path / "run", "debias.method=stillmix", "model.anchor=frame", *QUICK, "train.epochs=60"
-    )
+    _, log = train(groups, tmp_path / "run", "debias.method=stillmix", "model.anchor=frame", *QUICK, "train.epochs=60")
     assert_learned(log)
     assert "biased" not in log[0]
-    plain, _ = train(groups, tmp_path / "plain", "model.anchor=frame", *QUICK, "train.epochs=60")
-    assert not torch.equal(net.encoder.head.weight, plain.encoder.head.weight)
 
 
 def test_stillmix_that_the_network_could_not_see_is_refused():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.dtsfnet import LEAST_DEVIATION, DTSFNet, ModelConfig
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
 from dtsf.model.network.fusion import fuse_mean, fuse_msf
@@ -114,6 +114,28 @@ def test_views_encoded_together_see_each_other_and_one_alone_is_encoded_as_apart
 def test_together_needs_the_mean_readout():
     with pytest.raises(ValueError, match="needs readout"):
         ModelConfig(views="together", readout="cls")
+
+
+@pytest.mark.parametrize("normalise", ["clip", "data"])
+@pytest.mark.parametrize(("anchor", "pasted"), [("dynamic", "dynamic"), ("frame", "dynamic"), ("frame", "frame")])
+def test_reducing_before_pasting_shows_the_encoder_what_pasting_before_reducing_would(anchor, pasted, normalise):
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, depth=1, frames=5, anchor=anchor, pasted=pasted, normalise=normalise)
+    net = DTSFNet(config, channels=8, canvas=6, n_classes=4).eval()
+    net.channel_scale_C.copy_(torch.rand(8) + 0.5)
+    x = torch.randn(2, 3, 5, 6, 6, 8)
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    scaled = x * net.channel_scale_C
+    if normalise == "clip":
+        moving = scaled - scaled.mean(2, keepdim=True)
+        scaled = scaled / (moving.std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
+    wanted = net.reduce(snapshots(scaled, mask, training=False, anchor=anchor, pasted=pasted))
+    for complete in (False, True):
+        rows = mask if not complete else torch.ones_like(mask)
+        found = net._canvas(x, mask if not complete else rows, complete=complete)
+        if complete:
+            wanted = net.reduce(snapshots(scaled, rows, training=False, anchor=anchor, pasted=pasted))
+        torch.testing.assert_close(found[rows], wanted[rows], rtol=1e-4, atol=1e-5)
 
 
 def test_uncertainty_and_kl_at_known_points():

@@ -15,7 +15,7 @@ from dtsf.model.network.scan import (
     selective_scan_plain,
 )
 from dtsf.model.network.scan_cpu import scan_on_cpu
-from dtsf.model.network.scan_kernels import CHUNK, LANES, _compiled
+from dtsf.model.network.scan_kernels import CHUNK, LANES, compiled
 
 CPU = torch.device("cpu")
 
@@ -247,11 +247,11 @@ def test_tensors_of_any_layout_and_inference_mode():
     torch.testing.assert_close(found[:1], wanted[:1])
 
 
-def test_a_function_whose_code_cannot_be_kept_on_disk_is_compiled_all_the_same():
+def test_a_function_whose_code_cannot_be_kept_on_disk_iscompiled_all_the_same():
     # Code without a file has no folder for numba's cache, just as a read-only install without a home.
     scope = {}
     exec("def double(x):\n    return x + x", scope)  # noqa: S102
-    assert _compiled()(scope["double"])(21) == 42
+    assert compiled()(scope["double"])(21) == 42
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -261,5 +261,29 @@ def test_causal_convolution_looks_back_only_or_ahead_only(length, reverse):
     x, weight, bias = torch.randn(2, 5, length).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
     seen = x.flip(-1) if reverse else x
     wanted = F.silu(F.conv1d(F.pad(seen, (3, 0)), weight, bias, groups=5))
-    found = causal_conv(x, weight, bias, reverse=reverse)
-    torch.testing.assert_close(found, wanted.flip(-1) if reverse else wanted)
+    wanted = wanted.flip(-1) if reverse else wanted
+    torch.testing.assert_close(causal_conv(x, weight, bias, reverse=reverse), wanted)
+    torch.testing.assert_close(causal_conv(x.float(), weight.float(), bias.float(), reverse=reverse), wanted.float())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("B", "D", "L", "taps"), [(1, 3, 1, 4), (2, 5, 3, 4), (3, LANES + 5, 37, 4), (2, 4, 9, 2)])
+def test_gradients_of_the_compiled_convolution_and_theirs(B, D, L, taps, reverse):
+    torch.manual_seed(0)
+    given = [torch.randn(B, D, L).double(), torch.randn(D, 1, taps).double(), torch.randn(D).double()]
+    wide = [x.requires_grad_() for x in given]
+    narrow = [x.detach().float().requires_grad_() for x in given]
+    for ours, right in zip(
+        value_and_gradients(causal_conv, narrow, reverse=reverse),
+        value_and_gradients(causal_conv, wide, reverse=reverse),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
+
+    def penalty(leaves):
+        y = causal_conv(*leaves, reverse=reverse)
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    for ours, right in zip(penalty(narrow), penalty(wide), strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=1e-3, atol=1e-4 * right.abs().max().item())

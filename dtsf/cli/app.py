@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from dtsf.cli.commands_data import cache_app, preprocess_command, synth_app
+from dtsf.cli.commands_export import export_command
 from dtsf.cli.commands_import import import_command
 from dtsf.cli.commands_look import doctor_command, report_command
 from dtsf.cli.commands_predict import predict_command
@@ -60,6 +61,7 @@ app.command("evaluate")(evaluate_command)
 app.command("predict")(predict_command)
 app.command("report")(report_command)
 app.command("doctor")(doctor_command)
+app.command("export")(export_command)
 app.add_typer(synth_app, name="synth")
 app.add_typer(cache_app, name="cache")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  typer reads it when the command is called
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,8 +16,9 @@ __all__ = ["predict_command"]
 
 
 def predict_command(
-    run: Annotated[Path, typer.Option(help="Run folder.")],
     videos: Annotated[list[Path] | None, typer.Argument(help="Video files of one performance, one a view.")] = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    onnx: Annotated[Path | None, typer.Option(help="In place of --run: a file of dtsf export.")] = None,
     video: Annotated[
         Path | None,
         typer.Option(help="Also write a film (.mp4, .mkv, .mov): the views side by side with what is said of them."),
@@ -42,14 +43,20 @@ def predict_command(
     from dtsf.cli.show import console, print_json, progress
     from dtsf.errors import ConfigError
 
-    if watch is not None:
+    if (run is None) == (onnx is None):
+        raise ConfigError("dtsf predict VIDEO... needs --run RUN or --onnx FILE, one of them")
+    if run is None and (watch is not None or video is not None):
+        raise ConfigError("--watch and --video need --run RUN")
+    if watch is not None and run is not None:
         if videos or video is not None:
             raise ConfigError("--watch takes its videos from the folder: name no videos beside it, and no --video")
         _watch(api.load(run), watch, settle, once=once, json_=json_)
         return
     given = videos or []
     with progress("predict", "videos"):
-        result = api.load(run).predict(given, film=video)
+        result = (
+            api.load(run).predict(given, film=video) if run is not None else api.predict_onnx(cast("Path", onnx), given)
+        )
     if json_:
         print_json(result.model_dump(mode="json"))
         return

@@ -1,10 +1,12 @@
 """DTSFNet put together from one config: canvas -> TSM -> encoder of each view -> MSF -> Dirichlet.
 
-Letters: B groups, V views, T frames, H W canvas, C channels, D width, K classes, P present views of all groups.
+Letters: B groups, V views, T frames, H W canvas, C channels, R reduced channels, D width, K classes,
+P present views of all groups.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,7 +21,7 @@ from dtsf.model.network.fusion_concat import ConcatFusion
 from dtsf.model.network.fusion_sfm import SemanticCorrection
 from dtsf.model.network.fusion_tmc import fuse_tmc
 from dtsf.model.network.motion_msm import sense_motion
-from dtsf.model.network.snapshots import motion_energy, separate, snapshots
+from dtsf.model.network.snapshots import motion_energy, paste_thumbnails, separate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,29 +186,27 @@ class DTSFNet(nn.Module):
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
 
-    def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Output:
+    def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
 
         Args:
             x_BVTHWC: Canvases. Absent views may hold anything; they are neither encoded nor pasted.
-            mask_BV: True where the view is present; every group needs one.
+            mask_BV: True where the view is present; every group needs one. None says that all are, and leaves no
+                shape that depends on values: what is exported.
 
         """
         config = self.config
-        canvas_BVTHWC = snapshots(
-            self.canvas(x_BVTHWC),
-            mask_BV,
-            training=self.training,
-            anchor=config.anchor,
-            pasted=config.pasted if config.motion == "tsm" else "none",
-            places=config.places,
-        )
-        if config.motion == "msm":
-            canvas_BVTHWC = sense_motion(canvas_BVTHWC)
-        feature_PD = self.drop(self._encode(canvas_BVTHWC, mask_BV))
-        logits_PK = self.encoder.head(feature_PD).float()
-        feature_BVD = _scatter(feature_PD.float(), mask_BV)
-        view_logits_BVK = _scatter(logits_PK, mask_BV)
+        complete = mask_BV is None or bool(mask_BV.all())
+        if mask_BV is None:
+            mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
+        canvas_BVTHWR = self._canvas(x_BVTHWC, mask_BV, complete=complete)
+        if complete:
+            feature_BVD = self.drop(self._encode_all(canvas_BVTHWR)).float()
+            view_logits_BVK = self.encoder.head(feature_BVD).float()
+        else:
+            feature_PD = self.drop(self._encode(canvas_BVTHWR, mask_BV))
+            feature_BVD = _scatter(feature_PD.float(), mask_BV)
+            view_logits_BVK = _scatter(self.encoder.head(feature_PD).float(), mask_BV)
         fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused.feature_BD).float()
         alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
@@ -222,22 +222,73 @@ class DTSFNet(nn.Module):
             mask_BV=mask_BV,
         )
 
-    def canvas(self, x_BVTHWC: Tensor) -> Tensor:
-        """Embeddings as the snapshots get them: scaled, and with ``canvas`` ``energy`` their motion energy."""
-        x_BVTHWC = x_BVTHWC.float() * self.channel_scale_C
-        if self.config.normalise == "clip":
-            x_BVTHWC = x_BVTHWC / (separate(x_BVTHWC)[1].std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
-        if self.config.canvas == "energy":
-            x_BVTHWC = motion_energy(x_BVTHWC) - self.energy_mean_HW1
-        return x_BVTHWC
+    def energy(self, x_PTHWC: Tensor) -> Tensor:
+        """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, 1)."""
+        return motion_energy(x_PTHWC.float() * self.channel_scale_C)
 
-    def _encode(self, canvas_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
+    def _canvas(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
+        """What the encoder is shown: normalised, reduced to R channels, thumbnails pasted. Absent views count for nothing.
+
+        Scaling and reducing before pasting is the same as after it, since both are linear for each cell and so is the
+        area average; and it is done on present views only, and pasted in a quarter of the channels.
+        """
+        config = self.config
+        pasted = config.pasted if config.motion == "tsm" else "none"
+        x_PTHWC = (x_BVTHWC.flatten(0, 1) if complete else x_BVTHWC[mask_BV]).float()
+
+        def grouped(y_PTHWR: Tensor) -> Tensor:
+            y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else _scatter(y_PTHWR, mask_BV)
+            return y_BVTHWR
+
+        def paste(canvas_BVTHWR: Tensor, source_BVTHWR: Tensor) -> Tensor:
+            return paste_thumbnails(canvas_BVTHWR, source_BVTHWR, mask_BV, training=self.training, places=config.places)
+
+        if config.canvas == "energy":
+            energy_PTHW1 = self.energy(x_PTHWC) - self.energy_mean_HW1
+            energy_BVTHW1 = grouped(sense_motion(energy_PTHW1) if config.motion == "msm" else energy_PTHW1)
+            return energy_BVTHW1 if pasted == "none" else paste(energy_BVTHW1, energy_BVTHW1)
+        factor_PTHWC = self.channel_scale_C.view(1, 1, 1, 1, -1)
+        parts = {"frame": x_PTHWC}
+        if config.normalise == "clip" or "dynamic" in (config.anchor, pasted):
+            parts["dynamic"] = separate(x_PTHWC)[1]
+        if config.normalise == "clip":
+            # The dynamic part has mean zero: its deviation is its length.
+            length_P111C = torch.linalg.vector_norm(parts["dynamic"], dim=(1, 2, 3), keepdim=True)
+            deviation_P111C = length_P111C * factor_PTHWC / math.sqrt(math.prod(x_PTHWC.shape[1:4]))
+            factor_PTHWC = factor_PTHWC / (deviation_P111C + LEAST_DEVIATION)
+
+        def shown(part: str) -> Tensor:
+            if config.motion == "msm":
+                y_PTHWR = self.reduce(sense_motion(parts[part] * factor_PTHWC))
+            elif isinstance(self.reduce, nn.Linear):
+                # Each clip's factors go into the small matrix, not over the large canvas.
+                weight_PRC = self.reduce.weight * factor_PTHWC.flatten(-4, -2).expand(x_PTHWC.shape[0], 1, -1)
+                y_PXR = torch.bmm(parts[part].flatten(1, 3), weight_PRC.transpose(1, 2)) + self.reduce.bias
+                y_PTHWR = y_PXR.unflatten(1, x_PTHWC.shape[1:4])
+            else:
+                y_PTHWR = parts[part] * factor_PTHWC
+            return grouped(y_PTHWR)
+
+        canvas_BVTHWR = shown(config.anchor)
+        if pasted == "none":
+            return canvas_BVTHWR
+        source_BVTHWR = canvas_BVTHWR if pasted == config.anchor else shown(pasted)
+        return paste(canvas_BVTHWR, source_BVTHWR)
+
+    def _encode_all(self, canvas_BVTHWR: Tensor) -> Tensor:
+        """Features of views that are all present, (B, V, D)."""
+        x_BVCTHW = self.drop(canvas_BVTHWR).permute(0, 1, 5, 2, 3, 4)
+        if self.config.views == "together":
+            return self.encoder.encode_together(x_BVCTHW)
+        feature_BVD: Tensor = self.encoder(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
+        return feature_BVD
+
+    def _encode(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> Tensor:
         """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""
         if self.config.views == "apart":
-            present_PTHWC = self.drop(self.reduce(canvas_BVTHWC[mask_BV]))
-            feature_PD: Tensor = self.encoder(present_PTHWC.permute(0, 4, 1, 2, 3))
+            feature_PD: Tensor = self.encoder(self.drop(canvas_BVTHWR[mask_BV]).permute(0, 4, 1, 2, 3))
             return feature_PD
-        x_BVCTHW = self.drop(self.reduce(canvas_BVTHWC)).permute(0, 1, 5, 2, 3, 4)
+        x_BVCTHW = self.drop(canvas_BVTHWR).permute(0, 1, 5, 2, 3, 4)
         feature_BVD = x_BVCTHW.new_zeros(*mask_BV.shape, self.config.width)
         # Groups with the same present views make one dense batch: an absent view has no token that a state could see.
         for pattern_V in mask_BV.unique(dim=0):
@@ -249,7 +300,7 @@ class DTSFNet(nn.Module):
         return together_PD
 
 
-def _scatter(x_PD: Tensor, mask_BV: Tensor) -> Tensor:
-    """Put the rows of the present views back to (B, V, D); absent views are zero, and masked wherever they are read."""
-    out_BVD = x_PD.new_zeros(*mask_BV.shape, x_PD.shape[-1])
-    return out_BVD.masked_scatter(mask_BV.unsqueeze(-1), x_PD)
+def _scatter(x_P_: Tensor, mask_BV: Tensor) -> Tensor:
+    """Put the rows of the present views back to (B, V, ...); absent views are zero, and masked wherever they are read."""
+    out_BV_ = x_P_.new_zeros(*mask_BV.shape, *x_P_.shape[1:])
+    return out_BV_.index_put((mask_BV,), x_P_)

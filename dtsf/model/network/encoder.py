@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dtsf.model.network.mamba import Block, RMSNorm, drop_path
@@ -29,8 +30,12 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x_BCTHW: Tensor) -> Tensor:
         """(B, C, T, H, W) -> (B, T, P, D), patches in raster order."""
-        x_BDThw: Tensor = self.proj(x_BCTHW)
-        return x_BDThw.flatten(3).permute(0, 2, 3, 1)
+        # Patches do not overlap, so this is one matrix product; as a convolution its backward takes ten times as long.
+        side = self.proj.kernel_size[1]
+        B, C, T, H, W = x_BCTHW.shape
+        x_BCThpwp = x_BCTHW.reshape(B, C, T, H // side, side, W // side, side)
+        x_BTPX = x_BCThpwp.permute(0, 2, 3, 5, 1, 4, 6).reshape(B, T, -1, C * side * side)
+        return F.linear(x_BTPX, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class VideoMamba(nn.Module):
@@ -86,7 +91,7 @@ class VideoMamba(nn.Module):
         if readout == "ordered":
             self.in_order = nn.Linear(frames * patches * width, width)
         self.head = nn.Linear(width, n_classes)
-        rates = torch.linspace(0, drop_path_rate, depth).tolist()
+        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         # What block i adds is dropped where block i + 1 receives it, hence the shift by one.
         self.drop_rates = [0.0, *rates]
         self._initialise(depth, dt_init)

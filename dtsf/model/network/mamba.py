@@ -60,14 +60,14 @@ class BidirectionalMamba(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Mix tokens. (B, L, D) -> (B, L, D)."""
-        xz_BIL = self.in_proj(x_BLD).transpose(1, 2)
-        y_BIL = self._scan(xz_BIL, "", reverse=False) + self._scan(xz_BIL, "_b", reverse=True)
+        # Both directions read both halves: each is laid out once.
+        x_BIL, z_BIL = (half.contiguous().transpose(1, 2) for half in self.in_proj(x_BLD).chunk(2, dim=-1))
+        y_BIL = self._scan(x_BIL, z_BIL, "", reverse=False) + self._scan(x_BIL, z_BIL, "_b", reverse=True)
         out: Tensor = self.out_proj(y_BIL.transpose(1, 2))
         return out
 
-    def _scan(self, xz_BIL: Tensor, suffix: str, *, reverse: bool) -> Tensor:
+    def _scan(self, x_BIL: Tensor, z_BIL: Tensor, suffix: str, *, reverse: bool) -> Tensor:
         """One direction: convolution, projections of each token, scan, gate."""
-        x_BIL, z_BIL = xz_BIL.chunk(2, dim=1)
         conv = self.get_submodule(f"conv1d{suffix}")
         dt_proj = self.get_submodule(f"dt_proj{suffix}")
         x_BIL = causal_conv(x_BIL, conv.weight, conv.bias, reverse=reverse)  # type: ignore[arg-type]

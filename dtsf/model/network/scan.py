@@ -55,14 +55,15 @@ def kernel_status() -> tuple[Any, Any, str]:
 
 
 @lru_cache(maxsize=1)
-def cpu_kernel() -> tuple[Any, str]:
-    """Look once for numba: the scan function or None, and a sentence that says what was found."""
+def cpu_kernel() -> tuple[Any, Any, str]:
+    """Look once for numba: the scan and the convolution or None, and a sentence that says what was found."""
     try:
-        module = importlib.import_module("dtsf.model.network.scan_cpu")
+        scan = importlib.import_module("dtsf.model.network.scan_cpu").scan_on_cpu
+        conv = importlib.import_module("dtsf.model.network.conv_cpu").conv_on_cpu
     # numba refuses some versions of NumPy with ImportError or SystemError, and a broken LLVM with OSError.
     except (ImportError, OSError, RuntimeError, AttributeError, SystemError) as error:
-        return None, f"numba is not usable ({error}): pip install --force-reinstall numba"
-    return module.scan_on_cpu, "numba is installed"
+        return None, None, f"numba is not usable ({error}): pip install --force-reinstall numba"
+    return scan, conv, "numba is installed"
 
 
 def scan_choice(device: torch.device) -> ScanChoice:
@@ -73,9 +74,14 @@ def scan_choice(device: torch.device) -> ScanChoice:
             return ScanChoice("mamba-ssm", reason)
         return ScanChoice("plain", f"chunked PyTorch: {reason}")
     if device.type == "cpu":
-        found, reason = cpu_kernel()
+        found, _, reason = cpu_kernel()
         return ScanChoice("plain" if found is None else "numba", reason)
     return ScanChoice("plain", f"there is no kernel for the device {device.type}")
+
+
+def _implementation(x: Tensor) -> str:
+    """What runs for ``x``: the kernels know no float64, and what is exported is made of PyTorch's own operators."""
+    return "plain" if x.dtype == torch.float64 or torch.compiler.is_compiling() else scan_choice(x.device).name
 
 
 def selective_scan(
@@ -109,9 +115,7 @@ def selective_scan(
 
     """
     vectors = (D_D, z_BDL, dt_bias_D)
-    # What is exported must be made of PyTorch's own operators.
-    exporting = torch.compiler.is_compiling()
-    name = "plain" if u_BDL.dtype == torch.float64 or exporting else scan_choice(u_BDL.device).name
+    name = _implementation(u_BDL)
     if name == "numba":
         y_BDL: Tensor = cpu_kernel()[0](u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, *vectors, reverse=reverse)
         return y_BDL
@@ -281,18 +285,24 @@ class _Recurrence(torch.autograd.Function):
 
 def causal_conv(x_BDL: Tensor, weight_D1W: Tensor, bias_D: Tensor, *, reverse: bool = False) -> Tensor:
     """Depthwise convolution over L that looks only back, or only ahead with ``reverse``; then SiLU. (B, D, L)."""
-    if x_BDL.dtype != torch.float64 and scan_choice(x_BDL.device).name == "mamba-ssm":
+    name = _implementation(x_BDL)
+    if name == "mamba-ssm":
         same = x_BDL.dtype
         x_BDL = x_BDL.flip(-1) if reverse else x_BDL
         y_BDL: Tensor = kernel_status()[1](x_BDL, weight_D1W.squeeze(1).to(same), bias_D.to(same), activation="silu")
         return y_BDL.flip(-1) if reverse else y_BDL
-    width, length = weight_D1W.shape[-1], x_BDL.shape[-1]
-    # Shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long; in
-    # (B, L, D), which is how linear layers leave and take tokens.
-    padded_BLD = F.pad(x_BDL.transpose(1, 2), (0, 0, 0, width - 1) if reverse else (0, 0, width - 1, 0))
-    weight_DW = weight_D1W.squeeze(1)
+    # In (B, L, D), which is how linear layers leave and take tokens.
+    conv = cpu_kernel()[1] if name == "numba" else conv_by_shifts
+    y_BLD: Tensor = conv(x_BDL.transpose(1, 2), weight_D1W.squeeze(1).t(), bias_D, reverse=reverse)
+    return y_BLD.transpose(1, 2)
+
+
+def conv_by_shifts(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
+    """Shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long."""
+    taps, length = len(weight_KD), x_BLD.shape[1]
+    padded_BLD = F.pad(x_BLD, (0, 0, 0, taps - 1) if reverse else (0, 0, taps - 1, 0))
     y_BLD = bias_D
-    for k in range(width):
-        first = width - 1 - k if reverse else k
-        y_BLD = y_BLD + weight_DW[:, k] * padded_BLD[:, first : first + length]
-    return F.silu(y_BLD).transpose(1, 2)
+    for k in range(taps):
+        first = taps - 1 - k if reverse else k
+        y_BLD = y_BLD + weight_KD[k] * padded_BLD[:, first : first + length]
+    return F.silu(y_BLD)

@@ -26,7 +26,7 @@ from dtsf.model.network.scan_kernels import CHUNK, LANES, backward, forward
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["scan_on_cpu"]
+__all__ = ["n_tasks", "run_tasks", "scan_on_cpu"]
 
 WORTH_A_THREAD = 200_000
 """State updates below which another thread costs more than it saves."""
@@ -47,7 +47,7 @@ class _Scan(torch.autograd.Function):
         y_BLD = torch.empty_like(u_BLD)
         edge_BMND = u_BLD.new_empty(B, -(-L // CHUNK), A_ND.shape[0], D)
         ctx.flags = (reverse, z_BLD is not None)
-        _run(forward, _n_tasks(u_BLD), u_BLD.numel() * A_ND.shape[0], *ctx.flags, *inputs, y_BLD, edge_BMND)
+        run_tasks(forward, n_tasks(u_BLD), u_BLD.numel() * A_ND.shape[0], *ctx.flags, *inputs, y_BLD, edge_BMND)
         ctx.save_for_backward(*inputs, edge_BMND)
         return y_BLD
 
@@ -67,8 +67,8 @@ class _Scan(torch.autograd.Function):
         gA_BND = u_BLD.new_empty(B, *A_ND.shape)
         gB_JBLN, gC_JBLN = (u_BLD.new_empty(n_blocks, *B_BLN.shape) for _ in range(2))
         gD_BD, gbias_BD = u_BLD.new_empty(B, D), u_BLD.new_empty(B, D)
-        _run(
-            backward, _n_tasks(u_BLD), 3 * u_BLD.numel() * A_ND.shape[0], reverse, gated,
+        run_tasks(
+            backward, n_tasks(u_BLD), 3 * u_BLD.numel() * A_ND.shape[0], reverse, gated,
             *inputs, edge_BMND, gy_BLD.contiguous(),
             gu_BLD, gdt_BLD, gA_BND, gB_JBLN, gC_JBLN, gD_BD, gz_BLD, gbias_BD,
         )  # fmt: skip
@@ -123,11 +123,12 @@ def scan_on_cpu(
     return y_BLD.transpose(1, 2).to(u_BDL.dtype)
 
 
-def _n_tasks(u_BLD: Tensor) -> int:
+def n_tasks(u_BLD: Tensor) -> int:
+    """Tasks of one sequence and LANES channels."""
     return u_BLD.shape[0] * -(-u_BLD.shape[2] // LANES)
 
 
-def _run(kernel: Any, n_tasks: int, work: int, *arguments: Any) -> None:
+def run_tasks(kernel: Any, n_tasks: int, work: int, *arguments: Any) -> None:
     """Call ``kernel(begin, end, ...)`` over all tasks, on as many threads as PyTorch uses and the work is worth."""
     arrays = [x.detach().numpy() if isinstance(x, torch.Tensor) else x for x in arguments]
     n_threads = min(torch.get_num_threads(), n_tasks, 1 + work // WORTH_A_THREAD)

@@ -1,7 +1,8 @@
 """The compiled parts of :mod:`dtsf.model.network.scan_cpu`: the scan and its backward, by numba.
 
 How they are fast: a task is one sequence and ``LANES`` channels, which the compiler turns into vector instructions
-(channels are the contiguous axis, so sums over the state need no shuffles); ``exp`` is a polynomial that vectorises,
+(channels are the contiguous axis, so sums over the state need no shuffles; rows are sliced, since an index that might be
+negative would keep a loop from becoming vector instructions); ``exp`` is a polynomial that vectorises,
 which the C library's does not; softplus, skip and gate are done in the same pass. The forward keeps the state at every
 ``CHUNK``-th token; the backward runs each chunk again into a buffer that fits the processor's cache, then back.
 
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["CHUNK", "LANES", "backward", "forward"]
+__all__ = ["CHUNK", "LANES", "backward", "compiled", "forward", "sigmoid"]
 
 LANES = 64
 """Channels of a task: enough to pay for entering a loop, few enough that a chunk's states stay in the cache."""
 CHUNK = 16
 """Tokens between two states that the forward keeps: N / CHUNK of the input's size."""
 
-LOG2_E = np.float32(np.log2(np.e))
+LOG2_E, LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2))
 # 2^f for |f| <= 1/2 by Chebyshev interpolation; degree 6 errs by less than float32 rounds.
 _EXP2 = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial)
 E0, E1, E2, E3, E4, E5, E6 = (np.float32(c) for c in _EXP2.coef)
@@ -63,19 +64,23 @@ def _bits_float(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
     return types.float32(types.int32), code
 
 
-def _compiled(**options: Any) -> Callable[[Any], Any]:
-    """Compile a function on its first call, keeping the code on disk where some folder can be written."""
+def compiled() -> Callable[[Any], Any]:
+    """Compile a function on its first call (some ten seconds for a backward), keeping the code on disk where it can.
+
+    Numba keeps it beside this file, or in the user's cache folder where the install is read-only, or in NUMBA_CACHE_DIR.
+    """
 
     def compile_(function: Any) -> Any:
+        options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
         try:
-            return njit(cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy", **options)(function)
+            return njit(cache=True, **options)(function)
         except RuntimeError:  # numba finds no folder for its cache: a read-only install without a home
-            return njit(nogil=True, fastmath=FASTMATH, error_model="numpy", **options)(function)
+            return njit(**options)(function)
 
     return compile_
 
 
-@_compiled(inline="always")
+@compiled()
 def _exp2(x: Any) -> Any:
     if x < LEAST_EXPONENT:  # a NaN goes through
         x = LEAST_EXPONENT
@@ -85,7 +90,7 @@ def _exp2(x: Any) -> Any:
     return p * _bits_float(np.int32(np.int32(k + np.int32(127)) << np.int32(23)))
 
 
-@_compiled(inline="always")
+@compiled()
 def _softplus(x: Any) -> Any:
     e = _exp2(-abs(x) * LOG2_E)
     s = e / (TWO + e)
@@ -94,13 +99,14 @@ def _softplus(x: Any) -> Any:
     return max(x, ZERO) + TWO * s * series
 
 
-@_compiled(inline="always")
-def _sigmoid(x: Any) -> Any:
+@compiled()
+def sigmoid(x: Any) -> Any:
+    """``1 / (1 + exp(-x))``; no overflow on either side."""
     e = _exp2(-abs(x) * LOG2_E)
     return (ONE if x >= ZERO else e) / (ONE + e)
 
 
-@_compiled()
+@compiled()
 def forward(
     begin: int, end: int, reverse: bool, gated: bool,
     u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any, D_D: Any, z_BLD: Any, bias_D: Any,
@@ -114,21 +120,27 @@ def forward(
     delta_W, x_W, y_W = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for task in range(begin, end):
         b, d = task // n_blocks, task % n_blocks * LANES
-        width = min(LANES, u_BLD.shape[2] - d)
+        last = min(d + LANES, u_BLD.shape[2])
+        width = last - d
+        bias_W, D_W = bias_D[d:last], D_D[d:last]
         h_NW[:] = ZERO
         for n in range(n_state):
+            A_W = A_ND[n, d:last]
             for w in range(width):
-                a_NW[n, w] = A_ND[n, d + w] * LOG2_E
+                a_NW[n, w] = A_W[w] * LOG2_E
         for step in range(length):
             t = length - 1 - step if reverse else step
             if step % CHUNK == 0:
                 for n in range(n_state):
+                    edge_W = edge_BMND[b, step // CHUNK, n, d:last]
                     for w in range(width):
-                        edge_BMND[b, step // CHUNK, n, d + w] = h_NW[n, w]
+                        edge_W[w] = h_NW[n, w]
+            u_W, dt_W, z_W = u_BLD[b, t, d:last], dt_BLD[b, t, d:last], z_BLD[b, t, d:last]
+            out_W = y_BLD[b, t, d:last]
             for w in range(width):
-                delta_W[w] = _softplus(dt_BLD[b, t, d + w] + bias_D[d + w])
-                x_W[w] = delta_W[w] * u_BLD[b, t, d + w]
-                y_W[w] = D_D[d + w] * u_BLD[b, t, d + w]
+                delta_W[w] = _softplus(dt_W[w] + bias_W[w])
+                x_W[w] = delta_W[w] * u_W[w]
+                y_W[w] = D_W[w] * u_W[w]
             for n in range(n_state):
                 in_, out = B_BLN[b, t, n], C_BLN[b, t, n]
                 for w in range(width):
@@ -137,14 +149,13 @@ def forward(
                     y_W[w] += h * out
             if gated:
                 for w in range(width):
-                    z = z_BLD[b, t, d + w]
-                    y_BLD[b, t, d + w] = y_W[w] * z * _sigmoid(z)
+                    out_W[w] = y_W[w] * z_W[w] * sigmoid(z_W[w])
             else:
                 for w in range(width):
-                    y_BLD[b, t, d + w] = y_W[w]
+                    out_W[w] = y_W[w]
 
 
-@_compiled()
+@compiled()
 def backward(
     begin: int, end: int, reverse: bool, gated: bool,
     u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any, D_D: Any, z_BLD: Any, bias_D: Any,
@@ -165,23 +176,28 @@ def backward(
     for task in range(begin, end):
         b, j = task // n_blocks, task % n_blocks
         d = j * LANES
-        width = min(LANES, u_BLD.shape[2] - d)
+        last = min(d + LANES, u_BLD.shape[2])
+        width = last - d
+        bias_W, D_W = bias_D[d:last], D_D[d:last]
         gh_NW[:], ga_NW[:], gD_W[:], gbias_W[:] = ZERO, ZERO, ZERO, ZERO
         for n in range(n_state):
+            A_W = A_ND[n, d:last]
             for w in range(width):
-                a_NW[n, w] = A_ND[n, d + w] * LOG2_E
+                a_NW[n, w] = A_W[w] * LOG2_E
         for m in range((length - 1) // CHUNK, -1, -1):
             first = m * CHUNK
             size = min(CHUNK, length - first)
             for n in range(n_state):
+                edge_W = edge_BMND[b, m, n, d:last]
                 for w in range(width):
-                    h_QNW[0, n, w] = edge_BMND[b, m, n, d + w]
+                    h_QNW[0, n, w] = edge_W[w]
             for q in range(size):
                 t = length - 1 - first - q if reverse else first + q
+                u_W, dt_W = u_BLD[b, t, d:last], dt_BLD[b, t, d:last]
                 for w in range(width):
-                    delta_QW[q, w] = _softplus(dt_BLD[b, t, d + w] + bias_D[d + w])
-                    x_QW[q, w] = delta_QW[q, w] * u_BLD[b, t, d + w]
-                    y_QW[q, w] = D_D[d + w] * u_BLD[b, t, d + w]
+                    delta_QW[q, w] = _softplus(dt_W[w] + bias_W[w])
+                    x_QW[q, w] = delta_QW[q, w] * u_W[w]
+                    y_QW[q, w] = D_W[w] * u_W[w]
                 for n in range(n_state):
                     in_, out = B_BLN[b, t, n], C_BLN[b, t, n]
                     for w in range(width):
@@ -192,15 +208,18 @@ def backward(
                         y_QW[q, w] += h * out
             for q in range(size - 1, -1, -1):
                 t = length - 1 - first - q if reverse else first + q
+                u_W, dt_W, z_W = u_BLD[b, t, d:last], dt_BLD[b, t, d:last], z_BLD[b, t, d:last]
+                gu_W, gdt_W, gz_W = gu_BLD[b, t, d:last], gdt_BLD[b, t, d:last], gz_BLD[b, t, d:last]
+                given_W = gy_BLD[b, t, d:last]
                 for w in range(width):
-                    gy_W[w] = gy_BLD[b, t, d + w]
+                    gy_W[w] = given_W[w]
                     gx_W[w] = ZERO
                     gdelta_W[w] = ZERO
                 if gated:
                     for w in range(width):
-                        z, gy = z_BLD[b, t, d + w], gy_W[w]
-                        s = _sigmoid(z)
-                        gz_BLD[b, t, d + w] = gy * y_QW[q, w] * s * (ONE + z * (ONE - s))
+                        z, gy = z_W[w], gy_W[w]
+                        s = sigmoid(z)
+                        gz_W[w] = gy * y_QW[q, w] * s * (ONE + z * (ONE - s))
                         gy_W[w] = gy * z * s
                 for n in range(n_state):
                     in_, out = B_BLN[b, t, n], C_BLN[b, t, n]
@@ -213,19 +232,16 @@ def backward(
                         gh = gh * decay_QNW[q, n, w]
                         gh_NW[n, w] = gh
                         exponent = gh * h_QNW[q, n, w]  # gradient of delta A
-                        gdelta_W[w] += exponent * A_ND[n, d + w]
+                        gdelta_W[w] += exponent * a_NW[n, w]
                         ga_NW[n, w] += exponent * delta_QW[q, w]
                     gB_JBLN[j, b, t, n] = g_in
                     gC_JBLN[j, b, t, n] = g_out
                 for w in range(width):
-                    u, dt = u_BLD[b, t, d + w], dt_BLD[b, t, d + w]
-                    gu_BLD[b, t, d + w] = gx_W[w] * delta_QW[q, w] + D_D[d + w] * gy_W[w]
-                    gdt = (gdelta_W[w] + gx_W[w] * u) * _sigmoid(dt + bias_D[d + w])
-                    gdt_BLD[b, t, d + w] = gdt
+                    u = u_W[w]
+                    gu_W[w] = gx_W[w] * delta_QW[q, w] + D_W[w] * gy_W[w]
+                    gdt = (gdelta_W[w] * LN_2 + gx_W[w] * u) * sigmoid(dt_W[w] + bias_W[w])
+                    gdt_W[w] = gdt
                     gbias_W[w] += gdt
                     gD_W[w] += gy_W[w] * u
-        for w in range(width):
-            gD_BD[b, d + w], gbias_BD[b, d + w] = gD_W[w], gbias_W[w]
-        for n in range(n_state):
-            for w in range(width):
-                gA_BND[b, n, d + w] = ga_NW[n, w]
+        gD_BD[b, d:last], gbias_BD[b, d:last] = gD_W[:width], gbias_W[:width]
+        gA_BND[b, :, d:last] = ga_NW[:, :width]

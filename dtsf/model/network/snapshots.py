@@ -15,7 +15,15 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["choose_cells", "choose_partners", "motion_energy", "separate", "snapshots", "thumbnails"]
+__all__ = [
+    "choose_cells",
+    "choose_partners",
+    "motion_energy",
+    "paste_thumbnails",
+    "separate",
+    "snapshots",
+    "thumbnails",
+]
 
 Content = Literal["frame", "dynamic"]
 
@@ -26,28 +34,28 @@ FIXED_CELLS = (0, 2, 6)
 
 
 def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Split a clip into what stands still and what moves.
+    """Split clips, with any leading axes, into what stands still and what moves.
 
     Returns:
         static: the temporal mean of every place of the canvas, T reduced to 1; dynamic: the frames minus it.
 
     """
-    static_BV1HWC = x_BVTHWC.mean(2, keepdim=True)
+    static_BV1HWC = x_BVTHWC.mean(-4, keepdim=True)
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
 
 
 def motion_energy(x_BVTHWC: Tensor) -> Tensor:
-    """How far each place of each frame is from its temporal mean, over the mean of that in the clip.
+    """How far each place of each frame is from its temporal mean, over the mean of that in the clip; any leading axes.
 
     Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
     difference, which room and clothes decide, is left out, and so is its size in the clip, which contrast decides.
 
     Returns:
-        (B, V, T, H, W, 1), 1 in the mean of a clip; 0 where nothing moves at all.
+        The same shape with one channel, 1 in the mean of a clip; 0 where nothing moves at all.
 
     """
     distance_BVTHW1 = separate(x_BVTHWC)[1].norm(dim=-1, keepdim=True)
-    mean_BV1111 = distance_BVTHW1.mean((2, 3, 4), keepdim=True)
+    mean_BV1111 = distance_BVTHW1.mean((-4, -3, -2), keepdim=True)
     energy_BVTHW1: Tensor = distance_BVTHW1 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return energy_BVTHW1
 
@@ -83,11 +91,22 @@ def snapshots(
     canvas_BVTHWC = dynamic_BVTHWC if anchor == "dynamic" else x_BVTHWC
     if pasted == "none":
         return canvas_BVTHWC
+    source_BVTHWC = dynamic_BVTHWC if pasted == "dynamic" else x_BVTHWC
+    return paste_thumbnails(canvas_BVTHWC, source_BVTHWC, mask_BV, training=training, places=places)
+
+
+def paste_thumbnails(
+    canvas_BVTHWC: Tensor,
+    source_BVTHWC: Tensor,
+    mask_BV: Tensor,
+    *,
+    training: bool,
+    places: Literal["random", "corners"] = "random",
+) -> Tensor:
+    """Paste three thumbnails of what ``source`` shows of a partner view into every frame of ``canvas``. Same shape."""
     partner_BV = choose_partners(mask_BV, training=training)
     cells_BVS = choose_cells(mask_BV, training=training and places == "random")
-    source_BVTHWC = dynamic_BVTHWC if pasted == "dynamic" else x_BVTHWC
-    thumbs_BVTShwC = thumbnails(source_BVTHWC, partner_BV)
-    return _paste(canvas_BVTHWC, thumbs_BVTShwC, cells_BVS)
+    return _paste(canvas_BVTHWC, thumbnails(source_BVTHWC, partner_BV), cells_BVS)
 
 
 def choose_partners(mask_BV: Tensor, *, training: bool) -> Tensor:

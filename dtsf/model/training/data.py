@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Groups",
-    "canvas_mean",
+    "energy_mean",
     "channel_deviation",
     "evaluation_batches",
     "load_groups",
@@ -134,13 +134,13 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
 
 
 @torch.no_grad()
-def canvas_mean(net: DTSFNet, groups: Groups) -> Tensor:
-    """Mean of every place of the canvas over all frames of the clips that ``groups`` use. (H, W, C), float32."""
+def energy_mean(net: DTSFNet, groups: Groups) -> Tensor:
+    """Mean motion energy of every cell over all frames of the clips that ``groups`` use. (H, W, 1), float32."""
     total, count = torch.zeros(()), 0
     for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
-        clips_PTHWC = net.canvas(batch.x_BVTHWC)[batch.mask_BV]
-        total = total + clips_PTHWC.sum((0, 1))
-        count += clips_PTHWC.shape[0] * clips_PTHWC.shape[1]
+        energy_PTHW1 = net.energy(batch.x_BVTHWC[batch.mask_BV])
+        total = total + energy_PTHW1.sum((0, 1))
+        count += energy_PTHW1.shape[0] * energy_PTHW1.shape[1]
     return total / count
 
 

@@ -108,7 +108,8 @@ class Hsic(nn.Module):
         super().__init__()
         self.weights = {"hsic": hsic, "scene": scene}
         used_N = groups.row_GV[groups.mask_GV]
-        static_NC = groups.embeddings_NFHWC.float().mean((1, 2, 3))
+        # A part at a time: a whole data set in float32 would be twice its cache.
+        static_NC = torch.cat([x_NFHWC.float().mean((1, 2, 3)) for x_NFHWC in groups.embeddings_NFHWC.split(256)])
         if groups.scene_N is not None:
             scene_N = groups.scene_N
         else:

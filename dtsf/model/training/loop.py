@@ -20,7 +20,7 @@ from torch import nn
 from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from dtsf.model.training.data import canvas_mean, channel_deviation, training_batches
+from dtsf.model.training.data import channel_deviation, energy_mean, training_batches
 from dtsf.model.training.debias import make_debiaser
 from dtsf.model.training.initialise import load_initial_weights
 from dtsf.model.training.losses import dtsf_loss
@@ -110,7 +110,7 @@ def fit(
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
     if recipe.model.canvas == "energy":
-        net.energy_mean_HW1.copy_(canvas_mean(net, groups))
+        net.energy_mean_HW1.copy_(energy_mean(net, groups))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     ).to(fabric.device)

@@ -1,0 +1,158 @@
+"""Where the time of a training step goes: the default recipe on embeddings of the default cache's shape, on this CPU.
+
+One step is 16 groups x 3 views x 16 frames of 6 x 6 x 112, drawn at random in memory: loading (gather, augmentation), the
+network forward and backward, the losses, clipping and AdamW. ``--json`` gives {step_ms, share{}, ...}; step_ms is the
+median over the steps without the profiler. Shares come from PyTorch's profiler: the time of every operator is booked on
+the innermost of these that it belongs to, forward and backward alike:
+  scan       the selective scan's two functions            conv       the causal convolution's two functions
+  matmul     matrix products, of all linear layers         tsm        pasting, forward (reads no gradient from videos)
+  canvas     normalisation and reduction before it         loader     the batch
+  optimizer  AdamW and clipping                             other      norms, additions, losses, copies, autograd itself
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from dtsf.model.network import dtsfnet
+from dtsf.model.network.dtsfnet import DTSFNet
+from dtsf.model.training.data import Groups, training_batches
+from dtsf.model.training.loop import parameter_groups
+from dtsf.model.training.losses import dtsf_loss
+from dtsf.model.training.recipe import load_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIDE, CHANNELS, CLASSES, FRAMES, VIEWS = 6, 112, 10, 16, 3
+LABELS = {
+    "_Scan": "scan",
+    "_ScanBackward": "scan",
+    "_Conv": "conv",
+    "_ConvBackward": "conv",
+    "aten::mm": "matmul",
+    "aten::addmm": "matmul",
+    "aten::bmm": "matmul",
+    "aten::convolution": "matmul",
+}
+
+
+def random_groups(n: int) -> Groups:
+    torch.manual_seed(0)
+    x = torch.randn(n * VIEWS, FRAMES, SIDE, SIDE, CHANNELS).half()
+    rows = torch.arange(n * VIEWS).view(n, VIEWS)
+    return Groups(x, rows, torch.arange(n) % CLASSES, tuple(map(str, range(n))))
+
+
+def labelled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*arguments: Any, **options: Any) -> Any:
+        with record_function(f"part:{name}"):
+            return function(*arguments, **options)
+
+    return run
+
+
+def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
+    """A function that trains one epoch of four full batches and returns the seconds of each step."""
+    recipe = load_recipe(recipe_name)
+    groups = random_groups(4 * recipe.train.batch_size)
+    net = DTSFNet(recipe.model, channels=CHANNELS, canvas=SIDE, n_classes=CLASSES, n_views=VIEWS)
+    optimizer = torch.optim.AdamW(parameter_groups(net, recipe.train.weight_decay), lr=recipe.train.lr, foreach=False)
+
+    def epoch() -> list[float]:
+        seconds = []
+        batches = training_batches(
+            groups,
+            recipe.train.batch_size,
+            recipe.model.frames,
+            recipe.model.pace,
+            recipe.augment,
+            torch.ones(CHANNELS),
+        )
+        while True:
+            begun = time.perf_counter()
+            with record_function("part:loader"):
+                batch = next(batches, None)
+            if batch is None:
+                return seconds
+            loss = dtsf_loss(net(batch.x_BVTHWC, batch.mask_BV), batch.label_B, recipe.loss, 5)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            with record_function("part:optimizer"):
+                torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.train.clip_norm)
+                optimizer.step()
+            seconds.append(time.perf_counter() - begun)
+
+    return epoch
+
+
+def part_of(event: Any) -> str:
+    """The innermost label around an event."""
+    while event is not None:
+        if event.name.startswith("part:"):
+            return str(event.name.removeprefix("part:"))
+        if event.name in LABELS:
+            return LABELS[event.name]
+        event = event.cpu_parent
+    return "other"
+
+
+def shares(epoch: Callable[[], list[float]]) -> dict[str, float]:
+    with ExitStack() as stack:
+        for name, owner, attribute in (
+            ("tsm", dtsfnet, "paste_thumbnails"),
+            ("canvas", DTSFNet, "_canvas"),
+        ):
+            stack.enter_context(patch.object(owner, attribute, labelled(name, getattr(owner, attribute))))
+        # A method has to be given its network: patched on the class, it comes as the first argument.
+        profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU]))
+        for _ in range(3):
+            epoch()
+    spent: dict[str, float] = defaultdict(float)
+    for event in profiler.events():
+        spent[part_of(event)] += event.self_cpu_time_total
+    total = sum(spent.values())
+    return {name: value / total for name, value in sorted(spent.items(), key=lambda item: -item[1])}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--recipe", default="default")
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    epoch = make_epoch(arguments.recipe)
+    epoch()
+    seconds = [value for _ in range(6) for value in epoch()]
+    document = {
+        "recipe": arguments.recipe,
+        "threads": arguments.threads,
+        "step_ms": 1000 * statistics.median(seconds),
+        "fastest_step_ms": 1000 * min(seconds),
+        "share": shares(epoch),
+    }
+    if arguments.json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    sys.stdout.write(
+        f"{arguments.recipe}: {document['step_ms']:.0f} ms a step ({document['fastest_step_ms']:.0f} at best)\n"
+    )
+    for name, share in document["share"].items():
+        sys.stdout.write(f"  {name:10} {share:6.1%}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""A run as one ONNX file that needs no PyTorch: any number of groups, a fixed number of views and frames.
+
+The graph is the network in evaluation mode with the plain scan by chunks, all views present. Beside it the file
+carries, as metadata, what ``predict`` needs to make its input from videos: encoder, frames, class names.
+Letters: B groups, V views, T frames, H W grid, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import Field, ValidationError
+from torch import nn
+
+from dtsf.cache.commit import flush
+from dtsf.cache.records import Frozen
+from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from dtsf.model.network.dtsfnet import DTSFNet
+    from dtsf.model.training.checkpoint import RunState
+
+__all__ = ["ExportedNetwork", "OnnxMetadata", "export_onnx", "read_onnx"]
+
+METADATA_KEY = "dtsf"
+OUTPUTS = ("probabilities", "uncertainty", "view_weights")
+
+
+class OnnxMetadata(Frozen):
+    """What the file knows of itself beside the graph."""
+
+    spec: CacheSpec
+    """How its input is made."""
+    info: DatasetInfo
+    """Classes and views."""
+    views: int = Field(ge=1)
+    """V."""
+    frames: int = Field(ge=1)
+    """T."""
+    pace: float
+    """See :mod:`dtsf.model.training.pace`."""
+    protocol: str
+    fingerprint: str
+    """Of the cache the run was trained from."""
+
+
+class _Graph(nn.Module):
+    """The network from canvases to the three outputs of :data:`OUTPUTS`."""
+
+    def __init__(self, net: DTSFNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        output = self.net(embeddings)
+        return output.probabilities_BK, output.uncertainty_B, output.view_weights_BV
+
+
+def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None = None) -> OnnxMetadata:
+    """Write a network as ONNX: input ``embeddings`` (B, V, T, H, W, C) float32, outputs :data:`OUTPUTS`.
+
+    Args:
+        net: The network, in evaluation mode, on the CPU.
+        state: How it was trained.
+        file: To write; replaced only by a whole file.
+        views: V; all views of the data set if left out.
+
+    Raises:
+        ConfigError: No such number of views, or the file cannot be written.
+
+    """
+    most = len(state.info.view_names)
+    if views is not None and not 1 <= views <= most:
+        raise ConfigError(f"--views {views}: {state.info.name} has 1 to {most} views")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--onnx {file}: there is no folder {file.parent}")
+    metadata = OnnxMetadata(
+        spec=state.spec,
+        info=state.info,
+        views=views or most,
+        frames=net.config.frames,
+        pace=net.config.pace,
+        protocol=state.protocol,
+        fingerprint=state.fingerprint,
+    )
+    grid = state.spec.grid
+    # Two groups: the exporter takes an axis of length one for a constant.
+    example_BVTHWC = torch.zeros(2, metadata.views, metadata.frames, grid, grid, state.spec.channels)
+    with _quiet():
+        program: Any = torch.onnx.export(
+            _Graph(net).eval(),
+            (example_BVTHWC,),
+            dynamo=True,
+            input_names=["embeddings"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes={"embeddings": {0: torch.export.Dim("groups", min=1)}},
+            verbose=False,
+        )
+        program.model.metadata_props[METADATA_KEY] = metadata.model_dump_json()
+        fresh = file.with_name(file.name + ".new")
+        try:
+            program.save(fresh, external_data=False)
+            flush(fresh)
+            fresh.replace(file)
+        except OSError as error:
+            raise ConfigError(f"--onnx {file} cannot be written: {error.strerror}") from error
+        finally:
+            fresh.unlink(missing_ok=True)
+    return metadata
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch's exporter warns of its own internals and prints; none of it is for our user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """An ONNX file, open in ONNX Runtime."""
+
+    file: Path
+    metadata: OnnxMetadata
+    session: Any
+
+    def __call__(self, x_BVTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Probabilities (B, K), uncertainty (B,) and view weights (B, V)."""
+        found = self.session.run(list(OUTPUTS), {"embeddings": x_BVTHWC.float().contiguous().numpy()})
+        probabilities_BK, uncertainty_B, weights_BV = map(torch.from_numpy, found)
+        return probabilities_BK, uncertainty_B, weights_BV
+
+
+def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
+    """Open a file that :func:`export_onnx` wrote.
+
+    Raises:
+        CheckpointError: Missing, damaged, or not written by dtsf.
+
+    """
+    import onnxruntime
+
+    if not file.is_file():
+        raise CheckpointError(f"no file {file}: dtsf export RUN --onnx {file}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  its errors have no common base but Exception
+        raise CheckpointError(f"{file} is no ONNX file that can be run: {str(error).splitlines()[0]}") from error
+    held = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if held is None:
+        raise CheckpointError(f"{file} was not written by dtsf: dtsf export RUN --onnx FILE")
+    try:
+        metadata = OnnxMetadata.model_validate_json(held)
+    except ValidationError as error:
+        raise CheckpointError(f"{file}: its metadata is of another version of dtsf: export it again") from error
+    return ExportedNetwork(file, metadata, session)

@@ -1,0 +1,127 @@
+"""Exported networks: ONNX Runtime says what PyTorch says."""
+
+import json
+
+import pytest
+import torch
+
+from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.export import OUTPUTS, export_onnx, read_onnx
+from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.training.checkpoint import RunState
+from dtsf.model.training.recipe import Recipe
+
+INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
+SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)
+
+
+def network(**changes):
+    torch.manual_seed(0)
+    config = ModelConfig(width=16, depth=1, frames=3, state=4, reduce=4, **changes)
+    net = DTSFNet(config, channels=5, canvas=6, n_classes=4, n_views=3).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+    state = RunState(
+        epoch=1, step=1, seed=0, protocol="all", fingerprint="f", spec=SPEC, info=INFO, recipe=Recipe(model=config), versions={}
+    )  # fmt: skip
+    return net, state
+
+
+def assert_equal_outputs(net, file, n_views):
+    opened = read_onnx(file)
+    for n_groups in (1, 2, 7):
+        torch.manual_seed(n_groups)
+        x = torch.randn(n_groups, n_views, 3, 6, 6, 5)
+        with torch.inference_mode():
+            output = net(x)
+        wanted = (output.probabilities_BK, output.uncertainty_B, output.view_weights_BV)
+        for name, found, right in zip(OUTPUTS, opened(x), wanted, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5, msg=name)
+    assert output.probabilities_BK.std(0).max() > 1e-3  # inputs do matter
+    return opened
+
+
+@pytest.mark.slow
+def test_onnx_runtime_says_what_pytorch_says_for_any_batch(tmp_path, capfd):
+    net, state = network(views="together")
+    made = export_onnx(net, state, tmp_path / "net.onnx")
+    assert (made.views, made.frames) == (3, 3)
+    opened = assert_equal_outputs(net, tmp_path / "net.onnx", 3)
+    assert opened.metadata == made
+    assert opened.metadata.spec == SPEC
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]  # one file, whole
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "views"),
+    [
+        ({"readout": "cls", "patch": 2}, 2),
+        ({"readout": "cls", "normalise": "data", "anchor": "frame", "pasted": "frame"}, 1),
+        ({"fusion": "tmc", "motion": "msm"}, 3),
+        ({"fusion": "concat"}, 2),
+        ({"fusion": "sfm", "views": "together", "pasted": "none"}, 3),
+    ],
+)
+def test_every_switch_can_be_exported(tmp_path, changes, views):
+    net, state = network(**changes)
+    export_onnx(net, state, tmp_path / "net.onnx", views=views)
+    assert_equal_outputs(net, tmp_path / "net.onnx", views)
+
+
+def test_what_cannot_be_written_or_read_is_named(tmp_path):
+    net, state = network()
+    with pytest.raises(ConfigError, match="toy has 1 to 3 views"):
+        export_onnx(net, state, tmp_path / "net.onnx", views=4)
+    with pytest.raises(ConfigError, match="there is no folder"):
+        export_onnx(net, state, tmp_path / "absent" / "net.onnx")
+    with pytest.raises(CheckpointError, match="no file"):
+        read_onnx(tmp_path / "net.onnx")
+    (tmp_path / "net.onnx").write_bytes(b"not a network")
+    with pytest.raises(CheckpointError, match="no ONNX file that can be run"):
+        read_onnx(tmp_path / "net.onnx")
+
+
+def test_an_onnx_file_of_others_is_refused(tmp_path):
+    import onnx
+
+    identity = onnx.helper.make_node("Identity", ["x"], ["y"])
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = onnx.helper.make_graph([identity], "g", value[:1], value[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(CheckpointError, match="not written by dtsf"):
+        read_onnx(tmp_path / "other.onnx")
+    onnx.helper.set_model_props(model, {"dtsf": "{}"})
+    onnx.save(model, tmp_path / "old.onnx")
+    with pytest.raises(CheckpointError, match="export it again"):
+        read_onnx(tmp_path / "old.onnx")
+
+
+@pytest.mark.slow
+def test_export_and_predict_by_the_command_line(world, dtsf, tmp_path):
+    made = dtsf("export", world / "run", "--onnx", "net.onnx", "--json", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout) == {
+        "onnx": "net.onnx", "views": 3, "frames": 16, "bytes": (tmp_path / "net.onnx").stat().st_size
+    }  # fmt: skip
+    videos = sorted((world / "data").rglob("v0*_s02_e00.avi"))[:3]
+    assert len(videos) == 3
+    by_onnx = dtsf("predict", *videos, "--onnx", tmp_path / "net.onnx", "--json", cwd=tmp_path)
+    by_run = dtsf("predict", *videos, "--run", world / "run", "--json", cwd=tmp_path)
+    assert by_onnx.returncode == 0, by_onnx.stderr
+    found, wanted = json.loads(by_onnx.stdout), json.loads(by_run.stdout)
+    assert found["label"] == wanted["label"]
+    assert found["probabilities"] == pytest.approx(wanted["probabilities"], rel=1e-4, abs=1e-5)
+    assert found["view_weights"] == pytest.approx(wanted["view_weights"], rel=1e-4, abs=1e-5)
+    assert found["uncertainty"] == pytest.approx(wanted["uncertainty"], rel=1e-4)
+    two = dtsf("predict", *videos[:2], "--onnx", tmp_path / "net.onnx", cwd=tmp_path)
+    assert two.returncode == 2
+    assert "exported for 3 views, 2 videos given" in two.stderr
+    neither = dtsf("predict", *videos, cwd=tmp_path)
+    assert neither.returncode == 2
+    assert "--run RUN or --onnx FILE" in neither.stderr
+    both = dtsf("predict", *videos, "--run", world / "run", "--onnx", tmp_path / "net.onnx", cwd=tmp_path)
+    assert both.returncode == 2
