@@ -54,11 +54,13 @@ class Prediction(BaseModel):
 def preprocess(
     dataset: str,
     root: Path | None = None,
-    cache: Path = Path("cache"),
+    cache: Path | str = Path("cache"),
     *,
     views: str = "all",
     limit: int | None = None,
     name: str | None = None,
+    format: str | None = None,  # noqa: A002
+    compress: str | None = None,
     encoder: str = "efficientnet-lite0",
     frames: int = 16,
     size: int = 192,
@@ -88,6 +90,8 @@ def preprocess(
         cache,
         make_spec(encoder=encoder, frames=frames, size=size, grid=grid),
         name=name,
+        format=format,
+        compress=compress,
         workers=workers,
         scheduler=scheduler,
         shard_size=shard_size,
@@ -97,7 +101,7 @@ def preprocess(
     )
 
 
-def open_cache(cache: Path = Path("cache"), dataset: str | None = None) -> CachedDataset:
+def open_cache(cache: Path | str = Path("cache"), dataset: str | None = None) -> CachedDataset:
     """Open one data set of a cache; see :func:`dtsf.cache.reader.open_dataset`."""
     from dtsf.cache.reader import open_dataset
 

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from dtsf.cli.commands_data import cache_app, preprocess_command, synth_app
+from dtsf.cli.commands_cache import cache_app
+from dtsf.cli.commands_data import preprocess_command, synth_app
 from dtsf.cli.commands_run import evaluate_command, predict_command, train_command
 
 __all__ = ["app", "main"]

@@ -5,17 +5,17 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtsf.cache.commit import sweep_orphans
-from dtsf.cache.reader import newest_records
+from dtsf.cache.documents import is_dataset, read_about, read_marks, read_records
+from dtsf.cache.place import LocalFolder, as_place
+from dtsf.cache.reader import newest_records, open_place
 from dtsf.cache.records import Clip, ClipRecord, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.cache.zarr_store import create_or_open, extend, is_dataset, read_attributes, read_records
+from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, ConfigError
 from dtsf.pipeline.encoders import encoder_identity
 from dtsf.pipeline.video import decoder_name
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from dtsf.cache.documents import Where
+    from dtsf.cache.remote import RemoteFolder
     from dtsf.pipeline.catalog import Catalog
 
 __all__ = ["PreprocessResult", "Progress", "make_spec", "plan", "preprocess"]
@@ -73,10 +75,12 @@ def make_spec(*, encoder: str, frames: int, size: int, grid: int) -> CacheSpec:
 
 def preprocess(
     catalog: Catalog,
-    cache: Path,
+    cache: Path | str,
     spec: CacheSpec,
     *,
     name: str | None = None,
+    format: str | None = None,  # noqa: A002
+    compress: str | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
     shard_size: int = 64,
@@ -91,9 +95,11 @@ def preprocess(
 
     Args:
         catalog: Clips to do.
-        cache: Folder of the cache.
+        cache: Folder of the cache, or its URL on an object store.
         spec: From :func:`make_spec`.
         name: Name in the cache; the catalog's data set if left out. Choose one to keep several collections side by side.
+        format: ``zarr`` or ``hdf5``; left out, the one that the data set has, or Zarr.
+        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, as the data set is, or none.
         workers: Processes; one a core if left out. 1 works in this process.
         scheduler: ``tcp://host:port`` of a running dask scheduler whose workers see the same paths.
         shard_size: Clips of a shard: what is lost at most when a process dies.
@@ -111,22 +117,23 @@ def preprocess(
         raise ConfigError(f"--name {name!r} must be a plain folder name")
     if shard_size < 1:
         raise ConfigError(f"--shard-size {shard_size} must be at least 1")
-    folder = cache.absolute() / name
+    place = as_place(cache).absolute()
+    folder = place.below(name)
     begun = time.monotonic()
-    with _lock(cache, name):
-        if overwrite and folder.exists():
+    with _lock(place, name):
+        if overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
-            shutil.rmtree(folder)
+            folder.clear()
         info = DatasetInfo(
             dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
         )
-        shard_size = create_or_open(folder, spec, info, shard_size)
-        sweep_orphans(folder)
+        shard_size = create_or_open(folder, spec, info, shard_size, format=format, compress=compress).shard_size
+        sweep(folder)
         n_workers = workers or os.cpu_count() or 1
         tasks, already_done, already_bad = plan(catalog, folder, spec, shard_size, n_workers)
         if tasks:
-            extend(folder, tasks[-1].shard + 1)
+            extend(folder, max(task.shard for task in tasks) + 1)
         state = {"done": already_done, "bad": already_bad}
 
         def on_clip(usable: bool) -> None:
@@ -136,7 +143,7 @@ def preprocess(
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
         _run(tasks, n_workers, scheduler, on_clip)
-        result = _result(catalog, folder, already_done, time.monotonic() - begun, cache)
+        result = _result(catalog, folder, already_done, time.monotonic() - begun, place)
     if len(result.bad) > max_bad * result.clips:
         listed = "\n".join(
             f"  {record.clip.path}: {record.verdict.value}: {record.reason}" for record in result.bad[:20]
@@ -151,27 +158,38 @@ def preprocess(
 
 
 def plan(
-    catalog: Catalog, folder: Path, spec: CacheSpec, shard_size: int, n_workers: int
+    catalog: Catalog, folder: Where, spec: CacheSpec, shard_size: int, n_workers: int
 ) -> tuple[list[ShardTask], int, int]:
     """Shards for the clips that are not done, how many clips are, and how many of those are bad."""
-    held = newest_records(folder, spec, shard_size)
-    missing: list[Clip] = []
+    about = read_about(folder)
+    committed, marks = read_records(folder, about), read_marks(folder, about)
+    held = newest_records(committed, marks)
+    missing: dict[str, Clip] = {}
     bad = 0
     for clip in catalog.clips:
         record = held[clip.id][1] if clip.id in held else None
         if record is not None and _is_current(record, clip, catalog.root):
             bad += not record.verdict.usable
         else:
-            missing.append(clip)
-    committed = read_records(folder)
-    first = committed[-1].shard + 1 if committed else 0
-    # Even shards: with 100 clips and two workers two shards of 50 end together, 64 and 36 would not.
-    n_shards = max(math.ceil(len(missing) / shard_size), min(n_workers, len(missing)))
+            missing[clip.id] = clip
+    done = len(catalog.clips) - len(missing)
+
+    def task(shard: int, clips: list[Clip]) -> ShardTask:
+        return ShardTask(str(folder), str(catalog.root.absolute()), shard, tuple(clips), spec)
+
     tasks = []
+    for mark in marks:
+        # A shard that was found damaged is made again as it was, under its number.
+        ids = [record.clip.id for record in mark.clips]
+        if all(key in missing for key in ids):
+            tasks.append(task(mark.shard, [missing.pop(key) for key in ids]))
+    rest = list(missing.values())
+    first = max((record.shard + 1 for record in [*committed, *marks]), default=0)
+    # Even shards: with 100 clips and two workers two shards of 50 end together, 64 and 36 would not.
+    n_shards = max(math.ceil(len(rest) / shard_size), min(n_workers, len(rest)))
     for k in range(n_shards):
-        part = missing[k * len(missing) // n_shards : (k + 1) * len(missing) // n_shards]
-        tasks.append(ShardTask(str(folder), str(catalog.root.absolute()), first + k, shard_size, tuple(part), spec))
-    return tasks, len(catalog.clips) - len(missing), bad
+        tasks.append(task(first + k, rest[k * len(rest) // n_shards : (k + 1) * len(rest) // n_shards]))
+    return tasks, done, bad
 
 
 def _is_current(record: ClipRecord, clip: Clip, root: Path) -> bool:
@@ -243,8 +261,12 @@ def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
 
 
 @contextmanager
-def _lock(cache: Path, name: str) -> Iterator[None]:
-    """One writer a data set: a second preprocess of the same name is told so at once."""
+def _lock(place: LocalFolder | RemoteFolder, name: str) -> Iterator[None]:
+    """One preprocess a data set: a second one of the same name is told so at once. An object store claims shard by shard."""
+    if not isinstance(place, LocalFolder):
+        yield
+        return
+    cache = place.path
     try:
         cache.mkdir(parents=True, exist_ok=True)
         file = (cache / f".{name}.lock").open("w")
@@ -260,9 +282,20 @@ def _lock(cache: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _result(catalog: Catalog, folder: Path, already_done: int, seconds: float, cache: Path) -> PreprocessResult:
-    spec, _, shard_size = read_attributes(folder)
-    held = newest_records(folder, spec, shard_size)
+def _result(
+    catalog: Catalog,
+    folder: LocalFolder | RemoteFolder,
+    already_done: int,
+    seconds: float,
+    cache: LocalFolder | RemoteFolder,
+) -> PreprocessResult:
+    held = open_place(folder).records
+    lost = [clip.id for clip in catalog.clips if clip.id not in held]
+    if lost:
+        raise CacheError(
+            f"another writer was first to commit shards of {folder}, so that {len(lost)} clips are not in it yet ({lost[0]} ...): "
+            "run the same command again to go on"
+        )
     records = [held[clip.id][1] for clip in catalog.clips]
     verdicts: dict[str, int] = {}
     for record in records:
