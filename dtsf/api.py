@@ -70,6 +70,8 @@ def preprocess(
     shard_size: int = 64,
     max_bad: float = 0.05,
     overwrite: bool = False,
+    deadline: float = 60.0,
+    check: str = "fast",
     on_catalog: Callable[[Any], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreprocessResult:
@@ -97,6 +99,8 @@ def preprocess(
         shard_size=shard_size,
         max_bad=max_bad,
         overwrite=overwrite,
+        deadline=deadline,
+        check=check,
         on_progress=on_progress,
     )
 
@@ -119,6 +123,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    init: Path | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
@@ -135,6 +140,7 @@ def train(
         seed=seed,
         device=device,
         resume=resume,
+        init=init,
         on_start=on_start,
         on_epoch=on_epoch,
     )
@@ -223,9 +229,9 @@ class Run:
         torch.set_num_threads(self.state.recipe.train.threads)
         spec = self.state.spec
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-        if encoder.weights_hash != spec.weights_hash:
+        if encoder.identity.weights_hash != spec.weights_hash:
             raise ConfigError(
-                f"the encoder {spec.encoder} has weights {encoder.weights_hash} here, {spec.weights_hash} when the run "
+                f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
                 "was trained: install the same version"
             )
         embedded = [encoder.embed(decode_clip(video, spec.frames, spec.size).frames) for video in videos]

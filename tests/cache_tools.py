@@ -36,9 +36,7 @@ def rows(n, seed=0):
 def shard_record(shard, names, bad=()):
     records = [ClipRecord(clip=clip(name), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
     records += [ClipRecord(clip=clip(name), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
-    return ShardRecord(
-        shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={}, seconds=1
-    )
+    return ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={})
 
 
 def add_shard(folder, shard, names, bad=(), seed=0):

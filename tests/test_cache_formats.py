@@ -114,7 +114,7 @@ def test_frozen_caches_of_every_layout_are_read_for_ever_and_gone_on_with(tmp_pa
     check(data, values)
     assert [(record.clip.id, record.reason) for record in data.bad] == [("e", "cut")]
     found = verify(tmp_path / "a", deep=True)
-    assert (found.ok, bool(found.notes)) == (True, name == "layout1")
+    assert (found.ok, bool(found.notes)) == (True, name.startswith("layout1"))
     create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
     _, third = add_shard(tmp_path / "a", 2, ["f"], seed=3)
     check(open_dataset(tmp_path), values | {"f": {array: third[array][0] for array in ARRAYS}})

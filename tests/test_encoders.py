@@ -30,7 +30,7 @@ def test_shapes_and_independence_of_the_batch(frames, name, grid, channels):
     together = encoder.embed(frames)
     assert together.shape == (6, grid * grid, channels)
     assert together.dtype == np.float16
-    assert encoder.channels == channels
+    assert encoder.identity.channels == channels
     alone = np.concatenate([encoder.embed(frame[None]) for frame in frames])
     # One step of float16 at the size of the value: the sums of a batch are taken in another order.
     np.testing.assert_allclose(alone.astype(float), together.astype(float), rtol=2e-3, atol=2e-3)
@@ -87,21 +87,23 @@ def test_weights_and_scaling_recognise_a_photograph():
 
 def _embed_at_224(picture):
     # 224 px has a 14 x 14 map, which no grid divisible by 3 divides: go below the check.
-    from dtsf.pipeline.encoders import _lite0
+    from dtsf.pipeline.lite0 import embed_with_torch
 
-    return _lite0(16, 7, "cpu")(picture).astype(np.float32)
+    return embed_with_torch(16, 7, "cpu")(picture).astype(np.float32)
 
 
 def test_identity_does_not_depend_on_the_spelling_and_follows_the_weights(tmp_path, monkeypatch):
-    from dtsf.pipeline import encoders
+    from dtsf.pipeline import lite0
 
     plain, full = (encoder_identity(name, 192, 6) for name in ("efficientnet-lite0", "efficientnet-lite0:16"))
     assert plain == full
-    assert encoder_identity("efficientnet-lite0:32", 192, 6)[0] != plain[0]
+    assert encoder_identity("efficientnet-lite0:32", 192, 6).name != plain.name
     other = Path(tmp_path / "weights.pth")
     other.write_bytes(b"other weights")
-    monkeypatch.setattr(encoders, "_lite0_weights", lambda: other)
-    assert encoder_identity("efficientnet-lite0", 192, 6)[1] != plain[1]
+    monkeypatch.setattr(lite0, "weights_file", lambda: other)
+    encoder_identity.cache_clear()
+    assert encoder_identity("efficientnet-lite0", 192, 6).weights_hash != plain.weights_hash
+    encoder_identity.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -2,49 +2,14 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
+from pydantic import ValidationError
 
 from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
 from dtsf.model.network.fusion import fuse_mean, fuse_msf
-from dtsf.model.network.scan import selective_scan_plain
-from dtsf.model.network.snapshots import choose_cells, choose_partners, snapshots
+from dtsf.model.network.snapshots import choose_cells, choose_partners, motion_energy, snapshots
 from dtsf.model.training.losses import LossConfig, dtsf_loss
-
-
-def loop_scan(u, dt, A, B, C, D, z, bias):
-    dt = F.softplus(dt + bias[:, None])
-    state, outputs = u.new_zeros(*u.shape[:2], A.shape[1]), []
-    for t in range(u.shape[-1]):
-        state = torch.exp(dt[:, :, t, None] * A) * state + (dt * u)[:, :, t, None] * B[:, None, :, t]
-        outputs.append((state * C[:, None, :, t]).sum(-1))
-    return (torch.stack(outputs, -1) + D[:, None] * u) * F.silu(z)
-
-
-def scan_arguments(B, D, L, N):
-    torch.manual_seed(L)
-
-    def draw(*shape):
-        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-    A = (-torch.rand(D, N, dtype=torch.float64) - 0.1).requires_grad_()
-    return [draw(B, D, L), draw(B, D, L), A, draw(B, N, L), draw(B, N, L), draw(D), draw(B, D, L), draw(D)]
-
-
-@pytest.mark.parametrize(("B", "D", "L", "N"), [(1, 3, 1, 4), (2, 3, 2, 4), (2, 2, 7, 3)])
-def test_scan_is_the_float64_loop_and_so_are_its_gradients(B, D, L, N):
-    arguments = scan_arguments(B, D, L, N)
-    torch.testing.assert_close(selective_scan_plain(*arguments), loop_scan(*arguments), rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(selective_scan_plain, arguments)
-
-
-def test_scan_of_a_long_sequence_in_float32_stays_close_to_float64():
-    arguments = scan_arguments(1, 4, 500, 16)
-    wide = loop_scan(*arguments)
-    narrow = selective_scan_plain(*(x.float() for x in arguments))
-    assert narrow.dtype == torch.float32
-    torch.testing.assert_close(narrow.double(), wide, rtol=2e-4, atol=2e-4)
 
 
 def test_videomamba_s_has_the_papers_25_4_million_parameters():
@@ -172,3 +137,31 @@ def test_loss_falls_on_a_batch_it_may_learn_by_heart():
         optimizer.step()
         history.append(loss.item())
     assert history[-1] < 0.5 * history[0]
+
+
+def test_motion_energy_sees_where_and_when_but_neither_room_nor_contrast_nor_direction():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, 6, 5)
+    energy = motion_energy(x)
+    assert energy.shape == (2, 3, 6, 6, 6, 1)
+    torch.testing.assert_close(energy.mean((2, 3, 4)), torch.ones(2, 3, 1))
+    room = torch.randn(2, 3, 1, 6, 6, 5)
+    turned = torch.linalg.qr(torch.randn(5, 5))[0]
+    torch.testing.assert_close(motion_energy(3.0 * (x + room) @ turned), energy, rtol=1e-4, atol=1e-5)
+    assert (motion_energy(torch.ones(1, 1, 4, 3, 3, 2)) == 0).all()
+    moved = x.clone()
+    moved[0, 0, 3, 1, 2] += 10
+    assert motion_energy(moved)[0, 0, 3, 1, 2] > 2 * energy[0, 0, 3, 1, 2]
+
+
+def test_energy_canvas_says_the_same_in_any_room():
+    config = ModelConfig(width=16, state=4, frames=5, canvas="energy", anchor="frame", pasted="none")
+    torch.manual_seed(0)
+    net = DTSFNet(config, channels=4, canvas=6, n_classes=3).eval()
+    x, mask = torch.randn(2, 3, 5, 6, 6, 4), torch.tensor([[True, True, True], [True, False, True]])
+    here, there = net(x, mask), net(x + torch.randn(2, 3, 1, 6, 6, 4), mask)
+    torch.testing.assert_close(here.logits_BK, there.logits_BK, rtol=1e-4, atol=1e-5)
+    moved = net(x + torch.randn(2, 3, 5, 6, 6, 4), mask)
+    assert (here.logits_BK - moved.logits_BK).abs().max() > 1e-4
+    with pytest.raises(ValidationError, match="needs anchor"):
+        ModelConfig(canvas="energy")

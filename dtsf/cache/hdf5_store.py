@@ -91,17 +91,19 @@ def metadata(about: About, n_shards: int) -> dict[str, bytes]:
 
     with _in_memory() as file:
         for array, (shape, dtype) in array_shapes(about.spec).items():
-            layout = h5py.VirtualLayout((n_shards * about.shard_size, *shape), dtype)
+            whole = h5py.h5s.create_simple((n_shards * about.shard_size, *shape))
+            source = h5py.h5s.create_simple((about.shard_size, *shape))
+            options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            # h5py's own virtual layout leaves the time of day in the file.
+            options.set_obj_track_times(False)
+            options.set_fill_value(np.array([fill(array, dtype)], dtype))
             for shard in range(n_shards):
-                first = shard * about.shard_size
-                source = h5py.VirtualSource(data_files(shard)[0], array, (about.shard_size, *shape), dtype)
-                layout[first : first + about.shard_size] = source
-            value = fill(array, dtype)
-            if n_shards:
-                made = file.create_virtual_dataset(array, layout, fillvalue=value)
-            else:
-                made = file.create_dataset(array, (0, *shape), dtype, fillvalue=value)
-            _describe(made, array)
+                whole.select_hyperslab((shard * about.shard_size, *(0 for _ in shape)), (about.shard_size, *shape))
+                options.set_virtual(whole, data_files(shard)[0].encode(), array.encode(), source)
+            whole.select_all()
+            kind = h5py.h5t.py_create(dtype)
+            h5py.h5d.create(file.id, array.encode(), kind, whole, options)
+            _describe(file[array], array)
         file.attrs["dtsf"] = json.dumps(about.model_dump(mode="json", exclude={"seal"}))
         file.flush()
         return {VIRTUAL: bytes(file.id.get_file_image())}

@@ -40,8 +40,6 @@ class DatasetPage(Frozen):
     shards: int
     shard_size: int
     bytes: int
-    seconds: float
-    """Of all workers together."""
     last_written: str | None
     """Date of the newest commit record; None on an object store."""
     redo: tuple[int, ...]
@@ -86,7 +84,6 @@ def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
         shards=len(data.shards),
         shard_size=data.shard_size,
         bytes=sum(file.bytes for shard in data.shards.values() for file in shard.files.values()),
-        seconds=sum(shard.seconds for shard in data.shards.values()),
         last_written=last,
         redo=tuple(mark.shard for mark in read_marks(place, data.about)),
         fingerprint=data.spec.fingerprint(),

@@ -31,6 +31,12 @@ class Verdict(StrEnum):
     """The container declares more frames than can be decoded: the file was cut. Not used."""
     UNREADABLE = "unreadable"
     """No frame could be decoded. Not used."""
+    CORRUPT = "corrupt"
+    """With ``--check full``: frames that the codec flags as damaged. Not used."""
+    TIMEOUT = "timeout"
+    """Not decoded within the deadline. Not used."""
+    CRASHED = "crashed"
+    """The decoder's process died over it. Not used."""
 
     @property
     def usable(self) -> bool:

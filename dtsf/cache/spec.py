@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import xxhash
 from pydantic import Field
@@ -39,20 +40,26 @@ class CacheSpec(Frozen):
     """F, frames of a clip."""
     size: int = Field(ge=32, le=4096)
     """Side in pixels of the square picture that is embedded: short side scaled to it, centre cut out."""
-    grid: int = Field(ge=3, le=256)
+    grid: int = Field(ge=3, le=4096)
     """G: an embedding is a G x G grid of cells."""
     encoder: str
+    """Its name; for a timm model with weights of one's own ``timm:MODEL@FILE``."""
     weights_hash: str
     """xxh3-64 of the encoder's weights file."""
     channels: int = Field(ge=1, le=65536)
     """C, channels of a cell."""
-    embedding_dtype: str = "float16"
+    embedding_dtype: Literal["float16", "float32", "uint8"] = "float16"
+    """``uint8`` for pixels."""
     picture_size: int = Field(default=48, ge=1, le=1024)
     """Side in pixels of the small pictures kept for looking."""
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits: xxh3-64 of the fields as canonical JSON."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Sixteen hexadecimal digits: xxh3-64 of the fields as canonical JSON.
+
+        Where a weights file lies does not count, what is in it does (``weights_hash``).
+        """
+        fields = self.model_dump(mode="json") | {"encoder": self.encoder.partition("@")[0]}
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_64_hexdigest(text.encode())
 
 
@@ -117,9 +124,9 @@ class ShardRecord(Frozen):
     """Rows in use; the shard's arrays always have the same number of rows, padded behind these."""
     clips: tuple[ClipRecord, ...]
     files: dict[str, FileRecord]
-    """By path relative to the data set's folder."""
-    seconds: float
-    """Wall time that the shard took."""
+    """By path relative to the data set's folder. No time stands here: two runs of the same work leave the same bytes."""
+    seconds: float = Field(default=0, exclude=True)
+    """The oldest records of layout 1 had one; read, and not written."""
     parts: dict[str, Part] = {}
     """By array. Layout 1 had none: there an array is the whole of its file."""
     seal: str = ""

@@ -60,10 +60,7 @@ def _lines(page: DatasetPage) -> list[tuple[str, str]]:
         ("stored as", page.format + ("" if page.compress == "none" else f", {page.compress}")),
         ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px"),
         ("decoder", f"{spec.decoder}, frames by {spec.sampling}"),
-        (
-            "work",
-            f"{page.seconds:,.0f} worker seconds" + (f", last on {page.last_written}" if page.last_written else ""),
-        ),
+        *([("last written", page.last_written)] if page.last_written else []),
         ("fingerprint", spec.fingerprint()),
         *([("to be done again", f"shards {', '.join(map(str, page.redo))}: run dtsf preprocess")] if page.redo else []),
     ]

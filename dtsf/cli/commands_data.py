@@ -22,6 +22,13 @@ class Format(StrEnum):
     HDF5 = "hdf5"
 
 
+class Check(StrEnum):
+    """How closely clips are looked at."""
+
+    FAST = "fast"
+    FULL = "full"
+
+
 def _fraction(text: str) -> float:
     number = text.strip()
     try:
@@ -51,7 +58,8 @@ def preprocess_command(
         str | None, typer.Option(help="none; smaller and slower: zstd (zarr) or gzip (hdf5).", show_default="none")
     ] = None,
     encoder: Annotated[
-        str, typer.Option(help="efficientnet-lite0, or with the stride of its map: efficientnet-lite0:8, :16, :32.")
+        str,
+        typer.Option(help="efficientnet-lite0, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."),
     ] = "efficientnet-lite0",
     frames: Annotated[int, typer.Option(help="Frames kept of each clip, by equal segments.")] = 16,
     size: Annotated[int, typer.Option(help="Side in pixels of the square picture that is embedded.")] = 192,
@@ -60,6 +68,10 @@ def preprocess_command(
     scheduler: Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a running dask scheduler.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Clips of a shard, the unit of commit.")] = 64,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first whole groups with this many clips.")] = None,
+    check: Annotated[
+        Check, typer.Option(help="full decodes every frame and refuses clips with damaged ones.")
+    ] = Check.FAST,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that decoding one clip may take.")] = 60.0,
     max_bad: Annotated[str, typer.Option(help="Share of clips that may be unusable before the exit code is 1.")] = "5%",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove this data set from the cache first.")] = False,
     name: Annotated[str | None, typer.Option(help="Its name in the cache; DATASET if left out.")] = None,
@@ -103,6 +115,8 @@ def preprocess_command(
                 shard_size=shard_size,
                 max_bad=share,
                 overwrite=overwrite,
+                deadline=deadline,
+                check=check.value,
                 on_catalog=announce,
                 on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +38,9 @@ def train_command(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-PROTOCOL-seedN if left out.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="VideoMamba checkpoint (.pth or .safetensors) that the encoder starts from.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -76,9 +80,12 @@ def train_command(
             seed=seed,
             device=device,
             resume=resume,
+            init=init,
             on_start=announce,
             on_epoch=show,
         )
+    if init is not None:
+        screen.print(_init_summary(result.run), style="cyan", markup=False, highlight=False)
     document = result.evaluation.summary()
     if json_:
         extra = {"run": str(result.run), "seconds": result.seconds, "epochs": result.epochs}
@@ -137,6 +144,15 @@ def predict_command(
     screen.print(table("classes", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
     weights = zip(videos, result.view_weights, strict=True)
     screen.print(table("views", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
+
+
+def _init_summary(run: Path) -> str:
+    """What became of the tensors of ``--init``, in a line; ``init.json`` in the run folder has their names."""
+    report = json.loads((run / "init.json").read_text("utf-8"))
+    parts = [f"--init: {len(report['loaded'])} tensors loaded"]
+    parts += [f"{name} {how}" for name, how in report["adapted"].items()]
+    parts += [f"left: {name} ({why})" for name, why in report["left"].items()]
+    return "; ".join([*parts, *(f"random: {name}" for name in report["missing"])])
 
 
 def _without_predictions(document: dict[str, object]) -> dict[str, object]:

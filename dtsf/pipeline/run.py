@@ -17,12 +17,12 @@ from dtsf.cache.records import Clip, ClipRecord, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, ConfigError
-from dtsf.pipeline.encoders import encoder_identity
+from dtsf.pipeline.encoders import encoder_identity, load_encoder
 from dtsf.pipeline.video import decoder_name
 from dtsf.pipeline.worker import ShardTask, run_shard, source_stat
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from dtsf.cache.documents import Where
@@ -61,15 +61,16 @@ def make_spec(*, encoder: str, frames: int, size: int, grid: int) -> CacheSpec:
     """The identity of a cache made with these settings on this machine."""
     if not 1 <= frames <= 1024:
         raise ConfigError(f"--frames {frames} must be from 1 to 1024")
-    name, weights_hash, channels = encoder_identity(encoder, size, grid)
+    identity = encoder_identity(encoder, size, grid)
     return CacheSpec(
         decoder=decoder_name(),
         frames=frames,
         size=size,
-        grid=grid,
-        encoder=name,
-        weights_hash=weights_hash,
-        channels=channels,
+        grid=identity.grid,
+        encoder=identity.name,
+        weights_hash=identity.weights_hash,
+        channels=identity.channels,
+        embedding_dtype=identity.dtype,
     )
 
 
@@ -86,6 +87,8 @@ def preprocess(
     shard_size: int = 64,
     max_bad: float = 0.05,
     overwrite: bool = False,
+    deadline: float = 60.0,
+    check: str = "fast",
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreprocessResult:
     """Bring every clip of a catalog into the cache, once.
@@ -105,6 +108,8 @@ def preprocess(
         shard_size: Clips of a shard: what is lost at most when a process dies.
         max_bad: Share of clips that may be unusable.
         overwrite: Remove what the cache holds under this name first.
+        deadline: Seconds that decoding one clip may take before it is given up.
+        check: ``fast``, or ``full`` to decode every frame and refuse clips that the codec flags as damaged.
         on_progress: Called after each clip.
 
     Raises:
@@ -131,9 +136,16 @@ def preprocess(
         shard_size = create_or_open(folder, spec, info, shard_size, format=format, compress=compress).shard_size
         sweep(folder)
         n_workers = workers or os.cpu_count() or 1
-        tasks, already_done, already_bad = plan(catalog, folder, spec, shard_size, n_workers)
-        if tasks:
-            extend(folder, max(task.shard for task in tasks) + 1)
+        parts, already_done, already_bad = plan(catalog, folder, shard_size, n_workers)
+        tasks = [
+            ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, deadline, check)
+            for shard, clips in parts.items()
+        ]
+        if parts:
+            extend(folder, max(parts) + 1)
+            if scheduler is None:
+                # Exports the network where that is due, once, before workers would each do it.
+                load_encoder(spec.encoder, spec.size, spec.grid)
         state = {"done": already_done, "bad": already_bad}
 
         def on_clip(usable: bool) -> None:
@@ -158,38 +170,52 @@ def preprocess(
 
 
 def plan(
-    catalog: Catalog, folder: Where, spec: CacheSpec, shard_size: int, n_workers: int
-) -> tuple[list[ShardTask], int, int]:
-    """Shards for the clips that are not done, how many clips are, and how many of those are bad."""
+    catalog: Catalog, folder: Where, shard_size: int, n_workers: int
+) -> tuple[dict[int, tuple[Clip, ...]], int, int]:
+    """Shards for the clips that are not done, how many clips are, and how many of those are bad.
+
+    A shard's number and clips follow from the catalog alone, so that a run that was killed and run again leaves the same
+    bytes as one that was not. Clips that are missing from a shard that is committed (their file changed, or the catalog
+    grew) go to new shards behind all others. A shard that was found damaged is made again as it was, under its number.
+    """
     about = read_about(folder)
-    committed, marks = read_records(folder, about), read_marks(folder, about)
-    held = newest_records(committed, marks)
-    missing: dict[str, Clip] = {}
+    records, marks = read_records(folder, about), read_marks(folder, about)
+    held = newest_records(records, marks)
+    missing: set[str] = set()
     bad = 0
     for clip in catalog.clips:
         record = held[clip.id][1] if clip.id in held else None
         if record is not None and _is_current(record, clip, catalog.root):
             bad += not record.verdict.usable
         else:
-            missing[clip.id] = clip
+            missing.add(clip.id)
     done = len(catalog.clips) - len(missing)
-
-    def task(shard: int, clips: list[Clip]) -> ShardTask:
-        return ShardTask(str(folder), str(catalog.root.absolute()), shard, tuple(clips), spec)
-
-    tasks = []
+    committed = {record.shard for record in records}
+    parts: dict[int, tuple[Clip, ...]] = {}
+    known = {clip.id: clip for clip in catalog.clips}
     for mark in marks:
-        # A shard that was found damaged is made again as it was, under its number.
         ids = [record.clip.id for record in mark.clips]
-        if all(key in missing for key in ids):
-            tasks.append(task(mark.shard, [missing.pop(key) for key in ids]))
-    rest = list(missing.values())
-    first = max((record.shard + 1 for record in [*committed, *marks]), default=0)
-    # Even shards: with 100 clips and two workers two shards of 50 end together, 64 and 36 would not.
-    n_shards = max(math.ceil(len(rest) / shard_size), min(n_workers, len(rest)))
-    for k in range(n_shards):
-        tasks.append(task(first + k, rest[k * len(rest) // n_shards : (k + 1) * len(rest) // n_shards]))
-    return tasks, done, bad
+        if missing.issuperset(ids):
+            parts[mark.shard] = tuple(known[key] for key in ids)
+            missing.difference_update(ids)
+    committed |= {mark.shard for mark in marks}
+    late: list[Clip] = []
+    homes = _cut(catalog.clips, shard_size, n_workers)
+    for shard, clips in enumerate(homes):
+        wanted = tuple(clip for clip in clips if clip.id in missing)
+        if shard in committed:
+            late.extend(wanted)
+        elif wanted:
+            parts[shard] = wanted
+    first = max(len(homes), max(committed, default=-1) + 1)
+    parts |= dict(enumerate(_cut(late, shard_size, n_workers), first))
+    return parts, done, bad
+
+
+def _cut(clips: Sequence[Clip], shard_size: int, n_workers: int) -> list[tuple[Clip, ...]]:
+    """Even shards: of 100 clips and two workers two shards of 50 end together, 64 and 36 would not."""
+    n = max(math.ceil(len(clips) / shard_size), min(n_workers, len(clips)))
+    return [tuple(clips[k * len(clips) // n : (k + 1) * len(clips) // n]) for k in range(n)]
 
 
 def _is_current(record: ClipRecord, clip: Clip, root: Path) -> bool:
@@ -293,8 +319,8 @@ def _result(
     lost = [clip.id for clip in catalog.clips if clip.id not in held]
     if lost:
         raise CacheError(
-            f"another writer was first to commit shards of {folder}, so that {len(lost)} clips are not in it yet ({lost[0]} ...): "
-            "run the same command again to go on"
+            f"another writer was first to commit shards of {folder}, so that {len(lost)} clips are not in it yet "
+            f"({lost[0]} ...): run the same command again to go on"
         )
     records = [held[clip.id][1] for clip in catalog.clips]
     verdicts: dict[str, int] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +13,8 @@ from dtsf.cache.records import Clip, ClipRecord
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.store import write_shard
 from dtsf.errors import VideoError
+from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
 from dtsf.pipeline.encoders import load_encoder
-from dtsf.pipeline.video import decode_clip
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +33,10 @@ class ShardTask:
     shard: int
     clips: tuple[Clip, ...]
     spec: CacheSpec
+    deadline: float = 60.0
+    """Seconds that one clip may take to decode."""
+    check: str = "fast"
+    """``fast`` or ``full``; see :func:`dtsf.pipeline.video.decode_clip`."""
 
 
 def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
@@ -44,48 +47,35 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
         on_clip: Called after each clip, for progress.
 
     """
-    import torch
-
-    # One thread a worker: workers are what is parallel, and two threads beside another process spin.
-    torch.set_num_threads(1)
-    begun = time.monotonic()
     spec = task.spec
-    encoder = load_encoder(spec.encoder, spec.size, spec.grid)
     rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     records: list[ClipRecord] = []
     used = 0
-    for clip in task.clips:
-        path = Path(task.root) / clip.path
-        n_bytes, mtime_ns = source_stat(path)
-        source = {"source_bytes": n_bytes, "source_mtime_ns": mtime_ns}
-        try:
-            decoded = decode_clip(path, spec.frames, spec.size, start=clip.start, end=clip.end)
-        except VideoError as error:
-            record = ClipRecord(clip=clip, verdict=error.verdict, row=None, reason=str(error), **source)
-        else:
-            rows["embeddings"][used] = encoder.embed(decoded.frames)
-            rows["pictures"][used] = _small_pictures(decoded.frames, spec.picture_size)
-            rows["frame_index"][used] = decoded.frame_index
-            record = ClipRecord(
-                clip=clip,
-                verdict=decoded.verdict,
-                row=used,
-                reason=decoded.reason,
-                declared_frames=decoded.declared_frames,
-                decoded_frames=decoded.decoded_frames,
-                **source,
-            )
-            used += 1
-        records.append(record)
-        if on_clip is not None:
-            on_clip(record)
+    sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
+    requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
+    # The decoder's process is a shard's: it starts while the encoder loads, and whatever it leaks goes with it.
+    with Decoder(spec.frames, spec.size, deadline=task.deadline, check=task.check) as decoder:
+        encoder = load_encoder(spec.encoder, spec.size, spec.grid)
+        for clip, (n_bytes, mtime_ns), item in zip(task.clips, sources, decode_all(decoder, requests), strict=True):
+            source = {"source_bytes": n_bytes, "source_mtime_ns": mtime_ns}
+            if isinstance(item, VideoError):
+                record = ClipRecord(clip=clip, verdict=item.verdict, row=None, reason=str(item), **source)
+            else:
+                frames_FHWC, facts = item
+                rows["embeddings"][used] = encoder.embed(frames_FHWC)
+                rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
+                rows["frame_index"][used] = facts.pop("frame_index")
+                record = ClipRecord(clip=clip, row=used, **facts, **source)
+                used += 1
+            records.append(record)
+            if on_clip is not None:
+                on_clip(record)
     shard = ShardRecord(
         shard=task.shard,
         fingerprint=spec.fingerprint(),
         rows=used,
         clips=tuple(records),
         files={},
-        seconds=time.monotonic() - begun,
     )
     used_rows = {name: array[:used] for name, array in rows.items()}
     return write_shard(task.folder, shard, used_rows)

@@ -14,13 +14,29 @@ from torch import nn
 
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
-from dtsf.model.network.fusion import FUSIONS
-from dtsf.model.network.snapshots import separate, snapshots
+from dtsf.model.network.fusion import Fused, fuse_mean, fuse_msf
+from dtsf.model.network.fusion_concat import ConcatFusion
+from dtsf.model.network.fusion_sfm import SemanticCorrection
+from dtsf.model.network.fusion_tmc import fuse_tmc
+from dtsf.model.network.motion_msm import sense_motion
+from dtsf.model.network.snapshots import motion_energy, separate, snapshots
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
 __all__ = ["DTSFNet", "ModelConfig", "Output"]
+
+FUSIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Fused]] = {
+    "msf": fuse_msf,
+    "mean": fuse_mean,
+    "tmc": fuse_tmc,
+}
+FUSIONS_WITH_WEIGHTS: dict[str, Callable[[int, int], nn.Module]] = {
+    "concat": ConcatFusion,
+    "sfm": SemanticCorrection,
+}
 
 LEAST_DEVIATION = 0.05
 """Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
@@ -52,20 +68,31 @@ class ModelConfig(BaseModel):
     pace: float = Field(default=0.0, ge=0, le=1)
     """Where those frames lie: 0 at equal distances in time, as the paper; 1 at equal shares of the clip's motion, so
     that performances of different speeds and pauses line up; between, a mixture that still knows tempo."""
+    canvas: Literal["embedding", "energy"] = "embedding"
+    """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
+    :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
+    performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
     readout: Literal["cls", "mean"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data."""
     anchor: Literal["frame", "dynamic"] = "dynamic"
     """What TSM leaves of a frame: itself, or itself minus the clip's temporal mean. See :mod:`.snapshots`."""
     pasted: Literal["frame", "dynamic", "none"] = "dynamic"
     """What TSM pastes; ``none`` turns the pasting off."""
+    places: Literal["random", "corners"] = "random"
+    """Where training pastes: ``random``, as the figure says; ``corners`` never hides an actor in the middle (measured
+    on motion energy: docs/results.md)."""
     normalise: Literal["data", "clip"] = "clip"
     """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
     deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less."""
     views: Literal["apart", "together"] = "apart"
     """``apart`` encodes each view by itself; ``together`` all views of a group as one sequence, frame by frame, so that
     the state sees a moment from all sides. Needs readout ``mean``."""
-    fusion: Literal["msf", "mean"] = "msf"
-    """``msf`` is the paper's; ``mean`` the baseline without evidence."""
+    motion: Literal["tsm", "msm", "none"] = "tsm"
+    """``tsm`` is the paper's and does what ``pasted`` says; ``msm`` is MS-SC's, see :mod:`.motion_msm`; ``none`` leaves
+    the canvas as ``anchor`` says."""
+    fusion: Literal["msf", "mean", "concat", "tmc", "sfm"] = "msf"
+    """``msf`` is the paper's; ``mean`` and ``concat`` are baselines without evidence; ``tmc`` joins the views' evidence
+    by Dempster's rule; ``sfm`` is MS-SC's cross-attention. See the ``fusion_*`` modules."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth at the last block."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -77,6 +104,8 @@ class ModelConfig(BaseModel):
     def _check(self) -> ModelConfig:
         if self.views == "together" and self.readout != "mean":
             raise ValueError('views "together" needs readout "mean": one class token cannot stand for several views')
+        if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
+            raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
         return self
 
 
@@ -93,6 +122,8 @@ class Output:
     view_logits_BVK: Tensor
     view_alpha_BVK: Tensor
     view_uncertainty_BV: Tensor
+    view_feature_BVD: Tensor
+    """The encoder's; zero for absent views."""
     view_weights_BV: Tensor
     """Share of each view in the fused feature; 0 for absent views."""
     mask_BV: Tensor
@@ -111,22 +142,28 @@ class DTSFNet(nn.Module):
         channels: C of the canvas: the cache's embedding channels, or 3.
         canvas: H = W of the canvas: the cache's grid, or the side of the picture in pixels.
         n_classes: K.
+        n_views: Cameras of the data set; only ``fusion`` ``concat`` needs it.
 
     """
 
     channel_scale_C: Tensor
+    energy_mean_HW1: Tensor
 
-    def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int) -> None:
+    def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int, n_views: int = 3) -> None:
         super().__init__()
         if canvas % config.patch:
             raise ValueError(f"model.patch ({config.patch}) must divide the canvas ({canvas})")
         self.config = config
         # One over each channel's standard deviation in the training clips; set once before training.
         self.register_buffer("channel_scale_C", torch.ones(channels))
-        self.reduce = nn.Linear(channels, config.reduce) if config.reduce else nn.Identity()
+        # Mean motion energy of every cell over the training clips, likewise.
+        self.register_buffer("energy_mean_HW1", torch.zeros(canvas, canvas, 1), persistent=config.canvas == "energy")
+        reduced = 1 if config.canvas == "energy" else config.reduce or channels
+        plain = config.canvas == "energy" or not config.reduce
+        self.reduce = nn.Identity() if plain else nn.Linear(channels, reduced)
         self.drop = nn.Dropout(config.dropout)
         self.encoder = VideoMamba(
-            channels=config.reduce or channels,
+            channels=reduced,
             canvas=canvas,
             patch=config.patch,
             frames=config.frames,
@@ -140,6 +177,8 @@ class DTSFNet(nn.Module):
             drop_path_rate=config.drop_path,
             dt_init=config.dt_init,
         )
+        weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
+        self.fusion = weighted(config.width, n_views) if weighted else None
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Output:
         """Classify groups of views.
@@ -150,22 +189,22 @@ class DTSFNet(nn.Module):
 
         """
         config = self.config
-        x_BVTHWC = x_BVTHWC.float() * self.channel_scale_C
-        if config.normalise == "clip":
-            x_BVTHWC = x_BVTHWC / (separate(x_BVTHWC)[1].std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
         canvas_BVTHWC = snapshots(
-            x_BVTHWC,
+            self.canvas(x_BVTHWC),
             mask_BV,
             training=self.training,
             anchor=config.anchor,
-            pasted=config.pasted,
+            pasted=config.pasted if config.motion == "tsm" else "none",
+            places=config.places,
         )
+        if config.motion == "msm":
+            canvas_BVTHWC = sense_motion(canvas_BVTHWC)
         feature_PD = self.drop(self._encode(canvas_BVTHWC, mask_BV))
         logits_PK = self.encoder.head(feature_PD).float()
         feature_BVD = _scatter(feature_PD.float(), mask_BV)
         view_logits_BVK = _scatter(logits_PK, mask_BV)
-        fused = FUSIONS[config.fusion](feature_BVD, view_logits_BVK, mask_BV)
-        logits_BK = self.encoder.head(fused.feature_BD).float()
+        fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
+        logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused.feature_BD).float()
         alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
         return Output(
             logits_BK=logits_BK,
@@ -174,9 +213,19 @@ class DTSFNet(nn.Module):
             view_logits_BVK=view_logits_BVK,
             view_alpha_BVK=view_alpha_BVK,
             view_uncertainty_BV=uncertainty(view_alpha_BVK),
+            view_feature_BVD=feature_BVD,
             view_weights_BV=fused.weights_BV,
             mask_BV=mask_BV,
         )
+
+    def canvas(self, x_BVTHWC: Tensor) -> Tensor:
+        """Embeddings as the snapshots get them: scaled, and with ``canvas`` ``energy`` their motion energy."""
+        x_BVTHWC = x_BVTHWC.float() * self.channel_scale_C
+        if self.config.normalise == "clip":
+            x_BVTHWC = x_BVTHWC / (separate(x_BVTHWC)[1].std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
+        if self.config.canvas == "energy":
+            x_BVTHWC = motion_energy(x_BVTHWC) - self.energy_mean_HW1
+        return x_BVTHWC
 
     def _encode(self, canvas_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
         """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""

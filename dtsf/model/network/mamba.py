@@ -61,16 +61,16 @@ class BidirectionalMamba(nn.Module):
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Mix tokens. (B, L, D) -> (B, L, D)."""
         xz_BIL = self.in_proj(x_BLD).transpose(1, 2)
-        y_BIL = self._scan(xz_BIL, "") + self._scan(xz_BIL.flip(-1), "_b").flip(-1)
+        y_BIL = self._scan(xz_BIL, "", reverse=False) + self._scan(xz_BIL, "_b", reverse=True)
         out: Tensor = self.out_proj(y_BIL.transpose(1, 2))
         return out
 
-    def _scan(self, xz_BIL: Tensor, suffix: str) -> Tensor:
+    def _scan(self, xz_BIL: Tensor, suffix: str, *, reverse: bool) -> Tensor:
         """One direction: convolution, projections of each token, scan, gate."""
         x_BIL, z_BIL = xz_BIL.chunk(2, dim=1)
         conv = self.get_submodule(f"conv1d{suffix}")
         dt_proj = self.get_submodule(f"dt_proj{suffix}")
-        x_BIL = causal_conv(x_BIL, conv.weight, conv.bias)  # type: ignore[arg-type]
+        x_BIL = causal_conv(x_BIL, conv.weight, conv.bias, reverse=reverse)  # type: ignore[arg-type]
         projected_BLX = self.get_submodule(f"x_proj{suffix}")(x_BIL.transpose(1, 2))
         dt_BLR, B_BLN, C_BLN = projected_BLX.split([self.rank, self.state, self.state], dim=-1)
         # The bias is added inside the scan, in float32, once.
@@ -87,6 +87,7 @@ class BidirectionalMamba(nn.Module):
             self.get_parameter(f"D{suffix}"),
             z_BIL,
             dt_proj.bias,  # type: ignore[arg-type]
+            reverse=reverse,
         )
 
 

@@ -9,18 +9,31 @@ Letters: B batch, D channels, L tokens, N state.
 from __future__ import annotations
 
 import importlib
+import math
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from torch import Tensor
 
-__all__ = ["causal_conv", "kernel_status", "scan_backend", "selective_scan", "selective_scan_plain"]
+__all__ = ["ScanChoice", "causal_conv", "kernel_status", "scan_choice", "selective_scan", "selective_scan_plain"]
+
+
+@dataclass(frozen=True)
+class ScanChoice:
+    """Which implementation runs, and why."""
+
+    name: str
+    """``mamba-ssm``, ``numba``, or ``plain`` (PyTorch)."""
+    reason: str
+    """One sentence, for ``dtsf doctor``."""
 
 
 @lru_cache(maxsize=1)
@@ -41,9 +54,28 @@ def kernel_status() -> tuple[Any, Any, str]:
     return scan, conv, "mamba-ssm and causal-conv1d are installed"
 
 
-def scan_backend(device: torch.device) -> str:
-    """Name of the implementation that :func:`selective_scan` runs on ``device``: ``mamba-ssm`` or ``plain``."""
-    return "mamba-ssm" if device.type == "cuda" and kernel_status()[0] is not None else "plain"
+@lru_cache(maxsize=1)
+def cpu_kernel() -> tuple[Any, str]:
+    """Look once for numba: the scan function or None, and a sentence that says what was found."""
+    try:
+        module = importlib.import_module("dtsf.model.network.scan_cpu")
+    # numba refuses some versions of NumPy with ImportError or SystemError, and a broken LLVM with OSError.
+    except (ImportError, OSError, RuntimeError, AttributeError, SystemError) as error:
+        return None, f"numba is not usable ({error}): pip install --force-reinstall numba"
+    return module.scan_on_cpu, "numba is installed"
+
+
+def scan_choice(device: torch.device) -> ScanChoice:
+    """Which implementation :func:`selective_scan` runs on ``device`` for anything but float64, and why."""
+    if device.type == "cuda":
+        found, _, reason = kernel_status()
+        if found is not None:
+            return ScanChoice("mamba-ssm", reason)
+        return ScanChoice("plain", f"chunked PyTorch: {reason}")
+    if device.type == "cpu":
+        found, reason = cpu_kernel()
+        return ScanChoice("plain" if found is None else "numba", reason)
+    return ScanChoice("plain", f"there is no kernel for the device {device.type}")
 
 
 def selective_scan(
@@ -55,6 +87,8 @@ def selective_scan(
     D_D: Tensor | None = None,
     z_BDL: Tensor | None = None,
     dt_bias_D: Tensor | None = None,
+    *,
+    reverse: bool = False,
 ) -> Tensor:
     """Run the scan over the last axis; ``dt`` goes through softplus after its bias is added.
 
@@ -67,26 +101,38 @@ def selective_scan(
         D_D: Skip weight, or None.
         z_BDL: Gate, or None.
         dt_bias_D: Bias of ``dt``, or None.
+        reverse: From the last token to the first, as if all sequences were flipped and the result flipped back.
 
     Returns:
         (B, D, L), in the dtype of ``u_BDL``; the recurrence itself runs in float32 (float64 for float64 input).
+        The gradient of the gradient is right too, at the cost of the plain form; mamba-ssm's kernel has none.
 
     """
-    if scan_backend(u_BDL.device) == "mamba-ssm" and u_BDL.dtype != torch.float64:
-        same = u_BDL.dtype
-        y_BDL: Tensor = kernel_status()[0](
-            u_BDL.contiguous(),
-            dt_BDL.to(same).contiguous(),
-            A_DN.float(),
-            B_BNL.to(same).contiguous(),
-            C_BNL.to(same).contiguous(),
-            None if D_D is None else D_D.float(),
-            None if z_BDL is None else z_BDL.to(same).contiguous(),
-            None if dt_bias_D is None else dt_bias_D.float(),
-            True,
-        )
+    vectors = (D_D, z_BDL, dt_bias_D)
+    # What is exported must be made of PyTorch's own operators.
+    exporting = torch.compiler.is_compiling()
+    name = "plain" if u_BDL.dtype == torch.float64 or exporting else scan_choice(u_BDL.device).name
+    if name == "numba":
+        y_BDL: Tensor = cpu_kernel()[0](u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, *vectors, reverse=reverse)
         return y_BDL
-    return selective_scan_plain(u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D)
+    if name == "plain":
+        return selective_scan_plain(u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, *vectors, reverse=reverse)
+    if reverse:
+        u_BDL, dt_BDL, B_BNL, C_BNL = u_BDL.flip(-1), dt_BDL.flip(-1), B_BNL.flip(-1), C_BNL.flip(-1)
+        z_BDL = None if z_BDL is None else z_BDL.flip(-1)
+    same = u_BDL.dtype
+    y_BDL = kernel_status()[0](
+        u_BDL.contiguous(),
+        dt_BDL.to(same).contiguous(),
+        A_DN.float(),
+        B_BNL.to(same).contiguous(),
+        C_BNL.to(same).contiguous(),
+        None if D_D is None else D_D.float(),
+        None if z_BDL is None else z_BDL.to(same).contiguous(),
+        None if dt_bias_D is None else dt_bias_D.float(),
+        True,
+    )
+    return y_BDL.flip(-1) if reverse else y_BDL
 
 
 def selective_scan_plain(
@@ -98,10 +144,12 @@ def selective_scan_plain(
     D_D: Tensor | None = None,
     z_BDL: Tensor | None = None,
     dt_bias_D: Tensor | None = None,
+    *,
+    reverse: bool = False,
 ) -> Tensor:
-    """Plain PyTorch on any device and in float64 too: the fallback, and the oracle for the kernels.
+    """Plain PyTorch on any device and in float64 too: the fallback, and what is exported.
 
-    Arguments and result as for :func:`selective_scan`. Differentiable once; keeps two (B, L, D, N) tensors.
+    Arguments and result as for :func:`selective_scan`. Keeps two (B, L, D, N) tensors for the backward.
     """
     wide = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
     with torch.autocast(u_BDL.device.type, enabled=False):
@@ -109,15 +157,85 @@ def selective_scan_plain(
         if dt_bias_D is not None:
             dt = dt + dt_bias_D.to(wide)[:, None]
         dt = F.softplus(dt)
-        dt_BLD, u_BLD = dt.transpose(1, 2), u.transpose(1, 2)
-        y: Tensor = _Recurrence.apply(  # type: ignore[no-untyped-call]
-            u_BLD, dt_BLD, A, B.transpose(1, 2), C.transpose(1, 2)
-        ).transpose(1, 2)
+        rows = [x.transpose(1, 2) for x in (u, dt, B, C)]
+        if reverse:
+            rows = [x_BLX.flip(1) for x_BLX in rows]
+        u_BLD, dt_BLD, B_BLN, C_BLN = rows
+        if torch.compiler.is_compiling():
+            y_BLD = _outputs(u_BLD, dt_BLD, A, B_BLN, C_BLN)
+        else:
+            y_BLD = _Recurrence.apply(u_BLD, dt_BLD, A, B_BLN, C_BLN)  # type: ignore[no-untyped-call]
+        y: Tensor = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
         if D_D is not None:
             y = y + D_D.to(wide)[:, None] * u
         if z_BDL is not None:
             y = y * F.silu(z_BDL.to(wide))
     return y.to(u_BDL.dtype)
+
+
+def _outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
+    """The recurrence in operators that any exporter and any order of autograd knows."""
+    decay_BLND = torch.exp(dt_BLD.unsqueeze(2) * A_DN.t())
+    state_BLND = _states_by_chunks(decay_BLND, (dt_BLD * u_BLD).unsqueeze(2) * B_BLN.unsqueeze(3))
+    return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
+
+
+def _states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
+    """All states of ``h_t = decay_t h_{t-1} + input_t`` in about ``2 sqrt(L)`` steps instead of L.
+
+    Within chunks of about sqrt(L) tokens first, all chunks at once; then from chunk to chunk. Only products of
+    decays, which are at most 1: nothing can overflow, and nothing is divided by.
+    """
+    length = decay_BLX.shape[1]
+    size = math.isqrt(max(1, length - 1)) + 1
+    n_chunks = -(-length // size)
+    short = n_chunks * size - length
+    if short:
+        padding = (0, 0) * (decay_BLX.ndim - 2) + (0, short)
+        decay_BLX, input_BLX = F.pad(decay_BLX, padding), F.pad(input_BLX, padding)
+    decay_BMQX, input_BMQX = (x.unflatten(1, (n_chunks, size)) for x in (decay_BLX, input_BLX))
+    steps = zip(decay_BMQX.unbind(2), input_BMQX.unbind(2), strict=True)
+    state_BMX, product_BMX = input_BMQX[:, :, 0], decay_BMQX[:, :, 0]
+    states, products = [state_BMX], [product_BMX]
+    next(steps)
+    for decay_BMX, input_BMX in steps:
+        state_BMX = decay_BMX * state_BMX + input_BMX
+        product_BMX = decay_BMX * product_BMX
+        states.append(state_BMX)
+        products.append(product_BMX)
+    carry_BX = torch.zeros_like(state_BMX[:, 0])
+    carries = []
+    for last_BX, whole_BX in zip(state_BMX.unbind(1), product_BMX.unbind(1), strict=True):
+        carries.append(carry_BX)
+        carry_BX = whole_BX * carry_BX + last_BX
+    carry_BM1X = torch.stack(carries, 1).unsqueeze(2)
+    state_BMQX = torch.stack(states, 2) + torch.stack(products, 2) * carry_BM1X
+    return state_BMQX.flatten(1, 2)[:, :length]
+
+
+def _states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
+    """All states; may overwrite ``input_BLX``. By chunks on a GPU, where every step is a launch."""
+    if decay_BLX.device.type != "cpu":
+        return _states_by_chunks(decay_BLX, input_BLX)
+    steps = list(zip(decay_BLX.unbind(1), input_BLX.unbind(1), strict=True))
+    for (_, before_BX), (decay_BX, state_BX) in pairwise(steps):
+        state_BX.addcmul_(decay_BX, before_BX)
+    return input_BLX
+
+
+def gradients_with_graph(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again, for the backward of an autograd function under ``create_graph``.
+
+    PyTorch's ``once_differentiable`` is no guard: ``autograd.grad`` never visits its error and drops the term in silence.
+    """
+    with torch.enable_grad():
+        # A tensor may be given as two inputs; the views tell them apart.
+        apart = [x.view_as(x) for x in inputs]
+        wanted = [x for x in apart if x.requires_grad]
+        found = iter(torch.autograd.grad(function(*apart), wanted, grad_y, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in apart]
 
 
 class _Recurrence(torch.autograd.Function):
@@ -135,24 +253,22 @@ class _Recurrence(torch.autograd.Function):
         # D is the last axis: all products with C and B then run along contiguous memory, 2 to 3 times faster.
         decay_BLND = torch.mul(dt_BLD.unsqueeze(2), A_ND).exp_()
         state_BLND = torch.mul((dt_BLD * u_BLD).unsqueeze(2), B_BLN.unsqueeze(3))
-        # In place: the tensor holds the input of every step and is turned into the state of every step.
-        steps = list(zip(decay_BLND.unbind(1), state_BLND.unbind(1), strict=True))
-        for (_, before_BND), (decay_BND, state_BND) in pairwise(steps):
-            state_BND.addcmul_(decay_BND, before_BND)
-        ctx.save_for_backward(u_BLD, dt_BLD, A_ND, B_BLN, C_BLN, decay_BLND, state_BLND)
+        state_BLND = _states(decay_BLND, state_BLND)
+        ctx.save_for_backward(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND)
         return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_y_BLD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad_y_BLD: Tensor) -> tuple[Tensor | None, ...]:
         """Run the recurrence of the gradients from the last token to the first."""
-        u_BLD, dt_BLD, A_ND, B_BLN, C_BLN, decay_BLND, state_BLND = ctx.saved_tensors
+        u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(gradients_with_graph(_outputs, ctx.saved_tensors[:5], grad_y_BLD))
+        A_ND = A_DN.t()
         grad_C_BLN = torch.matmul(state_BLND, grad_y_BLD.unsqueeze(3)).squeeze(3)
         # grad_h_t = C_t grad_y_t + decay_{t+1} grad_h_{t+1}
         grad_BLND = torch.mul(grad_y_BLD.unsqueeze(2), C_BLN.unsqueeze(3))
-        steps = list(zip(decay_BLND.unbind(1), grad_BLND.unbind(1), strict=True))
-        for (decay_BND, later_BND), (_, grad_BND) in pairwise(reversed(steps)):
-            grad_BND.addcmul_(decay_BND, later_BND)
+        later_BLND = torch.cat([decay_BLND[:, 1:], torch.ones_like(decay_BLND[:, :1])], 1)
+        grad_BLND = _states(later_BLND.flip(1), grad_BLND.flip(1)).flip(1)
         grad_B_BLN = torch.matmul(grad_BLND, (dt_BLD * u_BLD).unsqueeze(3)).squeeze(3)
         grad_dtu_BLD = torch.matmul(B_BLN.unsqueeze(2), grad_BLND).squeeze(2)
         # Gradient of dt_t A: grad_h_t * decay_t * h_{t-1}, 0 for the first token, whose state before is 0.
@@ -163,17 +279,20 @@ class _Recurrence(torch.autograd.Function):
         return grad_dtu_BLD * dt_BLD, grad_dt_BLD, grad_A_DN, grad_B_BLN, grad_C_BLN
 
 
-def causal_conv(x_BDL: Tensor, weight_D1W: Tensor, bias_D: Tensor) -> Tensor:
-    """Depthwise convolution over L that looks only back (left padding), followed by SiLU. Returns (B, D, L)."""
-    if scan_backend(x_BDL.device) == "mamba-ssm" and x_BDL.dtype != torch.float64:
+def causal_conv(x_BDL: Tensor, weight_D1W: Tensor, bias_D: Tensor, *, reverse: bool = False) -> Tensor:
+    """Depthwise convolution over L that looks only back, or only ahead with ``reverse``; then SiLU. (B, D, L)."""
+    if x_BDL.dtype != torch.float64 and scan_choice(x_BDL.device).name == "mamba-ssm":
         same = x_BDL.dtype
+        x_BDL = x_BDL.flip(-1) if reverse else x_BDL
         y_BDL: Tensor = kernel_status()[1](x_BDL, weight_D1W.squeeze(1).to(same), bias_D.to(same), activation="silu")
-        return y_BDL
+        return y_BDL.flip(-1) if reverse else y_BDL
     width, length = weight_D1W.shape[-1], x_BDL.shape[-1]
-    # Four shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long.
-    padded_BDL = F.pad(x_BDL, (width - 1, 0))
-    weight_DW1 = weight_D1W.transpose(1, 2)
-    y_BDL = bias_D.unsqueeze(-1)
+    # Shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long; in
+    # (B, L, D), which is how linear layers leave and take tokens.
+    padded_BLD = F.pad(x_BDL.transpose(1, 2), (0, 0, 0, width - 1) if reverse else (0, 0, width - 1, 0))
+    weight_DW = weight_D1W.squeeze(1)
+    y_BLD = bias_D
     for k in range(width):
-        y_BDL = y_BDL + weight_DW1[:, k] * padded_BDL[..., k : k + length]
-    return F.silu(y_BDL)
+        first = width - 1 - k if reverse else k
+        y_BLD = y_BLD + weight_DW[:, k] * padded_BLD[:, first : first + length]
+    return F.silu(y_BLD).transpose(1, 2)

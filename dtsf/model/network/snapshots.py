@@ -15,7 +15,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["choose_cells", "choose_partners", "separate", "snapshots", "thumbnails"]
+__all__ = ["choose_cells", "choose_partners", "motion_energy", "separate", "snapshots", "thumbnails"]
 
 Content = Literal["frame", "dynamic"]
 
@@ -36,6 +36,22 @@ def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
 
 
+def motion_energy(x_BVTHWC: Tensor) -> Tensor:
+    """How far each place of each frame is from its temporal mean, over the mean of that in the clip.
+
+    Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
+    difference, which room and clothes decide, is left out, and so is its size in the clip, which contrast decides.
+
+    Returns:
+        (B, V, T, H, W, 1), 1 in the mean of a clip; 0 where nothing moves at all.
+
+    """
+    distance_BVTHW1 = separate(x_BVTHWC)[1].norm(dim=-1, keepdim=True)
+    mean_BV1111 = distance_BVTHW1.mean((2, 3, 4), keepdim=True)
+    energy_BVTHW1: Tensor = distance_BVTHW1 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
+    return energy_BVTHW1
+
+
 def snapshots(
     x_BVTHWC: Tensor,
     mask_BV: Tensor,
@@ -43,6 +59,7 @@ def snapshots(
     training: bool,
     anchor: Content = "dynamic",
     pasted: Content | Literal["none"] = "dynamic",
+    places: Literal["random", "corners"] = "random",
 ) -> Tensor:
     """Paste three thumbnails of a partner view into every frame of every view.
 
@@ -55,6 +72,8 @@ def snapshots(
             minus the clip's temporal mean: choose it for frozen embeddings, where plain frames make a model
             learn the room (measured: docs/results.md).
         pasted: What the thumbnails show, or ``none`` to paste nothing.
+        places: Where training pastes; evaluation always takes the fixed corners. ``random``, as the figure says, hides
+            the actor at times; ``corners`` never does: choose it where actors stand in the middle of the picture.
 
     Returns:
         Canvases of the same shape. With one view present the partner is the view itself.
@@ -65,7 +84,7 @@ def snapshots(
     if pasted == "none":
         return canvas_BVTHWC
     partner_BV = choose_partners(mask_BV, training=training)
-    cells_BVS = choose_cells(mask_BV, training=training)
+    cells_BVS = choose_cells(mask_BV, training=training and places == "random")
     source_BVTHWC = dynamic_BVTHWC if pasted == "dynamic" else x_BVTHWC
     thumbs_BVTShwC = thumbnails(source_BVTHWC, partner_BV)
     return _paste(canvas_BVTHWC, thumbs_BVTShwC, cells_BVS)

@@ -120,7 +120,13 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
     if saved is None or saved.shape[0] != n_classes:
         held = "no head" if saved is None else f"{saved.shape[0]} classes"
         raise CheckpointError(f"the checkpoint's weights hold {held}, its state.json names {n_classes} classes")
-    net = DTSFNet(state.recipe.model, channels=state.spec.channels, canvas=state.spec.grid, n_classes=n_classes)
+    net = DTSFNet(
+        state.recipe.model,
+        channels=state.spec.channels,
+        canvas=state.spec.grid,
+        n_classes=n_classes,
+        n_views=len(state.info.view_names),
+    )
     try:
         net.load_state_dict(checkpoint.weights)
     except RuntimeError as error:

@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
+    from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.augment import AugmentConfig
 
-__all__ = ["Batch", "Groups", "channel_deviation", "evaluation_batches", "load_groups", "training_batches"]
+__all__ = [
+    "Batch",
+    "Groups",
+    "canvas_mean",
+    "channel_deviation",
+    "evaluation_batches",
+    "load_groups",
+    "training_batches",
+]
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,12 @@ class Batch:
     x_BVTHWC: Tensor
     mask_BV: Tensor
     label_B: Tensor
+    row_BV: Tensor
+    """Row of each view's clip in the groups' embeddings; meaningless where the mask is False."""
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device."""
-        return Batch(self.x_BVTHWC.to(device), self.mask_BV.to(device), self.label_B.to(device))
+        return Batch(self.x_BVTHWC.to(device), self.mask_BV.to(device), self.label_B.to(device), self.row_BV.to(device))
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,8 @@ class Groups:
     label_G: Tensor
     names: tuple[str, ...]
     """Of the groups."""
+    scene_N: Tensor | None = None
+    """Number of each clip's background, from 0; None where the data set does not name every clip's."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,7 +78,7 @@ class Groups:
         row_GV = torch.where(keep_V, self.row_GV, torch.full_like(self.row_GV, -1))
         stays_G = (row_GV >= 0).any(1)
         names = tuple(name for name, stays in zip(self.names, stays_G.tolist(), strict=True) if stays)
-        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names)
+        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names, self.scene_N)
 
 
 def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
@@ -85,7 +98,15 @@ def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
         for view, row in by_group[name].items():
             row_GV[g, view - 1] = row
     label_G = torch.tensor([labels[name] for name in names], dtype=torch.int64)
-    return Groups(embeddings_NFPC.view(N, F, grid, grid, C), row_GV, label_G, names)
+    return Groups(embeddings_NFPC.view(N, F, grid, grid, C), row_GV, label_G, names, _scenes(clips))
+
+
+def _scenes(clips: Sequence[Clip]) -> Tensor | None:
+    named = [clip.background for clip in clips if clip.background is not None]
+    if not clips or len(named) < len(clips):
+        return None
+    numbers = {name: k for k, name in enumerate(sorted(set(named)))}
+    return torch.tensor([numbers[name] for name in named], dtype=torch.int64)
 
 
 def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
@@ -112,6 +133,17 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
     return variance_C.clamp(min=1e-12).sqrt().float()
 
 
+@torch.no_grad()
+def canvas_mean(net: DTSFNet, groups: Groups) -> Tensor:
+    """Mean of every place of the canvas over all frames of the clips that ``groups`` use. (H, W, C), float32."""
+    total, count = torch.zeros(()), 0
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
+        clips_PTHWC = net.canvas(batch.x_BVTHWC)[batch.mask_BV]
+        total = total + clips_PTHWC.sum((0, 1))
+        count += clips_PTHWC.shape[0] * clips_PTHWC.shape[1]
+    return total / count
+
+
 def training_batches(
     groups: Groups, batch_size: int, n_frames: int, pace: float, augment: AugmentConfig, scale_C: Tensor
 ) -> Iterator[Batch]:
@@ -136,7 +168,7 @@ def training_batches(
             x_BVTHWC = x_BVTHWC + augment.noise * scale_C * torch.randn_like(x_BVTHWC)
         if augment.view_drop:
             mask_BV = drop_views(mask_BV, augment.view_drop)
-        yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B])
+        yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B], row_BV)
 
 
 def evaluation_batches(groups: Groups, batch_size: int, n_frames: int, pace: float) -> Iterator[Batch]:
@@ -144,7 +176,7 @@ def evaluation_batches(groups: Groups, batch_size: int, n_frames: int, pace: flo
     for chosen_B in torch.arange(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
         moment_BVT = evenly_spaced(n_frames).expand(*row_BV.shape, n_frames)
-        yield Batch(_read_views(groups, row_BV, moment_BVT, pace), row_BV >= 0, groups.label_G[chosen_B])
+        yield Batch(_read_views(groups, row_BV, moment_BVT, pace), row_BV >= 0, groups.label_G[chosen_B], row_BV)
 
 
 def _read_views(groups: Groups, row_BV: Tensor, moment_BVT: Tensor, pace: float) -> Tensor:

@@ -11,22 +11,25 @@ import json
 import math
 import platform
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from dtsf.model.training.data import channel_deviation, training_batches
+from dtsf.model.training.data import canvas_mean, channel_deviation, training_batches
+from dtsf.model.training.debias import make_debiaser
+from dtsf.model.training.initialise import load_initial_weights
 from dtsf.model.training.losses import dtsf_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from dtsf.cache.spec import CacheSpec, DatasetInfo
     from dtsf.model.training.data import Groups
@@ -59,6 +62,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    initial: dict[str, Tensor] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> DTSFNet:
     """Train a network and leave checkpoints in ``run/last`` and a line a step in ``run/log.jsonl``.
@@ -73,6 +77,8 @@ def fit(
         seed: Of everything random.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``.
         resume: Go on from ``run/last``.
+        initial: Weights that the encoder starts from, as :func:`.initialise.read_initial_weights` reads them; what
+            became of each is written to ``run/init.json``.
         on_epoch: Called after each epoch.
 
     Returns:
@@ -90,11 +96,27 @@ def fit(
     # Fabric's own logger would print; one process is all that this version starts.
     fabric = Fabric(accelerator=device, devices=1, precision=train.precision)
     torch.manual_seed(seed)
-    net = DTSFNet(recipe.model, channels=spec.channels, canvas=spec.grid, n_classes=len(info.class_names))
-    deviation_C = channel_deviation(groups, dynamic=recipe.model.anchor == "dynamic")
+    net = DTSFNet(
+        recipe.model,
+        channels=spec.channels,
+        canvas=spec.grid,
+        n_classes=len(info.class_names),
+        n_views=len(info.view_names),
+    )
+    if initial is not None and not resume:
+        report = load_initial_weights(net.encoder, initial)
+        (run / "init.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
+    deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
+    if recipe.model.canvas == "energy":
+        net.energy_mean_HW1.copy_(canvas_mean(net, groups))
+    debiaser = make_debiaser(
+        recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
+    ).to(fabric.device)
+    trained = nn.ModuleDict({"net": net, "debiaser": debiaser})
     optimizer = torch.optim.AdamW(
-        parameter_groups(net, train.weight_decay), lr=train.lr, betas=(0.9, train.beta2), foreach=False
+        parameter_groups(trained, train.weight_decay), lr=train.lr, betas=(0.9, train.beta2), foreach=False
     )
     model, optimizer = fabric.setup(net, optimizer)
     average = {name: x.detach().clone() for name, x in net.state_dict().items()} if train.ema else None
@@ -110,7 +132,7 @@ def fit(
         versions=versions(),
     )
     if resume:
-        state = _restore(run / "last", state, net, optimizer, average)
+        state = _restore(run / "last", state, net, debiaser, optimizer, average)
     n_steps = train.epochs * math.ceil(len(groups) / train.batch_size)
     with _open_log(run / "log.jsonl", state.step) as log:
         for epoch in range(state.epoch, train.epochs):
@@ -125,9 +147,11 @@ def fit(
                 lr = train.lr * schedule(step, n_steps, train.warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
-                batch = batch.to(fabric.device)
+                batch = debiaser.prepare(batch.to(fabric.device))
                 output = model(batch.x_BVTHWC, batch.mask_BV)
                 losses = dtsf_loss(output, batch.label_B, recipe.loss, epoch)
+                extra = debiaser.losses(batch, output)
+                losses |= extra | {"loss": losses["loss"] + sum(extra.values())}
                 optimizer.zero_grad()
                 fabric.backward(losses["loss"])
                 fabric.clip_gradients(model, optimizer, max_norm=train.clip_norm)
@@ -143,7 +167,7 @@ def fit(
                 log.write(json.dumps(line | {name: x.item() for name, x in losses.items()}) + "\n")
             state = state.model_copy(update={"epoch": epoch + 1, "step": step})
             log.flush()
-            _save(run / "last", state, net, optimizer, average)
+            _save(run / "last", state, net, debiaser, optimizer, average)
             if on_epoch is not None:
                 loss, accuracy, uncertain = (sums / len(groups)).tolist()
                 on_epoch(EpochReport(epoch + 1, train.epochs, loss, accuracy, uncertain, time.monotonic() - begun))
@@ -189,10 +213,11 @@ def _save(
     folder: Path,
     state: RunState,
     net: nn.Module,
+    debiaser: nn.Module,
     optimizer: Any,
     average: dict[str, Tensor] | None,
 ) -> None:
-    kept = {"optimizer": optimizer.state_dict()}
+    kept = {"optimizer": optimizer.state_dict(), "debiaser": debiaser.state_dict()}
     if average is not None:
         kept["raw"] = net.state_dict()
     save_checkpoint(folder, state, average if average is not None else net.state_dict(), kept)
@@ -202,6 +227,7 @@ def _restore(
     folder: Path,
     fresh: RunState,
     net: nn.Module,
+    debiaser: nn.Module,
     optimizer: Any,
     average: dict[str, Tensor] | None,
 ) -> RunState:
@@ -217,6 +243,7 @@ def _restore(
         for name, x in checkpoint.weights.items():
             average[name].copy_(x)
     net.load_state_dict(checkpoint.optimizer["raw"] if average is not None else checkpoint.weights)
+    debiaser.load_state_dict(checkpoint.optimizer.get("debiaser", {}))
     optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
     return state
 

@@ -8,11 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dtsf.errors import ConfigError
 from dtsf.model.network.dtsfnet import ModelConfig
 from dtsf.model.training.augment import AugmentConfig
+from dtsf.model.training.debias import DebiasConfig
 from dtsf.model.training.losses import LossConfig
 
 if TYPE_CHECKING:
@@ -56,7 +57,17 @@ class Recipe(BaseModel):
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
+    debias: DebiasConfig = DebiasConfig()
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        if self.debias.method == "stillmix" and self.model.anchor == "dynamic":
+            raise ValueError(
+                'debias.method "stillmix" mixes in a still frame, which model.anchor "dynamic" takes out again: '
+                "--set model.anchor=frame"
+            )
+        return self
 
 
 def recipe_names() -> list[str]:
@@ -126,7 +137,8 @@ def _explain(error: ValidationError, source: str) -> str:
             near = difflib.get_close_matches(where, _all_keys(), n=1, cutoff=0.5)
             lines.append(f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         else:
-            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}")
+            # What concerns several keys has no place of its own, and its message names them.
+            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}" if where else problem["msg"])
     return f"recipe {source}: " + "; ".join(lines)
 
 
@@ -135,6 +147,7 @@ def _all_keys() -> list[str]:
         "model": ModelConfig,
         "loss": LossConfig,
         "augment": AugmentConfig,
+        "debias": DebiasConfig,
         "train": TrainConfig,
     }
     return [*sections, *(f"{section}.{key}" for section, config in sections.items() for key in config.model_fields)]

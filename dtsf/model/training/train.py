@@ -15,6 +15,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.data import load_groups
 from dtsf.model.training.evaluation import Evaluation, evaluate
+from dtsf.model.training.initialise import read_initial_weights
 from dtsf.model.training.loop import fit, versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe
@@ -51,6 +52,7 @@ def train(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    init: Path | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
@@ -66,6 +68,7 @@ def train(
         seed: Of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         resume: Go on with the newest checkpoint of ``run``.
+        init: VideoMamba checkpoint that the encoder starts from; see :mod:`dtsf.model.training.initialise`.
         on_start: Called once everything is checked and before the first step.
         on_epoch: Called after each epoch.
 
@@ -76,12 +79,16 @@ def train(
     rule = parse_protocol(protocol, data.info.dataset)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
     _check_device(device)
+    if init is not None and resume:
+        raise ConfigError("--init and --resume exclude each other: a resumed run goes on from its own weights")
+    initial = read_initial_weights(init, settings.model) if init is not None else None
     folder = _run_folder(run, f"{data.info.name}-{rule}-seed{seed}", resume)
     if on_start is not None:
         on_start(folder, data, split, settings)
     begun = time.monotonic()
     document = {
         "data": {"cache": str(cache.absolute()), "dataset": data.info.name, "protocol": str(rule), "seed": seed}
+        | ({"init": str(init.absolute())} if init is not None else {})
     }
     (folder / "config.toml").write_text(tomli_w.dumps(document | settings.model_dump(mode="json")), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
@@ -95,6 +102,7 @@ def train(
         seed=seed,
         device=device,
         resume=resume,
+        initial=initial,
         on_epoch=on_epoch,
     )
     evaluation = evaluate(net, data, rule, seed=seed)

@@ -1,0 +1,97 @@
+"""Debiasing beside TSM, chosen by ``[debias] method``: none, or a peer's way. The peers are in ``debias_*.py``.
+
+A debiaser is made from the training groups before the first step. It may change a batch, and may add terms to the
+loss, with weights of its own that are trained along and kept with the optimiser's state; the network knows nothing of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from dtsf.model.training.debias_hsic import Hsic
+from dtsf.model.training.debias_stillmix import StillMix
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dtsf.model.network.dtsfnet import Output
+    from dtsf.model.training.data import Batch, Groups
+
+__all__ = ["DebiasConfig", "Debiaser", "make_debiaser"]
+
+
+class DebiasConfig(BaseModel):
+    """How training is kept from learning the room. Recipes hold it as ``[debias]``; evaluation uses none of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["none", "hsic", "stillmix"] = "none"
+    """``hsic``: Kobayashi et al., independence of a biased stream, and a scene loss. ``stillmix``: Li et al., still
+    frames that betray the action are mixed into clips; needs ``model.anchor = frame``."""
+    hsic: float = Field(default=1.0, ge=0)
+    """Weight of the dependence between the network's features and the biased stream's."""
+    scene: float = Field(default=0.1, ge=0)
+    """Weight of the scene loss; 0 turns the scene classifiers off."""
+    scenes: int = Field(default=8, ge=2)
+    """Scenes to tell apart where the data set does not name its backgrounds: clusters of static embeddings."""
+    bank: int = Field(default=1024, ge=1)
+    """Still frames that StillMix draws from."""
+    confident: float = Field(default=0.5, gt=0, le=1)
+    """Share of all training frames, those that betray the action most, that the bank is drawn from."""
+    mix: float = Field(default=0.5, ge=0, le=1)
+    """Probability that a clip is mixed with a still frame."""
+    beta: float = Field(default=200.0, gt=0)
+    """A clip keeps a share of itself drawn from Beta(beta, beta): at 200 nearly one half."""
+
+
+class Debiaser(Protocol):
+    """What the training loop asks of a method. Implementations are modules."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Change a batch before the network sees it."""
+
+    def losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
+        """Terms to add to the loss, by name, already weighted."""
+
+
+class Nothing(nn.Module):
+    """No debiasing."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Change nothing."""
+        return batch
+
+    def losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:  # noqa: ARG002
+        """Add nothing."""
+        return {}
+
+
+def make_debiaser(
+    config: DebiasConfig, groups: Groups, *, width: int, n_classes: int, seed: int
+) -> Nothing | Hsic | StillMix:
+    """Make the chosen debiaser from the training groups; the same for the same seed.
+
+    Args:
+        config: Which, and its numbers.
+        groups: Training groups, with their scenes where the data set names backgrounds.
+        width: D of the network's features.
+        n_classes: K.
+        seed: Of clusters, reference model and bank.
+
+    """
+    if config.method == "hsic":
+        return Hsic(groups, width, n_classes, hsic=config.hsic, scene=config.scene, scenes=config.scenes, seed=seed)
+    if config.method == "stillmix":
+        return StillMix(
+            groups,
+            n_classes,
+            bank=config.bank,
+            confident=config.confident,
+            probability=config.mix,
+            beta=config.beta,
+            seed=seed,
+        )
+    return Nothing()

@@ -1,0 +1,251 @@
+"""A child process that decodes, so that what a video does to the decoder it does not do to the run.
+
+decord can hang while it holds the GIL, and can crash: both end the process they happen in. So decoding has a process of
+its own with a deadline for every clip; a child that is lost costs the clip it was at, and the next clip gets a new one.
+
+Frames cross by shared memory (two slots: the child fills one while the parent embeds the other), everything else as a
+line of JSON a clip. The child is a plain ``subprocess``: dask's workers may have no children of ``multiprocessing``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from dtsf.cache.records import Verdict
+from dtsf.errors import DataError, VideoError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+__all__ = ["DecodeRequest", "Decoder", "decode_all"]
+
+SLOTS = 2
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """One clip to decode."""
+
+    path: Path
+    start: float | None = None
+    end: float | None = None
+
+
+class Decoder:
+    """Decodes clips in a child process. Use it as a context manager; it lives as long as a shard.
+
+    Args:
+        n_frames: F.
+        size: Side of the square pictures, in pixels.
+        deadline: Seconds that one clip may take. Choose more for hour-long files with one key frame.
+        check: ``fast``, or ``full`` to decode every frame and refuse clips with frames that the codec flags.
+
+    """
+
+    def __init__(self, n_frames: int, size: int, *, deadline: float = 60.0, check: str = "fast") -> None:
+        self.shape = (n_frames, size, size, 3)
+        self.deadline = deadline
+        self.check = check
+        self._child: subprocess.Popen[bytes] | None = None
+        self._asked: tuple[DecodeRequest, int, float] | None = None
+        self._slot = 0
+        self._buffer = b""
+        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
+        # The file has no name and is gone with its last process, however that ends.
+        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+        n_bytes = int(np.prod(self.shape))
+        try:
+            # Claims the room now: a sparse file on a full /dev/shm would kill the process with SIGBUS later.
+            os.posix_fallocate(self._file.fileno(), 0, SLOTS * n_bytes)
+        except OSError as error:
+            self._file.close()
+            raise DataError(
+                f"no room for {SLOTS * n_bytes >> 20} MB of frames in {folder or tempfile.gettempdir()}: "
+                f"{error.strerror}. Free some, or use fewer --workers"
+            ) from error
+        self._map = mmap.mmap(self._file.fileno(), SLOTS * n_bytes)
+        self._frames = np.frombuffer(self._map, np.uint8).reshape(SLOTS, *self.shape)
+
+    def __enter__(self) -> Decoder:
+        self._start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()
+        del self._frames
+        with contextlib.suppress(BufferError):
+            self._map.close()  # an exception's traceback may still hold a view
+        self._file.close()
+
+    def send(self, request: DecodeRequest) -> None:
+        """Ask for a clip; the answer to the one before must have been received. Its frames stay valid meanwhile."""
+        if self._asked is not None:
+            raise RuntimeError("one clip at a time: receive() first")
+        self._slot = (self._slot + 1) % SLOTS
+        line = {"path": os.fspath(request.path), "start": request.start, "end": request.end, "slot": self._slot}
+        if self._child is None or self._child.poll() is not None:
+            self._stop()
+            self._start()
+        assert self._child is not None
+        assert self._child.stdin is not None
+        self._asked = (request, self._slot, time.monotonic())
+        # Dying at this very moment, the child is missed when its answer is read.
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(json.dumps(line).encode() + b"\n")
+            self._child.stdin.flush()
+
+    def receive(self) -> tuple[np.ndarray, dict[str, Any]]:
+        """The frames of the clip that was asked for, (F, size, size, 3) uint8, and what is known of it.
+
+        Raises:
+            VideoError: The clip cannot be used; the verdict says why.
+
+        """
+        if self._asked is None:
+            raise RuntimeError("nothing was asked for: send() first")
+        (request, slot, begun), self._asked = self._asked, None
+        answer: dict[str, Any] = json.loads(self._read_line(request, begun))
+        if "error" in answer:
+            raise VideoError(answer["error"], Verdict(answer["verdict"]))
+        return self._frames[slot], answer
+
+    def _read_line(self, request: DecodeRequest, begun: float) -> bytes:
+        assert self._child is not None
+        assert self._child.stdout is not None
+        pipe = self._child.stdout.fileno()
+        while b"\n" not in self._buffer:
+            # An answer that is there already counts, however late it is fetched.
+            left = max(0.0, self.deadline - (time.monotonic() - begun))
+            if not select.select([pipe], [], [], left)[0]:
+                self._stop()
+                raise VideoError(
+                    f"{request.path}: not decoded in {self.deadline:g} s; if it is only long, give more --deadline",
+                    Verdict.TIMEOUT,
+                )
+            part = os.read(pipe, 65536)
+            if not part:
+                code = self._child.wait()
+                self._stop()
+                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                raise VideoError(f"{request.path}: the decoder crashed ({how})", Verdict.CRASHED)
+            self._buffer += part
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return line
+
+    def _start(self) -> None:
+        self._buffer = b""
+        settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
+        # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
+        self._child = subprocess.Popen(
+            [sys.executable, "-m", "dtsf.pipeline.decoder", json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=[self._file.fileno()],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def _stop(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+
+def decode_all(
+    decoder: Decoder, requests: list[DecodeRequest]
+) -> Iterator[tuple[np.ndarray, dict[str, Any]] | VideoError]:
+    """Decode clips in order; while the caller works on one, the child decodes the next.
+
+    Yields:
+        Frames and facts as :meth:`Decoder.receive`, or the error of a clip that cannot be used. Frames are valid until
+        the next item is asked for.
+
+    """
+    if requests:
+        decoder.send(requests[0])
+    for k in range(len(requests)):
+        try:
+            item: tuple[np.ndarray, dict[str, Any]] | VideoError = decoder.receive()
+        except VideoError as error:
+            item = error
+        if k + 1 < len(requests):
+            decoder.send(requests[k + 1])
+        yield item
+
+
+def _serve() -> None:
+    """The child: a request a line in, an answer a line out, until the parent is gone."""
+    settings = json.loads(sys.argv[1])
+    _die_with_parent()
+    # A library that writes to stdout must not write into the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from dtsf.pipeline.video import decode_clip
+
+    n_frames, size = settings["n_frames"], settings["size"]
+    shape = (SLOTS, n_frames, size, size, 3)
+    shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            clip = decode_clip(
+                Path(request["path"]),
+                n_frames,
+                size,
+                start=request["start"],
+                end=request["end"],
+                check=settings["check"],
+            )
+        except VideoError as error:
+            answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}
+        else:
+            shared[request["slot"]] = clip.frames
+            answer = {
+                "frame_index": clip.frame_index.tolist(),
+                "verdict": clip.verdict.value,
+                "reason": clip.reason,
+                "declared_frames": clip.declared_frames,
+                "decoded_frames": clip.decoded_frames,
+            }
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _die_with_parent() -> None:
+    """Linux: a child that hangs would outlive a parent that was killed."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent_death_signal = 1
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve()

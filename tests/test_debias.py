@@ -1,0 +1,226 @@
+"""The peers' debiasing: each measured where its result is known, and each trains a real network that resumes."""
+
+import json
+
+import pytest
+import torch
+
+from dtsf.cache.records import Clip
+from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.errors import ConfigError
+from dtsf.model.training.data import Groups, _scenes, evaluation_batches, training_batches
+from dtsf.model.training.debias import DebiasConfig, make_debiaser
+from dtsf.model.training.debias_hsic import Hsic, cluster, dependence, reverse_gradient
+from dtsf.model.training.debias_stillmix import StillMix, frame_sureness
+from dtsf.model.training.loop import fit
+from dtsf.model.training.recipe import load_recipe
+
+CLASSES, ROOMS, VIEWS = 3, 2, 2
+INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))
+SPEC = CacheSpec(decoder="none", frames=4, size=32, grid=3, encoder="none", weights_hash="0", channels=6)
+SMALL = ["model.width=16", "model.depth=1", "model.frames=4", "model.patch=3", "model.reduce=4", "train.batch_size=6"]
+QUICK = ["train.lr=0.01", "loss.kl=0.0", "train.epochs=30", "augment.view_drop=0.0"]
+
+
+@pytest.fixture
+def groups():
+    """Eighteen groups: the class's channel moves, channel 5 stands still by the room; one view is missing."""
+    torch.manual_seed(0)
+    label = torch.arange(18) % CLASSES
+    room = torch.arange(18 * VIEWS) % ROOMS
+    x = 0.1 * torch.randn(18 * VIEWS, 4, 3, 3, 6)
+    moving = torch.nn.functional.one_hot(label.repeat_interleave(VIEWS), 6)
+    x += moving[:, None, None, None] * torch.linspace(-1, 1, 4)[:, None, None, None]
+    x[..., 5] += 3.0 * room[:, None, None, None]
+    rows = torch.arange(18 * VIEWS).view(18, VIEWS)
+    rows[3, 1] = -1
+    return Groups(x.half(), rows, label, tuple(f"g{k:02}" for k in range(18)))
+
+
+def train(groups, run, *overrides, resume=False):
+    recipe = load_recipe("default", [*SMALL, *overrides])
+    run.mkdir(exist_ok=True)
+    net = fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=run, resume=resume, device="cpu")
+    return net, [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def assert_learned(log):
+    """By heart, from chance (a third)."""
+    first, last = ([line["accuracy"] for line in part] for part in (log[:3], log[-3:]))
+    assert sum(last) / 3 > 0.8 > sum(first) / 3
+    assert sum(line["loss"] for line in log[-3:]) < 0.7 * sum(line["loss"] for line in log[:3])
+
+
+def test_dependence_is_tr_khlh_and_tells_dependent_from_independent():
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
+
+    def kernel(z):
+        square = torch.cdist(z, z).square()
+        return torch.exp(-square / square[torch.triu(torch.ones(40, 40), 1).bool()].median())
+
+    H = torch.eye(40, dtype=torch.float64) - 1 / 40
+    torch.testing.assert_close(dependence(x, y), torch.trace(kernel(x) @ H @ kernel(y) @ H) / 39**2)
+    assert dependence(x, 2 - x) > 4 * dependence(x, y) > 0
+    assert abs(dependence(x, torch.ones(40, 1, dtype=torch.float64)).item()) < 1e-15
+    assert dependence(x[:1], y[:1]) == 0
+
+
+def test_dependence_can_be_learned_away_even_from_equal_points():
+    torch.manual_seed(0)
+    y = torch.randn(32, 2)
+    x = y.clone().requires_grad_()
+    assert torch.autograd.grad(dependence(torch.zeros(4, 2, requires_grad=True) + x[:1], y[:4]), x)[0].isfinite().all()
+    before = dependence(x, y).item()
+    optimizer = torch.optim.Adam([x], lr=0.05)
+    for _ in range(100):
+        optimizer.zero_grad()
+        dependence(x, y).backward()
+        optimizer.step()
+    assert dependence(x, y).item() < 0.3 * before
+
+
+def test_reversed_gradient():
+    x = torch.tensor([2.0], requires_grad=True)
+    (reverse_gradient(x) ** 2).backward()
+    assert x.grad.item() == -4.0
+
+
+def test_clusters_are_the_rooms_and_repeat():
+    torch.manual_seed(0)
+    room = torch.arange(30) % 3
+    x = torch.randn(30, 4) + 20.0 * torch.eye(4)[room]
+    found = cluster(x, 3, torch.Generator().manual_seed(5))
+    assert len({(int(a), int(b)) for a, b in zip(room, found, strict=True)}) == 3
+    assert torch.equal(found, cluster(x, 3, torch.Generator().manual_seed(5)))
+    assert cluster(x[:2], 8, torch.Generator().manual_seed(0)).max() < 2
+    assert cluster(torch.zeros(5, 2), 3, torch.Generator().manual_seed(0)).max() < 3  # all the same point
+
+
+def test_scenes_are_the_backgrounds_only_where_every_clip_names_one():
+    clips = [
+        Clip(id=str(k), path="p", label=0, raw_label="0", group="g", view=1, background=name)
+        for k, name in enumerate(["kitchen", "hall", "kitchen"])
+    ]
+    assert _scenes(clips).tolist() == [1, 0, 1]
+    assert _scenes([*clips, clips[0].model_copy(update={"background": None})]) is None
+
+
+def test_hsic_names_scenes_by_background_or_by_clusters_of_what_stands_still(groups):
+    room = torch.arange(18 * VIEWS) % ROOMS
+    by_cluster = Hsic(groups, 16, CLASSES, hsic=1, scene=1, scenes=ROOMS, seed=0).scene_N
+    used = groups.row_GV[groups.mask_GV]
+    assert len(set(zip(room[used].tolist(), by_cluster[used].tolist(), strict=True))) == ROOMS
+    named = Groups(groups.embeddings_NFHWC, groups.row_GV, groups.label_G, groups.names, room)
+    assert torch.equal(Hsic(named, 16, CLASSES, hsic=1, scene=1, scenes=8, seed=0).scene_N, room)
+
+
+@pytest.mark.parametrize("average", [0.0, 0.5])
+def test_hsic_trains_both_streams_and_resumes_to_the_same_bits(groups, tmp_path, average):
+    switches = ["debias.method=hsic", f"train.ema={average}", "train.epochs=4"]
+    whole, log = train(groups, tmp_path / "whole", *switches)
+    assert {"biased", "hsic", "scene"} <= set(log[0])
+    for line in log:
+        parts = line["evidence"] + line["cross"] + min(1, line["epoch"] / 10) * line["kl"] + line["views"]
+        assert line["loss"] == pytest.approx(parts + line["biased"] + line["hsic"] + line["scene"], rel=1e-4)
+    # The biased stream is fed what stands still, which says nothing of the class and everything of the room.
+    assert log[-1]["scene"] < log[0]["scene"]
+
+    class Killed(Exception):
+        pass
+
+    def kill(report):
+        if report.epoch == 2:
+            raise Killed
+
+    recipe = load_recipe("default", [*SMALL, *switches])
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(Killed):
+        fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=tmp_path / "cut", device="cpu", on_epoch=kill)
+    resumed, again = train(groups, tmp_path / "cut", *switches, resume=True)
+    assert again == log
+    assert all(torch.equal(x, resumed.state_dict()[name]) for name, x in whole.state_dict().items())
+
+
+def test_hsic_lowers_what_the_features_say_of_the_room(groups, tmp_path):
+    room = (torch.arange(18 * VIEWS) % ROOMS)[groups.row_GV[groups.mask_GV]]
+    one_hot = torch.nn.functional.one_hot(room).float()
+
+    def left(weight):
+        switches = ["debias.method=hsic", f"debias.hsic={weight}", "debias.scene=0.0", "train.batch_size=18"]
+        switches += ["model.anchor=frame", "model.pasted=none", "model.views=apart", "train.epochs=40", "train.lr=0.01"]
+        net, _ = train(groups, tmp_path / str(weight), *switches)
+        with torch.inference_mode():
+            batch = next(evaluation_batches(groups, 18, 4, 0.0))
+            feature = net(batch.x_BVTHWC, batch.mask_BV).view_feature_BVD[batch.mask_BV]
+        return dependence(feature, one_hot).item()
+
+    assert left(50.0) < 0.5 * left(0.0)
+
+
+def test_sure_frames_are_those_whose_still_picture_betrays_the_class():
+    torch.manual_seed(0)
+    label = torch.arange(60) % 3
+    x = torch.randn(60, 8)
+    x[:30] += 6.0 * torch.nn.functional.one_hot(label[:30], 8)  # only the first half shows it
+    sure = frame_sureness(x, label, 3)
+    assert sure[:30].mean() > sure[30:].mean() + 0.2
+    assert ((sure >= 0) & (sure <= 1)).all()
+
+
+def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
+    mixer = StillMix(groups, CLASSES, bank=5, confident=0.5, probability=1.0, beta=200.0, seed=0)
+    assert mixer.bank_SHWC.shape == (5, 3, 3, 6)
+    recipe = load_recipe("default", SMALL)
+    batch = next(training_batches(groups, 6, 4, 0.0, recipe.augment, torch.ones(6)))
+    torch.manual_seed(3)
+    mixed = mixer.prepare(batch)
+    assert torch.equal(mixed.label_B, batch.label_B)
+    for b, v in batch.mask_BV.nonzero().tolist():
+        x, y = batch.x_BVTHWC[b, v].flatten(1), mixed.x_BVTHWC[b, v].flatten(1)
+        moved, after = x[1:] - x[:-1], y[1:] - y[:-1]
+        keep = (moved * after).sum() / moved.square().sum()
+        torch.testing.assert_close(after, keep * moved, rtol=1e-3, atol=1e-4)  # the same frame at all times
+        assert 0.35 < keep < 0.65
+        still = ((y - keep * x) / (1 - keep)).mean(0)
+        distance = (mixer.bank_SHWC.flatten(1).float() - still).norm(dim=1)
+        assert distance.min() < 1e-2
+    unmixed = StillMix(groups, CLASSES, bank=5, confident=0.5, probability=0.0, beta=200.0, seed=0).prepare(batch)
+    assert torch.equal(unmixed.x_BVTHWC, batch.x_BVTHWC)
+
+
+def test_stillmix_trains(groups, tmp_path):
+    net, log = train(
+        groups, tmp_path / "run", "debias.method=stillmix", "model.anchor=frame", *QUICK, "train.epochs=60"
+    )
+    assert_learned(log)
+    assert "biased" not in log[0]
+    plain, _ = train(groups, tmp_path / "plain", "model.anchor=frame", *QUICK, "train.epochs=60")
+    assert not torch.equal(net.encoder.head.weight, plain.encoder.head.weight)
+
+
+def test_stillmix_that_the_network_could_not_see_is_refused():
+    with pytest.raises(ConfigError, match=r"--set model.anchor=frame"):
+        load_recipe("default", ["debias.method=stillmix"])
+
+
+def test_an_unknown_method_names_the_known_ones():
+    with pytest.raises(ConfigError, match="'none', 'hsic' or 'stillmix'"):
+        load_recipe("default", ["debias.method=albar"])
+
+
+def test_no_method_adds_nothing(groups):
+    debiaser = make_debiaser(DebiasConfig(), groups, width=16, n_classes=CLASSES, seed=0)
+    assert list(debiaser.parameters()) == []
+    assert debiaser.losses(None, None) == {}
+
+
+@pytest.mark.parametrize("fusion", ["mean", "concat", "tmc", "sfm"])
+def test_every_fusion_trains(groups, tmp_path, fusion):
+    _, log = train(groups, tmp_path / fusion, f"model.fusion={fusion}", *QUICK)
+    assert_learned(log)
+
+
+def test_msm_trains(groups, tmp_path):
+    _, log = train(groups, tmp_path / "msm", "model.motion=msm", *QUICK)
+    assert_learned(log)

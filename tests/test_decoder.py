@@ -1,0 +1,129 @@
+"""The decoder's process: whatever happens to it costs one clip, and nothing outlives the run."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from dtsf.cache.records import Verdict
+from dtsf.errors import VideoError
+from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
+from dtsf.pipeline.video import decode_clip
+
+
+@pytest.fixture(scope="module")
+def videos(make_video, tmp_path_factory):
+    root = tmp_path_factory.mktemp("decoder")
+    return [make_video(root / f"c{k}.avi", 8 + k, 64 + 2 * k, 48) for k in range(4)]
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """A pipe that nobody writes to: opening it never returns."""
+    path = tmp_path / "hanging.avi"
+    os.mkfifo(path)
+    return path
+
+
+def outcome(item):
+    return item.verdict if isinstance(item, VideoError) else Verdict(item[1]["verdict"])
+
+
+def child_of(decoder):
+    return decoder._child.pid
+
+
+def test_frames_and_facts_are_those_of_decoding_here(videos, tmp_path):
+    missing = tmp_path / "missing.avi"
+    requests = [DecodeRequest(path) for path in (*videos, missing)] + [DecodeRequest(videos[3], 0.1, 0.2)]
+    with Decoder(5, 96) as decoder:
+        for request, item in zip(requests, decode_all(decoder, requests), strict=True):
+            if request.path == missing:
+                assert outcome(item) == Verdict.UNREADABLE
+                assert str(missing) in str(item)
+                continue
+            expected = decode_clip(request.path, 5, 96, start=request.start, end=request.end)
+            frames, facts = item
+            np.testing.assert_array_equal(frames, expected.frames)
+            assert facts["frame_index"] == expected.frame_index.tolist()
+            assert (facts["declared_frames"], facts["decoded_frames"]) == (
+                expected.declared_frames,
+                expected.decoded_frames,
+            )
+            assert (facts["verdict"], facts["reason"]) == (expected.verdict.value, expected.reason)
+
+
+def test_a_hang_costs_its_clip_and_no_other(videos, hanging):
+    requests = [DecodeRequest(path) for path in (videos[0], hanging, videos[1], videos[2])]
+    with Decoder(4, 96, deadline=2.0) as decoder:
+        items = [outcome(item) for item in decode_all(decoder, requests)]
+    assert items == [Verdict.OK, Verdict.TIMEOUT, Verdict.OK, Verdict.OK]
+
+
+@pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_crash_costs_its_clip_and_no_other(videos, hanging, how):
+    requests = [DecodeRequest(path) for path in (videos[0], hanging, videos[1])]
+    with Decoder(4, 96, deadline=60) as decoder:
+        clips = decode_all(decoder, requests)
+        assert outcome(next(clips)) == Verdict.OK
+        threading.Timer(0.5, os.kill, (child_of(decoder), how)).start()
+        crashed = next(clips)
+        assert outcome(crashed) == Verdict.CRASHED
+        assert how.name in str(crashed)
+        assert outcome(next(clips)) == Verdict.OK
+
+
+def test_a_child_lost_between_clips_costs_nothing(videos):
+    with Decoder(4, 96) as decoder:
+        for path in videos[:2]:
+            decoder.send(DecodeRequest(path))
+            assert decoder.receive()[1]["verdict"] == "ok"
+            os.kill(child_of(decoder), signal.SIGKILL)
+            decoder._child.wait()
+
+
+def test_an_answer_that_came_in_time_counts_however_late_it_is_fetched(videos):
+    with Decoder(4, 96, deadline=3.0) as decoder:
+        decoder.send(DecodeRequest(videos[0]))
+        time.sleep(3.5)
+        assert decoder.receive()[1]["verdict"] == "ok"
+
+
+def test_frames_stay_while_the_next_clip_is_decoded(videos):
+    with Decoder(4, 96) as decoder:
+        decoder.send(DecodeRequest(videos[0]))
+        frames, _ = decoder.receive()
+        before = frames.copy()
+        decoder.send(DecodeRequest(videos[3]))
+        decoder.receive()
+        np.testing.assert_array_equal(frames, before)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's death")
+def test_a_hanging_child_dies_with_its_killed_parent(hanging):
+    script = (
+        "from pathlib import Path\n"
+        "from dtsf.pipeline.decoder import Decoder, DecodeRequest\n"
+        "decoder = Decoder(4, 96, deadline=600)\n"
+        f"decoder.send(DecodeRequest(Path({str(hanging)!r})))\n"
+        "print(decoder._child.pid, flush=True)\n"
+        "decoder.receive()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        time.sleep(1.0)
+        parent.kill()
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{child}"):
+            return
+        with open(f"/proc/{child}/stat") as stat:
+            if stat.read().split()[2] == "Z":  # dead, and no init here to bury it
+                return
+        time.sleep(0.1)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child outlived its parent")

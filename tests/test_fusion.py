@@ -1,0 +1,225 @@
+"""MSF and its peers: what must hold for any features, logits and masks; Dempster's rule against its closed form."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dtsf.errors import ConfigError
+from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.evidence import dirichlet, logits_of_evidence, uncertainty
+from dtsf.model.network.fusion import fuse_mean, fuse_msf
+from dtsf.model.network.fusion_concat import ConcatFusion
+from dtsf.model.network.fusion_sfm import SemanticCorrection
+from dtsf.model.network.fusion_tmc import combine_evidence, fuse_tmc
+from dtsf.model.network.motion_msm import sense_motion
+
+WIDTH, CLASSES = 8, 5
+
+
+def make(name):
+    torch.manual_seed(1)
+    learned = {"concat": ConcatFusion, "sfm": SemanticCorrection}
+    known = {"msf": fuse_msf, "mean": fuse_mean, "tmc": fuse_tmc}
+    return learned[name](WIDTH, 4).double() if name in learned else known[name]
+
+
+@st.composite
+def groups_of_views(draw):
+    """Features, logits and a mask of at least one view in every group, over many orders of magnitude."""
+    n_groups, n_views = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    scale = draw(st.sampled_from([1e-3, 1.0, 30.0, 1e4]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    feature = torch.randn(n_groups, n_views, WIDTH, dtype=torch.float64, generator=generator) * scale
+    logits = torch.randn(n_groups, n_views, CLASSES, dtype=torch.float64, generator=generator) * scale
+    mask = torch.rand(n_groups, n_views, generator=generator) < draw(st.sampled_from([0.3, 0.7, 1.0]))
+    stays = torch.randint(n_views, (n_groups, 1), generator=generator)
+    return feature, logits, mask.scatter(1, stays, True)
+
+
+ALL = ["msf", "mean", "concat", "tmc", "sfm"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(groups=groups_of_views())
+@settings(max_examples=60)
+def test_weights_are_zero_where_absent_and_sum_to_one(name, groups):
+    feature, logits, mask = groups
+    fused = make(name)(feature, logits, mask)
+    assert (fused.weights_BV[~mask] == 0).all()
+    assert (fused.weights_BV[mask] >= 0).all()
+    torch.testing.assert_close(fused.weights_BV.sum(1), torch.ones(len(mask), dtype=torch.float64))
+    assert fused.feature_BD.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ALL)
+@given(groups=groups_of_views())
+@settings(max_examples=30)
+def test_what_stands_in_the_place_of_an_absent_view_is_never_read(name, groups):
+    feature, logits, mask = groups
+    fuse = make(name)
+    clean = fuse(feature, logits, mask)
+    dirty = fuse(
+        torch.where(mask.unsqueeze(-1), feature, torch.full_like(feature, 7.0)),
+        torch.where(mask.unsqueeze(-1), logits, torch.full_like(logits, -9.0)),
+        mask,
+    )
+    assert torch.equal(clean.feature_BD, dirty.feature_BD)
+    assert torch.equal(clean.weights_BV, dirty.weights_BV)
+
+
+@pytest.mark.parametrize("name", ["msf", "mean", "tmc", "sfm"])
+@given(groups=groups_of_views(), data=st.data())
+@settings(max_examples=60)
+def test_permuting_views_permutes_weights_and_leaves_the_output(name, groups, data):
+    feature, logits, mask = groups
+    order = data.draw(st.permutations(range(mask.shape[1])))
+    fuse = make(name)
+    fused, permuted = fuse(feature, logits, mask), fuse(feature[:, order], logits[:, order], mask[:, order])
+    torch.testing.assert_close(permuted.feature_BD, fused.feature_BD)
+    torch.testing.assert_close(permuted.weights_BV, fused.weights_BV[:, order])
+    if name == "tmc":
+        torch.testing.assert_close(permuted.logits_BK, fused.logits_BK)
+
+
+@pytest.mark.parametrize("name", ["msf", "mean", "tmc"])
+@given(groups=groups_of_views())
+@settings(max_examples=40)
+def test_one_view_alone_is_returned_as_it_is(name, groups):
+    feature, logits, _ = groups
+    alone = torch.zeros(feature.shape[:2], dtype=torch.bool)
+    alone[:, -1] = True
+    fused = make(name)(feature, logits, alone)
+    torch.testing.assert_close(fused.feature_BD, feature[:, -1])
+    assert (fused.weights_BV[:, -1] == 1).all()
+    if name == "tmc":
+        torch.testing.assert_close(dirichlet(fused.logits_BK), dirichlet(logits[:, -1]))
+
+
+@given(groups=groups_of_views())
+def test_msf_stays_inside_the_range_of_the_present_views(groups):
+    # Weights that are positive and sum to one in both branches: each feature of the result is between the views'.
+    feature, logits, mask = groups
+    fused = fuse_msf(feature, logits, mask).feature_BD
+    absent = ~mask.unsqueeze(-1)
+    slack = 1e-9 * feature.abs().max()
+    assert (fused <= feature.masked_fill(absent, -torch.inf).amax(1) + slack).all()
+    assert (fused >= feature.masked_fill(absent, torch.inf).amin(1) - slack).all()
+
+
+def test_msf_listens_to_the_view_with_more_evidence():
+    feature = torch.zeros(1, 2, WIDTH)
+    logits = torch.full((1, 2, CLASSES), -5.0)
+    logits[0, 1, 2] = 9.0
+    weights = fuse_msf(feature, logits, torch.ones(1, 2, dtype=torch.bool)).weights_BV
+    assert weights[0, 1] > 0.7 > 0.3 > weights[0, 0]
+
+
+def pairwise_dempster(evidence_VK):
+    """The reduced rule as TMC prints it, view after view, by beliefs and conflict."""
+    K = evidence_VK.shape[-1]
+
+    def opinion(evidence):
+        return evidence / (evidence.sum() + K), K / (evidence.sum() + K)
+
+    belief, u = opinion(evidence_VK[0])
+    for evidence in evidence_VK[1:]:
+        other, v = opinion(evidence)
+        conflict = sum(belief[i] * other[j] for i in range(K) for j in range(K) if i != j)
+        belief = (belief * other + belief * v + other * u) / (1 - conflict)
+        u = u * v / (1 - conflict)
+    return belief * K / u
+
+
+@given(
+    st.integers(1, 5).flatmap(
+        lambda k: st.lists(st.lists(st.floats(0, 50), min_size=k, max_size=k), min_size=1, max_size=4)
+    )
+)
+def test_closed_form_of_dempsters_rule_is_the_pairwise_rule(evidence):
+    evidence_VK = torch.tensor(evidence, dtype=torch.float64)
+    mask = torch.ones(1, len(evidence), dtype=torch.bool)
+    torch.testing.assert_close(
+        combine_evidence(evidence_VK[None], mask)[0], pairwise_dempster(evidence_VK), rtol=1e-7, atol=1e-9
+    )
+
+
+def test_tmc_of_extreme_evidence_and_its_gradient_are_finite():
+    logits = torch.tensor([[[-200.0, 1e6, 0.0]] * 5, [[-1e6, -1e6, -1e6]] * 5], requires_grad=True)
+    fused = fuse_tmc(torch.zeros(2, 5, 4), logits, torch.ones(2, 5, dtype=torch.bool))
+    assert fused.logits_BK.isfinite().all()
+    uncertainty(dirichlet(fused.logits_BK)).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8))
+def test_logits_of_evidence_is_the_inverse_of_the_head(evidence):
+    wanted = torch.tensor(evidence, dtype=torch.float64)
+    torch.testing.assert_close(dirichlet(logits_of_evidence(wanted)) - 1.0, wanted, rtol=1e-6, atol=1e-9)
+
+
+def test_concat_takes_fewer_views_than_it_was_made_for_but_not_more():
+    fuse = make("concat")
+    feature, logits = torch.randn(2, 5, WIDTH).double(), torch.randn(2, 5, CLASSES).double()
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    padded = torch.cat([mask[:, :2], ~mask[:, :2]], 1)
+    torch.testing.assert_close(
+        fuse(feature[:, :2], logits[:, :2], mask[:, :2]).feature_BD,
+        fuse(feature[:, :4], logits[:, :4], padded).feature_BD,
+    )
+    with pytest.raises(ConfigError, match="5 views given .* trained for 4"):
+        fuse(feature, logits, mask)
+
+
+def test_sfm_lets_views_correct_each_other():
+    fuse = make("sfm")
+    feature, logits = torch.randn(1, 3, WIDTH).double(), torch.zeros(1, 3, CLASSES).double()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    plain = fuse.project(feature.mean(1))
+    assert not torch.allclose(fuse(feature, logits, mask).feature_BD, plain)
+    alone = torch.tensor([[True, False, False]])
+    torch.testing.assert_close(fuse(feature, logits, alone).feature_BD, fuse.project(feature[:, 0]))
+
+
+def test_msm_moves_apart_what_differs_from_the_clips_mean():
+    torch.manual_seed(0)
+    x = 0.1 * torch.randn(2, 3, 4, 6, 6, 5, dtype=torch.float64)
+    x[:, :, 2, 1, 1] += 3.0  # something happens here
+    out = sense_motion(x)
+    torch.testing.assert_close(out.shape, x.shape)
+    mean = x.mean((2, 3, 4), keepdim=True)
+    grown = (out - mean).norm(dim=-1) / (x - mean).norm(dim=-1)
+    assert (grown >= 1).all()
+    assert (grown <= 2).all()
+    assert (grown[:, :, 2, 1, 1] > grown.mean((2, 3, 4))).all()
+    still = torch.full((1, 1, 2, 3, 3, 4), 2.0, requires_grad=True)
+    torch.testing.assert_close(sense_motion(still), still)
+    (gradient,) = torch.autograd.grad(sense_motion(still).sum(), still)
+    assert gradient.isfinite().all()
+
+
+def test_beside_the_encoder_the_papers_setting_has_at_most_31_000_parameters():
+    net = DTSFNet(
+        ModelConfig(width=384, depth=1, patch=16, reduce=0, readout="cls", fusion="msf"),
+        channels=3, canvas=224, n_classes=10,
+    )  # fmt: skip
+    beside = sum(x.numel() for name, x in net.named_parameters() if not name.startswith("encoder."))
+    head = sum(x.numel() for x in net.encoder.head.parameters())
+    assert beside + head <= 31_000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fusion": name} for name in ALL]
+    + [{"motion": "msm"}, {"motion": "none"}, {"fusion": "sfm", "views": "together"}],
+)
+def test_every_switch_trains_its_own_parameters(change):
+    torch.manual_seed(0)
+    net = DTSFNet(ModelConfig(width=16, depth=1, frames=4, **change), channels=8, canvas=6, n_classes=3)
+    x, label = torch.randn(4, 3, 4, 6, 6, 8), torch.tensor([0, 1, 2, 0])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0]], dtype=torch.bool)
+    output = net(x, mask)
+    torch.nn.functional.cross_entropy(output.logits_BK, label).backward()
+    without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert without == []
+    assert all(p.grad.isfinite().all() for p in net.parameters())

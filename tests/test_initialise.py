@@ -1,0 +1,239 @@
+"""The encoder against VideoMamba's description, and its published checkpoints' layout."""
+
+import argparse
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from videomamba_reference import draw, features, shapes
+
+from dtsf.errors import CheckpointError
+from dtsf.model.network.dtsfnet import ModelConfig
+from dtsf.model.network.encoder import VideoMamba
+from dtsf.model.training.initialise import load_initial_weights, read_initial_weights
+
+SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", frames=16)
+TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)
+
+
+def encoder(config, canvas=8, classes=3, channels=3):
+    return VideoMamba(
+        channels=channels, canvas=canvas, patch=config.patch, frames=config.frames, n_classes=classes,
+        width=config.width, depth=config.depth, readout=config.readout,
+    )  # fmt: skip
+
+
+def tiny(frames=4, places=4, classes=3, seed=0):
+    return draw(shapes(32, 2, places, frames, classes, side=4), seed)
+
+
+@pytest.mark.parametrize(
+    ("width", "depth", "side", "canvas", "frames"),
+    [(32, 1, 4, 4, 1), (32, 2, 4, 8, 3), (48, 3, 2, 6, 2), (20, 2, 16, 32, 4), (16, 2, 4, 12, 9)],
+)
+def test_encoder_is_videomamba(width, depth, side, canvas, frames):
+    state = draw(shapes(width, depth, (canvas // side) ** 2, frames, 5, side), seed=frames)
+    net = VideoMamba(
+        channels=3, canvas=canvas, patch=side, frames=frames, n_classes=5, width=width, depth=depth
+    ).eval()  # fmt: skip
+    net.load_state_dict(state)
+    torch.manual_seed(0)
+    video = torch.randn(2, 3, frames, canvas, canvas, dtype=torch.float64)
+    wide = {name: x.double() for name, x in state.items()}
+    wanted = torch.stack([features(clip, wide, depth) for clip in video])
+    with torch.inference_mode():
+        narrow = net(video.float())
+        exact = net.double()(video)
+    torch.testing.assert_close(exact, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(narrow.double(), wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
+
+
+def test_directions_are_not_interchangeable():
+    # Guards the test above: a reference that forgot a direction, or an encoder that averaged them, would differ.
+    state, net = tiny(), encoder(TINY).eval()
+    net.load_state_dict(state)
+    video = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = net(video)
+        for name in ("A_b_log", "D_b", "conv1d_b.bias", "A_log", "D", "conv1d.bias"):
+            changed = encoder(TINY).eval()
+            key = f"layers.0.mixer.{name}"  # in the last block the class token, first of all, sees no state
+            changed.load_state_dict(state | {key: state[key] + 0.5})
+            assert not torch.allclose(changed(video), before, rtol=1e-4), name
+
+
+def test_a_synthetic_videomamba_s_of_416_tensors_loads_with_nothing_left_over(tmp_path):
+    state = draw(shapes(384, 24, 196, 16, 10))
+    assert len(state) == 416
+    assert sum(x.numel() for x in state.values()) == 25_421_578
+    torch.save({"model": state}, tmp_path / "videomamba_s16.pth")
+    net = encoder(SMALL, canvas=224, classes=10)
+    report = load_initial_weights(net, read_initial_weights(tmp_path / "videomamba_s16.pth", SMALL))
+    assert (len(report.loaded), report.left, report.missing, report.adapted) == (416, {}, [], {})
+    assert all(torch.equal(x, state[name]) for name, x in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"model": s, "args": argparse.Namespace(lr=1e-3), "epoch": 3},
+        lambda s: {"module": s},
+        lambda s: {"model": {f"module.backbone.{name}": x for name, x in s.items()}},
+        lambda s: {f"encoder.{name}": x for name, x in s.items()},
+        lambda s: {"model": {name: x.half() for name, x in s.items()}},
+    ],
+)
+def test_wrappings_of_published_files(tmp_path, wrap):
+    state = tiny()
+    torch.save(wrap(state), tmp_path / "weights.pth")
+    net = encoder(TINY)
+    report = load_initial_weights(net, read_initial_weights(tmp_path / "weights.pth", TINY))
+    assert report.left == {}
+    assert report.missing == []
+    for name, x in net.state_dict().items():
+        torch.testing.assert_close(x, state[name], rtol=1e-3, atol=1e-3)
+
+
+def test_an_image_checkpoint_is_inflated_and_lacks_only_time(tmp_path):
+    state = draw(shapes(32, 2, 4, None, 1000, side=4))
+    save_file(state, tmp_path / "image.safetensors")
+    net = encoder(TINY)
+    report = load_initial_weights(net, read_initial_weights(tmp_path / "image.safetensors", TINY))
+    assert report.missing == ["temporal_pos_embedding", "head.weight", "head.bias"]
+    assert set(report.left) == {"head.weight", "head.bias"}
+    assert report.left["head.weight"] == "1000 x 32 in the file, 3 x 32 here"
+    assert (net.temporal_pos_embedding == 0).all()
+    # The inflated kernel sees one frame as the image model sees its picture.
+    picture = torch.randn(1, 3, 8, 8)
+    wanted = F.conv2d(picture, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=4)
+    torch.testing.assert_close(net.patch_embed(picture.unsqueeze(2))[0, 0].T.unflatten(1, (2, 2)), wanted[0])
+
+
+def test_positions_are_interpolated_in_space_and_time(tmp_path):
+    state = tiny(frames=8, places=9)
+    torch.save(state, tmp_path / "weights.pth")
+    net = encoder(TINY, canvas=16)
+    report = load_initial_weights(net, read_initial_weights(tmp_path / "weights.pth", TINY))
+    assert report.adapted == {
+        "pos_embed": "interpolated from 3 x 3 to 4 x 4 places",
+        "temporal_pos_embedding": "interpolated from 8 to 4 frames",
+    }
+    assert torch.equal(net.pos_embed[:, 0], state["pos_embed"][:, 0])
+    grid = state["pos_embed"][0, 1:].T.unflatten(1, (3, 3))
+    wanted = F.interpolate(grid[None], size=(4, 4), mode="bicubic", align_corners=False)[0]
+    torch.testing.assert_close(net.pos_embed[0, 1:].T.unflatten(1, (4, 4)), wanted)
+    # Half as many frames: each new one lies in the middle between two old ones.
+    pairs = state["temporal_pos_embedding"][0].unflatten(0, (4, 2)).mean(1)
+    torch.testing.assert_close(net.temporal_pos_embedding[0], pairs)
+
+
+def test_positions_that_fit_are_taken_to_the_bit_and_constant_ones_stay_constant(tmp_path):
+    state = tiny(places=9)
+    state["pos_embed"][:, 1:] = 3.0
+    torch.save(state, tmp_path / "weights.pth")
+    net = encoder(TINY, canvas=20)
+    load_initial_weights(net, read_initial_weights(tmp_path / "weights.pth", TINY))
+    torch.testing.assert_close(net.pos_embed[:, 1:], torch.full_like(net.pos_embed[:, 1:], 3.0))
+
+
+def test_a_network_without_class_token_leaves_it_and_its_place(tmp_path):
+    state = tiny()
+    torch.save(state, tmp_path / "weights.pth")
+    config = TINY.model_copy(update={"readout": "mean"})
+    net = encoder(config)
+    report = load_initial_weights(net, read_initial_weights(tmp_path / "weights.pth", config))
+    assert report.left == {"cls_token": "the network has no such tensor"}
+    assert torch.equal(net.pos_embed, state["pos_embed"][:, 1:])
+
+
+def test_a_stem_for_embeddings_stays_random_and_is_named(tmp_path):
+    torch.save(tiny(), tmp_path / "weights.pth")
+    net = encoder(TINY, channels=24)
+    before = net.patch_embed.proj.weight.clone()
+    report = load_initial_weights(net, read_initial_weights(tmp_path / "weights.pth", TINY))
+    assert report.left["patch_embed.proj.weight"] == "32 x 3 x 1 x 4 x 4 in the file, 32 x 24 x 1 x 4 x 4 here"
+    assert report.left["patch_embed.proj.bias"] == "the other half of the layer does not fit"
+    assert report.missing == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
+    assert torch.equal(net.patch_embed.proj.weight, before)
+
+
+def test_sizes_that_do_not_fit_name_the_settings_that_would(tmp_path):
+    torch.save({"model": tiny()}, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=r"width 384, depth 24: --set model.width=32 --set model.depth=2"):
+        read_initial_weights(tmp_path / "weights.pth", SMALL)
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("code in a checkpoint ran",)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        ({"model": {"fc.weight": torch.zeros(2)}}, "no VideoMamba checkpoint"),
+        ({"model": {"layers.0.norm.weight": torch.zeros(2)}}, "is not as expected"),
+        ([1, 2], "no VideoMamba checkpoint"),
+        ({"model": {"a": Malicious()}}, "cannot be read as tensors"),
+        (None, "cannot be read as tensors"),
+    ],
+)
+def test_files_that_are_no_checkpoint_are_refused(tmp_path, content, match, capsys):
+    file = tmp_path / "weights.pth"
+    if content is None:
+        file.write_bytes(b"not a checkpoint")
+    else:
+        torch.save(content, file)
+    with pytest.raises(CheckpointError, match=match):
+        read_initial_weights(file, TINY)
+    assert "code" not in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_initial_weights(tmp_path / "absent.pth", TINY)
+
+
+def test_one_directional_and_not_finite_checkpoints_are_refused(tmp_path):
+    state = tiny()
+    torch.save({k: x for k, x in state.items() if "_b" not in k}, tmp_path / "one.pth")
+    with pytest.raises(CheckpointError, match="one direction only"):
+        read_initial_weights(tmp_path / "one.pth", TINY)
+    state["norm_f.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(CheckpointError, match=r"norm_f.weight holds values that are not finite"):
+        read_initial_weights(tmp_path / "nan.pth", TINY)
+
+
+@pytest.mark.slow
+def test_train_starts_from_the_file_and_says_what_became_of_it(world, dtsf, tmp_path):
+    state = draw(shapes(32, 2, 196, 8, 400, side=16, n_state=8))
+    torch.save({"model": state}, tmp_path / "videomamba.pth")
+    words = [
+        "train",
+        "--cache",
+        world / "cache",
+        "--protocol",
+        "cross-subject:2",
+        "--epochs",
+        1,
+        "--init",
+        tmp_path / "videomamba.pth",
+    ]
+    wrong = dtsf(*words, "--out", "wrong", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert "--set model.width=32" in wrong.stderr
+    assert not (tmp_path / "wrong").exists()
+    done = dtsf(*words, "--set", "model.width=32", "--set", "train.lr=1e-9", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "run" / "init.json").read_text())
+    assert len(report["loaded"]) == len(state) - 5
+    assert "patch_embed.proj.weight" in report["left"]
+    assert f"{len(state) - 5} tensors loaded" in done.stderr
+    from dtsf.api import load
+
+    found = load(tmp_path / "run").net.encoder.layers[0].mixer.in_proj.weight
+    torch.testing.assert_close(found, state["layers.0.mixer.in_proj.weight"], rtol=1e-4, atol=1e-6)
+    both = dtsf(*words, "--resume", "--set", "model.width=32", "--out", "run", cwd=tmp_path)
+    assert both.returncode == 2
+    assert "exclude each other" in both.stderr

@@ -1,0 +1,134 @@
+"""Losses against closed forms, numerical integration, and the edges of their range."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.integrate import dblquad, quad
+from scipy.special import betaln
+
+from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
+from dtsf.model.training.losses import LossConfig, dtsf_loss, evidence_loss, kl_loss, uncertain_cross_entropy
+
+
+@pytest.mark.parametrize("alpha", [(1.0, 1.0), (2.0, 1.0), (1.5, 3.0), (8.0, 2.5), (30.0, 1.0)])
+def test_kl_of_two_classes_is_the_integral(alpha):
+    a, b = alpha
+
+    def integrand(p):
+        log_density = (a - 1) * math.log(p) + (b - 1) * math.log1p(-p) - betaln(a, b)
+        return math.exp(log_density) * log_density  # the uniform density is 1
+
+    wanted, _ = quad(integrand, 0, 1, epsabs=1e-11)
+    assert dirichlet_kl_to_uniform(torch.tensor(alpha, dtype=torch.float64)).item() == pytest.approx(wanted, abs=1e-8)
+
+
+@pytest.mark.parametrize("alpha", [(1.0, 1.0, 1.0), (2.0, 1.0, 4.0), (5.0, 3.0, 1.5)])
+def test_kl_of_three_classes_is_the_integral_over_the_simplex(alpha):
+    a = np.array(alpha)
+    log_constant = math.lgamma(a.sum()) - sum(map(math.lgamma, alpha))
+
+    def integrand(q, p):
+        r = max(1 - p - q, 1e-300)
+        log_density = log_constant + float((a - 1) @ np.log([p, q, r]))
+        return math.exp(log_density) * (log_density - math.log(2))  # the uniform density is 2
+
+    wanted, _ = dblquad(integrand, 1e-12, 1 - 1e-12, 1e-12, lambda p: max(1e-12, 1 - p), epsabs=1e-8)
+    assert dirichlet_kl_to_uniform(torch.tensor(alpha, dtype=torch.float64)).item() == pytest.approx(wanted, abs=1e-5)
+
+
+@given(st.lists(st.floats(1, 200), min_size=2, max_size=7))
+def test_kl_is_torchs_own(alpha):
+    concentration = torch.tensor(alpha, dtype=torch.float64)
+    wanted = torch.distributions.kl_divergence(
+        torch.distributions.Dirichlet(concentration), torch.distributions.Dirichlet(torch.ones_like(concentration))
+    )
+    torch.testing.assert_close(dirichlet_kl_to_uniform(concentration), wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_evidence_loss_is_minus_the_log_of_the_expected_likelihood():
+    # Integrating p_y over the Dirichlet gives alpha_y / S; here against a mean over many draws.
+    torch.manual_seed(0)
+    alpha = torch.tensor([[2.0, 1.0, 5.0]], dtype=torch.float64)
+    drawn = torch.distributions.Dirichlet(alpha[0]).sample((200_000,))
+    for label in range(3):
+        loss = evidence_loss(alpha, torch.tensor([label])).item()
+        assert loss == pytest.approx(-math.log(alpha[0, label] / 8.0), rel=1e-12)
+        assert loss == pytest.approx(-math.log(drawn[:, label].mean()), abs=0.01)
+
+
+def test_kl_loss_lets_the_true_class_be_and_the_printed_form_does_not():
+    alpha, label = torch.tensor([[9.0, 1.0, 1.0]]), torch.tensor([0])
+    assert kl_loss(alpha, label).item() == pytest.approx(0.0, abs=1e-5)
+    assert kl_loss(alpha, label, adjusted=False).item() > 1.0
+    assert kl_loss(alpha, torch.tensor([1])).item() > 1.0
+
+
+def test_uncertain_cross_entropy_is_the_product_and_its_weight_is_detached():
+    torch.manual_seed(0)
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    label = torch.arange(6) % 4
+    u = uncertainty(dirichlet(logits)).detach()
+    wanted = (1 + u) * torch.nn.functional.cross_entropy(logits, label, reduction="none")
+    found = uncertain_cross_entropy(logits, label)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-6)
+    (ours,) = torch.autograd.grad(found.sum(), logits)
+    (right,) = torch.autograd.grad(wanted.sum(), logits)
+    torch.testing.assert_close(ours, right, rtol=1e-5, atol=1e-6)
+
+
+EDGES = {"no evidence": -1e4, "none": -90.0, "a little": 0.0, "a million": 1e6}
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+@pytest.mark.parametrize("low", EDGES.values())
+@pytest.mark.parametrize("high", EDGES.values())
+def test_losses_and_gradients_are_finite_at_the_edges_of_evidence(low, high, adjusted):
+    for label in range(3):
+        logits = torch.tensor([[low, high, low]], requires_grad=True)
+        alpha, wanted = dirichlet(logits), torch.tensor([label])
+        terms = [
+            evidence_loss(alpha, wanted), kl_loss(alpha, wanted, adjusted=adjusted), uncertain_cross_entropy(logits, wanted)
+        ]  # fmt: skip
+        assert all(term.isfinite().all() for term in terms)
+        assert terms[1].item() >= -1e-3
+        (gradient,) = torch.autograd.grad(sum(term.sum() for term in terms), logits)
+        assert gradient.isfinite().all()
+
+
+def test_kl_in_float32_stays_right_where_evidence_is_large():
+    alpha = torch.tensor([[1e6, 1.0, 1.0], [1e6, 1e6, 1e6], [1e3, 2.0, 1.0]])
+    torch.testing.assert_close(
+        dirichlet_kl_to_uniform(alpha).double(), dirichlet_kl_to_uniform(alpha.double()), rtol=1e-4, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("fusion", ["msf", "mean", "concat", "tmc", "sfm"])
+def test_a_step_under_bfloat16_autocast_is_finite_and_near_float32(fusion):
+    torch.manual_seed(0)
+    net = DTSFNet(ModelConfig(width=16, depth=1, frames=4, fusion=fusion), channels=8, canvas=6, n_classes=3).eval()
+    x, mask = torch.randn(4, 2, 4, 6, 6, 8), torch.ones(4, 2, dtype=torch.bool)
+    label = torch.tensor([0, 1, 2, 0])
+    wanted = dtsf_loss(net(x, mask), label, LossConfig(), epoch=20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = dtsf_loss(net(x, mask), label, LossConfig(), epoch=20)
+    for name, value in found.items():
+        assert value.dtype == torch.float32, name
+        assert value.item() == pytest.approx(wanted[name].item(), rel=0.05, abs=0.01), name
+    found["loss"].backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
+
+
+def test_annealing_reaches_its_weight_after_kl_epochs():
+    torch.manual_seed(0)
+    net = DTSFNet(ModelConfig(width=16, depth=1, frames=2), channels=4, canvas=6, n_classes=3).eval()
+    output = net(torch.randn(3, 1, 2, 6, 6, 4), torch.ones(3, 1, dtype=torch.bool))
+    label, config = torch.tensor([0, 1, 2]), LossConfig(views=0.0, kl_epochs=10)
+    at = {epoch: dtsf_loss(output, label, config, epoch) for epoch in (0, 5, 10, 50)}
+    rest = at[0]["evidence"] + at[0]["cross"]
+    for epoch, share in ((0, 0.0), (5, 0.5), (10, 1.0), (50, 1.0)):
+        torch.testing.assert_close(at[epoch]["loss"], rest + share * at[0]["kl"])

@@ -1,0 +1,265 @@
+"""The three ways to run the selective scan against a float64 loop written from the equations."""
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dtsf.model.network import scan as scan_module
+from dtsf.model.network.scan import (
+    ScanChoice,
+    causal_conv,
+    scan_choice,
+    selective_scan,
+    selective_scan_plain,
+)
+from dtsf.model.network.scan_cpu import scan_on_cpu
+from dtsf.model.network.scan_kernels import CHUNK, LANES, _compiled
+
+CPU = torch.device("cpu")
+
+
+def loop_scan(u, dt, A, B, C, D=None, z=None, bias=None, *, reverse=False):
+    """``h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t``, token by token."""
+    dt = F.softplus(dt if bias is None else dt + bias[:, None])
+    state, outputs = u.new_zeros(*u.shape[:2], A.shape[1]), []
+    steps = range(u.shape[-1])
+    for t in reversed(steps) if reverse else steps:
+        state = torch.exp(dt[:, :, t, None] * A) * state + (dt * u)[:, :, t, None] * B[:, None, :, t]
+        outputs.append((state * C[:, None, :, t]).sum(-1))
+    y = torch.stack(outputs[::-1] if reverse else outputs, -1)
+    y = y if D is None else y + D[:, None] * u
+    return y if z is None else y * F.silu(z)
+
+
+def scan_arguments(B, D, L, N, dtype=torch.float64):
+    torch.manual_seed(L)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
+
+    A = (-3 * torch.rand(D, N, dtype=torch.float64) - 0.1).to(dtype).requires_grad_()
+    return [draw(B, D, L), draw(B, D, L), A, draw(B, N, L), draw(B, N, L), draw(D), draw(B, D, L), draw(D)]
+
+
+def value_and_gradients(function, arguments, **options):
+    """The output, and the gradient of its product with fixed random numbers for every argument, all in float64."""
+    leaves = [x.detach().clone().requires_grad_() for x in arguments]
+    y = function(*leaves, **options)
+    torch.manual_seed(0)
+    probe = torch.randn(y.shape, dtype=torch.float64)
+    gradients = torch.autograd.grad((y.double() * probe).sum(), leaves)
+    return [y.detach().double(), *(g.double() for g in gradients)]
+
+
+def relative_error(found, wanted):
+    return ((found - wanted).norm() / wanted.norm().clamp(min=1e-30)).item()
+
+
+SHAPES = [
+    (1, 3, 1, 4),  # one token
+    (1, 1, 2, 1),
+    (2, 5, CHUNK, 8),
+    (3, 7, CHUNK + 1, 16),
+    (2, LANES + 3, 3 * CHUNK - 1, 5),  # odd length, a second block of three channels
+    (1, 6, 1569, 16),  # VideoMamba's 8 frames at 224 px
+]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_numba_scan_and_all_its_gradients_are_the_float64_loops(shape, reverse):
+    arguments = scan_arguments(*shape)
+    wanted = value_and_gradients(loop_scan, arguments, reverse=reverse)
+    found = value_and_gradients(scan_on_cpu, [x.float() for x in arguments], reverse=reverse)
+    for name, ours, right in zip(["y", "u", "dt", "A", "B", "C", "D", "z", "bias"], found, wanted, strict=True):
+        torch.testing.assert_close(ours, right, rtol=2e-5, atol=2e-5 * right.abs().max().item(), msg=name)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("shape", SHAPES[:-1])
+def test_plain_scan_is_the_float64_loop_and_so_are_its_gradients(shape, reverse):
+    arguments = scan_arguments(*shape)
+    wanted = value_and_gradients(loop_scan, arguments, reverse=reverse)
+    for ours, right in zip(value_and_gradients(selective_scan_plain, arguments, reverse=reverse), wanted, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-10, atol=1e-10)
+
+
+def test_gradcheck_of_the_plain_scan():
+    assert torch.autograd.gradcheck(selective_scan_plain, scan_arguments(2, 2, 7, 3))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 145])
+def test_states_by_chunks_are_the_loops(length):
+    torch.manual_seed(length)
+    decay, entering = torch.rand(2, length, 3, dtype=torch.float64), torch.randn(2, length, 3, dtype=torch.float64)
+    state, wanted = torch.zeros(2, 3, dtype=torch.float64), []
+    for t in range(length):
+        state = decay[:, t] * state + entering[:, t]
+        wanted.append(state)
+    found = scan_module._states_by_chunks(decay, entering)
+    torch.testing.assert_close(found, torch.stack(wanted, 1), rtol=1e-13, atol=1e-13)
+
+
+def test_the_form_for_gpus_is_the_loop_with_its_gradients(monkeypatch):
+    # No GPU is needed to run the same operators here.
+    monkeypatch.setattr(scan_module, "_states", scan_module._states_by_chunks)
+    arguments = scan_arguments(2, 3, 29, 4)
+    wanted = value_and_gradients(loop_scan, arguments)
+    for ours, right in zip(value_and_gradients(selective_scan_plain, arguments), wanted, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("function", [scan_on_cpu, selective_scan_plain])
+@pytest.mark.parametrize("given", [(), ("D",), ("z",), ("bias",)])
+def test_skip_gate_and_bias_may_be_left_out(function, given):
+    *tensors, D, z, bias = scan_arguments(2, 3, 9, 4)
+    options = {"D": D, "z": z, "bias": bias}
+    chosen = [options[name] if name in given else None for name in options]
+    wanted = loop_scan(*tensors, *chosen)
+    found = function(*(x if x is None else x.float() for x in (*tensors, *chosen)))
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("function", [scan_on_cpu, selective_scan_plain])
+def test_bfloat16_in_and_out_with_the_recurrence_in_float32(function):
+    arguments = scan_arguments(2, 8, 200, 16, torch.bfloat16)
+    wanted = value_and_gradients(loop_scan, [x.double() for x in arguments])
+    found = value_and_gradients(function, arguments)
+    assert function(*arguments).dtype == torch.bfloat16
+    # bfloat16 keeps 8 bits: rounding the result alone costs 2^-9, and the inputs are the same.
+    assert max(map(relative_error, found, wanted)) < 2**-7
+
+
+def test_selective_scan_runs_numba_here_and_plain_in_float64():
+    arguments = [x.float() for x in scan_arguments(1, 3, 5, 2)]
+    assert scan_choice(CPU) == ScanChoice("numba", "numba is installed")
+    assert torch.equal(selective_scan(*arguments), scan_on_cpu(*arguments))
+    wide = scan_arguments(1, 3, 5, 2)
+    assert selective_scan(*wide).dtype == torch.float64
+    assert torch.equal(selective_scan(*wide), selective_scan_plain(*wide))
+
+
+def test_without_numba_the_plain_scan_runs_and_says_why(monkeypatch):
+    def broken(name):
+        raise ImportError(f"Numba needs NumPy 2.3 or less, asked for {name}")
+
+    monkeypatch.setattr(scan_module.importlib, "import_module", broken)
+    scan_module.cpu_kernel.cache_clear()
+    try:
+        choice = scan_choice(CPU)
+        assert choice.name == "plain"
+        assert "Numba needs NumPy 2.3" in choice.reason
+        arguments = [x.float() for x in scan_arguments(1, 3, 5, 2)]
+        assert torch.equal(selective_scan(*arguments), selective_scan_plain(*arguments))
+    finally:
+        scan_module.cpu_kernel.cache_clear()
+
+
+def test_without_mamba_ssm_a_gpu_gets_the_chunked_form_and_the_reason():
+    choice = scan_choice(torch.device("cuda"))
+    if scan_module.kernel_status()[0] is not None:
+        pytest.skip("mamba-ssm is installed here")
+    assert choice.name == "plain"
+    assert "chunked PyTorch: mamba-ssm is not usable" in choice.reason
+    assert scan_choice(torch.device("mps")).name == "plain"
+
+
+def test_the_gradient_of_the_gradient_of_the_plain_scan():
+    assert torch.autograd.gradgradcheck(selective_scan_plain, scan_arguments(1, 2, 5, 2))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_gradient_of_the_gradient_of_the_numba_scan_is_the_loops(gated):
+    *tensors, D, z, bias = scan_arguments(2, 3, 9, 2)
+    tensors = [*tensors, D, *([z] if gated else []), bias]
+
+    def penalty(function, leaves):
+        given = leaves if gated else [*leaves[:6], None, leaves[6]]
+        first = torch.autograd.grad(function(*given).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+    wanted = penalty(loop_scan, tensors)
+    found = penalty(scan_on_cpu, [x.detach().float().requires_grad_() for x in tensors])
+    for ours, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), right, rtol=1e-4, atol=1e-5 * right.abs().max().item())
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    arguments = [x.float() for x in scan_arguments(5, 70, 150, 16)]
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for n_threads in (1, 2, 3):
+            torch.set_num_threads(n_threads)
+            results.append(value_and_gradients(scan_on_cpu, arguments))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+def test_threads_of_a_person_may_scan_at_the_same_time():
+    arguments = [x.detach().float() for x in scan_arguments(2, 40, 100, 8)]
+    wanted = scan_on_cpu(*arguments)
+    found = [None] * 4
+
+    def work(k):
+        found[k] = scan_on_cpu(*arguments)
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(y, wanted) for y in found)
+
+
+@pytest.mark.parametrize("where", range(8))
+def test_a_nan_anywhere_reaches_the_output(where):
+    arguments = [x.detach().float() for x in scan_arguments(1, 4, 20, 3)]
+    arguments[where].flatten()[0] = float("nan")
+    assert scan_on_cpu(*arguments).isnan().any()
+
+
+def test_extreme_steps_and_gates_stay_finite_and_right():
+    arguments = scan_arguments(1, 4, 24, 3)
+    for x, values in ((arguments[1], [-200.0, -30.0, 30.0, 200.0]), (arguments[6], [-500.0, -90.0, 90.0, 500.0])):
+        x.data[0] = torch.tensor(values, dtype=torch.float64)[:, None]
+    wanted = value_and_gradients(loop_scan, arguments)
+    found = value_and_gradients(scan_on_cpu, [x.float() for x in arguments])
+    for ours, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5 * right.abs().max().item())
+
+
+def test_tensors_of_any_layout_and_inference_mode():
+    arguments = [x.detach().float() for x in scan_arguments(2, 6, 33, 4)]
+    wanted = scan_on_cpu(*arguments)
+    arguments[0] = arguments[0].transpose(1, 2).contiguous().transpose(1, 2)
+    wide = torch.randn(2, 6, 66)
+    wide[..., ::2] = arguments[1]
+    arguments[1] = wide[..., ::2]
+    arguments[3] = arguments[3][:1].expand(2, -1, -1)
+    arguments[4] = arguments[4][:1].expand(2, -1, -1)
+    with torch.inference_mode():
+        found = scan_on_cpu(*arguments)
+    torch.testing.assert_close(found[:1], wanted[:1])
+
+
+def test_a_function_whose_code_cannot_be_kept_on_disk_is_compiled_all_the_same():
+    # Code without a file has no folder for numba's cache, just as a read-only install without a home.
+    scope = {}
+    exec("def double(x):\n    return x + x", scope)  # noqa: S102
+    assert _compiled()(scope["double"])(21) == 42
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 3, 10])
+def test_causal_convolution_looks_back_only_or_ahead_only(length, reverse):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 5, length).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
+    seen = x.flip(-1) if reverse else x
+    wanted = F.silu(F.conv1d(F.pad(seen, (3, 0)), weight, bias, groups=5))
+    found = causal_conv(x, weight, bias, reverse=reverse)
+    torch.testing.assert_close(found, wanted.flip(-1) if reverse else wanted)
