@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["exclusively", "flush", "sweep_orphans", "write_atomically"]
+__all__ = ["exclusively", "flush", "move", "sweep_orphans", "write_atomically"]
 
 TEMPORARY = ".dtsf-tmp-"
 
@@ -48,6 +48,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}. Everything committed so far is safe; make room and run the "
             "same command again to go on"
         ) from error
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a finished folder its name, for good."""
+    _rename(source, target)
+    flush(target.parent)
 
 
 def sweep_orphans(folder: Path) -> int:

@@ -156,8 +156,8 @@ class LocalFolder:
         """Remove a file, if it is there."""
         path = self._inside(name)
         try:
-            path.unlink(missing_ok=True)
-            if path.parent.is_dir():
+            if os.path.lexists(path):
+                path.unlink()
                 flush(path.parent)
         except OSError as error:
             raise CacheError(f"cannot remove {path}: {error.strerror or error}") from error

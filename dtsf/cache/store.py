@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtsf.cache.commit import flush, write_atomically
+from dtsf.cache.commit import move, write_atomically
 from dtsf.cache.documents import (
     file_record,
     is_dataset,
@@ -113,8 +113,7 @@ def _create(place: LocalFolder | RemoteFolder, about: About) -> None:
         for name, data in files.items():
             write_atomically(building.path / name, data)
         (building.path / "shards").mkdir(exist_ok=True)
-        building.path.replace(place.path)
-        flush(place.path.parent)
+        move(building.path, place.path)
     except OSError as error:
         raise CacheError(
             f"cannot make {place}: {error.strerror or error}. Make room or choose another --cache, and run the same "
