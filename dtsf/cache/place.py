@@ -132,7 +132,8 @@ class LocalFolder:
         try:
             descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             with open(descriptor, "rb") as file:
-                return file.read(limit + 1)[:limit]
+                # Not `limit`: that much would be allocated at once.
+                return file.read(size)
         except OSError as error:
             raise CacheError(f"cannot read {self.path / name}: {error.strerror or error}") from error
 
