@@ -147,9 +147,18 @@ def test_killed_at_every_step_and_run_again(quick, form):
             assert [path.name for path in folder.parent.iterdir()] == ["a"]
 
 
-@pytest.mark.parametrize("form", FORMS[:2])
-@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EIO])
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize(
+    ("form", "fault", "moment"),
+    [
+        (FORMS[0], errno.ENOSPC, "before"),
+        (FORMS[1], errno.EIO, "after"),
+        *(
+            pytest.param(form, fault, moment, marks=pytest.mark.slow)
+            for form in FORMS[:2]
+            for fault, moment in ((errno.ENOSPC, "after"), (errno.EIO, "before"))
+        ),
+    ],
+)
 def test_refused_at_every_step_and_run_again(quick, form, fault, moment):
     steps, undisturbed = trace(quick / "whole/a", form)
     for at in range(len(steps)):

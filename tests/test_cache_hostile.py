@@ -293,8 +293,8 @@ def flips(form, root, count, seed):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_flips_and_cuts_are_found(tmp_path, form):
-    figures = flips(form, tmp_path, 60, 0)
-    assert figures["found"] == 60
+    figures = flips(form, tmp_path, 25, 0)
+    assert figures["found"] == 25
     assert figures["no value or record changed"] == 0
 
 

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dtsf.cli.commands_data import Format  # noqa: TC001  typer reads it
+
 if TYPE_CHECKING:
     from dtsf.cache.info import DatasetPage
     from dtsf.cache.place import LocalFolder
     from dtsf.cache.remote import RemoteFolder
-    from dtsf.cli.commands_data import Format
 
 __all__ = ["cache_app"]
 
