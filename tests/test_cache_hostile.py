@@ -246,7 +246,7 @@ def flips(form, root, count, seed):
     values = make(folder, *form)
     whole = snapshot(folder)
     generator = random.Random(seed)
-    # By size, so that every byte is as likely; documents besides, or nearly all would hit values.
+    # Each file is as likely, so that documents are hit as often as values.
     names = sorted(whole)
     figures = {"flips": 0, "cuts": 0, "found": 0, "no value or record changed": 0, "refused by the reader": 0}
     for k in range(count):
@@ -301,8 +301,9 @@ def test_flips_and_cuts_are_found(tmp_path, form):
 @pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_two_thousand_flips_and_cuts_are_found(tmp_path, form, capsys):
-    figures = flips(form, tmp_path, 2000, 1)
+    """Over the four forms."""
+    figures = flips(form, tmp_path, 500, 1)
     with capsys.disabled():
         print(form, figures)
-    assert figures["found"] + figures["no value or record changed"] == 2000
+    assert figures["found"] + figures["no value or record changed"] == 500
     assert figures["no value or record changed"] == 0
