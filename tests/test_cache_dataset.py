@@ -1,11 +1,13 @@
 """Groups for a loop of one's own; the command line of the cache; preprocess in every form."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from cache_tools import FORMS, SHARD_SIZE, SPEC, rows, shard_record
+from cache_tools import FORMS, SHARD_SIZE, SPEC, make, rows, shard_record
 from torch.utils.data import DataLoader
 
 from dtsf import api
@@ -90,6 +92,16 @@ def test_a_part_of_the_clips(grouped):
     np.testing.assert_array_equal(groups[1].x_VFHWC[:2].numpy(), expected(held, [4])[0, :2])
     with pytest.raises(ConfigError, match="hold='gpu' must be auto or never"):
         CacheDataset(data, hold="gpu")
+
+
+def test_the_example_in_the_docs_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "cache.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    make(tmp_path / "cache/a")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/cache.md", "exec"), {})
+    # All clips of make() are views of one performance.
+    assert capsys.readouterr().out == "1 g memory\n"
 
 
 @pytest.mark.gpu

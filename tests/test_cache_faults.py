@@ -20,7 +20,7 @@ from dtsf.cache import commit
 from dtsf.cache.documents import is_dataset, read_marks, read_records, shard_numbers
 from dtsf.cache.layout import record_name
 from dtsf.cache.place import as_place
-from dtsf.cache.reader import open_place
+from dtsf.cache.reader import open_dataset, open_place
 from dtsf.cache.store import create_or_open, extend, sweep, write_shard
 from dtsf.cache.verify import repair, verify
 from dtsf.errors import CacheError
@@ -424,3 +424,27 @@ def test_what_the_data_set_says_of_itself_is_put_right(quick, form, name):
         after = snapshot(folder)
         assert after.pop(name) == whole[name] or name == "extent.json"
         assert set(open_place(as_place(folder)).records) == set(values)
+
+
+def test_a_damaged_mark_is_found_and_taken_away(quick):
+    folder = quick / "a"
+    make(folder, shards=2)
+    (folder / "embeddings/c/0/0/0/0").write_bytes(b"")
+    repair(folder)
+    mark = folder / "shards/00000.redo"
+    mark.write_bytes(mark.read_bytes()[:-20])
+    with pytest.raises(CacheError, match="repair"):
+        open_place(as_place(folder))
+    assert [(d.shard, d.file) for d in verify(folder).damaged] == [(0, "shards/00000.redo")]
+    repair(folder)
+    assert verify(folder, deep=True).ok
+    assert set(open_place(as_place(folder)).shards) == {1}
+
+
+def test_a_damaged_description_is_named_and_can_be_overwritten(quick):
+    folder = quick / "a"
+    make(folder, "hdf5")
+    (folder / "dtsf.json").write_bytes((folder / "dtsf.json").read_bytes().replace(b'"x"', b'"z"'))
+    with pytest.raises(CacheError, match="dtsf.json is damaged: its bytes do not match its seal"):
+        open_dataset(quick)
+    assert is_dataset(folder)

@@ -77,9 +77,11 @@ def storage_format(name: str, compress: str) -> StorageFormat:
 
 
 def is_dataset(where: Where) -> bool:
-    """Whether a data set that dtsf made is there."""
+    """Whether a data set that dtsf made is there; one whose description is damaged is one too, and opening it says so."""
+    place = as_place(where)
     try:
-        read_about(as_place(where), check=False)
+        if place.size(ABOUT) is None:
+            read_about(place, check=False)
     except CacheError:
         return False
     return True
