@@ -6,6 +6,7 @@ from PIL import Image
 
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
+from dtsf.pipeline.container import declared_size
 from dtsf.pipeline.sampling import segment_centres
 from dtsf.pipeline.video import decode_clip, probe, target_size
 
@@ -151,3 +152,47 @@ def test_shared_clip(shared_data):
     clip = decode_clip(path, 16, 192)
     assert clip.verdict is Verdict.OK
     assert clip.declared_frames == clip.decoded_frames >= 16
+
+
+@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
+def test_a_file_cut_anywhere_is_never_taken_for_whole_or_for_short(make_video, cut_file, tmp_path, ending):
+    whole = make_video(tmp_path / f"whole.{ending}", 40, codec="mpeg4" if ending == "avi" else "libx264")
+    assert decode_clip(whole, 8, 96).verdict == Verdict.OK
+    assert declared_size(whole) <= whole.stat().st_size
+    for percent in range(1, 100, 7):
+        cut = cut_file(whole, tmp_path / f"cut.{ending}", percent / 100)
+        with pytest.raises(VideoError) as raised:
+            decode_clip(cut, 8, 96)
+        assert raised.value.verdict in (Verdict.TRUNCATED, Verdict.UNREADABLE)
+
+
+def test_sizes_that_no_one_declared_are_not_held_against_a_file(tmp_path):
+    file = tmp_path / "x"
+    for data in (b"", b"RIFF\0\0\0\0AVI ", b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7, b"noise" * 9):
+        file.write_bytes(data)
+        assert declared_size(file) is None
+    file.write_bytes(b"\x1a\x45\xdf\xa3\x81\0\x18\x53\x80\x67\x84" + bytes(9))
+    assert declared_size(file) == 15
+    file.write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0" + b"\0\0\0\x01mdat" + (100).to_bytes(8, "big") + bytes(50))
+    assert declared_size(file) == 116
+
+
+@given(st.binary(max_size=80))
+def test_any_bytes_can_be_asked_for_their_declared_size(tmp_path_factory, data):
+    file = tmp_path_factory.getbasetemp() / "any"
+    for head in (b"", b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\0\x18ftyp"):
+        file.write_bytes(head + data)
+        size = declared_size(file)
+        assert size is None or size >= 0
+
+
+def test_full_check_refuses_frames_that_the_codec_flags(make_video, tmp_path):
+    whole = make_video(tmp_path / "whole.avi", 60, 320, 240)
+    assert decode_clip(whole, 8, 96, check="full").verdict == Verdict.OK
+    data = bytearray(whole.read_bytes())
+    for position in range(len(data) // 3, len(data) // 2, 97):
+        data[position] ^= 0x55
+    (tmp_path / "flipped.avi").write_bytes(data)
+    with pytest.raises(VideoError) as raised:
+        decode_clip(tmp_path / "flipped.avi", 8, 96, check="full")
+    assert raised.value.verdict == Verdict.CORRUPT

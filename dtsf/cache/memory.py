@@ -9,6 +9,9 @@ from dtsf.errors import CacheError
 
 __all__ = ["available_memory", "refuse_unless_fits"]
 
+ALWAYS = 64 << 20
+"""Bytes that are taken without asking: the answer costs more time than reading a batch."""
+
 
 def available_memory() -> int:
     """Bytes that can be taken without swapping, also inside a container with a limit."""
@@ -37,6 +40,8 @@ def refuse_unless_fits(n_bytes: int, what: str) -> None:
         CacheError: They cannot; nothing has been allocated.
 
     """
+    if n_bytes <= ALWAYS:
+        return
     free = available_memory()
     if n_bytes > free:
         raise CacheError(f"{what} would take {n_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")

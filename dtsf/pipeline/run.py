@@ -16,7 +16,7 @@ from dtsf.cache.reader import newest_records, open_place
 from dtsf.cache.records import Clip, ClipRecord, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
-from dtsf.errors import BadClipsError, CacheError, ConfigError
+from dtsf.errors import BadClipsError, CacheError, ConfigError, DataError
 from dtsf.pipeline.encoders import encoder_identity, load_encoder
 from dtsf.pipeline.video import decoder_name
 from dtsf.pipeline.worker import ShardTask, run_shard, source_stat
@@ -250,7 +250,7 @@ def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
     import logging
 
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     if scheduler is not None:
         try:
@@ -261,6 +261,8 @@ def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     settings = {
+        # A worker that is killed takes its shard along, not the shard's fault: the next one does it.
+        "distributed.scheduler.allowed-failures": 100,
         # Dask tells workers to give memory back after every layer of the encoder; keeping it halves their time (measured:
         # 90 clips on two workers, 56 s in the kernel of 94 s before).
         "distributed.nanny.pre-spawn-environ": {
@@ -273,7 +275,7 @@ def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
     }
     with (
         dask.config.set(settings),
-        LocalCluster(
+        _start_cluster(
             n_workers=n_workers,
             threads_per_worker=1,
             processes=True,
@@ -284,6 +286,18 @@ def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def _start_cluster(**settings: Any) -> Any:
+    from distributed import LocalCluster
+
+    for attempt in range(3):
+        try:
+            return LocalCluster(**settings)
+        except RuntimeError as error:  # a worker was killed while it started
+            if attempt == 2:
+                raise DataError(f"dask's workers cannot be started: {error}. Try fewer --workers") from error
+    raise AssertionError("unreachable")
 
 
 @contextmanager

@@ -1,0 +1,148 @@
+"""How well stage 1 uses its cores, and how it compares with what a researcher would write.
+
+core_efficiency = (seconds to decode all clips alone + seconds to embed all frames alone, one core each)
+                  / (cores x wall seconds of preprocess)
+
+    python benchmarks/stage1.py --root ../shared/data/motion/iid --limit 150
+    python benchmarks/stage1.py --make-1080p 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.encoders import load_encoder
+from dtsf.pipeline.video import decode_clip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path("../shared/data/motion/iid"))
+    parser.add_argument("--make-1080p", type=int, default=0, help="instead of --root: this many drawn clips of 1080p")
+    parser.add_argument("--limit", type=int, default=150)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--cores", type=int, default=os.cpu_count())
+    parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        dataset, root = "nucla", arguments.root
+        if arguments.make_1080p:
+            dataset, root = "manifest", make_1080p(work / "videos", arguments.make_1080p)
+        catalog = read_catalog(dataset, root, "all", arguments.limit)
+        paths = [catalog.root / clip.path for clip in catalog.clips]
+        alone = measure_alone(paths, arguments.frames)
+        ours = measure_ours(dataset, root, work / "cache", arguments)
+        peer = measure_peer(paths, work / "npy", arguments)
+    document = {
+        "clips": len(paths),
+        "cores": arguments.cores,
+        "decode_s": alone[0],
+        "embed_s": alone[1],
+        "preprocess_s": ours,
+        "peer_s": peer,
+        "clips_per_s": len(paths) / ours,
+        "core_efficiency": sum(alone) / (arguments.cores * ours),
+        "speedup_vs_peer": peer / ours,
+    }
+    if arguments.json:
+        print(json.dumps(document))
+    else:
+        for key, value in document.items():
+            print(f"{key:18} {value:.3f}")
+
+
+def measure_alone(paths: list[Path], n_frames: int) -> tuple[float, float]:
+    """Seconds of one core for decoding all clips and for embedding all of them."""
+    encoder = load_encoder("efficientnet-lite0", 192, 6)
+    decoding = embedding = 0.0
+    for path in paths:
+        begun = time.perf_counter()
+        clip = decode_clip(path, n_frames, 192)
+        decoding += time.perf_counter() - begun
+        begun = time.perf_counter()
+        encoder.embed(clip.frames)
+        embedding += time.perf_counter() - begun
+    return decoding, embedding
+
+
+def measure_ours(dataset: str, root: Path, cache: Path, arguments: argparse.Namespace) -> float:
+    """Wall seconds of the whole command's work, worker processes' start included."""
+    words = ["preprocess", dataset, "--root", root, "--cache", cache, "--limit", arguments.limit]
+    words += [
+        "--frames",
+        arguments.frames,
+        "--workers",
+        arguments.cores,
+        "--shard-size",
+        arguments.shard_size,
+        "--json",
+    ]
+    made = subprocess.run(
+        [Path(sys.executable).with_name("dtsf"), *map(str, words)], stdout=subprocess.PIPE, check=True
+    )
+    return float(json.loads(made.stdout)["seconds"])
+
+
+def measure_peer(paths: list[Path], out: Path, arguments: argparse.Namespace) -> float:
+    """Seconds of the peer, in a process of its own with the threads that PyTorch would take."""
+    code = (
+        "import sys, json; from pathlib import Path; from peers import extract; a = json.load(sys.stdin); "
+        "print(extract([Path(p) for p in a['paths']], Path(a['out']), n_frames=a['frames'], size=192, grid=6, "
+        "threads=a['threads']))"
+    )
+    request = {
+        "paths": [str(path) for path in paths],
+        "out": str(out),
+        "frames": arguments.frames,
+        "threads": arguments.cores,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(request),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent,
+        env=os.environ | {"OMP_NUM_THREADS": str(arguments.cores)},
+    )
+    return float(done.stdout)
+
+
+def make_1080p(folder: Path, count: int) -> Path:
+    """Clips of four seconds, 1080p H.264 with one key frame, as NTU RGB+D's are. Returns their manifest."""
+    import av
+
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    room = np.kron(rng.integers(0, 255, (27, 48, 3)), np.ones((40, 40, 1))).astype(np.uint8)
+    rows = ["path,label,group,view,split"]
+    for k in range(count):
+        with av.open(str(folder / f"c{k}.mp4"), "w") as container:
+            stream = container.add_stream("libx264", rate=30, options={"g": "1000", "preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+            for t in range(120):
+                picture = room.copy()
+                left = 200 + 10 * t + 20 * k
+                picture[300:900, left % 1700 : left % 1700 + 200] = [200, 40 + k, 40]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        rows.append(f"c{k}.mp4,a{k % 2},g{k},1,train")
+    manifest = folder / "manifest.csv"
+    manifest.write_text("\n".join(rows) + "\n")
+    return manifest
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""How long a container file says it is, to tell one that was cut off: AVI, MP4/MOV and Matroska write it at the front.
+
+FFmpeg reads a file as far as it goes and says nothing of what is missing; a cut that only takes the index leaves every
+frame readable. The formats: RIFF (4-byte size of everything behind), ISO 14496-12 (a chain of sized boxes), EBML (RFC 8794).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["declared_size"]
+
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def declared_size(path: Path) -> int | None:
+    """Bytes that the file should have at least, or None where its format or its writer does not say."""
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"RIFF":
+            size: int = struct.unpack("<I", head[4:8])[0]
+            # Writers that could not go back leave 0 or the largest number.
+            return None if size in (0, 0xFFFFFFFF) else 8 + size
+        if head[:4] == EBML:
+            return _size_of_matroska(file)
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
+            return _size_of_boxes(file, os.fstat(file.fileno()).st_size)
+    return None
+
+
+def _size_of_boxes(file: IO[bytes], held: int) -> int | None:
+    """Follow the chain of boxes to where it ends, or to the first box that ends behind the end of the file."""
+    position = 0
+    while position + 8 <= held:
+        file.seek(position)
+        head = file.read(16)
+        size = struct.unpack(">I", head[:4])[0]
+        if size == 1 and len(head) == 16:
+            size = struct.unpack(">Q", head[8:])[0]
+        if size < 8:  # 0: to the end of the file; less: not a box
+            return None
+        position += size
+    return position
+
+
+def _size_of_matroska(file: IO[bytes]) -> int | None:
+    file.seek(4)
+    header = _variable_number(file)
+    if header is None:
+        return None
+    file.seek(header, os.SEEK_CUR)
+    if file.read(4) != SEGMENT:
+        return None
+    segment = _variable_number(file)
+    return None if segment is None else file.tell() + segment
+
+
+def _variable_number(file: IO[bytes]) -> int | None:
+    """EBML's number: leading zero bits of the first byte say how many bytes follow; all ones is 'unknown'."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    follow = 8 - first[0].bit_length()
+    rest = file.read(follow)
+    bits = 7 * (follow + 1)
+    value = int.from_bytes(first + rest, "big") & ((1 << bits) - 1)
+    return None if len(rest) < follow or value == (1 << bits) - 1 else value

@@ -1,0 +1,154 @@
+"""Stage 1 on many processes: an existing dask cluster, and processes killed at random moments."""
+
+import contextlib
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_preprocess import SMALL, catalog_of, start_script
+
+from dtsf.cache.reader import open_dataset
+from dtsf.errors import ConfigError
+from dtsf.pipeline.run import make_spec, preprocess
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def catalog(make_video, tmp_path_factory):
+    root = tmp_path_factory.mktemp("cluster")
+    for k in range(24):
+        make_video(root / f"c{k:02d}.avi", 20 + k, 320, 240)
+    (root / "c07.avi").write_bytes((root / "c08.avi").read_bytes()[:9000])
+    return catalog_of(root, [f"c{k:02d}" for k in range(24)])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(catalog, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("undisturbed")
+    preprocess(catalog, cache, make_spec(**SMALL), workers=1, shard_size=1)
+    return cache
+
+
+def content(cache):
+    """Every file of a cache, byte for byte."""
+    return {
+        path.relative_to(cache).as_posix(): path.read_bytes()
+        for path in cache.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+def below(pid):
+    """Process ids of a process's children and theirs."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1]) == pid:
+                child = int(folder.name)
+                found += [child, *below(child)]
+    return found
+
+
+def workers_of(pid):
+    """Dask's worker processes: not its tracker of resources, and not the decoders."""
+    found = []
+    for child in below(pid):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
+            if "spawn_main" in words:
+                found.append(child)
+    return found
+
+
+def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    dask = [sys.executable, "-m", "dask"]
+    started = [
+        subprocess.Popen(
+            [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
+            stderr=subprocess.PIPE,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        )
+    ]
+    try:
+        address = next(
+            found.group(1) for line in started[0].stderr if (found := re.search(r"Scheduler at:\s+(tcp://\S+)", line))
+        )
+        for _ in range(2):
+            started.append(
+                subprocess.Popen(
+                    [*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)],
+                    stderr=subprocess.DEVNULL,
+                    env=environment,
+                    start_new_session=True,
+                )
+            )
+        seen = []
+        result = preprocess(
+            catalog,
+            tmp_path / "c",
+            make_spec(**SMALL),
+            scheduler=address,
+            workers=2,
+            shard_size=1,
+            on_progress=seen.append,
+        )
+    finally:
+        for process in reversed(started):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+        started[0].stderr.close()
+    assert result.verdicts == {"ok": 23, "truncated": 1}
+    assert seen[-1].done == 24
+    assert content(tmp_path / "c") == content(undisturbed)
+
+
+def test_no_scheduler_at_the_address(catalog, tmp_path):
+    with pytest.raises(ConfigError, match="no dask scheduler answers at tcp://127.0.0.1:9"):
+        preprocess(catalog, tmp_path, make_spec(**SMALL), scheduler="tcp://127.0.0.1:9")
+
+
+def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog, undisturbed, tmp_path):
+    """20 kills in all: the main process (and the same command again) or one of its workers, at random moments."""
+    chance = random.Random(0)
+    kills = main_kills = 0
+    rounds = 0
+    process = start_script(tmp_path, catalog, tmp_path / "c0", 2)
+    try:
+        while kills < 20:
+            time.sleep(chance.uniform(0.2, 3.0))
+            if process.poll() is not None:
+                # This round ended in spite of all: judge it, and begin with an empty cache.
+                assert process.returncode == 0, process.stderr.read().decode()[-2000:]
+                assert content(tmp_path / f"c{rounds}") == content(undisturbed)
+                rounds += 1
+            else:
+                workers = workers_of(process.pid)
+                whole = not workers or chance.random() < 0.5
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid if whole else chance.choice(workers), signal.SIGKILL)
+                kills += 1
+                main_kills += whole
+                if not whole:
+                    continue
+                process.wait()
+            process.stderr.close()
+            process = start_script(tmp_path, catalog, tmp_path / f"c{rounds}", 2)
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors.decode()[-2000:]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+    assert main_kills < kills
+    assert content(tmp_path / f"c{rounds}") == content(undisturbed)
+    assert len(open_dataset(tmp_path / f"c{rounds}").clips) == 23
