@@ -43,6 +43,7 @@ demo: setup  ## Draw a small data set, preprocess, train, evaluate
 
 bench: setup  ## Measurements
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
 reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR

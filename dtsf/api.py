@@ -70,6 +70,8 @@ def preprocess(
     views: str = "all",
     limit: int | None = None,
     name: str | None = None,
+    format: str | None = None,  # noqa: A002
+    compress: str | None = None,
     encoder: str = "efficientnet-lite0",
     frames: int = 16,
     size: int = 192,
@@ -102,6 +104,8 @@ def preprocess(
         Path(cache),
         make_spec(encoder=encoder, frames=frames, size=size, grid=grid),
         name=name,
+        format=format,
+        compress=compress,
         workers=workers,
         scheduler=scheduler,
         shard_size=shard_size,

@@ -5,43 +5,17 @@ import os
 import numpy as np
 import pytest
 import zarr
+from cache_tools import SHARD_SIZE, SPEC, add_shard, info, reseal
 
-from dtsf.cache import commit, zarr_store
+from dtsf.cache import commit, store
 from dtsf.cache.commit import sweep_orphans, write_atomically
+from dtsf.cache.documents import read_records
+from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import list_datasets, open_dataset
-from dtsf.cache.records import Clip, ClipRecord, Verdict
-from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord, describe_difference
-from dtsf.cache.zarr_store import array_shapes, chunk_file, create_or_open, extend, read_records, write_shard
+from dtsf.cache.spec import CacheSpec, describe_difference
+from dtsf.cache.store import create_or_open
+from dtsf.cache.zarr_store import chunk_file
 from dtsf.errors import CacheError, FingerprintError
-
-SPEC = CacheSpec(
-    decoder="decord2 0", frames=2, size=96, grid=3, encoder="e", weights_hash="0", channels=4, picture_size=5
-)
-SHARD_SIZE = 3
-
-
-def info(name="a"):
-    return DatasetInfo(dataset="nucla", name=name, class_names=("x", "y"), view_names=("1", "2"))
-
-
-def clip(name):
-    return Clip(id=name, path=f"{name}.avi", label=0, raw_label="1", group="g", view=1)
-
-
-def rows(n, seed=0):
-    rng = np.random.default_rng(seed)
-    return {
-        name: (rng.normal(size=(n, *shape)) * 50).astype(dtype) for name, (shape, dtype) in array_shapes(SPEC).items()
-    }
-
-
-def add_shard(folder, shard, names, bad=(), seed=0):
-    records = [ClipRecord(clip=clip(name), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
-    records += [ClipRecord(clip=clip(name), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
-    record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={})
-    extend(folder, shard + 1)
-    values = rows(len(names), seed)
-    return write_shard(folder, record, values, SHARD_SIZE), values
 
 
 @pytest.fixture
@@ -131,7 +105,8 @@ def test_record_that_cannot_be_true_is_refused(folder, change, message):
     path = folder / "shards/00000.json"
     document = json.loads(path.read_text())
     change(document)
-    path.write_text(json.dumps(document))
+    seal = document.pop("seal")
+    path.write_bytes(reseal(json.dumps({**document, "seal": seal})))
     with pytest.raises(CacheError, match=message):
         open_dataset(folder.parent)
 
@@ -159,7 +134,7 @@ def test_other_settings_are_refused_with_the_difference(folder):
         create_or_open(folder, other, info(), SHARD_SIZE)
     with pytest.raises(CacheError, match="Choose another --name"):
         create_or_open(folder, SPEC, info().model_copy(update={"class_names": ("z",)}), SHARD_SIZE)
-    assert create_or_open(folder, SPEC, info(), 99) == SHARD_SIZE
+    assert create_or_open(folder, SPEC, info(), 99).shard_size == SHARD_SIZE
 
 
 def test_foreign_folder_is_left_alone(tmp_path):
@@ -172,7 +147,7 @@ def test_foreign_folder_is_left_alone(tmp_path):
 
 def test_killed_while_being_made_can_be_made_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(zarr_store, "write_atomically", _interrupt)
+        patch.setattr(store, "write_atomically", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
     assert list_datasets(tmp_path) == []

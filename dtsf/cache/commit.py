@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import uuid
 from typing import TYPE_CHECKING
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["flush", "sweep_orphans", "write_atomically"]
+__all__ = ["exclusively", "flush", "move", "sweep_orphans", "write_atomically"]
 
 TEMPORARY = ".dtsf-tmp-"
 
@@ -27,11 +29,16 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            rest = memoryview(data)
+            while rest:
+                # A disk that fills up may take a part first and refuse the next call.
+                rest = rest[_write(descriptor, rest) :]
+            _fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _rename(temporary, path)
         flush(path.parent)
     except OSError as error:
         # The same fault can refuse the cleaning up; what is left is swept at the next start.
@@ -41,6 +48,12 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"cannot write {path}: {error.strerror or error}. Everything committed so far is safe; make room and run the "
             "same command again to go on"
         ) from error
+
+
+def move(source: Path, target: Path) -> None:
+    """Give a finished folder its name, for good."""
+    _rename(source, target)
+    flush(target.parent)
 
 
 def sweep_orphans(folder: Path) -> int:
@@ -55,6 +68,46 @@ def flush(path: Path) -> None:
     """Make a file's bytes, or the renames in a folder, outlive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def exclusively(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; waits for whoever holds it. The kernel lets go of it when a process dies.
+
+    Raises:
+        CacheError: The file system has no locks, or refuses the file.
+
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise CacheError(f"cannot open the lock {path}: {error.strerror or error}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            raise CacheError(
+                f"cannot lock {path}: {error.strerror or error}. Put the cache on a file system with locks"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+# The three calls that a fault can interrupt, each by its own name: tests replace them with failing ones.
+
+
+def _write(descriptor: int, data: memoryview) -> int:
+    return os.write(descriptor, data)
+
+
+def _fsync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _rename(source: Path, target: Path) -> None:
+    source.replace(target)

@@ -1,15 +1,19 @@
-"""Reading a cache at memory speed: rows are gathered from memory-mapped chunk files."""
+"""Reading a cache at memory speed: rows are gathered from memory-mapped shards, or from memory when they are held there."""
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.zarr_store import array_shapes, chunk_file, is_dataset, read_attributes, read_records
+from dtsf.cache.documents import is_dataset, read_about, read_marks, read_records, storage_format
+from dtsf.cache.layout import array_shapes, part_bytes
+from dtsf.cache.memory import available_memory, refuse_unless_fits
+from dtsf.cache.place import LocalFolder, as_place
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -17,21 +21,48 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.cache.records import Clip, ClipRecord
-    from dtsf.cache.spec import CacheSpec, DatasetInfo
+    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.spec import About, CacheSpec, DatasetInfo, ShardRecord
 
-__all__ = ["CachedDataset", "list_datasets", "newest_records", "open_dataset"]
+__all__ = ["CachedDataset", "list_datasets", "newest_records", "open_dataset", "open_place"]
 
 
 @dataclass(frozen=True)
 class CachedDataset:
-    """One data set of a cache, opened for reading."""
+    """One data set of a cache, opened for reading. Safe to use after a fork and to send to another process."""
 
-    folder: Path
-    spec: CacheSpec
-    info: DatasetInfo
-    shard_size: int
+    place: LocalFolder | RemoteFolder
+    about: About
+    shards: dict[int, ShardRecord]
     records: dict[str, tuple[int, ClipRecord]]
     """By clip id: the shard that holds it and what became of it. A later shard's record replaces an earlier one's."""
+    _shards: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    _views: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+    _held: set[str] = field(default_factory=set, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Maps and values stay behind: the other process maps the same pages itself.
+        return {**self.__dict__, "_shards": {}, "_views": {}, "_held": set()}
+
+    @property
+    def folder(self) -> Path | RemoteFolder:
+        """Where it is."""
+        return self.place.path if isinstance(self.place, LocalFolder) else self.place
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What identifies it."""
+        return self.about.spec
+
+    @property
+    def info(self) -> DatasetInfo:
+        """What it holds."""
+        return self.about.info
+
+    @property
+    def shard_size(self) -> int:
+        """Rows of a whole shard."""
+        return self.about.shard_size
 
     @cached_property
     def clips(self) -> tuple[Clip, ...]:
@@ -52,107 +83,186 @@ class CachedDataset:
     def _sorted(self) -> list[tuple[int, ClipRecord]]:
         return [self.records[key] for key in sorted(self.records)]
 
-    def embeddings(self, ids: Sequence[str]) -> np.ndarray:
-        """Embeddings of clips: (len(ids), F, G*G, C) float16."""
-        return self._gather("embeddings", ids)
+    def embeddings(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
+        """Embeddings of clips: (len(ids), F, G*G, C), float16 unless the spec says otherwise."""
+        return self.gather("embeddings", ids, out)
 
-    def pictures(self, ids: Sequence[str]) -> np.ndarray:
+    def pictures(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
         """Small RGB pictures of the same frames: (len(ids), F, h, w, 3) uint8."""
-        return self._gather("pictures", ids)
+        return self.gather("pictures", ids, out)
 
-    def frame_index(self, ids: Sequence[str]) -> np.ndarray:
+    def frame_index(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
         """Number of each frame in its video: (len(ids), F) int32."""
-        return self._gather("frame_index", ids)
+        return self.gather("frame_index", ids, out)
 
-    def _gather(self, array: str, ids: Sequence[str]) -> np.ndarray:
+    def row_bytes(self, array: str = "embeddings") -> int:
+        """Bytes of one clip's row."""
+        return part_bytes(self.about, array) // self.shard_size
+
+    def gather(self, array: str, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
+        """Rows of clips, in the order of ``ids``.
+
+        Args:
+            array: ``embeddings``, ``pictures`` or ``frame_index``.
+            ids: Of clips that have a row; an id may come more than once.
+            out: Where to put them: (len(ids), ...), C order, the array's dtype. A new array if left out; giving one saves the
+                time that the kernel takes to hand out its pages.
+
+        Raises:
+            CacheError: An unknown clip, or a shard that is not what its record says.
+
+        """
         shape, dtype = array_shapes(self.spec)[array]
-        out = np.empty((len(ids), *shape), dtype)
-        places: dict[int, list[tuple[int, int]]] = {}
-        for position, clip_id in enumerate(ids):
-            shard, record = self.records.get(clip_id, (-1, None))
-            if record is None or record.row is None:
-                raise CacheError(f"clip {clip_id!r} has no row in {self.folder}")
-            places.setdefault(shard, []).append((position, record.row))
-        for shard, pairs in places.items():
-            chunk = self._map(array, shard, shape, dtype)
-            positions, rows = np.array(pairs).T
-            out[positions] = chunk[rows]
+        if out is None:
+            refuse_unless_fits(len(ids) * self.row_bytes(array), f"reading {len(ids)} clips of {self.place}")
+            out = np.empty((len(ids), *shape), dtype)
+        elif out.shape != (len(ids), *shape) or out.dtype != dtype or not out.flags.c_contiguous:
+            raise CacheError(f"out must be {(len(ids), *shape)} {dtype} in C order, not {out.shape} {out.dtype}")
+        views = self._views.setdefault(array, {})
+        rows_1 = [views[clip_id] if clip_id in views else self._view(array, clip_id) for clip_id in ids]
+        if rows_1:
+            # One call copies them all: a loop in Python costs as much as a third of the copying.
+            np.concatenate(rows_1, out=out)
         return out
 
-    def _map(self, array: str, shard: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
-        path = self.folder / chunk_file(array, shard)
-        expected = self.shard_size * int(np.prod(shape)) * dtype.itemsize
+    def _view(self, array: str, clip_id: str) -> np.ndarray:
+        """One row as an array of one, kept where its shard is: a look into the map, no copy."""
+        shard, record = self.records.get(clip_id, (-1, None))
+        if record is None or record.row is None:
+            raise CacheError(f"clip {clip_id!r} has no row in {self.place}")
+        opened = self._shards.get((array, shard))
+        if opened is None:
+            opened = self._open(array, shard)
+        view = opened[record.row : record.row + 1]
+        if (array, shard) in self._shards:
+            self._views[array][clip_id] = view
+        return view
+
+    def rows(self, array: str, shard: int) -> np.ndarray:
+        """The rows in use of one shard, in the order in which they are stored. Not to be written to."""
+        opened = self._shards.get((array, shard))
+        return (self._open(array, shard) if opened is None else opened)[: self.shards[shard].rows]
+
+    def hold(self, array: str = "embeddings", *, share: float = 0.5) -> bool:
+        """Read all rows into memory, if they take no more than ``share`` of what is free; True if they are there."""
+        if array in self._held:
+            return True
+        ids = [clip.id for clip in self.clips]
+        if len(ids) * self.row_bytes(array) > share * available_memory():
+            return False
+        # In the order of the files, so that a disk reads forward.
+        ids.sort(key=lambda clip_id: (self.records[clip_id][0], self.records[clip_id][1].row or 0))
+        values = self.gather(array, ids)
+        self._views[array] = {clip_id: values[row : row + 1] for row, clip_id in enumerate(ids)}
+        self._held.add(array)
+        return True
+
+    @property
+    def where(self) -> str:
+        """Where the next rows come from: ``memory``, ``mapped files`` or ``decompressed shards``."""
+        if "embeddings" in self._held:
+            return "memory"
+        return "mapped files" if self.about.compress == "none" else "decompressed shards"
+
+    def _open(self, array: str, shard: int) -> np.ndarray:
+        """Rows of one shard. Mapped, or decompressed by the codec that Zarr and HDF5 use themselves."""
+        shape, dtype = array_shapes(self.spec)[array]
+        record = self.shards[shard]
+        part = record.parts[array]
+        path = self.place.file(part.file, record.files[part.file])
+        n_bytes = part_bytes(self.about, array)
+        hint = f"run dtsf cache repair {self.place}, then dtsf preprocess again to make it anew"
         try:
-            held = path.stat().st_size
-        except OSError as error:
+            with path.open("rb") as file:
+                held = file.seek(0, 2)
+                if held != record.files[part.file].bytes:
+                    raise CacheError(
+                        f"shard {shard}: {path} has {held} bytes instead of {record.files[part.file].bytes}: {hint}"
+                    )
+                mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
             raise CacheError(
-                f"shard {shard} is committed but {path} cannot be read ({error.strerror}): delete "
-                f"{self.folder / 'shards' / f'{shard:05d}.json'} and run dtsf preprocess again to make it anew"
+                f"shard {shard} is committed but {path} cannot be read ({getattr(error, 'strerror', None) or error}): {hint}"
             ) from error
-        if held != expected:
-            raise CacheError(
-                f"shard {shard}: {path} has {held} bytes instead of {expected}: delete "
-                f"{self.folder / 'shards' / f'{shard:05d}.json'} and run dtsf preprocess again to make it anew"
-            )
-        return np.memmap(path, dtype, "r", shape=(self.shard_size, *shape))
+        stored = mapped[part.offset : part.offset + part.bytes]
+        if self.about.compress == "none":
+            rows = np.frombuffer(stored, dtype).reshape(self.shard_size, *shape)
+            self._shards[array, shard] = rows
+            return rows
+        refuse_unless_fits(n_bytes, f"decompressing shard {shard} of {self.place}")
+        rows = np.empty((self.shard_size, *shape), dtype)
+        try:
+            storage_format(self.about.format, self.about.compress).decode(stored, rows)
+        except CacheError as error:
+            raise CacheError(f"shard {shard}: {path} holds {error}: {hint}") from error
+        if n_bytes * len(self.shards) < available_memory() // 2:
+            self._shards[array, shard] = rows
+        return rows
 
 
-def list_datasets(cache: Path) -> list[str]:
-    """Names of the data sets in a cache; a hidden folder is one in the making."""
-    if not cache.is_dir():
-        return []
-    return sorted(entry.name for entry in cache.iterdir() if not entry.name.startswith(".") and is_dataset(entry))
+def list_datasets(cache: Path | str) -> list[str]:
+    """Names of the data sets in a cache; a hidden folder is one in the making, a link is none."""
+    place = as_place(cache)
+    return [name for name in place.folders() if is_dataset(place.below(name))]
 
 
-def open_dataset(cache: Path, name: str | None = None) -> CachedDataset:
+def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
     """Open a data set for reading.
 
     Args:
-        cache: The cache's folder.
+        cache: The cache's folder, or the URL of one on an object store.
         name: Which data set; may be left out where the cache holds one.
 
     Raises:
         CacheError: No cache, empty, unknown name, or several data sets and none named.
 
     """
+    place = as_place(cache)
     names = list_datasets(cache)
-    if not cache.is_dir():
-        raise CacheError(f"no cache at {cache}: make one with dtsf preprocess DATASET --root DIR --cache {cache}")
+    if isinstance(place, LocalFolder) and not place.path.is_dir():
+        raise CacheError(f"no cache at {place}: make one with dtsf preprocess DATASET --root DIR --cache {place}")
     if not names:
-        raise CacheError(f"the cache {cache} is empty: fill it with dtsf preprocess DATASET --root DIR --cache {cache}")
+        raise CacheError(f"the cache {place} is empty: fill it with dtsf preprocess DATASET --root DIR --cache {place}")
     if name is None and len(names) > 1:
         raise CacheError(
-            f"the cache {cache} holds {len(names)} data sets ({', '.join(names)}): say which with --dataset NAME"
+            f"the cache {place} holds {len(names)} data sets ({', '.join(names)}): say which with --dataset NAME"
         )
     chosen = names[0] if name is None else name
     if chosen not in names:
-        raise CacheError(f"no data set {chosen!r} in the cache {cache}; it holds {', '.join(names)}")
-    folder = cache / chosen
-    spec, info, shard_size = read_attributes(folder)
-    dataset = CachedDataset(folder, spec, info, shard_size, newest_records(folder, spec, shard_size))
+        raise CacheError(f"no data set {chosen!r} in the cache {place}; it holds {', '.join(names)}")
+    dataset = open_place(place.below(chosen))
     if not dataset.clips:
         raise CacheError(
-            f"{folder} has no usable clip ({dataset.verdicts or 'nothing is committed yet'}): run dtsf preprocess again"
+            f"{dataset.place} has no usable clip ({dataset.verdicts or 'nothing is committed yet'}): run dtsf preprocess again"
         )
     return dataset
 
 
-def newest_records(folder: Path, spec: CacheSpec, shard_size: int) -> dict[str, tuple[int, ClipRecord]]:
+def open_place(place: LocalFolder | RemoteFolder) -> CachedDataset:
+    """Open the data set at a place, also one without a usable clip."""
+    about = read_about(place)
+    shards = read_records(place, about)
+    return CachedDataset(
+        place, about, {shard.shard: shard for shard in shards}, newest_records(shards, read_marks(place, about))
+    )
+
+
+def newest_records(
+    shards: Sequence[ShardRecord], marks: Sequence[ShardRecord] = ()
+) -> dict[str, tuple[int, ClipRecord]]:
     """Every clip's newest record and its shard.
 
-    Raises:
-        CacheError: A record that cannot be true: another fingerprint, or a row outside its shard.
+    Args:
+        shards: Committed ones, in their order.
+        marks: Damaged ones that wait to be made again: their clips are not there, and neither is an older row of them.
 
     """
-    newest = {}
-    for shard in read_records(folder):
-        where = f"commit record of shard {shard.shard} in {folder}"
-        if shard.fingerprint != spec.fingerprint():
-            raise CacheError(
-                f"{where} has fingerprint {shard.fingerprint}, the cache {spec.fingerprint()}: delete that record"
-            )
+    newest: dict[str, tuple[int, ClipRecord]] = {}
+    lost = {mark.shard for mark in marks}
+    for shard in sorted([*shards, *marks], key=lambda record: record.shard):
         for record in shard.clips:
-            if record.row is not None and not 0 <= record.row < min(shard.rows, shard_size):
-                raise CacheError(f"{where}: clip {record.clip.id} has row {record.row}, the shard {shard.rows}")
-            newest[record.clip.id] = (shard.shard, record)
+            if shard.shard in lost:
+                newest.pop(record.clip.id, None)
+            else:
+                newest[record.clip.id] = (shard.shard, record)
     return newest

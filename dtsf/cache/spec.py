@@ -10,9 +10,23 @@ from pydantic import Field
 
 from dtsf.cache.records import ClipRecord, Frozen
 
-__all__ = ["SCHEMA_VERSION", "CacheSpec", "DatasetInfo", "ShardRecord", "describe_difference"]
+__all__ = [
+    "LAYOUT",
+    "SCHEMA_VERSION",
+    "About",
+    "CacheSpec",
+    "DatasetInfo",
+    "Extent",
+    "FileRecord",
+    "Part",
+    "ShardRecord",
+    "describe_difference",
+]
 
 SCHEMA_VERSION = 1
+"""What the values mean. Part of the fingerprint."""
+LAYOUT = 2
+"""How they are stored. 1: Zarr only, documents without seals; read, and gone on with."""
 
 
 class CacheSpec(Frozen):
@@ -60,11 +74,45 @@ class DatasetInfo(Frozen):
     view_names: tuple[str, ...]
 
 
+class About(Frozen):
+    """What a data set says of itself: ``dtsf.json``."""
+
+    layout: int = 1
+    format: str = "zarr"
+    compress: str = "none"
+    fingerprint: str
+    shard_size: int = Field(ge=1, le=1_000_000)
+    """Rows of a whole shard."""
+    info: DatasetInfo
+    spec: CacheSpec
+    seal: str = ""
+
+
 class FileRecord(Frozen):
-    """Size and checksum of one file of a shard, as it was committed."""
+    """Size and checksum of one file, as it was committed."""
 
     bytes: int = Field(ge=0)
     xxh3: str
+
+
+class Extent(Frozen):
+    """How far the files reach that show the shards to other programs, and their checksums: ``extent.json``."""
+
+    shards: int = Field(ge=0)
+    files: dict[str, FileRecord]
+    before: dict[str, FileRecord] = {}
+    """What the files were before: after a crash while they are replaced either is right."""
+    seal: str = ""
+
+
+class Part(Frozen):
+    """Where the bytes of one array of one shard are."""
+
+    file: str
+    """Relative to the data set's folder."""
+    offset: int = Field(ge=0)
+    bytes: int = Field(ge=0)
+    """As stored; more or fewer than the values where they are compressed."""
 
 
 class ShardRecord(Frozen):
@@ -73,10 +121,15 @@ class ShardRecord(Frozen):
     shard: int = Field(ge=0)
     fingerprint: str
     rows: int = Field(ge=0)
-    """Rows in use; the shard's files are always whole chunks, padded behind them."""
+    """Rows in use; the shard's arrays always have the same number of rows, padded behind these."""
     clips: tuple[ClipRecord, ...]
     files: dict[str, FileRecord]
     """By path relative to the data set's folder. No time stands here: two runs of the same work leave the same bytes."""
+    seconds: float = Field(default=0, exclude=True)
+    """The oldest records of layout 1 had one; read, and not written."""
+    parts: dict[str, Part] = {}
+    """By array. Layout 1 had none: there an array is the whole of its file."""
+    seal: str = ""
 
 
 def describe_difference(held: CacheSpec, asked: CacheSpec) -> str:

@@ -1,66 +1,31 @@
-"""The Zarr v3 format of a cache: plain named arrays, one uncompressed chunk a shard.
+"""The Zarr v3 format: plain named arrays, one chunk a shard.
 
-``<cache>/<name>/zarr.json`` holds the spec; ``embeddings``, ``pictures`` and ``frame_index`` are arrays whose first axis
-runs over the rows of all shards; ``shards/00012.json`` is the commit record, written last. Any Zarr client opens it, and
-a chunk file can be memory-mapped, because it is raw little-endian C order.
+``embeddings``, ``pictures`` and ``frame_index`` are arrays whose first axis runs over the rows of all shards. A chunk file is
+raw little-endian C order (or one zstd frame of that), so that it can be memory-mapped. Their ``zarr.json`` are written here
+and not by the zarr package: the bytes are then the same whichever version of it is installed.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from pathlib import Path
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
-import zarr
-from pydantic import ValidationError
 
-from dtsf.cache.commit import flush, write_atomically
-from dtsf.cache.spec import SCHEMA_VERSION, CacheSpec, DatasetInfo, FileRecord, ShardRecord, describe_difference
-from dtsf.errors import CacheError, FingerprintError
+from dtsf.cache.layout import AXES, ROWS, UNITS, array_shapes, fill, padded
+from dtsf.cache.spec import Part
+from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = [
-    "array_shapes",
-    "chunk_file",
-    "create_or_open",
-    "extend",
-    "is_dataset",
-    "read_attributes",
-    "read_records",
-    "write_shard",
-]
+    from dtsf.cache.spec import About
 
-AXES = {
-    "embeddings": ("clip", "frame", "cell", "channel"),
-    "pictures": ("clip", "frame", "height", "width", "colour"),
-    "frame_index": ("clip", "frame"),
-}
-UNITS = {
-    "embeddings": "encoder activation; cells in raster order",
-    "pictures": "8-bit RGB",
-    "frame_index": "frame of the source video, from 0; -1 in padding",
-}
+__all__ = ["COMPRESSIONS", "chunk_file", "data_files", "decode", "encode", "metadata"]
 
-
-def array_shapes(spec: CacheSpec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape of one row and dtype of each array."""
-    return {
-        "embeddings": ((spec.frames, spec.grid**2, spec.channels), np.dtype(spec.embedding_dtype)),
-        "pictures": ((spec.frames, spec.picture_size, spec.picture_size, 3), np.dtype("u1")),
-        "frame_index": ((spec.frames,), np.dtype("<i4")),
-    }
-
-
-def _fill(name: str, dtype: np.dtype[Any]) -> Any:
-    """What stands in padding: a number that no one takes for a value, where the type has one."""
-    if dtype.kind == "f":
-        return float("nan")
-    return -1 if name == "frame_index" else 0
+COMPRESSIONS = ("none", "zstd")
+LEVEL = 3
 
 
 def chunk_file(array: str, shard: int) -> str:
@@ -68,170 +33,87 @@ def chunk_file(array: str, shard: int) -> str:
     return "/".join([array, "c", str(shard), *["0"] * (len(AXES[array]) - 1)])
 
 
-def is_dataset(folder: Path) -> bool:
-    """Whether ``folder`` is a data set that dtsf made."""
-    try:
-        return "dtsf" in json.loads((folder / "zarr.json").read_text("utf-8"))["attributes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def data_files(shard: int) -> tuple[str, ...]:
+    """Files of one shard."""
+    return tuple(chunk_file(array, shard) for array in AXES)
 
 
-def read_attributes(folder: Path) -> tuple[CacheSpec, DatasetInfo, int]:
-    """Spec, data set info and rows a shard.
-
-    Raises:
-        CacheError: No dtsf cache, or one written by another schema version.
-
-    """
-    try:
-        held = json.loads((folder / "zarr.json").read_text("utf-8"))["attributes"]["dtsf"]
-        version = held["spec"]["schema_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(f"{folder} is not a dtsf cache: {type(error).__name__}: {error}") from error
-    if version != SCHEMA_VERSION:
-        raise CacheError(
-            f"{folder} has cache schema version {version}, this dtsf reads {SCHEMA_VERSION}: "
-            "make it again with dtsf preprocess --overwrite"
-        )
-    try:
-        spec, info = CacheSpec.model_validate(held["spec"]), DatasetInfo.model_validate(held["info"])
-        shard_size = int(held["shard_size"])
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
-        raise CacheError(f"{folder / 'zarr.json'} is damaged: {error}") from error
-    if shard_size < 1 or held.get("fingerprint") != spec.fingerprint():
-        raise CacheError(f"{folder / 'zarr.json'} is damaged: its fingerprint is not that of its spec")
-    return spec, info, shard_size
+def encode(about: About, shard: int, rows: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], dict[str, Part]]:
+    """The shard's files, and where each array is in them."""
+    files, parts = {}, {}
+    for array, values in rows.items():
+        data = padded(values, array, about.shard_size).tobytes()
+        if about.compress == "zstd":
+            data = bytes(_zstd().encode(data))
+        name = chunk_file(array, shard)
+        files[name] = data
+        parts[array] = Part(file=name, offset=0, bytes=len(data))
+    return files, parts
 
 
-def create_or_open(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) -> int:
-    """Make a data set, or open the one that is there. Returns its rows a shard (the existing one's, if any).
+def decode(data: memoryview, out: np.ndarray) -> None:
+    """Decompress one array of one shard into ``out``.
 
     Raises:
-        FingerprintError: It was made with other settings.
-        CacheError: The folder holds something else, or the same name stands for other classes.
+        CacheError: It is not the frame of exactly so many bytes.
 
     """
-    if not folder.exists() or not any(folder.iterdir()):
-        _create(folder, spec, info, shard_size)
-        return shard_size
-    if not is_dataset(folder):
-        raise CacheError(f"{folder} exists and is not a dtsf cache: choose another --cache or --name")
-    held_spec, held_info, held_size = read_attributes(folder)
-    if held_spec.fingerprint() != spec.fingerprint():
-        raise FingerprintError(
-            f"{folder} has fingerprint {held_spec.fingerprint()}, this run {spec.fingerprint()} "
-            f"({describe_difference(held_spec, spec)}). Use the same settings, another --name or --cache, "
-            "or --overwrite to make it anew"
-        )
-    if held_info != info:
-        raise CacheError(
-            f"{folder} holds {held_info.dataset} with {len(held_info.class_names)} classes "
-            f"({', '.join(held_info.class_names[:3])} ...) and views {', '.join(held_info.view_names)}; this is {info.dataset} "
-            f"with {len(info.class_names)} classes ({', '.join(info.class_names[:3])} ...) and views "
-            f"{', '.join(info.view_names)}. Choose another --name, or --overwrite"
-        )
-    return held_size
-
-
-def _create(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) -> None:
-    """Make the data set beside its place and rename it there: killed half-way, nothing blocks the next run."""
-    building = folder.with_name(f".{folder.name}.creating")
+    flat = out.reshape(-1).view(np.uint8)
+    size = _frame_content_size(bytes(data[:18]))
+    if size != flat.nbytes:
+        raise CacheError(f"a zstd frame of {size} bytes instead of {flat.nbytes}")
     try:
-        if building.exists():
-            shutil.rmtree(building)
-        _build(building, spec, info, shard_size)
-        building.replace(folder)
-        flush(folder.parent)
-    except OSError as error:
-        raise CacheError(
-            f"cannot make {folder}: {error.strerror or error}. Make room or choose another --cache, and run the same "
-            "command again"
-        ) from error
+        _zstd().decode(data, flat)
+    except (RuntimeError, ValueError) as error:
+        raise CacheError(f"not a whole zstd frame: {error}") from error
 
 
-def _build(folder: Path, spec: CacheSpec, info: DatasetInfo, shard_size: int) -> None:
-    attributes = {
-        "spec": spec.model_dump(mode="json"),
-        "info": info.model_dump(mode="json"),
-        "fingerprint": spec.fingerprint(),
-        "shard_size": shard_size,
+def metadata(about: About, n_shards: int) -> dict[str, bytes]:
+    """The documents that show ``n_shards`` shards to any Zarr client."""
+    # The seal is of dtsf.json's bytes and would mean nothing here.
+    attributes = about.model_dump(mode="json", exclude={"seal"})
+    documents: dict[str, dict[str, Any]] = {
+        "zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": {"dtsf": attributes}}
     }
-    folder.mkdir(parents=True)
-    for name, (shape, dtype) in array_shapes(spec).items():
-        zarr.create_array(
-            store=str(folder / name),
-            shape=(0, *shape),
-            chunks=(shard_size, *shape),
-            dtype=dtype,
-            compressors=None,
-            fill_value=_fill(name, dtype),
-            dimension_names=AXES[name],
-            attributes={"units": UNITS[name], "rows": "see shards/*.json for which clip each row is"},
-            config={"write_empty_chunks": True},
-        )
-    document = {"zarr_format": 3, "node_type": "group", "attributes": {"dtsf": attributes}}
-    write_atomically(folder / "zarr.json", json.dumps(document, indent=1).encode())
+    for array, (shape, dtype) in array_shapes(about.spec).items():
+        single_byte = dtype.itemsize == 1
+        codecs: list[dict[str, Any]] = [
+            {"name": "bytes"} if single_byte else {"name": "bytes", "configuration": {"endian": "little"}}
+        ]
+        if about.compress == "zstd":
+            codecs.append({"name": "zstd", "configuration": {"level": LEVEL, "checksum": False}})
+        value = fill(array, dtype)
+        documents[f"{array}/zarr.json"] = {
+            "shape": [n_shards * about.shard_size, *shape],
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [about.shard_size, *shape]}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": "NaN" if math.isnan(value) else value,
+            "codecs": codecs,
+            "attributes": {"units": UNITS[array], "rows": ROWS},
+            "dimension_names": list(AXES[array]),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+    return {name: json.dumps(document, indent=1).encode() for name, document in documents.items()}
 
 
-def extend(folder: Path, n_shards: int) -> None:
-    """Grow the arrays so that they have ``n_shards`` chunks; never shrinks."""
-    for name in AXES:
-        path = folder / name / "zarr.json"
-        document = json.loads(path.read_text("utf-8"))
-        rows = n_shards * document["chunk_grid"]["configuration"]["chunk_shape"][0]
-        if rows > document["shape"][0]:
-            document["shape"][0] = rows
-            write_atomically(path, json.dumps(document, indent=1).encode())
+def _zstd() -> Any:
+    from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+
+    return Zstd(level=LEVEL)
 
 
-def write_shard(folder: Path, record: ShardRecord, rows: Mapping[str, np.ndarray], shard_size: int) -> ShardRecord:
-    """Write a shard's chunk files, then its commit record.
-
-    Args:
-        folder: The data set's folder.
-        record: Without its files.
-        rows: The arrays of :func:`array_shapes`, each with ``record.rows`` rows.
-        shard_size: Rows of a whole chunk; the rest is filled.
-
-    Returns:
-        The record as it was committed.
-
-    """
-    files = {}
-    for name, array in rows.items():
-        chunk = np.full((shard_size, *array.shape[1:]), _fill(name, array.dtype), dtype=array.dtype.newbyteorder("<"))
-        chunk[: len(array)] = array
-        data = chunk.tobytes()
-        relative = chunk_file(name, record.shard)
-        write_atomically(folder / relative, data)
-        files[relative] = FileRecord(bytes=len(data), xxh3=xxhash.xxh3_64_hexdigest(data))
-    record = record.model_copy(update={"files": files})
-    write_atomically(_record_file(folder, record.shard), record.model_dump_json(indent=1).encode())
-    return record
-
-
-def read_records(folder: Path) -> list[ShardRecord]:
-    """All commit records, in the order of shards.
-
-    Raises:
-        CacheError: A record cannot be read or belongs to another place.
-
-    """
-    records = []
-    for path in sorted((folder / "shards").glob("[0-9]*.json")):
-        try:
-            record = ShardRecord.model_validate_json(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise CacheError(
-                f"commit record {path} is damaged ({error}): delete it and run dtsf preprocess again"
-            ) from error
-        if _record_file(folder, record.shard) != path:
-            raise CacheError(
-                f"commit record {path} says that it is shard {record.shard}: delete it and run dtsf preprocess again"
-            )
-        records.append(record)
-    return sorted(records, key=lambda record: record.shard)
-
-
-def _record_file(folder: Path, shard: int) -> Path:
-    return Path(folder) / "shards" / f"{shard:05d}.json"
+def _frame_content_size(head: bytes) -> int:
+    """Size that a zstd frame says it has (RFC 8878, 3.1.1.1), or -1 where it does not say."""
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
+        return -1
+    descriptor = head[4]
+    flag, single = descriptor >> 6, descriptor >> 5 & 1
+    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
+    width = (1 if single else 0, 2, 4, 8)[flag]
+    field = head[start : start + width]
+    if width == 0 or len(field) < width:
+        return -1
+    return int.from_bytes(field, "little") + (256 if flag == 1 else 0)

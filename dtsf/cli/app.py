@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from dtsf.cli.commands_data import cache_app, preprocess_command, synth_app
+from dtsf.cli.commands_cache import cache_app
+from dtsf.cli.commands_data import preprocess_command, synth_app
 from dtsf.cli.commands_export import export_command
 from dtsf.cli.commands_import import import_command
 from dtsf.cli.commands_look import doctor_command, report_command

@@ -1,4 +1,4 @@
-"""Commands that make and look at data: preprocess, synth, cache."""
+"""Commands that make data: preprocess, synth."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.run import PreprocessResult
 
-__all__ = ["cache_app", "preprocess_command", "synth_app"]
+__all__ = ["Format", "preprocess_command", "synth_app"]
 
 
 class Format(StrEnum):
     """Storage formats of a cache."""
 
     ZARR = "zarr"
+    HDF5 = "hdf5"
 
 
 class Check(StrEnum):
@@ -49,8 +50,13 @@ def preprocess_command(
         ),
     ] = None,
     views: Annotated[str, typer.Option(help="all, or view numbers or names joined by commas.")] = "all",
-    cache: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("cache"),
-    format_: Annotated[Format, typer.Option("--format", help="Storage format of the cache.")] = Format.ZARR,
+    cache: Annotated[Path, typer.Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
+    format_: Annotated[
+        Format | None, typer.Option("--format", help="Storage format: zarr, or what the data set has.")
+    ] = None,
+    compress: Annotated[
+        str | None, typer.Option(help="none; smaller and slower: zstd (zarr) or gzip (hdf5).", show_default="none")
+    ] = None,
     encoder: Annotated[
         str,
         typer.Option(help="efficientnet-lite0, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."),
@@ -98,6 +104,8 @@ def preprocess_command(
                 views=views,
                 limit=limit,
                 name=name,
+                format=format_,
+                compress=compress,
                 encoder=encoder,
                 frames=frames,
                 size=size,
@@ -191,71 +199,3 @@ def synth_nucla_command(
         label = name.removeprefix("multiview_action_videos").replace("_", "-")
         option = f" --name nucla{label}" if label else ""
         screen.print(f"next: dtsf preprocess nucla --root {path}{option}", highlight=False)
-
-
-cache_app = typer.Typer(help="Look at a cache.", no_args_is_help=True)
-
-
-@cache_app.command("info")
-def cache_info_command(
-    path: Annotated[Path, typer.Argument(help="Folder of the cache.")] = Path("cache"),
-    dataset: Annotated[str | None, typer.Option(help="Only this data set.")] = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a page to FILE: verdicts, counts, filmstrips of random clips.")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
-) -> None:
-    """Say what a cache holds: data sets, classes, groups, verdicts, how it was made."""
-    if html is not None:
-        from dtsf.cli.commands_look import cache_page
-
-        cache_page(path, html, dataset, json_=json_)
-        return
-    from dtsf.cache.reader import list_datasets, open_dataset
-    from dtsf.cli.show import console, print_json, table
-
-    names: list[str | None] = [dataset] if dataset else [*list_datasets(path)] or [None]
-    opened = [open_dataset(path, name) for name in names]
-    if json_:
-        print_json(
-            {
-                "datasets": [
-                    {
-                        **data.info.model_dump(mode="json"),
-                        "clips": len(data.clips),
-                        "groups": len({clip.group for clip in data.clips}),
-                        "verdicts": data.verdicts,
-                        "fingerprint": data.spec.fingerprint(),
-                        "spec": data.spec.model_dump(mode="json"),
-                        "bad": [record.model_dump(mode="json") for record in data.bad],
-                    }
-                    for data in opened
-                ]
-            }
-        )
-        return
-    screen = console()
-    for data in opened:
-        spec = data.spec
-        screen.print(
-            table(
-                f"{data.folder}",
-                ("", ""),
-                [
-                    ("data set", data.info.dataset),
-                    ("clips", f"{len(data.clips)} usable in {len({clip.group for clip in data.clips})} groups"),
-                    ("verdicts", ", ".join(f"{count} {verdict}" for verdict, count in data.verdicts.items())),
-                    ("classes", ", ".join(data.info.class_names)),
-                    ("views", ", ".join(data.info.view_names)),
-                    (
-                        "embeddings",
-                        f"{spec.frames} frames x {spec.grid} x {spec.grid} cells x {spec.channels} channels, float16",
-                    ),
-                    ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.decoder}"),
-                    ("fingerprint", spec.fingerprint()),
-                ],
-            )
-        )
-        if data.bad:
-            rows = [(record.clip.path, record.verdict.value, record.reason) for record in data.bad]
-            screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "verdict", "why"), rows))

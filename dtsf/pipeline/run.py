@@ -5,17 +5,17 @@ from __future__ import annotations
 import fcntl
 import math
 import os
-import shutil
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtsf.cache.commit import sweep_orphans
-from dtsf.cache.reader import newest_records
+from dtsf.cache.documents import is_dataset, read_about, read_marks, read_records
+from dtsf.cache.place import LocalFolder, as_place
+from dtsf.cache.reader import newest_records, open_place
 from dtsf.cache.records import Clip, ClipRecord, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.cache.zarr_store import create_or_open, extend, is_dataset, read_attributes, read_records
+from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, ConfigError, DataError
 from dtsf.pipeline.encoders import encoder_identity, load_encoder
 from dtsf.pipeline.video import decoder_name
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from dtsf.cache.documents import Where
+    from dtsf.cache.remote import RemoteFolder
     from dtsf.pipeline.catalog import Catalog
 
 __all__ = ["PreprocessResult", "Progress", "make_spec", "plan", "preprocess"]
@@ -74,10 +76,12 @@ def make_spec(*, encoder: str, frames: int, size: int, grid: int) -> CacheSpec:
 
 def preprocess(
     catalog: Catalog,
-    cache: Path,
+    cache: Path | str,
     spec: CacheSpec,
     *,
     name: str | None = None,
+    format: str | None = None,  # noqa: A002
+    compress: str | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
     shard_size: int = 64,
@@ -94,9 +98,11 @@ def preprocess(
 
     Args:
         catalog: Clips to do.
-        cache: Folder of the cache.
+        cache: Folder of the cache, or its URL on an object store.
         spec: From :func:`make_spec`.
         name: Name in the cache; the catalog's data set if left out. Choose one to keep several collections side by side.
+        format: ``zarr`` or ``hdf5``; left out, the one that the data set has, or Zarr.
+        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, as the data set is, or none.
         workers: Processes; one a core if left out. 1 works in this process.
         scheduler: ``tcp://host:port`` of a running dask scheduler whose workers see the same paths.
         shard_size: Clips of a shard: what is lost at most when a process dies.
@@ -116,22 +122,23 @@ def preprocess(
         raise ConfigError(f"--name {name!r} must be a plain folder name")
     if shard_size < 1:
         raise ConfigError(f"--shard-size {shard_size} must be at least 1")
-    folder = cache.absolute() / name
+    place = as_place(cache).absolute()
+    folder = place.below(name)
     begun = time.monotonic()
-    with _lock(cache, name):
-        if overwrite and folder.exists():
+    with _lock(place, name):
+        if overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
-            shutil.rmtree(folder)
+            folder.clear()
         info = DatasetInfo(
             dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
         )
-        shard_size = create_or_open(folder, spec, info, shard_size)
-        sweep_orphans(folder)
+        shard_size = create_or_open(folder, spec, info, shard_size, format=format, compress=compress).shard_size
+        sweep(folder)
         n_workers = workers or os.cpu_count() or 1
-        parts, already_done, already_bad = plan(catalog, folder, spec, shard_size, n_workers)
+        parts, already_done, already_bad = plan(catalog, folder, shard_size, n_workers)
         tasks = [
-            ShardTask(str(folder), str(catalog.root.absolute()), shard, shard_size, clips, spec, deadline, check)
+            ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, deadline, check)
             for shard, clips in parts.items()
         ]
         if parts:
@@ -148,7 +155,7 @@ def preprocess(
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
         _run(tasks, n_workers, scheduler, on_clip)
-        result = _result(catalog, folder, already_done, time.monotonic() - begun, cache)
+        result = _result(catalog, folder, already_done, time.monotonic() - begun, place)
     if len(result.bad) > max_bad * result.clips:
         listed = "\n".join(
             f"  {record.clip.path}: {record.verdict.value}: {record.reason}" for record in result.bad[:20]
@@ -163,15 +170,17 @@ def preprocess(
 
 
 def plan(
-    catalog: Catalog, folder: Path, spec: CacheSpec, shard_size: int, n_workers: int
+    catalog: Catalog, folder: Where, shard_size: int, n_workers: int
 ) -> tuple[dict[int, tuple[Clip, ...]], int, int]:
     """Shards for the clips that are not done, how many clips are, and how many of those are bad.
 
     A shard's number and clips follow from the catalog alone, so that a run that was killed and run again leaves the same
     bytes as one that was not. Clips that are missing from a shard that is committed (their file changed, or the catalog
-    grew) go to new shards behind all others.
+    grew) go to new shards behind all others. A shard that was found damaged is made again as it was, under its number.
     """
-    held = newest_records(folder, spec, shard_size)
+    about = read_about(folder)
+    records, marks = read_records(folder, about), read_marks(folder, about)
+    held = newest_records(records, marks)
     missing: set[str] = set()
     bad = 0
     for clip in catalog.clips:
@@ -180,8 +189,16 @@ def plan(
             bad += not record.verdict.usable
         else:
             missing.add(clip.id)
-    committed = {record.shard for record in read_records(folder)}
+    done = len(catalog.clips) - len(missing)
+    committed = {record.shard for record in records}
     parts: dict[int, tuple[Clip, ...]] = {}
+    known = {clip.id: clip for clip in catalog.clips}
+    for mark in marks:
+        ids = [record.clip.id for record in mark.clips]
+        if missing.issuperset(ids):
+            parts[mark.shard] = tuple(known[key] for key in ids)
+            missing.difference_update(ids)
+    committed |= {mark.shard for mark in marks}
     late: list[Clip] = []
     homes = _cut(catalog.clips, shard_size, n_workers)
     for shard, clips in enumerate(homes):
@@ -192,7 +209,7 @@ def plan(
             parts[shard] = wanted
     first = max(len(homes), max(committed, default=-1) + 1)
     parts |= dict(enumerate(_cut(late, shard_size, n_workers), first))
-    return parts, len(catalog.clips) - len(missing), bad
+    return parts, done, bad
 
 
 def _cut(clips: Sequence[Clip], shard_size: int, n_workers: int) -> list[tuple[Clip, ...]]:
@@ -284,8 +301,12 @@ def _start_cluster(**settings: Any) -> Any:
 
 
 @contextmanager
-def _lock(cache: Path, name: str) -> Iterator[None]:
-    """One writer a data set: a second preprocess of the same name is told so at once."""
+def _lock(place: LocalFolder | RemoteFolder, name: str) -> Iterator[None]:
+    """One preprocess a data set: a second one of the same name is told so at once. An object store claims shard by shard."""
+    if not isinstance(place, LocalFolder):
+        yield
+        return
+    cache = place.path
     try:
         cache.mkdir(parents=True, exist_ok=True)
         file = (cache / f".{name}.lock").open("w")
@@ -301,9 +322,20 @@ def _lock(cache: Path, name: str) -> Iterator[None]:
         yield
 
 
-def _result(catalog: Catalog, folder: Path, already_done: int, seconds: float, cache: Path) -> PreprocessResult:
-    spec, _, shard_size = read_attributes(folder)
-    held = newest_records(folder, spec, shard_size)
+def _result(
+    catalog: Catalog,
+    folder: LocalFolder | RemoteFolder,
+    already_done: int,
+    seconds: float,
+    cache: LocalFolder | RemoteFolder,
+) -> PreprocessResult:
+    held = open_place(folder).records
+    lost = [clip.id for clip in catalog.clips if clip.id not in held]
+    if lost:
+        raise CacheError(
+            f"another writer was first to commit shards of {folder}, so that {len(lost)} clips are not in it yet "
+            f"({lost[0]} ...): run the same command again to go on"
+        )
     records = [held[clip.id][1] for clip in catalog.clips]
     verdicts: dict[str, int] = {}
     for record in records:

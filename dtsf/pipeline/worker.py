@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtsf.cache.layout import array_shapes
 from dtsf.cache.records import Clip, ClipRecord
 from dtsf.cache.spec import CacheSpec, ShardRecord
-from dtsf.cache.zarr_store import array_shapes, write_shard
+from dtsf.cache.store import write_shard
 from dtsf.errors import VideoError
 from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
 from dtsf.pipeline.encoders import load_encoder
@@ -26,11 +27,10 @@ class ShardTask:
     """Everything a worker needs, small enough to send to another machine."""
 
     folder: str
-    """Of the data set in the cache."""
+    """Of the data set in the cache; or its URL."""
     root: str
     """Of the videos."""
     shard: int
-    shard_size: int
     clips: tuple[Clip, ...]
     spec: CacheSpec
     deadline: float = 60.0
@@ -78,7 +78,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
         files={},
     )
     used_rows = {name: array[:used] for name, array in rows.items()}
-    return write_shard(Path(task.folder), shard, used_rows, task.shard_size)
+    return write_shard(task.folder, shard, used_rows)
 
 
 def source_stat(path: Path) -> tuple[int, int]:

@@ -1,0 +1,178 @@
+"""Random gather of batches (16 groups x 3 views) from a warm cache, beside what others do with the same bytes.
+
+Every reader gets the same rows in the same order and is checked against the same values. They take turns, batch by batch, so
+that whatever else this machine does hits all of them alike; a figure is the median of a reader's batches, and each ratio
+is the median over batches of (numpy.memmap's time / ours).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import xxhash
+import zarr
+
+from dtsf.cache.layout import array_shapes
+from dtsf.cache.reader import open_dataset
+from dtsf.cache.records import Clip, ClipRecord, Verdict
+from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
+from dtsf.cache.store import create_or_open, extend, write_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SHARD = 64
+VIEWS = 3
+# As preprocess makes them; no small pictures to speak of, so that the size is that of embeddings.
+SPEC = CacheSpec(
+    decoder="none", frames=16, size=192, grid=6, encoder="none", weights_hash="0", channels=112, picture_size=1
+)
+
+
+def make(folder: Path, clips: int, format_: str) -> None:
+    """A cache of random rows; the same ones in every format."""
+    info = DatasetInfo(dataset="manifest", name="a", class_names=("x",), view_names=("1", "2", "3"))
+    create_or_open(folder, SPEC, info, SHARD, format=format_)
+    extend(folder, clips // SHARD)
+    for shard in range(clips // SHARD):
+        generator = np.random.default_rng(shard)
+        rows = {
+            name: generator.integers(0, 100, (SHARD, *shape)).astype(dtype)
+            for name, (shape, dtype) in array_shapes(SPEC).items()
+        }
+        records = []
+        for row in range(SHARD):
+            k = shard * SHARD + row
+            clip = Clip(id=f"{k:06d}", path=f"{k}", label=0, raw_label="", group=f"{k // VIEWS}", view=k % VIEWS + 1)
+            records.append(ClipRecord(clip=clip, verdict=Verdict.OK, row=row))
+        record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=SHARD, clips=tuple(records), files={})
+        write_shard(folder, record, rows)
+
+
+def readers(root: Path, clips: int, rows_loose: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """By name: rows -> their values."""
+    shape, dtype = array_shapes(SPEC)["embeddings"]
+    ids = [f"{k:06d}" for k in range(clips)]
+    found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    with (root / "all.bin").open("wb") as file:
+        data = open_dataset(root / "zarr")
+        for start in range(0, clips, SHARD):
+            file.write(data.embeddings(ids[start : start + SHARD]).tobytes())
+    whole = np.memmap(root / "all.bin", dtype, "r", shape=(clips, *shape))
+    found["numpy.memmap"] = lambda rows: whole[rows]
+
+    # One for all of ours: whether the kernel gives a buffer large pages is luck, and makes a third of the speed.
+    out = np.empty((16 * VIEWS, *shape), dtype)
+
+    def ours(format_: str, *, hold: bool) -> Callable[[np.ndarray], np.ndarray]:
+        opened = open_dataset(root / format_)
+        if hold and not opened.hold():
+            raise SystemExit("the cache does not fit into memory here")
+        # Warm, as all others are: their maps were walked through when the loose files were made.
+        for start in range(0, clips, SHARD):
+            opened.embeddings(ids[start : start + SHARD])
+        return lambda rows: opened.embeddings([ids[row] for row in rows], out)
+
+    found["dtsf zarr"] = ours("zarr", hold=False)
+    found["dtsf hdf5"] = ours("hdf5", hold=False)
+    found["dtsf zarr, held in memory"] = ours("zarr", hold=True)
+    array = zarr.open_group(root / "zarr/a", mode="r")["embeddings"]
+    found["zarr oindex"] = lambda rows: array.oindex[rows]
+    file5 = h5py.File(root / "hdf5/a/dataset.h5")["embeddings"]
+    found["h5py rows, one by one"] = lambda rows: np.stack([file5[row] for row in rows])
+
+    def sorted_h5py(rows: np.ndarray) -> np.ndarray:
+        order = np.argsort(rows)
+        out = np.empty((len(rows), *shape), dtype)
+        out[order] = file5[rows[order]]
+        return out
+
+    found["h5py fancy, sorted"] = sorted_h5py
+    loose = root / "loose"
+    loose.mkdir()
+    for row in range(rows_loose):
+        np.save(loose / f"{row}.npy", whole[row])
+    found["loose .npy files"] = lambda rows: np.stack([np.load(loose / f"{row}.npy") for row in rows])
+    return found
+
+
+def measure(megabytes: int, batches: int, root: Path) -> dict[str, object]:
+    """Make the caches, let all readers take turns, put the figures together."""
+    shape, dtype = array_shapes(SPEC)["embeddings"]
+    row_bytes = int(np.prod(shape)) * dtype.itemsize
+    clips = -(-megabytes * 10**6 // row_bytes // (SHARD * VIEWS)) * SHARD * VIEWS
+    for format_ in ("zarr", "hdf5"):
+        make(root / format_ / "a", clips, format_)
+    all_readers = readers(root, clips, clips)
+    sums = {row: xxhash.xxh3_64_intdigest(all_readers["numpy.memmap"](np.array([row]))) for row in range(clips)}
+    evict = np.zeros(2**28, np.uint8)
+    generator = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in all_readers}
+    slow = {"zarr oindex", "h5py rows, one by one", "h5py fancy, sorted"}
+    for turn in range(batches + 3):
+        groups = generator.choice(clips // VIEWS, 16, replace=False)
+        rows = (groups[:, None] * VIEWS + np.arange(VIEWS)).ravel()
+        names = generator.permutation(list(all_readers))
+        for name in names:
+            if name in slow and turn % 10 > 1:
+                continue
+            evict += 1  # the last reader's bytes leave the processor's caches; they stay in the page cache: warm
+            begun = time.perf_counter()
+            got = all_readers[name](rows)
+            took = time.perf_counter() - begun
+            # By checksum: comparing with another reader's rows would put those into the processor's cache for it.
+            if [xxhash.xxh3_64_intdigest(np.ascontiguousarray(row)) for row in got] != [sums[row] for row in rows]:
+                raise SystemExit(f"{name} returned other rows")
+            if turn >= 3:
+                seconds[name].append(took)
+    batch_bytes = 16 * VIEWS * row_bytes
+    speeds = {name: batch_bytes / statistics.median(times) / 1e9 for name, times in seconds.items()}
+
+    def ratio(name: str) -> float:
+        pairs = zip(seconds["numpy.memmap"], seconds[name], strict=True)
+        return statistics.median(theirs / ours for theirs, ours in pairs)
+
+    return {
+        "zarr_vs_memmap": ratio("dtsf zarr"),
+        "hdf5_vs_memmap": ratio("dtsf hdf5"),
+        "held_vs_memmap": ratio("dtsf zarr, held in memory"),
+        "gigabytes_per_s": speeds,
+        "megabytes": clips * row_bytes / 1e6,
+        "batches": batches,
+    }
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--megabytes", type=int, default=600)
+    parser.add_argument("--batches", type=int, default=100)
+    parser.add_argument(
+        "--folder", type=Path, help="where 4 times as many bytes fit; the system's temporary one if left out"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as root:
+        document = measure(arguments.megabytes, arguments.batches, Path(root))
+    if arguments.json:
+        sys.stdout.write(json.dumps(document) + "\n")
+        return
+    lines = [f"{document['megabytes']:.0f} MB, batches of 16 groups x 3 views, warm, GB/s:"]
+    speeds = document["gigabytes_per_s"]
+    assert isinstance(speeds, dict)
+    lines += [f"  {speed:7.3f}  {name}" for name, speed in sorted(speeds.items(), key=lambda item: -item[1])]
+    lines += [f"{key}: {document[key]:.2f}" for key in ("zarr_vs_memmap", "hdf5_vs_memmap", "held_vs_memmap")]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""A data set written again: in the other format, compressed or raw, in another precision, on another machine's store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xxhash
+
+from dtsf.cache.documents import FORMATS, read_about, read_records
+from dtsf.cache.layout import array_shapes
+from dtsf.cache.memory import refuse_unless_fits
+from dtsf.cache.place import LocalFolder, as_place
+from dtsf.cache.reader import CachedDataset, newest_records
+from dtsf.cache.store import create_or_open, extend, sweep, write_shard
+from dtsf.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dtsf.cache.documents import Where
+    from dtsf.cache.spec import ShardRecord
+
+__all__ = ["convert"]
+
+
+def convert(
+    source: Where,
+    target: Where,
+    *,
+    format: str | None = None,  # noqa: A002
+    compress: str | None = None,
+    dtype: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Copy a data set, shard by shard, each checked against its checksum first. What the target has is not copied again.
+
+    Args:
+        source: The data set's folder or URL.
+        target: Of the new one; not the same.
+        format: ``zarr`` or ``hdf5``; the source's if left out.
+        compress: ``none``, or ``zstd`` (Zarr) or ``gzip`` (HDF5). The source's if left out, ``none`` where the new format lacks it.
+        dtype: ``float16`` or ``float32`` of the embeddings; the source's if left out. Another one is another fingerprint.
+        on_progress: Called with shards done and all.
+
+    Returns:
+        How many shards were written.
+
+    Raises:
+        CacheError: The source is damaged, a value does not fit float16, or the target holds something else.
+
+    """
+    ours, theirs = as_place(source), as_place(target)
+    if str(ours.absolute()) == str(theirs.absolute()) or (
+        isinstance(ours, LocalFolder)
+        and isinstance(theirs, LocalFolder)
+        and ours.path.resolve() == theirs.path.resolve()
+    ):
+        raise CacheError(f"{ours} cannot be converted onto itself: name another folder")
+    about = read_about(ours)
+    shards = read_records(ours, about)
+    chosen = format or about.format
+    if chosen in FORMATS and compress is None:
+        compress = about.compress if about.compress in FORMATS[chosen].compressions else "none"
+    if dtype not in (None, about.spec.embedding_dtype, "float16", "float32") or (
+        dtype not in (None, about.spec.embedding_dtype) and about.spec.embedding_dtype == "uint8"
+    ):
+        raise CacheError(f"embeddings of {about.spec.embedding_dtype} cannot be made {dtype}: float16 and float32 can")
+    spec = about.spec.model_copy(update={"embedding_dtype": dtype or about.spec.embedding_dtype})
+    create_or_open(theirs, spec, about.info, about.shard_size, format=chosen, compress=compress)
+    sweep(theirs)
+    if shards:
+        extend(theirs, shards[-1].shard + 1)
+    there = {record.shard: record for record in read_records(theirs)}
+    written = 0
+    for done, shard in enumerate(shards, 1):
+        if shard.shard not in there:
+            rows = _rows(CachedDataset(ours, about, {shard.shard: shard}, newest_records([shard])), shard)
+            rows["embeddings"] = _cast(rows["embeddings"], spec.embedding_dtype, f"shard {shard.shard} of {ours}")
+            record = shard.model_copy(update={"fingerprint": spec.fingerprint(), "files": {}, "parts": {}})
+            write_shard(theirs, record, rows)
+            written += 1
+        elif there[shard.shard].clips != shard.clips:
+            raise CacheError(f"{theirs} has other clips in shard {shard.shard} than {ours}: name another folder")
+        if on_progress is not None:
+            on_progress(done, len(shards))
+    return written
+
+
+def _rows(data: CachedDataset, shard: ShardRecord) -> dict[str, np.ndarray]:
+    """Rows of one shard in their order, from files that match their checksums."""
+    for name, expected in shard.files.items():
+        refuse_unless_fits(expected.bytes, f"reading {data.place}/{name}")
+        held = data.place.read(name, expected.bytes)
+        if held is None or xxhash.xxh3_64_hexdigest(held) != expected.xxh3:
+            raise CacheError(f"{data.place}/{name} does not match its checksum: run dtsf cache repair {data.place}")
+    rows = {}
+    for array in array_shapes(data.spec):
+        # Not by clip: rows that a later shard replaced are copied too, so that records stay as they are.
+        rows[array] = np.array(data.rows(array, shard.shard))
+    return rows
+
+
+def _cast(rows: np.ndarray, dtype: str, where: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        cast = rows.astype(np.dtype(dtype).newbyteorder("<"), copy=False)
+    if cast.dtype.kind == "f" and (np.isinf(cast) & ~np.isinf(rows)).any():
+        raise CacheError(f"{where} has values beyond float16 (65504): keep float32")
+    return cast

@@ -1,0 +1,92 @@
+"""What a person wants to know of a data set of a cache, from its records alone: no value is read."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dtsf.cache.documents import read_marks
+from dtsf.cache.layout import record_name
+from dtsf.cache.place import LocalFolder
+from dtsf.cache.reader import open_place
+from dtsf.cache.records import ClipRecord, Frozen
+from dtsf.cache.spec import CacheSpec
+
+if TYPE_CHECKING:
+    from dtsf.cache.remote import RemoteFolder
+
+__all__ = ["DatasetPage", "describe"]
+
+
+class DatasetPage(Frozen):
+    """A data set, for a person and for ``--json``."""
+
+    place: str
+    dataset: str
+    name: str
+    class_names: tuple[str, ...]
+    view_names: tuple[str, ...]
+    clips: int
+    groups: int
+    groups_by_views: dict[int, int]
+    """Number of usable views -> groups that have so many."""
+    clips_by_class: dict[str, int]
+    clips_by_view: dict[str, int]
+    verdicts: dict[str, int]
+    format: str
+    compress: str
+    layout: int
+    shards: int
+    shard_size: int
+    bytes: int
+    last_written: str | None
+    """Date of the newest commit record; None on an object store."""
+    redo: tuple[int, ...]
+    """Shards that were found damaged and wait to be made again."""
+    fingerprint: str
+    spec: CacheSpec
+    bad: tuple[ClipRecord, ...]
+
+
+def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
+    """Put the page of a data set together.
+
+    Raises:
+        CacheError: There is none, or its records are damaged.
+
+    """
+    data = open_place(place)
+    info = data.info
+    views: dict[str, set[int]] = {}
+    for clip in data.clips:
+        views.setdefault(clip.group, set()).add(clip.view)
+    classes, cameras = Counter(clip.label for clip in data.clips), Counter(clip.view for clip in data.clips)
+    last = None
+    if isinstance(place, LocalFolder) and data.shards:
+        newest = max((place.path / record_name(shard)).stat().st_mtime for shard in data.shards)
+        last = datetime.datetime.fromtimestamp(newest).astimezone().isoformat(" ", "minutes")
+    return DatasetPage(
+        place=str(place),
+        dataset=info.dataset,
+        name=info.name,
+        class_names=info.class_names,
+        view_names=info.view_names,
+        clips=len(data.clips),
+        groups=len(views),
+        groups_by_views=dict(sorted(Counter(len(held) for held in views.values()).items(), reverse=True)),
+        clips_by_class={name: classes[k] for k, name in enumerate(info.class_names)},
+        clips_by_view={name: cameras[k] for k, name in enumerate(info.view_names, 1)},
+        verdicts=data.verdicts,
+        format=data.about.format,
+        compress=data.about.compress,
+        layout=data.about.layout,
+        shards=len(data.shards),
+        shard_size=data.shard_size,
+        bytes=sum(file.bytes for shard in data.shards.values() for file in shard.files.values()),
+        last_written=last,
+        redo=tuple(mark.shard for mark in read_marks(place, data.about)),
+        fingerprint=data.spec.fingerprint(),
+        spec=data.spec,
+        bad=data.bad,
+    )

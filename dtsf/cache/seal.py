@@ -1,0 +1,61 @@
+"""JSON documents that carry their own checksum, so that a changed byte in a record is found like one in the data.
+
+The last field is ``seal``: xxh3-64, as 16 hexadecimal digits, of the file's bytes with those digits written as zeros.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, TypeVar
+
+import xxhash
+
+from dtsf.errors import CacheError
+
+if TYPE_CHECKING:
+    from dtsf.cache.records import Frozen
+
+__all__ = ["read_sealed", "sealed"]
+
+NONE = "0" * 16
+TAIL = re.compile(rb'"seal": ?"([0-9a-f]{16})"\s*\}\s*\Z')
+
+T = TypeVar("T", bound="Frozen")
+
+
+def sealed(document: Frozen) -> bytes:
+    """The document as JSON with its seal. Its model's last field must be ``seal``."""
+    data = document.model_copy(update={"seal": NONE}).model_dump_json(indent=1).encode()
+    found = TAIL.search(data)
+    if found is None:
+        raise ValueError(f"{type(document).__name__} does not end in its seal")
+    return _with_seal(data, found, xxhash.xxh3_64_hexdigest(data))
+
+
+def read_sealed(data: bytes, model: type[T], where: str, *, required: bool = True) -> T:
+    """Parse and check a document.
+
+    Args:
+        data: Bytes of the file.
+        model: What it must be.
+        where: Its name, for the message.
+        required: Whether a document without a seal is refused: layout 1 had none.
+
+    Raises:
+        CacheError: Another document, or one changed since it was written.
+
+    """
+    found = TAIL.search(data)
+    if found is None:
+        if required:
+            raise CacheError(f"{where} is damaged: it does not end in its seal")
+    elif xxhash.xxh3_64_hexdigest(_with_seal(data, found, NONE)).encode() != found.group(1):
+        raise CacheError(f"{where} is damaged: its bytes do not match its seal")
+    try:
+        return model.model_validate_json(data)
+    except ValueError as error:
+        raise CacheError(f"{where} is damaged: {error}") from error
+
+
+def _with_seal(data: bytes, found: re.Match[bytes], seal: str) -> bytes:
+    return data[: found.start(1)] + seal.encode() + data[found.end(1) :]

@@ -1,0 +1,72 @@
+"""What the tests of the cache share: a tiny data set whose rows follow from a seed."""
+
+import re
+
+import numpy as np
+import xxhash
+
+from dtsf.cache.layout import array_shapes
+from dtsf.cache.records import Clip, ClipRecord, Verdict
+from dtsf.cache.seal import TAIL
+from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
+from dtsf.cache.store import create_or_open, extend, write_shard
+
+FORMS = [("zarr", "none"), ("hdf5", "none"), ("zarr", "zstd"), ("hdf5", "gzip")]
+SPEC = CacheSpec(
+    decoder="decord2 0", frames=2, size=96, grid=3, encoder="e", weights_hash="0", channels=4, picture_size=5
+)
+SHARD_SIZE = 3
+
+
+def info(name="a"):
+    return DatasetInfo(dataset="nucla", name=name, class_names=("x", "y"), view_names=("1", "2"))
+
+
+def clip(name):
+    return Clip(id=name, path=f"{name}.avi", label=0, raw_label="1", group="g", view=1)
+
+
+def rows(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.normal(size=(n, *shape)) * 50).astype(dtype) for name, (shape, dtype) in array_shapes(SPEC).items()
+    }
+
+
+def shard_record(shard, names, bad=()):
+    records = [ClipRecord(clip=clip(name), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
+    records += [ClipRecord(clip=clip(name), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
+    return ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={})
+
+
+def add_shard(folder, shard, names, bad=(), seed=0):
+    extend(folder, shard + 1)
+    values = rows(len(names), seed)
+    return write_shard(folder, shard_record(shard, names, bad), values), values
+
+
+def make(folder, format="zarr", compress="none", shards=3):
+    """A data set of full shards: shard k holds the clips k-0, k-1, k-2 from seed k. Returns rows by clip id."""
+    create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=format, compress=compress)
+    values = {}
+    for k in range(shards):
+        names = [f"{k}-{row}" for row in range(SHARD_SIZE)]
+        _, made = add_shard(folder, k, names, seed=k)
+        values |= {name: {array: made[array][row] for array in made} for row, name in enumerate(names)}
+    return values
+
+
+def reseal(text):
+    """Make a changed document consistent with itself again, as somebody who means harm would."""
+    data = re.sub(rb'"seal": ?"[0-9a-f]*"', b'"seal": "' + b"0" * 16 + b'"', text.encode())
+    found = TAIL.search(data)
+    return data[: found.start(1)] + xxhash.xxh3_64_hexdigest(data).encode() + data[found.end(1) :]
+
+
+def snapshot(folder):
+    """Bytes of every file; a lock has none that matter."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }

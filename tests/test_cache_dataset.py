@@ -1,0 +1,168 @@
+"""Groups for a loop of one's own; the command line of the cache; preprocess in every form."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cache_tools import FORMS, SHARD_SIZE, SPEC, make, rows, shard_record
+from torch.utils.data import DataLoader
+
+from dtsf import api
+from dtsf.cache.records import Clip, ClipRecord, Verdict
+from dtsf.cache.spec import DatasetInfo
+from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.errors import ConfigError
+from dtsf.model.training.cache_dataset import CacheDataset
+
+VIEWS = ("left", "middle", "right")
+
+
+@pytest.fixture(params=FORMS)
+def grouped(request, tmp_path):
+    """Seven groups of three views; group 5 lacks the middle one. Returns the folder and rows by (group, view)."""
+    about = DatasetInfo(dataset="manifest", name="a", class_names=("x", "y"), view_names=VIEWS)
+    create_or_open(tmp_path / "a", SPEC, about, SHARD_SIZE, format=request.param[0], compress=request.param[1])
+    extend(tmp_path / "a", 7)
+    held = {}
+    for group in range(7):
+        values = rows(SHARD_SIZE, seed=group)
+        views = [view for view in (1, 2, 3) if (group, view) != (5, 2)]
+        clips = [
+            Clip(id=f"{group}-{v}", path=f"{group}-{v}.avi", label=group % 2, raw_label="", group=f"g{group}", view=v)
+            for v in views
+        ]
+        record = shard_record(group, []).model_copy(
+            update={
+                "rows": len(clips),
+                "clips": tuple(ClipRecord(clip=c, verdict=Verdict.OK, row=k) for k, c in enumerate(clips)),
+            }
+        )
+        write_shard(tmp_path / "a", record, {name: array[: len(clips)] for name, array in values.items()})
+        held |= {(group, view): values["embeddings"][k] for k, view in enumerate(views)}
+    return tmp_path, held
+
+
+def expected(held, groups):
+    shape = next(iter(held.values())).shape
+    zero = np.zeros(shape, "<f2")
+    return np.stack([[held.get((g, v), zero) for v in (1, 2, 3)] for g in groups]).reshape(
+        len(groups), 3, SPEC.frames, SPEC.grid, SPEC.grid, SPEC.channels
+    )
+
+
+@pytest.mark.parametrize("hold", ["auto", "never"])
+def test_groups_one_by_one_and_in_batches(grouped, hold):
+    folder, held = grouped
+    groups = CacheDataset(api.open_cache(folder), hold=hold)
+    assert (groups.where == "memory") == (hold == "auto")
+    assert groups.names == tuple(f"g{k}" for k in range(7))
+    samples = list(groups)
+    for k, (x, mask, label) in enumerate(samples):
+        np.testing.assert_array_equal(x.numpy(), expected(held, [k])[0])
+        assert mask.tolist() == [True, k != 5, True]
+        assert label == k % 2
+    for chosen in ([6, 0, 5], [1, 2, 3], [4]):
+        batch = groups.batch(chosen)
+        np.testing.assert_array_equal(batch.x_BVFHWC.numpy(), expected(held, chosen))
+        assert batch.label_B.tolist() == [k % 2 for k in chosen]
+    # A buffer that held a view does not lend it to a group that lacks it.
+    for _ in range(3):
+        assert not groups.batch([5]).x_BVFHWC[0, 1].any()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_a_data_loader(grouped, workers):
+    folder, held = grouped
+    context = {"multiprocessing_context": "spawn"} if workers else {}
+    loader = DataLoader(CacheDataset(api.open_cache(folder)), 4, num_workers=workers, **context)
+    batches = list(loader)
+    np.testing.assert_array_equal(torch.cat([b.x_VFHWC for b in batches]).numpy(), expected(held, range(7)))
+    assert torch.cat([b.label for b in batches]).tolist() == [k % 2 for k in range(7)]
+
+
+def test_a_part_of_the_clips(grouped):
+    folder, held = grouped
+    data = api.open_cache(folder)
+    groups = CacheDataset(data, [clip for clip in data.clips if clip.view != 3 and clip.group in ("g1", "g4")])
+    assert groups.names == ("g1", "g4")
+    assert groups.mask_GV.tolist() == [[True, True, False]] * 2
+    np.testing.assert_array_equal(groups[1].x_VFHWC[:2].numpy(), expected(held, [4])[0, :2])
+    with pytest.raises(ConfigError, match="hold='gpu' must be auto or never"):
+        CacheDataset(data, hold="gpu")
+
+
+def test_the_example_in_the_docs_runs(tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[1] / "docs" / "cache.md").read_text("utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    make(tmp_path / "cache/a")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "docs/cache.md", "exec"), {})
+    # All clips of make() are views of one performance.
+    assert capsys.readouterr().out == "1 g memory\n"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_held_on_the_gpu(grouped):
+    folder, held = grouped
+    for hold in ("auto", "never"):
+        groups = CacheDataset(api.open_cache(folder), device="cuda", hold=hold)
+        assert (groups.where == "cuda:0") == (hold == "auto")
+        np.testing.assert_array_equal(groups.batch([5, 0]).x_BVFHWC.cpu().numpy(), expected(held, [5, 0]))
+
+
+@pytest.mark.parametrize("form", [FORMS[1], *(pytest.param(f, marks=pytest.mark.slow) for f in (FORMS[0], *FORMS[2:]))])
+def test_command_line_from_preprocess_to_repair(world, dtsf, tmp_path, form):
+    """The same rows in every form; a damaged shard alone is made again, byte for byte."""
+    command = ["preprocess", "nucla", "--root", world / "data", "--limit", 12, "--workers", 1, "--shard-size", 4]
+    made = dtsf(*command, "--format", form[0], "--compress", form[1], "--json", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    data, plain = api.open_cache(tmp_path / "cache"), api.open_cache(world / "cache")
+    ids = [clip.id for clip in data.clips]
+    assert len(ids) == 12
+    for array in ("embeddings", "pictures", "frame_index"):
+        np.testing.assert_array_equal(data.gather(array, ids), plain.gather(array, ids))
+    assert [data.records[i][1].model_copy(update={"row": 0}) for i in ids] == [
+        plain.records[i][1].model_copy(update={"row": 0}) for i in ids
+    ]
+    shown = dtsf("cache", "info", cwd=tmp_path)
+    assert "12 usable in 4 groups" in shown.stderr
+    assert "4 with 3" in shown.stderr
+    assert form[0] in shown.stderr
+    checked = dtsf("cache", "verify", "--deep", "--json", cwd=tmp_path)
+    assert (checked.returncode, json.loads(checked.stdout)["damaged"]) == (0, [])
+    record = data.shards[1]
+    victim = data.folder / sorted(record.files)[0]
+    whole = {path: path.read_bytes() for path in data.folder.rglob("*") if path.is_file()}
+    victim.write_bytes(whole[victim][:-1] + bytes([whole[victim][-1] ^ 1]))
+    assert dtsf("cache", "verify", cwd=tmp_path).returncode == 0
+    checked = dtsf("cache", "verify", "cache/nucla", "--deep", "--json", cwd=tmp_path)
+    assert checked.returncode == 2
+    (damage,) = json.loads(checked.stdout)["damaged"]
+    assert (damage["shard"], damage["file"]) == (1, sorted(record.files)[0])
+    assert "checksum" in damage["reason"]
+    assert "cache repair" in dtsf("cache", "verify", "--deep", cwd=tmp_path).stderr
+    repaired = dtsf("cache", "repair", "--json", cwd=tmp_path)
+    assert repaired.returncode == 0, repaired.stderr
+    assert len(json.loads(repaired.stdout)["datasets"]["nucla"]["done"]) == 1
+    again = dtsf(*command, "--json", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["already_done"] == 8
+    assert {path: path.read_bytes() for path in data.folder.rglob("*") if path.is_file()} == whole
+
+
+def test_command_line_refusals(world, dtsf, tmp_path):
+    for words, message in (
+        (("cache", "info", "none"), "no cache at none"),
+        (("cache", "verify", "."), "is empty"),
+        (("cache", "verify", world / "cache", "--dataset", "x"), "no data set 'x'"),
+        (("cache", "convert", world / "cache", world / "cache"), "onto itself"),
+        (("cache", "convert", world / "cache", "new", "--compress", "gzip"), "zarr has no compression 'gzip'"),
+        (("preprocess", "nucla", "--root", world / "data", "--compress", "lzma"), "zarr has no compression 'lzma'"),
+    ):
+        done = dtsf(*words, cwd=tmp_path)
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        assert "Traceback" not in done.stderr

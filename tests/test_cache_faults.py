@@ -1,0 +1,450 @@
+"""The commit protocol under fire: at every write, fsync and rename the process dies, the disk is full, broken, or takes less.
+
+After each fault the reader sees whole shards only, and a run that is started again leaves the bytes of one that was never
+disturbed.
+"""
+
+import contextlib
+import errno
+import os
+import signal
+import warnings
+
+import pytest
+from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, make, rows, shard_record, snapshot
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dtsf.cache import commit
+from dtsf.cache.documents import is_dataset, read_marks, read_records, shard_numbers
+from dtsf.cache.layout import record_name
+from dtsf.cache.place import as_place
+from dtsf.cache.reader import open_dataset, open_place
+from dtsf.cache.store import create_or_open, extend, sweep, write_shard
+from dtsf.cache.verify import repair, verify
+from dtsf.errors import CacheError
+
+SHARDS = 2
+STEPS = ("_write", "_fsync", "_rename")
+
+
+def names(shard):
+    return [f"{shard}-{row}" for row in range(SHARD_SIZE)]
+
+
+def work(folder, form):
+    """What preprocess does with a data set: make or open it, sweep, extend, commit what is missing."""
+    create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=form[0], compress=form[1])
+    sweep(folder)
+    extend(folder, SHARDS)
+    for shard in range(SHARDS):
+        if shard not in shard_numbers(folder):
+            write_shard(folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+
+
+def hooked(patch, hook):
+    """Call ``hook(step, number, when, arguments)`` before and after each step of the protocol."""
+    count = iter(range(10_000))
+
+    def wrap(step, original):
+        def call(*arguments):
+            number = next(count)
+            replaced = hook(step, number, "before", arguments)
+            result = original(*(arguments if replaced is None else replaced))
+            hook(step, number, "after", arguments)
+            return result
+
+        return call
+
+    for step in STEPS:
+        patch.setattr(commit, step, wrap(step, getattr(commit, step)))
+
+
+@pytest.fixture
+def quick(tmp_path_factory):
+    """A folder in memory where there is one: a killed process loses nothing that it gave to the kernel there either."""
+    if os.access("/dev/shm", os.W_OK):
+        import tempfile
+        from pathlib import Path
+
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            yield Path(folder)
+    else:
+        yield tmp_path_factory.mktemp("quick")
+
+
+def trace(folder, form):
+    """All steps of an undisturbed run, and its bytes."""
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        hooked(patch, lambda step, number, when, given: steps.append((step, given)) if when == "before" else None)
+        work(folder, form)
+    return steps, snapshot(folder)
+
+
+def check_after_fault(folder):
+    """What is committed is whole, what is not is not seen."""
+    if not is_dataset(folder):
+        return
+    found = verify(folder, deep=True)
+    assert found.ok, found.damaged
+    data = open_place(as_place(folder))
+    for shard in read_records(folder):
+        values = rows(SHARD_SIZE, seed=shard.shard)
+        for array, expected in values.items():
+            assert (data.gather(array, names(shard.shard)) == expected).all()
+
+
+def killed(step, moment, action):
+    """Run ``action`` in a child that SIGKILLs itself at that step. Whether it died."""
+    with warnings.catch_warnings():
+        # The child only writes files and dies; threads of the parent are of no concern to it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+
+        def die(_, number, when, __):
+            if (number, when) == (step, moment):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        hooked(pytest.MonkeyPatch(), die)
+        try:
+            action()
+        finally:
+            os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    return os.WIFSIGNALED(status)
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+def test_order_of_the_protocol(quick, form):
+    """Data is on the disk before its name is; the record comes after all data of its shard."""
+    steps, _ = trace(quick / "a", form)
+    kinds = [step for step, _ in steps]
+    # The data set itself is made beside its place and renamed once.
+    (made,) = [k for k, (step, given) in enumerate(steps) if step == "_rename" and given[1] == quick / "a"]
+    del kinds[made : made + 2]
+    assert kinds == ["_write", "_fsync", "_rename", "_fsync"] * (len(kinds) // 4)
+    renamed = [str(given[1].relative_to(quick)) for step, given in steps if step == "_rename"]
+    for shard in range(SHARDS):
+        record = read_records(quick / "a")[shard]
+        committed = renamed.index(f"a/{record_name(shard)}")
+        assert all(renamed.index(f"a/{name}") < committed for name in record.files)
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+def test_killed_at_every_step_and_run_again(quick, form):
+    steps, undisturbed = trace(quick / "whole/a", form)
+    for number in range(len(steps)):
+        for moment in ("before", "after"):
+            folder = quick / f"{number}-{moment}/a"
+            folder.parent.mkdir()
+            assert killed(number, moment, lambda folder=folder: work(folder, form))
+            check_after_fault(folder)
+            work(folder, form)
+            assert snapshot(folder) == undisturbed, (number, moment, steps[number])
+            assert [path.name for path in folder.parent.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("form", "fault", "moment"),
+    [
+        (FORMS[0], errno.ENOSPC, "before"),
+        (FORMS[1], errno.EIO, "after"),
+        *(
+            pytest.param(form, fault, moment, marks=pytest.mark.slow)
+            for form in FORMS[:2]
+            for fault, moment in ((errno.ENOSPC, "after"), (errno.EIO, "before"))
+        ),
+    ],
+)
+def test_refused_at_every_step_and_run_again(quick, form, fault, moment):
+    steps, undisturbed = trace(quick / "whole/a", form)
+    for at in range(len(steps)):
+        folder = quick / f"{at}/a"
+        folder.parent.mkdir()
+
+        def refuse(_, number, when, __, at=at):
+            if (number, when) == (at, moment):
+                raise OSError(fault, os.strerror(fault))
+
+        with pytest.MonkeyPatch.context() as patch:
+            hooked(patch, refuse)
+            with pytest.raises(CacheError, match=rf"{os.strerror(fault)}.*run the\s+same command"):
+                work(folder, form)
+        check_after_fault(folder)
+        work(folder, form)
+        assert snapshot(folder) == undisturbed, (at, steps[at])
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("then", ["goes on", "is full"])
+def test_short_writes(quick, form, then):
+    steps, undisturbed = trace(quick / "whole/a", form)
+    writes = [number for number, (step, _) in enumerate(steps) if step == "_write"]
+    for at in writes:
+        folder = quick / f"{at}/a"
+        folder.parent.mkdir()
+        cut = []
+
+        def shorten(step, number, when, given, at=at, cut=cut):
+            if step == "_write" and when == "before" and number == at:
+                cut.append(number)
+                return given[0], given[1][: len(given[1]) // 2]
+            if cut and number == at + 1 and when == "before" and then == "is full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return None
+
+        with pytest.MonkeyPatch.context() as patch:
+            hooked(patch, shorten)
+            if then == "is full":
+                with pytest.raises(CacheError, match="No space left"):
+                    work(folder, form)
+            else:
+                work(folder, form)
+        assert cut
+        check_after_fault(folder)
+        work(folder, form)
+        assert snapshot(folder) == undisturbed
+
+
+def _race(folder, writer, start):
+    """Commit all shards, each writer with values of its own, in its own order."""
+    os.read(start, 1)
+    order = range(12) if writer else reversed(range(12))
+    for shard in order:
+        extend(folder, shard + 1)
+        write_shard(folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=100 * writer + shard))
+    os._exit(0)
+
+
+@pytest.mark.parametrize("form", FORMS[:2])
+def test_two_writers_one_wins_each_shard(quick, form):
+    folder = quick / "a"
+    create_or_open(folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
+    start, go = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        children = []
+        for writer in (0, 1):
+            child = os.fork()
+            if not child:
+                try:
+                    _race(folder, writer, start)
+                finally:
+                    os._exit(1)
+            children.append(child)
+    os.write(go, b"xx")
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert verify(folder, deep=True).ok
+    data = open_place(as_place(folder))
+    assert [clip.id for clip in data.clips] == sorted(name for shard in range(12) for name in names(shard))
+    winners = set()
+    for shard in range(12):
+        held = data.embeddings(names(shard))
+        (winner,) = [w for w in (0, 1) if (held == rows(SHARD_SIZE, seed=100 * w + shard)["embeddings"]).all()]
+        assert (data.pictures(names(shard)) == rows(SHARD_SIZE, seed=100 * winner + shard)["pictures"]).all()
+        winners.add(winner)
+    assert winners == {0, 1}
+    assert not list(folder.rglob(f"{commit.TEMPORARY}*"))
+
+
+def test_the_second_writer_is_given_the_first_ones_record(quick):
+    folder = quick / "a"
+    create_or_open(folder, SPEC, info(), SHARD_SIZE)
+    first, _ = add_shard(folder, 0, names(0), seed=1)
+    before = snapshot(folder)
+    second, _ = add_shard(folder, 0, names(0)[:1], seed=2)
+    assert second == first
+    assert snapshot(folder) == before
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Any order of adding, crashing, resuming, verifying, damaging and repairing keeps the promise."""
+
+    def __init__(self):
+        super().__init__()
+        import tempfile
+        from pathlib import Path
+
+        self.temporary = tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        self.folder = Path(self.temporary.name) / "a"
+        self.committed = {}
+        self.damaged = set()
+
+    @initialize(form=st.sampled_from(FORMS))
+    def begin(self, form):
+        self.form = form
+        create_or_open(self.folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
+
+    def teardown(self):
+        self.temporary.cleanup()
+
+    @rule(shard=st.integers(0, 5))
+    def add(self, shard):
+        extend(self.folder, shard + 1)
+        if shard in self.damaged:
+            # A damaged record may be refused by name; it is never replaced unseen.
+            with contextlib.suppress(CacheError):
+                write_shard(self.folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+        else:
+            write_shard(self.folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+            self.committed[shard] = names(shard)
+
+    @rule(shard=st.integers(0, 5), step=st.integers(0, 40), moment=st.sampled_from(["before", "after"]))
+    def crash(self, shard, step, moment):
+        def action():
+            extend(self.folder, shard + 1)
+            write_shard(self.folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+
+        if shard in self.damaged:
+            return
+        killed(step, moment, action)
+        if shard in shard_numbers(self.folder):
+            self.committed[shard] = names(shard)
+
+    @rule()
+    def resume(self):
+        sweep(self.folder)
+        assert not list(self.folder.rglob(f"{commit.TEMPORARY}*"))
+
+    @precondition(lambda self: set(self.committed) - self.damaged)
+    @rule(data=st.data())
+    def damage(self, data):
+        shard = data.draw(st.sampled_from(sorted(set(self.committed) - self.damaged)))
+        record = next(r for r in self.records() if r.shard == shard)
+        name = data.draw(st.sampled_from([record_name(shard), *sorted(record.files)]))
+        path = self.folder / name
+        content = bytearray(path.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(content)
+        self.damaged.add(shard)
+
+    @rule()
+    def check(self):
+        found = verify(self.folder, deep=True)
+        assert {d.shard for d in found.damaged} == self.damaged
+        assert found.ok == (not self.damaged)
+
+    @rule()
+    def mend(self):
+        repair(self.folder)
+        for shard in self.damaged:
+            del self.committed[shard]
+        self.damaged = set()
+        assert verify(self.folder, deep=True).ok
+
+    def records(self):
+        """Of the shards whose record is whole."""
+        from dtsf.cache.documents import parse_record, read_about
+
+        about, place = read_about(self.folder), as_place(self.folder)
+        return [
+            parse_record(about, place.read(record_name(n)), n, str(n)) for n in self.committed if n not in self.damaged
+        ]
+
+    @invariant()
+    def committed_shards_read_back(self):
+        if not hasattr(self, "form") or self.damaged:
+            return
+        data = open_place(as_place(self.folder))
+        assert set(data.shards) == set(self.committed)
+        for shard, ids in self.committed.items():
+            for array, expected in rows(SHARD_SIZE, seed=shard).items():
+                assert (data.gather(array, ids) == expected).all()
+
+
+TestCacheMachine = CacheMachine.TestCase
+TestCacheMachine.settings = settings(max_examples=25, stateful_step_count=15, deadline=None)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_repair_marks_exactly_the_damaged_shards_and_redoing_gives_every_byte_back(quick, form):
+    folder = quick / "a"
+    make(folder, *form)
+    undisturbed = snapshot(folder)
+    record = read_records(folder)[1]
+    victim = folder / sorted(record.files)[0]
+    victim.write_bytes(victim.read_bytes()[:-1])
+    found, done = repair(folder)
+    assert [(d.shard, d.file) for d in found.damaged] == [(1, sorted(record.files)[0])]
+    assert len(done) == 1
+    assert [mark.shard for mark in read_marks(folder, open_place(as_place(folder)).about)] == [1]
+    changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
+    assert changed == {record_name(1), *record.files}
+    assert "1-0" not in open_place(as_place(folder)).records
+    write_shard(folder, shard_record(1, names(1)), rows(SHARD_SIZE, seed=1))
+    assert snapshot(folder) == undisturbed
+    assert repair(folder)[1] == []
+
+
+def test_an_older_row_does_not_come_back_while_the_newer_one_waits(quick):
+    folder = quick / "a"
+    make(folder, shards=2)
+    add_shard(folder, 2, ["0-1"], seed=7)
+    victim = folder / "embeddings/c/2/0/0/0"
+    victim.write_bytes(b"")
+    repair(folder)
+    data = open_place(as_place(folder))
+    assert "0-1" not in data.records
+    assert "0-0" in data.records
+    with pytest.raises(CacheError, match="'0-1' has no row"):
+        data.embeddings(["0-1"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", ["dtsf.json", "extent.json", "metadata", "zarr.json"])
+def test_what_the_data_set_says_of_itself_is_put_right(quick, form, name):
+    folder = quick / "a"
+    values = make(folder, *form)
+    if name == "metadata":
+        name = "embeddings/zarr.json" if form[0] == "zarr" else "dataset.h5"
+    if not (folder / name).exists():
+        pytest.skip("a file of Zarr")
+    whole = snapshot(folder)
+    for change in (
+        lambda data: data[:-5],
+        lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
+        lambda _: None,
+    ):
+        changed = change(whole[name])
+        (folder / name).unlink()
+        if changed is not None:
+            (folder / name).write_bytes(changed)
+        found = verify(folder)
+        assert not found.ok
+        assert (found.damaged[0].shard, found.damaged[0].file) == (None, name)
+        if name == "dtsf.json" and form[0] == "hdf5":
+            with pytest.raises(CacheError, match="--overwrite"):
+                repair(folder)
+            return
+        repair(folder)
+        assert verify(folder, deep=True).ok
+        after = snapshot(folder)
+        assert after.pop(name) == whole[name] or name == "extent.json"
+        assert set(open_place(as_place(folder)).records) == set(values)
+
+
+def test_a_damaged_mark_is_found_and_taken_away(quick):
+    folder = quick / "a"
+    make(folder, shards=2)
+    (folder / "embeddings/c/0/0/0/0").write_bytes(b"")
+    repair(folder)
+    mark = folder / "shards/00000.redo"
+    mark.write_bytes(mark.read_bytes()[:-20])
+    with pytest.raises(CacheError, match="repair"):
+        open_place(as_place(folder))
+    assert [(d.shard, d.file) for d in verify(folder).damaged] == [(0, "shards/00000.redo")]
+    repair(folder)
+    assert verify(folder, deep=True).ok
+    assert set(open_place(as_place(folder)).shards) == {1}
+
+
+def test_a_damaged_description_is_named_and_can_be_overwritten(quick):
+    folder = quick / "a"
+    make(folder, "hdf5")
+    (folder / "dtsf.json").write_bytes((folder / "dtsf.json").read_bytes().replace(b'"x"', b'"z"'))
+    with pytest.raises(CacheError, match="dtsf.json is damaged: its bytes do not match its seal"):
+        open_dataset(quick)
+    assert is_dataset(folder)

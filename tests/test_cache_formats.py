@@ -1,0 +1,271 @@
+"""Two formats, four forms, one data set: the same rows and records from our reader and from other programs."""
+
+import json
+import multiprocessing
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, make, rows, shard_record, snapshot
+
+from dtsf.cache import reader
+from dtsf.cache.convert import convert
+from dtsf.cache.documents import read_about, read_records
+from dtsf.cache.layout import array_shapes
+from dtsf.cache.place import as_place
+from dtsf.cache.reader import open_dataset
+from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.verify import verify
+from dtsf.errors import CacheError
+
+FROZEN = Path(__file__).parent / "data" / "frozen"
+ARRAYS = list(array_shapes(SPEC))
+
+
+def check(data, values):
+    assert [clip.id for clip in data.clips] == sorted(values)
+    order = [*sorted(values, reverse=True), next(iter(values))]
+    for array in ARRAYS:
+        np.testing.assert_array_equal(data.gather(array, order), [values[name][array] for name in order])
+
+
+@pytest.mark.parametrize(("format_", "compress"), FORMS)
+def test_every_form_reads_the_same(tmp_path, format_, compress):
+    values = make(tmp_path / "a", format_, compress)
+    data = open_dataset(tmp_path)
+    assert data.where == ("mapped files" if compress == "none" else "decompressed shards")
+    check(data, values)
+    held = open_dataset(tmp_path)
+    assert held.hold()
+    assert held.where == "memory"
+    check(held, values)
+    with pytest.raises(CacheError, match="clip 'none' has no row"):
+        held.embeddings(["none"])
+    assert verify(tmp_path / "a", deep=True).ok
+    plain = tmp_path / "plain" / "a"
+    make(plain)
+    ours, theirs = read_records(tmp_path / "a"), read_records(plain)
+    same = {"files": {}, "parts": {}, "seal": ""}
+    assert [record.model_copy(update=same) for record in ours] == [record.model_copy(update=same) for record in theirs]
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_any_zarr_client_opens_it(tmp_path, compress):
+    values = make(tmp_path / "a", "zarr", compress, shards=2)
+    group = zarr.open_group(tmp_path / "a", mode="r")
+    for array in ARRAYS:
+        assert group[array].shape[0] == 2 * SHARD_SIZE
+        assert group[array].attrs["units"]
+        assert group[array].metadata.dimension_names[0] == "clip"
+        np.testing.assert_array_equal(group[array][:], [row[array] for row in values.values()])
+    assert group.attrs["dtsf"]["fingerprint"] == SPEC.fingerprint()
+
+
+@pytest.mark.parametrize("compress", ["none", "gzip"])
+def test_any_hdf5_program_opens_it(tmp_path, compress, monkeypatch):
+    values = make(tmp_path / "a", "hdf5", compress, shards=2)
+    extend(tmp_path / "a", 3)
+    monkeypatch.chdir("/")
+    with h5py.File(tmp_path / "a/dataset.h5") as file:
+        for array in ARRAYS:
+            assert file[array].attrs["units"]
+            assert file[array].shape[0] == 3 * SHARD_SIZE
+            np.testing.assert_array_equal(file[array][: 2 * SHARD_SIZE], [row[array] for row in values.values()])
+        assert np.isnan(file["embeddings"][2 * SHARD_SIZE :]).all()
+        assert (file["frame_index"][2 * SHARD_SIZE :] == -1).all()
+        assert json.loads(file.attrs["dtsf"])["fingerprint"] == SPEC.fingerprint()
+    record = read_records(tmp_path / "a")[1]
+    with h5py.File(tmp_path / "a/shards/00001.h5") as file:
+        np.testing.assert_array_equal(file["pictures"][0], values["1-0"]["pictures"])
+        if compress == "none":
+            assert file["pictures"].id.get_offset() == record.parts["pictures"].offset
+
+
+def test_array_documents_are_those_that_zarr_writes_itself(tmp_path):
+    make(tmp_path / "a", shards=1)
+    for array, (shape, dtype) in array_shapes(SPEC).items():
+        ours = json.loads((tmp_path / "a" / array / "zarr.json").read_text())
+        zarr.create_array(
+            store=str(tmp_path / "theirs" / array),
+            shape=tuple(ours["shape"]),
+            chunks=(SHARD_SIZE, *shape),
+            dtype=dtype,
+            compressors=None,
+            fill_value={"embeddings": float("nan"), "pictures": 0, "frame_index": -1}[array],
+            dimension_names=ours["dimension_names"],
+            attributes=ours["attributes"],
+        )
+        assert ours == json.loads((tmp_path / "theirs" / array / "zarr.json").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FROZEN.iterdir()))
+def test_frozen_caches_of_every_layout_are_read_for_ever_and_gone_on_with(tmp_path, name):
+    shutil.copytree(FROZEN / name / "a", tmp_path / "a")
+    first, second = rows(3, seed=1), rows(1, seed=2)
+    values = {name: {array: first[array][k] for array in ARRAYS} for k, name in enumerate("abc")}
+    values["d"] = {array: second[array][0] for array in ARRAYS}
+    data = open_dataset(tmp_path)
+    check(data, values)
+    assert [(record.clip.id, record.reason) for record in data.bad] == [("e", "cut")]
+    found = verify(tmp_path / "a", deep=True)
+    assert (found.ok, bool(found.notes)) == (True, name.startswith("layout1"))
+    create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
+    _, third = add_shard(tmp_path / "a", 2, ["f"], seed=3)
+    check(open_dataset(tmp_path), values | {"f": {array: third[array][0] for array in ARRAYS}})
+    assert verify(tmp_path / "a", deep=True).ok
+
+
+@pytest.mark.parametrize("name", ["layout1", "layout2-zarr-none"])
+def test_other_versions_are_refused_by_name(tmp_path, name):
+    for field, change in (
+        ("layout", lambda d: d.update(layout=3)),
+        ("schema version 9", lambda d: d["spec"].update(schema_version=9)),
+    ):
+        shutil.copytree(FROZEN / name / "a", tmp_path / field / "a")
+        path = tmp_path / field / "a" / ("zarr.json" if name == "layout1" else "dtsf.json")
+        document = json.loads(path.read_text())
+        change(document["attributes"]["dtsf"] if name == "layout1" else document)
+        path.write_text(json.dumps(document))
+        with pytest.raises(CacheError, match=rf"{field}.*(layouts 1 to 2|cache repair)"):
+            open_dataset(tmp_path / field)
+
+
+@pytest.mark.parametrize(
+    ("format_", "compress", "other", "squeezed"),
+    [(*FORMS[k], *FORMS[(k + step) % 4]) for k in range(4) for step in (1, 2)],
+)
+def test_convert_keeps_rows_and_records_and_back_every_byte(tmp_path, format_, compress, other, squeezed):
+    values = make(tmp_path / "one/a", format_, compress)
+    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 3
+    check(open_dataset(tmp_path / "two"), values)
+    assert verify(tmp_path / "two/a", deep=True).ok
+    assert convert(tmp_path / "two/a", tmp_path / "three/a", format=format_, compress=compress) == 3
+    there, back = snapshot(tmp_path / "one/a"), snapshot(tmp_path / "three/a")
+    # The two differ only in how often they were extended.
+    del there["extent.json"], back["extent.json"]
+    assert there == back
+    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 0
+
+
+def test_convert_to_another_precision_is_another_identity(tmp_path):
+    values = make(tmp_path / "one/a")
+    convert(tmp_path / "one/a", tmp_path / "wide/a", dtype="float32")
+    wide = open_dataset(tmp_path / "wide")
+    assert wide.spec.embedding_dtype == "float32"
+    assert wide.spec.fingerprint() != SPEC.fingerprint()
+    gathered = wide.embeddings(["2-1"])
+    assert gathered.dtype == np.float32
+    np.testing.assert_array_equal(gathered[0], values["2-1"]["embeddings"].astype(np.float32))
+    convert(tmp_path / "wide/a", tmp_path / "narrow/a", dtype="float16")
+    check(open_dataset(tmp_path / "narrow"), values)
+    with pytest.raises(CacheError, match="float32 in the cache, float16 asked for"):
+        create_or_open(tmp_path / "wide/a", SPEC, info(), SHARD_SIZE)
+    big = tmp_path / "big/a"
+    spec = SPEC.model_copy(update={"embedding_dtype": "float32"})
+    create_or_open(big, spec, info(), SHARD_SIZE)
+    values = rows(1) | {"embeddings": np.full((1, *array_shapes(spec)["embeddings"][0]), 1e6, np.float32)}
+    write_shard(big, shard_record(0, ["x"]).model_copy(update={"fingerprint": spec.fingerprint()}), values)
+    with pytest.raises(CacheError, match="beyond float16"):
+        convert(big, tmp_path / "small/a", dtype="float16")
+    with pytest.raises(CacheError, match="cannot be made float64"):
+        convert(big, tmp_path / "small2/a", dtype="float64")
+
+
+def test_convert_refuses_damage_and_itself(tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(CacheError, match="onto itself"):
+        convert(tmp_path / "a", tmp_path / "x/../a")
+    path = tmp_path / "a/embeddings/c/1/0/0/0"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CacheError, match=r"embeddings/c/1.*checksum.*repair"):
+        convert(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(CacheError, match="zarr has no compression 'gzip'"):
+        convert(tmp_path / "a", tmp_path / "c", compress="gzip")
+
+
+def test_other_format_than_the_one_there_is_refused(tmp_path):
+    make(tmp_path / "a", shards=1)
+    with pytest.raises(CacheError, match="has the format zarr, hdf5 was asked for.*convert"):
+        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, format="hdf5")
+    with pytest.raises(CacheError, match="has the compression none, zstd was asked for"):
+        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, compress="zstd")
+    with pytest.raises(CacheError, match="unknown format 'csv': there are zarr, hdf5"):
+        create_or_open(tmp_path / "b", SPEC, info("b"), SHARD_SIZE, format="csv")
+
+
+def test_gather_into_a_given_array(tmp_path):
+    values = make(tmp_path / "a")
+    data = open_dataset(tmp_path)
+    for _ in range(2):
+        out = np.empty((2, *array_shapes(SPEC)["embeddings"][0]), "<f2")
+        assert data.embeddings(["2-2", "0-0"], out) is out
+        np.testing.assert_array_equal(out, [values["2-2"]["embeddings"], values["0-0"]["embeddings"]])
+        data.hold()
+    for wrong in (out[:1], out.astype("<f4"), np.empty((2, 9, 2, 4), "<f2").transpose(0, 2, 1, 3)):
+        with pytest.raises(CacheError, match="out must be"):
+            data.embeddings(["2-2", "0-0"], wrong)
+
+
+def test_what_does_not_fit_is_not_held(tmp_path, monkeypatch):
+    make(tmp_path / "a")
+    data = open_dataset(tmp_path)
+    needed = len(data.clips) * data.row_bytes()
+    monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed - 1)
+    assert not data.hold()
+    assert data.where == "mapped files"
+    monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed)
+    assert data.hold()
+
+
+def _gather(data, queue, ids):
+    queue.put(data.embeddings(ids).tobytes())
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(("format_", "compress"), [("zarr", "none"), ("hdf5", "gzip")])
+def test_forked_and_spawned_workers_read_at_once(tmp_path, method, format_, compress):
+    make(tmp_path / "a", format_, compress)
+    data = open_dataset(tmp_path)
+    ids = [clip.id for clip in data.clips]
+    expected = data.embeddings(ids).tobytes()
+    context = multiprocessing.get_context(method)
+    queue = context.Queue()
+    workers = [context.Process(target=_gather, args=(data, queue, ids)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    assert [queue.get(timeout=60) for _ in workers] == [expected] * 3
+    for worker in workers:
+        worker.join()
+        assert worker.exitcode == 0
+
+
+def test_pickled_data_set_carries_no_values(tmp_path):
+    make(tmp_path / "a")
+    data = open_dataset(tmp_path)
+    before = len(pickle.dumps(data))
+    data.hold()
+    assert len(pickle.dumps(data)) == before
+
+
+def test_reading_and_writing_raw_zarr_imports_no_heavy_library(tmp_path):
+    make(tmp_path / "a")
+    code = (
+        "import sys; from pathlib import Path; from dtsf.cache.reader import open_dataset\n"
+        f"d = open_dataset(Path({str(tmp_path)!r})); d.embeddings([d.clips[0].id])\n"
+        "print([m for m in ('zarr', 'h5py', 'torch', 'fsspec', 'dask') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_url_survives_being_a_path():
+    assert str(as_place(Path("s3://bucket/a/b"))) == str(as_place("s3://bucket/a/b/")) == "s3://bucket/a/b"
+    assert as_place("file:///tmp/x").path == Path("/tmp/x")
+    assert as_place("plain/folder").path == Path("plain/folder")
+    assert read_about(FROZEN / "layout1" / "a").layout == 1

@@ -1,0 +1,309 @@
+"""A cache from elsewhere is data: nothing in it is run, followed or believed."""
+
+import json
+import os
+import pickle
+import random
+import shutil
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from cache_tools import FORMS, SHARD_SIZE, SPEC, info, make, reseal, snapshot
+
+from dtsf.cache.convert import convert
+from dtsf.cache.documents import read_records
+from dtsf.cache.layout import array_shapes
+from dtsf.cache.place import as_place
+from dtsf.cache.reader import list_datasets, open_dataset, open_place
+from dtsf.cache.store import create_or_open
+from dtsf.cache.verify import verify
+from dtsf.errors import CacheError
+
+ARRAYS = list(array_shapes(SPEC))
+
+
+def forge(path, change):
+    """Change a document and seal it again, as somebody who means harm would."""
+    document = json.loads(path.read_text())
+    change(document)
+    seal = document.pop("seal")
+    path.write_bytes(reseal(json.dumps({**document, "seal": seal})))
+
+
+def use(root):
+    """All that is done with a cache: open it, read every row, verify it."""
+    data = open_dataset(root)
+    for array in ARRAYS:
+        data.gather(array, [clip.id for clip in data.clips])
+    found = verify(data.place, deep=True)
+    assert found.ok, found.damaged
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["dtsf.json", "shards", "shards/00000.json", "embeddings", "embeddings/c/0", "embeddings/c/0/0/0/0", "extent.json"],
+)
+def test_links_are_refused(tmp_path, name):
+    make(tmp_path / "cache/a")
+    use(tmp_path / "cache")
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / "cache/a" / name).rename(elsewhere)
+    (tmp_path / "cache/a" / name).symlink_to(elsewhere)
+    with pytest.raises((CacheError, AssertionError), match=r"link|is empty"):
+        use(tmp_path / "cache")
+
+
+def test_a_data_set_that_is_a_link_is_none(tmp_path):
+    make(tmp_path / "private/a")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/b").symlink_to(tmp_path / "private/a")
+    assert list_datasets(tmp_path / "cache") == []
+    with pytest.raises(CacheError, match="is a link"):
+        open_place(as_place(tmp_path / "cache/b"))
+
+
+def test_writing_does_not_follow_a_link_out(tmp_path):
+    create_or_open(tmp_path / "cache/a", SPEC, info(), SHARD_SIZE)
+    home = tmp_path / "home"
+    home.mkdir()
+    (tmp_path / "cache/a/embeddings/c").symlink_to(home)
+    with pytest.raises(CacheError, match="link"):
+        make(tmp_path / "cache/a")
+    assert list(home.iterdir()) == []
+
+
+def test_something_else_than_a_file_is_refused(tmp_path):
+    make(tmp_path / "a")
+    path = tmp_path / "a/shards/00001.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CacheError, match="not a plain file"):
+        use(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["clips"][0]["clip"].update(path="../../etc/passwd"), "leaves the data root"),
+        (lambda d: d["clips"][0]["clip"].update(path="/etc/passwd"), "leaves the data root"),
+        (lambda d: d.update(files={"../../secret": {"bytes": 1, "xxh3": "0"}, **d["files"]}), "names the files"),
+        (lambda d: d["parts"]["embeddings"].update(file="/etc/passwd"), "is not inside"),
+        (lambda d: d["parts"]["embeddings"].update(file="../b/embeddings/c/0/0/0/0"), "is not inside"),
+        (lambda d: d["parts"]["embeddings"].update(offset=1), "is not inside"),
+        (lambda d: d["parts"]["embeddings"].update(offset=2**63), "is not inside"),
+        (lambda d: d["parts"]["embeddings"].update(bytes=8), "has 8 bytes instead of"),
+        (lambda d: d["parts"].pop("pictures"), "names the arrays"),
+        (lambda d: d.update(rows=10**12), "rows, a shard 3"),
+        (lambda d: d["clips"][0].update(row=1), "belongs to two clips"),
+        (lambda d: d["clips"][0].update(verdict="truncated"), "is truncated and has row 0"),
+        (lambda d: d["clips"][0].update(verdict="__import__('os')"), "is damaged"),
+        (lambda d: d["files"]["embeddings/c/0/0/0/0"].update(bytes=10**13), "10000000000000"),
+    ],
+)
+def test_a_forged_record_is_refused(tmp_path, change, message):
+    make(tmp_path / "a")
+    forge(tmp_path / "a/shards/00000.json", change)
+    with pytest.raises(CacheError, match=message):
+        use(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embedding_dtype": "object"},
+        {"embedding_dtype": "O"},
+        {"embedding_dtype": "float64"},
+        {"frames": 10**9},
+        {"frames": -1},
+        {"channels": 10**12},
+    ],
+)
+def test_a_forged_spec_is_refused(tmp_path, change):
+    make(tmp_path / "a")
+    forge(tmp_path / "a/dtsf.json", lambda d: d["spec"].update(change))
+    with pytest.raises(CacheError, match=r"is damaged|unknown"):
+        use(tmp_path)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ten_kilobytes_that_claim_ten_terabytes_are_refused_before_memory_is_taken(tmp_path, form):
+    """All documents agree with each other that there are 10 TB; the files have 10 KB, or pretend to be large."""
+    spec = SPEC.model_copy(update={"frames": 4096, "grid": 256, "channels": 65536 // 64})
+    create_or_open(tmp_path / "a", spec, info(), 20, format=form[0], compress=form[1])
+    make(tmp_path / "small/a", *form, shards=1)
+    claimed = {array: 20 * int(np.prod(s)) * d.itemsize for array, (s, d) in array_shapes(spec).items()}
+    assert claimed["embeddings"] > 10e12
+    record = read_records(tmp_path / "small/a")[0]
+    source = tmp_path / "small/a/shards/00000.json"
+    for sparse in (False, True):
+
+        def inflate(document, sparse=sparse):
+            document["fingerprint"] = spec.fingerprint()
+            for array, part in document["parts"].items():
+                size = claimed[array] if form[1] == "none" else record.parts[array].bytes
+                part["bytes"] = size
+                file = document["files"][part["file"]]
+                file["bytes"] = max(file["bytes"], part["offset"] + size)
+            for name, file in document["files"].items():
+                path = tmp_path / "a" / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(tmp_path / "small/a" / name, path)
+                if sparse:
+                    os.truncate(path, file["bytes"])
+
+        target = tmp_path / "a/shards/00000.json"
+        shutil.copy(source, target)
+        try:
+            forge(target, inflate)
+        except OSError:
+            pytest.skip("this file system holds no sparse file of 10 TB")
+        data = open_dataset(tmp_path)
+        ids = [clip.id for clip in data.clips]
+        tracemalloc.start()
+        try:
+            with pytest.raises(CacheError, match=r"bytes instead of|GB of memory"):
+                data.embeddings(ids)
+            assert not data.hold()
+            with pytest.raises(CacheError, match=r"bytes instead of|GB of memory|checksum"):
+                convert(tmp_path / "a", tmp_path / "copy/a")
+            assert form[1] != "none" or not verify(tmp_path / "a", deep=True).ok
+            assert tracemalloc.get_traced_memory()[1] < 50e6
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", FORMS[2:])
+def test_a_bomb_is_not_unpacked(tmp_path, form):
+    """A compressed part that unpacks to a gigabyte, under a right checksum."""
+    from numcodecs.zstd import Zstd
+
+    make(tmp_path / "a", *form, shards=1)
+    bomb = Zstd(1).encode(bytes(1 << 28)) if form[0] == "zarr" else zlib.compress(bytes(1 << 28), 9)
+    record = read_records(tmp_path / "a")[0]
+    part = record.parts["embeddings"]
+    path = tmp_path / "a" / part.file
+    data = path.read_bytes()[: part.offset] + bytes(bomb)
+    path.write_bytes(data)
+
+    def change(document):
+        from dtsf.cache.documents import file_record
+
+        document["files"][part.file] = file_record(data).model_dump()
+        document["parts"] = {
+            name: {"file": p["file"], "offset": min(p["offset"], part.offset), "bytes": len(bomb)}
+            if p["file"] == part.file
+            else p
+            for name, p in document["parts"].items()
+        }
+
+    forge(tmp_path / "a/shards/00000.json", change)
+    data = open_dataset(tmp_path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CacheError, match="instead of"):
+            data.embeddings(["0-0"])
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["dtsf.json", "zarr.json", "shards/00000.json", "embeddings/c/0/0/0/0"])
+def test_a_pickle_is_not_opened(tmp_path, name):
+    make(tmp_path / "a")
+    if name == "zarr.json":
+        (tmp_path / "a/dtsf.json").unlink()
+
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    (tmp_path / "a" / name).write_bytes(pickle.dumps(Harm()))
+    with pytest.raises((CacheError, AssertionError)):
+        use(tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_deep_nesting_and_huge_documents_are_refused(tmp_path):
+    make(tmp_path / "a")
+    path = tmp_path / "a/shards/00000.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(CacheError, match="damaged"):
+        use(tmp_path)
+    os.truncate(path, 1 << 40)
+    with pytest.raises(CacheError, match="more than"):
+        use(tmp_path)
+    path.unlink()
+    (tmp_path / "a/dtsf.json").write_text("[" * 200_000)
+    with pytest.raises(CacheError, match=r"empty|damaged"):
+        use(tmp_path)
+
+
+def flips(form, root, count, seed):
+    """Flip one byte, or cut a file, ``count`` times; what verify says, what the reader gives. Returns figures."""
+    folder = root / "a"
+    values = make(folder, *form)
+    whole = snapshot(folder)
+    generator = random.Random(seed)
+    # Each file is as likely, so that documents are hit as often as values.
+    names = sorted(whole)
+    figures = {"flips": 0, "cuts": 0, "found": 0, "no value or record changed": 0, "refused by the reader": 0}
+    for k in range(count):
+        name = generator.choice(names)
+        data = bytearray(whole[name])
+        if k % 4:
+            place = generator.randrange(len(data))
+            data[place] ^= generator.randrange(1, 256)
+            figures["flips"] += 1
+        else:
+            del data[generator.randrange(len(data)) :]
+            figures["cuts"] += 1
+        path = folder / name
+        path.write_bytes(data)
+        try:
+            found = verify(folder, deep=True)
+            ok = found.ok
+            if not ok:
+                assert any(damage.file in (name, "dtsf.json") for damage in found.damaged), (name, found)
+        except CacheError:
+            ok = False
+        read = None
+        try:
+            opened = open_dataset(root)
+            read = {
+                clip_id: {array: opened.gather(array, [clip_id])[0] for array in ARRAYS} for clip_id in sorted(values)
+            }
+        except CacheError:
+            figures["refused by the reader"] += 1
+        same = read is not None and all(
+            np.array_equal(read[clip_id][array], values[clip_id][array], equal_nan=True)
+            for clip_id in values
+            for array in ARRAYS
+        )
+        if ok:
+            # No wrong row after a verify that passed, and none missing.
+            assert same, (name, k)
+            figures["no value or record changed"] += 1
+        else:
+            figures["found"] += 1
+        path.write_bytes(whole[name])
+    return figures
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_flips_and_cuts_are_found(tmp_path, form):
+    figures = flips(form, tmp_path, 25, 0)
+    assert figures["found"] == 25
+    assert figures["no value or record changed"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_two_thousand_flips_and_cuts_are_found(tmp_path, form, capsys):
+    """Over the four forms."""
+    figures = flips(form, tmp_path, 500, 1)
+    with capsys.disabled():
+        print(form, figures)
+    assert figures["found"] + figures["no value or record changed"] == 500
+    assert figures["no value or record changed"] == 0

@@ -1,0 +1,219 @@
+"""A cache on an object store: a real S3 server process on loopback."""
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import warnings
+
+import numpy as np
+import pytest
+from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, make, rows, shard_record, snapshot
+
+from dtsf.cache import remote
+from dtsf.cache.convert import convert
+from dtsf.cache.documents import read_records
+from dtsf.cache.info import describe
+from dtsf.cache.place import as_place
+from dtsf.cache.reader import list_datasets, open_dataset
+from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.verify import repair, verify
+from dtsf.errors import CacheError, FingerprintError
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"{url}/moto-api/", timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, log.read_text()
+                    time.sleep(0.2)
+            else:
+                pytest.fail(f"moto's server did not start: {log.read_text()}")
+            yield url
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture
+def bucket(server, tmp_path, monkeypatch):
+    """URL of an empty bucket, reached by nothing but the environment, as a user would."""
+    import s3fs
+
+    for key, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "DTSF_COPIES": str(tmp_path / "copies"),
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(key, value)
+    name = f"b{time.time_ns()}"
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir(name)
+    yield f"s3://{name}/caches"
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def names(shard):
+    return [f"{shard}-{row}" for row in range(SHARD_SIZE)]
+
+
+@pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[3], marks=pytest.mark.slow)])
+def test_write_resume_read_verify_repair(bucket, tmp_path, form):
+    url = f"{bucket}/a"
+    create_or_open(url, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
+    assert list_datasets(bucket) == ["a"]
+    add_shard(url, 0, names(0), seed=0)
+    # Uploaded by a writer that died before its record: it never existed, and is written again.
+    as_place(url).write(sorted(read_records(url)[0].files)[0].replace("00000", "00001").replace("c/0", "c/1"), b"half")
+    assert [record.shard for record in read_records(url)] == [0]
+    with pytest.raises(FingerprintError, match="size: 96 in the cache, 192 asked for"):
+        create_or_open(url, SPEC.model_copy(update={"size": 192}), info(), SHARD_SIZE)
+    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    for shard in (1, 2):
+        add_shard(url, shard, names(shard), seed=shard)
+    make(tmp_path / "local/a", *form)
+    # Remote and local cache have the same bytes under the same names.
+    for name, data in snapshot(tmp_path / "local/a").items():
+        assert as_place(url).read(name) == data, name
+    assert verify(url, deep=True).ok
+    data = open_dataset(bucket)
+    for shard in range(3):
+        np.testing.assert_array_equal(data.embeddings(names(shard)), rows(SHARD_SIZE, seed=shard)["embeddings"])
+    copies = snapshot(tmp_path / "copies")
+    assert copies
+    assert data.hold()
+    np.testing.assert_array_equal(open_dataset(bucket).pictures(names(1)), rows(SHARD_SIZE, seed=1)["pictures"])
+    assert set(copies) <= set(snapshot(tmp_path / "copies"))
+    victim = sorted(read_records(url)[1].files)[0]
+    whole = as_place(url).read(victim)
+    as_place(url).write(victim, whole[:-1] + bytes([whole[-1] ^ 1]))
+    found = verify(url, deep=True)
+    assert [(d.shard, d.file) for d in found.damaged] == [(1, victim)]
+    repair(url)
+    page = describe(as_place(url))
+    assert (page.clips, page.redo) == (6, (1,))
+    add_shard(url, 1, names(1), seed=1)
+    assert verify(url, deep=True).ok
+    assert as_place(url).read(victim) == whole
+
+
+def test_a_copy_of_what_the_record_does_not_promise_is_refused(bucket):
+    url = f"{bucket}/a"
+    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    add_shard(url, 0, names(0))
+    name = "embeddings/c/0/0/0/0"
+    whole = as_place(url).read(name)
+    as_place(url).write(name, bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(CacheError, match="does not match its checksum"):
+        open_dataset(bucket).embeddings(["0-0"])
+    as_place(url).write(name, whole + b"x")
+    with pytest.raises(CacheError, match=f"{len(whole) + 1} bytes instead of {len(whole)}"):
+        open_dataset(bucket).embeddings(["0-0"])
+
+
+def test_convert_there_and_back(bucket, tmp_path):
+    make(tmp_path / "here/a")
+    assert convert(tmp_path / "here/a", f"{bucket}/a", format="hdf5", compress="gzip") == 3
+    assert convert(f"{bucket}/a", tmp_path / "back/a", format="zarr", compress="none") == 3
+    there, back = snapshot(tmp_path / "here/a"), snapshot(tmp_path / "back/a")
+    del there["extent.json"], back["extent.json"]
+    assert there == back
+
+
+def _race(url, writer):
+    for shard in range(4) if writer else reversed(range(4)):
+        extend(url, shard + 1)
+        write_shard(url, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=100 * writer + shard))
+
+
+def test_two_writers_one_wins_each_shard(bucket):
+    url = f"{bucket}/a"
+    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_race, args=(url, writer)) for writer in (0, 1)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(120)
+        assert writer.exitcode == 0
+    assert verify(url, deep=True).ok
+    data = open_dataset(bucket)
+    assert [clip.id for clip in data.clips] == [name for shard in range(4) for name in names(shard)]
+    for shard in range(4):
+        held = data.embeddings(names(shard))
+        (winner,) = [w for w in (0, 1) if (held == rows(SHARD_SIZE, seed=100 * w + shard)["embeddings"]).all()]
+        assert (data.pictures(names(shard)) == rows(SHARD_SIZE, seed=100 * winner + shard)["pictures"]).all()
+    assert not [name for name in as_place(url).names("shards") if name.endswith(".claim")]
+
+
+def test_a_dead_writers_claim_is_taken_over(bucket, monkeypatch):
+    url = f"{bucket}/a"
+    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    claim = "shards/00000.json.claim"
+    # On this machine a dead process is known at once; a number that another process has since is not taken for it.
+    for process in ("999999999:1", f"{os.getpid()}:1"):
+        as_place(url).write(claim, json.dumps({"host": socket.gethostname(), "process": process}).encode())
+        begun = time.monotonic()
+        with as_place(url).claim("shards/00000.json"):
+            pass
+        assert time.monotonic() - begun < 30
+    # On another one it is waited for, and taken over after the lease.
+    monkeypatch.setattr(remote, "LEASE_S", 1.0)
+    as_place(url).write(claim, json.dumps({"host": "elsewhere", "process": "1:1"}).encode())
+    begun = time.monotonic()
+    add_shard(url, 0, names(0))
+    assert time.monotonic() - begun > 1
+    assert as_place(url).size(claim) is None
+
+
+def test_forked_reader(bucket):
+    url = f"{bucket}/a"
+    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    add_shard(url, 0, names(0), seed=0)
+    data = open_dataset(bucket)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        # The parent's connection must not be used here.
+        same = (data.embeddings(names(0)) == rows(SHARD_SIZE, seed=0)["embeddings"]).all()
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_store_that_is_not_there(bucket, monkeypatch):
+    with pytest.raises(CacheError, match=r"cannot|is empty"):
+        open_dataset("s3://no-such-bucket-of-dtsf/cache")
+    with pytest.raises(CacheError, match="cannot"):
+        open_dataset("nonsense://x/y")
+
+
+def test_the_command_line_takes_a_url(bucket, dtsf, tmp_path):
+    make(tmp_path / "here/a")
+    done = dtsf("cache", "convert", "here", f"{bucket}/x", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"target": f"{bucket}/x", "shards_written": {"a": 3}}
+    checked = dtsf("cache", "verify", f"{bucket}/x", "--deep", "--json", cwd=tmp_path)
+    assert json.loads(checked.stdout)["ok"] is True
+    shown = dtsf("cache", "info", f"{bucket}/x", "--json", cwd=tmp_path)
+    assert json.loads(shown.stdout)["datasets"][0]["clips"] == 9
