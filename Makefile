@@ -43,7 +43,13 @@ demo: setup  ## Draw a small data set, preprocess, train, evaluate
 
 bench: setup  ## Measurements
 	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/flops.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/stage1.py
+	$(BIN)/python benchmarks/stage1.py --make-1080p 10
+	$(BIN)/python benchmarks/damaged.py --check full
+	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
 reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR

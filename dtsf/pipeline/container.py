@@ -22,7 +22,7 @@ def declared_size(path: Path) -> int | None:
     """Bytes that the file should have at least, or None where its format or its writer does not say."""
     with path.open("rb") as file:
         head = file.read(12)
-        if head[:4] == b"RIFF":
+        if head[:4] == b"RIFF" and len(head) >= 8:
             size: int = struct.unpack("<I", head[4:8])[0]
             # Writers that could not go back leave 0 or the largest number.
             return None if size in (0, 0xFFFFFFFF) else 8 + size

@@ -1,0 +1,92 @@
+"""What dask's scheduler can hand out: tiny shard tasks with one progress event a clip, without decoding anything.
+
+    python benchmarks/scheduler.py --shards 10000 --clips 64 --workers 8
+
+Says tasks and events a second; from it and the seconds that a clip takes follows the number of cores that one scheduler
+keeps busy: cores = events a second x seconds a clip.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+from dtsf.cache.records import Clip
+from dtsf.cache.spec import CacheSpec
+from dtsf.pipeline.worker import ShardTask
+
+TOPIC = "dtsf-clip"
+
+
+def hand_in(task: ShardTask) -> int:
+    """A shard's task without its work: what goes through the scheduler is the same."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    for _ in task.clips:
+        worker.log_event(TOPIC, True)
+    return task.shard
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=10_000)
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=8, help="threads that pretend to be workers")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    from distributed import Client, LocalCluster
+
+    spec = CacheSpec(decoder="none", frames=16, size=192, grid=6, encoder="none", weights_hash="none", channels=112)
+    clips = tuple(
+        Clip(
+            id=f"S001C001P{k:03d}R001A001",
+            path=f"nturgb+d_rgb/S001C001P{k:03d}R001A001_rgb.avi",
+            label=0,
+            raw_label="1",
+            group=f"S001P{k:03d}R001A001",
+            view=1,
+            subject=str(k),
+            setup=1,
+        )
+        for k in range(arguments.clips)
+    )
+    tasks = [ShardTask(folder="/c", root="/v", shard=k, clips=clips, spec=spec) for k in range(arguments.shards)]
+    seen = 0
+
+    def count(event: object) -> None:
+        nonlocal seen
+        seen += 1
+
+    with (
+        LocalCluster(
+            n_workers=arguments.workers, threads_per_worker=1, processes=False, dashboard_address=None
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.subscribe_topic(TOPIC, count)
+        begun = time.perf_counter()
+        futures = client.map(hand_in, tasks, pure=False)
+        handed_out = time.perf_counter() - begun
+        for future in futures:
+            future.result()
+        seconds = time.perf_counter() - begun
+    document = {
+        "shards": arguments.shards,
+        "clips_a_shard": arguments.clips,
+        "submit_s": handed_out,
+        "seconds": seconds,
+        "shards_per_s": arguments.shards / seconds,
+        "clips_per_s": arguments.shards * arguments.clips / seconds,
+        "events_seen": seen,
+    }
+    print(
+        json.dumps(document)
+        if arguments.json
+        else "\n".join(f"{key:14} {value:,.1f}" for key, value in document.items())
+    )
+
+
+if __name__ == "__main__":
+    main()
