@@ -12,7 +12,7 @@ import pytest
 
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
-from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
+from dtsf.pipeline.decoder import Decoder, DecodeRequest, borrow_decoder, decode_all
 from dtsf.pipeline.video import decode_clip
 
 
@@ -127,3 +127,27 @@ def test_a_hanging_child_dies_with_its_killed_parent(hanging):
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
     pytest.fail("the child outlived its parent")
+
+
+def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(videos, monkeypatch):
+    from dtsf.pipeline import decoder as module
+
+    module._kept_decoder.cache_clear()
+    with borrow_decoder(4, 96, 60.0, "fast") as kept:
+        clips = decode_all(kept, [DecodeRequest(path) for path in videos])
+        assert outcome(next(clips)) == Verdict.OK
+        first = child_of(kept)
+    # The second clip was under way and never fetched: its answer must not be taken for the next shard's first.
+    with borrow_decoder(4, 96, 60.0, "fast") as again:
+        assert again is kept
+        [(frames, _)] = list(decode_all(again, [DecodeRequest(videos[3])]))
+        np.testing.assert_array_equal(frames, decode_clip(videos[3], 4, 96).frames)
+        second = child_of(again)
+        assert second != first
+        monkeypatch.setattr(module, "CLIPS_A_CHILD", 2)
+        for _ in range(2):
+            again.send(DecodeRequest(videos[0]))
+            assert again.receive()[1]["verdict"] == "ok"
+        assert child_of(again) != second
+    kept.close()
+    module._kept_decoder.cache_clear()

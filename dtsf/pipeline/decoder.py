@@ -9,6 +9,7 @@ line of JSON a clip. The child is a plain ``subprocess``: dask's workers may hav
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import mmap
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-__all__ = ["DecodeRequest", "Decoder", "decode_all"]
+__all__ = ["DecodeRequest", "Decoder", "borrow_decoder", "decode_all"]
 
 SLOTS = 2
+CLIPS_A_CHILD = 500
+"""Clips after which a child is replaced: whatever decord leaks goes with it, and starting one takes 0.4 s."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class DecodeRequest:
 
 
 class Decoder:
-    """Decodes clips in a child process. Use it as a context manager; it lives as long as a shard.
+    """Decodes clips in a child process, which is replaced after :data:`CLIPS_A_CHILD`. A context manager.
 
     Args:
         n_frames: F.
@@ -64,6 +68,7 @@ class Decoder:
         self._child: subprocess.Popen[bytes] | None = None
         self._asked: tuple[DecodeRequest, int, float] | None = None
         self._slot = 0
+        self._clips = 0
         self._buffer = b""
         folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
         # The file has no name and is gone with its last process, however that ends.
@@ -81,18 +86,35 @@ class Decoder:
         self._map = mmap.mmap(self._file.fileno(), SLOTS * n_bytes)
         self._frames = np.frombuffer(self._map, np.uint8).reshape(SLOTS, *self.shape)
 
+    def prepare(self) -> None:
+        """Start the child now, while the caller does something else; :meth:`send` would start it."""
+        if self._child is None:
+            self._start()
+
     def __enter__(self) -> Decoder:
-        self._start()
+        self.prepare()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child and give the shared memory back."""
         self._stop()
+        if self._file.closed:
+            return
         del self._frames
         with contextlib.suppress(BufferError):
             self._map.close()  # an exception's traceback may still hold a view
         self._file.close()
+
+    def forget(self) -> None:
+        """Drop a clip that was asked for and will not be fetched, whatever its child is doing."""
+        if self._asked is not None:
+            self._asked = None
+            self._stop()
 
     def send(self, request: DecodeRequest) -> None:
         """Ask for a clip; the answer to the one before must have been received. Its frames stay valid meanwhile."""
@@ -100,9 +122,10 @@ class Decoder:
             raise RuntimeError("one clip at a time: receive() first")
         self._slot = (self._slot + 1) % SLOTS
         line = {"path": os.fspath(request.path), "start": request.start, "end": request.end, "slot": self._slot}
-        if self._child is None or self._child.poll() is not None:
+        if self._child is None or self._child.poll() is not None or self._clips >= CLIPS_A_CHILD:
             self._stop()
             self._start()
+        self._clips += 1
         assert self._child is not None
         assert self._child.stdin is not None
         self._asked = (request, self._slot, time.monotonic())
@@ -151,6 +174,7 @@ class Decoder:
 
     def _start(self) -> None:
         self._buffer = b""
+        self._clips = 0
         settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
         # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
         self._child = subprocess.Popen(
@@ -172,6 +196,24 @@ class Decoder:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+@contextlib.contextmanager
+def borrow_decoder(n_frames: int, size: int, deadline: float, check: str) -> Iterator[Decoder]:
+    """The decoder of this process, kept from shard to shard because a child takes 0.4 s to start."""
+    decoder = _kept_decoder(n_frames, size, deadline, check)
+    try:
+        yield decoder
+    finally:
+        decoder.forget()
+
+
+@lru_cache(maxsize=1)
+def _kept_decoder(n_frames: int, size: int, deadline: float, check: str) -> Decoder:
+    decoder = Decoder(n_frames, size, deadline=deadline, check=check)
+    decoder.prepare()
+    atexit.register(decoder.close)
+    return decoder
 
 
 def decode_all(

@@ -213,8 +213,8 @@ def plan(
 
 
 def _cut(clips: Sequence[Clip], shard_size: int, n_workers: int) -> list[tuple[Clip, ...]]:
-    """Even shards: of 100 clips and two workers two shards of 50 end together, 64 and 36 would not."""
-    n = max(math.ceil(len(clips) / shard_size), min(n_workers, len(clips)))
+    """Even shards, as many for each worker: of three shards and two workers, one would wait while the other does its second."""
+    n = min(math.ceil(math.ceil(len(clips) / shard_size) / n_workers) * n_workers, len(clips))
     return [tuple(clips[k * len(clips) // n : (k + 1) * len(clips) // n]) for k in range(n)]
 
 

@@ -13,7 +13,7 @@ from dtsf.cache.records import Clip, ClipRecord
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.store import write_shard
 from dtsf.errors import VideoError
-from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
+from dtsf.pipeline.decoder import DecodeRequest, borrow_decoder, decode_all
 from dtsf.pipeline.encoders import load_encoder
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     used = 0
     sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
-    # The decoder's process is a shard's: it starts while the encoder loads, and whatever it leaks goes with it.
-    with Decoder(spec.frames, spec.size, deadline=task.deadline, check=task.check) as decoder:
+    # Where this is the process's first shard, the decoder's child starts while the encoder loads.
+    with borrow_decoder(spec.frames, spec.size, task.deadline, task.check) as decoder:
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
         for clip, (n_bytes, mtime_ns), item in zip(task.clips, sources, decode_all(decoder, requests), strict=True):
             source = {"source_bytes": n_bytes, "source_mtime_ns": mtime_ns}
