@@ -152,3 +152,27 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
     assert main_kills < kills
     assert content(tmp_path / f"c{rounds}") == content(undisturbed)
     assert len(open_dataset(tmp_path / f"c{rounds}").clips) == 23
+
+
+def test_memory_stays_flat_over_2000_clips(make_video, tmp_path):
+    """In the process that embeds and in the one that decodes, which is replaced on the way."""
+    first = make_video(tmp_path / "v/c0000.avi", 20, 96, 96)
+    for k in range(1, 2000):
+        (tmp_path / f"v/c{k:04d}.avi").hardlink_to(first)
+    catalog = catalog_of(tmp_path / "v", [f"c{k:04d}" for k in range(2000)])
+    used = []
+
+    def look(progress):
+        if progress.done % 250 == 0:
+            used.append(sum(resident(pid) for pid in (os.getpid(), *below(os.getpid()))))
+
+    result = preprocess(catalog, tmp_path / "c", make_spec(**SMALL), workers=1, on_progress=look)
+    assert result.verdicts == {"ok": 2000}
+    assert len(used) == 8
+    assert max(used[1:]) < used[0] + 60e6, [round(n / 1e6) for n in used]
+
+
+def resident(pid):
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
