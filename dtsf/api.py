@@ -129,7 +129,7 @@ def train(
     *,
     dataset: str | None = None,
     protocol: str | None = None,
-    recipe: str = "default",
+    recipe: str | None = None,
     overrides: Sequence[str] = (),
     run: str | Path | None = None,
     seed: int = 0,
@@ -239,6 +239,11 @@ class Run:
         import torch
 
         model = self.state.recipe.model
+        n_given, n_known = len(embeddings_VFPC), len(self.state.info.view_names)
+        if model.views == "merged" and n_given > n_known:
+            raise DataError(
+                f"{n_given} videos given, {self.folder} knows {n_known} cameras: give at most that many, in order"
+            )
         x_VTHWC = _read(embeddings_VFPC, self.state.spec.grid, model.frames, model.pace)
         with torch.inference_mode():
             output = self.net(x_VTHWC.unsqueeze(0))

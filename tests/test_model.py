@@ -187,3 +187,25 @@ def test_energy_canvas_says_the_same_in_any_room():
     assert (here.logits_BK - moved.logits_BK).abs().max() > 1e-4
     with pytest.raises(ValidationError, match="needs anchor"):
         ModelConfig(canvas="energy")
+
+
+def test_merged_views_read_each_camera_alone_and_all_as_one():
+    config = ModelConfig(width=16, state=4, frames=4, reduce=4, views="merged", pasted="none", normalise="data")
+    torch.manual_seed(0)
+    net = DTSFNet(config, channels=5, canvas=6, n_classes=3, n_views=3).eval()
+    x = torch.randn(2, 3, 4, 6, 6, 5)
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    output = net(x, mask)
+    assert (output.view_weights_BV[~mask] == 0).all()
+    changed = torch.where(mask[..., None, None, None, None], x, torch.randn_like(x))
+    torch.testing.assert_close(net(changed, mask).logits_BK, output.logits_BK)
+    # What a view's own feature says is what it says when it is the only one there, and then the whole says the same.
+    alone = net(x, torch.tensor([[False, False, True], [True, False, False]]))
+    torch.testing.assert_close(alone.view_logits_BVK[0, 2], output.view_logits_BVK[0, 2])
+    torch.testing.assert_close(alone.logits_BK[1], output.view_logits_BVK[1, 0])
+    # Fewer videos than cameras are the first of them.
+    torch.testing.assert_close(
+        net(x[:, :1], mask[:, :1]).logits_BK[0], net(x, mask & torch.tensor([1, 0, 0]).bool()).logits_BK[0]
+    )
+    # Each camera has weights of its own: exchanged cameras say something else.
+    assert (net(x.flip(1), mask.flip(1)).logits_BK - output.logits_BK).abs().max() > 1e-4

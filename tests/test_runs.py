@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import tomllib
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dtsf import api
-from dtsf.errors import CheckpointError
+from dtsf.errors import CheckpointError, ConfigError
 
 PROTOCOL = "cross-subject:2"
 SMALL = ("model.width=32", "model.state=4", "train.epochs=3", "train.ema=0.9", "model.dropout=0.1")
@@ -108,3 +109,12 @@ def test_data_set_of_other_classes_is_refused(dtsf, world, tmp_path, make_video)
     done = dtsf("evaluate", world / "run", "--dataset", "manifest", "--protocol", "all", cwd=tmp_path)
     assert done.returncode == 2
     assert "trained on 10 classes, manifest has 1" in " ".join(done.stderr.split())
+
+
+def test_cross_view_gets_the_recipe_for_unseen_cameras_and_refuses_the_other(world, tmp_path):
+    with pytest.raises(ConfigError, match='"merged" learns each camera for itself, and cross-view:3 tests one'):
+        api.train(world / "cache", protocol="cross-view:3", recipe="default", run=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    result = api.train(world / "cache", protocol="cross-view:3", overrides=["train.epochs=1"], run=tmp_path / "run")
+    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["model"]["views"] == "together"
+    assert result.evaluation.task.startswith("an unseen view alone")

@@ -30,7 +30,10 @@ def train_command(
             "all. The data set's usual one if left out."
         ),
     ] = None,
-    recipe: Annotated[str, typer.Option(help="Name of a recipe, or a TOML file.")] = "default",
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Name of a recipe, or a TOML file; default, or unseen-cameras for cross-view, if left out."),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")
     ] = None,

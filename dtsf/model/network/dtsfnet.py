@@ -88,9 +88,11 @@ class ModelConfig(BaseModel):
     normalise: Literal["data", "clip"] = "clip"
     """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
     deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less."""
-    views: Literal["apart", "together"] = "apart"
-    """``apart`` encodes each view by itself; ``together`` all views of a group as one sequence, frame by frame, so that
-    the state sees a moment from all sides. Needs readout ``mean`` or ``ordered``."""
+    views: Literal["apart", "together", "merged"] = "apart"
+    """``apart`` encodes each view by itself, whichever camera it is; ``together`` all views of a group as one sequence,
+    frame by frame, so that the state sees a moment from all sides (needs readout ``mean`` or ``ordered``). ``merged``
+    has a patch embedding for each camera and one token for all of them: it reads each camera alone and all as one, and
+    the fused feature is the mean of MSF's and of that. Choose it where training and test have the same cameras."""
     motion: Literal["tsm", "msm", "none"] = "tsm"
     """``tsm`` is the paper's and does what ``pasted`` says; ``msm`` is MS-SC's, see :mod:`.motion_msm`; ``none`` leaves
     the canvas as ``anchor`` says."""
@@ -148,7 +150,7 @@ class DTSFNet(nn.Module):
         channels: C of the canvas: the cache's embedding channels, or 3.
         canvas: H = W of the canvas: the cache's grid, or the side of the picture in pixels.
         n_classes: K.
-        n_views: Cameras of the data set; only ``fusion`` ``concat`` needs it.
+        n_views: Cameras of the data set; only ``fusion`` ``concat`` and ``views`` ``merged`` need it.
 
     """
 
@@ -168,8 +170,9 @@ class DTSFNet(nn.Module):
         plain = config.canvas == "energy" or not config.reduce
         self.reduce = nn.Identity() if plain else nn.Linear(channels, reduced)
         self.drop = nn.Dropout(config.dropout)
+        self.n_views = n_views
         self.encoder = VideoMamba(
-            channels=reduced,
+            channels=reduced * n_views if config.views == "merged" else reduced,
             canvas=canvas,
             patch=config.patch,
             frames=config.frames,
@@ -200,7 +203,11 @@ class DTSFNet(nn.Module):
         if mask_BV is None:
             mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
         canvas_BVTHWR = self._canvas(x_BVTHWC, mask_BV, complete=complete)
-        if complete:
+        merged_BD: Tensor | None = None
+        if config.views == "merged":
+            feature_BVD, merged_BD = self._encode_merged(canvas_BVTHWR, mask_BV)
+            view_logits_BVK = self.encoder.head(feature_BVD).float()
+        elif complete:
             feature_BVD = self.drop(self._encode_all(canvas_BVTHWR)).float()
             view_logits_BVK = self.encoder.head(feature_BVD).float()
         else:
@@ -208,7 +215,8 @@ class DTSFNet(nn.Module):
             feature_BVD = _scatter(feature_PD.float(), mask_BV)
             view_logits_BVK = _scatter(self.encoder.head(feature_PD).float(), mask_BV)
         fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
-        logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused.feature_BD).float()
+        fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
+        logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
         alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
         return Output(
             logits_BK=logits_BK,
@@ -282,6 +290,23 @@ class DTSFNet(nn.Module):
             return self.encoder.encode_together(x_BVCTHW)
         feature_BVD: Tensor = self.encoder(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
         return feature_BVD
+
+    def _encode_merged(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of each camera alone, (B, V, D), and of all present ones as one picture with V x R channels, (B, D).
+
+        Present cameras are scaled up to stand for the absent ones, so that one alone is what training with withheld
+        views has seen.
+        """
+        V, most = mask_BV.shape[1], self.n_views
+        alone_VV = torch.eye(V, device=mask_BV.device).expand(mask_BV.shape[0], -1, -1)
+        shown_BNV = torch.cat([alone_VV, mask_BV.float().unsqueeze(1)], 1) * mask_BV.unsqueeze(1)
+        shown_BNV = shown_BNV * (most / shown_BNV.sum(-1, keepdim=True).clamp(min=1.0))
+        x_BVTHWR = self.drop(canvas_BVTHWR)
+        x_BNTHWVR = torch.einsum("bnv,bvthwr->bnthwvr", shown_BNV, x_BVTHWR)
+        x_BNTHWVR = torch.nn.functional.pad(x_BNTHWVR, (0, 0, 0, most - V))
+        x_NCTHW = x_BNTHWVR.flatten(5).flatten(0, 1).permute(0, 4, 1, 2, 3)
+        feature_BND = self.drop(self.encoder(x_NCTHW)).float().unflatten(0, (-1, V + 1))
+        return feature_BND[:, :V], feature_BND[:, V]
 
     def _encode(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> Tensor:
         """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""

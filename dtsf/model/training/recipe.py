@@ -62,7 +62,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.debias.method == "stillmix" and self.model.anchor == "dynamic":
+        if self.debias.method == "stillmix" and (self.model.anchor == "dynamic" or self.model.canvas == "energy"):
             raise ValueError(
                 'debias.method "stillmix" mixes in a still frame, which model.anchor "dynamic" takes out again: '
                 "--set model.anchor=frame"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.training.loop import EpochReport
-    from dtsf.model.training.protocols import Split
+    from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
 __all__ = ["TrainResult", "train"]
@@ -49,7 +49,7 @@ def train(
     *,
     dataset: str | None = None,
     protocol: str | None = None,
-    recipe: str = "default",
+    recipe: str | None = None,
     overrides: Sequence[str] = (),
     run: Path | None = None,
     seed: int = 0,
@@ -65,7 +65,7 @@ def train(
         cache: Folder of the cache.
         dataset: Name in the cache; may be left out where there is one.
         protocol: As :func:`dtsf.model.training.protocols.parse_protocol` reads it.
-        recipe: Name or TOML file.
+        recipe: Name or TOML file; if left out ``default``, and ``unseen-cameras`` for the protocol cross-view.
         overrides: ``section.key=value`` each.
         run: Run folder; ``runs/NAME-PROTOCOL-seedN`` if left out, numbered on where that exists.
         seed: Of everything random.
@@ -76,10 +76,10 @@ def train(
         on_epoch: Called after each epoch.
 
     """
-    settings = load_recipe(recipe, overrides)
     data = open_dataset(cache, dataset)
-    _check_recipe_fits_cache(settings, data)
     rule = parse_protocol(protocol, data.info.dataset)
+    settings = load_recipe(recipe or ("unseen-cameras" if rule.name == "cross-view" else "default"), overrides)
+    _check_recipe_fits(settings, data, rule)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
     _check_device(device)
     if init is not None and resume:
@@ -115,8 +115,13 @@ def train(
     return TrainResult(folder, settings.train.epochs, time.monotonic() - begun, evaluation)
 
 
-def _check_recipe_fits_cache(recipe: Recipe, data: CachedDataset) -> None:
-    """Check the recipe against the cache's frames and grid."""
+def _check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> None:
+    """Check the recipe against the cache's frames and grid, and against the cameras that will be tested."""
+    if recipe.model.views == "merged" and rule.name == "cross-view":
+        raise ConfigError(
+            f'model.views "merged" learns each camera for itself, and {rule} tests one that no one trained with: '
+            "--recipe unseen-cameras, or --set model.views=apart"
+        )
     if recipe.model.frames > data.spec.frames:
         raise ConfigError(
             f"model.frames ({recipe.model.frames}) is more than the {data.spec.frames} frames that the cache "
