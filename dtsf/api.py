@@ -217,38 +217,62 @@ class Run:
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
         return evaluate(self.net, data, rule, seed=self.state.seed, split=split, views=views)
 
-    def predict(self, videos: Sequence[str | Path], *, film: str | Path | None = None) -> Prediction:
+    def predict(
+        self, videos: Sequence[str | Path], *, film: str | Path | None = None, views: str | None = None
+    ) -> Prediction:
         """Classify one performance.
 
         Args:
             videos: One file (or frame folder) a view, any number from 1.
+            views: Which cameras they are of, numbers or names joined by commas; the first ones, in order, if left out.
+                It matters where the recipe has weights for each camera (``model.views`` ``merged``).
             film: Also write a film here: the views side by side with the class, uncertainty and weights drawn on.
 
         Raises:
             VideoError: A video cannot be used.
-            ConfigError: This machine's encoder is not the one the run was trained with, or no film can be written there.
+            ConfigError: This machine's encoder is not the one the run was trained with, no film can be written there, or
+                ``views`` names no camera of the run.
+            DataError: Another number of videos than ``views``, or more than the run has cameras with weights of their own.
 
         """
+        cameras = self._cameras(len(videos), views)
         embeddings_VFPC, longest = _embed(videos, self.state.spec, self.state.recipe.train.threads, film)
-        said = self._classify(embeddings_VFPC)
+        said = self._classify(embeddings_VFPC, cameras)
         if film is not None:
             _film(Path(film), [Path(video) for video in videos], longest, said)
         return said
 
-    def _classify(self, embeddings_VFPC: np.ndarray) -> Prediction:
+    def _cameras(self, n_given: int, views: str | None) -> list[int]:
+        """Numbers from 0 of the cameras that the videos are of."""
+        from dtsf.cache.records import view_number
+
+        known = self.state.info.view_names
+        if views is not None:
+            numbers = [view_number(word.strip(), known, "--views") - 1 for word in views.split(",")]
+            if len(numbers) != n_given or len(set(numbers)) != n_given:
+                raise DataError(f"--views {views} must name a camera of its own for each of the {n_given} videos")
+            return numbers
+        if self.state.recipe.model.views == "merged" and n_given > len(known):
+            raise DataError(f"{n_given} videos given, {self.folder} knows {len(known)} cameras: give at most that many")
+        return list(range(n_given))
+
+    def _classify(self, embeddings_VFPC: np.ndarray, cameras: list[int]) -> Prediction:
         import torch
 
         model = self.state.recipe.model
-        n_given, n_known = len(embeddings_VFPC), len(self.state.info.view_names)
-        if model.views == "merged" and n_given > n_known:
-            raise DataError(
-                f"{n_given} videos given, {self.folder} knows {n_known} cameras: give at most that many, in order"
-            )
         x_VTHWC = _read(embeddings_VFPC, self.state.spec.grid, model.frames, model.pace)
+        # Each video in its camera's place; the places between stay empty and masked.
+        mask_V = torch.zeros(max(cameras) + 1, dtype=torch.bool)
+        mask_V[cameras] = True
+        placed_VTHWC = x_VTHWC.new_zeros(len(mask_V), *x_VTHWC.shape[1:])
+        placed_VTHWC[cameras] = x_VTHWC
         with torch.inference_mode():
-            output = self.net(x_VTHWC.unsqueeze(0))
+            output = self.net(placed_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
         return _prediction(
-            self.state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], output.view_weights_BV[0]
+            self.state.info.class_names,
+            output.probabilities_BK[0],
+            output.uncertainty_B[0],
+            output.view_weights_BV[0, cameras],
         )
 
     def _check(self, data: CachedDataset) -> None:

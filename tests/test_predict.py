@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import dtsf as package
-from dtsf.errors import ConfigError, DataError
+from dtsf.errors import ConfigError, DataError, DtsfError
 from dtsf.model.report.film import FOOT, GAP, HEAD, write_film
 from dtsf.pipeline.arrivals import ANSWER, answer, watch_folder
 
@@ -77,6 +77,9 @@ def _copy(world, target, action="a05"):
 
 def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, world, tmp_path):
     _copy(world, tmp_path / "in/first")
+    late = tmp_path / "in/first/v03_s02_e00.avi"
+    held_back = late.read_bytes()
+    late.unlink()
     (tmp_path / "in/broken").mkdir()
     (tmp_path / "in/broken/cam1.mp4").write_bytes(b"no video")
     (tmp_path / "in/.hidden").mkdir()
@@ -92,14 +95,38 @@ def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, wo
     assert first["label"] == named.label
     kept = json.loads((tmp_path / "in/first" / ANSWER).read_text())
     assert kept["label"] == named.label
-    assert len(kept["view_weights"]) == 3
+    assert len(kept["view_weights"]) == 2
     assert not (tmp_path / "in/.hidden" / ANSWER).exists()
-    extra = tmp_path / "in/first/v10_again.avi"
-    extra.write_bytes((tmp_path / "in/first/v01_s02_e00.avi").read_bytes())
+    late.write_bytes(held_back)
     again = dtsf(*words, cwd=tmp_path)
     (only,) = (json.loads(line) for line in again.stdout.splitlines())
     assert only["performance"] == "first"
-    assert len(only["view_weights"]) == 4
+    assert len(only["view_weights"]) == 3
+    # A fourth camera, which the run has no weights for, is said of that performance and does not end the watch.
+    (tmp_path / "in/first/v10_again.avi").write_bytes(held_back)
+    fourth = dtsf(*words, cwd=tmp_path)
+    assert fourth.returncode == 0, fourth.stderr
+    (only,) = (json.loads(line) for line in fourth.stdout.splitlines())
+    assert "4 videos given" in only["error"]
+    assert "knows 3 cameras" in only["error"]
+
+
+def test_cameras_can_be_named(world):
+    run = package.load(world / "run")
+    videos = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_e00.avi"))
+    whole = run.predict(videos)
+    # Named in another order the same videos are the same performance.
+    turned = run.predict(videos[::-1], views="3,2,1")
+    assert turned.probability == pytest.approx(whole.probability, abs=1e-5)
+    assert turned.view_weights == pytest.approx(whole.view_weights[::-1], abs=1e-5)
+    assert run.predict(videos[1:2], views="2") != run.predict(videos[1:2])
+    for views, message in (
+        ("1,1,2", "a camera of its own"),
+        ("1,2", "for each of the 3"),
+        ("1,2,9", "unknown view '9'"),
+    ):
+        with pytest.raises(DtsfError, match=message):
+            run.predict(videos, views=views)
 
 
 def test_performance_is_taken_only_when_its_files_no_longer_grow(tmp_path):

@@ -19,6 +19,10 @@ def predict_command(
     videos: Annotated[list[Path] | None, typer.Argument(help="Video files of one performance, one a view.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     onnx: Annotated[Path | None, typer.Option(help="In place of --run: a file of dtsf export.")] = None,
+    views: Annotated[
+        str | None,
+        typer.Option(help="Which cameras the videos are of: 2,3. The first ones, in order, if left out."),
+    ] = None,
     video: Annotated[
         Path | None,
         typer.Option(help="Also write a film (.mp4, .mkv, .mov): the views side by side with what is said of them."),
@@ -104,14 +108,14 @@ def _answer_all(run: Run, folder: Path, settle: float, once: bool, json_: bool, 
     from rich.text import Text
 
     from dtsf.cli.show import print_json, results
-    from dtsf.errors import VideoError
+    from dtsf.errors import DataError, VideoError
     from dtsf.pipeline.arrivals import answer, watch_folder
 
     for arrival in watch_folder(folder, settle=settle, once=once):
         name = arrival.folder.name
         try:
             document = run.predict(arrival.videos).model_dump(mode="json")
-        except VideoError as error:
+        except (VideoError, DataError) as error:
             # One bad recording must not stop the watch; it is tried again when its files change.
             document, words = {"error": str(error)}, Text.assemble(f"{name}  ", ("unusable: ", "red"), str(error))
             counts["unusable"] += 1
