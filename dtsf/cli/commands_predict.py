@@ -49,11 +49,13 @@ def predict_command(
 
     if (run is None) == (onnx is None):
         raise ConfigError("dtsf predict VIDEO... needs --run RUN or --onnx FILE, one of them")
-    if run is None and (watch is not None or video is not None):
-        raise ConfigError("--watch and --video need --run RUN")
+    if run is None and (watch is not None or video is not None or views is not None):
+        raise ConfigError("--watch, --video and --views need --run RUN")
     if watch is not None and run is not None:
-        if videos or video is not None:
-            raise ConfigError("--watch takes its videos from the folder: name no videos beside it, and no --video")
+        if videos or video is not None or views is not None:
+            raise ConfigError(
+                "--watch takes its videos from the folder: name no videos beside it, and no --video or --views"
+            )
         _watch(api.load(run), watch, settle, once=once, json_=json_)
         return
     given = videos or []
