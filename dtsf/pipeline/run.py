@@ -175,8 +175,9 @@ def plan(
     """Shards for the clips that are not done, how many clips are, and how many of those are bad.
 
     A shard's number and clips follow from the catalog, the shard size and the number of workers, not from what is missing:
-    a run that was killed and run again by the same command leaves the same bytes as one that was not. Clips that are missing from a shard that is committed (their file changed, or the catalog
-    grew) go to new shards behind all others. A shard that was found damaged is made again as it was, under its number.
+    a run that was killed and run again by the same command leaves the same bytes as one that was not. Clips that are
+    missing from a shard that is committed (their file changed, or the catalog grew) go to new shards behind all others.
+    A shard that was found damaged is made again as it was, under its number.
     """
     about = read_about(folder)
     records, marks = read_records(folder, about), read_marks(folder, about)
