@@ -48,12 +48,12 @@ def draw_ablation(ablation: Ablation) -> Markup:
         def at(value: float, x: float = x, low: float = low, high: float = high) -> float:
             return x + (value - low) / (high - low) * PANEL
 
-        bottom = TOP + ROW * len(ablation.rows)
+        bottom, words = TOP + ROW * len(ablation.rows), what.removeprefix("top-1, ")
         for tick in ticks:
             css = "zero" if abs(tick) < 1e-9 and low < 0 else "grid"
             parts.append(svg.straight(at(tick), TOP, at(tick), bottom, css))
             parts.append(svg.text(at(tick), bottom + 15, f"{tick:.2f}", "small", "middle"))
-        parts.append(svg.text(x, bottom + 31, what if len(what) <= 52 else what[:51] + "\u2026", "small"))
+        parts.append(svg.text(x, bottom + 31, words if len(words) <= 54 else words[:53] + "\u2026", "small"))
         for k, by_seed in enumerate(values):
             y = TOP + (k + 0.5) * ROW
             both = mean_and_spread(by_seed.values())
