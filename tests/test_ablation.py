@@ -192,7 +192,8 @@ def test_killed_and_run_again_gives_the_undisturbed_table(cache, whole, tmp_path
 def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
     options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "table": "debias", "out": tmp_path}
     options["overrides"] = [*TINY, "train.epochs=1"]
-    result = package.ablate(cache, judges=["aligned", "conflict@cross-subject:3"], gap=("aligned", "conflict@cross-subject:3"), **options)
+    other = "conflict@cross-subject:3"
+    result = package.ablate(cache, judges=["aligned", other], gap=("aligned", other), **options)
     assert [(test.name, test.n_groups) for test in result.tests] == [
         ("drawn", 6), ("aligned", 12), ("conflict@cross-subject:3", 6),
     ]  # fmt: skip
@@ -225,6 +226,8 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
         ({"table": "gone.toml"}, ConfigError, "gone.toml cannot be read"),
         ({"seeds": (0, 0)}, ConfigError, "must be different numbers"),
         ({"seeds": ()}, ConfigError, "must be different numbers"),
+        ({"seeds": (2**40,)}, ConfigError, "must be different numbers"),
+        ({"device": "tpu"}, ConfigError, "'tpu' must be auto, cpu or cuda"),
         ({"gap": ("drawn", "aligned")}, ConfigError, "must name two of the tests: drawn; add others by --judge"),
         ({"judges": ["nowhere"]}, CacheError, "no data set 'nowhere'"),
         ({"judges": ["wider"]}, CheckpointError, r"wider has other classes \(4\) than drawn \(3\)"),
@@ -263,9 +266,8 @@ def test_table_of_ones_own_and_what_is_wrong_with_one(cache, tmp_path):
         'title = "Width <b>|"\n[[row]]\nname = "16"\n[[row]]\nname = "8 | <i>"\nset = ["model.width=8"]\n'
         '[[row]]\nname = "16 again"\nset = ["model.width=16"]\n'
     )
-    result = package.ablate(
-        cache, table=str(mine), dataset="drawn", seeds=(3,), out=tmp_path / "out", **COMMON | {"overrides": [*TINY, "train.epochs=1"]}
-    )
+    options = COMMON | {"dataset": "drawn", "seeds": (3,), "out": tmp_path / "out", "overrides": [*TINY, "train.epochs=1"]}
+    result = package.ablate(cache, table=str(mine), **options)
     assert (result.table, result.total, result.rows[2].same_as) == ("mine", 2, "16")
     page = (tmp_path / "out/mine.md").read_text()
     assert "| 8 \\| \\<i\\> |" in page
@@ -291,6 +293,20 @@ def test_second_ablation_in_one_folder_is_refused_while_the_first_works(cache, t
 
     with pytest.raises(KeyboardInterrupt):
         package.ablate(cache, on_result=another, **options)
+
+
+def test_damaged_checkpoint_is_named_with_the_way_out(cache, tmp_path):
+    options = COMMON | {"table": "debias", "dataset": "drawn", "seeds": (0,), "out": tmp_path}
+
+    def stop(_done, _total, _note):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        package.ablate(cache, on_epoch=stop, **options)
+    (file,) = tmp_path.glob("trainings/*/last/model.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"last is damaged: .* To train it anew, remove {file.parents[1]} and run"):
+        package.ablate(cache, **options)
 
 
 @pytest.mark.parametrize("recipe", recipe_names())

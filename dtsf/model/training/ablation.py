@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.cache.reader import open_dataset
-from dtsf.errors import ConfigError
+from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.ablation_results import Ablation, AblationRow
 from dtsf.model.training.ablation_tables import load_table, make_variants
 from dtsf.model.training.ablation_tests import open_tests
@@ -37,7 +37,7 @@ from dtsf.model.training.evaluation import evaluate
 from dtsf.model.training.loop import versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import usual_recipe
-from dtsf.model.training.train import check_recipe_fits, train
+from dtsf.model.training.train import check_device, check_recipe_fits, train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,8 +103,9 @@ def ablate(
             check_recipe_fits(variant.recipe, data, rule)
         except ConfigError as error:
             raise ConfigError(f"row {variant.name!r}: {error}") from error
-    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
         raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
+    check_device(device)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
     tests = open_tests(cache, data, rule, split, judges)
     names = [test.shown.name for test in tests]
@@ -185,19 +186,22 @@ def _do(
             write(job, record)
             on_epoch(report)
 
-        train(
-            cache,
-            dataset=data.info.name,
-            protocol=str(rule),
-            recipe=recipe,
-            overrides=job.variant.overrides,
-            run=job.folder,
-            seed=job.seed,
-            device=device,
-            resume=resume,
-            init=None if resume else init,
-            on_epoch=note,
-        )
+        try:
+            train(
+                cache,
+                dataset=data.info.name,
+                protocol=str(rule),
+                recipe=recipe,
+                overrides=job.variant.overrides,
+                run=job.folder,
+                seed=job.seed,
+                device=device,
+                resume=resume,
+                init=None if resume else init,
+                on_epoch=note,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. To train it anew, remove {job.folder} and run the same command") from error
         record = record.model_copy(update={"trained": True, "judged": {}})
         write(job, record)
     missing = [test for test in tests if value_of(record, test) is None]

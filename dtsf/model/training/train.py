@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["TrainResult", "check_recipe_fits", "train"]
+__all__ = ["TrainResult", "check_device", "check_recipe_fits", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def train(
     if on_recipe is not None:
         on_recipe(recipe, why)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
-    _check_device(device)
+    check_device(device)
     if init is not None and resume:
         raise ConfigError("--init and --resume exclude each other: a resumed run goes on from its own weights")
     initial = read_initial_weights(init, settings.model) if init is not None else None
@@ -155,7 +155,8 @@ def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> No
         )
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that there is no such thing as, or that is not here."""
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device!r} must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
