@@ -197,6 +197,9 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
     assert [(test.name, test.n_groups) for test in result.tests] == [
         ("drawn", 6), ("aligned", 12), ("conflict@cross-subject:3", 6),
     ]  # fmt: skip
+    # What is unseen of one training need not be of another: a judge's own words do not count.
+    assert [test.note for test in result.tests] == ["", "", ""]
+    assert result.tests[2].task == "test clips of conflict by cross-subject:3"
     table = rows_of(tmp_path / "debias.csv")
     for row in result.rows:
         gap = table[row.variant, "aligned - conflict@cross-subject:3"]
@@ -269,6 +272,10 @@ def test_table_of_ones_own_and_what_is_wrong_with_one(cache, tmp_path):
     options = COMMON | {"dataset": "drawn", "seeds": (3,), "out": tmp_path / "out", "overrides": [*TINY, "train.epochs=1"]}
     result = package.ablate(cache, table=str(mine), **options)
     assert (result.table, result.total, result.rows[2].same_as) == ("mine", 2, "16")
+    # Other settings, another protocol or seed are other trainings in the same folder.
+    for changed in ({"overrides": [*options["overrides"], "loss.kl=0.5"]}, {"protocol": "cross-subject:1"}, {"seeds": (4,)}):
+        assert package.ablate(cache, table=str(mine), **options | changed).reused == 0
+    assert package.ablate(cache, table=str(mine), **options).reused == 2
     page = (tmp_path / "out/mine.md").read_text()
     assert "| 8 \\| \\<i\\> |" in page
     ET.parse(tmp_path / "out/mine.svg")

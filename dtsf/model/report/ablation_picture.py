@@ -58,12 +58,12 @@ def draw_ablation(ablation: Ablation) -> Markup:
             y = TOP + (k + 0.5) * ROW
             both = mean_and_spread(by_seed.values())
             if both is None:
-                parts.append(svg.text(x + PANEL + 6, y + 4, "not yet", "small"))
+                parts.append(svg.text(x + PANEL + 9, y + 4, "not yet", "small"))
                 continue
             parts.append(svg.straight(at(min(by_seed.values())), y, at(max(by_seed.values())), y, "range"))
             parts += [_dot(at(value), y, k == 0, f"seed {seed}: {value:.3f}") for seed, value in by_seed.items()]
             parts.append(svg.straight(at(both[0]), y - 9, at(both[0]), y + 9, "mean"))
-            parts.append(svg.text(x + PANEL + 6, y + 4, f"{both[0]:.3f}", "strong" if k == 0 else ""))
+            parts.append(svg.text(x + PANEL + 9, y + 4, f"{both[0]:.3f}", "strong" if k == 0 else ""))
     return svg.picture(width, height, f"{ablation.title}: means and seeds", parts)
 
 

@@ -71,7 +71,7 @@ def _test(
         # The protocol's own words say what is unseen.
         task, note = parts.task, ""
     else:
-        task = f"all clips of {other.info.name}" if rule.name == "all" else f"{other.info.name}: {parts.task}"
+        task = f"all clips of {other.info.name}" if rule.name == "all" else f"test clips of {other.info.name} by {rule}"
         same = {clip.id for clip in split.train} & {clip.id for clip in parts.test} if is_own else set()
         persons = {clip.subject for clip in split.train if clip.subject}
         met = sum(clip.subject in persons for clip in parts.test)
