@@ -14,10 +14,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dtsf.api import Prediction, Run, load, open_cache, preprocess, train
+    from dtsf.api import Prediction, Run, ablate, load, open_cache, preprocess, train
     from dtsf.errors import DtsfError
 
-__all__ = ["DtsfError", "Prediction", "Run", "load", "open_cache", "preprocess", "train"]
+__all__ = ["DtsfError", "Prediction", "Run", "ablate", "load", "open_cache", "preprocess", "train"]
 
 
 def __getattr__(name: str) -> object:

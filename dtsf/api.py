@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dtsf.cache.spec import CacheSpec
     from dtsf.model.export import OnnxMetadata
     from dtsf.model.network.dtsfnet import DTSFNet
+    from dtsf.model.training.ablation_results import Ablation
     from dtsf.model.training.checkpoint import RunState
     from dtsf.model.training.evaluation import Evaluation
     from dtsf.model.training.loop import EpochReport
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.train import TrainResult
     from dtsf.pipeline.run import PreprocessResult, Progress
 
-__all__ = ["Prediction", "Run", "export", "load", "open_cache", "predict_onnx", "preprocess", "train"]
+__all__ = ["Prediction", "Run", "ablate", "export", "load", "open_cache", "predict_onnx", "preprocess", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +137,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     init: Path | None = None,
+    on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
@@ -153,9 +155,41 @@ def train(
         device=device,
         resume=resume,
         init=init,
+        on_recipe=on_recipe,
         on_start=on_start,
         on_epoch=on_epoch,
     )
+
+
+def ablate(
+    cache: str | Path = Path("cache"),
+    *,
+    table: str,
+    out: str | Path | None = None,
+    on_result: Callable[[Ablation], None] | None = None,
+    **options: Any,
+) -> Ablation:
+    """Train and judge a table of variants times seeds, and write it as CSV, Markdown and SVG after every training.
+
+    Args:
+        cache: Folder of the cache.
+        table: ``fusion``, ``motion``, ``debias``, ``paper``, or a TOML file of the same form.
+        out: Folder of tables and trainings; ``runs/ablate`` if left out. What is finished there is not done again.
+        on_result: Called with the table as far as it is: before the first training, and after each.
+        options: The others of :func:`dtsf.model.training.ablation.ablate`.
+
+    """
+    from dtsf.model.report.ablation_files import write_ablation
+    from dtsf.model.training.ablation import ablate as run_ablation
+
+    folder = Path("runs/ablate") if out is None else Path(out)
+
+    def write(result: Ablation) -> None:
+        write_ablation(result, folder)
+        if on_result is not None:
+            on_result(result)
+
+    return run_ablation(Path(cache), table=table, out=folder, on_result=write, **options)
 
 
 def load(run: str | Path) -> Run:

@@ -257,6 +257,7 @@ def test_pixels_train_end_to_end(videos, tmp_path):
     result = train(
         tmp_path / "c",
         protocol="all",
+        recipe="default",
         run=tmp_path / "run",
         overrides=["model.frames=4", "model.patch=16", "model.width=16", "model.reduce=0", "train.epochs=2"],
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dtsf.cli.commands_ablate import ablate_command
 from dtsf.cli.commands_cache import cache_app
 from dtsf.cli.commands_data import preprocess_command, synth_app
 from dtsf.cli.commands_export import export_command
@@ -59,6 +60,7 @@ app.command("preprocess")(preprocess_command)
 app.command("import")(import_command)
 app.command("train")(train_command)
 app.command("evaluate")(evaluate_command)
+app.command("ablate")(ablate_command)
 app.command("predict")(predict_command)
 app.command("report")(report_command)
 app.command("doctor")(doctor_command)

@@ -32,7 +32,7 @@ def train_command(
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Name of a recipe, or a TOML file; default, or unseen-cameras for cross-view, if left out."),
+        typer.Option(help="Name of a recipe, or a TOML file; if left out, the usual one of data set and protocol."),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")
@@ -84,6 +84,7 @@ def train_command(
             device=device,
             resume=resume,
             init=init,
+            on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}", markup=False, highlight=False),
             on_start=announce,
             on_epoch=show,
         )

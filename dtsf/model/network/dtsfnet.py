@@ -40,6 +40,8 @@ FUSIONS_WITH_WEIGHTS: dict[str, Callable[[int, int], nn.Module]] = {
     "sfm": SemanticCorrection,
 }
 
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue, on a scale from 0 to 1."""
 LEAST_DEVIATION = 0.05
 """Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
 
@@ -85,9 +87,10 @@ class ModelConfig(BaseModel):
     places: Literal["random", "corners"] = "random"
     """Where training pastes: ``random``, as the figure says; ``corners`` never hides an actor in the middle (measured
     on motion energy: docs/results.md)."""
-    normalise: Literal["data", "clip"] = "clip"
+    normalise: Literal["data", "clip", "imagenet"] = "clip"
     """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
-    deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less."""
+    deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less. ``imagenet`` is for
+    pixels: minus ImageNet's mean, over its deviation, which is what VideoMamba's checkpoints were trained with."""
     views: Literal["apart", "together", "merged"] = "apart"
     """``apart`` encodes each view by itself, whichever camera it is; ``together`` all views of a group as one sequence,
     frame by frame, so that the state sees a moment from all sides (needs readout ``mean`` or ``ordered``). ``merged``
@@ -114,6 +117,8 @@ class ModelConfig(BaseModel):
             )
         if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
+        if self.canvas == "energy" and self.normalise == "imagenet":
+            raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
         return self
 
 
@@ -256,6 +261,8 @@ class DTSFNet(nn.Module):
             energy_BVTHW1 = grouped(sense_motion(energy_PTHW1) if config.motion == "msm" else energy_PTHW1)
             return energy_BVTHW1 if pasted == "none" else paste(energy_BVTHW1, energy_BVTHW1)
         factor_PTHWC = self.channel_scale_C.view(1, 1, 1, 1, -1)
+        if config.normalise == "imagenet":
+            x_PTHWC, factor_PTHWC = _as_imagenet(x_PTHWC), torch.ones_like(factor_PTHWC)
         parts = {"frame": x_PTHWC}
         if config.normalise == "clip" or "dynamic" in (config.anchor, pasted):
             parts["dynamic"] = separate(x_PTHWC)[1]
@@ -323,6 +330,12 @@ class DTSFNet(nn.Module):
             feature_BVD = feature_BVD.index_put((rows_B.unsqueeze(1), views_V), encoded_BVD.to(feature_BVD.dtype))
         together_PD: Tensor = feature_BVD[mask_BV]
         return together_PD
+
+
+def _as_imagenet(x_PTHWC: Tensor) -> Tensor:
+    """Pixels from 0 to 255, RGB, as ImageNet's classifiers and VideoMamba take them."""
+    mean_C, deviation_C = x_PTHWC.new_tensor(IMAGENET_MEAN), x_PTHWC.new_tensor(IMAGENET_DEVIATION)
+    return (x_PTHWC / 255.0 - mean_C) / deviation_C
 
 
 def _scatter(x_P_: Tensor, mask_BV: Tensor) -> Tensor:

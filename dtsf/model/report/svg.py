@@ -12,7 +12,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["bars", "confusion", "curves", "dots", "reliability"]
+__all__ = ["bars", "confusion", "curves", "dots", "picture", "reliability", "straight", "text"]
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 30
@@ -21,18 +21,21 @@ MOST_LABELS = 30
 MOST_POINTS = 400
 
 
-def _svg(width: float, height: float, what: str, parts: Sequence[Markup]) -> Markup:
+def picture(width: float, height: float, what: str, parts: Sequence[Markup]) -> Markup:
+    """Put parts together to a drawing; ``what`` says in words what it shows."""
     head = Markup(
         '<svg viewBox="0 0 {w:g} {h:g}" style="max-width:{w:g}px" role="img" aria-label="{what}" xmlns="http://www.w3.org/2000/svg">'
     )
     return head.format(w=width, h=height, what=what) + Markup("").join(parts) + Markup("</svg>")
 
 
-def _text(x: float, y: float, words: object, css: str = "", anchor: str = "start") -> Markup:
+def text(x: float, y: float, words: object, css: str = "", anchor: str = "start") -> Markup:
+    """Draw words at a point."""
     return Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(x, y, css, anchor, words)
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+def straight(x1: float, y1: float, x2: float, y2: float, css: str) -> Markup:
+    """Draw a straight line."""
     return Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, css)
 
 
@@ -47,12 +50,12 @@ def _frame(low: float, high: float, x_low: str, x_high: str, x_name: str) -> lis
     parts = []
     for share in (0.0, 0.5, 1.0):
         y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-        parts.append(_line(LEFT, y, WIDTH - RIGHT, y, "grid"))
-        parts.append(_text(LEFT - 5, y + 4, f"{low + share * (high - low):.2g}", "small", "end"))
+        parts.append(straight(LEFT, y, WIDTH - RIGHT, y, "grid"))
+        parts.append(text(LEFT - 5, y + 4, f"{low + share * (high - low):.2g}", "small", "end"))
     bottom = HEIGHT - BOTTOM + 14
-    parts.append(_text(LEFT, bottom, x_low, "small"))
-    parts.append(_text(WIDTH - RIGHT, bottom, x_high, "small", "end"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, bottom + 12, x_name, "small", "middle"))
+    parts.append(text(LEFT, bottom, x_low, "small"))
+    parts.append(text(WIDTH - RIGHT, bottom, x_high, "small", "end"))
+    parts.append(text((LEFT + WIDTH - RIGHT) / 2, bottom + 12, x_name, "small", "middle"))
     return parts
 
 
@@ -80,7 +83,7 @@ def curves(series: Mapping[str, Sequence[float]], x_name: str, *, from_zero: boo
         parts.append(
             Markup('<polyline points="{}" class="line c{}"><title>{}</title></polyline>').format(points, k % 6, name)
         )
-    return _svg(WIDTH, HEIGHT, f"{', '.join(series)} by {x_name}", parts)
+    return picture(WIDTH, HEIGHT, f"{', '.join(series)} by {x_name}", parts)
 
 
 def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
@@ -95,8 +98,8 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
     parts = []
     for share in (0.0, 0.5, 1.0):
         y, x = TOP + side * (1 - share), LEFT + side * share
-        parts += [_line(LEFT, y, LEFT + side, y, "grid"), _text(LEFT - 5, y + 4, f"{share:g}", "small", "end")]
-        parts.append(_text(x, TOP + side + 14, f"{share:g}", "small", "middle"))
+        parts += [straight(LEFT, y, LEFT + side, y, "grid"), text(LEFT - 5, y + 4, f"{share:g}", "small", "end")]
+        parts.append(text(x, TOP + side + 14, f"{share:g}", "small", "middle"))
     for k, (probability, accuracy, count) in enumerate(bins):
         if not count:
             continue
@@ -114,14 +117,14 @@ def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
                 opacity,
             )
         )
-    parts.append(_line(LEFT, TOP + side, LEFT + side, TOP, "ideal"))
-    parts.append(_text(LEFT + side / 2, TOP + side + 28, "probability that it gave", "small", "middle"))
+    parts.append(straight(LEFT, TOP + side, LEFT + side, TOP, "ideal"))
+    parts.append(text(LEFT + side / 2, TOP + side + 28, "probability that it gave", "small", "middle"))
     parts.append(
         Markup('<text transform="translate(12 {y}) rotate(-90)" class="small" text-anchor="middle">{t}</text>').format(
             y=TOP + side / 2, t="share that was right"
         )
     )
-    return _svg(LEFT + side + RIGHT, TOP + side + 34, "reliability diagram", parts)
+    return picture(LEFT + side + RIGHT, TOP + side + 34, "reliability diagram", parts)
 
 
 def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
@@ -136,15 +139,15 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
         short = name if len(name) <= 30 else name[:29] + "\u2026"
         if few:
             x, y = left + (k + 0.5) * cell, top - 6
-            parts.append(_text(left - 6, top + (k + 0.66) * cell, short, "small", "end"))
+            parts.append(text(left - 6, top + (k + 0.66) * cell, short, "small", "end"))
             parts.append(
                 Markup('<text transform="translate({:.1f} {:.1f}) rotate(-45)" class="small">{}</text>').format(
                     x, y, short
                 )
             )
         elif k % 10 == 0:
-            parts.append(_text(left - 4, top + k * cell + 8, k, "small", "end"))
-            parts.append(_text(left + k * cell, top - 4, k, "small"))
+            parts.append(text(left - 4, top + k * cell + 8, k, "small", "end"))
+            parts.append(text(left + k * cell, top - 4, k, "small"))
     for i, row in enumerate(matrix):
         total = sum(row)
         for j, count in enumerate(row):
@@ -158,9 +161,9 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
             parts.append(_rect(x, y, cell - 1, cell - 1, "fill0" if i == j else "fill1", title, 0.15 + 0.85 * share))
             if few:
                 css = "count strong" if share > 0.55 else "count"
-                parts.append(_text(x + cell / 2 - 0.5, y + cell * 0.64, count, css, "middle"))
+                parts.append(text(x + cell / 2 - 0.5, y + cell * 0.64, count, css, "middle"))
     extra = top if few else 8.0
-    return _svg(left + K * cell + extra, top + K * cell + 4, "confusion matrix", parts)
+    return picture(left + K * cell + extra, top + K * cell + 4, "confusion matrix", parts)
 
 
 def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
@@ -176,10 +179,10 @@ def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
     parts = []
     for k, (name, row) in enumerate(rows.items()):
         top = 8 + k * (2 * lane + 12)
-        parts.append(_text(left - 8, top + lane + 4, name, "", "end"))
+        parts.append(text(left - 8, top + lane + 4, name, "", "end"))
         for right in (True, False):
             y = top + (0.5 if right else 1.5) * lane
-            parts.append(_line(left, y, width, y, "grid"))
+            parts.append(straight(left, y, width, y, "grid"))
             chosen = [(value, what) for value, good, what in row if good is right]
             # Too many would make a page of megabytes; every n-th shows the same shape.
             for value, what in chosen[:: 1 + len(chosen) // MOST_POINTS]:
@@ -190,8 +193,8 @@ def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
                     ).format(x, y, "fill0" if right else "fill1", what)
                 )
     bottom = 8 + len(rows) * (2 * lane + 12) + 10
-    parts += [_text(left, bottom, f"{low:.3f}", "small"), _text(width - 6, bottom, f"{high:.3f}", "small", "end")]
-    return _svg(width + 4, bottom + 6, "weights of single samples", parts)
+    parts += [text(left, bottom, f"{low:.3f}", "small"), text(width - 6, bottom, f"{high:.3f}", "small", "end")]
+    return picture(width + 4, bottom + 6, "weights of single samples", parts)
 
 
 def bars(shares: Mapping[str, float]) -> Markup:
@@ -200,4 +203,4 @@ def bars(shares: Mapping[str, float]) -> Markup:
     for k, (name, share) in enumerate(shares.items()):
         parts.append(_rect(0, 2 + k * 9, 60, 7, "empty"))
         parts.append(_rect(0, 2 + k * 9, 60 * min(1.0, share), 7, f"fill{k % 6}", f"{name}: {share:.3f}"))
-    return _svg(60, 2 + 9 * len(shares), ", ".join(f"{name} {share:.3f}" for name, share in shares.items()), parts)
+    return picture(60, 2 + 9 * len(shares), ", ".join(f"{name} {share:.3f}" for name, share in shares.items()), parts)

@@ -19,7 +19,9 @@ from dtsf.model.training.losses import LossConfig
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Recipe", "TrainConfig", "load_recipe", "recipe_names"]
+    from dtsf.cache.spec import CacheSpec, DatasetInfo
+
+__all__ = ["Recipe", "TrainConfig", "load_recipe", "recipe_names", "usual_recipe"]
 
 
 class TrainConfig(BaseModel):
@@ -74,6 +76,31 @@ def recipe_names() -> list[str]:
     """Names of the recipes that come with dtsf."""
     folder = resources.files("dtsf.model.training") / "recipes"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def usual_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str, str]:
+    """The recipe for a cache and a protocol when none is named, and why: the first rule that fits.
+
+    Args:
+        info: The data set; its kind and number of classes count.
+        spec: How the cache was made.
+        protocol: Name of the protocol without its argument.
+
+    Returns:
+        A name of :func:`recipe_names`, and the reason in words.
+
+    """
+    if spec.encoder == "pixels":
+        return "nucla-paper", "the cache holds pixels"
+    if info.dataset == "ntu":
+        classes = len(info.class_names)
+        return ("ntu120" if classes > 60 else "ntu60"), f"NTU RGB+D with {classes} classes"
+    if info.dataset == "casia":
+        return "casia", "CASIA"
+    if protocol == "cross-view":
+        unseen = "the protocol tests a camera that no one trained with"
+        return ("nucla", f"N-UCLA's layout, and {unseen}") if info.dataset == "nucla" else ("unseen-cameras", unseen)
+    return "default", "the cameras of the test are those of training"
 
 
 def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) -> Recipe:

@@ -19,7 +19,7 @@ from dtsf.model.training.evaluation import Evaluation, evaluate
 from dtsf.model.training.initialise import read_initial_weights
 from dtsf.model.training.loop import fit, versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
-from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.recipe import load_recipe, usual_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["TrainResult", "train"]
+__all__ = ["TrainResult", "check_device", "check_recipe_fits", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ def train(
     device: str = "auto",
     resume: bool = False,
     init: Path | None = None,
+    on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> TrainResult:
@@ -65,23 +66,27 @@ def train(
         cache: Folder of the cache.
         dataset: Name in the cache; may be left out where there is one.
         protocol: As :func:`dtsf.model.training.protocols.parse_protocol` reads it.
-        recipe: Name or TOML file; if left out ``default``, and ``unseen-cameras`` for the protocol cross-view.
+        recipe: Name or TOML file; what :func:`dtsf.model.training.recipe.usual_recipe` says if left out.
         overrides: ``section.key=value`` each.
         run: Run folder; ``runs/NAME-PROTOCOL-seedN`` if left out, numbered on where that exists.
         seed: Of everything random.
         device: ``auto``, ``cpu`` or ``cuda``.
         resume: Go on with the newest checkpoint of ``run``.
         init: VideoMamba checkpoint that the encoder starts from; see :mod:`dtsf.model.training.initialise`.
+        on_recipe: Called with the name of the recipe and why it was taken, once it is known to fit.
         on_start: Called once everything is checked and before the first step.
         on_epoch: Called after each epoch.
 
     """
     data = open_dataset(cache, dataset)
     rule = parse_protocol(protocol, data.info.dataset)
-    settings = load_recipe(recipe or ("unseen-cameras" if rule.name == "cross-view" else "default"), overrides)
-    _check_recipe_fits(settings, data, rule)
+    recipe, why = (recipe, "asked for") if recipe else usual_recipe(data.info, data.spec, rule.name)
+    settings = load_recipe(recipe, overrides)
+    check_recipe_fits(settings, data, rule)
+    if on_recipe is not None:
+        on_recipe(recipe, why)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
-    _check_device(device)
+    check_device(device)
     if init is not None and resume:
         raise ConfigError("--init and --resume exclude each other: a resumed run goes on from its own weights")
     initial = read_initial_weights(init, settings.model) if init is not None else None
@@ -91,7 +96,13 @@ def train(
     begun = time.monotonic()
     logger.info("cache %s, fingerprint %s, run folder %s", data.folder, data.spec.fingerprint(), folder)
     document = {
-        "data": {"cache": str(cache.absolute()), "dataset": data.info.name, "protocol": str(rule), "seed": seed}
+        "data": {
+            "cache": str(cache.absolute()),
+            "dataset": data.info.name,
+            "protocol": str(rule),
+            "seed": seed,
+            "recipe": recipe,
+        }
         | ({"init": str(init.absolute())} if init is not None else {})
     }
     (folder / "config.toml").write_text(tomli_w.dumps(document | settings.model_dump(mode="json")), encoding="utf-8")
@@ -115,8 +126,18 @@ def train(
     return TrainResult(folder, settings.train.epochs, time.monotonic() - begun, evaluation)
 
 
-def _check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> None:
-    """Check the recipe against the cache's frames and grid, and against the cameras that will be tested."""
+def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> None:
+    """Check the recipe against what the cache holds, and against the cameras that will be tested.
+
+    Raises:
+        ConfigError: They do not go together; the message says what would.
+
+    """
+    if recipe.model.normalise == "imagenet" and data.spec.encoder != "pixels":
+        raise ConfigError(
+            f'the recipe is for pixels (model.normalise "imagenet"), and {data.folder} holds {data.spec.encoder}: '
+            "dtsf preprocess ... --encoder pixels --size 224, or a recipe for embeddings"
+        )
     if recipe.model.views == "merged" and rule.name == "cross-view":
         raise ConfigError(
             f'model.views "merged" learns each camera for itself, and {rule} tests one that no one trained with: '
@@ -134,7 +155,8 @@ def _check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> N
         )
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Refuse a device that there is no such thing as, or that is not here."""
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device!r} must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():

@@ -1,0 +1,154 @@
+"""``dtsf ablate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+    from dtsf.model.training.ablation_results import Ablation
+
+__all__ = ["ablate_command"]
+
+
+def ablate_command(
+    table: Annotated[str, typer.Option(help="fusion, motion, debias, paper, or a TOML file of the same form.")],
+    cache: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("cache"),
+    dataset: Annotated[str | None, typer.Option(help="Data set in the cache; needless where there is one.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="As for train; the data set's usual one if left out.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="What the rows change: name or TOML file; the usual one if left out.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key in all rows: model.depth=4. May be repeated.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds, joined by commas; a training each.")] = "0,1,2",
+    judge: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Judge every training on another data set too: NAME (all clips) or NAME@PROTOCOL. May be repeated."
+        ),
+    ] = None,
+    gap: Annotated[
+        str | None, typer.Option(help="Show the difference of two judgements, as in aligned,conflict.")
+    ] = None,
+    init: Annotated[Path | None, typer.Option(help="VideoMamba checkpoint that every encoder starts from.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder of tables and trainings.")] = Path("runs/ablate"),
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """Train a table of variants, several seeds each, and write it as CSV, Markdown and a picture.
+
+    Run it again to go on where it stopped: what is finished in --out is not trained again.
+    """
+    from dtsf import api
+    from dtsf.cli.show import console, print_json, progress, results
+    from dtsf.errors import ConfigError
+
+    screen = console()
+    pair = tuple(word.strip() for word in gap.split(",")) if gap else None
+    if pair is not None and len(pair) != 2:
+        raise ConfigError(f"--gap {gap!r} must be two names joined by a comma, as in aligned,conflict")
+    announced: list[int] = []
+
+    def announce(result: Ablation) -> None:
+        if announced:
+            return
+        announced.append(result.total)
+        screen.print(
+            f"{result.title}: {len(result.rows)} variants, {len(result.seeds)} seeds, recipe {result.recipe}, "
+            f"{result.dataset} by {result.protocol}: {result.total} trainings, {result.reused} of them done before",
+            markup=False,
+            highlight=False,
+        )
+        for test in result.tests:
+            words = f"judged on {test.name}: {test.task}, {test.n_groups} groups"
+            screen.print(words, markup=False, highlight=False)
+            if test.note:
+                screen.print(f"{test.name}: {test.note}", style="yellow", markup=False, highlight=False)
+
+    with progress("ablate", "epochs") as update:
+        result = api.ablate(
+            cache,
+            table=table,
+            dataset=dataset,
+            protocol=protocol,
+            recipe=recipe,
+            overrides=[*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])],
+            seeds=_seeds(seeds),
+            judges=judge or [],
+            gap=pair,
+            out=out,
+            device=device,
+            init=init,
+            on_result=announce,
+            on_epoch=update,
+        )
+    if json_:
+        print_json(_document(result, out))
+        return
+    for part in _tables(result):
+        results().print(part)
+    files = ", ".join(f"{result.table}.{ending}" for ending in ("md", "csv", "svg"))
+    screen.print(f"written to {out}: {files}; the trainings are in {out / 'trainings'}", highlight=False)
+
+
+def _seeds(text: str) -> list[int]:
+    from dtsf.errors import ConfigError
+
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigError(f"--seeds {text!r} must be different numbers from 0, as in 0,1,2")
+    return [int(word) for word in words]
+
+
+def _document(result: Ablation, out: Path) -> dict[str, Any]:
+    """The table for programs: by row and test, mean, spread and each seed."""
+    from dtsf.model.training.ablation_results import mean_and_spread
+
+    rows: list[dict[str, Any]] = []
+    for k, row in enumerate(result.rows):
+        tests: dict[str, Any] = {}
+        for name, _, values in result.columns():
+            both = mean_and_spread(values[k].values())
+            tests[name] = {
+                "mean": both and both[0],
+                "spread": both and both[1],
+                "seeds": {str(seed): value for seed, value in values[k].items()},
+            }
+        shown = row.model_dump(mode="json", exclude={"top1"})
+        rows.append(shown | {"tests": tests})
+    files = {
+        what: str(out / f"{result.table}.{end}")
+        for what, end in (("csv", "csv"), ("markdown", "md"), ("picture", "svg"))
+    }
+    return result.model_dump(mode="json", exclude={"rows"}) | {"out": str(out), "files": files, "rows": rows}
+
+
+def _tables(result: Ablation) -> Iterator[Table]:
+    from dtsf.cli.show import table
+    from dtsf.model.training.ablation_results import mean_and_spread
+
+    for name, what, values in result.columns():
+        lines = []
+        for row, by_seed in zip(result.rows, values, strict=True):
+            both = mean_and_spread(by_seed.values())
+            numbers = [f"{by_seed[seed]:.3f}" if seed in by_seed else "-" for seed in result.seeds]
+            lines.append(
+                [row.variant, *([f"{x:.3f}" for x in both] if both else ["-", "-"]), *numbers, ", ".join(row.differs)]
+            )
+        heads = [
+            "variant",
+            "mean",
+            "spread",
+            *(f"seed {seed}" for seed in result.seeds),
+            "differs from the first row in",
+        ]
+        yield table(f"{name}: {what}", heads, lines)

@@ -1,0 +1,256 @@
+"""``dtsf ablate``: a table of variants times seeds, trained and judged one after the other.
+
+Every training lies in a folder of its own under ``OUT/trainings``, whose name holds a hash of all that decides it (settings,
+clips, protocol, seed). What is there and finished is never done again: not by the same command run again, and not by another
+table in the same ``OUT`` that has a row with the same settings. What was cut off goes on by ``--resume``.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dtsf.cache.reader import open_dataset
+from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.training.ablation_results import Ablation, AblationRow
+from dtsf.model.training.ablation_tables import load_table, make_variants
+from dtsf.model.training.ablation_tests import open_tests
+from dtsf.model.training.ablation_trainings import (
+    Job,
+    Judged,
+    Record,
+    existing,
+    folder_name,
+    is_finished,
+    locked,
+    read,
+    value_of,
+    write,
+)
+from dtsf.model.training.checkpoint import load_checkpoint, load_network
+from dtsf.model.training.evaluation import evaluate
+from dtsf.model.training.loop import versions
+from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.model.training.recipe import usual_recipe
+from dtsf.model.training.train import check_device, check_recipe_fits, train
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from dtsf.cache.reader import CachedDataset
+    from dtsf.model.training.ablation_tables import Variant
+    from dtsf.model.training.ablation_tests import Test
+    from dtsf.model.training.loop import EpochReport
+    from dtsf.model.training.protocols import Protocol
+
+__all__ = ["ablate"]
+
+logger = logging.getLogger(__name__)
+
+
+def ablate(
+    cache: Path = Path("cache"),
+    *,
+    table: str,
+    dataset: str | None = None,
+    protocol: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    judges: Sequence[str] = (),
+    gap: tuple[str, str] | None = None,
+    out: Path,
+    device: str = "auto",
+    init: Path | None = None,
+    on_result: Callable[[Ablation], None] | None = None,
+    on_epoch: Callable[[int, int, str], None] | None = None,
+) -> Ablation:
+    """Train and judge every variant of a table with every seed.
+
+    Args:
+        cache: Folder of the cache.
+        table: Name of :func:`.ablation_tables.table_names`, or a TOML file of the same form.
+        dataset: Name in the cache; may be left out where there is one.
+        protocol: As :func:`dtsf.model.training.protocols.parse_protocol` reads it.
+        recipe: That the variants change; what is usual for data set and protocol if left out.
+        overrides: ``section.key=value`` each, for all rows.
+        seeds: A training each.
+        judges: Other data sets of the cache that every training is judged on too: ``NAME`` for all of its clips, or
+            ``NAME@PROTOCOL`` for the test clips of a protocol.
+        gap: Two tests whose difference the table shows.
+        out: Folder of trainings and tables.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        init: VideoMamba checkpoint that every training's encoder starts from.
+        on_result: Called with the table as far as it is: before the first training, and after each.
+        on_epoch: Called with epochs done, epochs in all, and a line about the newest.
+
+    Raises:
+        ConfigError, CacheError, CheckpointError: Refused before the first training.
+
+    """
+    data = open_dataset(cache, dataset)
+    rule = parse_protocol(protocol, data.info.dataset)
+    recipe = recipe or usual_recipe(data.info, data.spec, rule.name)[0]
+    held = load_table(table)
+    variants = make_variants(held, recipe, overrides)
+    for variant in variants:
+        try:
+            check_recipe_fits(variant.recipe, data, rule)
+        except ConfigError as error:
+            raise ConfigError(f"row {variant.name!r}: {error}") from error
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+        raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
+    check_device(device)
+    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    tests = open_tests(cache, data, rule, split, judges)
+    names = [test.shown.name for test in tests]
+    if gap is not None and (gap[0] == gap[1] or not set(gap) <= set(names)):
+        raise ConfigError(
+            f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --judge"
+        )
+    jobs = {
+        (variant.name, seed): Job(
+            variant, seed, out / "trainings" / folder_name(variant, seed, data, rule, split, init)
+        )
+        for variant in variants
+        for seed in seeds
+        if variant.same_as is None
+    }
+    known = Ablation(
+        table=Path(table).stem,
+        title=held.title,
+        cache=str(cache),
+        dataset=data.info.name,
+        protocol=str(rule),
+        recipe=recipe,
+        overrides=tuple(overrides),
+        init=None if init is None else str(init),
+        device=device,
+        seeds=tuple(seeds),
+        tests=tuple(test.shown for test in tests),
+        gap=gap,
+        rows=(),
+        done=0,
+        total=len(jobs),
+        reused=0,
+        fingerprint=data.spec.fingerprint(),
+        versions=versions(),
+    )
+    with locked(out):
+        finished = [job for job in jobs.values() if is_finished(job, tests)]
+        known = known.model_copy(update={"reused": len(finished)})
+        result = _collect(known, variants, jobs, tests)
+        if on_result is not None:
+            on_result(result)
+        todo = [job for job in jobs.values() if job not in finished]
+        total = sum(job.variant.recipe.train.epochs for job in todo)
+        before = 0
+        for job in todo:
+            _do(job, cache, data, rule, recipe, tests, device, init, _counted(on_epoch, job, before, total))
+            before += job.variant.recipe.train.epochs
+            result = _collect(known, variants, jobs, tests)
+            if on_result is not None:
+                on_result(result)
+    return result
+
+
+def _do(
+    job: Job,
+    cache: Path,
+    data: CachedDataset,
+    rule: Protocol,
+    recipe: str,
+    tests: Sequence[Test],
+    device: str,
+    init: Path | None,
+    on_epoch: Callable[[EpochReport], None],
+) -> None:
+    """Train what is not trained, judge what is not judged."""
+    job = existing(job)
+    record = read(job)
+    if not record.trained or not (job.folder / "last").is_dir():
+        resume = (job.folder / "last").is_dir() or (job.folder / "last.old").is_dir()
+        if not resume:
+            # Cut off before its first checkpoint: nothing in it is worth keeping.
+            shutil.rmtree(job.folder, ignore_errors=True)
+            record = Record()
+        begun, spent = time.monotonic(), record.seconds
+
+        def note(report: EpochReport) -> None:
+            record.seconds = spent + time.monotonic() - begun
+            write(job, record)
+            on_epoch(report)
+
+        try:
+            train(
+                cache,
+                dataset=data.info.name,
+                protocol=str(rule),
+                recipe=recipe,
+                overrides=job.variant.overrides,
+                run=job.folder,
+                seed=job.seed,
+                device=device,
+                resume=resume,
+                init=None if resume else init,
+                on_epoch=note,
+            )
+        except CheckpointError as error:
+            raise CheckpointError(f"{error}. To train it anew, remove {job.folder} and run the same command") from error
+        record = record.model_copy(update={"trained": True, "judged": {}})
+        write(job, record)
+    missing = [test for test in tests if value_of(record, test) is None]
+    if not missing:
+        return
+    torch.set_num_threads(job.variant.recipe.train.threads)
+    net = load_network(load_checkpoint(job.folder / "last"))
+    if device != "cpu" and torch.cuda.is_available():
+        net = net.to("cuda")
+    for test in missing:
+        metrics = evaluate(net, test.data, test.rule, seed=job.seed).metrics
+        record.judged[test.shown.name] = Judged(key=test.key, top1=metrics.top1)
+    write(job, record)
+    logger.info("%s: %s", job.folder.name, {name: said.top1 for name, said in record.judged.items()})
+
+
+def _collect(
+    known: Ablation, variants: Sequence[Variant], jobs: dict[tuple[str, int], Job], tests: Sequence[Test]
+) -> Ablation:
+    """The table as far as the trainings' records go."""
+    rows = []
+    for variant in variants:
+        records = {seed: read(existing(jobs[variant.same_as or variant.name, seed])) for seed in known.seeds}
+        values = {test.shown.name: {seed: value_of(record, test) for seed, record in records.items()} for test in tests}
+        # Only what is judged on all tests: a mean over other seeds in one column than in the next would mislead.
+        whole = [seed for seed in known.seeds if all(column[seed] is not None for column in values.values())]
+        rows.append(
+            AblationRow(
+                variant=variant.name,
+                source=variant.source,
+                differs=variant.differs,
+                same_as=variant.same_as,
+                overrides=variant.overrides,
+                top1={
+                    name: {seed: value for seed in whole if (value := column[seed]) is not None}
+                    for name, column in values.items()
+                },
+                seconds={seed: records[seed].seconds for seed in whole},
+            )
+        )
+    done = sum(len(row.seconds) for row in rows if row.same_as is None)
+    return known.model_copy(update={"rows": tuple(rows), "done": done})
+
+
+def _counted(
+    on_epoch: Callable[[int, int, str], None] | None, job: Job, before: int, total: int
+) -> Callable[[EpochReport], None]:
+    def tell(report: EpochReport) -> None:
+        if on_epoch is not None:
+            on_epoch(before + report.epoch, total, f"{job.variant.name}, seed {job.seed}, loss {report.loss:.3f}")
+
+    return tell

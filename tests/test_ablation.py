@@ -1,0 +1,323 @@
+"""``dtsf ablate``: real trainings of tiny networks, killed and gone on with, judged elsewhere, and what is refused."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from drawn_cache import draw
+
+import dtsf as package
+from dtsf.errors import CacheError, CheckpointError, ConfigError
+from dtsf.model.training.ablation_tables import load_table, make_variants, table_names
+from dtsf.model.training.recipe import recipe_names
+
+TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "train.batch_size=3", "train.epochs=2"]
+COMMON = {"protocol": "cross-subject:2", "recipe": "default", "overrides": TINY, "device": "cpu"}
+PAPER = ["DTSFNet", "mean fusion without TSM", "TMC", "SFM", "MSM", "HSIC", "StillMix"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    root = tmp_path_factory.mktemp("ablation")
+    draw(root, "drawn")
+    draw(root, "aligned", subjects=(3, 2), seed=1)
+    draw(root, "conflict", subjects=(1, 3), seed=2)
+    draw(root, "wider", classes=4)
+    draw(root, "shorter", frames=8)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(cache, tmp_path_factory):
+    """An undisturbed table of the paper's rows with two seeds, and its folder."""
+    out = tmp_path_factory.mktemp("whole")
+    done = []
+    result = package.ablate(
+        cache, table="paper", dataset="drawn", seeds=(0, 1), out=out, on_epoch=lambda *words: done.append(words), **COMMON
+    )
+    assert done[-1][:2] == (done[-1][1], 2 * result.total)
+    return result, out
+
+
+def rows_of(file):
+    return {(row["variant"], row["test"]): row for row in csv.DictReader(file.read_text().splitlines())}
+
+
+def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
+    result, out = whole
+    assert [row.variant for row in result.rows][:7] == PAPER
+    assert (result.done, result.total, result.reused) == (18, 18, 0)
+    settings = {}
+    for file in out.glob("trainings/*-seed0/config.toml"):
+        settings[file.parent.name.rsplit("-", 2)[0]] = tomllib.loads(file.read_text())
+    tsm_off = {"motion": "none", "canvas": "embedding", "anchor": "frame", "pasted": "none"}
+    said = {
+        "dtsfnet": {"fusion": "msf", "views": "merged", "canvas": "energy"},
+        "mean-fusion-without-tsm": tsm_off | {"fusion": "mean", "views": "apart"},
+        "tmc": {"fusion": "tmc", "views": "apart", "canvas": "energy"},
+        "sfm": {"fusion": "sfm", "views": "apart", "canvas": "energy"},
+        "msm": tsm_off | {"motion": "msm", "fusion": "msf"},
+        "hsic": tsm_off | {"fusion": "msf"},
+        "stillmix": tsm_off | {"fusion": "msf"},
+        "dtsfnet-without-tsm": tsm_off | {"fusion": "msf", "views": "merged"},
+        "dtsfnet-without-msf": {"fusion": "mean", "views": "apart", "canvas": "energy"},
+    }
+    assert settings.keys() == said.keys()
+    for name, keys in said.items():
+        assert {key: settings[name]["model"][key] for key in keys} == keys
+        assert settings[name]["debias"]["method"] == (name if name in ("hsic", "stillmix") else "none")
+    differs = {row.variant: row.differs for row in result.rows}
+    assert differs["DTSFNet"] == ()
+    assert differs["TMC"] == ("model.views apart (merged)", "model.fusion tmc (msf)")
+
+
+def test_files_say_the_numbers_of_the_trainings(whole):
+    result, out = whole
+    table = rows_of(out / "paper.csv")
+    for row in result.rows:
+        line = table[row.variant, "drawn"]
+        for seed in (0, 1):
+            (folder,) = out.glob(f"trainings/{row.variant.lower().replace(' ', '-')}-????????????????-seed{seed}")
+            trained = json.loads((folder / "metrics.json").read_text())["top1"]
+            assert float(line[f"seed {seed}"]) == pytest.approx(trained, abs=1e-6)
+        numbers = [float(line["seed 0"]), float(line["seed 1"])]
+        assert float(line["mean"]) == pytest.approx(sum(numbers) / 2, abs=2e-6)
+        assert float(line["spread"]) == pytest.approx(max(numbers) - min(numbers), abs=2e-6)
+        assert float(line["seconds"]) > 0
+    page = (out / "paper.md").read_text()
+    assert "Not finished" not in page
+    assert "| TMC | Han et al., ICLR 2021, in the place of MSF | model.views apart (merged), model.fusion tmc (msf) |" in page
+    assert "--set model.fusion=tmc --set model.views=apart --seed 0" in page
+    drawing = ET.parse(out / "paper.svg").getroot()
+    words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
+    assert {row.variant for row in result.rows} <= words
+    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 18
+
+
+def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cache, whole, tmp_path):
+    result, out = whole
+    before = {path: path.stat().st_mtime_ns for path in out.glob("trainings/*/last/*")}
+    files = {path: path.read_bytes() for path in out.glob("paper.*")}
+    epochs = []
+    options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "out": out, "on_epoch": lambda *words: epochs.append(words)}
+    again = package.ablate(cache, table="paper", **options)
+    assert (again.reused, epochs) == (18, [])
+    assert again.rows == result.rows
+    assert {path: path.read_bytes() for path in files} == files
+    # DTSFNet, mean, TMC and SFM are rows of both; MSF apart and concat are new.
+    fusion = package.ablate(cache, table="fusion", **options)
+    assert (fusion.reused, fusion.total, len(epochs)) == (8, 12, 8)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert {row.variant: row.top1 for row in fusion.rows}["mean"] == result.rows[8].top1
+
+
+@pytest.mark.parametrize("name", ["motion", "debias"])
+def test_other_tables_train(cache, tmp_path, name):
+    result = package.ablate(
+        cache, table=name, dataset="drawn", seeds=(0,), out=tmp_path, **COMMON | {"overrides": [*TINY, "train.epochs=1"]}
+    )
+    assert result.done == result.total
+    same = {row.variant: row.same_as for row in result.rows if row.same_as}
+    assert same == ({"TSM without thumbnails": "DTSFNet"} if name == "motion" else {})
+    assert all(len(row.top1["drawn"]) == 1 for row in result.rows)
+    if name == "motion":
+        assert "the same settings as DTSFNet, one training for both" in (tmp_path / "motion.md").read_text()
+
+
+def test_interrupted_within_a_training_and_run_again_gives_the_undisturbed_table(cache, whole, tmp_path):
+    options = COMMON | {"table": "paper", "dataset": "drawn", "seeds": (0, 1), "out": tmp_path}
+
+    def stop(done, _total, _note):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        package.ablate(cache, on_epoch=stop, **options)
+    assert "**Not finished: 2 of 18 trainings.**" in (tmp_path / "paper.md").read_text()
+    assert "not yet" in (tmp_path / "paper.svg").read_text()
+    (cut,) = tmp_path.glob("trainings/mean-fusion-without-tsm-*-seed0")
+    assert json.loads(cut.with_name(cut.name + ".json").read_text())["trained"] is False
+    epochs = []
+    result = package.ablate(cache, on_epoch=lambda *words: epochs.append(words), **options)
+    # One epoch of the training that was cut off, two of each that was not begun.
+    assert (result.reused, len(epochs)) == (2, 1 + 2 * 15)
+    assert [row.top1 for row in result.rows] == [row.top1 for row in whole[0].rows]
+
+
+@pytest.mark.slow
+def test_killed_and_run_again_gives_the_undisturbed_table(cache, whole, tmp_path):
+    words = ["ablate", "--table", "paper", "--cache", cache, "--dataset", "drawn", "--protocol", "cross-subject:2"]
+    words += ["--recipe", "default", "--seeds", "0,1", "--device", "cpu", "--out", tmp_path / "out"]
+    words += [word for change in TINY for word in ("--set", change)]
+    command = [str(Path(sys.executable).with_name("dtsf")), *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    states = []
+    for kill_at in (1, 4):
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+        deadline = time.monotonic() + 240
+        while len(list((tmp_path / "out").glob("trainings/*/last/state.json"))) < kill_at and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL
+        states.append({p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("trainings/*/metrics.json")})
+    assert "Not finished" in (tmp_path / "out/paper.md").read_text()
+    # Cut off before its first checkpoint, and a record cut in two.
+    begun = next(p for p in (tmp_path / "out/trainings").glob("*.json") if json.loads(p.read_text())["trained"])
+    begun.write_text(begun.read_text()[:9])
+    done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["done"] == said["total"] == 18
+    result, out = whole
+    wanted, found = rows_of(out / "paper.csv"), rows_of(tmp_path / "out/paper.csv")
+    columns = ("mean", "spread", "seed 0", "seed 1", "differs")
+    assert {k: [row[c] for c in columns] for k, row in found.items()} == {
+        k: [row[c] for c in columns] for k, row in wanted.items()
+    }
+    assert said["rows"][2]["tests"]["drawn"]["seeds"] == {str(k): v for k, v in result.rows[2].top1["drawn"].items()}
+    finished = [p for p in states[0] if p != begun.with_suffix("") / "metrics.json"]
+    assert all(p.stat().st_mtime_ns == states[0][p] for p in finished)
+
+
+def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
+    options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "table": "debias", "out": tmp_path}
+    options["overrides"] = [*TINY, "train.epochs=1"]
+    other = "conflict@cross-subject:3"
+    result = package.ablate(cache, judges=["aligned", other], gap=("aligned", other), **options)
+    assert [(test.name, test.n_groups) for test in result.tests] == [
+        ("drawn", 6), ("aligned", 12), ("conflict@cross-subject:3", 6),
+    ]  # fmt: skip
+    # What is unseen of one training need not be of another: a judge's own words do not count.
+    assert [test.note for test in result.tests] == ["", "", ""]
+    assert result.tests[2].task == "test clips of conflict by cross-subject:3"
+    table = rows_of(tmp_path / "debias.csv")
+    for row in result.rows:
+        gap = table[row.variant, "aligned - conflict@cross-subject:3"]
+        for seed in (0, 1):
+            (folder,) = tmp_path.glob(f"trainings/{row.variant.lower().replace(' ', '-')}-????????????????-seed{seed}")
+            run = package.load(folder)
+            aligned = run.evaluate(cache, dataset="aligned", protocol="all").metrics.top1
+            conflict = run.evaluate(cache, dataset="conflict", protocol="cross-subject:3").metrics.top1
+            assert row.top1["aligned"][seed] == pytest.approx(aligned)
+            assert float(gap[f"seed {seed}"]) == pytest.approx(aligned - conflict, abs=1e-6)
+    # A judge more is judged, not trained for; and clips that were trained on are named.
+    epochs = []
+    more = package.ablate(
+        cache, judges=["drawn@all", "conflict"], on_epoch=lambda *words: epochs.append(words), **options
+    )
+    assert (epochs, more.done) == ([], 10)
+    notes = {test.name: test.note for test in more.tests}
+    assert notes["drawn@all"] == "18 of its 36 clips were trained on"
+    assert notes["conflict"] == "18 of its 36 clips are of subjects (by number) that were trained on"
+    assert "**conflict: 18 of its 36 clips are of subjects" in (tmp_path / "debias.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"table": "fusions"}, ConfigError, "unknown table 'fusions'; there are debias, fusion, motion, paper"),
+        ({"table": "gone.toml"}, ConfigError, "gone.toml cannot be read"),
+        ({"seeds": (0, 0)}, ConfigError, "must be different numbers"),
+        ({"seeds": ()}, ConfigError, "must be different numbers"),
+        ({"seeds": (2**40,)}, ConfigError, "must be different numbers"),
+        ({"device": "tpu"}, ConfigError, "'tpu' must be auto, cpu or cuda"),
+        ({"gap": ("drawn", "aligned")}, ConfigError, "must name two of the tests: drawn; add others by --judge"),
+        ({"judges": ["nowhere"]}, CacheError, "no data set 'nowhere'"),
+        ({"judges": ["wider"]}, CheckpointError, r"wider has other classes \(4\) than drawn \(3\)"),
+        ({"judges": ["shorter"]}, CacheError, "frames: 8 in the cache, 16 asked for"),
+        ({"judges": ["aligned", "aligned"]}, ConfigError, "named twice"),
+        ({"protocol": "cross-view:3"}, ConfigError, "row 'DTSFNet': model.views \"merged\" learns each camera"),
+        ({"overrides": ["model.widht=3"]}, ConfigError, "did you mean 'model.width'"),
+        ({"init": Path("gone.pth")}, CheckpointError, "gone.pth: no such file"),
+    ],
+)
+def test_refused_before_the_first_training(cache, tmp_path, changed, error, message):
+    with pytest.raises(error, match=message):
+        package.ablate(cache, out=tmp_path / "out", **COMMON | {"table": "paper", "dataset": "drawn"} | changed)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--table", "fusion", "--seeds", "0,x"), "--seeds '0,x' must be different numbers from 0"),
+        (("--table", "fusion", "--gap", "aligned"), "--gap 'aligned' must be two names joined by a comma"),
+        (("--table", "fusion", "--epochs", "0"), "Invalid value for '--epochs'"),
+        ((), "Missing option '--table'"),
+    ],
+)
+def test_wrong_words_exit_2(dtsf, cache, tmp_path, words, message):
+    done = dtsf("ablate", "--cache", cache, "--dataset", "drawn", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_table_of_ones_own_and_what_is_wrong_with_one(cache, tmp_path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'title = "Width <b>|"\n[[row]]\nname = "16"\n[[row]]\nname = "8 | <i>"\nset = ["model.width=8"]\n'
+        '[[row]]\nname = "16 again"\nset = ["model.width=16"]\n'
+    )
+    options = COMMON | {"dataset": "drawn", "seeds": (3,), "out": tmp_path / "out", "overrides": [*TINY, "train.epochs=1"]}
+    result = package.ablate(cache, table=str(mine), **options)
+    assert (result.table, result.total, result.rows[2].same_as) == ("mine", 2, "16")
+    # Other settings, another protocol or seed are other trainings in the same folder.
+    for changed in ({"overrides": [*options["overrides"], "loss.kl=0.5"]}, {"protocol": "cross-subject:1"}, {"seeds": (4,)}):
+        assert package.ablate(cache, table=str(mine), **options | changed).reused == 0
+    assert package.ablate(cache, table=str(mine), **options).reused == 2
+    page = (tmp_path / "out/mine.md").read_text()
+    assert "| 8 \\| \\<i\\> |" in page
+    ET.parse(tmp_path / "out/mine.svg")
+    for text, message in (
+        ('title = "x"\n[[row]]\nname = "a"\nsets = []\n', r"row.0.sets: Extra inputs"),
+        ('title = "x"\nrow = []\n', "row: "),
+        ('title = "x"\n[[row]]\nname = "a"\n[[row]]\nname = "a"\n', "two rows are called 'a'"),
+        ("title = ", "is not valid TOML"),
+    ):
+        mine.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_table(str(mine))
+
+
+def test_second_ablation_in_one_folder_is_refused_while_the_first_works(cache, tmp_path):
+    options = COMMON | {"table": "fusion", "dataset": "drawn", "seeds": (0,), "out": tmp_path}
+
+    def another(_result):
+        with pytest.raises(ConfigError, match=f"another dtsf ablate works in {tmp_path}"):
+            package.ablate(cache, **options)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        package.ablate(cache, on_result=another, **options)
+
+
+def test_damaged_checkpoint_is_named_with_the_way_out(cache, tmp_path):
+    options = COMMON | {"table": "debias", "dataset": "drawn", "seeds": (0,), "out": tmp_path}
+
+    def stop(_done, _total, _note):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        package.ablate(cache, on_epoch=stop, **options)
+    (file,) = tmp_path.glob("trainings/*/last/model.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"last is damaged: .* To train it anew, remove {file.parents[1]} and run"):
+        package.ablate(cache, **options)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("table", table_names())
+def test_every_table_goes_with_every_recipe(recipe, table):
+    for variant in make_variants(load_table(table), recipe):
+        assert variant.recipe.model_dump()

@@ -1,0 +1,118 @@
+"""Every recipe that comes with dtsf: it trains on the cache it is meant for, and it is chosen where it says."""
+
+import math
+
+import pytest
+import torch
+from drawn_cache import draw
+
+from dtsf import api
+from dtsf.cache.spec import DatasetInfo
+from dtsf.errors import ConfigError
+from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.training.recipe import load_recipe, recipe_names, usual_recipe
+
+KINDS = {"ntu60": "ntu", "ntu120": "ntu", "casia": "casia", "nucla": "nucla", "nucla-paper": "nucla", "demo": "nucla"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_trains_one_step_on_a_cache_it_is_meant_for(tmp_path, name):
+    # 48 pixels instead of 224: the network is whole but for its table of places.
+    pixels = 48 if name == "nucla-paper" else 0
+    draw(tmp_path, kind=KINDS.get(name, "manifest"), classes=2, takes=1, pixels=pixels)
+    protocol = "cross-view:3" if name in ("nucla", "unseen-cameras", "casia") else "cross-subject:2"
+    # A CPU without bf16 units takes minutes for what a GPU does in bf16; the recipes for small nets are tried as they are.
+    precision = ["train.precision=32-true"] if pixels else []
+
+    def look(report):
+        assert math.isfinite(report.loss)
+
+    result = api.train(
+        tmp_path, protocol=protocol, recipe=name, overrides=["train.epochs=1", "train.warmup=0", *precision], device="cpu",
+        run=tmp_path / "run", on_epoch=look,
+    )  # fmt: skip
+    lines = (tmp_path / "run/log.jsonl").read_text().splitlines()
+    assert len(lines) == 1
+    weights = api.load(tmp_path / "run").net.state_dict()
+    assert all(x.isfinite().all() for x in weights.values() if x.is_floating_point())
+    assert result.evaluation.metrics.n_groups == (4 if protocol == "cross-view:3" else 2)
+
+
+def test_nucla_paper_is_the_papers_network_and_says_what_the_figure_says():
+    recipe = load_recipe("nucla-paper")
+    model = recipe.model
+    net = DTSFNet(model, channels=3, canvas=224, n_classes=10)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 25_421_578
+    assert (model.frames, model.patch, model.readout, model.fusion) == (16, 16, "cls", "msf")
+    assert (model.motion, model.anchor, model.pasted, model.places) == ("tsm", "frame", "frame", "random")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "millions"), [("ntu60", 60, 2.3), ("ntu120", 120, 4.0)]
+)  # fmt: skip
+def test_sizes_in_the_comments_are_true(name, classes, millions):
+    net = DTSFNet(load_recipe(name).model, channels=112, canvas=6, n_classes=classes)
+    assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6, 1) == millions
+
+
+def test_pixels_reach_the_encoder_as_videomamba_takes_them():
+    torch.manual_seed(0)
+    config = ModelConfig(
+        width=16, depth=1, patch=4, reduce=0, frames=2, readout="cls", anchor="frame", pasted="none",
+        normalise="imagenet",
+    )  # fmt: skip
+    net = DTSFNet(config, channels=3, canvas=12, n_classes=2).eval()
+    # What training sets from its clips must have no say.
+    net.channel_scale_C.fill_(7.0)
+    x = torch.randint(0, 256, (2, 3, 2, 12, 12, 3)).float()
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    wanted = (x / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        found = net(x, mask).view_feature_BVD[mask]
+        assert torch.allclose(found, net.encoder(wanted[mask].permute(0, 4, 1, 2, 3)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes", "encoder", "protocol", "name"),
+    [
+        ("manifest", 5, "efficientnet-lite0:16", "split", "default"),
+        ("manifest", 5, "efficientnet-lite0:16", "cross-view", "unseen-cameras"),
+        ("manifest", 5, "pixels", "split", "nucla-paper"),
+        ("nucla", 10, "efficientnet-lite0:16", "cross-subject", "default"),
+        ("nucla", 10, "efficientnet-lite0:16", "cross-view", "nucla"),
+        ("nucla", 10, "pixels", "cross-view", "nucla-paper"),
+        ("casia", 15, "timm:x", "cross-view", "casia"),
+        ("casia", 15, "timm:x", "cross-subject", "casia"),
+        ("ntu", 60, "efficientnet-lite0:16", "cross-subject", "ntu60"),
+        ("ntu", 60, "efficientnet-lite0:16", "cross-view", "ntu60"),
+        ("ntu", 120, "efficientnet-lite0:16", "cross-setup", "ntu120"),
+    ],
+)
+def test_usual_recipe(tmp_path, kind, classes, encoder, protocol, name):
+    names = tuple(map(str, range(classes)))
+    spec = api.open_cache(draw(tmp_path)).spec.model_copy(update={"encoder": encoder})
+    info = DatasetInfo(dataset=kind, name="x", class_names=names, view_names=("1", "2"))
+    chosen, why = usual_recipe(info, spec, protocol)
+    assert chosen == name
+    assert why
+    # What is chosen must not be refused by the protocol it was chosen for.
+    assert not (protocol == "cross-view" and load_recipe(chosen).model.views == "merged")
+
+
+def test_recipe_that_was_taken_is_said_and_kept(dtsf, tmp_path):
+    draw(tmp_path / "cache", kind="nucla", classes=2, takes=1)
+    small = ("--set", "model.width=8", "--epochs", 1)
+    done = dtsf("train", "--protocol", "cross-view:3", *small, "--out", "one", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "recipe nucla: N-UCLA's layout, and the protocol tests a camera" in " ".join(done.stderr.split())
+    assert 'recipe = "nucla"' in (tmp_path / "one/config.toml").read_text()
+    done = dtsf("train", "--protocol", "cross-subject:2", "--recipe", "unseen-cameras", *small, "--out", "two", cwd=tmp_path)
+    assert "recipe unseen-cameras: asked for" in " ".join(done.stderr.split())
+
+
+def test_pixel_recipe_on_embeddings_is_refused_with_the_way(tmp_path):
+    draw(tmp_path)
+    with pytest.raises(ConfigError, match="the recipe is for pixels .* holds e: dtsf preprocess ... --encoder pixels"):
+        api.train(tmp_path, protocol="cross-subject:2", recipe="nucla-paper", run=tmp_path / "run")
+    with pytest.raises(ConfigError, match='"imagenet" is for pixels'):
+        load_recipe("default", ["model.normalise=imagenet"])
