@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dtsf.errors import CacheError, ConfigError, DataError
+from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError
 from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips
 from dtsf.reproduce.nucla import reproduce_nucla
@@ -273,6 +273,14 @@ def test_interrupted_run_goes_on_to_the_same_bits(world, reproduced, tmp_path):
     killed = out / "runs/cross-subject-2-seed2"
     killed.mkdir()
     (killed / "config.toml").touch()
+    # And as a kill between the last epoch and the record of the run: only the judgement is missing.
+    (out / "runs/cross-subject-2-seed0/result.json").rename(tmp_path / "result.json")
+    trained = (out / "runs/cross-subject-2-seed0/last/model.safetensors").stat().st_mtime_ns
+    result, lines = _reproduce(world, out, seeds=(0, 1))
+    assert (out / "runs/cross-subject-2-seed0/last/model.safetensors").stat().st_mtime_ns == trained
+    assert not any("finished before" in line for line in lines)
+    assert result.runs[0].top1 == json.loads((tmp_path / "result.json").read_text())["top1"]
+    (out / "runs/cross-subject-2-seed1/result.json").unlink()
     result, lines = _reproduce(world, out, seeds=(0, 1, 2))
     assert "1 of 3 runs were finished before" in lines
     assert [run.top1 for run in result.runs[:2]] == [run.top1 for run in first.runs]
@@ -291,6 +299,20 @@ def test_other_settings_and_other_folders_are_refused(world, reproduced, tmp_pat
     with pytest.raises(ConfigError, match="holds something else"):
         _reproduce(world, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_seed_with_another_recipe_than_its_sisters_is_refused(world, reproduced, tmp_path):
+    """As after an update of dtsf that brings another default recipe."""
+    out = shutil.copytree(reproduced[0], tmp_path / "out")
+    file = out / "runs/cross-subject-2-seed0/result.json"
+    document = json.loads(file.read_text())
+    document["settings"]["train"]["lr"] = 0.5
+    file.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"train.lr 0.5, now 0\.\d+\. Choose another --out"):
+        _reproduce(world, out, seeds=(0, 7))
+    file.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"result\.json is not a result of this version"):
+        _reproduce(world, out)
 
 
 def test_overwrite_begins_anew_and_leaves_a_cache_of_others_alone(world, reproduced, tmp_path):

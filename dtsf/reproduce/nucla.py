@@ -136,7 +136,8 @@ def reproduce_nucla(
                 continue
             run = _run_folder(out, *job)
             say(f"run {n} of {len(plan.jobs)}: {job[0]}, seed {job[1]}")
-            done[job] = record = train_once(folder, out, run, *job, settings, device, show)
+            sister = next((done[other] for other in done if other[0] == job[0]), None)
+            done[job] = record = train_once(folder, out, run, *job, settings, device, show, sister)
             write_json(run / RESULT, record.model_dump(mode="json"))
             say(f"  top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s")
             # After every run: what a person finds in the folder is never older than the last finished run.

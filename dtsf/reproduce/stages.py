@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dtsf import api
-from dtsf.errors import BadClipsError, CacheError
+from dtsf.errors import BadClipsError, CacheError, ConfigError
 from dtsf.reproduce.protocols import recipe_name
 from dtsf.reproduce.records import RunRecord
 from dtsf.reproduce.state import make_room, seconds_of, set_seconds, timed
@@ -97,9 +97,25 @@ def train_once(
     settings: Settings,
     device: str,
     show: Show,
+    sister: RunRecord | None = None,
 ) -> RunRecord:
-    """One run, from its newest checkpoint where it has one."""
+    """One run, from its newest checkpoint where it has one.
+
+    Raises:
+        ConfigError: It would be trained with another recipe than its finished ``sister`` of the same protocol was: one
+            row of the table would speak of two recipes.
+
+    """
     seen: list[tuple[CachedDataset, Split, Recipe]] = []
+
+    def begin(_: Path, data: CachedDataset, split: Split, chosen: Recipe) -> None:
+        if sister is not None and chosen.model_dump(mode="json") != sister.settings:
+            raise ConfigError(
+                f"{out / sister.run} was trained with another recipe than {protocol} has now: {_differences(sister, chosen)}. "
+                "Choose another --out, or --overwrite to begin anew there"
+            )
+        seen.append((data, split, chosen))
+
     key = f"{protocol} seed {seed}"
     resume = make_room(run)
     with show(key, "epochs") as update, timed(out, key) as tick:
@@ -120,7 +136,7 @@ def train_once(
             resume=resume,
             # A run that goes on does so from its own weights.
             init=Path(settings.init) if settings.init and not resume else None,
-            on_start=lambda _, data, split, chosen: seen.append((data, split, chosen)),
+            on_start=begin,
             on_epoch=lambda e: progress(e.epoch, e.epochs, f"loss {e.loss:.3f}  accuracy {e.accuracy:.2f}"),
         )
     data, split, chosen = seen[0]
@@ -144,4 +160,14 @@ def train_once(
         epochs=result.epochs,
         fingerprint=data.spec.fingerprint(),
         seconds=seconds_of(out, key),
+    )
+
+
+def _differences(sister: RunRecord, chosen: Recipe) -> str:
+    now = chosen.model_dump(mode="json")
+    return ", ".join(
+        f"{section}.{key} {sister.settings.get(section, {}).get(key)!r}, now {value!r}"
+        for section, values in now.items()
+        for key, value in values.items()
+        if sister.settings.get(section, {}).get(key) != value
     )
