@@ -61,8 +61,7 @@ def reproduce_nucla_command(
     """N-UCLA end to end: check the data, preprocess, train every protocol with every seed, write one table."""
     from dtsf.cli.show import console, print_json, progress
     from dtsf.errors import BadClipsError, ConfigError, DataError
-    from dtsf.reproduce.nucla import examine_nucla, reproduce_nucla
-    from dtsf.reproduce.records import Settings
+    from dtsf.pipeline.datasets.nucla_check import examine_nucla
 
     words = [word.strip() for word in seeds.split(",")]
     if not all(word.isdigit() for word in words):
@@ -77,6 +76,10 @@ def reproduce_nucla_command(
             print_json(found.model_dump(mode="json"))
         _show_check(found)
         raise typer.Exit(0 if found.whole else 2)
+    # Both stages take seconds to import: who has no data hears of it before.
+    from dtsf.reproduce.nucla import reproduce_nucla
+    from dtsf.reproduce.records import Settings
+
     result = reproduce_nucla(
         Path(found.root),
         out,

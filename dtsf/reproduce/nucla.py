@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.datasets.nucla_check import check_nucla
+from dtsf.pipeline.datasets.nucla_check import examine_nucla
 from dtsf.reproduce.protocols import check_recipe, choose_protocols
 from dtsf.reproduce.records import Reproduction, RunRecord, Settings, Stage, rows_of
 from dtsf.reproduce.stages import preprocess_once, train_once, unseen
@@ -31,23 +30,11 @@ from dtsf.reproduce.table import write_results
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
     from dtsf.pipeline.run import PreprocessResult
     from dtsf.reproduce.stages import Show
 
-__all__ = ["examine_nucla", "reproduce_nucla"]
-
-
-def examine_nucla(root: Path | None) -> tuple[Catalog, NuclaCheck]:
-    """List what is there and hold it against the public lists.
-
-    Raises:
-        DataError: No folder, or no clip in it.
-
-    """
-    catalog = read_catalog("nucla", root)
-    return catalog, check_nucla(catalog)
+__all__ = ["reproduce_nucla"]
 
 
 def reproduce_nucla(

@@ -12,14 +12,16 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Frozen
+from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.datasets.nucla import CLASSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = ["LISTS", "QUOTED", "SOURCE", "Count", "NuclaCheck", "check_nucla", "listed_clips"]
+__all__ = ["LISTS", "QUOTED", "SOURCE", "Count", "NuclaCheck", "check_nucla", "examine_nucla", "listed_clips"]
 
 SOURCE = "https://wangjiangb.github.io/my_data.html"
 """The authors' page. The videos are its ``multiview_action_videos.tgz``."""
@@ -132,6 +134,17 @@ def check_nucla(catalog: Catalog) -> NuclaCheck:
         ),
         notes=catalog.notes,
     )
+
+
+def examine_nucla(root: Path | None) -> tuple[Catalog, NuclaCheck]:
+    """List what is there and hold it against the public lists.
+
+    Raises:
+        DataError: No folder, or no clip in it.
+
+    """
+    catalog = read_catalog("nucla", root)
+    return catalog, check_nucla(catalog)
 
 
 def listed_clips() -> dict[str, tuple[tuple[bool, ...], int | None]]:
