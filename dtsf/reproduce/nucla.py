@@ -11,6 +11,7 @@ Everything that is finished stays finished: a second call repeats nothing, a kil
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import time
@@ -168,7 +169,7 @@ def _document(plan: _Plan, done: Mapping[tuple[str, int], RunRecord], out: Path)
             Stage(name="train and judge", seconds=trained, what=f"{len(runs)} of {len(plan.jobs)} runs"),
             Stage(name="all", seconds=plan.examined + spent + trained, what="over all starts"),
         ),
-        versions=_versions(),
+        versions=_versions(out, runs),
         command=plan.command,
     )
 
@@ -177,10 +178,12 @@ def _run_folder(out: Path, protocol: str, seed: int) -> Path:
     return out / "runs" / f"{protocol.replace(':', '-')}-seed{seed}"
 
 
-def _versions() -> dict[str, str]:
-    from dtsf.model.training.loop import versions
-
-    return versions() | {"cpus": str(os.cpu_count())}
+def _versions(out: Path, runs: Sequence[RunRecord]) -> dict[str, str]:
+    """What the last run was trained with, by its own record."""
+    file = out / runs[-1].run / "environment.json" if runs else None
+    return (json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else {}) | {
+        "cpus": str(os.cpu_count())
+    }
 
 
 def _command(

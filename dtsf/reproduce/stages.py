@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -155,12 +156,18 @@ def train_once(
         ece=metrics.ece,
         view_top1=metrics.view_top1,
         left_out=result.evaluation.left_out,
-        recipe=recipe_name(chosen, settings.recipe, settings.overrides),
+        recipe=_recorded_recipe(run) or recipe_name(chosen, settings.recipe, settings.overrides),
         settings=chosen.model_dump(mode="json"),
         epochs=result.epochs,
         fingerprint=data.spec.fingerprint(),
         seconds=seconds_of(out, key),
     )
+
+
+def _recorded_recipe(run: Path) -> str | None:
+    """The recipe's name where the run's own record has it."""
+    name = tomllib.loads((run / "config.toml").read_text("utf-8")).get("data", {}).get("recipe")
+    return name if isinstance(name, str) else None
 
 
 def _differences(sister: RunRecord, chosen: Recipe) -> str:
