@@ -1,7 +1,9 @@
 # Everything a person does with a checkout. One thread everywhere: two beside another process spin.
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
-DATA ?= data/nucla
+DATA ?=
+OUT ?= reproduce-nucla
+SEEDS ?= 0,1,2
 DEMO ?= demo
 
 .PHONY: help setup setup-gpu check test test-slow demo bench reproduce-nucla clean
@@ -52,10 +54,9 @@ bench: setup  ## Measurements
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
-reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR
-	@test -d "$(DATA)" || { echo "no N-UCLA at $(DATA): make reproduce-nucla DATA=DIR (the folder of multiview_action_videos)"; exit 2; }
-	$(BIN)/dtsf preprocess nucla --root "$(DATA)" --cache cache
-	for seed in 0 1 2; do $(BIN)/dtsf train --cache cache --dataset nucla --protocol cross-view:3 --seed $$seed || exit $$?; done
+reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=
+	@$(BIN)/dtsf reproduce nucla $(if $(DATA),--root "$(DATA)") --out "$(OUT)" --seeds $(SEEDS) \
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CACHE),--cache "$(CACHE)") $(OPTIONS)
 
 clean:  ## Remove what was made, not the data
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache $(DEMO)

@@ -17,7 +17,7 @@ PROGRAMS = ("dtsf", "make", "python", "pytest", "dask", "git", "cd", "source", "
 NOT_RUN = {
     "make test": "is what runs this test",
     "make setup": "installs gigabytes; .ci/run runs it",
-    "make reproduce-nucla": "needs N-UCLA's files",
+    "make reproduce-nucla": "tests/test_reproduce.py runs it on other data; N-UCLA's files are not here",
 }
 """Commands that no test runs, and why."""
 

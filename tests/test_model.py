@@ -4,7 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dtsf.model.network.dtsfnet import LEAST_DEVIATION, DTSFNet, ModelConfig
+from dtsf.model.network.canvas import LEAST_DEVIATION
+from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
 from dtsf.model.network.fusion import fuse_mean, fuse_msf

@@ -15,6 +15,7 @@ from dtsf.cli.commands_export import export_command
 from dtsf.cli.commands_import import import_command
 from dtsf.cli.commands_look import doctor_command, report_command
 from dtsf.cli.commands_predict import predict_command
+from dtsf.cli.commands_reproduce import reproduce_app
 from dtsf.cli.commands_run import evaluate_command, train_command
 from dtsf.cli.screen import set_verbosity, with_verbosity
 
@@ -65,6 +66,7 @@ app.command("predict")(predict_command)
 app.command("report")(report_command)
 app.command("doctor")(doctor_command)
 app.command("export")(export_command)
+app.add_typer(reproduce_app, name="reproduce")
 app.add_typer(synth_app, name="synth")
 app.add_typer(cache_app, name="cache")
 

@@ -6,7 +6,6 @@ P present views of all groups.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,14 +13,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from dtsf.model.network.canvas import prepare_canvas, scaled_energy, scatter_views
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network.fusion import Fused, fuse_mean, fuse_msf
 from dtsf.model.network.fusion_concat import ConcatFusion
 from dtsf.model.network.fusion_sfm import SemanticCorrection
 from dtsf.model.network.fusion_tmc import fuse_tmc
-from dtsf.model.network.motion_msm import sense_motion
-from dtsf.model.network.snapshots import motion_energy, paste_thumbnails, separate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,11 +37,6 @@ FUSIONS_WITH_WEIGHTS: dict[str, Callable[[int, int], nn.Module]] = {
     "concat": ConcatFusion,
     "sfm": SemanticCorrection,
 }
-
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue, on a scale from 0 to 1."""
-LEAST_DEVIATION = 0.05
-"""Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
 
 
 class ModelConfig(BaseModel):
@@ -217,8 +210,8 @@ class DTSFNet(nn.Module):
             view_logits_BVK = self.encoder.head(feature_BVD).float()
         else:
             feature_PD = self.drop(self._encode(canvas_BVTHWR, mask_BV))
-            feature_BVD = _scatter(feature_PD.float(), mask_BV)
-            view_logits_BVK = _scatter(self.encoder.head(feature_PD).float(), mask_BV)
+            feature_BVD = scatter_views(feature_PD.float(), mask_BV)
+            view_logits_BVK = scatter_views(self.encoder.head(feature_PD).float(), mask_BV)
         fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
         fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
@@ -237,58 +230,20 @@ class DTSFNet(nn.Module):
 
     def energy(self, x_PTHWC: Tensor) -> Tensor:
         """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, 1)."""
-        return motion_energy(x_PTHWC.float() * self.channel_scale_C)
+        return scaled_energy(x_PTHWC, self.channel_scale_C)
 
     def _canvas(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
-        """What the encoder is shown: normalised, reduced to R channels, thumbnails pasted. Absent views count for nothing.
-
-        Scaling and reducing before pasting is the same as after it, since both are linear for each cell and so is the
-        area average; and it is done on present views only, and pasted in a quarter of the channels.
-        """
-        config = self.config
-        pasted = config.pasted if config.motion == "tsm" else "none"
-        x_PTHWC = (x_BVTHWC.flatten(0, 1) if complete else x_BVTHWC[mask_BV]).float()
-
-        def grouped(y_PTHWR: Tensor) -> Tensor:
-            y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else _scatter(y_PTHWR, mask_BV)
-            return y_BVTHWR
-
-        def paste(canvas_BVTHWR: Tensor, source_BVTHWR: Tensor) -> Tensor:
-            return paste_thumbnails(canvas_BVTHWR, source_BVTHWR, mask_BV, training=self.training, places=config.places)
-
-        if config.canvas == "energy":
-            energy_PTHW1 = self.energy(x_PTHWC) - self.energy_mean_HW1
-            energy_BVTHW1 = grouped(sense_motion(energy_PTHW1) if config.motion == "msm" else energy_PTHW1)
-            return energy_BVTHW1 if pasted == "none" else paste(energy_BVTHW1, energy_BVTHW1)
-        factor_PTHWC = self.channel_scale_C.view(1, 1, 1, 1, -1)
-        if config.normalise == "imagenet":
-            x_PTHWC, factor_PTHWC = _as_imagenet(x_PTHWC), torch.ones_like(factor_PTHWC)
-        parts = {"frame": x_PTHWC}
-        if config.normalise == "clip" or "dynamic" in (config.anchor, pasted):
-            parts["dynamic"] = separate(x_PTHWC)[1]
-        if config.normalise == "clip":
-            # The dynamic part has mean zero: its deviation is its length.
-            length_P111C = torch.linalg.vector_norm(parts["dynamic"], dim=(1, 2, 3), keepdim=True)
-            deviation_P111C = length_P111C * factor_PTHWC / math.sqrt(math.prod(x_PTHWC.shape[1:4]))
-            factor_PTHWC = factor_PTHWC / (deviation_P111C + LEAST_DEVIATION)
-
-        def shown(part: str) -> Tensor:
-            if config.motion == "msm":
-                y_PTHWR = self.reduce(sense_motion(parts[part] * factor_PTHWC))
-            elif isinstance(self.reduce, nn.Linear):
-                # Each clip's factors go into the small matrix, not over the large canvas.
-                weight_PRC = self.reduce.weight * factor_PTHWC.flatten(-4, -2).expand(x_PTHWC.shape[0], 1, -1)
-                y_PXR = torch.bmm(parts[part].flatten(1, 3), weight_PRC.transpose(1, 2)) + self.reduce.bias
-                y_PTHWR = y_PXR.unflatten(1, x_PTHWC.shape[1:4])
-            else:
-                y_PTHWR = parts[part] * factor_PTHWC
-            return grouped(y_PTHWR)
-
-        canvas_BVTHWR = shown(config.anchor)
-        if pasted == "none":
-            return canvas_BVTHWR
-        source_BVTHWR = canvas_BVTHWR if pasted == config.anchor else shown(pasted)
-        return paste(canvas_BVTHWR, source_BVTHWR)
+        """What the encoder is shown; see :mod:`.canvas`."""
+        return prepare_canvas(
+            self.config,
+            x_BVTHWC,
+            mask_BV,
+            scale_C=self.channel_scale_C,
+            energy_mean_HW1=self.energy_mean_HW1,
+            reduce=self.reduce,
+            training=self.training,
+            complete=complete,
+        )
 
     def _encode_all(self, canvas_BVTHWR: Tensor) -> Tensor:
         """Features of views that are all present, (B, V, D)."""
@@ -330,15 +285,3 @@ class DTSFNet(nn.Module):
             feature_BVD = feature_BVD.index_put((rows_B.unsqueeze(1), views_V), encoded_BVD.to(feature_BVD.dtype))
         together_PD: Tensor = feature_BVD[mask_BV]
         return together_PD
-
-
-def _as_imagenet(x_PTHWC: Tensor) -> Tensor:
-    """Pixels from 0 to 255, RGB, as ImageNet's classifiers and VideoMamba take them."""
-    mean_C, deviation_C = x_PTHWC.new_tensor(IMAGENET_MEAN), x_PTHWC.new_tensor(IMAGENET_DEVIATION)
-    return (x_PTHWC / 255.0 - mean_C) / deviation_C
-
-
-def _scatter(x_P_: Tensor, mask_BV: Tensor) -> Tensor:
-    """Put the rows of the present views back to (B, V, ...); absent views are zero, and masked wherever they are read."""
-    out_BV_ = x_P_.new_zeros(*mask_BV.shape, *x_P_.shape[1:])
-    return out_BV_.index_put((mask_BV,), x_P_)

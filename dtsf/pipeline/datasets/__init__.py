@@ -66,6 +66,5 @@ def find_root(dataset: str, root: Path | None) -> Path:
             return candidate.absolute()
     unset = "" if base else " ($DTSF_DATA is not set)"
     raise DataError(
-        f"no {dataset} data at {' or '.join(str(path) for path in tried)}{unset}: "
-        f"say where it is with dtsf preprocess {dataset} --root DIR"
+        f"no {dataset} data at {' or '.join(str(path) for path in tried)}{unset}: say where it is with --root DIR"
     )

@@ -1,0 +1,173 @@
+"""dtsf reproduce: a published experiment from the videos to one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from dtsf.pipeline.datasets.nucla_check import NuclaCheck
+    from dtsf.reproduce.records import Reproduction
+
+__all__ = ["reproduce_app"]
+
+reproduce_app = typer.Typer(
+    help="Run a published experiment: data check, both stages, one table.", no_args_is_help=True
+)
+
+
+@reproduce_app.command("nucla")
+def reproduce_nucla_command(
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            help="The data set's folder or any folder above it. Falls back to $DTSF_DATA/nucla, then ./data/nucla."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of results, runs and cache; give the same again to go on.")] = Path(
+        "reproduce-nucla"
+    ),
+    seeds: Annotated[str, typer.Option(help="One training each, joined by commas.")] = "0,1,2",
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="As dtsf train takes it; may be repeated. The three cross-view and cross-subject if left out."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Chosen for each protocol as dtsf train does, if left out.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
+    init: Annotated[Path | None, typer.Option(help="VideoMamba checkpoint that every run starts from.")] = None,
+    encoder: Annotated[str, typer.Option(help="As dtsf preprocess takes it.")] = "efficientnet-lite0",
+    frames: Annotated[int, typer.Option(help="Frames kept of each clip.")] = 16,
+    size: Annotated[int, typer.Option(help="Side in pixels of the picture that is embedded.")] = 192,
+    grid: Annotated[int, typer.Option(help="Cells along each side of an embedding; divisible by 3.")] = 6,
+    cache: Annotated[
+        Path | None, typer.Option(help="Use this cache, which may hold the clips already; OUT/cache if left out.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes of stage 1; one a core if left out.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    check: Annotated[bool, typer.Option("--check", help="Only say what is there; exit code 2 if not all is.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data that are not the whole N-UCLA.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in OUT.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """N-UCLA end to end: check the data, preprocess, train every protocol with every seed, write one table."""
+    from dtsf.cli.show import console, print_json, progress
+    from dtsf.errors import BadClipsError, ConfigError, DataError
+    from dtsf.pipeline.datasets.nucla_check import examine_nucla
+
+    words = [word.strip() for word in seeds.split(",")]
+    if not all(word.isdigit() for word in words):
+        raise ConfigError(f"--seeds {seeds!r} must be whole numbers from 0 joined by commas: 0,1,2")
+    try:
+        _, found = examine_nucla(root)
+    except DataError as error:
+        _no_data(str(error))
+        raise typer.Exit(2) from error
+    if check:
+        if json_:
+            print_json(found.model_dump(mode="json"))
+        _show_check(found)
+        raise typer.Exit(0 if found.whole else 2)
+    # Both stages take seconds to import: who has no data hears of it before.
+    from dtsf.reproduce.nucla import reproduce_nucla
+    from dtsf.reproduce.records import Settings
+
+    result = reproduce_nucla(
+        Path(found.root),
+        out,
+        seeds=[int(word) for word in words],
+        protocols=protocol or (),
+        settings=Settings(
+            recipe=recipe,
+            overrides=(*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])),
+            init=None if init is None else str(init.absolute()),
+            encoder=encoder,
+            frames=frames,
+            size=size,
+            grid=grid,
+        ),
+        cache=cache,
+        workers=workers,
+        device=device,
+        strict=strict,
+        overwrite=overwrite,
+        on_check=_show_check,
+        say=lambda line: console().print(line, markup=False, highlight=False),
+        show=progress,
+    )
+    if json_:
+        print_json(result.model_dump(mode="json"))
+    else:
+        _show_result(result, out)
+    if result.too_many_bad:
+        raise BadClipsError(result.too_many_bad)
+
+
+def _no_data(why: str) -> None:
+    """The one screen for a person who has no N-UCLA."""
+    from rich.text import Text
+
+    from dtsf.cli.show import results
+    from dtsf.pipeline.datasets.nucla_check import QUOTED, SOURCE
+
+    screen = results()
+    screen.print(Text.assemble(("nothing to reproduce: ", "bold red"), why), soft_wrap=True)
+    lines = (
+        (
+            "needed",
+            f"the videos of Northwestern-UCLA Multiview Action 3D: about {QUOTED:,}, of 10 actions by 10 persons",
+        ),
+        ("get it", f"{SOURCE}: multiview_action_videos.tgz (its authors' page; dtsf downloads nothing)"),
+        (
+            "unpack",
+            "tar xzf multiview_action_videos.tgz -C DIR, which gives DIR/multiview_action_videos/aXX/vYY_sZZ_eWW.avi",
+        ),
+        ("or", "frame folders DIR/view_X/aXX_sYY_eZZ/*rgb.jpg, or DIR/viewN/v01_s01_e00_a02.avi"),
+        ("then", "make reproduce-nucla DATA=DIR    (the same as dtsf reproduce nucla --root DIR)"),
+        ("only look", "dtsf reproduce nucla --root DIR --check    says what is there and what is missing"),
+        ("without it", "make demo    draws a small data set and runs both stages on it"),
+    )
+    for head, text in lines:
+        screen.print(Text.assemble((f"  {head:<11}", "bold"), text), soft_wrap=True)
+
+
+def _show_check(check: NuclaCheck) -> None:
+    from rich.text import Text
+
+    from dtsf.cli.show import console, results
+    from dtsf.pipeline.datasets.nucla_check import SOURCE
+    from dtsf.reproduce.table import describe_data
+
+    for head, text in describe_data(check):
+        console().print(Text.assemble((f"  {head:<16}", "bold"), text), soft_wrap=True)
+    results().print(Text(check.verdict, style="green" if check.whole else "bold yellow"), soft_wrap=True)
+    if check.is_nucla and check.missing:
+        results().print(Text(f"the videos come from {SOURCE}"), soft_wrap=True)
+
+
+def _show_result(result: Reproduction, out: Path) -> None:
+    from rich.text import Text
+
+    from dtsf.cli.show import results, table
+    from dtsf.reproduce.table import COLUMNS, cells, compared, duration
+
+    screen = results()
+    rows = [cells(row, result) for row in result.rows]
+    # What a terminal has no room for stands in results.md.
+    kept = [k for k, name in enumerate(COLUMNS) if name not in ("measures", "trained on", "recipe")]
+    title = "N-UCLA" if result.comparable else "not N-UCLA"
+    screen.print(table(title, (COLUMNS[k] for k in kept), ([row[k] for k in kept] for row in rows)))
+    for row in result.rows:
+        screen.print(Text(f"{row.protocol}: {row.task}"), soft_wrap=True)
+    screen.print(Text(compared(result), style="" if result.comparable else "yellow"))
+    stages = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in result.stages)
+    screen.print(Text(f"time: {stages}"))
+    screen.print(Text(f"written: {out / 'results.md'}, results.csv, results.json"), soft_wrap=True)

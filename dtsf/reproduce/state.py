@@ -1,0 +1,176 @@
+"""The folder of a reproduction: whose it is, one process at a time, what is finished, and how long it took."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from dtsf.cache.commit import write_atomically
+from dtsf.errors import CheckpointError, ConfigError
+from dtsf.reproduce.records import RunRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from dtsf.pipeline.catalog import Catalog
+
+__all__ = [
+    "claim",
+    "digest",
+    "make_room",
+    "only_one",
+    "read_result",
+    "seconds_of",
+    "set_seconds",
+    "timed",
+    "write_json",
+]
+
+SETTINGS, TIMES, RESULT = "reproduce.json", "times.json", "result.json"
+TICK = 2.0
+"""Seconds between two writings of the time so far: what a killed process can lose of it."""
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Hold the folder for this process; make it.
+
+    Raises:
+        ConfigError: Another process works in it, or it cannot be made.
+
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        file = (out / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"cannot write to the folder {out}: {error.strerror}; choose another --out") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another dtsf reproduce works in {out}: wait for it, or choose another --out") from error
+        yield
+
+
+def claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+    """Begin in ``out``, or go on with what was begun there with the same settings.
+
+    Args:
+        out: Folder, held by :func:`only_one`.
+        settings: What decides the numbers, as JSON.
+        overwrite: Remove what an earlier reproduction left.
+
+    Raises:
+        ConfigError: The folder holds something else, or was begun with other settings.
+
+    """
+    file = out / SETTINGS
+    begun = file.is_file()
+    if not begun and any(path.name != ".lock" for path in out.iterdir()):
+        raise ConfigError(f"the folder {out} holds something else than a reproduction: choose another --out")
+    if begun and overwrite:
+        for name in ("runs", "cache"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for path in (out / TIMES, *out.glob("results.*")):
+            path.unlink(missing_ok=True)
+    elif begun:
+        was = _read_json(file)
+        changed = [
+            f"{key} {was.get(key)!r}, now {settings.get(key)!r}"
+            for key in sorted(settings.keys() | was.keys())
+            if was.get(key) != settings.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{out} was begun with {'; '.join(changed)}: choose another --out, or --overwrite to begin anew there"
+            )
+    write_json(file, settings)
+
+
+def digest(catalog: Catalog) -> str:
+    """Short hash of which clips there are."""
+    text = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def make_room(run: Path) -> bool:
+    """Prepare a run's folder. True where it has a checkpoint to go on from; what has none is removed."""
+    if any((run / name).is_dir() for name in ("last", "last.old")):
+        return True
+    shutil.rmtree(run, ignore_errors=True)
+    return False
+
+
+def read_result(run: Path) -> RunRecord | None:
+    """The record of a finished run, or None.
+
+    Raises:
+        CheckpointError: The file is not a record.
+
+    """
+    file = run / RESULT
+    if not file.is_file():
+        return None
+    try:
+        return RunRecord.model_validate_json(file.read_text("utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{file} is not a result of this version of dtsf: remove it to judge the run again"
+        ) from error
+
+
+def write_json(file: Path, document: object) -> None:
+    """Write JSON so that the file is always whole."""
+    write_atomically(file, (json.dumps(document, indent=1) + "\n").encode())
+
+
+def seconds_of(out: Path, key: str) -> float:
+    """Seconds that were spent on something, over all starts."""
+    return float(_read_times(out).get(key, 0.0))
+
+
+def set_seconds(out: Path, key: str, seconds: float) -> None:
+    """Say how long something took."""
+    write_json(out / TIMES, _read_times(out) | {key: seconds})
+
+
+@contextmanager
+def timed(out: Path, key: str) -> Iterator[Callable[[], None]]:
+    """Add the block's seconds to ``key``. Yields ``tick()``, to be called now and then, so that a kill loses little."""
+    before, begun, written = seconds_of(out, key), time.monotonic(), time.monotonic()
+
+    def write() -> None:
+        set_seconds(out, key, before + time.monotonic() - begun)
+
+    def tick() -> None:
+        nonlocal written
+        if time.monotonic() - written > TICK:
+            written = time.monotonic()
+            write()
+
+    try:
+        yield tick
+    finally:
+        write()
+
+
+def _read_times(out: Path) -> dict[str, Any]:
+    return _read_json(out / TIMES) if (out / TIMES).is_file() else {}
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}; choose another --out") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file} is not an object of JSON; choose another --out")
+    return document

@@ -1,0 +1,408 @@
+"""dtsf reproduce nucla and its make target: what is there, what is missing, one table, nothing done twice."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError
+from dtsf.model.training.recipe import recipe_names
+from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips
+from dtsf.reproduce.nucla import reproduce_nucla
+from dtsf.reproduce.protocols import check_recipe, choose_protocols
+from dtsf.reproduce.records import RunRecord, Settings, rows_of
+from dtsf.reproduce.state import only_one
+from dtsf.reproduce.table import duration
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = Settings(overrides=("model.width=32", "model.state=4", "train.epochs=3"))
+PROTOCOL = ("cross-subject:2",)
+
+
+def _make(cwd, *words, **popen):
+    """The target, with this environment's tools in place of a .venv of the checkout's own."""
+    command = ["make", "-s", "-f", ROOT / "Makefile", "-o", "setup", f"BIN={Path(sys.executable).parent}"]
+    return subprocess.Popen(
+        [*map(str, command), "reproduce-nucla", *words],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **popen,
+    )
+
+
+def _touch(root, clips):
+    for clip in clips:
+        action, subject, episode, view = clip.split("_")
+        file = root / f"multiview_action_videos/{action}/{view}_{subject}_{episode}.avi"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    return root
+
+
+def test_without_data_make_shows_one_screen_and_exits_2(tmp_path):
+    made = _make(tmp_path, "DATA=nowhere")
+    said, _ = made.communicate(timeout=60)
+    assert made.returncode == 2
+    assert "nothing to reproduce: the root nowhere does not exist" in said
+    assert SOURCE in said
+    assert "make reproduce-nucla DATA=DIR" in said
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_without_videos_and_no_folder_at_all_show_the_same_screen(dtsf, tmp_path):
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads/multiview_action_videos.tgz").touch()
+    for words, why in (
+        (("--root", "downloads"), "found 1 .tgz; the first is multiview_action_videos.tgz"),
+        ((), "no nucla data at data/nucla"),
+    ):
+        done = dtsf("reproduce", "nucla", *words, cwd=tmp_path)
+        assert done.returncode == 2
+        assert why in " ".join(done.stderr.split())
+        assert "tar xzf multiview_action_videos.tgz" in done.stderr
+        assert done.stdout == ""
+    assert not (tmp_path / "reproduce-nucla").exists()
+
+
+def test_lists_have_the_counts_of_their_projects():
+    clips = listed_clips()
+    assert len(clips) == 1492
+    assert [sum(in_lists[k] for in_lists, _ in clips.values()) for k in range(3)] == [1484, 1483, 1475]
+    check = check_nucla(read_catalog_of(clips))
+    assert {view: count.listed for view, count in check.views.items()} == {"v01": 516, "v02": 504, "v03": 472}
+    assert sum(count.listed for count in check.subjects.values()) == 1492
+    assert "a02_s09_e04_v02" in check.very_short
+
+
+def read_catalog_of(clips, **changes):
+    """A catalog of nothing but ids."""
+    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.nucla import CLASSES, _clip
+
+    numbers = [[int(word[1:]) for word in clip.split("_")] for clip in sorted(clips)]
+    return Catalog(
+        dataset="nucla",
+        root=Path("/data"),
+        clips=tuple(_clip(f"{a}/{s}/{e}/{v}.avi", a, s, e, v, None) for a, s, e, v in numbers),
+        class_names=tuple(CLASSES[action] for action in sorted(CLASSES)),
+        view_names=("1", "2", "3"),
+        **changes,
+    )
+
+
+def test_whole_is_what_all_lists_agree_on():
+    listed = listed_clips()
+    agreed = {clip for clip, (in_lists, _) in listed.items() if all(in_lists)}
+    check = check_nucla(read_catalog_of(agreed))
+    assert check.whole
+    assert check.missing == ()
+    assert len(check.missing_disputed) == 26
+    lost = sorted(agreed)[5]
+    check = check_nucla(read_catalog_of((agreed - {lost}) | {"a01_s11_e00_v01"}))
+    assert not check.whole
+    assert check.missing == (lost,)
+    assert check.unlisted == ("a01_s11_e00_v01",)
+    assert "1 of the 1,466" in check.verdict
+
+
+def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
+    _touch(tmp_path / "data", [clip for clip in listed_clips() if clip[12:] != "v03" and clip[4:7] != "s10"])
+    done = dtsf("reproduce", "nucla", "--root", "data", "--check", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    found = json.loads(done.stdout)
+    assert found["views"]["v03"] == {"found": 0, "listed": 472}
+    assert found["subjects"]["s10"] == {"found": 0, "listed": 150}
+    assert found["subjects"]["s01"]["found"] < found["subjects"]["s01"]["listed"]
+    assert found["lists"]["VPN"]["found"] == found["found"] == 920
+    assert "N-UCLA is not whole" in done.stderr
+    assert "a01_s01_e00_v03" in done.stderr
+    refused = dtsf("reproduce", "nucla", "--root", "data", "--strict", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "--strict refuses that" in refused.stderr
+    chosen, notes = choose_protocols(read_catalog("nucla", tmp_path / "data"), ())
+    assert chosen == ["cross-view:1", "cross-view:2", "cross-subject:7,8,9"]
+    assert "cross-view:3 is left out: no clip of view 3" in notes
+    with pytest.raises(ConfigError, match="no subject 10"):
+        choose_protocols(read_catalog("nucla", tmp_path / "data"), ("cross-subject:10",))
+
+
+def test_whole_data_set_passes_its_check(dtsf, tmp_path):
+    _touch(tmp_path, listed_clips())
+    done = dtsf("reproduce", "nucla", "--root", ".", "--check", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "N-UCLA is whole" in done.stderr
+    assert choose_protocols(read_catalog("nucla", tmp_path), ())[0][-1] == "cross-subject:10"
+
+
+def test_other_data_in_its_layout_are_not_taken_for_it(world):
+    check = check_nucla(read_catalog("nucla", world / "data"))
+    assert not check.is_nucla
+    assert not check.whole
+    assert check.verdict.startswith("this is not N-UCLA: 60 videos")
+
+
+def _record(protocol, seed, top1):
+    return RunRecord(
+        protocol=protocol,
+        seed=seed,
+        run=f"runs/{protocol}-{seed}",
+        task="a test",
+        train_clips=20,
+        train_groups=10,
+        test_clips=4,
+        test_groups=4,
+        top1=top1,
+        top5=1.0,
+        ece=0.1,
+        view_top1=(top1, None),
+        left_out={"truncated": 2},
+        recipe="default",
+        settings={},
+        epochs=3,
+        fingerprint="f",
+        seconds=30.0,
+    )
+
+
+def test_rows_have_mean_and_spread_and_rotations_are_averaged_seed_by_seed():
+    numbers = {("cross-view:1", 0): 0.5, ("cross-view:1", 1): 0.7, ("cross-view:2", 0): 0.9, ("cross-view:2", 1): 0.7}
+    runs = [_record(*job, top1) for job, top1 in numbers.items()]
+    rows = rows_of([*runs, _record("cross-subject:10", 0, 0.25)], ["cross-view:1", "cross-view:2"])
+    assert [row.protocol for row in rows] == ["cross-view:1", "cross-view:2", "mean of 2 rotations", "cross-subject:10"]
+    assert rows[0].mean == pytest.approx(0.6)
+    assert rows[0].spread == pytest.approx(0.1414, abs=1e-4)
+    # Each seed reaches 0.7 over its rotations: what differs between rotations is no spread of seeds.
+    assert rows[2].top1 == pytest.approx((0.7, 0.7))
+    assert rows[2].spread == pytest.approx(0)
+    assert rows[3].spread is None
+    # Half a set of rotations is no mean of them.
+    assert [row.protocol for row in rows_of(runs[:2], ["cross-view:1", "cross-view:2"])] == ["cross-view:1"]
+
+
+def test_times_are_readable():
+    assert [duration(s) for s in (0.04, 59.7, 60, 3599.6, 7265)] == ["0.0 s", "60 s", "1 min 00 s", "1 h 00 min", "2 h 01 min"]
+
+
+def test_unknown_recipe_or_key_is_refused_before_stage_1(world, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'model.depth'"):
+        check_recipe(None, ["model.dept=4"])
+    with pytest.raises(ConfigError, match="unknown recipe 'magic'"):
+        reproduce_nucla(world / "data", tmp_path / "out", settings=Settings(recipe="magic"))
+    assert not (tmp_path / "out").exists()
+
+
+def _reproduce(world, out, **options):
+    lines = []
+    options = {"seeds": (0, 1), "protocols": PROTOCOL, "settings": SMALL, "cache": world / "cache"} | options
+    result = reproduce_nucla(world / "data", out, device="cpu", workers=1, say=lines.append, **options)
+    return result, lines
+
+
+@pytest.fixture(scope="module")
+def reproduced(world, tmp_path_factory):
+    """An undisturbed reproduction on the drawn data, two seeds of one protocol."""
+    out = tmp_path_factory.mktemp("reproduced") / "out"
+    return out, _reproduce(world, out)[0]
+
+
+def test_results_are_written_for_a_person_and_for_programs(reproduced):
+    out, result = reproduced
+    document = json.loads((out / "results.json").read_text())
+    assert document == result.model_dump(mode="json")
+    assert not document["comparable"]
+    lines = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert [(line["protocol"], line["seed"]) for line in lines] == [("cross-subject:2", "0"), ("cross-subject:2", "1")]
+    for line, run in zip(lines, document["runs"], strict=True):
+        metrics = json.loads((out / line["run"] / "metrics.json").read_text())
+        assert float(line["top1"]) == run["top1"] == metrics["top1"]
+    page = (out / "results.md").read_text()
+    assert page.startswith("# Not N-UCLA")
+    (row,) = [line for line in page.splitlines() if line.startswith("| cross-subject:2 ")]
+    assert f"{50 * sum(float(line['top1']) for line in lines):.1f} ± " in row
+    assert "| (97.0) |" in row
+    assert "does not say for which protocol" in page
+    assert "| train and judge |" in page
+    (recipe,) = {run.recipe for run in result.runs}
+    assert recipe in recipe_names()
+    assert document["versions"]["torch"] == torch.__version__
+
+
+def test_second_call_repeats_nothing(world, reproduced):
+    out, first = reproduced
+    before = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*") if file.is_file()}
+    again, lines = _reproduce(world, out)
+    assert {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*") if file.is_file()} == before
+    assert again.runs == first.runs
+    assert again.rows == first.rows
+    assert "2 of 2 runs were finished before" in lines
+    assert [stage.seconds for stage in again.stages[1:3]] == [stage.seconds for stage in first.stages[1:3]]
+
+
+def test_interrupted_run_goes_on_to_the_same_bits(world, reproduced, tmp_path):
+    whole, first = reproduced
+
+    @contextmanager
+    def interrupt(title, unit):
+        def update(done, total, note=""):
+            if title.endswith("seed 1") and done == 2:
+                raise KeyboardInterrupt
+
+        yield update
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        _reproduce(world, out, show=interrupt)
+    partial = json.loads((out / "results.json").read_text())
+    assert (len(partial["runs"]), partial["planned"]) == (1, 2)
+    assert "**Not finished: 1 of 2 runs.**" in (out / "results.md").read_text()
+    # As a kill before the first checkpoint leaves it: a folder that cannot be gone on with.
+    killed = out / "runs/cross-subject-2-seed2"
+    killed.mkdir()
+    (killed / "config.toml").touch()
+    # And as a kill between the last epoch and the record of the run: only the judgement is missing.
+    (out / "runs/cross-subject-2-seed0/result.json").rename(tmp_path / "result.json")
+    trained = (out / "runs/cross-subject-2-seed0/last/model.safetensors").stat().st_mtime_ns
+    result, lines = _reproduce(world, out, seeds=(0, 1))
+    assert (out / "runs/cross-subject-2-seed0/last/model.safetensors").stat().st_mtime_ns == trained
+    assert not any("finished before" in line for line in lines)
+    assert result.runs[0].top1 == json.loads((tmp_path / "result.json").read_text())["top1"]
+    (out / "runs/cross-subject-2-seed1/result.json").unlink()
+    result, lines = _reproduce(world, out, seeds=(0, 1, 2))
+    assert "1 of 3 runs were finished before" in lines
+    assert [run.top1 for run in result.runs[:2]] == [run.top1 for run in first.runs]
+    name = "runs/cross-subject-2-seed1/last/model.safetensors"
+    mine, theirs = load_file(out / name), load_file(whole / name)
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_other_settings_and_other_folders_are_refused(world, reproduced, tmp_path):
+    out, _ = reproduced
+    with pytest.raises(ConfigError, match="was begun with overrides"):
+        _reproduce(world, out, settings=Settings(overrides=("train.epochs=4",)))
+    with only_one(out), pytest.raises(ConfigError, match="another dtsf reproduce works in"):
+        _reproduce(world, out)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something else"):
+        _reproduce(world, tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_seed_with_another_recipe_than_its_sisters_is_refused(world, reproduced, tmp_path):
+    """As after an update of dtsf that brings another default recipe."""
+    out = shutil.copytree(reproduced[0], tmp_path / "out")
+    file = out / "runs/cross-subject-2-seed0/result.json"
+    document = json.loads(file.read_text())
+    document["settings"]["train"]["lr"] = 0.5
+    file.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=r"train.lr 0.5, now 0\.\d+\. Choose another --out"):
+        _reproduce(world, out, seeds=(0, 7))
+    file.write_text("{}")
+    with pytest.raises(CheckpointError, match=r"result\.json is not a result of this version"):
+        _reproduce(world, out)
+
+
+def test_overwrite_begins_anew_and_leaves_a_cache_of_others_alone(world, reproduced, tmp_path):
+    out = shutil.copytree(reproduced[0], tmp_path / "out")
+    result, lines = _reproduce(
+        world, out, seeds=(0,), settings=Settings(overrides=(*SMALL.overrides, "train.epochs=1")), overwrite=True
+    )
+    assert not any("finished before" in line for line in lines)
+    assert [run.epochs for run in result.runs] == [1]
+    assert not (out / "runs/cross-subject-2-seed1").exists()
+    assert (world / "cache/nucla").is_dir()
+
+
+def test_cache_with_clips_of_elsewhere_is_refused(world, tmp_path):
+    part = tmp_path / "part/multiview_action_videos/a05"
+    part.mkdir(parents=True)
+    for file in (world / "data/multiview_action_videos/a05").iterdir():
+        (part / file.name).symlink_to(file)
+    shutil.copy(world / "data/labels.csv", tmp_path / "part")
+    cache = shutil.copytree(world / "cache", tmp_path / "cache")
+    with pytest.raises(CacheError, match="also holds 54 clips that are not under"):
+        reproduce_nucla(tmp_path / "part", tmp_path / "out", protocols=PROTOCOL, cache=cache, workers=1)
+
+
+def test_unusable_clips_are_left_out_counted_and_make_exit_1(dtsf, world, cut_file, tmp_path):
+    for action in ("a01", "a05"):
+        (tmp_path / "data" / action).mkdir(parents=True)
+        for file in (world / "data/multiview_action_videos" / action).iterdir():
+            (tmp_path / "data" / action / file.name).symlink_to(file)
+    broken = tmp_path / "data/a05/v02_s01_e00.avi"
+    source = broken.resolve()
+    broken.unlink()
+    cut_file(source, broken, 0.5)
+    words = ("reproduce", "nucla", "--root", "data", "--seeds", "0", "--epochs", "1", "--workers", "1")
+    done = dtsf(*words, "--protocol", "cross-subject:2", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    document = json.loads(done.stdout)
+    assert document["bad_clips"] == {"truncated": 1}
+    assert document["rows"][0]["left_out"] == {"truncated": 1}
+    assert document["rows"][0]["train"] == "5 clips, 2 groups"
+    assert "| 1 truncated |" in (tmp_path / "reproduce-nucla/results.md").read_text()
+
+
+def test_no_protocol_at_all_is_said(tmp_path):
+    with pytest.raises(DataError, match="one view of one subject"):
+        choose_protocols(read_catalog("nucla", _touch(tmp_path, ["a01_s01_e00_v01", "a02_s01_e00_v01"])), ())
+
+
+@pytest.mark.slow
+def test_make_reproduces_on_real_motion_and_goes_on_after_two_kills(shared_data, tmp_path):
+    """The target as a person types it; killed in stage 1 and in training, it repeats nothing that was finished."""
+    words = (f"DATA={shared_data / 'motion/iid'}", "OUT=out", "SEEDS=0", "EPOCHS=2")
+
+    def kill_when(reached):
+        process = _make(tmp_path, *words)
+        for _ in range(6000):
+            if reached():
+                break
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+    shards, runs = tmp_path / "out/cache/nucla/shards", tmp_path / "out/runs"
+    kill_when(lambda: list(shards.glob("*.json")))
+    kept = {file: file.stat().st_mtime_ns for file in shards.glob("*.json")}
+    assert 1 <= len(kept) < 8
+    kill_when(lambda: (runs / "cross-view-1-seed0/result.json").exists() and (runs / "cross-view-2-seed0/last").is_dir())
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    finished = (runs / "cross-view-1-seed0/result.json").stat().st_mtime_ns
+    process = _make(tmp_path, *words)
+    said, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, said
+    assert "this is not N-UCLA: 510 videos" in said
+    assert "1 of 4 runs were finished before" in said
+    assert (runs / "cross-view-1-seed0/result.json").stat().st_mtime_ns == finished
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert [row["protocol"] for row in document["rows"]] == [
+        *("cross-view:1", "cross-view:2", "cross-view:3", "mean of 3 rotations", "cross-subject:5,6")
+    ]
+    assert [run["test_groups"] for run in document["runs"]] == [170, 170, 170, 59]
+    assert {run["recipe"] for run in document["runs"]} <= set(recipe_names())
+    # Twice chance after two epochs: it is real motion, and it is learnt.
+    assert document["rows"][-1]["mean"] > 0.2
+    assert all(stage["seconds"] > 0 for stage in document["stages"])
+    again = _make(tmp_path, *words)
+    said, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, said
+    assert "4 of 4 runs were finished before" in said
+    assert "stage 1 was done before: 510 clips" in said
