@@ -22,8 +22,8 @@ from dtsf.model.training import record
 from dtsf.model.training.data import Groups
 from dtsf.model.training.early_stop import held_out_score
 from dtsf.model.training.holdout import hold_out
-from dtsf.model.training.losses import uncertain_cross_entropy
 from dtsf.model.training.loop import fit
+from dtsf.model.training.losses import uncertain_cross_entropy
 from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
 from dtsf.model.training.processes import World, epoch_plan
 from dtsf.model.training.protocols import Split
@@ -275,7 +275,9 @@ EVERYTHING = (
 )
 
 
-@pytest.mark.parametrize(("debias", "kills"), [("hsic", (4, 57)), ("stillmix", (31,))])
+@pytest.mark.parametrize(
+    ("debias", "kills"), [("hsic", (4, 57)), pytest.param("stillmix", (31,), marks=pytest.mark.slow)]
+)
 def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debias, kills):
     # StillMix needs the still part of a frame.
     words = [*EVERYTHING, f"debias.method={debias}", *(["model.anchor=frame"] if debias == "stillmix" else [])]

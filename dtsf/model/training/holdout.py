@@ -42,6 +42,7 @@ def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
         groups = len({clip.group for clip in split.train})
         raise ConfigError(
             f"{asked} holds out {len(held)} of {groups} training groups: some must be held out and some must train"
+            + (" (a share leaves each class one group; hold out a subject instead)" if not held else "")
         )
     return split.model_copy(
         update={"train": train, "held_out": tuple(clip for clip in split.train if clip.group in held)}
