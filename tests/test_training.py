@@ -334,7 +334,7 @@ def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world,
     assert pair.returncode == 0, pair.stderr
     (answer,) = pair.stdout.strip().splitlines()  # one object, of the first process
     assert json.loads(answer)["top1"] == pytest.approx(json.loads(alone.stdout)["top1"])
-    assert pair.stderr.count("tested") == 1
+    assert pair.stderr.count("the task: all views of unseen subjects (2)") == 1
     logs = [
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("one", "two")
