@@ -19,8 +19,9 @@ from dtsf.errors import ConfigError
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, uncertainty
 from dtsf.model.training import record
+from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import Groups
-from dtsf.model.training.early_stop import held_out_score
+from dtsf.model.training.early_stop import held_out_score, noted
 from dtsf.model.training.holdout import hold_out
 from dtsf.model.training.loop import fit
 from dtsf.model.training.losses import uncertain_cross_entropy
@@ -250,6 +251,14 @@ def test_early_stop_keeps_the_best_epochs_weights(tmp_path):
     # A finished run stays finished.
     again, same = train(tmp_path / "run", *STOPS, held_out=opposed(), resume=True)
     assert (again.epochs, same) == (fitted.epochs, log)
+
+
+def test_an_epoch_that_diverged_is_never_the_best():
+    state = RunState.model_construct(epoch=1, best_epoch=None, best_loss=None)
+    assert noted(state, float("nan")).best_epoch is None
+    assert noted(state, 2.0).best_epoch == 1
+    later = state.model_copy(update={"epoch": 5, "best_epoch": 3, "best_loss": 1.0})
+    assert [noted(later, loss).best_epoch for loss in (float("nan"), 1.0, 0.9)] == [3, 3, 5]
 
 
 def test_watching_changes_nothing_of_the_training(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,7 +48,8 @@ def held_out_score(
 
 def noted(state: RunState, loss: float) -> RunState:
     """The state with this epoch as the best one, where its loss is below all before it."""
-    if state.best_loss is not None and not loss < state.best_loss:
+    # Of a network that diverged nothing can be kept.
+    if not math.isfinite(loss) or (state.best_loss is not None and not loss < state.best_loss):
         return state
     return state.model_copy(update={"best_epoch": state.epoch, "best_loss": loss})
 
