@@ -204,6 +204,7 @@ class Run:
         protocol: str | None = None,
         split: str = "test",
         views: str = "all",
+        draws: int | None = None,
     ) -> Evaluation:
         """Judge the run, also on another data set of the same classes.
 
@@ -213,6 +214,7 @@ class Run:
             protocol: The run's own if left out; ``all`` takes every clip of the data set.
             split: ``test`` or ``train``.
             views: Views the network is given: ``all``, or numbers or names joined by commas.
+            draws: Average over this many sets of frames; the recipe's ``train.draws`` if left out.
 
         Raises:
             CheckpointError: The data set has other classes.
@@ -229,7 +231,8 @@ class Run:
         data = open_dataset(Path(cache), dataset or self.state.info.name)
         self._check(data)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
-        return evaluate(self.net, data, rule, seed=self.state.seed, split=split, views=views)
+        draws = self.state.recipe.train.draws if draws is None else draws
+        return evaluate(self.net, data, rule, seed=self.state.seed, split=split, views=views, draws=draws)
 
     def predict(
         self, videos: Sequence[str | Path], *, film: str | Path | None = None, views: str | None = None

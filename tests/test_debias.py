@@ -40,7 +40,7 @@ def groups():
 def train(groups, run, *overrides, resume=False):
     recipe = load_recipe("unseen-cameras", [*SMALL, *overrides])
     run.mkdir(exist_ok=True)
-    net = fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=run, resume=resume, device="cpu")
+    net = fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=run, resume=resume, device="cpu").net
     return net, [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 

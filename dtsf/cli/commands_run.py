@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dtsf.cli.screen import set_verbosity
+
 if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.training.loop import EpochReport
@@ -49,29 +51,28 @@ def train_command(
 ) -> None:
     """Stage 2: train DTSFNet from the cache and judge it on the protocol's test clips."""
     from dtsf import api
-    from dtsf.cli.show import console, evaluation_table, print_json, progress, results
+    from dtsf.cli.show import console, evaluation_table, print_json, progress, results, split_table
+    from dtsf.model.training.processes import current_world
 
-    screen = console()
     overrides = [*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])]
 
+    if not current_world().first:
+        # Of several processes one speaks; errors are said by all, since any one may have its own.
+        set_verbosity(quiet=True, verbose=False)
+
+    screen = console()
+
     def announce(run: Path, data: CachedDataset, split: Split, settings: Recipe) -> None:
-        train_groups, test_groups = ({clip.group for clip in part} for part in (split.train, split.test))
-        screen.print(
-            f"{data.info.name}: trains on {len(split.train)} clips in {len(train_groups)} groups, "
-            f"tests on {len(split.test)} clips in {len(test_groups)} groups: {split.task}",
-            highlight=False,
-        )
+        screen.print(f"{data.info.name}, the task: {split.task}", markup=False, highlight=False)
+        screen.print(split_table(split, data.info.view_names))
         for reason, count in {**split.left_out, **_bad(data)}.items():
             screen.print(f"left out: {count} clips: {reason}", style="yellow", markup=False, highlight=False)
-        screen.print(
-            f"{settings.train.epochs} epochs, {settings.train.threads} CPU thread(s), run folder {run}", highlight=False
-        )
+        screen.print(f"{_lengths(settings)}, run folder {run}", markup=False, highlight=False)
 
     with progress("train", "epochs") as update:
 
         def show(report: EpochReport) -> None:
-            note = f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}"
-            update(report.epoch, report.epochs, note)
+            update(report.epoch, report.epochs, _note(report))
 
         result = api.train(
             cache,
@@ -88,15 +89,22 @@ def train_command(
             on_start=announce,
             on_epoch=show,
         )
+    if not current_world().first:
+        return
     if init is not None:
         screen.print(_init_summary(result.run), style="cyan", markup=False, highlight=False)
     document = result.evaluation.summary()
     if json_:
         extra = {"run": str(result.run), "seconds": result.seconds, "epochs": result.epochs}
+        extra |= {"best_epoch": result.best_epoch}
         print_json(extra | _without_predictions(document))
         return
     for part in evaluation_table(document):
         results().print(part)
+    if result.best_epoch is not None:
+        screen.print(
+            f"{result.epochs} epochs; on the groups held out, epoch {result.best_epoch} was best", highlight=False
+        )
     screen.print(
         f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json", highlight=False
     )
@@ -110,6 +118,9 @@ def evaluate_command(
     protocol: Annotated[str | None, typer.Option(help="The run's own if left out; all takes every clip.")] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
     views: Annotated[str, typer.Option(help="Views the network is given: all, or numbers joined by commas.")] = "all",
+    draws: Annotated[
+        int | None, typer.Option(min=1, help="Average over this many sets of frames; the recipe's if left out.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """Judge a run, also on another data set of the same classes."""
@@ -117,13 +128,35 @@ def evaluate_command(
     from dtsf.cli.show import evaluation_table, print_json, progress, results
 
     with progress("evaluate", "groups"):
-        result = api.load(run).evaluate(cache, dataset=dataset, protocol=protocol, split=split, views=views)
+        result = api.load(run).evaluate(
+            cache, dataset=dataset, protocol=protocol, split=split, views=views, draws=draws
+        )
     document = result.summary()
     if json_:
         print_json(_without_predictions(document))
         return
     for part in evaluation_table(document):
         results().print(part)
+
+
+def _lengths(settings: Recipe) -> str:
+    """How long a run may be, and in what steps."""
+    train = settings.train
+    parts = [f"{train.epochs} epochs" if not train.patience else f"at most {train.epochs} epochs"]
+    if train.patience:
+        parts.append(f"until {train.patience} in a row are no better on the groups held out")
+    if train.accumulate > 1:
+        parts.append(f"{train.batch_size} groups at once, {train.accumulate} times a step")
+    return ", ".join([*parts, f"{train.threads} CPU thread(s)"])
+
+
+def _note(report: EpochReport) -> str:
+    """What an epoch came to, on one line."""
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in report.terms.items())
+    held = f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}" if report.held_out else ""
+    return (
+        f"loss {report.loss:.3f} ({terms})  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}{held}"
+    )
 
 
 def _init_summary(run: Path) -> str:

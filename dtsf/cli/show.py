@@ -13,9 +13,12 @@ from dtsf.cli.progress import progress
 from dtsf.cli.screen import console, results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["console", "evaluation_table", "print_json", "progress", "results", "table"]
+    from dtsf.cache.records import Clip
+    from dtsf.model.training.protocols import Split
+
+__all__ = ["console", "evaluation_table", "print_json", "progress", "results", "split_table", "table"]
 
 
 def print_json(document: object) -> None:
@@ -34,20 +37,42 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
     return made
 
 
+def split_table(split: Split, view_names: Sequence[str]) -> Table:
+    """Who and what trains and is tested, for a person, before training."""
+    sides = {"trains": split.train, "held out, watched": split.held_out, "tested": split.test}
+    rows = [_side_row(what, clips, view_names) for what, clips in sides.items() if clips]
+    columns = [("", 0), ("groups", 1), ("clips", 2), ("views (clips)", 3), ("subjects", 4), ("setups", 5)]
+    # What a data set does not say gets no column.
+    shown = [(name, k) for name, k in columns if k < 4 or any(row[k] for row in rows)]
+    return table("who trains, who is tested", [name for name, _ in shown], [[row[k] for _, k in shown] for row in rows])
+
+
+def _side_row(what: str, clips: Sequence[Clip], view_names: Sequence[str]) -> tuple[str, ...]:
+    from dtsf.model.training.protocols import describe
+
+    side = describe(clips, view_names)
+    views = ", ".join(f"{name} ({n})" for name, n in side.views.items())
+    return what, str(side.groups), str(side.clips), views, ", ".join(side.subjects), ", ".join(map(str, side.setups))
+
+
 def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
     """A judgement, for a person."""
     auroc = document["auroc_uncertainty"]
     yield Text.assemble(
         ("top-1 ", "bold"),
         (f"{document['top1']:.3f}", "bold green"),
-        f"  top-5 {document['top5']:.3f}  on {document['n_groups']} groups of {document['dataset']}: {document['task']}",
+        f"  top-5 {document['top5']:.3f}  on {document['n_groups']} groups ({document['n_clips']} clips) of "
+        f"{document['dataset']}: {document['task']}"
+        + (f"; mean of {document['draws']} sets of frames" if document["draws"] > 1 else ""),
     )
     yield Text(
         f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}"
         + (f"; it tells errors from right answers with AUROC {auroc:.2f}" if auroc is not None else "")
     )
-    if document["left_out"]:
-        listed = ", ".join(f"{count} {reason}" for reason, count in document["left_out"].items())
+    missing = [f"{count} clips {reason}" for reason, count in document["left_out"].items()]
+    missing += [f"{count} groups {reason}" for reason, count in document["groups_left_out"].items()]
+    if missing:
+        listed = ", ".join(missing)
         yield Text(f"not in these numbers: {listed}", style="yellow")
     all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
     yield table(

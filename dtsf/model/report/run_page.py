@@ -110,10 +110,9 @@ def _seen(model: ModelConfig) -> str:
 def _sentence(facts: RunFacts) -> str:
     e, m = facts.evaluation, facts.metrics
     right = sum(p.label == p.predicted for p in m.predictions)
-    given = "" if e.views == e.view_names else f", given views {', '.join(e.views)} only"
     left = sum(e.left_out.values())
     return (
-        f"{right} of {m.n_groups} performances named right ({m.top1:.1%}) on {e.dataset}: {e.task}{given}, "
+        f"{right} of {m.n_groups} performances named right ({m.top1:.1%}) on {e.dataset}: {e.task}, "
         f"protocol {e.protocol}, seed {e.seed}; "
         + (f"{left} clips are not in these numbers." if left else "no clip was left out.")
     )
@@ -145,10 +144,16 @@ def _figures(facts: RunFacts) -> dict[str, Markup]:
 def _curves(facts: RunFacts) -> list[tuple[str, list[str], Markup]]:
     """Title, legend and drawing of each panel."""
     series = {name: line for name, line in facts.series.items() if line}
+    named = (
+        ("Loss", ("loss", "held_out_loss")),
+        ("Accuracy on the training groups", ("accuracy", "held_out_accuracy")),
+        ("Uncertainty on the training groups", ("uncertainty",)),
+        ("Learning rate", ("lr",)),
+    )
     panels: list[tuple[str, dict[str, list[float]]]] = [
-        (title, {name: series.pop(name)})
-        for name, title in (("loss", "Loss"), ("accuracy", "Accuracy on the training groups"), ("lr", "Learning rate"))
-        if name in series
+        (title, {name: series.pop(name) for name in names if name in series})
+        for title, names in named
+        if names[0] in series
     ]
     parts = list(series.items())
     # Six colours: more lines than that go to a panel of their own.

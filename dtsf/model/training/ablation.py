@@ -34,7 +34,7 @@ from dtsf.model.training.ablation_trainings import (
 )
 from dtsf.model.training.checkpoint import load_checkpoint, load_network
 from dtsf.model.training.evaluation import evaluate
-from dtsf.model.training.loop import versions
+from dtsf.model.training.learner import versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import usual_recipe
 from dtsf.model.training.train import check_device, check_recipe_fits, train

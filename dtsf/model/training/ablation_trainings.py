@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from dtsf.cache.commit import write_atomically
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.ablation_tests import hash_of
-from dtsf.model.training.loop import versions
+from dtsf.model.training.learner import versions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

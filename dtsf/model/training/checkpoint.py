@@ -49,6 +49,12 @@ class RunState(BaseModel):
     """Classes and views."""
     recipe: Recipe
     versions: dict[str, str]
+    processes: int = 1
+    """Processes that trained together: a step has that many times ``train.batch_size`` groups."""
+    best_epoch: int | None = None
+    """Epochs finished when the held-out groups were judged best; None where nothing is held out."""
+    best_loss: float | None = None
+    """Their loss then."""
 
 
 class Checkpoint(BaseModel):
@@ -58,14 +64,30 @@ class Checkpoint(BaseModel):
 
     state: RunState
     weights: dict[str, torch.Tensor]
-    """What is evaluated: the running average where the recipe asks for one."""
+    """What is evaluated: the best on held-out groups where the recipe stops early, else the running average where it asks
+    for one, else the last."""
     optimizer: dict[str, Any]
-    """Optimiser state; with a running average also ``raw``, the weights that training goes on from. Empty where it
-    was not asked for."""
+    """Optimiser state; where others are evaluated also ``raw``, the weights that training goes on from, and ``average``.
+    Empty where it was not asked for."""
 
 
 def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
-    """Write a checkpoint so that ``folder`` always holds a whole one, the old or the new."""
+    """Write a checkpoint so that ``folder`` always holds a whole one, the old or the new.
+
+    Raises:
+        CheckpointError: The disk is full or refuses; the old one is untouched.
+
+    """
+    try:
+        _write(folder, state, weights, optimizer)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors have errors of their own for a full disk.
+        raise CheckpointError(
+            f"cannot write the checkpoint {folder}: {error}. The one before it is safe; make room and --resume"
+        ) from error
+
+
+def _write(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
     fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

@@ -145,7 +145,13 @@ def energy_mean(net: DTSFNet, groups: Groups) -> Tensor:
 
 
 def training_batches(
-    groups: Groups, batch_size: int, n_frames: int, pace: float, augment: AugmentConfig, scale_C: Tensor
+    groups: Groups,
+    batch_size: int,
+    n_frames: int,
+    pace: float,
+    augment: AugmentConfig,
+    scale_C: Tensor,
+    order: Iterable[Tensor] | None = None,
 ) -> Iterator[Batch]:
     """One epoch in random order, augmented; all draws come from PyTorch's global generator.
 
@@ -156,9 +162,10 @@ def training_batches(
         pace: See :mod:`dtsf.model.training.pace`.
         augment: How clips are varied.
         scale_C: What noise is measured in: the deviation of each channel.
+        order: Rows of the groups for each batch, (B,) each; drawn here if left out.
 
     """
-    for chosen_B in torch.randperm(len(groups)).split(batch_size):
+    for chosen_B in torch.randperm(len(groups)).split(batch_size) if order is None else order:
         row_BV = groups.row_GV[chosen_B]
         mask_BV = row_BV >= 0
         moment_BVT = choose_moments((len(chosen_B), row_BV.shape[1]), n_frames, augment)
@@ -171,11 +178,13 @@ def training_batches(
         yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B], row_BV)
 
 
-def evaluation_batches(groups: Groups, batch_size: int, n_frames: int, pace: float) -> Iterator[Batch]:
-    """All groups in their order, frames fixed, nothing augmented."""
+def evaluation_batches(
+    groups: Groups, batch_size: int, n_frames: int, pace: float, draw: int = 0, draws: int = 1
+) -> Iterator[Batch]:
+    """All groups in their order, nothing augmented; the frames are fixed by which of how many ``draws`` this is."""
     for chosen_B in torch.arange(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
-        moment_BVT = evenly_spaced(n_frames).expand(*row_BV.shape, n_frames)
+        moment_BVT = evenly_spaced(n_frames, (draw + 0.5) / draws).expand(*row_BV.shape, n_frames)
         yield Batch(_read_views(groups, row_BV, moment_BVT, pace), row_BV >= 0, groups.label_G[chosen_B], row_BV)
 
 

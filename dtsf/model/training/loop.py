@@ -6,36 +6,35 @@ one that was not: bit for bit on a CPU.
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import math
-import platform
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
-from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import channel_deviation, energy_mean, training_batches
 from dtsf.model.training.debias import make_debiaser
+from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
-from dtsf.model.training.losses import dtsf_loss
+from dtsf.model.training.learner import Learner, Training, restore, save, versions
+from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
+from dtsf.model.training.processes import current_world, epoch_plan, launch
+from dtsf.model.training.record import Record
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from torch import Tensor
 
     from dtsf.cache.spec import CacheSpec, DatasetInfo
-    from dtsf.model.training.data import Groups
+    from dtsf.model.training.data import Batch, Groups
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["EpochReport", "fit", "parameter_groups", "versions"]
+__all__ = ["EpochReport", "Fitted", "fit"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,22 @@ class EpochReport:
     """On the augmented training groups themselves."""
     uncertainty: float
     seconds: float
+    terms: dict[str, float]
+    """Of the loss, by name: ``evidence``, ``kl`` (before annealing), ``cross``, ``views``, and those of debiasing."""
+    held_out: tuple[float, float] | None = None
+    """Loss and accuracy on the groups held out of training, where there are some."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained network, in evaluation mode, and how long it took."""
+
+    net: DTSFNet
+    """With the weights to evaluate: the best epoch's, the running average's, or the last, as the recipe says."""
+    epochs: int
+    """Made; fewer than the recipe's where it stopped early."""
+    best_epoch: int | None
+    """Best on the held-out groups, counted from 1; None where nothing is held out."""
 
 
 def fit(
@@ -63,8 +78,10 @@ def fit(
     device: str = "auto",
     resume: bool = False,
     initial: dict[str, Tensor] | None = None,
+    held_out: Groups | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
-) -> DTSFNet:
+    fabric: Any = None,
+) -> Fitted:
     """Train a network and leave checkpoints in ``run/last`` and a line a step in ``run/log.jsonl``.
 
     Args:
@@ -73,28 +90,24 @@ def fit(
         info: Classes and views of the data set.
         spec: How the cache was made.
         protocol: Its canonical text, for the record.
-        run: Run folder; exists.
+        run: Run folder; exists. Of several processes only the first one writes there.
         seed: Of everything random.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``.
         resume: Go on from ``run/last``.
         initial: Weights that the encoder starts from, as :func:`.initialise.read_initial_weights` reads them; what
             became of each is written to ``run/init.json``.
+        held_out: Groups that are judged after each epoch and not trained on; needed where the recipe has patience.
         on_epoch: Called after each epoch.
-
-    Returns:
-        The network to evaluate (the running average where the recipe has one), in evaluation mode.
+        fabric: A Fabric that is launched already; one is launched if left out.
 
     Raises:
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
 
     """
-    # Fabric takes seconds to import; whatever is refused is refused before.
-    from lightning_fabric import Fabric
-
     train = recipe.train
     torch.set_num_threads(train.threads)
-    # Fabric's own logger would print; one process is all that this version starts.
-    fabric = Fabric(accelerator=device, devices=1, precision=train.precision)
+    world = current_world()
+    fabric = fabric if fabric is not None else launch(device, train.precision)
     torch.manual_seed(seed)
     net = DTSFNet(
         recipe.model,
@@ -105,7 +118,8 @@ def fit(
     )
     if initial is not None and not resume:
         report = load_initial_weights(net.encoder, initial)
-        (run / "init.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+        if world.first:
+            (run / "init.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
     moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
@@ -113,13 +127,14 @@ def fit(
         net.energy_mean_HW1.copy_(energy_mean(net, groups))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
-    ).to(fabric.device)
-    trained = nn.ModuleDict({"net": net, "debiaser": debiaser})
-    optimizer = torch.optim.AdamW(
-        parameter_groups(trained, train.weight_decay), lr=train.lr, betas=(0.9, train.beta2), foreach=False
     )
-    model, optimizer = fabric.setup(net, optimizer)
+    learner = Learner(net, debiaser, recipe.loss).to(fabric.device)
+    optimizer = torch.optim.AdamW(
+        parameter_groups(learner, train.weight_decay), lr=train.lr, betas=(0.9, train.beta2), foreach=False
+    )
+    model, optimizer = fabric.setup(learner, optimizer)
     average = {name: x.detach().clone() for name, x in net.state_dict().items()} if train.ema else None
+    training = Training(net, debiaser, optimizer, average)
     state = RunState(
         epoch=0,
         step=0,
@@ -130,132 +145,96 @@ def fit(
         info=info,
         recipe=recipe,
         versions=versions(),
+        processes=world.size,
     )
     if resume:
-        state = _restore(run / "last", state, net, debiaser, optimizer, average)
-    n_steps = train.epochs * math.ceil(len(groups) / train.batch_size)
-    with _open_log(run / "log.jsonl", state.step) as log:
-        for epoch in range(state.epoch, train.epochs):
+        state = restore(run / "last", state, training)
+    elif world.first:
+        # From here on a killed run can be resumed, whatever it started from.
+        save(run / "last", state, training)
+    with Record(run if world.first else None, state.step) as record:
+        while not is_over(state):
             begun = time.monotonic()
-            torch.manual_seed(seed * 1_000_003 + epoch)
+            epoch, step = state.epoch, state.step
             model.train()
-            sums = torch.zeros(3)
-            step = state.step
-            for batch in training_batches(
-                groups, train.batch_size, recipe.model.frames, recipe.model.pace, recipe.augment, deviation_C
-            ):
-                lr = train.lr * schedule(step, n_steps, train.warmup)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                batch = debiaser.prepare(batch.to(fabric.device))
-                output = model(batch.x_BVTHWC, batch.mask_BV)
-                losses = dtsf_loss(output, batch.label_B, recipe.loss, epoch)
-                extra = debiaser.losses(batch, output)
-                losses |= extra | {"loss": losses["loss"] + sum(extra.values())}
-                optimizer.zero_grad()
-                fabric.backward(losses["loss"])
-                fabric.clip_gradients(model, optimizer, max_norm=train.clip_norm)
-                optimizer.step()
-                step += 1
-                if average is not None:
-                    _update_average(average, net, train.ema, step)
-                right_B = output.logits_BK.argmax(-1) == batch.label_B
-                sums += torch.stack(
-                    [losses["loss"].detach() * len(right_B), right_B.sum(), output.uncertainty_B.detach().sum()]
-                ).cpu()
-                line = {"step": step, "epoch": epoch, "lr": lr, "accuracy": right_B.float().mean().item()}
-                log.write(json.dumps(line | {name: x.item() for name, x in losses.items()}) + "\n")
+            sums: dict[str, float] = {}
+            for line, n in _steps(groups, recipe, model, training, fabric, deviation_C, epoch, step, seed):
+                step = line["step"]
+                record.write(line)
+                for name, value in line.items():
+                    sums[name] = sums.get(name, 0.0) + value * n / len(groups)
             state = state.model_copy(update={"epoch": epoch + 1, "step": step})
-            log.flush()
-            _save(run / "last", state, net, debiaser, optimizer, average)
+            score = None
+            if held_out is not None:
+                # Asked of the first process alone, so that all stop together.
+                score = fabric.broadcast(held_out_score(net, training.current, held_out))
+                record.write({"step": step, "epoch": epoch, "held_out_loss": score[0], "held_out_accuracy": score[1]})
+                state = noted(state, score[0])
+                if train.patience and state.best_epoch == state.epoch:
+                    training.best = {name: x.detach().clone() for name, x in training.current.items()}
+            if world.first:
+                record.secure()
+                save(run / "last", state, training)
             if on_epoch is not None:
-                loss, accuracy, uncertain = (sums / len(groups)).tolist()
-                on_epoch(EpochReport(epoch + 1, train.epochs, loss, accuracy, uncertain, time.monotonic() - begun))
-    if average is not None:
-        net.load_state_dict(average)
-    return net.eval()
+                means = {name: sums.pop(name) for name in ("loss", "accuracy", "uncertainty")}
+                terms = {name: x for name, x in sums.items() if name not in ("step", "epoch", "lr")}
+                on_epoch(
+                    EpochReport(
+                        epoch + 1, train.epochs, **means, seconds=time.monotonic() - begun, terms=terms, held_out=score
+                    )
+                )
+    net.load_state_dict(training.evaluated)
+    return Fitted(net.eval(), state.epoch, state.best_epoch)
 
 
-def schedule(step: int, n_steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at ``step``: linear warm-up, then cosine to 0."""
-    rising = max(1, round(warmup * n_steps))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, n_steps - rising)))
+def _steps(
+    groups: Groups,
+    recipe: Recipe,
+    model: Any,
+    training: Training,
+    fabric: Any,
+    deviation_C: Tensor,
+    epoch: int,
+    done: int,
+    seed: int,
+) -> Iterator[tuple[dict[str, Any], int]]:
+    """Make the optimiser steps of one epoch, ``done`` before it. Yields each one's line of the log, and its number of groups."""
+    train, world = recipe.train, current_world()
+    torch.manual_seed(seed * 1_000_003 + epoch)
+    plan = epoch_plan(len(groups), train.batch_size, train.accumulate, world)
+    n_steps = train.epochs * len(plan)
+    if not world.first:
+        # The order is common to all; what is drawn for the groups of each process is its own.
+        torch.manual_seed((seed * 1_000_003 + epoch) * 65_537 + world.rank)
+    order = (share.chosen_B for step in plan for share in step.shares)
+    batches = training_batches(
+        groups, train.batch_size, recipe.model.frames, recipe.model.pace, recipe.augment, deviation_C, order
+    )
+    optimizer = training.optimizer
+    for made, step in enumerate(plan, done):
+        lr = train.lr * schedule(made, n_steps, train.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.zero_grad()
+        found: dict[str, Tensor] = {}
+        for k, share in enumerate(step.shares, 1):
+            with fabric.no_backward_sync(model, enabled=k < len(step.shares)):
+                part = _backward(model, fabric, next(batches).to(fabric.device), share.weight, epoch)
+            found = {name: found[name] + x if found else x for name, x in part.items()}
+        fabric.clip_gradients(training.net, optimizer, max_norm=train.clip_norm)
+        optimizer.step()
+        if training.average is not None:
+            update_average(training.average, training.net, train.ema, made + 1)
+        numbers_X = torch.stack(list(found.values()))
+        if world.size > 1:
+            numbers_X = fabric.all_reduce(numbers_X, reduce_op="mean")
+        numbers = dict(zip(found, numbers_X.tolist(), strict=True))
+        yield {"step": made + 1, "epoch": epoch, "lr": lr, **numbers}, step.n_groups
 
 
-def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters by whether weight decay applies: to matrices, not to norms, biases, positions, A_log, D, cls."""
-    exempt = ("A_log", "A_b_log", "pos_embed", "temporal_pos_embedding", "cls_token")
-    decayed: list[Tensor] = []
-    kept: list[Tensor] = []
-    for name, parameter in net.named_parameters():
-        (kept if parameter.ndim < 2 or name.endswith(exempt) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("dtsf", "torch", "numpy", "zarr", "decord2", "lightning-fabric")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return {"python": platform.python_version(), "platform": platform.platform(), **found}
-
-
-def _update_average(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
-    """Running average of the weights; its first steps forget faster, so that the start leaves no trace."""
-    decay = min(decay, (1 + step) / (10 + step))
-    with torch.no_grad():
-        for name, x in net.state_dict().items():
-            average[name].lerp_(x, 1.0 - decay)
-
-
-def _save(
-    folder: Path,
-    state: RunState,
-    net: nn.Module,
-    debiaser: nn.Module,
-    optimizer: Any,
-    average: dict[str, Tensor] | None,
-) -> None:
-    kept = {"optimizer": optimizer.state_dict(), "debiaser": debiaser.state_dict()}
-    if average is not None:
-        kept["raw"] = net.state_dict()
-    save_checkpoint(folder, state, average if average is not None else net.state_dict(), kept)
-
-
-def _restore(
-    folder: Path,
-    fresh: RunState,
-    net: nn.Module,
-    debiaser: nn.Module,
-    optimizer: Any,
-    average: dict[str, Tensor] | None,
-) -> RunState:
-    checkpoint = load_checkpoint(folder, resume=True)
-    state = checkpoint.state
-    for field in ("recipe", "fingerprint", "seed", "protocol", "info"):
-        was, now = getattr(state, field), getattr(fresh, field)
-        if was != now:
-            raise CheckpointError(
-                f"{folder} was trained with {field} {was!r}, not {now!r}: resume with the same, or choose another --out"
-            )
-    if average is not None:
-        for name, x in checkpoint.weights.items():
-            average[name].copy_(x)
-    net.load_state_dict(checkpoint.optimizer["raw"] if average is not None else checkpoint.weights)
-    debiaser.load_state_dict(checkpoint.optimizer.get("debiaser", {}))
-    optimizer.load_state_dict(checkpoint.optimizer["optimizer"])
-    return state
-
-
-def _open_log(path: Path, n_steps: int) -> Any:
-    """Open the log for appending, cut to the steps that the checkpoint knows: later ones are made again."""
-    lines: list[str] = []
-    if n_steps and path.exists():
-        lines = [
-            line
-            for line in path.read_text("utf-8").splitlines(keepends=True)
-            if line.endswith("\n") and json.loads(line)["step"] <= n_steps
-        ]
-    path.write_text("".join(lines), encoding="utf-8")
-    return path.open("a", encoding="utf-8")
+def _backward(model: Any, fabric: Any, batch: Batch, weight: float, epoch: int) -> dict[str, Tensor]:
+    """Add a batch's gradients. Returns its numbers by name, times ``weight``, without gradients."""
+    loss, terms, seen_2B = model(batch.x_BVTHWC, batch.mask_BV, batch.label_B, batch.row_BV, epoch)
+    fabric.backward(loss * weight)
+    accuracy, uncertain = seen_2B.double().mean(1) * weight
+    return {"accuracy": accuracy, "uncertainty": uncertain} | {name: x.double() * weight for name, x in terms.items()}

@@ -22,9 +22,9 @@ STILL = 0.7
 """Share of the clip's smallest step that counts as noise of camera and encoder, not as motion."""
 
 
-def evenly_spaced(n_frames: int) -> Tensor:
-    """Evaluation's moments: the centres of ``n_frames`` equal shares of the clip. (T,), in (0, 1)."""
-    return (torch.arange(n_frames) + 0.5) / n_frames
+def evenly_spaced(n_frames: int, place: float = 0.5) -> Tensor:
+    """Evaluation's moments: the same ``place`` (0 to 1, the centre) of ``n_frames`` equal shares of the clip. (T,), in (0, 1)."""
+    return (torch.arange(n_frames) + place) / n_frames
 
 
 def motion_clock(x_NFHWC: Tensor, pace: float) -> Tensor:

@@ -22,7 +22,7 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Protocol", "Split", "parse_protocol", "split_clips"]
+__all__ = ["Protocol", "Side", "Split", "describe", "parse_protocol", "split_clips"]
 
 NAMES = ("cross-subject", "cross-view", "cross-setup", "split", "all")
 DEFAULTS = {"nucla": "cross-view", "ntu": "cross-subject", "casia": "cross-view", "manifest": "split"}
@@ -58,6 +58,21 @@ class Split(Frozen):
     """Reason -> number of clips."""
     task: str
     """What the test measures, in words."""
+    held_out: tuple[Clip, ...] = ()
+    """Taken from the training side by :func:`.holdout.hold_out`: watched during training, neither trained nor tested."""
+
+
+class Side(Frozen):
+    """Who and what is on one side of a split."""
+
+    clips: int
+    groups: int
+    views: dict[str, int]
+    """Name -> number of clips."""
+    subjects: tuple[str, ...]
+    """Everyone who performs, in order; empty where the data set does not say."""
+    setups: tuple[int, ...]
+    """NTU's; empty elsewhere."""
 
 
 def parse_protocol(text: str | None, dataset: str) -> Protocol:
@@ -107,6 +122,8 @@ def split_clips(clips: Sequence[Clip], protocol: Protocol, dataset: str, view_na
     sides = [(side_of(clip), clip) for clip in clips]
     train = tuple(clip for side, clip in sides if side in ("train", "both"))
     test = tuple(clip for side, clip in sides if side in ("test", "both"))
+    if protocol.name == "split" and train and test:
+        task = f"{task}: {_what_is_new(train, test, view_names)}"
     left_out = Counter(side for side, _ in sides if side not in ("train", "test", "both"))
     if not train or not test:
         empty = "training" if not train else "test"
@@ -115,6 +132,18 @@ def split_clips(clips: Sequence[Clip], protocol: Protocol, dataset: str, view_na
             f"(subjects {', '.join(_subjects(clips)) or 'unknown'}; views {', '.join(view_names)})"
         )
     return Split(train=train, test=test, left_out=dict(left_out), task=task)
+
+
+def describe(clips: Sequence[Clip], view_names: Sequence[str]) -> Side:
+    """Count one side of a split."""
+    views = Counter(clip.view for clip in clips)
+    return Side(
+        clips=len(clips),
+        groups=len({clip.group for clip in clips}),
+        views={view_names[view - 1]: n for view, n in sorted(views.items())},
+        subjects=tuple(_subjects(clips)),
+        setups=tuple(sorted({clip.setup for clip in clips if clip.setup is not None})),
+    )
 
 
 def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> tuple[Callable[[Clip], str], str]:
@@ -188,6 +217,25 @@ def _own_split(clips: Sequence[Clip]) -> tuple[Callable[[Clip], str], str]:
         return clip.split if clip.split in ("train", "test") else f"split {clip.split or 'empty'}"
 
     return side, "the manifest's test rows"
+
+
+def _what_is_new(train: Sequence[Clip], test: Sequence[Clip], view_names: Sequence[str]) -> str:
+    """What the test rows of a user's own split share with the training rows, in words."""
+    seen, tested = {clip.view for clip in train}, {clip.view for clip in test}
+    if not seen & tested:
+        names = ", ".join(view_names[view - 1] for view in sorted(tested))
+        views = f"an unseen view alone (view {names})" if len(tested) == 1 else f"unseen views ({names})"
+    else:
+        views = "views that trained too" if tested <= seen else "views of which some trained"
+    knows, asks = set(_subjects(train)), set(_subjects(test))
+    if not asks:
+        people = "people it does not name"
+    elif not knows & asks:
+        people = "unseen subjects"
+    else:
+        people = "subjects who trained too" if asks <= knows else "subjects of whom some trained"
+    same = " in performances seen from others" if {c.group for c in train} & {c.group for c in test} else ""
+    return f"{views}, of {people}{same}"
 
 
 def _is_ntu120(clips: Sequence[Clip]) -> bool:

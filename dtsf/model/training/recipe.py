@@ -6,9 +6,9 @@ import difflib
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dtsf.errors import ConfigError
 from dtsf.model.network.dtsfnet import ModelConfig
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 __all__ = ["Recipe", "TrainConfig", "load_recipe", "recipe_names", "usual_recipe"]
 
 
+def _words(given: object) -> object:
+    """Subjects may come as 3, "3,4" or ["3", "4"]; 03 in a file name is 3 in a record."""
+    words = given if isinstance(given, list | tuple) else str(given).split(",")
+    stripped = [str(word).strip() for word in words]
+    return tuple(str(int(word)) if word.isdigit() else word for word in stripped if word)
+
+
 class TrainConfig(BaseModel):
     """Optimisation. Recipes hold it as ``[train]``."""
 
@@ -32,7 +39,9 @@ class TrainConfig(BaseModel):
     epochs: int = Field(default=60, ge=1)
     """Passes over the training groups."""
     batch_size: int = Field(default=16, ge=1)
-    """Groups (not clips) in a step."""
+    """Groups (not clips) that a process takes at once. A step has ``batch_size`` x ``accumulate`` x processes."""
+    accumulate: int = Field(default=1, ge=1)
+    """Gradients of this many batches are added up before a step: a larger step in the same memory."""
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW; cosine to 0 after the warm-up."""
     weight_decay: float = Field(default=0.05, ge=0)
@@ -45,10 +54,32 @@ class TrainConfig(BaseModel):
     """Gradients longer than this are scaled down to it."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the running average of the weights that is evaluated and saved; 0 keeps the last weights."""
+    held_out: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the training groups, of each class, that is not trained on but judged after every epoch. Drawn by the seed."""
+    held_out_subjects: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    """Training subjects that are held out instead: what comes nearest to unseen people. ``--set train.held_out_subjects=3,4``"""
+    patience: int = Field(default=0, ge=0)
+    """Stop once the loss of the held-out groups has not fallen for this many epochs, and keep the weights of the best
+    epoch; 0 trains to the end and keeps the last. The learning rate falls as if all ``epochs`` would come."""
+    draws: int = Field(default=1, ge=1)
+    """Evaluation averages over this many sets of frames, evenly shifted against each other (``evaluate --draws``)."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """``bf16-mixed`` on GPUs; the scan and all evidence stay in float32 either way."""
     threads: int = Field(default=1, ge=1)
     """CPU threads of PyTorch. On shared machines two threads can be many times slower than one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.held_out and self.held_out_subjects:
+            raise ValueError(
+                "train.held_out and train.held_out_subjects exclude each other: a share, or these subjects"
+            )
+        if self.patience and not (self.held_out or self.held_out_subjects):
+            raise ValueError(
+                "train.patience needs groups to watch: --set train.held_out=0.1, or train.held_out_subjects=NAMES of "
+                "training subjects"
+            )
+        return self
 
 
 class Recipe(BaseModel):

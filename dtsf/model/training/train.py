@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 import tomli_w
 import torch
 
+from dtsf.cache.commit import sweep_orphans, write_atomically
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.data import load_groups
-from dtsf.model.training.evaluation import Evaluation, evaluate
+from dtsf.model.training.evaluation import Evaluation, check_draws, evaluate
+from dtsf.model.training.holdout import hold_out
 from dtsf.model.training.initialise import read_initial_weights
-from dtsf.model.training.loop import fit, versions
+from dtsf.model.training.learner import versions
+from dtsf.model.training.loop import fit
+from dtsf.model.training.processes import current_world, launch, leave
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe, usual_recipe
 
@@ -40,8 +44,11 @@ class TrainResult:
 
     run: Path
     epochs: int
+    """Made; fewer than the recipe's where it stopped early."""
     seconds: float
     evaluation: Evaluation
+    best_epoch: int | None = None
+    """Best on the groups held out of training, counted from 1; None where nothing is held out."""
 
 
 def train(
@@ -73,9 +80,12 @@ def train(
         device: ``auto``, ``cpu`` or ``cuda``.
         resume: Go on with the newest checkpoint of ``run``.
         init: VideoMamba checkpoint that the encoder starts from; see :mod:`dtsf.model.training.initialise`.
-        on_recipe: Called with the name of the recipe and why it was taken, once it is known to fit.
-        on_start: Called once everything is checked and before the first step.
-        on_epoch: Called after each epoch.
+        on_recipe: Called with the name of the recipe and why it was taken, once it is known to fit; of several processes,
+            in the first.
+        on_start: Called once everything is checked and before the first step, likewise.
+        on_epoch: Called after each epoch, likewise.
+
+    Under ``torchrun`` this is one of several processes (:mod:`.processes`); they share the run folder.
 
     """
     data = open_dataset(cache, dataset)
@@ -83,18 +93,14 @@ def train(
     recipe, why = (recipe, "asked for") if recipe else usual_recipe(data.info, data.spec, rule.name)
     settings = load_recipe(recipe, overrides)
     check_recipe_fits(settings, data, rule)
-    if on_recipe is not None:
+    world = current_world()
+    if on_recipe is not None and world.first:
         on_recipe(recipe, why)
-    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    split = hold_out(split_clips(data.clips, rule, data.info.dataset, data.info.view_names), settings.train, seed)
     check_device(device)
     if init is not None and resume:
         raise ConfigError("--init and --resume exclude each other: a resumed run goes on from its own weights")
     initial = read_initial_weights(init, settings.model) if init is not None else None
-    folder = _run_folder(run, f"{data.info.name}-{rule}-seed{seed}", resume)
-    if on_start is not None:
-        on_start(folder, data, split, settings)
-    begun = time.monotonic()
-    logger.info("cache %s, fingerprint %s, run folder %s", data.folder, data.spec.fingerprint(), folder)
     document = {
         "data": {
             "cache": str(cache.absolute()),
@@ -105,9 +111,20 @@ def train(
         }
         | ({"init": str(init.absolute())} if init is not None else {})
     }
-    (folder / "config.toml").write_text(tomli_w.dumps(document | settings.model_dump(mode="json")), encoding="utf-8")
-    (folder / "environment.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
-    net = fit(
+    config = tomli_w.dumps(document | settings.model_dump(mode="json"))
+    begun = time.monotonic()
+    folder, resume = (
+        _run_folder(run, f"{data.info.name}-{rule}-seed{seed}", config, resume) if world.first else (Path(), resume)
+    )
+    fabric = launch(device, settings.train.precision)
+    folder, resume = fabric.broadcast((folder, resume))
+    if world.first:
+        if on_start is not None:
+            on_start(folder, data, split, settings)
+        logger.info("cache %s, fingerprint %s, run folder %s", data.folder, data.spec.fingerprint(), folder)
+        write_atomically(folder / "config.toml", config.encode())
+        (folder / "environment.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
+    fitted = fit(
         load_groups(data, split.train),
         settings,
         info=data.info,
@@ -118,12 +135,17 @@ def train(
         device=device,
         resume=resume,
         initial=initial,
-        on_epoch=on_epoch,
+        held_out=load_groups(data, split.held_out) if split.held_out else None,
+        on_epoch=on_epoch if world.first else None,
+        fabric=fabric,
     )
-    logger.info("trained in %.1f s on %s", time.monotonic() - begun, next(net.parameters()).device)
-    evaluation = evaluate(net, data, rule, seed=seed)
-    (folder / "metrics.json").write_text(json.dumps(evaluation.summary(), indent=1), encoding="utf-8")
-    return TrainResult(folder, settings.train.epochs, time.monotonic() - begun, evaluation)
+    logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
+    leave()
+    # Each process judges for itself: they hold the same weights, and none need wait for another.
+    evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws)
+    if world.first:
+        write_atomically(folder / "metrics.json", json.dumps(evaluation.summary(), indent=1).encode())
+    return TrainResult(folder, fitted.epochs, time.monotonic() - begun, evaluation, fitted.best_epoch)
 
 
 def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> None:
@@ -153,6 +175,7 @@ def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> No
             f"model.patch ({recipe.model.patch}) does not divide the cache's grid ({data.spec.grid}): "
             f"for example --set model.patch={data.spec.grid}"
         )
+    check_draws(recipe.train.draws, recipe.model, data.spec)
 
 
 def check_device(device: str) -> None:
@@ -163,8 +186,8 @@ def check_device(device: str) -> None:
         raise ConfigError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
 
 
-def _run_folder(run: Path | None, name: str, resume: bool) -> Path:
-    """Choose or check the run folder and make it."""
+def _run_folder(run: Path | None, name: str, config: str, resume: bool) -> tuple[Path, bool]:
+    """Choose or check the run folder and make it. Returns also whether there is a checkpoint to go on from."""
     if run is None:
         plain = "".join(c if c.isalnum() or c in "-_.," else "-" for c in name)
         existing = [p for n in range(1, 1000) if (p := Path("runs") / (plain if n == 1 else f"{plain}-{n}")).exists()]
@@ -174,11 +197,26 @@ def _run_folder(run: Path | None, name: str, resume: bool) -> Path:
             else Path("runs") / (plain if not existing else f"{plain}-{len(existing) + 1}")
         )
     if resume and not (run / "last").exists() and not (run / "last.old").exists():
-        raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
+        _check_begun(run, config)
+        return run, False
     if not resume and run.exists() and any(run.iterdir()):
         raise ConfigError(f"the run folder {run} is not empty: go on with it (--resume), or choose another --out")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the run folder {run}: {error.strerror}") from error
-    return run
+    return run, resume
+
+
+def _check_begun(run: Path, config: str) -> None:
+    """A run killed before its first checkpoint may begin again, if it is the same run."""
+    if not run.is_dir():
+        raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
+    sweep_orphans(run)
+    file = run / "config.toml"
+    if any(run.iterdir()) and (not file.exists() or file.read_text("utf-8") != config):
+        raise CheckpointError(
+            f"nothing to resume: {run} has no checkpoint"
+            + (", and its config.toml is of another command" if file.exists() else "")
+            + ": choose another --out, without --resume"
+        )

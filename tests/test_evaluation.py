@@ -1,0 +1,123 @@
+"""What a judgement says: its numbers by hand, what it is of, what is not in it, and its keys."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtsf import api
+from dtsf.errors import ConfigError
+from dtsf.model.training.data import Groups
+from dtsf.model.training.metrics import judge
+from dtsf.model.training.pace import evenly_spaced
+
+DOC = Path(__file__).resolve().parents[1] / "docs/output.md"
+
+
+def said(probability, label, uncertainty=None):
+    n, classes = probability.shape
+    groups = Groups(torch.zeros(n, 1, 1, 1, 1), torch.arange(n).view(n, 1), label, tuple(map(str, range(n))))
+    uncertainty = torch.linspace(0.1, 0.9, n) if uncertainty is None else uncertainty
+    return judge(
+        probability, uncertainty, torch.ones(n, 1), label.view(n, 1), groups, tuple(f"c{k}" for k in range(classes))
+    )
+
+
+def test_calibration_error_is_that_of_the_reliability_table():
+    torch.manual_seed(0)
+    probability = (4 * torch.rand(500, 7)).softmax(-1)
+    label = torch.multinomial(probability.square(), 1).flatten()
+    metrics = said(probability, label)
+    table = metrics.reliability
+    assert len(table) == 15
+    assert (table[0].low, table[-1].high) == (0.0, 1.0)
+    assert sum(row.n_groups for row in table) == 500
+    assert sum(1 for row in table if row.n_groups) > 4
+    by_hand = sum(row.n_groups / 500 * abs(row.accuracy - row.probability) for row in table if row.n_groups)
+    assert metrics.ece == pytest.approx(by_hand, abs=1e-6)
+    assert metrics.top1 == pytest.approx(sum(row.n_groups / 500 * row.accuracy for row in table if row.n_groups))
+    assert all(row.low <= row.probability <= row.high for row in table if row.n_groups)
+
+
+def test_auroc_is_the_share_of_pairs_that_uncertainty_puts_in_order():
+    probability = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
+    label = torch.tensor([0, 1, 0, 0])  # right, wrong, wrong, right
+    metrics = said(probability, label, torch.tensor([0.1, 0.5, 0.2, 0.3]))
+    assert metrics.auroc_uncertainty == pytest.approx(3 / 4)
+    assert metrics.confusion == ((2, 1), (1, 0))
+    assert metrics.per_class == {"c0": pytest.approx(2 / 3), "c1": 0.0}
+    assert (metrics.top1, metrics.top5) == (0.5, 1.0)
+    assert said(probability, probability.argmax(-1)).auroc_uncertainty is None
+
+
+def test_draws_are_other_moments_and_the_same_every_time(world):
+    places = torch.cat([evenly_spaced(4, (k + 0.5) / 3) for k in range(3)])
+    assert places.sort().values == pytest.approx(((torch.arange(12) + 0.5) / 12).tolist())
+    run = api.load(world / "run")
+    one, three = (run.evaluate(world / "cache", draws=n) for n in (1, 3))
+    assert (one.draws, three.draws) == (1, 3)
+    assert three == run.evaluate(world / "cache", draws=3)
+    assert one == run.evaluate(world / "cache")
+    differ = [a.probability != b.probability for a, b in zip(one.metrics.predictions, three.metrics.predictions, strict=True)]
+    assert any(differ)
+    for p in three.metrics.predictions:
+        assert sum(p.view_weights) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
+    words = ["model.pace=0.0", "train.epochs=1", "model.depth=1"]
+    with pytest.raises(ConfigError, match="3 draws of frames would all be the same: .* each of the cache's 16 frames"):
+        api.train(world / "cache", overrides=[*words, "train.draws=3"], protocol="cross-subject:2", run=tmp_path / "no")
+    fewer = [*words, "model.frames=8", "train.draws=2"]
+    trained = api.train(world / "cache", overrides=fewer, protocol="cross-subject:2", run=tmp_path / "run")
+    assert trained.evaluation.draws == 2
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["draws"] == 2
+    assert api.load(tmp_path / "run").evaluate(world / "cache") == trained.evaluation
+
+
+def test_a_subset_of_views_is_another_task_and_counts_what_it_leaves_out(world, dtsf):
+    run = api.load(world / "run")
+    both, one = (run.evaluate(world / "cache", views=views) for views in ("all", "1,3"))
+    assert (both.n_clips, both.left_out, both.groups_left_out) == (30, {}, {})
+    assert both.task == "all views of unseen subjects (2)"
+    assert one.task == "all views of unseen subjects (2); given only views 1, 3"
+    assert (one.n_clips, one.left_out) == (20, {"of other views than --views": 10})
+    assert one.metrics.view_weights[1] == 0.0
+    alone = run.evaluate(world / "cache", protocol="cross-view:3", views="3")
+    assert alone.task == "an unseen view alone (view 3) of performances seen from others; given only view 3"
+    assert alone.left_out == {}
+    with pytest.raises(ConfigError, match="--views 1: no test group of nucla has such a view"):
+        run.evaluate(world / "cache", protocol="cross-view:3", views="1")
+    done = dtsf("evaluate", "run", "--views", "1,3", "--draws", 2, cwd=world)
+    assert done.returncode == 0, done.stderr
+    told = " ".join(done.stderr.split())
+    assert "on 10 groups (20 clips) of nucla: all views of unseen subjects (2); given only views 1, 3" in told
+    assert "mean of 2 sets of frames" in told
+    assert "10 clips of other views than --views" in told
+
+
+def documented(title):
+    """Keys in the first column of the table under a heading."""
+    part = DOC.read_text().split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+    return set(re.findall(r"^\| `(\w+)`", part, re.MULTILINE))
+
+
+def test_json_keys_are_those_of_the_page(world, dtsf, tmp_path):
+    metrics = documented("metrics.json")
+    assert set(json.loads((world / "run/metrics.json").read_text())) == metrics
+    done = dtsf("evaluate", world / "run", "--cache", world / "cache", "--json", cwd=tmp_path)
+    assert set(json.loads(done.stdout)) == metrics - {"predictions"}
+    words = ("train", "--cache", world / "cache", "--protocol", "all", "--epochs", 1, "--json")
+    trained = dtsf(*words, "--set", "train.held_out=0.3", "--out", "run", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    answer = json.loads(trained.stdout)
+    assert set(answer) == metrics - {"predictions"} | documented("dtsf train --json")
+    assert (answer["epochs"], answer["best_epoch"]) == (1, 1)
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert set().union(*lines) == documented("log.jsonl")
+    told = " ".join(trained.stderr.split())
+    assert "nucla, the task: the training clips themselves: no generalisation is measured" in told
+    for what in ("trains", "held out, watched", "tested"):
+        assert what in told

@@ -1,0 +1,159 @@
+"""The published splits, by the published counts (reference/datasets.md), and what a split says of itself."""
+
+import csv
+import re
+
+import pytest
+
+from dtsf.cache.records import Clip
+from dtsf.model.training.protocols import describe, parse_protocol, split_clips
+
+
+@pytest.fixture(scope="module")
+def reference(shared_data):
+    return shared_data.parent / "reference"
+
+
+def rows(file):
+    with file.open(newline="") as open_file:
+        return list(csv.DictReader(open_file))
+
+
+@pytest.fixture(scope="module")
+def ntu(reference):
+    """Every video of NTU-120, from its published grid: 318 (setup, subject) pairs, all of their actions, three cameras."""
+    clips = []
+    for row in rows(reference / "ntu_setup_subject_rep.csv"):
+        setup, subject = int(row["setup"]), int(row["subject"])
+        for action in range(1, 61) if setup <= 17 else range(61, 121):
+            for repetition in row["replications"].split("+"):
+                group = f"S{setup:03}P{subject:03}R{int(repetition):03}A{action:03}"
+                clips += [
+                    Clip.model_construct(
+                        id=f"{group}C{camera}",
+                        path="x",
+                        label=action - 1,
+                        raw_label=str(action),
+                        group=group,
+                        view=camera,
+                        subject=str(subject),
+                        setup=setup,
+                        split=None,
+                        background=None,
+                    )
+                    for camera in (1, 2, 3)
+                ]
+    return clips
+
+
+@pytest.mark.parametrize(
+    ("setups", "protocol", "train", "test", "task"),
+    [
+        (17, "cross-subject", 40_320, 16_560, "all views of unseen subjects (3, 6, 7, 10, 11"),
+        (17, "cross-view", 37_920, 18_960, "an unseen view alone (view 1) of performances seen from others"),
+        (32, "cross-subject", 63_360, 51_120, "all views of unseen subjects (3, 6, 7, 10, 11"),
+        (32, "cross-setup", 54_720, 59_760, "all views of unseen setups (odd numbers)"),
+    ],
+)
+def test_ntu_splits_have_the_published_sizes(ntu, setups, protocol, train, test, task):
+    clips = [clip for clip in ntu if clip.setup <= setups]
+    split = split_clips(clips, parse_protocol(protocol, "ntu"), "ntu", ("1", "2", "3"))
+    assert (len(split.train), len(split.test)) == (train, test)
+    assert split.task.startswith(task)
+    assert not split.left_out
+    sides = [describe(side, ("1", "2", "3")) for side in (split.train, split.test)]
+    if protocol == "cross-view":
+        assert [list(side.views) for side in sides] == [["2", "3"], ["1"]]
+        assert sides[0].groups == sides[1].groups == 18_960
+    else:
+        # Whole groups on one side.
+        assert [side.groups * 3 for side in sides] == [train, test]
+        who = "setups" if protocol == "cross-setup" else "subjects"
+        assert not set(getattr(sides[0], who)) & set(getattr(sides[1], who))
+    if protocol == "cross-subject":
+        assert [len(side.subjects) for side in sides] == ([20, 20] if setups == 17 else [53, 53])
+
+
+def nucla(reference, flag):
+    return [
+        Clip(
+            id=f"{r['action']}-{r['subject']}-{r['episode']}-{r['view']}",
+            path="x",
+            label=int(r["action"]),
+            raw_label=r["action"],
+            group=f"a{r['action']}s{r['subject']}e{r['episode']}",
+            view=int(r["view"]),
+            subject=str(int(r["subject"])),
+        )
+        for r in rows(reference / "nucla_ids.csv")
+        if r[flag] == "1"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("peer", "protocol", "train", "test"),
+    [
+        # VPN's training lists (968, 981, 1019) differ by a clip or two from what its own test lists say of the other views.
+        ("in_vpn", "cross-view:1", 504 + 463, 516),
+        ("in_vpn", "cross-view:2", 516 + 463, 504),
+        ("in_vpn", "cross-view:3", 516 + 504, 463),
+        ("in_ctrgcn", "cross-view", 1020, 464),
+        ("in_dvanet", "cross-view", 1015, 460),
+        ("in_dvanet", "cross-subject", 1328, 147),
+    ],
+)
+def test_nucla_splits_have_the_peers_sizes(reference, peer, protocol, train, test):
+    split = split_clips(nucla(reference, peer), parse_protocol(protocol, "nucla"), "nucla", ("1", "2", "3"))
+    assert (len(split.train), len(split.test)) == (train, test)
+
+
+def test_leaving_each_nucla_subject_out_tests_every_clip_once(reference):
+    clips = nucla(reference, "in_ctrgcn")
+    tested = []
+    for subject in range(1, 11):
+        split = split_clips(clips, parse_protocol(f"cross-subject:{subject:02}", "nucla"), "nucla", ("1", "2", "3"))
+        assert split.task == f"all views of unseen subjects ({subject})"
+        assert {clip.subject for clip in split.test} == {str(subject)}
+        assert str(subject) not in {clip.subject for clip in split.train}
+        tested += [clip.id for clip in split.test]
+    assert sorted(tested) == sorted(clip.id for clip in clips)
+
+
+@pytest.mark.parametrize(("word", "name"), [("1", "horizontal"), ("angle", "angle"), ("3", "topdown"), (None, "topdown")])
+def test_casia_rotations_test_one_view_by_number_or_name(word, name):
+    views = ("horizontal", "angle", "topdown")
+    clips = [
+        Clip(id=f"{p}-{v}", path="x", label=0, raw_label="walk", group=f"p{p}", view=v, subject=str(p))
+        for p in (1, 2)
+        for v in (1, 2, 3)
+    ]
+    split = split_clips(clips, parse_protocol(word and f"cross-view:{word}", "casia"), "casia", views)
+    assert describe(split.test, views).views == {name: 2}
+    assert list(describe(split.train, views).views) == [view for view in views if view != name]
+    assert split.task == f"an unseen view alone (view {name}) of performances seen from others"
+
+
+def row(group, view, subject, side):
+    return Clip(
+        id=f"{group}-{view}", path="x", label=0, raw_label="a", group=group, view=view, subject=subject, split=side
+    )
+
+
+@pytest.mark.parametrize(
+    ("clips", "said"),
+    [
+        (
+            [row("g1", 1, "1", "train"), row("g1", 2, "1", "test")],
+            "an unseen view alone (view b), of subjects who trained too in performances seen from others",
+        ),
+        (
+            [row("g1", 1, "1", "train"), row("g2", 1, "2", "test"), row("g3", 1, "1", "spare")],
+            "views that trained too, of unseen subjects",
+        ),
+        ([row("g1", 1, None, "train"), row("g2", 2, None, "test")], "an unseen view alone (view b), of people it does not"),
+    ],
+)
+def test_a_users_own_split_says_what_its_test_rows_share_with_training(clips, said):
+    split = split_clips(clips, parse_protocol("split", "manifest"), "manifest", ("a", "b"))
+    assert re.match(rf"the manifest's test rows: {re.escape(said)}", split.task)
+    assert split.left_out == ({"split spare": 1} if len(clips) == 3 else {})

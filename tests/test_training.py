@@ -1,0 +1,410 @@
+"""The loop: what a step is made of, what is averaged, when it stops, and that a kill changes nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from dtsf.cache.records import Clip
+from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.errors import ConfigError
+from dtsf.model.network.encoder import VideoMamba
+from dtsf.model.network.evidence import dirichlet, uncertainty
+from dtsf.model.training import record
+from dtsf.model.training.checkpoint import RunState
+from dtsf.model.training.data import Groups
+from dtsf.model.training.early_stop import held_out_score, noted
+from dtsf.model.training.holdout import hold_out
+from dtsf.model.training.loop import fit
+from dtsf.model.training.losses import uncertain_cross_entropy
+from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
+from dtsf.model.training.processes import World, epoch_plan
+from dtsf.model.training.protocols import Split
+from dtsf.model.training.recipe import load_recipe
+
+CLASSES = 3
+INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))
+SPEC = CacheSpec(decoder="none", frames=4, size=32, grid=3, encoder="none", weights_hash="0", channels=6)
+SMALL = ("model.width=16", "model.depth=1", "model.frames=4", "model.patch=3", "model.reduce=4", "model.dropout=0.0")
+STILL = ("model.pasted=none", "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0")
+"""Nothing drawn at random but the order."""
+
+
+def toy(n=18, views=2):
+    torch.manual_seed(0)
+    label = torch.arange(n) % CLASSES
+    x = 0.1 * torch.randn(n * views, 4, 3, 3, 6)
+    moving = F.one_hot(label.repeat_interleave(views), 6)[:, None, None, None]
+    x += moving * torch.linspace(-1, 1, 4)[:, None, None, None]
+    return Groups(x.half(), torch.arange(n * views).view(n, views), label, tuple(f"g{k:02}" for k in range(n)))
+
+
+def train(run, *overrides, groups=None, **options):
+    recipe = load_recipe("unseen-cameras", [*SMALL, "augment.shift=0", "augment.flip=0.0", *overrides])
+    run.mkdir(exist_ok=True)
+    groups = toy() if groups is None else groups
+    fitted = fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=run, device="cpu", **options)
+    return fitted, [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def assert_close(first, second, **tolerance):
+    first, second = first.state_dict(), second.state_dict()
+    assert first.keys() == second.keys()
+    for name, x in first.items():
+        torch.testing.assert_close(x, second[name], **tolerance, msg=name)
+
+
+def moved(fitted, tmp_path):
+    """How far the weights went from where they began."""
+    begin, _ = train(tmp_path / "begin", *STILL, "train.epochs=1", "train.lr=1e-30", "train.weight_decay=0.0")
+    return sum((x - y).norm().item() for x, y in zip(begin.net.parameters(), fitted.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize(("groups", "batch", "accumulate"), [(18, 4, 1), (17, 2, 3), (7, 3, 2), (1, 4, 2)])
+def test_every_group_counts_once_in_an_epoch_whoever_takes_it(groups, batch, accumulate, size):
+    def plan(rank):
+        torch.manual_seed(5)
+        return epoch_plan(groups, batch, accumulate, World(size, rank, size))
+
+    plans = [plan(rank) for rank in range(size)]
+    seen = []
+    for steps in zip(*plans, strict=True):
+        n = steps[0].n_groups
+        assert len({len(step.shares) for step in steps}) == 1  # else processes would wait for each other
+        shares = [share for step in steps for share in step.shares]
+        assert all(0 < len(share.chosen_B) <= batch for share in shares)
+        counted = [share for share in shares if share.weight]
+        assert sum(len(share.chosen_B) for share in counted) == n <= batch * accumulate * size
+        # Means over the processes of weighted means of shares: each group weighs 1 / n.
+        for share in counted:
+            assert share.weight / size / len(share.chosen_B) == pytest.approx(1 / n)
+        seen += [row for share in counted for row in share.chosen_B.tolist()]
+    assert sorted(seen) == list(range(groups))
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
+    whole, log = train(tmp_path / "whole", *STILL, "train.epochs=3", "train.batch_size=8", "train.ema=0.5")
+    parts, other = train(
+        tmp_path / "parts", *STILL, "train.epochs=3", "train.batch_size=2", "train.accumulate=4", "train.ema=0.5"
+    )
+    assert [line["step"] for line in other] == list(range(1, 10))  # 8 + 8 + 2 groups, three times
+    for line, same in zip(log, other, strict=True):
+        assert line == pytest.approx(same, rel=1e-4)
+    assert_close(whole.net, parts.net, rtol=1e-3, atol=1e-5)
+
+
+def test_running_average_of_the_weights_is_what_is_kept(tmp_path):
+    net, average = torch.nn.Linear(2, 1), {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}
+    expected = 0.0
+    for step, value in enumerate((1.0, 3.0, -2.0), 1):
+        torch.nn.init.constant_(net.weight, value)
+        update_average(average, net, 0.9, step)
+        keep = min(0.9, (1 + step) / (10 + step))
+        expected = keep * expected + (1 - keep) * value
+    torch.testing.assert_close(average["weight"], torch.full((1, 2), expected))
+    last, _ = train(tmp_path / "last", *STILL, "train.epochs=2")
+    averaged, _ = train(tmp_path / "averaged", *STILL, "train.epochs=2", "train.ema=0.9")
+    saved = load_file(tmp_path / "averaged/last/model.safetensors")
+    raw = torch.load(tmp_path / "averaged/last/optimizer.pt", weights_only=True)["raw"]
+    for name, x in averaged.net.state_dict().items():
+        assert torch.equal(x, saved[name])
+        assert torch.equal(last.net.state_dict()[name], raw[name])
+    assert not torch.equal(averaged.net.encoder.head.weight, last.net.encoder.head.weight)
+
+
+def test_weight_decay_spares_norms_biases_positions_and_the_scan():
+    net = VideoMamba(channels=2, canvas=4, patch=2, frames=3, n_classes=3, width=8, depth=1, state=2)
+    decayed, kept = parameter_groups(net, 0.05)
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    spared = {names[id(parameter)] for parameter in kept["params"]}
+    for part in ("norm", "bias", "A_log", "A_b_log", "cls_token", "pos_embed", "temporal_pos_embedding"):
+        assert [name for name in names.values() if part in name], part
+        assert {name for name in names.values() if part in name} <= spared
+    assert {name for name in names.values() if name.split(".")[-1] in ("D", "D_b")} <= spared
+    assert all(names[id(parameter)].endswith("weight") and parameter.ndim > 1 for parameter in decayed["params"])
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+def test_learning_rate_rises_then_falls_to_nothing():
+    rates = [schedule(step, 100, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates == sorted(rates[:11]) + sorted(rates[11:], reverse=True)
+    assert rates[-1] < 0.001
+
+
+def test_gradients_are_clipped(tmp_path):
+    # So short that AdamW's epsilon outweighs them: where they are not clipped, its steps would be of full length.
+    free, _ = train(tmp_path / "free", *STILL, "train.epochs=2", "train.weight_decay=0.0")
+    clipped, _ = train(
+        tmp_path / "clipped", *STILL, "train.epochs=2", "train.weight_decay=0.0", "train.clip_norm=1e-13"
+    )
+    assert moved(clipped, tmp_path) < 0.01 * moved(free, tmp_path / "..")
+
+
+def test_label_smoothing_is_cross_entropy_with_a_softer_label(tmp_path):
+    logits, label = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 3.0]]), torch.tensor([0, 1])
+    soft = 0.8 * F.one_hot(label, 3) + 0.2 / 3
+    expected = (1 + uncertainty(dirichlet(logits))) * -(soft * logits.log_softmax(-1)).sum(-1)
+    torch.testing.assert_close(uncertain_cross_entropy(logits, label, label_smoothing=0.2), expected)
+    plain, smooth = (
+        train(tmp_path / f"s{s}", *STILL, "train.epochs=1", f"loss.label_smoothing={s}")[1][0] for s in (0.0, 0.2)
+    )
+    assert plain["evidence"] == smooth["evidence"]
+    assert plain["cross"] != smooth["cross"]
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
+    words = (*STILL, "train.epochs=25", "train.lr=0.01", "loss.kl=0.0")
+    _, log = train(tmp_path / "full", *words)
+    mixed, other = train(tmp_path / "mixed", *words, 'train.precision="bf16-mixed"')
+    assert {x.dtype for x in mixed.net.state_dict().values()} == {torch.float32}
+    assert log[0]["loss"] != other[0]["loss"]
+    assert log[0]["loss"] == pytest.approx(other[0]["loss"], rel=0.02)
+    assert other[-1]["loss"] < 0.8 * other[0]["loss"]
+    assert other[-1]["loss"] == pytest.approx(log[-1]["loss"], rel=0.3)
+
+
+# Held out, early stop
+
+
+def clips(subjects=("1", "2", "3"), repetitions=4):
+    return tuple(
+        Clip(
+            id=f"{s}-{label}-{r}-{view}",
+            path="x",
+            label=label,
+            raw_label=str(label),
+            group=f"{s}-{label}-{r}",
+            view=view,
+            subject=s,
+        )
+        for s in subjects
+        for label in range(CLASSES)
+        for r in range(repetitions)
+        for view in (1, 2)
+    )
+
+
+def test_held_out_groups_come_from_the_training_side_alone_and_stay_whole():
+    everything = clips()
+    split = Split(
+        train=tuple(c for c in everything if c.subject != "3"),
+        test=tuple(c for c in everything if c.subject == "3"),
+        left_out={},
+        task="",
+    )
+
+    def held(*overrides, seed=0):
+        return hold_out(split, load_recipe("default", overrides).train, seed)
+
+    assert held() is split
+    share = held("train.held_out=0.25")
+    assert share.test == split.test
+    assert {c.id for c in share.train} | {c.id for c in share.held_out} == {c.id for c in split.train}
+    assert not {c.group for c in share.train} & {c.group for c in share.held_out}
+    assert [sum(c.label == k for c in share.held_out) for k in range(CLASSES)] == [4, 4, 4]  # 2 of 8 groups, 2 views
+    assert held("train.held_out=0.25") == share != held("train.held_out=0.25", seed=1)
+    assert {c.subject for c in held("train.held_out_subjects=02").held_out} == {"2"}
+    with pytest.raises(ConfigError, match=r"held_out_subjects: 3 is not among the training subjects \(1, 2\)"):
+        held("train.held_out_subjects=3")
+    with pytest.raises(ConfigError, match="holds out 24 of 24 training groups"):
+        held("train.held_out_subjects=1,2")
+    with pytest.raises(ConfigError, match="patience needs groups to watch"):
+        held("train.patience=3")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        held("train.held_out=0.1", "train.held_out_subjects=1")
+
+
+STOPS = ("train.epochs=40", "train.lr=0.01", "train.held_out=0.2", "train.patience=2", "train.ema=0.3")
+
+
+def opposed():
+    """Groups to hold out whose labels say the opposite: the better the fit, the worse they are judged."""
+    groups = toy(9)
+    return Groups(groups.embeddings_NFHWC, groups.row_GV, (groups.label_G + 1) % CLASSES, groups.names)
+
+
+def test_early_stop_keeps_the_best_epochs_weights(tmp_path):
+    judged = []
+    fitted, log = train(tmp_path / "run", *STOPS, held_out=opposed(), on_epoch=judged.append)
+    losses = [line["held_out_loss"] for line in log if "held_out_loss" in line]
+    best = losses.index(min(losses)) + 1
+    assert fitted.epochs == len(losses) == best + 2 < 40
+    assert fitted.best_epoch == best
+    assert [report.held_out[0] for report in judged] == losses
+    assert set(judged[0].terms) == {"evidence", "kl", "cross", "views"}
+    saved = load_file(tmp_path / "run/last/model.safetensors")
+    assert all(torch.equal(x, saved[name]) for name, x in fitted.net.state_dict().items())
+    assert held_out_score(fitted.net, saved, opposed())[0] == min(losses)
+    # A finished run stays finished.
+    again, same = train(tmp_path / "run", *STOPS, held_out=opposed(), resume=True)
+    assert (again.epochs, same) == (fitted.epochs, log)
+
+
+def test_an_epoch_that_diverged_is_never_the_best():
+    state = RunState.model_construct(epoch=1, best_epoch=None, best_loss=None)
+    assert noted(state, float("nan")).best_epoch is None
+    assert noted(state, 2.0).best_epoch == 1
+    later = state.model_copy(update={"epoch": 5, "best_epoch": 3, "best_loss": 1.0})
+    assert [noted(later, loss).best_epoch for loss in (float("nan"), 1.0, 0.9)] == [3, 3, 5]
+
+
+def test_watching_changes_nothing_of_the_training(tmp_path):
+    alone, _ = train(tmp_path / "alone", "train.epochs=3")
+    watched, _ = train(tmp_path / "watched", "train.epochs=3", "train.held_out=0.2", held_out=opposed())
+    assert watched.best_epoch is not None
+    assert all(torch.equal(x, y) for x, y in zip(alone.net.parameters(), watched.net.parameters(), strict=True))
+
+
+# Killed
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import test_training as t
+groups = t.toy(24)
+run = Path(sys.argv[1])
+t.train(run, *sys.argv[3:], groups=groups, held_out=t.opposed(), resume=sys.argv[2] == "resume")
+"""
+EVERYTHING = (
+    *("train.epochs=25", "train.batch_size=3", "train.accumulate=2", "train.ema=0.9", "train.held_out=0.2"),
+    *("train.patience=50", "model.dropout=0.1", "augment.view_drop=0.3", "augment.jitter=0.5"),
+)
+
+
+@pytest.mark.parametrize(
+    ("debias", "kills"), [("hsic", (4, 57)), pytest.param("stillmix", (31,), marks=pytest.mark.slow)]
+)
+def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debias, kills):
+    # StillMix needs the still part of a frame.
+    words = [*EVERYTHING, f"debias.method={debias}", *(["model.anchor=frame"] if debias == "stillmix" else [])]
+    _, _ = train(tmp_path / "whole", *words, groups=toy(24), held_out=opposed())
+    log, killed, how = tmp_path / "cut/log.jsonl", 0, "begin"
+    for lines in (*kills, 10_000):
+        child = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, tmp_path / "cut", how, *words],
+            env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"},
+        )
+        while child.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+            time.sleep(0.005)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+            killed += 1
+        child.wait()
+        how = "resume"
+    assert child.returncode == 0
+    assert killed == len(kills)
+    first, second = (load_file(tmp_path / name / "last/model.safetensors") for name in ("whole", "cut"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert (tmp_path / "whole/log.jsonl").read_text() == log.read_text()
+    one, two = (torch.load(tmp_path / name / "last/optimizer.pt", weights_only=True) for name in ("whole", "cut"))
+    assert one.keys() == two.keys() == {"optimizer", "debiaser", "raw", "average"}
+    for part in ("raw", "average", "debiaser"):
+        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+
+
+# Several processes
+
+
+def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world, tmp_path):
+    words = [
+        *("train", "--cache", world / "cache", "--dataset", "nucla", "--protocol", "cross-subject:2", "--epochs", "3"),
+        *("--recipe", "unseen-cameras", "--json"),
+        *(word for switch in (*SMALL[:2], *STILL, "train.ema=0.5") for word in ("--set", switch)),
+        *("--set", "model.dropout=0.0", "--set", "model.drop_path=0.0", "--set", "augment.shift=0"),
+    ]
+    alone = dtsf(*words, "--set", "train.batch_size=6", "--out", tmp_path / "one", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    pair = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dtsf", *map(str, words)),
+            *("--set", "train.batch_size=3", "--out", str(tmp_path / "two")),
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert pair.returncode == 0, pair.stderr
+    (answer,) = pair.stdout.strip().splitlines()  # one object, of the first process
+    assert json.loads(answer)["top1"] == pytest.approx(json.loads(alone.stdout)["top1"])
+    assert pair.stderr.count("the task: all views of unseen subjects (2)") == 1
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    assert len(logs[0]) == 6  # 10 groups: 6 and 4, three times
+    for line, same in zip(*logs, strict=True):
+        assert line == pytest.approx(same, rel=1e-3)
+    first, second = (load_file(tmp_path / name / "last/model.safetensors") for name in ("one", "two"))
+    for name, x in first.items():
+        torch.testing.assert_close(x, second[name], rtol=1e-3, atol=1e-4, msg=name)
+    assert json.loads((tmp_path / "two/last/state.json").read_text())["processes"] == 2
+    refused = dtsf(*words, "--set", "train.batch_size=3", "--out", tmp_path / "two", "--resume", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "was trained with processes 2, not 1" in " ".join(refused.stderr.split())
+
+
+# What is written down
+
+
+def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypatch):
+    noted, opened = [], []
+
+    class Writer:
+        def add_scalar(self, tag, scalar_value, global_step):
+            noted.append((tag, scalar_value, global_step))
+
+        def close(self):
+            opened.append("closed")
+
+    def writer(folder, step):
+        opened.append((folder, step))
+        return Writer()
+
+    monkeypatch.setattr(record, "summary_writer", writer)
+    _, log = train(tmp_path / "run", "train.epochs=2")
+    assert opened == [(tmp_path / "run/tensorboard", 0), "closed"]
+    expected = [
+        (name, value, line["step"]) for line in log for name, value in line.items() if name not in ("step", "epoch")
+    ]
+    assert noted == expected
+    assert {name for name, *_ in noted} >= {"loss", "evidence", "kl", "cross", "views", "accuracy", "uncertainty", "lr"}
+
+
+def test_without_tensorboard_there_is_only_the_log(tmp_path):
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        assert record.summary_writer(tmp_path / "events", 0) is None
+        assert not (tmp_path / "events").exists()
+
+
+@pytest.mark.parametrize(
+    ("tail", "kept"),
+    [(b'{"step": 3, "x": 1}\n', 2), (b'{"step": 2', 2), (b"\0\0\0\n", 2), (b"[]\n", 2), (b'{"step": 2}\n', 3), (b"", 2)],
+)
+def test_the_log_is_cut_behind_what_the_checkpoint_knows(tmp_path, tail, kept):
+    whole = b'{"step": 1}\n{"step": 2}\n'
+    (tmp_path / "log.jsonl").write_bytes(whole + tail)
+    with record.Record(tmp_path, 2) as log:
+        log.write({"step": 9})
+    lines = (tmp_path / "log.jsonl").read_bytes().splitlines()
+    assert (len(lines) - 1, lines[-1]) == (kept, b'{"step": 9}')
+    with record.Record(tmp_path, 0):
+        assert (tmp_path / "log.jsonl").read_bytes() == b""
