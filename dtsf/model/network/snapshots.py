@@ -27,6 +27,8 @@ __all__ = [
 
 Content = Literal["frame", "dynamic"]
 
+PART = 250_000
+"""Numbers handled at a time where temporary results are as large as the canvas: 1 MB in float32."""
 CELLS = 9
 PASTED = 3
 # Corners hide the least of an actor who stands in the middle of the frame.
@@ -44,17 +46,29 @@ def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
 
 
-def motion_energy(x_BVTHWC: Tensor) -> Tensor:
+def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
     """How far each place of each frame is from its temporal mean, over the mean of that in the clip; any leading axes.
 
     Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
     difference, which room and clothes decide, is left out, and so is its size in the clip, which contrast decides.
 
+    Args:
+        x_BVTHWC: Canvases.
+        scale_C: Each channel is multiplied by this first; by nothing if left out.
+
     Returns:
         The same shape with one channel, 1 in the mean of a clip; 0 where nothing moves at all.
 
     """
-    distance_BVTHW1 = separate(x_BVTHWC)[1].norm(dim=-1, keepdim=True)
+    clips_PTHWC = x_BVTHWC.flatten(0, -5) if x_BVTHWC.ndim > 4 else x_BVTHWC[None]
+    # A few clips at a time stay in the processor's cache; what is exported has no shape that depends on their number.
+    whole = torch.compiler.is_compiling() or x_BVTHWC.device.type != "cpu"
+    size = len(clips_PTHWC) if whole else max(1, PART // max(1, clips_PTHWC.shape[1:].numel()))
+    distances = []
+    for part_PTHWC in [clips_PTHWC] if whole else clips_PTHWC.split(size):
+        scaled_PTHWC = part_PTHWC if scale_C is None else part_PTHWC * scale_C
+        distances.append(separate(scaled_PTHWC)[1].norm(dim=-1, keepdim=True))
+    distance_BVTHW1 = torch.cat(distances).view(*x_BVTHWC.shape[:-1], 1)
     mean_BV1111 = distance_BVTHW1.mean((-4, -3, -2), keepdim=True)
     energy_BVTHW1: Tensor = distance_BVTHW1 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return energy_BVTHW1

@@ -20,7 +20,7 @@ from torch import nn
 from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from dtsf.model.training.data import channel_deviation, energy_mean, training_batches
+from dtsf.model.training.data import channel_deviation, energy_mean, training_batches, training_source
 from dtsf.model.training.debias import make_debiaser
 from dtsf.model.training.initialise import load_initial_weights
 from dtsf.model.training.losses import dtsf_loss
@@ -111,6 +111,7 @@ def fit(
     net.channel_scale_C.copy_(1.0 / deviation_C)
     if recipe.model.canvas == "energy":
         net.energy_mean_HW1.copy_(energy_mean(net, groups))
+    source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     ).to(fabric.device)
@@ -142,7 +143,7 @@ def fit(
             sums = torch.zeros(3)
             step = state.step
             for batch in training_batches(
-                groups, train.batch_size, recipe.model.frames, recipe.model.pace, recipe.augment, deviation_C
+                source, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C
             ):
                 lr = train.lr * schedule(step, n_steps, train.warmup)
                 for group in optimizer.param_groups:
