@@ -156,7 +156,7 @@ def shares(epoch: Callable[[], list[float]]) -> dict[str, float]:
         ):
             stack.enter_context(patch.object(owner, attribute, labelled(name, getattr(owner, attribute))))
         profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU]))
-        for _ in range(3):
+        for _ in range(8):
             epoch()
     events = list(profiler.events())
     forward: dict[int, str] = {}

@@ -60,15 +60,18 @@ def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
         The same shape with one channel, 1 in the mean of a clip; 0 where nothing moves at all.
 
     """
-    clips_PTHWC = x_BVTHWC.flatten(0, -5) if x_BVTHWC.ndim > 4 else x_BVTHWC[None]
-    # A few clips at a time stay in the processor's cache; what is exported has no shape that depends on their number.
-    whole = torch.compiler.is_compiling() or x_BVTHWC.device.type != "cpu"
-    size = len(clips_PTHWC) if whole else max(1, PART // max(1, clips_PTHWC.shape[1:].numel()))
-    distances = []
-    for part_PTHWC in [clips_PTHWC] if whole else clips_PTHWC.split(size):
-        scaled_PTHWC = part_PTHWC if scale_C is None else part_PTHWC * scale_C
-        distances.append(separate(scaled_PTHWC)[1].norm(dim=-1, keepdim=True))
-    distance_BVTHW1 = torch.cat(distances).view(*x_BVTHWC.shape[:-1], 1)
+
+    def distance(x_PTHWC: Tensor) -> Tensor:
+        scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
+        return separate(scaled_PTHWC)[1].norm(dim=-1, keepdim=True)
+
+    if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
+        distance_BVTHW1 = distance(x_BVTHWC)
+    else:
+        # A few clips at a time stay in the processor's cache.
+        size = max(1, PART // max(1, x_BVTHWC.shape[-4:].numel()))
+        parts = [distance(x_PTHWC) for x_PTHWC in x_BVTHWC.flatten(0, -5).split(size)]
+        distance_BVTHW1 = torch.cat(parts).view(*x_BVTHWC.shape[:-1], 1)
     mean_BV1111 = distance_BVTHW1.mean((-4, -3, -2), keepdim=True)
     energy_BVTHW1: Tensor = distance_BVTHW1 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return energy_BVTHW1
