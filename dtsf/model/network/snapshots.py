@@ -63,7 +63,8 @@ def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
 
     def distance(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
-        return separate(scaled_PTHWC)[1].norm(dim=-1, keepdim=True)
+        distance_PTHW1: Tensor = separate(scaled_PTHWC)[1].norm(dim=-1, keepdim=True)
+        return distance_PTHW1
 
     if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
         distance_BVTHW1 = distance(x_BVTHWC)
