@@ -3,11 +3,16 @@
 One step is 16 groups x 3 views x 16 frames of 6 x 6 x 112, drawn at random in memory: loading (gather, augmentation), the
 network forward and backward, the losses, clipping and AdamW. ``--json`` gives {step_ms, share{}, ...}; step_ms is the
 median over the steps without the profiler. Shares come from PyTorch's profiler: the time of every operator is booked on
-the innermost of these that it belongs to, forward and backward alike:
+the innermost of these that it belongs to, and the time of its backward likewise, so that nothing is left over:
   scan       the selective scan's two functions            conv       the causal convolution's two functions
-  matmul     matrix products, of all linear layers         tsm        pasting, forward (reads no gradient from videos)
-  canvas     normalisation and reduction before it         loader     the batch
-  optimizer  AdamW and clipping                             other      norms, additions, losses, copies, autograd itself
+  matmul     matrix products, of all linear layers         norm       RMSNorm
+  glue       of the encoder, what is left: residuals, positions, splits, layouts, casts, the convolution's and the scan's
+             arguments, Python between them
+  fusion     of the network, what is left: cameras merged, MSF, evidence, uncertainty
+  loss       the three losses, of all and of each view     autograd   the engine's own: order, sums of gradients
+  canvas     what the encoder is shown                     tsm        pasting of thumbnails
+  loader     the batch                                     optimizer  AdamW, clipping, gradients set to none
+  python     the loop itself
 """
 
 from __future__ import annotations
@@ -27,14 +32,19 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from dtsf.model.network import dtsfnet
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.data import Groups, training_batches
+from dtsf.model.network.encoder import VideoMamba
+from dtsf.model.network.mamba import RMSNorm
+from dtsf.model.training.data import Groups, training_batches, training_source
 from dtsf.model.training.loop import parameter_groups
 from dtsf.model.training.losses import dtsf_loss
 from dtsf.model.training.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from dtsf.model.training.data import Batch
+
+ENGINE = "autograd::engine::evaluate_function"
 SIDE, CHANNELS, CLASSES, FRAMES, VIEWS = 6, 112, 10, 16, 3
 LABELS = {
     "_Scan": "scan",
@@ -70,60 +80,103 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
     net = DTSFNet(recipe.model, channels=CHANNELS, canvas=SIDE, n_classes=CLASSES, n_views=VIEWS)
     optimizer = torch.optim.AdamW(parameter_groups(net, recipe.train.weight_decay), lr=recipe.train.lr, foreach=False)
 
+    source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
+
+    def step(batches: Iterator[Batch]) -> bool:
+        with record_function("part:loader"):
+            batch = next(batches, None)
+        if batch is None:
+            return False
+        with record_function("part:fusion"):
+            output = net(batch.x_BVTHWC, batch.mask_BV)
+        with record_function("part:loss"):
+            loss = dtsf_loss(output, batch.label_B, recipe.loss, 5)["loss"]
+        with record_function("part:optimizer"):
+            optimizer.zero_grad()
+        with record_function("part:autograd"):
+            loss.backward()
+        with record_function("part:optimizer"):
+            torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.train.clip_norm)
+            optimizer.step()
+        return True
+
     def epoch() -> list[float]:
         seconds = []
         batches = training_batches(
-            groups,
+            source,
             recipe.train.batch_size,
             recipe.model.frames,
-            recipe.model.pace,
+            pace,
             recipe.augment,
             torch.ones(CHANNELS),
         )
         while True:
             begun = time.perf_counter()
-            with record_function("part:loader"):
-                batch = next(batches, None)
-            if batch is None:
+            with record_function("part:python"):
+                more = step(batches)
+            if not more:
                 return seconds
-            loss = dtsf_loss(net(batch.x_BVTHWC, batch.mask_BV), batch.label_B, recipe.loss, 5)["loss"]
-            optimizer.zero_grad()
-            loss.backward()
-            with record_function("part:optimizer"):
-                torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.train.clip_norm)
-                optimizer.step()
             seconds.append(time.perf_counter() - begun)
 
     return epoch
 
 
-def part_of(event: Any) -> str:
-    """The innermost label around an event."""
+def own_part(event: Any) -> str | None:
+    """What an event is by itself, if that is known of its name."""
+    return event.name.removeprefix("part:") if event.name.startswith("part:") else LABELS.get(event.name)
+
+
+def part_of(event: Any, forward: dict[int, str]) -> str:
+    """The innermost label around an event; of the backward of an operator, that of the operator.
+
+    Args:
+        event: Of the profiler.
+        forward: Part of the forward operators, by the number that autograd gave each and its backward.
+
+    """
     while event is not None:
-        if event.name.startswith("part:"):
-            return str(event.name.removeprefix("part:"))
-        if event.name in LABELS:
-            return LABELS[event.name]
+        own = own_part(event)
+        if own is not None:
+            return own
+        if event.cpu_parent is not None and event.cpu_parent.name.startswith(ENGINE):
+            return forward.get(event.cpu_parent.sequence_nr, "autograd") if "Backward" in event.name else "autograd"
         event = event.cpu_parent
-    return "other"
+    return "python"
 
 
 def shares(epoch: Callable[[], list[float]]) -> dict[str, float]:
     with ExitStack() as stack:
+        # A method has to be given its network: patched on the class, it comes as the first argument.
         for name, owner, attribute in (
             ("tsm", dtsfnet, "paste_thumbnails"),
             ("canvas", DTSFNet, "_canvas"),
+            ("glue", VideoMamba, "forward"),
+            ("glue", VideoMamba, "encode_together"),
+            ("norm", RMSNorm, "forward"),
         ):
             stack.enter_context(patch.object(owner, attribute, labelled(name, getattr(owner, attribute))))
-        # A method has to be given its network: patched on the class, it comes as the first argument.
         profiler = stack.enter_context(profile(activities=[ProfilerActivity.CPU]))
-        for _ in range(3):
+        for _ in range(8):
             epoch()
+    events = list(profiler.events())
+    forward: dict[int, str] = {}
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        # Of the operators with one number the last to start is the one that autograd noted.
+        if event.sequence_nr >= 0 and not in_backward(event):
+            forward[event.sequence_nr] = part_of(event, {})
     spent: dict[str, float] = defaultdict(float)
-    for event in profiler.events():
-        spent[part_of(event)] += event.self_cpu_time_total
+    for event in events:
+        spent[part_of(event, forward)] += event.self_cpu_time_total
     total = sum(spent.values())
     return {name: value / total for name, value in sorted(spent.items(), key=lambda item: -item[1])}
+
+
+def in_backward(event: Any) -> bool:
+    while event is not None:
+        if event.name == "part:autograd" or event.name.startswith(ENGINE):
+            return True
+        event = event.cpu_parent
+    return False
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from dtsf.model.training.recipe import Recipe
 
 INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
 SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)
+ENERGY = {"canvas": "energy", "anchor": "frame", "views": "merged", "readout": "ordered", "normalise": "data"}
 
 
 def network(**changes):
@@ -63,6 +64,8 @@ def test_onnx_runtime_says_what_pytorch_says_for_any_batch(tmp_path, capfd):
         ({"fusion": "tmc", "motion": "msm"}, 3),
         ({"fusion": "concat"}, 2),
         ({"fusion": "sfm", "views": "together", "pasted": "none"}, 3),
+        (ENERGY | {"pasted": "none", "pace": 1.0}, 3),  # the default recipe's
+        (ENERGY | {"pasted": "frame", "fusion": "tmc"}, 2),
     ],
 )
 def test_every_switch_can_be_exported(tmp_path, changes, views):

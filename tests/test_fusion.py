@@ -211,7 +211,8 @@ def test_beside_the_encoder_the_papers_setting_has_at_most_31_000_parameters():
 @pytest.mark.parametrize(
     "change",
     [{"fusion": name} for name in ALL]
-    + [{"motion": "msm"}, {"motion": "none"}, {"fusion": "sfm", "views": "together"}],
+    + [{"motion": "msm"}, {"motion": "none"}, {"fusion": "sfm", "views": "together"}]
+    + [{"views": "merged", "readout": "ordered", "pasted": "none", "fusion": name} for name in ALL],
 )
 def test_every_switch_trains_its_own_parameters(change):
     torch.manual_seed(0)

@@ -28,8 +28,13 @@ LEAST_DEVIATION = 0.05
 
 
 def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
-    """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, 1)."""
-    return motion_energy(x_PTHWC.float() * scale_C)
+    """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, 1).
+
+    What has one channel in the place of the embeddings' C is energy already, and returned as it is.
+    """
+    if x_PTHWC.shape[-1] == 1 != len(scale_C):
+        return x_PTHWC
+    return motion_energy(x_PTHWC.float(), scale_C)
 
 
 def prepare_canvas(
@@ -49,7 +54,11 @@ def prepare_canvas(
     area average; and it is done on present views only, and pasted in a quarter of the channels.
     """
     pasted = config.pasted if config.motion == "tsm" else "none"
-    x_PTHWC = (x_BVTHWC.flatten(0, 1) if complete else x_BVTHWC[mask_BV]).float()
+    x_PTHWC = x_BVTHWC.flatten(0, 1)
+    if not complete:
+        # Rows by number: many times faster than by a mask.
+        x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
+    x_PTHWC = x_PTHWC.float()
 
     def grouped(y_PTHWR: Tensor) -> Tensor:
         y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(y_PTHWR, mask_BV)

@@ -88,7 +88,8 @@ class ModelConfig(BaseModel):
     """``apart`` encodes each view by itself, whichever camera it is; ``together`` all views of a group as one sequence,
     frame by frame, so that the state sees a moment from all sides (needs readout ``mean`` or ``ordered``). ``merged``
     has a patch embedding for each camera and one token for all of them: it reads each camera alone and all as one, and
-    the fused feature is the mean of MSF's and of that. Choose it where training and test have the same cameras."""
+    the fused feature is the mean of MSF's and of that (``fusion`` ``tmc`` has no fused feature: each camera alone).
+    Choose it where training and test have the same cameras."""
     motion: Literal["tsm", "msm", "none"] = "tsm"
     """``tsm`` is the paper's and does what ``pasted`` says; ``msm`` is MS-SC's, see :mod:`.motion_msm`; ``none`` leaves
     the canvas as ``anchor`` says."""
@@ -191,7 +192,8 @@ class DTSFNet(nn.Module):
         """Classify groups of views.
 
         Args:
-            x_BVTHWC: Canvases. Absent views may hold anything; they are neither encoded nor pasted.
+            x_BVTHWC: Canvases: embeddings or pixels; with ``canvas`` ``energy`` also what :meth:`energy` made of them.
+                Absent views may hold anything; they are neither encoded nor pasted.
             mask_BV: True where the view is present; every group needs one. None says that all are, and leaves no
                 shape that depends on values: what is exported.
 
@@ -253,22 +255,25 @@ class DTSFNet(nn.Module):
         feature_BVD: Tensor = self.encoder(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
         return feature_BVD
 
-    def _encode_merged(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> tuple[Tensor, Tensor]:
+    def _encode_merged(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> tuple[Tensor, Tensor | None]:
         """Features of each camera alone, (B, V, D), and of all present ones as one picture with V x R channels, (B, D).
 
+        The latter is None, and not computed, with ``fusion`` ``tmc``, which joins evidence and reads no fused feature.
         Present cameras are scaled up to stand for the absent ones, so that one alone is what training with withheld
         views has seen.
         """
         V, most = mask_BV.shape[1], self.n_views
         alone_VV = torch.eye(V, device=mask_BV.device).expand(mask_BV.shape[0], -1, -1)
-        shown_BNV = torch.cat([alone_VV, mask_BV.float().unsqueeze(1)], 1) * mask_BV.unsqueeze(1)
+        merged = self.config.fusion != "tmc"
+        all_B1V = mask_BV.float().unsqueeze(1)
+        shown_BNV = (torch.cat([alone_VV, all_B1V], 1) if merged else alone_VV) * mask_BV.unsqueeze(1)
         shown_BNV = shown_BNV * (most / shown_BNV.sum(-1, keepdim=True).clamp(min=1.0))
         x_BVTHWR = self.drop(canvas_BVTHWR)
         x_BNTHWVR = torch.einsum("bnv,bvthwr->bnthwvr", shown_BNV, x_BVTHWR)
         x_BNTHWVR = torch.nn.functional.pad(x_BNTHWVR, (0, 0, 0, most - V))
         x_NCTHW = x_BNTHWVR.flatten(5).flatten(0, 1).permute(0, 4, 1, 2, 3)
-        feature_BND = self.drop(self.encoder(x_NCTHW)).float().unflatten(0, (-1, V + 1))
-        return feature_BND[:, :V], feature_BND[:, V]
+        feature_BND = self.drop(self.encoder(x_NCTHW)).float().unflatten(0, (-1, V + merged))
+        return feature_BND[:, :V], feature_BND[:, V] if merged else None
 
     def _encode(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> Tensor:
         """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""

@@ -27,6 +27,8 @@ __all__ = [
 
 Content = Literal["frame", "dynamic"]
 
+PART = 250_000
+"""Numbers handled at a time where temporary results are as large as the canvas: 1 MB in float32."""
 CELLS = 9
 PASTED = 3
 # Corners hide the least of an actor who stands in the middle of the frame.
@@ -44,17 +46,33 @@ def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
 
 
-def motion_energy(x_BVTHWC: Tensor) -> Tensor:
+def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
     """How far each place of each frame is from its temporal mean, over the mean of that in the clip; any leading axes.
 
     Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
     difference, which room and clothes decide, is left out, and so is its size in the clip, which contrast decides.
 
+    Args:
+        x_BVTHWC: Canvases.
+        scale_C: Each channel is multiplied by this first; by nothing if left out.
+
     Returns:
         The same shape with one channel, 1 in the mean of a clip; 0 where nothing moves at all.
 
     """
-    distance_BVTHW1 = separate(x_BVTHWC)[1].norm(dim=-1, keepdim=True)
+
+    def distance(x_PTHWC: Tensor) -> Tensor:
+        scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
+        distance_PTHW1: Tensor = separate(scaled_PTHWC)[1].norm(dim=-1, keepdim=True)
+        return distance_PTHW1
+
+    if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
+        distance_BVTHW1 = distance(x_BVTHWC)
+    else:
+        # A few clips at a time stay in the processor's cache.
+        size = max(1, PART // max(1, x_BVTHWC.shape[-4:].numel()))
+        parts = [distance(x_PTHWC) for x_PTHWC in x_BVTHWC.flatten(0, -5).split(size)]
+        distance_BVTHW1 = torch.cat(parts).view(*x_BVTHWC.shape[:-1], 1)
     mean_BV1111 = distance_BVTHW1.mean((-4, -3, -2), keepdim=True)
     energy_BVTHW1: Tensor = distance_BVTHW1 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return energy_BVTHW1

@@ -37,6 +37,11 @@ class AugmentConfig(BaseModel):
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of Gaussian noise added to normalised embeddings."""
 
+    @property
+    def leaves_clips(self) -> bool:
+        """True where a clip looks the same every time it is read: at most whole views are withheld."""
+        return not (self.crop or self.jitter or self.shift or self.flip or self.noise)
+
 
 def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
     """Training's moments of every view by itself (views are not frame-aligned). (B, V, T), in [0, 1]."""

@@ -5,13 +5,14 @@ Letters: N clips, G groups, B groups of a batch, V views, F cached frames, T fra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 
 from dtsf.model.training.augment import choose_moments, drop_views, move_grid
-from dtsf.model.training.pace import evenly_spaced, read_frames
+from dtsf.model.training.pace import evenly_spaced, motion_steps, read_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ __all__ = [
     "channel_deviation",
     "evaluation_batches",
     "load_groups",
+    "training_source",
     "training_batches",
 ]
 
@@ -54,7 +56,7 @@ class Groups:
     """Groups of views, with the embeddings of their clips in memory."""
 
     embeddings_NFHWC: Tensor
-    """float16."""
+    """float16; or float32 motion energy, C = 1 and F = T: see :func:`training_source`."""
     row_GV: Tensor
     """Row of ``embeddings_NFHWC`` for each view of each group; -1 where the view is absent."""
     label_G: Tensor
@@ -70,6 +72,11 @@ class Groups:
     def mask_GV(self) -> Tensor:
         """True where a view is present."""
         return self.row_GV >= 0
+
+    @cached_property
+    def step_NS(self) -> Tensor:
+        """Motion from each cached frame of each clip to the next, on which ``model.pace`` runs. Computed once."""
+        return motion_steps(self.embeddings_NFHWC)
 
     def with_views(self, views: Iterable[int]) -> Groups:
         """The same groups with only these camera numbers (from 1); groups left without any view are dropped."""
@@ -144,6 +151,33 @@ def energy_mean(net: DTSFNet, groups: Groups) -> Tensor:
     return total / count
 
 
+@torch.no_grad()
+def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool) -> tuple[Groups, float]:
+    """What training reads, and its pace: the groups as they are, or with motion energy in the place of embeddings.
+
+    Where the network looks at motion energy alone and every epoch would read the same frames, the energy of each clip is
+    computed here once, a number a cell in the place of C: reading and computing it each time took a third of a step.
+
+    Args:
+        net: The network, with its scale of channels set.
+        groups: Training groups.
+        augment: How clips are varied.
+        embeddings: Somebody beside the network needs the embeddings themselves, so they stay.
+
+    """
+    config = net.config
+    if embeddings or config.canvas != "energy" or not augment.leaves_clips or groups.embeddings_NFHWC.shape[-1] == 1:
+        return groups, config.pace
+    parts = []
+    for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
+        moment_MT = evenly_spaced(config.frames).expand(len(row_M), -1)
+        step_NS = groups.step_NS if config.pace else None
+        x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, moment_MT, config.pace, step_NS)
+        parts.append(net.energy(x_MTHWC))
+    # At pace 0 the T moments of T frames are these frames.
+    return replace(groups, embeddings_NFHWC=torch.cat(parts)), 0.0
+
+
 def training_batches(
     groups: Groups,
     batch_size: int,
@@ -189,6 +223,8 @@ def evaluation_batches(
 
 
 def _read_views(groups: Groups, row_BV: Tensor, moment_BVT: Tensor, pace: float) -> Tensor:
-    # Row -1 of an absent view reads some other clip; the mask keeps it from ever being used.
-    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_BV.flatten(), moment_BVT.flatten(0, 1), pace)
+    # In the place of an absent view (row -1) stands some other clip; the mask keeps it from ever being used.
+    row_M = row_BV.flatten().clamp(min=0)
+    step_NS = groups.step_NS if pace else None
+    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, moment_BVT.flatten(0, 1), pace, step_NS)
     return x_MTHWC.reshape(*row_BV.shape, *x_MTHWC.shape[1:])

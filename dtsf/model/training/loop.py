@@ -15,7 +15,7 @@ import torch
 
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.data import channel_deviation, energy_mean, training_batches
+from dtsf.model.training.data import channel_deviation, energy_mean, training_batches, training_source
 from dtsf.model.training.debias import make_debiaser
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
@@ -125,6 +125,7 @@ def fit(
     net.channel_scale_C.copy_(1.0 / deviation_C)
     if recipe.model.canvas == "energy":
         net.energy_mean_HW1.copy_(energy_mean(net, groups))
+    source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     )
@@ -158,7 +159,7 @@ def fit(
             epoch, step = state.epoch, state.step
             model.train()
             sums: dict[str, float] = {}
-            for line, n in _steps(groups, recipe, model, training, fabric, deviation_C, epoch, step, seed):
+            for line, n in _steps(source, pace, recipe, model, training, fabric, deviation_C, epoch, step, seed):
                 step = line["step"]
                 record.write(line)
                 for name, value in line.items():
@@ -189,6 +190,7 @@ def fit(
 
 def _steps(
     groups: Groups,
+    pace: float,
     recipe: Recipe,
     model: Any,
     training: Training,
@@ -207,9 +209,7 @@ def _steps(
         # The order is common to all; what is drawn for the groups of each process is its own.
         torch.manual_seed((seed * 1_000_003 + epoch) * 65_537 + world.rank)
     order = (share.chosen_B for step in plan for share in step.shares)
-    batches = training_batches(
-        groups, train.batch_size, recipe.model.frames, recipe.model.pace, recipe.augment, deviation_C, order
-    )
+    batches = training_batches(groups, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C, order)
     optimizer = training.optimizer
     for made, step in enumerate(plan, done):
         lr = train.lr * schedule(made, n_steps, train.warmup)
