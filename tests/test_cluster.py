@@ -14,7 +14,7 @@ import pytest
 from test_preprocess import SMALL, catalog_of, start_script
 
 from dtsf.cache.reader import open_dataset
-from dtsf.errors import ConfigError
+from dtsf.errors import CacheError, ConfigError
 from dtsf.pipeline.run import make_spec, preprocess
 
 pytestmark = pytest.mark.slow
@@ -56,13 +56,13 @@ def below(pid):
     return found
 
 
-def workers_of(pid):
-    """Dask's worker processes: not its tracker of resources, and not the decoders."""
+def workers_of(pid, name="multiprocessing.forkserver"):
+    """Dask's worker processes and the one they are forked from: not the tracker of resources, and not the decoders."""
     found = []
     for child in below(pid):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
-            if "spawn_main" in words:
+            if name in words:
                 found.append(child)
     return found
 
@@ -152,6 +152,39 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
     assert main_kills < kills
     assert content(tmp_path / f"c{rounds}") == content(undisturbed)
     assert len(open_dataset(tmp_path / f"c{rounds}").clips) == 23
+
+
+def test_a_process_a_shard_where_there_are_no_more_shards(catalog, undisturbed, tmp_path):
+    """No dask: the same bytes but for the cut, every clip counted once though a process is lost on the way."""
+    spec, seen, killed = make_spec(**SMALL), [], []
+
+    def kill_one(progress):
+        seen.append(progress.done)
+        if not killed:
+            [*_, worker] = workers_of(os.getpid(), "dtsf.pipeline.crew")
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+
+    assert preprocess(catalog, tmp_path / "one", spec, workers=1, shard_size=12).clips == 24
+    result = preprocess(catalog, tmp_path / "two", spec, workers=2, shard_size=12, on_progress=kill_one)
+    assert result.verdicts == {"ok": 23, "truncated": 1}
+    assert killed
+    assert seen == sorted(seen)
+    assert seen[-1] == 24
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert not workers_of(os.getpid(), "dtsf.pipeline.crew")
+
+
+def test_what_a_process_of_its_own_cannot_do_is_said_here(catalog, tmp_path):
+    """A folder in the place of a chunk file: the worker's error comes back as itself."""
+    spec = make_spec(**SMALL)
+
+    def block(progress):
+        (tmp_path / "nucla/shards/00001.json").mkdir(exist_ok=True)
+
+    with pytest.raises(CacheError, match=r"00001\.json"):
+        preprocess(catalog, tmp_path, spec, workers=2, shard_size=12, on_progress=block)
+    assert not workers_of(os.getpid(), "dtsf.pipeline.crew")
 
 
 def test_memory_stays_flat_over_2000_clips(make_video, tmp_path):
