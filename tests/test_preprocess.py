@@ -184,14 +184,22 @@ from dtsf.pipeline.run import make_spec, preprocess
 
 if __name__ == "__main__":
     catalog = Catalog.model_validate_json(Path(sys.argv[1]).read_text())
-    preprocess(catalog, Path(sys.argv[2]), make_spec(**json.loads(sys.argv[3])), workers=int(sys.argv[4]), shard_size=1)
+    spec = make_spec(**json.loads(sys.argv[3]))
+    preprocess(catalog, Path(sys.argv[2]), spec, workers=int(sys.argv[4]), shard_size=int(sys.argv[5]))
 """
 
 
-def start_script(tmp_path, catalog, cache, workers):
+def start_script(tmp_path, catalog, cache, workers, shard_size=1):
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "catalog.json").write_text(catalog.model_dump_json())
-    arguments = [tmp_path / "script.py", tmp_path / "catalog.json", cache, json.dumps(SMALL), str(workers)]
+    arguments = [
+        tmp_path / "script.py",
+        tmp_path / "catalog.json",
+        cache,
+        json.dumps(SMALL),
+        str(workers),
+        str(shard_size),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *arguments], stderr=subprocess.PIPE, env=environment, start_new_session=True
