@@ -111,9 +111,13 @@ def _listen(
         if answer.get("done", 0) > member.done:
             on_clips(answer["done"] - member.done, max(0, answer["bad"] - member.bad))
             member.done, member.bad = answer["done"], max(answer["bad"], member.bad)
-    if part:
+    if part and not member.committed:
         return
     selector.unregister(pipe)
+    if not member.committed:
+        # It is gone, or about to be: its exit code says whether it was killed.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            member.process.wait(timeout=5)
     _end(member.process)
     if member.committed:
         return
@@ -149,6 +153,8 @@ def _adapter() -> Any:
 def _serve() -> None:
     """The process: one shard from stdin, lines of JSON to stdout."""
     die_with_parent()
+    # Before anything is imported: who starts this process waits until a large shard is through the pipe.
+    line = sys.stdin.readline()
     # A library that writes to stdout must not write into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -168,7 +174,7 @@ def _serve() -> None:
 
     counter = Counter(tell)
     try:
-        run_shard(_adapter().validate_json(sys.stdin.readline()), counter.count)
+        run_shard(_adapter().validate_json(line), counter.count)
     except DtsfError as error:
         say({"error": str(error), "kind": type(error).__name__})
     except Exception:  # noqa: BLE001 - it is told to who waits for this process
