@@ -1,9 +1,9 @@
-"""What dask's scheduler can hand out: tiny shard tasks with one progress event a clip, without decoding anything.
+"""What dask's scheduler can hand out: tiny shard tasks with their progress events, without decoding anything.
 
-    python benchmarks/scheduler.py --shards 10000 --clips 64 --workers 8
+    python benchmarks/scheduler.py --shards 10000 --clips 8 --events 8 --workers 8
 
-Says tasks and events a second; from it and the seconds that a clip takes follows the number of cores that one scheduler
-keeps busy: cores = events a second x seconds a clip.
+Says tasks and events a second. A worker tells of its clips once a second (``dtsf.pipeline.worker.EVENT_EVERY``), so that one
+scheduler keeps about as many cores busy as it bears events a second.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from dtsf.cache.records import Clip
 from dtsf.cache.spec import CacheSpec
 from dtsf.pipeline.worker import ShardTask
 
-TOPIC = "dtsf-clip"
+TOPIC = "dtsf-clips"
 
 
-def hand_in(task: ShardTask) -> int:
+def hand_in(task: ShardTask, events: int) -> int:
     """A shard's task without its work: what goes through the scheduler is the same."""
     from distributed import get_worker
 
     worker = get_worker()
-    for _ in task.clips:
-        worker.log_event(TOPIC, True)
+    for _ in range(events):
+        worker.log_event(TOPIC, (1, 0))
     return task.shard
 
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--events", type=int, default=8, help="progress events of a shard")
     parser.add_argument("--workers", type=int, default=8, help="threads that pretend to be workers")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -67,7 +68,7 @@ def main() -> None:
     ):
         client.subscribe_topic(TOPIC, count)
         begun = time.perf_counter()
-        futures = client.map(hand_in, tasks, pure=False)
+        futures = client.map(hand_in, tasks, events=arguments.events, pure=False)
         handed_out = time.perf_counter() - begun
         for future in futures:
             future.result()
@@ -78,7 +79,7 @@ def main() -> None:
         "submit_s": handed_out,
         "seconds": seconds,
         "shards_per_s": arguments.shards / seconds,
-        "clips_per_s": arguments.shards * arguments.clips / seconds,
+        "events_per_s": arguments.shards * arguments.events / seconds,
         "events_seen": seen,
     }
     print(

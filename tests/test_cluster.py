@@ -14,7 +14,7 @@ import pytest
 from test_preprocess import SMALL, catalog_of, start_script
 
 from dtsf.cache.reader import open_dataset
-from dtsf.errors import ConfigError
+from dtsf.errors import CacheError, ConfigError
 from dtsf.pipeline.run import make_spec, preprocess
 
 pytestmark = pytest.mark.slow
@@ -56,13 +56,13 @@ def below(pid):
     return found
 
 
-def workers_of(pid):
-    """Dask's worker processes: not its tracker of resources, and not the decoders."""
+def workers_of(pid, name):
+    """Processes below one whose command holds ``name``: dask's workers have that of the one they are forked from."""
     found = []
     for child in below(pid):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
-            if "spawn_main" in words:
+            if name in words:
                 found.append(child)
     return found
 
@@ -117,12 +117,19 @@ def test_no_scheduler_at_the_address(catalog, tmp_path):
         preprocess(catalog, tmp_path, make_spec(**SMALL), scheduler="tcp://127.0.0.1:9")
 
 
-def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog, undisturbed, tmp_path):
-    """20 kills in all: the main process (and the same command again) or one of its workers, at random moments."""
+@pytest.mark.parametrize("shard_size", [1, 12])
+def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog, tmp_path, shard_size):
+    """20 kills in all: the main process (and the same command again) or one of its workers, at random moments.
+
+    24 shards are dask's, two are two processes'.
+    """
+    preprocess(catalog, tmp_path / "undisturbed", make_spec(**SMALL), workers=1, shard_size=shard_size)
+    undisturbed = tmp_path / "undisturbed"
+    kind = "multiprocessing.forkserver" if shard_size == 1 else "dtsf.pipeline.crew"
     chance = random.Random(0)
     kills = main_kills = 0
     rounds = 0
-    process = start_script(tmp_path, catalog, tmp_path / "c0", 2)
+    process = start_script(tmp_path, catalog, tmp_path / "c0", 2, shard_size)
     try:
         while kills < 20:
             time.sleep(chance.uniform(0.2, 3.0))
@@ -132,7 +139,7 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
                 assert content(tmp_path / f"c{rounds}") == content(undisturbed)
                 rounds += 1
             else:
-                workers = workers_of(process.pid)
+                workers = workers_of(process.pid, kind)
                 whole = not workers or chance.random() < 0.5
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid if whole else chance.choice(workers), signal.SIGKILL)
@@ -142,7 +149,7 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
                     continue
                 process.wait()
             process.stderr.close()
-            process = start_script(tmp_path, catalog, tmp_path / f"c{rounds}", 2)
+            process = start_script(tmp_path, catalog, tmp_path / f"c{rounds}", 2, shard_size)
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors.decode()[-2000:]
     finally:
@@ -152,6 +159,72 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
     assert main_kills < kills
     assert content(tmp_path / f"c{rounds}") == content(undisturbed)
     assert len(open_dataset(tmp_path / f"c{rounds}").clips) == 23
+
+
+def test_a_process_a_shard_where_there_are_no_more_shards(catalog, undisturbed, tmp_path):
+    """No dask: the same bytes but for the cut, every clip counted once though a process is lost on the way."""
+    spec, seen, killed = make_spec(**SMALL), [], []
+
+    def kill_one(progress):
+        seen.append(progress.done)
+        if not killed:
+            [*_, worker] = workers_of(os.getpid(), "dtsf.pipeline.crew")
+            os.kill(worker, signal.SIGKILL)
+            killed.append(worker)
+
+    assert preprocess(catalog, tmp_path / "one", spec, workers=1, shard_size=12).clips == 24
+    result = preprocess(catalog, tmp_path / "two", spec, workers=2, shard_size=12, on_progress=kill_one)
+    assert result.verdicts == {"ok": 23, "truncated": 1}
+    assert killed
+    assert seen == sorted(seen)
+    assert seen[-1] == 24
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert not workers_of(os.getpid(), "dtsf.pipeline.crew")
+
+
+def test_what_a_process_of_its_own_cannot_do_is_said_here(catalog, tmp_path):
+    """A folder in the place of a chunk file: the worker's error comes back as itself."""
+    spec = make_spec(**SMALL)
+
+    def block(progress):
+        (tmp_path / "nucla/shards/00001.json").mkdir(exist_ok=True)
+
+    with pytest.raises(CacheError, match=r"00001\.json"):
+        preprocess(catalog, tmp_path, spec, workers=2, shard_size=12, on_progress=block)
+    assert not workers_of(os.getpid(), "dtsf.pipeline.crew")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_processes_of_their_own_end_with_the_run(tmp_path, how):
+    """Also while their decoders hang: two clips that nobody writes to, a shard each."""
+    (tmp_path / "v").mkdir()
+    for name in ("a", "b"):
+        os.mkfifo(tmp_path / f"v/{name}.avi")
+    process = start_script(tmp_path, catalog_of(tmp_path / "v", ["a", "b"]), tmp_path / "c", 2)
+    try:
+        limit = time.monotonic() + 60
+        while len(workers_of(process.pid, "decoder_child")) < 2:
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+        members = workers_of(process.pid, "dtsf.pipeline.")
+        assert len(members) == 4
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode != 0
+    assert (b"KeyboardInterrupt" in errors) == (how == signal.SIGINT)
+    limit = time.monotonic() + 20
+    while any(alive(pid) for pid in members):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+
+
+def alive(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
 
 
 def test_memory_stays_flat_over_2000_clips(make_video, tmp_path):

@@ -65,17 +65,54 @@ def test_a_hang_costs_its_clip_and_no_other(videos, hanging):
     assert items == [Verdict.OK, Verdict.TIMEOUT, Verdict.OK, Verdict.OK]
 
 
+def kill_twice(decoder, how):
+    """Kill the child that is at the hanging clip, and the one that replaces it there."""
+    first = child_of(decoder)
+
+    def kill():
+        os.kill(first, how)
+        while decoder._child is None or child_of(decoder) == first:
+            time.sleep(0.01)
+        os.kill(child_of(decoder), how)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    return killer
+
+
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
 def test_a_crash_costs_its_clip_and_no_other(videos, hanging, how):
     requests = [DecodeRequest(path) for path in (videos[0], hanging, videos[1])]
     with Decoder(4, 96, deadline=60) as decoder:
         clips = decode_all(decoder, requests)
         assert outcome(next(clips)) == Verdict.OK
-        threading.Timer(0.5, os.kill, (child_of(decoder), how)).start()
+        killer = kill_twice(decoder, how)
         crashed = next(clips)
+        killer.join()
         assert outcome(crashed) == Verdict.CRASHED
         assert how.name in str(crashed)
         assert outcome(next(clips)) == Verdict.OK
+
+
+def test_a_clip_whose_child_was_killed_once_is_tried_again(videos, hanging):
+    """It hangs until its child is gone, then there is a video in its place."""
+    with Decoder(4, 96, deadline=60) as decoder:
+        clips = decode_all(decoder, [DecodeRequest(path) for path in (videos[0], hanging, videos[1])])
+        assert outcome(next(clips)) == Verdict.OK
+        os.kill(child_of(decoder), signal.SIGKILL)
+        hanging.unlink()
+        hanging.symlink_to(videos[2])
+        for path in (videos[2], videos[1]):
+            frames, facts = next(clips)
+            assert facts["verdict"] == "ok"
+            np.testing.assert_array_equal(frames, decode_clip(path, 4, 96).frames)
+
+
+def test_a_clip_past_its_deadline_is_not_tried_again(videos, hanging):
+    with Decoder(4, 96, deadline=1.5) as decoder:
+        begun = time.monotonic()
+        assert outcome(next(decode_all(decoder, [DecodeRequest(hanging)]))) == Verdict.TIMEOUT
+        assert time.monotonic() - begun < 2.9
 
 
 def test_a_child_lost_between_clips_costs_nothing(videos):

@@ -115,6 +115,32 @@ def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, 
     assert open_dataset(cache).verdicts == {"ok": 2, "short": 1, "truncated": 1, "unreadable": 1}
 
 
+def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_video, spec, tmp_path):
+    root, cache = tmp_path / "v", tmp_path / "c"
+    for name in ("late", "whole"):
+        make_video(root / f"{name}.avi", 9)
+    (root / "text.avi").write_text("no video")
+    catalog = catalog_of(root, ["late", "text", "whole"])
+    # A machine that is busy: the decoder's process alone takes longer to start.
+    first = preprocess(catalog, cache, spec, workers=1, max_bad=1, deadline=0.01)
+    assert first.verdicts["timeout"] >= 1
+    lost = [record.clip.id for record in first.bad]
+    before = {file: file.read_bytes() for file in (cache / "nucla").rglob("*/0*") if file.is_file()}
+    assert preprocess(catalog, cache, spec, workers=1, max_bad=1).already_done == 3
+    retried = preprocess(catalog, cache, spec, workers=1, max_bad=1, retry_bad=True)
+    assert (retried.already_done, retried.verdicts) == (3 - len(lost), {"ok": 2, "unreadable": 1})
+    # What is committed stays as it is; the new verdict is in a shard of its own.
+    assert before.items() <= {file: file.read_bytes() for file in before}.items()
+    data = open_dataset(cache)
+    assert data.verdicts == {"ok": 2, "unreadable": 1}
+    encoder = load_encoder(spec.encoder, spec.size, spec.grid, "cpu")
+    for name in ("late", "whole"):
+        np.testing.assert_array_equal(
+            data.embeddings([name])[0], encoder.embed(decode_clip(root / f"{name}.avi", 3, 96).frames)
+        )
+    assert preprocess(catalog, cache, spec, workers=1, max_bad=1).already_done == 3
+
+
 def test_other_settings_name_and_overwrite(videos, spec, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
     preprocess(catalog, tmp_path, spec, workers=1)
@@ -158,14 +184,22 @@ from dtsf.pipeline.run import make_spec, preprocess
 
 if __name__ == "__main__":
     catalog = Catalog.model_validate_json(Path(sys.argv[1]).read_text())
-    preprocess(catalog, Path(sys.argv[2]), make_spec(**json.loads(sys.argv[3])), workers=int(sys.argv[4]), shard_size=1)
+    spec = make_spec(**json.loads(sys.argv[3]))
+    preprocess(catalog, Path(sys.argv[2]), spec, workers=int(sys.argv[4]), shard_size=int(sys.argv[5]))
 """
 
 
-def start_script(tmp_path, catalog, cache, workers):
+def start_script(tmp_path, catalog, cache, workers, shard_size=1):
     (tmp_path / "script.py").write_text(SCRIPT)
     (tmp_path / "catalog.json").write_text(catalog.model_dump_json())
-    arguments = [tmp_path / "script.py", tmp_path / "catalog.json", cache, json.dumps(SMALL), str(workers)]
+    arguments = [
+        tmp_path / "script.py",
+        tmp_path / "catalog.json",
+        cache,
+        json.dumps(SMALL),
+        str(workers),
+        str(shard_size),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, *arguments], stderr=subprocess.PIPE, env=environment, start_new_session=True

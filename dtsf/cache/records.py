@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dtsf.cache.verdict import Verdict
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,29 +19,6 @@ class Frozen(BaseModel):
     """Base of all plain data: immutable, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Verdict(StrEnum):
-    """What decoding a clip came to. ``ok`` and ``short`` have a row in the cache; the others are only listed."""
-
-    OK = "ok"
-    SHORT = "short"
-    """Fewer frames than were asked for; frames are repeated to fill the row. Usable."""
-    TRUNCATED = "truncated"
-    """The container declares more frames than can be decoded: the file was cut. Not used."""
-    UNREADABLE = "unreadable"
-    """No frame could be decoded. Not used."""
-    CORRUPT = "corrupt"
-    """With ``--check full``: frames that the codec flags as damaged. Not used."""
-    TIMEOUT = "timeout"
-    """Not decoded within the deadline. Not used."""
-    CRASHED = "crashed"
-    """The decoder's process died over it. Not used."""
-
-    @property
-    def usable(self) -> bool:
-        """Whether a clip with this verdict has a row in the cache."""
-        return self in (Verdict.OK, Verdict.SHORT)
 
 
 class Clip(Frozen):

@@ -74,6 +74,12 @@ def preprocess_command(
     deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that decoding one clip may take.")] = 60.0,
     max_bad: Annotated[str, typer.Option(help="Share of clips that may be unusable before the exit code is 1.")] = "5%",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove this data set from the cache first.")] = False,
+    retry_bad: Annotated[
+        bool,
+        typer.Option(
+            "--retry-bad", help="Try the clips again that could not be used; else only if their file changes."
+        ),
+    ] = False,
     name: Annotated[str | None, typer.Option(help="Its name in the cache; DATASET if left out.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
@@ -115,6 +121,7 @@ def preprocess_command(
                 shard_size=shard_size,
                 max_bad=share,
                 overwrite=overwrite,
+                retry_bad=retry_bad,
                 deadline=deadline,
                 check=check.value,
                 on_catalog=announce,
@@ -141,6 +148,12 @@ def _print_result(result: PreprocessResult) -> None:
             screen.print(
                 f"... and {len(result.bad) - 40} more; all are in {result.cache}/{result.dataset}/shards/*.json"
             )
+    if {"timeout", "crashed"} & result.verdicts.keys():
+        screen.print(
+            "a timeout or a crash may be the machine's fault (busy, short of memory, a file server that did not answer): "
+            "the same command with --retry-bad tries those clips again, --deadline gives them longer",
+            highlight=False,
+        )
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in result.verdicts.items())
     if result.already_done == result.clips:
         screen.print(f"nothing to do: all {result.clips} clips were done before ({verdicts})", highlight=False)

@@ -22,16 +22,16 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.records import Verdict
+from dtsf.cache.verdict import Verdict
 from dtsf.errors import DataError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from types import TracebackType
 
 __all__ = ["DecodeRequest", "Decoder", "borrow_decoder", "decode_all"]
@@ -176,9 +176,10 @@ class Decoder:
         self._buffer = b""
         self._clips = 0
         settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
+        settings["slots"] = SLOTS
         # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "dtsf.pipeline.decoder", json.dumps(settings)],
+            [sys.executable, "-m", "dtsf.pipeline.decoder_child", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -219,7 +220,10 @@ def _kept_decoder(n_frames: int, size: int, deadline: float, check: str) -> Deco
 def decode_all(
     decoder: Decoder, requests: list[DecodeRequest]
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]] | VideoError]:
-    """Decode clips in order; while the caller works on one, the child decodes the next.
+    """Decode clips in order; while the caller works on one, the child decodes the next. The first is begun at once.
+
+    A clip over which the child died is tried once more, in a new one: what killed it may have been the machine (short of
+    memory) and not the clip. One that ran into its deadline is not, because it would cost another deadline.
 
     Yields:
         Frames and facts as :meth:`Decoder.receive`, or the error of a clip that cannot be used. Frames are valid until
@@ -228,66 +232,24 @@ def decode_all(
     """
     if requests:
         decoder.send(requests[0])
+    return _receive_all(decoder, requests)
+
+
+def _receive_all(
+    decoder: Decoder, requests: list[DecodeRequest]
+) -> Iterator[tuple[np.ndarray, dict[str, Any]] | VideoError]:
     for k in range(len(requests)):
-        try:
-            item: tuple[np.ndarray, dict[str, Any]] | VideoError = decoder.receive()
-        except VideoError as error:
-            item = error
+        item = _receive(decoder)
+        if isinstance(item, VideoError) and item.verdict == Verdict.CRASHED:
+            decoder.send(requests[k])
+            item = _receive(decoder)
         if k + 1 < len(requests):
             decoder.send(requests[k + 1])
         yield item
 
 
-def _serve() -> None:
-    """The child: a request a line in, an answer a line out, until the parent is gone."""
-    settings = json.loads(sys.argv[1])
-    _die_with_parent()
-    # A library that writes to stdout must not write into the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    from dtsf.pipeline.video import decode_clip
-
-    n_frames, size = settings["n_frames"], settings["size"]
-    shape = (SLOTS, n_frames, size, size, 3)
-    shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            clip = decode_clip(
-                Path(request["path"]),
-                n_frames,
-                size,
-                start=request["start"],
-                end=request["end"],
-                check=settings["check"],
-            )
-        except VideoError as error:
-            answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}
-        else:
-            shared[request["slot"]] = clip.frames
-            answer = {
-                "frame_index": clip.frame_index.tolist(),
-                "verdict": clip.verdict.value,
-                "reason": clip.reason,
-                "declared_frames": clip.declared_frames,
-                "decoded_frames": clip.decoded_frames,
-            }
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
-
-
-def _die_with_parent() -> None:
-    """Linux: a child that hangs would outlive a parent that was killed."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    parent_death_signal = 1
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.getppid() == 1:
-        sys.exit()
-
-
-if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        _serve()
+def _receive(decoder: Decoder) -> tuple[np.ndarray, dict[str, Any]] | VideoError:
+    try:
+        return decoder.receive()
+    except VideoError as error:
+        return error

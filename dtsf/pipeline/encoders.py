@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["Encoder", "Identity", "encoder_identity", "load_encoder"]
+__all__ = ["Encoder", "Identity", "encoder_identity", "load_encoder", "prepare_encoder"]
 
 LITE0 = {
     "efficientnet-lite0": 16,
@@ -112,6 +112,19 @@ def load_encoder(name: str, size: int, grid: int, device: str = "auto") -> Encod
     if where == "cpu" and device != "torch-cpu":
         return Encoder(identity, lite0.embed_with_onnx(LITE0[name], size, grid))
     return Encoder(identity, lite0.embed_with_torch(LITE0[name], grid, where))
+
+
+def prepare_encoder(name: str, size: int, grid: int) -> None:
+    """Do once what every worker would do when it loads the encoder: export the network, fetch the weights.
+
+    Raises:
+        ConfigError: As :func:`load_encoder`.
+
+    """
+    if name in LITE0 and _device("auto") == "cpu":
+        lite0.exported_file(LITE0[name], size, grid)
+    else:
+        load_encoder(name, size, grid)
 
 
 def _device(device: str) -> str:

@@ -20,7 +20,7 @@ import xxhash
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["STAGES", "embed_with_onnx", "embed_with_torch", "weights_file", "weights_hash"]
+__all__ = ["STAGES", "embed_with_onnx", "embed_with_torch", "exported_file", "weights_file", "weights_hash"]
 
 STAGES = {8: (5, 40), 16: (11, 112), 32: (16, 320)}
 """Stride of the map -> blocks up to it, and its channels."""

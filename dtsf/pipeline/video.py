@@ -6,14 +6,13 @@ what came.
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.records import Verdict
+from dtsf.cache.verdict import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.container import declared_size
 from dtsf.pipeline.sampling import segment_centres
@@ -56,6 +55,8 @@ class DecodedClip:
 
 def decoder_name() -> str:
     """Decoder and version, for the cache's fingerprint."""
+    import importlib.metadata
+
     return f"decord2 {importlib.metadata.version('decord2')}"
 
 

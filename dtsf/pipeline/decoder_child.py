@@ -1,0 +1,73 @@
+"""The child's side of :mod:`dtsf.pipeline.decoder`: as few imports as it can do with, because it is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtsf.errors import VideoError
+
+__all__ = ["die_with_parent"]
+
+
+def _serve() -> None:
+    """The child: a request a line in, an answer a line out, until the parent is gone."""
+    settings = json.loads(sys.argv[1])
+    die_with_parent()
+    # A library that writes to stdout must not write into the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from dtsf.pipeline.video import decode_clip
+
+    n_frames, size = settings["n_frames"], settings["size"]
+    shape = (settings["slots"], n_frames, size, size, 3)
+    shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            clip = decode_clip(
+                Path(request["path"]),
+                n_frames,
+                size,
+                start=request["start"],
+                end=request["end"],
+                check=settings["check"],
+            )
+        except VideoError as error:
+            answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}
+        else:
+            shared[request["slot"]] = clip.frames
+            answer = {
+                "frame_index": clip.frame_index.tolist(),
+                "verdict": clip.verdict.value,
+                "reason": clip.reason,
+                "declared_frames": clip.declared_frames,
+                "decoded_frames": clip.decoded_frames,
+            }
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def die_with_parent() -> None:
+    """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent_death_signal = 1
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() == 1:
+        sys.exit()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        _serve()

@@ -1,0 +1,155 @@
+"""Shards on processes: here, a process a shard, dask's processes on this machine, or a dask cluster that is there.
+
+Whatever runs a shard, the task function is the same, no array leaves its process, and what comes back is a count of clips.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dtsf.errors import ConfigError, DataError
+from dtsf.pipeline.crew import run_with_crew
+from dtsf.pipeline.worker import Counter, ShardTask, run_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["run_tasks"]
+
+TOPIC = "dtsf-clips"
+WORKER_ENVIRONMENT = {
+    # The system's allocator gives memory back after every layer of the encoder; keeping it halves a worker's time
+    # (measured: 90 clips on two workers, 56 s in the kernel of 94 s before).
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+def run_tasks(
+    tasks: list[ShardTask], n_workers: int, scheduler: str | None, on_clips: Callable[[int, int], None]
+) -> None:
+    """Run every shard, and come back when all are committed.
+
+    Args:
+        tasks: What to do.
+        n_workers: Processes, where there is no ``scheduler``.
+        scheduler: ``tcp://host:port`` of a running dask scheduler.
+        on_clips: Called now and then with the number of clips done since the last call, and how many of them are bad.
+
+    Raises:
+        ConfigError: No scheduler answers there.
+        DataError: The processes cannot be started, or are lost again and again.
+
+    """
+    if not tasks:
+        return
+    if scheduler is None and (n_workers == 1 or len(tasks) == 1):
+        for task in tasks:
+            run_shard(task, lambda record: on_clips(1, not record.verdict.usable))
+        return
+    if scheduler is None and len(tasks) <= n_workers:
+        # A shard each: there is nothing to hand out, and dask's start would cost as much as 20 clips.
+        run_with_crew(tasks, on_clips, WORKER_ENVIRONMENT)
+        return
+    with _client(min(n_workers, len(tasks)), scheduler) as client:
+        client.subscribe_topic(TOPIC, lambda event: on_clips(*event[1]))
+        futures = client.map(_run_on_dask, tasks, pure=False, retries=1)
+        for future in futures:
+            future.result()
+
+
+def _run_on_dask(task: ShardTask) -> int:
+    """Run a shard on a dask worker. Nothing large goes through the scheduler: an event a second, a number a shard."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    counter = Counter(lambda counts: worker.log_event(TOPIC, counts))
+    run_shard(task, counter.count)
+    counter.tell()
+    return task.shard
+
+
+@contextmanager
+def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
+    import logging
+
+    if scheduler is None:
+        _start_forkserver()  # before dask is imported here, which takes as long
+    import dask
+    from distributed import Client
+
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no dask scheduler answers at {scheduler}: {error}") from error
+        with client:
+            yield client
+        return
+    settings = {
+        # A worker that is killed takes its shard along, not the shard's fault: the next one does it.
+        "distributed.scheduler.allowed-failures": 100,
+        "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
+        "distributed.worker.multiprocessing-method": "forkserver",
+        # What dask watches its workers with takes the interpreter a hundred times a second from the task that runs there.
+        "distributed.worker.profile.enabled": False,
+        "distributed.admin.system-monitor.interval": "10s",
+        "distributed.admin.tick.interval": "1s",
+        "distributed.admin.tick.limit": "1h",
+        "distributed.scheduler.active-memory-manager.start": False,
+    }
+    with (
+        dask.config.set(settings),
+        _start_cluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+            memory_limit=0,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def _start_forkserver() -> None:
+    """Start the process that workers are forked from: clean, of one thread, with the imports that all of them need.
+
+    It imports dask and the worker's modules while this process imports dask itself; a spawned worker would import them
+    again, and each takes a second for it.
+    """
+    from multiprocessing import forkserver
+
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    forkserver.set_forkserver_preload(["distributed.nanny", "dtsf.pipeline.worker"])
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    import distributed.utils
+
+    # Else dask imports every package that it can work with, here and there.
+    distributed.utils._forkserver_preload_set = True
+
+
+def _start_cluster(**settings: Any) -> Any:
+    from distributed import LocalCluster
+
+    for attempt in range(3):
+        try:
+            return LocalCluster(**settings)
+        except RuntimeError as error:  # a worker was killed while it started
+            if attempt == 2:
+                raise DataError(f"dask's workers cannot be started: {error}. Try fewer --workers") from error
+    raise AssertionError("unreachable")
