@@ -20,6 +20,7 @@ from dtsf.model.network.fusion import Fused, fuse_mean, fuse_msf
 from dtsf.model.network.fusion_concat import ConcatFusion
 from dtsf.model.network.fusion_sfm import SemanticCorrection
 from dtsf.model.network.fusion_tmc import fuse_tmc
+from dtsf.model.network.snapshots import motion_share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,6 +91,11 @@ class ModelConfig(BaseModel):
     has a patch embedding for each camera and one token for all of them: it reads each camera alone and all as one, and
     the fused feature is the mean of MSF's and of that (``fusion`` ``tmc`` has no fused feature: each camera alone).
     Choose it where training and test have the same cameras."""
+    covered: float = Field(default=0.0, ge=0, le=1)
+    """A camera whose sight is blocked takes no part in the fusion: in evaluation, one that sees less move than this times
+    the least that it saw in training, as a share of what the group's liveliest camera sees. 0 never; just under 1 where
+    cameras stand still. Where training clips have blocked cameras the least is small, and none is left out: the network
+    has learnt from them. A camera that no one trained with is never left out."""
     motion: Literal["tsm", "msm", "none"] = "tsm"
     """``tsm`` is the paper's and does what ``pasted`` says; ``msm`` is MS-SC's, see :mod:`.motion_msm`; ``none`` leaves
     the canvas as ``anchor`` says."""
@@ -132,7 +138,7 @@ class Output:
     view_feature_BVD: Tensor
     """The encoder's; zero for absent views."""
     view_weights_BV: Tensor
-    """Share of each view in the fused feature; 0 for absent views."""
+    """Share of each view in the fused feature; 0 for absent and for covered views."""
     mask_BV: Tensor
 
     @property
@@ -155,6 +161,7 @@ class DTSFNet(nn.Module):
 
     channel_scale_C: Tensor
     energy_mean_HW1: Tensor
+    least_share_V: Tensor
 
     def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int, n_views: int = 3) -> None:
         super().__init__()
@@ -165,6 +172,8 @@ class DTSFNet(nn.Module):
         self.register_buffer("channel_scale_C", torch.ones(channels))
         # Mean motion energy of every cell over the training clips, likewise.
         self.register_buffer("energy_mean_HW1", torch.zeros(canvas, canvas, 1), persistent=config.canvas == "energy")
+        # The least share of the group's motion that each camera saw in training, likewise.
+        self.register_buffer("least_share_V", torch.zeros(n_views), persistent=config.covered > 0)
         reduced = 1 if config.canvas == "energy" else config.reduce or channels
         plain = config.canvas == "energy" or not config.reduce
         self.reduce = nn.Identity() if plain else nn.Linear(channels, reduced)
@@ -204,8 +213,9 @@ class DTSFNet(nn.Module):
             mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
         canvas_BVTHWR = self._canvas(x_BVTHWC, mask_BV, complete=complete)
         merged_BD: Tensor | None = None
+        fused_BV = self._uncovered(x_BVTHWC, mask_BV)
         if config.views == "merged":
-            feature_BVD, merged_BD = self._encode_merged(canvas_BVTHWR, mask_BV)
+            feature_BVD, merged_BD = self._encode_merged(canvas_BVTHWR, mask_BV, fused_BV)
             view_logits_BVK = self.encoder.head(feature_BVD).float()
         elif complete:
             feature_BVD = self.drop(self._encode_all(canvas_BVTHWR)).float()
@@ -214,7 +224,7 @@ class DTSFNet(nn.Module):
             feature_PD = self.drop(self._encode(canvas_BVTHWR, mask_BV))
             feature_BVD = scatter_views(feature_PD.float(), mask_BV)
             view_logits_BVK = scatter_views(self.encoder.head(feature_PD).float(), mask_BV)
-        fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
+        fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, fused_BV)
         fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
         alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
@@ -233,6 +243,13 @@ class DTSFNet(nn.Module):
     def energy(self, x_PTHWC: Tensor) -> Tensor:
         """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, 1)."""
         return scaled_energy(x_PTHWC, self.channel_scale_C)
+
+    def _uncovered(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
+        """Present views without those whose sight is blocked: see ``ModelConfig.covered``. Training knows none."""
+        if self.training or not self.config.covered or x_BVTHWC.shape[-1] != len(self.channel_scale_C):
+            return mask_BV
+        share_BV = motion_share(x_BVTHWC, mask_BV, self.channel_scale_C)
+        return mask_BV & (share_BV >= self.config.covered * self.least_share_V[: mask_BV.shape[1]])
 
     def _canvas(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
         """What the encoder is shown; see :mod:`.canvas`."""
@@ -255,8 +272,8 @@ class DTSFNet(nn.Module):
         feature_BVD: Tensor = self.encoder(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
         return feature_BVD
 
-    def _encode_merged(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of each camera alone, (B, V, D), and of all present ones as one picture with V x R channels, (B, D).
+    def _encode_merged(self, canvas_BVTHWR: Tensor, mask_BV: Tensor, merged_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of each camera alone, (B, V, D), and of all in ``merged_BV`` as one picture with V x R channels, (B, D).
 
         The latter is None, and not computed, with ``fusion`` ``tmc``, which joins evidence and reads no fused feature.
         Present cameras are scaled up to stand for the absent ones, so that one alone is what training with withheld
@@ -265,8 +282,8 @@ class DTSFNet(nn.Module):
         V, most = mask_BV.shape[1], self.n_views
         alone_VV = torch.eye(V, device=mask_BV.device).expand(mask_BV.shape[0], -1, -1)
         merged = self.config.fusion != "tmc"
-        all_B1V = mask_BV.float().unsqueeze(1)
-        shown_BNV = (torch.cat([alone_VV, all_B1V], 1) if merged else alone_VV) * mask_BV.unsqueeze(1)
+        alone_BVV = alone_VV * mask_BV.unsqueeze(1)
+        shown_BNV = torch.cat([alone_BVV, merged_BV.float().unsqueeze(1)], 1) if merged else alone_BVV
         shown_BNV = shown_BNV * (most / shown_BNV.sum(-1, keepdim=True).clamp(min=1.0))
         x_BVTHWR = self.drop(canvas_BVTHWR)
         x_BNTHWVR = torch.einsum("bnv,bvthwr->bnthwvr", shown_BNV, x_BVTHWR)

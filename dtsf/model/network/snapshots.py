@@ -19,6 +19,7 @@ __all__ = [
     "choose_cells",
     "choose_partners",
     "motion_energy",
+    "motion_share",
     "paste_thumbnails",
     "separate",
     "snapshots",
@@ -44,6 +45,25 @@ def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
     """
     static_BV1HWC = x_BVTHWC.mean(-4, keepdim=True)
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
+
+
+def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
+    """How much each view sees move, over what the group's liveliest view sees: (B, V); 0 for absent views, 1 where nothing moves.
+
+    The mean distance of a view's frames from their temporal mean. A camera whose sight is blocked has noise alone to
+    show, and so a small share; one that looks from farther away has a smaller one too, always the same.
+
+    Args:
+        x_BVTHWC: Canvases; absent views may hold anything finite.
+        mask_BV: True where the view is present.
+        scale_C: Each channel is multiplied by this first.
+
+    """
+    distance_BVTHW = separate(x_BVTHWC.float() * scale_C)[1].norm(dim=-1)
+    level_BV = torch.where(mask_BV, distance_BVTHW.mean((-3, -2, -1)), 0.0)
+    most_B1 = level_BV.amax(1, keepdim=True)
+    share_BV: Tensor = torch.where(most_B1 > 0, level_BV / most_B1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+    return torch.where(mask_BV, share_BV, 0.0)
 
 
 def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dtsf.model.network.snapshots import motion_share
 from dtsf.model.training.augment import choose_moments, drop_views, move_grid
 from dtsf.model.training.pace import evenly_spaced, motion_steps, read_frames
 
@@ -28,6 +29,7 @@ __all__ = [
     "Batch",
     "Groups",
     "energy_mean",
+    "least_share",
     "channel_deviation",
     "evaluation_batches",
     "load_groups",
@@ -149,6 +151,20 @@ def energy_mean(net: DTSFNet, groups: Groups) -> Tensor:
         total = total + energy_PTHW1.sum((0, 1))
         count += energy_PTHW1.shape[0] * energy_PTHW1.shape[1]
     return total / count
+
+
+@torch.no_grad()
+def least_share(net: DTSFNet, groups: Groups) -> Tensor:
+    """The least that each camera sees move in any of ``groups``, as a share of what the group's liveliest camera sees. (V,).
+
+    0 for a camera that stands in no group of several views: of it nothing can be said.
+    """
+    least_V = torch.full((groups.row_GV.shape[1],), torch.inf)
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
+        share_BV = motion_share(batch.x_BVTHWC, batch.mask_BV, net.channel_scale_C)
+        told_BV = batch.mask_BV & (batch.mask_BV.sum(1, keepdim=True) > 1)
+        least_V = torch.minimum(least_V, torch.where(told_BV, share_BV, torch.inf).amin(0))
+    return torch.where(least_V.isinf(), 0.0, least_V)
 
 
 @torch.no_grad()

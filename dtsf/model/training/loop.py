@@ -15,7 +15,7 @@ import torch
 
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.data import channel_deviation, energy_mean, training_batches, training_source
+from dtsf.model.training.data import channel_deviation, energy_mean, least_share, training_batches, training_source
 from dtsf.model.training.debias import make_debiaser
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
@@ -125,6 +125,8 @@ def fit(
     net.channel_scale_C.copy_(1.0 / deviation_C)
     if recipe.model.canvas == "energy":
         net.energy_mean_HW1.copy_(energy_mean(net, groups))
+    if recipe.model.covered:
+        net.least_share_V.copy_(least_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
