@@ -234,7 +234,16 @@ class Run:
         self._check(data)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
         draws = self.state.recipe.train.draws if draws is None else draws
-        return evaluate(self.net, data, rule, seed=self.state.seed, split=split, views=views, draws=draws)
+        return evaluate(
+            self.net,
+            data,
+            rule,
+            seed=self.state.seed,
+            split=split,
+            views=views,
+            draws=draws,
+            trained_on=self.state.info.name,
+        )
 
     def predict(
         self, videos: Sequence[str | Path], *, film: str | Path | None = None, views: str | None = None

@@ -98,6 +98,7 @@ def test_two_data_sets_in_one_cache_and_a_run_judged_on_the_other(dtsf, world, t
     assert judged.returncode == 0, judged.stderr
     answer = json.loads(judged.stdout)
     assert (answer["dataset"], answer["n_groups"]) == ("nucla-conflict", 10)
+    assert answer["task"] == "every clip of another data set, nucla-conflict (trained on nucla)"
 
 
 def test_data_set_of_other_classes_is_refused(dtsf, world, tmp_path, make_video):

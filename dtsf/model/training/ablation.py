@@ -212,7 +212,8 @@ def _do(
     if device != "cpu" and torch.cuda.is_available():
         net = net.to("cuda")
     for test in missing:
-        metrics = evaluate(net, test.data, test.rule, seed=job.seed).metrics
+        draws = job.variant.recipe.train.draws
+        metrics = evaluate(net, test.data, test.rule, seed=job.seed, draws=draws).metrics
         record.judged[test.shown.name] = Judged(key=test.key, top1=metrics.top1)
     write(job, record)
     logger.info("%s: %s", job.folder.name, {name: said.top1 for name, said in record.judged.items()})

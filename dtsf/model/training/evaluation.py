@@ -75,6 +75,7 @@ def evaluate(
     split: str = "test",
     views: str = "all",
     draws: int = 1,
+    trained_on: str | None = None,
 ) -> Evaluation:
     """Judge a network on one side of a protocol.
 
@@ -86,6 +87,7 @@ def evaluate(
         split: ``test``; or ``train``, to see the fit.
         views: Views the network is given: ``all``, or numbers or names joined by commas.
         draws: Average over this many sets of frames; see :func:`evaluate_groups`.
+        trained_on: Name of the data set that the network was trained on; this one if left out.
 
     Raises:
         ConfigError: An unknown split or view, no group that has one of ``views``, or draws that would all be the same.
@@ -97,6 +99,10 @@ def evaluate(
     parts = split_clips(data.clips, protocol, data.info.dataset, data.info.view_names)
     groups = load_groups(data, parts.test if split == "test" else parts.train)
     task = parts.task if split == "test" else "the training clips themselves: no generalisation is measured"
+    if trained_on not in (None, data.info.name):
+        # The protocol's own words are about its two sides, of which the network has seen neither.
+        part = "every clip" if protocol.name == "all" else f"the {split} clips by {protocol}"
+        task = f"{part} of another data set, {data.info.name} (trained on {trained_on})"
     left_out, groups_left_out = _left_out(data, parts), {}
     names = data.info.view_names
     chosen = view_numbers(views, names, f"--views: {data.info.name}")
