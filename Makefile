@@ -38,7 +38,7 @@ demo: setup  ## Draw a small data set, preprocess, train, evaluate
 	rm -rf $(DEMO)
 	$(BIN)/dtsf synth nucla --out $(DEMO)/data --subjects 5 --episodes 2
 	$(BIN)/dtsf preprocess nucla --root $(DEMO)/data --cache $(DEMO)/cache
-	$(BIN)/dtsf train --cache $(DEMO)/cache --protocol cross-subject:5 --out $(DEMO)/run
+	$(BIN)/dtsf train --cache $(DEMO)/cache --recipe demo --protocol cross-subject:5 --out $(DEMO)/run
 	$(BIN)/dtsf evaluate $(DEMO)/run --cache $(DEMO)/cache --views 2
 	$(BIN)/dtsf predict $(DEMO)/data/multiview_action_videos/a05/v0*_s05_e00.avi --run $(DEMO)/run
 	@echo "the result is in $(DEMO)/run: metrics.json, log.jsonl, last/"

@@ -12,13 +12,13 @@ import pytest
 
 from dtsf.api import load
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.report import svg
 from dtsf.model.report.cache_page import report_cache
 from dtsf.model.report.compare_page import compare_runs
-from dtsf.model.report.facts import open_cache_of, read_run, reliability_bins
+from dtsf.model.report.facts import open_cache_of, read_run
 from dtsf.model.report.probes import CollectionProbe, Probes, probe
 from dtsf.model.report.run_page import report_run
 from dtsf.model.report.strips import BORDERS, choose_frames, draw_snapshots
-from dtsf.model.training.evaluation import GroupPrediction
 
 HOSTILE = {
     "class": "<script>window.broken = 1</script>",
@@ -262,9 +262,13 @@ def test_comparison_names_what_differs(world, hostile, tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     first = metrics["predictions"][0]
     first["predicted"] = first["label"] if first["predicted"] != first["label"] else (first["label"] + 1) % 10
-    (run / "metrics.json").write_text(json.dumps(metrics | {"protocol": "cross-subject:1"}))
+    other_task = {"protocol": "cross-subject:1", "task": "all views of unseen subjects (1)"}
+    (run / "metrics.json").write_text(json.dumps(metrics | other_task))
     text = compare_runs([world / "run", run], tmp_path / "c.html").read_text()
     assert "different protocols: cross-subject:2; cross-subject:1" in text
+    assert "different tasks: all views of unseen subjects (2); all views of unseen subjects (1)" in text
+    for task in (metrics["task"], other_task["task"]):
+        assert f'<td class="word task">{task}</td>' in text
     assert "1 of 10 performances are named right by some runs and wrong by others" in text
     assert first["group"] in text
     other = compare_runs([world / "run", hostile / "run"], tmp_path / "d.html").read_text()
@@ -318,12 +322,44 @@ def test_static_bias_is_agreement_minus_conflict():
     assert Probes((), tuple(asked), (), None).static_bias == {"a": pytest.approx(0.3)}
 
 
-def test_reliability_bins_hold_every_group_once():
-    said = [
-        GroupPrediction(group=str(k), label=0, predicted=k % 2, probability=p, uncertainty=0.5, view_weights=(1.0,))
-        for k, p in enumerate((0.0, 0.05, 0.55, 0.58, 1.0))
+def test_diagram_draws_the_table_of_metrics_json(visit, run_page, world):
+    bins = [b for b in json.loads((world / "run/metrics.json").read_text())["reliability"] if b["n_groups"]]
+    page, _, _ = visit(run_page)
+    bars = page.locator("svg[aria-label='reliability diagram'] rect")
+    assert bars.locator("title").all_text_contents() == [
+        f"{b['n_groups']} groups said {b['probability']:.2f} in the mean and were right in {b['accuracy']:.2f}"
+        for b in bins
     ]
-    bins = reliability_bins(said)
-    assert [count for _, _, count in bins] == [2, 0, 0, 0, 0, 2, 0, 0, 0, 1]
-    assert bins[5][0] == pytest.approx(0.565)
-    assert bins[5][1] == 0.5
+    # 240 units are the whole axis, from 44 on.
+    places = [(float(bar.get_attribute("x")), float(bar.get_attribute("height"))) for bar in bars.all()]
+    assert [x for x, _ in places] == pytest.approx([45 + 240 * b["low"] for b in bins], abs=0.1)
+    assert [height for _, height in places] == pytest.approx([max(1.5, 240 * b["accuracy"]) for b in bins], abs=0.1)
+
+
+def test_metrics_without_that_table_still_have_a_page(world, tmp_path):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics["reliability"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = report_run(run, cache=tmp_path / "gone").read_text()
+    assert "An older version of dtsf wrote this run" in text
+    assert "reliability diagram" not in text
+
+
+def test_view_without_part_in_the_fusion_is_shown_as_covered(world, tmp_path):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    for said in metrics["predictions"]:
+        said["view_weights"] = [0.5, 0.0, 0.5]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = report_run(run, cache=world / "cache", samples=3).read_text()
+    strips = re.findall(r'<figure class="strip">.*?</figcaption>', text, re.DOTALL)
+    assert {"view 2" in strip for strip in strips} == {True, False}
+    assert all(("taken as covered" in strip) == ("view 2" in strip) for strip in strips)
+    assert f"{metrics['n_groups']} views were taken as covered" in text
+
+
+def test_numbers_of_an_axis_fit_beside_it():
+    assert svg._short(0.00025) == "2.5e-4"
+    assert svg._short(0.0005) == "0.0005"
+    assert svg._short(12.3) == "12"

@@ -1,7 +1,7 @@
 """Draw what the network sees of one performance: python docs/pictures/sees.py CACHE RUN GROUP OUT.png.
 
-Upper rows: the small pictures in the cache, one row a view. Lower rows: how strongly each cell of the embedding
-departs from its own mean over the clip (the dynamic part), after the snapshots of another view were pasted in.
+For runs of a recipe with canvas "energy" (default, demo). Upper rows: the small pictures in the cache, one row a view, of
+frames that the network takes. Lower rows: what it is given of them, one number a cell: how much the embedding moves there.
 """
 
 import json
@@ -9,18 +9,27 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
+import torch
 
+from dtsf.api import load
 from dtsf.cache.reader import open_dataset
-from dtsf.model.network.snapshots import snapshots
-from dtsf.model.training.data import load_groups
+from dtsf.model.report.strips import choose_frames
 
 cache, run, group, out = sys.argv[1:5]
 data = open_dataset(Path(cache))
 clips = sorted((clip for clip in data.clips if clip.group == group), key=lambda clip: clip.view)
-pictures = data.pictures([clip.id for clip in clips])
-groups = load_groups(data, clips)
-x = groups.embeddings_NFHWC[groups.row_GV].float()
-canvas = snapshots(x, groups.mask_GV, training=False)[0].norm(dim=-1)
+net = load(Path(run)).net
+if net.config.canvas != "energy":
+    sys.exit(f"{run} was not trained on motion energy: its network sees {net.config.anchor}s")
+ids = [clip.id for clip in clips]
+grid = data.spec.grid
+cells = data.embeddings(ids)
+frames = choose_frames(cells, net.config.frames, net.config.pace)
+pictures = np.take_along_axis(data.pictures(ids), frames[:, :, None, None, None], 1)
+read = torch.from_numpy(np.take_along_axis(cells, frames[:, :, None, None], 1))
+with torch.inference_mode():
+    canvas = net.energy(read.unflatten(2, (grid, grid)))[..., 0]
 metrics = json.loads((Path(run) / "metrics.json").read_text())
 said = next(p for p in metrics["predictions"] if p["group"] == group)
 names = list(metrics["per_class"])

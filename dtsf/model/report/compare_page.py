@@ -81,6 +81,7 @@ def _warnings(facts: Sequence[RunFacts], same_groups: bool) -> list[str]:
     what = {
         "data sets": [f.evaluation.dataset for f in facts],
         "protocols": [f.evaluation.protocol for f in facts],
+        "tasks": [f.evaluation.task for f in facts],
         "caches (fingerprints)": [f.evaluation.fingerprint for f in facts],
         "views given": [", ".join(f.evaluation.views) for f in facts],
         "versions of dtsf": [str(f.environment.get("dtsf", "?")) for f in facts],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,10 +22,7 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.training.evaluation import GroupPrediction
 
-__all__ = ["RunFacts", "class_rows", "open_cache_of", "read_run", "reliability_bins"]
-
-BINS = 10
-"""Of the drawn reliability diagram; the number beside it (ECE) is the metric's own, of 15 bins."""
+__all__ = ["RunFacts", "class_rows", "open_cache_of", "read_run"]
 
 
 @dataclass(frozen=True)
@@ -152,27 +148,6 @@ def open_cache_of(facts: RunFacts, cache: Path) -> tuple[CachedDataset | None, s
             f"({describe_difference(data.spec, state.spec)}): dtsf report {facts.folder} --cache DIR"
         )
     return data, ""
-
-
-def reliability_bins(predictions: Sequence[GroupPrediction]) -> list[tuple[float, float, int]]:
-    """For each of :data:`BINS` equal bins of probability: its mean, the share that was right, and the number."""
-    held: list[list[GroupPrediction]] = [[] for _ in range(BINS)]
-    for p in predictions:
-        if not math.isfinite(p.probability):
-            continue  # a run that diverged still has a page
-        held[min(BINS - 1, int(p.probability * BINS))].append(p)
-    return [
-        (
-            (
-                sum(p.probability for p in some) / len(some),
-                sum(p.label == p.predicted for p in some) / len(some),
-                len(some),
-            )
-            if some
-            else (0.0, 0.0, 0)
-        )
-        for some in held
-    ]
 
 
 def class_rows(facts: RunFacts) -> list[dict[str, Any]]:

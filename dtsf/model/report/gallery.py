@@ -81,7 +81,12 @@ def show_sample(facts: RunFacts, data: CachedDataset, clips: Sequence[Clip], p: 
         pictures_VTHWC = draw_snapshots(pictures_VTHWC, [clip.view for clip in clips])
     strips = tuple(
         Strip(
-            data.info.view_names[clip.view - 1], clip.view - 1, p.view_weights[clip.view - 1], film_strip(pictures_THWC)
+            data.info.view_names[clip.view - 1],
+            clip.view - 1,
+            p.view_weights[clip.view - 1],
+            film_strip(pictures_THWC),
+            # An absent view has no strip: see ModelConfig.covered.
+            "" if p.view_weights[clip.view - 1] else "taken as covered",
         )
         for clip, pictures_THWC in zip(clips, pictures_VTHWC, strict=True)
     )

@@ -7,19 +7,21 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from dtsf.model.report import svg
-from dtsf.model.report.facts import class_rows, open_cache_of, read_run, reliability_bins
+from dtsf.model.report.facts import class_rows, open_cache_of, read_run
 from dtsf.model.report.gallery import choose_samples, show_sample
 from dtsf.model.report.page import render, write_page
 from dtsf.model.report.probes import probe
 from dtsf.model.training.checkpoint import load_network
+from dtsf.model.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from markupsafe import Markup
+    from collections.abc import Callable, Mapping
 
     from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.records import Clip
     from dtsf.model.network.dtsfnet import ModelConfig
     from dtsf.model.report.facts import RunFacts
     from dtsf.model.report.gallery import Sample
@@ -70,6 +72,7 @@ def report_run(
     probes = None
     if data is not None:
         probes = probe(facts, load_network(facts.checkpoint), data, cache, on_step or (lambda *_: None))
+    shown = _shown_clips(facts, data) if data is not None else {}
     text = render(
         "run.html",
         title=f"{facts.evaluation.dataset}, {facts.evaluation.protocol}",
@@ -83,7 +86,8 @@ def report_run(
         curves=_curves(facts),
         classes=class_rows(facts),
         probes=probes,
-        gallery=_gallery(facts, data, samples) if data is not None else [],
+        gallery=_gallery(facts, data, shown, samples) if data is not None else [],
+        covered=sum(p.view_weights[c.view - 1] == 0 for p in facts.metrics.predictions for c in shown.get(p.group, ())),
         seen=_seen(state.recipe.model),
         bars=svg.bars,
         left_out=_left_out(data),
@@ -136,7 +140,7 @@ def _figures(facts: RunFacts) -> dict[str, Markup]:
     }
     return {
         "confusion": svg.confusion(m.confusion, names),
-        "reliability": svg.reliability(reliability_bins(m.predictions)),
+        "reliability": svg.reliability(m.reliability) if m.reliability else Markup(""),
         "weights": svg.dots({view: row for view, row in weights.items() if row}),
     }
 
@@ -161,18 +165,25 @@ def _curves(facts: RunFacts) -> list[tuple[str, list[str], Markup]]:
     return [(title, list(lines), svg.curves(lines, "epoch")) for title, lines in panels]
 
 
-def _gallery(facts: RunFacts, data: CachedDataset, each: int) -> list[tuple[str, str, list[Sample]]]:
-    by_group: dict[str, list[Any]] = {}
-    given = {facts.evaluation.view_names.index(view) + 1 for view in facts.evaluation.views}
-    for clip in data.clips:
-        if clip.view in given:
+def _shown_clips(facts: RunFacts, data: CachedDataset) -> dict[str, list[Clip]]:
+    """Group -> the clips that the judgement was given: with cross-view only the tested camera's."""
+    e, names = facts.evaluation, data.info.view_names
+    by_group: dict[str, list[Clip]] = {}
+    split = split_clips(data.clips, parse_protocol(e.protocol, data.info.dataset), data.info.dataset, names)
+    for clip in split.test if e.split == "test" else split.train:
+        if names[clip.view - 1] in e.views:
             by_group.setdefault(clip.group, []).append(clip)
+    return by_group
+
+
+def _gallery(
+    facts: RunFacts, data: CachedDataset, by_group: Mapping[str, list[Clip]], each: int
+) -> list[tuple[str, str, list[Sample]]]:
     sections = []
     for kind, chosen in choose_samples(facts.metrics.predictions, each).items():
         shown = []
         for p in chosen:
-            # The views that the judgement used: with cross-view only the tested camera.
-            clips = [clip for clip in by_group.get(p.group, []) if p.view_weights[clip.view - 1] > 0]
+            clips = by_group.get(p.group, [])
             if clips:
                 shown.append(show_sample(facts, data, clips, p))
         sections.append((*TITLES[kind], shown))
@@ -206,6 +217,7 @@ def _origin(facts: RunFacts) -> list[tuple[str, str]]:
     parameters = sum(x.numel() for x in facts.checkpoint.weights.values())
     return [
         ("seed", str(state.seed)),
+        ("draws of frames", str(facts.evaluation.draws)),
         ("protocol", state.protocol),
         ("epochs, steps", f"{state.epoch}, {state.step}"),
         ("numbers in the checkpoint", f"{parameters:,}"),

@@ -12,6 +12,8 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from dtsf.model.training.metrics import ReliabilityBin
+
 __all__ = ["bars", "confusion", "curves", "dots", "picture", "reliability", "straight", "text"]
 
 WIDTH, HEIGHT = 360, 200
@@ -51,12 +53,18 @@ def _frame(low: float, high: float, x_low: str, x_high: str, x_name: str) -> lis
     for share in (0.0, 0.5, 1.0):
         y = HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
         parts.append(straight(LEFT, y, WIDTH - RIGHT, y, "grid"))
-        parts.append(text(LEFT - 5, y + 4, f"{low + share * (high - low):.2g}", "small", "end"))
+        parts.append(text(LEFT - 5, y + 4, _short(low + share * (high - low)), "small", "end"))
     bottom = HEIGHT - BOTTOM + 14
     parts.append(text(LEFT, bottom, x_low, "small"))
     parts.append(text(WIDTH - RIGHT, bottom, x_high, "small", "end"))
     parts.append(text((LEFT + WIDTH - RIGHT) / 2, bottom + 12, x_name, "small", "middle"))
     return parts
+
+
+def _short(value: float) -> str:
+    """Two digits, in as many letters as fit beside the axis: 0.00025 as 2.5e-4."""
+    plain = f"{value:.2g}"
+    return plain if len(plain) < 7 else f"{value:.1e}".replace("e-0", "e-")
 
 
 def curves(series: Mapping[str, Sequence[float]], x_name: str, *, from_zero: bool = True) -> Markup:
@@ -86,29 +94,25 @@ def curves(series: Mapping[str, Sequence[float]], x_name: str, *, from_zero: boo
     return picture(WIDTH, HEIGHT, f"{', '.join(series)} by {x_name}", parts)
 
 
-def reliability(bins: Sequence[tuple[float, float, int]]) -> Markup:
-    """Draw accuracy against probability.
-
-    Args:
-        bins: For each bin of equal width: mean probability, accuracy, number of groups; empty bins have 0 groups.
-
-    """
+def reliability(bins: Sequence[ReliabilityBin]) -> Markup:
+    """Draw accuracy against probability, a bar for each bin of equal width that holds groups."""
     side, n = 240, len(bins)
-    total = sum(count for _, _, count in bins)
+    total = sum(held.n_groups for held in bins)
     parts = []
     for share in (0.0, 0.5, 1.0):
         y, x = TOP + side * (1 - share), LEFT + side * share
         parts += [straight(LEFT, y, LEFT + side, y, "grid"), text(LEFT - 5, y + 4, f"{share:g}", "small", "end")]
         parts.append(text(x, TOP + side + 14, f"{share:g}", "small", "middle"))
-    for k, (probability, accuracy, count) in enumerate(bins):
-        if not count:
+    for held in bins:
+        count, probability, accuracy = held.n_groups, held.probability, held.accuracy
+        if probability is None or accuracy is None:
             continue
         title = f"{count} groups said {probability:.2f} in the mean and were right in {accuracy:.2f}"
         # Pale where a bin stands on few groups: its height means little.
         opacity = 0.25 + 0.75 * min(1.0, count * n / (2 * total))
         parts.append(
             _rect(
-                LEFT + side * k / n + 1,
+                LEFT + side * held.low + 1,
                 TOP + side * (1 - accuracy),
                 side / n - 2,
                 max(1.5, side * accuracy),
