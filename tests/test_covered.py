@@ -4,7 +4,8 @@ import pytest
 import torch
 from test_export import INFO, SPEC
 
-from dtsf.errors import CheckpointError, ConfigError
+from dtsf.api import Run
+from dtsf.errors import CheckpointError, ConfigError, DataError
 from dtsf.model.export import export_onnx, read_onnx
 from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
 from dtsf.model.network.snapshots import motion_share
@@ -122,6 +123,15 @@ def test_merged_cameras_refuse_one_that_they_do_not_know():
     mask_BV = torch.tensor([[True, True, True, False]]).expand(2, 4)
     said, three = net(four, mask_BV), net(four[:, :3])
     torch.testing.assert_close(said.probabilities_BK, three.probabilities_BK)
+
+
+@pytest.mark.parametrize("changes", [{"views": "merged"}, {"views": "apart", "fusion": "concat"}])
+def test_more_videos_than_cameras_with_weights_are_wrong_data(tmp_path, changes):
+    """Not a wrong setting: ``predict --watch`` goes on after wrong data alone."""
+    net = network(**changes)
+    run = Run(tmp_path, run_state(net), net)
+    with pytest.raises(DataError, match="4 videos given, .* knows 3 cameras"):
+        run.predict(["a.avi", "b.avi", "c.avi", "d.avi"])
 
 
 def test_the_least_share_comes_from_groups_of_several_views_alone():
