@@ -280,7 +280,8 @@ class Run:
             if len(numbers) != n_given or len(set(numbers)) != n_given:
                 raise DataError(f"--views {views} must name a camera of its own for each of the {n_given} videos")
             return numbers
-        if self.state.recipe.model.views == "merged" and n_given > len(known):
+        model = self.state.recipe.model
+        if (model.views == "merged" or model.fusion == "concat") and n_given > len(known):
             raise DataError(f"{n_given} videos given, {self.folder} knows {len(known)} cameras: give at most that many")
         return list(range(n_given))
 

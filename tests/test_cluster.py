@@ -194,6 +194,19 @@ def test_what_a_process_of_its_own_cannot_do_is_said_here(catalog, tmp_path):
     assert not workers_of(os.getpid(), "dtsf.pipeline.crew")
 
 
+def test_processes_of_their_own_read_names_whatever_the_locale(make_video, tmp_path, monkeypatch):
+    """And import nothing from the folder that the run was started in."""
+    for name in ("höhe", "größe"):
+        make_video(tmp_path / f"v/{name}.avi", 8, 64, 48)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/selectors.py").write_text("raise SystemExit('hijacked')")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    catalog = catalog_of(tmp_path / "v", ["höhe", "größe"])
+    assert preprocess(catalog, tmp_path / "c", make_spec(**SMALL), workers=2, shard_size=1).verdicts == {"ok": 2}
+    assert {clip.id for clip in open_dataset(tmp_path / "c").clips} == {"höhe", "größe"}
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_processes_of_their_own_end_with_the_run(tmp_path, how):
     """Also while their decoders hang: two clips that nobody writes to, a shard each."""

@@ -1,6 +1,7 @@
 """The decoder's process: whatever happens to it costs one clip, and nothing outlives the run."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -164,6 +165,39 @@ def test_a_hanging_child_dies_with_its_killed_parent(hanging):
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
     pytest.fail("the child outlived its parent")
+
+
+def first_of_its_container(command):
+    """The command as process 1 of a process namespace of its own, as a container's is."""
+    words = ["unshare", "--pid", "--fork", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
+    if subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process namespaces here")
+    return [*words, *command]
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="without unshare no process of this test is process 1")
+def test_a_run_that_is_process_1_of_its_container_decodes(videos):
+    script = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from dtsf.pipeline.decoder import Decoder, DecodeRequest\n"
+        "with Decoder(4, 96) as decoder:\n"
+        f"    decoder.send(DecodeRequest(Path({str(videos[0])!r})))\n"
+        "    print(os.getpid(), decoder.receive()[1]['verdict'])\n"
+    )
+    done = subprocess.run(
+        first_of_its_container([sys.executable, "-c", script]), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout.split() == ["1", "ok"], done.stderr
+
+
+def test_the_child_takes_no_module_from_the_current_folder(videos, tmp_path, monkeypatch):
+    (tmp_path / "mmap.py").write_text("raise SystemExit('hijacked')")
+    (tmp_path / "decord.py").write_text("raise SystemExit('hijacked')")
+    monkeypatch.chdir(tmp_path)
+    with Decoder(4, 96) as decoder:
+        decoder.send(DecodeRequest(videos[0].absolute()))
+        assert decoder.receive()[1]["verdict"] == "ok"
 
 
 def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(videos, monkeypatch):

@@ -49,6 +49,20 @@ def test_resume_with_another_recipe_is_refused_with_both(world, tmp_path):
         _train(world, tmp_path / "none", resume=True)
 
 
+def test_what_a_run_was_begun_with_stays_written_when_it_is_resumed(world, tmp_path):
+    """Also where the command that resumes it is refused."""
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    file = run / "config.toml"
+    # As it stands there after --init, which a resumed run is not given again.
+    file.write_text(file.read_text().replace("[data]\n", '[data]\ninit = "/some/videomamba.pth"\n', 1))
+    before, settings = file.read_text(), api.load(run).state
+    assert "videomamba" in before
+    options = {"dataset": "nucla", "protocol": settings.protocol, "run": run, "resume": True, "device": "cpu"}
+    with pytest.raises(CheckpointError, match="was trained with"):
+        api.train(world / "cache", **options, overrides=["train.lr=0.9"])
+    assert file.read_text() == before
+
+
 def _copy_of_run(world, tmp_path):
     return shutil.copytree(world / "run", tmp_path / "run")
 

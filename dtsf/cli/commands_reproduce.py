@@ -64,7 +64,7 @@ def reproduce_nucla_command(
     from dtsf.pipeline.datasets.nucla_check import examine_nucla
 
     words = [word.strip() for word in seeds.split(",")]
-    if not all(word.isdigit() for word in words):
+    if not all(word.isascii() and word.isdigit() for word in words):
         raise ConfigError(f"--seeds {seeds!r} must be whole numbers from 0 joined by commas: 0,1,2")
     try:
         _, found = examine_nucla(root)

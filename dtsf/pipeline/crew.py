@@ -75,7 +75,8 @@ def run_with_crew(tasks: list[ShardTask], on_clips: Callable[[int, int], None], 
 
 def _start(task: ShardTask, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "dtsf.pipeline.crew"],
+        # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
+        [sys.executable, "-P", "-m", "dtsf.pipeline.crew", str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=os.environ | environment,
@@ -152,9 +153,10 @@ def _adapter() -> Any:
 
 def _serve() -> None:
     """The process: one shard from stdin, lines of JSON to stdout."""
-    die_with_parent()
-    # Before anything is imported: who starts this process waits until a large shard is through the pipe.
-    line = sys.stdin.readline()
+    die_with_parent(int(sys.argv[1]))
+    # Before anything is imported: who starts this process waits until a large shard is through the pipe. Bytes: it is
+    # UTF-8, whatever the locale takes text for.
+    line = sys.stdin.buffer.readline()
     # A library that writes to stdout must not write into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

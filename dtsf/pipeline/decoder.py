@@ -176,10 +176,11 @@ class Decoder:
         self._buffer = b""
         self._clips = 0
         settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
-        settings["slots"] = SLOTS
+        settings |= {"slots": SLOTS, "parent": os.getpid()}
         # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "dtsf.pipeline.decoder_child", json.dumps(settings)],
+            # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
+            [sys.executable, "-P", "-m", "dtsf.pipeline.decoder_child", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

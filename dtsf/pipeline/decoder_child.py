@@ -21,7 +21,7 @@ __all__ = ["die_with_parent"]
 def _serve() -> None:
     """The child: a request a line in, an answer a line out, until the parent is gone."""
     settings = json.loads(sys.argv[1])
-    die_with_parent()
+    die_with_parent(settings["parent"])
     # A library that writes to stdout must not write into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -56,15 +56,20 @@ def _serve() -> None:
         answers.flush()
 
 
-def die_with_parent() -> None:
-    """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed."""
+def die_with_parent(parent: int) -> None:
+    """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed.
+
+    Args:
+        parent: Its process id, as it says itself: in a container it may well be 1.
+
+    """
     if not sys.platform.startswith("linux"):
         return
     import ctypes
 
     parent_death_signal = 1
     ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.getppid() == 1:
+    if os.getppid() != parent:  # it was gone before the kernel was asked
         sys.exit()
 
 

@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
+from dtsf.errors import ConfigError
 from dtsf.model.network.canvas import prepare_canvas, scaled_energy, scatter_views
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
@@ -206,6 +207,9 @@ class DTSFNet(nn.Module):
             mask_BV: True where the view is present; every group needs one. None says that all are, and leaves no
                 shape that depends on values: what is exported.
 
+        Raises:
+            ConfigError: More views than a network was made for that has weights for each.
+
         """
         config = self.config
         complete = mask_BV is None or bool(mask_BV.all())
@@ -249,7 +253,10 @@ class DTSFNet(nn.Module):
         if self.training or not self.config.covered or x_BVTHWC.shape[-1] != len(self.channel_scale_C):
             return mask_BV
         share_BV = motion_share(x_BVTHWC, mask_BV, self.channel_scale_C)
-        return mask_BV & (share_BV >= self.config.covered * self.least_share_V[: mask_BV.shape[1]])
+        V = mask_BV.shape[1]
+        # Of cameras beyond those of training nothing is known, as of one that no one trained with.
+        least_V = torch.nn.functional.pad(self.least_share_V, (0, max(0, V - self.n_views)))[:V]
+        return mask_BV & (share_BV >= self.config.covered * least_V)
 
     def _canvas(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
         """What the encoder is shown; see :mod:`.canvas`."""
@@ -280,6 +287,11 @@ class DTSFNet(nn.Module):
         views has seen.
         """
         V, most = mask_BV.shape[1], self.n_views
+        if most < V and bool(mask_BV[:, most:].any()):
+            raise ConfigError(
+                f"{V} views given to a network with model.views = merged that was trained for {most}: give at most as "
+                "many (evaluate --views), or train with --set model.views=apart"
+            )
         alone_VV = torch.eye(V, device=mask_BV.device).expand(mask_BV.shape[0], -1, -1)
         merged = self.config.fusion != "tmc"
         alone_BVV = alone_VV * mask_BV.unsqueeze(1)

@@ -122,7 +122,9 @@ def train(
         if on_start is not None:
             on_start(folder, data, split, settings)
         logger.info("cache %s, fingerprint %s, run folder %s", data.folder, data.spec.fingerprint(), folder)
-        write_atomically(folder / "config.toml", config.encode())
+        if not (resume and (folder / "config.toml").is_file()):
+            # What a run was begun with, --init among it, stays; a command that is no resumption of it is refused below.
+            write_atomically(folder / "config.toml", config.encode())
         (folder / "environment.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
     fitted = fit(
         load_groups(data, split.train),
