@@ -100,7 +100,7 @@ def test_every_command_knows_quiet_and_verbose(dtsf, tmp_path):
         ("dtsf tr", {"train"}),
         ("dtsf cache in", {"info"}),
         ("dtsf train --prot", {"--protocol"}),
-        ("dtsf re", {"report"}),
+        ("dtsf re", {"report", "reproduce"}),
     ],
 )
 def test_bash_completes_commands_and_options(tmp_path, line, expected):
