@@ -35,8 +35,8 @@ from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.mamba import RMSNorm
 from dtsf.model.training.data import Groups, training_batches, training_source
-from dtsf.model.training.optimiser import parameter_groups
 from dtsf.model.training.losses import dtsf_loss
+from dtsf.model.training.optimiser import parameter_groups
 from dtsf.model.training.recipe import load_recipe
 
 if TYPE_CHECKING:
