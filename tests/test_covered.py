@@ -10,7 +10,7 @@ from dtsf.model.export import export_onnx, read_onnx
 from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
 from dtsf.model.network.snapshots import motion_share
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, load_network, save_checkpoint
-from dtsf.model.training.data import Groups, least_share
+from dtsf.model.training.data import Groups, evaluation_batches, least_share
 from dtsf.model.training.recipe import Recipe
 
 T, H, C = 4, 6, 5
@@ -67,6 +67,15 @@ def test_where_nothing_moves_no_view_is_worse_than_another():
     still = torch.zeros(1, 3, T, H, H, C)
     assert motion_share(still, ALL, torch.ones(C)).tolist() == [[1.0, 1.0, 1.0]]
     assert motion_share(still, WITHOUT_SECOND, torch.ones(C)).tolist() == [[1.0, 0.0, 1.0]]
+
+
+def test_rounding_is_no_motion():
+    """Frames at equal shares of motion are interpolated, also between two that are the same."""
+    still = torch.randn(3, 1, H, H, C, generator=torch.Generator().manual_seed(0)).repeat(1, 16, 1, 1, 1).half()
+    groups = Groups(still, torch.tensor([[0, 1, 2]]), torch.zeros(1, dtype=torch.int64), ("a",))
+    [batch] = evaluation_batches(groups, 1, 16, pace=1.0)
+    assert not torch.equal(batch.x_BVTHWC[:, :, 0], batch.x_BVTHWC[:, :, 7])
+    assert motion_share(batch.x_BVTHWC, ALL, torch.ones(C)).tolist() == [[1.0, 1.0, 1.0]]
 
 
 @pytest.mark.parametrize("fusion", ["msf", "mean", "concat", "sfm", "tmc"])

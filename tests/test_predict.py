@@ -129,6 +129,19 @@ def test_cameras_can_be_named(world):
             run.predict(videos, views=views)
 
 
+def test_the_command_line_hands_the_named_cameras_on(dtsf, world):
+    [video] = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_e00.avi"))[1:2]
+    run = package.load(world / "run")
+    for words, views in (((), None), (("--views", "2"), "2")):
+        done = dtsf("predict", video, "--run", world / "run", *words, "--json", cwd=world)
+        assert done.returncode == 0, done.stderr
+        said = run.predict([video], views=views)
+        assert json.loads(done.stdout)["probabilities"] == pytest.approx(said.probabilities, abs=1e-5)
+    refused = dtsf("predict", video, "--run", world / "run", "--views", "9", cwd=world)
+    assert refused.returncode == 2
+    assert "unknown view '9'" in refused.stderr
+
+
 def test_performance_is_taken_only_when_its_files_no_longer_grow(tmp_path):
     (tmp_path / "p").mkdir()
     growing = tmp_path / "p/cam2.mp4"

@@ -61,7 +61,9 @@ def predict_command(
     given = videos or []
     with progress("predict", "videos"):
         result = (
-            api.load(run).predict(given, film=video) if run is not None else api.predict_onnx(cast("Path", onnx), given)
+            api.load(run).predict(given, film=video, views=views)
+            if run is not None
+            else api.predict_onnx(cast("Path", onnx), given)
         )
     if json_:
         print_json(result.model_dump(mode="json"))

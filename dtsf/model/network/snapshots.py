@@ -30,6 +30,8 @@ Content = Literal["frame", "dynamic"]
 
 PART = 250_000
 """Numbers handled at a time where temporary results are as large as the canvas: 1 MB in float32."""
+ROUNDING = 1e-5
+"""Share of a canvas below which its changes are those of float32 (6e-8), not of float16 embeddings (5e-4), that is: none."""
 CELLS = 9
 PASTED = 3
 # Corners hide the least of an actor who stands in the middle of the frame.
@@ -59,8 +61,10 @@ def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
         scale_C: Each channel is multiplied by this first.
 
     """
-    distance_BVTHW = separate(x_BVTHWC.float() * scale_C)[1].norm(dim=-1)
-    level_BV = torch.where(mask_BV, distance_BVTHW.mean((-3, -2, -1)), 0.0)
+    scaled_BVTHWC = x_BVTHWC.float() * scale_C
+    level_BV = separate(scaled_BVTHWC)[1].norm(dim=-1).mean((-3, -2, -1))
+    size_BV = scaled_BVTHWC.norm(dim=-1).mean((-3, -2, -1))
+    level_BV = torch.where(mask_BV & (level_BV > ROUNDING * size_BV), level_BV, 0.0)
     most_B1 = level_BV.amax(1, keepdim=True)
     share_BV: Tensor = torch.where(most_B1 > 0, level_BV / most_B1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
     return torch.where(mask_BV, share_BV, 0.0)
