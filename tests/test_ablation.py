@@ -76,7 +76,7 @@ def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
         assert settings[name]["debias"]["method"] == (name if name in ("hsic", "stillmix") else "none")
     differs = {row.variant: row.differs for row in result.rows}
     assert differs["DTSFNet"] == ()
-    assert differs["TMC"] == ("model.views apart (merged)", "model.fusion tmc (msf)")
+    assert differs["TMC"] == ("model.views apart (merged)", "model.covered 0.0 (0.95)", "model.fusion tmc (msf)")
 
 
 def test_files_say_the_numbers_of_the_trainings(whole):
@@ -94,8 +94,9 @@ def test_files_say_the_numbers_of_the_trainings(whole):
         assert float(line["seconds"]) > 0
     page = (out / "paper.md").read_text()
     assert "Not finished" not in page
-    assert "| TMC | Han et al., ICLR 2021, in the place of MSF | model.views apart (merged), model.fusion tmc (msf) |" in page
-    assert "--set model.fusion=tmc --set model.views=apart --seed 0" in page
+    differs = "model.views apart (merged), model.covered 0.0 (0.95), model.fusion tmc (msf)"
+    assert f"| TMC | Han et al., ICLR 2021, in the place of MSF | {differs} |" in page
+    assert "--set model.fusion=tmc --set model.covered=0 --set model.views=apart --seed 0" in page
     drawing = ET.parse(out / "paper.svg").getroot()
     words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
     assert {row.variant for row in result.rows} <= words
