@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("../shared/data/motion/iid"))
     parser.add_argument("--make-1080p", type=int, default=0, help="instead of --root: this many drawn clips of 1080p")
+    parser.add_argument("--seconds", type=int, default=4, help="length of those clips; NTU RGB+D's have some three")
     parser.add_argument("--limit", type=int, default=150)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
@@ -39,7 +40,7 @@ def main() -> None:
         work = Path(folder)
         dataset, root = "nucla", arguments.root
         if arguments.make_1080p:
-            dataset, root = "manifest", make_1080p(work / "videos", arguments.make_1080p)
+            dataset, root = "manifest", make_1080p(work / "videos", arguments.make_1080p, arguments.seconds)
         catalog = read_catalog(dataset, root, "all", arguments.limit)
         paths = [catalog.root / clip.path for clip in catalog.clips]
         alone = measure_alone(paths, arguments.frames)
@@ -127,8 +128,8 @@ def measure_peer(paths: list[Path], out: Path, arguments: argparse.Namespace) ->
     return float(done.stdout)
 
 
-def make_1080p(folder: Path, count: int) -> Path:
-    """Clips of four seconds, 1080p H.264 with one key frame, as NTU RGB+D's are. Returns their manifest."""
+def make_1080p(folder: Path, count: int, seconds: int) -> Path:
+    """Clips of 1080p H.264 with one key frame, as NTU RGB+D's are. Returns their manifest."""
     import av
 
     folder.mkdir(parents=True)
@@ -139,7 +140,7 @@ def make_1080p(folder: Path, count: int) -> Path:
         with av.open(str(folder / f"c{k}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=30, options={"g": "1000", "preset": "veryfast"})
             stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
-            for t in range(120):
+            for t in range(30 * seconds):
                 picture = room.copy()
                 left = 200 + 10 * t + 20 * k
                 picture[300:900, left % 1700 : left % 1700 + 200] = [200, 40 + k, 40]

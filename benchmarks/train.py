@@ -30,7 +30,7 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dtsf.model.network import dtsfnet
+from dtsf.model.network import canvas
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.mamba import RMSNorm
@@ -148,7 +148,7 @@ def shares(epoch: Callable[[], list[float]]) -> dict[str, float]:
     with ExitStack() as stack:
         # A method has to be given its network: patched on the class, it comes as the first argument.
         for name, owner, attribute in (
-            ("tsm", dtsfnet, "paste_thumbnails"),
+            ("tsm", canvas, "paste_thumbnails"),
             ("canvas", DTSFNet, "_canvas"),
             ("glue", VideoMamba, "forward"),
             ("glue", VideoMamba, "encode_together"),
