@@ -18,7 +18,8 @@ from unittest.mock import patch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
 
 PAPER = {"gflops": 725.08, "parameters_m": 25.4}
 SCAN = 9

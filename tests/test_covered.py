@@ -7,7 +7,8 @@ from test_export import INFO, SPEC
 from dtsf.api import Run
 from dtsf.errors import CheckpointError, ConfigError, DataError
 from dtsf.model.export import export_onnx, read_onnx
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.snapshots import motion_share
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, load_network, save_checkpoint
 from dtsf.model.training.data import Groups, evaluation_batches, least_share

@@ -8,7 +8,8 @@ import torch
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.export import OUTPUTS, export_onnx, read_onnx
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.recipe import Recipe
 

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.evidence import dirichlet, logits_of_evidence, uncertainty
 from dtsf.model.network.fusion import fuse_mean, fuse_msf
 from dtsf.model.network.fusion_concat import ConcatFusion

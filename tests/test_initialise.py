@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from videomamba_reference import draw, features, shapes
 
 from dtsf.errors import CheckpointError
-from dtsf.model.network.dtsfnet import ModelConfig
+from dtsf.model.network.config import ModelConfig
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.training.initialise import load_initial_weights, read_initial_weights
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy.integrate import dblquad, quad
 from scipy.special import betaln
 
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
 from dtsf.model.training.losses import LossConfig, dtsf_loss, evidence_loss, kl_loss, uncertain_cross_entropy
 

@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 
 from dtsf.model.network.canvas import LEAST_DEVIATION
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
 from dtsf.model.network.fusion import fuse_mean, fuse_msf

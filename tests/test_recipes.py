@@ -9,7 +9,8 @@ from drawn_cache import draw
 from dtsf import api
 from dtsf.cache.spec import DatasetInfo
 from dtsf.errors import ConfigError
-from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.recipe import load_recipe, recipe_names, usual_recipe
 
 KINDS = {"ntu60": "ntu", "ntu120": "ntu", "casia": "casia", "nucla": "nucla", "nucla-paper": "nucla", "demo": "nucla"}

@@ -8,13 +8,13 @@ import os
 import uuid
 from typing import TYPE_CHECKING
 
-from dtsf.errors import CacheError
+from dtsf.errors import CacheError, DtsfError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["exclusively", "flush", "move", "sweep_orphans", "write_atomically"]
+__all__ = ["alone", "exclusively", "flush", "move", "sweep_orphans", "write_atomically"]
 
 TEMPORARY = ".dtsf-tmp-"
 
@@ -96,6 +96,29 @@ def exclusively(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError) -> Iterator[None]:
+    """Hold the lock file ``path``, or say at once that another process does.
+
+    Args:
+        path: Made, with its folder.
+        unwritable: Makes the error for a file that cannot be made, from the system's words.
+        busy: The error where another process holds it.
+
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise unwritable(str(error.strerror)) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise busy from error
+        yield
 
 
 # The three calls that a fault can interrupt, each by its own name: tests replace them with failing ones.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dtsf.cache.commit import alone
 from dtsf.cache.documents import is_dataset
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.reader import open_place
@@ -176,18 +176,12 @@ def _lock(place: LocalFolder | RemoteFolder, name: str) -> Iterator[None]:
         yield
         return
     cache = place.path
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        file = (cache / f".{name}.lock").open("w")
-    except OSError as error:
-        raise CacheError(f"cannot write to the cache {cache}: {error.strerror}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise CacheError(
-                f"another dtsf preprocess is writing {cache / name}: wait for it, or use another --name"
-            ) from error
+    busy = CacheError(f"another dtsf preprocess is writing {cache / name}: wait for it, or use another --name")
+    with alone(
+        cache / f".{name}.lock",
+        unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
+        busy=busy,
+    ):
         yield
 
 

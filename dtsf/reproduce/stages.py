@@ -11,7 +11,7 @@ from dtsf import api
 from dtsf.errors import BadClipsError, CacheError, ConfigError
 from dtsf.reproduce.protocols import recipe_name
 from dtsf.reproduce.records import RunRecord
-from dtsf.reproduce.state import make_room, seconds_of, set_seconds, timed
+from dtsf.reproduce.state import seconds_of, set_seconds, timed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,6 +107,8 @@ def train_once(
             row of the table would speak of two recipes.
 
     """
+    from dtsf.model.training.checkpoint import make_room
+
     seen: list[tuple[CachedDataset, Split, Recipe]] = []
 
     def begin(_: Path, data: CachedDataset, split: Split, chosen: Recipe) -> None:

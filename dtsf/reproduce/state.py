@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from dtsf.cache.commit import write_atomically
+from dtsf.cache.commit import alone, write_atomically
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.reproduce.records import RunRecord
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "claim",
     "digest",
-    "make_room",
     "only_one",
     "read_result",
     "seconds_of",
@@ -47,16 +45,11 @@ def only_one(out: Path) -> Iterator[None]:
         ConfigError: Another process works in it, or it cannot be made.
 
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"cannot write to the folder {out}: {error.strerror}; choose another --out") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another dtsf reproduce works in {out}: wait for it, or choose another --out") from error
+    with alone(
+        out / ".lock",
+        unwritable=lambda why: ConfigError(f"cannot write to the folder {out}: {why}; choose another --out"),
+        busy=ConfigError(f"another dtsf reproduce works in {out}: wait for it, or choose another --out"),
+    ):
         yield
 
 
@@ -99,14 +92,6 @@ def digest(catalog: Catalog) -> str:
     """Short hash of which clips there are."""
     text = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def make_room(run: Path) -> bool:
-    """Prepare a run's folder. True where it has a checkpoint to go on from; what has none is removed."""
-    if any((run / name).is_dir() for name in ("last", "last.old")):
-        return True
-    shutil.rmtree(run, ignore_errors=True)
-    return False
 
 
 def read_result(run: Path) -> RunRecord | None:

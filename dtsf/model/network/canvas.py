@@ -17,7 +17,7 @@ from dtsf.model.network.snapshots import motion_energy, paste_thumbnails, separa
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtsf.model.network.dtsfnet import ModelConfig
+    from dtsf.model.network.config import ModelConfig
 
 __all__ = ["LEAST_DEVIATION", "prepare_canvas", "scaled_energy", "scatter_views"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
-    from dtsf.model.network.dtsfnet import ModelConfig
+    from dtsf.model.network.config import ModelConfig
     from dtsf.model.report.facts import RunFacts
     from dtsf.model.report.gallery import Sample
 

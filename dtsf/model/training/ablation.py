@@ -8,7 +8,6 @@ table in the same ``OUT`` that has a row with the same settings. What was cut of
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +31,7 @@ from dtsf.model.training.ablation_trainings import (
     value_of,
     write,
 )
-from dtsf.model.training.checkpoint import load_checkpoint, load_network
+from dtsf.model.training.checkpoint import load_checkpoint, load_network, make_room
 from dtsf.model.training.evaluation import evaluate
 from dtsf.model.training.learner import versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
@@ -174,10 +173,8 @@ def _do(
     job = existing(job)
     record = read(job)
     if not record.trained or not (job.folder / "last").is_dir():
-        resume = (job.folder / "last").is_dir() or (job.folder / "last.old").is_dir()
+        resume = make_room(job.folder)
         if not resume:
-            # Cut off before its first checkpoint: nothing in it is worth keeping.
-            shutil.rmtree(job.folder, ignore_errors=True)
             record = Record()
         begun, spent = time.monotonic(), record.seconds
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dtsf.errors import ConfigError
 from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.shipped import read_toml, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,8 +61,7 @@ class Variant:
 
 def table_names() -> list[str]:
     """Names of the tables that come with dtsf."""
-    folder = resources.files("dtsf.model.training") / "tables"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    return shipped_names("table")
 
 
 def load_table(name_or_file: str) -> Table:
@@ -77,19 +74,8 @@ def load_table(name_or_file: str) -> Table:
         ConfigError: Unknown table, or one that is not written as it must be.
 
     """
-    if name_or_file in table_names():
-        text = (resources.files("dtsf.model.training") / "tables" / f"{name_or_file}.toml").read_text("utf-8")
-    elif name_or_file.endswith(".toml"):
-        try:
-            text = Path(name_or_file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"table {name_or_file} cannot be read: {error}") from error
-    else:
-        raise ConfigError(f"unknown table {name_or_file!r}; there are {', '.join(table_names())}, or give a .toml file")
     try:
-        table = Table.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"table {name_or_file} is not valid TOML: {error}") from error
+        table = Table.model_validate(read_toml("table", name_or_file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ValidationError
 
-from dtsf.cache.commit import write_atomically
+from dtsf.cache.commit import alone, write_atomically
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.ablation_tests import hash_of
 from dtsf.model.training.learner import versions
@@ -112,13 +111,9 @@ def value_of(record: Record, test: Test) -> float | None:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Only one at a time: two would train the same and write over each other."""
-    try:
-        (out / "trainings").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {out}: {error.strerror}") from error
-    with (out / "trainings" / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"another dtsf ablate works in {out}: wait for it, or choose another --out") from error
+    with alone(
+        out / "trainings" / ".lock",
+        unwritable=lambda why: ConfigError(f"cannot make the folder {out}: {why}"),
+        busy=ConfigError(f"another dtsf ablate works in {out}: wait for it, or choose another --out"),
+    ):
         yield

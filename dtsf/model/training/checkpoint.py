@@ -27,7 +27,28 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Checkpoint", "RunState", "load_checkpoint", "load_network", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "RunState",
+    "has_checkpoint",
+    "load_checkpoint",
+    "load_network",
+    "make_room",
+    "save_checkpoint",
+]
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run's folder holds a checkpoint to go on from: the newest, or the one before it, kept while it is replaced."""
+    return any((run / name).is_dir() for name in ("last", "last.old"))
+
+
+def make_room(run: Path) -> bool:
+    """Prepare a run's folder. True where it has a checkpoint to go on from; what has none is removed."""
+    if has_checkpoint(run):
+        return True
+    shutil.rmtree(run, ignore_errors=True)
+    return False
 
 
 class RunState(BaseModel):

@@ -143,10 +143,17 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
 
 
 @torch.no_grad()
-def energy_mean(net: DTSFNet, groups: Groups) -> Tensor:
-    """Mean motion energy of every cell over all frames of the clips that ``groups`` use. (H, W, 1), float32."""
+def energy_mean(net: DTSFNet, groups: Groups, pace: float) -> Tensor:
+    """Mean motion energy of every cell over all frames of the clips that ``groups`` use. (H, W, 1), float32.
+
+    Args:
+        net: The network, with its scale of channels set.
+        groups: Embeddings, or motion energy, with its pace: what :func:`training_source` returns.
+        pace: See :mod:`dtsf.model.training.pace`.
+
+    """
     total, count = torch.zeros(()), 0
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
+    for batch in evaluation_batches(groups, 32, net.config.frames, pace):
         energy_PTHW1 = net.energy(batch.x_BVTHWC[batch.mask_BV])
         total = total + energy_PTHW1.sum((0, 1))
         count += energy_PTHW1.shape[0] * energy_PTHW1.shape[1]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.spec import CacheSpec
-    from dtsf.model.network.dtsfnet import DTSFNet, ModelConfig
+    from dtsf.model.network.config import ModelConfig
+    from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.data import Groups
     from dtsf.model.training.protocols import Protocol, Split
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dtsf.model.network.dtsfnet import ModelConfig
+    from dtsf.model.network.config import ModelConfig
     from dtsf.model.network.encoder import VideoMamba
 
 __all__ = ["InitReport", "load_initial_weights", "read_initial_weights"]

@@ -123,11 +123,11 @@ def fit(
     moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
-    if recipe.model.canvas == "energy":
-        net.energy_mean_HW1.copy_(energy_mean(net, groups))
     if recipe.model.covered:
         net.least_share_V.copy_(least_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
+    if recipe.model.canvas == "energy":
+        net.energy_mean_HW1.copy_(energy_mean(net, source, pace))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     )

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.dtsfnet import ModelConfig
+from dtsf.model.network.config import ModelConfig
 from dtsf.model.training.augment import AugmentConfig
 from dtsf.model.training.debias import DebiasConfig
 from dtsf.model.training.losses import LossConfig
+from dtsf.model.training.shipped import read_toml, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,8 +104,7 @@ class Recipe(BaseModel):
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with dtsf."""
-    folder = resources.files("dtsf.model.training") / "recipes"
-    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+    return shipped_names("recipe")
 
 
 def usual_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str, str]:
@@ -145,31 +143,13 @@ def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) ->
         ConfigError: Unknown recipe, unknown key (with the nearest match), or value out of range.
 
     """
-    table = _parse(name_or_file)
+    table = read_toml("recipe", name_or_file)
     for override in overrides:
         _override(table, override)
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise ConfigError(_explain(error, name_or_file)) from error
-
-
-def _parse(name_or_file: str) -> dict[str, Any]:
-    if name_or_file in recipe_names():
-        text = (resources.files("dtsf.model.training") / "recipes" / f"{name_or_file}.toml").read_text("utf-8")
-    elif name_or_file.endswith(".toml"):
-        try:
-            text = Path(name_or_file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"recipe file {name_or_file} cannot be read: {error}") from error
-    else:
-        raise ConfigError(
-            f"unknown recipe {name_or_file!r}; there are {', '.join(recipe_names())}, or give a .toml file"
-        )
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {name_or_file} is not valid TOML: {error}") from error
 
 
 def _override(table: dict[str, Any], override: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from dtsf.cache.commit import sweep_orphans, write_atomically
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.training.checkpoint import has_checkpoint
 from dtsf.model.training.data import load_groups
 from dtsf.model.training.evaluation import Evaluation, check_draws, evaluate
 from dtsf.model.training.holdout import hold_out
@@ -198,7 +199,7 @@ def _run_folder(run: Path | None, name: str, config: str, resume: bool) -> tuple
             if resume and existing
             else Path("runs") / (plain if not existing else f"{plain}-{len(existing) + 1}")
         )
-    if resume and not (run / "last").exists() and not (run / "last.old").exists():
+    if resume and not has_checkpoint(run):
         _check_begun(run, config)
         return run, False
     if not resume and run.exists() and any(run.iterdir()):

@@ -1,0 +1,45 @@
+"""TOML that comes with dtsf, by name, or a file of the user's own: recipes and tables of variants."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dtsf.errors import ConfigError
+
+__all__ = ["read_toml", "shipped_names"]
+
+
+def shipped_names(kind: str) -> list[str]:
+    """Names of what comes with dtsf of a kind, ``recipe`` or ``table``."""
+    folder = resources.files("dtsf.model.training") / f"{kind}s"
+    return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_toml(kind: str, name_or_file: str) -> dict[str, Any]:
+    """Read one.
+
+    Args:
+        kind: ``recipe`` or ``table``.
+        name_or_file: A name of :func:`shipped_names`, or the path of a TOML file.
+
+    Raises:
+        ConfigError: Unknown name, or a file that cannot be read as TOML.
+
+    """
+    names = shipped_names(kind)
+    if name_or_file in names:
+        text = (resources.files("dtsf.model.training") / f"{kind}s" / f"{name_or_file}.toml").read_text("utf-8")
+    elif name_or_file.endswith(".toml"):
+        try:
+            text = Path(name_or_file).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{kind} file {name_or_file} cannot be read: {error}") from error
+    else:
+        raise ConfigError(f"unknown {kind} {name_or_file!r}; there are {', '.join(names)}, or give a .toml file")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{kind} {name_or_file} is not valid TOML: {error}") from error
