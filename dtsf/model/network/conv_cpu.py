@@ -3,7 +3,7 @@
 Same maths as :func:`dtsf.model.network.scan.causal_conv`. As separate operators it costs more time than the scan: a
 dozen passes over memory forward, two dozen back. How the kernels are fast and threaded: :mod:`.scan_cpu`.
 
-Letters: B batch, D channels, L tokens, K taps, W lanes.
+Letters: B batch, D channels, L tokens, K taps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 from dtsf.model.network.scan import conv_by_shifts, gradients_with_graph
 from dtsf.model.network.scan_cpu import n_tasks, run_tasks
-from dtsf.model.network.scan_kernels import LANES, ONE, ZERO, compiled, sigmoid
+from dtsf.model.network.scan_kernels import ONE, ZERO, compiled, sigmoid
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,48 +25,88 @@ __all__ = ["conv_on_cpu"]
 
 TAPS = 4
 """Mamba's and VideoMamba's width."""
+BLOCK = 192
+"""Channels of a task, a divisor of VideoMamba's inner widths. More than the scan's: a token costs so little here that
+entering the loops over its channels shows."""
 
 
 @compiled()
-def _taps(x_BLD: Any, weight_KD: Any, bias_W: Any, b: int, t: int, d: int, last: int, reverse: bool, y_W: Any) -> None:
-    """The sum before SiLU at one token, into ``y_W``. Rows are sliced: their indices are known not to be negative."""
-    taps, length = weight_KD.shape[0], x_BLD.shape[1]
+def _sums(x_LD: Any, weight_KD: Any, bias_D: Any, t: int, lo: Any, hi: Any, reverse: bool, y_D: Any) -> None:
+    """The sums before SiLU at token ``t``, channels ``lo`` to ``hi``, into ``y_D``.
+
+    ``lo`` and ``hi`` are unsigned: an index that might be negative would keep the loops from becoming vector
+    instructions, and slicing every row costs as much as its sums.
+    """
+    length, taps = x_LD.shape[0], weight_KD.shape[0]
     if taps == TAPS and (t + TAPS <= length if reverse else t >= TAPS - 1):
         # The usual width, away from the ends: one pass, in which the sum stays in registers.
         s, step = (t + 3, -1) if reverse else (t - 3, 1)
-        a_W, b_W = x_BLD[b, s, d:last], x_BLD[b, s + step, d:last]
-        c_W, e_W = x_BLD[b, s + 2 * step, d:last], x_BLD[b, t, d:last]
-        wa_W, wb_W, wc_W, we_W = weight_KD[0, d:last], weight_KD[1, d:last], weight_KD[2, d:last], weight_KD[3, d:last]
-        for w in range(last - d):
-            y = bias_W[w] + wa_W[w] * a_W[w]
-            y += wb_W[w] * b_W[w]
-            y += wc_W[w] * c_W[w]
-            y_W[w] = y + we_W[w] * e_W[w]
+        a_D, b_D, c_D, e_D = x_LD[s], x_LD[s + step], x_LD[s + 2 * step], x_LD[t]
+        wa_D, wb_D, wc_D, we_D = weight_KD[0], weight_KD[1], weight_KD[2], weight_KD[3]
+        for d in range(lo, hi):
+            y = bias_D[d] + wa_D[d] * a_D[d]
+            y += wb_D[d] * b_D[d]
+            y += wc_D[d] * c_D[d]
+            y_D[d] = y + we_D[d] * e_D[d]
         return
-    for w in range(last - d):
-        y_W[w] = bias_W[w]
+    for d in range(lo, hi):
+        y_D[d] = bias_D[d]
     for k in range(taps):
         s = t + taps - 1 - k if reverse else t - taps + 1 + k
         if 0 <= s < length:
-            weight_W, x_W = weight_KD[k, d:last], x_BLD[b, s, d:last]
-            for w in range(last - d):
-                y_W[w] += weight_W[w] * x_W[w]
+            weight_D, x_D = weight_KD[k], x_LD[s]
+            for d in range(lo, hi):
+                y_D[d] += weight_D[d] * x_D[d]
 
 
 @compiled()
 def forward(begin: int, end: int, reverse: bool, x_BLD: Any, weight_KD: Any, bias_D: Any, y_BLD: Any) -> None:
     """Tasks ``begin`` to ``end``: outputs. Tap K - 1 is the token itself, tap 0 the farthest."""
-    n_blocks = (x_BLD.shape[2] + LANES - 1) // LANES
-    y_W = np.empty(LANES, np.float32)
+    width = x_BLD.shape[2]
+    n_blocks = (width + BLOCK - 1) // BLOCK
     for task in range(begin, end):
-        b, d = task // n_blocks, task % n_blocks * LANES
-        last = min(d + LANES, x_BLD.shape[2])
-        bias_W = bias_D[d:last]
-        for t in range(x_BLD.shape[1]):
-            _taps(x_BLD, weight_KD, bias_W, b, t, d, last, reverse, y_W)
-            out_W = y_BLD[b, t, d:last]
-            for w in range(last - d):
-                out_W[w] = y_W[w] * sigmoid(y_W[w])
+        b, first = task // n_blocks, task % n_blocks * BLOCK
+        lo, hi = np.uint64(first), np.uint64(min(first + BLOCK, width))
+        x_LD = x_BLD[b]
+        for t in range(x_LD.shape[0]):
+            y_D = y_BLD[b, t]
+            _sums(x_LD, weight_KD, bias_D, t, lo, hi, reverse, y_D)
+            for d in range(lo, hi):
+                y_D[d] = y_D[d] * sigmoid(y_D[d])
+
+
+@compiled(inline=True)
+def _gather(
+    x_D: Any, weight_KD: Any, g_KD: Any, oldest: int, lo: Any, hi: Any, reverse: bool, gx_D: Any, gweight_KD: Any
+) -> None:
+    """What one token adds to the weights' gradients, and its own, from the gradients of the K sums that it is part of.
+
+    Row ``oldest`` of the ring ``g_KD`` is that of the first of those tokens.
+    """
+    taps = weight_KD.shape[0]
+    if taps == TAPS:
+        a, b, c, e = (0, 1, 2, 3) if reverse else (3, 2, 1, 0)
+        ga_D, gb_D, gc_D, ge_D = g_KD[oldest], g_KD[(oldest + 1) % 4], g_KD[(oldest + 2) % 4], g_KD[(oldest + 3) % 4]
+        wa_D, wb_D, wc_D, we_D = weight_KD[a], weight_KD[b], weight_KD[c], weight_KD[e]
+        gwa_D, gwb_D, gwc_D, gwe_D = gweight_KD[a], gweight_KD[b], gweight_KD[c], gweight_KD[e]
+        for d in range(lo, hi):
+            gx = ga_D[d] * wa_D[d]
+            gx += gb_D[d] * wb_D[d]
+            gx += gc_D[d] * wc_D[d]
+            gx_D[d] = gx + ge_D[d] * we_D[d]
+            gwa_D[d] += ga_D[d] * x_D[d]
+            gwb_D[d] += gb_D[d] * x_D[d]
+            gwc_D[d] += gc_D[d] * x_D[d]
+            gwe_D[d] += ge_D[d] * x_D[d]
+        return
+    for d in range(lo, hi):
+        gx_D[d] = ZERO
+    for i in range(taps):
+        k = i if reverse else taps - 1 - i
+        g_D, weight_D, gweight_D = g_KD[(oldest + i) % taps], weight_KD[k], gweight_KD[k]
+        for d in range(lo, hi):
+            gx_D[d] += g_D[d] * weight_D[d]
+            gweight_D[d] += g_D[d] * x_D[d]
 
 
 @compiled()
@@ -74,33 +114,42 @@ def backward(
     begin: int, end: int, reverse: bool, x_BLD: Any, weight_KD: Any, bias_D: Any, gy_BLD: Any,
     gx_BLD: Any, gweight_BKD: Any, gbias_BD: Any,
 ) -> None:  # fmt: skip
-    """Tasks ``begin`` to ``end``: the gradients; those of weight and bias for each sequence by itself."""
-    n_blocks = (x_BLD.shape[2] + LANES - 1) // LANES
-    length, taps = x_BLD.shape[1], weight_KD.shape[0]
-    g_W, gbias_W = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    gweight_KW = np.empty((taps, LANES), np.float32)
+    """Tasks ``begin`` to ``end``: the gradients; those of weight and bias for each sequence by itself.
+
+    A token is part of K sums, its own and the K - 1 of the tokens that see it: a ring keeps the gradients of the latest
+    K sums, so that each token's gradient is written once, when the last of its own has come.
+    """
+    width, taps = x_BLD.shape[2], weight_KD.shape[0]
+    n_blocks = (width + BLOCK - 1) // BLOCK
+    g_KD = np.empty((taps, width), np.float32)
     for task in range(begin, end):
-        b, d = task // n_blocks, task % n_blocks * LANES
-        last = min(d + LANES, x_BLD.shape[2])
-        bias_W = bias_D[d:last]
-        gweight_KW[:], gbias_W[:] = ZERO, ZERO
-        gx_BLD[b, :, d:last] = ZERO
-        for t in range(length):
-            _taps(x_BLD, weight_KD, bias_W, b, t, d, last, reverse, g_W)
-            gy_W = gy_BLD[b, t, d:last]
-            for w in range(last - d):
-                share = sigmoid(g_W[w])
-                g_W[w] = gy_W[w] * share * (ONE + g_W[w] * (ONE - share))
-                gbias_W[w] += g_W[w]
-            for k in range(taps):
-                s = t + taps - 1 - k if reverse else t - taps + 1 + k
-                if 0 <= s < length:
-                    weight_W, x_W, gx_W = weight_KD[k, d:last], x_BLD[b, s, d:last], gx_BLD[b, s, d:last]
-                    for w in range(last - d):
-                        gweight_KW[k, w] += g_W[w] * x_W[w]
-                        gx_W[w] += g_W[w] * weight_W[w]
-        gbias_BD[b, d:last] = gbias_W[: last - d]
-        gweight_BKD[b, :, d:last] = gweight_KW[:, : last - d]
+        b, first = task // n_blocks, task % n_blocks * BLOCK
+        lo, hi = np.uint64(first), np.uint64(min(first + BLOCK, width))
+        x_LD, gx_LD, gweight_KD, gbias_D = x_BLD[b], gx_BLD[b], gweight_BKD[b], gbias_BD[b]
+        for d in range(lo, hi):
+            gbias_D[d] = ZERO
+        for k in range(taps):
+            g_D, gweight_D = g_KD[k], gweight_KD[k]
+            for d in range(lo, hi):
+                g_D[d], gweight_D[d] = ZERO, ZERO
+        length = x_LD.shape[0]
+        # Reversed, the tokens that see t come before it; otherwise the last of them comes K - 1 later, or is past the end.
+        delay = 0 if reverse else taps - 1
+        for t in range(length + delay):
+            g_D = g_KD[t % taps]
+            if t < length:
+                gy_D = gy_BLD[b, t]
+                _sums(x_LD, weight_KD, bias_D, t, lo, hi, reverse, g_D)
+                for d in range(lo, hi):
+                    share = sigmoid(g_D[d])
+                    g_D[d] = gy_D[d] * share * (ONE + g_D[d] * (ONE - share))
+                    gbias_D[d] += g_D[d]
+            else:
+                for d in range(lo, hi):
+                    g_D[d] = ZERO
+            if t >= delay:
+                s = t - delay
+                _gather(x_LD[s], weight_KD, g_KD, (t + 1) % taps, lo, hi, reverse, gx_LD[s], gweight_KD)
 
 
 class _Conv(torch.autograd.Function):
@@ -109,7 +158,7 @@ class _Conv(torch.autograd.Function):
         y_BLD = torch.empty_like(x_BLD)
         ctx.reverse = reverse
         ctx.save_for_backward(x_BLD, weight_KD, bias_D)
-        run_tasks(forward, n_tasks(x_BLD), x_BLD.numel(), reverse, x_BLD, weight_KD, bias_D, y_BLD)
+        run_tasks(forward, n_tasks(x_BLD, BLOCK), x_BLD.numel(), reverse, x_BLD, weight_KD, bias_D, y_BLD)
         return y_BLD
 
     @staticmethod
@@ -122,7 +171,7 @@ class _Conv(torch.autograd.Function):
         gweight_BKD = x_BLD.new_empty(x_BLD.shape[0], *weight_KD.shape)
         gbias_BD = x_BLD.new_empty(x_BLD.shape[0], x_BLD.shape[2])
         run_tasks(
-            backward, n_tasks(x_BLD), 2 * x_BLD.numel(), ctx.reverse, x_BLD, weight_KD, bias_D, gy_BLD.contiguous(),
+            backward, n_tasks(x_BLD, BLOCK), 2 * x_BLD.numel(), ctx.reverse, x_BLD, weight_KD, bias_D, gy_BLD.contiguous(),
             gx_BLD, gweight_BKD, gbias_BD,
         )  # fmt: skip
         return gx_BLD, gweight_BKD.sum(0), gbias_BD.sum(0), None

@@ -123,9 +123,9 @@ def scan_on_cpu(
     return y_BLD.transpose(1, 2).to(u_BDL.dtype)
 
 
-def n_tasks(u_BLD: Tensor) -> int:
-    """Tasks of one sequence and LANES channels."""
-    return u_BLD.shape[0] * -(-u_BLD.shape[2] // LANES)
+def n_tasks(u_BLD: Tensor, block: int = LANES) -> int:
+    """Tasks of one sequence and ``block`` channels."""
+    return u_BLD.shape[0] * -(-u_BLD.shape[2] // block)
 
 
 def run_tasks(kernel: Any, n_tasks: int, work: int, *arguments: Any) -> None:
