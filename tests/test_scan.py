@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from dtsf.model.network import scan as scan_module
 from dtsf.model.network.scan import (
     ScanChoice,
-    causal_conv,
     scan_choice,
     selective_scan,
     selective_scan_plain,
@@ -252,38 +251,3 @@ def test_a_function_whose_code_cannot_be_kept_on_disk_iscompiled_all_the_same():
     scope = {}
     exec("def double(x):\n    return x + x", scope)  # noqa: S102
     assert compiled()(scope["double"])(21) == 42
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("length", [1, 3, 10])
-def test_causal_convolution_looks_back_only_or_ahead_only(length, reverse):
-    torch.manual_seed(0)
-    x, weight, bias = torch.randn(2, 5, length).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
-    seen = x.flip(-1) if reverse else x
-    wanted = F.silu(F.conv1d(F.pad(seen, (3, 0)), weight, bias, groups=5))
-    wanted = wanted.flip(-1) if reverse else wanted
-    torch.testing.assert_close(causal_conv(x, weight, bias, reverse=reverse), wanted)
-    torch.testing.assert_close(causal_conv(x.float(), weight.float(), bias.float(), reverse=reverse), wanted.float())
-
-
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("B", "D", "L", "taps"), [(1, 3, 1, 4), (2, 5, 3, 4), (3, LANES + 5, 37, 4), (2, 4, 9, 2)])
-def test_gradients_of_the_compiled_convolution_and_theirs(B, D, L, taps, reverse):
-    torch.manual_seed(0)
-    given = [torch.randn(B, D, L).double(), torch.randn(D, 1, taps).double(), torch.randn(D).double()]
-    wide = [x.requires_grad_() for x in given]
-    narrow = [x.detach().float().requires_grad_() for x in given]
-    for ours, right in zip(
-        value_and_gradients(causal_conv, narrow, reverse=reverse),
-        value_and_gradients(causal_conv, wide, reverse=reverse),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
-
-    def penalty(leaves):
-        y = causal_conv(*leaves, reverse=reverse)
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-
-    for ours, right in zip(penalty(narrow), penalty(wide), strict=True):
-        torch.testing.assert_close(ours.double(), right, rtol=1e-3, atol=1e-4 * right.abs().max().item())

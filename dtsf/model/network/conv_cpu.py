@@ -26,7 +26,7 @@ __all__ = ["conv_on_cpu"]
 TAPS = 4
 """Mamba's and VideoMamba's width."""
 BLOCK = 192
-"""Channels of a task, a divisor of VideoMamba's inner widths. More than the scan's: a token costs so little here that
+"""Channels of a task; divides VideoMamba's inner widths. More than the scan's LANES: a token costs so little here that
 entering the loops over its channels shows."""
 
 
@@ -35,7 +35,7 @@ def _sums(x_LD: Any, weight_KD: Any, bias_D: Any, t: int, lo: Any, hi: Any, reve
     """The sums before SiLU at token ``t``, channels ``lo`` to ``hi``, into ``y_D``.
 
     ``lo`` and ``hi`` are unsigned: an index that might be negative would keep the loops from becoming vector
-    instructions, and slicing every row costs as much as its sums.
+    instructions. Whole rows and these bounds cost less than a slice of every row.
     """
     length, taps = x_LD.shape[0], weight_KD.shape[0]
     if taps == TAPS and (t + TAPS <= length if reverse else t >= TAPS - 1):
@@ -73,40 +73,6 @@ def forward(begin: int, end: int, reverse: bool, x_BLD: Any, weight_KD: Any, bia
             _sums(x_LD, weight_KD, bias_D, t, lo, hi, reverse, y_D)
             for d in range(lo, hi):
                 y_D[d] = y_D[d] * sigmoid(y_D[d])
-
-
-@compiled(inline=True)
-def _gather(
-    x_D: Any, weight_KD: Any, g_KD: Any, oldest: int, lo: Any, hi: Any, reverse: bool, gx_D: Any, gweight_KD: Any
-) -> None:
-    """What one token adds to the weights' gradients, and its own, from the gradients of the K sums that it is part of.
-
-    Row ``oldest`` of the ring ``g_KD`` is that of the first of those tokens.
-    """
-    taps = weight_KD.shape[0]
-    if taps == TAPS:
-        a, b, c, e = (0, 1, 2, 3) if reverse else (3, 2, 1, 0)
-        ga_D, gb_D, gc_D, ge_D = g_KD[oldest], g_KD[(oldest + 1) % 4], g_KD[(oldest + 2) % 4], g_KD[(oldest + 3) % 4]
-        wa_D, wb_D, wc_D, we_D = weight_KD[a], weight_KD[b], weight_KD[c], weight_KD[e]
-        gwa_D, gwb_D, gwc_D, gwe_D = gweight_KD[a], gweight_KD[b], gweight_KD[c], gweight_KD[e]
-        for d in range(lo, hi):
-            gx = ga_D[d] * wa_D[d]
-            gx += gb_D[d] * wb_D[d]
-            gx += gc_D[d] * wc_D[d]
-            gx_D[d] = gx + ge_D[d] * we_D[d]
-            gwa_D[d] += ga_D[d] * x_D[d]
-            gwb_D[d] += gb_D[d] * x_D[d]
-            gwc_D[d] += gc_D[d] * x_D[d]
-            gwe_D[d] += ge_D[d] * x_D[d]
-        return
-    for d in range(lo, hi):
-        gx_D[d] = ZERO
-    for i in range(taps):
-        k = i if reverse else taps - 1 - i
-        g_D, weight_D, gweight_D = g_KD[(oldest + i) % taps], weight_KD[k], gweight_KD[k]
-        for d in range(lo, hi):
-            gx_D[d] += g_D[d] * weight_D[d]
-            gweight_D[d] += g_D[d] * x_D[d]
 
 
 @compiled()
@@ -147,9 +113,17 @@ def backward(
             else:
                 for d in range(lo, hi):
                     g_D[d] = ZERO
-            if t >= delay:
-                s = t - delay
-                _gather(x_LD[s], weight_KD, g_KD, (t + 1) % taps, lo, hi, reverse, gx_LD[s], gweight_KD)
+            if t < delay:
+                continue
+            x_D, gx_D = x_LD[t - delay], gx_LD[t - delay]
+            for d in range(lo, hi):
+                gx_D[d] = ZERO
+            for i in range(taps):  # from the oldest in the ring
+                k = i if reverse else taps - 1 - i
+                g_D, weight_D, gweight_D = g_KD[(t + 1 + i) % taps], weight_KD[k], gweight_KD[k]
+                for d in range(lo, hi):
+                    gx_D[d] += g_D[d] * weight_D[d]
+                    gweight_D[d] += g_D[d] * x_D[d]
 
 
 class _Conv(torch.autograd.Function):

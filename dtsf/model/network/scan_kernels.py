@@ -64,17 +64,14 @@ def _bits_float(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
     return types.float32(types.int32), code
 
 
-def compiled(*, inline: bool = False) -> Callable[[Any], Any]:
+def compiled() -> Callable[[Any], Any]:
     """Compile a function on its first call (some ten seconds for a backward), keeping the code on disk where it can.
 
     Numba keeps it beside this file, or in the user's cache folder where the install is read-only, or in NUMBA_CACHE_DIR.
-    With ``inline`` it becomes part of the compiled functions that call it, which saves counting references to the rows
-    that it reads; LLVM alone inlines too late for that.
     """
 
     def compile_(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
-        options |= {"inline": "always"} if inline else {}
         try:
             return njit(cache=True, **options)(function)
         except RuntimeError:  # numba finds no folder for its cache: a read-only install without a home
