@@ -209,7 +209,7 @@ def test_a_process_a_shard_where_there_are_no_more_shards(long_catalog, undistur
     assert not workers_of(os.getpid(), "dtsf.pipeline.foreman")
 
 
-def test_what_a_process_of_its_own_cannot_do_is_said_here(catalog, tmp_path):
+def test_what_a_process_of_its_own_cannot_do_is_said_here(long_catalog, tmp_path):
     """A folder in the place of a chunk file: the worker's error comes back as itself."""
     spec = make_spec(**SMALL)
 
@@ -217,7 +217,7 @@ def test_what_a_process_of_its_own_cannot_do_is_said_here(catalog, tmp_path):
         (tmp_path / "nucla/shards/00001.json").mkdir(exist_ok=True)
 
     with pytest.raises(CacheError, match=r"00001\.json"):
-        preprocess(catalog, tmp_path, spec, workers=2, shard_size=12, on_progress=block)
+        preprocess(long_catalog, tmp_path, spec, workers=2, shard_size=120, on_progress=block)
     assert not workers_of(os.getpid(), "dtsf.pipeline.foreman")
 
 

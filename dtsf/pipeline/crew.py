@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -46,13 +47,18 @@ class Crew:
 
     def __enter__(self) -> Crew:
         if self._foreman is None:
-            self._foreman = subprocess.Popen(
-                # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
-                [sys.executable, "-P", "-m", "dtsf.pipeline.foreman", str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=os.environ | WORKER_ENVIRONMENT,
-            )
+            # Python would answer a Ctrl-C at its start with a traceback: the new one takes it when it is ready for it.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self._foreman = subprocess.Popen(
+                    # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
+                    [sys.executable, "-P", "-m", "dtsf.pipeline.foreman", str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=os.environ | WORKER_ENVIRONMENT,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self
 
     def __exit__(

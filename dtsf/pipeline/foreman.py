@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import selectors
+import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class _Member:
 def _serve() -> None:
     """The process: shards from stdin, lines of JSON to stdout."""
     die_with_parent(int(sys.argv[1]))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     answers = _take_stdout()
     try:
         _import_for_all()

@@ -88,8 +88,8 @@ def _be(name: str, work: Callable[[], None], parent: int, requests: int, answers
             comm.write(name)
         work()
         code = 0
-    except KeyboardInterrupt:
-        pass  # a terminal tells it to every process; who waits for this one says it
+    except (KeyboardInterrupt, SystemExit):
+        pass  # a terminal tells it to every process, and who waits for this one says it; or its parent is gone
     except BaseException:  # noqa: BLE001 - os._exit would swallow it
         traceback.print_exc()
     finally:
