@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dtsf.cli import _will_want_a_crew
 from dtsf.errors import DataError
 from dtsf.pipeline.crew import Crew, crew_for
 from dtsf.pipeline.forked import can_fork
@@ -147,3 +148,37 @@ def test_an_interrupt_at_the_foremans_start_leaves_no_traceback():
         _, errors = process.communicate(timeout=30)
         assert errors.count("Traceback") == 1, errors  # that of the script
         assert "foreman" not in errors
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("preprocess nucla --workers 2", True),
+        ("preprocess nucla", True),
+        ("preprocess nucla --workers 1", False),
+        ("preprocess nucla --workers=1", False),
+        ("preprocess nucla --scheduler tcp://127.0.0.1:9", False),
+        ("preprocess --help", False),
+        ("train --cache preprocess", False),
+        ("", False),
+    ],
+)
+def test_the_command_line_starts_a_crew_only_for_what_may_use_it(words, wanted):
+    assert _will_want_a_crew(words.split()) == wanted
+
+
+def test_a_command_that_needs_no_crew_after_all_leaves_none(tmp_path):
+    words = [sys.executable, "-m", "dtsf", "preprocess", "nucla", "--root", str(tmp_path / "missing")]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error: ")
+    assert not [pid for pid in filter(str.isdigit, os.listdir("/proc")) if session_of(pid) == process.pid]
+
+
+def session_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return int(stat.read().rsplit(")", 1)[1].split()[3])
+    except OSError:
+        return 0

@@ -42,6 +42,7 @@ def _fraction(text: str) -> float:
 
 
 def preprocess_command(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
     root: Annotated[
         Path | None,
@@ -89,8 +90,8 @@ def preprocess_command(
 
     share = _fraction(max_bad)
     failure: BadClipsError | None = None
-    # First of all: the imports of its processes and those of this one take 0.4 s each, and go on at the same time.
-    with crew_for(workers, scheduler) as crew:
+    # The command line has started it already, or it is started before the imports of this process, which take as long.
+    with context.obj or crew_for(workers, scheduler) as crew:
         from dtsf import api
         from dtsf.cli.show import console, print_json, progress
         from dtsf.errors import BadClipsError

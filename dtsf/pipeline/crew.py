@@ -36,6 +36,8 @@ WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    # Without it the import of ONNX Runtime (1.31) starts a thread, opens a database in the home folder and tells Microsoft.
+    "ORT_DISABLE_TELEMETRY": "1",
 }
 
 
