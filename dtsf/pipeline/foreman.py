@@ -79,7 +79,7 @@ def _import_for_all() -> None:
     with contextlib.suppress(ImportError):
         import av  # noqa: F401
         import decord  # noqa: F401
-    import PIL.Image
+    import PIL.Image  # noqa: F401
 
     import dtsf.pipeline.video
     import dtsf.pipeline.worker  # noqa: F401
