@@ -290,3 +290,18 @@ def resident(pid):
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def test_a_member_killed_while_it_commits_leaves_nothing_in_a_run_that_goes_on(
+    long_catalog, undisturbed_long, tmp_path
+):
+    """What it had written under a temporary name is gone when the run ends, not only when the next one begins."""
+    left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-member"
+
+    def leave(progress):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half of it")
+
+    preprocess(long_catalog, tmp_path, make_spec(**SMALL), workers=2, shard_size=120, on_progress=leave)
+    assert not left.exists()
+    assert content(tmp_path) == content(undisturbed_long)

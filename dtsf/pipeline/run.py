@@ -158,6 +158,10 @@ def preprocess(
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
         run_tasks(tasks, n_workers, scheduler, on_clips, crew)
+        if parts and scheduler is None and isinstance(place, LocalFolder):
+            # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
+            # be taken for lost and still write: theirs wait for the next run.
+            sweep(folder)
         result = _result(catalog, folder, already_done, time.monotonic() - begun, place)
     if len(result.bad) > max_bad * result.clips:
         listed = "\n".join(
