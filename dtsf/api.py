@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
     from dtsf.model.training.train import TrainResult
+    from dtsf.pipeline.crew import Crew
     from dtsf.pipeline.run import PreprocessResult, Progress
 
 __all__ = ["Prediction", "Run", "ablate", "export", "load", "open_cache", "predict_onnx", "preprocess", "train"]
@@ -67,37 +68,44 @@ def preprocess(
     check: str = "fast",
     on_catalog: Callable[[Any], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    crew: Crew | None = None,
 ) -> PreprocessResult:
     """Stage 1: decode and embed every clip of a data set into the cache, once.
 
     Args are those of :func:`dtsf.pipeline.datasets.read_catalog`, :func:`dtsf.pipeline.run.make_spec` and
-    :func:`dtsf.pipeline.run.preprocess`; ``on_catalog`` is called with the catalog before the work begins.
+    :func:`dtsf.pipeline.run.preprocess`; ``on_catalog`` is called with the catalog before the work begins. Without a
+    ``crew`` one is started first of all, if the work may be for more than one process.
     """
-    from dtsf.pipeline.datasets import read_catalog
-    from dtsf.pipeline.run import make_spec
-    from dtsf.pipeline.run import preprocess as run_preprocess
+    from dtsf.pipeline.crew import crew_for
 
-    catalog = read_catalog(dataset, None if root is None else Path(root), views, limit)
-    logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
-    if on_catalog is not None:
-        on_catalog(catalog)
-    return run_preprocess(
-        catalog,
-        Path(cache),
-        make_spec(encoder=encoder, frames=frames, size=size, grid=grid),
-        name=name,
-        format=format,
-        compress=compress,
-        workers=workers,
-        scheduler=scheduler,
-        shard_size=shard_size,
-        max_bad=max_bad,
-        overwrite=overwrite,
-        retry_bad=retry_bad,
-        deadline=deadline,
-        check=check,
-        on_progress=on_progress,
-    )
+    # First: its imports and ours, which take as long, go on at the same time.
+    with crew or crew_for(workers, scheduler) as ready:
+        from dtsf.pipeline.datasets import read_catalog
+        from dtsf.pipeline.run import make_spec
+        from dtsf.pipeline.run import preprocess as run_preprocess
+
+        catalog = read_catalog(dataset, None if root is None else Path(root), views, limit)
+        logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
+        if on_catalog is not None:
+            on_catalog(catalog)
+        return run_preprocess(
+            catalog,
+            Path(cache),
+            make_spec(encoder=encoder, frames=frames, size=size, grid=grid),
+            name=name,
+            format=format,
+            compress=compress,
+            workers=workers,
+            scheduler=scheduler,
+            shard_size=shard_size,
+            max_bad=max_bad,
+            overwrite=overwrite,
+            retry_bad=retry_bad,
+            deadline=deadline,
+            check=check,
+            on_progress=on_progress,
+            crew=ready,
+        )
 
 
 def open_cache(cache: str | Path = Path("cache"), dataset: str | None = None) -> CachedDataset:

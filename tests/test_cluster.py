@@ -57,12 +57,22 @@ def below(pid):
 
 
 def workers_of(pid, name):
-    """Processes below one whose command holds ``name``: dask's workers have that of the one they are forked from."""
+    """Processes below one whose command holds ``name``: forked ones have that of the one they are forked from."""
     found = []
     for child in below(pid):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
             if name in words:
+                found.append(child)
+    return found
+
+
+def called(pid, name):
+    """Processes below one that ``ps`` calls so: the crew's members are ``dtsf-shard``, their decoders ``dtsf-decoder``."""
+    found = []
+    for child in below(pid):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{child}/comm").read_text().strip() == name:
                 found.append(child)
     return found
 
@@ -125,7 +135,7 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
     """
     preprocess(catalog, tmp_path / "undisturbed", make_spec(**SMALL), workers=1, shard_size=shard_size)
     undisturbed = tmp_path / "undisturbed"
-    kind = "multiprocessing.forkserver" if shard_size == 1 else "dtsf.pipeline.crew"
+    kind = "multiprocessing.forkserver" if shard_size == 1 else "dtsf.pipeline.foreman"
     chance = random.Random(0)
     kills = main_kills = 0
     rounds = 0
@@ -161,28 +171,45 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
     assert len(open_dataset(tmp_path / f"c{rounds}").clips) == 23
 
 
-def test_a_process_a_shard_where_there_are_no_more_shards(catalog, undisturbed, tmp_path):
-    """No dask: the same bytes but for the cut, every clip counted once though a process is lost on the way."""
-    spec, seen, killed = make_spec(**SMALL), [], []
+@pytest.fixture(scope="module")
+def long_catalog(catalog, tmp_path_factory):
+    """The 24 files 10 times: enough that they are told of, once a second, before they are done."""
+    root = tmp_path_factory.mktemp("long")
+    for k in range(240):
+        (root / f"c{k:03d}.avi").hardlink_to(catalog.root / f"c{k % 24:02d}.avi")
+    return catalog_of(root, [f"c{k:03d}" for k in range(240)])
+
+
+@pytest.fixture(scope="module")
+def undisturbed_long(long_catalog, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("undisturbed_long")
+    assert preprocess(long_catalog, cache, make_spec(**SMALL), workers=1, shard_size=120).clips == 240
+    return cache
+
+
+@pytest.mark.parametrize("lost", ["dtsf-shard", "dtsf-decoder", "foreman"])
+def test_a_process_a_shard_where_there_are_no_more_shards(long_catalog, undisturbed_long, tmp_path, lost):
+    """No dask: the same bytes as one process's, every clip counted once though a process is lost on the way."""
+    seen, killed = [], []
 
     def kill_one(progress):
         seen.append(progress.done)
         if not killed:
-            [*_, worker] = workers_of(os.getpid(), "dtsf.pipeline.crew")
-            os.kill(worker, signal.SIGKILL)
-            killed.append(worker)
+            [foreman, *_] = workers_of(os.getpid(), "dtsf.pipeline.foreman")
+            killed.append(foreman if lost == "foreman" else called(os.getpid(), lost)[0])
+            os.kill(killed[0], signal.SIGKILL)
 
-    assert preprocess(catalog, tmp_path / "one", spec, workers=1, shard_size=12).clips == 24
-    result = preprocess(catalog, tmp_path / "two", spec, workers=2, shard_size=12, on_progress=kill_one)
-    assert result.verdicts == {"ok": 23, "truncated": 1}
+    result = preprocess(long_catalog, tmp_path, make_spec(**SMALL), workers=2, shard_size=120, on_progress=kill_one)
+    assert result.verdicts == {"ok": 230, "truncated": 10}
     assert killed
+    assert 0 < seen[0] < 200
     assert seen == sorted(seen)
-    assert seen[-1] == 24
-    assert content(tmp_path / "two") == content(tmp_path / "one")
-    assert not workers_of(os.getpid(), "dtsf.pipeline.crew")
+    assert seen[-1] == 240
+    assert content(tmp_path) == content(undisturbed_long)
+    assert not workers_of(os.getpid(), "dtsf.pipeline.foreman")
 
 
-def test_what_a_process_of_its_own_cannot_do_is_said_here(catalog, tmp_path):
+def test_what_a_process_of_its_own_cannot_do_is_said_here(long_catalog, tmp_path):
     """A folder in the place of a chunk file: the worker's error comes back as itself."""
     spec = make_spec(**SMALL)
 
@@ -190,8 +217,8 @@ def test_what_a_process_of_its_own_cannot_do_is_said_here(catalog, tmp_path):
         (tmp_path / "nucla/shards/00001.json").mkdir(exist_ok=True)
 
     with pytest.raises(CacheError, match=r"00001\.json"):
-        preprocess(catalog, tmp_path, spec, workers=2, shard_size=12, on_progress=block)
-    assert not workers_of(os.getpid(), "dtsf.pipeline.crew")
+        preprocess(long_catalog, tmp_path, spec, workers=2, shard_size=120, on_progress=block)
+    assert not workers_of(os.getpid(), "dtsf.pipeline.foreman")
 
 
 def test_processes_of_their_own_read_names_whatever_the_locale(make_video, tmp_path, monkeypatch):
@@ -216,11 +243,12 @@ def test_processes_of_their_own_end_with_the_run(tmp_path, how):
     process = start_script(tmp_path, catalog_of(tmp_path / "v", ["a", "b"]), tmp_path / "c", 2)
     try:
         limit = time.monotonic() + 60
-        while len(workers_of(process.pid, "decoder_child")) < 2:
+        while len(called(process.pid, "dtsf-decoder")) < 2:
             assert time.monotonic() < limit
             time.sleep(0.05)
-        members = workers_of(process.pid, "dtsf.pipeline.")
-        assert len(members) == 4
+        members = workers_of(process.pid, "dtsf.pipeline.foreman")
+        assert len(members) == 5
+        assert len(called(process.pid, "dtsf-shard")) == 2
         process.send_signal(how)
         _, errors = process.communicate(timeout=30)
     finally:
@@ -262,3 +290,18 @@ def resident(pid):
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def test_a_member_killed_while_it_commits_leaves_nothing_in_a_run_that_goes_on(
+    long_catalog, undisturbed_long, tmp_path
+):
+    """What it had written under a temporary name is gone when the run ends, not only when the next one begins."""
+    left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-member"
+
+    def leave(progress):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half of it")
+
+    preprocess(long_catalog, tmp_path, make_spec(**SMALL), workers=2, shard_size=120, on_progress=leave)
+    assert not left.exists()
+    assert content(tmp_path) == content(undisturbed_long)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +18,9 @@ from dtsf.cli.commands_predict import predict_command
 from dtsf.cli.commands_reproduce import reproduce_app
 from dtsf.cli.commands_run import evaluate_command, train_command
 from dtsf.cli.screen import set_verbosity, with_verbosity
+
+if TYPE_CHECKING:
+    from dtsf.pipeline.crew import Crew
 
 __all__ = ["app", "main"]
 
@@ -84,12 +87,12 @@ def _speak_as_asked(commands: typer.Typer) -> None:
 _speak_as_asked(app)
 
 
-def main() -> None:
-    """Run the command line and exit with the code that the outcome deserves."""
+def main(crew: Crew | None = None) -> None:
+    """Run the command line and exit with the code that the outcome deserves. ``crew``: started already, for ``preprocess``."""
     from dtsf.errors import DtsfError
 
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, obj=crew)
     except DtsfError as error:
         if os.environ.get("DTSF_DEBUG"):
             raise

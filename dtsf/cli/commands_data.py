@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 if TYPE_CHECKING:
+    from dtsf.errors import BadClipsError
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.run import PreprocessResult
 
@@ -41,6 +42,7 @@ def _fraction(text: str) -> float:
 
 
 def preprocess_command(
+    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
     root: Annotated[
         Path | None,
@@ -84,51 +86,58 @@ def preprocess_command(
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Stage 1: decode videos and cache their frame embeddings. Run it again to go on; what is done stays done."""
-    from dtsf import api
-    from dtsf.cli.show import console, print_json, progress
-    from dtsf.errors import BadClipsError
+    from dtsf.pipeline.crew import crew_for
 
-    screen = console()
     share = _fraction(max_bad)
-
-    def announce(catalog: Catalog) -> None:
-        by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())
-        screen.print(
-            f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})",
-            highlight=False,
-        )
-        for note in catalog.notes:
-            screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
-
     failure: BadClipsError | None = None
-    with progress("preprocess", "clips") as update:
-        try:
-            result = api.preprocess(
-                dataset,
-                root,
-                cache,
-                views=views,
-                limit=limit,
-                name=name,
-                format=format_,
-                compress=compress,
-                encoder=encoder,
-                frames=frames,
-                size=size,
-                grid=grid,
-                workers=workers,
-                scheduler=scheduler,
-                shard_size=shard_size,
-                max_bad=share,
-                overwrite=overwrite,
-                retry_bad=retry_bad,
-                deadline=deadline,
-                check=check.value,
-                on_catalog=announce,
-                on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
+    # The command line has started it already, or it is started before the imports of this process, which take as long.
+    with context.obj or crew_for(workers, scheduler) as crew:
+        from dtsf import api
+        from dtsf.cli.show import console, print_json, progress
+        from dtsf.errors import BadClipsError
+
+        screen = console()
+
+        def announce(catalog: Catalog) -> None:
+            by_views = ", ".join(
+                f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items()
             )
-        except BadClipsError as error:
-            failure, result = error, cast("PreprocessResult", error.result)
+            screen.print(
+                f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})",
+                highlight=False,
+            )
+            for note in catalog.notes:
+                screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+
+        with progress("preprocess", "clips") as update:
+            try:
+                result = api.preprocess(
+                    dataset,
+                    root,
+                    cache,
+                    views=views,
+                    limit=limit,
+                    name=name,
+                    format=format_,
+                    compress=compress,
+                    encoder=encoder,
+                    frames=frames,
+                    size=size,
+                    grid=grid,
+                    workers=workers,
+                    scheduler=scheduler,
+                    shard_size=shard_size,
+                    max_bad=share,
+                    overwrite=overwrite,
+                    retry_bad=retry_bad,
+                    deadline=deadline,
+                    check=check.value,
+                    crew=crew,
+                    on_catalog=announce,
+                    on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
+                )
+            except BadClipsError as error:
+                failure, result = error, cast("PreprocessResult", error.result)
     if json_:
         print_json(result.model_dump(mode="json"))
     else:

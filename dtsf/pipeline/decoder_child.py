@@ -6,7 +6,6 @@ import contextlib
 import json
 import mmap
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from dtsf.errors import VideoError
+from dtsf.pipeline.forked import die_with_parent
 
-__all__ = ["die_with_parent"]
+__all__ = ["serve"]
 
 
-def _serve() -> None:
-    """The child: a request a line in, an answer a line out, until the parent is gone."""
-    settings = json.loads(sys.argv[1])
-    die_with_parent(settings["parent"])
+def serve(settings: dict[str, Any]) -> None:
+    """The child: a request a line from stdin, an answer a line to stdout, until the parent is gone."""
     # A library that writes to stdout must not write into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -30,7 +28,8 @@ def _serve() -> None:
     n_frames, size = settings["n_frames"], settings["size"]
     shape = (settings["slots"], n_frames, size, size, 3)
     shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
-    for line in sys.stdin:
+    # Not sys.stdin: in a fork that is the parent's, with what it read ahead.
+    for line in open(0, closefd=False):  # noqa: SIM115 - the process ends with it
         request = json.loads(line)
         try:
             clip = decode_clip(
@@ -56,23 +55,8 @@ def _serve() -> None:
         answers.flush()
 
 
-def die_with_parent(parent: int) -> None:
-    """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed.
-
-    Args:
-        parent: Its process id, as it says itself: in a container it may well be 1.
-
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    parent_death_signal = 1
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before the kernel was asked
-        sys.exit()
-
-
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        _serve()
+        given = json.loads(sys.argv[1])
+        die_with_parent(given["parent"])
+        serve(given)

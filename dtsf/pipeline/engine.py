@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.crew import run_with_crew
+from dtsf.pipeline.crew import WORKER_ENVIRONMENT, Crew
+from dtsf.pipeline.forked import can_fork
 from dtsf.pipeline.worker import Counter, ShardTask, run_shard
 
 if TYPE_CHECKING:
@@ -19,19 +20,14 @@ if TYPE_CHECKING:
 __all__ = ["run_tasks"]
 
 TOPIC = "dtsf-clips"
-WORKER_ENVIRONMENT = {
-    # The system's allocator gives memory back after every layer of the encoder; keeping it halves a worker's time
-    # (measured: 90 clips on two workers, 56 s in the kernel of 94 s before).
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-}
 
 
 def run_tasks(
-    tasks: list[ShardTask], n_workers: int, scheduler: str | None, on_clips: Callable[[int, int], None]
+    tasks: list[ShardTask],
+    n_workers: int,
+    scheduler: str | None,
+    on_clips: Callable[[int, int], None],
+    crew: Crew | None = None,
 ) -> None:
     """Run every shard, and come back when all are committed.
 
@@ -40,6 +36,7 @@ def run_tasks(
         n_workers: Processes, where there is no ``scheduler``.
         scheduler: ``tcp://host:port`` of a running dask scheduler.
         on_clips: Called now and then with the number of clips done since the last call, and how many of them are bad.
+        crew: One that was started already, as it takes a moment; else one is started here.
 
     Raises:
         ConfigError: No scheduler answers there.
@@ -48,13 +45,17 @@ def run_tasks(
     """
     if not tasks:
         return
+    a_shard_each = scheduler is None and 1 < len(tasks) <= n_workers and can_fork()
+    if crew is not None and not a_shard_each:
+        crew.close()
     if scheduler is None and (n_workers == 1 or len(tasks) == 1):
         for task in tasks:
             run_shard(task, lambda record: on_clips(1, not record.verdict.usable))
         return
-    if scheduler is None and len(tasks) <= n_workers:
-        # A shard each: there is nothing to hand out, and dask's start would cost as much as 20 clips.
-        run_with_crew(tasks, on_clips, WORKER_ENVIRONMENT)
+    if a_shard_each:
+        # There is nothing to hand out, and dask's start would cost as much as 20 clips.
+        with crew or Crew() as ready:
+            ready.run(tasks, on_clips)
         return
     with _client(min(n_workers, len(tasks)), scheduler) as client:
         client.subscribe_topic(TOPIC, lambda event: on_clips(*event[1]))

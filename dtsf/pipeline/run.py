@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.remote import RemoteFolder
     from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.crew import Crew
 
 __all__ = ["PreprocessResult", "Progress", "make_spec", "preprocess"]
 
@@ -89,6 +90,7 @@ def preprocess(
     deadline: float = 60.0,
     check: str = "fast",
     on_progress: Callable[[Progress], None] | None = None,
+    crew: Crew | None = None,
 ) -> PreprocessResult:
     """Bring every clip of a catalog into the cache, once.
 
@@ -112,6 +114,7 @@ def preprocess(
         deadline: Seconds that decoding one clip may take before it is given up.
         check: ``fast``, or ``full`` to decode every frame and refuse clips that the codec flags as damaged.
         on_progress: Called after each clip; with several processes, for those of a second together.
+        crew: Worker processes that were started before, to be used if there is work for them.
 
     Raises:
         BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
@@ -154,7 +157,11 @@ def preprocess(
             if on_progress is not None:
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
-        run_tasks(tasks, n_workers, scheduler, on_clips)
+        run_tasks(tasks, n_workers, scheduler, on_clips, crew)
+        if parts and scheduler is None and isinstance(place, LocalFolder):
+            # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
+            # be taken for lost and still write: theirs wait for the next run.
+            sweep(folder)
         result = _result(catalog, folder, already_done, time.monotonic() - begun, place)
     if len(result.bad) > max_bad * result.clips:
         listed = "\n".join(

@@ -67,12 +67,15 @@ class Counter:
         self._told = time.monotonic()
 
 
-def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
+def run_shard(
+    task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None, *, fork: bool = False
+) -> ShardRecord:
     """Decode, embed, write and commit the clips of one shard.
 
     Args:
         task: What to do.
         on_clip: Called after each clip, for progress.
+        fork: Fork the decoder's child; for a process of stage 1's own (:mod:`dtsf.pipeline.foreman`).
 
     """
     spec = task.spec
@@ -81,7 +84,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     used = 0
     sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
-    with borrow_decoder(spec.frames, spec.size, task.deadline, task.check) as decoder:
+    with borrow_decoder(spec.frames, spec.size, task.deadline, task.check, fork=fork) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
