@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtsf.pipeline.crop import size_to_decode
 from dtsf.pipeline.lite0 import _network
 from dtsf.pipeline.sampling import segment_centres
-from dtsf.pipeline.video import target_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +33,7 @@ def extract(paths: list[Path], out: Path, *, n_frames: int, size: int, grid: int
         frames_FHWC = reader.get_batch(segment_centres(len(reader), n_frames)).asnumpy()
         x_FCHW = torch.from_numpy(frames_FHWC).permute(0, 3, 1, 2).float()
         height, width = frames_FHWC.shape[1:3]
-        new_width, new_height = target_size(width, height, size)
+        new_width, new_height = size_to_decode(width, height, size, "centre")
         x_FCHW = torch.nn.functional.interpolate(x_FCHW, (new_height, new_width), mode="bilinear", antialias=True)
         top, left = (new_height - size) // 2, (new_width - size) // 2
         x_FCHW = x_FCHW[:, :, top : top + size, left : left + size]

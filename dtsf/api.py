@@ -58,6 +58,7 @@ def preprocess(
     frames: int = 16,
     size: int = 192,
     grid: int = 6,
+    crop: str | None = None,
     workers: int | None = None,
     scheduler: str | None = None,
     shard_size: int = 64,
@@ -91,7 +92,7 @@ def preprocess(
         return run_preprocess(
             catalog,
             Path(cache),
-            make_spec(encoder=encoder, frames=frames, size=size, grid=grid),
+            make_spec(encoder=encoder, frames=frames, size=size, grid=grid, crop=crop),
             name=name,
             format=format,
             compress=compress,

@@ -98,7 +98,7 @@ def embed_videos(
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
     embedded, longest = [], 1
     # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
-    with Decoder(spec.frames, spec.size) as decoder:
+    with Decoder(spec.frames, spec.size, crop=spec.crop) as decoder:
         for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
             if isinstance(clip, VideoError):
                 raise clip

@@ -64,7 +64,7 @@ def test_rows_are_what_decoding_and_embedding_give(videos, spec, tmp_path):
     assert len(list((data.folder / "shards").iterdir())) == 3
     encoder = load_encoder(spec.encoder, spec.size, spec.grid, "cpu")
     for name in ("c0", "c9"):
-        decoded = decode_clip(videos / f"{name}.avi", 3, 96)
+        decoded = decode_clip(videos / f"{name}.avi", 3, 96, crop=spec.crop)
         np.testing.assert_array_equal(data.embeddings([name])[0], encoder.embed(decoded.frames))
         np.testing.assert_array_equal(data.frame_index([name])[0], decoded.frame_index)
         # Twice shrunk by two: a small picture is the mean of 2 x 2.
@@ -136,7 +136,7 @@ def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_vide
     encoder = load_encoder(spec.encoder, spec.size, spec.grid, "cpu")
     for name in ("late", "whole"):
         np.testing.assert_array_equal(
-            data.embeddings([name])[0], encoder.embed(decode_clip(root / f"{name}.avi", 3, 96).frames)
+            data.embeddings([name])[0], encoder.embed(decode_clip(root / f"{name}.avi", 3, 96, crop=spec.crop).frames)
         )
     assert preprocess(catalog, cache, spec, workers=1, max_bad=1).already_done == 3
 

@@ -39,7 +39,9 @@ class CacheSpec(Frozen):
     frames: int = Field(ge=1, le=4096)
     """F, frames of a clip."""
     size: int = Field(ge=32, le=4096)
-    """Side in pixels of the square picture that is embedded: short side scaled to it, centre cut out."""
+    """Side in pixels of the square picture that is embedded."""
+    crop: Literal["motion", "centre"] = "centre"
+    """Which square of the picture that is; see :mod:`dtsf.pipeline.crop`. Caches from before there was a choice: centre."""
     grid: int = Field(ge=3, le=4096)
     """G: an embedding is a G x G grid of cells."""
     encoder: str
@@ -59,6 +61,9 @@ class CacheSpec(Frozen):
         Where a weights file lies does not count, what is in it does (``weights_hash``).
         """
         fields = self.model_dump(mode="json") | {"encoder": self.encoder.partition("@")[0]}
+        if self.crop == "centre":
+            # As it was when there was nothing else: caches of then are gone on with.
+            del fields["crop"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_64_hexdigest(text.encode())
 

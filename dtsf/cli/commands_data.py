@@ -66,6 +66,13 @@ def preprocess_command(
     frames: Annotated[int, typer.Option(help="Frames kept of each clip, by equal segments.")] = 16,
     size: Annotated[int, typer.Option(help="Side in pixels of the square picture that is embedded.")] = 192,
     grid: Annotated[int, typer.Option(help="Cells along each side of an embedding; divisible by 3.")] = 6,
+    crop: Annotated[
+        str | None,
+        typer.Option(
+            help="Which square of the picture: motion (around what moves: still cameras) or centre.",
+            show_default="motion; centre for pixels",
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if left out.")] = None,
     scheduler: Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a running dask scheduler.")] = None,
     shard_size: Annotated[int, typer.Option(min=1, help="Clips of a shard, the unit of commit.")] = 64,
@@ -124,6 +131,7 @@ def preprocess_command(
                     frames=frames,
                     size=size,
                     grid=grid,
+                    crop=crop,
                     workers=workers,
                     scheduler=scheduler,
                     shard_size=shard_size,

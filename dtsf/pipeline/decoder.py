@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from dtsf.pipeline.crop import Crop
+
 __all__ = ["DecodeRequest", "Decoder", "borrow_decoder", "decode_all"]
 
 SLOTS = 2
@@ -61,17 +63,26 @@ class Decoder:
         size: Side of the square pictures, in pixels.
         deadline: Seconds that one clip may take. Choose more for hour-long files with one key frame.
         check: ``fast``, or ``full`` to decode every frame and refuse clips with frames that the codec flags.
+        crop: ``centre``, or ``motion``; see :func:`dtsf.pipeline.crop.cut_square`.
         fork: Fork the first child, if this process still has one thread then: it is there in 10 ms, where a new Python
             imports for 0.3 s. Those that replace it are new ones: this process has an encoder then.
 
     """
 
     def __init__(
-        self, n_frames: int, size: int, *, deadline: float = 60.0, check: str = "fast", fork: bool = False
+        self,
+        n_frames: int,
+        size: int,
+        *,
+        deadline: float = 60.0,
+        check: str = "fast",
+        crop: Crop = "centre",
+        fork: bool = False,
     ) -> None:
         self.shape = (n_frames, size, size, 3)
         self.deadline = deadline
         self.check = check
+        self.crop = crop
         self._fork = fork
         self._child: subprocess.Popen[bytes] | Fork | None = None
         self._asked: tuple[DecodeRequest, int, float] | None = None
@@ -184,7 +195,7 @@ class Decoder:
         self._buffer = b""
         self._clips = 0
         settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
-        settings |= {"slots": SLOTS, "parent": os.getpid()}
+        settings |= {"slots": SLOTS, "parent": os.getpid(), "crop": self.crop}
         fork, self._fork = self._fork, False
         if fork and is_of_one_thread():
             self._child = Fork("dtsf-decoder", lambda: _serve_quietly(settings), keep=[self._file.fileno()])
@@ -219,9 +230,11 @@ def _serve_quietly(settings: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def borrow_decoder(n_frames: int, size: int, deadline: float, check: str, *, fork: bool = False) -> Iterator[Decoder]:
+def borrow_decoder(
+    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", fork: bool = False
+) -> Iterator[Decoder]:
     """The decoder of this process, kept from shard to shard because a child takes 0.4 s to start."""
-    decoder = _kept_decoder(n_frames, size, deadline, check, fork)
+    decoder = _kept_decoder(n_frames, size, deadline, check, crop, fork)
     try:
         yield decoder
     finally:
@@ -229,8 +242,8 @@ def borrow_decoder(n_frames: int, size: int, deadline: float, check: str, *, for
 
 
 @lru_cache(maxsize=1)
-def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, fork: bool) -> Decoder:
-    decoder = Decoder(n_frames, size, deadline=deadline, check=check, fork=fork)
+def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop, fork: bool) -> Decoder:
+    decoder = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, fork=fork)
     decoder.prepare()
     atexit.register(decoder.close)
     return decoder

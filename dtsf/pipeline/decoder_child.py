@@ -39,6 +39,7 @@ def serve(settings: dict[str, Any]) -> None:
                 start=request["start"],
                 end=request["end"],
                 check=settings["check"],
+                crop=settings["crop"],
             )
         except VideoError as error:
             answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}

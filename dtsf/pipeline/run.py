@@ -16,6 +16,7 @@ from dtsf.cache.records import ClipRecord, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, ConfigError
+from dtsf.pipeline.crop import CROPS
 from dtsf.pipeline.encoders import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
 from dtsf.pipeline.planning import plan
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from dtsf.cache.remote import RemoteFolder
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.crew import Crew
+    from dtsf.pipeline.crop import Crop
 
 __all__ = ["PreprocessResult", "Progress", "make_spec", "preprocess"]
 
@@ -56,8 +58,21 @@ class PreprocessResult(Frozen):
     bad: tuple[ClipRecord, ...]
 
 
-def make_spec(*, encoder: str, frames: int, size: int, grid: int) -> CacheSpec:
-    """The identity of a cache made with these settings on this machine."""
+def make_spec(*, encoder: str, frames: int, size: int, grid: int, crop: str | None = None) -> CacheSpec:
+    """The identity of a cache made with these settings on this machine.
+
+    Args:
+        encoder: As :func:`dtsf.pipeline.encoders.encoder_identity`.
+        frames: F, frames of a clip.
+        size: Side of the square picture that is embedded, in pixels.
+        grid: Cells along each side of an embedding.
+        crop: ``motion`` or ``centre``, see :mod:`dtsf.pipeline.crop`; left out, ``motion``, and ``centre`` for ``pixels``,
+            of which the network itself has to learn where people stand.
+
+    Raises:
+        ConfigError: A value that there is no such thing as, or that does not fit the others.
+
+    """
     if not 1 <= frames <= 1024:
         raise ConfigError(f"--frames {frames} must be from 1 to 1024")
     identity = encoder_identity(encoder, size, grid)
@@ -65,12 +80,22 @@ def make_spec(*, encoder: str, frames: int, size: int, grid: int) -> CacheSpec:
         decoder=decoder_name(),
         frames=frames,
         size=size,
+        crop=_crop(crop, identity.name),
         grid=identity.grid,
         encoder=identity.name,
         weights_hash=identity.weights_hash,
         channels=identity.channels,
         embedding_dtype=identity.dtype,
     )
+
+
+def _crop(asked: str | None, encoder: str) -> Crop:
+    if asked is None:
+        return "centre" if encoder == "pixels" else "motion"
+    for crop in CROPS:
+        if asked == crop:
+            return crop
+    raise ConfigError(f"--crop {asked!r} must be {' or '.join(CROPS)}")
 
 
 def preprocess(

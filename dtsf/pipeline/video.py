@@ -15,12 +15,15 @@ import numpy as np
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.container import declared_size
+from dtsf.pipeline.crop import cut_square, size_to_decode
 from dtsf.pipeline.sampling import segment_centres
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["DecodedClip", "VideoInfo", "decode_clip", "decoder_name", "probe", "target_size"]
+    from dtsf.pipeline.crop import Crop
+
+__all__ = ["DecodedClip", "VideoInfo", "decode_clip", "decoder_name", "probe"]
 
 FRAME_NAME = re.compile(r"^[^_]*_(\d+)_.*rgb\.jpg$|^[^_]*_(\d+).*rgb\.jpg$", re.IGNORECASE)
 
@@ -104,12 +107,6 @@ def _is_turned(container: Any, stream: Any) -> bool:
     return frame is not None and bool(frame.rotation % 180 == 90)
 
 
-def target_size(width: int, height: int, size: int) -> tuple[int, int]:
-    """Width and height with the short side ``size`` and the aspect kept, both at least ``size``."""
-    scale = size / min(width, height)
-    return max(size, round(width * scale)), max(size, round(height * scale))
-
-
 def decode_clip(
     path: Path,
     n_frames: int,
@@ -118,13 +115,14 @@ def decode_clip(
     start: float | None = None,
     end: float | None = None,
     check: str = "fast",
+    crop: Crop = "centre",
 ) -> DecodedClip:
     """Decode ``n_frames`` frames of a clip, square, ``size`` pixels.
 
-    The reader scales to the target size itself: one resampling rule for all sources, so that features do not depend
-    on the resolution class of a file, and at 1080p it is also the faster way (anchors C.1: 1.3-1.7 times). It decodes
-    with one thread: parallel work is a clip a process. It is closed before this returns: an idle decord reader goes on
-    decoding ahead and grows by hundreds of megabytes.
+    The reader scales itself, to the target size or, to cut out what moves, to at most twice that: one resampling rule
+    for all sources, so that features do not depend on the resolution class of a file, and at 1080p it is also the faster
+    way (anchors C.1: 1.3-1.7 times). It decodes with one thread: parallel work is a clip a process. It is closed before
+    this returns: an idle decord reader goes on decoding ahead and grows by hundreds of megabytes.
 
     Args:
         path: A video file, or a folder of N-UCLA frames (``*rgb.jpg``, sorted by frame number).
@@ -134,6 +132,7 @@ def decode_clip(
         end: Seconds at which it ends.
         check: ``full`` also decodes every frame once more with PyAV and refuses a clip in which the codec flags frames
             as damaged. Choose it for files of doubtful origin; it costs a second decoding.
+        crop: Which square of the picture: ``centre``, or ``motion``; see :func:`dtsf.pipeline.crop.cut_square`.
 
     Raises:
         VideoError: With verdict ``unreadable``, ``truncated`` or ``corrupt``.
@@ -144,24 +143,27 @@ def decode_clip(
     if path.is_dir():
         if start is not None or end is not None:
             raise VideoError(f"{path} is a folder of frames: start and end need a frame rate", Verdict.UNREADABLE)
-        return _read_frame_folder(path, n_frames, size)
+        return _read_frame_folder(path, n_frames, size, crop)
     info = probe(path)
     _check_size(path)
     if min(info.width, info.height) < 1:
         raise VideoError(f"{path} declares a picture of {info.width} x {info.height}", Verdict.UNREADABLE)
     if check == "full":
         _check_every_frame(path)
-    reader = _open_decord(path, *target_size(info.width, info.height, size))
+    width, height = size_to_decode(info.width, info.height, size, crop)
+    reader = _open_decord(path, _safe_width(width), height)
     try:
         total = len(reader)
         _check_length(path, info, total)
         first, last = _range_in_frames(path, info.fps, total, start, end)
         index = first + segment_centres(last - first, n_frames)
-        frames = _get_frames(path, reader, index)
+        frames = _get_frames(path, reader, index)[:, :, :width]
     finally:
         del reader
     verdict, reason = _short_verdict(last - first, n_frames)
-    return DecodedClip(_centre_crop(frames, size), index.astype(np.int32), verdict, reason, info.declared_frames, total)
+    return DecodedClip(
+        cut_square(frames, size, crop), index.astype(np.int32), verdict, reason, info.declared_frames, total
+    )
 
 
 def _open_decord(path: Path, width: int, height: int) -> Any:
@@ -174,6 +176,23 @@ def _open_decord(path: Path, width: int, height: int) -> Any:
         return decord.VideoReader(str(path), num_threads=1, width=width, height=height)
     except (decord.DECORDError, RuntimeError, OSError) as error:
         raise VideoError(f"{path} cannot be decoded: {_short(error)}", Verdict.UNREADABLE) from error
+
+
+def _safe_width(width: int) -> int:
+    """The least width from ``width`` on that decord can return on any processor.
+
+    FFmpeg pads rows to 16, 32 or 64 pixels, by the processor's vector length, and decord takes padding that comes to whole
+    columns of channels for channels: 96 pixels padded to 128 are 4 channels of 96, which it refuses. Found by asking for all
+    widths to 700 on a processor with AVX-512: it refuses those that this rule names for 64, and no other.
+    """
+
+    def taken_for_channels(width: int, multiple: int) -> bool:
+        padded = -(-width // multiple) * multiple
+        return padded != width and 3 * padded % width == 0
+
+    while any(taken_for_channels(width, multiple) for multiple in (16, 32, 64)):
+        width += 1
+    return width
 
 
 def _get_frames(path: Path, reader: Any, index: np.ndarray) -> np.ndarray:
@@ -243,12 +262,7 @@ def _short_verdict(n_available: int, n_frames: int) -> tuple[Verdict, str]:
     return Verdict.SHORT, f"{n_available} of {n_frames} frames; the last one is repeated"
 
 
-def _centre_crop(frames: np.ndarray, size: int) -> np.ndarray:
-    top, left = (frames.shape[1] - size) // 2, (frames.shape[2] - size) // 2
-    return np.ascontiguousarray(frames[:, top : top + size, left : left + size])
-
-
-def _read_frame_folder(folder: Path, n_frames: int, size: int) -> DecodedClip:
+def _read_frame_folder(folder: Path, n_frames: int, size: int, crop: Crop) -> DecodedClip:
     """N-UCLA's frame layout: the frame number is the second ``_`` token of the name, sorted as a number."""
     from PIL import Image, UnidentifiedImageError
 
@@ -266,13 +280,15 @@ def _read_frame_folder(folder: Path, n_frames: int, size: int) -> DecodedClip:
         file = numbered[position][2]
         try:
             with Image.open(file) as image:
-                rgb = image.convert("RGB").resize(target_size(*image.size, size), Image.Resampling.BILINEAR)
+                rgb = image.convert("RGB").resize(size_to_decode(*image.size, size, crop), Image.Resampling.BILINEAR)
         except (OSError, UnidentifiedImageError, ValueError) as error:
             raise VideoError(f"{file} cannot be read: {_short(error)}", Verdict.UNREADABLE) from error
-        pictures[int(position)] = _centre_crop(np.asarray(rgb)[None], size)[0]
+        pictures[int(position)] = np.asarray(rgb)
     verdict, reason = _short_verdict(len(numbered), n_frames)
+    if len({picture.shape for picture in pictures.values()}) > 1:
+        raise VideoError(f"{folder} holds frames of different sizes", Verdict.UNREADABLE)
     frames = np.stack([pictures[int(position)] for position in index])
-    return DecodedClip(frames, index.astype(np.int32), verdict, reason, 0, len(numbered))
+    return DecodedClip(cut_square(frames, size, crop), index.astype(np.int32), verdict, reason, 0, len(numbered))
 
 
 def _short(error: BaseException) -> str:

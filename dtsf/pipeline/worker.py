@@ -84,7 +84,7 @@ def run_shard(
     used = 0
     sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
-    with borrow_decoder(spec.frames, spec.size, task.deadline, task.check, fork=fork) as decoder:
+    with borrow_decoder(spec.frames, spec.size, task.deadline, task.check, crop=spec.crop, fork=fork) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
