@@ -178,8 +178,28 @@ def test_motion_energy_sees_where_and_when_but_neither_room_nor_contrast_nor_dir
     assert motion_energy(moved)[0, 0, 3, 1, 2] > 2 * energy[0, 0, 3, 1, 2]
 
 
-def test_energy_canvas_says_the_same_in_any_room():
-    config = ModelConfig(width=16, state=4, frames=5, canvas="energy", anchor="frame", pasted="none")
+def test_change_is_measured_from_the_frame_before_the_last_one():
+    x = torch.zeros(1, 1, 6, 3, 3, 2)
+    x[0, 0, 3:, 1, 1] = 1.0  # a place that is another from frame 3 on
+    energy = motion_energy(x, change=2)
+    assert energy.shape == (1, 1, 6, 3, 3, 2)
+    torch.testing.assert_close(energy[..., :1], motion_energy(x))
+    assert (energy[0, 0, :, 1, 1, 1] > 0).tolist() == [False, False, False, True, True, False]
+    torch.testing.assert_close(energy.mean((2, 3, 4)), torch.ones(1, 1, 2))
+    # Frame 1 has no frame -1: it is compared with frame 0.
+    x[0, 0, 1] = 1.0
+    assert motion_energy(x, change=2)[0, 0, 1, 0, 0, 1] > 0
+    assert (motion_energy(torch.ones(1, 1, 4, 3, 3, 2), change=2) == 0).all()
+    # A few clips at a time, or all at once, or a single clip without leading axes: the same numbers.
+    many = torch.randn(3, 2, 4, 3, 3, 5)
+    torch.testing.assert_close(motion_energy(many, change=1)[2, 1], motion_energy(many[2, 1], change=1))
+    with pytest.raises(ValidationError, match="change 2 is a second number of motion energy"):
+        ModelConfig(change=2)
+
+
+@pytest.mark.parametrize("change", [0, 2])
+def test_energy_canvas_says_the_same_in_any_room(change):
+    config = ModelConfig(width=16, state=4, frames=5, canvas="energy", anchor="frame", pasted="none", change=change)
     torch.manual_seed(0)
     net = DTSFNet(config, channels=4, canvas=6, n_classes=3).eval()
     x, mask = torch.randn(2, 3, 5, 6, 6, 4), torch.tensor([[True, True, True], [True, False, True]])

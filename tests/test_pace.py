@@ -101,18 +101,20 @@ def _energy_network(**changes):
     config = ModelConfig(width=16, depth=1, state=4, frames=5, canvas="energy", anchor="frame", **changes)
     net = DTSFNet(config, channels=5, canvas=6, n_classes=3)
     net.channel_scale_C.copy_(torch.rand(5) + 0.5)
-    net.energy_mean_HW1.copy_(torch.rand(6, 6, 1))
+    net.energy_mean_HWE.copy_(torch.rand(6, 6, config.energies))
     return net
 
 
-@pytest.mark.parametrize("changes", [{"pasted": "none", "pace": 1.0, "views": "merged"}, {"pasted": "frame"}])
+@pytest.mark.parametrize(
+    "changes", [{"pasted": "none", "pace": 1.0, "views": "merged", "change": 2}, {"pasted": "frame"}]
+)
 def test_energy_computed_once_trains_the_same_network_to_the_bit(changes):
     groups, augment = _groups_with_absent_views(), AugmentConfig(jitter=0, view_drop=0.5)
     logits = []
     for once in (False, True):
         net = _energy_network(**changes)
         source, pace = training_source(net, groups, augment, embeddings=not once)
-        assert source.embeddings_NFHWC.shape == ((8, 5, 6, 6, 1) if once else (8, 6, 6, 6, 5))
+        assert source.embeddings_NFHWC.shape == ((8, 5, 6, 6, net.config.energies) if once else (8, 6, 6, 6, 5))
         assert pace == (0.0 if once else changes.get("pace", 0.0))
         torch.manual_seed(1)
         for batch in training_batches(source, 2, 5, pace, augment, torch.ones(5)):

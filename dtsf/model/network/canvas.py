@@ -1,6 +1,7 @@
 """What the encoder is shown of the embeddings: normalised, separated, reduced, thumbnails pasted (TSM or MSM).
 
-Letters as in :mod:`.dtsfnet`: P present views of all groups, R reduced channels.
+Letters as in :mod:`.dtsfnet`: P present views of all groups, R reduced channels, E
+channels of motion energy.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ LEAST_DEVIATION = 0.05
 """Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
 
 
-def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
-    """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, 1).
+def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tensor:
+    """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E).
 
-    What has one channel in the place of the embeddings' C is energy already, and returned as it is.
+    What has E channels in the place of the embeddings' C is energy already, and returned as it is.
     """
-    if x_PTHWC.shape[-1] == 1 != len(scale_C):
+    if x_PTHWC.shape[-1] == config.energies != len(scale_C):
         return x_PTHWC
-    return motion_energy(x_PTHWC.float(), scale_C)
+    return motion_energy(x_PTHWC.float(), scale_C, config.change)
 
 
 def prepare_canvas(
@@ -43,7 +44,7 @@ def prepare_canvas(
     mask_BV: Tensor,
     *,
     scale_C: Tensor,
-    energy_mean_HW1: Tensor,
+    energy_mean_HWE: Tensor,
     reduce: nn.Module,
     training: bool,
     complete: bool,
@@ -68,9 +69,9 @@ def prepare_canvas(
         return paste_thumbnails(canvas_BVTHWR, source_BVTHWR, mask_BV, training=training, places=config.places)
 
     if config.canvas == "energy":
-        energy_PTHW1 = scaled_energy(x_PTHWC, scale_C) - energy_mean_HW1
-        energy_BVTHW1 = grouped(sense_motion(energy_PTHW1) if config.motion == "msm" else energy_PTHW1)
-        return energy_BVTHW1 if pasted == "none" else paste(energy_BVTHW1, energy_BVTHW1)
+        energy_PTHWE = scaled_energy(x_PTHWC, scale_C, config) - energy_mean_HWE
+        energy_BVTHWE = grouped(sense_motion(energy_PTHWE) if config.motion == "msm" else energy_PTHWE)
+        return energy_BVTHWE if pasted == "none" else paste(energy_BVTHWE, energy_BVTHWE)
     factor_PTHWC = scale_C.view(1, 1, 1, 1, -1)
     if config.normalise == "imagenet":
         x_PTHWC, factor_PTHWC = _as_imagenet(x_PTHWC), torch.ones_like(factor_PTHWC)

@@ -39,6 +39,9 @@ class ModelConfig(BaseModel):
     """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
     :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
     performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
+    change: int = Field(default=0, ge=0)
+    """For ``canvas`` ``energy``: a second number a cell, how far it is from itself this many frames before; 0 leaves it out.
+    2, the oldest frame of the paper's snapshots, is best on little data (docs/results.md)."""
     readout: Literal["cls", "mean", "ordered"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data;
     ``ordered`` is a linear map of all tokens in their order, best with ``pace`` 1, where frame t of every clip means the
@@ -86,6 +89,13 @@ class ModelConfig(BaseModel):
             )
         if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
+        if self.change and self.canvas != "energy":
+            raise ValueError(f'change {self.change} is a second number of motion energy: it needs canvas "energy"')
         if self.canvas == "energy" and self.normalise == "imagenet":
             raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
         return self
+
+    @property
+    def energies(self) -> int:
+        """E, numbers a cell of ``canvas`` ``energy``."""
+        return 2 if self.change else 1

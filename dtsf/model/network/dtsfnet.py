@@ -80,7 +80,7 @@ class DTSFNet(nn.Module):
     """
 
     channel_scale_C: Tensor
-    energy_mean_HW1: Tensor
+    energy_mean_HWE: Tensor
     least_share_V: Tensor
 
     def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int, n_views: int = 3) -> None:
@@ -91,10 +91,12 @@ class DTSFNet(nn.Module):
         # One over each channel's standard deviation in the training clips; set once before training.
         self.register_buffer("channel_scale_C", torch.ones(channels))
         # Mean motion energy of every cell over the training clips, likewise.
-        self.register_buffer("energy_mean_HW1", torch.zeros(canvas, canvas, 1), persistent=config.canvas == "energy")
+        self.register_buffer(
+            "energy_mean_HWE", torch.zeros(canvas, canvas, config.energies), persistent=config.canvas == "energy"
+        )
         # The least share of the group's motion that each camera saw in training, likewise.
         self.register_buffer("least_share_V", torch.zeros(n_views), persistent=config.covered > 0)
-        reduced = 1 if config.canvas == "energy" else config.reduce or channels
+        reduced = config.energies if config.canvas == "energy" else config.reduce or channels
         plain = config.canvas == "energy" or not config.reduce
         self.reduce = nn.Identity() if plain else nn.Linear(channels, reduced)
         self.drop = nn.Dropout(config.dropout)
@@ -164,8 +166,8 @@ class DTSFNet(nn.Module):
         )
 
     def energy(self, x_PTHWC: Tensor) -> Tensor:
-        """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, 1)."""
-        return scaled_energy(x_PTHWC, self.channel_scale_C)
+        """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E)."""
+        return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
 
     def _uncovered(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
         """Present views without those whose sight is blocked: see ``ModelConfig.covered``. Training knows none."""
@@ -184,7 +186,7 @@ class DTSFNet(nn.Module):
             x_BVTHWC,
             mask_BV,
             scale_C=self.channel_scale_C,
-            energy_mean_HW1=self.energy_mean_HW1,
+            energy_mean_HWE=self.energy_mean_HWE,
             reduce=self.reduce,
             training=self.training,
             complete=complete,

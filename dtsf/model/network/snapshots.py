@@ -70,7 +70,7 @@ def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
     return torch.where(mask_BV, share_BV, 0.0)
 
 
-def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
+def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None, change: int = 0) -> Tensor:
     """How far each place of each frame is from its temporal mean, over the mean of that in the clip; any leading axes.
 
     Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
@@ -79,27 +79,33 @@ def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None) -> Tensor:
     Args:
         x_BVTHWC: Canvases.
         scale_C: Each channel is multiplied by this first; by nothing if left out.
+        change: If not 0, a second channel: how far each place is from itself this many frames before (of the first frames,
+            from the first), likewise over its mean in the clip. The mean tells where someone is who is elsewhere most of
+            the time, the change who is moving now.
 
     Returns:
-        The same shape with one channel, 1 in the mean of a clip; 0 where nothing moves at all.
+        The same shape with E channels, one, or with ``change`` two: 1 in the mean of a clip; 0 where nothing moves at all.
 
     """
 
-    def distance(x_PTHWC: Tensor) -> Tensor:
+    def distances(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
-        distance_PTHW1: Tensor = separate(scaled_PTHWC)[1].norm(dim=-1, keepdim=True)
-        return distance_PTHW1
+        parts = [separate(scaled_PTHWC)[1].norm(dim=-1)]
+        if change:
+            before_T = torch.arange(scaled_PTHWC.shape[-4], device=scaled_PTHWC.device).sub(change).clamp(min=0)
+            parts.append((scaled_PTHWC - scaled_PTHWC.index_select(-4, before_T)).norm(dim=-1))
+        return torch.stack(parts, -1)
 
     if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
-        distance_BVTHW1 = distance(x_BVTHWC)
+        distance_BVTHWE = distances(x_BVTHWC)
     else:
         # A few clips at a time stay in the processor's cache.
         size = max(1, PART // max(1, x_BVTHWC.shape[-4:].numel()))
-        parts = [distance(x_PTHWC) for x_PTHWC in x_BVTHWC.flatten(0, -5).split(size)]
-        distance_BVTHW1 = torch.cat(parts).view(*x_BVTHWC.shape[:-1], 1)
-    mean_BV1111 = distance_BVTHW1.mean((-4, -3, -2), keepdim=True)
-    energy_BVTHW1: Tensor = distance_BVTHW1 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
-    return energy_BVTHW1
+        parts = [distances(x_PTHWC) for x_PTHWC in x_BVTHWC.flatten(0, -5).split(size)]
+        distance_BVTHWE = torch.cat(parts).view(*x_BVTHWC.shape[:-1], -1)
+    mean_BV111E = distance_BVTHWE.mean((-4, -3, -2), keepdim=True)
+    energy_BVTHWE: Tensor = distance_BVTHWE / mean_BV111E.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
+    return energy_BVTHWE
 
 
 def snapshots(

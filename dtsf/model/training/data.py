@@ -58,7 +58,7 @@ class Groups:
     """Groups of views, with the embeddings of their clips in memory."""
 
     embeddings_NFHWC: Tensor
-    """float16; or float32 motion energy, C = 1 and F = T: see :func:`training_source`."""
+    """float16; or float32 motion energy, C = E and F = T: see :func:`training_source`."""
     row_GV: Tensor
     """Row of ``embeddings_NFHWC`` for each view of each group; -1 where the view is absent."""
     label_G: Tensor
@@ -144,7 +144,7 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
 
 @torch.no_grad()
 def energy_mean(net: DTSFNet, groups: Groups, pace: float) -> Tensor:
-    """Mean motion energy of every cell over all frames of the clips that ``groups`` use. (H, W, 1), float32.
+    """Mean motion energy of every cell over all frames of the clips that ``groups`` use. (H, W, E), float32.
 
     Args:
         net: The network, with its scale of channels set.
@@ -154,9 +154,9 @@ def energy_mean(net: DTSFNet, groups: Groups, pace: float) -> Tensor:
     """
     total, count = torch.zeros(()), 0
     for batch in evaluation_batches(groups, 32, net.config.frames, pace):
-        energy_PTHW1 = net.energy(batch.x_BVTHWC[batch.mask_BV])
-        total = total + energy_PTHW1.sum((0, 1))
-        count += energy_PTHW1.shape[0] * energy_PTHW1.shape[1]
+        energy_PTHWE = net.energy(batch.x_BVTHWC[batch.mask_BV])
+        total = total + energy_PTHWE.sum((0, 1))
+        count += energy_PTHWE.shape[0] * energy_PTHWE.shape[1]
     return total / count
 
 
@@ -179,7 +179,7 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
     """What training reads, and its pace: the groups as they are, or with motion energy in the place of embeddings.
 
     Where the network looks at motion energy alone and every epoch would read the same frames, the energy of each clip is
-    computed here once, a number a cell in the place of C: reading and computing it each time took a third of a step.
+    computed here once, a number or two a cell in the place of C: reading and computing it each time took a third of a step.
 
     Args:
         net: The network, with its scale of channels set.
@@ -189,7 +189,8 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
 
     """
     config = net.config
-    if embeddings or config.canvas != "energy" or not augment.leaves_clips or groups.embeddings_NFHWC.shape[-1] == 1:
+    ready = groups.embeddings_NFHWC.shape[-1] == config.energies
+    if embeddings or config.canvas != "energy" or not augment.leaves_clips or ready:
         return groups, config.pace
     parts = []
     for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):

@@ -127,7 +127,7 @@ def fit(
         net.least_share_V.copy_(least_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
     if recipe.model.canvas == "energy":
-        net.energy_mean_HW1.copy_(energy_mean(net, source, pace))
+        net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     )
