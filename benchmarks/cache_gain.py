@@ -85,7 +85,8 @@ def decode_and_embed(data: CachedDataset, arguments: argparse.Namespace) -> int:
     clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names).train
     encoder = load_encoder(data.spec.encoder, data.spec.size, data.spec.grid)
     for clip in clips:
-        decoded = decode_clip(arguments.root / clip.path, data.spec.frames, data.spec.size, start=clip.start, end=clip.end)
+        path, spec = arguments.root / clip.path, data.spec
+        decoded = decode_clip(path, spec.frames, spec.size, start=clip.start, end=clip.end, crop=spec.crop)
         encoder.embed(decoded.frames)
     return len(clips)
 

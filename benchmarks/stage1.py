@@ -17,12 +17,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.encoders import load_encoder
 from dtsf.pipeline.video import decode_clip
+
+if TYPE_CHECKING:
+    from dtsf.pipeline.crop import Crop
 
 
 def main() -> None:
@@ -34,6 +38,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--shard-size", type=int, default=64)
+    parser.add_argument("--crop", default="motion", choices=["motion", "centre"], help="ours; the peer takes the middle")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +48,7 @@ def main() -> None:
             dataset, root = "manifest", make_1080p(work / "videos", arguments.make_1080p, arguments.seconds)
         catalog = read_catalog(dataset, root, "all", arguments.limit)
         paths = [catalog.root / clip.path for clip in catalog.clips]
-        alone = measure_alone(paths, arguments.frames)
+        alone = measure_alone(paths, arguments.frames, arguments.crop)
         ours, command = measure_ours(dataset, root, work / "cache", arguments)
         peer = measure_peer(paths, work / "npy", arguments)
     document = {
@@ -66,13 +71,13 @@ def main() -> None:
             print(f"{key:18} {value:.3f}")
 
 
-def measure_alone(paths: list[Path], n_frames: int) -> tuple[float, float]:
-    """Seconds of one core for decoding all clips and for embedding all of them."""
+def measure_alone(paths: list[Path], n_frames: int, crop: Crop) -> tuple[float, float]:
+    """Seconds of one core for decoding all clips (and cutting their square out) and for embedding all of them."""
     encoder = load_encoder("efficientnet-lite0", 192, 6)
     decoding = embedding = 0.0
     for path in paths:
         begun = time.perf_counter()
-        clip = decode_clip(path, n_frames, 192)
+        clip = decode_clip(path, n_frames, 192, crop=crop)
         decoding += time.perf_counter() - begun
         begun = time.perf_counter()
         encoder.embed(clip.frames)
@@ -93,6 +98,8 @@ def measure_ours(dataset: str, root: Path, cache: Path, arguments: argparse.Name
         arguments.cores,
         "--shard-size",
         arguments.shard_size,
+        "--crop",
+        arguments.crop,
         "--json",
     ]
     begun = time.perf_counter()
