@@ -71,7 +71,7 @@ def _lines(page: DatasetPage) -> list[tuple[str, str]]:
         ),
         ("size", f"{page.bytes / 1e6:,.1f} MB in {page.shards} shards of up to {page.shard_size} clips"),
         ("stored as", page.format + ("" if page.compress == "none" else f", {page.compress}")),
-        ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px"),
+        ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.crop} crop"),
         ("decoder", f"{spec.decoder}, frames by {spec.sampling}"),
         *([("last written", page.last_written)] if page.last_written else []),
         ("fingerprint", spec.fingerprint()),
