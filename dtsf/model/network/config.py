@@ -90,7 +90,9 @@ class ModelConfig(BaseModel):
         if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
         if self.change and self.canvas != "energy":
-            raise ValueError(f'change {self.change} is a second number of motion energy: it needs canvas "energy", or change 0')
+            raise ValueError(
+                f'change {self.change} is a second number of motion energy: it needs canvas "energy", or change 0'
+            )
         if self.canvas == "energy" and self.normalise == "imagenet":
             raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
         return self

@@ -77,7 +77,8 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
             ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
             (
                 "input",
-                f"{spec.frames} frames, {spec.size} px ({spec.crop} crop), {spec.grid} x {spec.grid} cells x {spec.channels} channels",
+                f"{spec.frames} frames, {spec.size} px ({spec.crop} crop), "
+                f"{spec.grid} x {spec.grid} cells x {spec.channels} channels",
             ),
             ("decoder", f"{spec.decoder}, {spec.sampling}"),
             ("fingerprint", spec.fingerprint()),

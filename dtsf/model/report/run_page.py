@@ -224,7 +224,10 @@ def _origin(facts: RunFacts) -> list[tuple[str, str]]:
         ("fingerprint of the cache", state.fingerprint),
         ("cache at training", facts.cache),
         ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
-        ("input", f"{spec.frames} frames, {spec.size} px ({spec.crop} crop), {spec.grid} x {spec.grid} cells x {spec.channels} channels"),
+        (
+            "input",
+            f"{spec.frames} frames, {spec.size} px ({spec.crop} crop), {spec.grid} x {spec.grid} cells x {spec.channels} channels",
+        ),
         ("decoder", f"{spec.decoder}, {spec.sampling}"),
         *((name, str(value)) for name, value in facts.environment.items()),
     ]

@@ -1,13 +1,15 @@
 """Augmentation of cached clips: time, place, views. Vectorised; drawn from PyTorch's generator.
 
-Letters: B groups, V views, T frames of the network, H W grid, C channels.
+Letters: B groups, V views, T frames of the network, H W grid, C channels, N views of all groups, X numbers of a cell in all frames.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
 from dtsf.model.training.pace import evenly_spaced
@@ -28,8 +30,11 @@ class AugmentConfig(BaseModel):
     jitter: float = Field(default=0.5, ge=0, le=1)
     """Each frame moves by up to half this share of the distance between frames. 0 keeps the fixed ones. With
     ``model.pace`` 0, frames have somewhere to go only where the cache holds more than ``model.frames``."""
-    shift: int = Field(default=0, ge=0)
-    """The grid moves by up to this many cells in each direction; the edge is repeated."""
+    shift: float = Field(default=0.0, ge=0)
+    """Each view's grid moves by up to this many cells in each direction, parts of cells by interpolation; the edge is
+    repeated. 0.4 where stage 1 cuts around what moves: the cut is off by as much."""
+    zoom: float = Field(default=0.0, ge=0)
+    """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people (docs/results.md)."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability that all views of a group are mirrored. Not where left and right are different classes."""
     view_drop: float = Field(default=0.0, ge=0, lt=1)
@@ -38,9 +43,9 @@ class AugmentConfig(BaseModel):
     """Standard deviation of Gaussian noise added to normalised embeddings."""
 
     @property
-    def leaves_clips(self) -> bool:
-        """True where a clip looks the same every time it is read: at most whole views are withheld."""
-        return not (self.crop or self.jitter or self.shift or self.flip or self.noise)
+    def leaves_cells(self) -> bool:
+        """True where the cells of a clip hold the same every time it is read: they are at most moved, or whole views withheld."""
+        return not (self.crop or self.jitter or self.noise)
 
 
 def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
@@ -54,24 +59,21 @@ def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig)
 
 
 def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
-    """Mirror whole groups and shift each view's grid. Same shape."""
-    B, V, T, H, W, _ = x_BVTHWC.shape
-    if not (config.flip or config.shift):
+    """Mirror whole groups; shift, enlarge or shrink each view's grid, the same in all its frames. Same shape."""
+    if not (config.flip or config.shift or config.zoom):
         return x_BVTHWC
-    reach = config.shift
-    rows_BVH = _shifted((B, V), H, reach)
-    columns_BVW = _shifted((B, V), W, reach)
-    mirror_B11 = torch.rand(B, 1, 1) < config.flip
-    columns_BVW = torch.where(mirror_B11, W - 1 - columns_BVW, columns_BVW)
-    b = torch.arange(B).view(B, 1, 1, 1, 1)
-    v = torch.arange(V).view(1, V, 1, 1, 1)
-    t = torch.arange(T).view(1, 1, T, 1, 1)
-    return x_BVTHWC[b, v, t, rows_BVH[:, :, None, :, None], columns_BVW[:, :, None, None, :]]
-
-
-def _shifted(shape: tuple[int, int], size: int, reach: int) -> Tensor:
-    offset_BV1 = torch.randint(-reach, reach + 1, (*shape, 1))
-    return (torch.arange(size) + offset_BV1).clamp(0, size - 1)
+    B, V, T, H, W, C = x_BVTHWC.shape
+    size_BV = torch.exp((torch.rand(B, V) * 2 - 1) * math.log1p(config.zoom))
+    mirror_B1 = torch.where(torch.rand(B, 1) < config.flip, -1.0, 1.0)
+    # Where each cell of the result is read, in a grid that goes from -1 to 1.
+    read_BV23 = torch.zeros(B, V, 2, 3)
+    read_BV23[..., 0, 0] = mirror_B1 / size_BV
+    read_BV23[..., 1, 1] = 1 / size_BV
+    read_BV23[..., 2] = (torch.rand(B, V, 2) * 2 - 1) * config.shift * 2 / torch.tensor([W, H])
+    place_NHW2 = F.affine_grid(read_BV23.flatten(0, 1), [B * V, 1, H, W], align_corners=False)
+    x_NXHW = x_BVTHWC.permute(0, 1, 2, 5, 3, 4).reshape(B * V, T * C, H, W)
+    moved_NXHW = F.grid_sample(x_NXHW, place_NHW2, padding_mode="border", align_corners=False)
+    return moved_NXHW.view(B, V, T, C, H, W).permute(0, 1, 2, 4, 5, 3)
 
 
 def drop_views(mask_BV: Tensor, probability: float) -> Tensor:

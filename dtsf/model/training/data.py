@@ -190,7 +190,7 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
     """
     config = net.config
     ready = groups.embeddings_NFHWC.shape[-1] == config.energies
-    if embeddings or config.canvas != "energy" or not augment.leaves_clips or ready:
+    if embeddings or config.canvas != "energy" or not augment.leaves_cells or ready:
         return groups, config.pace
     parts = []
     for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
