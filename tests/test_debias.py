@@ -38,7 +38,7 @@ def groups():
 
 
 def train(groups, run, *overrides, resume=False):
-    recipe = load_recipe("unseen-cameras", [*SMALL, *overrides])
+    recipe = load_recipe("thumbnails", [*SMALL, *overrides])
     run.mkdir(exist_ok=True)
     net = fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=run, resume=resume, device="cpu").net
     return net, [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
@@ -133,7 +133,7 @@ def test_hsic_trains_both_streams_and_resumes_to_the_same_bits(groups, tmp_path,
         if report.epoch == 2:
             raise Killed
 
-    recipe = load_recipe("unseen-cameras", [*SMALL, *switches])
+    recipe = load_recipe("thumbnails", [*SMALL, *switches])
     (tmp_path / "cut").mkdir()
     with pytest.raises(Killed):
         fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=tmp_path / "cut", device="cpu", on_epoch=kill)
@@ -171,7 +171,7 @@ def test_sure_frames_are_those_whose_still_picture_betrays_the_class():
 def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
     mixer = StillMix(groups, CLASSES, bank=5, confident=0.5, probability=1.0, beta=200.0, seed=0)
     assert mixer.bank_SHWC.shape == (5, 3, 3, 6)
-    recipe = load_recipe("unseen-cameras", SMALL)
+    recipe = load_recipe("thumbnails", SMALL)
     batch = next(training_batches(groups, 6, 4, 0.0, recipe.augment, torch.ones(6)))
     torch.manual_seed(3)
     mixed = mixer.prepare(batch)
@@ -197,12 +197,12 @@ def test_stillmix_trains(groups, tmp_path):
 
 def test_stillmix_that_the_network_could_not_see_is_refused():
     with pytest.raises(ConfigError, match=r"--set model.anchor=frame"):
-        load_recipe("unseen-cameras", ["debias.method=stillmix"])
+        load_recipe("thumbnails", ["debias.method=stillmix"])
 
 
 def test_an_unknown_method_names_the_known_ones():
     with pytest.raises(ConfigError, match="'none', 'hsic' or 'stillmix'"):
-        load_recipe("unseen-cameras", ["debias.method=albar"])
+        load_recipe("thumbnails", ["debias.method=albar"])
 
 
 def test_no_method_adds_nothing(groups):

@@ -131,5 +131,5 @@ def test_cross_view_gets_the_recipe_for_unseen_cameras_and_refuses_the_other(wor
         api.train(world / "cache", protocol="cross-view:3", recipe="default", run=tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
     result = api.train(world / "cache", protocol="cross-view:3", overrides=["train.epochs=1"], run=tmp_path / "run")
-    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["model"]["views"] == "together"
+    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["model"]["views"] == "apart"
     assert result.evaluation.task.startswith("an unseen view alone")

@@ -48,7 +48,7 @@ def toy(n=18, views=2):
 
 
 def train(run, *overrides, groups=None, **options):
-    recipe = load_recipe("unseen-cameras", [*SMALL, "augment.shift=0", "augment.flip=0.0", *overrides])
+    recipe = load_recipe("thumbnails", [*SMALL, "augment.shift=0", "augment.flip=0.0", *overrides])
     run.mkdir(exist_ok=True)
     groups = toy() if groups is None else groups
     fitted = fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=run, device="cpu", **options)
@@ -322,7 +322,7 @@ def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debi
 def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world, tmp_path):
     words = [
         *("train", "--cache", world / "cache", "--dataset", "nucla", "--protocol", "cross-subject:2", "--epochs", "3"),
-        *("--recipe", "unseen-cameras", "--json"),
+        *("--recipe", "thumbnails", "--json"),
         *(word for switch in (*SMALL[:2], *STILL, "train.ema=0.5") for word in ("--set", switch)),
         *("--set", "model.dropout=0.0", "--set", "model.drop_path=0.0", "--set", "augment.shift=0"),
     ]
