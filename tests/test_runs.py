@@ -133,3 +133,16 @@ def test_cross_view_gets_the_recipe_for_unseen_cameras_and_refuses_the_other(wor
     result = api.train(world / "cache", protocol="cross-view:3", overrides=["train.epochs=1"], run=tmp_path / "run")
     assert tomllib.loads((tmp_path / "run/config.toml").read_text())["model"]["views"] == "apart"
     assert result.evaluation.task.startswith("an unseen view alone")
+
+
+def test_runs_from_before_energy_had_two_numbers_are_read(world, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(world / "run", tmp_path / "run")
+    file = tmp_path / "run/last/model.safetensors"
+    weights = load_file(file)
+    weights["energy_mean_HW1"] = weights.pop("energy_mean_HWE")
+    save_file(weights, file)
+    videos = sorted((world / "data/multiview_action_videos/a05").glob("v0*_s02_e00.avi"))
+    then, now = api.load(tmp_path / "run"), api.load(world / "run")
+    assert then.predict(videos) == now.predict(videos)

@@ -139,7 +139,7 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
         raise CheckpointError(f"no checkpoint at {folder}: train first (dtsf train), or name another run folder")
     try:
         state = RunState.model_validate_json((folder / "state.json").read_text("utf-8"))
-        weights = load_file(folder / "model.safetensors")
+        weights = _as_named_now(load_file(folder / "model.safetensors"))
         optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True) if resume else {}
     except ValidationError as error:
         first = error.errors()[0]
@@ -147,7 +147,14 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
         raise CheckpointError(f"{folder / 'state.json'}: {where}: {first['msg']}") from error
     except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
+    for name in optimizer.keys() & {"raw", "average"}:
+        optimizer[name] = _as_named_now(optimizer[name])
     return Checkpoint(state=state, weights=weights, optimizer=optimizer)
+
+
+def _as_named_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Until 2026-11-25 motion energy was one number a cell, and its mean was named after that."""
+    return {"energy_mean_HWE" if name == "energy_mean_HW1" else name: x for name, x in weights.items()}
 
 
 def load_network(checkpoint: Checkpoint) -> DTSFNet:
