@@ -141,6 +141,8 @@ def test_an_interrupt_at_the_foremans_start_leaves_no_traceback():
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # A shell starts what it puts in the background with SIGINT ignored, and so would this whole test run.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         process.stdout.readline()
         time.sleep(delay)
