@@ -124,15 +124,11 @@ def _extent(count_X: np.ndarray) -> tuple[int, int]:
 def _cut(frames_FHWC: np.ndarray, square: Square) -> np.ndarray:
     """Cut out; beyond the picture its edge is repeated."""
     _, height, width, _ = frames_FHWC.shape
-    rows = np.arange(square.top, square.top + square.side).clip(0, height - 1)
-    columns = np.arange(square.left, square.left + square.side).clip(0, width - 1)
-    if rows[0] == square.top and rows[-1] == square.top + square.side - 1:
-        frames_FHWC = frames_FHWC[:, rows[0] : rows[-1] + 1]
-    else:
-        frames_FHWC = frames_FHWC[:, rows]
-    if columns[0] == square.left and columns[-1] == square.left + square.side - 1:
-        return np.ascontiguousarray(frames_FHWC[:, :, columns[0] : columns[-1] + 1])
-    return np.ascontiguousarray(frames_FHWC[:, :, columns])
+    bottom, right = square.top + square.side, square.left + square.side
+    inside_FHWC = frames_FHWC[:, max(0, square.top) : bottom, max(0, square.left) : right]
+    rows = (max(0, -square.top), max(0, bottom - height))
+    columns = (max(0, -square.left), max(0, right - width))
+    return np.pad(inside_FHWC, ((0, 0), rows, columns, (0, 0)), mode="edge")
 
 
 def _resized(frames_FSSC: np.ndarray, size: int) -> np.ndarray:
