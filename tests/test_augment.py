@@ -1,10 +1,10 @@
-"""Training clips are varied in place without anything being made up: mirrored, shifted, enlarged, shrunk."""
+"""Training clips are varied in place and time without anything being made up: mirrored, shifted, enlarged, run slower."""
 
 import pytest
 import torch
 from pydantic import ValidationError
 
-from dtsf.model.training.augment import AugmentConfig, move_grid
+from dtsf.model.training.augment import AugmentConfig, move_frames, move_grid
 
 
 def blob(B=40, side=9):
@@ -64,5 +64,42 @@ def test_moving_is_drawn_from_the_generator_and_refuses_what_means_nothing():
     torch.manual_seed(3)
     assert torch.equal(one, move_grid(blob(), AugmentConfig(shift=1, zoom=0.2, flip=0.5)))
     for wrong in ({"shift": -1}, {"zoom": -0.1}, {"flip": 2}):
+        with pytest.raises(ValidationError):
+            AugmentConfig(**wrong)
+
+
+def counted(B=200, T=16):
+    """Every cell holds the number of its frame. (B, 2, T, 3, 3, 1)."""
+    return torch.arange(float(T)).view(1, 1, T, 1, 1, 1).expand(B, 2, T, 3, 3, 1)
+
+
+def test_delay_begins_earlier_or_later_all_views_alike_and_repeats_the_ends():
+    torch.manual_seed(0)
+    read = move_frames(counted(), AugmentConfig(delay=2))
+    assert read.shape == (200, 2, 16, 3, 3, 1)
+    torch.testing.assert_close(read, read[:, :1, :, :1, :1].expand_as(read))
+    moved = read[:, 0, :, 0, 0, 0] - torch.arange(16.0)
+    assert -2 <= moved.min() < -1.8
+    assert 1.8 < moved.max() <= 2
+    torch.testing.assert_close(moved[:, 2:14], moved[:, 2:3].expand(-1, 12), atol=1e-5, rtol=0)
+    assert read.min() == 0
+    assert read.max() == 15
+
+
+def test_tempo_is_faster_or_slower_about_the_middle():
+    torch.manual_seed(0)
+    time = move_frames(counted(), AugmentConfig(tempo=0.5))[:, 0, :, 0, 0, 0]
+    speed = time[:, 8] - time[:, 7]
+    assert 1 / 1.5 - 1e-5 <= speed.min() < 0.7
+    assert 1.45 < speed.max() <= 1.5 + 1e-5
+    torch.testing.assert_close((time[:, 8] + time[:, 7]) / 2, torch.full((200,), 7.5))
+    assert (time.diff(dim=1) >= 0).all()
+
+
+def test_one_frame_has_no_other_moment_and_nothing_asked_for_changes_no_time():
+    x = torch.randn(3, 2, 1, 3, 3, 4)
+    assert torch.equal(move_frames(x, AugmentConfig(tempo=0.5, delay=3)), x)
+    assert move_frames(x, AugmentConfig(shift=1)) is x
+    for wrong in ({"tempo": -0.1}, {"delay": -1}):
         with pytest.raises(ValidationError):
             AugmentConfig(**wrong)

@@ -178,26 +178,49 @@ def test_motion_energy_sees_where_and_when_but_neither_room_nor_contrast_nor_dir
     assert motion_energy(moved)[0, 0, 3, 1, 2] > 2 * energy[0, 0, 3, 1, 2]
 
 
-def test_change_is_measured_from_the_frame_before_the_last_one():
+def test_change_is_measured_from_so_many_frames_before():
     x = torch.zeros(1, 1, 6, 3, 3, 2)
     x[0, 0, 3:, 1, 1] = 1.0  # a place that is another from frame 3 on
-    energy = motion_energy(x, change=2)
-    assert energy.shape == (1, 1, 6, 3, 3, 2)
+    energy = motion_energy(x, change=(2, 1))
+    assert energy.shape == (1, 1, 6, 3, 3, 3)
     torch.testing.assert_close(energy[..., :1], motion_energy(x))
     assert (energy[0, 0, :, 1, 1, 1] > 0).tolist() == [False, False, False, True, True, False]
-    torch.testing.assert_close(energy.mean((2, 3, 4)), torch.ones(1, 1, 2))
+    assert (energy[0, 0, :, 1, 1, 2] > 0).tolist() == [False, False, False, True, False, False]
+    torch.testing.assert_close(energy.mean((2, 3, 4)), torch.ones(1, 1, 3))
     # Frame 1 has no frame -1: it is compared with frame 0.
     x[0, 0, 1] = 1.0
-    assert motion_energy(x, change=2)[0, 0, 1, 0, 0, 1] > 0
-    assert (motion_energy(torch.ones(1, 1, 4, 3, 3, 2), change=2) == 0).all()
+    assert motion_energy(x, change=(2,))[0, 0, 1, 0, 0, 1] > 0
+    assert (motion_energy(torch.ones(1, 1, 4, 3, 3, 2), change=(2, 3), power=1.5) == 0).all()
     # A few clips at a time, or all at once, or a single clip without leading axes: the same numbers.
     many = torch.randn(3, 2, 4, 3, 3, 5)
-    torch.testing.assert_close(motion_energy(many, change=1)[2, 1], motion_energy(many[2, 1], change=1))
-    with pytest.raises(ValidationError, match="change 2 is a second number of motion energy"):
+    torch.testing.assert_close(motion_energy(many, change=(1,))[2, 1], motion_energy(many[2, 1], change=(1,)))
+
+
+def test_power_weighs_large_motions_more_and_leaves_the_mean():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, 6, 5)
+    plain = motion_energy(x, change=(1, 3))
+    squared = motion_energy(x, change=(1, 3), power=2)
+    raised = plain**2
+    torch.testing.assert_close(squared, raised / raised.mean((2, 3, 4), keepdim=True))
+    torch.testing.assert_close(squared.mean((2, 3, 4)), torch.ones(2, 3, 3))
+    assert torch.equal(motion_energy(x, change=(1, 3), power=1), plain)
+
+
+def test_change_may_be_written_as_before_or_in_one_word():
+    energy = {"canvas": "energy", "anchor": "frame", "pasted": "none"}
+    for given, change in ((0, ()), (2, (2,)), ("1,3", (1, 3)), ("1, 3", (1, 3)), ([1, 3], (1, 3))):
+        config = ModelConfig(change=given, **energy)
+        assert (config.change, config.energies) == (change, 1 + len(change))
+        assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+    for wrong in (-1, [1, 0], "1,x", "", 1.5, True):
+        with pytest.raises(ValidationError):
+            ModelConfig(change=wrong, **energy)
+    with pytest.raises(ValidationError, match=r"change \[2\] is further numbers of motion energy"):
         ModelConfig(change=2)
 
 
-@pytest.mark.parametrize("change", [0, 2])
+@pytest.mark.parametrize("change", [0, (1, 3)])
 def test_energy_canvas_says_the_same_in_any_room(change):
     config = ModelConfig(width=16, state=4, frames=5, canvas="energy", anchor="frame", pasted="none", change=change)
     torch.manual_seed(0)

@@ -106,7 +106,12 @@ def _energy_network(**changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"pasted": "none", "pace": 1.0, "views": "merged", "change": 2}, {"pasted": "frame"}]
+    "changes",
+    [
+        {"pasted": "none", "pace": 1.0, "views": "merged", "change": (1, 3)},
+        {"pasted": "none", "pace": 1.0, "views": "merged", "change": (1, 3), "power": 1.5},
+        {"pasted": "frame"},
+    ],
 )
 def test_energy_computed_once_trains_the_same_network_to_the_bit(changes):
     groups, augment = _groups_with_absent_views(), AugmentConfig(jitter=0, view_drop=0.5)
@@ -122,8 +127,10 @@ def test_energy_computed_once_trains_the_same_network_to_the_bit(changes):
             output.logits_BK.sum().backward()
             logits.append((once, output.logits_BK.detach(), net.encoder.layers[0].mixer.in_proj.weight.grad.clone()))
     for (_, plain, slope), (_, ready, same) in zip(logits[:2], logits[2:], strict=True):
-        assert torch.equal(plain, ready)
-        assert torch.equal(slope, same)
+        # PyTorch raises the last few numbers of an array by another routine than the rest: other rows, another last bit.
+        digits = {"rtol": 1e-5, "atol": 1e-6} if changes.get("power", 1) != 1 else {"rtol": 0, "atol": 0}
+        torch.testing.assert_close(plain, ready, **digits)
+        torch.testing.assert_close(slope, same, **digits)
 
 
 def test_energy_is_not_computed_once_where_clips_are_varied_or_something_else_is_looked_at():
@@ -132,7 +139,7 @@ def test_energy_is_not_computed_once_where_clips_are_varied_or_something_else_is
     for varied in ({"jitter": 0.1}, {"crop": 0.1}, {"noise": 0.1}):
         assert training_source(net, groups, AugmentConfig(**{"jitter": 0.0} | varied), embeddings=False)[0] is groups
     # Cells that are only moved hold what they held.
-    moved = AugmentConfig(jitter=0.0, shift=0.4, zoom=0.2, flip=0.5)
+    moved = AugmentConfig(jitter=0.0, shift=0.4, zoom=0.2, flip=0.5, tempo=0.5, delay=1)
     assert training_source(net, groups, moved, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 1
     still = AugmentConfig(jitter=0.0)
     assert training_source(net, groups, still, embeddings=True)[0] is groups

@@ -35,7 +35,7 @@ def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tens
     """
     if x_PTHWC.shape[-1] == config.energies != len(scale_C):
         return x_PTHWC
-    return motion_energy(x_PTHWC.float(), scale_C, config.change)
+    return motion_energy(x_PTHWC.float(), scale_C, config.change, config.power)
 
 
 def prepare_canvas(

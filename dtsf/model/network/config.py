@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = ["ModelConfig"]
+
+
+def _lags(given: object) -> object:
+    """Frames may come as [1, 3], "1,3" or 2; 0 is none, as runs of before 2026-11-26 say."""
+    if isinstance(given, str):
+        return tuple(word.strip() for word in given.split(","))
+    if isinstance(given, int) and not isinstance(given, bool):
+        return (given,) if given else ()
+    return given
 
 
 class ModelConfig(BaseModel):
@@ -39,9 +48,12 @@ class ModelConfig(BaseModel):
     """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
     :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
     performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
-    change: int = Field(default=0, ge=0)
-    """For ``canvas`` ``energy``: a second number a cell, how far it is from itself this many frames before; 0 leaves it out.
-    2, the oldest frame of the paper's snapshots, is best on little data (docs/results.md)."""
+    change: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_lags)] = ()
+    """For ``canvas`` ``energy``: further numbers a cell, how far it is from itself these many frames before, one for each;
+    0 leaves them out. ``[1, 3]`` tells quick from slow and is best on little data (docs/results.md). ``--set model.change=1,3``"""
+    power: float = Field(default=1.0, gt=0)
+    """For ``canvas`` ``energy``: what the distances are raised to before they are divided by their mean. 1 takes them as they
+    are, 2 their squares; 1.5, best on few people (docs/results.md), lets swaying and noise count for less."""
     readout: Literal["cls", "mean", "ordered"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data;
     ``ordered`` is a linear map of all tokens in their order, best with ``pace`` 1, where frame t of every clip means the
@@ -91,7 +103,7 @@ class ModelConfig(BaseModel):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
         if self.change and self.canvas != "energy":
             raise ValueError(
-                f'change {self.change} is a second number of motion energy: it needs canvas "energy", or change 0'
+                f'change {list(self.change)} is further numbers of motion energy: it needs canvas "energy", or change 0'
             )
         if self.canvas == "energy" and self.normalise == "imagenet":
             raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
@@ -100,4 +112,4 @@ class ModelConfig(BaseModel):
     @property
     def energies(self) -> int:
         """E, numbers a cell of ``canvas`` ``energy``."""
-        return 2 if self.change else 1
+        return 1 + len(self.change)

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 __all__ = [
@@ -70,7 +72,9 @@ def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
     return torch.where(mask_BV, share_BV, 0.0)
 
 
-def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None, change: int = 0) -> Tensor:
+def motion_energy(
+    x_BVTHWC: Tensor, scale_C: Tensor | None = None, change: Sequence[int] = (), power: float = 1.0
+) -> Tensor:
     """How far each place of each frame is from its temporal mean, over the mean of that in the clip; any leading axes.
 
     Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
@@ -79,22 +83,25 @@ def motion_energy(x_BVTHWC: Tensor, scale_C: Tensor | None = None, change: int =
     Args:
         x_BVTHWC: Canvases.
         scale_C: Each channel is multiplied by this first; by nothing if left out.
-        change: If not 0, a second channel: how far each place is from itself this many frames before (of the first frames,
-            from the first), likewise over its mean in the clip. The mean tells where someone is who is elsewhere most of
-            the time, the change who is moving now.
+        change: For each of these numbers a further channel: how far each place is from itself so many frames before (of
+            the first frames, from the first), likewise over its mean in the clip. The mean tells where someone is who is
+            elsewhere most of the time, the change who is moving now.
+        power: What each distance is raised to before its mean is taken. Above 1, small motions count for less.
 
     Returns:
-        The same shape with E channels, one, or with ``change`` two: 1 in the mean of a clip; 0 where nothing moves at all.
+        The same shape with E channels, one and those of ``change``: 1 in the mean of a clip; 0 where nothing moves at all.
 
     """
 
     def distances(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
         parts = [separate(scaled_PTHWC)[1].norm(dim=-1)]
-        if change:
-            before_T = torch.arange(scaled_PTHWC.shape[-4], device=scaled_PTHWC.device).sub(change).clamp(min=0)
-            parts.append((scaled_PTHWC - scaled_PTHWC.index_select(-4, before_T)).norm(dim=-1))
-        return torch.stack(parts, -1)
+        time_T = torch.arange(scaled_PTHWC.shape[-4], device=scaled_PTHWC.device)
+        for frames in change:
+            before_PTHWC = scaled_PTHWC.index_select(-4, time_T.sub(frames).clamp(min=0))
+            parts.append((scaled_PTHWC - before_PTHWC).norm(dim=-1))
+        distance_PTHWE = torch.stack(parts, -1)
+        return distance_PTHWE if power == 1 else distance_PTHWE.pow(power)
 
     if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
         distance_BVTHWE = distances(x_BVTHWC)

@@ -17,7 +17,7 @@ from dtsf.model.training.pace import evenly_spaced
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AugmentConfig", "choose_moments", "drop_views", "move_grid"]
+__all__ = ["AugmentConfig", "choose_moments", "drop_views", "move_frames", "move_grid"]
 
 
 class AugmentConfig(BaseModel):
@@ -35,6 +35,12 @@ class AugmentConfig(BaseModel):
     repeated. 0.4 where stage 1 cuts around what moves: the cut is off by as much."""
     zoom: float = Field(default=0.0, ge=0)
     """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people (docs/results.md)."""
+    tempo: float = Field(default=0.0, ge=0)
+    """Each group's performance is run faster or slower by up to this share, about its middle, after its frames were chosen:
+    what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with ``model.pace`` 1, where
+    nobody's action fills quite the same share of the motion (docs/results.md)."""
+    delay: float = Field(default=0.0, ge=0)
+    """Each group's performance begins earlier or later by up to this many of the network's frames. 1 beside ``tempo`` 0.5."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability that all views of a group are mirrored. Not where left and right are different classes."""
     view_drop: float = Field(default=0.0, ge=0, lt=1)
@@ -44,7 +50,8 @@ class AugmentConfig(BaseModel):
 
     @property
     def leaves_cells(self) -> bool:
-        """True where the cells of a clip hold the same every time it is read: they are at most moved, or whole views withheld."""
+        """True where the cells of a clip hold the same every time it is read: they are at most moved in place and time, or whole
+        views withheld."""
         return not (self.crop or self.jitter or self.noise)
 
 
@@ -74,6 +81,27 @@ def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     x_NXHW = x_BVTHWC.permute(0, 1, 2, 5, 3, 4).reshape(B * V, T * C, H, W)
     moved_NXHW = F.grid_sample(x_NXHW, place_NHW2, padding_mode="border", align_corners=False)
     return moved_NXHW.view(B, V, T, C, H, W).permute(0, 1, 2, 4, 5, 3)
+
+
+def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
+    """Run each group's performance faster or slower, earlier or later, all its views alike. Same shape.
+
+    Between two frames is their mixture; before the first and after the last is that frame.
+    """
+    if not (config.tempo or config.delay):
+        return x_BVTHWC
+    B, _, T = x_BVTHWC.shape[:3]
+    speed_B1 = torch.exp((torch.rand(B, 1) * 2 - 1) * math.log1p(config.tempo))
+    delay_B1 = (torch.rand(B, 1) * 2 - 1) * config.delay
+    middle = (T - 1) / 2
+    read_BT = (middle + (torch.arange(T) - middle) * speed_B1 + delay_B1).clamp(0, T - 1)
+    before_BT = read_BT.long()
+    after_BT = (before_BT + 1).clamp(max=T - 1)
+    share_BT = read_BT - before_BT
+    row_B1 = torch.arange(B).unsqueeze(1)
+    x_BTVHWC = x_BVTHWC.transpose(1, 2)
+    share_BT1111 = share_BT.view(B, T, 1, 1, 1, 1)
+    return torch.lerp(x_BTVHWC[row_B1, before_BT], x_BTVHWC[row_B1, after_BT], share_BT1111).transpose(1, 2)
 
 
 def drop_views(mask_BV: Tensor, probability: float) -> Tensor:

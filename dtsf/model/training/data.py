@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.model.network.snapshots import motion_share
-from dtsf.model.training.augment import choose_moments, drop_views, move_grid
+from dtsf.model.training.augment import choose_moments, drop_views, move_frames, move_grid
 from dtsf.model.training.pace import evenly_spaced, motion_steps, read_frames
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ def training_batches(
         mask_BV = row_BV >= 0
         moment_BVT = choose_moments((len(chosen_B), row_BV.shape[1]), n_frames, augment)
         x_BVTHWC = _read_views(groups, row_BV, moment_BVT, pace)
-        x_BVTHWC = move_grid(x_BVTHWC, augment)
+        x_BVTHWC = move_grid(move_frames(x_BVTHWC, augment), augment)
         if augment.noise:
             x_BVTHWC = x_BVTHWC + augment.noise * scale_C * torch.randn_like(x_BVTHWC)
         if augment.view_drop:
