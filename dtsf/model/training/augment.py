@@ -38,7 +38,8 @@ class AugmentConfig(BaseModel):
     tempo: float = Field(default=0.0, ge=0)
     """Each group's performance is run faster or slower by up to this share, about its middle, after its frames were chosen:
     what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with ``model.pace`` 1, where
-    nobody's action fills quite the same share of the motion (docs/results.md)."""
+    nobody's action fills quite the same share of the motion; 0 for cameras that no one trained with, which see performances
+    that the others have seen, at their own tempo (docs/results.md, docs/recipes.md)."""
     delay: float = Field(default=0.0, ge=0)
     """Each group's performance begins earlier or later by up to this many of the network's frames. 1 beside ``tempo`` 0.5."""
     flip: float = Field(default=0.0, ge=0, le=1)
@@ -50,8 +51,7 @@ class AugmentConfig(BaseModel):
 
     @property
     def leaves_cells(self) -> bool:
-        """True where the cells of a clip hold the same every time it is read: they are at most moved in place and time, or whole
-        views withheld."""
+        """True where cells hold the same every time a clip is read: they are at most moved, in place and time, or views withheld."""
         return not (self.crop or self.jitter or self.noise)
 
 
