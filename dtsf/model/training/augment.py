@@ -51,7 +51,7 @@ class AugmentConfig(BaseModel):
 
     @property
     def leaves_cells(self) -> bool:
-        """True where cells hold the same every time a clip is read: they are at most moved, in place and time, or views withheld."""
+        """True where cells hold the same every time a clip is read: they are at most moved, or whole views withheld."""
         return not (self.crop or self.jitter or self.noise)
 
 
