@@ -118,3 +118,19 @@ def test_protocols_divide_and_name_their_task(tmp_path):
             split(text)
     with pytest.raises(ConfigError, match="unknown protocol 'xsub'"):
         parse_protocol("xsub", "nucla")
+
+
+def test_a_side_without_clips_is_refused_where_it_is_needed(tmp_path):
+    clips = read_catalog("nucla", touch(tmp_path, "a01/v01_s05_e00.avi", "a01/v02_s06_e00.avi")).clips
+
+    def split(subjects, **needed):
+        rule = parse_protocol(f"cross-subject:{subjects}", "nucla")
+        return split_clips(clips, rule, "nucla", ("1", "2", "3"), **needed)
+
+    with pytest.raises(ConfigError, match=r"cross-subject:5,6 leaves no training clip of 2 \(subjects 5, 6; views 1, 2, 3\)"):
+        split("5,6")
+    assert len(split("5,6", needed=("test",)).test) == 2
+    with pytest.raises(ConfigError, match="leaves no training clip"):
+        split("5,6", needed=("train",))
+    with pytest.raises(ConfigError, match="leaves no test clip"):
+        split_clips(clips, parse_protocol("cross-view:3", "nucla"), "nucla", ("1", "2", "3"), needed=("test",))

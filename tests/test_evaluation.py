@@ -2,16 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from dtsf import api
+from dtsf.cache.reader import open_dataset
 from dtsf.errors import ConfigError
 from dtsf.model.training.data import Groups
+from dtsf.model.training.evaluation import evaluate
 from dtsf.model.training.metrics import judge
 from dtsf.model.training.pace import evenly_spaced
+from dtsf.model.training.protocols import parse_protocol
 
 DOC = Path(__file__).resolve().parents[1] / "docs/output.md"
 
@@ -75,6 +79,16 @@ def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
     assert trained.evaluation.draws == 2
     assert json.loads((tmp_path / "run/metrics.json").read_text())["draws"] == 2
     assert api.load(tmp_path / "run").evaluate(world / "cache") == trained.evaluation
+
+
+def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(world):
+    run, data = api.load(world / "run"), open_dataset(world / "cache")
+    alone = replace(data, records={name: x for name, x in data.records.items() if x[1].clip.subject == "2"})
+    rule = parse_protocol("cross-subject:2", "nucla")
+    both, one = (evaluate(run.net, some, rule, seed=0) for some in (data, alone))
+    assert one.metrics == both.metrics
+    with pytest.raises(ConfigError, match="leaves no training clip"):
+        evaluate(run.net, alone, rule, seed=0, split="train")
 
 
 def test_a_subset_of_views_is_another_task_and_counts_what_it_leaves_out(world, dtsf):

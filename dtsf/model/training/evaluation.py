@@ -97,7 +97,7 @@ def evaluate(
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split!r} must be test or train")
     check_draws(draws, net.config, data.spec)
-    parts = split_clips(data.clips, protocol, data.info.dataset, data.info.view_names)
+    parts = split_clips(data.clips, protocol, data.info.dataset, data.info.view_names, needed=(split,))
     groups = load_groups(data, parts.test if split == "test" else parts.train)
     task = parts.task if split == "test" else "the training clips themselves: no generalisation is measured"
     if trained_on not in (None, data.info.name):

@@ -98,7 +98,13 @@ def parse_protocol(text: str | None, dataset: str) -> Protocol:
     return Protocol(name=name, argument=tuple(str(int(word)) if word.isdigit() else word for word in words))
 
 
-def split_clips(clips: Sequence[Clip], protocol: Protocol, dataset: str, view_names: Sequence[str]) -> Split:
+def split_clips(
+    clips: Sequence[Clip],
+    protocol: Protocol,
+    dataset: str,
+    view_names: Sequence[str],
+    needed: Sequence[str] = ("train", "test"),
+) -> Split:
     """Divide clips into training and test.
 
     Args:
@@ -106,9 +112,11 @@ def split_clips(clips: Sequence[Clip], protocol: Protocol, dataset: str, view_na
         protocol: From :func:`parse_protocol`.
         dataset: Kind of data set, for the published lists.
         view_names: By view number less 1; views may be named by either.
+        needed: Which of ``train`` and ``test`` must have clips; judging a run on another data set takes one of them.
 
     Raises:
-        ConfigError: A subject or view that does not exist, a column or number that the data set lacks, or an empty side.
+        ConfigError: A subject or view that does not exist, a column or number that the data set lacks, or no clip on a side
+            that is needed.
 
     """
     rules: dict[str, Callable[[], tuple[Callable[[Clip], str], str]]] = {
@@ -125,10 +133,11 @@ def split_clips(clips: Sequence[Clip], protocol: Protocol, dataset: str, view_na
     if protocol.name == "split" and train and test:
         task = f"{task}: {_what_is_new(train, test, view_names)}"
     left_out = Counter(side for side, _ in sides if side not in ("train", "test", "both"))
-    if not train or not test:
-        empty = "training" if not train else "test"
+    for side, word, there in (("train", "training", train), ("test", "test", test)):
+        if there or side not in needed:
+            continue
         raise ConfigError(
-            f"protocol {protocol} leaves no {empty} clip of {len(clips)} "
+            f"protocol {protocol} leaves no {word} clip of {len(clips)} "
             f"(subjects {', '.join(_subjects(clips)) or 'unknown'}; views {', '.join(view_names)})"
         )
     return Split(train=train, test=test, left_out=dict(left_out), task=task)
