@@ -64,6 +64,8 @@ def main() -> None:
     options = parser.parse_args()
     data = open_dataset(options.cache, options.dataset)
     subjects, chosen = options.subjects.split(","), set(filter(None, options.classes.split(",")))
+    if len(subjects) < 2:
+        sys.exit("--subjects: at least two, one to learn from and one to ask")
     if missing := set(subjects) - {clip.subject for clip in data.clips}:
         sys.exit(f"--subjects: {data.info.name} has no clip of {', '.join(sorted(missing))}")
     if unknown := chosen - set(data.info.class_names):

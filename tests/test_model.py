@@ -216,7 +216,7 @@ def test_change_may_be_written_as_before_or_in_one_word():
     for wrong in (-1, [1, 0], "1,x", "", 1.5, True):
         with pytest.raises(ValidationError):
             ModelConfig(change=wrong, **energy)
-    with pytest.raises(ValidationError, match=r"change \[2\] is further numbers of motion energy"):
+    with pytest.raises(ValidationError, match=r"change \[2\] asks for more of motion energy"):
         ModelConfig(change=2)
 
 

@@ -50,10 +50,10 @@ class ModelConfig(BaseModel):
     performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
     change: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_lags)] = ()
     """For ``canvas`` ``energy``: further numbers a cell, how far it is from itself these many frames before, one for each;
-    0 leaves them out. ``[1, 3]`` tells quick from slow and is best on little data (docs/results.md). ``--set model.change=1,3``"""
+    0 leaves them out. ``[1, 3]`` tells quick from slow; 2 is nearly as good (docs/results.md). ``--set model.change=1,3``"""
     power: float = Field(default=1.0, gt=0)
     """For ``canvas`` ``energy``: what the distances are raised to before they are divided by their mean. 1 takes them as they
-    are, 2 their squares; 1.5, best on few people (docs/results.md), lets swaying and noise count for less."""
+    are, 2 their squares. 1.5 lets swaying and noise count for less: choose it for few people (docs/results.md)."""
     readout: Literal["cls", "mean", "ordered"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data;
     ``ordered`` is a linear map of all tokens in their order, best with ``pace`` 1, where frame t of every clip means the
@@ -103,7 +103,7 @@ class ModelConfig(BaseModel):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
         if self.change and self.canvas != "energy":
             raise ValueError(
-                f'change {list(self.change)} is further numbers of motion energy: it needs canvas "energy", or change 0'
+                f'change {list(self.change)} asks for more of motion energy: it needs canvas "energy", or change 0'
             )
         if self.canvas == "energy" and self.normalise == "imagenet":
             raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
