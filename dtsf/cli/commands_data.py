@@ -64,7 +64,12 @@ def preprocess_command(
         typer.Option(help="efficientnet-lite0, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."),
     ] = "efficientnet-lite0",
     frames: Annotated[int, typer.Option(help="Frames kept of each clip, by equal segments.")] = 16,
-    size: Annotated[int, typer.Option(help="Side in pixels of the square picture that is embedded.")] = 192,
+    size: Annotated[
+        int,
+        typer.Option(
+            help="Side in pixels of the square picture that is embedded. 288 tells arms apart better, in 2.3 times the time."
+        ),
+    ] = 192,
     grid: Annotated[int, typer.Option(help="Cells along each side of an embedding; divisible by 3.")] = 6,
     crop: Annotated[
         str | None,
