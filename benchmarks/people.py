@@ -71,7 +71,7 @@ def main() -> None:
     if unknown := chosen - set(data.info.class_names):
         sys.exit(f"--classes: {', '.join(sorted(unknown))} unknown; known are {', '.join(data.info.class_names)}")
     recipe = load_recipe(options.recipe, options.set)
-    result: dict[int, dict[str, object]] = {}
+    result: dict[int, dict[str, float]] = {}
     for people in range(1, len(subjects)):
         all_classes: list[float] = []
         some_classes: list[float] = []
@@ -88,7 +88,9 @@ def main() -> None:
             line += f"; {options.classes}: {result[people]['chosen_classes']:.3f}"
         if not options.json:
             print(line, flush=True)
-    top1 = statistics.mean(float(str(row["top1"])) for row in result.values())
+    if not result:
+        sys.exit(f"--subjects {options.subjects}: no choice of them to learn from has clips of all classes")
+    top1 = statistics.mean(row["top1"] for row in result.values())
     if options.json:
         sys.stdout.write(json.dumps({"mean": top1, "by_people": result, "set": options.set}) + "\n")
     else:

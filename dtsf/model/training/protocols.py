@@ -134,12 +134,11 @@ def split_clips(
         task = f"{task}: {_what_is_new(train, test, view_names)}"
     left_out = Counter(side for side, _ in sides if side not in ("train", "test", "both"))
     for side, word, there in (("train", "training", train), ("test", "test", test)):
-        if there or side not in needed:
-            continue
-        raise ConfigError(
-            f"protocol {protocol} leaves no {word} clip of {len(clips)} "
-            f"(subjects {', '.join(_subjects(clips)) or 'unknown'}; views {', '.join(view_names)})"
-        )
+        if side in needed and not there:
+            raise ConfigError(
+                f"protocol {protocol} leaves no {word} clip of {len(clips)} "
+                f"(subjects {', '.join(_subjects(clips)) or 'unknown'}; views {', '.join(view_names)})"
+            )
     return Split(train=train, test=test, left_out=dict(left_out), task=task)
 
 
