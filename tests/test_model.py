@@ -4,8 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dtsf.model.network.canvas import LEAST_DEVIATION
+from dtsf.model.network.canvas import LEAST_DEVIATION, scaled_energy
 from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.direction import motion_direction
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
@@ -207,6 +208,60 @@ def test_power_weighs_large_motions_more_and_leaves_the_mean():
     assert torch.equal(motion_energy(x, change=(1, 3), power=1), plain)
 
 
+def walk(steps, grid=5):
+    """One clip in which a bright cell walks, from the middle: (1, T, H, W, 2)."""
+    x, place = torch.zeros(1, len(steps) + 1, grid, grid, 2), [grid // 2, grid // 2]
+    for t, step in enumerate([(0, 0), *steps]):
+        place = [a + b for a, b in zip(place, step, strict=True)]
+        x[0, t, place[0], place[1]] = torch.tensor([1.0, -2.0])
+    return x
+
+
+@pytest.mark.parametrize(
+    ("step", "right", "down"), [((0, 1), 1, 0), ((0, -1), -1, 0), ((1, 0), 0, 1), ((-1, 0), 0, -1), ((0, 0), 0, 0)]
+)
+def test_direction_says_which_way_it_goes(step, right, down):
+    # It waits, walks, and waits: only while it walks does anything go anywhere.
+    flow = motion_direction(walk([(0, 0), step, step, (0, 0)]))
+    assert flow.shape == (1, 5, 5, 5, 2)
+    assert flow.sum((2, 3)).sign()[0, 2:4].tolist() == [[right, down]] * 2
+    assert (flow[0, :2] == 0).all()
+    if right or down:
+        torch.testing.assert_close(flow.abs().mean(), torch.tensor(1.0))
+
+
+def test_direction_knows_neither_room_nor_contrast_and_turns_with_mirror_and_time():
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 6, 4, 5, 7)
+    flow = motion_direction(x, power=1.5)
+    turned = torch.linalg.qr(torch.randn(7, 7))[0]
+    room = torch.randn(3, 2, 1, 4, 5, 7)
+    close = {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(motion_direction(3.0 * (x + room) @ turned, power=1.5), flow, **close)
+    torch.testing.assert_close(motion_direction(2 * x, torch.full((7,), 0.5), 1.5), flow, **close)
+    sides = torch.tensor([-1.0, 1.0])
+    torch.testing.assert_close(motion_direction(x.flip(4), power=1.5), flow.flip(4) * sides, **close)
+    torch.testing.assert_close(motion_direction(x.flip(3), power=1.5), flow.flip(3) * -sides, **close)
+    # From the second frame to the last: backwards it goes the other way.
+    torch.testing.assert_close(motion_direction(x.flip(2), power=1.5)[:, :, 1:], -flow[:, :, 1:].flip(2), **close)
+    assert (motion_direction(torch.ones(2, 4, 3, 3, 2)) == 0).all()
+    assert (motion_direction(torch.randn(2, 1, 3, 3, 2)) == 0).all()
+    torch.testing.assert_close(motion_direction(x[2, 1], power=1.5), flow[2, 1])
+
+
+def test_direction_stands_behind_the_energies_with_its_weight():
+    energy = {"canvas": "energy", "anchor": "frame", "pasted": "none"}
+    config = ModelConfig(change=(1, 3), power=1.5, direction=0.2, **energy)
+    assert config.energies == 5
+    x, scale = torch.randn(2, 6, 3, 3, 8), torch.rand(8)
+    told = scaled_energy(x, scale, config)
+    torch.testing.assert_close(told[..., :3], motion_energy(x, scale, (1, 3), 1.5))
+    torch.testing.assert_close(told[..., 3:], 0.2 * motion_direction(x, scale, 1.5))
+    assert torch.equal(scaled_energy(told, scale, config), told)
+    with pytest.raises(ValidationError, match="direction 0.2 asks for more of motion energy"):
+        ModelConfig(direction=0.2)
+
+
 def test_change_may_be_written_as_before_or_in_one_word():
     energy = {"canvas": "energy", "anchor": "frame", "pasted": "none"}
     for given, change in ((0, ()), (2, (2,)), ("1,3", (1, 3)), ("1, 3", (1, 3)), ([1, 3], (1, 3))):
@@ -220,9 +275,9 @@ def test_change_may_be_written_as_before_or_in_one_word():
         ModelConfig(change=2)
 
 
-@pytest.mark.parametrize("change", [0, (1, 3)])
-def test_energy_canvas_says_the_same_in_any_room(change):
-    config = ModelConfig(width=16, state=4, frames=5, canvas="energy", anchor="frame", pasted="none", change=change)
+@pytest.mark.parametrize("more", [{}, {"change": (1, 3)}, {"change": 2, "direction": 0.5}])
+def test_energy_canvas_says_the_same_in_any_room(more):
+    config = ModelConfig(width=16, state=4, frames=5, canvas="energy", anchor="frame", pasted="none", **more)
     torch.manual_seed(0)
     net = DTSFNet(config, channels=4, canvas=6, n_classes=3).eval()
     x, mask = torch.randn(2, 3, 5, 6, 6, 4), torch.tensor([[True, True, True], [True, False, True]])

@@ -110,6 +110,7 @@ def _energy_network(**changes):
     [
         {"pasted": "none", "pace": 1.0, "views": "merged", "change": (1, 3)},
         {"pasted": "none", "pace": 1.0, "views": "merged", "change": (1, 3), "power": 1.5},
+        {"pasted": "none", "pace": 1.0, "views": "merged", "change": 2, "power": 2, "direction": 0.2},
         {"pasted": "frame"},
     ],
 )
@@ -141,6 +142,11 @@ def test_energy_is_not_computed_once_where_clips_are_varied_or_something_else_is
     # Cells that are only moved hold what they held.
     moved = AugmentConfig(jitter=0.0, shift=0.4, zoom=0.2, flip=0.5, tempo=0.5, delay=1)
     assert training_source(net, groups, moved, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 1
+    # But a mirror makes right of left.
+    directed = _energy_network(pasted="none", direction=0.2)
+    assert training_source(directed, groups, moved, embeddings=False)[0] is groups
+    upright = moved.model_copy(update={"flip": 0.0})
+    assert training_source(directed, groups, upright, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 3
     still = AugmentConfig(jitter=0.0)
     assert training_source(net, groups, still, embeddings=True)[0] is groups
     other = DTSFNet(ModelConfig(width=16, depth=1, frames=5), channels=5, canvas=6, n_classes=3)

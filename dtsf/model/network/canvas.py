@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from dtsf.model.network.direction import motion_direction
 from dtsf.model.network.motion_msm import sense_motion
 from dtsf.model.network.snapshots import motion_energy, paste_thumbnails, separate
 
@@ -31,11 +32,16 @@ LEAST_DEVIATION = 0.05
 def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tensor:
     """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E).
 
+    With ``config.direction`` the last two of its numbers are the direction of motion, times that.
     What has E channels in the place of the embeddings' C is energy already, and returned as it is.
     """
     if x_PTHWC.shape[-1] == config.energies != len(scale_C):
         return x_PTHWC
-    return motion_energy(x_PTHWC.float(), scale_C, config.change, config.power)
+    energy_PTHWE = motion_energy(x_PTHWC.float(), scale_C, config.change, config.power)
+    if not config.direction:
+        return energy_PTHWE
+    direction_PTHW2 = motion_direction(x_PTHWC.float(), scale_C, config.power)
+    return torch.cat([energy_PTHWE, config.direction * direction_PTHW2], -1)
 
 
 def prepare_canvas(

@@ -54,6 +54,10 @@ class ModelConfig(BaseModel):
     power: float = Field(default=1.0, gt=0)
     """For ``canvas`` ``energy``: what the distances are raised to before they are divided by their mean. 1 takes them as they
     are, 2 their squares. 1.5 lets swaying and noise count for less: choose it for few people (docs/results.md)."""
+    direction: float = Field(default=0.0, ge=0)
+    """For ``canvas`` ``energy``: two further numbers a cell, how much goes right and how much goes down through it, times
+    this; 0 leaves them out. See :mod:`.direction`. 0.2 tells actions apart that move in the same places; much more, and
+    people count for more than actions (docs/results.md)."""
     readout: Literal["cls", "mean", "ordered"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data;
     ``ordered`` is a linear map of all tokens in their order, best with ``pace`` 1, where frame t of every clip means the
@@ -105,6 +109,10 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f'change {list(self.change)} asks for more of motion energy: it needs canvas "energy", or change 0'
             )
+        if self.direction and self.canvas != "energy":
+            raise ValueError(
+                f'direction {self.direction:g} asks for more of motion energy: it needs canvas "energy", or direction 0'
+            )
         if self.canvas == "energy" and self.normalise == "imagenet":
             raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
         return self
@@ -112,4 +120,4 @@ class ModelConfig(BaseModel):
     @property
     def energies(self) -> int:
         """E, numbers a cell of ``canvas`` ``energy``."""
-        return 1 + len(self.change)
+        return 1 + len(self.change) + (2 if self.direction else 0)

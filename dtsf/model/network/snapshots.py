@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
 __all__ = [
     "choose_cells",
     "choose_partners",
+    "few_at_a_time",
     "motion_energy",
     "motion_share",
     "paste_thumbnails",
@@ -103,16 +104,19 @@ def motion_energy(
         distance_PTHWE = torch.stack(parts, -1)
         return distance_PTHWE if power == 1 else distance_PTHWE.pow(power)
 
-    if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
-        distance_BVTHWE = distances(x_BVTHWC)
-    else:
-        # A few clips at a time stay in the processor's cache.
-        size = max(1, PART // max(1, x_BVTHWC.shape[-4:].numel()))
-        parts = [distances(x_PTHWC) for x_PTHWC in x_BVTHWC.flatten(0, -5).split(size)]
-        distance_BVTHWE = torch.cat(parts).view(*x_BVTHWC.shape[:-1], -1)
+    distance_BVTHWE = few_at_a_time(distances, x_BVTHWC)
     mean_BV111E = distance_BVTHWE.mean((-4, -3, -2), keepdim=True)
     energy_BVTHWE: Tensor = distance_BVTHWE / mean_BV111E.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return energy_BVTHWE
+
+
+def few_at_a_time(measure: Callable[[Tensor], Tensor], x_BVTHWC: Tensor) -> Tensor:
+    """Measure clips, any leading axes, each by itself; a few at a time on a CPU, so that they stay in its cache."""
+    if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
+        return measure(x_BVTHWC)
+    size = max(1, PART // max(1, x_BVTHWC.shape[-4:].numel()))
+    measured_PTHWE = torch.cat([measure(x_PTHWC) for x_PTHWC in x_BVTHWC.flatten(0, -5).split(size)])
+    return measured_PTHWE.view(*x_BVTHWC.shape[:-1], -1)
 
 
 def snapshots(

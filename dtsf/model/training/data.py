@@ -190,7 +190,9 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
     """
     config = net.config
     ready = groups.embeddings_NFHWC.shape[-1] == config.energies
-    if embeddings or config.canvas != "energy" or not augment.leaves_cells or ready:
+    # A mirror turns right to left: the direction of motion is computed of what it shows.
+    turned = augment.flip > 0 and config.direction > 0
+    if embeddings or config.canvas != "energy" or not augment.leaves_cells or turned or ready:
         return groups, config.pace
     parts = []
     for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
