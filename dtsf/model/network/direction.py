@@ -1,9 +1,9 @@
 """Which way it goes: what moves in one cell and, a frame later, in the next. Beside motion energy, which does not say.
 
 A hammer and clapping hands move in the same cells; one goes down, the other sideways. The opponent correlation of
-Hassenstein and Reichardt (1956), the model of how a fly's eye sees motion, tells the two apart without saying what moves:
-what a cell showed in the frame before times what its neighbour shows now, less the same the other way round. Ours, not the
-paper's; measured in docs/results.md.
+Hassenstein and Reichardt (1956), the model of how an insect's eye sees motion, tells the two apart without saying what
+moves: how a cell changed in the frame before times how its neighbour changes now, less the same the other way round. Ours,
+not the paper's; measured in docs/results.md.
 
 Letters: B groups, V views, P clips, T frames, H W grid, C channels, h w pairs of neighbouring cells.
 """
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.network.snapshots import few_at_a_time, separate
+from dtsf.model.network.snapshots import few_at_a_time
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,8 @@ __all__ = ["motion_direction"]
 def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: float = 1.0) -> Tensor:
     """How much goes right and how much goes down through each cell from the frame before to this one; any leading axes.
 
-    Like motion energy it knows neither room nor contrast: of each place its temporal mean is taken away first, and the
-    result is divided by its mean size in the clip. What both frames show alike, noise that stays, cancels.
+    Like motion energy it knows neither room nor contrast: of each place only its change from frame to frame counts, and the
+    result is divided by its mean size in the clip. What changes in two neighbours alike, a lamp that flickers, cancels.
 
     Args:
         x_BVTHWC: Canvases.
@@ -37,13 +37,14 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
 
     Returns:
         The same shape with two channels: right, down; negative where it goes left, up. Their size is 1 in the mean of a
-        clip; 0 in the first frame, and where nothing moves at all.
+        clip; 0 in the first two frames, which have no change before them, and where nothing goes anywhere at all.
 
     """
 
     def flows(x_PTHWC: Tensor) -> Tensor:
-        now_PTHWC = separate(x_PTHWC if scale_C is None else x_PTHWC * scale_C)[1]
-        before_PTHWC = torch.cat([now_PTHWC[..., :1, :, :, :], now_PTHWC[..., :-1, :, :, :]], -4)
+        scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
+        now_PTHWC = scaled_PTHWC - _before(scaled_PTHWC)
+        before_PTHWC = _before(now_PTHWC)
 
         def through(axis: int) -> Tensor:
             """From each cell to the next one along ``axis``."""
@@ -63,3 +64,8 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
     mean_BV1111 = flow_BVTHW2.abs().mean((-4, -3, -2, -1), keepdim=True)
     direction_BVTHW2: Tensor = flow_BVTHW2 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return direction_BVTHW2
+
+
+def _before(x_PTHWC: Tensor) -> Tensor:
+    """Each frame's predecessor; the first frame's is itself."""
+    return torch.cat([x_PTHWC[..., :1, :, :, :], x_PTHWC[..., :-1, :, :, :]], -4)
