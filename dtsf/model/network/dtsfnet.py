@@ -218,10 +218,11 @@ class DTSFNet(nn.Module):
         alone_BVV = alone_VV * mask_BV.unsqueeze(1)
         shown_BNV = torch.cat([alone_BVV, merged_BV.float().unsqueeze(1)], 1) if merged else alone_BVV
         shown_BNV = shown_BNV * (most / shown_BNV.sum(-1, keepdim=True).clamp(min=1.0))
-        x_BVTHWR = self.drop(canvas_BVTHWR)
-        x_BNTHWVR = torch.einsum("bnv,bvthwr->bnthwvr", shown_BNV, x_BVTHWR)
-        x_BNTHWVR = torch.nn.functional.pad(x_BNTHWVR, (0, 0, 0, most - V))
-        x_NCTHW = x_BNTHWVR.flatten(5).flatten(0, 1).permute(0, 4, 1, 2, 3)
+        # In the order in which a patch of the whole canvas is read, so that the encoder copies nothing.
+        x_BTVRHW = self.drop(canvas_BVTHWR).permute(0, 2, 1, 5, 3, 4).contiguous()
+        x_BNTVRHW = shown_BNV.view(*shown_BNV.shape[:2], 1, V, 1, 1, 1) * x_BTVRHW.unsqueeze(1)
+        x_BNTVRHW = torch.nn.functional.pad(x_BNTVRHW, (0, 0, 0, 0, 0, 0, 0, most - V))
+        x_NCTHW = x_BNTVRHW.flatten(3, 4).flatten(0, 1).transpose(1, 2)
         feature_BND = self.drop(self.encoder(x_NCTHW)).float().unflatten(0, (-1, V + merged))
         return feature_BND[:, :V], feature_BND[:, V] if merged else None
 
