@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.network.snapshots import few_at_a_time
+from dtsf.model.network.snapshots import few_at_a_time, frames_before
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,8 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
 
     def flows(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
-        now_PTHWC = scaled_PTHWC - _before(scaled_PTHWC)
-        before_PTHWC = _before(now_PTHWC)
+        now_PTHWC = scaled_PTHWC - frames_before(scaled_PTHWC, 1)
+        before_PTHWC = frames_before(now_PTHWC, 1)
 
         def through(axis: int) -> Tensor:
             """From each cell to the next one along ``axis``."""
@@ -64,8 +64,3 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
     mean_BV1111 = flow_BVTHW2.abs().mean((-4, -3, -2, -1), keepdim=True)
     direction_BVTHW2: Tensor = flow_BVTHW2 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return direction_BVTHW2
-
-
-def _before(x_PTHWC: Tensor) -> Tensor:
-    """Each frame's predecessor; the first frame's is itself."""
-    return torch.cat([x_PTHWC[..., :1, :, :, :], x_PTHWC[..., :-1, :, :, :]], -4)

@@ -21,6 +21,7 @@ __all__ = [
     "choose_cells",
     "choose_partners",
     "few_at_a_time",
+    "frames_before",
     "motion_energy",
     "motion_share",
     "paste_thumbnails",
@@ -97,10 +98,7 @@ def motion_energy(
     def distances(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
         parts = [separate(scaled_PTHWC)[1].norm(dim=-1)]
-        time_T = torch.arange(scaled_PTHWC.shape[-4], device=scaled_PTHWC.device)
-        for frames in change:
-            before_PTHWC = scaled_PTHWC.index_select(-4, time_T.sub(frames).clamp(min=0))
-            parts.append((scaled_PTHWC - before_PTHWC).norm(dim=-1))
+        parts += [(scaled_PTHWC - frames_before(scaled_PTHWC, frames)).norm(dim=-1) for frames in change]
         distance_PTHWE = torch.stack(parts, -1)
         return distance_PTHWE if power == 1 else distance_PTHWE.pow(power)
 
@@ -108,6 +106,12 @@ def motion_energy(
     mean_BV111E = distance_BVTHWE.mean((-4, -3, -2), keepdim=True)
     energy_BVTHWE: Tensor = distance_BVTHWE / mean_BV111E.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return energy_BVTHWE
+
+
+def frames_before(x_PTHWC: Tensor, frames: int) -> Tensor:
+    """What stood so many frames before each frame, any leading axes; before the first it is the first. Same shape."""
+    time_T = torch.arange(x_PTHWC.shape[-4], device=x_PTHWC.device)
+    return x_PTHWC.index_select(-4, time_T.sub(frames).clamp(min=0))
 
 
 def few_at_a_time(measure: Callable[[Tensor], Tensor], x_BVTHWC: Tensor) -> Tensor:
