@@ -21,8 +21,8 @@ from dtsf.model.training.data import load_groups
 from dtsf.model.training.loop import fit
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe
-from dtsf.pipeline.encoders import load_encoder
-from dtsf.pipeline.video import decode_clip
+from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.video.decode import decode_clip
 
 
 def main() -> None:

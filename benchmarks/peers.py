@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.pipeline.crop import size_to_decode
-from dtsf.pipeline.lite0 import _network
-from dtsf.pipeline.sampling import segment_centres
+from dtsf.pipeline.encoders.lite import _network
+from dtsf.pipeline.video.crop import size_to_decode
+from dtsf.pipeline.video.sampling import segment_centres
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,11 +25,11 @@ from dtsf.model.training.data import Groups
 from dtsf.model.training.evaluation import evaluate_groups
 from dtsf.model.training.loop import fit
 from dtsf.model.training.recipe import load_recipe
-from dtsf.pipeline.crop import CROPS, cut_square
 from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.encoders import load_encoder
+from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.run import make_spec
-from dtsf.pipeline.sampling import segment_centres
+from dtsf.pipeline.video.crop import CROPS, cut_square
+from dtsf.pipeline.video.sampling import segment_centres
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.encoders import load_encoder
-from dtsf.pipeline.video import decode_clip
+from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.video.decode import decode_clip
 
 if TYPE_CHECKING:
-    from dtsf.pipeline.crop import Crop
+    from dtsf.pipeline.video.crop import Crop
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.export import OnnxMetadata
-    from dtsf.model.training.ablation_results import Ablation
+    from dtsf.model.training.ablation.results import Ablation
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
@@ -162,11 +162,11 @@ def ablate(
         table: ``fusion``, ``motion``, ``debias``, ``paper``, or a TOML file of the same form.
         out: Folder of tables and trainings; ``runs/ablate`` if left out. What is finished there is not done again.
         on_result: Called with the table as far as it is: before the first training, and after each.
-        options: The others of :func:`dtsf.model.training.ablation.ablate`.
+        options: The others of :func:`dtsf.model.training.ablation.run.ablate`.
 
     """
-    from dtsf.model.report.ablation_files import write_ablation
-    from dtsf.model.training.ablation import ablate as run_ablation
+    from dtsf.model.training.ablation.run import ablate as run_ablation
+    from dtsf.report.ablation_files import write_ablation
 
     folder = Path("runs/ablate") if out is None else Path(out)
 

@@ -96,7 +96,7 @@ def scan_in_use(device: str) -> tuple[str, str]:
     """Name of the selective scan that runs on a device, and why. The one place that says it."""
     import torch
 
-    from dtsf.model.network.scan import scan_choice
+    from dtsf.model.network.kernels.choose import scan_choice
 
     choice = scan_choice(torch.device(device))
     return choice.name, choice.reason
@@ -152,7 +152,7 @@ def _torch() -> list[Check]:
 def _scan() -> list[Check]:
     import torch
 
-    from dtsf.model.network.scan import selective_scan, selective_scan_plain
+    from dtsf.model.network.kernels.choose import selective_scan, selective_scan_plain
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name, why = scan_in_use(device)
@@ -170,8 +170,8 @@ def _scan() -> list[Check]:
 
 
 def _encoder() -> list[Check]:
-    from dtsf.pipeline.encoders import encoder_identity
-    from dtsf.pipeline.lite0 import weights_file
+    from dtsf.pipeline.encoders.choose import encoder_identity
+    from dtsf.pipeline.encoders.lite import weights_file
 
     identity = encoder_identity(DEFAULT_ENCODER, 192, 6)
     file = weights_file()

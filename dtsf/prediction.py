@@ -82,9 +82,9 @@ def embed_videos(
     import numpy as np
     import torch
 
-    from dtsf.model.report.film import check_film
-    from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
-    from dtsf.pipeline.encoders import load_encoder
+    from dtsf.pipeline.encoders.choose import load_encoder
+    from dtsf.pipeline.video.child import Decoder, DecodeRequest, decode_all
+    from dtsf.report.film import check_film
 
     if film is not None:
         check_film(Path(film))
@@ -138,8 +138,8 @@ def write_said(file: Path, videos: Sequence[Path], longest: int, said: Predictio
     """
     import numpy as np
 
-    from dtsf.model.report.film import write_film
-    from dtsf.pipeline.video import decode_clip, probe
+    from dtsf.pipeline.video.decode import decode_clip, probe
+    from dtsf.report.film import write_film
 
     n = min(longest, FILM_FRAMES)
     rates = [FILM_FPS if video.is_dir() else probe(video).fps or FILM_FPS for video in videos]

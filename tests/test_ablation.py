@@ -16,7 +16,7 @@ from drawn_cache import draw
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
-from dtsf.model.training.ablation_tables import load_table, make_variants, table_names
+from dtsf.model.training.ablation.tables import load_table, make_variants, table_names
 from dtsf.model.training.recipe import recipe_names
 
 TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "train.batch_size=3", "train.epochs=2"]

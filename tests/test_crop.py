@@ -10,9 +10,9 @@ from dtsf.cache.records import Clip
 from dtsf.cli.app import app
 from dtsf.errors import FingerprintError
 from dtsf.pipeline.catalog import Catalog
-from dtsf.pipeline.crop import CROPS, cut_square, motion_square, size_to_decode
 from dtsf.pipeline.run import make_spec, preprocess
-from dtsf.pipeline.video import decode_clip
+from dtsf.pipeline.video.crop import CROPS, cut_square, motion_square, size_to_decode
+from dtsf.pipeline.video.decode import decode_clip
 
 SMALL = {"encoder": "efficientnet-lite0", "frames": 3, "size": 96, "grid": 6}
 

@@ -9,9 +9,9 @@ from dtsf.cache.records import Clip
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.model.training.data import Groups, _scenes, evaluation_batches, training_batches
-from dtsf.model.training.debias import DebiasConfig, make_debiaser
-from dtsf.model.training.debias_hsic import Hsic, cluster, dependence, reverse_gradient
-from dtsf.model.training.debias_stillmix import StillMix, frame_sureness
+from dtsf.model.training.debias.choose import DebiasConfig, make_debiaser
+from dtsf.model.training.debias.hsic import Hsic, cluster, dependence, reverse_gradient
+from dtsf.model.training.debias.stillmix import StillMix, frame_sureness
 from dtsf.model.training.loop import fit
 from dtsf.model.training.recipe import load_recipe
 

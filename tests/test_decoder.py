@@ -13,8 +13,8 @@ import pytest
 
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
-from dtsf.pipeline.decoder import Decoder, DecodeRequest, borrow_decoder, decode_all
-from dtsf.pipeline.video import decode_clip
+from dtsf.pipeline.video.child import Decoder, DecodeRequest, borrow_decoder, decode_all
+from dtsf.pipeline.video.decode import decode_clip
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_frames_stay_while_the_next_clip_is_decoded(videos):
 def test_a_hanging_child_dies_with_its_killed_parent(hanging):
     script = (
         "from pathlib import Path\n"
-        "from dtsf.pipeline.decoder import Decoder, DecodeRequest\n"
+        "from dtsf.pipeline.video.child import Decoder, DecodeRequest\n"
         "decoder = Decoder(4, 96, deadline=600)\n"
         f"decoder.send(DecodeRequest(Path({str(hanging)!r})))\n"
         "print(decoder._child.pid, flush=True)\n"
@@ -180,7 +180,7 @@ def test_a_run_that_is_process_1_of_its_container_decodes(videos):
     script = (
         "import os\n"
         "from pathlib import Path\n"
-        "from dtsf.pipeline.decoder import Decoder, DecodeRequest\n"
+        "from dtsf.pipeline.video.child import Decoder, DecodeRequest\n"
         "with Decoder(4, 96) as decoder:\n"
         f"    decoder.send(DecodeRequest(Path({str(videos[0])!r})))\n"
         "    print(os.getpid(), decoder.receive()[1]['verdict'])\n"
@@ -201,7 +201,7 @@ def test_the_child_takes_no_module_from_the_current_folder(videos, tmp_path, mon
 
 
 def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(videos, monkeypatch):
-    from dtsf.pipeline import decoder as module
+    from dtsf.pipeline.video import child as module
 
     module._kept_decoder.cache_clear()
     with borrow_decoder(4, 96, 60.0, "fast") as kept:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dtsf.errors import ConfigError
-from dtsf.pipeline.encoders import encoder_identity, load_encoder
+from dtsf.pipeline.encoders.choose import encoder_identity, load_encoder
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -89,13 +89,13 @@ def test_weights_and_scaling_recognise_a_photograph():
 
 def _embed_at_224(picture):
     # 224 px has a 14 x 14 map, which no grid divisible by 3 divides: go below the check.
-    from dtsf.pipeline.lite0 import embed_with_torch
+    from dtsf.pipeline.encoders.lite import embed_with_torch
 
     return embed_with_torch(16, 7, "cpu")(picture).astype(np.float32)
 
 
 def test_identity_does_not_depend_on_the_spelling_and_follows_the_weights(tmp_path, monkeypatch):
-    from dtsf.pipeline import lite0
+    from dtsf.pipeline.encoders import lite as lite0
 
     plain, full = (encoder_identity(name, 192, 6) for name in ("efficientnet-lite0", "efficientnet-lite0:16"))
     assert plain == full
@@ -133,7 +133,7 @@ def test_onnx_runtime_gives_what_pytorch_gives(frames, name, grid):
 
 
 def test_the_export_is_made_once_and_anew_for_other_weights(tmp_path, monkeypatch):
-    from dtsf.pipeline import lite0
+    from dtsf.pipeline.encoders import lite as lite0
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     file = lite0.exported_file(8, 96, 3)
@@ -180,7 +180,7 @@ class FakeModel(torch.nn.Module):
 @pytest.fixture
 def fake_timm(monkeypatch):
     """The one function of timm that dtsf calls."""
-    from dtsf.pipeline import timm_encoder
+    from dtsf.pipeline.encoders import timm as timm_encoder
 
     def create_model(name, *, pretrained, checkpoint_path, num_classes, **extra):
         assert num_classes == 0

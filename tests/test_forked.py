@@ -92,7 +92,7 @@ def test_a_decoder_forks_its_first_child_where_it_may_and_starts_the_next_anew(m
     script = f"""
 import os, sys, threading
 from pathlib import Path
-from dtsf.pipeline.decoder import Decoder, DecodeRequest, decode_all
+from dtsf.pipeline.video.child import Decoder, DecodeRequest, decode_all
 for threads in (0, 1):
     if threads:
         threading.Thread(target=threading.Event().wait, daemon=True).start()

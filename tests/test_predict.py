@@ -14,8 +14,8 @@ import pytest
 
 import dtsf as package
 from dtsf.errors import ConfigError, DataError, DtsfError
-from dtsf.model.report.film import FOOT, GAP, HEAD, write_film
 from dtsf.pipeline.arrivals import ANSWER, answer, watch_folder
+from dtsf.report.film import FOOT, GAP, HEAD, write_film
 
 
 def _frames(path):

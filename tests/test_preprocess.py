@@ -14,9 +14,9 @@ from dtsf.cache.reader import open_dataset
 from dtsf.cache.records import Clip
 from dtsf.errors import BadClipsError, CacheError, ConfigError, FingerprintError
 from dtsf.pipeline.catalog import Catalog
-from dtsf.pipeline.encoders import load_encoder
+from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.run import make_spec, preprocess
-from dtsf.pipeline.video import decode_clip
+from dtsf.pipeline.video.decode import decode_clip
 
 SMALL = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3}
 

@@ -12,13 +12,13 @@ import pytest
 
 from dtsf.api import load
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.model.report import svg
-from dtsf.model.report.cache_page import report_cache
-from dtsf.model.report.compare_page import compare_runs
-from dtsf.model.report.facts import open_cache_of, read_run
-from dtsf.model.report.probes import CollectionProbe, Probes, probe
-from dtsf.model.report.run_page import report_run
-from dtsf.model.report.strips import BORDERS, choose_frames, draw_snapshots
+from dtsf.report import svg
+from dtsf.report.cache_page import report_cache
+from dtsf.report.compare_page import compare_runs
+from dtsf.report.facts import open_cache_of, read_run
+from dtsf.report.probes import CollectionProbe, Probes, probe
+from dtsf.report.run_page import report_run
+from dtsf.report.strips import BORDERS, choose_frames, draw_snapshots
 
 HOSTILE = {
     "class": "<script>window.broken = 1</script>",

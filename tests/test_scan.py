@@ -6,15 +6,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.network import scan as scan_module
-from dtsf.model.network.scan import (
+from dtsf.model.network.kernels import choose as scan_module
+from dtsf.model.network.kernels.choose import (
     ScanChoice,
     scan_choice,
     selective_scan,
     selective_scan_plain,
 )
-from dtsf.model.network.scan_cpu import scan_on_cpu
-from dtsf.model.network.scan_kernels import CHUNK, LANES, compiled
+from dtsf.model.network.kernels.numba_loops import CHUNK, LANES, compiled
+from dtsf.model.network.kernels.numba_scan import scan_on_cpu
 
 CPU = torch.device("cpu")
 

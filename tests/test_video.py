@@ -6,9 +6,9 @@ from PIL import Image
 
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
-from dtsf.pipeline.container import declared_size
-from dtsf.pipeline.sampling import segment_centres
-from dtsf.pipeline.video import decode_clip, probe
+from dtsf.pipeline.video.container import declared_size
+from dtsf.pipeline.video.decode import decode_clip, probe
+from dtsf.pipeline.video.sampling import segment_centres
 
 
 @given(st.integers(1, 5000), st.integers(1, 64))

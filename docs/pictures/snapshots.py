@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from dtsf.model.network.snapshots import snapshots
-from dtsf.pipeline.video import decode_clip
+from dtsf.pipeline.video.decode import decode_clip
 
 SIDE, FRAMES = 192, 16
 *videos, out = map(Path, sys.argv[1:])

@@ -41,7 +41,7 @@ class CacheSpec(Frozen):
     size: int = Field(ge=32, le=4096)
     """Side in pixels of the square picture that is embedded."""
     crop: Literal["motion", "centre"] = "centre"
-    """Which square of the picture that is; see :mod:`dtsf.pipeline.crop`. Caches from before there was a choice: centre."""
+    """Which square of the picture that is; see :mod:`dtsf.pipeline.video.crop`. Caches from before there was a choice: centre."""
     grid: int = Field(ge=3, le=4096)
     """G: an embedding is a G x G grid of cells."""
     encoder: str

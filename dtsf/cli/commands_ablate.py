@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from dtsf.model.training.ablation_results import Ablation
+    from dtsf.model.training.ablation.results import Ablation
 
 __all__ = ["ablate_command"]
 
@@ -111,7 +111,7 @@ def _seeds(text: str) -> list[int]:
 
 def _document(result: Ablation, out: Path) -> dict[str, Any]:
     """The table for programs: by row and test, mean, spread and each seed."""
-    from dtsf.model.training.ablation_results import mean_and_spread
+    from dtsf.model.training.ablation.results import mean_and_spread
 
     rows: list[dict[str, Any]] = []
     for k, row in enumerate(result.rows):
@@ -134,7 +134,7 @@ def _document(result: Ablation, out: Path) -> dict[str, Any]:
 
 def _tables(result: Ablation) -> Iterator[Table]:
     from dtsf.cli.show import table
-    from dtsf.model.training.ablation_results import mean_and_spread
+    from dtsf.model.training.ablation.results import mean_and_spread
 
     for name, what, values in result.columns():
         lines = []

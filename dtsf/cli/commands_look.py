@@ -32,11 +32,11 @@ def report_command(
     begun = time.monotonic()
     with progress("report", "steps") as update:
         if compare:
-            from dtsf.model.report.compare_page import compare_runs
+            from dtsf.report.compare_page import compare_runs
 
             file = compare_runs(runs, out or Path("compare.html"), on_step=update)
         else:
-            from dtsf.model.report.run_page import report_run
+            from dtsf.report.run_page import report_run
 
             file = report_run(runs[0], cache=cache, out=out, samples=samples, on_step=update)
     _say(file, begun, json_)
@@ -45,7 +45,7 @@ def report_command(
 def cache_page(cache: Path, html: Path, dataset: str | None, *, json_: bool) -> None:
     """Write the page of a cache and say where it is: ``dtsf cache info --html``."""
     from dtsf.cli.show import progress
-    from dtsf.model.report.cache_page import report_cache
+    from dtsf.report.cache_page import report_cache
 
     begun = time.monotonic()
     with progress("cache page", "data sets") as update:

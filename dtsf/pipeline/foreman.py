@@ -81,7 +81,7 @@ def _import_for_all() -> None:
         import decord  # noqa: F401
     import PIL.Image  # noqa: F401
 
-    import dtsf.pipeline.video
+    import dtsf.pipeline.video.decode
     import dtsf.pipeline.worker  # noqa: F401
 
 

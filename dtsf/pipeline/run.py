@@ -16,11 +16,11 @@ from dtsf.cache.records import ClipRecord, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, ConfigError
-from dtsf.pipeline.crop import CROPS
-from dtsf.pipeline.encoders import encoder_identity, prepare_encoder
+from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
 from dtsf.pipeline.planning import plan
-from dtsf.pipeline.video import decoder_name
+from dtsf.pipeline.video.crop import CROPS
+from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dtsf.cache.remote import RemoteFolder
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.crew import Crew
-    from dtsf.pipeline.crop import Crop
+    from dtsf.pipeline.video.crop import Crop
 
 __all__ = ["PreprocessResult", "Progress", "make_spec", "preprocess"]
 
@@ -62,11 +62,11 @@ def make_spec(*, encoder: str, frames: int, size: int, grid: int, crop: str | No
     """The identity of a cache made with these settings on this machine.
 
     Args:
-        encoder: As :func:`dtsf.pipeline.encoders.encoder_identity`.
+        encoder: As :func:`dtsf.pipeline.encoders.choose.encoder_identity`.
         frames: F, frames of a clip.
         size: Side of the square picture that is embedded, in pixels.
         grid: Cells along each side of an embedding.
-        crop: ``motion`` or ``centre``, see :mod:`dtsf.pipeline.crop`; left out, ``motion``, and ``centre`` for ``pixels``,
+        crop: ``motion`` or ``centre``, see :mod:`dtsf.pipeline.video.crop`; left out, ``motion``, and ``centre`` for ``pixels``,
             of which the network itself has to learn where people stand.
 
     Raises:

@@ -14,8 +14,8 @@ from dtsf.cache.records import Clip, ClipRecord
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.store import write_shard
 from dtsf.errors import VideoError
-from dtsf.pipeline.decoder import DecodeRequest, borrow_decoder, decode_all
-from dtsf.pipeline.encoders import load_encoder
+from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class ShardTask:
     deadline: float = 60.0
     """Seconds that one clip may take to decode."""
     check: str = "fast"
-    """``fast`` or ``full``; see :func:`dtsf.pipeline.video.decode_clip`."""
+    """``fast`` or ``full``; see :func:`dtsf.pipeline.video.decode.decode_clip`."""
 
 
 class Counter:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtsf.model.network.scan import causal_conv, selective_scan
+from dtsf.model.network.kernels.choose import causal_conv, selective_scan
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,7 @@ import torch
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import channel_deviation, energy_mean, least_share, training_batches, training_source
-from dtsf.model.training.debias import make_debiaser
+from dtsf.model.training.debias.choose import make_debiaser
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
 from dtsf.model.training.learner import Learner, Training, restore, save, versions

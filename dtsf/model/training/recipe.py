@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from dtsf.errors import ConfigError
 from dtsf.model.network.config import ModelConfig
 from dtsf.model.training.augment import AugmentConfig
-from dtsf.model.training.debias import DebiasConfig
+from dtsf.model.training.debias.choose import DebiasConfig
 from dtsf.model.training.losses import LossConfig
 from dtsf.model.training.shipped import read_toml, shipped_names
 

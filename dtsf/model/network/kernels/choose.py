@@ -58,8 +58,8 @@ def kernel_status() -> tuple[Any, Any, str]:
 def cpu_kernel() -> tuple[Any, Any, str]:
     """Look once for numba: the scan and the convolution or None, and a sentence that says what was found."""
     try:
-        scan = importlib.import_module("dtsf.model.network.scan_cpu").scan_on_cpu
-        conv = importlib.import_module("dtsf.model.network.conv_cpu").conv_on_cpu
+        scan = importlib.import_module("dtsf.model.network.kernels.numba_scan").scan_on_cpu
+        conv = importlib.import_module("dtsf.model.network.kernels.numba_conv").conv_on_cpu
     # numba refuses some versions of NumPy with ImportError or SystemError, and a broken LLVM with OSError.
     except (ImportError, OSError, RuntimeError, AttributeError, SystemError) as error:
         return None, None, f"numba is not usable ({error}): pip install --force-reinstall numba"

@@ -11,7 +11,7 @@ import xxhash
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.spec import describe_difference
 from dtsf.errors import CacheError, CheckpointError, ConfigError
-from dtsf.model.training.ablation_results import AblationTest
+from dtsf.model.training.ablation.results import AblationTest
 from dtsf.model.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """The causal convolution and its SiLU on a CPU in one pass, by numba, with its own backward.
 
-Same maths as :func:`dtsf.model.network.scan.causal_conv`. As separate operators it costs more time than the scan: a
+Same maths as :func:`dtsf.model.network.kernels.choose.causal_conv`. As separate operators it costs more time than the scan: a
 dozen passes over memory forward, two dozen back. How the kernels are fast and threaded: :mod:`.scan_cpu`.
 
 Letters: B batch, D channels, L tokens, K taps.
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dtsf.model.network.scan import conv_by_shifts, gradients_with_graph
-from dtsf.model.network.scan_cpu import n_tasks, run_tasks
-from dtsf.model.network.scan_kernels import ONE, ZERO, compiled, sigmoid
+from dtsf.model.network.kernels.choose import conv_by_shifts, gradients_with_graph
+from dtsf.model.network.kernels.numba_loops import ONE, ZERO, compiled, sigmoid
+from dtsf.model.network.kernels.numba_scan import n_tasks, run_tasks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,7 +152,7 @@ class _Conv(torch.autograd.Function):
 
 
 def conv_on_cpu(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
-    """Convolve; see :func:`dtsf.model.network.scan.causal_conv`. (B, L, D), in the dtype of ``x_BLD``."""
+    """Convolve; see :func:`dtsf.model.network.kernels.choose.causal_conv`. (B, L, D), in the dtype of ``x_BLD``."""
     y_BLD: Tensor = _Conv.apply(  # type: ignore[no-untyped-call]
         x_BLD.float().contiguous(), weight_KD.float().contiguous(), bias_D.float().contiguous(), reverse
     )

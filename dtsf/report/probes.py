@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
     from dtsf.model.network.dtsfnet import DTSFNet
-    from dtsf.model.report.facts import RunFacts
     from dtsf.model.training.evaluation import GroupPrediction
+    from dtsf.report.facts import RunFacts
 
 __all__ = ["CollectionProbe", "Probes", "RoomProbe", "ViewProbe", "probe"]
 

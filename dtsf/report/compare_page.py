@@ -7,15 +7,15 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError
-from dtsf.model.report import svg
-from dtsf.model.report.facts import read_run
-from dtsf.model.report.page import render, write_page
+from dtsf.report import svg
+from dtsf.report.facts import read_run
+from dtsf.report.page import render, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from dtsf.model.report.facts import RunFacts
+    from dtsf.report.facts import RunFacts
 
 __all__ = ["compare_runs"]
 

@@ -7,15 +7,15 @@ import io
 import shlex
 from typing import TYPE_CHECKING
 
-from dtsf.model.report.ablation_picture import draw_ablation
-from dtsf.model.report.page import write_page
-from dtsf.model.training.ablation_results import mean_and_spread
+from dtsf.model.training.ablation.results import mean_and_spread
+from dtsf.report.ablation_picture import draw_ablation
+from dtsf.report.page import write_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from dtsf.model.training.ablation_results import Ablation, AblationRow
+    from dtsf.model.training.ablation.results import Ablation, AblationRow
 
 __all__ = ["write_ablation"]
 

@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from dtsf.errors import ConfigError
-from dtsf.pipeline import lite0, timm_encoder
+from dtsf.pipeline.encoders import lite as lite0
+from dtsf.pipeline.encoders import timm as timm_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

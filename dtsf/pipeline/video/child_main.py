@@ -1,4 +1,4 @@
-"""The child's side of :mod:`dtsf.pipeline.decoder`: as few imports as it can do with, because it is waited for."""
+"""The child's side of :mod:`dtsf.pipeline.video.child`: as few imports as it can do with, because it is waited for."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def serve(settings: dict[str, Any]) -> None:
     # A library that writes to stdout must not write into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from dtsf.pipeline.video import decode_clip
+    from dtsf.pipeline.video.decode import decode_clip
 
     n_frames, size = settings["n_frames"], settings["size"]
     shape = (settings["slots"], n_frames, size, size, 3)

@@ -22,14 +22,14 @@ def render(template: str, **facts: Any) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("dtsf.model.report"),
+        loader=PackageLoader("dtsf.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    folder = resources.files("dtsf.model.report") / "templates"
+    folder = resources.files("dtsf.report") / "templates"
     style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # Nothing may be fetched, and no script runs but ours, even if something should slip through the escaping.

@@ -1,4 +1,4 @@
-"""The compiled parts of :mod:`dtsf.model.network.scan_cpu`: the scan and its backward, by numba.
+"""The compiled parts of :mod:`dtsf.model.network.kernels.numba_scan`: the scan and its backward, by numba.
 
 How they are fast: a task is one sequence and ``LANES`` channels, which the compiler turns into vector instructions
 (channels are the contiguous axis, so sums over the state need no shuffles; rows are sliced, since an index that might be

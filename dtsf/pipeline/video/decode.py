@@ -14,14 +14,14 @@ import numpy as np
 
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import VideoError
-from dtsf.pipeline.container import declared_size
-from dtsf.pipeline.crop import cut_square, size_to_decode
-from dtsf.pipeline.sampling import segment_centres
+from dtsf.pipeline.video.container import declared_size
+from dtsf.pipeline.video.crop import cut_square, size_to_decode
+from dtsf.pipeline.video.sampling import segment_centres
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dtsf.pipeline.crop import Crop
+    from dtsf.pipeline.video.crop import Crop
 
 __all__ = ["DecodedClip", "VideoInfo", "decode_clip", "decoder_name", "probe"]
 
@@ -132,7 +132,7 @@ def decode_clip(
         end: Seconds at which it ends.
         check: ``full`` also decodes every frame once more with PyAV and refuses a clip in which the codec flags frames
             as damaged. Choose it for files of doubtful origin; it costs a second decoding.
-        crop: Which square of the picture: ``centre``, or ``motion``; see :func:`dtsf.pipeline.crop.cut_square`.
+        crop: Which square of the picture: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
 
     Raises:
         VideoError: With verdict ``unreadable``, ``truncated`` or ``corrupt``.

@@ -1,7 +1,7 @@
 """The selective scan on a CPU: compiled by numba, with its own backward that keeps chunk-boundary states only.
 
-Same maths as :mod:`dtsf.model.network.scan`, whose docstring has the equations. Importing this module imports numba
-(half a second); nothing but :func:`dtsf.model.network.scan.selective_scan` does, and only when it is called on a CPU.
+Same maths as :mod:`dtsf.model.network.kernels.choose`, whose docstring has the equations. Importing this module imports numba
+(half a second); nothing but :func:`dtsf.model.network.kernels.choose.selective_scan` does, and only when it is called on a CPU.
 
 Threads are Python's, one for each of PyTorch's (``torch.set_num_threads``): the kernels release the GIL. Numba's own
 thread pool is left alone: its fallback layer aborts the process when two threads call it. Sums over channels and over
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dtsf.model.network.scan import gradients_with_graph, selective_scan_plain
-from dtsf.model.network.scan_kernels import CHUNK, LANES, backward, forward
+from dtsf.model.network.kernels.choose import gradients_with_graph, selective_scan_plain
+from dtsf.model.network.kernels.numba_loops import CHUNK, LANES, backward, forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,7 +100,7 @@ def scan_on_cpu(
     *,
     reverse: bool = False,
 ) -> Tensor:
-    """Run the scan; arguments and result as for :func:`dtsf.model.network.scan.selective_scan`, all on the CPU.
+    """Run the scan; arguments and result as for :func:`dtsf.model.network.kernels.choose.selective_scan`, all on the CPU.
 
     Tensors that are (B, L, D) in memory, as linear layers leave them, are read in place; others are copied.
     """

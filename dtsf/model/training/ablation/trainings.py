@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from dtsf.cache.commit import alone, write_atomically
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.model.training.ablation_tests import hash_of
+from dtsf.model.training.ablation.judges import hash_of
 from dtsf.model.training.learner import versions
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.model.training.ablation_tables import Variant
-    from dtsf.model.training.ablation_tests import Test
+    from dtsf.model.training.ablation.judges import Test
+    from dtsf.model.training.ablation.tables import Variant
     from dtsf.model.training.protocols import Protocol, Split
 
 __all__ = ["Job", "Judged", "Record", "existing", "folder_name", "is_finished", "locked", "read", "value_of", "write"]

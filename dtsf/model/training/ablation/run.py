@@ -16,10 +16,10 @@ import torch
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.model.training.ablation_results import Ablation, AblationRow
-from dtsf.model.training.ablation_tables import load_table, make_variants
-from dtsf.model.training.ablation_tests import open_tests
-from dtsf.model.training.ablation_trainings import (
+from dtsf.model.training.ablation.judges import open_tests
+from dtsf.model.training.ablation.results import Ablation, AblationRow
+from dtsf.model.training.ablation.tables import load_table, make_variants
+from dtsf.model.training.ablation.trainings import (
     Job,
     Judged,
     Record,
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.model.training.ablation_tables import Variant
-    from dtsf.model.training.ablation_tests import Test
+    from dtsf.model.training.ablation.judges import Test
+    from dtsf.model.training.ablation.tables import Variant
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol
 

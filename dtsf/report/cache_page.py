@@ -7,8 +7,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from dtsf.cache.reader import list_datasets, open_dataset
-from dtsf.model.report.gallery import plain_strips
-from dtsf.model.report.page import render, write_page
+from dtsf.report.gallery import plain_strips
+from dtsf.report.page import render, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,15 +29,15 @@ import numpy as np
 
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import DataError, VideoError
-from dtsf.pipeline.decoder_child import serve
 from dtsf.pipeline.forked import Fork, is_of_one_thread
+from dtsf.pipeline.video.child_main import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
-    from dtsf.pipeline.crop import Crop
+    from dtsf.pipeline.video.crop import Crop
 
 __all__ = ["DecodeRequest", "Decoder", "borrow_decoder", "decode_all"]
 
@@ -63,7 +63,7 @@ class Decoder:
         size: Side of the square pictures, in pixels.
         deadline: Seconds that one clip may take. Choose more for hour-long files with one key frame.
         check: ``fast``, or ``full`` to decode every frame and refuse clips with frames that the codec flags.
-        crop: ``centre``, or ``motion``; see :func:`dtsf.pipeline.crop.cut_square`.
+        crop: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
         fork: Fork the first child, if this process still has one thread then: it is there in 10 ms, where a new Python
             imports for 0.3 s. Those that replace it are new ones: this process has an encoder then.
 
@@ -203,7 +203,7 @@ class Decoder:
         # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
         self._child = subprocess.Popen(
             # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
-            [sys.executable, "-P", "-m", "dtsf.pipeline.decoder_child", json.dumps(settings)],
+            [sys.executable, "-P", "-m", "dtsf.pipeline.video.child_main", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

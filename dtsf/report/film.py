@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.errors import ConfigError
-from dtsf.model.report.strips import BORDERS
+from dtsf.report.strips import BORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

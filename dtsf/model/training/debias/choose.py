@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from dtsf.model.training.debias_hsic import Hsic
-from dtsf.model.training.debias_stillmix import StillMix
+from dtsf.model.training.debias.hsic import Hsic
+from dtsf.model.training.debias.stillmix import StillMix
 
 if TYPE_CHECKING:
     from torch import Tensor

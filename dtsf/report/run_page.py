@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from dtsf.model.report import svg
-from dtsf.model.report.facts import class_rows, open_cache_of, read_run
-from dtsf.model.report.gallery import choose_samples, show_sample
-from dtsf.model.report.page import render, write_page
-from dtsf.model.report.probes import probe
 from dtsf.model.training.checkpoint import load_network
 from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.report import svg
+from dtsf.report.facts import class_rows, open_cache_of, read_run
+from dtsf.report.gallery import choose_samples, show_sample
+from dtsf.report.page import render, write_page
+from dtsf.report.probes import probe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
     from dtsf.model.network.config import ModelConfig
-    from dtsf.model.report.facts import RunFacts
-    from dtsf.model.report.gallery import Sample
+    from dtsf.report.facts import RunFacts
+    from dtsf.report.gallery import Sample
 
 __all__ = ["report_run"]
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from dtsf.model.report import svg
-from dtsf.model.training.ablation_results import mean_and_spread
+from dtsf.model.training.ablation.results import mean_and_spread
+from dtsf.report import svg
 
 if TYPE_CHECKING:
-    from dtsf.model.training.ablation_results import Ablation
+    from dtsf.model.training.ablation.results import Ablation
 
 __all__ = ["draw_ablation"]
 

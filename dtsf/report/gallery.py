@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.model.report.strips import choose_frames, draw_snapshots, film_strip
+from dtsf.report.strips import choose_frames, draw_snapshots, film_strip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
-    from dtsf.model.report.facts import RunFacts
     from dtsf.model.training.evaluation import GroupPrediction
+    from dtsf.report.facts import RunFacts
 
 __all__ = ["Sample", "Strip", "choose_samples", "plain_strips", "show_sample"]
 

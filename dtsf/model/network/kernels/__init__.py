@@ -1,0 +1,1 @@
+"""Selective scan and causal convolution: one function, several ways to run it."""

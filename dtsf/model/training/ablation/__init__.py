@@ -1,0 +1,1 @@
+"""Tables of variants times seeds."""

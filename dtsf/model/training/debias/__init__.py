@@ -1,0 +1,1 @@
+"""Peers of DTSFNet that remove static bias: HSIC and StillMix."""

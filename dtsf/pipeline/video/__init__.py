@@ -1,0 +1,1 @@
+"""From a video file to the frames that were asked for."""
