@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ import tomli_w
 import torch
 
 from dtsf.cache.commit import sweep_orphans, write_atomically
+from dtsf.cache.outside import json_text, read_file
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.training.calibration import calibrate
 from dtsf.model.training.checkpoint import has_checkpoint
 from dtsf.model.training.data import load_groups
 from dtsf.model.training.evaluation import Evaluation, check_draws, evaluate
@@ -67,6 +68,7 @@ def train(
     on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    calibrated: bool = True,
 ) -> TrainResult:
     """Stage 2: train a network from the cache and judge it on the protocol's test clips.
 
@@ -85,6 +87,7 @@ def train(
             in the first.
         on_start: Called once everything is checked and before the first step, likewise.
         on_epoch: Called after each epoch, likewise.
+        calibrated: False leaves out what the recipe's ``train.calibrate`` asks for: where only answers count.
 
     Under ``torchrun`` this is one of several processes (:mod:`.processes`); they share the run folder.
 
@@ -126,7 +129,7 @@ def train(
         if not (resume and (folder / "config.toml").is_file()):
             # What a run was begun with, --init among it, stays; a command that is no resumption of it is refused below.
             write_atomically(folder / "config.toml", config.encode())
-        (folder / "environment.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
+        write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
     fitted = fit(
         load_groups(data, split.train),
         settings,
@@ -143,11 +146,28 @@ def train(
         fabric=fabric,
     )
     logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
+    if calibrated and settings.train.calibrate and not fitted.net.belief.learnt:
+        learnt = calibrate(
+            fitted.net,
+            data,
+            rule,
+            split,
+            settings,
+            run=folder,
+            seed=seed,
+            device=device,
+            initial=initial,
+            on_epoch=on_epoch if world.first else None,
+            fabric=fabric,
+        )
+        logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, learnt)
     leave()
     # Each process judges for itself: they hold the same weights, and none need wait for another.
     evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws)
     if world.first:
-        write_atomically(folder / "metrics.json", json.dumps(evaluation.summary(), indent=1).encode())
+        if not folder.is_dir():
+            raise CheckpointError(f"the run folder {folder} is gone: the training in it is lost; begin it anew")
+        write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=1).encode())
     return TrainResult(folder, fitted.epochs, time.monotonic() - begun, evaluation, fitted.best_epoch)
 
 
@@ -217,9 +237,13 @@ def _check_begun(run: Path, config: str) -> None:
         raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
     sweep_orphans(run)
     file = run / "config.toml"
-    if any(run.iterdir()) and (not file.exists() or file.read_text("utf-8") != config):
+    if any(run.iterdir()) and (not file.exists() or _text(file) != config):
         raise CheckpointError(
             f"nothing to resume: {run} has no checkpoint"
             + (", and its config.toml is of another command" if file.exists() else "")
             + ": choose another --out, without --resume"
         )
+
+
+def _text(file: Path) -> str:
+    return read_file(file, limit=1 << 20, error=CheckpointError).decode("utf-8", "replace")
