@@ -83,7 +83,8 @@ def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
 
 def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(world):
     run, data = api.load(world / "run"), open_dataset(world / "cache")
-    alone = replace(data, records={name: x for name, x in data.records.items() if x[1].clip.subject == "2"})
+    listed = tuple(entry for entry in data.catalog.clips if entry.clip.subject == "2")
+    alone = replace(data, catalog=data.catalog.model_copy(update={"clips": listed}))
     rule = parse_protocol("cross-subject:2", "nucla")
     both, one = (evaluate(run.net, some, rule, seed=0) for some in (data, alone))
     assert one.metrics == both.metrics

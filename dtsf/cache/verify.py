@@ -23,7 +23,7 @@ from dtsf.cache.memory import refuse_unless_fits
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.records import Frozen
 from dtsf.cache.seal import read_sealed, sealed
-from dtsf.cache.spec import LAYOUT, About, Extent
+from dtsf.cache.spec import About, Extent
 from dtsf.cache.store import extend, sweep
 from dtsf.errors import CacheError
 
@@ -82,7 +82,7 @@ def verify(
     if about is None:
         return Verification(ok=False, damaged=tuple(damaged), shards=0, bytes=0, deep=deep, redo=(), notes=())
     notes = []
-    if about.layout < LAYOUT:
+    if about.layout == 1:
         notes.append(
             f"layout {about.layout}: its records carry no seal, so that a changed one that still makes sense is not found; "
             "dtsf cache convert writes the present layout"
@@ -149,7 +149,7 @@ def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verificatio
                 place.remove(redo_name(shard))
                 done.append(f"shard {shard}: its record is lost; preprocess finds out which clips are missing")
             place.remove(record_name(shard))
-            for name in kind.data_files(shard):
+            for name in kind.data_files(about, shard):
                 _discard(place, name)
     if any(damage.shard is None for damage in found.damaged) or lost:
         _rebuild_extent(place, about)

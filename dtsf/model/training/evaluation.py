@@ -154,7 +154,7 @@ def _left_out(data: CachedDataset, split: Split) -> dict[str, int]:
     """Clips that are in no number: bad ones by verdict, and those that the protocol has no place for."""
     bad: dict[str, int] = {}
     for record in data.bad:
-        bad[record.verdict.value] = bad.get(record.verdict.value, 0) + 1
+        bad[record.verdict] = bad.get(record.verdict, 0) + 1
     return bad | split.left_out
 
 
