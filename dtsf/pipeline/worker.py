@@ -21,6 +21,8 @@ from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dtsf.pipeline.settings import PreprocessSettings
+
 __all__ = ["Counter", "ShardTask", "run_shard"]
 
 T = TypeVar("T")
@@ -30,8 +32,7 @@ LOST_IN_A_ROW = 3
 PATIENCE = (1.0, 5.0, 20.0)
 """Seconds before a disk or server that does not answer is asked again."""
 EVENT_EVERY = 1.0
-"""Seconds between two progress events of a shard. One a clip made the clips a second that a scheduler bears the limit of a
-cluster; now it is the number of workers (docs/scale.md)."""
+"""Seconds between two progress events of a shard: what a scheduler must bear is workers, not clips, a second."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,7 @@ class ShardTask:
     shard: int
     clips: tuple[Clip, ...]
     spec: CacheSpec
-    deadline: float = 60.0
-    """Seconds that one clip may take to decode."""
-    check: str = "fast"
-    """``fast`` or ``full``; see :func:`dtsf.pipeline.video.decode.decode_clip`."""
+    settings: PreprocessSettings
 
 
 class Counter:
@@ -74,15 +72,12 @@ class Counter:
         self._told = time.monotonic()
 
 
-def run_shard(
-    task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None, *, fork: bool = False
-) -> ShardRecord:
+def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
     """Decode, embed, write and commit the clips of one shard.
 
     Args:
         task: What to do.
         on_clip: Called after each clip, for progress.
-        fork: Fork the decoder's child; for a process of stage 1's own (:mod:`dtsf.pipeline.foreman`).
 
     """
     spec = task.spec
@@ -92,7 +87,8 @@ def run_shard(
     source = _Source(Path(task.root))
     stats = [source.stat(clip) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
-    with borrow_decoder(spec.frames, spec.size, task.deadline, task.check, crop=spec.crop, fork=fork) as decoder:
+    settings = task.settings
+    with borrow_decoder(spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)

@@ -4,8 +4,7 @@ decord can hang while it holds the GIL, and can crash: both end the process they
 its own with a deadline for every clip; a child that is lost costs the clip it was at, and the next clip gets a new one.
 
 Frames cross by shared memory (two slots: the child fills one while the parent embeds the other), everything else as a
-line of JSON a clip. The child is a plain ``subprocess``: dask's workers may have no children of ``multiprocessing``; or, of
-a process that may be forked, a fork.
+line of JSON a clip. The child is a plain ``subprocess``: dask's workers may have no children of ``multiprocessing``.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ import numpy as np
 
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import DataError, VideoError
-from dtsf.pipeline.forked import Fork, is_of_one_thread
-from dtsf.pipeline.video.child_main import serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +61,6 @@ class Decoder:
         deadline: Seconds that one clip may take. Choose more for hour-long files with one key frame.
         check: ``fast``, or ``full`` to decode every frame and refuse clips with frames that the codec flags.
         crop: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
-        fork: Fork the first child, if this process still has one thread then: it is there in 10 ms, where a new Python
-            imports for 0.3 s. Those that replace it are new ones: this process has an encoder then.
 
     """
 
@@ -77,14 +72,12 @@ class Decoder:
         deadline: float = 60.0,
         check: str = "fast",
         crop: Crop = "centre",
-        fork: bool = False,
     ) -> None:
         self.shape = (n_frames, size, size, 3)
         self.deadline = deadline
         self.check = check
         self.crop = crop
-        self._fork = fork
-        self._child: subprocess.Popen[bytes] | Fork | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._asked: tuple[DecodeRequest, int, float] | None = None
         self._slot = 0
         self._clips = 0
@@ -196,10 +189,6 @@ class Decoder:
         self._clips = 0
         settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
         settings |= {"slots": SLOTS, "parent": os.getpid(), "crop": self.crop}
-        fork, self._fork = self._fork, False
-        if fork and is_of_one_thread():
-            self._child = Fork("dtsf-decoder", lambda: _serve_quietly(settings), keep=[self._file.fileno()])
-            return
         # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
         self._child = subprocess.Popen(
             # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
@@ -223,18 +212,12 @@ class Decoder:
                     pipe.close()
 
 
-def _serve_quietly(settings: dict[str, Any]) -> None:
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    serve(settings)
-
-
 @contextlib.contextmanager
 def borrow_decoder(
-    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", fork: bool = False
+    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre"
 ) -> Iterator[Decoder]:
     """The decoder of this process, kept from shard to shard because a child takes 0.4 s to start."""
-    decoder = _kept_decoder(n_frames, size, deadline, check, crop, fork)
+    decoder = _kept_decoder(n_frames, size, deadline, check, crop)
     try:
         yield decoder
     finally:
@@ -242,8 +225,8 @@ def borrow_decoder(
 
 
 @lru_cache(maxsize=1)
-def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop, fork: bool) -> Decoder:
-    decoder = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, fork=fork)
+def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop) -> Decoder:
+    decoder = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop)
     decoder.prepare()
     atexit.register(decoder.close)
     return decoder
