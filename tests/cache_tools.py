@@ -35,9 +35,10 @@ def source(clip, **changes):
     return Source(**{**part, "bytes": 7, "mtime_ns": 9, "content": content, **changes})
 
 
-def list_clips(folder, clips, about):
-    """Write the catalog, as preprocess does."""
-    listed = [Listed(clip=one, key=source(one).key, bytes=7, mtime_ns=9) for one in sorted(clips, key=lambda c: c.id)]
+def list_clips(folder, clips, about, state=""):
+    """Write the catalog, as preprocess does: before its work with the state ``waiting``."""
+    known = {"bytes": 7, "mtime_ns": 9, "state": state}
+    listed = [Listed(clip=one, key=source(one).key, **known) for one in sorted(clips, key=lambda c: c.id)]
     write_catalog(folder, CatalogDocument(info=about, clips=tuple(listed)))
 
 

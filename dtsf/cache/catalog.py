@@ -54,7 +54,7 @@ class Listed(Frozen):
     listing: str = ""
     """As in :class:`.records.Source`, now; the record has them as they were when the row was computed."""
     state: State = ""
-    """Why the clip has no row although nothing is wrong with it: see :class:`.records.BadClip`."""
+    """Why the clip had no row when this was written: see :class:`.records.BadClip`. One that waits has it once a shard does."""
     reason: str = ""
     """The same in words."""
 

@@ -89,7 +89,9 @@ def plan(
         else:
             asked.add(entry.key or entry.place)
             missing[entry.clip.id] = by_key[entry.key] = entry.clip
-    document = CatalogDocument(info=info, clips=tuple(listed), notes=catalog.notes)
+    to_do = {"state": "waiting", "reason": "not done yet: run the same dtsf preprocess again"}
+    clips = (e if e.state or e.key in computed else e.model_copy(update=to_do) for e in listed)
+    document = CatalogDocument(info=info, clips=tuple(clips), notes=catalog.notes)
     changes = compare(before, document, unusable=bad, to_decode=len(missing))
     parts = _share_out(catalog.clips, missing, by_key, records, marks, shard_size, n_workers)
     return Plan(parts, document, changes, done, bad)
@@ -101,9 +103,10 @@ def settle(document: CatalogDocument, root: Path, computed: Mapping[str, tuple[i
     clips = []
     for entry in document.clips:
         settled = entry
-        if not entry.state and entry.key not in computed:
-            record = None if entry.key else by_place.get(entry.place)
-            settled = entry.model_copy(update=_why_not(entry, root) if record is None else {"key": record.key})
+        if entry.state == "waiting":
+            record = computed[entry.key][1] if entry.key in computed else by_place.get(entry.place)
+            found = {"key": record.key, "state": "", "reason": ""} if record else _why_not(entry, root)
+            settled = entry.model_copy(update=found)
         clips.append(settled)
     return document.model_copy(update={"clips": tuple(clips)})
 
