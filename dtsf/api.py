@@ -77,6 +77,7 @@ def preprocess(
     # First: its imports and ours, which take as long, go on at the same time.
     with crew or crew_for(workers, scheduler) as ready:
         from dtsf.pipeline.datasets import read_catalog
+        from dtsf.pipeline.encoders.choose import split_weights
         from dtsf.pipeline.run import make_spec
         from dtsf.pipeline.run import preprocess as run_preprocess
 
@@ -101,6 +102,7 @@ def preprocess(
             check=check,
             on_progress=on_progress,
             crew=ready,
+            encoder_weights=split_weights(encoder)[1],
         )
 
 

@@ -61,7 +61,9 @@ def preprocess_command(
     ] = None,
     encoder: Annotated[
         str,
-        typer.Option(help="efficientnet-lite0, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."),
+        typer.Option(
+            help="efficientnet-lite0, -lite1 or -lite2, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."
+        ),
     ] = "efficientnet-lite0",
     frames: Annotated[int, typer.Option(help="Frames kept of each clip, by equal segments.")] = 16,
     size: Annotated[

@@ -116,6 +116,7 @@ def preprocess(
     check: str = "fast",
     on_progress: Callable[[Progress], None] | None = None,
     crew: Crew | None = None,
+    encoder_weights: str | None = None,
 ) -> PreprocessResult:
     """Bring every clip of a catalog into the cache, once.
 
@@ -140,6 +141,7 @@ def preprocess(
         check: ``fast``, or ``full`` to decode every frame and refuse clips that the codec flags as damaged.
         on_progress: Called after each clip; with several processes, for those of a second together.
         crew: Worker processes that were started before, to be used if there is work for them.
+        encoder_weights: File of the encoder's weights, where the person gave one.
 
     Raises:
         BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
@@ -167,13 +169,13 @@ def preprocess(
         n_workers = workers or os.cpu_count() or 1
         parts, already_done, already_bad = plan(catalog, folder, shard_size, n_workers, retry_bad=retry_bad)
         tasks = [
-            ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, deadline, check)
+            ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, deadline, check, encoder_weights)
             for shard, clips in parts.items()
         ]
         if parts:
             extend(folder, max(parts) + 1)
             if scheduler is None:
-                prepare_encoder(spec.encoder, spec.size, spec.grid)
+                prepare_encoder(spec.encoder, spec.size, spec.grid, encoder_weights)
         state = {"done": already_done, "bad": already_bad}
 
         def on_clips(done: int, bad: int) -> None:

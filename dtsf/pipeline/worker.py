@@ -42,6 +42,8 @@ class ShardTask:
     """Seconds that one clip may take to decode."""
     check: str = "fast"
     """``fast`` or ``full``; see :func:`dtsf.pipeline.video.decode.decode_clip`."""
+    encoder_weights: str | None = None
+    """File of the encoder's weights, where the person gave one."""
 
 
 class Counter:
@@ -87,7 +89,7 @@ def run_shard(
     with borrow_decoder(spec.frames, spec.size, task.deadline, task.check, crop=spec.crop, fork=fork) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
-        encoder = load_encoder(spec.encoder, spec.size, spec.grid)
+        encoder = load_encoder(spec.encoder, spec.size, spec.grid, weights=task.encoder_weights)
         for clip, (n_bytes, mtime_ns), item in zip(task.clips, sources, items, strict=True):
             source = {"source_bytes": n_bytes, "source_mtime_ns": mtime_ns}
             if isinstance(item, VideoError):
