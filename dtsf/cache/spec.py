@@ -47,9 +47,9 @@ class CacheSpec(Frozen):
     grid: int = Field(ge=3, le=4096)
     """G: an embedding is a G x G grid of cells."""
     encoder: str
-    """Its name; for a timm model with weights of one's own ``timm:MODEL@FILE``."""
+    """Its name. A person's own weights are in ``weights_hash``, not here; caches from before that say ``timm:MODEL@FILE``."""
     weights_hash: str
-    """xxh3-64 of the encoder's weights file."""
+    """xxh3-64 of the encoder's weights file; of all its weights where timm fetched them."""
     channels: int = Field(ge=1, le=65536)
     """C, channels of a cell."""
     embedding_dtype: Literal["float16", "float32", "uint8"] = "float16"

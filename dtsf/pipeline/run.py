@@ -70,7 +70,7 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
         ConfigError: An encoder that there is none of, or a size and grid that do not fit it.
 
     """
-    identity = encoder_identity(settings.encoder, settings.size, settings.grid)
+    identity = encoder_identity(settings.encoder, settings.size, settings.grid, settings.encoder_weights)
     # Of pixels the network itself has to learn where people stand.
     usual: Crop = "centre" if identity.name == "pixels" else "motion"
     return CacheSpec(
@@ -138,7 +138,7 @@ def preprocess(
         if parts:
             extend(folder, max(parts) + 1)
             if settings.scheduler is None:
-                prepare_encoder(spec.encoder, spec.size, spec.grid)
+                prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
         state = {"done": planned.done, "bad": planned.bad}
 
         def on_clips(done: int, bad: int) -> None:

@@ -17,6 +17,7 @@ from dtsf.errors import SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.source import Stat, content_of, stat_of, trouble
 from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
+from dtsf.pipeline.video.clip import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,12 +87,12 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     used = 0
     source = _Source(Path(task.root))
     stats = [source.stat(clip) for clip in task.clips]
-    requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
+    requests = [DecodeRequest(Path(task.root) / clip.path, _span(clip)) for clip in task.clips]
     settings = task.settings
     with borrow_decoder(spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
-        encoder = load_encoder(spec.encoder, spec.size, spec.grid)
+        encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
         for clip, stat, item in zip(task.clips, stats, items, strict=True):
             read = source.what_was_read(clip, stat)
             if read is None:
@@ -102,8 +103,8 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
                 frames_FHWC, facts = item
                 rows["embeddings"][used] = encoder.embed(frames_FHWC)
                 rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
-                rows["frame_index"][used] = facts.pop("frame_index")
-                rows["frame_time"][used] = facts.pop("frame_time", np.nan)
+                for name in ("frame_index", "frame_time"):
+                    rows[name][used] = np.array(facts.pop(name), rows[name].dtype)
                 record = ClipRecord(source=read, row=used, **facts)
                 used += 1
             records.append(record)
@@ -120,6 +121,10 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
         # Nothing could be read: no shard, and its number is free for the next run.
         return shard
     return write_shard(task.folder, shard, {name: array[:used] for name, array in rows.items()})
+
+
+def _span(clip: Clip) -> Span:
+    return Span(start=clip.start, end=clip.end, first=clip.first, last=clip.last, fps=clip.fps)
 
 
 class _Source:
