@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.errors import CacheError, CheckpointError, DataError
+from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
 from dtsf.prediction import embed_videos, prediction_of, read_canvases, write_said
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ class Run:
             VideoError: A video cannot be used.
             ConfigError: This machine's encoder is not the one the run was trained with, no film can be written there, or
                 ``views`` names no camera of the run.
+            FilmError: The film cannot be written; the error has the prediction as ``said``.
             DataError: Another number of videos than ``views``, or more than the run has cameras with weights of their own.
 
         """
@@ -103,7 +104,10 @@ class Run:
         embeddings_VFPC, longest = embed_videos(videos, self.state.spec, self.state.recipe.train.threads, film)
         said = self._classify(embeddings_VFPC, cameras)
         if film is not None:
-            write_said(Path(film), [Path(video) for video in videos], longest, said)
+            try:
+                write_said(Path(film), [Path(video).absolute() for video in videos], longest, said)
+            except DtsfError as error:
+                raise FilmError(str(error), said) from error
         return said
 
     def _cameras(self, n_given: int, views: str | None) -> list[int]:

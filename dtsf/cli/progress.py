@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -41,7 +40,7 @@ def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0)
         with _bar(title, unit, screen) as update:
             yield update
     else:
-        with _lines(title, unit, every) as update:
+        with _lines(title, unit, screen, every) as update:
             yield update
 
 
@@ -94,14 +93,13 @@ class _State:
 
 
 @contextmanager
-def _lines(title: str, unit: str, every: float) -> Iterator[Callable[..., None]]:
+def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Callable[..., None]]:
     state, over = _State(), threading.Event()
     # Asked here: updates may come from a thread of dask's, which does not inherit what was chosen.
     talkative = verbosity() is Verbosity.VERBOSE
 
     def say() -> None:
-        sys.stderr.write(_line(title, unit, state, time.monotonic() - state.begun) + "\n")
-        sys.stderr.flush()
+        screen.print(_line(title, unit, state, time.monotonic() - state.begun), soft_wrap=True)
 
     def keep_saying() -> None:
         while not over.wait(every):

@@ -15,7 +15,42 @@ if TYPE_CHECKING:
 
 __all__ = ["VIDEO_ENDINGS", "Catalog", "build_catalog", "natural_key", "select", "walk_files"]
 
-VIDEO_ENDINGS = (".avi", ".mp4", ".mkv", ".mov")
+VIDEO_ENDINGS = (
+    *(
+        ".avi",
+        ".mp4",
+        ".mkv",
+        ".mov",
+        ".m4v",
+        ".webm",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".f4v",
+        ".ogv",
+        ".3gp",
+        ".3g2",
+        ".mxf",
+        ".dv",
+    ),
+    *(
+        ".mpg",
+        ".mpeg",
+        ".m2v",
+        ".vob",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".h264",
+        ".264",
+        ".h265",
+        ".265",
+        ".hevc",
+        ".ivf",
+        ".mjpeg",
+    ),
+)
+"""Endings of what is taken for a video, in small letters."""
 
 
 class Catalog(Frozen):
