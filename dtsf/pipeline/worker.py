@@ -16,6 +16,7 @@ from dtsf.cache.store import write_shard
 from dtsf.errors import VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
+from dtsf.pipeline.video.clip import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,7 +79,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     records: list[ClipRecord] = []
     used = 0
     sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
-    requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
+    requests = [DecodeRequest(Path(task.root) / clip.path, Span(start=clip.start, end=clip.end)) for clip in task.clips]
     settings = task.settings
     with borrow_decoder(spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
@@ -92,8 +93,12 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
                 frames_FHWC, facts = item
                 rows["embeddings"][used] = encoder.embed(frames_FHWC)
                 rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
-                rows["frame_index"][used] = facts.pop("frame_index")
-                record = ClipRecord(clip=clip, row=used, **facts, **source)
+                for name in ("frame_index", "frame_time"):
+                    values = facts.pop(name)
+                    if name in rows:
+                        rows[name][used] = values
+                held = {name: value for name, value in facts.items() if name in ClipRecord.model_fields}
+                record = ClipRecord(clip=clip, row=used, **held, **source)
                 used += 1
             records.append(record)
             if on_clip is not None:

@@ -1,6 +1,6 @@
 """A child process that decodes, so that what a video does to the decoder it does not do to the run.
 
-decord can hang while it holds the GIL, and can crash: both end the process they happen in. So decoding has a process of
+A codec can hang, can crash, and can take all memory there is: that ends the process it happens in. So decoding has a process of
 its own with a deadline for every clip; a child that is lost costs the clip it was at, and the next clip gets a new one.
 
 Frames cross by shared memory (two slots: the child fills one while the parent embeds the other), everything else as a
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ import numpy as np
 
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import DataError, VideoError
+from dtsf.pipeline.video.clip import WHOLE, Span, way_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ __all__ = ["DecodeRequest", "Decoder", "borrow_decoder", "decode_all"]
 
 SLOTS = 2
 CLIPS_A_CHILD = 500
-"""Clips after which a child is replaced: whatever decord leaks goes with it, and starting one takes 0.4 s."""
+"""Clips after which a child is replaced: whatever a codec leaks goes with it, and starting one takes 0.3 s."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,7 @@ class DecodeRequest:
     """One clip to decode."""
 
     path: Path
-    start: float | None = None
-    end: float | None = None
+    span: Span = WHOLE
 
 
 class Decoder:
@@ -122,7 +122,7 @@ class Decoder:
         if self._asked is not None:
             raise RuntimeError("one clip at a time: receive() first")
         self._slot = (self._slot + 1) % SLOTS
-        line = {"path": os.fspath(request.path), "start": request.start, "end": request.end, "slot": self._slot}
+        line = {"path": os.fspath(request.path), "span": asdict(request.span), "slot": self._slot}
         if self._child is None or self._child.poll() is not None or self._clips >= CLIPS_A_CHILD:
             self._stop()
             self._start()
@@ -168,7 +168,9 @@ class Decoder:
                 code = self._child.wait() or 0
                 self._stop()
                 how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                raise VideoError(f"{request.path}: the decoder crashed ({how})", Verdict.CRASHED)
+                raise VideoError(
+                    f"{request.path}: the decoder crashed ({how}); {way_out(request.path)}", Verdict.CRASHED
+                )
             self._buffer += part
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line

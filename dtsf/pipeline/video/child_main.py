@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dtsf.errors import VideoError
+from dtsf.pipeline.video.clip import Span
 
 __all__ = ["serve"]
 
@@ -35,8 +36,7 @@ def serve(settings: dict[str, Any]) -> None:
                 Path(request["path"]),
                 n_frames,
                 size,
-                start=request["start"],
-                end=request["end"],
+                span=Span(**request["span"]),
                 check=settings["check"],
                 crop=settings["crop"],
             )
@@ -44,13 +44,7 @@ def serve(settings: dict[str, Any]) -> None:
             answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}
         else:
             shared[request["slot"]] = clip.frames
-            answer = {
-                "frame_index": clip.frame_index.tolist(),
-                "verdict": clip.verdict.value,
-                "reason": clip.reason,
-                "declared_frames": clip.declared_frames,
-                "decoded_frames": clip.decoded_frames,
-            }
+            answer = clip.facts()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
