@@ -65,7 +65,7 @@ class Run:
         from dtsf.model.training.evaluation import evaluate
         from dtsf.model.training.protocols import parse_protocol
 
-        torch.set_num_threads(self.state.recipe.train.threads)
+        torch.set_num_threads(self.state.recipe.train.usable_threads)
         data = open_dataset(Path(cache), dataset or self.state.info.name)
         self._check(data)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
@@ -101,7 +101,7 @@ class Run:
 
         """
         cameras = self._cameras(len(videos), views)
-        embeddings_VFPC, longest = embed_videos(videos, self.state.spec, self.state.recipe.train.threads, film)
+        embeddings_VFPC, longest = embed_videos(videos, self.state.spec, self.state.recipe.train.usable_threads, film)
         said = self._classify(embeddings_VFPC, cameras)
         if film is not None:
             try:

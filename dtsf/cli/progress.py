@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dtsf.cli.screen import Verbosity, console, verbosity
+from dtsf.cli.screen import Verbosity, console, plain, verbosity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,13 +66,13 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
         TextColumn("{task.fields[note]}", markup=False),
         console=screen,
     ) as bar:
-        job = bar.add_task(title, total=None, note="")
+        job = bar.add_task(plain(title), total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
             if bar.tasks[0].total is None:
                 # Work of an earlier run counts as done, not as speed.
                 bar.reset(job, total=total, completed=max(0, done - 1))
-            bar.update(job, completed=done, total=total, note=note)
+            bar.update(job, completed=done, total=total, note=plain(note))
 
         try:
             yield update

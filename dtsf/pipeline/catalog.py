@@ -176,7 +176,7 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts 2 before 10: runs of digits compare as numbers."""
     parts: list[tuple[int, int, str]] = []
     for is_digit, run in _runs(text):
-        parts.append((0, int(run), run) if is_digit else (1, 0, run.casefold()))
+        parts.append((0, int(run[:1000]), run) if is_digit else (1, 0, run.casefold()))
     return tuple(parts)
 
 
