@@ -28,6 +28,12 @@ def predict_command(
         Path | None,
         typer.Option(help="Also write a film (.mp4, .mkv, .mov): the views side by side with what is said of them."),
     ] = None,
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the encoder's weights, where the run was trained with some of one's own.", metavar="FILE"
+        ),
+    ] = None,
     watch: Annotated[
         Path | None,
         typer.Option(
@@ -57,16 +63,16 @@ def predict_command(
             raise ConfigError(
                 "--watch takes its videos from the folder: name no videos beside it, and no --video or --views"
             )
-        _watch(api.load(run), watch, settle, once=once, json_=json_)
+        _watch(api.load(run), watch, settle, encoder_weights, once=once, json_=json_)
         return
     given = videos or []
     failed: FilmError | None = None
     with progress("predict", "videos"):
         try:
             result = (
-                api.load(run).predict(given, film=video, views=views)
+                api.load(run).predict(given, film=video, views=views, encoder_weights=encoder_weights)
                 if run is not None
-                else api.predict_onnx(cast("Path", onnx), given)
+                else api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
             )
         except FilmError as error:
             # What was said of the videos stays said.
@@ -93,7 +99,7 @@ def _show(result: Prediction, videos: Sequence[Path]) -> None:
     screen.print(table("views", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
 
 
-def _watch(run: Run, folder: Path, settle: float, *, once: bool, json_: bool) -> None:
+def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:
     """Answer what arrives. Ctrl-C, or SIGTERM from whatever keeps services, is its normal end."""
     import signal
 
@@ -107,7 +113,7 @@ def _watch(run: Run, folder: Path, settle: float, *, once: bool, json_: bool) ->
     try:
         screen.print(f"watching {folder}: a subfolder a performance; Ctrl-C ends", soft_wrap=True)
         watch = Watch(folder, settle=settle, once=once, say=_notice)
-        _answer_all(run, watch, json_, counts)
+        _answer_all(run, watch, weights, json_, counts)
     except KeyboardInterrupt:
         screen.print("")
     finally:
@@ -122,14 +128,14 @@ def _notice(text: str) -> None:
     results().print(words((text, "yellow")), soft_wrap=True)
 
 
-def _answer_all(run: Run, watch: Watch, json_: bool, counts: dict[str, int]) -> None:
+def _answer_all(run: Run, watch: Watch, weights: Path | None, json_: bool, counts: dict[str, int]) -> None:
     from dtsf.cli.show import print_json, results, words
     from dtsf.errors import DtsfError
 
     refused = False
     for arrival in watch:
         name = arrival.folder.name
-        document = _ask(run, arrival, first=not counts["named"])
+        document = _ask(run, arrival, weights, first=not counts["named"])
         counts["unusable" if "error" in document else "named"] += 1
         watch.answer(arrival, document)
         if not json_:
@@ -151,7 +157,7 @@ def _answer_all(run: Run, watch: Watch, json_: bool, counts: dict[str, int]) -> 
             refused = True
 
 
-def _ask(run: Run, arrival: Arrival, *, first: bool) -> dict[str, Any]:
+def _ask(run: Run, arrival: Arrival, weights: Path | None, *, first: bool) -> dict[str, Any]:
     """What is said of a performance, or the error of one that cannot be used: one must not stop the watch."""
     from dtsf.errors import ConfigError, DtsfError
 
@@ -159,7 +165,7 @@ def _ask(run: Run, arrival: Arrival, *, first: bool) -> dict[str, Any]:
     if arrival.problem:
         return {"error": arrival.problem, **left}
     try:
-        return {**run.predict(arrival.videos).model_dump(mode="json"), **left}
+        return {**run.predict(arrival.videos, encoder_weights=weights).model_dump(mode="json"), **left}
     except ConfigError as error:
         # Before anything was named, it is the run that does not fit this machine.
         if first:
