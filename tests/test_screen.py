@@ -152,3 +152,34 @@ def test_package_is_imported_in_no_time_and_has_its_names():
     assert done.stdout == "dtsf.api\n", done.stderr
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = package.trian
+
+
+def test_dtsf_alone_shows_the_three_commands_that_matter_and_where_the_rest_is(dtsf, tmp_path):
+    shown = dtsf(cwd=tmp_path, COLUMNS="80")
+    lines = shown.stderr.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("  dtsf ")] == ["preprocess", "train", "predict"]
+    assert "dtsf --help" in shown.stderr
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 80
+    assert shown.stdout == ""
+
+
+def test_what_is_printed_beside_a_bar_stands_above_it(tmp_path):
+    script = (
+        "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
+        "with progress('count', 'things') as update:\n"
+        "    update(1, 2); console().print('a word'); update(2, 2)\n"
+    )
+    main, side = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=side, env=os.environ | {"TERM": "xterm"})
+    os.close(side)
+    shown = ""
+    with contextlib.suppress(OSError):
+        while part := os.read(main, 10_000):
+            shown += part.decode(errors="replace")
+    os.close(main)
+    assert child.wait(60) == 0
+    # The bar's line is taken away first, and drawn again below.
+    before, after = shown.split("a word")
+    assert before.endswith("\x1b[2K")
+    assert "count" in after

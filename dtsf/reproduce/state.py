@@ -89,7 +89,7 @@ def claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
 
 
 def digest(catalog: Catalog) -> str:
-    """Short hash of the clips' ids."""
+    """Short hash of the clips: id, path and label."""
     text = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
