@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from dtsf.cache.records import Clip, Frozen
 from dtsf.model.network.belief import AS_IT_IS, MOTION, REACH, SIGNS, discount
 from dtsf.model.network.evidence import probabilities
+from dtsf.model.training.adapt import training_streams
 from dtsf.model.training.checkpoint import Calibration, amend_checkpoint, make_room
 from dtsf.model.training.data import evaluation_batches, load_groups
 from dtsf.model.training.loop import fit
 from dtsf.model.training.metrics import calibration_error
+from dtsf.model.training.parts import Part, answerable, divide
 from dtsf.model.training.processes import current_world
 
 if TYPE_CHECKING:
@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.spec import DatasetInfo
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.data import Groups
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["Part", "calibrate", "divide", "fit_belief", "learn_belief", "observe"]
+__all__ = ["Observed", "calibrate", "fit_belief", "learn_belief", "observe"]
 
 LEAST_MOTION_2 = (0.2, 0.1)
 """Deviations of the statistics of motion, in logarithms: training clips that are all the same say little of what else there is."""
@@ -52,13 +53,6 @@ FEWEST = 12
 """Groups held out and of a class that trained, below which nothing is learnt."""
 PULL = 1.0
 """Weight of what is assumed without data (evidence as it is) against the groups."""
-
-
-class Part(Frozen):
-    """One way to hold some training clips out."""
-
-    train: tuple[Clip, ...]
-    held: tuple[Clip, ...]
 
 
 @dataclass(frozen=True)
@@ -79,6 +73,7 @@ class Observed:
 def calibrate(
     net: DTSFNet,
     data: CachedDataset,
+    info: DatasetInfo,
     rule: Protocol,
     split: Split,
     recipe: Recipe,
@@ -90,13 +85,15 @@ def calibrate(
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
 ) -> Calibration | None:
-    """Learn how much of ``net`` to believe, and keep it in the checkpoint ``run/last``. None where too little is held out.
+    """Learn how much of ``net`` to believe, where the recipe asks for it, and what its training clips are like; keep both in the
+    checkpoint ``run/last``. None where evidence is left as it is, also since too little is held out.
 
     A run that is killed meanwhile is as good as one without calibration, and goes on here when it is resumed.
 
     Args:
         net: The trained network; changed.
         data: Its data set.
+        info: That, with the classes that are learnt.
         rule: The protocol.
         split: Who trained, who was held out, who is tested; the last are not looked at.
         recipe: All choices.
@@ -108,15 +105,46 @@ def calibrate(
         fabric: A Fabric that is launched already.
 
     """
+    groups = load_groups(data, split.train)
+    net.streams.moment_N2D.copy_(training_streams(net, groups))
+    observed, what, parts = None, "", 0
+    if recipe.train.calibrate:
+        observed, what, parts = _ask_about_held_out(
+            net, data, info, rule, split, recipe, run, seed, device, initial, on_epoch, fabric
+        )
+    calibration = None if observed is None else learn_belief(net, groups, observed, what, parts)
+    if current_world().first:
+        state = net.state_dict()
+        later = {name: x for name, x in state.items() if name.startswith(("belief.", "streams."))}
+        amend_checkpoint(run / "last", later, calibration)
+        shutil.rmtree(run / "calibration", ignore_errors=True)
+    return calibration
+
+
+def _ask_about_held_out(
+    net: DTSFNet,
+    data: CachedDataset,
+    info: DatasetInfo,
+    rule: Protocol,
+    split: Split,
+    recipe: Recipe,
+    run: Path,
+    seed: int,
+    device: str,
+    initial: dict[str, Tensor] | None,
+    on_epoch: Callable[[EpochReport], None] | None,
+    fabric: Any,
+) -> tuple[Observed | None, str, int]:
+    """What networks say of groups they have not seen, what was held out, and in how many parts; arguments as above."""
     watched = bool(split.held_out)
     parts, what = (
         ([Part(train=split.train, held=split.held_out)], "groups held out of training")
         if watched
         else divide(split.train, rule.name, recipe.train.calibrate)
     )
-    parts = [part for part in map(_answerable, parts) if part.train and part.held]
+    parts = [part for part in map(answerable, parts) if part.train and part.held]
     if sum(len({clip.group for clip in part.held}) for part in parts) < FEWEST:
-        return None
+        return None, what, 0
     plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
     found = []
     for k, part in enumerate(parts):
@@ -130,7 +158,7 @@ def calibrate(
             asked = fit(
                 train,
                 recipe.model_copy(update={"train": plain}),
-                info=data.info,
+                info=info,
                 spec=data.spec,
                 protocol=str(rule),
                 run=folder,
@@ -143,77 +171,7 @@ def calibrate(
             ).net
         asked.belief.know(training_statistics(asked, train))
         found.append(observe(asked, load_groups(data, part.held)))
-    calibration = learn_belief(net, load_groups(data, split.train), Observed.together(found), what, len(parts))
-    if current_world().first:
-        belief = {f"belief.{name}": x for name, x in net.belief.state_dict().items()}
-        amend_checkpoint(run / "last", belief, calibration)
-        shutil.rmtree(run / "calibration", ignore_errors=True)
-    return calibration
-
-
-def divide(clips: Sequence[Clip], protocol: str, n_parts: int) -> tuple[list[Part], str]:
-    """Divide training clips into parts of about as many groups, and say by what. No parts where nothing can be divided.
-
-    Args:
-        clips: The training side.
-        protocol: Its name: by cameras for ``cross-view``, by setups for ``cross-setup``, else by people; by groups where
-            there are too few of these.
-        n_parts: How many; fewer where there are fewer people or cameras.
-
-    """
-    by = {"cross-view": "cameras", "cross-setup": "setups"}.get(protocol, "people")
-    keys: dict[str, Callable[[Clip], str | None]] = {
-        "cameras": lambda clip: str(clip.view),
-        "setups": lambda clip: None if clip.setup is None else str(clip.setup),
-        "people": lambda clip: clip.subject,
-    }
-    found = {clip.id: keys[by](clip) for clip in clips}
-    if by == "people":
-        found = _persons_together(found)
-    owner = {clip: name for clip, name in found.items() if name is not None}
-    if len(owner) < len(found) or len(set(owner.values())) < 2:
-        by, owner = "groups", {clip.id: clip.group for clip in clips}
-    sizes = Counter(owner.values())
-    n_parts = min(n_parts, len(sizes))
-    if n_parts < 2:
-        return [], by
-    # Each class's groups spread over the parts, where it is by groups; else the largest first, to the smallest part.
-    label = {owner[clip.id]: clip.label for clip in clips}
-    order = sorted(sizes, key=lambda name: (label[name], name) if by == "groups" else (-sizes[name], name))
-    place: dict[str, int] = {}
-    filled = [0] * n_parts
-    for n, name in enumerate(order):
-        place[name] = n % n_parts if by == "groups" else filled.index(min(filled))
-        filled[place[name]] += sizes[name]
-    return [
-        Part(
-            train=tuple(clip for clip in clips if place[owner[clip.id]] != k),
-            held=tuple(clip for clip in clips if place[owner[clip.id]] == k),
-        )
-        for k in range(n_parts)
-    ], f"{by} held out"
-
-
-def _answerable(part: Part) -> Part:
-    """Without held clips of classes that none of those who train has: their answers say nothing of a network that has all."""
-    known = {clip.label for clip in part.train}
-    return Part(train=part.train, held=tuple(clip for clip in part.held if clip.label in known))
-
-
-def _persons_together(owner: dict[str, str | None]) -> dict[str, str | None]:
-    """Who performs together anywhere (``3+4``) is held out together: the first person of everybody so connected."""
-    leader: dict[str, str] = {}
-
-    def lead(person: str) -> str:
-        while leader.setdefault(person, person) != person:
-            person = leader[person]
-        return person
-
-    for persons in {name for name in owner.values() if name}:
-        first, *others = persons.split("+")
-        for other in others:
-            leader[lead(other)] = lead(first)
-    return {clip: lead(name.split("+")[0]) if name else None for clip, name in owner.items()}
+    return Observed.together(found), what, len(parts)
 
 
 def _told(on_epoch: Callable[[EpochReport], None] | None, part: str) -> Callable[[EpochReport], None] | None:
