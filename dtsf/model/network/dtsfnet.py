@@ -180,7 +180,7 @@ class DTSFNet(nn.Module):
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
 
     def statistics(self, x_BVTHWC: Tensor) -> Tensor:
-        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 2 + C)."""
+        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 3 + C)."""
         statistics_PS = clip_statistics(x_BVTHWC.flatten(0, 1), self.channel_scale_C)
         return statistics_PS.view(*x_BVTHWC.shape[:2], -1)
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Observed", "calibrate", "fit_belief", "learn_belief", "observe"]
 
-LEAST_MOTION_2 = (0.2, 0.1)
+LEAST_MOTION_3 = (0.2, 0.1, 0.05)
 """Deviations of the statistics of motion, in logarithms: training clips that are all the same say little of what else there is."""
 LEAST_LOOKS = 0.1
 """Of those of looks, in what the channel moves by in training clips."""
@@ -60,13 +60,14 @@ class Observed:
     """What a network says of groups, and what speaks for it."""
 
     evidence_BK: Tensor
-    signs_B4: Tensor
+    signs_B3: Tensor
+    likeness_B: Tensor
     label_B: Tensor
 
     @staticmethod
     def together(parts: Sequence[Observed]) -> Observed:
         """All groups of all parts."""
-        fields = ("evidence_BK", "signs_B4", "label_B")
+        fields = ("evidence_BK", "signs_B3", "likeness_B", "label_B")
         return Observed(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
@@ -186,10 +187,9 @@ def observe(net: DTSFNet, groups: Groups) -> Observed:
     for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
         x_BVTHWC, mask_BV = batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
         output = net(x_BVTHWC, mask_BV)
-        evidence_BK, signs_B4 = net.belief.signs(
-            output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV
-        )
-        found.append(Observed(evidence_BK.double().cpu(), signs_B4.double().cpu(), batch.label_B))
+        said = net.belief.observe(output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV)
+        evidence_BK, signs_B3, likeness_B = (x.double().cpu() for x in said)
+        found.append(Observed(evidence_BK, signs_B3, likeness_B, batch.label_B))
     return Observed.together(found)
 
 
@@ -208,7 +208,7 @@ def training_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
     direction_KD = torch.zeros(net.belief.direction_KD.shape, dtype=torch.float64)
     direction_KD.index_add_(0, groups.label_G, feature_GD - centre_D)
     least_S = torch.full_like(clip_PS[0], LEAST_LOOKS)
-    least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_2)
+    least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_3)
     known = {
         "centre_D": centre_D,
         "direction_KD": F.normalize(direction_KD, dim=-1),
@@ -232,11 +232,11 @@ def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, par
 
     """
     net.belief.know(training_statistics(net, train))
-    sharpness, bias, weight_4 = fit_belief(observed)
-    net.belief.learn(sharpness, bias, weight_4)
+    sharpness, bias, weight_3 = fit_belief(observed)
+    net.belief.learn(sharpness, bias, weight_3)
     label_B = observed.label_B
     before_BK = probabilities(observed.evidence_BK + 1.0)
-    after_BK = probabilities(_believed(observed, sharpness, bias, weight_4))
+    after_BK = probabilities(_believed(observed, sharpness, bias, weight_3))
     return Calibration(
         what=what,
         parts=parts,
@@ -246,43 +246,41 @@ def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, par
         ece=tuple(calibration_error(p_BK, label_B) for p_BK in (before_BK, after_BK)),
         sharpness=sharpness.item(),
         bias=bias.item(),
-        weights=dict(zip(SIGNS, weight_4.tolist(), strict=True)),
+        weights=dict(zip(SIGNS, weight_3.tolist(), strict=True)),
     )
 
 
-def _believed(observed: Observed, sharpness: Tensor, bias: Tensor, weight_4: Tensor) -> Tensor:
-    return discount(observed.evidence_BK, bias + observed.signs_B4 @ weight_4, sharpness)
+def _believed(observed: Observed, sharpness: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
+    return discount(observed.evidence_BK, bias + observed.signs_B3 @ weight_3, sharpness, observed.likeness_B)
 
 
 def fit_belief(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
-    """Sharpness, bias and the four weights, none below 0, of least mean ``-log p`` of the true class. In float64.
+    """Sharpness, bias and the three weights, none below 0, of least mean ``-log p`` of the true class. In float64.
 
     Signs are fitted in their deviations over the groups, and everything is pulled towards evidence as it is: what the groups
-    do not tell stays so. The weight of likeness is not fitted at all: held-out groups of the same recording are all alike,
-    and would say that it does not matter.
+    do not tell stays so. How likeness counts is not fitted: held-out groups of the same recording are all alike, and would
+    say that it does not matter.
     """
-    usual_4 = observed.signs_B4.new_tensor(AS_IT_IS)
-    mean_4, deviation_4 = observed.signs_B4.mean(0), observed.signs_B4.std(0, correction=0).clamp(min=0.1)
-    bias = mean_4 @ usual_4 - math.log(observed.evidence_BK.shape[1])
-    scaled = replace(observed, signs_B4=(observed.signs_B4 - mean_4) / deviation_4)
+    as_it_is_3 = observed.signs_B3.new_tensor(AS_IT_IS)
+    mean_3, deviation_3 = observed.signs_B3.mean(0), observed.signs_B3.std(0, correction=0).clamp(min=0.1)
+    usual_3 = as_it_is_3 * deviation_3
+    bias = mean_3 @ as_it_is_3 - math.log(observed.evidence_BK.shape[1])
+    scaled = replace(observed, signs_B3=(observed.signs_B3 - mean_3) / deviation_3)
     # Softplus keeps weights above 0; its inverse is where they begin.
-    begin_3 = (usual_4 * deviation_4)[:-1].clamp(min=0.01).expm1().log()
+    begin_3 = usual_3.clamp(min=0.01).expm1().log()
     free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), begin_3]).requires_grad_()
     optimizer = torch.optim.LBFGS([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
 
-    def weights(free_5: Tensor) -> Tensor:
-        return torch.cat([F.softplus(free_5[2:]), (usual_4 * deviation_4)[-1:]])
-
     def loss() -> Any:
         optimizer.zero_grad()
-        weight_4 = weights(free_5)
-        alpha_BK = _believed(scaled, free_5[0].exp(), bias + free_5[1], weight_4)
-        pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_4 - usual_4 * deviation_4).square().sum()
+        weight_3 = F.softplus(free_5[2:])
+        alpha_BK = _believed(scaled, free_5[0].exp(), bias + free_5[1], weight_3)
+        pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - usual_3).square().sum()
         mean = F.nll_loss(probabilities(alpha_BK).log(), observed.label_B) + PULL * pull / len(observed.label_B)
         mean.backward()
         return mean
 
     optimizer.step(loss)
     free_5 = free_5.detach()
-    weight_4 = weights(free_5) / deviation_4
-    return free_5[0].exp(), bias + free_5[1] - mean_4 @ weight_4, weight_4
+    weight_3 = F.softplus(free_5[2:]) / deviation_3
+    return free_5[0].exp(), bias + free_5[1] - mean_3 @ weight_3, weight_3
