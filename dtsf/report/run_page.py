@@ -66,7 +66,7 @@ def report_run(
 
     facts = read_run(run)
     state = facts.checkpoint.state
-    torch.set_num_threads(state.recipe.train.threads)
+    torch.set_num_threads(state.recipe.train.usable_threads)
     cache = cache if cache is not None else Path(facts.cache)
     data, missing = open_cache_of(facts, cache)
     probes = None

@@ -43,7 +43,7 @@ __all__ = [
 class Evaluation(BaseModel):
     """A judgement and everything needed to know what it is a judgement of. ``metrics.json`` holds one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     dataset: str
     protocol: str
