@@ -76,7 +76,7 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
     )
     if document["unknown"]:
         asked = document["unknown"]
-        yield Text(
+        yield words(
             f"unknown actions, {asked['n_groups']} groups ({asked['what']}): told from these by uncertainty with AUROC "
             f"{asked['auroc']:.2f}; {asked['fpr95']:.2f} of them pass where 95 % of the known do; their mean uncertainty "
             f"{asked['uncertainty']:.3f}"
