@@ -67,12 +67,20 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
         (f"{document['top1']:.3f}", "bold green"),
         f"  top-5 {document['top5']:.3f}  on {document['n_groups']} groups ({document['n_clips']} clips) of "
         f"{document['dataset']}: {document['task']}"
-        + (f"; mean of {document['draws']} sets of frames" if document["draws"] > 1 else ""),
+        + (f"; mean of {document['draws']} sets of frames" if document["draws"] > 1 else "")
+        + ("; adapted to them one after the other" if document["adapted"] else ""),
     )
     yield words(
         f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}"
         + (f"; it tells errors from right answers with AUROC {auroc:.2f}" if auroc is not None else "")
     )
+    if document["unknown"]:
+        asked = document["unknown"]
+        yield words(
+            f"unknown actions, {asked['n_groups']} groups ({asked['what']}): told from these by uncertainty with AUROC "
+            f"{asked['auroc']:.2f}; {asked['fpr95']:.2f} of them pass where 95 % of the known do; their mean uncertainty "
+            f"{asked['uncertainty']:.3f}"
+        )
     missing = [f"{count} clips {reason}" for reason, count in document["left_out"].items()]
     missing += [f"{count} groups {reason}" for reason, count in document["groups_left_out"].items()]
     if missing:
