@@ -33,7 +33,9 @@ def print_json(document: object) -> None:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A plain table; every cell is text, never markup."""
+    columns = list(columns)
     made = Table(title=words(title), title_justify="left", title_style="bold", header_style="bold", show_edge=False)
+    made.show_header = any(columns)
     for column in columns:
         made.add_column(words(column), overflow="fold")
     for row in rows:
