@@ -164,12 +164,13 @@ def preprocess(
 
 
 def _too_many_bad(result: PreprocessResult, folder: LocalFolder | RemoteFolder, max_bad: float) -> BadClipsError:
-    listed = "\n".join(f"  {one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20])
-    more = f"\n  ... and {len(result.bad) - 20} more" if len(result.bad) > 20 else ""
+    listed = [f"{one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20]]
+    more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
     return BadClipsError(
         f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
-        f"other {result.clips - len(result.bad)} are in {folder}\n{listed}{more}",
+        f"other {result.clips - len(result.bad)} are in {folder}",
         result,
+        [*listed, *more],
     )
 
 
