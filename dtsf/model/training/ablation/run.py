@@ -215,7 +215,7 @@ def _do(
         metrics = evaluate(net, test.data, test.rule, seed=job.seed, draws=draws, classes=known).metrics
         record.judged[test.shown.name] = Judged(key=test.key, top1=metrics.top1)
     write(job, record)
-    logger.info("%s: %s", job.folder.name, {name: said.top1 for name, said in record.judged.items()})
+    logger.info("%s: %s", job.folder.name, {name: judged.top1 for name, judged in record.judged.items()})
 
 
 def _collect(
