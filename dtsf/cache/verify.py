@@ -1,4 +1,4 @@
-"""Whether a data set of a cache is what it was when it was committed; and what to do where it is not."""
+"""Whether a data set of a cache is what it was when it was committed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import xxhash
 from pydantic import Field
 
+from dtsf.cache.catalog import newest_records, read_catalog
 from dtsf.cache.documents import (
     file_record,
     is_dataset,
@@ -14,17 +15,14 @@ from dtsf.cache.documents import (
     parse_record,
     read_about,
     read_extent,
-    read_marks,
     shard_numbers,
-    storage_format,
 )
-from dtsf.cache.layout import ABOUT, EXTENT, record_name, redo_name
+from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
 from dtsf.cache.memory import refuse_unless_fits
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.records import Frozen
-from dtsf.cache.seal import read_sealed, sealed
-from dtsf.cache.spec import LAYOUT, About, Extent
-from dtsf.cache.store import extend, sweep
+from dtsf.cache.seal import sealed
+from dtsf.cache.spec import About
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
     Place = LocalFolder | RemoteFolder
 
-__all__ = ["Damage", "Verification", "looks_like_dataset", "repair", "verify"]
+__all__ = ["Damage", "Verification", "looks_like_dataset", "verify", "verify_about", "verify_record"]
 
 
 class Damage(Frozen):
@@ -78,22 +76,24 @@ def verify(
 
     """
     place = as_place(where)
-    about, damaged = _verify_about(place)
+    about, damaged = verify_about(place)
     if about is None:
         return Verification(ok=False, damaged=tuple(damaged), shards=0, bytes=0, deep=deep, redo=(), notes=())
     notes = []
-    if about.layout < LAYOUT:
+    if about.layout == 1:
         notes.append(
             f"layout {about.layout}: its records carry no seal, so that a changed one that still makes sense is not found; "
             "dtsf cache convert writes the present layout"
         )
     damaged += _verify_extent(place, about)
     numbers = shard_numbers(place)
+    records = []
     total = 0
     for done, shard in enumerate(numbers, 1):
-        record, found = _verify_record(place, about, shard, record_name(shard))
+        record, found = verify_record(place, about, shard, record_name(shard))
         damaged += found
         if record is not None:
+            records.append(record)
             for name, expected in record.files.items():
                 total += expected.bytes
                 reason = _verify_file(place, name, expected, deep=deep)
@@ -103,7 +103,8 @@ def verify(
             on_progress(done, len(numbers))
     marks = [shard for shard in shard_numbers(place, ".redo") if shard not in numbers]
     for shard in marks:
-        damaged += _verify_record(place, about, shard, redo_name(shard))[1]
+        damaged += verify_record(place, about, shard, redo_name(shard))[1]
+    damaged += _verify_catalog(place, about, records, complete=not marks and len(records) == len(numbers))
     return Verification(
         ok=not damaged,
         damaged=tuple(damaged),
@@ -115,53 +116,8 @@ def verify(
     )
 
 
-def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verification, list[str]]:
-    """Put right what can be, and mark the rest so that ``preprocess`` makes it again. Whole shards are not touched.
-
-    Returns:
-        What was found damaged, and what was done about it, in words.
-
-    Raises:
-        CacheError: What the data set says of itself is lost: nothing can be concluded from the rest.
-
-    """
-    place = as_place(where)
-    done = []
-    about, lost = _verify_about(place)
-    if about is None:
-        raise CacheError(
-            f"{lost[0].reason}; nothing else says what {place} holds: make it again with dtsf preprocess --overwrite"
-        )
-    if lost and about.layout > 1:
-        # One of the two copies is whole: the other is made from it.
-        place.write(ABOUT, sealed(about))
-        done.append(f"wrote {ABOUT} and the files that show the shards to other programs")
-    found = verify(place, deep=deep)
-    kind = storage_format(about.format, about.compress)
-    for shard in sorted({damage.shard for damage in found.damaged if damage.shard is not None}):
-        record, _ = _verify_record(place, about, shard, record_name(shard))
-        with place.claim(record_name(shard)):
-            if record is not None:
-                # Marked before it is gone: a crash between the two leaves a record, which wins over a mark.
-                place.write(redo_name(shard), sealed(record))
-                done.append(f"shard {shard}: {len(record.clips)} clips are marked to be done again")
-            else:
-                place.remove(redo_name(shard))
-                done.append(f"shard {shard}: its record is lost; preprocess finds out which clips are missing")
-            place.remove(record_name(shard))
-            for name in kind.data_files(shard):
-                _discard(place, name)
-    if any(damage.shard is None for damage in found.damaged) or lost:
-        _rebuild_extent(place, about)
-        if not lost:
-            done.append("wrote the files that show the shards to other programs")
-    sweep(place)
-    return found.model_copy(
-        update={"damaged": (*lost, *(d for d in found.damaged if d not in lost)), "ok": not done}
-    ), done
-
-
-def _verify_about(place: Place) -> tuple[About | None, list[Damage]]:
+def verify_about(place: Place) -> tuple[About | None, list[Damage]]:
+    """What a data set says of itself, from the other copy where the first is damaged; and that damage."""
     try:
         data = place.read(ABOUT)
         if data is not None:
@@ -223,7 +179,8 @@ def _verify_extent(place: Place, about: About) -> list[Damage]:
     return damaged
 
 
-def _verify_record(place: Place, about: About, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
+def verify_record(place: Place, about: About, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
+    """A commit record or a mark, or what is wrong with it."""
     try:
         data = place.read(name)
         if data is None:
@@ -231,6 +188,22 @@ def _verify_record(place: Place, about: About, shard: int, name: str) -> tuple[S
         return parse_record(about, data, shard, f"{place}/{name}"), []
     except CacheError as error:
         return None, [Damage(shard=shard, file=name, reason=str(error))]
+
+
+def _verify_catalog(place: Place, about: About, records: list[ShardRecord], *, complete: bool) -> list[Damage]:
+    """The catalog against itself and, where all ``records`` are there, against them."""
+    try:
+        document = read_catalog(place, about, records)
+    except CacheError as error:
+        return [Damage(shard=None, file=CATALOG, reason=str(error))]
+    if document is None:
+        return [Damage(shard=None, file=CATALOG, reason="is missing")] if records else []
+    computed = newest_records(records)
+    for entry in document.clips if complete else ():
+        if not entry.state and entry.key not in computed:
+            reason = f"says that clip {entry.clip.id} has the row {entry.key or '(none)'}, which no record has"
+            return [Damage(shard=None, file=CATALOG, reason=reason)]
+    return []
 
 
 def _verify_file(place: Place, name: str, expected: FileRecord, *, deep: bool) -> str:
@@ -248,27 +221,3 @@ def _verify_file(place: Place, name: str, expected: FileRecord, *, deep: bool) -
     except CacheError as error:
         return str(error)
     return "" if found == expected.xxh3 else f"has checksum {found} instead of {expected.xxh3} over its {held} bytes"
-
-
-def _discard(place: Place, name: str) -> None:
-    try:
-        place.remove(name)
-    except CacheError:
-        # A link or a folder where a file should be: that is a person's to remove, and the next write will say so.
-        return
-
-
-def _rebuild_extent(place: Place, about: About) -> None:
-    try:
-        held = read_extent(place)
-        shards = held.shards if held else 0
-    except CacheError:
-        shards = 0
-    shards = max([shards, *(n + 1 for n in shard_numbers(place)), *(m.shard + 1 for m in read_marks(place, about))])
-    data = place.read(EXTENT)
-    if data is not None:
-        try:
-            read_sealed(data, Extent, EXTENT)
-        except CacheError:
-            place.remove(EXTENT)
-    extend(place, shards)

@@ -58,9 +58,7 @@ def doctor_command(
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what this machine can do: Python, CUDA, scan, codecs, encoder, disk, and whether both stages work."""
-    from rich.text import Text
-
-    from dtsf.cli.show import print_json, progress, results, table
+    from dtsf.cli.show import print_json, progress, results, table, words
     from dtsf.doctor import examine
 
     with progress("doctor", "checks") as update:
@@ -69,13 +67,13 @@ def doctor_command(
         print_json(found.summary())
     else:
         screen = results()
-        rows = [(c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found) for c in found.checks]
-        screen.print(table("this machine", ("what", "", "found"), rows))
-        for check in found.checks:
-            if check.how:
-                screen.print(Text.assemble((f"{check.name}: ", "bold"), check.how), soft_wrap=True)
         good = "everything needed is here" if found.ok else "something that dtsf needs is missing"
         screen.print(good, style="bold green" if found.ok else "bold red")
+        rows = [(c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found) for c in found.checks]
+        screen.print(table("this machine", ("", "", ""), rows))
+        for check in found.checks:
+            if check.how:
+                screen.print(words((f"{check.name}: ", "bold"), check.how))
     if not found.ok:
         raise typer.Exit(2)
 

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtsf.cache.commit import alone
-from dtsf.cache.documents import is_dataset
+from dtsf.cache.catalog import join, newest_records, write_catalog
+from dtsf.cache.documents import is_dataset, read_records
+from dtsf.cache.lock import only_writer
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.reader import open_place
-from dtsf.cache.records import ClipRecord, Frozen
+from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
+from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
-from dtsf.pipeline.planning import plan
+from dtsf.pipeline.planning import Plan, plan, settle
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.spec import ShardRecord
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
@@ -54,7 +57,13 @@ class PreprocessResult(Frozen):
     clips_per_s: float
     already_done: int
     cache: str
-    bad: tuple[ClipRecord, ...]
+    changes: Changes
+    """Against the last run."""
+    notes: tuple[str, ...]
+    """What a person should know of the source."""
+    bad: tuple[BadClip, ...]
+    dry_run: bool = False
+    """Nothing was done: it was only said what would be."""
 
 
 def make_spec(settings: PreprocessSettings) -> CacheSpec:
@@ -89,8 +98,9 @@ def preprocess(
 ) -> PreprocessResult:
     """Bring every clip of a catalog into the cache, once.
 
-    A clip is done if its newest record describes the same clip and the source file has the size and time it had; done
-    clips are never touched again, bad ones included until their file changes or ``retry_bad`` is asked for.
+    A clip is done if there is a record of its bytes, whatever is said of it and wherever they lie; done clips are never
+    touched again, bad ones included until their file changes or ``retry_bad`` is asked for. What is said of the clips
+    (``catalog.json``) is replaced at the beginning, and again when all are done.
 
     Args:
         catalog: Clips to do.
@@ -108,22 +118,24 @@ def preprocess(
     place = as_place(cache).absolute()
     folder = place.below(name)
     begun = time.monotonic()
-    with _lock(place, name):
+    info = DatasetInfo(
+        dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
+    )
+    n_workers = settings.workers or os.cpu_count() or 1
+    if settings.dry_run:
+        return _foreseen(catalog, info, folder, spec, settings, n_workers)
+    with only_writer(folder):
         if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
             folder.clear()
-        info = DatasetInfo(
-            dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
-        )
         about = create_or_open(
             folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
         )
         sweep(folder)
-        n_workers = settings.workers or os.cpu_count() or 1
-        parts, already_done, already_bad = plan(
-            catalog, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad
-        )
+        planned = plan(catalog, info, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad)
+        write_catalog(folder, planned.document)
+        parts = planned.parts
         tasks = [
             ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, settings)
             for shard, clips in parts.items()
@@ -132,7 +144,7 @@ def preprocess(
             extend(folder, max(parts) + 1)
             if settings.scheduler is None:
                 prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
-        state = {"done": already_done, "bad": already_bad}
+        state = {"done": planned.done, "bad": planned.bad}
 
         def on_clips(done: int, bad: int) -> None:
             state["done"] += done
@@ -145,64 +157,78 @@ def preprocess(
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
             sweep(folder)
-        result = _result(catalog, folder, already_done, time.monotonic() - begun, place)
+        result = _result(catalog, folder, planned, time.monotonic() - begun, place)
     if len(result.bad) > settings.max_bad * result.clips:
         raise _too_many_bad(result, folder, settings.max_bad)
     return result
 
 
 def _too_many_bad(result: PreprocessResult, folder: LocalFolder | RemoteFolder, max_bad: float) -> BadClipsError:
-    listed = "\n".join(f"  {record.clip.path}: {record.verdict.value}: {record.reason}" for record in result.bad[:20])
-    more = f"\n  ... and {len(result.bad) - 20} more" if len(result.bad) > 20 else ""
+    listed = [f"{one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20]]
+    more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
     return BadClipsError(
         f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
-        f"other {result.clips - len(result.bad)} are in {folder}\n{listed}{more}",
+        f"other {result.clips - len(result.bad)} are in {folder}",
         result,
+        [*listed, *more],
     )
 
 
-@contextmanager
-def _lock(place: LocalFolder | RemoteFolder, name: str) -> Iterator[None]:
-    """One preprocess a data set: a second one of the same name is told so at once. An object store claims shard by shard."""
-    if not isinstance(place, LocalFolder):
-        yield
-        return
-    cache = place.path
-    busy = CacheError(f"another dtsf preprocess is writing {cache / name}: wait for it, or use another --name")
-    with alone(
-        cache / f".{name}.lock",
-        unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
-        busy=busy,
-    ):
-        yield
+def _foreseen(
+    catalog: Catalog,
+    info: DatasetInfo,
+    folder: LocalFolder | RemoteFolder,
+    spec: CacheSpec,
+    settings: PreprocessSettings,
+    n_workers: int,
+) -> PreprocessResult:
+    """What a run would find and do; nothing is written."""
+    begun = time.monotonic()
+    records: list[ShardRecord] = []
+    size = settings.shard_size
+    if is_dataset(folder) and not settings.overwrite:
+        # It refuses other settings, as the run would.
+        size = create_or_open(folder, spec, info, size, format=settings.format, compress=settings.compress).shard_size
+        records = read_records(folder)
+    planned = plan(catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, anew=settings.overwrite)
+    joined, bad = join(planned.document, newest_records(records))
+    known = Counter(record.verdict.value for _, record in joined.values() if record.row is not None)
+    bad = tuple(one for one in bad if one.verdict != "waiting")
+    return PreprocessResult(
+        dataset=folder.name,
+        clips=len(catalog.clips),
+        groups=len(catalog.groups),
+        verdicts=dict(sorted((known + Counter(one.verdict for one in bad)).items())),
+        seconds=time.monotonic() - begun,
+        clips_per_s=0.0,
+        already_done=planned.done,
+        cache=str(folder).removesuffix(f"/{folder.name}"),
+        changes=planned.changes,
+        notes=catalog.notes,
+        bad=bad,
+        dry_run=True,
+    )
 
 
 def _result(
     catalog: Catalog,
     folder: LocalFolder | RemoteFolder,
-    already_done: int,
+    planned: Plan,
     seconds: float,
     cache: LocalFolder | RemoteFolder,
 ) -> PreprocessResult:
-    held = open_place(folder).records
-    lost = [clip.id for clip in catalog.clips if clip.id not in held]
-    if lost:
-        raise CacheError(
-            f"another writer was first to commit shards of {folder}, so that {len(lost)} clips are not in it yet "
-            f"({lost[0]} ...): run the same command again to go on"
-        )
-    records = [held[clip.id][1] for clip in catalog.clips]
-    verdicts: dict[str, int] = {}
-    for record in records:
-        verdicts[record.verdict.value] = verdicts.get(record.verdict.value, 0) + 1
+    write_catalog(folder, settle(planned.document, catalog.root, newest_records(read_records(folder))))
+    data = open_place(folder)
     return PreprocessResult(
         dataset=folder.name,
-        clips=len(records),
-        groups=len({clip.group for clip in catalog.clips}),
-        verdicts=dict(sorted(verdicts.items())),
+        clips=len(catalog.clips),
+        groups=len(catalog.groups),
+        verdicts=data.verdicts,
         seconds=seconds,
-        clips_per_s=(len(records) - already_done) / seconds,
-        already_done=already_done,
+        clips_per_s=(len(catalog.clips) - planned.done) / seconds,
+        already_done=planned.done,
         cache=str(cache),
-        bad=tuple(record for record in records if not record.verdict.usable),
+        changes=planned.changes.model_copy(update={"unusable": len(data.bad)}),
+        notes=catalog.notes,
+        bad=data.bad,
     )

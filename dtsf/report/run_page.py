@@ -1,4 +1,4 @@
-"""``dtsf report RUN``: everything there is to know of one run, on one page."""
+"""``dtsf report RUN``: one run on one page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["report_run"]
 
 LISTED = 500
-"""Left-out clips that the page names; a larger number is said, and where the rest stand."""
+"""Left-out clips that the page lists; of more it gives the count and the folder."""
 TITLES = {
     "wrong": ("Wrong", "the ones it was surest of first"),
     "uncertain": ("Most uncertain", "whether right or wrong"),
@@ -66,7 +66,7 @@ def report_run(
 
     facts = read_run(run)
     state = facts.checkpoint.state
-    torch.set_num_threads(state.recipe.train.threads)
+    torch.set_num_threads(state.recipe.train.usable_threads)
     cache = cache if cache is not None else Path(facts.cache)
     data, missing = open_cache_of(facts, cache)
     probes = None
@@ -193,8 +193,8 @@ def _gallery(
 def _left_out(data: CachedDataset | None) -> dict[str, Any]:
     bad = data.bad if data is not None else ()
     return {
-        "verdicts": dict(Counter(record.verdict.value for record in bad)),
-        "rows": [(record.clip.path, record.verdict.value, record.reason) for record in bad[:LISTED]],
+        "verdicts": dict(Counter(one.verdict for one in bad)),
+        "rows": [(one.clip.path, one.verdict, one.reason) for one in bad[:LISTED]],
         "more": max(0, len(bad) - LISTED),
         "known": data is not None,
         "folder": str(data.folder) if data is not None else "",

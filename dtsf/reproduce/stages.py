@@ -1,4 +1,4 @@
-"""The two stages of :mod:`dtsf.api` as a reproduction runs them: each piece once, timed, and gone on with after a kill."""
+"""Run both stages of :mod:`dtsf.api`: each piece once, timed, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dtsf import api
-from dtsf.errors import BadClipsError, CacheError, ConfigError
+from dtsf.errors import BadClipsError, ConfigError
 from dtsf.reproduce.protocols import recipe_name
 from dtsf.reproduce.records import RunRecord
 from dtsf.reproduce.state import seconds_of, set_seconds, timed
@@ -48,7 +48,7 @@ def preprocess_once(
     say: Callable[[str], None],
     show: Show,
 ) -> tuple[PreprocessResult, str | None]:
-    """Stage 1. Too many bad clips are no reason to stop; they are one to say so."""
+    """Run stage 1. Too many unusable clips do not stop a reproduction; its results report them."""
     spent, doubt = seconds_of(out, "preprocess"), None
     with show("preprocess", "clips") as update, timed(out, "preprocess") as tick:
 
@@ -78,14 +78,6 @@ def preprocess_once(
         say(f"stage 1 was done before: {result.clips} clips")
     else:
         say(f"stage 1: {result.clips - result.already_done} clips in {result.seconds:.0f} s")
-    data = api.open_cache(cache, NAME)
-    held = {clip.id for clip in data.clips} | {record.clip.id for record in data.bad}
-    foreign = sorted(held - {clip.id for clip in catalog.clips})
-    if foreign:
-        raise CacheError(
-            f"{cache / NAME} also holds {len(foreign)} clips that are not under {catalog.root} ({foreign[0]} ...): "
-            "choose another --cache"
-        )
     return result, doubt
 
 
@@ -104,7 +96,7 @@ def train_once(
 
     Raises:
         ConfigError: It would be trained with another recipe than its finished ``sister`` of the same protocol was: one
-            row of the table would speak of two recipes.
+            row of the table would mix two recipes.
 
     """
     from dtsf.model.training.checkpoint import make_room
