@@ -29,7 +29,7 @@ from dtsf.model.training.recipe import load_recipe
 from dtsf.pipeline.datasets.lists import import_lists
 
 SECONDS = 10
-many = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+few, many = (settings(max_examples=n, deadline=None, suppress_health_check=list(HealthCheck)) for n in (20, 1000))
 
 
 @contextlib.contextmanager
@@ -85,10 +85,20 @@ def ask(run, cache):
 FILES = ("last/state.json", "metrics.json", "environment.json", "config.toml", "log.jsonl", "last/model.safetensors")
 
 
-@many
+@few
 @given(data=st.data())
 def test_a_run_of_others(made, tmp_path_factory, data):
-    root = tmp_path_factory.mktemp("sandbox")
+    one_run(made, tmp_path_factory.mktemp("sandbox"), data)
+
+
+@pytest.mark.slow
+@many
+@given(data=st.data())
+def test_a_thousand_runs_of_others(made, tmp_path_factory, data):
+    one_run(made, tmp_path_factory.mktemp("sandbox"), data)
+
+
+def one_run(made, root, data):
     victim = root / "victim"
     victim.write_text("precious")
     run = shutil.copytree(made / "run", root / "run")
@@ -143,7 +153,7 @@ def test_weights_that_are_not_finite_answer_nothing(made, tmp_path):
         api.load(run)
     # Finite, and too large to give a finite answer.
     weights["encoder.head.bias"][0] = 0
-    weights["encoder.head.weight"] *= 1e38
+    weights["encoder.head.weight"][:] = 3e38
     save_file(weights, run / "last/model.safetensors")
     with pytest.raises(CheckpointError, match="not finite"):
         api.load(run).evaluate(made / "cache")
@@ -195,12 +205,22 @@ def _with_metadata(path, text):
     return model.SerializeToString()
 
 
-@many
+@few
 @given(data=st.data())
 def test_an_onnx_file_of_others(made, tmp_path_factory, data):
+    one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data)
+
+
+@pytest.mark.slow
+@many
+@given(data=st.data())
+def test_a_thousand_onnx_files_of_others(made, tmp_path_factory, data):
+    one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data)
+
+
+def one_onnx(made, path, data):
     import onnx
 
-    path = tmp_path_factory.mktemp("onnx") / "net.onnx"
     held = next(prop.value for prop in onnx.load(made / "net.onnx").metadata_props if prop.key == "dtsf")
     how = data.draw(st.sampled_from(["forge"] * 3 + ["spoil"] * 3 + ["kind"]))
     shutil.copy(made / "net.onnx", path)
@@ -253,10 +273,21 @@ def cache(tmp_path_factory):
     return root
 
 
-@many
+@few
 @given(data=st.data())
 def test_a_cache_of_others(cache, tmp_path_factory, data):
-    root = shutil.copytree(cache, tmp_path_factory.mktemp("sandbox") / "cache")
+    one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data)
+
+
+@pytest.mark.slow
+@many
+@given(data=st.data())
+def test_a_thousand_caches_of_others(cache, tmp_path_factory, data):
+    one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data)
+
+
+def one_cache(cache, root, data):
+    shutil.copytree(cache, root)
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != ".lock")
     path = root / data.draw(st.sampled_from(names))
     how = data.draw(st.sampled_from(["forge"] * 4 + ["spoil"] * 2 + ["kind"]))
@@ -285,7 +316,7 @@ def test_a_cache_of_others(cache, tmp_path_factory, data):
     shutil.rmtree(root.parent)
 
 
-@many
+@few
 @given(
     content=st.one_of(
         st.binary(max_size=200),
@@ -324,7 +355,7 @@ def test_a_pickle_that_says_much_in_few_bytes_is_refused(tmp_path):
         import_lists([tmp_path / "l.pkl"], tmp_path / "v")
 
 
-@many
+@few
 @given(content=st.binary(max_size=100) | st.text(max_size=100).map(lambda t: t.encode("utf-8", "replace")))
 def test_a_recipe_file_that_is_none(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("recipe") / "r.toml"
