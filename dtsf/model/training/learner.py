@@ -53,7 +53,7 @@ class Learner(nn.Module):
         batch = self.debiaser.prepare(Batch(x_BVTHWC, mask_BV, label_B, row_BV))
         output = self.net(batch.x_BVTHWC, batch.mask_BV)
         losses = dtsf_loss(output, batch.label_B, self.config, epoch)
-        extra = self.debiaser.losses(batch, output)
+        extra = self.debiaser.losses(batch, output, self.net)
         losses |= extra | {"loss": losses["loss"] + sum(extra.values())}
         right_B = output.logits_BK.argmax(-1) == batch.label_B
         seen_2B = torch.stack([right_B.float(), output.uncertainty_B.detach().float()])

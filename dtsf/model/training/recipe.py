@@ -31,6 +31,12 @@ def _words(given: object) -> object:
     return tuple(str(int(word)) if word.isdecimal() else word for word in stripped if word)
 
 
+def _names(given: object) -> object:
+    """Classes may come as "a,b" or ["a", "b"]."""
+    words = given if isinstance(given, list | tuple) else str(given).split(",")
+    return tuple(str(word).strip() for word in words if str(word).strip())
+
+
 class TrainConfig(BaseModel):
     """Optimisation. Recipes hold it as ``[train]``."""
 
@@ -45,7 +51,9 @@ class TrainConfig(BaseModel):
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW; cosine to 0 after the warm-up."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Not applied to norms, biases, positions, the class token, A_log and D."""
+    """Not applied to norms, biases, positions, the class token, D, and A_log (but see ``decay_states``)."""
+    decay_states: bool = False
+    """Whether weight decay applies to A_log too. VideoMamba's code does that: the mark that exempts it there is never read."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from 0."""
     beta2: float = Field(default=0.98, gt=0, lt=1)
@@ -61,6 +69,9 @@ class TrainConfig(BaseModel):
     patience: int = Field(default=0, ge=0, le=10**7)
     """Stop once the loss of the held-out groups has not fallen for this many epochs, and keep the weights of the best
     epoch; 0 trains to the end and keeps the last. The learning rate falls as if all ``epochs`` would come."""
+    leave_out: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Names of classes that are not learnt, nor judged: unknown actions, for ``evaluate --unknown left-out``. Nothing of them
+    is in training. ``--set train.leave_out="golf swing,jogging"``"""
     calibrate: int = Field(default=2, ge=0)
     """Parts of the training groups (people, where they are named) that are held out one after the other to learn how much of
     the network's evidence is to be believed; see :mod:`.calibration`. Each part is a training of its own on the others: 2
@@ -104,9 +115,11 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.debias.method == "stillmix" and (self.model.anchor == "dynamic" or self.model.canvas == "energy"):
+        if self.debias.method in ("stillmix", "albar") and (
+            self.model.anchor == "dynamic" or self.model.canvas == "energy"
+        ):
             raise ValueError(
-                'debias.method "stillmix" mixes in a still frame, which model.anchor "dynamic" takes out again: '
+                f'debias.method "{self.debias.method}" shows still frames, which model.anchor "dynamic" takes out again: '
                 "--set model.anchor=frame"
             )
         return self
