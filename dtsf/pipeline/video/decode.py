@@ -15,11 +15,12 @@ from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, short_verdict, way_out
 from dtsf.pipeline.video.container import declared_size, open_video
 from dtsf.pipeline.video.crop import cut_square
-from dtsf.pipeline.video.index import VideoIndex, read_index
+from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 from dtsf.pipeline.video.packets import PacketSource
 from dtsf.pipeline.video.picture import Screen
+from dtsf.pipeline.video.reading import read_index
 from dtsf.pipeline.video.sampling import pick_frames
-from dtsf.pipeline.video.walk import REORDERED, Learnt, decode_wanted
+from dtsf.pipeline.video.walk import Learnt, decode_wanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -170,19 +171,18 @@ def _check_whole(path: Path, index: VideoIndex) -> None:
 
 def _settle_head(source: PacketSource, index: VideoIndex) -> VideoIndex:
     """Drop frames that precede the first key frame in time and do not come out whole: their other half was cut away."""
-    key, pts = index.first_key, index.packets.pts
-    if index.by_rank:
+    unsure = set(index.head.tolist())
+    if not unsure:
         return index
-    leading = {int(number) for number in np.flatnonzero(index.shown & (pts < pts[key]))}
-    if not leading:
-        return index
-    last = max(leading) + REORDERED
-    for number, frame in source.frames(key):
+    # Those with an earlier time come before the key frame or never; of those without a time nothing is known.
+    timed = bool((index.packets.pts[index.head] != NO_TIME).all())
+    last = index.first_key if timed else max(unsure) + REORDERED
+    for number, frame in source.frames(index.first_key):
         if not frame.is_corrupt:
-            leading.discard(number)
-        if number > last or not leading:
+            unsure.discard(number)
+        if not unsure or number >= last:
             break
-    return index.without(leading)
+    return index.without(unsure)
 
 
 def _check_every_frame(path: Path, index: VideoIndex) -> None:
@@ -194,7 +194,7 @@ def _check_every_frame(path: Path, index: VideoIndex) -> None:
             if index.shown[number]:
                 count += 1
                 flagged += frame.is_corrupt
-    damaged = {number: said for number, said in source.errors.items() if number not in index.absent}
+    damaged = {number: said for number, said in source.errors.items() if number not in index.absent | index.cut}
     if damaged or flagged:
         said = f": {next(iter(damaged.values()))}" if damaged else ""
         raise VideoError(

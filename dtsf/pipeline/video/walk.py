@@ -9,17 +9,14 @@ import numpy as np
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import way_out
-from dtsf.pipeline.video.index import NO_TIME, VideoIndex
+from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtsf.pipeline.video.packets import PacketSource
 
-__all__ = ["REORDERED", "Learnt", "decode_wanted"]
-
-REORDERED = 32
-"""Most frames that a decoder holds back, and more."""
+__all__ = ["Learnt", "decode_wanted"]
 
 
 class Learnt(Exception):  # noqa: N818 - no error
@@ -44,12 +41,14 @@ def decode_wanted(
 
     """
     walk = _walk_by_rank if index.by_rank else _walk_by_time
+    came = np.zeros(len(index.packets), bool)
     begin = _begin(index, int(wanted[0]))
     while True:
         try:
-            return _pick(source, index, wanted, show, walk(source, index, begin), begin)
+            return _pick(source, index, wanted, show, walk(source, index, begin, came), begin, came)
         except _Unsound:
             begin = _key_until(index, begin // 2)
+            came[:] = False
 
 
 def _pick(
@@ -57,24 +56,22 @@ def _pick(
     index: VideoIndex,
     wanted: np.ndarray,
     show: Callable[[Any], np.ndarray],
-    walk: Iterator[tuple[int, int, Any]],
+    walk: Iterator[tuple[int, Any]],
     begin: int,
+    came: np.ndarray,
 ) -> dict[int, np.ndarray]:
     places = set(wanted.tolist())
     last = int(wanted[-1])
     shown: dict[int, np.ndarray] = {}
-    came = np.zeros(len(index.packets), bool)
-    ended, furthest, first = True, -1, None
-    for rank, number, frame in walk:
-        came[number] = True
-        furthest = max(furthest, number)
-        first = rank if first is None else first
+    ended = True
+    for rank, frame in walk:
         if rank in places:
             shown[rank] = show(frame)
         if rank >= last:
             ended = False
             break
-    due = _due(index, begin, last if not ended else None, furthest)
+    furthest = int(np.flatnonzero(came)[-1]) if came.any() else -1
+    due = _due(index, begin, None if ended else last, furthest)
     lost = set(np.flatnonzero(due & ~came).tolist())
     if lost:
         _check_damage(source, index, lost)
@@ -131,8 +128,8 @@ def _next_key(index: VideoIndex, number: int) -> int:
     return int(keys[keys > number][0])
 
 
-def _walk_by_time(source: PacketSource, index: VideoIndex, begin: int) -> Iterator[tuple[int, int, Any]]:
-    """Frames as (rank, packet, frame) where packets have times of presentation."""
+def _walk_by_time(source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray) -> Iterator[tuple[int, Any]]:
+    """Frames as (rank, frame) where packets have times of presentation; marks those that ``came``, (packets,) bool."""
     pts, sound, before = index.packets.pts, begin == index.first_key, NO_TIME
     for number, frame in source.frames(begin):
         rank = index.rank[number]
@@ -147,19 +144,21 @@ def _walk_by_time(source: PacketSource, index: VideoIndex, begin: int) -> Iterat
         if pts[number] < before:
             raise Learnt(index.ranked())
         before = pts[number]
-        yield int(rank), number, frame
+        came[number] = True
+        yield int(rank), frame
     if not sound:
         raise _Unsound
 
 
-def _walk_by_rank(source: PacketSource, index: VideoIndex, begin: int) -> Iterator[tuple[int, int, Any]]:
-    """Frames as (rank, packet, frame) where they have to be counted."""
+def _walk_by_rank(source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray) -> Iterator[tuple[int, Any]]:
+    """Frames as (rank, frame) where they have to be counted; marks those that ``came``."""
     whole = begin == index.first_key
     rank, anchor = (0, begin) if whole else (-1, _next_key(index, begin))
     n_after = 0
     for number, frame in source.frames(begin):
         if not index.shown[number]:
             continue
+        came[number] = True
         if rank < 0:
             if number != anchor:
                 n_after += number > anchor
@@ -167,7 +166,7 @@ def _walk_by_rank(source: PacketSource, index: VideoIndex, begin: int) -> Iterat
             if frame.is_corrupt:
                 raise _Unsound
             rank = int(index.shown[:anchor].sum()) + n_after
-        yield rank, number, frame
+        yield rank, frame
         rank += 1
     if rank < 0:
         raise _Unsound
