@@ -6,7 +6,10 @@ The command line prints the message without a traceback and exits with ``exit_co
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "BadClipsError",
@@ -16,7 +19,9 @@ __all__ = [
     "DataError",
     "DivergedError",
     "DtsfError",
+    "FilmError",
     "FingerprintError",
+    "SourceError",
     "VideoError",
 ]
 
@@ -29,6 +34,10 @@ class DtsfError(Exception):
 
 class DataError(DtsfError):
     """The data set is not what was asked for: missing root, no video, unknown view, a clip claimed twice."""
+
+
+class SourceError(DataError):
+    """The disk or server that holds the videos does not answer: no fault of any clip, and nothing is held against one."""
 
 
 class VideoError(DtsfError):
@@ -44,9 +53,9 @@ class BadClipsError(DtsfError):
 
     exit_code = 1
 
-    def __init__(self, message: str, result: object = None) -> None:
-        super().__init__(message)
-        self.result = result
+    def __init__(self, message: str, result: object = None, listed: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  {line}" for line in listed)]))
+        self.message, self.result, self.listed = message, result, tuple(listed)
 
 
 class CacheError(DtsfError):
@@ -59,6 +68,14 @@ class FingerprintError(CacheError):
 
 class ConfigError(DtsfError):
     """A recipe, an override or an option has an unknown name or a value out of range."""
+
+
+class FilmError(ConfigError):
+    """The film of a prediction cannot be written. ``said`` is the prediction, which was made all the same."""
+
+    def __init__(self, message: str, said: object = None) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class DivergedError(ConfigError):

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
 """Side of a view in a film; most frames of one, whose memory this bounds; frames a second of a folder of frames."""
+DEADLINE = 60.0
+"""Seconds that decoding one video may take."""
 MOST_VIEWS, MOST_BYTES = 64, 1 << 32
 """Videos of one performance; bytes of the frames, or cells, of one video: what a run or an ONNX file of others may ask for."""
 
@@ -45,7 +47,7 @@ class Prediction(BaseModel):
     probabilities: dict[str, float]
 
 
-def predict_onnx(file: Path, videos: Sequence[str | Path]) -> Prediction:
+def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: str | Path | None = None) -> Prediction:
     """Classify one performance with an exported network; as :meth:`dtsf.api.Run.predict`, but as many videos as it has views.
 
     Raises:
@@ -62,14 +64,18 @@ def predict_onnx(file: Path, videos: Sequence[str | Path]) -> Prediction:
             f"{file} was exported for {known.views} views, {len(videos)} videos given: "
             f"give {known.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
         )
-    embeddings_VFPC, _ = embed_videos(videos, known.spec, 1)
+    embeddings_VFPC, _ = embed_videos(videos, known.spec, 1, encoder_weights=encoder_weights)
     x_VTHWC = read_canvases(embeddings_VFPC, known.spec.grid, known.frames, known.pace)
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
     return prediction_of(known.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
 
 
 def embed_videos(
-    videos: Sequence[str | Path], spec: CacheSpec, threads: int, film: str | Path | None = None
+    videos: Sequence[str | Path],
+    spec: CacheSpec,
+    threads: int,
+    film: str | Path | None = None,
+    encoder_weights: str | Path | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode and embed one video a view as stage 1 would: (V, F, P, C), and the frames of the longest.
 
@@ -86,8 +92,8 @@ def embed_videos(
     import numpy as np
     import torch
 
-    from dtsf.pipeline.encoders.choose import load_encoder
-    from dtsf.pipeline.video.child import Decoder, DecodeRequest, decode_all
+    from dtsf.pipeline.encoders.choose import open_encoder
+    from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
     from dtsf.report.film import check_film
 
     if film is not None:
@@ -99,12 +105,7 @@ def embed_videos(
             f"{spec.frames} frames of {spec.size} px, {spec.grid} x {spec.grid} cells x {spec.channels} channels are {n_bytes} "
             f"bytes a video, at most {MOST_BYTES}"
         )
-    encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-    if encoder.identity.weights_hash != spec.weights_hash:
-        raise ConfigError(
-            f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
-            "was trained: install the same version"
-        )
+    encoder = open_encoder(spec, encoder_weights)
     if encoder.identity.channels != spec.channels:
         raise ConfigError(
             f"the encoder {spec.encoder} has {encoder.identity.channels} channels, the run {spec.channels}"
@@ -112,7 +113,8 @@ def embed_videos(
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
     embedded, longest = [], 1
     # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
-    with Decoder(spec.frames, spec.size, crop=spec.crop) as decoder:
+    # Kept from one performance to the next.
+    with borrow_decoder(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as decoder:
         for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
             if isinstance(clip, VideoError):
                 raise clip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.errors import CacheError, CheckpointError, DataError
+from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
 from dtsf.prediction import embed_videos, prediction_of, read_canvases, write_said
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Run:
         from dtsf.model.training.evaluation import evaluate
         from dtsf.model.training.protocols import parse_protocol
 
-        torch.set_num_threads(self.state.recipe.train.threads)
+        torch.set_num_threads(self.state.recipe.train.usable_threads)
         data = open_dataset(Path(cache), dataset or self.state.info.name)
         self._check(data)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
@@ -82,7 +82,12 @@ class Run:
         )
 
     def predict(
-        self, videos: Sequence[str | Path], *, film: str | Path | None = None, views: str | None = None
+        self,
+        videos: Sequence[str | Path],
+        *,
+        film: str | Path | None = None,
+        views: str | None = None,
+        encoder_weights: str | Path | None = None,
     ) -> Prediction:
         """Classify one performance.
 
@@ -90,20 +95,28 @@ class Run:
             videos: One file (or frame folder) a view, any number from 1.
             views: Which cameras they are of, numbers or names joined by commas; the first ones, in order, if left out.
                 It matters where the recipe has weights for each camera (``model.views`` ``merged``).
+            encoder_weights: File of the encoder's weights, where the run was trained with some of one's own; their hash must
+                be the run's.
             film: Also write a film here: the views side by side with the class, uncertainty and weights drawn on.
 
         Raises:
             VideoError: A video cannot be used.
             ConfigError: This machine's encoder is not the one the run was trained with, no film can be written there, or
                 ``views`` names no camera of the run.
+            FilmError: The film cannot be written; the error has the prediction as ``said``.
             DataError: Another number of videos than ``views``, or more than the run has cameras with weights of their own.
 
         """
         cameras = self._cameras(len(videos), views)
-        embeddings_VFPC, longest = embed_videos(videos, self.state.spec, self.state.recipe.train.threads, film)
+        embeddings_VFPC, longest = embed_videos(
+            videos, self.state.spec, self.state.recipe.train.usable_threads, film, encoder_weights
+        )
         said = self._classify(embeddings_VFPC, cameras)
         if film is not None:
-            write_said(Path(film), [Path(video) for video in videos], longest, said)
+            try:
+                write_said(Path(film), [Path(video).absolute() for video in videos], longest, said)
+            except DtsfError as error:
+                raise FilmError(str(error), said) from error
         return said
 
     def _cameras(self, n_given: int, views: str | None) -> list[int]:

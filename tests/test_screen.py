@@ -81,7 +81,9 @@ def test_verbose_says_what_was_found(dtsf, world):
     assert "contradict" in both.stderr
 
 
-def test_every_command_knows_quiet_and_verbose(dtsf, tmp_path):
+def test_every_command_knows_quiet_and_verbose():
+    from typer.testing import CliRunner
+
     from dtsf.cli.app import app
 
     groups = {group.name: group.typer_instance for group in app.registered_groups}
@@ -89,7 +91,7 @@ def test_every_command_knows_quiet_and_verbose(dtsf, tmp_path):
     commands += [(name, c.name) for name, group in groups.items() for c in group.registered_commands]
     assert len(commands) >= 8
     for command in commands:
-        shown = dtsf(*command, "--help", cwd=tmp_path).stdout
+        shown = CliRunner().invoke(app, [*command, "--help"]).stdout
         assert "--quiet" in shown, command
         assert "--verbose" in shown, command
 

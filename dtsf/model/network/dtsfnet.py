@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dtsf.errors import ConfigError
+from dtsf.model.network.belief import Belief, clip_statistics
 from dtsf.model.network.canvas import prepare_canvas, scaled_energy, scatter_views
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
@@ -46,7 +47,8 @@ FUSIONS_WITH_WEIGHTS: dict[str, Callable[[int, int], nn.Module]] = {
 class Output:
     """What the network says of a batch of groups. Not frozen, because Lightning Fabric rebuilds it.
 
-    Logits are the head's; alpha = softplus(logits) + 1.
+    Logits are the head's; alpha = softplus(logits) + 1, and the fused one, once :mod:`.belief` is learnt, what of it is to be
+    believed. The views' are the head's always.
     """
 
     logits_BK: Tensor
@@ -120,6 +122,7 @@ class DTSFNet(nn.Module):
         )
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
+        self.belief = Belief(config.width, n_classes, channels)
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
@@ -155,6 +158,8 @@ class DTSFNet(nn.Module):
         fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
         alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
+        if self.belief.learnt and not self.training:
+            alpha_BK = self.belief(logits_BK, fused_BD, self.statistics(x_BVTHWC), fused.weights_BV)
         return Output(
             logits_BK=logits_BK,
             alpha_BK=alpha_BK,
@@ -171,6 +176,11 @@ class DTSFNet(nn.Module):
     def energy(self, x_PTHWC: Tensor) -> Tensor:
         """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E)."""
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
+
+    def statistics(self, x_BVTHWC: Tensor) -> Tensor:
+        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 2 + C)."""
+        statistics_PS = clip_statistics(x_BVTHWC.flatten(0, 1), self.channel_scale_C)
+        return statistics_PS.view(*x_BVTHWC.shape[:2], -1)
 
     def _uncovered(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
         """Present views without those whose sight is blocked: see ``ModelConfig.covered``. Training knows none."""

@@ -38,7 +38,7 @@ __all__ = [
 class Evaluation(BaseModel):
     """A judgement and everything needed to know what it is a judgement of. ``metrics.json`` holds one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     dataset: str
     protocol: str
@@ -153,8 +153,8 @@ def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
 
 def _left_out(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, int]:
     """Clips of this side of the protocol that cannot be used, by verdict. The other side's are in its own judgement."""
-    bad = {record.clip.id: record.verdict.value for record in data.bad}
-    clips = (*data.clips, *(record.clip for record in data.bad))
+    bad = {one.clip.id: one.verdict for one in data.bad}
+    clips = (*data.clips, *(one.clip for one in data.bad))
     parts = split_clips(clips, protocol, data.info.dataset, data.info.view_names, needed=())
     return dict(Counter(bad[clip.id] for clip in (parts.test if split == "test" else parts.train) if clip.id in bad))
 
