@@ -63,8 +63,8 @@ def decode_clip(
 ) -> DecodedClip:
     """Decode ``n_frames`` frames of a clip, square, ``size`` pixels.
 
-    Frames are scaled as they are decoded, to the target size or, to cut out what moves, to at most twice that: one resampling rule
-    for all sources. One thread decodes: parallel work is a clip a process.
+    Frames are scaled as they are decoded: to the target size or, to cut out what moves, to at most twice that. One thread
+    decodes: parallel work is a clip a process.
 
     Args:
         path: A video file, or a folder of numbered pictures.

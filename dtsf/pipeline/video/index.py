@@ -127,7 +127,7 @@ class VideoIndex:
         # A program stream times some frames and leaves the others to FFmpeg, which is now and then a frame out.
         if self.container == "mpeg" and len(times) and np.abs(times - by_rate).max() <= step + 1:
             return by_rate
-        return times
+        return np.asarray(times)
 
     @cached_property
     def _stated_step(self) -> float:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Learnt", "decode_wanted"]
 
+SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
+"""Codecs that leave a frame out undecoded when no other frame refers to it."""
+
 
 class Learnt(Exception):  # noqa: N818 - no error
     """What comes out is not what the index said. It says so now."""
@@ -41,51 +44,49 @@ def decode_wanted(
 
     """
     walk = _walk_by_rank if index.by_rank else _walk_by_time
-    came = np.zeros(len(index.packets), bool)
     begin = _begin(index, int(wanted[0]))
+    needed = set(index.order[wanted].tolist()) if index.codec in SKIPPING and not index.by_rank else None
     while True:
+        came = np.zeros(len(index.packets), bool)
         try:
-            return _pick(source, index, wanted, show, walk(source, index, begin, came), begin, came)
+            shown, ended = _pick(wanted, show, walk(source, index, begin, came, needed))
         except _Unsound:
-            begin = _key_until(index, begin // 2)
-            came[:] = False
+            begin, needed = _key_until(index, begin // 2), None
+            continue
+        lost = set(np.flatnonzero(_due(index, begin, came, None if ended else int(wanted[-1])) & ~came).tolist())
+        if needed is not None:
+            if needed & lost:
+                needed = None  # what was left out may have been needed
+                continue
+            return shown
+        if lost:
+            _check_damage(source, index, lost)
+            raise Learnt(index.without(lost))
+        return shown
 
 
 def _pick(
-    source: PacketSource,
-    index: VideoIndex,
-    wanted: np.ndarray,
-    show: Callable[[Any], np.ndarray],
-    walk: Iterator[tuple[int, Any]],
-    begin: int,
-    came: np.ndarray,
-) -> dict[int, np.ndarray]:
-    places = set(wanted.tolist())
-    last = int(wanted[-1])
+    wanted: np.ndarray, show: Callable[[Any], np.ndarray], frames: Iterator[tuple[int, Any]]
+) -> tuple[dict[int, np.ndarray], bool]:
+    """Pictures by rank, and whether the file ended before the last was reached."""
+    places, last = set(wanted.tolist()), int(wanted[-1])
     shown: dict[int, np.ndarray] = {}
-    ended = True
-    for rank, frame in walk:
+    for rank, frame in frames:
         if rank in places:
             shown[rank] = show(frame)
         if rank >= last:
-            ended = False
-            break
-    furthest = int(np.flatnonzero(came)[-1]) if came.any() else -1
-    due = _due(index, begin, None if ended else last, furthest)
-    lost = set(np.flatnonzero(due & ~came).tolist())
-    if lost:
-        _check_damage(source, index, lost)
-        raise Learnt(index.without(lost))
-    return shown
+            return shown, False
+    return shown, True
 
 
-def _due(index: VideoIndex, begin: int, last: int | None, furthest: int) -> np.ndarray:
+def _due(index: VideoIndex, begin: int, came: np.ndarray, last: int | None) -> np.ndarray:
     """Which packets' frames must have come, (packets,) bool, of those from ``begin`` to rank ``last`` or, None, to the end."""
     numbers = np.arange(len(index.packets))
     due = index.shown & (numbers >= begin)
     if index.by_rank:
         if begin != index.first_key:
             due &= numbers >= _next_key(index, begin)
+        furthest = int(numbers[came].max(initial=0))
         return due if last is None else due & (numbers < furthest - REORDERED)
     if begin != index.first_key:
         due &= index.packets.pts >= index.packets.pts[begin]
@@ -128,10 +129,12 @@ def _next_key(index: VideoIndex, number: int) -> int:
     return int(keys[keys > number][0])
 
 
-def _walk_by_time(source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray) -> Iterator[tuple[int, Any]]:
+def _walk_by_time(
+    source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray, needed: set[int] | None
+) -> Iterator[tuple[int, Any]]:
     """Frames as (rank, frame) where packets have times of presentation; marks those that ``came``, (packets,) bool."""
     pts, sound, before = index.packets.pts, begin == index.first_key, NO_TIME
-    for number, frame in source.frames(begin):
+    for number, frame in source.frames(begin, needed):
         rank = index.rank[number]
         if rank < 0:
             continue
@@ -150,12 +153,14 @@ def _walk_by_time(source: PacketSource, index: VideoIndex, begin: int, came: np.
         raise _Unsound
 
 
-def _walk_by_rank(source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray) -> Iterator[tuple[int, Any]]:
+def _walk_by_rank(
+    source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray, needed: set[int] | None
+) -> Iterator[tuple[int, Any]]:
     """Frames as (rank, frame) where they have to be counted; marks those that ``came``."""
     whole = begin == index.first_key
     rank, anchor = (0, begin) if whole else (-1, _next_key(index, begin))
     n_after = 0
-    for number, frame in source.frames(begin):
+    for number, frame in source.frames(begin, needed):
         if not index.shown[number]:
             continue
         came[number] = True
