@@ -152,3 +152,53 @@ def test_package_is_imported_in_no_time_and_has_its_names():
     assert done.stdout == "dtsf.api\n", done.stderr
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = package.trian
+
+
+def test_dtsf_alone_shows_the_three_commands_that_matter_and_where_the_rest_is(dtsf, tmp_path):
+    shown = dtsf(cwd=tmp_path, COLUMNS="80")
+    lines = shown.stderr.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("  dtsf ")] == ["preprocess", "train", "predict"]
+    assert "dtsf --help" in shown.stderr
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 80
+    assert shown.stdout == ""
+
+
+def test_what_is_printed_beside_a_bar_stands_above_it(tmp_path):
+    script = (
+        "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
+        "with progress('count', 'things') as update:\n"
+        "    update(1, 2); console().print('a word'); update(2, 2)\n"
+    )
+    main, side = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=side, env=os.environ | {"TERM": "xterm"})
+    os.close(side)
+    shown = ""
+    with contextlib.suppress(OSError):
+        while part := os.read(main, 10_000):
+            shown += part.decode(errors="replace")
+    os.close(main)
+    assert child.wait(60) == 0
+    # The bar's line is taken away first, and drawn again below.
+    before, after = shown.split("a word")
+    assert before.endswith("\x1b[2K")
+    assert "count" in after
+
+
+def test_of_many_classes_a_terminal_shows_those_of_lowest_recall():
+    from dtsf.cli.show import evaluation_table
+
+    names = [f"class {k}" for k in range(40)]
+    recall = {name: (k % 7) / 10 for k, name in enumerate(names)}
+    document = {
+        **{"auroc_uncertainty": None, "top1": 0.5, "top5": 0.9, "ece": 0.1, "uncertainty": 0.2, "n_groups": 40, "n_clips": 40},
+        **{"dataset": "d", "task": "t", "draws": 1, "adapted": False, "unknown": None, "left_out": {}, "groups_left_out": {}},
+        **{"view_names": ["1"], "view_weights": [1.0], "view_top1": [0.5], "views": ["1"], "per_class": recall},
+        "confusion": [[int(j == k) for j in range(40)] for k in range(40)],
+    }
+    *_, classes = evaluation_table(document)
+    shown = [float(str(cell)) for cell in classes.columns[1].cells]
+    assert len(shown) == 15
+    assert shown == sorted(recall.values())[:15]
+    assert "of 40" in str(classes.title)
+

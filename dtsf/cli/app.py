@@ -27,7 +27,7 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="dtsf",
     help="Multi-view action recognition that is not fooled by backgrounds or by the one easy camera (DTSFNet).",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done; 1 finished, but more clips unusable than --max-bad; 2 wrong input or state; "
     "130 interrupted, safe to run again.",
@@ -42,8 +42,22 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
+FIRST = (
+    ("preprocess DATASET --root DIR", "once: videos to a cache of embeddings"),
+    ("train", "a network from the cache, in minutes"),
+    ("predict CAM1 CAM2 --run RUN", "class and uncertainty of one performance"),
+)
+"""What ``dtsf`` alone shows: the way from videos to an answer."""
+AIDS = (
+    ("all commands:", "dtsf --help"),
+    ("no videos yet:", "dtsf synth nucla --out drawn"),
+    ("ready to run?", "dtsf doctor"),
+)
+
+
 @app.callback()
 def _common(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Only results and errors; also behind a command.")
@@ -58,20 +72,35 @@ def _common(
     if debug:
         os.environ["DTSF_DEBUG"] = "1"
     set_verbosity(quiet=quiet, verbose=verbose)
+    if context.invoked_subcommand is None:
+        _introduce()
+        raise typer.Exit(2)
 
 
-app.command("preprocess")(preprocess_command)
-app.command("import")(import_command)
-app.command("train")(train_command)
-app.command("evaluate")(evaluate_command)
-app.command("ablate")(ablate_command)
-app.command("predict")(predict_command)
-app.command("report")(report_command)
-app.command("doctor")(doctor_command)
-app.command("export")(export_command)
-app.add_typer(reproduce_app, name="reproduce")
-app.add_typer(synth_app, name="synth")
-app.add_typer(cache_app, name="cache")
+def _introduce() -> None:
+    screen = results()
+    screen.print(f"{app.info.help}")
+    screen.print()
+    for command, what in FIRST:
+        screen.print(words((f"  dtsf {command:<31}", "bold cyan"), what))
+    screen.print()
+    for what, command in AIDS:
+        screen.print(words(f"  {what:<16}", (command, "cyan")))
+
+
+WAY, JUDGE, DATA = "From videos to an answer", "Judge and compare", "Data and machine"
+app.command("preprocess", rich_help_panel=WAY)(preprocess_command)
+app.command("train", rich_help_panel=WAY)(train_command)
+app.command("predict", rich_help_panel=WAY)(predict_command)
+app.command("evaluate", rich_help_panel=JUDGE)(evaluate_command)
+app.command("report", rich_help_panel=JUDGE)(report_command)
+app.command("ablate", rich_help_panel=JUDGE)(ablate_command)
+app.add_typer(reproduce_app, name="reproduce", rich_help_panel=JUDGE)
+app.add_typer(cache_app, name="cache", rich_help_panel=DATA)
+app.command("import", rich_help_panel=DATA)(import_command)
+app.command("export", rich_help_panel=DATA)(export_command)
+app.add_typer(synth_app, name="synth", rich_help_panel=DATA)
+app.command("doctor", rich_help_panel=DATA)(doctor_command)
 
 
 def _speak_as_asked(commands: typer.Typer) -> None:

@@ -93,6 +93,16 @@ def evaluate_command(
     draws: Annotated[
         int | None, typer.Option(min=1, help="Average over this many sets of frames; the recipe's if left out.")
     ] = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            help="Also say how well uncertainty tells unknown actions: left-out (train.leave_out), or another data set."
+        ),
+    ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option("--adapt", help="Align the network to the test clips, one performance after the other (ViTTA)."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Judge a run, also on another data set of the same classes."""
@@ -101,7 +111,14 @@ def evaluate_command(
 
     with progress("evaluate", "groups"):
         result = api.load(run).evaluate(
-            cache, dataset=dataset, protocol=protocol, split=split, views=views, draws=draws
+            cache,
+            dataset=dataset,
+            protocol=protocol,
+            split=split,
+            views=views,
+            draws=draws,
+            unknown=unknown,
+            adapt=adapt,
         )
     document = result.summary()
     if json_:

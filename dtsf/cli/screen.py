@@ -174,7 +174,12 @@ class _Lossy:
 
 def _stderr() -> IO[str]:
     # While a bar is shown, Rich puts a stream of its own in the place of stderr.
-    return cast("IO[str]", _Lossy(getattr(sys.stderr, "rich_proxied_file", sys.stderr)))
+    return _lossy(getattr(sys.stderr, "rich_proxied_file", sys.stderr))
+
+
+@functools.lru_cache(maxsize=2)
+def _lossy(stream: IO[str]) -> IO[str]:
+    return cast("IO[str]", _Lossy(stream))
 
 
 @functools.cache
@@ -214,7 +219,13 @@ def _screen_class() -> type[Console]:
 
 
 def _screen(*, quiet: bool) -> Console:
-    return _screen_class()(stderr=True, file=_stderr(), quiet=quiet)
+    return _screen_on(_stderr(), quiet)
+
+
+@functools.lru_cache(maxsize=4)
+def _screen_on(stream: IO[str], quiet: bool) -> Console:
+    """One object for all who print: what is printed while a bar is shown stands above the bar."""
+    return _screen_class()(stderr=True, file=stream, quiet=quiet)
 
 
 def with_verbosity(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A film of a prediction: the views side by side, as the network gets them, with what it says drawn on."""
+"""A film of a prediction: the views side by side, with class, uncertainty and weights drawn on."""
 
 from __future__ import annotations
 

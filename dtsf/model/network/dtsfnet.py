@@ -22,6 +22,7 @@ from dtsf.model.network.fusion_concat import ConcatFusion
 from dtsf.model.network.fusion_sfm import SemanticCorrection
 from dtsf.model.network.fusion_tmc import fuse_tmc
 from dtsf.model.network.snapshots import motion_share
+from dtsf.model.network.streams import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +124,7 @@ class DTSFNet(nn.Module):
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
         self.belief = Belief(config.width, n_classes, channels)
+        self.streams = Streams(self.encoder, config.width)
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
@@ -178,7 +180,7 @@ class DTSFNet(nn.Module):
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
 
     def statistics(self, x_BVTHWC: Tensor) -> Tensor:
-        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 2 + C)."""
+        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 3 + C)."""
         statistics_PS = clip_statistics(x_BVTHWC.flatten(0, 1), self.channel_scale_C)
         return statistics_PS.view(*x_BVTHWC.shape[:2], -1)
 

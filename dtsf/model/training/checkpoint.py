@@ -174,7 +174,7 @@ def _remove(old: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: Calibration) -> None:
+def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: Calibration | None) -> None:
     """Write a checkpoint again with what was learnt after training; ``weights`` take the place of those of the same names."""
     held = load_checkpoint(folder, resume=True)
     state = held.state.model_copy(update={"calibration": calibration})
@@ -239,9 +239,10 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
     # Without memory first: a state.json may name any size, the weights that are there bound it.
     with torch.device("meta"):
         wanted = _network(state).state_dict()
-    if not any(name.startswith("belief.") for name in checkpoint.weights):
-        # From before evidence was calibrated: it is taken as it is.
-        wanted = {name: x for name, x in wanted.items() if not name.startswith("belief.")}
+    for later in ("belief.", "streams."):
+        # From before these were kept: evidence is taken as it is, and there is nothing to adapt to.
+        if not any(name.startswith(later) for name in checkpoint.weights):
+            wanted = {name: x for name, x in wanted.items() if not name.startswith(later)}
     for name in wanted.keys() | checkpoint.weights.keys():
         ours, theirs = wanted.get(name), checkpoint.weights.get(name)
         if ours is None or theirs is None or ours.shape != theirs.shape or ours.is_complex() != theirs.is_complex():

@@ -31,6 +31,12 @@ def _words(given: object) -> object:
     return tuple(str(int(word)) if word.isdecimal() else word for word in stripped if word)
 
 
+def _names(given: object) -> object:
+    """Classes may come as "a,b" or ["a", "b"]."""
+    words = given if isinstance(given, list | tuple) else str(given).split(",")
+    return tuple(str(word).strip() for word in words if str(word).strip())
+
+
 class TrainConfig(BaseModel):
     """Optimisation. Recipes hold it as ``[train]``."""
 
@@ -61,6 +67,9 @@ class TrainConfig(BaseModel):
     patience: int = Field(default=0, ge=0, le=10**7)
     """Stop once the loss of the held-out groups has not fallen for this many epochs, and keep the weights of the best
     epoch; 0 trains to the end and keeps the last. The learning rate falls as if all ``epochs`` would come."""
+    leave_out: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Names of classes that are not learnt, nor judged: unknown actions, for ``evaluate --unknown left-out``. Nothing of them
+    is in training. ``--set train.leave_out="golf swing,jogging"``"""
     calibrate: int = Field(default=2, ge=0)
     """Parts of the training groups (people, where they are named) that are held out one after the other to learn how much of
     the network's evidence is to be believed; see :mod:`.calibration`. Each part is a training of its own on the others: 2

@@ -27,6 +27,7 @@ from dtsf.model.training.processes import current_world, launch, leave
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe, usual_recipe
 from dtsf.model.training.settings import TrainSettings
+from dtsf.model.training.unknown import leave_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,7 @@ def train(
             in the first.
         on_start: Called once everything is checked and before the first step, likewise.
         on_epoch: Called after each epoch, likewise.
-        calibrated: False leaves out what the recipe's ``train.calibrate`` asks for: where only answers count.
+        calibrated: False leaves out :func:`.calibration.calibrate`: where only answers count.
         changes: Fields of :class:`dtsf.model.training.settings.TrainSettings` that differ from ``chosen``.
 
     Under ``torchrun`` this is one of several processes (:mod:`.processes`); they share the run folder.
@@ -89,7 +90,10 @@ def train(
     world = current_world()
     if on_recipe is not None and world.first:
         on_recipe(recipe, why)
-    split = hold_out(split_clips(data.clips, rule, data.info.dataset, data.info.view_names), settings.train, seed)
+    split, info = leave_out(
+        split_clips(data.clips, rule, data.info.dataset, data.info.view_names), data.info, settings.train.leave_out
+    )
+    split = hold_out(split, settings.train, seed)
     check_device(device)
     initial = read_initial_weights(init, settings.model) if init is not None else None
     document = {
@@ -120,7 +124,7 @@ def train(
     fitted = fit(
         load_groups(data, split.train),
         settings,
-        info=data.info,
+        info=info,
         spec=data.spec,
         protocol=str(rule),
         run=folder,
@@ -133,10 +137,11 @@ def train(
         fabric=fabric,
     )
     logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
-    if calibrated and settings.train.calibrate and not fitted.net.belief.learnt:
+    if calibrated and not fitted.net.streams.known:
         learnt = calibrate(
             fitted.net,
             data,
+            info,
             rule,
             split,
             settings,
@@ -150,7 +155,7 @@ def train(
         logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, learnt)
     leave()
     # Each process judges for itself: they hold the same weights, and none need wait for another.
-    evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws)
+    evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws, classes=info.class_names)
     if world.first:
         if not folder.is_dir():
             raise CheckpointError(f"the run folder {folder} is gone: the training in it is lost; begin it anew")
