@@ -33,8 +33,12 @@ ROUNDS = 6
 """How often the index may learn of one clip."""
 
 
-def decoder_name() -> str:
+def decoder_name(decoder: str = "pyav") -> str:
     """Decoder and version, for the cache's fingerprint."""
+    if decoder == "decord":
+        from dtsf.pipeline.video.decord_reader import decord_name
+
+        return decord_name()
     import av
 
     major, minor, _ = av.library_versions["libavcodec"]
@@ -60,6 +64,7 @@ def decode_clip(
     span: Span = WHOLE,
     check: str = "fast",
     crop: Crop = "centre",
+    decoder: str = "pyav",
 ) -> DecodedClip:
     """Decode ``n_frames`` frames of a clip, square, ``size`` pixels.
 
@@ -73,10 +78,11 @@ def decode_clip(
         span: The clip's part of the file.
         check: ``full`` also decodes every frame and refuses a clip in which the codec flags frames
             as damaged. Choose it for files of doubtful origin; it costs a second decoding.
+        decoder: ``pyav``, or ``decord`` (checked against it, so that it costs both).
         crop: Which square of the picture: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
 
     Raises:
-        VideoError: With verdict ``unreadable``, ``truncated`` or ``corrupt``.
+        VideoError: With verdict ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
 
     """
     start, end = span.start, span.end
@@ -104,6 +110,10 @@ def decode_clip(
                 raise VideoError(f"{path} has no frame that can be decoded; {way_out(path)}", Verdict.UNREADABLE)
         else:
             raise VideoError(f"{path}: what it holds is not what it decodes to; {way_out(path)}", Verdict.UNREADABLE)
+        if decoder == "decord":
+            from dtsf.pipeline.video.decord_reader import read_with_decord
+
+            shown = read_with_decord(path, index, np.unique(rank), shown)
     verdict, reason = short_verdict(n_held, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([shown[int(r)] for r in rank]), size, crop),

@@ -102,7 +102,7 @@ def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> No
         said = next(iter(source.errors.values()), "no frame comes")
         raise VideoError(
             f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {said}; {way_out(source.path)}",
-            Verdict.CORRUPT,
+            Verdict.CORRUPT if len(lost) < index.n_frames else Verdict.UNREADABLE,
         )
 
 
