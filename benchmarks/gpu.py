@@ -4,8 +4,9 @@
     python benchmarks/gpu.py --out /tmp/quick --quick      on a CPU, tiny shapes, Triton's interpreter: proves that the script runs
 
 Sections: machine, parity of every kernel against float64, scan (forward + backward against mamba-ssm where it is built,
-and against chunked PyTorch), tune (block, step and occupancy of Triton's backward), steps (default, ntu60 and nucla-paper: milliseconds, memory,
-clips a second, hours of a training), stage1 (encoders), resume. A section that fails is reported with its error, the others go on.
+and against chunked PyTorch), tune (block, step and occupancy of Triton's backward), steps (default, ntu60 and nucla-paper:
+milliseconds, memory, clips a second, hours of a training), stage1 (encoders), resume. A section that fails is reported with
+its error, the others go on.
 """
 
 from __future__ import annotations
