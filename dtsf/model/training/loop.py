@@ -86,6 +86,7 @@ def fit(
     held_out: Groups | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
+    catalog: str = "",
 ) -> Fitted:
     """Train a network and leave checkpoints in ``run/last`` and a line a step in ``run/log.jsonl``.
 
@@ -104,6 +105,7 @@ def fit(
         held_out: Groups that are judged after each epoch and not trained on; needed where the recipe has patience.
         on_epoch: Called after each epoch.
         fabric: A Fabric that is launched already; one is launched if left out.
+        catalog: Digest of what is said of the clips, for the record.
 
     Raises:
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
@@ -156,6 +158,7 @@ def fit(
         seed=seed,
         protocol=protocol,
         fingerprint=spec.fingerprint(),
+        catalog=catalog,
         spec=spec,
         info=info,
         recipe=recipe,
