@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
+from dtsf.pipeline.cards import count_cards, usual_workers
 from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
@@ -121,7 +121,7 @@ def preprocess(
     info = DatasetInfo(
         dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
     )
-    n_workers = settings.workers or os.cpu_count() or 1
+    n_workers = settings.workers or usual_workers(settings.encoder)
     if settings.dry_run:
         return _foreseen(catalog, info, folder, spec, settings, n_workers)
     with only_writer(folder):
@@ -152,7 +152,7 @@ def preprocess(
             if on_progress is not None:
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
-        run_tasks(tasks, n_workers, settings.scheduler, on_clips)
+        run_tasks(tasks, n_workers, settings.scheduler, on_clips, cards=count_cards(settings.encoder))
         if parts and settings.scheduler is None and isinstance(place, LocalFolder):
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
