@@ -29,6 +29,21 @@ LEAST_DEVIATION = 0.05
 """Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
 
 
+def project(x_PTHWC: Tensor, scale_C: Tensor, basis_CR: Tensor) -> Tensor:
+    """Embeddings in the principal channels, (..., R), float32; what has R channels already is returned as it is."""
+    if x_PTHWC.shape[-1] == basis_CR.shape[1] != basis_CR.shape[0]:
+        return x_PTHWC
+    return x_PTHWC.float() @ (scale_C.unsqueeze(1) * basis_CR)
+
+
+def moving_part(y_PTHWR: Tensor, deviation_R: Tensor, normalise: str) -> Tensor:
+    """What moves, signed, in units of the clip's own motion. Same shape."""
+    moving_PTHWR = separate(y_PTHWR)[1] / deviation_R
+    axes = (1, 2, 3) if normalise == "clip" else (1, 2, 3, 4)
+    length_P1111 = moving_PTHWR.square().mean(axes, keepdim=True).sqrt()
+    return moving_PTHWR / (length_P1111 + LEAST_DEVIATION)
+
+
 def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tensor:
     """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E).
 

@@ -44,10 +44,14 @@ class ModelConfig(BaseModel):
     pace: float = Field(default=0.0, ge=0, le=1)
     """Where those frames lie: 0 at equal distances in time, as the paper; 1 at equal shares of the clip's motion, so
     that performances of different speeds and pauses line up; between, a mixture that still knows tempo."""
-    canvas: Literal["embedding", "energy"] = "embedding"
+    canvas: Literal["embedding", "energy", "both"] = "embedding"
     """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
     :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
-    performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
+    performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``.
+    ``both`` has an encoder for each, and MSF joins what they say of a camera: they err on different clips."""
+    principal: int = Field(default=0, ge=0)
+    """Channels are first turned to the directions in which training clips move most, and this many kept; 0 keeps all as
+    they are. Energies and moving parts are then of these: a step costs a fraction, and rooms can be exchanged afresh."""
     change: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_lags)] = ()
     """For ``canvas`` ``energy``: further numbers a cell, how far it is from itself these many frames before, one for each;
     0 leaves them out. ``[1, 3]`` tells quick from slow; 2 is nearly as good (docs/results.md). ``--set model.change=1,3``"""
@@ -105,15 +109,17 @@ class ModelConfig(BaseModel):
             )
         if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
-        if self.change and self.canvas != "energy":
+        if self.canvas == "both" and (self.anchor != "dynamic" or self.pasted != "none" or not self.principal):
+            raise ValueError('canvas "both" needs anchor "dynamic", pasted "none" and principal channels')
+        if self.change and self.canvas == "embedding":
             raise ValueError(
                 f'change {list(self.change)} asks for more of motion energy: it needs canvas "energy", or change 0'
             )
-        if self.direction and self.canvas != "energy":
+        if self.direction and self.canvas == "embedding":
             raise ValueError(
                 f'direction {self.direction:g} asks for more of motion energy: it needs canvas "energy", or direction 0'
             )
-        if self.canvas == "energy" and self.normalise == "imagenet":
+        if self.canvas != "embedding" and self.normalise == "imagenet":
             raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
         return self
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.canvas import prepare_canvas, scaled_energy, scatter_views
+from dtsf.model.network.canvas import moving_part, prepare_canvas, project, scaled_energy, scatter_views
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network.fusion import Fused, fuse_mean, fuse_msf
@@ -60,6 +60,8 @@ class Output:
     view_weights_BV: Tensor
     """Share of each view in the fused feature; 0 for absent and for covered views."""
     mask_BV: Tensor
+    stream_logits_PSK: Tensor | None = None
+    """Of each stream of each present view, where the network has two."""
 
     @property
     def probabilities_BK(self) -> Tensor:
@@ -82,6 +84,8 @@ class DTSFNet(nn.Module):
     channel_scale_C: Tensor
     energy_mean_HWE: Tensor
     least_share_V: Tensor
+    basis_CR: Tensor
+    moving_R: Tensor
 
     def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int, n_views: int = 3) -> None:
         super().__init__()
@@ -92,30 +96,42 @@ class DTSFNet(nn.Module):
         self.register_buffer("channel_scale_C", torch.ones(channels))
         # Mean motion energy of every cell over the training clips, likewise.
         self.register_buffer(
-            "energy_mean_HWE", torch.zeros(canvas, canvas, config.energies), persistent=config.canvas == "energy"
+            "energy_mean_HWE", torch.zeros(canvas, canvas, config.energies), persistent=config.canvas != "embedding"
         )
         # The least share of the group's motion that each camera saw in training, likewise.
         self.register_buffer("least_share_V", torch.zeros(n_views), persistent=config.covered > 0)
-        reduced = config.energies if config.canvas == "energy" else config.reduce or channels
-        plain = config.canvas == "energy" or not config.reduce
+        principal = min(config.principal, channels - 1)
+        self.principal = principal
+        if principal:
+            # The directions in which training clips move most, and how much: set before training.
+            self.register_buffer("basis_CR", torch.eye(channels)[:, :principal].clone())
+            self.register_buffer("moving_R", torch.ones(principal))
+            channels = principal
+        reduced = config.energies if config.canvas != "embedding" else config.reduce or channels
+        plain = config.canvas != "embedding" or not config.reduce
         self.reduce = nn.Identity() if plain else nn.Linear(channels, reduced)
         self.drop = nn.Dropout(config.dropout)
         self.n_views = n_views
-        self.encoder = VideoMamba(
-            channels=reduced * n_views if config.views == "merged" else reduced,
-            canvas=canvas,
-            patch=config.patch,
-            frames=config.frames,
-            n_classes=n_classes,
-            width=config.width,
-            depth=config.depth,
-            state=config.state,
-            conv=config.conv,
-            expand=config.expand,
-            readout=config.readout,
-            drop_path_rate=config.drop_path,
-            dt_init=config.dt_init,
-        )
+
+        def encoder(channels: int, n_classes: int) -> VideoMamba:
+            return VideoMamba(
+                channels=channels,
+                canvas=canvas,
+                patch=config.patch,
+                frames=config.frames,
+                n_classes=n_classes,
+                width=config.width,
+                depth=config.depth,
+                state=config.state,
+                conv=config.conv,
+                expand=config.expand,
+                readout=config.readout,
+                drop_path_rate=config.drop_path,
+                dt_init=config.dt_init,
+            )
+
+        self.encoder = encoder(reduced * n_views if config.views == "merged" else reduced, n_classes)
+        self.signed_encoder = encoder(principal, 0) if config.canvas == "both" else None
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
 
@@ -136,6 +152,8 @@ class DTSFNet(nn.Module):
         complete = mask_BV is None or bool(mask_BV.all())
         if mask_BV is None:
             mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
+        if config.canvas == "both":
+            return self._both(x_BVTHWC, mask_BV, complete=complete)
         canvas_BVTHWR = self._canvas(x_BVTHWC, mask_BV, complete=complete)
         merged_BD: Tensor | None = None
         fused_BV = self._uncovered(x_BVTHWC, mask_BV)
@@ -165,8 +183,54 @@ class DTSFNet(nn.Module):
             mask_BV=mask_BV,
         )
 
+    def _both(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Output:
+        """Energies and moving parts, an encoder each; MSF over the two, then over the views."""
+        x_PTHWC = x_BVTHWC.flatten(0, 1)
+        if not complete:
+            x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
+        y_PTHWR = self.project(x_PTHWC)
+        energy_PTHWE = self.energy(y_PTHWR) - self.energy_mean_HWE
+        signed_PTHWR = moving_part(y_PTHWR, self.moving_R, self.config.normalise)
+        streams_PSD = torch.stack(
+            [
+                self.drop(self.encoder(self.drop(energy_PTHWE).permute(0, 4, 1, 2, 3))),
+                self.drop(self.signed_encoder(self.drop(signed_PTHWR).permute(0, 4, 1, 2, 3))),
+            ],
+            1,
+        ).float()
+        stream_logits_PSK = self.encoder.head(streams_PSD).float()
+        all_PS = torch.ones(streams_PSD.shape[:2], dtype=torch.bool, device=streams_PSD.device)
+        feature_PD = fuse_msf(streams_PSD, stream_logits_PSK, all_PS).feature_BD
+        logits_PK = self.encoder.head(feature_PD).float()
+        if complete:
+            feature_BVD, view_logits_BVK = (x.unflatten(0, mask_BV.shape) for x in (feature_PD, logits_PK))
+        else:
+            feature_BVD, view_logits_BVK = (scatter_views(x, mask_BV) for x in (feature_PD, logits_PK))
+        fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
+        logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused.feature_BD).float()
+        alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
+        return Output(
+            logits_BK=logits_BK,
+            alpha_BK=alpha_BK,
+            uncertainty_B=uncertainty(alpha_BK),
+            view_logits_BVK=view_logits_BVK,
+            view_alpha_BVK=view_alpha_BVK,
+            view_uncertainty_BV=uncertainty(view_alpha_BVK),
+            view_feature_BVD=feature_BVD,
+            view_weights_BV=fused.weights_BV,
+            mask_BV=mask_BV,
+            stream_logits_PSK=stream_logits_PSK,
+        )
+
+    def project(self, x_PTHWC: Tensor) -> Tensor:
+        """Embeddings in the principal channels, where the network has such."""
+        return project(x_PTHWC, self.channel_scale_C, self.basis_CR) if self.principal else x_PTHWC
+
     def energy(self, x_PTHWC: Tensor) -> Tensor:
         """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E)."""
+        if self.principal:
+            y_PTHWR = self.project(x_PTHWC)
+            return scaled_energy(y_PTHWR, torch.ones_like(self.moving_R), self.config)
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
 
     def _uncovered(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
@@ -183,9 +247,9 @@ class DTSFNet(nn.Module):
         """What the encoder is shown; see :mod:`.canvas`."""
         return prepare_canvas(
             self.config,
-            x_BVTHWC,
+            self.project(x_BVTHWC),
             mask_BV,
-            scale_C=self.channel_scale_C,
+            scale_C=torch.ones_like(self.moving_R) if self.principal else self.channel_scale_C,
             energy_mean_HWE=self.energy_mean_HWE,
             reduce=self.reduce,
             training=self.training,

@@ -46,7 +46,7 @@ class VideoMamba(nn.Module):
         canvas: Height and width of the canvas.
         patch: Side of a patch; divides ``canvas``.
         frames: Frames T of the temporal position table.
-        n_classes: Classes K of the head.
+        n_classes: Classes K of the head; 0 for an encoder without one.
         width: D.
         depth: Number of blocks.
         state: N of the scan.
@@ -90,7 +90,8 @@ class VideoMamba(nn.Module):
         self.norm_f = RMSNorm(width)
         if readout == "ordered":
             self.in_order = nn.Linear(frames * patches * width, width)
-        self.head = nn.Linear(width, n_classes)
+        if n_classes:
+            self.head = nn.Linear(width, n_classes)
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         # What block i adds is dropped where block i + 1 receives it, hence the shift by one.
         self.drop_rates = [0.0, *rates]

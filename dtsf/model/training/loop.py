@@ -15,7 +15,7 @@ import torch
 
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.data import channel_deviation, energy_mean, least_share, training_batches, training_source
+from dtsf.model.training.data import channel_deviation, energy_mean, least_share, principal_directions, training_batches, training_source
 from dtsf.model.training.debias.choose import make_debiaser
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
@@ -120,13 +120,17 @@ def fit(
         report = load_initial_weights(net.encoder, initial)
         if world.first:
             (run / "init.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
-    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
+    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas != "embedding"
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
+    if net.principal:
+        basis_CR, moving_R = principal_directions(groups, net.channel_scale_C, net.principal)
+        net.basis_CR.copy_(basis_CR)
+        net.moving_R.copy_(moving_R)
     if recipe.model.covered:
         net.least_share_V.copy_(least_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
-    if recipe.model.canvas == "energy":
+    if recipe.model.canvas != "embedding":
         net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed

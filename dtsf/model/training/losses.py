@@ -38,6 +38,8 @@ class LossConfig(BaseModel):
     """Weight of L_cross."""
     views: float = Field(default=1.0, ge=0)
     """Weight of the mean loss of the single views beside the fused one's 1."""
+    streams: float = Field(default=1.0, ge=0)
+    """Weight of the mean loss of each stream of each view, where the network has two (``model.canvas`` ``both``)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Of L_cross."""
 
@@ -88,6 +90,10 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
         return config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]
 
     views = total(single)
+    if output.stream_logits_PSK is not None:
+        label_PS = label_BV[mask_BV].unsqueeze(1).expand(output.stream_logits_PSK.shape[:2])
+        streams = total(_terms(output.stream_logits_PSK.flatten(0, 1), label_PS.flatten(), config))
+        return {"loss": total(fused) + config.views * views + config.streams * streams, **fused, "views": views, "streams": streams}
     return {"loss": total(fused) + config.views * views, **fused, "views": views}
 
 
