@@ -1,15 +1,20 @@
 """What a judgement says: its numbers by hand, what it is of, what is not in it, and its keys."""
 
+import itertools
 import json
 import re
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
+from dtsf.cache.records import Verdict
 from dtsf.errors import ConfigError
 from dtsf.model.training.data import Groups
 from dtsf.model.training.evaluation import evaluate
@@ -45,6 +50,31 @@ def test_calibration_error_is_that_of_the_reliability_table():
     assert all(row.low <= row.probability <= row.high for row in table if row.n_groups)
 
 
+def by_brute_force(probability, label):
+    """The same error group by group, in exact fractions: no bin is computed by the code under test."""
+    top = [(Fraction(round(row.max().item(), 6)).limit_denominator(10**6), int(row.argmax())) for row in probability]
+    edges = [Fraction(k, 15) for k in range(16)]
+    error = Fraction(0)
+    for low, high in itertools.pairwise(edges):
+        held = [(p, best == int(y)) for (p, best), y in zip(top, label, strict=True) if low < p <= high]
+        error += abs(sum(p for p, _ in held) - sum(right for _, right in held))
+    return float(error / len(top))
+
+
+@given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 60), st.booleans())
+def test_calibration_error_is_what_counting_by_hand_gives(seed, classes, n, knows_nothing):
+    torch.manual_seed(seed)
+    # Where nothing is known every probability is 1 / K but for rounding: with 3, 5 or 15 classes an edge of two bins.
+    spread = 1e-7 if knows_nothing else 4.0
+    probability = (spread * torch.rand(n, classes)).softmax(-1)
+    label = torch.randint(classes, (n,))
+    metrics = said(probability, label)
+    assert metrics.ece == pytest.approx(by_brute_force(probability, label), abs=1e-5)
+    if knows_nothing:
+        assert [row.n_groups for row in metrics.reliability if row.n_groups] == [n]
+        assert metrics.ece == pytest.approx(abs(metrics.top1 - 1 / classes), abs=1e-5)
+
+
 def test_auroc_is_the_share_of_pairs_that_uncertainty_puts_in_order():
     probability = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     label = torch.tensor([0, 1, 0, 0])  # right, wrong, wrong, right
@@ -64,7 +94,9 @@ def test_draws_are_other_moments_and_the_same_every_time(world):
     assert (one.draws, three.draws) == (1, 3)
     assert three == run.evaluate(world / "cache", draws=3)
     assert one == run.evaluate(world / "cache")
-    differ = [a.probability != b.probability for a, b in zip(one.metrics.predictions, three.metrics.predictions, strict=True)]
+    differ = [
+        a.probability != b.probability for a, b in zip(one.metrics.predictions, three.metrics.predictions, strict=True)
+    ]
     assert any(differ)
     for p in three.metrics.predictions:
         assert sum(p.view_weights) == pytest.approx(1.0, abs=1e-5)
@@ -89,6 +121,24 @@ def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(
     assert one.metrics == both.metrics
     with pytest.raises(ConfigError, match="leaves no training clip"):
         evaluate(run.net, alone, rule, seed=0, split="train")
+
+
+def test_a_judgement_counts_the_unusable_clips_of_its_own_side_alone(world):
+    run, data = api.load(world / "run"), open_dataset(world / "cache")
+    of = {
+        person: [name for name, (_, x) in data.records.items() if x.clip.subject == person][:n]
+        for person, n in (("1", 3), ("2", 1))
+    }
+    broken = {
+        name: (shard, x.model_copy(update={"row": None, "verdict": Verdict.UNREADABLE}))
+        for name, (shard, x) in data.records.items()
+        if name in of["1"] + of["2"]
+    }
+    damaged = replace(data, records=data.records | broken)
+    rule = parse_protocol("cross-subject:2", "nucla")
+    test, train = (evaluate(run.net, damaged, rule, seed=0, split=side) for side in ("test", "train"))
+    assert (test.left_out, test.n_clips) == ({"unreadable": 1}, 29)
+    assert (train.left_out, train.n_clips) == ({"unreadable": 3}, 27)
 
 
 def test_a_subset_of_views_is_another_task_and_counts_what_it_leaves_out(world, dtsf):

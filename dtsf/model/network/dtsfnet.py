@@ -57,6 +57,8 @@ class Output:
     view_uncertainty_BV: Tensor
     view_feature_BVD: Tensor
     """The encoder's; zero for absent views."""
+    feature_BD: Tensor
+    """The fused one, which the head reads; with ``fusion`` ``tmc``, whose head reads none, the mean of the views'."""
     view_weights_BV: Tensor
     """Share of each view in the fused feature; 0 for absent and for covered views."""
     mask_BV: Tensor
@@ -179,6 +181,7 @@ class DTSFNet(nn.Module):
             view_alpha_BVK=view_alpha_BVK,
             view_uncertainty_BV=uncertainty(view_alpha_BVK),
             view_feature_BVD=feature_BVD,
+            feature_BD=fused_BD.float(),
             view_weights_BV=fused.weights_BV,
             mask_BV=mask_BV,
         )

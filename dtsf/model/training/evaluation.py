@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dtsf.model.network.config import ModelConfig
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.data import Groups
-    from dtsf.model.training.protocols import Protocol, Split
+    from dtsf.model.training.protocols import Protocol
 
 __all__ = [
     "Evaluation",
@@ -104,7 +105,7 @@ def evaluate(
         # The protocol's own words are about its two sides, of which the network has seen neither.
         part = "every clip" if protocol.name == "all" else f"the {split} clips by {protocol}"
         task = f"{part} of another data set, {data.info.name} (trained on {trained_on})"
-    left_out, groups_left_out = _left_out(data, parts), {}
+    left_out, groups_left_out = _left_out(data, protocol, split) | parts.left_out, {}
     names = data.info.view_names
     chosen = view_numbers(views, names, f"--views: {data.info.name}")
     if len(chosen) < len(names):
@@ -150,12 +151,12 @@ def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
         )
 
 
-def _left_out(data: CachedDataset, split: Split) -> dict[str, int]:
-    """Clips that are in no number: bad ones by verdict, and those that the protocol has no place for."""
-    bad: dict[str, int] = {}
-    for record in data.bad:
-        bad[record.verdict.value] = bad.get(record.verdict.value, 0) + 1
-    return bad | split.left_out
+def _left_out(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, int]:
+    """Clips of this side of the protocol that cannot be used, by verdict. The other side's are in its own judgement."""
+    bad = {record.clip.id: record.verdict.value for record in data.bad}
+    clips = (*data.clips, *(record.clip for record in data.bad))
+    parts = split_clips(clips, protocol, data.info.dataset, data.info.view_names, needed=())
+    return dict(Counter(bad[clip.id] for clip in (parts.test if split == "test" else parts.train) if clip.id in bad))
 
 
 @torch.inference_mode()

@@ -96,7 +96,7 @@ def judge(
 
     """
     # torchmetrics takes seconds to import; whatever is refused is refused before.
-    from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
+    from torchmetrics.functional.classification import binary_auroc
 
     label_G, mask_GV = groups.label_G, groups.mask_GV
     predicted_G = probability_GK.argmax(-1)
@@ -107,12 +107,13 @@ def judge(
     top5_G = (probability_GK.topk(min(5, K)).indices == label_G.unsqueeze(1)).any(1)
     mixed = bool(right_G.any()) and not bool(right_G.all())
     present_V = mask_GV.sum(0)
+    reliability = _reliability(probability_GK.amax(-1), right_G)
     return Metrics(
         top1=right_G.float().mean().item(),
         top5=top5_G.float().mean().item(),
         n_groups=len(groups),
-        ece=multiclass_calibration_error(probability_GK, label_G, num_classes=K, n_bins=BINS).item(),
-        reliability=_reliability(probability_GK.amax(-1), right_G),
+        ece=_calibration_error(reliability),
+        reliability=reliability,
         auroc_uncertainty=binary_auroc(uncertainty_G, (~right_G).long()).item() if mixed else None,
         uncertainty=uncertainty_G.mean().item(),
         view_weights=tuple((weights_GV.sum(0) / present_V.clamp(min=1)).tolist()),
@@ -140,9 +141,10 @@ def judge(
 
 
 def _reliability(probability_G: Tensor, right_G: Tensor) -> tuple[ReliabilityBin, ...]:
-    """The same bins as the calibration error's: a probability on an edge belongs to the bin below."""
-    edge_E = torch.linspace(0, 1, BINS + 1)
-    bin_G = torch.bucketize(probability_G, edge_E[1:-1])
+    """Fifteen equal bins; a probability on an edge belongs to the bin below, also where float32 misses the edge by a hair."""
+    probability_G = probability_G.double()
+    edge_E = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+    bin_G = torch.bucketize(probability_G.round(decimals=6), edge_E[1:-1].round(decimals=6))
     bins = []
     for k in range(BINS):
         inside_G = bin_G == k
@@ -153,7 +155,18 @@ def _reliability(probability_G: Tensor, right_G: Tensor) -> tuple[ReliabilityBin
                 high=(k + 1) / BINS,
                 n_groups=n,
                 probability=probability_G[inside_G].mean().item() if n else None,
-                accuracy=right_G[inside_G].float().mean().item() if n else None,
+                accuracy=right_G[inside_G].double().mean().item() if n else None,
             )
         )
     return tuple(bins)
+
+
+def _calibration_error(reliability: tuple[ReliabilityBin, ...]) -> float:
+    """The mean over groups of how far the accuracy of their bin is from its probability."""
+    groups = sum(row.n_groups for row in reliability)
+    apart = [
+        row.n_groups * abs(row.accuracy - row.probability)
+        for row in reliability
+        if row.accuracy is not None and row.probability is not None
+    ]
+    return sum(apart) / groups
