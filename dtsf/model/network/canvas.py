@@ -36,12 +36,11 @@ def project(x_PTHWC: Tensor, scale_C: Tensor, basis_CR: Tensor) -> Tensor:
     return x_PTHWC.float() @ (scale_C.unsqueeze(1) * basis_CR)
 
 
-def moving_part(y_PTHWR: Tensor, deviation_R: Tensor, normalise: str) -> Tensor:
-    """What moves, signed, in units of the clip's own motion. Same shape."""
-    moving_PTHWR = separate(y_PTHWR)[1] / deviation_R
-    axes = (1, 2, 3) if normalise == "clip" else (1, 2, 3, 4)
-    length_P1111 = moving_PTHWR.square().mean(axes, keepdim=True).sqrt()
-    return moving_PTHWR / (length_P1111 + LEAST_DEVIATION)
+def moving_part(y_PTHWR: Tensor, channels: int) -> Tensor:
+    """What moves, signed, in the first principal channels and in units of their mean length in the clip. (P, T, H, W, channels)."""
+    moving_PTHWR = separate(y_PTHWR[..., :channels])[1]
+    length_P1111 = moving_PTHWR.square().mean((-4, -3, -2, -1), keepdim=True).sqrt()
+    return moving_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tensor:

@@ -49,6 +49,10 @@ class ModelConfig(BaseModel):
     :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
     performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``.
     ``both`` has an encoder for each, and MSF joins what they say of a camera: they err on different clips."""
+    signed: float = Field(default=0.5, ge=0, le=1)
+    """For ``canvas`` ``both``: share of the moving part's opinion in the pool; the energies' is the rest."""
+    signed_channels: int = Field(default=8, ge=1)
+    """For ``canvas`` ``both``: principal channels of the moving part. Few: the others tell clothes and rooms."""
     principal: int = Field(default=0, ge=0)
     """Channels are first turned to the directions in which training clips move most, and this many kept; 0 keeps all as
     they are. Energies and moving parts are then of these: a step costs a fraction, and rooms can be exchanged afresh."""
@@ -68,8 +72,9 @@ class ModelConfig(BaseModel):
     same share of the motion."""
     anchor: Literal["frame", "dynamic"] = "dynamic"
     """What TSM leaves of a frame: itself, or itself minus the clip's temporal mean. See :mod:`.snapshots`."""
-    pasted: Literal["frame", "dynamic", "none"] = "dynamic"
-    """What TSM pastes; ``none`` turns the pasting off."""
+    pasted: Literal["frame", "dynamic", "tokens", "none"] = "dynamic"
+    """What TSM pastes; ``none`` turns the pasting off. ``tokens``, for ``canvas`` ``both``, covers nothing: the thumbnails of a
+    frame are a token of their own, behind the frame's."""
     places: Literal["random", "corners"] = "random"
     """Where training pastes: ``random``, as the figure says; ``corners`` never hides an actor in the middle (measured
     on motion energy: docs/results.md)."""
@@ -109,8 +114,19 @@ class ModelConfig(BaseModel):
             )
         if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
-        if self.canvas == "both" and (self.anchor != "dynamic" or self.pasted != "none" or not self.principal):
-            raise ValueError('canvas "both" needs anchor "dynamic", pasted "none" and principal channels')
+        if self.canvas == "both" and (
+            self.anchor != "dynamic"
+            or self.pasted not in ("none", "tokens")
+            or not self.principal
+            or self.views != "apart"
+            or self.motion == "msm"
+        ):
+            raise ValueError(
+                'canvas "both" needs anchor "dynamic", pasted "tokens" or "none", views "apart", motion "tsm" or "none", '
+                "and principal channels"
+            )
+        if self.pasted == "tokens" and self.canvas != "both":
+            raise ValueError('pasted "tokens" needs canvas "both"')
         if self.change and self.canvas == "embedding":
             raise ValueError(
                 f'change {list(self.change)} asks for more of motion energy: it needs canvas "energy", or change 0'

@@ -15,12 +15,12 @@ from torch import nn
 from dtsf.errors import ConfigError
 from dtsf.model.network.canvas import moving_part, prepare_canvas, project, scaled_energy, scatter_views
 from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
+from dtsf.model.network.evidence import dirichlet, pool_opinions, probabilities, uncertainty
 from dtsf.model.network.fusion import Fused, fuse_mean, fuse_msf
 from dtsf.model.network.fusion_concat import ConcatFusion
 from dtsf.model.network.fusion_sfm import SemanticCorrection
 from dtsf.model.network.fusion_tmc import fuse_tmc
-from dtsf.model.network.snapshots import motion_share
+from dtsf.model.network.snapshots import choose_partners, motion_share, thumbnails
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +62,10 @@ class Output:
     view_weights_BV: Tensor
     """Share of each view in the fused feature; 0 for absent and for covered views."""
     mask_BV: Tensor
-    stream_logits_PSK: Tensor | None = None
-    """Of each stream of each present view, where the network has two."""
+    opinions_SBK: Tensor | None = None
+    """Logits of each of two opinions, where ``canvas`` ``both`` has two; ``logits_BK`` is their pool."""
+    view_opinions_SBVK: Tensor | None = None
+    """The same of each view."""
 
     @property
     def probabilities_BK(self) -> Tensor:
@@ -87,7 +89,6 @@ class DTSFNet(nn.Module):
     energy_mean_HWE: Tensor
     least_share_V: Tensor
     basis_CR: Tensor
-    moving_R: Tensor
 
     def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int, n_views: int = 3) -> None:
         super().__init__()
@@ -105,9 +106,8 @@ class DTSFNet(nn.Module):
         principal = min(config.principal, channels - 1)
         self.principal = principal
         if principal:
-            # The directions in which training clips move most, and how much: set before training.
+            # The directions in which training clips move most: set once before training.
             self.register_buffer("basis_CR", torch.eye(channels)[:, :principal].clone())
-            self.register_buffer("moving_R", torch.ones(principal))
             channels = principal
         reduced = config.energies if config.canvas != "embedding" else config.reduce or channels
         plain = config.canvas != "embedding" or not config.reduce
@@ -130,10 +130,11 @@ class DTSFNet(nn.Module):
                 readout=config.readout,
                 drop_path_rate=config.drop_path,
                 dt_init=config.dt_init,
+                snapshot=3 * (canvas // 3) ** 2 * channels if config.pasted == "tokens" else 0,
             )
 
         self.encoder = encoder(reduced * n_views if config.views == "merged" else reduced, n_classes)
-        self.signed_encoder = encoder(principal, 0) if config.canvas == "both" else None
+        self.signed = encoder(min(config.signed_channels, principal), n_classes) if config.canvas == "both" else None
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
 
@@ -155,7 +156,7 @@ class DTSFNet(nn.Module):
         if mask_BV is None:
             mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
         if config.canvas == "both":
-            return self._both(x_BVTHWC, mask_BV, complete=complete)
+            return self._two_opinions(x_BVTHWC, mask_BV, complete=complete)
         canvas_BVTHWR = self._canvas(x_BVTHWC, mask_BV, complete=complete)
         merged_BD: Tensor | None = None
         fused_BV = self._uncovered(x_BVTHWC, mask_BV)
@@ -169,61 +170,57 @@ class DTSFNet(nn.Module):
             feature_PD = self.drop(self._encode(canvas_BVTHWR, mask_BV))
             feature_BVD = scatter_views(feature_PD.float(), mask_BV)
             view_logits_BVK = scatter_views(self.encoder.head(feature_PD).float(), mask_BV)
-        fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, fused_BV)
+        fused = self._fuse(feature_BVD, view_logits_BVK, fused_BV)
         fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
-        alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
-        return Output(
-            logits_BK=logits_BK,
-            alpha_BK=alpha_BK,
-            uncertainty_B=uncertainty(alpha_BK),
-            view_logits_BVK=view_logits_BVK,
-            view_alpha_BVK=view_alpha_BVK,
-            view_uncertainty_BV=uncertainty(view_alpha_BVK),
-            view_feature_BVD=feature_BVD,
-            feature_BD=fused_BD.float(),
-            view_weights_BV=fused.weights_BV,
-            mask_BV=mask_BV,
-        )
+        return _output(logits_BK, view_logits_BVK, feature_BVD, fused_BD, fused.weights_BV, mask_BV)
 
-    def _both(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Output:
-        """Energies and moving parts, an encoder each; MSF over the two, then over the views."""
+    def _fuse(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
+        fused: Fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
+        return fused
+
+    def _two_opinions(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Output:
+        """Energies and moving parts, each encoded and fused over the views by itself, and their opinions pooled."""
+        assert self.signed is not None
         x_PTHWC = x_BVTHWC.flatten(0, 1)
         if not complete:
             x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
-        y_PTHWR = self.project(x_PTHWC)
-        energy_PTHWE = self.energy(y_PTHWR) - self.energy_mean_HWE
-        signed_PTHWR = moving_part(y_PTHWR, self.moving_R, self.config.normalise)
-        streams_PSD = torch.stack(
-            [
-                self.drop(self.encoder(self.drop(energy_PTHWE).permute(0, 4, 1, 2, 3))),
-                self.drop(self.signed_encoder(self.drop(signed_PTHWR).permute(0, 4, 1, 2, 3))),
-            ],
-            1,
-        ).float()
-        stream_logits_PSK = self.encoder.head(streams_PSD).float()
-        all_PS = torch.ones(streams_PSD.shape[:2], dtype=torch.bool, device=streams_PSD.device)
-        feature_PD = fuse_msf(streams_PSD, stream_logits_PSK, all_PS).feature_BD
-        logits_PK = self.encoder.head(feature_PD).float()
-        if complete:
-            feature_BVD, view_logits_BVK = (x.unflatten(0, mask_BV.shape) for x in (feature_PD, logits_PK))
-        else:
-            feature_BVD, view_logits_BVK = (scatter_views(x, mask_BV) for x in (feature_PD, logits_PK))
-        fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
-        logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused.feature_BD).float()
-        alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
-        return Output(
-            logits_BK=logits_BK,
-            alpha_BK=alpha_BK,
-            uncertainty_B=uncertainty(alpha_BK),
-            view_logits_BVK=view_logits_BVK,
-            view_alpha_BVK=view_alpha_BVK,
-            view_uncertainty_BV=uncertainty(view_alpha_BVK),
-            view_feature_BVD=feature_BVD,
-            view_weights_BV=fused.weights_BV,
-            mask_BV=mask_BV,
-            stream_logits_PSK=stream_logits_PSK,
+        found = []
+        for canvas_PTHWR, encoder in zip(self._two_canvases(x_PTHWC), (self.encoder, self.signed), strict=True):
+            thumbs_PTX = self._snapshot_tokens(canvas_PTHWR, mask_BV, complete=complete)
+            feature_PD = self.drop(encoder(self.drop(canvas_PTHWR).permute(0, 4, 1, 2, 3), thumbs_PTX)).float()
+            logits_PK = encoder.head(feature_PD).float()
+            feature_BVD, view_logits_BVK = (
+                x_P.unflatten(0, mask_BV.shape) if complete else scatter_views(x_P, mask_BV) for x_P in (feature_PD, logits_PK)
+            )
+            fused = self._fuse(feature_BVD, view_logits_BVK, mask_BV)
+            logits_BK = fused.logits_BK if fused.logits_BK is not None else encoder.head(fused.feature_BD).float()
+            found.append((logits_BK, view_logits_BVK, feature_BVD, fused.feature_BD, fused.weights_BV))
+        logits_SBK, view_logits_SBVK, feature_SBVD, fused_SBD, weights_SBV = (torch.stack(x) for x in zip(*found, strict=True))
+        share_S = logits_SBK.new_tensor([1.0 - self.config.signed, self.config.signed])
+        output = _output(
+            pool_opinions(logits_SBK, share_S),
+            pool_opinions(view_logits_SBVK, share_S),
+            feature_SBVD.mean(0),
+            fused_SBD.mean(0),
+            (share_S.view(2, 1, 1) * weights_SBV).sum(0),
+            mask_BV,
         )
+        output.opinions_SBK, output.view_opinions_SBVK = logits_SBK, view_logits_SBVK
+        return output
+
+    def _two_canvases(self, x_PTHWC: Tensor) -> tuple[Tensor, Tensor]:
+        """Motion energy, and what moves, signed."""
+        y_PTHWR = self.project(x_PTHWC)
+        return self.energy(y_PTHWR) - self.energy_mean_HWE, moving_part(y_PTHWR, self.config.signed_channels)
+
+    def _snapshot_tokens(self, canvas_PTHWR: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor | None:
+        """TSM's thumbnails, a token's worth of numbers for each frame: (P, T, 3 h w R); None where the config has none."""
+        if self.config.pasted != "tokens":
+            return None
+        canvas_BVTHWR = canvas_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(canvas_PTHWR, mask_BV)
+        thumbs_BVTX = thumbnails(canvas_BVTHWR, choose_partners(mask_BV, training=self.training)).flatten(3)
+        return thumbs_BVTX.flatten(0, 1) if complete else thumbs_BVTX[mask_BV]
 
     def project(self, x_PTHWC: Tensor) -> Tensor:
         """Embeddings in the principal channels, where the network has such."""
@@ -233,7 +230,7 @@ class DTSFNet(nn.Module):
         """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E)."""
         if self.principal:
             y_PTHWR = self.project(x_PTHWC)
-            return scaled_energy(y_PTHWR, torch.ones_like(self.moving_R), self.config)
+            return scaled_energy(y_PTHWR, self.basis_CR.new_ones(self.principal), self.config)
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
 
     def _uncovered(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
@@ -252,7 +249,7 @@ class DTSFNet(nn.Module):
             self.config,
             self.project(x_BVTHWC),
             mask_BV,
-            scale_C=torch.ones_like(self.moving_R) if self.principal else self.channel_scale_C,
+            scale_C=self.basis_CR.new_ones(self.principal) if self.principal else self.channel_scale_C,
             energy_mean_HWE=self.energy_mean_HWE,
             reduce=self.reduce,
             training=self.training,
@@ -308,3 +305,21 @@ class DTSFNet(nn.Module):
             feature_BVD = feature_BVD.index_put((rows_B.unsqueeze(1), views_V), encoded_BVD.to(feature_BVD.dtype))
         together_PD: Tensor = feature_BVD[mask_BV]
         return together_PD
+
+
+def _output(
+    logits_BK: Tensor, view_logits_BVK: Tensor, feature_BVD: Tensor, fused_BD: Tensor, weights_BV: Tensor, mask_BV: Tensor
+) -> Output:
+    alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
+    return Output(
+        logits_BK=logits_BK,
+        alpha_BK=alpha_BK,
+        uncertainty_B=uncertainty(alpha_BK),
+        view_logits_BVK=view_logits_BVK,
+        view_alpha_BVK=view_alpha_BVK,
+        view_uncertainty_BV=uncertainty(view_alpha_BVK),
+        view_feature_BVD=feature_BVD,
+        feature_BD=fused_BD.float(),
+        view_weights_BV=weights_BV,
+        mask_BV=mask_BV,
+    )

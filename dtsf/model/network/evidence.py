@@ -14,7 +14,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["certainty", "dirichlet", "dirichlet_kl_to_uniform", "logits_of_evidence", "probabilities", "uncertainty"]
+__all__ = ["certainty", "dirichlet", "dirichlet_kl_to_uniform", "logits_of_evidence", "pool_opinions", "probabilities", "uncertainty"]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -31,6 +31,25 @@ def logits_of_evidence(evidence_K: Tensor) -> Tensor:
     evidence_K = _wide(evidence_K)
     evidence_K = evidence_K.clamp(min=torch.finfo(evidence_K.dtype).eps ** 2)
     return evidence_K + torch.log(-torch.expm1(-evidence_K))
+
+
+def pool_opinions(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
+    """The logits of the mean of several opinions: its probabilities and its uncertainty are means of theirs. Drops the first axis.
+
+    However sure one is, it has no more than its share, so that a wrong one cannot outvote the others by itself; where they
+    disagree the pool says so. Since ``alpha_sk >= 1``, ``sum_s share_s p_sk`` is at least the mean of ``u_s / K``, so that a
+    Dirichlet with both means exists.
+
+    Args:
+        logits_S__K: Of each opinion.
+        share_S: Adds up to 1.
+
+    """
+    alpha_S__K = dirichlet(logits_S__K)
+    part_S__K = share_S.to(alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1)) * alpha_S__K / alpha_S__K.sum(-1, keepdim=True)
+    share_of_strength_S__1 = share_S.to(alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1)) / alpha_S__K.sum(-1, keepdim=True)
+    alpha__K = part_S__K.sum(0) / share_of_strength_S__1.sum(0)
+    return logits_of_evidence((alpha__K - 1.0).clamp(min=0.0))
 
 
 def uncertainty(alpha_K: Tensor) -> Tensor:

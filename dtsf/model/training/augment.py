@@ -47,17 +47,21 @@ class AugmentConfig(BaseModel):
     view_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a present view is withheld; one always stays. Teaches the fusion to do without the easy camera."""
     room: float = Field(default=0.0, ge=0, le=1)
-    """Share of the clips whose room is exchanged for that of another clip of the batch, afresh each step. Needs
-    ``model.principal``. See :func:`exchange_rooms`."""
+    """Share of the clips whose room is exchanged for that of another clip of the batch, afresh each step. See :mod:`.rooms`."""
     hide: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a present view is hidden, wholly or behind a pillar; one always sees. Needs ``model.principal``."""
+    """Probability that what moves in a view is behind a pillar, narrow or wide; one view always sees. See :mod:`.rooms`."""
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of Gaussian noise added to normalised embeddings."""
 
     @property
+    def leaves_frames(self) -> bool:
+        """True where a clip's frames are the same every time it is read."""
+        return not (self.crop or self.jitter or self.noise)
+
+    @property
     def leaves_cells(self) -> bool:
         """True where cells hold the same every time a clip is read: they are at most moved, or whole views withheld."""
-        return not (self.crop or self.jitter or self.noise)
+        return self.leaves_frames and not (self.room or self.hide)
 
 
 def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
@@ -68,44 +72,6 @@ def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig)
     jitter_BVT = (torch.rand(*shape, n_frames) * 2 - 1) * config.jitter / 2
     moment_BVT = evenly_spaced(n_frames) + jitter_BVT / n_frames
     return (begin_BV1 + length_BV1 * moment_BVT).clamp(0, 1)
-
-
-def mover(x_BVTHWC: Tensor) -> Tensor:
-    """Where somebody moves: sqrt(distance from the temporal mean over its maximum in the clip). (B, V, T, H, W, 1)."""
-    distance = (x_BVTHWC - x_BVTHWC.mean(2, keepdim=True)).norm(dim=-1, keepdim=True)
-    return (distance / distance.amax((2, 3, 4), keepdim=True).clamp(min=1e-6)).sqrt()
-
-
-def exchange_rooms(x_BVTHWC: Tensor, mask_BV: Tensor, share: float) -> Tensor:
-    """Put what moves into the room of another clip of the batch: s_b + m (x - s_b). Same shape."""
-    present_P = mask_BV.flatten().nonzero().flatten()
-    other_P = present_P[torch.randperm(len(present_P))]
-    drawn_P = torch.rand(len(present_P)) < share
-    target_Q, room_Q = present_P[drawn_P], other_P[drawn_P]
-    x_NTHWC = x_BVTHWC.flatten(0, 1)
-    room_QTHWC = x_NTHWC[room_Q].mean(1, keepdim=True)
-    x_QTHWC = x_NTHWC[target_Q]
-    m_QTHW1 = mover(x_QTHWC.unsqueeze(1)).squeeze(1)
-    return x_NTHWC.index_copy(0, target_Q, torch.lerp(room_QTHWC.expand_as(x_QTHWC), x_QTHWC, m_QTHW1)).view_as(x_BVTHWC)
-
-
-def hide_views(x_BVTHWC: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
-    """Take what moves out of some views, of all cells or of those behind a pillar; one present view always sees."""
-    draw_BV = torch.rand(mask_BV.shape).masked_fill(~mask_BV, -1.0)
-    sees_BV = torch.zeros_like(mask_BV).scatter(1, draw_BV.argmax(1, keepdim=True), True)
-    hidden_BV = mask_BV & ~sees_BV & (torch.rand(mask_BV.shape) < probability)
-    b, v = hidden_BV.nonzero(as_tuple=True)
-    if not len(b):
-        return x_BVTHWC
-    x_QTHWC = x_BVTHWC[b, v]
-    W = x_QTHWC.shape[3]
-    m_QTHW1 = mover(x_QTHWC.unsqueeze(1)).squeeze(1)
-    static_Q1HWC = x_QTHWC.mean(1, keepdim=True)
-    width_Q1 = 1.0 + torch.rand(len(b), 1) * 1.5 * W
-    middle_Q1 = torch.rand(len(b), 1) * W / 2 + W / 4
-    behind_QW = ((torch.arange(W) + 0.5 - middle_Q1).abs() * 2 < width_Q1).float()
-    taken = m_QTHW1 * behind_QW.view(-1, 1, 1, W, 1)
-    return x_BVTHWC.index_put((b, v), torch.lerp(x_QTHWC, static_Q1HWC.expand_as(x_QTHWC), taken))
 
 
 def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.model.network.snapshots import motion_share
-from dtsf.model.training.augment import choose_moments, drop_views, exchange_rooms, hide_views, move_frames, move_grid
+from dtsf.model.training.augment import choose_moments, drop_views, move_frames, move_grid
 from dtsf.model.training.pace import evenly_spaced, motion_steps, read_frames
+from dtsf.model.training.rooms import exchange_rooms, hide_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -189,7 +190,7 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
 
     """
     config = net.config
-    if net.principal and not embeddings and augment.leaves_cells:
+    if net.principal and not embeddings and augment.leaves_frames:
         return _principal_source(net, groups), 0.0
     ready = groups.embeddings_NFHWC.shape[-1] == config.energies
     # A mirror turns right to left: the direction of motion is computed of what it shows.
@@ -215,18 +216,16 @@ def _principal_source(net: DTSFNet, groups: Groups) -> Groups:
     return replace(groups, embeddings_NFHWC=torch.cat(parts))
 
 
-def principal_directions(groups: Groups, scale_C: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The ``n`` directions in which the clips move most, (C, R), and the deviation of what moves along each, (R,)."""
+def principal_directions(groups: Groups, scale_C: Tensor, n: int) -> Tensor:
+    """The ``n`` directions in which what moves in the clips differs most, each channel times its scale. (C, R)."""
     C = groups.embeddings_NFHWC.shape[-1]
     product_CC = torch.zeros(C, C, dtype=torch.float64)
-    count = 0
     for rows in groups.row_GV[groups.mask_GV].split(64):
         x_NFHWC = groups.embeddings_NFHWC[rows].float() * scale_C
         flat_XC = (x_NFHWC - x_NFHWC.mean(1, keepdim=True)).flatten(0, -2)
         product_CC += (flat_XC.T @ flat_XC).double()
-        count += len(flat_XC)
-    value_C, vector_CC = torch.linalg.eigh(product_CC / count)
-    return vector_CC.flip(1)[:, :n].float(), value_C.flip(0)[:n].clamp(min=1e-12).sqrt().float()
+    vector_CC = torch.linalg.eigh(product_CC).eigenvectors
+    return vector_CC.flip(1)[:, :n].float()
 
 
 def training_batches(

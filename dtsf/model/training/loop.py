@@ -124,9 +124,7 @@ def fit(
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
     if net.principal:
-        basis_CR, moving_R = principal_directions(groups, net.channel_scale_C, net.principal)
-        net.basis_CR.copy_(basis_CR)
-        net.moving_R.copy_(moving_R)
+        net.basis_CR.copy_(principal_directions(groups, net.channel_scale_C, net.principal))
     if recipe.model.covered:
         net.least_share_V.copy_(least_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")

@@ -38,8 +38,6 @@ class LossConfig(BaseModel):
     """Weight of L_cross."""
     views: float = Field(default=1.0, ge=0)
     """Weight of the mean loss of the single views beside the fused one's 1."""
-    streams: float = Field(default=1.0, ge=0)
-    """Weight of the mean loss of each stream of each view, where the network has two (``model.canvas`` ``both``)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Of L_cross."""
 
@@ -81,19 +79,19 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
 
     """
     annealing = min(1.0, epoch / config.kl_epochs)
-    fused = _terms(output.logits_BK, label_B, config)
-    mask_BV = output.mask_BV
-    label_BV = label_B.unsqueeze(1).expand(mask_BV.shape)
-    single = _terms(output.view_logits_BVK[mask_BV], label_BV[mask_BV], config)
+    logits_SBK = output.logits_BK.unsqueeze(0) if output.opinions_SBK is None else output.opinions_SBK
+    view_logits_SBVK = output.view_logits_BVK.unsqueeze(0) if output.view_opinions_SBVK is None else output.view_opinions_SBVK
+    label_SB = label_B.expand(logits_SBK.shape[:2])
+    # Each opinion learns by itself: what it is to add, the other has not seen.
+    fused = _terms(logits_SBK.flatten(0, 1), label_SB.flatten(), config)
+    mask_SBV = output.mask_BV.expand(view_logits_SBVK.shape[:3])
+    label_SBV = label_SB.unsqueeze(2).expand(mask_SBV.shape)
+    single = _terms(view_logits_SBVK[mask_SBV], label_SBV[mask_SBV], config)
 
     def total(terms: dict[str, Tensor]) -> Tensor:
         return config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]
 
     views = total(single)
-    if output.stream_logits_PSK is not None:
-        label_PS = label_BV[mask_BV].unsqueeze(1).expand(output.stream_logits_PSK.shape[:2])
-        streams = total(_terms(output.stream_logits_PSK.flatten(0, 1), label_PS.flatten(), config))
-        return {"loss": total(fused) + config.views * views + config.streams * streams, **fused, "views": views, "streams": streams}
     return {"loss": total(fused) + config.views * views, **fused, "views": views}
 
 

@@ -13,7 +13,7 @@ from dtsf.model.network.config import ModelConfig
 from dtsf.model.training.augment import AugmentConfig
 from dtsf.model.training.debias.choose import DebiasConfig
 from dtsf.model.training.losses import LossConfig
-from dtsf.model.training.shipped import read_toml, shipped_names
+from dtsf.model.training.shipped import read_recipe, shipped_names
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -143,7 +143,7 @@ def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) ->
         ConfigError: Unknown recipe, unknown key (with the nearest match), or value out of range.
 
     """
-    table = read_toml("recipe", name_or_file)
+    table = read_recipe(name_or_file)
     for override in overrides:
         _override(table, override)
     try:
