@@ -22,6 +22,7 @@ from dtsf.model.training.loop import fit
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe
 from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
 
 
@@ -86,7 +87,9 @@ def decode_and_embed(data: CachedDataset, arguments: argparse.Namespace) -> int:
     encoder = load_encoder(data.spec.encoder, data.spec.size, data.spec.grid)
     for clip in clips:
         path, spec = arguments.root / clip.path, data.spec
-        decoded = decode_clip(path, spec.frames, spec.size, start=clip.start, end=clip.end, crop=spec.crop)
+        decoded = decode_clip(
+            path, spec.frames, spec.size, span=Span(start=clip.start, end=clip.end), crop=spec.crop
+        )
         encoder.embed(decoded.frames)
     return len(clips)
 

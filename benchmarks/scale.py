@@ -28,6 +28,7 @@ from dtsf.model.training.recipe import load_recipe
 from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.run import make_spec
+from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.crop import CROPS, cut_square
 from dtsf.pipeline.video.sampling import segment_centres
 
@@ -104,7 +105,7 @@ def main() -> None:
     embeddings = embed_all(catalog.root, clips)
     result: dict[str, dict[str, float]] = {}
     for crop in CROPS:
-        spec = make_spec(encoder="efficientnet-lite0", frames=FRAMES, size=SIZE, grid=GRID, crop=crop)
+        spec = make_spec(PreprocessSettings(frames=FRAMES, size=SIZE, grid=GRID, crop=crop))
         right, asked = dict.fromkeys(SIZES, 0.0), 0
         for held_out in subjects:
             train = groups_of(clips, embeddings[crop, 1.0], set(subjects) - {held_out})

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
     from dtsf.model.training.train import TrainResult
-    from dtsf.pipeline.crew import Crew
+    from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.run import PreprocessResult, Progress
+    from dtsf.pipeline.settings import PreprocessSettings
 
 __all__ = ["Prediction", "Run", "ablate", "export", "load", "open_cache", "predict_onnx", "preprocess", "train"]
 
@@ -44,64 +45,40 @@ def preprocess(
     root: str | Path | None = None,
     cache: str | Path = Path("cache"),
     *,
-    views: str = "all",
-    limit: int | None = None,
-    name: str | None = None,
-    format: str | None = None,  # noqa: A002
-    compress: str | None = None,
-    encoder: str = "efficientnet-lite0",
-    frames: int = 16,
-    size: int = 192,
-    grid: int = 6,
-    crop: str | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    shard_size: int = 64,
-    max_bad: float = 0.05,
-    overwrite: bool = False,
-    retry_bad: bool = False,
-    deadline: float = 60.0,
-    check: str = "fast",
-    on_catalog: Callable[[Any], None] | None = None,
+    settings: PreprocessSettings | None = None,
+    on_catalog: Callable[[Catalog], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    crew: Crew | None = None,
+    **changes: Any,
 ) -> PreprocessResult:
     """Stage 1: decode and embed every clip of a data set into the cache, once.
 
-    Args are those of :func:`dtsf.pipeline.datasets.read_catalog`, :func:`dtsf.pipeline.run.make_spec` and
-    :func:`dtsf.pipeline.run.preprocess`; ``on_catalog`` is called with the catalog before the work begins. Without a
-    ``crew`` one is started first of all, if the work may be for more than one process.
+    Args:
+        dataset: One of :data:`dtsf.pipeline.datasets.DATASETS`.
+        root: The data set's folder or any folder above it; for a manifest, the table.
+        cache: Folder of the cache, or its URL on an object store.
+        settings: Everything else; the defaults if left out.
+        on_catalog: Called with the clips that were found, before the work begins.
+        on_progress: Called as clips are done.
+        changes: Fields of :class:`dtsf.pipeline.settings.PreprocessSettings` that differ from ``settings``.
+
+    Raises:
+        ConfigError: An unknown setting, or a value out of range.
+        DataError: No such data.
+        CacheError: The cache cannot take these clips.
+        BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
+
     """
-    from dtsf.pipeline.crew import crew_for
+    from dtsf.pipeline.settings import PreprocessSettings
 
-    # First: its imports and ours, which take as long, go on at the same time.
-    with crew or crew_for(workers, scheduler) as ready:
-        from dtsf.pipeline.datasets import read_catalog
-        from dtsf.pipeline.run import make_spec
-        from dtsf.pipeline.run import preprocess as run_preprocess
+    settings = (settings or PreprocessSettings()).changed(**changes)
+    from dtsf.pipeline.datasets import read_catalog
+    from dtsf.pipeline.run import preprocess as run_preprocess
 
-        catalog = read_catalog(dataset, None if root is None else Path(root), views, limit)
-        logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
-        if on_catalog is not None:
-            on_catalog(catalog)
-        return run_preprocess(
-            catalog,
-            Path(cache),
-            make_spec(encoder=encoder, frames=frames, size=size, grid=grid, crop=crop),
-            name=name,
-            format=format,
-            compress=compress,
-            workers=workers,
-            scheduler=scheduler,
-            shard_size=shard_size,
-            max_bad=max_bad,
-            overwrite=overwrite,
-            retry_bad=retry_bad,
-            deadline=deadline,
-            check=check,
-            on_progress=on_progress,
-            crew=ready,
-        )
+    catalog = read_catalog(dataset, None if root is None else Path(root), settings.views, settings.limit)
+    logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
+    if on_catalog is not None:
+        on_catalog(catalog)
+    return run_preprocess(catalog, Path(cache), settings, on_progress=on_progress)
 
 
 def open_cache(cache: str | Path = Path("cache"), dataset: str | None = None) -> CachedDataset:

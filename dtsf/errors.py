@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DivergedError",
     "DtsfError",
     "FingerprintError",
     "VideoError",
@@ -58,6 +59,10 @@ class FingerprintError(CacheError):
 
 class ConfigError(DtsfError):
     """A recipe, an override or an option has an unknown name or a value out of range."""
+
+
+class DivergedError(ConfigError):
+    """A training's numbers left what numbers can be: its settings are too wild. The last good checkpoint stays."""
 
 
 class CheckpointError(DtsfError):

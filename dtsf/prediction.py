@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
-from dtsf.errors import ConfigError, DataError, VideoError
+from dtsf.errors import CheckpointError, ConfigError, DataError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
 """Side of a view in a film; most frames of one, whose memory this bounds; frames a second of a folder of frames."""
+MOST_VIEWS, MOST_BYTES = 64, 1 << 32
+"""Videos of one performance; bytes of the frames, or cells, of one video: what a run or an ONNX file of others may ask for."""
 
 
 class Prediction(BaseModel):
@@ -76,6 +78,8 @@ def embed_videos(
     paths = [Path(video) for video in videos]
     if not paths:
         raise DataError("no video given: name one file a view")
+    if len(paths) > MOST_VIEWS:
+        raise DataError(f"{len(paths)} videos given, at most {MOST_VIEWS}: name one file a view")
     for path in paths:
         if not path.exists():
             raise VideoError(f"{path} does not exist", "unreadable")
@@ -89,11 +93,21 @@ def embed_videos(
     if film is not None:
         check_film(Path(film))
     torch.set_num_threads(threads)
+    n_bytes = spec.frames * max(spec.size**2 * 3, spec.grid**2 * spec.channels * 4)
+    if n_bytes > MOST_BYTES:
+        raise ConfigError(
+            f"{spec.frames} frames of {spec.size} px, {spec.grid} x {spec.grid} cells x {spec.channels} channels are {n_bytes} "
+            f"bytes a video, at most {MOST_BYTES}"
+        )
     encoder = load_encoder(spec.encoder, spec.size, spec.grid)
     if encoder.identity.weights_hash != spec.weights_hash:
         raise ConfigError(
             f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
             "was trained: install the same version"
+        )
+    if encoder.identity.channels != spec.channels:
+        raise ConfigError(
+            f"the encoder {spec.encoder} has {encoder.identity.channels} channels, the run {spec.channels}"
         )
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
     embedded, longest = [], 1
@@ -120,7 +134,14 @@ def read_canvases(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, pace: f
 
 
 def prediction_of(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
-    """What a network said of one group: ``probability_K`` of the classes ``names``, one uncertainty, a weight a video."""
+    """What a network said of one group: ``probability_K`` of the classes ``names``, one uncertainty, a weight a video.
+
+    Raises:
+        CheckpointError: It said no numbers.
+
+    """
+    if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
+        raise CheckpointError("the network's answer is not finite numbers: the training that made it diverged")
     best = int(probability_K.argmax())
     return Prediction(
         label=names[best],

@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-from test_preprocess import SMALL, catalog_of, start_script
+from test_preprocess import SMALL, catalog_of, preprocess, start_script
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CacheError, ConfigError
-from dtsf.pipeline.run import make_spec, preprocess
+from dtsf.pipeline.settings import PreprocessSettings
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def catalog(make_video, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(catalog, tmp_path_factory):
     cache = tmp_path_factory.mktemp("undisturbed")
-    preprocess(catalog, cache, make_spec(**SMALL), workers=1, shard_size=1)
+    preprocess(catalog, cache, PreprocessSettings(**SMALL), workers=1, shard_size=1)
     return cache
 
 
@@ -67,14 +67,7 @@ def workers_of(pid, name):
     return found
 
 
-def called(pid, name):
-    """Processes below one that ``ps`` calls so: the crew's members are ``dtsf-shard``, their decoders ``dtsf-decoder``."""
-    found = []
-    for child in below(pid):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{child}/comm").read_text().strip() == name:
-                found.append(child)
-    return found
+WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.child_main"
 
 
 def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
@@ -106,7 +99,7 @@ def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
         result = preprocess(
             catalog,
             tmp_path / "c",
-            make_spec(**SMALL),
+            PreprocessSettings(**SMALL),
             scheduler=address,
             workers=2,
             shard_size=1,
@@ -124,18 +117,17 @@ def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
 
 def test_no_scheduler_at_the_address(catalog, tmp_path):
     with pytest.raises(ConfigError, match="no dask scheduler answers at tcp://127.0.0.1:9"):
-        preprocess(catalog, tmp_path, make_spec(**SMALL), scheduler="tcp://127.0.0.1:9")
+        preprocess(catalog, tmp_path, PreprocessSettings(**SMALL), scheduler="tcp://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("shard_size", [1, 12])
 def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog, tmp_path, shard_size):
     """20 kills in all: the main process (and the same command again) or one of its workers, at random moments.
 
-    24 shards are dask's, two are two processes'.
+    Of 24 shards each worker has several, of two each has one.
     """
-    preprocess(catalog, tmp_path / "undisturbed", make_spec(**SMALL), workers=1, shard_size=shard_size)
+    preprocess(catalog, tmp_path / "undisturbed", PreprocessSettings(**SMALL), workers=1, shard_size=shard_size)
     undisturbed = tmp_path / "undisturbed"
-    kind = "multiprocessing.forkserver" if shard_size == 1 else "dtsf.pipeline.foreman"
     chance = random.Random(0)
     kills = main_kills = 0
     rounds = 0
@@ -149,7 +141,7 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
                 assert content(tmp_path / f"c{rounds}") == content(undisturbed)
                 rounds += 1
             else:
-                workers = workers_of(process.pid, kind)
+                workers = workers_of(process.pid, WORKER)
                 whole = not workers or chance.random() < 0.5
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid if whole else chance.choice(workers), signal.SIGKILL)
@@ -183,45 +175,44 @@ def long_catalog(catalog, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed_long(long_catalog, tmp_path_factory):
     cache = tmp_path_factory.mktemp("undisturbed_long")
-    assert preprocess(long_catalog, cache, make_spec(**SMALL), workers=1, shard_size=120).clips == 240
+    assert preprocess(long_catalog, cache, PreprocessSettings(**SMALL), workers=1, shard_size=120).clips == 240
     return cache
 
 
-@pytest.mark.parametrize("lost", ["dtsf-shard", "dtsf-decoder", "foreman"])
-def test_a_process_a_shard_where_there_are_no_more_shards(long_catalog, undisturbed_long, tmp_path, lost):
-    """No dask: the same bytes as one process's, every clip counted once though a process is lost on the way."""
+@pytest.mark.parametrize("lost", [WORKER, DECODER])
+def test_a_process_lost_on_the_way_costs_no_clip(long_catalog, undisturbed_long, tmp_path, lost):
+    """The same bytes as one process's. A worker does its shard again; a decoder is replaced within it."""
     seen, killed = [], []
 
     def kill_one(progress):
         seen.append(progress.done)
         if not killed:
-            [foreman, *_] = workers_of(os.getpid(), "dtsf.pipeline.foreman")
-            killed.append(foreman if lost == "foreman" else called(os.getpid(), lost)[0])
+            # The first two of the forkserver's command are the server itself and multiprocessing's resource tracker.
+            killed.append(workers_of(os.getpid(), lost)[-1])
             os.kill(killed[0], signal.SIGKILL)
 
-    result = preprocess(long_catalog, tmp_path, make_spec(**SMALL), workers=2, shard_size=120, on_progress=kill_one)
+    result = preprocess(
+        long_catalog, tmp_path, PreprocessSettings(**SMALL), workers=2, shard_size=120, on_progress=kill_one
+    )
     assert result.verdicts == {"ok": 230, "truncated": 10}
     assert killed
-    assert 0 < seen[0] < 200
-    assert seen == sorted(seen)
-    assert seen[-1] == 240
     assert content(tmp_path) == content(undisturbed_long)
-    assert not workers_of(os.getpid(), "dtsf.pipeline.foreman")
+    assert not workers_of(os.getpid(), DECODER)
 
 
-def test_what_a_process_of_its_own_cannot_do_is_said_here(long_catalog, tmp_path):
+def test_what_a_worker_cannot_do_is_raised_here(long_catalog, tmp_path):
     """A folder in the place of a chunk file: the worker's error comes back as itself."""
-    spec = make_spec(**SMALL)
+    spec = PreprocessSettings(**SMALL)
 
     def block(progress):
         (tmp_path / "nucla/shards/00001.json").mkdir(exist_ok=True)
 
     with pytest.raises(CacheError, match=r"00001\.json"):
         preprocess(long_catalog, tmp_path, spec, workers=2, shard_size=120, on_progress=block)
-    assert not workers_of(os.getpid(), "dtsf.pipeline.foreman")
+    assert not workers_of(os.getpid(), DECODER)
 
 
-def test_processes_of_their_own_read_names_whatever_the_locale(make_video, tmp_path, monkeypatch):
+def test_workers_read_names_whatever_the_locale(make_video, tmp_path, monkeypatch):
     """And import nothing from the folder that the run was started in."""
     for name in ("höhe", "größe"):
         make_video(tmp_path / f"v/{name}.avi", 8, 64, 48)
@@ -230,12 +221,12 @@ def test_processes_of_their_own_read_names_whatever_the_locale(make_video, tmp_p
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     catalog = catalog_of(tmp_path / "v", ["höhe", "größe"])
-    assert preprocess(catalog, tmp_path / "c", make_spec(**SMALL), workers=2, shard_size=1).verdicts == {"ok": 2}
+    assert preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL), workers=2, shard_size=1).verdicts == {"ok": 2}
     assert {clip.id for clip in open_dataset(tmp_path / "c").clips} == {"höhe", "größe"}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_processes_of_their_own_end_with_the_run(tmp_path, how):
+def test_workers_and_decoders_end_with_the_run(tmp_path, how):
     """Also while their decoders hang: two clips that nobody writes to, a shard each."""
     (tmp_path / "v").mkdir()
     for name in ("a", "b"):
@@ -243,12 +234,11 @@ def test_processes_of_their_own_end_with_the_run(tmp_path, how):
     process = start_script(tmp_path, catalog_of(tmp_path / "v", ["a", "b"]), tmp_path / "c", 2)
     try:
         limit = time.monotonic() + 60
-        while len(called(process.pid, "dtsf-decoder")) < 2:
+        while len(workers_of(process.pid, DECODER)) < 2:
             assert time.monotonic() < limit
             time.sleep(0.05)
-        members = workers_of(process.pid, "dtsf.pipeline.foreman")
-        assert len(members) == 5
-        assert len(called(process.pid, "dtsf-shard")) == 2
+        members = below(process.pid)
+        assert len(workers_of(process.pid, WORKER)) >= 2
         process.send_signal(how)
         _, errors = process.communicate(timeout=30)
     finally:
@@ -280,7 +270,7 @@ def test_memory_stays_flat_over_2000_clips(make_video, tmp_path):
         if progress.done % 250 == 0:
             used.append(sum(resident(pid) for pid in (os.getpid(), *below(os.getpid()))))
 
-    result = preprocess(catalog, tmp_path / "c", make_spec(**SMALL), workers=1, on_progress=look)
+    result = preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL), workers=1, on_progress=look)
     assert result.verdicts == {"ok": 2000}
     assert len(used) == 8
     assert max(used[1:]) < used[0] + 60e6, [round(n / 1e6) for n in used]
@@ -292,16 +282,16 @@ def resident(pid):
     return 0
 
 
-def test_a_member_killed_while_it_commits_leaves_nothing_in_a_run_that_goes_on(
+def test_a_worker_killed_while_it_commits_leaves_nothing_in_a_run_that_goes_on(
     long_catalog, undisturbed_long, tmp_path
 ):
     """What it had written under a temporary name is gone when the run ends, not only when the next one begins."""
-    left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-member"
+    left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-worker"
 
     def leave(progress):
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_bytes(b"half of it")
 
-    preprocess(long_catalog, tmp_path, make_spec(**SMALL), workers=2, shard_size=120, on_progress=leave)
+    preprocess(long_catalog, tmp_path, PreprocessSettings(**SMALL), workers=2, shard_size=120, on_progress=leave)
     assert not left.exists()
     assert content(tmp_path) == content(undisturbed_long)

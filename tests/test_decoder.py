@@ -14,6 +14,7 @@ import pytest
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.child import Decoder, DecodeRequest, borrow_decoder, decode_all
+from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
 
 
@@ -41,14 +42,14 @@ def child_of(decoder):
 
 def test_frames_and_facts_are_those_of_decoding_here(videos, tmp_path):
     missing = tmp_path / "missing.avi"
-    requests = [DecodeRequest(path) for path in (*videos, missing)] + [DecodeRequest(videos[3], 0.1, 0.2)]
+    requests = [DecodeRequest(path) for path in (*videos, missing)] + [DecodeRequest(videos[3], Span(start=0.1, end=0.2))]
     with Decoder(5, 96) as decoder:
         for request, item in zip(requests, decode_all(decoder, requests), strict=True):
             if request.path == missing:
                 assert outcome(item) == Verdict.UNREADABLE
                 assert str(missing) in str(item)
                 continue
-            expected = decode_clip(request.path, 5, 96, start=request.start, end=request.end)
+            expected = decode_clip(request.path, 5, 96, span=request.span)
             frames, facts = item
             np.testing.assert_array_equal(frames, expected.frames)
             assert facts["frame_index"] == expected.frame_index.tolist()

@@ -13,9 +13,11 @@ import zarr
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.records import Clip
 from dtsf.errors import BadClipsError, CacheError, ConfigError, FingerprintError
+from dtsf.pipeline import run
 from dtsf.pipeline.catalog import Catalog
 from dtsf.pipeline.encoders.choose import load_encoder
-from dtsf.pipeline.run import make_spec, preprocess
+from dtsf.pipeline.run import make_spec
+from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.decode import decode_clip
 
 SMALL = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3}
@@ -47,17 +49,26 @@ def videos(make_video, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def spec():
-    return make_spec(**SMALL)
+def small():
+    return PreprocessSettings(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def spec(small):
+    return make_spec(small)
+
+
+def preprocess(catalog, cache, settings, on_progress=None, **changes):
+    return run.preprocess(catalog, cache, settings.changed(**changes), on_progress=on_progress)
 
 
 def ten(videos):
     return catalog_of(videos, [f"c{k}" for k in range(10)])
 
 
-def test_rows_are_what_decoding_and_embedding_give(videos, spec, tmp_path):
+def test_rows_are_what_decoding_and_embedding_give(videos, small, spec, tmp_path):
     seen = []
-    result = preprocess(ten(videos), tmp_path, spec, workers=1, shard_size=4, on_progress=seen.append)
+    result = preprocess(ten(videos), tmp_path, small, workers=1, shard_size=4, on_progress=seen.append)
     assert (result.clips, result.groups, result.already_done, result.verdicts) == (10, 5, 0, {"ok": 10})
     assert [(p.done, p.total, p.bad) for p in seen] == [(k, 10, 0) for k in range(1, 11)]
     data = open_dataset(tmp_path)
@@ -75,25 +86,25 @@ def test_rows_are_what_decoding_and_embedding_give(videos, spec, tmp_path):
     np.testing.assert_array_equal(held, data.embeddings(["c9"])[0])
 
 
-def test_second_run_does_nothing_and_a_changed_or_new_clip_alone_is_done(make_video, spec, tmp_path):
+def test_second_run_does_nothing_and_a_changed_or_new_clip_alone_is_done(make_video, small, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for k in range(3):
         make_video(root / f"c{k}.avi", 8)
-    preprocess(catalog_of(root, ["c0", "c1"]), cache, spec, workers=1)
+    preprocess(catalog_of(root, ["c0", "c1"]), cache, small, workers=1)
     files = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
-    again = preprocess(catalog_of(root, ["c0", "c1"]), cache, spec, workers=1)
+    again = preprocess(catalog_of(root, ["c0", "c1"]), cache, small, workers=1)
     assert (again.already_done, again.clips) == (2, 2)
     assert files == {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
     before = open_dataset(cache).embeddings(["c0", "c1"])
     make_video(root / "c1.avi", 12, 320, 240)
-    third = preprocess(catalog_of(root, ["c0", "c1", "c2"]), cache, spec, workers=1)
+    third = preprocess(catalog_of(root, ["c0", "c1", "c2"]), cache, small, workers=1)
     assert (third.already_done, third.clips) == (1, 3)
     after = open_dataset(cache).embeddings(["c0", "c1"])
     np.testing.assert_array_equal(after[0], before[0])
     assert (after[1] != before[1]).any()
 
 
-def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, spec, tmp_path):
+def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, small, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     whole = make_video(root / "whole.avi", 60)
     cut_file(whole, root / "cut.avi", 0.6)
@@ -101,33 +112,33 @@ def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, 
     (root / "text.avi").write_text("no video")
     catalog = catalog_of(root, ["cut", "missing", "one", "text", "whole"])
     with pytest.raises(BadClipsError, match=r"3 of 5 clips.*--max-bad 5%") as raised:
-        preprocess(catalog, cache, spec, workers=1)
+        preprocess(catalog, cache, small, workers=1)
     for name in ("cut.avi: truncated", "missing.avi: unreadable", "text.avi: unreadable"):
         assert name in str(raised.value)
     assert raised.value.exit_code == 1
     assert raised.value.result.verdicts == {"ok": 1, "short": 1, "truncated": 1, "unreadable": 2}
     data = open_dataset(cache)
     assert [c.id for c in data.clips] == ["one", "whole"]
-    again = preprocess(catalog, cache, spec, workers=1, max_bad=0.6)
+    again = preprocess(catalog, cache, small, workers=1, max_bad=0.6)
     assert (again.already_done, len(again.bad)) == (5, 3)
     make_video(root / "missing.avi", 9)
-    assert preprocess(catalog, cache, spec, workers=1, max_bad=0.6).already_done == 4
+    assert preprocess(catalog, cache, small, workers=1, max_bad=0.6).already_done == 4
     assert open_dataset(cache).verdicts == {"ok": 2, "short": 1, "truncated": 1, "unreadable": 1}
 
 
-def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_video, spec, tmp_path):
+def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_video, small, spec, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for name in ("late", "whole"):
         make_video(root / f"{name}.avi", 9)
     (root / "text.avi").write_text("no video")
     catalog = catalog_of(root, ["late", "text", "whole"])
     # A machine that is busy: the decoder's process alone takes longer to start.
-    first = preprocess(catalog, cache, spec, workers=1, max_bad=1, deadline=0.01)
+    first = preprocess(catalog, cache, small, workers=1, max_bad=1, deadline=0.01)
     assert first.verdicts["timeout"] >= 1
     lost = [record.clip.id for record in first.bad]
     before = {file: file.read_bytes() for file in (cache / "nucla").rglob("*/0*") if file.is_file()}
-    assert preprocess(catalog, cache, spec, workers=1, max_bad=1).already_done == 3
-    retried = preprocess(catalog, cache, spec, workers=1, max_bad=1, retry_bad=True)
+    assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
+    retried = preprocess(catalog, cache, small, workers=1, max_bad=1, retry_bad=True)
     assert (retried.already_done, retried.verdicts) == (3 - len(lost), {"ok": 2, "unreadable": 1})
     # What is committed stays as it is; the new verdict is in a shard of its own.
     assert before.items() <= {file: file.read_bytes() for file in before}.items()
@@ -138,13 +149,13 @@ def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_vide
         np.testing.assert_array_equal(
             data.embeddings([name])[0], encoder.embed(decode_clip(root / f"{name}.avi", 3, 96, crop=spec.crop).frames)
         )
-    assert preprocess(catalog, cache, spec, workers=1, max_bad=1).already_done == 3
+    assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
 
 
-def test_other_settings_name_and_overwrite(videos, spec, tmp_path):
+def test_other_settings_name_and_overwrite(videos, small, spec, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
-    preprocess(catalog, tmp_path, spec, workers=1)
-    other = make_spec(**{**SMALL, "frames": 2})
+    preprocess(catalog, tmp_path, small, workers=1)
+    other = PreprocessSettings(**{**SMALL, "frames": 2})
     with pytest.raises(FingerprintError, match="frames: 3 in the cache, 2 asked for"):
         preprocess(catalog, tmp_path, other, workers=1)
     preprocess(catalog, tmp_path, other, name="two", workers=1)
@@ -152,27 +163,27 @@ def test_other_settings_name_and_overwrite(videos, spec, tmp_path):
     assert open_dataset(tmp_path, "nucla").spec.frames == open_dataset(tmp_path, "two").spec.frames == 2
     for name in ("../up", ".hidden", "a/b", " "):
         with pytest.raises(ConfigError, match="plain folder name"):
-            preprocess(catalog, tmp_path, spec, name=name, workers=1)
+            preprocess(catalog, tmp_path, small, name=name, workers=1)
 
 
-def test_overwrite_does_not_remove_what_is_not_a_cache(videos, spec, tmp_path):
+def test_overwrite_does_not_remove_what_is_not_a_cache(videos, small, tmp_path):
     (tmp_path / "nucla").mkdir()
     (tmp_path / "nucla/thesis.txt").write_text("mine")
     with pytest.raises(CacheError, match="does not remove it"):
-        preprocess(ten(videos), tmp_path, spec, workers=1, overwrite=True)
+        preprocess(ten(videos), tmp_path, small, workers=1, overwrite=True)
     assert (tmp_path / "nucla/thesis.txt").exists()
 
 
-def test_second_run_at_the_same_time_is_refused(videos, spec, tmp_path):
+def test_second_run_at_the_same_time_is_refused(videos, small, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
     messages = []
 
     def meanwhile(_):
         with pytest.raises(CacheError, match="another dtsf preprocess") as raised:
-            preprocess(catalog, tmp_path, spec, workers=1)
+            preprocess(catalog, tmp_path, small, workers=1)
         messages.append(str(raised.value))
 
-    assert preprocess(catalog, tmp_path, spec, workers=1, on_progress=meanwhile).verdicts == {"ok": 2}
+    assert preprocess(catalog, tmp_path, small, workers=1, on_progress=meanwhile).verdicts == {"ok": 2}
     assert len(messages) == 2
 
 
@@ -180,12 +191,13 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from dtsf.pipeline.catalog import Catalog
-from dtsf.pipeline.run import make_spec, preprocess
+from dtsf.pipeline.run import preprocess
+from dtsf.pipeline.settings import PreprocessSettings
 
 if __name__ == "__main__":
     catalog = Catalog.model_validate_json(Path(sys.argv[1]).read_text())
-    spec = make_spec(**json.loads(sys.argv[3]))
-    preprocess(catalog, Path(sys.argv[2]), spec, workers=int(sys.argv[4]), shard_size=int(sys.argv[5]))
+    settings = PreprocessSettings(**json.loads(sys.argv[3]), workers=int(sys.argv[4]), shard_size=int(sys.argv[5]))
+    preprocess(catalog, Path(sys.argv[2]), settings)
 """
 
 
@@ -214,18 +226,18 @@ def wait_for_shards(process, cache, n):
         time.sleep(0.005)
 
 
-def test_killed_then_resumed_equals_undisturbed(make_video, spec, tmp_path):
+def test_killed_then_resumed_equals_undisturbed(make_video, small, tmp_path):
     for k in range(12):
         make_video(tmp_path / f"v/c{k}.avi", 30, 640, 480)
     catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(12)])
-    preprocess(catalog, tmp_path / "whole", spec, workers=1)
+    preprocess(catalog, tmp_path / "whole", small, workers=1)
     process = start_script(tmp_path, catalog, tmp_path / "killed", 1)
     wait_for_shards(process, tmp_path / "killed", 2)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
     assert process.returncode == -signal.SIGKILL
-    result = preprocess(catalog, tmp_path / "killed", spec, workers=1, shard_size=1)
+    result = preprocess(catalog, tmp_path / "killed", small, workers=1, shard_size=1)
     assert 2 <= result.already_done < 12
     whole, killed = open_dataset(tmp_path / "whole"), open_dataset(tmp_path / "killed")
     ids = [clip.id for clip in catalog.clips]
@@ -235,10 +247,10 @@ def test_killed_then_resumed_equals_undisturbed(make_video, spec, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_workers_equal_one(videos, spec, tmp_path):
+def test_two_workers_equal_one(videos, small, tmp_path):
     seen = []
-    preprocess(ten(videos), tmp_path / "one", spec, workers=1)
-    result = preprocess(ten(videos), tmp_path / "two", spec, workers=2, on_progress=seen.append)
+    preprocess(ten(videos), tmp_path / "one", small, workers=1)
+    result = preprocess(ten(videos), tmp_path / "two", small, workers=2, on_progress=seen.append)
     assert result.verdicts == {"ok": 10}
     assert seen[-1].done == 10
     one, two = open_dataset(tmp_path / "one"), open_dataset(tmp_path / "two")
@@ -248,7 +260,7 @@ def test_two_workers_equal_one(videos, spec, tmp_path):
 
 
 @pytest.mark.slow
-def test_interrupt_ends_two_workers_soon_and_can_go_on(make_video, spec, tmp_path):
+def test_interrupt_ends_two_workers_soon_and_can_go_on(make_video, small, tmp_path):
     for k in range(40):
         make_video(tmp_path / f"v/c{k}.avi", 30, 640, 480)
     catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(40)])
@@ -261,7 +273,7 @@ def test_interrupt_ends_two_workers_soon_and_can_go_on(make_video, spec, tmp_pat
     assert time.monotonic() - begun < 20
     assert b"KeyboardInterrupt" in errors
     assert process.returncode != 0
-    result = preprocess(catalog, tmp_path / "c", spec, workers=1)
+    result = preprocess(catalog, tmp_path / "c", small, workers=1)
     assert result.already_done >= 1
     assert len(open_dataset(tmp_path / "c").clips) == 40
 
@@ -269,8 +281,7 @@ def test_interrupt_ends_two_workers_soon_and_can_go_on(make_video, spec, tmp_pat
 def test_shared_clips(shared_data, tmp_path):
     root = shared_data / "motion/iid/multiview_action_videos/a01"
     names = sorted(path.stem for path in root.glob("*.avi"))[:3]
-    spec = make_spec(encoder="efficientnet-lite0", frames=16, size=192, grid=6)
-    result = preprocess(catalog_of(root, names), tmp_path, spec, workers=1)
+    result = preprocess(catalog_of(root, names), tmp_path, PreprocessSettings(), workers=1)
     assert result.verdicts == {"ok": 3}
     embeddings = open_dataset(tmp_path).embeddings(names)
     assert embeddings.shape == (3, 16, 36, 112)
@@ -282,7 +293,7 @@ def test_pixels_train_end_to_end(videos, tmp_path):
     from dtsf.model.training.train import train
 
     catalog = ten(videos)
-    preprocess(catalog, tmp_path / "c", make_spec(encoder="pixels", frames=4, size=96, grid=6), workers=1)
+    preprocess(catalog, tmp_path / "c", PreprocessSettings(encoder="pixels", frames=4, size=96, grid=6), workers=1)
     data = open_dataset(tmp_path / "c")
     assert data.embeddings(["c3"]).dtype == np.uint8
     np.testing.assert_array_equal(

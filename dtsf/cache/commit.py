@@ -1,12 +1,19 @@
-"""Files that are whole or not there: temporary name, fsync, rename, fsync of the folder."""
+"""The one place that writes files: whole or not there, and never through a link.
+
+A file is made under a name that nobody can foresee, exclusively, flushed to the disk, and renamed; so a link that stands at
+its place is replaced, not followed. Logs and locks, which are opened where they are, are refused where a link or anything but
+a plain file is.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import shutil
+import stat
 import uuid
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from dtsf.errors import CacheError, DtsfError
 
@@ -14,53 +21,126 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["alone", "exclusively", "flush", "move", "sweep_orphans", "write_atomically"]
+__all__ = [
+    "alone",
+    "exclusively",
+    "flush",
+    "fresh_file",
+    "fresh_folder",
+    "move",
+    "open_log",
+    "refusal",
+    "sweep_orphans",
+    "write_atomically",
+]
 
 TEMPORARY = ".dtsf-tmp-"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(
+    path: Path,
+    data: bytes,
+    *,
+    error: Callable[[str], DtsfError] | None = None,
+    parents: bool = True,
+    follow: bool = True,
+) -> None:
     """Write ``data`` so that after a crash at any moment ``path`` is the old file, the new one, or absent.
+
+    Args:
+        path: What stands there is replaced, a link too.
+        data: All of it.
+        error: Makes the error from the system's words; left out, a CacheError that says how to go on.
+        parents: Make the folder where it is missing.
+        follow: Whether its folder itself may be a link: a person names folders as they like, others may not.
 
     Raises:
         CacheError: The disk is full or refuses; what was committed before is untouched.
 
     """
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
+        with _fresh(path, parents=parents, follow=follow) as descriptor:
             rest = memoryview(data)
             while rest:
                 # A disk that fills up may take a part first and refuse the next call.
                 rest = rest[_write(descriptor, rest) :]
+    except OSError as refused:
+        if error is not None:
+            raise error(refusal(refused)) from refused
+        raise CacheError(
+            f"cannot write {path}: {refusal(refused)}. Everything committed so far is safe; make room and run the "
+            "same command again to go on"
+        ) from refused
+
+
+@contextlib.contextmanager
+def fresh_file(path: Path, *, parents: bool = False) -> Iterator[IO[bytes]]:
+    """A file to write and read back that takes the place of ``path`` when the block ends well; else nothing has changed.
+
+    Raises:
+        OSError: The disk is full or refuses.
+
+    """
+    with (
+        _fresh(path, parents=parents, follow=True) as descriptor,
+        os.fdopen(descriptor, "w+b", closefd=False) as file,
+    ):
+        yield file
+
+
+@contextlib.contextmanager
+def _fresh(path: Path, *, parents: bool, follow: bool) -> Iterator[int]:
+    """Descriptor of a new file; what happens to the folder's name meanwhile changes nothing: the folder is held open."""
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Not the given name, which may be as long as a name can be.
+    name = f"{TEMPORARY}{uuid.uuid4().hex}"
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o666, dir_fd=folder)
+        try:
+            yield descriptor
             _fsync(descriptor)
         finally:
             os.close(descriptor)
-        _rename(temporary, path)
-        flush(path.parent)
-    except OSError as error:
+        _rename(path.with_name(name), path, folder)
+        _fsync(folder)
+    except BaseException:
         # The same fault can refuse the cleaning up; what is left is swept at the next start.
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise CacheError(
-            f"cannot write {path}: {error.strerror or error}. Everything committed so far is safe; make room and run the "
-            "same command again to go on"
-        ) from error
+            os.unlink(name, dir_fd=folder)
+        raise
+    finally:
+        os.close(folder)
+
+
+def fresh_folder(beside: Path) -> Path:
+    """Make a new folder beside a place, under a name that nobody can foresee; the caller fills and moves it.
+
+    Raises:
+        OSError: It cannot be made.
+
+    """
+    made = beside.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    made.mkdir()
+    return made
 
 
 def move(source: Path, target: Path) -> None:
     """Give a finished folder its name, for good."""
-    _rename(source, target)
+    _rename(source, target, None)
     flush(target.parent)
 
 
 def sweep_orphans(folder: Path) -> int:
-    """Remove temporary files that a killed process left; returns how many."""
+    """Remove temporary files and folders that a killed process left; returns how many."""
     orphans = list(folder.rglob(f"{TEMPORARY}*"))
     for orphan in orphans:
-        orphan.unlink(missing_ok=True)
+        if orphan.is_dir() and not orphan.is_symlink():
+            shutil.rmtree(orphan, ignore_errors=True)
+        else:
+            orphan.unlink(missing_ok=True)
     return len(orphans)
 
 
@@ -73,6 +153,17 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_log(path: Path) -> IO[str]:
+    """A file to append lines to, made where it is missing; who looks at it while it grows sees whole lines.
+
+    Raises:
+        OSError: It cannot be opened, or is a link, a file of several names, or no plain file.
+
+    """
+    descriptor = _open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    return os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
+
+
 @contextlib.contextmanager
 def exclusively(path: Path) -> Iterator[None]:
     """Hold the lock file ``path``; waits for whoever holds it. The kernel lets go of it when a process dies.
@@ -83,15 +174,15 @@ def exclusively(path: Path) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise CacheError(f"cannot open the lock {path}: {error.strerror or error}") from error
+        raise CacheError(f"cannot open the lock {path}: {refusal(error)}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except OSError as error:
             raise CacheError(
-                f"cannot lock {path}: {error.strerror or error}. Put the cache on a file system with locks"
+                f"cannot lock {path}: {refusal(error)}. Put the cache on a file system with locks"
             ) from error
         yield
     finally:
@@ -103,22 +194,40 @@ def alone(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError
     """Hold the lock file ``path``, or say at once that another process does.
 
     Args:
-        path: Made, with its folder.
+        path: Made, with its folder; what it holds stays as it is.
         unwritable: Makes the error for a file that cannot be made, from the system's words.
         busy: The error where another process holds it.
 
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
+        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise unwritable(str(error.strerror)) from error
-    with file:
+        raise unwritable(refusal(error)) from error
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise busy from error
         yield
+    finally:
+        os.close(descriptor)
+
+
+def refusal(error: OSError) -> str:
+    """The system's words for why it refused; a library that wraps them keeps its own."""
+    return str(error.strerror or error)
+
+
+def _open_plain(path: Path, flags: int) -> int:
+    """Open a file that is written where it stands. It is not emptied; a link, and whatever is no file of one name, is refused."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        what = "has several names" if stat.S_ISREG(status.st_mode) else "is no plain file"
+        raise OSError(f"{path.name} {what}: remove it")
+    return descriptor
 
 
 # The three calls that a fault can interrupt, each by its own name: tests replace them with failing ones.
@@ -132,5 +241,9 @@ def _fsync(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def _rename(source: Path, target: Path) -> None:
-    source.replace(target)
+def _rename(source: Path, target: Path, folder: int | None) -> None:
+    """``folder``: an open folder that both are in; None for two paths."""
+    if folder is None:
+        source.replace(target)
+    else:
+        os.rename(source.name, target.name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.cache.commit import exclusively, flush, sweep_orphans, write_atomically
+from dtsf.cache.outside import read_file
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -124,18 +125,9 @@ class LocalFolder:
             CacheError: It is larger than ``limit``, a link, or cannot be read.
 
         """
-        size = self.size(name)
-        if size is None:
+        if self.size(name) is None:
             return None
-        if size > limit:
-            raise CacheError(f"{self.path / name} has {size} bytes, more than {limit} that it can have")
-        try:
-            descriptor = os.open(self.path / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with open(descriptor, "rb") as file:
-                # Not `limit`: that much would be allocated at once.
-                return file.read(size)
-        except OSError as error:
-            raise CacheError(f"cannot read {self.path / name}: {error.strerror or error}") from error
+        return read_file(self.path / name, limit=limit, error=CacheError)
 
     def file(self, name: str, expected: FileRecord) -> Path:  # noqa: ARG002
         """A path that can be memory-mapped. Its size is the caller's to check."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import xxhash
 
+from dtsf.cache.outside import parse_model
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -51,10 +52,7 @@ def read_sealed(data: bytes, model: type[T], where: str, *, required: bool = Tru
             raise CacheError(f"{where} is damaged: it does not end in its seal")
     elif xxhash.xxh3_64_hexdigest(_with_seal(data, found, NONE)).encode() != found.group(1):
         raise CacheError(f"{where} is damaged: its bytes do not match its seal")
-    try:
-        return model.model_validate_json(data)
-    except ValueError as error:
-        raise CacheError(f"{where} is damaged: {error}") from error
+    return parse_model(model, data, where, error=lambda why: CacheError(f"{why}: it is damaged"))
 
 
 def _with_seal(data: bytes, found: re.Match[bytes], seal: str) -> bytes:

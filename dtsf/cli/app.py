@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -18,9 +18,6 @@ from dtsf.cli.commands_predict import predict_command
 from dtsf.cli.commands_reproduce import reproduce_app
 from dtsf.cli.commands_run import evaluate_command, train_command
 from dtsf.cli.screen import set_verbosity, with_verbosity
-
-if TYPE_CHECKING:
-    from dtsf.pipeline.crew import Crew
 
 __all__ = ["app", "main"]
 
@@ -87,12 +84,12 @@ def _speak_as_asked(commands: typer.Typer) -> None:
 _speak_as_asked(app)
 
 
-def main(crew: Crew | None = None) -> None:
-    """Run the command line and exit with the code that the outcome deserves. ``crew``: started already, for ``preprocess``."""
+def main() -> None:
+    """Run the command line and exit with the code that the outcome deserves."""
     from dtsf.errors import DtsfError
 
     try:
-        app(standalone_mode=True, obj=crew)
+        app(standalone_mode=True)
     except DtsfError as error:
         if os.environ.get("DTSF_DEBUG"):
             raise

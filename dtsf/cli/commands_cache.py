@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-
-from dtsf.cli.commands_data import Format  # noqa: TC001  typer reads it
 
 if TYPE_CHECKING:
     from dtsf.cache.info import DatasetPage
@@ -158,7 +156,7 @@ def cache_convert_command(
         Path, typer.Argument(help="The new cache: another folder or URL. What it has is not copied again.")
     ],
     dataset: DATASET = None,
-    format_: Annotated[Format | None, typer.Option("--format", help="Left out: as it is.")] = None,
+    format_: Annotated[Literal["zarr", "hdf5"] | None, typer.Option("--format", help="Left out: as it is.")] = None,
     compress: Annotated[
         str | None, typer.Option(help="none, zstd (zarr) or gzip (hdf5). Left out: as it is, where the format can.")
     ] = None,

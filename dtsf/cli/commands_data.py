@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from dtsf.cli.options import with_settings
+from dtsf.pipeline.settings import PreprocessSettings
+
 if TYPE_CHECKING:
-    from dtsf.errors import BadClipsError
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.run import PreprocessResult
 
-__all__ = ["Format", "preprocess_command", "synth_app"]
+__all__ = ["preprocess_command", "synth_app"]
 
 
-class Format(StrEnum):
-    """Storage formats of a cache."""
-
-    ZARR = "zarr"
-    HDF5 = "hdf5"
-
-
-class Check(StrEnum):
-    """How closely clips are looked at."""
-
-    FAST = "fast"
-    FULL = "full"
-
-
-def _fraction(text: str) -> float:
-    number = text.strip()
-    try:
-        value = float(number[:-1]) / 100 if number.endswith("%") else float(number)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise typer.BadParameter(f"{text!r} is not a share such as 5% or 0.05")
-    return value
-
-
+@with_settings(PreprocessSettings, max_bad=str)
 def preprocess_command(
-    context: typer.Context,
     dataset: Annotated[str, typer.Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
     root: Annotated[
         Path | None,
@@ -51,106 +27,40 @@ def preprocess_command(
             "Falls back to $DTSF_DATA/DATASET, then ./data/DATASET."
         ),
     ] = None,
-    views: Annotated[str, typer.Option(help="all, or view numbers or names joined by commas.")] = "all",
     cache: Annotated[Path, typer.Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
-    format_: Annotated[
-        Format | None, typer.Option("--format", help="Storage format: zarr, or what the data set has.")
-    ] = None,
-    compress: Annotated[
-        str | None, typer.Option(help="none; smaller and slower: zstd (zarr) or gzip (hdf5).", show_default="none")
-    ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option(help="efficientnet-lite0, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."),
-    ] = "efficientnet-lite0",
-    frames: Annotated[int, typer.Option(help="Frames kept of each clip, by equal segments.")] = 16,
-    size: Annotated[
-        int,
-        typer.Option(
-            help="Side in pixels of the square picture that is embedded. 288 tells arms apart better, in 2.3 times the time."
-        ),
-    ] = 192,
-    grid: Annotated[int, typer.Option(help="Cells along each side of an embedding; divisible by 3.")] = 6,
-    crop: Annotated[
-        str | None,
-        typer.Option(
-            help="Which square of the picture: motion (around what moves: still cameras) or centre.",
-            show_default="motion; centre for pixels",
-        ),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core if left out.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="tcp://HOST:PORT of a running dask scheduler.")] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Clips of a shard, the unit of commit.")] = 64,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first whole groups with this many clips.")] = None,
-    check: Annotated[
-        Check, typer.Option(help="full decodes every frame and refuses clips with damaged ones.")
-    ] = Check.FAST,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds that decoding one clip may take.")] = 60.0,
-    max_bad: Annotated[str, typer.Option(help="Share of clips that may be unusable before the exit code is 1.")] = "5%",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Remove this data set from the cache first.")] = False,
-    retry_bad: Annotated[
-        bool,
-        typer.Option(
-            "--retry-bad", help="Try the clips again that could not be used; else only if their file changes."
-        ),
-    ] = False,
-    name: Annotated[str | None, typer.Option(help="Its name in the cache; DATASET if left out.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    *,
+    settings: PreprocessSettings,
 ) -> None:
     """Stage 1: decode videos and cache their frame embeddings. Run it again to go on; what is done stays done."""
-    from dtsf.pipeline.crew import crew_for
+    from dtsf import api
+    from dtsf.cli.show import console, print_json, progress
+    from dtsf.errors import BadClipsError
 
-    share = _fraction(max_bad)
+    screen = console()
+
+    def announce(catalog: Catalog) -> None:
+        by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())
+        screen.print(
+            f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})",
+            highlight=False,
+        )
+        for note in catalog.notes:
+            screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+
     failure: BadClipsError | None = None
-    # The command line has started it already, or it is started before the imports of this process, which take as long.
-    with context.obj or crew_for(workers, scheduler) as crew:
-        from dtsf import api
-        from dtsf.cli.show import console, print_json, progress
-        from dtsf.errors import BadClipsError
-
-        screen = console()
-
-        def announce(catalog: Catalog) -> None:
-            by_views = ", ".join(
-                f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items()
+    with progress("preprocess", "clips") as update:
+        try:
+            result = api.preprocess(
+                dataset,
+                root,
+                cache,
+                settings=settings,
+                on_catalog=announce,
+                on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
             )
-            screen.print(
-                f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})",
-                highlight=False,
-            )
-            for note in catalog.notes:
-                screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
-
-        with progress("preprocess", "clips") as update:
-            try:
-                result = api.preprocess(
-                    dataset,
-                    root,
-                    cache,
-                    views=views,
-                    limit=limit,
-                    name=name,
-                    format=format_,
-                    compress=compress,
-                    encoder=encoder,
-                    frames=frames,
-                    size=size,
-                    grid=grid,
-                    crop=crop,
-                    workers=workers,
-                    scheduler=scheduler,
-                    shard_size=shard_size,
-                    max_bad=share,
-                    overwrite=overwrite,
-                    retry_bad=retry_bad,
-                    deadline=deadline,
-                    check=check.value,
-                    crew=crew,
-                    on_catalog=announce,
-                    on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
-                )
-            except BadClipsError as error:
-                failure, result = error, cast("PreprocessResult", error.result)
+        except BadClipsError as error:
+            failure, result = error, cast("PreprocessResult", error.result)
     if json_:
         print_json(result.model_dump(mode="json"))
     else:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import nn
 
-from dtsf.cache.commit import flush
+from dtsf.cache.commit import write_atomically
+from dtsf.cache.outside import parse_model, read_file
 from dtsf.cache.records import Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
@@ -36,6 +37,8 @@ __all__ = ["ExportedNetwork", "OnnxMetadata", "export_onnx", "read_onnx"]
 
 METADATA_KEY = "dtsf"
 OUTPUTS = ("probabilities", "uncertainty", "view_weights")
+ONNX_LIMIT = 1 << 31
+"""Bytes of an ONNX file: the format has no larger ones."""
 
 
 class OnnxMetadata(Frozen):
@@ -45,11 +48,11 @@ class OnnxMetadata(Frozen):
     """How its input is made."""
     info: DatasetInfo
     """Classes and views."""
-    views: int = Field(ge=1)
+    views: int = Field(ge=1, le=1024)
     """V."""
-    frames: int = Field(ge=1)
+    frames: int = Field(ge=1, le=4096)
     """T."""
-    pace: float
+    pace: float = Field(ge=0, le=1)
     """See :mod:`dtsf.model.training.pace`."""
     protocol: str
     fingerprint: str
@@ -109,15 +112,8 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
             verbose=False,
         )
         program.model.metadata_props[METADATA_KEY] = metadata.model_dump_json()
-        fresh = file.with_name(file.name + ".new")
-        try:
-            program.save(fresh, external_data=False)
-            flush(fresh)
-            fresh.replace(file)
-        except OSError as error:
-            raise ConfigError(f"--onnx {file} cannot be written: {error.strerror}") from error
-        finally:
-            fresh.unlink(missing_ok=True)
+        data = program.model_proto.SerializeToString()
+    write_atomically(file, data, error=lambda why: ConfigError(f"--onnx {file} cannot be written: {why}"))
     return metadata
 
 
@@ -145,7 +141,10 @@ class ExportedNetwork:
 
     def __call__(self, x_BVTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Probabilities (B, K), uncertainty (B,) and view weights (B, V)."""
-        found = self.session.run(list(OUTPUTS), {"embeddings": x_BVTHWC.float().contiguous().numpy()})
+        try:
+            found = self.session.run(list(OUTPUTS), {"embeddings": x_BVTHWC.float().contiguous().numpy()})
+        except Exception as error:  # noqa: BLE001  its errors have no common base but Exception
+            raise CheckpointError(f"{self.file} cannot be run: {str(error).splitlines()[0]}") from error
         probabilities_BK, uncertainty_B, weights_BV = map(torch.from_numpy, found)
         return probabilities_BK, uncertainty_B, weights_BV
 
@@ -159,19 +158,65 @@ def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
     """
     import onnxruntime
 
-    if not file.is_file():
+    if not file.exists():
         raise CheckpointError(f"no file {file}: dtsf export RUN --onnx {file}")
+    data = read_file(file, limit=ONNX_LIMIT, error=CheckpointError, follow=True)
+    _refuse_foreign(file, data)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        held = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
     except Exception as error:  # noqa: BLE001  its errors have no common base but Exception
         raise CheckpointError(f"{file} is no ONNX file that can be run: {str(error).splitlines()[0]}") from error
-    held = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if held is None:
         raise CheckpointError(f"{file} was not written by dtsf: dtsf export RUN --onnx FILE")
-    try:
-        metadata = OnnxMetadata.model_validate_json(held)
-    except ValidationError as error:
-        raise CheckpointError(f"{file}: its metadata is of another version of dtsf: export it again") from error
+    metadata = parse_model(
+        OnnxMetadata, held, f"{file}, its metadata", error=lambda why: CheckpointError(f"{why}: export it again")
+    )
+    _check_fits(file, metadata, shapes)
     return ExportedNetwork(file, metadata, session)
+
+
+def _refuse_foreign(file: Path, data: bytes) -> None:
+    """Refuse what no export of dtsf has: weights in other files, operators of other makers, graphs in graphs."""
+    import onnx
+
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # noqa: BLE001  protobuf's errors have no common base but Exception
+        raise CheckpointError(f"{file} is no ONNX file that can be run: {str(error).splitlines()[0]}") from error
+    nodes = model.graph.node
+    inner = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+    tensors = [*model.graph.initializer, *(a.t for node in nodes for a in node.attribute if a.HasField("t"))]
+    found = {
+        "weights in another file": any(x.data_location == onnx.TensorProto.EXTERNAL for x in tensors),
+        "functions of its own": bool(model.functions),
+        "operators of another maker": any(node.domain not in ("", "ai.onnx") for node in nodes),
+        "a graph within its graph": any(a.type in inner for node in nodes for a in node.attribute),
+        "sparse weights": bool(model.graph.sparse_initializer),
+    }
+    foreign = [what for what, there in found.items() if there]
+    if foreign:
+        raise CheckpointError(f"{file} was not written by dtsf: it has {', '.join(foreign)}")
+
+
+def _check_fits(file: Path, known: OnnxMetadata, shapes: dict[str, list[Any]]) -> None:
+    """Compare what the file says of itself with its graph: memory is taken by what it says."""
+    grid, k = known.spec.grid, len(known.info.class_names)
+    wanted = {
+        "embeddings": [known.views, known.frames, grid, grid, known.spec.channels],
+        "probabilities": [k],
+        "uncertainty": [],
+        "view_weights": [known.views],
+    }
+    for name, shape in wanted.items():
+        if name not in shapes or shapes[name][1:] != shape:
+            raise CheckpointError(
+                f"{file}: its metadata and its graph differ: {name} is {shapes.get(name, 'not there')} in the graph, "
+                f"groups x {shape} by its metadata"
+            )
+    if known.frames > known.spec.frames:
+        raise CheckpointError(f"{file}: its graph takes {known.frames} frames of {known.spec.frames}")

@@ -1,6 +1,6 @@
-"""Shards on processes: here, a process a shard, dask's processes on this machine, or a dask cluster that is there.
+"""Where shards run: in this process, or on dask (workers of this machine, or a cluster that is running).
 
-Whatever runs a shard, the task function is the same, no array leaves its process, and what comes back is a count of clips.
+The task function is the same everywhere, no array leaves its process, and what comes back is a count of clips.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.crew import WORKER_ENVIRONMENT, Crew
-from dtsf.pipeline.forked import can_fork
 from dtsf.pipeline.worker import Counter, ShardTask, run_shard
 
 if TYPE_CHECKING:
@@ -21,41 +19,39 @@ __all__ = ["run_tasks"]
 
 TOPIC = "dtsf-clips"
 
+WORKER_ENVIRONMENT = {
+    # The system's allocator gives memory back after every layer of the encoder; keeping it halves a worker's time.
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    # Without it the import of ONNX Runtime (1.31) starts a thread, opens a database in the home folder and tells Microsoft.
+    "ORT_DISABLE_TELEMETRY": "1",
+}
+
 
 def run_tasks(
-    tasks: list[ShardTask],
-    n_workers: int,
-    scheduler: str | None,
-    on_clips: Callable[[int, int], None],
-    crew: Crew | None = None,
+    tasks: list[ShardTask], n_workers: int, scheduler: str | None, on_clips: Callable[[int, int], None]
 ) -> None:
-    """Run every shard, and come back when all are committed.
+    """Run every shard, and return when all are committed.
 
     Args:
         tasks: What to do.
-        n_workers: Processes, where there is no ``scheduler``.
+        n_workers: Processes, where there is no ``scheduler``. One works in this process, without dask.
         scheduler: ``tcp://host:port`` of a running dask scheduler.
         on_clips: Called now and then with the number of clips done since the last call, and how many of them are bad.
-        crew: One that was started already, as it takes a moment; else one is started here.
 
     Raises:
         ConfigError: No scheduler answers there.
-        DataError: The processes cannot be started, or are lost again and again.
+        DataError: The workers cannot be started, or are lost again and again.
 
     """
     if not tasks:
         return
-    a_shard_each = scheduler is None and 1 < len(tasks) <= n_workers and can_fork()
-    if crew is not None and not a_shard_each:
-        crew.close()
     if scheduler is None and (n_workers == 1 or len(tasks) == 1):
         for task in tasks:
             run_shard(task, lambda record: on_clips(1, not record.verdict.usable))
-        return
-    if a_shard_each:
-        # There is nothing to hand out, and dask's start would cost as much as 20 clips.
-        with crew or Crew() as ready:
-            ready.run(tasks, on_clips)
         return
     with _client(min(n_workers, len(tasks)), scheduler) as client:
         client.subscribe_topic(TOPIC, lambda event: on_clips(*event[1]))

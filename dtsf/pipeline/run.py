@@ -15,11 +15,10 @@ from dtsf.cache.reader import open_place
 from dtsf.cache.records import ClipRecord, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
-from dtsf.errors import BadClipsError, CacheError, ConfigError
+from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
 from dtsf.pipeline.planning import plan
-from dtsf.pipeline.video.crop import CROPS
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.remote import RemoteFolder
     from dtsf.pipeline.catalog import Catalog
-    from dtsf.pipeline.crew import Crew
+    from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
 
 __all__ = ["PreprocessResult", "Progress", "make_spec", "preprocess"]
@@ -58,29 +57,21 @@ class PreprocessResult(Frozen):
     bad: tuple[ClipRecord, ...]
 
 
-def make_spec(*, encoder: str, frames: int, size: int, grid: int, crop: str | None = None) -> CacheSpec:
+def make_spec(settings: PreprocessSettings) -> CacheSpec:
     """The identity of a cache made with these settings on this machine.
 
-    Args:
-        encoder: As :func:`dtsf.pipeline.encoders.choose.encoder_identity`.
-        frames: F, frames of a clip.
-        size: Side of the square picture that is embedded, in pixels.
-        grid: Cells along each side of an embedding.
-        crop: ``motion`` or ``centre``, see :mod:`dtsf.pipeline.video.crop`; left out, ``motion``, and ``centre`` for ``pixels``,
-            of which the network itself has to learn where people stand.
-
     Raises:
-        ConfigError: A value that there is no such thing as, or that does not fit the others.
+        ConfigError: An encoder that there is none of, or a size and grid that do not fit it.
 
     """
-    if not 1 <= frames <= 1024:
-        raise ConfigError(f"--frames {frames} must be from 1 to 1024")
-    identity = encoder_identity(encoder, size, grid)
+    identity = encoder_identity(settings.encoder, settings.size, settings.grid)
+    # Of pixels the network itself has to learn where people stand.
+    usual: Crop = "centre" if identity.name == "pixels" else "motion"
     return CacheSpec(
         decoder=decoder_name(),
-        frames=frames,
-        size=size,
-        crop=_crop(crop, identity.name),
+        frames=settings.frames,
+        size=settings.size,
+        crop=settings.crop or usual,
         grid=identity.grid,
         encoder=identity.name,
         weights_hash=identity.weights_hash,
@@ -89,33 +80,12 @@ def make_spec(*, encoder: str, frames: int, size: int, grid: int, crop: str | No
     )
 
 
-def _crop(asked: str | None, encoder: str) -> Crop:
-    if asked is None:
-        return "centre" if encoder == "pixels" else "motion"
-    for crop in CROPS:
-        if asked == crop:
-            return crop
-    raise ConfigError(f"--crop {asked!r} must be {' or '.join(CROPS)}")
-
-
 def preprocess(
     catalog: Catalog,
     cache: Path | str,
-    spec: CacheSpec,
+    settings: PreprocessSettings,
     *,
-    name: str | None = None,
-    format: str | None = None,  # noqa: A002
-    compress: str | None = None,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    shard_size: int = 64,
-    max_bad: float = 0.05,
-    overwrite: bool = False,
-    retry_bad: bool = False,
-    deadline: float = 60.0,
-    check: str = "fast",
     on_progress: Callable[[Progress], None] | None = None,
-    crew: Crew | None = None,
 ) -> PreprocessResult:
     """Bring every clip of a catalog into the cache, once.
 
@@ -125,54 +95,42 @@ def preprocess(
     Args:
         catalog: Clips to do.
         cache: Folder of the cache, or its URL on an object store.
-        spec: From :func:`make_spec`.
-        name: Name in the cache; the catalog's data set if left out. Choose one to keep several collections side by side.
-        format: ``zarr`` or ``hdf5``; left out, the one that the data set has, or Zarr.
-        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, as the data set is, or none.
-        workers: Processes; one a core if left out. 1 works in this process.
-        scheduler: ``tcp://host:port`` of a running dask scheduler whose workers see the same paths.
-        shard_size: Clips of a shard: what is lost at most when a process dies.
-        max_bad: Share of clips that may be unusable.
-        overwrite: Remove what the cache holds under this name first.
-        retry_bad: Try again what could not be used before: a deadline, a crash or a file that could not be read may have been
-            the machine's fault and not the clip's.
-        deadline: Seconds that decoding one clip may take before it is given up.
-        check: ``fast``, or ``full`` to decode every frame and refuse clips that the codec flags as damaged.
+        settings: What is computed, where it goes and how it runs.
         on_progress: Called after each clip; with several processes, for those of a second together.
-        crew: Worker processes that were started before, to be used if there is work for them.
 
     Raises:
         BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
         CacheError, FingerprintError: The cache cannot take these clips.
 
     """
-    name = name or catalog.dataset
-    if name.startswith(".") or "/" in name or "\\" in name or not name.strip():
-        raise ConfigError(f"--name {name!r} must be a plain folder name")
-    if shard_size < 1:
-        raise ConfigError(f"--shard-size {shard_size} must be at least 1")
+    name = settings.name or catalog.dataset
+    spec = make_spec(settings)
     place = as_place(cache).absolute()
     folder = place.below(name)
     begun = time.monotonic()
     with _lock(place, name):
-        if overwrite and not folder.is_empty():
+        if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
             folder.clear()
         info = DatasetInfo(
             dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
         )
-        shard_size = create_or_open(folder, spec, info, shard_size, format=format, compress=compress).shard_size
+        about = create_or_open(
+            folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
+        )
         sweep(folder)
-        n_workers = workers or os.cpu_count() or 1
-        parts, already_done, already_bad = plan(catalog, folder, shard_size, n_workers, retry_bad=retry_bad)
+        n_workers = settings.workers or os.cpu_count() or 1
+        parts, already_done, already_bad = plan(
+            catalog, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad
+        )
         tasks = [
-            ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, deadline, check)
+            ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, settings)
             for shard, clips in parts.items()
         ]
         if parts:
             extend(folder, max(parts) + 1)
-            if scheduler is None:
+            if settings.scheduler is None:
                 prepare_encoder(spec.encoder, spec.size, spec.grid)
         state = {"done": already_done, "bad": already_bad}
 
@@ -182,23 +140,25 @@ def preprocess(
             if on_progress is not None:
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
-        run_tasks(tasks, n_workers, scheduler, on_clips, crew)
-        if parts and scheduler is None and isinstance(place, LocalFolder):
+        run_tasks(tasks, n_workers, settings.scheduler, on_clips)
+        if parts and settings.scheduler is None and isinstance(place, LocalFolder):
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
             sweep(folder)
         result = _result(catalog, folder, already_done, time.monotonic() - begun, place)
-    if len(result.bad) > max_bad * result.clips:
-        listed = "\n".join(
-            f"  {record.clip.path}: {record.verdict.value}: {record.reason}" for record in result.bad[:20]
-        )
-        more = f"\n  ... and {len(result.bad) - 20} more" if len(result.bad) > 20 else ""
-        raise BadClipsError(
-            f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
-            f"other {result.clips - len(result.bad)} are in {folder}\n{listed}{more}",
-            result,
-        )
+    if len(result.bad) > settings.max_bad * result.clips:
+        raise _too_many_bad(result, folder, settings.max_bad)
     return result
+
+
+def _too_many_bad(result: PreprocessResult, folder: LocalFolder | RemoteFolder, max_bad: float) -> BadClipsError:
+    listed = "\n".join(f"  {record.clip.path}: {record.verdict.value}: {record.reason}" for record in result.bad[:20])
+    more = f"\n  ... and {len(result.bad) - 20} more" if len(result.bad) > 20 else ""
+    return BadClipsError(
+        f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
+        f"other {result.clips - len(result.bad)} are in {folder}\n{listed}{more}",
+        result,
+    )
 
 
 @contextmanager

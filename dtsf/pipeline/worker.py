@@ -16,15 +16,17 @@ from dtsf.cache.store import write_shard
 from dtsf.errors import VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
+from dtsf.pipeline.video.clip import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dtsf.pipeline.settings import PreprocessSettings
+
 __all__ = ["Counter", "ShardTask", "run_shard", "source_stat"]
 
 EVENT_EVERY = 1.0
-"""Seconds between two progress events of a shard. One a clip made the clips a second that a scheduler bears the limit of a
-cluster; now it is the number of workers (docs/scale.md)."""
+"""Seconds between two progress events of a shard: what a scheduler must bear is workers, not clips, a second."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,7 @@ class ShardTask:
     shard: int
     clips: tuple[Clip, ...]
     spec: CacheSpec
-    deadline: float = 60.0
-    """Seconds that one clip may take to decode."""
-    check: str = "fast"
-    """``fast`` or ``full``; see :func:`dtsf.pipeline.video.decode.decode_clip`."""
+    settings: PreprocessSettings
 
 
 class Counter:
@@ -67,15 +66,12 @@ class Counter:
         self._told = time.monotonic()
 
 
-def run_shard(
-    task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None, *, fork: bool = False
-) -> ShardRecord:
+def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
     """Decode, embed, write and commit the clips of one shard.
 
     Args:
         task: What to do.
         on_clip: Called after each clip, for progress.
-        fork: Fork the decoder's child; for a process of stage 1's own (:mod:`dtsf.pipeline.foreman`).
 
     """
     spec = task.spec
@@ -83,8 +79,9 @@ def run_shard(
     records: list[ClipRecord] = []
     used = 0
     sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
-    requests = [DecodeRequest(Path(task.root) / clip.path, clip.start, clip.end) for clip in task.clips]
-    with borrow_decoder(spec.frames, spec.size, task.deadline, task.check, crop=spec.crop, fork=fork) as decoder:
+    requests = [DecodeRequest(Path(task.root) / clip.path, Span(start=clip.start, end=clip.end)) for clip in task.clips]
+    settings = task.settings
+    with borrow_decoder(spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
         encoder = load_encoder(spec.encoder, spec.size, spec.grid)
@@ -96,8 +93,12 @@ def run_shard(
                 frames_FHWC, facts = item
                 rows["embeddings"][used] = encoder.embed(frames_FHWC)
                 rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
-                rows["frame_index"][used] = facts.pop("frame_index")
-                record = ClipRecord(clip=clip, row=used, **facts, **source)
+                for name in ("frame_index", "frame_time"):
+                    values = facts.pop(name)
+                    if name in rows:
+                        rows[name][used] = values
+                held = {name: value for name, value in facts.items() if name in ClipRecord.model_fields}
+                record = ClipRecord(clip=clip, row=used, **held, **source)
                 used += 1
             records.append(record)
             if on_clip is not None:

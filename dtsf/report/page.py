@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from dtsf.cache.commit import write_atomically
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,14 +45,11 @@ def write_page(file: Path, text: str) -> Path:
         ConfigError: The place cannot be written.
 
     """
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_text(text, encoding="utf-8")
-        fresh.replace(file)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {file}: {error.strerror}: name another place with --out") from error
+    # The name of a folder may be in letters of no encoding.
+    data = text.encode("utf-8", "backslashreplace")
+    write_atomically(
+        file, data, error=lambda why: ConfigError(f"cannot write {file}: {why}: name another place with --out")
+    )
     return file
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["ModelConfig"]
+__all__ = ["Auto", "ModelConfig"]
 
 
 def _lags(given: object) -> object:
@@ -18,14 +18,23 @@ def _lags(given: object) -> object:
     return given
 
 
+def _auto(given: object) -> object:
+    """``auto`` in a recipe is 0 here."""
+    return 0 if given == "auto" else given
+
+
+Auto = Annotated[int, BeforeValidator(_auto), Field(ge=0)]
+"""A number, or ``auto`` (0): it follows from the number of training clips, by :func:`dtsf.model.training.size.sized`."""
+
+
 class ModelConfig(BaseModel):
     """Everything that decides the network's shape and maths. Recipes hold it as ``[model]``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: int = Field(default=96, ge=1)
+    width: Auto = 96
     """D, the length of a token. 96 for a hundred groups on a CPU; VideoMamba-S has 384."""
-    depth: int = Field(default=2, ge=1)
+    depth: Auto = 2
     """Bidirectional Mamba blocks. 2 for a hundred groups; VideoMamba-S has 24."""
     state: int = Field(default=16, ge=1)
     """N, the state of each channel in the scan."""

@@ -191,12 +191,15 @@ class DTSFNet(nn.Module):
             feature_PD = self.drop(encoder(self.drop(canvas_PTHWR).permute(0, 4, 1, 2, 3), thumbs_PTX)).float()
             logits_PK = encoder.head(feature_PD).float()
             feature_BVD, view_logits_BVK = (
-                x_P.unflatten(0, mask_BV.shape) if complete else scatter_views(x_P, mask_BV) for x_P in (feature_PD, logits_PK)
+                x_P.unflatten(0, mask_BV.shape) if complete else scatter_views(x_P, mask_BV)
+                for x_P in (feature_PD, logits_PK)
             )
             fused = self._fuse(feature_BVD, view_logits_BVK, mask_BV)
             logits_BK = fused.logits_BK if fused.logits_BK is not None else encoder.head(fused.feature_BD).float()
             found.append((logits_BK, view_logits_BVK, feature_BVD, fused.feature_BD, fused.weights_BV))
-        logits_SBK, view_logits_SBVK, feature_SBVD, fused_SBD, weights_SBV = (torch.stack(x) for x in zip(*found, strict=True))
+        logits_SBK, view_logits_SBVK, feature_SBVD, fused_SBD, weights_SBV = (
+            torch.stack(x) for x in zip(*found, strict=True)
+        )
         share_S = logits_SBK.new_tensor([1.0 - self.config.signed, self.config.signed])
         output = _output(
             pool_opinions(logits_SBK, share_S),
@@ -308,7 +311,12 @@ class DTSFNet(nn.Module):
 
 
 def _output(
-    logits_BK: Tensor, view_logits_BVK: Tensor, feature_BVD: Tensor, fused_BD: Tensor, weights_BV: Tensor, mask_BV: Tensor
+    logits_BK: Tensor,
+    view_logits_BVK: Tensor,
+    feature_BVD: Tensor,
+    fused_BD: Tensor,
+    weights_BV: Tensor,
+    mask_BV: Tensor,
 ) -> Output:
     alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
     return Output(

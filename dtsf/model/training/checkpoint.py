@@ -6,18 +6,19 @@ It is written beside its place, flushed to disk, and moved there; a process kill
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load, save
 
-from dtsf.cache.commit import flush
+from dtsf.cache.commit import fresh_file, fresh_folder, move, refusal
+from dtsf.cache.outside import parse_model, read_file
 from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.errors import CheckpointError
+from dtsf.errors import CheckpointError, DivergedError
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.recipe import Recipe
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "LOWER",
     "Checkpoint",
     "RunState",
     "has_checkpoint",
@@ -36,6 +38,13 @@ __all__ = [
     "make_room",
     "save_checkpoint",
 ]
+
+
+LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
+"""Bytes that the files of a checkpoint can have."""
+LOWER = (
+    "Try a tenth of the learning rate (--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm"
+)
 
 
 def has_checkpoint(run: Path) -> bool:
@@ -54,13 +63,13 @@ def make_room(run: Path) -> bool:
 class RunState(BaseModel):
     """What a checkpoint knows of itself beside the tensors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epoch: int
+    epoch: int = Field(ge=0, le=10**9)
     """Epochs finished."""
-    step: int
+    step: int = Field(ge=0, le=10**12)
     """Optimiser steps made."""
-    seed: int
+    seed: int = Field(ge=-(2**63), lt=2**64)
     protocol: str
     fingerprint: str
     """Of the cache it was trained from."""
@@ -70,7 +79,7 @@ class RunState(BaseModel):
     """Classes and views."""
     recipe: Recipe
     versions: dict[str, str]
-    processes: int = 1
+    processes: int = Field(default=1, ge=1, le=2**20)
     """Processes that trained together: a step has that many times ``train.batch_size`` groups."""
     best_epoch: int | None = None
     """Epochs finished when the held-out groups were judged best; None where nothing is held out."""
@@ -99,31 +108,50 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
         CheckpointError: The disk is full or refuses; the old one is untouched.
 
     """
+    if not folder.parent.is_dir():
+        raise CheckpointError(f"the run folder {folder.parent} is gone: the training in it is lost; begin it anew")
+    bad = _first_not_finite(weights) or _first_not_finite(optimizer.get("raw", {}))
+    if bad is not None:
+        raise DivergedError(
+            f"after step {state.step} {bad} holds values that are not finite: the training diverged. {LOWER}. The checkpoint "
+            f"before, {folder}, is kept"
+        )
     try:
         _write(folder, state, weights, optimizer)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        # torch and safetensors have errors of their own for a full disk.
+    except OSError as error:
         raise CheckpointError(
-            f"cannot write the checkpoint {folder}: {error}. The one before it is safe; make room and --resume"
+            f"cannot write the checkpoint {folder}: {refusal(error)}. The one before it is safe; make room and --resume"
         ) from error
 
 
 def _write(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
-    fresh, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({name: x.detach().contiguous().clone() for name, x in weights.items()}, fresh / "model.safetensors")
-    torch.save(optimizer, fresh / "optimizer.pt")
-    (fresh / "state.json").write_text(state.model_dump_json(indent=1), encoding="utf-8")
-    for file in fresh.iterdir():
-        flush(file)
-    flush(fresh)
-    if folder.exists():
+    fresh, old = fresh_folder(folder), folder.with_name(folder.name + ".old")
+    try:
+        with fresh_file(fresh / "model.safetensors") as file:
+            file.write(save({name: x.detach().contiguous().clone() for name, x in weights.items()}))
+        with fresh_file(fresh / "optimizer.pt") as file:
+            # In memory first: torch.save has an error of its own for a full disk, which does not speak of the disk.
+            buffer = io.BytesIO()
+            torch.save(optimizer, buffer)
+            file.write(buffer.getbuffer())
+        with fresh_file(fresh / "state.json") as file:
+            file.write(state.model_dump_json(indent=1).encode())
+        if os.path.lexists(folder):
+            _remove(old)
+            folder.rename(old)
+        move(fresh, folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    _remove(old)
+
+
+def _remove(old: Path) -> None:
+    """Take away a checkpoint that is no longer needed; of a link only the link."""
+    if old.is_symlink():
+        old.unlink()
+    else:
         shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    fresh.rename(folder)
-    flush(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
@@ -137,19 +165,30 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
         folder = old  # killed between the two renames of save_checkpoint
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: train first (dtsf train), or name another run folder")
+    document, tensors, kept = (
+        read_file(folder / name, limit=limit, error=CheckpointError) if resume or name != "optimizer.pt" else b""
+        for name, limit in LIMITS.items()
+    )
+    state = parse_model(RunState, document, str(folder / "state.json"), error=CheckpointError)
     try:
-        state = RunState.model_validate_json((folder / "state.json").read_text("utf-8"))
-        weights = _as_named_now(load_file(folder / "model.safetensors"))
-        optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True) if resume else {}
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise CheckpointError(f"{folder / 'state.json'}: {where}: {first['msg']}") from error
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder} is damaged: {error}") from error
-    for name in optimizer.keys() & {"raw", "average"}:
-        optimizer[name] = _as_named_now(optimizer[name])
+        weights = _as_named_now(load(tensors))
+        optimizer = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if resume else {}
+        for name in optimizer.keys() & {"raw", "average"}:
+            optimizer[name] = _as_named_now(optimizer[name])
+    except Exception as error:  # noqa: BLE001  what a forged file makes of their readers has no common base
+        raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from error
+    bad = _first_not_finite(weights)
+    if bad is not None:
+        raise CheckpointError(
+            f"checkpoint {folder}: {bad} holds values that are not finite: nothing can be asked of it"
+        )
     return Checkpoint(state=state, weights=weights, optimizer=optimizer)
+
+
+def _first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor with a NaN or an infinity, or None."""
+    bad = (name for name, x in weights.items() if x.is_floating_point() and not x.isfinite().all())
+    return next(bad, None)
 
 
 def _as_named_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -167,18 +206,34 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
     state = checkpoint.state
     n_classes = len(state.info.class_names)
     saved = checkpoint.weights.get("encoder.head.weight")
-    if saved is None or saved.shape[0] != n_classes:
-        held = "no head" if saved is None else f"{saved.shape[0]} classes"
+    if saved is None or saved.ndim != 2 or saved.shape[0] != n_classes:
+        held = "no head" if saved is None or saved.ndim != 2 else f"{saved.shape[0]} classes"
         raise CheckpointError(f"the checkpoint's weights hold {held}, its state.json names {n_classes} classes")
-    net = DTSFNet(
-        state.recipe.model,
-        channels=state.spec.channels,
-        canvas=state.spec.grid,
-        n_classes=n_classes,
-        n_views=len(state.info.view_names),
-    )
-    try:
-        net.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint's weights do not fit its recipe: {error}") from error
+    # Without memory first: a state.json may name any size, the weights that are there bound it.
+    with torch.device("meta"):
+        wanted = _network(state).state_dict()
+    for name in wanted.keys() | checkpoint.weights.keys():
+        ours, theirs = wanted.get(name), checkpoint.weights.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape or ours.is_complex() != theirs.is_complex():
+            shapes = [
+                f"{'x'.join(map(str, x.shape)) or 'one number'}" if x is not None else "none" for x in (theirs, ours)
+            ]
+            raise CheckpointError(
+                f"the checkpoint's weights do not fit its recipe: {name} is {shapes[0]}, not {shapes[1]}"
+            )
+    net = _network(state)
+    net.load_state_dict(checkpoint.weights)
     return net.eval()
+
+
+def _network(state: RunState) -> DTSFNet:
+    try:
+        return DTSFNet(
+            state.recipe.model,
+            channels=state.spec.channels,
+            canvas=state.spec.grid,
+            n_classes=len(state.info.class_names),
+            n_views=len(state.info.view_names),
+        )
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise CheckpointError(f"the recipe of the checkpoint makes no network: {error}") from error

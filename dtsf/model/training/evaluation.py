@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from dtsf.cache.records import view_numbers
-from dtsf.errors import ConfigError
+from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.data import evaluation_batches, load_groups
 from dtsf.model.training.metrics import GroupPrediction, Metrics, ReliabilityBin, judge
 from dtsf.model.training.protocols import split_clips
@@ -181,6 +181,8 @@ def evaluate_groups(
     probability_GK, uncertainty_G, weights_GV, view_logits_GVK = (
         torch.stack(parts).mean(0) if draws > 1 else parts[0] for parts in zip(*asked, strict=True)
     )
+    if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):
+        raise CheckpointError("the network's answers are not finite numbers: the training that made it diverged")
     return judge(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
 
 

@@ -6,16 +6,26 @@ one that was not: bit for bit on a CPU.
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dtsf.cache.commit import write_atomically
+from dtsf.cache.outside import json_text
+from dtsf.errors import DivergedError
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.data import channel_deviation, energy_mean, least_share, principal_directions, training_batches, training_source
+from dtsf.model.training.checkpoint import LOWER, RunState
+from dtsf.model.training.data import (
+    channel_deviation,
+    energy_mean,
+    least_share,
+    principal_directions,
+    training_batches,
+    training_source,
+)
 from dtsf.model.training.debias.choose import make_debiaser
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
@@ -23,6 +33,7 @@ from dtsf.model.training.learner import Learner, Training, restore, save, versio
 from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
 from dtsf.model.training.processes import current_world, epoch_plan, launch
 from dtsf.model.training.record import Record
+from dtsf.model.training.size import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -104,6 +115,7 @@ def fit(
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
 
     """
+    recipe = sized(recipe, int(groups.mask_GV.sum()))
     train = recipe.train
     torch.set_num_threads(train.threads)
     world = current_world()
@@ -119,7 +131,7 @@ def fit(
     if initial is not None and not resume:
         report = load_initial_weights(net.encoder, initial)
         if world.first:
-            (run / "init.json").write_text(json.dumps(asdict(report), indent=1), encoding="utf-8")
+            write_atomically(run / "init.json", json_text(asdict(report), indent=1).encode(), parents=False)
     moves = recipe.model.anchor == "dynamic" or recipe.model.canvas != "embedding"
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
@@ -225,7 +237,8 @@ def _steps(
             with fabric.no_backward_sync(model, enabled=k < len(step.shares)):
                 part = _backward(model, fabric, next(batches).to(fabric.device), share.weight, epoch)
             found = {name: found[name] + x if found else x for name, x in part.items()}
-        fabric.clip_gradients(training.net, optimizer, max_norm=train.clip_norm)
+        # A norm that is not finite is said below, with the loss.
+        norm = fabric.clip_gradients(training.net, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)
         optimizer.step()
         if training.average is not None:
             update_average(training.average, training.net, train.ema, made + 1)
@@ -233,6 +246,12 @@ def _steps(
         if world.size > 1:
             numbers_X = fabric.all_reduce(numbers_X, reduce_op="mean")
         numbers = dict(zip(found, numbers_X.tolist(), strict=True))
+        for what, value in (("loss", numbers["loss"]), ("length of the gradient", float(norm))):
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the training diverged at step {made + 1} of epoch {epoch + 1}, learning rate {lr:g}: the {what} is {value}. "
+                    f"{LOWER}. The checkpoint before, of epoch {epoch}, is kept"
+                )
         yield {"step": made + 1, "epoch": epoch, "lr": lr, **numbers}, step.n_groups
 
 

@@ -80,7 +80,9 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
     """
     annealing = min(1.0, epoch / config.kl_epochs)
     logits_SBK = output.logits_BK.unsqueeze(0) if output.opinions_SBK is None else output.opinions_SBK
-    view_logits_SBVK = output.view_logits_BVK.unsqueeze(0) if output.view_opinions_SBVK is None else output.view_opinions_SBVK
+    view_logits_SBVK = (
+        output.view_logits_BVK.unsqueeze(0) if output.view_opinions_SBVK is None else output.view_opinions_SBVK
+    )
     label_SB = label_B.expand(logits_SBK.shape[:2])
     # Each opinion learns by itself: what it is to add, the other has not seen.
     fused = _terms(logits_SBK.flatten(0, 1), label_SB.flatten(), config)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.config import Auto, ModelConfig
 from dtsf.model.training.augment import AugmentConfig
 from dtsf.model.training.debias.choose import DebiasConfig
 from dtsf.model.training.losses import LossConfig
 from dtsf.model.training.shipped import read_recipe, shipped_names
+from dtsf.settings import explain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    epochs: int = Field(default=60, ge=1)
+    epochs: Auto = 60
     """Passes over the training groups."""
     batch_size: int = Field(default=16, ge=1)
     """Groups (not clips) that a process takes at once. A step has ``batch_size`` x ``accumulate`` x processes."""
@@ -149,7 +149,7 @@ def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) ->
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(_explain(error, name_or_file)) from error
+        raise ConfigError(f"recipe {name_or_file}: {explain(error, _all_keys(), repr)}") from error
 
 
 def _override(table: dict[str, Any], override: str) -> None:
@@ -165,19 +165,6 @@ def _override(table: dict[str, Any], override: str) -> None:
     if not isinstance(target, dict):
         raise ConfigError(f"--set {override!r}: {section!r} is not a section of the recipe")
     target[field] = parsed
-
-
-def _explain(error: ValidationError, source: str) -> str:
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(where, _all_keys(), n=1, cutoff=0.5)
-            lines.append(f"unknown key {where!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        else:
-            # What concerns several keys has no place of its own, and its message names them.
-            lines.append(f"{where} = {problem['input']!r}: {problem['msg']}" if where else problem["msg"])
-    return f"recipe {source}: " + "; ".join(lines)
 
 
 def _all_keys() -> list[str]:

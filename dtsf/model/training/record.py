@@ -6,14 +6,25 @@ epoch, where groups are held out, a line with ``held_out_loss`` and ``held_out_a
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dtsf.cache.commit import open_log, refusal, write_atomically
+from dtsf.cache.outside import json_text, read_file
+from dtsf.errors import CheckpointError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 __all__ = ["Record", "Writer", "summary_writer"]
+
+
+LOG_LIMIT = 1 << 30
+"""Bytes of the largest log that is gone on with: five million steps."""
 
 
 class Writer(Protocol):
@@ -54,16 +65,23 @@ class Record:
     def __init__(self, run: Path | None, step: int) -> None:
         self._file, self._writer = None, None
         if run is not None:
-            path = run / "log.jsonl"
+            path = self._path = run / "log.jsonl"
             _cut(path, step)
-            # A line at a time: who looks at the file while it grows sees whole lines.
-            self._file = path.open("a", encoding="utf-8", buffering=1)
+            try:
+                self._file = open_log(path)
+            except OSError as error:
+                raise CheckpointError(f"cannot write {path}: {refusal(error)}") from error
+            if (run / "tensorboard").is_symlink():
+                raise CheckpointError(f"{run / 'tensorboard'} is a link, which is not followed here: remove it")
             self._writer = summary_writer(run / "tensorboard", step)
 
     def write(self, line: dict[str, Any]) -> None:
         """Write down a step's numbers."""
         if self._file is not None:
-            self._file.write(json.dumps(line) + "\n")
+            # A term that is not finite, of a loss that is, has no place in JSON.
+            finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
+            with self._told():
+                self._file.write(json_text(finite) + "\n")
         if self._writer is not None:
             for name, value in line.items():
                 if name not in ("step", "epoch"):
@@ -72,30 +90,41 @@ class Record:
     def secure(self) -> None:
         """Bring everything to the disk, before a checkpoint says that it is there."""
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with self._told():
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; make room and --resume"
+            ) from error
 
     def __enter__(self) -> Record:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            # What a full disk refuses has been said.
+            with contextlib.suppress(OSError):
+                self._file.close()
         if self._writer is not None:
             self._writer.close()
 
 
 def _cut(path: Path, step: int) -> None:
-    """Cut the file behind the last whole line of a known step, in place: a kill finds it either way, never half."""
-    path.touch()
+    """Leave the whole lines of known steps: a kill finds the file as it was or cut, never half."""
     kept = 0
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                known = line.endswith(b"\n") and json.loads(line)["step"] <= step
-            except (ValueError, KeyError, TypeError):
-                known = False
-            if not known or not step:
-                break
-            kept += len(line)
-    os.truncate(path, kept)
+    data = read_file(path, limit=LOG_LIMIT, error=CheckpointError) if step and os.path.lexists(path) else b""
+    for line in data.splitlines(keepends=True):
+        try:
+            known = line.endswith(b"\n") and json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            known = False
+        if not known:
+            break
+        kept += len(line)
+    write_atomically(path, data[:kept], parents=False, error=lambda why: CheckpointError(f"cannot write {path}: {why}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import tomli_w
 import torch
 
 from dtsf.cache.commit import sweep_orphans, write_atomically
+from dtsf.cache.outside import json_text, read_file
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.checkpoint import has_checkpoint
@@ -25,6 +25,7 @@ from dtsf.model.training.loop import fit
 from dtsf.model.training.processes import current_world, launch, leave
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe, usual_recipe
+from dtsf.model.training.size import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,7 +98,9 @@ def train(
     world = current_world()
     if on_recipe is not None and world.first:
         on_recipe(recipe, why)
-    split = hold_out(split_clips(data.clips, rule, data.info.dataset, data.info.view_names), settings.train, seed)
+    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    settings = sized(settings, len(split.train))
+    split = hold_out(split, settings.train, seed)
     check_device(device)
     if init is not None and resume:
         raise ConfigError("--init and --resume exclude each other: a resumed run goes on from its own weights")
@@ -126,7 +129,7 @@ def train(
         if not (resume and (folder / "config.toml").is_file()):
             # What a run was begun with, --init among it, stays; a command that is no resumption of it is refused below.
             write_atomically(folder / "config.toml", config.encode())
-        (folder / "environment.json").write_text(json.dumps(versions(), indent=1), encoding="utf-8")
+        write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
     fitted = fit(
         load_groups(data, split.train),
         settings,
@@ -147,7 +150,9 @@ def train(
     # Each process judges for itself: they hold the same weights, and none need wait for another.
     evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws)
     if world.first:
-        write_atomically(folder / "metrics.json", json.dumps(evaluation.summary(), indent=1).encode())
+        if not folder.is_dir():
+            raise CheckpointError(f"the run folder {folder} is gone: the training in it is lost; begin it anew")
+        write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=1).encode())
     return TrainResult(folder, fitted.epochs, time.monotonic() - begun, evaluation, fitted.best_epoch)
 
 
@@ -217,9 +222,13 @@ def _check_begun(run: Path, config: str) -> None:
         raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
     sweep_orphans(run)
     file = run / "config.toml"
-    if any(run.iterdir()) and (not file.exists() or file.read_text("utf-8") != config):
+    if any(run.iterdir()) and (not file.exists() or _text(file) != config):
         raise CheckpointError(
             f"nothing to resume: {run} has no checkpoint"
             + (", and its config.toml is of another command" if file.exists() else "")
             + ": choose another --out, without --resume"
         )
+
+
+def _text(file: Path) -> str:
+    return read_file(file, limit=1 << 20, error=CheckpointError).decode("utf-8", "replace")

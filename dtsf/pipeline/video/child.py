@@ -1,11 +1,10 @@
 """A child process that decodes, so that what a video does to the decoder it does not do to the run.
 
-decord can hang while it holds the GIL, and can crash: both end the process they happen in. So decoding has a process of
+A codec can hang, can crash, and can take all memory there is: that ends the process it happens in. So decoding has a process of
 its own with a deadline for every clip; a child that is lost costs the clip it was at, and the next clip gets a new one.
 
 Frames cross by shared memory (two slots: the child fills one while the parent embeds the other), everything else as a
-line of JSON a clip. The child is a plain ``subprocess``: dask's workers may have no children of ``multiprocessing``; or, of
-a process that may be forked, a fork.
+line of JSON a clip. The child is a plain ``subprocess``: dask's workers may have no children of ``multiprocessing``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,8 +28,7 @@ import numpy as np
 
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import DataError, VideoError
-from dtsf.pipeline.forked import Fork, is_of_one_thread
-from dtsf.pipeline.video.child_main import serve
+from dtsf.pipeline.video.clip import WHOLE, Span, way_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +41,7 @@ __all__ = ["DecodeRequest", "Decoder", "borrow_decoder", "decode_all"]
 
 SLOTS = 2
 CLIPS_A_CHILD = 500
-"""Clips after which a child is replaced: whatever decord leaks goes with it, and starting one takes 0.4 s."""
+"""Clips after which a child is replaced: whatever a codec leaks goes with it, and starting one takes 0.3 s."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ class DecodeRequest:
     """One clip to decode."""
 
     path: Path
-    start: float | None = None
-    end: float | None = None
+    span: Span = WHOLE
 
 
 class Decoder:
@@ -64,8 +61,6 @@ class Decoder:
         deadline: Seconds that one clip may take. Choose more for hour-long files with one key frame.
         check: ``fast``, or ``full`` to decode every frame and refuse clips with frames that the codec flags.
         crop: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
-        fork: Fork the first child, if this process still has one thread then: it is there in 10 ms, where a new Python
-            imports for 0.3 s. Those that replace it are new ones: this process has an encoder then.
 
     """
 
@@ -77,14 +72,12 @@ class Decoder:
         deadline: float = 60.0,
         check: str = "fast",
         crop: Crop = "centre",
-        fork: bool = False,
     ) -> None:
         self.shape = (n_frames, size, size, 3)
         self.deadline = deadline
         self.check = check
         self.crop = crop
-        self._fork = fork
-        self._child: subprocess.Popen[bytes] | Fork | None = None
+        self._child: subprocess.Popen[bytes] | None = None
         self._asked: tuple[DecodeRequest, int, float] | None = None
         self._slot = 0
         self._clips = 0
@@ -140,7 +133,7 @@ class Decoder:
         if self._asked is not None:
             raise RuntimeError("one clip at a time: receive() first")
         self._slot = (self._slot + 1) % SLOTS
-        line = {"path": os.fspath(request.path), "start": request.start, "end": request.end, "slot": self._slot}
+        line = {"path": os.fspath(request.path), "span": asdict(request.span), "slot": self._slot}
         if self._child is None or self._child.poll() is not None or self._clips >= CLIPS_A_CHILD:
             self._stop()
             self._start()
@@ -186,7 +179,9 @@ class Decoder:
                 code = self._child.wait() or 0
                 self._stop()
                 how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                raise VideoError(f"{request.path}: the decoder crashed ({how})", Verdict.CRASHED)
+                raise VideoError(
+                    f"{request.path}: the decoder crashed ({how}); {way_out(request.path)}", Verdict.CRASHED
+                )
             self._buffer += part
         line, self._buffer = self._buffer.split(b"\n", 1)
         return line
@@ -196,10 +191,6 @@ class Decoder:
         self._clips = 0
         settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
         settings |= {"slots": SLOTS, "parent": os.getpid(), "crop": self.crop}
-        fork, self._fork = self._fork, False
-        if fork and is_of_one_thread():
-            self._child = Fork("dtsf-decoder", lambda: _serve_quietly(settings), keep=[self._file.fileno()])
-            return
         # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
         self._child = subprocess.Popen(
             # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
@@ -223,18 +214,12 @@ class Decoder:
                     pipe.close()
 
 
-def _serve_quietly(settings: dict[str, Any]) -> None:
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    serve(settings)
-
-
 @contextlib.contextmanager
 def borrow_decoder(
-    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", fork: bool = False
+    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre"
 ) -> Iterator[Decoder]:
     """The decoder of this process, kept from shard to shard because a child takes 0.4 s to start."""
-    decoder = _kept_decoder(n_frames, size, deadline, check, crop, fork)
+    decoder = _kept_decoder(n_frames, size, deadline, check, crop)
     try:
         yield decoder
     finally:
@@ -242,8 +227,8 @@ def borrow_decoder(
 
 
 @lru_cache(maxsize=1)
-def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop, fork: bool) -> Decoder:
-    decoder = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, fork=fork)
+def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop) -> Decoder:
+    decoder = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop)
     decoder.prepare()
     atexit.register(decoder.close)
     return decoder

@@ -6,6 +6,7 @@ import contextlib
 import json
 import mmap
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.forked import die_with_parent
+from dtsf.pipeline.video.clip import Span
 
 __all__ = ["serve"]
 
@@ -28,16 +29,14 @@ def serve(settings: dict[str, Any]) -> None:
     n_frames, size = settings["n_frames"], settings["size"]
     shape = (settings["slots"], n_frames, size, size, 3)
     shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
-    # Not sys.stdin: in a fork that is the parent's, with what it read ahead.
-    for line in open(0, closefd=False):  # noqa: SIM115 - the process ends with it
+    for line in sys.stdin:
         request = json.loads(line)
         try:
             clip = decode_clip(
                 Path(request["path"]),
                 n_frames,
                 size,
-                start=request["start"],
-                end=request["end"],
+                span=Span(**request["span"]),
                 check=settings["check"],
                 crop=settings["crop"],
             )
@@ -45,15 +44,26 @@ def serve(settings: dict[str, Any]) -> None:
             answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}
         else:
             shared[request["slot"]] = clip.frames
-            answer = {
-                "frame_index": clip.frame_index.tolist(),
-                "verdict": clip.verdict.value,
-                "reason": clip.reason,
-                "declared_frames": clip.declared_frames,
-                "decoded_frames": clip.decoded_frames,
-            }
+            answer = clip.facts()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def die_with_parent(parent: int) -> None:
+    """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed.
+
+    Args:
+        parent: Its process id, as it says itself: in a container it may well be 1.
+
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    parent_death_signal = 1
+    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before the kernel was asked
+        sys.exit()
 
 
 if __name__ == "__main__":

@@ -1,21 +1,81 @@
-"""How long a container file says it is, to tell one that was cut off: AVI, MP4/MOV and Matroska write it at the front.
+"""Open a video file, choose among its streams, and ask how long it says it is.
 
-FFmpeg reads a file as far as it goes and says nothing of what is missing; a cut that only takes the index leaves every
-frame readable. The formats: RIFF (4-byte size of everything behind), ISO 14496-12 (a chain of sized boxes), EBML (RFC 8794).
+**Which stream**: the largest picture that is no cover; of equals the one marked as default, then the first.
+
+**How long**: AVI, MP4/MOV and Matroska write it at the front, which tells a file that was cut off. FFmpeg reads a file as far as
+it goes and says nothing of what is missing; a cut that only takes the index leaves every frame readable. The formats: RIFF
+(4-byte size of everything behind), ISO 14496-12 (a chain of sized boxes), EBML (RFC 8794).
 """
 
 from __future__ import annotations
 
 import os
 import struct
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
+
+from dtsf.cache.verdict import Verdict
+from dtsf.errors import VideoError
+from dtsf.pipeline.video.clip import short, way_out
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["declared_size"]
+__all__ = ["LARGEST", "choose_stream", "declared_size", "open_video"]
+
+LARGEST = 1 << 26
+"""Pixels of the largest picture that is decoded, 8192 x 8192: a decoder holds up to some twenty of them."""
+PLAYLISTS = frozenset({"concat", "concatf", "dash", "hls", "image2", "image2pipe", "imf", "lavfi"})
+"""Formats that name other files: never followed."""
 
 EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+
+
+def open_video(path: Path) -> Any:
+    """Open a file, and nothing but that file.
+
+    Raises:
+        VideoError: ``unreadable``.
+
+    """
+    import av
+
+    try:
+        # "file:" since a name may hold a colon; the white list since a playlist may name the network.
+        container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path} cannot be opened: {short(error)}", Verdict.UNREADABLE) from error
+    if PLAYLISTS & set(container.format.name.split(",")):
+        container.close()
+        raise VideoError(f"{path} is a list of other files ({container.format.name}), not a video", Verdict.UNREADABLE)
+    return container
+
+
+def choose_stream(container: Any, path: Path) -> Any:
+    """The stream with the largest picture that is no cover; of equals the default one, then the first.
+
+    Raises:
+        VideoError: ``unreadable``: none, or one that nothing here decodes or that is too large.
+
+    """
+    from av.stream import Disposition
+
+    covers = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams if stream.type == "video" and not stream.disposition & covers]
+    if not streams:
+        raise VideoError(f"{path} has no video stream", Verdict.UNREADABLE)
+
+    def worth(stream: Any) -> tuple[int, bool, int]:
+        context = stream.codec_context
+        area = context.width * context.height if context is not None else 0
+        return area, bool(stream.disposition & Disposition.default), -stream.index
+
+    stream = max(streams, key=worth)
+    if stream.codec_context is None:
+        raise VideoError(f"{path} has a codec that nothing here decodes; {way_out(path)}", Verdict.UNREADABLE)
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if width * height > LARGEST:
+        raise VideoError(f"{path} declares pictures of {width} x {height}: too large", Verdict.UNREADABLE)
+    return stream
 
 
 def declared_size(path: Path) -> int | None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Literal
+
 import numpy as np
 
-__all__ = ["segment_centres"]
+if TYPE_CHECKING:
+    from dtsf.pipeline.video.clip import Span
+    from dtsf.pipeline.video.index import VideoIndex
+
+__all__ = ["frames_at", "frames_between", "pick_frames", "segment_centres"]
 
 
 def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
@@ -34,3 +40,60 @@ def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
         return np.minimum(np.arange(n_samples), n_frames - 1)
     # Whole numbers throughout: (i + 1/2) * n / F in floating point can land on the wrong side of a frame.
     return (2 * np.arange(n_samples) + 1) * n_frames // (2 * n_samples)
+
+
+def pick_frames(index: VideoIndex, n_samples: int, span: Span) -> tuple[np.ndarray, int]:
+    """The frames shown at the centres of ``n_samples`` equal shares of a clip's time.
+
+    At a steady rate that is :func:`segment_centres`, in whole numbers, however coarse the file's clock.
+
+    Args:
+        index: Of a file with at least one frame.
+        n_samples: F.
+        span: The clip's part of the file.
+
+    Returns:
+        Ranks of the frames, (F,) int64, not decreasing; and how many frames the clip has.
+
+    """
+    moments = span.moments(n_samples, index.duration)
+    if span.common:
+        return frames_at(index, moments), n_samples
+    if span.first is not None or span.last is not None:
+        first = min(span.first or 0, index.n_frames - 1)
+        behind = index.n_frames if span.last is None else min(span.last + 1, index.n_frames)
+    else:
+        first, behind = frames_between(index, span.start, span.end)
+    if behind - first < n_samples or (index.is_steady and span.start is None and span.end is None):
+        return first + segment_centres(behind - first, n_samples), behind - first
+    if span.first is not None or span.last is not None:
+        begin, stop = (index.end_tick if k == index.n_frames else index.ticks[k] for k in (first, behind))
+        moments = (begin + (np.arange(n_samples) + 0.5) * (stop - begin) / n_samples) * float(index.tick)
+    return np.clip(frames_at(index, moments), first, behind - 1), behind - first
+
+
+def frames_between(index: VideoIndex, start: float | None, end: float | None) -> tuple[int, int]:
+    """Ranks of the first frame whose time lies in [start, end) and of the one behind the last; at least the frame shown then."""
+    begin = 0 if start is None else int(_place(index, start, "left"))
+    behind = index.n_frames if end is None else int(_place(index, end, "left"))
+    if begin < behind:
+        return begin, behind
+    shown = int(frames_at(index, 0.0 if start is None else start))
+    return shown, shown + 1
+
+
+def frames_at(index: VideoIndex, seconds: np.ndarray | float) -> np.ndarray:
+    """Ranks of the frames that are shown at these moments; before the first the first, behind the last the last."""
+    return np.asarray(np.clip(_place(index, seconds, "right") - 1, 0, index.n_frames - 1))
+
+
+def _place(index: VideoIndex, seconds: np.ndarray | float, side: Literal["left", "right"]) -> np.ndarray:
+    """Where moments belong among the times of frames, forgiving what the clock rounds."""
+    ticks = np.asarray(seconds, np.float64) / float(index.tick)
+    if index.is_steady and index.n_frames > 1:
+        # As frames were timed before the clock rounded it.
+        place: np.ndarray = ticks / index.step
+        place = np.ceil(place - 1e-6) if side == "left" else np.floor(place + 1e-6) + 1
+        return np.asarray(np.clip(place, 0, index.n_frames), np.int64)
+    slack = 1.0 if index.gap > 8 else 1e-6 * index.gap
+    return np.asarray(np.searchsorted(index.ticks, ticks - slack if side == "left" else ticks + slack, side))

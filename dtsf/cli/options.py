@@ -1,0 +1,63 @@
+"""A stage's settings as command-line options: one option a field, its documentation as the help."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic_core import PydanticUndefined
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic.fields import FieldInfo
+
+    from dtsf.settings import Settings
+
+__all__ = ["with_settings"]
+
+
+def with_settings(model: type[Settings], **texts: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command one option for each field of ``model``; it is called with the validated object as ``settings``.
+
+    Args:
+        model: The settings; its field documentation becomes ``--help``.
+        texts: Types to read fields as, where the command line has another one than the model: ``max_bad=str``.
+
+    """
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def run(**words: Any) -> Any:
+            chosen = {name: words.pop(name) for name in model.model_fields}
+            return command(settings=model.of(**chosen), **words)
+
+        own = inspect.signature(command, eval_str=True).parameters
+        options = [_option(name, field, texts.get(name)) for name, field in model.model_fields.items()]
+        first = [parameter for name, parameter in own.items() if name not in ("settings", "json_")]
+        last = [parameter for name, parameter in own.items() if name == "json_"]
+        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*first, *options, *last]]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def _option(name: str, field: FieldInfo, text: type | None) -> inspect.Parameter:
+    # A flag has no --no- form: its default is off.
+    words = (f"--{name.replace('_', '-')}",) if field.annotation is bool else ()
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    shown: Any = extra.get("default_text", True)
+    if field.default is PydanticUndefined:
+        raise TypeError(f"setting {name} has no default")
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=field.default if text is None or field.default is None else text(field.default),
+        annotation=Annotated[
+            text or field.annotation, typer.Option(*words, help=field.description, show_default=shown)
+        ],
+    )

@@ -1,0 +1,68 @@
+"""Base of each stage's settings: validated once, from a command line, a file or keywords; then passed on as one object."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dtsf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+__all__ = ["Settings", "explain"]
+
+
+class Settings(BaseModel):
+    """Immutable; an unknown name is an error. The text below a field is its documentation and its ``--help``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Validate keywords.
+
+        Raises:
+            ConfigError: An unknown name (with the nearest one) or a value out of range, named as on the command line.
+
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError(explain(error, cls.model_fields, option_name)) from error
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, validated. Raises as :meth:`of`."""
+        return type(self).of(**{name: getattr(self, name) for name in type(self).model_fields} | values)
+
+
+def option_name(field: str) -> str:
+    """A field as the command line spells it: ``shard_size`` is ``--shard-size``."""
+    return f"--{field.replace('_', '-')}"
+
+
+def explain(error: ValidationError, known: Iterable[str], name: Callable[[str], str] = str) -> str:
+    """All problems of a validation in one line: each names the setting, its value and what it must be.
+
+    Args:
+        error: Pydantic's.
+        known: Names that there are, for the nearest one to an unknown name.
+        name: How a setting is named to a person.
+
+    """
+    names = list(known)
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
+            lines.append(f"unknown {name(where)}" + (f"; did you mean {name(near[0])}?" if near else ""))
+        elif where:
+            lines.append(f"{name(where)} {problem['input']!r}: {message[:1].lower()}{message[1:]}")
+        else:
+            # What concerns several settings has no place of its own, and its message names them.
+            lines.append(message)
+    return "; ".join(lines)
