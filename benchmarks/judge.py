@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from dtsf.cache.records import Clip
 
     Asked = Callable[[Clip], bool]
+    Chosen = Callable[[tuple[str, ...]], Recipe]
+    Numbers = dict[str, dict[str, float | None]]
 
 ROWS = {
     "motion.people": "people not seen in training",
@@ -154,8 +156,8 @@ def preprocess(data: Path, cache: Path, sets: list[str], words: list[str], *, te
         subprocess.run([*map(str, command), *words, "--quiet"], check=True, stdout=sys.stderr)
 
 
-def judge(cache: Path, recipe: Recipe | Callable[[tuple[str, ...]], Recipe], sets: list[str], seeds: list[int], *, test: bool) -> dict[str, dict[str, float | None]]:
-    """Train every trial with every seed, and the mean of each row's numbers."""
+def judge(cache: Path, recipe: Chosen, sets: list[str], seeds: list[int], *, test: bool) -> Numbers:
+    """Train every trial with every seed, and the mean of each row's numbers. ``recipe`` is told what the trial changes."""
     opened: dict[str, CachedDataset] = {}
     found: dict[str, list[tuple[float, float, float | None]]] = {}
 
@@ -163,12 +165,12 @@ def judge(cache: Path, recipe: Recipe | Callable[[tuple[str, ...]], Recipe], set
         return opened.setdefault(name, open_dataset(cache, name))
 
     for trial in trials(sets, test=test):
-        settings = recipe(trial.changes) if callable(recipe) else recipe
-        learnt = data(trial.learnt)
+        settings, learnt = recipe(trial.changes), data(trial.learnt)
         train = load_groups(learnt, [clip for clip in learnt.clips if trial.clips(clip)])
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:
-                net = fit(train, settings, info=learnt.info, spec=learnt.spec, protocol="", run=Path(run), seed=seed, device="cpu").net
+                where = {"info": learnt.info, "spec": learnt.spec, "protocol": "", "run": Path(run)}
+                net = fit(train, settings, **where, seed=seed, device="cpu").net
             for row, name, clips in trial.asked:
                 groups = load_groups(data(name), [clip for clip in data(name).clips if clips(clip)])
                 metrics = evaluate_groups(net, groups, learnt.info.class_names, draws=settings.train.draws)
@@ -229,8 +231,8 @@ def main() -> None:
             own = load_recipe(recipe, [*options.set, *changes, *more])
             if not options.quick:
                 return own
-            train = own.train
-            return load_recipe(recipe, [*options.set, *changes, *more, f"train.epochs={train.epochs // 2}", f"train.lr={train.lr * 2}"])
+            half = [f"train.epochs={(own.train.epochs or 120) // 2}", f"train.lr={own.train.lr * 2}"]
+            return load_recipe(recipe, [*options.set, *changes, *more, *half])
 
         result[name] = judge(options.cache, settings, sets, seeds, test=options.test)
         print(name, " ".join(f"{row} {n['top1']:.3f}" for row, n in result[name].items()), file=sys.stderr, flush=True)

@@ -54,15 +54,9 @@ def pool_opinions(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
 
     """
     alpha_S__K = dirichlet(logits_S__K)
-    part_S__K = (
-        share_S.to(alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))
-        * alpha_S__K
-        / alpha_S__K.sum(-1, keepdim=True)
-    )
-    share_of_strength_S__1 = share_S.to(alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1)) / alpha_S__K.sum(
-        -1, keepdim=True
-    )
-    alpha__K = part_S__K.sum(0) / share_of_strength_S__1.sum(0)
+    share_S__1 = share_S.to(alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))
+    over_strength_S__1 = share_S__1 / alpha_S__K.sum(-1, keepdim=True)
+    alpha__K = (over_strength_S__1 * alpha_S__K).sum(0) / over_strength_S__1.sum(0)
     return logits_of_evidence((alpha__K - 1.0).clamp(min=0.0))
 
 

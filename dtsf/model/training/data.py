@@ -224,7 +224,7 @@ def principal_directions(groups: Groups, scale_C: Tensor, n: int) -> Tensor:
         x_NFHWC = groups.embeddings_NFHWC[rows].float() * scale_C
         flat_XC = (x_NFHWC - x_NFHWC.mean(1, keepdim=True)).flatten(0, -2)
         product_CC += (flat_XC.T @ flat_XC).double()
-    vector_CC = torch.linalg.eigh(product_CC).eigenvectors
+    vector_CC: Tensor = torch.linalg.eigh(product_CC).eigenvectors
     return vector_CC.flip(1)[:, :n].float()
 
 

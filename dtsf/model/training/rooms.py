@@ -28,7 +28,8 @@ def share_of_mover(x_QTHWR: Tensor) -> Tensor:
     """
     distance_QTHW1 = torch.linalg.vector_norm(x_QTHWR - x_QTHWR.mean(1, keepdim=True), dim=-1, keepdim=True)
     most_Q1111 = distance_QTHW1.amax((1, 2, 3), keepdim=True)
-    return (distance_QTHW1 / most_Q1111.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
+    share_QTHW1: Tensor = (distance_QTHW1 / most_Q1111.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
+    return share_QTHW1
 
 
 def exchange_rooms(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
