@@ -154,9 +154,8 @@ def _note(report: EpochReport) -> str:
     """What an epoch came to, on one line."""
     terms = ", ".join(f"{name} {value:.3f}" for name, value in report.terms.items())
     held = f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}" if report.held_out else ""
-    return (
-        f"loss {report.loss:.3f} ({terms})  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}{held}"
-    )
+    part = f"{report.part}  " if report.part else ""
+    return f"{part}loss {report.loss:.3f} ({terms})  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}{held}"
 
 
 def _init_summary(run: Path) -> str:

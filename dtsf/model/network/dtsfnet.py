@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dtsf.errors import ConfigError
+from dtsf.model.network.belief import Belief, clip_statistics
 from dtsf.model.network.canvas import moving_part, prepare_canvas, project, scaled_energy, scatter_views
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, pool_opinions, probabilities, uncertainty
@@ -46,7 +47,8 @@ FUSIONS_WITH_WEIGHTS: dict[str, Callable[[int, int], nn.Module]] = {
 class Output:
     """What the network says of a batch of groups. Not frozen, because Lightning Fabric rebuilds it.
 
-    Logits are the head's; alpha = softplus(logits) + 1.
+    Logits are the head's; alpha = softplus(logits) + 1, and the fused one, once :mod:`.belief` is learnt, what of it is to be
+    believed. The views' are the head's always.
     """
 
     logits_BK: Tensor
@@ -137,6 +139,7 @@ class DTSFNet(nn.Module):
         self.signed = encoder(min(config.signed_channels, principal), n_classes) if config.canvas == "both" else None
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
+        self.belief = Belief(config.width, n_classes, len(self.channel_scale_C))
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
@@ -173,11 +176,37 @@ class DTSFNet(nn.Module):
         fused = self._fuse(feature_BVD, view_logits_BVK, fused_BV)
         fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
-        return _output(logits_BK, view_logits_BVK, feature_BVD, fused_BD, fused.weights_BV, mask_BV)
+        return self._output(x_BVTHWC, logits_BK, view_logits_BVK, feature_BVD, fused_BD, fused.weights_BV, mask_BV)
 
     def _fuse(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
         fused: Fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
         return fused
+
+    def _output(
+        self,
+        x_BVTHWC: Tensor,
+        logits_BK: Tensor,
+        view_logits_BVK: Tensor,
+        feature_BVD: Tensor,
+        fused_BD: Tensor,
+        weights_BV: Tensor,
+        mask_BV: Tensor,
+    ) -> Output:
+        alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
+        if self.belief.learnt and not self.training:
+            alpha_BK = self.belief(logits_BK, fused_BD, self.statistics(x_BVTHWC), weights_BV)
+        return Output(
+            logits_BK=logits_BK,
+            alpha_BK=alpha_BK,
+            uncertainty_B=uncertainty(alpha_BK),
+            view_logits_BVK=view_logits_BVK,
+            view_alpha_BVK=view_alpha_BVK,
+            view_uncertainty_BV=uncertainty(view_alpha_BVK),
+            view_feature_BVD=feature_BVD,
+            feature_BD=fused_BD.float(),
+            view_weights_BV=weights_BV,
+            mask_BV=mask_BV,
+        )
 
     def _two_opinions(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Output:
         """Energies and moving parts, each encoded and fused over the views by itself, and their opinions pooled."""
@@ -201,7 +230,8 @@ class DTSFNet(nn.Module):
             torch.stack(x) for x in zip(*found, strict=True)
         )
         share_S = logits_SBK.new_tensor([1.0 - self.config.signed, self.config.signed])
-        output = _output(
+        output = self._output(
+            x_BVTHWC,
             pool_opinions(logits_SBK, share_S),
             pool_opinions(view_logits_SBVK, share_S),
             feature_SBVD.mean(0),
@@ -235,6 +265,11 @@ class DTSFNet(nn.Module):
             y_PTHWR = self.project(x_PTHWC)
             return scaled_energy(y_PTHWR, self.basis_CR.new_ones(self.principal), self.config)
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
+
+    def statistics(self, x_BVTHWC: Tensor) -> Tensor:
+        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 2 + C)."""
+        statistics_PS = clip_statistics(x_BVTHWC.flatten(0, 1), self.channel_scale_C)
+        return statistics_PS.view(*x_BVTHWC.shape[:2], -1)
 
     def _uncovered(self, x_BVTHWC: Tensor, mask_BV: Tensor) -> Tensor:
         """Present views without those whose sight is blocked: see ``ModelConfig.covered``. Training knows none."""
@@ -308,26 +343,3 @@ class DTSFNet(nn.Module):
             feature_BVD = feature_BVD.index_put((rows_B.unsqueeze(1), views_V), encoded_BVD.to(feature_BVD.dtype))
         together_PD: Tensor = feature_BVD[mask_BV]
         return together_PD
-
-
-def _output(
-    logits_BK: Tensor,
-    view_logits_BVK: Tensor,
-    feature_BVD: Tensor,
-    fused_BD: Tensor,
-    weights_BV: Tensor,
-    mask_BV: Tensor,
-) -> Output:
-    alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
-    return Output(
-        logits_BK=logits_BK,
-        alpha_BK=alpha_BK,
-        uncertainty_B=uncertainty(alpha_BK),
-        view_logits_BVK=view_logits_BVK,
-        view_alpha_BVK=view_alpha_BVK,
-        view_uncertainty_BV=uncertainty(view_alpha_BVK),
-        view_feature_BVD=feature_BVD,
-        feature_BD=fused_BD.float(),
-        view_weights_BV=weights_BV,
-        mask_BV=mask_BV,
-    )

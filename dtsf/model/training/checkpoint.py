@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOWER",
+    "Calibration",
     "Checkpoint",
     "RunState",
+    "amend_checkpoint",
     "has_checkpoint",
     "load_checkpoint",
     "load_network",
@@ -60,6 +62,29 @@ def make_room(run: Path) -> bool:
     return False
 
 
+class Calibration(BaseModel):
+    """How much of the evidence is believed, and what that was learnt from: see :mod:`.calibration`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    what: str
+    """What was held out, in words."""
+    parts: int
+    """Networks that were asked about what they had not seen."""
+    n_groups: int
+    """Groups they were asked about."""
+    accuracy: float
+    """Of their answers."""
+    nll: tuple[float, float]
+    """Mean -log p of the true class, with evidence as it is and as it is believed."""
+    ece: tuple[float, float]
+    """Calibration error, likewise."""
+    sharpness: float
+    bias: float
+    weights: dict[str, float]
+    """By the names of :data:`dtsf.model.network.belief.SIGNS`."""
+
+
 class RunState(BaseModel):
     """What a checkpoint knows of itself beside the tensors."""
 
@@ -85,6 +110,8 @@ class RunState(BaseModel):
     """Epochs finished when the held-out groups were judged best; None where nothing is held out."""
     best_loss: float | None = None
     """Their loss then."""
+    calibration: Calibration | None = None
+    """None where evidence is taken as it is."""
 
 
 class Checkpoint(BaseModel):
@@ -152,6 +179,13 @@ def _remove(old: Path) -> None:
         old.unlink()
     else:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: Calibration) -> None:
+    """Write a checkpoint again with what was learnt after training; ``weights`` take the place of those of the same names."""
+    held = load_checkpoint(folder, resume=True)
+    state = held.state.model_copy(update={"calibration": calibration})
+    save_checkpoint(folder, state, held.weights | dict(weights), held.optimizer)
 
 
 def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:

@@ -63,6 +63,8 @@ class EpochReport:
     """Of the loss, by name: ``evidence``, ``kl`` (before annealing), ``cross``, ``views``, and those of debiasing."""
     held_out: tuple[float, float] | None = None
     """Loss and accuracy on the groups held out of training, where there are some."""
+    part: str = ""
+    """Which part of the run, where it is not the training itself."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,14 @@ def fit(
                 terms = {name: x for name, x in sums.items() if name not in ("step", "epoch", "lr")}
                 on_epoch(
                     EpochReport(
-                        epoch + 1, train.epochs, **means, seconds=time.monotonic() - begun, terms=terms, held_out=score
+                        epoch + 1,
+                        train.epochs,
+                        means["loss"],
+                        means["accuracy"],
+                        means["uncertainty"],
+                        seconds=time.monotonic() - begun,
+                        terms=terms,
+                        held_out=score,
                     )
                 )
     net.load_state_dict(training.evaluated)

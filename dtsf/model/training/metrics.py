@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.data import Groups
 
-__all__ = ["GroupPrediction", "Metrics", "ReliabilityBin", "judge"]
+__all__ = ["GroupPrediction", "Metrics", "ReliabilityBin", "calibration_error", "judge"]
 
 BINS = 15
 """Of the calibration error and the reliability table."""
@@ -112,7 +112,7 @@ def judge(
         top1=right_G.float().mean().item(),
         top5=top5_G.float().mean().item(),
         n_groups=len(groups),
-        ece=_calibration_error(reliability),
+        ece=_error_of(reliability),
         reliability=reliability,
         auroc_uncertainty=binary_auroc(uncertainty_G, (~right_G).long()).item() if mixed else None,
         uncertainty=uncertainty_G.mean().item(),
@@ -161,7 +161,12 @@ def _reliability(probability_G: Tensor, right_G: Tensor) -> tuple[ReliabilityBin
     return tuple(bins)
 
 
-def _calibration_error(reliability: tuple[ReliabilityBin, ...]) -> float:
+def calibration_error(probability_GK: Tensor, label_G: Tensor) -> float:
+    """Expected calibration error of probabilities, as :attr:`Metrics.ece`."""
+    return _error_of(_reliability(probability_GK.amax(-1), probability_GK.argmax(-1) == label_G))
+
+
+def _error_of(reliability: tuple[ReliabilityBin, ...]) -> float:
     """The mean over groups of how far the accuracy of their bin is from its probability."""
     groups = sum(row.n_groups for row in reliability)
     apart = [

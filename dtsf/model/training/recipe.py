@@ -60,6 +60,10 @@ class TrainConfig(BaseModel):
     patience: int = Field(default=0, ge=0)
     """Stop once the loss of the held-out groups has not fallen for this many epochs, and keep the weights of the best
     epoch; 0 trains to the end and keeps the last. The learning rate falls as if all ``epochs`` would come."""
+    calibrate: int = Field(default=2, ge=0)
+    """Parts of the training groups (people, where they are named) that are held out one after the other to learn how much of
+    the network's evidence is to be believed; see :mod:`.calibration`. Each part is a training of its own on the others: 2
+    cost as much as the training itself. 0 takes evidence as it is. Groups held out by the keys above serve in their place."""
     draws: int = Field(default=1, ge=1)
     """Evaluation averages over this many sets of frames, evenly shifted against each other (``evaluate --draws``)."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"

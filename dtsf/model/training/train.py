@@ -15,6 +15,7 @@ from dtsf.cache.commit import sweep_orphans, write_atomically
 from dtsf.cache.outside import json_text, read_file
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.training.calibration import calibrate
 from dtsf.model.training.checkpoint import has_checkpoint
 from dtsf.model.training.data import load_groups
 from dtsf.model.training.evaluation import Evaluation, check_draws, evaluate
@@ -68,6 +69,7 @@ def train(
     on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    calibrated: bool = True,
 ) -> TrainResult:
     """Stage 2: train a network from the cache and judge it on the protocol's test clips.
 
@@ -86,6 +88,7 @@ def train(
             in the first.
         on_start: Called once everything is checked and before the first step, likewise.
         on_epoch: Called after each epoch, likewise.
+        calibrated: False leaves out what the recipe's ``train.calibrate`` asks for: where only answers count.
 
     Under ``torchrun`` this is one of several processes (:mod:`.processes`); they share the run folder.
 
@@ -146,6 +149,21 @@ def train(
         fabric=fabric,
     )
     logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
+    if calibrated and settings.train.calibrate and not fitted.net.belief.learnt:
+        learnt = calibrate(
+            fitted.net,
+            data,
+            rule,
+            split,
+            settings,
+            run=folder,
+            seed=seed,
+            device=device,
+            initial=initial,
+            on_epoch=on_epoch if world.first else None,
+            fabric=fabric,
+        )
+        logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, learnt)
     leave()
     # Each process judges for itself: they hold the same weights, and none need wait for another.
     evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws)

@@ -199,6 +199,7 @@ def _do(
                 resume=resume,
                 init=None if resume else init,
                 on_epoch=note,
+                calibrated=False,
             )
         except CheckpointError as error:
             raise CheckpointError(f"{error}. To train it anew, remove {job.folder} and run the same command") from error

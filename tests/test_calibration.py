@@ -1,0 +1,248 @@
+"""How much is believed: the order of the classes never changes, what is fitted is right, and it is kept and used everywhere."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from drawn_cache import draw
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from dtsf import api
+from dtsf.cache.reader import open_dataset
+from dtsf.model.network.belief import SIGNS, Belief, clip_statistics, discount
+from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.dtsfnet import DTSFNet
+from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
+from dtsf.model.training.calibration import Observed, divide, fit_belief
+from dtsf.model.training.metrics import calibration_error
+
+WORDS = ["train.epochs=2", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
+SUBJECTS = (1, 2, 3, 4, 5)
+PROTOCOL = "cross-subject:5"
+
+
+def belief(seed, width=8, classes=5, channels=6):
+    """One that is learnt, with anything for values."""
+    torch.manual_seed(seed)
+    made = Belief(width, classes, channels)
+    made.know({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
+    made.know({"clip_mean_S": torch.randn(2 + channels), "clip_deviation_S": torch.rand(2 + channels) + 0.1})
+    made.learn(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(len(SIGNS)))
+    return made
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 30.0))
+def test_the_order_of_the_classes_never_changes(seed, spread):
+    made = belief(seed)
+    logits, feature = spread * torch.randn(40, 5), 10 * torch.randn(40, 8)
+    weights = torch.rand(40, 3)
+    alpha = made(logits, feature, 100 * torch.randn(40, 3, 8), weights / weights.sum(1, keepdim=True))
+    assert (alpha >= 1).all()
+    assert alpha.isfinite().all()
+    p, u = probabilities(alpha), uncertainty(alpha)
+    assert ((u > 5e-4) & (u < 0.995)).all()
+    torch.testing.assert_close(p.sum(-1), torch.ones(40))
+    # The largest of the evidence is the largest of what is believed of it; the others may become equal, never change places.
+    best = logits.argmax(-1, keepdim=True)
+    assert torch.equal(p.gather(-1, best).squeeze(-1), p.amax(-1))
+    order = logits.argsort(-1)
+    assert (p.gather(-1, order).diff(dim=-1) >= 0).all()
+
+
+def test_nothing_is_believed_of_what_moves_or_looks_like_no_training_clip():
+    torch.manual_seed(0)
+    clips = torch.linspace(0, 6, 8).sin().view(1, 8, 1, 1, 1) * torch.randn(20, 1, 3, 3, 6) + torch.randn(
+        20, 1, 1, 1, 6
+    )
+    clips = clips + 0.05 * torch.randn(20, 8, 3, 3, 6)
+    made, scale = belief(0), torch.ones(6)
+    known = clip_statistics(clips, scale)
+    made.know({"clip_mean_S": known.mean(0), "clip_deviation_S": known.std(0)})
+    made.know({"reach_2": made.distance(known).quantile(0.95, 0), "weight_4": torch.tensor([1.0, 0.0, 0.0, 3.0])})
+
+    def doubt(x):
+        n = len(x)
+        return uncertainty(
+            made(torch.ones(n, 5), torch.ones(n, 8), clip_statistics(x, scale)[:, None], torch.ones(n, 1))
+        )
+
+    usual = doubt(clips).median()
+    still = clips[:, :1].expand(-1, 8, -1, -1, -1)
+    for strange in (still, still + 0.05 * torch.randn_like(clips), 9 * torch.randn_like(clips), clips + 9.0):
+        assert (doubt(strange) > 1.5 * usual).all()
+    assert doubt(still).min() > 0.9
+    one_frame = clip_statistics(clips[:, :1], scale)
+    assert one_frame.isfinite().all()
+
+
+def observed(n, seed, *, flat):
+    """Answers whose true class is drawn from ``softmax(logits)``, given evidence that says it ``flat`` times too flatly."""
+    torch.manual_seed(seed)
+    logits = 3 * torch.randn(n, 6, dtype=torch.float64)
+    lost = torch.rand(n) < 0.3  # of these the evidence knows nothing, and a sign tells
+    label = torch.where(lost, torch.randint(6, (n,)), torch.multinomial(logits.softmax(-1), 1).squeeze(1))
+    signs = torch.stack([logits.exp().sum(-1).log(), torch.zeros(n), torch.where(lost, -1.0, 1.0), torch.zeros(n)], -1)
+    return Observed((logits / flat).exp(), signs.double(), label), lost
+
+
+def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
+    seen, _ = observed(1500, 0, flat=2.0)
+    new, lost = observed(4000, 1, flat=2.0)
+    sharpness, bias, weight = fit_belief(seen)
+    assert 1.7 < sharpness < 2.3
+    assert weight[2] > 5 * weight[1]
+    assert (weight >= 0).all()
+    alpha = discount(new.evidence_BK, bias + new.signs_B4 @ weight, sharpness)
+    assert calibration_error(probabilities(new.evidence_BK + 1), new.label_B) > 0.1
+    assert calibration_error(probabilities(alpha), new.label_B) < 0.04
+    u = uncertainty(alpha)
+    assert u[lost].mean() > 2 * u[~lost].mean()
+
+
+def test_little_data_leaves_evidence_as_it_is():
+    few, _ = observed(3, 0, flat=1.0)
+    _, _, weight = fit_belief(few)
+    assert weight.tolist() == pytest.approx([1.0, 0.0, 0.0, 3.0], abs=0.6)
+
+
+def test_parts_hold_out_what_is_new_in_the_test(tmp_path):
+    data = open_dataset(draw(tmp_path, subjects=(1, 2, 3, 4, 5)))
+    for rule, of, n in (
+        ("cross-subject", "subject", 2),
+        ("split", "subject", 3),
+        ("cross-view", "view", 2),
+        ("all", "subject", 9),
+    ):
+        parts, what = divide(data.clips, rule, n)
+        assert what == ("cameras held out" if rule == "cross-view" else "people held out")
+        assert len(parts) == min(n, 5)
+        held = [clip.id for part in parts for clip in part.held]
+        assert sorted(held) == sorted(clip.id for clip in data.clips)
+        for part in parts:
+            assert len(part.train) + len(part.held) == len(data.clips)
+            assert not {getattr(clip, of) for clip in part.train} & {getattr(clip, of) for clip in part.held}
+    nobody = [clip.model_copy(update={"subject": None}) for clip in data.clips]
+    parts, what = divide(nobody, "cross-subject", 2)
+    assert what == "groups held out"
+    for part in parts:
+        assert not {clip.group for clip in part.train} & {clip.group for clip in part.held}
+        assert {clip.label for clip in part.train} == {clip.label for clip in part.held} == {0, 1, 2}
+    pairs = {"1": "1+2", "2": "2+3", "3": "3", "4": "4+5", "5": "5"}
+    together, _ = divide([clip.model_copy(update={"subject": pairs[clip.subject]}) for clip in data.clips], "all", 2)
+    assert sorted({clip.id.split("_")[1] for clip in part.held} == {"s1", "s2", "s3"} for part in together) == [
+        False,
+        True,
+    ]
+    assert divide([clip for clip in data.clips if clip.group == data.clips[0].group], "all", 2)[0] == []
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A cache, and a run from it that is calibrated."""
+    root = tmp_path_factory.mktemp("calibrated")
+    draw(root / "cache", subjects=SUBJECTS)
+    result = api.train(root / "cache", protocol=PROTOCOL, overrides=WORDS, run=root / "run")
+    return root, result
+
+
+def test_a_run_is_calibrated_on_people_held_out_and_says_so(trained):
+    root, result = trained
+    run = api.load(root / "run")
+    learnt = run.state.calibration
+    assert (learnt.what, learnt.parts, learnt.n_groups) == ("people held out", 2, 4 * 3 * 2)
+    assert learnt.nll[1] <= learnt.nll[0] + 1e-6
+    assert run.net.belief.learnt
+    assert not (root / "run/calibration").exists()
+    again = run.evaluate(root / "cache")
+    assert again == result.evaluation
+    raw = api.load(root / "run")
+    raw.net.belief.learnt = False
+    as_it_is = raw.evaluate(root / "cache")
+    assert [p.predicted for p in again.metrics.predictions] == [p.predicted for p in as_it_is.metrics.predictions]
+    assert [p.uncertainty for p in again.metrics.predictions] != [p.uncertainty for p in as_it_is.metrics.predictions]
+
+
+def test_a_run_killed_while_it_is_calibrated_ends_the_same(trained, tmp_path):
+    root, result = trained
+
+    class Killed(Exception):
+        pass
+
+    def kill(report):
+        if report.part.endswith("part 2 of 2") and report.epoch == 1:
+            raise Killed
+
+    words = {"protocol": PROTOCOL, "overrides": WORDS, "run": tmp_path / "run"}
+    with pytest.raises(Killed):
+        api.train(root / "cache", **words, on_epoch=kill)
+    assert not api.load(tmp_path / "run").net.belief.learnt  # usable, uncalibrated
+    done = api.train(root / "cache", **words, resume=True)
+    assert done.evaluation == result.evaluation
+    ours, theirs = (load_file(at / "run/last/model.safetensors") for at in (tmp_path, root))
+    assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
+    once_more = api.train(root / "cache", **words, resume=True)
+    assert once_more.evaluation == result.evaluation
+
+
+def test_a_checkpoint_from_before_calibration_takes_evidence_as_it_is(trained, tmp_path):
+    root, _ = trained
+    shutil.copytree(root / "run", tmp_path / "old")
+    file = tmp_path / "old/last/model.safetensors"
+    save_file({name: x for name, x in load_file(file).items() if not name.startswith("belief.")}, file)
+    state = json.loads((tmp_path / "old/last/state.json").read_text())
+    del state["calibration"], state["recipe"]["train"]["calibrate"]
+    (tmp_path / "old/last/state.json").write_text(json.dumps(state))
+    old = api.load(tmp_path / "old")
+    assert old.state.calibration is None
+    torch.manual_seed(0)
+    x = torch.randn(3, 3, 16, 6, 6, 8)
+    output = old.net(x)
+    assert torch.equal(output.alpha_BK, dirichlet(output.logits_BK))
+
+
+def test_groups_that_are_held_out_anyway_serve_without_further_training(trained, tmp_path):
+    root, _ = trained
+    words = [*WORDS, "train.held_out_subjects=1,2"]
+    seen = []
+    api.train(
+        root / "cache",
+        protocol=PROTOCOL,
+        overrides=words,
+        run=tmp_path / "run",
+        on_epoch=lambda report: seen.append(report.part),
+    )
+    learnt = api.load(tmp_path / "run").state.calibration
+    assert (learnt.what, learnt.parts, learnt.n_groups) == ("groups held out of training", 1, 12)
+    assert seen == ["", ""]
+    api.train(root / "cache", protocol=PROTOCOL, overrides=[*WORDS, "train.calibrate=0"], run=tmp_path / "none")
+    assert api.load(tmp_path / "none").state.calibration is None
+
+
+@pytest.mark.slow
+def test_onnx_runtime_says_what_the_calibrated_network_says(trained, tmp_path):
+    from dtsf.model.export import read_onnx
+
+    root, _ = trained
+    run = api.load(root / "run")
+    assert run.net.belief.learnt
+    api.export(root / "run", tmp_path / "net.onnx")
+    torch.manual_seed(1)
+    for x in (torch.randn(5, 3, 16, 6, 6, 8), torch.randn(4, 3, 1, 6, 6, 8) + 0.1 * torch.randn(4, 3, 16, 6, 6, 8)):
+        with torch.inference_mode():
+            output = run.net(x)
+        wanted = output.probabilities_BK, output.uncertainty_B, output.view_weights_BV
+        for found, right in zip(read_onnx(tmp_path / "net.onnx")(x), wanted, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-3, atol=1e-4)
+
+
+def test_a_network_that_learnt_nothing_yet_trains_and_answers_by_its_evidence_alone():
+    torch.manual_seed(0)
+    net = DTSFNet(ModelConfig(width=8, depth=1, frames=3, reduce=4), channels=5, canvas=6, n_classes=4)
+    x = torch.randn(2, 3, 3, 6, 6, 5)
+    assert torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))
+    net.belief.learn(torch.tensor(2.0), torch.tensor(0.0), torch.ones(4))
+    assert torch.equal((output := net.train()(x)).alpha_BK, dirichlet(output.logits_BK))
+    assert not torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))
