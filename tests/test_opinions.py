@@ -73,15 +73,21 @@ def test_snapshot_tokens_show_another_view_and_cover_nothing():
     assert (network()(x[:, :1]).view_logits_BVK - alone[:, :1]).abs().max() < 1e-5
 
 
-def test_a_pool_means_probabilities_and_uncertainties():
+def test_a_pool_is_the_logarithmic_one_and_is_unsure_where_opinions_differ():
     logits = torch.randn(2, 50, K, generator=torch.Generator().manual_seed(0)) * 6
     share = torch.tensor([0.7, 0.3])
     alpha, pooled = dirichlet(logits), dirichlet(pool_opinions(logits, share))
-    mean_p = (share.view(2, 1, 1) * probabilities(alpha)).sum(0)
-    torch.testing.assert_close(probabilities(pooled), mean_p, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(uncertainty(pooled), (share.view(2, 1) * uncertainty(alpha)).sum(0), atol=1e-5, rtol=1e-4)
+    wanted = (share.view(2, 1, 1) * probabilities(alpha).log()).sum(0).softmax(-1)
+    torch.testing.assert_close(probabilities(pooled), wanted, atol=1e-5, rtol=1e-4)
+    assert (pooled >= 1).all()
+    usual = (share.view(2, 1) * alpha.sum(-1).log()).sum(0).exp()
+    assert (pooled.sum(-1) <= usual * (1 + 1e-4)).all()
     same = pool_opinions(logits[:1].expand(2, -1, -1), share)
     torch.testing.assert_close(dirichlet(same), alpha[0], atol=1e-4, rtol=1e-3)
+    opposed = torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 9.0, 0.0]]])
+    agreed = opposed[:1].expand(2, -1, -1)
+    half = torch.tensor([0.5, 0.5])
+    assert uncertainty(dirichlet(pool_opinions(opposed, half))) > 1.3 * uncertainty(dirichlet(pool_opinions(agreed, half)))
 
 
 def test_each_opinion_learns_for_itself():

@@ -6,7 +6,6 @@ P present views of all groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,65 +13,27 @@ from torch import nn
 
 from dtsf.errors import ConfigError
 from dtsf.model.network.belief import Belief, clip_statistics
-from dtsf.model.network.canvas import moving_part, prepare_canvas, project, scaled_energy, scatter_views
+from dtsf.model.network.canvas import (
+    moving_part,
+    prepare_canvas,
+    project,
+    scaled_energy,
+    scatter_views,
+    snapshot_tokens,
+)
 from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.network.evidence import dirichlet, pool_opinions, probabilities, uncertainty
-from dtsf.model.network.fusion import Fused, fuse_mean, fuse_msf
-from dtsf.model.network.fusion_concat import ConcatFusion
-from dtsf.model.network.fusion_sfm import SemanticCorrection
-from dtsf.model.network.fusion_tmc import fuse_tmc
-from dtsf.model.network.snapshots import choose_partners, motion_share, thumbnails
+from dtsf.model.network.evidence import dirichlet, pool_opinions, uncertainty
+from dtsf.model.network.fusions import FUSIONS, FUSIONS_WITH_WEIGHTS
+from dtsf.model.network.output import Output
+from dtsf.model.network.snapshots import motion_share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from dtsf.model.network.config import ModelConfig
+    from dtsf.model.network.fusion import Fused
 
 __all__ = ["DTSFNet", "Output"]
-
-FUSIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Fused]] = {
-    "msf": fuse_msf,
-    "mean": fuse_mean,
-    "tmc": fuse_tmc,
-}
-FUSIONS_WITH_WEIGHTS: dict[str, Callable[[int, int], nn.Module]] = {
-    "concat": ConcatFusion,
-    "sfm": SemanticCorrection,
-}
-
-
-@dataclass
-class Output:
-    """What the network says of a batch of groups. Not frozen, because Lightning Fabric rebuilds it.
-
-    Logits are the head's; alpha = softplus(logits) + 1, and the fused one, once :mod:`.belief` is learnt, what of it is to be
-    believed. The views' are the head's always.
-    """
-
-    logits_BK: Tensor
-    alpha_BK: Tensor
-    uncertainty_B: Tensor
-    view_logits_BVK: Tensor
-    view_alpha_BVK: Tensor
-    view_uncertainty_BV: Tensor
-    view_feature_BVD: Tensor
-    """The encoder's; zero for absent views."""
-    feature_BD: Tensor
-    """The fused one, which the head reads; with ``fusion`` ``tmc``, whose head reads none, the mean of the views'."""
-    view_weights_BV: Tensor
-    """Share of each view in the fused feature; 0 for absent and for covered views."""
-    mask_BV: Tensor
-    opinions_SBK: Tensor | None = None
-    """Logits of each of two opinions, where ``canvas`` ``both`` has two; ``logits_BK`` is their pool."""
-    view_opinions_SBVK: Tensor | None = None
-    """The same of each view."""
-
-    @property
-    def probabilities_BK(self) -> Tensor:
-        """Expected class probabilities of the fused Dirichlet."""
-        return probabilities(self.alpha_BK)
 
 
 class DTSFNet(nn.Module):
@@ -215,8 +176,12 @@ class DTSFNet(nn.Module):
         if not complete:
             x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
         found = []
-        for canvas_PTHWR, encoder in zip(self._two_canvases(x_PTHWC), (self.encoder, self.signed), strict=True):
-            thumbs_PTX = self._snapshot_tokens(canvas_PTHWR, mask_BV, complete=complete)
+        y_PTHWR = self.project(x_PTHWC)
+        canvases = self.energy(y_PTHWR) - self.energy_mean_HWE, moving_part(y_PTHWR, self.config.signed_channels)
+        for canvas_PTHWR, encoder in zip(canvases, (self.encoder, self.signed), strict=True):
+            thumbs_PTX = None
+            if self.config.pasted == "tokens":
+                thumbs_PTX = snapshot_tokens(canvas_PTHWR, mask_BV, training=self.training, complete=complete)
             feature_PD = self.drop(encoder(self.drop(canvas_PTHWR).permute(0, 4, 1, 2, 3), thumbs_PTX)).float()
             logits_PK = encoder.head(feature_PD).float()
             feature_BVD, view_logits_BVK = (
@@ -241,19 +206,6 @@ class DTSFNet(nn.Module):
         )
         output.opinions_SBK, output.view_opinions_SBVK = logits_SBK, view_logits_SBVK
         return output
-
-    def _two_canvases(self, x_PTHWC: Tensor) -> tuple[Tensor, Tensor]:
-        """Motion energy, and what moves, signed."""
-        y_PTHWR = self.project(x_PTHWC)
-        return self.energy(y_PTHWR) - self.energy_mean_HWE, moving_part(y_PTHWR, self.config.signed_channels)
-
-    def _snapshot_tokens(self, canvas_PTHWR: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor | None:
-        """TSM's thumbnails, a token's worth of numbers for each frame: (P, T, 3 h w R); None where the config has none."""
-        if self.config.pasted != "tokens":
-            return None
-        canvas_BVTHWR = canvas_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(canvas_PTHWR, mask_BV)
-        thumbs_BVTX = thumbnails(canvas_BVTHWR, choose_partners(mask_BV, training=self.training)).flatten(3)
-        return thumbs_BVTX.flatten(0, 1) if complete else thumbs_BVTX[mask_BV]
 
     def project(self, x_PTHWC: Tensor) -> Tensor:
         """Embeddings in the principal channels, where the network has such."""

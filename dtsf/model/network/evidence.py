@@ -42,22 +42,19 @@ def logits_of_evidence(evidence_K: Tensor) -> Tensor:
 
 
 def pool_opinions(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
-    """The logits of the mean of several opinions: its probabilities and its uncertainty are means of theirs. Drops the first axis.
+    """The logits of several opinions as one, whose alpha are the geometric means of theirs. Drops the first axis.
 
-    However sure one is, it has no more than its share, so that a wrong one cannot outvote the others by itself; where they
-    disagree the pool says so. Since ``alpha_sk >= 1``, ``sum_s share_s p_sk`` is at least the mean of ``u_s / K``, so that a
-    Dirichlet with both means exists.
+    Its probabilities are the logarithmic pool of theirs (Genest and Zidek 1986). What one opinion rules out the other cannot carry
+    alone; and where they disagree the sum of the alpha falls below their own (Hoelder), so that the pool is less certain.
 
     Args:
         logits_S__K: Of each opinion.
         share_S: Adds up to 1.
 
     """
-    alpha_S__K = dirichlet(logits_S__K)
-    share_S__1 = share_S.to(alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))
-    over_strength_S__1 = share_S__1 / alpha_S__K.sum(-1, keepdim=True)
-    alpha__K = (over_strength_S__1 * alpha_S__K).sum(0) / over_strength_S__1.sum(0)
-    return logits_of_evidence((alpha__K - 1.0).clamp(min=0.0))
+    log_alpha_S__K = dirichlet(logits_S__K).log()
+    share_S__1 = share_S.to(log_alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))
+    return logits_of_evidence((share_S__1 * log_alpha_S__K).sum(0).expm1())
 
 
 def uncertainty(alpha_K: Tensor) -> Tensor:
