@@ -5,8 +5,9 @@ DATA ?=
 OUT ?= reproduce-nucla
 SEEDS ?= 0,1,2
 DEMO ?= demo
+JOBS ?= 2
 
-.PHONY: help setup setup-gpu check test test-slow demo bench reproduce-nucla clean
+.PHONY: help setup setup-gpu check test test-slow docs docs-serve demo bench reproduce-nucla clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -16,7 +17,7 @@ setup: .venv/.done  ## Make .venv with dtsf and its tools
 .venv/.done: pyproject.toml constraints.txt
 	python3 -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev,docs]'
 	touch $@
 
 setup-gpu: setup  ## Add the CUDA kernels (needs nvcc and a CUDA build of torch)
@@ -28,11 +29,17 @@ check: setup  ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup  ## Fast tests
-	$(BIN)/pytest -m "not slow"
+test: setup  ## Fast tests, on JOBS cores
+	$(BIN)/pytest -m "not slow" -n $(JOBS) --dist loadfile
 
 test-slow: setup  ## Slow tests
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile
+
+docs: setup  ## Build the site into site/, and check every link in it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+
+docs-serve: setup  ## Look at the site while writing: http://127.0.0.1:8000
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 demo: setup  ## Draw a small data set, preprocess, train, evaluate
 	rm -rf $(DEMO)
@@ -59,4 +66,4 @@ reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CACHE),--cache "$(CACHE)") $(OPTIONS)
 
 clean:  ## Remove what was made, not the data
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache $(DEMO)
+	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache $(DEMO)

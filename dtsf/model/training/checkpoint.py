@@ -246,6 +246,9 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
     # Without memory first: a state.json may name any size, the weights that are there bound it.
     with torch.device("meta"):
         wanted = _network(state).state_dict()
+    if not any(name.startswith("belief.") for name in checkpoint.weights):
+        # From before evidence was calibrated: it is taken as it is.
+        wanted = {name: x for name, x in wanted.items() if not name.startswith("belief.")}
     for name in wanted.keys() | checkpoint.weights.keys():
         ours, theirs = wanted.get(name), checkpoint.weights.get(name)
         if theirs is None and name.startswith("belief."):

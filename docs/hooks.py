@@ -1,0 +1,103 @@
+"""What mkdocs builds beside the pages: the command-line reference from the app itself, and the lists of results and decisions."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+
+DOCS = Path(__file__).resolve().parent
+REMOTE = re.compile(
+    r"""<(?:script|img|iframe|link rel="(?:stylesheet|preload|preconnect)")[^>]*(?:src|href)="?(?:https?:)?//[^ ">]+"""
+)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Replace ``folder/*.md`` in the navigation by the pages of that folder."""
+    config.nav = _expanded(config.nav or [])
+    return config
+
+
+def _expanded(entries: list[Any]) -> list[Any]:
+    pages: list[Any] = []
+    for entry in entries:
+        if isinstance(entry, dict):
+            pages += [{title: _expanded(value) if isinstance(value, list) else value} for title, value in entry.items()]
+        elif entry.endswith("/*.md"):
+            folder = DOCS / entry.removesuffix("/*.md")
+            pages += [f"{folder.name}/{page.name}" for page in sorted(folder.glob("*.md")) if page.name != "index.md"]
+        else:
+            pages.append(entry)
+    return pages
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of the code."""
+    files.append(File.generated(config, "cli.md", content=cli_page()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Below the introduction of a folder, list its pages."""
+    if page.file.src_uri == "decisions/index.md":
+        pages = [path for path in (DOCS / "decisions").glob("*.md") if path.name != "index.md"]
+        titles = sorted((path.read_text("utf-8").partition("\n")[0].removeprefix("# "), path.name) for path in pages)
+        markdown += "\n" + "\n".join(f"- [{title}]({name})" for title, name in titles)
+    return markdown
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that asks another server for anything: a reader's visit is nobody else's business."""
+    for page in Path(config.site_dir).rglob("*.html"):
+        if found := REMOTE.search(page.read_text("utf-8")):
+            raise PluginError(f"{page.relative_to(config.site_dir)} loads from another server: {found.group()}")
+
+
+def cli_page() -> str:
+    """The command-line reference: every command with its arguments, options and defaults."""
+    import typer.main
+
+    from dtsf.cli.app import app
+
+    root = typer.main.get_command(app)
+    lines = ["# Command line", "", root.help or "", "", root.epilog or "", ""]
+    for name, command in sorted(root.commands.items()):
+        for words, leaf in _leaves([name], command):
+            lines += _command(words, leaf)
+    return "\n".join(lines)
+
+
+def _leaves(words: list[str], command: Any) -> Any:
+    if not hasattr(command, "commands"):
+        yield words, command
+        return
+    for name, child in sorted(command.commands.items()):
+        yield from _leaves([*words, name], child)
+
+
+def _command(words: list[str], command: Any) -> list[str]:
+    context = command.make_context(" ".join(["dtsf", *words]), [], resilient_parsing=True)
+    arguments = [p.metavar or p.name.upper() for p in command.params if p.param_type_name == "argument"]
+    lines = [f"## dtsf {' '.join(words)}", "", _plain(command.help or ""), ""]
+    lines += ["```text", " ".join(["dtsf", *words, *arguments, "[OPTIONS]"]), "```", "", "| option | |", "|---|---|"]
+    for parameter in command.params:
+        record = parameter.get_help_record(context)
+        if record and parameter.name not in ("quiet", "verbose", "help"):
+            words_shown = record[0].replace("<list[str]>", "<str>").replace(" range>", ">")
+            lines.append(f"| `{_cell(words_shown)}` | {_cell(_plain(record[1]))} |")
+    return [*lines, ""]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("<", "&lt;").strip()
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
