@@ -98,7 +98,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.debias.method == "stillmix" and (self.model.anchor == "dynamic" or self.model.canvas == "energy"):
+        if self.debias.method == "stillmix" and (self.model.anchor == "dynamic" or self.model.canvas != "embedding"):
             raise ValueError(
                 'debias.method "stillmix" mixes in a still frame, which model.anchor "dynamic" takes out again: '
                 "--set model.anchor=frame"
@@ -128,11 +128,8 @@ def usual_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str
     if info.dataset == "ntu":
         classes = len(info.class_names)
         return ("ntu120" if classes > 60 else "ntu60"), f"NTU RGB+D with {classes} classes"
-    if info.dataset == "casia":
-        return "casia", "CASIA"
     if protocol == "cross-view":
-        unseen = "the protocol tests a camera that no one trained with"
-        return ("nucla", f"N-UCLA's layout, and {unseen}") if info.dataset == "nucla" else ("unseen-cameras", unseen)
+        return "unseen-cameras", "the protocol tests a camera that no one trained with"
     return "default", "the cameras of the test are those of training"
 
 
