@@ -21,9 +21,10 @@ import numpy as np
 import xxhash
 import zarr
 
+from dtsf.cache.catalog import CatalogDocument, Listed, write_catalog
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import Clip, ClipRecord, Verdict
+from dtsf.cache.records import Clip, ClipRecord, Source, Verdict
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
 from dtsf.cache.store import create_or_open, extend, write_shard
 
@@ -43,6 +44,7 @@ def make(folder: Path, clips: int, format_: str) -> None:
     info = DatasetInfo(dataset="manifest", name="a", class_names=("x",), view_names=("1", "2", "3"))
     create_or_open(folder, SPEC, info, SHARD, format=format_)
     extend(folder, clips // SHARD)
+    listed = []
     for shard in range(clips // SHARD):
         generator = np.random.default_rng(shard)
         rows = {
@@ -53,9 +55,12 @@ def make(folder: Path, clips: int, format_: str) -> None:
         for row in range(SHARD):
             k = shard * SHARD + row
             clip = Clip(id=f"{k:06d}", path=f"{k}", label=0, raw_label="", group=f"{k // VIEWS}", view=k % VIEWS + 1)
-            records.append(ClipRecord(clip=clip, verdict=Verdict.OK, row=row))
+            source = Source(path=clip.path, content=f"{k:032x}")
+            records.append(ClipRecord(source=source, verdict=Verdict.OK, row=row))
+            listed.append(Listed(clip=clip, key=source.key))
         record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=SHARD, clips=tuple(records), files={})
         write_shard(folder, record, rows)
+    write_catalog(folder, CatalogDocument(info=info, clips=tuple(listed)))
 
 
 def readers(root: Path, clips: int, rows_loose: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

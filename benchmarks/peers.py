@@ -26,7 +26,7 @@ def extract(paths: list[Path], out: Path, *, n_frames: int, size: int, grid: int
 
     torch.set_num_threads(threads)
     begun = time.perf_counter()
-    net = _network(16, grid)
+    net = _network("efficientnet-lite0", 16, grid)
     out.mkdir(parents=True, exist_ok=True)
     for k, path in enumerate(paths):
         reader = decord.VideoReader(str(path))

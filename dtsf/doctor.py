@@ -174,7 +174,7 @@ def _encoder() -> list[Check]:
     from dtsf.pipeline.encoders.lite import weights_file
 
     identity = encoder_identity(DEFAULT_ENCODER, 192, 6)
-    file = weights_file()
+    file = weights_file(DEFAULT_ENCODER)
     found = f"{identity.name}, weights {identity.weights_hash} at {file}"
     return [
         Check("encoder", True, found, value=identity.name),

@@ -17,6 +17,7 @@ __all__ = [
     "DivergedError",
     "DtsfError",
     "FingerprintError",
+    "SourceError",
     "VideoError",
 ]
 
@@ -29,6 +30,10 @@ class DtsfError(Exception):
 
 class DataError(DtsfError):
     """The data set is not what was asked for: missing root, no video, unknown view, a clip claimed twice."""
+
+
+class SourceError(DataError):
+    """The disk or server that holds the videos does not answer: no fault of any clip, and nothing is held against one."""
 
 
 class VideoError(DtsfError):

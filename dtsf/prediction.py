@@ -45,7 +45,7 @@ class Prediction(BaseModel):
     probabilities: dict[str, float]
 
 
-def predict_onnx(file: Path, videos: Sequence[str | Path]) -> Prediction:
+def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: str | Path | None = None) -> Prediction:
     """Classify one performance with an exported network; as :meth:`dtsf.api.Run.predict`, but as many videos as it has views.
 
     Raises:
@@ -62,14 +62,18 @@ def predict_onnx(file: Path, videos: Sequence[str | Path]) -> Prediction:
             f"{file} was exported for {known.views} views, {len(videos)} videos given: "
             f"give {known.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
         )
-    embeddings_VFPC, _ = embed_videos(videos, known.spec, 1)
+    embeddings_VFPC, _ = embed_videos(videos, known.spec, 1, encoder_weights=encoder_weights)
     x_VTHWC = read_canvases(embeddings_VFPC, known.spec.grid, known.frames, known.pace)
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
     return prediction_of(known.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
 
 
 def embed_videos(
-    videos: Sequence[str | Path], spec: CacheSpec, threads: int, film: str | Path | None = None
+    videos: Sequence[str | Path],
+    spec: CacheSpec,
+    threads: int,
+    film: str | Path | None = None,
+    encoder_weights: str | Path | None = None,
 ) -> tuple[np.ndarray, int]:
     """Decode and embed one video a view as stage 1 would: (V, F, P, C), and the frames of the longest.
 
@@ -86,7 +90,7 @@ def embed_videos(
     import numpy as np
     import torch
 
-    from dtsf.pipeline.encoders.choose import load_encoder
+    from dtsf.pipeline.encoders.choose import open_encoder
     from dtsf.pipeline.video.child import Decoder, DecodeRequest, decode_all
     from dtsf.report.film import check_film
 
@@ -99,12 +103,7 @@ def embed_videos(
             f"{spec.frames} frames of {spec.size} px, {spec.grid} x {spec.grid} cells x {spec.channels} channels are {n_bytes} "
             f"bytes a video, at most {MOST_BYTES}"
         )
-    encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-    if encoder.identity.weights_hash != spec.weights_hash:
-        raise ConfigError(
-            f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
-            "was trained: install the same version"
-        )
+    encoder = open_encoder(spec, encoder_weights)
     if encoder.identity.channels != spec.channels:
         raise ConfigError(
             f"the encoder {spec.encoder} has {encoder.identity.channels} channels, the run {spec.channels}"

@@ -82,7 +82,12 @@ class Run:
         )
 
     def predict(
-        self, videos: Sequence[str | Path], *, film: str | Path | None = None, views: str | None = None
+        self,
+        videos: Sequence[str | Path],
+        *,
+        film: str | Path | None = None,
+        views: str | None = None,
+        encoder_weights: str | Path | None = None,
     ) -> Prediction:
         """Classify one performance.
 
@@ -90,6 +95,8 @@ class Run:
             videos: One file (or frame folder) a view, any number from 1.
             views: Which cameras they are of, numbers or names joined by commas; the first ones, in order, if left out.
                 It matters where the recipe has weights for each camera (``model.views`` ``merged``).
+            encoder_weights: File of the encoder's weights, where the run was trained with some of one's own; their hash must
+                be the run's.
             film: Also write a film here: the views side by side with the class, uncertainty and weights drawn on.
 
         Raises:
@@ -100,7 +107,9 @@ class Run:
 
         """
         cameras = self._cameras(len(videos), views)
-        embeddings_VFPC, longest = embed_videos(videos, self.state.spec, self.state.recipe.train.threads, film)
+        embeddings_VFPC, longest = embed_videos(
+            videos, self.state.spec, self.state.recipe.train.threads, film, encoder_weights
+        )
         said = self._classify(embeddings_VFPC, cameras)
         if film is not None:
             write_said(Path(film), [Path(video) for video in videos], longest, said)

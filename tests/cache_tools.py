@@ -5,8 +5,10 @@ import re
 import numpy as np
 import xxhash
 
+from dtsf.cache.catalog import CatalogDocument, Listed, read_catalog, write_catalog
+from dtsf.cache.documents import read_about, read_records
 from dtsf.cache.layout import array_shapes
-from dtsf.cache.records import Clip, ClipRecord, Verdict
+from dtsf.cache.records import Clip, ClipRecord, Source, Verdict
 from dtsf.cache.seal import TAIL
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
 from dtsf.cache.store import create_or_open, extend, write_shard
@@ -23,7 +25,36 @@ def info(name="a"):
 
 
 def clip(name):
-    return Clip(id=name, path=f"{name}.avi", label=0, raw_label="1", group="g", view=1)
+    return Clip(id=name, path=f"{name}.avi", label=0, raw_label="1", group=f"g{name}", view=1)
+
+
+def source(clip, **changes):
+    """What a clip was computed from; its content is its path."""
+    part = {name: getattr(clip, name) for name in ("path", "start", "end", "first", "last", "fps")}
+    content = xxhash.xxh3_128_hexdigest(clip.path.encode())
+    return Source(**{**part, "bytes": 7, "mtime_ns": 9, "content": content, **changes})
+
+
+def list_clips(folder, clips, about, state=""):
+    """Write the catalog, as preprocess does: before its work with the state ``waiting``."""
+    known = {"bytes": 7, "mtime_ns": 9, "state": state}
+    listed = [Listed(clip=one, key=source(one).key, **known) for one in sorted(clips, key=lambda c: c.id)]
+    write_catalog(folder, CatalogDocument(info=about, clips=tuple(listed)))
+
+
+def list_all(folder):
+    """List every clip that a record has a row or a verdict for, beside those that are listed."""
+    about = read_about(folder)
+    shards = read_records(folder, about)
+    held = read_catalog(folder, about, shards)
+    known = {entry.clip.id: entry for entry in held.clips} if held else {}
+    for shard in shards:
+        for record in shard.clips:
+            one = clip(record.source.path.removesuffix(".avi"))
+            known.setdefault(one.id, Listed(clip=one, key=record.key, bytes=7, mtime_ns=9))
+    # The frozen ones of layouts 1 and 2 have one camera several times in a group.
+    clips = [x.model_copy(update={"clip": x.clip.model_copy(update={"group": f"g{k}"})}) for k, x in sorted(known.items())]
+    write_catalog(folder, CatalogDocument(info=held.info if held else info(about.info.name), clips=tuple(clips)))
 
 
 def rows(n, seed=0):
@@ -34,15 +65,17 @@ def rows(n, seed=0):
 
 
 def shard_record(shard, names, bad=()):
-    records = [ClipRecord(clip=clip(name), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
-    records += [ClipRecord(clip=clip(name), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
+    records = [ClipRecord(source=source(clip(name)), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
+    records += [ClipRecord(source=source(clip(name)), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
     return ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={})
 
 
 def add_shard(folder, shard, names, bad=(), seed=0):
     extend(folder, shard + 1)
     values = rows(len(names), seed)
-    return write_shard(folder, shard_record(shard, names, bad), values), values
+    written = write_shard(folder, shard_record(shard, names, bad), values)
+    list_all(folder)
+    return written, values
 
 
 def make(folder, format="zarr", compress="none", shards=3):

@@ -1,6 +1,7 @@
 """A cache of drawn embeddings, without videos: small, quick to make, and learnable."""
 
 import numpy as np
+from cache_tools import list_clips, source
 
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.records import Clip, ClipRecord, Verdict
@@ -59,10 +60,11 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
     )
     create_or_open(cache / name, spec, info, len(clips), format="zarr", compress="none")
     extend(cache / name, 1)
-    records = tuple(ClipRecord(clip=clip, verdict=Verdict.OK, row=row) for row, clip in enumerate(clips))
+    records = tuple(ClipRecord(source=source(clip), verdict=Verdict.OK, row=row) for row, clip in enumerate(clips))
     write_shard(
         cache / name,
         ShardRecord(shard=0, fingerprint=spec.fingerprint(), rows=len(clips), clips=records, files={}),
         arrays,
     )
+    list_clips(cache / name, clips, info)
     return cache

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cache_tools import FORMS, SHARD_SIZE, SPEC, make, rows, shard_record
+from cache_tools import FORMS, SHARD_SIZE, SPEC, list_clips, make, rows, shard_record, source
 from torch.utils.data import DataLoader
 
 from dtsf import api
@@ -26,7 +26,7 @@ def grouped(request, tmp_path):
     about = DatasetInfo(dataset="manifest", name="a", class_names=("x", "y"), view_names=VIEWS)
     create_or_open(tmp_path / "a", SPEC, about, SHARD_SIZE, format=request.param[0], compress=request.param[1])
     extend(tmp_path / "a", 7)
-    held = {}
+    held, listed = {}, []
     for group in range(7):
         values = rows(SHARD_SIZE, seed=group)
         views = [view for view in (1, 2, 3) if (group, view) != (5, 2)]
@@ -37,11 +37,13 @@ def grouped(request, tmp_path):
         record = shard_record(group, []).model_copy(
             update={
                 "rows": len(clips),
-                "clips": tuple(ClipRecord(clip=c, verdict=Verdict.OK, row=k) for k, c in enumerate(clips)),
+                "clips": tuple(ClipRecord(source=source(c), verdict=Verdict.OK, row=k) for k, c in enumerate(clips)),
             }
         )
         write_shard(tmp_path / "a", record, {name: array[: len(clips)] for name, array in values.items()})
+        listed += clips
         held |= {(group, view): values["embeddings"][k] for k, view in enumerate(views)}
+    list_clips(tmp_path / "a", listed, about)
     return tmp_path, held
 
 
@@ -100,8 +102,7 @@ def test_the_example_in_the_docs_runs(tmp_path, monkeypatch, capsys):
     make(tmp_path / "cache/a")
     monkeypatch.chdir(tmp_path)
     exec(compile(example, "docs/cache.md", "exec"), {})
-    # All clips of make() are views of one performance.
-    assert capsys.readouterr().out == "1 g memory\n"
+    assert capsys.readouterr().out == "9 g0-0 memory\n"
 
 
 @pytest.mark.gpu
@@ -161,7 +162,7 @@ def test_command_line_refusals(world, dtsf, tmp_path):
         (("cache", "verify", world / "cache", "--dataset", "x"), "no data set 'x'"),
         (("cache", "convert", world / "cache", world / "cache"), "onto itself"),
         (("cache", "convert", world / "cache", "new", "--compress", "gzip"), "zarr has no compression 'gzip'"),
-        (("preprocess", "nucla", "--root", world / "data", "--compress", "lzma"), "zarr has no compression 'lzma'"),
+        (("preprocess", "nucla", "--root", world / "data", "--compress", "lzma"), "'lzma' is not one of"),
     ):
         done = dtsf(*words, cwd=tmp_path)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr

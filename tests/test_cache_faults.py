@@ -11,7 +11,20 @@ import signal
 import warnings
 
 import pytest
-from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, make, rows, shard_record, snapshot
+from cache_tools import (
+    FORMS,
+    SHARD_SIZE,
+    SPEC,
+    add_shard,
+    clip,
+    info,
+    list_all,
+    list_clips,
+    make,
+    rows,
+    shard_record,
+    snapshot,
+)
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -37,6 +50,7 @@ def work(folder, form):
     """What preprocess does with a data set: make or open it, sweep, extend, commit what is missing."""
     create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=form[0], compress=form[1])
     sweep(folder)
+    list_clips(folder, [clip(name) for shard in range(SHARDS) for name in names(shard)], info(folder.name), "waiting")
     extend(folder, SHARDS)
     for shard in range(SHARDS):
         if shard not in shard_numbers(folder):
@@ -237,6 +251,7 @@ def test_two_writers_one_wins_each_shard(quick, form):
             children.append(child)
     os.write(go, b"xx")
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    list_all(folder)
     assert verify(folder, deep=True).ok
     data = open_place(as_place(folder))
     assert [clip.id for clip in data.clips] == sorted(name for shard in range(12) for name in names(shard))
@@ -277,6 +292,7 @@ class CacheMachine(RuleBasedStateMachine):
     def begin(self, form):
         self.form = form
         create_or_open(self.folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
+        list_clips(self.folder, [clip(name) for shard in range(6) for name in names(shard)], info(), "waiting")
 
     def teardown(self):
         self.temporary.cleanup()
@@ -372,9 +388,13 @@ def test_repair_marks_exactly_the_damaged_shards_and_redoing_gives_every_byte_ba
     assert len(done) == 1
     assert [mark.shard for mark in read_marks(folder, open_place(as_place(folder)).about)] == [1]
     changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
-    assert changed == {record_name(1), *record.files}
+    # The catalog says that its clips wait.
+    assert changed == {record_name(1), *record.files, "catalog.json"}
     assert "1-0" not in open_place(as_place(folder)).records
+    assert {one.clip.id: one.verdict for one in open_place(as_place(folder)).bad} == dict.fromkeys(names(1), "waiting")
     write_shard(folder, shard_record(1, names(1)), rows(SHARD_SIZE, seed=1))
+    assert len(open_place(as_place(folder)).clips) == 3 * SHARD_SIZE
+    list_clips(folder, open_place(as_place(folder)).clips, info())
     assert snapshot(folder) == undisturbed
     assert repair(folder)[1] == []
 
@@ -444,7 +464,7 @@ def test_a_damaged_mark_is_found_and_taken_away(quick):
 def test_a_damaged_description_is_named_and_can_be_overwritten(quick):
     folder = quick / "a"
     make(folder, "hdf5")
-    (folder / "dtsf.json").write_bytes((folder / "dtsf.json").read_bytes().replace(b'"x"', b'"z"'))
+    (folder / "dtsf.json").write_bytes((folder / "dtsf.json").read_bytes().replace(b'"nucla"', b'"nucle"'))
     with pytest.raises(CacheError, match="dtsf.json is damaged: its bytes do not match its seal"):
         open_dataset(quick)
     assert is_dataset(folder)

@@ -28,10 +28,10 @@ FROZEN = Path(__file__).parent / "data" / "frozen"
 ARRAYS = list(array_shapes(SPEC))
 
 
-def check(data, values):
+def check(data, values, arrays=ARRAYS):
     assert [clip.id for clip in data.clips] == sorted(values)
     order = [*sorted(values, reverse=True), next(iter(values))]
-    for array in ARRAYS:
+    for array in arrays:
         np.testing.assert_array_equal(data.gather(array, order), [values[name][array] for name in order])
 
 
@@ -97,7 +97,7 @@ def test_array_documents_are_those_that_zarr_writes_itself(tmp_path):
             chunks=(SHARD_SIZE, *shape),
             dtype=dtype,
             compressors=None,
-            fill_value={"embeddings": float("nan"), "pictures": 0, "frame_index": -1}[array],
+            fill_value={"pictures": 0, "frame_index": -1}.get(array, float("nan")),
             dimension_names=ours["dimension_names"],
             attributes=ours["attributes"],
         )
@@ -110,21 +110,27 @@ def test_frozen_caches_of_every_layout_are_read_for_ever_and_gone_on_with(tmp_pa
     first, second = rows(3, seed=1), rows(1, seed=2)
     values = {name: {array: first[array][k] for array in ARRAYS} for k, name in enumerate("abc")}
     values["d"] = {array: second[array][0] for array in ARRAYS}
+    arrays = ARRAYS if name.startswith("layout3") else [array for array in ARRAYS if array != "frame_time"]
     data = open_dataset(tmp_path)
-    check(data, values)
-    assert [(record.clip.id, record.reason) for record in data.bad] == [("e", "cut")]
+    check(data, values, arrays)
+    assert data.frame_time(["a"]).shape == (1, SPEC.frames)
+    assert np.isnan(data.frame_time(["a"])).all() == (not name.startswith("layout3"))
+    assert [(one.clip.id, one.verdict, one.reason) for one in data.bad] == [("e", "truncated", "cut")]
     found = verify(tmp_path / "a", deep=True)
     assert (found.ok, bool(found.notes)) == (True, name.startswith("layout1"))
     create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
     _, third = add_shard(tmp_path / "a", 2, ["f"], seed=3)
-    check(open_dataset(tmp_path), values | {"f": {array: third[array][0] for array in ARRAYS}})
+    check(open_dataset(tmp_path), values | {"f": {array: third[array][0] for array in ARRAYS}}, arrays)
     assert verify(tmp_path / "a", deep=True).ok
+    convert(tmp_path / "a", tmp_path / "copy/a")
+    check(open_dataset(tmp_path / "copy"), values | {"f": {array: third[array][0] for array in ARRAYS}}, arrays)
+    assert read_about(tmp_path / "copy/a").layout == 3
 
 
 @pytest.mark.parametrize("name", ["layout1", "layout2-zarr-none"])
 def test_other_versions_are_refused_by_name(tmp_path, name):
     for field, change in (
-        ("layout", lambda d: d.update(layout=3)),
+        ("layout", lambda d: d.update(layout=9)),
         ("schema version 9", lambda d: d["spec"].update(schema_version=9)),
     ):
         shutil.copytree(FROZEN / name / "a", tmp_path / field / "a")
@@ -132,7 +138,7 @@ def test_other_versions_are_refused_by_name(tmp_path, name):
         document = json.loads(path.read_text())
         change(document["attributes"]["dtsf"] if name == "layout1" else document)
         path.write_text(json.dumps(document))
-        with pytest.raises(CacheError, match=rf"{field}.*(layouts 1 to 2|cache repair)"):
+        with pytest.raises(CacheError, match=rf"{field}.*(layouts 1 to 3|cache repair)"):
             open_dataset(tmp_path / field)
 
 

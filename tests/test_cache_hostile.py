@@ -86,8 +86,8 @@ def test_something_else_than_a_file_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["clips"][0]["clip"].update(path="../../etc/passwd"), "leaves the data root"),
-        (lambda d: d["clips"][0]["clip"].update(path="/etc/passwd"), "leaves the data root"),
+        (lambda d: d["clips"][0]["source"].update(path="../../etc/passwd"), "leaves the data root"),
+        (lambda d: d["clips"][0]["source"].update(path="/etc/passwd"), "leaves the data root"),
         (lambda d: d.update(files={"../../secret": {"bytes": 1, "xxh3": "0"}, **d["files"]}), "names the files"),
         (lambda d: d["parts"]["embeddings"].update(file="/etc/passwd"), "is not inside"),
         (lambda d: d["parts"]["embeddings"].update(file="../b/embeddings/c/0/0/0/0"), "is not inside"),
@@ -155,6 +155,7 @@ def test_ten_kilobytes_that_claim_ten_terabytes_are_refused_before_memory_is_tak
 
         target = tmp_path / "a/shards/00000.json"
         shutil.copy(source, target)
+        shutil.copy(tmp_path / "small/a/catalog.json", tmp_path / "a/catalog.json")
         try:
             forge(target, inflate)
         except OSError:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import Verdict
+from dtsf.cache.records import BadClip
 from dtsf.errors import ConfigError
 from dtsf.model.training.data import Groups
 from dtsf.model.training.evaluation import evaluate
@@ -115,7 +115,8 @@ def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
 
 def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(world):
     run, data = api.load(world / "run"), open_dataset(world / "cache")
-    alone = replace(data, records={name: x for name, x in data.records.items() if x[1].clip.subject == "2"})
+    listed = tuple(entry for entry in data.catalog.clips if entry.clip.subject == "2")
+    alone = replace(data, catalog=data.catalog.model_copy(update={"clips": listed}))
     rule = parse_protocol("cross-subject:2", "nucla")
     both, one = (evaluate(run.net, some, rule, seed=0) for some in (data, alone))
     assert one.metrics == both.metrics
@@ -125,16 +126,9 @@ def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(
 
 def test_a_judgement_counts_the_unusable_clips_of_its_own_side_alone(world):
     run, data = api.load(world / "run"), open_dataset(world / "cache")
-    of = {
-        person: [name for name, (_, x) in data.records.items() if x.clip.subject == person][:n]
-        for person, n in (("1", 3), ("2", 1))
-    }
-    broken = {
-        name: (shard, x.model_copy(update={"row": None, "verdict": Verdict.UNREADABLE}))
-        for name, (shard, x) in data.records.items()
-        if name in of["1"] + of["2"]
-    }
-    damaged = replace(data, records=data.records | broken)
+    broken = [[clip for clip in data.clips if clip.subject == person][:n] for person, n in (("1", 3), ("2", 1))]
+    bad = tuple(BadClip(clip=clip, verdict="unreadable", reason="") for clips in broken for clip in clips)
+    damaged = replace(data, bad=bad)
     rule = parse_protocol("cross-subject:2", "nucla")
     test, train = (evaluate(run.net, damaged, rule, seed=0, split=side) for side in ("test", "train"))
     assert (test.left_out, test.n_clips) == ({"unreadable": 1}, 29)

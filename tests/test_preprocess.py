@@ -34,7 +34,7 @@ def _threads_as_before():
 
 def catalog_of(root, names, dataset="nucla"):
     clips = tuple(
-        Clip(id=name, path=f"{name}.avi", label=k % 2, raw_label=str(k % 2), group=f"g{k // 2}", view=k % 2 + 1)
+        Clip(id=name, path=f"{name}.avi", label=k // 2 % 2, raw_label=str(k // 2 % 2), group=f"g{k // 2}", view=k % 2 + 1)
         for k, name in enumerate(names)
     )
     return Catalog(dataset=dataset, root=root, clips=clips, class_names=("x", "y"), view_names=("1", "2"))
@@ -89,7 +89,7 @@ def test_rows_are_what_decoding_and_embedding_give(videos, small, spec, tmp_path
 def test_second_run_does_nothing_and_a_changed_or_new_clip_alone_is_done(make_video, small, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for k in range(3):
-        make_video(root / f"c{k}.avi", 8)
+        make_video(root / f"c{k}.avi", 8 + k)
     preprocess(catalog_of(root, ["c0", "c1"]), cache, small, workers=1)
     files = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
     again = preprocess(catalog_of(root, ["c0", "c1"]), cache, small, workers=1)
@@ -113,10 +113,10 @@ def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, 
     catalog = catalog_of(root, ["cut", "missing", "one", "text", "whole"])
     with pytest.raises(BadClipsError, match=r"3 of 5 clips.*--max-bad 5%") as raised:
         preprocess(catalog, cache, small, workers=1)
-    for name in ("cut.avi: truncated", "missing.avi: unreadable", "text.avi: unreadable"):
+    for name in ("cut.avi: truncated", "missing.avi: missing: there is no such file", "text.avi: unreadable"):
         assert name in str(raised.value)
     assert raised.value.exit_code == 1
-    assert raised.value.result.verdicts == {"ok": 1, "short": 1, "truncated": 1, "unreadable": 2}
+    assert raised.value.result.verdicts == {"ok": 1, "short": 1, "truncated": 1, "unreadable": 1, "missing": 1}
     data = open_dataset(cache)
     assert [c.id for c in data.clips] == ["one", "whole"]
     again = preprocess(catalog, cache, small, workers=1, max_bad=0.6)
@@ -128,14 +128,14 @@ def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, 
 
 def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_video, small, spec, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
-    for name in ("late", "whole"):
-        make_video(root / f"{name}.avi", 9)
+    for name, frames in (("late", 9), ("whole", 10)):
+        make_video(root / f"{name}.avi", frames)
     (root / "text.avi").write_text("no video")
     catalog = catalog_of(root, ["late", "text", "whole"])
     # A machine that is busy: the decoder's process alone takes longer to start.
     first = preprocess(catalog, cache, small, workers=1, max_bad=1, deadline=0.01)
     assert first.verdicts["timeout"] >= 1
-    lost = [record.clip.id for record in first.bad]
+    lost = [one.clip.id for one in first.bad]
     before = {file: file.read_bytes() for file in (cache / "nucla").rglob("*/0*") if file.is_file()}
     assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
     retried = preprocess(catalog, cache, small, workers=1, max_bad=1, retry_bad=True)
@@ -228,7 +228,7 @@ def wait_for_shards(process, cache, n):
 
 def test_killed_then_resumed_equals_undisturbed(make_video, small, tmp_path):
     for k in range(12):
-        make_video(tmp_path / f"v/c{k}.avi", 30, 640, 480)
+        make_video(tmp_path / f"v/c{k}.avi", 30 + k, 640, 480)
     catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(12)])
     preprocess(catalog, tmp_path / "whole", small, workers=1)
     process = start_script(tmp_path, catalog, tmp_path / "killed", 1)
@@ -262,7 +262,7 @@ def test_two_workers_equal_one(videos, small, tmp_path):
 @pytest.mark.slow
 def test_interrupt_ends_two_workers_soon_and_can_go_on(make_video, small, tmp_path):
     for k in range(40):
-        make_video(tmp_path / f"v/c{k}.avi", 30, 640, 480)
+        make_video(tmp_path / f"v/c{k}.avi", 30 + k, 640, 480)
     catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(40)])
     process = start_script(tmp_path, catalog, tmp_path / "c", 2)
     wait_for_shards(process, tmp_path / "c", 1)

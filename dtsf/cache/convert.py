@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xxhash
 
+from dtsf.cache.catalog import read_catalog, write_catalog
 from dtsf.cache.documents import FORMATS, read_about, read_records
-from dtsf.cache.layout import array_shapes
+from dtsf.cache.layout import array_shapes, fill
 from dtsf.cache.memory import refuse_unless_fits
 from dtsf.cache.place import LocalFolder, as_place
-from dtsf.cache.reader import CachedDataset, newest_records
+from dtsf.cache.reader import CachedDataset
 from dtsf.cache.store import create_or_open, extend, sweep, write_shard
 from dtsf.errors import CacheError
 
@@ -75,16 +76,24 @@ def convert(
     written = 0
     for done, shard in enumerate(shards, 1):
         if shard.shard not in there:
-            rows = _rows(CachedDataset(ours, about, {shard.shard: shard}, newest_records([shard])), shard)
+            rows = _rows(CachedDataset(ours, about, {shard.shard: shard}, None, {}), shard)
             rows["embeddings"] = _cast(rows["embeddings"], spec.embedding_dtype, f"shard {shard.shard} of {ours}")
             record = shard.model_copy(update={"fingerprint": spec.fingerprint(), "files": {}, "parts": {}})
             write_shard(theirs, record, rows)
             written += 1
-        elif there[shard.shard].clips != shard.clips:
+        elif _rows_of(there[shard.shard]) != _rows_of(shard):
             raise CacheError(f"{theirs} has other clips in shard {shard.shard} than {ours}: name another folder")
         if on_progress is not None:
             on_progress(done, len(shards))
+    catalog = read_catalog(ours, about, shards)
+    if catalog is not None:
+        # Last: until then the target shows nothing, or what it showed.
+        write_catalog(theirs, catalog)
     return written
+
+
+def _rows_of(shard: ShardRecord) -> list[tuple[str, int | None]]:
+    return [(record.key, record.row) for record in shard.clips]
 
 
 def _rows(data: CachedDataset, shard: ShardRecord) -> dict[str, np.ndarray]:
@@ -95,9 +104,12 @@ def _rows(data: CachedDataset, shard: ShardRecord) -> dict[str, np.ndarray]:
         if held is None or xxhash.xxh3_64_hexdigest(held) != expected.xxh3:
             raise CacheError(f"{data.place}/{name} does not match its checksum: run dtsf cache repair {data.place}")
     rows = {}
-    for array in array_shapes(data.spec):
+    for array, (shape, dtype) in array_shapes(data.spec).items():
         # Not by clip: rows that a later shard replaced are copied too, so that records stay as they are.
-        rows[array] = np.array(data.rows(array, shard.shard))
+        known = array in array_shapes(data.spec, data.about.layout)
+        rows[array] = (
+            np.array(data.rows(array, shard.shard)) if known else np.full((shard.rows, *shape), fill(array, dtype))
+        )
     return rows
 
 

@@ -46,7 +46,7 @@ class StorageFormat:
     """The small interface behind which the formats are."""
 
     compressions: tuple[str, ...]
-    data_files: Callable[[int], tuple[str, ...]]
+    data_files: Callable[[About, int], tuple[str, ...]]
     """Shard -> names of its files."""
     encode: Callable[[About, int, Mapping[str, np.ndarray]], tuple[dict[str, bytes], dict[str, Part]]]
     """Rows of a shard -> bytes of its files, and where each array is in them."""
@@ -134,7 +134,7 @@ def parse_about(data: bytes, where: str, *, check: bool = True, required: bool =
     if about.fingerprint != about.spec.fingerprint():
         raise CacheError(f"{where} is damaged: its fingerprint is not that of its spec")
     storage_format(about.format, about.compress)
-    array_shapes(about.spec)
+    array_shapes(about.spec, about.layout)
     return about
 
 
@@ -156,11 +156,11 @@ def parse_record(about: About, data: bytes, shard: int, where: str) -> ShardReco
         # Layout 1: an array is the whole of its file.
         parts = {
             array: Part(file=name, offset=0, bytes=record.files[name].bytes)
-            for array, name in zip(array_shapes(about.spec), kind.data_files(shard), strict=True)
+            for array, name in zip(array_shapes(about.spec, about.layout), kind.data_files(about, shard), strict=True)
             if name in record.files
         }
         record = record.model_copy(update={"parts": parts})
-    check_record(about, record, kind.data_files(shard), f"commit record {where}")
+    check_record(about, record, kind.data_files(about, shard), f"commit record {where}")
     return record
 
 

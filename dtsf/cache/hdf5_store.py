@@ -30,14 +30,14 @@ VIRTUAL = "dataset.h5"
 PAGE = 4096
 
 
-def data_files(shard: int) -> tuple[str, ...]:
+def data_files(about: About, shard: int) -> tuple[str, ...]:  # noqa: ARG001 - the other format needs it
     """Files of one shard."""
     return (f"shards/{shard:05d}.h5",)
 
 
 def encode(about: About, shard: int, rows: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], dict[str, Part]]:
     """The shard's files, and where each array is in them."""
-    (name,) = data_files(shard)
+    (name,) = data_files(about, shard)
     parts = {}
     compressed: dict[str, Any] = {"compression": "gzip", "compression_opts": LEVEL}
     with _in_memory() as file:
@@ -90,7 +90,7 @@ def metadata(about: About, n_shards: int) -> dict[str, bytes]:
     import h5py  # type: ignore[import-untyped]
 
     with _in_memory() as file:
-        for array, (shape, dtype) in array_shapes(about.spec).items():
+        for array, (shape, dtype) in array_shapes(about.spec, about.layout).items():
             whole = h5py.h5s.create_simple((n_shards * about.shard_size, *shape))
             source = h5py.h5s.create_simple((about.shard_size, *shape))
             options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
@@ -99,7 +99,7 @@ def metadata(about: About, n_shards: int) -> dict[str, bytes]:
             options.set_fill_value(np.array([fill(array, dtype)], dtype))
             for shard in range(n_shards):
                 whole.select_hyperslab((shard * about.shard_size, *(0 for _ in shape)), (about.shard_size, *shape))
-                options.set_virtual(whole, data_files(shard)[0].encode(), array.encode(), source)
+                options.set_virtual(whole, data_files(about, shard)[0].encode(), array.encode(), source)
             whole.select_all()
             kind = h5py.h5t.py_create(dtype)
             h5py.h5d.create(file.id, array.encode(), kind, whole, options)

@@ -7,10 +7,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from dtsf.cache.documents import read_marks
-from dtsf.cache.layout import record_name
+from dtsf.cache.layout import array_shapes, record_name
 from dtsf.cache.place import LocalFolder
 from dtsf.cache.reader import open_place
-from dtsf.cache.records import ClipRecord, Frozen
+from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec
 
 if TYPE_CHECKING:
@@ -40,13 +40,19 @@ class DatasetPage(Frozen):
     shards: int
     shard_size: int
     bytes: int
+    not_listed: int
+    """Rows that the catalog no longer names, nor any training uses; ``dtsf cache compact`` gives their room back."""
+    not_listed_bytes: int
     last_written: str | None
     """Date of the newest commit record; None on an object store."""
     redo: tuple[int, ...]
     """Shards that were found damaged and wait to be made again."""
     fingerprint: str
+    catalog: str
+    """Digest of what is said of the clips, as a run keeps it of the catalog it was trained on."""
+    notes: tuple[str, ...]
     spec: CacheSpec
-    bad: tuple[ClipRecord, ...]
+    bad: tuple[BadClip, ...]
 
 
 def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
@@ -62,6 +68,8 @@ def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
     for clip in data.clips:
         views.setdefault(clip.group, set()).add(clip.view)
     classes, cameras = Counter(clip.label for clip in data.clips), Counter(clip.view for clip in data.clips)
+    used = {(shard, record.row) for shard, record in data.records.values() if record.row is not None}
+    spare = sum(shard.rows for shard in data.shards.values()) - len(used)
     last = None
     if isinstance(place, LocalFolder) and data.shards:
         newest = max((place.path / record_name(shard)).stat().st_mtime for shard in data.shards)
@@ -84,9 +92,13 @@ def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
         shards=len(data.shards),
         shard_size=data.shard_size,
         bytes=sum(file.bytes for shard in data.shards.values() for file in shard.files.values()),
+        not_listed=spare,
+        not_listed_bytes=spare * sum(data.row_bytes(array) for array in array_shapes(data.spec, data.about.layout)),
         last_written=last,
         redo=tuple(mark.shard for mark in read_marks(place, data.about)),
         fingerprint=data.spec.fingerprint(),
+        catalog=data.catalog_hash,
+        notes=data.catalog.notes if data.catalog else (),
         spec=data.spec,
         bad=data.bad,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtsf.cache.spec import LAYOUT
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ABOUT",
     "AXES",
+    "CATALOG",
     "DTYPES",
     "EXTENT",
     "ROWS",
@@ -30,32 +32,39 @@ __all__ = [
 ]
 
 ABOUT = "dtsf.json"
+CATALOG = "catalog.json"
 EXTENT = "extent.json"
 
 AXES = {
     "embeddings": ("clip", "frame", "cell", "channel"),
     "pictures": ("clip", "frame", "height", "width", "colour"),
     "frame_index": ("clip", "frame"),
+    "frame_time": ("clip", "frame"),
 }
 UNITS = {
     "embeddings": "encoder activation; cells in raster order",
     "pictures": "8-bit RGB",
-    "frame_index": "frame of the source video, from 0; -1 in padding",
+    "frame_index": "frame of the source video in the order of presentation, from 0; -1 in padding",
+    "frame_time": "seconds of presentation from the first shown frame; NaN where unknown",
 }
-ROWS = "see shards/*.json for which clip each row is"
+ROWS = "see shards/*.json for the source of each row, catalog.json for which clip it is"
 DTYPES = {"float16": "<f2", "float32": "<f4", "uint8": "|u1"}
 """Of embeddings. Nothing else is read from a cache: no dtype of a file is ever handed to NumPy."""
 
 
-def array_shapes(spec: CacheSpec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape of one row and dtype of each array."""
+def array_shapes(spec: CacheSpec, layout: int = LAYOUT) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape of one row and dtype of each array; before layout 3 there was no ``frame_time``."""
     if spec.embedding_dtype not in DTYPES:
         raise CacheError(f"embedding dtype {spec.embedding_dtype!r} is unknown: there are {', '.join(DTYPES)}")
-    return {
+    arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         "embeddings": ((spec.frames, spec.grid**2, spec.channels), np.dtype(DTYPES[spec.embedding_dtype])),
         "pictures": ((spec.frames, spec.picture_size, spec.picture_size, 3), np.dtype("u1")),
         "frame_index": ((spec.frames,), np.dtype("<i4")),
+        "frame_time": ((spec.frames,), np.dtype("<f8")),
     }
+    if layout < 3:
+        del arrays["frame_time"]
+    return arrays
 
 
 def fill(array: str, dtype: np.dtype[Any]) -> float | int:
@@ -74,7 +83,7 @@ def padded(rows: np.ndarray, array: str, shard_size: int) -> np.ndarray:
 
 def part_bytes(about: About, array: str) -> int:
     """Bytes of one array of one shard, uncompressed."""
-    shape, dtype = array_shapes(about.spec)[array]
+    shape, dtype = array_shapes(about.spec, about.layout)[array]
     return about.shard_size * math.prod(shape) * dtype.itemsize
 
 
@@ -105,20 +114,19 @@ def check_record(about: About, record: ShardRecord, files: tuple[str, ...], wher
     for held in record.clips:
         if held.row is not None:
             if not 0 <= held.row < record.rows:
-                raise CacheError(f"{where}: clip {held.clip.id} has row {held.row}, the shard {record.rows}: {hint}")
+                raise CacheError(f"{where}: {held.source.path} has row {held.row}, the shard {record.rows}: {hint}")
             if held.row in used:
-                raise CacheError(f"{where}: row {held.row} belongs to two clips, one is {held.clip.id}: {hint}")
+                raise CacheError(f"{where}: row {held.row} belongs to two clips, one is {held.source.path}: {hint}")
             used.add(held.row)
-        if leaves_folder(held.clip.path):
-            raise CacheError(
-                f"{where}: clip {held.clip.id} has the path {held.clip.path!r}, which leaves the data root"
-            )
+        if leaves_folder(held.source.path):
+            raise CacheError(f"{where}: the path {held.source.path!r} leaves the data root")
         if held.verdict.usable != (held.row is not None):
-            raise CacheError(f"{where}: clip {held.clip.id} is {held.verdict.value} and has row {held.row}: {hint}")
+            raise CacheError(f"{where}: {held.source.path} is {held.verdict.value} and has row {held.row}: {hint}")
     if set(record.files) != set(files):
         raise CacheError(f"{where} names the files {sorted(record.files)}, not {sorted(files)}: {hint}")
-    if about.layout > 1 and set(record.parts) != set(AXES):
-        raise CacheError(f"{where} names the arrays {sorted(record.parts)}, not {sorted(AXES)}: {hint}")
+    arrays = array_shapes(about.spec, about.layout)
+    if about.layout > 1 and set(record.parts) != set(arrays):
+        raise CacheError(f"{where} names the arrays {sorted(record.parts)}, not {sorted(arrays)}: {hint}")
     for array, part in record.parts.items():
         if part.file not in record.files or part.offset + part.bytes > record.files[part.file].bytes:
             raise CacheError(f"{where}: {array} is not inside {part.file}: {hint}")

@@ -10,21 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtsf.cache.catalog import join, newest_records, read_catalog
 from dtsf.cache.documents import is_dataset, read_about, read_marks, read_records, storage_format
 from dtsf.cache.layout import array_shapes, part_bytes
 from dtsf.cache.memory import available_memory, refuse_unless_fits
 from dtsf.cache.place import LocalFolder, as_place
+from dtsf.cache.spec import DatasetInfo
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from dtsf.cache.records import Clip, ClipRecord
+    from dtsf.cache.catalog import CatalogDocument
+    from dtsf.cache.records import BadClip, Clip, ClipRecord
     from dtsf.cache.remote import RemoteFolder
-    from dtsf.cache.spec import About, CacheSpec, DatasetInfo, ShardRecord
+    from dtsf.cache.spec import About, CacheSpec, ShardRecord
 
-__all__ = ["CachedDataset", "list_datasets", "newest_records", "open_dataset", "open_place"]
+__all__ = ["CachedDataset", "list_datasets", "open_dataset", "open_place"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,12 @@ class CachedDataset:
     place: LocalFolder | RemoteFolder
     about: About
     shards: dict[int, ShardRecord]
+    catalog: CatalogDocument | None
+    """What is true now; None where nothing was listed yet."""
     records: dict[str, tuple[int, ClipRecord]]
-    """By clip id: the shard that holds it and what became of it. A later shard's record replaces an earlier one's."""
+    """By id of a listed clip: the shard that holds its row, and what became of its bytes."""
+    bad: tuple[BadClip, ...] = ()
+    """Listed clips that have no row, in the order of their ids."""
     _shards: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     _views: dict[str, dict[str, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
     _held: set[str] = field(default_factory=set, repr=False, compare=False)
@@ -56,8 +63,10 @@ class CachedDataset:
 
     @property
     def info(self) -> DatasetInfo:
-        """What it holds."""
-        return self.about.info
+        """What it holds: classes and views by their numbers."""
+        if self.catalog is not None:
+            return self.catalog.info
+        return DatasetInfo(dataset=self.about.info.dataset, name=self.about.info.name, class_names=(), view_names=())
 
     @property
     def shard_size(self) -> int:
@@ -67,21 +76,20 @@ class CachedDataset:
     @cached_property
     def clips(self) -> tuple[Clip, ...]:
         """Clips that have a row, in the order of their ids."""
-        return tuple(record.clip for _, record in self._sorted if record.row is not None)
-
-    @cached_property
-    def bad(self) -> tuple[ClipRecord, ...]:
-        """Records of the clips that could not be used."""
-        return tuple(record for _, record in self._sorted if record.row is None)
+        without = {bad.clip.id for bad in self.bad}
+        listed = self.catalog.clips if self.catalog else ()
+        return tuple(entry.clip for entry in listed if entry.clip.id not in without and entry.clip.id in self.records)
 
     @cached_property
     def verdicts(self) -> dict[str, int]:
-        """Number of clips by verdict."""
-        return dict(sorted(Counter(record.verdict.value for _, record in self._sorted).items()))
+        """Number of listed clips by verdict; see :class:`.records.BadClip` for those that have none."""
+        words = [self.records[clip.id][1].verdict.value for clip in self.clips]
+        return dict(sorted(Counter([*words, *(bad.verdict for bad in self.bad)]).items()))
 
-    @property
-    def _sorted(self) -> list[tuple[int, ClipRecord]]:
-        return [self.records[key] for key in sorted(self.records)]
+    @cached_property
+    def catalog_hash(self) -> str:
+        """What a trained run keeps: see :meth:`.catalog.CatalogDocument.digest`."""
+        return self.catalog.digest() if self.catalog else ""
 
     def embeddings(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
         """Embeddings of clips: (len(ids), F, G*G, C), float16 unless the spec says otherwise."""
@@ -92,8 +100,16 @@ class CachedDataset:
         return self.gather("pictures", ids, out)
 
     def frame_index(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
-        """Number of each frame in its video: (len(ids), F) int32."""
+        """Number of each frame in its video, in the order of presentation: (len(ids), F) int32."""
         return self.gather("frame_index", ids, out)
+
+    def frame_time(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
+        """Seconds of each frame from the first shown one: (len(ids), F) float64; NaN where it is unknown (layouts 1 and 2)."""
+        if self.about.layout >= 3:
+            return self.gather("frame_time", ids, out)
+        found = np.full((len(ids), self.spec.frames), np.nan) if out is None else out
+        found[:] = np.nan
+        return found
 
     def row_bytes(self, array: str = "embeddings") -> int:
         """Bytes of one clip's row."""
@@ -103,7 +119,7 @@ class CachedDataset:
         """Rows of clips, in the order of ``ids``.
 
         Args:
-            array: ``embeddings``, ``pictures`` or ``frame_index``.
+            array: ``embeddings``, ``pictures``, ``frame_index`` or ``frame_time``.
             ids: Of clips that have a row; an id may come more than once.
             out: Where to put them: (len(ids), ...), C order, the array's dtype. A new array if left out; giving one saves the
                 time that the kernel takes to hand out its pages.
@@ -112,7 +128,7 @@ class CachedDataset:
             CacheError: An unknown clip, or a shard that is not what its record says.
 
         """
-        shape, dtype = array_shapes(self.spec)[array]
+        shape, dtype = array_shapes(self.spec, self.about.layout)[array]
         if out is None:
             refuse_unless_fits(len(ids) * self.row_bytes(array), f"reading {len(ids)} clips of {self.place}")
             out = np.empty((len(ids), *shape), dtype)
@@ -166,7 +182,7 @@ class CachedDataset:
 
     def _open(self, array: str, shard: int) -> np.ndarray:
         """Rows of one shard. Mapped, or decompressed by the codec that Zarr and HDF5 use themselves."""
-        shape, dtype = array_shapes(self.spec)[array]
+        shape, dtype = array_shapes(self.spec, self.about.layout)[array]
         record = self.shards[shard]
         part = record.parts[array]
         path = self.place.file(part.file, record.files[part.file])
@@ -242,27 +258,6 @@ def open_place(place: LocalFolder | RemoteFolder) -> CachedDataset:
     """Open the data set at a place, also one without a usable clip."""
     about = read_about(place)
     shards = read_records(place, about)
-    return CachedDataset(
-        place, about, {shard.shard: shard for shard in shards}, newest_records(shards, read_marks(place, about))
-    )
-
-
-def newest_records(
-    shards: Sequence[ShardRecord], marks: Sequence[ShardRecord] = ()
-) -> dict[str, tuple[int, ClipRecord]]:
-    """Every clip's newest record and its shard.
-
-    Args:
-        shards: Committed ones, in their order.
-        marks: Damaged ones that wait to be made again: their clips are not there, and neither is an older row of them.
-
-    """
-    newest: dict[str, tuple[int, ClipRecord]] = {}
-    lost = {mark.shard for mark in marks}
-    for shard in sorted([*shards, *marks], key=lambda record: record.shard):
-        for record in shard.clips:
-            if shard.shard in lost:
-                newest.pop(record.clip.id, None)
-            else:
-                newest[record.clip.id] = (shard.shard, record)
-    return newest
+    catalog = read_catalog(place, about, shards)
+    records, bad = join(catalog, newest_records(shards, read_marks(place, about)))
+    return CachedDataset(place, about, {shard.shard: shard for shard in shards}, catalog, records, bad)

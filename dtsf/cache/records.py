@@ -1,10 +1,10 @@
-"""What all rooms speak of: one clip, and what became of it."""
+"""What all rooms speak of: what is said of a clip, which bytes it was computed from, and what became of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import ConfigError
@@ -12,7 +12,7 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Clip", "ClipRecord", "Frozen", "Verdict", "view_number", "view_numbers"]
+__all__ = ["BadClip", "Clip", "ClipRecord", "Frozen", "Source", "Verdict", "part_of", "view_number", "view_numbers"]
 
 
 class Frozen(BaseModel):
@@ -22,7 +22,7 @@ class Frozen(BaseModel):
 
 
 class Clip(Frozen):
-    """One camera's video of one performance."""
+    """One camera's video of one performance, and what is said of it: the catalog's, free to change at any time."""
 
     id: str
     """Unique in its data set, for example ``S001C002P003R001A010`` or ``a01_s02_e00_v03``."""
@@ -48,12 +48,61 @@ class Clip(Frozen):
     """Seconds from the beginning of the file at which the clip begins (untrimmed video)."""
     end: float | None = Field(default=None, gt=0)
     """Seconds from the beginning of the file at which the clip ends."""
+    first: int | None = Field(default=None, ge=0)
+    """Frame of the file, from 0, with which the clip begins; in the place of ``start``."""
+    last: int | None = Field(default=None, ge=0)
+    """Frame with which it ends."""
+    fps: float | None = Field(default=None, gt=0)
+    """Pictures a second of a folder of pictures, which does not say it itself."""
+    offset: float = 0.0
+    """Seconds by which this camera's file began later than the performance's time zero."""
+
+
+class Source(Frozen):
+    """The bytes that a row was computed from, and which part of them. Nothing else is a row's identity."""
+
+    path: str
+    """Relative to the data root, where they were then."""
+    start: float | None = None
+    end: float | None = None
+    first: int | None = None
+    last: int | None = None
+    fps: float | None = None
+    bytes: int = Field(default=0, ge=0)
+    """Of the file; of a folder of pictures the sum of its files."""
+    mtime_ns: int = 0
+    """Of the file; of a folder of pictures the newest of its files."""
+    listing: str = ""
+    """Of a folder of pictures: xxh3-64 of the names, sizes and times of its files."""
+    content: str = ""
+    """xxh3-128 of the bytes. Empty in layouts 1 and 2, which did not know it."""
+
+    @property
+    def whole(self) -> str:
+        """By which the bytes are known: their content; or their place, size and time where that is unknown."""
+        return self.content or f"{self.path}|{self.bytes}|{self.mtime_ns}"
+
+    @property
+    def key(self) -> str:
+        """By which a catalog names the row: the bytes and the part of them."""
+        return self.whole + part_of(self)
+
+    @property
+    def place(self) -> tuple[str, str, int, int, str]:
+        """Path and part, size and time: while these stay, so do the bytes."""
+        return self.path, part_of(self), self.bytes, self.mtime_ns, self.listing
+
+
+def part_of(what: Clip | Source) -> str:
+    """Which part of a file is meant, as words of a key; empty for the whole."""
+    words = ("start", what.start), ("end", what.end), ("first", what.first), ("last", what.last), ("fps", what.fps)
+    return "".join(f"@{name}={value!r}" for name, value in words if value is not None)
 
 
 class ClipRecord(Frozen):
-    """A clip and what stage 1 made of it: one line of a shard's commit record."""
+    """What stage 1 made of some bytes: one line of a shard's commit record. Of what they show it says nothing."""
 
-    clip: Clip
+    source: Source
     verdict: Verdict
     row: int | None
     """Row inside the shard, or None where the clip could not be used."""
@@ -62,10 +111,40 @@ class ClipRecord(Frozen):
     declared_frames: int = 0
     """Frames that the container's header declares; 0 where it does not say."""
     decoded_frames: int = 0
-    """Frames that can be decoded."""
-    source_bytes: int = 0
-    """Size of the file when it was read; another size or time later means that the clip is done again."""
-    source_mtime_ns: int = 0
+    """Frames that a player shows."""
+    missing_frames: int = 0
+    """Frames that the container promises and does not have, where the clip is used all the same."""
+    duration: float | None = None
+    """Seconds that a player shows."""
+    frames_hash: str = ""
+    """xxh3-64 of the pictures that the encoder was given."""
+    clip: Clip | None = Field(default=None, exclude=True)
+    """Layouts 1 and 2 said here what the clip is; read where there is no catalog yet, and not written."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_older_layouts(cls, held: Any) -> Any:
+        if not isinstance(held, dict) or "source" in held or not isinstance(held.get("clip"), dict):
+            return held
+        rest = {name: value for name, value in held.items() if not name.startswith("source_")}
+        place = {name: held["clip"].get(name) for name in ("path", "start", "end")}
+        size = {"bytes": held.get("source_bytes", 0), "mtime_ns": held.get("source_mtime_ns", 0)}
+        return rest | {"source": place | size}
+
+    @property
+    def key(self) -> str:
+        """See :attr:`Source.key`."""
+        return self.source.key
+
+
+class BadClip(Frozen):
+    """A clip that has no row, and why."""
+
+    clip: Clip
+    verdict: str
+    """A :class:`Verdict`; ``missing`` where there is no file, ``unreachable`` where it cannot be read, ``waiting`` where it was
+    not looked at yet: these three are no verdict on the clip, and are tried again."""
+    reason: str
 
 
 def view_numbers(words: str, view_names: Sequence[str], where: str) -> list[int]:

@@ -16,6 +16,7 @@ __all__ = [
     "About",
     "CacheSpec",
     "DatasetInfo",
+    "DatasetName",
     "Extent",
     "FileRecord",
     "Part",
@@ -25,8 +26,9 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 """What the values mean. Part of the fingerprint."""
-LAYOUT = 2
-"""How they are stored. 1: Zarr only, documents without seals; read, and gone on with."""
+LAYOUT = 3
+"""How they are stored. 1: Zarr only, documents without seals. 2: records say what a clip is, no ``frame_time``, no catalog.
+Both are read, and gone on with; the catalog is written beside them."""
 
 
 class CacheSpec(Frozen):
@@ -45,9 +47,9 @@ class CacheSpec(Frozen):
     grid: int = Field(ge=3, le=4096)
     """G: an embedding is a G x G grid of cells."""
     encoder: str
-    """Its name; for a timm model with weights of one's own ``timm:MODEL@FILE``."""
+    """Its name. A person's own weights are in ``weights_hash``, not here; caches from before that say ``timm:MODEL@FILE``."""
     weights_hash: str
-    """xxh3-64 of the encoder's weights file."""
+    """xxh3-64 of the encoder's weights file; of all its weights where timm fetched them."""
     channels: int = Field(ge=1, le=65536)
     """C, channels of a cell."""
     embedding_dtype: Literal["float16", "float32", "uint8"] = "float16"
@@ -68,13 +70,18 @@ class CacheSpec(Frozen):
         return xxhash.xxh3_64_hexdigest(text.encode())
 
 
-class DatasetInfo(Frozen):
-    """What stage 2 needs to know of the data set itself."""
+class DatasetName(Frozen):
+    """Which data set it is; what it holds is the catalog's to say."""
 
     dataset: str
     """Kind: ``nucla``, ``ntu``, ``casia``, ``manifest``."""
     name: str
     """Name in the cache."""
+
+
+class DatasetInfo(DatasetName):
+    """What stage 2 needs to know of the data set itself."""
+
     class_names: tuple[str, ...]
     view_names: tuple[str, ...]
 
@@ -88,7 +95,8 @@ class About(Frozen):
     fingerprint: str
     shard_size: int = Field(ge=1, le=1_000_000)
     """Rows of a whole shard."""
-    info: DatasetInfo
+    info: DatasetInfo | DatasetName
+    """Layouts 1 and 2 said here also which classes and views there are."""
     spec: CacheSpec
     seal: str = ""
 

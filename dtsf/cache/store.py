@@ -18,7 +18,7 @@ from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, record_
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.remote import RemoteFolder
 from dtsf.cache.seal import sealed
-from dtsf.cache.spec import LAYOUT, About, CacheSpec, DatasetInfo, Extent, ShardRecord, describe_difference
+from dtsf.cache.spec import LAYOUT, About, CacheSpec, DatasetName, Extent, ShardRecord, describe_difference
 from dtsf.errors import CacheError, FingerprintError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ __all__ = ["create_or_open", "extend", "sweep", "write_shard"]
 def create_or_open(
     where: Where,
     spec: CacheSpec,
-    info: DatasetInfo,
+    info: DatasetName,
     shard_size: int,
     *,
     format: str | None = None,  # noqa: A002
@@ -46,14 +46,14 @@ def create_or_open(
     Args:
         where: Its place.
         spec: What identifies it.
-        info: What it holds.
+        info: Which data set it is; what it holds is the catalog's to say.
         shard_size: Rows of a shard; an existing data set keeps its own.
         format: ``zarr`` or ``hdf5``; left out, what is there, or Zarr.
         compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, what is there, or none.
 
     Raises:
         FingerprintError: It was made with other settings.
-        CacheError: The place holds something else, the same name stands for other classes, or another format was asked for.
+        CacheError: The place holds something else, or another format was asked for.
 
     """
     place = as_place(where)
@@ -63,7 +63,7 @@ def create_or_open(
         compress=compress or "none",
         fingerprint=spec.fingerprint(),
         shard_size=shard_size,
-        info=info,
+        info=DatasetName(dataset=info.dataset, name=info.name),
         spec=spec,
     )
     storage_format(about.format, about.compress)
@@ -79,12 +79,9 @@ def create_or_open(
             f"({describe_difference(held.spec, spec)}). Use the same settings, another --name or --cache, "
             "or --overwrite to make it anew"
         )
-    if held.info != info:
+    if held.info.dataset != info.dataset:
         raise CacheError(
-            f"{place} holds {held.info.dataset} with {len(held.info.class_names)} classes "
-            f"({', '.join(held.info.class_names[:3])} ...) and views {', '.join(held.info.view_names)}; this is {info.dataset} "
-            f"with {len(info.class_names)} classes ({', '.join(info.class_names[:3])} ...) and views "
-            f"{', '.join(info.view_names)}. Choose another --name, or --overwrite"
+            f"{place} holds {held.info.dataset}, this is {info.dataset}: choose another --name, or --overwrite"
         )
     for what, ours, asked in (("format", held.format, format), ("compression", held.compress, compress)):
         if asked is not None and asked != ours:
@@ -149,7 +146,7 @@ def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray
     Args:
         where: The data set's place.
         record: Without its files.
-        rows: The arrays of :func:`array_shapes`, each with ``record.rows`` rows.
+        rows: The arrays of :func:`array_shapes`, each with ``record.rows`` rows. One that an older layout lacks is left out.
 
     Returns:
         The record as it is committed: this writer's, or the other one's.
@@ -158,12 +155,13 @@ def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray
     place = as_place(where)
     about = read_about(place)
     kind = storage_format(about.format, about.compress)
+    rows = {array: rows[array] for array in array_shapes(about.spec, about.layout)}
     files, parts = kind.encode(about, record.shard, rows)
     record = record.model_copy(
         update={"files": {name: file_record(data) for name, data in files.items()}, "parts": parts}
     )
     name = record_name(record.shard)
-    check_record(about, record, kind.data_files(record.shard), f"the record of shard {record.shard}")
+    check_record(about, record, kind.data_files(about, record.shard), f"the record of shard {record.shard}")
     document = sealed(record)
     with place.claim(name):
         # The files may only be replaced while there is no record: it is a promise of their bytes.
@@ -189,7 +187,7 @@ def sweep(where: Where) -> int:
         committed = set(shard_numbers(place))
         for shard in _shards_with_files(place, about):
             if shard not in committed:
-                for name in kind.data_files(shard):
+                for name in kind.data_files(about, shard):
                     if place.size(name) is not None:
                         place.remove(name)
                         count += 1
@@ -200,5 +198,7 @@ def _shards_with_files(place: LocalFolder, about: About) -> set[int]:
     if about.format == "hdf5":
         names = [name.removesuffix(".h5") for name in place.names("shards") if name.endswith(".h5")]
     else:
-        names = [name for array in array_shapes(about.spec) for name in place.below(f"{array}/c").folders()]
+        names = [
+            name for array in array_shapes(about.spec, about.layout) for name in place.below(f"{array}/c").folders()
+        ]
     return {int(name) for name in names if name.isascii() and name.isdigit()}

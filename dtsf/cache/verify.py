@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import xxhash
 from pydantic import Field
 
+from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
 from dtsf.cache.documents import (
     file_record,
     is_dataset,
@@ -18,12 +19,12 @@ from dtsf.cache.documents import (
     shard_numbers,
     storage_format,
 )
-from dtsf.cache.layout import ABOUT, EXTENT, record_name, redo_name
+from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
 from dtsf.cache.memory import refuse_unless_fits
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.records import Frozen
 from dtsf.cache.seal import read_sealed, sealed
-from dtsf.cache.spec import LAYOUT, About, Extent
+from dtsf.cache.spec import About, Extent
 from dtsf.cache.store import extend, sweep
 from dtsf.errors import CacheError
 
@@ -82,18 +83,20 @@ def verify(
     if about is None:
         return Verification(ok=False, damaged=tuple(damaged), shards=0, bytes=0, deep=deep, redo=(), notes=())
     notes = []
-    if about.layout < LAYOUT:
+    if about.layout == 1:
         notes.append(
             f"layout {about.layout}: its records carry no seal, so that a changed one that still makes sense is not found; "
             "dtsf cache convert writes the present layout"
         )
     damaged += _verify_extent(place, about)
     numbers = shard_numbers(place)
+    records = []
     total = 0
     for done, shard in enumerate(numbers, 1):
         record, found = _verify_record(place, about, shard, record_name(shard))
         damaged += found
         if record is not None:
+            records.append(record)
             for name, expected in record.files.items():
                 total += expected.bytes
                 reason = _verify_file(place, name, expected, deep=deep)
@@ -104,6 +107,7 @@ def verify(
     marks = [shard for shard in shard_numbers(place, ".redo") if shard not in numbers]
     for shard in marks:
         damaged += _verify_record(place, about, shard, redo_name(shard))[1]
+    damaged += _verify_catalog(place, about, records, complete=not marks and len(records) == len(numbers))
     return Verification(
         ok=not damaged,
         damaged=tuple(damaged),
@@ -137,6 +141,14 @@ def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verificatio
         place.write(ABOUT, sealed(about))
         done.append(f"wrote {ABOUT} and the files that show the shards to other programs")
     found = verify(place, deep=deep)
+    if any(damage.file == CATALOG for damage in found.damaged):
+        place.remove(CATALOG)
+        done.append(f"removed {CATALOG}: preprocess writes it anew and decodes nothing for it")
+    elif about.layout < 3 and place.size(CATALOG) is None:
+        # These records say themselves what the clips are; those that are made again will not.
+        document = read_catalog(place, about, _readable(place, about))
+        if document is not None:
+            place.write(CATALOG, sealed(document))
     kind = storage_format(about.format, about.compress)
     for shard in sorted({damage.shard for damage in found.damaged if damage.shard is not None}):
         record, _ = _verify_record(place, about, shard, record_name(shard))
@@ -149,12 +161,13 @@ def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verificatio
                 place.remove(redo_name(shard))
                 done.append(f"shard {shard}: its record is lost; preprocess finds out which clips are missing")
             place.remove(record_name(shard))
-            for name in kind.data_files(shard):
+            for name in kind.data_files(about, shard):
                 _discard(place, name)
-    if any(damage.shard is None for damage in found.damaged) or lost:
+    if any(damage.shard is None and damage.file != CATALOG for damage in found.damaged) or lost:
         _rebuild_extent(place, about)
         if not lost:
             done.append("wrote the files that show the shards to other programs")
+    _let_wait(place, about)
     sweep(place)
     return found.model_copy(
         update={"damaged": (*lost, *(d for d in found.damaged if d not in lost)), "ok": not done}
@@ -231,6 +244,38 @@ def _verify_record(place: Place, about: About, shard: int, name: str) -> tuple[S
         return parse_record(about, data, shard, f"{place}/{name}"), []
     except CacheError as error:
         return None, [Damage(shard=shard, file=name, reason=str(error))]
+
+
+def _verify_catalog(place: Place, about: About, records: list[ShardRecord], *, complete: bool) -> list[Damage]:
+    """The catalog against itself and, where all ``records`` are there, against them."""
+    try:
+        document = read_catalog(place, about, records)
+    except CacheError as error:
+        return [Damage(shard=None, file=CATALOG, reason=str(error))]
+    if document is None:
+        return [Damage(shard=None, file=CATALOG, reason="is missing")] if records else []
+    computed = newest_records(records)
+    for entry in document.clips if complete else ():
+        if not entry.state and entry.key not in computed:
+            reason = f"says that clip {entry.clip.id} has the row {entry.key or '(none)'}, which no record has"
+            return [Damage(shard=None, file=CATALOG, reason=reason)]
+    return []
+
+
+def _let_wait(place: Place, about: About) -> None:
+    """Say in the catalog which clips have lost their rows, so that it agrees with the records again."""
+    records = _readable(place, about)
+    document = read_catalog(place, about, records) if place.size(CATALOG) is not None else None
+    if document is None:
+        return
+    computed, marks = newest_records(records), {"state": "waiting", "reason": "found damaged: run dtsf preprocess"}
+    clips = (e if e.state or e.key in computed else e.model_copy(update=marks) for e in document.clips)
+    write_catalog(place, document.model_copy(update={"clips": tuple(clips)}))
+
+
+def _readable(place: Place, about: About) -> list[ShardRecord]:
+    found = (_verify_record(place, about, shard, record_name(shard))[0] for shard in shard_numbers(place))
+    return [record for record in found if record is not None]
 
 
 def _verify_file(place: Place, name: str, expected: FileRecord, *, deep: bool) -> str:

@@ -1,8 +1,8 @@
 """The Zarr v3 format: plain named arrays, one chunk a shard.
 
-``embeddings``, ``pictures`` and ``frame_index`` are arrays whose first axis runs over the rows of all shards. A chunk file is
-raw little-endian C order (or one zstd frame of that), so that it can be memory-mapped. Their ``zarr.json`` are written here
-and not by the zarr package: the bytes are then the same whichever version of it is installed.
+``embeddings``, ``pictures``, ``frame_index`` and ``frame_time`` are arrays whose first axis runs over the rows of all shards.
+A chunk file is raw little-endian C order (or one zstd frame of that), so that it can be memory-mapped. Their ``zarr.json`` are
+written here and not by the zarr package: the bytes are then the same whichever version of it is installed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def chunk_file(array: str, shard: int) -> str:
     return "/".join([array, "c", str(shard), *["0"] * (len(AXES[array]) - 1)])
 
 
-def data_files(shard: int) -> tuple[str, ...]:
+def data_files(about: About, shard: int) -> tuple[str, ...]:
     """Files of one shard."""
-    return tuple(chunk_file(array, shard) for array in AXES)
+    return tuple(chunk_file(array, shard) for array in array_shapes(about.spec, about.layout))
 
 
 def encode(about: About, shard: int, rows: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], dict[str, Part]]:
@@ -75,7 +75,7 @@ def metadata(about: About, n_shards: int) -> dict[str, bytes]:
     documents: dict[str, dict[str, Any]] = {
         "zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": {"dtsf": attributes}}
     }
-    for array, (shape, dtype) in array_shapes(about.spec).items():
+    for array, (shape, dtype) in array_shapes(about.spec, about.layout).items():
         single_byte = dtype.itemsize == 1
         codecs: list[dict[str, Any]] = [
             {"name": "bytes"} if single_byte else {"name": "bytes", "configuration": {"endian": "little"}}

@@ -49,7 +49,7 @@ def cache_info_command(
     for page in pages:
         screen.print(table(page.place, ("", ""), _lines(page)))
         if page.bad:
-            rows = [(record.clip.path, record.verdict.value, record.reason) for record in page.bad]
+            rows = [(one.clip.path, one.verdict, one.reason) for one in page.bad]
             screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "verdict", "why"), rows))
 
 

@@ -74,12 +74,10 @@ def _print_result(result: PreprocessResult) -> None:
 
     screen = console()
     if result.bad:
-        rows = [(record.clip.path, record.verdict.value, record.reason) for record in result.bad[:40]]
+        rows = [(one.clip.path, one.verdict, one.reason) for one in result.bad[:40]]
         screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "verdict", "why"), rows))
         if len(result.bad) > 40:
-            screen.print(
-                f"... and {len(result.bad) - 40} more; all are in {result.cache}/{result.dataset}/shards/*.json"
-            )
+            screen.print(f"... and {len(result.bad) - 40} more; all are in dtsf cache info {result.cache}")
     if {"timeout", "crashed"} & result.verdicts.keys():
         screen.print(
             "a timeout or a crash may be the machine's fault (busy, short of memory, a file server that did not answer): "

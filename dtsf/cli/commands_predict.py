@@ -27,6 +27,12 @@ def predict_command(
         Path | None,
         typer.Option(help="Also write a film (.mp4, .mkv, .mov): the views side by side with what is said of them."),
     ] = None,
+    encoder_weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the encoder's weights, where the run was trained with some of one's own.", metavar="FILE"
+        ),
+    ] = None,
     watch: Annotated[
         Path | None,
         typer.Option(
@@ -56,14 +62,14 @@ def predict_command(
             raise ConfigError(
                 "--watch takes its videos from the folder: name no videos beside it, and no --video or --views"
             )
-        _watch(api.load(run), watch, settle, once=once, json_=json_)
+        _watch(api.load(run), watch, settle, encoder_weights, once=once, json_=json_)
         return
     given = videos or []
     with progress("predict", "videos"):
         result = (
-            api.load(run).predict(given, film=video, views=views)
+            api.load(run).predict(given, film=video, views=views, encoder_weights=encoder_weights)
             if run is not None
-            else api.predict_onnx(cast("Path", onnx), given)
+            else api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
         )
     if json_:
         print_json(result.model_dump(mode="json"))
@@ -87,7 +93,7 @@ def _show(result: Prediction, videos: Sequence[Path]) -> None:
     screen.print(table("views", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
 
 
-def _watch(run: Run, folder: Path, settle: float, *, once: bool, json_: bool) -> None:
+def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:
     """Answer what arrives. Ctrl-C, or SIGTERM from whatever keeps services, is its normal end."""
     import signal
 
@@ -99,7 +105,7 @@ def _watch(run: Run, folder: Path, settle: float, *, once: bool, json_: bool) ->
     before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
         screen.print(f"watching {folder}: a subfolder a performance; Ctrl-C ends", markup=False, soft_wrap=True)
-        _answer_all(run, folder, settle, once, json_, counts)
+        _answer_all(run, folder, settle, weights, once, json_, counts)
     except KeyboardInterrupt:
         screen.print("")
     finally:
@@ -108,7 +114,9 @@ def _watch(run: Run, folder: Path, settle: float, *, once: bool, json_: bool) ->
     screen.print(f"stopped: {counts['named']} performances named, {counts['unusable']} unusable", highlight=False)
 
 
-def _answer_all(run: Run, folder: Path, settle: float, once: bool, json_: bool, counts: dict[str, int]) -> None:
+def _answer_all(
+    run: Run, folder: Path, settle: float, weights: Path | None, once: bool, json_: bool, counts: dict[str, int]
+) -> None:
     from rich.text import Text
 
     from dtsf.cli.show import print_json, results
@@ -118,7 +126,7 @@ def _answer_all(run: Run, folder: Path, settle: float, once: bool, json_: bool, 
     for arrival in watch_folder(folder, settle=settle, once=once):
         name = arrival.folder.name
         try:
-            document = run.predict(arrival.videos).model_dump(mode="json")
+            document = run.predict(arrival.videos, encoder_weights=weights).model_dump(mode="json")
         except (VideoError, DataError) as error:
             # One bad recording must not stop the watch; it is tried again when its files change.
             document, words = {"error": str(error)}, Text.assemble(f"{name}  ", ("unusable: ", "red"), str(error))

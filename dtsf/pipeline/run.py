@@ -8,17 +8,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dtsf.cache.catalog import newest_records, write_catalog
 from dtsf.cache.commit import alone
-from dtsf.cache.documents import is_dataset
+from dtsf.cache.documents import is_dataset, read_records
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.reader import open_place
-from dtsf.cache.records import ClipRecord, Frozen
+from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
+from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
-from dtsf.pipeline.planning import plan
+from dtsf.pipeline.planning import Plan, plan, settle
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
 
@@ -54,7 +56,11 @@ class PreprocessResult(Frozen):
     clips_per_s: float
     already_done: int
     cache: str
-    bad: tuple[ClipRecord, ...]
+    changes: Changes
+    """Against the last run."""
+    notes: tuple[str, ...]
+    """What a person should know of the source."""
+    bad: tuple[BadClip, ...]
 
 
 def make_spec(settings: PreprocessSettings) -> CacheSpec:
@@ -64,7 +70,7 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
         ConfigError: An encoder that there is none of, or a size and grid that do not fit it.
 
     """
-    identity = encoder_identity(settings.encoder, settings.size, settings.grid)
+    identity = encoder_identity(settings.encoder, settings.size, settings.grid, settings.encoder_weights)
     # Of pixels the network itself has to learn where people stand.
     usual: Crop = "centre" if identity.name == "pixels" else "motion"
     return CacheSpec(
@@ -89,8 +95,9 @@ def preprocess(
 ) -> PreprocessResult:
     """Bring every clip of a catalog into the cache, once.
 
-    A clip is done if its newest record describes the same clip and the source file has the size and time it had; done
-    clips are never touched again, bad ones included until their file changes or ``retry_bad`` is asked for.
+    A clip is done if there is a record of its bytes, whatever is said of it and wherever they lie; done clips are never
+    touched again, bad ones included until their file changes or ``retry_bad`` is asked for. What is said of the clips
+    (``catalog.json``) is replaced at the beginning, and again when all are done.
 
     Args:
         catalog: Clips to do.
@@ -121,9 +128,9 @@ def preprocess(
         )
         sweep(folder)
         n_workers = settings.workers or os.cpu_count() or 1
-        parts, already_done, already_bad = plan(
-            catalog, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad
-        )
+        planned = plan(catalog, info, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad)
+        write_catalog(folder, planned.document)
+        parts = planned.parts
         tasks = [
             ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, settings)
             for shard, clips in parts.items()
@@ -131,8 +138,8 @@ def preprocess(
         if parts:
             extend(folder, max(parts) + 1)
             if settings.scheduler is None:
-                prepare_encoder(spec.encoder, spec.size, spec.grid)
-        state = {"done": already_done, "bad": already_bad}
+                prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
+        state = {"done": planned.done, "bad": planned.bad}
 
         def on_clips(done: int, bad: int) -> None:
             state["done"] += done
@@ -145,14 +152,14 @@ def preprocess(
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
             sweep(folder)
-        result = _result(catalog, folder, already_done, time.monotonic() - begun, place)
+        result = _result(catalog, folder, planned, time.monotonic() - begun, place)
     if len(result.bad) > settings.max_bad * result.clips:
         raise _too_many_bad(result, folder, settings.max_bad)
     return result
 
 
 def _too_many_bad(result: PreprocessResult, folder: LocalFolder | RemoteFolder, max_bad: float) -> BadClipsError:
-    listed = "\n".join(f"  {record.clip.path}: {record.verdict.value}: {record.reason}" for record in result.bad[:20])
+    listed = "\n".join(f"  {one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20])
     more = f"\n  ... and {len(result.bad) - 20} more" if len(result.bad) > 20 else ""
     return BadClipsError(
         f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
@@ -180,29 +187,22 @@ def _lock(place: LocalFolder | RemoteFolder, name: str) -> Iterator[None]:
 def _result(
     catalog: Catalog,
     folder: LocalFolder | RemoteFolder,
-    already_done: int,
+    planned: Plan,
     seconds: float,
     cache: LocalFolder | RemoteFolder,
 ) -> PreprocessResult:
-    held = open_place(folder).records
-    lost = [clip.id for clip in catalog.clips if clip.id not in held]
-    if lost:
-        raise CacheError(
-            f"another writer was first to commit shards of {folder}, so that {len(lost)} clips are not in it yet "
-            f"({lost[0]} ...): run the same command again to go on"
-        )
-    records = [held[clip.id][1] for clip in catalog.clips]
-    verdicts: dict[str, int] = {}
-    for record in records:
-        verdicts[record.verdict.value] = verdicts.get(record.verdict.value, 0) + 1
+    write_catalog(folder, settle(planned.document, catalog.root, newest_records(read_records(folder))))
+    data = open_place(folder)
     return PreprocessResult(
         dataset=folder.name,
-        clips=len(records),
-        groups=len({clip.group for clip in catalog.clips}),
-        verdicts=dict(sorted(verdicts.items())),
+        clips=len(catalog.clips),
+        groups=len(catalog.groups),
+        verdicts=data.verdicts,
         seconds=seconds,
-        clips_per_s=(len(records) - already_done) / seconds,
-        already_done=already_done,
+        clips_per_s=(len(catalog.clips) - planned.done) / seconds,
+        already_done=planned.done,
         cache=str(cache),
-        bad=tuple(record for record in records if not record.verdict.usable),
+        changes=planned.changes.model_copy(update={"unusable": len(data.bad)}),
+        notes=catalog.notes,
+        bad=data.bad,
     )

@@ -50,7 +50,7 @@ class PreprocessSettings(Settings):
     )
     """Which square of the picture: motion (around what moves: still cameras) or centre."""
     encoder: str = "efficientnet-lite0"
-    """efficientnet-lite0, with the stride of its map :8, :16 or :32; timm:MODEL; pixels."""
+    """efficientnet-lite0, -lite1 or -lite2, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."""
     encoder_weights: Path | None = None
     """File with weights of your own for the encoder (safetensors, or a PyTorch state)."""
     grid: int = Field(default=6, ge=3, le=4096)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from dtsf.cache.layout import array_shapes
-from dtsf.cache.records import Clip, ClipRecord
+from dtsf.cache.records import Clip, ClipRecord, Source
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.store import write_shard
-from dtsf.errors import VideoError
+from dtsf.errors import SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.source import Stat, content_of, stat_of, trouble
 from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
 from dtsf.pipeline.video.clip import Span
 
@@ -23,8 +24,14 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.settings import PreprocessSettings
 
-__all__ = ["Counter", "ShardTask", "run_shard", "source_stat"]
+__all__ = ["Counter", "ShardTask", "run_shard"]
 
+T = TypeVar("T")
+
+LOST_IN_A_ROW = 3
+"""Files: then it is not the files but what holds them."""
+PATIENCE = (1.0, 5.0, 20.0)
+"""Seconds before a disk or server that does not answer is asked again."""
 EVENT_EVERY = 1.0
 """Seconds between two progress events of a shard: what a scheduler must bear is workers, not clips, a second."""
 
@@ -78,27 +85,27 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     records: list[ClipRecord] = []
     used = 0
-    sources = [source_stat(Path(task.root) / clip.path) for clip in task.clips]
-    requests = [DecodeRequest(Path(task.root) / clip.path, Span(start=clip.start, end=clip.end)) for clip in task.clips]
+    source = _Source(Path(task.root))
+    stats = [source.stat(clip) for clip in task.clips]
+    requests = [DecodeRequest(Path(task.root) / clip.path, _span(clip)) for clip in task.clips]
     settings = task.settings
     with borrow_decoder(spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
-        encoder = load_encoder(spec.encoder, spec.size, spec.grid)
-        for clip, (n_bytes, mtime_ns), item in zip(task.clips, sources, items, strict=True):
-            source = {"source_bytes": n_bytes, "source_mtime_ns": mtime_ns}
+        encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
+        for clip, stat, item in zip(task.clips, stats, items, strict=True):
+            read = source.what_was_read(clip, stat)
+            if read is None:
+                continue
             if isinstance(item, VideoError):
-                record = ClipRecord(clip=clip, verdict=item.verdict, row=None, reason=str(item), **source)
+                record = ClipRecord(source=read, verdict=item.verdict, row=None, reason=str(item))
             else:
                 frames_FHWC, facts = item
                 rows["embeddings"][used] = encoder.embed(frames_FHWC)
                 rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
                 for name in ("frame_index", "frame_time"):
-                    values = facts.pop(name)
-                    if name in rows:
-                        rows[name][used] = values
-                held = {name: value for name, value in facts.items() if name in ClipRecord.model_fields}
-                record = ClipRecord(clip=clip, row=used, **held, **source)
+                    rows[name][used] = np.array(facts.pop(name), rows[name].dtype)
+                record = ClipRecord(source=read, row=used, **facts)
                 used += 1
             records.append(record)
             if on_clip is not None:
@@ -110,17 +117,60 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
         clips=tuple(records),
         files={},
     )
-    used_rows = {name: array[:used] for name, array in rows.items()}
-    return write_shard(task.folder, shard, used_rows)
+    if not records:
+        # Nothing could be read: no shard, and its number is free for the next run.
+        return shard
+    return write_shard(task.folder, shard, {name: array[:used] for name, array in rows.items()})
 
 
-def source_stat(path: Path) -> tuple[int, int]:
-    """Size in bytes and modification time of a source file, or (0, 0) where it is missing."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+def _span(clip: Clip) -> Span:
+    return Span(start=clip.start, end=clip.end, first=clip.first, last=clip.last, fps=clip.fps)
+
+
+class _Source:
+    """What a shard's files were while it was made. A file that cannot be read, or that changed, gets no record."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._lost = 0
+
+    def stat(self, clip: Clip) -> Stat | None:
+        """Size and time now; None where it cannot be looked at."""
+        path = self.root / clip.path
+        return self._patiently(path, lambda: stat_of(path))
+
+    def what_was_read(self, clip: Clip, before: Stat | None) -> Source | None:
+        """By what the bytes are known that the decoder was given; None where they are not those of ``before`` any more."""
+        path = self.root / clip.path
+        # Read after decoding, so that the bytes are at hand; and looked at after that, so that they are the bytes decoded.
+        content = None if before is None else self._patiently(path, lambda: content_of(path, before))
+        if before is None or content is None or self.stat(clip) != before:
+            self._lost += 1
+            if self._lost == LOST_IN_A_ROW:
+                raise SourceError(
+                    f"{LOST_IN_A_ROW} files in a row that were there when the run began cannot be read now; the last is {path}. "
+                    "Is the disk or share that holds them still there? What is committed is safe: run the same command again"
+                )
+            return None
+        self._lost = 0
+        part = {name: getattr(clip, name) for name in ("path", "start", "end", "first", "last", "fps")}
+        return Source(**part, bytes=before.bytes, mtime_ns=before.mtime_ns, listing=before.listing, content=content)
+
+    def _patiently(self, path: Path, look: Callable[[], T]) -> T | None:
+        """What ``look`` finds. A server that does not answer is asked again; None where it is a matter of this file."""
+        for wait in (*PATIENCE, None):
+            try:
+                return look()
+            except OSError as error:
+                try:
+                    trouble(path, error)
+                except SourceError:
+                    if wait is None:
+                        raise
+                    time.sleep(wait)
+                else:
+                    return None
+        raise AssertionError("unreachable")
 
 
 def _small_pictures(frames_FHWC: np.ndarray, size: int) -> np.ndarray:

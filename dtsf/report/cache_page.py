@@ -85,7 +85,7 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
         ],
         "verdicts": list(data.verdicts.items()),
         "n_records": sum(data.verdicts.values()),
-        "bad": [(r.clip.path, r.verdict.value, r.reason) for r in data.bad[:LISTED]],
+        "bad": [(one.clip.path, one.verdict, one.reason) for one in data.bad[:LISTED]],
         "more": max(0, len(data.bad) - LISTED),
         "folder": str(data.folder),
         "classes": [

@@ -193,8 +193,8 @@ def _gallery(
 def _left_out(data: CachedDataset | None) -> dict[str, Any]:
     bad = data.bad if data is not None else ()
     return {
-        "verdicts": dict(Counter(record.verdict.value for record in bad)),
-        "rows": [(record.clip.path, record.verdict.value, record.reason) for record in bad[:LISTED]],
+        "verdicts": dict(Counter(one.verdict for one in bad)),
+        "rows": [(one.clip.path, one.verdict, one.reason) for one in bad[:LISTED]],
         "more": max(0, len(bad) - LISTED),
         "known": data is not None,
         "folder": str(data.folder) if data is not None else "",

@@ -158,7 +158,7 @@ def _document(plan: _Plan, done: Mapping[tuple[str, int], RunRecord], out: Path)
         data=plan.check,
         comparable=plan.check.is_nucla,
         planned=len(plan.jobs),
-        bad_clips=dict(sorted(Counter(record.verdict.value for record in plan.stage1.bad).items())),
+        bad_clips=dict(sorted(Counter(record.verdict for record in plan.stage1.bad).items())),
         too_many_bad=plan.too_many_bad,
         notes=plan.notes,
         rows=rows_of(runs, list(rotations)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dtsf import api
-from dtsf.errors import BadClipsError, CacheError, ConfigError
+from dtsf.errors import BadClipsError, ConfigError
 from dtsf.reproduce.protocols import recipe_name
 from dtsf.reproduce.records import RunRecord
 from dtsf.reproduce.state import seconds_of, set_seconds, timed
@@ -78,14 +78,6 @@ def preprocess_once(
         say(f"stage 1 was done before: {result.clips} clips")
     else:
         say(f"stage 1: {result.clips - result.already_done} clips in {result.seconds:.0f} s")
-    data = api.open_cache(cache, NAME)
-    held = {clip.id for clip in data.clips} | {record.clip.id for record in data.bad}
-    foreign = sorted(held - {clip.id for clip in catalog.clips})
-    if foreign:
-        raise CacheError(
-            f"{cache / NAME} also holds {len(foreign)} clips that are not under {catalog.root} ({foreign[0]} ...): "
-            "choose another --cache"
-        )
     return result, doubt
 
 

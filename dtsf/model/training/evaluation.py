@@ -153,8 +153,8 @@ def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
 
 def _left_out(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, int]:
     """Clips of this side of the protocol that cannot be used, by verdict. The other side's are in its own judgement."""
-    bad = {record.clip.id: record.verdict.value for record in data.bad}
-    clips = (*data.clips, *(record.clip for record in data.bad))
+    bad = {one.clip.id: one.verdict for one in data.bad}
+    clips = (*data.clips, *(one.clip for one in data.bad))
     parts = split_clips(clips, protocol, data.info.dataset, data.info.view_names, needed=())
     return dict(Counter(bad[clip.id] for clip in (parts.test if split == "test" else parts.train) if clip.id in bad))
 

@@ -1,0 +1,220 @@
+"""What is true of a data set now: ``catalog.json``. The shards' records say what was computed; stage 2 joins the two.
+
+The catalog is replaced whole by every ``preprocess``: labels, splits, subjects, classes and cameras may change at any time, and
+no row is touched for it. Each clip names its row by the key of the bytes it was computed from (:attr:`.records.Source.key`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Literal
+
+import xxhash
+from pydantic import Field
+
+from dtsf.cache.layout import CATALOG, leaves_folder
+from dtsf.cache.place import as_place
+from dtsf.cache.records import BadClip, Clip, ClipRecord, Frozen, part_of
+from dtsf.cache.seal import read_sealed, sealed
+from dtsf.cache.spec import DatasetInfo
+from dtsf.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from dtsf.cache.documents import Where
+    from dtsf.cache.spec import About, ShardRecord
+
+    Computed = Mapping[str, tuple[int, ClipRecord]]
+
+__all__ = [
+    "CatalogDocument",
+    "Listed",
+    "State",
+    "check_catalog",
+    "derive_catalog",
+    "join",
+    "newest_records",
+    "read_catalog",
+    "write_catalog",
+]
+
+State = Literal["", "missing", "unreachable", "waiting"]
+
+
+class Listed(Frozen):
+    """One clip as the last ``preprocess`` found it, and by which key its row is known."""
+
+    clip: Clip
+    key: str = ""
+    """Empty while its bytes are not known: then the row is that of the file's place, size and time, if there is one."""
+    bytes: int = Field(default=0, ge=0)
+    mtime_ns: int = 0
+    listing: str = ""
+    """As in :class:`.records.Source`, now; the record has them as they were when the row was computed."""
+    state: State = ""
+    """Why the clip had no row when this was written: see :class:`.records.BadClip`. One that waits has it once a shard does."""
+    reason: str = ""
+    """The same in words."""
+
+    @property
+    def place(self) -> tuple[str, str, int, int, str]:
+        """As :attr:`.records.Source.place`."""
+        return self.clip.path, part_of(self.clip), self.bytes, self.mtime_ns, self.listing
+
+
+class CatalogDocument(Frozen):
+    """``catalog.json``."""
+
+    info: DatasetInfo
+    clips: tuple[Listed, ...]
+    """In the order of their ids."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the source: files and folders that could not be read, groups that lack a camera."""
+    seal: str = ""
+
+    def digest(self) -> str:
+        """Sixteen digits of what is said of which bytes: another label, split or row is another digest; a moved file is not."""
+        said = [
+            entry.clip.model_dump(mode="json", exclude={"path"}) | {"key": entry.key or entry.clip.path}
+            for entry in self.clips
+        ]
+        text = json.dumps([self.info.class_names, self.info.view_names, said], sort_keys=True, separators=(",", ":"))
+        return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
+
+
+def read_catalog(where: Where, about: About, shards: Sequence[ShardRecord] = ()) -> CatalogDocument | None:
+    """What is true of a data set now; None where no ``preprocess`` has come so far.
+
+    Args:
+        where: The data set's place.
+        about: What it says of itself.
+        shards: Its records: those of layouts 1 and 2 say what the clips are, until a catalog is written.
+
+    Raises:
+        CacheError: Damaged, or at odds with itself.
+
+    """
+    place = as_place(where)
+    data = place.read(CATALOG)
+    if data is None:
+        return derive_catalog(about, shards)
+    try:
+        document = read_sealed(data, CatalogDocument, f"{place}/{CATALOG}")
+        check_catalog(document, f"{place}/{CATALOG}")
+    except CacheError as error:
+        raise CacheError(
+            f"{error}: run the dtsf preprocess that made it, which writes it anew and decodes nothing again"
+        ) from error
+    return document
+
+
+def write_catalog(where: Where, document: CatalogDocument) -> None:
+    """Replace the catalog, whole: a reader sees the old one or the new one. The same one is not written again.
+
+    Raises:
+        CacheError: It is at odds with itself, or the place refuses.
+
+    """
+    place = as_place(where)
+    check_catalog(document, f"the catalog of {place}")
+    data = sealed(document)
+    if place.read(CATALOG) != data:
+        place.write(CATALOG, data)
+
+
+def derive_catalog(about: About, shards: Sequence[ShardRecord]) -> CatalogDocument | None:
+    """The catalog that the records of layouts 1 and 2 amount to: the newest record of each clip says what it is."""
+    if not isinstance(about.info, DatasetInfo):
+        return None
+    newest: dict[str, ClipRecord] = {}
+    for shard in sorted(shards, key=lambda record: record.shard):
+        newest |= {record.clip.id: record for record in shard.clips if record.clip is not None}
+    clips = [
+        Listed(clip=record.clip, key=record.key, bytes=record.source.bytes, mtime_ns=record.source.mtime_ns)
+        for _, record in sorted(newest.items())
+        if record.clip is not None
+    ]
+    return CatalogDocument(info=about.info, clips=tuple(clips))
+
+
+def newest_records(
+    shards: Iterable[ShardRecord], marks: Iterable[ShardRecord] = ()
+) -> dict[str, tuple[int, ClipRecord]]:
+    """By key: the newest record and its shard.
+
+    Args:
+        shards: Committed ones.
+        marks: Damaged ones that wait to be made again: their rows are not there, and neither is an older one of the same key.
+
+    """
+    marks = list(marks)
+    lost = {mark.shard for mark in marks}
+    newest: dict[str, tuple[int, ClipRecord]] = {}
+    for shard in sorted([*shards, *marks], key=lambda record: record.shard):
+        for record in shard.clips:
+            if shard.shard in lost:
+                newest.pop(record.key, None)
+            else:
+                newest[record.key] = (shard.shard, record)
+    return newest
+
+
+def join(
+    document: CatalogDocument | None, computed: Computed
+) -> tuple[dict[str, tuple[int, ClipRecord]], tuple[BadClip, ...]]:
+    """Each listed clip's record and shard, by clip id; and the clips that have no row, with the reason."""
+    joined: dict[str, tuple[int, ClipRecord]] = {}
+    bad = []
+    by_place: dict[tuple[str, str, int, int, str], tuple[int, ClipRecord]] | None = None
+    for entry in document.clips if document else ():
+        found = computed.get(entry.key) if entry.key else None
+        if not entry.key and entry.state in ("", "waiting"):
+            if by_place is None:
+                by_place = {record.source.place: (shard, record) for shard, record in computed.values()}
+            found = by_place.get(entry.place)
+        if found is not None:
+            joined[entry.clip.id] = found
+            if found[1].row is None:
+                bad.append(BadClip(clip=entry.clip, verdict=found[1].verdict.value, reason=found[1].reason))
+        else:
+            reason = entry.reason or "not done yet, or found damaged: run dtsf preprocess"
+            bad.append(BadClip(clip=entry.clip, verdict=entry.state or "waiting", reason=reason))
+    return joined, tuple(bad)
+
+
+def check_catalog(document: CatalogDocument, where: str) -> None:
+    """Refuse a catalog that cannot be true: stage 2 counts on every rule that is checked here.
+
+    Raises:
+        CacheError: Names what contradicts what.
+
+    """
+    info = document.info
+    for what, names in (("class", info.class_names), ("view", info.view_names)):
+        twice = [name for name, count in Counter(names).items() if count > 1]
+        if twice:
+            raise CacheError(f"{where} names the {what} {twice[0]!r} twice")
+    ids: set[str] = set()
+    labels: dict[str, tuple[int, str]] = {}
+    views: dict[tuple[str, int], str] = {}
+    for entry in document.clips:
+        clip = entry.clip
+        if clip.id in ids:
+            raise CacheError(f"{where} has the clip {clip.id} twice")
+        ids.add(clip.id)
+        if clip.label >= len(info.class_names):
+            raise CacheError(
+                f"{where}: clip {clip.id} has label {clip.label}, there are {len(info.class_names)} classes"
+            )
+        if clip.view > len(info.view_names):
+            raise CacheError(f"{where}: clip {clip.id} has view {clip.view}, there are {len(info.view_names)}")
+        label, first = labels.setdefault(clip.group, (clip.label, clip.id))
+        if label != clip.label:
+            raise CacheError(f"{where}: group {clip.group} has label {label} by {first} and {clip.label} by {clip.id}")
+        other = views.setdefault((clip.group, clip.view), clip.id)
+        if other != clip.id:
+            raise CacheError(f"{where}: {other} and {clip.id} are both view {clip.view} of group {clip.group}")
+        if leaves_folder(clip.path):
+            raise CacheError(f"{where}: clip {clip.id} has the path {clip.path!r}, which leaves the data root")

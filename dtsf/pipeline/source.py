@@ -1,0 +1,124 @@
+"""Files of the source: by what they are known, and whose fault it is when they cannot be read.
+
+A file whose size and time are as they were holds the bytes it held; else its bytes are hashed. A folder of pictures is the sum
+of its files. That a file is not there, or that its disk or server does not answer, is the source's trouble and no verdict.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import xxhash
+
+from dtsf.errors import SourceError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["PICTURE_ENDINGS", "Stat", "content_of", "sample_of", "stat_of", "trouble"]
+
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+BLOCK = 1 << 20
+SAMPLE = 1 << 16
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Size and time; see :class:`dtsf.cache.records.Source`."""
+
+    bytes: int
+    mtime_ns: int
+    listing: str = ""
+
+
+def stat_of(path: Path) -> Stat:
+    """Size and time of a file, or of all pictures of a folder.
+
+    Raises:
+        OSError: It is not there, or cannot be looked at: :func:`trouble` says what that means.
+
+    """
+    held = os.stat(path)
+    if not os.path.isdir(path):
+        return Stat(held.st_size, held.st_mtime_ns)
+    files = _pictures(path)
+    text = "\n".join(f"{name}\0{stat.bytes}\0{stat.mtime_ns}" for name, stat in files)
+    newest = max((stat.mtime_ns for _, stat in files), default=held.st_mtime_ns)
+    total = sum(stat.bytes for _, stat in files)
+    return Stat(total, newest, xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape")))
+
+
+def content_of(path: Path, stat: Stat) -> str:
+    """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``stat``: of now.
+
+    Raises:
+        OSError: It cannot be read.
+
+    """
+    return _content_of(path, stat)
+
+
+def sample_of(path: Path, stat: Stat) -> str:
+    """A hash of a little of it: of two files of one size that differ here, neither need be read whole."""
+    digest = xxhash.xxh3_64(f"{stat.bytes}".encode())
+    if stat.listing:
+        return digest.hexdigest()
+    with path.open("rb") as file:
+        digest.update(file.read(SAMPLE))
+        file.seek(max(0, stat.bytes - SAMPLE))
+        digest.update(file.read(SAMPLE))
+    return digest.hexdigest()
+
+
+def trouble(path: Path, error: OSError) -> tuple[str, str]:
+    """What it means for a clip that its file cannot be read: (``missing`` or ``unreachable``, why).
+
+    Raises:
+        SourceError: It is no matter of this one file: its server or disk does not answer.
+
+    """
+    why = error.strerror or str(error)
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "missing", "there is no such file"
+    if isinstance(error, PermissionError) or error.errno in _OF_ONE_FILE:
+        return "unreachable", why
+    raise SourceError(
+        f"{path} cannot be read: {why}. That is the disk's or the server's trouble and is held against no clip; what is "
+        "committed is safe: run the same command again when it answers"
+    ) from error
+
+
+# A link that leads to itself, a name that the file system has no room for.
+_OF_ONE_FILE = (40, 36)
+
+
+@lru_cache(maxsize=4096)
+def _content_of(path: Path, stat: Stat) -> str:
+    # Kept: the clips of one long video share its bytes.
+    digest = xxhash.xxh3_128()
+    if not stat.listing:
+        _read_into(digest, path)
+        return digest.hexdigest()
+    for name, _ in _pictures(path):
+        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        _read_into(digest, path / name)
+    return digest.hexdigest()
+
+
+def _read_into(digest: xxhash.xxh3_128, path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+
+
+def _pictures(folder: Path) -> list[tuple[str, Stat]]:
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(PICTURE_ENDINGS) and not entry.name.startswith(".") and entry.is_file():
+                stat = entry.stat()
+                found.append((entry.name, Stat(stat.st_size, stat.st_mtime_ns)))
+    return sorted(found, key=lambda item: item[0])
