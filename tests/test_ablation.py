@@ -235,7 +235,6 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
         ({"judges": ["wider"]}, CheckpointError, r"wider has other classes \(4\) than drawn \(3\)"),
         ({"judges": ["shorter"]}, CacheError, "frames: 8 in the cache, 16 asked for"),
         ({"judges": ["aligned", "aligned"]}, ConfigError, "named twice"),
-        ({"protocol": "cross-view:3"}, ConfigError, "row 'DTSFNet': model.views \"merged\" learns each camera"),
         ({"overrides": ["model.widht=3"]}, ConfigError, "did you mean 'model.width'"),
         ({"init": Path("gone.pth")}, CheckpointError, "gone.pth: no such file"),
     ],

@@ -1,7 +1,7 @@
 """What moves and what stands, told apart in training clips: rooms exchanged, and people hidden where they stand.
 
 Both belong to TSM's idea. With s the temporal mean of each cell of a clip and m its share of somebody who moves, a clip in
-another's room is ``s_b + m (x - s_b)``, and one whose person is behind a pillar is ``x + m (s - x)`` in the cells behind it.
+another's room is ``s_b + m (x - s_b)``, and one whose person is behind a pillar is s, and noise, in the cells behind it.
 Drawn afresh each step, of the principal channels (``model.principal``), in which both are as linear as in all.
 
 Letters: B groups, V views, P present views of all groups, Q of these the changed ones, T frames, H W grid, R channels.
@@ -46,7 +46,7 @@ def exchange_rooms(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
 
 
 def hide_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
-    """Put what moves in some views behind a pillar, as wide as a column of cells or as all. Same shape.
+    """Put a pillar before some views, as wide as a column of cells or as all: nothing moves there but noise. Same shape.
 
     In each group one present view, drawn at random, always sees all; a view alone is never hidden.
     """
@@ -59,6 +59,11 @@ def hide_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
     width_Q1 = 1.0 + torch.rand(len(hidden_N), 1) * 1.5 * W
     middle_Q1 = W / 4 + torch.rand(len(hidden_N), 1) * W / 2
     behind_QW = (torch.arange(W) + 0.5 - middle_Q1).abs() * 2 < width_Q1
-    taken_QTHW1 = share_of_mover(x_QTHWR) * behind_QW.view(-1, 1, 1, W, 1)
-    hidden_QTHWR = torch.lerp(x_QTHWR, x_QTHWR.mean(1, keepdim=True).expand_as(x_QTHWR), taken_QTHW1)
+    static_Q1HWR = x_QTHWR.mean(1, keepdim=True)
+    # A pillar is still but for the camera's noise: that of the clip's quietest cell.
+    square_QXR = (x_QTHWR - static_Q1HWR).square().mean(1).flatten(1, 2)
+    quietest_Q = square_QXR.sum(-1).argmin(1)
+    noise_Q111R = square_QXR[torch.arange(len(hidden_N)), quietest_Q].sqrt().view(-1, 1, 1, 1, square_QXR.shape[-1])
+    still_QTHWR = static_Q1HWR + noise_Q111R * torch.randn_like(x_QTHWR)
+    hidden_QTHWR = torch.where(behind_QW.view(-1, 1, 1, W, 1), still_QTHWR, x_QTHWR)
     return x_NTHWR.index_copy(0, hidden_N, hidden_QTHWR).view_as(x_BVTHWR)
