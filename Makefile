@@ -30,10 +30,10 @@ check: setup  ## ruff, mypy, import-linter
 	$(BIN)/lint-imports
 
 test: setup  ## Fast tests, on JOBS cores
-	$(BIN)/pytest -m "not slow" -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -m "not slow" -n $(JOBS) --dist loadfile --durations 15 --durations-min 5
 
 test-slow: setup  ## Slow tests
-	$(BIN)/pytest -m slow -n $(JOBS) --dist loadfile
+	$(BIN)/pytest -m slow -n $(JOBS) --dist loadgroup --durations 40
 
 docs: setup  ## Build the site into site/, and check every link in it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict

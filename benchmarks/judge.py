@@ -26,10 +26,13 @@ from typing import TYPE_CHECKING
 from judge_sets import make_sets
 
 from dtsf.cache.reader import CachedDataset, open_dataset
+from dtsf.model.training.calibration import calibrate
 from dtsf.model.training.data import load_groups
 from dtsf.model.training.evaluation import evaluate_groups
 from dtsf.model.training.loop import fit
+from dtsf.model.training.protocols import Split, parse_protocol
 from dtsf.model.training.recipe import Recipe, load_recipe
+from dtsf.model.training.size import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from dtsf.cache.records import Clip
 
     Asked = Callable[[Clip], bool]
-    Chosen = Callable[[tuple[str, ...]], Recipe]
+    Chosen = Callable[[str], Recipe]
     Numbers = dict[str, dict[str, float | None]]
 
 ROWS = {
@@ -67,7 +70,8 @@ class Trial:
     clips: Asked
     asked: tuple[tuple[str, str, Asked], ...]
     """Row, data set, clips."""
-    changes: tuple[str, ...] = ()
+    rule: str = "all"
+    """What is new in the test, for calibration: ``cross-view`` cameras, else people."""
 
 
 def trials(sets: list[str], *, test: bool) -> Iterator[Trial]:
@@ -86,7 +90,9 @@ def _of(*subjects: str) -> Asked:
 
 def _motion(*, test: bool) -> Iterator[Trial]:
     sides = [(TRAINED, ("5", "6"))] if test else [HALVES, HALVES[::-1]]
-    hidden, aligned, conflict = ("occluded", "aligned", "conflict") if test else ("made-hidden", "biased", "made-conflict")
+    hidden, aligned, conflict = (
+        ("occluded", "aligned", "conflict") if test else ("made-hidden", "biased", "made-conflict")
+    )
     for some, others in sides:
         seen, unseen = _of(*some), _of(*others)
         yield Trial("iid", seen, (("motion.people", "iid", unseen), ("motion.hidden", hidden, unseen)))
@@ -105,7 +111,7 @@ def _nucla(*, test: bool) -> Iterator[Trial]:
         def unseen(clip: Clip, view: int = asked) -> bool:
             return clip.subject in people and clip.view == view
 
-        yield Trial("nucla", seen, (("nucla.view", "nucla", unseen),), ("model.views=apart",))
+        yield Trial("nucla", seen, (("nucla.view", "nucla", unseen),), f"cross-view:{asked}")
 
 
 def _uti(*, test: bool) -> Iterator[Trial]:
@@ -147,7 +153,11 @@ def preprocess(data: Path, cache: Path, sets: list[str], words: list[str], *, te
     if "nucla" in sets:
         wanted += [("nucla", "nucla", data / "nucla")]
     if "uti" in sets:
-        files = {"sequences": "sequences", "conflict": "conflict", "scene": "other_scene"} if test else {"sequences": "sequences"}
+        files = (
+            {"sequences": "sequences", "conflict": "conflict", "scene": "other_scene"}
+            if test
+            else {"sequences": "sequences"}
+        )
         wanted += [("manifest", f"uti-{name}", data / f"uti/{file}.csv") for name, file in files.items()]
     for kind, name, root in wanted:
         if (cache / name).is_dir() and not words:
@@ -156,8 +166,10 @@ def preprocess(data: Path, cache: Path, sets: list[str], words: list[str], *, te
         subprocess.run([*map(str, command), *words, "--quiet"], check=True, stdout=sys.stderr)
 
 
-def judge(cache: Path, recipe: Chosen, sets: list[str], seeds: list[int], *, test: bool) -> Numbers:
-    """Train every trial with every seed, and the mean of each row's numbers. ``recipe`` is told what the trial changes."""
+def judge(
+    cache: Path, recipe: Chosen, sets: list[str], seeds: list[int], *, test: bool, calibrated: bool = True
+) -> Numbers:
+    """Train every trial with every seed, and the mean of each row's numbers. ``recipe`` is told what the trial asks."""
     opened: dict[str, CachedDataset] = {}
     found: dict[str, list[tuple[float, float, float | None]]] = {}
 
@@ -165,14 +177,18 @@ def judge(cache: Path, recipe: Chosen, sets: list[str], seeds: list[int], *, tes
         return opened.setdefault(name, open_dataset(cache, name))
 
     for trial in trials(sets, test=test):
-        settings, learnt = recipe(trial.changes), data(trial.learnt)
-        train = load_groups(learnt, [clip for clip in learnt.clips if trial.clips(clip)])
+        settings, learnt = recipe(trial.rule), data(trial.learnt)
+        clips = tuple(clip for clip in learnt.clips if trial.clips(clip))
+        settings, train = sized(settings, len(clips)), load_groups(learnt, clips)
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:
-                where = {"info": learnt.info, "spec": learnt.spec, "protocol": "", "run": Path(run)}
-                net = fit(train, settings, **where, seed=seed, device="cpu").net
-            for row, name, clips in trial.asked:
-                groups = load_groups(data(name), [clip for clip in data(name).clips if clips(clip)])
+                where = {"run": Path(run), "seed": seed, "device": "cpu"}
+                net = fit(train, settings, info=learnt.info, spec=learnt.spec, protocol="", **where).net
+                if calibrated:
+                    split = Split(train=clips, test=(), left_out={}, task="")
+                    calibrate(net, learnt, parse_protocol(trial.rule, learnt.info.dataset), split, settings, **where)
+            for row, name, asked in trial.asked:
+                groups = load_groups(data(name), [clip for clip in data(name).clips if asked(clip)])
                 metrics = evaluate_groups(net, groups, learnt.info.class_names, draws=settings.train.draws)
                 found.setdefault(row, []).append((metrics.top1, metrics.ece, metrics.auroc_uncertainty))
     return {row: _mean(found[row]) for row in ROWS if row in found}
@@ -188,6 +204,11 @@ def _mean(numbers: list[tuple[float, float, float | None]]) -> dict[str, float |
         "deviation": spread,
         "trainings": len(top1),
     }
+
+
+def _in_half_the_epochs(recipe: Recipe) -> Recipe:
+    update = {"epochs": max(1, (recipe.train.epochs or 60) // 2), "lr": recipe.train.lr * 2}
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
 
 
 def mean_ranks(top1: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -209,12 +230,17 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("judge-cache"))
     parser.add_argument("--sets", default="motion,nucla,uti")
     parser.add_argument("--recipe", action="append", default=[])
-    parser.add_argument("--variant", action="append", default=[], help='"name: section.key=value ..." of the first recipe')
+    parser.add_argument(
+        "--variant", action="append", default=[], help='"name: section.key=value ..." of the first recipe'
+    )
     parser.add_argument("--set", action="append", default=[], help="section.key=value, for all")
-    parser.add_argument("--preprocess", default="", help="further words for dtsf preprocess, e.g. '--size 288 --grid 9'")
+    parser.add_argument(
+        "--preprocess", default="", help="further words for dtsf preprocess, e.g. '--size 288 --grid 9'"
+    )
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--test", action="store_true", help="the test sides, for the table; never to choose by")
     parser.add_argument("--quick", action="store_true", help="half the epochs at twice the learning rate")
+    parser.add_argument("--uncalibrated", action="store_true", help="evidence as it is: half the time, the same top-1")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     sets, seeds = options.sets.split(","), [int(seed) for seed in options.seeds.split(",")]
@@ -227,14 +253,15 @@ def main() -> None:
     result: dict[str, dict[str, dict[str, float | None]]] = {}
     for name, recipe, changes in asked:
 
-        def settings(more: tuple[str, ...], recipe: str = recipe, changes: list[str] = changes) -> Recipe:
-            own = load_recipe(recipe, [*options.set, *changes, *more])
-            if not options.quick:
-                return own
-            half = [f"train.epochs={(own.train.epochs or 120) // 2}", f"train.lr={own.train.lr * 2}"]
-            return load_recipe(recipe, [*options.set, *changes, *more, *half])
+        def settings(rule: str, recipe: str = recipe, changes: list[str] = changes) -> Recipe:
+            # As dtsf train takes it where no recipe is named.
+            own = "unseen-cameras" if recipe == "default" and rule != "all" else recipe
+            chosen = load_recipe(own, [*options.set, *changes])
+            return _in_half_the_epochs(chosen) if options.quick else chosen
 
-        result[name] = judge(options.cache, settings, sets, seeds, test=options.test)
+        result[name] = judge(
+            options.cache, settings, sets, seeds, test=options.test, calibrated=not options.uncalibrated
+        )
         print(name, " ".join(f"{row} {n['top1']:.3f}" for row, n in result[name].items()), file=sys.stderr, flush=True)
     ranks = mean_ranks({name: {row: float(n["top1"] or 0) for row, n in rows.items()} for name, rows in result.items()})
     if options.json:

@@ -22,7 +22,7 @@ from dtsf.prediction import Prediction, predict_onnx
 from dtsf.trained import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.export import OnnxMetadata
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
+    from dtsf.model.training.settings import TrainSettings
     from dtsf.model.training.train import TrainResult
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.run import PreprocessResult, Progress
@@ -91,37 +92,31 @@ def open_cache(cache: str | Path = Path("cache"), dataset: str | None = None) ->
 def train(
     cache: str | Path = Path("cache"),
     *,
-    dataset: str | None = None,
-    protocol: str | None = None,
-    recipe: str | None = None,
-    overrides: Sequence[str] = (),
-    run: str | Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    resume: bool = False,
-    init: Path | None = None,
+    settings: TrainSettings | None = None,
     on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    **changes: Any,
 ) -> TrainResult:
-    """Stage 2: train a network from the cache and judge it; see :func:`dtsf.model.training.train.train`."""
+    """Stage 2: train a network from the cache and judge it on the protocol's test clips.
+
+    Args:
+        cache: Folder of the cache, or its URL on an object store.
+        settings: Everything else; the defaults if left out.
+        on_recipe: Called with the name of the recipe and why it was taken.
+        on_start: Called once everything is checked and before the first step.
+        on_epoch: Called after each epoch.
+        changes: Fields of :class:`dtsf.model.training.settings.TrainSettings` that differ from ``settings``.
+
+    Raises:
+        ConfigError: An unknown setting, or one that does not fit the data.
+        CacheError: No such cache.
+        CheckpointError: Nothing to resume, or a run of other settings.
+
+    """
     from dtsf.model.training.train import train as run_train
 
-    return run_train(
-        Path(cache),
-        dataset=dataset,
-        protocol=protocol,
-        recipe=recipe,
-        overrides=overrides,
-        run=None if run is None else Path(run),
-        seed=seed,
-        device=device,
-        resume=resume,
-        init=init,
-        on_recipe=on_recipe,
-        on_start=on_start,
-        on_epoch=on_epoch,
-    )
+    return run_train(Path(cache), settings, on_recipe=on_recipe, on_start=on_start, on_epoch=on_epoch, **changes)
 
 
 def ablate(

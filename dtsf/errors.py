@@ -6,7 +6,10 @@ The command line prints the message without a traceback and exits with ``exit_co
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "BadClipsError",
@@ -16,6 +19,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "DtsfError",
+    "FilmError",
     "FingerprintError",
     "SourceError",
     "VideoError",
@@ -49,9 +53,9 @@ class BadClipsError(DtsfError):
 
     exit_code = 1
 
-    def __init__(self, message: str, result: object = None) -> None:
-        super().__init__(message)
-        self.result = result
+    def __init__(self, message: str, result: object = None, listed: Sequence[str] = ()) -> None:
+        super().__init__("\n".join([message, *(f"  {line}" for line in listed)]))
+        self.message, self.result, self.listed = message, result, tuple(listed)
 
 
 class CacheError(DtsfError):
@@ -64,6 +68,14 @@ class FingerprintError(CacheError):
 
 class ConfigError(DtsfError):
     """A recipe, an override or an option has an unknown name or a value out of range."""
+
+
+class FilmError(ConfigError):
+    """The film of a prediction cannot be written. ``said`` is the prediction, which was made all the same."""
+
+    def __init__(self, message: str, said: object = None) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class DivergedError(ConfigError):

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
 """Side of a view in a film; most frames of one, whose memory this bounds; frames a second of a folder of frames."""
+DEADLINE = 60.0
+"""Seconds that decoding one video may take."""
 MOST_VIEWS, MOST_BYTES = 64, 1 << 32
 """Videos of one performance; bytes of the frames, or cells, of one video: what a run or an ONNX file of others may ask for."""
 
@@ -91,7 +93,7 @@ def embed_videos(
     import torch
 
     from dtsf.pipeline.encoders.choose import open_encoder
-    from dtsf.pipeline.video.child import Decoder, DecodeRequest, decode_all
+    from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
     from dtsf.report.film import check_film
 
     if film is not None:
@@ -111,7 +113,8 @@ def embed_videos(
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
     embedded, longest = [], 1
     # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
-    with Decoder(spec.frames, spec.size, crop=spec.crop) as decoder:
+    # Kept from one performance to the next.
+    with borrow_decoder(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as decoder:
         for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
             if isinstance(clip, VideoError):
                 raise clip

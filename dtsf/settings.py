@@ -31,16 +31,19 @@ class Settings(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise ConfigError(explain(error, cls.model_fields, option_name)) from error
+            raise ConfigError(explain(error, cls.model_fields, cls.option)) from error
+
+    @classmethod
+    def option(cls, name: str) -> str:
+        """A field as the command line spells it: ``shard_size`` is ``--shard-size``, or what the field says (``option``)."""
+        field = cls.model_fields.get(name)
+        extra = field.json_schema_extra if field is not None else None
+        own = extra.get("option") if isinstance(extra, dict) else None
+        return str(own) if own else f"--{name.replace('_', '-')}"
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, validated. Raises as :meth:`of`."""
         return type(self).of(**{name: getattr(self, name) for name in type(self).model_fields} | values)
-
-
-def option_name(field: str) -> str:
-    """A field as the command line spells it: ``shard_size`` is ``--shard-size``."""
-    return f"--{field.replace('_', '-')}"
 
 
 def explain(error: ValidationError, known: Iterable[str], name: Callable[[str], str] = str) -> str:

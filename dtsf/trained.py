@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.errors import CacheError, CheckpointError, DataError
+from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
 from dtsf.prediction import embed_videos, prediction_of, read_canvases, write_said
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Run:
         split: str = "test",
         views: str = "all",
         draws: int | None = None,
+        unknown: str | None = None,
+        adapt: bool = False,
     ) -> Evaluation:
         """Judge the run, also on another data set of the same classes.
 
@@ -53,6 +55,9 @@ class Run:
             split: ``test`` or ``train``.
             views: Views the network is given: ``all``, or numbers or names joined by commas.
             draws: Average over this many sets of frames; the recipe's ``train.draws`` if left out.
+            unknown: Also say how well uncertainty tells unknown actions: ``left-out``, the classes that the recipe's
+                ``train.leave_out`` took out of training, or the name of another data set in the cache.
+            adapt: Align the network to the test stream while it is judged; the run is left as it is.
 
         Raises:
             CheckpointError: The data set has other classes.
@@ -64,10 +69,15 @@ class Run:
         from dtsf.cache.reader import open_dataset
         from dtsf.model.training.evaluation import evaluate
         from dtsf.model.training.protocols import parse_protocol
+        from dtsf.model.training.unknown import LEFT_OUT
 
-        torch.set_num_threads(self.state.recipe.train.threads)
+        torch.set_num_threads(self.state.recipe.train.usable_threads)
         data = open_dataset(Path(cache), dataset or self.state.info.name)
         self._check(data)
+        strangers = None
+        if unknown is not None:
+            strangers = data if unknown in (LEFT_OUT, data.info.name) else open_dataset(Path(cache), unknown)
+            self._check_settings(strangers)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
         draws = self.state.recipe.train.draws if draws is None else draws
         return evaluate(
@@ -79,6 +89,9 @@ class Run:
             views=views,
             draws=draws,
             trained_on=self.state.info.name,
+            classes=self.state.info.class_names,
+            unknown=strangers,
+            adapt=adapt,
         )
 
     def predict(
@@ -103,16 +116,20 @@ class Run:
             VideoError: A video cannot be used.
             ConfigError: This machine's encoder is not the one the run was trained with, no film can be written there, or
                 ``views`` names no camera of the run.
+            FilmError: The film cannot be written; the error has the prediction as ``said``.
             DataError: Another number of videos than ``views``, or more than the run has cameras with weights of their own.
 
         """
         cameras = self._cameras(len(videos), views)
         embeddings_VFPC, longest = embed_videos(
-            videos, self.state.spec, self.state.recipe.train.threads, film, encoder_weights
+            videos, self.state.spec, self.state.recipe.train.usable_threads, film, encoder_weights
         )
         said = self._classify(embeddings_VFPC, cameras)
         if film is not None:
-            write_said(Path(film), [Path(video) for video in videos], longest, said)
+            try:
+                write_said(Path(film), [Path(video).absolute() for video in videos], longest, said)
+            except DtsfError as error:
+                raise FilmError(str(error), said) from error
         return said
 
     def _cameras(self, n_given: int, views: str | None) -> list[int]:
@@ -151,13 +168,16 @@ class Run:
 
     def _check(self, data: CachedDataset) -> None:
         ours, theirs = self.state.info.class_names, data.info.class_names
-        if ours != theirs:
+        if ours != theirs and not (self.state.recipe.train.leave_out and set(ours) <= set(theirs)):
             what = (
                 f"{len(ours)} classes, {data.info.name} has {len(theirs)}"
                 if len(ours) != len(theirs)
                 else f"classes {', '.join(ours[:3])} ..., {data.info.name} has {', '.join(theirs[:3])} ..."
             )
             raise CheckpointError(f"{self.folder} was trained on {what}: evaluate on a data set of the same classes")
+        self._check_settings(data)
+
+    def _check_settings(self, data: CachedDataset) -> None:
         if self.state.fingerprint != data.spec.fingerprint():
             from dtsf.cache.spec import describe_difference
 

@@ -1,7 +1,9 @@
 """Fixtures for all tests: real video files, and the shared data where they are."""
 
+import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,10 +82,8 @@ def dtsf():
     return run
 
 
-@pytest.fixture(scope="session")
-def world(dtsf, tmp_path_factory):
-    """A small drawn data set in ``data``, its cache in ``cache``, and a run of two epochs in ``run``. Add, do not change."""
-    root = tmp_path_factory.mktemp("world")
+def _make_world(dtsf, root):
+    root.mkdir()
     drawn = dtsf("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, "--json", cwd=root)
     assert drawn.returncode == 0, drawn.stderr
     made = dtsf("preprocess", "nucla", "--root", "data", "--workers", 1, "--json", cwd=root)
@@ -92,4 +92,20 @@ def world(dtsf, tmp_path_factory):
     trained = dtsf("train", "--protocol", "cross-subject:2", "--epochs", 2, "--out", "run", "--json", cwd=root)
     assert trained.returncode == 0, trained.stderr
     assert json.loads(trained.stdout)["epochs"] == 2
-    return root
+
+
+@pytest.fixture(scope="session")
+def world(dtsf, tmp_path_factory):
+    """A small drawn data set in ``data``, its cache in ``cache``, and a run of two epochs in ``run``. Add, do not change."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        _make_world(dtsf, base / "world")
+        return base / "world"
+    # Several processes of one test run: the first one makes it, each works in a copy.
+    made = base.parent / "made-world"
+    with (base.parent / "made-world.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "run/metrics.json").is_file():
+            shutil.rmtree(made, ignore_errors=True)
+            _make_world(dtsf, made)
+    return shutil.copytree(made, base / "world")

@@ -34,8 +34,9 @@ from dtsf.cache.documents import is_dataset, read_marks, read_records, shard_num
 from dtsf.cache.layout import record_name
 from dtsf.cache.place import as_place
 from dtsf.cache.reader import open_dataset, open_place
+from dtsf.cache.repair import repair
 from dtsf.cache.store import create_or_open, extend, sweep, write_shard
-from dtsf.cache.verify import repair, verify
+from dtsf.cache.verify import verify
 from dtsf.errors import CacheError
 
 SHARDS = 2

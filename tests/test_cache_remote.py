@@ -20,8 +20,9 @@ from dtsf.cache.documents import read_records
 from dtsf.cache.info import describe
 from dtsf.cache.place import as_place
 from dtsf.cache.reader import list_datasets, open_dataset
+from dtsf.cache.repair import repair
 from dtsf.cache.store import create_or_open, extend, write_shard
-from dtsf.cache.verify import repair, verify
+from dtsf.cache.verify import verify
 from dtsf.errors import CacheError, FingerprintError
 
 

@@ -16,8 +16,9 @@ from dtsf.model.network.belief import SIGNS, Belief, clip_statistics, discount
 from dtsf.model.network.config import ModelConfig
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
-from dtsf.model.training.calibration import Observed, divide, fit_belief
+from dtsf.model.training.calibration import Observed, fit_belief
 from dtsf.model.training.metrics import calibration_error
+from dtsf.model.training.parts import divide
 
 WORDS = ["train.epochs=2", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
 SUBJECTS = (1, 2, 3, 4, 5)
@@ -29,7 +30,7 @@ def belief(seed, width=8, classes=5, channels=6):
     torch.manual_seed(seed)
     made = Belief(width, classes, channels)
     made.know({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
-    made.know({"clip_mean_S": torch.randn(2 + channels), "clip_deviation_S": torch.rand(2 + channels) + 0.1})
+    made.know({"clip_mean_S": torch.randn(3 + channels), "clip_deviation_S": torch.rand(3 + channels) + 0.1})
     made.learn(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(len(SIGNS)))
     return made
 
@@ -39,7 +40,7 @@ def test_the_order_of_the_classes_never_changes(seed, spread):
     made = belief(seed)
     logits, feature = spread * torch.randn(40, 5), 10 * torch.randn(40, 8)
     weights = torch.rand(40, 3)
-    alpha = made(logits, feature, 100 * torch.randn(40, 3, 8), weights / weights.sum(1, keepdim=True))
+    alpha = made(logits, feature, 100 * torch.randn(40, 3, 9), weights / weights.sum(1, keepdim=True))
     assert (alpha >= 1).all()
     assert alpha.isfinite().all()
     p, u = probabilities(alpha), uncertainty(alpha)
@@ -61,7 +62,7 @@ def test_nothing_is_believed_of_what_moves_or_looks_like_no_training_clip():
     made, scale = belief(0), torch.ones(6)
     known = clip_statistics(clips, scale)
     made.know({"clip_mean_S": known.mean(0), "clip_deviation_S": known.std(0)})
-    made.know({"reach_2": made.distance(known).quantile(0.95, 0), "weight_4": torch.tensor([1.0, 0.0, 0.0, 3.0])})
+    made.know({"reach_2": made.distance(known).quantile(0.95, 0), "weight_3": torch.tensor([1.0, 0.0, 0.0])})
 
     def doubt(x):
         n = len(x)
@@ -84,8 +85,8 @@ def observed(n, seed, *, flat):
     logits = 3 * torch.randn(n, 6, dtype=torch.float64)
     lost = torch.rand(n) < 0.3  # of these the evidence knows nothing, and a sign tells
     label = torch.where(lost, torch.randint(6, (n,)), torch.multinomial(logits.softmax(-1), 1).squeeze(1))
-    signs = torch.stack([logits.exp().sum(-1).log(), torch.zeros(n), torch.where(lost, -1.0, 1.0), torch.zeros(n)], -1)
-    return Observed((logits / flat).exp(), signs.double(), label), lost
+    signs = torch.stack([logits.exp().sum(-1).log(), torch.zeros(n), torch.where(lost, -1.0, 1.0)], -1)
+    return Observed((logits / flat).exp(), signs.double(), torch.ones(n).double(), label), lost
 
 
 def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
@@ -95,7 +96,7 @@ def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
     assert 1.7 < sharpness < 2.3
     assert weight[2] > 5 * weight[1]
     assert (weight >= 0).all()
-    alpha = discount(new.evidence_BK, bias + new.signs_B4 @ weight, sharpness)
+    alpha = discount(new.evidence_BK, bias + new.signs_B3 @ weight, sharpness, new.likeness_B)
     assert calibration_error(probabilities(new.evidence_BK + 1), new.label_B) > 0.1
     assert calibration_error(probabilities(alpha), new.label_B) < 0.04
     u = uncertainty(alpha)
@@ -105,7 +106,7 @@ def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
 def test_little_data_leaves_evidence_as_it_is():
     few, _ = observed(3, 0, flat=1.0)
     _, _, weight = fit_belief(few)
-    assert weight.tolist() == pytest.approx([1.0, 0.0, 0.0, 3.0], abs=0.6)
+    assert weight.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.6)
 
 
 def test_parts_hold_out_what_is_new_in_the_test(tmp_path):
@@ -243,6 +244,6 @@ def test_a_network_that_learnt_nothing_yet_trains_and_answers_by_its_evidence_al
     net = DTSFNet(ModelConfig(width=8, depth=1, frames=3, reduce=4), channels=5, canvas=6, n_classes=4)
     x = torch.randn(2, 3, 3, 6, 6, 5)
     assert torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))
-    net.belief.learn(torch.tensor(2.0), torch.tensor(0.0), torch.ones(4))
+    net.belief.learn(torch.tensor(2.0), torch.tensor(0.0), torch.ones(3))
     assert torch.equal((output := net.train()(x)).alpha_BK, dirichlet(output.logits_BK))
     assert not torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))

@@ -233,25 +233,3 @@ def test_every_command_of_the_readme_runs_as_printed(checkout):
             ran += lines
     assert "make demo" in ran
     assert any(line.startswith("dtsf predict") for line in ran)
-
-
-@pytest.mark.slow
-def test_wheel_works_in_an_empty_folder_without_the_checkout(checkout, tmp_path):
-    """Built, unpacked and used; the packages it depends on are those of this environment."""
-    _run("python -m build --wheel --no-isolation --outdir dist .", checkout, checkout)
-    (wheel,) = (checkout / "dist").glob("*.whl")
-    site = tmp_path / "site"
-    _run(f"pip install -q --no-deps --target {site} {wheel}", tmp_path, tmp_path)
-    shutil.rmtree(checkout)
-    work = tmp_path / "work"
-    work.mkdir()
-    script = (
-        "python -c 'import dtsf; print(dtsf.__file__)'; d='python -m dtsf'; export MKL_NUM_THREADS=1;"
-        "$d synth nucla --out drawn --subjects 2 --episodes 1 -q;"
-        "$d preprocess nucla --root drawn --workers 1 -q;"
-        "$d train --protocol cross-subject:2 --epochs 1 --out run -q;"
-        "$d report run -q; $d cache info --html cache.html -q; $d doctor --json > doctor.json"
-    )
-    done = _run(script, work, site)
-    assert done.stdout.startswith(str(site))
-    assert "data:image" in (work / "run/report.html").read_text()

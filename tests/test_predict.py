@@ -14,7 +14,7 @@ import pytest
 
 import dtsf as package
 from dtsf.errors import ConfigError, DataError, DtsfError
-from dtsf.pipeline.arrivals import ANSWER, answer, watch_folder
+from dtsf.pipeline.arrivals import ANSWER, Watch
 from dtsf.report.film import FOOT, GAP, HEAD, write_film
 
 
@@ -157,20 +157,22 @@ def test_performance_is_taken_only_when_its_files_no_longer_grow(tmp_path):
 
     writer = threading.Thread(target=grow)
     writer.start()
-    arrival = next(watch_folder(tmp_path, settle=0.5, poll=0.05))
+    watch = Watch(tmp_path, settle=0.5, poll=0.05)
+    arrival = next(iter(watch))
     assert grown.is_set()
     writer.join()
     assert [video.name for video in arrival.videos] == ["cam2.mp4", "cam10.mp4"]
     assert arrival.seen["cam2.mp4"][0] == 800
-    answer(arrival, {"label": "x"})
-    assert list(watch_folder(tmp_path, settle=0.1, poll=0.05, once=True)) == []
+    assert watch.answer(arrival, {"label": "x"})
+    assert list(Watch(tmp_path, settle=0.1, poll=0.05, once=True)) == []
     (tmp_path / "p" / ANSWER).write_text("[]")
-    assert len([a for a in watch_folder(tmp_path, settle=0.1, poll=0.05, once=True) if answer(a, {})]) == 1
+    again = Watch(tmp_path, settle=0.1, poll=0.05, once=True)
+    assert [again.answer(arrival, {}) for arrival in again] == [True]
 
 
 def test_watch_refuses_what_it_cannot_do(dtsf, world, tmp_path):
     with pytest.raises(DataError, match="cannot look into"):
-        next(watch_folder(tmp_path / "gone"))
+        next(iter(Watch(tmp_path / "gone")))
     done = dtsf("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
     assert done.returncode == 2
     assert "--watch takes its videos from the folder" in done.stderr

@@ -179,7 +179,7 @@ def test_second_run_at_the_same_time_is_refused(videos, small, tmp_path):
     messages = []
 
     def meanwhile(_):
-        with pytest.raises(CacheError, match="another dtsf preprocess") as raised:
+        with pytest.raises(CacheError, match="another dtsf process is writing") as raised:
             preprocess(catalog, tmp_path, small, workers=1)
         messages.append(str(raised.value))
 

@@ -327,7 +327,7 @@ def test_diagram_draws_the_table_of_metrics_json(visit, run_page, world):
     page, _, _ = visit(run_page)
     bars = page.locator("svg[aria-label='reliability diagram'] rect")
     assert bars.locator("title").all_text_contents() == [
-        f"{b['n_groups']} groups said {b['probability']:.2f} in the mean and were right in {b['accuracy']:.2f}"
+        f"{b['n_groups']} groups: mean probability {b['probability']:.2f}, right in {b['accuracy']:.2f}"
         for b in bins
     ]
     # 240 units are the whole axis, from 44 on.

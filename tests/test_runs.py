@@ -95,6 +95,7 @@ def test_checkpoint_killed_between_its_renames_is_found(world, tmp_path):
     assert api.load(run).state.epoch == 2
 
 
+@pytest.mark.slow
 def test_two_data_sets_in_one_cache_and_a_run_judged_on_the_other(dtsf, world, tmp_path):
     shutil.copytree(world / "cache", tmp_path / "cache")
     drawn = dtsf("synth", "nucla", "--out", "biased", "--subjects", 2, "--episodes", 1, "--bias", 0.95, cwd=tmp_path)

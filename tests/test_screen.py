@@ -81,7 +81,9 @@ def test_verbose_says_what_was_found(dtsf, world):
     assert "contradict" in both.stderr
 
 
-def test_every_command_knows_quiet_and_verbose(dtsf, tmp_path):
+def test_every_command_knows_quiet_and_verbose():
+    from typer.testing import CliRunner
+
     from dtsf.cli.app import app
 
     groups = {group.name: group.typer_instance for group in app.registered_groups}
@@ -89,7 +91,7 @@ def test_every_command_knows_quiet_and_verbose(dtsf, tmp_path):
     commands += [(name, c.name) for name, group in groups.items() for c in group.registered_commands]
     assert len(commands) >= 8
     for command in commands:
-        shown = dtsf(*command, "--help", cwd=tmp_path).stdout
+        shown = CliRunner().invoke(app, [*command, "--help"]).stdout
         assert "--quiet" in shown, command
         assert "--verbose" in shown, command
 
@@ -150,3 +152,34 @@ def test_package_is_imported_in_no_time_and_has_its_names():
     assert done.stdout == "dtsf.api\n", done.stderr
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = package.trian
+
+
+def test_dtsf_alone_shows_the_three_commands_that_matter_and_where_the_rest_is(dtsf, tmp_path):
+    shown = dtsf(cwd=tmp_path, COLUMNS="80")
+    lines = shown.stderr.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("  dtsf ")] == ["preprocess", "train", "predict"]
+    assert "dtsf --help" in shown.stderr
+    assert len(lines) <= 10
+    assert max(map(len, lines)) <= 80
+    assert shown.stdout == ""
+
+
+def test_what_is_printed_beside_a_bar_stands_above_it(tmp_path):
+    script = (
+        "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
+        "with progress('count', 'things') as update:\n"
+        "    update(1, 2); console().print('a word'); update(2, 2)\n"
+    )
+    main, side = pty.openpty()
+    child = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=side, env=os.environ | {"TERM": "xterm"})
+    os.close(side)
+    shown = ""
+    with contextlib.suppress(OSError):
+        while part := os.read(main, 10_000):
+            shown += part.decode(errors="replace")
+    os.close(main)
+    assert child.wait(60) == 0
+    # The bar's line is taken away first, and drawn again below.
+    before, after = shown.split("a word")
+    assert before.endswith("\x1b[2K")
+    assert "count" in after

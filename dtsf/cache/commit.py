@@ -221,6 +221,8 @@ def refusal(error: OSError) -> str:
 
 def _open_plain(path: Path, flags: int) -> int:
     """Open a file that is written where it stands. It is not emptied; a link, and whatever is no file of one name, is refused."""
+    if path.is_symlink():
+        raise OSError(f"{path.name} is a link, which is not followed here: remove it")
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:

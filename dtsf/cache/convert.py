@@ -10,6 +10,7 @@ import xxhash
 from dtsf.cache.catalog import read_catalog, write_catalog
 from dtsf.cache.documents import FORMATS, read_about, read_records
 from dtsf.cache.layout import array_shapes, fill
+from dtsf.cache.lock import only_writer
 from dtsf.cache.memory import refuse_unless_fits
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.reader import CachedDataset
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtsf.cache.documents import Where
+    from dtsf.cache.remote import RemoteFolder
     from dtsf.cache.spec import ShardRecord
 
-__all__ = ["convert"]
+__all__ = ["convert", "rows_of_shard"]
 
 
 def convert(
@@ -58,6 +60,18 @@ def convert(
         and ours.path.resolve() == theirs.path.resolve()
     ):
         raise CacheError(f"{ours} cannot be converted onto itself: name another folder")
+    with only_writer(theirs):
+        return _convert(ours, theirs, format, compress, dtype, on_progress)
+
+
+def _convert(
+    ours: LocalFolder | RemoteFolder,
+    theirs: LocalFolder | RemoteFolder,
+    format: str | None,  # noqa: A002
+    compress: str | None,
+    dtype: str | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> int:
     about = read_about(ours)
     shards = read_records(ours, about)
     chosen = format or about.format
@@ -76,7 +90,7 @@ def convert(
     written = 0
     for done, shard in enumerate(shards, 1):
         if shard.shard not in there:
-            rows = _rows(CachedDataset(ours, about, {shard.shard: shard}, None, {}), shard)
+            rows = rows_of_shard(CachedDataset(ours, about, {shard.shard: shard}, None, {}), shard)
             rows["embeddings"] = _cast(rows["embeddings"], spec.embedding_dtype, f"shard {shard.shard} of {ours}")
             record = shard.model_copy(update={"fingerprint": spec.fingerprint(), "files": {}, "parts": {}})
             write_shard(theirs, record, rows)
@@ -96,8 +110,13 @@ def _rows_of(shard: ShardRecord) -> list[tuple[str, int | None]]:
     return [(record.key, record.row) for record in shard.clips]
 
 
-def _rows(data: CachedDataset, shard: ShardRecord) -> dict[str, np.ndarray]:
-    """Rows of one shard in their order, from files that match their checksums."""
+def rows_of_shard(data: CachedDataset, shard: ShardRecord) -> dict[str, np.ndarray]:
+    """Rows of one shard in their order, from files that match their checksums.
+
+    Raises:
+        CacheError: One does not.
+
+    """
     for name, expected in shard.files.items():
         refuse_unless_fits(expected.bytes, f"reading {data.place}/{name}")
         held = data.place.read(name, expected.bytes)

@@ -173,7 +173,7 @@ def view_number(word: str, view_names: Sequence[str], where: str) -> int:
     """Read one camera's number or name. Arguments and error as for :func:`view_numbers`."""
     if word in view_names:
         return list(view_names).index(word) + 1
-    if word.isdigit() and 1 <= int(word) <= len(view_names):
+    if word.isdecimal() and 1 <= int(word) <= len(view_names):
         return int(word)
     known = ", ".join(name if name == str(k) else f"{k} ({name})" for k, name in enumerate(view_names, 1))
     raise ConfigError(f"unknown view {word!r}: there are {known} ({where})")

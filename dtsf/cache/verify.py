@@ -1,4 +1,4 @@
-"""Whether a data set of a cache is what it was when it was committed; and what to do where it is not."""
+"""Whether a data set of a cache is what it was when it was committed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import xxhash
 from pydantic import Field
 
-from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
+from dtsf.cache.catalog import newest_records, read_catalog
 from dtsf.cache.documents import (
     file_record,
     is_dataset,
@@ -15,17 +15,14 @@ from dtsf.cache.documents import (
     parse_record,
     read_about,
     read_extent,
-    read_marks,
     shard_numbers,
-    storage_format,
 )
 from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
 from dtsf.cache.memory import refuse_unless_fits
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.records import Frozen
-from dtsf.cache.seal import read_sealed, sealed
-from dtsf.cache.spec import About, Extent
-from dtsf.cache.store import extend, sweep
+from dtsf.cache.seal import sealed
+from dtsf.cache.spec import About
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
 
     Place = LocalFolder | RemoteFolder
 
-__all__ = ["Damage", "Verification", "looks_like_dataset", "repair", "verify"]
+__all__ = ["Damage", "Verification", "looks_like_dataset", "verify", "verify_about", "verify_record"]
 
 
 class Damage(Frozen):
@@ -79,7 +76,7 @@ def verify(
 
     """
     place = as_place(where)
-    about, damaged = _verify_about(place)
+    about, damaged = verify_about(place)
     if about is None:
         return Verification(ok=False, damaged=tuple(damaged), shards=0, bytes=0, deep=deep, redo=(), notes=())
     notes = []
@@ -93,7 +90,7 @@ def verify(
     records = []
     total = 0
     for done, shard in enumerate(numbers, 1):
-        record, found = _verify_record(place, about, shard, record_name(shard))
+        record, found = verify_record(place, about, shard, record_name(shard))
         damaged += found
         if record is not None:
             records.append(record)
@@ -106,7 +103,7 @@ def verify(
             on_progress(done, len(numbers))
     marks = [shard for shard in shard_numbers(place, ".redo") if shard not in numbers]
     for shard in marks:
-        damaged += _verify_record(place, about, shard, redo_name(shard))[1]
+        damaged += verify_record(place, about, shard, redo_name(shard))[1]
     damaged += _verify_catalog(place, about, records, complete=not marks and len(records) == len(numbers))
     return Verification(
         ok=not damaged,
@@ -119,62 +116,8 @@ def verify(
     )
 
 
-def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verification, list[str]]:
-    """Put right what can be, and mark the rest so that ``preprocess`` makes it again. Whole shards are not touched.
-
-    Returns:
-        What was found damaged, and what was done about it, in words.
-
-    Raises:
-        CacheError: What the data set says of itself is lost: nothing can be concluded from the rest.
-
-    """
-    place = as_place(where)
-    done = []
-    about, lost = _verify_about(place)
-    if about is None:
-        raise CacheError(
-            f"{lost[0].reason}; nothing else says what {place} holds: make it again with dtsf preprocess --overwrite"
-        )
-    if lost and about.layout > 1:
-        # One of the two copies is whole: the other is made from it.
-        place.write(ABOUT, sealed(about))
-        done.append(f"wrote {ABOUT} and the files that show the shards to other programs")
-    found = verify(place, deep=deep)
-    if any(damage.file == CATALOG for damage in found.damaged):
-        place.remove(CATALOG)
-        done.append(f"removed {CATALOG}: preprocess writes it anew and decodes nothing for it")
-    elif about.layout < 3 and place.size(CATALOG) is None:
-        # These records say themselves what the clips are; those that are made again will not.
-        document = read_catalog(place, about, _readable(place, about))
-        if document is not None:
-            place.write(CATALOG, sealed(document))
-    kind = storage_format(about.format, about.compress)
-    for shard in sorted({damage.shard for damage in found.damaged if damage.shard is not None}):
-        record, _ = _verify_record(place, about, shard, record_name(shard))
-        with place.claim(record_name(shard)):
-            if record is not None:
-                # Marked before it is gone: a crash between the two leaves a record, which wins over a mark.
-                place.write(redo_name(shard), sealed(record))
-                done.append(f"shard {shard}: {len(record.clips)} clips are marked to be done again")
-            else:
-                place.remove(redo_name(shard))
-                done.append(f"shard {shard}: its record is lost; preprocess finds out which clips are missing")
-            place.remove(record_name(shard))
-            for name in kind.data_files(about, shard):
-                _discard(place, name)
-    if any(damage.shard is None and damage.file != CATALOG for damage in found.damaged) or lost:
-        _rebuild_extent(place, about)
-        if not lost:
-            done.append("wrote the files that show the shards to other programs")
-    _let_wait(place, about)
-    sweep(place)
-    return found.model_copy(
-        update={"damaged": (*lost, *(d for d in found.damaged if d not in lost)), "ok": not done}
-    ), done
-
-
-def _verify_about(place: Place) -> tuple[About | None, list[Damage]]:
+def verify_about(place: Place) -> tuple[About | None, list[Damage]]:
+    """What a data set says of itself, from the other copy where the first is damaged; and that damage."""
     try:
         data = place.read(ABOUT)
         if data is not None:
@@ -236,7 +179,8 @@ def _verify_extent(place: Place, about: About) -> list[Damage]:
     return damaged
 
 
-def _verify_record(place: Place, about: About, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
+def verify_record(place: Place, about: About, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
+    """A commit record or a mark, or what is wrong with it."""
     try:
         data = place.read(name)
         if data is None:
@@ -262,22 +206,6 @@ def _verify_catalog(place: Place, about: About, records: list[ShardRecord], *, c
     return []
 
 
-def _let_wait(place: Place, about: About) -> None:
-    """Say in the catalog which clips have lost their rows, so that it agrees with the records again."""
-    records = _readable(place, about)
-    document = read_catalog(place, about, records) if place.size(CATALOG) is not None else None
-    if document is None:
-        return
-    computed, marks = newest_records(records), {"state": "waiting", "reason": "found damaged: run dtsf preprocess"}
-    clips = (e if e.state or e.key in computed else e.model_copy(update=marks) for e in document.clips)
-    write_catalog(place, document.model_copy(update={"clips": tuple(clips)}))
-
-
-def _readable(place: Place, about: About) -> list[ShardRecord]:
-    found = (_verify_record(place, about, shard, record_name(shard))[0] for shard in shard_numbers(place))
-    return [record for record in found if record is not None]
-
-
 def _verify_file(place: Place, name: str, expected: FileRecord, *, deep: bool) -> str:
     """Why a file is not what its record says; empty if it is."""
     try:
@@ -293,27 +221,3 @@ def _verify_file(place: Place, name: str, expected: FileRecord, *, deep: bool) -
     except CacheError as error:
         return str(error)
     return "" if found == expected.xxh3 else f"has checksum {found} instead of {expected.xxh3} over its {held} bytes"
-
-
-def _discard(place: Place, name: str) -> None:
-    try:
-        place.remove(name)
-    except CacheError:
-        # A link or a folder where a file should be: that is a person's to remove, and the next write will say so.
-        return
-
-
-def _rebuild_extent(place: Place, about: About) -> None:
-    try:
-        held = read_extent(place)
-        shards = held.shards if held else 0
-    except CacheError:
-        shards = 0
-    shards = max([shards, *(n + 1 for n in shard_numbers(place)), *(m.shard + 1 for m in read_marks(place, about))])
-    data = place.read(EXTENT)
-    if data is not None:
-        try:
-            read_sealed(data, Extent, EXTENT)
-        except CacheError:
-            place.remove(EXTENT)
-    extend(place, shards)

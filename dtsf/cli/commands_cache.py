@@ -1,4 +1,4 @@
-"""Commands that look after a cache: info, verify, repair, convert."""
+"""Commands that look after a cache: info, verify, repair, convert, compact."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ def cache_info_command(
         if page.bad:
             rows = [(one.clip.path, one.verdict, one.reason) for one in page.bad]
             screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "verdict", "why"), rows))
+        for note in page.notes:
+            screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
 
 
 def _lines(page: DatasetPage) -> list[tuple[str, str]]:
@@ -71,8 +73,14 @@ def _lines(page: DatasetPage) -> list[tuple[str, str]]:
         ("stored as", page.format + ("" if page.compress == "none" else f", {page.compress}")),
         ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.crop} crop"),
         ("decoder", f"{spec.decoder}, frames by {spec.sampling}"),
+        *(
+            [("not listed", f"{page.not_listed} rows, {page.not_listed_bytes / 1e6:,.1f} MB: dtsf cache compact")]
+            if page.not_listed
+            else []
+        ),
         *([("last written", page.last_written)] if page.last_written else []),
         ("fingerprint", spec.fingerprint()),
+        ("catalog", page.catalog),
         *([("to be done again", f"shards {', '.join(map(str, page.redo))}: run dtsf preprocess")] if page.redo else []),
     ]
 
@@ -130,7 +138,7 @@ def cache_verify_command(
 @cache_app.command("repair")
 def cache_repair_command(path: PATH = Path("cache"), dataset: DATASET = None, json_: JSON = False) -> None:
     """Mark exactly the damaged shards, so that dtsf preprocess does them again. Reads every byte; whole shards stay."""
-    from dtsf.cache.verify import repair
+    from dtsf.cache.repair import repair
     from dtsf.cli.show import console, print_json
 
     results = [(place, *repair(place)) for place in _places(path, dataset)]
@@ -180,6 +188,28 @@ def cache_convert_command(
         return
     for name, count in written.items():
         console().print(f"{name}: {count} shards written to {as_place(target)}", highlight=False, markup=False)
+
+
+@cache_app.command("compact")
+def cache_compact_command(path: PATH = Path("cache"), dataset: DATASET = None, json_: JSON = False) -> None:
+    """Give back the room of rows that the data set no longer lists. No listed row changes; may be interrupted at any time."""
+    from dtsf.cache.compact import compact
+    from dtsf.cli.show import console, print_json, progress
+
+    done = {}
+    for place in _places(path, dataset):
+        with progress(f"compact {place.name}", "shards") as update:
+            done[place.name] = compact(place, on_progress=update)
+    if json_:
+        print_json({"datasets": {name: one.model_dump() for name, one in done.items()}})
+        return
+    for name, one in done.items():
+        console().print(
+            f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB given back; {one.shards_before} shards, now "
+            f"{one.shards_after}",
+            highlight=False,
+            markup=False,
+        )
 
 
 def _places(path: Path, dataset: str | None) -> list[LocalFolder | RemoteFolder]:

@@ -84,6 +84,10 @@ def _print_result(result: PreprocessResult) -> None:
             "the same command with --retry-bad tries those clips again, --deadline gives them longer",
             highlight=False,
         )
+    for line in _changes(result):
+        screen.print(line, highlight=False)
+    if result.dry_run:
+        return
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in result.verdicts.items())
     if result.already_done == result.clips:
         screen.print(f"nothing to do: all {result.clips} clips were done before ({verdicts})", highlight=False)
@@ -96,6 +100,22 @@ def _print_result(result: PreprocessResult) -> None:
             highlight=False,
         )
     screen.print(f"next: dtsf train --cache {result.cache} --dataset {result.dataset}", highlight=False)
+
+
+def _changes(result: PreprocessResult) -> list[str]:
+    """What the source is now against what it was at the last run."""
+    held = result.changes
+    counts = held.model_dump(exclude={"to_decode"})
+    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
+    lines = [f"against the last run: {said}"]
+    if result.dry_run:
+        lines.append(f"would be decoded: {held.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
+    elif held.gone:
+        lines.append(
+            f"{held.gone} clips are no longer listed: nothing trains on them, and dtsf cache compact {result.cache} gives "
+            "their room back"
+        )
+    return lines
 
 
 synth_app = typer.Typer(help="Make small data sets as video files.", no_args_is_help=True)

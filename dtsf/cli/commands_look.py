@@ -58,9 +58,7 @@ def doctor_command(
     json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """Say what this machine can do: Python, CUDA, scan, codecs, encoder, disk, and whether both stages work."""
-    from rich.text import Text
-
-    from dtsf.cli.show import print_json, progress, results, table
+    from dtsf.cli.show import print_json, progress, results, table, words
     from dtsf.doctor import examine
 
     with progress("doctor", "checks") as update:
@@ -73,7 +71,7 @@ def doctor_command(
         screen.print(table("this machine", ("what", "", "found"), rows))
         for check in found.checks:
             if check.how:
-                screen.print(Text.assemble((f"{check.name}: ", "bold"), check.how), soft_wrap=True)
+                screen.print(words((f"{check.name}: ", "bold"), check.how), soft_wrap=True)
         good = "everything needed is here" if found.ok else "something that dtsf needs is missing"
         screen.print(good, style="bold green" if found.ok else "bold red")
     if not found.ok:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path  # noqa: TC003  typer reads it when the command is called
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtsf.api import Prediction, Run
+    from dtsf.pipeline.arrivals import Arrival, Watch
 
 __all__ = ["predict_command"]
 
@@ -51,7 +52,7 @@ def predict_command(
     """Name the action that the given videos show, with its uncertainty and the weight of each view."""
     from dtsf import api
     from dtsf.cli.show import console, print_json, progress
-    from dtsf.errors import ConfigError
+    from dtsf.errors import ConfigError, FilmError
 
     if (run is None) == (onnx is None):
         raise ConfigError("dtsf predict VIDEO... needs --run RUN or --onnx FILE, one of them")
@@ -65,28 +66,33 @@ def predict_command(
         _watch(api.load(run), watch, settle, encoder_weights, once=once, json_=json_)
         return
     given = videos or []
+    failed: FilmError | None = None
     with progress("predict", "videos"):
-        result = (
-            api.load(run).predict(given, film=video, views=views, encoder_weights=encoder_weights)
-            if run is not None
-            else api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
-        )
+        try:
+            result = (
+                api.load(run).predict(given, film=video, views=views, encoder_weights=encoder_weights)
+                if run is not None
+                else api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
+            )
+        except FilmError as error:
+            # What was said of the videos stays said.
+            failed, result = error, cast("Prediction", error.said)
     if json_:
         print_json(result.model_dump(mode="json"))
-        return
-    _show(result, given)
-    if video is not None:
-        console().print(f"film: {video}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        _show(result, given)
+    if failed is not None:
+        raise failed
+    if video is not None and not json_:
+        console().print(f"film: {video}", soft_wrap=True)
 
 
 def _show(result: Prediction, videos: Sequence[Path]) -> None:
-    from rich.text import Text
-
-    from dtsf.cli.show import results, table
+    from dtsf.cli.show import results, table, words
 
     screen = results()
     said = f"  probability {result.probability:.3f}  uncertainty {result.uncertainty:.3f}"
-    screen.print(Text.assemble((result.label, "bold green"), said), highlight=False)
+    screen.print(words((result.label, "bold green"), said))
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
     screen.print(table("classes", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
     weights = zip(videos, result.view_weights, strict=True)
@@ -98,49 +104,74 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
     import signal
 
     from dtsf.cli.show import console
+    from dtsf.pipeline.arrivals import Watch
 
     screen, counts = console(), {"named": 0, "unusable": 0}
     # Both set: a shell starts what it puts in the background with SIGINT ignored.
     ends = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
-        screen.print(f"watching {folder}: a subfolder a performance; Ctrl-C ends", markup=False, soft_wrap=True)
-        _answer_all(run, folder, settle, weights, once, json_, counts)
+        screen.print(f"watching {folder}: a subfolder a performance; Ctrl-C ends", soft_wrap=True)
+        watch = Watch(folder, settle=settle, once=once, say=_notice)
+        _answer_all(run, watch, weights, json_, counts)
     except KeyboardInterrupt:
         screen.print("")
     finally:
         for number, handler in zip(ends, before, strict=True):
             signal.signal(number, handler)
-    screen.print(f"stopped: {counts['named']} performances named, {counts['unusable']} unusable", highlight=False)
+    screen.print(f"stopped: {counts['named']} performances named, {counts['unusable']} unusable")
 
 
-def _answer_all(
-    run: Run, folder: Path, settle: float, weights: Path | None, once: bool, json_: bool, counts: dict[str, int]
-) -> None:
-    from rich.text import Text
+def _notice(text: str) -> None:
+    from dtsf.cli.show import results, words
 
-    from dtsf.cli.show import print_json, results
-    from dtsf.errors import DataError, VideoError
-    from dtsf.pipeline.arrivals import answer, watch_folder
+    results().print(words((text, "yellow")), soft_wrap=True)
 
-    for arrival in watch_folder(folder, settle=settle, once=once):
+
+def _answer_all(run: Run, watch: Watch, weights: Path | None, json_: bool, counts: dict[str, int]) -> None:
+    from dtsf.cli.show import print_json, results, words
+    from dtsf.errors import DtsfError
+
+    refused = False
+    for arrival in watch:
         name = arrival.folder.name
+        document = _ask(run, arrival, weights, first=not counts["named"])
+        counts["unusable" if "error" in document else "named"] += 1
+        watch.answer(arrival, document)
+        if not json_:
+            if "error" in document:
+                line = words(f"{name}  ", ("unusable: ", "red"), document["error"])
+            else:
+                numbers = f"  probability {document['probability']:.3f}  uncertainty {document['uncertainty']:.3f}"
+                line = words(f"{name}  ", (document["label"], "bold green"), f"{numbers}  {len(arrival.videos)} views")
+            results().print(line, soft_wrap=True)
+            for left in arrival.left:
+                _notice(f"{name}: {left}")
+            continue
         try:
-            document = run.predict(arrival.videos, encoder_weights=weights).model_dump(mode="json")
-        except (VideoError, DataError) as error:
-            # One bad recording must not stop the watch; it is tried again when its files change.
-            document, words = {"error": str(error)}, Text.assemble(f"{name}  ", ("unusable: ", "red"), str(error))
-            counts["unusable"] += 1
-        else:
-            words = Text.assemble(
-                f"{name}  ",
-                (str(document["label"]), "bold green"),
-                f"  probability {document['probability']:.3f}  uncertainty {document['uncertainty']:.3f}  "
-                f"{len(arrival.videos)} views",
-            )
-            counts["named"] += 1
-        answer(arrival, document)
-        if json_:
             print_json({"performance": name, **document})
-        else:
-            results().print(words, highlight=False, soft_wrap=True)
+        except DtsfError as error:
+            # Answers lie beside the videos all the same.
+            if not refused:
+                _notice(str(error))
+            refused = True
+
+
+def _ask(run: Run, arrival: Arrival, weights: Path | None, *, first: bool) -> dict[str, Any]:
+    """What is said of a performance, or the error of one that cannot be used: one must not stop the watch."""
+    from dtsf.errors import ConfigError, DtsfError
+
+    left = {"left": list(arrival.left)} if arrival.left else {}
+    if arrival.problem:
+        return {"error": arrival.problem, **left}
+    try:
+        return {**run.predict(arrival.videos, encoder_weights=weights).model_dump(mode="json"), **left}
+    except ConfigError as error:
+        # Before anything was named, it is the run that does not fit this machine.
+        if first:
+            raise
+        return {"error": str(error), **left}
+    except DtsfError as error:
+        return {"error": str(error), **left}
+    except Exception as error:  # noqa: BLE001  a defect of ours costs this performance, not the service
+        return {"error": f"internal error: {type(error).__name__}: {error}", **left}

@@ -63,8 +63,8 @@ def reproduce_nucla_command(
     from dtsf.errors import BadClipsError, ConfigError, DataError
     from dtsf.pipeline.datasets.nucla_check import examine_nucla
 
-    words = [word.strip() for word in seeds.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
+    numbers = [word.strip() for word in seeds.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in numbers):
         raise ConfigError(f"--seeds {seeds!r} must be whole numbers from 0 joined by commas: 0,1,2")
     try:
         _, found = examine_nucla(root)
@@ -83,7 +83,7 @@ def reproduce_nucla_command(
     result = reproduce_nucla(
         Path(found.root),
         out,
-        seeds=[int(word) for word in words],
+        seeds=[int(word) for word in numbers],
         protocols=protocol or (),
         settings=Settings(
             recipe=recipe,
@@ -113,13 +113,11 @@ def reproduce_nucla_command(
 
 def _no_data(why: str) -> None:
     """The one screen for a person who has no N-UCLA."""
-    from rich.text import Text
-
-    from dtsf.cli.show import results
+    from dtsf.cli.show import results, words
     from dtsf.pipeline.datasets.nucla_check import QUOTED, SOURCE
 
     screen = results()
-    screen.print(Text.assemble(("nothing to reproduce: ", "bold red"), why), soft_wrap=True)
+    screen.print(words(("nothing to reproduce: ", "bold red"), why), soft_wrap=True)
     lines = (
         (
             "needed",
@@ -136,27 +134,23 @@ def _no_data(why: str) -> None:
         ("without it", "make demo    draws a small data set and runs both stages on it"),
     )
     for head, text in lines:
-        screen.print(Text.assemble((f"  {head:<11}", "bold"), text), soft_wrap=True)
+        screen.print(words((f"  {head:<11}", "bold"), text), soft_wrap=True)
 
 
 def _show_check(check: NuclaCheck) -> None:
-    from rich.text import Text
-
-    from dtsf.cli.show import console, results
+    from dtsf.cli.show import console, results, words
     from dtsf.pipeline.datasets.nucla_check import SOURCE
     from dtsf.reproduce.table import describe_data
 
     for head, text in describe_data(check):
-        console().print(Text.assemble((f"  {head:<16}", "bold"), text), soft_wrap=True)
-    results().print(Text(check.verdict, style="green" if check.whole else "bold yellow"), soft_wrap=True)
+        console().print(words((f"  {head:<16}", "bold"), text), soft_wrap=True)
+    results().print(words((check.verdict, "green" if check.whole else "bold yellow")), soft_wrap=True)
     if check.is_nucla and check.missing:
-        results().print(Text(f"the videos come from {SOURCE}"), soft_wrap=True)
+        results().print(words(f"the videos come from {SOURCE}"), soft_wrap=True)
 
 
 def _show_result(result: Reproduction, out: Path) -> None:
-    from rich.text import Text
-
-    from dtsf.cli.show import results, table
+    from dtsf.cli.show import results, table, words
     from dtsf.reproduce.table import COLUMNS, cells, compared, duration
 
     screen = results()
@@ -166,8 +160,8 @@ def _show_result(result: Reproduction, out: Path) -> None:
     title = "N-UCLA" if result.comparable else "not N-UCLA"
     screen.print(table(title, (COLUMNS[k] for k in kept), ([row[k] for k in kept] for row in rows)))
     for row in result.rows:
-        screen.print(Text(f"{row.protocol}: {row.task}"), soft_wrap=True)
-    screen.print(Text(compared(result), style="" if result.comparable else "yellow"))
+        screen.print(words(f"{row.protocol}: {row.task}"), soft_wrap=True)
+    screen.print(words((compared(result), "" if result.comparable else "yellow")))
     stages = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in result.stages)
-    screen.print(Text(f"time: {stages}"))
-    screen.print(Text(f"written: {out / 'results.md'}, results.csv, results.json"), soft_wrap=True)
+    screen.print(words(f"time: {stages}"))
+    screen.print(words(f"written: {out / 'results.md'}, results.csv, results.json"), soft_wrap=True)

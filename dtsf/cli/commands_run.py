@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dtsf.cli.options import with_settings
 from dtsf.cli.screen import set_verbosity
+from dtsf.model.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
@@ -22,39 +24,17 @@ CacheOption = Annotated[Path, typer.Option(help="Folder of the cache.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
+@with_settings(TrainSettings, overrides=list[str])
 def train_command(
     cache: CacheOption = Path("cache"),
-    dataset: Annotated[str | None, typer.Option(help="Data set in the cache; needless where there is one.")] = None,
-    protocol: Annotated[
-        str | None,
-        typer.Option(
-            help="cross-subject[:5,6 test subjects], cross-view[:3 test view], cross-setup, split (the manifest's column), "
-            "all. The data set's usual one if left out."
-        ),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(help="Name of a recipe, or a TOML file; if left out, the usual one of data set and protocol."),
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME-PROTOCOL-seedN if left out.")] = None,
-    init: Annotated[
-        Path | None, typer.Option(help="VideoMamba checkpoint (.pth or .safetensors) that the encoder starts from.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
     json_: JsonOption = False,
+    *,
+    settings: TrainSettings,
 ) -> None:
     """Stage 2: train DTSFNet from the cache and judge it on the protocol's test clips."""
     from dtsf import api
     from dtsf.cli.show import console, evaluation_table, print_json, progress, results, split_table
     from dtsf.model.training.processes import current_world
-
-    overrides = [*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])]
 
     if not current_world().first:
         # Of several processes one speaks; errors are said by all, since any one may have its own.
@@ -62,12 +42,12 @@ def train_command(
 
     screen = console()
 
-    def announce(run: Path, data: CachedDataset, split: Split, settings: Recipe) -> None:
+    def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
         screen.print(f"{data.info.name}, the task: {split.task}", markup=False, highlight=False)
         screen.print(split_table(split, data.info.view_names))
         for reason, count in {**split.left_out, **_bad(data)}.items():
             screen.print(f"left out: {count} clips: {reason}", style="yellow", markup=False, highlight=False)
-        screen.print(f"{_lengths(settings)}, run folder {run}", markup=False, highlight=False)
+        screen.print(f"{_lengths(recipe)}, run folder {run}", markup=False, highlight=False)
 
     with progress("train", "epochs") as update:
 
@@ -76,22 +56,14 @@ def train_command(
 
         result = api.train(
             cache,
-            dataset=dataset,
-            protocol=protocol,
-            recipe=recipe,
-            overrides=overrides,
-            run=out,
-            seed=seed,
-            device=device,
-            resume=resume,
-            init=init,
+            settings=settings,
             on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}", markup=False, highlight=False),
             on_start=announce,
             on_epoch=show,
         )
     if not current_world().first:
         return
-    if init is not None:
+    if settings.init is not None:
         screen.print(_init_summary(result.run), style="cyan", markup=False, highlight=False)
     document = result.evaluation.summary()
     if json_:
@@ -121,6 +93,16 @@ def evaluate_command(
     draws: Annotated[
         int | None, typer.Option(min=1, help="Average over this many sets of frames; the recipe's if left out.")
     ] = None,
+    unknown: Annotated[
+        str | None,
+        typer.Option(
+            help="Also say how well uncertainty tells unknown actions: left-out (train.leave_out), or another data set."
+        ),
+    ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option("--adapt", help="Align the network to the test clips, one performance after the other (ViTTA)."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Judge a run, also on another data set of the same classes."""
@@ -129,7 +111,14 @@ def evaluate_command(
 
     with progress("evaluate", "groups"):
         result = api.load(run).evaluate(
-            cache, dataset=dataset, protocol=protocol, split=split, views=views, draws=draws
+            cache,
+            dataset=dataset,
+            protocol=protocol,
+            split=split,
+            views=views,
+            draws=draws,
+            unknown=unknown,
+            adapt=adapt,
         )
     document = result.summary()
     if json_:

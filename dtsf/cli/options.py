@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["with_settings"]
 
 
-def with_settings(model: type[Settings], **texts: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def with_settings(model: type[Settings], **texts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command one option for each field of ``model``; it is called with the validated object as ``settings``.
 
     Args:
@@ -35,7 +35,7 @@ def with_settings(model: type[Settings], **texts: type) -> Callable[[Callable[..
             return command(settings=model.of(**chosen), **words)
 
         own = inspect.signature(command, eval_str=True).parameters
-        options = [_option(name, field, texts.get(name)) for name, field in model.model_fields.items()]
+        options = [_option(model, name, field, texts.get(name)) for name, field in model.model_fields.items()]
         first = [parameter for name, parameter in own.items() if name not in ("settings", "json_")]
         last = [parameter for name, parameter in own.items() if name == "json_"]
         parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*first, *options, *last]]
@@ -46,9 +46,9 @@ def with_settings(model: type[Settings], **texts: type) -> Callable[[Callable[..
     return decorate
 
 
-def _option(name: str, field: FieldInfo, text: type | None) -> inspect.Parameter:
-    # A flag has no --no- form: its default is off.
-    words = (f"--{name.replace('_', '-')}",) if field.annotation is bool else ()
+def _option(model: type[Settings], name: str, field: FieldInfo, text: Any) -> inspect.Parameter:
+    # Named outright, a flag has no --no- form: its default is off.
+    words = (model.option(name),)
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     shown: Any = extra.get("default_text", True)
     if field.default is PydanticUndefined:

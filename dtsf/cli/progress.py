@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dtsf.cli.screen import Verbosity, console, verbosity
+from dtsf.cli.screen import Verbosity, console, plain, verbosity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +40,7 @@ def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0)
         with _bar(title, unit, screen) as update:
             yield update
     else:
-        with _lines(title, unit, every) as update:
+        with _lines(title, unit, screen, every) as update:
             yield update
 
 
@@ -67,13 +66,13 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
         TextColumn("{task.fields[note]}", markup=False),
         console=screen,
     ) as bar:
-        job = bar.add_task(title, total=None, note="")
+        job = bar.add_task(plain(title), total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
             if bar.tasks[0].total is None:
                 # Work of an earlier run counts as done, not as speed.
                 bar.reset(job, total=total, completed=max(0, done - 1))
-            bar.update(job, completed=done, total=total, note=note)
+            bar.update(job, completed=done, total=total, note=plain(note))
 
         try:
             yield update
@@ -94,14 +93,13 @@ class _State:
 
 
 @contextmanager
-def _lines(title: str, unit: str, every: float) -> Iterator[Callable[..., None]]:
+def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Callable[..., None]]:
     state, over = _State(), threading.Event()
     # Asked here: updates may come from a thread of dask's, which does not inherit what was chosen.
     talkative = verbosity() is Verbosity.VERBOSE
 
     def say() -> None:
-        sys.stderr.write(_line(title, unit, state, time.monotonic() - state.begun) + "\n")
-        sys.stderr.flush()
+        screen.print(_line(title, unit, state, time.monotonic() - state.begun), soft_wrap=True)
 
     def keep_saying() -> None:
         while not over.wait(every):

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
-from rich.text import Text
 
+from dtsf.cache.outside import json_text
 from dtsf.cli.progress import progress
-from dtsf.cli.screen import console, results
+from dtsf.cli.screen import console, results, say_on_stdout, words
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from rich.text import Text
+
     from dtsf.cache.records import Clip
     from dtsf.model.training.protocols import Split
 
-__all__ = ["console", "evaluation_table", "print_json", "progress", "results", "split_table", "table"]
+__all__ = ["console", "evaluation_table", "print_json", "progress", "results", "split_table", "table", "words"]
 
 
 def print_json(document: object) -> None:
-    """One JSON object on stdout, and nothing else."""
-    sys.stdout.write(json.dumps(document) + "\n")
-    sys.stdout.flush()
+    """One JSON object on stdout, and nothing else.
+
+    Raises:
+        DtsfError: A number that JSON does not have, or stdout cannot be written.
+
+    """
+    say_on_stdout(json_text(document))
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A plain table; every cell is text, never markup."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold", show_edge=False)
+    made = Table(title=words(title), title_justify="left", title_style="bold", header_style="bold", show_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
+        made.add_column(words(column), overflow="fold")
     for row in rows:
-        made.add_row(*(Text(str(cell)) for cell in row))
+        made.add_row(*(words(str(cell)) for cell in row))
     return made
 
 
@@ -58,22 +62,30 @@ def _side_row(what: str, clips: Sequence[Clip], view_names: Sequence[str]) -> tu
 def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
     """A judgement, for a person."""
     auroc = document["auroc_uncertainty"]
-    yield Text.assemble(
+    yield words(
         ("top-1 ", "bold"),
         (f"{document['top1']:.3f}", "bold green"),
         f"  top-5 {document['top5']:.3f}  on {document['n_groups']} groups ({document['n_clips']} clips) of "
         f"{document['dataset']}: {document['task']}"
-        + (f"; mean of {document['draws']} sets of frames" if document["draws"] > 1 else ""),
+        + (f"; mean of {document['draws']} sets of frames" if document["draws"] > 1 else "")
+        + ("; adapted to them one after the other" if document["adapted"] else ""),
     )
-    yield Text(
+    yield words(
         f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}"
         + (f"; it tells errors from right answers with AUROC {auroc:.2f}" if auroc is not None else "")
     )
+    if document["unknown"]:
+        asked = document["unknown"]
+        yield words(
+            f"unknown actions, {asked['n_groups']} groups ({asked['what']}): told from these by uncertainty with AUROC "
+            f"{asked['auroc']:.2f}; {asked['fpr95']:.2f} of them pass where 95 % of the known do; their mean uncertainty "
+            f"{asked['uncertainty']:.3f}"
+        )
     missing = [f"{count} clips {reason}" for reason, count in document["left_out"].items()]
     missing += [f"{count} groups {reason}" for reason, count in document["groups_left_out"].items()]
     if missing:
         listed = ", ".join(missing)
-        yield Text(f"not in these numbers: {listed}", style="yellow")
+        yield words((f"not in these numbers: {listed}", "yellow"))
     all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
     yield table(
         "views",

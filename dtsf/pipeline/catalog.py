@@ -15,7 +15,42 @@ if TYPE_CHECKING:
 
 __all__ = ["VIDEO_ENDINGS", "Catalog", "build_catalog", "natural_key", "select", "walk_files"]
 
-VIDEO_ENDINGS = (".avi", ".mp4", ".mkv", ".mov")
+VIDEO_ENDINGS = (
+    *(
+        ".avi",
+        ".mp4",
+        ".mkv",
+        ".mov",
+        ".m4v",
+        ".webm",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".f4v",
+        ".ogv",
+        ".3gp",
+        ".3g2",
+        ".mxf",
+        ".dv",
+    ),
+    *(
+        ".mpg",
+        ".mpeg",
+        ".m2v",
+        ".vob",
+        ".ts",
+        ".mts",
+        ".m2ts",
+        ".h264",
+        ".264",
+        ".h265",
+        ".265",
+        ".hevc",
+        ".ivf",
+        ".mjpeg",
+    ),
+)
+"""Endings of what is taken for a video, in small letters."""
 
 
 class Catalog(Frozen):
@@ -141,7 +176,7 @@ def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts 2 before 10: runs of digits compare as numbers."""
     parts: list[tuple[int, int, str]] = []
     for is_digit, run in _runs(text):
-        parts.append((0, int(run), run) if is_digit else (1, 0, run.casefold()))
+        parts.append((0, int(run[:1000]), run) if is_digit else (1, 0, run.casefold()))
     return tuple(parts)
 
 

@@ -51,6 +51,7 @@ def plan(
     n_workers: int,
     *,
     retry_bad: bool = False,
+    anew: bool = False,
 ) -> Plan:
     """Compare the source with what the cache holds.
 
@@ -66,12 +67,13 @@ def plan(
         shard_size: Clips of a shard, at most.
         n_workers: Processes that share the shards.
         retry_bad: Count clips that could not be used as missing.
+        anew: As if the cache held nothing.
 
     Raises:
         SourceError: The source does not answer, or none of its files is there.
 
     """
-    records, marks, before = _held(folder)
+    records, marks, before = ([], [], None) if anew else _held(folder)
     computed = newest_records(records, marks)
     listed = _look(catalog, [*records, *marks], before)
     missing: dict[str, Clip] = {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import contextmanager
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtsf.cache.catalog import newest_records, write_catalog
-from dtsf.cache.commit import alone
+from dtsf.cache.catalog import join, newest_records, write_catalog
 from dtsf.cache.documents import is_dataset, read_records
+from dtsf.cache.lock import only_writer
 from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.reader import open_place
 from dtsf.cache.records import BadClip, Frozen
@@ -25,10 +25,11 @@ from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.spec import ShardRecord
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
@@ -61,6 +62,8 @@ class PreprocessResult(Frozen):
     notes: tuple[str, ...]
     """What a person should know of the source."""
     bad: tuple[BadClip, ...]
+    dry_run: bool = False
+    """Nothing was done: it was only said what would be."""
 
 
 def make_spec(settings: PreprocessSettings) -> CacheSpec:
@@ -115,19 +118,21 @@ def preprocess(
     place = as_place(cache).absolute()
     folder = place.below(name)
     begun = time.monotonic()
-    with _lock(place, name):
+    info = DatasetInfo(
+        dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
+    )
+    n_workers = settings.workers or os.cpu_count() or 1
+    if settings.dry_run:
+        return _foreseen(catalog, info, folder, spec, settings, n_workers)
+    with only_writer(folder):
         if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
             folder.clear()
-        info = DatasetInfo(
-            dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
-        )
         about = create_or_open(
             folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
         )
         sweep(folder)
-        n_workers = settings.workers or os.cpu_count() or 1
         planned = plan(catalog, info, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad)
         write_catalog(folder, planned.document)
         parts = planned.parts
@@ -159,29 +164,50 @@ def preprocess(
 
 
 def _too_many_bad(result: PreprocessResult, folder: LocalFolder | RemoteFolder, max_bad: float) -> BadClipsError:
-    listed = "\n".join(f"  {one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20])
-    more = f"\n  ... and {len(result.bad) - 20} more" if len(result.bad) > 20 else ""
+    listed = [f"{one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20]]
+    more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
     return BadClipsError(
         f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
-        f"other {result.clips - len(result.bad)} are in {folder}\n{listed}{more}",
+        f"other {result.clips - len(result.bad)} are in {folder}",
         result,
+        [*listed, *more],
     )
 
 
-@contextmanager
-def _lock(place: LocalFolder | RemoteFolder, name: str) -> Iterator[None]:
-    """One preprocess a data set: a second one of the same name is told so at once. An object store claims shard by shard."""
-    if not isinstance(place, LocalFolder):
-        yield
-        return
-    cache = place.path
-    busy = CacheError(f"another dtsf preprocess is writing {cache / name}: wait for it, or use another --name")
-    with alone(
-        cache / f".{name}.lock",
-        unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
-        busy=busy,
-    ):
-        yield
+def _foreseen(
+    catalog: Catalog,
+    info: DatasetInfo,
+    folder: LocalFolder | RemoteFolder,
+    spec: CacheSpec,
+    settings: PreprocessSettings,
+    n_workers: int,
+) -> PreprocessResult:
+    """What a run would find and do; nothing is written."""
+    begun = time.monotonic()
+    records: list[ShardRecord] = []
+    size = settings.shard_size
+    if is_dataset(folder) and not settings.overwrite:
+        # It refuses other settings, as the run would.
+        size = create_or_open(folder, spec, info, size, format=settings.format, compress=settings.compress).shard_size
+        records = read_records(folder)
+    planned = plan(catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, anew=settings.overwrite)
+    joined, bad = join(planned.document, newest_records(records))
+    known = Counter(record.verdict.value for _, record in joined.values() if record.row is not None)
+    bad = tuple(one for one in bad if one.verdict != "waiting")
+    return PreprocessResult(
+        dataset=folder.name,
+        clips=len(catalog.clips),
+        groups=len(catalog.groups),
+        verdicts=dict(sorted((known + Counter(one.verdict for one in bad)).items())),
+        seconds=time.monotonic() - begun,
+        clips_per_s=0.0,
+        already_done=planned.done,
+        cache=str(folder).removesuffix(f"/{folder.name}"),
+        changes=planned.changes,
+        notes=catalog.notes,
+        bad=bad,
+        dry_run=True,
+    )
 
 
 def _result(

@@ -1,1 +1,1 @@
-"""What a run or a cache looks like to a person: one HTML file each, which needs nothing beside itself."""
+"""Reports of runs and caches: one self-contained HTML file each."""

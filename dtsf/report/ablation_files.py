@@ -1,4 +1,4 @@
-"""An ablation as files: CSV for programs, Markdown for a page, SVG for the eye. Rewritten after every training."""
+"""Write an ablation as CSV, Markdown and SVG, anew after every training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``dtsf cache info --html``: a page to see by eye whether a cache shows what one thinks it shows."""
+"""``dtsf cache info --html``: a page to check a cache by eye."""
 
 from __future__ import annotations
 

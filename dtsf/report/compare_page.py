@@ -1,4 +1,4 @@
-"""``dtsf report --compare RUN RUN...``: several runs side by side, and whether they may be compared at all."""
+"""``dtsf report --compare RUN RUN...``: several runs side by side, with warnings where they do not compare."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["compare_runs"]
 
 LISTED = 200
-"""Performances on which the runs differ that the page names."""
+"""Performances listed on which the runs differ."""
 
 
 def compare_runs(runs: Sequence[Path], out: Path, *, on_step: Callable[[int, int, str], None] | None = None) -> Path:
@@ -77,7 +77,7 @@ def _short_names(runs: Sequence[Path]) -> list[str]:
 
 
 def _warnings(facts: Sequence[RunFacts], same_groups: bool) -> list[str]:
-    """What makes a difference of numbers mean something else than a difference of networks."""
+    """Reasons why the numbers differ that are not the networks."""
     what = {
         "data sets": [f.evaluation.dataset for f in facts],
         "protocols": [f.evaluation.protocol for f in facts],
@@ -141,13 +141,13 @@ def _classes(facts: Sequence[RunFacts]) -> list[tuple[str, list[float | None], f
 
 def _disagreements(facts: Sequence[RunFacts]) -> list[tuple[str, str, list[tuple[str, bool]]]]:
     """Performances that some runs name right and others wrong."""
-    said = [{p.group: p for p in f.metrics.predictions} for f in facts]
+    predictions = [{p.group: p for p in f.metrics.predictions} for f in facts]
     rows = []
-    for group in sorted(said[0]):
+    for group in sorted(predictions[0]):
         answers = [
             (f.class_names[s[group].predicted], s[group].predicted == s[group].label)
-            for f, s in zip(facts, said, strict=True)
+            for f, s in zip(facts, predictions, strict=True)
         ]
         if len({right for _, right in answers}) > 1:
-            rows.append((group, facts[0].class_names[said[0][group].label], answers))
+            rows.append((group, facts[0].class_names[predictions[0][group].label], answers))
     return rows

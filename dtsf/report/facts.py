@@ -1,4 +1,4 @@
-"""What a run folder says of itself, read back and put in order for the page."""
+"""Read a run folder for its report."""
 
 from __future__ import annotations
 

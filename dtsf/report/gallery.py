@@ -1,4 +1,4 @@
-"""Samples to look at: right, wrong and most uncertain ones as filmstrips of every view."""
+"""The gallery: right, wrong and most uncertain performances as filmstrips of every view."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def show_sample(facts: RunFacts, data: CachedDataset, clips: Sequence[Clip], p: 
         facts: The run.
         data: Its data set.
         clips: Those of the performance that the network was given.
-        p: What was said of it.
+        p: Its prediction.
 
     """
     model, names = facts.checkpoint.state.recipe.model, facts.class_names

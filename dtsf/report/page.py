@@ -1,4 +1,4 @@
-"""From facts to one HTML file: templates, style and script are put into it, so that it needs nothing beside itself."""
+"""Render one self-contained HTML file: templates, style and script are put into it."""
 
 from __future__ import annotations
 

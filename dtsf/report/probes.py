@@ -1,4 +1,4 @@
-"""Bias probes: what becomes of a run when cameras are taken away, and when the room changes."""
+"""Bias probes: accuracy with cameras taken away, and in other rooms."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class CollectionProbe:
     uncertainty: float
     view_weights: tuple[float, ...]
     shared_subjects: tuple[str, ...]
-    """Subjects that the run was trained on: their groups say nothing about unseen people."""
+    """Subjects that the run was trained on: their groups do not test unseen people."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Probes:
     views: tuple[ViewProbe, ...]
     collections: tuple[CollectionProbe, ...]
     skipped: tuple[str, ...]
-    """Collections of the cache that could not be asked, and why."""
+    """Collections of the cache that could not be judged, and why."""
     rooms: RoomProbe | None
 
     @property
@@ -83,7 +83,7 @@ class Probes:
 def probe(
     facts: RunFacts, net: DTSFNet, data: CachedDataset, cache: Path, on_step: Callable[[int, int, str], None]
 ) -> Probes:
-    """Ask the network again, with views withheld and on the other collections of the cache.
+    """Judge the network again, with views withheld and on the other collections of the cache.
 
     Args:
         facts: The run.

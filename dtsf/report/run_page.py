@@ -1,4 +1,4 @@
-"""``dtsf report RUN``: everything there is to know of one run, on one page."""
+"""``dtsf report RUN``: one run on one page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["report_run"]
 
 LISTED = 500
-"""Left-out clips that the page names; a larger number is said, and where the rest stand."""
+"""Left-out clips that the page lists; of more it gives the count and the folder."""
 TITLES = {
     "wrong": ("Wrong", "the ones it was surest of first"),
     "uncertain": ("Most uncertain", "whether right or wrong"),
@@ -66,7 +66,7 @@ def report_run(
 
     facts = read_run(run)
     state = facts.checkpoint.state
-    torch.set_num_threads(state.recipe.train.threads)
+    torch.set_num_threads(state.recipe.train.usable_threads)
     cache = cache if cache is not None else Path(facts.cache)
     data, missing = open_cache_of(facts, cache)
     probes = None

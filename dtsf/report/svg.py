@@ -107,7 +107,7 @@ def reliability(bins: Sequence[ReliabilityBin]) -> Markup:
         count, probability, accuracy = held.n_groups, held.probability, held.accuracy
         if probability is None or accuracy is None:
             continue
-        title = f"{count} groups said {probability:.2f} in the mean and were right in {accuracy:.2f}"
+        title = f"{count} groups: mean probability {probability:.2f}, right in {accuracy:.2f}"
         # Pale where a bin stands on few groups: its height means little.
         opacity = 0.25 + 0.75 * min(1.0, count * n / (2 * total))
         parts.append(

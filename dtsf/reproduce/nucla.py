@@ -67,7 +67,7 @@ def reproduce_nucla(
         workers: Processes of stage 1; one a core if None.
         device: ``auto``, ``cpu`` or ``cuda``.
         max_bad: Share of clips that may be unusable before the result counts as doubtful (``too_many_bad``).
-        strict: Refuse anything but the whole N-UCLA, where otherwise it is only said.
+        strict: Refuse anything but the whole N-UCLA, which is otherwise only reported.
         overwrite: Begin anew in a folder that holds a reproduction.
         on_check: Called with what was found, before any work.
         say: Called with a line for a person now and then.
@@ -136,7 +136,7 @@ def reproduce_nucla(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is known before the first run."""
+    """The reproduction before its first run: data, plan, settings."""
 
     check: NuclaCheck
     jobs: tuple[tuple[str, int], ...]
@@ -179,7 +179,7 @@ def _run_folder(out: Path, protocol: str, seed: int) -> Path:
 
 
 def _versions(out: Path, runs: Sequence[RunRecord]) -> dict[str, str]:
-    """What the last run was trained with, by its own record."""
+    """Versions from the record of the last run."""
     file = out / runs[-1].run / "environment.json" if runs else None
     return (json.loads(file.read_text("utf-8")) if file is not None and file.is_file() else {}) | {
         "cpus": str(os.cpu_count())
@@ -189,7 +189,7 @@ def _versions(out: Path, runs: Sequence[RunRecord]) -> dict[str, str]:
 def _command(
     root: Path, out: Path, seeds: Sequence[int], protocols: Sequence[str], settings: Settings, cache: Path | None
 ) -> str:
-    """What a person types to get the same."""
+    """The command that repeats this reproduction."""
     words = ["dtsf", "reproduce", "nucla", "--root", str(root), "--out", str(out)]
     words += ["--seeds", ",".join(map(str, seeds)), *(w for protocol in protocols for w in ("--protocol", protocol))]
     words += ["--cache", str(cache)] if cache else []

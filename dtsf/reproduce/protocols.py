@@ -1,4 +1,4 @@
-"""Which protocols a reproduction runs, checked against what is there before any work."""
+"""Choose the protocols of a reproduction, and check them against the data before any work."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["check_recipe", "choose_protocols", "recipe_name"]
 
 PUBLISHED_SUBJECT = 10
-"""Whom DVANet's public cross-subject list tests."""
+"""Test subject of DVANet's public cross-subject list."""
 
 
 def choose_protocols(catalog: Catalog, asked: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Protocols in canonical words, and words on what the data set does not allow.
+    """Return the protocols to run, and notes on those that the data set does not allow.
 
     Left out: every rotation of cross-view, and cross-subject with subject 10 tested, as DVANet's public list; where there
     is no such subject, with the last third of those that there are.
@@ -41,7 +41,7 @@ def choose_protocols(catalog: Catalog, asked: Sequence[str]) -> tuple[list[str],
 
 
 def check_recipe(recipe: str | None, overrides: Sequence[str]) -> None:
-    """Refuse an unknown recipe or key before the time of stage 1 is spent.
+    """Check recipe and keys before stage 1 starts.
 
     Raises:
         ConfigError: Unknown, or out of range; where the recipe is left to training, in every recipe there is.
@@ -59,7 +59,7 @@ def check_recipe(recipe: str | None, overrides: Sequence[str]) -> None:
 
 
 def recipe_name(settings: Recipe, asked: str | None, overrides: Sequence[str]) -> str:
-    """The name of the recipe that training chose: the one that gives these settings."""
+    """Name of the recipe that has these settings."""
     if asked is not None:
         return asked
     for name in recipe_names():

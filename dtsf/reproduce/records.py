@@ -1,4 +1,4 @@
-"""What a reproduction leaves: a record a run, and all of them with what they are of."""
+"""Records of a reproduction: one a run, and the whole with its data and settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PAPER_TOP1 = 0.970
 
 
 class Settings(Frozen):
-    """What decides the numbers beside the data. Another one needs another folder."""
+    """Settings that decide the numbers. Other settings need another folder."""
 
     recipe: str | None = None
     """Name or TOML file; chosen for each protocol as ``dtsf train`` does if None."""
@@ -86,7 +86,7 @@ class Row(Frozen):
 
 
 class Stage(Frozen):
-    """How long one stage took, over all starts."""
+    """Seconds of one stage, summed over all starts."""
 
     name: str
     seconds: float
@@ -102,11 +102,11 @@ class Reproduction(Frozen):
     """Whether the data are N-UCLA, so that the paper's number may stand beside ours."""
     paper_top1: float = PAPER_TOP1
     planned: int
-    """Runs asked for; ``runs`` holds those that are finished."""
+    """Planned runs; ``runs`` holds the finished ones."""
     bad_clips: dict[str, int]
     """Clips that could not be decoded, by verdict."""
     too_many_bad: str | None
-    """Why stage 1 is not content, where it is not."""
+    """Message of stage 1 if too many clips were unusable."""
     notes: tuple[str, ...]
     """Protocols that were left out or changed, and why."""
     rows: tuple[Row, ...]
@@ -114,7 +114,7 @@ class Reproduction(Frozen):
     stages: tuple[Stage, ...]
     versions: dict[str, str]
     command: str
-    """How to run it again."""
+    """The command that repeats it."""
 
 
 def rows_of(runs: Sequence[RunRecord], rotations: Sequence[str] = ()) -> tuple[Row, ...]:

@@ -1,4 +1,4 @@
-"""The two stages of :mod:`dtsf.api` as a reproduction runs them: each piece once, timed, and gone on with after a kill."""
+"""Run both stages of :mod:`dtsf.api`: each piece once, timed, resumed after a kill."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def preprocess_once(
     say: Callable[[str], None],
     show: Show,
 ) -> tuple[PreprocessResult, str | None]:
-    """Stage 1. Too many bad clips are no reason to stop; they are one to say so."""
+    """Run stage 1. Too many unusable clips do not stop a reproduction; its results report them."""
     spent, doubt = seconds_of(out, "preprocess"), None
     with show("preprocess", "clips") as update, timed(out, "preprocess") as tick:
 
@@ -96,7 +96,7 @@ def train_once(
 
     Raises:
         ConfigError: It would be trained with another recipe than its finished ``sister`` of the same protocol was: one
-            row of the table would speak of two recipes.
+            row of the table would mix two recipes.
 
     """
     from dtsf.model.training.checkpoint import make_room

@@ -1,4 +1,4 @@
-"""The folder of a reproduction: whose it is, one process at a time, what is finished, and how long it took."""
+"""The folder of a reproduction: its settings, lock, finished runs and times."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ __all__ = [
 
 SETTINGS, TIMES, RESULT = "reproduce.json", "times.json", "result.json"
 TICK = 2.0
-"""Seconds between two writings of the time so far: what a killed process can lose of it."""
+"""Seconds between two writes of the elapsed time; a killed process loses at most this."""
 
 
 @contextmanager
 def only_one(out: Path) -> Iterator[None]:
-    """Hold the folder for this process; make it.
+    """Make the folder and lock it for this process.
 
     Raises:
         ConfigError: Another process works in it, or it cannot be made.
@@ -54,7 +54,7 @@ def only_one(out: Path) -> Iterator[None]:
 
 
 def claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Begin in ``out``, or go on with what was begun there with the same settings.
+    """Start in ``out``, or continue what was started there with the same settings.
 
     Args:
         out: Folder, held by :func:`only_one`.
@@ -89,7 +89,7 @@ def claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
 
 
 def digest(catalog: Catalog) -> str:
-    """Short hash of which clips there are."""
+    """Short hash of the clips: id, path and label."""
     text = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -118,12 +118,12 @@ def write_json(file: Path, document: object) -> None:
 
 
 def seconds_of(out: Path, key: str) -> float:
-    """Seconds that were spent on something, over all starts."""
+    """Seconds spent on ``key``, summed over all starts."""
     return float(_read_times(out).get(key, 0.0))
 
 
 def set_seconds(out: Path, key: str, seconds: float) -> None:
-    """Say how long something took."""
+    """Store the seconds of ``key``."""
     write_json(out / TIMES, _read_times(out) | {key: seconds})
 
 

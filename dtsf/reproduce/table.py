@@ -1,4 +1,4 @@
-"""The one table of a reproduction: Markdown for a person, CSV a line a run, JSON with everything."""
+"""Results of a reproduction: a table in Markdown, a CSV line a run, JSON with everything."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def cells(row: Row, reproduction: Reproduction) -> tuple[str, ...]:
 
 
 def compared(reproduction: Reproduction) -> str:
-    """What the paper's number may be compared with, plainly."""
-    said = (
+    """Text on which row the paper's number may be compared with."""
+    note = (
         f"The paper's {100 * reproduction.paper_top1:.1f} % is the number for N-UCLA in its abstract, which does not say for "
         "which protocol; so it stands beside every row and belongs to at most one. Cross-view tests one unseen camera alone, "
         "cross-subject all cameras of an unseen person together: these are different tasks, and a number of one is no "
         "number of the other. Peers' usual split is cross-view:3 (train views 1 and 2)."
     )
     if not reproduction.comparable:
-        return f"These data are not N-UCLA: the paper's number, in brackets, is no number of theirs. {said}"
+        return f"These data are not N-UCLA: the paper's number, in brackets, is no number of theirs. {note}"
     if reproduction.data.missing:
-        return f"{len(reproduction.data.missing)} clips of N-UCLA are missing here, so the split is not the published one. {said}"
-    return said
+        return f"{len(reproduction.data.missing)} clips of N-UCLA are missing here, so the split is not the published one. {note}"
+    return note
 
 
 def describe_data(check: NuclaCheck) -> Iterable[tuple[str, str]]:
-    """Lines on what was found: a heading and its words each."""
+    """Yield the rows of the data table: heading and text."""
     views = ", ".join(f"{n} of {k} view{'s' * (k > 1)}" for k, n in check.groups_by_views.items())
     yield (
         "found",

@@ -30,25 +30,25 @@ Auto = Annotated[int, BeforeValidator(_auto), Field(ge=0)]
 class ModelConfig(BaseModel):
     """Everything that decides the network's shape and maths. Recipes hold it as ``[model]``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    width: Auto = 96
+    width: Annotated[Auto, Field(le=8192)] = 96
     """D, the length of a token. 96 for a hundred groups on a CPU; VideoMamba-S has 384."""
-    depth: Auto = 2
+    depth: Annotated[Auto, Field(le=1024)] = 2
     """Bidirectional Mamba blocks. 2 for a hundred groups; VideoMamba-S has 24."""
-    state: int = Field(default=16, ge=1)
+    state: int = Field(default=16, ge=1, le=1024)
     """N, the state of each channel in the scan."""
-    expand: int = Field(default=2, ge=1)
+    expand: int = Field(default=2, ge=1, le=64)
     """Inner width of a block over D."""
     conv: int = Field(default=4, ge=2, le=4)
     """Width of the causal convolution; the CUDA kernel takes 2 to 4."""
-    patch: int = Field(default=6, ge=1)
+    patch: int = Field(default=6, ge=1, le=4096)
     """Side of a patch of the canvas. On a 6 x 6 grid, 6 makes one token a frame (best on little data, and 8 times
     cheaper), 2 makes nine, so that a pasted thumbnail is one token. 16 for pixels."""
     reduce: int = Field(default=24, ge=0, le=4096)
     """Each cell's channels are first reduced to this many by a 1 x 1 map; 0 leaves them. Keeps a one-token patch
     embedding small: 6 x 6 x 24 inputs instead of 6 x 6 x 112."""
-    frames: int = Field(default=16, ge=1)
+    frames: int = Field(default=16, ge=1, le=4096)
     """T, frames the network sees of each clip; at most the cache's."""
     pace: float = Field(default=0.0, ge=0, le=1)
     """Where those frames lie: 0 at equal distances in time, as the paper; 1 at equal shares of the clip's motion, so
@@ -57,21 +57,23 @@ class ModelConfig(BaseModel):
     """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
     :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
     performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``.
-    ``both`` has an encoder for each, and MSF joins what they say of a camera: they err on different clips."""
+    ``both`` has an encoder for each, and their opinions are pooled: they err on different clips."""
     signed: float = Field(default=0.5, ge=0, le=1)
     """For ``canvas`` ``both``: share of the moving part's opinion in the pool; the energies' is the rest."""
-    signed_channels: int = Field(default=8, ge=1)
+    signed_channels: int = Field(default=8, ge=1, le=4096)
     """For ``canvas`` ``both``: principal channels of the moving part. Few: the others tell clothes and rooms."""
-    principal: int = Field(default=0, ge=0)
+    principal: int = Field(default=0, ge=0, le=4096)
     """Channels are first turned to the directions in which training clips move most, and this many kept; 0 keeps all as
     they are. Energies and moving parts are then of these: a step costs a fraction, and rooms can be exchanged afresh."""
-    change: Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_lags)] = ()
+    change: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=64), BeforeValidator(_lags)
+    ] = ()
     """For ``canvas`` ``energy``: further numbers a cell, how far it is from itself these many frames before, one for each;
     0 leaves them out. ``[1, 3]`` tells quick from slow; 2 is nearly as good (docs/results.md). ``--set model.change=1,3``"""
-    power: float = Field(default=1.0, gt=0)
+    power: float = Field(default=1.0, gt=0, le=16)
     """For ``canvas`` ``energy``: what the distances are raised to before they are divided by their mean. 1 takes them as they
     are, 2 their squares. 1.5 lets swaying and noise count for less: choose it for few people (docs/results.md)."""
-    direction: float = Field(default=0.0, ge=0)
+    direction: float = Field(default=0.0, ge=0, le=1e6)
     """For ``canvas`` ``energy``: two further numbers a cell, how much goes right and how much goes down through it, times
     this; 0 leaves them out. See :mod:`.direction`. 0.2 tells actions apart that move in the same places; much more, and
     people count for more than actions (docs/results.md)."""

@@ -26,6 +26,7 @@ from dtsf.model.network.evidence import dirichlet, pool_opinions, uncertainty
 from dtsf.model.network.fusions import FUSIONS, FUSIONS_WITH_WEIGHTS
 from dtsf.model.network.output import Output
 from dtsf.model.network.snapshots import motion_share
+from dtsf.model.network.streams import Streams
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +102,7 @@ class DTSFNet(nn.Module):
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
         self.belief = Belief(config.width, n_classes, len(self.channel_scale_C))
+        self.streams = Streams(self.encoder, config.width)
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
@@ -219,7 +221,7 @@ class DTSFNet(nn.Module):
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
 
     def statistics(self, x_BVTHWC: Tensor) -> Tensor:
-        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 2 + C)."""
+        """What each view looks like and how it moves: :func:`.belief.clip_statistics`, (B, V, 3 + C)."""
         statistics_PS = clip_statistics(x_BVTHWC.flatten(0, 1), self.channel_scale_C)
         return statistics_PS.view(*x_BVTHWC.shape[:2], -1)
 

@@ -23,7 +23,7 @@ __all__ = ["AugmentConfig", "choose_moments", "drop_views", "move_frames", "move
 class AugmentConfig(BaseModel):
     """How training clips are varied. Recipes hold it as ``[augment]``; evaluation uses none of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     crop: float = Field(default=0.0, ge=0, lt=1)
     """Up to this share of a clip is cut off, at either end: other speeds and other beginnings."""

@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
-from dtsf.cache.records import Clip, Frozen
 from dtsf.model.network.belief import AS_IT_IS, MOTION, REACH, SIGNS, discount
 from dtsf.model.network.evidence import probabilities
+from dtsf.model.training.adapt import training_streams
 from dtsf.model.training.checkpoint import Calibration, amend_checkpoint, make_room
 from dtsf.model.training.data import evaluation_batches, load_groups
 from dtsf.model.training.loop import fit
 from dtsf.model.training.metrics import calibration_error
+from dtsf.model.training.parts import Part, answerable, divide
 from dtsf.model.training.processes import current_world
 
 if TYPE_CHECKING:
@@ -36,15 +36,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.spec import DatasetInfo
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.data import Groups
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["Part", "calibrate", "divide", "fit_belief", "learn_belief", "observe"]
+__all__ = ["Observed", "calibrate", "fit_belief", "learn_belief", "observe"]
 
-LEAST_MOTION_2 = (0.2, 0.1)
+LEAST_MOTION_3 = (0.2, 0.1, 0.05)
 """Deviations of the statistics of motion, in logarithms: training clips that are all the same say little of what else there is."""
 LEAST_LOOKS = 0.1
 """Of those of looks, in what the channel moves by in training clips."""
@@ -54,31 +55,26 @@ PULL = 1.0
 """Weight of what is assumed without data (evidence as it is) against the groups."""
 
 
-class Part(Frozen):
-    """One way to hold some training clips out."""
-
-    train: tuple[Clip, ...]
-    held: tuple[Clip, ...]
-
-
 @dataclass(frozen=True)
 class Observed:
     """What a network says of groups, and what speaks for it."""
 
     evidence_BK: Tensor
-    signs_B4: Tensor
+    signs_B3: Tensor
+    likeness_B: Tensor
     label_B: Tensor
 
     @staticmethod
     def together(parts: Sequence[Observed]) -> Observed:
         """All groups of all parts."""
-        fields = ("evidence_BK", "signs_B4", "label_B")
+        fields = ("evidence_BK", "signs_B3", "likeness_B", "label_B")
         return Observed(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
 def calibrate(
     net: DTSFNet,
     data: CachedDataset,
+    info: DatasetInfo,
     rule: Protocol,
     split: Split,
     recipe: Recipe,
@@ -90,13 +86,15 @@ def calibrate(
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
 ) -> Calibration | None:
-    """Learn how much of ``net`` to believe, and keep it in the checkpoint ``run/last``. None where too little is held out.
+    """Learn how much of ``net`` to believe, where the recipe asks for it, and what its training clips are like; keep both in the
+    checkpoint ``run/last``. None where evidence is left as it is, also since too little is held out.
 
     A run that is killed meanwhile is as good as one without calibration, and goes on here when it is resumed.
 
     Args:
         net: The trained network; changed.
         data: Its data set.
+        info: That, with the classes that are learnt.
         rule: The protocol.
         split: Who trained, who was held out, who is tested; the last are not looked at.
         recipe: All choices.
@@ -108,15 +106,46 @@ def calibrate(
         fabric: A Fabric that is launched already.
 
     """
+    groups = load_groups(data, split.train)
+    net.streams.moment_N2D.copy_(training_streams(net, groups))
+    observed, what, parts = None, "", 0
+    if recipe.train.calibrate:
+        observed, what, parts = _ask_about_held_out(
+            net, data, info, rule, split, recipe, run, seed, device, initial, on_epoch, fabric
+        )
+    calibration = None if observed is None else learn_belief(net, groups, observed, what, parts)
+    if current_world().first:
+        state = net.state_dict()
+        later = {name: x for name, x in state.items() if name.startswith(("belief.", "streams."))}
+        amend_checkpoint(run / "last", later, calibration)
+        shutil.rmtree(run / "calibration", ignore_errors=True)
+    return calibration
+
+
+def _ask_about_held_out(
+    net: DTSFNet,
+    data: CachedDataset,
+    info: DatasetInfo,
+    rule: Protocol,
+    split: Split,
+    recipe: Recipe,
+    run: Path,
+    seed: int,
+    device: str,
+    initial: dict[str, Tensor] | None,
+    on_epoch: Callable[[EpochReport], None] | None,
+    fabric: Any,
+) -> tuple[Observed | None, str, int]:
+    """What networks say of groups they have not seen, what was held out, and in how many parts; arguments as above."""
     watched = bool(split.held_out)
     parts, what = (
         ([Part(train=split.train, held=split.held_out)], "groups held out of training")
         if watched
         else divide(split.train, rule.name, recipe.train.calibrate)
     )
-    parts = [part for part in map(_answerable, parts) if part.train and part.held]
+    parts = [part for part in map(answerable, parts) if part.train and part.held]
     if sum(len({clip.group for clip in part.held}) for part in parts) < FEWEST:
-        return None
+        return None, what, 0
     plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
     found = []
     for k, part in enumerate(parts):
@@ -130,7 +159,7 @@ def calibrate(
             asked = fit(
                 train,
                 recipe.model_copy(update={"train": plain}),
-                info=data.info,
+                info=info,
                 spec=data.spec,
                 protocol=str(rule),
                 run=folder,
@@ -143,77 +172,7 @@ def calibrate(
             ).net
         asked.belief.know(training_statistics(asked, train))
         found.append(observe(asked, load_groups(data, part.held)))
-    calibration = learn_belief(net, load_groups(data, split.train), Observed.together(found), what, len(parts))
-    if current_world().first:
-        belief = {f"belief.{name}": x for name, x in net.belief.state_dict().items()}
-        amend_checkpoint(run / "last", belief, calibration)
-        shutil.rmtree(run / "calibration", ignore_errors=True)
-    return calibration
-
-
-def divide(clips: Sequence[Clip], protocol: str, n_parts: int) -> tuple[list[Part], str]:
-    """Divide training clips into parts of about as many groups, and say by what. No parts where nothing can be divided.
-
-    Args:
-        clips: The training side.
-        protocol: Its name: by cameras for ``cross-view``, by setups for ``cross-setup``, else by people; by groups where
-            there are too few of these.
-        n_parts: How many; fewer where there are fewer people or cameras.
-
-    """
-    by = {"cross-view": "cameras", "cross-setup": "setups"}.get(protocol, "people")
-    keys: dict[str, Callable[[Clip], str | None]] = {
-        "cameras": lambda clip: str(clip.view),
-        "setups": lambda clip: None if clip.setup is None else str(clip.setup),
-        "people": lambda clip: clip.subject,
-    }
-    found = {clip.id: keys[by](clip) for clip in clips}
-    if by == "people":
-        found = _persons_together(found)
-    owner = {clip: name for clip, name in found.items() if name is not None}
-    if len(owner) < len(found) or len(set(owner.values())) < 2:
-        by, owner = "groups", {clip.id: clip.group for clip in clips}
-    sizes = Counter(owner.values())
-    n_parts = min(n_parts, len(sizes))
-    if n_parts < 2:
-        return [], by
-    # Each class's groups spread over the parts, where it is by groups; else the largest first, to the smallest part.
-    label = {owner[clip.id]: clip.label for clip in clips}
-    order = sorted(sizes, key=lambda name: (label[name], name) if by == "groups" else (-sizes[name], name))
-    place: dict[str, int] = {}
-    filled = [0] * n_parts
-    for n, name in enumerate(order):
-        place[name] = n % n_parts if by == "groups" else filled.index(min(filled))
-        filled[place[name]] += sizes[name]
-    return [
-        Part(
-            train=tuple(clip for clip in clips if place[owner[clip.id]] != k),
-            held=tuple(clip for clip in clips if place[owner[clip.id]] == k),
-        )
-        for k in range(n_parts)
-    ], f"{by} held out"
-
-
-def _answerable(part: Part) -> Part:
-    """Without held clips of classes that none of those who train has: their answers say nothing of a network that has all."""
-    known = {clip.label for clip in part.train}
-    return Part(train=part.train, held=tuple(clip for clip in part.held if clip.label in known))
-
-
-def _persons_together(owner: dict[str, str | None]) -> dict[str, str | None]:
-    """Who performs together anywhere (``3+4``) is held out together: the first person of everybody so connected."""
-    leader: dict[str, str] = {}
-
-    def lead(person: str) -> str:
-        while leader.setdefault(person, person) != person:
-            person = leader[person]
-        return person
-
-    for persons in {name for name in owner.values() if name}:
-        first, *others = persons.split("+")
-        for other in others:
-            leader[lead(other)] = lead(first)
-    return {clip: lead(name.split("+")[0]) if name else None for clip, name in owner.items()}
+    return Observed.together(found), what, len(parts)
 
 
 def _told(on_epoch: Callable[[EpochReport], None] | None, part: str) -> Callable[[EpochReport], None] | None:
@@ -228,10 +187,9 @@ def observe(net: DTSFNet, groups: Groups) -> Observed:
     for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
         x_BVTHWC, mask_BV = batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
         output = net(x_BVTHWC, mask_BV)
-        evidence_BK, signs_B4 = net.belief.signs(
-            output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV
-        )
-        found.append(Observed(evidence_BK.double().cpu(), signs_B4.double().cpu(), batch.label_B))
+        said = net.belief.observe(output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV)
+        evidence_BK, signs_B3, likeness_B = (x.double().cpu() for x in said)
+        found.append(Observed(evidence_BK, signs_B3, likeness_B, batch.label_B))
     return Observed.together(found)
 
 
@@ -250,7 +208,7 @@ def training_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
     direction_KD = torch.zeros(net.belief.direction_KD.shape, dtype=torch.float64)
     direction_KD.index_add_(0, groups.label_G, feature_GD - centre_D)
     least_S = torch.full_like(clip_PS[0], LEAST_LOOKS)
-    least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_2)
+    least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_3)
     known = {
         "centre_D": centre_D,
         "direction_KD": F.normalize(direction_KD, dim=-1),
@@ -274,11 +232,11 @@ def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, par
 
     """
     net.belief.know(training_statistics(net, train))
-    sharpness, bias, weight_4 = fit_belief(observed)
-    net.belief.learn(sharpness, bias, weight_4)
+    sharpness, bias, weight_3 = fit_belief(observed)
+    net.belief.learn(sharpness, bias, weight_3)
     label_B = observed.label_B
     before_BK = probabilities(observed.evidence_BK + 1.0)
-    after_BK = probabilities(_believed(observed, sharpness, bias, weight_4))
+    after_BK = probabilities(_believed(observed, sharpness, bias, weight_3))
     return Calibration(
         what=what,
         parts=parts,
@@ -288,43 +246,41 @@ def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, par
         ece=tuple(calibration_error(p_BK, label_B) for p_BK in (before_BK, after_BK)),
         sharpness=sharpness.item(),
         bias=bias.item(),
-        weights=dict(zip(SIGNS, weight_4.tolist(), strict=True)),
+        weights=dict(zip(SIGNS, weight_3.tolist(), strict=True)),
     )
 
 
-def _believed(observed: Observed, sharpness: Tensor, bias: Tensor, weight_4: Tensor) -> Tensor:
-    return discount(observed.evidence_BK, bias + observed.signs_B4 @ weight_4, sharpness)
+def _believed(observed: Observed, sharpness: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
+    return discount(observed.evidence_BK, bias + observed.signs_B3 @ weight_3, sharpness, observed.likeness_B)
 
 
 def fit_belief(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
-    """Sharpness, bias and the four weights, none below 0, of least mean ``-log p`` of the true class. In float64.
+    """Sharpness, bias and the three weights, none below 0, of least mean ``-log p`` of the true class. In float64.
 
     Signs are fitted in their deviations over the groups, and everything is pulled towards evidence as it is: what the groups
-    do not tell stays so. The weight of likeness is not fitted at all: held-out groups of the same recording are all alike,
-    and would say that it does not matter.
+    do not tell stays so. How likeness counts is not fitted: held-out groups of the same recording are all alike, and would
+    say that it does not matter.
     """
-    usual_4 = observed.signs_B4.new_tensor(AS_IT_IS)
-    mean_4, deviation_4 = observed.signs_B4.mean(0), observed.signs_B4.std(0, correction=0).clamp(min=0.1)
-    bias = mean_4 @ usual_4 - math.log(observed.evidence_BK.shape[1])
-    scaled = replace(observed, signs_B4=(observed.signs_B4 - mean_4) / deviation_4)
+    as_it_is_3 = observed.signs_B3.new_tensor(AS_IT_IS)
+    mean_3, deviation_3 = observed.signs_B3.mean(0), observed.signs_B3.std(0, correction=0).clamp(min=0.1)
+    usual_3 = as_it_is_3 * deviation_3
+    bias = mean_3 @ as_it_is_3 - math.log(observed.evidence_BK.shape[1])
+    scaled = replace(observed, signs_B3=(observed.signs_B3 - mean_3) / deviation_3)
     # Softplus keeps weights above 0; its inverse is where they begin.
-    begin_3 = (usual_4 * deviation_4)[:-1].clamp(min=0.01).expm1().log()
+    begin_3 = usual_3.clamp(min=0.01).expm1().log()
     free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), begin_3]).requires_grad_()
     optimizer = torch.optim.LBFGS([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
 
-    def weights(free_5: Tensor) -> Tensor:
-        return torch.cat([F.softplus(free_5[2:]), (usual_4 * deviation_4)[-1:]])
-
     def loss() -> Any:
         optimizer.zero_grad()
-        weight_4 = weights(free_5)
-        alpha_BK = _believed(scaled, free_5[0].exp(), bias + free_5[1], weight_4)
-        pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_4 - usual_4 * deviation_4).square().sum()
+        weight_3 = F.softplus(free_5[2:])
+        alpha_BK = _believed(scaled, free_5[0].exp(), bias + free_5[1], weight_3)
+        pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - usual_3).square().sum()
         mean = F.nll_loss(probabilities(alpha_BK).log(), observed.label_B) + PULL * pull / len(observed.label_B)
         mean.backward()
         return mean
 
     optimizer.step(loss)
     free_5 = free_5.detach()
-    weight_4 = weights(free_5) / deviation_4
-    return free_5[0].exp(), bias + free_5[1] - mean_4 @ weight_4, weight_4
+    weight_3 = F.softplus(free_5[2:]) / deviation_3
+    return free_5[0].exp(), bias + free_5[1] - mean_3 @ weight_3, weight_3

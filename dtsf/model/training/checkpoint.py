@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from dtsf.cache.commit import fresh_file, fresh_folder, move, refusal
 from dtsf.cache.outside import parse_model, read_file
 from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.errors import CheckpointError, DivergedError
+from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.recipe import Recipe
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "LOWER",
     "Calibration",
     "Checkpoint",
     "RunState",
@@ -65,7 +64,7 @@ def make_room(run: Path) -> bool:
 class Calibration(BaseModel):
     """How much of the evidence is believed, and what that was learnt from: see :mod:`.calibration`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     what: str
     """What was held out, in words."""
@@ -137,12 +136,6 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
     """
     if not folder.parent.is_dir():
         raise CheckpointError(f"the run folder {folder.parent} is gone: the training in it is lost; begin it anew")
-    bad = _first_not_finite(weights) or _first_not_finite(optimizer.get("raw", {}))
-    if bad is not None:
-        raise DivergedError(
-            f"after step {state.step} {bad} holds values that are not finite: the training diverged. {LOWER}. The checkpoint "
-            f"before, {folder}, is kept"
-        )
     try:
         _write(folder, state, weights, optimizer)
     except OSError as error:
@@ -181,7 +174,7 @@ def _remove(old: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: Calibration) -> None:
+def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: Calibration | None) -> None:
     """Write a checkpoint again with what was learnt after training; ``weights`` take the place of those of the same names."""
     held = load_checkpoint(folder, resume=True)
     state = held.state.model_copy(update={"calibration": calibration})
@@ -211,7 +204,7 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
             optimizer[name] = _as_named_now(optimizer[name])
     except Exception as error:  # noqa: BLE001  what a forged file makes of their readers has no common base
         raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from error
-    bad = _first_not_finite(weights)
+    bad = first_not_finite(weights)
     if bad is not None:
         raise CheckpointError(
             f"checkpoint {folder}: {bad} holds values that are not finite: nothing can be asked of it"
@@ -219,7 +212,7 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
     return Checkpoint(state=state, weights=weights, optimizer=optimizer)
 
 
-def _first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
+def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
     """Name of the first tensor with a NaN or an infinity, or None."""
     bad = (name for name, x in weights.items() if x.is_floating_point() and not x.isfinite().all())
     return next(bad, None)
@@ -246,9 +239,10 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
     # Without memory first: a state.json may name any size, the weights that are there bound it.
     with torch.device("meta"):
         wanted = _network(state).state_dict()
-    if not any(name.startswith("belief.") for name in checkpoint.weights):
-        # From before evidence was calibrated: it is taken as it is.
-        wanted = {name: x for name, x in wanted.items() if not name.startswith("belief.")}
+    for later in ("belief.", "streams."):
+        # From before these were kept: evidence is taken as it is, and there is nothing to adapt to.
+        if not any(name.startswith(later) for name in checkpoint.weights):
+            wanted = {name: x for name, x in wanted.items() if not name.startswith(later)}
     for name in wanted.keys() | checkpoint.weights.keys():
         ours, theirs = wanted.get(name), checkpoint.weights.get(name)
         if theirs is None and name.startswith("belief."):

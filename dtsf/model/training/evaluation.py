@@ -10,14 +10,19 @@ from pydantic import BaseModel, ConfigDict
 
 from dtsf.cache.records import view_numbers
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.training.adapt import Adapted
 from dtsf.model.training.data import evaluation_batches, load_groups
 from dtsf.model.training.metrics import GroupPrediction, Metrics, ReliabilityBin, judge
 from dtsf.model.training.protocols import split_clips
+from dtsf.model.training.unknown import LEFT_OUT, UnknownActions, of_classes, tell_apart
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.records import Clip
     from dtsf.cache.spec import CacheSpec
     from dtsf.model.network.config import ModelConfig
     from dtsf.model.network.dtsfnet import DTSFNet
@@ -38,7 +43,7 @@ __all__ = [
 class Evaluation(BaseModel):
     """A judgement and everything needed to know what it is a judgement of. ``metrics.json`` holds one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     dataset: str
     protocol: str
@@ -59,6 +64,10 @@ class Evaluation(BaseModel):
     """Groups that are not in the numbers, by reason."""
     seed: int
     fingerprint: str
+    unknown: UnknownActions | None = None
+    """How well uncertainty tells unknown actions, where it was asked."""
+    adapted: bool = False
+    """Whether the network was aligned to the test stream while it was judged."""
     metrics: Metrics
 
     def summary(self) -> dict[str, Any]:
@@ -78,6 +87,9 @@ def evaluate(
     views: str = "all",
     draws: int = 1,
     trained_on: str | None = None,
+    classes: tuple[str, ...] | None = None,
+    unknown: CachedDataset | None = None,
+    adapt: bool = False,
 ) -> Evaluation:
     """Judge a network on one side of a protocol.
 
@@ -89,23 +101,35 @@ def evaluate(
         split: ``test``; or ``train``, to see the fit.
         views: Views the network is given: ``all``, or numbers or names joined by commas.
         draws: Average over this many sets of frames; see :func:`evaluate_groups`.
+        classes: Names of those that the network knows; the data set's if left out. Clips of others are not judged.
+        unknown: Also ask how well uncertainty tells unknown actions from these groups: the clips of this data set whose
+            classes the network does not know, or all of them where it knows every class; where it is ``data`` itself, of
+            this side of the protocol.
+        adapt: Align the network to the test stream, a group at a time: see :mod:`.adapt`.
         trained_on: Name of the data set that the network was trained on; this one if left out.
 
     Raises:
-        ConfigError: An unknown split or view, no group that has one of ``views``, or draws that would all be the same.
+        ConfigError: An unknown split or view, no group that has one of ``views``, draws that would all be the same, no clip of a
+            known class, or of ``data`` none of an unknown one.
 
     """
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split!r} must be test or train")
     check_draws(draws, net.config, data.spec)
     parts = split_clips(data.clips, protocol, data.info.dataset, data.info.view_names, needed=(split,))
-    groups = load_groups(data, parts.test if split == "test" else parts.train)
+    classes = classes or data.info.class_names
+    known, strange = of_classes(parts.test if split == "test" else parts.train, data.info.class_names, classes)
+    if not known:
+        raise ConfigError(f"{data.info.name} has no {split} clip of a class that the network knows")
+    groups = load_groups(data, known)
     task = parts.task if split == "test" else "the training clips themselves: no generalisation is measured"
     if trained_on not in (None, data.info.name):
         # The protocol's own words are about its two sides, of which the network has seen neither.
         part = "every clip" if protocol.name == "all" else f"the {split} clips by {protocol}"
         task = f"{part} of another data set, {data.info.name} (trained on {trained_on})"
     left_out, groups_left_out = _left_out(data, protocol, split) | parts.left_out, {}
+    if strange:
+        left_out["of classes that the network does not know"] = len(strange)
     names = data.info.view_names
     chosen = view_numbers(views, names, f"--views: {data.info.name}")
     if len(chosen) < len(names):
@@ -118,6 +142,13 @@ def evaluate(
         if before > len(groups):
             groups_left_out["without any of --views"] = before - len(groups)
         task += f"; given only view{'s' if len(chosen) > 1 else ''} {', '.join(names[view - 1] for view in chosen)}"
+    adapted = Adapted(net) if adapt else None
+    metrics = evaluate_groups(net, groups, classes, draws=draws, adapted=adapted)
+    asked = None
+    if unknown is not None:
+        name, what, others = _unknown_groups(unknown, data, strange, classes, chosen)
+        u_G = _mean_of_draws(net, others, 32, draws, adapted)[1]
+        asked = tell_apart(name, what, torch.tensor([p.uncertainty for p in metrics.predictions]), u_G)
     return Evaluation(
         dataset=data.info.name,
         protocol=str(protocol),
@@ -131,8 +162,31 @@ def evaluate(
         groups_left_out=groups_left_out,
         seed=seed,
         fingerprint=data.spec.fingerprint(),
-        metrics=evaluate_groups(net, groups, data.info.class_names, draws=draws),
+        unknown=asked,
+        adapted=adapt,
+        metrics=metrics,
     )
+
+
+def _unknown_groups(
+    unknown: CachedDataset, data: CachedDataset, strange: Sequence[Clip], classes: tuple[str, ...], views: Sequence[int]
+) -> tuple[str, str, Groups]:
+    """Name, words and groups of unknown actions; arguments as in :func:`evaluate`."""
+    if unknown.info.name == data.info.name:
+        if not strange:
+            raise ConfigError(
+                f"--unknown {LEFT_OUT}: the network knows every class of {data.info.name}: train with "
+                "--set train.leave_out=CLASSES, or name another data set"
+            )
+        left = sorted({data.info.class_names[clip.label] for clip in strange})
+        return (
+            LEFT_OUT,
+            f"classes left out of training: {', '.join(left)}",
+            load_groups(data, strange).with_views(views),
+        )
+    others = of_classes(unknown.clips, unknown.info.class_names, classes)[1]
+    what = f"{unknown.info.name}, " + ("its classes that the network does not know" if others else "every clip")
+    return unknown.info.name, what, load_groups(unknown, others or unknown.clips)
 
 
 def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
@@ -159,9 +213,13 @@ def _left_out(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, 
     return dict(Counter(bad[clip.id] for clip in (parts.test if split == "test" else parts.train) if clip.id in bad))
 
 
-@torch.inference_mode()
 def evaluate_groups(
-    net: DTSFNet, groups: Groups, class_names: tuple[str, ...], batch_size: int = 32, draws: int = 1
+    net: DTSFNet,
+    groups: Groups,
+    class_names: tuple[str, ...],
+    batch_size: int = 32,
+    draws: int = 1,
+    adapted: Adapted | None = None,
 ) -> Metrics:
     """Classify all groups with fixed frames and fixed snapshots: the same numbers every time.
 
@@ -172,27 +230,44 @@ def evaluate_groups(
         batch_size: Groups at once.
         draws: Sets of frames: set k of n takes the place ``(k + 1/2) / n`` of each of the T equal shares of a clip.
             Probabilities, uncertainties and weights are means over them.
+        adapted: Answers in the place of ``net``, a group at a time.
 
     """
-    was_training = net.training
-    net.eval()
-    asked = [_ask(net, groups, batch_size, draw, draws) for draw in range(draws)]
-    net.train(was_training)
-    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = (
-        torch.stack(parts).mean(0) if draws > 1 else parts[0] for parts in zip(*asked, strict=True)
-    )
+    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = _mean_of_draws(net, groups, batch_size, draws, adapted)
     if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):
         raise CheckpointError("the network's answers are not finite numbers: the training that made it diverged")
     return judge(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
 
 
-def _ask(net: DTSFNet, groups: Groups, batch_size: int, draw: int, draws: int) -> tuple[Tensor, ...]:
+@torch.inference_mode()
+def _mean_of_draws(
+    net: DTSFNet, groups: Groups, batch_size: int, draws: int, adapted: Adapted | None
+) -> tuple[Tensor, ...]:
     """Probabilities (G, K), uncertainties (G,), weights (G, V), and logits of each view (G, V, K), on the CPU."""
-    device = next(net.parameters()).device
-    outputs = [
-        net(batch.x_BVTHWC.to(device), batch.mask_BV.to(device))
-        for batch in evaluation_batches(groups, batch_size, net.config.frames, net.config.pace, draw, draws)
-    ]
+    was_training = net.training
+    net.eval()
+    asked = [_ask(net, groups, batch_size, draw, draws, adapted) for draw in range(draws)]
+    net.train(was_training)
+    return tuple(torch.stack(parts).mean(0) if draws > 1 else parts[0] for parts in zip(*asked, strict=True))
+
+
+def _ask(
+    net: DTSFNet, groups: Groups, batch_size: int, draw: int, draws: int, adapted: Adapted | None
+) -> tuple[Tensor, ...]:
+    """The same of one set of frames."""
+    device, config = next(net.parameters()).device, net.config
+
+    def batches(draw: int, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
+        size = 1 if adapted is not None else batch_size
+        for batch in evaluation_batches(groups, size, config.frames, config.pace, draw, draws):
+            yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
+
+    if adapted is None:
+        outputs = [net(*batch) for batch in batches(draw, draws)]
+    else:
+        # Two more samples of the frames, as far from each other as they can be.
+        several = zip(batches(draw, draws), batches(0, 2), batches(1, 2), strict=True)
+        outputs = [adapted(list(samples)) for samples in several]
     return (
         torch.cat([output.probabilities_BK for output in outputs]).cpu(),
         torch.cat([output.uncertainty_B for output in outputs]).cpu(),

@@ -6,7 +6,6 @@ one that was not: bit for bit on a CPU.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,8 @@ import torch
 
 from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import json_text
-from dtsf.errors import DivergedError
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.checkpoint import LOWER, RunState
+from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import (
     channel_deviation,
     energy_mean,
@@ -27,6 +25,7 @@ from dtsf.model.training.data import (
     training_source,
 )
 from dtsf.model.training.debias.choose import make_debiaser
+from dtsf.model.training.divergence import refuse_loss, refuse_weights
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
 from dtsf.model.training.learner import Learner, Training, restore, save, versions
@@ -115,6 +114,7 @@ def fit(
 
     Raises:
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
+        DivergedError: A loss, a gradient or a weight is no finite number any more; the checkpoint before stays.
 
     """
     recipe = sized(recipe, int(groups.mask_GV.sum()))
@@ -174,14 +174,15 @@ def fit(
     with Record(run if world.first else None, state.step) as record:
         while not is_over(state):
             begun = time.monotonic()
-            epoch, step = state.epoch, state.step
+            epoch, step, lr = state.epoch, state.step, 0.0
             model.train()
             sums: dict[str, float] = {}
             for line, n in _steps(source, pace, recipe, model, training, fabric, deviation_C, epoch, step, seed):
-                step = line["step"]
+                step, lr = line["step"], line["lr"]
                 record.write(line)
                 for name, value in line.items():
                     sums[name] = sums.get(name, 0.0) + value * n / len(groups)
+            refuse_weights(net, groups, step=step, epoch=epoch, lr=lr)
             state = state.model_copy(update={"epoch": epoch + 1, "step": step})
             score = None
             if held_out is not None:
@@ -255,12 +256,7 @@ def _steps(
         if world.size > 1:
             numbers_X = fabric.all_reduce(numbers_X, reduce_op="mean")
         numbers = dict(zip(found, numbers_X.tolist(), strict=True))
-        for what, value in (("loss", numbers["loss"]), ("length of the gradient", float(norm))):
-            if not math.isfinite(value):
-                raise DivergedError(
-                    f"the training diverged at step {made + 1} of epoch {epoch + 1}, learning rate {lr:g}: the {what} is {value}. "
-                    f"{LOWER}. The checkpoint before, of epoch {epoch}, is kept"
-                )
+        refuse_loss(numbers["loss"], float(norm), step=made + 1, epoch=epoch, lr=lr)
         yield {"step": made + 1, "epoch": epoch, "lr": lr, **numbers}, step.n_groups
 
 

@@ -24,7 +24,7 @@ __all__ = ["LossConfig", "dtsf_loss", "evidence_loss", "kl_loss", "uncertain_cro
 class LossConfig(BaseModel):
     """Weights of the terms. Recipes hold it as ``[loss]``; the paper prints no weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     evidence: float = Field(default=1.0, ge=0)
     """Weight of L_ET."""

@@ -24,7 +24,7 @@ BINS = 15
 class GroupPrediction(BaseModel):
     """What the network said of one group."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     group: str
     label: int
@@ -38,7 +38,7 @@ class GroupPrediction(BaseModel):
 class ReliabilityBin(BaseModel):
     """The groups whose predicted class got a probability in ``(low, high]``."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     low: float
     high: float
@@ -52,7 +52,7 @@ class ReliabilityBin(BaseModel):
 class Metrics(BaseModel):
     """A judgement. Fractions, not percents; None where a number is not defined (no errors, no such class)."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     top1: float
     top5: float

@@ -95,7 +95,7 @@ def parse_protocol(text: str | None, dataset: str) -> Protocol:
             f"protocol {text!r}: {name} " + ("needs something after the colon" if not words else "takes no argument")
         )
     # Subjects are written 05 in file names and 5 in records.
-    return Protocol(name=name, argument=tuple(str(int(word)) if word.isdigit() else word for word in words))
+    return Protocol(name=name, argument=tuple(str(int(word)) if word.isdecimal() else word for word in words))
 
 
 def split_clips(
@@ -255,4 +255,4 @@ def _subjects(clips: Sequence[Clip]) -> list[str]:
 
 
 def _number(subject: str) -> tuple[int, str]:
-    return (int(subject), "") if subject.isdigit() else (10**9, subject)
+    return (int(subject), "") if subject.isdecimal() else (10**9, subject)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,19 +28,25 @@ def _words(given: object) -> object:
     """Subjects may come as 3, "3,4" or ["3", "4"]; 03 in a file name is 3 in a record."""
     words = given if isinstance(given, list | tuple) else str(given).split(",")
     stripped = [str(word).strip() for word in words]
-    return tuple(str(int(word)) if word.isdigit() else word for word in stripped if word)
+    return tuple(str(int(word)) if word.isdecimal() else word for word in stripped if word)
+
+
+def _names(given: object) -> object:
+    """Classes may come as "a,b" or ["a", "b"]."""
+    words = given if isinstance(given, list | tuple) else str(given).split(",")
+    return tuple(str(word).strip() for word in words if str(word).strip())
 
 
 class TrainConfig(BaseModel):
     """Optimisation. Recipes hold it as ``[train]``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: Auto = 60
+    epochs: Annotated[Auto, Field(le=10**7)] = 60
     """Passes over the training groups."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=10**6)
     """Groups (not clips) that a process takes at once. A step has ``batch_size`` x ``accumulate`` x processes."""
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = Field(default=1, ge=1, le=10**6)
     """Gradients of this many batches are added up before a step: a larger step in the same memory."""
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW; cosine to 0 after the warm-up."""
@@ -57,19 +64,27 @@ class TrainConfig(BaseModel):
     """Share of the training groups, of each class, that is not trained on but judged after every epoch. Drawn by the seed."""
     held_out_subjects: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     """Training subjects that are held out instead: what comes nearest to unseen people. ``--set train.held_out_subjects=3,4``"""
-    patience: int = Field(default=0, ge=0)
+    patience: int = Field(default=0, ge=0, le=10**7)
     """Stop once the loss of the held-out groups has not fallen for this many epochs, and keep the weights of the best
     epoch; 0 trains to the end and keeps the last. The learning rate falls as if all ``epochs`` would come."""
+    leave_out: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Names of classes that are not learnt, nor judged: unknown actions, for ``evaluate --unknown left-out``. Nothing of them
+    is in training. ``--set train.leave_out="golf swing,jogging"``"""
     calibrate: int = Field(default=2, ge=0)
     """Parts of the training groups (people, where they are named) that are held out one after the other to learn how much of
     the network's evidence is to be believed; see :mod:`.calibration`. Each part is a training of its own on the others: 2
     cost as much as the training itself. 0 takes evidence as it is. Groups held out by the keys above serve in their place."""
-    draws: int = Field(default=1, ge=1)
+    draws: int = Field(default=1, ge=1, le=4096)
     """Evaluation averages over this many sets of frames, evenly shifted against each other (``evaluate --draws``)."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """``bf16-mixed`` on GPUs; the scan and all evidence stay in float32 either way."""
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads of PyTorch. On shared machines two threads can be many times slower than one."""
+
+    @property
+    def usable_threads(self) -> int:
+        """``threads``, but no more than this machine has cores: what is asked of a run may come from another one."""
+        return min(self.threads, os.cpu_count() or 1)
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -88,7 +103,7 @@ class TrainConfig(BaseModel):
 class Recipe(BaseModel):
     """All choices of a run."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()

@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 import torch
@@ -26,10 +26,12 @@ from dtsf.model.training.loop import fit
 from dtsf.model.training.processes import current_world, launch, leave
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe, usual_recipe
+from dtsf.model.training.settings import TrainSettings
 from dtsf.model.training.size import sized
+from dtsf.model.training.unknown import leave_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.training.loop import EpochReport
@@ -56,57 +58,45 @@ class TrainResult:
 
 def train(
     cache: Path = Path("cache"),
+    chosen: TrainSettings | None = None,
     *,
-    dataset: str | None = None,
-    protocol: str | None = None,
-    recipe: str | None = None,
-    overrides: Sequence[str] = (),
-    run: Path | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    resume: bool = False,
-    init: Path | None = None,
     on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     calibrated: bool = True,
+    **changes: Any,
 ) -> TrainResult:
     """Stage 2: train a network from the cache and judge it on the protocol's test clips.
 
     Args:
         cache: Folder of the cache.
-        dataset: Name in the cache; may be left out where there is one.
-        protocol: As :func:`dtsf.model.training.protocols.parse_protocol` reads it.
-        recipe: Name or TOML file; what :func:`dtsf.model.training.recipe.usual_recipe` says if left out.
-        overrides: ``section.key=value`` each.
-        run: Run folder; ``runs/NAME-PROTOCOL-seedN`` if left out, numbered on where that exists.
-        seed: Of everything random.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        resume: Go on with the newest checkpoint of ``run``.
-        init: VideoMamba checkpoint that the encoder starts from; see :mod:`dtsf.model.training.initialise`.
+        chosen: Data set, protocol, recipe, device, run folder ...; the defaults if left out.
         on_recipe: Called with the name of the recipe and why it was taken, once it is known to fit; of several processes,
             in the first.
         on_start: Called once everything is checked and before the first step, likewise.
         on_epoch: Called after each epoch, likewise.
-        calibrated: False leaves out what the recipe's ``train.calibrate`` asks for: where only answers count.
+        calibrated: False leaves out :func:`.calibration.calibrate`: where only answers count.
+        changes: Fields of :class:`dtsf.model.training.settings.TrainSettings` that differ from ``chosen``.
 
     Under ``torchrun`` this is one of several processes (:mod:`.processes`); they share the run folder.
 
     """
-    data = open_dataset(cache, dataset)
-    rule = parse_protocol(protocol, data.info.dataset)
-    recipe, why = (recipe, "asked for") if recipe else usual_recipe(data.info, data.spec, rule.name)
-    settings = load_recipe(recipe, overrides)
+    chosen = (chosen or TrainSettings()).changed(**changes)
+    run, seed, device, resume, init = chosen.run, chosen.seed, chosen.device, chosen.resume, chosen.init
+    data = open_dataset(cache, chosen.dataset)
+    rule = parse_protocol(chosen.protocol, data.info.dataset)
+    recipe, why = (chosen.recipe, "asked for") if chosen.recipe else usual_recipe(data.info, data.spec, rule.name)
+    settings = load_recipe(recipe, chosen.changes())
     check_recipe_fits(settings, data, rule)
     world = current_world()
     if on_recipe is not None and world.first:
         on_recipe(recipe, why)
-    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    split, info = leave_out(
+        split_clips(data.clips, rule, data.info.dataset, data.info.view_names), data.info, settings.train.leave_out
+    )
     settings = sized(settings, len(split.train))
     split = hold_out(split, settings.train, seed)
     check_device(device)
-    if init is not None and resume:
-        raise ConfigError("--init and --resume exclude each other: a resumed run goes on from its own weights")
     initial = read_initial_weights(init, settings.model) if init is not None else None
     document = {
         "data": {
@@ -136,7 +126,7 @@ def train(
     fitted = fit(
         load_groups(data, split.train),
         settings,
-        info=data.info,
+        info=info,
         spec=data.spec,
         protocol=str(rule),
         run=folder,
@@ -149,10 +139,11 @@ def train(
         fabric=fabric,
     )
     logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
-    if calibrated and settings.train.calibrate and not fitted.net.belief.learnt:
+    if calibrated and not fitted.net.streams.known:
         learnt = calibrate(
             fitted.net,
             data,
+            info,
             rule,
             split,
             settings,
@@ -166,7 +157,7 @@ def train(
         logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, learnt)
     leave()
     # Each process judges for itself: they hold the same weights, and none need wait for another.
-    evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws)
+    evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws, classes=info.class_names)
     if world.first:
         if not folder.is_dir():
             raise CheckpointError(f"the run folder {folder} is gone: the training in it is lost; begin it anew")

@@ -12,11 +12,14 @@ Group and camera come from the file's name where it is NTU's or N-UCLA's; a name
 from __future__ import annotations
 
 import csv
+import io
 import pickle
 import re
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from dtsf.cache.commit import write_atomically
+from dtsf.cache.outside import read_file
 from dtsf.cache.records import Frozen
 from dtsf.errors import DataError
 from dtsf.pipeline.catalog import VIDEO_ENDINGS, walk_files
@@ -29,6 +32,8 @@ __all__ = ["ImportedList", "import_lists"]
 NTU = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
 NUCLA = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})", re.IGNORECASE)
 SPLITS = ("train", "val", "test")
+LIMIT = 1 << 30
+"""Bytes of the largest list that is read."""
 COLUMNS = ("path", "label", "group", "view", "subject", "split")
 # What NumPy's own pickles of arrays and numbers name; anything else could run code.
 SAFE = {
@@ -100,10 +105,12 @@ def import_lists(files: Sequence[Path], root: Path, out: Path | None = None, spl
             rows.append(row)
     if not rows:
         raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
-    with out.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    data = stream.getvalue().encode("utf-8", "surrogateescape")
+    write_atomically(out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}"))
     counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "test", "")}
     return ImportedList(
         manifest=str(out),
@@ -118,15 +125,15 @@ def import_lists(files: Sequence[Path], root: Path, out: Path | None = None, spl
 def _read(file: Path, split: str) -> list[_Entry]:
     if not file.is_file():
         raise DataError(f"no list at {file}")
-    entries = list(_read_pickle(file, split) if _is_pickle(file) else _read_text(file))
+    data = read_file(file, limit=LIMIT, error=DataError, follow=True)
+    entries = list(_read_pickle(file, data, split) if _is_pickle(file, data) else _read_text(file, data))
     if not entries:
         raise DataError(f"{file} names no video")
     return entries
 
 
-def _is_pickle(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return file.suffix.lower() in (".pkl", ".pickle") or stream.read(1) == b"\x80"
+def _is_pickle(file: Path, data: bytes) -> bool:
+    return file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -138,23 +145,29 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_pickle(file: Path, prefix: str) -> Iterable[_Entry]:
-    with file.open("rb") as stream:
-        document = _load(stream, file)
+def _read_pickle(file: Path, data: bytes, prefix: str) -> Iterable[_Entry]:
+    document = _load(io.BytesIO(data), file)
     try:
         splits: dict[str, list[str]] = document["split"]
-        labels = {str(a["frame_dir"]): str(int(a["label"])) for a in document["annotations"]}
+        # A pickle can say in a hundred bytes what would take all memory to write out: nothing but words is turned into words.
+        labels = {_word(a["frame_dir"]): str(int(a["label"])) for a in document["annotations"]}
         chosen = {name: ids for name, ids in splits.items() if name.startswith(prefix)}
         prefixes = sorted({name.rpartition("_")[0] for name in chosen})
         if len(prefixes) != 1:
             raise DataError(f"{file} has the splits {', '.join(sorted(splits))}: say which with --split xsub")
         return [
-            _Entry(name=str(stem), label=labels[str(stem)], split=_split_word(name.rpartition("_")[2]))
+            _Entry(name=_word(stem), label=labels[_word(stem)], split=_split_word(name.rpartition("_")[2]))
             for name, ids in chosen.items()
             for stem in ids
         ]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{file} is not mmaction2's or pyskl's: {type(error).__name__}: {error}") from error
+
+
+def _word(given: object) -> str:
+    if not isinstance(given, str):
+        raise TypeError(f"a name is no text but {type(given).__name__}")
+    return given
 
 
 def _load(stream: IO[bytes], file: Path) -> Any:
@@ -165,11 +178,11 @@ def _load(stream: IO[bytes], file: Path) -> Any:
         raise DataError(f"{file} cannot be read as a pickle of plain data: {error}") from error
 
 
-def _read_text(file: Path) -> Iterable[_Entry]:
+def _read_text(file: Path, data: bytes) -> Iterable[_Entry]:
     split = _split_word(next((word for word in SPLITS if word in file.stem.lower()), ""))
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(stream)]
+        stream = io.StringIO(data.decode("utf-8-sig"), newline="")
+        rows = [[cell.strip() for cell in row] for row in csv.reader(stream)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read as text: {error}") from error
     rows = [row for row in rows if any(row)]
@@ -214,7 +227,7 @@ def _stem(path: str) -> str:
 def _find(entry: _Entry, index: dict[str, list[str]]) -> str | None:
     """The one video that an entry means: of several with its stem, the one whose folders end as the entry's do."""
     found = index.get(_stem(entry.name), [])
-    if len(found) > 1 and entry.action.isdigit():
+    if len(found) > 1 and entry.action.isdecimal():
         found = [path for path in found if f"a{int(entry.action):02d}" in path.lower().split("/")[:-1]]
     parts = list(Path(entry.name.lower()).parts[:-1])
     while len(found) > 1 and parts:

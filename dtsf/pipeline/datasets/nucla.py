@@ -130,7 +130,7 @@ def _read_sidecars(root: Path, folders: list[str]) -> tuple[dict[int, str], dict
         try:
             with file.open(encoding="utf-8-sig", newline="") as stream:
                 for line in csv.DictReader(stream):
-                    if line.get("action_name") and (line.get("action") or "").isdigit():
+                    if line.get("action_name") and (line.get("action") or "").isdecimal():
                         names[int(line["action"])] = line["action_name"]
                     if line.get("path") and line.get("background"):
                         below_root = f"{folder}/{line['path']}".lstrip("/").removeprefix(prefix)

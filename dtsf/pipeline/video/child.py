@@ -82,19 +82,8 @@ class Decoder:
         self._slot = 0
         self._clips = 0
         self._buffer = b""
-        folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
-        # The file has no name and is gone with its last process, however that ends.
-        self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
         n_bytes = int(np.prod(self.shape))
-        try:
-            # Claims the room now: a sparse file on a full /dev/shm would kill the process with SIGBUS later.
-            os.posix_fallocate(self._file.fileno(), 0, SLOTS * n_bytes)
-        except OSError as error:
-            self._file.close()
-            raise DataError(
-                f"no room for {SLOTS * n_bytes >> 20} MB of frames in {folder or tempfile.gettempdir()}: "
-                f"{error.strerror}. Free some, or use fewer --workers"
-            ) from error
+        self._file = _room(SLOTS * n_bytes)
         self._map = mmap.mmap(self._file.fileno(), SLOTS * n_bytes)
         self._frames = np.frombuffer(self._map, np.uint8).reshape(SLOTS, *self.shape)
 
@@ -212,6 +201,30 @@ class Decoder:
             if pipe is not None:
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
+
+
+def _room(n_bytes: int) -> IO[bytes]:
+    """A file without a name, gone with its last process: in memory, or on the disk where a container has too little of that."""
+    folders = [folder for folder in ("/dev/shm", tempfile.gettempdir()) if os.path.isdir(folder)]
+    refused = []
+    for folder in folders:
+        try:
+            file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by Decoder.close
+        except OSError as error:
+            refused.append(f"{folder}: {error.strerror}")
+            continue
+        try:
+            # Claims the room now: a sparse file on a full /dev/shm would kill the process with SIGBUS later.
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        except OSError as error:
+            file.close()
+            refused.append(f"{folder}: {error.strerror}")
+            continue
+        return file
+    raise DataError(
+        f"no room for {n_bytes >> 20} MB of frames ({'; '.join(refused)}). Free some, name another folder with $TMPDIR, or "
+        "use fewer --workers"
+    )
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What an ablation comes to: numbers by variant, test and seed."""
+"""Results of an ablation: numbers by variant, test and seed."""
 
 from __future__ import annotations
 

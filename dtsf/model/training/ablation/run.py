@@ -209,15 +209,16 @@ def _do(
     if not missing:
         return
     torch.set_num_threads(job.variant.recipe.train.threads)
-    net = load_network(load_checkpoint(job.folder / "last"))
+    checkpoint = load_checkpoint(job.folder / "last")
+    net, known = load_network(checkpoint), checkpoint.state.info.class_names
     if device != "cpu" and torch.cuda.is_available():
         net = net.to("cuda")
     for test in missing:
         draws = job.variant.recipe.train.draws
-        metrics = evaluate(net, test.data, test.rule, seed=job.seed, draws=draws).metrics
+        metrics = evaluate(net, test.data, test.rule, seed=job.seed, draws=draws, classes=known).metrics
         record.judged[test.shown.name] = Judged(key=test.key, top1=metrics.top1)
     write(job, record)
-    logger.info("%s: %s", job.folder.name, {name: said.top1 for name, said in record.judged.items()})
+    logger.info("%s: %s", job.folder.name, {name: judged.top1 for name, judged in record.judged.items()})
 
 
 def _collect(

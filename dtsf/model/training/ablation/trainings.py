@@ -104,8 +104,8 @@ def is_finished(job: Job, tests: Sequence[Test]) -> bool:
 
 def value_of(record: Record, test: Test) -> float | None:
     """Its accuracy on a test as the test is now, if it was judged on that."""
-    said = record.judged.get(test.shown.name)
-    return said.top1 if said is not None and said.key == test.key else None
+    judged = record.judged.get(test.shown.name)
+    return judged.top1 if judged is not None and judged.key == test.key else None
 
 
 @contextmanager

@@ -26,7 +26,7 @@ __all__ = ["DebiasConfig", "Debiaser", "make_debiaser"]
 class DebiasConfig(BaseModel):
     """How training is kept from learning the room. Recipes hold it as ``[debias]``; evaluation uses none of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: Literal["none", "hsic", "stillmix"] = "none"
     """``hsic``: Kobayashi et al., independence of a biased stream, and a scene loss. ``stillmix``: Li et al., still

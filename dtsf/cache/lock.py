@@ -1,0 +1,40 @@
+"""One command a data set that writes: preprocess, compact, repair, convert. A second one is told so at once."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from dtsf.cache.commit import alone
+from dtsf.cache.place import LocalFolder
+from dtsf.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dtsf.cache.remote import RemoteFolder
+
+__all__ = ["only_writer"]
+
+
+@contextmanager
+def only_writer(folder: LocalFolder | RemoteFolder) -> Iterator[None]:
+    """Be the only command that writes a data set. An object store has no lock: there each shard is claimed by itself.
+
+    Args:
+        folder: The data set's place; its lock lies beside it, so that it need not be there yet.
+
+    Raises:
+        CacheError: Another process is at it, or the folder cannot be written.
+
+    """
+    if not isinstance(folder, LocalFolder):
+        yield
+        return
+    cache = folder.path.absolute().parent
+    with alone(
+        cache / f".{folder.path.absolute().name}.lock",
+        unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
+        busy=CacheError(f"another dtsf process is writing {folder}: wait for it, or use another --name or --cache"),
+    ):
+        yield

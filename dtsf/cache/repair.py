@@ -1,0 +1,126 @@
+"""Put right what verify finds damaged: what another copy says is written anew, the rest is marked to be done again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
+from dtsf.cache.documents import read_extent, read_marks, shard_numbers, storage_format
+from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
+from dtsf.cache.lock import only_writer
+from dtsf.cache.place import LocalFolder, as_place
+from dtsf.cache.seal import read_sealed, sealed
+from dtsf.cache.spec import Extent
+from dtsf.cache.store import extend, sweep
+from dtsf.cache.verify import Verification, verify, verify_about, verify_record
+from dtsf.errors import CacheError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.spec import About, ShardRecord
+
+    Place = LocalFolder | RemoteFolder
+
+__all__ = ["repair"]
+
+
+def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verification, list[str]]:
+    """Put right what can be, and mark the rest so that ``preprocess`` makes it again. Whole shards are not touched.
+
+    Returns:
+        What was found damaged, and what was done about it, in words.
+
+    Raises:
+        CacheError: What the data set says of itself is lost: nothing can be concluded from the rest.
+
+    """
+    place = as_place(where)
+    with only_writer(place):
+        return _repair(place, deep=deep)
+
+
+def _repair(place: Place, *, deep: bool) -> tuple[Verification, list[str]]:
+    done = []
+    about, lost = verify_about(place)
+    if about is None:
+        raise CacheError(
+            f"{lost[0].reason}; nothing else says what {place} holds: make it again with dtsf preprocess --overwrite"
+        )
+    if lost and about.layout > 1:
+        # One of the two copies is whole: the other is made from it.
+        place.write(ABOUT, sealed(about))
+        done.append(f"wrote {ABOUT} and the files that show the shards to other programs")
+    found = verify(place, deep=deep)
+    if any(damage.file == CATALOG for damage in found.damaged):
+        place.remove(CATALOG)
+        done.append(f"removed {CATALOG}: preprocess writes it anew and decodes nothing for it")
+    elif about.layout < 3 and place.size(CATALOG) is None:
+        # These records say themselves what the clips are; those that are made again will not.
+        document = read_catalog(place, about, _readable(place, about))
+        if document is not None:
+            place.write(CATALOG, sealed(document))
+    kind = storage_format(about.format, about.compress)
+    for shard in sorted({damage.shard for damage in found.damaged if damage.shard is not None}):
+        record, _ = verify_record(place, about, shard, record_name(shard))
+        with place.claim(record_name(shard)):
+            if record is not None:
+                # Marked before it is gone: a crash between the two leaves a record, which wins over a mark.
+                place.write(redo_name(shard), sealed(record))
+                done.append(f"shard {shard}: {len(record.clips)} clips are marked to be done again")
+            else:
+                place.remove(redo_name(shard))
+                done.append(f"shard {shard}: its record is lost; preprocess finds out which clips are missing")
+            place.remove(record_name(shard))
+            for name in kind.data_files(about, shard):
+                _discard(place, name)
+    if any(damage.shard is None and damage.file != CATALOG for damage in found.damaged) or lost:
+        _rebuild_extent(place, about)
+        if not lost:
+            done.append("wrote the files that show the shards to other programs")
+    _let_wait(place, about)
+    sweep(place)
+    return found.model_copy(
+        update={"damaged": (*lost, *(d for d in found.damaged if d not in lost)), "ok": not done}
+    ), done
+
+
+def _let_wait(place: Place, about: About) -> None:
+    """Say in the catalog which clips have lost their rows, so that it agrees with the records again."""
+    records = _readable(place, about)
+    document = read_catalog(place, about, records) if place.size(CATALOG) is not None else None
+    if document is None:
+        return
+    computed, marks = newest_records(records), {"state": "waiting", "reason": "found damaged: run dtsf preprocess"}
+    clips = (e if e.state or e.key in computed else e.model_copy(update=marks) for e in document.clips)
+    write_catalog(place, document.model_copy(update={"clips": tuple(clips)}))
+
+
+def _readable(place: Place, about: About) -> list[ShardRecord]:
+    found = (verify_record(place, about, shard, record_name(shard))[0] for shard in shard_numbers(place))
+    return [record for record in found if record is not None]
+
+
+def _discard(place: Place, name: str) -> None:
+    try:
+        place.remove(name)
+    except CacheError:
+        # A link or a folder where a file should be: that is a person's to remove, and the next write will say so.
+        return
+
+
+def _rebuild_extent(place: Place, about: About) -> None:
+    try:
+        held = read_extent(place)
+        shards = held.shards if held else 0
+    except CacheError:
+        shards = 0
+    shards = max([shards, *(n + 1 for n in shard_numbers(place)), *(m.shard + 1 for m in read_marks(place, about))])
+    data = place.read(EXTENT)
+    if data is not None:
+        try:
+            read_sealed(data, Extent, EXTENT)
+        except CacheError:
+            place.remove(EXTENT)
+    extend(place, shards)

@@ -1,0 +1,270 @@
+"""Whatever happens to a source and its table: stage 2 sees what is true now, and nothing is decoded that need not be."""
+
+import contextlib
+import csv
+import os
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from fake_stage1 import FakeStage1, rows_of
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dtsf.cache import commit
+from dtsf.cache.compact import compact
+from dtsf.cache.documents import read_records
+from dtsf.cache.place import as_place
+from dtsf.cache.reader import open_place
+from dtsf.cache.verify import verify
+from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.run import preprocess
+from dtsf.pipeline.settings import PreprocessSettings
+
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+COLUMNS = ("path", "label", "group", "view", "subject", "split", "start")
+WORDS = st.sampled_from(["wave", "sit", "walk", "jump"])
+
+
+class SourceMachine(RuleBasedStateMachine):
+    """A table of clips is edited in every way there is, its files too; runs are killed; rows are given back."""
+
+    def __init__(self):
+        super().__init__()
+        self.temporary = tempfile.TemporaryDirectory(dir=MEMORY)
+        self.root = Path(self.temporary.name) / "videos"
+        self.root.mkdir()
+        self.cache = Path(self.temporary.name) / "cache"
+        self.patch = pytest.MonkeyPatch()
+        self.stage1 = FakeStage1(self.patch, self.root)
+        self.table = []
+        """Rows of the manifest."""
+        self.clock = 10**18
+        self.number = 0
+        self.computed = set()
+        """(content, start) of which the cache has a verdict."""
+        self.seen = None
+        """The table at the last whole run."""
+
+    def teardown(self):
+        self.patch.undo()
+        self.temporary.cleanup()
+
+    def write(self, path, content):
+        self.clock += 10**9
+        (self.root / path).parent.mkdir(exist_ok=True)
+        (self.root / path).write_bytes(content)
+        os.utime(self.root / path, ns=(self.clock, self.clock))
+
+    def fresh(self):
+        self.number += 1
+        return self.number
+
+    def content(self, row):
+        return (self.root / row["path"]).read_bytes(), row["start"]
+
+    @initialize()
+    def begin(self):
+        self.add("wave", "cam1", bad=False, start="")
+        self.run_to_the_end()
+
+    @rule(label=WORDS, view=st.sampled_from(["cam1", "cam2", "cam10"]), bad=st.booleans(), start=st.sampled_from(["", "0.5"]))
+    def add(self, label, view, bad, start):
+        k = self.fresh()
+        path = f"{label}/{k}.avi"
+        self.write(path, (b"bad" if bad and k % 3 == 0 else b"ok ") + str(k).encode())
+        row = {"path": path, "label": label, "group": f"g{k}", "view": view, "subject": f"s{k % 3}", "split": "train"}
+        self.table.append(row | {"start": start})
+
+    def chosen(self, data):
+        return data.draw(st.sampled_from(self.table))
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data(), label=WORDS)
+    def relabel(self, data, label):
+        row = self.chosen(data)
+        for other in self.table:
+            if other["group"] == row["group"]:
+                other["label"] = label
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data(), column=st.sampled_from(["subject", "split"]), word=st.sampled_from(["a", "b", "test", "train"]))
+    def edit_annotation(self, data, column, word):
+        self.chosen(data)[column] = word
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data(), start=st.sampled_from(["", "0.5", "1.5"]))
+    def cut_otherwise(self, data, start):
+        self.chosen(data)["start"] = start
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data())
+    def move(self, data):
+        row = self.chosen(data)
+        old, new = row["path"], f"moved/{self.fresh()}.avi"
+        (self.root / "moved").mkdir(exist_ok=True)
+        (self.root / old).rename(self.root / new)
+        for other in self.table:
+            if other["path"] == old:
+                other["path"] = new
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data())
+    def touch(self, data):
+        self.clock += 10**9
+        os.utime(self.root / self.chosen(data)["path"], ns=(self.clock, self.clock))
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data())
+    def edit_file(self, data):
+        self.write(self.chosen(data)["path"], b"ok " + str(self.fresh()).encode())
+
+    @precondition(lambda self: len(self.table) > 1)
+    @rule(data=st.data())
+    def delete_row(self, data):
+        self.table.remove(self.chosen(data))
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data(), same_file=st.booleans())
+    def copy(self, data, same_file):
+        row, k = self.chosen(data), self.fresh()
+        path = row["path"]
+        if not same_file:
+            path = f"copy/{k}.avi"
+            self.write(path, (self.root / row["path"]).read_bytes())
+        self.table.append(row | {"path": path, "group": f"g{k}"})
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data())
+    def add_camera(self, data):
+        row, k = self.chosen(data), self.fresh()
+        path = f"new camera/{k}.avi"
+        self.write(path, b"ok " + str(k).encode())
+        self.table.append(row | {"path": path, "view": f"new{k}"})
+
+    @precondition(lambda self: self.table)
+    @rule(data=st.data())
+    def add_class(self, data):
+        row, k = self.chosen(data), self.fresh()
+        path = f"new class/{k}.avi"
+        self.write(path, b"ok " + str(k).encode())
+        self.table.append(row | {"path": path, "label": f"class {k}", "group": f"g{k}"})
+
+    def preprocess(self):
+        with (self.root / "manifest.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.table)
+        catalog = read_catalog("manifest", self.root)
+        return preprocess(catalog, self.cache, PreprocessSettings(workers=1, shard_size=2, max_bad=1.0))
+
+    @rule()
+    def run_to_the_end(self):
+        wanted = {self.content(row) for row in self.table} - self.computed
+        self.stage1.decoded.clear()
+        result = self.preprocess()
+        spans = {(content, span[0][1] if span else None): count for (content, span), count in self.stage1.decoded.items()}
+        assert spans == {(content, float(start) if start else None): 1 for content, start in wanted}
+        assert result.changes.to_decode == len(wanted)
+        said = result.changes
+        assert said.new + said.changed + said.relabelled + said.moved + said.unchanged == len(self.table) == result.clips
+        self.computed |= wanted
+        self.seen = [dict(row) for row in self.table]
+        again = self.preprocess()
+        assert (again.changes.unchanged, again.changes.to_decode) == (len(self.table), 0)
+        assert verify(self.cache / "manifest", deep=True).ok
+
+    @rule(after=st.integers(0, 25))
+    def run_and_die(self, after):
+        """At one of the renames by which something becomes true."""
+        count = iter(range(1000))
+        original = commit._rename
+
+        def die(*given):
+            if next(count) == after:
+                raise KeyboardInterrupt
+            original(*given)
+
+        with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+            patch.setattr(commit, "_rename", die)
+            self.preprocess()
+        contents = {xxhash.xxh3_128_hexdigest(content): content for content, _ in map(self.content, self.table)}
+        held = {
+            (contents[record.source.content], "" if record.source.start is None else str(record.source.start))
+            for shard in read_records(self.cache / "manifest")
+            for record in shard.clips
+            if record.source.content in contents
+        }
+        self.computed |= held
+        self.seen = None
+
+    @rule()
+    def give_room_back(self):
+        compact(self.cache / "manifest")
+        listed = {
+            (record.source.content, record.source.start)
+            for shard in read_records(self.cache / "manifest")
+            for record in shard.clips
+        }
+        self.computed = {
+            (content, start)
+            for content, start in self.computed
+            if (xxhash.xxh3_128_hexdigest(content), float(start) if start else None) in listed
+        }
+        data = open_place(as_place(self.cache / "manifest"))
+        named = {(shard, record.key) for shard, record in data.records.values()}
+        assert named == {(n, record.key) for n, shard in data.shards.items() for record in shard.clips}
+        assert verify(self.cache / "manifest", deep=True).ok
+
+    @invariant()
+    def stage_2_sees_what_is_true(self):
+        if self.seen is None:
+            return
+        data = open_place(as_place(self.cache / "manifest"))
+        truth = Counter(tuple(sorted(row.items())) for row in self.seen)
+        names, views = data.info.class_names, data.info.view_names
+        listed = [*data.clips, *(one.clip for one in data.bad)]
+        told = Counter(
+            tuple(
+                sorted(
+                    {
+                        "path": clip.path,
+                        "label": names[clip.label],
+                        "group": clip.group,
+                        "view": views[clip.view - 1],
+                        "subject": clip.subject,
+                        "split": clip.split,
+                        "start": "" if clip.start is None else str(clip.start),
+                    }.items()
+                )
+            )
+            for clip in listed
+        )
+        assert told == truth
+
+    @invariant()
+    def rows_are_those_of_a_fresh_cache(self):
+        if self.seen is None or self.seen != self.table:
+            return
+        data = open_place(as_place(self.cache / "manifest"))
+        for clip in data.clips:
+            record = data.records[clip.id][1]
+            path = self.root / clip.path
+            if xxhash.xxh3_128_hexdigest(path.read_bytes()) != record.source.content:
+                continue  # edited since the last run
+            span = () if clip.start is None else (("start", clip.start),)
+            np.testing.assert_array_equal(data.embeddings([clip.id])[0], rows_of(path.read_bytes(), span)[1])
+
+
+TestSourceMachine = SourceMachine.TestCase
+TestSourceMachine.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+
+
+@pytest.fixture
+def stage1(tmp_path, monkeypatch):
+    (tmp_path / "v").mkdir()
+    return FakeStage1(monkeypatch, tmp_path / "v")

@@ -1,0 +1,143 @@
+"""Unknown actions and adaptation: what is measured is what the textbook formula gives, and nothing of either leaks into the run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from drawn_cache import draw
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from dtsf import api
+from dtsf.cache.reader import open_dataset
+from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.training.adapt import Adapted, training_streams
+from dtsf.model.training.data import evaluation_batches, load_groups
+from dtsf.model.training.unknown import tell_apart
+
+WORDS = ["train.epochs=8", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
+PROTOCOL = "cross-subject:5"
+
+
+@given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 60), st.booleans())
+def test_auroc_and_fpr_are_those_of_scikit_learn(seed, n_known, n_unknown, ties):
+    rng = np.random.default_rng(seed)
+    known, unknown = rng.random(n_known), (rng.random(n_unknown) + 0.2).clip(max=1)
+    if ties:
+        known, unknown = known.round(1), unknown.round(1)
+    found = tell_apart("x", "x", torch.tensor(known), torch.tensor(unknown))
+    is_known = np.r_[np.ones(n_known), np.zeros(n_unknown)]
+    certainty = -np.r_[known, unknown]
+    assert found.auroc == pytest.approx(roc_auc_score(is_known, certainty), abs=1e-6)
+    passed, accepted, _ = roc_curve(is_known, certainty, drop_intermediate=False)
+    assert found.fpr95 == pytest.approx(passed[accepted >= 0.95 - 1e-12].min(), abs=1e-9)
+    assert (found.n_groups, found.uncertainty) == (n_unknown, pytest.approx(unknown.mean()))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A cache with two data sets, and a run that learnt three of four classes of one."""
+    root = tmp_path_factory.mktemp("unknown")
+    draw(root / "cache", classes=4, subjects=(1, 2, 3, 4, 5))
+    draw(root / "cache", name="other", classes=2, seed=1)
+    words = [*WORDS, "train.leave_out=class 1"]
+    api.train(root / "cache", dataset="drawn", protocol=PROTOCOL, overrides=words, run=root / "run")
+    return root
+
+
+def test_a_class_that_is_left_out_is_neither_learnt_nor_judged_but_asked_for(trained):
+    run = api.load(trained / "run")
+    assert run.state.info.class_names == ("class 0", "class 2", "class 3")
+    plain = run.evaluate(trained / "cache", dataset="drawn")
+    assert plain.metrics.n_groups == 3 * 2
+    assert plain.left_out == {"of classes that the network does not know": 6}
+    assert plain.unknown is None
+    assert plain.metrics.top1 > 0.6  # its three classes by their own numbers: label 2 is "class 3"
+    assert set(plain.metrics.per_class) == set(run.state.info.class_names)
+    asked = run.evaluate(trained / "cache", dataset="drawn", unknown="left-out")
+    assert asked.metrics == plain.metrics
+    assert (asked.unknown.n_groups, asked.unknown.name) == (2, "left-out")
+    assert asked.unknown.what == "classes left out of training: class 1"
+    others = run.evaluate(trained / "cache", dataset="drawn", unknown="other")
+    assert others.unknown.n_groups == 4  # class 1 by two people: the run knows class 0
+    metrics = json.loads((trained / "run/metrics.json").read_text())
+    assert metrics["unknown"] is None
+    assert metrics["top1"] == plain.metrics.top1
+
+
+def test_what_cannot_be_left_out_or_asked_is_refused(trained, tmp_path):
+    def train(*words):
+        api.train(
+            trained / "cache", dataset="drawn", protocol=PROTOCOL, overrides=[*WORDS, *words], run=tmp_path / "run"
+        )
+
+    with pytest.raises(ConfigError, match="no class nod; drawn has class 0, class 1"):
+        train("train.leave_out=nod")
+    with pytest.raises(ConfigError, match="leaves 1 of 4 classes"):
+        train("train.leave_out=class 0,class 1,class 2")
+    train("train.epochs=1", "train.calibrate=0")
+    run = api.load(tmp_path / "run")
+    with pytest.raises(ConfigError, match="the network knows every class of drawn: train with --set train.leave_out"):
+        run.evaluate(trained / "cache", dataset="drawn", unknown="left-out")
+    with pytest.raises(CheckpointError, match="evaluate on a data set of the same classes"):
+        run.evaluate(trained / "cache", dataset="other")
+
+
+def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
+    words = ("evaluate", trained / "run", "--cache", trained / "cache", "--unknown", "left-out", "--adapt")
+    done = dtsf(*words, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert set(answer["unknown"]) == {"name", "what", "n_groups", "auroc", "fpr95", "uncertainty"}
+    assert answer["adapted"] is True
+    shown = " ".join(dtsf(*words, cwd=tmp_path).stderr.split())
+    assert "unknown actions, 2 groups (classes left out of training: class 1)" in shown
+    assert "adapted to them one after the other" in shown
+
+
+def test_training_statistics_are_those_of_all_tokens(trained):
+    run, data = api.load(trained / "run"), open_dataset(trained / "cache", "drawn")
+    groups = load_groups(data, [clip for clip in data.clips if clip.label != 1 and clip.subject != "5"])
+    kept = run.net.streams.moment_N2D
+    torch.testing.assert_close(kept, training_streams(run.net, groups).float(), rtol=1e-3, atol=1e-4)
+    seen = []
+    run.net.encoder.norm_f.register_forward_hook(lambda *given: seen.append(given[2].flatten(0, -2)))
+    with torch.inference_mode():
+        for batch in evaluation_batches(groups, 7, run.net.config.frames, run.net.config.pace):
+            run.net(batch.x_BVTHWC, batch.mask_BV)
+    tokens = torch.cat(seen)
+    torch.testing.assert_close(
+        kept[-1], torch.stack([tokens.mean(0), tokens.var(0, correction=0)]), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_adaptation_brings_a_shifted_stream_back_and_leaves_the_run_as_it_is(trained):
+    run, data = api.load(trained / "run"), open_dataset(trained / "cache", "drawn")
+    groups = load_groups(data, [clip for clip in data.clips if clip.label != 1])
+    before = {name: x.clone() for name, x in run.net.state_dict().items()}
+    torch.manual_seed(0)
+    other = [
+        (batch.x_BVTHWC.float().cumsum(2) + torch.randn(8), batch.mask_BV)
+        for batch in evaluation_batches(groups, 1, run.net.config.frames, run.net.config.pace)
+    ]
+
+    def stream(rate):
+        adapted = Adapted(run.net, rate=rate)
+        for _ in range(2):
+            for sample in other:
+                adapted([sample, sample])
+        return adapted, (adapted.running_N2D - run.net.streams.moment_N2D).abs().mean().item()
+
+    (adapted, apart), (_, apart_without) = stream(0.2), stream(0.0)
+    assert apart < 0.8 * apart_without
+    assert all(torch.equal(x, before[name]) for name, x in run.net.state_dict().items())
+    head = {name: x for name, x in adapted.net.state_dict().items() if "head" in name or name.startswith("belief")}
+    assert all(torch.equal(x, before[name]) for name, x in head.items())
+    same, again = (run.evaluate(trained / "cache", dataset="drawn", adapt=True) for _ in range(2))
+    assert same == again
+    assert same.adapted
+    run.net.streams.moment_N2D.zero_()
+    with pytest.raises(ConfigError, match="keeps no statistics of its training clips"):
+        run.evaluate(trained / "cache", dataset="drawn", adapt=True)
