@@ -69,14 +69,14 @@ class ModelConfig(BaseModel):
         tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=64), BeforeValidator(_lags)
     ] = ()
     """For ``canvas`` ``energy``: further numbers a cell, how far it is from itself these many frames before, one for each;
-    0 leaves them out. ``[1, 3]`` tells quick from slow; 2 is nearly as good (docs/results.md). ``--set model.change=1,3``"""
+    0 leaves them out. ``[1, 3]`` tells quick from slow; 2 is nearly as good. ``--set model.change=1,3``"""
     power: float = Field(default=1.0, gt=0, le=16)
     """For ``canvas`` ``energy``: what the distances are raised to before they are divided by their mean. 1 takes them as they
-    are, 2 their squares. 1.5 lets swaying and noise count for less: choose it for few people (docs/results.md)."""
+    are, 2 their squares. 1.5 lets swaying and noise count for less: choose it for few people (docs/results/network.md)."""
     direction: float = Field(default=0.0, ge=0, le=1e6)
     """For ``canvas`` ``energy``: two further numbers a cell, how much goes right and how much goes down through it, times
     this; 0 leaves them out. See :mod:`.direction`. 0.2 tells actions apart that move in the same places; much more, and
-    people count for more than actions (docs/results.md)."""
+    people count for more than actions (docs/results/network.md)."""
     readout: Literal["cls", "mean", "ordered"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data;
     ``ordered`` is a linear map of all tokens in their order, best with ``pace`` 1, where frame t of every clip means the
@@ -88,7 +88,7 @@ class ModelConfig(BaseModel):
     frame are a token of their own, behind the frame's."""
     places: Literal["random", "corners"] = "random"
     """Where training pastes: ``random``, as the figure says; ``corners`` never hides an actor in the middle (measured
-    on motion energy: docs/results.md)."""
+    on motion energy: docs/results/network.md)."""
     normalise: Literal["data", "clip", "imagenet"] = "clip"
     """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
     deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less. ``imagenet`` is for

@@ -102,7 +102,7 @@ class DTSFNet(nn.Module):
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
         self.belief = Belief(config.width, n_classes, len(self.channel_scale_C))
-        self.streams = Streams(self.encoder, config.width)
+        self.streams = Streams(self, config.width)
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.

@@ -34,12 +34,12 @@ class AugmentConfig(BaseModel):
     """Each view's grid moves by up to this many cells in each direction, parts of cells by interpolation; the edge is
     repeated. 0.4 where stage 1 cuts around what moves: the cut is off by as much."""
     zoom: float = Field(default=0.0, ge=0)
-    """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people (docs/results.md)."""
+    """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people."""
     tempo: float = Field(default=0.0, ge=0)
     """Each group's performance is run faster or slower by up to this share, about its middle, after its frames were chosen:
     what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with ``model.pace`` 1, where
     nobody's action fills quite the same share of the motion; 0 for cameras that no one trained with, which see performances
-    that the others have seen, at their own tempo (docs/results.md, docs/recipes.md)."""
+    that the others have seen, at their own tempo (docs/results/network.md, docs/recipes.md)."""
     delay: float = Field(default=0.0, ge=0)
     """Each group's performance begins earlier or later by up to this many of the network's frames. 1 beside ``tempo`` 0.5."""
     flip: float = Field(default=0.0, ge=0, le=1)
