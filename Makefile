@@ -14,13 +14,15 @@ help:  ## List the targets
 
 setup: .venv/.done  ## Make .venv with dtsf and its tools
 
+# A CUDA build of torch brings its Triton; beside a CPU build it is there for the tests, in its interpreter.
 .venv/.done: pyproject.toml constraints.txt
 	python3 -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev,docs]'
+	$(BIN)/python -c "import triton" 2>/dev/null || $(BIN)/pip install -q --no-deps triton==3.6.0
 	touch $@
 
-setup-gpu: setup  ## Add the CUDA kernels (needs nvcc and a CUDA build of torch)
+setup-gpu: setup  ## Add the CUDA kernels of mamba-ssm (needs nvcc and a CUDA build of torch; dtsf has its own, in Triton)
 	MAMBA_KEEP_CUDA_BUILD=TRUE $(BIN)/pip install --no-build-isolation -e '.[gpu]'
 
 check: setup  ## ruff, mypy, import-linter

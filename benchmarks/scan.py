@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.network.kernels.choose import scan_choice, selective_scan
+from dtsf.model.network.kernels.choose import kernel_choice, selective_scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +161,7 @@ def main() -> None:
         return
     rows = [measure(shape, arguments.repeats) for shape in SHAPES]
     speedups = [row["speedup_vs_mambapy"] for row in rows if row["speedup_vs_mambapy"] is not None]
-    choice = scan_choice(torch.device("cpu"))
+    choice = kernel_choice(torch.device("cpu"))
     document = {
         "scan": choice.name,
         "threads": arguments.threads,

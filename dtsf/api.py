@@ -75,7 +75,9 @@ def preprocess(
     from dtsf.pipeline.datasets import read_catalog
     from dtsf.pipeline.run import preprocess as run_preprocess
 
-    catalog = read_catalog(dataset, None if root is None else Path(root), settings.views, settings.limit)
+    catalog = read_catalog(
+        dataset, None if root is None else Path(root), settings.views, settings.limit, settings.videos
+    )
     logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
     if on_catalog is not None:
         on_catalog(catalog)

@@ -96,9 +96,9 @@ def scan_in_use(device: str) -> tuple[str, str]:
     """Name of the selective scan that runs on a device, and why. The one place that says it."""
     import torch
 
-    from dtsf.model.network.kernels.choose import scan_choice
+    from dtsf.model.network.kernels.choose import kernel_choice
 
-    choice = scan_choice(torch.device(device))
+    choice = kernel_choice(torch.device(device))
     return choice.name, choice.reason
 
 
@@ -150,21 +150,16 @@ def _torch() -> list[Check]:
 
 
 def _scan() -> list[Check]:
+    """Which scan runs, tried on the device itself: outputs and all gradients, both directions, against float64."""
     import torch
 
-    from dtsf.model.network.kernels.choose import selective_scan, selective_scan_plain
+    from dtsf.model.network.kernels.choose import selective_scan
+    from dtsf.model.network.kernels.trial import TOLERANCE, compare
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name, why = scan_in_use(device)
-    generator = torch.Generator().manual_seed(0)
-    B, D, L, N = 2, 8, 33, 4
-    u, dt, z = (torch.randn(B, D, L, generator=generator) for _ in range(3))
-    b, c = (torch.randn(B, N, L, generator=generator) for _ in range(2))
-    arguments = (u, dt, -torch.rand(D, N, generator=generator), b, c, torch.randn(D, generator=generator), z)
-    exact = selective_scan_plain(*(x.double() for x in arguments))
-    y = selective_scan(*(x.to(device) for x in arguments)).cpu().double()
-    error = float((y - exact).abs().max() / exact.abs().max())
-    ok = error < 1e-4
+    error = max(compare(selective_scan, device, reverse=reverse, dtype=torch.float32) for reverse in (False, True))
+    ok = error < TOLERANCE
     how = "" if ok else f"it departs from the float64 form: file an issue with dtsf doctor --json ({why})"
     return [Check("scan", ok, f"{name} on {device}, within {error:.0e} of float64; {why}", how, value=name)]
 

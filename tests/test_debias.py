@@ -8,9 +8,12 @@ import torch
 from dtsf.cache.records import Clip
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import ConfigError
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.data import Groups, _scenes, evaluation_batches, training_batches
+from dtsf.model.training.debias.albar import Albar
 from dtsf.model.training.debias.choose import DebiasConfig, make_debiaser
 from dtsf.model.training.debias.hsic import Hsic, cluster, dependence, reverse_gradient
+from dtsf.model.training.debias.soar import Soar
 from dtsf.model.training.debias.stillmix import StillMix, frame_sureness
 from dtsf.model.training.loop import fit
 from dtsf.model.training.recipe import load_recipe
@@ -165,7 +168,10 @@ def test_sure_frames_are_those_whose_still_picture_betrays_the_class():
     x[:30] += 6.0 * torch.nn.functional.one_hot(label[:30], 8)  # only the first half shows it
     sure = frame_sureness(x, label, 3)
     assert sure[:30].mean() > sure[30:].mean() + 0.2
-    assert ((sure >= 0) & (sure <= 1)).all()
+    assert ((sure >= 1 / 3) & (sure <= 1)).all()
+    # A frame that looks like another class's counts as sure as well: it is the predicted class's probability, as the authors'.
+    label[0] = (label[0] + 1) % 3
+    assert frame_sureness(x, label, 3)[0] > 0.5
 
 
 def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
@@ -175,6 +181,7 @@ def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
     batch = next(training_batches(groups, 6, 4, 0.0, recipe.augment, torch.ones(6)))
     torch.manual_seed(3)
     mixed = mixer.prepare(batch)
+    shares = []
     assert torch.equal(mixed.label_B, batch.label_B)
     for b, v in batch.mask_BV.nonzero().tolist():
         x, y = batch.x_BVTHWC[b, v].flatten(1), mixed.x_BVTHWC[b, v].flatten(1)
@@ -182,9 +189,11 @@ def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
         keep = (moved * after).sum() / moved.square().sum()
         torch.testing.assert_close(after, keep * moved, rtol=1e-3, atol=1e-4)  # the same frame at all times
         assert 0.35 < keep < 0.65
+        shares.append(keep)
         still = ((y - keep * x) / (1 - keep)).mean(0)
         distance = (mixer.bank_SHWC.flatten(1).float() - still).norm(dim=1)
         assert distance.min() < 1e-2
+    assert max(shares) - min(shares) < 1e-3  # one lambda a batch, as the authors
     unmixed = StillMix(groups, CLASSES, bank=5, confident=0.5, probability=0.0, beta=200.0, seed=0).prepare(batch)
     assert torch.equal(unmixed.x_BVTHWC, batch.x_BVTHWC)
 
@@ -196,19 +205,96 @@ def test_stillmix_trains(groups, tmp_path):
 
 
 def test_stillmix_that_the_network_could_not_see_is_refused():
-    with pytest.raises(ConfigError, match=r"--set model.anchor=frame"):
-        load_recipe("thumbnails", ["debias.method=stillmix"])
+    for method in ("stillmix", "albar"):
+        with pytest.raises(ConfigError, match=rf'"{method}" shows still frames.*--set model.anchor=frame'):
+            load_recipe("thumbnails", [f"debias.method={method}"])
 
 
 def test_an_unknown_method_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'none', 'hsic' or 'stillmix'"):
-        load_recipe("thumbnails", ["debias.method=albar"])
+    with pytest.raises(ConfigError, match="'none', 'hsic', 'stillmix', 'albar' or 'soar'"):
+        load_recipe("thumbnails", ["debias.method=places"])
 
 
 def test_no_method_adds_nothing(groups):
     debiaser = make_debiaser(DebiasConfig(), groups, width=16, n_classes=CLASSES, seed=0)
     assert list(debiaser.parameters()) == []
-    assert debiaser.losses(None, None) == {}
+    assert debiaser.losses(None, None, None) == {}
+
+
+def still_frames(groups):
+    """The same groups with a frame that stands still and shows the class: all that a network may learn of them is that."""
+    x = groups.embeddings_NFHWC.float()
+    x[..., 4] += groups.label_G.repeat_interleave(VIEWS)[:, None, None, None] * 2.0
+    return Groups(x.half(), groups.row_GV, groups.label_G, groups.names)
+
+
+def answers_to_stills(net, groups):
+    """Mean of the greatest probability for clips of one frame."""
+    with torch.inference_mode():
+        batch = next(evaluation_batches(groups, 18, 4, 0.0))
+        x = batch.x_BVTHWC[:, :, :1].float().expand_as(batch.x_BVTHWC)
+        return net(x, batch.mask_BV).logits_BK.softmax(-1).amax(-1).mean().item()
+
+
+FRAMES = ["model.anchor=frame", "model.pasted=none", "model.views=apart", "model.normalise=data", *QUICK]
+
+
+def test_albar_takes_away_what_the_network_knows_of_a_still_frame(groups, tmp_path):
+    shown = still_frames(groups)
+    plain, _ = train(shown, tmp_path / "plain", *FRAMES)
+    words = ["debias.method=albar", "debias.adversary=0.2", "debias.penalty=0.1"]
+    debiased, log = train(shown, tmp_path / "albar", *words, *FRAMES)
+    assert {"adversary", "entropy", "penalty"} <= set(log[0])
+    assert answers_to_stills(debiased, shown) < answers_to_stills(plain, shown) - 0.1
+    assert all(line["penalty"] > 0 for line in log)
+
+
+def test_albars_penalty_is_the_length_of_the_gradient_and_reaches_the_weights(groups):
+    recipe = load_recipe("thumbnails", [*SMALL, *FRAMES])
+    torch.manual_seed(0)
+    net = DTSFNet(recipe.model, channels=6, canvas=3, n_classes=CLASSES, n_views=VIEWS)
+    batch = next(evaluation_batches(groups, 6, 4, 0.0))
+    found = Albar(adversary=0.0, entropy=0.0, penalty=1.0).losses(batch, None, net)["penalty"]
+    torch.manual_seed(7)
+    again = Albar(adversary=0.0, entropy=0.0, penalty=1.0)
+    found = again.losses(batch, None, net)["penalty"]
+    torch.manual_seed(7)
+    frame = torch.randint(4, (6, VIEWS))
+    x = torch.stack([torch.stack([batch.x_BVTHWC[b, v, frame[b, v]] for v in range(VIEWS)]) for b in range(6)])
+    x = x.float()[:, :, None].repeat(1, 1, 4, 1, 1, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(net(x, batch.mask_BV).logits_BK.sum(), x)
+    assert found.item() == pytest.approx(gradient.flatten(1).norm(dim=1).mean().item(), rel=1e-3)
+    found.backward()
+    assert net.encoder.layers[0].mixer.x_proj.weight.grad.abs().max() > 0
+
+
+def test_soars_adversaries_learn_and_the_features_learn_the_opposite(groups, tmp_path):
+    torch.manual_seed(0)
+    recipe = load_recipe("thumbnails", [*SMALL, *FRAMES])
+    net = DTSFNet(recipe.model, channels=6, canvas=3, n_classes=CLASSES, n_views=VIEWS)
+    batch = next(evaluation_batches(groups, 6, 4, 0.0))
+    for name, share in (("background", 0.2), ("scene", 1.0)):
+        weights = {"background": 0.0, "scene": 0.0} | {name: 1.0}
+        soar = Soar(groups, 16, **weights, scenes=ROOMS, seed=0)
+        output = net(batch.x_BVTHWC, batch.mask_BV)
+        output.view_feature_BVD = output.view_feature_BVD.detach().requires_grad_()
+        (term,) = soar.losses(batch, output, net).values()
+        (ours,) = torch.autograd.grad(term, output.view_feature_BVD, retain_graph=True)
+        adversary = next(iter((soar.decoder if name == "background" else soar.scene_of_features).parameters()))
+        (theirs,) = torch.autograd.grad(term, adversary)
+        step = 0.01 / ours.norm()
+        output.view_feature_BVD = (output.view_feature_BVD - step * ours).detach()
+        harder = next(iter(soar.losses(batch, output, net).values()))
+        assert harder > term  # going down its own gradient, a feature makes the adversary's task harder
+        assert (harder - term).item() == pytest.approx(step.item() * ours.square().sum().item() / share, rel=0.1)
+        with torch.no_grad():
+            adversary -= 0.01 * theirs / theirs.norm()
+        assert next(iter(soar.losses(batch, output, net).values())) < harder
+    _, log = train(groups, tmp_path / "run", "debias.method=soar", *FRAMES)
+    assert_learned([{**line, "loss": line["evidence"]} for line in log])
+    assert sum(line["background"] for line in log[-3:]) < 0.9 * sum(line["background"] for line in log[:3])
+    _, log = train(groups, tmp_path / "without", "debias.method=soar", *FRAMES, "debias.scene=0.0", "train.epochs=1")
+    assert "scene" not in log[0]
 
 
 @pytest.mark.parametrize("fusion", ["mean", "concat", "tmc", "sfm"])

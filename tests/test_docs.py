@@ -126,6 +126,13 @@ def test_every_relative_link_and_anchor_resolves(page):
         assert not anchor or anchor in set(anchors(target)), f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_there(page):
+    for name in re.findall(r"`((?:\.?\w+/)+[\w.-]+\.(?:py|toml|csv|yml))`", page.read_text()):
+        if "NAME" not in name:
+            assert any((ROOT / base / name).exists() for base in ("", "dtsf", "dtsf/model")), f"{page.name}: {name}"
+
+
 def _run(script, cwd, checkout):
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
@@ -193,7 +200,7 @@ def test_notebook_of_the_python_page_runs(tmp_path):
     assert "{'ok': 60}" in done.stdout
     assert "all views of unseen subjects (2)" in done.stdout
     assert "no cache at nowhere" in done.stdout
-    assert (tmp_path / "said.mp4").stat().st_size > 10_000
+    assert (tmp_path / "prediction.mp4").stat().st_size > 10_000
 
 
 @pytest.mark.slow
@@ -206,7 +213,7 @@ def test_every_command_of_a_page_runs_as_printed(tmp_path, page):
         for name in (
             "cache.html",
             "compare.html",
-            "said.mp4",
+            "prediction.mp4",
             "runs/mine/report.html",
             "incoming/first/prediction.json",
         ):

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from dtsf import doctor
-from dtsf.model.network.kernels.choose import scan_choice
+from dtsf.model.network.kernels.choose import kernel_choice
 
 
 def test_scan_is_the_one_that_runs_and_is_right():
     (check,) = doctor._scan()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert check.value == scan_choice(torch.device(device)).name
+    assert check.value == kernel_choice(torch.device(device)).name
     assert check.ok
     assert "of float64" in check.found
 

@@ -7,14 +7,12 @@ import torch
 import torch.nn.functional as F
 
 from dtsf.model.network.kernels import choose as scan_module
-from dtsf.model.network.kernels.choose import (
-    ScanChoice,
-    scan_choice,
-    selective_scan,
-    selective_scan_plain,
-)
+from dtsf.model.network.kernels import plain
+from dtsf.model.network.kernels.choose import Choice, kernel_choice, selective_scan
+from dtsf.model.network.kernels.mamba_ssm import kernel_status
 from dtsf.model.network.kernels.numba_loops import CHUNK, LANES, compiled
 from dtsf.model.network.kernels.numba_scan import scan_on_cpu
+from dtsf.model.network.kernels.plain import selective_scan_plain
 
 CPU = torch.device("cpu")
 
@@ -97,13 +95,13 @@ def test_states_by_chunks_are_the_loops(length):
     for t in range(length):
         state = decay[:, t] * state + entering[:, t]
         wanted.append(state)
-    found = scan_module._states_by_chunks(decay, entering)
+    found = plain._states_by_chunks(decay, entering)
     torch.testing.assert_close(found, torch.stack(wanted, 1), rtol=1e-13, atol=1e-13)
 
 
 def test_the_form_for_gpus_is_the_loop_with_its_gradients(monkeypatch):
     # No GPU is needed to run the same operators here.
-    monkeypatch.setattr(scan_module, "_states", scan_module._states_by_chunks)
+    monkeypatch.setattr(plain, "_states", plain._states_by_chunks)
     arguments = scan_arguments(2, 3, 29, 4)
     wanted = value_and_gradients(loop_scan, arguments)
     for ours, right in zip(value_and_gradients(selective_scan_plain, arguments), wanted, strict=True):
@@ -133,7 +131,7 @@ def test_bfloat16_in_and_out_with_the_recurrence_in_float32(function):
 
 def test_selective_scan_runs_numba_here_and_plain_in_float64():
     arguments = [x.float() for x in scan_arguments(1, 3, 5, 2)]
-    assert scan_choice(CPU) == ScanChoice("numba", "numba is installed")
+    assert kernel_choice(CPU) == Choice("numba", "numba is installed")
     assert torch.equal(selective_scan(*arguments), scan_on_cpu(*arguments))
     wide = scan_arguments(1, 3, 5, 2)
     assert selective_scan(*wide).dtype == torch.float64
@@ -147,7 +145,7 @@ def test_without_numba_the_plain_scan_runs_and_says_why(monkeypatch):
     monkeypatch.setattr(scan_module.importlib, "import_module", broken)
     scan_module.cpu_kernel.cache_clear()
     try:
-        choice = scan_choice(CPU)
+        choice = kernel_choice(CPU)
         assert choice.name == "plain"
         assert "Numba needs NumPy 2.3" in choice.reason
         arguments = [x.float() for x in scan_arguments(1, 3, 5, 2)]
@@ -157,12 +155,12 @@ def test_without_numba_the_plain_scan_runs_and_says_why(monkeypatch):
 
 
 def test_without_mamba_ssm_a_gpu_gets_the_chunked_form_and_the_reason():
-    choice = scan_choice(torch.device("cuda"))
-    if scan_module.kernel_status()[0] is not None:
+    choice = kernel_choice(torch.device("cuda"))
+    if kernel_status()[0] is not None:
         pytest.skip("mamba-ssm is installed here")
     assert choice.name == "plain"
-    assert "chunked PyTorch: mamba-ssm is not usable" in choice.reason
-    assert scan_choice(torch.device("mps")).name == "plain"
+    assert "mamba-ssm is not usable" in choice.reason
+    assert kernel_choice(torch.device("mps")).name == "plain"
 
 
 def test_the_gradient_of_the_gradient_of_the_plain_scan():

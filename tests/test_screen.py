@@ -183,3 +183,22 @@ def test_what_is_printed_beside_a_bar_stands_above_it(tmp_path):
     before, after = shown.split("a word")
     assert before.endswith("\x1b[2K")
     assert "count" in after
+
+
+def test_of_many_classes_a_terminal_shows_those_of_lowest_recall():
+    from dtsf.cli.show import evaluation_table
+
+    names = [f"class {k}" for k in range(40)]
+    recall = {name: (k % 7) / 10 for k, name in enumerate(names)}
+    document = {
+        **{"auroc_uncertainty": None, "top1": 0.5, "top5": 0.9, "ece": 0.1, "uncertainty": 0.2, "n_groups": 40, "n_clips": 40},
+        **{"dataset": "d", "task": "t", "draws": 1, "adapted": False, "unknown": None, "left_out": {}, "groups_left_out": {}},
+        **{"view_names": ["1"], "view_weights": [1.0], "view_top1": [0.5], "views": ["1"], "per_class": recall},
+        "confusion": [[int(j == k) for j in range(40)] for k in range(40)],
+    }
+    *_, classes = evaluation_table(document)
+    shown = [float(str(cell)) for cell in classes.columns[1].cells]
+    assert len(shown) == 15
+    assert shown == sorted(recall.values())[:15]
+    assert "of 40" in str(classes.title)
+

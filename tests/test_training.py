@@ -132,6 +132,10 @@ def test_weight_decay_spares_norms_biases_positions_and_the_scan():
     assert {name for name in names.values() if name.split(".")[-1] in ("D", "D_b")} <= spared
     assert all(names[id(parameter)].endswith("weight") and parameter.ndim > 1 for parameter in decayed["params"])
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
+    also = {names[id(parameter)] for parameter in parameter_groups(net, 0.05, states=True)[0]["params"]}
+    assert also - {names[id(parameter)] for parameter in decayed["params"]} == {
+        name for name in names.values() if name.endswith(("A_log", "A_b_log"))
+    }
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from dtsf.errors import DtsfError
 
-__all__ = ["explain", "json_text", "json_value", "parse_json", "parse_model", "read_file"]
+__all__ = ["explain", "first_line", "json_text", "json_value", "parse_json", "parse_model", "read_file"]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -104,6 +104,11 @@ def explain(error: ValidationError) -> str:
         lines.append(f"{where} = {_short(problem['input'])}: {message}" if where else message)
     more = error.error_count() - len(lines)
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says of its own error, in a line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def json_text(document: object, *, indent: int | None = None) -> str:

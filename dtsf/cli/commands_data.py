@@ -64,12 +64,12 @@ def preprocess_command(
     if json_:
         print_json(result.model_dump(mode="json"))
     else:
-        _print_result(result)
+        _print_result(result, cache)
     if failure is not None:
         raise failure
 
 
-def _print_result(result: PreprocessResult) -> None:
+def _print_result(result: PreprocessResult, cache: Path) -> None:
     from dtsf.cli.show import console, table
 
     screen = console()
@@ -99,7 +99,8 @@ def _print_result(result: PreprocessResult) -> None:
             + f" ({verdicts})",
             highlight=False,
         )
-    screen.print(f"next: dtsf train --cache {result.cache} --dataset {result.dataset}", highlight=False)
+    where = "" if cache == Path("cache") else f" --cache {cache}"
+    screen.print(f"next: dtsf train{where} --dataset {result.dataset}", highlight=False)
 
 
 def _changes(result: PreprocessResult) -> list[str]:

@@ -67,13 +67,13 @@ def doctor_command(
         print_json(found.summary())
     else:
         screen = results()
-        rows = [(c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found) for c in found.checks]
-        screen.print(table("this machine", ("what", "", "found"), rows))
-        for check in found.checks:
-            if check.how:
-                screen.print(words((f"{check.name}: ", "bold"), check.how), soft_wrap=True)
         good = "everything needed is here" if found.ok else "something that dtsf needs is missing"
         screen.print(good, style="bold green" if found.ok else "bold red")
+        rows = [(c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found) for c in found.checks]
+        screen.print(table("this machine", ("", "", ""), rows))
+        for check in found.checks:
+            if check.how:
+                screen.print(words((f"{check.name}: ", "bold"), check.how))
     if not found.ok:
         raise typer.Exit(2)
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["console", "evaluation_table", "print_json", "progress", "results", "split_table", "table", "words"]
 
 
+CLASSES_SHOWN = 15
+"""Rows of classes that a terminal is given; ``metrics.json`` and the report have all."""
+
+
 def print_json(document: object) -> None:
     """One JSON object on stdout, and nothing else.
 
@@ -33,7 +37,9 @@ def print_json(document: object) -> None:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A plain table; every cell is text, never markup."""
+    columns = list(columns)
     made = Table(title=words(title), title_justify="left", title_style="bold", header_style="bold", show_edge=False)
+    made.show_header = any(columns)
     for column in columns:
         made.add_column(words(column), overflow="fold")
     for row in rows:
@@ -96,14 +102,17 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
             if name in document["views"]
         ],
     )
+    tested = [
+        (recall, k, name)
+        for k, (name, recall) in enumerate(document["per_class"].items())
+        if sum(document["confusion"][k])
+    ]
+    # Of many classes those that need a look; a screen keeps the numbers above in sight.
+    shown = sorted(tested)[:CLASSES_SHOWN] if len(tested) > CLASSES_SHOWN else tested
     yield table(
-        "classes",
+        "classes" if shown is tested else f"classes: the {len(shown)} of lowest recall, of {len(tested)}",
         ("class", "recall", "groups", "most often taken for"),
-        [
-            _class_row(document, k, name)
-            for k, name in enumerate(document["per_class"])
-            if sum(document["confusion"][k])
-        ],
+        [_class_row(document, k, name) for _, k, name in shown],
     )
 
 

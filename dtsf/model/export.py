@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import nn
 
 from dtsf.cache.commit import write_atomically
-from dtsf.cache.outside import parse_model, read_file
+from dtsf.cache.outside import first_line, parse_model, read_file
 from dtsf.cache.records import Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
@@ -144,7 +144,7 @@ class ExportedNetwork:
         try:
             found = self.session.run(list(OUTPUTS), {"embeddings": x_BVTHWC.float().contiguous().numpy()})
         except Exception as error:  # noqa: BLE001  its errors have no common base but Exception
-            raise CheckpointError(f"{self.file} cannot be run: {str(error).splitlines()[0]}") from error
+            raise CheckpointError(f"{self.file} cannot be run: {first_line(error)}") from error
         probabilities_BK, uncertainty_B, weights_BV = map(torch.from_numpy, found)
         return probabilities_BK, uncertainty_B, weights_BV
 
@@ -170,7 +170,7 @@ def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
         held = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
     except Exception as error:  # noqa: BLE001  its errors have no common base but Exception
-        raise CheckpointError(f"{file} is no ONNX file that can be run: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{file} is no ONNX file that can be run: {first_line(error)}") from error
     if held is None:
         raise CheckpointError(f"{file} was not written by dtsf: dtsf export RUN --onnx FILE")
     metadata = parse_model(
@@ -187,7 +187,7 @@ def _refuse_foreign(file: Path, data: bytes) -> None:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # noqa: BLE001  protobuf's errors have no common base but Exception
-        raise CheckpointError(f"{file} is no ONNX file that can be run: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"{file} is no ONNX file that can be run: {first_line(error)}") from error
     nodes = model.graph.node
     inner = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
     tensors = [*model.graph.initializer, *(a.t for node in nodes for a in node.attribute if a.HasField("t"))]

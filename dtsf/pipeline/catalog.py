@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip, Frozen, view_numbers
 from dtsf.errors import DataError
+from dtsf.pipeline.files import VIDEO_ENDINGS, LeftOut, is_video, walk_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["VIDEO_ENDINGS", "Catalog", "build_catalog", "natural_key", "select", "walk_files"]
-
-VIDEO_ENDINGS = (
-    *(
-        ".avi",
-        ".mp4",
-        ".mkv",
-        ".mov",
-        ".m4v",
-        ".webm",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".f4v",
-        ".ogv",
-        ".3gp",
-        ".3g2",
-        ".mxf",
-        ".dv",
-    ),
-    *(
-        ".mpg",
-        ".mpeg",
-        ".m2v",
-        ".vob",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".h264",
-        ".264",
-        ".h265",
-        ".265",
-        ".hevc",
-        ".ivf",
-        ".mjpeg",
-    ),
-)
-"""Endings of what is taken for a video, in small letters."""
+__all__ = ["VIDEO_ENDINGS", "Catalog", "LeftOut", "build_catalog", "is_video", "natural_key", "select", "walk_files"]
 
 
 class Catalog(Frozen):
@@ -118,8 +81,8 @@ def build_catalog(
             )
         by_id[clip.id] = clip
     if not by_id:
-        found = _describe_content(root)
-        raise DataError(f"no {dataset} video under {root}: looked for {expects}; found {found}")
+        told = "".join(f"; {note}" for note in notes)
+        raise DataError(f"no {dataset} video under {root}: looked for {expects}; found {_describe_content(root)}{told}")
     ordered = tuple(by_id[key] for key in sorted(by_id))
     return Catalog(
         dataset=dataset,
@@ -159,19 +122,6 @@ def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Ca
     return catalog.model_copy(update={"clips": clips})
 
 
-def walk_files(root: Path) -> Iterator[tuple[str, str]]:
-    """Every file below ``root`` as (folder relative to root with forward slashes, name), in a fixed order.
-
-    Hidden names and macOS's ``__MACOSX`` copies are passed over; links to folders are not followed.
-    """
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not _ignored(name))
-        relative = Path(folder).relative_to(root).as_posix()
-        for name in sorted(files):
-            if not _ignored(name):
-                yield ("" if relative == "." else relative), name
-
-
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts 2 before 10: runs of digits compare as numbers."""
     parts: list[tuple[int, int, str]] = []
@@ -190,10 +140,6 @@ def _runs(text: str) -> Iterator[tuple[bool, str]]:
 
 def _is_digit(character: str) -> bool:
     return character in "0123456789"
-
-
-def _ignored(name: str) -> bool:
-    return name.startswith(".") or "MACOSX" in name
 
 
 def _describe_content(root: Path) -> str:

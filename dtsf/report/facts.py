@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from dtsf.cache.outside import parse_json, read_file
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.spec import describe_difference
 from dtsf.errors import CacheError, CheckpointError
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from dtsf.model.training.evaluation import GroupPrediction
 
 __all__ = ["RunFacts", "class_rows", "open_cache_of", "read_run"]
+
+
+LIMIT = 1 << 28
+"""Bytes of the largest file of a run that is shown."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +100,7 @@ def _check_shapes(folder: Path, evaluation: Evaluation, n_classes: int) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+    document = parse_json(read_file(file, limit=LIMIT, error=CheckpointError), str(file), error=CheckpointError)
     if not isinstance(document, dict):
         raise CheckpointError(f"{file} does not hold a JSON object")
     return document
@@ -106,21 +108,27 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _cache_of(folder: Path) -> str:
     try:
-        return str(tomllib.loads((folder / "config.toml").read_text("utf-8"))["data"]["cache"])
-    except (OSError, ValueError, KeyError, TypeError):
+        text = read_file(folder / "config.toml", limit=LIMIT, error=CheckpointError).decode()
+        return str(tomllib.loads(text)["data"]["cache"])
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
         return "cache"
 
 
 def _read_log(file: Path) -> dict[str, list[float]]:
     """Means by epoch. Lines that are cut off (a run was killed while writing) are left out, like a missing file."""
     epochs: dict[int, dict[str, list[float]]] = {}
-    lines = file.read_text("utf-8", errors="replace").splitlines() if file.exists() else []
+    try:
+        lines = read_file(file, limit=LIMIT, error=CheckpointError).decode("utf-8", "replace").splitlines()
+    except CheckpointError:
+        lines = []
     for line in lines:
         try:
             step = json.loads(line)
-            numbers = {key: float(value) for key, value in step.items() if key not in ("step", "epoch")}
+            numbers = {
+                key: float(value) for key, value in step.items() if key not in ("step", "epoch") and value is not None
+            }
             epoch = int(step["epoch"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             continue
         for key, value in numbers.items():
             # A loss that went to infinity has no place on an axis.

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from dtsf.cache.commit import alone, write_atomically
+from dtsf.cache.outside import json_text, parse_json, parse_model, read_file
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.reproduce.records import RunRecord
 
@@ -33,6 +31,8 @@ __all__ = [
 ]
 
 SETTINGS, TIMES, RESULT = "reproduce.json", "times.json", "result.json"
+LIMIT = 1 << 28
+"""Bytes of the largest document of a reproduction that is read."""
 TICK = 2.0
 """Seconds between two writes of the elapsed time; a killed process loses at most this."""
 
@@ -104,17 +104,18 @@ def read_result(run: Path) -> RunRecord | None:
     file = run / RESULT
     if not file.is_file():
         return None
-    try:
-        return RunRecord.model_validate_json(file.read_text("utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f"{file} is not a result of this version of dtsf: remove it to judge the run again"
-        ) from error
+    data = read_file(file, limit=LIMIT, error=CheckpointError)
+    return parse_model(
+        RunRecord,
+        data,
+        f"{file} is not a result of this version of dtsf",
+        error=lambda why: CheckpointError(f"{why}: remove it to judge the run again"),
+    )
 
 
 def write_json(file: Path, document: object) -> None:
     """Write JSON so that the file is always whole."""
-    write_atomically(file, (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(file, (json_text(document, indent=1) + "\n").encode())
 
 
 def seconds_of(out: Path, key: str) -> float:
@@ -152,10 +153,11 @@ def _read_times(out: Path) -> dict[str, Any]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}; choose another --out") from error
+    document = parse_json(
+        read_file(file, limit=LIMIT, error=ConfigError),
+        str(file),
+        error=lambda why: ConfigError(f"{why}; choose another --out"),
+    )
     if not isinstance(document, dict):
         raise ConfigError(f"{file} is not an object of JSON; choose another --out")
     return document

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load, save
 
 from dtsf.cache.commit import fresh_file, fresh_folder, move, refusal
-from dtsf.cache.outside import parse_model, read_file
+from dtsf.cache.outside import first_line, parse_model, read_file
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError
 from dtsf.model.network.dtsfnet import DTSFNet
@@ -203,7 +203,7 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
         for name in optimizer.keys() & {"raw", "average"}:
             optimizer[name] = _as_named_now(optimizer[name])
     except Exception as error:  # noqa: BLE001  what a forged file makes of their readers has no common base
-        raise CheckpointError(f"checkpoint {folder} is damaged: {str(error).splitlines()[0]}") from error
+        raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}") from error
     bad = first_not_finite(weights)
     if bad is not None:
         raise CheckpointError(

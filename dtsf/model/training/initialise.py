@@ -11,16 +11,16 @@ Letters: D width, K classes, P patches of a frame, T frames.
 from __future__ import annotations
 
 import argparse
+import io
 import math
 from dataclasses import dataclass, field
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
+from dtsf.cache.outside import first_line, read_file
 from dtsf.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["InitReport", "load_initial_weights", "read_initial_weights"]
 
+LIMIT = 1 << 36
+"""Bytes of the largest checkpoint that is read."""
 PREFIXES = ("module.", "backbone.", "encoder.")
 
 
@@ -66,15 +68,16 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise CheckpointError(f"--init {file}: no such file")
+    data = read_file(file, limit=LIMIT, error=lambda why: CheckpointError(f"--init {why}"), follow=True)
     try:
         if file.suffix == ".safetensors":
-            document: Any = load_file(file)
+            document: Any = load(data)
         else:
             # Training scripts leave their arguments beside the weights; that class is plain data.
             with torch.serialization.safe_globals([argparse.Namespace]):
-                document = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(f"--init {file} cannot be read as tensors: {str(error).splitlines()[0]}") from error
+                document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  what a forged file makes of their readers has no common base
+        raise CheckpointError(f"--init {file} cannot be read as tensors: {first_line(error)}") from error
     weights = _state(document)
     if not any(name.startswith("layers.") for name in weights):
         raise CheckpointError(f"--init {file}: no VideoMamba checkpoint, there is no tensor layers.0...")

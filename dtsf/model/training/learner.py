@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dtsf.cache.outside import first_line
 from dtsf.errors import CheckpointError
 from dtsf.model.training.checkpoint import RunState, load_checkpoint, save_checkpoint
 from dtsf.model.training.data import Batch
@@ -52,7 +53,7 @@ class Learner(nn.Module):
         batch = self.debiaser.prepare(Batch(x_BVTHWC, mask_BV, label_B, row_BV))
         output = self.net(batch.x_BVTHWC, batch.mask_BV)
         losses = dtsf_loss(output, batch.label_B, self.config, epoch)
-        extra = self.debiaser.losses(batch, output)
+        extra = self.debiaser.losses(batch, output, self.net)
         losses |= extra | {"loss": losses["loss"] + sum(extra.values())}
         right_B = output.logits_BK.argmax(-1) == batch.label_B
         seen_2B = torch.stack([right_B.float(), output.uncertainty_B.detach().float()])
@@ -114,13 +115,16 @@ def restore(folder: Path, fresh: RunState, training: Training) -> RunState:
             raise CheckpointError(
                 f"{folder} was trained with {field} {was!r}, not {now!r}: resume with the same, or choose another --out"
             )
-    if training.average is not None:
-        for name, x in kept.get("average", checkpoint.weights).items():
-            training.average[name].copy_(x)
-    if state.best_epoch is not None and state.recipe.train.patience:
-        device = next(training.net.parameters()).device
-        training.best = {name: x.to(device) for name, x in checkpoint.weights.items()}
-    training.net.load_state_dict(kept.get("raw", checkpoint.weights))
-    training.debiaser.load_state_dict(kept.get("debiaser", {}))
-    training.optimizer.load_state_dict(kept["optimizer"])
+    try:
+        if training.average is not None:
+            for name, x in kept.get("average", checkpoint.weights).items():
+                training.average[name].copy_(x)
+        if state.best_epoch is not None and state.recipe.train.patience:
+            device = next(training.net.parameters()).device
+            training.best = {name: x.to(device) for name, x in checkpoint.weights.items()}
+        training.net.load_state_dict(kept.get("raw", checkpoint.weights))
+        training.debiaser.load_state_dict(kept.get("debiaser", {}))
+        training.optimizer.load_state_dict(kept["optimizer"])
+    except Exception as error:  # noqa: BLE001  what a forged optimiser's state makes of its readers has no common base
+        raise CheckpointError(f"{folder / 'optimizer.pt'} does not fit its run: {first_line(error)}") from error
     return state

@@ -149,7 +149,10 @@ def fit(
     )
     learner = Learner(net, debiaser, recipe.loss).to(fabric.device)
     optimizer = torch.optim.AdamW(
-        parameter_groups(learner, train.weight_decay), lr=train.lr, betas=(0.9, train.beta2), foreach=False
+        parameter_groups(learner, train.weight_decay, states=train.decay_states),
+        lr=train.lr,
+        betas=(0.9, train.beta2),
+        foreach=False,
     )
     model, optimizer = fabric.setup(learner, optimizer)
     average = {name: x.detach().clone() for name, x in net.state_dict().items()} if train.ema else None

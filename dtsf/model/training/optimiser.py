@@ -21,9 +21,16 @@ def schedule(step: int, n_steps: int, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, n_steps - rising)))
 
 
-def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters by whether weight decay applies: to matrices, not to norms, biases, positions, A_log, D, cls."""
-    exempt = ("A_log", "A_b_log", "pos_embed", "temporal_pos_embedding", "cls_token")
+def parameter_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -> list[dict[str, Any]]:
+    """Split parameters by whether weight decay applies: to matrices, not to norms, biases, positions, D, cls, and A_log.
+
+    Args:
+        net: Whatever has parameters.
+        weight_decay: Of those that it applies to.
+        states: Apply it to A_log too.
+
+    """
+    exempt = ("pos_embed", "temporal_pos_embedding", "cls_token", *(() if states else ("A_log", "A_b_log")))
     decayed: list[Tensor] = []
     kept: list[Tensor] = []
     for name, parameter in net.named_parameters():

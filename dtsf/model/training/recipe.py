@@ -51,7 +51,9 @@ class TrainConfig(BaseModel):
     lr: float = Field(default=2e-3, gt=0)
     """Peak learning rate of AdamW; cosine to 0 after the warm-up."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """Not applied to norms, biases, positions, the class token, A_log and D."""
+    """Not applied to norms, biases, positions, the class token, D, and A_log (but see ``decay_states``)."""
+    decay_states: bool = False
+    """Whether weight decay applies to A_log too. VideoMamba's code does that: the mark that exempts it there is never read."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of all steps over which the learning rate rises from 0."""
     beta2: float = Field(default=0.98, gt=0, lt=1)
@@ -113,9 +115,11 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.debias.method == "stillmix" and (self.model.anchor == "dynamic" or self.model.canvas != "embedding"):
+        if self.debias.method in ("stillmix", "albar") and (
+            self.model.anchor == "dynamic" or self.model.canvas != "embedding"
+        ):
             raise ValueError(
-                'debias.method "stillmix" mixes in a still frame, which model.anchor "dynamic" takes out again: '
+                f'debias.method "{self.debias.method}" shows still frames, which model.anchor "dynamic" takes out again: '
                 "--set model.anchor=frame"
             )
         return self

@@ -7,9 +7,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dtsf.cache.outside import read_file
 from dtsf.errors import ConfigError
 
 __all__ = ["read_recipe", "read_toml", "shipped_names"]
+
+LIMIT = 1 << 20
+"""Bytes of a recipe or a table."""
 
 
 def shipped_names(kind: str) -> list[str]:
@@ -61,13 +65,15 @@ def read_toml(kind: str, name_or_file: str) -> dict[str, Any]:
     if name_or_file in names:
         text = (resources.files("dtsf.model.training") / f"{kind}s" / f"{name_or_file}.toml").read_text("utf-8")
     elif name_or_file.endswith(".toml"):
+        file = Path(name_or_file)
+        data = read_file(file, limit=LIMIT, error=lambda why: ConfigError(f"{kind} file {why}"), follow=True)
         try:
-            text = Path(name_or_file).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = data.decode()
+        except UnicodeDecodeError as error:
             raise ConfigError(f"{kind} file {name_or_file} cannot be read: {error}") from error
     else:
         raise ConfigError(f"unknown {kind} {name_or_file!r}; there are {', '.join(names)}, or give a .toml file")
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{kind} {name_or_file} is not valid TOML: {error}") from error

@@ -1,4 +1,4 @@
-"""The selective scan of Mamba-1: one function, run by the fastest implementation that is present.
+"""The selective scan of Mamba-1 and its causal convolution: one function each, run by the fastest form that is right here.
 
 ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t``, ``y_t = <C_t, h_t> + D u_t``, gated by ``SiLU(z)``
 (Gu & Dao 2023, equations 2 and 3; argument order and shapes as in ``mamba_ssm.selective_scan_fn``).
@@ -9,49 +9,86 @@ Letters: B batch, D channels, L tokens, N state.
 from __future__ import annotations
 
 import importlib
-import math
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
+
+from dtsf.model.network.kernels import trial
+from dtsf.model.network.kernels.mamba_ssm import conv_by_mamba_ssm, kernel_status, scan_by_mamba_ssm
+from dtsf.model.network.kernels.plain import conv_by_shifts, selective_scan_plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from torch import Tensor
 
-__all__ = ["ScanChoice", "causal_conv", "kernel_status", "scan_choice", "selective_scan", "selective_scan_plain"]
+__all__ = ["Choice", "causal_conv", "kernel_choice", "selective_scan"]
+
+STATES = (8, 16)
+"""N for which Triton's loops are laid out."""
+
+LOADED: dict[str, Any] = {}
+"""Triton's ``scan`` and ``conv`` once they are imported: a plain dictionary, which ``torch.compile`` can read."""
 
 
 @dataclass(frozen=True)
-class ScanChoice:
+class Choice:
     """Which implementation runs, and why."""
 
     name: str
-    """``mamba-ssm``, ``numba``, or ``plain`` (PyTorch)."""
+    """``triton``, ``mamba-ssm``, ``numba``, or ``plain`` (PyTorch)."""
     reason: str
     """One sentence, for ``dtsf doctor``."""
 
 
-@lru_cache(maxsize=1)
-def kernel_status() -> tuple[Any, Any, str]:
-    """Look once for the CUDA kernels of mamba-ssm and causal-conv1d.
+def kernel_choice(device: torch.device, n_states: int = 16) -> Choice:
+    """Which implementation runs on ``device`` for anything but float64, and why. The one place that decides.
 
-    Returns:
-        The scan function and the convolution function, or None in their place, and a sentence that says
-        what was found. A broken install (undefined symbol, Triton failing) counts as absent, never as fatal.
-
+    On CUDA: Triton, unless mamba-ssm is there and was faster on this card; each only if it was right on this card. The first
+    call on a card tries them, which takes some seconds; what came of it is kept (:mod:`dtsf.model.network.kernels.trial`).
     """
+    if device.type == "cpu":
+        found, _, reason = cpu_kernel()
+        return Choice("plain" if found is None else "numba", reason)
+    if device.type != "cuda":
+        return Choice("plain", f"there is no kernel for the device {device.type}")
+    return _on_cuda(device.index, n_states)
+
+
+@lru_cache(maxsize=16)
+def _on_cuda(index: int | None, n_states: int) -> Choice:
+    triton, why_not_triton = gpu_kernel()
+    theirs, _, why_not_theirs = kernel_status()
+    forms = {"mamba-ssm": scan_by_mamba_ssm} if theirs is not None else {}
+    if triton is not None and n_states in STATES:
+        forms["triton"] = triton
+    elif triton is not None:
+        why_not_triton = f"Triton's loops are for {' or '.join(map(str, STATES))} states, not {n_states}"
+    if not torch.cuda.is_available():
+        return Choice("plain", f"chunked PyTorch: no CUDA device is seen; {why_not_triton}; {why_not_theirs}")
+    found = trial.on_this_card(forms, torch.device("cuda", index or 0))
+    right = {name: result for name, result in found.items() if result.right}
+    said = [result.said for result in found.values()]
+    said += [why for name, why in (("triton", why_not_triton), ("mamba-ssm", why_not_theirs)) if name not in forms]
+    if not right:
+        return Choice("plain", "; ".join(["chunked PyTorch", *said]))
+    # Triton where they are level, and where only one could be timed.
+    name = min(right, key=lambda name: (right[name].milliseconds, name != "triton"))
+    return Choice(name, "; ".join(said))
+
+
+@lru_cache(maxsize=1)
+def gpu_kernel() -> tuple[Any, str]:
+    """Look once for Triton: the scan or None, and a sentence that says what was found."""
     try:
-        scan = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
-        conv = importlib.import_module("causal_conv1d").causal_conv1d_fn
-    # A half-installed CUDA extension raises anything from ImportError to RuntimeError at import.
-    except (ImportError, OSError, RuntimeError, AttributeError, AssertionError, NameError) as error:
-        return None, None, f"mamba-ssm is not usable ({error}); on a CUDA machine: make setup-gpu"
-    return scan, conv, "mamba-ssm and causal-conv1d are installed"
+        LOADED["scan"] = importlib.import_module("dtsf.model.network.kernels.triton_scan").scan_by_triton
+        LOADED["conv"] = importlib.import_module("dtsf.model.network.kernels.triton_conv").conv_by_triton
+        version = importlib.import_module("triton").__version__
+    # A Triton that does not fit its PyTorch raises anything at import.
+    except (ImportError, OSError, RuntimeError, AttributeError, TypeError) as error:
+        LOADED.clear()
+        return None, f"Triton is not usable ({error}): pip install triton"
+    return LOADED["scan"], f"Triton {version} is installed"
 
 
 @lru_cache(maxsize=1)
@@ -66,22 +103,18 @@ def cpu_kernel() -> tuple[Any, Any, str]:
     return scan, conv, "numba is installed"
 
 
-def scan_choice(device: torch.device) -> ScanChoice:
-    """Which implementation :func:`selective_scan` runs on ``device`` for anything but float64, and why."""
-    if device.type == "cuda":
-        found, _, reason = kernel_status()
-        if found is not None:
-            return ScanChoice("mamba-ssm", reason)
-        return ScanChoice("plain", f"chunked PyTorch: {reason}")
-    if device.type == "cpu":
-        found, _, reason = cpu_kernel()
-        return ScanChoice("plain" if found is None else "numba", reason)
-    return ScanChoice("plain", f"there is no kernel for the device {device.type}")
+def _implementation(x: Tensor, n_states: int = 16) -> str:
+    """What runs for ``x``: the kernels know no float64, and what is exported is made of PyTorch's own operators.
 
-
-def _implementation(x: Tensor) -> str:
-    """What runs for ``x``: the kernels know no float64, and what is exported is made of PyTorch's own operators."""
-    return "plain" if x.dtype == torch.float64 or torch.compiler.is_compiling() else scan_choice(x.device).name
+    ``torch.compile`` knows Triton's loops as operators of their own, and no other kernel.
+    """
+    if x.dtype == torch.float64:
+        return "plain"
+    if torch.compiler.is_compiling():
+        exporting = getattr(torch.compiler, "is_exporting", lambda: x.device.type != "cuda")()
+        fits = x.device.type == "cuda" and n_states in STATES and "scan" in LOADED
+        return "triton" if fits and not exporting else "plain"
+    return kernel_choice(x.device, n_states).name
 
 
 def selective_scan(
@@ -114,195 +147,23 @@ def selective_scan(
         The gradient of the gradient is right too, at the cost of the plain form; mamba-ssm's kernel has none.
 
     """
-    vectors = (D_D, z_BDL, dt_bias_D)
-    name = _implementation(u_BDL)
-    if name == "numba":
-        y_BDL: Tensor = cpu_kernel()[0](u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, *vectors, reverse=reverse)
-        return y_BDL
-    if name == "plain":
-        return selective_scan_plain(u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, *vectors, reverse=reverse)
-    if reverse:
-        u_BDL, dt_BDL, B_BNL, C_BNL = u_BDL.flip(-1), dt_BDL.flip(-1), B_BNL.flip(-1), C_BNL.flip(-1)
-        z_BDL = None if z_BDL is None else z_BDL.flip(-1)
-    same = u_BDL.dtype
-    y_BDL = kernel_status()[0](
-        u_BDL.contiguous(),
-        dt_BDL.to(same).contiguous(),
-        A_DN.float(),
-        B_BNL.to(same).contiguous(),
-        C_BNL.to(same).contiguous(),
-        None if D_D is None else D_D.float(),
-        None if z_BDL is None else z_BDL.to(same).contiguous(),
-        None if dt_bias_D is None else dt_bias_D.float(),
-        True,
-    )
-    return y_BDL.flip(-1) if reverse else y_BDL
-
-
-def selective_scan_plain(
-    u_BDL: Tensor,
-    dt_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor | None = None,
-    z_BDL: Tensor | None = None,
-    dt_bias_D: Tensor | None = None,
-    *,
-    reverse: bool = False,
-) -> Tensor:
-    """Plain PyTorch on any device and in float64 too: the fallback, and what is exported.
-
-    Arguments and result as for :func:`selective_scan`. Keeps two (B, L, D, N) tensors for the backward.
-    """
-    wide = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
-    with torch.autocast(u_BDL.device.type, enabled=False):
-        u, dt, A, B, C = (x.to(wide) for x in (u_BDL, dt_BDL, A_DN, B_BNL, C_BNL))
-        if dt_bias_D is not None:
-            dt = dt + dt_bias_D.to(wide)[:, None]
-        dt = F.softplus(dt)
-        rows = [x.transpose(1, 2) for x in (u, dt, B, C)]
-        if reverse:
-            rows = [x_BLX.flip(1) for x_BLX in rows]
-        u_BLD, dt_BLD, B_BLN, C_BLN = rows
-        if torch.compiler.is_compiling():
-            y_BLD = _outputs(u_BLD, dt_BLD, A, B_BLN, C_BLN)
-        else:
-            y_BLD = _Recurrence.apply(u_BLD, dt_BLD, A, B_BLN, C_BLN)  # type: ignore[no-untyped-call]
-        y: Tensor = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
-        if D_D is not None:
-            y = y + D_D.to(wide)[:, None] * u
-        if z_BDL is not None:
-            y = y * F.silu(z_BDL.to(wide))
-    return y.to(u_BDL.dtype)
-
-
-def _outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
-    """The recurrence in operators that any exporter and any order of autograd knows."""
-    decay_BLND = torch.exp(dt_BLD.unsqueeze(2) * A_DN.t())
-    state_BLND = _states_by_chunks(decay_BLND, (dt_BLD * u_BLD).unsqueeze(2) * B_BLN.unsqueeze(3))
-    return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
-
-
-def _states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
-    """All states of ``h_t = decay_t h_{t-1} + input_t`` in about ``2 sqrt(L)`` steps instead of L.
-
-    Within chunks of about sqrt(L) tokens first, all chunks at once; then from chunk to chunk. Only products of
-    decays, which are at most 1: nothing can overflow, and nothing is divided by.
-    """
-    length = decay_BLX.shape[1]
-    size = math.isqrt(max(1, length - 1)) + 1
-    n_chunks = -(-length // size)
-    short = n_chunks * size - length
-    if short:
-        padding = (0, 0) * (decay_BLX.ndim - 2) + (0, short)
-        decay_BLX, input_BLX = F.pad(decay_BLX, padding), F.pad(input_BLX, padding)
-    decay_BMQX, input_BMQX = (x.unflatten(1, (n_chunks, size)) for x in (decay_BLX, input_BLX))
-    steps = zip(decay_BMQX.unbind(2), input_BMQX.unbind(2), strict=True)
-    state_BMX, product_BMX = input_BMQX[:, :, 0], decay_BMQX[:, :, 0]
-    states, products = [state_BMX], [product_BMX]
-    next(steps)
-    for decay_BMX, input_BMX in steps:
-        state_BMX = decay_BMX * state_BMX + input_BMX
-        product_BMX = decay_BMX * product_BMX
-        states.append(state_BMX)
-        products.append(product_BMX)
-    carry_BX = torch.zeros_like(state_BMX[:, 0])
-    carries = []
-    for last_BX, whole_BX in zip(state_BMX.unbind(1), product_BMX.unbind(1), strict=True):
-        carries.append(carry_BX)
-        carry_BX = whole_BX * carry_BX + last_BX
-    carry_BM1X = torch.stack(carries, 1).unsqueeze(2)
-    state_BMQX = torch.stack(states, 2) + torch.stack(products, 2) * carry_BM1X
-    return state_BMQX.flatten(1, 2)[:, :length]
-
-
-def _states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
-    """All states; may overwrite ``input_BLX``. By chunks on a GPU, where every step is a launch."""
-    if decay_BLX.device.type != "cpu":
-        return _states_by_chunks(decay_BLX, input_BLX)
-    steps = list(zip(decay_BLX.unbind(1), input_BLX.unbind(1), strict=True))
-    for (_, before_BX), (decay_BX, state_BX) in pairwise(steps):
-        state_BX.addcmul_(decay_BX, before_BX)
-    return input_BLX
-
-
-def gradients_with_graph(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor
-) -> list[Tensor | None]:
-    """Gradients that can be differentiated again, for the backward of an autograd function under ``create_graph``.
-
-    PyTorch's ``once_differentiable`` is no guard: ``autograd.grad`` never visits its error and drops the term in silence.
-    """
-    with torch.enable_grad():
-        # A tensor may be given as two inputs; the views tell them apart.
-        apart = [x.view_as(x) for x in inputs]
-        wanted = [x for x in apart if x.requires_grad]
-        found = iter(torch.autograd.grad(function(*apart), wanted, grad_y, create_graph=True))
-    return [next(found) if x.requires_grad else None for x in apart]
-
-
-class _Recurrence(torch.autograd.Function):
-    """``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``, with its own backward.
-
-    Autograd through the loop would make some forty passes over (B, L, D, N) tensors; this makes about twelve
-    (benchmarks/scan.py compares). The steps come from ``unbind``: indexing ``x[:, t]`` in a loop costs ten times more
-    wherever autograd sees it.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
-        """Return y (B, L, D)."""
-        A_ND = A_DN.t().contiguous()
-        # D is the last axis: all products with C and B then run along contiguous memory, 2 to 3 times faster.
-        decay_BLND = torch.mul(dt_BLD.unsqueeze(2), A_ND).exp_()
-        state_BLND = torch.mul((dt_BLD * u_BLD).unsqueeze(2), B_BLN.unsqueeze(3))
-        state_BLND = _states(decay_BLND, state_BLND)
-        ctx.save_for_backward(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND)
-        return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
-
-    @staticmethod
-    def backward(ctx: Any, grad_y_BLD: Tensor) -> tuple[Tensor | None, ...]:
-        """Run the recurrence of the gradients from the last token to the first."""
-        u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return tuple(gradients_with_graph(_outputs, ctx.saved_tensors[:5], grad_y_BLD))
-        A_ND = A_DN.t()
-        grad_C_BLN = torch.matmul(state_BLND, grad_y_BLD.unsqueeze(3)).squeeze(3)
-        # grad_h_t = C_t grad_y_t + decay_{t+1} grad_h_{t+1}
-        grad_BLND = torch.mul(grad_y_BLD.unsqueeze(2), C_BLN.unsqueeze(3))
-        later_BLND = torch.cat([decay_BLND[:, 1:], torch.ones_like(decay_BLND[:, :1])], 1)
-        grad_BLND = _states(later_BLND.flip(1), grad_BLND.flip(1)).flip(1)
-        grad_B_BLN = torch.matmul(grad_BLND, (dt_BLD * u_BLD).unsqueeze(3)).squeeze(3)
-        grad_dtu_BLD = torch.matmul(B_BLN.unsqueeze(2), grad_BLND).squeeze(2)
-        # Gradient of dt_t A: grad_h_t * decay_t * h_{t-1}, 0 for the first token, whose state before is 0.
-        grad_BLND[:, 0] = 0
-        grad_BLND[:, 1:].mul_(decay_BLND[:, 1:]).mul_(state_BLND[:, :-1])
-        grad_dt_BLD = grad_dtu_BLD * u_BLD + torch.mul(grad_BLND, A_ND).sum(2)
-        grad_A_DN = grad_BLND.mul_(dt_BLD.unsqueeze(2)).sum((0, 1)).t()
-        return grad_dtu_BLD * dt_BLD, grad_dt_BLD, grad_A_DN, grad_B_BLN, grad_C_BLN
+    run = {"plain": selective_scan_plain, "mamba-ssm": scan_by_mamba_ssm}
+    name = _implementation(u_BDL, A_DN.shape[1])
+    function = run.get(name) or (cpu_kernel()[0] if name == "numba" else LOADED["scan"])
+    y_BDL: Tensor = function(u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D, reverse=reverse)
+    return y_BDL
 
 
 def causal_conv(x_BDL: Tensor, weight_D1W: Tensor, bias_D: Tensor, *, reverse: bool = False) -> Tensor:
     """Depthwise convolution over L that looks only back, or only ahead with ``reverse``; then SiLU. (B, D, L)."""
     name = _implementation(x_BDL)
     if name == "mamba-ssm":
-        same = x_BDL.dtype
-        x_BDL = x_BDL.flip(-1) if reverse else x_BDL
-        y_BDL: Tensor = kernel_status()[1](x_BDL, weight_D1W.squeeze(1).to(same), bias_D.to(same), activation="silu")
-        return y_BDL.flip(-1) if reverse else y_BDL
+        return conv_by_mamba_ssm(x_BDL, weight_D1W.squeeze(1), bias_D, reverse=reverse)
     # In (B, L, D), which is how linear layers leave and take tokens.
-    conv = cpu_kernel()[1] if name == "numba" else conv_by_shifts
+    conv = conv_by_shifts
+    if name == "numba":
+        conv = cpu_kernel()[1]
+    elif name == "triton":
+        conv = LOADED["conv"]
     y_BLD: Tensor = conv(x_BDL.transpose(1, 2), weight_D1W.squeeze(1).t(), bias_D, reverse=reverse)
     return y_BLD.transpose(1, 2)
-
-
-def conv_by_shifts(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
-    """Shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long."""
-    taps, length = len(weight_KD), x_BLD.shape[1]
-    padded_BLD = F.pad(x_BLD, (0, 0, 0, taps - 1) if reverse else (0, 0, taps - 1, 0))
-    y_BLD = bias_D
-    for k in range(taps):
-        first = taps - 1 - k if reverse else k
-        y_BLD = y_BLD + weight_KD[k] * padded_BLD[:, first : first + length]
-    return F.silu(y_BLD)

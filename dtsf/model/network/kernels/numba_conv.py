@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dtsf.model.network.kernels.choose import conv_by_shifts, gradients_with_graph
 from dtsf.model.network.kernels.numba_loops import ONE, ZERO, compiled, sigmoid
 from dtsf.model.network.kernels.numba_scan import n_tasks, run_tasks
+from dtsf.model.network.kernels.plain import conv_by_shifts, gradients_with_graph
 
 if TYPE_CHECKING:
     from torch import Tensor

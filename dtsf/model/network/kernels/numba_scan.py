@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dtsf.model.network.kernels.choose import gradients_with_graph, selective_scan_plain
 from dtsf.model.network.kernels.numba_loops import CHUNK, LANES, backward, forward
+from dtsf.model.network.kernels.plain import gradients_with_graph, selective_scan_plain
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from dtsf.cache.commit import alone, write_atomically
+from dtsf.cache.outside import parse_model, read_file
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.ablation.judges import hash_of
 from dtsf.model.training.learner import versions
@@ -85,8 +86,9 @@ def existing(job: Job) -> Job:
 def read(job: Job) -> Record:
     """How far a training is."""
     try:
-        return Record.model_validate_json(job.file.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
+        data = read_file(job.file, limit=1 << 20, error=CheckpointError)
+        return parse_model(Record, data, str(job.file), error=CheckpointError)
+    except CheckpointError:
         # Not there, or not ours any more: the training's own checkpoint says how far it is.
         return Record()
 

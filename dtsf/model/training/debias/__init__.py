@@ -1,1 +1,1 @@
-"""Peers of DTSFNet that remove static bias: HSIC and StillMix."""
+"""Peers of DTSFNet that remove static bias: HSIC, StillMix, ALBAR and SOAR."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["Hsic", "cluster", "dependence", "reverse_gradient"]
+__all__ = ["Hsic", "cluster", "dependence", "name_scenes", "reverse_gradient"]
 
 
 def dependence(x_PD: Tensor, y_PE: Tensor) -> Tensor:
@@ -85,6 +85,26 @@ def cluster(x_NC: Tensor, k: int, generator: torch.Generator, steps: int = 25) -
     return nearest_N
 
 
+def name_scenes(groups: Groups, scenes: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The scene of each clip (N,), and one over the deviation of each channel's static part (C,).
+
+    Args:
+        groups: Training groups.
+        scenes: Clusters of static embeddings, where the groups name no scenes.
+        seed: Of the clusters.
+
+    """
+    used_N = groups.row_GV[groups.mask_GV]
+    # A part at a time: a whole data set in float32 would be twice its cache.
+    static_NC = torch.cat([x_NFHWC.float().mean((1, 2, 3)) for x_NFHWC in groups.embeddings_NFHWC.split(256)])
+    if groups.scene_N is not None:
+        scene_N = groups.scene_N
+    else:
+        scene_N = torch.zeros(len(static_NC), dtype=torch.int64)
+        scene_N[used_N] = cluster(static_NC[used_N], scenes, torch.Generator().manual_seed(seed))
+    return scene_N, 1.0 / static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
+
+
 class Hsic(nn.Module):
     """The biased stream, the scene classifiers, and the terms they add.
 
@@ -107,17 +127,9 @@ class Hsic(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = {"hsic": hsic, "scene": scene}
-        used_N = groups.row_GV[groups.mask_GV]
-        # A part at a time: a whole data set in float32 would be twice its cache.
-        static_NC = torch.cat([x_NFHWC.float().mean((1, 2, 3)) for x_NFHWC in groups.embeddings_NFHWC.split(256)])
-        if groups.scene_N is not None:
-            scene_N = groups.scene_N
-        else:
-            scene_N = torch.zeros(len(static_NC), dtype=torch.int64)
-            scene_N[used_N] = cluster(static_NC[used_N], scenes, torch.Generator().manual_seed(seed))
+        scene_N, scale_C = name_scenes(groups, scenes, seed)
         self.register_buffer("scene_N", scene_N, persistent=False)
-        deviation_C = static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
-        self.register_buffer("scale_C", 1.0 / deviation_C, persistent=False)
+        self.register_buffer("scale_C", scale_C, persistent=False)
         _, _, H, W, C = groups.embeddings_NFHWC.shape
         n_scenes = int(scene_N.max()) + 1
         # Each cell is reduced first, as the network itself does it: a room is known by what stands where.
@@ -130,7 +142,7 @@ class Hsic(nn.Module):
         """Change nothing."""
         return batch
 
-    def losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """``biased`` (CE_b), ``hsic`` and ``scene``, weighted."""
         mask_BV = batch.mask_BV
         static_PHWC = batch.x_BVTHWC[mask_BV].float().mean(1) * self.scale_C

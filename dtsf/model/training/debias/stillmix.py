@@ -1,12 +1,13 @@
 """Peer: StillMix, which mixes still frames that betray the action into clips of any action.
 
 Source: Li, Yang, Xu et al., "Mitigating and Evaluating Static Bias of Action Representations in the Background and the
-Foreground" (ICCV 2023; lihaoxin05/StillMix, read for its numbers): a 2-D reference network scores single frames; a bank holds
-frames drawn from the half of which it is surest; ``x' = lambda x + (1 - lambda) frame``, the frame the same at all times,
-lambda ~ Beta(200, 200), for each clip with probability 1/2; the label stays.
+Foreground" (ICCV 2023; lihaoxin05/StillMix, read for its numbers): a 2-D reference network scores single frames by the
+probability of the class that it predicts, right or wrong; a bank holds frames drawn from the half of which it is surest;
+``x' = lambda x + (1 - lambda) frame``, the frame the same at all times, one lambda ~ Beta(200, 200) a batch, each clip mixed
+with probability 1/2; the label stays.
 
 Our reading on cached embeddings: the reference network is a softmax regression on one frame's embedding, pooled over
-the grid; sureness is the probability of the true class; clips are the views of a group, each mixed by itself.
+the grid; clips are the views of a group, each mixed by itself.
 A still frame is static, so a network that looks at the dynamic part only (``model.anchor``) would never see it.
 Letters: N clips, F T frames, B groups, V views, S frames of the bank, H W grid, C channels, K classes.
 """
@@ -14,7 +15,7 @@ Letters: N clips, F T frames, B groups, V views, S frames of the bank, H W grid,
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +31,7 @@ __all__ = ["StillMix", "frame_sureness"]
 
 
 def frame_sureness(frames_MC: Tensor, label_M: Tensor, n_classes: int, steps: int = 100) -> Tensor:
-    """Probability that a softmax regression, fitted to these frames, gives each frame's true class. (M,)."""
+    """Probability that a softmax regression, fitted to these frames, gives the class that it predicts of each. (M,)."""
     x_MC = (frames_MC - frames_MC.mean(0)) / frames_MC.std(0, correction=0).clamp(min=1e-6)
     weight_CK = torch.zeros(x_MC.shape[1], n_classes, requires_grad=True)
     bias_K = torch.zeros(n_classes, requires_grad=True)
@@ -42,8 +43,7 @@ def frame_sureness(frames_MC: Tensor, label_M: Tensor, n_classes: int, steps: in
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        probability_MK = (x_MC @ weight_CK + bias_K).softmax(-1)
-        return probability_MK.gather(1, label_M.unsqueeze(1)).squeeze(1)
+        return (x_MC @ weight_CK + bias_K).softmax(-1).amax(1)
 
 
 class StillMix(nn.Module):
@@ -91,12 +91,12 @@ class StillMix(nn.Module):
         shape = batch.mask_BV.shape
         still_BVHWC = self.bank_SHWC[torch.randint(len(self.bank_SHWC), shape, device=self.bank_SHWC.device)]
         beta = torch.tensor(self.beta)
-        keep_BV = torch.distributions.Beta(beta, beta).sample(shape)
-        keep_BV = torch.where(torch.rand(shape) < self.probability, keep_BV, torch.ones(shape))
+        keep = torch.distributions.Beta(beta, beta).sample()
+        keep_BV = torch.where(torch.rand(shape) < self.probability, keep, torch.ones(shape))
         keep_BV1111 = keep_BV[..., None, None, None, None].to(batch.x_BVTHWC.device)
         mixed_BVTHWC = keep_BV1111 * batch.x_BVTHWC + (1 - keep_BV1111) * still_BVHWC.unsqueeze(2).float()
         return replace(batch, x_BVTHWC=mixed_BVTHWC)
 
-    def losses(self, batch: Batch, output: Output) -> dict[str, Tensor]:  # noqa: ARG002
+    def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """Add nothing."""
         return {}

@@ -1,0 +1,364 @@
+"""Run folders, ONNX files, caches and lists from elsewhere: answered, or refused with a DtsfError; nothing else happens.
+
+Whatever is changed in them (bits, fields, types, kinds of file), nothing is written outside, nothing waits, nothing is run.
+"""
+
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import shutil
+import signal
+
+import pytest
+import torch
+from cache_tools import make, reseal
+from drawn_cache import draw
+from hostile import VALUES, forged, listing, nothing_outside, places, put_in_place, spoiled
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dtsf import api
+from dtsf.cache.reader import open_dataset
+from dtsf.cache.verify import verify
+from dtsf.errors import CheckpointError, DtsfError
+from dtsf.model.export import export_onnx, read_onnx
+from dtsf.model.training.recipe import load_recipe
+from dtsf.pipeline.datasets.lists import import_lists
+
+SECONDS = 10
+few, many = (settings(max_examples=n, deadline=None, suppress_health_check=list(HealthCheck)) for n in (20, 1000))
+
+
+@contextlib.contextmanager
+def no_longer():
+    """What takes longer than a person would wait is a hang."""
+
+    def late(*_):
+        raise AssertionError(f"no answer after {SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A drawn cache, a run trained from it, and its network as ONNX."""
+    root = tmp_path_factory.mktemp("made")
+    draw(root / "cache")
+    api.train(
+        root / "cache",
+        protocol="split",
+        run=root / "run",
+        overrides=["train.epochs=1", "model.width=16", "model.depth=1", "model.state=4", "model.reduce=4"],
+        device="cpu",
+    )
+    opened = api.load(root / "run")
+    export_onnx(opened.net, opened.state, root / "net.onnx")
+    return root
+
+
+def ask(run, cache):
+    """All that is done with a run of others, as far as no video is needed."""
+    with contextlib.suppress(DtsfError):
+        opened = api.load(run)
+        spec = opened.state.spec
+        if spec.frames * spec.grid**2 * spec.channels < 1e7:
+            n = min(len(opened.state.info.view_names), 3)
+            said = opened._classify(torch.zeros(n, spec.frames, spec.grid**2, spec.channels).numpy(), list(range(n)))
+            assert said.label in opened.state.info.class_names
+            assert 0 <= said.probability <= 1 + 1e-5
+        opened.evaluate(cache)
+    with contextlib.suppress(DtsfError):
+        from dtsf.report.run_page import report_run
+
+        report_run(run, cache=cache, samples=1)
+
+
+FILES = ("last/state.json", "metrics.json", "environment.json", "config.toml", "log.jsonl", "last/model.safetensors")
+
+
+@few
+@given(data=st.data())
+def test_a_run_of_others(made, tmp_path_factory, data):
+    one_run(made, tmp_path_factory.mktemp("sandbox"), data)
+
+
+@pytest.mark.slow
+@many
+@given(data=st.data())
+def test_a_thousand_runs_of_others(made, tmp_path_factory, data):
+    one_run(made, tmp_path_factory.mktemp("sandbox"), data)
+
+
+def one_run(made, root, data):
+    victim = root / "victim"
+    victim.write_text("precious")
+    run = shutil.copytree(made / "run", root / "run")
+    name = data.draw(st.sampled_from(FILES))
+    how = data.draw(st.sampled_from(["forge"] * 5 + ["spoil"] * 3 + ["kind"]))
+    path = run / name
+    if how == "forge" and name.endswith(".json"):
+        path.write_bytes(forged(path.read_text(), data))
+    elif how == "kind":
+        put_in_place(path, data.draw(st.sampled_from(["pipe", "folder", "link", "loop", "nothing"])), victim)
+    else:
+        path.write_bytes(spoiled(path.read_bytes(), data))
+    before = listing(root)
+    with no_longer(), nothing_outside(root):
+        ask(run, made / "cache")
+    after = listing(root)
+    assert {key: after.get(key) for key in before} == before
+    assert set(after) - set(before) <= {str(run / "report.html")}
+    shutil.rmtree(root)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        (("recipe", "model", "depth"), 10**7, "depth = 10000000: Input should be less than or equal to"),
+        (("recipe", "model", "frames"), 10**6, "frames = 1000000"),
+        (("recipe", "train", "threads"), 10**6, "threads = 1000000"),
+        (("spec", "frames"), 10**6, "frames = 1000000"),
+        (("recipe", "model", "width"), 8192, "do not fit its recipe"),
+    ],
+)
+def test_numbers_beyond_their_bound_are_refused_with_both(made, tmp_path, where, value, message):
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    state = json.loads((run / "last/state.json").read_text())
+    holder = state
+    for key in where[:-1]:
+        holder = holder[key]
+    holder[where[-1]] = value
+    (run / "last/state.json").write_text(json.dumps(state))
+    with no_longer(), pytest.raises(CheckpointError, match=message):
+        api.load(run)
+
+
+def test_weights_that_are_not_finite_answer_nothing(made, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    weights = load_file(run / "last/model.safetensors")
+    weights["encoder.head.bias"][0] = float("nan")
+    save_file(weights, run / "last/model.safetensors")
+    with pytest.raises(CheckpointError, match="not finite"):
+        api.load(run)
+    # Finite, and too large to give a finite answer.
+    weights["encoder.head.bias"][0] = 0
+    weights["encoder.head.weight"][:] = 3e38
+    save_file(weights, run / "last/model.safetensors")
+    with pytest.raises(CheckpointError, match="not finite"):
+        api.load(run).evaluate(made / "cache")
+
+
+@pytest.mark.parametrize("rate", ["1e12", "1e6"])
+def test_a_training_that_diverges_says_so_and_keeps_what_answers(made, tmp_path, rate):
+    rate_shown = re.escape(f"{float(rate):g}")
+    with pytest.raises(DtsfError, match=rf"diverged .*step \d+.*learning rate {rate_shown}.*train\.lr") as caught:
+        api.train(
+            made / "cache", protocol="split", run=tmp_path / "run", device="cpu",
+            overrides=["train.epochs=3", f"train.lr={rate}", "train.warmup=0", "model.width=16", "model.depth=1"],
+        )  # fmt: skip
+    assert caught.value.exit_code == 2
+    api.load(tmp_path / "run").evaluate(made / "cache")
+    for line in (tmp_path / "run/log.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in the log"))
+
+
+def test_a_hostile_optimizer_is_refused_when_a_run_is_gone_on_with(made, tmp_path):
+    class Harm:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "harm"),)
+
+    for content in (pickle.dumps(Harm()), b"", b"PK\x03\x04", _saved({"optimizer": 7}), _saved([1]), _saved({"raw": {}})):
+        run = shutil.copytree(made / "run", tmp_path / "run", dirs_exist_ok=True)
+        (run / "last/optimizer.pt").write_bytes(content)
+        state = api.load(run).state
+        with pytest.raises(DtsfError):
+            api.train(
+                made / "cache", protocol="split", run=run, resume=True, device="cpu",
+                overrides=["train.epochs=2", "model.width=16", "model.depth=1", "model.state=4", "model.reduce=4"],
+            )  # fmt: skip
+        assert state.epoch == 1
+    assert not (tmp_path / "harm").exists()
+
+
+def _saved(document):
+    buffer = io.BytesIO()
+    torch.save(document, buffer)
+    return buffer.getvalue()
+
+
+def _with_metadata(path, text):
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"dtsf": text})
+    return model.SerializeToString()
+
+
+@few
+@given(data=st.data())
+def test_an_onnx_file_of_others(made, tmp_path_factory, data):
+    one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data)
+
+
+@pytest.mark.slow
+@many
+@given(data=st.data())
+def test_a_thousand_onnx_files_of_others(made, tmp_path_factory, data):
+    one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data)
+
+
+def one_onnx(made, path, data):
+    import onnx
+
+    held = next(prop.value for prop in onnx.load(made / "net.onnx").metadata_props if prop.key == "dtsf")
+    how = data.draw(st.sampled_from(["forge"] * 3 + ["spoil"] * 3 + ["kind"]))
+    shutil.copy(made / "net.onnx", path)
+    if how == "forge":
+        text = forged(held, data).decode("utf-8", "replace")
+        path.write_bytes(_with_metadata(made / "net.onnx", text))
+    elif how == "spoil":
+        path.write_bytes(spoiled(path.read_bytes(), data))
+    else:
+        put_in_place(path, data.draw(st.sampled_from(["pipe", "folder", "loop", "nothing"])), path)
+    before = listing(path.parent)
+    with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):
+        network = read_onnx(path)
+        known = network.metadata
+        x = torch.zeros(1, known.views, known.frames, known.spec.grid, known.spec.grid, known.spec.channels)
+        network(x)
+    assert listing(path.parent) == before
+
+
+def test_onnx_metadata_that_do_not_match_the_graph_are_refused(made, tmp_path):
+    import onnx
+
+    held = json.loads(next(prop.value for prop in onnx.load(made / "net.onnx").metadata_props if prop.key == "dtsf"))
+    for change in ({"frames": 4096}, {"views": 2}, {"info": held["info"] | {"class_names": ["a"]}}):
+        (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | change)))
+        with pytest.raises(CheckpointError, match="its metadata and its graph differ"):
+            read_onnx(tmp_path / "n.onnx")
+    (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | {"frames": 10**6})))
+    with pytest.raises(CheckpointError, match="frames = 1000000"):
+        read_onnx(tmp_path / "n.onnx")
+
+
+def test_an_onnx_file_that_reads_other_files_is_refused(made, tmp_path):
+    import onnx
+
+    model = onnx.load(made / "net.onnx")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+    (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match="weights in another file"):
+        read_onnx(tmp_path / "n.onnx")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cache")
+    make(root / "a")
+    return root
+
+
+@few
+@given(data=st.data())
+def test_a_cache_of_others(cache, tmp_path_factory, data):
+    one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data)
+
+
+@pytest.mark.slow
+@many
+@given(data=st.data())
+def test_a_thousand_caches_of_others(cache, tmp_path_factory, data):
+    one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data)
+
+
+def one_cache(cache, root, data):
+    shutil.copytree(cache, root)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+    path = root / data.draw(st.sampled_from(names))
+    how = data.draw(st.sampled_from(["forge"] * 4 + ["spoil"] * 2 + ["kind"]))
+    text = path.read_bytes()
+    if how == "kind":
+        put_in_place(path, data.draw(st.sampled_from(["pipe", "folder", "link", "loop", "nothing"])), root / "a")
+    elif how == "forge" and b'"seal"' in text:
+        document = json.loads(text)
+        way = data.draw(st.sampled_from([place for place in places(document) if place and place[0] != "seal"]))
+        holder = document
+        for key in way[:-1]:
+            holder = holder[key]
+        holder[way[-1]] = data.draw(st.sampled_from([v for v in VALUES if not (isinstance(v, str) and "\udcb6" in v)]))
+        seal = document.pop("seal", "0" * 16)
+        path.write_bytes(reseal(json.dumps({**document, "seal": seal})))
+    else:
+        path.write_bytes(spoiled(text, data))
+    before = listing(root)
+    with no_longer(), nothing_outside(root):
+        with contextlib.suppress(DtsfError):
+            opened = open_dataset(root)
+            opened.embeddings([clip.id for clip in opened.clips][:3])
+        with contextlib.suppress(DtsfError):
+            verify(root / "a", deep=True)
+    assert listing(root) == before
+    shutil.rmtree(root.parent)
+
+
+@few
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.text(st.characters(codec="utf-8"), max_size=200).map(str.encode),
+        st.lists(st.sampled_from(["v1.mp4", "a,b", "\u00b2", "9" * 5000, "../x.mp4", '"', "video_id,action", "\x1b", " "])).map(
+            lambda words: "\n".join(words).encode()
+        ),
+        st.recursive(st.none() | st.integers() | st.text(max_size=5), st.lists, max_leaves=6).map(pickle.dumps),
+        st.dictionaries(
+            st.sampled_from(["split", "annotations"]),
+            st.lists(st.dictionaries(st.sampled_from(["frame_dir", "label"]), st.integers() | st.just("v1"))) | st.none(),
+        ).map(pickle.dumps),
+    ),
+    ending=st.sampled_from([".pkl", ".txt", ".csv"]),
+)
+def test_a_list_of_others(tmp_path_factory, content, ending):
+    root = tmp_path_factory.mktemp("lists")
+    (root / "videos").mkdir()
+    (root / "videos/v1.mp4").touch()
+    (root / f"list{ending}").write_bytes(content)
+    with no_longer(), nothing_outside(root), contextlib.suppress(DtsfError):
+        import_lists([root / f"list{ending}"], root / "videos")
+    with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):
+        from dtsf.pipeline.datasets import read_catalog
+
+        read_catalog("manifest", root / f"list{ending}")
+
+
+def test_a_pickle_that_says_much_in_few_bytes_is_refused(tmp_path):
+    held = ["x"]
+    for _ in range(60):
+        held = [held, held]
+    (tmp_path / "v").mkdir()
+    (tmp_path / "l.pkl").write_bytes(pickle.dumps({"split": {"a_train": [held]}, "annotations": [{"frame_dir": held, "label": 1}]}))
+    with no_longer(), pytest.raises(DtsfError, match="a name is no text but list"):
+        import_lists([tmp_path / "l.pkl"], tmp_path / "v")
+
+
+@few
+@given(content=st.binary(max_size=100) | st.text(max_size=100).map(lambda t: t.encode("utf-8", "replace")))
+def test_a_recipe_file_that_is_none(tmp_path_factory, content):
+    file = tmp_path_factory.mktemp("recipe") / "r.toml"
+    file.write_bytes(content)
+    with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):
+        load_recipe(str(file))

@@ -1,0 +1,70 @@
+"""Compile Triton's loops for a card that need not be here. Prints JSON. ARCH DTYPE STATES FLAGS KERNEL,KERNEL..."""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from dtsf.model.network.kernels import triton_backward, triton_conv, triton_loops, triton_scan
+
+
+def main():
+    arch, dtype, states, flags, names = sys.argv[1:]
+    flag = bool(int(flags))
+    tiles = {"N": int(states), "BD": triton_scan.BLOCK, "REVERSE": flag, "HAS_BIAS": flag}
+    options = {"HAS_SKIP": flag, "HAS_Z": flag, "SEGMENTS": flag}
+    step, back = {"T": triton_scan.STEP}, {"T": triton_scan.STEP_BACK}
+    conv = {"K": 4, "BL": triton_conv.TOKENS, "BD": triton_conv.CHANNELS, "SIGN": -1 if flag else 1}
+    kernels = {
+        "segment_ends": (triton_loops.segment_ends, tiles | step, 1),
+        "scan_forward": (triton_loops.scan_forward, tiles | step | options | {"Q": 32, "SAVE": flag}, 1),
+        "segment_heads": (triton_loops.segment_heads, tiles | step | {"HAS_Z": flag}, 1),
+        "scan_backward": (triton_backward.scan_backward, tiles | back | options | {"Q": 32}, 1),
+        "conv_forward": (triton_conv.conv_forward, conv, 4),
+        "conv_backward": (triton_conv.conv_backward, conv, 4),
+    }
+    json.dump({name: build(*kernels[name], dtype, int(arch)) for name in names.split(",")}, sys.stdout)
+
+
+def build(kernel, constants, warps, dtype, arch):
+    """Compile as a launch would: aligned pointers, widths that 16 divides, and what is left out as None."""
+    left_out = {"bias_D": "HAS_BIAS", "skip_D": "HAS_SKIP"}
+    constants = dict(constants)
+    constants |= {name: None for name, flag in left_out.items() if name in kernel.arg_names and not constants.get(flag, True)}
+    halves = ("u", "dt", "B", "C", "z", "y_BLD", "grad_BLD", "du", "ddt", "dz", "x", "grad", "dx_BLD")
+    signature, attributes = {}, {}
+    for k, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in ("L", "D", "segment") or re.fullmatch(r".+_[bl]", name):
+            signature[name] = "i32"
+        else:
+            signature[name] = f"*{dtype}" if name in halves else "*fp32"
+        if name not in constants and name != "L" and not parameter.do_not_specialize:
+            attributes[(k,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    return {"ptx": made.asm["ptx"], "shared": made.metadata.shared, "stack": stack(made.asm["cubin"])}
+
+
+def stack(cubin):
+    """Bytes that a thread spills, by NVIDIA's own tool, which comes with Triton; 0 where it does not."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    if not tool.exists():
+        return 0
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    return int(re.findall(r"STACK:(\d+)", said.stdout)[-1])
+
+
+if __name__ == "__main__":
+    main()
