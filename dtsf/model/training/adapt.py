@@ -77,8 +77,9 @@ class Adapted:
             samples: Canvases and mask of the group: as it is judged, then other samples of its frames.
 
         """
-        weights = [x for x in self.net.encoder.parameters() if x is not self.net.encoder.head.weight]
-        weights = [x for x in weights if x is not self.net.encoder.head.bias]
+        encoders = [x for x in (self.net.encoder, self.net.signed) if x is not None]
+        heads = {id(x) for encoder in encoders for x in encoder.head.parameters()}
+        weights = [x for encoder in encoders for x in encoder.parameters() if id(x) not in heads]
         with torch.inference_mode(False), torch.enable_grad():
             probabilities, moments = [], []
             for x_BVTHWC, mask_BV in samples:
