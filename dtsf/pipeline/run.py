@@ -17,6 +17,7 @@ from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
+from dtsf.pipeline.aligning import align_groups
 from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
@@ -77,10 +78,11 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
     # Of pixels the network itself has to learn where people stand.
     usual: Crop = "centre" if identity.name == "pixels" else "motion"
     return CacheSpec(
-        decoder=decoder_name(),
+        decoder=decoder_name(settings.decoder),
         frames=settings.frames,
         size=settings.size,
         crop=settings.crop or usual,
+        align=settings.align,
         grid=identity.grid,
         encoder=identity.name,
         weights_hash=identity.weights_hash,
@@ -122,6 +124,9 @@ def preprocess(
         dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
     )
     n_workers = settings.workers or os.cpu_count() or 1
+    if settings.align == "group":
+        held = read_records(folder) if is_dataset(folder) else []
+        catalog = align_groups(catalog, [record for shard in held for record in shard.clips], settings.deadline)
     if settings.dry_run:
         return _foreseen(catalog, info, folder, spec, settings, n_workers)
     with only_writer(folder):

@@ -51,7 +51,7 @@ def moving_part(y_PTHWR: Tensor, channels: int) -> Tensor:
     return moving_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def snapshot_tokens(canvas_PTHWR: Tensor, mask_BV: Tensor, *, training: bool, complete: bool) -> Tensor:
+def snapshot_tokens(canvas_PTHWR: Tensor, mask_BV: Tensor, training: bool, complete: bool) -> Tensor:  # noqa: FBT001
     """TSM's thumbnails of another view, what a token of its own is made of, for each frame: (P, T, 3 h w R)."""
     canvas_BVTHWR = canvas_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(canvas_PTHWR, mask_BV)
     thumbs_BVTX = thumbnails(canvas_BVTHWR, choose_partners(mask_BV, training=training)).flatten(3)

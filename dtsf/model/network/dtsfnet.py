@@ -141,6 +141,11 @@ class DTSFNet(nn.Module):
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
         return self._output(x_BVTHWC, logits_BK, view_logits_BVK, feature_BVD, fused_BD, fused.weights_BV, mask_BV)
 
+    @property
+    def encoders(self) -> list[VideoMamba]:
+        """One, or that of each opinion."""
+        return [self.encoder] if self.signed is None else [self.encoder, self.signed]
+
     def _fuse(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
         fused: Fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
         return fused
@@ -173,18 +178,16 @@ class DTSFNet(nn.Module):
 
     def _two_opinions(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Output:
         """Energies and moving parts, each encoded and fused over the views by itself, and their opinions pooled."""
-        assert self.signed is not None
         x_PTHWC = x_BVTHWC.flatten(0, 1)
         if not complete:
             x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
         found = []
         y_PTHWR = self.project(x_PTHWC)
         canvases = self.energy(y_PTHWR) - self.energy_mean_HWE, moving_part(y_PTHWR, self.config.signed_channels)
-        for canvas_PTHWR, encoder in zip(canvases, (self.encoder, self.signed), strict=True):
-            thumbs_PTX = None
-            if self.config.pasted == "tokens":
-                thumbs_PTX = snapshot_tokens(canvas_PTHWR, mask_BV, training=self.training, complete=complete)
-            feature_PD = self.drop(encoder(self.drop(canvas_PTHWR).permute(0, 4, 1, 2, 3), thumbs_PTX)).float()
+        for canvas_PTHWR, encoder in zip(canvases, self.encoders, strict=True):
+            tokens = self.config.pasted == "tokens"
+            thumbs = snapshot_tokens(canvas_PTHWR, mask_BV, self.training, complete) if tokens else None
+            feature_PD = self.drop(encoder(self.drop(canvas_PTHWR).permute(0, 4, 1, 2, 3), thumbs)).float()
             logits_PK = encoder.head(feature_PD).float()
             feature_BVD, view_logits_BVK = (
                 x_P.unflatten(0, mask_BV.shape) if complete else scatter_views(x_P, mask_BV)
