@@ -61,11 +61,9 @@ class DTSFNet(nn.Module):
         self.config = config
         # One over each channel's standard deviation in the training clips; set once before training.
         self.register_buffer("channel_scale_C", torch.ones(channels))
-        # Mean motion energy of every cell over the training clips, likewise.
         self.register_buffer(
             "energy_mean_HWE", torch.zeros(canvas, canvas, config.energies), persistent=config.canvas != "embedding"
         )
-        # The least share of the group's motion that each camera saw in training, likewise.
         self.register_buffer("least_share_V", torch.zeros(n_views), persistent=config.covered > 0)
         principal = min(config.principal, channels - 1)
         self.principal = principal
