@@ -38,7 +38,7 @@ test-slow: setup  ## Slow tests
 	$(BIN)/pytest -m slow -n $(JOBS) --dist loadgroup --durations 40
 
 docs: setup  ## Build the site into site/, and check every link in it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: setup  ## Look at the site while writing: http://127.0.0.1:8000
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
@@ -63,9 +63,10 @@ bench: setup  ## Measurements
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
-reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=
+reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; INIT=CHECKPOINT adds the paper's own run on a card; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=
 	@$(BIN)/dtsf reproduce nucla $(if $(DATA),--root "$(DATA)") --out "$(OUT)" --seeds $(SEEDS) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CACHE),--cache "$(CACHE)") $(OPTIONS)
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CACHE),--cache "$(CACHE)") \
+		$(if $(INIT),--init "$(INIT)") $(OPTIONS)
 
 clean:  ## Remove what was made, not the data
 	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache $(DEMO)

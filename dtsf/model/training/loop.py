@@ -15,8 +15,16 @@ import torch
 from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import json_text
 from dtsf.model.network.dtsfnet import DTSFNet
+from dtsf.model.training.ahead import Ahead
 from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.data import channel_deviation, energy_mean, least_share, training_batches, training_source
+from dtsf.model.training.data import (
+    channel_deviation,
+    energy_mean,
+    least_share,
+    principal_directions,
+    training_batches,
+    training_source,
+)
 from dtsf.model.training.debias.choose import make_debiaser
 from dtsf.model.training.divergence import refuse_loss, refuse_weights
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
@@ -25,6 +33,7 @@ from dtsf.model.training.learner import Learner, Training, restore, save, versio
 from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
 from dtsf.model.training.processes import current_world, epoch_plan, launch
 from dtsf.model.training.record import Record
+from dtsf.model.training.size import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,6 +94,7 @@ def fit(
     held_out: Groups | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
+    catalog: str = "",
 ) -> Fitted:
     """Train a network and leave checkpoints in ``run/last`` and a line a step in ``run/log.jsonl``.
 
@@ -103,12 +113,14 @@ def fit(
         held_out: Groups that are judged after each epoch and not trained on; needed where the recipe has patience.
         on_epoch: Called after each epoch.
         fabric: A Fabric that is launched already; one is launched if left out.
+        catalog: Digest of what is said of the clips, for the record.
 
     Raises:
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
         DivergedError: A loss, a gradient or a weight is no finite number any more; the checkpoint before stays.
 
     """
+    recipe = sized(recipe, int(groups.mask_GV.sum()))
     train = recipe.train
     torch.set_num_threads(train.threads)
     world = current_world()
@@ -125,13 +137,19 @@ def fit(
         report = load_initial_weights(net.encoder, initial)
         if world.first:
             write_atomically(run / "init.json", json_text(asdict(report), indent=1).encode(), parents=False)
-    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
+    for encoder in net.encoders:
+        encoder.spare_memory = train.checkpointing
+        if train.compile and fabric.device.type == "cuda":
+            encoder.compile_mixers(fabric.device)
+    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas != "embedding"
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
+    if net.principal:
+        net.basis_CR.copy_(principal_directions(groups, net.channel_scale_C, net.principal))
     if recipe.model.covered:
         net.least_share_V.copy_(least_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
-    if recipe.model.canvas == "energy":
+    if recipe.model.canvas != "embedding":
         net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
@@ -152,6 +170,7 @@ def fit(
         seed=seed,
         protocol=protocol,
         fingerprint=spec.fingerprint(),
+        catalog=catalog,
         spec=spec,
         info=info,
         recipe=recipe,
@@ -227,7 +246,10 @@ def _steps(
         # The order is common to all; what is drawn for the groups of each process is its own.
         torch.manual_seed((seed * 1_000_003 + epoch) * 65_537 + world.rank)
     order = (share.chosen_B for step in plan for share in step.shares)
-    batches = training_batches(groups, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C, order)
+    made_here = training_batches(
+        groups, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C, order
+    )
+    batches = Ahead(made_here, fabric.device)
     optimizer = training.optimizer
     for made, step in enumerate(plan, done):
         lr = train.lr * schedule(made, n_steps, train.warmup)
@@ -237,7 +259,8 @@ def _steps(
         found: dict[str, Tensor] = {}
         for k, share in enumerate(step.shares, 1):
             with fabric.no_backward_sync(model, enabled=k < len(step.shares)):
-                part = _backward(model, fabric, next(batches).to(fabric.device), share.weight, epoch)
+                part = _backward(model, fabric, batches.take(), share.weight, epoch)
+            batches.prepare()
             found = {name: found[name] + x if found else x for name, x in part.items()}
         # A norm that is not finite is said below, with the loss.
         norm = fabric.clip_gradients(training.net, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)
