@@ -171,7 +171,7 @@ def read_verdicts(folder: Path) -> dict[str, str]:
     found = {}
     for path in (folder / "shards").glob("*.json"):
         for record in json.loads(path.read_text())["clips"]:
-            found[record["clip"]["path"]] = record["verdict"]
+            found[record["source"]["path"]] = record["verdict"]
     return found
 
 

@@ -109,7 +109,12 @@ def build_catalog(
 
     """
     by_id: dict[str, Clip] = {}
+    lost = []
     for clip in clips:
+        if not (clip.path + clip.id + clip.group + clip.raw_label).isascii() and not _is_text(clip):
+            # Bytes of another encoding, as a zip from elsewhere leaves them: no document can hold such a name.
+            lost.append(clip.path)
+            continue
         other = by_id.get(clip.id)
         if other is not None:
             raise DataError(
@@ -117,9 +122,17 @@ def build_catalog(
                 f"Give the folder of one collection as --root (and another --name for the other)"
             )
         by_id[clip.id] = clip
+    if not by_id and lost:
+        raise DataError(f"no {dataset} video under {root} has a name in UTF-8: rename them (convmv), all {len(lost)}")
     if not by_id:
         found = _describe_content(root)
         raise DataError(f"no {dataset} video under {root}: looked for {expects}; found {found}")
+    if lost:
+        shown = lost[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        notes = [
+            *notes,
+            f"{len(lost)} file(s) left out, whose names are not UTF-8: the first is {shown}; rename them (convmv) to have them",
+        ]
     ordered = tuple(by_id[key] for key in sorted(by_id))
     return Catalog(
         dataset=dataset,
@@ -129,6 +142,14 @@ def build_catalog(
         view_names=tuple(view_names),
         notes=tuple(notes),
     )
+
+
+def _is_text(clip: Clip) -> bool:
+    try:
+        (clip.path + clip.id + clip.group + clip.raw_label).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Catalog:
