@@ -87,9 +87,7 @@ def decode_and_embed(data: CachedDataset, arguments: argparse.Namespace) -> int:
     encoder = load_encoder(data.spec.encoder, data.spec.size, data.spec.grid)
     for clip in clips:
         path, spec = arguments.root / clip.path, data.spec
-        decoded = decode_clip(
-            path, spec.frames, spec.size, span=Span(start=clip.start, end=clip.end), crop=spec.crop
-        )
+        decoded = decode_clip(path, spec.frames, spec.size, span=Span(start=clip.start, end=clip.end), crop=spec.crop)
         encoder.embed(decoded.frames)
     return len(clips)
 

@@ -59,7 +59,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--set", action="append", default=[], help="section.key=value, as dtsf train takes it")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--classes", default="", help="names of classes, joined by commas, to be told apart from the rest")
+    parser.add_argument(
+        "--classes", default="", help="names of classes, joined by commas, to be told apart from the rest"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     data = open_dataset(options.cache, options.dataset)

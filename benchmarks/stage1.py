@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--shard-size", type=int, default=64)
-    parser.add_argument("--crop", default="motion", choices=["motion", "centre"], help="ours; the peer takes the middle")
+    parser.add_argument(
+        "--crop", default="motion", choices=["motion", "centre"], help="ours; the peer takes the middle"
+    )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

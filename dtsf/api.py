@@ -1,12 +1,12 @@
-"""dtsf from Python: both stages. The command line is a thin face of this module; docs/python.md walks through it.
+"""Both stages from Python. The command line calls this module; docs/python.md walks through it.
 
-.. code-block:: python
+```python
+import dtsf
 
-    import dtsf
-
-    dtsf.preprocess("nucla", root=..., cache=...)                    # stage 1
-    dtsf.train(cache=..., protocol="cross-subject:5,6", run=...)     # stage 2
-    dtsf.load(run).predict([cam1, cam2, cam3])
+dtsf.preprocess("nucla", root=..., cache=...)                    # stage 1
+dtsf.train(cache=..., protocol="cross-subject:5,6", run=...)     # stage 2
+dtsf.load(run).predict([cam1, cam2, cam3])
+```
 
 PyTorch, zarr and dask are imported by the function that needs them: a wrong path is refused at once.
 """
@@ -75,7 +75,9 @@ def preprocess(
     from dtsf.pipeline.datasets import read_catalog
     from dtsf.pipeline.run import preprocess as run_preprocess
 
-    catalog = read_catalog(dataset, None if root is None else Path(root), settings.views, settings.limit)
+    catalog = read_catalog(
+        dataset, None if root is None else Path(root), settings.views, settings.limit, settings.videos
+    )
     logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
     if on_catalog is not None:
         on_catalog(catalog)

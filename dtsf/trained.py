@@ -80,7 +80,7 @@ class Run:
             self._check_settings(strangers)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
         draws = self.state.recipe.train.draws if draws is None else draws
-        return evaluate(
+        judged = evaluate(
             self.net,
             data,
             rule,
@@ -93,6 +93,11 @@ class Run:
             unknown=strangers,
             adapt=adapt,
         )
+        if data.info.name == self.state.info.name and self.state.catalog not in ("", data.catalog_hash):
+            # Who was tested may have been trained on, or under another label: the words must not promise otherwise.
+            changed = "; its clips or labels have changed since this run was trained"
+            judged = judged.model_copy(update={"task": judged.task + changed})
+        return judged
 
     def predict(
         self,

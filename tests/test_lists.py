@@ -97,11 +97,47 @@ def test_lists_of_no_known_form(tmp_path, text, message):
         import_lists([tmp_path / "list.txt"], tmp_path)
 
 
-def test_the_manifest_stands_above_the_videos(tmp_path):
+def test_the_manifest_stands_anywhere(tmp_path):
     (tmp_path / "list.txt").write_text("a.avi 1\n")
     touch(tmp_path / "v", "a.avi")
     (tmp_path / "else").mkdir()
-    with pytest.raises(DataError, match="must stand in"):
-        import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "else/m.csv")
     import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "m.csv")
     assert read_catalog("manifest", tmp_path / "m.csv").clips[0].path == "v/a.avi"
+    import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "else/m.csv")
+    catalog = read_catalog("manifest", tmp_path / "else/m.csv")
+    assert catalog.root / catalog.clips[0].path == tmp_path / "v/a.avi"
+    with pytest.raises(DataError, match=r"cannot write .*--out FILE"):
+        import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "none/m.csv")
+    assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["a.avi"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("test.mp4 0\nrun.mp4 1\n", {("test.mp4", "0"), ("run.mp4", "1")}),
+        ("test.avi,0\ntest.mp4,1\n", {("test.avi", "0"), ("test.mp4", "1")}),
+        ("walk, fast/001.mp4 0\nrun.mp4 1\n", {("walk, fast/001.mp4", "0"), ("run.mp4", "1")}),
+        ("walk, fast/001.mp4,0\nrun.mp4,1\n", {("walk, fast/001.mp4", "0"), ("run.mp4", "1")}),
+        ('"walk, fast/001.mp4",0\n', {("walk, fast/001.mp4", "0")}),
+        ("walk, fast\\001.mp4;0\n", {("walk, fast/001.mp4", "0")}),
+        ("2.webm 1\nclip.MTS 0\n", {("2.webm", "1"), ("clip.MTS", "0")}),
+    ],
+)
+def test_names_that_look_like_separators_and_endings_of_every_kind(tmp_path, text, found):
+    touch(tmp_path, "test.mp4", "test.avi", "run.mp4", "walk, fast/001.mp4", "2.webm", "clip.MTS")
+    (tmp_path / "a_train.txt").write_text(text)
+    made = import_lists([tmp_path / "a_train.txt"], tmp_path)
+    assert made.missing == ()
+    assert {(clip.path, clip.raw_label) for clip in read_catalog("manifest", tmp_path).clips} == found
+
+
+@pytest.mark.parametrize("text", ["0 sit down\n1 wave\n", "sit down\nwave\n", "1,wave\n0,sit down\n"])
+def test_a_label_map_gives_names(tmp_path, text):
+    touch(tmp_path, "a.avi", "b.avi")
+    (tmp_path / "train.txt").write_text("a.avi 0\nb.avi 1\n")
+    (tmp_path / "labels.txt").write_text(text)
+    import_lists([tmp_path / "train.txt"], tmp_path, labels=tmp_path / "labels.txt")
+    assert read_catalog("manifest", tmp_path).class_names == ("sit down", "wave")
+    (tmp_path / "labels.txt").write_text("sit down\n")
+    with pytest.raises(DataError, match=r"labels.txt has no name for label 1, which b.avi"):
+        import_lists([tmp_path / "train.txt"], tmp_path, tmp_path / "two.csv", labels=tmp_path / "labels.txt")

@@ -177,7 +177,15 @@ def view_number(word: str, view_names: Sequence[str], where: str) -> int:
     """Read one camera's number or name. Arguments and error as for :func:`view_numbers`."""
     if word in view_names:
         return list(view_names).index(word) + 1
-    if word.isdecimal() and 1 <= int(word) <= len(view_names):
-        return int(word)
-    known = ", ".join(name if name == str(k) else f"{k} ({name})" for k, name in enumerate(view_names, 1))
+    if word.isdecimal():
+        # Where names are numbers, a number is a name: 2 is camera 02, and never the second camera, 05.
+        same = [k for k, name in enumerate(view_names, 1) if name.isdecimal() and int(name) == int(word)]
+        if len(same) == 1:
+            return same[0]
+        if 1 <= int(word) <= len(view_names) and not any(name.isdecimal() for name in view_names):
+            return int(word)
+    known = ", ".join(
+        name if name.isdecimal() or any(other.isdecimal() for other in view_names) else f"{k} ({name})"
+        for k, name in enumerate(view_names, 1)
+    )
     raise ConfigError(f"unknown view {word!r}: there are {known} ({where})")

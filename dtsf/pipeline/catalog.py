@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip, Frozen, view_numbers
 from dtsf.errors import DataError
+from dtsf.pipeline.files import VIDEO_ENDINGS, LeftOut, is_video, walk_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["VIDEO_ENDINGS", "Catalog", "build_catalog", "natural_key", "select", "walk_files"]
-
-VIDEO_ENDINGS = (
-    *(
-        ".avi",
-        ".mp4",
-        ".mkv",
-        ".mov",
-        ".m4v",
-        ".webm",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".f4v",
-        ".ogv",
-        ".3gp",
-        ".3g2",
-        ".mxf",
-        ".dv",
-    ),
-    *(
-        ".mpg",
-        ".mpeg",
-        ".m2v",
-        ".vob",
-        ".ts",
-        ".mts",
-        ".m2ts",
-        ".h264",
-        ".264",
-        ".h265",
-        ".265",
-        ".hevc",
-        ".ivf",
-        ".mjpeg",
-    ),
-)
-"""Endings of what is taken for a video, in small letters."""
+__all__ = ["VIDEO_ENDINGS", "Catalog", "LeftOut", "build_catalog", "is_video", "natural_key", "select", "walk_files"]
 
 
 class Catalog(Frozen):
@@ -109,12 +72,7 @@ def build_catalog(
 
     """
     by_id: dict[str, Clip] = {}
-    lost = []
     for clip in clips:
-        if not (clip.path + clip.id + clip.group + clip.raw_label).isascii() and not _is_text(clip):
-            # Bytes of another encoding, as a zip from elsewhere leaves them: no document can hold such a name.
-            lost.append(clip.path)
-            continue
         other = by_id.get(clip.id)
         if other is not None:
             raise DataError(
@@ -122,17 +80,9 @@ def build_catalog(
                 f"Give the folder of one collection as --root (and another --name for the other)"
             )
         by_id[clip.id] = clip
-    if not by_id and lost:
-        raise DataError(f"no {dataset} video under {root} has a name in UTF-8: rename them (convmv), all {len(lost)}")
     if not by_id:
-        found = _describe_content(root)
-        raise DataError(f"no {dataset} video under {root}: looked for {expects}; found {found}")
-    if lost:
-        shown = lost[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-        notes = [
-            *notes,
-            f"{len(lost)} file(s) left out, whose names are not UTF-8: the first is {shown}; rename them (convmv) to have them",
-        ]
+        told = "".join(f"; {note}" for note in notes)
+        raise DataError(f"no {dataset} video under {root}: looked for {expects}; found {_describe_content(root)}{told}")
     ordered = tuple(by_id[key] for key in sorted(by_id))
     return Catalog(
         dataset=dataset,
@@ -142,14 +92,6 @@ def build_catalog(
         view_names=tuple(view_names),
         notes=tuple(notes),
     )
-
-
-def _is_text(clip: Clip) -> bool:
-    try:
-        (clip.path + clip.id + clip.group + clip.raw_label).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Catalog:
@@ -180,19 +122,6 @@ def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Ca
     return catalog.model_copy(update={"clips": clips})
 
 
-def walk_files(root: Path) -> Iterator[tuple[str, str]]:
-    """Every file below ``root`` as (folder relative to root with forward slashes, name), in a fixed order.
-
-    Hidden names and macOS's ``__MACOSX`` copies are passed over; links to folders are not followed.
-    """
-    for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not _ignored(name))
-        relative = Path(folder).relative_to(root).as_posix()
-        for name in sorted(files):
-            if not _ignored(name):
-                yield ("" if relative == "." else relative), name
-
-
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts 2 before 10: runs of digits compare as numbers."""
     parts: list[tuple[int, int, str]] = []
@@ -211,10 +140,6 @@ def _runs(text: str) -> Iterator[tuple[bool, str]]:
 
 def _is_digit(character: str) -> bool:
     return character in "0123456789"
-
-
-def _ignored(name: str) -> bool:
-    return name.startswith(".") or "MACOSX" in name
 
 
 def _describe_content(root: Path) -> str:

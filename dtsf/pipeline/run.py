@@ -77,7 +77,7 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
     # Of pixels the network itself has to learn where people stand.
     usual: Crop = "centre" if identity.name == "pixels" else "motion"
     return CacheSpec(
-        decoder=decoder_name(),
+        decoder=decoder_name(settings.decoder),
         frames=settings.frames,
         size=settings.size,
         crop=settings.crop or usual,

@@ -89,7 +89,10 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     stats = [source.stat(clip) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, _span(clip)) for clip in task.clips]
     settings = task.settings
-    with borrow_decoder(spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop) as decoder:
+    kind = settings.decoder
+    with borrow_decoder(
+        spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=kind
+    ) as decoder:
         # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
         items = decode_all(decoder, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)

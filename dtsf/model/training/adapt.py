@@ -6,7 +6,7 @@ variances of the features at the norms to those of the training clips (L1), and 
 video to each other (weight 0.1); the running statistics take a tenth of each video.
 
 Our reading: features are the tokens behind each RMSNorm; the running statistics begin as the training clips', so that the
-first performances are not taken for the whole stream; the step is plain gradient descent on the encoder's weights alone, so that
+first performances are not taken for the whole stream; the step is plain gradient descent on the encoders' weights alone, so that
 what a class's evidence is stays. Where all samples of frames would be the same, consistency asks nothing.
 Letters: B groups (one), V views, T frames, N norms, D width, K classes.
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.errors import ConfigError
+from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.streams import watched
 from dtsf.model.training.data import evaluation_batches
 
@@ -69,6 +70,10 @@ class Adapted:
         self.net = copy.deepcopy(net).eval()
         self.rate = rate
         self.running_N2D = self.net.streams.moment_N2D.clone()
+        encoders = [module for module in self.net.modules() if isinstance(module, VideoMamba)]
+        self.weights = [
+            x for encoder in encoders for name, x in encoder.named_parameters() if not name.startswith("head.")
+        ]
 
     def __call__(self, samples: list[tuple[Tensor, Tensor]]) -> Output:
         """Adapt to a group, then answer.
@@ -77,8 +82,6 @@ class Adapted:
             samples: Canvases and mask of the group: as it is judged, then other samples of its frames.
 
         """
-        weights = [x for x in self.net.encoder.parameters() if x is not self.net.encoder.head.weight]
-        weights = [x for x in weights if x is not self.net.encoder.head.bias]
         with torch.inference_mode(False), torch.enable_grad():
             probabilities, moments = [], []
             for x_BVTHWC, mask_BV in samples:
@@ -91,9 +94,9 @@ class Adapted:
             middle_BK = torch.stack(probabilities).mean(0)
             differ = (torch.stack(probabilities) - middle_BK).abs().sum()
             # A weight that these samples do not reach (another readout's) has no gradient.
-            gradients = torch.autograd.grad(apart + CONSISTENCY * differ, weights, allow_unused=True)
+            gradients = torch.autograd.grad(apart + CONSISTENCY * differ, self.weights, allow_unused=True)
         with torch.no_grad():
-            for weight, gradient in zip(weights, gradients, strict=True):
+            for weight, gradient in zip(self.weights, gradients, strict=True):
                 if gradient is not None:
                     weight.sub_(self.rate * gradient)
             self.running_N2D = running_N2D.detach()

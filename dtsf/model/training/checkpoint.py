@@ -103,6 +103,8 @@ class RunState(BaseModel):
     """Classes and views."""
     recipe: Recipe
     versions: dict[str, str]
+    catalog: str = ""
+    """Digest of what was said of which clips (:meth:`dtsf.cache.catalog.CatalogDocument.digest`); empty in runs from before."""
     processes: int = Field(default=1, ge=1, le=2**20)
     """Processes that trained together: a step has that many times ``train.batch_size`` groups."""
     best_epoch: int | None = None

@@ -64,6 +64,8 @@ class Evaluation(BaseModel):
     """Groups that are not in the numbers, by reason."""
     seed: int
     fingerprint: str
+    catalog: str = ""
+    """Digest of what is said of the clips."""
     unknown: UnknownActions | None = None
     """How well uncertainty tells unknown actions, where it was asked."""
     adapted: bool = False
@@ -162,6 +164,7 @@ def evaluate(
         groups_left_out=groups_left_out,
         seed=seed,
         fingerprint=data.spec.fingerprint(),
+        catalog=data.catalog_hash,
         unknown=asked,
         adapted=adapt,
         metrics=metrics,

@@ -115,6 +115,11 @@ def restore(folder: Path, fresh: RunState, training: Training) -> RunState:
             raise CheckpointError(
                 f"{folder} was trained with {field} {was!r}, not {now!r}: resume with the same, or choose another --out"
             )
+    if state.catalog and fresh.catalog and state.catalog != fresh.catalog:
+        raise CheckpointError(
+            f"{folder} was trained on other clips or labels than the cache names now (catalog {state.catalog}, now "
+            f"{fresh.catalog}): begin a new run with another --out"
+        )
     try:
         if training.average is not None:
             for name, x in kept.get("average", checkpoint.weights).items():

@@ -94,8 +94,7 @@ def parse_protocol(text: str | None, dataset: str) -> Protocol:
         raise ConfigError(
             f"protocol {text!r}: {name} " + ("needs something after the colon" if not words else "takes no argument")
         )
-    # Subjects are written 05 in file names and 5 in records.
-    return Protocol(name=name, argument=tuple(str(int(word)) if word.isdecimal() else word for word in words))
+    return Protocol(name=name, argument=words)
 
 
 def split_clips(
@@ -161,12 +160,13 @@ def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> t
             "protocol cross-subject: the data set does not say who performs (a manifest's column subject)"
         )
     if protocol.argument:
-        absent = [subject for subject in protocol.argument if subject not in known]
+        asked = {word: _subject(word, known) for word in protocol.argument}
+        absent = [word for word, subject in asked.items() if subject is None]
         if absent:
             raise ConfigError(
                 f"protocol {protocol}: no subject {', '.join(absent)}; there are {', '.join(_subjects(clips))}"
             )
-        test = set(protocol.argument)
+        test = {subject for subject in asked.values() if subject is not None}
     elif dataset == "ntu":
         test = known - (NTU120_TRAIN if _is_ntu120(clips) else NTU60_TRAIN)
     elif dataset == "nucla":
@@ -186,6 +186,14 @@ def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> t
         return "a training and a test subject together" if persons & test else "train"
 
     return side, f"all views of unseen subjects ({', '.join(sorted(test & known, key=_number))})"
+
+
+def _subject(word: str, known: set[str]) -> str | None:
+    """The subject of that name; else the one of that number: 05 in file names is 5 in records."""
+    if word in known:
+        return word
+    same = [name for name in known if word.isdecimal() and name.isdecimal() and int(name) == int(word)]
+    return same[0] if len(same) == 1 else None
 
 
 def _cross_view(

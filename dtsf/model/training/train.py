@@ -135,6 +135,7 @@ def train(
         held_out=load_groups(data, split.held_out) if split.held_out else None,
         on_epoch=on_epoch if world.first else None,
         fabric=fabric,
+        catalog=data.catalog_hash,
     )
     logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
     if calibrated and not fitted.net.streams.known:

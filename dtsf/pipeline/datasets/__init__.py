@@ -28,7 +28,13 @@ DATASETS: dict[str, Callable[[Path], Catalog]] = {
 }
 
 
-def read_catalog(dataset: str, root: Path | None = None, views: str = "all", limit: int | None = None) -> Catalog:
+def read_catalog(
+    dataset: str,
+    root: Path | None = None,
+    views: str = "all",
+    limit: int | None = None,
+    videos: Path | None = None,
+) -> Catalog:
     """List the clips of a data set.
 
     Args:
@@ -36,6 +42,7 @@ def read_catalog(dataset: str, root: Path | None = None, views: str = "all", lim
         root: The data set's folder or any folder above it (for a manifest, the CSV); see :func:`find_root` if None.
         views: ``all``, or view numbers or names joined by commas.
         limit: Keep the first groups that hold at least this many clips.
+        videos: Folder that a manifest's paths are relative to.
 
     Raises:
         DataError: Unknown data set or view, missing root, no video, one clip claimed by two files.
@@ -43,7 +50,12 @@ def read_catalog(dataset: str, root: Path | None = None, views: str = "all", lim
     """
     if dataset not in DATASETS:
         raise DataError(f"unknown data set {dataset!r}; there are {', '.join(DATASETS)}")
-    return select(DATASETS[dataset](find_root(dataset, root)), views, limit)
+    found = find_root(dataset, root)
+    if dataset == "manifest":
+        return select(catalog_manifest(found, videos), views, limit)
+    if videos is not None:
+        raise DataError(f"--videos is for tables; where the videos of {dataset} are is --root")
+    return select(DATASETS[dataset](found), views, limit)
 
 
 def find_root(dataset: str, root: Path | None) -> Path:

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
-from dtsf.pipeline.catalog import VIDEO_ENDINGS, Catalog, build_catalog, walk_files
+from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, walk_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,12 +38,7 @@ CLASSES = {
 LABELS = {token: label for label, token in enumerate(CLASSES)}
 VIEWS = ("horizontal", "angle", "topdown")
 
-NAME = re.compile(
-    r"(horizontal|angle|topdown)view_p(\d+)(?:p(\d+))?_([a-z]+)_a(\d+)("
-    + "|".join(map(re.escape, VIDEO_ENDINGS))
-    + ")$",
-    re.IGNORECASE,
-)
+NAME = re.compile(r"(horizontal|angle|topdown)view_p(\d+)(?:p(\d+))?_([a-z]+)_a(\d+)\.[^.]+$", re.IGNORECASE)
 
 
 def catalog_casia(root: Path) -> Catalog:
@@ -54,15 +49,18 @@ def catalog_casia(root: Path) -> Catalog:
 
     """
     clips: list[Clip] = []
-    unknown: list[str] = []
-    for folder, name in walk_files(root):
-        match = NAME.search(name)
-        if not match:
+    left_out = LeftOut()
+    for folder, name in walk_files(root, left_out):
+        if not is_video(name):
             continue
+        match = NAME.search(name)
         path = f"{folder}/{name}".lstrip("/")
+        if not match:
+            left_out.add("video files do not have CASIA's names and were left out", path)
+            continue
         token = match.group(4).lower().replace("wander", "wonder")
         if token not in CLASSES:
-            unknown.append(path)
+            left_out.add("files name an action that CASIA does not have and were left out", path)
             continue
         persons = [int(number) for number in match.group(2, 3) if number]
         view = VIEWS.index(match.group(1).lower()) + 1
@@ -78,17 +76,12 @@ def catalog_casia(root: Path) -> Catalog:
                 subject="+".join(str(person) for person in persons),
             )
         )
-    notes = []
-    if unknown:
-        notes.append(
-            f"{len(unknown)} files name an action that CASIA does not have and were left out; the first is {unknown[0]}"
-        )
     return build_catalog(
         "casia",
         root,
         clips,
         class_names=list(CLASSES.values()),
         view_names=VIEWS,
-        notes=notes,
+        notes=left_out.notes(),
         expects="names such as angleview_p01_walk_a1.avi or topdownview_p01p02_fight_a1.avi",
     )

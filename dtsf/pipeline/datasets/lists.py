@@ -22,7 +22,8 @@ from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import read_file
 from dtsf.cache.records import Frozen
 from dtsf.errors import DataError
-from dtsf.pipeline.catalog import VIDEO_ENDINGS, walk_files
+from dtsf.pipeline.datasets.list_videos import Videos, read_labels, split_lines
+from dtsf.pipeline.datasets.tables import decode_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,6 +55,8 @@ class ImportedList(Frozen):
     """Entries for which no video stands under the root; they are not in the manifest."""
     alone: int
     """Rows whose name says neither group nor camera: each is a group of one view."""
+    notes: tuple[str, ...] = ()
+    """What could not be looked at under the root."""
 
 
 class _Entry(Frozen):
@@ -66,14 +69,17 @@ class _Entry(Frozen):
     """N-UCLA's raw action, where the name alone is not unique."""
 
 
-def import_lists(files: Sequence[Path], root: Path, out: Path | None = None, split: str = "") -> ImportedList:
+def import_lists(
+    files: Sequence[Path], root: Path, out: Path | None = None, split: str = "", labels: Path | None = None
+) -> ImportedList:
     """Write a manifest for the videos that lists name.
 
     Args:
         files: One or more lists. The split of one that does not say it is the word train, val or test in its name.
         root: Folder with the videos.
-        out: The manifest; ``root/manifest.csv`` if left out. Stands in ``root`` or a folder above it.
+        out: The manifest; ``root/manifest.csv`` if left out. Paths in it are relative where the videos are below its folder.
         split: For a pickle with several splits: the prefix to take, ``xsub`` for ``xsub_train`` and ``xsub_val``.
+        labels: A label map, whose names take the place of the lists' numbers.
 
     Raises:
         DataError: A list of no known form, a pickle with anything but plain data, or no video found for any entry.
@@ -82,26 +88,26 @@ def import_lists(files: Sequence[Path], root: Path, out: Path | None = None, spl
     if not root.is_dir():
         raise DataError(f"the root {root} does not exist")
     out = out or root / "manifest.csv"
-    if not root.absolute().is_relative_to(out.parent.absolute()):
-        raise DataError(f"--out {out} must stand in {root} or in a folder above it, so that its paths stay below it")
     if out.exists():
         raise DataError(f"{out} exists: remove it or choose another --out")
-    paths = [
-        f"{folder}/{name}".lstrip("/") for folder, name in walk_files(root) if name.lower().endswith(VIDEO_ENDINGS)
-    ]
-    index = _index(paths)
+    videos = Videos(root)
+    names = read_labels(decode_text(_bytes(labels), str(labels))[0], str(labels)) if labels else {}
     rows: list[dict[str, str]] = []
     missing: list[str] = []
     alone = 0
     for file in files:
-        for entry in _read(file, split):
-            found = _find(entry, index)
+        for entry in _read(file, split, videos):
+            found = videos.find(entry.name, entry.action)
             if found is None:
                 missing.append(entry.name)
                 continue
-            row = _row(entry, found)
+            if names and entry.label not in names:
+                raise DataError(f"{labels} has no name for label {entry.label}, which {entry.name} of {file} has")
+            row = _row(entry, found) | {"label": names.get(entry.label, entry.label)}
             alone += row["group"] == found
-            row["path"] = (root.absolute() / found).relative_to(out.parent.absolute()).as_posix()
+            path = root.absolute() / found
+            beside = path.is_relative_to(out.parent.absolute())
+            row["path"] = (path.relative_to(out.parent.absolute()) if beside else path).as_posix()
             rows.append(row)
     if not rows:
         raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
@@ -110,7 +116,8 @@ def import_lists(files: Sequence[Path], root: Path, out: Path | None = None, spl
     writer.writeheader()
     writer.writerows(rows)
     data = stream.getvalue().encode("utf-8", "surrogateescape")
-    write_atomically(out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}"))
+    hint = "choose another place with --out FILE, and tell dtsf preprocess of it"
+    write_atomically(out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}; {hint}"))
     counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "test", "")}
     return ImportedList(
         manifest=str(out),
@@ -119,14 +126,19 @@ def import_lists(files: Sequence[Path], root: Path, out: Path | None = None, spl
         splits={name or "none": count for name, count in counts.items() if count},
         missing=tuple(missing),
         alone=alone,
+        notes=tuple(videos.notes),
     )
 
 
-def _read(file: Path, split: str) -> list[_Entry]:
+def _bytes(file: Path) -> bytes:
     if not file.is_file():
         raise DataError(f"no list at {file}")
-    data = read_file(file, limit=LIMIT, error=DataError, follow=True)
-    entries = list(_read_pickle(file, data, split) if _is_pickle(file, data) else _read_text(file, data))
+    return read_file(file, limit=LIMIT, error=DataError, follow=True)
+
+
+def _read(file: Path, split: str, videos: Videos) -> list[_Entry]:
+    data = _bytes(file)
+    entries = list(_read_pickle(file, data, split) if _is_pickle(file, data) else _read_text(file, data, videos))
     if not entries:
         raise DataError(f"{file} names no video")
     return entries
@@ -178,18 +190,19 @@ def _load(stream: IO[bytes], file: Path) -> Any:
         raise DataError(f"{file} cannot be read as a pickle of plain data: {error}") from error
 
 
-def _read_text(file: Path, data: bytes) -> Iterable[_Entry]:
+def _read_text(file: Path, data: bytes, videos: Videos) -> Iterable[_Entry]:
     split = _split_word(next((word for word in SPLITS if word in file.stem.lower()), ""))
+    text, _ = decode_text(data, str(file))
+    lines = text.splitlines(keepends=True)
     try:
-        stream = io.StringIO(data.decode("utf-8-sig"), newline="")
-        rows = [[cell.strip() for cell in row] for row in csv.reader(stream)]
-    except (csv.Error, UnicodeDecodeError) as error:
+        header = [cell.strip() for cell in next(csv.reader(lines), [])]
+        if "action" in header:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+            return [_dvanet(file, dict(zip(header, row, strict=False)), split) for row in rows[1:] if any(row)]
+        entries = split_lines([line for line in lines if line.strip()], videos.find, str(file))
+    except csv.Error as error:
         raise DataError(f"{file} cannot be read as text: {error}") from error
-    rows = [row for row in rows if any(row)]
-    header = rows[0] if rows else []
-    if "action" in header:
-        return [_dvanet(file, dict(zip(header, row, strict=False)), split) for row in rows[1:]]
-    return [_path_and_label(file, line, row, split) for line, row in enumerate(rows, 1)]
+    return [_Entry(name=name, label=label, split=split) for name, label in entries]
 
 
 def _dvanet(file: Path, row: dict[str, str], split: str) -> _Entry:
@@ -201,39 +214,8 @@ def _dvanet(file: Path, row: dict[str, str], split: str) -> _Entry:
         raise DataError(f"{file}: the column {error} is missing; it has {', '.join(row)}") from error
 
 
-def _path_and_label(file: Path, line: int, row: list[str], split: str) -> _Entry:
-    words = row if len(row) > 1 else re.split(r"[\t ]+(?=\S+$)", row[0])
-    if len(words) != 2:
-        raise DataError(f"{file}, line {line}: {' '.join(row)!r} is not a path and a label")
-    return _Entry(name=words[0], label=words[1], split=split)
-
-
 def _split_word(word: str) -> str:
     return {"val": "test"}.get(word, word)
-
-
-def _index(paths: list[str]) -> dict[str, list[str]]:
-    """Videos by stem, in small letters and without ``_rgb``."""
-    index: dict[str, list[str]] = {}
-    for path in paths:
-        index.setdefault(_stem(path), []).append(path)
-    return index
-
-
-def _stem(path: str) -> str:
-    return re.sub(r"_rgb$", "", Path(path).stem.lower())
-
-
-def _find(entry: _Entry, index: dict[str, list[str]]) -> str | None:
-    """The one video that an entry means: of several with its stem, the one whose folders end as the entry's do."""
-    found = index.get(_stem(entry.name), [])
-    if len(found) > 1 and entry.action.isdecimal():
-        found = [path for path in found if f"a{int(entry.action):02d}" in path.lower().split("/")[:-1]]
-    parts = list(Path(entry.name.lower()).parts[:-1])
-    while len(found) > 1 and parts:
-        closer = [path for path in found if path.lower().split("/")[:-1][-len(parts) :] == parts]
-        found, parts = closer or found, parts[1:]
-    return found[0] if len(found) == 1 else None
 
 
 def _row(entry: _Entry, path: str) -> dict[str, str]:

@@ -13,14 +13,14 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
-from dtsf.pipeline.catalog import Catalog, build_catalog, walk_files
+from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, walk_files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["catalog_ntu"]
 
-NAME = re.compile(r"(S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3}))(?:_rgb)?\.(?:avi|mp4)$", re.IGNORECASE)
+NAME = re.compile(r"(S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3}))(?:_rgb)?\.[^.]+$", re.IGNORECASE)
 VIEWS = ("1", "2", "3")
 LARGEST = (32, 3, 106, 2, 120)
 """Setup, camera, performer, replication, action."""
@@ -34,15 +34,18 @@ def catalog_ntu(root: Path) -> Catalog:
 
     """
     clips: list[Clip] = []
-    odd: list[str] = []
-    for folder, name in walk_files(root):
-        match = NAME.search(name)
-        if not match:
+    left_out = LeftOut()
+    for folder, name in walk_files(root, left_out):
+        if not is_video(name):
             continue
+        match = NAME.search(name)
         path = f"{folder}/{name}".lstrip("/")
+        if not match:
+            left_out.add("video files do not have NTU's names and were left out", path)
+            continue
         numbers = tuple(int(group) for group in match.groups()[1:])
         if any(not 1 <= number <= largest for number, largest in zip(numbers, LARGEST, strict=True)):
-            odd.append(path)
+            left_out.add("files have numbers that NTU does not have and were left out", path)
             continue
         setup, camera, performer, replication, action = numbers
         clips.append(
@@ -64,10 +67,8 @@ def catalog_ntu(root: Path) -> Catalog:
         clips,
         class_names=_class_names()[: 60 if is_60 else 120],
         view_names=VIEWS,
-        notes=[f"{len(odd)} files have numbers that NTU does not have and were left out; the first is {odd[0]}"]
-        if odd
-        else [],
-        expects="names with SsssCcccPpppRrrrAaaa, then _rgb or nothing, then .avi or .mp4",
+        notes=left_out.notes(),
+        expects="names with SsssCcccPpppRrrrAaaa, then _rgb or nothing, then a video's ending",
     )
     incomplete = [name for name, members in catalog.groups.items() if len(members) < len(VIEWS)]
     if incomplete:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
 from dtsf.errors import DataError
-from dtsf.pipeline.catalog import VIDEO_ENDINGS, Catalog, build_catalog, walk_files
+from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, walk_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,16 +60,16 @@ def catalog_nucla(root: Path) -> Catalog:
     """
     clips: dict[str, tuple[int, int, int, int]] = {}
     sidecars: list[str] = []
-    odd: list[str] = []
-    for folder, name in walk_files(root):
-        stem, dot, ending = name.rpartition(".")
+    left_out = LeftOut()
+    for folder, name in walk_files(root, left_out):
+        stem = name.rpartition(".")[0]
         path = f"{folder}/{name}".lstrip("/")
         if name == "labels.csv":
             sidecars.append(folder)
-        elif f"{dot}{ending}".lower() in VIDEO_ENDINGS:
+        elif is_video(name):
             found = _parse_video(folder.rpartition("/")[2] or root.name, stem)
             if found is None or found[0] not in CLASSES or found[3] not in (1, 2, 3):
-                odd.append(path)
+                left_out.add("video files do not have N-UCLA's names and were left out", path)
             else:
                 clips[path] = found
         elif name.lower().endswith("rgb.jpg") and folder not in clips:
@@ -79,16 +79,13 @@ def catalog_nucla(root: Path) -> Catalog:
                 if action in CLASSES and view in (1, 2, 3):
                     clips[folder] = (action, subject, episode, view)
     names, rooms = _read_sidecars(root, sidecars)
-    notes = []
-    if odd:
-        notes.append(f"{len(odd)} video files do not have N-UCLA's names and were left out; the first is {odd[0]}")
     return build_catalog(
         "nucla",
         root,
         [_clip(path, *ids, rooms.get(path)) for path, ids in clips.items()],
         class_names=[names.get(action, CLASSES[action]) for action in sorted(CLASSES)],
         view_names=VIEWS,
-        notes=notes,
+        notes=left_out.notes(),
         expects="aXX/vYY_sZZ_eWW.avi, view_X/aXX_sYY_eZZ/*rgb.jpg or vYY_sZZ_eWW_aXX.avi",
     )
 

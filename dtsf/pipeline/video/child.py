@@ -61,6 +61,7 @@ class Decoder:
         deadline: Seconds that one clip may take. Choose more for hour-long files with one key frame.
         check: ``fast``, or ``full`` to decode every frame and refuse clips with frames that the codec flags.
         crop: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
+        decoder: ``pyav`` or ``decord``.
 
     """
 
@@ -72,11 +73,13 @@ class Decoder:
         deadline: float = 60.0,
         check: str = "fast",
         crop: Crop = "centre",
+        decoder: str = "pyav",
     ) -> None:
         self.shape = (n_frames, size, size, 3)
         self.deadline = deadline
         self.check = check
         self.crop = crop
+        self.decoder = decoder
         self._child: subprocess.Popen[bytes] | None = None
         self._asked: tuple[DecodeRequest, int, float] | None = None
         self._slot = 0
@@ -179,7 +182,7 @@ class Decoder:
         self._buffer = b""
         self._clips = 0
         settings = {"n_frames": self.shape[0], "size": self.shape[1], "check": self.check, "fd": self._file.fileno()}
-        settings |= {"slots": SLOTS, "parent": os.getpid(), "crop": self.crop}
+        settings |= {"slots": SLOTS, "parent": os.getpid(), "crop": self.crop, "decoder": self.decoder}
         # stderr is FFmpeg's chatter about damaged files; what matters of it comes back as a verdict.
         self._child = subprocess.Popen(
             # -P: a file of the current folder, such as queue.py, is not imported in the place of a library.
@@ -229,22 +232,22 @@ def _room(n_bytes: int) -> IO[bytes]:
 
 @contextlib.contextmanager
 def borrow_decoder(
-    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre"
+    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", decoder: str = "pyav"
 ) -> Iterator[Decoder]:
     """The decoder of this process, kept from shard to shard because a child takes 0.4 s to start."""
-    decoder = _kept_decoder(n_frames, size, deadline, check, crop)
+    kept = _kept_decoder(n_frames, size, deadline, check, crop, decoder)
     try:
-        yield decoder
+        yield kept
     finally:
-        decoder.forget()
+        kept.forget()
 
 
 @lru_cache(maxsize=1)
-def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop) -> Decoder:
-    decoder = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop)
-    decoder.prepare()
-    atexit.register(decoder.close)
-    return decoder
+def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop, decoder: str) -> Decoder:
+    kept = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, decoder=decoder)
+    kept.prepare()
+    atexit.register(kept.close)
+    return kept
 
 
 def decode_all(

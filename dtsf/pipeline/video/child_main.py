@@ -39,6 +39,7 @@ def serve(settings: dict[str, Any]) -> None:
                 span=Span(**request["span"]),
                 check=settings["check"],
                 crop=settings["crop"],
+                decoder=settings["decoder"],
             )
         except VideoError as error:
             answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}

@@ -15,11 +15,12 @@ from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, short_verdict, way_out
 from dtsf.pipeline.video.container import declared_size, open_video
 from dtsf.pipeline.video.crop import cut_square
-from dtsf.pipeline.video.index import VideoIndex, read_index
+from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 from dtsf.pipeline.video.packets import PacketSource
 from dtsf.pipeline.video.picture import Screen
+from dtsf.pipeline.video.reading import read_index
 from dtsf.pipeline.video.sampling import pick_frames
-from dtsf.pipeline.video.walk import REORDERED, Learnt, decode_wanted
+from dtsf.pipeline.video.walk import Learnt, decode_wanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,8 +33,12 @@ ROUNDS = 6
 """How often the index may learn of one clip."""
 
 
-def decoder_name() -> str:
+def decoder_name(decoder: str = "pyav") -> str:
     """Decoder and version, for the cache's fingerprint."""
+    if decoder == "decord":
+        from dtsf.pipeline.video.decord_reader import decord_name
+
+        return decord_name()
     import av
 
     major, minor, _ = av.library_versions["libavcodec"]
@@ -59,11 +64,12 @@ def decode_clip(
     span: Span = WHOLE,
     check: str = "fast",
     crop: Crop = "centre",
+    decoder: str = "pyav",
 ) -> DecodedClip:
     """Decode ``n_frames`` frames of a clip, square, ``size`` pixels.
 
-    Frames are scaled as they are decoded, to the target size or, to cut out what moves, to at most twice that: one resampling rule
-    for all sources. One thread decodes: parallel work is a clip a process.
+    Frames are scaled as they are decoded: to the target size or, to cut out what moves, to at most twice that. One thread
+    decodes: parallel work is a clip a process.
 
     Args:
         path: A video file, or a folder of numbered pictures.
@@ -72,10 +78,11 @@ def decode_clip(
         span: The clip's part of the file.
         check: ``full`` also decodes every frame and refuses a clip in which the codec flags frames
             as damaged. Choose it for files of doubtful origin; it costs a second decoding.
+        decoder: ``pyav``, or ``decord`` (checked against it, so that it costs both).
         crop: Which square of the picture: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
 
     Raises:
-        VideoError: With verdict ``unreadable``, ``truncated`` or ``corrupt``.
+        VideoError: With verdict ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
 
     """
     start, end = span.start, span.end
@@ -103,6 +110,10 @@ def decode_clip(
                 raise VideoError(f"{path} has no frame that can be decoded; {way_out(path)}", Verdict.UNREADABLE)
         else:
             raise VideoError(f"{path}: what it holds is not what it decodes to; {way_out(path)}", Verdict.UNREADABLE)
+        if decoder == "decord":
+            from dtsf.pipeline.video.decord_reader import read_with_decord
+
+            shown = read_with_decord(path, index, np.unique(rank), shown)
     verdict, reason = short_verdict(n_held, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([shown[int(r)] for r in rank]), size, crop),
@@ -170,19 +181,18 @@ def _check_whole(path: Path, index: VideoIndex) -> None:
 
 def _settle_head(source: PacketSource, index: VideoIndex) -> VideoIndex:
     """Drop frames that precede the first key frame in time and do not come out whole: their other half was cut away."""
-    key, pts = index.first_key, index.packets.pts
-    if index.by_rank:
+    unsure = set(index.head.tolist())
+    if not unsure:
         return index
-    leading = {int(number) for number in np.flatnonzero(index.shown & (pts < pts[key]))}
-    if not leading:
-        return index
-    last = max(leading) + REORDERED
-    for number, frame in source.frames(key):
+    # Those with an earlier time come before the key frame or never; of those without a time nothing is known.
+    timed = bool((index.packets.pts[index.head] != NO_TIME).all())
+    last = index.first_key if timed else max(unsure) + REORDERED
+    for number, frame in source.frames(index.first_key):
         if not frame.is_corrupt:
-            leading.discard(number)
-        if number > last or not leading:
+            unsure.discard(number)
+        if not unsure or number >= last:
             break
-    return index.without(leading)
+    return index.without(unsure)
 
 
 def _check_every_frame(path: Path, index: VideoIndex) -> None:
@@ -194,7 +204,7 @@ def _check_every_frame(path: Path, index: VideoIndex) -> None:
             if index.shown[number]:
                 count += 1
                 flagged += frame.is_corrupt
-    damaged = {number: said for number, said in source.errors.items() if number not in index.absent}
+    damaged = {number: said for number, said in source.errors.items() if number not in index.absent | index.cut}
     if damaged or flagged:
         said = f": {next(iter(damaged.values()))}" if damaged else ""
         raise VideoError(

@@ -1,46 +1,31 @@
-"""What is in a video file, from its packets, without decoding one.
+"""What is in a video file: which packets hold frames that are shown, and when.
 
-A decoder is told what to do by this and by nothing else: which stream, which packets hold frames that are shown, and when.
-
-**Which stream**: the largest picture that is no cover; of equals the one marked as default, then the first. Probing, decoding
-and ``--check full`` ask :func:`choose_stream`.
+A decoder is told what to do by this and by nothing else.
 
 **Which frames are shown**: those of packets that are not empty, that no edit list hides, from the first key frame on. Where
 packets follow that key frame and precede it in time (an open GOP, cut), decoding its head tells which of them come out.
 
-**When**: at the packets' presentation times. AVI has none, raw streams have no times at all: there the order is the decoder's,
+**When**: at the packets' times of presentation. AVI has none, raw streams have no times at all: there the order is the decoder's,
 and the k-th frame has the k-th decoding time (``by_rank``).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.cache.verdict import Verdict
-from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import short, way_out
-from dtsf.pipeline.video.container import choose_stream
-
 if TYPE_CHECKING:
+    from fractions import Fraction
     from pathlib import Path
 
-__all__ = ["NO_TIME", "Packets", "VideoIndex", "read_index"]
+__all__ = ["NO_TIME", "REORDERED", "Packets", "VideoIndex"]
 
-HELD_BYTES = 64 << 20
-"""Packets of a file are kept for the decoder up to here; those of a larger file are read again."""
 NO_TIME = np.iinfo(np.int64).min
-FARTHEST = 1 << 52
-"""Times beyond this many ticks are no times."""
-TIMED_BY_CONTAINER = frozenset({"asf", "flv", "matroska,webm"})
-"""Formats whose header gives the duration of the whole, and of no stream."""
-JUMPS_ARE_CUTS = frozenset({"mpeg", "mpegts"})
-"""Formats in which a jump of the clock is a splice, not a pause."""
-PAUSE_SECONDS = 10.0
+REORDERED = 32
+"""Most frames that a decoder holds back to put them in order, and more."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +73,14 @@ class VideoIndex:
     declared_packets: int
     """As many as the container's own table has, 0 where it has none."""
     packets: Packets
-    by_rank: bool
-    """Packets have no times of presentation: the order is the decoder's."""
+    unordered: bool
+    """Times of presentation are guesses, or are not to be believed."""
+    untimed: bool
+    """They have none at all: frames follow each other at the stated rate."""
+    cut: frozenset[int] = frozenset()
+    """Packets behind the first key frame whose frames would precede it, and need one that was cut away."""
     absent: frozenset[int] = frozenset()
-    """Packets from which no frame comes, as decoding told."""
+    """Other packets from which no frame comes, as decoding told."""
 
     @cached_property
     def first_key(self) -> int:
@@ -103,8 +92,21 @@ class VideoIndex:
         """(packets,) bool: whether a packet holds a frame that is shown."""
         shown = ~self.packets.hidden
         shown[: self.first_key] = False
-        shown[list(self.absent)] = False
+        shown[list(self.absent | self.cut)] = False
         return shown
+
+    @cached_property
+    def by_rank(self) -> bool:
+        """Whether the order of frames is known from the decoder alone."""
+        return self.unordered or self.untimed or bool((self.packets.pts[self.shown] == NO_TIME).any())
+
+    @cached_property
+    def head(self) -> np.ndarray:
+        """Packets that may be :attr:`cut`: behind the first key frame, and before it in time."""
+        pts, numbers = self.packets.pts, np.arange(len(self.packets))
+        near = self.shown & (numbers > self.first_key) & (numbers <= self.first_key + REORDERED)
+        found: np.ndarray = np.flatnonzero(near & (pts < pts[self.first_key]))
+        return found
 
     @cached_property
     def order(self) -> np.ndarray:
@@ -115,18 +117,31 @@ class VideoIndex:
     @cached_property
     def ticks(self) -> np.ndarray:
         """Times at which frames are shown, in order, from 0."""
-        times = self._clock[np.flatnonzero(self.shown)] if self.by_rank else self.packets.pts[self.order]
-        times = np.sort(times)
-        return times - times[0] if len(times) else times
+        packets = np.flatnonzero(self.shown)
+        times = self._decoding_times(packets) if self.by_rank else np.sort(self.packets.pts[packets])
+        times = times - times[:1]
+        step = self._stated_step
+        by_rate = np.round(np.arange(len(times)) * step).astype(np.int64)
+        if self.untimed or (packets.size and self.by_rank and self.packets.dts[packets].min() == NO_TIME):
+            return by_rate
+        # A program stream times some frames and leaves the others to FFmpeg, which is now and then a frame out.
+        if self.container == "mpeg" and len(times) and np.abs(times - by_rate).max() <= step + 1:
+            return by_rate
+        return np.asarray(times)
 
     @cached_property
-    def _clock(self) -> np.ndarray:
-        """Times for frames whose packets have none of presentation: of decoding, or by the frame rate."""
+    def _stated_step(self) -> float:
+        """Ticks from one frame to the next by the stated rate; where only some frames have times, by those."""
         dts = self.packets.dts
-        if (dts != NO_TIME).all():
-            return dts
-        step = float(1 / ((self.rate or 25) * self.tick))
-        return np.round(np.arange(len(dts)) * step).astype(np.int64)
+        known = np.flatnonzero(dts != NO_TIME)
+        if 1 < len(known) < len(dts) and self.by_rank and dts[known[-1]] > dts[known[0]]:
+            return float(dts[known[-1]] - dts[known[0]]) / int(known[-1] - known[0])
+        return float(1 / ((self.rate or 25) * self.tick))
+
+    def _decoding_times(self, packets: np.ndarray) -> np.ndarray:
+        """Times for frames that have none of presentation: those of decoding, in order."""
+        # What preceded the first key frame in time would have taken the first times.
+        return np.sort(self.packets.dts[[*packets, *self.cut]])[len(self.cut) :]
 
     @cached_property
     def n_frames(self) -> int:
@@ -138,7 +153,7 @@ class VideoIndex:
         """Usual ticks from one frame to the next."""
         if self.n_frames > 1:
             return float(max(np.median(np.diff(self.ticks)), 1e-9))
-        return float(1 / ((self.rate or 25) * self.tick))
+        return self._stated_step
 
     @cached_property
     def end_tick(self) -> float:
@@ -147,10 +162,10 @@ class VideoIndex:
             return self.gap * self.n_frames
         if self.is_steady:
             return self.step * self.n_frames
-        before, stated = self.packets.duration[self.order[-2:]]
-        usual = int(self.ticks[-1] - self.ticks[-2])
-        # Where the length stated of the frame before is not what it was, that of the last one is no better.
-        return float(self.ticks[-1]) + float(stated if stated > 0 and abs(before - usual) <= 1 else usual or self.gap)
+        stated = self.packets.duration[self.order]
+        # Matroska states one length for all; where that is not how long frames last, it is not how long the last one does.
+        is_true = stated[-1] > 0 and abs(float(np.median(stated)) - self.gap) <= 1
+        return float(self.ticks[-1]) + float(stated[-1] if is_true else self.ticks[-1] - self.ticks[-2] or self.gap)
 
     @cached_property
     def is_steady(self) -> bool:
@@ -163,7 +178,7 @@ class VideoIndex:
     def step(self) -> float:
         """Ticks from one frame to the next on average; as the stated rate has it, where that is the same."""
         mean = float(self.ticks[-1]) / (self.n_frames - 1)
-        stated = float(1 / (self.rate * self.tick)) if self.rate else mean
+        stated = self._stated_step
         return stated if abs(stated - mean) * (self.n_frames - 1) <= 1 else mean
 
     @property
@@ -178,9 +193,9 @@ class VideoIndex:
 
     @property
     def missing_frames(self) -> int:
-        """Frames that the header counts and nobody wrote, or that do not come out."""
-        not_shown = int((~self.shown).sum()) - len(self.absent)
-        return max(0, self.declared_frames - not_shown - self.n_frames) if self.declared_frames else len(self.absent)
+        """Frames that nobody wrote, where the container has a place for each (AVI), and those that do not come out."""
+        places = round(self.end_tick / self.gap) if self.container == "avi" else 0
+        return max(places - self.n_frames, len(self.absent))
 
     @cached_property
     def rank(self) -> np.ndarray:
@@ -191,134 +206,11 @@ class VideoIndex:
 
     def without(self, packets: set[int]) -> VideoIndex:
         """The same where these packets give no frame."""
-        return replace(self, absent=self.absent | packets)
+        behind = self.first_key + 1
+        n_cut = next((k for k in range(len(packets) + 1) if behind + k not in packets), 0)
+        cut = set(range(behind, behind + n_cut))
+        return replace(self, cut=self.cut | cut, absent=self.absent | (packets - cut))
 
     def ranked(self) -> VideoIndex:
         """The same where times of presentation are not to be believed."""
-        return replace(self, by_rank=True)
-
-
-def read_index(container: Any, path: Path, keep: bool = False) -> tuple[VideoIndex, list[Any] | None]:
-    """Read the packets of a file that was just opened.
-
-    Args:
-        container: Of :func:`open_video`, at its beginning.
-        path: Its file.
-        keep: Also return the packets, up to :data:`HELD_BYTES`.
-
-    Raises:
-        VideoError: ``unreadable``.
-
-    """
-    import av
-
-    stream = choose_stream(container, path)
-    declared_packets = len(stream.index_entries)
-    kept: list[Any] | None = [] if keep else None
-    rows: list[tuple[int, int, int, int, int, bool, bool]] = []
-    held = 0
-    others: dict[int, int] = {}
-    is_unseen = {"vp8": _is_unseen_vp8}.get(stream.codec_context.name)
-    number = stream.index
-    try:
-        for packet in container.demux():
-            size = packet.size
-            if not size:
-                continue
-            pts, dts, duration = packet.pts, packet.dts, packet.duration or 0
-            at = pts if pts is not None else dts
-            if packet.stream_index != number:
-                if at is not None:
-                    k = packet.stream_index
-                    others[k] = max(others.get(k, 0), at + duration)
-                continue
-            hidden = packet.is_discard or (is_unseen is not None and is_unseen(packet))
-            rows.append((_time(pts), _time(dts), duration, size, packet.pos or -1, packet.is_keyframe, hidden))
-            if kept is not None:
-                held += size
-                if held <= HELD_BYTES:
-                    kept.append(packet)
-                else:
-                    kept = None
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(
-            f"{path}: reading stops after {len(rows)} packets: {short(error)}; {way_out(path)}", Verdict.UNREADABLE
-        ) from error
-    columns = np.array(rows, np.int64).reshape(-1, 7).T
-    pts, dts, lengths, sizes, positions, key, hidden = columns
-    unmoved = np.zeros(len(rows), np.int64)
-    packets = Packets(pts, dts, lengths, sizes, positions, key.astype(bool), hidden.astype(bool), unmoved)
-    kind = container.format.name
-    tick = Fraction(stream.time_base)
-    packets = _spliced(packets, tick, kind)
-    timed = ~packets.hidden & (np.arange(len(packets)) >= (np.argmax(packets.key) if len(packets) else 0))
-    promised, read_end = _ends(container, stream, packets, others)
-    context = stream.codec_context
-    aspect = Fraction(stream.sample_aspect_ratio or 1)
-    index = VideoIndex(
-        path=path,
-        stream=number,
-        codec=context.name,
-        container=kind,
-        width=context.width,
-        height=context.height,
-        aspect=aspect if Fraction(1, 8) <= aspect <= 8 else Fraction(1),
-        tick=tick,
-        rate=Fraction(stream.guessed_rate or stream.average_rate or 0),
-        declared_frames=max(0, stream.frames),
-        promised_end=promised,
-        read_end=read_end,
-        declared_packets=declared_packets,
-        packets=packets,
-        by_rank=kind == "avi" or bool((packets.pts[timed] == NO_TIME).any()),
-    )
-    return index, kept
-
-
-def _ends(container: Any, stream: Any, packets: Packets, others: dict[int, int]) -> tuple[Fraction | None, Fraction]:
-    """Seconds at which the header says that the last packet ends, and at which the last one that was read does."""
-    kind = container.format.name
-    first, second = (packets.dts, packets.pts) if kind == "avi" else (packets.pts, packets.dts)
-    times = np.where(first != NO_TIME, first, second)
-    last = (times + packets.duration)[times != NO_TIME]
-    end = Fraction(int(last.max())) * stream.time_base if len(last) else Fraction(0)
-    if kind in TIMED_BY_CONTAINER and container.duration:
-        end = max([end, *(last * container.streams[k].time_base for k, last in others.items())])
-        return Fraction(container.duration, 1_000_000), end - Fraction(container.start_time or 0, 1_000_000)
-    if stream.duration and kind not in JUMPS_ARE_CUTS:
-        return stream.duration * stream.time_base, end - (stream.start_time or 0) * stream.time_base
-    return None, end
-
-
-def _time(ticks: int | None) -> int:
-    return NO_TIME if ticks is None or abs(ticks) > FARTHEST else ticks
-
-
-def _is_unseen_vp8(packet: Any) -> bool:
-    """Whether a VP8 frame is one that only others refer to: bit 4 of its first byte (RFC 6386, 9.1) is 0."""
-    return not memoryview(packet)[0] & 0x10
-
-
-def _spliced(packets: Packets, tick: Fraction, kind: str) -> Packets:
-    """Where the clock goes back, or jumps where a jump is a splice, what follows is moved behind what was."""
-    times = np.where(packets.dts != NO_TIME, packets.dts, packets.pts)
-    known = np.flatnonzero(times != NO_TIME)
-    if len(known) < 2:
-        return packets
-    steps = np.diff(times[known])
-    usual = int(np.median(steps))
-    second = float(1 / tick)
-    cut = steps < -second
-    if kind in JUMPS_ARE_CUTS:
-        cut |= steps > PAUSE_SECONDS * second
-    if not cut.any():
-        return packets
-    moved = np.zeros(len(packets), np.int64)
-    for at in np.flatnonzero(cut):
-        moved[known[at + 1] :] += usual - steps[at]
-    return replace(
-        packets,
-        pts=np.where(packets.pts != NO_TIME, packets.pts + moved, NO_TIME),
-        dts=np.where(packets.dts != NO_TIME, packets.dts + moved, NO_TIME),
-        moved=moved,
-    )
+        return replace(self, unordered=True)

@@ -40,8 +40,11 @@ class PacketSource:
         """The file."""
         return self._index.path
 
-    def frames(self, first: int) -> Iterator[tuple[int, Any]]:
-        """Decode from packet ``first`` on: (number of the packet, frame) as frames come out, in order of presentation."""
+    def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Decode from packet ``first`` on: (number of the packet, frame) as frames come out, in order of presentation.
+
+        Where it is said which packets' frames are ``needed``, others that no frame refers to are not decoded.
+        """
         import av
 
         context = self._container.streams[self._index.stream].codec_context
@@ -51,12 +54,15 @@ class PacketSource:
             context.thread_count = 1
             if self._strict:
                 context.options = {"err_detect": "explode"}
+        context.skip_frame = "DEFAULT"
         self.errors = {}
         came = first - 1
         for number, packet in self._packets(first):
             if packet is not None:
                 # A decoder hands the time of a packet to its frame, whatever the time means.
                 packet.pts, packet.dts = number, None
+                if needed is not None:
+                    context.skip_frame = "DEFAULT" if number in needed else "NONREF"
             try:
                 frames = context.decode(packet)
             except av.FFmpegError as error:

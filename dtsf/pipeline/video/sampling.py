@@ -95,5 +95,5 @@ def _place(index: VideoIndex, seconds: np.ndarray | float, side: Literal["left",
         place: np.ndarray = ticks / index.step
         place = np.ceil(place - 1e-6) if side == "left" else np.floor(place + 1e-6) + 1
         return np.asarray(np.clip(place, 0, index.n_frames), np.int64)
-    slack = 1.0 if index.gap > 8 else 1e-6 * index.gap
+    slack = 0.5 if index.gap > 8 else 1e-6 * index.gap
     return np.asarray(np.searchsorted(index.ticks, ticks - slack if side == "left" else ticks + slack, side))

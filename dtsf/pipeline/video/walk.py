@@ -9,17 +9,17 @@ import numpy as np
 from dtsf.cache.verdict import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import way_out
-from dtsf.pipeline.video.index import NO_TIME, VideoIndex
+from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtsf.pipeline.video.packets import PacketSource
 
-__all__ = ["REORDERED", "Learnt", "decode_wanted"]
+__all__ = ["Learnt", "decode_wanted"]
 
-REORDERED = 32
-"""Most frames that a decoder holds back, and more."""
+SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
+"""Codecs that leave a frame out undecoded when no other frame refers to it."""
 
 
 class Learnt(Exception):  # noqa: N818 - no error
@@ -45,50 +45,48 @@ def decode_wanted(
     """
     walk = _walk_by_rank if index.by_rank else _walk_by_time
     begin = _begin(index, int(wanted[0]))
+    needed = set(index.order[wanted].tolist()) if index.codec in SKIPPING and not index.by_rank else None
     while True:
+        came = np.zeros(len(index.packets), bool)
         try:
-            return _pick(source, index, wanted, show, walk(source, index, begin), begin)
+            shown, ended = _pick(wanted, show, walk(source, index, begin, came, needed))
         except _Unsound:
-            begin = _key_until(index, begin // 2)
+            begin, needed = _key_until(index, begin // 2), None
+            continue
+        lost = set(np.flatnonzero(_due(index, begin, came, None if ended else int(wanted[-1])) & ~came).tolist())
+        if needed is not None:
+            if needed & lost:
+                needed = None  # what was left out may have been needed
+                continue
+            return shown
+        if lost:
+            _check_damage(source, index, lost)
+            raise Learnt(index.without(lost))
+        return shown
 
 
 def _pick(
-    source: PacketSource,
-    index: VideoIndex,
-    wanted: np.ndarray,
-    show: Callable[[Any], np.ndarray],
-    walk: Iterator[tuple[int, int, Any]],
-    begin: int,
-) -> dict[int, np.ndarray]:
-    places = set(wanted.tolist())
-    last = int(wanted[-1])
+    wanted: np.ndarray, show: Callable[[Any], np.ndarray], frames: Iterator[tuple[int, Any]]
+) -> tuple[dict[int, np.ndarray], bool]:
+    """Pictures by rank, and whether the file ended before the last was reached."""
+    places, last = set(wanted.tolist()), int(wanted[-1])
     shown: dict[int, np.ndarray] = {}
-    came = np.zeros(len(index.packets), bool)
-    ended, furthest, first = True, -1, None
-    for rank, number, frame in walk:
-        came[number] = True
-        furthest = max(furthest, number)
-        first = rank if first is None else first
+    for rank, frame in frames:
         if rank in places:
             shown[rank] = show(frame)
         if rank >= last:
-            ended = False
-            break
-    due = _due(index, begin, last if not ended else None, furthest)
-    lost = set(np.flatnonzero(due & ~came).tolist())
-    if lost:
-        _check_damage(source, index, lost)
-        raise Learnt(index.without(lost))
-    return shown
+            return shown, False
+    return shown, True
 
 
-def _due(index: VideoIndex, begin: int, last: int | None, furthest: int) -> np.ndarray:
+def _due(index: VideoIndex, begin: int, came: np.ndarray, last: int | None) -> np.ndarray:
     """Which packets' frames must have come, (packets,) bool, of those from ``begin`` to rank ``last`` or, None, to the end."""
     numbers = np.arange(len(index.packets))
     due = index.shown & (numbers >= begin)
     if index.by_rank:
         if begin != index.first_key:
             due &= numbers >= _next_key(index, begin)
+        furthest = int(numbers[came].max(initial=0))
         return due if last is None else due & (numbers < furthest - REORDERED)
     if begin != index.first_key:
         due &= index.packets.pts >= index.packets.pts[begin]
@@ -104,7 +102,7 @@ def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> No
         said = next(iter(source.errors.values()), "no frame comes")
         raise VideoError(
             f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {said}; {way_out(source.path)}",
-            Verdict.CORRUPT,
+            Verdict.CORRUPT if len(lost) < index.n_frames else Verdict.UNREADABLE,
         )
 
 
@@ -131,10 +129,12 @@ def _next_key(index: VideoIndex, number: int) -> int:
     return int(keys[keys > number][0])
 
 
-def _walk_by_time(source: PacketSource, index: VideoIndex, begin: int) -> Iterator[tuple[int, int, Any]]:
-    """Frames as (rank, packet, frame) where packets have times of presentation."""
+def _walk_by_time(
+    source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray, needed: set[int] | None
+) -> Iterator[tuple[int, Any]]:
+    """Frames as (rank, frame) where packets have times of presentation; marks those that ``came``, (packets,) bool."""
     pts, sound, before = index.packets.pts, begin == index.first_key, NO_TIME
-    for number, frame in source.frames(begin):
+    for number, frame in source.frames(begin, needed):
         rank = index.rank[number]
         if rank < 0:
             continue
@@ -147,19 +147,23 @@ def _walk_by_time(source: PacketSource, index: VideoIndex, begin: int) -> Iterat
         if pts[number] < before:
             raise Learnt(index.ranked())
         before = pts[number]
-        yield int(rank), number, frame
+        came[number] = True
+        yield int(rank), frame
     if not sound:
         raise _Unsound
 
 
-def _walk_by_rank(source: PacketSource, index: VideoIndex, begin: int) -> Iterator[tuple[int, int, Any]]:
-    """Frames as (rank, packet, frame) where they have to be counted."""
+def _walk_by_rank(
+    source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray, needed: set[int] | None
+) -> Iterator[tuple[int, Any]]:
+    """Frames as (rank, frame) where they have to be counted; marks those that ``came``."""
     whole = begin == index.first_key
     rank, anchor = (0, begin) if whole else (-1, _next_key(index, begin))
     n_after = 0
-    for number, frame in source.frames(begin):
+    for number, frame in source.frames(begin, needed):
         if not index.shown[number]:
             continue
+        came[number] = True
         if rank < 0:
             if number != anchor:
                 n_after += number > anchor
@@ -167,7 +171,7 @@ def _walk_by_rank(source: PacketSource, index: VideoIndex, begin: int) -> Iterat
             if frame.is_corrupt:
                 raise _Unsound
             rank = int(index.shown[:anchor].sum()) + n_after
-        yield rank, number, frame
+        yield rank, frame
         rank += 1
     if rank < 0:
         raise _Unsound

@@ -1,0 +1,121 @@
+"""What a run's uncertainty is worth: before and after calibration, and on clips of which nothing can be known.
+
+    python benchmarks/belief.py RUN --cache cache [--dataset NAME --protocol all] [--unknown NAME]... [--json]
+
+Judges the test side with evidence as it is and as it is believed: calibration error, AUROC of uncertainty against errors, mean
+uncertainty. ``least_ece`` is what the same number of groups gives in the mean if every probability is exactly true: fifteen
+bins of few groups are never level. Then the same clips standing still (one frame, with the noise of a sensor), with their
+frames out of order, and as noise; and other data sets of the cache: mean uncertainty, and how well it tells them from the test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from dtsf import api
+from dtsf.cache.reader import open_dataset
+from dtsf.model.training.data import Groups, load_groups
+from dtsf.model.training.evaluation import evaluate_groups
+from dtsf.model.training.metrics import calibration_error
+from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.model.training.unknown import of_classes, tell_apart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dtsf.model.network.dtsfnet import DTSFNet
+
+SENSOR = 0.02
+"""Deviation of a sensor's noise, in that of all embeddings."""
+
+
+def still(x_NFHWC: torch.Tensor) -> torch.Tensor:
+    frame = x_NFHWC[:, x_NFHWC.shape[1] // 2, None].float()
+    return frame + SENSOR * frame.std() * torch.randn(x_NFHWC.shape)
+
+
+def shuffled(x_NFHWC: torch.Tensor) -> torch.Tensor:
+    return x_NFHWC[:, torch.randperm(x_NFHWC.shape[1])]
+
+
+def noise(x_NFHWC: torch.Tensor) -> torch.Tensor:
+    x_NFHWC = x_NFHWC.float()
+    return x_NFHWC.mean((0, 1)) + x_NFHWC.std((0, 1)) * torch.randn(x_NFHWC.shape)
+
+
+STRANGE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"still": still, "shuffled": shuffled, "noise": noise}
+
+
+def least_error(probability_G: torch.Tensor, draws: int = 200) -> float:
+    """Mean calibration error of probabilities that are true, by drawing who is right."""
+    both_G2 = torch.stack([probability_G, torch.zeros_like(probability_G)], 1)
+    return statistics.mean(
+        calibration_error(both_G2, (torch.rand(len(both_G2)) >= probability_G).long()) for _ in range(draws)
+    )
+
+
+def uncertainties(net: DTSFNet, groups: Groups) -> torch.Tensor:
+    names = tuple(map(str, range(net.encoder.head.out_features)))
+    metrics = evaluate_groups(net, replace(groups, label_G=torch.zeros_like(groups.label_G)), names)
+    return torch.tensor([p.uncertainty for p in metrics.predictions])
+
+
+def main() -> None:
+    """Judge the run and print a line, or an object, for each set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--dataset", help="the run's own if left out")
+    parser.add_argument("--protocol", help="the run's own if left out")
+    parser.add_argument("--unknown", action="append", default=[], help="another data set of the cache")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    run = api.load(options.run)
+    data = open_dataset(options.cache, options.dataset or run.state.info.name)
+    rule = parse_protocol(options.protocol or run.state.protocol, data.info.dataset)
+    names, net = run.state.info.class_names, run.net
+    clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names, needed=("test",)).test
+    groups = load_groups(data, of_classes(clips, data.info.class_names, names)[0])
+    learnt, found = net.belief.learnt, {}
+    for what, on in (("as it is", False), ("believed", learnt)):
+        net.belief.learnt = on
+        metrics = evaluate_groups(net, groups, names)
+        found[what] = {
+            "n_groups": metrics.n_groups,
+            "top1": metrics.top1,
+            "ece": metrics.ece,
+            "least_ece": least_error(torch.tensor([p.probability for p in metrics.predictions])),
+            "auroc_u": metrics.auroc_uncertainty,
+            "uncertainty": metrics.uncertainty,
+        }
+    known_G = torch.tensor([p.uncertainty for p in metrics.predictions])
+    sets = {name: replace(groups, embeddings_NFHWC=make(groups.embeddings_NFHWC)) for name, make in STRANGE.items()}
+    for name in options.unknown:
+        other = open_dataset(options.cache, name)
+        sets[name] = load_groups(other, other.clips)
+    for name, strange in sets.items():
+        told = tell_apart(name, name, known_G, uncertainties(net, strange))
+        found[name] = {
+            "n_groups": told.n_groups,
+            "auroc": told.auroc,
+            "fpr95": told.fpr95,
+            "uncertainty": told.uncertainty,
+        }
+    if options.json:
+        print(json.dumps(found))
+        return
+    for name, row in found.items():
+        print(name, *(f"{key} {x:.3f}" if isinstance(x, float) else f"{key} {x}" for key, x in row.items()), sep="  ")
+
+
+if __name__ == "__main__":
+    main()

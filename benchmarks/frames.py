@@ -1,0 +1,209 @@
+"""Whether stage 1 keeps the frames that a player shows: numbered frames in codecs x containers x GOP x B-frames x cuts x rates.
+
+Every frame shows its own number as nine black or white squares. ffmpeg (the program, not the library in PyAV) decodes each file in
+order: that is what a player shows. The frames asked for are those at the centres of equal shares of that time. Beside dtsf, as
+peers, what scripts usually do: decord's ``get_batch``, OpenCV's ``CAP_PROP_POS_FRAMES``, PyAV's ``seek`` without going on to
+the frame.
+
+    python benchmarks/frames.py --json
+    python benchmarks/frames.py --only avi,cut --keep DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from frames_drawn import CASES, Case, draw
+
+from dtsf.errors import VideoError
+from dtsf.pipeline.video.decode import decode_clip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SIZE = 96
+UNTIMED = {".avi", ".h264", ".hevc", ".m2v", ".m4v"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--only", default="", help="parts of names, joined by commas")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the drawn files; those that are there are not drawn again"
+    )
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    words = [word for word in arguments.only.split(",") if word]
+    cases = [case for case in CASES if not words or any(word in case.name for word in words)]
+    with tempfile.TemporaryDirectory() as folder:
+        document = judge_all(cases, arguments.keep or Path(folder), arguments.frames, peers=not arguments.no_peers)
+    if arguments.json:
+        print(json.dumps({key: value for key, value in document.items() if key != "rows"}))
+        return
+    readers = ["dtsf", *document["peers"]]
+    print("| file | " + " | ".join(readers) + " |\n|" + " --- |" * (len(readers) + 1))
+    for name, found in document["rows"].items():
+        if any(found[reader] != "0" for reader in readers):
+            print(f"| {name} | " + " | ".join(found[reader] for reader in readers) + " |")
+    print(json.dumps({key: value for key, value in document.items() if key != "rows"}, indent=1))
+
+
+def judge_all(cases: list[Case], folder: Path, n_frames: int, *, peers: bool) -> dict[str, Any]:
+    """Draw all files and read them in every way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    readers: dict[str, Callable[[Path, int], list[int]]] = {"dtsf": read_dtsf}
+    if peers:
+        readers |= {"decord": read_decord, "pyav_seek": read_pyav_seek}
+        try:
+            import cv2  # noqa: F401
+        except ImportError:
+            print("OpenCV is not installed and left out: pip install opencv-python-headless", file=sys.stderr)
+        else:
+            readers["opencv"] = read_opencv
+    totals = {name: Counter(wrong_files=0, wrong_frames=0, refused=0) for name in readers}
+    rows: dict[str, dict[str, str]] = {}
+    not_drawn = []
+    for case in cases:
+        path = folder / case.name
+        if not path.exists() and not draw(case, path):
+            not_drawn.append(case.name)
+            continue
+        right = frames_to_keep(case, path, n_frames)
+        if not right:  # a codec in a container that holds none of its kind
+            not_drawn.append(case.name)
+            continue
+        rows[case.name] = {}
+        for name, read in readers.items():
+            try:
+                numbers = read(path, n_frames)
+            except Exception as error:  # noqa: BLE001 - a peer may raise anything; so it is with a user's script
+                totals[name]["refused"] += 1
+                rows[case.name][name] = "refused"
+                if name == "dtsf":
+                    print(f"{case.name}: {error}", file=sys.stderr)
+                continue
+            wrong = sum(a != b for a, b in zip(numbers, right, strict=True))
+            totals[name]["wrong_frames"] += wrong
+            totals[name]["wrong_files"] += wrong > 0
+            rows[case.name][name] = str(wrong)
+            if name == "dtsf" and wrong:
+                print(f"{case.name}: {numbers} instead of {right}", file=sys.stderr)
+    return {
+        "files": len(rows),
+        "frames": n_frames * len(rows),
+        **totals["dtsf"],
+        "peers": {name: dict(total) for name, total in totals.items() if name != "dtsf"},
+        "not_drawn": not_drawn,
+        "rows": rows,
+    }
+
+
+def frames_to_keep(case: Case, path: Path, n_frames: int) -> list[int]:
+    """Numbers of the frames that a player shows at the centres of equal shares of the clip's time."""
+    shown = [number for number in read_player(path, case) if number >= 0]
+    if not shown:
+        return []
+    begin = len(shown) - 1
+    while begin and (shown[begin - 1] < shown[begin] or case.is_garbled):
+        begin -= 1
+    shown = shown[begin:]  # what precedes the first key frame is noise that may look like a number
+    # What has no times of presentation shows one frame after the other, whatever was cut out between them.
+    ranks = (
+        np.arange(len(shown))
+        if (path.suffix in UNTIMED and case.seconds is None) or case.is_garbled
+        else np.array(shown)
+    )
+    times, end = case.times[ranks], case.times[ranks[-1]] + case.last
+    moments = times[0] + (np.arange(n_frames) + 0.5) * (end - times[0]) / n_frames
+    return [shown[k] for k in np.searchsorted(times, moments + 1e-6, "right") - 1]
+
+
+def read_player(path: Path, case: Case) -> list[int]:
+    """Numbers of all frames in the order in which ffmpeg shows them; pictures that are no whole number left out."""
+    words = ["ffmpeg", "-v", "quiet", "-i", path, "-map", f"0:v:{case.stream}", "-fps_mode", "passthrough"]
+    words += ["-vf", "scale=96:96", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    raw = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, check=False).stdout
+    return [number_of(picture) for picture in np.frombuffer(raw, np.uint8).reshape(-1, 96, 96, 3)]
+
+
+def number_of(square: np.ndarray) -> int:
+    """The number that a square picture shows, or -1 where it is not plain."""
+    third = len(square) / 3
+    values = np.array(
+        [
+            square[
+                int((y + 0.3) * third) : int((y + 0.7) * third), int((x + 0.3) * third) : int((x + 0.7) * third)
+            ].mean()
+            for y in range(3)
+            for x in range(3)
+        ]
+    )
+    return int(((values > 125) << np.arange(9)).sum()) if np.abs(values - 125).min() > 40 else -1
+
+
+def read_dtsf(path: Path, n_frames: int) -> list[int]:
+    """Ours."""
+    return [number_of(picture) for picture in decode_clip(path, n_frames, SIZE).frames]
+
+
+def read_decord(path: Path, n_frames: int) -> list[int]:
+    """decord, as its README has it."""
+    import decord
+
+    reader = decord.VideoReader(str(path), num_threads=1)
+    return [number_of(middle(frame)) for frame in reader.get_batch(centres(len(reader), n_frames)).asnumpy()]
+
+
+def read_opencv(path: Path, n_frames: int) -> list[int]:
+    """OpenCV, as answers on the web have it."""
+    import cv2
+
+    capture = cv2.VideoCapture(str(path))
+    numbers = []
+    for place in centres(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), n_frames):
+        capture.set(cv2.CAP_PROP_POS_FRAMES, int(place))
+        there, frame = capture.read()
+        if not there:
+            raise VideoError(f"{path}: no frame", "unreadable")
+        numbers.append(number_of(middle(frame)))
+    return numbers
+
+
+def read_pyav_seek(path: Path, n_frames: int) -> list[int]:
+    """PyAV: seek to each moment and take the next frame."""
+    import av
+
+    numbers = []
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        duration = container.duration / 1e6
+        for moment in (np.arange(n_frames) + 0.5) * duration / n_frames:
+            container.seek(int(moment / stream.time_base) + (stream.start_time or 0), stream=stream)
+            numbers.append(number_of(middle(next(container.decode(stream)).to_ndarray(format="rgb24"))))
+    return numbers
+
+
+def centres(total: int, n_frames: int) -> np.ndarray:
+    """Centres of equal shares."""
+    return (2 * np.arange(n_frames) + 1) * total // (2 * n_frames)
+
+
+def middle(frame: np.ndarray) -> np.ndarray:
+    """The square in the middle of a picture."""
+    side = min(frame.shape[:2])
+    top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
+    return frame[top : top + side, left : left + side]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Correcting an annotation costs no decoding; what is no longer said is not trained on; who trains is told of it."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from dtsf import api
+from dtsf.cache.reader import open_dataset
+from dtsf.errors import BadClipsError, CheckpointError, SourceError
+from dtsf.pipeline import planning, worker
+
+SMALL = ("--encoder", "efficientnet-lite0:32", "--frames", 3, "--size", 96, "--grid", 3, "--workers", 1)
+CHANGES = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3, "workers": 1}
+
+
+@pytest.fixture
+def own(make_video, tmp_path):
+    """Eight videos of two people, two actions and two cameras; returns its folder and its rows."""
+    rows = []
+    for k in range(8):
+        make_video(tmp_path / "own" / f"v{k}.avi", 8 + k)
+        person, action = f"s{k // 4}", ("wave", "sit")[k // 2 % 2]
+        row = {"path": f"v{k}.avi", "label": action, "group": f"{person}-{action}", "view": f"cam{k % 2}"}
+        rows.append(row | {"subject": person, "split": ("train", "test")[k // 4]})
+    write(tmp_path / "own", rows)
+    return tmp_path, rows
+
+
+def write(folder, rows):
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run(folder, **changes):
+    return api.preprocess("manifest", folder / "own", folder / "cache", **CHANGES, **changes)
+
+
+def edits(rows):
+    """By name: the rows after it, and what the run must say of it."""
+    swapped = [row | {"split": {"train": "test", "test": "train"}[row["split"]]} for row in rows]
+    renamed = [row | {"subject": row["subject"].replace("s0", "anna")} for row in rows]
+    spelled = [row | {"label": row["label"].replace("wave", "waving")} for row in rows]
+    camera = [row | {"view": row["view"].replace("cam0", "left")} for row in rows]
+    return {
+        "splits exchanged": (swapped, {"relabelled": 8}),
+        "a person renamed": (renamed, {"relabelled": 4, "unchanged": 4}),
+        "a label spelled otherwise": (spelled, {"relabelled": 4, "unchanged": 4}),
+        "a camera renamed": (camera, {"relabelled": 4, "unchanged": 4}),
+        "rows deleted": (rows[2:], {"unchanged": 6, "gone": 2}),
+    }
+
+
+def test_edits_of_the_table_decode_nothing(own, monkeypatch):
+    folder, rows = own
+    run(folder)
+    before = open_dataset(folder / "cache")
+    held = {clip.path: before.embeddings([clip.id])[0] for clip in before.clips}
+
+    def refuse(*given):
+        raise AssertionError("a clip was decoded")
+
+    monkeypatch.setattr(worker, "decode_all", refuse)
+    for name, (after, said) in edits(rows).items():
+        write(folder / "own", rows)
+        run(folder)
+        write(folder / "own", after)
+        result = run(folder)
+        assert {word: count for word, count in result.changes.model_dump().items() if count} == said, name
+        data = open_dataset(folder / "cache")
+        told = [
+            (c.path, data.info.class_names[c.label], c.group, data.info.view_names[c.view - 1], c.subject, c.split)
+            for c in data.clips
+        ]
+        assert sorted(told) == sorted(tuple(row.values()) for row in after), name
+        for clip in data.clips:
+            np.testing.assert_array_equal(data.embeddings([clip.id])[0], held[clip.path])
+
+
+def test_files_that_were_moved_touched_or_copied_are_known(own, monkeypatch):
+    folder, rows = own
+    run(folder)
+    decoded = []
+    original = worker.decode_all
+    monkeypatch.setattr(worker, "decode_all", lambda d, r: decoded.extend(x.path.name for x in r) or original(d, r))
+    videos = folder / "own"
+    (videos / "sit").mkdir()
+    for row in rows:
+        if row["label"] == "sit":
+            (videos / row["path"]).rename(videos / "sit" / row["path"])
+            row["path"] = f"sit/{row['path']}"
+    (videos / "v0.avi").touch()
+    shutil.copy(videos / "v1.avi", videos / "copy.avi")
+    write(videos, [*rows, rows[1] | {"path": "copy.avi", "group": "again"}])
+    result = run(folder)
+    assert decoded == []
+    assert (result.changes.moved, result.changes.new, result.changes.unchanged, result.changes.to_decode) == (4, 1, 4, 0)
+    data = open_dataset(folder / "cache")
+    by_path = {clip.path: clip.id for clip in data.clips}
+    np.testing.assert_array_equal(data.embeddings([by_path["copy.avi"]]), data.embeddings([by_path["v1.avi"]]))
+
+
+def test_a_picture_that_changes_in_its_folder_is_noticed(tmp_path):
+    from PIL import Image
+
+    for view in (1, 2):
+        folder = tmp_path / f"own/view_{view}/a01_s01_e00"
+        folder.mkdir(parents=True)
+        for k in range(4):
+            Image.fromarray(np.full((48, 64, 3), 40 * k + view, np.uint8)).save(folder / f"frame_{k}_tc_{k}_rgb.jpg")
+    words = ("nucla", tmp_path / "own", tmp_path / "cache")
+    api.preprocess(*words, **CHANGES)
+    assert api.preprocess(*words, **CHANGES).changes.unchanged == 2
+    Image.fromarray(np.full((48, 64, 3), 200, np.uint8)).save(tmp_path / "own/view_1/a01_s01_e00/frame_2_tc_2_rgb.jpg")
+    result = api.preprocess(*words, **CHANGES)
+    assert (result.changes.changed, result.changes.unchanged, result.changes.to_decode) == (1, 1, 1)
+
+
+def test_dry_run_says_what_the_run_does_and_does_nothing(own, dtsf):
+    folder, rows = own
+    words = ("preprocess", "manifest", "--root", "own", *SMALL, "--json")
+    said = json.loads(dtsf(*words, "--dry-run", cwd=folder).stdout)
+    assert (said["dry_run"], said["changes"]["to_decode"], said["changes"]["new"]) == (True, 8, 8)
+    assert not (folder / "cache").exists()
+    done = json.loads(dtsf(*words, cwd=folder).stdout)
+    assert done["changes"] == said["changes"]
+    files = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*")}
+    rows[0]["split"], rows[1]["path"] = "val", "v7.avi"
+    write(folder / "own", rows[:-1])
+    said = json.loads(dtsf(*words, "--dry-run", cwd=folder).stdout)
+    assert said["changes"]["to_decode"] == 0
+    assert files == {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*")}
+    assert json.loads(dtsf(*words, cwd=folder).stdout)["changes"] == said["changes"]
+    shown = dtsf("preprocess", "manifest", "--root", "own", *SMALL, "--dry-run", cwd=folder)
+    assert "against the last run: 7 unchanged" in " ".join(shown.stderr.split())
+
+
+def test_rows_of_nobody_are_counted_and_given_back(own, dtsf):
+    folder, rows = own
+    run(folder)
+    before = open_dataset(folder / "cache")
+    held = {clip.path: before.embeddings([clip.id])[0] for clip in before.clips}
+    write(folder / "own", rows[:5])
+    assert run(folder).changes.gone == 3
+    page = json.loads(dtsf("cache", "info", "cache", "--json", cwd=folder).stdout)["datasets"][0]
+    assert (page["clips"], page["not_listed"]) == (5, 3)
+    assert page["not_listed_bytes"] > 0
+    done = json.loads(dtsf("cache", "compact", "cache", "--json", cwd=folder).stdout)["datasets"]["manifest"]
+    assert done["rows"] == 3
+    data = open_dataset(folder / "cache")
+    assert sum(shard.rows for shard in data.shards.values()) == 5
+    for clip in data.clips:
+        np.testing.assert_array_equal(data.embeddings([clip.id])[0], held[clip.path])
+    assert json.loads(dtsf("cache", "verify", "cache", "--deep", "--json", cwd=folder).stdout)["ok"]
+    write(folder / "own", rows)
+    assert run(folder).changes.to_decode == 3
+
+
+def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
+    folder, rows = own
+    write(folder / "own", rows[:4])
+    run(folder)
+    write(folder / "own", rows)
+    monkeypatch.setattr(worker, "PATIENCE", (0.0,))
+    content_of = worker.content_of
+    for error in (OSError(5, "Input/output error"), OSError(116, "Stale file handle")):
+
+        def fail(path, stat, error=error):
+            raise error
+
+        monkeypatch.setattr(worker, "content_of", fail)
+        with pytest.raises(SourceError, match=r"held against no clip.*same command again"):
+            run(folder)
+    # Files that go while the run does: one is named and waits, three in a row are the store's.
+    monkeypatch.setattr(worker, "content_of", lambda path, stat: (_ for _ in ()).throw(FileNotFoundError(2, "gone")))
+    with pytest.raises(SourceError, match="3 files in a row .* the last is"):
+        run(folder)
+    locked = folder / "own/v5.avi"
+
+    def one_is_locked(path, stat):
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        return content_of(path, stat)
+
+    monkeypatch.setattr(worker, "content_of", one_is_locked)
+    with pytest.raises(BadClipsError) as raised:
+        run(folder)
+    assert [(one.clip.path, one.verdict) for one in raised.value.result.bad] == [("v5.avi", "waiting")]
+    monkeypatch.undo()
+    result = run(folder)
+    assert (result.verdicts, result.changes.to_decode) == ({"ok": 8}, 1)
+
+
+def test_a_source_that_is_away_leaves_the_catalog_as_it_is(own, monkeypatch):
+    folder, _ = own
+    run(folder)
+    catalog = (folder / "cache/manifest/catalog.json").read_bytes()
+    (folder / "own").rename(folder / "away")
+    (folder / "own").mkdir()
+    shutil.copy(folder / "away/manifest.csv", folder / "own")
+    with pytest.raises(SourceError, match=r"none of the 8 files .* is the disk or share that holds them there"):
+        run(folder)
+
+    def stale(path):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(planning, "stat_of", stale)
+    with pytest.raises(SourceError, match="Stale file handle"):
+        run(folder)
+    assert (folder / "cache/manifest/catalog.json").read_bytes() == catalog
+
+
+def test_a_run_knows_its_catalog(world, tmp_path):
+    cache = shutil.copytree(world / "cache", tmp_path / "cache")
+    words = {"protocol": "cross-subject:2", "overrides": ["train.epochs=2", "model.depth=1"], "recipe": "default"}
+    api.train(cache, **words, run=tmp_path / "run")
+    before = api.load(tmp_path / "run").evaluate(cache)
+    assert before.catalog == open_dataset(cache).catalog_hash
+    from dtsf.cache.catalog import write_catalog
+
+    document = open_dataset(cache).catalog
+    clips = [entry.model_copy(update={"clip": entry.clip.model_copy(update={"background": "x"})}) for entry in document.clips]
+    write_catalog(cache / "nucla", document.model_copy(update={"clips": tuple(clips)}))
+    after = api.load(tmp_path / "run").evaluate(cache)
+    assert after.metrics == before.metrics
+    assert after.task == before.task + "; its clips or labels have changed since this run was trained"
+    with pytest.raises(CheckpointError, match="other clips or labels than the cache names now"):
+        api.train(cache, **words, run=tmp_path / "run", resume=True)
