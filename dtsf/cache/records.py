@@ -108,7 +108,7 @@ class ClipRecord(Frozen):
 
     source: Source
     verdict: Verdict
-    row: int | None = Field(ge=0, le=LARGEST)
+    row: int | None = Field(ge=-LARGEST, le=LARGEST)
     """Row inside the shard, or None where the clip could not be used."""
     reason: str = ""
     """Why it is not ``ok``, in words."""
