@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
+from dtsf.pipeline.aligning import align_groups
+from dtsf.pipeline.cards import count_cards, usual_workers
 from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
@@ -81,6 +82,7 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
         frames=settings.frames,
         size=settings.size,
         crop=settings.crop or usual,
+        align=settings.align,
         grid=identity.grid,
         encoder=identity.name,
         weights_hash=identity.weights_hash,
@@ -121,7 +123,10 @@ def preprocess(
     info = DatasetInfo(
         dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
     )
-    n_workers = settings.workers or os.cpu_count() or 1
+    n_workers = settings.workers or usual_workers(settings.encoder)
+    if settings.align == "group":
+        held = read_records(folder) if is_dataset(folder) else []
+        catalog = align_groups(catalog, [record for shard in held for record in shard.clips], settings.deadline)
     if settings.dry_run:
         return _foreseen(catalog, info, folder, spec, settings, n_workers)
     with only_writer(folder):
@@ -152,7 +157,7 @@ def preprocess(
             if on_progress is not None:
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
-        run_tasks(tasks, n_workers, settings.scheduler, on_clips)
+        run_tasks(tasks, n_workers, settings.scheduler, on_clips, cards=count_cards(settings.encoder))
         if parts and settings.scheduler is None and isinstance(place, LocalFolder):
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.

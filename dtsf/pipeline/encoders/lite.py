@@ -41,7 +41,7 @@ STAGES = {
 }
 """Network -> stride of the map -> blocks up to it, and its channels."""
 DEFAULT_STRIDE = 16
-"""Carries the most about motion (docs/results.md); 8 is finer and weaker, 32 three times as large and no better."""
+"""Carries the most about motion (docs/results/network.md); 8 is finer and weaker, 32 three times as large and no better."""
 
 FRAMES_A_LAUNCH = 128
 """On a card: eight clips of sixteen frames."""
