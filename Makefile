@@ -38,7 +38,7 @@ test-slow: setup  ## Slow tests
 	$(BIN)/pytest -m slow -n $(JOBS) --dist loadgroup --durations 40
 
 docs: setup  ## Build the site into site/, and check every link in it
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: setup  ## Look at the site while writing: http://127.0.0.1:8000
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve

@@ -53,6 +53,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown
 
 
+def on_page_content(html: str, **_: Any) -> str:
+    """Show the roles of docstrings (``:func:`name```) as code."""
+    return re.sub(r":(?:func|class|mod|data|meth|attr):(?=<code>)", "", html)
+
+
 def on_post_build(config: MkDocsConfig) -> None:
     """Refuse a site that asks another server for anything: a reader's visit is nobody else's business."""
     for page in Path(config.site_dir).rglob("*.html"):

@@ -1,12 +1,12 @@
 """Multi-view action recognition from temporal thumbnails: DTSFNet in two stages.
 
-.. code-block:: python
+```python
+import dtsf
 
-    import dtsf
-
-    dtsf.preprocess("nucla", root="data/nucla", cache="cache")          # stage 1
-    dtsf.train("cache", protocol="cross-subject:5,6", run="runs/one")   # stage 2
-    dtsf.load("runs/one").predict(["cam1.mp4", "cam2.mp4", "cam3.mp4"])
+dtsf.preprocess("nucla", root="data/nucla", cache="cache")          # stage 1
+dtsf.train("cache", protocol="cross-subject:5,6", run="runs/one")   # stage 2
+dtsf.load("runs/one").predict(["cam1.mp4", "cam2.mp4", "cam3.mp4"])
+```
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""dtsf from Python: both stages. The command line is a thin face of this module; docs/python.md walks through it.
+"""Both stages from Python. The command line calls this module; docs/python.md walks through it.
 
-.. code-block:: python
+```python
+import dtsf
 
-    import dtsf
-
-    dtsf.preprocess("nucla", root=..., cache=...)                    # stage 1
-    dtsf.train(cache=..., protocol="cross-subject:5,6", run=...)     # stage 2
-    dtsf.load(run).predict([cam1, cam2, cam3])
+dtsf.preprocess("nucla", root=..., cache=...)                    # stage 1
+dtsf.train(cache=..., protocol="cross-subject:5,6", run=...)     # stage 2
+dtsf.load(run).predict([cam1, cam2, cam3])
+```
 
 PyTorch, zarr and dask are imported by the function that needs them: a wrong path is refused at once.
 """
@@ -33,10 +33,22 @@ if TYPE_CHECKING:
     from dtsf.model.training.settings import TrainSettings
     from dtsf.model.training.train import TrainResult
     from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.recheck import Recheck
     from dtsf.pipeline.run import PreprocessResult, Progress
     from dtsf.pipeline.settings import PreprocessSettings
 
-__all__ = ["Prediction", "Run", "ablate", "export", "load", "open_cache", "predict_onnx", "preprocess", "train"]
+__all__ = [
+    "Prediction",
+    "Run",
+    "ablate",
+    "export",
+    "load",
+    "open_cache",
+    "predict_onnx",
+    "preprocess",
+    "train",
+    "verify_source",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +94,37 @@ def preprocess(
     if on_catalog is not None:
         on_catalog(catalog)
     return run_preprocess(catalog, Path(cache), settings, on_progress=on_progress)
+
+
+def verify_source(
+    cache: str | Path = Path("cache"),
+    root: str | Path | None = None,
+    dataset: str | None = None,
+    *,
+    sample: float = 1.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Recheck:
+    """Decode clips of a cache again, and say which no longer give the pictures that were embedded.
+
+    Args:
+        cache: Folder of the cache, or its URL on an object store.
+        root: As it was for :func:`preprocess`.
+        dataset: Its name in the cache, where there are several.
+        sample: Share of the clips, evenly over the catalog.
+        on_progress: Called with how many are done, and of how many.
+
+    Raises:
+        CacheError: No such cache.
+        DataError: No such data.
+
+    """
+    from dtsf.cache.reader import open_dataset
+    from dtsf.pipeline.datasets import find_root
+    from dtsf.pipeline.recheck import verify_source as decode_again
+
+    data = open_dataset(cache if isinstance(cache, str) else Path(cache), dataset)
+    place = find_root(data.info.dataset, None if root is None else Path(root))
+    return decode_again(data, place if place.is_dir() else place.parent, sample=sample, on_progress=on_progress)
 
 
 def open_cache(cache: str | Path = Path("cache"), dataset: str | None = None) -> CachedDataset:

@@ -69,21 +69,47 @@ def cut_file():
 
 
 @pytest.fixture(scope="session")
-def dtsf():
-    """Runs the command line as a process of its own."""
+def dtsf(tmp_path_factory):
+    """Runs the command line as a process of its own, forked from one that has imported PyTorch: see forked_cli.py."""
+    folder = tmp_path_factory.mktemp("cli")
+    usual = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    server = None
 
     def run(*words, cwd, **environment):
-        return subprocess.run(
-            [str(Path(sys.executable).with_name("dtsf")), *map(str, words)],
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        nonlocal server
+        words = [str(word) for word in words]
+        environment = {name: str(value) for name, value in {**os.environ, **usual, **environment}.items()}
+        if any(environment.get(name) != os.environ.get(name) for name in environment if name.startswith("PYTHON")):
+            # Read when the interpreter starts: a fork would come too late.
+            program = Path(sys.executable).with_name("dtsf")
+            return subprocess.run(
+                [program, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+            )
+        if server is None:
+            server = subprocess.Popen(
+                [sys.executable, "-P", Path(__file__).with_name("forked_cli.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=os.environ | usual,
+            )
+        out, err = folder / "out", folder / "err"
+        job = {
+            "words": words,
+            "cwd": str(cwd),
+            "environment": environment,
+            "out": str(out),
+            "err": str(err),
+            "timeout": 300,
+        }
+        server.stdin.write(json.dumps(job) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(words, code, out.read_text("utf-8"), err.read_text("utf-8"))
 
-    return run
+    yield run
+    if server is not None:
+        server.communicate()
 
 
 def _make_world(dtsf, root):

@@ -14,9 +14,19 @@ from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec
 
 if TYPE_CHECKING:
+    from dtsf.cache.reader import CachedDataset
     from dtsf.cache.remote import RemoteFolder
 
 __all__ = ["DatasetPage", "describe"]
+
+
+class ViewLengths(Frozen):
+    """By how much the views of a group differ in length: 1 - shortest / longest."""
+
+    groups: int
+    """With two views or more whose length is known."""
+    median: float
+    largest: float
 
 
 class DatasetPage(Frozen):
@@ -31,6 +41,8 @@ class DatasetPage(Frozen):
     groups: int
     groups_by_views: dict[int, int]
     """Number of usable views -> groups that have so many."""
+    views_differ_by: ViewLengths | None
+    """None where no group has two views whose length is known."""
     clips_by_class: dict[str, int]
     clips_by_view: dict[str, int]
     verdicts: dict[str, int]
@@ -53,6 +65,21 @@ class DatasetPage(Frozen):
     notes: tuple[str, ...]
     spec: CacheSpec
     bad: tuple[BadClip, ...]
+
+
+def _view_lengths(data: CachedDataset) -> ViewLengths | None:
+    seconds: dict[str, list[float]] = {}
+    for clip in data.clips:
+        duration = data.records[clip.id][1].duration
+        if duration:
+            whole = clip.start is None and clip.end is None
+            seconds.setdefault(clip.group, []).append(
+                duration if whole else min(clip.end or duration, duration) - (clip.start or 0.0)
+            )
+    shares = sorted(1 - min(held) / max(held) for held in seconds.values() if len(held) > 1 and max(held) > 0)
+    if not shares:
+        return None
+    return ViewLengths(groups=len(shares), median=shares[len(shares) // 2], largest=shares[-1])
 
 
 def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
@@ -83,6 +110,7 @@ def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
         clips=len(data.clips),
         groups=len(views),
         groups_by_views=dict(sorted(Counter(len(held) for held in views.values()).items(), reverse=True)),
+        views_differ_by=_view_lengths(data),
         clips_by_class={name: classes[k] for k, name in enumerate(info.class_names)},
         clips_by_view={name: cameras[k] for k, name in enumerate(info.view_names, 1)},
         verdicts=data.verdicts,

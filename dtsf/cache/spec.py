@@ -44,6 +44,8 @@ class CacheSpec(Frozen):
     """Side in pixels of the square picture that is embedded."""
     crop: Literal["motion", "centre"] = "centre"
     """Which square of the picture that is; see :mod:`dtsf.pipeline.video.crop`. Caches from before there was a choice: centre."""
+    align: Literal["own", "group"] = "own"
+    """Moments of each view's own time, or of the time common to all views of a performance."""
     grid: int = Field(ge=3, le=4096)
     """G: an embedding is a G x G grid of cells."""
     encoder: str
@@ -66,6 +68,8 @@ class CacheSpec(Frozen):
         if self.crop == "centre":
             # As it was when there was nothing else: caches of then are gone on with.
             del fields["crop"]
+        if self.align == "own":
+            del fields["align"]
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_64_hexdigest(text.encode())
 

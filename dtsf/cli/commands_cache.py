@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from dtsf.cache.info import DatasetPage
+    from dtsf.cache.info import DatasetPage, ViewLengths
     from dtsf.cache.place import LocalFolder
     from dtsf.cache.remote import RemoteFolder
+    from dtsf.pipeline.recheck import Recheck
 
 __all__ = ["cache_app"]
 
@@ -62,6 +63,7 @@ def _lines(page: DatasetPage) -> list[tuple[str, str]]:
         ("data set", page.dataset if page.dataset == page.name else f"{page.name} ({page.dataset})"),
         ("clips", f"{page.clips} usable in {page.groups} groups"),
         ("groups by views", views),
+        *([("views' lengths", _apart(page.views_differ_by, spec.align))] if page.views_differ_by else []),
         ("verdicts", ", ".join(f"{count} {verdict}" for verdict, count in page.verdicts.items())),
         ("classes", ", ".join(f"{name} ({count})" for name, count in page.clips_by_class.items())),
         ("views", ", ".join(f"{name} ({count})" for name, count in page.clips_by_view.items())),
@@ -85,11 +87,23 @@ def _lines(page: DatasetPage) -> list[tuple[str, str]]:
     ]
 
 
+def _apart(lengths: ViewLengths, align: str) -> str:
+    moments = "at common moments" if align == "group" else "at moments of each view's own time"
+    return f"differ by {lengths.median:.0%} in the median group, by {lengths.largest:.0%} at most; frames {moments}"
+
+
 @cache_app.command("verify")
 def cache_verify_command(
     path: PATH = Path("cache"),
     dataset: DATASET = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare checksums.")] = False,
+    source: Annotated[
+        bool, typer.Option("--source", help="Decode the videos again and compare their pictures' checksums.")
+    ] = False,
+    sample: Annotated[str, typer.Option(help="With --source: share of the clips, evenly over the data set.")] = "100%",
+    root: Annotated[
+        Path | None, typer.Option(help="With --source: what the clips' paths are relative to; as for dtsf preprocess.")
+    ] = None,
     json_: JSON = False,
 ) -> None:
     """Check that a cache is what was committed. Exit code 2 if anything is damaged; dtsf cache repair is next."""
@@ -100,7 +114,8 @@ def cache_verify_command(
     for place in _places(path, dataset):
         with progress(f"verify {place.name}", "shards") as update:
             found.append((place, verify(place, deep=deep, on_progress=update)))
-    ok = all(one.ok for _, one in found)
+    again = _decode_again(found, root, sample) if source else {}
+    ok = all(one.ok for _, one in found) and all(one.ok for one in again.values())
     # The place is named where several data sets are checked: paths are relative to it.
     damaged = [{"dataset": place.name, **d.model_dump()} for place, one in found for d in one.damaged]
     if json_:
@@ -109,6 +124,7 @@ def cache_verify_command(
                 "ok": ok,
                 "damaged": damaged,
                 "deep": deep,
+                **({"source": {name: one.model_dump() for name, one in again.items()}} if source else {}),
                 "datasets": {place.name: one.model_dump(exclude={"damaged"}) for place, one in found},
             }
         )
@@ -131,8 +147,34 @@ def cache_verify_command(
             ]
             screen.print(table(f"{len(damaged)} files are damaged", ("shard", "file", "why"), rows))
             screen.print(f"next: dtsf cache repair {path}", highlight=False, markup=False)
+        for name, decoded in again.items():
+            older = f"; {decoded.unknown} of an older layout have no checksum" if decoded.unknown else ""
+            words = f"{decoded.checked} clips decoded again with {decoded.decoder}, {len(decoded.unlike)} differ{older}"
+            screen.print(f"{name}: {words}", highlight=False, markup=False)
+            if decoded.unlike:
+                unlike = [(u.path, u.reason) for u in decoded.unlike]
+                screen.print(table("clips that do not give the same pictures", ("clip", "why"), unlike))
     if not ok:
         raise typer.Exit(2)
+
+
+def _decode_again(found: list[tuple[Any, Any]], root: Path | None, sample: str) -> dict[str, Recheck]:
+    from dtsf.api import verify_source
+    from dtsf.cli.show import progress
+    from dtsf.errors import ConfigError
+    from dtsf.pipeline.settings import read_share
+
+    try:
+        share = float(read_share(sample))
+    except ValueError as error:
+        raise ConfigError(f"--sample {sample!r} {error}") from error
+    again = {}
+    for place, one in found:
+        if one.ok:
+            with progress(f"decode {place.name} again", "clips") as update:
+                cache = str(place).removesuffix(f"/{place.name}")
+                again[place.name] = verify_source(cache, root, place.name, sample=share, on_progress=update)
+    return again
 
 
 @cache_app.command("repair")

@@ -16,6 +16,7 @@ from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
+from dtsf.pipeline.aligning import align_groups
 from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
@@ -80,6 +81,7 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
         frames=settings.frames,
         size=settings.size,
         crop=settings.crop or usual,
+        align=settings.align,
         grid=identity.grid,
         encoder=identity.name,
         weights_hash=identity.weights_hash,
@@ -121,6 +123,9 @@ def preprocess(
         dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
     )
     n_workers = settings.workers or os.cpu_count() or 1
+    if settings.align == "group":
+        held = read_records(folder) if is_dataset(folder) else []
+        catalog = align_groups(catalog, [record for shard in held for record in shard.clips], settings.deadline)
     if settings.dry_run:
         return _foreseen(catalog, info, folder, spec, settings, n_workers)
     with only_writer(folder):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.settings import PreprocessSettings
 
-__all__ = ["Counter", "ShardTask", "run_shard"]
+__all__ = ["Counter", "ShardTask", "run_shard", "span_of"]
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     used = 0
     source = _Source(Path(task.root))
     stats = [source.stat(clip) for clip in task.clips]
-    requests = [DecodeRequest(Path(task.root) / clip.path, _span(clip)) for clip in task.clips]
+    requests = [DecodeRequest(Path(task.root) / clip.path, span_of(clip, spec)) for clip in task.clips]
     settings = task.settings
     kind = settings.decoder
     with borrow_decoder(
@@ -126,8 +126,10 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     return write_shard(task.folder, shard, {name: array[:used] for name, array in rows.items()})
 
 
-def _span(clip: Clip) -> Span:
-    return Span(start=clip.start, end=clip.end, first=clip.first, last=clip.last, fps=clip.fps)
+def span_of(part: Clip | Source, spec: CacheSpec) -> Span:
+    """The part of a file that a clip is."""
+    common = spec.align == "group" and part.start is not None and part.end is not None
+    return Span(part.start, part.end, part.first, part.last, part.fps, common)
 
 
 class _Source:

@@ -1,10 +1,10 @@
 """N-UCLA end to end: check the data, preprocess, train every protocol with every seed, one table.
 
-.. code-block:: python
+```python
+from dtsf.reproduce.nucla import reproduce_nucla
 
-    from dtsf.reproduce.nucla import reproduce_nucla
-
-    reproduce_nucla(Path("data/nucla"), Path("reproduce-nucla"))
+reproduce_nucla(Path("data/nucla"), Path("reproduce-nucla"))
+```
 
 Everything that is finished stays finished: a second call repeats nothing, a killed one goes on.
 """

@@ -7,12 +7,14 @@ Letters: B clips, C channels, T frames, H W canvas, P patches of a frame, L toke
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from dtsf.model.network.kernels.choose import kernel_choice
 from dtsf.model.network.mamba import Block, RMSNorm, drop_path
 
 if TYPE_CHECKING:
@@ -94,6 +96,8 @@ class VideoMamba(nn.Module):
         rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         # What block i adds is dropped where block i + 1 receives it, hence the shift by one.
         self.drop_rates = [0.0, *rates]
+        self.spare_memory = False
+        """Compute each block again in the backward pass instead of keeping what is inside it."""
         self._initialise(depth, dt_init)
 
     def _initialise(self, depth: int, dt_init: str) -> None:
@@ -133,6 +137,13 @@ class VideoMamba(nn.Module):
         normed_BLD = self._blocks(tokens_BVTPD.transpose(1, 2).flatten(1, 3))
         return self._read(normed_BLD.unflatten(1, (T, V, P)).transpose(1, 2).flatten(2, 3))
 
+    def compile_mixers(self, device: torch.device, backend: str = "inductor") -> None:
+        """Let ``torch.compile`` join what stands around the scans. All blocks share the one graph; names of weights stay."""
+        for block in self.layers:
+            mixer = cast("Block", block).mixer
+            kernel_choice(device, mixer.state)  # imported and tried before a graph is traced through it
+            mixer.compile(backend=backend, fullgraph=True)
+
     def _read(self, tokens__LD: Tensor) -> Tensor:
         """A clip's tokens to one feature: (..., L, D) -> (..., D)."""
         feature__D: Tensor = self.in_order(tokens__LD.flatten(-2)) if self.readout == "ordered" else tokens__LD.mean(-2)
@@ -147,7 +158,10 @@ class VideoMamba(nn.Module):
     def _blocks(self, hidden_BLD: Tensor) -> Tensor:
         residual_BLD: Tensor | None = None
         for block, drop in zip(self.layers, self.drop_rates, strict=False):
-            hidden_BLD, residual_BLD = block(hidden_BLD, residual_BLD, drop)
+            if self.spare_memory and self.training and torch.is_grad_enabled():
+                hidden_BLD, residual_BLD = checkpoint(block, hidden_BLD, residual_BLD, drop, use_reentrant=False)
+            else:
+                hidden_BLD, residual_BLD = block(hidden_BLD, residual_BLD, drop)
         if self.training and self.drop_rates[-1] > 0:
             hidden_BLD = drop_path(hidden_BLD, self.drop_rates[-1])
         normed_BLD: Tensor = self.norm_f(hidden_BLD if residual_BLD is None else residual_BLD + hidden_BLD)

@@ -60,8 +60,9 @@ class BidirectionalMamba(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Mix tokens. (B, L, D) -> (B, L, D)."""
-        # Both directions read both halves: each is laid out once.
-        x_BIL, z_BIL = (half.contiguous().transpose(1, 2) for half in self.in_proj(x_BLD).chunk(2, dim=-1))
+        # Both directions read both halves: each is laid out once. Triton's loops read them where they are.
+        halves = self.in_proj(x_BLD).chunk(2, dim=-1)
+        x_BIL, z_BIL = (half.transpose(1, 2) if half.is_cuda else half.contiguous().transpose(1, 2) for half in halves)
         y_BIL = self._scan(x_BIL, z_BIL, "", reverse=False) + self._scan(x_BIL, z_BIL, "_b", reverse=True)
         out: Tensor = self.out_proj(y_BIL.transpose(1, 2))
         return out

@@ -1,11 +1,11 @@
 """Groups of views straight from the cache, for people who bring their own training loop.
 
-.. code-block:: python
-
-    groups = CacheDataset(open_cache("cache"))
-    x_VFHWC, mask_V, label = groups[0]                 # one performance, all its views
-    for batch in DataLoader(groups, 16, shuffle=True): ...
-    batch = groups.batch([0, 5, 7])                    # faster: one gather into one buffer
+```python
+groups = CacheDataset(open_cache("cache"))
+x_VFHWC, mask_V, label = groups[0]                 # one performance, all its views
+for batch in DataLoader(groups, 16, shuffle=True): ...
+batch = groups.batch([0, 5, 7])                    # faster: one gather into one buffer
+```
 
 Letters: B groups of a batch, V views, F frames, H W grid, C channels.
 """

@@ -15,6 +15,7 @@ import torch
 from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import json_text
 from dtsf.model.network.dtsfnet import DTSFNet
+from dtsf.model.training.ahead import Ahead
 from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import channel_deviation, energy_mean, least_share, training_batches, training_source
 from dtsf.model.training.debias.choose import make_debiaser
@@ -127,6 +128,9 @@ def fit(
         report = load_initial_weights(net.encoder, initial)
         if world.first:
             write_atomically(run / "init.json", json_text(asdict(report), indent=1).encode(), parents=False)
+    net.encoder.spare_memory = train.checkpointing
+    if train.compile and fabric.device.type == "cuda":
+        net.encoder.compile_mixers(fabric.device)
     moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
@@ -230,7 +234,10 @@ def _steps(
         # The order is common to all; what is drawn for the groups of each process is its own.
         torch.manual_seed((seed * 1_000_003 + epoch) * 65_537 + world.rank)
     order = (share.chosen_B for step in plan for share in step.shares)
-    batches = training_batches(groups, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C, order)
+    made_here = training_batches(
+        groups, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C, order
+    )
+    batches = Ahead(made_here, fabric.device)
     optimizer = training.optimizer
     for made, step in enumerate(plan, done):
         lr = train.lr * schedule(made, n_steps, train.warmup)
@@ -240,7 +247,8 @@ def _steps(
         found: dict[str, Tensor] = {}
         for k, share in enumerate(step.shares, 1):
             with fabric.no_backward_sync(model, enabled=k < len(step.shares)):
-                part = _backward(model, fabric, next(batches).to(fabric.device), share.weight, epoch)
+                part = _backward(model, fabric, batches.take(), share.weight, epoch)
+            batches.prepare()
             found = {name: found[name] + x if found else x for name, x in part.items()}
         # A norm that is not finite is said below, with the loss.
         norm = fabric.clip_gradients(training.net, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)

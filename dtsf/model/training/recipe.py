@@ -78,6 +78,12 @@ class TrainConfig(BaseModel):
     cost as much as the training itself. 0 takes evidence as it is. Groups held out by the keys above serve in their place."""
     draws: int = Field(default=1, ge=1, le=4096)
     """Evaluation averages over this many sets of frames, evenly shifted against each other (``evaluate --draws``)."""
+    checkpointing: bool = False
+    """Compute every block again on the way back instead of keeping what is inside it: a third more time, a tenth of the memory.
+    For long sequences of pixels."""
+    compile: bool = False
+    """``torch.compile`` of every block's mixer, on a card only: a minute at the start, fewer and larger kernels after. Numbers
+    differ in their last bits."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """``bf16-mixed`` on GPUs; the scan and all evidence stay in float32 either way."""
     threads: int = Field(default=1, ge=1, le=1024)

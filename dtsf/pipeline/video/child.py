@@ -50,6 +50,8 @@ class DecodeRequest:
 
     path: Path
     span: Span = WHOLE
+    look: bool = False
+    """Only say how long it lasts: ``duration`` in seconds. No frame is decoded."""
 
 
 class Decoder:
@@ -125,7 +127,7 @@ class Decoder:
         if self._asked is not None:
             raise RuntimeError("one clip at a time: receive() first")
         self._slot = (self._slot + 1) % SLOTS
-        line = {"path": os.fspath(request.path), "span": asdict(request.span), "slot": self._slot}
+        line = {"path": os.fspath(request.path), "span": asdict(request.span), "slot": self._slot, "look": request.look}
         if self._child is None or self._child.poll() is not None or self._clips >= CLIPS_A_CHILD:
             self._stop()
             self._start()

@@ -24,7 +24,7 @@ def serve(settings: dict[str, Any]) -> None:
     # A library that writes to stdout must not write into the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    from dtsf.pipeline.video.decode import decode_clip
+    from dtsf.pipeline.video.decode import decode_clip, duration_of
 
     n_frames, size = settings["n_frames"], settings["size"]
     shape = (settings["slots"], n_frames, size, size, 3)
@@ -32,6 +32,11 @@ def serve(settings: dict[str, Any]) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
+            if request["look"]:
+                answer: dict[str, Any] = {"duration": duration_of(Path(request["path"]), Span(**request["span"]))}
+                answers.write(json.dumps(answer) + "\n")
+                answers.flush()
+                continue
             clip = decode_clip(
                 Path(request["path"]),
                 n_frames,
@@ -42,7 +47,7 @@ def serve(settings: dict[str, Any]) -> None:
                 decoder=settings["decoder"],
             )
         except VideoError as error:
-            answer: dict[str, Any] = {"error": str(error), "verdict": str(error.verdict)}
+            answer = {"error": str(error), "verdict": str(error.verdict)}
         else:
             shared[request["slot"]] = clip.frames
             answer = clip.facts()

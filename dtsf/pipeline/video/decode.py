@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.video.crop import Crop
 
-__all__ = ["DecodedClip", "decode_clip", "decoder_name", "probe"]
+__all__ = ["DecodedClip", "decode_clip", "decoder_name", "duration_of", "probe"]
 
 ROUNDS = 6
 """How often the index may learn of one clip."""
@@ -54,6 +54,20 @@ def probe(path: Path) -> VideoIndex:
     """
     with open_video(path) as container:
         return _index_of(path, container)[0]
+
+
+def duration_of(path: Path, span: Span = WHOLE) -> float:
+    """Seconds that a video shows, or a folder of pictures at the frame rate of ``span`` (0 without one).
+
+    Raises:
+        VideoError: ``unreadable`` or ``truncated``.
+
+    """
+    if path.is_dir():
+        from dtsf.pipeline.video.folder import numbered_pictures
+
+        return len(numbered_pictures(path)) / span.fps if span.fps else 0.0
+    return probe(path).duration
 
 
 def decode_clip(

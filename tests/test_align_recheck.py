@@ -1,0 +1,71 @@
+"""Views at common moments, and decoding again what a cache was made from."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dtsf.api import open_cache, preprocess, verify_source
+from dtsf.cache.info import describe
+from dtsf.cache.place import as_place
+from dtsf.pipeline.run import make_spec
+from dtsf.pipeline.settings import PreprocessSettings
+
+SMALL = {"encoder": "pixels", "frames": 4, "size": 32, "grid": 4, "workers": 1, "max_bad": 1.0}
+
+
+@pytest.fixture
+def cameras(make_video, tmp_path):
+    """Group g: 2 s at 30 a second, and 3 s at 10 a second that began 0.5 s later. Group h: never at the same time. k: alone."""
+    root = tmp_path / "v"
+    make_video(root / "a.mp4", 60, codec="libx264")
+    make_video(root / "b.mp4", 30, codec="libx264", fps=10)
+    make_video(root / "c.avi", 20)
+    rows = ["a.mp4,x,g,1,0", "b.mp4,x,g,2,0.5", "a.mp4,y,h,1,0", "c.avi,y,h,2,10", "c.avi,x,k,1,3"]
+    (root / "m.csv").write_text("path,label,group,view,offset\n" + "\n".join(rows) + "\n")
+    return root
+
+
+def test_frames_of_aligned_views_are_of_the_same_moments(cameras, tmp_path):
+    result = preprocess("manifest", cameras / "m.csv", tmp_path / "c", align="group", **SMALL)
+    assert result.verdicts == {"ok": 3, "unreadable": 2}
+    data = open_cache(tmp_path / "c")
+    assert data.spec.align == "group"
+    # Both filmed from 0.5 to 2 s of the performance: a from there, b from its beginning.
+    first, second, alone = data.frame_time(["g_v01", "g_v02", "k_v01"])
+    moments = 0.5 + 1.5 * (np.arange(4) + 0.5) / 4
+    assert (np.abs(first - moments) < 1 / 30 + 1e-6).all()
+    assert (np.abs(second + 0.5 - moments) < 1 / 10 + 1e-6).all()
+    assert (first <= moments + 1e-6).all()
+    assert alone[-1] > 0.5
+    again = preprocess("manifest", cameras / "m.csv", tmp_path / "c", align="group", **SMALL)
+    assert again.already_done == 5
+
+
+def test_views_keep_their_own_time_unless_asked_and_that_is_what_a_cache_is(cameras, tmp_path):
+    own, group = (make_spec(PreprocessSettings(**SMALL, align=align)) for align in ("own", "group"))
+    assert own.fingerprint() != group.fingerprint()
+    assert own.fingerprint() == own.model_copy(update={"align": "own"}).fingerprint()
+    preprocess("manifest", cameras / "m.csv", tmp_path / "c", **SMALL)
+    data = open_cache(tmp_path / "c")
+    assert data.frame_time(["g_v02"])[0, -1] > 2.5
+    lengths = describe(as_place(tmp_path / "c").below("manifest")).views_differ_by
+    assert lengths.groups == 2
+    assert lengths.largest == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_decoding_again_names_the_clips_whose_pictures_are_others(cameras, make_video, tmp_path, dtsf):
+    preprocess("manifest", cameras / "m.csv", tmp_path / "c", **SMALL)
+    assert verify_source(tmp_path / "c", cameras).ok
+    make_video(cameras / "b.mp4", 29, codec="libx264", fps=10)
+    (cameras / "c.avi").unlink()
+    found = verify_source(tmp_path / "c", cameras)
+    assert [(u.clip, u.reason.split(":")[0]) for u in found.unlike] == [
+        ("g_v02", "it gives other pictures"),
+        ("h_v02", "unreadable"),
+        ("k_v01", "unreadable"),
+    ]
+    said = dtsf("cache", "verify", "c", "--source", "--root", cameras, "--sample", "50%", "--json", cwd=tmp_path)
+    assert said.returncode == 2, said.stderr
+    assert json.loads(said.stdout)["source"]["manifest"]["checked"] == 3
+    assert dtsf("cache", "verify", "c", "--source", "--sample", "none", "--root", cameras, cwd=tmp_path).returncode == 2
