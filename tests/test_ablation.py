@@ -120,7 +120,8 @@ def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cach
     assert (fusion.reused, fusion.total, len(epochs)) == (8, 10, 4)
     assert "the same settings as DTSFNet, one training for both" in (out / "fusion.md").read_text()
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert {row.variant: row.top1 for row in fusion.rows}["mean"] == {row.variant: row.top1 for row in result.rows}["DTSFNet without MSF"]
+    right, before_right = ({row.variant: row.top1 for row in table.rows} for table in (fusion, result))
+    assert right["mean"] == before_right["DTSFNet without MSF"]
 
 
 @pytest.mark.parametrize("name", ["motion", "debias"])
