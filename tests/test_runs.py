@@ -129,7 +129,13 @@ def test_data_set_of_other_classes_is_refused(dtsf, world, tmp_path, make_video)
 
 def test_cross_view_gets_the_recipe_for_unseen_cameras_and_refuses_the_other(world, tmp_path):
     with pytest.raises(ConfigError, match='"merged" learns each camera for itself, and cross-view:3 tests one'):
-        api.train(world / "cache", protocol="cross-view:3", recipe="default", run=tmp_path / "refused")
+        api.train(
+            world / "cache",
+            protocol="cross-view:3",
+            recipe="thumbnails",
+            overrides=["model.views=merged"],
+            run=tmp_path / "refused",
+        )
     assert not (tmp_path / "refused").exists()
     result = api.train(world / "cache", protocol="cross-view:3", overrides=["train.epochs=1"], run=tmp_path / "run")
     assert tomllib.loads((tmp_path / "run/config.toml").read_text())["model"]["views"] == "apart"

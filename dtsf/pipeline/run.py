@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.aligning import align_groups
+from dtsf.pipeline.cards import count_cards, usual_workers
 from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
@@ -122,7 +122,7 @@ def preprocess(
     info = DatasetInfo(
         dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
     )
-    n_workers = settings.workers or os.cpu_count() or 1
+    n_workers = settings.workers or usual_workers(settings.encoder)
     if settings.align == "group":
         held = read_records(folder) if is_dataset(folder) else []
         catalog = align_groups(catalog, [record for shard in held for record in shard.clips], settings.deadline)
@@ -156,7 +156,7 @@ def preprocess(
             if on_progress is not None:
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
-        run_tasks(tasks, n_workers, settings.scheduler, on_clips)
+        run_tasks(tasks, n_workers, settings.scheduler, on_clips, cards=count_cards(settings.encoder))
         if parts and settings.scheduler is None and isinstance(place, LocalFolder):
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.

@@ -28,6 +28,7 @@ from dtsf.model.training.processes import current_world, launch, leave
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe, usual_recipe
 from dtsf.model.training.settings import TrainSettings
+from dtsf.model.training.size import sized
 from dtsf.model.training.unknown import leave_out
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ def _train(
     split, info = leave_out(
         split_clips(data.clips, rule, data.info.dataset, data.info.view_names), data.info, settings.train.leave_out
     )
+    settings = sized(settings, len(split.train))
     split = hold_out(split, settings.train, seed)
     check_device(device)
     initial = read_initial_weights(init, settings.model) if init is not None else None
