@@ -65,9 +65,10 @@ bench: setup  ## Measurements
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
-reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=
+reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; INIT=CHECKPOINT adds the paper's own run on a card; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=
 	@$(BIN)/dtsf reproduce nucla $(if $(DATA),--root "$(DATA)") --out "$(OUT)" --seeds $(SEEDS) \
-		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CACHE),--cache "$(CACHE)") $(OPTIONS)
+		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CACHE),--cache "$(CACHE)") \
+		$(if $(INIT),--init "$(INIT)") $(OPTIONS)
 
 clean:  ## Remove what was made, not the data
 	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache $(DEMO)

@@ -50,7 +50,7 @@ def main() -> None:
         verdicts = read_verdicts(work / "c/manifest")
     table: dict[str, Counter[str]] = {}
     for name, kind in kinds.items():
-        table.setdefault(kind, Counter())[verdicts[name]] += 1
+        table.setdefault(kind, Counter())[verdicts.get(name, "left out")] += 1
     if arguments.json:
         print(json.dumps({"exit": done.returncode, "files": len(kinds), "table": table}))
         return
@@ -171,7 +171,7 @@ def read_verdicts(folder: Path) -> dict[str, str]:
     found = {}
     for path in (folder / "shards").glob("*.json"):
         for record in json.loads(path.read_text())["clips"]:
-            found[record["clip"]["path"]] = record["verdict"]
+            found[record["source"]["path"]] = record["verdict"]
     return found
 
 

@@ -25,6 +25,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.cache.verify import verify
 from dtsf.errors import CheckpointError, DtsfError
 from dtsf.model.export import export_onnx, read_onnx
+from dtsf.model.training.data import load_groups
 from dtsf.model.training.recipe import load_recipe
 from dtsf.pipeline.datasets.lists import import_lists
 
@@ -309,7 +310,7 @@ def one_cache(cache, root, data):
     with no_longer(), nothing_outside(root):
         with contextlib.suppress(DtsfError):
             opened = open_dataset(root)
-            opened.embeddings([clip.id for clip in opened.clips][:3])
+            load_groups(opened, opened.clips)
         with contextlib.suppress(DtsfError):
             verify(root / "a", deep=True)
     assert listing(root) == before

@@ -69,6 +69,38 @@ def test_film_has_room_for_any_number_of_views_and_any_words(tmp_path, n_views):
         write_film(tmp_path / "gone" / "f.mp4", frames, 5, **said)
 
 
+@pytest.mark.parametrize("name", ["12:30:05 cam1.mp4", "pipe:1.mkv", "-.mov"])
+def test_a_film_may_have_any_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write_film(Path(name), np.zeros((1, 2, 64, 64, 3), np.uint8), 5, names=[name], **SAID)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(_frames(tmp_path / name)) == 2
+
+
+SAID = {"label": "wave", "probabilities": {"wave": 0.9, "sit": 0.1}, "uncertainty": 0.1, "view_weights": [1.0]}
+
+
+@pytest.mark.parametrize("label", ["wave", "жест", "挥手", "\U00030000", "\x1b\n"])
+def test_a_label_in_any_letters_is_drawn_or_has_a_number_and_the_reason(tmp_path, label, monkeypatch):
+    from PIL import ImageDraw
+
+    from dtsf.report.letters import NO_FONT, font_for
+
+    drawn = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _, place, words, *rest: drawn.append(words))
+    said = SAID | {"label": label, "probabilities": {"sit": 0.1, label: 0.9}}
+    write_film(tmp_path / "f.mp4", np.zeros((1, 2, 64, 64, 3), np.uint8), 5, names=["cam1"], **said)
+    shown = "".join(letter if letter.isprintable() else " " for letter in label)
+    if font_for(shown, 30) is None or not shown.strip():
+        assert "class 2" in drawn
+        assert NO_FONT in drawn
+    else:
+        assert shown in drawn
+        assert NO_FONT not in drawn
+    # The built-in font has Latin letters and draws nothing sensible for others.
+    assert (label == "wave") <= (NO_FONT not in drawn)
+
+
 def _copy(world, target, action="a05"):
     target.mkdir(parents=True)
     for video in (world / "data/multiview_action_videos" / action).glob("*_s02_*"):

@@ -109,7 +109,7 @@ def test_training_statistics_are_those_of_all_tokens(trained):
             run.net(batch.x_BVTHWC, batch.mask_BV)
     tokens = torch.cat(seen)
     torch.testing.assert_close(
-        kept[-1], torch.stack([tokens.mean(0), tokens.var(0, correction=0)]), rtol=1e-3, atol=1e-4
+        kept[run.net.config.depth], torch.stack([tokens.mean(0), tokens.var(0, correction=0)]), rtol=1e-3, atol=1e-4
     )
 
 

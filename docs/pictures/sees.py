@@ -1,6 +1,6 @@
 """Draw what the network sees of one performance: python docs/pictures/sees.py CACHE RUN GROUP OUT.png.
 
-For runs of a recipe with canvas "energy" (default, demo). Upper rows: the small pictures in the cache, one row a view, of
+For runs of a recipe that looks at motion energy (default, demo). Upper rows: the small pictures in the cache, one row a view, of
 frames that the network takes. Lower rows: what it is given of them, one number a cell: how much the embedding moves there.
 """
 
@@ -20,7 +20,7 @@ cache, run, group, out = sys.argv[1:5]
 data = open_dataset(Path(cache))
 clips = sorted((clip for clip in data.clips if clip.group == group), key=lambda clip: clip.view)
 net = load(Path(run)).net
-if net.config.canvas != "energy":
+if net.config.canvas == "embedding":
     sys.exit(f"{run} was not trained on motion energy: its network sees {net.config.anchor}s")
 ids = [clip.id for clip in clips]
 grid = data.spec.grid
@@ -31,7 +31,7 @@ read = torch.from_numpy(np.take_along_axis(cells, frames[:, :, None, None], 1))
 with torch.inference_mode():
     canvas = net.energy(read.unflatten(2, (grid, grid)))[..., 0]
 metrics = json.loads((Path(run) / "metrics.json").read_text())
-said = next(p for p in metrics["predictions"] if p["group"] == group)
+prediction = next(p for p in metrics["predictions"] if p["group"] == group)
 names = list(metrics["per_class"])
 times = [1, 4, 7, 10, 13]
 figure, axes = plt.subplots(2 * len(clips), len(times), figsize=(7.5, 9.4), squeeze=False)
@@ -41,13 +41,13 @@ for v, clip in enumerate(clips):
             axes[row, column].imshow(picture, vmin=0, vmax=float(canvas.max()), cmap="magma")
             axes[row, column].set(xticks=[], yticks=[])
         axes[0, column].set_title(f"frame {t + 1} of {pictures.shape[1]}", fontsize=9)
-    weight = said["view_weights"][v]
+    weight = prediction["view_weights"][v]
     axes[v, 0].set_ylabel(f"view {clip.view}\nweight {weight:.2f}", fontsize=9)
     axes[len(clips) + v, 0].set_ylabel(f"view {clip.view}\nwhat moves", fontsize=9)
-right = "right" if said["label"] == said["predicted"] else f"wrong: {names[said['label']]}"
+right = "right" if prediction["label"] == prediction["predicted"] else f"wrong: {names[prediction['label']]}"
 figure.suptitle(
-    f"{group}: \u201c{names[said['predicted']]}\u201d, probability {said['probability']:.2f}, "
-    f"uncertainty {said['uncertainty']:.2f} ({right})",
+    f"{group}: \u201c{names[prediction['predicted']]}\u201d, probability {prediction['probability']:.2f}, "
+    f"uncertainty {prediction['uncertainty']:.2f} ({right})",
     fontsize=11,
 )
 figure.tight_layout()

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["BadClip", "Clip", "ClipRecord", "Frozen", "Source", "Verdict", "part_of", "view_number", "view_numbers"]
 
 
+LARGEST = 1 << 53
+"""The largest whole number that every reader of JSON keeps."""
+
+
 class Frozen(BaseModel):
     """Base of all plain data: immutable, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Clip(Frozen):
@@ -28,17 +32,17 @@ class Clip(Frozen):
     """Unique in its data set, for example ``S001C002P003R001A010`` or ``a01_s02_e00_v03``."""
     path: str
     """Relative to the data root, with forward slashes. A file, or a folder of frames."""
-    label: int = Field(ge=0)
+    label: int = Field(ge=0, lt=1_000_000)
     """Class index, contiguous from 0, in the order of the catalog's ``class_names``."""
     raw_label: str
     """The class as the data set writes it: ``12`` for N-UCLA's a12, ``wonder`` for CASIA, the user's own word."""
     group: str
     """The performance that this clip shows; the clips of all cameras that filmed it have the same group."""
-    view: int = Field(ge=1)
+    view: int = Field(ge=1, le=4096)
     """Camera number, from 1, in the order of the catalog's ``view_names``."""
     subject: str | None = None
     """Who performs: ``"5"``; ``"1+2"`` where two persons do; None where the data set does not say."""
-    setup: int | None = None
+    setup: int | None = Field(default=None, ge=-LARGEST, le=LARGEST)
     """NTU's setup number (camera height and distance)."""
     split: str | None = None
     """The manifest's own split, ``train`` or ``test`` or another word."""
@@ -48,9 +52,9 @@ class Clip(Frozen):
     """Seconds from the beginning of the file at which the clip begins (untrimmed video)."""
     end: float | None = Field(default=None, gt=0)
     """Seconds from the beginning of the file at which the clip ends."""
-    first: int | None = Field(default=None, ge=0)
+    first: int | None = Field(default=None, ge=0, le=LARGEST)
     """Frame of the file, from 0, with which the clip begins; in the place of ``start``."""
-    last: int | None = Field(default=None, ge=0)
+    last: int | None = Field(default=None, ge=0, le=LARGEST)
     """Frame with which it ends."""
     fps: float | None = Field(default=None, gt=0)
     """Pictures a second of a folder of pictures, which does not say it itself."""
@@ -104,15 +108,15 @@ class ClipRecord(Frozen):
 
     source: Source
     verdict: Verdict
-    row: int | None
+    row: int | None = Field(ge=-LARGEST, le=LARGEST)
     """Row inside the shard, or None where the clip could not be used."""
     reason: str = ""
     """Why it is not ``ok``, in words."""
-    declared_frames: int = 0
+    declared_frames: int = Field(default=0, ge=-LARGEST, le=LARGEST)
     """Frames that the container's header declares; 0 where it does not say."""
-    decoded_frames: int = 0
+    decoded_frames: int = Field(default=0, ge=-LARGEST, le=LARGEST)
     """Frames that a player shows."""
-    missing_frames: int = 0
+    missing_frames: int = Field(default=0, ge=-LARGEST, le=LARGEST)
     """Frames that the container promises and does not have, where the clip is used all the same."""
     duration: float | None = None
     """Seconds that a player shows."""

@@ -86,8 +86,8 @@ class DatasetName(Frozen):
 class DatasetInfo(DatasetName):
     """What stage 2 needs to know of the data set itself."""
 
-    class_names: tuple[str, ...]
-    view_names: tuple[str, ...]
+    class_names: tuple[str, ...] = Field(max_length=100_000)
+    view_names: tuple[str, ...] = Field(max_length=4096)
 
 
 class About(Frozen):

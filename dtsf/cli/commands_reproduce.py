@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -43,7 +43,13 @@ def reproduce_nucla_command(
         list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
-    init: Annotated[Path | None, typer.Option(help="VideoMamba checkpoint that every run starts from.")] = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            help="VideoMamba checkpoint. With a card the paper's own run, from pixels, starts from it, beside the one from "
+            "embeddings; with --recipe or --encoder every run does."
+        ),
+    ] = None,
     encoder: Annotated[str, typer.Option(help="As dtsf preprocess takes it.")] = "efficientnet-lite0",
     frames: Annotated[int, typer.Option(help="Frames kept of each clip.")] = 16,
     size: Annotated[int, typer.Option(help="Side in pixels of the picture that is embedded.")] = 192,
@@ -78,31 +84,38 @@ def reproduce_nucla_command(
         raise typer.Exit(0 if found.whole else 2)
     # Both stages take seconds to import: who has no data hears of it before.
     from dtsf.reproduce.nucla import reproduce_nucla
+    from dtsf.reproduce.paper_run import reproduce_both
     from dtsf.reproduce.records import Settings
 
-    result = reproduce_nucla(
-        Path(found.root),
-        out,
-        seeds=[int(word) for word in numbers],
-        protocols=protocol or (),
-        settings=Settings(
-            recipe=recipe,
-            overrides=(*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])),
-            init=None if init is None else str(init.absolute()),
-            encoder=encoder,
-            frames=frames,
-            size=size,
-            grid=grid,
-        ),
-        cache=cache,
-        workers=workers,
-        device=device,
-        strict=strict,
-        overwrite=overwrite,
-        on_check=_show_check,
-        say=lambda line: console().print(line, markup=False, highlight=False),
-        show=progress,
+    # A checkpoint of pixels is for the paper's own run; with a recipe or encoder named, for that.
+    both = init is not None and recipe is None and encoder == Settings().encoder
+    settings = Settings(
+        recipe=recipe,
+        overrides=(*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])),
+        init=None if init is None or both else str(init.absolute()),
+        encoder=encoder,
+        frames=frames,
+        size=size,
+        grid=grid,
     )
+    options: dict[str, Any] = {
+        "seeds": [int(word) for word in numbers],
+        "protocols": protocol or (),
+        "settings": settings,
+        "cache": cache,
+        "workers": workers,
+        "device": device,
+        "strict": strict,
+        "overwrite": overwrite,
+        "on_check": _show_check,
+        "say": lambda line: console().print(line, markup=False, highlight=False),
+        "show": progress,
+    }
+    if both and init is not None:
+        epoch_change = (f"train.epochs={epochs}",) if epochs else ()
+        result = reproduce_both(Path(found.root), out, init, paper_overrides=epoch_change, **options)
+    else:
+        result = reproduce_nucla(Path(found.root), out, **options)
     if json_:
         print_json(result.model_dump(mode="json"))
     else:

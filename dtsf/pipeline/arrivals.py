@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import json_text, parse_json, read_file
 from dtsf.errors import DataError, DtsfError
-from dtsf.pipeline.catalog import VIDEO_ENDINGS, natural_key
+from dtsf.pipeline.catalog import is_video, natural_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -184,7 +184,7 @@ class Watch:
                 self._tell(entry.name, "is a link, which --watch does not follow")
                 return None
             if not entry.is_dir(follow_symlinks=False):
-                if _is_video(entry.name):
+                if is_video(entry.name):
                     self._tell(entry.name, "lies in the watched folder itself: a performance is a folder in it")
                 return None
             look = _Look()
@@ -227,17 +227,13 @@ class Watch:
             self._say(f"{name}: {words}" if name else words)
 
 
-def _is_video(name: str) -> bool:
-    return name.lower().endswith(VIDEO_ENDINGS)
-
-
 def _take(look: _Look, file: os.DirEntry[str]) -> None:
     """Note what one name in a performance is."""
     name = file.name
     if name.startswith(".") or name == ANSWER:
         return
     status = file.stat(follow_symlinks=False)
-    if _is_video(name):
+    if is_video(name):
         # What stands there counts as seen, so that it is done again when something else does.
         look.seen[name] = (status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)
         if stat.S_ISLNK(status.st_mode):
@@ -248,7 +244,7 @@ def _take(look: _Look, file: os.DirEntry[str]) -> None:
             look.problem = f"{name} is no plain file"
     elif stat.S_ISDIR(status.st_mode):
         with os.scandir(file.path) as below:
-            found = sum(_is_video(inner.name) for inner, _ in zip(below, range(LISTED), strict=False))
+            found = sum(is_video(inner.name) for inner, _ in zip(below, range(LISTED), strict=False))
         if found:
             look.left.append(f"{found} videos in the folder {name} below: they must lie in the performance itself")
     elif stat.S_ISREG(status.st_mode) and not name.lower().endswith(BESIDE):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError, DataError
+from dtsf.pipeline.cards import RESOURCE, take_card
 from dtsf.pipeline.worker import Counter, ShardTask, run_shard
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["run_tasks"]
 
 TOPIC = "dtsf-clips"
+LOCAL_CARD = "dtsf-card"
+"""Offered by the workers started here, whose numbers are those of this machine's cards."""
 
 WORKER_ENVIRONMENT = {
     # The system's allocator gives memory back after every layer of the encoder; keeping it halves a worker's time.
@@ -32,7 +35,12 @@ WORKER_ENVIRONMENT = {
 
 
 def run_tasks(
-    tasks: list[ShardTask], n_workers: int, scheduler: str | None, on_clips: Callable[[int, int], None]
+    tasks: list[ShardTask],
+    n_workers: int,
+    scheduler: str | None,
+    on_clips: Callable[[int, int], None],
+    *,
+    cards: int = 0,
 ) -> None:
     """Run every shard, and return when all are committed.
 
@@ -41,6 +49,8 @@ def run_tasks(
         n_workers: Processes, where there is no ``scheduler``. One works in this process, without dask.
         scheduler: ``tcp://host:port`` of a running dask scheduler.
         on_clips: Called now and then with the number of clips done since the last call, and how many of them are bad.
+        cards: Graphics cards of this machine that the encoder runs on; its dask workers take one each. On a running cluster
+            the shards go to those workers that offer one (``dask worker ... --resources GPU=1``), if any does.
 
     Raises:
         ConfigError: No scheduler answers there.
@@ -53,9 +63,9 @@ def run_tasks(
         for task in tasks:
             run_shard(task, lambda record: on_clips(1, not record.verdict.usable))
         return
-    with _client(min(n_workers, len(tasks)), scheduler) as client:
+    with _client(min(n_workers, len(tasks)), scheduler, min(cards, n_workers)) as client:
         client.subscribe_topic(TOPIC, lambda event: on_clips(*event[1]))
-        futures = client.map(_run_on_dask, tasks, pure=False, retries=1)
+        futures = client.map(_run_on_dask, tasks, pure=False, retries=1, resources=_card_wanted(client))
         for future in futures:
             future.result()
 
@@ -65,14 +75,22 @@ def _run_on_dask(task: ShardTask) -> int:
     from distributed import get_worker
 
     worker = get_worker()
+    if LOCAL_CARD in worker.state.total_resources:
+        take_card(worker.name)
     counter = Counter(lambda counts: worker.log_event(TOPIC, counts))
     run_shard(task, counter.count)
     counter.tell()
     return task.shard
 
 
+def _card_wanted(client: Any) -> dict[str, int] | None:
+    """What a shard asks of its worker: a card where any worker offers one, else nothing."""
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    return {RESOURCE: 1} if any(worker["resources"].get(RESOURCE, 0) >= 1 for worker in workers) else None
+
+
 @contextmanager
-def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
+def _client(n_workers: int, scheduler: str | None, cards: int = 0) -> Iterator[Any]:
     import logging
 
     if scheduler is None:
@@ -109,6 +127,8 @@ def _client(n_workers: int, scheduler: str | None) -> Iterator[Any]:
             dashboard_address=None,
             silence_logs=logging.CRITICAL,
             memory_limit=0,
+            # No more workers than cards are asked for, unless a person says so: then they share.
+            **({"resources": {RESOURCE: 1, LOCAL_CARD: 1}} if cards >= n_workers else {}),
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

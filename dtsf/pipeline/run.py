@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -12,12 +11,12 @@ from dtsf.cache.catalog import join, newest_records, write_catalog
 from dtsf.cache.documents import is_dataset, read_records
 from dtsf.cache.lock import only_writer
 from dtsf.cache.place import LocalFolder, as_place
-from dtsf.cache.reader import open_place
 from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.aligning import align_groups
+from dtsf.pipeline.cards import count_cards, usual_workers
 from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.engine import run_tasks
@@ -123,7 +122,7 @@ def preprocess(
     info = DatasetInfo(
         dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
     )
-    n_workers = settings.workers or os.cpu_count() or 1
+    n_workers = settings.workers or usual_workers(settings.encoder)
     if settings.align == "group":
         held = read_records(folder) if is_dataset(folder) else []
         catalog = align_groups(catalog, [record for shard in held for record in shard.clips], settings.deadline)
@@ -157,7 +156,7 @@ def preprocess(
             if on_progress is not None:
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
-        run_tasks(tasks, n_workers, settings.scheduler, on_clips)
+        run_tasks(tasks, n_workers, settings.scheduler, on_clips, cards=count_cards(settings.encoder))
         if parts and settings.scheduler is None and isinstance(place, LocalFolder):
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
@@ -222,18 +221,21 @@ def _result(
     seconds: float,
     cache: LocalFolder | RemoteFolder,
 ) -> PreprocessResult:
-    write_catalog(folder, settle(planned.document, catalog.root, newest_records(read_records(folder))))
-    data = open_place(folder)
+    computed = newest_records(read_records(folder))
+    document = settle(planned.document, catalog.root, computed)
+    write_catalog(folder, document)
+    joined, bad = join(document, computed)
+    verdicts = [record.verdict.value for _, record in joined.values() if record.row is not None]
     return PreprocessResult(
         dataset=folder.name,
         clips=len(catalog.clips),
         groups=len(catalog.groups),
-        verdicts=data.verdicts,
+        verdicts=dict(sorted(Counter([*verdicts, *(one.verdict for one in bad)]).items())),
         seconds=seconds,
         clips_per_s=(len(catalog.clips) - planned.done) / seconds,
         already_done=planned.done,
         cache=str(cache),
-        changes=planned.changes.model_copy(update={"unusable": len(data.bad)}),
+        changes=planned.changes.model_copy(update={"unusable": len(bad)}),
         notes=catalog.notes,
-        bad=data.bad,
+        bad=bad,
     )

@@ -14,9 +14,10 @@ from dtsf.cache.records import Clip, ClipRecord, Source
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.store import write_shard
 from dtsf.errors import SourceError, VideoError
+from dtsf.pipeline.cards import CLIPS_A_CALL, borrow_decoders, decode_side_by_side, decoders_of_a_worker, embed_together
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.source import Stat, content_of, stat_of, trouble
-from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
+from dtsf.pipeline.video.child import DecodeRequest
 from dtsf.pipeline.video.clip import Span
 
 if TYPE_CHECKING:
@@ -89,14 +90,15 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     stats = [source.stat(clip) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, span_of(clip, spec)) for clip in task.clips]
     settings = task.settings
-    kind = settings.decoder
-    with borrow_decoder(
-        spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=kind
-    ) as decoder:
-        # Asked for first: the decoder's child starts, and decodes the first clip, while the encoder loads.
-        items = decode_all(decoder, requests)
+    n_decoders = decoders_of_a_worker(settings.encoder)
+    with borrow_decoders(
+        n_decoders, spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
+    ) as decoders:
+        # Asked for first: the decoders' children start, and decode the first clips, while the encoder loads.
+        items = decode_side_by_side(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
-        for clip, stat, item in zip(task.clips, stats, items, strict=True):
+        together = embed_together(items, encoder.embed, CLIPS_A_CALL if encoder.device == "cuda" else 1)
+        for clip, stat, (item, cells) in zip(task.clips, stats, together, strict=True):
             read = source.what_was_read(clip, stat)
             if read is None:
                 continue
@@ -104,7 +106,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
                 record = ClipRecord(source=read, verdict=item.verdict, row=None, reason=str(item))
             else:
                 frames_FHWC, facts = item
-                rows["embeddings"][used] = encoder.embed(frames_FHWC)
+                rows["embeddings"][used] = cells
                 rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
                 for name in ("frame_index", "frame_time"):
                     rows[name][used] = np.array(facts.pop(name), rows[name].dtype)

@@ -49,7 +49,7 @@ def legible(words: str, otherwise: str, size: int) -> tuple[str, Font, bool]:
     from PIL import ImageFont
 
     words = "".join(letter if letter.isprintable() else " " for letter in words)
-    font = font_for(words, size)
+    font = font_for(words, size) if words.strip() or not words else None
     return (words, font, True) if font is not None else (otherwise, ImageFont.load_default(size), False)
 
 

@@ -10,7 +10,7 @@ judged once, after training, and from then on replaced by ``e'`` wherever the ne
 that is Shafer's discounting of an opinion: probabilities are ``(1 - u) q + u / K`` and ``u = K / (K + sum e')``, as ever. The
 signs are :data:`SIGNS`: less is believed where there is little evidence, where it is for several classes, and where the
 fused feature points to no class's training features. And where a clip moves or looks like none of the training clips,
-r times as far from their mean as nearly all of them are, no more than a share c = 1 / r is. The order of the
+r times as far from their mean as nearly all of them are, no more than a share c = (1.25 / r)^2 is. The order of the
 classes never changes. ``t``, ``b`` and ``w`` are fitted by :mod:`dtsf.model.training.calibration`.
 Letters: B groups, V views, T frames, H W canvas, C channels, D features, K classes, P clips, S = 3 + C statistics.
 """
@@ -39,6 +39,9 @@ MOTION = 3
 """Statistics of a clip that are of its motion; the others are of its looks."""
 LEAST_DOUBT, MOST_DOUBT = 1e-3, 0.99
 """Bounds of u, so that float32 still tells the classes apart."""
+LEEWAY = 1.25
+"""r up to which nothing is taken from belief: new clips of the same kind are a little farther out than those of training, and
+what that took from them would say more of chance than of their answers."""
 LEAST_DISTANCE = 1e-3
 """Of one minus a cosine."""
 LEAST_MOTION = 1e-4
@@ -141,7 +144,7 @@ class Belief(nn.Module):
         distance_BV2 = self.distance(statistics_BVS)
         seen_BV1 = weights_BV.unsqueeze(-1)
         distance_B2 = torch.where(seen_BV1 > 0, seen_BV1 * distance_BV2, 0.0).sum(1)
-        likeness_B = 1.0 / (distance_B2 / self.reach_2).clamp(min=1.0).prod(-1)
+        likeness_B = (LEEWAY * self.reach_2 / distance_B2.clamp(min=1e-6)).clamp(max=1.0).prod(-1).square()
         return evidence_BK, torch.stack([total_B.log(), most_B.logit(eps=1e-6), closeness_B], -1), likeness_B
 
     def distance(self, statistics_xS: Tensor) -> Tensor:

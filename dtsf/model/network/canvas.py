@@ -14,19 +14,49 @@ from torch import nn
 
 from dtsf.model.network.direction import motion_direction
 from dtsf.model.network.motion_msm import sense_motion
-from dtsf.model.network.snapshots import motion_energy, paste_thumbnails, separate
+from dtsf.model.network.snapshots import choose_partners, motion_energy, paste_thumbnails, separate, thumbnails
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dtsf.model.network.config import ModelConfig
 
-__all__ = ["LEAST_DEVIATION", "prepare_canvas", "scaled_energy", "scatter_views"]
+__all__ = [
+    "LEAST_DEVIATION",
+    "moving_part",
+    "prepare_canvas",
+    "project",
+    "scaled_energy",
+    "scatter_views",
+    "snapshot_tokens",
+]
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of red, green and blue, on a scale from 0 to 1."""
 LEAST_DEVIATION = 0.05
 """Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
+
+
+def project(x_PTHWC: Tensor, scale_C: Tensor, basis_CR: Tensor) -> Tensor:
+    """Embeddings in the principal channels, (..., R), float32; what has R channels already is returned as it is."""
+    if x_PTHWC.shape[-1] == basis_CR.shape[1] != basis_CR.shape[0]:
+        return x_PTHWC
+    return x_PTHWC.float() @ (scale_C.unsqueeze(1) * basis_CR)
+
+
+def moving_part(y_PTHWR: Tensor, channels: int) -> Tensor:
+    """What moves, signed, in the first principal channels and in units of their mean length in the clip. (P, T, H, W, channels)."""
+    moving_PTHWR = separate(y_PTHWR[..., :channels])[1]
+    length_P1111 = moving_PTHWR.square().mean((-4, -3, -2, -1), keepdim=True).sqrt()
+    return moving_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def snapshot_tokens(canvas_PTHWR: Tensor, mask_BV: Tensor, training: bool, complete: bool) -> Tensor:  # noqa: FBT001
+    """TSM's thumbnails of another view, what a token of its own is made of, for each frame: (P, T, 3 h w R)."""
+    canvas_BVTHWR = canvas_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(canvas_PTHWR, mask_BV)
+    thumbs_BVTX = thumbnails(canvas_BVTHWR, choose_partners(mask_BV, training=training)).flatten(3)
+    thumbs_NTX = thumbs_BVTX.flatten(0, 1)
+    return thumbs_NTX if complete else thumbs_NTX.index_select(0, mask_BV.flatten().nonzero().flatten())
 
 
 def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["ModelConfig"]
+__all__ = ["Auto", "ModelConfig"]
 
 
 def _lags(given: object) -> object:
@@ -18,14 +18,23 @@ def _lags(given: object) -> object:
     return given
 
 
+def _auto(given: object) -> object:
+    """``auto`` in a recipe is 0 here."""
+    return 0 if given == "auto" else given
+
+
+Auto = Annotated[int, BeforeValidator(_auto), Field(ge=0)]
+"""A number, or ``auto`` (0): it follows from the number of training clips, by :func:`dtsf.model.training.size.sized`."""
+
+
 class ModelConfig(BaseModel):
     """Everything that decides the network's shape and maths. Recipes hold it as ``[model]``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    width: int = Field(default=96, ge=1, le=8192)
+    width: Annotated[Auto, Field(le=8192)] = 96
     """D, the length of a token. 96 for a hundred groups on a CPU; VideoMamba-S has 384."""
-    depth: int = Field(default=2, ge=1, le=1024)
+    depth: Annotated[Auto, Field(le=1024)] = 2
     """Bidirectional Mamba blocks. 2 for a hundred groups; VideoMamba-S has 24."""
     state: int = Field(default=16, ge=1, le=1024)
     """N, the state of each channel in the scan."""
@@ -44,33 +53,42 @@ class ModelConfig(BaseModel):
     pace: float = Field(default=0.0, ge=0, le=1)
     """Where those frames lie: 0 at equal distances in time, as the paper; 1 at equal shares of the clip's motion, so
     that performances of different speeds and pauses line up; between, a mixture that still knows tempo."""
-    canvas: Literal["embedding", "energy"] = "embedding"
+    canvas: Literal["embedding", "energy", "both"] = "embedding"
     """What the network looks at: the embeddings, or each cell's motion energy (one number a cell: see
     :func:`dtsf.model.network.snapshots.motion_energy`). Choose ``energy`` for a camera that stands still and few
-    performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``."""
+    performances: rooms and clothes vanish. Then ``anchor`` is ``frame``, and ``pasted`` is ``frame`` or ``none``.
+    ``both`` has an encoder for each, and their opinions are pooled: they err on different clips."""
+    signed: float = Field(default=0.5, ge=0, le=1)
+    """For ``canvas`` ``both``: share of the moving part's opinion in the pool; the energies' is the rest."""
+    signed_channels: int = Field(default=8, ge=1, le=4096)
+    """For ``canvas`` ``both``: principal channels of the moving part. Few: the others tell clothes and rooms."""
+    principal: int = Field(default=0, ge=0, le=4096)
+    """Channels are first turned to the directions in which training clips move most, and this many kept; 0 keeps all as
+    they are. Energies and moving parts are then of these: a step costs a fraction, and rooms can be exchanged afresh."""
     change: Annotated[
         tuple[Annotated[int, Field(ge=1, le=4096)], ...], Field(max_length=64), BeforeValidator(_lags)
     ] = ()
     """For ``canvas`` ``energy``: further numbers a cell, how far it is from itself these many frames before, one for each;
-    0 leaves them out. ``[1, 3]`` tells quick from slow; 2 is nearly as good (docs/results.md). ``--set model.change=1,3``"""
+    0 leaves them out. ``[1, 3]`` tells quick from slow; 2 is nearly as good. ``--set model.change=1,3``"""
     power: float = Field(default=1.0, gt=0, le=16)
     """For ``canvas`` ``energy``: what the distances are raised to before they are divided by their mean. 1 takes them as they
-    are, 2 their squares. 1.5 lets swaying and noise count for less: choose it for few people (docs/results.md)."""
+    are, 2 their squares. 1.5 lets swaying and noise count for less: choose it for few people (docs/results/network.md)."""
     direction: float = Field(default=0.0, ge=0, le=1e6)
     """For ``canvas`` ``energy``: two further numbers a cell, how much goes right and how much goes down through it, times
     this; 0 leaves them out. See :mod:`.direction`. 0.2 tells actions apart that move in the same places; much more, and
-    people count for more than actions (docs/results.md)."""
+    people count for more than actions (docs/results/network.md)."""
     readout: Literal["cls", "mean", "ordered"] = "mean"
     """``cls`` is the paper's (and VideoMamba's) class token; ``mean`` of the tokens learns faster from little data;
     ``ordered`` is a linear map of all tokens in their order, best with ``pace`` 1, where frame t of every clip means the
     same share of the motion."""
     anchor: Literal["frame", "dynamic"] = "dynamic"
     """What TSM leaves of a frame: itself, or itself minus the clip's temporal mean. See :mod:`.snapshots`."""
-    pasted: Literal["frame", "dynamic", "none"] = "dynamic"
-    """What TSM pastes; ``none`` turns the pasting off."""
+    pasted: Literal["frame", "dynamic", "tokens", "none"] = "dynamic"
+    """What TSM pastes; ``none`` turns the pasting off. ``tokens``, for ``canvas`` ``both``, covers nothing: the thumbnails of a
+    frame are a token of their own, behind the frame's."""
     places: Literal["random", "corners"] = "random"
     """Where training pastes: ``random``, as the figure says; ``corners`` never hides an actor in the middle (measured
-    on motion energy: docs/results.md)."""
+    on motion energy: docs/results/network.md)."""
     normalise: Literal["data", "clip", "imagenet"] = "clip"
     """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
     deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less. ``imagenet`` is for
@@ -107,15 +125,28 @@ class ModelConfig(BaseModel):
             )
         if self.canvas == "energy" and (self.anchor != "frame" or self.pasted == "dynamic"):
             raise ValueError('canvas "energy" is dynamic already: it needs anchor "frame" and pasted "frame" or "none"')
-        if self.change and self.canvas != "energy":
+        if self.canvas == "both" and (
+            self.anchor != "dynamic"
+            or self.pasted not in ("none", "tokens")
+            or not self.principal
+            or self.views != "apart"
+            or self.motion == "msm"
+        ):
+            raise ValueError(
+                'canvas "both" needs anchor "dynamic", pasted "tokens" or "none", views "apart", motion "tsm" or "none", '
+                "and principal channels"
+            )
+        if self.pasted == "tokens" and self.canvas != "both":
+            raise ValueError('pasted "tokens" needs canvas "both"')
+        if self.change and self.canvas == "embedding":
             raise ValueError(
                 f'change {list(self.change)} asks for more of motion energy: it needs canvas "energy", or change 0'
             )
-        if self.direction and self.canvas != "energy":
+        if self.direction and self.canvas == "embedding":
             raise ValueError(
                 f'direction {self.direction:g} asks for more of motion energy: it needs canvas "energy", or direction 0'
             )
-        if self.canvas == "energy" and self.normalise == "imagenet":
+        if self.canvas != "embedding" and self.normalise == "imagenet":
             raise ValueError('normalise "imagenet" is for pixels, canvas "energy" for embeddings: normalise "data"')
         return self
 

@@ -3,7 +3,7 @@
 A hammer and clapping hands move in the same cells; one goes down, the other sideways. The opponent correlation of
 Hassenstein and Reichardt (1956), the model of how an insect's eye sees motion, tells the two apart without saying what
 moves: how a cell changed in the frame before times how its neighbour changes now, less the same the other way round. Ours,
-not the paper's; measured in docs/results.md.
+not the paper's; measured in docs/results/network.md.
 
 Letters: B groups, V views, P clips, T frames, H W grid, C channels, h w pairs of neighbouring cells.
 """

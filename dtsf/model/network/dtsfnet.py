@@ -6,7 +6,6 @@ P present views of all groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,62 +13,28 @@ from torch import nn
 
 from dtsf.errors import ConfigError
 from dtsf.model.network.belief import Belief, clip_statistics
-from dtsf.model.network.canvas import prepare_canvas, scaled_energy, scatter_views
+from dtsf.model.network.canvas import (
+    moving_part,
+    prepare_canvas,
+    project,
+    scaled_energy,
+    scatter_views,
+    snapshot_tokens,
+)
 from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
-from dtsf.model.network.fusion import Fused, fuse_mean, fuse_msf
-from dtsf.model.network.fusion_concat import ConcatFusion
-from dtsf.model.network.fusion_sfm import SemanticCorrection
-from dtsf.model.network.fusion_tmc import fuse_tmc
+from dtsf.model.network.evidence import dirichlet, pool_opinions, uncertainty
+from dtsf.model.network.fusions import FUSIONS, FUSIONS_WITH_WEIGHTS
+from dtsf.model.network.output import Output
 from dtsf.model.network.snapshots import motion_share
 from dtsf.model.network.streams import Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from dtsf.model.network.config import ModelConfig
+    from dtsf.model.network.fusion import Fused
 
 __all__ = ["DTSFNet", "Output"]
-
-FUSIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Fused]] = {
-    "msf": fuse_msf,
-    "mean": fuse_mean,
-    "tmc": fuse_tmc,
-}
-FUSIONS_WITH_WEIGHTS: dict[str, Callable[[int, int], nn.Module]] = {
-    "concat": ConcatFusion,
-    "sfm": SemanticCorrection,
-}
-
-
-@dataclass
-class Output:
-    """What the network says of a batch of groups. Not frozen, because Lightning Fabric rebuilds it.
-
-    Logits are the head's; alpha = softplus(logits) + 1, and the fused one, once :mod:`.belief` is learnt, what of it is to be
-    believed. The views' are the head's always.
-    """
-
-    logits_BK: Tensor
-    alpha_BK: Tensor
-    uncertainty_B: Tensor
-    view_logits_BVK: Tensor
-    view_alpha_BVK: Tensor
-    view_uncertainty_BV: Tensor
-    view_feature_BVD: Tensor
-    """The encoder's; zero for absent views."""
-    feature_BD: Tensor
-    """The fused one, which the head reads; with ``fusion`` ``tmc``, whose head reads none, the mean of the views'."""
-    view_weights_BV: Tensor
-    """Share of each view in the fused feature; 0 for absent and for covered views."""
-    mask_BV: Tensor
-
-    @property
-    def probabilities_BK(self) -> Tensor:
-        """Expected class probabilities of the fused Dirichlet."""
-        return probabilities(self.alpha_BK)
 
 
 class DTSFNet(nn.Module):
@@ -87,6 +52,7 @@ class DTSFNet(nn.Module):
     channel_scale_C: Tensor
     energy_mean_HWE: Tensor
     least_share_V: Tensor
+    basis_CR: Tensor
 
     def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int, n_views: int = 3) -> None:
         super().__init__()
@@ -95,36 +61,46 @@ class DTSFNet(nn.Module):
         self.config = config
         # One over each channel's standard deviation in the training clips; set once before training.
         self.register_buffer("channel_scale_C", torch.ones(channels))
-        # Mean motion energy of every cell over the training clips, likewise.
         self.register_buffer(
-            "energy_mean_HWE", torch.zeros(canvas, canvas, config.energies), persistent=config.canvas == "energy"
+            "energy_mean_HWE", torch.zeros(canvas, canvas, config.energies), persistent=config.canvas != "embedding"
         )
-        # The least share of the group's motion that each camera saw in training, likewise.
         self.register_buffer("least_share_V", torch.zeros(n_views), persistent=config.covered > 0)
-        reduced = config.energies if config.canvas == "energy" else config.reduce or channels
-        plain = config.canvas == "energy" or not config.reduce
+        principal = min(config.principal, channels - 1)
+        self.principal = principal
+        if principal:
+            # The directions in which training clips move most: set once before training.
+            self.register_buffer("basis_CR", torch.eye(channels)[:, :principal].clone())
+            channels = principal
+        reduced = config.energies if config.canvas != "embedding" else config.reduce or channels
+        plain = config.canvas != "embedding" or not config.reduce
         self.reduce = nn.Identity() if plain else nn.Linear(channels, reduced)
         self.drop = nn.Dropout(config.dropout)
         self.n_views = n_views
-        self.encoder = VideoMamba(
-            channels=reduced * n_views if config.views == "merged" else reduced,
-            canvas=canvas,
-            patch=config.patch,
-            frames=config.frames,
-            n_classes=n_classes,
-            width=config.width,
-            depth=config.depth,
-            state=config.state,
-            conv=config.conv,
-            expand=config.expand,
-            readout=config.readout,
-            drop_path_rate=config.drop_path,
-            dt_init=config.dt_init,
-        )
+
+        def encoder(channels: int, n_classes: int) -> VideoMamba:
+            return VideoMamba(
+                channels=channels,
+                canvas=canvas,
+                patch=config.patch,
+                frames=config.frames,
+                n_classes=n_classes,
+                width=config.width,
+                depth=config.depth,
+                state=config.state,
+                conv=config.conv,
+                expand=config.expand,
+                readout=config.readout,
+                drop_path_rate=config.drop_path,
+                dt_init=config.dt_init,
+                snapshot=3 * (canvas // 3) ** 2 * channels if config.pasted == "tokens" else 0,
+            )
+
+        self.encoder = encoder(reduced * n_views if config.views == "merged" else reduced, n_classes)
+        self.signed = encoder(min(config.signed_channels, principal), n_classes) if config.canvas == "both" else None
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
-        self.belief = Belief(config.width, n_classes, channels)
-        self.streams = Streams(self.encoder, config.width)
+        self.belief = Belief(config.width, n_classes, len(self.channel_scale_C))
+        self.streams = Streams(self, config.width)
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
@@ -143,6 +119,8 @@ class DTSFNet(nn.Module):
         complete = mask_BV is None or bool(mask_BV.all())
         if mask_BV is None:
             mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
+        if config.canvas == "both":
+            return self._two_opinions(x_BVTHWC, mask_BV, complete=complete)
         canvas_BVTHWR = self._canvas(x_BVTHWC, mask_BV, complete=complete)
         merged_BD: Tensor | None = None
         fused_BV = self._uncovered(x_BVTHWC, mask_BV)
@@ -156,12 +134,33 @@ class DTSFNet(nn.Module):
             feature_PD = self.drop(self._encode(canvas_BVTHWR, mask_BV))
             feature_BVD = scatter_views(feature_PD.float(), mask_BV)
             view_logits_BVK = scatter_views(self.encoder.head(feature_PD).float(), mask_BV)
-        fused = (self.fusion or FUSIONS[config.fusion])(feature_BVD, view_logits_BVK, fused_BV)
+        fused = self._fuse(feature_BVD, view_logits_BVK, fused_BV)
         fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
         logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
+        return self._output(x_BVTHWC, logits_BK, view_logits_BVK, feature_BVD, fused_BD, fused.weights_BV, mask_BV)
+
+    @property
+    def encoders(self) -> list[VideoMamba]:
+        """One, or that of each opinion."""
+        return [self.encoder] if self.signed is None else [self.encoder, self.signed]
+
+    def _fuse(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
+        fused: Fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
+        return fused
+
+    def _output(
+        self,
+        x_BVTHWC: Tensor,
+        logits_BK: Tensor,
+        view_logits_BVK: Tensor,
+        feature_BVD: Tensor,
+        fused_BD: Tensor,
+        weights_BV: Tensor,
+        mask_BV: Tensor,
+    ) -> Output:
         alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
         if self.belief.learnt and not self.training:
-            alpha_BK = self.belief(logits_BK, fused_BD, self.statistics(x_BVTHWC), fused.weights_BV)
+            alpha_BK = self.belief(logits_BK, fused_BD, self.statistics(x_BVTHWC), weights_BV)
         return Output(
             logits_BK=logits_BK,
             alpha_BK=alpha_BK,
@@ -171,12 +170,55 @@ class DTSFNet(nn.Module):
             view_uncertainty_BV=uncertainty(view_alpha_BVK),
             view_feature_BVD=feature_BVD,
             feature_BD=fused_BD.float(),
-            view_weights_BV=fused.weights_BV,
+            view_weights_BV=weights_BV,
             mask_BV=mask_BV,
         )
 
+    def _two_opinions(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Output:
+        """Energies and moving parts, each encoded and fused over the views by itself, and their opinions pooled."""
+        x_PTHWC = x_BVTHWC.flatten(0, 1)
+        if not complete:
+            x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
+        found = []
+        y_PTHWR = self.project(x_PTHWC)
+        canvases = self.energy(y_PTHWR) - self.energy_mean_HWE, moving_part(y_PTHWR, self.config.signed_channels)
+        for canvas_PTHWR, encoder in zip(canvases, self.encoders, strict=True):
+            tokens = self.config.pasted == "tokens"
+            thumbs = snapshot_tokens(canvas_PTHWR, mask_BV, self.training, complete) if tokens else None
+            feature_PD = self.drop(encoder(self.drop(canvas_PTHWR).permute(0, 4, 1, 2, 3), thumbs)).float()
+            logits_PK = encoder.head(feature_PD).float()
+            feature_BVD, view_logits_BVK = (
+                x_P.unflatten(0, mask_BV.shape) if complete else scatter_views(x_P, mask_BV)
+                for x_P in (feature_PD, logits_PK)
+            )
+            fused = self._fuse(feature_BVD, view_logits_BVK, mask_BV)
+            logits_BK = fused.logits_BK if fused.logits_BK is not None else encoder.head(fused.feature_BD).float()
+            found.append((logits_BK, view_logits_BVK, feature_BVD, fused.feature_BD, fused.weights_BV))
+        logits_SBK, view_logits_SBVK, feature_SBVD, fused_SBD, weights_SBV = (
+            torch.stack(x) for x in zip(*found, strict=True)
+        )
+        share_S = logits_SBK.new_tensor([1.0 - self.config.signed, self.config.signed])
+        output = self._output(
+            x_BVTHWC,
+            pool_opinions(logits_SBK, share_S),
+            pool_opinions(view_logits_SBVK, share_S),
+            feature_SBVD.mean(0),
+            fused_SBD.mean(0),
+            (share_S.view(2, 1, 1) * weights_SBV).sum(0),
+            mask_BV,
+        )
+        output.opinions_SBK, output.view_opinions_SBVK = logits_SBK, view_logits_SBVK
+        return output
+
+    def project(self, x_PTHWC: Tensor) -> Tensor:
+        """Embeddings in the principal channels, where the network has such."""
+        return project(x_PTHWC, self.channel_scale_C, self.basis_CR) if self.principal else x_PTHWC
+
     def energy(self, x_PTHWC: Tensor) -> Tensor:
         """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E)."""
+        if self.principal:
+            y_PTHWR = self.project(x_PTHWC)
+            return scaled_energy(y_PTHWR, self.basis_CR.new_ones(self.principal), self.config)
         return scaled_energy(x_PTHWC, self.channel_scale_C, self.config)
 
     def statistics(self, x_BVTHWC: Tensor) -> Tensor:
@@ -198,9 +240,9 @@ class DTSFNet(nn.Module):
         """What the encoder is shown; see :mod:`.canvas`."""
         return prepare_canvas(
             self.config,
-            x_BVTHWC,
+            self.project(x_BVTHWC),
             mask_BV,
-            scale_C=self.channel_scale_C,
+            scale_C=self.basis_CR.new_ones(self.principal) if self.principal else self.channel_scale_C,
             energy_mean_HWE=self.energy_mean_HWE,
             reduce=self.reduce,
             training=self.training,

@@ -60,6 +60,7 @@ class VideoMamba(nn.Module):
         drop_path_rate: Stochastic depth at the last block; grows linearly from 0.
         dt_init: ``mamba`` keeps Mamba's own start of the step sizes (0.001 to 0.1), better from scratch;
             ``videomamba`` overwrites it with zeros (about 0.69), as VideoMamba's code does.
+        snapshot: Numbers of a frame's thumbnails of another view, which get a token of their own behind the frame's; 0: none.
 
     """
 
@@ -79,6 +80,7 @@ class VideoMamba(nn.Module):
         readout: Literal["cls", "mean", "ordered"] = "cls",
         drop_path_rate: float = 0.0,
         dt_init: Literal["mamba", "videomamba"] = "mamba",
+        snapshot: int = 0,
     ) -> None:
         super().__init__()
         patches = (canvas // patch) ** 2
@@ -88,6 +90,9 @@ class VideoMamba(nn.Module):
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + (readout == "cls"), width))
         self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, frames, width))
+        if snapshot:
+            self.snapshot_embed = nn.Linear(snapshot, width)
+            patches += 1
         self.layers = nn.ModuleList(Block(width, state, conv, expand) for _ in range(depth))
         self.norm_f = RMSNorm(width)
         if readout == "ordered":
@@ -117,9 +122,13 @@ class VideoMamba(nn.Module):
                 with torch.no_grad():
                     module.weight /= math.sqrt(depth)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:
+    def forward(self, x_BCTHW: Tensor, thumbs_BTX: Tensor | None = None) -> Tensor:
         """Encode clips one by one. (B, C, T, H, W) -> features (B, D), in float32 under autocast."""
-        hidden_BLD = self._tokens(x_BCTHW).flatten(1, 2)
+        tokens_BTPD = self._tokens(x_BCTHW)
+        if thumbs_BTX is not None:
+            seen_BTD = self.snapshot_embed(thumbs_BTX) + self.temporal_pos_embedding
+            tokens_BTPD = torch.cat([tokens_BTPD, seen_BTD.unsqueeze(2)], 2)
+        hidden_BLD = tokens_BTPD.flatten(1, 2)
         if self.readout == "cls":
             cls_B1D = (self.cls_token + self.pos_embed[:, :1]).expand(hidden_BLD.shape[0], -1, -1)
             hidden_BLD = torch.cat([cls_B1D.to(hidden_BLD.dtype), hidden_BLD], dim=1)

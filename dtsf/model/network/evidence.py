@@ -14,7 +14,15 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["certainty", "dirichlet", "dirichlet_kl_to_uniform", "logits_of_evidence", "probabilities", "uncertainty"]
+__all__ = [
+    "certainty",
+    "dirichlet",
+    "dirichlet_kl_to_uniform",
+    "logits_of_evidence",
+    "pool_opinions",
+    "probabilities",
+    "uncertainty",
+]
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -31,6 +39,22 @@ def logits_of_evidence(evidence_K: Tensor) -> Tensor:
     evidence_K = _wide(evidence_K)
     evidence_K = evidence_K.clamp(min=torch.finfo(evidence_K.dtype).eps ** 2)
     return evidence_K + torch.log(-torch.expm1(-evidence_K))
+
+
+def pool_opinions(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
+    """The logits of several opinions as one, whose alpha are the geometric means of theirs. Drops the first axis.
+
+    Its probabilities are the logarithmic pool of theirs (Genest and Zidek 1986). What one opinion rules out the other cannot carry
+    alone; and where they disagree the sum of the alpha falls below their own (Hoelder), so that the pool is less certain.
+
+    Args:
+        logits_S__K: Of each opinion.
+        share_S: Adds up to 1.
+
+    """
+    log_alpha_S__K = dirichlet(logits_S__K).log()
+    share_S__1 = share_S.to(log_alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))
+    return logits_of_evidence((share_S__1 * log_alpha_S__K).sum(0).expm1())
 
 
 def uncertainty(alpha_K: Tensor) -> Tensor:

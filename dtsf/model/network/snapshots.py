@@ -141,7 +141,7 @@ def snapshots(
             fixed corners, so that results repeat.
         anchor: What the frame itself shows: ``frame`` as it is (the paper's figure), or ``dynamic``, the frame
             minus the clip's temporal mean: choose it for frozen embeddings, where plain frames make a model
-            learn the room (measured: docs/results.md).
+            learn the room (measured: docs/results/network.md).
         pasted: What the thumbnails show, or ``none`` to paste nothing.
         places: Where training pastes; evaluation always takes the fixed corners. ``random``, as the figure says, hides
             the actor at times; ``corners`` never does: choose it where actors stand in the middle of the picture.

@@ -34,25 +34,34 @@ class AugmentConfig(BaseModel):
     """Each view's grid moves by up to this many cells in each direction, parts of cells by interpolation; the edge is
     repeated. 0.4 where stage 1 cuts around what moves: the cut is off by as much."""
     zoom: float = Field(default=0.0, ge=0)
-    """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people (docs/results.md)."""
+    """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people."""
     tempo: float = Field(default=0.0, ge=0)
     """Each group's performance is run faster or slower by up to this share, about its middle, after its frames were chosen:
     what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with ``model.pace`` 1, where
     nobody's action fills quite the same share of the motion; 0 for cameras that no one trained with, which see performances
-    that the others have seen, at their own tempo (docs/results.md, docs/recipes.md)."""
+    that the others have seen, at their own tempo (docs/results/network.md, docs/recipes.md)."""
     delay: float = Field(default=0.0, ge=0)
     """Each group's performance begins earlier or later by up to this many of the network's frames. 1 beside ``tempo`` 0.5."""
     flip: float = Field(default=0.0, ge=0, le=1)
     """Probability that all views of a group are mirrored. Not where left and right are different classes."""
     view_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a present view is withheld; one always stays. Teaches the fusion to do without the easy camera."""
+    room: float = Field(default=0.0, ge=0, le=1)
+    """Share of the clips whose room is exchanged for that of another clip of the batch, afresh each step. See :mod:`.rooms`."""
+    hide: float = Field(default=0.0, ge=0, le=1)
+    """Probability that what moves in a view is behind a pillar, narrow or wide; one view always sees. See :mod:`.rooms`."""
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of Gaussian noise added to normalised embeddings."""
 
     @property
+    def leaves_frames(self) -> bool:
+        """True where a clip's frames are the same every time it is read."""
+        return not (self.crop or self.jitter or self.noise)
+
+    @property
     def leaves_cells(self) -> bool:
         """True where cells hold the same every time a clip is read: they are at most moved, or whole views withheld."""
-        return not (self.crop or self.jitter or self.noise)
+        return self.leaves_frames and not (self.room or self.hide)
 
 
 def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from dtsf.model.network.snapshots import motion_share
 from dtsf.model.training.augment import choose_moments, drop_views, move_frames, move_grid
 from dtsf.model.training.pace import evenly_spaced, motion_steps, read_frames
+from dtsf.model.training.rooms import exchange_rooms, hide_views
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -189,6 +190,8 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
 
     """
     config = net.config
+    if net.principal and not embeddings and augment.leaves_frames:
+        return _principal_source(net, groups), 0.0
     ready = groups.embeddings_NFHWC.shape[-1] == config.energies
     # A mirror turns right to left: the direction of motion is computed of what it shows.
     turned = augment.flip > 0 and config.direction > 0
@@ -202,6 +205,27 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
         parts.append(net.energy(x_MTHWC))
     # At pace 0 the T moments of T frames are these frames.
     return replace(groups, embeddings_NFHWC=torch.cat(parts)), 0.0
+
+
+def _principal_source(net: DTSFNet, groups: Groups) -> Groups:
+    config, parts = net.config, []
+    for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
+        moment_MT = evenly_spaced(config.frames).expand(len(row_M), -1)
+        step_NS = groups.step_NS if config.pace else None
+        parts.append(net.project(read_frames(groups.embeddings_NFHWC, row_M, moment_MT, config.pace, step_NS)))
+    return replace(groups, embeddings_NFHWC=torch.cat(parts))
+
+
+def principal_directions(groups: Groups, scale_C: Tensor, n: int) -> Tensor:
+    """The ``n`` directions in which what moves in the clips differs most, each channel times its scale. (C, R)."""
+    C = groups.embeddings_NFHWC.shape[-1]
+    product_CC = torch.zeros(C, C, dtype=torch.float64)
+    for rows in groups.row_GV[groups.mask_GV].split(64):
+        x_NFHWC = groups.embeddings_NFHWC[rows].float() * scale_C
+        flat_XC = (x_NFHWC - x_NFHWC.mean(1, keepdim=True)).flatten(0, -2)
+        product_CC += (flat_XC.T @ flat_XC).double()
+    vector_CC: Tensor = torch.linalg.eigh(product_CC).eigenvectors
+    return vector_CC.flip(1)[:, :n].float()
 
 
 def training_batches(
@@ -230,6 +254,10 @@ def training_batches(
         mask_BV = row_BV >= 0
         moment_BVT = choose_moments((len(chosen_B), row_BV.shape[1]), n_frames, augment)
         x_BVTHWC = _read_views(groups, row_BV, moment_BVT, pace)
+        if augment.room:
+            x_BVTHWC = exchange_rooms(x_BVTHWC, mask_BV, augment.room)
+        if augment.hide:
+            x_BVTHWC = hide_views(x_BVTHWC, mask_BV, augment.hide)
         x_BVTHWC = move_grid(move_frames(x_BVTHWC, augment), augment)
         if augment.noise:
             x_BVTHWC = x_BVTHWC + augment.noise * scale_C * torch.randn_like(x_BVTHWC)

@@ -17,7 +17,14 @@ from dtsf.cache.outside import json_text
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.ahead import Ahead
 from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.data import channel_deviation, energy_mean, least_share, training_batches, training_source
+from dtsf.model.training.data import (
+    channel_deviation,
+    energy_mean,
+    least_share,
+    principal_directions,
+    training_batches,
+    training_source,
+)
 from dtsf.model.training.debias.choose import make_debiaser
 from dtsf.model.training.divergence import refuse_loss, refuse_weights
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
@@ -26,6 +33,7 @@ from dtsf.model.training.learner import Learner, Training, restore, save, versio
 from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
 from dtsf.model.training.processes import current_world, epoch_plan, launch
 from dtsf.model.training.record import Record
+from dtsf.model.training.size import sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -112,6 +120,7 @@ def fit(
         DivergedError: A loss, a gradient or a weight is no finite number any more; the checkpoint before stays.
 
     """
+    recipe = sized(recipe, int(groups.mask_GV.sum()))
     train = recipe.train
     torch.set_num_threads(train.threads)
     world = current_world()
@@ -128,16 +137,19 @@ def fit(
         report = load_initial_weights(net.encoder, initial)
         if world.first:
             write_atomically(run / "init.json", json_text(asdict(report), indent=1).encode(), parents=False)
-    net.encoder.spare_memory = train.checkpointing
-    if train.compile and fabric.device.type == "cuda":
-        net.encoder.compile_mixers(fabric.device)
-    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas == "energy"
+    for encoder in net.encoders:
+        encoder.spare_memory = train.checkpointing
+        if train.compile and fabric.device.type == "cuda":
+            encoder.compile_mixers(fabric.device)
+    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas != "embedding"
     deviation_C = channel_deviation(groups, dynamic=moves)
     net.channel_scale_C.copy_(1.0 / deviation_C)
+    if net.principal:
+        net.basis_CR.copy_(principal_directions(groups, net.channel_scale_C, net.principal))
     if recipe.model.covered:
         net.least_share_V.copy_(least_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
-    if recipe.model.canvas == "energy":
+    if recipe.model.canvas != "embedding":
         net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed

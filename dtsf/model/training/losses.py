@@ -79,10 +79,16 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
 
     """
     annealing = min(1.0, epoch / config.kl_epochs)
-    fused = _terms(output.logits_BK, label_B, config)
-    mask_BV = output.mask_BV
-    label_BV = label_B.unsqueeze(1).expand(mask_BV.shape)
-    single = _terms(output.view_logits_BVK[mask_BV], label_BV[mask_BV], config)
+    logits_SBK = output.logits_BK.unsqueeze(0) if output.opinions_SBK is None else output.opinions_SBK
+    view_logits_SBVK = (
+        output.view_logits_BVK.unsqueeze(0) if output.view_opinions_SBVK is None else output.view_opinions_SBVK
+    )
+    label_SB = label_B.expand(logits_SBK.shape[:2])
+    # Each opinion learns by itself: what it is to add, the other has not seen.
+    fused = _terms(logits_SBK.flatten(0, 1), label_SB.flatten(), config)
+    mask_SBV = output.mask_BV.expand(view_logits_SBVK.shape[:3])
+    label_SBV = label_SB.unsqueeze(2).expand(mask_SBV.shape)
+    single = _terms(view_logits_SBVK[mask_SBV], label_SBV[mask_SBV], config)
 
     def total(terms: dict[str, Tensor]) -> Tensor:
         return config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]

@@ -2,7 +2,7 @@
 
 People start late, pause, and move at their own speed; frames at equal distances in time then show one person's action
 in four frames and another's in ten. Frames at equal shares of the clip's *motion* line performances up. A share of
-plain time stays in, because tempo tells some actions apart. Ours, not the paper's; measured in docs/results.md.
+plain time stays in, because tempo tells some actions apart. Ours, not the paper's; measured in docs/results/network.md.
 
 Letters: N clips, M clips read, F cached frames, T frames of the network, H W grid, C channels, R all cached frames,
 Y frames read, X numbers of a frame, P a part.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.config import ModelConfig
+from dtsf.model.network.config import Auto, ModelConfig
 from dtsf.model.training.augment import AugmentConfig
 from dtsf.model.training.debias.choose import DebiasConfig
 from dtsf.model.training.losses import LossConfig
-from dtsf.model.training.shipped import read_toml, shipped_names
+from dtsf.model.training.shipped import read_recipe, shipped_names
 from dtsf.settings import explain
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: int = Field(default=60, ge=1, le=10**7)
+    epochs: Annotated[Auto, Field(le=10**7)] = 60
     """Passes over the training groups."""
     batch_size: int = Field(default=16, ge=1, le=10**6)
     """Groups (not clips) that a process takes at once. A step has ``batch_size`` x ``accumulate`` x processes."""
@@ -122,7 +122,7 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.debias.method in ("stillmix", "albar") and (
-            self.model.anchor == "dynamic" or self.model.canvas == "energy"
+            self.model.anchor == "dynamic" or self.model.canvas != "embedding"
         ):
             raise ValueError(
                 f'debias.method "{self.debias.method}" shows still frames, which model.anchor "dynamic" takes out again: '
@@ -153,11 +153,8 @@ def usual_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str
     if info.dataset == "ntu":
         classes = len(info.class_names)
         return ("ntu120" if classes > 60 else "ntu60"), f"NTU RGB+D with {classes} classes"
-    if info.dataset == "casia":
-        return "casia", "CASIA"
     if protocol == "cross-view":
-        unseen = "the protocol tests a camera that no one trained with"
-        return ("nucla", f"N-UCLA's layout, and {unseen}") if info.dataset == "nucla" else ("unseen-cameras", unseen)
+        return "unseen-cameras", "the protocol tests a camera that no one trained with"
     return "default", "the cameras of the test are those of training"
 
 
@@ -172,7 +169,7 @@ def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) ->
         ConfigError: Unknown recipe, unknown key (with the nearest match), or value out of range.
 
     """
-    table = read_toml("recipe", name_or_file)
+    table = read_recipe(name_or_file)
     for override in overrides:
         _override(table, override)
     try:

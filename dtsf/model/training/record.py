@@ -65,14 +65,14 @@ class Record:
     def __init__(self, run: Path | None, step: int) -> None:
         self._file, self._writer = None, None
         if run is not None:
+            if (run / "tensorboard").is_symlink():
+                raise CheckpointError(f"{run / 'tensorboard'} is a link, which is not followed here: remove it")
             path = self._path = run / "log.jsonl"
             _cut(path, step)
             try:
                 self._file = open_log(path)
             except OSError as error:
                 raise CheckpointError(f"cannot write {path}: {refusal(error)}") from error
-            if (run / "tensorboard").is_symlink():
-                raise CheckpointError(f"{run / 'tensorboard'} is a link, which is not followed here: remove it")
             self._writer = summary_writer(run / "tensorboard", step)
 
     def write(self, line: dict[str, Any]) -> None:

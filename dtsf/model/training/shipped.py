@@ -10,7 +10,7 @@ from typing import Any
 from dtsf.cache.outside import read_file
 from dtsf.errors import ConfigError
 
-__all__ = ["read_toml", "shipped_names"]
+__all__ = ["read_recipe", "read_toml", "shipped_names"]
 
 LIMIT = 1 << 20
 """Bytes of a recipe or a table."""
@@ -20,6 +20,34 @@ def shipped_names(kind: str) -> list[str]:
     """Names of what comes with dtsf of a kind, ``recipe`` or ``table``."""
     folder = resources.files("dtsf.model.training") / f"{kind}s"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+def read_recipe(name_or_file: str, *, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a recipe with what it extends: ``extends = "NAME"`` takes another's keys, but for those it sets itself.
+
+    Args:
+        name_or_file: As :func:`read_toml`; an extended file is looked for beside the one that extends it.
+        below: Recipes that extend this one.
+
+    Raises:
+        ConfigError: As :func:`read_toml`, or recipes that extend each other in a circle.
+
+    """
+    if name_or_file in below:
+        raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*below, name_or_file))}")
+    own = read_toml("recipe", name_or_file)
+    extended = own.pop("extends", None)
+    if extended is None:
+        return own
+    if not isinstance(extended, str):
+        raise ConfigError(f'recipe {name_or_file}: extends = {extended!r} must name one recipe, as extends = "default"')
+    if extended.endswith(".toml") and name_or_file.endswith(".toml"):
+        extended = str(Path(name_or_file).parent / extended)
+    whole = read_recipe(extended, below=(*below, name_or_file))
+    for section, keys in own.items():
+        both = isinstance(keys, dict) and isinstance(whole.get(section), dict)
+        whole[section] = {**whole[section], **keys} if both else keys
+    return whole
 
 
 def read_toml(kind: str, name_or_file: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import stat
 import tempfile
 import warnings
 from functools import lru_cache
@@ -40,7 +41,7 @@ STAGES = {
 }
 """Network -> stride of the map -> blocks up to it, and its channels."""
 DEFAULT_STRIDE = 16
-"""Carries the most about motion (docs/results.md); 8 is finer and weaker, 32 three times as large and no better."""
+"""Carries the most about motion (docs/results/network.md); 8 is finer and weaker, 32 three times as large and no better."""
 
 FRAMES_A_LAUNCH = 128
 """On a card: eight clips of sixteen frames."""
@@ -128,6 +129,10 @@ def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
     if not writable:
         base = Path(tempfile.gettempdir()) / f"dtsf-{os.getuid()}"
         base.mkdir(mode=0o700, exist_ok=True)
+        status = base.lstat()
+        # Anybody may have made a folder of that name, and what lies in it is loaded.
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise ConfigError(f"{base} is not this user's alone: name a folder that is with $XDG_CACHE_HOME")
     file = base / f"{net}-stride{stride}-{size}px-grid{grid}-{weights_hash(net)}.onnx"
     if not file.exists():
         # Several workers may come here at once: each writes its own, the last rename stands.

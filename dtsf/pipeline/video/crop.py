@@ -3,7 +3,7 @@
 People are filmed from near and far, and are of different size; the cells of an embedding are not. A network that has
 learnt what an arm does in one cell does not find it in the next: on the folds of ``motion/iid``, held-out people drawn 15 %
 smaller than they are were named right in 0.65, and in 0.83 as they are. Around what moves it is 0.83 and 0.86
-(benchmarks/scale.py, docs/results.md). Ours, not the paper's.
+(benchmarks/scale.py, docs/results/network.md). Ours, not the paper's.
 
 Letters: F frames, H W picture, h w the same made smaller.
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,7 @@ from dtsf.model.training.evaluation import evaluate
 from dtsf.model.training.learner import versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import usual_recipe
+from dtsf.model.training.size import sized
 from dtsf.model.training.train import check_device, check_recipe_fits, train
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ def ablate(
         raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
     check_device(device)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    variants = tuple(replace(variant, recipe=sized(variant.recipe, len(split.train))) for variant in variants)
     tests = open_tests(cache, data, rule, split, judges)
     names = [test.shown.name for test in tests]
     if gap is not None and (gap[0] == gap[1] or not set(gap) <= set(names)):

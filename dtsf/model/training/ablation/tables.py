@@ -31,6 +31,8 @@ class Row(BaseModel):
     """What is changed in the recipe."""
     if_merged: tuple[str, ...] = ()
     """Changed too where the recipe has ``model.views`` ``merged``."""
+    if_both: tuple[str, ...] = ()
+    """Changed too where the recipe has ``model.canvas`` ``both``."""
     if_frame: tuple[str, ...] = ()
     """Changed too where the recipe has ``model.anchor`` ``frame``."""
 
@@ -105,6 +107,7 @@ def make_variants(table: Table, recipe: str, overrides: Sequence[str] = ()) -> t
         changes = (
             *row.set,
             *(row.if_merged if base.model.views == "merged" else ()),
+            *(row.if_both if base.model.canvas == "both" else ()),
             *(row.if_frame if base.model.anchor == "frame" else ()),
         )
         try:

@@ -1,0 +1,160 @@
+"""Stage 1 beside a graphics card, tried with stand-ins: none is here."""
+
+import asyncio
+import os
+
+import numpy as np
+import pytest
+
+from dtsf.errors import VideoError
+from dtsf.pipeline import cards, engine, worker
+from dtsf.pipeline.cards import decode_side_by_side, embed_together
+from dtsf.pipeline.video.child import Decoder, DecodeRequest
+
+FILMS = 7
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory, make_video):
+    folder = tmp_path_factory.mktemp("films")
+    made = [make_video(folder / f"{k}.avi", 6 + k) for k in range(FILMS)]
+    made[3].write_bytes(b"no video")
+    return [DecodeRequest(path) for path in made]
+
+
+def sums(frames_FHWC):
+    """An encoder: a cell of one channel, the sum of a frame."""
+    sums.calls.append(len(frames_FHWC))
+    return frames_FHWC.reshape(len(frames_FHWC), 1, 1, -1).sum(-1, dtype=np.int64)
+
+
+@pytest.fixture(autouse=True)
+def _no_calls():
+    sums.calls = []
+
+
+def decoded(n_decoders, films, clips_a_call):
+    decoders = [Decoder(4, 32) for _ in range(n_decoders)]
+    try:
+        items = decode_side_by_side(decoders, films)
+        # Taken one by one, as a worker does: what is behind may be overwritten.
+        return [
+            (str(item), None) if isinstance(item, VideoError) else (item[1]["frame_index"], cells.copy())
+            for item, cells in embed_together(items, sums, clips_a_call)
+        ]
+    finally:
+        for decoder in decoders:
+            decoder.close()
+
+
+def test_several_decoders_and_clips_a_call_give_what_one_gives(films):
+    one = decoded(1, films, 1)
+    assert sums.calls == [4] * (FILMS - 1)
+    sums.calls = []
+    many = decoded(3, films, 4)
+    assert sums.calls == [16, 8], "four clips a call, and the rest"
+    assert len(one) == len(many) == FILMS
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+    assert many[3][1] is None
+    assert not np.array_equal(many[0][1], many[1][1])
+
+
+def test_clips_of_which_none_can_be_used_ask_nothing_of_the_card(films):
+    assert [cells for _, cells in decoded(2, [films[3]] * 3, 2)] == [None] * 3
+    assert sums.calls == []
+
+
+def test_a_worker_beside_a_card_has_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(cards, "count_cards", lambda encoder: 0 if encoder == "pixels" else 2)
+    assert cards.usual_workers("efficientnet-lite0") == 2
+    assert cards.decoders_of_a_worker("efficientnet-lite0") == 8
+    assert cards.usual_workers("pixels") == 16
+    assert cards.decoders_of_a_worker("pixels") == 1
+
+
+def test_pixels_need_no_card():
+    assert cards.count_cards("pixels") == 0
+
+
+def test_a_worker_of_this_machine_takes_the_card_of_its_number(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cards.take_card("tcp://somewhere")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    cards.take_card(1)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    cards.take_card(0)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1", "what was chosen stays"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+
+
+class Nothing:
+    """A task that is only seen."""
+
+    def __init__(self, shard):
+        self.shard = shard
+
+
+def where_they_ran(monkeypatch, offered):
+    """Run six tasks on two workers of which the second offers ``offered``; the names of those that did some."""
+    from distributed import Scheduler, SpecCluster, Worker, get_worker
+
+    seen = []
+    monkeypatch.setattr(engine, "run_shard", lambda task, on_clip=None: seen.append(get_worker().name))
+    workers = {
+        name: {"cls": Worker, "options": {"nthreads": 1, "resources": resources, "dashboard": False}}
+        for name, resources in (("plain", {}), ("other", offered))
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard": False, "port": 0}}
+    with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster:
+        asyncio.run(asyncio.sleep(0))
+        engine.run_tasks([Nothing(k) for k in range(6)], 2, cluster.scheduler_address, lambda done, bad: None)
+    assert len(seen) == 6
+    return set(seen)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_on_a_cluster_shards_go_to_the_workers_that_offer_a_card(monkeypatch):
+    assert where_they_ran(monkeypatch, {"GPU": 1}) == {"other"}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_where_no_worker_offers_a_card_all_of_them_work(monkeypatch):
+    assert where_they_ran(monkeypatch, {"MEMORY": 10}) <= {"plain", "other"}
+
+
+def test_a_shard_beside_a_card_is_embedded_several_clips_a_call(monkeypatch, tmp_path, films):
+    """The worker itself, with an encoder that says it is on a card."""
+    from dataclasses import replace
+
+    from dtsf.pipeline.encoders.choose import load_encoder
+
+    real = load_encoder("efficientnet-lite0:32", 96, 3, "cpu")
+    calls = []
+
+    def embed(frames):
+        calls.append(len(frames))
+        return real.embed(frames)
+
+    monkeypatch.setattr(worker, "load_encoder", lambda *_, **__: replace(real, embed=embed, device="cuda"))
+    monkeypatch.setattr(worker, "decoders_of_a_worker", lambda encoder: 2)
+    from test_preprocess import SMALL
+
+    from dtsf import api
+
+    root = films[0].path.parent
+    lines = [f"{k}.avi,a,g{k},1" for k in range(FILMS)]
+    (root / "list.csv").write_text("\n".join(["path,label,group,view", *lines]) + "\n")
+    options = {**SMALL, "workers": 1, "max_bad": 0.5}
+    beside = api.preprocess("manifest", root / "list.csv", tmp_path / "beside", **options)
+    assert calls == [3 * (FILMS - 1)]
+    monkeypatch.undo()
+    alone = api.preprocess("manifest", root / "list.csv", tmp_path / "alone", **options)
+    assert beside.verdicts == alone.verdicts
+    one, other = (api.open_cache(tmp_path / name) for name in ("alone", "beside"))
+    ids = [clip.id for clip in one.clips]
+    np.testing.assert_allclose(
+        one.embeddings(ids).astype(float), other.embeddings(ids).astype(float), rtol=2e-3, atol=2e-3
+    )

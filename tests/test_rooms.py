@@ -1,0 +1,82 @@
+"""Rooms exchanged and people hidden in training: what moves stays where and when it is, what stands is another's."""
+
+import torch
+
+from dtsf.model.network.snapshots import motion_energy
+from dtsf.model.training.rooms import exchange_rooms, hide_views, share_of_mover
+
+B, V, T, H, R = 6, 3, 8, 6, 4
+
+
+def clips(seed=0):
+    """Somebody walks from left to right through the middle rows, before a room of each view's own."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(B, V, 1, H, H, R, generator=rng).repeat(1, 1, T, 1, 1, 1)
+    for t in range(T):
+        x[:, :, t, 2:4, t * (H - 1) // (T - 1)] += 8.0
+    return x
+
+
+ALL = torch.ones(B, V, dtype=torch.bool)
+
+
+def test_the_room_is_anothers_and_the_mover_stays_where_and_when_it_was():
+    torch.manual_seed(0)
+    x = clips()
+    exchanged = exchange_rooms(x, ALL, 1.0)
+    still = share_of_mover(x.flatten(0, 1)).view(B, V, T, H, H) == 0
+    rooms = x.mean(2).flatten(0, 1)
+    # Where nobody ever is, each clip shows one clip's room, and together they show every room once.
+    corner = exchanged[..., 0, 0, :].flatten(0, 1)[:, 0]
+    shown = (corner[:, None] - rooms[:, 0, 0]).abs().amax(-1).argmin(1)
+    assert sorted(shown.tolist()) == list(range(B * V))
+    assert (shown != torch.arange(B * V)).any()
+    torch.testing.assert_close(corner, rooms[shown, 0, 0], atol=1e-3, rtol=1e-2)  # the root of rounding
+    assert still.any()
+    before, after = (motion_energy(y)[..., 0] for y in (x, exchanged))
+    assert torch.equal(before.sum(3).argmax(-1), after.sum(3).argmax(-1))
+    assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.95
+
+
+def test_where_somebody_moves_most_the_clip_is_what_it_was():
+    torch.manual_seed(0)
+    x = clips()
+    exchanged = exchange_rooms(x, ALL, 1.0)
+    most = share_of_mover(x.flatten(0, 1)).view(B, V, T, H, H) == 1
+    assert most.flatten(2).any(-1).all()
+    torch.testing.assert_close(exchanged[most], x[most])
+
+
+def test_only_a_share_is_exchanged_and_absent_views_neither_give_nor_get():
+    torch.manual_seed(0)
+    x, mask = clips(), ALL.clone()
+    mask[:, 1] = False
+    x[:, 1] = torch.nan
+    exchanged = exchange_rooms(x, mask, 0.5)
+    assert exchanged[:, 1].isnan().all()
+    assert not exchanged[:, ::2].isnan().any()
+    changed = (exchanged != x)[:, ::2].flatten(2).any(-1).float().mean()
+    assert 0 < changed < 1
+    assert torch.equal(exchange_rooms(clips(), ALL, 0.0), clips())
+
+
+def test_a_hidden_view_keeps_its_room_and_loses_its_motion_and_one_always_sees():
+    torch.manual_seed(0)
+    x = clips()
+    hidden = hide_views(x, ALL, 1.0)
+    changed = (hidden != x).flatten(2).any(-1)
+    assert (changed.sum(1) == V - 1).all()
+    motion = [(y - y.mean(2, keepdim=True)).norm(dim=-1).sum((2, 3, 4)) for y in (x, hidden)]
+    assert (motion[1][changed] < motion[0][changed]).all()
+    assert (motion[1][changed] / motion[0][changed]).min() < 0.3
+    # A pillar reaches from the floor to the ceiling: whole columns are still, the others untouched; the room stays behind it.
+    columns = (hidden != x).flatten(2).view(B, V, T, H, H, R).any(-1).any(2).any(2)
+    assert columns.flatten(0, 1).any(0).all()
+    torch.testing.assert_close(hidden.mean(2), x.mean(2), atol=1e-4, rtol=1e-4)
+
+
+def test_a_view_alone_is_never_hidden():
+    x, mask = clips(), torch.zeros_like(ALL)
+    mask[:, 2] = True
+    assert torch.equal(hide_views(x, mask, 1.0), x)
+    assert torch.equal(hide_views(x, ALL, 0.0), x)
