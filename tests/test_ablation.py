@@ -54,7 +54,7 @@ def rows_of(file):
 def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
     result, out = whole
     assert [row.variant for row in result.rows][:7] == PAPER
-    assert (result.done, result.total, result.reused) == (18, 18, 0)
+    assert (result.done, result.total, result.reused) == (22, 22, 0)
     settings = {}
     for file in out.glob("trainings/*-seed0/config.toml"):
         settings[file.parent.name.rsplit("-", 2)[0]] = tomllib.loads(file.read_text())
@@ -66,6 +66,8 @@ def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
         "sfm": {"fusion": "sfm", "views": "apart", "canvas": "both"},
         "msm": tsm_off | {"motion": "msm", "fusion": "msf"},
         "hsic": tsm_off | {"fusion": "msf"},
+        "albar": tsm_off | {"fusion": "msf"},
+        "soar": tsm_off | {"fusion": "msf"},
         "stillmix": tsm_off | {"fusion": "msf"},
         "dtsfnet-without-tsm": tsm_off | {"fusion": "msf", "views": "apart"},
         "dtsfnet-without-msf": {"fusion": "mean", "views": "apart", "canvas": "both"},
@@ -73,7 +75,7 @@ def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
     assert settings.keys() == said.keys()
     for name, keys in said.items():
         assert {key: settings[name]["model"][key] for key in keys} == keys
-        assert settings[name]["debias"]["method"] == (name if name in ("hsic", "stillmix") else "none")
+        assert settings[name]["debias"]["method"] == (name if name in ("hsic", "stillmix", "albar", "soar") else "none")
     differs = {row.variant: row.differs for row in result.rows}
     assert differs["DTSFNet"] == ()
     assert differs["TMC"] == ("model.fusion tmc (msf)",)
@@ -100,7 +102,7 @@ def test_files_say_the_numbers_of_the_trainings(whole):
     drawing = ET.parse(out / "paper.svg").getroot()
     words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
     assert {row.variant for row in result.rows} <= words
-    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 18
+    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 22
 
 
 def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cache, whole, tmp_path):
@@ -110,7 +112,7 @@ def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cach
     epochs = []
     options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "out": out, "on_epoch": lambda *words: epochs.append(words)}
     again = package.ablate(cache, table="paper", **options)
-    assert (again.reused, epochs) == (18, [])
+    assert (again.reused, epochs) == (22, [])
     assert again.rows == result.rows
     assert {path: path.read_bytes() for path in files} == files
     # DTSFNet (which is MSF), mean, TMC and SFM are rows of both; concat is new.
@@ -118,7 +120,8 @@ def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cach
     assert (fusion.reused, fusion.total, len(epochs)) == (8, 10, 4)
     assert "the same settings as DTSFNet, one training for both" in (out / "fusion.md").read_text()
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert {row.variant: row.top1 for row in fusion.rows}["mean"] == result.rows[8].top1
+    right, before_right = ({row.variant: row.top1 for row in table.rows} for table in (fusion, result))
+    assert right["mean"] == before_right["DTSFNet without MSF"]
 
 
 @pytest.mark.parametrize("name", ["motion", "debias"])
@@ -140,14 +143,14 @@ def test_interrupted_within_a_training_and_run_again_gives_the_undisturbed_table
 
     with pytest.raises(KeyboardInterrupt):
         package.ablate(cache, on_epoch=stop, **options)
-    assert "**Not finished: 2 of 18 trainings.**" in (tmp_path / "paper.md").read_text()
+    assert "**Not finished: 2 of 22 trainings.**" in (tmp_path / "paper.md").read_text()
     assert "not yet" in (tmp_path / "paper.svg").read_text()
     (cut,) = tmp_path.glob("trainings/mean-fusion-without-tsm-*-seed0")
     assert json.loads(cut.with_name(cut.name + ".json").read_text())["trained"] is False
     epochs = []
     result = package.ablate(cache, on_epoch=lambda *words: epochs.append(words), **options)
     # One epoch of the training that was cut off, two of each that was not begun.
-    assert (result.reused, len(epochs)) == (2, 1 + 2 * 15)
+    assert (result.reused, len(epochs)) == (2, 1 + 2 * 19)
     assert [row.top1 for row in result.rows] == [row.top1 for row in whole[0].rows]
 
 
@@ -176,7 +179,7 @@ def test_killed_and_run_again_gives_the_undisturbed_table(cache, whole, tmp_path
     done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["done"] == said["total"] == 18
+    assert said["done"] == said["total"] == 22
     result, out = whole
     wanted, found = rows_of(out / "paper.csv"), rows_of(tmp_path / "out/paper.csv")
     columns = ("mean", "spread", "seed 0", "seed 1", "differs")

@@ -16,6 +16,7 @@ from dtsf.model.training.recipe import Recipe
 INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
 SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)
 ENERGY = {"canvas": "energy", "anchor": "frame", "views": "merged", "readout": "ordered", "normalise": "data"}
+BOTH = {"canvas": "both", "principal": 4, "signed_channels": 2, "change": (1,), "direction": 0.2, "power": 1.5, "pace": 1.0}
 
 
 def network(**changes):
@@ -65,7 +66,9 @@ def test_onnx_runtime_says_what_pytorch_says_for_any_batch(tmp_path, capfd):
         ({"fusion": "tmc", "motion": "msm"}, 3),
         ({"fusion": "concat"}, 2),
         ({"fusion": "sfm", "views": "together", "pasted": "none"}, 3),
-        (ENERGY | {"pasted": "none", "pace": 1.0}, 3),  # the default recipe's
+        (BOTH | {"pasted": "none"}, 3),  # the default recipe's
+        (BOTH | {"pasted": "tokens", "fusion": "mean"}, 2),
+        (ENERGY | {"pasted": "none", "pace": 1.0}, 3),
         (ENERGY | {"pasted": "frame", "fusion": "tmc"}, 2),
     ],
 )

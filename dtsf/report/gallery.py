@@ -77,7 +77,7 @@ def show_sample(facts: RunFacts, data: CachedDataset, clips: Sequence[Clip], p: 
     ids = [clip.id for clip in clips]
     frames_VT = choose_frames(data.embeddings(ids), model.frames, model.pace)
     pictures_VTHWC = np.take_along_axis(data.pictures(ids), frames_VT[:, :, None, None, None], 1)
-    if model.motion == "tsm" and model.pasted != "none":
+    if model.motion == "tsm" and model.pasted not in ("tokens", "none"):
         pictures_VTHWC = draw_snapshots(pictures_VTHWC, [clip.view for clip in clips])
     strips = tuple(
         Strip(

@@ -99,7 +99,7 @@ def report_run(
 
 def _seen(model: ModelConfig) -> str:
     """What the gallery's pictures have to do with what the network gets."""
-    if model.motion != "tsm" or model.pasted == "none":
+    if model.motion != "tsm" or model.pasted in ("tokens", "none"):
         return "The cached pictures of frames that the network reads; this recipe pastes no snapshots."
     words = (
         "The cached pictures of frames that the network reads, with the snapshots (TSM) drawn in where evaluation pastes "

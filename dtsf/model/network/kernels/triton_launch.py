@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from triton import knobs
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -32,5 +32,5 @@ def _mend_interpreter() -> None:
     interpreter._patch_lang_tensor = patch
 
 
-if knobs.runtime.interpret:
+if os.environ.get("TRITON_INTERPRET") == "1":
     _mend_interpreter()
