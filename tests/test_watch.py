@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dtsf.pipeline import arrivals
-from dtsf.pipeline.arrivals import ANSWER, Watch
+from dtsf.pipeline.watcher import ANSWER, Watch
 
 DTSF = Path(sys.executable).with_name("dtsf")
 
