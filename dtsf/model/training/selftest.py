@@ -9,6 +9,7 @@ import torch
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.training.losses import dtsf_loss
 from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.size import USUAL, sized
 
 __all__ = ["check_stage2"]
 
@@ -24,7 +25,7 @@ def check_stage2() -> tuple[bool, str, str]:
         Whether it does, what was found, and how to mend it.
 
     """
-    recipe = load_recipe()
+    recipe = sized(load_recipe(), USUAL)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(recipe.train.threads)
     with torch.random.fork_rng():
@@ -47,7 +48,7 @@ def check_stage2() -> tuple[bool, str, str]:
             optimizer.step()
             losses.append(loss.item())
         step_ms = 1000 * (time.monotonic() - begun) / len(losses)
-    falls = losses[-1] < losses[0]
+    falls = losses[-1] < 0.9 * losses[0]
     how = "" if falls else "the loss does not fall: file an issue with dtsf doctor --json"
     found = f"{step_ms:.0f} ms a step of 8 groups x 3 views on {device.type}, loss {losses[0]:.2f} to {losses[-1]:.2f}"
     return falls, found, how
