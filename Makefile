@@ -57,6 +57,8 @@ bench: setup  ## Measurements
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/flops.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/frames.py
+	$(BIN)/python benchmarks/frames_cost.py
 	$(BIN)/python benchmarks/stage1.py
 	$(BIN)/python benchmarks/stage1.py --make-1080p 10
 	$(BIN)/python benchmarks/damaged.py --check full

@@ -89,7 +89,11 @@ def machine(left: float) -> dict[str, Any]:
             found[package] = None
     if DEVICE == "cuda":
         card = torch.cuda.get_device_properties(0)
-        found |= {"card": card.name, "memory_gib": round(card.total_memory / 2**30, 1), "sms": card.multi_processor_count}
+        found |= {
+            "card": card.name,
+            "memory_gib": round(card.total_memory / 2**30, 1),
+            "sms": card.multi_processor_count,
+        }
     return found | {"scan": choice.name, "why": choice.reason}
 
 
@@ -278,7 +282,9 @@ def stage1(left: float) -> dict[str, Any]:
         except Exception as error:  # noqa: BLE001
             result[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
     width, depth, patches = (32, 1, 16) if QUICK else (384, 12, 196)
-    layer = torch.nn.TransformerEncoderLayer(width, width // 32, 4 * width, activation="gelu", batch_first=True, norm_first=True)
+    layer = torch.nn.TransformerEncoderLayer(
+        width, width // 32, 4 * width, activation="gelu", batch_first=True, norm_first=True
+    )
     vit = torch.nn.TransformerEncoder(layer, depth, enable_nested_tensor=False).to(DEVICE).eval()
     patch = torch.nn.Conv2d(3, width, 16, 16).to(DEVICE)
     side = 16 * round(patches**0.5)

@@ -37,7 +37,9 @@ SHARD, VIEWS, CLASSES = 480, 3, 60
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=None, help="where the drawn cache is made; a temporary folder if left out")
+    parser.add_argument(
+        "--work", type=Path, default=None, help="where the drawn cache is made; a temporary folder if left out"
+    )
     parser.add_argument("--groups", type=int, default=13_440)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--recipe", default="ntu60")

@@ -105,8 +105,8 @@ def scan_in_use(device: str) -> tuple[str, str]:
 def _packages() -> list[Check]:
     wanted = {
         "dtsf": ("dtsf", True, "make setup"),
-        "decord": ("decord2", True, "pip install decord2"),
         "av": ("av", True, "pip install av"),
+        "decord": ("decord2", False, "for --decoder decord: pip install decord2"),
         "dask": ("dask", True, "pip install dask distributed"),
         "zarr": ("zarr", True, "pip install 'zarr>=3.1'"),
         "hdf5": ("h5py", True, "pip install h5py"),

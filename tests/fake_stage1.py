@@ -33,10 +33,11 @@ class FakeStage1:
         self.before = lambda path: None
         """Called before each clip is decoded: raise here."""
         self.root = root
+        self.device = "cpu"
         patch.setattr(run, "make_spec", lambda settings: SPEC)
         patch.setattr(run, "prepare_encoder", lambda *given: None)
-        patch.setattr(worker, "borrow_decoder", lambda *given, **named: contextlib.nullcontext())
-        patch.setattr(worker, "decode_all", lambda decoder, requests: map(self._decode, requests))
+        patch.setattr(worker, "borrow_decoders", lambda *given, **named: contextlib.nullcontext())
+        patch.setattr(worker, "decode_side_by_side", lambda decoders, requests: map(self._decode, requests))
         patch.setattr(worker, "load_encoder", lambda *given, **named: self)
 
     def _decode(self, request):

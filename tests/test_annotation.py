@@ -64,7 +64,7 @@ def test_edits_of_the_table_decode_nothing(own, monkeypatch):
     def refuse(*given):
         raise AssertionError("a clip was decoded")
 
-    monkeypatch.setattr(worker, "decode_all", refuse)
+    monkeypatch.setattr(worker, "decode_side_by_side", refuse)
     for name, (after, said) in edits(rows).items():
         write(folder / "own", rows)
         run(folder)
@@ -85,8 +85,8 @@ def test_files_that_were_moved_touched_or_copied_are_known(own, monkeypatch):
     folder, rows = own
     run(folder)
     decoded = []
-    original = worker.decode_all
-    monkeypatch.setattr(worker, "decode_all", lambda d, r: decoded.extend(x.path.name for x in r) or original(d, r))
+    original = worker.decode_side_by_side
+    monkeypatch.setattr(worker, "decode_side_by_side", lambda d, r: decoded.extend(x.path.name for x in r) or original(d, r))
     videos = folder / "own"
     (videos / "sit").mkdir()
     for row in rows:

@@ -308,3 +308,69 @@ def test_two_thousand_flips_and_cuts_are_found(tmp_path, form, capsys):
         print(form, figures)
     assert figures["found"] + figures["no value or record changed"] == 500
     assert figures["no value or record changed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["clips"][0]["clip"].update(label=9), "clip 0-0 has label 9, there are 2 classes"),
+        (lambda d: d["clips"][0]["clip"].update(view=3), "clip 0-0 has view 3, there are 2"),
+        (lambda d: d["clips"][0]["clip"].update(view=0), "is damaged"),
+        (lambda d: d["clips"].append(d["clips"][0]), "has the clip 0-0 twice"),
+        (lambda d: d["clips"][1]["clip"].update(group="g0-0"), "0-0 and 0-1 are both view 1 of group g0-0"),
+        (lambda d: d["clips"][1]["clip"].update(group="g0-0", view=2, label=1), "group g0-0 has label 0 by 0-0 and 1 by 0-1"),
+        (lambda d: d["clips"][0]["clip"].update(path="../../etc/passwd"), "leaves the data root"),
+        (lambda d: d["info"].update(class_names=["x", "x"]), "names the class 'x' twice"),
+        (lambda d: d["info"].update(view_names=["1", "1"]), "names the view '1' twice"),
+        (lambda d: d["info"].update(class_names=[]), "there are 0 classes"),
+        (lambda d: d["clips"][0].update(surprise=1), "is damaged"),
+    ],
+)
+def test_a_forged_catalog_is_refused_by_name_before_training_and_by_verify(tmp_path, change, message):
+    make(tmp_path / "a")
+    forge(tmp_path / "a/catalog.json", change)
+    with pytest.raises(CacheError, match=rf"catalog\.json.*{message}.*decodes nothing again") as raised:
+        open_dataset(tmp_path)
+    found = verify(tmp_path / "a")
+    assert [(d.shard, d.file, d.reason) for d in found.damaged] == [(None, "catalog.json", str(raised.value))]
+
+
+@pytest.mark.parametrize("change", [{"key": "f" * 32}, {"key": "", "bytes": 8}])
+def test_a_catalog_that_names_rows_of_nobody_is_found(tmp_path, change):
+    make(tmp_path / "a")
+    forge(tmp_path / "a/catalog.json", lambda d: d["clips"][0].update(change))
+    found = verify(tmp_path / "a")
+    assert [d.file for d in found.damaged] == ["catalog.json"]
+    assert "clip 0-0 has the row" in found.damaged[0].reason
+    # To open it is no harm: what has no row is not trained on, and said.
+    data = open_dataset(tmp_path)
+    assert [(one.clip.id, one.verdict) for one in data.bad] == [("0-0", "waiting")]
+    assert "0-0" not in {clip.id for clip in data.clips}
+
+
+def test_two_clips_of_one_row_are_one_computation(tmp_path):
+    make(tmp_path / "a")
+    forge(tmp_path / "a/catalog.json", lambda d: d["clips"][0].update(key=d["clips"][1]["key"]))
+    data = open_dataset(tmp_path)
+    np.testing.assert_array_equal(data.embeddings(["0-0"]), data.embeddings(["0-1"]))
+    assert verify(tmp_path / "a").ok
+
+
+def test_what_writes_while_another_does_is_refused_with_one_message(tmp_path):
+    from dtsf.cache.compact import compact
+    from dtsf.cache.lock import only_writer
+    from dtsf.cache.repair import repair
+
+    make(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    before = snapshot(tmp_path)
+    with only_writer(as_place(tmp_path / "a")), only_writer(as_place(tmp_path / "b/a")):
+        for write in (
+            lambda: compact(tmp_path / "a"),
+            lambda: repair(tmp_path / "a"),
+            lambda: convert(tmp_path / "a", tmp_path / "b/a"),
+        ):
+            with pytest.raises(CacheError, match="another dtsf process is writing"):
+                write()
+    after = snapshot(tmp_path)
+    assert {name for name in after.keys() ^ before.keys() if not name.endswith(".lock")} == set()

@@ -51,9 +51,9 @@ def test_doctor_finds_a_working_machine(dtsf, world):
 
 @pytest.mark.slow
 def test_doctor_finds_what_is_broken_and_goes_on(dtsf, tmp_path):
-    """A decord that cannot be loaded, as after a system update."""
-    (tmp_path / "decord").mkdir()
-    (tmp_path / "decord/__init__.py").write_text(
+    """A PyAV that cannot be loaded, as after a system update."""
+    (tmp_path / "av").mkdir()
+    (tmp_path / "av/__init__.py").write_text(
         "raise ImportError('libavcodec.so.58: cannot open shared object file')\n"
     )
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
@@ -63,4 +63,4 @@ def test_doctor_finds_what_is_broken_and_goes_on(dtsf, tmp_path):
     broken = {check["name"]: check for check in found["checks"] if check["needed"] and not check["ok"]}
     assert set(broken) == {"codecs", "stage 1"}
     assert all(check["how"] for check in broken.values())
-    assert "ms a step" in found["stage_2"], "what does not need decord was still tried"
+    assert "ms a step" in found["stage_2"], "what does not need PyAV was still tried"

@@ -30,7 +30,10 @@ from dtsf.model.training.recipe import load_recipe
 from dtsf.pipeline.datasets.lists import import_lists
 
 SECONDS = 10
-few, many = (settings(max_examples=n, deadline=None, suppress_health_check=list(HealthCheck)) for n in (20, 1000))
+few, many = (
+    settings(max_examples=int(os.environ.get("EXAMPLES", n)), deadline=None, suppress_health_check=list(HealthCheck))
+    for n in (20, 1000)
+)
 
 
 @contextlib.contextmanager

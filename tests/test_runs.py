@@ -153,3 +153,18 @@ def test_runs_from_before_energy_had_two_numbers_are_read(world, tmp_path):
     videos = sorted((world / "data/multiview_action_videos/a05").glob("v0*_s02_e00.avi"))
     then, now = api.load(tmp_path / "run"), api.load(world / "run")
     assert then.predict(videos) == now.predict(videos)
+
+
+def test_two_trainings_in_one_run_folder_are_refused(world, tmp_path, dtsf):
+    said = []
+
+    def meanwhile(*_):
+        other = dtsf("train", "--cache", world / "cache", "--protocol", "all", "--epochs", 1, "--out", "run", cwd=tmp_path)
+        said.append((other.returncode, other.stderr))
+
+    words = {"protocol": "all", "recipe": "default", "overrides": ["train.epochs=1", "model.depth=1"]}
+    api.train(world / "cache", **words, run=tmp_path / "run", on_start=meanwhile)
+    ((code, message),) = said
+    assert code == 2
+    assert "another dtsf process trains in run: wait for it, or choose another --out" in " ".join(message.split())
+    assert (tmp_path / "run/metrics.json").is_file()

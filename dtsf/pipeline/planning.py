@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -146,18 +147,18 @@ def _look(catalog: Catalog, shards: Sequence[ShardRecord], before: CatalogDocume
     for clip in catalog.clips:
         if clip.path in files:
             continue
-        path = catalog.root / clip.path
+        path = f"{catalog.root}/{clip.path}"
         try:
             stat = files[clip.path] = stat_of(path)
             found = known.get((clip.path, stat.bytes, stat.mtime_ns, stat.listing))
             if found is None and stat.listing:
                 # Layouts 1 and 2 knew a folder of pictures by its own entry.
-                entry_of_folder = path.stat()
+                entry_of_folder = os.stat(path)
                 found = known.get((clip.path, entry_of_folder.st_size, entry_of_folder.st_mtime_ns, ""))
             if found is not None:
                 whole[clip.path] = found
         except OSError as error:
-            files[clip.path] = trouble(path, error)
+            files[clip.path] = trouble(catalog.root / clip.path, error)
     if files and all(isinstance(held, tuple) for held in files.values()):
         first, why = next(iter(files.items()))
         raise SourceError(

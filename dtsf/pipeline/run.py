@@ -11,7 +11,6 @@ from dtsf.cache.catalog import join, newest_records, write_catalog
 from dtsf.cache.documents import is_dataset, read_records
 from dtsf.cache.lock import only_writer
 from dtsf.cache.place import LocalFolder, as_place
-from dtsf.cache.reader import open_place
 from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.cache.store import create_or_open, extend, sweep
@@ -222,18 +221,21 @@ def _result(
     seconds: float,
     cache: LocalFolder | RemoteFolder,
 ) -> PreprocessResult:
-    write_catalog(folder, settle(planned.document, catalog.root, newest_records(read_records(folder))))
-    data = open_place(folder)
+    computed = newest_records(read_records(folder))
+    document = settle(planned.document, catalog.root, computed)
+    write_catalog(folder, document)
+    joined, bad = join(document, computed)
+    verdicts = [record.verdict.value for _, record in joined.values() if record.row is not None]
     return PreprocessResult(
         dataset=folder.name,
         clips=len(catalog.clips),
         groups=len(catalog.groups),
-        verdicts=data.verdicts,
+        verdicts=dict(sorted(Counter([*verdicts, *(one.verdict for one in bad)]).items())),
         seconds=seconds,
         clips_per_s=(len(catalog.clips) - planned.done) / seconds,
         already_done=planned.done,
         cache=str(cache),
-        changes=planned.changes.model_copy(update={"unusable": len(data.bad)}),
+        changes=planned.changes.model_copy(update={"unusable": len(bad)}),
         notes=catalog.notes,
-        bad=data.bad,
+        bad=bad,
     )

@@ -48,13 +48,13 @@ def check_codecs() -> tuple[bool, str, str]:
                 untried.append(name)
                 continue
             (read if _decodes(file) else failed).append(name)
-    found = f"decord reads {', '.join(read) or 'nothing'}"
+    found = f"PyAV reads {', '.join(read) or 'nothing'}"
     found += f"; not {', '.join(failed)}" if failed else ""
     found += f"; not tried, since nothing here writes it: {', '.join(untried)}" if untried else ""
     missing = [name for name in NEEDED if name in failed]
     how = ""
     if failed:
-        how = f"recode files in {', '.join(failed)}: ffmpeg -i IN -c:v libx264 OUT.mp4; or pip install -U decord2"
+        how = f"recode files in {', '.join(failed)}: ffmpeg -i IN -c:v libx264 OUT.mp4; or pip install -U av"
     return not missing, found, how
 
 

@@ -38,7 +38,7 @@ class PreprocessSettings(Settings):
     """Folder that the paths of a table are relative to, where the table lies elsewhere."""
 
     decoder: Literal["pyav", "decord"] = "pyav"
-    """pyav decodes in order and is right for every file; decord is compared with it frame by frame."""
+    """pyav decodes in order; decord is held against it, picture by picture, and costs both."""
     align: Literal["own", "group"] = "own"
     """Moments of each view's own time, or (cameras that started together) of the time common to a performance's views."""
     frames: int = Field(default=16, ge=1, le=1024)

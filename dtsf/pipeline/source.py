@@ -7,6 +7,7 @@ of its files. That a file is not there, or that its disk or server does not answ
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ class Stat:
     listing: str = ""
 
 
-def stat_of(path: Path) -> Stat:
+def stat_of(path: Path | str) -> Stat:
     """Size and time of a file, or of all pictures of a folder.
 
     Raises:
@@ -42,33 +43,33 @@ def stat_of(path: Path) -> Stat:
 
     """
     held = os.stat(path)
-    if not os.path.isdir(path):
+    if not stat.S_ISDIR(held.st_mode):
         return Stat(held.st_size, held.st_mtime_ns)
     files = _pictures(path)
-    text = "\n".join(f"{name}\0{stat.bytes}\0{stat.mtime_ns}" for name, stat in files)
-    newest = max((stat.mtime_ns for _, stat in files), default=held.st_mtime_ns)
-    total = sum(stat.bytes for _, stat in files)
+    text = "\n".join(f"{name}\0{one.bytes}\0{one.mtime_ns}" for name, one in files)
+    newest = max((one.mtime_ns for _, one in files), default=held.st_mtime_ns)
+    total = sum(one.bytes for _, one in files)
     return Stat(total, newest, xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape")))
 
 
-def content_of(path: Path, stat: Stat) -> str:
-    """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``stat``: of now.
+def content_of(path: Path, held: Stat) -> str:
+    """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``held``: of now.
 
     Raises:
         OSError: It cannot be read.
 
     """
-    return _content_of(path, stat)
+    return _content_of(path, held)
 
 
-def sample_of(path: Path, stat: Stat) -> str:
+def sample_of(path: Path, held: Stat) -> str:
     """A hash of a little of it: of two files of one size that differ here, neither need be read whole."""
-    digest = xxhash.xxh3_64(f"{stat.bytes}".encode())
-    if stat.listing:
+    digest = xxhash.xxh3_64(f"{held.bytes}".encode())
+    if held.listing:
         return digest.hexdigest()
     with path.open("rb") as file:
         digest.update(file.read(SAMPLE))
-        file.seek(max(0, stat.bytes - SAMPLE))
+        file.seek(max(0, held.bytes - SAMPLE))
         digest.update(file.read(SAMPLE))
     return digest.hexdigest()
 
@@ -96,10 +97,10 @@ _OF_ONE_FILE = (40, 36)
 
 
 @lru_cache(maxsize=4096)
-def _content_of(path: Path, stat: Stat) -> str:
+def _content_of(path: Path, held: Stat) -> str:
     # Kept: the clips of one long video share its bytes.
     digest = xxhash.xxh3_128()
-    if not stat.listing:
+    if not held.listing:
         _read_into(digest, path)
         return digest.hexdigest()
     for name, _ in _pictures(path):
@@ -114,11 +115,11 @@ def _read_into(digest: xxhash.xxh3_128, path: Path) -> None:
             digest.update(block)
 
 
-def _pictures(folder: Path) -> list[tuple[str, Stat]]:
+def _pictures(folder: Path | str) -> list[tuple[str, Stat]]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.lower().endswith(PICTURE_ENDINGS) and not entry.name.startswith(".") and entry.is_file():
-                stat = entry.stat()
-                found.append((entry.name, Stat(stat.st_size, stat.st_mtime_ns)))
+                status = entry.stat()
+                found.append((entry.name, Stat(status.st_size, status.st_mtime_ns)))
     return sorted(found, key=lambda item: item[0])

@@ -85,7 +85,7 @@ class Training:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("dtsf", "torch", "numpy", "zarr", "decord2", "lightning-fabric")
+    names = ("dtsf", "torch", "numpy", "zarr", "av", "lightning-fabric")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 import torch
 
-from dtsf.cache.commit import sweep_orphans, write_atomically
+from dtsf.cache.commit import alone, sweep_orphans, write_atomically
 from dtsf.cache.outside import json_text, read_file
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
@@ -80,8 +81,26 @@ def train(
 
     Under ``torchrun`` this is one of several processes (:mod:`.processes`); they share the run folder.
 
+    Raises:
+        ConfigError, DataError, CacheError, CheckpointError: Something does not go together, or another process trains in the
+            run folder.
+
     """
-    chosen = (chosen or TrainSettings()).changed(**changes)
+    with ExitStack() as held:
+        return _train(
+            held, cache, (chosen or TrainSettings()).changed(**changes), on_recipe, on_start, on_epoch, calibrated
+        )
+
+
+def _train(
+    held: ExitStack,
+    cache: Path,
+    chosen: TrainSettings,
+    on_recipe: Callable[[str, str], None] | None,
+    on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None,
+    on_epoch: Callable[[EpochReport], None] | None,
+    calibrated: bool,  # noqa: FBT001
+) -> TrainResult:
     run, seed, device, resume, init = chosen.run, chosen.seed, chosen.device, chosen.resume, chosen.init
     data = open_dataset(cache, chosen.dataset)
     rule = parse_protocol(chosen.protocol, data.info.dataset)
@@ -111,7 +130,9 @@ def train(
     config = tomli_w.dumps(document | settings.model_dump(mode="json"))
     begun = time.monotonic()
     folder, resume = (
-        _run_folder(run, f"{data.info.name}-{rule}-seed{seed}", config, resume) if world.first else (Path(), resume)
+        _run_folder(held, run, f"{data.info.name}-{rule}-seed{seed}", config, resume)
+        if world.first
+        else (Path(), resume)
     )
     fabric = launch(device, settings.train.precision)
     folder, resume = fabric.broadcast((folder, resume))
@@ -204,8 +225,8 @@ def check_device(device: str) -> None:
         raise ConfigError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
 
 
-def _run_folder(run: Path | None, name: str, config: str, resume: bool) -> tuple[Path, bool]:
-    """Choose or check the run folder and make it. Returns also whether there is a checkpoint to go on from."""
+def _run_folder(held: ExitStack, run: Path | None, name: str, config: str, resume: bool) -> tuple[Path, bool]:
+    """Choose or check the run folder, make it and lock it. Returns also whether there is a checkpoint to go on from."""
     if run is None:
         plain = "".join(c if c.isalnum() or c in "-_.," else "-" for c in name)
         existing = [p for n in range(1, 1000) if (p := Path("runs") / (plain if n == 1 else f"{plain}-{n}")).exists()]
@@ -214,6 +235,14 @@ def _run_folder(run: Path | None, name: str, config: str, resume: bool) -> tuple
             if resume and existing
             else Path("runs") / (plain if not existing else f"{plain}-{len(existing) + 1}")
         )
+    busy = ConfigError(f"another dtsf process trains in {run}: wait for it, or choose another --out")
+    held.enter_context(
+        alone(
+            run.absolute().parent / f".{run.name}.lock",
+            unwritable=lambda why: ConfigError(f"cannot make the run folder {run}: {why}"),
+            busy=busy,
+        )
+    )
     if resume and not has_checkpoint(run):
         _check_begun(run, config)
         return run, False

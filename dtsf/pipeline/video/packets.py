@@ -17,6 +17,8 @@ __all__ = ["PacketSource"]
 
 SOUGHT = 3000
 """Packets that are looked through behind the place where a container says that a key frame is."""
+CLOCKED, EARLY = frozenset({"mpeg", "mpegts"}), 2
+"""Containers without a table of key frames, and by how many seconds too early they are sought."""
 
 
 class PacketSource:
@@ -101,7 +103,9 @@ class PacketSource:
         if time is None:
             return
         try:
-            self._container.seek(time - int(packets.moved[first]), stream=stream)
+            # Where there is no table of key frames, seeking finds a packet of about that time.
+            early = 0 if self._index.container not in CLOCKED else int(EARLY / stream.time_base)
+            self._container.seek(time - int(packets.moved[first]) - early, stream=stream)
             ahead = (packet for packet in self._container.demux(stream) if packet.size)
             for packet in islice(ahead, SOUGHT):
                 if self._is(packet, first):

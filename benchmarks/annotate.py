@@ -1,0 +1,123 @@
+"""Re-annotating a data set: how long it takes to say something else of every clip, and to open them for training.
+
+A cache of drawn records and a table of as many small files; every split is exchanged and a class is renamed, which decodes
+nothing; then the cache is opened as training does, its clips and their groups put together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from dtsf.cache.layout import array_shapes
+from dtsf.cache.reader import open_dataset
+from dtsf.cache.records import ClipRecord, Source, Verdict
+from dtsf.cache.spec import DatasetName, ShardRecord
+from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.pipeline import run
+from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.settings import PreprocessSettings
+
+SHARD = 64
+VIEWS = 3
+COLUMNS = ("path", "label", "group", "view", "subject", "split")
+
+
+def rows_of(clips: int, *, edited: bool) -> list[dict[str, str]]:
+    """The table, before and after."""
+    return [
+        {
+            "path": f"class{k // VIEWS % 60:02d}/{k:06d}.avi",
+            "label": f"class {k // VIEWS % 60:02d}".replace("class 07", "class seven" if edited else "class 07"),
+            "group": f"g{k // VIEWS:06d}",
+            "view": f"cam{k % VIEWS}",
+            "subject": f"s{k // VIEWS % 40}",
+            "split": ("train", "test")[(k // VIEWS % 40 < 20) ^ edited],
+        }
+        for k in range(clips)
+    ]
+
+
+def write_table(root: Path, rows: list[dict[str, str]]) -> None:
+    """As a person's program for tables writes it."""
+    with (root / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def make(root: Path, cache: Path, clips: int, settings: PreprocessSettings) -> None:
+    """Files of eight bytes, and a cache that has a row of each; no row has values worth looking at."""
+    rows = rows_of(clips, edited=False)
+    write_table(root, rows)
+    for k, row in enumerate(rows):
+        path = root / row["path"]
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(f"{k:08d}".encode())
+    # Small rows: what is measured is documents.
+    spec = run.make_spec(settings)
+    create_or_open(cache / "manifest", spec, DatasetName(dataset="manifest", name="manifest"), SHARD)
+    arrays = {name: np.zeros((SHARD, *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
+    extend(cache / "manifest", -(-clips // SHARD))
+    for shard in range(-(-clips // SHARD)):
+        records = []
+        for row, one in enumerate(rows[shard * SHARD : (shard + 1) * SHARD]):
+            path = root / one["path"]
+            stat = path.stat()
+            content = xxhash.xxh3_128_hexdigest(path.read_bytes())
+            source = Source(path=one["path"], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, content=content)
+            records.append(ClipRecord(source=source, verdict=Verdict.OK, row=row))
+        record = ShardRecord(
+            shard=shard, fingerprint=spec.fingerprint(), rows=len(records), clips=tuple(records), files={}
+        )
+        write_shard(cache / "manifest", record, {name: values[: len(records)] for name, values in arrays.items()})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clips", type=int, default=10_000)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    settings = PreprocessSettings(workers=1, frames=2, size=96, grid=3, encoder="efficientnet-lite0:32")
+    with tempfile.TemporaryDirectory() as folder:
+        root, cache = Path(folder, "videos"), Path(folder, "cache")
+        root.mkdir()
+        make(root, cache, arguments.clips, settings)
+
+        def timed() -> tuple[float, float, run.PreprocessResult]:
+            begun, cpu = time.perf_counter(), time.process_time()
+            result = run.preprocess(read_catalog("manifest", root), cache, settings)
+            return time.perf_counter() - begun, time.process_time() - cpu, result
+
+        timed()
+        write_table(root, rows_of(arguments.clips, edited=True))
+        seconds, cpu, result = timed()
+        if result.changes.to_decode or result.changes.relabelled != arguments.clips:
+            raise SystemExit(f"not what was measured: {result.changes}")
+        begun, opening = time.perf_counter(), time.process_time()
+        data = open_dataset(cache)
+        split = split_clips(data.clips, parse_protocol("split", "manifest"), "manifest", data.info.view_names)
+        opened, opening = time.perf_counter() - begun, time.process_time() - opening
+        document = {
+            "clips": arguments.clips,
+            "reannotate_s": seconds,
+            "reannotate_cpu_s": cpu,
+            "open_s": opened,
+            "open_cpu_s": opening,
+            "train_clips": len(split.train),
+            "catalog_bytes": (cache / "manifest/catalog.json").stat().st_size,
+        }
+    sys.stdout.write(json.dumps(document, indent=1) + "\n" if arguments.json else f"{document}\n")
+
+
+if __name__ == "__main__":
+    main()
