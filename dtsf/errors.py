@@ -71,11 +71,11 @@ class ConfigError(DtsfError):
 
 
 class FilmError(ConfigError):
-    """The film of a prediction cannot be written. ``said`` is the prediction, which was made all the same."""
+    """The film of a prediction cannot be written. ``prediction`` is what was predicted all the same."""
 
-    def __init__(self, message: str, said: object = None) -> None:
+    def __init__(self, message: str, prediction: object = None) -> None:
         super().__init__(message)
-        self.said = said
+        self.prediction = prediction
 
 
 class DivergedError(ConfigError):

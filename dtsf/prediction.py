@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import CacheSpec
 
-__all__ = ["Prediction", "embed_videos", "predict_onnx", "prediction_of", "read_canvases", "write_said"]
+__all__ = ["Prediction", "embed_videos", "predict_onnx", "prediction_of", "read_canvases", "write_prediction_film"]
 
 logger = logging.getLogger(__name__)
 
@@ -136,10 +136,10 @@ def read_canvases(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, pace: f
 
 
 def prediction_of(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
-    """What a network said of one group: ``probability_K`` of the classes ``names``, one uncertainty, a weight a video.
+    """Make the prediction for one group: ``probability_K`` of the classes ``names``, one uncertainty, a weight a video.
 
     Raises:
-        CheckpointError: It said no numbers.
+        CheckpointError: Its outputs are no numbers.
 
     """
     if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
@@ -154,8 +154,8 @@ def prediction_of(names: Sequence[str], probability_K: Tensor, uncertainty: Tens
     )
 
 
-def write_said(file: Path, videos: Sequence[Path], longest: int, said: Prediction) -> None:
-    """Decode the videos again, every frame as far as memory bounds allow, and write them with what was said of them.
+def write_prediction_film(file: Path, videos: Sequence[Path], longest: int, prediction: Prediction) -> None:
+    """Decode the videos again, every frame as far as memory bounds allow, and write them with the prediction.
 
     It lasts as long as the longest view, by that one's frame rate; a shorter view holds its last frame.
     """
@@ -171,8 +171,8 @@ def write_said(file: Path, videos: Sequence[Path], longest: int, said: Predictio
         np.stack([decode_clip(video, n, FILM_SIZE).frames for video in videos]),
         max(rates) * n / longest,
         names=[f"{k} {video.name}" for k, video in enumerate(videos, 1)],
-        label=said.label,
-        probabilities=said.probabilities,
-        uncertainty=said.uncertainty,
-        view_weights=said.view_weights,
+        label=prediction.label,
+        probabilities=prediction.probabilities,
+        uncertainty=prediction.uncertainty,
+        view_weights=prediction.view_weights,
     )

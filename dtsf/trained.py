@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
-from dtsf.prediction import embed_videos, prediction_of, read_canvases, write_said
+from dtsf.prediction import embed_videos, prediction_of, read_canvases, write_prediction_film
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Run:
             split: ``test`` or ``train``.
             views: Views the network is given: ``all``, or numbers or names joined by commas.
             draws: Average over this many sets of frames; the recipe's ``train.draws`` if left out.
-            unknown: Also say how well uncertainty tells unknown actions: ``left-out``, the classes that the recipe's
+            unknown: Also measure how well uncertainty detects unknown actions: ``left-out``, the classes that the recipe's
                 ``train.leave_out`` took out of training, or the name of another data set in the cache.
             adapt: Align the network to the test stream while it is judged; the run is left as it is.
 
@@ -121,7 +121,7 @@ class Run:
             VideoError: A video cannot be used.
             ConfigError: This machine's encoder is not the one the run was trained with, no film can be written there, or
                 ``views`` names no camera of the run.
-            FilmError: The film cannot be written; the error has the prediction as ``said``.
+            FilmError: The film cannot be written; the error has the ``prediction``.
             DataError: Another number of videos than ``views``, or more than the run has cameras with weights of their own.
 
         """
@@ -129,13 +129,13 @@ class Run:
         embeddings_VFPC, longest = embed_videos(
             videos, self.state.spec, self.state.recipe.train.usable_threads, film, encoder_weights
         )
-        said = self._classify(embeddings_VFPC, cameras)
+        prediction = self._classify(embeddings_VFPC, cameras)
         if film is not None:
             try:
-                write_said(Path(film), [Path(video).absolute() for video in videos], longest, said)
+                write_prediction_film(Path(film), [Path(video).absolute() for video in videos], longest, prediction)
             except DtsfError as error:
-                raise FilmError(str(error), said) from error
-        return said
+                raise FilmError(str(error), prediction) from error
+        return prediction
 
     def _cameras(self, n_given: int, views: str | None) -> list[int]:
         """Numbers from 0 of the cameras that the videos are of."""

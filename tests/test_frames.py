@@ -194,6 +194,14 @@ def test_a_colon_in_a_name_and_a_playlist_are_what_they_are(make_video, tmp_path
     assert raised.value.verdict == "unreadable"
 
 
+def test_a_container_without_its_header_is_not_taken_for_a_raw_stream(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", 60, 320, 240)
+    path.write_bytes(bytes(2048) + path.read_bytes()[2048:])
+    with pytest.raises(VideoError) as raised:
+        decode_clip(path, 4, 96)
+    assert raised.value.verdict == "unreadable"
+
+
 def test_messages_end_with_a_way_out_and_name_no_source_file(make_video, tmp_path):
     path = make_video(tmp_path / "a.mp4", 30, codec="libx264")
     data = bytearray(path.read_bytes())

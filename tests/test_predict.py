@@ -14,7 +14,7 @@ import pytest
 
 import dtsf as package
 from dtsf.errors import ConfigError, DataError, DtsfError
-from dtsf.pipeline.arrivals import ANSWER, Watch
+from dtsf.pipeline.watcher import ANSWER, Watch
 from dtsf.report.film import FOOT, GAP, HEAD, write_film
 
 

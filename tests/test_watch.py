@@ -14,8 +14,8 @@ from hostile import listing, nothing_outside, put_in_place
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtsf.pipeline import arrivals
-from dtsf.pipeline.arrivals import ANSWER, Watch
+from dtsf.pipeline import watcher
+from dtsf.pipeline.watcher import ANSWER, Watch
 
 DTSF = Path(sys.executable).with_name("dtsf")
 
@@ -183,7 +183,7 @@ def test_no_answer_of_others_is_trouble(tmp_path, content):
     folder.mkdir(exist_ok=True)
     (folder / ANSWER).write_bytes(content)
     with nothing_outside():
-        known = arrivals._answered(folder)
+        known = watcher._answered(folder)
     assert known is None or all(isinstance(value, int) for pair in known.values() for value in pair)
 
 

@@ -119,7 +119,7 @@ def test_the_film_is_lost_on_a_full_disk_and_the_prediction_is_not(world, monkey
     run = dtsf.load(world / "run")
     with pytest.raises(FilmError, match="No space left") as caught:
         run.predict([video], film=tmp_path / "film.mp4")
-    assert caught.value.said == run.predict([video])
+    assert caught.value.prediction == run.predict([video])
 
 
 def test_a_run_folder_that_vanishes_ends_the_training_with_its_name(world, tmp_path):

@@ -75,12 +75,14 @@ class CatalogDocument(Frozen):
     seal: str = ""
 
     def digest(self) -> str:
-        """Sixteen digits of what is said of which bytes: another label, split or row is another digest; a moved file is not."""
-        said = [
+        """Digest of the annotations and of the bytes they are of: another label, split or row changes it; a moved file does not."""
+        annotated = [
             entry.clip.model_dump(mode="json", exclude={"path"}) | {"key": entry.key or entry.clip.path}
             for entry in self.clips
         ]
-        text = json.dumps([self.info.class_names, self.info.view_names, said], sort_keys=True, separators=(",", ":"))
+        text = json.dumps(
+            [self.info.class_names, self.info.view_names, annotated], sort_keys=True, separators=(",", ":")
+        )
         return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 

@@ -166,7 +166,7 @@ def open_log(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def exclusively(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; waits for whoever holds it. The kernel lets go of it when a process dies.
+    """Hold the lock file ``path``; waits for its holder. The kernel lets go of it when a process dies.
 
     Raises:
         CacheError: The file system has no locks, or refuses the file.

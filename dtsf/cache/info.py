@@ -61,7 +61,7 @@ class DatasetPage(Frozen):
     """Shards that were found damaged and wait to be made again."""
     fingerprint: str
     catalog: str
-    """Digest of what is said of the clips, as a run keeps it of the catalog it was trained on."""
+    """Digest of the catalog's annotations, as a run keeps it."""
     notes: tuple[str, ...]
     spec: CacheSpec
     bad: tuple[BadClip, ...]

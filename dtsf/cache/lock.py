@@ -1,4 +1,4 @@
-"""One command a data set that writes: preprocess, compact, repair, convert. A second one is told so at once."""
+"""One writer a data set: preprocess, compact, repair, convert. A second one is refused at once."""
 
 from __future__ import annotations
 

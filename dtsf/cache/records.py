@@ -1,4 +1,4 @@
-"""What all rooms speak of: what is said of a clip, which bytes it was computed from, and what became of it."""
+"""Records that all packages share: a clip and its annotations, the identity of its bytes, and its result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Frozen(BaseModel):
 
 
 class Clip(Frozen):
-    """One camera's video of one performance, and what is said of it: the catalog's, free to change at any time."""
+    """One camera's video of one performance with its annotations, which are the catalog's and may change at any time."""
 
     id: str
     """Unique in its data set, for example ``S001C002P003R001A010`` or ``a01_s02_e00_v03``."""
@@ -123,7 +123,7 @@ class ClipRecord(Frozen):
     frames_hash: str = ""
     """xxh3-64 of the pictures that the encoder was given."""
     clip: Clip | None = Field(default=None, exclude=True)
-    """Layouts 1 and 2 said here what the clip is; read where there is no catalog yet, and not written."""
+    """Annotations in layouts 1 and 2; read where there is no catalog, never written."""
 
     @model_validator(mode="before")
     @classmethod

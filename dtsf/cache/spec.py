@@ -100,7 +100,7 @@ class About(Frozen):
     shard_size: int = Field(ge=1, le=1_000_000)
     """Rows of a whole shard."""
     info: DatasetInfo | DatasetName
-    """Layouts 1 and 2 said here also which classes and views there are."""
+    """Classes and views in layouts 1 and 2."""
     spec: CacheSpec
     seal: str = ""
 

@@ -8,7 +8,7 @@ __all__ = ["Verdict"]
 
 
 class Verdict(StrEnum):
-    """What decoding a clip came to. ``ok`` and ``short`` have a row in the cache; the others are only listed."""
+    """The result of decoding a clip. ``ok`` and ``short`` have a row in the cache; the others are only listed."""
 
     OK = "ok"
     SHORT = "short"

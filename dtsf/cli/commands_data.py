@@ -107,8 +107,10 @@ def _changes(result: PreprocessResult) -> list[str]:
     """What the source is now against what it was at the last run."""
     held = result.changes
     counts = held.model_dump(exclude={"to_decode"})
-    said = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
-    lines = [f"against the last run: {said}"]
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
+    # A first run has nothing to compare with.
+    first = counts.get("new") == result.clips
+    lines = [] if first else [f"against the last run: {summary}"]
     if result.dry_run:
         lines.append(f"would be decoded: {held.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
     elif held.gone:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtsf.api import Prediction, Run
-    from dtsf.pipeline.arrivals import Arrival, Watch
+    from dtsf.pipeline.watcher import Arrival, Watch
 
 __all__ = ["predict_command"]
 
@@ -26,7 +26,7 @@ def predict_command(
     ] = None,
     video: Annotated[
         Path | None,
-        typer.Option(help="Also write a film (.mp4, .mkv, .mov): the views side by side with what is said of them."),
+        typer.Option(help="Also write a film (.mp4, .mkv, .mov): the views side by side with the prediction."),
     ] = None,
     encoder_weights: Annotated[
         Path | None,
@@ -75,8 +75,8 @@ def predict_command(
                 else api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
             )
         except FilmError as error:
-            # What was said of the videos stays said.
-            failed, result = error, cast("Prediction", error.said)
+            # The prediction is shown even if its film failed.
+            failed, result = error, cast("Prediction", error.prediction)
     if json_:
         print_json(result.model_dump(mode="json"))
     else:
@@ -91,8 +91,8 @@ def _show(result: Prediction, videos: Sequence[Path]) -> None:
     from dtsf.cli.show import results, table, words
 
     screen = results()
-    said = f"  probability {result.probability:.3f}  uncertainty {result.uncertainty:.3f}"
-    screen.print(words((result.label, "bold green"), said))
+    prediction = f"  probability {result.probability:.3f}  uncertainty {result.uncertainty:.3f}"
+    screen.print(words((result.label, "bold green"), prediction))
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
     screen.print(table("classes", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
     weights = zip(videos, result.view_weights, strict=True)
@@ -104,7 +104,7 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
     import signal
 
     from dtsf.cli.show import console
-    from dtsf.pipeline.arrivals import Watch
+    from dtsf.pipeline.watcher import Watch
 
     screen, counts = console(), {"named": 0, "unusable": 0}
     # Both set: a shell starts what it puts in the background with SIGINT ignored.
@@ -158,7 +158,7 @@ def _answer_all(run: Run, watch: Watch, weights: Path | None, json_: bool, count
 
 
 def _ask(run: Run, arrival: Arrival, weights: Path | None, *, first: bool) -> dict[str, Any]:
-    """What is said of a performance, or the error of one that cannot be used: one must not stop the watch."""
+    """The prediction of a performance, or the error of one that cannot be used: one must not stop the watcher."""
     from dtsf.errors import ConfigError, DtsfError
 
     left = {"left": list(arrival.left)} if arrival.left else {}

@@ -37,7 +37,7 @@ def train_command(
     from dtsf.model.training.processes import current_world
 
     if not current_world().first:
-        # Of several processes one speaks; errors are said by all, since any one may have its own.
+        # Of several processes the first one prints; each prints its own errors.
         set_verbosity(quiet=True, verbose=False)
 
     screen = console()
@@ -96,7 +96,7 @@ def evaluate_command(
     unknown: Annotated[
         str | None,
         typer.Option(
-            help="Also say how well uncertainty tells unknown actions: left-out (train.leave_out), or another data set."
+            help="Also measure how well uncertainty detects unknown actions: left-out (train.leave_out), or another data set."
         ),
     ] = None,
     adapt: Annotated[
@@ -140,11 +140,10 @@ def _lengths(settings: Recipe) -> str:
 
 
 def _note(report: EpochReport) -> str:
-    """What an epoch came to, on one line."""
-    terms = ", ".join(f"{name} {value:.3f}" for name, value in report.terms.items())
+    """The numbers of an epoch on one line."""
     held = f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}" if report.held_out else ""
     part = f"{report.part}  " if report.part else ""
-    return f"{part}loss {report.loss:.3f} ({terms})  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}{held}"
+    return f"{part}loss {report.loss:.3f}  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}{held}"
 
 
 def _init_summary(run: Path) -> str:

@@ -47,6 +47,7 @@ def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0)
 @contextmanager
 def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Count(ProgressColumn):
@@ -60,11 +61,15 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=24),
         Count(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+        # What is left of the line is the note's: it is cut, and the bar stays.
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
         console=screen,
+        expand=True,
     ) as bar:
         job = bar.add_task(plain(title), total=None, note="")
 
@@ -83,7 +88,7 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
 
 @dataclass
 class _State:
-    """What the last update said."""
+    """The last update."""
 
     begun: float = field(default_factory=time.monotonic)
     first: int | None = None
@@ -96,7 +101,7 @@ class _State:
 def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Callable[..., None]]:
     state, over = _State(), threading.Event()
     # Asked here: updates may come from a thread of dask's, which does not inherit what was chosen.
-    talkative = verbosity() is Verbosity.VERBOSE
+    verbose = verbosity() is Verbosity.VERBOSE
 
     def say() -> None:
         screen.print(_line(title, unit, state, time.monotonic() - state.begun), soft_wrap=True)
@@ -109,7 +114,7 @@ def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Cal
         # Work of an earlier run counts as done, not as speed.
         state.first = max(0, done - 1) if state.first is None else state.first
         state.done, state.total, state.note = done, total, note
-        if talkative:
+        if verbose:
             say()
 
     speaker = threading.Thread(target=keep_saying, daemon=True)

@@ -45,7 +45,7 @@ class UnreadError(Exception):
 
 
 class Verbosity(IntEnum):
-    """How much is said on stderr."""
+    """How much is printed on stderr."""
 
     QUIET = -1
     """Results and errors."""

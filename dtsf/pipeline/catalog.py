@@ -81,8 +81,10 @@ def build_catalog(
             )
         by_id[clip.id] = clip
     if not by_id:
-        told = "".join(f"; {note}" for note in notes)
-        raise DataError(f"no {dataset} video under {root}: looked for {expects}; found {_describe_content(root)}{told}")
+        listed_notes = "".join(f"; {note}" for note in notes)
+        raise DataError(
+            f"no {dataset} video under {root}: looked for {expects}; found {_describe_content(root)}{listed_notes}"
+        )
     ordered = tuple(by_id[key] for key in sorted(by_id))
     return Catalog(
         dataset=dataset,

@@ -22,7 +22,7 @@ class Changes(Frozen):
     changed: int = 0
     """Another content under the same path."""
     relabelled: int = 0
-    """The same bytes, of which something else is said: class, group, camera, subject, split, background, offset."""
+    """The same bytes with other annotations: class, group, camera, subject, split, background, offset."""
     moved: int = 0
     """The same bytes under another path."""
     unchanged: int = 0
@@ -42,7 +42,7 @@ def compare(before: CatalogDocument | None, now: CatalogDocument, *, unusable: i
     said_before = _said(before.info) if before else None
     said_now = _said(now.info)
     rest: list[Listed] = []
-    # Rows may name one file twice: first those of which the same is said.
+    # Rows may name one file twice: first those with the same annotations.
     for exact in (True, False):
         todo, rest = (now.clips if exact else tuple(rest)), []
         for entry in todo:
@@ -76,9 +76,9 @@ def _spot(entry: Listed) -> tuple[str, str]:
 
 
 def _said(info: DatasetInfo) -> Callable[[Listed], tuple[object, ...]]:
-    def said(entry: Listed) -> tuple[object, ...]:
+    def annotations(entry: Listed) -> tuple[object, ...]:
         c = entry.clip
         label, view = info.class_names[c.label], info.view_names[c.view - 1]
         return label, c.raw_label, c.group, view, c.subject, c.setup, c.split, c.background, c.offset
 
-    return said
+    return annotations

@@ -79,7 +79,7 @@ def _run_on_dask(task: ShardTask) -> int:
         take_card(worker.name)
     counter = Counter(lambda counts: worker.log_event(TOPIC, counts))
     run_shard(task, counter.count)
-    counter.tell()
+    counter.report()
     return task.shard
 
 

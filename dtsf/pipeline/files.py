@@ -60,7 +60,7 @@ def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[st
 
     Links are followed, after all that stands there itself; a folder that was seen already is not entered again, so that a
     link to a folder above ends. Hidden names and macOS's ``__MACOSX`` copies are passed over. What cannot be looked at, and
-    names that are not UTF-8, are told to ``left_out``.
+    names that are not UTF-8, are passed to ``left_out``.
 
     Raises:
         SourceError: The disk or server does not answer.

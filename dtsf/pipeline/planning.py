@@ -1,4 +1,4 @@
-"""Which clips are to be done, and in which shards: planned by the content of their files, not by what is said of them."""
+"""Which clips are to be done, and in which shards: planned by the content of their files, not by their annotations."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Progress:
 
 
 class PreprocessResult(Frozen):
-    """What stage 1 came to. ``clips`` counts all of the catalog, done now or before."""
+    """Result of stage 1. ``clips`` counts all of the catalog, done now or before."""
 
     dataset: str
     clips: int
@@ -63,7 +63,7 @@ class PreprocessResult(Frozen):
     """What a person should know of the source."""
     bad: tuple[BadClip, ...]
     dry_run: bool = False
-    """Nothing was done: it was only said what would be."""
+    """A dry run: nothing was done."""
 
 
 def make_spec(settings: PreprocessSettings) -> CacheSpec:
@@ -99,8 +99,8 @@ def preprocess(
 ) -> PreprocessResult:
     """Bring every clip of a catalog into the cache, once.
 
-    A clip is done if there is a record of its bytes, whatever is said of it and wherever they lie; done clips are never
-    touched again, bad ones included until their file changes or ``retry_bad`` is asked for. What is said of the clips
+    A clip is done if there is a record of its bytes, whatever its annotations and wherever they lie; done clips are never
+    touched again, bad ones included until their file changes or ``retry_bad`` is asked for. The clips' annotations
     (``catalog.json``) is replaced at the beginning, and again when all are done.
 
     Args:

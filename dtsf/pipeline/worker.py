@@ -52,26 +52,26 @@ class ShardTask:
 
 
 class Counter:
-    """Counts clips and tells of them at most every :data:`EVENT_EVERY` seconds; ends with :meth:`tell`."""
+    """Counts clips and reports them at most every :data:`EVENT_EVERY` seconds; ends with :meth:`report`."""
 
     def __init__(self, send: Callable[[tuple[int, int]], None]) -> None:
         self._send = send
         self._done = self._bad = 0
-        self._told = time.monotonic()
+        self._sent_at = time.monotonic()
 
     def count(self, record: ClipRecord) -> None:
         """One more clip."""
         self._done += 1
         self._bad += not record.verdict.usable
-        if time.monotonic() - self._told >= EVENT_EVERY:
-            self.tell()
+        if time.monotonic() - self._sent_at >= EVENT_EVERY:
+            self.report()
 
-    def tell(self) -> None:
-        """Tell of what was not told yet."""
+    def report(self) -> None:
+        """Report what was not reported yet."""
         if self._done:
             self._send((self._done, self._bad))
         self._done = self._bad = 0
-        self._told = time.monotonic()
+        self._sent_at = time.monotonic()
 
 
 def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:

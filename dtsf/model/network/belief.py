@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["AS_IT_IS", "SIGNS", "Belief", "clip_statistics", "discount"]
 
 SIGNS = ("evidence", "agreement", "closeness")
-"""What speaks for an answer, in the order of the weights w: the logarithm of the evidence; the logit of the greatest expected
+"""Signs of a right answer, in the order of the weights w: the logarithm of the evidence; the logit of the greatest expected
 probability; minus the logarithm of one minus the cosine between the feature and the nearest class's."""
 AS_IT_IS = (1.0, 0.0, 0.0)
 """Weights w with which, and with b = -log K, evidence is left as it is."""

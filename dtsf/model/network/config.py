@@ -10,7 +10,7 @@ __all__ = ["Auto", "ModelConfig"]
 
 
 def _lags(given: object) -> object:
-    """Frames may come as [1, 3], "1,3" or 2; 0 is none. Until 2026-11-25 it was one number."""
+    """Frames may come as [1, 3], "1,3" or 2; 0 is none. Older runs have one number."""
     if isinstance(given, str):
         return tuple(word.strip() for word in given.split(","))
     if isinstance(given, int) and not isinstance(given, bool):

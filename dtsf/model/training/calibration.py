@@ -2,7 +2,7 @@
 
 The training side is divided into parts as the protocol divides it into training and test: by people, or by cameras or setups where
 these are what is new in the test. For each part a network like the final one is trained on the others, as long as that, and
-asked about the part. What all parts say together decides how much to believe of the final network, which has learnt from
+tested on the part. The predictions for all parts together decide how much to believe of the final network, which has learnt from
 everybody. Two parts cost as much as the training itself. Groups that are held out anyway (``train.held_out``) serve
 without further training.
 Letters: B groups, V views, D features, K classes, P clips, S statistics of a clip.
@@ -57,7 +57,7 @@ PULL = 1.0
 
 @dataclass(frozen=True)
 class Observed:
-    """What a network says of groups, and what speaks for it."""
+    """Outputs of a network for groups, and the signs of right answers."""
 
     evidence_BK: Tensor
     signs_B3: Tensor
@@ -187,8 +187,10 @@ def observe(net: DTSFNet, groups: Groups) -> Observed:
     for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
         x_BVTHWC, mask_BV = batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
         output = net(x_BVTHWC, mask_BV)
-        said = net.belief.observe(output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV)
-        evidence_BK, signs_B3, likeness_B = (x.double().cpu() for x in said)
+        observed = net.belief.observe(
+            output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV
+        )
+        evidence_BK, signs_B3, likeness_B = (x.double().cpu() for x in observed)
         found.append(Observed(evidence_BK, signs_B3, likeness_B, batch.label_B))
     return Observed.together(found)
 

@@ -221,7 +221,7 @@ def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
 
 
 def _as_named_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Until 2026-11-25 motion energy was one number a cell, and its mean was named after that."""
+    """In older checkpoints motion energy is one number a cell, and its mean has another name."""
     return {"energy_mean_HWE" if name == "energy_mean_HW1" else name: x for name, x in weights.items()}
 
 

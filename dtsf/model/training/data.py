@@ -165,7 +165,7 @@ def energy_mean(net: DTSFNet, groups: Groups, pace: float) -> Tensor:
 def least_share(net: DTSFNet, groups: Groups) -> Tensor:
     """The least that each camera sees move in any of ``groups``, as a share of what the group's liveliest camera sees. (V,).
 
-    0 for a camera that stands in no group of several views: of it nothing can be said.
+    0 for a camera that stands in no group of several views: unknown.
     """
     least_V = torch.full((groups.row_GV.shape[1],), torch.inf)
     for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):

@@ -1,4 +1,4 @@
-"""When a training's numbers leave what numbers can be: how that is seen, and what a person is told."""
+"""Detection of a diverged training, and the message about it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Evaluation(BaseModel):
     catalog: str = ""
     """Digest of what is said of the clips."""
     unknown: UnknownActions | None = None
-    """How well uncertainty tells unknown actions, where it was asked."""
+    """How well uncertainty detects unknown actions, if requested."""
     adapted: bool = False
     """Whether the network was aligned to the test stream while it was judged."""
     metrics: Metrics
@@ -104,7 +104,7 @@ def evaluate(
         views: Views the network is given: ``all``, or numbers or names joined by commas.
         draws: Average over this many sets of frames; see :func:`evaluate_groups`.
         classes: Names of those that the network knows; the data set's if left out. Clips of others are not judged.
-        unknown: Also ask how well uncertainty tells unknown actions from these groups: the clips of this data set whose
+        unknown: Also measure how well uncertainty detects unknown actions: the clips of this data set whose
             classes the network does not know, or all of them where it knows every class; where it is ``data`` itself, of
             this side of the protocol.
         adapt: Align the network to the test stream, a group at a time: see :mod:`.adapt`.

@@ -50,7 +50,7 @@ __all__ = ["EpochReport", "Fitted", "fit"]
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch came to, for progress displays."""
+    """Numbers of one epoch, for progress displays."""
 
     epoch: int
     epochs: int
@@ -262,7 +262,7 @@ def _steps(
                 part = _backward(model, fabric, batches.take(), share.weight, epoch)
             batches.prepare()
             found = {name: found[name] + x if found else x for name, x in part.items()}
-        # A norm that is not finite is said below, with the loss.
+        # A norm that is not finite is reported below, with the loss.
         norm = fabric.clip_gradients(training.net, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)
         optimizer.step()
         if training.average is not None:

@@ -1,4 +1,4 @@
-"""The numbers of a judgement, and how they follow from what the network said.
+"""Metrics of an evaluation, computed from predictions.
 
 Letters: G groups, V views, K classes.
 """
@@ -22,7 +22,7 @@ BINS = 15
 
 
 class GroupPrediction(BaseModel):
-    """What the network said of one group."""
+    """The prediction for one group."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -84,13 +84,13 @@ def judge(
     groups: Groups,
     class_names: tuple[str, ...],
 ) -> Metrics:
-    """Sum up what was said of all groups.
+    """Compute the metrics of all predictions.
 
     Args:
         probability_GK: Of each class, summing to 1.
         uncertainty_G: In (0, 1].
         weights_GV: Share of each view; 0 where it is absent.
-        view_predicted_GV: Class that each view's own feature speaks for; anything where it is absent.
+        view_predicted_GV: Class predicted from each view's own feature; anything where it is absent.
         groups: The groups, for labels, names and present views.
         class_names: By label.
 

@@ -77,7 +77,7 @@ def read_frames(
         moment_MT: In [0, 1], for each clip read.
         pace: See :func:`motion_clock`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above
             0 it is interpolated between the two cached frames around it.
-        step_NS: :func:`motion_steps` of all clips, for whoever reads them more than once; computed if left out.
+        step_NS: :func:`motion_steps` of all clips, to reuse; computed if left out.
 
     Returns:
         (M, T, H, W, C), float32.

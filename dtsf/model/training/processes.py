@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 -m dtsf train ...
 
 A step takes ``batch_size`` groups for each process and each accumulated part, so two processes make the step that one makes
-with the doubled batch (tested). Only the first process writes and speaks.
+with the doubled batch (tested). Only the first process writes and prints.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes and prints."""
         return self.rank == 0
 
 
@@ -82,7 +82,7 @@ def launch(device: str, precision: str) -> Fabric:
     from torch.nn.parallel import DistributedDataParallel
 
     world = current_world()
-    # Who trains is told what happens by dtsf; Fabric writes to stderr of its own accord.
+    # dtsf reports progress itself; Fabric would write to stderr too.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     # Buffers are constants: no need to send them at every step. PyTorch 2.13 renamed the switch.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
@@ -116,7 +116,7 @@ def epoch_plan(n_groups: int, batch_size: int, accumulate: int, world: World) ->
         world: The processes; all draw the same order.
 
     Returns:
-        The steps of the process that asks.
+        The steps of the calling process.
 
     """
     together = batch_size * world.size

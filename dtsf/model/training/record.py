@@ -108,7 +108,7 @@ class Record:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            # What a full disk refuses has been said.
+            # A full disk has been reported.
             with contextlib.suppress(OSError):
                 self._file.close()
         if self._writer is not None:

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What training came to."""
+    """Result of a training."""
 
     run: Path
     epochs: int

@@ -1,4 +1,4 @@
-"""Actions that a network never learnt: classes left out of training, and how well uncertainty tells them from known ones.
+"""Actions that a network never learnt: classes left out of training, and how well uncertainty detects them.
 
 The question of DEAR (Bao, Yu, Kong, ICCV 2021) and SOAR (Zhai et al., ICCV 2023), asked of people as unseen as those of the
 known actions:
@@ -34,7 +34,7 @@ ACCEPTED = 0.95
 
 
 class UnknownActions(BaseModel):
-    """How well uncertainty tells unknown actions from known ones."""
+    """How well uncertainty detects unknown actions."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -1,4 +1,4 @@
-"""Which video an entry of somebody's list means, and how the list separates its cells: both told by the videos that are there."""
+"""Infer from the videos that are there which one an entry of a list means, and how the list separates its cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables as people have them: any usual separator and encoding, headers in any case; what is wrong is said with its line."""
+"""Tables as people have them: any usual separator and encoding, headers in any case; errors name their line."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _model(name: str, size: int, file: str | None = None) -> Any:
         ) from error
     # Read before the model is made: a file that is no weights is refused whatever the name.
     weights = None if file is None else _read_weights(name, file)
-    # Transformers are told the size of their pictures; convolutional networks neither need nor take it.
+    # Transformers get the size of their pictures; convolutional networks neither need nor take it.
     sizes: list[dict[str, Any]] = [{"img_size": size}, {}]
     for k, extra in enumerate(sizes):
         try:

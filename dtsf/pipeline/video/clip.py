@@ -102,5 +102,5 @@ def way_out(path: Path) -> str:
 def short(error: BaseException) -> str:
     """First line of an error: its number and the file's name left out, and what a library says of its own code."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    said = lines[0].split("]", 1)[-1]
-    return said.split(": '")[0].strip()[:200] or type(error).__name__
+    text = lines[0].split("]", 1)[-1]
+    return text.split(": '")[0].strip()[:200] or type(error).__name__

@@ -218,10 +218,10 @@ def _check_every_frame(path: Path, index: VideoIndex) -> None:
             if index.shown[number]:
                 count += 1
                 flagged += frame.is_corrupt
-    damaged = {number: said for number, said in source.errors.items() if number not in index.absent | index.cut}
+    damaged = {number: message for number, message in source.errors.items() if number not in index.absent | index.cut}
     if damaged or flagged:
-        said = f": {next(iter(damaged.values()))}" if damaged else ""
+        message = f": {next(iter(damaged.values()))}" if damaged else ""
         raise VideoError(
-            f"{path}: the codec flags {max(flagged, len(damaged))} of {index.n_frames} frames as damaged{said}",
+            f"{path}: the codec flags {max(flagged, len(damaged))} of {index.n_frames} frames as damaged{message}",
             Verdict.CORRUPT,
         )

@@ -1,6 +1,6 @@
 """What is in a video file: which packets hold frames that are shown, and when.
 
-A decoder is told what to do by this and by nothing else.
+This alone tells a decoder what to do.
 
 **Which frames are shown**: those of packets that are not empty, that no edit list hides, from the first key frame on. Where
 packets follow that key frame and precede it in time (an open GOP, cut), decoding its head tells which of them come out.
@@ -80,7 +80,7 @@ class VideoIndex:
     cut: frozenset[int] = frozenset()
     """Packets behind the first key frame whose frames would precede it, and need one that was cut away."""
     absent: frozenset[int] = frozenset()
-    """Other packets from which no frame comes, as decoding told."""
+    """Other packets from which no frame comes, as decoding showed."""
 
     @cached_property
     def first_key(self) -> int:

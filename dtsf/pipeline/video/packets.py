@@ -35,7 +35,7 @@ class PacketSource:
     def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:
         self._container, self._index, self._kept, self._strict = container, index, kept, strict
         self.errors: dict[int, str] = {}
-        """What the codec said of packets that it could not read, since :meth:`frames` was called."""
+        """Messages of the codec about packets that it could not read, since :meth:`frames` was called."""
 
     @property
     def path(self) -> Path:

@@ -29,6 +29,8 @@ JUMPS_ARE_CUTS = frozenset({"mpeg", "mpegts"})
 """Formats in which a jump of the clock is a splice, not a pause."""
 NO_TIMESTAMPS = 0x80
 """FFmpeg's mark of formats without times: raw streams."""
+HEADED = frozenset({".3gp", ".asf", ".avi", ".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
+"""Endings of containers: what FFmpeg takes for a raw stream there is a damaged one."""
 PAUSE_SECONDS = 10.0
 
 
@@ -46,6 +48,11 @@ def read_index(container: Any, path: Path, keep: bool = False) -> tuple[VideoInd
     """
     import av
 
+    untimed = bool(container.format.flags & NO_TIMESTAMPS)
+    if untimed and path.suffix.lower() in HEADED:
+        raise VideoError(
+            f"{path} has lost its header: only a raw stream is found in it; {way_out(path)}", Verdict.UNREADABLE
+        )
     stream = choose_stream(container, path)
     declared_packets = len(stream.index_entries)
     kept: list[Any] | None = [] if keep else None
@@ -85,7 +92,6 @@ def read_index(container: Any, path: Path, keep: bool = False) -> tuple[VideoInd
     kind = container.format.name
     tick = Fraction(stream.time_base)
     packets = _spliced(packets, tick, kind)
-    untimed = bool(container.format.flags & NO_TIMESTAMPS)
     promised, read_end = _ends(container, stream, packets, others)
     context = stream.codec_context
     aspect = Fraction(stream.sample_aspect_ratio or 1)

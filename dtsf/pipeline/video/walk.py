@@ -23,7 +23,7 @@ SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 
 
 class Learnt(Exception):  # noqa: N818 - no error
-    """What comes out is not what the index said. It says so now."""
+    """The frames differ from the index, which has been corrected."""
 
     def __init__(self, index: VideoIndex) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def decode_wanted(
     """Pictures by rank.
 
     Raises:
-        Learnt: Frames are not there that the index told of, or come in another order.
+        Learnt: Frames are not there that the index lists, or come in another order.
 
     """
     walk = _walk_by_rank if index.by_rank else _walk_by_time
@@ -99,9 +99,9 @@ def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> No
     behind = [number for number in lost if number < n_packets - 2]
     at_end = set(range(n_packets - len(lost), n_packets)) == lost
     if behind and (source.errors or (at_end and len(lost) > REORDERED)):
-        said = next(iter(source.errors.values()), "no frame comes")
+        message = next(iter(source.errors.values()), "no frame comes")
         raise VideoError(
-            f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {said}; {way_out(source.path)}",
+            f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {message}; {way_out(source.path)}",
             Verdict.CORRUPT if len(lost) < index.n_frames else Verdict.UNREADABLE,
         )
 

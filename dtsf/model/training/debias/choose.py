@@ -59,7 +59,7 @@ class DebiasConfig(BaseModel):
 
 
 class Debiaser(Protocol):
-    """What the training loop asks of a method. Implementations are modules."""
+    """Interface of a method to the training loop. Implementations are modules."""
 
     def prepare(self, batch: Batch) -> Batch:
         """Change a batch before the network sees it."""
