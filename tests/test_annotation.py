@@ -1,4 +1,4 @@
-"""Correcting an annotation costs no decoding; what is no longer said is not trained on; who trains is told of it."""
+"""Correcting an annotation costs no decoding; what left the source is not trained on; a run reports it."""
 
 import csv
 import json

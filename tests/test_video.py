@@ -1,3 +1,5 @@
+"""Clips from video files: frames, sizes, parts, verdicts."""
+
 import numpy as np
 import pytest
 from hypothesis import given

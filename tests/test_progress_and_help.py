@@ -1,4 +1,4 @@
-"""What is said on the way, how loud, and completion."""
+"""Progress, quiet and verbose, help, completion, and what a screen shows first."""
 
 import contextlib
 import json
