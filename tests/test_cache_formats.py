@@ -104,7 +104,7 @@ def test_array_documents_are_those_that_zarr_writes_itself(tmp_path):
         assert ours == json.loads((tmp_path / "theirs" / array / "zarr.json").read_text())
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FROZEN.iterdir()))
+@pytest.mark.parametrize("name", sorted(path.name for path in FROZEN.glob("layout*")))
 def test_frozen_caches_of_every_layout_are_read_for_ever_and_gone_on_with(tmp_path, name):
     shutil.copytree(FROZEN / name / "a", tmp_path / "a")
     first, second = rows(3, seed=1), rows(1, seed=2)

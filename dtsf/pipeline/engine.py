@@ -124,7 +124,8 @@ def _client(n_workers: int, scheduler: str | None, cards: int = 0) -> Iterator[A
             n_workers=n_workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            # Left out, it takes port 8787 or, where that is taken, says so; nobody looks at it.
+            dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
             memory_limit=0,
             # No more workers than cards are asked for, unless a person says so: then they share.
