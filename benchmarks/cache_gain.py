@@ -21,6 +21,7 @@ from dtsf.model.training.data import load_groups
 from dtsf.model.training.loop import fit
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.size import sized
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
@@ -47,7 +48,7 @@ def main() -> None:
         n_clips = decode_and_embed(data, arguments)
         train_once(data, arguments, epochs=1)
     decoded = (time.perf_counter() - begun) / arguments.epochs
-    epochs = load_recipe(arguments.recipe).train.epochs
+    epochs = sized(load_recipe(arguments.recipe), n_clips).train.epochs
     document = {
         "clips": n_clips,
         "epoch_from_cache_s": cached,

@@ -38,6 +38,7 @@ from dtsf.model.training.data import Groups, training_batches, training_source
 from dtsf.model.training.losses import dtsf_loss
 from dtsf.model.training.optimiser import parameter_groups
 from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.size import USUAL, sized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -75,7 +76,7 @@ def labelled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
     """A function that trains one epoch of four full batches and returns the seconds of each step."""
-    recipe = load_recipe(recipe_name)
+    recipe = sized(load_recipe(recipe_name), USUAL)
     groups = random_groups(4 * recipe.train.batch_size)
     net = DTSFNet(recipe.model, channels=CHANNELS, canvas=SIDE, n_classes=CLASSES, n_views=VIEWS)
     optimizer = torch.optim.AdamW(parameter_groups(net, recipe.train.weight_decay), lr=recipe.train.lr, foreach=False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["sized"]
+__all__ = ["USUAL", "sized"]
 
 USUAL = 333
 """Clips of a hundred performances before three cameras, for which the recipes were chosen: width 96, one block, 60 epochs."""
