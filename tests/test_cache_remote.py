@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 import pytest
-from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, make, rows, shard_record, snapshot
+from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, rows, shard_record, snapshot
 
 from dtsf.cache import remote
 from dtsf.cache.convert import convert
@@ -157,6 +157,7 @@ def test_two_writers_one_wins_each_shard(bucket):
     for writer in writers:
         writer.join(120)
         assert writer.exitcode == 0
+    list_all(url)
     assert verify(url, deep=True).ok
     data = open_dataset(bucket)
     assert [clip.id for clip in data.clips] == [name for shard in range(4) for name in names(shard)]

@@ -360,7 +360,8 @@ def test_unusable_clips_are_left_out_counted_and_make_exit_1(dtsf, world, cut_fi
         (tmp_path / "data" / action).mkdir(parents=True)
         for file in (world / "data/multiview_action_videos" / action).iterdir():
             (tmp_path / "data" / action / file.name).symlink_to(file)
-    broken = tmp_path / "data/a05/v02_s01_e00.avi"
+    # Of a test subject: a judgement counts its own side's clips alone.
+    broken = tmp_path / "data/a05/v02_s02_e00.avi"
     source = broken.resolve()
     broken.unlink()
     cut_file(source, broken, 0.5)
@@ -370,7 +371,7 @@ def test_unusable_clips_are_left_out_counted_and_make_exit_1(dtsf, world, cut_fi
     document = json.loads(done.stdout)
     assert document["bad_clips"] == {"truncated": 1}
     assert document["rows"][0]["left_out"] == {"truncated": 1}
-    assert document["rows"][0]["train"] == "5 clips, 2 groups"
+    assert document["rows"][0]["train"] == "6 clips, 2 groups"
     assert "| 1 truncated |" in (tmp_path / "reproduce-nucla/results.md").read_text()
 
 

@@ -109,8 +109,8 @@ def judge(
     present_V = mask_GV.sum(0)
     reliability = _reliability(probability_GK.amax(-1), right_G)
     return Metrics(
-        top1=right_G.float().mean().item(),
-        top5=top5_G.float().mean().item(),
+        top1=int(right_G.sum()) / len(right_G),
+        top5=int(top5_G.sum()) / len(top5_G),
         n_groups=len(groups),
         ece=_error_of(reliability),
         reliability=reliability,
@@ -118,11 +118,11 @@ def judge(
         uncertainty=uncertainty_G.mean().item(),
         view_weights=tuple((weights_GV.sum(0) / present_V.clamp(min=1)).tolist()),
         view_top1=tuple(
-            (view_predicted_GV[mask, v] == label_G[mask]).float().mean().item() if mask.any() else None
+            int((view_predicted_GV[mask, v] == label_G[mask]).sum()) / int(mask.sum()) if mask.any() else None
             for v, mask in enumerate(mask_GV.unbind(1))
         ),
         per_class={
-            name: (confusion_KK[k, k] / total).item() if (total := confusion_KK[k].sum()) else None
+            name: int(confusion_KK[k, k]) / total if (total := int(confusion_KK[k].sum())) else None
             for k, name in enumerate(class_names)
         },
         confusion=tuple(tuple(row) for row in confusion_KK.tolist()),

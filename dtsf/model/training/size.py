@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 __all__ = ["USUAL", "sized"]
 
 USUAL = 333
-"""Clips of a hundred performances before three cameras, for which the recipes were chosen: width 96, one block, 60 epochs."""
+"""Clips of a hundred performances before three cameras, for which the recipes were chosen: width 96, one block, 120 epochs."""
 
 
 def sized(recipe: Recipe, clips: int) -> Recipe:
     """The recipe with numbers in the place of ``auto``, for so many training clips.
 
     Width grows with the square root of the clips, 96 at :data:`USUAL`, in steps of 32 from 96 to 384; one block
-    below 128, two below 256, four from there; epochs fall with the square root, 60 at :data:`USUAL`, from 150
+    below 128, two below 256, four from there; epochs fall with the square root, 120 at :data:`USUAL`, from 240
     to 20.
     """
     ratio = math.sqrt(max(1, clips) / USUAL)
     model, train = recipe.model, recipe.train
     width = model.width or min(384, max(96, 32 * round(3 * ratio)))
     depth = model.depth or (1 if width < 128 else 2 if width < 256 else 4)
-    epochs = train.epochs or min(150, max(20, round(60 / ratio)))
+    epochs = train.epochs or min(240, max(20, round(120 / ratio)))
     return recipe.model_copy(
         update={
             "model": model.model_copy(update={"width": width, "depth": depth}),

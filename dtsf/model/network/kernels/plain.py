@@ -5,7 +5,6 @@ Letters: B batch, D channels, L tokens, N state, K taps.
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +72,7 @@ def _states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
     decays, which are at most 1: nothing can overflow, and nothing is divided by.
     """
     length = decay_BLX.shape[1]
-    size = math.isqrt(max(1, length - 1)) + 1
+    size = int(max(1, length - 1) ** 0.5) + 1
     n_chunks = -(-length // size)
     short = n_chunks * size - length
     if short:

@@ -33,6 +33,8 @@ class Row(BaseModel):
     """Changed too where the recipe has ``model.views`` ``merged``."""
     if_both: tuple[str, ...] = ()
     """Changed too where the recipe has ``model.canvas`` ``both``."""
+    if_energy: tuple[str, ...] = ()
+    """Changed too where the recipe has ``model.canvas`` ``energy`` and encodes each camera by itself."""
     if_frame: tuple[str, ...] = ()
     """Changed too where the recipe has ``model.anchor`` ``frame``."""
 
@@ -108,6 +110,7 @@ def make_variants(table: Table, recipe: str, overrides: Sequence[str] = ()) -> t
             *row.set,
             *(row.if_merged if base.model.views == "merged" else ()),
             *(row.if_both if base.model.canvas == "both" else ()),
+            *(row.if_energy if (base.model.canvas, base.model.views) == ("energy", "apart") else ()),
             *(row.if_frame if base.model.anchor == "frame" else ()),
         )
         try:
