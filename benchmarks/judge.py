@@ -167,7 +167,14 @@ def preprocess(data: Path, cache: Path, sets: list[str], words: list[str], *, te
 
 
 def judge(
-    cache: Path, recipe: Chosen, sets: list[str], seeds: list[int], *, test: bool, calibrated: bool = True
+    cache: Path,
+    recipe: Chosen,
+    sets: list[str],
+    seeds: list[int],
+    *,
+    test: bool,
+    calibrated: bool = True,
+    quick: bool = False,
 ) -> Numbers:
     """Train every trial with every seed, and the mean of each row's numbers. ``recipe`` is told what the trial asks."""
     opened: dict[str, CachedDataset] = {}
@@ -180,6 +187,7 @@ def judge(
         settings, learnt = recipe(trial.rule), data(trial.learnt)
         clips = tuple(clip for clip in learnt.clips if trial.clips(clip))
         settings, train = sized(settings, len(clips)), load_groups(learnt, clips)
+        settings = _in_half_the_epochs(settings) if quick else settings
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:
                 where = {"run": Path(run), "seed": seed, "device": "cpu"}
@@ -207,7 +215,7 @@ def _mean(numbers: list[tuple[float, float, float | None]]) -> dict[str, float |
 
 
 def _in_half_the_epochs(recipe: Recipe) -> Recipe:
-    update = {"epochs": max(1, (recipe.train.epochs or 60) // 2), "lr": recipe.train.lr * 2}
+    update = {"epochs": max(1, recipe.train.epochs // 2), "lr": recipe.train.lr * 2}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=update)})
 
 
@@ -256,12 +264,10 @@ def main() -> None:
         def settings(rule: str, recipe: str = recipe, changes: list[str] = changes) -> Recipe:
             # As dtsf train takes it where no recipe is named.
             own = "unseen-cameras" if recipe == "default" and rule != "all" else recipe
-            chosen = load_recipe(own, [*options.set, *changes])
-            return _in_half_the_epochs(chosen) if options.quick else chosen
+            return load_recipe(own, [*options.set, *changes])
 
-        result[name] = judge(
-            options.cache, settings, sets, seeds, test=options.test, calibrated=not options.uncalibrated
-        )
+        how = {"test": options.test, "calibrated": not options.uncalibrated, "quick": options.quick}
+        result[name] = judge(options.cache, settings, sets, seeds, **how)
         print(name, " ".join(f"{row} {n['top1']:.3f}" for row, n in result[name].items()), file=sys.stderr, flush=True)
     ranks = mean_ranks({name: {row: float(n["top1"] or 0) for row, n in rows.items()} for name, rows in result.items()})
     if options.json:
