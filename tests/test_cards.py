@@ -1,6 +1,5 @@
 """Stage 1 beside a graphics card, tried with stand-ins: none is here."""
 
-import asyncio
 import os
 
 import numpy as np
@@ -109,7 +108,6 @@ def where_they_ran(monkeypatch, offered):
     }
     scheduler = {"cls": Scheduler, "options": {"dashboard": False, "port": 0}}
     with SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster:
-        asyncio.run(asyncio.sleep(0))
         engine.run_tasks([Nothing(k) for k in range(6)], 2, cluster.scheduler_address, lambda done, bad: None)
     assert len(seen) == 6
     return set(seen)

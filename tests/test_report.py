@@ -27,7 +27,7 @@ HOSTILE = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     """A headless browser. Skips where there is none, except in CI, where its absence is a failure."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
