@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import CacheSpec
 
-__all__ = ["Prediction", "embed_videos", "predict_onnx", "prediction_of", "read_canvases", "write_prediction_film"]
-
 logger = logging.getLogger(__name__)
 
 FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
@@ -53,7 +51,6 @@ def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: s
     Raises:
         CheckpointError: The file is missing or not dtsf's.
         DataError: Another number of videos.
-
     """
     from dtsf.model.export import read_onnx
 
@@ -140,7 +137,6 @@ def prediction_of(names: Sequence[str], probability_K: Tensor, uncertainty: Tens
 
     Raises:
         CheckpointError: Its outputs are no numbers.
-
     """
     if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
         raise CheckpointError("the network's answer is not finite numbers: the training that made it diverged")

@@ -12,8 +12,6 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Settings", "explain"]
-
 
 class Settings(BaseModel):
     """Immutable; an unknown name is an error. The text below a field is its documentation and its ``--help``."""
@@ -22,11 +20,8 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Validate keywords.
-
-        Raises:
-            ConfigError: An unknown name (with the nearest one) or a value out of range, named as on the command line.
-
+        """Validate keywords. Raises ConfigError: an unknown name (with the nearest one) or a value out of range, named as on
+        the command line.
         """
         try:
             return cls(**values)
@@ -53,7 +48,6 @@ def explain(error: ValidationError, known: Iterable[str], name: Callable[[str], 
         error: Pydantic's.
         known: Names that there are, for the nearest one to an unknown name.
         name: How a setting is named to a person.
-
     """
     names = list(known)
     lines = []

@@ -14,19 +14,13 @@ if TYPE_CHECKING:
 
     from dtsf.cache.remote import RemoteFolder
 
-__all__ = ["only_writer"]
-
 
 @contextmanager
 def only_writer(folder: LocalFolder | RemoteFolder) -> Iterator[None]:
     """Be the only command that writes a data set. An object store has no lock: there each shard is claimed by itself.
 
-    Args:
-        folder: The data set's place; its lock lies beside it, so that it need not be there yet.
-
-    Raises:
-        CacheError: Another process is at it, or the folder cannot be written.
-
+    ``folder``: the data set's place; its lock lies beside it, so that it need not be there yet. Raises CacheError: another
+    process is at it, or the folder cannot be written.
     """
     if not isinstance(folder, LocalFolder):
         yield

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     Place = "LocalFolder | RemoteFolder"
 
-__all__ = ["DOCUMENT_LIMIT", "LocalFolder", "Place", "as_place", "is_url"]
-
 DOCUMENT_LIMIT = 1 << 28
 """Bytes of the largest JSON document that is read: a shard of a million clips stays under it."""
 URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)
@@ -101,12 +99,7 @@ class LocalFolder:
             raise CacheError(f"cannot list {path}: {error.strerror or error}") from error
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none.
-
-        Raises:
-            CacheError: Something else than a plain file is there.
-
-        """
+        """Bytes of a file; None where there is none. Raises CacheError: something else than a plain file is there."""
         path = self._inside(name)
         try:
             status = path.lstat()
@@ -121,9 +114,7 @@ class LocalFolder:
     def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
         """Bytes of a file; None where there is none.
 
-        Raises:
-            CacheError: It is larger than ``limit``, a link, or cannot be read.
-
+        Raises CacheError: it is larger than ``limit``, a link, or cannot be read.
         """
         if self.size(name) is None:
             return None

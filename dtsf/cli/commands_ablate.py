@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.ablation.results import Ablation
 
-__all__ = ["ablate_command"]
-
 
 def ablate_command(
     table: Annotated[str, typer.Option(help="fusion, motion, debias, paper, or a TOML file of the same form.")],
@@ -64,15 +62,13 @@ def ablate_command(
         announced.append(result.total)
         screen.print(
             f"{result.title}: {len(result.rows)} variants, {len(result.seeds)} seeds, recipe {result.recipe}, "
-            f"{result.dataset} by {result.protocol}: {result.total} trainings, {result.reused} of them done before",
-            markup=False,
-            highlight=False,
+            f"{result.dataset} by {result.protocol}: {result.total} trainings, {result.reused} of them done before"
         )
         for test in result.tests:
             words = f"judged on {test.name}: {test.task}, {test.n_groups} groups"
-            screen.print(words, markup=False, highlight=False)
+            screen.print(words)
             if test.note:
-                screen.print(f"{test.name}: {test.note}", style="yellow", markup=False, highlight=False)
+                screen.print(f"{test.name}: {test.note}", style="yellow")
 
     with progress("ablate", "epochs") as update:
         result = api.ablate(
@@ -97,7 +93,7 @@ def ablate_command(
     for part in _tables(result):
         results().print(part)
     files = ", ".join(f"{result.table}.{ending}" for ending in ("md", "csv", "svg"))
-    screen.print(f"written to {out}: {files}; the trainings are in {out / 'trainings'}", highlight=False)
+    screen.print(f"written to {out}: {files}; the trainings are in {out / 'trainings'}")
 
 
 def _seeds(text: str) -> list[int]:

@@ -7,9 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["export_command"]
-
-
 RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
 
 
@@ -27,15 +24,12 @@ def export_command(
 
     screen = console()
     if not json_:
-        screen.print(f"exporting {run}: the scan is written out step by step, which takes a while", highlight=False)
+        screen.print(f"exporting {run}: the scan is written out step by step, which takes a while")
     made = api.export(run, onnx, views=views)
     if json_:
         print_json({"onnx": str(onnx), "views": made.views, "frames": made.frames, "bytes": onnx.stat().st_size})
         return
     screen.print(
-        f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, any number of groups, {made.views} views x {made.frames} frames",
-        highlight=False,
+        f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, any number of groups, {made.views} views x {made.frames} frames"
     )
-    screen.print(
-        f"next: dtsf predict {' '.join(f'CAM{v + 1}' for v in range(made.views))} --onnx {onnx}", highlight=False
-    )
+    screen.print(f"next: dtsf predict {' '.join(f'CAM{v + 1}' for v in range(made.views))} --onnx {onnx}")

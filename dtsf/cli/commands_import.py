@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["import_command"]
-
 
 def import_command(
     lists: Annotated[
@@ -35,21 +33,18 @@ def import_command(
         return
     screen = console()
     splits = ", ".join(f"{count} {name}" for name, count in result.splits.items())
-    screen.print(f"{result.rows} videos in {result.groups} groups ({splits}) in {result.manifest}", highlight=False)
+    screen.print(f"{result.rows} videos in {result.groups} groups ({splits}) in {result.manifest}")
     for note in result.notes:
-        screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+        screen.print(f"note: {note}", style="yellow")
     if result.missing:
         screen.print(
             f"{len(result.missing)} entries have no video under {root} and are left out; the first is {result.missing[0]}",
             style="yellow",
-            markup=False,
-            highlight=False,
         )
     if result.alone:
         screen.print(
             f"{result.alone} names say neither performance nor camera: each is a group of one view; fill in the columns "
             "group and view where you know them",
             style="yellow",
-            highlight=False,
         )
-    screen.print(f"next: dtsf preprocess manifest --root {result.manifest}", highlight=False)
+    screen.print(f"next: dtsf preprocess manifest --root {result.manifest}")

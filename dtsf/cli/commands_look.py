@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["cache_page", "doctor_command", "report_command"]
-
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Run folder; several with --compare.")],
@@ -85,6 +83,4 @@ def _say(file: Path, begun: float, json_: bool) -> None:
         n_bytes = file.stat().st_size
         print_json({"report": str(file), "bytes": n_bytes, "seconds": time.monotonic() - begun})
         return
-    results().print(
-        f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)", markup=False, highlight=False, soft_wrap=True
-    )
+    results().print(f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)", soft_wrap=True)

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
     from dtsf.reproduce.records import Reproduction
 
-__all__ = ["reproduce_app"]
-
 reproduce_app = typer.Typer(
     help="Run a published experiment: data check, both stages, one table.", no_args_is_help=True
 )
@@ -108,7 +106,7 @@ def reproduce_nucla_command(
         "strict": strict,
         "overwrite": overwrite,
         "on_check": _show_check,
-        "say": lambda line: console().print(line, markup=False, highlight=False),
+        "say": lambda line: console().print(line),
         "show": progress,
     }
     if both and init is not None:

@@ -18,19 +18,12 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["evaluate_command", "train_command"]
-
 CacheOption = Annotated[Path, typer.Option(help="Folder of the cache.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 @with_settings(TrainSettings, overrides=list[str])
-def train_command(
-    cache: CacheOption = Path("cache"),
-    json_: JsonOption = False,
-    *,
-    settings: TrainSettings,
-) -> None:
+def train_command(cache: CacheOption = Path("cache"), json_: JsonOption = False, *, settings: TrainSettings) -> None:
     """Stage 2: train DTSFNet from the cache and judge it on the protocol's test clips."""
     from dtsf import api
     from dtsf.cli.show import console, evaluation_table, print_json, progress, results, split_table
@@ -43,11 +36,11 @@ def train_command(
     screen = console()
 
     def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
-        screen.print(f"{data.info.name}, the task: {split.task}", markup=False, highlight=False)
+        screen.print(f"{data.info.name}, the task: {split.task}")
         screen.print(split_table(split, data.info.view_names))
         for reason, count in {**split.left_out, **_bad(data)}.items():
-            screen.print(f"left out: {count} clips: {reason}", style="yellow", markup=False, highlight=False)
-        screen.print(f"{_lengths(recipe)}, run folder {run}", markup=False, highlight=False)
+            screen.print(f"left out: {count} clips: {reason}", style="yellow")
+        screen.print(f"{_lengths(recipe)}, run folder {run}")
 
     with progress("train", "epochs") as update:
 
@@ -57,14 +50,14 @@ def train_command(
         result = api.train(
             cache,
             settings=settings,
-            on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}", markup=False, highlight=False),
+            on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}"),
             on_start=announce,
             on_epoch=show,
         )
     if not current_world().first:
         return
     if settings.init is not None:
-        screen.print(_init_summary(result.run), style="cyan", markup=False, highlight=False)
+        screen.print(_init_summary(result.run), style="cyan")
     document = result.evaluation.summary()
     if json_:
         extra = {"run": str(result.run), "seconds": result.seconds, "epochs": result.epochs}
@@ -74,13 +67,9 @@ def train_command(
     for part in evaluation_table(document):
         results().print(part)
     if result.best_epoch is not None:
-        screen.print(
-            f"{result.epochs} epochs; on the groups held out, epoch {result.best_epoch} was best", highlight=False
-        )
-    screen.print(
-        f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json", highlight=False
-    )
-    screen.print(f"next: dtsf report {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}", highlight=False)
+        screen.print(f"{result.epochs} epochs; on the groups held out, epoch {result.best_epoch} was best")
+    screen.print(f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json")
+    screen.print(f"next: dtsf report {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}")
 
 
 def evaluate_command(

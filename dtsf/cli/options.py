@@ -16,16 +16,10 @@ if TYPE_CHECKING:
 
     from dtsf.settings import Settings
 
-__all__ = ["with_settings"]
-
 
 def with_settings(model: type[Settings], **texts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of ``model``; it is called with the validated object as ``settings``.
-
-    Args:
-        model: The settings; its field documentation becomes ``--help``.
-        texts: Types to read fields as, where the command line has another one than the model: ``max_bad=str``.
-
+    """Give a command one option for each field of ``model``; it is called with the validated object as ``settings``. ``texts``:
+    types to read fields as, where the command line has another one than the model: ``max_bad=str``.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

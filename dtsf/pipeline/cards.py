@@ -24,18 +24,6 @@ if TYPE_CHECKING:
     from dtsf.pipeline.video.child import DecodeRequest
     from dtsf.pipeline.video.crop import Crop
 
-__all__ = [
-    "CLIPS_A_CALL",
-    "RESOURCE",
-    "borrow_decoders",
-    "count_cards",
-    "decode_side_by_side",
-    "decoders_of_a_worker",
-    "embed_together",
-    "take_card",
-    "usual_workers",
-]
-
 CLIPS_A_CALL = 8
 """128 frames of 16 a clip: what fills a card, and waits less than a third of a second for its clips."""
 RESOURCE = "GPU"

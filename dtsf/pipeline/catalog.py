@@ -56,20 +56,13 @@ def build_catalog(
     notes: Sequence[str] = (),
     expects: str,
 ) -> Catalog:
-    """Sort clips, refuse two files for one clip, refuse an empty catalog.
+    """Sort clips, refuse two files for one clip, refuse an empty catalog. Raises DataError: no clip, or one clip claimed by two
+    files; the message has both paths.
 
     Args:
-        dataset: Kind.
-        root: What the clips' paths are relative to.
-        clips: In any order.
         class_names: By label.
         view_names: By view number less 1.
-        notes: For a person.
         expects: How files are named, for the message when none was found.
-
-    Raises:
-        DataError: No clip, or one clip claimed by two files; the message has both paths.
-
     """
     by_id: dict[str, Clip] = {}
     for clip in clips:
@@ -97,12 +90,8 @@ def build_catalog(
 
 
 def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Catalog:
-    """Keep some views, then the first groups that hold at least ``limit`` clips (groups stay whole).
-
-    Raises:
-        ConfigError: A view that the data set does not have.
-        DataError: Nothing left.
-
+    """Keep some views, then the first groups that hold at least ``limit`` clips (groups stay whole). Raises ConfigError: a view
+    that the data set does not have. DataError: nothing left.
     """
     clips = catalog.clips
     if views != "all":

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["VIDEO_ENDINGS", "LeftOut", "is_utf8", "is_video", "walk_files"]
-
 VIDEO_ENDINGS = (
     *(".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),
     *(".flv", ".3gp", ".3g2", ".ogv", ".ogm", ".asf", ".vob", ".m2v", ".mpe", ".divx", ".dv", ".f4v"),
@@ -62,9 +60,7 @@ def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[st
     link to a folder above ends. Hidden names and macOS's ``__MACOSX`` copies are passed over. What cannot be looked at, and
     names that are not UTF-8, are passed to ``left_out``.
 
-    Raises:
-        SourceError: The disk or server does not answer.
-
+    Raises SourceError: the disk or server does not answer.
     """
     left_out = left_out or LeftOut()
     seen: set[tuple[int, int]] = set()

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
 
-__all__ = ["PreprocessResult", "Progress", "make_spec", "preprocess"]
-
 
 @dataclass(frozen=True)
 class Progress:
@@ -67,11 +65,8 @@ class PreprocessResult(Frozen):
 
 
 def make_spec(settings: PreprocessSettings) -> CacheSpec:
-    """The identity of a cache made with these settings on this machine.
-
-    Raises:
-        ConfigError: An encoder that there is none of, or a size and grid that do not fit it.
-
+    """The identity of a cache made with these settings on this machine. Raises ConfigError: an encoder that there is none of,
+    or a size and grid that do not fit it.
     """
     identity = encoder_identity(settings.encoder, settings.size, settings.grid, settings.encoder_weights)
     # Of pixels the network itself has to learn where people stand.
@@ -103,16 +98,9 @@ def preprocess(
     touched again, bad ones included until their file changes or ``retry_bad`` is asked for. The clips' annotations
     (``catalog.json``) is replaced at the beginning, and again when all are done.
 
-    Args:
-        catalog: Clips to do.
-        cache: Folder of the cache, or its URL on an object store.
-        settings: What is computed, where it goes and how it runs.
-        on_progress: Called after each clip; with several processes, for those of a second together.
-
-    Raises:
-        BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
-        CacheError, FingerprintError: The cache cannot take these clips.
-
+    ``on_progress``: called after each clip; with several processes, for those of a second together. Raises BadClipsError: more
+    clips than ``max_bad`` are unusable; everything else is in the cache. CacheError, FingerprintError: The cache cannot take
+    these clips.
     """
     name = settings.name or catalog.dataset
     spec = make_spec(settings)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.settings import PreprocessSettings
 
-__all__ = ["Counter", "ShardTask", "run_shard", "span_of"]
-
 T = TypeVar("T")
 
 LOST_IN_A_ROW = 3
@@ -75,13 +73,7 @@ class Counter:
 
 
 def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
-    """Decode, embed, write and commit the clips of one shard.
-
-    Args:
-        task: What to do.
-        on_clip: Called after each clip, for progress.
-
-    """
+    """Decode, embed, write and commit the clips of one shard."""
     spec = task.spec
     rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     records: list[ClipRecord] = []

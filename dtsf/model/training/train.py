@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["TrainResult", "check_device", "check_recipe_fits", "train"]
-
 logger = logging.getLogger(__name__)
 
 

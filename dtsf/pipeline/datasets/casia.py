@@ -15,8 +15,6 @@ from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, wal
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CLASSES", "catalog_casia"]
-
 CLASSES = {
     "walk": "walk",
     "run": "run",
@@ -42,12 +40,7 @@ NAME = re.compile(r"(horizontal|angle|topdown)view_p(\d+)(?:p(\d+))?_([a-z]+)_a(
 
 
 def catalog_casia(root: Path) -> Catalog:
-    """List the clips of CASIA under ``root``.
-
-    Raises:
-        DataError: No clip found, or two files for one.
-
-    """
+    """List the clips of CASIA under ``root``. Raises DataError: no clip found, or two files for one."""
     clips: list[Clip] = []
     left_out = LeftOut()
     for folder, name in walk_files(root, left_out):

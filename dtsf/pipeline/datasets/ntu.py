@@ -18,8 +18,6 @@ from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, wal
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["catalog_ntu"]
-
 NAME = re.compile(r"(S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3}))(?:_rgb)?\.[^.]+$", re.IGNORECASE)
 VIEWS = ("1", "2", "3")
 LARGEST = (32, 3, 106, 2, 120)
@@ -27,11 +25,8 @@ LARGEST = (32, 3, 106, 2, 120)
 
 
 def catalog_ntu(root: Path) -> Catalog:
-    """List the clips of NTU RGB+D under ``root``; 60 classes if no action is above 60 and no setup above 17, else 120.
-
-    Raises:
-        DataError: No clip found, or two files for one (``X.avi`` beside ``X_rgb.avi``).
-
+    """List the clips of NTU RGB+D under ``root``; 60 classes if no action is above 60 and no setup above 17, else 120. Raises
+    DataError: no clip found, or two files for one (``X.avi`` beside ``X_rgb.avi``).
     """
     clips: list[Clip] = []
     left_out = LeftOut()

@@ -16,8 +16,6 @@ import numpy as np
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import Span
 
-__all__ = ["serve"]
-
 
 def serve(settings: dict[str, Any]) -> None:
     """The child: a request a line from stdin, an answer a line to stdout, until the parent is gone."""
@@ -57,10 +55,7 @@ def serve(settings: dict[str, Any]) -> None:
 
 def die_with_parent(parent: int) -> None:
     """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed.
-
-    Args:
-        parent: Its process id, as it says itself: in a container it may well be 1.
-
+    ``parent``: its process id, as it says itself: in a container it may well be 1.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-__all__ = ["WHOLE", "DecodedClip", "Span", "short", "short_verdict", "way_out"]
-
 
 @dataclass(frozen=True)
 class Span:

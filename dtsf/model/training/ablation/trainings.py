@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.ablation.tables import Variant
     from dtsf.model.training.protocols import Protocol, Split
 
-__all__ = ["Job", "Judged", "Record", "existing", "folder_name", "is_finished", "locked", "read", "value_of", "write"]
-
 
 class Judged(BaseModel):
     """One judgement of a training."""
