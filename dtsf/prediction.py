@@ -90,7 +90,7 @@ def embed_videos(
     import torch
 
     from dtsf.pipeline.encoders.choose import open_encoder
-    from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
+    from dtsf.pipeline.video.child import DecodeRequest, borrow_decoders, decode_all
     from dtsf.report.film import check_film
 
     if film is not None:
@@ -111,7 +111,7 @@ def embed_videos(
     embedded, longest = [], 1
     # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
     # Kept from one performance to the next.
-    with borrow_decoder(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as decoder:
+    with borrow_decoders(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as (decoder,):
         for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
             if isinstance(clip, VideoError):
                 raise clip

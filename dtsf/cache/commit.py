@@ -139,35 +139,11 @@ def open_log(path: Path) -> IO[str]:
 
 
 @contextlib.contextmanager
-def exclusively(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; waits for its holder. The kernel lets go of it when a process dies. Raises CacheError: the
-    file system has no locks, or refuses the file.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise CacheError(f"cannot open the lock {path}: {refusal(error)}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            raise CacheError(
-                f"cannot lock {path}: {refusal(error)}. Put the cache on a file system with locks"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
+def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``, made with its folder; what it holds stays as it is. The kernel frees it when a process dies.
 
-
-@contextlib.contextmanager
-def alone(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError) -> Iterator[None]:
-    """Hold the lock file ``path``, or say at once that another process does.
-
-    Args:
-        path: Made, with its folder; what it holds stays as it is.
-        unwritable: Makes the error for a file that cannot be made, from the system's words.
-        busy: The error where another process holds it.
+    ``unwritable``: makes the error for a file that cannot be made or locked, from the system's words. ``busy``: the error where
+    another process holds it; left out, it is waited for.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,9 +152,9 @@ def alone(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError
         raise unwritable(refusal(error)) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except OSError as error:
-            raise busy from error
+            raise (busy or unwritable(refusal(error))) from error
         yield
     finally:
         os.close(descriptor)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dtsf.cache.commit import alone
+from dtsf.cache.commit import lock
 from dtsf.cache.place import LocalFolder
 from dtsf.errors import CacheError
 
@@ -26,7 +26,7 @@ def only_writer(folder: LocalFolder | RemoteFolder) -> Iterator[None]:
         yield
         return
     cache = folder.path.absolute().parent
-    with alone(
+    with lock(
         cache / f".{folder.path.absolute().name}.lock",
         unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
         busy=CacheError(f"another dtsf process is writing {folder}: wait for it, or use another --name or --cache"),

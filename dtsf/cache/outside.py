@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dtsf.errors import DataError
+from dtsf.settings import SHOWN, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,8 +28,6 @@ T = TypeVar("T", bound=BaseModel)
 
 LONGEST_NUMBER = 40
 """Digits and signs of a number in JSON: more than any field here can hold."""
-SHOWN = 60
-"""Characters of a refused value that a message shows."""
 
 
 def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], follow: bool = False) -> bytes:
@@ -75,20 +74,9 @@ def parse_model(model: type[T], data: bytes | str, where: str, *, error: Callabl
     try:
         return model.model_validate_json(data)
     except ValidationError as refused:
-        raise error(f"{where}: {explain(refused)}") from refused
+        raise error(f"{where}: {explain(refused, most=3)}") from refused
     except (ValueError, RecursionError) as refused:
         raise error(f"{where} cannot be read: {refused}") from refused
-
-
-def explain(error: ValidationError) -> str:
-    """What does not fit, in a line: field, value, bound."""
-    lines = []
-    for problem in error.errors(include_url=False)[:3]:
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{where} = {_short(problem['input'])}: {message}" if where else message)
-    more = error.error_count() - len(lines)
-    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 
 
 def first_line(error: BaseException) -> str:
@@ -145,8 +133,3 @@ def _real(word: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{word[:SHOWN]} is beyond what a number can be")
     return value
-
-
-def _short(value: object) -> str:
-    words = repr(value)
-    return words if len(words) <= SHOWN else words[: SHOWN - 3] + "..."

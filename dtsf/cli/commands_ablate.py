@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dtsf.cli.options import CACHE, DEVICE, EPOCHS, JSON, SEEDS, SET, overrides, read_seeds
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -17,17 +19,15 @@ if TYPE_CHECKING:
 
 def ablate_command(
     table: Annotated[str, typer.Option(help="fusion, motion, debias, paper, or a TOML file of the same form.")],
-    cache: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("cache"),
+    cache: CACHE = Path("cache"),
     dataset: Annotated[str | None, typer.Option(help="Data set in the cache; needless where there is one.")] = None,
     protocol: Annotated[str | None, typer.Option(help="As for train; the data set's usual one if left out.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="What the rows change: name or TOML file; the usual one if left out.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key in all rows: model.depth=4. May be repeated.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, joined by commas; a training each.")] = "0,1,2",
+    set_: SET = None,
+    epochs: EPOCHS = None,
+    seeds: SEEDS = "0,1,2",
     judge: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,9 +38,9 @@ def ablate_command(
         str | None, typer.Option(help="Show the difference of two judgements, as in aligned,conflict.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="VideoMamba checkpoint that every encoder starts from.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DEVICE = "auto",
     out: Annotated[Path, typer.Option(help="Folder of tables and trainings.")] = Path("runs/ablate"),
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Train a table of variants, several seeds each, and write it as CSV, Markdown and a picture.
 
@@ -77,8 +77,8 @@ def ablate_command(
             dataset=dataset,
             protocol=protocol,
             recipe=recipe,
-            overrides=[*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])],
-            seeds=_seeds(seeds),
+            overrides=overrides(set_, epochs),
+            seeds=read_seeds(seeds),
             judges=judge or [],
             gap=pair,
             out=out,
@@ -94,15 +94,6 @@ def ablate_command(
         results().print(part)
     files = ", ".join(f"{result.table}.{ending}" for ending in ("md", "csv", "svg"))
     screen.print(f"written to {out}: {files}; the trainings are in {out / 'trainings'}")
-
-
-def _seeds(text: str) -> list[int]:
-    from dtsf.errors import ConfigError
-
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ConfigError(f"--seeds {text!r} must be different numbers from 0, as in 0,1,2")
-    return [int(word) for word in words]
 
 
 def _document(result: Ablation, out: Path) -> dict[str, Any]:

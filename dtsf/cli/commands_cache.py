@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dtsf.cli.options import JSON
+
 if TYPE_CHECKING:
     from dtsf.cache.info import DatasetPage, ViewLengths
     from dtsf.cache.place import LocalFolder
@@ -19,7 +21,6 @@ cache_app = typer.Typer(
 
 PATH = Annotated[Path, typer.Argument(help="The cache, or one data set in it: a folder or a URL (s3://BUCKET/FOLDER).")]
 DATASET = Annotated[str | None, typer.Option(help="Only this data set.")]
-JSON = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 @cache_app.command("info")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from dtsf.cli.options import with_settings
+from dtsf.cli.options import JSON, with_settings
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def preprocess_command(
         ),
     ] = None,
     cache: Annotated[Path, typer.Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
     *,
     settings: PreprocessSettings,
 ) -> None:
@@ -134,7 +134,7 @@ def synth_nucla_command(
         bool, typer.Option("--occlude", help="Add the test set ..._occluded: a pillar hides the actor in one view.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Draw moving figures in rooms, filmed by three cameras, in N-UCLA's layout: data to try everything on."""
     from dtsf.cli.show import console, print_json, progress

@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+from dtsf.cli.options import JSON
 
 
 def export_command(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     onnx: Annotated[Path, typer.Option(help="File to write.")],
     views: Annotated[
         int | None, typer.Option(min=1, help="Videos that it will be given; all views of the data set if left out.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Write a run's network as ONNX, for ONNX Runtime or dtsf predict --onnx: any batch, fixed views and frames."""
     from dtsf import api

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from dtsf.cli.options import JSON
 
 
 def import_command(
@@ -21,7 +23,7 @@ def import_command(
         Path | None,
         typer.Option(help="Label map: '0 name' lines, or names alone from 0; left out, the list's own labels."),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Turn lists that other projects use into a manifest for `dtsf preprocess manifest`."""
     from dtsf.cli.show import console, print_json

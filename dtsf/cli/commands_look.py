@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from dtsf.cli.options import JSON
+
 
 def report_command(
     runs: Annotated[list[Path], typer.Argument(help="Run folder; several with --compare.")],
@@ -19,7 +21,7 @@ def report_command(
         Path | None, typer.Option(help="The file; RUN/report.html, or ./compare.html with --compare, if left out.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Performances of each kind in the gallery.")] = 6,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Write what there is to know of a run into one HTML file: curves, classes, calibration, bias probes, pictures."""
     from dtsf.cli.show import progress
@@ -53,7 +55,7 @@ def cache_page(cache: Path, html: Path, dataset: str | None, *, json_: bool) -> 
 
 def doctor_command(
     cache: Annotated[Path, typer.Option(help="Folder of the cache, for the space on its disk.")] = Path("cache"),
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Say what this machine can do: Python, CUDA, scan, codecs, encoder, disk, and whether both stages work."""
     from dtsf.cli.show import print_json, progress, results, table, words

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtsf.cli.options import with_settings
+from dtsf.cli.options import CACHE, JSON, with_settings
 from dtsf.cli.screen import set_verbosity
 from dtsf.model.training.settings import TrainSettings
 
@@ -18,12 +18,9 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
 
-CacheOption = Annotated[Path, typer.Option(help="Folder of the cache.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-
 
 @with_settings(TrainSettings, overrides=list[str])
-def train_command(cache: CacheOption = Path("cache"), json_: JsonOption = False, *, settings: TrainSettings) -> None:
+def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings: TrainSettings) -> None:
     """Stage 2: train DTSFNet from the cache and judge it on the protocol's test clips."""
     from dtsf import api
     from dtsf.cli.show import console, evaluation_table, print_json, progress, results, split_table
@@ -74,7 +71,7 @@ def train_command(cache: CacheOption = Path("cache"), json_: JsonOption = False,
 
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    cache: CacheOption = Path("cache"),
+    cache: CACHE = Path("cache"),
     dataset: Annotated[str | None, typer.Option(help="Data set in the cache; the run's own if left out.")] = None,
     protocol: Annotated[str | None, typer.Option(help="The run's own if left out; all takes every clip.")] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
@@ -92,7 +89,7 @@ def evaluate_command(
         bool,
         typer.Option("--adapt", help="Align the network to the test clips, one performance after the other (ViTTA)."),
     ] = False,
-    json_: JsonOption = False,
+    json_: JSON = False,
 ) -> None:
     """Judge a run, also on another data set of the same classes."""
     from dtsf import api

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from dtsf.errors import DataError
 from dtsf.pipeline.files import VIDEO_ENDINGS, LeftOut, is_video, walk_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["VIDEO_ENDINGS", "Catalog", "LeftOut", "build_catalog", "is_video", "natural_key", "select", "walk_files"]
 
@@ -115,22 +116,8 @@ def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Ca
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts 2 before 10: runs of digits compare as numbers."""
-    parts: list[tuple[int, int, str]] = []
-    for is_digit, run in _runs(text):
-        parts.append((0, int(run[:1000]), run) if is_digit else (1, 0, run.casefold()))
-    return tuple(parts)
-
-
-def _runs(text: str) -> Iterator[tuple[bool, str]]:
-    start = 0
-    for k in range(1, len(text) + 1):
-        if k == len(text) or _is_digit(text[k]) != _is_digit(text[start]):
-            yield _is_digit(text[start]), text[start:k]
-            start = k
-
-
-def _is_digit(character: str) -> bool:
-    return character in "0123456789"
+    runs = enumerate(re.split("([0-9]+)", text))
+    return tuple((0, int(run[:1000]), run) if k % 2 else (1, 0, run.casefold()) for k, run in runs if run)
 
 
 def _describe_content(root: Path) -> str:

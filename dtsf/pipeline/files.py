@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dtsf.pipeline.source import trouble
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -73,6 +74,18 @@ def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[st
             _enter(root, start, seen, found, ahead, left_out)
         links = ahead
     yield from sorted(found)
+
+
+def walk_named(
+    root: Path, pattern: re.Pattern[str], whose: str, left_out: LeftOut
+) -> Iterator[tuple[str, re.Match[str]]]:
+    """Path below ``root`` and parsed name of every video whose name fits; others are noted as not having ``whose`` names."""
+    for folder, name in walk_files(root, left_out):
+        path = f"{folder}/{name}".lstrip("/")
+        if match := pattern.search(name) if is_video(name) else None:
+            yield path, match
+        elif is_video(name):
+            left_out.add(f"video files do not have {whose} names and were left out", path)
 
 
 def _enter(

@@ -25,9 +25,10 @@ from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from dtsf.cache.records import ClipRecord
     from dtsf.cache.remote import RemoteFolder
     from dtsf.cache.spec import ShardRecord
     from dtsf.pipeline.catalog import Catalog
@@ -149,7 +150,10 @@ def preprocess(
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
             sweep(folder)
-        result = _result(catalog, folder, planned, time.monotonic() - begun, place)
+        computed = newest_records(read_records(folder))
+        document = settle(planned.document, catalog.root, computed)
+        write_catalog(folder, document)
+        result = _result(catalog, folder, planned, *join(document, computed), begun, dry_run=False)
     if len(result.bad) > settings.max_bad * result.clips:
         raise _too_many_bad(result, folder, settings.max_bad)
     return result
@@ -184,46 +188,33 @@ def _foreseen(
         records = read_records(folder)
     planned = plan(catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, anew=settings.overwrite)
     joined, bad = join(planned.document, newest_records(records))
-    known = Counter(record.verdict.value for _, record in joined.values() if record.row is not None)
     bad = tuple(one for one in bad if one.verdict != "waiting")
-    return PreprocessResult(
-        dataset=folder.name,
-        clips=len(catalog.clips),
-        groups=len(catalog.groups),
-        verdicts=dict(sorted((known + Counter(one.verdict for one in bad)).items())),
-        seconds=time.monotonic() - begun,
-        clips_per_s=0.0,
-        already_done=planned.done,
-        cache=str(folder).removesuffix(f"/{folder.name}"),
-        changes=planned.changes,
-        notes=catalog.notes,
-        bad=bad,
-        dry_run=True,
-    )
+    return _result(catalog, folder, planned, joined, bad, begun, dry_run=True)
 
 
 def _result(
     catalog: Catalog,
     folder: LocalFolder | RemoteFolder,
     planned: Plan,
-    seconds: float,
-    cache: LocalFolder | RemoteFolder,
+    joined: Mapping[str, tuple[int, ClipRecord]],
+    bad: tuple[BadClip, ...],
+    begun: float,
+    *,
+    dry_run: bool,
 ) -> PreprocessResult:
-    computed = newest_records(read_records(folder))
-    document = settle(planned.document, catalog.root, computed)
-    write_catalog(folder, document)
-    joined, bad = join(document, computed)
     verdicts = [record.verdict.value for _, record in joined.values() if record.row is not None]
+    seconds = time.monotonic() - begun
     return PreprocessResult(
         dataset=folder.name,
         clips=len(catalog.clips),
         groups=len(catalog.groups),
         verdicts=dict(sorted(Counter([*verdicts, *(one.verdict for one in bad)]).items())),
         seconds=seconds,
-        clips_per_s=(len(catalog.clips) - planned.done) / seconds,
+        clips_per_s=0.0 if dry_run else (len(catalog.clips) - planned.done) / seconds,
         already_done=planned.done,
-        cache=str(cache),
-        changes=planned.changes.model_copy(update={"unusable": len(bad)}),
+        cache=str(folder).removesuffix(f"/{folder.name}"),
+        changes=planned.changes if dry_run else planned.changes.model_copy(update={"unusable": len(bad)}),
         notes=catalog.notes,
         bad=bad,
+        dry_run=dry_run,
     )

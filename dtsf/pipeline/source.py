@@ -47,11 +47,20 @@ def stat_of(path: Path | str) -> Stat:
     return Stat(total, newest, xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape")))
 
 
+@lru_cache(maxsize=4096)
 def content_of(path: Path, held: Stat) -> str:
     """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``held``: of now. Raises OSError: it
     cannot be read.
     """
-    return _content_of(path, held)
+    # Kept: the clips of one long video share its bytes.
+    digest = xxhash.xxh3_128()
+    if not held.listing:
+        _read_into(digest, path)
+        return digest.hexdigest()
+    for name, _ in _pictures(path):
+        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        _read_into(digest, path / name)
+    return digest.hexdigest()
 
 
 def sample_of(path: Path, held: Stat) -> str:
@@ -83,19 +92,6 @@ def trouble(path: Path, error: OSError) -> tuple[str, str]:
 
 # A link that leads to itself, a name that the file system has no room for.
 _OF_ONE_FILE = (40, 36)
-
-
-@lru_cache(maxsize=4096)
-def _content_of(path: Path, held: Stat) -> str:
-    # Kept: the clips of one long video share its bytes.
-    digest = xxhash.xxh3_128()
-    if not held.listing:
-        _read_into(digest, path)
-        return digest.hexdigest()
-    for name, _ in _pictures(path):
-        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        _read_into(digest, path / name)
-    return digest.hexdigest()
 
 
 def _read_into(digest: xxhash.xxh3_128, path: Path) -> None:

@@ -14,10 +14,10 @@ from dtsf.cache.records import Clip, ClipRecord, Source
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.store import write_shard
 from dtsf.errors import SourceError, VideoError
-from dtsf.pipeline.cards import CLIPS_A_CALL, borrow_decoders, decode_side_by_side, decoders_of_a_worker, embed_together
+from dtsf.pipeline.cards import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_together
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.source import Stat, content_of, stat_of, trouble
-from dtsf.pipeline.video.child import DecodeRequest
+from dtsf.pipeline.video.child import DecodeRequest, borrow_decoders
 from dtsf.pipeline.video.clip import Span
 
 if TYPE_CHECKING:
@@ -82,10 +82,9 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     stats = [source.stat(clip) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, span_of(clip, spec)) for clip in task.clips]
     settings = task.settings
-    n_decoders = decoders_of_a_worker(settings.encoder)
-    with borrow_decoders(
-        n_decoders, spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
-    ) as decoders:
+    n = decoders_of_a_worker(settings.encoder)
+    common = (spec.frames, spec.size, settings.deadline, settings.check)
+    with borrow_decoders(*common, crop=spec.crop, decoder=settings.decoder, n=n) as decoders:
         # Asked for first: the decoders' children start, and decode the first clips, while the encoder loads.
         items = decode_side_by_side(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)

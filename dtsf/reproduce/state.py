@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dtsf.cache.commit import alone, write_atomically
+from dtsf.cache.commit import lock, write_atomically
 from dtsf.cache.outside import json_text, parse_json, parse_model, read_file
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.reproduce.records import RunRecord
@@ -29,7 +29,7 @@ TICK = 2.0
 @contextmanager
 def only_one(out: Path) -> Iterator[None]:
     """Make the folder and lock it for this process. Raises ConfigError: another process works in it, or it cannot be made."""
-    with alone(
+    with lock(
         out / ".lock",
         unwritable=lambda why: ConfigError(f"cannot write to the folder {out}: {why}; choose another --out"),
         busy=ConfigError(f"another dtsf reproduce works in {out}: wait for it, or choose another --out"),

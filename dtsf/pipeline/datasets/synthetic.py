@@ -6,6 +6,7 @@ import csv
 import shutil
 import time
 import uuid
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ class SynthSummary(Frozen):
     seconds: float
 
 
-class _Group(Frozen):
+@dataclass(frozen=True)
+class _Group:
     """One performance in one room, seen from all cameras."""
 
     collection: str
@@ -133,18 +135,9 @@ def _plan(subjects: int, episodes: int, bias: float | None, occlude: bool, seed:
                         rooms = {f"{main}_aligned": own_room, f"{main}_conflict": elsewhere}
                     if occlude:
                         rooms[f"{main}_occluded"] = anywhere
-                for collection, room in rooms.items():
-                    groups.append(
-                        _Group(
-                            collection=collection,
-                            action=action,
-                            subject=subject,
-                            episode=episode,
-                            room=room,
-                            hidden_view=hidden if collection.endswith("_occluded") else None,
-                            split=split,
-                        )
-                    )
+                for name, room in rooms.items():
+                    unseen = hidden if name.endswith("_occluded") else None
+                    groups.append(_Group(name, action, subject, episode, room, unseen, split))
     return groups
 
 

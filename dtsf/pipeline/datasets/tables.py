@@ -93,35 +93,35 @@ def seconds(row: dict[str, str], name: str, where: str) -> float | None:
     """A time in seconds, or as ``h:mm:ss.s`` or ``m:ss``; None where the cell is empty. Raises DataError: something else stands
     there.
     """
-    text = row.get(name, "")
-    if not text:
+    must = "seconds, a number of at least 0, or h:mm:ss.s"
+    found = _cell(row, name, where, SECONDS, must)
+    if found is None:
         return None
-    found = SECONDS.fullmatch(text)
-    if found is None or (found.group(2) and float(found.group(3).replace(",", ".")) >= 60):
-        raise DataError(f"{where}: {name} ({text!r}) must be seconds, a number of at least 0, or h:mm:ss.s")
+    if found.group(2) and float(found.group(3).replace(",", ".")) >= 60:
+        raise DataError(f"{where}: {name} ({found.group()!r}) must be {must}")
     hours, minutes, rest = (float((part or "0").replace(",", ".")) for part in found.groups())
     return hours * 3600 + minutes * 60 + rest
 
 
 def whole_number(row: dict[str, str], name: str, where: str) -> int | None:
     """A number of a frame; None where the cell is empty. Raises DataError: something else stands there."""
-    text = row.get(name, "")
-    if not text:
-        return None
     # Programs for tables write whole numbers as 12.0.
-    if not re.fullmatch(r"\d{1,9}(?:[.,]0*)?", text):
-        raise DataError(f"{where}: {name} ({text!r}) must be the number of a frame, from 0")
-    return int(re.split(r"[.,]", text)[0])
+    found = _cell(row, name, where, re.compile(r"(\d{1,9})(?:[.,]0*)?"), "the number of a frame, from 0")
+    return int(found.group(1)) if found else None
 
 
 def number(row: dict[str, str], name: str, where: str) -> float | None:
     """A number, also below 0; None where the cell is empty. Raises DataError: something else stands there."""
+    found = _cell(row, name, where, re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)"), "a number")
+    return float(found.group().replace(",", ".")) if found else None
+
+
+def _cell(row: dict[str, str], name: str, where: str, form: re.Pattern[str], must: str) -> re.Match[str] | None:
     text = row.get(name, "")
-    if not text:
-        return None
-    if not re.fullmatch(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)", text):
-        raise DataError(f"{where}: {name} ({text!r}) must be a number")
-    return float(text.replace(",", "."))
+    found = form.fullmatch(text)
+    if text and found is None:
+        raise DataError(f"{where}: {name} ({text!r}) must be {must}")
+    return found if text else None
 
 
 def _read(file: Path) -> bytes:

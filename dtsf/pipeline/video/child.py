@@ -224,22 +224,26 @@ def _room(n_bytes: int) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def borrow_decoder(
-    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", decoder: str = "pyav"
-) -> Iterator[Decoder]:
-    """The decoder of this process, kept from shard to shard because a child takes 0.4 s to start."""
-    kept = _kept_decoder(n_frames, size, deadline, check, crop, decoder)
+def borrow_decoders(
+    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", decoder: str = "pyav", n: int = 1
+) -> Iterator[tuple[Decoder, ...]]:
+    """``n`` decoders of this process, kept from shard to shard because a child takes 0.4 s to start."""
+    kept = _kept_decoders(n, n_frames, size, deadline, check, crop, decoder)
     try:
         yield kept
     finally:
-        kept.forget()
+        for one in kept:
+            one.forget()
 
 
 @lru_cache(maxsize=1)
-def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop, decoder: str) -> Decoder:
-    kept = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, decoder=decoder)
-    kept.prepare()
-    atexit.register(kept.close)
+def _kept_decoders(
+    n: int, n_frames: int, size: int, deadline: float, check: str, crop: Crop, decoder: str
+) -> tuple[Decoder, ...]:
+    kept = tuple(Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, decoder=decoder) for _ in range(n))
+    for one in kept:
+        one.prepare()
+        atexit.register(one.close)
     return kept
 
 

@@ -27,28 +27,19 @@ def serve(settings: dict[str, Any]) -> None:
     n_frames, size = settings["n_frames"], settings["size"]
     shape = (settings["slots"], n_frames, size, size, 3)
     shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
+    how = {name: settings[name] for name in ("check", "crop", "decoder")}
     for line in sys.stdin:
         request = json.loads(line)
+        path, span = Path(request["path"]), Span(**request["span"])
         try:
             if request["look"]:
-                answer: dict[str, Any] = {"duration": duration_of(Path(request["path"]), Span(**request["span"]))}
-                answers.write(json.dumps(answer) + "\n")
-                answers.flush()
-                continue
-            clip = decode_clip(
-                Path(request["path"]),
-                n_frames,
-                size,
-                span=Span(**request["span"]),
-                check=settings["check"],
-                crop=settings["crop"],
-                decoder=settings["decoder"],
-            )
+                answer: dict[str, Any] = {"duration": duration_of(path, span)}
+            else:
+                clip = decode_clip(path, n_frames, size, span=span, **how)
+                shared[request["slot"]] = clip.frames
+                answer = clip.facts()
         except VideoError as error:
             answer = {"error": str(error), "verdict": str(error.verdict)}
-        else:
-            shared[request["slot"]] = clip.frames
-            answer = clip.facts()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
