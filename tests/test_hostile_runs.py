@@ -258,7 +258,7 @@ def test_onnx_metadata_that_do_not_match_the_graph_are_refused(made, tmp_path):
         with pytest.raises(CheckpointError, match="its metadata and its graph differ"):
             read_onnx(tmp_path / "n.onnx")
     (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | {"frames": 10**6})))
-    with pytest.raises(CheckpointError, match="frames = 1000000"):
+    with pytest.raises(CheckpointError, match="frames 1000000"):
         read_onnx(tmp_path / "n.onnx")
 
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import FileRecord
 
-__all__ = ["LEASE_S", "RemoteFolder", "copies_folder"]
-
 LEASE_S = 600.0
 """A claim whose writer is on another machine and silent for so long is taken over. A writer holds one only while it uploads."""
 
@@ -90,9 +88,7 @@ class RemoteFolder:
     def read(self, name: str, limit: int = 1 << 28) -> bytes | None:
         """Bytes of an object; None where there is none.
 
-        Raises:
-            CacheError: It is larger than ``limit``, or the store refuses.
-
+        Raises CacheError: it is larger than ``limit``, or the store refuses.
         """
         size = self.size(name)
         if size is None:
@@ -106,11 +102,8 @@ class RemoteFolder:
                 return None
 
     def file(self, name: str, expected: FileRecord) -> Path:
-        """A copy on this machine that can be memory-mapped, checked against the record when it is made.
-
-        Raises:
-            CacheError: The object is not what the record says.
-
+        """A copy on this machine that can be memory-mapped, checked against the record when it is made. Raises CacheError: the
+        object is not what the record says.
         """
         # By content: a shard made again has another checksum, and its old copy is never taken for it.
         folder = copies_folder() / xxhash.xxh3_64_hexdigest(self.url.encode())
@@ -158,11 +151,8 @@ class RemoteFolder:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[None]:
-        """Be the only writer of ``name`` until the block ends; waits for another one, and outlives a dead one.
-
-        Raises:
-            CacheError: The store refuses.
-
+        """Be the only writer of ``name`` until the block ends; waits for another one, and outlives a dead one. Raises
+        CacheError: the store refuses.
         """
         claim = f"{name}.claim"
         token = uuid.uuid4().hex

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["progress"]
-
 
 @contextmanager
 def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0) -> Iterator[Callable[..., None]]:
@@ -26,12 +24,7 @@ def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0)
     seconds, whether or not an update came: what hangs is seen too. With ``--quiet`` nothing; with ``--verbose`` a line
     an update, where there is no bar.
 
-    Args:
-        title: What is done.
-        unit: What is counted.
-        quiet: Show nothing.
-        every: Seconds between lines.
-
+    ``unit``: what is counted.
     """
     screen = console()
     if quiet or screen.quiet:
@@ -60,14 +53,12 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
 
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         Count(),
         TimeElapsedColumn(),
         # What is left of the line is the note's: it is cut, and the bar stays.
-        TextColumn(
-            "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        ),
+        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         console=screen,
         expand=True,
     ) as bar:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from dtsf.cache.records import Clip, ClipRecord
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = ["align_groups"]
-
 SHORTEST = 1e-3
 """Seconds of common time below which there is none."""
 
@@ -31,11 +29,8 @@ def align_groups(catalog: Catalog, records: Iterable[ClipRecord], deadline: floa
     A clip whose file cannot be read, or that is counted in frames, counts for no other, and is left as it is. Where views of
     a group have no time in common, their clips begin where their files end, and are listed as unreadable.
 
-    Args:
-        catalog: All clips.
-        records: What was computed before: files that are as they were are not opened again.
-        deadline: Seconds that reading one file's packets may take.
-
+    ``records``: what was computed before: files that are as they were are not opened again. ``deadline``: seconds that reading
+    one file's packets may take.
     """
     several = [clips for clips in catalog.groups.values() if len(clips) > 1]
     durations = _durations(catalog, [clip for clips in several for clip in clips], records, deadline)

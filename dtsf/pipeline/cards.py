@@ -7,34 +7,18 @@ there are enough cores.
 
 from __future__ import annotations
 
-import atexit
 import os
-from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.child import Decoder, borrow_decoder, decode_all
+from dtsf.pipeline.video.child import decode_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
-    from dtsf.pipeline.video.child import DecodeRequest
-    from dtsf.pipeline.video.crop import Crop
-
-__all__ = [
-    "CLIPS_A_CALL",
-    "RESOURCE",
-    "borrow_decoders",
-    "count_cards",
-    "decode_side_by_side",
-    "decoders_of_a_worker",
-    "embed_together",
-    "take_card",
-    "usual_workers",
-]
+    from dtsf.pipeline.video.child import Decoder, DecodeRequest
 
 CLIPS_A_CALL = 8
 """128 frames of 16 a clip: what fills a card, and waits less than a third of a second for its clips."""
@@ -66,34 +50,6 @@ def take_card(name: Any) -> None:
     """In a dask worker of this machine: use the card of its number, before anything else asks for one."""
     if isinstance(name, int):
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(name))
-
-
-@contextmanager
-def borrow_decoders(
-    n: int, n_frames: int, size: int, deadline: float, check: str, *, crop: Crop, decoder: str
-) -> Iterator[list[Decoder]]:
-    """``n`` decoders of this process, kept from shard to shard."""
-    if n == 1:
-        with borrow_decoder(n_frames, size, deadline, check, crop=crop, decoder=decoder) as one:
-            yield [one]
-        return
-    decoders = _kept(n, n_frames, size, deadline, check, crop, decoder)
-    try:
-        yield list(decoders)
-    finally:
-        for kept in decoders:
-            kept.forget()
-
-
-@lru_cache(maxsize=1)
-def _kept(
-    n: int, n_frames: int, size: int, deadline: float, check: str, crop: Crop, decoder: str
-) -> tuple[Decoder, ...]:
-    made = tuple(Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, decoder=decoder) for _ in range(n))
-    for one in made:
-        one.prepare()
-        atexit.register(one.close)
-    return made
 
 
 def decode_side_by_side(decoders: Sequence[Decoder], requests: list[DecodeRequest]) -> Iterator[Any]:

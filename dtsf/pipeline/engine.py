@@ -16,8 +16,6 @@ from dtsf.pipeline.worker import Counter, ShardTask, run_shard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["run_tasks"]
-
 TOPIC = "dtsf-clips"
 LOCAL_CARD = "dtsf-card"
 """Offered by the workers started here, whose numbers are those of this machine's cards."""
@@ -42,20 +40,15 @@ def run_tasks(
     *,
     cards: int = 0,
 ) -> None:
-    """Run every shard, and return when all are committed.
+    """Run every shard, and return when all are committed. Raises ConfigError: no scheduler answers there. DataError: the
+    workers cannot be started, or are lost again and again.
 
     Args:
-        tasks: What to do.
         n_workers: Processes, where there is no ``scheduler``. One works in this process, without dask.
         scheduler: ``tcp://host:port`` of a running dask scheduler.
         on_clips: Called now and then with the number of clips done since the last call, and how many of them are bad.
         cards: Graphics cards of this machine that the encoder runs on; its dask workers take one each. On a running cluster
             the shards go to those workers that offer one (``dask worker ... --resources GPU=1``), if any does.
-
-    Raises:
-        ConfigError: No scheduler answers there.
-        DataError: The workers cannot be started, or are lost again and again.
-
     """
     if not tasks:
         return

@@ -13,8 +13,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["check_codecs", "check_stage1"]
-
 CODECS = {
     "h264": ("libx264", ".mp4"),
     "hevc": ("libx265", ".mp4"),

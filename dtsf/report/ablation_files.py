@@ -17,18 +17,10 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.ablation.results import Ablation, AblationRow
 
-__all__ = ["write_ablation"]
-
 
 def write_ablation(ablation: Ablation, out: Path) -> dict[str, Path]:
-    """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``.
-
-    Returns:
-        The files, by ``csv``, ``markdown`` and ``picture``.
-
-    Raises:
-        ConfigError: They cannot be written.
-
+    """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``. Returns the files, by ``csv``, ``markdown`` and
+    ``picture``. Raises ConfigError: they cannot be written.
     """
     name = ablation.table
     return {

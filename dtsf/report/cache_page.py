@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
 
-__all__ = ["report_cache"]
-
 LISTED = 500
 
 
@@ -33,17 +31,8 @@ def report_cache(
 ) -> Path:
     """Write a page that shows a cache: counts, verdicts, filmstrips of random performances.
 
-    Args:
-        cache: Its folder.
-        out: The file.
-        dataset: Only this data set.
-        samples: Performances drawn of each data set.
-        seed: Of the drawing.
-        on_step: Called with how many data sets are read, of how many, and the next one.
-
-    Raises:
-        CacheError: No cache, or no such data set.
-
+    ``samples``: performances drawn of each data set. ``on_step``: called with how many data sets are read, of how many, and the
+    next one. Raises CacheError: no cache, or no such data set.
     """
     names: list[str | None] = [dataset] if dataset else [*list_datasets(cache)] or [None]
     shown = []

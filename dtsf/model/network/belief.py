@@ -26,8 +26,6 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AS_IT_IS", "SIGNS", "Belief", "clip_statistics", "discount"]
-
 SIGNS = ("evidence", "agreement", "closeness")
 """Signs of a right answer, in the order of the weights w: the logarithm of the evidence; the logit of the greatest expected
 probability; minus the logarithm of one minus the cosine between the feature and the nearest class's."""

@@ -20,8 +20,6 @@ from dtsf.model.network.snapshots import few_at_a_time, frames_before
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["motion_direction"]
-
 
 def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: float = 1.0) -> Tensor:
     """How much goes right and how much goes down through each cell from the frame before to this one; any leading axes.

@@ -20,8 +20,6 @@ from dtsf.model.network.mamba import Block, RMSNorm, drop_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VideoMamba"]
-
 
 class PatchEmbed(nn.Module):
     """Cuts every frame into patches: a 3-D convolution whose kernel is its stride, 1 x patch x patch."""

@@ -14,16 +14,6 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "certainty",
-    "dirichlet",
-    "dirichlet_kl_to_uniform",
-    "logits_of_evidence",
-    "pool_opinions",
-    "probabilities",
-    "uncertainty",
-]
-
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -19,9 +19,6 @@ from dtsf.model.network.evidence import certainty
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Fused", "fuse_mean", "fuse_msf", "normalise_over_views", "present_features"]
-
-
 LEAST_WEIGHT = 1e-30
 
 

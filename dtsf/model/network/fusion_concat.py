@@ -20,8 +20,6 @@ from dtsf.model.network.fusion import Fused, fuse_mean, present_features
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ConcatFusion"]
-
 
 class ConcatFusion(nn.Module):
     """Concatenate and project. Args: width D, and the number of views V."""

@@ -24,8 +24,6 @@ from dtsf.model.network.fusion import Fused, fuse_mean, normalise_over_views
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["combine_evidence", "fuse_tmc"]
-
 LARGEST_EXPONENT = 60.0
 """Of e: some seven views with evidence of 1e4 K each reach it. Keeps fused evidence and its square finite in float32."""
 

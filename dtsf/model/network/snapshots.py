@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "choose_cells",
-    "choose_partners",
-    "few_at_a_time",
-    "frames_before",
-    "motion_energy",
-    "motion_share",
-    "paste_thumbnails",
-    "separate",
-    "snapshots",
-    "thumbnails",
-]
-
 Content = Literal["frame", "dynamic"]
 
 PART = 250_000

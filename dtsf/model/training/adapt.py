@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet, Output
     from dtsf.model.training.data import Groups
 
-__all__ = ["Adapted", "training_streams"]
-
 MOMENTUM = 0.1
 CONSISTENCY = 0.1
 RATE = 1e-3

@@ -16,8 +16,6 @@ from dtsf.model.training.data import Batch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Ahead"]
-
 
 class Ahead:
     """Batches on a device, one of them ahead of time.

@@ -17,8 +17,6 @@ from dtsf.model.training.pace import evenly_spaced
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AugmentConfig", "choose_moments", "drop_views", "move_frames", "move_grid"]
-
 
 class AugmentConfig(BaseModel):
     """How training clips are varied. Recipes hold it as ``[augment]``; evaluation uses none of it."""

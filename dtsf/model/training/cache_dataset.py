@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
 
-__all__ = ["CacheDataset", "GroupBatch", "GroupSample"]
-
 GPU_SHARE = 0.4
 """Of the free memory of a GPU: the rest is the network's."""
 

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["Observed", "calibrate", "fit_belief", "learn_belief", "observe"]
-
 LEAST_MOTION_3 = (0.2, 0.1, 0.05)
 """Deviations of the statistics of motion, in logarithms: training clips that are all the same say little of what else there is."""
 LEAST_LOOKS = 0.1

@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "Calibration",
-    "Checkpoint",
-    "RunState",
-    "amend_checkpoint",
-    "has_checkpoint",
-    "load_checkpoint",
-    "load_network",
-    "make_room",
-    "save_checkpoint",
-]
-
-
 LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
 """Bytes that the files of a checkpoint can have."""
 LOWER = (

@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.augment import AugmentConfig
 
-__all__ = [
-    "Batch",
-    "Groups",
-    "energy_mean",
-    "least_share",
-    "channel_deviation",
-    "evaluation_batches",
-    "load_groups",
-    "training_source",
-    "training_batches",
-]
-
 
 @dataclass(frozen=True)
 class Batch:

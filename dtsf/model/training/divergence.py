@@ -15,8 +15,6 @@ from dtsf.model.training.early_stop import held_out_score
 if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet
 
-__all__ = ["refuse_loss", "refuse_weights"]
-
 LOWER = (
     "Try a tenth of the learning rate (--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm"
 )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.checkpoint import RunState
     from dtsf.model.training.data import Groups
 
-__all__ = ["held_out_score", "is_over", "noted"]
-
 
 @torch.no_grad()
 def held_out_score(

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import TrainConfig
 
-__all__ = ["hold_out"]
-
 
 def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
     """Take the held-out groups from the training side; all clips of a group stay together.
@@ -26,7 +24,7 @@ def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
         seed: Of the draw of the share.
 
     Raises:
-        ConfigError: A subject who does not train, or nothing left to train on or to watch.
+        ConfigError: a subject who does not train, or nothing left to train on or to watch.
 
     """
     if config.held_out_subjects:

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.config import ModelConfig
     from dtsf.model.network.encoder import VideoMamba
 
-__all__ = ["InitReport", "load_initial_weights", "read_initial_weights"]
-
 LIMIT = 1 << 36
 """Bytes of the largest checkpoint that is read."""
 PREFIXES = ("module.", "backbone.", "encoder.")

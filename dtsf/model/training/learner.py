@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.losses import LossConfig
 
-__all__ = ["Learner", "Training", "restore", "save", "versions"]
-
 
 class Learner(nn.Module):
     """Network, debiaser and losses as one module: what several processes keep in step.

@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.data import Batch, Groups
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["EpochReport", "Fitted", "fit"]
-
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -117,7 +115,7 @@ def fit(
 
     Raises:
         CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
-        DivergedError: A loss, a gradient or a weight is no finite number any more; the checkpoint before stays.
+        DivergedError: a loss, a gradient or a weight is no finite number any more; the checkpoint before stays.
 
     """
     recipe = sized(recipe, int(groups.mask_GV.sum()))

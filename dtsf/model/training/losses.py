@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.network.dtsfnet import Output
 
-__all__ = ["LossConfig", "dtsf_loss", "evidence_loss", "kl_loss", "uncertain_cross_entropy"]
-
 
 class LossConfig(BaseModel):
     """Weights of the terms. Recipes hold it as ``[loss]``; the paper prints no weights."""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.data import Groups
 
-__all__ = ["GroupPrediction", "Metrics", "ReliabilityBin", "calibration_error", "judge"]
-
 BINS = 15
 """Of the calibration error and the reliability table."""
 

@@ -10,8 +10,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["parameter_groups", "schedule", "update_average"]
-
 
 def schedule(step: int, n_steps: int, warmup: float) -> float:
     """Share of the peak learning rate at ``step``: linear warm-up, then cosine to 0."""

@@ -17,8 +17,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["clock_of_steps", "evenly_spaced", "motion_clock", "motion_steps", "read_frames"]
-
 STILL = 0.7
 """Share of the clip's smallest step that counts as noise of camera and encoder, not as motion."""
 

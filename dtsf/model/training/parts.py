@@ -10,8 +10,6 @@ from dtsf.cache.records import Clip, Frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Part", "answerable", "divide"]
-
 
 class Part(Frozen):
     """One way to hold some training clips out."""

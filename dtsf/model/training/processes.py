@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch import Tensor
 
-__all__ = ["Share", "Step", "World", "current_world", "epoch_plan", "launch", "leave"]
-
 
 @dataclass(frozen=True)
 class World:

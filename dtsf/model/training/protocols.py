@@ -22,8 +22,6 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Protocol", "Side", "Split", "describe", "parse_protocol", "split_clips"]
-
 NAMES = ("cross-subject", "cross-view", "cross-setup", "split", "all")
 DEFAULTS = {"nucla": "cross-view", "ntu": "cross-subject", "casia": "cross-view", "manifest": "split"}
 
@@ -114,7 +112,7 @@ def split_clips(
         needed: Which of ``train`` and ``test`` must have clips; judging a run on another data set takes one of them.
 
     Raises:
-        ConfigError: A subject or view that does not exist, a column or number that the data set lacks, or no clip on a side
+        ConfigError: a subject or view that does not exist, a column or number that the data set lacks, or no clip on a side
             that is needed.
 
     """

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Record", "Writer", "summary_writer"]
-
-
 LOG_LIMIT = 1 << 30
 """Bytes of the largest log that is gone on with: five million steps."""
 

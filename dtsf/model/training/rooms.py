@@ -16,8 +16,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["exchange_rooms", "hide_views", "share_of_mover"]
-
 
 def share_of_mover(x_QTHWR: Tensor) -> Tensor:
     """How much of each cell somebody is who moves: the root of its distance from its temporal mean, over the most in the clip.

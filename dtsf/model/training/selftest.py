@@ -11,8 +11,6 @@ from dtsf.model.training.losses import dtsf_loss
 from dtsf.model.training.recipe import load_recipe
 from dtsf.model.training.size import USUAL, sized
 
-__all__ = ["check_stage2"]
-
 SECONDS = 5.0
 MOST_STEPS = 40
 CLASSES, GRID, CHANNELS = 4, 6, 112

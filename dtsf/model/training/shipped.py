@@ -10,8 +10,6 @@ from typing import Any
 from dtsf.cache.outside import read_file
 from dtsf.errors import ConfigError
 
-__all__ = ["read_recipe", "read_toml", "shipped_names"]
-
 LIMIT = 1 << 20
 """Bytes of a recipe or a table."""
 

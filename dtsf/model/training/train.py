@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 import torch
 
-from dtsf.cache.commit import alone, sweep_orphans, write_atomically
+from dtsf.cache.commit import lock, sweep_orphans, write_atomically
 from dtsf.cache.outside import json_text, read_file
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
-
-__all__ = ["TrainResult", "check_device", "check_recipe_fits", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -237,7 +235,7 @@ def _run_folder(held: ExitStack, run: Path | None, name: str, config: str, resum
         )
     busy = ConfigError(f"another dtsf process trains in {run}: wait for it, or choose another --out")
     held.enter_context(
-        alone(
+        lock(
             run.absolute().parent / f".{run.name}.lock",
             unwritable=lambda why: ConfigError(f"cannot make the run folder {run}: {why}"),
             busy=busy,

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from dtsf.cache.spec import DatasetInfo
     from dtsf.model.training.protocols import Split
 
-__all__ = ["LEFT_OUT", "UnknownActions", "leave_out", "of_classes", "tell_apart"]
-
 LEFT_OUT = "left-out"
 """What ``--unknown`` calls the classes of the run's own data set that it has not learnt."""
 ACCEPTED = 0.95

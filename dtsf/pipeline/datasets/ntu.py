@@ -13,12 +13,11 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
-from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, walk_files
+from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog
+from dtsf.pipeline.files import walk_named
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["catalog_ntu"]
 
 NAME = re.compile(r"(S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3}))(?:_rgb)?\.[^.]+$", re.IGNORECASE)
 VIEWS = ("1", "2", "3")
@@ -27,22 +26,12 @@ LARGEST = (32, 3, 106, 2, 120)
 
 
 def catalog_ntu(root: Path) -> Catalog:
-    """List the clips of NTU RGB+D under ``root``; 60 classes if no action is above 60 and no setup above 17, else 120.
-
-    Raises:
-        DataError: No clip found, or two files for one (``X.avi`` beside ``X_rgb.avi``).
-
+    """List the clips of NTU RGB+D under ``root``; 60 classes if no action is above 60 and no setup above 17, else 120. Raises
+    DataError: no clip found, or two files for one (``X.avi`` beside ``X_rgb.avi``).
     """
     clips: list[Clip] = []
     left_out = LeftOut()
-    for folder, name in walk_files(root, left_out):
-        if not is_video(name):
-            continue
-        match = NAME.search(name)
-        path = f"{folder}/{name}".lstrip("/")
-        if not match:
-            left_out.add("video files do not have NTU's names and were left out", path)
-            continue
+    for path, match in walk_named(root, NAME, "NTU's", left_out):
         numbers = tuple(int(group) for group in match.groups()[1:])
         if any(not 1 <= number <= largest for number, largest in zip(numbers, LARGEST, strict=True)):
             left_out.add("files have numbers that NTU does not have and were left out", path)

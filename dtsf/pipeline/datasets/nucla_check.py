@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = ["LISTS", "QUOTED", "SOURCE", "Count", "NuclaCheck", "check_nucla", "examine_nucla", "listed_clips"]
-
 SOURCE = "https://wangjiangb.github.io/my_data.html"
 """The authors' page. The videos are its ``multiview_action_videos.tgz``."""
 LISTS = ("CTR-GCN", "VPN", "DVANet")
@@ -94,12 +92,7 @@ class NuclaCheck(Frozen):
 
 
 def check_nucla(catalog: Catalog) -> NuclaCheck:
-    """Hold a catalog of N-UCLA against the public lists. No video is opened.
-
-    Args:
-        catalog: From :func:`dtsf.pipeline.datasets.nucla.catalog_nucla`.
-
-    """
+    """Hold a catalog of N-UCLA against the public lists. No video is opened."""
     listed = listed_clips()
     here = {clip.id for clip in catalog.clips}
     certain = {name for name, (in_lists, _) in listed.items() if all(in_lists)}
@@ -137,12 +130,7 @@ def check_nucla(catalog: Catalog) -> NuclaCheck:
 
 
 def examine_nucla(root: Path | None) -> tuple[Catalog, NuclaCheck]:
-    """List what is there and hold it against the public lists.
-
-    Raises:
-        DataError: No folder, or no clip in it.
-
-    """
+    """List what is there and hold it against the public lists. Raises DataError: no folder, or no clip in it."""
     catalog = read_catalog("nucla", root)
     return catalog, check_nucla(catalog)
 

@@ -6,6 +6,7 @@ import csv
 import shutil
 import time
 import uuid
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["SynthSummary", "synthesize_nucla"]
-
 COLUMNS = ("path", "action", "action_name", "subject", "view", "episode", "background", "occluded", "split")
 SIZE = (320, 240)
 FPS = 30
@@ -48,7 +47,8 @@ class SynthSummary(Frozen):
     seconds: float
 
 
-class _Group(Frozen):
+@dataclass(frozen=True)
+class _Group:
     """One performance in one room, seen from all cameras."""
 
     collection: str
@@ -74,21 +74,14 @@ def synthesize_nucla(
 
     The last third of the subjects (at least one) is for testing. ``OUT/labels.csv`` names actions, rooms and split.
 
+    Raises DataError: ``out`` exists and is not empty, or cannot be written. ConfigError: a number out of range.
+
     Args:
         out: Folder to make; nothing stands there before everything is written.
-        subjects: At least 2.
-        episodes: Repetitions of each action by each subject.
-        bias: Share of training groups that are filmed in their action's own room. The main collection then holds
-            training subjects only, and two more hold the same test performances: ``_aligned``, each in its action's
-            own room, and ``_conflict``, each in another action's. None draws rooms at random.
+        bias: Share of training groups that are filmed in their action's own room. The main collection then holds training
+            subjects only, and two more hold the same test performances: ``_aligned``, each in its action's own room, and
+            ``_conflict``, each in another action's. None draws rooms at random.
         occlude: Add ``_occluded``: the test performances with a pillar before the actor in one view of three.
-        seed: The same seed makes the same videos.
-        on_progress: Called with clips done and in all.
-
-    Raises:
-        DataError: ``out`` exists and is not empty, or cannot be written.
-        ConfigError: A number out of range.
-
     """
     if subjects < 2 or episodes < 1:
         raise ConfigError(f"--subjects {subjects} must be at least 2 and --episodes {episodes} at least 1")
@@ -142,18 +135,9 @@ def _plan(subjects: int, episodes: int, bias: float | None, occlude: bool, seed:
                         rooms = {f"{main}_aligned": own_room, f"{main}_conflict": elsewhere}
                     if occlude:
                         rooms[f"{main}_occluded"] = anywhere
-                for collection, room in rooms.items():
-                    groups.append(
-                        _Group(
-                            collection=collection,
-                            action=action,
-                            subject=subject,
-                            episode=episode,
-                            room=room,
-                            hidden_view=hidden if collection.endswith("_occluded") else None,
-                            split=split,
-                        )
-                    )
+                for name, room in rooms.items():
+                    unseen = hidden if name.endswith("_occluded") else None
+                    groups.append(_Group(name, action, subject, episode, room, unseen, split))
     return groups
 
 

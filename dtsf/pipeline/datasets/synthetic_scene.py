@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["ACTIONS", "CAMERA_DEGREES", "JOINTS", "N_ROOMS", "Style", "draw_body", "draw_room", "project", "trajectory"]
-
 ACTIONS: dict[int, tuple[str, str, bool]] = {
     1: ("raise the arm", "raise", False),
     2: ("lower the arm", "raise", True),

@@ -22,8 +22,6 @@ from dtsf.model.network.kernels.plain import conv_by_shifts, selective_scan_plai
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Choice", "causal_conv", "kernel_choice", "selective_scan"]
-
 STATES = (8, 16)
 """N for which Triton's loops are laid out."""
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["conv_by_mamba_ssm", "kernel_status", "scan_by_mamba_ssm"]
-
 
 @lru_cache(maxsize=1)
 def kernel_status() -> tuple[Any, Any, str]:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Trial", "compare", "compare_conv", "drawn_arguments", "kept_file", "on_this_card"]
-
 PARITY_SHAPE, TIMED_SHAPE = (2, 40, 131, 16), (8, 768, 1569, 16)
 """(B, D, L, N): odd, over several chunks; and a layer of the paper's network."""
 TOLERANCE = 1e-4

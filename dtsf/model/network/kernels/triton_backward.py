@@ -7,8 +7,6 @@ import triton.language as tl
 
 from dtsf.model.network.kernels.triton_loops import place, sigmoid, softplus, step_sizes, steps_of
 
-__all__ = ["scan_backward"]
-
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 

@@ -17,8 +17,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["scan_forward", "segment_ends", "segment_heads"]
-
 
 @triton.jit
 def softplus(x):

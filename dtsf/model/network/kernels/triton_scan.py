@@ -22,8 +22,6 @@ from dtsf.model.network.kernels.triton_loops import scan_forward, segment_ends, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["scan_by_triton"]
-
 BLOCK = 32
 """Channels of a program, which is one warp."""
 STEP = 4

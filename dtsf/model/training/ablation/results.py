@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["Ablation", "AblationRow", "AblationTest", "mean_and_spread"]
-
 
 class AblationTest(BaseModel):
     """One set of performances that all trainings are judged on."""

@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol
 
-__all__ = ["ablate"]
-
 logger = logging.getLogger(__name__)
 
 

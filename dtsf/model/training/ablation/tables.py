@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["Row", "Table", "Variant", "load_table", "make_variants", "table_names"]
-
 
 class Row(BaseModel):
     """One variant, as a table's file writes it. Keys are ``section.key=value``, as ``--set`` takes them."""
@@ -100,7 +98,7 @@ def make_variants(table: Table, recipe: str, overrides: Sequence[str] = ()) -> t
         overrides: Changes that all rows share; a row's own come after them.
 
     Raises:
-        ConfigError: A row that does not go with the recipe; the message names it.
+        ConfigError: a row that does not go with the recipe; the message names it.
 
     """
     base = load_recipe(recipe, overrides)

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch
 
-__all__ = ["Albar"]
-
 
 class Albar(nn.Module):
     """The terms on the static clip.

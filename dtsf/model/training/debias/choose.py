@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["DebiasConfig", "Debiaser", "make_debiaser"]
-
 
 class DebiasConfig(BaseModel):
     """How training is kept from learning the room. Recipes hold it as ``[debias]``; evaluation uses none of it."""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["Hsic", "cluster", "dependence", "name_scenes", "reverse_gradient"]
-
 
 def dependence(x_PD: Tensor, y_PE: Tensor) -> Tensor:
     """HSIC of paired samples, at least 0; 0 for fewer than two pairs. A scalar, in float32 or wider."""

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["Soar"]
-
 REVERSED = 0.2
 """How much of the decoder's gradient reaches the features."""
 LAYERS = 5

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["StillMix", "frame_sureness"]
-
 
 def frame_sureness(frames_MC: Tensor, label_M: Tensor, n_classes: int, steps: int = 100) -> Tensor:
     """Probability that a softmax regression, fitted to these frames, gives the class that it predicts of each. (M,)."""
