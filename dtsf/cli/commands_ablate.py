@@ -121,21 +121,10 @@ def _document(result: Ablation, out: Path) -> dict[str, Any]:
 
 def _tables(result: Ablation) -> Iterator[Table]:
     from dtsf.cli.show import table
-    from dtsf.model.training.ablation.results import mean_and_spread
 
     for name, what, values in result.columns():
-        lines = []
-        for row, by_seed in zip(result.rows, values, strict=True):
-            both = mean_and_spread(by_seed.values())
-            numbers = [f"{by_seed[seed]:.3f}" if seed in by_seed else "-" for seed in result.seeds]
-            lines.append(
-                [row.variant, *([f"{x:.3f}" for x in both] if both else ["-", "-"]), *numbers, ", ".join(row.differs)]
-            )
-        heads = [
-            "variant",
-            "mean",
-            "spread",
-            *(f"seed {seed}" for seed in result.seeds),
-            "differs from the first row in",
-        ]
+        rows = zip(result.rows, values, strict=True)
+        lines = [[row.variant, *result.cells(by_seed), ", ".join(row.differs)] for row, by_seed in rows]
+        seeds = [f"seed {seed}" for seed in result.seeds]
+        heads = ["variant", "mean", "spread", *seeds, "differs from the first row in"]
         yield table(f"{name}: {what}", heads, lines)

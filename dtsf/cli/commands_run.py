@@ -35,7 +35,8 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
     def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
         screen.print(f"{data.info.name}, the task: {split.task}")
         screen.print(split_table(split, data.info.view_names))
-        for reason, count in {**split.left_out, **_bad(data)}.items():
+        bad = {verdict: count for verdict, count in data.verdicts.items() if verdict not in ("ok", "short")}
+        for reason, count in {**split.left_out, **bad}.items():
             screen.print(f"left out: {count} clips: {reason}", style="yellow")
         screen.print(f"{_lengths(recipe)}, run folder {run}")
 
@@ -144,7 +145,3 @@ def _init_summary(run: Path) -> str:
 def _without_predictions(document: dict[str, object]) -> dict[str, object]:
     """Group by group stands in metrics.json; on stdout it would drown the rest."""
     return {key: value for key, value in document.items() if key != "predictions"}
-
-
-def _bad(data: CachedDataset) -> dict[str, int]:
-    return {verdict: count for verdict, count in data.verdicts.items() if verdict not in ("ok", "short")}

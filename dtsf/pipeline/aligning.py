@@ -47,21 +47,13 @@ def align_groups(catalog: Catalog, records: Iterable[ClipRecord], deadline: floa
             alone = (durations[c.path], durations[c.path] + 1.0)
             own = (round(max(0.0, begin - c.offset), 6), round(end - c.offset, 6))
             parts[c.id] = own if end - begin >= SHORTEST else alone
-    notes = (
-        [f"{apart} performances have views that filmed no moment together: not used with --align group"]
-        if apart
-        else []
-    )
-    return catalog.model_copy(
-        update={
-            "clips": tuple(_within(clip, parts.get(clip.id)) for clip in catalog.clips),
-            "notes": (*catalog.notes, *notes),
-        }
-    )
-
-
-def _within(clip: Clip, part: tuple[float, float] | None) -> Clip:
-    return clip if part is None else clip.model_copy(update={"start": part[0], "end": part[1]})
+    aligned = [
+        clip.model_copy(update=dict(zip(("start", "end"), parts[clip.id], strict=True))) if clip.id in parts else clip
+        for clip in catalog.clips
+    ]
+    apart_note = f"{apart} performances have views that filmed no moment together: not used with --align group"
+    notes = (*catalog.notes, *([apart_note] if apart else []))
+    return catalog.model_copy(update={"clips": tuple(aligned), "notes": notes})
 
 
 def _durations(

@@ -37,10 +37,7 @@ def pool_opinions(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
     Its probabilities are the logarithmic pool of theirs (Genest and Zidek 1986). What one opinion rules out the other cannot carry
     alone; and where they disagree the sum of the alpha falls below their own (Hoelder), so that the pool is less certain.
 
-    Args:
-        logits_S__K: Of each opinion.
-        share_S: Adds up to 1.
-
+    ``logits_S__K``: of each opinion. ``share_S``: adds up to 1.
     """
     log_alpha_S__K = dirichlet(logits_S__K).log()
     share_S__1 = share_S.to(log_alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))

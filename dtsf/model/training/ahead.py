@@ -18,13 +18,7 @@ if TYPE_CHECKING:
 
 
 class Ahead:
-    """Batches on a device, one of them ahead of time.
-
-    Args:
-        batches: On the CPU.
-        device: Where they are needed.
-
-    """
+    """Batches on a device, one of them ahead of time. ``batches``: on the CPU."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._device = batches, device

@@ -60,7 +60,6 @@ class CacheDataset(Dataset[GroupSample]):
             else in memory if they take no more than half of it, else reads them from the files; ``never`` reads from the
             files. What became of it is in :attr:`where`.
         device: Where batches go.
-
     """
 
     def __init__(

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 def share_of_mover(x_QTHWR: Tensor) -> Tensor:
     """How much of each cell somebody is who moves: the root of its distance from its temporal mean, over the most in the clip.
-
-    Returns:
-        (Q, T, H, W, 1), in [0, 1].
-
+    Returns (Q, T, H, W, 1), in [0, 1].
     """
     distance_QTHW1 = torch.linalg.vector_norm(x_QTHWR - x_QTHWR.mean(1, keepdim=True), dim=-1, keepdim=True)
     most_Q1111 = distance_QTHW1.amax((1, 2, 3), keepdim=True)

@@ -17,11 +17,8 @@ CLASSES, GRID, CHANNELS = 4, 6, 112
 
 
 def check_stage2() -> tuple[bool, str, str]:
-    """Train the default recipe's network on groups of drawn embeddings for some seconds: its loss must fall.
-
-    Returns:
-        Whether it does, what was found, and how to mend it.
-
+    """Train the default recipe's network on groups of drawn embeddings for some seconds: its loss must fall. Returns whether it
+    does, what was found, and how to mend it.
     """
     recipe = sized(load_recipe(), USUAL)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -133,14 +133,11 @@ def _bytes(file: Path) -> bytes:
 
 def _read(file: Path, split: str, videos: Videos) -> list[_Entry]:
     data = _bytes(file)
-    entries = list(_read_pickle(file, data, split) if _is_pickle(file, data) else _read_text(file, data, videos))
+    is_pickle = file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
+    entries = list(_read_pickle(file, data, split) if is_pickle else _read_text(file, data, videos))
     if not entries:
         raise DataError(f"{file} names no video")
     return entries
-
-
-def _is_pickle(file: Path, data: bytes) -> bool:
-    return file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
 
 
 class _PlainUnpickler(pickle.Unpickler):

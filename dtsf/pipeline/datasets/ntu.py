@@ -49,12 +49,14 @@ def catalog_ntu(root: Path) -> Catalog:
                 setup=setup,
             )
         )
+    table = (resources.files("dtsf.pipeline.datasets") / "ntu_classes.tsv").read_text("utf-8")
+    names = [line.split("\t")[1] for line in table.splitlines() if line.strip()]
     is_60 = all(clip.label < 60 and (clip.setup or 0) <= 17 for clip in clips)
     catalog = build_catalog(
         "ntu",
         root,
         clips,
-        class_names=_class_names()[: 60 if is_60 else 120],
+        class_names=names[: 60 if is_60 else 120],
         view_names=VIEWS,
         notes=left_out.notes(),
         expects="names with SsssCcccPpppRrrrAaaa, then _rgb or nothing, then a video's ending",
@@ -67,8 +69,3 @@ def catalog_ntu(root: Path) -> Catalog:
         )
         catalog = catalog.model_copy(update={"notes": (*catalog.notes, note)})
     return catalog
-
-
-def _class_names() -> list[str]:
-    text = (resources.files("dtsf.pipeline.datasets") / "ntu_classes.tsv").read_text("utf-8")
-    return [line.split("\t")[1] for line in text.splitlines() if line.strip()]

@@ -16,7 +16,7 @@ from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.datasets.nucla import CLASSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from dtsf.pipeline.catalog import Catalog
@@ -109,9 +109,9 @@ def check_nucla(catalog: Catalog) -> NuclaCheck:
         classes=catalog.class_names,
         listed=len(listed),
         certain=len(certain),
-        missing=_sorted(certain - here),
-        missing_disputed=_sorted(listed.keys() - certain - here),
-        unlisted=_sorted(here - listed.keys()),
+        missing=tuple(sorted(certain - here)),
+        missing_disputed=tuple(sorted(listed.keys() - certain - here)),
+        unlisted=tuple(sorted(here - listed.keys())),
         lists={
             name: Count(
                 found=sum(in_lists[k] for clip, (in_lists, _) in listed.items() if clip in here),
@@ -122,8 +122,10 @@ def check_nucla(catalog: Catalog) -> NuclaCheck:
         views=counts(lambda clip: clip[12:]),
         subjects=counts(lambda clip: clip[4:7]),
         actions=counts(lambda clip: clip[:3]),
-        very_short=_sorted(
-            clip for clip, (_, frames) in listed.items() if clip in here and frames is not None and frames <= SHORT
+        very_short=tuple(
+            sorted(
+                clip for clip, (_, frames) in listed.items() if clip in here and frames is not None and frames <= SHORT
+            )
         ),
         notes=catalog.notes,
     )
@@ -145,7 +147,3 @@ def listed_clips() -> dict[str, tuple[tuple[bool, ...], int | None]]:
         )
         for row in csv.DictReader(text.splitlines())
     }
-
-
-def _sorted(clips: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(clips))

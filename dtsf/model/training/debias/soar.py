@@ -37,13 +37,9 @@ class Soar(nn.Module):
     """The decoder, the scene classifier, and the terms they add.
 
     Args:
-        groups: Training groups.
-        width: D.
         background: Weight of the reconstruction; 0 turns it off.
         scene: Weight of the scene loss; 0 turns it off.
         scenes: Clusters, where the groups name no scenes.
-        seed: Of the clusters.
-
     """
 
     scene_N: Tensor

@@ -48,14 +48,10 @@ class StillMix(nn.Module):
     """The bank of still frames.
 
     Args:
-        groups: Training groups.
-        n_classes: K.
         bank: S.
         confident: Share of the frames, the surest ones, that the bank is drawn from.
         probability: That a clip is mixed.
         beta: Both parameters of lambda's distribution.
-        seed: Of the draw of the bank.
-
     """
 
     bank_SHWC: Tensor
