@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import forked
 from safetensors.torch import load_file
 
 from dtsf.cache.records import Clip
@@ -273,20 +273,6 @@ def test_watching_changes_nothing_of_the_training(tmp_path):
 
 
 # Killed
-
-def forked(action):
-    """The number of a process that runs ``action`` and ends; it has what this one has imported."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:
-        try:
-            action()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return child
-
 
 EVERYTHING = (
     *("train.epochs=16", "train.batch_size=3", "train.accumulate=2", "train.ema=0.9", "train.held_out=0.2"),
