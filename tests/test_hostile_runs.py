@@ -132,10 +132,10 @@ def one_run(made, root, data):
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
-        (("recipe", "model", "depth"), 10**7, "depth = 10000000: Input should be less than or equal to"),
-        (("recipe", "model", "frames"), 10**6, "frames = 1000000"),
-        (("recipe", "train", "threads"), 10**6, "threads = 1000000"),
-        (("spec", "frames"), 10**6, "frames = 1000000"),
+        (("recipe", "model", "depth"), 10**7, "depth 10000000: input should be less than or equal to"),
+        (("recipe", "model", "frames"), 10**6, "frames 1000000"),
+        (("recipe", "train", "threads"), 10**6, "threads 1000000"),
+        (("spec", "frames"), 10**6, "frames 1000000"),
         (("recipe", "model", "width"), 8192, "do not fit its recipe"),
     ],
 )

@@ -77,7 +77,7 @@ class RemoteFolder:
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none."""
-        with self._told("look at", name) as (store, path):
+        with self._store("look at", name) as (store, path):
             store.invalidate_cache()
             try:
                 size = store.info(path)["size"]
@@ -95,7 +95,7 @@ class RemoteFolder:
             return None
         if size > limit:
             raise CacheError(f"{self.url}/{name} has {size} bytes, more than {limit} that it can have")
-        with self._told("read", name) as (store, path):
+        with self._store("read", name) as (store, path):
             try:
                 return bytes(store.cat_file(path))
             except FileNotFoundError:
@@ -123,12 +123,12 @@ class RemoteFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Make an object: a PUT is whole or nothing."""
-        with self._told("write", name) as (store, path):
+        with self._store("write", name) as (store, path):
             store.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Make an object unless it is there (a conditional PUT); False where it was."""
-        with self._told("write", name) as (store, path):
+        with self._store("write", name) as (store, path):
             try:
                 store.pipe_file(path, data, mode="create")
             except FileExistsError:
@@ -137,12 +137,12 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
-        with self._told("remove", name) as (store, path), contextlib.suppress(FileNotFoundError):
+        with self._store("remove", name) as (store, path), contextlib.suppress(FileNotFoundError):
             store.rm_file(path)
 
     def clear(self) -> None:
         """Remove everything below the prefix."""
-        with self._told("remove", "") as (store, path):
+        with self._store("remove", "") as (store, path):
             store.rm(path, recursive=True)
 
     def sweep(self) -> int:
@@ -185,7 +185,7 @@ class RemoteFolder:
         return not number.isdigit() or _process(int(number)) != process
 
     def _listed(self, name: str) -> list[dict[str, Any]]:
-        with self._told("list", name) as (store, path):
+        with self._store("list", name) as (store, path):
             store.invalidate_cache()
             try:
                 entries: list[dict[str, Any]] = store.ls(path, detail=True)
@@ -195,7 +195,7 @@ class RemoteFolder:
             return [entry for entry in entries if entry["name"].rstrip("/") != path.rstrip("/")]
 
     @contextmanager
-    def _told(self, verb: str, name: str) -> Iterator[tuple[Any, str]]:
+    def _store(self, verb: str, name: str) -> Iterator[tuple[Any, str]]:
         """The file system and the path in it; whatever a store throws becomes one error that says where."""
         where = f"{self.url}/{name}".rstrip("/")
         try:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from PIL import Image
+
 COLUMNS = ("path", "action", "action_name", "subject", "view", "episode", "background", "occluded", "split")
 SIZE = (320, 240)
 FPS = 30
@@ -142,11 +144,6 @@ def _plan(subjects: int, episodes: int, bias: float | None, occlude: bool, seed:
 
 
 def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Callable[[int, int], None] | None) -> None:
-    rooms = {
-        (room, view): draw_room(room, degrees, SIZE)
-        for room in range(N_ROOMS)
-        for view, degrees in enumerate(CAMERA_DEGREES, 1)
-    }
     total = len(groups) * len(CAMERA_DEGREES)
     lines = []
     for group in groups:
@@ -159,7 +156,12 @@ def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Calla
             path = f"{group.collection}/a{group.action:02d}/v{view:02d}_s{group.subject:02d}_e{group.episode:02d}.avi"
             hidden = group.hidden_view == view
             frames = _film(
-                joints, style, rooms[group.room, view], degrees, hidden, (seed, 4, group.action, group.subject, view)
+                joints,
+                style,
+                draw_room(group.room, degrees, SIZE),
+                degrees,
+                hidden,
+                (seed, 4, group.action, group.subject, view),
             )
             _write_avi(folder / path, frames)
             name = ACTIONS[group.action][0]
@@ -175,16 +177,15 @@ def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Calla
 
 
 def _film(
-    joints: np.ndarray, style: Style, room: object, degrees: float, hidden: bool, key: tuple[int, ...]
+    joints: np.ndarray, style: Style, room: Image.Image, degrees: float, hidden: bool, key: tuple[int, ...]
 ) -> np.ndarray:
     """Frames of one camera, (T, H, W, 3) uint8, with a little sensor noise."""
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     rng = np.random.default_rng(key)
     # A few noise pictures, shifted about, are as good as fresh ones and ten times cheaper.
     noise = rng.normal(0, 3, (4, SIZE[1], SIZE[0], 1)).astype(np.int16)
     frames = np.empty((len(joints), SIZE[1], SIZE[0], 3), np.uint8)
-    assert isinstance(room, Image.Image)
     for t, pose in enumerate(joints):
         picture = room.copy()
         draw_body(picture, pose, style, degrees)
