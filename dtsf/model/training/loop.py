@@ -15,7 +15,7 @@ import torch
 from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import json_text
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.ahead import Ahead
+from dtsf.model.training.ahead import Ahead, resident
 from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import (
     channel_deviation,
@@ -148,6 +148,7 @@ def fit(
         foreach=False,
     )
     model, optimizer = fabric.setup(learner, optimizer)
+    source = resident(source, fabric.device)
     average = {name: x.detach().clone() for name, x in net.state_dict().items()} if train.ema else None
     training = Training(net, debiaser, optimizer, average)
     state = RunState(

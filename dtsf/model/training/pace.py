@@ -84,7 +84,7 @@ def read_frames(
     begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
     share_MT = ((moment_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)
     after_Y, share_Y1 = (first_M1 + after_MT).flatten(), share_MT.flatten().unsqueeze(1)
-    out_YX = torch.empty(len(after_Y), frame_RX.shape[1])
+    out_YX = torch.empty(len(after_Y), frame_RX.shape[1], device=frame_RX.device)
     size = _rows_of_a_part(frame_RX.shape[1])
     for after_P, share_P1, out_PX in zip(after_Y.split(size), share_Y1.split(size), out_YX.split(size), strict=True):
         out_PX.copy_(frame_RX.index_select(0, after_P - 1)).mul_(1 - share_P1)
