@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --out /tmp/quick --quick      on a CPU, tiny shapes, Triton's interpreter: proves that the script runs
 
 Sections: machine, parity of every kernel against float64, scan (forward + backward against mamba-ssm where it is built,
-and against chunked PyTorch), tune (block, step and occupancy of Triton's backward), steps (default, ntu60 and nucla-paper:
-milliseconds, memory, clips a second, hours of a training), stage1 (encoders), resume. A section that fails is reported with
-its error, the others go on.
+and against chunked PyTorch), steps (default, ntu60 and nucla-paper: milliseconds, memory, clips a second, hours of a training),
+batches (made on the card, and made on the CPU and sent), stage1 (encoders), resume, tune (block, step and occupancy of the scan's
+loops). Each section is a process of its own that leaves every figure on the disk at once: what fails, crashes the card's driver or
+hangs is reported with its error, and the figures before it and the other sections stay.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +38,42 @@ import torch  # noqa: E402
 from dtsf.model.network.kernels import trial  # noqa: E402
 from dtsf.model.network.kernels.choose import kernel_choice  # noqa: E402
 from dtsf.model.network.kernels.mamba_ssm import kernel_status, scan_by_mamba_ssm  # noqa: E402
-from dtsf.model.network.kernels.plain import conv_by_shifts, selective_scan_plain  # noqa: E402
+from dtsf.model.network.kernels.plain import selective_scan_plain  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 BUDGET_S = 280.0
+SHARE = 0.6
+"""Of the time that is left: the most that one section may take."""
 PAPER_HOURS, NUCLA_STEPS, NUCLA_GROUPS = 1.35, 3150, 504
 """The paper's training; 50 epochs of 63 steps of 8 of N-UCLA's some 504 groups."""
 SHAPES = [(1, 4, 9, 8)] if QUICK else [(8, 768, 1569, 16), (64, 192, 145, 16)]
 DEVICE = "cpu" if QUICK else "cuda"
+
+
+class Figures(dict[str, Any]):
+    """What a section found, on the disk as soon as it is known."""
+
+    def __init__(self, file: Path, seconds: float) -> None:
+        super().__init__()
+        self._file, self._end = file, time.perf_counter() + 0.8 * seconds
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        self._file.write_text(json.dumps(self))
+
+    def part(self, key: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """Note what ``function`` gives, or its error."""
+        if time.perf_counter() > self._end:
+            self[key] = {"error": "not begun: no time left"}
+            return
+        try:
+            self[key] = function(*arguments)
+        except Exception as error:  # noqa: BLE001 - whatever a card, a driver or a compiler raises is a finding
+            self[key] = {"error": f"{type(error).__name__}: {error}"[:300]}
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
 
 
 def main() -> None:
@@ -51,50 +81,72 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", default="", help="sections joined by commas")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections joined by commas")
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=BUDGET_S, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not QUICK and not torch.cuda.is_available():
         raise SystemExit("PyTorch sees no CUDA device here; --quick proves the script on a CPU")
     options.out.mkdir(parents=True, exist_ok=True)
-    begun = time.perf_counter()
+    if options.here:
+        section_here(options.here, options.out, options.seconds)
+        return
+    end = time.perf_counter() + BUDGET_S
     document: dict[str, Any] = {}
-    for name, section in SECTIONS.items():
-        if options.only and name not in options.only.split(","):
-            continue
-        left = BUDGET_S - (time.perf_counter() - begun)
-        at = time.perf_counter()
-        if left < 0:
-            document[name] = {"error": "not begun: five minutes are over"}
-            continue
-        try:
-            document[name] = section(left)
-        except Exception as error:  # noqa: BLE001 - whatever a card, a driver or a compiler raises is a finding
-            document[name] = {"error": f"{type(error).__name__}: {error}", "where": traceback.format_exc()[-1500:]}
-        document[name]["seconds"] = round(time.perf_counter() - at, 1)
+    for name in [name for name in SECTIONS if name in options.only.split(",")]:
+        document[name] = section_apart(name, options.out, end - time.perf_counter())
         print(f"{name}: {json.dumps(document[name])[:600]}", file=sys.stderr, flush=True)
-        # After each section: what is known stays known if the next one brings the machine down.
         (options.out / "gpu.json").write_text(json.dumps(document, indent=1))
         (options.out / "gpu.html").write_text(page(document))
     if options.json:
         print(json.dumps(document))
 
 
-def machine(left: float) -> dict[str, Any]:
-    choice = kernel_choice(torch.device(DEVICE))
-    found: dict[str, Any] = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count()}
+def section_here(name: str, out: Path, seconds: float) -> None:
+    figures = Figures(out / f"{name}.part", seconds)
+    try:
+        SECTIONS[name](figures)
+    except Exception as error:  # noqa: BLE001 - as above
+        figures["error"] = f"{type(error).__name__}: {error}"
+        figures["where"] = traceback.format_exc()[-1500:]
+
+
+def section_apart(name: str, out: Path, left: float) -> dict[str, Any]:
+    """A section in a process of its own: an illegal address or a loop without end takes no other section along."""
+    if left < 0:
+        return {"error": "not begun: five minutes are over"}
+    begun, file = time.perf_counter(), out / f"{name}.part"
+    file.write_text("{}")
+    command = [sys.executable, sys.argv[0], "--out", str(out), "--here", name, "--seconds", str(SHARE * left)]
+    child = subprocess.Popen([*command, *["--quick"] * QUICK], stdout=sys.stderr, start_new_session=True)
+    try:
+        code = child.wait(SHARE * left)
+        why = f"its process ended with {code}" if code else ""
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        why = f"stopped after {SHARE * left:.0f} s"
+    try:
+        found: dict[str, Any] = json.loads(file.read_text())
+    except ValueError as error:
+        found = {"error": f"its figures cannot be read: {error}"}
+    file.unlink()
+    return ({"error": why} if why else {}) | found | {"seconds": round(time.perf_counter() - begun, 1)}
+
+
+def machine(figures: Figures) -> None:
+    figures["torch"], figures["python"], figures["cores"] = torch.__version__, platform.python_version(), os.cpu_count()
     for package in ("dtsf", "triton", "mamba-ssm", "causal-conv1d"):
         try:
-            found[package] = importlib.metadata.version(package)
+            figures[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
+            figures[package] = None
     if DEVICE == "cuda":
         card = torch.cuda.get_device_properties(0)
-        found |= {
-            "card": card.name,
-            "memory_gib": round(card.total_memory / 2**30, 1),
-            "sms": card.multi_processor_count,
-        }
-    return found | {"scan": choice.name, "why": choice.reason}
+        figures["card"], figures["sms"] = card.name, card.multi_processor_count
+        figures["memory_gib"] = round(card.total_memory / 2**30, 1)
+    choice = kernel_choice(torch.device(DEVICE))
+    figures["scan"], figures["why"] = choice.name, choice.reason
 
 
 def forms() -> dict[str, Callable[..., Any]]:
@@ -107,90 +159,75 @@ def forms() -> dict[str, Callable[..., Any]]:
     return found
 
 
-def parity(left: float) -> dict[str, Any]:
+def parity(figures: Figures) -> None:
     """Largest relative error of outputs and all gradients against float64 of the same numbers."""
     from dtsf.model.network.kernels.triton_conv import conv_by_triton
 
     if QUICK:
         trial.PARITY_SHAPE = (1, 4, 9, 8)
-    result: dict[str, Any] = {}
-    for name, function in forms().items():
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            for reverse in (False, True):
-                key = f"{name} {str(dtype)[6:]} {'reverse' if reverse else 'forward'}"
-                try:
-                    result[key] = trial.compare(function, DEVICE, reverse=reverse, dtype=dtype)
-                except Exception as error:  # noqa: BLE001
-                    result[key] = f"{type(error).__name__}: {error}"[:300]
     for reverse in (False, True):
-        generator = torch.Generator().manual_seed(0)
-        x, weight, bias = (torch.randn(*s, generator=generator) for s in ((2, 9 if QUICK else 131, 40), (4, 40), (40,)))
-        wanted = gradients(conv_by_shifts, [a.double() for a in (x, weight, bias)], reverse)
-        found = gradients(conv_by_triton, [a.to(DEVICE) for a in (x, weight, bias)], reverse)
-        errors = [float((a.cpu().double() - b).norm() / b.norm()) for a, b in zip(found, wanted, strict=True)]
-        result[f"conv triton float32 {'reverse' if reverse else 'forward'}"] = max(errors)
-    return result
-
-
-def gradients(function: Callable[..., Any], arguments: list[Any], reverse: bool) -> list[Any]:
-    leaves = [x.requires_grad_() for x in arguments]
-    y = function(*leaves, reverse=reverse)
-    return [y.detach(), *torch.autograd.grad(y.square().sum(), leaves)]
-
-
-def scan(left: float) -> dict[str, Any]:
-    """Milliseconds of forward + backward and forward alone, and memory beside the inputs, bfloat16."""
-    result: dict[str, Any] = {}
-    for shape in SHAPES:
-        given = [x.bfloat16() if k not in (2, 5, 7) else x for k, x in enumerate(trial.drawn_arguments(shape, DEVICE))]
-        given = [x.requires_grad_() for x in given]
-        inputs = sum(x.numel() * x.itemsize for x in given)
-        times: dict[str, Any] = {}
+        way = "reverse" if reverse else "forward"
+        figures.part(f"conv triton float32 {way}", lambda r=reverse: trial.compare_conv(conv_by_triton, DEVICE, reverse=r))
         for name, function in forms().items():
-            try:
-                both = milliseconds(lambda f=function, g=given: torch.autograd.grad(f(*g).sum(), g))
-                with torch.no_grad():
-                    forward = milliseconds(lambda f=function, g=given: f(*g))
-                memory = peak(lambda f=function, g=given: torch.autograd.grad(f(*g).sum(), g))
-                times[name] = {"ms": both, "forward_ms": forward, "extra_memory_ratio": round(memory / inputs, 2)}
-            except Exception as error:  # noqa: BLE001
-                times[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
+            for dtype in (torch.float32, torch.bfloat16, torch.float16):
+                figures.part(
+                    f"{name} {str(dtype)[6:]} {way}",
+                    lambda f=function, r=reverse, d=dtype: trial.compare(f, DEVICE, reverse=r, dtype=d),
+                )
+
+
+def drawn(shape: tuple[int, int, int, int]) -> list[torch.Tensor]:
+    """A scan's arguments in bfloat16, what is summed over channels in float32."""
+    given = enumerate(trial.drawn_arguments(shape, DEVICE))
+    return [(x.bfloat16() if k not in (2, 5, 7) else x).requires_grad_() for k, x in given]
+
+
+def scan(figures: Figures) -> None:
+    """Milliseconds of forward + backward and forward alone, and memory beside the inputs, bfloat16."""
+
+    def timed(function: Callable[..., Any], shape: tuple[int, int, int, int]) -> dict[str, float]:
+        given = drawn(shape)
+        inputs = sum(x.numel() * x.itemsize for x in given)
+        both = milliseconds(lambda: torch.autograd.grad(function(*given).sum(), given))
+        with torch.no_grad():
+            forward = milliseconds(lambda: function(*given))
+        memory = peak(lambda: torch.autograd.grad(function(*given).sum(), given))
+        return {"ms": both, "forward_ms": forward, "extra_memory_ratio": round(memory / inputs, 2)}
+
+    for shape in SHAPES:
+        words = " x ".join(map(str, shape))
+        for name, function in forms().items():
+            figures.part(f"{words}, {name}", timed, function, shape)
+        ours = figures[f"{words}, triton"].get("ms")
         for rival in ("plain", "mamba-ssm"):
-            if "ms" in times.get(rival, {}) and "ms" in times["triton"]:
-                times[f"triton_over_{rival}"] = round(times[rival]["ms"] / times["triton"]["ms"], 2)
-        result[" x ".join(map(str, shape))] = times
-    return result
+            theirs = figures.get(f"{words}, {rival}", {}).get("ms")
+            if ours and theirs:
+                figures[f"{words}, triton_over_{rival}"] = round(theirs / ours, 2)
 
 
-def tune(left: float) -> dict[str, Any]:
-    """Triton's backward with other blocks: what the constants in triton_scan.py should be on this card."""
+def tune(figures: Figures) -> None:
+    """Triton's loops with other blocks: what the constants in triton_scan.py should be on this card."""
     from dtsf.model.network.kernels import triton_scan
 
-    names = ("BLOCK", "STEP", "STEP_BACK", "WARPS", "WARPS_BACK")
-    kept = {name: getattr(triton_scan, name) for name in names}
-    tries = [{}, {"WARPS_BACK": 16}, {"WARPS_BACK": 4}, {"STEP_BACK": 4, "BLOCK": 16}, {"STEP": 8}, {"WARPS": 32}]
-    result: dict[str, Any] = {}
-    begun = time.perf_counter()
-    try:
-        for change in tries[:2] if QUICK else tries:
-            for name, value in (kept | change).items():
+    def timed(change: dict[str, int], shape: tuple[int, int, int, int]) -> float:
+        kept = {name: getattr(triton_scan, name) for name in change}
+        try:
+            for name, value in change.items():
                 setattr(triton_scan, name, value)
-            for shape in SHAPES:
-                if time.perf_counter() - begun > left / 3:
-                    return result | {"stopped": "a third of the time that was left is over"}
-                given = [
-                    (x.bfloat16() if k not in (2, 5, 7) else x).requires_grad_()
-                    for k, x in enumerate(trial.drawn_arguments(shape, DEVICE))
-                ]
-                took = milliseconds(lambda g=given: torch.autograd.grad(triton_scan.scan_by_triton(*g).sum(), g))
-                result[f"{shape} {change or 'as it is'}"] = took
-    finally:
-        for name, value in kept.items():
-            setattr(triton_scan, name, value)
-    return result
+            given = drawn(shape)
+            return milliseconds(lambda: torch.autograd.grad(triton_scan.scan_by_triton(*given).sum(), given))
+        finally:
+            for name, value in kept.items():
+                setattr(triton_scan, name, value)
+
+    tries: list[dict[str, int]] = [{}, {"WARPS_BACK": 10}, {"WARPS_BACK": 16}, {"STEP_BACK": 1}, {"STEP": 8}, {"WARPS": 32}]
+    tries += [{"STEP_BACK": 4, "BLOCK": 16}]
+    for change in tries[:2] if QUICK else tries:
+        for shape in SHAPES:
+            figures.part(f"{shape} {change or 'as it is'}", timed, change, shape)
 
 
-def steps(left: float) -> dict[str, Any]:
+def steps(figures: Figures) -> None:
     """One optimiser step of each recipe."""
     cases: list[tuple[str, str, int, list[str]]] = [
         ("default", "default", 3, []),
@@ -200,22 +237,10 @@ def steps(left: float) -> dict[str, Any]:
         ("nucla-paper 2 views checkpointing", "nucla-paper", 2, ["train.checkpointing=true"]),
         ("nucla-paper 2 views compile", "nucla-paper", 2, ["train.compile=true"]),
     ]
-    if QUICK:
-        tiny = ["model.width=16", "model.depth=1", "train.batch_size=2", "model.frames=2"]
-        cases = [(name, recipe, views, more + tiny) for name, recipe, views, more in cases[:3]]
-    result: dict[str, Any] = {}
-    begun = time.perf_counter()
-    for name, recipe, views, changes in cases:
-        if time.perf_counter() - begun > 0.8 * left:
-            result[name] = {"error": "not begun: no time left"}
-            continue
-        try:
-            result[name] = one_step(recipe, views, changes)
-        except Exception as error:  # noqa: BLE001 - out of memory among others
-            result[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
-        if DEVICE == "cuda":
-            torch.cuda.empty_cache()
-    return result
+    tiny = ["model.width=16", "model.depth=1", "train.batch_size=2", "model.frames=2"]
+    for name, recipe, views, changes in cases[:3] if QUICK else cases:
+        # The default recipe at the size that it takes, which is small.
+        figures.part(name, one_step, recipe, views, changes + tiny if QUICK and recipe != "default" else changes)
 
 
 def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]:
@@ -223,8 +248,9 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
     from dtsf.model.training.losses import dtsf_loss
     from dtsf.model.training.optimiser import parameter_groups
     from dtsf.model.training.recipe import load_recipe
+    from dtsf.model.training.size import USUAL, sized
 
-    recipe = load_recipe(recipe_name, changes)
+    recipe = sized(load_recipe(recipe_name, changes), USUAL)
     pixels = recipe.model.normalise == "imagenet"
     side, channels, classes = (48 if QUICK else 224, 3, 10) if pixels else (6, 112, 60 if "ntu" in recipe_name else 10)
     net = DTSFNet(recipe.model, channels=channels, canvas=side, n_classes=classes, n_views=views).to(DEVICE).train()
@@ -260,46 +286,81 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
     if pixels:
         found["hours_of_the_paper's_training"] = round(took * NUCLA_STEPS / 3.6e6, 3)
         found["share_of_the_paper's_1.35_h"] = round(took * NUCLA_STEPS / 3.6e6 / PAPER_HOURS, 3)
-    elif recipe_name == "ntu60":
-        found["hours_of_training"] = round(took * 210 * recipe.train.epochs / 3.6e6, 3)
+    else:
+        groups = 13_440 if recipe_name == "ntu60" else USUAL // 3
+        found["hours_of_training"] = round(took * -(-groups // B) * recipe.train.epochs / 3.6e6, 4)
     return found
 
 
-def stage1(left: float) -> dict[str, Any]:
+def batches(figures: Figures) -> None:
+    """A batch made on the CPU and sent, and one made of embeddings that stay on the card; how far it is from the CPU's."""
+    from dtsf.model.training.ahead import Ahead
+    from dtsf.model.training.data import Groups, training_batches
+    from dtsf.model.training.recipe import load_recipe
+
+    n = 12 if QUICK else 3072
+    embeddings = torch.randn(n, 16, 6, 6, 112, generator=torch.Generator().manual_seed(0)).half()
+    row_GV = torch.arange(n).view(-1, 3)
+    groups = Groups(embeddings, row_GV, torch.zeros(len(row_GV), dtype=torch.int64), tuple(map(str, range(len(row_GV)))))
+
+    def timed(name: str, stays: bool) -> dict[str, float]:
+        recipe = load_recipe(name)
+        source = replace(groups, embeddings_NFHWC=embeddings.to(DEVICE)) if stays else groups
+
+        def take(device: str, source: Groups = source) -> torch.Tensor:
+            torch.manual_seed(0)
+            more = (recipe.model.frames, recipe.model.pace, recipe.augment, torch.ones(112))
+            return Ahead(training_batches(source, recipe.train.batch_size, *more), torch.device(device)).take().x_BVTHWC
+
+        apart = (take(DEVICE).cpu() - take("cpu", groups)).abs().max()
+        return {"ms": milliseconds(lambda: take(DEVICE)), "largest_difference": float(apart)}
+
+    for name in ("default", "ntu60"):
+        for stays in (False, True):
+            figures.part(f"{name} {'resident' if stays else 'streamed'}", timed, name, stays)
+
+
+def stage1(figures: Figures) -> None:
     """Frames embedded in batches of eight clips, host to host."""
     import numpy as np
 
     from dtsf.pipeline.encoders.choose import load_encoder
 
     clips, size = (1, 96) if QUICK else (8, 192)
-    result: dict[str, Any] = {}
-    for name in ("efficientnet-lite0", "efficientnet-lite2"):
+    repeats = 1 if QUICK else 5
+
+    def rate(embed: Callable[[], Any]) -> dict[str, float]:
+        took = milliseconds(embed, repeats)
+        return {"ms": took, "clips_per_s": round(1000 * clips / took, 1)}
+
+    def ours(name: str) -> dict[str, float]:
         frames = np.random.default_rng(0).integers(0, 256, (16 * clips, size, size, 3), np.uint8)
-        try:
-            encoder = load_encoder(name, size, 6 if size == 192 else 3, "torch-cpu" if QUICK else "cuda")
-            took = milliseconds(lambda e=encoder, f=frames: e.embed(f), repeats=1 if QUICK else 5)
-            result[name] = {"ms": took, "clips_per_s": round(1000 * clips / took, 1)}
-        except Exception as error:  # noqa: BLE001
-            result[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
-    width, depth, patches = (32, 1, 16) if QUICK else (384, 12, 196)
-    layer = torch.nn.TransformerEncoderLayer(
-        width, width // 32, 4 * width, activation="gelu", batch_first=True, norm_first=True
-    )
-    vit = torch.nn.TransformerEncoder(layer, depth, enable_nested_tensor=False).to(DEVICE).eval()
-    patch = torch.nn.Conv2d(3, width, 16, 16).to(DEVICE)
-    side = 16 * round(patches**0.5)
-    pixels = torch.randint(0, 256, (16 * clips, 3, side, side), dtype=torch.uint8)
+        encoder = load_encoder(name, size, 6 if size == 192 else 3, "torch-cpu" if QUICK else "cuda")
+        return rate(lambda: encoder.embed(frames))
 
-    def embed() -> Any:
-        with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
-            return vit(patch(pixels.to(DEVICE).float() / 255).flatten(2).transpose(1, 2)).float().cpu()
+    def vit() -> dict[str, float]:
+        width, depth, patches = (32, 1, 16) if QUICK else (384, 12, 196)
+        layer = torch.nn.TransformerEncoderLayer(
+            width, width // 32, 4 * width, activation="gelu", batch_first=True, norm_first=True
+        )
+        blocks = torch.nn.TransformerEncoder(layer, depth, enable_nested_tensor=False).to(DEVICE).eval()
+        patch = torch.nn.Conv2d(3, width, 16, 16).to(DEVICE)
+        side = 16 * round(patches**0.5)
+        pixels = torch.randint(0, 256, (16 * clips, 3, side, side), dtype=torch.uint8)
 
-    took = milliseconds(embed, repeats=1 if QUICK else 5)
-    return result | {"ViT-S of random weights": {"ms": took, "clips_per_s": round(1000 * clips / took, 1)}}
+        def embed() -> Any:
+            with torch.inference_mode(), torch.autocast(DEVICE, torch.bfloat16):
+                return blocks(patch(pixels.to(DEVICE).float() / 255).flatten(2).transpose(1, 2)).float().cpu()
+
+        return rate(embed)
+
+    for name in ("efficientnet-lite0", "efficientnet-lite2"):
+        figures.part(name, ours, name)
+    figures.part("ViT-S of random weights", vit)
 
 
-def resume(left: float) -> dict[str, Any]:
-    """Three epochs at once, and with a kill after the first: how far the weights are apart."""
+def resume(figures: Figures) -> None:
+    """Two epochs at once, and with a kill after the first: how far the weights are apart."""
     from dtsf.cache.spec import CacheSpec, DatasetInfo
     from dtsf.model.training.data import Groups
     from dtsf.model.training.loop import fit
@@ -324,14 +385,16 @@ def resume(left: float) -> dict[str, Any]:
             fit(groups, recipe, run=Path(cut), on_epoch=kill, **common)
         found = fit(groups, recipe, run=Path(cut), resume=True, **common).net.state_dict()
     apart = max(float((x.double() - found[name].double()).abs().max()) for name, x in right.items())
-    return {"largest_difference": apart, "bit_for_bit": all(torch.equal(x, found[name]) for name, x in right.items())}
+    figures["largest_difference"] = apart
+    figures["bit_for_bit"] = all(torch.equal(x, found[name]) for name, x in right.items())
 
 
-SECTIONS: dict[str, Callable[[float], dict[str, Any]]] = {
+SECTIONS: dict[str, Callable[[Figures], None]] = {
     "machine": machine,
     "parity": parity,
     "scan": scan,
     "steps": steps,
+    "batches": batches,
     "stage1": stage1,
     "resume": resume,
     "tune": tune,

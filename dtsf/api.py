@@ -79,7 +79,6 @@ def preprocess(
         DataError: No such data.
         CacheError: The cache cannot take these clips.
         BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
-
     """
     from dtsf.pipeline.settings import PreprocessSettings
 
@@ -116,7 +115,6 @@ def verify_source(
     Raises:
         CacheError: No such cache.
         DataError: No such data.
-
     """
     from dtsf.cache.reader import open_dataset
     from dtsf.pipeline.datasets import find_root
@@ -157,7 +155,6 @@ def train(
         ConfigError: An unknown setting, or one that does not fit the data.
         CacheError: No such cache.
         CheckpointError: Nothing to resume, or a run of other settings.
-
     """
     from dtsf.model.training.train import train as run_train
 
@@ -180,7 +177,6 @@ def ablate(
         out: Folder of tables and trainings; ``runs/ablate`` if left out. What is finished there is not done again.
         on_result: Called with the table as far as it is: before the first training, and after each.
         options: The others of :func:`dtsf.model.training.ablation.run.ablate`.
-
     """
     from dtsf.model.training.ablation.run import ablate as run_ablation
     from dtsf.report.ablation_files import write_ablation
@@ -200,7 +196,6 @@ def load(run: str | Path) -> Run:
 
     Raises:
         CheckpointError: No checkpoint, a damaged one, or one whose weights are for other classes.
-
     """
     run = Path(run)
     if not run.is_dir():

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["Check", "Health", "examine", "scan_in_use"]
-
 LEAST_FREE_GB = 1.0
 DEFAULT_ENCODER = "efficientnet-lite0"
 
@@ -55,12 +53,8 @@ class Health:
 
 
 def examine(cache: Path, *, on_step: Callable[[int, int, str], None] | None = None) -> Health:
-    """Look at everything; takes some ten seconds, most of them the tests of the two stages.
-
-    Args:
-        cache: Folder of the cache; need not exist.
-        on_step: Called with how many looks are done, of how many, and the next one.
-
+    """Look at everything; takes some ten seconds, most of them the tests of the two stages. ``on_step``: called with how many
+    looks are done, of how many, and the next one.
     """
     from dtsf.model.training.selftest import check_stage2
     from dtsf.pipeline.selftest import check_codecs, check_stage1

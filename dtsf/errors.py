@@ -11,20 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "BadClipsError",
-    "CacheError",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "DivergedError",
-    "DtsfError",
-    "FilmError",
-    "FingerprintError",
-    "SourceError",
-    "VideoError",
-]
-
 
 class DtsfError(Exception):
     """Base of all errors that are the input's or the machine's, not a defect of dtsf."""

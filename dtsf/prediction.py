@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import CacheSpec
 
-__all__ = ["Prediction", "embed_videos", "predict_onnx", "prediction_of", "read_canvases", "write_prediction_film"]
-
 logger = logging.getLogger(__name__)
 
 FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
@@ -53,7 +51,6 @@ def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: s
     Raises:
         CheckpointError: The file is missing or not dtsf's.
         DataError: Another number of videos.
-
     """
     from dtsf.model.export import read_onnx
 
@@ -93,7 +90,7 @@ def embed_videos(
     import torch
 
     from dtsf.pipeline.encoders.choose import open_encoder
-    from dtsf.pipeline.video.child import DecodeRequest, borrow_decoder, decode_all
+    from dtsf.pipeline.video.child import DecodeRequest, borrow_decoders, decode_all
     from dtsf.report.film import check_film
 
     if film is not None:
@@ -114,7 +111,7 @@ def embed_videos(
     embedded, longest = [], 1
     # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
     # Kept from one performance to the next.
-    with borrow_decoder(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as decoder:
+    with borrow_decoders(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as (decoder,):
         for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
             if isinstance(clip, VideoError):
                 raise clip
@@ -140,7 +137,6 @@ def prediction_of(names: Sequence[str], probability_K: Tensor, uncertainty: Tens
 
     Raises:
         CheckpointError: Its outputs are no numbers.
-
     """
     if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
         raise CheckpointError("the network's answer is not finite numbers: the training that made it diverged")

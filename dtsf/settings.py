@@ -12,7 +12,9 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-__all__ = ["Settings", "explain"]
+
+SHOWN = 60
+"""Characters of a refused value of a document of others that a message shows."""
 
 
 class Settings(BaseModel):
@@ -22,11 +24,8 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Validate keywords.
-
-        Raises:
-            ConfigError: An unknown name (with the nearest one) or a value out of range, named as on the command line.
-
+        """Validate keywords. Raises ConfigError: an unknown name (with the nearest one) or a value out of range, named as on
+        the command line.
         """
         try:
             return cls(**values)
@@ -46,26 +45,27 @@ class Settings(BaseModel):
         return type(self).of(**{name: getattr(self, name) for name in type(self).model_fields} | values)
 
 
-def explain(error: ValidationError, known: Iterable[str], name: Callable[[str], str] = str) -> str:
-    """All problems of a validation in one line: each names the setting, its value and what it must be.
+def explain(
+    error: ValidationError, known: Iterable[str] = (), name: Callable[[str], str] = str, *, most: int | None = None
+) -> str:
+    """What does not fit, in a line: field, value, what it must be.
 
-    Args:
-        error: Pydantic's.
-        known: Names that there are, for the nearest one to an unknown name.
-        name: How a setting is named to a person.
-
+    ``known``: names that there are, for the nearest one to an unknown name. ``name``: how a field is named to a person.
+    ``most``: problems that are listed, for documents of others; their values are cut.
     """
-    names = list(known)
     lines = []
-    for problem in error.errors():
+    for problem in error.errors(include_url=False)[:most]:
         where = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(where, names, n=1, cutoff=0.5)
+        if problem["type"] == "extra_forbidden" and known:
+            near = difflib.get_close_matches(where, list(known), n=1, cutoff=0.5)
             lines.append(f"unknown {name(where)}" + (f"; did you mean {name(near[0])}?" if near else ""))
         elif where:
-            lines.append(f"{name(where)} {problem['input']!r}: {message[:1].lower()}{message[1:]}")
+            value = repr(problem["input"])
+            shown = value if most is None or len(value) <= SHOWN else value[: SHOWN - 3] + "..."
+            lines.append(f"{name(where)} {shown}: {message[:1].lower()}{message[1:]}")
         else:
             # What concerns several settings has no place of its own, and its message names them.
             lines.append(message)
-    return "; ".join(lines)
+    more = error.error_count() - len(lines)
+    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.evaluation import Evaluation
     from dtsf.prediction import Prediction
 
-__all__ = ["Run"]
-
 
 @dataclass(frozen=True)
 class Run:
@@ -62,7 +60,6 @@ class Run:
         Raises:
             CheckpointError: The data set has other classes.
             CacheError: It was made with other settings.
-
         """
         import torch
 
@@ -118,12 +115,11 @@ class Run:
             film: Also write a film here: the views side by side with the class, uncertainty and weights drawn on.
 
         Raises:
-            VideoError: A video cannot be used.
+            VideoError: a video cannot be used.
             ConfigError: This machine's encoder is not the one the run was trained with, no film can be written there, or
                 ``views`` names no camera of the run.
             FilmError: The film cannot be written; the error has the ``prediction``.
             DataError: Another number of videos than ``views``, or more than the run has cameras with weights of their own.
-
         """
         cameras = self._cameras(len(videos), views)
         embeddings_VFPC, longest = embed_videos(

@@ -71,7 +71,7 @@ def test_a_field_beyond_its_bound_is_refused_in_one_line(text):
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
     if "10000000" in text:
-        assert "state.json: depth = 10000000: Input should be less than or equal to 10" in str(caught.value)
+        assert "state.json: depth 10000000: input should be less than or equal to 10" in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [0.9, 0.1, 1 / 3, 1e-8, 123456.78, 3.4e38])

@@ -75,7 +75,11 @@ def test_groups_one_by_one_and_in_batches(grouped, hold):
         assert not groups.batch([5]).x_BVFHWC[0, 1].any()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("grouped", "workers"),
+    [*((form, 0) for form in FORMS), (FORMS[0], 2), *(pytest.param(f, 2, marks=pytest.mark.slow) for f in FORMS[1:])],
+    indirect=["grouped"],
+)
 def test_with_a_data_loader(grouped, workers):
     folder, held = grouped
     context = {"multiprocessing_context": "spawn"} if workers else {}

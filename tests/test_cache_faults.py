@@ -8,7 +8,6 @@ import contextlib
 import errno
 import os
 import signal
-import warnings
 
 import pytest
 from cache_tools import (
@@ -25,6 +24,7 @@ from cache_tools import (
     shard_record,
     snapshot,
 )
+from forked import exit_code, forked
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -113,23 +113,16 @@ def check_after_fault(folder):
 
 def killed(step, moment, action):
     """Run ``action`` in a child that SIGKILLs itself at that step. Whether it died."""
-    with warnings.catch_warnings():
-        # The child only writes files and dies; threads of the parent are of no concern to it.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:
 
-        def die(_, number, when, __):
-            if (number, when) == (step, moment):
-                os.kill(os.getpid(), signal.SIGKILL)
+    def die(_, number, when, __):
+        if (number, when) == (step, moment):
+            os.kill(os.getpid(), signal.SIGKILL)
 
+    def work_until_then():
         hooked(pytest.MonkeyPatch(), die)
-        try:
-            action()
-        finally:
-            os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    return os.WIFSIGNALED(status)
+        action()
+
+    return exit_code(forked(work_until_then)) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
@@ -231,7 +224,6 @@ def _race(folder, writer, start):
     for shard in order:
         extend(folder, shard + 1)
         write_shard(folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=100 * writer + shard))
-    os._exit(0)
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
@@ -239,19 +231,9 @@ def test_two_writers_one_wins_each_shard(quick, form):
     folder = quick / "a"
     create_or_open(folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
     start, go = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        children = []
-        for writer in (0, 1):
-            child = os.fork()
-            if not child:
-                try:
-                    _race(folder, writer, start)
-                finally:
-                    os._exit(1)
-            children.append(child)
+    children = [forked(lambda writer=writer: _race(folder, writer, start)) for writer in (0, 1)]
     os.write(go, b"xx")
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert [exit_code(child) for child in children] == [0, 0]
     list_all(folder)
     assert verify(folder, deep=True).ok
     data = open_place(as_place(folder))

@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 import urllib.request
-import warnings
 
 import numpy as np
 import pytest
 from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, rows, shard_record, snapshot
+from forked import exit_code, forked
 
 from dtsf.cache import remote
 from dtsf.cache.convert import convert
@@ -193,14 +193,12 @@ def test_forked_reader(bucket):
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     add_shard(url, 0, names(0), seed=0)
     data = open_dataset(bucket)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if not child:
+
+    def read():
         # The parent's connection must not be used here.
-        same = (data.embeddings(names(0)) == rows(SHARD_SIZE, seed=0)["embeddings"]).all()
-        os._exit(0 if same else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert (data.embeddings(names(0)) == rows(SHARD_SIZE, seed=0)["embeddings"]).all()
+
+    assert exit_code(forked(read)) == 0
 
 
 def test_store_that_is_not_there(bucket, monkeypatch):

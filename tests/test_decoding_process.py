@@ -13,7 +13,7 @@ import pytest
 
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.child import Decoder, DecodeRequest, borrow_decoder, decode_all
+from dtsf.pipeline.video.child import Decoder, DecodeRequest, borrow_decoders, decode_all
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
 
@@ -204,13 +204,13 @@ def test_the_child_takes_no_module_from_the_current_folder(videos, tmp_path, mon
 def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(videos, monkeypatch):
     from dtsf.pipeline.video import child as module
 
-    module._kept_decoder.cache_clear()
-    with borrow_decoder(4, 96, 60.0, "fast") as kept:
+    module._kept_decoders.cache_clear()
+    with borrow_decoders(4, 96, 60.0, "fast") as (kept,):
         clips = decode_all(kept, [DecodeRequest(path) for path in videos])
         assert outcome(next(clips)) == Verdict.OK
         first = child_of(kept)
     # The second clip was under way and never fetched: its answer must not be taken for the next shard's first.
-    with borrow_decoder(4, 96, 60.0, "fast") as again:
+    with borrow_decoders(4, 96, 60.0, "fast") as (again,):
         assert again is kept
         [(frames, _)] = list(decode_all(again, [DecodeRequest(videos[3])]))
         np.testing.assert_array_equal(frames, decode_clip(videos[3], 4, 96).frames)
@@ -222,4 +222,4 @@ def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(vi
             assert again.receive()[1]["verdict"] == "ok"
         assert child_of(again) != second
     kept.close()
-    module._kept_decoder.cache_clear()
+    module._kept_decoders.cache_clear()

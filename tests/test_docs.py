@@ -176,7 +176,7 @@ def test_new_data_set_of_its_page_works(checkout):
     for block in fences(page, "python"):
         name, _, text = block.partition("\n")
         (checkout / name.removeprefix("# ")).write_text(text)
-    (command,) = [line for block in fences(page, "sh") for line in commands(block)]
+    (command,) = re.findall(r"`(pytest [^`]+)`", page.read_text())
     done = _run(command, checkout, checkout)
     assert "1 passed" in done.stdout
 

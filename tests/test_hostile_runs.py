@@ -132,10 +132,10 @@ def one_run(made, root, data):
 @pytest.mark.parametrize(
     ("where", "value", "message"),
     [
-        (("recipe", "model", "depth"), 10**7, "depth = 10000000: Input should be less than or equal to"),
-        (("recipe", "model", "frames"), 10**6, "frames = 1000000"),
-        (("recipe", "train", "threads"), 10**6, "threads = 1000000"),
-        (("spec", "frames"), 10**6, "frames = 1000000"),
+        (("recipe", "model", "depth"), 10**7, "depth 10000000: input should be less than or equal to"),
+        (("recipe", "model", "frames"), 10**6, "frames 1000000"),
+        (("recipe", "train", "threads"), 10**6, "threads 1000000"),
+        (("spec", "frames"), 10**6, "frames 1000000"),
         (("recipe", "model", "width"), 8192, "do not fit its recipe"),
     ],
 )
@@ -258,7 +258,7 @@ def test_onnx_metadata_that_do_not_match_the_graph_are_refused(made, tmp_path):
         with pytest.raises(CheckpointError, match="its metadata and its graph differ"):
             read_onnx(tmp_path / "n.onnx")
     (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | {"frames": 10**6})))
-    with pytest.raises(CheckpointError, match="frames = 1000000"):
+    with pytest.raises(CheckpointError, match="frames 1000000"):
         read_onnx(tmp_path / "n.onnx")
 
 

@@ -297,7 +297,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(world, reproduced, tmp_path):
 def test_seeds_that_are_no_numbers_are_refused_with_an_example(dtsf, tmp_path, seeds):
     done = dtsf("reproduce", "nucla", "--root", tmp_path, "--seeds", seeds, cwd=tmp_path)
     assert done.returncode == 2
-    assert "must be whole numbers from 0 joined by commas: 0,1,2" in done.stderr
+    assert "must be different numbers from 0, as in 0,1,2" in done.stderr
 
 
 def test_other_settings_and_other_folders_are_refused(world, reproduced, tmp_path):

@@ -5,7 +5,6 @@ import shutil
 import tomllib
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from dtsf import api
@@ -19,26 +18,6 @@ def _train(world, run, **options):
     return api.train(
         world / "cache", dataset="nucla", protocol=PROTOCOL, run=run, overrides=SMALL, device="cpu", **options
     )
-
-
-def test_killed_and_resumed_run_equals_an_undisturbed_one_bit_for_bit(world, tmp_path):
-    whole = _train(world, tmp_path / "whole")
-
-    def stop(report):
-        if report.epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        _train(world, tmp_path / "cut", on_epoch=stop)
-    # Lines of steps that no checkpoint knows, as a kill in the middle of an epoch leaves them.
-    log = tmp_path / "cut/log.jsonl"
-    log.write_text(log.read_text() + json.dumps({"step": 10_000}) + "\n" + '{"step": 3, "los')
-    resumed = _train(world, tmp_path / "cut", resume=True)
-    first, second = (load_file(tmp_path / name / "last/model.safetensors") for name in ("whole", "cut"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert (tmp_path / "whole/log.jsonl").read_text() == log.read_text()
-    assert resumed.evaluation == whole.evaluation
 
 
 def test_resume_with_another_recipe_is_refused_with_both(world, tmp_path):

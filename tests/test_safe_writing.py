@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import dtsf
-from dtsf.cache.commit import alone, exclusively, fresh_file, open_log, sweep_orphans, write_atomically
+from dtsf.cache.commit import fresh_file, lock, open_log, sweep_orphans, write_atomically
 from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, FilmError
 from dtsf.report.page import write_page
 
@@ -25,12 +25,12 @@ def victim(tmp_path):
 
 
 def _lock(path):
-    with alone(path, unwritable=CacheError, busy=CacheError("busy")):
+    with lock(path, unwritable=CacheError, busy=CacheError("busy")):
         pass
 
 
 def _wait(path):
-    with exclusively(path):
+    with lock(path, unwritable=CacheError):
         pass
 
 

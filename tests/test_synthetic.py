@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 
 from dtsf.errors import ConfigError, DataError
+from dtsf.pipeline.datasets import synthetic
 from dtsf.pipeline.datasets.synthetic import synthesize_nucla
 from dtsf.pipeline.datasets.synthetic_scene import ACTIONS, Style, trajectory
+
+
+@pytest.fixture
+def three_actions(monkeypatch):
+    """Fewer videos to draw; which of the ten they are of is nothing to these tests."""
+    monkeypatch.setattr(synthetic, "ACTIONS", {action: ACTIONS[action] for action in (1, 5, 12)})
 
 
 def test_partners_of_a_pair_are_each_others_reversal():
@@ -32,7 +39,7 @@ def _labels(folder):
         return list(csv.DictReader(stream))
 
 
-def test_same_seed_same_files_other_seed_others(tmp_path):
+def test_same_seed_same_files_other_seed_others(tmp_path, three_actions):
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         synthesize_nucla(tmp_path / name, subjects=2, episodes=1, seed=seed)
     one, two, three = (_sums(tmp_path / name) for name in ("one", "two", "three"))
@@ -41,7 +48,7 @@ def test_same_seed_same_files_other_seed_others(tmp_path):
     assert all(one[key] != three[key] for key in one if key.endswith(".avi"))
 
 
-def test_bias_and_occlusion_make_the_collections_they_name(tmp_path):
+def test_bias_and_occlusion_make_the_collections_they_name(tmp_path, three_actions):
     synthesize_nucla(tmp_path / "data", subjects=3, episodes=1, bias=1.0, occlude=True)
     rows = _labels(tmp_path / "data")
     main = "multiview_action_videos"
@@ -50,12 +57,12 @@ def test_bias_and_occlusion_make_the_collections_they_name(tmp_path):
         for name in (main, main + "_aligned", main + "_conflict", main + "_occluded")
     }
     own_room = {r["action"]: r["background"] for r in by_collection[main + "_aligned"]}
-    assert len(set(own_room.values())) == len(ACTIONS)
+    assert len(set(own_room.values())) == 3
     assert {r["subject"] for r in by_collection[main]} == {"1", "2"}
     assert all(r["background"] == own_room[r["action"]] for r in by_collection[main])
     assert all(r["background"] != own_room[r["action"]] for r in by_collection[main + "_conflict"])
     hidden = by_collection[main + "_occluded"]
-    assert len(hidden) == 30
+    assert len(hidden) == 9
     for action in own_room:
         assert sum(int(r["occluded"]) for r in hidden if r["action"] == action) == 1
 

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from forked import forked
 from safetensors.torch import load_file
 
 from dtsf.cache.records import Clip
@@ -274,16 +274,8 @@ def test_watching_changes_nothing_of_the_training(tmp_path):
 
 # Killed
 
-SCRIPT = """
-import sys
-from pathlib import Path
-import test_training as t
-groups = t.toy(24)
-run = Path(sys.argv[1])
-t.train(run, *sys.argv[3:], groups=groups, held_out=t.opposed(), resume=sys.argv[2] == "resume")
-"""
 EVERYTHING = (
-    *("train.epochs=25", "train.batch_size=3", "train.accumulate=2", "train.ema=0.9", "train.held_out=0.2"),
+    *("train.epochs=16", "train.batch_size=3", "train.accumulate=2", "train.ema=0.9", "train.held_out=0.2"),
     *("train.patience=50", "model.dropout=0.1", "augment.view_drop=0.3", "augment.jitter=0.5"),
 )
 
@@ -295,20 +287,19 @@ def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debi
     # StillMix needs the still part of a frame.
     words = [*EVERYTHING, f"debias.method={debias}", *(["model.anchor=frame"] if debias == "stillmix" else [])]
     _, _ = train(tmp_path / "whole", *words, groups=toy(24), held_out=opposed())
-    log, killed, how = tmp_path / "cut/log.jsonl", 0, "begin"
+    log, killed = tmp_path / "cut/log.jsonl", 0
     for lines in (*kills, 10_000):
-        child = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, tmp_path / "cut", how, *words],
-            env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"},
-        )
-        while child.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
+        resume = {"resume": True} if killed else {}
+        child = forked(lambda how=resume: train(tmp_path / "cut", *words, groups=toy(24), held_out=opposed(), **how))
+        ended = 0
+        while not ended and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
             time.sleep(0.005)
-        if child.poll() is None:
-            child.send_signal(signal.SIGKILL)
+            ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
             killed += 1
-        child.wait()
-        how = "resume"
-    assert child.returncode == 0
+    assert os.waitstatus_to_exitcode(status) == 0
     assert killed == len(kills)
     first, second = (load_file(tmp_path / name / "last/model.safetensors") for name in ("whole", "cut"))
     assert first.keys() == second.keys()
@@ -323,6 +314,7 @@ def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debi
 # Several processes
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world, tmp_path):
     words = [
         *("train", "--cache", world / "cache", "--dataset", "nucla", "--protocol", "cross-subject:2", "--epochs", "3"),

@@ -1,6 +1,8 @@
 """Triton's loops against a float64 loop written from the equations: on a card where there is one, else in Triton's interpreter."""
 
+import importlib
 import os
+import shutil
 
 import pytest
 import torch
@@ -186,7 +188,11 @@ def test_memory_beside_inputs_and_gradients_is_under_three_times_the_inputs(monk
     assert sum(x.numel() * x.itemsize for x in made) < 3 * inputs
 
 
-def test_torch_compile_takes_a_whole_layer_in_one_graph(monkeypatch):
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_torch_compile_takes_a_whole_layer_in_one_graph(monkeypatch, backend):
+    if backend == "inductor" and shutil.which("g++") is None:
+        pytest.skip("inductor needs a compiler of C++")
     choose.gpu_kernel()
     monkeypatch.setattr(choose, "_implementation", lambda x, n_states=16: "triton")
     torch.manual_seed(0)
@@ -195,9 +201,13 @@ def test_torch_compile_takes_a_whole_layer_in_one_graph(monkeypatch):
     names, leaves = zip(*layer.named_parameters(), strict=True)
     eager = layer(x)
     wanted = torch.autograd.grad(eager.square().sum(), leaves)
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
+    # What is kept on the disk was made with other tiles.
+    inductor, autograd = (importlib.import_module(f"torch.{name}.config") for name in ("_inductor", "_functorch"))
+    with inductor.patch(fx_graph_cache=False), autograd.patch(enable_autograd_cache=False):
+        compiled = torch.compile(layer, backend=backend, fullgraph=True)(x)
+        found = torch.autograd.grad(compiled.square().sum(), leaves)
     torch.testing.assert_close(compiled, eager)
-    for name, a, b in zip(names, torch.autograd.grad(compiled.square().sum(), leaves), wanted, strict=True):
+    for name, a, b in zip(names, found, wanted, strict=True):
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -227,12 +237,13 @@ def a_card(monkeypatch, tmp_path):
     choose._on_cuda.cache_clear()
     yield torch.device("cuda", 0)
     choose._on_cuda.cache_clear()
+    choose.LOADED.pop("distrusted", None)
 
 
 def _results(monkeypatch, **trials):
     asked = []
 
-    def result(name, function, device, timed):
+    def result(name, scan, conv, device, timed):
         asked.append(name)
         return trials[name.replace("-", "_")]
 
@@ -270,22 +281,63 @@ def test_what_is_wrong_on_a_card_does_not_run_there(monkeypatch, a_card):
     assert "triton is wrong on this card" in kernel_choice(a_card).reason
 
 
-def test_a_trial_finds_what_is_wrong_and_what_raises(monkeypatch):
+def test_what_is_wrong_on_a_card_is_not_compiled_into_a_graph_either(monkeypatch, a_card):
+    monkeypatch.setattr(choose, "kernel_status", lambda: (None, None, "absent"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: False, raising=False)
+    there = type("OnACard", (), {"dtype": torch.float32, "device": a_card})()
+    for right, name in ((True, "triton"), (False, "plain")):
+        choose._on_cuda.cache_clear()
+        _results(monkeypatch, triton=Trial(right, 0.0, "a"))
+        trial.kept_file().unlink(missing_ok=True)
+        kernel_choice(a_card)
+        assert choose._implementation(there) == name
+
+
+def shifted(function):
+    return lambda *arguments, reverse: function(*arguments, reverse=not reverse)
+
+
+def tried(monkeypatch, **forms):
+    """What comes of the forms on the device of these tests, and how many of their verdicts are kept."""
     monkeypatch.setattr(trial, "PARITY_SHAPE", (1, 3, 9, 8))
-    device = torch.device(DEVICE)
-    assert trial._try("triton", scan_by_triton, device, False).right
+    monkeypatch.setattr(trial, "_milliseconds", lambda function, device: 1.0)
+    return trial.on_this_card(forms, torch.device(DEVICE)), len(trial._read(trial.kept_file()))
 
-    def shifted(*arguments, reverse=False):
-        return selective_scan_plain(*arguments, reverse=not reverse)
 
-    wrong = trial._try("mine", shifted, device, False)
-    assert not wrong.right
-    assert "departs from float64" in wrong.said
+def test_a_trial_finds_what_is_wrong(monkeypatch, a_card):
+    forms = {
+        "triton": (scan_by_triton, conv_by_triton),
+        "scan": (shifted(selective_scan_plain), conv_by_shifts),
+        "conv": (selective_scan_plain, shifted(conv_by_shifts)),
+        "nan": (selective_scan_plain, lambda x, *w, reverse: (x + w[0].sum() + w[1]) * float("nan")),
+    }
+    found, kept = tried(monkeypatch, **forms)
+    assert [result.right for result in found.values()] == [True, False, False, False], found
+    assert "departs from float64" in found["conv"].said
+    assert kept == 4
+
+
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
+@pytest.mark.parametrize("around", [torch.inference_mode, torch.no_grad, lambda: torch.autocast(DEVICE, torch.bfloat16)])
+def test_the_verdict_is_the_same_wherever_the_first_scan_is_asked_for(monkeypatch, a_card, around):
+    """An evaluation, or a training in mixed precision."""
+    with around():
+        found, kept = tried(monkeypatch, mine=(selective_scan_plain, conv_by_shifts))
+    assert found["mine"].right, found["mine"].said
+    assert kept == 1
+
+
+def test_what_raises_is_said_and_tried_again_next_time(monkeypatch, a_card):
+    """A card may have been full."""
 
     def broken(*arguments, reverse=False):
-        raise RuntimeError("no kernel image is available")
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
 
-    assert "does not run on this card (RuntimeError: no kernel image" in trial._try("mine", broken, device, False).said
+    found, kept = tried(monkeypatch, mine=(broken, conv_by_shifts))
+    assert not found["mine"].right
+    assert found["mine"].said == "mine does not run on this card (OutOfMemoryError: CUDA out of memory.)"
+    assert kept == 0
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"a": 1}', '{"a": {"right": 1}}', "null"])

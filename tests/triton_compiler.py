@@ -1,4 +1,4 @@
-"""Compile Triton's loops for a card that need not be here. Prints JSON. ARCH DTYPE STATES FLAGS KERNEL,KERNEL..."""
+"""Compile Triton's loops for a card that need not be here. Prints JSON. ARCH DTYPE STATES FLAGS PARAMETERS,THAT,ARE,1"""
 
 import json
 import re
@@ -15,7 +15,7 @@ from dtsf.model.network.kernels import triton_backward, triton_conv, triton_loop
 
 
 def main():
-    arch, dtype, states, flags, names = sys.argv[1:]
+    arch, dtype, states, flags, ones = sys.argv[1:]
     flag = bool(int(flags))
     tiles = {"N": int(states), "BD": triton_scan.BLOCK, "REVERSE": flag, "HAS_BIAS": flag}
     options = {"HAS_SKIP": flag, "HAS_Z": flag, "SEGMENTS": flag}
@@ -29,13 +29,14 @@ def main():
         "conv_forward": (triton_conv.conv_forward, conv, 4),
         "conv_backward": (triton_conv.conv_backward, conv, 4),
     }
-    json.dump({name: build(*kernels[name], dtype, int(arch)) for name in names.split(",")}, sys.stdout)
+    constant = dict.fromkeys(ones.split(","), 1)
+    json.dump({name: build(*kernel, dtype, int(arch), constant) for name, kernel in kernels.items()}, sys.stdout)
 
 
-def build(kernel, constants, warps, dtype, arch):
+def build(kernel, constants, warps, dtype, arch, constant):
     """Compile as a launch would: aligned pointers, widths that 16 divides, and what is left out as None."""
     left_out = {"bias_D": "HAS_BIAS", "skip_D": "HAS_SKIP"}
-    constants = dict(constants)
+    constants = constants | {name: value for name, value in constant.items() if name in kernel.arg_names}
     constants |= {name: None for name, flag in left_out.items() if name in kernel.arg_names and not constants.get(flag, True)}
     halves = ("u", "dt", "B", "C", "z", "y_BLD", "grad_BLD", "du", "ddt", "dz", "x", "grad", "dx_BLD")
     signature, attributes = {}, {}
@@ -51,19 +52,20 @@ def build(kernel, constants, warps, dtype, arch):
             attributes[(k,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
-    return {"ptx": made.asm["ptx"], "shared": made.metadata.shared, "stack": stack(made.asm["cubin"])}
+    return {"ptx": made.asm["ptx"], "shared": made.metadata.shared, **resources(made.asm["cubin"])}
 
 
-def stack(cubin):
-    """Bytes that a thread spills, by NVIDIA's own tool, which comes with Triton; 0 where it does not."""
+def resources(cubin):
+    """Registers of a lane and the bytes that it spills, by NVIDIA's own tool, which comes with Triton; 0 where it does not."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     if not tool.exists():
-        return 0
+        return {"registers": 0, "stack": 0}
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         said = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    return int(re.findall(r"STACK:(\d+)", said.stdout)[-1])
+    registers, stack = re.findall(r"REG:(\d+) STACK:(\d+)", said.stdout)[-1]
+    return {"registers": int(registers), "stack": int(stack)}
 
 
 if __name__ == "__main__":

@@ -28,18 +28,6 @@ if TYPE_CHECKING:
 
     Computed = Mapping[str, tuple[int, ClipRecord]]
 
-__all__ = [
-    "CatalogDocument",
-    "Listed",
-    "State",
-    "check_catalog",
-    "derive_catalog",
-    "join",
-    "newest_records",
-    "read_catalog",
-    "write_catalog",
-]
-
 State = Literal["", "missing", "unreachable", "waiting"]
 
 
@@ -87,16 +75,8 @@ class CatalogDocument(Frozen):
 
 
 def read_catalog(where: Where, about: About, shards: Sequence[ShardRecord] = ()) -> CatalogDocument | None:
-    """What is true of a data set now; None where no ``preprocess`` has come so far.
-
-    Args:
-        where: The data set's place.
-        about: What it says of itself.
-        shards: Its records: those of layouts 1 and 2 say what the clips are, until a catalog is written.
-
-    Raises:
-        CacheError: Damaged, or at odds with itself.
-
+    """What is true of a data set now; None where no ``preprocess`` has come so far. ``shards``: its records: those of layouts 1
+    and 2 say what the clips are, until a catalog is written. Raises CacheError: damaged, or at odds with itself.
     """
     place = as_place(where)
     data = place.read(CATALOG)
@@ -113,11 +93,8 @@ def read_catalog(where: Where, about: About, shards: Sequence[ShardRecord] = ())
 
 
 def write_catalog(where: Where, document: CatalogDocument) -> None:
-    """Replace the catalog, whole: a reader sees the old one or the new one. The same one is not written again.
-
-    Raises:
-        CacheError: It is at odds with itself, or the place refuses.
-
+    """Replace the catalog, whole: a reader sees the old one or the new one. The same one is not written again. Raises
+    CacheError: it is at odds with itself, or the place refuses.
     """
     place = as_place(where)
     check_catalog(document, f"the catalog of {place}")
@@ -144,12 +121,8 @@ def derive_catalog(about: About, shards: Sequence[ShardRecord]) -> CatalogDocume
 def newest_records(
     shards: Iterable[ShardRecord], marks: Iterable[ShardRecord] = ()
 ) -> dict[str, tuple[int, ClipRecord]]:
-    """By key: the newest record and its shard.
-
-    Args:
-        shards: Committed ones.
-        marks: Damaged ones that wait to be made again: their rows are not there, and neither is an older one of the same key.
-
+    """By key: the newest record and its shard. ``shards``: committed ones. ``marks``: damaged ones that wait to be made again:
+    their rows are not there, and neither is an older one of the same key.
     """
     marks = list(marks)
     lost = {mark.shard for mark in marks}
@@ -187,11 +160,8 @@ def join(
 
 
 def check_catalog(document: CatalogDocument, where: str) -> None:
-    """Refuse a catalog that cannot be true: stage 2 counts on every rule that is checked here.
-
-    Raises:
-        CacheError: Names what contradicts what.
-
+    """Refuse a catalog that cannot be true: stage 2 counts on every rule that is checked here. Raises CacheError: names what
+    contradicts what.
     """
     info = document.info
     for what, names in (("class", info.class_names), ("view", info.view_names)):

@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = [
-    "alone",
-    "exclusively",
-    "flush",
-    "fresh_file",
-    "fresh_folder",
-    "move",
-    "open_log",
-    "refusal",
-    "sweep_orphans",
-    "write_atomically",
-]
-
 TEMPORARY = ".dtsf-tmp-"
 
 
@@ -45,18 +32,14 @@ def write_atomically(
     parents: bool = True,
     follow: bool = True,
 ) -> None:
-    """Write ``data`` so that after a crash at any moment ``path`` is the old file, the new one, or absent.
+    """Write ``data`` so that after a crash at any moment ``path`` is the old file, the new one, or absent. Raises CacheError:
+    the disk is full or refuses; what was committed before is untouched.
 
     Args:
         path: What stands there is replaced, a link too.
-        data: All of it.
         error: Makes the error from the system's words; left out, a CacheError that says how to go on.
         parents: Make the folder where it is missing.
         follow: Whether its folder itself may be a link: a person names folders as they like, others may not.
-
-    Raises:
-        CacheError: The disk is full or refuses; what was committed before is untouched.
-
     """
     try:
         with _fresh(path, parents=parents, follow=follow) as descriptor:
@@ -75,11 +58,8 @@ def write_atomically(
 
 @contextlib.contextmanager
 def fresh_file(path: Path, *, parents: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write and read back that takes the place of ``path`` when the block ends well; else nothing has changed.
-
-    Raises:
-        OSError: The disk is full or refuses.
-
+    """A file to write and read back that takes the place of ``path`` when the block ends well; else nothing has changed. Raises
+    OSError: the disk is full or refuses.
     """
     with (
         _fresh(path, parents=parents, follow=True) as descriptor,
@@ -116,11 +96,8 @@ def _fresh(path: Path, *, parents: bool, follow: bool) -> Iterator[int]:
 
 
 def fresh_folder(beside: Path) -> Path:
-    """Make a new folder beside a place, under a name that nobody can foresee; the caller fills and moves it.
-
-    Raises:
-        OSError: It cannot be made.
-
+    """Make a new folder beside a place, under a name that nobody can foresee; the caller fills and moves it. Raises OSError: it
+    cannot be made.
     """
     made = beside.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
     made.mkdir()
@@ -154,50 +131,19 @@ def flush(path: Path) -> None:
 
 
 def open_log(path: Path) -> IO[str]:
-    """A file to append lines to, made where it is missing; who looks at it while it grows sees whole lines.
-
-    Raises:
-        OSError: It cannot be opened, or is a link, a file of several names, or no plain file.
-
+    """A file to append lines to, made where it is missing; who looks at it while it grows sees whole lines. Raises OSError: it
+    cannot be opened, or is a link, a file of several names, or no plain file.
     """
     descriptor = _open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
 
 
 @contextlib.contextmanager
-def exclusively(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; waits for its holder. The kernel lets go of it when a process dies.
+def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
+    """Hold the lock file ``path``, made with its folder; what it holds stays as it is. The kernel frees it when a process dies.
 
-    Raises:
-        CacheError: The file system has no locks, or refuses the file.
-
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise CacheError(f"cannot open the lock {path}: {refusal(error)}") from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except OSError as error:
-            raise CacheError(
-                f"cannot lock {path}: {refusal(error)}. Put the cache on a file system with locks"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def alone(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError) -> Iterator[None]:
-    """Hold the lock file ``path``, or say at once that another process does.
-
-    Args:
-        path: Made, with its folder; what it holds stays as it is.
-        unwritable: Makes the error for a file that cannot be made, from the system's words.
-        busy: The error where another process holds it.
-
+    ``unwritable``: makes the error for a file that cannot be made or locked, from the system's words. ``busy``: the error where
+    another process holds it; left out, it is waited for.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,9 +152,9 @@ def alone(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError
         raise unwritable(refusal(error)) from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except OSError as error:
-            raise busy from error
+            raise (busy or unwritable(refusal(error))) from error
         yield
     finally:
         os.close(descriptor)

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from dtsf.cache.records import ClipRecord
     from dtsf.cache.remote import RemoteFolder
 
-__all__ = ["Compaction", "compact"]
-
 
 class Compaction(Frozen):
     """What was given back."""
@@ -44,15 +42,8 @@ class Compaction(Frozen):
 
 
 def compact(where: Where, *, on_progress: Callable[[int, int], None] | None = None) -> Compaction:
-    """Remove rows and verdicts that the catalog does not name, and keep every other byte of every row.
-
-    Args:
-        where: The data set's place.
-        on_progress: Called with shards done and all that are written again.
-
-    Raises:
-        CacheError: There is no catalog, or a shard that must be read is damaged.
-
+    """Remove rows and verdicts that the catalog does not name, and keep every other byte of every row. Raises CacheError: there
+    is no catalog, or a shard that must be read is damaged.
     """
     place = as_place(where)
     with only_writer(place):

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from dtsf.cache.remote import RemoteFolder
     from dtsf.cache.spec import ShardRecord
 
-__all__ = ["convert", "rows_of_shard"]
-
 
 def convert(
     source: Where,
@@ -38,20 +36,14 @@ def convert(
 ) -> int:
     """Copy a data set, shard by shard, each checked against its checksum first. What the target has is not copied again.
 
+    Returns how many shards were written. Raises CacheError: the source is damaged, a value does not fit float16, or the target
+    holds something else.
+
     Args:
-        source: The data set's folder or URL.
-        target: Of the new one; not the same.
         format: ``zarr`` or ``hdf5``; the source's if left out.
-        compress: ``none``, or ``zstd`` (Zarr) or ``gzip`` (HDF5). The source's if left out, ``none`` where the new format lacks it.
+        compress: ``none``, or ``zstd`` (Zarr) or ``gzip`` (HDF5). The source's if left out, ``none`` where the new format
+            lacks it.
         dtype: ``float16`` or ``float32`` of the embeddings; the source's if left out. Another one is another fingerprint.
-        on_progress: Called with shards done and all.
-
-    Returns:
-        How many shards were written.
-
-    Raises:
-        CacheError: The source is damaged, a value does not fit float16, or the target holds something else.
-
     """
     ours, theirs = as_place(source), as_place(target)
     if str(ours.absolute()) == str(theirs.absolute()) or (
@@ -111,12 +103,7 @@ def _rows_of(shard: ShardRecord) -> list[tuple[str, int | None]]:
 
 
 def rows_of_shard(data: CachedDataset, shard: ShardRecord) -> dict[str, np.ndarray]:
-    """Rows of one shard in their order, from files that match their checksums.
-
-    Raises:
-        CacheError: One does not.
-
-    """
+    """Rows of one shard in their order, from files that match their checksums. Raises CacheError: one does not."""
     for name, expected in shard.files.items():
         refuse_unless_fits(expected.bytes, f"reading {data.place}/{name}")
         held = data.place.read(name, expected.bytes)

@@ -25,21 +25,6 @@ if TYPE_CHECKING:
 
     Where = str | Path | LocalFolder | RemoteFolder
 
-__all__ = [
-    "FORMATS",
-    "StorageFormat",
-    "file_record",
-    "is_dataset",
-    "parse_about",
-    "parse_record",
-    "read_about",
-    "read_extent",
-    "read_marks",
-    "read_records",
-    "shard_numbers",
-    "storage_format",
-]
-
 
 @dataclass(frozen=True)
 class StorageFormat:
@@ -63,12 +48,7 @@ FORMATS = {
 
 
 def storage_format(name: str, compress: str) -> StorageFormat:
-    """The format of a name that can compress so.
-
-    Raises:
-        CacheError: An unknown name.
-
-    """
+    """The format of a name that can compress so. Raises CacheError: an unknown name."""
     if name not in FORMATS:
         raise CacheError(f"unknown format {name!r}: there are {', '.join(FORMATS)}")
     if compress not in FORMATS[name].compressions:
@@ -90,9 +70,7 @@ def is_dataset(where: Where) -> bool:
 def read_about(where: Where, *, check: bool = True) -> About:
     """What a data set says of itself.
 
-    Raises:
-        CacheError: No dtsf cache, damaged, or of a version that this dtsf does not read.
-
+    Raises CacheError: no dtsf cache, damaged, or of a version that this dtsf does not read.
     """
     place = as_place(where)
     data = place.read(ABOUT)
@@ -112,11 +90,8 @@ def read_about(where: Where, *, check: bool = True) -> About:
 
 
 def parse_about(data: bytes, where: str, *, check: bool = True, required: bool = True) -> About:
-    """Parse what a data set says of itself; ``check`` refuses what this dtsf cannot read.
-
-    Raises:
-        CacheError: Damaged, or another version.
-
+    """Parse what a data set says of itself; ``check`` refuses what this dtsf cannot read. Raises CacheError: damaged, or
+    another version.
     """
     try:
         held = json.loads(data)
@@ -139,12 +114,7 @@ def parse_about(data: bytes, where: str, *, check: bool = True, required: bool =
 
 
 def parse_record(about: About, data: bytes, shard: int, where: str) -> ShardRecord:
-    """Parse and check a commit record.
-
-    Raises:
-        CacheError: Damaged, of another place, or untrue.
-
-    """
+    """Parse and check a commit record. Raises CacheError: damaged, of another place, or untrue."""
     try:
         record = read_sealed(data, ShardRecord, f"commit record {where}", required=about.layout > 1)
     except CacheError as error:
@@ -171,11 +141,8 @@ def shard_numbers(where: Where, suffix: str = ".json") -> list[int]:
 
 
 def read_records(where: Where, about: About | None = None) -> list[ShardRecord]:
-    """All commit records, in the order of shards.
-
-    Raises:
-        CacheError: A record cannot be read, belongs to another place or cannot be true.
-
+    """All commit records, in the order of shards. Raises CacheError: a record cannot be read, belongs to another place or
+    cannot be true.
     """
     place = as_place(where)
     about = about or read_about(place)
@@ -201,12 +168,7 @@ def _records(
 
 
 def read_extent(where: Where) -> Extent | None:
-    """How far the files for other programs reach; None for layout 1.
-
-    Raises:
-        CacheError: Damaged.
-
-    """
+    """How far the files for other programs reach; None for layout 1. Raises CacheError: damaged."""
     place = as_place(where)
     data = place.read(EXTENT)
     return None if data is None else read_sealed(data, Extent, f"{place}/{EXTENT}")

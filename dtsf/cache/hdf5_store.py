@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import About
 
-__all__ = ["COMPRESSIONS", "data_files", "decode", "encode", "metadata"]
-
 COMPRESSIONS = ("none", "gzip")
 LEVEL = 4
 VIRTUAL = "dataset.h5"
@@ -67,12 +65,7 @@ def record_hint(shard: int) -> str:
 
 
 def decode(data: memoryview, out: np.ndarray) -> None:
-    """Decompress one array of one shard into ``out``.
-
-    Raises:
-        CacheError: It is not a stream of exactly so many bytes.
-
-    """
+    """Decompress one array of one shard into ``out``. Raises CacheError: it is not a stream of exactly so many bytes."""
     flat = out.reshape(-1).view(np.uint8)
     stream = zlib.decompressobj()
     try:

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.remote import RemoteFolder
 
-__all__ = ["DatasetPage", "describe"]
-
 
 class ViewLengths(Frozen):
     """By how much the views of a group differ in length: 1 - shortest / longest."""
@@ -83,12 +81,7 @@ def _view_lengths(data: CachedDataset) -> ViewLengths | None:
 
 
 def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
-    """Put the page of a data set together.
-
-    Raises:
-        CacheError: There is none, or its records are damaged.
-
-    """
+    """Put the page of a data set together. Raises CacheError: there is none, or its records are damaged."""
     data = open_place(place)
     info = data.info
     views: dict[str, set[int]] = {}

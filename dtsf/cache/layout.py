@@ -13,24 +13,6 @@ from dtsf.errors import CacheError
 if TYPE_CHECKING:
     from dtsf.cache.spec import About, CacheSpec, ShardRecord
 
-__all__ = [
-    "ABOUT",
-    "AXES",
-    "CATALOG",
-    "DTYPES",
-    "EXTENT",
-    "ROWS",
-    "UNITS",
-    "array_shapes",
-    "check_record",
-    "fill",
-    "leaves_folder",
-    "padded",
-    "part_bytes",
-    "record_name",
-    "redo_name",
-]
-
 ABOUT = "dtsf.json"
 CATALOG = "catalog.json"
 EXTENT = "extent.json"
@@ -100,10 +82,8 @@ def redo_name(shard: int) -> str:
 def check_record(about: About, record: ShardRecord, files: tuple[str, ...], where: str) -> None:
     """Refuse a record that cannot be true. ``files`` are the names that the format gives the shard's files.
 
-    Raises:
-        CacheError: Another fingerprint, a row outside the shard or given twice, a file or a path that leaves its folder, sizes
-            that do not agree.
-
+    Raises CacheError: another fingerprint, a row outside the shard or given twice, a file or a path that leaves its folder,
+    sizes that do not agree.
     """
     hint = "run dtsf cache repair, then dtsf preprocess"
     if record.fingerprint != about.spec.fingerprint():

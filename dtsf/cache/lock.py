@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dtsf.cache.commit import alone
+from dtsf.cache.commit import lock
 from dtsf.cache.place import LocalFolder
 from dtsf.errors import CacheError
 
@@ -14,25 +14,19 @@ if TYPE_CHECKING:
 
     from dtsf.cache.remote import RemoteFolder
 
-__all__ = ["only_writer"]
-
 
 @contextmanager
 def only_writer(folder: LocalFolder | RemoteFolder) -> Iterator[None]:
     """Be the only command that writes a data set. An object store has no lock: there each shard is claimed by itself.
 
-    Args:
-        folder: The data set's place; its lock lies beside it, so that it need not be there yet.
-
-    Raises:
-        CacheError: Another process is at it, or the folder cannot be written.
-
+    ``folder``: the data set's place; its lock lies beside it, so that it need not be there yet. Raises CacheError: another
+    process is at it, or the folder cannot be written.
     """
     if not isinstance(folder, LocalFolder):
         yield
         return
     cache = folder.path.absolute().parent
-    with alone(
+    with lock(
         cache / f".{folder.path.absolute().name}.lock",
         unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
         busy=CacheError(f"another dtsf process is writing {folder}: wait for it, or use another --name or --cache"),

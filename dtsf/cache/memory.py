@@ -7,8 +7,6 @@ from pathlib import Path
 
 from dtsf.errors import CacheError
 
-__all__ = ["available_memory", "refuse_unless_fits"]
-
 ALWAYS = 64 << 20
 """Bytes that are taken without asking: the answer costs more time than reading a batch."""
 
@@ -34,12 +32,7 @@ def available_memory() -> int:
 
 
 def refuse_unless_fits(n_bytes: int, what: str) -> None:
-    """Raise unless ``n_bytes`` can be taken.
-
-    Raises:
-        CacheError: They cannot; nothing has been allocated.
-
-    """
+    """Raise unless ``n_bytes`` can be taken. Raises CacheError: they cannot; nothing has been allocated."""
     if n_bytes <= ALWAYS:
         return
     free = available_memory()

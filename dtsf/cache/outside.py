@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dtsf.errors import DataError
+from dtsf.settings import SHOWN, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,28 +24,17 @@ if TYPE_CHECKING:
 
     from dtsf.errors import DtsfError
 
-__all__ = ["explain", "first_line", "json_text", "json_value", "parse_json", "parse_model", "read_file"]
-
 T = TypeVar("T", bound=BaseModel)
 
 LONGEST_NUMBER = 40
 """Digits and signs of a number in JSON: more than any field here can hold."""
-SHOWN = 60
-"""Characters of a refused value that a message shows."""
 
 
 def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], follow: bool = False) -> bytes:
     """Bytes of a plain file.
 
-    Args:
-        path: The file.
-        limit: Most bytes that it can sensibly have.
-        error: Makes the error, from what is wrong.
-        follow: Whether it may be a link: where a person named this very file.
-
-    Raises:
-        DtsfError: As ``error`` makes it: missing, too large, a folder, a pipe, a device, a link, or not readable.
-
+    ``limit``: most bytes that it can sensibly have. ``follow``: whether it may be a link: where a person named this very file.
+    Raises DtsfError: as ``error`` makes it: missing, too large, a folder, a pipe, a device, a link, or not readable.
     """
     # Without waiting: a pipe that nobody writes to would never open.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
@@ -67,11 +57,8 @@ def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], foll
 
 
 def parse_json(data: bytes | str, where: str, *, error: Callable[[str], DtsfError]) -> Any:
-    """JSON as the standard has it.
-
-    Raises:
-        DtsfError: As ``error`` makes it: no JSON, nested too deep, NaN or Infinity, or a number beyond all fields.
-
+    """JSON as the standard has it. Raises DtsfError: as ``error`` makes it: no JSON, nested too deep, NaN or Infinity, or a
+    number beyond all fields.
     """
     try:
         return json.loads(data, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_real)
@@ -81,29 +68,15 @@ def parse_json(data: bytes | str, where: str, *, error: Callable[[str], DtsfErro
 
 
 def parse_model(model: type[T], data: bytes | str, where: str, *, error: Callable[[str], DtsfError]) -> T:
-    """A document of a known form.
-
-    Raises:
-        DtsfError: As ``error`` makes it, with each field that does not fit, its value and the bound.
-
+    """A document of a known form. Raises DtsfError: as ``error`` makes it, with each field that does not fit, its value and the
+    bound.
     """
     try:
         return model.model_validate_json(data)
     except ValidationError as refused:
-        raise error(f"{where}: {explain(refused)}") from refused
+        raise error(f"{where}: {explain(refused, most=3)}") from refused
     except (ValueError, RecursionError) as refused:
         raise error(f"{where} cannot be read: {refused}") from refused
-
-
-def explain(error: ValidationError) -> str:
-    """What does not fit, in a line: field, value, bound."""
-    lines = []
-    for problem in error.errors(include_url=False)[:3]:
-        where = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        lines.append(f"{where} = {_short(problem['input'])}: {message}" if where else message)
-    more = error.error_count() - len(lines)
-    return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
 
 
 def first_line(error: BaseException) -> str:
@@ -112,21 +85,13 @@ def first_line(error: BaseException) -> str:
 
 
 def json_text(document: object, *, indent: int | None = None) -> str:
-    """A document as JSON that every program reads: see :func:`json_value`.
-
-    Raises:
-        DataError: A number in it is not finite.
-
-    """
+    """A document as JSON that every program reads: see :func:`json_value`. Raises DataError: a number in it is not finite."""
     return json.dumps(json_value(document), indent=indent, allow_nan=False)
 
 
 def json_value(value: Any, where: str = "") -> Any:
-    """The same with numbers as a person would write them: a 32-bit 0.9 is 0.9 and not 0.8999999761581421.
-
-    Raises:
-        DataError: A number is not finite; the message says which.
-
+    """The same with numbers as a person would write them: a 32-bit 0.9 is 0.9 and not 0.8999999761581421. Raises DataError: A
+    number is not finite; the message says which.
     """
     if isinstance(value, float):
         if not math.isfinite(value):
@@ -168,8 +133,3 @@ def _real(word: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{word[:SHOWN]} is beyond what a number can be")
     return value
-
-
-def _short(value: object) -> str:
-    words = repr(value)
-    return words if len(words) <= SHOWN else words[: SHOWN - 3] + "..."

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.cache.commit import exclusively, flush, sweep_orphans, write_atomically
+from dtsf.cache.commit import flush, lock, sweep_orphans, write_atomically
 from dtsf.cache.outside import read_file
 from dtsf.errors import CacheError
 
@@ -27,16 +27,10 @@ if TYPE_CHECKING:
 
     Place = "LocalFolder | RemoteFolder"
 
-__all__ = ["DOCUMENT_LIMIT", "LocalFolder", "Place", "as_place", "is_url"]
-
 DOCUMENT_LIMIT = 1 << 28
 """Bytes of the largest JSON document that is read: a shard of a million clips stays under it."""
 URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)
-
-
-def is_url(where: str | Path) -> bool:
-    """Whether this names an object store, also after :class:`Path` has folded the two slashes of a URL into one."""
-    return URL.match(str(where)) is not None
+"""Also after :class:`Path` has folded the two slashes of a URL into one."""
 
 
 def as_place(where: str | Path | LocalFolder | RemoteFolder) -> LocalFolder | RemoteFolder:
@@ -101,12 +95,7 @@ class LocalFolder:
             raise CacheError(f"cannot list {path}: {error.strerror or error}") from error
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none.
-
-        Raises:
-            CacheError: Something else than a plain file is there.
-
-        """
+        """Bytes of a file; None where there is none. Raises CacheError: something else than a plain file is there."""
         path = self._inside(name)
         try:
             status = path.lstat()
@@ -121,9 +110,7 @@ class LocalFolder:
     def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
         """Bytes of a file; None where there is none.
 
-        Raises:
-            CacheError: It is larger than ``limit``, a link, or cannot be read.
-
+        Raises CacheError: it is larger than ``limit``, a link, or cannot be read.
         """
         if self.size(name) is None:
             return None
@@ -167,7 +154,8 @@ class LocalFolder:
     def claim(self, name: str) -> Iterator[None]:
         """Be the only writer of this data set until the block ends. ``name`` is what an object store claims instead."""
         del name
-        with exclusively(self._inside(".lock")):
+        path = self._inside(".lock")
+        with lock(path, unwritable=lambda why: CacheError(f"cannot lock {path}: {why}")):
             yield
 
     def _inside(self, name: str) -> Path:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.cache.remote import RemoteFolder
     from dtsf.cache.spec import About, CacheSpec, ShardRecord
 
-__all__ = ["CachedDataset", "list_datasets", "open_dataset", "open_place"]
-
 
 @dataclass(frozen=True)
 class CachedDataset:
@@ -126,7 +124,6 @@ class CachedDataset:
 
         Raises:
             CacheError: An unknown clip, or a shard that is not what its record says.
-
         """
         shape, dtype = array_shapes(self.spec, self.about.layout)[array]
         if out is None:
@@ -231,7 +228,6 @@ def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
 
     Raises:
         CacheError: No cache, empty, unknown name, or several data sets and none named.
-
     """
     place = as_place(cache)
     names = list_datasets(cache)

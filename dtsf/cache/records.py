@@ -154,17 +154,8 @@ class BadClip(Frozen):
 def view_numbers(words: str, view_names: Sequence[str], where: str) -> list[int]:
     """Read camera numbers from ``all``, or from numbers or names joined by commas.
 
-    Args:
-        words: What a person wrote.
-        view_names: Names of the data set's views, by number less 1.
-        where: What was asked and of which data set, for the message.
-
-    Returns:
-        Numbers from 1, each once, in rising order.
-
-    Raises:
-        ConfigError: A view that the data set does not have.
-
+    ``view_names``: names of the data set's views, by number less 1. ``where``: what was asked and of which data set, for the
+    message. Returns numbers from 1, each once, in rising order. Raises ConfigError: a view that the data set does not have.
     """
     if words.strip() == "all":
         return list(range(1, len(view_names) + 1))

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import FileRecord
 
-__all__ = ["LEASE_S", "RemoteFolder", "copies_folder"]
-
 LEASE_S = 600.0
 """A claim whose writer is on another machine and silent for so long is taken over. A writer holds one only while it uploads."""
 
@@ -79,7 +77,7 @@ class RemoteFolder:
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none."""
-        with self._told("look at", name) as (store, path):
+        with self._store("look at", name) as (store, path):
             store.invalidate_cache()
             try:
                 size = store.info(path)["size"]
@@ -90,27 +88,22 @@ class RemoteFolder:
     def read(self, name: str, limit: int = 1 << 28) -> bytes | None:
         """Bytes of an object; None where there is none.
 
-        Raises:
-            CacheError: It is larger than ``limit``, or the store refuses.
-
+        Raises CacheError: it is larger than ``limit``, or the store refuses.
         """
         size = self.size(name)
         if size is None:
             return None
         if size > limit:
             raise CacheError(f"{self.url}/{name} has {size} bytes, more than {limit} that it can have")
-        with self._told("read", name) as (store, path):
+        with self._store("read", name) as (store, path):
             try:
                 return bytes(store.cat_file(path))
             except FileNotFoundError:
                 return None
 
     def file(self, name: str, expected: FileRecord) -> Path:
-        """A copy on this machine that can be memory-mapped, checked against the record when it is made.
-
-        Raises:
-            CacheError: The object is not what the record says.
-
+        """A copy on this machine that can be memory-mapped, checked against the record when it is made. Raises CacheError: the
+        object is not what the record says.
         """
         # By content: a shard made again has another checksum, and its old copy is never taken for it.
         folder = copies_folder() / xxhash.xxh3_64_hexdigest(self.url.encode())
@@ -130,12 +123,12 @@ class RemoteFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Make an object: a PUT is whole or nothing."""
-        with self._told("write", name) as (store, path):
+        with self._store("write", name) as (store, path):
             store.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
         """Make an object unless it is there (a conditional PUT); False where it was."""
-        with self._told("write", name) as (store, path):
+        with self._store("write", name) as (store, path):
             try:
                 store.pipe_file(path, data, mode="create")
             except FileExistsError:
@@ -144,12 +137,12 @@ class RemoteFolder:
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there."""
-        with self._told("remove", name) as (store, path), contextlib.suppress(FileNotFoundError):
+        with self._store("remove", name) as (store, path), contextlib.suppress(FileNotFoundError):
             store.rm_file(path)
 
     def clear(self) -> None:
         """Remove everything below the prefix."""
-        with self._told("remove", "") as (store, path):
+        with self._store("remove", "") as (store, path):
             store.rm(path, recursive=True)
 
     def sweep(self) -> int:
@@ -158,11 +151,8 @@ class RemoteFolder:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[None]:
-        """Be the only writer of ``name`` until the block ends; waits for another one, and outlives a dead one.
-
-        Raises:
-            CacheError: The store refuses.
-
+        """Be the only writer of ``name`` until the block ends; waits for another one, and outlives a dead one. Raises
+        CacheError: the store refuses.
         """
         claim = f"{name}.claim"
         token = uuid.uuid4().hex
@@ -195,7 +185,7 @@ class RemoteFolder:
         return not number.isdigit() or _process(int(number)) != process
 
     def _listed(self, name: str) -> list[dict[str, Any]]:
-        with self._told("list", name) as (store, path):
+        with self._store("list", name) as (store, path):
             store.invalidate_cache()
             try:
                 entries: list[dict[str, Any]] = store.ls(path, detail=True)
@@ -205,7 +195,7 @@ class RemoteFolder:
             return [entry for entry in entries if entry["name"].rstrip("/") != path.rstrip("/")]
 
     @contextmanager
-    def _told(self, verb: str, name: str) -> Iterator[tuple[Any, str]]:
+    def _store(self, verb: str, name: str) -> Iterator[tuple[Any, str]]:
         """The file system and the path in it; whatever a store throws becomes one error that says where."""
         where = f"{self.url}/{name}".rstrip("/")
         try:

@@ -23,18 +23,12 @@ if TYPE_CHECKING:
 
     Place = LocalFolder | RemoteFolder
 
-__all__ = ["repair"]
-
 
 def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verification, list[str]]:
     """Put right what can be, and mark the rest so that ``preprocess`` makes it again. Whole shards are not touched.
 
-    Returns:
-        What was found damaged, and what was done about it, in words.
-
-    Raises:
-        CacheError: What the data set says of itself is lost: nothing can be concluded from the rest.
-
+    Returns what was found damaged, and what was done about it, in words. Raises CacheError: what the data set says of itself is
+    lost: nothing can be concluded from the rest.
     """
     place = as_place(where)
     with only_writer(place):

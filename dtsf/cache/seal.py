@@ -16,8 +16,6 @@ from dtsf.errors import CacheError
 if TYPE_CHECKING:
     from dtsf.cache.records import Frozen
 
-__all__ = ["read_sealed", "sealed"]
-
 NONE = "0" * 16
 TAIL = re.compile(rb'"seal": ?"([0-9a-f]{16})"\s*\}\s*\Z')
 
@@ -34,17 +32,8 @@ def sealed(document: Frozen) -> bytes:
 
 
 def read_sealed(data: bytes, model: type[T], where: str, *, required: bool = True) -> T:
-    """Parse and check a document.
-
-    Args:
-        data: Bytes of the file.
-        model: What it must be.
-        where: Its name, for the message.
-        required: Whether a document without a seal is refused: layout 1 had none.
-
-    Raises:
-        CacheError: Another document, or one changed since it was written.
-
+    """Parse and check a document. ``required``: whether a document without a seal is refused: layout 1 had none. Raises
+    CacheError: another document, or one changed since it was written.
     """
     found = TAIL.search(data)
     if found is None:

@@ -10,20 +10,6 @@ from pydantic import Field
 
 from dtsf.cache.records import ClipRecord, Frozen
 
-__all__ = [
-    "LAYOUT",
-    "SCHEMA_VERSION",
-    "About",
-    "CacheSpec",
-    "DatasetInfo",
-    "DatasetName",
-    "Extent",
-    "FileRecord",
-    "Part",
-    "ShardRecord",
-    "describe_difference",
-]
-
 SCHEMA_VERSION = 1
 """What the values mean. Part of the fingerprint."""
 LAYOUT = 3

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     Where = str | Path | LocalFolder | RemoteFolder
 
-__all__ = ["create_or_open", "extend", "sweep", "write_shard"]
-
 
 def create_or_open(
     where: Where,
@@ -41,20 +39,13 @@ def create_or_open(
     format: str | None = None,  # noqa: A002
     compress: str | None = None,
 ) -> About:
-    """Make a data set, or open the one that is there. Returns what it says of itself.
+    """Make a data set, or open the one that is there. Returns what it says of itself. Raises FingerprintError: it was made with
+    other settings. CacheError: the place holds something else, or another format was asked for.
 
     Args:
-        where: Its place.
-        spec: What identifies it.
-        info: Which data set it is; what it holds is the catalog's to say.
         shard_size: Rows of a shard; an existing data set keeps its own.
         format: ``zarr`` or ``hdf5``; left out, what is there, or Zarr.
         compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, what is there, or none.
-
-    Raises:
-        FingerprintError: It was made with other settings.
-        CacheError: The place holds something else, or another format was asked for.
-
     """
     place = as_place(where)
     about = About(
@@ -143,14 +134,8 @@ def extend(where: Where, n_shards: int) -> None:
 def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
     """Write a shard's files, then its commit record; unless another writer has: then that one's stays.
 
-    Args:
-        where: The data set's place.
-        record: Without its files.
-        rows: The arrays of :func:`array_shapes`, each with ``record.rows`` rows. One that an older layout lacks is left out.
-
-    Returns:
-        The record as it is committed: this writer's, or the other one's.
-
+    ``rows``: the arrays of :func:`array_shapes`, each with ``record.rows`` rows. One that an older layout lacks is left out.
+    Returns the record as it is committed: this writer's, or the other one's.
     """
     place = as_place(where)
     about = read_about(place)

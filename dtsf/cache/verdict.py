@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-__all__ = ["Verdict"]
-
 
 class Verdict(StrEnum):
     """The result of decoding a clip. ``ok`` and ``short`` have a row in the cache; the others are only listed."""

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 
     Place = LocalFolder | RemoteFolder
 
-__all__ = ["Damage", "Verification", "looks_like_dataset", "verify", "verify_about", "verify_record"]
-
 
 class Damage(Frozen):
     """One file that is not what it was."""
@@ -64,16 +62,8 @@ class Verification(Frozen):
 def verify(
     where: Path | str | Place, *, deep: bool = False, on_progress: Callable[[int, int], None] | None = None
 ) -> Verification:
-    """Check documents, names and sizes; with ``deep`` every byte of every file against its checksum.
-
-    Args:
-        where: The data set's folder or URL.
-        deep: Read everything.
-        on_progress: Called with shards done and all.
-
-    Raises:
-        CacheError: There is no data set, or one of a version that this dtsf does not read.
-
+    """Check documents, names and sizes; with ``deep`` every byte of every file against its checksum. Raises CacheError: there
+    is no data set, or one of a version that this dtsf does not read.
     """
     place = as_place(where)
     about, damaged = verify_about(place)

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import About
 
-__all__ = ["COMPRESSIONS", "chunk_file", "data_files", "decode", "encode", "metadata"]
-
 COMPRESSIONS = ("none", "zstd")
 LEVEL = 3
 
@@ -52,12 +50,7 @@ def encode(about: About, shard: int, rows: Mapping[str, np.ndarray]) -> tuple[di
 
 
 def decode(data: memoryview, out: np.ndarray) -> None:
-    """Decompress one array of one shard into ``out``.
-
-    Raises:
-        CacheError: It is not the frame of exactly so many bytes.
-
-    """
+    """Decompress one array of one shard into ``out``. Raises CacheError: it is not the frame of exactly so many bytes."""
     flat = out.reshape(-1).view(np.uint8)
     size = _frame_content_size(bytes(data[:18]))
     if size != flat.nbytes:

@@ -19,8 +19,6 @@ from dtsf.cli.commands_reproduce import reproduce_app
 from dtsf.cli.commands_run import evaluate_command, train_command
 from dtsf.cli.screen import UnreadError, results, say_on_stdout, set_verbosity, with_verbosity, words
 
-__all__ = ["app", "main"]
-
 INTERRUPTED = 130
 """Exit code of what was ended by Ctrl-C, as shells have it."""
 

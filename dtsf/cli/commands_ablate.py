@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dtsf.cli.options import CACHE, DEVICE, EPOCHS, JSON, SEEDS, SET, overrides, read_seeds
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -14,22 +16,18 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.ablation.results import Ablation
 
-__all__ = ["ablate_command"]
-
 
 def ablate_command(
     table: Annotated[str, typer.Option(help="fusion, motion, debias, paper, or a TOML file of the same form.")],
-    cache: Annotated[Path, typer.Option(help="Folder of the cache.")] = Path("cache"),
+    cache: CACHE = Path("cache"),
     dataset: Annotated[str | None, typer.Option(help="Data set in the cache; needless where there is one.")] = None,
     protocol: Annotated[str | None, typer.Option(help="As for train; the data set's usual one if left out.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="What the rows change: name or TOML file; the usual one if left out.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key in all rows: model.depth=4. May be repeated.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, joined by commas; a training each.")] = "0,1,2",
+    set_: SET = None,
+    epochs: EPOCHS = None,
+    seeds: SEEDS = "0,1,2",
     judge: Annotated[
         list[str] | None,
         typer.Option(
@@ -40,9 +38,9 @@ def ablate_command(
         str | None, typer.Option(help="Show the difference of two judgements, as in aligned,conflict.")
     ] = None,
     init: Annotated[Path | None, typer.Option(help="VideoMamba checkpoint that every encoder starts from.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DEVICE = "auto",
     out: Annotated[Path, typer.Option(help="Folder of tables and trainings.")] = Path("runs/ablate"),
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Train a table of variants, several seeds each, and write it as CSV, Markdown and a picture.
 
@@ -64,15 +62,13 @@ def ablate_command(
         announced.append(result.total)
         screen.print(
             f"{result.title}: {len(result.rows)} variants, {len(result.seeds)} seeds, recipe {result.recipe}, "
-            f"{result.dataset} by {result.protocol}: {result.total} trainings, {result.reused} of them done before",
-            markup=False,
-            highlight=False,
+            f"{result.dataset} by {result.protocol}: {result.total} trainings, {result.reused} of them done before"
         )
         for test in result.tests:
             words = f"judged on {test.name}: {test.task}, {test.n_groups} groups"
-            screen.print(words, markup=False, highlight=False)
+            screen.print(words)
             if test.note:
-                screen.print(f"{test.name}: {test.note}", style="yellow", markup=False, highlight=False)
+                screen.print(f"{test.name}: {test.note}", style="yellow")
 
     with progress("ablate", "epochs") as update:
         result = api.ablate(
@@ -81,8 +77,8 @@ def ablate_command(
             dataset=dataset,
             protocol=protocol,
             recipe=recipe,
-            overrides=[*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])],
-            seeds=_seeds(seeds),
+            overrides=overrides(set_, epochs),
+            seeds=read_seeds(seeds),
             judges=judge or [],
             gap=pair,
             out=out,
@@ -97,16 +93,7 @@ def ablate_command(
     for part in _tables(result):
         results().print(part)
     files = ", ".join(f"{result.table}.{ending}" for ending in ("md", "csv", "svg"))
-    screen.print(f"written to {out}: {files}; the trainings are in {out / 'trainings'}", highlight=False)
-
-
-def _seeds(text: str) -> list[int]:
-    from dtsf.errors import ConfigError
-
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ConfigError(f"--seeds {text!r} must be different numbers from 0, as in 0,1,2")
-    return [int(word) for word in words]
+    screen.print(f"written to {out}: {files}; the trainings are in {out / 'trainings'}")
 
 
 def _document(result: Ablation, out: Path) -> dict[str, Any]:
@@ -134,21 +121,10 @@ def _document(result: Ablation, out: Path) -> dict[str, Any]:
 
 def _tables(result: Ablation) -> Iterator[Table]:
     from dtsf.cli.show import table
-    from dtsf.model.training.ablation.results import mean_and_spread
 
     for name, what, values in result.columns():
-        lines = []
-        for row, by_seed in zip(result.rows, values, strict=True):
-            both = mean_and_spread(by_seed.values())
-            numbers = [f"{by_seed[seed]:.3f}" if seed in by_seed else "-" for seed in result.seeds]
-            lines.append(
-                [row.variant, *([f"{x:.3f}" for x in both] if both else ["-", "-"]), *numbers, ", ".join(row.differs)]
-            )
-        heads = [
-            "variant",
-            "mean",
-            "spread",
-            *(f"seed {seed}" for seed in result.seeds),
-            "differs from the first row in",
-        ]
+        rows = zip(result.rows, values, strict=True)
+        lines = [[row.variant, *result.cells(by_seed), ", ".join(row.differs)] for row, by_seed in rows]
+        seeds = [f"seed {seed}" for seed in result.seeds]
+        heads = ["variant", "mean", "spread", *seeds, "differs from the first row in"]
         yield table(f"{name}: {what}", heads, lines)

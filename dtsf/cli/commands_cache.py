@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dtsf.cli.options import JSON
+
 if TYPE_CHECKING:
     from dtsf.cache.info import DatasetPage, ViewLengths
     from dtsf.cache.place import LocalFolder
     from dtsf.cache.remote import RemoteFolder
     from dtsf.pipeline.recheck import Recheck
-
-__all__ = ["cache_app"]
 
 cache_app = typer.Typer(
     help="Look after a cache: what is in it, whether it is whole, in which form.", no_args_is_help=True
@@ -21,7 +21,6 @@ cache_app = typer.Typer(
 
 PATH = Annotated[Path, typer.Argument(help="The cache, or one data set in it: a folder or a URL (s3://BUCKET/FOLDER).")]
 DATASET = Annotated[str | None, typer.Option(help="Only this data set.")]
-JSON = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 @cache_app.command("info")
@@ -53,7 +52,7 @@ def cache_info_command(
             rows = [(one.clip.path, one.verdict, one.reason) for one in page.bad]
             screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "verdict", "why"), rows))
         for note in page.notes:
-            screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+            screen.print(f"note: {note}", style="yellow")
 
 
 def _lines(page: DatasetPage) -> list[tuple[str, str]]:
@@ -133,12 +132,10 @@ def cache_verify_command(
         for place, one in found:
             words = "every byte checked" if deep else "names, sizes and records checked; --deep reads every byte"
             screen.print(
-                f"{place}: {'whole' if one.ok else 'damaged'}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {words}",
-                highlight=False,
-                markup=False,
+                f"{place}: {'whole' if one.ok else 'damaged'}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {words}"
             )
             for note in one.notes:
-                screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+                screen.print(f"note: {note}", style="yellow")
             if one.redo:
                 screen.print(f"waiting to be done again by dtsf preprocess: shards {', '.join(map(str, one.redo))}")
         if damaged:
@@ -146,11 +143,11 @@ def cache_verify_command(
                 ("-" if d["shard"] is None else d["shard"], f"{d['dataset']}/{d['file']}", d["reason"]) for d in damaged
             ]
             screen.print(table(f"{len(damaged)} files are damaged", ("shard", "file", "why"), rows))
-            screen.print(f"next: dtsf cache repair {path}", highlight=False, markup=False)
+            screen.print(f"next: dtsf cache repair {path}")
         for name, decoded in again.items():
             older = f"; {decoded.unknown} of an older layout have no checksum" if decoded.unknown else ""
             words = f"{decoded.checked} clips decoded again with {decoded.decoder}, {len(decoded.unlike)} differ{older}"
-            screen.print(f"{name}: {words}", highlight=False, markup=False)
+            screen.print(f"{name}: {words}")
             if decoded.unlike:
                 unlike = [(u.path, u.reason) for u in decoded.unlike]
                 screen.print(table("clips that do not give the same pictures", ("clip", "why"), unlike))
@@ -194,9 +191,9 @@ def cache_repair_command(path: PATH = Path("cache"), dataset: DATASET = None, js
     screen = console()
     for place, found, done in results:
         for line in done or [f"nothing to repair: {found.shards} shards, {found.bytes / 1e6:,.1f} MB are whole"]:
-            screen.print(f"{place}: {line}", highlight=False, markup=False)
+            screen.print(f"{place}: {line}")
         if any(line.startswith("shard ") for line in done):
-            screen.print("next: the dtsf preprocess command that made it, to do those clips again", highlight=False)
+            screen.print("next: the dtsf preprocess command that made it, to do those clips again")
 
 
 @cache_app.command("convert")
@@ -229,7 +226,7 @@ def cache_convert_command(
         print_json({"target": str(as_place(target)), "shards_written": written})
         return
     for name, count in written.items():
-        console().print(f"{name}: {count} shards written to {as_place(target)}", highlight=False, markup=False)
+        console().print(f"{name}: {count} shards written to {as_place(target)}")
 
 
 @cache_app.command("compact")
@@ -248,9 +245,7 @@ def cache_compact_command(path: PATH = Path("cache"), dataset: DATASET = None, j
     for name, one in done.items():
         console().print(
             f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB given back; {one.shards_before} shards, now "
-            f"{one.shards_after}",
-            highlight=False,
-            markup=False,
+            f"{one.shards_after}"
         )
 
 

@@ -7,14 +7,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from dtsf.cli.options import with_settings
+from dtsf.cli.options import JSON, with_settings
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.run import PreprocessResult
-
-__all__ = ["preprocess_command", "synth_app"]
 
 
 @with_settings(PreprocessSettings, max_bad=str)
@@ -28,7 +26,7 @@ def preprocess_command(
         ),
     ] = None,
     cache: Annotated[Path, typer.Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
     *,
     settings: PreprocessSettings,
 ) -> None:
@@ -41,12 +39,9 @@ def preprocess_command(
 
     def announce(catalog: Catalog) -> None:
         by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())
-        screen.print(
-            f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})",
-            highlight=False,
-        )
+        screen.print(f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})")
         for note in catalog.notes:
-            screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+            screen.print(f"note: {note}", style="yellow")
 
     failure: BadClipsError | None = None
     with progress("preprocess", "clips") as update:
@@ -81,26 +76,24 @@ def _print_result(result: PreprocessResult, cache: Path) -> None:
     if {"timeout", "crashed"} & result.verdicts.keys():
         screen.print(
             "a timeout or a crash may be the machine's fault (busy, short of memory, a file server that did not answer): "
-            "the same command with --retry-bad tries those clips again, --deadline gives them longer",
-            highlight=False,
+            "the same command with --retry-bad tries those clips again, --deadline gives them longer"
         )
     for line in _changes(result):
-        screen.print(line, highlight=False)
+        screen.print(line)
     if result.dry_run:
         return
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in result.verdicts.items())
     if result.already_done == result.clips:
-        screen.print(f"nothing to do: all {result.clips} clips were done before ({verdicts})", highlight=False)
+        screen.print(f"nothing to do: all {result.clips} clips were done before ({verdicts})")
     else:
         done = result.clips - result.already_done
         screen.print(
             f"done: {done} clips in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s"
             + (f"; {result.already_done} were done before" if result.already_done else "")
-            + f" ({verdicts})",
-            highlight=False,
+            + f" ({verdicts})"
         )
     where = "" if cache == Path("cache") else f" --cache {cache}"
-    screen.print(f"next: dtsf train{where} --dataset {result.dataset}", highlight=False)
+    screen.print(f"next: dtsf train{where} --dataset {result.dataset}")
 
 
 def _changes(result: PreprocessResult) -> list[str]:
@@ -141,7 +134,7 @@ def synth_nucla_command(
         bool, typer.Option("--occlude", help="Add the test set ..._occluded: a pillar hides the actor in one view.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Draw moving figures in rooms, filmed by three cameras, in N-UCLA's layout: data to try everything on."""
     from dtsf.cli.show import console, print_json, progress
@@ -157,11 +150,10 @@ def synth_nucla_command(
     screen = console()
     screen.print(
         f"{summary.clips} videos of {summary.actions} actions by {summary.subjects} subjects from {summary.views} cameras "
-        f"in {summary.seconds:.0f} s",
-        highlight=False,
+        f"in {summary.seconds:.0f} s"
     )
     for name, path in summary.collections.items():
         # Each collection under a name of its own, side by side in one cache.
         label = name.removeprefix("multiview_action_videos").replace("_", "-")
         option = f" --name nucla{label}" if label else ""
-        screen.print(f"next: dtsf preprocess nucla --root {path}{option}", highlight=False)
+        screen.print(f"next: dtsf preprocess nucla --root {path}{option}")

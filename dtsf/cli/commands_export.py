@@ -7,19 +7,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["export_command"]
-
-
-RunArgument = Annotated[Path, typer.Argument(help="Run folder.")]
+from dtsf.cli.options import JSON
 
 
 def export_command(
-    run: RunArgument,
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     onnx: Annotated[Path, typer.Option(help="File to write.")],
     views: Annotated[
         int | None, typer.Option(min=1, help="Videos that it will be given; all views of the data set if left out.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Write a run's network as ONNX, for ONNX Runtime or dtsf predict --onnx: any batch, fixed views and frames."""
     from dtsf import api
@@ -27,15 +24,12 @@ def export_command(
 
     screen = console()
     if not json_:
-        screen.print(f"exporting {run}: the scan is written out step by step, which takes a while", highlight=False)
+        screen.print(f"exporting {run}: the scan is written out step by step, which takes a while")
     made = api.export(run, onnx, views=views)
     if json_:
         print_json({"onnx": str(onnx), "views": made.views, "frames": made.frames, "bytes": onnx.stat().st_size})
         return
     screen.print(
-        f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, any number of groups, {made.views} views x {made.frames} frames",
-        highlight=False,
+        f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, any number of groups, {made.views} views x {made.frames} frames"
     )
-    screen.print(
-        f"next: dtsf predict {' '.join(f'CAM{v + 1}' for v in range(made.views))} --onnx {onnx}", highlight=False
-    )
+    screen.print(f"next: dtsf predict {' '.join(f'CAM{v + 1}' for v in range(made.views))} --onnx {onnx}")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - Typer reads the annotations
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["import_command"]
+from dtsf.cli.options import JSON
 
 
 def import_command(
@@ -23,7 +23,7 @@ def import_command(
         Path | None,
         typer.Option(help="Label map: '0 name' lines, or names alone from 0; left out, the list's own labels."),
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Turn lists that other projects use into a manifest for `dtsf preprocess manifest`."""
     from dtsf.cli.show import console, print_json
@@ -35,21 +35,18 @@ def import_command(
         return
     screen = console()
     splits = ", ".join(f"{count} {name}" for name, count in result.splits.items())
-    screen.print(f"{result.rows} videos in {result.groups} groups ({splits}) in {result.manifest}", highlight=False)
+    screen.print(f"{result.rows} videos in {result.groups} groups ({splits}) in {result.manifest}")
     for note in result.notes:
-        screen.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+        screen.print(f"note: {note}", style="yellow")
     if result.missing:
         screen.print(
             f"{len(result.missing)} entries have no video under {root} and are left out; the first is {result.missing[0]}",
             style="yellow",
-            markup=False,
-            highlight=False,
         )
     if result.alone:
         screen.print(
             f"{result.alone} names say neither performance nor camera: each is a group of one view; fill in the columns "
             "group and view where you know them",
             style="yellow",
-            highlight=False,
         )
-    screen.print(f"next: dtsf preprocess manifest --root {result.manifest}", highlight=False)
+    screen.print(f"next: dtsf preprocess manifest --root {result.manifest}")

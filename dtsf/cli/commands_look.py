@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["cache_page", "doctor_command", "report_command"]
+from dtsf.cli.options import JSON
 
 
 def report_command(
@@ -21,7 +21,7 @@ def report_command(
         Path | None, typer.Option(help="The file; RUN/report.html, or ./compare.html with --compare, if left out.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Performances of each kind in the gallery.")] = 6,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Write what there is to know of a run into one HTML file: curves, classes, calibration, bias probes, pictures."""
     from dtsf.cli.show import progress
@@ -55,7 +55,7 @@ def cache_page(cache: Path, html: Path, dataset: str | None, *, json_: bool) -> 
 
 def doctor_command(
     cache: Annotated[Path, typer.Option(help="Folder of the cache, for the space on its disk.")] = Path("cache"),
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """Say what this machine can do: Python, CUDA, scan, codecs, encoder, disk, and whether both stages work."""
     from dtsf.cli.show import print_json, progress, results, table, words
@@ -85,6 +85,4 @@ def _say(file: Path, begun: float, json_: bool) -> None:
         n_bytes = file.stat().st_size
         print_json({"report": str(file), "bytes": n_bytes, "seconds": time.monotonic() - begun})
         return
-    results().print(
-        f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)", markup=False, highlight=False, soft_wrap=True
-    )
+    results().print(f"wrote {file} ({file.stat().st_size / 1e3:,.0f} kB)", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  typer reads it when the command is called
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -13,16 +13,13 @@ if TYPE_CHECKING:
     from dtsf.api import Prediction, Run
     from dtsf.pipeline.watcher import Arrival, Watch
 
-__all__ = ["predict_command"]
-
 
 def predict_command(
     videos: Annotated[list[Path] | None, typer.Argument(help="Video files of one performance, one a view.")] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     onnx: Annotated[Path | None, typer.Option(help="In place of --run: a file of dtsf export.")] = None,
     views: Annotated[
-        str | None,
-        typer.Option(help="Which cameras the videos are of: 2,3. The first ones, in order, if left out."),
+        str | None, typer.Option(help="Which cameras the videos are of: 2,3. The first ones, in order, if left out.")
     ] = None,
     video: Annotated[
         Path | None,

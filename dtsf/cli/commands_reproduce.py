@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dtsf.cli.options import DEVICE, EPOCHS, JSON, SEEDS, SET, overrides, read_seeds
+
 if TYPE_CHECKING:
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
     from dtsf.reproduce.records import Reproduction
-
-__all__ = ["reproduce_app"]
 
 reproduce_app = typer.Typer(
     help="Run a published experiment: data check, both stages, one table.", no_args_is_help=True
@@ -29,7 +29,7 @@ def reproduce_nucla_command(
     out: Annotated[Path, typer.Option(help="Folder of results, runs and cache; give the same again to go on.")] = Path(
         "reproduce-nucla"
     ),
-    seeds: Annotated[str, typer.Option(help="One training each, joined by commas.")] = "0,1,2",
+    seeds: SEEDS = "0,1,2",
     protocol: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,10 +39,8 @@ def reproduce_nucla_command(
     recipe: Annotated[
         str | None, typer.Option(help="Chosen for each protocol as dtsf train does, if left out.")
     ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")] = None,
+    set_: SET = None,
+    epochs: EPOCHS = None,
     init: Annotated[
         Path | None,
         typer.Option(
@@ -58,20 +56,18 @@ def reproduce_nucla_command(
         Path | None, typer.Option(help="Use this cache, which may hold the clips already; OUT/cache if left out.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes of stage 1; one a core if left out.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: DEVICE = "auto",
     check: Annotated[bool, typer.Option("--check", help="Only say what is there; exit code 2 if not all is.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data that are not the whole N-UCLA.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in OUT.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    json_: JSON = False,
 ) -> None:
     """N-UCLA end to end: check the data, preprocess, train every protocol with every seed, write one table."""
     from dtsf.cli.show import console, print_json, progress
-    from dtsf.errors import BadClipsError, ConfigError, DataError
+    from dtsf.errors import BadClipsError, DataError
     from dtsf.pipeline.datasets.nucla_check import examine_nucla
 
-    numbers = [word.strip() for word in seeds.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in numbers):
-        raise ConfigError(f"--seeds {seeds!r} must be whole numbers from 0 joined by commas: 0,1,2")
+    numbers = read_seeds(seeds)
     try:
         _, found = examine_nucla(root)
     except DataError as error:
@@ -91,7 +87,7 @@ def reproduce_nucla_command(
     both = init is not None and recipe is None and encoder == Settings().encoder
     settings = Settings(
         recipe=recipe,
-        overrides=(*(set_ or []), *([f"train.epochs={epochs}"] if epochs else [])),
+        overrides=tuple(overrides(set_, epochs)),
         init=None if init is None or both else str(init.absolute()),
         encoder=encoder,
         frames=frames,
@@ -99,7 +95,7 @@ def reproduce_nucla_command(
         grid=grid,
     )
     options: dict[str, Any] = {
-        "seeds": [int(word) for word in numbers],
+        "seeds": numbers,
         "protocols": protocol or (),
         "settings": settings,
         "cache": cache,
@@ -108,12 +104,11 @@ def reproduce_nucla_command(
         "strict": strict,
         "overwrite": overwrite,
         "on_check": _show_check,
-        "say": lambda line: console().print(line, markup=False, highlight=False),
+        "say": lambda line: console().print(line),
         "show": progress,
     }
     if both and init is not None:
-        epoch_change = (f"train.epochs={epochs}",) if epochs else ()
-        result = reproduce_both(Path(found.root), out, init, paper_overrides=epoch_change, **options)
+        result = reproduce_both(Path(found.root), out, init, paper_overrides=tuple(overrides(None, epochs)), **options)
     else:
         result = reproduce_nucla(Path(found.root), out, **options)
     if json_:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtsf.cli.options import with_settings
+from dtsf.cli.options import CACHE, JSON, with_settings
 from dtsf.cli.screen import set_verbosity
 from dtsf.model.training.settings import TrainSettings
 
@@ -18,19 +18,9 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["evaluate_command", "train_command"]
-
-CacheOption = Annotated[Path, typer.Option(help="Folder of the cache.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-
 
 @with_settings(TrainSettings, overrides=list[str])
-def train_command(
-    cache: CacheOption = Path("cache"),
-    json_: JsonOption = False,
-    *,
-    settings: TrainSettings,
-) -> None:
+def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings: TrainSettings) -> None:
     """Stage 2: train DTSFNet from the cache and judge it on the protocol's test clips."""
     from dtsf import api
     from dtsf.cli.show import console, evaluation_table, print_json, progress, results, split_table
@@ -43,11 +33,12 @@ def train_command(
     screen = console()
 
     def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
-        screen.print(f"{data.info.name}, the task: {split.task}", markup=False, highlight=False)
+        screen.print(f"{data.info.name}, the task: {split.task}")
         screen.print(split_table(split, data.info.view_names))
-        for reason, count in {**split.left_out, **_bad(data)}.items():
-            screen.print(f"left out: {count} clips: {reason}", style="yellow", markup=False, highlight=False)
-        screen.print(f"{_lengths(recipe)}, run folder {run}", markup=False, highlight=False)
+        bad = {verdict: count for verdict, count in data.verdicts.items() if verdict not in ("ok", "short")}
+        for reason, count in {**split.left_out, **bad}.items():
+            screen.print(f"left out: {count} clips: {reason}", style="yellow")
+        screen.print(f"{_lengths(recipe)}, run folder {run}")
 
     with progress("train", "epochs") as update:
 
@@ -57,14 +48,14 @@ def train_command(
         result = api.train(
             cache,
             settings=settings,
-            on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}", markup=False, highlight=False),
+            on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}"),
             on_start=announce,
             on_epoch=show,
         )
     if not current_world().first:
         return
     if settings.init is not None:
-        screen.print(_init_summary(result.run), style="cyan", markup=False, highlight=False)
+        screen.print(_init_summary(result.run), style="cyan")
     document = result.evaluation.summary()
     if json_:
         extra = {"run": str(result.run), "seconds": result.seconds, "epochs": result.epochs}
@@ -74,18 +65,14 @@ def train_command(
     for part in evaluation_table(document):
         results().print(part)
     if result.best_epoch is not None:
-        screen.print(
-            f"{result.epochs} epochs; on the groups held out, epoch {result.best_epoch} was best", highlight=False
-        )
-    screen.print(
-        f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json", highlight=False
-    )
-    screen.print(f"next: dtsf report {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}", highlight=False)
+        screen.print(f"{result.epochs} epochs; on the groups held out, epoch {result.best_epoch} was best")
+    screen.print(f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json")
+    screen.print(f"next: dtsf report {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}")
 
 
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
-    cache: CacheOption = Path("cache"),
+    cache: CACHE = Path("cache"),
     dataset: Annotated[str | None, typer.Option(help="Data set in the cache; the run's own if left out.")] = None,
     protocol: Annotated[str | None, typer.Option(help="The run's own if left out; all takes every clip.")] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
@@ -103,7 +90,7 @@ def evaluate_command(
         bool,
         typer.Option("--adapt", help="Align the network to the test clips, one performance after the other (ViTTA)."),
     ] = False,
-    json_: JsonOption = False,
+    json_: JSON = False,
 ) -> None:
     """Judge a run, also on another data set of the same classes."""
     from dtsf import api
@@ -158,7 +145,3 @@ def _init_summary(run: Path) -> str:
 def _without_predictions(document: dict[str, object]) -> dict[str, object]:
     """Group by group stands in metrics.json; on stdout it would drown the rest."""
     return {key: value for key, value in document.items() if key != "predictions"}
-
-
-def _bad(data: CachedDataset) -> dict[str, int]:
-    return {verdict: count for verdict, count in data.verdicts.items() if verdict not in ("ok", "short")}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic_core import PydanticUndefined
+
+from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,16 +19,31 @@ if TYPE_CHECKING:
 
     from dtsf.settings import Settings
 
-__all__ = ["with_settings"]
+
+JSON = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+CACHE = Annotated[Path, typer.Option(help="Folder of the cache.")]
+SET = Annotated[list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")]
+EPOCHS = Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")]
+DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+SEEDS = Annotated[str, typer.Option(help="Seeds, joined by commas; a training each.")]
+
+
+def read_seeds(text: str) -> list[int]:
+    """The numbers of ``--seeds``. Raises ConfigError: something else than numbers."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ConfigError(f"--seeds {text!r} must be different numbers from 0, as in 0,1,2")
+    return [int(word) for word in words]
+
+
+def overrides(changes: list[str] | None, epochs: int | None) -> list[str]:
+    """Of ``--set`` and ``--epochs``."""
+    return [*(changes or []), *([f"train.epochs={epochs}"] if epochs else [])]
 
 
 def with_settings(model: type[Settings], **texts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of ``model``; it is called with the validated object as ``settings``.
-
-    Args:
-        model: The settings; its field documentation becomes ``--help``.
-        texts: Types to read fields as, where the command line has another one than the model: ``max_bad=str``.
-
+    """Give a command one option for each field of ``model``; it is called with the validated object as ``settings``. ``texts``:
+    types to read fields as, where the command line has another one than the model: ``max_bad=str``.
     """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-__all__ = ["progress"]
-
 
 @contextmanager
 def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0) -> Iterator[Callable[..., None]]:
@@ -26,12 +24,7 @@ def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0)
     seconds, whether or not an update came: what hangs is seen too. With ``--quiet`` nothing; with ``--verbose`` a line
     an update, where there is no bar.
 
-    Args:
-        title: What is done.
-        unit: What is counted.
-        quiet: Show nothing.
-        every: Seconds between lines.
-
+    ``unit``: what is counted.
     """
     screen = console()
     if quiet or screen.quiet:
@@ -74,8 +67,8 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
         job = bar.add_task(plain(title), total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
-            if bar.tasks[0].total is None:
-                # Work of an earlier run counts as done, not as speed.
+            if bar.tasks[0].total is None or done < bar.tasks[0].completed:
+                # Work of an earlier run counts as done, not as speed; what counts anew (calibration's parts) is timed anew.
                 bar.reset(job, total=total, completed=max(0, done - 1))
             bar.update(job, completed=done, total=total, note=plain(note))
 
@@ -111,8 +104,10 @@ def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Cal
             say()
 
     def update(done: int, total: int, note: str = "") -> None:
-        # Work of an earlier run counts as done, not as speed.
-        state.first = max(0, done - 1) if state.first is None else state.first
+        if state.first is None or done < state.done:
+            # As for the bar.
+            state.first = max(0, done - 1)
+            state.begun = state.begun if state.done == 0 else time.monotonic()
         state.done, state.total, state.note = done, total, note
         if verbose:
             say()

@@ -26,19 +26,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-__all__ = [
-    "UnreadError",
-    "Verbosity",
-    "console",
-    "plain",
-    "results",
-    "say_on_stdout",
-    "set_verbosity",
-    "verbosity",
-    "with_verbosity",
-    "words",
-]
-
 
 class UnreadError(Exception):
     """Nobody reads our output any more, which is no fault. Not a BrokenPipeError: Typer ends the process at one."""
@@ -63,12 +50,7 @@ def verbosity() -> Verbosity:
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
-    """Remember what was asked for; a flag that is not given changes nothing.
-
-    Raises:
-        typer.BadParameter: Both at once.
-
-    """
+    """Remember what was asked for; a flag that is not given changes nothing. Raises typer.BadParameter: both at once."""
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose contradict each other")
     if quiet:
@@ -99,12 +81,8 @@ def results() -> Console:
 
 
 def say_on_stdout(line: str) -> None:
-    """Write the line that a command was run for.
-
-    Raises:
-        UnreadError: The reader of our output (``head``, ``less``) went away.
-        DtsfError: It cannot be written.
-
+    """Write the line that a command was run for. Raises UnreadError: the reader of our output (``head``, ``less``) went away.
+    DtsfError: it cannot be written.
     """
     from dtsf.errors import DtsfError
 

@@ -26,11 +26,8 @@ CLASSES_SHOWN = 15
 
 
 def print_json(document: object) -> None:
-    """One JSON object on stdout, and nothing else.
-
-    Raises:
-        DtsfError: A number that JSON does not have, or stdout cannot be written.
-
+    """One JSON object on stdout, and nothing else. Raises DtsfError: a number that JSON does not have, or stdout cannot be
+    written.
     """
     say_on_stdout(json_text(document))
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.checkpoint import RunState
 
-__all__ = ["ExportedNetwork", "OnnxMetadata", "export_onnx", "read_onnx"]
-
 METADATA_KEY = "dtsf"
 OUTPUTS = ("probabilities", "uncertainty", "view_weights")
 ONNX_LIMIT = 1 << 31
@@ -74,15 +72,8 @@ class _Graph(nn.Module):
 def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None = None) -> OnnxMetadata:
     """Write a network as ONNX: input ``embeddings`` (B, V, T, H, W, C) float32, outputs :data:`OUTPUTS`.
 
-    Args:
-        net: The network, in evaluation mode, on the CPU.
-        state: How it was trained.
-        file: To write; replaced only by a whole file.
-        views: V; all views of the data set if left out.
-
-    Raises:
-        ConfigError: No such number of views, or the file cannot be written.
-
+    ``net``: the network, in evaluation mode, on the CPU. ``views``: V; all views of the data set if left out. Raises
+    ConfigError: no such number of views, or the file cannot be written.
     """
     most = len(state.info.view_names)
     if views is not None and not 1 <= views <= most:
@@ -150,12 +141,7 @@ class ExportedNetwork:
 
 
 def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
-    """Open a file that :func:`export_onnx` wrote.
-
-    Raises:
-        CheckpointError: Missing, damaged, or not written by dtsf.
-
-    """
+    """Open a file that :func:`export_onnx` wrote. Raises CheckpointError: missing, damaged, or not written by dtsf."""
     import onnxruntime
 
     if not file.exists():

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from dtsf.cache.records import Clip, ClipRecord
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = ["align_groups"]
-
 SHORTEST = 1e-3
 """Seconds of common time below which there is none."""
 
@@ -31,11 +29,8 @@ def align_groups(catalog: Catalog, records: Iterable[ClipRecord], deadline: floa
     A clip whose file cannot be read, or that is counted in frames, counts for no other, and is left as it is. Where views of
     a group have no time in common, their clips begin where their files end, and are listed as unreadable.
 
-    Args:
-        catalog: All clips.
-        records: What was computed before: files that are as they were are not opened again.
-        deadline: Seconds that reading one file's packets may take.
-
+    ``records``: what was computed before: files that are as they were are not opened again. ``deadline``: seconds that reading
+    one file's packets may take.
     """
     several = [clips for clips in catalog.groups.values() if len(clips) > 1]
     durations = _durations(catalog, [clip for clips in several for clip in clips], records, deadline)
@@ -52,21 +47,13 @@ def align_groups(catalog: Catalog, records: Iterable[ClipRecord], deadline: floa
             alone = (durations[c.path], durations[c.path] + 1.0)
             own = (round(max(0.0, begin - c.offset), 6), round(end - c.offset, 6))
             parts[c.id] = own if end - begin >= SHORTEST else alone
-    notes = (
-        [f"{apart} performances have views that filmed no moment together: not used with --align group"]
-        if apart
-        else []
-    )
-    return catalog.model_copy(
-        update={
-            "clips": tuple(_within(clip, parts.get(clip.id)) for clip in catalog.clips),
-            "notes": (*catalog.notes, *notes),
-        }
-    )
-
-
-def _within(clip: Clip, part: tuple[float, float] | None) -> Clip:
-    return clip if part is None else clip.model_copy(update={"start": part[0], "end": part[1]})
+    aligned = [
+        clip.model_copy(update=dict(zip(("start", "end"), parts[clip.id], strict=True))) if clip.id in parts else clip
+        for clip in catalog.clips
+    ]
+    apart_note = f"{apart} performances have views that filmed no moment together: not used with --align group"
+    notes = (*catalog.notes, *([apart_note] if apart else []))
+    return catalog.model_copy(update={"clips": tuple(aligned), "notes": notes})
 
 
 def _durations(

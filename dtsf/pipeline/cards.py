@@ -7,34 +7,19 @@ there are enough cores.
 
 from __future__ import annotations
 
-import atexit
 import os
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.child import Decoder, borrow_decoder, decode_all
+from dtsf.pipeline.video.child import decode_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy as np
 
-    from dtsf.pipeline.video.child import DecodeRequest
-    from dtsf.pipeline.video.crop import Crop
-
-__all__ = [
-    "CLIPS_A_CALL",
-    "RESOURCE",
-    "borrow_decoders",
-    "count_cards",
-    "decode_side_by_side",
-    "decoders_of_a_worker",
-    "embed_together",
-    "take_card",
-    "usual_workers",
-]
+    from dtsf.pipeline.video.child import Decoder, DecodeRequest
 
 CLIPS_A_CALL = 8
 """128 frames of 16 a clip: what fills a card, and waits less than a third of a second for its clips."""
@@ -59,41 +44,26 @@ def usual_workers(encoder: str) -> int:
 def decoders_of_a_worker(encoder: str) -> int:
     """Children that decode for one worker: its share of the cores beside a card, else one."""
     cards = count_cards(encoder)
-    return max(1, (os.cpu_count() or 1) // cards) if cards else 1
+    return max(1, (os.cpu_count() or 1) // max(cards, _workers_here)) if cards else 1
 
 
-def take_card(name: Any) -> None:
-    """In a dask worker of this machine: use the card of its number, before anything else asks for one."""
-    if isinstance(name, int):
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(name))
+_workers_here = 1
+"""That share this machine's cores, as far as this process knows: one that has taken a card sees no other."""
 
 
-@contextmanager
-def borrow_decoders(
-    n: int, n_frames: int, size: int, deadline: float, check: str, *, crop: Crop, decoder: str
-) -> Iterator[list[Decoder]]:
-    """``n`` decoders of this process, kept from shard to shard."""
-    if n == 1:
-        with borrow_decoder(n_frames, size, deadline, check, crop=crop, decoder=decoder) as one:
-            yield [one]
-        return
-    decoders = _kept(n, n_frames, size, deadline, check, crop, decoder)
-    try:
-        yield list(decoders)
-    finally:
-        for kept in decoders:
-            kept.forget()
+def take_card(number: int, cards: int, workers: int) -> None:
+    """In one of ``workers`` dask workers of this machine: use the card of its number, before anything else asks for one."""
+    global _workers_here
+    _workers_here = workers
+    visible = _visible_cards(cards)
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
 
 
 @lru_cache(maxsize=1)
-def _kept(
-    n: int, n_frames: int, size: int, deadline: float, check: str, crop: Crop, decoder: str
-) -> tuple[Decoder, ...]:
-    made = tuple(Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, decoder=decoder) for _ in range(n))
-    for one in made:
-        one.prepare()
-        atexit.register(one.close)
-    return made
+def _visible_cards(cards: int) -> tuple[str, ...]:
+    """Names of the cards as they were before this process took one of them: those that the person left visible, or all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(str(k) for k in range(cards)) if named is None else tuple(named.split(","))
 
 
 def decode_side_by_side(decoders: Sequence[Decoder], requests: list[DecodeRequest]) -> Iterator[Any]:

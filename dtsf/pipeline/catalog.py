@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from dtsf.errors import DataError
 from dtsf.pipeline.files import VIDEO_ENDINGS, LeftOut, is_video, walk_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["VIDEO_ENDINGS", "Catalog", "LeftOut", "build_catalog", "is_video", "natural_key", "select", "walk_files"]
 
@@ -56,20 +57,13 @@ def build_catalog(
     notes: Sequence[str] = (),
     expects: str,
 ) -> Catalog:
-    """Sort clips, refuse two files for one clip, refuse an empty catalog.
+    """Sort clips, refuse two files for one clip, refuse an empty catalog. Raises DataError: no clip, or one clip claimed by two
+    files; the message has both paths.
 
     Args:
-        dataset: Kind.
-        root: What the clips' paths are relative to.
-        clips: In any order.
         class_names: By label.
         view_names: By view number less 1.
-        notes: For a person.
         expects: How files are named, for the message when none was found.
-
-    Raises:
-        DataError: No clip, or one clip claimed by two files; the message has both paths.
-
     """
     by_id: dict[str, Clip] = {}
     for clip in clips:
@@ -97,12 +91,8 @@ def build_catalog(
 
 
 def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Catalog:
-    """Keep some views, then the first groups that hold at least ``limit`` clips (groups stay whole).
-
-    Raises:
-        ConfigError: A view that the data set does not have.
-        DataError: Nothing left.
-
+    """Keep some views, then the first groups that hold at least ``limit`` clips (groups stay whole). Raises ConfigError: a view
+    that the data set does not have. DataError: nothing left.
     """
     clips = catalog.clips
     if views != "all":
@@ -126,22 +116,8 @@ def select(catalog: Catalog, views: str = "all", limit: int | None = None) -> Ca
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Sort key that puts 2 before 10: runs of digits compare as numbers."""
-    parts: list[tuple[int, int, str]] = []
-    for is_digit, run in _runs(text):
-        parts.append((0, int(run[:1000]), run) if is_digit else (1, 0, run.casefold()))
-    return tuple(parts)
-
-
-def _runs(text: str) -> Iterator[tuple[bool, str]]:
-    start = 0
-    for k in range(1, len(text) + 1):
-        if k == len(text) or _is_digit(text[k]) != _is_digit(text[start]):
-            yield _is_digit(text[start]), text[start:k]
-            start = k
-
-
-def _is_digit(character: str) -> bool:
-    return character in "0123456789"
+    runs = enumerate(re.split("([0-9]+)", text))
+    return tuple((0, int(run[:1000]), run) if k % 2 else (1, 0, run.casefold()) for k, run in runs if run)
 
 
 def _describe_content(root: Path) -> str:

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from dtsf.cache.catalog import CatalogDocument, Listed
     from dtsf.cache.spec import DatasetInfo
 
-__all__ = ["Changes", "compare"]
-
 
 class Changes(Frozen):
     """Clips by what became of them. All but ``gone`` add up to the clips of the source; ``unusable`` are some of them."""

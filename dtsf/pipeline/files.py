@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from dtsf.pipeline.source import trouble
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Iterator
     from pathlib import Path
-
-__all__ = ["VIDEO_ENDINGS", "LeftOut", "is_utf8", "is_video", "walk_files"]
 
 VIDEO_ENDINGS = (
     *(".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),
@@ -62,9 +61,7 @@ def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[st
     link to a folder above ends. Hidden names and macOS's ``__MACOSX`` copies are passed over. What cannot be looked at, and
     names that are not UTF-8, are passed to ``left_out``.
 
-    Raises:
-        SourceError: The disk or server does not answer.
-
+    Raises SourceError: the disk or server does not answer.
     """
     left_out = left_out or LeftOut()
     seen: set[tuple[int, int]] = set()
@@ -77,6 +74,18 @@ def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[st
             _enter(root, start, seen, found, ahead, left_out)
         links = ahead
     yield from sorted(found)
+
+
+def walk_named(
+    root: Path, pattern: re.Pattern[str], whose: str, left_out: LeftOut
+) -> Iterator[tuple[str, re.Match[str]]]:
+    """Path below ``root`` and parsed name of every video whose name fits; others are noted as not having ``whose`` names."""
+    for folder, name in walk_files(root, left_out):
+        path = f"{folder}/{name}".lstrip("/")
+        if match := pattern.search(name) if is_video(name) else None:
+            yield path, match
+        elif is_video(name):
+            left_out.add(f"video files do not have {whose} names and were left out", path)
 
 
 def _enter(

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from dtsf.cache.spec import DatasetInfo, ShardRecord
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = ["Plan", "plan", "settle"]
-
 Place = tuple[str, int, int, str]
 """Path, size, time and listing of a file."""
 
@@ -61,18 +59,8 @@ def plan(
     missing from a shard that is committed (their file changed, or the catalog grew) go to new shards behind all others.
     A shard that was found damaged is made again as it was, under its number.
 
-    Args:
-        catalog: All clips of the source.
-        info: Classes and views, and the name in the cache.
-        folder: The data set in the cache; it need not be there yet.
-        shard_size: Clips of a shard, at most.
-        n_workers: Processes that share the shards.
-        retry_bad: Count clips that could not be used as missing.
-        anew: As if the cache held nothing.
-
-    Raises:
-        SourceError: The source does not answer, or none of its files is there.
-
+    ``retry_bad``: count clips that could not be used as missing. ``anew``: as if the cache held nothing. Raises SourceError:
+    the source does not answer, or none of its files is there.
     """
     records, marks, before = ([], [], None) if anew else _held(folder)
     computed = newest_records(records, marks)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
 
-__all__ = ["Recheck", "Unlike", "verify_source"]
-
 
 class Unlike(Frozen):
     """A clip that does not give the pictures any more that its row was computed from."""
@@ -55,18 +53,8 @@ def verify_source(
     deadline: float = 60.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Recheck:
-    """Decode clips again and compare the checksum of their pictures with what the record has.
-
-    Args:
-        data: The data set in the cache.
-        root: What its paths are relative to.
-        sample: Share of the clips, evenly over the catalog.
-        deadline: Seconds that one clip may take.
-        on_progress: Called with how many are done, and of how many.
-
-    Raises:
-        ConfigError: The cache was made with decord and it is not here.
-
+    """Decode clips again and compare the checksum of their pictures with what the record has. ``sample``: share of the clips,
+    evenly over the catalog. Raises ConfigError: the cache was made with decord and it is not here.
     """
     spec = data.spec
     kind = "decord" if spec.decoder.startswith("decord") else "pyav"

@@ -25,16 +25,15 @@ from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from dtsf.cache.records import ClipRecord
     from dtsf.cache.remote import RemoteFolder
     from dtsf.cache.spec import ShardRecord
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
-
-__all__ = ["PreprocessResult", "Progress", "make_spec", "preprocess"]
 
 
 @dataclass(frozen=True)
@@ -67,11 +66,8 @@ class PreprocessResult(Frozen):
 
 
 def make_spec(settings: PreprocessSettings) -> CacheSpec:
-    """The identity of a cache made with these settings on this machine.
-
-    Raises:
-        ConfigError: An encoder that there is none of, or a size and grid that do not fit it.
-
+    """The identity of a cache made with these settings on this machine. Raises ConfigError: an encoder that there is none of,
+    or a size and grid that do not fit it.
     """
     identity = encoder_identity(settings.encoder, settings.size, settings.grid, settings.encoder_weights)
     # Of pixels the network itself has to learn where people stand.
@@ -103,16 +99,9 @@ def preprocess(
     touched again, bad ones included until their file changes or ``retry_bad`` is asked for. The clips' annotations
     (``catalog.json``) is replaced at the beginning, and again when all are done.
 
-    Args:
-        catalog: Clips to do.
-        cache: Folder of the cache, or its URL on an object store.
-        settings: What is computed, where it goes and how it runs.
-        on_progress: Called after each clip; with several processes, for those of a second together.
-
-    Raises:
-        BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
-        CacheError, FingerprintError: The cache cannot take these clips.
-
+    ``on_progress``: called after each clip; with several processes, for those of a second together. Raises BadClipsError: more
+    clips than ``max_bad`` are unusable; everything else is in the cache. CacheError, FingerprintError: The cache cannot take
+    these clips.
     """
     name = settings.name or catalog.dataset
     spec = make_spec(settings)
@@ -161,7 +150,10 @@ def preprocess(
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
             sweep(folder)
-        result = _result(catalog, folder, planned, time.monotonic() - begun, place)
+        computed = newest_records(read_records(folder))
+        document = settle(planned.document, catalog.root, computed)
+        write_catalog(folder, document)
+        result = _result(catalog, folder, planned, *join(document, computed), begun, dry_run=False)
     if len(result.bad) > settings.max_bad * result.clips:
         raise _too_many_bad(result, folder, settings.max_bad)
     return result
@@ -196,46 +188,33 @@ def _foreseen(
         records = read_records(folder)
     planned = plan(catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, anew=settings.overwrite)
     joined, bad = join(planned.document, newest_records(records))
-    known = Counter(record.verdict.value for _, record in joined.values() if record.row is not None)
     bad = tuple(one for one in bad if one.verdict != "waiting")
-    return PreprocessResult(
-        dataset=folder.name,
-        clips=len(catalog.clips),
-        groups=len(catalog.groups),
-        verdicts=dict(sorted((known + Counter(one.verdict for one in bad)).items())),
-        seconds=time.monotonic() - begun,
-        clips_per_s=0.0,
-        already_done=planned.done,
-        cache=str(folder).removesuffix(f"/{folder.name}"),
-        changes=planned.changes,
-        notes=catalog.notes,
-        bad=bad,
-        dry_run=True,
-    )
+    return _result(catalog, folder, planned, joined, bad, begun, dry_run=True)
 
 
 def _result(
     catalog: Catalog,
     folder: LocalFolder | RemoteFolder,
     planned: Plan,
-    seconds: float,
-    cache: LocalFolder | RemoteFolder,
+    joined: Mapping[str, tuple[int, ClipRecord]],
+    bad: tuple[BadClip, ...],
+    begun: float,
+    *,
+    dry_run: bool,
 ) -> PreprocessResult:
-    computed = newest_records(read_records(folder))
-    document = settle(planned.document, catalog.root, computed)
-    write_catalog(folder, document)
-    joined, bad = join(document, computed)
     verdicts = [record.verdict.value for _, record in joined.values() if record.row is not None]
+    seconds = time.monotonic() - begun
     return PreprocessResult(
         dataset=folder.name,
         clips=len(catalog.clips),
         groups=len(catalog.groups),
         verdicts=dict(sorted(Counter([*verdicts, *(one.verdict for one in bad)]).items())),
         seconds=seconds,
-        clips_per_s=(len(catalog.clips) - planned.done) / seconds,
+        clips_per_s=0.0 if dry_run else (len(catalog.clips) - planned.done) / seconds,
         already_done=planned.done,
-        cache=str(cache),
-        changes=planned.changes.model_copy(update={"unusable": len(bad)}),
+        cache=str(folder).removesuffix(f"/{folder.name}"),
+        changes=planned.changes if dry_run else planned.changes.model_copy(update={"unusable": len(bad)}),
         notes=catalog.notes,
         bad=bad,
+        dry_run=dry_run,
     )

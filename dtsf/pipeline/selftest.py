@@ -6,14 +6,9 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["check_codecs", "check_stage1"]
 
 CODECS = {
     "h264": ("libx264", ".mp4"),
@@ -117,10 +112,6 @@ def _decodes(file: Path) -> bool:
             frames, _ = decoder.receive()
         except VideoError:
             return False
-        return _moves(frames)
-
-
-def _moves(frames: Sequence[Any] | np.ndarray) -> bool:
-    """Whether the red square is seen to move to the right."""
-    places = [np.asarray(frame)[:, :, 0].astype(int).argmax() % 64 for frame in frames]
-    return bool(places[-1] > places[0])
+        # Whether the red square is seen to move to the right.
+        places = [frame[:, :, 0].astype(int).argmax() % 64 for frame in frames]
+        return bool(places[-1] > places[0])

@@ -9,8 +9,6 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from dtsf.settings import Settings
 
-__all__ = ["PreprocessSettings", "Share", "read_share"]
-
 
 def read_share(value: Any) -> Any:
     """``5%`` -> 0.05; a number stays as it is."""

@@ -19,8 +19,6 @@ from dtsf.errors import SourceError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["PICTURE_ENDINGS", "Stat", "content_of", "sample_of", "stat_of", "trouble"]
-
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 BLOCK = 1 << 20
 SAMPLE = 1 << 16
@@ -36,11 +34,8 @@ class Stat:
 
 
 def stat_of(path: Path | str) -> Stat:
-    """Size and time of a file, or of all pictures of a folder.
-
-    Raises:
-        OSError: It is not there, or cannot be looked at: :func:`trouble` says what that means.
-
+    """Size and time of a file, or of all pictures of a folder. Raises OSError: it is not there, or cannot be looked at:
+    :func:`trouble` says what that means.
     """
     held = os.stat(path)
     if not stat.S_ISDIR(held.st_mode):
@@ -52,14 +47,20 @@ def stat_of(path: Path | str) -> Stat:
     return Stat(total, newest, xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape")))
 
 
+@lru_cache(maxsize=4096)
 def content_of(path: Path, held: Stat) -> str:
-    """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``held``: of now.
-
-    Raises:
-        OSError: It cannot be read.
-
+    """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``held``: of now. Raises OSError: it
+    cannot be read.
     """
-    return _content_of(path, held)
+    # Kept: the clips of one long video share its bytes.
+    digest = xxhash.xxh3_128()
+    if not held.listing:
+        _read_into(digest, path)
+        return digest.hexdigest()
+    for name, _ in _pictures(path):
+        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        _read_into(digest, path / name)
+    return digest.hexdigest()
 
 
 def sample_of(path: Path, held: Stat) -> str:
@@ -75,11 +76,8 @@ def sample_of(path: Path, held: Stat) -> str:
 
 
 def trouble(path: Path, error: OSError) -> tuple[str, str]:
-    """What it means for a clip that its file cannot be read: (``missing`` or ``unreachable``, why).
-
-    Raises:
-        SourceError: It is no matter of this one file: its server or disk does not answer.
-
+    """What it means for a clip that its file cannot be read: (``missing`` or ``unreachable``, why). Raises SourceError: it is
+    no matter of this one file: its server or disk does not answer.
     """
     why = error.strerror or str(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -94,19 +92,6 @@ def trouble(path: Path, error: OSError) -> tuple[str, str]:
 
 # A link that leads to itself, a name that the file system has no room for.
 _OF_ONE_FILE = (40, 36)
-
-
-@lru_cache(maxsize=4096)
-def _content_of(path: Path, held: Stat) -> str:
-    # Kept: the clips of one long video share its bytes.
-    digest = xxhash.xxh3_128()
-    if not held.listing:
-        _read_into(digest, path)
-        return digest.hexdigest()
-    for name, _ in _pictures(path):
-        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        _read_into(digest, path / name)
-    return digest.hexdigest()
 
 
 def _read_into(digest: xxhash.xxh3_128, path: Path) -> None:

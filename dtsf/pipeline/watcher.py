@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-__all__ = ["ANSWER", "Arrival", "Watch"]
-
 ANSWER = "prediction.json"
 ANSWER_LIMIT = 1 << 20
 """Bytes of the largest answer that is read."""
@@ -87,12 +85,9 @@ class Watch:
     """Looks into a folder again and again.
 
     Args:
-        folder: The folder that receives subfolders.
         settle: Seconds for which a performance must not have changed.
-        poll: Seconds between looks.
         once: Stop when nothing is waiting any more, instead of looking on.
         say: Called with what a person should know, once each: what is not taken, what could not be written.
-
     """
 
     def __init__(
@@ -112,11 +107,8 @@ class Watch:
         self._said: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Arrival]:
-        """Yield performances as they become complete, for ever.
-
-        Raises:
-            DataError: The folder does not exist when the watch begins.
-
+        """Yield performances as they become complete, for ever. Raises DataError: the folder does not exist when the watch
+        begins.
         """
         entries = self._entries()
         while True:

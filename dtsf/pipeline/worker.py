@@ -14,18 +14,16 @@ from dtsf.cache.records import Clip, ClipRecord, Source
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.store import write_shard
 from dtsf.errors import SourceError, VideoError
-from dtsf.pipeline.cards import CLIPS_A_CALL, borrow_decoders, decode_side_by_side, decoders_of_a_worker, embed_together
+from dtsf.pipeline.cards import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_together
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.source import Stat, content_of, stat_of, trouble
-from dtsf.pipeline.video.child import DecodeRequest
+from dtsf.pipeline.video.child import DecodeRequest, borrow_decoders
 from dtsf.pipeline.video.clip import Span
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtsf.pipeline.settings import PreprocessSettings
-
-__all__ = ["Counter", "ShardTask", "run_shard", "span_of"]
 
 T = TypeVar("T")
 
@@ -75,13 +73,7 @@ class Counter:
 
 
 def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
-    """Decode, embed, write and commit the clips of one shard.
-
-    Args:
-        task: What to do.
-        on_clip: Called after each clip, for progress.
-
-    """
+    """Decode, embed, write and commit the clips of one shard."""
     spec = task.spec
     rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     records: list[ClipRecord] = []
@@ -90,10 +82,9 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     stats = [source.stat(clip) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, span_of(clip, spec)) for clip in task.clips]
     settings = task.settings
-    n_decoders = decoders_of_a_worker(settings.encoder)
-    with borrow_decoders(
-        n_decoders, spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
-    ) as decoders:
+    n = decoders_of_a_worker(settings.encoder)
+    common = (spec.frames, spec.size, settings.deadline, settings.check)
+    with borrow_decoders(*common, crop=spec.crop, decoder=settings.decoder, n=n) as decoders:
         # Asked for first: the decoders' children start, and decode the first clips, while the encoder loads.
         items = decode_side_by_side(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)

@@ -12,23 +12,14 @@ from dtsf.report.ablation_picture import draw_ablation
 from dtsf.report.page import write_page
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from dtsf.model.training.ablation.results import Ablation, AblationRow
 
-__all__ = ["write_ablation"]
-
 
 def write_ablation(ablation: Ablation, out: Path) -> dict[str, Path]:
-    """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``.
-
-    Returns:
-        The files, by ``csv``, ``markdown`` and ``picture``.
-
-    Raises:
-        ConfigError: They cannot be written.
-
+    """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``. Returns the files, by ``csv``, ``markdown`` and
+    ``picture``. Raises ConfigError: they cannot be written.
     """
     name = ablation.table
     return {
@@ -68,7 +59,7 @@ def _markdown(ablation: Ablation) -> str:
         lines += [f"## {_plain(name)}", "", f"{_plain(what)}.", "", _row(heads), _row(["---"] * len(heads))]
         for row, by_seed in zip(ablation.rows, values, strict=True):
             lines.append(
-                _row([_plain(row.variant), *_cells(ablation, by_seed), f"{_seconds(row):.0f}" if row.seconds else "-"])
+                _row([_plain(row.variant), *ablation.cells(by_seed), f"{_seconds(row):.0f}" if row.seconds else "-"])
             )
         lines.append("")
     first = ablation.rows[0].variant
@@ -104,12 +95,6 @@ def _facts(ablation: Ablation) -> list[str]:
         line for test in ablation.tests if test.note for line in ("", f"**{_plain(test.name)}: {_plain(test.note)}.**")
     ]
     return lines
-
-
-def _cells(ablation: Ablation, by_seed: Mapping[int, float]) -> list[str]:
-    both = mean_and_spread(by_seed.values())
-    numbers = [f"{by_seed[seed]:.3f}" if seed in by_seed else "-" for seed in ablation.seeds]
-    return [*([f"{number:.3f}" for number in both] if both else ["-", "-"]), *numbers]
 
 
 def _seconds(row: AblationRow) -> float:

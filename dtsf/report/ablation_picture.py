@@ -15,8 +15,6 @@ from dtsf.report import svg
 if TYPE_CHECKING:
     from dtsf.model.training.ablation.results import Ablation
 
-__all__ = ["draw_ablation"]
-
 STYLE = Markup(
     "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
     ".strong{font-weight:600}.grid{stroke:#ddd}.zero{stroke:#888}.range{stroke:#4878b0;stroke-opacity:.35;stroke-width:6}"

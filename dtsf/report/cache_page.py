@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
 
-__all__ = ["report_cache"]
-
 LISTED = 500
 
 
@@ -33,17 +31,8 @@ def report_cache(
 ) -> Path:
     """Write a page that shows a cache: counts, verdicts, filmstrips of random performances.
 
-    Args:
-        cache: Its folder.
-        out: The file.
-        dataset: Only this data set.
-        samples: Performances drawn of each data set.
-        seed: Of the drawing.
-        on_step: Called with how many data sets are read, of how many, and the next one.
-
-    Raises:
-        CacheError: No cache, or no such data set.
-
+    ``samples``: performances drawn of each data set. ``on_step``: called with how many data sets are read, of how many, and the
+    next one. Raises CacheError: no cache, or no such data set.
     """
     names: list[str | None] = [dataset] if dataset else [*list_datasets(cache)] or [None]
     shown = []
@@ -64,7 +53,7 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
     names, views = data.info.class_names, data.info.view_names
     by_class_view = Counter((clip.label, clip.view) for clip in data.clips)
     subjects = {clip.subject for clip in data.clips if clip.subject is not None}
-    spec = data.spec
+    spec, sizes = data.spec, Counter(len(clips) for clips in groups.values())
     return {
         "name": data.info.name,
         "views": views,
@@ -72,7 +61,10 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
             ("data set", data.info.dataset),
             ("usable clips", str(len(data.clips))),
             ("performances", str(len(groups))),
-            ("cameras a performance", _count(Counter(len(clips) for clips in groups.values()))),
+            (
+                "cameras a performance",
+                ", ".join(f"{n} with {views}" for views, n in sorted(sizes.items(), reverse=True)),
+            ),
             ("subjects", str(len(subjects)) if subjects else "not named"),
             ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
             (
@@ -96,16 +88,8 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
                 group,
                 names[groups[group][0].label],
                 groups[group][0].subject,
-                plain_strips(data, _by_view(groups[group])),
+                plain_strips(data, sorted(groups[group], key=lambda clip: clip.view)),
             )
             for group in drawn
         ],
     }
-
-
-def _by_view(clips: list[Clip]) -> list[Clip]:
-    return sorted(clips, key=lambda clip: clip.view)
-
-
-def _count(counts: Counter[int]) -> str:
-    return ", ".join(f"{count} with {n}" for n, count in sorted(counts.items(), reverse=True))

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from dtsf.report.facts import RunFacts
 
-__all__ = ["compare_runs"]
-
 LISTED = 200
 """Performances listed on which the runs differ."""
 
@@ -26,15 +24,8 @@ LISTED = 200
 def compare_runs(runs: Sequence[Path], out: Path, *, on_step: Callable[[int, int, str], None] | None = None) -> Path:
     """Write a comparison of finished runs.
 
-    Args:
-        runs: Run folders, two or more.
-        out: The file.
-        on_step: Called with how many runs are read, of how many, and the next one.
-
-    Raises:
-        ConfigError: Fewer than two runs, or one named twice.
-        CheckpointError: One that is no finished run.
-
+    ``runs``: run folders, two or more. ``on_step``: called with how many runs are read, of how many, and the next one. Raises
+    ConfigError: fewer than two runs, or one named twice. CheckpointError: one that is no finished run.
     """
     if len(runs) < 2:
         raise ConfigError("--compare needs two runs or more: dtsf report --compare RUN RUN...")

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.training.evaluation import GroupPrediction
 
-__all__ = ["RunFacts", "class_rows", "open_cache_of", "read_run"]
-
-
 LIMIT = 1 << 28
 """Bytes of the largest file of a run that is shown."""
 
@@ -57,9 +54,7 @@ class RunFacts:
 def read_run(folder: Path) -> RunFacts:
     """Read a finished run.
 
-    Raises:
-        CheckpointError: No run, an unfinished one, or a damaged file in it, which the message names.
-
+    Raises CheckpointError: no run, an unfinished one, or a damaged file in it, which the message names.
     """
     if not folder.is_dir():
         raise CheckpointError(f"no run folder {folder}: train first (dtsf train), or name another")

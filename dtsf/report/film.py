@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["FILM_ENDINGS", "check_film", "write_film"]
-
 FILM_ENDINGS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 """Ending -> format."""
 GAP, HEAD, FOOT, LEAST_WIDTH = 8, 92, 44, 520
@@ -26,11 +24,8 @@ BACK, INK, SOFT, EMPTY, GOOD = (20, 23, 27), (235, 237, 240), (155, 165, 177), (
 
 
 def check_film(file: Path) -> None:
-    """Refuse a place where no film can be written, before anything costly is done.
-
-    Raises:
-        ConfigError: Unknown ending, or no such folder.
-
+    """Refuse a place where no film can be written, before anything costly is done. Raises ConfigError: unknown ending, or no
+    such folder.
     """
     if file.suffix.lower() not in FILM_ENDINGS:
         raise ConfigError(f"--video {file}: the name must end in {', '.join(FILM_ENDINGS)}")
@@ -49,21 +44,12 @@ def write_film(
     uncertainty: float,
     view_weights: Sequence[float],
 ) -> Path:
-    """Encode a film.
+    """Encode a film. Raises ConfigError: the file cannot be written.
 
     Args:
         file: ``.mp4``, ``.mkv`` or ``.mov``.
         frames_VTHWC: uint8 RGB frames of every view, all of one size and number.
         fps: Frames a second.
-        names: What to call the views.
-        label: The class that was named.
-        probabilities: Of every class.
-        uncertainty: Of the decision.
-        view_weights: Of each view in it.
-
-    Raises:
-        ConfigError: The file cannot be written.
-
     """
     import av
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.evaluation import GroupPrediction
     from dtsf.report.facts import RunFacts
 
-__all__ = ["Sample", "Strip", "choose_samples", "plain_strips", "show_sample"]
-
 
 @dataclass(frozen=True)
 class Strip:
@@ -63,14 +61,8 @@ def choose_samples(predictions: Sequence[GroupPrediction], each: int) -> dict[st
 
 
 def show_sample(facts: RunFacts, data: CachedDataset, clips: Sequence[Clip], p: GroupPrediction) -> Sample:
-    """Draw one performance with its snapshots, in the frames that the network reads.
-
-    Args:
-        facts: The run.
-        data: Its data set.
-        clips: Those of the performance that the network was given.
-        p: Its prediction.
-
+    """Draw one performance with its snapshots, in the frames that the network reads. ``clips``: those of the performance that
+    the network was given.
     """
     model, names = facts.checkpoint.state.recipe.model, facts.class_names
     clips = sorted(clips, key=lambda clip: clip.view)

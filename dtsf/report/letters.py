@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     Font = FreeTypeFont | ImageFont
 
-__all__ = ["NO_FONT", "font_for", "legible"]
-
 NO_FONT = "no font here has all letters of these names: install one, such as fonts-noto-cjk"
 FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts", "/Library/Fonts")
 LIKELY = ("cjk", "noto", "wqy", "droid", "unifont", "arialuni", "dejavu")

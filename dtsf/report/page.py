@@ -13,8 +13,6 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["render", "write_page"]
-
 
 def render(template: str, **facts: Any) -> str:
     """Fill a template. Every value is escaped except those that are Markup, which only :mod:`.svg` makes."""
@@ -39,12 +37,7 @@ def render(template: str, **facts: Any) -> str:
 
 
 def write_page(file: Path, text: str) -> Path:
-    """Write a page whole or not at all.
-
-    Raises:
-        ConfigError: The place cannot be written.
-
-    """
+    """Write a page whole or not at all. Raises ConfigError: the place cannot be written."""
     # The name of a folder may be in letters of no encoding.
     data = text.encode("utf-8", "backslashreplace")
     write_atomically(

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.evaluation import GroupPrediction
     from dtsf.report.facts import RunFacts
 
-__all__ = ["CollectionProbe", "Probes", "RoomProbe", "ViewProbe", "probe"]
-
 
 @dataclass(frozen=True)
 class ViewProbe:
@@ -83,15 +81,8 @@ class Probes:
 def probe(
     facts: RunFacts, net: DTSFNet, data: CachedDataset, cache: Path, on_step: Callable[[int, int, str], None]
 ) -> Probes:
-    """Judge the network again, with views withheld and on the other collections of the cache.
-
-    Args:
-        facts: The run.
-        net: Its network.
-        data: The data set it was trained from.
-        cache: The folder that holds it, and perhaps others.
-        on_step: Called with how many questions are answered, of how many, and the next one.
-
+    """Judge the network again, with views withheld and on the other collections of the cache. ``on_step``: called with how many
+    questions are answered, of how many, and the next one.
     """
     names, others = data.info.view_names, [name for name in list_datasets(cache) if name != data.info.name]
     rule = parse_protocol(facts.evaluation.protocol, data.info.dataset)

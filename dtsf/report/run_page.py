@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from dtsf.report.facts import RunFacts
     from dtsf.report.gallery import Sample
 
-__all__ = ["report_run"]
-
 LISTED = 500
 """Left-out clips that the page lists; of more it gives the count and the folder."""
 TITLES = {
@@ -45,22 +43,13 @@ def report_run(
     samples: int = 6,
     on_step: Callable[[int, int, str], None] | None = None,
 ) -> Path:
-    """Write a run's report.
+    """Write a run's report. Returns the file. Raises CheckpointError: no finished run, or a damaged one.
 
     Args:
-        run: Run folder.
-        cache: Folder of the cache; where it was when the run was trained, if left out. Without it the page has no
-            pictures and no probes, and says so.
-        out: The file; ``RUN/report.html`` if left out.
+        cache: Folder of the cache; where it was when the run was trained, if left out. Without it the page has no pictures
+            and no probes, and says so.
         samples: Performances of each kind in the gallery.
         on_step: Called with how many steps are done, of how many, and what comes next.
-
-    Returns:
-        The file.
-
-    Raises:
-        CheckpointError: No finished run, or a damaged one.
-
     """
     import torch
 

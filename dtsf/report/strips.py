@@ -11,8 +11,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BORDERS", "choose_frames", "data_uri", "draw_snapshots", "film_strip"]
-
 BORDERS = ((255, 196, 0), (0, 200, 255), (255, 90, 200), (120, 230, 80), (255, 130, 60), (170, 150, 255))
 """Colour of a view, by its number less 1: a pasted thumbnail wears that of the view it comes from."""
 
@@ -33,11 +31,7 @@ def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, pace: float) -> np
 
 def draw_snapshots(pictures_VTHWC: np.ndarray, views: Sequence[int]) -> np.ndarray:
     """Paste the thumbnails into the pictures as evaluation pastes them into embeddings, each with a coloured border.
-
-    Args:
-        pictures_VTHWC: uint8 RGB pictures of the present views of one performance.
-        views: Their camera numbers.
-
+    ``pictures_VTHWC``: uint8 RGB pictures of the present views of one performance.
     """
     import torch
 

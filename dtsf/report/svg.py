@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.metrics import ReliabilityBin
 
-__all__ = ["bars", "confusion", "curves", "dots", "picture", "reliability", "straight", "text"]
-
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 30
 MOST_LABELS = 30
@@ -68,13 +66,8 @@ def _short(value: float) -> str:
 
 
 def curves(series: Mapping[str, Sequence[float]], x_name: str, *, from_zero: bool = True) -> Markup:
-    """Draw lines over the same steps, each in its own colour. What they are called stands in the page's legend.
-
-    Args:
-        series: Name -> values, all of one length.
-        x_name: What one step is.
-        from_zero: Whether the axis begins at 0.
-
+    """Draw lines over the same steps, each in its own colour. What they are called stands in the page's legend. ``series``:
+    name -> values, all of one length. ``from_zero``: whether the axis begins at 0.
     """
     values = [value for line in series.values() for value in line]
     low, high = (min(0.0, *values) if from_zero else min(values)), max(values)

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from dtsf.pipeline.run import PreprocessResult
     from dtsf.reproduce.stages import Show
 
-__all__ = ["reproduce_nucla"]
-
 
 def reproduce_nucla(
     root: Path | None,
@@ -57,29 +55,16 @@ def reproduce_nucla(
 ) -> Reproduction:
     """Both stages on N-UCLA, every protocol with every seed, and ``results.md``, ``.csv`` and ``.json`` in ``out``.
 
+    Returns what ``results.json`` holds. Raises DataError: no data, or with ``strict`` not all of them. ConfigError: a protocol
+    or recipe that does not exist, or a folder that holds something else.
+
     Args:
-        root: The data set's folder or any folder above it; ``$DTSF_DATA/nucla``, then ``./data/nucla`` if None.
-        out: Folder of the results, the runs and, unless ``cache`` names another, the cache.
-        seeds: One training each.
         protocols: As ``dtsf train`` takes them; those of :func:`dtsf.reproduce.protocols.choose_protocols` if empty.
-        settings: What decides the numbers; the default ones if None.
         cache: Folder of a cache to use, which may hold the embeddings already.
-        workers: Processes of stage 1; one a core if None.
-        device: ``auto``, ``cpu`` or ``cuda``.
         max_bad: Share of clips that may be unusable before the result counts as doubtful (``too_many_bad``).
         strict: Refuse anything but the whole N-UCLA, which is otherwise only reported.
-        overwrite: Begin anew in a folder that holds a reproduction.
-        on_check: Called with what was found, before any work.
         say: Called with a line for a person now and then.
         show: ``show(title, unit)`` is a context that gives ``update(done, total, note)``, as the command line's bars.
-
-    Returns:
-        What ``results.json`` holds.
-
-    Raises:
-        DataError: No data, or with ``strict`` not all of them.
-        ConfigError: A protocol or recipe that does not exist, or a folder that holds something else.
-
     """
     begun = time.monotonic()
     catalog, check = examine_nucla(root)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from dtsf.reproduce.records import Reproduction
 
-__all__ = ["PAPER", "has_card", "reproduce_both", "together"]
-
 PAPER = {"recipe": "nucla-paper", "encoder": "pixels", "size": 224, "frames": 16, "grid": 6}
 """What differs from the embeddings' settings; the grid is that of the pixels whatever it says."""
 
@@ -45,21 +43,13 @@ def reproduce_both(
     say: Callable[[str], None] = lambda _: None,
     **options: Any,
 ) -> Reproduction:
-    """From embeddings into ``out``; on a card also from pixels into ``out/paper``; the rows of both in ``out``'s table.
+    """From embeddings into ``out``; on a card also from pixels into ``out/paper``; the rows of both in ``out``'s table. Raises
+    ConfigError: the checkpoint does not exist; and all that either raises.
 
     Args:
-        root: As :func:`dtsf.reproduce.nucla.reproduce_nucla`.
-        out: Folder of the results.
         init: VideoMamba checkpoint that the run from pixels starts from.
         settings: Of the run from embeddings, which starts from nothing.
         paper_overrides: ``section.key=value`` for the run from pixels.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        say: Called with a line for a person now and then.
-        options: As :func:`dtsf.reproduce.nucla.reproduce_nucla`.
-
-    Raises:
-        ConfigError: The checkpoint does not exist; and all that either raises.
-
     """
     if not init.is_file():
         raise ConfigError(f"--init {init}: no such file")

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.recipe import Recipe
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = ["check_recipe", "choose_protocols", "recipe_name"]
-
 PUBLISHED_SUBJECT = 10
 """Test subject of DVANet's public cross-subject list."""
 
@@ -26,10 +24,7 @@ def choose_protocols(catalog: Catalog, asked: Sequence[str]) -> tuple[list[str],
     Left out: every rotation of cross-view, and cross-subject with subject 10 tested, as DVANet's public list; where there
     is no such subject, with the last third of those that there are.
 
-    Raises:
-        ConfigError: One that is asked for does not exist or leaves a side empty.
-        DataError: None can be formed.
-
+    Raises ConfigError: one that is asked for does not exist or leaves a side empty. DataError: none can be formed.
     """
     words, notes = (list(asked), []) if asked else _usual(catalog)
     rules = [parse_protocol(word, catalog.dataset) for word in words]
@@ -41,11 +36,8 @@ def choose_protocols(catalog: Catalog, asked: Sequence[str]) -> tuple[list[str],
 
 
 def check_recipe(recipe: str | None, overrides: Sequence[str]) -> None:
-    """Check recipe and keys before stage 1 starts.
-
-    Raises:
-        ConfigError: Unknown, or out of range; where the recipe is left to training, in every recipe there is.
-
+    """Check recipe and keys before stage 1 starts. Raises ConfigError: unknown, or out of range; where the recipe is left to
+    training, in every recipe there is.
     """
     candidates = [recipe] if recipe is not None else recipe_names()
     for k, name in enumerate(candidates, 1):

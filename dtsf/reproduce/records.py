@@ -11,8 +11,6 @@ from dtsf.pipeline.datasets.nucla_check import NuclaCheck  # noqa: TC001  pydant
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["PAPER_TOP1", "Reproduction", "Row", "RunRecord", "Settings", "Stage", "rows_of"]
-
 PAPER_TOP1 = 0.970
 """N-UCLA in the abstract of the paper and in its authors' README. Neither says for which protocol."""
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
-__all__ = ["preprocess_once", "train_once", "unseen"]
-
 NAME = "nucla"
 """Of the data set in the cache."""
 
@@ -92,12 +90,8 @@ def train_once(
     show: Show,
     sister: RunRecord | None = None,
 ) -> RunRecord:
-    """One run, from its newest checkpoint where it has one.
-
-    Raises:
-        ConfigError: It would be trained with another recipe than its finished ``sister`` of the same protocol was: one
-            row of the table would mix two recipes.
-
+    """One run, from its newest checkpoint where it has one. Raises ConfigError: it would be trained with another recipe than
+    its finished ``sister`` of the same protocol was: one row of the table would mix two recipes.
     """
     from dtsf.model.training.checkpoint import make_room
 

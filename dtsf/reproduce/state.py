@@ -8,7 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dtsf.cache.commit import alone, write_atomically
+from dtsf.cache.commit import lock, write_atomically
 from dtsf.cache.outside import json_text, parse_json, parse_model, read_file
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.reproduce.records import RunRecord
@@ -19,17 +19,6 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = [
-    "claim",
-    "digest",
-    "only_one",
-    "read_result",
-    "seconds_of",
-    "set_seconds",
-    "timed",
-    "write_json",
-]
-
 SETTINGS, TIMES, RESULT = "reproduce.json", "times.json", "result.json"
 LIMIT = 1 << 28
 """Bytes of the largest document of a reproduction that is read."""
@@ -39,13 +28,8 @@ TICK = 2.0
 
 @contextmanager
 def only_one(out: Path) -> Iterator[None]:
-    """Make the folder and lock it for this process.
-
-    Raises:
-        ConfigError: Another process works in it, or it cannot be made.
-
-    """
-    with alone(
+    """Make the folder and lock it for this process. Raises ConfigError: another process works in it, or it cannot be made."""
+    with lock(
         out / ".lock",
         unwritable=lambda why: ConfigError(f"cannot write to the folder {out}: {why}; choose another --out"),
         busy=ConfigError(f"another dtsf reproduce works in {out}: wait for it, or choose another --out"),
@@ -54,16 +38,8 @@ def only_one(out: Path) -> Iterator[None]:
 
 
 def claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
-    """Start in ``out``, or continue what was started there with the same settings.
-
-    Args:
-        out: Folder, held by :func:`only_one`.
-        settings: What decides the numbers, as JSON.
-        overwrite: Remove what an earlier reproduction left.
-
-    Raises:
-        ConfigError: The folder holds something else, or was begun with other settings.
-
+    """Start in ``out``, or continue what was started there with the same settings. ``out``: folder, held by :func:`only_one`.
+    Raises ConfigError: the folder holds something else, or was begun with other settings.
     """
     file = out / SETTINGS
     begun = file.is_file()
@@ -95,12 +71,7 @@ def digest(catalog: Catalog) -> str:
 
 
 def read_result(run: Path) -> RunRecord | None:
-    """The record of a finished run, or None.
-
-    Raises:
-        CheckpointError: The file is not a record.
-
-    """
+    """The record of a finished run, or None. Raises CheckpointError: the file is not a record."""
     file = run / RESULT
     if not file.is_file():
         return None

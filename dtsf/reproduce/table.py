@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from dtsf.pipeline.datasets.nucla_check import Count, NuclaCheck
     from dtsf.reproduce.records import Reproduction, Row
 
-__all__ = ["COLUMNS", "cells", "compared", "describe_data", "duration", "to_csv", "to_markdown", "write_results"]
-
 COLUMNS = (
     "protocol",
     "measures",

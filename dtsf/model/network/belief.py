@@ -26,8 +26,6 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AS_IT_IS", "SIGNS", "Belief", "clip_statistics", "discount"]
-
 SIGNS = ("evidence", "agreement", "closeness")
 """Signs of a right answer, in the order of the weights w: the logarithm of the evidence; the logit of the greatest expected
 probability; minus the logarithm of one minus the cosine between the feature and the nearest class's."""
@@ -78,14 +76,7 @@ def discount(evidence_BK: Tensor, logit_B: Tensor, sharpness: Tensor, likeness_B
 
 
 class Belief(nn.Module):
-    """What is learnt of how much to believe; before it is learnt, evidence is taken as it is.
-
-    Args:
-        width: D.
-        n_classes: K.
-        channels: C.
-
-    """
+    """What is learnt of how much to believe; before it is learnt, evidence is taken as it is."""
 
     sharpness: Tensor
     bias: Tensor
@@ -127,13 +118,7 @@ class Belief(nn.Module):
         self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The evidence (B, K), what speaks for it, (B, 3): see :data:`SIGNS`, and the share c that can be believed, (B,).
-
-        Args:
-            logits_BK: The head's.
-            feature_BD: The fused feature.
-            statistics_BVS: :func:`clip_statistics` of each view; those of absent views may be anything.
-            weights_BV: Share of each view in the decision.
-
+        ``statistics_BVS``: :func:`clip_statistics` of each view; those of absent views may be anything.
         """
         # Not below what a logit of -60 gives: its logarithm is taken.
         evidence_BK = F.softplus(logits_BK.float()).clamp(min=1e-26)

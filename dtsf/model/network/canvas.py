@@ -21,16 +21,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.network.config import ModelConfig
 
-__all__ = [
-    "LEAST_DEVIATION",
-    "moving_part",
-    "prepare_canvas",
-    "project",
-    "scaled_energy",
-    "scatter_views",
-    "snapshot_tokens",
-]
-
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of red, green and blue, on a scale from 0 to 1."""
 LEAST_DEVIATION = 0.05

@@ -6,8 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-__all__ = ["Auto", "ModelConfig"]
-
 
 def _lags(given: object) -> object:
     """Frames may come as [1, 3], "1,3" or 2; 0 is none. Older runs have one number."""

@@ -20,8 +20,6 @@ from dtsf.model.network.snapshots import few_at_a_time, frames_before
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["motion_direction"]
-
 
 def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: float = 1.0) -> Tensor:
     """How much goes right and how much goes down through each cell from the frame before to this one; any leading axes.
@@ -29,16 +27,10 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
     Like motion energy it knows neither room nor contrast: of each place only its change from frame to frame counts, and the
     result is divided by its mean size in the clip. What changes in two neighbours alike, a lamp that flickers, cancels.
 
-    Args:
-        x_BVTHWC: Canvases.
-        scale_C: Each channel is multiplied by this first; by nothing if left out.
-        power: Of the distances of :func:`.snapshots.motion_energy`, so that both count small motions alike: products are
-            raised to half of it, and keep their sign.
-
-    Returns:
-        The same shape with two channels: right, down; negative where it goes left, up. Their size is 1 in the mean of a
-        clip; 0 in the first two frames, which have no change before them, and where nothing goes anywhere at all.
-
+    ``scale_C``: each channel is multiplied by this first; by nothing if left out. ``power``: of the distances of
+    :func:`.snapshots.motion_energy`, so that both count small motions alike: products are raised to half of it, and keep their
+    sign. Returns the same shape with two channels: right, down; negative where it goes left, up. Their size is 1 in the mean of
+    a clip; 0 in the first two frames, which have no change before them, and where nothing goes anywhere at all.
     """
 
     def flows(x_PTHWC: Tensor) -> Tensor:

@@ -20,8 +20,6 @@ from dtsf.model.network.mamba import Block, RMSNorm, drop_path
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VideoMamba"]
-
 
 class PatchEmbed(nn.Module):
     """Cuts every frame into patches: a 3-D convolution whose kernel is its stride, 1 x patch x patch."""
@@ -48,20 +46,15 @@ class VideoMamba(nn.Module):
         canvas: Height and width of the canvas.
         patch: Side of a patch; divides ``canvas``.
         frames: Frames T of the temporal position table.
-        n_classes: Classes K of the head.
-        width: D.
-        depth: Number of blocks.
-        state: N of the scan.
-        conv: Width of the causal convolution.
         expand: Inner width over D.
-        readout: ``cls`` reads the class token, first in the sequence, as VideoMamba does; ``mean`` averages the
-            tokens and has no class token: choose it when training from scratch on little data. ``ordered`` is a linear
-            map of all tokens in their order: choose it where frame t means the same in every clip (``pace`` 1).
+        readout: ``cls`` reads the class token, first in the sequence, as VideoMamba does; ``mean`` averages the tokens and
+            has no class token: choose it when training from scratch on little data. ``ordered`` is a linear map of all
+            tokens in their order: choose it where frame t means the same in every clip (``pace`` 1).
         drop_path_rate: Stochastic depth at the last block; grows linearly from 0.
-        dt_init: ``mamba`` keeps Mamba's own start of the step sizes (0.001 to 0.1), better from scratch;
-            ``videomamba`` overwrites it with zeros (about 0.69), as VideoMamba's code does.
-        snapshot: Numbers of a frame's thumbnails of another view, which get a token of their own behind the frame's; 0: none.
-
+        dt_init: ``mamba`` keeps Mamba's own start of the step sizes (0.001 to 0.1), better from scratch; ``videomamba``
+            overwrites it with zeros (about 0.69), as VideoMamba's code does.
+        snapshot: Numbers of a frame's thumbnails of another view, which get a token of their own behind the frame's; 0:
+            none.
     """
 
     def __init__(

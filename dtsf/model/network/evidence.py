@@ -14,16 +14,6 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "certainty",
-    "dirichlet",
-    "dirichlet_kl_to_uniform",
-    "logits_of_evidence",
-    "pool_opinions",
-    "probabilities",
-    "uncertainty",
-]
-
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -47,10 +37,7 @@ def pool_opinions(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
     Its probabilities are the logarithmic pool of theirs (Genest and Zidek 1986). What one opinion rules out the other cannot carry
     alone; and where they disagree the sum of the alpha falls below their own (Hoelder), so that the pool is less certain.
 
-    Args:
-        logits_S__K: Of each opinion.
-        share_S: Adds up to 1.
-
+    ``logits_S__K``: of each opinion. ``share_S``: adds up to 1.
     """
     log_alpha_S__K = dirichlet(logits_S__K).log()
     share_S__1 = share_S.to(log_alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))

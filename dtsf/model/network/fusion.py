@@ -19,9 +19,6 @@ from dtsf.model.network.evidence import certainty
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Fused", "fuse_mean", "fuse_msf", "normalise_over_views", "present_features"]
-
-
 LEAST_WEIGHT = 1e-30
 
 
@@ -37,16 +34,8 @@ class Fused:
 
 
 def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
-    """Evidential fusion, coarse and fine, and the mean of both.
-
-    Args:
-        feature_BVD: Encoder output of every view; absent views may hold anything finite.
-        view_logits_BVK: The shared head's output for every view.
-        mask_BV: True where the view is present; at least one in every row.
-
-    The two branches are averaged, not summed as the figure draws: the shared head also reads single views, and a
-    sum of two features would reach it at twice their length. One view alone is therefore returned unchanged.
-
+    """Evidential fusion, coarse and fine, and the mean of both. ``feature_BVD``: encoder output of every view; absent views may
+    hold anything finite. ``view_logits_BVK``: the shared head's output for every view.
     """
     feature_BVD = feature_BVD.float() if feature_BVD.dtype != torch.float64 else feature_BVD
     coarse_BV = normalise_over_views(certainty(view_logits_BVK), mask_BV)

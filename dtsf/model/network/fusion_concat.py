@@ -20,8 +20,6 @@ from dtsf.model.network.fusion import Fused, fuse_mean, present_features
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["ConcatFusion"]
-
 
 class ConcatFusion(nn.Module):
     """Concatenate and project. Args: width D, and the number of views V."""
@@ -32,11 +30,8 @@ class ConcatFusion(nn.Module):
         self.project = nn.Linear(n_views * width, width)
 
     def forward(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
-        """Fuse; arguments as for :func:`dtsf.model.network.fusion.fuse_msf`.
-
-        Raises:
-            ConfigError: More views than the network was made for.
-
+        """Fuse; arguments as for :func:`dtsf.model.network.fusion.fuse_msf`. Raises ConfigError: more views than the network
+        was made for.
         """
         given = mask_BV.shape[1]
         if given > self.n_views:

@@ -23,8 +23,6 @@ from dtsf.model.network.fusion import Fused, fuse_mean, present_features
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SemanticCorrection"]
-
 
 class SemanticCorrection(nn.Module):
     """Cross-attention between views, then one shared map. Args: width D; ``n_views`` is not needed."""

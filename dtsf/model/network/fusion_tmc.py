@@ -24,8 +24,6 @@ from dtsf.model.network.fusion import Fused, fuse_mean, normalise_over_views
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["combine_evidence", "fuse_tmc"]
-
 LARGEST_EXPONENT = 60.0
 """Of e: some seven views with evidence of 1e4 K each reach it. Keeps fused evidence and its square finite in float32."""
 
@@ -41,10 +39,8 @@ def combine_evidence(evidence_BVK: Tensor, mask_BV: Tensor) -> Tensor:
 def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
     """Fuse by the reduced Dempster rule. Arguments as for :func:`dtsf.model.network.fusion.fuse_msf`.
 
-    Returns:
-        Logits whose evidence is the fused evidence. The weight of a view is its certainty ``1 - u_v``, normalised; the
-        feature is the plain mean, for whoever asks for one.
-
+    Returns logits whose evidence is the fused evidence. The weight of a view is its certainty ``1 - u_v``, normalised; the
+    feature is the plain mean, for whoever asks for one.
     """
     alpha_BVK = dirichlet(view_logits_BVK)
     evidence_BK = combine_evidence(alpha_BVK - 1.0, mask_BV)

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["FUSIONS", "FUSIONS_WITH_WEIGHTS"]
-
 FUSIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Fused]] = {
     "msf": fuse_msf,
     "mean": fuse_mean,

@@ -17,8 +17,6 @@ from dtsf.model.network.kernels.choose import causal_conv, selective_scan
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BidirectionalMamba", "Block", "RMSNorm", "drop_path"]
-
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x^2) + 1e-5) * weight``, no bias; computed in float32."""

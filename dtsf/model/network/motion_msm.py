@@ -18,8 +18,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["sense_motion"]
-
 
 def sense_motion(x_PTHWC: Tensor) -> Tensor:
     """Enlarge every cell's distance to its clip's mean feature, far cells' more. Same shape."""

@@ -10,8 +10,6 @@ from dtsf.model.network.evidence import probabilities
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Output"]
-
 
 @dataclass
 class Output:

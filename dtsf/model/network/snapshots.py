@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "choose_cells",
-    "choose_partners",
-    "few_at_a_time",
-    "frames_before",
-    "motion_energy",
-    "motion_share",
-    "paste_thumbnails",
-    "separate",
-    "snapshots",
-    "thumbnails",
-]
-
 Content = Literal["frame", "dynamic"]
 
 PART = 250_000
@@ -43,27 +30,21 @@ FIXED_CELLS = (0, 2, 6)
 
 
 def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """Split clips, with any leading axes, into what stands still and what moves.
-
-    Returns:
-        static: the temporal mean of every place of the canvas, T reduced to 1; dynamic: the frames minus it.
-
+    """Split clips, with any leading axes, into what stands still and what moves. Returns static: the temporal mean of every
+    place of the canvas, T reduced to 1; dynamic: the frames minus it.
     """
     static_BV1HWC = x_BVTHWC.mean(-4, keepdim=True)
     return static_BV1HWC, x_BVTHWC - static_BV1HWC
 
 
 def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
-    """How much each view sees move, over what the group's liveliest view sees: (B, V); 0 for absent views, 1 where nothing moves.
+    """How much each view sees move, over what the group's liveliest view sees: (B, V); 0 for absent views, 1 where nothing
+    moves.
 
     The mean distance of a view's frames from their temporal mean. A camera whose sight is blocked has noise alone to
     show, and so a small share; one that looks from farther away has a smaller one too, always the same.
 
-    Args:
-        x_BVTHWC: Canvases; absent views may hold anything finite.
-        mask_BV: True where the view is present.
-        scale_C: Each channel is multiplied by this first.
-
+    ``x_BVTHWC``: canvases; absent views may hold anything finite. ``scale_C``: each channel is multiplied by this first.
     """
     scaled_BVTHWC = x_BVTHWC.float() * scale_C
     level_BV = separate(scaled_BVTHWC)[1].norm(dim=-1).mean((-3, -2, -1))
@@ -82,17 +63,14 @@ def motion_energy(
     Where something moves and when, but neither what it looks like nor what stands behind it: the direction of the
     difference, which room and clothes decide, is left out, and so is its size in the clip, which contrast decides.
 
+    Returns the same shape with E channels, one and those of ``change``: 1 in the mean of a clip; 0 where nothing moves at all.
+
     Args:
-        x_BVTHWC: Canvases.
         scale_C: Each channel is multiplied by this first; by nothing if left out.
-        change: For each of these numbers a further channel: how far each place is from itself so many frames before (of
-            the first frames, from the first), likewise over its mean in the clip. The mean tells where someone is who is
+        change: For each of these numbers a further channel: how far each place is from itself so many frames before (of the
+            first frames, from the first), likewise over its mean in the clip. The mean tells where someone is who is
             elsewhere most of the time, the change who is moving now.
         power: What each distance is raised to before its mean is taken. Above 1, small motions count for less.
-
-    Returns:
-        The same shape with E channels, one and those of ``change``: 1 in the mean of a clip; 0 where nothing moves at all.
-
     """
 
     def distances(x_PTHWC: Tensor) -> Tensor:
@@ -132,23 +110,19 @@ def snapshots(
     pasted: Content | Literal["none"] = "dynamic",
     places: Literal["random", "corners"] = "random",
 ) -> Tensor:
-    """Paste three thumbnails of a partner view into every frame of every view.
+    """Paste three thumbnails of a partner view into every frame of every view. Returns canvases of the same shape. With one
+    view present the partner is the view itself.
 
     Args:
         x_BVTHWC: Canvases; H and W at least 3. Values of absent views are never read.
-        mask_BV: True where the view is present.
-        training: Partner and places at random (PyTorch's generator); else the next present view and
-            fixed corners, so that results repeat.
-        anchor: What the frame itself shows: ``frame`` as it is (the paper's figure), or ``dynamic``, the frame
-            minus the clip's temporal mean: choose it for frozen embeddings, where plain frames make a model
-            learn the room (measured: docs/results/network.md).
+        training: Partner and places at random (PyTorch's generator); else the next present view and fixed corners, so that
+            results repeat.
+        anchor: What the frame itself shows: ``frame`` as it is (the paper's figure), or ``dynamic``, the frame minus the
+            clip's temporal mean: choose it for frozen embeddings, where plain frames make a model learn the room (measured:
+            docs/results/network.md).
         pasted: What the thumbnails show, or ``none`` to paste nothing.
-        places: Where training pastes; evaluation always takes the fixed corners. ``random``, as the figure says, hides
-            the actor at times; ``corners`` never does: choose it where actors stand in the middle of the picture.
-
-    Returns:
-        Canvases of the same shape. With one view present the partner is the view itself.
-
+        places: Where training pastes; evaluation always takes the fixed corners. ``random``, as the figure says, hides the
+            actor at times; ``corners`` never does: choose it where actors stand in the middle of the picture.
     """
     dynamic_BVTHWC = separate(x_BVTHWC)[1] if "dynamic" in (anchor, pasted) else x_BVTHWC
     canvas_BVTHWC = dynamic_BVTHWC if anchor == "dynamic" else x_BVTHWC
@@ -200,11 +174,8 @@ def choose_cells(mask_BV: Tensor, *, training: bool) -> Tensor:
 
 
 def thumbnails(x_BVTHWC: Tensor, partner_BV: Tensor) -> Tensor:
-    """Shrink frames n-2, n-1, n (clamped at the first) of every view's partner by area.
-
-    Returns:
-        (B, V, T, 3, h, w, C) with h = H // 3, w = W // 3, the frames in order of time.
-
+    """Shrink frames n-2, n-1, n (clamped at the first) of every view's partner by area. Returns (B, V, T, 3, h, w, C) with h =
+    H // 3, w = W // 3, the frames in order of time.
     """
     B, V, T, H, W, C = x_BVTHWC.shape
     flat_NCHW = x_BVTHWC.reshape(B * V * T, H, W, C).permute(0, 3, 1, 2)

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["Streams", "watched"]
-
 
 class Streams(nn.Module):
     """Mean and variance of each channel behind each norm of ``net``, over the tokens of all training clips."""

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet, Output
     from dtsf.model.training.data import Groups
 
-__all__ = ["Adapted", "training_streams"]
-
 MOMENTUM = 0.1
 CONSISTENCY = 0.1
 RATE = 1e-3
@@ -53,15 +51,8 @@ def training_streams(net: DTSFNet, groups: Groups) -> Tensor:
 
 
 class Adapted:
-    """A copy of a network that adapts to each group before it answers it. Groups must come one by one.
-
-    Args:
-        net: Left as it is.
-        rate: Of the step.
-
-    Raises:
-        ConfigError: The network does not know what its training clips were like.
-
+    """A copy of a network that adapts to each group before it answers it. Groups must come one by one. Raises ConfigError: the
+    network does not know what its training clips were like.
     """
 
     def __init__(self, net: DTSFNet, rate: float = RATE) -> None:
@@ -76,11 +67,8 @@ class Adapted:
         ]
 
     def __call__(self, samples: list[tuple[Tensor, Tensor]]) -> Output:
-        """Adapt to a group, then answer.
-
-        Args:
-            samples: Canvases and mask of the group: as it is judged, then other samples of its frames.
-
+        """Adapt to a group, then answer. ``samples``: canvases and mask of the group: as it is judged, then other samples of
+        its frames.
         """
         with torch.inference_mode(False), torch.enable_grad():
             probabilities, moments = [], []

@@ -17,8 +17,6 @@ from dtsf.model.training.pace import evenly_spaced
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["AugmentConfig", "choose_moments", "drop_views", "move_frames", "move_grid"]
-
 
 class AugmentConfig(BaseModel):
     """How training clips are varied. Recipes hold it as ``[augment]``; evaluation uses none of it."""
@@ -86,7 +84,7 @@ def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     read_BV23[..., 0, 0] = mirror_B1 / size_BV
     read_BV23[..., 1, 1] = 1 / size_BV
     read_BV23[..., 2] = (torch.rand(B, V, 2) * 2 - 1) * config.shift * 2 / torch.tensor([W, H])
-    place_NHW2 = F.affine_grid(read_BV23.flatten(0, 1), [B * V, 1, H, W], align_corners=False)
+    place_NHW2 = F.affine_grid(read_BV23.flatten(0, 1).to(x_BVTHWC.device), [B * V, 1, H, W], align_corners=False)
     x_NXHW = x_BVTHWC.permute(0, 1, 2, 5, 3, 4).reshape(B * V, T * C, H, W)
     moved_NXHW = F.grid_sample(x_NXHW, place_NHW2, padding_mode="border", align_corners=False)
     return moved_NXHW.view(B, V, T, C, H, W).permute(0, 1, 2, 4, 5, 3)
@@ -104,10 +102,11 @@ def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     delay_B1 = (torch.rand(B, 1) * 2 - 1) * config.delay
     middle = (T - 1) / 2
     read_BT = (middle + (torch.arange(T) - middle) * speed_B1 + delay_B1).clamp(0, T - 1)
+    read_BT = read_BT.to(x_BVTHWC.device)
     before_BT = read_BT.long()
     after_BT = (before_BT + 1).clamp(max=T - 1)
     share_BT = read_BT - before_BT
-    row_B1 = torch.arange(B).unsqueeze(1)
+    row_B1 = torch.arange(B, device=x_BVTHWC.device).unsqueeze(1)
     x_BTVHWC = x_BVTHWC.transpose(1, 2)
     share_BT1111 = share_BT.view(B, T, 1, 1, 1, 1)
     return torch.lerp(x_BTVHWC[row_B1, before_BT], x_BTVHWC[row_B1, after_BT], share_BT1111).transpose(1, 2)

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dtsf.errors import ConfigError
+from dtsf.model.training.ahead import fits_on_card
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
-
-__all__ = ["CacheDataset", "GroupBatch", "GroupSample"]
-
-GPU_SHARE = 0.4
-"""Of the free memory of a GPU: the rest is the network's."""
 
 
 class GroupSample(NamedTuple):
@@ -62,7 +58,6 @@ class CacheDataset(Dataset[GroupSample]):
             else in memory if they take no more than half of it, else reads them from the files; ``never`` reads from the
             files. What became of it is in :attr:`where`.
         device: Where batches go.
-
     """
 
     def __init__(
@@ -160,10 +155,8 @@ class CacheDataset(Dataset[GroupSample]):
         return n_groups, self.mask_GV.shape[1], spec.frames, spec.grid, spec.grid, spec.channels
 
     def _hold_on_gpu(self) -> bool:
-        if self.device.type != "cuda":
-            return False
         ids = [clip_id for row in self._ids for clip_id in row if clip_id is not None]
-        if len(ids) * self.data.row_bytes() > GPU_SHARE * torch.cuda.mem_get_info(self.device)[0]:
+        if not fits_on_card(len(ids) * self.data.row_bytes(), self.device):
             return False
         spec = self.data.spec
         held = torch.empty((len(ids), *self._shape(1)[2:]), dtype=self._dtype, device=self.device)

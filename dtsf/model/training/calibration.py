@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["Observed", "calibrate", "fit_belief", "learn_belief", "observe"]
-
 LEAST_MOTION_3 = (0.2, 0.1, 0.05)
 """Deviations of the statistics of motion, in logarithms: training clips that are all the same say little of what else there is."""
 LEAST_LOOKS = 0.1
@@ -86,25 +84,13 @@ def calibrate(
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
 ) -> Calibration | None:
-    """Learn how much of ``net`` to believe, where the recipe asks for it, and what its training clips are like; keep both in the
-    checkpoint ``run/last``. None where evidence is left as it is, also since too little is held out.
+    """Learn how much of ``net`` to believe, where the recipe asks for it, and what its training clips are like; keep both in
+    the checkpoint ``run/last``. None where evidence is left as it is, also since too little is held out.
 
     A run that is killed meanwhile is as good as one without calibration, and goes on here when it is resumed.
 
-    Args:
-        net: The trained network; changed.
-        data: Its data set.
-        info: That, with the classes that are learnt.
-        rule: The protocol.
-        split: Who trained, who was held out, who is tested; the last are not looked at.
-        recipe: All choices.
-        run: The run folder.
-        seed: Of everything random.
-        device: As for :func:`.loop.fit`.
-        initial: Weights that the encoder started from.
-        on_epoch: Called after each epoch of each part.
-        fabric: A Fabric that is launched already.
-
+    ``info``: that, with the classes that are learnt. ``split``: who trained, who was held out, who is tested; the last are not
+    looked at.
     """
     groups = load_groups(data, split.train)
     net.streams.moment_N2D.copy_(training_streams(net, groups))
@@ -223,15 +209,8 @@ def training_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
 
 
 def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, parts: int) -> Calibration:
-    """Fit how much to believe to what was observed on held-out groups, and teach it to the network.
-
-    Args:
-        net: The final network; changed.
-        train: Its training groups.
-        observed: Of networks like it.
-        what: What was held out, in words.
-        parts: In how many parts.
-
+    """Fit how much to believe to what was observed on held-out groups, and teach it to the network. ``observed``: of networks
+    like it.
     """
     net.belief.know(training_statistics(net, train))
     sharpness, bias, weight_3 = fit_belief(observed)

@@ -28,19 +28,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = [
-    "Calibration",
-    "Checkpoint",
-    "RunState",
-    "amend_checkpoint",
-    "has_checkpoint",
-    "load_checkpoint",
-    "load_network",
-    "make_room",
-    "save_checkpoint",
-]
-
-
 LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
 """Bytes that the files of a checkpoint can have."""
 LOWER = (
@@ -130,11 +117,8 @@ class Checkpoint(BaseModel):
 
 
 def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
-    """Write a checkpoint so that ``folder`` always holds a whole one, the old or the new.
-
-    Raises:
-        CheckpointError: The disk is full or refuses; the old one is untouched.
-
+    """Write a checkpoint so that ``folder`` always holds a whole one, the old or the new. Raises CheckpointError: the disk is
+    full or refuses; the old one is untouched.
     """
     if not folder.parent.is_dir():
         raise CheckpointError(f"the run folder {folder.parent} is gone: the training in it is lost; begin it anew")
@@ -184,11 +168,8 @@ def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: C
 
 
 def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
-    """Read a checkpoint; with ``resume`` also the optimiser's state.
-
-    Raises:
-        CheckpointError: It is missing or damaged; the message says which file.
-
+    """Read a checkpoint; with ``resume`` also the optimiser's state. Raises CheckpointError: it is missing or damaged; the
+    message says which file.
     """
     if not folder.is_dir() and (old := folder.with_name(folder.name + ".old")).is_dir():
         folder = old  # killed between the two renames of save_checkpoint
@@ -226,11 +207,8 @@ def _as_named_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_network(checkpoint: Checkpoint) -> DTSFNet:
-    """The network of a checkpoint, in evaluation mode, on the CPU.
-
-    Raises:
-        CheckpointError: The weights do not fit the recipe and classes that the checkpoint names.
-
+    """The network of a checkpoint, in evaluation mode, on the CPU. Raises CheckpointError: the weights do not fit the recipe
+    and classes that the checkpoint names.
     """
     state = checkpoint.state
     n_classes = len(state.info.class_names)

@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.augment import AugmentConfig
 
-__all__ = [
-    "Batch",
-    "Groups",
-    "energy_mean",
-    "least_share",
-    "channel_deviation",
-    "evaluation_batches",
-    "load_groups",
-    "training_source",
-    "training_batches",
-]
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -260,7 +248,8 @@ def training_batches(
             x_BVTHWC = hide_views(x_BVTHWC, mask_BV, augment.hide)
         x_BVTHWC = move_grid(move_frames(x_BVTHWC, augment), augment)
         if augment.noise:
-            x_BVTHWC = x_BVTHWC + augment.noise * scale_C * torch.randn_like(x_BVTHWC)
+            drawn_BVTHWC = torch.randn_like(x_BVTHWC, device="cpu")
+            x_BVTHWC = x_BVTHWC + augment.noise * (scale_C * drawn_BVTHWC).to(x_BVTHWC.device)
         if augment.view_drop:
             mask_BV = drop_views(mask_BV, augment.view_drop)
         yield Batch(x_BVTHWC, mask_BV, groups.label_G[chosen_B], row_BV)
@@ -278,7 +267,8 @@ def evaluation_batches(
 
 def _read_views(groups: Groups, row_BV: Tensor, moment_BVT: Tensor, pace: float) -> Tensor:
     # In the place of an absent view (row -1) stands some other clip; the mask keeps it from ever being used.
-    row_M = row_BV.flatten().clamp(min=0)
+    device = groups.embeddings_NFHWC.device
+    row_M, moment_MT = row_BV.flatten().clamp(min=0).to(device), moment_BVT.flatten(0, 1).to(device)
     step_NS = groups.step_NS if pace else None
-    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, moment_BVT.flatten(0, 1), pace, step_NS)
+    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, moment_MT, pace, step_NS)
     return x_MTHWC.reshape(*row_BV.shape, *x_MTHWC.shape[1:])

@@ -15,8 +15,6 @@ from dtsf.model.training.early_stop import held_out_score
 if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet
 
-__all__ = ["refuse_loss", "refuse_weights"]
-
 LOWER = (
     "Try a tenth of the learning rate (--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm"
 )
@@ -27,18 +25,8 @@ ASKED = 8
 
 
 def refuse_loss(value: float, norm: float, *, step: int, epoch: int, lr: float) -> None:
-    """Refuse to go on from a step whose loss, or whose gradient's length, is not finite.
-
-    Args:
-        value: The loss.
-        norm: Length of the gradient.
-        step: Number of the step, from 1.
-        epoch: Epochs finished before it.
-        lr: Its learning rate.
-
-    Raises:
-        DivergedError: One of them is not finite.
-
+    """Refuse to go on from a step whose loss, or whose gradient's length, is not finite. ``norm``: length of the gradient.
+    Raises DivergedError: one of them is not finite.
     """
     for what, number in (("loss", value), ("length of the gradient", norm)):
         if not math.isfinite(number):
@@ -49,18 +37,8 @@ def refuse_loss(value: float, norm: float, *, step: int, epoch: int, lr: float) 
 
 
 def refuse_weights(net: DTSFNet, groups: Groups, *, step: int, epoch: int, lr: float) -> None:
-    """Refuse to keep weights that are not finite, or that give no finite answer.
-
-    Args:
-        net: The network as it would be kept.
-        groups: Training groups, a few of which are asked about where a parameter is suspiciously large.
-        step: Steps made.
-        epoch: Epochs finished before this one.
-        lr: Learning rate of the last step.
-
-    Raises:
-        DivergedError: They are no weights to keep.
-
+    """Refuse to keep weights that are not finite, or that give no finite answer. ``groups``: training groups, a few of which
+    are asked about where a parameter is suspiciously large. Raises DivergedError: they are no weights to keep.
     """
     weights = net.state_dict()
     bad = first_not_finite(weights)

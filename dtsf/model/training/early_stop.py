@@ -18,21 +18,13 @@ if TYPE_CHECKING:
     from dtsf.model.training.checkpoint import RunState
     from dtsf.model.training.data import Groups
 
-__all__ = ["held_out_score", "is_over", "noted"]
-
 
 @torch.no_grad()
 def held_out_score(
     net: DTSFNet, weights: dict[str, Tensor], groups: Groups, batch_size: int = 32
 ) -> tuple[float, float]:
-    """Mean ``-log p`` of the true class, and the share of right answers; draws nothing at random.
-
-    Args:
-        net: A network of the weights' shape; it is left as it is.
-        weights: What is judged.
-        groups: Held out of training.
-        batch_size: Groups at once.
-
+    """Mean ``-log p`` of the true class, and the share of right answers; draws nothing at random. ``net``: A network of the
+    weights' shape; it is left as it is.
     """
     judge = copy.deepcopy(net)
     judge.load_state_dict(weights)

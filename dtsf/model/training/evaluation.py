@@ -93,27 +93,18 @@ def evaluate(
     unknown: CachedDataset | None = None,
     adapt: bool = False,
 ) -> Evaluation:
-    """Judge a network on one side of a protocol.
+    """Judge a network on one side of a protocol. Raises ConfigError: an unknown split or view, no group that has one of
+    ``views``, draws that would all be the same, no clip of a known class, or of ``data`` none of an unknown one.
 
     Args:
-        net: The network; its classes are the data set's.
-        data: An open data set of a cache.
-        protocol: Which clips train and which are tested.
-        seed: The run's, for the record.
         split: ``test``; or ``train``, to see the fit.
         views: Views the network is given: ``all``, or numbers or names joined by commas.
-        draws: Average over this many sets of frames; see :func:`evaluate_groups`.
         classes: Names of those that the network knows; the data set's if left out. Clips of others are not judged.
-        unknown: Also measure how well uncertainty detects unknown actions: the clips of this data set whose
-            classes the network does not know, or all of them where it knows every class; where it is ``data`` itself, of
-            this side of the protocol.
+        unknown: Also measure how well uncertainty detects unknown actions: the clips of this data set whose classes the
+            network does not know, or all of them where it knows every class; where it is ``data`` itself, of this side of
+            the protocol.
         adapt: Align the network to the test stream, a group at a time: see :mod:`.adapt`.
         trained_on: Name of the data set that the network was trained on; this one if left out.
-
-    Raises:
-        ConfigError: An unknown split or view, no group that has one of ``views``, draws that would all be the same, no clip of a
-            known class, or of ``data`` none of an unknown one.
-
     """
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split!r} must be test or train")
@@ -193,11 +184,8 @@ def _unknown_groups(
 
 
 def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
-    """Refuse to average over draws that are all the same.
-
-    Raises:
-        ConfigError: The network takes every cached frame as it is, or ``draws`` is below 1.
-
+    """Refuse to average over draws that are all the same. Raises ConfigError: the network takes every cached frame as it is, or
+    ``draws`` is below 1.
     """
     if draws < 1:
         raise ConfigError(f"--draws {draws}: at least 1")
@@ -226,15 +214,9 @@ def evaluate_groups(
 ) -> Metrics:
     """Classify all groups with fixed frames and fixed snapshots: the same numbers every time.
 
-    Args:
-        net: The network; its mode is kept.
-        groups: What is classified.
-        class_names: By label.
-        batch_size: Groups at once.
-        draws: Sets of frames: set k of n takes the place ``(k + 1/2) / n`` of each of the T equal shares of a clip.
-            Probabilities, uncertainties and weights are means over them.
-        adapted: Answers in the place of ``net``, a group at a time.
-
+    ``draws``: sets of frames: set k of n takes the place ``(k + 1/2) / n`` of each of the T equal shares of a clip.
+    Probabilities, uncertainties and weights are means over them. ``adapted``: answers in the place of ``net``, a group at a
+    time.
     """
     probability_GK, uncertainty_G, weights_GV, view_logits_GVK = _mean_of_draws(net, groups, batch_size, draws, adapted)
     if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):

@@ -13,21 +13,12 @@ if TYPE_CHECKING:
     from dtsf.model.training.protocols import Split
     from dtsf.model.training.recipe import TrainConfig
 
-__all__ = ["hold_out"]
-
 
 def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
     """Take the held-out groups from the training side; all clips of a group stay together.
 
-    Args:
-        split: As the protocol made it; its test side is not touched.
-        config: ``held_out_subjects``, or ``held_out``, a share of every class's groups: at least one where the class
-            has two.
-        seed: Of the draw of the share.
-
-    Raises:
-        ConfigError: A subject who does not train, or nothing left to train on or to watch.
-
+    ``config``: ``held_out_subjects``, or ``held_out``, a share of every class's groups: at least one where the class has two.
+    Raises ConfigError: a subject who does not train, or nothing left to train on or to watch.
     """
     if config.held_out_subjects:
         held = _groups_of(split, config.held_out_subjects)

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.config import ModelConfig
     from dtsf.model.network.encoder import VideoMamba
 
-__all__ = ["InitReport", "load_initial_weights", "read_initial_weights"]
-
 LIMIT = 1 << 36
 """Bytes of the largest checkpoint that is read."""
 PREFIXES = ("module.", "backbone.", "encoder.")
@@ -54,17 +52,9 @@ class InitReport:
 def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     """Read a checkpoint and check that its blocks are of the recipe's size.
 
-    Args:
-        file: ``.pth``/``.pt`` as published, or ``.safetensors`` (also a dtsf run's ``last/model.safetensors``).
-        config: The network it is meant for.
-
-    Returns:
-        Tensors by VideoMamba's names.
-
-    Raises:
-        CheckpointError: The file cannot be read, holds more than tensors, is no VideoMamba, or of another size; the
-            message says which ``--set`` would fit.
-
+    ``file``: ``.pth``/``.pt`` as published, or ``.safetensors`` (also a dtsf run's ``last/model.safetensors``). Returns tensors
+    by VideoMamba's names. Raises CheckpointError: the file cannot be read, holds more than tensors, is no VideoMamba, or of
+    another size; the message says which ``--set`` would fit.
     """
     if not file.is_file():
         raise CheckpointError(f"--init {file}: no such file")

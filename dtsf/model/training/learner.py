@@ -24,18 +24,9 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.losses import LossConfig
 
-__all__ = ["Learner", "Training", "restore", "save", "versions"]
-
 
 class Learner(nn.Module):
-    """Network, debiaser and losses as one module: what several processes keep in step.
-
-    Args:
-        net: The network.
-        debiaser: From :func:`.debias.make_debiaser`.
-        config: Weights of the losses.
-
-    """
+    """Network, debiaser and losses as one module: what several processes keep in step."""
 
     def __init__(self, net: DTSFNet, debiaser: Any, config: LossConfig) -> None:
         super().__init__()
@@ -44,11 +35,8 @@ class Learner(nn.Module):
     def forward(
         self, x_BVTHWC: Tensor, mask_BV: Tensor, label_B: Tensor, row_BV: Tensor, epoch: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Judge a batch.
-
-        Returns:
-            The loss; its terms and itself, by name, without gradients; right answers and uncertainty of each group, (2, B).
-
+        """Judge a batch. Returns the loss; its terms and itself, by name, without gradients; right answers and uncertainty of
+        each group, (2, B).
         """
         batch = self.debiaser.prepare(Batch(x_BVTHWC, mask_BV, label_B, row_BV))
         output = self.net(batch.x_BVTHWC, batch.mask_BV)
@@ -101,11 +89,8 @@ def save(folder: Path, state: RunState, training: Training) -> None:
 
 
 def restore(folder: Path, fresh: RunState, training: Training) -> RunState:
-    """Read a checkpoint back into ``training``.
-
-    Raises:
-        CheckpointError: It belongs to another recipe, cache, seed, or number of processes than ``fresh``.
-
+    """Read a checkpoint back into ``training``. Raises CheckpointError: it belongs to another recipe, cache, seed, or number of
+    processes than ``fresh``.
     """
     checkpoint = load_checkpoint(folder, resume=True)
     state, kept = checkpoint.state, checkpoint.optimizer

@@ -15,7 +15,7 @@ import torch
 from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import json_text
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.ahead import Ahead
+from dtsf.model.training.ahead import Ahead, resident
 from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import (
     channel_deviation,
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from dtsf.cache.spec import CacheSpec, DatasetInfo
     from dtsf.model.training.data import Batch, Groups
     from dtsf.model.training.recipe import Recipe
-
-__all__ = ["EpochReport", "Fitted", "fit"]
 
 
 @dataclass(frozen=True)
@@ -98,27 +96,15 @@ def fit(
 ) -> Fitted:
     """Train a network and leave checkpoints in ``run/last`` and a line a step in ``run/log.jsonl``.
 
+    Raises CheckpointError: with ``resume``, when the checkpoint belongs to another recipe, cache or seed. DivergedError: a
+    loss, a gradient or a weight is no finite number any more; the checkpoint before stays.
+
     Args:
-        groups: Training groups.
-        recipe: All choices.
-        info: Classes and views of the data set.
-        spec: How the cache was made.
-        protocol: Its canonical text, for the record.
         run: Run folder; exists. Of several processes only the first one writes there.
-        seed: Of everything random.
-        device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda``.
-        resume: Go on from ``run/last``.
-        initial: Weights that the encoder starts from, as :func:`.initialise.read_initial_weights` reads them; what
-            became of each is written to ``run/init.json``.
+        initial: Weights that the encoder starts from, as :func:`.initialise.read_initial_weights` reads them; what became
+            of each is written to ``run/init.json``.
         held_out: Groups that are judged after each epoch and not trained on; needed where the recipe has patience.
-        on_epoch: Called after each epoch.
         fabric: A Fabric that is launched already; one is launched if left out.
-        catalog: Digest of what is said of the clips, for the record.
-
-    Raises:
-        CheckpointError: With ``resume``, when the checkpoint belongs to another recipe, cache or seed.
-        DivergedError: A loss, a gradient or a weight is no finite number any more; the checkpoint before stays.
-
     """
     recipe = sized(recipe, int(groups.mask_GV.sum()))
     train = recipe.train
@@ -162,6 +148,7 @@ def fit(
         foreach=False,
     )
     model, optimizer = fabric.setup(learner, optimizer)
+    source = resident(source, fabric.device)
     average = {name: x.detach().clone() for name, x in net.state_dict().items()} if train.ema else None
     training = Training(net, debiaser, optimizer, average)
     state = RunState(

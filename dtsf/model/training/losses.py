@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.network.dtsfnet import Output
 
-__all__ = ["LossConfig", "dtsf_loss", "evidence_loss", "kl_loss", "uncertain_cross_entropy"]
-
 
 class LossConfig(BaseModel):
     """Weights of the terms. Recipes hold it as ``[loss]``; the paper prints no weights."""
@@ -68,15 +66,8 @@ def uncertain_cross_entropy(logits_NK: Tensor, label_N: Tensor, *, label_smoothi
 def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float) -> dict[str, Tensor]:
     """``L = L_ET + lambda_t L_KL + L_cross`` of the fused prediction, plus the same of each present view.
 
-    Args:
-        output: The network's output.
-        label_B: Class indices.
-        config: Weights.
-        epoch: Epochs trained so far, fractions allowed: ``lambda_t = min(1, epoch / kl_epochs)``.
-
-    Returns:
-        Scalars ``loss`` (to minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``.
-
+    ``epoch``: epochs trained so far, fractions allowed: ``lambda_t = min(1, epoch / kl_epochs)``. Returns scalars ``loss`` (to
+    minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``.
     """
     annealing = min(1.0, epoch / config.kl_epochs)
     logits_SBK = output.logits_BK.unsqueeze(0) if output.opinions_SBK is None else output.opinions_SBK

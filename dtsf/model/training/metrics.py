@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.data import Groups
 
-__all__ = ["GroupPrediction", "Metrics", "ReliabilityBin", "calibration_error", "judge"]
-
 BINS = 15
 """Of the calibration error and the reliability table."""
 
@@ -87,13 +85,9 @@ def judge(
     """Compute the metrics of all predictions.
 
     Args:
-        probability_GK: Of each class, summing to 1.
         uncertainty_G: In (0, 1].
         weights_GV: Share of each view; 0 where it is absent.
         view_predicted_GV: Class predicted from each view's own feature; anything where it is absent.
-        groups: The groups, for labels, names and present views.
-        class_names: By label.
-
     """
     # torchmetrics takes seconds to import; whatever is refused is refused before.
     from torchmetrics.functional.classification import binary_auroc

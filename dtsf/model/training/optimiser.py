@@ -10,8 +10,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["parameter_groups", "schedule", "update_average"]
-
 
 def schedule(step: int, n_steps: int, warmup: float) -> float:
     """Share of the peak learning rate at ``step``: linear warm-up, then cosine to 0."""
@@ -23,12 +21,7 @@ def schedule(step: int, n_steps: int, warmup: float) -> float:
 
 def parameter_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -> list[dict[str, Any]]:
     """Split parameters by whether weight decay applies: to matrices, not to norms, biases, positions, D, cls, and A_log.
-
-    Args:
-        net: Whatever has parameters.
-        weight_decay: Of those that it applies to.
-        states: Apply it to A_log too.
-
+    ``states``: apply it to A_log too.
     """
     exempt = ("pos_embed", "temporal_pos_embedding", "cls_token", *(() if states else ("A_log", "A_b_log")))
     decayed: list[Tensor] = []
@@ -40,14 +33,8 @@ def parameter_groups(net: nn.Module, weight_decay: float, *, states: bool = Fals
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
-    """Running average of the weights; its first steps forget faster, so that the start leaves no trace.
-
-    Args:
-        average: By name; changed in place.
-        net: The weights of step ``step``.
-        decay: Share of the average that stays, after the first steps.
-        step: From 1.
-
+    """Running average of the weights; its first steps forget faster, so that the start leaves no trace. ``decay``: share of the
+    average that stays, after the first steps. ``step``: from 1.
     """
     decay = min(decay, (1 + step) / (10 + step))
     for name, x in net.state_dict().items():

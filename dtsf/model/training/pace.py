@@ -17,8 +17,6 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["clock_of_steps", "evenly_spaced", "motion_clock", "motion_steps", "read_frames"]
-
 STILL = 0.7
 """Share of the clip's smallest step that counts as noise of camera and encoder, not as motion."""
 
@@ -34,15 +32,9 @@ def evenly_spaced(n_frames: int, place: float = 0.5) -> Tensor:
 def motion_clock(x_NFHWC: Tensor, pace: float) -> Tensor:
     """How much of each clip has passed at each cached frame.
 
-    Args:
-        x_NFHWC: Embeddings of all cached frames.
-        pace: Share of motion in the clock, from 0 (time alone) to 1 (motion alone). Motion is the distance between
-            the embeddings of neighbouring frames.
-
-    Returns:
-        (N, F), float32, rising from 0 at the first cached frame to 1 at the last. A clip in which nothing moves
-        runs by time.
-
+    ``x_NFHWC``: embeddings of all cached frames. ``pace``: share of motion in the clock, from 0 (time alone) to 1 (motion
+    alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32, rising from 0 at the
+    first cached frame to 1 at the last. A clip in which nothing moves runs by time.
     """
     return clock_of_steps(motion_steps(x_NFHWC), pace)
 
@@ -69,19 +61,15 @@ def clock_of_steps(step_NS: Tensor, pace: float) -> Tensor:
 def read_frames(
     x_NFHWC: Tensor, row_M: Tensor, moment_MT: Tensor, pace: float, step_NS: Tensor | None = None
 ) -> Tensor:
-    """Read clips at given moments.
+    """Read clips at given moments. Returns (M, T, H, W, C), float32.
 
     Args:
         x_NFHWC: Embeddings of all cached frames of all clips, any float type.
         row_M: Which clips; a clip may be read more than once.
         moment_MT: In [0, 1], for each clip read.
-        pace: See :func:`motion_clock`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above
-            0 it is interpolated between the two cached frames around it.
+        pace: See :func:`motion_clock`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above 0 it
+            is interpolated between the two cached frames around it.
         step_NS: :func:`motion_steps` of all clips, to reuse; computed if left out.
-
-    Returns:
-        (M, T, H, W, C), float32.
-
     """
     F = x_NFHWC.shape[1]
     # Frames as rows: copying whole rows is ten times faster than indexing by two axes.
@@ -96,7 +84,7 @@ def read_frames(
     begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
     share_MT = ((moment_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)
     after_Y, share_Y1 = (first_M1 + after_MT).flatten(), share_MT.flatten().unsqueeze(1)
-    out_YX = torch.empty(len(after_Y), frame_RX.shape[1])
+    out_YX = torch.empty(len(after_Y), frame_RX.shape[1], device=frame_RX.device)
     size = _rows_of_a_part(frame_RX.shape[1])
     for after_P, share_P1, out_PX in zip(after_Y.split(size), share_Y1.split(size), out_YX.split(size), strict=True):
         out_PX.copy_(frame_RX.index_select(0, after_P - 1)).mul_(1 - share_P1)

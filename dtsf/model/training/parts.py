@@ -10,8 +10,6 @@ from dtsf.cache.records import Clip, Frozen
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Part", "answerable", "divide"]
-
 
 class Part(Frozen):
     """One way to hold some training clips out."""
@@ -23,12 +21,8 @@ class Part(Frozen):
 def divide(clips: Sequence[Clip], protocol: str, n_parts: int) -> tuple[list[Part], str]:
     """Divide training clips into parts of about as many groups, and say by what. No parts where nothing can be divided.
 
-    Args:
-        clips: The training side.
-        protocol: Its name: by cameras for ``cross-view``, by setups for ``cross-setup``, else by people; by groups where
-            there are too few of these.
-        n_parts: How many; fewer where there are fewer people or cameras.
-
+    ``protocol``: its name: by cameras for ``cross-view``, by setups for ``cross-setup``, else by people; by groups where there
+    are too few of these.
     """
     by = {"cross-view": "cameras", "cross-setup": "setups"}.get(protocol, "people")
     keys: dict[str, Callable[[Clip], str | None]] = {

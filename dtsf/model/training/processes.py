@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch import Tensor
 
-__all__ = ["Share", "Step", "World", "current_world", "epoch_plan", "launch", "leave"]
-
 
 @dataclass(frozen=True)
 class World:
@@ -69,13 +67,7 @@ def current_world() -> World:
 
 
 def launch(device: str, precision: str) -> Fabric:
-    """Start Fabric in this process, and meet the others where there are some.
-
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``32-true`` or ``bf16-mixed``.
-
-    """
+    """Start Fabric in this process, and meet the others where there are some. ``precision``: ``32-true`` or ``bf16-mixed``."""
     # Fabric takes seconds to import; whatever is refused is refused before.
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
@@ -107,18 +99,7 @@ def leave() -> None:
 
 
 def epoch_plan(n_groups: int, batch_size: int, accumulate: int, world: World) -> list[Step]:
-    """Draw one epoch's order from PyTorch's global generator and divide it.
-
-    Args:
-        n_groups: Training groups.
-        batch_size: Groups that a process takes at once.
-        accumulate: Shares of a step.
-        world: The processes; all draw the same order.
-
-    Returns:
-        The steps of the calling process.
-
-    """
+    """Draw one epoch's order from PyTorch's global generator and divide it. Returns the steps of the calling process."""
     together = batch_size * world.size
     return [
         Step(tuple(_share(part_X, len(step_X), world) for part_X in step_X.split(together)), len(step_X))

@@ -22,8 +22,6 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Protocol", "Side", "Split", "describe", "parse_protocol", "split_clips"]
-
 NAMES = ("cross-subject", "cross-view", "cross-setup", "split", "all")
 DEFAULTS = {"nucla": "cross-view", "ntu": "cross-subject", "casia": "cross-view", "manifest": "split"}
 
@@ -76,11 +74,8 @@ class Side(Frozen):
 
 
 def parse_protocol(text: str | None, dataset: str) -> Protocol:
-    """Read ``name[:argument,...]``; None takes the data set's usual protocol.
-
-    Raises:
-        ConfigError: Unknown name, or an argument where none belongs.
-
+    """Read ``name[:argument,...]``; None takes the data set's usual protocol. Raises ConfigError: unknown name, or an argument
+    where none belongs.
     """
     if text is None:
         return Protocol(name=DEFAULTS.get(dataset, "all"))
@@ -106,17 +101,9 @@ def split_clips(
 ) -> Split:
     """Divide clips into training and test.
 
-    Args:
-        clips: Usable clips.
-        protocol: From :func:`parse_protocol`.
-        dataset: Kind of data set, for the published lists.
-        view_names: By view number less 1; views may be named by either.
-        needed: Which of ``train`` and ``test`` must have clips; judging a run on another data set takes one of them.
-
-    Raises:
-        ConfigError: A subject or view that does not exist, a column or number that the data set lacks, or no clip on a side
-            that is needed.
-
+    ``view_names``: by view number less 1; views may be named by either. ``needed``: which of ``train`` and ``test`` must have
+    clips; judging a run on another data set takes one of them. Raises ConfigError: a subject or view that does not exist, a
+    column or number that the data set lacks, or no clip on a side that is needed.
     """
     rules: dict[str, Callable[[], tuple[Callable[[Clip], str], str]]] = {
         "cross-subject": lambda: _cross_subject(clips, protocol, dataset),

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import CacheSpec, DatasetInfo
 
-__all__ = ["Recipe", "TrainConfig", "load_recipe", "recipe_names", "usual_recipe"]
-
 
 def _words(given: object) -> object:
     """Subjects may come as 3, "3,4" or ["3", "4"]; 03 in a file name is 3 in a record."""

@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["Record", "Writer", "summary_writer"]
-
-
 LOG_LIMIT = 1 << 30
 """Bytes of the largest log that is gone on with: five million steps."""
 
@@ -38,12 +35,8 @@ class Writer(Protocol):
 
 
 def summary_writer(folder: Path, step: int) -> Writer | None:
-    """TensorBoard's writer for ``folder``; None where TensorBoard is not installed.
-
-    Args:
-        folder: Where the events go.
-        step: Events of later steps, which a killed process left, count no more.
-
+    """TensorBoard's writer for ``folder``; None where TensorBoard is not installed. ``step``: events of later steps, which a
+    killed process left, count no more.
     """
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -54,12 +47,8 @@ def summary_writer(folder: Path, step: int) -> Writer | None:
 
 
 class Record:
-    """The open log of a run; use it as a context.
-
-    Args:
-        run: Run folder; None writes nothing, for all processes but the first.
-        step: Steps that the checkpoint knows: lines of later ones are cut off, they are made again.
-
+    """The open log of a run; use it as a context. ``run``: run folder; None writes nothing, for all processes but the first.
+    ``step``: steps that the checkpoint knows: lines of later ones are cut off, they are made again.
     """
 
     def __init__(self, run: Path | None, step: int) -> None:

@@ -16,15 +16,10 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["exchange_rooms", "hide_views", "share_of_mover"]
-
 
 def share_of_mover(x_QTHWR: Tensor) -> Tensor:
     """How much of each cell somebody is who moves: the root of its distance from its temporal mean, over the most in the clip.
-
-    Returns:
-        (Q, T, H, W, 1), in [0, 1].
-
+    Returns (Q, T, H, W, 1), in [0, 1].
     """
     distance_QTHW1 = torch.linalg.vector_norm(x_QTHWR - x_QTHWR.mean(1, keepdim=True), dim=-1, keepdim=True)
     most_Q1111 = distance_QTHW1.amax((1, 2, 3), keepdim=True)
@@ -37,7 +32,7 @@ def exchange_rooms(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
     present_P = mask_BV.flatten().nonzero().flatten()
     room_P = present_P[torch.randperm(len(present_P))]
     drawn_P = torch.rand(len(present_P)) < share
-    clip_Q, room_Q = present_P[drawn_P], room_P[drawn_P]
+    clip_Q, room_Q = present_P[drawn_P].to(x_BVTHWR.device), room_P[drawn_P].to(x_BVTHWR.device)
     x_NTHWR = x_BVTHWR.flatten(0, 1)
     x_QTHWR = x_NTHWR[clip_Q]
     static_Q1HWR = x_NTHWR[room_Q].mean(1, keepdim=True)
@@ -52,18 +47,23 @@ def hide_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
     """
     draw_BV = torch.rand(mask_BV.shape).masked_fill(~mask_BV, -1.0)
     sees_BV = torch.zeros_like(mask_BV).scatter(1, draw_BV.argmax(1, keepdim=True), True)
-    hidden_N = (mask_BV & ~sees_BV & (torch.rand(mask_BV.shape) < probability)).flatten().nonzero().flatten()
+    device = x_BVTHWR.device
+    hidden_N = (mask_BV & ~sees_BV & (torch.rand(mask_BV.shape) < probability)).flatten().nonzero().flatten().to(device)
     x_NTHWR = x_BVTHWR.flatten(0, 1)
     x_QTHWR = x_NTHWR[hidden_N]
     W = x_QTHWR.shape[3]
     width_Q1 = 1.0 + torch.rand(len(hidden_N), 1) * 1.5 * W
     middle_Q1 = W / 4 + torch.rand(len(hidden_N), 1) * W / 2
-    behind_QW = (torch.arange(W) + 0.5 - middle_Q1).abs() * 2 < width_Q1
+    behind_QW = ((torch.arange(W) + 0.5 - middle_Q1).abs() * 2 < width_Q1).to(device)
     static_Q1HWR = x_QTHWR.mean(1, keepdim=True)
     # A pillar is still but for the camera's noise: that of the clip's quietest cell.
     square_QXR = (x_QTHWR - static_Q1HWR).square().mean(1).flatten(1, 2)
     quietest_Q = square_QXR.sum(-1).argmin(1)
-    noise_Q111R = square_QXR[torch.arange(len(hidden_N)), quietest_Q].sqrt().view(-1, 1, 1, 1, square_QXR.shape[-1])
-    still_QTHWR = static_Q1HWR + noise_Q111R * torch.randn_like(x_QTHWR)
+    noise_Q111R = (
+        square_QXR[torch.arange(len(hidden_N), device=device), quietest_Q]
+        .sqrt()
+        .view(-1, 1, 1, 1, square_QXR.shape[-1])
+    )
+    still_QTHWR = static_Q1HWR + noise_Q111R * torch.randn_like(x_QTHWR, device="cpu").to(device)
     hidden_QTHWR = torch.where(behind_QW.view(-1, 1, 1, W, 1), still_QTHWR, x_QTHWR)
     return x_NTHWR.index_copy(0, hidden_N, hidden_QTHWR).view_as(x_BVTHWR)

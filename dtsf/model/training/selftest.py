@@ -11,19 +11,14 @@ from dtsf.model.training.losses import dtsf_loss
 from dtsf.model.training.recipe import load_recipe
 from dtsf.model.training.size import USUAL, sized
 
-__all__ = ["check_stage2"]
-
 SECONDS = 5.0
 MOST_STEPS = 40
 CLASSES, GRID, CHANNELS = 4, 6, 112
 
 
 def check_stage2() -> tuple[bool, str, str]:
-    """Train the default recipe's network on groups of drawn embeddings for some seconds: its loss must fall.
-
-    Returns:
-        Whether it does, what was found, and how to mend it.
-
+    """Train the default recipe's network on groups of drawn embeddings for some seconds: its loss must fall. Returns whether it
+    does, what was found, and how to mend it.
     """
     recipe = sized(load_recipe(), USUAL)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

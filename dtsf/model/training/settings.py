@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 
 from dtsf.settings import Settings
 
-__all__ = ["TrainSettings"]
-
 
 class TrainSettings(Settings):
     """What is trained on, by which recipe, where, and where the run goes."""

@@ -10,8 +10,6 @@ from typing import Any
 from dtsf.cache.outside import read_file
 from dtsf.errors import ConfigError
 
-__all__ = ["read_recipe", "read_toml", "shipped_names"]
-
 LIMIT = 1 << 20
 """Bytes of a recipe or a table."""
 
@@ -25,13 +23,8 @@ def shipped_names(kind: str) -> list[str]:
 def read_recipe(name_or_file: str, *, below: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read a recipe with what it extends: ``extends = "NAME"`` takes another's keys, but for those it sets itself.
 
-    Args:
-        name_or_file: As :func:`read_toml`; an extended file is looked for beside the one that extends it.
-        below: Recipes that extend this one.
-
-    Raises:
-        ConfigError: As :func:`read_toml`, or recipes that extend each other in a circle.
-
+    ``name_or_file``: as :func:`read_toml`; an extended file is looked for beside the one that extends it. Raises ConfigError:
+    as :func:`read_toml`, or recipes that extend each other in a circle.
     """
     if name_or_file in below:
         raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*below, name_or_file))}")
@@ -51,15 +44,8 @@ def read_recipe(name_or_file: str, *, below: tuple[str, ...] = ()) -> dict[str, 
 
 
 def read_toml(kind: str, name_or_file: str) -> dict[str, Any]:
-    """Read one.
-
-    Args:
-        kind: ``recipe`` or ``table``.
-        name_or_file: A name of :func:`shipped_names`, or the path of a TOML file.
-
-    Raises:
-        ConfigError: Unknown name, or a file that cannot be read as TOML.
-
+    """Read one. ``name_or_file``: A name of :func:`shipped_names`, or the path of a TOML file. Raises ConfigError: unknown
+    name, or a file that cannot be read as TOML.
     """
     names = shipped_names(kind)
     if name_or_file in names:

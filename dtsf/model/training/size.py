@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["USUAL", "sized"]
-
 USUAL = 333
 """Clips of a hundred performances before three cameras, for which the recipes were chosen: width 96, one block, 120 epochs."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 import torch
 
-from dtsf.cache.commit import alone, sweep_orphans, write_atomically
+from dtsf.cache.commit import lock, sweep_orphans, write_atomically
 from dtsf.cache.outside import json_text, read_file
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
-
-__all__ = ["TrainResult", "check_device", "check_recipe_fits", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,22 +67,14 @@ def train(
 ) -> TrainResult:
     """Stage 2: train a network from the cache and judge it on the protocol's test clips.
 
+    Raises ConfigError, DataError, CacheError, CheckpointError: something does not go together, or another process trains in the
+    run folder.
+
     Args:
-        cache: Folder of the cache.
-        chosen: Data set, protocol, recipe, device, run folder ...; the defaults if left out.
         on_recipe: Called with the name of the recipe and why it was taken, once it is known to fit; of several processes,
             in the first.
         on_start: Called once everything is checked and before the first step, likewise.
-        on_epoch: Called after each epoch, likewise.
         calibrated: False leaves out :func:`.calibration.calibrate`: where only answers count.
-        changes: Fields of :class:`dtsf.model.training.settings.TrainSettings` that differ from ``chosen``.
-
-    Under ``torchrun`` this is one of several processes (:mod:`.processes`); they share the run folder.
-
-    Raises:
-        ConfigError, DataError, CacheError, CheckpointError: Something does not go together, or another process trains in the
-            run folder.
-
     """
     with ExitStack() as held:
         return _train(
@@ -188,11 +178,8 @@ def _train(
 
 
 def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> None:
-    """Check the recipe against what the cache holds, and against the cameras that will be tested.
-
-    Raises:
-        ConfigError: They do not go together; the message says what would.
-
+    """Check the recipe against what the cache holds, and against the cameras that will be tested. Raises ConfigError: they do
+    not go together; the message says what would.
     """
     if recipe.model.normalise == "imagenet" and data.spec.encoder != "pixels":
         raise ConfigError(
@@ -237,7 +224,7 @@ def _run_folder(held: ExitStack, run: Path | None, name: str, config: str, resum
         )
     busy = ConfigError(f"another dtsf process trains in {run}: wait for it, or choose another --out")
     held.enter_context(
-        alone(
+        lock(
             run.absolute().parent / f".{run.name}.lock",
             unwritable=lambda why: ConfigError(f"cannot make the run folder {run}: {why}"),
             busy=busy,

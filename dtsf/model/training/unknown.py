@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from dtsf.cache.spec import DatasetInfo
     from dtsf.model.training.protocols import Split
 
-__all__ = ["LEFT_OUT", "UnknownActions", "leave_out", "of_classes", "tell_apart"]
-
 LEFT_OUT = "left-out"
 """What ``--unknown`` calls the classes of the run's own data set that it has not learnt."""
 ACCEPTED = 0.95
@@ -53,11 +51,8 @@ class UnknownActions(BaseModel):
 
 
 def leave_out(split: Split, info: DatasetInfo, names: Sequence[str]) -> tuple[Split, DatasetInfo]:
-    """Take classes out of both sides of a split, and out of what is known.
-
-    Raises:
-        ConfigError: No such class, or fewer than two left.
-
+    """Take classes out of both sides of a split, and out of what is known. Raises ConfigError: no such class, or fewer than two
+    left.
     """
     if not names:
         return split, info
@@ -76,13 +71,8 @@ def leave_out(split: Split, info: DatasetInfo, names: Sequence[str]) -> tuple[Sp
 def of_classes(
     clips: Sequence[Clip], theirs: Sequence[str], ours: Sequence[str]
 ) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
-    """Clips of classes that are known, labelled as those are, and the others as they are.
-
-    Args:
-        clips: Labelled by ``theirs``.
-        theirs: Names of the data set's classes.
-        ours: Names of the classes that a network knows.
-
+    """Clips of classes that are known, labelled as those are, and the others as they are. ``theirs``: names of the data set's
+    classes. ``ours``: names of the classes that a network knows.
     """
     if tuple(theirs) == tuple(ours):
         return tuple(clips), ()

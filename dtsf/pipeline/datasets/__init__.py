@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.catalog import Catalog
 
-__all__ = ["DATASETS", "find_root", "read_catalog"]
-
 DATASETS: dict[str, Callable[[Path], Catalog]] = {
     "nucla": catalog_nucla,
     "ntu": catalog_ntu,
@@ -35,18 +33,14 @@ def read_catalog(
     limit: int | None = None,
     videos: Path | None = None,
 ) -> Catalog:
-    """List the clips of a data set.
+    """List the clips of a data set. Raises DataError: unknown data set or view, missing root, no video, one clip claimed by two
+    files.
 
     Args:
-        dataset: One of :data:`DATASETS`.
         root: The data set's folder or any folder above it (for a manifest, the CSV); see :func:`find_root` if None.
         views: ``all``, or view numbers or names joined by commas.
         limit: Keep the first groups that hold at least this many clips.
         videos: Folder that a manifest's paths are relative to.
-
-    Raises:
-        DataError: Unknown data set or view, missing root, no video, one clip claimed by two files.
-
     """
     if dataset not in DATASETS:
         raise DataError(f"unknown data set {dataset!r}; there are {', '.join(DATASETS)}")
@@ -59,12 +53,7 @@ def read_catalog(
 
 
 def find_root(dataset: str, root: Path | None) -> Path:
-    """The root given, else ``$DTSF_DATA/DATASET``, else ``./data/DATASET``; absolute.
-
-    Raises:
-        DataError: It does not exist.
-
-    """
+    """The root given, else ``$DTSF_DATA/DATASET``, else ``./data/DATASET``; absolute. Raises DataError: it does not exist."""
     if root is not None:
         if not root.exists():
             raise DataError(f"the root {root} does not exist")

@@ -10,12 +10,11 @@ import re
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
-from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, walk_files
+from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog
+from dtsf.pipeline.files import walk_named
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["CLASSES", "catalog_casia"]
 
 CLASSES = {
     "walk": "walk",
@@ -42,22 +41,10 @@ NAME = re.compile(r"(horizontal|angle|topdown)view_p(\d+)(?:p(\d+))?_([a-z]+)_a(
 
 
 def catalog_casia(root: Path) -> Catalog:
-    """List the clips of CASIA under ``root``.
-
-    Raises:
-        DataError: No clip found, or two files for one.
-
-    """
+    """List the clips of CASIA under ``root``. Raises DataError: no clip found, or two files for one."""
     clips: list[Clip] = []
     left_out = LeftOut()
-    for folder, name in walk_files(root, left_out):
-        if not is_video(name):
-            continue
-        match = NAME.search(name)
-        path = f"{folder}/{name}".lstrip("/")
-        if not match:
-            left_out.add("video files do not have CASIA's names and were left out", path)
-            continue
+    for path, match in walk_named(root, NAME, "CASIA's", left_out):
         token = match.group(4).lower().replace("wander", "wonder")
         if token not in CLASSES:
             left_out.add("files name an action that CASIA does not have and were left out", path)

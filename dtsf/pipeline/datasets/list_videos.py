@@ -13,8 +13,6 @@ from dtsf.pipeline.files import LeftOut, is_video, walk_files
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Videos", "read_labels", "split_lines"]
-
 
 class Videos:
     """The videos below a folder, found again by what a list calls them."""
@@ -31,10 +29,8 @@ class Videos:
     def find(self, name: str, action: str = "") -> str | None:
         """The one video of that name: of several the one with its ending, then the one whose folders end as the name's do.
 
-        Args:
-            name: Path or stem, in capital or small letters.
-            action: N-UCLA's raw action, where the name alone is not unique.
-
+        ``name``: path or stem, in capital or small letters. ``action``: N-UCLA's raw action, where the name alone is not
+        unique.
         """
         name = name.replace("\\", "/").lower()
         found = self._by_stem.get(_stem(name), [])
@@ -51,11 +47,8 @@ class Videos:
 
 
 def split_lines(lines: list[str], find: Callable[[str], str | None], where: str) -> list[tuple[str, str]]:
-    """Path and label of each line, by the one separator with which most of the paths are found.
-
-    Raises:
-        DataError: A line that is not a path and a label.
-
+    """Path and label of each line, by the one separator with which most of the paths are found. Raises DataError: a line that
+    is not a path and a label.
     """
     ways: tuple[Callable[[str], list[str]], ...] = (_cells, *(_at_last(mark) for mark in ("\t", r"\s", ",", ";")))
     split = max(
@@ -71,11 +64,8 @@ def split_lines(lines: list[str], find: Callable[[str], str | None], where: str)
 
 
 def read_labels(text: str, where: str) -> dict[str, str]:
-    """A label map: ``0 name`` or ``0,name`` a line, or names alone, of which the first is 0.
-
-    Raises:
-        DataError: A label that is there twice.
-
+    """A label map: ``0 name`` or ``0,name`` a line, or names alone, of which the first is 0. Raises DataError: a label that is
+    there twice.
     """
     names: dict[str, str] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines()))):

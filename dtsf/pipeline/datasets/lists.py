@@ -28,8 +28,6 @@ from dtsf.pipeline.datasets.tables import decode_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-__all__ = ["ImportedList", "import_lists"]
-
 NTU = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
 NUCLA = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})", re.IGNORECASE)
 SPLITS = ("train", "val", "test")
@@ -72,18 +70,15 @@ class _Entry(Frozen):
 def import_lists(
     files: Sequence[Path], root: Path, out: Path | None = None, split: str = "", labels: Path | None = None
 ) -> ImportedList:
-    """Write a manifest for the videos that lists name.
+    """Write a manifest for the videos that lists name. Raises DataError: a list of no known form, a pickle with anything but
+    plain data, or no video found for any entry.
 
     Args:
         files: One or more lists. The split of one that does not say it is the word train, val or test in its name.
-        root: Folder with the videos.
-        out: The manifest; ``root/manifest.csv`` if left out. Paths in it are relative where the videos are below its folder.
+        out: The manifest; ``root/manifest.csv`` if left out. Paths in it are relative where the videos are below its
+            folder.
         split: For a pickle with several splits: the prefix to take, ``xsub`` for ``xsub_train`` and ``xsub_val``.
         labels: A label map, whose names take the place of the lists' numbers.
-
-    Raises:
-        DataError: A list of no known form, a pickle with anything but plain data, or no video found for any entry.
-
     """
     if not root.is_dir():
         raise DataError(f"the root {root} does not exist")
@@ -138,14 +133,11 @@ def _bytes(file: Path) -> bytes:
 
 def _read(file: Path, split: str, videos: Videos) -> list[_Entry]:
     data = _bytes(file)
-    entries = list(_read_pickle(file, data, split) if _is_pickle(file, data) else _read_text(file, data, videos))
+    is_pickle = file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
+    entries = list(_read_pickle(file, data, split) if is_pickle else _read_text(file, data, videos))
     if not entries:
         raise DataError(f"{file} names no video")
     return entries
-
-
-def _is_pickle(file: Path, data: bytes) -> bool:
-    return file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
 
 
 class _PlainUnpickler(pickle.Unpickler):

@@ -16,22 +16,13 @@ from dtsf.errors import DataError
 from dtsf.pipeline.catalog import Catalog, build_catalog, natural_key
 from dtsf.pipeline.datasets.tables import number, read_table, seconds, whole_number
 
-__all__ = ["OPTIONAL", "REQUIRED", "catalog_manifest"]
-
 REQUIRED = ("path", "label", "group", "view")
 OPTIONAL = ("subject", "split", "start", "end", "first", "last", "fps", "offset", "background")
 
 
 def catalog_manifest(root: Path, videos: Path | None = None) -> Catalog:
-    """List the clips of a manifest.
-
-    Args:
-        root: The table, or a folder that holds ``manifest.csv``.
-        videos: Folder that its paths are relative to; the table's own if left out.
-
-    Raises:
-        DataError: With the file and the line number of what is wrong.
-
+    """List the clips of a manifest. ``root``: the table, or a folder that holds ``manifest.csv``. ``videos``: folder that its
+    paths are relative to; the table's own if left out. Raises DataError: with the file and the line number of what is wrong.
     """
     file = root / "manifest.csv" if root.is_dir() else root
     if not file.is_file():

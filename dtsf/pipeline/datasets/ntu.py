@@ -13,12 +13,11 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
-from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, walk_files
+from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog
+from dtsf.pipeline.files import walk_named
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-__all__ = ["catalog_ntu"]
 
 NAME = re.compile(r"(S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3}))(?:_rgb)?\.[^.]+$", re.IGNORECASE)
 VIEWS = ("1", "2", "3")
@@ -27,22 +26,12 @@ LARGEST = (32, 3, 106, 2, 120)
 
 
 def catalog_ntu(root: Path) -> Catalog:
-    """List the clips of NTU RGB+D under ``root``; 60 classes if no action is above 60 and no setup above 17, else 120.
-
-    Raises:
-        DataError: No clip found, or two files for one (``X.avi`` beside ``X_rgb.avi``).
-
+    """List the clips of NTU RGB+D under ``root``; 60 classes if no action is above 60 and no setup above 17, else 120. Raises
+    DataError: no clip found, or two files for one (``X.avi`` beside ``X_rgb.avi``).
     """
     clips: list[Clip] = []
     left_out = LeftOut()
-    for folder, name in walk_files(root, left_out):
-        if not is_video(name):
-            continue
-        match = NAME.search(name)
-        path = f"{folder}/{name}".lstrip("/")
-        if not match:
-            left_out.add("video files do not have NTU's names and were left out", path)
-            continue
+    for path, match in walk_named(root, NAME, "NTU's", left_out):
         numbers = tuple(int(group) for group in match.groups()[1:])
         if any(not 1 <= number <= largest for number, largest in zip(numbers, LARGEST, strict=True)):
             left_out.add("files have numbers that NTU does not have and were left out", path)
@@ -60,12 +49,14 @@ def catalog_ntu(root: Path) -> Catalog:
                 setup=setup,
             )
         )
+    table = (resources.files("dtsf.pipeline.datasets") / "ntu_classes.tsv").read_text("utf-8")
+    names = [line.split("\t")[1] for line in table.splitlines() if line.strip()]
     is_60 = all(clip.label < 60 and (clip.setup or 0) <= 17 for clip in clips)
     catalog = build_catalog(
         "ntu",
         root,
         clips,
-        class_names=_class_names()[: 60 if is_60 else 120],
+        class_names=names[: 60 if is_60 else 120],
         view_names=VIEWS,
         notes=left_out.notes(),
         expects="names with SsssCcccPpppRrrrAaaa, then _rgb or nothing, then a video's ending",
@@ -78,8 +69,3 @@ def catalog_ntu(root: Path) -> Catalog:
         )
         catalog = catalog.model_copy(update={"notes": (*catalog.notes, note)})
     return catalog
-
-
-def _class_names() -> list[str]:
-    text = (resources.files("dtsf.pipeline.datasets") / "ntu_classes.tsv").read_text("utf-8")
-    return [line.split("\t")[1] for line in text.splitlines() if line.strip()]

@@ -25,8 +25,6 @@ from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, wal
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["CLASSES", "catalog_nucla"]
-
 CLASSES = {
     1: "pick up with one hand",
     2: "pick up with two hands",
@@ -54,9 +52,7 @@ def catalog_nucla(root: Path) -> Catalog:
     A file ``labels.csv`` beside or above the videos (columns ``path``, ``action``, ``action_name``, ``background``), as
     ``dtsf synth`` writes it, gives other class names and the room of each clip.
 
-    Raises:
-        DataError: No clip found, or two files for one.
-
+    Raises DataError: no clip found, or two files for one.
     """
     clips: dict[str, tuple[int, int, int, int]] = {}
     sidecars: list[str] = []

@@ -16,12 +16,10 @@ from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.datasets.nucla import CLASSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from pathlib import Path
 
     from dtsf.pipeline.catalog import Catalog
-
-__all__ = ["LISTS", "QUOTED", "SOURCE", "Count", "NuclaCheck", "check_nucla", "examine_nucla", "listed_clips"]
 
 SOURCE = "https://wangjiangb.github.io/my_data.html"
 """The authors' page. The videos are its ``multiview_action_videos.tgz``."""
@@ -94,12 +92,7 @@ class NuclaCheck(Frozen):
 
 
 def check_nucla(catalog: Catalog) -> NuclaCheck:
-    """Hold a catalog of N-UCLA against the public lists. No video is opened.
-
-    Args:
-        catalog: From :func:`dtsf.pipeline.datasets.nucla.catalog_nucla`.
-
-    """
+    """Hold a catalog of N-UCLA against the public lists. No video is opened."""
     listed = listed_clips()
     here = {clip.id for clip in catalog.clips}
     certain = {name for name, (in_lists, _) in listed.items() if all(in_lists)}
@@ -116,9 +109,9 @@ def check_nucla(catalog: Catalog) -> NuclaCheck:
         classes=catalog.class_names,
         listed=len(listed),
         certain=len(certain),
-        missing=_sorted(certain - here),
-        missing_disputed=_sorted(listed.keys() - certain - here),
-        unlisted=_sorted(here - listed.keys()),
+        missing=tuple(sorted(certain - here)),
+        missing_disputed=tuple(sorted(listed.keys() - certain - here)),
+        unlisted=tuple(sorted(here - listed.keys())),
         lists={
             name: Count(
                 found=sum(in_lists[k] for clip, (in_lists, _) in listed.items() if clip in here),
@@ -129,20 +122,17 @@ def check_nucla(catalog: Catalog) -> NuclaCheck:
         views=counts(lambda clip: clip[12:]),
         subjects=counts(lambda clip: clip[4:7]),
         actions=counts(lambda clip: clip[:3]),
-        very_short=_sorted(
-            clip for clip, (_, frames) in listed.items() if clip in here and frames is not None and frames <= SHORT
+        very_short=tuple(
+            sorted(
+                clip for clip, (_, frames) in listed.items() if clip in here and frames is not None and frames <= SHORT
+            )
         ),
         notes=catalog.notes,
     )
 
 
 def examine_nucla(root: Path | None) -> tuple[Catalog, NuclaCheck]:
-    """List what is there and hold it against the public lists.
-
-    Raises:
-        DataError: No folder, or no clip in it.
-
-    """
+    """List what is there and hold it against the public lists. Raises DataError: no folder, or no clip in it."""
     catalog = read_catalog("nucla", root)
     return catalog, check_nucla(catalog)
 
@@ -157,7 +147,3 @@ def listed_clips() -> dict[str, tuple[tuple[bool, ...], int | None]]:
         )
         for row in csv.DictReader(text.splitlines())
     }
-
-
-def _sorted(clips: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(clips))

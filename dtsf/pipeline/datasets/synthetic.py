@@ -6,6 +6,7 @@ import csv
 import shutil
 import time
 import uuid
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-__all__ = ["SynthSummary", "synthesize_nucla"]
+    from PIL import Image
 
 COLUMNS = ("path", "action", "action_name", "subject", "view", "episode", "background", "occluded", "split")
 SIZE = (320, 240)
@@ -48,7 +49,8 @@ class SynthSummary(Frozen):
     seconds: float
 
 
-class _Group(Frozen):
+@dataclass(frozen=True)
+class _Group:
     """One performance in one room, seen from all cameras."""
 
     collection: str
@@ -74,21 +76,14 @@ def synthesize_nucla(
 
     The last third of the subjects (at least one) is for testing. ``OUT/labels.csv`` names actions, rooms and split.
 
+    Raises DataError: ``out`` exists and is not empty, or cannot be written. ConfigError: a number out of range.
+
     Args:
         out: Folder to make; nothing stands there before everything is written.
-        subjects: At least 2.
-        episodes: Repetitions of each action by each subject.
-        bias: Share of training groups that are filmed in their action's own room. The main collection then holds
-            training subjects only, and two more hold the same test performances: ``_aligned``, each in its action's
-            own room, and ``_conflict``, each in another action's. None draws rooms at random.
+        bias: Share of training groups that are filmed in their action's own room. The main collection then holds training
+            subjects only, and two more hold the same test performances: ``_aligned``, each in its action's own room, and
+            ``_conflict``, each in another action's. None draws rooms at random.
         occlude: Add ``_occluded``: the test performances with a pillar before the actor in one view of three.
-        seed: The same seed makes the same videos.
-        on_progress: Called with clips done and in all.
-
-    Raises:
-        DataError: ``out`` exists and is not empty, or cannot be written.
-        ConfigError: A number out of range.
-
     """
     if subjects < 2 or episodes < 1:
         raise ConfigError(f"--subjects {subjects} must be at least 2 and --episodes {episodes} at least 1")
@@ -142,27 +137,13 @@ def _plan(subjects: int, episodes: int, bias: float | None, occlude: bool, seed:
                         rooms = {f"{main}_aligned": own_room, f"{main}_conflict": elsewhere}
                     if occlude:
                         rooms[f"{main}_occluded"] = anywhere
-                for collection, room in rooms.items():
-                    groups.append(
-                        _Group(
-                            collection=collection,
-                            action=action,
-                            subject=subject,
-                            episode=episode,
-                            room=room,
-                            hidden_view=hidden if collection.endswith("_occluded") else None,
-                            split=split,
-                        )
-                    )
+                for name, room in rooms.items():
+                    unseen = hidden if name.endswith("_occluded") else None
+                    groups.append(_Group(name, action, subject, episode, room, unseen, split))
     return groups
 
 
 def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Callable[[int, int], None] | None) -> None:
-    rooms = {
-        (room, view): draw_room(room, degrees, SIZE)
-        for room in range(N_ROOMS)
-        for view, degrees in enumerate(CAMERA_DEGREES, 1)
-    }
     total = len(groups) * len(CAMERA_DEGREES)
     lines = []
     for group in groups:
@@ -175,7 +156,12 @@ def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Calla
             path = f"{group.collection}/a{group.action:02d}/v{view:02d}_s{group.subject:02d}_e{group.episode:02d}.avi"
             hidden = group.hidden_view == view
             frames = _film(
-                joints, style, rooms[group.room, view], degrees, hidden, (seed, 4, group.action, group.subject, view)
+                joints,
+                style,
+                draw_room(group.room, degrees, SIZE),
+                degrees,
+                hidden,
+                (seed, 4, group.action, group.subject, view),
             )
             _write_avi(folder / path, frames)
             name = ACTIONS[group.action][0]
@@ -191,16 +177,15 @@ def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Calla
 
 
 def _film(
-    joints: np.ndarray, style: Style, room: object, degrees: float, hidden: bool, key: tuple[int, ...]
+    joints: np.ndarray, style: Style, room: Image.Image, degrees: float, hidden: bool, key: tuple[int, ...]
 ) -> np.ndarray:
     """Frames of one camera, (T, H, W, 3) uint8, with a little sensor noise."""
-    from PIL import Image, ImageDraw
+    from PIL import ImageDraw
 
     rng = np.random.default_rng(key)
     # A few noise pictures, shifted about, are as good as fresh ones and ten times cheaper.
     noise = rng.normal(0, 3, (4, SIZE[1], SIZE[0], 1)).astype(np.int16)
     frames = np.empty((len(joints), SIZE[1], SIZE[0], 3), np.uint8)
-    assert isinstance(room, Image.Image)
     for t, pose in enumerate(joints):
         picture = room.copy()
         draw_body(picture, pose, style, degrees)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw
-
-__all__ = ["ACTIONS", "CAMERA_DEGREES", "JOINTS", "N_ROOMS", "Style", "draw_body", "draw_room", "project", "trajectory"]
 
 ACTIONS: dict[int, tuple[str, str, bool]] = {
     1: ("raise the arm", "raise", False),
@@ -211,8 +210,9 @@ def _limb(draw: ImageDraw.ImageDraw, a: np.ndarray, b: np.ndarray, radius: float
         draw.ellipse((point[0] - r, point[1] - r, point[0] + r, point[1] + r), fill=colour)
 
 
+@lru_cache(maxsize=3 * N_ROOMS)
 def draw_room(room: int, degrees: float, size: tuple[int, int]) -> Image.Image:
-    """One of the rooms, seen from a camera: tiled floor and walls, and furniture, the same from every side."""
+    """One of the rooms, seen from a camera: tiled floor and walls, and furniture, the same from every side. Copy it to draw on."""
     rng = np.random.default_rng((90_210, room))
     floor, tiles = _muted(rng.uniform(60, 200, 3)), int(rng.integers(4, 12))
     walls = [_muted(rng.uniform(60, 230, 3)) for _ in range(4)]

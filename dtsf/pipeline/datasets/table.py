@@ -16,8 +16,6 @@ from dtsf.pipeline.datasets.nucla import catalog_nucla
 if TYPE_CHECKING:
     from typing import TextIO
 
-__all__ = ["write_table"]
-
 
 def write_table(root: Path, out: TextIO) -> int:
     """Write a row for every video of a data set in N-UCLA's layout; returns how many."""

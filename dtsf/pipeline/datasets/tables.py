@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-__all__ = ["Table", "decode_text", "number", "read_table", "seconds", "whole_number"]
-
 SEPARATORS = (",", ";", "\t")
 SECONDS = re.compile(r"(?:(?:(\d+):)?(\d{1,2}):)?(\d+(?:[.,]\d*)?|[.,]\d+)")
 
@@ -31,16 +29,13 @@ class Table:
 
 
 def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> Table:
-    """Read a table whose first line names its columns.
+    """Read a table whose first line names its columns. Raises DataError: with the line, and the nearest name where a column is
+    missing.
 
     Args:
         file: Comma, semicolon or tab separated; UTF-8, UTF-16 or, with a note, Windows' western European.
         required: Columns that there must be, none of them ever empty.
         optional: Columns that there may be; others are passed over, with a note if they look like one of these.
-
-    Raises:
-        DataError: With the line, and the nearest name where a column is missing.
-
     """
     text, notes = decode_text(_read(file), str(file))
     lines = text.splitlines(keepends=True)
@@ -72,12 +67,7 @@ def read_table(file: Path, required: Sequence[str], optional: Sequence[str]) -> 
 
 
 def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
-    """Text of a file, and a note where its encoding had to be guessed.
-
-    Raises:
-        DataError: It is no text.
-
-    """
+    """Text of a file, and a note where its encoding had to be guessed. Raises DataError: it is no text."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
     elif data[1:2] == b"\0":
@@ -100,51 +90,38 @@ def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
 
 
 def seconds(row: dict[str, str], name: str, where: str) -> float | None:
-    """A time in seconds, or as ``h:mm:ss.s`` or ``m:ss``; None where the cell is empty.
-
-    Raises:
-        DataError: Something else stands there.
-
+    """A time in seconds, or as ``h:mm:ss.s`` or ``m:ss``; None where the cell is empty. Raises DataError: something else stands
+    there.
     """
-    text = row.get(name, "")
-    if not text:
+    must = "seconds, a number of at least 0, or h:mm:ss.s"
+    found = _cell(row, name, where, SECONDS, must)
+    if found is None:
         return None
-    found = SECONDS.fullmatch(text)
-    if found is None or (found.group(2) and float(found.group(3).replace(",", ".")) >= 60):
-        raise DataError(f"{where}: {name} ({text!r}) must be seconds, a number of at least 0, or h:mm:ss.s")
+    if found.group(2) and float(found.group(3).replace(",", ".")) >= 60:
+        raise DataError(f"{where}: {name} ({found.group()!r}) must be {must}")
     hours, minutes, rest = (float((part or "0").replace(",", ".")) for part in found.groups())
     return hours * 3600 + minutes * 60 + rest
 
 
 def whole_number(row: dict[str, str], name: str, where: str) -> int | None:
-    """A number of a frame; None where the cell is empty.
-
-    Raises:
-        DataError: Something else stands there.
-
-    """
-    text = row.get(name, "")
-    if not text:
-        return None
+    """A number of a frame; None where the cell is empty. Raises DataError: something else stands there."""
     # Programs for tables write whole numbers as 12.0.
-    if not re.fullmatch(r"\d{1,9}(?:[.,]0*)?", text):
-        raise DataError(f"{where}: {name} ({text!r}) must be the number of a frame, from 0")
-    return int(re.split(r"[.,]", text)[0])
+    found = _cell(row, name, where, re.compile(r"(\d{1,9})(?:[.,]0*)?"), "the number of a frame, from 0")
+    return int(found.group(1)) if found else None
 
 
 def number(row: dict[str, str], name: str, where: str) -> float | None:
-    """A number, also below 0; None where the cell is empty.
+    """A number, also below 0; None where the cell is empty. Raises DataError: something else stands there."""
+    found = _cell(row, name, where, re.compile(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)"), "a number")
+    return float(found.group().replace(",", ".")) if found else None
 
-    Raises:
-        DataError: Something else stands there.
 
-    """
+def _cell(row: dict[str, str], name: str, where: str, form: re.Pattern[str], must: str) -> re.Match[str] | None:
     text = row.get(name, "")
-    if not text:
-        return None
-    if not re.fullmatch(r"[+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+)", text):
-        raise DataError(f"{where}: {name} ({text!r}) must be a number")
-    return float(text.replace(",", "."))
+    found = form.fullmatch(text)
+    if text and found is None:
+        raise DataError(f"{where}: {name} ({text!r}) must be {must}")
+    return found if text else None
 
 
 def _read(file: Path) -> bytes:

@@ -26,16 +26,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import CacheSpec
 
-__all__ = [
-    "Encoder",
-    "Identity",
-    "encoder_identity",
-    "load_encoder",
-    "open_encoder",
-    "prepare_encoder",
-    "split_weights",
-]
-
 NAMES = (*lite.STAGES, "pixels", "timm:MODEL")
 """The first ones also with the stride of their map: ``efficientnet-lite1:8``."""
 
@@ -71,7 +61,7 @@ def split_weights(name: str, weights: str | Path | None = None) -> tuple[str, st
     """What a person asked for: the encoder's name, and the file of its weights if they gave one.
 
     Raises:
-        ConfigError: A file for an encoder that takes none, two files, or no such file.
+        ConfigError: a file for an encoder that takes none, two files, or no such file.
 
     """
     name, at, file = name.partition("@")

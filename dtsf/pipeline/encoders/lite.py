@@ -24,16 +24,6 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = [
-    "DEFAULT_STRIDE",
-    "STAGES",
-    "embed_with_onnx",
-    "embed_with_torch",
-    "exported_file",
-    "weights_file",
-    "weights_hash",
-]
-
 STAGES = {
     "efficientnet-lite0": {8: (5, 40), 16: (11, 112), 32: (16, 320)},
     "efficientnet-lite1": {8: (7, 40), 16: (15, 112), 32: (21, 320)},

@@ -22,8 +22,6 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["embed_with_timm", "timm_channels", "timm_identity"]
-
 
 def timm_identity(name: str, size: int) -> str:
     """xxh3-64 of all weights, in the order of their names. Loads the model (once a process)."""

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.video.crop import Crop
 
-__all__ = ["DecodeRequest", "Decoder", "borrow_decoder", "decode_all"]
-
 SLOTS = 2
 CLIPS_A_CHILD = 500
 """Clips after which a child is replaced: whatever a codec leaks goes with it, and starting one takes 0.3 s."""
@@ -58,13 +56,9 @@ class Decoder:
     """Decodes clips in a child process, which is replaced after :data:`CLIPS_A_CHILD`. A context manager.
 
     Args:
-        n_frames: F.
-        size: Side of the square pictures, in pixels.
         deadline: Seconds that one clip may take. Choose more for hour-long files with one key frame.
         check: ``fast``, or ``full`` to decode every frame and refuse clips with frames that the codec flags.
         crop: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
-        decoder: ``pyav`` or ``decord``.
-
     """
 
     def __init__(
@@ -141,11 +135,8 @@ class Decoder:
             self._child.stdin.flush()
 
     def receive(self) -> tuple[np.ndarray, dict[str, Any]]:
-        """The frames of the clip that was asked for, (F, size, size, 3) uint8, and what is known of it.
-
-        Raises:
-            VideoError: The clip cannot be used; the verdict says why.
-
+        """The frames of the clip that was asked for, (F, size, size, 3) uint8, and what is known of it. Raises VideoError: the
+        clip cannot be used; the verdict says why.
         """
         if self._asked is None:
             raise RuntimeError("nothing was asked for: send() first")
@@ -233,22 +224,26 @@ def _room(n_bytes: int) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def borrow_decoder(
-    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", decoder: str = "pyav"
-) -> Iterator[Decoder]:
-    """The decoder of this process, kept from shard to shard because a child takes 0.4 s to start."""
-    kept = _kept_decoder(n_frames, size, deadline, check, crop, decoder)
+def borrow_decoders(
+    n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", decoder: str = "pyav", n: int = 1
+) -> Iterator[tuple[Decoder, ...]]:
+    """``n`` decoders of this process, kept from shard to shard because a child takes 0.4 s to start."""
+    kept = _kept_decoders(n, n_frames, size, deadline, check, crop, decoder)
     try:
         yield kept
     finally:
-        kept.forget()
+        for one in kept:
+            one.forget()
 
 
 @lru_cache(maxsize=1)
-def _kept_decoder(n_frames: int, size: int, deadline: float, check: str, crop: Crop, decoder: str) -> Decoder:
-    kept = Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, decoder=decoder)
-    kept.prepare()
-    atexit.register(kept.close)
+def _kept_decoders(
+    n: int, n_frames: int, size: int, deadline: float, check: str, crop: Crop, decoder: str
+) -> tuple[Decoder, ...]:
+    kept = tuple(Decoder(n_frames, size, deadline=deadline, check=check, crop=crop, decoder=decoder) for _ in range(n))
+    for one in kept:
+        one.prepare()
+        atexit.register(one.close)
     return kept
 
 
@@ -260,10 +255,8 @@ def decode_all(
     A clip over which the child died is tried once more, in a new one: what killed it may have been the machine (short of
     memory) and not the clip. One that ran into its deadline is not, because it would cost another deadline.
 
-    Yields:
-        Frames and facts as :meth:`Decoder.receive`, or the error of a clip that cannot be used. Frames are valid until
-        the next item is asked for.
-
+    Yields frames and facts as :meth:`Decoder.receive`, or the error of a clip that cannot be used. Frames are valid until the
+    next item is asked for.
     """
     if requests:
         decoder.send(requests[0])

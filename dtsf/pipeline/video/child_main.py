@@ -16,8 +16,6 @@ import numpy as np
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import Span
 
-__all__ = ["serve"]
-
 
 def serve(settings: dict[str, Any]) -> None:
     """The child: a request a line from stdin, an answer a line to stdout, until the parent is gone."""
@@ -29,38 +27,26 @@ def serve(settings: dict[str, Any]) -> None:
     n_frames, size = settings["n_frames"], settings["size"]
     shape = (settings["slots"], n_frames, size, size, 3)
     shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
+    how = {name: settings[name] for name in ("check", "crop", "decoder")}
     for line in sys.stdin:
         request = json.loads(line)
+        path, span = Path(request["path"]), Span(**request["span"])
         try:
             if request["look"]:
-                answer: dict[str, Any] = {"duration": duration_of(Path(request["path"]), Span(**request["span"]))}
-                answers.write(json.dumps(answer) + "\n")
-                answers.flush()
-                continue
-            clip = decode_clip(
-                Path(request["path"]),
-                n_frames,
-                size,
-                span=Span(**request["span"]),
-                check=settings["check"],
-                crop=settings["crop"],
-                decoder=settings["decoder"],
-            )
+                answer: dict[str, Any] = {"duration": duration_of(path, span)}
+            else:
+                clip = decode_clip(path, n_frames, size, span=span, **how)
+                shared[request["slot"]] = clip.frames
+                answer = clip.facts()
         except VideoError as error:
             answer = {"error": str(error), "verdict": str(error.verdict)}
-        else:
-            shared[request["slot"]] = clip.frames
-            answer = clip.facts()
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 def die_with_parent(parent: int) -> None:
     """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed.
-
-    Args:
-        parent: Its process id, as it says itself: in a container it may well be 1.
-
+    ``parent``: its process id, as it says itself: in a container it may well be 1.
     """
     if not sys.platform.startswith("linux"):
         return

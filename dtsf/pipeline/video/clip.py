@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-__all__ = ["WHOLE", "DecodedClip", "Span", "short", "short_verdict", "way_out"]
-
 
 @dataclass(frozen=True)
 class Span:
@@ -74,15 +72,11 @@ class DecodedClip:
 
     def facts(self) -> dict[str, Any]:
         """All but the frames, as JSON takes it."""
-        return {
+        facts = {name: value for name, value in vars(self).items() if name != "frames"}
+        return facts | {
             "frame_index": self.frame_index.tolist(),
             "frame_time": [None if np.isnan(time) else time for time in self.frame_time.tolist()],
             "verdict": self.verdict.value,
-            "reason": self.reason,
-            "declared_frames": self.declared_frames,
-            "decoded_frames": self.decoded_frames,
-            "missing_frames": self.missing_frames,
-            "duration": self.duration,
             "frames_hash": self.frames_hash,
         }
 

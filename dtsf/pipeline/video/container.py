@@ -20,8 +20,6 @@ from dtsf.pipeline.video.clip import short, way_out
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["LARGEST", "choose_stream", "declared_size", "open_video"]
-
 LARGEST = 1 << 26
 """Pixels of the largest picture that is decoded, 8192 x 8192: a decoder holds up to some twenty of them."""
 PLAYLISTS = frozenset({"concat", "concatf", "dash", "hls", "image2", "image2pipe", "imf", "lavfi"})
@@ -31,12 +29,7 @@ EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 def open_video(path: Path) -> Any:
-    """Open a file, and nothing but that file.
-
-    Raises:
-        VideoError: ``unreadable``.
-
-    """
+    """Open a file, and nothing but that file. Raises VideoError: ``unreadable``."""
     import av
 
     try:
@@ -51,11 +44,8 @@ def open_video(path: Path) -> Any:
 
 
 def choose_stream(container: Any, path: Path) -> Any:
-    """The stream with the largest picture that is no cover; of equals the default one, then the first.
-
-    Raises:
-        VideoError: ``unreadable``: none, or one that nothing here decodes or that is too large.
-
+    """The stream with the largest picture that is no cover; of equals the default one, then the first. Raises VideoError:
+    ``unreadable``: none, or one that nothing here decodes or that is too large.
     """
     from av.stream import Disposition
 

@@ -15,8 +15,6 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["CROPS", "Crop", "Square", "cut_square", "motion_square", "size_to_decode"]
-
 Crop = Literal["motion", "centre"]
 CROPS: tuple[Crop, ...] = ("motion", "centre")
 
@@ -59,14 +57,8 @@ def size_to_decode(width: int, height: int, size: int, crop: Crop) -> tuple[int,
 def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     """Cut a clip's frames to one square, the same in all of them.
 
-    Args:
-        frames_FHWC: (F, H, W, 3) uint8, decoded at :func:`size_to_decode`.
-        size: Side of the result, in pixels.
-        crop: ``centre``; or ``motion``, around what moves: choose it where cameras stand still.
-
-    Returns:
-        (F, size, size, 3) uint8.
-
+    ``frames_FHWC``: (F, H, W, 3) uint8, decoded at :func:`size_to_decode`. ``crop``: ``centre``; or ``motion``, around what
+    moves: choose it where cameras stand still. Returns (F, size, size, 3) uint8.
     """
     _, height, width, _ = frames_FHWC.shape
     square = motion_square(frames_FHWC) if crop == "motion" else None

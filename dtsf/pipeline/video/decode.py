@@ -46,22 +46,14 @@ def decoder_name(decoder: str = "pyav") -> str:
 
 
 def probe(path: Path) -> VideoIndex:
-    """What a video file holds.
-
-    Raises:
-        VideoError: ``unreadable`` or ``truncated``.
-
-    """
+    """What a video file holds. Raises VideoError: ``unreadable`` or ``truncated``."""
     with open_video(path) as container:
         return _index_of(path, container)[0]
 
 
 def duration_of(path: Path, span: Span = WHOLE) -> float:
-    """Seconds that a video shows, or a folder of pictures at the frame rate of ``span`` (0 without one).
-
-    Raises:
-        VideoError: ``unreadable`` or ``truncated``.
-
+    """Seconds that a video shows, or a folder of pictures at the frame rate of ``span`` (0 without one). Raises VideoError:
+    ``unreadable`` or ``truncated``.
     """
     if path.is_dir():
         from dtsf.pipeline.video.folder import numbered_pictures
@@ -85,19 +77,13 @@ def decode_clip(
     Frames are scaled as they are decoded: to the target size or, to cut out what moves, to at most twice that. One thread
     decodes: parallel work is a clip a process.
 
+    Raises VideoError: with verdict ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
+
     Args:
-        path: A video file, or a folder of numbered pictures.
-        n_frames: F.
-        size: Side of the square, in pixels.
-        span: The clip's part of the file.
-        check: ``full`` also decodes every frame and refuses a clip in which the codec flags frames
-            as damaged. Choose it for files of doubtful origin; it costs a second decoding.
+        check: ``full`` also decodes every frame and refuses a clip in which the codec flags frames as damaged. Choose it
+            for files of doubtful origin; it costs a second decoding.
         decoder: ``pyav``, or ``decord`` (checked against it, so that it costs both).
         crop: Which square of the picture: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
-
-    Raises:
-        VideoError: With verdict ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
-
     """
     start, end = span.start, span.end
     if start is not None and end is not None and end <= start:

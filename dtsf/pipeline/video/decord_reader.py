@@ -20,20 +20,13 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.video.index import VideoIndex
 
-__all__ = ["decord_name", "read_with_decord"]
-
 BLOCK, ALIKE = 8, 24.0
 """Pictures are compared by the means of squares of this side; these may differ by as many of 256 levels. The two scale and turn
 YUV to RGB with other rounding, which comes to less than 10."""
 
 
 def decord_name() -> str:
-    """Decoder and version.
-
-    Raises:
-        ConfigError: It is not installed.
-
-    """
+    """Decoder and version. Raises ConfigError: it is not installed."""
     import importlib.metadata
 
     try:
@@ -49,15 +42,8 @@ def read_with_decord(
 ) -> dict[int, np.ndarray]:
     """Decord's pictures of the frames ``rank``.
 
-    Args:
-        path: The video.
-        index: Of it.
-        rank: (n,) frames that are wanted.
-        right: The same pictures as decoding in order gives them.
-
-    Raises:
-        VideoError: ``misplaced`` where decord counts, times or shows other frames, ``unreadable`` where it fails.
-
+    ``rank``: (n,) frames that are wanted. ``right``: the same pictures as decoding in order gives them. Raises VideoError:
+    ``misplaced`` where decord counts, times or shows other frames, ``unreadable`` where it fails.
     """
     import decord
 

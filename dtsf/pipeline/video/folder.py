@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from dtsf.pipeline.video.clip import Span
     from dtsf.pipeline.video.crop import Crop
 
-__all__ = ["numbered_pictures", "read_folder"]
-
 ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 NUMBER = re.compile(r"\d+")
 
@@ -32,16 +30,8 @@ NUMBER = re.compile(r"\d+")
 def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) -> DecodedClip:
     """Read ``n_frames`` pictures at the centres of equal shares of those that the clip has.
 
-    Args:
-        folder: Holds them.
-        n_frames: F.
-        size: Side of the square, in pixels.
-        span: ``first`` and ``last`` are numbers in the pictures' names; ``start`` and ``end`` need ``fps``.
-        crop: As for :func:`dtsf.pipeline.video.decode.decode_clip`.
-
-    Raises:
-        VideoError: ``unreadable``.
-
+    ``span``: ``first`` and ``last`` are numbers in the pictures' names; ``start`` and ``end`` need ``fps``. ``crop``: as for
+    :func:`dtsf.pipeline.video.decode.decode_clip`. Raises VideoError: ``unreadable``.
     """
     numbered = numbered_pictures(folder)
     first, behind = _range(folder, np.array([number for number, _ in numbered]), span)
@@ -73,9 +63,7 @@ def numbered_pictures(folder: Path) -> list[tuple[int, Path]]:
     Where names are of several kinds (``frame_#_rgb.jpg``, ``frame_#_depth.png``), those with ``rgb`` are taken, else those of which
     there are most.
 
-    Raises:
-        VideoError: ``unreadable``: there is none, or two kinds of which there are as many.
-
+    Raises VideoError: ``unreadable``: there is none, or two kinds of which there are as many.
     """
     kinds: dict[str, list[Path]] = defaultdict(list)
     for file in folder.iterdir():

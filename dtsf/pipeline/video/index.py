@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from fractions import Fraction
     from pathlib import Path
 
-__all__ = ["NO_TIME", "REORDERED", "Packets", "VideoIndex"]
-
 NO_TIME = np.iinfo(np.int64).min
 REORDERED = 32
 """Most frames that a decoder holds back to put them in order, and more."""

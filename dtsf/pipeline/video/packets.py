@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-__all__ = ["PacketSource"]
-
 SOUGHT = 3000
 """Packets that are looked through behind the place where a container says that a key frame is."""
 CLOCKED, EARLY = frozenset({"mpeg", "mpegts"}), 2
@@ -22,14 +20,8 @@ CLOCKED, EARLY = frozenset({"mpeg", "mpegts"}), 2
 
 
 class PacketSource:
-    """The packets of one file for its decoder, from any of them on.
-
-    Args:
-        container: The open file.
-        index: Of it.
-        kept: Its packets, where they are in memory.
-        strict: Have the codec report damage instead of concealing it.
-
+    """The packets of one file for its decoder, from any of them on. ``kept``: its packets, where they are in memory.
+    ``strict``: have the codec report damage instead of concealing it.
     """
 
     def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:

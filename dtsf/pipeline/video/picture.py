@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.video.crop import Crop
 
-__all__ = ["LARGEST_CLIP", "Screen", "check_clip_size"]
-
 LARGEST_CLIP = 1 << 30
 """Bytes of a clip's scaled pictures: a picture of 65535 x 16 made 192 high would be 786,420 wide."""
 
@@ -27,12 +25,9 @@ class Screen:
     """Shows the frames of one clip, all at the size that the first one asks for.
 
     Args:
-        path: For messages.
         aspect: Width of a stored pixel over its height.
         size: Side of the square that is wanted of it.
         crop: As for :func:`~dtsf.pipeline.video.crop.size_to_decode`.
-        n_frames: How many are kept.
-
     """
 
     def __init__(self, path: Path, aspect: Fraction, size: int, crop: Crop, n_frames: int) -> None:

@@ -17,8 +17,6 @@ from dtsf.pipeline.video.index import NO_TIME, Packets, VideoIndex
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["read_index"]
-
 HELD_BYTES = 64 << 20
 """Packets of a file are kept for the decoder up to here; those of a larger file are read again."""
 FARTHEST = 1 << 52
@@ -35,16 +33,8 @@ PAUSE_SECONDS = 10.0
 
 
 def read_index(container: Any, path: Path, keep: bool = False) -> tuple[VideoIndex, list[Any] | None]:
-    """Read the packets of a file that was just opened.
-
-    Args:
-        container: Of :func:`open_video`, at its beginning.
-        path: Its file.
-        keep: Also return the packets, up to :data:`HELD_BYTES`.
-
-    Raises:
-        VideoError: ``unreadable``.
-
+    """Read the packets of a file that was just opened. ``container``: of :func:`open_video`, at its beginning. ``keep``: also
+    return the packets, up to :data:`HELD_BYTES`. Raises VideoError: ``unreadable``.
     """
     import av
 

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
     from dtsf.pipeline.video.clip import Span
     from dtsf.pipeline.video.index import VideoIndex
 
-__all__ = ["frames_at", "frames_between", "pick_frames", "segment_centres"]
-
 
 def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
     """Cut ``n_frames`` into ``n_samples`` equal segments and take the centre of each (TSN's rule, without chance).
@@ -23,16 +21,8 @@ def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
     A clip shorter than ``n_samples`` gives every frame in order and then repeats the last one: what is seen is the
     whole clip, and its end lasts. Training may still draw fewer frames than were kept.
 
-    Args:
-        n_frames: Frames the clip has, at least 1.
-        n_samples: Frames to keep, at least 1.
-
-    Returns:
-        (n_samples,) int64, not decreasing, within [0, n_frames).
-
-    Raises:
-        ValueError: Either number is below 1.
-
+    ``n_frames``: frames the clip has, at least 1. ``n_samples``: frames to keep, at least 1. Returns (n_samples,) int64, not
+    decreasing, within [0, n_frames). Raises ValueError: either number is below 1.
     """
     if n_frames < 1 or n_samples < 1:
         raise ValueError(f"n_frames ({n_frames}) and n_samples ({n_samples}) must be at least 1")
@@ -47,14 +37,8 @@ def pick_frames(index: VideoIndex, n_samples: int, span: Span) -> tuple[np.ndarr
 
     At a steady rate that is :func:`segment_centres`, in whole numbers, however coarse the file's clock.
 
-    Args:
-        index: Of a file with at least one frame.
-        n_samples: F.
-        span: The clip's part of the file.
-
-    Returns:
-        Ranks of the frames, (F,) int64, not decreasing; and how many frames the clip has.
-
+    ``index``: of a file with at least one frame. Returns ranks of the frames, (F,) int64, not decreasing; and how many frames
+    the clip has.
     """
     moments = span.moments(n_samples, index.duration)
     if span.common:

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.video.packets import PacketSource
 
-__all__ = ["Learnt", "decode_wanted"]
-
 SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 """Codecs that leave a frame out undecoded when no other frame refers to it."""
 
@@ -37,12 +35,7 @@ class _Unsound(Exception):  # noqa: N818 - no error
 def decode_wanted(
     source: PacketSource, index: VideoIndex, wanted: np.ndarray, show: Callable[[Any], np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """Pictures by rank.
-
-    Raises:
-        Learnt: Frames are not there that the index lists, or come in another order.
-
-    """
+    """Pictures by rank. Raises Learnt: frames are not there that the index lists, or come in another order."""
     walk = _walk_by_rank if index.by_rank else _walk_by_time
     begin = _begin(index, int(wanted[0]))
     needed = set(index.order[wanted].tolist()) if index.codec in SKIPPING and not index.by_rank else None

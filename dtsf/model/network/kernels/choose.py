@@ -22,13 +22,12 @@ from dtsf.model.network.kernels.plain import conv_by_shifts, selective_scan_plai
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Choice", "causal_conv", "kernel_choice", "selective_scan"]
-
 STATES = (8, 16)
 """N for which Triton's loops are laid out."""
 
 LOADED: dict[str, Any] = {}
-"""Triton's ``scan`` and ``conv`` once they are imported: a plain dictionary, which ``torch.compile`` can read."""
+"""Triton's ``scan`` and ``conv`` once they are imported, and ``distrusted`` once they were wrong or did not run on a card: a
+plain dictionary, which ``torch.compile`` can read."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,17 @@ def kernel_choice(device: torch.device, n_states: int = 16) -> Choice:
 def _on_cuda(index: int | None, n_states: int) -> Choice:
     triton, why_not_triton = gpu_kernel()
     theirs, _, why_not_theirs = kernel_status()
-    forms = {"mamba-ssm": scan_by_mamba_ssm} if theirs is not None else {}
+    forms = {"mamba-ssm": (scan_by_mamba_ssm, conv_by_mamba_ssm)} if theirs is not None else {}
     if triton is not None and n_states in STATES:
-        forms["triton"] = triton
+        forms["triton"] = (triton, LOADED["conv"])
     elif triton is not None:
         why_not_triton = f"Triton's loops are for {' or '.join(map(str, STATES))} states, not {n_states}"
     if not torch.cuda.is_available():
         return Choice("plain", f"chunked PyTorch: no CUDA device is seen; {why_not_triton}; {why_not_theirs}")
     found = trial.on_this_card(forms, torch.device("cuda", index or 0))
     right = {name: result for name, result in found.items() if result.right}
+    if "triton" in forms and "triton" not in right:
+        LOADED["distrusted"] = True
     said = [result.said for result in found.values()]
     said += [why for name, why in (("triton", why_not_triton), ("mamba-ssm", why_not_theirs)) if name not in forms]
     if not right:
@@ -112,7 +113,7 @@ def _implementation(x: Tensor, n_states: int = 16) -> str:
         return "plain"
     if torch.compiler.is_compiling():
         exporting = getattr(torch.compiler, "is_exporting", lambda: x.device.type != "cuda")()
-        fits = x.device.type == "cuda" and n_states in STATES and "scan" in LOADED
+        fits = x.device.type == "cuda" and n_states in STATES and "scan" in LOADED and "distrusted" not in LOADED
         return "triton" if fits and not exporting else "plain"
     return kernel_choice(x.device, n_states).name
 
@@ -156,14 +157,9 @@ def selective_scan(
 
 def causal_conv(x_BDL: Tensor, weight_D1W: Tensor, bias_D: Tensor, *, reverse: bool = False) -> Tensor:
     """Depthwise convolution over L that looks only back, or only ahead with ``reverse``; then SiLU. (B, D, L)."""
+    run = {"plain": conv_by_shifts, "mamba-ssm": conv_by_mamba_ssm}
     name = _implementation(x_BDL)
-    if name == "mamba-ssm":
-        return conv_by_mamba_ssm(x_BDL, weight_D1W.squeeze(1), bias_D, reverse=reverse)
+    conv = run.get(name) or (cpu_kernel()[1] if name == "numba" else LOADED["conv"])
     # In (B, L, D), which is how linear layers leave and take tokens.
-    conv = conv_by_shifts
-    if name == "numba":
-        conv = cpu_kernel()[1]
-    elif name == "triton":
-        conv = LOADED["conv"]
     y_BLD: Tensor = conv(x_BDL.transpose(1, 2), weight_D1W.squeeze(1).t(), bias_D, reverse=reverse)
     return y_BLD.transpose(1, 2)

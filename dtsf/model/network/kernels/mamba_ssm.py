@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["conv_by_mamba_ssm", "kernel_status", "scan_by_mamba_ssm"]
-
 
 @lru_cache(maxsize=1)
 def kernel_status() -> tuple[Any, Any, str]:
@@ -69,9 +67,10 @@ def scan_by_mamba_ssm(
     return y_BDL.flip(-1) if reverse else y_BDL
 
 
-def conv_by_mamba_ssm(x_BDL: Tensor, weight_DW: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
-    """(B, D, L), as :func:`dtsf.model.network.kernels.choose.causal_conv`."""
-    same = x_BDL.dtype
-    x_BDL = x_BDL.flip(-1) if reverse else x_BDL
-    y_BDL: Tensor = kernel_status()[1](x_BDL, weight_DW.to(same), bias_D.to(same), activation="silu")
-    return y_BDL.flip(-1) if reverse else y_BDL
+def conv_by_mamba_ssm(x_BLD: Tensor, weight_WD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
+    """(B, L, D), as :func:`dtsf.model.network.kernels.plain.conv_by_shifts`."""
+    same = x_BLD.dtype
+    x_BLD = x_BLD.flip(1) if reverse else x_BLD
+    conv = kernel_status()[1]
+    y_BDL: Tensor = conv(x_BLD.transpose(1, 2), weight_WD.t().to(same), bias_D.to(same), activation="silu")
+    return y_BDL.transpose(1, 2).flip(1) if reverse else y_BDL.transpose(1, 2)

@@ -21,8 +21,6 @@ from dtsf.model.network.kernels.plain import conv_by_shifts, gradients_with_grap
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["conv_on_cpu"]
-
 TAPS = 4
 """Mamba's and VideoMamba's width."""
 BLOCK = 192

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-__all__ = ["CHUNK", "LANES", "backward", "compiled", "forward", "sigmoid"]
-
 LANES = 64
 """Channels of a task: enough to pay for entering a loop, few enough that a chunk's states stay in the cache."""
 CHUNK = 16

@@ -26,8 +26,6 @@ from dtsf.model.network.kernels.plain import gradients_with_graph, selective_sca
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["n_tasks", "run_tasks", "scan_on_cpu"]
-
 WORTH_A_THREAD = 200_000
 """State updates below which another thread costs more than it saves."""
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["conv_by_shifts", "gradients_with_graph", "selective_scan_plain"]
-
 
 def selective_scan_plain(
     u_BDL: Tensor,

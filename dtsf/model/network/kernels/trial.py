@@ -1,4 +1,4 @@
-"""What came of trying the scans on this card: whether each is right, and, where there are several, how long each takes.
+"""What came of trying the kernels on this card: whether each is right, and, where there are several, how long each takes.
 
 Kernels that compile may still be wrong on a new card (a fix of mamba-ssm's in July 2026 was for silently wrong numbers): each is
 compared with float64 once a card and version, and timed if it has a rival. Kept in ``$XDG_CACHE_HOME/dtsf/kernels.json``, else
@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.cache.commit import write_atomically
-from dtsf.model.network.kernels.plain import selective_scan_plain
+from dtsf.cache.outside import first_line
+from dtsf.model.network.kernels.plain import conv_by_shifts, selective_scan_plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from torch import Tensor
-
-__all__ = ["Trial", "compare", "drawn_arguments", "kept_file", "on_this_card"]
 
 PARITY_SHAPE, TIMED_SHAPE = (2, 40, 131, 16), (8, 768, 1569, 16)
 """(B, D, L, N): odd, over several chunks; and a layer of the paper's network."""
@@ -49,33 +48,67 @@ def kept_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtsf" / "kernels.json"
 
 
-def on_this_card(forms: Mapping[str, Callable[..., Tensor]], device: torch.device) -> dict[str, Trial]:
-    """Try every form on a card, or look up what came of it before."""
+def on_this_card(
+    forms: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]], device: torch.device
+) -> dict[str, Trial]:
+    """Try every form on a card, or look up what came of it before.
+
+    Args:
+        forms: Scan and convolution by name; the convolution takes (B, L, D), taps (K, D) and a bias.
+        device: The card.
+
+    """
     file, timed = kept_file(), len(forms) > 1
     kept = _read(file)
     results: dict[str, Trial] = {}
-    for name, function in forms.items():
+    for name, (scan, conv) in forms.items():
         key = _key(name, device, timed)
+        try:
+            # The first scan may be asked for where nothing is differentiated or all is rounded: an evaluation, autocast.
+            with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+                results[name] = kept.get(key) or _try(name, scan, conv, device, timed)
+        # A compiler and a driver raise whatever they raise; the scan must run all the same. Not kept: the card may be full.
+        except Exception as error:  # noqa: BLE001
+            said = f"{name} does not run on this card ({type(error).__name__}: {first_line(error)[:200]})"
+            results[name] = Trial(False, 0.0, said)
+            continue
         if key not in kept:
-            kept[key] = _try(name, function, device, timed)
+            kept[key] = results[name]
             _keep(file, kept)
-        results[name] = kept[key]
     return results
 
 
 def compare(function: Callable[..., Tensor], device: torch.device | str, *, reverse: bool, dtype: torch.dtype) -> float:
     """Largest relative error of a scan's outputs and gradients, against the plain form in float64 of the same numbers."""
     arguments = [x.to(dtype) if k not in (2, 5, 7) else x for k, x in enumerate(drawn_arguments(PARITY_SHAPE))]
+    return _departure(function, selective_scan_plain, arguments, device, reverse)
+
+
+def compare_conv(function: Callable[..., Tensor], device: torch.device | str, *, reverse: bool) -> float:
+    """The same of a convolution in float32, which takes (B, L, D), taps (K, D) and a bias."""
+    B, D, L, _ = PARITY_SHAPE
+    generator = torch.Generator().manual_seed(0)
+    arguments = [torch.randn(*sizes, generator=generator) for sizes in ((B, L, D), (4, D), (D,))]
+    return _departure(function, conv_by_shifts, arguments, device, reverse)
+
+
+def _departure(
+    form: Callable[..., Tensor],
+    oracle: Callable[..., Tensor],
+    arguments: list[Tensor],
+    device: torch.device | str,
+    reverse: bool,
+) -> float:
     probe = torch.randn(arguments[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
     def run(form: Callable[..., Tensor], place: torch.device | str, wide: bool) -> list[Tensor]:
-        given = [(x.double() if wide else x).to(place).requires_grad_() for x in arguments]
+        given = [(x.double() if wide else x).to(place).detach().requires_grad_() for x in arguments]
         y = form(*given, reverse=reverse)
         gradients = torch.autograd.grad((y * probe.to(place, y.dtype)).sum(), given)
         return [x.detach().cpu().double() for x in (y, *gradients)]
 
     with torch.enable_grad():
-        pairs = zip(run(function, device, False), run(selective_scan_plain, "cpu", True), strict=True)
+        pairs = zip(run(form, device, False), run(oracle, "cpu", True), strict=True)
         return max(float((found - wanted).norm() / wanted.norm()) for found, wanted in pairs)
 
 
@@ -93,16 +126,15 @@ def drawn_arguments(shape: tuple[int, int, int, int], device: torch.device | str
     return [rows[0], rows[1] - 1, A_DN, *columns, draw(D), rows[2], draw(D)]
 
 
-def _try(name: str, function: Callable[..., Tensor], device: torch.device, timed: bool) -> Trial:
-    try:
-        errors = [compare(function, device, reverse=reverse, dtype=torch.float32) for reverse in (False, True)]
-        if not max(errors) < TOLERANCE:
-            return Trial(False, 0.0, f"{name} is wrong on this card: it departs from float64 by {max(errors):.0e}")
-        took = _milliseconds(function, device) if timed else 0.0
-    # A compiler and a driver raise whatever they raise; the scan must run all the same.
-    except Exception as error:  # noqa: BLE001
-        first = (str(error).splitlines() or [""])[0]
-        return Trial(False, 0.0, f"{name} does not run on this card ({type(error).__name__}: {first[:200]})")
+def _try(
+    name: str, scan: Callable[..., Tensor], conv: Callable[..., Tensor], device: torch.device, timed: bool
+) -> Trial:
+    errors = [compare(scan, device, reverse=reverse, dtype=torch.float32) for reverse in (False, True)]
+    errors += [compare_conv(conv, device, reverse=reverse) for reverse in (False, True)]
+    # A number that is none is above no tolerance.
+    if not all(error < TOLERANCE for error in errors):
+        return Trial(False, 0.0, f"{name} is wrong on this card: it departs from float64 by {max(errors):.0e}")
+    took = _milliseconds(scan, device) if timed else 0.0
     speed = f", {took:.2f} ms a layer" if timed else ""
     return Trial(True, took, f"{name} is right on this card, within {max(errors):.0e} of float64{speed}")
 
@@ -112,13 +144,12 @@ def _milliseconds(function: Callable[..., Tensor], device: torch.device) -> floa
     half = [x.bfloat16() if k not in (2, 5, 7) else x for k, x in enumerate(drawn_arguments(TIMED_SHAPE, device))]
     given = [x.requires_grad_() for x in half]
     times = []
-    with torch.enable_grad():
-        for _ in range(REPEATS + 2):
-            torch.cuda.synchronize(device)
-            begun = time.perf_counter()
-            torch.autograd.grad(function(*given).sum(), given)
-            torch.cuda.synchronize(device)
-            times.append(1000 * (time.perf_counter() - begun))
+    for _ in range(REPEATS + 2):
+        torch.cuda.synchronize(device)
+        begun = time.perf_counter()
+        torch.autograd.grad(function(*given).sum(), given)
+        torch.cuda.synchronize(device)
+        times.append(1000 * (time.perf_counter() - begun))
     return sorted(times[2:])[REPEATS // 2]
 
 

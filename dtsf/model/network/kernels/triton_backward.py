@@ -7,14 +7,12 @@ import triton.language as tl
 
 from dtsf.model.network.kernels.triton_loops import place, sigmoid, softplus, step_sizes, steps_of
 
-__all__ = ["scan_backward"]
-
 LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit(do_not_specialize=["states_BMND", "heads_BSND"])
+@triton.jit(do_not_specialize=["states_BMDN", "heads_BSDN"])
 def scan_backward(
-    u, dt, A_DN, B, C, skip_D, z, bias_D, grad_BLD, states_BMND, heads_BSND, sums_BSD, scratch,
+    u, dt, A_DN, B, C, skip_D, z, bias_D, grad_BLD, states_BMDN, heads_BSDN, sums_BSD, scratch,
     du, ddt, dz, dA_BSDN, dB, dC, dskip_BSD, dbias_BSD,
     L, D, segment, u_b, u_l, dt_b, dt_l, B_b, B_l, C_b, C_l, z_b, z_l, grad_b, grad_l,
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, REVERSE: tl.constexpr,
@@ -38,8 +36,8 @@ def scan_backward(
         for k in range(s + 1, S):
             behind = S + s - k
             total = tl.load(sums_BSD + (b * S + behind) * D + d, mask=inside, other=0.0)
-            at = (b * S + behind) * N * D + n[None, :] * D + d[:, None]
-            head = tl.load(heads_BSND + at, mask=inside[:, None], other=0.0)
+            at = ((b * S + behind) * D + d[:, None]) * N + n[None, :]
+            head = tl.load(heads_BSDN + at, mask=inside[:, None], other=0.0)
             flow = tl.exp2(A * total[:, None]) * flow + head
     dA = tl.zeros((BD, N), tl.float32)
     dskip = tl.zeros((BD,), tl.float32)
@@ -56,8 +54,8 @@ def scan_backward(
     n_chunks = tl.minimum(first + segment // Q, M) - first
     for c in range(0, n_chunks):
         chunk = first + n_chunks - 1 - c
-        at = (b * M + chunk) * N * D + n[None, :] * D + d[:, None]
-        state = tl.load(states_BMND + at, mask=inside[:, None], other=0.0)
+        at = ((b * M + chunk) * D + d[:, None]) * N + n[None, :]
+        state = tl.load(states_BMDN + at, mask=inside[:, None], other=0.0)
         n_steps = tl.cdiv(tl.minimum(L - chunk * Q, Q), T)
         for k in range(0, n_steps):
             tl.store(own + k * BD * N, state)
@@ -68,7 +66,7 @@ def scan_backward(
             deltas = step_sizes(dts, bias, i, L, T)
             for t in tl.static_range(T):
                 state = tl.exp2(A * deltas[t][:, None]) * state + Bs[t][None, :] * (deltas[t] * us[t])[:, None]
-        tl.debug_barrier()
+        tl.debug_barrier()  # all are written before any is read, and (below) read before the next chunk's are written
         for k in range(0, n_steps):
             step = n_steps - 1 - k
             i = chunk * Q + step * T
@@ -112,6 +110,7 @@ def scan_backward(
                 dskip += grad * u_t
                 dbias += ddt_t
                 flow = tl.exp2(A * delta[:, None]) * flow
+        tl.debug_barrier()
     at = (b * S + s) * D + d
     tl.store(dA_BSDN + at[:, None] * N + n[None, :], dA, mask=inside[:, None])
     tl.store(dskip_BSD + at, dskip, mask=inside)

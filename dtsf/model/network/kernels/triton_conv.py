@@ -19,8 +19,6 @@ from dtsf.model.network.kernels.plain import conv_by_shifts, gradients_with_grap
 from dtsf.model.network.kernels.triton_launch import on_device
 from dtsf.model.network.kernels.triton_loops import sigmoid
 
-__all__ = ["conv_by_triton"]
-
 TOKENS, CHANNELS = 32, 64
 """Of a program, which has four warps: 128 bytes of a token in bfloat16 are one line of the cache."""
 

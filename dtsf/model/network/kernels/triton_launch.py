@@ -12,8 +12,6 @@ import torch
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-__all__ = ["on_device"]
-
 
 def on_device(x: torch.Tensor) -> AbstractContextManager[Any]:
     """Launch on the card where ``x`` is, whichever is the current one. Nothing to do in the interpreter, on a CPU."""

@@ -6,7 +6,8 @@ side: each is first run from a state of zero (:func:`segment_ends`, :func:`segme
 back, behind) leave is added from there. No atomics: every sum has one order.
 
 Forward tiles are (N, D), a lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a channel: it
-sums over both, and so shuffles least. A is in units of log 2.
+sums over both, and so shuffles least. What goes from one to the other lies as (D, N) in memory, turned where it is written: turned
+where it is read, it takes the registers that the backward has not. A is in units of log 2.
 
 Letters: B sequences, D channels, L tokens, N states, S segments, M chunks, Q tokens of a chunk, T tokens of a step.
 """
@@ -15,8 +16,6 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-
-__all__ = ["scan_forward", "segment_ends", "segment_heads"]
 
 
 @triton.jit
@@ -91,9 +90,9 @@ def segment_ends(
     tl.store(sums_BSD + (b * S + s) * D + d, total, mask=inside)
 
 
-@triton.jit(do_not_specialize=["A_ND", "ends_BSND", "states_BMND"])
+@triton.jit(do_not_specialize=["A_ND", "ends_BSND", "states_BMDN"])
 def scan_forward(
-    u, dt, A_ND, B, C, skip_D, z, bias_D, ends_BSND, sums_BSD, y_BLD, states_BMND,
+    u, dt, A_ND, B, C, skip_D, z, bias_D, ends_BSND, sums_BSD, y_BLD, states_BMDN,
     L, D, segment, u_b, u_l, dt_b, dt_l, B_b, B_l, C_b, C_l, z_b, z_l,
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, REVERSE: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SEGMENTS: tl.constexpr, SAVE: tl.constexpr,
@@ -117,8 +116,8 @@ def scan_forward(
     M = tl.cdiv(L, Q)
     for i in range(s * segment, tl.minimum((s + 1) * segment, L), T):
         if SAVE and i % Q == 0:
-            at = (b * M + i // Q) * N * D + n[:, None] * D + d[None, :]
-            tl.store(states_BMND + at, state, mask=inside[None, :])
+            at = ((b * M + i // Q) * D + d[None, :]) * N + n[:, None]
+            tl.store(states_BMDN + at, state, mask=inside[None, :])
         dts = steps_of(dt + b * dt_b, i, L, dt_l, d, inside, REVERSE, T)
         us = steps_of(u + b * u_b, i, L, u_l, d, inside, REVERSE, T)
         Bs = steps_of(B + b * B_b, i, L, B_l, n, n < N, REVERSE, T)
@@ -135,9 +134,9 @@ def scan_forward(
             tl.store(at, ys[t].to(y_BLD.dtype.element_ty), mask=inside & (i + t < L))
 
 
-@triton.jit(do_not_specialize=["A_ND", "heads_BSND"])
+@triton.jit(do_not_specialize=["A_ND", "heads_BSDN"])
 def segment_heads(
-    dt, A_ND, C, z, bias_D, grad_BLD, heads_BSND, sums_BSD,
+    dt, A_ND, C, z, bias_D, grad_BLD, heads_BSDN, sums_BSD,
     L, D, segment, dt_b, dt_l, C_b, C_l, z_b, z_l, grad_b, grad_l,
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
@@ -165,6 +164,6 @@ def segment_heads(
             grad = grads[t] * zs[t] * sigmoid(zs[t]) if HAS_Z else grads[t]
             flow = tl.exp2(A * deltas[t][None, :]) * (flow + Cs[t][:, None] * grad[None, :])
             total += deltas[t]
-    at = (b * S + s) * N * D + n[:, None] * D + d[None, :]
-    tl.store(heads_BSND + at, flow, mask=inside[None, :])
+    at = ((b * S + s) * D + d[None, :]) * N + n[:, None]
+    tl.store(heads_BSDN + at, flow, mask=inside[None, :])
     tl.store(sums_BSD + (b * S + s) * D + d, total, mask=inside)

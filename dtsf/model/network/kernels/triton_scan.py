@@ -22,8 +22,6 @@ from dtsf.model.network.kernels.triton_loops import scan_forward, segment_ends, 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["scan_by_triton"]
-
 BLOCK = 32
 """Channels of a program, which is one warp."""
 STEP = 4
@@ -31,7 +29,7 @@ STEP = 4
 STEP_BACK = 2
 """The same going back, where their states stay in registers: with 4 the compiler spills (tests/test_triton_compiled.py)."""
 WARPS, WARPS_BACK = 16, 8
-"""Programs that a processor of the card holds at once, by the registers of the loops."""
+"""Programs that a processor of the card holds at once, by the registers of the loops; an H100 holds 10 going back."""
 LEAST_CHUNKS = 4
 """Of a segment: each has a chunk's steps in memory of its own while it goes back."""
 LOG2E = 1.4426950408889634
@@ -70,11 +68,11 @@ def _forward(
     u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, skip_D: Tensor | None,
     z_BLD: Tensor | None, bias_D: Tensor | None, reverse: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Outputs (B, L, D), and the kept states (B, M, N, D), empty without ``keep``."""
+    """Outputs (B, L, D), and the kept states (B, M, D, N), empty without ``keep``."""
     (B, L, D), N = u_BLD.shape, A_DN.shape[1]
     A_ND = (A_DN * LOG2E).t().contiguous()
     y_BLD = torch.empty_like(u_BLD, memory_format=torch.contiguous_format)
-    states = A_ND.new_empty((B, triton.cdiv(L, _chunk(L)), N, D) if keep else (0,))
+    states = A_ND.new_empty((B, triton.cdiv(L, _chunk(L)), D, N) if keep else (0,))
     S, segment = _segments(u_BLD, WARPS)
     grid = (triton.cdiv(D, BLOCK), B, S)
     ends, sums = (A_ND.new_empty((B, S, N, D)), A_ND.new_empty((B, S, D))) if S > 1 else (A_ND, A_ND)
@@ -114,7 +112,7 @@ def _backward(
     dz = torch.empty_like(z_BLD, memory_format=torch.contiguous_format) if z_BLD is not None else u_BLD.new_empty(0)
     dA_BSDN, dB_JBLN, dC_JBLN = new((B, S, D, N)), new((J, B, L, N)), new((J, B, L, N))
     dskip_BSD, dbias_BSD = new((B, S, D)), new((B, S, D))
-    heads, sums = (new((B, S, N, D)), new((B, S, D))) if S > 1 else (states, states)
+    heads, sums = (new((B, S, D, N)), new((B, S, D))) if S > 1 else (states, states)
     scratch = new((J * B * S, _chunk(L) // STEP_BACK, BLOCK, N))
     z = u_BLD if z_BLD is None else z_BLD
     flags = {"REVERSE": reverse, "HAS_Z": gated, "HAS_BIAS": bias_D is not None, "num_warps": 1, "N": N, "BD": BLOCK}
@@ -140,7 +138,7 @@ def _(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Any, z: Any, bias: Any, reverse: bool, keep: bool
 ) -> Any:
     (n_batch, L, D), N = u.shape, A.shape[1]
-    shape = (n_batch, -(-L // _chunk(L)), N, D) if keep else (0,)
+    shape = (n_batch, -(-L // _chunk(L)), D, N) if keep else (0,)
     return u.new_empty((n_batch, L, D)), A.new_empty(shape, dtype=torch.float32)
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.training.protocols import Protocol, Split
 
-__all__ = ["Test", "hash_of", "open_tests"]
-
 
 @dataclass(frozen=True)
 class Test:

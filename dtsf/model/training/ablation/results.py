@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-__all__ = ["Ablation", "AblationRow", "AblationTest", "mean_and_spread"]
+    from collections.abc import Collection, Mapping
 
 
 class AblationTest(BaseModel):
@@ -89,6 +87,12 @@ class Ablation(BaseModel):
             ]
             found.append((f"{more} - {less}", "difference of top-1", gaps))
         return found
+
+    def cells(self, by_seed: Mapping[int, float]) -> list[str]:
+        """Mean, spread and the number of each seed, as a table shows them."""
+        both = mean_and_spread(by_seed.values())
+        numbers = [f"{by_seed[seed]:.3f}" if seed in by_seed else "-" for seed in self.seeds]
+        return [*([f"{number:.3f}" for number in both] if both else ["-", "-"]), *numbers]
 
 
 def mean_and_spread(values: Collection[float]) -> tuple[float, float] | None:

@@ -49,8 +49,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol
 
-__all__ = ["ablate"]
-
 logger = logging.getLogger(__name__)
 
 
@@ -71,28 +69,17 @@ def ablate(
     on_result: Callable[[Ablation], None] | None = None,
     on_epoch: Callable[[int, int, str], None] | None = None,
 ) -> Ablation:
-    """Train and judge every variant of a table with every seed.
+    """Train and judge every variant of a table with every seed. Raises ConfigError, CacheError,
+    CheckpointError: before the first training.
 
     Args:
-        cache: Folder of the cache.
         table: Name of :func:`.ablation_tables.table_names`, or a TOML file of the same form.
-        dataset: Name in the cache; may be left out where there is one.
-        protocol: As :func:`dtsf.model.training.protocols.parse_protocol` reads it.
-        recipe: That the variants change; what is usual for data set and protocol if left out.
         overrides: ``section.key=value`` each, for all rows.
-        seeds: A training each.
         judges: Other data sets of the cache that every training is judged on too: ``NAME`` for all of its clips, or
             ``NAME@PROTOCOL`` for the test clips of a protocol.
         gap: Two tests whose difference the table shows.
-        out: Folder of trainings and tables.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        init: VideoMamba checkpoint that every training's encoder starts from.
         on_result: Called with the table as far as it is: before the first training, and after each.
         on_epoch: Called with epochs done, epochs in all, and a line about the newest.
-
-    Raises:
-        ConfigError, CacheError, CheckpointError: Refused before the first training.
-
     """
     data = open_dataset(cache, dataset)
     rule = parse_protocol(protocol, data.info.dataset)

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from dtsf.model.training.recipe import Recipe
 
-__all__ = ["Row", "Table", "Variant", "load_table", "make_variants", "table_names"]
-
 
 class Row(BaseModel):
     """One variant, as a table's file writes it. Keys are ``section.key=value``, as ``--set`` takes them."""
@@ -67,14 +65,8 @@ def table_names() -> list[str]:
 
 
 def load_table(name_or_file: str) -> Table:
-    """Read a table.
-
-    Args:
-        name_or_file: A name of :func:`table_names`, or the path of a TOML file of the same form.
-
-    Raises:
-        ConfigError: Unknown table, or one that is not written as it must be.
-
+    """Read a table. ``name_or_file``: A name of :func:`table_names`, or the path of a TOML file of the same form. Raises
+    ConfigError: unknown table, or one that is not written as it must be.
     """
     try:
         table = Table.model_validate(read_toml("table", name_or_file))
@@ -90,16 +82,8 @@ def load_table(name_or_file: str) -> Table:
 
 
 def make_variants(table: Table, recipe: str, overrides: Sequence[str] = ()) -> tuple[Variant, ...]:
-    """Apply the rows of a table to a recipe.
-
-    Args:
-        table: From :func:`load_table`.
-        recipe: Name or TOML file.
-        overrides: Changes that all rows share; a row's own come after them.
-
-    Raises:
-        ConfigError: A row that does not go with the recipe; the message names it.
-
+    """Apply the rows of a table to a recipe. ``overrides``: changes that all rows share; a row's own come after them. Raises
+    ConfigError: a row that does not go with the recipe; the message names it.
     """
     base = load_recipe(recipe, overrides)
     made: list[Variant] = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from dtsf.cache.commit import alone, write_atomically
+from dtsf.cache.commit import lock, write_atomically
 from dtsf.cache.outside import parse_model, read_file
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.training.ablation.judges import hash_of
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.ablation.judges import Test
     from dtsf.model.training.ablation.tables import Variant
     from dtsf.model.training.protocols import Protocol, Split
-
-__all__ = ["Job", "Judged", "Record", "existing", "folder_name", "is_finished", "locked", "read", "value_of", "write"]
 
 
 class Judged(BaseModel):
@@ -113,7 +111,7 @@ def value_of(record: Record, test: Test) -> float | None:
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Only one at a time: two would train the same and write over each other."""
-    with alone(
+    with lock(
         out / "trainings" / ".lock",
         unwritable=lambda why: ConfigError(f"cannot make the folder {out}: {why}"),
         busy=ConfigError(f"another dtsf ablate works in {out}: wait for it, or choose another --out"),

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch
 
-__all__ = ["Albar"]
-
 
 class Albar(nn.Module):
     """The terms on the static clip.
@@ -35,7 +33,6 @@ class Albar(nn.Module):
         adversary: Weight w_s.
         entropy: Weight w_e.
         penalty: Weight w_g; 0 spares the gradient of the gradient, two thirds of the cost.
-
     """
 
     def __init__(self, *, adversary: float, entropy: float, penalty: float) -> None:

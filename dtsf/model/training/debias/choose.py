@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["DebiasConfig", "Debiaser", "make_debiaser"]
-
 
 class DebiasConfig(BaseModel):
     """How training is kept from learning the room. Recipes hold it as ``[debias]``; evaluation uses none of it."""
@@ -83,15 +81,8 @@ class Nothing(nn.Module):
 def make_debiaser(
     config: DebiasConfig, groups: Groups, *, width: int, n_classes: int, seed: int
 ) -> Nothing | Hsic | StillMix | Albar | Soar:
-    """Make the chosen debiaser from the training groups; the same for the same seed.
-
-    Args:
-        config: Which, and its numbers.
-        groups: Training groups, with their scenes where the data set names backgrounds.
-        width: D of the network's features.
-        n_classes: K.
-        seed: Of clusters, reference model and bank.
-
+    """Make the chosen debiaser from the training groups; the same for the same seed. ``groups``: training groups, with their
+    scenes where the data set names backgrounds.
     """
     if config.method == "hsic":
         return Hsic(groups, width, n_classes, hsic=config.hsic, scene=config.scene, scenes=config.scenes, seed=seed)

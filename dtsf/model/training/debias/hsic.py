@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["Hsic", "cluster", "dependence", "name_scenes", "reverse_gradient"]
-
 
 def dependence(x_PD: Tensor, y_PE: Tensor) -> Tensor:
     """HSIC of paired samples, at least 0; 0 for fewer than two pairs. A scalar, in float32 or wider."""
@@ -86,13 +84,8 @@ def cluster(x_NC: Tensor, k: int, generator: torch.Generator, steps: int = 25) -
 
 
 def name_scenes(groups: Groups, scenes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The scene of each clip (N,), and one over the deviation of each channel's static part (C,).
-
-    Args:
-        groups: Training groups.
-        scenes: Clusters of static embeddings, where the groups name no scenes.
-        seed: Of the clusters.
-
+    """The scene of each clip (N,), and one over the deviation of each channel's static part (C,). ``scenes``: clusters of
+    static embeddings, where the groups name no scenes.
     """
     used_N = groups.row_GV[groups.mask_GV]
     # A part at a time: a whole data set in float32 would be twice its cache.
@@ -109,14 +102,9 @@ class Hsic(nn.Module):
     """The biased stream, the scene classifiers, and the terms they add.
 
     Args:
-        groups: Training groups.
-        width: D.
-        n_classes: K.
         hsic: Weight l1.
         scene: Weight l2.
         scenes: Clusters, where the groups name no scenes.
-        seed: Of the clusters.
-
     """
 
     scene_N: Tensor

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["Soar"]
-
 REVERSED = 0.2
 """How much of the decoder's gradient reaches the features."""
 LAYERS = 5
@@ -39,13 +37,9 @@ class Soar(nn.Module):
     """The decoder, the scene classifier, and the terms they add.
 
     Args:
-        groups: Training groups.
-        width: D.
         background: Weight of the reconstruction; 0 turns it off.
         scene: Weight of the scene loss; 0 turns it off.
         scenes: Clusters, where the groups name no scenes.
-        seed: Of the clusters.
-
     """
 
     scene_N: Tensor

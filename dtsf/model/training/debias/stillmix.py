@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
-__all__ = ["StillMix", "frame_sureness"]
-
 
 def frame_sureness(frames_MC: Tensor, label_M: Tensor, n_classes: int, steps: int = 100) -> Tensor:
     """Probability that a softmax regression, fitted to these frames, gives the class that it predicts of each. (M,)."""
@@ -50,14 +48,10 @@ class StillMix(nn.Module):
     """The bank of still frames.
 
     Args:
-        groups: Training groups.
-        n_classes: K.
         bank: S.
         confident: Share of the frames, the surest ones, that the bank is drawn from.
         probability: That a clip is mixed.
         beta: Both parameters of lambda's distribution.
-        seed: Of the draw of the bank.
-
     """
 
     bank_SHWC: Tensor
