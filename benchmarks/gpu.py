@@ -246,7 +246,7 @@ def steps(figures: Figures) -> None:
 def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]:
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.losses import dtsf_loss
-    from dtsf.model.training.optimiser import parameter_groups
+    from dtsf.model.training.optimiser import adamw
     from dtsf.model.training.recipe import load_recipe
     from dtsf.model.training.size import USUAL, sized
 
@@ -257,7 +257,7 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
     net.encoder.spare_memory = recipe.train.checkpointing
     if recipe.train.compile and DEVICE == "cuda":
         net.encoder.compile_mixers(torch.device(DEVICE))
-    optimizer = torch.optim.AdamW(parameter_groups(net, recipe.train.weight_decay), lr=1e-5)
+    optimizer = adamw(net, recipe.train, torch.device(DEVICE))
     B, T = recipe.train.batch_size, recipe.model.frames
     shape = (B, views, T, side, side, channels)
     on_cpu = torch.randint(0, 256, shape, dtype=torch.uint8) if pixels else torch.randn(shape).half()

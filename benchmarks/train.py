@@ -36,7 +36,7 @@ from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.mamba import RMSNorm
 from dtsf.model.training.data import Groups, training_batches, training_source
 from dtsf.model.training.losses import dtsf_loss
-from dtsf.model.training.optimiser import parameter_groups
+from dtsf.model.training.optimiser import adamw
 from dtsf.model.training.recipe import load_recipe
 from dtsf.model.training.size import USUAL, sized
 
@@ -79,7 +79,7 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
     recipe = sized(load_recipe(recipe_name), USUAL)
     groups = random_groups(4 * recipe.train.batch_size)
     net = DTSFNet(recipe.model, channels=CHANNELS, canvas=SIDE, n_classes=CLASSES, n_views=VIEWS)
-    optimizer = torch.optim.AdamW(parameter_groups(net, recipe.train.weight_decay), lr=recipe.train.lr, foreach=False)
+    optimizer = adamw(net, recipe.train, torch.device("cpu"))
 
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
 

@@ -54,23 +54,24 @@ def rows_of(file):
 def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
     result, out = whole
     assert [row.variant for row in result.rows][:7] == PAPER
-    assert (result.done, result.total, result.reused) == (22, 22, 0)
+    assert (result.done, result.total, result.reused) == (24, 24, 0)
     settings = {}
     for file in out.glob("trainings/*-seed0/config.toml"):
         settings[file.parent.name.rsplit("-", 2)[0]] = tomllib.loads(file.read_text())
     tsm_off = {"motion": "none", "canvas": "embedding", "anchor": "frame", "pasted": "none"}
     said = {
-        "dtsfnet": {"fusion": "msf", "views": "apart", "canvas": "energy"},
+        "dtsfnet": {"fusion": "msf", "views": "both", "canvas": "both"},
+        "msf-alone": {"fusion": "msf", "views": "apart", "canvas": "both"},
         "mean-fusion-without-tsm": tsm_off | {"fusion": "mean", "views": "apart"},
-        "tmc": {"fusion": "tmc", "views": "apart", "canvas": "energy"},
-        "sfm": {"fusion": "sfm", "views": "apart", "canvas": "energy"},
+        "tmc": {"fusion": "tmc", "views": "apart", "canvas": "both"},
+        "sfm": {"fusion": "sfm", "views": "apart", "canvas": "both"},
         "msm": tsm_off | {"motion": "msm", "fusion": "msf"},
         "hsic": tsm_off | {"fusion": "msf"},
         "albar": tsm_off | {"fusion": "msf"},
         "soar": tsm_off | {"fusion": "msf"},
         "stillmix": tsm_off | {"fusion": "msf"},
-        "dtsfnet-without-tsm": tsm_off | {"fusion": "msf", "views": "apart"},
-        "dtsfnet-without-msf": {"fusion": "mean", "views": "apart", "canvas": "energy"},
+        "dtsfnet-without-tsm": tsm_off | {"fusion": "msf", "views": "both"},
+        "mean-fusion": {"fusion": "mean", "views": "apart", "canvas": "both"},
     }
     assert settings.keys() == said.keys()
     for name, keys in said.items():
@@ -78,7 +79,7 @@ def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
         assert settings[name]["debias"]["method"] == (name if name in ("hsic", "stillmix", "albar", "soar") else "none")
     differs = {row.variant: row.differs for row in result.rows}
     assert differs["DTSFNet"] == ()
-    assert differs["TMC"] == ("model.fusion tmc (msf)",)
+    assert differs["TMC"] == ("model.views apart (both)", "model.fusion tmc (msf)")
 
 
 def test_files_say_the_numbers_of_the_trainings(whole):
@@ -96,13 +97,13 @@ def test_files_say_the_numbers_of_the_trainings(whole):
         assert float(line["seconds"]) > 0
     page = (out / "paper.md").read_text()
     assert "Not finished" not in page
-    differs = "model.fusion tmc (msf)"
+    differs = "model.views apart (both), model.fusion tmc (msf)"
     assert f"| TMC | Han et al., ICLR 2021, in the place of MSF | {differs} |" in page
-    assert "--set model.fusion=tmc --seed 0" in page
+    assert "--set model.fusion=tmc --set model.views=apart --seed 0" in page
     drawing = ET.parse(out / "paper.svg").getroot()
     words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
     assert {row.variant for row in result.rows} <= words
-    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 22
+    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 24
 
 
 def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cache, whole, tmp_path):
@@ -112,26 +113,26 @@ def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cach
     epochs = []
     options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "out": out, "on_epoch": lambda *words: epochs.append(words)}
     again = package.ablate(cache, table="paper", **options)
-    assert (again.reused, epochs) == (22, [])
+    assert (again.reused, epochs) == (24, [])
     assert again.rows == result.rows
     assert {path: path.read_bytes() for path in files} == files
-    # DTSFNet (which is MSF), mean, TMC and SFM are rows of both; concat is new.
+    # DTSFNet, MSF, mean, TMC and SFM are rows of both; concat is new.
     fusion = package.ablate(cache, table="fusion", **options)
-    assert (fusion.reused, fusion.total, len(epochs)) == (8, 10, 4)
-    assert "the same settings as DTSFNet, one training for both" in (out / "fusion.md").read_text()
+    assert (fusion.reused, fusion.total, len(epochs)) == (10, 12, 4)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     right, before_right = ({row.variant: row.top1 for row in table.rows} for table in (fusion, result))
-    assert right["mean"] == before_right["DTSFNet without MSF"]
+    assert right["mean"] == before_right["mean fusion"]
 
 
 @pytest.mark.parametrize("name", ["motion", "debias"])
 def test_other_tables_train(cache, tmp_path, name):
-    result = package.ablate(
-        cache, table=name, dataset="drawn", seeds=(0,), out=tmp_path, **COMMON | {"overrides": [*TINY, "train.epochs=1"]}
-    )
+    overrides = [*TINY, "train.epochs=1", "model.views=apart"]
+    result = package.ablate(cache, table=name, dataset="drawn", seeds=(0,), out=tmp_path, **COMMON | {"overrides": overrides})
     assert result.done == result.total
-    # One opinion is what the recipe has: that row is the recipe itself.
-    assert {row.variant for row in result.rows if row.same_as} == ({"energies alone"} if name == "motion" else set())
+    # With each camera by itself, the row that is called so is the recipe itself.
+    same = {"each camera by itself": "DTSFNet", "energies of each camera": "energies alone"} if name == "motion" else {}
+    assert {row.variant: row.same_as for row in result.rows if row.same_as} == same
+    assert not same or "the same settings as DTSFNet, one training for both" in (tmp_path / "motion.md").read_text()
     assert all(len(row.top1["drawn"]) == 1 for row in result.rows)
 
 
@@ -144,14 +145,14 @@ def test_interrupted_within_a_training_and_run_again_gives_the_undisturbed_table
 
     with pytest.raises(KeyboardInterrupt):
         package.ablate(cache, on_epoch=stop, **options)
-    assert "**Not finished: 2 of 22 trainings.**" in (tmp_path / "paper.md").read_text()
+    assert "**Not finished: 2 of 24 trainings.**" in (tmp_path / "paper.md").read_text()
     assert "not yet" in (tmp_path / "paper.svg").read_text()
     (cut,) = tmp_path.glob("trainings/mean-fusion-without-tsm-*-seed0")
     assert json.loads(cut.with_name(cut.name + ".json").read_text())["trained"] is False
     epochs = []
     result = package.ablate(cache, on_epoch=lambda *words: epochs.append(words), **options)
     # One epoch of the training that was cut off, two of each that was not begun.
-    assert (result.reused, len(epochs)) == (2, 1 + 2 * 19)
+    assert (result.reused, len(epochs)) == (2, 1 + 2 * 21)
     assert [row.top1 for row in result.rows] == [row.top1 for row in whole[0].rows]
 
 
@@ -180,7 +181,7 @@ def test_killed_and_run_again_gives_the_undisturbed_table(cache, whole, tmp_path
     done = subprocess.run([*command, "--json"], env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
-    assert said["done"] == said["total"] == 22
+    assert said["done"] == said["total"] == 24
     result, out = whole
     wanted, found = rows_of(out / "paper.csv"), rows_of(tmp_path / "out/paper.csv")
     columns = ("mean", "spread", "seed 0", "seed 1", "differs")

@@ -1,21 +1,22 @@
 """What a card needs of training, tried where there is none."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from stand_in_card import CARD, OnCard, stand_in_card
 
 from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.training import ahead as room
+from dtsf.model.training import loop
 from dtsf.model.training.ahead import Ahead, fits_on_card, resident
 from dtsf.model.training.augment import AugmentConfig
 from dtsf.model.training.data import Batch, Groups, training_batches
-from dtsf.model.training.loop import fit
-from dtsf.model.training.recipe import load_recipe
-
-ELSEWHERE = torch.device("meta")
-"""A card in name only: it computes shapes, and refuses what is on two devices."""
+from dtsf.model.training.losses import dtsf_loss
+from dtsf.model.training.recipe import load_recipe, recipe_names
+from dtsf.model.training.size import sized
 
 
 def batches(n, device="cpu"):
@@ -38,8 +39,6 @@ class FakeStream:
 @pytest.fixture
 def a_card(monkeypatch):
     """Streams in name only, so that the order of events can be seen on a CPU."""
-    from contextlib import nullcontext
-
     current, seen = FakeStream(), []
     room._side_stream.cache_clear()
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
@@ -78,8 +77,8 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
 
 
 def test_what_is_on_the_card_already_is_not_sent_there(a_card):
-    ahead = Ahead(batches(2, ELSEWHERE), torch.device("cuda"))
-    assert ahead.take().x_BVTHWC.device == ELSEWHERE
+    ahead = Ahead(batches(2, CARD), torch.device("cuda"))
+    assert ahead.take().x_BVTHWC.device == CARD
     assert a_card[1].count("pinned") == 3, "mask, labels and rows"
 
 
@@ -110,62 +109,101 @@ def drawn_groups(frames=6, grid=6, channels=12):
 def test_embeddings_move_only_where_they_fit(monkeypatch):
     groups, asked = drawn_groups(), []
     monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
-    assert resident(groups, ELSEWHERE) is groups
-    moved = resident(groups, ELSEWHERE)
-    assert moved.embeddings_NFHWC.device == ELSEWHERE
+    assert resident(groups, CARD) is groups
+    moved = resident(groups, CARD)
+    assert moved.embeddings_NFHWC.device == CARD
     assert moved.row_GV is groups.row_GV
-    assert asked == [(17 * 6 * 6 * 6 * 12 * 2, ELSEWHERE)] * 2
+    assert asked == [(17 * 6 * 6 * 6 * 12 * 2, CARD)] * 2
 
 
-class OneDevice(TorchDispatchMode):
-    """Stops an operation on tensors of two devices, unless it copies one to the other."""
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        held = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor) and x.ndim]
-        copies = function._overloadpacket in (torch.ops.aten.copy_, torch.ops.aten._to_copy)
-        assert copies or len({x.device for x in held}) <= 1, function
-        return function(*args, **(kwargs or {}))
+EVERYTHING = AugmentConfig(
+    crop=0.2, jitter=1.0, shift=0.4, zoom=0.2, tempo=0.5, delay=1.0, flip=0.5, view_drop=0.3, room=0.5, hide=0.5, noise=0.1
+)
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.7])
 def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, pace):
-    monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device: True)
-    everything = AugmentConfig(
-        crop=0.2, jitter=1.0, shift=0.4, zoom=0.2, tempo=0.5, delay=1.0, flip=0.5, view_drop=0.3, room=0.5, hide=0.5, noise=0.1
-    )
+    monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device: device == CARD)
 
-    def made(groups):
+    def made(device):
         torch.manual_seed(3)
-        with OneDevice():
-            found = list(training_batches(groups, 4, 4, pace, everything, torch.ones(12)))
-        return found, torch.get_rng_state()
+        groups = resident(drawn_groups(), device)
+        return list(training_batches(groups, 4, 4, pace, EVERYTHING, torch.ones(12))), torch.get_rng_state()
 
-    here, state = made(drawn_groups())
-    there, state_there = made(resident(drawn_groups(), ELSEWHERE))
+    here, state = made(torch.device("cpu"))
+    with stand_in_card():
+        there, state_there = made(CARD)
     assert torch.equal(state, state_there)
     for a, b in zip(here, there, strict=True):
-        assert b.x_BVTHWC.device == ELSEWHERE
-        assert (b.x_BVTHWC.shape, b.x_BVTHWC.dtype) == (a.x_BVTHWC.shape, a.x_BVTHWC.dtype)
+        assert isinstance(b.x_BVTHWC, OnCard)
+        assert torch.equal(a.x_BVTHWC, b.x_BVTHWC.held)
         for name in ("mask_BV", "label_B", "row_BV"):
             assert torch.equal(getattr(a, name), getattr(b, name))
 
 
-def test_training_from_resident_embeddings_is_training_from_streamed_ones(monkeypatch, tmp_path):
-    """To the bit, with the CPU in the place of the card."""
+class OnOneCard:
+    """What training asks of Fabric."""
+
+    device = CARD
+
+    def setup(self, model, optimizer):
+        return model, optimizer
+
+    def no_backward_sync(self, model, enabled):
+        return nullcontext()
+
+    def backward(self, loss):
+        loss.backward()
+
+    def clip_gradients(self, module, optimizer, max_norm, error_if_nonfinite):
+        return torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm, foreach=False)
+
+
+@pytest.mark.parametrize("recipe", ["default", "ntu60"])
+def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatch, tmp_path, recipe):
+    """To the bit; and the CPU's, whose scan sums in another order. Every operation has all its tensors on one side."""
+    monkeypatch.setattr(loop, "save", lambda *_: None)
     spec = CacheSpec(decoder="drawn", frames=6, size=192, grid=6, encoder="e", weights_hash="0", channels=12)
     info = DatasetInfo(dataset="nucla", name="a", class_names=("a", "b", "c"), view_names=("1", "2", "3"))
-    sizes = ["train.epochs=2", "train.batch_size=4", "model.width=16", "model.depth=1", "model.frames=4"]
-    weights, asked = [], []
-    for fits in (False, True):
-        monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device, fits=fits: asked.append(fits) or fits)
-        (tmp_path / str(fits)).mkdir()
-        fitted = fit(
-            drawn_groups(), load_recipe("default", sizes), info=info, spec=spec, protocol="", run=tmp_path / str(fits), device="cpu"
-        )
-        weights.append(fitted.net.state_dict())
-    assert asked == [False, True], "asked once a training"
-    for name, x in weights[0].items():
-        assert torch.equal(x, weights[1][name]), name
+    sizes = ["train.epochs=2", "train.batch_size=4", "model.width=16", "model.depth=1", "model.frames=4", "train.precision=32-true"]
+
+    def weights(fits, **options):
+        monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device: asked.append((fits, device)) or fits)
+        common = {"info": info, "spec": spec, "protocol": "", "run": tmp_path, "device": "cpu"}
+        return loop.fit(drawn_groups(), load_recipe(recipe, sizes), **common, **options).net.state_dict()
+
+    asked = []
+    on_the_cpu = weights(False)
+    with stand_in_card():
+        streamed, stays = (weights(fits, fabric=OnOneCard()) for fits in (False, True))
+    assert asked == [(False, torch.device("cpu")), (False, CARD), (True, CARD)], "asked once a training"
+    for name, x in on_the_cpu.items():
+        assert torch.equal(streamed[name].held, stays[name].held), name
+        torch.testing.assert_close(stays[name].held, x, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_the_networks_constants_are_where_it_is(recipe):
+    """Forward, loss and back, with a view absent and with all there."""
+    config = sized(load_recipe(recipe), 100)
+    side, channels = (48, 3) if config.model.normalise == "imagenet" else (6, 12)
+    small = config.model.model_copy(update={"depth": 2, "width": 16, "frames": 4, "reduce": min(config.model.reduce, 8)})
+    x, label = torch.rand(2, 3, 4, side, side, channels), torch.tensor([1, 2])
+    every = torch.ones(2, 3, dtype=torch.bool)
+    some = every.clone()
+    some[0, 1] = False
+
+    def answers(place, training):
+        torch.manual_seed(0)
+        net = DTSFNet(small, channels=channels, canvas=side, n_classes=5, n_views=3).to(place).train(training)
+        losses = [dtsf_loss(net(x.to(place), mask.to(place)), label.to(place), config.loss, 0)["loss"] for mask in (some, every)]
+        sum(losses).backward()
+        return [loss.item() for loss in losses] + [p.grad.norm().item() for p in net.parameters() if p.grad is not None]
+
+    here = answers("cpu", False)
+    with stand_in_card():
+        assert answers(CARD, False) == pytest.approx(here, rel=1e-4, abs=1e-6)
+        answers(CARD, True)
 
 
 def _encoder(**options):

@@ -78,15 +78,39 @@ def test_pixels_need_no_card():
     assert cards.count_cards("pixels") == 0
 
 
-def test_a_worker_of_this_machine_takes_the_card_of_its_number(monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    cards.take_card("tcp://somewhere")
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
-    cards.take_card(1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
-    cards.take_card(0)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1", "what was chosen stays"
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+@pytest.mark.parametrize(
+    ("visible", "number", "taken"), [(None, 1, "1"), (None, 3, "1"), ("4,7", 1, "7"), ("4,7", 2, "4"), ("", 1, "")]
+)
+def test_a_worker_of_this_machine_takes_one_card_of_those_left_visible(monkeypatch, visible, number, taken):
+    """And its share of the cores, though it sees no other card from then on."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "before")
+    monkeypatch.setattr(cards, "_workers_here", 1)
+    cards._visible_cards.cache_clear()
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    for _ in range(2):
+        cards.take_card(number, 2, 4)
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == taken, "the same for every shard"
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(cards, "count_cards", lambda encoder: 1)
+    assert cards.decoders_of_a_worker("efficientnet-lite0") == 4
+    cards._visible_cards.cache_clear()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_each_worker_that_is_started_beside_cards_takes_its_own(monkeypatch):
+    """Four on two cards: two a card."""
+    taken = []
+    monkeypatch.setattr(engine, "take_card", lambda *said: taken.append(said))
+    monkeypatch.setattr(engine, "run_shard", lambda task, on_clip=None: None)
+    started = engine._start_cluster
+    monkeypatch.setattr(engine, "_start_cluster", lambda **settings: started(**settings | {"processes": False}))
+    engine.run_tasks([Nothing(k) for k in range(12)], 4, None, lambda done, bad: None, cards=2)
+    assert len(taken) == 12
+    assert {said[1:] for said in taken} == {(2, 4)}
+    assert {number for number, *_ in taken} <= set(range(4))
 
 
 class Nothing:

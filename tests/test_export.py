@@ -66,7 +66,8 @@ def test_onnx_runtime_says_what_pytorch_says_for_any_batch(tmp_path, capfd):
         ({"fusion": "tmc", "motion": "msm"}, 3),
         ({"fusion": "concat"}, 2),
         ({"fusion": "sfm", "views": "together", "pasted": "none"}, 3),
-        (BOTH | {"pasted": "none"}, 3),  # the default recipe's
+        (BOTH | {"pasted": "none", "views": "both", "covered": 0.95}, 3),  # the default recipe's
+        (BOTH | {"pasted": "none", "views": "both"}, 2),
         (BOTH | {"pasted": "tokens", "fusion": "mean"}, 2),
         (ENERGY | {"pasted": "none", "pace": 1.0}, 3),
         (ENERGY | {"pasted": "frame", "fusion": "tmc"}, 2),

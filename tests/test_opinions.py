@@ -1,4 +1,4 @@
-"""``model.canvas = both``: two opinions of each clip, pooled; of any number of views in any order."""
+"""``model.canvas`` and ``model.views`` ``both``: several opinions of each group, pooled; of any number of views."""
 
 import pytest
 import torch
@@ -18,9 +18,9 @@ KEYS = {
 }  # fmt: skip
 
 
-def network(**changes):
+def network(n_views=3, **changes):
     torch.manual_seed(0)
-    net = DTSFNet(ModelConfig(**KEYS | changes), channels=C, canvas=H, n_classes=K).eval()
+    net = DTSFNet(ModelConfig(**KEYS | changes), channels=C, canvas=H, n_classes=K, n_views=n_views).eval()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     net.basis_CR.copy_(torch.linalg.qr(torch.randn(C, C)).Q[:, :6])
@@ -52,8 +52,33 @@ def test_more_views_than_in_training_are_fused_and_a_copy_of_a_view_tells_nothin
 
 
 @torch.inference_mode()
-def test_what_absent_views_hold_is_never_read():
-    net, x = network(pasted="tokens"), canvases()
+def test_the_picture_of_all_cameras_is_silent_where_there_are_more_than_in_training():
+    net, x = network(views="both", n_views=2), canvases(V=3)
+    three = net(x)
+    assert three.opinions_SBK.shape[0] == 2
+    apart = network(n_views=2)
+    kept = {name: w for name, w in net.state_dict().items() if not name.startswith(("joint.", "streams."))}
+    apart.load_state_dict(kept, strict=False)
+    torch.testing.assert_close(three.logits_BK, apart(x).logits_BK, atol=1e-4, rtol=1e-4)
+    assert net(x[:, :2]).opinions_SBK.shape[0] == 3
+    assert net(x[:, :1]).opinions_SBK.shape[0] == 3
+
+
+@torch.inference_mode()
+def test_shares_are_those_of_the_recipe():
+    net, x = network(views="both", joint=0.25, signed=0.2), canvases()
+    output = net(x)
+    wanted = pool_opinions(output.opinions_SBK, torch.tensor([0.6, 0.2, 0.2]))
+    torch.testing.assert_close(output.logits_BK, wanted, atol=1e-4, rtol=1e-4)
+    views = pool_opinions(output.view_opinions_SBVK, torch.tensor([0.75, 0.25]))
+    torch.testing.assert_close(output.view_logits_BVK, views, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.view_weights_BV.sum(1), torch.ones(2))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("changes", [{"pasted": "tokens"}, {"views": "both"}])
+def test_what_absent_views_hold_is_never_read(changes):
+    net, x = network(**changes), canvases()
     mask = torch.tensor([[True, False, True], [False, True, False]])
     wanted = net(x, mask).logits_BK
     x[~mask] = torch.nan
@@ -90,12 +115,14 @@ def test_a_pool_is_the_logarithmic_one_and_is_unsure_where_opinions_differ():
     assert uncertainty(dirichlet(pool_opinions(opposed, half))) > 1.3 * uncertainty(dirichlet(pool_opinions(agreed, half)))
 
 
-def test_each_opinion_learns_for_itself():
-    net, mask = network().train(), torch.tensor([[True, True, False], [True, True, True]])
+@pytest.mark.parametrize("views", ["apart", "both"])
+def test_each_opinion_learns_for_itself(views):
+    net, mask = network(views=views).train(), torch.tensor([[True, True, False], [True, True, True]])
     output = net(canvases(), mask)
-    assert output.opinions_SBK.shape == (2, 2, K)
+    assert output.opinions_SBK.shape == (len(net.encoders), 2, K)
+    assert output.view_opinions_SBVK.shape == (2, 2, 3, K)
     dtsf_loss(output, torch.tensor([0, 2]), LossConfig(), 1.0)["loss"].backward()
-    for part in (net.encoder, net.signed):
+    for part in net.encoders:
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in (part.head.weight, part.in_order.weight))
 
 
@@ -130,7 +157,15 @@ def test_principal_directions_are_those_that_move():
     assert basis[0].abs() == pytest.approx(1.0, abs=1e-4)
 
 
-@pytest.mark.parametrize("wrong", [{"anchor": "frame"}, {"views": "together"}, {"principal": 0}, {"pasted": "dynamic"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"anchor": "frame"}, {"views": "together"}, {"views": "merged"}, {"principal": 0}, {"pasted": "dynamic"}],
+)
 def test_what_does_not_go_together_is_refused(wrong):
     with pytest.raises(ValidationError, match='canvas "both" needs'):
         ModelConfig(**KEYS | wrong)
+
+
+def test_thumbnails_as_tokens_are_for_views_that_are_encoded_apart():
+    with pytest.raises(ValidationError, match='pasted "tokens" needs'):
+        ModelConfig(**KEYS | {"views": "both", "pasted": "tokens"})

@@ -13,6 +13,7 @@ import pytest
 
 import dtsf as package
 from dtsf.cli.progress import progress
+from dtsf.cli.screen import _CHOSEN, Verbosity
 
 DTSF = Path(sys.executable).with_name("dtsf")
 
@@ -38,10 +39,19 @@ def test_short_work_says_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_bar_where_stderr_is_a_terminal(world):
+@pytest.fixture
+def verbose():
+    """A line an update."""
+    token = _CHOSEN.set(Verbosity.VERBOSE)
+    yield
+    _CHOSEN.reset(token)
+
+
+def on_terminal(command, cwd, **environment):
+    """What a command writes to a terminal on stderr, and to stdout; it must end well."""
     main, side = pty.openpty()
     child = subprocess.Popen(
-        [DTSF, "evaluate", "run", "--json"], cwd=world, stderr=side, stdout=subprocess.PIPE, text=True
+        command, cwd=cwd, stderr=side, stdout=subprocess.PIPE, text=True, env=os.environ | environment
     )
     os.close(side)
     shown = ""
@@ -51,6 +61,25 @@ def test_a_bar_where_stderr_is_a_terminal(world):
             shown += part.decode(errors="replace")
     os.close(main)
     out, _ = child.communicate(timeout=60)
+    assert child.returncode == 0
+    return shown, out
+
+
+def test_what_begins_to_count_anew_is_timed_anew(capfd, verbose):
+    with progress("train", "epochs", every=60) as update:
+        update(1, 30)
+        time.sleep(1.2)
+        update(30, 30)
+        update(1, 30, "calibration")
+        update(3, 30, "calibration")
+    *_, whole, first, third = capfd.readouterr().err.splitlines()
+    assert whole.startswith("train: 30 of 30 epochs in 1 s")
+    assert first.startswith("train: 1 of 30 epochs in 0 s")
+    assert third.startswith("train: 3 of 30 epochs in 0 s")
+
+
+def test_a_bar_where_stderr_is_a_terminal(world):
+    shown, out = on_terminal([DTSF, "evaluate", "run", "--json"], world)
     assert json.loads(out)["n_groups"] == 10
     assert "evaluate" in shown
     assert "\x1b[" in shown
@@ -164,25 +193,18 @@ def test_dtsf_alone_shows_the_three_commands_that_matter_and_where_the_rest_is(d
     assert shown.stdout == ""
 
 
-def test_what_is_printed_beside_a_bar_stands_above_it(tmp_path):
+def test_what_is_printed_beside_a_bar_stands_above_it_and_nothing_is_markup(tmp_path):
     script = (
         "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
         "with progress('count', 'things') as update:\n"
-        "    update(1, 2); console().print('a word'); update(2, 2)\n"
+        "    update(1, 2); console().print('a word'); update(2, 2, '[bold]x')\n"
     )
-    main, side = pty.openpty()
-    child = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, stderr=side, env=os.environ | {"TERM": "xterm"})
-    os.close(side)
-    shown = ""
-    with contextlib.suppress(OSError):
-        while part := os.read(main, 10_000):
-            shown += part.decode(errors="replace")
-    os.close(main)
-    assert child.wait(60) == 0
+    shown, _ = on_terminal([sys.executable, "-c", script], tmp_path, TERM="xterm")
     # The bar's line is taken away first, and drawn again below.
     before, after = shown.split("a word")
     assert before.endswith("\x1b[2K")
     assert "count" in after
+    assert "[bold]x" in after
 
 
 def test_of_many_classes_a_terminal_shows_those_of_lowest_recall():

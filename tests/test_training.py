@@ -25,7 +25,7 @@ from dtsf.model.training.early_stop import held_out_score, noted
 from dtsf.model.training.holdout import hold_out
 from dtsf.model.training.loop import fit
 from dtsf.model.training.losses import uncertain_cross_entropy
-from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
+from dtsf.model.training.optimiser import adamw, parameter_groups, schedule, update_average
 from dtsf.model.training.processes import World, epoch_plan
 from dtsf.model.training.protocols import Split
 from dtsf.model.training.recipe import load_recipe
@@ -137,6 +137,26 @@ def test_weight_decay_spares_norms_biases_positions_and_the_scan():
         name for name in names.values() if name.endswith(("A_log", "A_b_log"))
     }
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+def test_the_optimiser_makes_the_same_step_on_a_card_in_fewer_launches():
+    """Its way of stepping runs on a CPU too."""
+    train = load_recipe("nucla-paper").train
+    moved = []
+    for device in ("cpu", "cuda"):
+        net = torch.nn.Linear(4, 3)
+        with torch.no_grad():
+            for k, x in enumerate(net.parameters(), 1):
+                x.fill_(k)
+        optimizer = adamw(net, train, torch.device(device))
+        assert optimizer.defaults["foreach"] is (device == "cuda")
+        for _ in range(3):
+            optimizer.zero_grad()
+            net(torch.arange(4.0)).square().sum().backward()
+            optimizer.step()
+        moved.append([x.detach().clone() for x in net.parameters()])
+    for one, many in zip(*moved, strict=True):
+        torch.testing.assert_close(one, many, rtol=1e-6, atol=0)
 
 
 def test_learning_rate_rises_then_falls_to_nothing():

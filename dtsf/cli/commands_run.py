@@ -67,7 +67,8 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
     if result.best_epoch is not None:
         screen.print(f"{result.epochs} epochs; on the groups held out, epoch {result.best_epoch} was best")
     screen.print(f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json")
-    screen.print(f"next: dtsf report {result.run}, or dtsf predict CAM1 CAM2 CAM3 --run {result.run}")
+    cameras = " ".join(f"CAM{k}" for k in range(1, min(3, len(document["view_names"])) + 1))
+    screen.print(f"next: dtsf report {result.run}, or dtsf predict {cameras} --run {result.run}")
 
 
 def evaluate_command(

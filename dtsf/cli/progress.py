@@ -53,20 +53,22 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
 
     with Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         Count(),
         TimeElapsedColumn(),
         # What is left of the line is the note's: it is cut, and the bar stays.
-        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
         console=screen,
         expand=True,
     ) as bar:
         job = bar.add_task(plain(title), total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
-            if bar.tasks[0].total is None:
-                # Work of an earlier run counts as done, not as speed.
+            if bar.tasks[0].total is None or done < bar.tasks[0].completed:
+                # Work of an earlier run counts as done, not as speed; what counts anew (calibration's parts) is timed anew.
                 bar.reset(job, total=total, completed=max(0, done - 1))
             bar.update(job, completed=done, total=total, note=plain(note))
 
@@ -102,8 +104,10 @@ def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Cal
             say()
 
     def update(done: int, total: int, note: str = "") -> None:
-        # Work of an earlier run counts as done, not as speed.
-        state.first = max(0, done - 1) if state.first is None else state.first
+        if state.first is None or done < state.done:
+            # As for the bar.
+            state.first = max(0, done - 1)
+            state.begun = state.begun if state.done == 0 else time.monotonic()
         state.done, state.total, state.note = done, total, note
         if verbose:
             say()

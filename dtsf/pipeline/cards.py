@@ -8,6 +8,7 @@ there are enough cores.
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import VideoError
@@ -43,13 +44,26 @@ def usual_workers(encoder: str) -> int:
 def decoders_of_a_worker(encoder: str) -> int:
     """Children that decode for one worker: its share of the cores beside a card, else one."""
     cards = count_cards(encoder)
-    return max(1, (os.cpu_count() or 1) // cards) if cards else 1
+    return max(1, (os.cpu_count() or 1) // max(cards, _workers_here)) if cards else 1
 
 
-def take_card(name: Any) -> None:
-    """In a dask worker of this machine: use the card of its number, before anything else asks for one."""
-    if isinstance(name, int):
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", str(name))
+_workers_here = 1
+"""That share this machine's cores, as far as this process knows: one that has taken a card sees no other."""
+
+
+def take_card(number: int, cards: int, workers: int) -> None:
+    """In one of ``workers`` dask workers of this machine: use the card of its number, before anything else asks for one."""
+    global _workers_here
+    _workers_here = workers
+    visible = _visible_cards(cards)
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
+
+
+@lru_cache(maxsize=1)
+def _visible_cards(cards: int) -> tuple[str, ...]:
+    """Names of the cards as they were before this process took one of them: those that the person left visible, or all."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(str(k) for k in range(cards)) if named is None else tuple(named.split(","))
 
 
 def decode_side_by_side(decoders: Sequence[Decoder], requests: list[DecodeRequest]) -> Iterator[Any]:

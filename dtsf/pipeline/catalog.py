@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip, Frozen, view_numbers
 from dtsf.errors import DataError
-from dtsf.pipeline.files import VIDEO_ENDINGS, LeftOut, is_video, walk_files
+from dtsf.pipeline.files import walk_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-
-__all__ = ["VIDEO_ENDINGS", "Catalog", "LeftOut", "build_catalog", "is_video", "natural_key", "select", "walk_files"]
 
 
 class Catalog(Frozen):

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 TOPIC = "dtsf-clips"
-LOCAL_CARD = "dtsf-card"
-"""Offered by the workers started here, whose numbers are those of this machine's cards."""
+LOCAL_CARDS, LOCAL_WORKERS = "dtsf-cards", "dtsf-workers"
+"""Said by the workers started here beside cards: how many of both there are."""
 
 WORKER_ENVIRONMENT = {
     # The system's allocator gives memory back after every layer of the encoder; keeping it halves a worker's time.
@@ -56,7 +56,7 @@ def run_tasks(
         for task in tasks:
             run_shard(task, lambda record: on_clips(1, not record.verdict.usable))
         return
-    with _client(min(n_workers, len(tasks)), scheduler, min(cards, n_workers)) as client:
+    with _client(min(n_workers, len(tasks)), scheduler, cards) as client:
         client.subscribe_topic(TOPIC, lambda event: on_clips(*event[1]))
         futures = client.map(_run_on_dask, tasks, pure=False, retries=1, resources=_card_wanted(client))
         for future in futures:
@@ -68,8 +68,9 @@ def _run_on_dask(task: ShardTask) -> int:
     from distributed import get_worker
 
     worker = get_worker()
-    if LOCAL_CARD in worker.state.total_resources:
-        take_card(worker.name)
+    said = worker.state.total_resources
+    if LOCAL_CARDS in said:
+        take_card(int(worker.name), int(said[LOCAL_CARDS]), int(said[LOCAL_WORKERS]))
     counter = Counter(lambda counts: worker.log_event(TOPIC, counts))
     run_shard(task, counter.count)
     counter.report()
@@ -122,7 +123,7 @@ def _client(n_workers: int, scheduler: str | None, cards: int = 0) -> Iterator[A
             silence_logs=logging.CRITICAL,
             memory_limit=0,
             # No more workers than cards are asked for, unless a person says so: then they share.
-            **({"resources": {RESOURCE: 1, LOCAL_CARD: 1}} if cards >= n_workers else {}),
+            **({"resources": {RESOURCE: 1, LOCAL_CARDS: cards, LOCAL_WORKERS: n_workers}} if cards else {}),
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

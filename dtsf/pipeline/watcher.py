@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from dtsf.cache.commit import write_atomically
 from dtsf.cache.outside import json_text, parse_json, read_file
 from dtsf.errors import DataError, DtsfError
-from dtsf.pipeline.catalog import is_video, natural_key
+from dtsf.pipeline.catalog import natural_key
+from dtsf.pipeline.files import is_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

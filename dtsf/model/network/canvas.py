@@ -41,12 +41,9 @@ def moving_part(y_PTHWR: Tensor, channels: int) -> Tensor:
     return moving_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def snapshot_tokens(canvas_PTHWR: Tensor, mask_BV: Tensor, training: bool, complete: bool) -> Tensor:  # noqa: FBT001
-    """TSM's thumbnails of another view, what a token of its own is made of, for each frame: (P, T, 3 h w R)."""
-    canvas_BVTHWR = canvas_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(canvas_PTHWR, mask_BV)
-    thumbs_BVTX = thumbnails(canvas_BVTHWR, choose_partners(mask_BV, training=training)).flatten(3)
-    thumbs_NTX = thumbs_BVTX.flatten(0, 1)
-    return thumbs_NTX if complete else thumbs_NTX.index_select(0, mask_BV.flatten().nonzero().flatten())
+def snapshot_tokens(canvas_BVTHWR: Tensor, mask_BV: Tensor, *, training: bool) -> Tensor:
+    """TSM's thumbnails of another view, what a token of its own is made of, for each frame: (B, V, T, 3 h w R)."""
+    return thumbnails(canvas_BVTHWR, choose_partners(mask_BV, training=training)).flatten(3)
 
 
 def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tensor:
@@ -94,10 +91,10 @@ def prepare_canvas(
     def paste(canvas_BVTHWR: Tensor, source_BVTHWR: Tensor) -> Tensor:
         return paste_thumbnails(canvas_BVTHWR, source_BVTHWR, mask_BV, training=training, places=config.places)
 
-    if config.canvas == "energy":
+    if config.canvas != "embedding":
         energy_PTHWE = scaled_energy(x_PTHWC, scale_C, config) - energy_mean_HWE
         energy_BVTHWE = grouped(sense_motion(energy_PTHWE) if config.motion == "msm" else energy_PTHWE)
-        return energy_BVTHWE if pasted == "none" else paste(energy_BVTHWE, energy_BVTHWE)
+        return energy_BVTHWE if pasted in ("none", "tokens") else paste(energy_BVTHWE, energy_BVTHWE)
     factor_PTHWC = scale_C.view(1, 1, 1, 1, -1)
     if config.normalise == "imagenet":
         x_PTHWC, factor_PTHWC = _as_imagenet(x_PTHWC), torch.ones_like(factor_PTHWC)

@@ -91,12 +91,16 @@ class ModelConfig(BaseModel):
     """Embeddings are divided by each channel's deviation over the training clips (``data``); ``clip`` then also by the
     deviation of the clip's own dynamic part, so that contrast of clothes and room weighs less. ``imagenet`` is for
     pixels: minus ImageNet's mean, over its deviation, which is what VideoMamba's checkpoints were trained with."""
-    views: Literal["apart", "together", "merged"] = "apart"
+    views: Literal["apart", "together", "merged", "both"] = "apart"
     """``apart`` encodes each view by itself, whichever camera it is; ``together`` all views of a group as one sequence,
     frame by frame, so that the state sees a moment from all sides (needs readout ``mean`` or ``ordered``). ``merged``
     has a patch embedding for each camera and one token for all of them: it reads each camera alone and all as one, and
     the fused feature is the mean of MSF's and of that (``fusion`` ``tmc`` has no fused feature: each camera alone).
-    Choose it where training and test have the same cameras."""
+    Choose it where training and test have the same cameras. ``both`` encodes
+    each view by itself and, with a second encoder, all as one; the two opinions are pooled. Where there are more cameras
+    than in training, the first alone answers."""
+    joint: float = Field(default=0.5, ge=0, le=1)
+    """For ``views`` ``both``: share in the pool of all cameras as one; that of each by itself is the rest."""
     covered: float = Field(default=0.0, ge=0, le=1)
     """A camera whose sight is blocked takes no part in the fusion: in evaluation, one that sees less move than this times
     the least that it saw in training, as a share of what the group's liveliest camera sees. 0 never; just under 1 where
@@ -127,15 +131,15 @@ class ModelConfig(BaseModel):
             self.anchor != "dynamic"
             or self.pasted not in ("none", "tokens")
             or not self.principal
-            or self.views != "apart"
+            or self.views not in ("apart", "both")
             or self.motion == "msm"
         ):
             raise ValueError(
-                'canvas "both" needs anchor "dynamic", pasted "tokens" or "none", views "apart", motion "tsm" or "none", '
-                "and principal channels"
+                'canvas "both" needs anchor "dynamic", pasted "tokens" or "none" and principal channels; it takes views "apart" '
+                'or "both", and no motion "msm"'
             )
-        if self.pasted == "tokens" and self.canvas != "both":
-            raise ValueError('pasted "tokens" needs canvas "both"')
+        if self.pasted == "tokens" and (self.canvas != "both" or self.views != "apart"):
+            raise ValueError('pasted "tokens" needs canvas "both" and views "apart"')
         if self.change and self.canvas == "embedding":
             raise ValueError(
                 f'change {list(self.change)} asks for more of motion energy: it needs canvas "energy", or change 0'

@@ -1,28 +1,21 @@
 """DTSFNet put together from one config: canvas -> TSM -> encoder of each view -> MSF -> Dirichlet.
 
 Letters: B groups, V views, T frames, H W canvas, C channels, R reduced channels, D width, K classes,
-P present views of all groups.
+P present views of all groups, S opinions.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
 
-from dtsf.errors import ConfigError
 from dtsf.model.network.belief import Belief, clip_statistics
-from dtsf.model.network.canvas import (
-    moving_part,
-    prepare_canvas,
-    project,
-    scaled_energy,
-    scatter_views,
-    snapshot_tokens,
-)
+from dtsf.model.network.canvas import moving_part, prepare_canvas, project, scaled_energy, snapshot_tokens
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, pool_opinions, uncertainty
+from dtsf.model.network.forms import encode_alone, encode_apart, encode_as_one, encode_together
 from dtsf.model.network.fusions import FUSIONS, FUSIONS_WITH_WEIGHTS
 from dtsf.model.network.output import Output
 from dtsf.model.network.snapshots import motion_share
@@ -35,6 +28,35 @@ if TYPE_CHECKING:
     from dtsf.model.network.fusion import Fused
 
 __all__ = ["DTSFNet", "Output"]
+
+
+class _Seen(NamedTuple):
+    """Which views of each group count."""
+
+    mask_BV: Tensor
+    """True where present."""
+    fused_BV: Tensor
+    """Of these, those that are fused: not behind a pillar."""
+    complete: bool
+    """All are present."""
+
+
+class _Views(NamedTuple):
+    """What an opinion has of each view."""
+
+    logits_BVK: Tensor
+    feature_BVD: Tensor
+    weights_BV: Tensor
+
+
+class _Opinion(NamedTuple):
+    """What one encoder says."""
+
+    share: float
+    """Of the pool."""
+    logits_BK: Tensor
+    fused_BD: Tensor
+    views: _Views | None = None
 
 
 class DTSFNet(nn.Module):
@@ -77,7 +99,7 @@ class DTSFNet(nn.Module):
         self.drop = nn.Dropout(config.dropout)
         self.n_views = n_views
 
-        def encoder(channels: int, n_classes: int) -> VideoMamba:
+        def encoder(channels: int) -> VideoMamba:
             return VideoMamba(
                 channels=channels,
                 canvas=canvas,
@@ -95,12 +117,19 @@ class DTSFNet(nn.Module):
                 snapshot=3 * (canvas // 3) ** 2 * channels if config.pasted == "tokens" else 0,
             )
 
-        self.encoder = encoder(reduced * n_views if config.views == "merged" else reduced, n_classes)
-        self.signed = encoder(min(config.signed_channels, principal), n_classes) if config.canvas == "both" else None
+        both = config.canvas == "both"
+        self.encoder = encoder(reduced * n_views if config.views == "merged" else reduced)
+        self.signed = encoder(min(config.signed_channels, principal)) if both else None
+        self.joint = encoder(reduced * n_views) if config.views == "both" else None
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
         self.belief = Belief(config.width, n_classes, len(self.channel_scale_C))
         self.streams = Streams(self, config.width)
+
+    @property
+    def encoders(self) -> list[VideoMamba]:
+        """One for each opinion."""
+        return [encoder for encoder in (self.encoder, self.joint, self.signed) if encoder is not None]
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
@@ -115,100 +144,90 @@ class DTSFNet(nn.Module):
             ConfigError: More views than a network was made for that has weights for each.
 
         """
-        config = self.config
         complete = mask_BV is None or bool(mask_BV.all())
         if mask_BV is None:
             mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
-        if config.canvas == "both":
-            return self._two_opinions(x_BVTHWC, mask_BV, complete=complete)
-        canvas_BVTHWR = self._canvas(x_BVTHWC, mask_BV, complete=complete)
-        merged_BD: Tensor | None = None
-        fused_BV = self._uncovered(x_BVTHWC, mask_BV)
-        if config.views == "merged":
-            feature_BVD, merged_BD = self._encode_merged(canvas_BVTHWR, mask_BV, fused_BV)
-            view_logits_BVK = self.encoder.head(feature_BVD).float()
-        elif complete:
-            feature_BVD = self.drop(self._encode_all(canvas_BVTHWR)).float()
-            view_logits_BVK = self.encoder.head(feature_BVD).float()
-        else:
-            feature_PD = self.drop(self._encode(canvas_BVTHWR, mask_BV))
-            feature_BVD = scatter_views(feature_PD.float(), mask_BV)
-            view_logits_BVK = scatter_views(self.encoder.head(feature_PD).float(), mask_BV)
-        fused = self._fuse(feature_BVD, view_logits_BVK, fused_BV)
-        fused_BD = fused.feature_BD if merged_BD is None else (fused.feature_BD + merged_BD) / 2
-        logits_BK = fused.logits_BK if fused.logits_BK is not None else self.encoder.head(fused_BD).float()
-        return self._output(x_BVTHWC, logits_BK, view_logits_BVK, feature_BVD, fused_BD, fused.weights_BV, mask_BV)
+        seen = _Seen(mask_BV, self._uncovered(x_BVTHWC, mask_BV), complete)
+        opinions = self._opinions(x_BVTHWC, seen)
+        views = [opinion.views for opinion in opinions if opinion.views is not None]
+        if len(opinions) == 1:
+            return self._output(x_BVTHWC, mask_BV, opinions[0], views[0])
+        logits_SBK, share_S = _stack(opinions, [opinion.logits_BK for opinion in opinions])
+        pool = _Opinion(1.0, pool_opinions(logits_SBK, share_S), torch.stack([x.fused_BD for x in opinions]).mean(0))
+        own = [opinion for opinion in opinions if opinion.views is not None]
+        view_logits_SBVK, view_share_S = _stack(own, [x.logits_BVK for x in views])
+        output = self._output(
+            x_BVTHWC,
+            mask_BV,
+            pool,
+            _Views(
+                pool_opinions(view_logits_SBVK, view_share_S),
+                torch.stack([x.feature_BVD for x in views]).mean(0),
+                (view_share_S.view(-1, 1, 1) * torch.stack([x.weights_BV for x in views])).sum(0),
+            ),
+        )
+        output.opinions_SBK, output.view_opinions_SBVK = logits_SBK, view_logits_SBVK
+        return output
 
-    @property
-    def encoders(self) -> list[VideoMamba]:
-        """One, or that of each opinion."""
-        return [self.encoder] if self.signed is None else [self.encoder, self.signed]
+    def _opinions(self, x_BVTHWC: Tensor, seen: _Seen) -> list[_Opinion]:
+        """What each encoder says: of the canvas, of all cameras as one picture, and of what moves, signed."""
+        config, V = self.config, seen.mask_BV.shape[1]
+        signed = config.signed if self.signed is not None else 0.0
+        # Of more cameras than in training the one picture knows nothing.
+        joint = config.joint if self.joint is not None and self.n_views >= V else 0.0
+        if self.signed is not None:
+            x_BVTHWC = self.project(x_BVTHWC)
+        canvas_BVTHWR = self._canvas(x_BVTHWC, seen.mask_BV, complete=seen.complete)
+        found = [self._opinion(self.encoder, (1.0 - signed) * (1.0 - joint), canvas_BVTHWR, seen)]
+        if self.joint is not None and joint:
+            joint_BD = encode_as_one(self.joint, canvas_BVTHWR, seen.fused_BV, self.drop, cameras=self.n_views)
+            found.append(_Opinion((1.0 - signed) * joint, self.joint.head(joint_BD).float(), joint_BD))
+        if self.signed is not None:
+            moving_BVTHWR = moving_part(x_BVTHWC, config.signed_channels)
+            moving_BVTHWR = torch.where(seen.mask_BV.view(*seen.mask_BV.shape, 1, 1, 1, 1), moving_BVTHWR, 0.0)
+            found.append(self._opinion(self.signed, signed, moving_BVTHWR, seen))
+        return found
+
+    def _opinion(self, encoder: VideoMamba, share: float, canvas_BVTHWR: Tensor, seen: _Seen) -> _Opinion:
+        """Each view encoded as ``views`` says, then fused."""
+        mask_BV, fused_BV, complete = seen
+        joint_BD: Tensor | None = None
+        if self.config.views == "merged":
+            feature_BVD = encode_alone(encoder, canvas_BVTHWR, mask_BV, self.drop, cameras=self.n_views)
+            if self.config.fusion != "tmc":
+                joint_BD = encode_as_one(encoder, canvas_BVTHWR, fused_BV, self.drop, cameras=self.n_views)
+        elif self.config.views == "together":
+            feature_BVD = encode_together(encoder, canvas_BVTHWR, mask_BV, self.drop, complete=complete)
+        else:
+            tokens = self.config.pasted == "tokens"
+            thumbs_BVTX = snapshot_tokens(canvas_BVTHWR, mask_BV, training=self.training) if tokens else None
+            feature_BVD = encode_apart(encoder, canvas_BVTHWR, mask_BV, self.drop, thumbs_BVTX, complete=complete)
+        view_logits_BVK = encoder.head(feature_BVD).float()
+        fused = self._fuse(feature_BVD, view_logits_BVK, fused_BV)
+        fused_BD = fused.feature_BD if joint_BD is None else (fused.feature_BD + joint_BD) / 2
+        logits_BK = encoder.head(fused_BD).float() if fused.logits_BK is None else fused.logits_BK
+        return _Opinion(share, logits_BK, fused_BD, _Views(view_logits_BVK, feature_BVD, fused.weights_BV))
 
     def _fuse(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
         fused: Fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
         return fused
 
-    def _output(
-        self,
-        x_BVTHWC: Tensor,
-        logits_BK: Tensor,
-        view_logits_BVK: Tensor,
-        feature_BVD: Tensor,
-        fused_BD: Tensor,
-        weights_BV: Tensor,
-        mask_BV: Tensor,
-    ) -> Output:
-        alpha_BK, view_alpha_BVK = dirichlet(logits_BK), dirichlet(view_logits_BVK)
+    def _output(self, x_BVTHWC: Tensor, mask_BV: Tensor, said: _Opinion, views: _Views) -> Output:
+        alpha_BK, view_alpha_BVK = dirichlet(said.logits_BK), dirichlet(views.logits_BVK)
         if self.belief.learnt and not self.training:
-            alpha_BK = self.belief(logits_BK, fused_BD, self.statistics(x_BVTHWC), weights_BV)
+            alpha_BK = self.belief(said.logits_BK, said.fused_BD, self.statistics(x_BVTHWC), views.weights_BV)
         return Output(
-            logits_BK=logits_BK,
+            logits_BK=said.logits_BK,
             alpha_BK=alpha_BK,
             uncertainty_B=uncertainty(alpha_BK),
-            view_logits_BVK=view_logits_BVK,
+            view_logits_BVK=views.logits_BVK,
             view_alpha_BVK=view_alpha_BVK,
             view_uncertainty_BV=uncertainty(view_alpha_BVK),
-            view_feature_BVD=feature_BVD,
-            feature_BD=fused_BD.float(),
-            view_weights_BV=weights_BV,
+            view_feature_BVD=views.feature_BVD,
+            feature_BD=said.fused_BD.float(),
+            view_weights_BV=views.weights_BV,
             mask_BV=mask_BV,
         )
-
-    def _two_opinions(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Output:
-        """Energies and moving parts, each encoded and fused over the views by itself, and their opinions pooled."""
-        x_PTHWC = x_BVTHWC.flatten(0, 1)
-        if not complete:
-            x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
-        found = []
-        y_PTHWR = self.project(x_PTHWC)
-        canvases = self.energy(y_PTHWR) - self.energy_mean_HWE, moving_part(y_PTHWR, self.config.signed_channels)
-        for canvas_PTHWR, encoder in zip(canvases, self.encoders, strict=True):
-            tokens = self.config.pasted == "tokens"
-            thumbs = snapshot_tokens(canvas_PTHWR, mask_BV, self.training, complete) if tokens else None
-            feature_PD = self.drop(encoder(self.drop(canvas_PTHWR).permute(0, 4, 1, 2, 3), thumbs)).float()
-            logits_PK = encoder.head(feature_PD).float()
-            feature_BVD, view_logits_BVK = (
-                x_P.unflatten(0, mask_BV.shape) if complete else scatter_views(x_P, mask_BV)
-                for x_P in (feature_PD, logits_PK)
-            )
-            fused = self._fuse(feature_BVD, view_logits_BVK, mask_BV)
-            logits_BK = fused.logits_BK if fused.logits_BK is not None else encoder.head(fused.feature_BD).float()
-            found.append((logits_BK, view_logits_BVK, feature_BVD, fused.feature_BD, fused.weights_BV))
-        logits_SBK, view_logits_SBVK, feature_SBVD, fused_SBD, weights_SBV = (
-            torch.stack(x) for x in zip(*found, strict=True)
-        )
-        share_S = logits_SBK.new_tensor([1.0 - self.config.signed, self.config.signed])
-        output = self._output(
-            x_BVTHWC,
-            pool_opinions(logits_SBK, share_S),
-            pool_opinions(view_logits_SBVK, share_S),
-            feature_SBVD.mean(0),
-            fused_SBD.mean(0),
-            (share_S.view(2, 1, 1) * weights_SBV).sum(0),
-            mask_BV,
-        )
-        output.opinions_SBK, output.view_opinions_SBVK = logits_SBK, view_logits_SBVK
-        return output
 
     def project(self, x_PTHWC: Tensor) -> Tensor:
         """Embeddings in the principal channels, where the network has such."""
@@ -249,52 +268,8 @@ class DTSFNet(nn.Module):
             complete=complete,
         )
 
-    def _encode_all(self, canvas_BVTHWR: Tensor) -> Tensor:
-        """Features of views that are all present, (B, V, D)."""
-        x_BVCTHW = self.drop(canvas_BVTHWR).permute(0, 1, 5, 2, 3, 4)
-        if self.config.views == "together":
-            return self.encoder.encode_together(x_BVCTHW)
-        feature_BVD: Tensor = self.encoder(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
-        return feature_BVD
 
-    def _encode_merged(self, canvas_BVTHWR: Tensor, mask_BV: Tensor, merged_BV: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of each camera alone, (B, V, D), and of all in ``merged_BV`` as one picture with V x R channels, (B, D).
-
-        The latter is None, and not computed, with ``fusion`` ``tmc``, which joins evidence and reads no fused feature.
-        Present cameras are scaled up to stand for the absent ones, so that one alone is what training with withheld
-        views has seen.
-        """
-        V, most = mask_BV.shape[1], self.n_views
-        if most < V and bool(mask_BV[:, most:].any()):
-            raise ConfigError(
-                f"{V} views given to a network with model.views = merged that was trained for {most}: give at most as "
-                "many (evaluate --views), or train with --set model.views=apart"
-            )
-        alone_VV = torch.eye(V, device=mask_BV.device).expand(mask_BV.shape[0], -1, -1)
-        merged = self.config.fusion != "tmc"
-        alone_BVV = alone_VV * mask_BV.unsqueeze(1)
-        shown_BNV = torch.cat([alone_BVV, merged_BV.float().unsqueeze(1)], 1) if merged else alone_BVV
-        shown_BNV = shown_BNV * (most / shown_BNV.sum(-1, keepdim=True).clamp(min=1.0))
-        # In the order in which a patch of the whole canvas is read, so that the encoder copies nothing.
-        x_BTVRHW = self.drop(canvas_BVTHWR).permute(0, 2, 1, 5, 3, 4).contiguous()
-        x_BNTVRHW = shown_BNV.view(*shown_BNV.shape[:2], 1, V, 1, 1, 1) * x_BTVRHW.unsqueeze(1)
-        x_BNTVRHW = torch.nn.functional.pad(x_BNTVRHW, (0, 0, 0, 0, 0, 0, 0, most - V))
-        x_NCTHW = x_BNTVRHW.flatten(3, 4).flatten(0, 1).transpose(1, 2)
-        feature_BND = self.drop(self.encoder(x_NCTHW)).float().unflatten(0, (-1, V + merged))
-        return feature_BND[:, :V], feature_BND[:, V] if merged else None
-
-    def _encode(self, canvas_BVTHWR: Tensor, mask_BV: Tensor) -> Tensor:
-        """Features of the present views, (P, D), in the order of ``mask_BV.nonzero()``."""
-        if self.config.views == "apart":
-            feature_PD: Tensor = self.encoder(self.drop(canvas_BVTHWR[mask_BV]).permute(0, 4, 1, 2, 3))
-            return feature_PD
-        x_BVCTHW = self.drop(canvas_BVTHWR).permute(0, 1, 5, 2, 3, 4)
-        feature_BVD = x_BVCTHW.new_zeros(*mask_BV.shape, self.config.width)
-        # Groups with the same present views make one dense batch: an absent view has no token that a state could see.
-        for pattern_V in mask_BV.unique(dim=0):
-            rows_B = (mask_BV == pattern_V).all(1).nonzero().flatten()
-            views_V = pattern_V.nonzero().flatten()
-            encoded_BVD = self.encoder.encode_together(x_BVCTHW[rows_B.unsqueeze(1), views_V])
-            feature_BVD = feature_BVD.index_put((rows_B.unsqueeze(1), views_V), encoded_BVD.to(feature_BVD.dtype))
-        together_PD: Tensor = feature_BVD[mask_BV]
-        return together_PD
+def _stack(opinions: list[_Opinion], logits: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits of each opinion, and its share of these."""
+    share_S = logits[0].new_tensor([opinion.share for opinion in opinions])
+    return torch.stack(logits), share_S / share_S.sum()

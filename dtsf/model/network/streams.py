@@ -16,7 +16,7 @@ from torch import nn
 from dtsf.model.network.mamba import RMSNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from torch import Tensor
 
@@ -45,14 +45,17 @@ def _norms(net: nn.Module) -> list[RMSNorm]:
 
 
 @contextmanager
-def watched(net: nn.Module) -> Iterator[list[Tensor]]:
-    """While this lasts, what comes out of each norm is appended to the list that is given, tokens flattened: (X, D)."""
-    seen: list[Tensor] = []
-    hooks = [
-        norm.register_forward_hook(lambda *given: seen.append(given[2].flatten(0, -2).float())) for norm in _norms(net)
-    ]
+def watched(net: nn.Module) -> Iterator[list[list[Tensor]]]:
+    """While this lasts, what comes out of each norm is appended to the norm's own list, tokens flattened: (X, D)."""
+    norms = _norms(net)
+    seen: list[list[Tensor]] = [[] for _ in norms]
+
+    def hook(mine: list[Tensor]) -> Callable[..., None]:
+        return lambda *given: mine.append(given[2].flatten(0, -2).float())
+
+    hooks = [norm.register_forward_hook(hook(mine)) for norm, mine in zip(norms, seen, strict=True)]
     try:
         yield seen
     finally:
-        for hook in hooks:
-            hook.remove()
+        for one in hooks:
+            one.remove()

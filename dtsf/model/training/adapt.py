@@ -39,14 +39,14 @@ RATE = 1e-3
 def training_streams(net: DTSFNet, groups: Groups) -> Tensor:
     """Mean and variance of every channel behind every norm, over the tokens of all clips: (N, 2, D)."""
     device = next(net.parameters()).device
-    total, count = torch.zeros((), dtype=torch.float64), 0
+    total_N2D, count_N = torch.zeros(()), torch.zeros(())
     for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
         with watched(net) as seen:
             net(batch.x_BVTHWC.to(device), batch.mask_BV.to(device))
-        wide = [x_XD.double().cpu() for x_XD in seen]
-        total = total + torch.stack([torch.stack([x_XD.sum(0), x_XD.square().sum(0)]) for x_XD in wide])
-        count += len(wide[0])
-    mean_ND, square_ND = (total / count).unbind(1)
+        wide = [torch.cat(mine).double().cpu() for mine in seen]
+        total_N2D = total_N2D + torch.stack([torch.stack([x_XD.sum(0), x_XD.square().sum(0)]) for x_XD in wide])
+        count_N = count_N + torch.tensor([len(x_XD) for x_XD in wide])
+    mean_ND, square_ND = (total_N2D / count_N.view(-1, 1, 1)).unbind(1)
     return torch.stack([mean_ND, (square_ND - mean_ND.square()).clamp(min=1e-12)], 1)
 
 
@@ -76,7 +76,7 @@ class Adapted:
                 with watched(self.net) as seen:
                     output = self.net(x_BVTHWC.clone(), mask_BV.clone())
                 probabilities.append(output.probabilities_BK)
-                moments.append(torch.stack([torch.stack([x.mean(0), x.var(0, correction=0)]) for x in seen]))
+                moments.append(torch.stack([self._moments(n, mine) for n, mine in enumerate(seen)]))
             running_N2D: Tensor = (1 - MOMENTUM) * self.running_N2D + MOMENTUM * torch.stack(moments).mean(0)
             apart = (running_N2D - self.net.streams.moment_N2D).abs().mean(-1).sum()
             middle_BK = torch.stack(probabilities).mean(0)
@@ -90,3 +90,10 @@ class Adapted:
             self.running_N2D = running_N2D.detach()
             answer: Output = self.net(*samples[0])
         return answer
+
+    def _moments(self, n: int, seen: list[Tensor]) -> Tensor:
+        """Mean and variance behind norm ``n``, (2, D); of an encoder that was not asked those of training."""
+        if not seen:
+            return self.net.streams.moment_N2D[n]
+        x_XD = torch.cat(seen)
+        return torch.stack([x_XD.mean(0), x_XD.var(0, correction=0)])

@@ -30,7 +30,7 @@ from dtsf.model.training.divergence import refuse_loss, refuse_weights
 from dtsf.model.training.early_stop import held_out_score, is_over, noted
 from dtsf.model.training.initialise import load_initial_weights
 from dtsf.model.training.learner import Learner, Training, restore, save, versions
-from dtsf.model.training.optimiser import parameter_groups, schedule, update_average
+from dtsf.model.training.optimiser import adamw, schedule, update_average
 from dtsf.model.training.processes import current_world, epoch_plan, launch
 from dtsf.model.training.record import Record
 from dtsf.model.training.size import sized
@@ -141,12 +141,7 @@ def fit(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     )
     learner = Learner(net, debiaser, recipe.loss).to(fabric.device)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(learner, train.weight_decay, states=train.decay_states),
-        lr=train.lr,
-        betas=(0.9, train.beta2),
-        foreach=False,
-    )
+    optimizer = adamw(learner, train, fabric.device)
     model, optimizer = fabric.setup(learner, optimizer)
     source = resident(source, fabric.device)
     average = {name: x.detach().clone() for name, x in net.state_dict().items()} if train.ema else None

@@ -78,7 +78,7 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
     # Each opinion learns by itself: what it is to add, the other has not seen.
     fused = _terms(logits_SBK.flatten(0, 1), label_SB.flatten(), config)
     mask_SBV = output.mask_BV.expand(view_logits_SBVK.shape[:3])
-    label_SBV = label_SB.unsqueeze(2).expand(mask_SBV.shape)
+    label_SBV = label_B.unsqueeze(1).expand(mask_SBV.shape)
     single = _terms(view_logits_SBVK[mask_SBV], label_SBV[mask_SBV], config)
 
     def total(terms: dict[str, Tensor]) -> Tensor:

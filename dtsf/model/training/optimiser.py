@@ -10,6 +10,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from dtsf.model.training.recipe import TrainConfig
+
 
 def schedule(step: int, n_steps: int, warmup: float) -> float:
     """Share of the peak learning rate at ``step``: linear warm-up, then cosine to 0."""
@@ -29,6 +31,18 @@ def parameter_groups(net: nn.Module, weight_decay: float, *, states: bool = Fals
     for name, parameter in net.named_parameters():
         (kept if parameter.ndim < 2 or name.endswith(exempt) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """AdamW as the recipe says, for weights on ``device``. On a card many weights a launch: one by one, VideoMamba-S has
+    thousands of launches a step.
+    """
+    return torch.optim.AdamW(
+        parameter_groups(net, train.weight_decay, states=train.decay_states),
+        lr=train.lr,
+        betas=(0.9, train.beta2),
+        foreach=device.type == "cuda",
+    )
 
 
 @torch.no_grad()

@@ -189,9 +189,9 @@ def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> No
             f'the recipe is for pixels (model.normalise "imagenet"), and {data.folder} holds {data.spec.encoder}: '
             "dtsf preprocess ... --encoder pixels --size 224, or a recipe for embeddings"
         )
-    if recipe.model.views == "merged" and rule.name == "cross-view":
+    if recipe.model.views in ("merged", "both") and rule.name == "cross-view":
         raise ConfigError(
-            f'model.views "merged" learns each camera for itself, and {rule} tests one that no one trained with: '
+            f'model.views "{recipe.model.views}" learns each camera for itself, and {rule} tests one that no one trained with: '
             "--recipe unseen-cameras, or --set model.views=apart"
         )
     if recipe.model.frames > data.spec.frames:

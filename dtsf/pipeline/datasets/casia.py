@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
-from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog
-from dtsf.pipeline.files import walk_named
+from dtsf.pipeline.catalog import Catalog, build_catalog
+from dtsf.pipeline.files import LeftOut, walk_named
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
 from dtsf.errors import DataError
-from dtsf.pipeline.catalog import Catalog, LeftOut, build_catalog, is_video, walk_files
+from dtsf.pipeline.catalog import Catalog, build_catalog
+from dtsf.pipeline.files import LeftOut, is_video, walk_files
 
 if TYPE_CHECKING:
     from pathlib import Path

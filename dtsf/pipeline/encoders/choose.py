@@ -58,11 +58,8 @@ class Encoder:
 
 
 def split_weights(name: str, weights: str | Path | None = None) -> tuple[str, str | None]:
-    """What a person asked for: the encoder's name, and the file of its weights if they gave one.
-
-    Raises:
-        ConfigError: a file for an encoder that takes none, two files, or no such file.
-
+    """What a person asked for: the encoder's name, and the file of its weights if they gave one. Raises ConfigError: a file for
+    an encoder that takes none, two files, or no such file.
     """
     name, at, file = name.partition("@")
     if at and weights is not None:
@@ -78,18 +75,15 @@ def split_weights(name: str, weights: str | Path | None = None) -> tuple[str, st
 
 
 def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None = None) -> Identity:
-    """What an encoder is. Cheap for the built-in ones; timm's are loaded for the hash of their weights.
+    """What an encoder is. Cheap for the built-in ones; timm's are loaded for the hash of their weights. Raises ConfigError:
+    unknown name, or a size and grid that do not fit.
 
     Args:
-        name: ``efficientnet-lite0[:STRIDE]``, ``-lite1``, ``-lite2``; ``pixels``, for end-to-end training; ``timm:MODEL`` with
-            timm's own weights or ``timm:MODEL@FILE``.
+        name: ``efficientnet-lite0[:STRIDE]``, ``-lite1``, ``-lite2``; ``pixels``, for end-to-end training; ``timm:MODEL``
+            with timm's own weights or ``timm:MODEL@FILE``.
         size: Side of the pictures, in pixels.
         grid: Cells along each side; ``pixels`` has a cell a pixel whatever it says.
         weights: File of the weights of a timm model, instead of ``@FILE``.
-
-    Raises:
-        ConfigError: Unknown name, or a size and grid that do not fit.
-
     """
     name, file = split_weights(name, weights)
     return _identity(name, size, grid, file)
@@ -128,17 +122,8 @@ def _lite(name: str) -> tuple[str, int]:
 def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights: str | Path | None = None) -> Encoder:
     """Load an encoder that the person asked for.
 
-    Args:
-        name: As for :func:`encoder_identity`.
-        size: Side of the pictures, in pixels.
-        grid: Cells along each side of the embedding.
-        device: ``auto`` takes CUDA where there is one. ``cpu`` is ONNX Runtime for EfficientNet-Lite; ``torch-cpu`` is
-            PyTorch: choose it to compare the two.
-        weights: As for :func:`encoder_identity`.
-
-    Raises:
-        ConfigError: As :func:`encoder_identity`; or CUDA asked for and not there.
-
+    ``device``: ``auto`` takes CUDA where there is one. ``cpu`` is ONNX Runtime for EfficientNet-Lite; ``torch-cpu`` is PyTorch:
+    choose it to compare the two. Raises ConfigError: as :func:`encoder_identity`; or CUDA asked for and not there.
     """
     name, file = split_weights(name, weights)
     return _load(name, size, grid, device, file)
@@ -162,14 +147,8 @@ def _load(name: str, size: int, grid: int, device: str, file: str | None) -> Enc
 def open_encoder(spec: CacheSpec, weights: str | Path | None = None, device: str = "auto") -> Encoder:
     """Load the encoder that a run, a cache or an ONNX file names: nothing is opened because they say so.
 
-    Args:
-        spec: What they say.
-        weights: File of the weights, given by the person now (``--encoder-weights``); its hash must be the spec's.
-        device: As for :func:`load_encoder`.
-
-    Raises:
-        ConfigError: It names a file or a hub, and no weights are given; or the weights are others.
-
+    ``weights``: file of the weights, given by the person now (``--encoder-weights``); its hash must be the spec's. Raises
+    ConfigError: it names a file or a hub, and no weights are given; or the weights are others.
     """
     name, at, named_file = spec.encoder.partition("@")
     timm_name = name.startswith("timm:")
@@ -203,11 +182,8 @@ def open_encoder(spec: CacheSpec, weights: str | Path | None = None, device: str
 
 
 def prepare_encoder(name: str, size: int, grid: int, weights: str | Path | None = None) -> None:
-    """Do once what every worker would do when it loads the encoder: export the network, fetch the weights.
-
-    Raises:
-        ConfigError: As :func:`load_encoder`.
-
+    """Do once what every worker would do when it loads the encoder: export the network, fetch the weights. Raises ConfigError:
+    as :func:`load_encoder`.
     """
     if name.startswith("efficientnet-lite") and _device("auto") == "cpu":
         lite.exported_file(*_lite(name), size, grid)

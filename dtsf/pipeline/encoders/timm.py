@@ -45,9 +45,7 @@ def embed_with_timm(
 
     Returns (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16.
 
-    Raises:
-        ConfigError: The model's map cannot be laid out as a square, or is coarser than the grid.
-
+    Raises ConfigError: the model's map cannot be laid out as a square, or is coarser than the grid.
     """
     import torch
 

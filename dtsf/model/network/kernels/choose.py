@@ -132,21 +132,13 @@ def selective_scan(
 ) -> Tensor:
     """Run the scan over the last axis; ``dt`` goes through softplus after its bias is added.
 
+    Returns (B, D, L), in the dtype of ``u_BDL``; the recurrence itself runs in float32 (float64 for float64 input). The
+    gradient of the gradient is right too, at the cost of the plain form; mamba-ssm's kernel has none.
+
     Args:
-        u_BDL: Input.
         dt_BDL: Step size before bias and softplus.
         A_DN: State decay, negative.
-        B_BNL: Input projection of each token.
-        C_BNL: Output projection of each token.
-        D_D: Skip weight, or None.
-        z_BDL: Gate, or None.
-        dt_bias_D: Bias of ``dt``, or None.
         reverse: From the last token to the first, as if all sequences were flipped and the result flipped back.
-
-    Returns:
-        (B, D, L), in the dtype of ``u_BDL``; the recurrence itself runs in float32 (float64 for float64 input).
-        The gradient of the gradient is right too, at the cost of the plain form; mamba-ssm's kernel has none.
-
     """
     run = {"plain": selective_scan_plain, "mamba-ssm": scan_by_mamba_ssm}
     name = _implementation(u_BDL, A_DN.shape[1])

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 def kernel_status() -> tuple[Any, Any, str]:
     """Look once for the CUDA kernels of mamba-ssm and causal-conv1d.
 
-    Returns:
-        The scan function and the convolution function, or None in their place, and a sentence that says
-        what was found. A broken install (undefined symbol, Triton failing) counts as absent, never as fatal.
-
+    Returns the scan function and the convolution function, or None in their place, and a sentence that says what was found. A
+    broken install (undefined symbol, Triton failing) counts as absent, never as fatal.
     """
     try:
         interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")

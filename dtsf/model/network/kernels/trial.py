@@ -51,12 +51,8 @@ def kept_file() -> Path:
 def on_this_card(
     forms: Mapping[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]], device: torch.device
 ) -> dict[str, Trial]:
-    """Try every form on a card, or look up what came of it before.
-
-    Args:
-        forms: Scan and convolution by name; the convolution takes (B, L, D), taps (K, D) and a bias.
-        device: The card.
-
+    """Try every form on a card, or look up what came of it before. ``forms``: scan and convolution by name; the convolution
+    takes (B, L, D), taps (K, D) and a bias.
     """
     file, timed = kept_file(), len(forms) > 1
     kept = _read(file)

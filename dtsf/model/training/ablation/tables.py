@@ -28,11 +28,9 @@ class Row(BaseModel):
     set: tuple[str, ...] = ()
     """What is changed in the recipe."""
     if_merged: tuple[str, ...] = ()
-    """Changed too where the recipe has ``model.views`` ``merged``."""
+    """Changed too where the recipe encodes all cameras as one: ``model.views`` ``merged`` or ``both``."""
     if_both: tuple[str, ...] = ()
     """Changed too where the recipe has ``model.canvas`` ``both``."""
-    if_energy: tuple[str, ...] = ()
-    """Changed too where the recipe has ``model.canvas`` ``energy`` and encodes each camera by itself."""
     if_frame: tuple[str, ...] = ()
     """Changed too where the recipe has ``model.anchor`` ``frame``."""
 
@@ -92,9 +90,8 @@ def make_variants(table: Table, recipe: str, overrides: Sequence[str] = ()) -> t
     for row in table.row:
         changes = (
             *row.set,
-            *(row.if_merged if base.model.views == "merged" else ()),
+            *(row.if_merged if base.model.views in ("merged", "both") else ()),
             *(row.if_both if base.model.canvas == "both" else ()),
-            *(row.if_energy if (base.model.canvas, base.model.views) == ("energy", "apart") else ()),
             *(row.if_frame if base.model.anchor == "frame" else ()),
         )
         try:
