@@ -22,7 +22,8 @@ from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips
 from dtsf.reproduce.nucla import reproduce_nucla
 from dtsf.reproduce.protocols import check_recipe, choose_protocols
-from dtsf.reproduce.records import RunRecord, Settings, rows_of
+from dtsf.reproduce.records import RunRecord, rows_of
+from dtsf.reproduce.settings import Settings
 from dtsf.reproduce.state import only_one
 from dtsf.reproduce.table import duration
 

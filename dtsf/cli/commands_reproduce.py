@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dtsf.cli.options import DEVICE, EPOCHS, JSON, SEEDS, SET, overrides, read_seeds
+from dtsf.cli.options import DEVICE, EPOCHS, JSON, SEEDS, overrides, read_seeds, with_settings
+from dtsf.reproduce.settings import Settings
 
 if TYPE_CHECKING:
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
@@ -19,6 +20,7 @@ reproduce_app = typer.Typer(
 
 
 @reproduce_app.command("nucla")
+@with_settings(Settings, overrides=list[str])
 def reproduce_nucla_command(
     root: Annotated[
         Path | None,
@@ -36,22 +38,7 @@ def reproduce_nucla_command(
             help="As dtsf train takes it; may be repeated. The three cross-view and cross-subject if left out."
         ),
     ] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Chosen for each protocol as dtsf train does, if left out.")
-    ] = None,
-    set_: SET = None,
     epochs: EPOCHS = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            help="VideoMamba checkpoint. With a card the paper's own run, from pixels, starts from it, beside the one from "
-            "embeddings; with --recipe or --encoder every run does."
-        ),
-    ] = None,
-    encoder: Annotated[str, typer.Option(help="As dtsf preprocess takes it.")] = "efficientnet-lite0",
-    frames: Annotated[int, typer.Option(help="Frames kept of each clip.")] = 16,
-    size: Annotated[int, typer.Option(help="Side in pixels of the picture that is embedded.")] = 192,
-    grid: Annotated[int, typer.Option(help="Cells along each side of an embedding; divisible by 3.")] = 6,
     cache: Annotated[
         Path | None, typer.Option(help="Use this cache, which may hold the clips already; OUT/cache if left out.")
     ] = None,
@@ -61,6 +48,8 @@ def reproduce_nucla_command(
     strict: Annotated[bool, typer.Option("--strict", help="Refuse data that are not the whole N-UCLA.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew in OUT.")] = False,
     json_: JSON = False,
+    *,
+    settings: Settings,
 ) -> None:
     """N-UCLA end to end: check the data, preprocess, train every protocol with every seed, write one table."""
     from dtsf.cli.show import console, print_json, progress
@@ -81,19 +70,12 @@ def reproduce_nucla_command(
     # Both stages take seconds to import: who has no data hears of it before.
     from dtsf.reproduce.nucla import reproduce_nucla
     from dtsf.reproduce.paper_run import reproduce_both
-    from dtsf.reproduce.records import Settings
 
     # A checkpoint of pixels is for the paper's own run; with a recipe or encoder named, for that.
-    both = init is not None and recipe is None and encoder == Settings().encoder
-    settings = Settings(
-        recipe=recipe,
-        overrides=tuple(overrides(set_, epochs)),
-        init=None if init is None or both else str(init.absolute()),
-        encoder=encoder,
-        frames=frames,
-        size=size,
-        grid=grid,
-    )
+    init = Path(settings.init) if settings.init else None
+    both = init is not None and settings.recipe is None and settings.encoder == Settings().encoder
+    changes = tuple(overrides(list(settings.overrides), epochs))
+    settings = settings.changed(overrides=changes, init=None if init is None or both else str(init.absolute()))
     options: dict[str, Any] = {
         "seeds": numbers,
         "protocols": protocol or (),

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 from dtsf.errors import ConfigError, DataError
 from dtsf.pipeline.datasets.nucla_check import examine_nucla
 from dtsf.reproduce.protocols import check_recipe, choose_protocols
-from dtsf.reproduce.records import Reproduction, RunRecord, Settings, Stage, rows_of
+from dtsf.reproduce.records import Reproduction, RunRecord, Stage, rows_of
+from dtsf.reproduce.settings import Settings
 from dtsf.reproduce.stages import preprocess_once, train_once, unseen
 from dtsf.reproduce.state import RESULT, claim, digest, only_one, read_result, seconds_of, write_json
 from dtsf.reproduce.table import write_results

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError
 from dtsf.reproduce.nucla import reproduce_nucla
-from dtsf.reproduce.records import Settings
+from dtsf.reproduce.settings import Settings
 from dtsf.reproduce.table import write_results
 
 if TYPE_CHECKING:

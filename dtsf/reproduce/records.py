@@ -15,22 +15,6 @@ PAPER_TOP1 = 0.970
 """N-UCLA in the abstract of the paper and in its authors' README. Neither says for which protocol."""
 
 
-class Settings(Frozen):
-    """Settings that decide the numbers. Other settings need another folder."""
-
-    recipe: str | None = None
-    """Name or TOML file; chosen for each protocol as ``dtsf train`` does if None."""
-    overrides: tuple[str, ...] = ()
-    """``section.key=value`` each."""
-    init: str | None = None
-    """VideoMamba checkpoint that every run starts from."""
-    encoder: str = "efficientnet-lite0"
-    """With ``frames``, ``size`` and ``grid``: of the cache, as ``dtsf preprocess`` takes them."""
-    frames: int = 16
-    size: int = 192
-    grid: int = 6
-
-
 class RunRecord(Frozen):
     """One finished training: ``result.json`` in its folder."""
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.recipe import Recipe
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.run import PreprocessResult
-    from dtsf.reproduce.records import Settings
+    from dtsf.reproduce.settings import Settings
 
     Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
