@@ -29,6 +29,7 @@ check: setup  ## ruff, mypy, import-linter
 	$(BIN)/ruff check dtsf tests benchmarks docs
 	$(BIN)/ruff format --check dtsf
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
 	$(BIN)/lint-imports
 
 test: setup  ## Fast tests, on JOBS cores

@@ -194,7 +194,8 @@ def judge(
                 net = fit(train, settings, info=learnt.info, spec=learnt.spec, protocol="", **where).net
                 if calibrated:
                     split = Split(train=clips, test=(), left_out={}, task="")
-                    calibrate(net, learnt, parse_protocol(trial.rule, learnt.info.dataset), split, settings, **where)
+                    rule = parse_protocol(trial.rule, learnt.info.dataset)
+                    calibrate(net, learnt, learnt.info, rule, split, settings, **where)
             for row, name, asked in trial.asked:
                 groups = load_groups(data(name), [clip for clip in data(name).clips if asked(clip)])
                 metrics = evaluate_groups(net, groups, learnt.info.class_names, draws=settings.train.draws)

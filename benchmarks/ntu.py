@@ -24,13 +24,14 @@ import numpy as np
 import torch
 
 from dtsf.cache.layout import array_shapes
+from dtsf.cache.reader import CachedDataset, open_dataset
 from dtsf.cache.records import Clip, ClipRecord, Verdict
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
 from dtsf.cache.store import create_or_open, extend, write_shard
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.data import channel_deviation, load_groups, training_batches
+from dtsf.model.training.data import Groups, channel_deviation, load_groups, training_batches
 from dtsf.model.training.loop import fit
-from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.recipe import Recipe, load_recipe
 
 SHARD, VIEWS, CLASSES = 480, 3, 60
 
@@ -105,12 +106,10 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, object]:
     return document
 
 
-def draw(folder: Path, n_groups: int) -> tuple[object, list[Clip]]:
+def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
     """Random embeddings in shards, as stage 1 leaves them, with frames where the recipe's network expects them."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from cache_tools import list_clips, source
-
-    from dtsf.cache.reader import open_dataset
 
     spec = CacheSpec(
         decoder="drawn", frames=16, size=192, grid=6, encoder="e", weights_hash="0", channels=112, picture_size=4
@@ -143,17 +142,17 @@ def draw(folder: Path, n_groups: int) -> tuple[object, list[Clip]]:
     return open_dataset(folder.parent, folder.name), clips
 
 
-def take(groups: object, n: int) -> object:
+def take(groups: Groups, n: int) -> Groups:
     from dataclasses import replace
 
-    return replace(groups, row_GV=groups.row_GV[:n], label_G=groups.label_G[:n], names=groups.names[:n])  # type: ignore[attr-defined]
+    return replace(groups, row_GV=groups.row_GV[:n], label_G=groups.label_G[:n], names=groups.names[:n])
 
 
-def short(options: argparse.Namespace, epochs: int, *more: str) -> object:
+def short(options: argparse.Namespace, epochs: int, *more: str) -> Recipe:
     return load_recipe(options.recipe, [*options.set, f"train.epochs={epochs}", "train.precision=32-true", *more])
 
 
-def resumes(groups: object, options: argparse.Namespace, info: object, spec: object) -> bool:
+def resumes(groups: Groups, options: argparse.Namespace, info: object, spec: object) -> bool:
     """Two epochs at once, and two with a kill between them, on a few groups out of all that are in memory."""
 
     class Killed(Exception):

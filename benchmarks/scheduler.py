@@ -14,6 +14,7 @@ import time
 
 from dtsf.cache.records import Clip
 from dtsf.cache.spec import CacheSpec
+from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.worker import ShardTask
 
 TOPIC = "dtsf-clips"
@@ -53,7 +54,11 @@ def main() -> None:
         )
         for k in range(arguments.clips)
     )
-    tasks = [ShardTask(folder="/c", root="/v", shard=k, clips=clips, spec=spec) for k in range(arguments.shards)]
+    settings = PreprocessSettings()
+    tasks = [
+        ShardTask(folder="/c", root="/v", shard=k, clips=clips, spec=spec, settings=settings)
+        for k in range(arguments.shards)
+    ]
     seen = 0
 
     def count(event: object) -> None:

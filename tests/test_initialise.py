@@ -12,7 +12,7 @@ from videomamba_reference import draw, features, shapes
 from dtsf.errors import CheckpointError
 from dtsf.model.network.config import ModelConfig
 from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.training.initialise import load_initial_weights, read_initial_weights
+from dtsf.model.training.initialise import load_initial_weights, read_initial_weights, sized_as
 
 SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", frames=16)
 TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)
@@ -205,6 +205,29 @@ def test_one_directional_and_not_finite_checkpoints_are_refused(tmp_path):
         read_initial_weights(tmp_path / "nan.pth", TINY)
 
 
+def test_a_recipe_that_leaves_the_size_open_takes_that_of_the_file(tmp_path):
+    torch.save(tiny(), tmp_path / "weights.pth")
+    for fixed, sizes in ({}, (32, 2)), ({"width": 32}, (32, 2)), ({"depth": 2}, (32, 2)):
+        config = ModelConfig.model_validate(TINY.model_dump() | {"width": "auto", "depth": "auto"} | fixed)
+        taken = sized_as(config, read_initial_weights(tmp_path / "weights.pth", config))
+        assert (taken.width, taken.depth) == sizes
+        assert taken.frames == config.frames
+    with pytest.raises(CheckpointError, match=r"the recipe's width 48: --set model.width=32$"):
+        read_initial_weights(tmp_path / "weights.pth", config.model_copy(update={"width": 48}))
+
+
+def test_a_size_that_no_network_has_is_refused(tmp_path):
+    """Whatever a forged file says of itself."""
+    open_size = TINY.model_copy(update={"width": 0, "depth": 0})
+    deep = tiny() | {"layers.9999999.norm.weight": torch.zeros(1)}
+    torch.save(deep, tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match="depth 10000000"):
+        sized_as(open_size, read_initial_weights(tmp_path / "deep.pth", open_size))
+    torch.save(tiny() | {"layers.0.mixer.in_proj.weight": torch.zeros(0, 0)}, tmp_path / "empty.pth")
+    with pytest.raises(CheckpointError, match="no VideoMamba checkpoint"):
+        read_initial_weights(tmp_path / "empty.pth", open_size)
+
+
 @pytest.mark.slow
 def test_train_starts_from_the_file_and_says_what_became_of_it(world, dtsf, tmp_path):
     state = draw(shapes(32, 2, 196, 8, 400, side=16, n_state=8))
@@ -220,11 +243,12 @@ def test_train_starts_from_the_file_and_says_what_became_of_it(world, dtsf, tmp_
         "--init",
         tmp_path / "videomamba.pth",
     ]
-    wrong = dtsf(*words, "--out", "wrong", cwd=tmp_path)
+    wrong = dtsf(*words, "--set", "model.width=48", "--set", "model.depth=1", "--out", "wrong", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert "--set model.width=32" in wrong.stderr
+    assert "width 48, depth 1: --set model.width=32 --set model.depth=2" in wrong.stderr
     assert not (tmp_path / "wrong").exists()
-    done = dtsf(*words, "--set", "model.width=32", "--set", "train.lr=1e-9", "--out", "run", cwd=tmp_path)
+    # The recipe leaves the size open: it is the file's.
+    done = dtsf(*words, "--set", "train.lr=1e-9", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "init.json").read_text())
     assert len(report["loaded"]) == len(state) - 5
@@ -234,6 +258,6 @@ def test_train_starts_from_the_file_and_says_what_became_of_it(world, dtsf, tmp_
 
     found = load(tmp_path / "run").net.encoder.layers[0].mixer.in_proj.weight
     torch.testing.assert_close(found, state["layers.0.mixer.in_proj.weight"], rtol=1e-4, atol=1e-6)
-    both = dtsf(*words, "--resume", "--set", "model.width=32", "--out", "run", cwd=tmp_path)
+    both = dtsf(*words, "--resume", "--out", "run", cwd=tmp_path)
     assert both.returncode == 2
     assert "exclude each other" in both.stderr

@@ -126,6 +126,19 @@ def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, 
     assert open_dataset(cache).verdicts == {"ok": 2, "short": 1, "truncated": 1, "unreadable": 1}
 
 
+def test_pipes_and_devices_are_named_and_never_opened(make_video, small, tmp_path):
+    """Two pipes: files of one size are compared by their bytes before any decoder sees them."""
+    make_video(tmp_path / "v/whole.avi", 10)
+    for name in ("pipe", "pipe2"):
+        os.mkfifo(tmp_path / f"v/{name}.avi")
+    (tmp_path / "v/endless.avi").symlink_to("/dev/zero")
+    catalog = catalog_of(tmp_path / "v", ["pipe", "endless", "whole", "pipe2"])
+    result = preprocess(catalog, tmp_path / "c", small, workers=1, max_bad=1)
+    assert result.verdicts == {"ok": 1, "unreachable": 3}
+    assert {one.reason for one in result.bad} == {"it is a pipe, a socket or a device, no file"}
+    assert [clip.id for clip in open_dataset(tmp_path / "c").clips] == ["whole"]
+
+
 def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_video, small, spec, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for name, frames in (("late", 9), ("whole", 10)):

@@ -237,6 +237,16 @@ def test_metrics_of_another_run_are_refused(world, hostile, tmp_path):
         report_run(run)
 
 
+@pytest.mark.parametrize("name", ["view_weights", "view_top1"])
+def test_metrics_of_fewer_views_are_refused(world, tmp_path, name):
+    run = shutil.copytree(world / "run", tmp_path / "run")
+    held = json.loads((run / "metrics.json").read_text())
+    held[name].pop()
+    (run / "metrics.json").write_text(json.dumps(held))
+    with pytest.raises(CheckpointError, match="does not fit the run's 10 classes and 3 views"):
+        report_run(run)
+
+
 def test_log_that_was_cut_off_still_draws_its_whole_lines(world, tmp_path):
     run = shutil.copytree(world / "run", tmp_path / "run")
     whole = read_run(run).series

@@ -1,4 +1,6 @@
-"""Compile Triton's loops for a card that need not be here. Prints JSON. ARCH DTYPE STATES FLAGS PARAMETERS,THAT,ARE,1"""
+"""Compile Triton's loops for cards that need not be here. A line of JSON from stdin a case, as :func:`kernels_of` takes it; out
+comes a line each.
+"""
 
 import json
 import re
@@ -15,22 +17,27 @@ from dtsf.model.network.kernels import triton_backward, triton_conv, triton_loop
 
 
 def main():
-    arch, dtype, states, flags, ones = sys.argv[1:]
-    flag = bool(int(flags))
-    tiles = {"N": int(states), "BD": triton_scan.BLOCK, "REVERSE": flag, "HAS_BIAS": flag}
-    options = {"HAS_SKIP": flag, "HAS_Z": flag, "SEGMENTS": flag}
+    for line in sys.stdin:
+        json.dump(kernels_of(**json.loads(line)), sys.stdout)
+        print(flush=True)
+
+
+def kernels_of(arch, dtype, state, flags, ones):
+    """Compile them all. ``ones``: names of sizes that are 1."""
+    tiles = {"N": state, "BD": triton_scan.BLOCK, "REVERSE": flags, "HAS_BIAS": flags}
+    options = {"HAS_SKIP": flags, "HAS_Z": flags, "SEGMENTS": flags}
     step, back = {"T": triton_scan.STEP}, {"T": triton_scan.STEP_BACK}
-    conv = {"K": 4, "BL": triton_conv.TOKENS, "BD": triton_conv.CHANNELS, "SIGN": -1 if flag else 1}
+    conv = {"K": 4, "BL": triton_conv.TOKENS, "BD": triton_conv.CHANNELS, "SIGN": -1 if flags else 1}
     kernels = {
         "segment_ends": (triton_loops.segment_ends, tiles | step, 1),
-        "scan_forward": (triton_loops.scan_forward, tiles | step | options | {"Q": 32, "SAVE": flag}, 1),
-        "segment_heads": (triton_loops.segment_heads, tiles | step | {"HAS_Z": flag}, 1),
+        "scan_forward": (triton_loops.scan_forward, tiles | step | options | {"Q": 32, "SAVE": flags}, 1),
+        "segment_heads": (triton_loops.segment_heads, tiles | step | {"HAS_Z": flags}, 1),
         "scan_backward": (triton_backward.scan_backward, tiles | back | options | {"Q": 32}, 1),
         "conv_forward": (triton_conv.conv_forward, conv, 4),
         "conv_backward": (triton_conv.conv_backward, conv, 4),
     }
-    constant = dict.fromkeys(ones.split(","), 1)
-    json.dump({name: build(*kernel, dtype, int(arch), constant) for name, kernel in kernels.items()}, sys.stdout)
+    constant = dict.fromkeys(ones, 1)
+    return {name: build(*kernel, dtype, arch, constant) for name, kernel in kernels.items()}
 
 
 def build(kernel, constants, warps, dtype, arch, constant):

@@ -6,6 +6,7 @@ of its files. That a file is not there, or that its disk or server does not answ
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -34,12 +35,15 @@ class Stat:
 
 
 def stat_of(path: Path | str) -> Stat:
-    """Size and time of a file, or of all pictures of a folder. Raises OSError: it is not there, or cannot be looked at:
-    :func:`trouble` says what that means.
+    """Size and time of a file, or of all pictures of a folder. Raises OSError: it is not there, cannot be looked at, or is
+    neither: :func:`trouble` says what that means.
     """
     held = os.stat(path)
-    if not stat.S_ISDIR(held.st_mode):
+    if stat.S_ISREG(held.st_mode):
         return Stat(held.st_size, held.st_mtime_ns)
+    if not stat.S_ISDIR(held.st_mode):
+        # Opening a pipe waits for whoever writes to it, and /dev/zero has no end.
+        raise PermissionError(errno.EACCES, "it is a pipe, a socket or a device, no file")
     files = _pictures(path)
     text = "\n".join(f"{name}\0{one.bytes}\0{one.mtime_ns}" for name, one in files)
     newest = max((one.mtime_ns for _, one in files), default=held.st_mtime_ns)

@@ -84,7 +84,7 @@ def _check_shapes(folder: Path, evaluation: Evaluation, n_classes: int) -> None:
     good = (
         len(metrics.per_class) == len(metrics.confusion) == n_classes
         and all(len(row) == n_classes for row in metrics.confusion)
-        and len(metrics.view_weights) == n_views
+        and len(metrics.view_weights) == len(metrics.view_top1) == n_views
         and all(len(p.view_weights) == n_views for p in metrics.predictions)
         and all(0 <= p.label < n_classes and 0 <= p.predicted < n_classes for p in metrics.predictions)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,26 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from jinja2 import Environment
+
 
 def render(template: str, **facts: Any) -> str:
     """Fill a template. Every value is escaped except those that are Markup, which only :mod:`.svg` makes."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    folder = resources.files("dtsf.report") / "templates"
+    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # Nothing may be fetched, and no script runs but ours, even if something should slip through the escaping.
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    page = _templates().get_template(template)
+    return page.render(style=Markup(style), script=Markup(script), policy=policy, **facts)  # noqa: S704
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    """Kept: to compile the templates takes longer than to fill them."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("dtsf.report"),
@@ -27,13 +43,7 @@ def render(template: str, **facts: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
-    folder = resources.files("dtsf.report") / "templates"
-    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing may be fetched, and no script runs but ours, even if something should slip through the escaping.
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    page = environment.get_template(template)
-    return page.render(style=Markup(style), script=Markup(script), policy=policy, **facts)  # noqa: S704
+    return environment
 
 
 def write_page(file: Path, text: str) -> Path:

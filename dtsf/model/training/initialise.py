@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from safetensors.torch import load
 
 from dtsf.cache.outside import first_line, read_file
 from dtsf.errors import CheckpointError
+from dtsf.settings import explain
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 LIMIT = 1 << 36
 """Bytes of the largest checkpoint that is read."""
 PREFIXES = ("module.", "backbone.", "encoder.")
+AUTO = 0
+"""A width or depth that the recipe leaves open."""
 
 
 @dataclass
@@ -50,7 +54,7 @@ class InitReport:
 
 
 def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read a checkpoint and check that its blocks are of the recipe's size.
+    """Read a checkpoint and check that its blocks are of the recipe's size; where that is left open any will do.
 
     ``file``: ``.pth``/``.pt`` as published, or ``.safetensors`` (also a dtsf run's ``last/model.safetensors``). Returns tensors
     by VideoMamba's names. Raises CheckpointError: the file cannot be read, holds more than tensors, is no VideoMamba, or of
@@ -78,6 +82,23 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     return weights
 
 
+def sized_as(config: ModelConfig, weights: dict[str, Tensor]) -> ModelConfig:
+    """The network's settings with the width and depth of these weights where they are left open (``auto``). Raises
+    CheckpointError: no network is that large.
+    """
+    width, depth = _width_and_depth(weights)
+    held = {"width": config.width or width, "depth": config.depth or depth}
+    try:
+        return type(config).model_validate(config.model_dump() | held)
+    except ValidationError as error:
+        raise CheckpointError(f"--init: the checkpoint's {explain(error)}") from error
+
+
+def _width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:
+    blocks = [int(name.split(".")[1]) for name in weights if name.startswith("layers.")]
+    return weights["layers.0.mixer.in_proj.weight"].shape[1], 1 + max(blocks)
+
+
 def _state(document: Any) -> dict[str, Tensor]:
     for key in ("model", "module", "state_dict"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
@@ -95,22 +116,22 @@ def _state(document: Any) -> dict[str, Tensor]:
 
 def _check_size(file: Path, weights: dict[str, Tensor], config: ModelConfig) -> None:
     """Compare the sizes that all blocks share; shapes of stem, positions and head may differ and are adapted or left."""
-    numbers = [name.split(".")[1] for name in weights if name.startswith("layers.")]
     first = "layers.0.mixer."
     try:
+        width, depth = _width_and_depth(weights)
         in_proj, A_log = weights[first + "in_proj.weight"], weights[first + "A_log"]
         held = {
-            "width": in_proj.shape[1],
-            "depth": 1 + max(map(int, numbers)),
+            "width": width,
+            "depth": depth,
             "state": A_log.shape[1],
-            "expand": in_proj.shape[0] // (2 * in_proj.shape[1]),
+            "expand": in_proj.shape[0] // (2 * width),
             "conv": weights[first + "conv1d.weight"].shape[-1],
         }
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise CheckpointError(f"--init {file}: no VideoMamba checkpoint: {error} is not as expected") from error
     if first + "A_b_log" not in weights:
         raise CheckpointError(f"--init {file}: its blocks scan in one direction only; VideoMamba's have A_b_log too")
-    wrong = {key: value for key, value in held.items() if getattr(config, key) != value}
+    wrong = {key: value for key, value in held.items() if getattr(config, key) not in (value, AUTO)}
     if wrong:
         ours = ", ".join(f"{key} {getattr(config, key)}" for key in wrong)
         change = " ".join(f"--set model.{key}={value}" for key, value in wrong.items())

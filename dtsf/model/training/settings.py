@@ -32,7 +32,8 @@ class TrainSettings(Settings):
     )
     """Run folder."""
     init: Path | None = None
-    """VideoMamba checkpoint (.pth or .safetensors) that the encoder starts from."""
+    """VideoMamba checkpoint (.pth or .safetensors) that the encoder starts from, and whose width and depth it has where the recipe
+    says auto."""
     resume: bool = False
     """Go on from the last checkpoint."""
 
