@@ -31,10 +31,13 @@ from dtsf.pipeline.datasets.lists import import_lists
 
 WORK_S, WAIT_S = 10, 120
 """Seconds of work, and of waiting on a machine as busy as it may be, that are a hang."""
-few, many = (
-    settings(max_examples=int(os.environ.get("EXAMPLES", n)), deadline=None, suppress_health_check=list(HealthCheck))
-    for n in (20, 1000)
-)
+few = settings(max_examples=int(os.environ.get("EXAMPLES", 20)), deadline=None, suppress_health_check=list(HealthCheck))
+some_or_many = pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
+
+
+def drawn(n, check):
+    """Run ``check(data)`` on ``n`` examples."""
+    given(st.data())(settings(few, max_examples=int(os.environ.get("EXAMPLES", n)))(lambda data: check(data)))()
 
 
 @contextlib.contextmanager
@@ -94,17 +97,9 @@ def ask(run, cache):
 FILES = ("last/state.json", "metrics.json", "environment.json", "config.toml", "log.jsonl", "last/model.safetensors")
 
 
-@few
-@given(data=st.data())
-def test_a_run_of_others(made, tmp_path_factory, data):
-    one_run(made, tmp_path_factory.mktemp("sandbox"), data)
-
-
-@pytest.mark.slow
-@many
-@given(data=st.data())
-def test_a_thousand_runs_of_others(made, tmp_path_factory, data):
-    one_run(made, tmp_path_factory.mktemp("sandbox"), data)
+@some_or_many
+def test_runs_of_others(made, tmp_path_factory, n):
+    drawn(n, lambda data: one_run(made, tmp_path_factory.mktemp("sandbox"), data))
 
 
 def one_run(made, root, data):
@@ -214,17 +209,9 @@ def _with_metadata(path, text):
     return model.SerializeToString()
 
 
-@few
-@given(data=st.data())
-def test_an_onnx_file_of_others(made, tmp_path_factory, data):
-    one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data)
-
-
-@pytest.mark.slow
-@many
-@given(data=st.data())
-def test_a_thousand_onnx_files_of_others(made, tmp_path_factory, data):
-    one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data)
+@some_or_many
+def test_onnx_files_of_others(made, tmp_path_factory, n):
+    drawn(n, lambda data: one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data))
 
 
 def one_onnx(made, path, data):
@@ -282,17 +269,9 @@ def cache(tmp_path_factory):
     return root
 
 
-@few
-@given(data=st.data())
-def test_a_cache_of_others(cache, tmp_path_factory, data):
-    one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data)
-
-
-@pytest.mark.slow
-@many
-@given(data=st.data())
-def test_a_thousand_caches_of_others(cache, tmp_path_factory, data):
-    one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data)
+@some_or_many
+def test_caches_of_others(cache, tmp_path_factory, n):
+    drawn(n, lambda data: one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data))
 
 
 def one_cache(cache, root, data):
