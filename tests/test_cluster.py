@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -125,20 +126,26 @@ def test_no_scheduler_at_the_address(catalog, tmp_path):
         preprocess(catalog, tmp_path, PreprocessSettings(**SMALL), scheduler="tcp://127.0.0.1:9")
 
 
+def has_workers_or_ended(process):
+    return process.poll() is not None or bool(workers_of(process.pid, WORKER))
+
+
 @pytest.mark.parametrize("shard_size", [1, 12])
 def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog, tmp_path, shard_size):
-    """20 kills in all: the main process (and the same command again) or one of its workers, at random moments.
+    """10 kills: by turns the main process (and the same command again) and one of its workers, at random moments.
 
     Of 24 shards each worker has several, of two each has one.
     """
     preprocess(catalog, tmp_path / "undisturbed", PreprocessSettings(**SMALL), workers=1, shard_size=shard_size)
     undisturbed = tmp_path / "undisturbed"
     chance = random.Random(0)
-    kills = main_kills = 0
-    rounds = 0
+    kills = rounds = 0
     process = start_script(tmp_path, catalog, tmp_path / "c0", 2, shard_size)
     try:
-        while kills < 20:
+        while kills < 10:
+            whole = kills % 2 == 0
+            if not whole:
+                wait_until(partial(has_workers_or_ended, process))
             time.sleep(chance.uniform(0.2, 3.0))
             if process.poll() is not None:
                 # This round ended in spite of all: judge it, and begin with an empty cache.
@@ -147,11 +154,9 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
                 rounds += 1
             else:
                 workers = workers_of(process.pid, WORKER)
-                whole = not workers or chance.random() < 0.5
-                with contextlib.suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError, IndexError):
                     os.kill(process.pid if whole else chance.choice(workers), signal.SIGKILL)
-                kills += 1
-                main_kills += whole
+                    kills += 1
                 if not whole:
                     continue
                 process.wait()
@@ -163,7 +168,6 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
         process.kill()
         process.wait()
         process.stderr.close()
-    assert main_kills < kills
     assert content(tmp_path / f"c{rounds}") == content(undisturbed)
     assert len(open_dataset(tmp_path / f"c{rounds}").clips) == 23
 
@@ -280,20 +284,20 @@ def alive(pid):
     return False
 
 
-def test_memory_stays_flat_over_2000_clips(make_video, tmp_path):
-    """In the process that embeds and in the one that decodes, which is replaced on the way."""
+def test_memory_stays_flat_over_1200_clips(make_video, tmp_path):
+    """In the process that embeds and in the one that decodes, which is replaced twice on the way."""
     first = make_video(tmp_path / "v/c0000.avi", 20, 96, 96)
-    for k in range(1, 2000):
+    for k in range(1, 1200):
         other_file(tmp_path / f"v/c{k:04d}.avi", first, k)
-    catalog = catalog_of(tmp_path / "v", [f"c{k:04d}" for k in range(2000)])
+    catalog = catalog_of(tmp_path / "v", [f"c{k:04d}" for k in range(1200)])
     used = []
 
     def look(progress):
-        if progress.done % 250 == 0:
+        if progress.done % 150 == 0:
             used.append(sum(resident(pid) for pid in (os.getpid(), *below(os.getpid()))))
 
     result = preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL), workers=1, on_progress=look)
-    assert result.verdicts == {"ok": 2000}
+    assert result.verdicts == {"ok": 1200}
     assert len(used) == 8
     assert max(used[1:]) < used[0] + 60e6, [round(n / 1e6) for n in used]
 
