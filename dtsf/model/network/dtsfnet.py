@@ -6,7 +6,7 @@ P present views of all groups, S opinions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -149,24 +149,10 @@ class DTSFNet(nn.Module):
             mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool, device=x_BVTHWC.device)
         seen = _Seen(mask_BV, self._uncovered(x_BVTHWC, mask_BV), complete)
         opinions = self._opinions(x_BVTHWC, seen)
-        views = [opinion.views for opinion in opinions if opinion.views is not None]
-        if len(opinions) == 1:
-            return self._output(x_BVTHWC, mask_BV, opinions[0], views[0])
-        logits_SBK, share_S = _stack(opinions, [opinion.logits_BK for opinion in opinions])
-        pool = _Opinion(1.0, pool_opinions(logits_SBK, share_S), torch.stack([x.fused_BD for x in opinions]).mean(0))
-        own = [opinion for opinion in opinions if opinion.views is not None]
-        view_logits_SBVK, view_share_S = _stack(own, [x.logits_BVK for x in views])
-        output = self._output(
-            x_BVTHWC,
-            mask_BV,
-            pool,
-            _Views(
-                pool_opinions(view_logits_SBVK, view_share_S),
-                torch.stack([x.feature_BVD for x in views]).mean(0),
-                (view_share_S.view(-1, 1, 1) * torch.stack([x.weights_BV for x in views])).sum(0),
-            ),
-        )
-        output.opinions_SBK, output.view_opinions_SBVK = logits_SBK, view_logits_SBVK
+        output = self._output(x_BVTHWC, mask_BV, opinions[0] if len(opinions) == 1 else _pool(opinions))
+        if len(opinions) > 1:
+            output.opinions_SBK = torch.stack([opinion.logits_BK for opinion in opinions])
+            output.view_opinions_SBVK = torch.stack([x.views.logits_BVK for x in opinions if x.views is not None])
         return output
 
     def _opinions(self, x_BVTHWC: Tensor, seen: _Seen) -> list[_Opinion]:
@@ -212,7 +198,8 @@ class DTSFNet(nn.Module):
         fused: Fused = (self.fusion or FUSIONS[self.config.fusion])(feature_BVD, view_logits_BVK, mask_BV)
         return fused
 
-    def _output(self, x_BVTHWC: Tensor, mask_BV: Tensor, said: _Opinion, views: _Views) -> Output:
+    def _output(self, x_BVTHWC: Tensor, mask_BV: Tensor, said: _Opinion) -> Output:
+        views = cast("_Views", said.views)
         alpha_BK, view_alpha_BVK = dirichlet(said.logits_BK), dirichlet(views.logits_BVK)
         if self.belief.learnt and not self.training:
             alpha_BK = self.belief(said.logits_BK, said.fused_BD, self.statistics(x_BVTHWC), views.weights_BV)
@@ -269,7 +256,23 @@ class DTSFNet(nn.Module):
         )
 
 
-def _stack(opinions: list[_Opinion], logits: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits of each opinion, and its share of these."""
-    share_S = logits[0].new_tensor([opinion.share for opinion in opinions])
-    return torch.stack(logits), share_S / share_S.sum()
+def _pool(opinions: list[_Opinion]) -> _Opinion:
+    """Several as one: evidence pooled by their shares, features as their mean; of each view, by those that saw it alone."""
+    alone = [opinion for opinion in opinions if opinion.views is not None]
+    views = [cast("_Views", opinion.views) for opinion in alone]
+    share_S = _shares(alone, opinions[0].logits_BK)
+    return _Opinion(
+        1.0,
+        pool_opinions(torch.stack([x.logits_BK for x in opinions]), _shares(opinions, opinions[0].logits_BK)),
+        torch.stack([x.fused_BD for x in opinions]).mean(0),
+        _Views(
+            pool_opinions(torch.stack([x.logits_BVK for x in views]), share_S),
+            torch.stack([x.feature_BVD for x in views]).mean(0),
+            (share_S.view(-1, 1, 1) * torch.stack([x.weights_BV for x in views])).sum(0),
+        ),
+    )
+
+
+def _shares(opinions: list[_Opinion], like: Tensor) -> Tensor:
+    share_S = like.new_tensor([opinion.share for opinion in opinions])
+    return share_S / share_S.sum()
