@@ -109,7 +109,8 @@ class Run:
         Args:
             videos: One file (or frame folder) a view, any number from 1.
             views: Which cameras they are of, numbers or names joined by commas; the first ones, in order, if left out.
-                It matters where the recipe has weights for each camera (``model.views`` ``merged``).
+                Name them where there are fewer than in training: the recipe's opinion of all cameras as one (``model.views``
+                ``both``) is asked only where it is known which they are.
             encoder_weights: File of the encoder's weights, where the run was trained with some of one's own; their hash must
                 be the run's.
             film: Also write a film here: the views side by side with the class, uncertainty and weights drawn on.
@@ -125,7 +126,9 @@ class Run:
         embeddings_VFPC, longest = embed_videos(
             videos, self.state.spec, self.state.recipe.train.usable_threads, film, encoder_weights
         )
-        prediction = self._classify(embeddings_VFPC, cameras)
+        # Cameras that are named stand among all of the run's; others are only as many as there are.
+        places = len(videos) if views is None else len(self.state.info.view_names)
+        prediction = self._classify(embeddings_VFPC, cameras, places)
         if film is not None:
             try:
                 write_prediction_film(Path(film), [Path(video).absolute() for video in videos], longest, prediction)
@@ -148,13 +151,13 @@ class Run:
             raise DataError(f"{n_given} videos given, {self.folder} knows {len(known)} cameras: give at most that many")
         return list(range(n_given))
 
-    def _classify(self, embeddings_VFPC: np.ndarray, cameras: list[int]) -> Prediction:
+    def _classify(self, embeddings_VFPC: np.ndarray, cameras: list[int], places: int) -> Prediction:
         import torch
 
         model = self.state.recipe.model
         x_VTHWC = read_canvases(embeddings_VFPC, self.state.spec.grid, model.frames, model.pace)
         # Each video in its camera's place; the places between stay empty and masked.
-        mask_V = torch.zeros(max(cameras) + 1, dtype=torch.bool)
+        mask_V = torch.zeros(places, dtype=torch.bool)
         mask_V[cameras] = True
         placed_VTHWC = x_VTHWC.new_zeros(len(mask_V), *x_VTHWC.shape[1:])
         placed_VTHWC[cameras] = x_VTHWC

@@ -52,7 +52,7 @@ def test_more_views_than_in_training_are_fused_and_a_copy_of_a_view_tells_nothin
 
 
 @torch.inference_mode()
-def test_the_picture_of_all_cameras_is_silent_where_there_are_more_than_in_training():
+def test_the_picture_of_all_cameras_is_silent_where_views_are_not_in_the_places_of_training():
     net, x = network(views="both", n_views=2), canvases(V=3)
     three = net(x)
     assert three.opinions_SBK.shape[0] == 2
@@ -61,7 +61,8 @@ def test_the_picture_of_all_cameras_is_silent_where_there_are_more_than_in_train
     apart.load_state_dict(kept, strict=False)
     torch.testing.assert_close(three.logits_BK, apart(x).logits_BK, atol=1e-4, rtol=1e-4)
     assert net(x[:, :2]).opinions_SBK.shape[0] == 3
-    assert net(x[:, :1]).opinions_SBK.shape[0] == 3
+    assert net(x[:, :1]).opinions_SBK.shape[0] == 2
+    assert net(x[:, :2], torch.tensor([[True, False]] * 2)).opinions_SBK.shape[0] == 3
 
 
 @torch.inference_mode()

@@ -150,8 +150,11 @@ def test_cameras_can_be_named(world):
     turned = run.predict(videos[::-1], views="3,2,1")
     assert turned.probability == pytest.approx(whole.probability, abs=1e-5)
     assert turned.view_weights == pytest.approx(whole.view_weights[::-1], abs=1e-5)
-    # One encoder for all cameras: alone, it does not matter which one it is.
-    assert run.predict(videos[1:2], views="2").probabilities == pytest.approx(run.predict(videos[1:2]).probabilities)
+    # Of a camera that is not named the picture of all cameras as one says nothing; of one that is, it does.
+    alone, named = run.predict(videos[1:2]).probabilities, run.predict(videos[1:2], views="2").probabilities
+    assert named != pytest.approx(alone)
+    assert run.predict(videos[1:2], views="2").probabilities == pytest.approx(named)
+    assert run.predict(videos[1:2], views="3").probabilities != pytest.approx(named)
     for views, message in (
         ("1,1,2", "a camera of its own"),
         ("1,2", "for each of the 3"),

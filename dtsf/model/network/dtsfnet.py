@@ -159,8 +159,8 @@ class DTSFNet(nn.Module):
         """What each encoder says: of the canvas, of all cameras as one picture, and of what moves, signed."""
         config, V = self.config, seen.mask_BV.shape[1]
         signed = config.signed if self.signed is not None else 0.0
-        # Of more cameras than in training the one picture knows nothing.
-        joint = config.joint if self.joint is not None and self.n_views >= V else 0.0
+        # The one picture knows each camera by its place: it is silent where views are not in the places of training's.
+        joint = config.joint if self.joint is not None and self.n_views == V else 0.0
         if self.signed is not None:
             x_BVTHWC = self.project(x_BVTHWC)
         canvas_BVTHWR = self._canvas(x_BVTHWC, seen.mask_BV, complete=seen.complete)
