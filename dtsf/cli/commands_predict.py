@@ -19,7 +19,11 @@ def predict_command(
     run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     onnx: Annotated[Path | None, typer.Option(help="In place of --run: a file of dtsf export.")] = None,
     views: Annotated[
-        str | None, typer.Option(help="Which cameras the videos are of: 2,3. The first ones, in order, if left out.")
+        str | None,
+        typer.Option(
+            help="Which cameras the videos are of: 2,3. Name them where there are fewer than in training: only then all "
+            "cameras as one are asked."
+        ),
     ] = None,
     video: Annotated[
         Path | None,
