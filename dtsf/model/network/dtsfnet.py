@@ -15,7 +15,7 @@ from dtsf.model.network.belief import Belief, clip_statistics
 from dtsf.model.network.canvas import moving_part, prepare_canvas, project, scaled_energy, snapshot_tokens
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, pool_opinions, uncertainty
-from dtsf.model.network.forms import encode_alone, encode_apart, encode_as_one, encode_together
+from dtsf.model.network.forms import encode_apart, encode_as_one, encode_merged, encode_together
 from dtsf.model.network.fusions import FUSIONS, FUSIONS_WITH_WEIGHTS
 from dtsf.model.network.output import Output
 from dtsf.model.network.snapshots import motion_share
@@ -179,9 +179,10 @@ class DTSFNet(nn.Module):
         mask_BV, fused_BV, complete = seen
         joint_BD: Tensor | None = None
         if self.config.views == "merged":
-            feature_BVD = encode_alone(encoder, canvas_BVTHWR, mask_BV, self.drop, cameras=self.n_views)
-            if self.config.fusion != "tmc":
-                joint_BD = encode_as_one(encoder, canvas_BVTHWR, fused_BV, self.drop, cameras=self.n_views)
+            joint_BV = None if self.config.fusion == "tmc" else fused_BV
+            feature_BVD, joint_BD = encode_merged(
+                encoder, canvas_BVTHWR, mask_BV, joint_BV, self.drop, cameras=self.n_views
+            )
         elif self.config.views == "together":
             feature_BVD = encode_together(encoder, canvas_BVTHWR, mask_BV, self.drop, complete=complete)
         else:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dtsf.model.network.encoder import VideoMamba
 
-__all__ = ["encode_alone", "encode_apart", "encode_as_one", "encode_together"]
+__all__ = ["encode_apart", "encode_as_one", "encode_merged", "encode_together"]
 
 
 def encode_apart(
@@ -71,13 +71,25 @@ def encode_together(
     return scatter_views(drop(feature_BVD[mask_BV]).float(), mask_BV)
 
 
-def encode_alone(
-    encoder: VideoMamba, canvas_BVTHWR: Tensor, mask_BV: Tensor, drop: nn.Module, *, cameras: int
-) -> Tensor:
-    """Features of each camera alone, by an encoder that knows each: (B, V, D). Arguments as for :func:`encode_as_one`."""
+def encode_merged(
+    encoder: VideoMamba,
+    canvas_BVTHWR: Tensor,
+    mask_BV: Tensor,
+    joint_BV: Tensor | None,
+    drop: nn.Module,
+    *,
+    cameras: int,
+) -> tuple[Tensor, Tensor | None]:
+    """Features of each camera alone, by an encoder that knows each, (B, V, D), and of those in ``joint_BV`` as one, (B, D).
+
+    The latter is None where ``joint_BV`` is. Other arguments as for :func:`encode_as_one`.
+    """
     V = mask_BV.shape[1]
-    alone_BVV = torch.eye(V, device=mask_BV.device) * mask_BV.unsqueeze(1)
-    return _encode_pictures(encoder, canvas_BVTHWR, alone_BVV, drop, cameras)
+    shown_BNV = torch.eye(V, device=mask_BV.device) * mask_BV.unsqueeze(1)
+    if joint_BV is not None:
+        shown_BNV = torch.cat([shown_BNV, joint_BV.float().unsqueeze(1)], 1)
+    feature_BND = _encode_pictures(encoder, canvas_BVTHWR, shown_BNV, drop, cameras)
+    return feature_BND[:, :V], None if joint_BV is None else feature_BND[:, V]
 
 
 def encode_as_one(
