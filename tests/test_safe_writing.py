@@ -122,19 +122,17 @@ def test_the_film_is_lost_on_a_full_disk_and_the_prediction_is_not(world, monkey
     assert caught.value.prediction == run.predict([video])
 
 
+def _train(world, run, *, epochs, **more):
+    overrides = [f"train.epochs={epochs}"]
+    dtsf.train(world / "cache", protocol="cross-subject:2", run=run, overrides=overrides, device="cpu", **more)
+
+
 def test_a_run_folder_that_vanishes_ends_the_training_with_its_name(world, tmp_path):
     import shutil
 
     run = tmp_path / "run"
     with pytest.raises(CheckpointError, match="is gone"):
-        dtsf.train(
-            world / "cache",
-            protocol="cross-subject:2",
-            run=run,
-            overrides=["train.epochs=3"],
-            device="cpu",
-            on_epoch=lambda _: shutil.rmtree(run, ignore_errors=True),
-        )
+        _train(world, run, epochs=3, on_epoch=lambda _: shutil.rmtree(run, ignore_errors=True))
     assert not run.exists()
 
 
@@ -151,14 +149,7 @@ def test_training_goes_on_through_no_link_of_a_run(world, tmp_path, victim, name
         (run / name).symlink_to(victim)
     # Either the link is refused, or a file takes its place; the victim stays.
     with contextlib.suppress(CheckpointError, ConfigError):
-        dtsf.train(
-            world / "cache",
-            protocol="cross-subject:2",
-            run=run,
-            overrides=["train.epochs=2"],
-            device="cpu",
-            resume=True,
-        )
+        _train(world, run, epochs=2, resume=True)
 
 
 def _calls(tree):

@@ -96,9 +96,9 @@ class ModelConfig(BaseModel):
     frame by frame, so that the state sees a moment from all sides (needs readout ``mean`` or ``ordered``). ``merged``
     has a patch embedding for each camera and one token for all of them: it reads each camera alone and all as one, and
     the fused feature is the mean of MSF's and of that (``fusion`` ``tmc`` has no fused feature: each camera alone).
-    Choose it where training and test have the same cameras. ``both`` encodes
-    each view by itself and, with a second encoder, all as one; the two opinions are pooled. Where other than training's
-    cameras are given (more of them; or fewer, and not named), the first alone answers."""
+    Choose it where training and test have the same cameras. ``both`` encodes each view by itself and, with a second encoder,
+    all as one; the two opinions are pooled. Where other than training's cameras are given (more of them; or fewer, and not
+    named), the first alone answers."""
     joint: float = Field(default=0.5, ge=0, le=1)
     """For ``views`` ``both``: share in the pool of all cameras as one; that of each by itself is the rest."""
     covered: float = Field(default=0.0, ge=0, le=1)
