@@ -49,6 +49,15 @@ def test_film_shows_the_views_side_by_side_and_lasts_as_long_as_the_longest(dtsf
     assert frames[0][10:45, : width // 2].max() > 200
 
 
+def test_more_videos_than_cameras_are_one_performance_and_that_is_said(dtsf, world):
+    videos = sorted((world / "data/multiview_action_videos/a05").glob("*_e00.avi"))
+    few, many = dtsf("predict", videos[0], "--run", "run", cwd=world), dtsf("predict", *videos, "--run", "run", cwd=world)
+    assert few.returncode == many.returncode == 0, many.stderr
+    assert "so many cameras" not in few.stderr
+    assert f"{len(videos)} videos are taken as so many cameras of one performance; training had" in many.stderr
+    assert "--watch FOLDER --once" in many.stderr
+
+
 @pytest.mark.parametrize("n_views", [1, 5])
 def test_film_has_room_for_any_number_of_views_and_any_words(tmp_path, n_views):
     frames = np.full((n_views, 3, 64, 64, 3), 200, np.uint8)

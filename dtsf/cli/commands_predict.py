@@ -52,7 +52,7 @@ def predict_command(
 ) -> None:
     """Name the action that the given videos show, with its uncertainty and the weight of each view."""
     from dtsf import api
-    from dtsf.cli.show import console, print_json, progress
+    from dtsf.cli.show import console, print_json, progress, words
     from dtsf.errors import ConfigError, FilmError
 
     if (run is None) == (onnx is None):
@@ -68,11 +68,12 @@ def predict_command(
         return
     given = videos or []
     failed: FilmError | None = None
+    trained = api.load(run) if run is not None else None
     with progress("predict", "videos"):
         try:
             result = (
-                api.load(run).predict(given, film=video, views=views, encoder_weights=encoder_weights)
-                if run is not None
+                trained.predict(given, film=video, views=views, encoder_weights=encoder_weights)
+                if trained is not None
                 else api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
             )
         except FilmError as error:
@@ -82,6 +83,13 @@ def predict_command(
         print_json(result.model_dump(mode="json"))
     else:
         _show(result, given)
+    n_cameras = len(trained.state.info.view_names) if trained is not None else len(given)
+    if len(given) > n_cameras:
+        note = (
+            f"{len(given)} videos are taken as so many cameras of one performance; training had {n_cameras}. Where they are "
+            "several performances: a subfolder each, and dtsf predict --watch FOLDER --once"
+        )
+        console().print(words((note, "yellow")), soft_wrap=True)
     if failed is not None:
         raise failed
     if video is not None and not json_:
