@@ -266,6 +266,14 @@ def test_wrong_words_exit_2(dtsf, cache, tmp_path, words, message):
     assert "Traceback" not in done.stderr
 
 
+def test_a_checkpoint_that_no_row_can_start_from_is_refused_before_the_first_training(cache, whole, tmp_path):
+    weights = next((whole[1] / "trainings").glob("*/last/model.safetensors"))
+    options = COMMON | {"overrides": [*TINY, "model.width=8"], "table": "paper", "dataset": "drawn", "seeds": (0,)}
+    with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
+        package.ablate(cache, init=weights, out=tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_table_of_ones_own_and_what_is_wrong_with_one(cache, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(

@@ -34,6 +34,7 @@ from dtsf.model.training.ablation.trainings import (
 )
 from dtsf.model.training.checkpoint import load_checkpoint, load_network, make_room
 from dtsf.model.training.evaluation import evaluate
+from dtsf.model.training.initialise import read_initial_weights, sized_as
 from dtsf.model.training.learner import versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import usual_recipe
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.ablation.tables import Variant
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol
+    from dtsf.model.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +97,7 @@ def ablate(
         raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
     check_device(device)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
-    variants = tuple(replace(variant, recipe=sized(variant.recipe, len(split.train))) for variant in variants)
+    variants = tuple(replace(variant, recipe=_sized(variant.recipe, init, len(split.train))) for variant in variants)
     tests = open_tests(cache, data, rule, split, judges)
     names = [test.shown.name for test in tests]
     if gap is not None and (gap[0] == gap[1] or not set(gap) <= set(names)):
@@ -146,6 +148,13 @@ def ablate(
             if on_result is not None:
                 on_result(result)
     return result
+
+
+def _sized(recipe: Recipe, init: Path | None, clips: int) -> Recipe:
+    if init is not None:
+        model = sized_as(recipe.model, read_initial_weights(init, recipe.model))
+        recipe = recipe.model_copy(update={"model": model})
+    return sized(recipe, clips)
 
 
 def _do(
