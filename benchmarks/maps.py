@@ -1,0 +1,101 @@
+"""Which embeddings the default recipe is right on: sizes of the picture, grids, maps and encoders, alone and pooled two by two.
+
+    python benchmarks/maps.py --embed "" --embed "--size 288 --grid 9" --embed "--encoder efficientnet-lite0:8 --grid 12"
+
+Each ``--embed`` is further words for ``dtsf preprocess``, with a cache of its own in ``--cache``. Trains and asks as
+``benchmarks/judge.py`` does on its training sides; a token stays one frame, whatever the grid. A pool is what a network with
+an encoder for each of the two embeddings would say: their evidence pooled at equal shares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from judge import preprocess, trials
+
+from dtsf.cache.reader import open_dataset
+from dtsf.model.network.evidence import pool_opinions
+from dtsf.model.training.data import evaluation_batches, load_groups
+from dtsf.model.training.loop import fit
+from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.size import sized
+
+if TYPE_CHECKING:
+    from judge import Trial
+
+    from dtsf.model.network.dtsfnet import DTSFNet
+    from dtsf.model.training.data import Groups
+
+
+@torch.inference_mode()
+def ask(net: DTSFNet, groups: Groups) -> torch.Tensor:
+    """Logits of all groups, (G, K)."""
+    batches = evaluation_batches(groups, 32, net.config.frames, net.config.pace)
+    return torch.cat([net(batch.x_BVTHWC, batch.mask_BV).logits_BK for batch in batches])
+
+
+def answers(cache: Path, trial: Trial, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Row -> logits and labels of the groups asked."""
+    learnt = open_dataset(cache, trial.learnt)
+    clips = tuple(clip for clip in learnt.clips if trial.clips(clip))
+    recipe = "default" if trial.rule == "all" else "unseen-cameras"
+    settings = sized(load_recipe(recipe, [f"model.patch={learnt.spec.grid}"]), len(clips))
+    with tempfile.TemporaryDirectory() as run:
+        net = fit(
+            load_groups(learnt, clips),
+            settings,
+            info=learnt.info,
+            spec=learnt.spec,
+            protocol="",
+            run=Path(run),
+            seed=seed,
+            device="cpu",
+        ).net
+    found = {}
+    for row, name, asked in trial.asked:
+        data = open_dataset(cache, name)
+        groups = load_groups(data, [clip for clip in data.clips if asked(clip)])
+        found[row] = ask(net, groups), groups.label_G
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cache", type=Path, default=Path("maps-cache"))
+    parser.add_argument("--sets", default="motion,nucla")
+    parser.add_argument("--embed", action="append", default=[], help="words for dtsf preprocess; may come several times")
+    parser.add_argument("--seeds", default="0")
+    options = parser.parse_args()
+    sets, embeds = options.sets.split(","), options.embed or [""]
+    caches = {words: options.cache / ("".join(words.split()) or "default") for words in embeds}
+    for words, cache in caches.items():
+        # Words make a cache anew; without them what is there stays.
+        done = all((cache / trial.learnt).is_dir() for trial in trials(sets, test=False))
+        preprocess(options.data, cache, sets, [] if done else words.split(), test=False)
+    right: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for seed, trial in itertools.product(map(int, options.seeds.split(",")), list(trials(sets, test=False))):
+        found = {words or "default": answers(cache, trial, seed) for words, cache in caches.items()}
+        for row, _, _ in trial.asked:
+            logits = {words: said[row][0] for words, said in found.items()}
+            half = torch.tensor([0.5, 0.5])
+            for one, other in itertools.combinations(found, 2):
+                logits[f"{one} and {other}"] = pool_opinions(torch.stack([logits[one], logits[other]]), half)
+            label_G = next(iter(found.values()))[row][1]
+            for words, x_GK in logits.items():
+                right[words][row].append(float((x_GK.argmax(-1) == label_G).float().mean()))
+    rows = list(next(iter(right.values())))
+    print("| embeddings | " + " | ".join(rows) + " |\n|---|" + "---|" * len(rows))
+    for words, numbers in right.items():
+        print(f"| {words} | " + " | ".join(f"{statistics.mean(numbers[row]):.3f}" for row in rows) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
