@@ -170,3 +170,12 @@ def test_what_does_not_go_together_is_refused(wrong):
 def test_thumbnails_as_tokens_are_for_views_that_are_encoded_apart():
     with pytest.raises(ValidationError, match='pasted "tokens" needs'):
         ModelConfig(**KEYS | {"views": "both", "pasted": "tokens"})
+
+
+def test_a_gradient_reaches_what_comes_before_the_network_also_where_nothing_moves():
+    net, x = network(views="both", n_views=2).train(), canvases(V=2)
+    x[:, :, :, :2] = 0.0
+    x.requires_grad_()
+    net(x).logits_BK.sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad[:, :, :, 2:].abs().sum() > 0

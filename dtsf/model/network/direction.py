@@ -50,7 +50,8 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
         right_PTHW = F.pad(right_PTHw, (0, 1)) + F.pad(right_PTHw, (1, 0))
         down_PTHW = F.pad(down_PThW, (0, 0, 0, 1)) + F.pad(down_PThW, (0, 0, 1, 0))
         flow_PTHW2 = torch.stack([right_PTHW, down_PTHW], -1)
-        return flow_PTHW2.sign() * flow_PTHW2.abs().pow(power / 2)
+        # Where nothing goes anywhere the root has no gradient.
+        return flow_PTHW2.sign() * flow_PTHW2.abs().clamp(min=torch.finfo(flow_PTHW2.dtype).tiny).pow(power / 2)
 
     flow_BVTHW2 = few_at_a_time(flows, x_BVTHWC)
     mean_BV1111 = flow_BVTHW2.abs().mean((-4, -3, -2, -1), keepdim=True)

