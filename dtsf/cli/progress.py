@@ -72,11 +72,15 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
                 bar.reset(job, total=total, completed=max(0, done - 1))
             bar.update(job, completed=done, total=total, note=plain(note))
 
+        kept = False
         try:
             yield update
+        except KeyboardInterrupt:
+            kept = bar.tasks[0].total is not None
+            raise
         finally:
-            # What was never counted leaves nothing behind; a count stays to be read.
-            bar.update(job, visible=bar.tasks[0].total is not None)
+            # How far an interrupted command came stays to be read; one that ended has words of its own.
+            bar.update(job, visible=kept)
 
 
 @dataclass
