@@ -136,7 +136,7 @@ def _note(report: EpochReport) -> str:
     """The numbers of an epoch on one line."""
     held = f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}" if report.held_out else ""
     part = f"{report.part}  " if report.part else ""
-    return f"{part}loss {report.loss:.3f}  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}{held}"
+    return f"{part}accuracy {report.accuracy:.2f}  loss {report.loss:.3f}  uncertainty {report.uncertainty:.2f}{held}"
 
 
 def _init_summary(run: Path) -> str:

@@ -54,7 +54,7 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=24 if screen.width >= 110 else 10),
         Count(),
         TimeElapsedColumn(),
         # What is left of the line is the note's: it is cut, and the bar stays.
