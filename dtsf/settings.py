@@ -60,6 +60,9 @@ def explain(
         if problem["type"] == "extra_forbidden" and known:
             near = difflib.get_close_matches(where, list(known), n=1, cutoff=0.5)
             lines.append(f"unknown {name(where)}" + (f"; did you mean {name(near[0])}?" if near else ""))
+        elif where and isinstance(problem["input"], dict):
+            # A whole section would drown the message.
+            lines.append(f"{name(where)}: {message[:1].lower()}{message[1:]}")
         elif where:
             value = repr(problem["input"])
             shown = value if most is None or len(value) <= SHOWN else value[: SHOWN - 3] + "..."

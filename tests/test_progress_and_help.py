@@ -195,9 +195,9 @@ def test_dtsf_alone_shows_the_three_commands_that_matter_and_where_the_rest_is(d
 
 def test_what_is_printed_beside_a_bar_stands_above_it_and_nothing_is_markup(tmp_path):
     script = (
-        "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
+        "import time; from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
         "with progress('count', 'things') as update:\n"
-        "    update(1, 2); console().print('a word'); update(2, 2, '[bold]x')\n"
+        "    update(1, 2); console().print('a word'); update(2, 2, '[bold]x'); time.sleep(1)\n"
     )
     shown, _ = on_terminal([sys.executable, "-c", script], tmp_path, TERM="xterm")
     # The bar's line is taken away first, and drawn again below.
@@ -205,6 +205,21 @@ def test_what_is_printed_beside_a_bar_stands_above_it_and_nothing_is_markup(tmp_
     assert before.endswith("\x1b[2K")
     assert "count" in after
     assert "[bold]x" in after
+
+
+@pytest.mark.parametrize(("end", "stays"), [("pass", False), ("raise ValueError", False), ("raise KeyboardInterrupt", True)])
+def test_only_a_bar_that_was_interrupted_stays(tmp_path, end, stays):
+    script = (
+        "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
+        "try:\n"
+        "    with progress('count', 'things') as update:\n"
+        f"        update(1, 2); console().print('a word'); {end}\n"
+        "except BaseException: pass\n"
+        "console().print('end')\n"
+    )
+    shown, _ = on_terminal([sys.executable, "-c", script], tmp_path, TERM="xterm")
+    # What stands after the last line that was erased.
+    assert ("count" in shown.split("\x1b[2K")[-1]) == stays
 
 
 def test_of_many_classes_a_terminal_shows_those_of_lowest_recall():

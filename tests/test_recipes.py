@@ -120,6 +120,12 @@ def test_pixel_recipe_on_embeddings_is_refused_with_the_way(tmp_path):
         load_recipe("default", ["model.normalise=imagenet"])
 
 
+def test_keys_that_do_not_go_together_are_said_without_the_whole_section():
+    with pytest.raises(ConfigError, match=r"^recipe default: 'model': canvas \"energy\" is dynamic already") as refused:
+        load_recipe("default", ["model.canvas=energy", "model.views=apart"])
+    assert "principal" not in str(refused.value)
+
+
 def test_a_recipe_takes_what_it_extends_and_changes_what_it_says(tmp_path):
     (tmp_path / "mine.toml").write_text('extends = "default"\n[model]\nwidth = 64\n[train]\nlr = 2e-3\n')
     (tmp_path / "yours.toml").write_text('extends = "mine.toml"\n[train]\nepochs = 7\n')

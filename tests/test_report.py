@@ -16,6 +16,7 @@ from dtsf.report.cache_page import report_cache
 from dtsf.report.compare_page import compare_runs
 from dtsf.report.facts import open_cache_of, read_run
 from dtsf.report.probes import CollectionProbe, Probes, probe
+from dtsf.report.run_page import _pooled as run_page_words
 from dtsf.report.run_page import report_run
 from dtsf.report.strips import BORDERS, choose_frames, draw_snapshots
 
@@ -104,8 +105,12 @@ def test_page_of_a_run_shows_its_numbers_in_a_browser(visit, run_page, world):
     assert tiles["calibration error (ECE)"] == f"{metrics['ece']:.3f}"
     assert tiles["performances tested"] == str(metrics["n_groups"])
     assert metrics["task"] in page.locator(".lead").inner_text()
-    origin = page.locator("#origin ~ .panels").inner_text()
+    origin = page.locator("#origin ~ .scroll").inner_text()
     assert metrics["fingerprint"] in origin
+    recipe = page.locator("details")
+    assert not recipe.locator("table").first.is_visible()
+    recipe.locator("summary").click()
+    assert "view_drop" in recipe.inner_text()
     assert "torch" in origin
     # Every figure has a size, every picture is one.
     assert page.locator("svg").count() >= 7
@@ -141,6 +146,8 @@ def test_page_fits_a_phone_in_light_and_dark(visit, run_page, scheme):
     bright = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
     ink = page.evaluate("getComputedStyle(document.body).color.match(/\\d+/g).slice(0, 3).map(Number)")
     assert (sum(bright) > sum(ink)) == (scheme == "light")
+    weights = page.locator("svg[aria-label='weights of single samples']")
+    assert weights.evaluate("s => s.getBoundingClientRect().right") <= 360
     assert abs(sum(bright) - sum(ink)) > 500
 
 
@@ -258,6 +265,29 @@ def test_log_that_was_cut_off_still_draws_its_whole_lines(world, tmp_path):
     assert "The run has no log.jsonl" in report_run(run).read_text()
 
 
+def test_comparison_says_once_what_is_the_same(world, tmp_path):
+    run = shutil.copytree(world / "run", tmp_path / "second")
+    task = json.loads((run / "metrics.json").read_text())["task"]
+    text = compare_runs([world / "run", run], tmp_path / "c.html").read_text()
+    assert text.count(task[1:]) == 1
+    assert "left out" not in text
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words"),
+    [
+        ("default", "pools 3 opinions: motion energy of each camera by itself; all cameras as one picture; the moving part"),
+        ("thumbnails", ""),
+    ],
+)
+def test_opinions_that_are_pooled_are_named(recipe, words):
+    from dtsf.model.training.recipe import load_recipe
+
+    said = run_page_words(load_recipe(recipe).model)
+    assert words in said
+    assert bool(said) == bool(words)
+
+
 def test_comparison_names_what_differs(world, hostile, tmp_path):
     run = shutil.copytree(world / "run", tmp_path / "second")
     metrics = json.loads((run / "metrics.json").read_text())
@@ -289,7 +319,16 @@ def test_cache_page_shows_clips_at_random_and_verdicts(dtsf, visit, world):
     assert len(fetched) == 1
     assert page.locator(".sample").count() == 12
     assert page.locator(".sample img").count() == 36
-    assert "ok" in page.locator("table", has_text="verdict").inner_text()
+    info = json.loads(dtsf("cache", "info", "--json", cwd=world).stdout)["datasets"][0]
+    assert page.locator(".lead").inner_text().startswith(f"All {info['clips']} clips are usable: {info['groups']} perf")
+    assert page.locator("table", has_text="verdict").count() == 0
+
+
+def test_cache_page_lists_the_clips_that_are_not_usable(visit, hostile):
+    page, _, _ = visit(report_cache(hostile / "cache", hostile / "cache.html"))
+    assert re.match(r"18 of 19 clips are usable: 9 performances", page.locator(".lead").inner_text())
+    assert "unreadable" in page.locator("table", has_text="share").inner_text()
+    assert HOSTILE["file"] in page.locator("table", has_text="why").inner_text()
 
 
 def test_snapshots_are_drawn_where_evaluation_pastes_them():
@@ -364,3 +403,8 @@ def test_numbers_of_an_axis_fit_beside_it():
     assert svg._short(0.00025) == "2.5e-4"
     assert svg._short(0.0005) == "0.0005"
     assert svg._short(12.3) == "12"
+
+
+@pytest.mark.parametrize(("most", "top"), [(11.8, 12), (0.83, 1), (5.9, 6), (4.7e-4, 5e-4), (1.0, 1), (100, 100), (0.3, 0.3)])
+def test_axis_ends_at_a_round_number(most, top):
+    assert svg._round_above(most) == pytest.approx(top)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,7 @@ def test_a_bar_and_its_note_are_harmless():
     shown = screen._screen_class()(file=stream, force_terminal=True, width=200)
     with _bar("t\x1b[31m", "clips", shown) as update:
         update(1, 2, NASTY)
+        time.sleep(1)
     assert "\x1b[31mred" not in stream.getvalue()
     assert "\x07" not in stream.getvalue()
     assert "\\x1b[31mred" in stream.getvalue()

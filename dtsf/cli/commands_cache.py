@@ -39,7 +39,7 @@ def cache_info_command(
         cache_page(path, html, dataset, json_=json_)
         return
     from dtsf.cache.info import describe
-    from dtsf.cli.show import print_json, results, table
+    from dtsf.cli.show import console, print_json, results, table
 
     pages = [describe(place) for place in _places(path, dataset)]
     if json_:
@@ -53,18 +53,19 @@ def cache_info_command(
             screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "verdict", "why"), rows))
         for note in page.notes:
             screen.print(f"note: {note}", style="yellow")
+    console().print(f"next, to look at the clips: dtsf cache info {path} --html cache.html", soft_wrap=True)
 
 
 def _lines(page: DatasetPage) -> list[tuple[str, str]]:
     spec = page.spec
     views = ", ".join(f"{count} with {n}" for n, count in page.groups_by_views.items())
     return [
-        ("data set", page.dataset if page.dataset == page.name else f"{page.name} ({page.dataset})"),
+        *([] if page.dataset == page.name else [("data set", f"{page.name} ({page.dataset})")]),
         ("clips", f"{page.clips} usable in {page.groups} groups"),
+        ("verdicts", ", ".join(f"{count} {verdict}" for verdict, count in page.verdicts.items())),
         ("groups by views", views),
         *([("views' lengths", _apart(page.views_differ_by, spec.align))] if page.views_differ_by else []),
-        ("verdicts", ", ".join(f"{count} {verdict}" for verdict, count in page.verdicts.items())),
-        ("classes", ", ".join(f"{name} ({count})" for name, count in page.clips_by_class.items())),
+        ("classes", _classes(page.clips_by_class)),
         ("views", ", ".join(f"{name} ({count})" for name, count in page.clips_by_view.items())),
         (
             "embeddings",
@@ -84,6 +85,15 @@ def _lines(page: DatasetPage) -> list[tuple[str, str]]:
         ("catalog", page.catalog),
         *([("to be done again", f"shards {', '.join(map(str, page.redo))}: run dtsf preprocess")] if page.redo else []),
     ]
+
+
+def _classes(clips: dict[str, int]) -> str:
+    """All, or of many the first; ``--html`` and ``--json`` have all."""
+    from dtsf.cli.show import CLASSES_SHOWN
+
+    listed = [f"{name} ({count})" for name, count in clips.items()]
+    more = len(listed) - CLASSES_SHOWN
+    return ", ".join(listed) if more <= 0 else f"{', '.join(listed[:CLASSES_SHOWN])} and {more} more"
 
 
 def _apart(lengths: ViewLengths, align: str) -> str:
@@ -143,7 +153,7 @@ def cache_verify_command(
                 ("-" if d["shard"] is None else d["shard"], f"{d['dataset']}/{d['file']}", d["reason"]) for d in damaged
             ]
             screen.print(table(f"{len(damaged)} files are damaged", ("shard", "file", "why"), rows))
-            screen.print(f"next: dtsf cache repair {path}")
+            screen.print(f"next: dtsf cache repair {path}", soft_wrap=True)
         for name, decoded in again.items():
             older = f"; {decoded.unknown} of an older layout have no checksum" if decoded.unknown else ""
             words = f"{decoded.checked} clips decoded again with {decoded.decoder}, {len(decoded.unlike)} differ{older}"

@@ -93,7 +93,7 @@ def _print_result(result: PreprocessResult, cache: Path) -> None:
             + f" ({verdicts})"
         )
     where = "" if cache == Path("cache") else f" --cache {cache}"
-    screen.print(f"next: dtsf train{where} --dataset {result.dataset}")
+    screen.print(f"next: dtsf train{where} --dataset {result.dataset}", soft_wrap=True)
 
 
 def _changes(result: PreprocessResult) -> list[str]:
@@ -156,4 +156,4 @@ def synth_nucla_command(
         # Each collection under a name of its own, side by side in one cache.
         label = name.removeprefix("multiview_action_videos").replace("_", "-")
         option = f" --name nucla{label}" if label else ""
-        screen.print(f"next: dtsf preprocess nucla --root {path}{option}")
+        screen.print(f"next: dtsf preprocess nucla --root {path}{option}", soft_wrap=True)

@@ -32,4 +32,6 @@ def export_command(
     screen.print(
         f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, any number of groups, {made.views} views x {made.frames} frames"
     )
-    screen.print(f"next: dtsf predict {' '.join(f'CAM{v + 1}' for v in range(made.views))} --onnx {onnx}")
+    screen.print(
+        f"next: dtsf predict {' '.join(f'CAM{v + 1}' for v in range(made.views))} --onnx {onnx}", soft_wrap=True
+    )

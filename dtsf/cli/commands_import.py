@@ -49,4 +49,4 @@ def import_command(
             "group and view where you know them",
             style="yellow",
         )
-    screen.print(f"next: dtsf preprocess manifest --root {result.manifest}")
+    screen.print(f"next: dtsf preprocess manifest --root {result.manifest}", soft_wrap=True)

@@ -69,8 +69,11 @@ def doctor_command(
         screen = results()
         good = "everything needed is here" if found.ok else "something that dtsf needs is missing"
         screen.print(good, style="bold green" if found.ok else "bold red")
-        rows = [(c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found) for c in found.checks]
-        screen.print(table("this machine", ("", "", ""), rows))
+        rows = [
+            (c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found.removeprefix("not available: "))
+            for c in found.checks
+        ]
+        screen.print(table("", ("", "", ""), rows))
         for check in found.checks:
             if check.how:
                 screen.print(words((f"{check.name}: ", "bold"), check.how))

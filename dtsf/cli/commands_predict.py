@@ -102,10 +102,12 @@ def _show(result: Prediction, videos: Sequence[Path]) -> None:
     screen = results()
     prediction = f"  probability {result.probability:.3f}  uncertainty {result.uncertainty:.3f}"
     screen.print(words((result.label, "bold green"), prediction))
+    screen.print("")
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
-    screen.print(table("classes", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
+    screen.print(table("", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
     weights = zip(videos, result.view_weights, strict=True)
-    screen.print(table("views", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
+    screen.print("")
+    screen.print(table("", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
 
 
 def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:

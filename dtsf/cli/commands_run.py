@@ -62,13 +62,18 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
         extra |= {"best_epoch": result.best_epoch}
         print_json(extra | _without_predictions(document))
         return
+    screen.print("")
     for part in evaluation_table(document):
         results().print(part)
+    screen.print("")
     if result.best_epoch is not None:
         screen.print(f"{result.epochs} epochs; on the groups held out, epoch {result.best_epoch} was best")
-    screen.print(f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json")
+    screen.print(
+        f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json", soft_wrap=True
+    )
     cameras = " ".join(f"CAM{k}" for k in range(1, min(3, len(document["view_names"])) + 1))
-    screen.print(f"next: dtsf report {result.run}, or dtsf predict {cameras} --run {result.run}")
+    screen.print(f"next: dtsf report {result.run}", soft_wrap=True)
+    screen.print(f"      dtsf predict {cameras} --run {result.run}", soft_wrap=True)
 
 
 def evaluate_command(
@@ -131,7 +136,7 @@ def _note(report: EpochReport) -> str:
     """The numbers of an epoch on one line."""
     held = f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}" if report.held_out else ""
     part = f"{report.part}  " if report.part else ""
-    return f"{part}loss {report.loss:.3f}  accuracy {report.accuracy:.2f}  uncertainty {report.uncertainty:.2f}{held}"
+    return f"{part}accuracy {report.accuracy:.2f}  loss {report.loss:.3f}  uncertainty {report.uncertainty:.2f}{held}"
 
 
 def _init_summary(run: Path) -> str:

@@ -54,7 +54,7 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=24 if screen.width >= 110 else 10),
         Count(),
         TimeElapsedColumn(),
         # What is left of the line is the note's: it is cut, and the bar stays.
@@ -72,11 +72,15 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
                 bar.reset(job, total=total, completed=max(0, done - 1))
             bar.update(job, completed=done, total=total, note=plain(note))
 
+        kept = False
         try:
             yield update
+        except KeyboardInterrupt:
+            kept = bar.tasks[0].total is not None
+            raise
         finally:
-            # What was never counted leaves nothing behind; a count stays to be read.
-            bar.update(job, visible=bar.tasks[0].total is not None)
+            # How far an interrupted command came stays to be read; one that ended has words of its own.
+            bar.update(job, visible=kept)
 
 
 @dataclass

@@ -33,9 +33,9 @@ def print_json(document: object) -> None:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
-    """A plain table; every cell is text, never markup."""
+    """A plain table; every cell is text, never markup. Without a title it begins with its headings."""
     columns = list(columns)
-    made = Table(title=words(title), title_justify="left", title_style="bold", header_style="bold", show_edge=False)
+    made = Table(title=words((title, "bold")), title_justify="left", header_style="bold", show_edge=False)
     made.show_header = any(columns)
     for column in columns:
         made.add_column(words(column), overflow="fold")
@@ -90,9 +90,10 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
         listed = ", ".join(missing)
         yield words((f"not in these numbers: {listed}", "yellow"))
     all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
+    yield words("")
     yield table(
-        "views",
-        ("view", "mean weight", "top-1 of its feature"),
+        "",
+        ("view", "mean weight", "top-1 of its own feature"),
         [
             (name, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")
             for name, weight, top1 in all_views
@@ -106,8 +107,9 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
     ]
     # Of many classes those that need a look; a screen keeps the numbers above in sight.
     shown = sorted(tested)[:CLASSES_SHOWN] if len(tested) > CLASSES_SHOWN else tested
+    yield words("")
     yield table(
-        "classes" if shown is tested else f"classes: the {len(shown)} of lowest recall, of {len(tested)}",
+        "" if shown is tested else f"the {len(shown)} classes of lowest recall, of {len(tested)}",
         ("class", "recall", "groups", "most often taken for"),
         [_class_row(document, k, name) for _, k, name in shown],
     )

@@ -42,7 +42,8 @@ def report_cache(
         shown.append(_describe(open_dataset(cache, name), samples, seed))
     if on_step is not None:
         on_step(len(names), len(names), "")
-    return write_page(out, render("cache.html", title=f"Cache {cache}", cache=cache.absolute(), datasets=shown))
+    title = shown[0]["name"] if len(shown) == 1 else f"{len(shown)} data sets"
+    return write_page(out, render("cache.html", title=title, cache=cache.absolute(), datasets=shown))
 
 
 def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
@@ -57,15 +58,17 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
     return {
         "name": data.info.name,
         "views": views,
+        "counts": ", ".join(
+            [
+                f"{len(groups)} performances of {len(names)} classes",
+                *([f"{len(subjects)} subjects"] if subjects else []),
+                f"{len(views)} cameras",
+            ]
+        ),
+        "usable": len(data.clips),
+        "uneven": [(n, cameras) for cameras, n in sorted(sizes.items(), reverse=True)] if len(sizes) > 1 else [],
         "facts": [
-            ("data set", data.info.dataset),
-            ("usable clips", str(len(data.clips))),
-            ("performances", str(len(groups))),
-            (
-                "cameras a performance",
-                ", ".join(f"{n} with {views}" for views, n in sorted(sizes.items(), reverse=True)),
-            ),
-            ("subjects", str(len(subjects)) if subjects else "not named"),
+            ("read as", data.info.dataset),
             ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
             (
                 "input",

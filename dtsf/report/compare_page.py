@@ -46,6 +46,8 @@ def compare_runs(runs: Sequence[Path], out: Path, *, on_step: Callable[[int, int
         names=names,
         runs=facts,
         folders=[str(run.absolute()) for run in runs],
+        shared=_shared(facts),
+        differs=_differs(facts),
         warnings=_warnings(facts, same_groups),
         spread=_spread(facts),
         curves=_curves(names, facts),
@@ -65,6 +67,25 @@ def _short_names(runs: Sequence[Path]) -> list[str]:
     while len({path[-depth:] for path in parts}) < len(parts):
         depth += 1
     return ["/".join(path[-depth:]) for path in parts]
+
+
+def _differs(facts: Sequence[RunFacts]) -> dict[str, bool]:
+    """Which columns say something of single runs; what is the same for all is said once."""
+    return {
+        "dataset": len({f.evaluation.dataset for f in facts}) > 1,
+        "protocol": len({f.evaluation.protocol for f in facts}) > 1,
+        "task": len({f.evaluation.task for f in facts}) > 1,
+        "groups": len({f.metrics.n_groups for f in facts}) > 1,
+        "left_out": any(f.evaluation.left_out for f in facts),
+    }
+
+
+def _shared(facts: Sequence[RunFacts]) -> str:
+    """What was tested, as far as it is the same for all runs."""
+    e, differs = facts[0].evaluation, _differs(facts)
+    known = {"task": e.task, "groups": f"{facts[0].metrics.n_groups} performances"}
+    known |= {"dataset": f"data set {e.dataset}", "protocol": f"protocol {e.protocol}"}
+    return ", ".join(words for name, words in known.items() if not differs[name])
 
 
 def _warnings(facts: Sequence[RunFacts], same_groups: bool) -> list[str]:

@@ -97,8 +97,8 @@ def plain_strips(data: CachedDataset, clips: Sequence[Clip]) -> tuple[Strip, ...
             clip.view - 1,
             None,
             film_strip(pictures_THWC),
-            f"frames {index_T[0]} to {index_T[-1]} of {data.records[clip.id][1].decoded_frames}, "
-            f"{data.records[clip.id][1].verdict.value}",
+            f"frames {index_T[0]} to {index_T[-1]} of {data.records[clip.id][1].decoded_frames}"
+            + ("" if (verdict := data.records[clip.id][1].verdict.value) == "ok" else f", {verdict}"),
         )
         for clip, pictures_THWC, index_T in made
     )

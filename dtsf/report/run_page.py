@@ -78,6 +78,7 @@ def report_run(
         gallery=_gallery(facts, data, shown, samples) if data is not None else [],
         covered=sum(p.view_weights[c.view - 1] == 0 for p in facts.metrics.predictions for c in shown.get(p.group, ())),
         seen=_seen(state.recipe.model),
+        pooled=_pooled(state.recipe.model),
         bars=svg.bars,
         left_out=_left_out(data),
         recipe=_recipe(facts),
@@ -89,7 +90,9 @@ def report_run(
 def _seen(model: ModelConfig) -> str:
     """What the gallery's pictures have to do with what the network gets."""
     if model.motion != "tsm" or model.pasted in ("tokens", "none"):
-        return "The cached pictures of frames that the network reads; this recipe pastes no snapshots."
+        moves = model.canvas != "embedding" or (model.motion != "msm" and model.anchor == "dynamic")
+        given = "; it is given what moves in them" if moves else ""
+        return f"The cached pictures of the frames that the network reads{given}."
     words = (
         "The cached pictures of frames that the network reads, with the snapshots (TSM) drawn in where evaluation pastes "
         "them: a small picture's border has the colour of the view it comes from. The network pastes them into "
@@ -100,14 +103,22 @@ def _seen(model: ModelConfig) -> str:
     return words + "embeddings, not pictures" + (", of what moves: a frame minus its clip's mean." if dynamic else ".")
 
 
+def _pooled(model: ModelConfig) -> str:
+    """What decides, where it is more than one network; else nothing."""
+    parts = ["each camera by itself" if model.canvas == "embedding" else "motion energy of each camera by itself"]
+    parts += ["all cameras as one picture"] if model.views == "both" else []
+    parts += ["the moving part of each camera's embeddings"] if model.canvas == "both" else []
+    if len(parts) == 1:
+        return ""
+    return f"The decision pools {len(parts)} opinions: {'; '.join(parts)}. Weights are those of the opinions camera by camera."
+
+
 def _sentence(facts: RunFacts) -> str:
     e, m = facts.evaluation, facts.metrics
     right = sum(p.label == p.predicted for p in m.predictions)
     left = sum(e.left_out.values())
-    return (
-        f"{right} of {m.n_groups} performances named right ({m.top1:.1%}) on {e.dataset}: {e.task}, "
-        f"protocol {e.protocol}, seed {e.seed}; "
-        + (f"{left} clips are not in these numbers." if left else "no clip was left out.")
+    return f"{right} of {m.n_groups} performances named right ({m.top1:.1%}): {e.task}; seed {e.seed}. " + (
+        f"{left} clips are not in these numbers." if left else "No clip was left out."
     )
 
 

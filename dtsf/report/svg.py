@@ -5,6 +5,7 @@ Every word that is not ours goes through ``Markup.format``, which escapes it.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -59,6 +60,12 @@ def _frame(low: float, high: float, x_low: str, x_high: str, x_name: str) -> lis
     return parts
 
 
+def _round_above(value: float) -> float:
+    """The next number whose half is a short one too, for the top of an axis: 12 for 11.8, 1 for 0.83."""
+    power = 10.0 ** math.floor(math.log10(value))
+    return power * next(step for step in (1, 1.2, 1.6, 2, 2.4, 3, 4, 5, 6, 8, 10) if step >= value / power * (1 - 1e-9))
+
+
 def _short(value: float) -> str:
     """Two digits, in as many letters as fit beside the axis: 0.00025 as 2.5e-4."""
     plain = f"{value:.2g}"
@@ -71,6 +78,8 @@ def curves(series: Mapping[str, Sequence[float]], x_name: str, *, from_zero: boo
     """
     values = [value for line in series.values() for value in line]
     low, high = (min(0.0, *values) if from_zero else min(values)), max(values)
+    if low == 0.0 < high:
+        high = _round_above(high)
     if high <= low:
         low, high = low - 0.5, high + 0.5
     n = max(len(line) for line in series.values())
@@ -172,7 +181,7 @@ def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
     if high - low < 1e-6:
         low, high = low - 0.005, high + 0.005
     left = 16 + min(160, 7 * max(map(len, rows)))
-    width, lane = 560, 22
+    width, lane = WIDTH, 22
     parts = []
     for k, (name, row) in enumerate(rows.items()):
         top = 8 + k * (2 * lane + 12)
