@@ -100,7 +100,7 @@ def evaluate_command(
 ) -> None:
     """Judge a run, also on another data set of the same classes."""
     from dtsf import api
-    from dtsf.cli.show import evaluation_table, print_json, progress, results
+    from dtsf.cli.show import console, evaluation_table, print_json, progress, results
 
     with progress("evaluate", "groups"):
         result = api.load(run).evaluate(
@@ -119,6 +119,7 @@ def evaluate_command(
         return
     for part in evaluation_table(document):
         results().print(part)
+    console().print(f"next: dtsf report {run}", soft_wrap=True)
 
 
 def _lengths(settings: Recipe) -> str:
