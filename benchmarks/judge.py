@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -190,12 +191,12 @@ def judge(
         settings = _in_half_the_epochs(settings) if quick else settings
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:
-                where = {"run": Path(run), "seed": seed, "device": "cpu"}
-                net = fit(train, settings, info=learnt.info, spec=learnt.spec, protocol="", **where).net
+                again = partial(fit, info=learnt.info, spec=learnt.spec, protocol="", seed=seed, device="cpu")
+                net = again(train, settings, run=Path(run)).net
                 if calibrated:
                     split = Split(train=clips, test=(), left_out={}, task="")
                     rule = parse_protocol(trial.rule, learnt.info.dataset)
-                    calibrate(net, learnt, learnt.info, rule, split, settings, **where)
+                    calibrate(net, learnt, rule, split, settings, run=Path(run), again=again)
             for row, name, asked in trial.asked:
                 groups = load_groups(data(name), [clip for clip in data(name).clips if asked(clip)])
                 metrics = evaluate_groups(net, groups, learnt.info.class_names, draws=settings.train.draws)

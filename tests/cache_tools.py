@@ -1,5 +1,6 @@
 """What the tests of the cache share: a tiny data set whose rows follow from a seed."""
 
+import json
 import re
 
 import numpy as np
@@ -24,8 +25,9 @@ def info(name="a"):
     return DatasetInfo(dataset="nucla", name=name, class_names=("x", "y"), view_names=("1", "2"))
 
 
-def clip(name):
-    return Clip(id=name, path=f"{name}.avi", label=0, raw_label="1", group=f"g{name}", view=1)
+def clip(name, **words):
+    usual = {"path": f"{name}.avi", "label": 0, "raw_label": "1", "group": f"g{name}", "view": 1}
+    return Clip(id=name, **usual | words)
 
 
 def source(clip, **changes):
@@ -78,14 +80,18 @@ def add_shard(folder, shard, names, bad=(), seed=0):
     return written, values
 
 
+def names(shard):
+    """The clips of a full shard."""
+    return [f"{shard}-{row}" for row in range(SHARD_SIZE)]
+
+
 def make(folder, format="zarr", compress="none", shards=3):
     """A data set of full shards: shard k holds the clips k-0, k-1, k-2 from seed k. Returns rows by clip id."""
     create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=format, compress=compress)
     values = {}
     for k in range(shards):
-        names = [f"{k}-{row}" for row in range(SHARD_SIZE)]
-        _, made = add_shard(folder, k, names, seed=k)
-        values |= {name: {array: made[array][row] for array in made} for row, name in enumerate(names)}
+        _, made = add_shard(folder, k, names(k), seed=k)
+        values |= {name: {array: made[array][row] for array in made} for row, name in enumerate(names(k))}
     return values
 
 
@@ -94,6 +100,33 @@ def reseal(text):
     data = re.sub(rb'"seal": ?"[0-9a-f]*"', b'"seal": "' + b"0" * 16 + b'"', text.encode())
     found = TAIL.search(data)
     return data[: found.start(1)] + xxhash.xxh3_64_hexdigest(data).encode() + data[found.end(1) :]
+
+
+def forge(path, change):
+    """Change a document and seal it again."""
+    document = json.loads(path.read_text())
+    change(document)
+    seal = document.pop("seal", "0" * 16)
+    path.write_bytes(reseal(json.dumps({**document, "seal": seal})))
+
+
+def race(place, writer, shards):
+    """Commit all shards, each of two writers with values of its own, in its own order."""
+    for shard in range(shards) if writer else reversed(range(shards)):
+        extend(place, shard + 1)
+        write_shard(place, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=100 * writer + shard))
+
+
+def winners(data, shards):
+    """Who committed each shard, whole."""
+    assert [clip.id for clip in data.clips] == sorted(name for shard in range(shards) for name in names(shard))
+    found = []
+    for shard in range(shards):
+        held = data.embeddings(names(shard))
+        (winner,) = [w for w in (0, 1) if (held == rows(SHARD_SIZE, seed=100 * w + shard)["embeddings"]).all()]
+        assert (data.pictures(names(shard)) == rows(SHARD_SIZE, seed=100 * winner + shard)["pictures"]).all()
+        found.append(winner)
+    return found
 
 
 def snapshot(folder):

@@ -21,7 +21,8 @@ if not Path("/dev/nvidiactl").exists():
 settings.register_profile("dtsf", deadline=None)
 settings.load_profile("dtsf")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_configure(config):
@@ -31,14 +32,21 @@ def pytest_configure(config):
 
 
 @pytest.fixture(scope="session")
-def shared_data():
-    """The folder of shared test data. Skips without it, except in CI, where its absence is a failure."""
-    if SHARED.is_dir():
-        return SHARED
-    message = f"no shared test data at {SHARED}"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+def needed():
+    """Skips where something is not there, except in CI, where its absence is a failure."""
+
+    def check(there, message):
+        if not there:
+            pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def shared_data(needed):
+    """The folder of shared test data."""
+    needed(SHARED.is_dir(), f"no shared test data at {SHARED}")
+    return SHARED
 
 
 @pytest.fixture(scope="session")
@@ -75,60 +83,72 @@ def cut_file():
     return cut
 
 
-@pytest.fixture(scope="session")
-def dtsf(tmp_path_factory):
-    """Runs the command line as a process of its own, forked from one that has imported PyTorch: see forked_cli.py."""
-    folder = tmp_path_factory.mktemp("cli")
-    usual = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    server = None
+class CommandLine:
+    """Runs ``dtsf`` as a process of its own, forked from one that has imported PyTorch: see forked_cli.py."""
 
-    def run(*words, cwd, **environment):
-        nonlocal server
+    USUAL = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}  # noqa: RUF012
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.server = None
+
+    def json(self, *words, cwd, **environment):
+        """The object that it prints; it must end well."""
+        done = self(*words, "--json", cwd=cwd, **environment)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def said(self, *words, cwd, **environment):
+        """What it says beside its answer, in one line; it must end well."""
+        done = self(*words, cwd=cwd, **environment)
+        assert done.returncode == 0, done.stderr
+        return " ".join(done.stderr.split())
+
+    def refusal(self, *words, cwd, **environment):
+        """Why it does not do it, in one line: the exit code must be 2."""
+        done = self(*words, cwd=cwd, **environment)
+        assert done.returncode == 2, done.stderr
+        assert "Traceback" not in done.stderr
+        return " ".join(done.stderr.split())
+
+    def __call__(self, *words, cwd, **environment):
         words = [str(word) for word in words]
-        environment = {name: str(value) for name, value in {**os.environ, **usual, **environment}.items()}
+        environment = {name: str(value) for name, value in {**os.environ, **self.USUAL, **environment}.items()}
         if any(environment.get(name) != os.environ.get(name) for name in environment if name.startswith("PYTHON")):
             # Read when the interpreter starts: a fork would come too late.
             program = Path(sys.executable).with_name("dtsf")
             return subprocess.run(
                 [program, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
             )
-        if server is None:
-            server = subprocess.Popen(
-                [sys.executable, "-P", Path(__file__).with_name("forked_cli.py")],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env=os.environ | usual,
-            )
-        out, err = folder / "out", folder / "err"
-        job = {
-            "words": words,
-            "cwd": str(cwd),
-            "environment": environment,
-            "out": str(out),
-            "err": str(err),
-            "timeout": 300,
-        }
-        server.stdin.write(json.dumps(job) + "\n")
-        server.stdin.flush()
-        code = int(server.stdout.readline())
+        if self.server is None:
+            program = [sys.executable, "-P", Path(__file__).with_name("forked_cli.py")]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            self.server = subprocess.Popen(program, text=True, env=os.environ | self.USUAL, **pipes)
+        out, err = self.folder / "out", self.folder / "err"
+        job = {"words": words, "environment": environment, "timeout": 300}
+        job |= {"cwd": str(cwd), "out": str(out), "err": str(err)}
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        code = int(self.server.stdout.readline())
         return subprocess.CompletedProcess(words, code, out.read_text("utf-8"), err.read_text("utf-8"))
 
-    yield run
-    if server is not None:
-        server.communicate()
+
+@pytest.fixture(scope="session")
+def dtsf(tmp_path_factory):
+    """The command line."""
+    command_line = CommandLine(tmp_path_factory.mktemp("cli"))
+    yield command_line
+    if command_line.server is not None:
+        command_line.server.communicate()
 
 
 def _make_world(dtsf, root):
     root.mkdir()
-    drawn = dtsf("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, "--json", cwd=root)
-    assert drawn.returncode == 0, drawn.stderr
-    made = dtsf("preprocess", "nucla", "--root", "data", "--workers", 1, "--json", cwd=root)
-    assert made.returncode == 0, made.stderr
-    assert json.loads(made.stdout)["verdicts"] == {"ok": 60}
-    trained = dtsf("train", "--protocol", "cross-subject:2", "--epochs", 2, "--out", "run", "--json", cwd=root)
-    assert trained.returncode == 0, trained.stderr
-    assert json.loads(trained.stdout)["epochs"] == 2
+    dtsf.said("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, cwd=root)
+    made = dtsf.json("preprocess", "nucla", "--root", "data", "--workers", 1, cwd=root)
+    assert made["verdicts"] == {"ok": 60}
+    trained = dtsf.json("train", "--protocol", "cross-subject:2", "--epochs", 2, "--out", "run", cwd=root)
+    assert trained["epochs"] == 2
 
 
 @pytest.fixture(scope="session")
@@ -146,3 +166,31 @@ def world(dtsf, tmp_path_factory):
             shutil.rmtree(made, ignore_errors=True)
             _make_world(dtsf, made)
     return shutil.copytree(made, base / "world")
+
+
+@pytest.fixture
+def run_copy(world, tmp_path):
+    """The world's run, to change or to damage."""
+    return shutil.copytree(world / "run", tmp_path / "run")
+
+
+@pytest.fixture
+def performance(world):
+    """Three views of one performance that the world's run was not trained on."""
+    return sorted((world / "data/multiview_action_videos/a05").glob("v0*_s02_e00.avi"))
+
+
+@pytest.fixture(scope="session")
+def copy_checkout():
+    """Copies the files that git knows into a folder."""
+
+    def copy(target):
+        words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (target / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, target / name)
+        return target
+
+    return copy

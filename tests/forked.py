@@ -1,7 +1,10 @@
-"""A function in a process of its own, which has all that this one has imported."""
+"""A function in a process of its own, which has all that this one has imported; and what becomes of processes."""
 
+import contextlib
 import os
+import time
 import warnings
+from pathlib import Path
 
 
 def forked(action):
@@ -17,6 +20,22 @@ def forked(action):
         finally:
             os._exit(1)
     return child
+
+
+def wait_until(true, process=None):
+    """While a process, if there is one, is at work."""
+    limit = time.monotonic() + 90
+    while not true():
+        assert process is None or process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.monotonic() < limit
+        time.sleep(0.005)
+
+
+def alive(pid):
+    """Whether it is there and no zombie: dead, and nobody here to bury it."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
 
 
 def exit_code(child):

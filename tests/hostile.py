@@ -80,6 +80,14 @@ def places(document, where=()):
         yield from places(value, (*where, key))
 
 
+def put(document, way, value):
+    """Put another value in one place of a document."""
+    *outer, last = way
+    for key in outer:
+        document = document[key]
+    document[last] = value
+
+
 def forged(text, data):
     """A JSON document in which a value is another one, a key is missing or there is one more."""
     document = json.loads(text)

@@ -8,6 +8,8 @@ import contextlib
 import errno
 import os
 import signal
+import tempfile
+from pathlib import Path
 
 import pytest
 from cache_tools import (
@@ -20,17 +22,21 @@ from cache_tools import (
     list_all,
     list_clips,
     make,
+    names,
+    race,
     rows,
     shard_record,
     snapshot,
+    winners,
 )
+from folders import MEMORY
 from forked import exit_code, forked
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from dtsf.cache import commit
-from dtsf.cache.documents import is_dataset, read_marks, read_records, shard_numbers
+from dtsf.cache.documents import is_dataset, parse_record, read_about, read_marks, read_records, shard_numbers
 from dtsf.cache.layout import record_name
 from dtsf.cache.place import as_place
 from dtsf.cache.reader import open_dataset, open_place
@@ -41,10 +47,6 @@ from dtsf.errors import CacheError
 
 SHARDS = 2
 STEPS = ("_write", "_fsync", "_rename")
-
-
-def names(shard):
-    return [f"{shard}-{row}" for row in range(SHARD_SIZE)]
 
 
 def work(folder, form):
@@ -77,16 +79,10 @@ def hooked(patch, hook):
 
 
 @pytest.fixture
-def quick(tmp_path_factory):
-    """A folder in memory where there is one: a killed process loses nothing that it gave to the kernel there either."""
-    if os.access("/dev/shm", os.W_OK):
-        import tempfile
-        from pathlib import Path
-
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-            yield Path(folder)
-    else:
-        yield tmp_path_factory.mktemp("quick")
+def quick():
+    """A folder in memory where there is one."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        yield Path(folder)
 
 
 def trace(folder, form):
@@ -109,6 +105,13 @@ def check_after_fault(folder):
         values = rows(SHARD_SIZE, seed=shard.shard)
         for array, expected in values.items():
             assert (data.gather(array, names(shard.shard)) == expected).all()
+
+
+def assert_goes_on(folder, form, undisturbed):
+    """After a fault, and after the same work again."""
+    check_after_fault(folder)
+    work(folder, form)
+    assert snapshot(folder) == undisturbed, folder
 
 
 def killed(step, moment, action):
@@ -149,9 +152,7 @@ def test_killed_at_every_step_and_run_again(quick, form):
             folder = quick / f"{number}-{moment}/a"
             folder.parent.mkdir()
             assert killed(number, moment, lambda folder=folder: work(folder, form))
-            check_after_fault(folder)
-            work(folder, form)
-            assert snapshot(folder) == undisturbed, (number, moment, steps[number])
+            assert_goes_on(folder, form, undisturbed)
             assert [path.name for path in folder.parent.iterdir()] == ["a"]
 
 
@@ -181,9 +182,7 @@ def test_refused_at_every_step_and_run_again(quick, form, fault, moment):
             hooked(patch, refuse)
             with pytest.raises(CacheError, match=rf"{os.strerror(fault)}.*run the\s+same command"):
                 work(folder, form)
-        check_after_fault(folder)
-        work(folder, form)
-        assert snapshot(folder) == undisturbed, (at, steps[at])
+        assert_goes_on(folder, form, undisturbed)
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
@@ -212,18 +211,7 @@ def test_short_writes(quick, form, then):
             else:
                 work(folder, form)
         assert cut
-        check_after_fault(folder)
-        work(folder, form)
-        assert snapshot(folder) == undisturbed
-
-
-def _race(folder, writer, start):
-    """Commit all shards, each writer with values of its own, in its own order."""
-    os.read(start, 1)
-    order = range(12) if writer else reversed(range(12))
-    for shard in order:
-        extend(folder, shard + 1)
-        write_shard(folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=100 * writer + shard))
+        assert_goes_on(folder, form, undisturbed)
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
@@ -231,20 +219,17 @@ def test_two_writers_one_wins_each_shard(quick, form):
     folder = quick / "a"
     create_or_open(folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
     start, go = os.pipe()
-    children = [forked(lambda writer=writer: _race(folder, writer, start)) for writer in (0, 1)]
+
+    def write(writer):
+        os.read(start, 1)
+        race(folder, writer, 12)
+
+    children = [forked(lambda writer=writer: write(writer)) for writer in (0, 1)]
     os.write(go, b"xx")
     assert [exit_code(child) for child in children] == [0, 0]
     list_all(folder)
     assert verify(folder, deep=True).ok
-    data = open_place(as_place(folder))
-    assert [clip.id for clip in data.clips] == sorted(name for shard in range(12) for name in names(shard))
-    winners = set()
-    for shard in range(12):
-        held = data.embeddings(names(shard))
-        (winner,) = [w for w in (0, 1) if (held == rows(SHARD_SIZE, seed=100 * w + shard)["embeddings"]).all()]
-        assert (data.pictures(names(shard)) == rows(SHARD_SIZE, seed=100 * winner + shard)["pictures"]).all()
-        winners.add(winner)
-    assert winners == {0, 1}
+    assert set(winners(open_place(as_place(folder)), 12)) == {0, 1}
     assert not list(folder.rglob(f"{commit.TEMPORARY}*"))
 
 
@@ -263,10 +248,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        import tempfile
-        from pathlib import Path
-
-        self.temporary = tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+        self.temporary = tempfile.TemporaryDirectory(dir=MEMORY)
         self.folder = Path(self.temporary.name) / "a"
         self.committed = {}
         self.damaged = set()
@@ -336,8 +318,6 @@ class CacheMachine(RuleBasedStateMachine):
 
     def records(self):
         """Of the shards whose record is whole."""
-        from dtsf.cache.documents import parse_record, read_about
-
         about, place = read_about(self.folder), as_place(self.folder)
         return [
             parse_record(about, place.read(record_name(n)), n, str(n)) for n in self.committed if n not in self.damaged

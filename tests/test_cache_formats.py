@@ -1,7 +1,6 @@
 """Two formats, four forms, one data set: the same rows and records from our reader and from other programs."""
 
 import json
-import multiprocessing
 import pickle
 import shutil
 import subprocess
@@ -58,12 +57,15 @@ def test_every_form_reads_the_same(tmp_path, format_, compress):
 @pytest.mark.parametrize("compress", ["none", "zstd"])
 def test_any_zarr_client_opens_it(tmp_path, compress):
     values = make(tmp_path / "a", "zarr", compress, shards=2)
+    extend(tmp_path / "a", 3)
     group = zarr.open_group(tmp_path / "a", mode="r")
     for array in ARRAYS:
-        assert group[array].shape[0] == 2 * SHARD_SIZE
+        assert group[array].shape[0] == 3 * SHARD_SIZE
         assert group[array].attrs["units"]
         assert group[array].metadata.dimension_names[0] == "clip"
-        np.testing.assert_array_equal(group[array][:], [row[array] for row in values.values()])
+        np.testing.assert_array_equal(group[array][: 2 * SHARD_SIZE], [row[array] for row in values.values()])
+    assert np.isnan(group["embeddings"][2 * SHARD_SIZE :]).all()
+    assert (group["frame_index"][2 * SHARD_SIZE :] == -1).all()
     assert group.attrs["dtsf"]["fingerprint"] == SPEC.fingerprint()
 
 
@@ -91,16 +93,10 @@ def test_array_documents_are_those_that_zarr_writes_itself(tmp_path):
     make(tmp_path / "a", shards=1)
     for array, (shape, dtype) in array_shapes(SPEC).items():
         ours = json.loads((tmp_path / "a" / array / "zarr.json").read_text())
-        zarr.create_array(
-            store=str(tmp_path / "theirs" / array),
-            shape=tuple(ours["shape"]),
-            chunks=(SHARD_SIZE, *shape),
-            dtype=dtype,
-            compressors=None,
-            fill_value={"pictures": 0, "frame_index": -1}.get(array, float("nan")),
-            dimension_names=ours["dimension_names"],
-            attributes=ours["attributes"],
-        )
+        sizes = {"shape": tuple(ours["shape"]), "chunks": (SHARD_SIZE, *shape), "dtype": dtype, "compressors": None}
+        words = {name: ours[name] for name in ("dimension_names", "attributes")}
+        fill = {"pictures": 0, "frame_index": -1}.get(array, float("nan"))
+        zarr.create_array(store=str(tmp_path / "theirs" / array), fill_value=fill, **sizes, **words)
         assert ours == json.loads((tmp_path / "theirs" / array / "zarr.json").read_text())
 
 
@@ -227,28 +223,6 @@ def test_what_does_not_fit_is_not_held(tmp_path, monkeypatch):
     assert data.where == "mapped files"
     monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed)
     assert data.hold()
-
-
-def _gather(data, queue, ids):
-    queue.put(data.embeddings(ids).tobytes())
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize(("format_", "compress"), [("zarr", "none"), ("hdf5", "gzip")])
-def test_forked_and_spawned_workers_read_at_once(tmp_path, method, format_, compress):
-    make(tmp_path / "a", format_, compress)
-    data = open_dataset(tmp_path)
-    ids = [clip.id for clip in data.clips]
-    expected = data.embeddings(ids).tobytes()
-    context = multiprocessing.get_context(method)
-    queue = context.Queue()
-    workers = [context.Process(target=_gather, args=(data, queue, ids)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    assert [queue.get(timeout=60) for _ in workers] == [expected] * 3
-    for worker in workers:
-        worker.join()
-        assert worker.exitcode == 0
 
 
 def test_pickled_data_set_carries_no_values(tmp_path):

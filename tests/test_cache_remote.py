@@ -11,7 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, rows, shard_record, snapshot
+from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, names, race, rows, snapshot, winners
 from forked import exit_code, forked
 
 from dtsf.cache import remote
@@ -21,7 +21,7 @@ from dtsf.cache.info import describe
 from dtsf.cache.place import as_place
 from dtsf.cache.reader import list_datasets, open_dataset
 from dtsf.cache.repair import repair
-from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.store import create_or_open
 from dtsf.cache.verify import verify
 from dtsf.errors import CacheError, FingerprintError
 
@@ -72,10 +72,6 @@ def bucket(server, tmp_path, monkeypatch):
     s3fs.S3FileSystem().mkdir(name)
     yield f"s3://{name}/caches"
     s3fs.S3FileSystem.clear_instance_cache()
-
-
-def names(shard):
-    return [f"{shard}-{row}" for row in range(SHARD_SIZE)]
 
 
 @pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[3], marks=pytest.mark.slow)])
@@ -141,17 +137,11 @@ def test_convert_there_and_back(bucket, tmp_path):
     assert there == back
 
 
-def _race(url, writer):
-    for shard in range(4) if writer else reversed(range(4)):
-        extend(url, shard + 1)
-        write_shard(url, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=100 * writer + shard))
-
-
 def test_two_writers_one_wins_each_shard(bucket):
     url = f"{bucket}/a"
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_race, args=(url, writer)) for writer in (0, 1)]
+    writers = [context.Process(target=race, args=(url, writer, 4)) for writer in (0, 1)]
     for writer in writers:
         writer.start()
     for writer in writers:
@@ -159,12 +149,7 @@ def test_two_writers_one_wins_each_shard(bucket):
         assert writer.exitcode == 0
     list_all(url)
     assert verify(url, deep=True).ok
-    data = open_dataset(bucket)
-    assert [clip.id for clip in data.clips] == [name for shard in range(4) for name in names(shard)]
-    for shard in range(4):
-        held = data.embeddings(names(shard))
-        (winner,) = [w for w in (0, 1) if (held == rows(SHARD_SIZE, seed=100 * w + shard)["embeddings"]).all()]
-        assert (data.pictures(names(shard)) == rows(SHARD_SIZE, seed=100 * winner + shard)["pictures"]).all()
+    assert len(winners(open_dataset(bucket), 4)) == 4
     assert not [name for name in as_place(url).names("shards") if name.endswith(".claim")]
 
 
@@ -210,10 +195,7 @@ def test_store_that_is_not_there(bucket, monkeypatch):
 
 def test_the_command_line_takes_a_url(bucket, dtsf, tmp_path):
     make(tmp_path / "here/a")
-    done = dtsf("cache", "convert", "here", f"{bucket}/x", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"target": f"{bucket}/x", "shards_written": {"a": 3}}
-    checked = dtsf("cache", "verify", f"{bucket}/x", "--deep", "--json", cwd=tmp_path)
-    assert json.loads(checked.stdout)["ok"] is True
-    shown = dtsf("cache", "info", f"{bucket}/x", "--json", cwd=tmp_path)
-    assert json.loads(shown.stdout)["datasets"][0]["clips"] == 9
+    done = dtsf.json("cache", "convert", "here", f"{bucket}/x", cwd=tmp_path)
+    assert done == {"target": f"{bucket}/x", "shards_written": {"a": 3}}
+    assert dtsf.json("cache", "verify", f"{bucket}/x", "--deep", cwd=tmp_path)["ok"] is True
+    assert dtsf.json("cache", "info", f"{bucket}/x", cwd=tmp_path)["datasets"][0]["clips"] == 9

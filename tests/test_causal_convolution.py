@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_scan import relative_error, value_and_gradients
+from test_scan import assert_any_number_of_threads, relative_error, value_and_gradients
 
 from dtsf.model.network.kernels.choose import causal_conv
 from dtsf.model.network.kernels.numba_conv import BLOCK
@@ -63,17 +63,7 @@ def conv_arguments(B, D, L, taps=4):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_convolution_does_not_depend_on_the_number_of_threads(reverse):
-    arguments = conv_arguments(7, 2 * BLOCK + 9, 90)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for n_threads in (1, 2, 3):
-            torch.set_num_threads(n_threads)
-            results.append(value_and_gradients(causal_conv, arguments, reverse=reverse))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+    assert_any_number_of_threads(causal_conv, conv_arguments(7, 2 * BLOCK + 9, 90), reverse=reverse)
 
 
 @pytest.mark.parametrize("reverse", [False, True])

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from forked import alive, wait_until
 from test_preprocess import SMALL, catalog_of, preprocess, start_script
 
 from dtsf.cache.reader import open_dataset
@@ -77,40 +78,21 @@ WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.child_main"
 
 
 def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    dask = [sys.executable, "-m", "dask"]
-    started = [
-        subprocess.Popen(
-            [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"],
-            stderr=subprocess.PIPE,
-            env=environment,
-            text=True,
-            start_new_session=True,
-        )
-    ]
+    started, seen = [], []
+
+    def dask(*words, stderr):
+        command = [sys.executable, "-m", "dask", *words, "--no-dashboard"]
+        options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "text": True, "start_new_session": True}
+        started.append(subprocess.Popen(command, stderr=stderr, **options))
+
+    dask("scheduler", "--host", "127.0.0.1", "--port", "0", stderr=subprocess.PIPE)
     try:
-        address = next(
-            found.group(1) for line in started[0].stderr if (found := re.search(r"Scheduler at:\s+(tcp://\S+)", line))
-        )
+        lines = iter(started[0].stderr.readline, "")
+        address = next(found[1] for line in lines if (found := re.search(r"Scheduler at:\s+(tcp://\S+)", line)))
         for _ in range(2):
-            started.append(
-                subprocess.Popen(
-                    [*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--local-directory", str(tmp_path)],
-                    stderr=subprocess.DEVNULL,
-                    env=environment,
-                    start_new_session=True,
-                )
-            )
-        seen = []
-        result = preprocess(
-            catalog,
-            tmp_path / "c",
-            PreprocessSettings(**SMALL),
-            scheduler=address,
-            workers=2,
-            shard_size=1,
-            on_progress=seen.append,
-        )
+            dask("worker", address, "--nthreads", "1", "--local-directory", str(tmp_path), stderr=subprocess.DEVNULL)
+        settings = PreprocessSettings(**SMALL, scheduler=address)
+        result = preprocess(catalog, tmp_path / "c", settings, workers=2, shard_size=1, on_progress=seen.append)
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGTERM)
@@ -132,7 +114,7 @@ def has_workers_or_ended(process):
 
 @pytest.mark.parametrize("shard_size", [1, 12])
 def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog, tmp_path, shard_size):
-    """10 kills: by turns the main process (and the same command again) and one of its workers, at random moments.
+    """6 kills: by turns the main process (and the same command again) and one of its workers, at random moments.
 
     Of 24 shards each worker has several, of two each has one.
     """
@@ -142,7 +124,7 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
     kills = rounds = 0
     process = start_script(tmp_path, catalog, tmp_path / "c0", 2, shard_size)
     try:
-        while kills < 10:
+        while kills < 6:
             whole = kills % 2 == 0
             if not whole:
                 wait_until(partial(has_workers_or_ended, process))
@@ -201,9 +183,8 @@ def test_a_process_lost_on_the_way_costs_no_clip(long_catalog, undisturbed_long,
             killed.append([pid for pid in workers_of(os.getpid(), lost) if pid not in before][-1])
             os.kill(killed[0], signal.SIGKILL)
 
-    result = preprocess(
-        long_catalog, tmp_path, PreprocessSettings(**SMALL), workers=2, shard_size=120, on_progress=kill_one
-    )
+    settings = PreprocessSettings(**SMALL, workers=2, shard_size=120)
+    result = preprocess(long_catalog, tmp_path, settings, on_progress=kill_one)
     assert result.verdicts == {"ok": 230, "truncated": 10}
     assert killed
     assert content(tmp_path) == content(undisturbed_long)
@@ -217,10 +198,9 @@ def test_what_a_worker_cannot_do_is_raised_here(long_catalog, tmp_path):
     def block(progress):
         (tmp_path / "nucla/shards/00001.json").mkdir(exist_ok=True)
 
+    settings = PreprocessSettings(**SMALL, workers=2, shard_size=120)
     with pytest.raises(CacheError, match=r"00001\.json"):
-        preprocess(
-            long_catalog, tmp_path, PreprocessSettings(**SMALL), workers=2, shard_size=120, on_progress=block
-        )
+        preprocess(long_catalog, tmp_path, settings, on_progress=block)
     assert workers_of(os.getpid(), DECODER) == before
 
 
@@ -260,14 +240,6 @@ def test_workers_and_decoders_end_with_the_run(long_catalog, tmp_path, how):
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(true, process=None):
-    limit = time.monotonic() + 60
-    while not true():
-        assert process is None or process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < limit
-        time.sleep(0.02)
-
-
 def decoding(pid):
     """The decoders below a process that have read FFmpeg, the last thing they do before their first clip."""
     found = []
@@ -276,12 +248,6 @@ def decoding(pid):
             if "libavcodec" in Path(f"/proc/{child}/maps").read_text():
                 found.append(child)
     return found
-
-
-def alive(pid):
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    return False
 
 
 def test_memory_stays_flat_over_1200_clips(make_video, tmp_path):
@@ -318,6 +284,6 @@ def test_a_worker_killed_while_it_commits_leaves_nothing_in_a_run_that_goes_on(
         left.parent.mkdir(parents=True, exist_ok=True)
         left.write_bytes(b"half of it")
 
-    preprocess(long_catalog, tmp_path, PreprocessSettings(**SMALL), workers=2, shard_size=120, on_progress=leave)
+    preprocess(long_catalog, tmp_path, PreprocessSettings(**SMALL, workers=2, shard_size=120), on_progress=leave)
     assert not left.exists()
     assert content(tmp_path) == content(undisturbed_long)

@@ -2,17 +2,16 @@
 
 import pytest
 import torch
-from test_export import INFO, SPEC
+from test_export import assert_says_the_same, run_state
 
 from dtsf.api import Run
 from dtsf.errors import CheckpointError, ConfigError, DataError
-from dtsf.model.export import export_onnx, read_onnx
+from dtsf.model.export import export_onnx
 from dtsf.model.network.config import ModelConfig
 from dtsf.model.network.dtsfnet import DTSFNet
 from dtsf.model.network.snapshots import motion_share
-from dtsf.model.training.checkpoint import RunState, load_checkpoint, load_network, save_checkpoint
+from dtsf.model.training.checkpoint import load_checkpoint, load_network, save_checkpoint
 from dtsf.model.training.data import Groups, evaluation_batches, least_share
-from dtsf.model.training.recipe import Recipe
 
 T, H, C = 4, 6, 5
 ENERGY = {"canvas": "energy", "anchor": "frame", "pasted": "none", "readout": "ordered", "normalise": "data"}
@@ -158,13 +157,6 @@ def test_the_least_share_comes_from_groups_of_several_views_alone():
     assert least_share(network(n_views=1), of_one).tolist() == [0.0]
 
 
-def run_state(net):
-    return RunState(
-        epoch=1, step=1, seed=0, protocol="all", fingerprint="f", spec=SPEC.model_copy(update={"frames": T}), info=INFO,
-        recipe=Recipe(model=net.config), versions={},
-    )  # fmt: skip
-
-
 def test_a_checkpoint_from_before_there_were_covered_views_loads(tmp_path):
     net = network(0.0)
     assert "least_share_V" not in net.state_dict()
@@ -201,16 +193,5 @@ def test_an_exported_network_leaves_a_covered_view_out_as_pytorch_does(tmp_path,
     x_BVTHWC = swinging([[1.0, 0.9, 0.8], [0.1, 1.0, 0.9], [1.0, 0.1, 0.9], [0.9, 1.0, 0.1], [0.0, 0.0, 0.0]])
     x_BVTHWC += 0.01 * torch.randn(x_BVTHWC.shape, generator=torch.Generator().manual_seed(3))
     x_BVTHWC[4] = 0.0
-    with torch.inference_mode():
-        right = net(x_BVTHWC)
-    probabilities_BK, uncertainty_B, weights_BV = read_onnx(tmp_path / "net.onnx")(x_BVTHWC)
-    assert (weights_BV == 0).tolist() == [
-        [False, False, False],
-        [True, False, False],
-        [False, True, False],
-        [False, False, True],
-        [False, False, False],
-    ]
-    torch.testing.assert_close(weights_BV, right.view_weights_BV, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(probabilities_BK, right.probabilities_BK, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(uncertainty_B, right.uncertainty_B, rtol=1e-4, atol=1e-5)
+    said = assert_says_the_same(tmp_path / "net.onnx", net, x_BVTHWC)
+    assert (said.view_weights_BV == 0).int().tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from dtsf.cache.records import Clip
-from dtsf.cli.app import app
 from dtsf.errors import FingerprintError
 from dtsf.pipeline.catalog import Catalog
 from dtsf.pipeline.run import make_spec, preprocess
@@ -132,16 +130,3 @@ def test_crop_is_part_of_what_a_cache_is(make_video, tmp_path):
     with pytest.raises(FingerprintError, match="crop: centre in the cache, motion asked for"):
         preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, workers=1))
     assert make_spec(PreprocessSettings(**{**SMALL, "encoder": "pixels"})).crop == "centre"
-
-
-def test_unknown_crop_is_refused_before_anything_is_done(make_video, tmp_path):
-    make_video(tmp_path / "multiview_action_videos/a01/v01_s01_e00.avi", 9)
-    said = CliRunner().invoke(
-        app,
-        ["preprocess", "nucla", "--root", str(tmp_path), "--cache", str(tmp_path / "c"), "--crop", "face"],
-    )
-    assert said.exit_code == 2
-    # A narrow terminal breaks lines inside a box.
-    words = " ".join(said.output.replace("│", " ").split())
-    assert "'face' is not one of 'motion', 'centre'" in words
-    assert not (tmp_path / "c").exists()

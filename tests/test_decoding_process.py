@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from forked import alive, wait_until
 
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
@@ -157,15 +158,11 @@ def test_a_hanging_child_dies_with_its_killed_parent(hanging):
         child = int(parent.stdout.readline())
         time.sleep(1.0)
         parent.kill()
-    for _ in range(100):
-        if not os.path.exists(f"/proc/{child}"):
-            return
-        with open(f"/proc/{child}/stat") as stat:
-            if stat.read().split()[2] == "Z":  # dead, and no init here to bury it
-                return
-        time.sleep(0.1)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the child outlived its parent")
+    try:
+        wait_until(lambda: not alive(child))
+    finally:
+        if alive(child):
+            os.kill(child, signal.SIGKILL)
 
 
 def first_of_its_container(command):

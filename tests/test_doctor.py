@@ -35,10 +35,8 @@ def test_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
 
 @pytest.mark.slow
 def test_doctor_finds_a_working_machine(dtsf, world):
-    done = dtsf("doctor", "--json", cwd=world)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    info = json.loads(dtsf("cache", "info", "--json", cwd=world).stdout)["datasets"][0]
+    found = dtsf.json("doctor", cwd=world)
+    info = dtsf.json("cache", "info", cwd=world)["datasets"][0]
     assert found["ok"]
     assert found["cuda"] == torch.cuda.is_available()
     assert found["encoder"] == info["spec"]["encoder"]

@@ -4,6 +4,7 @@ import errno
 import os
 
 import pytest
+from folders import touch
 
 from dtsf.errors import DataError, SourceError
 from dtsf.pipeline import files
@@ -11,13 +12,6 @@ from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.files import VIDEO_ENDINGS, LeftOut, walk_files
 
 GBK = b"\xb6\xaf\xd7\xf7"
-
-
-def touch(root, *names):
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return root
 
 
 def walked(root):

@@ -14,9 +14,9 @@ import signal
 
 import pytest
 import torch
-from cache_tools import make, reseal
+from cache_tools import forge, make
 from drawn_cache import draw
-from hostile import VALUES, forged, listing, nothing_outside, places, put_in_place, spoiled
+from hostile import VALUES, forged, listing, nothing_outside, places, put, put_in_place, spoiled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,10 +29,11 @@ from dtsf.model.training.data import load_groups
 from dtsf.model.training.recipe import load_recipe
 from dtsf.pipeline.datasets.lists import import_lists
 
+SIZES = ("model.width=16", "model.depth=1", "model.state=4", "model.reduce=4")
 WORK_S, WAIT_S = 10, 120
 """Seconds of work, and of waiting on a machine as busy as it may be, that are a hang."""
 few = settings(max_examples=int(os.environ.get("EXAMPLES", 20)), deadline=None, suppress_health_check=list(HealthCheck))
-some_or_many = pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
+some_or_many = pytest.mark.parametrize("n", [20, pytest.param(300, marks=pytest.mark.slow)])
 
 
 def drawn(n, check):
@@ -65,13 +66,7 @@ def made(tmp_path_factory):
     """A drawn cache, a run trained from it, and its network as ONNX."""
     root = tmp_path_factory.mktemp("made")
     draw(root / "cache")
-    api.train(
-        root / "cache",
-        protocol="split",
-        run=root / "run",
-        overrides=["train.epochs=1", "model.width=16", "model.depth=1", "model.state=4", "model.reduce=4"],
-        device="cpu",
-    )
+    api.train(root / "cache", protocol="split", run=root / "run", overrides=["train.epochs=1", *SIZES], device="cpu")
     opened = api.load(root / "run")
     export_onnx(opened.net, opened.state, root / "net.onnx")
     return root
@@ -137,10 +132,7 @@ def one_run(made, root, data):
 def test_numbers_beyond_their_bound_are_refused_with_both(made, tmp_path, where, value, message):
     run = shutil.copytree(made / "run", tmp_path / "run")
     state = json.loads((run / "last/state.json").read_text())
-    holder = state
-    for key in where[:-1]:
-        holder = holder[key]
-    holder[where[-1]] = value
+    put(state, where, value)
     (run / "last/state.json").write_text(json.dumps(state))
     with no_longer(), pytest.raises(CheckpointError, match=message):
         api.load(run)
@@ -188,9 +180,8 @@ def test_a_hostile_optimizer_is_refused_when_a_run_is_gone_on_with(made, tmp_pat
         state = api.load(run).state
         with pytest.raises(DtsfError):
             api.train(
-                made / "cache", protocol="split", run=run, resume=True, device="cpu",
-                overrides=["train.epochs=2", "model.width=16", "model.depth=1", "model.state=4", "model.reduce=4"],
-            )  # fmt: skip
+                made / "cache", protocol="split", run=run, resume=True, device="cpu", overrides=["train.epochs=2", *SIZES]
+            )
         assert state.epoch == 1
     assert not (tmp_path / "harm").exists()
 
@@ -199,6 +190,12 @@ def _saved(document):
     buffer = io.BytesIO()
     torch.save(document, buffer)
     return buffer.getvalue()
+
+
+def _metadata(path):
+    import onnx
+
+    return next(prop.value for prop in onnx.load(path).metadata_props if prop.key == "dtsf")
 
 
 def _with_metadata(path, text):
@@ -215,13 +212,10 @@ def test_onnx_files_of_others(made, tmp_path_factory, n):
 
 
 def one_onnx(made, path, data):
-    import onnx
-
-    held = next(prop.value for prop in onnx.load(made / "net.onnx").metadata_props if prop.key == "dtsf")
     how = data.draw(st.sampled_from(["forge"] * 3 + ["spoil"] * 3 + ["kind"]))
     shutil.copy(made / "net.onnx", path)
     if how == "forge":
-        text = forged(held, data).decode("utf-8", "replace")
+        text = forged(_metadata(made / "net.onnx"), data).decode("utf-8", "replace")
         path.write_bytes(_with_metadata(made / "net.onnx", text))
     elif how == "spoil":
         path.write_bytes(spoiled(path.read_bytes(), data))
@@ -237,9 +231,7 @@ def one_onnx(made, path, data):
 
 
 def test_onnx_metadata_that_do_not_match_the_graph_are_refused(made, tmp_path):
-    import onnx
-
-    held = json.loads(next(prop.value for prop in onnx.load(made / "net.onnx").metadata_props if prop.key == "dtsf"))
+    held = json.loads(_metadata(made / "net.onnx"))
     for change in ({"frames": 4096}, {"views": 2}, {"info": held["info"] | {"class_names": ["a"]}}):
         (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | change)))
         with pytest.raises(CheckpointError, match="its metadata and its graph differ"):
@@ -283,14 +275,9 @@ def one_cache(cache, root, data):
     if how == "kind":
         put_in_place(path, data.draw(st.sampled_from(["pipe", "folder", "link", "loop", "nothing"])), root / "a")
     elif how == "forge" and b'"seal"' in text:
-        document = json.loads(text)
-        way = data.draw(st.sampled_from([place for place in places(document) if place and place[0] != "seal"]))
-        holder = document
-        for key in way[:-1]:
-            holder = holder[key]
-        holder[way[-1]] = data.draw(st.sampled_from([v for v in VALUES if not (isinstance(v, str) and "\udcb6" in v)]))
-        seal = document.pop("seal", "0" * 16)
-        path.write_bytes(reseal(json.dumps({**document, "seal": seal})))
+        way = data.draw(st.sampled_from([place for place in places(json.loads(text)) if place and place[0] != "seal"]))
+        value = data.draw(st.sampled_from([v for v in VALUES if not (isinstance(v, str) and "\udcb6" in v)]))
+        forge(path, lambda document: put(document, way, value))
     else:
         path.write_bytes(spoiled(text, data))
     before = listing(root)

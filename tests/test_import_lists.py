@@ -5,17 +5,11 @@ import pickle
 
 import numpy as np
 import pytest
+from folders import touch
 
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.datasets.lists import import_lists
-
-
-def touch(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
 
 
 def test_pyskl_pickle_by_split(tmp_path):

@@ -8,21 +8,7 @@ from dtsf.model.network.canvas import LEAST_DEVIATION, scaled_energy
 from dtsf.model.network.config import ModelConfig
 from dtsf.model.network.direction import motion_direction
 from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
-from dtsf.model.network.fusion import fuse_mean, fuse_msf
 from dtsf.model.network.snapshots import choose_cells, choose_partners, motion_energy, snapshots
-from dtsf.model.training.losses import LossConfig, dtsf_loss
-
-
-def test_videomamba_s_has_the_papers_25_4_million_parameters():
-    net = VideoMamba(channels=3, canvas=224, patch=16, frames=16, n_classes=10)
-    assert sum(parameter.numel() for parameter in net.parameters()) == 25_421_578
-    assert len(net.state_dict()) == 416
-    whole = DTSFNet(
-        ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls"), channels=3, canvas=224, n_classes=10
-    )
-    assert sum(parameter.numel() for parameter in whole.parameters()) == 25_421_578
 
 
 def test_partner_is_another_present_view_or_the_view_itself():
@@ -68,21 +54,6 @@ def test_dynamic_part_forgets_the_room():
     )
 
 
-@pytest.mark.parametrize("fuse", [fuse_msf, fuse_mean])
-def test_fusion_weights_are_zero_where_absent_and_sum_to_one(fuse):
-    torch.manual_seed(0)
-    feature, logits = torch.randn(4, 3, 8), torch.randn(4, 3, 5)
-    mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 0, 1], [0, 1, 1]], dtype=torch.bool)
-    fused = fuse(feature, logits, mask)
-    assert (fused.weights_BV[~mask] == 0).all()
-    torch.testing.assert_close(fused.weights_BV.sum(1), torch.ones(4))
-    torch.testing.assert_close(fused.feature_BD[2], feature[2, 2])
-    order = [2, 0, 1]
-    permuted = fuse(feature[:, order], logits[:, order], mask[:, order])
-    torch.testing.assert_close(permuted.feature_BD, fused.feature_BD)
-    torch.testing.assert_close(permuted.weights_BV, fused.weights_BV[:, order])
-
-
 @pytest.mark.parametrize("views", ["apart", "together"])
 def test_absent_views_never_reach_the_output(views):
     torch.manual_seed(0)
@@ -112,10 +83,7 @@ def test_views_encoded_together_see_each_other_and_one_alone_is_encoded_as_apart
         torch.testing.assert_close(apart(x, both).view_logits_BVK[0, 0], apart(other, both).view_logits_BVK[0, 0])
         one = torch.tensor([[True, False]])
         torch.testing.assert_close(net(x, one).logits_BK, apart(x, one).logits_BK)
-
-
-def test_together_needs_the_mean_readout():
-    with pytest.raises(ValueError, match="needs readout"):
+    with pytest.raises(ValidationError, match="needs readout"):
         ModelConfig(views="together", readout="cls")
 
 
@@ -132,36 +100,11 @@ def test_reducing_before_pasting_shows_the_encoder_what_pasting_before_reducing_
     if normalise == "clip":
         moving = scaled - scaled.mean(2, keepdim=True)
         scaled = scaled / (moving.std((2, 3, 4), keepdim=True, correction=0) + LEAST_DEVIATION)
-    wanted = net.reduce(snapshots(scaled, mask, training=False, anchor=anchor, pasted=pasted))
     for complete in (False, True):
-        rows = mask if not complete else torch.ones_like(mask)
-        found = net._canvas(x, mask if not complete else rows, complete=complete)
-        if complete:
-            wanted = net.reduce(snapshots(scaled, rows, training=False, anchor=anchor, pasted=pasted))
+        rows = torch.ones_like(mask) if complete else mask
+        wanted = net.reduce(snapshots(scaled, rows, training=False, anchor=anchor, pasted=pasted))
+        found = net._canvas(x, rows, complete=complete)
         torch.testing.assert_close(found[rows], wanted[rows], rtol=1e-4, atol=1e-5)
-
-
-def test_uncertainty_and_kl_at_known_points():
-    assert uncertainty(torch.ones(3, 4)).tolist() == [1, 1, 1]
-    assert dirichlet_kl_to_uniform(torch.ones(2, 5)).abs().max() < 1e-6
-    alpha = torch.tensor([2.0, 1.0])  # Beta(2, 1): density 2x, KL = E[ln 2x] = ln 2 - 1/2
-    assert abs(dirichlet_kl_to_uniform(alpha).item() - (0.6931472 - 0.5)) < 1e-5
-    assert (dirichlet(torch.tensor([-1e4, 0.0, 1e4])) >= 1).all()
-
-
-def test_loss_falls_on_a_batch_it_may_learn_by_heart():
-    torch.manual_seed(0)
-    net = DTSFNet(ModelConfig(width=16, depth=1, frames=4), channels=8, canvas=6, n_classes=3)
-    x, mask, label = torch.randn(6, 2, 4, 6, 6, 8), torch.ones(6, 2, dtype=torch.bool), torch.arange(6) % 3
-    optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3)
-    history = []
-    for _ in range(40):
-        loss = dtsf_loss(net(x, mask), label, LossConfig(), epoch=0)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        history.append(loss.item())
-    assert history[-1] < 0.5 * history[0]
 
 
 def test_motion_energy_sees_where_and_when_but_neither_room_nor_contrast_nor_direction():

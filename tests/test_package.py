@@ -10,32 +10,19 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-def _run(*words, cwd, **environment):
+def _run(*words, cwd):
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [str(word) for word in words],
-        cwd=cwd,
-        env=clean | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
+    environment = clean | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [str(word) for word in words]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 @pytest.mark.slow
-def test_wheel_from_the_sdist_works_in_an_empty_environment(tmp_path):
-    listed = _run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    source = tmp_path / "source"
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, source / name)
+def test_wheel_from_the_sdist_works_in_an_empty_environment(copy_checkout, tmp_path):
+    source = copy_checkout(tmp_path / "source")
     # Without a kind named, the wheel is built from the sdist: what the sdist lacks, the wheel lacks.
     _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", ".", cwd=source)
     shutil.rmtree(source)

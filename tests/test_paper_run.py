@@ -48,8 +48,7 @@ def test_make_hands_the_checkpoint_on(tmp_path):
 @pytest.mark.slow
 def test_both_rows_stand_in_one_table(monkeypatch, tmp_path, checkpoint, dtsf):
     """The whole way from videos, tiny, with the CPU in the place of the card."""
-    drawn = dtsf("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, "--json", cwd=tmp_path)
-    assert drawn.returncode == 0, drawn.stderr
+    dtsf.said("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, cwd=tmp_path)
     monkeypatch.setattr(paper_run, "has_card", lambda device: True)
     small = Settings(overrides=("model.width=16", "model.state=4", "train.epochs=1"))
     options = {"seeds": (0,), "protocols": ("cross-subject:2",), "settings": small, "device": "cpu", "workers": 1}

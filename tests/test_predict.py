@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,14 +26,13 @@ def _frames(path):
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
-def test_film_shows_the_views_side_by_side_and_lasts_as_long_as_the_longest(dtsf, world, make_video, tmp_path):
-    videos = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_*"))[:2]
+def test_film_shows_the_views_side_by_side_and_lasts_as_long_as_the_longest(
+    dtsf, world, performance, make_video, tmp_path
+):
     long = make_video(tmp_path / "grey.mp4", 90, width=96, height=96, codec="libx264")
-    words = (*videos, long, "--run", "run", "--video", tmp_path / "film.mp4", "--json")
-    done = dtsf("predict", *words, cwd=world)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
-    assert said == json.loads(dtsf("predict", *videos, long, "--run", "run", "--json", cwd=world).stdout)
+    words = ("predict", *performance[:2], long, "--run", "run")
+    said = dtsf.json(*words, "--video", tmp_path / "film.mp4", cwd=world)
+    assert said == dtsf.json(*words, cwd=world)
     frames = _frames(tmp_path / "film.mp4")
     assert len(frames) == 90
     height, width, _ = frames[0].shape
@@ -110,17 +110,12 @@ def test_a_label_in_any_letters_is_drawn_or_has_a_number_and_the_reason(tmp_path
     assert (label == "wave") <= (NO_FONT not in drawn)
 
 
-def _copy(world, target, action="a05"):
-    target.mkdir(parents=True)
-    for video in (world / "data/multiview_action_videos" / action).glob("*_s02_*"):
-        (target / video.name).write_bytes(video.read_bytes())
-
-
-def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, world, tmp_path):
-    _copy(world, tmp_path / "in/first")
-    late = tmp_path / "in/first/v03_s02_e00.avi"
-    held_back = late.read_bytes()
-    late.unlink()
+def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, world, performance, tmp_path):
+    *early, late = performance
+    first = tmp_path / "in/first"
+    first.mkdir(parents=True)
+    for video in early:
+        shutil.copy(video, first)
     (tmp_path / "in/broken").mkdir()
     (tmp_path / "in/broken/cam1.mp4").write_bytes(b"no video")
     (tmp_path / "in/.hidden").mkdir()
@@ -128,62 +123,52 @@ def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, wo
     words = ("predict", "--run", world / "run", "--watch", "in", "--settle", "0.2", "--once", "--json")
     done = dtsf(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    broken, first = (json.loads(line) for line in done.stdout.splitlines())
-    assert (broken["performance"], first["performance"]) == ("broken", "first")
+    broken, answered = (json.loads(line) for line in done.stdout.splitlines())
+    assert (broken["performance"], answered["performance"]) == ("broken", "first")
     assert "cam1.mp4" in broken["error"]
     assert "1 performances named, 1 unusable" in done.stderr
-    named = package.load(world / "run").predict(sorted((tmp_path / "in/first").glob("*.avi")))
-    assert first["label"] == named.label
-    kept = json.loads((tmp_path / "in/first" / ANSWER).read_text())
+    named = package.load(world / "run").predict(early)
+    assert answered["label"] == named.label
+    kept = json.loads((first / ANSWER).read_text())
     assert kept["label"] == named.label
     assert len(kept["view_weights"]) == 2
     assert not (tmp_path / "in/.hidden" / ANSWER).exists()
-    late.write_bytes(held_back)
-    again = dtsf(*words, cwd=tmp_path)
-    (only,) = (json.loads(line) for line in again.stdout.splitlines())
-    assert only["performance"] == "first"
-    assert len(only["view_weights"]) == 3
+    shutil.copy(late, first)
+    again = json.loads(dtsf(*words, cwd=tmp_path).stdout)
+    assert again["performance"] == "first"
+    assert len(again["view_weights"]) == 3
     # Each camera is encoded by itself: of a fourth, which nobody trained with, the run knows something too.
-    (tmp_path / "in/first/v10_again.avi").write_bytes(held_back)
-    fourth = dtsf(*words, cwd=tmp_path)
-    assert fourth.returncode == 0, fourth.stderr
-    (only,) = (json.loads(line) for line in fourth.stdout.splitlines())
-    assert len(only["view_weights"]) == 4
+    shutil.copy(late, first / "v10_again.avi")
+    assert len(json.loads(dtsf(*words, cwd=tmp_path).stdout)["view_weights"]) == 4
 
 
-def test_cameras_can_be_named(world):
+def test_cameras_can_be_named(world, performance):
     run = package.load(world / "run")
-    videos = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_e00.avi"))
-    whole = run.predict(videos)
+    whole = run.predict(performance)
     # Named in another order the same videos are the same performance.
-    turned = run.predict(videos[::-1], views="3,2,1")
+    turned = run.predict(performance[::-1], views="3,2,1")
     assert turned.probability == pytest.approx(whole.probability, abs=1e-5)
     assert turned.view_weights == pytest.approx(whole.view_weights[::-1], abs=1e-5)
     # Of a camera that is not named the picture of all cameras as one says nothing; of one that is, it does.
-    alone, named = run.predict(videos[1:2]).probabilities, run.predict(videos[1:2], views="2").probabilities
+    alone, named, other = (run.predict(performance[1:2], views=views).probabilities for views in (None, "2", "3"))
     assert named != pytest.approx(alone)
-    assert run.predict(videos[1:2], views="2").probabilities == pytest.approx(named)
-    assert run.predict(videos[1:2], views="3").probabilities != pytest.approx(named)
+    assert named != pytest.approx(other)
     for views, message in (
         ("1,1,2", "a camera of its own"),
         ("1,2", "for each of the 3"),
         ("1,2,9", "unknown view '9'"),
     ):
         with pytest.raises(DtsfError, match=message):
-            run.predict(videos, views=views)
+            run.predict(performance, views=views)
 
 
-def test_the_command_line_hands_the_named_cameras_on(dtsf, world):
-    [video] = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_e00.avi"))[1:2]
-    run = package.load(world / "run")
-    for words, views in (((), None), (("--views", "2"), "2")):
-        done = dtsf("predict", video, "--run", world / "run", *words, "--json", cwd=world)
-        assert done.returncode == 0, done.stderr
-        said = run.predict([video], views=views)
-        assert json.loads(done.stdout)["probabilities"] == pytest.approx(said.probabilities, abs=1e-5)
-    refused = dtsf("predict", video, "--run", world / "run", "--views", "9", cwd=world)
-    assert refused.returncode == 2
-    assert "unknown view '9'" in refused.stderr
+def test_the_command_line_hands_the_named_cameras_on(dtsf, world, performance):
+    run, words = package.load(world / "run"), ("predict", performance[1], "--run", "run")
+    for views in (None, "2"):
+        answer = dtsf.json(*words, *(("--views", views) if views else ()), cwd=world)
+        said = run.predict(performance[1:2], views=views)
+        assert answer["probabilities"] == pytest.approx(said.probabilities, abs=1e-5)
+    assert "unknown view '9'" in dtsf.refusal(*words, "--views", "9", cwd=world)
 
 
 def test_performance_is_taken_only_when_its_files_no_longer_grow(tmp_path):
@@ -217,14 +202,10 @@ def test_performance_is_taken_only_when_its_files_no_longer_grow(tmp_path):
 def test_watch_refuses_what_it_cannot_do(dtsf, world, tmp_path):
     with pytest.raises(DataError, match="cannot look into"):
         next(iter(Watch(tmp_path / "gone")))
-    done = dtsf("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
-    assert done.returncode == 2
-    assert "--watch takes its videos from the folder" in done.stderr
-    done = dtsf("predict", "--run", "run", cwd=world)
-    assert done.returncode == 2
-    assert "no video given" in done.stderr
-    done = dtsf("predict", "a.mp4", "--run", "run", "--video", "film.gif", cwd=world)
-    assert done.returncode == 2
+    refused = dtsf.refusal("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
+    assert "--watch takes its videos from the folder" in refused
+    assert "no video given" in dtsf.refusal("predict", "--run", "run", cwd=world)
+    dtsf.refusal("predict", "a.mp4", "--run", "run", "--video", "film.gif", cwd=world)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -4,6 +4,7 @@ import csv
 import re
 
 import pytest
+from cache_tools import clip
 
 from dtsf.cache.records import Clip
 from dtsf.model.training.protocols import describe, parse_protocol, split_clips
@@ -26,21 +27,13 @@ def ntu(reference):
     for row in rows(reference / "ntu_setup_subject_rep.csv"):
         setup, subject = int(row["setup"]), int(row["subject"])
         for action in range(1, 61) if setup <= 17 else range(61, 121):
+            words = {"label": action - 1, "raw_label": str(action), "subject": str(subject), "setup": setup}
+            words |= {"path": "x", "split": None, "background": None}
             for repetition in row["replications"].split("+"):
                 group = f"S{setup:03}P{subject:03}R{int(repetition):03}A{action:03}"
                 clips += [
-                    Clip.model_construct(
-                        id=f"{group}C{camera}",
-                        path="x",
-                        label=action - 1,
-                        raw_label=str(action),
-                        group=group,
-                        view=camera,
-                        subject=str(subject),
-                        setup=setup,
-                        split=None,
-                        background=None,
-                    )
+                    # Without the checks, of which there would be a hundred thousand.
+                    Clip.model_construct(id=f"{group}C{camera}", group=group, view=camera, **words)
                     for camera in (1, 2, 3)
                 ]
     return clips
@@ -76,15 +69,10 @@ def test_ntu_splits_have_the_published_sizes(ntu, setups, protocol, train, test,
 
 def nucla(reference, flag):
     return [
-        Clip(
-            id=f"{r['action']}-{r['subject']}-{r['episode']}-{r['view']}",
-            path="x",
-            label=int(r["action"]),
-            raw_label=r["action"],
-            group=f"a{r['action']}s{r['subject']}e{r['episode']}",
-            view=int(r["view"]),
-            subject=str(int(r["subject"])),
-        )
+        clip(
+            f"{r['action']}-{r['subject']}-{r['episode']}-{r['view']}", group=f"a{r['action']}s{r['subject']}e{r['episode']}",
+            label=int(r["action"]), view=int(r["view"]), subject=str(int(r["subject"])),
+        )  # fmt: skip
         for r in rows(reference / "nucla_ids.csv")
         if r[flag] == "1"
     ]
@@ -123,7 +111,7 @@ def test_leaving_each_nucla_subject_out_tests_every_clip_once(reference):
 def test_casia_rotations_test_one_view_by_number_or_name(word, name):
     views = ("horizontal", "angle", "topdown")
     clips = [
-        Clip(id=f"{p}-{v}", path="x", label=0, raw_label="walk", group=f"p{p}", view=v, subject=str(p))
+        clip(f"{p}-{v}", group=f"p{p}", view=v, subject=str(p))
         for p in (1, 2)
         for v in (1, 2, 3)
     ]
@@ -134,9 +122,7 @@ def test_casia_rotations_test_one_view_by_number_or_name(word, name):
 
 
 def row(group, view, subject, side):
-    return Clip(
-        id=f"{group}-{view}", path="x", label=0, raw_label="a", group=group, view=view, subject=subject, split=side
-    )
+    return clip(f"{group}-{view}", group=group, view=view, subject=subject, split=side)
 
 
 @pytest.mark.parametrize(

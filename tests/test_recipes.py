@@ -104,12 +104,11 @@ def test_usual_recipe(tmp_path, kind, classes, encoder, protocol, name):
 def test_recipe_that_was_taken_is_said_and_kept(dtsf, tmp_path):
     draw(tmp_path / "cache", kind="nucla", classes=2, takes=1)
     small = ("--set", "model.width=8", "--epochs", 1)
-    done = dtsf("train", "--protocol", "cross-view:3", *small, "--out", "one", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "recipe unseen-cameras: the protocol tests a camera" in " ".join(done.stderr.split())
+    said = dtsf.said("train", "--protocol", "cross-view:3", *small, "--out", "one", cwd=tmp_path)
+    assert "recipe unseen-cameras: the protocol tests a camera" in said
     assert 'recipe = "unseen-cameras"' in (tmp_path / "one/config.toml").read_text()
-    done = dtsf("train", "--protocol", "cross-subject:2", "--recipe", "unseen-cameras", *small, "--out", "two", cwd=tmp_path)
-    assert "recipe unseen-cameras: asked for" in " ".join(done.stderr.split())
+    words = ("--protocol", "cross-subject:2", "--recipe", "unseen-cameras", "--out", "two")
+    assert "recipe unseen-cameras: asked for" in dtsf.said("train", *words, *small, cwd=tmp_path)
 
 
 def test_pixel_recipe_on_embeddings_is_refused_with_the_way(tmp_path):

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 
@@ -29,14 +28,10 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    """A headless browser. Skips where there is none, except in CI, where its absence is a failure."""
+def chromium(needed):
+    """A headless browser."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        message = "no chromium: apt-get install chromium"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+    needed(found, "no chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -86,10 +81,8 @@ def hostile(dtsf, make_video, tmp_path_factory):
     rows.append((HOSTILE["file"], "run", "late", "left", "test"))
     with (root / "manifest.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label", "group", "view", "split"), *rows])
-    made = dtsf("preprocess", "manifest", "--root", "manifest.csv", "--workers", 1, "--max-bad", "20%", cwd=root)
-    assert made.returncode == 0, made.stderr
-    done = dtsf("train", "--epochs", 1, "--out", "run", cwd=root)
-    assert done.returncode == 0, done.stderr
+    dtsf.said("preprocess", "manifest", "--root", "manifest.csv", "--workers", 1, "--max-bad", "20%", cwd=root)
+    dtsf.said("train", "--epochs", 1, "--out", "run", cwd=root)
     return root
 
 
@@ -188,14 +181,11 @@ def test_probes_are_what_evaluate_says(world):
 
 @pytest.mark.slow
 def test_other_collections_are_asked_and_shared_subjects_named(dtsf, world, tmp_path):
-    drawn = dtsf("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, "--seed", 5, cwd=tmp_path)
-    assert drawn.returncode == 0
-    cache = tmp_path / "cache"
-    shutil.copytree(world / "cache", cache)
-    words = ("--root", "data", "--cache", "cache", "--name", "other", "--workers", 1, "--limit", 30)
-    assert dtsf("preprocess", "nucla", *words, cwd=tmp_path).returncode == 0
-    words = ("--root", "data", "--cache", "cache", "--name", "longer", "--frames", 8, "--workers", 1, "--limit", 3)
-    assert dtsf("preprocess", "nucla", *words, cwd=tmp_path).returncode == 0
+    dtsf.said("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, "--seed", 5, cwd=tmp_path)
+    cache = shutil.copytree(world / "cache", tmp_path / "cache")
+    words = ("preprocess", "nucla", "--root", "data", "--workers", 1)
+    dtsf.said(*words, "--name", "other", "--limit", 30, cwd=tmp_path)
+    dtsf.said(*words, "--name", "longer", "--frames", 8, "--limit", 3, cwd=tmp_path)
     facts = read_run(world / "run")
     data, _ = open_cache_of(facts, cache)
     run = load(world / "run")
@@ -229,12 +219,11 @@ def test_without_its_cache_a_report_says_so_and_still_has_the_numbers(dtsf, worl
         ("last/state.json", "{}", "state.json"),
     ],
 )
-def test_damaged_run_is_refused_by_the_file_that_is_wrong(world, tmp_path, name, change, message):
-    run = shutil.copytree(world / "run", tmp_path / "run")
-    (run / name).unlink() if change is None else (run / name).write_text(change)
+def test_damaged_run_is_refused_by_the_file_that_is_wrong(run_copy, name, change, message):
+    (run_copy / name).unlink() if change is None else (run_copy / name).write_text(change)
     with pytest.raises(CheckpointError, match=re.escape(message)):
-        report_run(run)
-    assert not (run / "report.html").exists()
+        report_run(run_copy)
+    assert not (run_copy / "report.html").exists()
 
 
 def test_metrics_of_another_run_are_refused(world, hostile, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from folders import touch
 from safetensors.torch import load_file
 
 from dtsf.cache.reader import open_dataset
@@ -32,28 +33,17 @@ SMALL = Settings(overrides=("model.width=32", "model.state=4", "train.epochs=3")
 PROTOCOL = ("cross-subject:2",)
 
 
-def _make(cwd, *words, **popen):
+def _make(cwd, *words):
     """The target, with this environment's tools in place of a .venv of the checkout's own."""
     command = ["make", "-s", "-f", ROOT / "Makefile", "-o", "setup", f"BIN={Path(sys.executable).parent}"]
-    return subprocess.Popen(
-        [*map(str, command), "reproduce-nucla", *words],
-        cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        **popen,
-    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+    return subprocess.Popen([*map(str, command), "reproduce-nucla", *words], cwd=cwd, env=environment, **pipes)
 
 
 def _touch(root, clips):
-    for clip in clips:
-        action, subject, episode, view = clip.split("_")
-        file = root / f"multiview_action_videos/{action}/{view}_{subject}_{episode}.avi"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
-    return root
+    words = (clip.split("_") for clip in clips)
+    return touch(root, *(f"multiview_action_videos/{a}/{v}_{s}_{e}.avi" for a, s, e, v in words))
 
 
 def test_without_data_make_shows_one_screen_and_exits_2(tmp_path):
@@ -75,11 +65,9 @@ def test_folder_without_videos_and_no_folder_at_all_show_the_same_screen(dtsf, t
         (("--root", "downloads"), "found 1 .tgz; the first is multiview_action_videos.tgz"),
         ((), "no nucla data at data/nucla"),
     ):
-        done = dtsf("reproduce", "nucla", *words, cwd=tmp_path)
-        assert done.returncode == 2
-        assert why in " ".join(done.stderr.split())
-        assert "tar xzf multiview_action_videos.tgz" in done.stderr
-        assert done.stdout == ""
+        refused = dtsf.refusal("reproduce", "nucla", *words, cwd=tmp_path)
+        assert why in refused
+        assert "tar xzf multiview_action_videos.tgz" in refused
     assert not (tmp_path / "reproduce-nucla").exists()
 
 
@@ -135,9 +123,7 @@ def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
     assert found["lists"]["VPN"]["found"] == found["found"] == 920
     assert "N-UCLA is not whole" in done.stderr
     assert "a01_s01_e00_v03" in done.stderr
-    refused = dtsf("reproduce", "nucla", "--root", "data", "--strict", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "--strict refuses that" in refused.stderr
+    assert "--strict refuses that" in dtsf.refusal("reproduce", "nucla", "--root", "data", "--strict", cwd=tmp_path)
     chosen, notes = choose_protocols(read_catalog("nucla", tmp_path / "data"), ())
     assert chosen == ["cross-view:1", "cross-view:2", "cross-subject:7,8,9"]
     assert "cross-view:3 is left out: no clip of view 3" in notes
@@ -147,9 +133,7 @@ def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
 
 def test_whole_data_set_passes_its_check(dtsf, tmp_path):
     _touch(tmp_path, listed_clips())
-    done = dtsf("reproduce", "nucla", "--root", ".", "--check", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "N-UCLA is whole" in done.stderr
+    assert "N-UCLA is whole" in dtsf.said("reproduce", "nucla", "--root", ".", "--check", cwd=tmp_path)
     assert choose_protocols(read_catalog("nucla", tmp_path), ())[0][-1] == "cross-subject:10"
 
 
@@ -161,26 +145,10 @@ def test_other_data_in_its_layout_are_not_taken_for_it(world):
 
 
 def _record(protocol, seed, top1):
-    return RunRecord(
-        protocol=protocol,
-        seed=seed,
-        run=f"runs/{protocol}-{seed}",
-        task="a test",
-        train_clips=20,
-        train_groups=10,
-        test_clips=4,
-        test_groups=4,
-        top1=top1,
-        top5=1.0,
-        ece=0.1,
-        view_top1=(top1, None),
-        left_out={"truncated": 2},
-        recipe="default",
-        settings={},
-        epochs=3,
-        fingerprint="f",
-        seconds=30.0,
-    )
+    sizes = {"train_clips": 20, "train_groups": 10, "test_clips": 4, "test_groups": 4, "left_out": {"truncated": 2}}
+    judged = {"task": "a test", "top1": top1, "top5": 1.0, "ece": 0.1, "view_top1": (top1, None)}
+    trained = {"recipe": "default", "settings": {}, "epochs": 3, "fingerprint": "f", "seconds": 30.0}
+    return RunRecord(protocol=protocol, seed=seed, run=f"runs/{protocol}-{seed}", **sizes, **judged, **trained)
 
 
 def test_rows_have_mean_and_spread_and_rotations_are_averaged_seed_by_seed():
@@ -296,9 +264,8 @@ def test_interrupted_run_goes_on_to_the_same_bits(world, reproduced, tmp_path):
 
 @pytest.mark.parametrize("seeds", ["\u00b2", "-1", "0,,1", "one"])
 def test_seeds_that_are_no_numbers_are_refused_with_an_example(dtsf, tmp_path, seeds):
-    done = dtsf("reproduce", "nucla", "--root", tmp_path, "--seeds", seeds, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "must be different numbers from 0, as in 0,1,2" in done.stderr
+    refused = dtsf.refusal("reproduce", "nucla", "--root", tmp_path, "--seeds", seeds, cwd=tmp_path)
+    assert "must be different numbers from 0, as in 0,1,2" in refused
 
 
 def test_other_settings_and_other_folders_are_refused(world, reproduced, tmp_path):
@@ -338,12 +305,15 @@ def test_overwrite_begins_anew_and_leaves_a_cache_of_others_alone(world, reprodu
     assert (world / "cache/nucla").is_dir()
 
 
-def test_clips_of_elsewhere_in_the_cache_are_in_no_number(world, tmp_path):
-    part = tmp_path / "part/multiview_action_videos"
+def _two_actions(world, folder):
     for action in ("a01", "a05"):
-        (part / action).mkdir(parents=True)
+        (folder / action).mkdir(parents=True)
         for file in (world / "data/multiview_action_videos" / action).iterdir():
-            (part / action / file.name).symlink_to(file)
+            (folder / action / file.name).symlink_to(file)
+
+
+def test_clips_of_elsewhere_in_the_cache_are_in_no_number(world, tmp_path):
+    _two_actions(world, tmp_path / "part/multiview_action_videos")
     shutil.copy(world / "data/labels.csv", tmp_path / "part")
     cache = shutil.copytree(world / "cache", tmp_path / "cache")
     before = len(open_dataset(cache, "nucla").clips)
@@ -357,10 +327,7 @@ def test_clips_of_elsewhere_in_the_cache_are_in_no_number(world, tmp_path):
 
 
 def test_unusable_clips_are_left_out_counted_and_make_exit_1(dtsf, world, cut_file, tmp_path):
-    for action in ("a01", "a05"):
-        (tmp_path / "data" / action).mkdir(parents=True)
-        for file in (world / "data/multiview_action_videos" / action).iterdir():
-            (tmp_path / "data" / action / file.name).symlink_to(file)
+    _two_actions(world, tmp_path / "data")
     # Of a test subject: a judgement counts its own side's clips alone.
     broken = tmp_path / "data/a05/v02_s02_e00.avi"
     source = broken.resolve()
@@ -410,16 +377,10 @@ def test_make_reproduces_on_real_motion_and_goes_on_after_two_kills(shared_data,
     assert "1 of 4 runs were finished before" in said
     assert (runs / "cross-view-1-seed0/result.json").stat().st_mtime_ns == finished
     document = json.loads((tmp_path / "out/results.json").read_text())
-    assert [row["protocol"] for row in document["rows"]] == [
-        *("cross-view:1", "cross-view:2", "cross-view:3", "mean of 3 rotations", "cross-subject:5,6")
-    ]
+    protocols = ["cross-view:1", "cross-view:2", "cross-view:3", "mean of 3 rotations", "cross-subject:5,6"]
+    assert [row["protocol"] for row in document["rows"]] == protocols
     assert [run["test_groups"] for run in document["runs"]] == [170, 170, 170, 59]
     assert {run["recipe"] for run in document["runs"]} <= set(recipe_names())
     # Twice chance after two epochs: it is real motion, and it is learnt.
     assert document["rows"][-1]["mean"] > 0.2
     assert all(stage["seconds"] > 0 for stage in document["stages"])
-    again = _make(tmp_path, *words)
-    said, _ = again.communicate(timeout=300)
-    assert again.returncode == 0, said
-    assert "4 of 4 runs were finished before" in said
-    assert "stage 1 was done before: 510 clips" in said

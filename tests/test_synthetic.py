@@ -21,8 +21,7 @@ def three_actions(monkeypatch):
 def test_partners_of_a_pair_are_each_others_reversal():
     style = Style.draw(np.random.default_rng(0), np.random.default_rng(1))
     for forward, backward in ((1, 2), (3, 4), (5, 6), (8, 9), (11, 12)):
-        if ACTIONS[forward][1] != ACTIONS[backward][1]:
-            pytest.fail("partners must share a motion")
+        assert ACTIONS[forward][1] == ACTIONS[backward][1], "partners share a motion"
         np.testing.assert_array_equal(trajectory(forward, style, 50), trajectory(backward, style, 50)[::-1])
 
 

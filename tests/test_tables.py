@@ -62,6 +62,13 @@ def test_what_is_wrong_is_said_with_its_line(tmp_path, header, cells, message):
         read_catalog("manifest", write(tmp_path, header=header, rows=[cells]))
 
 
+def test_a_view_stands_once_in_a_group_and_views_are_in_natural_order(tmp_path):
+    rows = [("a.mp4", "x", "g", "cam10"), ("b.mp4", "x", "g", "cam2")]
+    assert read_catalog("manifest", write(tmp_path, header=HEADER[:4], rows=rows)).view_names == ("cam2", "cam10")
+    with pytest.raises(DataError, match=r"line 3: group 'g' has view 'cam10' already on line 2"):
+        read_catalog("manifest", write(tmp_path, header=HEADER[:4], rows=[rows[0], rows[0]]))
+
+
 def test_parts_in_frames_offsets_and_a_column_that_is_nearly_one(tmp_path):
     header = ("path", "label", "group", "view", "first", "last", "fps", "offset", "subjct")
     rows = [("a.mp4", "x", "g", "1", "3", "9.0", "25", "-0.5", "")]
@@ -88,9 +95,8 @@ def test_a_table_that_lies_elsewhere(tmp_path, dtsf, make_video):
     with pytest.raises(DataError, match="--videos is for tables"):
         read_catalog("nucla", tmp_path, videos=tmp_path)
     table.write_text("path,label,group,view\nx/a.avi,x,g1,1\ny/b.avi,x,g2,1\n")
-    words = ("preprocess", "manifest", "--root", "mine/m.csv", "--videos", "store", "--workers", 1, "--dry-run", "--json")
-    done = dtsf(*words, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    words = ("preprocess", "manifest", "--root", "mine/m.csv", "--videos", "store", "--workers", 1, "--dry-run")
+    dtsf.said(*words, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "store"]
 
 

@@ -10,11 +10,12 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
+import toy_groups
+from cache_tools import clip
 from forked import forked
 from safetensors.torch import load_file
+from toy_groups import CLASSES, SMALL, toy
 
-from dtsf.cache.records import Clip
-from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.model.network.encoder import VideoMamba
 from dtsf.model.network.evidence import dirichlet, uncertainty
@@ -23,36 +24,19 @@ from dtsf.model.training.checkpoint import RunState
 from dtsf.model.training.data import Groups
 from dtsf.model.training.early_stop import held_out_score, noted
 from dtsf.model.training.holdout import hold_out
-from dtsf.model.training.loop import fit
 from dtsf.model.training.losses import uncertain_cross_entropy
 from dtsf.model.training.optimiser import adamw, parameter_groups, schedule, update_average
 from dtsf.model.training.processes import World, epoch_plan
 from dtsf.model.training.protocols import Split
 from dtsf.model.training.recipe import load_recipe
 
-CLASSES = 3
-INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))
-SPEC = CacheSpec(decoder="none", frames=4, size=32, grid=3, encoder="none", weights_hash="0", channels=6)
-SMALL = ("model.width=16", "model.depth=1", "model.frames=4", "model.patch=3", "model.reduce=4", "model.dropout=0.0")
 STILL = ("model.pasted=none", "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0")
 """Nothing drawn at random but the order."""
 
 
-def toy(n=18, views=2):
-    torch.manual_seed(0)
-    label = torch.arange(n) % CLASSES
-    x = 0.1 * torch.randn(n * views, 4, 3, 3, 6)
-    moving = F.one_hot(label.repeat_interleave(views), 6)[:, None, None, None]
-    x += moving * torch.linspace(-1, 1, 4)[:, None, None, None]
-    return Groups(x.half(), torch.arange(n * views).view(n, views), label, tuple(f"g{k:02}" for k in range(n)))
-
-
 def train(run, *overrides, groups=None, **options):
-    recipe = load_recipe("thumbnails", [*SMALL, "augment.shift=0", "augment.flip=0.0", *overrides])
-    run.mkdir(exist_ok=True)
-    groups = toy() if groups is None else groups
-    fitted = fit(groups, recipe, info=INFO, spec=SPEC, protocol="all", run=run, device="cpu", **options)
-    return fitted, [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    plain = ("model.dropout=0.0", "augment.shift=0", "augment.flip=0.0")
+    return toy_groups.train(run, toy() if groups is None else groups, *plain, *overrides, **options)
 
 
 def assert_close(first, second, **tolerance):
@@ -205,15 +189,7 @@ def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
 
 def clips(subjects=("1", "2", "3"), repetitions=4):
     return tuple(
-        Clip(
-            id=f"{s}-{label}-{r}-{view}",
-            path="x",
-            label=label,
-            raw_label=str(label),
-            group=f"{s}-{label}-{r}",
-            view=view,
-            subject=s,
-        )
+        clip(f"{s}-{label}-{r}-{view}", label=label, group=f"{s}-{label}-{r}", view=view, subject=s)
         for s in subjects
         for label in range(CLASSES)
         for r in range(repetitions)
@@ -338,27 +314,18 @@ def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debi
 def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world, tmp_path):
     words = [
         *("train", "--cache", world / "cache", "--dataset", "nucla", "--protocol", "cross-subject:2", "--epochs", "3"),
-        *("--recipe", "thumbnails", "--json"),
+        *("--recipe", "thumbnails"),
         *(word for switch in (*SMALL[:2], *STILL, "train.ema=0.5") for word in ("--set", switch)),
         *("--set", "model.dropout=0.0", "--set", "model.drop_path=0.0", "--set", "augment.shift=0"),
     ]
-    alone = dtsf(*words, "--set", "train.batch_size=6", "--out", tmp_path / "one", cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
-    pair = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dtsf", *map(str, words)),
-            *("--set", "train.batch_size=3", "--out", str(tmp_path / "two")),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    alone = dtsf.json(*words, "--set", "train.batch_size=6", "--out", tmp_path / "one", cwd=tmp_path)
+    words += ["--set", "train.batch_size=3", "--out", tmp_path / "two"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "dtsf", *map(str, words)]
+    options = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True, "timeout": 300}
+    pair = subprocess.run([*command, "--json"], cwd=tmp_path, check=False, **options)
     assert pair.returncode == 0, pair.stderr
     (answer,) = pair.stdout.strip().splitlines()  # one object, of the first process
-    assert json.loads(answer)["top1"] == pytest.approx(json.loads(alone.stdout)["top1"])
+    assert json.loads(answer)["top1"] == pytest.approx(alone["top1"])
     assert pair.stderr.count("the task: all views of unseen subjects (2)") == 1
     logs = [
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
@@ -371,9 +338,7 @@ def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world,
     for name, x in first.items():
         torch.testing.assert_close(x, second[name], rtol=1e-3, atol=1e-4, msg=name)
     assert json.loads((tmp_path / "two/last/state.json").read_text())["processes"] == 2
-    refused = dtsf(*words, "--set", "train.batch_size=3", "--out", tmp_path / "two", "--resume", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "was trained with processes 2, not 1" in " ".join(refused.stderr.split())
+    assert "was trained with processes 2, not 1" in dtsf.refusal(*words, "--resume", cwd=tmp_path)
 
 
 # What is written down

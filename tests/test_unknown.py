@@ -81,18 +81,16 @@ def test_what_cannot_be_left_out_or_asked_is_refused(trained, tmp_path):
     run = api.load(tmp_path / "run")
     with pytest.raises(ConfigError, match="the network knows every class of drawn: train with --set train.leave_out"):
         run.evaluate(trained / "cache", dataset="drawn", unknown="left-out")
-    with pytest.raises(CheckpointError, match="evaluate on a data set of the same classes"):
+    with pytest.raises(CheckpointError, match="trained on 4 classes, other has 2: evaluate on a data set of the same"):
         run.evaluate(trained / "cache", dataset="other")
 
 
 def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
     words = ("evaluate", trained / "run", "--cache", trained / "cache", "--unknown", "left-out", "--adapt")
-    done = dtsf(*words, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    answer = json.loads(done.stdout)
+    answer = dtsf.json(*words, cwd=tmp_path)
     assert set(answer["unknown"]) == {"name", "what", "n_groups", "auroc", "fpr95", "uncertainty"}
     assert answer["adapted"] is True
-    shown = " ".join(dtsf(*words, cwd=tmp_path).stderr.split())
+    shown = dtsf.said(*words, cwd=tmp_path)
     assert "unknown actions, 2 groups (classes left out of training: class 1)" in shown
     assert "adapted to them one after the other" in shown
 

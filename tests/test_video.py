@@ -36,21 +36,13 @@ def test_segment_centres_values():
         segment_centres(0, 4)
 
 
-def test_whole_clip_is_ok_and_frames_are_the_ones_named(make_video, tmp_path):
+def test_whole_clip_is_ok(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", 40, 320, 240)
     assert (probe(path).declared_frames, probe(path).rate) == (40, 30)
     clip = decode_clip(path, 8, 192)
     assert (clip.verdict, clip.declared_frames, clip.decoded_frames) == (Verdict.OK, 40, 40)
     assert clip.frames.shape == (8, 192, 192, 3)
     assert clip.frame_index.dtype == np.int32
-    # PyAV decodes the same frames by another way; the bottom right is one grey, which scaling leaves as it is.
-    import av
-
-    with av.open(str(path)) as container:
-        greys = np.array([frame.to_ndarray(format="rgb24")[200, 250, 0] for frame in container.decode(video=0)])
-    # The two turn YUV to RGB with other rounding; a frame is 5 brighter than the one before.
-    assert np.abs(clip.frames[:, 150, 150, 0].astype(int) - greys[clip.frame_index]).max() <= 2
-    assert (np.diff(greys[clip.frame_index].astype(int)) > 15).all()
 
 
 @pytest.mark.parametrize("size", [(33, 47), (47, 33), (240, 320), (1920, 1080), (2, 2), (16, 900)])
@@ -80,16 +72,6 @@ def test_cut_avi_is_truncated_not_short(make_video, cut_file, tmp_path, share):
     with pytest.raises(VideoError, match=r"declares 3\.50 s but ends at \d\.\d\d s: it was cut off") as raised:
         decode_clip(tmp_path / "cut.avi", 16, 192)
     assert raised.value.verdict == Verdict.TRUNCATED
-
-
-@pytest.mark.parametrize("name", ["a.avi", "a.mp4"])
-@pytest.mark.parametrize(("length", "n_frames"), [(103, 64), (20, 16)])
-def test_healthy_h264_with_b_frames_is_not_refused(make_video, tmp_path, name, length, n_frames):
-    """Fails if decord's retries at the end of a file are limited to less than the frames of the clip."""
-    path = make_video(tmp_path / name, length, 320, 240, codec="libx264", options={"bf": "2", "g": "250"})
-    for _ in range(3):  # which attempt fails is left to chance
-        clip = decode_clip(path, n_frames, 96)
-        assert (clip.verdict, clip.decoded_frames, clip.frame_index[-1]) == (Verdict.OK, length, length - 1)
 
 
 def test_container_that_declares_nothing_is_no_truncation(make_video, tmp_path):
@@ -150,13 +132,6 @@ def test_frame_folder_is_sorted_by_number(tmp_path):
     (tmp_path / "frame_11_tc_5_rgb.jpg").write_bytes(b"broken")
     with pytest.raises(VideoError, match="frame_11"):
         decode_clip(tmp_path, 4, 32)
-
-
-def test_shared_clip(shared_data):
-    path = min((shared_data / "motion/iid/multiview_action_videos/a01").glob("*.avi"))
-    clip = decode_clip(path, 16, 192)
-    assert clip.verdict is Verdict.OK
-    assert clip.declared_frames == clip.decoded_frames >= 16
 
 
 @pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])

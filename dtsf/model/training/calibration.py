@@ -23,7 +23,6 @@ from dtsf.model.network.evidence import probabilities
 from dtsf.model.training.adapt import training_streams
 from dtsf.model.training.checkpoint import Calibration, amend_checkpoint, make_room
 from dtsf.model.training.data import evaluation_batches, load_groups
-from dtsf.model.training.loop import fit
 from dtsf.model.training.metrics import calibration_error
 from dtsf.model.training.parts import Part, answerable, divide
 from dtsf.model.training.processes import current_world
@@ -36,10 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.spec import DatasetInfo
     from dtsf.model.network.dtsfnet import DTSFNet
     from dtsf.model.training.data import Groups
-    from dtsf.model.training.loop import EpochReport
+    from dtsf.model.training.loop import EpochReport, Fitted
     from dtsf.model.training.protocols import Protocol, Split
     from dtsf.model.training.recipe import Recipe
 
@@ -72,15 +70,12 @@ class Observed:
 def calibrate(
     net: DTSFNet,
     data: CachedDataset,
-    info: DatasetInfo,
     rule: Protocol,
     split: Split,
     recipe: Recipe,
     *,
     run: Path,
-    seed: int,
-    device: str,
-    initial: dict[str, Tensor] | None = None,
+    again: Callable[..., Fitted],
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
 ) -> Calibration | None:
@@ -89,16 +84,15 @@ def calibrate(
 
     A run that is killed meanwhile is as good as one without calibration, and goes on here when it is resumed.
 
-    ``info``: that, with the classes that are learnt. ``split``: who trained, who was held out, who is tested; the last are not
-    looked at.
+    Args:
+        split: Who trained, who was held out, who is tested; the last are not looked at.
+        again: Trains a network like ``net``: :func:`.loop.fit` with all that is the same for every part.
     """
     groups = load_groups(data, split.train)
     net.streams.moment_N2D.copy_(training_streams(net, groups))
     observed, what, parts = None, "", 0
     if recipe.train.calibrate:
-        observed, what, parts = _ask_about_held_out(
-            net, data, info, rule, split, recipe, run, seed, device, initial, on_epoch, fabric
-        )
+        observed, what, parts = _ask_about_held_out(net, data, rule, split, recipe, run, again, on_epoch, fabric)
     calibration = None if observed is None else learn_belief(net, groups, observed, what, parts)
     if current_world().first:
         state = net.state_dict()
@@ -111,14 +105,11 @@ def calibrate(
 def _ask_about_held_out(
     net: DTSFNet,
     data: CachedDataset,
-    info: DatasetInfo,
     rule: Protocol,
     split: Split,
     recipe: Recipe,
     run: Path,
-    seed: int,
-    device: str,
-    initial: dict[str, Tensor] | None,
+    again: Callable[..., Fitted],
     on_epoch: Callable[[EpochReport], None] | None,
     fabric: Any,
 ) -> tuple[Observed | None, str, int]:
@@ -142,19 +133,9 @@ def _ask_about_held_out(
             resume = make_room(folder) if current_world().first else False
             resume = fabric.broadcast(resume) if fabric is not None else resume
             folder.mkdir(parents=True, exist_ok=True)
-            asked = fit(
-                train,
-                recipe.model_copy(update={"train": plain}),
-                info=info,
-                spec=data.spec,
-                protocol=str(rule),
-                run=folder,
-                seed=seed,
-                device=device,
-                resume=resume,
-                initial=initial,
-                on_epoch=_told(on_epoch, f"calibration, part {k + 1} of {len(parts)}"),
-                fabric=fabric,
+            told = _told(on_epoch, f"calibration, part {k + 1} of {len(parts)}")
+            asked = again(
+                train, recipe.model_copy(update={"train": plain}), run=folder, resume=resume, on_epoch=told
             ).net
         asked.belief.know(training_statistics(asked, train))
         found.append(observe(asked, load_groups(data, part.held)))

@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,37 +138,23 @@ def _train(
             # What a run was begun with, --init among it, stays; a command that is no resumption of it is refused below.
             write_atomically(folder / "config.toml", config.encode())
         write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
-    fitted = fit(
+    told = on_epoch if world.first else None
+    fit_one = partial(
+        fit, info=info, spec=data.spec, protocol=str(rule), seed=seed, device=device, initial=initial, fabric=fabric
+    )
+    fitted = fit_one(
         load_groups(data, split.train),
         settings,
-        info=info,
-        spec=data.spec,
-        protocol=str(rule),
         run=folder,
-        seed=seed,
-        device=device,
         resume=resume,
-        initial=initial,
         held_out=load_groups(data, split.held_out) if split.held_out else None,
-        on_epoch=on_epoch if world.first else None,
-        fabric=fabric,
+        on_epoch=told,
         catalog=data.catalog_hash,
     )
     logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
     if calibrated and not fitted.net.streams.known:
         learnt = calibrate(
-            fitted.net,
-            data,
-            info,
-            rule,
-            split,
-            settings,
-            run=folder,
-            seed=seed,
-            device=device,
-            initial=initial,
-            on_epoch=on_epoch if world.first else None,
-            fabric=fabric,
+            fitted.net, data, rule, split, settings, run=folder, again=fit_one, on_epoch=told, fabric=fabric
         )
         logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, learnt)
     leave()

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from dtsf.model.training.debias.debiaser import Debiaser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from dtsf.model.training.data import Batch
 
 
-class Albar(nn.Module):
+class Albar(Debiaser):
     """The terms on the static clip.
 
     Args:
@@ -38,10 +39,6 @@ class Albar(nn.Module):
     def __init__(self, *, adversary: float, entropy: float, penalty: float) -> None:
         super().__init__()
         self.weights = {"adversary": adversary, "entropy": entropy, "penalty": penalty}
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Change nothing."""
-        return batch
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """``adversary`` (-CE), ``entropy`` (its negative) and ``penalty``, weighted; which frame is drawn at random."""

@@ -6,21 +6,18 @@ loss, with weights of its own that are trained along and kept with the optimiser
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
 from dtsf.model.training.debias.albar import Albar
+from dtsf.model.training.debias.debiaser import Debiaser
 from dtsf.model.training.debias.hsic import Hsic
 from dtsf.model.training.debias.soar import Soar
 from dtsf.model.training.debias.stillmix import StillMix
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dtsf.model.network.dtsfnet import Output
-    from dtsf.model.training.data import Batch, Groups
+    from dtsf.model.training.data import Groups
 
 
 class DebiasConfig(BaseModel):
@@ -56,31 +53,7 @@ class DebiasConfig(BaseModel):
     """Of ``soar``: weight of the reconstruction of what stands still."""
 
 
-class Debiaser(Protocol):
-    """Interface of a method to the training loop. Implementations are modules."""
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Change a batch before the network sees it."""
-
-    def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:
-        """Terms to add to the loss, by name, already weighted."""
-
-
-class Nothing(nn.Module):
-    """No debiasing."""
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Change nothing."""
-        return batch
-
-    def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
-        """Add nothing."""
-        return {}
-
-
-def make_debiaser(
-    config: DebiasConfig, groups: Groups, *, width: int, n_classes: int, seed: int
-) -> Nothing | Hsic | StillMix | Albar | Soar:
+def make_debiaser(config: DebiasConfig, groups: Groups, *, width: int, n_classes: int, seed: int) -> Debiaser:
     """Make the chosen debiaser from the training groups; the same for the same seed. ``groups``: training groups, with their
     scenes where the data set names backgrounds.
     """
@@ -100,4 +73,4 @@ def make_debiaser(
         return Albar(adversary=config.adversary, entropy=config.entropy, penalty=config.penalty)
     if config.method == "soar":
         return Soar(groups, width, background=config.background, scene=config.scene, scenes=config.scenes, seed=seed)
-    return Nothing()
+    return Debiaser()

@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dtsf.model.training.debias.debiaser import Debiaser
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -98,7 +100,21 @@ def name_scenes(groups: Groups, scenes: int, seed: int) -> tuple[Tensor, Tensor]
     return scene_N, 1.0 / static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
 
 
-class Hsic(nn.Module):
+class SceneDebiaser(Debiaser):
+    """One that knows each clip's scene, and how much each channel says of what stands still."""
+
+    scene_N: Tensor
+    scale_C: Tensor
+
+    def __init__(self, groups: Groups, scenes: int, seed: int) -> None:
+        super().__init__()
+        scene_N, scale_C = name_scenes(groups, scenes, seed)
+        self.register_buffer("scene_N", scene_N, persistent=False)
+        self.register_buffer("scale_C", scale_C, persistent=False)
+        self.n_scenes = int(scene_N.max()) + 1
+
+
+class Hsic(SceneDebiaser):
     """The biased stream, the scene classifiers, and the terms they add.
 
     Args:
@@ -107,28 +123,17 @@ class Hsic(nn.Module):
         scenes: Clusters, where the groups name no scenes.
     """
 
-    scene_N: Tensor
-    scale_C: Tensor
-
     def __init__(
         self, groups: Groups, width: int, n_classes: int, *, hsic: float, scene: float, scenes: int, seed: int
     ) -> None:
-        super().__init__()
+        super().__init__(groups, scenes, seed)
         self.weights = {"hsic": hsic, "scene": scene}
-        scene_N, scale_C = name_scenes(groups, scenes, seed)
-        self.register_buffer("scene_N", scene_N, persistent=False)
-        self.register_buffer("scale_C", scale_C, persistent=False)
         _, _, H, W, C = groups.embeddings_NFHWC.shape
-        n_scenes = int(scene_N.max()) + 1
         # Each cell is reduced first, as the network itself does it: a room is known by what stands where.
         self.stream = nn.Sequential(nn.Linear(C, 16), nn.ReLU(), nn.Flatten(), nn.Linear(H * W * 16, width), nn.ReLU())
         self.action = nn.Linear(width, n_classes)
-        self.scene_of_biased = nn.Linear(width, n_scenes)
-        self.scene_of_features = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_scenes))
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Change nothing."""
-        return batch
+        self.scene_of_biased = nn.Linear(width, self.n_scenes)
+        self.scene_of_features = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.n_scenes))
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """``biased`` (CE_b), ``hsic`` and ``scene``, weighted."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import nn
 
-from dtsf.model.training.debias.hsic import name_scenes, reverse_gradient
+from dtsf.model.training.debias.hsic import SceneDebiaser, reverse_gradient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +33,7 @@ LAYERS = 5
 """Of the scene classifier."""
 
 
-class Soar(nn.Module):
+class Soar(SceneDebiaser):
     """The decoder, the scene classifier, and the terms they add.
 
     Args:
@@ -42,23 +42,13 @@ class Soar(nn.Module):
         scenes: Clusters, where the groups name no scenes.
     """
 
-    scene_N: Tensor
-    scale_C: Tensor
-
     def __init__(self, groups: Groups, width: int, *, background: float, scene: float, scenes: int, seed: int) -> None:
-        super().__init__()
+        super().__init__(groups, scenes, seed)
         self.weights = {"background": background, "scene": scene}
-        scene_N, scale_C = name_scenes(groups, scenes, seed)
-        self.register_buffer("scene_N", scene_N, persistent=False)
-        self.register_buffer("scale_C", scale_C, persistent=False)
         _, _, H, W, C = groups.embeddings_NFHWC.shape
         self.decoder = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, H * W * C))
         hidden = [layer for _ in range(LAYERS - 1) for layer in (nn.Linear(width, width), nn.LeakyReLU())]
-        self.scene_of_features = nn.Sequential(*hidden, nn.Linear(width, int(scene_N.max()) + 1))
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Change nothing."""
-        return batch
+        self.scene_of_features = nn.Sequential(*hidden, nn.Linear(width, self.n_scenes))
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """``background`` and ``scene``, weighted: what the adversaries lower and the features raise."""

@@ -15,16 +15,16 @@ Letters: N clips, F T frames, B groups, V views, S frames of the bank, H W grid,
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from dtsf.model.training.debias.debiaser import Debiaser
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtsf.model.network.dtsfnet import Output
     from dtsf.model.training.data import Batch, Groups
 
 
@@ -44,7 +44,7 @@ def frame_sureness(frames_MC: Tensor, label_M: Tensor, n_classes: int, steps: in
         return (x_MC @ weight_CK + bias_K).softmax(-1).amax(1)
 
 
-class StillMix(nn.Module):
+class StillMix(Debiaser):
     """The bank of still frames.
 
     Args:
@@ -90,7 +90,3 @@ class StillMix(nn.Module):
         keep_BV1111 = keep_BV[..., None, None, None, None].to(batch.x_BVTHWC.device)
         mixed_BVTHWC = keep_BV1111 * batch.x_BVTHWC + (1 - keep_BV1111) * still_BVHWC.unsqueeze(2).float()
         return replace(batch, x_BVTHWC=mixed_BVTHWC)
-
-    def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
-        """Add nothing."""
-        return {}
