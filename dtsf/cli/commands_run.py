@@ -119,6 +119,7 @@ def evaluate_command(
         return
     for part in evaluation_table(document):
         results().print(part)
+    console().print("")
     console().print(f"next: dtsf report {run}", soft_wrap=True)
 
 
