@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtsf.cache.records import Clip
+    from dtsf.model.training.data import Groups
+    from dtsf.model.training.loop import Fitted
 
     Asked = Callable[[Clip], bool]
     Chosen = Callable[[str], Recipe]
@@ -167,6 +169,16 @@ def preprocess(data: Path, cache: Path, sets: list[str], words: list[str], *, te
         subprocess.run([*map(str, command), *words, "--quiet"], check=True, stdout=sys.stderr)
 
 
+def groups_of(data: CachedDataset, asked: Asked) -> Groups:
+    """The groups of some clips."""
+    return load_groups(data, [clip for clip in data.clips if asked(clip)])
+
+
+def trainer(data: CachedDataset, seed: int) -> Callable[..., Fitted]:
+    """:func:`fit`, with what all trainings on a data set have in common."""
+    return partial(fit, info=data.info, spec=data.spec, protocol="", seed=seed, device="cpu")
+
+
 def judge(
     cache: Path,
     recipe: Chosen,
@@ -191,15 +203,14 @@ def judge(
         settings = _in_half_the_epochs(settings) if quick else settings
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:
-                again = partial(fit, info=learnt.info, spec=learnt.spec, protocol="", seed=seed, device="cpu")
+                again = trainer(learnt, seed)
                 net = again(train, settings, run=Path(run)).net
                 if calibrated:
                     split = Split(train=clips, test=(), left_out={}, task="")
                     rule = parse_protocol(trial.rule, learnt.info.dataset)
                     calibrate(net, learnt, rule, split, settings, run=Path(run), again=again)
             for row, name, asked in trial.asked:
-                groups = load_groups(data(name), [clip for clip in data(name).clips if asked(clip)])
-                metrics = evaluate_groups(net, groups, learnt.info.class_names, draws=settings.train.draws)
+                metrics = evaluate_groups(net, groups_of(data(name), asked), learnt.info.class_names, draws=settings.train.draws)
                 found.setdefault(row, []).append((metrics.top1, metrics.ece, metrics.auroc_uncertainty))
     return {row: _mean(found[row]) for row in ROWS if row in found}
 

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from judge import preprocess, trials
+from judge import groups_of, preprocess, trainer, trials
 
 from dtsf.cache.reader import open_dataset
 from dtsf.model.network.evidence import pool_opinions
-from dtsf.model.training.data import evaluation_batches, load_groups
-from dtsf.model.training.loop import fit
+from dtsf.model.training.data import evaluation_batches
 from dtsf.model.training.recipe import load_recipe
 from dtsf.model.training.size import sized
 
@@ -44,24 +43,14 @@ def ask(net: DTSFNet, groups: Groups) -> torch.Tensor:
 def answers(cache: Path, trial: Trial, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Row -> logits and labels of the groups asked."""
     learnt = open_dataset(cache, trial.learnt)
-    clips = tuple(clip for clip in learnt.clips if trial.clips(clip))
+    train = groups_of(learnt, trial.clips)
     recipe = "default" if trial.rule == "all" else "unseen-cameras"
-    settings = sized(load_recipe(recipe, [f"model.patch={learnt.spec.grid}"]), len(clips))
+    settings = sized(load_recipe(recipe, [f"model.patch={learnt.spec.grid}"]), int(train.mask_GV.sum()))
     with tempfile.TemporaryDirectory() as run:
-        net = fit(
-            load_groups(learnt, clips),
-            settings,
-            info=learnt.info,
-            spec=learnt.spec,
-            protocol="",
-            run=Path(run),
-            seed=seed,
-            device="cpu",
-        ).net
+        net = trainer(learnt, seed)(train, settings, run=Path(run)).net
     found = {}
     for row, name, asked in trial.asked:
-        data = open_dataset(cache, name)
-        groups = load_groups(data, [clip for clip in data.clips if asked(clip)])
+        groups = groups_of(open_dataset(cache, name), asked)
         found[row] = ask(net, groups), groups.label_G
     return found
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from judge import preprocess, trials
+from judge import groups_of, preprocess, trainer, trials
 from torch import Tensor, nn
 
 from dtsf.cache.reader import open_dataset
-from dtsf.model.training.data import Groups, evaluation_batches, load_groups, training_batches
-from dtsf.model.training.loop import fit
+from dtsf.model.training.data import Groups, evaluation_batches, training_batches
 from dtsf.model.training.losses import dtsf_loss
 from dtsf.model.training.optimiser import parameter_groups, schedule
 from dtsf.model.training.recipe import load_recipe
@@ -66,8 +65,7 @@ class Upper(nn.Module):
 
 def load(low: Path, high: Path, name: str, asked: Asked) -> tuple[Groups, Groups]:
     """Groups of the maps, at the frames of the embeddings, and of the embeddings."""
-    opened = [open_dataset(folder, name) for folder in (low, high)]
-    maps, embeddings = (load_groups(data, [clip for clip in data.clips if asked(clip)]) for data in opened)
+    maps, embeddings = (groups_of(open_dataset(folder, name), asked) for folder in (low, high))
     if maps.names != embeddings.names:
         raise SystemExit("the two caches hold different groups")
     # Float16 overflows where rooms are exchanged and views hidden.
@@ -134,8 +132,7 @@ def main() -> None:
     recipe = sized(load_recipe("default", []), int(embeddings.mask_GV.sum()))
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as run:
-        where: Any = {"run": Path(run), "protocol": "", "seed": 0, "device": "cpu"}
-        net = fit(embeddings, recipe, info=data.info, spec=data.spec, **where).net
+        net = trainer(data, seed=0)(embeddings, recipe, run=Path(run)).net
     asked = {row: load(options.maps, options.cache, name, who)[0] for row, name, who in trial.asked}
     print(f"training on embeddings: {(time.process_time() - begun) / recipe.train.epochs:.2f} s an epoch")
     print("as it is:", {row: round(top1(net, Upper(), groups), 3) for row, groups in asked.items()})

@@ -245,6 +245,23 @@ def test_a_checkpoint_that_no_row_can_start_from_is_refused_before_the_first_tra
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_that_take_their_sizes_of_a_checkpoint_go_on_where_they_were_cut_off(cache, whole, tmp_path):
+    weights = next((whole[1] / "trainings").glob("*/last/model.safetensors"))
+    (tmp_path / "one.toml").write_text('title = "One"\n[[row]]\nname = "one"\n')
+    open_sizes = [word for word in TINY if not word.startswith(("model.width", "model.depth"))]
+    changed = {"overrides": open_sizes, "table": str(tmp_path / "one.toml"), "dataset": "drawn", "seeds": (0,)}
+    options = COMMON | changed | {"init": weights, "out": tmp_path / "out"}
+
+    def die(done, _total, _note):
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert exit_code(forked(lambda: package.ablate(cache, on_epoch=die, **options))) == -signal.SIGKILL
+    assert package.ablate(cache, **options).done == 1
+    (last,) = (tmp_path / "out/trainings").glob("*/last")
+    assert package.load(last.parent).net.config.width == 16
+
+
 def test_table_of_ones_own_and_what_is_wrong_with_one(cache, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(

@@ -40,14 +40,15 @@ def compare_runs(runs: Sequence[Path], out: Path, *, on_step: Callable[[int, int
         on_step(len(runs), len(runs), "")
     names = _short_names(runs)
     same_groups = len({frozenset(p.group for p in f.metrics.predictions) for f in facts}) == 1
+    differs = _differs(facts)
     text = render(
         "compare.html",
         title=f"{len(runs)} runs compared",
         names=names,
         runs=facts,
         folders=[str(run.absolute()) for run in runs],
-        shared=_shared(facts),
-        differs=_differs(facts),
+        shared=_shared(facts, differs),
+        differs=differs,
         warnings=_warnings(facts, same_groups),
         spread=_spread(facts),
         curves=_curves(names, facts),
@@ -80,9 +81,9 @@ def _differs(facts: Sequence[RunFacts]) -> dict[str, bool]:
     }
 
 
-def _shared(facts: Sequence[RunFacts]) -> str:
+def _shared(facts: Sequence[RunFacts], differs: dict[str, bool]) -> str:
     """What was tested, as far as it is the same for all runs."""
-    e, differs = facts[0].evaluation, _differs(facts)
+    e = facts[0].evaluation
     known = {"task": e.task, "groups": f"{facts[0].metrics.n_groups} performances"}
     known |= {"dataset": f"data set {e.dataset}", "protocol": f"protocol {e.protocol}"}
     return ", ".join(words for name, words in known.items() if not differs[name])

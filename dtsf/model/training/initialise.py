@@ -23,6 +23,7 @@ from safetensors.torch import load
 
 from dtsf.cache.outside import first_line, read_file
 from dtsf.errors import CheckpointError
+from dtsf.model.training.size import sized
 from dtsf.settings import explain
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from dtsf.model.network.config import ModelConfig
     from dtsf.model.network.encoder import VideoMamba
+    from dtsf.model.training.recipe import Recipe
 
 LIMIT = 1 << 36
 """Bytes of the largest checkpoint that is read."""
@@ -92,6 +94,17 @@ def sized_as(config: ModelConfig, weights: dict[str, Tensor]) -> ModelConfig:
         return type(config).model_validate(config.model_dump() | held)
     except ValidationError as error:
         raise CheckpointError(f"--init: the checkpoint's {explain(error)}") from error
+
+
+def begin_from(file: Path | None, recipe: Recipe, clips: int) -> tuple[Recipe, dict[str, Tensor] | None]:
+    """The recipe without ``auto``, and the weights of ``file``, whose sizes it takes; without a file those for so many training
+    clips. Raises CheckpointError as :func:`read_initial_weights` and :func:`sized_as`.
+    """
+    weights = None
+    if file is not None:
+        weights = read_initial_weights(file, recipe.model)
+        recipe = recipe.model_copy(update={"model": sized_as(recipe.model, weights)})
+    return sized(recipe, clips), weights
 
 
 def _width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:

@@ -22,14 +22,13 @@ from dtsf.model.training.checkpoint import has_checkpoint
 from dtsf.model.training.data import load_groups
 from dtsf.model.training.evaluation import Evaluation, check_draws, evaluate
 from dtsf.model.training.holdout import hold_out
-from dtsf.model.training.initialise import read_initial_weights, sized_as
+from dtsf.model.training.initialise import begin_from
 from dtsf.model.training.learner import versions
 from dtsf.model.training.loop import fit
 from dtsf.model.training.processes import current_world, launch, leave
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import load_recipe, usual_recipe
 from dtsf.model.training.settings import TrainSettings
-from dtsf.model.training.size import sized
 from dtsf.model.training.unknown import leave_out
 
 if TYPE_CHECKING:
@@ -104,11 +103,7 @@ def _train(
     split, info = leave_out(
         split_clips(data.clips, rule, data.info.dataset, data.info.view_names), data.info, settings.train.leave_out
     )
-    initial = None
-    if init is not None:
-        initial = read_initial_weights(init, settings.model)
-        settings = settings.model_copy(update={"model": sized_as(settings.model, initial)})
-    settings = sized(settings, len(split.train))
+    settings, initial = begin_from(init, settings, len(split.train))
     split = hold_out(split, settings.train, seed)
     check_device(device)
     document = {

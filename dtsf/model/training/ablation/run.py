@@ -34,11 +34,10 @@ from dtsf.model.training.ablation.trainings import (
 )
 from dtsf.model.training.checkpoint import load_checkpoint, load_network, make_room
 from dtsf.model.training.evaluation import evaluate
-from dtsf.model.training.initialise import read_initial_weights, sized_as
+from dtsf.model.training.initialise import begin_from
 from dtsf.model.training.learner import versions
 from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.model.training.recipe import usual_recipe
-from dtsf.model.training.size import sized
 from dtsf.model.training.train import check_device, check_recipe_fits, train
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ if TYPE_CHECKING:
     from dtsf.model.training.ablation.tables import Variant
     from dtsf.model.training.loop import EpochReport
     from dtsf.model.training.protocols import Protocol
-    from dtsf.model.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +95,9 @@ def ablate(
         raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
     check_device(device)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
-    variants = tuple(replace(variant, recipe=_sized(variant.recipe, init, len(split.train))) for variant in variants)
+    variants = tuple(
+        replace(variant, recipe=begin_from(init, variant.recipe, len(split.train))[0]) for variant in variants
+    )
     tests = open_tests(cache, data, rule, split, judges)
     names = [test.shown.name for test in tests]
     if gap is not None and (gap[0] == gap[1] or not set(gap) <= set(names)):
@@ -150,13 +150,6 @@ def ablate(
     return result
 
 
-def _sized(recipe: Recipe, init: Path | None, clips: int) -> Recipe:
-    if init is not None:
-        model = sized_as(recipe.model, read_initial_weights(init, recipe.model))
-        recipe = recipe.model_copy(update={"model": model})
-    return sized(recipe, clips)
-
-
 def _do(
     job: Job,
     cache: Path,
@@ -176,6 +169,8 @@ def _do(
         if not resume:
             record = Record()
         begun, spent = time.monotonic(), record.seconds
+        # A run that goes on is not given the checkpoint again, from which an open size came.
+        sizes = [f"model.{key}={getattr(job.variant.recipe.model, key)}" for key in ("width", "depth")]
 
         def note(report: EpochReport) -> None:
             record.seconds = spent + time.monotonic() - begun
@@ -188,7 +183,7 @@ def _do(
                 dataset=data.info.name,
                 protocol=str(rule),
                 recipe=recipe,
-                overrides=job.variant.overrides,
+                overrides=(*job.variant.overrides, *sizes),
                 run=job.folder,
                 seed=job.seed,
                 device=device,
