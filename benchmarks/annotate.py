@@ -21,11 +21,11 @@ from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.records import ClipRecord, Source, Verdict
 from dtsf.cache.spec import DatasetName, ShardRecord
-from dtsf.cache.store import create_or_open, extend, write_shard
-from dtsf.model.training.protocols import parse_protocol, split_clips
-from dtsf.pipeline import run
+from dtsf.cache.writer import create_or_open, extend, write_shard
+from dtsf.pipeline import preprocess as run
 from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.settings import PreprocessSettings
+from dtsf.training.protocols import parse_protocol, split_clips
 
 SHARD = 64
 VIEWS = 3

@@ -27,8 +27,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from dtsf.cache.reader import open_dataset
-from dtsf.model.training.data import Groups, load_groups
-from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.training.data import Groups, load_groups
+from dtsf.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:
     import numpy as np

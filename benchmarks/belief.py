@@ -21,16 +21,16 @@ import torch
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
-from dtsf.model.training.data import Groups, load_groups
-from dtsf.model.training.evaluation import evaluate_groups
-from dtsf.model.training.metrics import calibration_error
-from dtsf.model.training.protocols import parse_protocol, split_clips
-from dtsf.model.training.unknown import of_classes, tell_apart
+from dtsf.training.data import Groups, load_groups
+from dtsf.training.evaluate import evaluate_groups
+from dtsf.training.metrics import calibration_error
+from dtsf.training.open_set import of_classes, tell_apart
+from dtsf.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dtsf.model.network.dtsfnet import DTSFNet
+    from dtsf.model.network import DTSFNet
 
 SENSOR = 0.02
 """Deviation of a sensor's noise, in that of all embeddings."""

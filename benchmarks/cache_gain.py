@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.model.training.data import load_groups
-from dtsf.model.training.loop import fit
-from dtsf.model.training.protocols import parse_protocol, split_clips
-from dtsf.model.training.recipe import load_recipe
-from dtsf.model.training.size import sized
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
+from dtsf.training.auto_size import sized
+from dtsf.training.data import load_groups
+from dtsf.training.loop import fit
+from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.recipe import load_recipe
 
 
 def main() -> None:

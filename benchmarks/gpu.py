@@ -35,10 +35,10 @@ if QUICK:
 
 import torch  # noqa: E402
 
-from dtsf.model.network.kernels import trial  # noqa: E402
-from dtsf.model.network.kernels.choose import kernel_choice  # noqa: E402
-from dtsf.model.network.kernels.mamba_ssm import kernel_status, scan_by_mamba_ssm  # noqa: E402
-from dtsf.model.network.kernels.plain import selective_scan_plain  # noqa: E402
+from dtsf.model.scan import parity as trial  # noqa: E402
+from dtsf.model.scan.dispatch import kernel_choice  # noqa: E402
+from dtsf.model.scan.mamba_ssm_scan import kernel_status, scan_by_mamba_ssm  # noqa: E402
+from dtsf.model.scan.plain import selective_scan_plain  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,7 +151,7 @@ def machine(figures: Figures) -> None:
 
 def forms() -> dict[str, Callable[..., Any]]:
     """Every way to run the scan on this device."""
-    from dtsf.model.network.kernels.triton_scan import scan_by_triton
+    from dtsf.model.scan.triton_scan import scan_by_triton
 
     found: dict[str, Callable[..., Any]] = {"triton": scan_by_triton, "plain": selective_scan_plain}
     if kernel_status()[0] is not None:
@@ -161,7 +161,7 @@ def forms() -> dict[str, Callable[..., Any]]:
 
 def parity(figures: Figures) -> None:
     """Largest relative error of outputs and all gradients against float64 of the same numbers."""
-    from dtsf.model.network.kernels.triton_conv import conv_by_triton
+    from dtsf.model.scan.triton_conv import conv_by_triton
 
     if QUICK:
         trial.PARITY_SHAPE = (1, 4, 9, 8)
@@ -207,7 +207,7 @@ def scan(figures: Figures) -> None:
 
 def tune(figures: Figures) -> None:
     """Triton's loops with other blocks: what the constants in triton_scan.py should be on this card."""
-    from dtsf.model.network.kernels import triton_scan
+    from dtsf.model.scan import triton_scan
 
     def timed(change: dict[str, int], shape: tuple[int, int, int, int]) -> float:
         kept = {name: getattr(triton_scan, name) for name in change}
@@ -244,11 +244,11 @@ def steps(figures: Figures) -> None:
 
 
 def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]:
-    from dtsf.model.network.dtsfnet import DTSFNet
-    from dtsf.model.training.losses import dtsf_loss
-    from dtsf.model.training.optimiser import adamw
-    from dtsf.model.training.recipe import load_recipe
-    from dtsf.model.training.size import USUAL, sized
+    from dtsf.model.network import DTSFNet
+    from dtsf.training.auto_size import USUAL, sized
+    from dtsf.training.losses import dtsf_loss
+    from dtsf.training.optim import adamw
+    from dtsf.training.recipe import load_recipe
 
     recipe = sized(load_recipe(recipe_name, changes), USUAL)
     pixels = recipe.model.normalise == "imagenet"
@@ -294,9 +294,9 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
 
 def batches(figures: Figures) -> None:
     """A batch made on the CPU and sent, and one made of embeddings that stay on the card; how far it is from the CPU's."""
-    from dtsf.model.training.ahead import Ahead
-    from dtsf.model.training.data import Groups, training_batches
-    from dtsf.model.training.recipe import load_recipe
+    from dtsf.training.data import Groups, training_batches
+    from dtsf.training.prefetch import Ahead
+    from dtsf.training.recipe import load_recipe
 
     n = 12 if QUICK else 3072
     embeddings = torch.randn(n, 16, 6, 6, 112, generator=torch.Generator().manual_seed(0)).half()
@@ -362,9 +362,9 @@ def stage1(figures: Figures) -> None:
 def resume(figures: Figures) -> None:
     """Two epochs at once, and with a kill after the first: how far the weights are apart."""
     from dtsf.cache.spec import CacheSpec, DatasetInfo
-    from dtsf.model.training.data import Groups
-    from dtsf.model.training.loop import fit
-    from dtsf.model.training.recipe import load_recipe
+    from dtsf.training.data import Groups
+    from dtsf.training.loop import fit
+    from dtsf.training.recipe import load_recipe
 
     class Killed(Exception):
         pass

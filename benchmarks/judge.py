@@ -27,20 +27,20 @@ from typing import TYPE_CHECKING
 from judge_sets import make_sets
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.model.training.calibration import calibrate
-from dtsf.model.training.data import load_groups
-from dtsf.model.training.evaluation import evaluate_groups
-from dtsf.model.training.loop import fit
-from dtsf.model.training.protocols import Split, parse_protocol
-from dtsf.model.training.recipe import Recipe, load_recipe
-from dtsf.model.training.size import sized
+from dtsf.training.auto_size import sized
+from dtsf.training.calibrate import calibrate
+from dtsf.training.data import load_groups
+from dtsf.training.evaluate import evaluate_groups
+from dtsf.training.loop import fit
+from dtsf.training.protocols import Split, parse_protocol
+from dtsf.training.recipe import Recipe, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtsf.cache.records import Clip
-    from dtsf.model.training.data import Groups
-    from dtsf.model.training.loop import Fitted
+    from dtsf.training.data import Groups
+    from dtsf.training.loop import Fitted
 
     Asked = Callable[[Clip], bool]
     Chosen = Callable[[str], Recipe]

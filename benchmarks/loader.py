@@ -26,7 +26,7 @@ from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.records import Clip, ClipRecord, Source, Verdict
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
-from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.writer import create_or_open, extend, write_shard
 
 if TYPE_CHECKING:
     from collections.abc import Callable

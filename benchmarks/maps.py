@@ -21,16 +21,16 @@ import torch
 from judge import groups_of, preprocess, trainer, trials
 
 from dtsf.cache.reader import open_dataset
-from dtsf.model.network.evidence import pool_opinions
-from dtsf.model.training.data import evaluation_batches
-from dtsf.model.training.recipe import load_recipe
-from dtsf.model.training.size import sized
+from dtsf.model.evidence import pool_opinions
+from dtsf.training.auto_size import sized
+from dtsf.training.data import evaluation_batches
+from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     from judge import Trial
 
-    from dtsf.model.network.dtsfnet import DTSFNet
-    from dtsf.model.training.data import Groups
+    from dtsf.model.network import DTSFNet
+    from dtsf.training.data import Groups
 
 
 @torch.inference_mode()

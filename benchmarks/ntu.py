@@ -27,11 +27,11 @@ from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import CachedDataset, open_dataset
 from dtsf.cache.records import Clip, ClipRecord, Verdict
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
-from dtsf.cache.store import create_or_open, extend, write_shard
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.data import Groups, channel_deviation, load_groups, training_batches
-from dtsf.model.training.loop import fit
-from dtsf.model.training.recipe import Recipe, load_recipe
+from dtsf.cache.writer import create_or_open, extend, write_shard
+from dtsf.model.network import DTSFNet
+from dtsf.training.data import Groups, channel_deviation, load_groups, training_batches
+from dtsf.training.loop import fit
+from dtsf.training.recipe import Recipe, load_recipe
 
 SHARD, VIEWS, CLASSES = 480, 3, 60
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.pipeline.encoders.lite import _network
+from dtsf.pipeline.encoders.efficientnet_lite import _network
 from dtsf.pipeline.video.crop import size_to_decode
 from dtsf.pipeline.video.sampling import segment_centres
 

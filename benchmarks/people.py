@@ -22,10 +22,10 @@ import tempfile
 from pathlib import Path
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.model.training.data import load_groups
-from dtsf.model.training.evaluation import evaluate_groups
-from dtsf.model.training.loop import fit
-from dtsf.model.training.recipe import Recipe, load_recipe
+from dtsf.training.data import load_groups
+from dtsf.training.evaluate import evaluate_groups
+from dtsf.training.loop import fit
+from dtsf.training.recipe import Recipe, load_recipe
 
 
 def judged(data: CachedDataset, recipe: Recipe, learnt: set[str], asked: set[str], seed: int) -> list[tuple[str, bool]]:

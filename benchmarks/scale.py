@@ -21,16 +21,16 @@ import numpy as np
 import torch
 
 from dtsf.cache.spec import DatasetInfo
-from dtsf.model.training.data import Groups
-from dtsf.model.training.evaluation import evaluate_groups
-from dtsf.model.training.loop import fit
-from dtsf.model.training.recipe import load_recipe
 from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.encoders.choose import load_encoder
-from dtsf.pipeline.run import make_spec
+from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.crop import CROPS, cut_square
 from dtsf.pipeline.video.sampling import segment_centres
+from dtsf.training.data import Groups
+from dtsf.training.evaluate import evaluate_groups
+from dtsf.training.loop import fit
+from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

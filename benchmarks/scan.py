@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.network.kernels.choose import kernel_choice, selective_scan
+from dtsf.model.scan.dispatch import kernel_choice, selective_scan
 
 if TYPE_CHECKING:
     from collections.abc import Callable

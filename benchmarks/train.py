@@ -30,20 +30,20 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dtsf.model.network import canvas
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.network.mamba import RMSNorm
-from dtsf.model.training.data import Groups, training_batches, training_source
-from dtsf.model.training.losses import dtsf_loss
-from dtsf.model.training.optimiser import adamw
-from dtsf.model.training.recipe import load_recipe
-from dtsf.model.training.size import USUAL, sized
+from dtsf.model import inputs as canvas
+from dtsf.model.mamba import RMSNorm
+from dtsf.model.network import DTSFNet
+from dtsf.model.videomamba import VideoMamba
+from dtsf.training.auto_size import USUAL, sized
+from dtsf.training.data import Groups, training_batches, training_source
+from dtsf.training.losses import dtsf_loss
+from dtsf.training.optim import adamw
+from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dtsf.model.training.data import Batch
+    from dtsf.training.data import Batch
 
 ENGINE = "autograd::engine::evaluate_function"
 SIDE, CHANNELS, CLASSES, FRAMES, VIEWS = 6, 112, 10, 16, 3

@@ -23,18 +23,18 @@ from judge import groups_of, preprocess, trainer, trials
 from torch import Tensor, nn
 
 from dtsf.cache.reader import open_dataset
-from dtsf.model.training.data import Groups, evaluation_batches, training_batches
-from dtsf.model.training.losses import dtsf_loss
-from dtsf.model.training.optimiser import parameter_groups, schedule
-from dtsf.model.training.recipe import load_recipe
-from dtsf.model.training.size import sized
-from dtsf.pipeline.encoders.lite import STAGES, weights_file
+from dtsf.pipeline.encoders.efficientnet_lite import STAGES, weights_file
+from dtsf.training.auto_size import sized
+from dtsf.training.data import Groups, evaluation_batches, training_batches
+from dtsf.training.losses import dtsf_loss
+from dtsf.training.optim import parameter_groups, schedule
+from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
     from judge import Asked
 
-    from dtsf.model.network.dtsfnet import DTSFNet
-    from dtsf.model.training.recipe import Recipe
+    from dtsf.model.network import DTSFNet
+    from dtsf.training.recipe import Recipe
 
 LITE0, LOW, HIGH, GRID = "efficientnet-lite0", 8, 16, 6
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dtsf.api import Prediction, Run, ablate, load, open_cache, preprocess, train
+    from dtsf.api import Prediction, Run, load, open_cache, preprocess, train
     from dtsf.errors import DtsfError
+    from dtsf.experiments import ablate
 
 __all__ = ["DtsfError", "Prediction", "Run", "ablate", "load", "open_cache", "preprocess", "train"]
 
@@ -26,7 +27,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'dtsf' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    return getattr(importlib.import_module("dtsf.errors" if name == "DtsfError" else "dtsf.api"), name)
+    homes = {"DtsfError": "dtsf.errors", "ablate": "dtsf.experiments"}
+    return getattr(importlib.import_module(homes.get(name, "dtsf.api")), name)
 
 
 def __dir__() -> list[str]:

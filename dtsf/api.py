@@ -18,29 +18,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import CheckpointError
-from dtsf.prediction import Prediction, predict_onnx
-from dtsf.trained import Run
+from dtsf.predict.predict import Prediction, predict_onnx
+from dtsf.predict.run import Run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.model.export import OnnxMetadata
-    from dtsf.model.training.ablation.results import Ablation
-    from dtsf.model.training.loop import EpochReport
-    from dtsf.model.training.protocols import Split
-    from dtsf.model.training.recipe import Recipe
-    from dtsf.model.training.settings import TrainSettings
-    from dtsf.model.training.train import TrainResult
     from dtsf.pipeline.catalog import Catalog
-    from dtsf.pipeline.recheck import Recheck
-    from dtsf.pipeline.run import PreprocessResult, Progress
+    from dtsf.pipeline.preprocess import PreprocessResult, Progress
     from dtsf.pipeline.settings import PreprocessSettings
+    from dtsf.pipeline.verify_source import Recheck
+    from dtsf.predict.onnx import OnnxMetadata
+    from dtsf.training.loop import EpochReport
+    from dtsf.training.protocols import Split
+    from dtsf.training.recipe import Recipe
+    from dtsf.training.settings import TrainSettings
+    from dtsf.training.train import TrainResult
 
 __all__ = [
     "Prediction",
     "Run",
-    "ablate",
     "export",
     "load",
     "open_cache",
@@ -84,7 +82,7 @@ def preprocess(
 
     settings = (settings or PreprocessSettings()).changed(**changes)
     from dtsf.pipeline.datasets import read_catalog
-    from dtsf.pipeline.run import preprocess as run_preprocess
+    from dtsf.pipeline.preprocess import preprocess as run_preprocess
 
     catalog = read_catalog(
         dataset, None if root is None else Path(root), settings.views, settings.limit, settings.videos
@@ -118,7 +116,7 @@ def verify_source(
     """
     from dtsf.cache.reader import open_dataset
     from dtsf.pipeline.datasets import find_root
-    from dtsf.pipeline.recheck import verify_source as decode_again
+    from dtsf.pipeline.verify_source import verify_source as decode_again
 
     data = open_dataset(cache if isinstance(cache, str) else Path(cache), dataset)
     place = find_root(data.info.dataset, None if root is None else Path(root))
@@ -149,46 +147,16 @@ def train(
         on_recipe: Called with the name of the recipe and why it was taken.
         on_start: Called once everything is checked and before the first step.
         on_epoch: Called after each epoch.
-        changes: Fields of :class:`dtsf.model.training.settings.TrainSettings` that differ from ``settings``.
+        changes: Fields of :class:`dtsf.training.settings.TrainSettings` that differ from ``settings``.
 
     Raises:
         ConfigError: An unknown setting, or one that does not fit the data.
         CacheError: No such cache.
         CheckpointError: Nothing to resume, or a run of other settings.
     """
-    from dtsf.model.training.train import train as run_train
+    from dtsf.training.train import train as run_train
 
     return run_train(Path(cache), settings, on_recipe=on_recipe, on_start=on_start, on_epoch=on_epoch, **changes)
-
-
-def ablate(
-    cache: str | Path = Path("cache"),
-    *,
-    table: str,
-    out: str | Path | None = None,
-    on_result: Callable[[Ablation], None] | None = None,
-    **options: Any,
-) -> Ablation:
-    """Train and judge a table of variants times seeds, and write it as CSV, Markdown and SVG after every training.
-
-    Args:
-        cache: Folder of the cache.
-        table: ``fusion``, ``motion``, ``debias``, ``paper``, or a TOML file of the same form.
-        out: Folder of tables and trainings; ``runs/ablate`` if left out. What is finished there is not done again.
-        on_result: Called with the table as far as it is: before the first training, and after each.
-        options: The others of :func:`dtsf.model.training.ablation.run.ablate`.
-    """
-    from dtsf.model.training.ablation.run import ablate as run_ablation
-    from dtsf.report.ablation_files import write_ablation
-
-    folder = Path("runs/ablate") if out is None else Path(out)
-
-    def write(result: Ablation) -> None:
-        write_ablation(result, folder)
-        if on_result is not None:
-            on_result(result)
-
-    return run_ablation(Path(cache), table=table, out=folder, on_result=write, **options)
 
 
 def load(run: str | Path) -> Run:
@@ -200,15 +168,15 @@ def load(run: str | Path) -> Run:
     run = Path(run)
     if not run.is_dir():
         raise CheckpointError(f"no run folder {run}: train first (dtsf train), or name another")
-    from dtsf.model.training.checkpoint import load_checkpoint, load_network
+    from dtsf.training.checkpoint import load_checkpoint, load_network
 
     checkpoint = load_checkpoint(run / "last")
     return Run(run, checkpoint.state, load_network(checkpoint))
 
 
 def export(run: Path, file: Path, *, views: int | None = None) -> OnnxMetadata:
-    """Write a run's network as an ONNX file; see :func:`dtsf.model.export.export_onnx`."""
-    from dtsf.model.export import export_onnx
+    """Write a run's network as an ONNX file; see :func:`dtsf.predict.onnx.export_onnx`."""
+    from dtsf.predict.onnx import export_onnx
 
     opened = load(run)
     return export_onnx(opened.net, opened.state, file, views=views)

@@ -56,8 +56,8 @@ def examine(cache: Path, *, on_step: Callable[[int, int, str], None] | None = No
     """Look at everything; takes some ten seconds, most of them the tests of the two stages. ``on_step``: called with how many
     looks are done, of how many, and the next one.
     """
-    from dtsf.model.training.selftest import check_stage2
     from dtsf.pipeline.selftest import check_codecs, check_stage1
+    from dtsf.training.selftest import check_stage2
 
     looks: list[tuple[str, Callable[[], list[Check]]]] = [
         ("packages", _packages),
@@ -90,7 +90,7 @@ def scan_in_use(device: str) -> tuple[str, str]:
     """Name of the selective scan that runs on a device, and why. The one place that says it."""
     import torch
 
-    from dtsf.model.network.kernels.choose import kernel_choice
+    from dtsf.model.scan.dispatch import kernel_choice
 
     choice = kernel_choice(torch.device(device))
     return choice.name, choice.reason
@@ -147,8 +147,8 @@ def _scan() -> list[Check]:
     """Which scan runs, tried on the device itself: outputs and all gradients, both directions, against float64."""
     import torch
 
-    from dtsf.model.network.kernels.choose import selective_scan
-    from dtsf.model.network.kernels.trial import TOLERANCE, compare
+    from dtsf.model.scan.dispatch import selective_scan
+    from dtsf.model.scan.parity import TOLERANCE, compare
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name, why = scan_in_use(device)
@@ -160,7 +160,7 @@ def _scan() -> list[Check]:
 
 def _encoder() -> list[Check]:
     from dtsf.pipeline.encoders.choose import encoder_identity
-    from dtsf.pipeline.encoders.lite import weights_file
+    from dtsf.pipeline.encoders.efficientnet_lite import weights_file
 
     identity = encoder_identity(DEFAULT_ENCODER, 192, 6)
     file = weights_file(DEFAULT_ENCODER)

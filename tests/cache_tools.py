@@ -12,7 +12,7 @@ from dtsf.cache.layout import array_shapes
 from dtsf.cache.records import Clip, ClipRecord, Source, Verdict
 from dtsf.cache.seal import TAIL
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
-from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.writer import create_or_open, extend, write_shard
 
 FORMS = [("zarr", "none"), ("hdf5", "none"), ("zarr", "zstd"), ("hdf5", "gzip")]
 SPEC = CacheSpec(

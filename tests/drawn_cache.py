@@ -6,7 +6,7 @@ from cache_tools import clip, list_clips, source
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.records import ClipRecord, Verdict
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
-from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.writer import create_or_open, extend, write_shard
 
 
 def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes=2, pixels=0, frames=16, seed=0):

@@ -8,7 +8,8 @@ import xxhash
 from cache_tools import SPEC
 
 from dtsf.errors import VideoError
-from dtsf.pipeline import run, worker
+from dtsf.pipeline import preprocess as run
+from dtsf.pipeline import worker
 from dtsf.pipeline.video.clip import Span
 
 

@@ -22,8 +22,7 @@ def preload():
     import dtsf.api
     import dtsf.cli.app
     import dtsf.cli.show
-    import dtsf.model.training.train
-    import dtsf.pipeline.run  # noqa: F401
+    import dtsf.pipeline.preprocess  # noqa: F401
 
     assert threading.active_count() == 1
 

@@ -14,8 +14,8 @@ from forked import exit_code, forked
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
-from dtsf.model.training.ablation.tables import load_table, make_variants, table_names
-from dtsf.model.training.recipe import recipe_names
+from dtsf.experiments.ablation.tables import load_table, make_variants, table_names
+from dtsf.training.recipe import recipe_names
 
 TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "train.batch_size=3", "train.epochs=2"]
 COMMON = {"protocol": "cross-subject:2", "recipe": "default", "overrides": TINY, "device": "cpu"}

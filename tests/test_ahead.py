@@ -7,16 +7,16 @@ import torch
 from stand_in_card import CARD, OnCard, stand_in_card
 
 from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.training import ahead as room
-from dtsf.model.training import loop
-from dtsf.model.training.ahead import Ahead, fits_on_card, resident
-from dtsf.model.training.augment import AugmentConfig
-from dtsf.model.training.data import Batch, Groups, training_batches
-from dtsf.model.training.losses import dtsf_loss
-from dtsf.model.training.recipe import load_recipe, recipe_names
-from dtsf.model.training.size import sized
+from dtsf.model.network import DTSFNet
+from dtsf.model.videomamba import VideoMamba
+from dtsf.training import loop
+from dtsf.training import prefetch as room
+from dtsf.training.augment import AugmentConfig
+from dtsf.training.auto_size import sized
+from dtsf.training.data import Batch, Groups, training_batches
+from dtsf.training.losses import dtsf_loss
+from dtsf.training.prefetch import Ahead, fits_on_card, resident
+from dtsf.training.recipe import load_recipe, recipe_names
 
 
 def batches(n, device="cpu"):

@@ -7,8 +7,8 @@ import pytest
 
 from dtsf.api import open_cache, preprocess, verify_source
 from dtsf.cache.info import describe
-from dtsf.cache.place import as_place
-from dtsf.pipeline.run import make_spec
+from dtsf.cache.store import as_place
+from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 
 SMALL = {"encoder": "pixels", "frames": 4, "size": 32, "grid": 4, "workers": 1, "max_bad": 1.0}

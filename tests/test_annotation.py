@@ -9,7 +9,8 @@ import pytest
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, CheckpointError, SourceError
-from dtsf.pipeline import planning, worker
+from dtsf.pipeline import plan as planning
+from dtsf.pipeline import worker
 
 SMALL = ("--encoder", "efficientnet-lite0:32", "--frames", 3, "--size", 96, "--grid", 3, "--workers", 1)
 CHANGES = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3, "workers": 1}

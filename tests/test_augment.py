@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dtsf.model.training.augment import AugmentConfig, move_frames, move_grid
+from dtsf.training.augment import AugmentConfig, move_frames, move_grid
 
 
 def blob(B=40, side=9):

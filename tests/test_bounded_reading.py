@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field
 
-from dtsf.cache.outside import json_text, parse_json, parse_model, read_file
 from dtsf.errors import DataError
+from dtsf.files.read import json_text, parse_json, parse_model, read_file
 
 
 class Wanted(BaseModel):

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from cache_tools import SHARD_SIZE, SPEC, add_shard, info
 
-from dtsf.cache import commit
-from dtsf.cache.commit import write_atomically
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.spec import CacheSpec, describe_difference
-from dtsf.cache.store import create_or_open
-from dtsf.cache.zarr_store import chunk_file
+from dtsf.cache.writer import create_or_open
+from dtsf.cache.zarr_format import chunk_file
 from dtsf.errors import CacheError, FingerprintError
+from dtsf.files import write as commit
+from dtsf.files.write import write_atomically
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from dtsf import api
 from dtsf.cache.records import ClipRecord, Verdict
 from dtsf.cache.spec import DatasetInfo
-from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.errors import ConfigError
-from dtsf.model.training.cache_dataset import CacheDataset
+from dtsf.training.dataset import CacheDataset
 
 VIEWS = ("left", "middle", "right")
 

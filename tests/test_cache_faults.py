@@ -35,15 +35,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dtsf.cache import commit
 from dtsf.cache.documents import is_dataset, parse_record, read_about, read_marks, read_records, shard_numbers
 from dtsf.cache.layout import record_name
-from dtsf.cache.place import as_place
 from dtsf.cache.reader import open_dataset, open_place
 from dtsf.cache.repair import repair
-from dtsf.cache.store import create_or_open, extend, sweep, write_shard
+from dtsf.cache.store import as_place
 from dtsf.cache.verify import verify
+from dtsf.cache.writer import create_or_open, extend, sweep, write_shard
 from dtsf.errors import CacheError
+from dtsf.files import write as commit
 
 SHARDS = 2
 STEPS = ("_write", "_fsync", "_rename")

@@ -17,10 +17,10 @@ from dtsf.cache import reader
 from dtsf.cache.convert import convert
 from dtsf.cache.documents import read_about, read_records
 from dtsf.cache.layout import array_shapes
-from dtsf.cache.place import as_place
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.store import create_or_open, extend, write_shard
+from dtsf.cache.store import as_place
 from dtsf.cache.verify import verify
+from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.errors import CacheError
 
 FROZEN = Path(__file__).parent / "data" / "frozen"

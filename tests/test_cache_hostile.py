@@ -15,10 +15,10 @@ from cache_tools import FORMS, SHARD_SIZE, SPEC, forge, info, make, snapshot
 from dtsf.cache.convert import convert
 from dtsf.cache.documents import read_records
 from dtsf.cache.layout import array_shapes
-from dtsf.cache.place import as_place
 from dtsf.cache.reader import list_datasets, open_dataset, open_place
-from dtsf.cache.store import create_or_open
+from dtsf.cache.store import as_place
 from dtsf.cache.verify import verify
+from dtsf.cache.writer import create_or_open
 from dtsf.errors import CacheError
 
 ARRAYS = list(array_shapes(SPEC))

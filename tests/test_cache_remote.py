@@ -18,11 +18,11 @@ from dtsf.cache import remote
 from dtsf.cache.convert import convert
 from dtsf.cache.documents import read_records
 from dtsf.cache.info import describe
-from dtsf.cache.place import as_place
 from dtsf.cache.reader import list_datasets, open_dataset
 from dtsf.cache.repair import repair
-from dtsf.cache.store import create_or_open
+from dtsf.cache.store import as_place
 from dtsf.cache.verify import verify
+from dtsf.cache.writer import create_or_open
 from dtsf.errors import CacheError, FingerprintError
 
 

@@ -13,13 +13,13 @@ from test_export import assert_says_the_same
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
-from dtsf.model.network.belief import SIGNS, Belief, clip_statistics, discount
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.evidence import dirichlet, probabilities, uncertainty
-from dtsf.model.training.calibration import Observed, fit_belief
-from dtsf.model.training.metrics import calibration_error
-from dtsf.model.training.parts import divide
+from dtsf.model.calibrator import SIGNS, Belief, clip_statistics, discount
+from dtsf.model.config import ModelConfig
+from dtsf.model.evidence import dirichlet, probabilities, uncertainty
+from dtsf.model.network import DTSFNet
+from dtsf.training.calibrate import Observed, fit_belief
+from dtsf.training.metrics import calibration_error
+from dtsf.training.splits import divide
 
 WORDS = ["train.epochs=2", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
 SUBJECTS = (1, 2, 3, 4, 5)

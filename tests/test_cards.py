@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from dtsf.errors import VideoError
-from dtsf.pipeline import cards, engine, worker
-from dtsf.pipeline.cards import decode_side_by_side, embed_together
-from dtsf.pipeline.video.child import Decoder, DecodeRequest
+from dtsf.pipeline import gpu as cards
+from dtsf.pipeline import scheduler as engine
+from dtsf.pipeline import worker
+from dtsf.pipeline.gpu import decode_side_by_side, embed_together
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest
 
 FILMS = 7
 

@@ -4,8 +4,8 @@ import pytest
 from folders import touch
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.pipeline.datasets import read_catalog
+from dtsf.training.protocols import parse_protocol, split_clips
 
 
 def test_nucla_takes_the_action_from_the_folder_and_sorts_labels_as_numbers(tmp_path):

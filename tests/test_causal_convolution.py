@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from test_scan import assert_any_number_of_threads, relative_error, value_and_gradients
 
-from dtsf.model.network.kernels.choose import causal_conv
-from dtsf.model.network.kernels.numba_conv import BLOCK
+from dtsf.model.scan.dispatch import causal_conv
+from dtsf.model.scan.numba_conv import BLOCK
 
 
 @pytest.mark.parametrize("reverse", [False, True])

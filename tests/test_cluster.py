@@ -74,7 +74,7 @@ def workers_of(pid, name):
     return found
 
 
-WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.child_main"
+WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.decoder_main"
 
 
 def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):

@@ -6,12 +6,12 @@ from test_export import assert_says_the_same, run_state
 
 from dtsf.api import Run
 from dtsf.errors import CheckpointError, ConfigError, DataError
-from dtsf.model.export import export_onnx
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.snapshots import motion_share
-from dtsf.model.training.checkpoint import load_checkpoint, load_network, save_checkpoint
-from dtsf.model.training.data import Groups, evaluation_batches, least_share
+from dtsf.model.config import ModelConfig
+from dtsf.model.network import DTSFNet
+from dtsf.model.tsm import motion_share
+from dtsf.predict.onnx import export_onnx
+from dtsf.training.checkpoint import load_checkpoint, load_network, save_checkpoint
+from dtsf.training.data import Groups, evaluation_batches, least_share
 
 T, H, C = 4, 6, 5
 ENERGY = {"canvas": "energy", "anchor": "frame", "pasted": "none", "readout": "ordered", "normalise": "data"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dtsf.cache.records import Clip
 from dtsf.errors import FingerprintError
 from dtsf.pipeline.catalog import Catalog
-from dtsf.pipeline.run import make_spec, preprocess
+from dtsf.pipeline.preprocess import make_spec, preprocess
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.crop import CROPS, cut_square, motion_square, size_to_decode
 from dtsf.pipeline.video.decode import decode_clip

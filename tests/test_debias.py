@@ -7,14 +7,14 @@ from toy_groups import CLASSES, SMALL, VIEWS, toy
 
 from dtsf.cache.records import Clip
 from dtsf.errors import ConfigError
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.data import Groups, _scenes, evaluation_batches, training_batches
-from dtsf.model.training.debias.albar import Albar
-from dtsf.model.training.debias.choose import DebiasConfig, make_debiaser
-from dtsf.model.training.debias.hsic import Hsic, cluster, dependence, reverse_gradient
-from dtsf.model.training.debias.soar import Soar
-from dtsf.model.training.debias.stillmix import StillMix, frame_sureness
-from dtsf.model.training.recipe import load_recipe
+from dtsf.model.network import DTSFNet
+from dtsf.training.data import Groups, _scenes, evaluation_batches, training_batches
+from dtsf.training.debias.albar import Albar
+from dtsf.training.debias.choose import DebiasConfig, make_debiaser
+from dtsf.training.debias.hsic import Hsic, cluster, dependence, reverse_gradient
+from dtsf.training.debias.soar import Soar
+from dtsf.training.debias.stillmix import StillMix, frame_sureness
+from dtsf.training.recipe import load_recipe
 
 ROOMS = 2
 QUICK = ["train.lr=0.01", "loss.kl=0.0", "train.epochs=30", "augment.view_drop=0.0"]

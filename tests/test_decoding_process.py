@@ -14,9 +14,9 @@ from forked import alive, wait_until
 
 from dtsf.cache.records import Verdict
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.child import Decoder, DecodeRequest, borrow_decoders, decode_all
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, borrow_decoders, decode_all
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_frames_stay_while_the_next_clip_is_decoded(videos):
 def test_a_hanging_child_dies_with_its_killed_parent(hanging):
     script = (
         "from pathlib import Path\n"
-        "from dtsf.pipeline.video.child import Decoder, DecodeRequest\n"
+        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest\n"
         "decoder = Decoder(4, 96, deadline=600)\n"
         f"decoder.send(DecodeRequest(Path({str(hanging)!r})))\n"
         "print(decoder._child.pid, flush=True)\n"
@@ -178,7 +178,7 @@ def test_a_run_that_is_process_1_of_its_container_decodes(videos):
     script = (
         "import os\n"
         "from pathlib import Path\n"
-        "from dtsf.pipeline.video.child import Decoder, DecodeRequest\n"
+        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest\n"
         "with Decoder(4, 96) as decoder:\n"
         f"    decoder.send(DecodeRequest(Path({str(videos[0])!r})))\n"
         "    print(os.getpid(), decoder.receive()[1]['verdict'])\n"
@@ -199,7 +199,7 @@ def test_the_child_takes_no_module_from_the_current_folder(videos, tmp_path, mon
 
 
 def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(videos, monkeypatch):
-    from dtsf.pipeline.video import child as module
+    from dtsf.pipeline.video import decoder_process as module
 
     module._kept_decoders.cache_clear()
     with borrow_decoders(4, 96, 60.0, "fast") as (kept,):

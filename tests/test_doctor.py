@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dtsf import doctor
-from dtsf.model.network.kernels.choose import kernel_choice
+from dtsf.model.scan.dispatch import kernel_choice
 
 
 def test_scan_is_the_one_that_runs_and_is_right():

@@ -8,7 +8,8 @@ import torch
 
 from dtsf.cache.spec import CacheSpec
 from dtsf.errors import ConfigError
-from dtsf.pipeline.encoders import choose, lite
+from dtsf.pipeline.encoders import choose
+from dtsf.pipeline.encoders import efficientnet_lite as lite
 from dtsf.pipeline.encoders.choose import encoder_identity, load_encoder, open_encoder
 
 
@@ -209,7 +210,7 @@ class FakeModel(torch.nn.Module):
 @pytest.fixture
 def fake_timm(monkeypatch):
     """The one function of timm that dtsf calls."""
-    from dtsf.pipeline.encoders import timm as timm_encoder
+    from dtsf.pipeline.encoders import timm_models as timm_encoder
 
     made, fetched = [], []
 

@@ -16,11 +16,11 @@ from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.records import BadClip
 from dtsf.errors import ConfigError
-from dtsf.model.training.data import Groups
-from dtsf.model.training.evaluation import evaluate
-from dtsf.model.training.metrics import judge
-from dtsf.model.training.pace import evenly_spaced
-from dtsf.model.training.protocols import parse_protocol
+from dtsf.training.data import Groups
+from dtsf.training.evaluate import evaluate
+from dtsf.training.frame_sampling import evenly_spaced
+from dtsf.training.metrics import judge
+from dtsf.training.protocols import parse_protocol
 
 DOC = Path(__file__).resolve().parents[1] / "docs/output.md"
 

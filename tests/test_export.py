@@ -6,11 +6,11 @@ import torch
 
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.model.export import OUTPUTS, export_onnx, read_onnx
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.recipe import Recipe
+from dtsf.model.config import ModelConfig
+from dtsf.model.network import DTSFNet
+from dtsf.predict.onnx import OUTPUTS, export_onnx, read_onnx
+from dtsf.training.checkpoint import RunState
+from dtsf.training.recipe import Recipe
 
 INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
 SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)

@@ -5,11 +5,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.augment import AugmentConfig, choose_moments
-from dtsf.model.training.data import Groups, evaluation_batches, training_batches, training_source
-from dtsf.model.training.pace import evenly_spaced, motion_clock, read_frames
+from dtsf.model.config import ModelConfig
+from dtsf.model.network import DTSFNet
+from dtsf.training.augment import AugmentConfig, choose_moments
+from dtsf.training.data import Groups, evaluation_batches, training_batches, training_source
+from dtsf.training.frame_sampling import evenly_spaced, motion_clock, read_frames
 
 
 def _clip(position_F):

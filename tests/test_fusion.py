@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.evidence import dirichlet, logits_of_evidence, uncertainty
-from dtsf.model.network.fusion import fuse_mean, fuse_msf
-from dtsf.model.network.fusion_concat import ConcatFusion
-from dtsf.model.network.fusion_sfm import SemanticCorrection
-from dtsf.model.network.fusion_tmc import combine_evidence, fuse_tmc
-from dtsf.model.network.motion_msm import sense_motion
+from dtsf.model.config import ModelConfig
+from dtsf.model.evidence import dirichlet, logits_of_evidence, uncertainty
+from dtsf.model.fusion import fuse_mean, fuse_msf
+from dtsf.model.fusion_concat import ConcatFusion
+from dtsf.model.fusion_sfm import SemanticCorrection
+from dtsf.model.fusion_tmc import combine_evidence, fuse_tmc
+from dtsf.model.msm import sense_motion
+from dtsf.model.network import DTSFNet
 
 WIDTH, CLASSES = 8, 5
 

@@ -24,10 +24,10 @@ from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.verify import verify
 from dtsf.errors import CheckpointError, DtsfError
-from dtsf.model.export import export_onnx, read_onnx
-from dtsf.model.training.data import load_groups
-from dtsf.model.training.recipe import load_recipe
-from dtsf.pipeline.datasets.lists import import_lists
+from dtsf.pipeline.datasets.import_lists import import_lists
+from dtsf.predict.onnx import export_onnx, read_onnx
+from dtsf.training.data import load_groups
+from dtsf.training.recipe import load_recipe
 
 SIZES = ("model.width=16", "model.depth=1", "model.state=4", "model.reduce=4")
 WORK_S, WAIT_S = 10, 120

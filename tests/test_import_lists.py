@@ -9,7 +9,7 @@ from folders import touch
 
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.datasets.lists import import_lists
+from dtsf.pipeline.datasets.import_lists import import_lists
 
 
 def test_pyskl_pickle_by_split(tmp_path):

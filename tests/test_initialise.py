@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from videomamba_reference import draw, features, shapes
 
 from dtsf.errors import CheckpointError
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.training.initialise import load_initial_weights, read_initial_weights, sized_as
+from dtsf.model.config import ModelConfig
+from dtsf.model.videomamba import VideoMamba
+from dtsf.training.init_weights import load_initial_weights, read_initial_weights, sized_as
 
 SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", frames=16)
 TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import betaln
 
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
-from dtsf.model.training.losses import LossConfig, dtsf_loss, evidence_loss, kl_loss, uncertain_cross_entropy
+from dtsf.model.config import ModelConfig
+from dtsf.model.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
+from dtsf.model.network import DTSFNet
+from dtsf.training.losses import LossConfig, dtsf_loss, evidence_loss, kl_loss, uncertain_cross_entropy
 
 
 @pytest.mark.parametrize("alpha", [(1.0, 1.0), (2.0, 1.0), (1.5, 3.0), (8.0, 2.5), (30.0, 1.0)])

@@ -4,11 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dtsf.model.network.canvas import LEAST_DEVIATION, scaled_energy
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.direction import motion_direction
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.snapshots import choose_cells, choose_partners, motion_energy, snapshots
+from dtsf.model.config import ModelConfig
+from dtsf.model.flow import motion_direction
+from dtsf.model.inputs import LEAST_DEVIATION, scaled_energy
+from dtsf.model.network import DTSFNet
+from dtsf.model.tsm import choose_cells, choose_partners, motion_energy, snapshots
 
 
 def test_partner_is_another_present_view_or_the_view_itself():

@@ -7,9 +7,9 @@ import pytest
 from drawn_cache import draw
 
 from dtsf.cache.reader import open_dataset
-from dtsf.model.training.checkpoint import load_checkpoint, load_network
-from dtsf.model.training.data import load_groups
-from dtsf.model.training.evaluation import evaluate_groups
+from dtsf.training.checkpoint import load_checkpoint, load_network
+from dtsf.training.data import load_groups
+from dtsf.training.evaluate import evaluate_groups
 
 RUNS = Path(__file__).parent / "data/frozen/runs"
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.network.evidence import dirichlet, pool_opinions, probabilities, uncertainty
-from dtsf.model.training.augment import AugmentConfig
-from dtsf.model.training.data import Groups, energy_mean, principal_directions, training_batches, training_source
-from dtsf.model.training.losses import LossConfig, dtsf_loss
+from dtsf.model.config import ModelConfig
+from dtsf.model.evidence import dirichlet, pool_opinions, probabilities, uncertainty
+from dtsf.model.network import DTSFNet
+from dtsf.training.augment import AugmentConfig
+from dtsf.training.data import Groups, energy_mean, principal_directions, training_batches, training_source
+from dtsf.training.losses import LossConfig, dtsf_loss
 
 T, H, C, K = 4, 6, 10, 3
 KEYS = {

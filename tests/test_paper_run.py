@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.encoder import VideoMamba
-from dtsf.reproduce import paper_run
-from dtsf.reproduce.paper_run import reproduce_both
-from dtsf.reproduce.settings import Settings
+from dtsf.experiments.reproduce import paper_run
+from dtsf.experiments.reproduce.paper_run import reproduce_both
+from dtsf.experiments.reproduce.settings import Settings
+from dtsf.model.videomamba import VideoMamba
 
 TINY = ("model.width=16", "model.depth=1", "model.state=4", "model.frames=2", "train.epochs=1", "train.precision=32-true")
 

@@ -15,7 +15,7 @@ import pytest
 
 import dtsf as package
 from dtsf.errors import ConfigError, DataError, DtsfError
-from dtsf.pipeline.watcher import ANSWER, Watch
+from dtsf.pipeline.watch import ANSWER, Watch
 from dtsf.report.film import FOOT, GAP, HEAD, write_film
 
 

@@ -15,10 +15,10 @@ from forked import wait_until
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.records import Clip
 from dtsf.errors import BadClipsError, CacheError, ConfigError, FingerprintError
-from dtsf.pipeline import run
+from dtsf.pipeline import preprocess as run
 from dtsf.pipeline.catalog import Catalog
 from dtsf.pipeline.encoders.choose import load_encoder
-from dtsf.pipeline.run import make_spec
+from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.decode import decode_clip
 
@@ -206,7 +206,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from dtsf.pipeline.catalog import Catalog
-from dtsf.pipeline.run import preprocess
+from dtsf.pipeline.preprocess import preprocess
 from dtsf.pipeline.settings import PreprocessSettings
 
 if __name__ == "__main__":

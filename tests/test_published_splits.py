@@ -7,7 +7,7 @@ import pytest
 from cache_tools import clip
 
 from dtsf.cache.records import Clip
-from dtsf.model.training.protocols import describe, parse_protocol, split_clips
+from dtsf.training.protocols import describe, parse_protocol, split_clips
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from drawn_cache import draw
 from dtsf import api
 from dtsf.cache.spec import DatasetInfo
 from dtsf.errors import ConfigError
-from dtsf.model.network.config import ModelConfig
-from dtsf.model.network.dtsfnet import DTSFNet
-from dtsf.model.training.recipe import load_recipe, recipe_names, usual_recipe
-from dtsf.model.training.size import sized
+from dtsf.model.config import ModelConfig
+from dtsf.model.network import DTSFNet
+from dtsf.training.auto_size import sized
+from dtsf.training.recipe import load_recipe, recipe_names, usual_recipe
 
 KINDS = {"ntu60": "ntu", "ntu120": "ntu", "nucla-paper": "nucla", "demo": "nucla"}
 

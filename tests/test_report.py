@@ -13,8 +13,8 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.report import svg
 from dtsf.report.cache_page import report_cache
 from dtsf.report.compare_page import compare_runs
-from dtsf.report.facts import open_cache_of, read_run
 from dtsf.report.probes import CollectionProbe, Probes, probe
+from dtsf.report.run_data import open_cache_of, read_run
 from dtsf.report.run_page import _pooled as run_page_words
 from dtsf.report.run_page import report_run
 from dtsf.report.strips import BORDERS, choose_frames, draw_snapshots
@@ -270,7 +270,7 @@ def test_comparison_says_once_what_is_the_same(world, tmp_path):
     ],
 )
 def test_opinions_that_are_pooled_are_named(recipe, words):
-    from dtsf.model.training.recipe import load_recipe
+    from dtsf.training.recipe import load_recipe
 
     said = run_page_words(load_recipe(recipe).model)
     assert words in said

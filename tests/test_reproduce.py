@@ -18,15 +18,15 @@ from safetensors.torch import load_file
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError, DataError
-from dtsf.model.training.recipe import recipe_names
+from dtsf.experiments.reproduce.nucla import reproduce_nucla
+from dtsf.experiments.reproduce.protocols import check_recipe, choose_protocols
+from dtsf.experiments.reproduce.records import RunRecord, rows_of
+from dtsf.experiments.reproduce.settings import Settings
+from dtsf.experiments.reproduce.state import only_one
+from dtsf.experiments.reproduce.table import duration
 from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips
-from dtsf.reproduce.nucla import reproduce_nucla
-from dtsf.reproduce.protocols import check_recipe, choose_protocols
-from dtsf.reproduce.records import RunRecord, rows_of
-from dtsf.reproduce.settings import Settings
-from dtsf.reproduce.state import only_one
-from dtsf.reproduce.table import duration
+from dtsf.training.recipe import recipe_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Settings(overrides=("model.width=32", "model.state=4", "train.epochs=3"))

@@ -2,8 +2,8 @@
 
 import torch
 
-from dtsf.model.network.snapshots import motion_energy
-from dtsf.model.training.rooms import exchange_rooms, hide_views, share_of_mover
+from dtsf.model.tsm import motion_energy
+from dtsf.training.background_swap import exchange_rooms, hide_views, share_of_mover
 
 B, V, T, H, R = 6, 3, 8, 6, 4
 

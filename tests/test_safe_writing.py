@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import dtsf
-from dtsf.cache.commit import fresh_file, lock, open_log, sweep_orphans, write_atomically
 from dtsf.errors import CacheError, CheckpointError, ConfigError, FilmError
+from dtsf.files.write import fresh_file, lock, open_log, sweep_orphans, write_atomically
 from dtsf.report.page import write_page
 
 PACKAGE = Path(dtsf.__file__).parent
@@ -136,7 +136,7 @@ MADE_OTHERWISE |= {"pipeline/datasets/synthetic.py", "pipeline/encoders/lite.py"
 
 
 def test_no_other_module_writes_files():
-    """Of the package: who adds a way to write a file is sent to dtsf.cache.commit."""
+    """Of the package: who adds a way to write a file is sent to dtsf.files.write."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):
         name = file.relative_to(PACKAGE).as_posix()

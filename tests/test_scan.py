@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.network.kernels import choose as scan_module
-from dtsf.model.network.kernels import plain
-from dtsf.model.network.kernels.choose import Choice, kernel_choice, selective_scan
-from dtsf.model.network.kernels.mamba_ssm import kernel_status
-from dtsf.model.network.kernels.numba_loops import CHUNK, LANES, compiled
-from dtsf.model.network.kernels.numba_scan import scan_on_cpu
-from dtsf.model.network.kernels.plain import selective_scan_plain
+from dtsf.model.scan import dispatch as scan_module
+from dtsf.model.scan import plain
+from dtsf.model.scan.dispatch import Choice, kernel_choice, selective_scan
+from dtsf.model.scan.mamba_ssm_scan import kernel_status
+from dtsf.model.scan.numba_kernels import CHUNK, LANES, compiled
+from dtsf.model.scan.numba_scan import scan_on_cpu
+from dtsf.model.scan.plain import selective_scan_plain
 
 CPU = torch.device("cpu")
 

@@ -6,8 +6,8 @@ import typer.main
 from dtsf import api
 from dtsf.cli.app import app
 from dtsf.errors import ConfigError
-from dtsf.model.training.settings import TrainSettings
 from dtsf.pipeline.settings import PreprocessSettings
+from dtsf.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize(("command", "model"), [("preprocess", PreprocessSettings), ("train", TrainSettings)])

@@ -16,14 +16,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dtsf.cache import commit
 from dtsf.cache.compact import compact
 from dtsf.cache.documents import read_records
-from dtsf.cache.place import as_place
 from dtsf.cache.reader import open_place
+from dtsf.cache.store import as_place
 from dtsf.cache.verify import verify
+from dtsf.files import write as commit
 from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.run import preprocess
+from dtsf.pipeline.preprocess import preprocess
 from dtsf.pipeline.settings import PreprocessSettings
 
 COLUMNS = ("path", "label", "group", "view", "subject", "split", "start")

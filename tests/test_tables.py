@@ -3,8 +3,8 @@
 import pytest
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.pipeline.datasets import read_catalog
+from dtsf.training.protocols import parse_protocol, split_clips
 
 HEADER = ("path", "label", "group", "view", "subject", "split", "start", "end")
 ROWS = [

@@ -17,18 +17,18 @@ from safetensors.torch import load_file
 from toy_groups import CLASSES, SMALL, toy
 
 from dtsf.errors import ConfigError
-from dtsf.model.network.encoder import VideoMamba
-from dtsf.model.network.evidence import dirichlet, uncertainty
-from dtsf.model.training import record
-from dtsf.model.training.checkpoint import RunState
-from dtsf.model.training.data import Groups
-from dtsf.model.training.early_stop import held_out_score, noted
-from dtsf.model.training.holdout import hold_out
-from dtsf.model.training.losses import uncertain_cross_entropy
-from dtsf.model.training.optimiser import adamw, parameter_groups, schedule, update_average
-from dtsf.model.training.processes import World, epoch_plan
-from dtsf.model.training.protocols import Split
-from dtsf.model.training.recipe import load_recipe
+from dtsf.model.evidence import dirichlet, uncertainty
+from dtsf.model.videomamba import VideoMamba
+from dtsf.training import log as record
+from dtsf.training.checkpoint import RunState
+from dtsf.training.data import Groups
+from dtsf.training.distributed import World, epoch_plan
+from dtsf.training.early_stop import held_out_score, noted
+from dtsf.training.holdout import hold_out
+from dtsf.training.losses import uncertain_cross_entropy
+from dtsf.training.optim import adamw, parameter_groups, schedule, update_average
+from dtsf.training.protocols import Split
+from dtsf.training.recipe import load_recipe
 
 STILL = ("model.pasted=none", "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0")
 """Nothing drawn at random but the order."""

@@ -11,13 +11,15 @@ from test_scan import loop_scan, relative_error, scan_arguments, value_and_gradi
 if not os.environ.get("CI"):
     pytest.importorskip("triton", reason="pip install --no-deps triton==3.6.0")
 
-from dtsf.model.network.kernels import choose, trial, triton_conv, triton_scan
-from dtsf.model.network.kernels.choose import kernel_choice
-from dtsf.model.network.kernels.plain import conv_by_shifts, selective_scan_plain
-from dtsf.model.network.kernels.trial import Trial
-from dtsf.model.network.kernels.triton_conv import conv_by_triton
-from dtsf.model.network.kernels.triton_scan import scan_by_triton
-from dtsf.model.network.mamba import BidirectionalMamba
+from dtsf.model.mamba import BidirectionalMamba
+from dtsf.model.scan import dispatch as choose
+from dtsf.model.scan import parity as trial
+from dtsf.model.scan import triton_conv, triton_scan
+from dtsf.model.scan.dispatch import kernel_choice
+from dtsf.model.scan.parity import Trial
+from dtsf.model.scan.plain import conv_by_shifts, selective_scan_plain
+from dtsf.model.scan.triton_conv import conv_by_triton
+from dtsf.model.scan.triton_scan import scan_by_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

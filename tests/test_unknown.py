@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.model.training.adapt import Adapted, training_streams
-from dtsf.model.training.data import evaluation_batches, load_groups
-from dtsf.model.training.unknown import tell_apart
+from dtsf.training.adapt import Adapted, training_streams
+from dtsf.training.data import evaluation_batches, load_groups
+from dtsf.training.open_set import tell_apart
 
 WORDS = ["train.epochs=8", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
 PROTOCOL = "cross-subject:5"

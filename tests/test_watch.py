@@ -14,8 +14,8 @@ from hostile import listing, nothing_outside, put_in_place
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtsf.pipeline import watcher
-from dtsf.pipeline.watcher import ANSWER, Watch
+from dtsf.pipeline import watch as watcher
+from dtsf.pipeline.watch import ANSWER, Watch
 
 DTSF = Path(sys.executable).with_name("dtsf")
 
@@ -114,7 +114,7 @@ def test_an_answer_that_cannot_be_written_is_said_and_not_tried_again(tmp_path):
 
 
 def test_a_full_disk_costs_the_answer_and_not_the_watch(tmp_path, monkeypatch):
-    from dtsf.cache import commit
+    from dtsf.files import write as commit
 
     performance(tmp_path / "p", "cam1.mp4")
     monkeypatch.setattr(commit, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
@@ -189,7 +189,7 @@ def test_no_answer_of_others_is_trouble(tmp_path, content):
 
 def test_a_defect_of_ours_costs_one_performance(tmp_path, monkeypatch, capfd):
     from dtsf.api import Prediction
-    from dtsf.cli.commands_predict import _watch
+    from dtsf.cli.predict import _watch
 
     for name in ("p", "q"):
         performance(tmp_path / name, "cam1.mp4")

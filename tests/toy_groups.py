@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.model.training.data import Groups
-from dtsf.model.training.loop import fit
-from dtsf.model.training.recipe import load_recipe
+from dtsf.training.data import Groups
+from dtsf.training.loop import fit
+from dtsf.training.recipe import load_recipe
 
 CLASSES, VIEWS = 3, 2
 INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))

@@ -13,7 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dtsf.model.network.kernels import triton_backward, triton_conv, triton_loops, triton_scan
+from dtsf.model.scan import triton_backward, triton_conv, triton_scan
+from dtsf.model.scan import triton_kernels as triton_loops
 
 
 def main():

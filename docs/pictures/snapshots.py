@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from dtsf.model.network.snapshots import snapshots
+from dtsf.model.tsm import snapshots
 from dtsf.pipeline.video.decode import decode_clip
 
 SIDE, FRAMES = 192, 16

@@ -14,10 +14,10 @@ import xxhash
 from pydantic import Field
 
 from dtsf.cache.layout import CATALOG, leaves_folder
-from dtsf.cache.place import as_place
 from dtsf.cache.records import BadClip, Clip, ClipRecord, Frozen, part_of
 from dtsf.cache.seal import read_sealed, sealed
 from dtsf.cache.spec import DatasetInfo
+from dtsf.cache.store import as_place
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:

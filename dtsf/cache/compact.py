@@ -15,20 +15,20 @@ from dtsf.cache.convert import rows_of_shard
 from dtsf.cache.documents import read_about, read_marks, read_records, storage_format
 from dtsf.cache.layout import array_shapes, record_name, redo_name
 from dtsf.cache.lock import only_writer
-from dtsf.cache.place import as_place
 from dtsf.cache.reader import CachedDataset
 from dtsf.cache.records import Frozen
 from dtsf.cache.spec import ShardRecord
-from dtsf.cache.store import extend, sweep, write_shard
+from dtsf.cache.store import as_place
+from dtsf.cache.writer import extend, sweep, write_shard
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtsf.cache.documents import Where
-    from dtsf.cache.place import LocalFolder
     from dtsf.cache.records import ClipRecord
     from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.store import LocalFolder
 
 
 class Compaction(Frozen):

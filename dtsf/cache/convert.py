@@ -11,11 +11,11 @@ from dtsf.cache.catalog import read_catalog, write_catalog
 from dtsf.cache.documents import FORMATS, read_about, read_records
 from dtsf.cache.layout import array_shapes, fill
 from dtsf.cache.lock import only_writer
-from dtsf.cache.memory import refuse_unless_fits
-from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.reader import CachedDataset
-from dtsf.cache.store import create_or_open, extend, sweep, write_shard
+from dtsf.cache.store import LocalFolder, as_place
+from dtsf.cache.writer import create_or_open, extend, sweep, write_shard
 from dtsf.errors import CacheError
+from dtsf.files.memory import refuse_unless_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

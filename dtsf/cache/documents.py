@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from dtsf.cache import hdf5_store, zarr_store
+from dtsf.cache import hdf5_format as hdf5_store
+from dtsf.cache import zarr_format as zarr_store
 from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, record_name, redo_name
-from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.seal import read_sealed
 from dtsf.cache.spec import LAYOUT, SCHEMA_VERSION, About, Extent, FileRecord, Part, ShardRecord
+from dtsf.cache.store import LocalFolder, as_place
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.documents import read_marks
 from dtsf.cache.layout import array_shapes, record_name
-from dtsf.cache.place import LocalFolder
 from dtsf.cache.reader import open_place
 from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec
+from dtsf.cache.store import LocalFolder
 
 if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dtsf.cache.commit import lock
-from dtsf.cache.place import LocalFolder
+from dtsf.cache.store import LocalFolder
 from dtsf.errors import CacheError
+from dtsf.files.write import lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,10 +13,10 @@ import numpy as np
 from dtsf.cache.catalog import join, newest_records, read_catalog
 from dtsf.cache.documents import is_dataset, read_about, read_marks, read_records, storage_format
 from dtsf.cache.layout import array_shapes, part_bytes
-from dtsf.cache.memory import available_memory, refuse_unless_fits
-from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.spec import DatasetInfo
+from dtsf.cache.store import LocalFolder, as_place
 from dtsf.errors import CacheError
+from dtsf.files.memory import available_memory, refuse_unless_fits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

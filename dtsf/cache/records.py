@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dtsf.cache.verdict import Verdict
+from dtsf.cache.status import Verdict
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:

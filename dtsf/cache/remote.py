@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from dtsf.cache.commit import write_atomically
-from dtsf.cache.memory import refuse_unless_fits
 from dtsf.errors import CacheError
+from dtsf.files.memory import refuse_unless_fits
+from dtsf.files.write import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

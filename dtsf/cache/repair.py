@@ -8,11 +8,11 @@ from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
 from dtsf.cache.documents import read_extent, read_marks, shard_numbers, storage_format
 from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
 from dtsf.cache.lock import only_writer
-from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.seal import read_sealed, sealed
 from dtsf.cache.spec import Extent
-from dtsf.cache.store import extend, sweep
+from dtsf.cache.store import LocalFolder, as_place
 from dtsf.cache.verify import Verification, verify, verify_about, verify_record
+from dtsf.cache.writer import extend, sweep
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import xxhash
 
-from dtsf.cache.outside import parse_model
 from dtsf.errors import CacheError
+from dtsf.files.read import parse_model
 
 if TYPE_CHECKING:
     from dtsf.cache.records import Frozen

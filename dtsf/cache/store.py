@@ -1,189 +1,170 @@
-"""Writing a data set of a cache, whichever format it has and wherever it is."""
+"""Where a cache is: a folder of this machine, or an object store behind an fsspec URL. The same few operations on both.
+
+A cache from elsewhere is data: names are computed, never read from it; a link or anything but a plain file is refused; a
+file is not read before its size is known to be sensible.
+"""
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import stat
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.cache.commit import move, write_atomically
-from dtsf.cache.documents import (
-    file_record,
-    is_dataset,
-    parse_record,
-    read_about,
-    read_extent,
-    shard_numbers,
-    storage_format,
-)
-from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, record_name, redo_name
-from dtsf.cache.place import LocalFolder, as_place
-from dtsf.cache.remote import RemoteFolder
-from dtsf.cache.seal import sealed
-from dtsf.cache.spec import LAYOUT, About, CacheSpec, DatasetName, Extent, ShardRecord, describe_difference
-from dtsf.errors import CacheError, FingerprintError
+from dtsf.errors import CacheError
+from dtsf.files.read import read_file
+from dtsf.files.write import flush, lock, sweep_orphans, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator
 
-    import numpy as np
+    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.spec import FileRecord
 
-    Where = str | Path | LocalFolder | RemoteFolder
+    Place = "LocalFolder | RemoteFolder"
+
+DOCUMENT_LIMIT = 1 << 28
+"""Bytes of the largest JSON document that is read: a shard of a million clips stays under it."""
+URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)
+"""Also after :class:`Path` has folded the two slashes of a URL into one."""
 
 
-def create_or_open(
-    where: Where,
-    spec: CacheSpec,
-    info: DatasetName,
-    shard_size: int,
-    *,
-    format: str | None = None,  # noqa: A002
-    compress: str | None = None,
-) -> About:
-    """Make a data set, or open the one that is there. Returns what it says of itself. Raises FingerprintError: it was made with
-    other settings. CacheError: the place holds something else, or another format was asked for.
+def as_place(where: str | Path | LocalFolder | RemoteFolder) -> LocalFolder | RemoteFolder:
+    """The folder or object store that a path or URL names."""
+    if not isinstance(where, str | Path):
+        return where
+    found = URL.match(str(where))
+    if found is None:
+        return LocalFolder(Path(where))
+    scheme, rest = found.groups()
+    if scheme == "file":
+        return LocalFolder(Path("/") / rest)
+    from dtsf.cache.remote import RemoteFolder
 
-    Args:
-        shard_size: Rows of a shard; an existing data set keeps its own.
-        format: ``zarr`` or ``hdf5``; left out, what is there, or Zarr.
-        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, what is there, or none.
-    """
-    place = as_place(where)
-    about = About(
-        layout=LAYOUT,
-        format=format or "zarr",
-        compress=compress or "none",
-        fingerprint=spec.fingerprint(),
-        shard_size=shard_size,
-        info=DatasetName(dataset=info.dataset, name=info.name),
-        spec=spec,
-    )
-    storage_format(about.format, about.compress)
-    array_shapes(spec)
-    if place.is_empty():
-        _create(place, about)
-    if not is_dataset(place):
-        raise CacheError(f"{place} exists and is not a dtsf cache: choose another --cache or --name")
-    held = read_about(place)
-    if held.spec.fingerprint() != spec.fingerprint():
-        raise FingerprintError(
-            f"{place} has fingerprint {held.spec.fingerprint()}, this run {spec.fingerprint()} "
-            f"({describe_difference(held.spec, spec)}). Use the same settings, another --name or --cache, "
-            "or --overwrite to make it anew"
+    return RemoteFolder(f"{scheme}://{rest.rstrip('/')}")
+
+
+@dataclass(frozen=True)
+class LocalFolder:
+    """A folder of a file system."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        return self.path.name
+
+    def below(self, name: str) -> LocalFolder:
+        """A folder in it."""
+        return LocalFolder(self.path / name)
+
+    def absolute(self) -> LocalFolder:
+        """The same wherever a worker runs."""
+        return LocalFolder(self.path.absolute())
+
+    def folders(self) -> list[str]:
+        """Names of the folders in it; a hidden one is one in the making, a link leads elsewhere."""
+        if not self.path.is_dir():
+            return []
+        return sorted(
+            entry.name
+            for entry in os.scandir(self.path)
+            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
         )
-    if held.info.dataset != info.dataset:
-        raise CacheError(
-            f"{place} holds {held.info.dataset}, this is {info.dataset}: choose another --name, or --overwrite"
-        )
-    for what, ours, asked in (("format", held.format, format), ("compression", held.compress, compress)):
-        if asked is not None and asked != ours:
-            raise CacheError(
-                f"{place} has the {what} {ours}, {asked} was asked for: leave that out, choose another --name, or "
-                f"change it with dtsf cache convert"
-            )
-    return held
 
+    def is_empty(self) -> bool:
+        """Whether nothing is there, or nothing in it."""
+        return not os.path.lexists(self.path) or (self.path.is_dir() and not any(self.path.iterdir()))
 
-def _create(place: LocalFolder | RemoteFolder, about: About) -> None:
-    """Make the data set beside its place and rename it there: killed half-way, nothing blocks the next run."""
-    files = storage_format(about.format, about.compress).metadata(about, 0)
-    files[EXTENT] = sealed(Extent(shards=0, files={name: file_record(data) for name, data in files.items()}))
-    if isinstance(place, RemoteFolder):
-        # What it says of itself comes last and makes it one; of two writers the first one's counts.
-        for name, data in files.items():
-            place.write(name, data)
-        place.create(ABOUT, sealed(about))
-        return
-    files[ABOUT] = sealed(about)
-    building = LocalFolder(place.path.with_name(f".{place.name}.creating"))
-    try:
-        if building.path.exists():
-            building.clear()
-        for name, data in files.items():
-            write_atomically(building.path / name, data)
-        (building.path / "shards").mkdir(exist_ok=True)
-        move(building.path, place.path)
-    except OSError as error:
-        raise CacheError(
-            f"cannot make {place}: {error.strerror or error}. Make room or choose another --cache, and run the same "
-            "command again"
-        ) from error
+    def names(self, folder: str) -> list[str]:
+        """Names of the files directly in ``folder``."""
+        path = self._inside(folder)
+        try:
+            return sorted(entry.name for entry in os.scandir(path) if not entry.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CacheError(f"cannot list {path}: {error.strerror or error}") from error
 
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none. Raises CacheError: something else than a plain file is there."""
+        path = self._inside(name)
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise CacheError(f"{path} is not a plain file: a cache holds nothing else")
+        return status.st_size
 
-def extend(where: Where, n_shards: int) -> None:
-    """Let other programs see ``n_shards`` shards; never fewer than before."""
-    place = as_place(where)
-    about = read_about(place)
-    with place.claim(EXTENT):
-        held = read_extent(place) or Extent(shards=0, files={})
-        n_shards = max([n_shards, held.shards, *(shard + 1 for shard in shard_numbers(place))])
-        files = storage_format(about.format, about.compress).metadata(about, n_shards)
-        records = {name: file_record(data) for name, data in files.items()}
-        if held.shards != n_shards or set(held.files) != set(records):
-            # Before the files: whichever of them a crash leaves as it was is right by `before`.
-            held = Extent(shards=n_shards, files=records, before=held.files)
-            place.write(EXTENT, sealed(held))
-        for name, data in files.items():
-            now = place.read(name)
-            if now is None or file_record(now) != held.files[name]:
-                place.write(name, data)
-        if any(held.files[name] != records[name] for name in records):
-            # Another version of the HDF5 library writes the same file in other bytes.
-            place.write(EXTENT, sealed(Extent(shards=n_shards, files=records, before=held.files)))
+    def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
+        """Bytes of a file; None where there is none.
 
+        Raises CacheError: it is larger than ``limit``, a link, or cannot be read.
+        """
+        if self.size(name) is None:
+            return None
+        return read_file(self.path / name, limit=limit, error=CacheError)
 
-def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
-    """Write a shard's files, then its commit record; unless another writer has: then that one's stays.
+    def file(self, name: str, expected: FileRecord) -> Path:  # noqa: ARG002
+        """A path that can be memory-mapped. Its size is the caller's to check."""
+        self.size(name)
+        return self.path / name
 
-    ``rows``: the arrays of :func:`array_shapes`, each with ``record.rows`` rows. One that an older layout lacks is left out.
-    Returns the record as it is committed: this writer's, or the other one's.
-    """
-    place = as_place(where)
-    about = read_about(place)
-    kind = storage_format(about.format, about.compress)
-    rows = {array: rows[array] for array in array_shapes(about.spec, about.layout)}
-    files, parts = kind.encode(about, record.shard, rows)
-    record = record.model_copy(
-        update={"files": {name: file_record(data) for name, data in files.items()}, "parts": parts}
-    )
-    name = record_name(record.shard)
-    check_record(about, record, kind.data_files(about, record.shard), f"the record of shard {record.shard}")
-    document = sealed(record)
-    with place.claim(name):
-        # The files may only be replaced while there is no record: it is a promise of their bytes.
-        held = place.read(name)
-        if held is None:
-            for file, data in files.items():
-                place.write(file, data)
-            if not place.create(name, document):
-                held = place.read(name)
-        place.remove(redo_name(record.shard))
-    return parse_record(about, document if held is None else held, record.shard, f"{place}/{name}")
+    def write(self, name: str, data: bytes) -> None:
+        """Make a file: it is whole or as before."""
+        write_atomically(self._inside(name), data)
 
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a file unless it is there; False where it was. The caller holds the claim that makes this safe."""
+        if self.size(name) is not None:
+            return False
+        self.write(name, data)
+        return True
 
-def sweep(where: Where) -> int:
-    """Remove what killed writers left: temporary files, files of shards without a record. Returns how many."""
-    place = as_place(where)
-    if isinstance(place, RemoteFolder):
-        return place.sweep()
-    about = read_about(place)
-    kind = storage_format(about.format, about.compress)
-    with place.claim(EXTENT):
-        count = place.sweep()
-        committed = set(shard_numbers(place))
-        for shard in _shards_with_files(place, about):
-            if shard not in committed:
-                for name in kind.data_files(about, shard):
-                    if place.size(name) is not None:
-                        place.remove(name)
-                        count += 1
-    return count
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        path = self._inside(name)
+        try:
+            if os.path.lexists(path):
+                path.unlink()
+                flush(path.parent)
+        except OSError as error:
+            raise CacheError(f"cannot remove {path}: {error.strerror or error}") from error
 
+    def clear(self) -> None:
+        """Remove the folder and all in it."""
+        shutil.rmtree(self.path)
 
-def _shards_with_files(place: LocalFolder, about: About) -> set[int]:
-    if about.format == "hdf5":
-        names = [name.removesuffix(".h5") for name in place.names("shards") if name.endswith(".h5")]
-    else:
-        names = [
-            name for array in array_shapes(about.spec, about.layout) for name in place.below(f"{array}/c").folders()
-        ]
-    return {int(name) for name in names if name.isascii() and name.isdigit()}
+    def sweep(self) -> int:
+        """Remove what killed writers left; returns how many files."""
+        return sweep_orphans(self.path)
+
+    @contextmanager
+    def claim(self, name: str) -> Iterator[None]:
+        """Be the only writer of this data set until the block ends. ``name`` is what an object store claims instead."""
+        del name
+        path = self._inside(".lock")
+        with lock(path, unwritable=lambda why: CacheError(f"cannot lock {path}: {why}")):
+            yield
+
+    def _inside(self, name: str) -> Path:
+        """The path of ``name``; refused where a link is on the way, so that it cannot leave the folder."""
+        path = self.path
+        if path.is_symlink():
+            raise CacheError(f"{path} is a link: a cache holds none; name the folder that it stands for")
+        for part in name.split("/"):
+            path = path / part
+            if part in ("", ".", "..") or path.is_symlink():
+                raise CacheError(f"{path} is a link or leaves the cache: a cache holds neither")
+        return path

@@ -18,12 +18,12 @@ from dtsf.cache.documents import (
     shard_numbers,
 )
 from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
-from dtsf.cache.memory import refuse_unless_fits
-from dtsf.cache.place import LocalFolder, as_place
 from dtsf.cache.records import Frozen
 from dtsf.cache.seal import sealed
 from dtsf.cache.spec import About
+from dtsf.cache.store import LocalFolder, as_place
 from dtsf.errors import CacheError
+from dtsf.files.memory import refuse_unless_fits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

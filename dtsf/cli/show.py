@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from dtsf.cache.outside import json_text
 from dtsf.cli.progress import progress
 from dtsf.cli.screen import console, results, say_on_stdout, words
+from dtsf.files.read import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from dtsf.cache.records import Clip
-    from dtsf.model.training.protocols import Split
+    from dtsf.training.protocols import Split
 
 __all__ = ["console", "evaluation_table", "print_json", "progress", "results", "split_table", "table", "words"]
 
@@ -55,7 +55,7 @@ def split_table(split: Split, view_names: Sequence[str]) -> Table:
 
 
 def _side_row(what: str, clips: Sequence[Clip], view_names: Sequence[str]) -> tuple[str, ...]:
-    from dtsf.model.training.protocols import describe
+    from dtsf.training.protocols import describe
 
     side = describe(clips, view_names)
     views = ", ".join(f"{name} ({n})" for name, n in side.views.items())

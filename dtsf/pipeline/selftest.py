@@ -56,7 +56,7 @@ def check_codecs() -> tuple[bool, str, str]:
 def check_stage1() -> tuple[bool, str, str]:
     """Decode and embed a drawn clip again and again for some seconds, the way a worker does."""
     from dtsf.pipeline.encoders.choose import load_encoder
-    from dtsf.pipeline.video.child import Decoder, DecodeRequest, decode_all
+    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "clip.avi"
@@ -104,7 +104,7 @@ def _picture(k: int, n_frames: int) -> np.ndarray:
 
 def _decodes(file: Path) -> bool:
     from dtsf.errors import VideoError
-    from dtsf.pipeline.video.child import Decoder, DecodeRequest
+    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest
 
     with Decoder(4, 64, deadline=20.0) as decoder:
         decoder.send(DecodeRequest(file))

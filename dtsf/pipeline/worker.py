@@ -12,13 +12,13 @@ import numpy as np
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.records import Clip, ClipRecord, Source
 from dtsf.cache.spec import CacheSpec, ShardRecord
-from dtsf.cache.store import write_shard
+from dtsf.cache.writer import write_shard
 from dtsf.errors import SourceError, VideoError
-from dtsf.pipeline.cards import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_together
 from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.gpu import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_together
 from dtsf.pipeline.source import Stat, content_of, stat_of, trouble
-from dtsf.pipeline.video.child import DecodeRequest, borrow_decoders
 from dtsf.pipeline.video.clip import Span
+from dtsf.pipeline.video.decoder_process import DecodeRequest, borrow_decoders
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError
 from dtsf.report import svg
-from dtsf.report.facts import read_run
 from dtsf.report.page import render, write_page
+from dtsf.report.run_data import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from dtsf.report.facts import RunFacts
+    from dtsf.report.run_data import RunFacts
 
 LISTED = 200
 """Performances listed on which the runs differ."""

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.commit import fresh_file
 from dtsf.errors import ConfigError
+from dtsf.files.write import fresh_file
 from dtsf.report.letters import NO_FONT, legible
 from dtsf.report.strips import BORDERS
 

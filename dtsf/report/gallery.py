@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
-    from dtsf.model.training.evaluation import GroupPrediction
-    from dtsf.report.facts import RunFacts
+    from dtsf.report.run_data import RunFacts
+    from dtsf.training.evaluate import GroupPrediction
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from dtsf.cache.commit import write_atomically
 from dtsf.errors import ConfigError
+from dtsf.files.write import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.reader import list_datasets, open_dataset
 from dtsf.errors import CacheError, ConfigError
-from dtsf.model.training.data import Groups, load_groups
-from dtsf.model.training.evaluation import evaluate_groups
-from dtsf.model.training.protocols import parse_protocol, split_clips
+from dtsf.training.data import Groups, load_groups
+from dtsf.training.evaluate import evaluate_groups
+from dtsf.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
-    from dtsf.model.network.dtsfnet import DTSFNet
-    from dtsf.model.training.evaluation import GroupPrediction
-    from dtsf.report.facts import RunFacts
+    from dtsf.model.network import DTSFNet
+    from dtsf.report.run_data import RunFacts
+    from dtsf.training.evaluate import GroupPrediction
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from dtsf.model.training.checkpoint import load_network
-from dtsf.model.training.protocols import parse_protocol, split_clips
 from dtsf.report import svg
-from dtsf.report.facts import class_rows, open_cache_of, read_run
 from dtsf.report.gallery import choose_samples, show_sample
 from dtsf.report.page import render, write_page
 from dtsf.report.probes import probe
+from dtsf.report.run_data import class_rows, open_cache_of, read_run
+from dtsf.training.checkpoint import load_network
+from dtsf.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.records import Clip
-    from dtsf.model.network.config import ModelConfig
-    from dtsf.report.facts import RunFacts
+    from dtsf.model.config import ModelConfig
     from dtsf.report.gallery import Sample
+    from dtsf.report.run_data import RunFacts
 
 LISTED = 500
 """Left-out clips that the page lists; of more it gives the count and the folder."""

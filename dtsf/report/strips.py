@@ -19,7 +19,7 @@ def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, pace: float) -> np
     """Cached frames that the network reads at evaluation, as (N, T) indices; the nearer one where it reads between two."""
     import torch
 
-    from dtsf.model.training.pace import evenly_spaced, motion_clock
+    from dtsf.training.frame_sampling import evenly_spaced, motion_clock
 
     N, F = embeddings_NFPC.shape[:2]
     moment_T = evenly_spaced(n_frames)
@@ -35,7 +35,7 @@ def draw_snapshots(pictures_VTHWC: np.ndarray, views: Sequence[int]) -> np.ndarr
     """
     import torch
 
-    from dtsf.model.network.snapshots import CELLS, choose_cells, choose_partners, snapshots
+    from dtsf.model.tsm import CELLS, choose_cells, choose_partners, snapshots
 
     V, _, H, W, _ = pictures_VTHWC.shape
     mask_BV = torch.ones(1, V, dtype=torch.bool)

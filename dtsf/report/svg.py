@@ -13,7 +13,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from dtsf.model.training.metrics import ReliabilityBin
+    from dtsf.training.metrics import ReliabilityBin
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 30

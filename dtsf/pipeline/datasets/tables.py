@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtsf.cache.place import DOCUMENT_LIMIT
+from dtsf.cache.store import DOCUMENT_LIMIT
 from dtsf.errors import DataError
 
 if TYPE_CHECKING:

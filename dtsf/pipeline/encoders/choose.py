@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from dtsf.errors import ConfigError
-from dtsf.pipeline.encoders import lite
-from dtsf.pipeline.encoders import timm as timm_encoder
+from dtsf.pipeline.encoders import efficientnet_lite as lite
+from dtsf.pipeline.encoders import timm_models as timm_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

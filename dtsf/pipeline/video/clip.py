@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.cache.verdict import Verdict
+from dtsf.cache.status import Verdict
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import os
 import struct
 from typing import IO, TYPE_CHECKING, Any
 
-from dtsf.cache.verdict import Verdict
+from dtsf.cache.status import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import short, way_out
 

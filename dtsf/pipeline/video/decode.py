@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.verdict import Verdict
+from dtsf.cache.status import Verdict
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, short_verdict, way_out
 from dtsf.pipeline.video.container import declared_size, open_video
 from dtsf.pipeline.video.crop import cut_square
+from dtsf.pipeline.video.demux import read_index
+from dtsf.pipeline.video.frames import Learnt, decode_wanted
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 from dtsf.pipeline.video.packets import PacketSource
-from dtsf.pipeline.video.picture import Screen
-from dtsf.pipeline.video.reading import read_index
+from dtsf.pipeline.video.render import Screen
 from dtsf.pipeline.video.sampling import pick_frames
-from dtsf.pipeline.video.walk import Learnt, decode_wanted
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,7 @@ def duration_of(path: Path, span: Span = WHOLE) -> float:
     ``unreadable`` or ``truncated``.
     """
     if path.is_dir():
-        from dtsf.pipeline.video.folder import numbered_pictures
+        from dtsf.pipeline.video.image_folder import numbered_pictures
 
         return len(numbered_pictures(path)) / span.fps if span.fps else 0.0
     return probe(path).duration
@@ -89,7 +89,7 @@ def decode_clip(
     if start is not None and end is not None and end <= start:
         raise VideoError(f"{path}: the clip ends at {end:g} s, before it starts at {start:g} s", Verdict.UNREADABLE)
     if path.is_dir():
-        from dtsf.pipeline.video.folder import read_folder
+        from dtsf.pipeline.video.image_folder import read_folder
 
         return read_folder(path, n_frames, size, span, crop)
     with open_video(path) as container:

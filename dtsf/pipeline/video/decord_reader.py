@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.verdict import Verdict
+from dtsf.cache.status import Verdict
 from dtsf.errors import ConfigError, VideoError
 from dtsf.pipeline.video.clip import short
 

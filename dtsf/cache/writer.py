@@ -1,0 +1,189 @@
+"""Writing a data set of a cache, whichever format it has and wherever it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtsf.cache.documents import (
+    file_record,
+    is_dataset,
+    parse_record,
+    read_about,
+    read_extent,
+    shard_numbers,
+    storage_format,
+)
+from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, record_name, redo_name
+from dtsf.cache.remote import RemoteFolder
+from dtsf.cache.seal import sealed
+from dtsf.cache.spec import LAYOUT, About, CacheSpec, DatasetName, Extent, ShardRecord, describe_difference
+from dtsf.cache.store import LocalFolder, as_place
+from dtsf.errors import CacheError, FingerprintError
+from dtsf.files.write import move, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import numpy as np
+
+    Where = str | Path | LocalFolder | RemoteFolder
+
+
+def create_or_open(
+    where: Where,
+    spec: CacheSpec,
+    info: DatasetName,
+    shard_size: int,
+    *,
+    format: str | None = None,  # noqa: A002
+    compress: str | None = None,
+) -> About:
+    """Make a data set, or open the one that is there. Returns what it says of itself. Raises FingerprintError: it was made with
+    other settings. CacheError: the place holds something else, or another format was asked for.
+
+    Args:
+        shard_size: Rows of a shard; an existing data set keeps its own.
+        format: ``zarr`` or ``hdf5``; left out, what is there, or Zarr.
+        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, what is there, or none.
+    """
+    place = as_place(where)
+    about = About(
+        layout=LAYOUT,
+        format=format or "zarr",
+        compress=compress or "none",
+        fingerprint=spec.fingerprint(),
+        shard_size=shard_size,
+        info=DatasetName(dataset=info.dataset, name=info.name),
+        spec=spec,
+    )
+    storage_format(about.format, about.compress)
+    array_shapes(spec)
+    if place.is_empty():
+        _create(place, about)
+    if not is_dataset(place):
+        raise CacheError(f"{place} exists and is not a dtsf cache: choose another --cache or --name")
+    held = read_about(place)
+    if held.spec.fingerprint() != spec.fingerprint():
+        raise FingerprintError(
+            f"{place} has fingerprint {held.spec.fingerprint()}, this run {spec.fingerprint()} "
+            f"({describe_difference(held.spec, spec)}). Use the same settings, another --name or --cache, "
+            "or --overwrite to make it anew"
+        )
+    if held.info.dataset != info.dataset:
+        raise CacheError(
+            f"{place} holds {held.info.dataset}, this is {info.dataset}: choose another --name, or --overwrite"
+        )
+    for what, ours, asked in (("format", held.format, format), ("compression", held.compress, compress)):
+        if asked is not None and asked != ours:
+            raise CacheError(
+                f"{place} has the {what} {ours}, {asked} was asked for: leave that out, choose another --name, or "
+                f"change it with dtsf cache convert"
+            )
+    return held
+
+
+def _create(place: LocalFolder | RemoteFolder, about: About) -> None:
+    """Make the data set beside its place and rename it there: killed half-way, nothing blocks the next run."""
+    files = storage_format(about.format, about.compress).metadata(about, 0)
+    files[EXTENT] = sealed(Extent(shards=0, files={name: file_record(data) for name, data in files.items()}))
+    if isinstance(place, RemoteFolder):
+        # What it says of itself comes last and makes it one; of two writers the first one's counts.
+        for name, data in files.items():
+            place.write(name, data)
+        place.create(ABOUT, sealed(about))
+        return
+    files[ABOUT] = sealed(about)
+    building = LocalFolder(place.path.with_name(f".{place.name}.creating"))
+    try:
+        if building.path.exists():
+            building.clear()
+        for name, data in files.items():
+            write_atomically(building.path / name, data)
+        (building.path / "shards").mkdir(exist_ok=True)
+        move(building.path, place.path)
+    except OSError as error:
+        raise CacheError(
+            f"cannot make {place}: {error.strerror or error}. Make room or choose another --cache, and run the same "
+            "command again"
+        ) from error
+
+
+def extend(where: Where, n_shards: int) -> None:
+    """Let other programs see ``n_shards`` shards; never fewer than before."""
+    place = as_place(where)
+    about = read_about(place)
+    with place.claim(EXTENT):
+        held = read_extent(place) or Extent(shards=0, files={})
+        n_shards = max([n_shards, held.shards, *(shard + 1 for shard in shard_numbers(place))])
+        files = storage_format(about.format, about.compress).metadata(about, n_shards)
+        records = {name: file_record(data) for name, data in files.items()}
+        if held.shards != n_shards or set(held.files) != set(records):
+            # Before the files: whichever of them a crash leaves as it was is right by `before`.
+            held = Extent(shards=n_shards, files=records, before=held.files)
+            place.write(EXTENT, sealed(held))
+        for name, data in files.items():
+            now = place.read(name)
+            if now is None or file_record(now) != held.files[name]:
+                place.write(name, data)
+        if any(held.files[name] != records[name] for name in records):
+            # Another version of the HDF5 library writes the same file in other bytes.
+            place.write(EXTENT, sealed(Extent(shards=n_shards, files=records, before=held.files)))
+
+
+def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
+    """Write a shard's files, then its commit record; unless another writer has: then that one's stays.
+
+    ``rows``: the arrays of :func:`array_shapes`, each with ``record.rows`` rows. One that an older layout lacks is left out.
+    Returns the record as it is committed: this writer's, or the other one's.
+    """
+    place = as_place(where)
+    about = read_about(place)
+    kind = storage_format(about.format, about.compress)
+    rows = {array: rows[array] for array in array_shapes(about.spec, about.layout)}
+    files, parts = kind.encode(about, record.shard, rows)
+    record = record.model_copy(
+        update={"files": {name: file_record(data) for name, data in files.items()}, "parts": parts}
+    )
+    name = record_name(record.shard)
+    check_record(about, record, kind.data_files(about, record.shard), f"the record of shard {record.shard}")
+    document = sealed(record)
+    with place.claim(name):
+        # The files may only be replaced while there is no record: it is a promise of their bytes.
+        held = place.read(name)
+        if held is None:
+            for file, data in files.items():
+                place.write(file, data)
+            if not place.create(name, document):
+                held = place.read(name)
+        place.remove(redo_name(record.shard))
+    return parse_record(about, document if held is None else held, record.shard, f"{place}/{name}")
+
+
+def sweep(where: Where) -> int:
+    """Remove what killed writers left: temporary files, files of shards without a record. Returns how many."""
+    place = as_place(where)
+    if isinstance(place, RemoteFolder):
+        return place.sweep()
+    about = read_about(place)
+    kind = storage_format(about.format, about.compress)
+    with place.claim(EXTENT):
+        count = place.sweep()
+        committed = set(shard_numbers(place))
+        for shard in _shards_with_files(place, about):
+            if shard not in committed:
+                for name in kind.data_files(about, shard):
+                    if place.size(name) is not None:
+                        place.remove(name)
+                        count += 1
+    return count
+
+
+def _shards_with_files(place: LocalFolder, about: About) -> set[int]:
+    if about.format == "hdf5":
+        names = [name.removesuffix(".h5") for name in place.names("shards") if name.endswith(".h5")]
+    else:
+        names = [
+            name for array in array_shapes(about.spec, about.layout) for name in place.below(f"{array}/c").folders()
+        ]
+    return {int(name) for name in names if name.isascii() and name.isdigit()}

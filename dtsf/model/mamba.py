@@ -1,0 +1,114 @@
+"""Bidirectional Mamba block, parameter for parameter VideoMamba's (model-facts 1.5; its flag ``bimamba``).
+
+Letters: B sequences, L tokens, D width, I inner width (2 D), R rank of dt, N state, W convolution width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dtsf.model.scan.dispatch import causal_conv, selective_scan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class RMSNorm(nn.Module):
+    """``x / sqrt(mean(x^2) + 1e-5) * weight``, no bias; computed in float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis. The result has the weight's dtype."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (wide * scale).to(self.weight.dtype) * self.weight
+
+
+class BidirectionalMamba(nn.Module):
+    """Two selective scans over one sequence, forward and reversed, that share the projections in and out.
+
+    Shared: ``in_proj``, ``out_proj``. Of each direction: convolution, ``x_proj``, ``dt_proj``, ``A_log``, ``D``
+    (suffix ``_b`` for the reversed one). The directions are added, not averaged, as VideoMamba does and Vim does not.
+    """
+
+    def __init__(self, width: int, state: int = 16, conv: int = 4, expand: int = 2) -> None:
+        super().__init__()
+        inner = expand * width
+        self.rank = math.ceil(width / 16)
+        self.state = state
+        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.out_proj = nn.Linear(inner, width, bias=False)
+        A_log_IN = torch.arange(1, state + 1, dtype=torch.float32).log().repeat(inner, 1)
+        # VideoMamba's names, so that its checkpoints load: A_log, D, conv1d ... and A_b_log, D_b, conv1d_b ...
+        for suffix in ("", "_b"):
+            self.register_parameter(f"A{suffix}_log", nn.Parameter(A_log_IN.clone()))
+            self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(inner)))
+            self.add_module(f"conv1d{suffix}", nn.Conv1d(inner, inner, conv, groups=inner, padding=conv - 1))
+            self.add_module(f"x_proj{suffix}", nn.Linear(inner, self.rank + 2 * state, bias=False))
+            self.add_module(f"dt_proj{suffix}", nn.Linear(self.rank, inner, bias=True))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Mix tokens. (B, L, D) -> (B, L, D)."""
+        # Both directions read both halves: each is laid out once. Triton's loops read them where they are.
+        halves = self.in_proj(x_BLD).chunk(2, dim=-1)
+        x_BIL, z_BIL = (half.transpose(1, 2) if half.is_cuda else half.contiguous().transpose(1, 2) for half in halves)
+        y_BIL = self._scan(x_BIL, z_BIL, "", reverse=False) + self._scan(x_BIL, z_BIL, "_b", reverse=True)
+        out: Tensor = self.out_proj(y_BIL.transpose(1, 2))
+        return out
+
+    def _scan(self, x_BIL: Tensor, z_BIL: Tensor, suffix: str, *, reverse: bool) -> Tensor:
+        """One direction: convolution, projections of each token, scan, gate."""
+        conv = self.get_submodule(f"conv1d{suffix}")
+        dt_proj = self.get_submodule(f"dt_proj{suffix}")
+        x_BIL = causal_conv(x_BIL, conv.weight, conv.bias, reverse=reverse)  # type: ignore[arg-type]
+        projected_BLX = self.get_submodule(f"x_proj{suffix}")(x_BIL.transpose(1, 2))
+        dt_BLR, B_BLN, C_BLN = projected_BLX.split([self.rank, self.state, self.state], dim=-1)
+        # The bias is added inside the scan, in float32, once.
+        dt_BIL = F.linear(dt_BLR, dt_proj.weight).transpose(1, 2)  # type: ignore[arg-type]
+        A_IN = -torch.exp(self.get_parameter(f"A{suffix}_log").float())
+        if x_BIL.dtype == torch.float64:
+            A_IN = -torch.exp(self.get_parameter(f"A{suffix}_log"))
+        return selective_scan(
+            x_BIL,
+            dt_BIL,
+            A_IN,
+            B_BLN.transpose(1, 2),
+            C_BLN.transpose(1, 2),
+            self.get_parameter(f"D{suffix}"),
+            z_BIL,
+            dt_proj.bias,  # type: ignore[arg-type]
+            reverse=reverse,
+        )
+
+
+class Block(nn.Module):
+    """Pre-norm block: add to the residual, normalise, mix. The residual stays in float32 under autocast."""
+
+    def __init__(self, width: int, state: int, conv: int, expand: int) -> None:
+        super().__init__()
+        self.mixer = BidirectionalMamba(width, state, conv, expand)
+        self.norm = RMSNorm(width)
+
+    def forward(self, hidden_BLD: Tensor, residual_BLD: Tensor | None, drop: float) -> tuple[Tensor, Tensor]:
+        """Return the mixed tokens and the residual before them; ``drop`` is what the previous output loses."""
+        if self.training and drop > 0:
+            hidden_BLD = drop_path(hidden_BLD, drop)
+        wide = torch.promote_types(hidden_BLD.dtype, torch.float32)
+        residual_BLD = hidden_BLD.to(wide) if residual_BLD is None else residual_BLD + hidden_BLD
+        return self.mixer(self.norm(residual_BLD)), residual_BLD
+
+
+def drop_path(x_BLD: Tensor, rate: float) -> Tensor:
+    """Stochastic depth: drop whole sequences with probability ``rate`` and scale the others by ``1 / (1 - rate)``."""
+    keep = 1.0 - rate
+    mask_B11 = torch.rand(x_BLD.shape[0], 1, 1, device=x_BLD.device) < keep
+    return x_BLD * mask_B11.to(x_BLD.dtype) / keep

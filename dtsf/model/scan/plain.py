@@ -1,0 +1,173 @@
+"""The selective scan and the causal convolution in plain PyTorch: the fallback, what is exported, and in float64 the oracle.
+
+Letters: B batch, D channels, L tokens, N state, K taps.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+
+def selective_scan_plain(
+    u_BDL: Tensor,
+    dt_BDL: Tensor,
+    A_DN: Tensor,
+    B_BNL: Tensor,
+    C_BNL: Tensor,
+    D_D: Tensor | None = None,
+    z_BDL: Tensor | None = None,
+    dt_bias_D: Tensor | None = None,
+    *,
+    reverse: bool = False,
+) -> Tensor:
+    """Plain PyTorch on any device and in float64 too: the fallback, and what is exported.
+
+    Arguments and result as for :func:`dtsf.model.scan.dispatch.selective_scan`. Keeps two (B, L, D, N) tensors for the
+    backward.
+    """
+    wide = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
+    with torch.autocast(u_BDL.device.type, enabled=False):
+        u, dt, A, B, C = (x.to(wide) for x in (u_BDL, dt_BDL, A_DN, B_BNL, C_BNL))
+        if dt_bias_D is not None:
+            dt = dt + dt_bias_D.to(wide)[:, None]
+        dt = F.softplus(dt)
+        rows = [x.transpose(1, 2) for x in (u, dt, B, C)]
+        if reverse:
+            rows = [x_BLX.flip(1) for x_BLX in rows]
+        u_BLD, dt_BLD, B_BLN, C_BLN = rows
+        if torch.compiler.is_compiling():
+            y_BLD = _outputs(u_BLD, dt_BLD, A, B_BLN, C_BLN)
+        else:
+            y_BLD = _Recurrence.apply(u_BLD, dt_BLD, A, B_BLN, C_BLN)  # type: ignore[no-untyped-call]
+        y: Tensor = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
+        if D_D is not None:
+            y = y + D_D.to(wide)[:, None] * u
+        if z_BDL is not None:
+            y = y * F.silu(z_BDL.to(wide))
+    return y.to(u_BDL.dtype)
+
+
+def _outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
+    """The recurrence in operators that any exporter and any order of autograd knows."""
+    decay_BLND = torch.exp(dt_BLD.unsqueeze(2) * A_DN.t())
+    state_BLND = _states_by_chunks(decay_BLND, (dt_BLD * u_BLD).unsqueeze(2) * B_BLN.unsqueeze(3))
+    return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
+
+
+def _states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
+    """All states of ``h_t = decay_t h_{t-1} + input_t`` in about ``2 sqrt(L)`` steps instead of L.
+
+    Within chunks of about sqrt(L) tokens first, all chunks at once; then from chunk to chunk. Only products of
+    decays, which are at most 1: nothing can overflow, and nothing is divided by.
+    """
+    length = decay_BLX.shape[1]
+    size = int(max(1, length - 1) ** 0.5) + 1
+    n_chunks = -(-length // size)
+    short = n_chunks * size - length
+    if short:
+        padding = (0, 0) * (decay_BLX.ndim - 2) + (0, short)
+        decay_BLX, input_BLX = F.pad(decay_BLX, padding), F.pad(input_BLX, padding)
+    decay_BMQX, input_BMQX = (x.unflatten(1, (n_chunks, size)) for x in (decay_BLX, input_BLX))
+    steps = zip(decay_BMQX.unbind(2), input_BMQX.unbind(2), strict=True)
+    state_BMX, product_BMX = input_BMQX[:, :, 0], decay_BMQX[:, :, 0]
+    states, products = [state_BMX], [product_BMX]
+    next(steps)
+    for decay_BMX, input_BMX in steps:
+        state_BMX = decay_BMX * state_BMX + input_BMX
+        product_BMX = decay_BMX * product_BMX
+        states.append(state_BMX)
+        products.append(product_BMX)
+    carry_BX = torch.zeros_like(state_BMX[:, 0])
+    carries = []
+    for last_BX, whole_BX in zip(state_BMX.unbind(1), product_BMX.unbind(1), strict=True):
+        carries.append(carry_BX)
+        carry_BX = whole_BX * carry_BX + last_BX
+    carry_BM1X = torch.stack(carries, 1).unsqueeze(2)
+    state_BMQX = torch.stack(states, 2) + torch.stack(products, 2) * carry_BM1X
+    return state_BMQX.flatten(1, 2)[:, :length]
+
+
+def _states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
+    """All states; may overwrite ``input_BLX``. By chunks on a GPU, where every step is a launch."""
+    if decay_BLX.device.type != "cpu":
+        return _states_by_chunks(decay_BLX, input_BLX)
+    steps = list(zip(decay_BLX.unbind(1), input_BLX.unbind(1), strict=True))
+    for (_, before_BX), (decay_BX, state_BX) in pairwise(steps):
+        state_BX.addcmul_(decay_BX, before_BX)
+    return input_BLX
+
+
+def gradients_with_graph(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor
+) -> list[Tensor | None]:
+    """Gradients that can be differentiated again, for the backward of an autograd function under ``create_graph``.
+
+    PyTorch's ``once_differentiable`` is no guard: ``autograd.grad`` never visits its error and drops the term in silence.
+    """
+    with torch.enable_grad():
+        # A tensor may be given as two inputs; the views tell them apart.
+        apart = [x.view_as(x) for x in inputs]
+        wanted = [x for x in apart if x.requires_grad]
+        found = iter(torch.autograd.grad(function(*apart), wanted, grad_y, create_graph=True))
+    return [next(found) if x.requires_grad else None for x in apart]
+
+
+class _Recurrence(torch.autograd.Function):
+    """``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``, with its own backward.
+
+    Autograd through the loop would make some forty passes over (B, L, D, N) tensors; this makes about twelve
+    (benchmarks/scan.py compares). The steps come from ``unbind``: indexing ``x[:, t]`` in a loop costs ten times more
+    wherever autograd sees it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
+        """Return y (B, L, D)."""
+        A_ND = A_DN.t().contiguous()
+        # D is the last axis: all products with C and B then run along contiguous memory, 2 to 3 times faster.
+        decay_BLND = torch.mul(dt_BLD.unsqueeze(2), A_ND).exp_()
+        state_BLND = torch.mul((dt_BLD * u_BLD).unsqueeze(2), B_BLN.unsqueeze(3))
+        state_BLND = _states(decay_BLND, state_BLND)
+        ctx.save_for_backward(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND)
+        return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y_BLD: Tensor) -> tuple[Tensor | None, ...]:
+        """Run the recurrence of the gradients from the last token to the first."""
+        u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return tuple(gradients_with_graph(_outputs, ctx.saved_tensors[:5], grad_y_BLD))
+        A_ND = A_DN.t()
+        grad_C_BLN = torch.matmul(state_BLND, grad_y_BLD.unsqueeze(3)).squeeze(3)
+        # grad_h_t = C_t grad_y_t + decay_{t+1} grad_h_{t+1}
+        grad_BLND = torch.mul(grad_y_BLD.unsqueeze(2), C_BLN.unsqueeze(3))
+        later_BLND = torch.cat([decay_BLND[:, 1:], torch.ones_like(decay_BLND[:, :1])], 1)
+        grad_BLND = _states(later_BLND.flip(1), grad_BLND.flip(1)).flip(1)
+        grad_B_BLN = torch.matmul(grad_BLND, (dt_BLD * u_BLD).unsqueeze(3)).squeeze(3)
+        grad_dtu_BLD = torch.matmul(B_BLN.unsqueeze(2), grad_BLND).squeeze(2)
+        # Gradient of dt_t A: grad_h_t * decay_t * h_{t-1}, 0 for the first token, whose state before is 0.
+        grad_BLND[:, 0] = 0
+        grad_BLND[:, 1:].mul_(decay_BLND[:, 1:]).mul_(state_BLND[:, :-1])
+        grad_dt_BLD = grad_dtu_BLD * u_BLD + torch.mul(grad_BLND, A_ND).sum(2)
+        grad_A_DN = grad_BLND.mul_(dt_BLD.unsqueeze(2)).sum((0, 1)).t()
+        return grad_dtu_BLD * dt_BLD, grad_dt_BLD, grad_A_DN, grad_B_BLN, grad_C_BLN
+
+
+def conv_by_shifts(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
+    """Shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long."""
+    taps, length = len(weight_KD), x_BLD.shape[1]
+    padded_BLD = F.pad(x_BLD, (0, 0, 0, taps - 1) if reverse else (0, 0, taps - 1, 0))
+    y_BLD = bias_D
+    for k in range(taps):
+        first = taps - 1 - k if reverse else k
+        y_BLD = y_BLD + weight_KD[k] * padded_BLD[:, first : first + length]
+    return F.silu(y_BLD)

@@ -1,0 +1,1 @@
+"""A trained run, opened: answers about videos, and ONNX."""

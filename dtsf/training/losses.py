@@ -1,0 +1,98 @@
+"""The three losses of DTSFNet: evidence, annealed KL, and cross-entropy that looks harder at uncertain samples.
+
+Figure, lower left; formulas in model-facts 0 and 4. Letters: N samples (groups, or present views), K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field
+
+from dtsf.model.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dtsf.model.network import Output
+
+
+class LossConfig(BaseModel):
+    """Weights of the terms. Recipes hold it as ``[loss]``; the paper prints no weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    evidence: float = Field(default=1.0, ge=0)
+    """Weight of L_ET."""
+    kl: float = Field(default=1.0, ge=0)
+    """Weight of L_KL after annealing."""
+    kl_epochs: float = Field(default=10.0, gt=0)
+    """Epochs over which the KL term grows from 0 to its weight (Sensoy: 10)."""
+    kl_adjusted: bool = True
+    """Take the true class's evidence out before the KL, as is standard; False is the figure's literal formula."""
+    cross: float = Field(default=1.0, ge=0)
+    """Weight of L_cross."""
+    views: float = Field(default=1.0, ge=0)
+    """Weight of the mean loss of the single views beside the fused one's 1."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Of L_cross."""
+
+
+def evidence_loss(alpha_NK: Tensor, label_N: Tensor) -> Tensor:
+    """L_ET, type II maximum likelihood: ``sum_k y_k (ln S - ln alpha_k)``. Returns (N,)."""
+    true_N = alpha_NK.gather(-1, label_N.unsqueeze(-1)).squeeze(-1)
+    return alpha_NK.sum(-1).log() - true_N.log()
+
+
+def kl_loss(alpha_NK: Tensor, label_N: Tensor, *, adjusted: bool = True) -> Tensor:
+    """L_KL, ``KL[Dir(alpha~) || Dir(1)]`` with ``alpha~ = y + (1 - y) alpha``: evidence for wrong classes. (N,)."""
+    if adjusted:
+        y_NK = F.one_hot(label_N, alpha_NK.shape[-1]).to(alpha_NK.dtype)
+        alpha_NK = y_NK + (1 - y_NK) * alpha_NK
+    return dirichlet_kl_to_uniform(alpha_NK)
+
+
+def uncertain_cross_entropy(logits_NK: Tensor, label_N: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """L_cross: cross-entropy times ``1 + u``, so that hard (uncertain) samples count more. Returns (N,).
+
+    ``u`` is detached: otherwise the loss could be lowered by claiming certainty.
+    """
+    u_N = uncertainty(dirichlet(logits_NK)).detach()
+    return (1 + u_N) * F.cross_entropy(logits_NK.float(), label_N, reduction="none", label_smoothing=label_smoothing)
+
+
+def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float) -> dict[str, Tensor]:
+    """``L = L_ET + lambda_t L_KL + L_cross`` of the fused prediction, plus the same of each present view.
+
+    ``epoch``: epochs trained so far, fractions allowed: ``lambda_t = min(1, epoch / kl_epochs)``. Returns scalars ``loss`` (to
+    minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``.
+    """
+    annealing = min(1.0, epoch / config.kl_epochs)
+    logits_SBK = output.logits_BK.unsqueeze(0) if output.opinions_SBK is None else output.opinions_SBK
+    view_logits_SBVK = (
+        output.view_logits_BVK.unsqueeze(0) if output.view_opinions_SBVK is None else output.view_opinions_SBVK
+    )
+    label_SB = label_B.expand(logits_SBK.shape[:2])
+    # Each opinion learns by itself: what it is to add, the other has not seen.
+    fused = _terms(logits_SBK.flatten(0, 1), label_SB.flatten(), config)
+    mask_SBV = output.mask_BV.expand(view_logits_SBVK.shape[:3])
+    label_SBV = label_B.unsqueeze(1).expand(mask_SBV.shape)
+    single = _terms(view_logits_SBVK[mask_SBV], label_SBV[mask_SBV], config)
+
+    def total(terms: dict[str, Tensor]) -> Tensor:
+        return config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]
+
+    views = total(single)
+    return {"loss": total(fused) + config.views * views, **fused, "views": views}
+
+
+def _terms(logits_NK: Tensor, label_N: Tensor, config: LossConfig) -> dict[str, Tensor]:
+    alpha_NK = dirichlet(logits_NK)
+    with torch.autocast(logits_NK.device.type, enabled=False):
+        return {
+            "evidence": evidence_loss(alpha_NK, label_N).mean(),
+            "kl": kl_loss(alpha_NK, label_N, adjusted=config.kl_adjusted).mean(),
+            "cross": uncertain_cross_entropy(logits_NK, label_N, label_smoothing=config.label_smoothing).mean(),
+        }
