@@ -19,7 +19,7 @@ import xxhash
 
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import ClipRecord, Source, Verdict
+from dtsf.cache.records import ClipRecord, Source, Status
 from dtsf.cache.spec import DatasetName, ShardRecord
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.pipeline import preprocess as run
@@ -75,7 +75,7 @@ def make(root: Path, cache: Path, clips: int, settings: PreprocessSettings) -> N
             stat = path.stat()
             content = xxhash.xxh3_128_hexdigest(path.read_bytes())
             source = Source(path=one["path"], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, content=content)
-            records.append(ClipRecord(source=source, verdict=Verdict.OK, row=row))
+            records.append(ClipRecord(source=source, verdict=Status.OK, row=row))
         record = ShardRecord(
             shard=shard, fingerprint=spec.fingerprint(), rows=len(records), clips=tuple(records), files={}
         )

@@ -24,7 +24,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.training.data import Groups, load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.metrics import calibration_error
-from dtsf.training.open_set import of_classes, tell_apart
+from dtsf.training.open_set import of_classes, open_set_metrics
 from dtsf.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def main() -> None:
         other = open_dataset(options.cache, name)
         sets[name] = load_groups(other, other.clips)
     for name, strange in sets.items():
-        told = tell_apart(name, name, known_G, uncertainties(net, strange))
+        told = open_set_metrics(name, name, known_G, uncertainties(net, strange))
         found[name] = {
             "n_groups": told.n_groups,
             "auroc": told.auroc,

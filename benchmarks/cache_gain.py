@@ -20,7 +20,7 @@ from dtsf.cache.reader import CachedDataset, open_dataset
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
-from dtsf.training.auto_size import sized
+from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import load_groups
 from dtsf.training.loop import fit
 from dtsf.training.protocols import parse_protocol, split_clips
@@ -48,7 +48,7 @@ def main() -> None:
         n_clips = decode_and_embed(data, arguments)
         train_once(data, arguments, epochs=1)
     decoded = (time.perf_counter() - begun) / arguments.epochs
-    epochs = sized(load_recipe(arguments.recipe), n_clips).train.epochs
+    epochs = resolve_auto(load_recipe(arguments.recipe), n_clips).train.epochs
     document = {
         "clips": n_clips,
         "epoch_from_cache_s": cached,

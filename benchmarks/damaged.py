@@ -167,7 +167,7 @@ def write_manifest(folder: Path, kinds: dict[str, str]) -> None:
 
 
 def read_verdicts(folder: Path) -> dict[str, str]:
-    """Verdict by file name, from the commit records."""
+    """Status by file name, from the commit records."""
     found = {}
     for path in (folder / "shards").glob("*.json"):
         for record in json.loads(path.read_text())["clips"]:

@@ -245,12 +245,12 @@ def steps(figures: Figures) -> None:
 
 def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]:
     from dtsf.model.network import DTSFNet
-    from dtsf.training.auto_size import USUAL, sized
+    from dtsf.training.auto_size import USUAL, resolve_auto
     from dtsf.training.losses import dtsf_loss
     from dtsf.training.optim import adamw
     from dtsf.training.recipe import load_recipe
 
-    recipe = sized(load_recipe(recipe_name, changes), USUAL)
+    recipe = resolve_auto(load_recipe(recipe_name, changes), USUAL)
     pixels = recipe.model.normalise == "imagenet"
     side, channels, classes = (48 if QUICK else 224, 3, 10) if pixels else (6, 112, 60 if "ntu" in recipe_name else 10)
     net = DTSFNet(recipe.model, channels=channels, canvas=side, n_classes=classes, n_views=views).to(DEVICE).train()
@@ -295,7 +295,7 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
 def batches(figures: Figures) -> None:
     """A batch made on the CPU and sent, and one made of embeddings that stay on the card; how far it is from the CPU's."""
     from dtsf.training.data import Groups, training_batches
-    from dtsf.training.prefetch import Ahead
+    from dtsf.training.prefetch import Prefetcher
     from dtsf.training.recipe import load_recipe
 
     n = 12 if QUICK else 3072
@@ -310,7 +310,7 @@ def batches(figures: Figures) -> None:
         def take(device: str, source: Groups = source) -> torch.Tensor:
             torch.manual_seed(0)
             more = (recipe.model.frames, recipe.model.pace, recipe.augment, torch.ones(112))
-            return Ahead(training_batches(source, recipe.train.batch_size, *more), torch.device(device)).take().x_BVTHWC
+            return Prefetcher(training_batches(source, recipe.train.batch_size, *more), torch.device(device)).take().x_BVTHWC
 
         apart = (take(DEVICE).cpu() - take("cpu", groups)).abs().max()
         return {"ms": milliseconds(lambda: take(DEVICE)), "largest_difference": float(apart)}

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from judge_sets import make_sets
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.training.auto_size import sized
+from dtsf.training.auto_size import resolve_auto
 from dtsf.training.calibrate import calibrate
 from dtsf.training.data import load_groups
 from dtsf.training.evaluate import evaluate_groups
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.records import Clip
     from dtsf.training.data import Groups
-    from dtsf.training.loop import Fitted
+    from dtsf.training.loop import FitResult
 
     Asked = Callable[[Clip], bool]
     Chosen = Callable[[str], Recipe]
@@ -174,7 +174,7 @@ def groups_of(data: CachedDataset, asked: Asked) -> Groups:
     return load_groups(data, [clip for clip in data.clips if asked(clip)])
 
 
-def trainer(data: CachedDataset, seed: int) -> Callable[..., Fitted]:
+def trainer(data: CachedDataset, seed: int) -> Callable[..., FitResult]:
     """:func:`fit`, with what all trainings on a data set have in common."""
     return partial(fit, info=data.info, spec=data.spec, protocol="", seed=seed, device="cpu")
 
@@ -199,7 +199,7 @@ def judge(
     for trial in trials(sets, test=test):
         settings, learnt = recipe(trial.rule), data(trial.learnt)
         clips = tuple(clip for clip in learnt.clips if trial.clips(clip))
-        settings, train = sized(settings, len(clips)), load_groups(learnt, clips)
+        settings, train = resolve_auto(settings, len(clips)), load_groups(learnt, clips)
         settings = _in_half_the_epochs(settings) if quick else settings
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:

@@ -21,10 +21,10 @@ import numpy as np
 import xxhash
 import zarr
 
-from dtsf.cache.catalog import CatalogDocument, Listed, write_catalog
+from dtsf.cache.catalog import CatalogDocument, CatalogEntry, write_catalog
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import Clip, ClipRecord, Source, Verdict
+from dtsf.cache.records import Clip, ClipRecord, Source, Status
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
 from dtsf.cache.writer import create_or_open, extend, write_shard
 
@@ -56,8 +56,8 @@ def make(folder: Path, clips: int, format_: str) -> None:
             k = shard * SHARD + row
             clip = Clip(id=f"{k:06d}", path=f"{k}", label=0, raw_label="", group=f"{k // VIEWS}", view=k % VIEWS + 1)
             source = Source(path=clip.path, content=f"{k:032x}")
-            records.append(ClipRecord(source=source, verdict=Verdict.OK, row=row))
-            listed.append(Listed(clip=clip, key=source.key))
+            records.append(ClipRecord(source=source, verdict=Status.OK, row=row))
+            listed.append(CatalogEntry(clip=clip, key=source.key))
         record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=SHARD, clips=tuple(records), files={})
         write_shard(folder, record, rows)
     write_catalog(folder, CatalogDocument(info=info, clips=tuple(listed)))

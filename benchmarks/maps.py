@@ -21,8 +21,8 @@ import torch
 from judge import groups_of, preprocess, trainer, trials
 
 from dtsf.cache.reader import open_dataset
-from dtsf.model.evidence import pool_opinions
-from dtsf.training.auto_size import sized
+from dtsf.model.evidence import average_branches
+from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import evaluation_batches
 from dtsf.training.recipe import load_recipe
 
@@ -45,7 +45,7 @@ def answers(cache: Path, trial: Trial, seed: int) -> dict[str, tuple[torch.Tenso
     learnt = open_dataset(cache, trial.learnt)
     train = groups_of(learnt, trial.clips)
     recipe = "default" if trial.rule == "all" else "unseen-cameras"
-    settings = sized(load_recipe(recipe, [f"model.patch={learnt.spec.grid}"]), int(train.mask_GV.sum()))
+    settings = resolve_auto(load_recipe(recipe, [f"model.patch={learnt.spec.grid}"]), int(train.mask_GV.sum()))
     with tempfile.TemporaryDirectory() as run:
         net = trainer(learnt, seed)(train, settings, run=Path(run)).net
     found = {}
@@ -76,7 +76,7 @@ def main() -> None:
             logits = {words: said[row][0] for words, said in found.items()}
             half = torch.tensor([0.5, 0.5])
             for one, other in itertools.combinations(found, 2):
-                logits[f"{one} and {other}"] = pool_opinions(torch.stack([logits[one], logits[other]]), half)
+                logits[f"{one} and {other}"] = average_branches(torch.stack([logits[one], logits[other]]), half)
             label_G = next(iter(found.values()))[row][1]
             for words, x_GK in logits.items():
                 right[words][row].append(float((x_GK.argmax(-1) == label_G).float().mean()))

@@ -25,7 +25,7 @@ import torch
 
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.cache.records import Clip, ClipRecord, Verdict
+from dtsf.cache.records import Clip, ClipRecord, Status
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.model.network import DTSFNet
@@ -135,7 +135,7 @@ def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
         some = clips[shard * SHARD : (shard + 1) * SHARD]
         rows = {name: np.zeros((len(some), *shape), dtype) for name, (shape, dtype) in shapes.items()}
         rows["embeddings"] = np.roll(block, shard, axis=-1)[: len(some)]
-        records = tuple(ClipRecord(source=source(clip), verdict=Verdict.OK, row=row) for row, clip in enumerate(some))
+        records = tuple(ClipRecord(source=source(clip), verdict=Status.OK, row=row) for row, clip in enumerate(some))
         record = ShardRecord(shard=shard, fingerprint=spec.fingerprint(), rows=len(some), clips=records, files={})
         write_shard(folder, record, rows)
     list_clips(folder, clips, info)

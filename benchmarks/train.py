@@ -34,7 +34,7 @@ from dtsf.model import inputs as canvas
 from dtsf.model.mamba import RMSNorm
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import VideoMamba
-from dtsf.training.auto_size import USUAL, sized
+from dtsf.training.auto_size import USUAL, resolve_auto
 from dtsf.training.data import Groups, training_batches, training_source
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.optim import adamw
@@ -76,7 +76,7 @@ def labelled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
     """A function that trains one epoch of four full batches and returns the seconds of each step."""
-    recipe = sized(load_recipe(recipe_name), USUAL)
+    recipe = resolve_auto(load_recipe(recipe_name), USUAL)
     groups = random_groups(4 * recipe.train.batch_size)
     net = DTSFNet(recipe.model, channels=CHANNELS, canvas=SIDE, n_classes=CLASSES, n_views=VIEWS)
     optimizer = adamw(net, recipe.train, torch.device("cpu"))

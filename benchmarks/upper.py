@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dtsf.cache.reader import open_dataset
 from dtsf.pipeline.encoders.efficientnet_lite import STAGES, weights_file
-from dtsf.training.auto_size import sized
+from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import Groups, evaluation_batches, training_batches
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.optim import parameter_groups, schedule
@@ -129,7 +129,7 @@ def main() -> None:
     trial = [one for one in trials(["motion"], test=False) if one.learnt == options.learnt][options.half]
     maps, embeddings = load(options.maps, options.cache, trial.learnt, trial.clips)
     data = open_dataset(options.cache, trial.learnt)
-    recipe = sized(load_recipe("default", []), int(embeddings.mask_GV.sum()))
+    recipe = resolve_auto(load_recipe("default", []), int(embeddings.mask_GV.sum()))
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as run:
         net = trainer(data, seed=0)(embeddings, recipe, run=Path(run)).net

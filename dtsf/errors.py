@@ -27,7 +27,7 @@ class SourceError(DataError):
 
 
 class VideoError(DtsfError):
-    """One video cannot be used. ``verdict`` says why, in the vocabulary of :class:`dtsf.cache.records.Verdict`."""
+    """One video cannot be used. ``verdict`` says why, in the vocabulary of :class:`dtsf.cache.records.Status`."""
 
     def __init__(self, message: str, verdict: str) -> None:
         super().__init__(message)

@@ -6,10 +6,10 @@ import re
 import numpy as np
 import xxhash
 
-from dtsf.cache.catalog import CatalogDocument, Listed, read_catalog, write_catalog
-from dtsf.cache.documents import read_about, read_records
+from dtsf.cache.catalog import CatalogDocument, CatalogEntry, read_catalog, write_catalog
+from dtsf.cache.documents import read_metadata, read_records
 from dtsf.cache.layout import array_shapes
-from dtsf.cache.records import Clip, ClipRecord, Source, Verdict
+from dtsf.cache.records import Clip, ClipRecord, Source, Status
 from dtsf.cache.seal import TAIL
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
 from dtsf.cache.writer import create_or_open, extend, write_shard
@@ -40,20 +40,20 @@ def source(clip, **changes):
 def list_clips(folder, clips, about, state=""):
     """Write the catalog, as preprocess does: before its work with the state ``waiting``."""
     known = {"bytes": 7, "mtime_ns": 9, "state": state}
-    listed = [Listed(clip=one, key=source(one).key, **known) for one in sorted(clips, key=lambda c: c.id)]
+    listed = [CatalogEntry(clip=one, key=source(one).key, **known) for one in sorted(clips, key=lambda c: c.id)]
     write_catalog(folder, CatalogDocument(info=about, clips=tuple(listed)))
 
 
 def list_all(folder):
     """List every clip that a record has a row or a verdict for, beside those that are listed."""
-    about = read_about(folder)
+    about = read_metadata(folder)
     shards = read_records(folder, about)
     held = read_catalog(folder, about, shards)
     known = {entry.clip.id: entry for entry in held.clips} if held else {}
     for shard in shards:
         for record in shard.clips:
             one = clip(record.source.path.removesuffix(".avi"))
-            known.setdefault(one.id, Listed(clip=one, key=record.key, bytes=7, mtime_ns=9))
+            known.setdefault(one.id, CatalogEntry(clip=one, key=record.key, bytes=7, mtime_ns=9))
     # The frozen ones of layouts 1 and 2 have one camera several times in a group.
     clips = [x.model_copy(update={"clip": x.clip.model_copy(update={"group": f"g{k}"})}) for k, x in sorted(known.items())]
     write_catalog(folder, CatalogDocument(info=held.info if held else info(about.info.name), clips=tuple(clips)))
@@ -67,8 +67,8 @@ def rows(n, seed=0):
 
 
 def shard_record(shard, names, bad=()):
-    records = [ClipRecord(source=source(clip(name)), verdict=Verdict.OK, row=k) for k, name in enumerate(names)]
-    records += [ClipRecord(source=source(clip(name)), verdict=Verdict.TRUNCATED, row=None, reason="cut") for name in bad]
+    records = [ClipRecord(source=source(clip(name)), verdict=Status.OK, row=k) for k, name in enumerate(names)]
+    records += [ClipRecord(source=source(clip(name)), verdict=Status.TRUNCATED, row=None, reason="cut") for name in bad]
     return ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={})
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from cache_tools import clip, list_clips, source
 
 from dtsf.cache.layout import array_shapes
-from dtsf.cache.records import ClipRecord, Verdict
+from dtsf.cache.records import ClipRecord, Status
 from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
 from dtsf.cache.writer import create_or_open, extend, write_shard
 
@@ -45,7 +45,7 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
     info = DatasetInfo(dataset=kind, name=name, class_names=names, view_names=("1", "2", "3"))
     create_or_open(cache / name, spec, info, len(clips), format="zarr", compress="none")
     extend(cache / name, 1)
-    records = tuple(ClipRecord(source=source(one), verdict=Verdict.OK, row=row) for row, one in enumerate(clips))
+    records = tuple(ClipRecord(source=source(one), verdict=Status.OK, row=row) for row, one in enumerate(clips))
     shard = ShardRecord(shard=0, fingerprint=spec.fingerprint(), rows=len(clips), clips=records, files={})
     write_shard(cache / name, shard, arrays)
     list_clips(cache / name, clips, info)

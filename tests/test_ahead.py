@@ -12,10 +12,10 @@ from dtsf.model.videomamba import VideoMamba
 from dtsf.training import loop
 from dtsf.training import prefetch as room
 from dtsf.training.augment import AugmentConfig
-from dtsf.training.auto_size import sized
+from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import Batch, Groups, training_batches
 from dtsf.training.losses import dtsf_loss
-from dtsf.training.prefetch import Ahead, fits_on_card, resident
+from dtsf.training.prefetch import Prefetcher, fits_on_gpu, resident
 from dtsf.training.recipe import load_recipe, recipe_names
 
 
@@ -55,7 +55,7 @@ def a_card(monkeypatch):
 def test_on_a_card_the_next_batch_is_made_before_it_is_asked_for(a_card):
     current, seen = a_card
     made = []
-    ahead = Ahead((made.append(k) or batch for k, batch in enumerate(batches(3))), torch.device("cuda"))
+    ahead = Prefetcher((made.append(k) or batch for k, batch in enumerate(batches(3))), torch.device("cuda"))
     for k in range(3):
         assert int(ahead.take().label_B) == k
         assert current.waited == k + 1, "what is computed waits for its copy"
@@ -69,7 +69,7 @@ def test_on_a_card_the_next_batch_is_made_before_it_is_asked_for(a_card):
 
 def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
     made = []
-    ahead = Ahead((made.append(k) or batch for k, batch in enumerate(batches(2))), torch.device("cpu"))
+    ahead = Prefetcher((made.append(k) or batch for k, batch in enumerate(batches(2))), torch.device("cpu"))
     ahead.prepare()
     assert made == []
     assert int(ahead.take().label_B) == 0
@@ -77,7 +77,7 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
 
 
 def test_what_is_on_the_card_already_is_not_sent_there(a_card):
-    ahead = Ahead(batches(2, CARD), torch.device("cuda"))
+    ahead = Prefetcher(batches(2, CARD), torch.device("cuda"))
     assert ahead.take().x_BVTHWC.device == CARD
     assert a_card[1].count("pinned") == 3, "mask, labels and rows"
 
@@ -85,7 +85,7 @@ def test_what_is_on_the_card_already_is_not_sent_there(a_card):
 def test_all_epochs_share_one_stream_of_a_card(a_card):
     before = FakeStream.made
     for _ in range(3):
-        Ahead(batches(1), torch.device("cuda")).take()
+        Prefetcher(batches(1), torch.device("cuda")).take()
     assert FakeStream.made == before + 1
 
 
@@ -95,8 +95,8 @@ def test_embeddings_stay_on_a_card_with_room_to_spare(monkeypatch, n_bytes, fits
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
-    assert fits_on_card(n_bytes, torch.device("cuda", 1)) is fits
-    assert not fits_on_card(n_bytes, torch.device("cpu"))
+    assert fits_on_gpu(n_bytes, torch.device("cuda", 1)) is fits
+    assert not fits_on_gpu(n_bytes, torch.device("cpu"))
 
 
 def drawn_groups(frames=6, grid=6, channels=12):
@@ -108,7 +108,7 @@ def drawn_groups(frames=6, grid=6, channels=12):
 
 def test_embeddings_move_only_where_they_fit(monkeypatch):
     groups, asked = drawn_groups(), []
-    monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
+    monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
     assert resident(groups, CARD) is groups
     moved = resident(groups, CARD)
     assert moved.embeddings_NFHWC.device == CARD
@@ -123,7 +123,7 @@ EVERYTHING = AugmentConfig(
 
 @pytest.mark.parametrize("pace", [0.0, 0.7])
 def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, pace):
-    monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device: device == CARD)
+    monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: device == CARD)
 
     def made(device):
         torch.manual_seed(3)
@@ -168,7 +168,7 @@ def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatc
     sizes = ["train.epochs=2", "train.batch_size=4", "model.width=16", "model.depth=1", "model.frames=4", "train.precision=32-true"]
 
     def weights(fits, **options):
-        monkeypatch.setattr(room, "fits_on_card", lambda n_bytes, device: asked.append((fits, device)) or fits)
+        monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: asked.append((fits, device)) or fits)
         common = {"info": info, "spec": spec, "protocol": "", "run": tmp_path, "device": "cpu"}
         return loop.fit(drawn_groups(), load_recipe(recipe, sizes), **common, **options).net.state_dict()
 
@@ -185,7 +185,7 @@ def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatc
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_the_networks_constants_are_where_it_is(recipe):
     """Forward, loss and back, with a view absent and with all there."""
-    config = sized(load_recipe(recipe), 100)
+    config = resolve_auto(load_recipe(recipe), 100)
     side, channels = (48, 3) if config.model.normalise == "imagenet" else (6, 12)
     small = config.model.model_copy(update={"depth": 2, "width": 16, "frames": 4, "reduce": min(config.model.reduce, 8)})
     x, label = torch.rand(2, 3, 4, side, side, channels), torch.tensor([1, 2])

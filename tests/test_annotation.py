@@ -123,17 +123,17 @@ def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
     run(folder)
     write(folder / "own", rows)
     monkeypatch.setattr(worker, "PATIENCE", (0.0,))
-    content_of = worker.content_of
+    content_hash = worker.content_hash
     for error in (OSError(5, "Input/output error"), OSError(116, "Stale file handle")):
 
         def fail(path, stat, error=error):
             raise error
 
-        monkeypatch.setattr(worker, "content_of", fail)
+        monkeypatch.setattr(worker, "content_hash", fail)
         with pytest.raises(SourceError, match=r"held against no clip.*same command again"):
             run(folder)
     # Files that go while the run does: one is named and waits, three in a row are the store's.
-    monkeypatch.setattr(worker, "content_of", lambda path, stat: (_ for _ in ()).throw(FileNotFoundError(2, "gone")))
+    monkeypatch.setattr(worker, "content_hash", lambda path, stat: (_ for _ in ()).throw(FileNotFoundError(2, "gone")))
     with pytest.raises(SourceError, match="3 files in a row .* the last is"):
         run(folder)
     locked = folder / "own/v5.avi"
@@ -141,9 +141,9 @@ def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
     def one_is_locked(path, stat):
         if path == locked:
             raise PermissionError(13, "Permission denied")
-        return content_of(path, stat)
+        return content_hash(path, stat)
 
-    monkeypatch.setattr(worker, "content_of", one_is_locked)
+    monkeypatch.setattr(worker, "content_hash", one_is_locked)
     with pytest.raises(BadClipsError) as raised:
         run(folder)
     assert [(one.clip.path, one.verdict) for one in raised.value.result.bad] == [("v5.avi", "waiting")]
@@ -165,7 +165,7 @@ def test_a_source_that_is_away_leaves_the_catalog_as_it_is(own, monkeypatch):
     def stale(path):
         raise OSError(116, "Stale file handle")
 
-    monkeypatch.setattr(planning, "stat_of", stale)
+    monkeypatch.setattr(planning, "file_stat", stale)
     with pytest.raises(SourceError, match="Stale file handle"):
         run(folder)
     assert (folder / "cache/manifest/catalog.json").read_bytes() == catalog

@@ -11,7 +11,7 @@ from cache_tools import FORMS, SHARD_SIZE, SPEC, clip, list_clips, make, rows, s
 from torch.utils.data import DataLoader
 
 from dtsf import api
-from dtsf.cache.records import ClipRecord, Verdict
+from dtsf.cache.records import ClipRecord, Status
 from dtsf.cache.spec import DatasetInfo
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.errors import ConfigError
@@ -34,7 +34,7 @@ def grouped(request, tmp_path):
         record = shard_record(group, []).model_copy(
             update={
                 "rows": len(clips),
-                "clips": tuple(ClipRecord(source=source(c), verdict=Verdict.OK, row=k) for k, c in enumerate(clips)),
+                "clips": tuple(ClipRecord(source=source(c), verdict=Status.OK, row=k) for k, c in enumerate(clips)),
             }
         )
         write_shard(tmp_path / "a", record, {name: array[: len(clips)] for name, array in values.items()})

@@ -35,11 +35,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dtsf.cache.documents import is_dataset, parse_record, read_about, read_marks, read_records, shard_numbers
+from dtsf.cache.documents import is_dataset, parse_record, read_marks, read_metadata, read_records, shard_numbers
 from dtsf.cache.layout import record_name
 from dtsf.cache.reader import open_dataset, open_place
 from dtsf.cache.repair import repair
-from dtsf.cache.store import as_place
+from dtsf.cache.store import open_store
 from dtsf.cache.verify import verify
 from dtsf.cache.writer import create_or_open, extend, sweep, write_shard
 from dtsf.errors import CacheError
@@ -100,7 +100,7 @@ def check_after_fault(folder):
         return
     found = verify(folder, deep=True)
     assert found.ok, found.damaged
-    data = open_place(as_place(folder))
+    data = open_place(open_store(folder))
     for shard in read_records(folder):
         values = rows(SHARD_SIZE, seed=shard.shard)
         for array, expected in values.items():
@@ -229,7 +229,7 @@ def test_two_writers_one_wins_each_shard(quick, form):
     assert [exit_code(child) for child in children] == [0, 0]
     list_all(folder)
     assert verify(folder, deep=True).ok
-    assert set(winners(open_place(as_place(folder)), 12)) == {0, 1}
+    assert set(winners(open_place(open_store(folder)), 12)) == {0, 1}
     assert not list(folder.rglob(f"{commit.TEMPORARY}*"))
 
 
@@ -318,7 +318,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def records(self):
         """Of the shards whose record is whole."""
-        about, place = read_about(self.folder), as_place(self.folder)
+        about, place = read_metadata(self.folder), open_store(self.folder)
         return [
             parse_record(about, place.read(record_name(n)), n, str(n)) for n in self.committed if n not in self.damaged
         ]
@@ -327,7 +327,7 @@ class CacheMachine(RuleBasedStateMachine):
     def committed_shards_read_back(self):
         if not hasattr(self, "form") or self.damaged:
             return
-        data = open_place(as_place(self.folder))
+        data = open_place(open_store(self.folder))
         assert set(data.shards) == set(self.committed)
         for shard, ids in self.committed.items():
             for array, expected in rows(SHARD_SIZE, seed=shard).items():
@@ -349,15 +349,15 @@ def test_repair_marks_exactly_the_damaged_shards_and_redoing_gives_every_byte_ba
     found, done = repair(folder)
     assert [(d.shard, d.file) for d in found.damaged] == [(1, sorted(record.files)[0])]
     assert len(done) == 1
-    assert [mark.shard for mark in read_marks(folder, open_place(as_place(folder)).about)] == [1]
+    assert [mark.shard for mark in read_marks(folder, open_place(open_store(folder)).about)] == [1]
     changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
     # The catalog says that its clips wait.
     assert changed == {record_name(1), *record.files, "catalog.json"}
-    assert "1-0" not in open_place(as_place(folder)).records
-    assert {one.clip.id: one.verdict for one in open_place(as_place(folder)).bad} == dict.fromkeys(names(1), "waiting")
+    assert "1-0" not in open_place(open_store(folder)).records
+    assert {one.clip.id: one.verdict for one in open_place(open_store(folder)).bad} == dict.fromkeys(names(1), "waiting")
     write_shard(folder, shard_record(1, names(1)), rows(SHARD_SIZE, seed=1))
-    assert len(open_place(as_place(folder)).clips) == 3 * SHARD_SIZE
-    list_clips(folder, open_place(as_place(folder)).clips, info())
+    assert len(open_place(open_store(folder)).clips) == 3 * SHARD_SIZE
+    list_clips(folder, open_place(open_store(folder)).clips, info())
     assert snapshot(folder) == undisturbed
     assert repair(folder)[1] == []
 
@@ -369,7 +369,7 @@ def test_an_older_row_does_not_come_back_while_the_newer_one_waits(quick):
     victim = folder / "embeddings/c/2/0/0/0"
     victim.write_bytes(b"")
     repair(folder)
-    data = open_place(as_place(folder))
+    data = open_place(open_store(folder))
     assert "0-1" not in data.records
     assert "0-0" in data.records
     with pytest.raises(CacheError, match="'0-1' has no row"):
@@ -406,7 +406,7 @@ def test_what_the_data_set_says_of_itself_is_put_right(quick, form, name):
         assert verify(folder, deep=True).ok
         after = snapshot(folder)
         assert after.pop(name) == whole[name] or name == "extent.json"
-        assert set(open_place(as_place(folder)).records) == set(values)
+        assert set(open_place(open_store(folder)).records) == set(values)
 
 
 def test_a_damaged_mark_is_found_and_taken_away(quick):
@@ -417,11 +417,11 @@ def test_a_damaged_mark_is_found_and_taken_away(quick):
     mark = folder / "shards/00000.redo"
     mark.write_bytes(mark.read_bytes()[:-20])
     with pytest.raises(CacheError, match="repair"):
-        open_place(as_place(folder))
+        open_place(open_store(folder))
     assert [(d.shard, d.file) for d in verify(folder).damaged] == [(0, "shards/00000.redo")]
     repair(folder)
     assert verify(folder, deep=True).ok
-    assert set(open_place(as_place(folder)).shards) == {1}
+    assert set(open_place(open_store(folder)).shards) == {1}
 
 
 def test_a_damaged_description_is_named_and_can_be_overwritten(quick):

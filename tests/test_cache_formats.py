@@ -15,10 +15,10 @@ from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, make, rows, sh
 
 from dtsf.cache import reader
 from dtsf.cache.convert import convert
-from dtsf.cache.documents import read_about, read_records
+from dtsf.cache.documents import read_metadata, read_records
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.store import as_place
+from dtsf.cache.store import open_store
 from dtsf.cache.verify import verify
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.errors import CacheError
@@ -120,7 +120,7 @@ def test_frozen_caches_of_every_layout_are_read_for_ever_and_gone_on_with(tmp_pa
     assert verify(tmp_path / "a", deep=True).ok
     convert(tmp_path / "a", tmp_path / "copy/a")
     check(open_dataset(tmp_path / "copy"), values | {"f": {array: third[array][0] for array in ARRAYS}}, arrays)
-    assert read_about(tmp_path / "copy/a").layout == 3
+    assert read_metadata(tmp_path / "copy/a").layout == 3
 
 
 @pytest.mark.parametrize("name", ["layout1", "layout2-zarr-none"])
@@ -245,7 +245,7 @@ def test_reading_and_writing_raw_zarr_imports_no_heavy_library(tmp_path):
 
 
 def test_a_url_survives_being_a_path():
-    assert str(as_place(Path("s3://bucket/a/b"))) == str(as_place("s3://bucket/a/b/")) == "s3://bucket/a/b"
-    assert as_place("file:///tmp/x").path == Path("/tmp/x")
-    assert as_place("plain/folder").path == Path("plain/folder")
-    assert read_about(FROZEN / "layout1" / "a").layout == 1
+    assert str(open_store(Path("s3://bucket/a/b"))) == str(open_store("s3://bucket/a/b/")) == "s3://bucket/a/b"
+    assert open_store("file:///tmp/x").path == Path("/tmp/x")
+    assert open_store("plain/folder").path == Path("plain/folder")
+    assert read_metadata(FROZEN / "layout1" / "a").layout == 1

@@ -16,7 +16,7 @@ from dtsf.cache.convert import convert
 from dtsf.cache.documents import read_records
 from dtsf.cache.layout import array_shapes
 from dtsf.cache.reader import list_datasets, open_dataset, open_place
-from dtsf.cache.store import as_place
+from dtsf.cache.store import open_store
 from dtsf.cache.verify import verify
 from dtsf.cache.writer import create_or_open
 from dtsf.errors import CacheError
@@ -53,7 +53,7 @@ def test_a_data_set_that_is_a_link_is_none(tmp_path):
     (tmp_path / "cache/b").symlink_to(tmp_path / "private/a")
     assert list_datasets(tmp_path / "cache") == []
     with pytest.raises(CacheError, match="is a link"):
-        open_place(as_place(tmp_path / "cache/b"))
+        open_place(open_store(tmp_path / "cache/b"))
 
 
 def test_writing_does_not_follow_a_link_out(tmp_path):
@@ -315,13 +315,13 @@ def test_two_clips_of_one_row_are_one_computation(tmp_path):
 
 def test_what_writes_while_another_does_is_refused_with_one_message(tmp_path):
     from dtsf.cache.compact import compact
-    from dtsf.cache.lock import only_writer
+    from dtsf.cache.lock import write_lock
     from dtsf.cache.repair import repair
 
     make(tmp_path / "a")
     (tmp_path / "b").mkdir()
     before = snapshot(tmp_path)
-    with only_writer(as_place(tmp_path / "a")), only_writer(as_place(tmp_path / "b/a")):
+    with write_lock(open_store(tmp_path / "a")), write_lock(open_store(tmp_path / "b/a")):
         for write in (
             lambda: compact(tmp_path / "a"),
             lambda: repair(tmp_path / "a"),

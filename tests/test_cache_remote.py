@@ -20,7 +20,7 @@ from dtsf.cache.documents import read_records
 from dtsf.cache.info import describe
 from dtsf.cache.reader import list_datasets, open_dataset
 from dtsf.cache.repair import repair
-from dtsf.cache.store import as_place
+from dtsf.cache.store import open_store
 from dtsf.cache.verify import verify
 from dtsf.cache.writer import create_or_open
 from dtsf.errors import CacheError, FingerprintError
@@ -81,7 +81,7 @@ def test_write_resume_read_verify_repair(bucket, tmp_path, form):
     assert list_datasets(bucket) == ["a"]
     add_shard(url, 0, names(0), seed=0)
     # Uploaded by a writer that died before its record: it never existed, and is written again.
-    as_place(url).write(sorted(read_records(url)[0].files)[0].replace("00000", "00001").replace("c/0", "c/1"), b"half")
+    open_store(url).write(sorted(read_records(url)[0].files)[0].replace("00000", "00001").replace("c/0", "c/1"), b"half")
     assert [record.shard for record in read_records(url)] == [0]
     with pytest.raises(FingerprintError, match="size: 96 in the cache, 192 asked for"):
         create_or_open(url, SPEC.model_copy(update={"size": 192}), info(), SHARD_SIZE)
@@ -91,7 +91,7 @@ def test_write_resume_read_verify_repair(bucket, tmp_path, form):
     make(tmp_path / "local/a", *form)
     # Remote and local cache have the same bytes under the same names.
     for name, data in snapshot(tmp_path / "local/a").items():
-        assert as_place(url).read(name) == data, name
+        assert open_store(url).read(name) == data, name
     assert verify(url, deep=True).ok
     data = open_dataset(bucket)
     for shard in range(3):
@@ -102,16 +102,16 @@ def test_write_resume_read_verify_repair(bucket, tmp_path, form):
     np.testing.assert_array_equal(open_dataset(bucket).pictures(names(1)), rows(SHARD_SIZE, seed=1)["pictures"])
     assert set(copies) <= set(snapshot(tmp_path / "copies"))
     victim = sorted(read_records(url)[1].files)[0]
-    whole = as_place(url).read(victim)
-    as_place(url).write(victim, whole[:-1] + bytes([whole[-1] ^ 1]))
+    whole = open_store(url).read(victim)
+    open_store(url).write(victim, whole[:-1] + bytes([whole[-1] ^ 1]))
     found = verify(url, deep=True)
     assert [(d.shard, d.file) for d in found.damaged] == [(1, victim)]
     repair(url)
-    page = describe(as_place(url))
+    page = describe(open_store(url))
     assert (page.clips, page.redo) == (6, (1,))
     add_shard(url, 1, names(1), seed=1)
     assert verify(url, deep=True).ok
-    assert as_place(url).read(victim) == whole
+    assert open_store(url).read(victim) == whole
 
 
 def test_a_copy_of_what_the_record_does_not_promise_is_refused(bucket):
@@ -119,11 +119,11 @@ def test_a_copy_of_what_the_record_does_not_promise_is_refused(bucket):
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     add_shard(url, 0, names(0))
     name = "embeddings/c/0/0/0/0"
-    whole = as_place(url).read(name)
-    as_place(url).write(name, bytes([whole[0] ^ 1]) + whole[1:])
+    whole = open_store(url).read(name)
+    open_store(url).write(name, bytes([whole[0] ^ 1]) + whole[1:])
     with pytest.raises(CacheError, match="does not match its checksum"):
         open_dataset(bucket).embeddings(["0-0"])
-    as_place(url).write(name, whole + b"x")
+    open_store(url).write(name, whole + b"x")
     with pytest.raises(CacheError, match=f"{len(whole) + 1} bytes instead of {len(whole)}"):
         open_dataset(bucket).embeddings(["0-0"])
 
@@ -150,7 +150,7 @@ def test_two_writers_one_wins_each_shard(bucket):
     list_all(url)
     assert verify(url, deep=True).ok
     assert len(winners(open_dataset(bucket), 4)) == 4
-    assert not [name for name in as_place(url).names("shards") if name.endswith(".claim")]
+    assert not [name for name in open_store(url).names("shards") if name.endswith(".claim")]
 
 
 def test_a_dead_writers_claim_is_taken_over(bucket, monkeypatch):
@@ -159,18 +159,18 @@ def test_a_dead_writers_claim_is_taken_over(bucket, monkeypatch):
     claim = "shards/00000.json.claim"
     # On this machine a dead process is known at once; a number that another process has since is not taken for it.
     for process in ("999999999:1", f"{os.getpid()}:1"):
-        as_place(url).write(claim, json.dumps({"host": socket.gethostname(), "process": process}).encode())
+        open_store(url).write(claim, json.dumps({"host": socket.gethostname(), "process": process}).encode())
         begun = time.monotonic()
-        with as_place(url).claim("shards/00000.json"):
+        with open_store(url).claim("shards/00000.json"):
             pass
         assert time.monotonic() - begun < 30
     # On another one it is waited for, and taken over after the lease.
     monkeypatch.setattr(remote, "LEASE_S", 1.0)
-    as_place(url).write(claim, json.dumps({"host": "elsewhere", "process": "1:1"}).encode())
+    open_store(url).write(claim, json.dumps({"host": "elsewhere", "process": "1:1"}).encode())
     begun = time.monotonic()
     add_shard(url, 0, names(0))
     assert time.monotonic() - begun > 1
-    assert as_place(url).size(claim) is None
+    assert open_store(url).size(claim) is None
 
 
 def test_forked_reader(bucket):

@@ -13,11 +13,11 @@ from test_export import assert_says_the_same
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
-from dtsf.model.calibrator import SIGNS, Belief, clip_statistics, discount
+from dtsf.model.calibrator import SIGNS, EvidenceCalibrator, clip_statistics, discount
 from dtsf.model.config import ModelConfig
 from dtsf.model.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
-from dtsf.training.calibrate import Observed, fit_belief
+from dtsf.training.calibrate import Observed, fit_calibrator
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import divide
 
@@ -29,7 +29,7 @@ PROTOCOL = "cross-subject:5"
 def belief(seed, width=8, classes=5, channels=6):
     """One that is learnt, with anything for values."""
     torch.manual_seed(seed)
-    made = Belief(width, classes, channels)
+    made = EvidenceCalibrator(width, classes, channels)
     made.know({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
     made.know({"clip_mean_S": torch.randn(3 + channels), "clip_deviation_S": torch.rand(3 + channels) + 0.1})
     made.learn(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(len(SIGNS)))
@@ -93,7 +93,7 @@ def observed(n, seed, *, flat):
 def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
     seen, _ = observed(1500, 0, flat=2.0)
     new, lost = observed(4000, 1, flat=2.0)
-    sharpness, bias, weight = fit_belief(seen)
+    sharpness, bias, weight = fit_calibrator(seen)
     assert 1.7 < sharpness < 2.3
     assert weight[2] > 5 * weight[1]
     assert (weight >= 0).all()
@@ -106,7 +106,7 @@ def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
 
 def test_little_data_leaves_evidence_as_it_is():
     few, _ = observed(3, 0, flat=1.0)
-    _, _, weight = fit_belief(few)
+    _, _, weight = fit_calibrator(few)
     assert weight.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.6)
 
 

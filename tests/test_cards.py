@@ -9,7 +9,7 @@ from dtsf.errors import VideoError
 from dtsf.pipeline import gpu as cards
 from dtsf.pipeline import scheduler as engine
 from dtsf.pipeline import worker
-from dtsf.pipeline.gpu import decode_side_by_side, embed_together
+from dtsf.pipeline.gpu import decode_side_by_side, embed_batched
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest
 
 FILMS = 7
@@ -41,7 +41,7 @@ def decoded(n_decoders, films, clips_a_call):
         # Taken one by one, as a worker does: what is behind may be overwritten.
         return [
             (str(item), None) if isinstance(item, VideoError) else (item[1]["frame_index"], cells.copy())
-            for item, cells in embed_together(items, sums, clips_a_call)
+            for item, cells in embed_batched(items, sums, clips_a_call)
         ]
     finally:
         for decoder in decoders:
@@ -90,7 +90,7 @@ def test_a_worker_of_this_machine_takes_one_card_of_those_left_visible(monkeypat
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     for _ in range(2):
-        cards.take_card(number, 2, 4)
+        cards.select_gpu(number, 2, 4)
         assert os.environ["CUDA_VISIBLE_DEVICES"] == taken, "the same for every shard"
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(cards, "count_cards", lambda encoder: 1)
@@ -102,7 +102,7 @@ def test_a_worker_of_this_machine_takes_one_card_of_those_left_visible(monkeypat
 def test_each_worker_that_is_started_beside_cards_takes_its_own(monkeypatch):
     """Four on two cards: two a card."""
     taken = []
-    monkeypatch.setattr(engine, "take_card", lambda *said: taken.append(said))
+    monkeypatch.setattr(engine, "select_gpu", lambda *said: taken.append(said))
     monkeypatch.setattr(engine, "run_shard", lambda task, on_clip=None: None)
     started = engine._start_cluster
     monkeypatch.setattr(engine, "_start_cluster", lambda **settings: started(**settings | {"processes": False}))

@@ -11,7 +11,7 @@ from dtsf.model.network import DTSFNet
 from dtsf.model.tsm import motion_share
 from dtsf.predict.onnx import export_onnx
 from dtsf.training.checkpoint import load_checkpoint, load_network, save_checkpoint
-from dtsf.training.data import Groups, evaluation_batches, least_share
+from dtsf.training.data import Groups, evaluation_batches, min_motion_share
 
 T, H, C = 4, 6, 5
 ENERGY = {"canvas": "energy", "anchor": "frame", "pasted": "none", "readout": "ordered", "normalise": "data"}
@@ -82,7 +82,7 @@ def test_rounding_is_no_motion():
 @pytest.mark.parametrize("views", ["merged", "apart"])
 def test_a_covered_view_has_no_part_in_evaluation_and_its_part_in_training(fusion, views):
     net = network(fusion=fusion, views=views)
-    net.least_share_V.fill_(0.5)
+    net.min_motion_share_V.fill_(0.5)
     x_BVTHWC, mask_BV = swinging([[1.0, 0.1, 0.9]]), ALL
     said = net(x_BVTHWC, mask_BV)
     assert said.view_weights_BV[0, 1] == 0
@@ -102,7 +102,7 @@ def test_a_covered_view_has_no_part_in_evaluation_and_its_part_in_training(fusio
 
 def test_one_view_always_stays():
     net = network(1.0)
-    net.least_share_V.fill_(1.0)
+    net.min_motion_share_V.fill_(1.0)
     torch.manual_seed(2)
     x_BVTHWC = torch.cat(
         [torch.randn(40, 3, T, H, H, C), torch.randn(4, 3, T, H, H, C) * 1e-6, torch.zeros(1, 3, T, H, H, C)]
@@ -117,7 +117,7 @@ def test_one_view_always_stays():
 
 def test_a_camera_that_no_one_trained_with_is_never_left_out():
     net = network(1.0, views="apart")
-    net.least_share_V.copy_(torch.tensor([0.9, 0.0, 0.9]))
+    net.min_motion_share_V.copy_(torch.tensor([0.9, 0.0, 0.9]))
     assert (net(swinging([[1.0, 1e-3, 0.95]]), ALL).view_weights_BV > 0).all()
     # Nor is one beyond those that the network knows at all.
     four = net(swinging([[1.0, 0.1, 0.1, 1e-3]]), torch.ones(1, 4, dtype=torch.bool)).view_weights_BV[0] > 0
@@ -148,18 +148,18 @@ def test_the_least_share_comes_from_groups_of_several_views_alone():
     x_BVTHWC = swinging([[1.0, 0.5, 0.8], [1.0, 0.7, 0.4], [0.01, 0.0, 0.0]])
     row_GV = torch.tensor([[0, 1, 2], [3, -1, 5], [6, -1, -1]])
     groups = Groups(x_BVTHWC.flatten(0, 1).half(), row_GV, torch.zeros(3, dtype=torch.int64), ("a", "b", "c"))
-    torch.testing.assert_close(least_share(net, groups), torch.tensor([1.0, 0.5, 0.4]), rtol=2e-3, atol=0)
+    torch.testing.assert_close(min_motion_share(net, groups), torch.tensor([1.0, 0.5, 0.4]), rtol=2e-3, atol=0)
     # Every group is of one view: of no camera can anything be said, and none is ever left out.
     row_GV = torch.tensor([[0, -1, -1], [-1, 4, -1], [-1, 7, -1]])
     alone = Groups(groups.embeddings_NFHWC, row_GV, groups.label_G, groups.names)
-    assert least_share(net, alone).tolist() == [0.0, 0.0, 0.0]
+    assert min_motion_share(net, alone).tolist() == [0.0, 0.0, 0.0]
     of_one = Groups(groups.embeddings_NFHWC, torch.tensor([[0], [3]]), torch.zeros(2, dtype=torch.int64), ("a", "b"))
-    assert least_share(network(n_views=1), of_one).tolist() == [0.0]
+    assert min_motion_share(network(n_views=1), of_one).tolist() == [0.0]
 
 
 def test_a_checkpoint_from_before_there_were_covered_views_loads(tmp_path):
     net = network(0.0)
-    assert "least_share_V" not in net.state_dict()
+    assert "min_motion_share_V" not in net.state_dict()
     state = run_state(net)
     save_checkpoint(tmp_path / "last", state, net.state_dict(), {})
     file = tmp_path / "last/state.json"
@@ -170,23 +170,23 @@ def test_a_checkpoint_from_before_there_were_covered_views_loads(tmp_path):
     torch.testing.assert_close(opened(x_BVTHWC, ALL).view_weights_BV, net(x_BVTHWC, ALL).view_weights_BV)
     # One that leaves covered views out, and has not what it takes, is no run.
     save_checkpoint(tmp_path / "cut", run_state(network()), net.state_dict(), {})
-    with pytest.raises(CheckpointError, match="least_share_V"):
+    with pytest.raises(CheckpointError, match="min_motion_share_V"):
         load_network(load_checkpoint(tmp_path / "cut"))
 
 
 def test_the_measure_is_kept_in_the_checkpoint(tmp_path):
     net = network()
-    net.least_share_V.copy_(torch.tensor([0.3, 0.6, 0.9]))
+    net.min_motion_share_V.copy_(torch.tensor([0.3, 0.6, 0.9]))
     save_checkpoint(tmp_path / "last", run_state(net), net.state_dict(), {})
     opened = load_network(load_checkpoint(tmp_path / "last"))
-    assert opened.least_share_V.tolist() == net.least_share_V.tolist()
+    assert opened.min_motion_share_V.tolist() == net.min_motion_share_V.tolist()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("views", ["merged", "apart"])
 def test_an_exported_network_leaves_a_covered_view_out_as_pytorch_does(tmp_path, views):
     net = network(views=views)
-    net.least_share_V.copy_(torch.tensor([0.9, 0.8, 0.3]))
+    net.min_motion_share_V.copy_(torch.tensor([0.9, 0.8, 0.3]))
 
     export_onnx(net, run_state(net), tmp_path / "net.onnx")
     # In the first group no camera is covered, in the next ones another each, then nothing moves anywhere.

@@ -98,11 +98,11 @@ def test_scenes_are_the_backgrounds_only_where_every_clip_names_one():
 
 def test_hsic_names_scenes_by_background_or_by_clusters_of_what_stands_still(groups):
     room = torch.arange(18 * VIEWS) % ROOMS
-    by_cluster = Hsic(groups, 16, CLASSES, hsic=1, scene=1, scenes=ROOMS, seed=0).scene_N
+    by_cluster = Hsic(groups, 16, CLASSES, hsic=1, scene=1, scenes=ROOMS, seed=0).background_N
     used = groups.row_GV[groups.mask_GV]
     assert len(set(zip(room[used].tolist(), by_cluster[used].tolist(), strict=True))) == ROOMS
     named = Groups(groups.embeddings_NFHWC, groups.row_GV, groups.label_G, groups.names, room)
-    assert torch.equal(Hsic(named, 16, CLASSES, hsic=1, scene=1, scenes=8, seed=0).scene_N, room)
+    assert torch.equal(Hsic(named, 16, CLASSES, hsic=1, scene=1, scenes=8, seed=0).background_N, room)
 
 
 def test_hsic_trains_both_streams(groups, tmp_path):

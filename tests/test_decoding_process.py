@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from forked import alive, wait_until
 
-from dtsf.cache.records import Verdict
+from dtsf.cache.records import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
-from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, borrow_decoders, decode_all
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all, shared_decoders
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def hanging(tmp_path):
 
 
 def outcome(item):
-    return item.verdict if isinstance(item, VideoError) else Verdict(item[1]["verdict"])
+    return item.verdict if isinstance(item, VideoError) else Status(item[1]["verdict"])
 
 
 def child_of(decoder):
@@ -47,7 +47,7 @@ def test_frames_and_facts_are_those_of_decoding_here(videos, tmp_path):
     with Decoder(5, 96) as decoder:
         for request, item in zip(requests, decode_all(decoder, requests), strict=True):
             if request.path == missing:
-                assert outcome(item) == Verdict.UNREADABLE
+                assert outcome(item) == Status.UNREADABLE
                 assert str(missing) in str(item)
                 continue
             expected = decode_clip(request.path, 5, 96, span=request.span)
@@ -65,7 +65,7 @@ def test_a_hang_costs_its_clip_and_no_other(videos, hanging):
     requests = [DecodeRequest(path) for path in (videos[0], hanging, videos[1], videos[2])]
     with Decoder(4, 96, deadline=2.0) as decoder:
         items = [outcome(item) for item in decode_all(decoder, requests)]
-    assert items == [Verdict.OK, Verdict.TIMEOUT, Verdict.OK, Verdict.OK]
+    assert items == [Status.OK, Status.TIMEOUT, Status.OK, Status.OK]
 
 
 def kill_twice(decoder, how):
@@ -88,20 +88,20 @@ def test_a_crash_costs_its_clip_and_no_other(videos, hanging, how):
     requests = [DecodeRequest(path) for path in (videos[0], hanging, videos[1])]
     with Decoder(4, 96, deadline=60) as decoder:
         clips = decode_all(decoder, requests)
-        assert outcome(next(clips)) == Verdict.OK
+        assert outcome(next(clips)) == Status.OK
         killer = kill_twice(decoder, how)
         crashed = next(clips)
         killer.join()
-        assert outcome(crashed) == Verdict.CRASHED
+        assert outcome(crashed) == Status.CRASHED
         assert how.name in str(crashed)
-        assert outcome(next(clips)) == Verdict.OK
+        assert outcome(next(clips)) == Status.OK
 
 
 def test_a_clip_whose_child_was_killed_once_is_tried_again(videos, hanging):
     """It hangs until its child is gone, then there is a video in its place."""
     with Decoder(4, 96, deadline=60) as decoder:
         clips = decode_all(decoder, [DecodeRequest(path) for path in (videos[0], hanging, videos[1])])
-        assert outcome(next(clips)) == Verdict.OK
+        assert outcome(next(clips)) == Status.OK
         os.kill(child_of(decoder), signal.SIGKILL)
         hanging.unlink()
         hanging.symlink_to(videos[2])
@@ -114,7 +114,7 @@ def test_a_clip_whose_child_was_killed_once_is_tried_again(videos, hanging):
 def test_a_clip_past_its_deadline_is_not_tried_again(videos, hanging):
     with Decoder(4, 96, deadline=1.5) as decoder:
         begun = time.monotonic()
-        assert outcome(next(decode_all(decoder, [DecodeRequest(hanging)]))) == Verdict.TIMEOUT
+        assert outcome(next(decode_all(decoder, [DecodeRequest(hanging)]))) == Status.TIMEOUT
         assert time.monotonic() - begun < 2.9
 
 
@@ -202,12 +202,12 @@ def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(vi
     from dtsf.pipeline.video import decoder_process as module
 
     module._kept_decoders.cache_clear()
-    with borrow_decoders(4, 96, 60.0, "fast") as (kept,):
+    with shared_decoders(4, 96, 60.0, "fast") as (kept,):
         clips = decode_all(kept, [DecodeRequest(path) for path in videos])
-        assert outcome(next(clips)) == Verdict.OK
+        assert outcome(next(clips)) == Status.OK
         first = child_of(kept)
     # The second clip was under way and never fetched: its answer must not be taken for the next shard's first.
-    with borrow_decoders(4, 96, 60.0, "fast") as (again,):
+    with shared_decoders(4, 96, 60.0, "fast") as (again,):
         assert again is kept
         [(frames, _)] = list(decode_all(again, [DecodeRequest(videos[3])]))
         np.testing.assert_array_equal(frames, decode_clip(videos[3], 4, 96).frames)

@@ -9,13 +9,13 @@ from folders import touch
 from dtsf.errors import DataError, SourceError
 from dtsf.pipeline import files
 from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.files import VIDEO_ENDINGS, LeftOut, walk_files
+from dtsf.pipeline.files import VIDEO_ENDINGS, SkippedFiles, walk_files
 
 GBK = b"\xb6\xaf\xd7\xf7"
 
 
 def walked(root):
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     return [f"{folder}/{name}".lstrip("/") for folder, name in walk_files(root, left_out)], left_out.notes()
 
 

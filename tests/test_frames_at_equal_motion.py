@@ -9,7 +9,7 @@ from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.training.augment import AugmentConfig, choose_moments
 from dtsf.training.data import Groups, evaluation_batches, training_batches, training_source
-from dtsf.training.frame_sampling import evenly_spaced, motion_clock, read_frames
+from dtsf.training.frame_sampling import cumulative_motion, evenly_spaced, read_frames
 
 
 def _clip(position_F):
@@ -21,7 +21,7 @@ def _clip(position_F):
 def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_frames, pace, seed):
     x = torch.randn(3, n_cached, 2, 2, 4, generator=torch.Generator().manual_seed(seed))
     if n_cached > 1:
-        clock = motion_clock(x, pace)
+        clock = cumulative_motion(x, pace)
         assert (clock[:, 0] == 0).all()
         torch.testing.assert_close(clock[:, -1], torch.ones(3))
         assert (clock.diff(dim=1) >= 0).all()
@@ -54,7 +54,7 @@ def test_late_start_and_pause_disappear_by_motion_and_stay_by_time():
 
 
 def test_clip_in_which_nothing_moves_runs_by_time():
-    torch.testing.assert_close(motion_clock(torch.ones(1, 5, 2, 2, 3), 1.0), torch.linspace(0, 1, 5).unsqueeze(0))
+    torch.testing.assert_close(cumulative_motion(torch.ones(1, 5, 2, 2, 3), 1.0), torch.linspace(0, 1, 5).unsqueeze(0))
 
 
 def test_moments_without_augmentation_are_evaluations_and_with_it_stay_in_order_inside_the_clip():
@@ -85,7 +85,7 @@ def test_batches_hold_what_each_clip_read_by_itself_says_and_absent_views_do_no_
         # Slowly, from the definition.
         clip = groups.embeddings_NFHWC[row].double()
         if pace:
-            clock = motion_clock(groups.embeddings_NFHWC[row][None], pace)[0].double()
+            clock = cumulative_motion(groups.embeddings_NFHWC[row][None], pace)[0].double()
             wanted = [interpolated(clip, clock, (t + 0.5) / 5) for t in range(5)]
             torch.testing.assert_close(frames.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 
 from dtsf.model.config import ModelConfig
-from dtsf.model.evidence import dirichlet, pool_opinions, probabilities, uncertainty
+from dtsf.model.evidence import average_branches, dirichlet, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.data import Groups, energy_mean, principal_directions, training_batches, training_source
@@ -69,9 +69,9 @@ def test_the_picture_of_all_cameras_is_silent_where_views_are_not_in_the_places_
 def test_shares_are_those_of_the_recipe():
     net, x = network(views="both", joint=0.25, signed=0.2), canvases()
     output = net(x)
-    wanted = pool_opinions(output.opinions_SBK, torch.tensor([0.6, 0.2, 0.2]))
+    wanted = average_branches(output.opinions_SBK, torch.tensor([0.6, 0.2, 0.2]))
     torch.testing.assert_close(output.logits_BK, wanted, atol=1e-4, rtol=1e-4)
-    views = pool_opinions(output.view_opinions_SBVK, torch.tensor([0.75, 0.25]))
+    views = average_branches(output.view_opinions_SBVK, torch.tensor([0.75, 0.25]))
     torch.testing.assert_close(output.view_logits_BVK, views, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(output.view_weights_BV.sum(1), torch.ones(2))
 
@@ -102,18 +102,18 @@ def test_snapshot_tokens_show_another_view_and_cover_nothing():
 def test_a_pool_is_the_logarithmic_one_and_is_unsure_where_opinions_differ():
     logits = torch.randn(2, 50, K, generator=torch.Generator().manual_seed(0)) * 6
     share = torch.tensor([0.7, 0.3])
-    alpha, pooled = dirichlet(logits), dirichlet(pool_opinions(logits, share))
+    alpha, pooled = dirichlet(logits), dirichlet(average_branches(logits, share))
     wanted = (share.view(2, 1, 1) * probabilities(alpha).log()).sum(0).softmax(-1)
     torch.testing.assert_close(probabilities(pooled), wanted, atol=1e-5, rtol=1e-4)
     assert (pooled >= 1).all()
     usual = (share.view(2, 1) * alpha.sum(-1).log()).sum(0).exp()
     assert (pooled.sum(-1) <= usual * (1 + 1e-4)).all()
-    same = pool_opinions(logits[:1].expand(2, -1, -1), share)
+    same = average_branches(logits[:1].expand(2, -1, -1), share)
     torch.testing.assert_close(dirichlet(same), alpha[0], atol=1e-4, rtol=1e-3)
     opposed = torch.tensor([[[9.0, 0.0, 0.0]], [[0.0, 9.0, 0.0]]])
     agreed = opposed[:1].expand(2, -1, -1)
     half = torch.tensor([0.5, 0.5])
-    assert uncertainty(dirichlet(pool_opinions(opposed, half))) > 1.3 * uncertainty(dirichlet(pool_opinions(agreed, half)))
+    assert uncertainty(dirichlet(average_branches(opposed, half))) > 1.3 * uncertainty(dirichlet(average_branches(agreed, half)))
 
 
 @pytest.mark.parametrize("views", ["apart", "both"])

@@ -11,8 +11,8 @@ from dtsf.cache.spec import DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
-from dtsf.training.auto_size import sized
-from dtsf.training.recipe import load_recipe, recipe_names, usual_recipe
+from dtsf.training.auto_size import resolve_auto
+from dtsf.training.recipe import default_recipe, load_recipe, recipe_names
 
 KINDS = {"ntu60": "ntu", "ntu120": "ntu", "nucla-paper": "nucla", "demo": "nucla"}
 
@@ -94,7 +94,7 @@ def test_usual_recipe(tmp_path, kind, classes, encoder, protocol, name):
     names = tuple(map(str, range(classes)))
     spec = api.open_cache(draw(tmp_path)).spec.model_copy(update={"encoder": encoder})
     info = DatasetInfo(dataset=kind, name="x", class_names=names, view_names=("1", "2"))
-    chosen, why = usual_recipe(info, spec, protocol)
+    chosen, why = default_recipe(info, spec, protocol)
     assert chosen == name
     assert why
     # What is chosen must not be refused by the protocol it was chosen for.
@@ -142,12 +142,12 @@ def test_a_recipe_takes_what_it_extends_and_changes_what_it_says(tmp_path):
 
 def test_size_follows_the_clips_where_the_recipe_leaves_it_and_not_where_it_says():
     auto = load_recipe("default", ["model.width=auto", "model.depth=auto", "train.epochs=auto"])
-    sizes = [sized(auto, clips) for clips in (1, 60, 333, 900, 2000, 40_000)]
+    sizes = [resolve_auto(auto, clips) for clips in (1, 60, 333, 900, 2000, 40_000)]
     widths, epochs = [r.model.width for r in sizes], [r.train.epochs for r in sizes]
     assert widths == sorted(widths)
     assert epochs == sorted(epochs, reverse=True)
     assert all(width % 32 == 0 for width in widths)
     assert [r.model.depth for r in sizes] == sorted(r.model.depth for r in sizes)
-    assert sized(sizes[0], 40_000) == sizes[0]
+    assert resolve_auto(sizes[0], 40_000) == sizes[0]
     fixed = load_recipe("default", ["model.width=48", "model.depth=3", "train.epochs=5"])
-    assert sized(fixed, 9) == fixed
+    assert resolve_auto(fixed, 9) == fixed

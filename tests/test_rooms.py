@@ -3,7 +3,7 @@
 import torch
 
 from dtsf.model.tsm import motion_energy
-from dtsf.training.background_swap import exchange_rooms, hide_views, share_of_mover
+from dtsf.training.background_swap import occlude_views, share_of_mover, swap_backgrounds
 
 B, V, T, H, R = 6, 3, 8, 6, 4
 
@@ -23,7 +23,7 @@ ALL = torch.ones(B, V, dtype=torch.bool)
 def test_the_room_is_anothers_and_the_mover_stays_where_and_when_it_was():
     torch.manual_seed(0)
     x = clips()
-    exchanged = exchange_rooms(x, ALL, 1.0)
+    exchanged = swap_backgrounds(x, ALL, 1.0)
     still = share_of_mover(x.flatten(0, 1)).view(B, V, T, H, H) == 0
     rooms = x.mean(2).flatten(0, 1)
     # Where nobody ever is, each clip shows one clip's room, and together they show every room once.
@@ -41,7 +41,7 @@ def test_the_room_is_anothers_and_the_mover_stays_where_and_when_it_was():
 def test_where_somebody_moves_most_the_clip_is_what_it_was():
     torch.manual_seed(0)
     x = clips()
-    exchanged = exchange_rooms(x, ALL, 1.0)
+    exchanged = swap_backgrounds(x, ALL, 1.0)
     most = share_of_mover(x.flatten(0, 1)).view(B, V, T, H, H) == 1
     assert most.flatten(2).any(-1).all()
     torch.testing.assert_close(exchanged[most], x[most])
@@ -52,18 +52,18 @@ def test_only_a_share_is_exchanged_and_absent_views_neither_give_nor_get():
     x, mask = clips(), ALL.clone()
     mask[:, 1] = False
     x[:, 1] = torch.nan
-    exchanged = exchange_rooms(x, mask, 0.5)
+    exchanged = swap_backgrounds(x, mask, 0.5)
     assert exchanged[:, 1].isnan().all()
     assert not exchanged[:, ::2].isnan().any()
     changed = (exchanged != x)[:, ::2].flatten(2).any(-1).float().mean()
     assert 0 < changed < 1
-    assert torch.equal(exchange_rooms(clips(), ALL, 0.0), clips())
+    assert torch.equal(swap_backgrounds(clips(), ALL, 0.0), clips())
 
 
 def test_a_hidden_view_keeps_its_room_and_loses_its_motion_and_one_always_sees():
     torch.manual_seed(0)
     x = clips()
-    hidden = hide_views(x, ALL, 1.0)
+    hidden = occlude_views(x, ALL, 1.0)
     changed = (hidden != x).flatten(2).any(-1)
     assert (changed.sum(1) == V - 1).all()
     motion = [(y - y.mean(2, keepdim=True)).norm(dim=-1).sum((2, 3, 4)) for y in (x, hidden)]
@@ -78,5 +78,5 @@ def test_a_hidden_view_keeps_its_room_and_loses_its_motion_and_one_always_sees()
 def test_a_view_alone_is_never_hidden():
     x, mask = clips(), torch.zeros_like(ALL)
     mask[:, 2] = True
-    assert torch.equal(hide_views(x, mask, 1.0), x)
-    assert torch.equal(hide_views(x, ALL, 0.0), x)
+    assert torch.equal(occlude_views(x, mask, 1.0), x)
+    assert torch.equal(occlude_views(x, ALL, 0.0), x)

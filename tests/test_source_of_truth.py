@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dtsf.cache.compact import compact
 from dtsf.cache.documents import read_records
 from dtsf.cache.reader import open_place
-from dtsf.cache.store import as_place
+from dtsf.cache.store import open_store
 from dtsf.cache.verify import verify
 from dtsf.files import write as commit
 from dtsf.pipeline.datasets import read_catalog
@@ -213,7 +213,7 @@ class SourceMachine(RuleBasedStateMachine):
             for content, start in self.computed
             if (xxhash.xxh3_128_hexdigest(content), float(start) if start else None) in listed
         }
-        data = open_place(as_place(self.cache / "manifest"))
+        data = open_place(open_store(self.cache / "manifest"))
         named = {(shard, record.key) for shard, record in data.records.values()}
         assert named == {(n, record.key) for n, shard in data.shards.items() for record in shard.clips}
         assert verify(self.cache / "manifest", deep=True).ok
@@ -222,7 +222,7 @@ class SourceMachine(RuleBasedStateMachine):
     def stage_2_sees_what_is_true(self):
         if self.seen is None:
             return
-        data = open_place(as_place(self.cache / "manifest"))
+        data = open_place(open_store(self.cache / "manifest"))
         names, views = data.info.class_names, data.info.view_names
         told = Counter()
         for clip in (*data.clips, *(one.clip for one in data.bad)):
@@ -234,7 +234,7 @@ class SourceMachine(RuleBasedStateMachine):
     def rows_are_those_of_a_fresh_cache(self):
         if self.seen is None or self.seen != self.table:
             return
-        data = open_place(as_place(self.cache / "manifest"))
+        data = open_place(open_store(self.cache / "manifest"))
         for clip in data.clips:
             record = data.records[clip.id][1]
             path = self.root / clip.path

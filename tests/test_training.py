@@ -23,7 +23,7 @@ from dtsf.training import log as record
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import Groups
 from dtsf.training.distributed import World, epoch_plan
-from dtsf.training.early_stop import held_out_score, noted
+from dtsf.training.early_stop import held_out_score, update_best
 from dtsf.training.holdout import hold_out
 from dtsf.training.losses import uncertain_cross_entropy
 from dtsf.training.optim import adamw, parameter_groups, schedule, update_average
@@ -255,10 +255,10 @@ def test_early_stop_keeps_the_best_epochs_weights(tmp_path):
 
 def test_an_epoch_that_diverged_is_never_the_best():
     state = RunState.model_construct(epoch=1, best_epoch=None, best_loss=None)
-    assert noted(state, float("nan")).best_epoch is None
-    assert noted(state, 2.0).best_epoch == 1
+    assert update_best(state, float("nan")).best_epoch is None
+    assert update_best(state, 2.0).best_epoch == 1
     later = state.model_copy(update={"epoch": 5, "best_epoch": 3, "best_loss": 1.0})
-    assert [noted(later, loss).best_epoch for loss in (float("nan"), 1.0, 0.9)] == [3, 3, 5]
+    assert [update_best(later, loss).best_epoch for loss in (float("nan"), 1.0, 0.9)] == [3, 3, 5]
 
 
 def test_watching_changes_nothing_of_the_training(tmp_path):

@@ -15,7 +15,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.training.adapt import Adapted, training_streams
 from dtsf.training.data import evaluation_batches, load_groups
-from dtsf.training.open_set import tell_apart
+from dtsf.training.open_set import open_set_metrics
 
 WORDS = ["train.epochs=8", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
 PROTOCOL = "cross-subject:5"
@@ -27,7 +27,7 @@ def test_auroc_and_fpr_are_those_of_scikit_learn(seed, n_known, n_unknown, ties)
     known, unknown = rng.random(n_known), (rng.random(n_unknown) + 0.2).clip(max=1)
     if ties:
         known, unknown = known.round(1), unknown.round(1)
-    found = tell_apart("x", "x", torch.tensor(known), torch.tensor(unknown))
+    found = open_set_metrics("x", "x", torch.tensor(known), torch.tensor(unknown))
     is_known = np.r_[np.ones(n_known), np.zeros(n_unknown)]
     certainty = -np.r_[known, unknown]
     assert found.auroc == pytest.approx(roc_auc_score(is_known, certainty), abs=1e-6)

@@ -15,23 +15,23 @@ from pydantic import Field
 
 from dtsf.cache.layout import CATALOG, leaves_folder
 from dtsf.cache.records import BadClip, Clip, ClipRecord, Frozen, part_of
-from dtsf.cache.seal import read_sealed, sealed
+from dtsf.cache.seal import dump_with_checksum, read_with_checksum
 from dtsf.cache.spec import DatasetInfo
-from dtsf.cache.store import as_place
+from dtsf.cache.store import open_store
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from dtsf.cache.documents import Where
-    from dtsf.cache.spec import About, ShardRecord
+    from dtsf.cache.spec import DatasetMetadata, ShardRecord
 
     Computed = Mapping[str, tuple[int, ClipRecord]]
 
 State = Literal["", "missing", "unreachable", "waiting"]
 
 
-class Listed(Frozen):
+class CatalogEntry(Frozen):
     """One clip as the last ``preprocess`` found it, and by which key its row is known."""
 
     clip: Clip
@@ -56,7 +56,7 @@ class CatalogDocument(Frozen):
     """``catalog.json``."""
 
     info: DatasetInfo
-    clips: tuple[Listed, ...]
+    clips: tuple[CatalogEntry, ...]
     """In the order of their ids."""
     notes: tuple[str, ...] = ()
     """What a person should know of the source: files and folders that could not be read, groups that lack a camera."""
@@ -74,16 +74,16 @@ class CatalogDocument(Frozen):
         return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
-def read_catalog(where: Where, about: About, shards: Sequence[ShardRecord] = ()) -> CatalogDocument | None:
+def read_catalog(where: Where, about: DatasetMetadata, shards: Sequence[ShardRecord] = ()) -> CatalogDocument | None:
     """What is true of a data set now; None where no ``preprocess`` has come so far. ``shards``: its records: those of layouts 1
     and 2 say what the clips are, until a catalog is written. Raises CacheError: damaged, or at odds with itself.
     """
-    place = as_place(where)
+    place = open_store(where)
     data = place.read(CATALOG)
     if data is None:
         return derive_catalog(about, shards)
     try:
-        document = read_sealed(data, CatalogDocument, f"{place}/{CATALOG}")
+        document = read_with_checksum(data, CatalogDocument, f"{place}/{CATALOG}")
         check_catalog(document, f"{place}/{CATALOG}")
     except CacheError as error:
         raise CacheError(
@@ -96,14 +96,14 @@ def write_catalog(where: Where, document: CatalogDocument) -> None:
     """Replace the catalog, whole: a reader sees the old one or the new one. The same one is not written again. Raises
     CacheError: it is at odds with itself, or the place refuses.
     """
-    place = as_place(where)
+    place = open_store(where)
     check_catalog(document, f"the catalog of {place}")
-    data = sealed(document)
+    data = dump_with_checksum(document)
     if place.read(CATALOG) != data:
         place.write(CATALOG, data)
 
 
-def derive_catalog(about: About, shards: Sequence[ShardRecord]) -> CatalogDocument | None:
+def derive_catalog(about: DatasetMetadata, shards: Sequence[ShardRecord]) -> CatalogDocument | None:
     """The catalog that the records of layouts 1 and 2 amount to: the newest record of each clip says what it is."""
     if not isinstance(about.info, DatasetInfo):
         return None
@@ -111,7 +111,7 @@ def derive_catalog(about: About, shards: Sequence[ShardRecord]) -> CatalogDocume
     for shard in sorted(shards, key=lambda record: record.shard):
         newest |= {record.clip.id: record for record in shard.clips if record.clip is not None}
     clips = [
-        Listed(clip=record.clip, key=record.key, bytes=record.source.bytes, mtime_ns=record.source.mtime_ns)
+        CatalogEntry(clip=record.clip, key=record.key, bytes=record.source.bytes, mtime_ns=record.source.mtime_ns)
         for _, record in sorted(newest.items())
         if record.clip is not None
     ]

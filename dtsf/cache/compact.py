@@ -12,13 +12,13 @@ import numpy as np
 
 from dtsf.cache.catalog import join, newest_records, read_catalog
 from dtsf.cache.convert import rows_of_shard
-from dtsf.cache.documents import read_about, read_marks, read_records, storage_format
-from dtsf.cache.layout import array_shapes, record_name, redo_name
-from dtsf.cache.lock import only_writer
+from dtsf.cache.documents import read_marks, read_metadata, read_records, storage_format
+from dtsf.cache.layout import array_shapes, damaged_name, record_name
+from dtsf.cache.lock import write_lock
 from dtsf.cache.reader import CachedDataset
 from dtsf.cache.records import Frozen
 from dtsf.cache.spec import ShardRecord
-from dtsf.cache.store import as_place
+from dtsf.cache.store import open_store
 from dtsf.cache.writer import extend, sweep, write_shard
 from dtsf.errors import CacheError
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from dtsf.cache.documents import Where
     from dtsf.cache.records import ClipRecord
-    from dtsf.cache.remote import RemoteFolder
-    from dtsf.cache.store import LocalFolder
+    from dtsf.cache.remote import RemoteStore
+    from dtsf.cache.store import LocalStore
 
 
 class Compaction(Frozen):
@@ -45,10 +45,10 @@ def compact(where: Where, *, on_progress: Callable[[int, int], None] | None = No
     """Remove rows and verdicts that the catalog does not name, and keep every other byte of every row. Raises CacheError: there
     is no catalog, or a shard that must be read is damaged.
     """
-    place = as_place(where)
-    with only_writer(place):
+    place = open_store(where)
+    with write_lock(place):
         sweep(place)
-        about = read_about(place)
+        about = read_metadata(place)
         records = read_records(place, about)
         catalog = read_catalog(place, about, records)
         if catalog is None:
@@ -80,7 +80,7 @@ def compact(where: Where, *, on_progress: Callable[[int, int], None] | None = No
             _remove(place, shard)
         for mark in marks:
             if not any(record.key in {entry.key for entry in catalog.clips} for record in mark.clips):
-                place.remove(redo_name(mark.shard))
+                place.remove(damaged_name(mark.shard))
     before, after = _size(records), _size(read_records(place, about))
     return Compaction(
         rows=sum(shard.rows for shard in records) - sum(shard.rows for shard in read_records(place, about)),
@@ -121,8 +121,8 @@ def _packed(
         yield whole()
 
 
-def _remove(place: LocalFolder | RemoteFolder, shard: ShardRecord) -> None:
-    kind = storage_format((about := read_about(place)).format, about.compress)
+def _remove(place: LocalStore | RemoteStore, shard: ShardRecord) -> None:
+    kind = storage_format((about := read_metadata(place)).format, about.compress)
     with place.claim(record_name(shard.shard)):
         place.remove(record_name(shard.shard))
         for name in kind.data_files(about, shard.shard):

@@ -8,11 +8,11 @@ import numpy as np
 import xxhash
 
 from dtsf.cache.catalog import read_catalog, write_catalog
-from dtsf.cache.documents import FORMATS, read_about, read_records
+from dtsf.cache.documents import FORMATS, read_metadata, read_records
 from dtsf.cache.layout import array_shapes, fill
-from dtsf.cache.lock import only_writer
+from dtsf.cache.lock import write_lock
 from dtsf.cache.reader import CachedDataset
-from dtsf.cache.store import LocalFolder, as_place
+from dtsf.cache.store import LocalStore, open_store
 from dtsf.cache.writer import create_or_open, extend, sweep, write_shard
 from dtsf.errors import CacheError
 from dtsf.files.memory import refuse_unless_fits
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtsf.cache.documents import Where
-    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.remote import RemoteStore
     from dtsf.cache.spec import ShardRecord
 
 
@@ -45,26 +45,24 @@ def convert(
             lacks it.
         dtype: ``float16`` or ``float32`` of the embeddings; the source's if left out. Another one is another fingerprint.
     """
-    ours, theirs = as_place(source), as_place(target)
+    ours, theirs = open_store(source), open_store(target)
     if str(ours.absolute()) == str(theirs.absolute()) or (
-        isinstance(ours, LocalFolder)
-        and isinstance(theirs, LocalFolder)
-        and ours.path.resolve() == theirs.path.resolve()
+        isinstance(ours, LocalStore) and isinstance(theirs, LocalStore) and ours.path.resolve() == theirs.path.resolve()
     ):
         raise CacheError(f"{ours} cannot be converted onto itself: name another folder")
-    with only_writer(theirs):
+    with write_lock(theirs):
         return _convert(ours, theirs, format, compress, dtype, on_progress)
 
 
 def _convert(
-    ours: LocalFolder | RemoteFolder,
-    theirs: LocalFolder | RemoteFolder,
+    ours: LocalStore | RemoteStore,
+    theirs: LocalStore | RemoteStore,
     format: str | None,  # noqa: A002
     compress: str | None,
     dtype: str | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> int:
-    about = read_about(ours)
+    about = read_metadata(ours)
     shards = read_records(ours, about)
     chosen = format or about.format
     if chosen in FORMATS and compress is None:

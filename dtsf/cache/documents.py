@@ -10,10 +10,10 @@ import xxhash
 
 from dtsf.cache import hdf5_format as hdf5_store
 from dtsf.cache import zarr_format as zarr_store
-from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, record_name, redo_name
-from dtsf.cache.seal import read_sealed
-from dtsf.cache.spec import LAYOUT, SCHEMA_VERSION, About, Extent, FileRecord, Part, ShardRecord
-from dtsf.cache.store import LocalFolder, as_place
+from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, damaged_name, record_name
+from dtsf.cache.seal import read_with_checksum
+from dtsf.cache.spec import LAYOUT, SCHEMA_VERSION, DatasetMetadata, FileRecord, Part, PublishedFiles, ShardRecord
+from dtsf.cache.store import LocalStore, open_store
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.remote import RemoteStore
 
-    Where = str | Path | LocalFolder | RemoteFolder
+    Where = str | Path | LocalStore | RemoteStore
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class StorageFormat:
     """The small interface behind which the formats are."""
 
     compressions: tuple[str, ...]
-    data_files: Callable[[About, int], tuple[str, ...]]
+    data_files: Callable[[DatasetMetadata, int], tuple[str, ...]]
     """Shard -> names of its files."""
-    encode: Callable[[About, int, Mapping[str, np.ndarray]], tuple[dict[str, bytes], dict[str, Part]]]
+    encode: Callable[[DatasetMetadata, int, Mapping[str, np.ndarray]], tuple[dict[str, bytes], dict[str, Part]]]
     """Rows of a shard -> bytes of its files, and where each array is in them."""
     decode: Callable[[memoryview, np.ndarray], None]
     """Decompress one array of a shard into an array of the right size."""
-    metadata: Callable[[About, int], dict[str, bytes]]
+    metadata: Callable[[DatasetMetadata, int], dict[str, bytes]]
     """The files that show so many shards to other programs."""
 
 
@@ -59,24 +59,24 @@ def storage_format(name: str, compress: str) -> StorageFormat:
 
 def is_dataset(where: Where) -> bool:
     """Whether a data set that dtsf made is there; one whose description is damaged is one too, and opening it says so."""
-    place = as_place(where)
+    place = open_store(where)
     try:
         if place.size(ABOUT) is None:
-            read_about(place, check=False)
+            read_metadata(place, check=False)
     except CacheError:
         return False
     return True
 
 
-def read_about(where: Where, *, check: bool = True) -> About:
+def read_metadata(where: Where, *, check: bool = True) -> DatasetMetadata:
     """What a data set says of itself.
 
     Raises CacheError: no dtsf cache, damaged, or of a version that this dtsf does not read.
     """
-    place = as_place(where)
+    place = open_store(where)
     data = place.read(ABOUT)
     if data is not None:
-        return parse_about(data, f"{place}/{ABOUT}", check=check)
+        return parse_metadata(data, f"{place}/{ABOUT}", check=check)
     group = place.read("zarr.json")
     if group is None:
         raise CacheError(f"{place} is not a dtsf cache: it has no {ABOUT}")
@@ -87,10 +87,10 @@ def read_about(where: Where, *, check: bool = True) -> About:
         raise CacheError(f"{place} is not a dtsf cache: {type(error).__name__}: {error}") from error
     if layout != 1 and check:
         raise CacheError(f"{place} has lost its {ABOUT}: run dtsf cache repair {place}")
-    return parse_about(json.dumps(held).encode(), f"{place}/zarr.json", check=check, required=False)
+    return parse_metadata(json.dumps(held).encode(), f"{place}/zarr.json", check=check, required=False)
 
 
-def parse_about(data: bytes, where: str, *, check: bool = True, required: bool = True) -> About:
+def parse_metadata(data: bytes, where: str, *, check: bool = True, required: bool = True) -> DatasetMetadata:
     """Parse what a data set says of itself; ``check`` refuses what this dtsf cannot read. Raises CacheError: damaged, or
     another version.
     """
@@ -100,13 +100,13 @@ def parse_about(data: bytes, where: str, *, check: bool = True, required: bool =
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CacheError(f"{where} is damaged: {type(error).__name__}: {error}") from error
     if not check:
-        return About.model_construct(**{name: held.get(name) for name in About.model_fields})
+        return DatasetMetadata.model_construct(**{name: held.get(name) for name in DatasetMetadata.model_fields})
     if schema != SCHEMA_VERSION or layout not in range(1, LAYOUT + 1):
         raise CacheError(
             f"{where} has cache schema version {schema} and layout {layout}, this dtsf reads schema version "
             f"{SCHEMA_VERSION} and layouts 1 to {LAYOUT}: make it again with dtsf preprocess --overwrite"
         )
-    about = read_sealed(data, About, where, required=required)
+    about = read_with_checksum(data, DatasetMetadata, where, required=required)
     if about.fingerprint != about.spec.fingerprint():
         raise CacheError(f"{where} is damaged: its fingerprint is not that of its spec")
     storage_format(about.format, about.compress)
@@ -114,10 +114,10 @@ def parse_about(data: bytes, where: str, *, check: bool = True, required: bool =
     return about
 
 
-def parse_record(about: About, data: bytes, shard: int, where: str) -> ShardRecord:
+def parse_record(about: DatasetMetadata, data: bytes, shard: int, where: str) -> ShardRecord:
     """Parse and check a commit record. Raises CacheError: damaged, of another place, or untrue."""
     try:
-        record = read_sealed(data, ShardRecord, f"commit record {where}", required=about.layout > 1)
+        record = read_with_checksum(data, ShardRecord, f"commit record {where}", required=about.layout > 1)
     except CacheError as error:
         raise CacheError(f"{error}: run dtsf cache repair, then dtsf preprocess") from error
     if record.shard != shard:
@@ -137,28 +137,28 @@ def parse_record(about: About, data: bytes, shard: int, where: str) -> ShardReco
 
 def shard_numbers(where: Where, suffix: str = ".json") -> list[int]:
     """Numbers of the shards that have a commit record (or, with ``.redo``, a mark), whether it can be read or not."""
-    stems = [name.removesuffix(suffix) for name in as_place(where).names("shards") if name.endswith(suffix)]
+    stems = [name.removesuffix(suffix) for name in open_store(where).names("shards") if name.endswith(suffix)]
     return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and stem == f"{int(stem):05d}")
 
 
-def read_records(where: Where, about: About | None = None) -> list[ShardRecord]:
+def read_records(where: Where, about: DatasetMetadata | None = None) -> list[ShardRecord]:
     """All commit records, in the order of shards. Raises CacheError: a record cannot be read, belongs to another place or
     cannot be true.
     """
-    place = as_place(where)
-    about = about or read_about(place)
+    place = open_store(where)
+    about = about or read_metadata(place)
     return _records(place, about, shard_numbers(place), record_name)
 
 
-def read_marks(where: Where, about: About) -> list[ShardRecord]:
+def read_marks(where: Where, about: DatasetMetadata) -> list[ShardRecord]:
     """Records of shards that were committed, found damaged and not made again since."""
-    place = as_place(where)
+    place = open_store(where)
     committed = set(shard_numbers(place))
-    return _records(place, about, [n for n in shard_numbers(place, ".redo") if n not in committed], redo_name)
+    return _records(place, about, [n for n in shard_numbers(place, ".redo") if n not in committed], damaged_name)
 
 
 def _records(
-    place: LocalFolder | RemoteFolder, about: About, numbers: list[int], name_of: Callable[[int], str]
+    place: LocalStore | RemoteStore, about: DatasetMetadata, numbers: list[int], name_of: Callable[[int], str]
 ) -> list[ShardRecord]:
     records = []
     for shard in numbers:
@@ -168,11 +168,11 @@ def _records(
     return records
 
 
-def read_extent(where: Where) -> Extent | None:
+def read_published_files(where: Where) -> PublishedFiles | None:
     """How far the files for other programs reach; None for layout 1. Raises CacheError: damaged."""
-    place = as_place(where)
+    place = open_store(where)
     data = place.read(EXTENT)
-    return None if data is None else read_sealed(data, Extent, f"{place}/{EXTENT}")
+    return None if data is None else read_with_checksum(data, PublishedFiles, f"{place}/{EXTENT}")
 
 
 def file_record(data: bytes) -> FileRecord:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.layout import AXES, ROWS, UNITS, array_shapes, fill, padded
+from dtsf.cache.layout import AXES, ROWS, UNITS, array_shapes, fill, pad_shard
 from dtsf.cache.spec import Part
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dtsf.cache.spec import About
+    from dtsf.cache.spec import DatasetMetadata
 
 COMPRESSIONS = ("none", "gzip")
 LEVEL = 4
@@ -28,19 +28,21 @@ VIRTUAL = "dataset.h5"
 PAGE = 4096
 
 
-def data_files(about: About, shard: int) -> tuple[str, ...]:  # noqa: ARG001 - the other format needs it
+def data_files(about: DatasetMetadata, shard: int) -> tuple[str, ...]:  # noqa: ARG001 - the other format needs it
     """Files of one shard."""
     return (f"shards/{shard:05d}.h5",)
 
 
-def encode(about: About, shard: int, rows: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], dict[str, Part]]:
+def encode(
+    about: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]
+) -> tuple[dict[str, bytes], dict[str, Part]]:
     """The shard's files, and where each array is in them."""
     (name,) = data_files(about, shard)
     parts = {}
     compressed: dict[str, Any] = {"compression": "gzip", "compression_opts": LEVEL}
     with _in_memory() as file:
         for array, values in rows.items():
-            whole = padded(values, array, about.shard_size)
+            whole = pad_shard(values, array, about.shard_size)
             # The chunk must be the whole array; an empty axis has no chunks.
             made = file.create_dataset(
                 array, data=whole, **({"chunks": whole.shape, **compressed} if about.compress == "gzip" else {})
@@ -78,7 +80,7 @@ def decode(data: memoryview, out: np.ndarray) -> None:
     flat[:] = np.frombuffer(values, np.uint8)
 
 
-def metadata(about: About, n_shards: int) -> dict[str, bytes]:
+def metadata(about: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
     """The virtual file that shows ``n_shards`` shards as one array of each name; a shard that is not there reads as fill."""
     import h5py  # type: ignore[import-untyped]
 

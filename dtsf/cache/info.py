@@ -11,11 +11,11 @@ from dtsf.cache.layout import array_shapes, record_name
 from dtsf.cache.reader import open_place
 from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec
-from dtsf.cache.store import LocalFolder
+from dtsf.cache.store import LocalStore
 
 if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.remote import RemoteStore
 
 
 class ViewLengths(Frozen):
@@ -80,7 +80,7 @@ def _view_lengths(data: CachedDataset) -> ViewLengths | None:
     return ViewLengths(groups=len(shares), median=shares[len(shares) // 2], largest=shares[-1])
 
 
-def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
+def describe(place: LocalStore | RemoteStore) -> DatasetPage:
     """Put the page of a data set together. Raises CacheError: there is none, or its records are damaged."""
     data = open_place(place)
     info = data.info
@@ -91,7 +91,7 @@ def describe(place: LocalFolder | RemoteFolder) -> DatasetPage:
     used = {(shard, record.row) for shard, record in data.records.values() if record.row is not None}
     spare = sum(shard.rows for shard in data.shards.values()) - len(used)
     last = None
-    if isinstance(place, LocalFolder) and data.shards:
+    if isinstance(place, LocalStore) and data.shards:
         newest = max((place.path / record_name(shard)).stat().st_mtime for shard in data.shards)
         last = datetime.datetime.fromtimestamp(newest).astimezone().isoformat(" ", "minutes")
     return DatasetPage(

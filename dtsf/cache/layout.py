@@ -11,7 +11,7 @@ from dtsf.cache.spec import LAYOUT
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
-    from dtsf.cache.spec import About, CacheSpec, ShardRecord
+    from dtsf.cache.spec import CacheSpec, DatasetMetadata, ShardRecord
 
 ABOUT = "dtsf.json"
 CATALOG = "catalog.json"
@@ -56,14 +56,14 @@ def fill(array: str, dtype: np.dtype[Any]) -> float | int:
     return float("nan") if dtype.kind == "f" else 0
 
 
-def padded(rows: np.ndarray, array: str, shard_size: int) -> np.ndarray:
+def pad_shard(rows: np.ndarray, array: str, shard_size: int) -> np.ndarray:
     """Rows of a whole shard, little-endian, filled up behind ``rows``."""
     whole = np.full((shard_size, *rows.shape[1:]), fill(array, rows.dtype), rows.dtype.newbyteorder("<"))
     whole[: len(rows)] = rows
     return whole
 
 
-def part_bytes(about: About, array: str) -> int:
+def part_bytes(about: DatasetMetadata, array: str) -> int:
     """Bytes of one array of one shard, uncompressed."""
     shape, dtype = array_shapes(about.spec, about.layout)[array]
     return about.shard_size * math.prod(shape) * dtype.itemsize
@@ -74,12 +74,12 @@ def record_name(shard: int) -> str:
     return f"shards/{shard:05d}.json"
 
 
-def redo_name(shard: int) -> str:
+def damaged_name(shard: int) -> str:
     """Mark of a shard that was committed, found damaged and must be made again: its old record under this name."""
     return f"shards/{shard:05d}.redo"
 
 
-def check_record(about: About, record: ShardRecord, files: tuple[str, ...], where: str) -> None:
+def check_record(about: DatasetMetadata, record: ShardRecord, files: tuple[str, ...], where: str) -> None:
     """Refuse a record that cannot be true. ``files`` are the names that the format gives the shard's files.
 
     Raises CacheError: another fingerprint, a row outside the shard or given twice, a file or a path that leaves its folder,

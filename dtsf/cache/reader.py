@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.catalog import join, newest_records, read_catalog
-from dtsf.cache.documents import is_dataset, read_about, read_marks, read_records, storage_format
+from dtsf.cache.documents import is_dataset, read_marks, read_metadata, read_records, storage_format
 from dtsf.cache.layout import array_shapes, part_bytes
 from dtsf.cache.spec import DatasetInfo
-from dtsf.cache.store import LocalFolder, as_place
+from dtsf.cache.store import LocalStore, open_store
 from dtsf.errors import CacheError
 from dtsf.files.memory import available_memory, refuse_unless_fits
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
     from dtsf.cache.catalog import CatalogDocument
     from dtsf.cache.records import BadClip, Clip, ClipRecord
-    from dtsf.cache.remote import RemoteFolder
-    from dtsf.cache.spec import About, CacheSpec, ShardRecord
+    from dtsf.cache.remote import RemoteStore
+    from dtsf.cache.spec import CacheSpec, DatasetMetadata, ShardRecord
 
 
 @dataclass(frozen=True)
 class CachedDataset:
     """One data set of a cache, opened for reading. Safe to use after a fork and to send to another process."""
 
-    place: LocalFolder | RemoteFolder
-    about: About
+    place: LocalStore | RemoteStore
+    about: DatasetMetadata
     shards: dict[int, ShardRecord]
     catalog: CatalogDocument | None
     """What is true now; None where nothing was listed yet."""
@@ -50,9 +50,9 @@ class CachedDataset:
         return {**self.__dict__, "_shards": {}, "_views": {}, "_held": set()}
 
     @property
-    def folder(self) -> Path | RemoteFolder:
+    def folder(self) -> Path | RemoteStore:
         """Where it is."""
-        return self.place.path if isinstance(self.place, LocalFolder) else self.place
+        return self.place.path if isinstance(self.place, LocalStore) else self.place
 
     @property
     def spec(self) -> CacheSpec:
@@ -215,7 +215,7 @@ class CachedDataset:
 
 def list_datasets(cache: Path | str) -> list[str]:
     """Names of the data sets in a cache; a hidden folder is one in the making, a link is none."""
-    place = as_place(cache)
+    place = open_store(cache)
     return [name for name in place.folders() if is_dataset(place.below(name))]
 
 
@@ -229,9 +229,9 @@ def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
     Raises:
         CacheError: No cache, empty, unknown name, or several data sets and none named.
     """
-    place = as_place(cache)
+    place = open_store(cache)
     names = list_datasets(cache)
-    if isinstance(place, LocalFolder) and not place.path.is_dir():
+    if isinstance(place, LocalStore) and not place.path.is_dir():
         raise CacheError(f"no cache at {place}: make one with dtsf preprocess DATASET --root DIR --cache {place}")
     if not names:
         raise CacheError(f"the cache {place} is empty: fill it with dtsf preprocess DATASET --root DIR --cache {place}")
@@ -250,9 +250,9 @@ def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
     return dataset
 
 
-def open_place(place: LocalFolder | RemoteFolder) -> CachedDataset:
+def open_place(place: LocalStore | RemoteStore) -> CachedDataset:
     """Open the data set at a place, also one without a usable clip."""
-    about = read_about(place)
+    about = read_metadata(place)
     shards = read_records(place, about)
     catalog = read_catalog(place, about, shards)
     records, bad = join(catalog, newest_records(shards, read_marks(place, about)))

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["BadClip", "Clip", "ClipRecord", "Frozen", "Source", "Verdict", "part_of", "view_number", "view_numbers"]
+__all__ = ["BadClip", "Clip", "ClipRecord", "Frozen", "Source", "Status", "part_of", "view_number", "view_numbers"]
 
 
 LARGEST = 1 << 53
@@ -107,7 +107,7 @@ class ClipRecord(Frozen):
     """What stage 1 made of some bytes: one line of a shard's commit record. Of what they show it says nothing."""
 
     source: Source
-    verdict: Verdict
+    verdict: Status
     row: int | None = Field(ge=-LARGEST, le=LARGEST)
     """Row inside the shard, or None where the clip could not be used."""
     reason: str = ""
@@ -146,7 +146,7 @@ class BadClip(Frozen):
 
     clip: Clip
     verdict: str
-    """A :class:`Verdict`; ``missing`` where there is no file, ``unreachable`` where it cannot be read, ``waiting`` where it was
+    """A :class:`Status`; ``missing`` where there is no file, ``unreachable`` where it cannot be read, ``waiting`` where it was
     not looked at yet: these three are no verdict on the clip, and are tried again."""
     reason: str
 

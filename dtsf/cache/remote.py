@@ -40,7 +40,7 @@ def copies_folder() -> Path:
 
 
 @dataclass(frozen=True)
-class RemoteFolder:
+class RemoteStore:
     """A prefix of an object store."""
 
     url: str
@@ -53,11 +53,11 @@ class RemoteFolder:
         """Its last part."""
         return self.url.rsplit("/", 1)[-1]
 
-    def below(self, name: str) -> RemoteFolder:
+    def below(self, name: str) -> RemoteStore:
         """A prefix below it."""
-        return RemoteFolder(f"{self.url}/{name}")
+        return RemoteStore(f"{self.url}/{name}")
 
-    def absolute(self) -> RemoteFolder:
+    def absolute(self) -> RemoteStore:
         """The same wherever a worker runs."""
         return self
 

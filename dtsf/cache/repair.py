@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
-from dtsf.cache.documents import read_extent, read_marks, shard_numbers, storage_format
-from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
-from dtsf.cache.lock import only_writer
-from dtsf.cache.seal import read_sealed, sealed
-from dtsf.cache.spec import Extent
-from dtsf.cache.store import LocalFolder, as_place
-from dtsf.cache.verify import Verification, verify, verify_about, verify_record
+from dtsf.cache.documents import read_marks, read_published_files, shard_numbers, storage_format
+from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, damaged_name, record_name
+from dtsf.cache.lock import write_lock
+from dtsf.cache.seal import dump_with_checksum, read_with_checksum
+from dtsf.cache.spec import PublishedFiles
+from dtsf.cache.store import LocalStore, open_store
+from dtsf.cache.verify import Verification, verify, verify_metadata, verify_record
 from dtsf.cache.writer import extend, sweep
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from dtsf.cache.remote import RemoteFolder
-    from dtsf.cache.spec import About, ShardRecord
+    from dtsf.cache.remote import RemoteStore
+    from dtsf.cache.spec import DatasetMetadata, ShardRecord
 
-    Place = LocalFolder | RemoteFolder
+    Place = LocalStore | RemoteStore
 
 
 def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verification, list[str]]:
@@ -30,21 +30,21 @@ def repair(where: Path | str | Place, *, deep: bool = True) -> tuple[Verificatio
     Returns what was found damaged, and what was done about it, in words. Raises CacheError: what the data set says of itself is
     lost: nothing can be concluded from the rest.
     """
-    place = as_place(where)
-    with only_writer(place):
+    place = open_store(where)
+    with write_lock(place):
         return _repair(place, deep=deep)
 
 
 def _repair(place: Place, *, deep: bool) -> tuple[Verification, list[str]]:
     done = []
-    about, lost = verify_about(place)
+    about, lost = verify_metadata(place)
     if about is None:
         raise CacheError(
             f"{lost[0].reason}; nothing else says what {place} holds: make it again with dtsf preprocess --overwrite"
         )
     if lost and about.layout > 1:
         # One of the two copies is whole: the other is made from it.
-        place.write(ABOUT, sealed(about))
+        place.write(ABOUT, dump_with_checksum(about))
         done.append(f"wrote {ABOUT} and the files that show the shards to other programs")
     found = verify(place, deep=deep)
     if any(damage.file == CATALOG for damage in found.damaged):
@@ -54,17 +54,17 @@ def _repair(place: Place, *, deep: bool) -> tuple[Verification, list[str]]:
         # These records say themselves what the clips are; those that are made again will not.
         document = read_catalog(place, about, _readable(place, about))
         if document is not None:
-            place.write(CATALOG, sealed(document))
+            place.write(CATALOG, dump_with_checksum(document))
     kind = storage_format(about.format, about.compress)
     for shard in sorted({damage.shard for damage in found.damaged if damage.shard is not None}):
         record, _ = verify_record(place, about, shard, record_name(shard))
         with place.claim(record_name(shard)):
             if record is not None:
                 # Marked before it is gone: a crash between the two leaves a record, which wins over a mark.
-                place.write(redo_name(shard), sealed(record))
+                place.write(damaged_name(shard), dump_with_checksum(record))
                 done.append(f"shard {shard}: {len(record.clips)} clips are marked to be done again")
             else:
-                place.remove(redo_name(shard))
+                place.remove(damaged_name(shard))
                 done.append(f"shard {shard}: its record is lost; preprocess finds out which clips are missing")
             place.remove(record_name(shard))
             for name in kind.data_files(about, shard):
@@ -80,7 +80,7 @@ def _repair(place: Place, *, deep: bool) -> tuple[Verification, list[str]]:
     ), done
 
 
-def _let_wait(place: Place, about: About) -> None:
+def _let_wait(place: Place, about: DatasetMetadata) -> None:
     """Say in the catalog which clips have lost their rows, so that it agrees with the records again."""
     records = _readable(place, about)
     document = read_catalog(place, about, records) if place.size(CATALOG) is not None else None
@@ -91,7 +91,7 @@ def _let_wait(place: Place, about: About) -> None:
     write_catalog(place, document.model_copy(update={"clips": tuple(clips)}))
 
 
-def _readable(place: Place, about: About) -> list[ShardRecord]:
+def _readable(place: Place, about: DatasetMetadata) -> list[ShardRecord]:
     found = (verify_record(place, about, shard, record_name(shard))[0] for shard in shard_numbers(place))
     return [record for record in found if record is not None]
 
@@ -104,9 +104,9 @@ def _discard(place: Place, name: str) -> None:
         return
 
 
-def _rebuild_extent(place: Place, about: About) -> None:
+def _rebuild_extent(place: Place, about: DatasetMetadata) -> None:
     try:
-        held = read_extent(place)
+        held = read_published_files(place)
         shards = held.shards if held else 0
     except CacheError:
         shards = 0
@@ -114,7 +114,7 @@ def _rebuild_extent(place: Place, about: About) -> None:
     data = place.read(EXTENT)
     if data is not None:
         try:
-            read_sealed(data, Extent, EXTENT)
+            read_with_checksum(data, PublishedFiles, EXTENT)
         except CacheError:
             place.remove(EXTENT)
     extend(place, shards)

@@ -22,7 +22,7 @@ TAIL = re.compile(rb'"seal": ?"([0-9a-f]{16})"\s*\}\s*\Z')
 T = TypeVar("T", bound="Frozen")
 
 
-def sealed(document: Frozen) -> bytes:
+def dump_with_checksum(document: Frozen) -> bytes:
     """The document as JSON with its seal. Its model's last field must be ``seal``."""
     data = document.model_copy(update={"seal": NONE}).model_dump_json(indent=1).encode()
     found = TAIL.search(data)
@@ -31,7 +31,7 @@ def sealed(document: Frozen) -> bytes:
     return _with_seal(data, found, xxhash.xxh3_64_hexdigest(data))
 
 
-def read_sealed(data: bytes, model: type[T], where: str, *, required: bool = True) -> T:
+def read_with_checksum(data: bytes, model: type[T], where: str, *, required: bool = True) -> T:
     """Parse and check a document. ``required``: whether a document without a seal is refused: layout 1 had none. Raises
     CacheError: another document, or one changed since it was written.
     """

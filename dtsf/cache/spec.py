@@ -76,7 +76,7 @@ class DatasetInfo(DatasetName):
     view_names: tuple[str, ...] = Field(max_length=4096)
 
 
-class About(Frozen):
+class DatasetMetadata(Frozen):
     """What a data set says of itself: ``dtsf.json``."""
 
     layout: int = 1
@@ -98,7 +98,7 @@ class FileRecord(Frozen):
     xxh3: str
 
 
-class Extent(Frozen):
+class PublishedFiles(Frozen):
     """How far the files reach that show the shards to other programs, and their checksums: ``extent.json``."""
 
     shards: int = Field(ge=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Verdict(StrEnum):
+class Status(StrEnum):
     """The result of decoding a clip. ``ok`` and ``short`` have a row in the cache; the others are only listed."""
 
     OK = "ok"
@@ -27,4 +27,4 @@ class Verdict(StrEnum):
     @property
     def usable(self) -> bool:
         """Whether a clip with this verdict has a row in the cache."""
-        return self in (Verdict.OK, Verdict.SHORT)
+        return self in (Status.OK, Status.SHORT)

@@ -22,10 +22,10 @@ from dtsf.files.write import flush, lock, sweep_orphans, write_atomically
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.remote import RemoteStore
     from dtsf.cache.spec import FileRecord
 
-    Place = "LocalFolder | RemoteFolder"
+    Place = "LocalStore | RemoteStore"
 
 DOCUMENT_LIMIT = 1 << 28
 """Bytes of the largest JSON document that is read: a shard of a million clips stays under it."""
@@ -33,23 +33,23 @@ URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)
 """Also after :class:`Path` has folded the two slashes of a URL into one."""
 
 
-def as_place(where: str | Path | LocalFolder | RemoteFolder) -> LocalFolder | RemoteFolder:
+def open_store(where: str | Path | LocalStore | RemoteStore) -> LocalStore | RemoteStore:
     """The folder or object store that a path or URL names."""
     if not isinstance(where, str | Path):
         return where
     found = URL.match(str(where))
     if found is None:
-        return LocalFolder(Path(where))
+        return LocalStore(Path(where))
     scheme, rest = found.groups()
     if scheme == "file":
-        return LocalFolder(Path("/") / rest)
-    from dtsf.cache.remote import RemoteFolder
+        return LocalStore(Path("/") / rest)
+    from dtsf.cache.remote import RemoteStore
 
-    return RemoteFolder(f"{scheme}://{rest.rstrip('/')}")
+    return RemoteStore(f"{scheme}://{rest.rstrip('/')}")
 
 
 @dataclass(frozen=True)
-class LocalFolder:
+class LocalStore:
     """A folder of a file system."""
 
     path: Path
@@ -62,13 +62,13 @@ class LocalFolder:
         """Its last part."""
         return self.path.name
 
-    def below(self, name: str) -> LocalFolder:
+    def below(self, name: str) -> LocalStore:
         """A folder in it."""
-        return LocalFolder(self.path / name)
+        return LocalStore(self.path / name)
 
-    def absolute(self) -> LocalFolder:
+    def absolute(self) -> LocalStore:
         """The same wherever a worker runs."""
-        return LocalFolder(self.path.absolute())
+        return LocalStore(self.path.absolute())
 
     def folders(self) -> list[str]:
         """Names of the folders in it; a hidden one is one in the making, a link leads elsewhere."""

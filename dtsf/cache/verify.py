@@ -11,17 +11,17 @@ from dtsf.cache.catalog import newest_records, read_catalog
 from dtsf.cache.documents import (
     file_record,
     is_dataset,
-    parse_about,
+    parse_metadata,
     parse_record,
-    read_about,
-    read_extent,
+    read_metadata,
+    read_published_files,
     shard_numbers,
 )
-from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, record_name, redo_name
+from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, damaged_name, record_name
 from dtsf.cache.records import Frozen
-from dtsf.cache.seal import sealed
-from dtsf.cache.spec import About
-from dtsf.cache.store import LocalFolder, as_place
+from dtsf.cache.seal import dump_with_checksum
+from dtsf.cache.spec import DatasetMetadata
+from dtsf.cache.store import LocalStore, open_store
 from dtsf.errors import CacheError
 from dtsf.files.memory import refuse_unless_fits
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.remote import RemoteStore
     from dtsf.cache.spec import FileRecord, ShardRecord
 
-    Place = LocalFolder | RemoteFolder
+    Place = LocalStore | RemoteStore
 
 
 class Damage(Frozen):
@@ -65,8 +65,8 @@ def verify(
     """Check documents, names and sizes; with ``deep`` every byte of every file against its checksum. Raises CacheError: there
     is no data set, or one of a version that this dtsf does not read.
     """
-    place = as_place(where)
-    about, damaged = verify_about(place)
+    place = open_store(where)
+    about, damaged = verify_metadata(place)
     if about is None:
         return Verification(ok=False, damaged=tuple(damaged), shards=0, bytes=0, deep=deep, redo=(), notes=())
     notes = []
@@ -93,7 +93,7 @@ def verify(
             on_progress(done, len(numbers))
     marks = [shard for shard in shard_numbers(place, ".redo") if shard not in numbers]
     for shard in marks:
-        damaged += verify_record(place, about, shard, redo_name(shard))[1]
+        damaged += verify_record(place, about, shard, damaged_name(shard))[1]
     damaged += _verify_catalog(place, about, records, complete=not marks and len(records) == len(numbers))
     return Verification(
         ok=not damaged,
@@ -106,15 +106,15 @@ def verify(
     )
 
 
-def verify_about(place: Place) -> tuple[About | None, list[Damage]]:
+def verify_metadata(place: Place) -> tuple[DatasetMetadata | None, list[Damage]]:
     """What a data set says of itself, from the other copy where the first is damaged; and that damage."""
     try:
         data = place.read(ABOUT)
         if data is not None:
-            return parse_about(data, f"{place}/{ABOUT}"), []
+            return parse_metadata(data, f"{place}/{ABOUT}"), []
         if place.read("zarr.json") is None and place.read("dataset.h5") is None:
             raise CacheError(f"{place} is not a dtsf cache: it has no {ABOUT}")
-        about = read_about(place)
+        about = read_metadata(place)
     except CacheError as error:
         if not looks_like_dataset(place):
             raise
@@ -130,27 +130,27 @@ def looks_like_dataset(place: Place) -> bool:
         return True
 
 
-def _about_elsewhere(place: Place) -> About | None:
+def _about_elsewhere(place: Place) -> DatasetMetadata | None:
     """What the data set says of itself, from the copy in Zarr's group document; trusted if that is as it was written."""
     import json
 
     try:
         group = place.read("zarr.json")
-        extent = read_extent(place)
+        extent = read_published_files(place)
         if group is None or extent is None:
             return None
         known = [files.get("zarr.json") for files in (extent.files, extent.before)]
         if file_record(group) not in known:
             return None
-        about = About.model_validate(json.loads(group)["attributes"]["dtsf"])
+        about = DatasetMetadata.model_validate(json.loads(group)["attributes"]["dtsf"])
     except (CacheError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return parse_about(sealed(about), f"{place}/zarr.json")
+    return parse_metadata(dump_with_checksum(about), f"{place}/zarr.json")
 
 
-def _verify_extent(place: Place, about: About) -> list[Damage]:
+def _verify_extent(place: Place, about: DatasetMetadata) -> list[Damage]:
     try:
-        extent = read_extent(place)
+        extent = read_published_files(place)
     except CacheError as error:
         return [Damage(shard=None, file=EXTENT, reason=str(error))]
     if extent is None:
@@ -169,7 +169,9 @@ def _verify_extent(place: Place, about: About) -> list[Damage]:
     return damaged
 
 
-def verify_record(place: Place, about: About, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
+def verify_record(
+    place: Place, about: DatasetMetadata, shard: int, name: str
+) -> tuple[ShardRecord | None, list[Damage]]:
     """A commit record or a mark, or what is wrong with it."""
     try:
         data = place.read(name)
@@ -180,7 +182,9 @@ def verify_record(place: Place, about: About, shard: int, name: str) -> tuple[Sh
         return None, [Damage(shard=shard, file=name, reason=str(error))]
 
 
-def _verify_catalog(place: Place, about: About, records: list[ShardRecord], *, complete: bool) -> list[Damage]:
+def _verify_catalog(
+    place: Place, about: DatasetMetadata, records: list[ShardRecord], *, complete: bool
+) -> list[Damage]:
     """The catalog against itself and, where all ``records`` are there, against them."""
     try:
         document = read_catalog(place, about, records)

@@ -8,16 +8,24 @@ from dtsf.cache.documents import (
     file_record,
     is_dataset,
     parse_record,
-    read_about,
-    read_extent,
+    read_metadata,
+    read_published_files,
     shard_numbers,
     storage_format,
 )
-from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, record_name, redo_name
-from dtsf.cache.remote import RemoteFolder
-from dtsf.cache.seal import sealed
-from dtsf.cache.spec import LAYOUT, About, CacheSpec, DatasetName, Extent, ShardRecord, describe_difference
-from dtsf.cache.store import LocalFolder, as_place
+from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, damaged_name, record_name
+from dtsf.cache.remote import RemoteStore
+from dtsf.cache.seal import dump_with_checksum
+from dtsf.cache.spec import (
+    LAYOUT,
+    CacheSpec,
+    DatasetMetadata,
+    DatasetName,
+    PublishedFiles,
+    ShardRecord,
+    describe_difference,
+)
+from dtsf.cache.store import LocalStore, open_store
 from dtsf.errors import CacheError, FingerprintError
 from dtsf.files.write import move, write_atomically
 
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    Where = str | Path | LocalFolder | RemoteFolder
+    Where = str | Path | LocalStore | RemoteStore
 
 
 def create_or_open(
@@ -38,7 +46,7 @@ def create_or_open(
     *,
     format: str | None = None,  # noqa: A002
     compress: str | None = None,
-) -> About:
+) -> DatasetMetadata:
     """Make a data set, or open the one that is there. Returns what it says of itself. Raises FingerprintError: it was made with
     other settings. CacheError: the place holds something else, or another format was asked for.
 
@@ -47,8 +55,8 @@ def create_or_open(
         format: ``zarr`` or ``hdf5``; left out, what is there, or Zarr.
         compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, what is there, or none.
     """
-    place = as_place(where)
-    about = About(
+    place = open_store(where)
+    about = DatasetMetadata(
         layout=LAYOUT,
         format=format or "zarr",
         compress=compress or "none",
@@ -63,7 +71,7 @@ def create_or_open(
         _create(place, about)
     if not is_dataset(place):
         raise CacheError(f"{place} exists and is not a dtsf cache: choose another --cache or --name")
-    held = read_about(place)
+    held = read_metadata(place)
     if held.spec.fingerprint() != spec.fingerprint():
         raise FingerprintError(
             f"{place} has fingerprint {held.spec.fingerprint()}, this run {spec.fingerprint()} "
@@ -83,18 +91,20 @@ def create_or_open(
     return held
 
 
-def _create(place: LocalFolder | RemoteFolder, about: About) -> None:
+def _create(place: LocalStore | RemoteStore, about: DatasetMetadata) -> None:
     """Make the data set beside its place and rename it there: killed half-way, nothing blocks the next run."""
     files = storage_format(about.format, about.compress).metadata(about, 0)
-    files[EXTENT] = sealed(Extent(shards=0, files={name: file_record(data) for name, data in files.items()}))
-    if isinstance(place, RemoteFolder):
+    files[EXTENT] = dump_with_checksum(
+        PublishedFiles(shards=0, files={name: file_record(data) for name, data in files.items()})
+    )
+    if isinstance(place, RemoteStore):
         # What it says of itself comes last and makes it one; of two writers the first one's counts.
         for name, data in files.items():
             place.write(name, data)
-        place.create(ABOUT, sealed(about))
+        place.create(ABOUT, dump_with_checksum(about))
         return
-    files[ABOUT] = sealed(about)
-    building = LocalFolder(place.path.with_name(f".{place.name}.creating"))
+    files[ABOUT] = dump_with_checksum(about)
+    building = LocalStore(place.path.with_name(f".{place.name}.creating"))
     try:
         if building.path.exists():
             building.clear()
@@ -111,24 +121,24 @@ def _create(place: LocalFolder | RemoteFolder, about: About) -> None:
 
 def extend(where: Where, n_shards: int) -> None:
     """Let other programs see ``n_shards`` shards; never fewer than before."""
-    place = as_place(where)
-    about = read_about(place)
+    place = open_store(where)
+    about = read_metadata(place)
     with place.claim(EXTENT):
-        held = read_extent(place) or Extent(shards=0, files={})
+        held = read_published_files(place) or PublishedFiles(shards=0, files={})
         n_shards = max([n_shards, held.shards, *(shard + 1 for shard in shard_numbers(place))])
         files = storage_format(about.format, about.compress).metadata(about, n_shards)
         records = {name: file_record(data) for name, data in files.items()}
         if held.shards != n_shards or set(held.files) != set(records):
             # Before the files: whichever of them a crash leaves as it was is right by `before`.
-            held = Extent(shards=n_shards, files=records, before=held.files)
-            place.write(EXTENT, sealed(held))
+            held = PublishedFiles(shards=n_shards, files=records, before=held.files)
+            place.write(EXTENT, dump_with_checksum(held))
         for name, data in files.items():
             now = place.read(name)
             if now is None or file_record(now) != held.files[name]:
                 place.write(name, data)
         if any(held.files[name] != records[name] for name in records):
             # Another version of the HDF5 library writes the same file in other bytes.
-            place.write(EXTENT, sealed(Extent(shards=n_shards, files=records, before=held.files)))
+            place.write(EXTENT, dump_with_checksum(PublishedFiles(shards=n_shards, files=records, before=held.files)))
 
 
 def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
@@ -137,8 +147,8 @@ def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray
     ``rows``: the arrays of :func:`array_shapes`, each with ``record.rows`` rows. One that an older layout lacks is left out.
     Returns the record as it is committed: this writer's, or the other one's.
     """
-    place = as_place(where)
-    about = read_about(place)
+    place = open_store(where)
+    about = read_metadata(place)
     kind = storage_format(about.format, about.compress)
     rows = {array: rows[array] for array in array_shapes(about.spec, about.layout)}
     files, parts = kind.encode(about, record.shard, rows)
@@ -147,7 +157,7 @@ def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray
     )
     name = record_name(record.shard)
     check_record(about, record, kind.data_files(about, record.shard), f"the record of shard {record.shard}")
-    document = sealed(record)
+    document = dump_with_checksum(record)
     with place.claim(name):
         # The files may only be replaced while there is no record: it is a promise of their bytes.
         held = place.read(name)
@@ -156,16 +166,16 @@ def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray
                 place.write(file, data)
             if not place.create(name, document):
                 held = place.read(name)
-        place.remove(redo_name(record.shard))
+        place.remove(damaged_name(record.shard))
     return parse_record(about, document if held is None else held, record.shard, f"{place}/{name}")
 
 
 def sweep(where: Where) -> int:
     """Remove what killed writers left: temporary files, files of shards without a record. Returns how many."""
-    place = as_place(where)
-    if isinstance(place, RemoteFolder):
+    place = open_store(where)
+    if isinstance(place, RemoteStore):
         return place.sweep()
-    about = read_about(place)
+    about = read_metadata(place)
     kind = storage_format(about.format, about.compress)
     with place.claim(EXTENT):
         count = place.sweep()
@@ -179,7 +189,7 @@ def sweep(where: Where) -> int:
     return count
 
 
-def _shards_with_files(place: LocalFolder, about: About) -> set[int]:
+def _shards_with_files(place: LocalStore, about: DatasetMetadata) -> set[int]:
     if about.format == "hdf5":
         names = [name.removesuffix(".h5") for name in place.names("shards") if name.endswith(".h5")]
     else:

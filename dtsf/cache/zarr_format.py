@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.layout import AXES, ROWS, UNITS, array_shapes, fill, padded
+from dtsf.cache.layout import AXES, ROWS, UNITS, array_shapes, fill, pad_shard
 from dtsf.cache.spec import Part
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from dtsf.cache.spec import About
+    from dtsf.cache.spec import DatasetMetadata
 
 COMPRESSIONS = ("none", "zstd")
 LEVEL = 3
@@ -31,16 +31,18 @@ def chunk_file(array: str, shard: int) -> str:
     return "/".join([array, "c", str(shard), *["0"] * (len(AXES[array]) - 1)])
 
 
-def data_files(about: About, shard: int) -> tuple[str, ...]:
+def data_files(about: DatasetMetadata, shard: int) -> tuple[str, ...]:
     """Files of one shard."""
     return tuple(chunk_file(array, shard) for array in array_shapes(about.spec, about.layout))
 
 
-def encode(about: About, shard: int, rows: Mapping[str, np.ndarray]) -> tuple[dict[str, bytes], dict[str, Part]]:
+def encode(
+    about: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]
+) -> tuple[dict[str, bytes], dict[str, Part]]:
     """The shard's files, and where each array is in them."""
     files, parts = {}, {}
     for array, values in rows.items():
-        data = padded(values, array, about.shard_size).tobytes()
+        data = pad_shard(values, array, about.shard_size).tobytes()
         if about.compress == "zstd":
             data = bytes(_zstd().encode(data))
         name = chunk_file(array, shard)
@@ -61,7 +63,7 @@ def decode(data: memoryview, out: np.ndarray) -> None:
         raise CacheError(f"not a whole zstd frame: {error}") from error
 
 
-def metadata(about: About, n_shards: int) -> dict[str, bytes]:
+def metadata(about: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
     """The documents that show ``n_shards`` shards to any Zarr client."""
     # The seal is of dtsf.json's bytes and would mean nothing here.
     attributes = about.model_dump(mode="json", exclude={"seal"})

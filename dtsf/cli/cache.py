@@ -11,8 +11,8 @@ from dtsf.cli.options import JSON
 
 if TYPE_CHECKING:
     from dtsf.cache.info import DatasetPage, ViewLengths
-    from dtsf.cache.remote import RemoteFolder
-    from dtsf.cache.store import LocalFolder
+    from dtsf.cache.remote import RemoteStore
+    from dtsf.cache.store import LocalStore
     from dtsf.pipeline.verify_source import Recheck
 
 cache_app = typer.Typer(
@@ -222,21 +222,21 @@ def cache_convert_command(
 ) -> None:
     """Write a cache again: zarr or hdf5, raw or compressed, float16 or float32, here or on an object store."""
     from dtsf.cache.convert import convert
-    from dtsf.cache.store import as_place
+    from dtsf.cache.store import open_store
     from dtsf.cli.show import console, print_json, progress
 
     written = {}
     for place in _places(path, dataset):
         with progress(f"convert {place.name}", "shards") as update:
-            goal = as_place(target).below(place.name)
+            goal = open_store(target).below(place.name)
             written[place.name] = convert(
                 place, goal, format=format_, compress=compress, dtype=dtype, on_progress=update
             )
     if json_:
-        print_json({"target": str(as_place(target)), "shards_written": written})
+        print_json({"target": str(open_store(target)), "shards_written": written})
         return
     for name, count in written.items():
-        console().print(f"{name}: {count} shards written to {as_place(target)}")
+        console().print(f"{name}: {count} shards written to {open_store(target)}")
 
 
 @cache_app.command("compact")
@@ -259,16 +259,16 @@ def cache_compact_command(path: PATH = Path("cache"), dataset: DATASET = None, j
         )
 
 
-def _places(path: Path, dataset: str | None) -> list[LocalFolder | RemoteFolder]:
+def _places(path: Path, dataset: str | None) -> list[LocalStore | RemoteStore]:
     """The data sets that were asked for. Damaged ones too: to look after them is what these commands are for."""
-    from dtsf.cache.store import LocalFolder, as_place
+    from dtsf.cache.store import LocalStore, open_store
     from dtsf.cache.verify import looks_like_dataset
     from dtsf.errors import CacheError
 
-    place = as_place(path)
+    place = open_store(path)
     if dataset is None and looks_like_dataset(place):
         return [place]
-    if isinstance(place, LocalFolder) and not place.path.is_dir():
+    if isinstance(place, LocalStore) and not place.path.is_dir():
         raise CacheError(f"no cache at {place}: make one with dtsf preprocess DATASET --root DIR --cache {place}")
     names = [name for name in place.folders() if looks_like_dataset(place.below(name))]
     if not names:

@@ -1,4 +1,4 @@
-"""Belief: how much of the network's evidence is to be believed, learnt on groups that it was not trained on.
+"""Calibrator: how much of the network's evidence is to be believed, learnt on groups that it was not trained on.
 
 A trained network is sure of what it has learnt by heart and about as sure of what it never saw. So its evidence ``e`` is
 judged once, after training, and from then on replaced by ``e'`` wherever the network answers:
@@ -75,7 +75,7 @@ def discount(evidence_BK: Tensor, logit_B: Tensor, sharpness: Tensor, likeness_B
     return 1.0 + evidence_BK.shape[-1] * share_BK * (1.0 - doubt_B1) / doubt_B1
 
 
-class Belief(nn.Module):
+class EvidenceCalibrator(nn.Module):
     """What is learnt of how much to believe; before it is learnt, evidence is taken as it is."""
 
     sharpness: Tensor
@@ -86,14 +86,14 @@ class Belief(nn.Module):
     clip_mean_S: Tensor
     clip_deviation_S: Tensor
     reach_2: Tensor
-    is_learnt: Tensor
+    is_fitted: Tensor
 
     def __init__(self, width: int, n_classes: int, channels: int) -> None:
         super().__init__()
         empty = {"sharpness": torch.ones(()), "bias": torch.zeros(()), "weight_3": torch.zeros(len(SIGNS))}
         empty |= {"centre_D": torch.zeros(width), "direction_KD": torch.zeros(n_classes, width)}
         empty |= {"clip_mean_S": torch.zeros(MOTION + channels), "clip_deviation_S": torch.ones(MOTION + channels)}
-        empty |= {"reach_2": torch.ones(2), "is_learnt": torch.zeros(())}
+        empty |= {"reach_2": torch.ones(2), "is_fitted": torch.zeros(())}
         for name, x in empty.items():
             self.register_buffer(name, x)
         self.learnt = False
@@ -106,7 +106,7 @@ class Belief(nn.Module):
     def learn(self, sharpness: Tensor, bias: Tensor, weight_3: Tensor) -> None:
         """Take over what was fitted; from now on it counts."""
         self.know({"sharpness": sharpness, "bias": bias, "weight_3": weight_3})
-        self.is_learnt.fill_(1.0)
+        self.is_fitted.fill_(1.0)
         self.learnt = True
 
     def forward(self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor) -> Tensor:
@@ -143,4 +143,4 @@ class Belief(nn.Module):
         for name, x in self.state_dict().items():
             state_dict.setdefault(prefix + name, x)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        self.learnt = bool(self.is_learnt)
+        self.learnt = bool(self.is_fitted)

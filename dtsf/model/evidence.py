@@ -31,7 +31,7 @@ def logits_of_evidence(evidence_K: Tensor) -> Tensor:
     return evidence_K + torch.log(-torch.expm1(-evidence_K))
 
 
-def pool_opinions(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
+def average_branches(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
     """The logits of several opinions as one, whose alpha are the geometric means of theirs. Drops the first axis.
 
     Its probabilities are the logarithmic pool of theirs (Genest and Zidek 1986). What one opinion rules out the other cannot carry

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Streams(nn.Module):
+class FeatureStatistics(nn.Module):
     """Mean and variance of each channel behind each norm of ``net``, over the tokens of all training clips."""
 
     moment_N2D: Tensor

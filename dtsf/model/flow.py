@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.tsm import few_at_a_time, frames_before
+from dtsf.model.tsm import in_chunks, shift_in_time
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,8 +35,8 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
 
     def flows(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
-        now_PTHWC = scaled_PTHWC - frames_before(scaled_PTHWC, 1)
-        before_PTHWC = frames_before(now_PTHWC, 1)
+        now_PTHWC = scaled_PTHWC - shift_in_time(scaled_PTHWC, 1)
+        before_PTHWC = shift_in_time(now_PTHWC, 1)
 
         def through(axis: int) -> Tensor:
             """From each cell to the next one along ``axis``."""
@@ -53,7 +53,7 @@ def motion_direction(x_BVTHWC: Tensor, scale_C: Tensor | None = None, power: flo
         # Where nothing goes anywhere the root has no gradient.
         return flow_PTHW2.sign() * flow_PTHW2.abs().clamp(min=torch.finfo(flow_PTHW2.dtype).tiny).pow(power / 2)
 
-    flow_BVTHW2 = few_at_a_time(flows, x_BVTHWC)
+    flow_BVTHW2 = in_chunks(flows, x_BVTHWC)
     mean_BV1111 = flow_BVTHW2.abs().mean((-4, -3, -2, -1), keepdim=True)
     direction_BVTHW2: Tensor = flow_BVTHW2 / mean_BV1111.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return direction_BVTHW2

@@ -14,7 +14,7 @@ from torch import nn
 
 from dtsf.model.flow import motion_direction
 from dtsf.model.msm import sense_motion
-from dtsf.model.tsm import choose_partners, motion_energy, paste_thumbnails, separate, thumbnails
+from dtsf.model.tsm import choose_partners, motion_energy, paste_thumbnails, split_static_dynamic, thumbnails
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ def project(x_PTHWC: Tensor, scale_C: Tensor, basis_CR: Tensor) -> Tensor:
 
 def moving_part(y_PTHWR: Tensor, channels: int) -> Tensor:
     """What moves, signed, in the first principal channels and in units of their mean length in the clip. (P, T, H, W, channels)."""
-    moving_PTHWR = separate(y_PTHWR[..., :channels])[1]
+    moving_PTHWR = split_static_dynamic(y_PTHWR[..., :channels])[1]
     length_P1111 = moving_PTHWR.square().mean((-4, -3, -2, -1), keepdim=True).sqrt()
     return moving_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
 
@@ -100,7 +100,7 @@ def prepare_canvas(
         x_PTHWC, factor_PTHWC = _as_imagenet(x_PTHWC), torch.ones_like(factor_PTHWC)
     parts = {"frame": x_PTHWC}
     if config.normalise == "clip" or "dynamic" in (config.anchor, pasted):
-        parts["dynamic"] = separate(x_PTHWC)[1]
+        parts["dynamic"] = split_static_dynamic(x_PTHWC)[1]
     if config.normalise == "clip":
         # The dynamic part has mean zero: its deviation is its length.
         length_P111C = torch.linalg.vector_norm(parts["dynamic"], dim=(1, 2, 3), keepdim=True)

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from dtsf.model.branches import encode_apart, encode_as_one, encode_merged, encode_together
-from dtsf.model.calibrator import Belief, clip_statistics
-from dtsf.model.evidence import dirichlet, pool_opinions, uncertainty
-from dtsf.model.feature_stats import Streams
+from dtsf.model.calibrator import EvidenceCalibrator, clip_statistics
+from dtsf.model.evidence import average_branches, dirichlet, uncertainty
+from dtsf.model.feature_stats import FeatureStatistics
 from dtsf.model.fusions import FUSIONS, FUSIONS_WITH_WEIGHTS
 from dtsf.model.inputs import moving_part, prepare_canvas, project, scaled_energy, snapshot_tokens
 from dtsf.model.output import Output
@@ -73,7 +73,7 @@ class DTSFNet(nn.Module):
 
     channel_scale_C: Tensor
     energy_mean_HWE: Tensor
-    least_share_V: Tensor
+    min_motion_share_V: Tensor
     basis_CR: Tensor
 
     def __init__(self, config: ModelConfig, *, channels: int, canvas: int, n_classes: int, n_views: int = 3) -> None:
@@ -86,7 +86,7 @@ class DTSFNet(nn.Module):
         self.register_buffer(
             "energy_mean_HWE", torch.zeros(canvas, canvas, config.energies), persistent=config.canvas != "embedding"
         )
-        self.register_buffer("least_share_V", torch.zeros(n_views), persistent=config.covered > 0)
+        self.register_buffer("min_motion_share_V", torch.zeros(n_views), persistent=config.covered > 0)
         principal = min(config.principal, channels - 1)
         self.principal = principal
         if principal:
@@ -123,8 +123,8 @@ class DTSFNet(nn.Module):
         self.joint = encoder(reduced * n_views) if config.views == "both" else None
         weighted = FUSIONS_WITH_WEIGHTS.get(config.fusion)
         self.fusion = weighted(config.width, n_views) if weighted else None
-        self.belief = Belief(config.width, n_classes, len(self.channel_scale_C))
-        self.streams = Streams(self, config.width)
+        self.belief = EvidenceCalibrator(config.width, n_classes, len(self.channel_scale_C))
+        self.streams = FeatureStatistics(self, config.width)
 
     @property
     def encoders(self) -> list[VideoMamba]:
@@ -240,7 +240,7 @@ class DTSFNet(nn.Module):
         share_BV = motion_share(x_BVTHWC, mask_BV, self.channel_scale_C)
         V = mask_BV.shape[1]
         # Of cameras beyond those of training nothing is known, as of one that no one trained with.
-        least_V = torch.nn.functional.pad(self.least_share_V, (0, max(0, V - self.n_views)))[:V]
+        least_V = torch.nn.functional.pad(self.min_motion_share_V, (0, max(0, V - self.n_views)))[:V]
         return mask_BV & (share_BV >= self.config.covered * least_V)
 
     def _canvas(self, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
@@ -264,10 +264,10 @@ def _pool(opinions: list[_Opinion]) -> _Opinion:
     share_S = _shares(alone, opinions[0].logits_BK)
     return _Opinion(
         1.0,
-        pool_opinions(torch.stack([x.logits_BK for x in opinions]), _shares(opinions, opinions[0].logits_BK)),
+        average_branches(torch.stack([x.logits_BK for x in opinions]), _shares(opinions, opinions[0].logits_BK)),
         torch.stack([x.fused_BD for x in opinions]).mean(0),
         _Views(
-            pool_opinions(torch.stack([x.logits_BVK for x in views]), share_S),
+            average_branches(torch.stack([x.logits_BVK for x in views]), share_S),
             torch.stack([x.feature_BVD for x in views]).mean(0),
             (share_S.view(-1, 1, 1) * torch.stack([x.weights_BV for x in views])).sum(0),
         ),

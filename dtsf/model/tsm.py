@@ -29,7 +29,7 @@ PASTED = 3
 FIXED_CELLS = (0, 2, 6)
 
 
-def separate(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
+def split_static_dynamic(x_BVTHWC: Tensor) -> tuple[Tensor, Tensor]:
     """Split clips, with any leading axes, into what stands still and what moves. Returns static: the temporal mean of every
     place of the canvas, T reduced to 1; dynamic: the frames minus it.
     """
@@ -47,7 +47,7 @@ def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
     ``x_BVTHWC``: canvases; absent views may hold anything finite. ``scale_C``: each channel is multiplied by this first.
     """
     scaled_BVTHWC = x_BVTHWC.float() * scale_C
-    level_BV = separate(scaled_BVTHWC)[1].norm(dim=-1).mean((-3, -2, -1))
+    level_BV = split_static_dynamic(scaled_BVTHWC)[1].norm(dim=-1).mean((-3, -2, -1))
     size_BV = scaled_BVTHWC.norm(dim=-1).mean((-3, -2, -1))
     level_BV = torch.where(mask_BV & (level_BV > ROUNDING * size_BV), level_BV, 0.0)
     most_B1 = level_BV.amax(1, keepdim=True)
@@ -75,24 +75,24 @@ def motion_energy(
 
     def distances(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
-        parts = [separate(scaled_PTHWC)[1].norm(dim=-1)]
-        parts += [(scaled_PTHWC - frames_before(scaled_PTHWC, frames)).norm(dim=-1) for frames in change]
+        parts = [split_static_dynamic(scaled_PTHWC)[1].norm(dim=-1)]
+        parts += [(scaled_PTHWC - shift_in_time(scaled_PTHWC, frames)).norm(dim=-1) for frames in change]
         distance_PTHWE = torch.stack(parts, -1)
         return distance_PTHWE if power == 1 else distance_PTHWE.pow(power)
 
-    distance_BVTHWE = few_at_a_time(distances, x_BVTHWC)
+    distance_BVTHWE = in_chunks(distances, x_BVTHWC)
     mean_BV111E = distance_BVTHWE.mean((-4, -3, -2), keepdim=True)
     energy_BVTHWE: Tensor = distance_BVTHWE / mean_BV111E.clamp(min=torch.finfo(x_BVTHWC.dtype).tiny)
     return energy_BVTHWE
 
 
-def frames_before(x_PTHWC: Tensor, frames: int) -> Tensor:
+def shift_in_time(x_PTHWC: Tensor, frames: int) -> Tensor:
     """What stood so many frames before each frame, any leading axes; before the first it is the first. Same shape."""
     time_T = torch.arange(x_PTHWC.shape[-4], device=x_PTHWC.device)
     return x_PTHWC.index_select(-4, time_T.sub(frames).clamp(min=0))
 
 
-def few_at_a_time(measure: Callable[[Tensor], Tensor], x_BVTHWC: Tensor) -> Tensor:
+def in_chunks(measure: Callable[[Tensor], Tensor], x_BVTHWC: Tensor) -> Tensor:
     """Measure clips, any leading axes, each by itself; a few at a time on a CPU, so that they stay in its cache."""
     if x_BVTHWC.ndim == 4 or x_BVTHWC.device.type != "cpu" or torch.compiler.is_compiling():
         return measure(x_BVTHWC)
@@ -124,7 +124,7 @@ def snapshots(
         places: Where training pastes; evaluation always takes the fixed corners. ``random``, as the figure says, hides the
             actor at times; ``corners`` never does: choose it where actors stand in the middle of the picture.
     """
-    dynamic_BVTHWC = separate(x_BVTHWC)[1] if "dynamic" in (anchor, pasted) else x_BVTHWC
+    dynamic_BVTHWC = split_static_dynamic(x_BVTHWC)[1] if "dynamic" in (anchor, pasted) else x_BVTHWC
     canvas_BVTHWC = dynamic_BVTHWC if anchor == "dynamic" else x_BVTHWC
     if pasted == "none":
         return canvas_BVTHWC

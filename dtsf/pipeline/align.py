@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.source import stat_of
+from dtsf.pipeline.source import file_stat
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
 
@@ -65,7 +65,7 @@ def _durations(
     unknown: dict[str, Clip] = {}
     for clip in clips:
         try:
-            stat = stat_of(catalog.root / clip.path)
+            stat = file_stat(catalog.root / clip.path)
         except OSError:
             continue
         duration = known.get((clip.path, stat.bytes, stat.mtime_ns, stat.listing))

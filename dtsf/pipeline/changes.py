@@ -9,7 +9,7 @@ from dtsf.cache.records import Frozen, part_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dtsf.cache.catalog import CatalogDocument, Listed
+    from dtsf.cache.catalog import CatalogDocument, CatalogEntry
     from dtsf.cache.spec import DatasetInfo
 
 
@@ -34,12 +34,12 @@ class Changes(Frozen):
 def compare(before: CatalogDocument | None, now: CatalogDocument, *, unusable: int, to_decode: int) -> Changes:
     """Compare two catalogs, by paths first and then by content; classes and cameras by their names."""
     counts = dict.fromkeys(("new", "changed", "relabelled", "moved", "unchanged"), 0)
-    held: dict[tuple[str, str], list[Listed]] = {}
+    held: dict[tuple[str, str], list[CatalogEntry]] = {}
     for entry in before.clips if before else ():
         held.setdefault(_spot(entry), []).append(entry)
     said_before = _said(before.info) if before else None
     said_now = _said(now.info)
-    rest: list[Listed] = []
+    rest: list[CatalogEntry] = []
     # Rows may name one file twice: first those with the same annotations.
     for exact in (True, False):
         todo, rest = (now.clips if exact else tuple(rest)), []
@@ -69,12 +69,12 @@ def compare(before: CatalogDocument | None, now: CatalogDocument, *, unusable: i
     return Changes(**counts, gone=gone, unusable=unusable, to_decode=to_decode)
 
 
-def _spot(entry: Listed) -> tuple[str, str]:
+def _spot(entry: CatalogEntry) -> tuple[str, str]:
     return entry.clip.path, part_of(entry.clip)
 
 
-def _said(info: DatasetInfo) -> Callable[[Listed], tuple[object, ...]]:
-    def annotations(entry: Listed) -> tuple[object, ...]:
+def _said(info: DatasetInfo) -> Callable[[CatalogEntry], tuple[object, ...]]:
+    def annotations(entry: CatalogEntry) -> tuple[object, ...]:
         c = entry.clip
         label, view = info.class_names[c.label], info.view_names[c.view - 1]
         return label, c.raw_label, c.group, view, c.subject, c.setup, c.split, c.background, c.offset

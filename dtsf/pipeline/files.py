@@ -20,7 +20,7 @@ VIDEO_ENDINGS = (
 """Whether a file with one of them is a video is for the decoder to say."""
 
 
-class LeftOut:
+class SkippedFiles:
     """What a walk could not look at."""
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[str, str]]:
+def walk_files(root: Path, left_out: SkippedFiles | None = None) -> Iterator[tuple[str, str]]:
     """Every file below ``root`` as (folder relative to root with forward slashes, name), in a fixed order.
 
     Links are followed, after all that stands there itself; a folder that was seen already is not entered again, so that a
@@ -63,7 +63,7 @@ def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[st
 
     Raises SourceError: the disk or server does not answer.
     """
-    left_out = left_out or LeftOut()
+    left_out = left_out or SkippedFiles()
     seen: set[tuple[int, int]] = set()
     found: list[tuple[str, str]] = []
     links = [""]
@@ -76,8 +76,8 @@ def walk_files(root: Path, left_out: LeftOut | None = None) -> Iterator[tuple[st
     yield from sorted(found)
 
 
-def walk_named(
-    root: Path, pattern: re.Pattern[str], whose: str, left_out: LeftOut
+def find_videos(
+    root: Path, pattern: re.Pattern[str], whose: str, left_out: SkippedFiles
 ) -> Iterator[tuple[str, re.Match[str]]]:
     """Path below ``root`` and parsed name of every video whose name fits; others are noted as not having ``whose`` names."""
     for folder, name in walk_files(root, left_out):
@@ -94,7 +94,7 @@ def _enter(
     seen: set[tuple[int, int]],
     found: list[tuple[str, str]],
     links: list[str],
-    left_out: LeftOut,
+    left_out: SkippedFiles,
 ) -> None:
     folders = [start]
     while folders:

@@ -51,7 +51,7 @@ _workers_here = 1
 """That share this machine's cores, as far as this process knows: one that has taken a card sees no other."""
 
 
-def take_card(number: int, cards: int, workers: int) -> None:
+def select_gpu(number: int, cards: int, workers: int) -> None:
     """In one of ``workers`` dask workers of this machine: use the card of its number, before anything else asks for one."""
     global _workers_here
     _workers_here = workers
@@ -73,7 +73,7 @@ def decode_side_by_side(decoders: Sequence[Decoder], requests: list[DecodeReques
     return (next(streams[k % n]) for k in range(len(requests)))
 
 
-def embed_together(
+def embed_batched(
     items: Iterator[Any], embed: Callable[[np.ndarray], np.ndarray], clips_a_call: int
 ) -> Iterator[tuple[Any, np.ndarray | None]]:
     """Each clip with its embedding, or the error of one that cannot be used with None, in order; several clips a call."""

@@ -7,12 +7,12 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtsf.cache.catalog import CatalogDocument, Listed, newest_records, read_catalog
-from dtsf.cache.documents import is_dataset, read_about, read_marks, read_records
+from dtsf.cache.catalog import CatalogDocument, CatalogEntry, newest_records, read_catalog
+from dtsf.cache.documents import is_dataset, read_marks, read_metadata, read_records
 from dtsf.cache.records import part_of
 from dtsf.errors import CacheError, SourceError
 from dtsf.pipeline.changes import Changes, compare
-from dtsf.pipeline.source import Stat, content_of, sample_of, stat_of, trouble
+from dtsf.pipeline.source import Stat, content_hash, file_stat, partial_hash, trouble
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ def settle(document: CatalogDocument, root: Path, computed: Mapping[str, tuple[i
 def _held(folder: Where) -> tuple[list[ShardRecord], list[ShardRecord], CatalogDocument | None]:
     if not is_dataset(folder):
         return [], [], None
-    about = read_about(folder)
+    about = read_metadata(folder)
     records, marks = read_records(folder, about), read_marks(folder, about)
     try:
         before = read_catalog(folder, about, records)
@@ -115,7 +115,7 @@ def _held(folder: Where) -> tuple[list[ShardRecord], list[ShardRecord], CatalogD
     return records, marks, before
 
 
-def _look(catalog: Catalog, shards: Sequence[ShardRecord], before: CatalogDocument | None) -> list[Listed]:
+def _look(catalog: Catalog, shards: Sequence[ShardRecord], before: CatalogDocument | None) -> list[CatalogEntry]:
     """Every clip of the source with what its file is known by. Files are hashed only where that can spare their decoding."""
     known: dict[Place, str] = {}
     sizes: set[int] = set()
@@ -137,7 +137,7 @@ def _look(catalog: Catalog, shards: Sequence[ShardRecord], before: CatalogDocume
             continue
         path = f"{catalog.root}/{clip.path}"
         try:
-            stat = files[clip.path] = stat_of(path)
+            stat = files[clip.path] = file_stat(path)
             found = known.get((clip.path, stat.bytes, stat.mtime_ns, stat.listing))
             if found is None and stat.listing:
                 # Layouts 1 and 2 knew a folder of pictures by its own entry.
@@ -156,7 +156,7 @@ def _look(catalog: Catalog, shards: Sequence[ShardRecord], before: CatalogDocume
     unknown = {path: held for path, held in files.items() if isinstance(held, Stat) and path not in whole}
     for name in _worth_hashing(catalog.root, unknown, sizes):
         try:
-            whole[name] = content_of(catalog.root / name, unknown[name])
+            whole[name] = content_hash(catalog.root / name, unknown[name])
         except OSError as error:
             files[name] = trouble(catalog.root / name, error)
     return [_listed(clip, files[clip.path], whole.get(clip.path, "")) for clip in catalog.clips]
@@ -175,24 +175,24 @@ def _worth_hashing(root: Path, unknown: Mapping[str, Stat], sizes: set[int]) -> 
             by_sample: dict[str, list[str]] = {}
             for path in paths:
                 try:
-                    by_sample.setdefault(sample_of(root / path, unknown[path]), []).append(path)
+                    by_sample.setdefault(partial_hash(root / path, unknown[path]), []).append(path)
                 except OSError:
                     found.append(path)  # reading it whole says why
             found += [path for same in by_sample.values() if len(same) > 1 for path in same]
     return found
 
 
-def _listed(clip: Clip, held: Stat | tuple[str, str], whole: str) -> Listed:
+def _listed(clip: Clip, held: Stat | tuple[str, str], whole: str) -> CatalogEntry:
     if isinstance(held, tuple):
-        return Listed.model_validate({"clip": clip, "state": held[0], "reason": held[1]})
+        return CatalogEntry.model_validate({"clip": clip, "state": held[0], "reason": held[1]})
     key = whole + part_of(clip) if whole else ""
-    return Listed(clip=clip, key=key, bytes=held.bytes, mtime_ns=held.mtime_ns, listing=held.listing)
+    return CatalogEntry(clip=clip, key=key, bytes=held.bytes, mtime_ns=held.mtime_ns, listing=held.listing)
 
 
-def _why_not(entry: Listed, root: Path) -> dict[str, str]:
+def _why_not(entry: CatalogEntry, root: Path) -> dict[str, str]:
     path = root / entry.clip.path
     try:
-        stat = stat_of(path)
+        stat = file_stat(path)
         if not stat.listing:
             with path.open("rb"):
                 pass

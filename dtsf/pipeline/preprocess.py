@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.catalog import join, newest_records, write_catalog
 from dtsf.cache.documents import is_dataset, read_records
-from dtsf.cache.lock import only_writer
+from dtsf.cache.lock import write_lock
 from dtsf.cache.records import BadClip, Frozen
 from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.cache.store import LocalFolder, as_place
+from dtsf.cache.store import LocalStore, open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.align import align_groups
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.cache.records import ClipRecord
-    from dtsf.cache.remote import RemoteFolder
+    from dtsf.cache.remote import RemoteStore
     from dtsf.cache.spec import ShardRecord
     from dtsf.pipeline.catalog import Catalog
     from dtsf.pipeline.settings import PreprocessSettings
@@ -105,7 +105,7 @@ def preprocess(
     """
     name = settings.name or catalog.dataset
     spec = make_spec(settings)
-    place = as_place(cache).absolute()
+    place = open_store(cache).absolute()
     folder = place.below(name)
     begun = time.monotonic()
     info = DatasetInfo(
@@ -117,7 +117,7 @@ def preprocess(
         catalog = align_groups(catalog, [record for shard in held for record in shard.clips], settings.deadline)
     if settings.dry_run:
         return _foreseen(catalog, info, folder, spec, settings, n_workers)
-    with only_writer(folder):
+    with write_lock(folder):
         if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
@@ -146,7 +146,7 @@ def preprocess(
                 on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
 
         run_tasks(tasks, n_workers, settings.scheduler, on_clips, cards=count_cards(settings.encoder))
-        if parts and settings.scheduler is None and isinstance(place, LocalFolder):
+        if parts and settings.scheduler is None and isinstance(place, LocalStore):
             # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
             # be taken for lost and still write: theirs wait for the next run.
             sweep(folder)
@@ -159,7 +159,7 @@ def preprocess(
     return result
 
 
-def _too_many_bad(result: PreprocessResult, folder: LocalFolder | RemoteFolder, max_bad: float) -> BadClipsError:
+def _too_many_bad(result: PreprocessResult, folder: LocalStore | RemoteStore, max_bad: float) -> BadClipsError:
     listed = [f"{one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20]]
     more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
     return BadClipsError(
@@ -173,7 +173,7 @@ def _too_many_bad(result: PreprocessResult, folder: LocalFolder | RemoteFolder, 
 def _foreseen(
     catalog: Catalog,
     info: DatasetInfo,
-    folder: LocalFolder | RemoteFolder,
+    folder: LocalStore | RemoteStore,
     spec: CacheSpec,
     settings: PreprocessSettings,
     n_workers: int,
@@ -194,7 +194,7 @@ def _foreseen(
 
 def _result(
     catalog: Catalog,
-    folder: LocalFolder | RemoteFolder,
+    folder: LocalStore | RemoteStore,
     planned: Plan,
     joined: Mapping[str, tuple[int, ClipRecord]],
     bad: tuple[BadClip, ...],

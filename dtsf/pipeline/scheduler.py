@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.gpu import RESOURCE, take_card
+from dtsf.pipeline.gpu import RESOURCE, select_gpu
 from dtsf.pipeline.worker import Counter, ShardTask, run_shard
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _run_on_dask(task: ShardTask) -> int:
     worker = get_worker()
     said = worker.state.total_resources
     if LOCAL_CARDS in said:
-        take_card(int(worker.name), int(said[LOCAL_CARDS]), int(said[LOCAL_WORKERS]))
+        select_gpu(int(worker.name), int(said[LOCAL_CARDS]), int(said[LOCAL_WORKERS]))
     counter = Counter(lambda counts: worker.log_event(TOPIC, counts))
     run_shard(task, counter.count)
     counter.report()

@@ -34,7 +34,7 @@ class Stat:
     listing: str = ""
 
 
-def stat_of(path: Path | str) -> Stat:
+def file_stat(path: Path | str) -> Stat:
     """Size and time of a file, or of all pictures of a folder. Raises OSError: it is not there, cannot be looked at, or is
     neither: :func:`trouble` says what that means.
     """
@@ -52,7 +52,7 @@ def stat_of(path: Path | str) -> Stat:
 
 
 @lru_cache(maxsize=4096)
-def content_of(path: Path, held: Stat) -> str:
+def content_hash(path: Path, held: Stat) -> str:
     """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``held``: of now. Raises OSError: it
     cannot be read.
     """
@@ -67,7 +67,7 @@ def content_of(path: Path, held: Stat) -> str:
     return digest.hexdigest()
 
 
-def sample_of(path: Path, held: Stat) -> str:
+def partial_hash(path: Path, held: Stat) -> str:
     """A hash of a little of it: of two files of one size that differ here, neither need be read whole."""
     digest = xxhash.xxh3_64(f"{held.bytes}".encode())
     if held.listing:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
 
 
-class Unlike(Frozen):
+class Mismatch(Frozen):
     """A clip that does not give the pictures any more that its row was computed from."""
 
     clip: str
@@ -33,7 +33,7 @@ class Recheck(Frozen):
 
     checked: int
     """Clips that were decoded again."""
-    unlike: tuple[Unlike, ...]
+    unlike: tuple[Mismatch, ...]
     unknown: int
     """Clips of an older layout, whose pictures' checksum nobody kept."""
     decoder: str
@@ -65,13 +65,13 @@ def verify_source(
     count = math.ceil(sample * len(known))
     chosen = [known[k * len(known) // count] for k in range(count)]
     requests = [DecodeRequest(root / clip.path, span_of(record.source, spec)) for clip, record in chosen]
-    unlike: list[Unlike] = []
+    unlike: list[Mismatch] = []
     with Decoder(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind) as decoder:
         for k, ((clip, record), item) in enumerate(zip(chosen, decode_all(decoder, requests), strict=True), 1):
             if isinstance(item, VideoError):
-                unlike.append(Unlike(clip=clip.id, path=clip.path, reason=f"{item.verdict}: {item}"))
+                unlike.append(Mismatch(clip=clip.id, path=clip.path, reason=f"{item.verdict}: {item}"))
             elif xxhash.xxh3_64_hexdigest(item[0].tobytes()) != record.frames_hash:
-                unlike.append(Unlike(clip=clip.id, path=clip.path, reason="it gives other pictures"))
+                unlike.append(Mismatch(clip=clip.id, path=clip.path, reason="it gives other pictures"))
             if on_progress is not None:
                 on_progress(k, count)
     return Recheck(checked=count, unlike=tuple(unlike), unknown=len(held) - len(known), decoder=decoder_name(kind))

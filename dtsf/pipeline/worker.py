@@ -15,10 +15,10 @@ from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.writer import write_shard
 from dtsf.errors import SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
-from dtsf.pipeline.gpu import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_together
-from dtsf.pipeline.source import Stat, content_of, stat_of, trouble
+from dtsf.pipeline.gpu import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_batched
+from dtsf.pipeline.source import Stat, content_hash, file_stat, trouble
 from dtsf.pipeline.video.clip import Span
-from dtsf.pipeline.video.decoder_process import DecodeRequest, borrow_decoders
+from dtsf.pipeline.video.decoder_process import DecodeRequest, shared_decoders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -84,11 +84,11 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     settings = task.settings
     n = decoders_of_a_worker(settings.encoder)
     common = (spec.frames, spec.size, settings.deadline, settings.check)
-    with borrow_decoders(*common, crop=spec.crop, decoder=settings.decoder, n=n) as decoders:
+    with shared_decoders(*common, crop=spec.crop, decoder=settings.decoder, n=n) as decoders:
         # Asked for first: the decoders' children start, and decode the first clips, while the encoder loads.
         items = decode_side_by_side(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
-        together = embed_together(items, encoder.embed, CLIPS_A_CALL if encoder.device == "cuda" else 1)
+        together = embed_batched(items, encoder.embed, CLIPS_A_CALL if encoder.device == "cuda" else 1)
         for clip, stat, (item, cells) in zip(task.clips, stats, together, strict=True):
             read = source.what_was_read(clip, stat)
             if read is None:
@@ -135,13 +135,13 @@ class _Source:
     def stat(self, clip: Clip) -> Stat | None:
         """Size and time now; None where it cannot be looked at."""
         path = self.root / clip.path
-        return self._patiently(path, lambda: stat_of(path))
+        return self._patiently(path, lambda: file_stat(path))
 
     def what_was_read(self, clip: Clip, before: Stat | None) -> Source | None:
         """By what the bytes are known that the decoder was given; None where they are not those of ``before`` any more."""
         path = self.root / clip.path
         # Read after decoding, so that the bytes are at hand; and looked at after that, so that they are the bytes decoded.
-        content = None if before is None else self._patiently(path, lambda: content_of(path, before))
+        content = None if before is None else self._patiently(path, lambda: content_hash(path, before))
         if before is None or content is None or self.stat(clip) != before:
             self._lost += 1
             if self._lost == LOST_IN_A_ROW:

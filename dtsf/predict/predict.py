@@ -64,7 +64,7 @@ def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: s
     embeddings_VFPC, _ = embed_videos(videos, known.spec, 1, encoder_weights=encoder_weights)
     x_VTHWC = read_canvases(embeddings_VFPC, known.spec.grid, known.frames, known.pace)
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
-    return prediction_of(known.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
+    return make_prediction(known.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
 
 
 def embed_videos(
@@ -90,7 +90,7 @@ def embed_videos(
     import torch
 
     from dtsf.pipeline.encoders.choose import open_encoder
-    from dtsf.pipeline.video.decoder_process import DecodeRequest, borrow_decoders, decode_all
+    from dtsf.pipeline.video.decoder_process import DecodeRequest, decode_all, shared_decoders
     from dtsf.report.film import check_film
 
     if film is not None:
@@ -111,7 +111,7 @@ def embed_videos(
     embedded, longest = [], 1
     # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
     # Kept from one performance to the next.
-    with borrow_decoders(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as (decoder,):
+    with shared_decoders(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as (decoder,):
         for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
             if isinstance(clip, VideoError):
                 raise clip
@@ -132,7 +132,7 @@ def read_canvases(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, pace: f
     return read_frames(x_VFHWC, torch.arange(V), evenly_spaced(n_frames).expand(V, -1), pace)
 
 
-def prediction_of(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
+def make_prediction(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
     """Make the prediction for one group: ``probability_K`` of the classes ``names``, one uncertainty, a weight a video.
 
     Raises:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
-from dtsf.predict.predict import embed_videos, prediction_of, read_canvases, write_prediction_film
+from dtsf.predict.predict import embed_videos, make_prediction, read_canvases, write_prediction_film
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,7 +163,7 @@ class Run:
         placed_VTHWC[cameras] = x_VTHWC
         with torch.inference_mode():
             output = self.net(placed_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
-        return prediction_of(
+        return make_prediction(
             self.state.info.class_names,
             output.probabilities_BK[0],
             output.uncertainty_B[0],

@@ -19,13 +19,13 @@ def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, pace: float) -> np
     """Cached frames that the network reads at evaluation, as (N, T) indices; the nearer one where it reads between two."""
     import torch
 
-    from dtsf.training.frame_sampling import evenly_spaced, motion_clock
+    from dtsf.training.frame_sampling import cumulative_motion, evenly_spaced
 
     N, F = embeddings_NFPC.shape[:2]
     moment_T = evenly_spaced(n_frames)
     if pace == 0 or F == 1:
         return np.asarray((moment_T * F).long().clamp(0, F - 1).expand(N, -1))
-    clock_NF = motion_clock(torch.from_numpy(embeddings_NFPC), pace)
+    clock_NF = cumulative_motion(torch.from_numpy(embeddings_NFPC), pace)
     return np.asarray((clock_NF[:, None, :] - moment_T[None, :, None]).abs().argmin(-1))
 
 

@@ -17,7 +17,7 @@ USUAL = 333
 """Clips of a hundred performances before three cameras, for which the recipes were chosen: width 96, one block, 120 epochs."""
 
 
-def sized(recipe: Recipe, clips: int) -> Recipe:
+def resolve_auto(recipe: Recipe, clips: int) -> Recipe:
     """The recipe with numbers in the place of ``auto``, for so many training clips.
 
     Width grows with the square root of the clips, 96 at :data:`USUAL`, in steps of 32 from 96 to 384; one block

@@ -27,7 +27,7 @@ def share_of_mover(x_QTHWR: Tensor) -> Tensor:
     return share_QTHW1
 
 
-def exchange_rooms(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
+def swap_backgrounds(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
     """Put what moves in a ``share`` of the clips into the room of another clip of the batch. Same shape."""
     present_P = mask_BV.flatten().nonzero().flatten()
     room_P = present_P[torch.randperm(len(present_P))]
@@ -40,7 +40,7 @@ def exchange_rooms(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
     return x_NTHWR.index_copy(0, clip_Q, exchanged_QTHWR).view_as(x_BVTHWR)
 
 
-def hide_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
+def occlude_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
     """Put a pillar before some views, as wide as a column of cells or as all: nothing moves there but noise. Same shape.
 
     In each group one present view, drawn at random, always sees all; a view alone is never hidden.

@@ -16,7 +16,7 @@ PACKAGES = {"recipe": "dtsf.training", "table": "dtsf.experiments"}
 """Package that holds the files of each kind."""
 
 
-def shipped_names(kind: str) -> list[str]:
+def builtin_names(kind: str) -> list[str]:
     """Names of what comes with dtsf of a kind, ``recipe`` or ``table``."""
     folder = resources.files(PACKAGES[kind]) / f"{kind}s"
     return sorted(file.name.removesuffix(".toml") for file in folder.iterdir() if file.name.endswith(".toml"))
@@ -46,10 +46,10 @@ def read_recipe(name_or_file: str, *, below: tuple[str, ...] = ()) -> dict[str, 
 
 
 def read_toml(kind: str, name_or_file: str) -> dict[str, Any]:
-    """Read one. ``name_or_file``: A name of :func:`shipped_names`, or the path of a TOML file. Raises ConfigError: unknown
+    """Read one. ``name_or_file``: A name of :func:`builtin_names`, or the path of a TOML file. Raises ConfigError: unknown
     name, or a file that cannot be read as TOML.
     """
-    names = shipped_names(kind)
+    names = builtin_names(kind)
     if name_or_file in names:
         text = (resources.files(PACKAGES[kind]) / f"{kind}s" / f"{name_or_file}.toml").read_text("utf-8")
     elif name_or_file.endswith(".toml"):

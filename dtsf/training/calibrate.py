@@ -25,7 +25,7 @@ from dtsf.training.checkpoint import Calibration, amend_checkpoint, make_room
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.distributed import current_world
 from dtsf.training.metrics import calibration_error
-from dtsf.training.splits import Part, answerable, divide
+from dtsf.training.splits import Part, divide, drop_unknown_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.network import DTSFNet
     from dtsf.training.data import Groups
-    from dtsf.training.loop import EpochReport, Fitted
+    from dtsf.training.loop import EpochReport, FitResult
     from dtsf.training.protocols import Protocol, Split
     from dtsf.training.recipe import Recipe
 
@@ -75,7 +75,7 @@ def calibrate(
     recipe: Recipe,
     *,
     run: Path,
-    again: Callable[..., Fitted],
+    again: Callable[..., FitResult],
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
 ) -> Calibration | None:
@@ -109,7 +109,7 @@ def _ask_about_held_out(
     split: Split,
     recipe: Recipe,
     run: Path,
-    again: Callable[..., Fitted],
+    again: Callable[..., FitResult],
     on_epoch: Callable[[EpochReport], None] | None,
     fabric: Any,
 ) -> tuple[Observed | None, str, int]:
@@ -120,7 +120,7 @@ def _ask_about_held_out(
         if watched
         else divide(split.train, rule.name, recipe.train.calibrate)
     )
-    parts = [part for part in map(answerable, parts) if part.train and part.held]
+    parts = [part for part in map(drop_unknown_classes, parts) if part.train and part.held]
     if sum(len({clip.group for clip in part.held}) for part in parts) < FEWEST:
         return None, what, 0
     plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
@@ -194,7 +194,7 @@ def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, par
     like it.
     """
     net.belief.know(training_statistics(net, train))
-    sharpness, bias, weight_3 = fit_belief(observed)
+    sharpness, bias, weight_3 = fit_calibrator(observed)
     net.belief.learn(sharpness, bias, weight_3)
     label_B = observed.label_B
     before_BK = probabilities(observed.evidence_BK + 1.0)
@@ -216,7 +216,7 @@ def _believed(observed: Observed, sharpness: Tensor, bias: Tensor, weight_3: Ten
     return discount(observed.evidence_BK, bias + observed.signs_B3 @ weight_3, sharpness, observed.likeness_B)
 
 
-def fit_belief(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
+def fit_calibrator(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
     """Sharpness, bias and the three weights, none below 0, of least mean ``-log p`` of the true class. In float64.
 
     Signs are fitted in their deviations over the groups, and everything is pulled towards evidence as it is: what the groups

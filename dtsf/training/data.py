@@ -13,7 +13,7 @@ import torch
 
 from dtsf.model.tsm import motion_share
 from dtsf.training.augment import choose_moments, drop_views, move_frames, move_grid
-from dtsf.training.background_swap import exchange_rooms, hide_views
+from dtsf.training.background_swap import occlude_views, swap_backgrounds
 from dtsf.training.frame_sampling import evenly_spaced, motion_steps, read_frames
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Groups:
     label_G: Tensor
     names: tuple[str, ...]
     """Of the groups."""
-    scene_N: Tensor | None = None
+    background_N: Tensor | None = None
     """Number of each clip's background, from 0; None where the data set does not name every clip's."""
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class Groups:
         row_GV = torch.where(keep_V, self.row_GV, torch.full_like(self.row_GV, -1))
         stays_G = (row_GV >= 0).any(1)
         names = tuple(name for name, stays in zip(self.names, stays_G.tolist(), strict=True) if stays)
-        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names, self.scene_N)
+        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names, self.background_N)
 
 
 def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
@@ -150,7 +150,7 @@ def energy_mean(net: DTSFNet, groups: Groups, pace: float) -> Tensor:
 
 
 @torch.no_grad()
-def least_share(net: DTSFNet, groups: Groups) -> Tensor:
+def min_motion_share(net: DTSFNet, groups: Groups) -> Tensor:
     """The least that each camera sees move in any of ``groups``, as a share of what the group's liveliest camera sees. (V,).
 
     0 for a camera that stands in no group of several views: unknown.
@@ -243,9 +243,9 @@ def training_batches(
         moment_BVT = choose_moments((len(chosen_B), row_BV.shape[1]), n_frames, augment)
         x_BVTHWC = _read_views(groups, row_BV, moment_BVT, pace)
         if augment.room:
-            x_BVTHWC = exchange_rooms(x_BVTHWC, mask_BV, augment.room)
+            x_BVTHWC = swap_backgrounds(x_BVTHWC, mask_BV, augment.room)
         if augment.hide:
-            x_BVTHWC = hide_views(x_BVTHWC, mask_BV, augment.hide)
+            x_BVTHWC = occlude_views(x_BVTHWC, mask_BV, augment.hide)
         x_BVTHWC = move_grid(move_frames(x_BVTHWC, augment), augment)
         if augment.noise:
             drawn_BVTHWC = torch.randn_like(x_BVTHWC, device="cpu")

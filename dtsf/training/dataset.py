@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dtsf.errors import ConfigError
-from dtsf.training.prefetch import fits_on_card
+from dtsf.training.prefetch import fits_on_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -156,7 +156,7 @@ class CacheDataset(Dataset[GroupSample]):
 
     def _hold_on_gpu(self) -> bool:
         ids = [clip_id for row in self._ids for clip_id in row if clip_id is not None]
-        if not fits_on_card(len(ids) * self.data.row_bytes(), self.device):
+        if not fits_on_gpu(len(ids) * self.data.row_bytes(), self.device):
             return False
         spec = self.data.spec
         held = torch.empty((len(ids), *self._shape(1)[2:]), dtype=self._dtype, device=self.device)

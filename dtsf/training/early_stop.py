@@ -38,7 +38,7 @@ def held_out_score(
     return loss / len(groups), right / len(groups)
 
 
-def noted(state: RunState, loss: float) -> RunState:
+def update_best(state: RunState, loss: float) -> RunState:
     """The state with this epoch as the best one, where its loss is below all before it."""
     # Of a network that diverged nothing can be kept.
     if not math.isfinite(loss) or (state.best_loss is not None and not loss < state.best_loss):
@@ -46,7 +46,7 @@ def noted(state: RunState, loss: float) -> RunState:
     return state.model_copy(update={"best_epoch": state.epoch, "best_loss": loss})
 
 
-def is_over(state: RunState) -> bool:
+def should_stop(state: RunState) -> bool:
     """Whether training ends here: the last epoch is done, or patience has run out."""
     train = state.recipe.train
     tired = bool(train.patience and state.best_epoch is not None and state.epoch - state.best_epoch >= train.patience)

@@ -13,7 +13,7 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.training.adapt import Adapted
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.metrics import GroupPrediction, Metrics, ReliabilityBin, judge
-from dtsf.training.open_set import LEFT_OUT, UnknownActions, of_classes, tell_apart
+from dtsf.training.open_set import LEFT_OUT, UnknownActions, of_classes, open_set_metrics
 from dtsf.training.protocols import split_clips
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def evaluate(
     if unknown is not None:
         name, what, others = _unknown_groups(unknown, data, strange, classes, chosen)
         u_G = _mean_of_draws(net, others, 32, draws, adapted)[1]
-        asked = tell_apart(name, what, torch.tensor([p.uncertainty for p in metrics.predictions]), u_G)
+        asked = open_set_metrics(name, what, torch.tensor([p.uncertainty for p in metrics.predictions]), u_G)
     return Evaluation(
         dataset=data.info.name,
         protocol=str(protocol),

@@ -29,7 +29,7 @@ def evenly_spaced(n_frames: int, place: float = 0.5) -> Tensor:
     return (torch.arange(n_frames) + place) / n_frames
 
 
-def motion_clock(x_NFHWC: Tensor, pace: float) -> Tensor:
+def cumulative_motion(x_NFHWC: Tensor, pace: float) -> Tensor:
     """How much of each clip has passed at each cached frame.
 
     ``x_NFHWC``: embeddings of all cached frames. ``pace``: share of motion in the clock, from 0 (time alone) to 1 (motion
@@ -49,7 +49,7 @@ def motion_steps(x_NFHWC: Tensor) -> Tensor:
 
 
 def clock_of_steps(step_NS: Tensor, pace: float) -> Tensor:
-    """:func:`motion_clock`, of the result of :func:`motion_steps`: the costly part, which needs doing once."""
+    """:func:`cumulative_motion`, of the result of :func:`motion_steps`: the costly part, which needs doing once."""
     step_NS = step_NS - STILL * step_NS.amin(1, keepdim=True)
     mean_N1 = step_NS.mean(1, keepdim=True)
     motion_NS = torch.where(mean_N1 > 0, step_NS / mean_N1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
@@ -67,7 +67,7 @@ def read_frames(
         x_NFHWC: Embeddings of all cached frames of all clips, any float type.
         row_M: Which clips; a clip may be read more than once.
         moment_MT: In [0, 1], for each clip read.
-        pace: See :func:`motion_clock`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above 0 it
+        pace: See :func:`cumulative_motion`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above 0 it
             is interpolated between the two cached frames around it.
         step_NS: :func:`motion_steps` of all clips, to reuse; computed if left out.
     """

@@ -24,7 +24,7 @@ from safetensors.torch import load
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, read_file
 from dtsf.settings import explain
-from dtsf.training.auto_size import sized
+from dtsf.training.auto_size import resolve_auto
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -104,7 +104,7 @@ def begin_from(file: Path | None, recipe: Recipe, clips: int) -> tuple[Recipe, d
     if file is not None:
         weights = read_initial_weights(file, recipe.model)
         recipe = recipe.model_copy(update={"model": sized_as(recipe.model, weights)})
-    return sized(recipe, clips), weights
+    return resolve_auto(recipe, clips), weights
 
 
 def _width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:

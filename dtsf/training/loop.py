@@ -15,12 +15,12 @@ import torch
 from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
 from dtsf.model.network import DTSFNet
-from dtsf.training.auto_size import sized
+from dtsf.training.auto_size import resolve_auto
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import (
     channel_deviation,
     energy_mean,
-    least_share,
+    min_motion_share,
     principal_directions,
     training_batches,
     training_source,
@@ -28,12 +28,12 @@ from dtsf.training.data import (
 from dtsf.training.debias.choose import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.divergence import refuse_loss, refuse_weights
-from dtsf.training.early_stop import held_out_score, is_over, noted
+from dtsf.training.early_stop import held_out_score, should_stop, update_best
 from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import Record
 from dtsf.training.optim import adamw, schedule, update_average
-from dtsf.training.prefetch import Ahead, resident
-from dtsf.training.train_state import Learner, Training, restore, save, versions
+from dtsf.training.prefetch import Prefetcher, resident
+from dtsf.training.train_state import Training, TrainingModule, restore, save, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,7 +66,7 @@ class EpochReport:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FitResult:
     """A trained network, in evaluation mode, and how long it took."""
 
     net: DTSFNet
@@ -93,7 +93,7 @@ def fit(
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
     catalog: str = "",
-) -> Fitted:
+) -> FitResult:
     """Train a network and leave checkpoints in ``run/last`` and a line a step in ``run/log.jsonl``.
 
     Raises CheckpointError: with ``resume``, when the checkpoint belongs to another recipe, cache or seed. DivergedError: a
@@ -106,7 +106,7 @@ def fit(
         held_out: Groups that are judged after each epoch and not trained on; needed where the recipe has patience.
         fabric: A Fabric that is launched already; one is launched if left out.
     """
-    recipe = sized(recipe, int(groups.mask_GV.sum()))
+    recipe = resolve_auto(recipe, int(groups.mask_GV.sum()))
     train = recipe.train
     torch.set_num_threads(train.threads)
     world = current_world()
@@ -133,14 +133,14 @@ def fit(
     if net.principal:
         net.basis_CR.copy_(principal_directions(groups, net.channel_scale_C, net.principal))
     if recipe.model.covered:
-        net.least_share_V.copy_(least_share(net, groups))
+        net.min_motion_share_V.copy_(min_motion_share(net, groups))
     source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
     if recipe.model.canvas != "embedding":
         net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     )
-    learner = Learner(net, debiaser, recipe.loss).to(fabric.device)
+    learner = TrainingModule(net, debiaser, recipe.loss).to(fabric.device)
     optimizer = adamw(learner, train, fabric.device)
     model, optimizer = fabric.setup(learner, optimizer)
     source = resident(source, fabric.device)
@@ -165,7 +165,7 @@ def fit(
         # From here on a killed run can be resumed, whatever it started from.
         save(run / "last", state, training)
     with Record(run if world.first else None, state.step) as record:
-        while not is_over(state):
+        while not should_stop(state):
             begun = time.monotonic()
             epoch, step, lr = state.epoch, state.step, 0.0
             model.train()
@@ -182,7 +182,7 @@ def fit(
                 # Asked of the first process alone, so that all stop together.
                 score = fabric.broadcast(held_out_score(net, training.current, held_out))
                 record.write({"step": step, "epoch": epoch, "held_out_loss": score[0], "held_out_accuracy": score[1]})
-                state = noted(state, score[0])
+                state = update_best(state, score[0])
                 if train.patience and state.best_epoch == state.epoch:
                     training.best = {name: x.detach().clone() for name, x in training.current.items()}
             if world.first:
@@ -204,7 +204,7 @@ def fit(
                     )
                 )
     net.load_state_dict(training.evaluated)
-    return Fitted(net.eval(), state.epoch, state.best_epoch)
+    return FitResult(net.eval(), state.epoch, state.best_epoch)
 
 
 def _steps(
@@ -231,7 +231,7 @@ def _steps(
     made_here = training_batches(
         groups, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C, order
     )
-    batches = Ahead(made_here, fabric.device)
+    batches = Prefetcher(made_here, fabric.device)
     optimizer = training.optimizer
     for made, step in enumerate(plan, done):
         lr = train.lr * schedule(made, n_steps, train.warmup)

@@ -81,7 +81,7 @@ def of_classes(
     return known, tuple(clip for clip in clips if clip.label not in label)
 
 
-def tell_apart(name: str, what: str, known_G: Tensor, unknown_G: Tensor) -> UnknownActions:
+def open_set_metrics(name: str, what: str, known_G: Tensor, unknown_G: Tensor) -> UnknownActions:
     """Sum up the uncertainties of known and of unknown groups."""
     from torchmetrics.functional.classification import binary_auroc
 

@@ -29,7 +29,7 @@ SHARE = 0.4
 """Of the free memory of a card: the rest is the network's."""
 
 
-def fits_on_card(n_bytes: int, device: torch.device) -> bool:
+def fits_on_gpu(n_bytes: int, device: torch.device) -> bool:
     """Whether ``device`` is a card, and so many bytes are at most :data:`SHARE` of what is free on it.
 
     What PyTorch keeps from an earlier training in this process and nobody uses is free too.
@@ -43,7 +43,7 @@ def fits_on_card(n_bytes: int, device: torch.device) -> bool:
 def resident(groups: Groups, device: torch.device) -> Groups:
     """The groups with their embeddings on ``device`` if it is a card where they fit, else as they are."""
     x_NFHWC = groups.embeddings_NFHWC
-    if not fits_on_card(x_NFHWC.nbytes, device):
+    if not fits_on_gpu(x_NFHWC.nbytes, device):
         return groups
     logger.info("%.2f GB of embeddings stay on %s", x_NFHWC.nbytes / 1e9, device)
     return replace(groups, embeddings_NFHWC=x_NFHWC.to(device))
@@ -55,7 +55,7 @@ def _side_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device)
 
 
-class Ahead:
+class Prefetcher:
     """Batches on a device, one of them ahead of time. ``batches``: on the CPU, or with embeddings on the device already."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:

@@ -12,7 +12,7 @@ from dtsf.errors import ConfigError
 from dtsf.model.config import Auto, ModelConfig
 from dtsf.settings import explain
 from dtsf.training.augment import AugmentConfig
-from dtsf.training.builtin import read_recipe, shipped_names
+from dtsf.training.builtin import builtin_names, read_recipe
 from dtsf.training.debias.choose import DebiasConfig
 from dtsf.training.losses import LossConfig
 
@@ -131,10 +131,10 @@ class Recipe(BaseModel):
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with dtsf."""
-    return shipped_names("recipe")
+    return builtin_names("recipe")
 
 
-def usual_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str, str]:
+def default_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str, str]:
     """The recipe for a cache and a protocol when none is named, and why: the first rule that fits.
 
     Args:

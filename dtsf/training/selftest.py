@@ -7,7 +7,7 @@ import time
 import torch
 
 from dtsf.model.network import DTSFNet
-from dtsf.training.auto_size import USUAL, sized
+from dtsf.training.auto_size import USUAL, resolve_auto
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.recipe import load_recipe
 
@@ -20,7 +20,7 @@ def check_stage2() -> tuple[bool, str, str]:
     """Train the default recipe's network on groups of drawn embeddings for some seconds: its loss must fall. Returns whether it
     does, what was found, and how to mend it.
     """
-    recipe = sized(load_recipe(), USUAL)
+    recipe = resolve_auto(load_recipe(), USUAL)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(recipe.train.threads)
     with torch.random.fork_rng():

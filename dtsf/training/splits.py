@@ -57,7 +57,7 @@ def divide(clips: Sequence[Clip], protocol: str, n_parts: int) -> tuple[list[Par
     ], f"{by} held out"
 
 
-def answerable(part: Part) -> Part:
+def drop_unknown_classes(part: Part) -> Part:
     """Without held clips of classes that none of those who train has: their answers say nothing of a network that has all."""
     known = {clip.label for clip in part.train}
     return Part(train=part.train, held=tuple(clip for clip in part.held if clip.label in known))

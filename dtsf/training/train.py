@@ -27,7 +27,7 @@ from dtsf.training.init_weights import begin_from
 from dtsf.training.loop import fit
 from dtsf.training.open_set import leave_out
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import load_recipe, usual_recipe
+from dtsf.training.recipe import default_recipe, load_recipe
 from dtsf.training.settings import TrainSettings
 from dtsf.training.train_state import versions
 
@@ -94,7 +94,7 @@ def _train(
     run, seed, device, resume, init = chosen.run, chosen.seed, chosen.device, chosen.resume, chosen.init
     data = open_dataset(cache, chosen.dataset)
     rule = parse_protocol(chosen.protocol, data.info.dataset)
-    recipe, why = (chosen.recipe, "asked for") if chosen.recipe else usual_recipe(data.info, data.spec, rule.name)
+    recipe, why = (chosen.recipe, "asked for") if chosen.recipe else default_recipe(data.info, data.spec, rule.name)
     settings = load_recipe(recipe, chosen.changes())
     check_recipe_fits(settings, data, rule)
     world = current_world()

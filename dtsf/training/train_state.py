@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dtsf.training.losses import LossConfig
 
 
-class Learner(nn.Module):
+class TrainingModule(nn.Module):
     """Network, debiaser and losses as one module: what several processes keep in step."""
 
     def __init__(self, net: DTSFNet, debiaser: Any, config: LossConfig) -> None:

@@ -36,7 +36,7 @@ from dtsf.training.checkpoint import load_checkpoint, load_network, make_room
 from dtsf.training.evaluate import evaluate
 from dtsf.training.init_weights import begin_from
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import usual_recipe
+from dtsf.training.recipe import default_recipe
 from dtsf.training.train import check_device, check_recipe_fits, train
 from dtsf.training.train_state import versions
 
@@ -83,7 +83,7 @@ def ablate(
     """
     data = open_dataset(cache, dataset)
     rule = parse_protocol(protocol, data.info.dataset)
-    recipe = recipe or usual_recipe(data.info, data.spec, rule.name)[0]
+    recipe = recipe or default_recipe(data.info, data.spec, rule.name)[0]
     held = load_table(table)
     variants = make_variants(held, recipe, overrides)
     for variant in variants:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dtsf.errors import ConfigError
-from dtsf.training.builtin import read_toml, shipped_names
+from dtsf.training.builtin import builtin_names, read_toml
 from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Variant:
 
 def table_names() -> list[str]:
     """Names of the tables that come with dtsf."""
-    return shipped_names("table")
+    return builtin_names("table")
 
 
 def load_table(name_or_file: str) -> Table:

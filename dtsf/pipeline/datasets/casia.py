@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
 from dtsf.pipeline.catalog import Catalog, build_catalog
-from dtsf.pipeline.files import LeftOut, walk_named
+from dtsf.pipeline.files import SkippedFiles, find_videos
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,8 +43,8 @@ NAME = re.compile(r"(horizontal|angle|topdown)view_p(\d+)(?:p(\d+))?_([a-z]+)_a(
 def catalog_casia(root: Path) -> Catalog:
     """List the clips of CASIA under ``root``. Raises DataError: no clip found, or two files for one."""
     clips: list[Clip] = []
-    left_out = LeftOut()
-    for path, match in walk_named(root, NAME, "CASIA's", left_out):
+    left_out = SkippedFiles()
+    for path, match in find_videos(root, NAME, "CASIA's", left_out):
         token = match.group(4).lower().replace("wander", "wonder")
         if token not in CLASSES:
             left_out.add("files name an action that CASIA does not have and were left out", path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import DataError
-from dtsf.pipeline.files import LeftOut, is_video, walk_files
+from dtsf.pipeline.files import SkippedFiles, is_video, walk_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ class Videos:
     """The videos below a folder, found again by what a list calls them."""
 
     def __init__(self, root: Path) -> None:
-        left_out = LeftOut()
+        left_out = SkippedFiles()
         self._by_stem: dict[str, list[str]] = {}
         for folder, name in walk_files(root, left_out):
             if is_video(name):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
 from dtsf.pipeline.catalog import Catalog, build_catalog
-from dtsf.pipeline.files import LeftOut, walk_named
+from dtsf.pipeline.files import SkippedFiles, find_videos
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +30,8 @@ def catalog_ntu(root: Path) -> Catalog:
     DataError: no clip found, or two files for one (``X.avi`` beside ``X_rgb.avi``).
     """
     clips: list[Clip] = []
-    left_out = LeftOut()
-    for path, match in walk_named(root, NAME, "NTU's", left_out):
+    left_out = SkippedFiles()
+    for path, match in find_videos(root, NAME, "NTU's", left_out):
         numbers = tuple(int(group) for group in match.groups()[1:])
         if any(not 1 <= number <= largest for number, largest in zip(numbers, LARGEST, strict=True)):
             left_out.add("files have numbers that NTU does not have and were left out", path)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from dtsf.cache.records import Clip
 from dtsf.errors import DataError
 from dtsf.pipeline.catalog import Catalog, build_catalog
-from dtsf.pipeline.files import LeftOut, is_video, walk_files
+from dtsf.pipeline.files import SkippedFiles, is_video, walk_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +57,7 @@ def catalog_nucla(root: Path) -> Catalog:
     """
     clips: dict[str, tuple[int, int, int, int]] = {}
     sidecars: list[str] = []
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     for folder, name in walk_files(root, left_out):
         stem = name.rpartition(".")[0]
         path = f"{folder}/{name}".lstrip("/")

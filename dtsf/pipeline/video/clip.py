@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ class DecodedClip:
     """(F,) int32: the how manyth frame of the file that is shown each is, from 0."""
     frame_time: np.ndarray
     """(F,) float64, seconds from the first frame that is shown; NaN for pictures without a frame rate."""
-    verdict: Verdict
+    verdict: Status
     """``ok`` or ``short``."""
     reason: str
     declared_frames: int
@@ -81,14 +81,14 @@ class DecodedClip:
         }
 
 
-def short_verdict(n_held: int, n_frames: int) -> tuple[Verdict, str]:
+def short_status(n_held: int, n_frames: int) -> tuple[Status, str]:
     """Whether a clip has the frames that were asked for."""
     if n_held >= n_frames:
-        return Verdict.OK, ""
-    return Verdict.SHORT, f"{n_held} of {n_frames} frames; the last one is repeated"
+        return Status.OK, ""
+    return Status.SHORT, f"{n_held} of {n_frames} frames; the last one is repeated"
 
 
-def way_out(path: Path) -> str:
+def reencode_hint(path: Path) -> str:
     """What a person can do with a file that cannot be used."""
     return f"perhaps another program reads it: ffmpeg -i {path.name} -c:v libx264 {path.stem}_new.mp4"
 

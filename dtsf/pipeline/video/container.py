@@ -13,9 +13,9 @@ import os
 import struct
 from typing import IO, TYPE_CHECKING, Any
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import short, way_out
+from dtsf.pipeline.video.clip import reencode_hint, short
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,10 +36,10 @@ def open_video(path: Path) -> Any:
         # "file:" since a name may hold a colon; the white list since a playlist may name the network.
         container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path} cannot be opened: {short(error)}", Verdict.UNREADABLE) from error
+        raise VideoError(f"{path} cannot be opened: {short(error)}", Status.UNREADABLE) from error
     if PLAYLISTS & set(container.format.name.split(",")):
         container.close()
-        raise VideoError(f"{path} is a list of other files ({container.format.name}), not a video", Verdict.UNREADABLE)
+        raise VideoError(f"{path} is a list of other files ({container.format.name}), not a video", Status.UNREADABLE)
     return container
 
 
@@ -52,7 +52,7 @@ def choose_stream(container: Any, path: Path) -> Any:
     covers = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams if stream.type == "video" and not stream.disposition & covers]
     if not streams:
-        raise VideoError(f"{path} has no video stream", Verdict.UNREADABLE)
+        raise VideoError(f"{path} has no video stream", Status.UNREADABLE)
 
     def worth(stream: Any) -> tuple[int, bool, int]:
         context = stream.codec_context
@@ -61,10 +61,10 @@ def choose_stream(container: Any, path: Path) -> Any:
 
     stream = max(streams, key=worth)
     if stream.codec_context is None:
-        raise VideoError(f"{path} has a codec that nothing here decodes; {way_out(path)}", Verdict.UNREADABLE)
+        raise VideoError(f"{path} has a codec that nothing here decodes; {reencode_hint(path)}", Status.UNREADABLE)
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > LARGEST:
-        raise VideoError(f"{path} declares pictures of {width} x {height}: too large", Verdict.UNREADABLE)
+        raise VideoError(f"{path} declares pictures of {width} x {height}: too large", Status.UNREADABLE)
     return stream
 
 

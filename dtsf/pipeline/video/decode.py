@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, short_verdict, way_out
+from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, short_status
 from dtsf.pipeline.video.container import declared_size, open_video
 from dtsf.pipeline.video.crop import cut_square
 from dtsf.pipeline.video.demux import read_index
@@ -87,7 +87,7 @@ def decode_clip(
     """
     start, end = span.start, span.end
     if start is not None and end is not None and end <= start:
-        raise VideoError(f"{path}: the clip ends at {end:g} s, before it starts at {start:g} s", Verdict.UNREADABLE)
+        raise VideoError(f"{path}: the clip ends at {end:g} s, before it starts at {start:g} s", Status.UNREADABLE)
     if path.is_dir():
         from dtsf.pipeline.video.image_folder import read_folder
 
@@ -107,14 +107,16 @@ def decode_clip(
             except Learnt as learnt:
                 index = learnt.index
             if not index.n_frames:
-                raise VideoError(f"{path} has no frame that can be decoded; {way_out(path)}", Verdict.UNREADABLE)
+                raise VideoError(f"{path} has no frame that can be decoded; {reencode_hint(path)}", Status.UNREADABLE)
         else:
-            raise VideoError(f"{path}: what it holds is not what it decodes to; {way_out(path)}", Verdict.UNREADABLE)
+            raise VideoError(
+                f"{path}: what it holds is not what it decodes to; {reencode_hint(path)}", Status.UNREADABLE
+            )
         if decoder == "decord":
             from dtsf.pipeline.video.decord_reader import read_with_decord
 
             shown = read_with_decord(path, index, np.unique(rank), shown)
-    verdict, reason = short_verdict(n_held, n_frames)
+    verdict, reason = short_status(n_held, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([shown[int(r)] for r in rank]), size, crop),
         frame_index=rank.astype(np.int32),
@@ -131,11 +133,11 @@ def decode_clip(
 def _check_span(path: Path, index: VideoIndex, span: Span) -> None:
     if span.start is not None and span.start >= index.duration:
         raise VideoError(
-            f"{path}: the clip starts at {span.start:g} s, the video ends at {index.duration:.2f} s", Verdict.UNREADABLE
+            f"{path}: the clip starts at {span.start:g} s, the video ends at {index.duration:.2f} s", Status.UNREADABLE
         )
     if span.first is not None and span.first >= index.n_frames:
         raise VideoError(
-            f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}", Verdict.UNREADABLE
+            f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}", Status.UNREADABLE
         )
 
 
@@ -163,19 +165,19 @@ def _check_whole(path: Path, index: VideoIndex) -> None:
     cut = f"it was cut off; copy it again, or use what is there: ffmpeg -i {path.name} -c copy {path.stem}_short{path.suffix}"
     # A few bytes of padding are forgiven: some writers count them and do not write them.
     if declared is not None and declared - held > 8:
-        raise VideoError(f"{path} declares {declared} bytes but has {held}: {cut}", Verdict.TRUNCATED)
+        raise VideoError(f"{path} declares {declared} bytes but has {held}: {cut}", Status.TRUNCATED)
     n_packets = len(index.packets)
     if not n_packets:
-        raise VideoError(f"{path} has no frame; {way_out(path)}", Verdict.UNREADABLE)
+        raise VideoError(f"{path} has no frame; {reencode_hint(path)}", Status.UNREADABLE)
     if index.declared_packets - n_packets > 1:
-        raise VideoError(f"{path} lists {index.declared_packets} frames but has {n_packets}: {cut}", Verdict.TRUNCATED)
+        raise VideoError(f"{path} lists {index.declared_packets} frames but has {n_packets}: {cut}", Status.TRUNCATED)
     if index.promised_end is not None:
         lacking = float(index.promised_end - index.read_end)
         frame = index.gap * float(index.tick)
         if lacking > 0.1 + 3 * frame:
             raise VideoError(
                 f"{path} declares {float(index.promised_end):.2f} s but ends at {float(index.read_end):.2f} s: {cut}",
-                Verdict.TRUNCATED,
+                Status.TRUNCATED,
             )
 
 
@@ -209,5 +211,5 @@ def _check_every_frame(path: Path, index: VideoIndex) -> None:
         message = f": {next(iter(damaged.values()))}" if damaged else ""
         raise VideoError(
             f"{path}: the codec flags {max(flagged, len(damaged))} of {index.n_frames} frames as damaged{message}",
-            Verdict.CORRUPT,
+            Status.CORRUPT,
         )

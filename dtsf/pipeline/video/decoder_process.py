@@ -26,9 +26,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import DataError, VideoError
-from dtsf.pipeline.video.clip import WHOLE, Span, way_out
+from dtsf.pipeline.video.clip import WHOLE, Span, reencode_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,7 +143,7 @@ class Decoder:
         (request, slot, begun), self._asked = self._asked, None
         answer: dict[str, Any] = json.loads(self._read_line(request, begun))
         if "error" in answer:
-            raise VideoError(answer["error"], Verdict(answer["verdict"]))
+            raise VideoError(answer["error"], Status(answer["verdict"]))
         return self._frames[slot], answer
 
     def _read_line(self, request: DecodeRequest, begun: float) -> bytes:
@@ -157,7 +157,7 @@ class Decoder:
                 self._stop()
                 raise VideoError(
                     f"{request.path}: not decoded in {self.deadline:g} s; if it is only long, give more --deadline",
-                    Verdict.TIMEOUT,
+                    Status.TIMEOUT,
                 )
             part = os.read(pipe, 65536)
             if not part:
@@ -165,7 +165,7 @@ class Decoder:
                 self._stop()
                 how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 raise VideoError(
-                    f"{request.path}: the decoder crashed ({how}); {way_out(request.path)}", Verdict.CRASHED
+                    f"{request.path}: the decoder crashed ({how}); {reencode_hint(request.path)}", Status.CRASHED
                 )
             self._buffer += part
         line, self._buffer = self._buffer.split(b"\n", 1)
@@ -224,7 +224,7 @@ def _room(n_bytes: int) -> IO[bytes]:
 
 
 @contextlib.contextmanager
-def borrow_decoders(
+def shared_decoders(
     n_frames: int, size: int, deadline: float, check: str, *, crop: Crop = "centre", decoder: str = "pyav", n: int = 1
 ) -> Iterator[tuple[Decoder, ...]]:
     """``n`` decoders of this process, kept from shard to shard because a child takes 0.4 s to start."""
@@ -268,7 +268,7 @@ def _receive_all(
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]] | VideoError]:
     for k in range(len(requests)):
         item = _receive(decoder)
-        if isinstance(item, VideoError) and item.verdict == Verdict.CRASHED:
+        if isinstance(item, VideoError) and item.verdict == Status.CRASHED:
             decoder.send(requests[k])
             item = _receive(decoder)
         if k + 1 < len(requests):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
 from dtsf.pipeline.video.clip import short
 
@@ -62,7 +62,7 @@ def read_with_decord(
         frames = reader.get_batch([int(k) for k in rank]).asnumpy()[:, :, :width]
     except (decord.DECORDError, RuntimeError, IndexError, OSError) as error:
         raise VideoError(
-            f"{path}: decord cannot decode it: {short(error)}; use --decoder pyav", Verdict.UNREADABLE
+            f"{path}: decord cannot decode it: {short(error)}; use --decoder pyav", Status.UNREADABLE
         ) from error
     finally:
         # A reader that is idle goes on decoding ahead, and grows.
@@ -75,7 +75,7 @@ def read_with_decord(
 
 def _misplaced(path: Path, why: str) -> VideoError:
     return VideoError(
-        f"{path}: decord is not at the frames that were asked for: {why}; use --decoder pyav", Verdict.MISPLACED
+        f"{path}: decord is not at the frames that were asked for: {why}; use --decoder pyav", Status.MISPLACED
     )
 
 

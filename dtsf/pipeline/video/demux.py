@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import short, way_out
+from dtsf.pipeline.video.clip import reencode_hint, short
 from dtsf.pipeline.video.container import choose_stream
 from dtsf.pipeline.video.index import NO_TIME, Packets, VideoIndex
 
@@ -41,7 +41,7 @@ def read_index(container: Any, path: Path, keep: bool = False) -> tuple[VideoInd
     untimed = bool(container.format.flags & NO_TIMESTAMPS)
     if untimed and path.suffix.lower() in HEADED:
         raise VideoError(
-            f"{path} has lost its header: only a raw stream is found in it; {way_out(path)}", Verdict.UNREADABLE
+            f"{path} has lost its header: only a raw stream is found in it; {reencode_hint(path)}", Status.UNREADABLE
         )
     stream = choose_stream(container, path)
     declared_packets = len(stream.index_entries)
@@ -73,7 +73,7 @@ def read_index(container: Any, path: Path, keep: bool = False) -> tuple[VideoInd
                     kept = None
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path}: reading stops after {len(rows)} packets: {short(error)}; {way_out(path)}", Verdict.UNREADABLE
+            f"{path}: reading stops after {len(rows)} packets: {short(error)}; {reencode_hint(path)}", Status.UNREADABLE
         ) from error
     columns = np.array(rows, np.int64).reshape(-1, 7).T
     pts, dts, lengths, sizes, positions, key, hidden = columns

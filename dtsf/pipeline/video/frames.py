@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import way_out
+from dtsf.pipeline.video.clip import reencode_hint
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> No
     if behind and (source.errors or (at_end and len(lost) > REORDERED)):
         message = next(iter(source.errors.values()), "no frame comes")
         raise VideoError(
-            f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {message}; {way_out(source.path)}",
-            Verdict.CORRUPT if len(lost) < index.n_frames else Verdict.UNREADABLE,
+            f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {message}; {reencode_hint(source.path)}",
+            Status.CORRUPT if len(lost) < index.n_frames else Status.UNREADABLE,
         )
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import DecodedClip, short, short_verdict
+from dtsf.pipeline.video.clip import DecodedClip, short, short_status
 from dtsf.pipeline.video.container import LARGEST
 from dtsf.pipeline.video.crop import cut_square, size_to_decode
 from dtsf.pipeline.video.render import check_clip_size
@@ -42,8 +42,8 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
         rank, n_held = first + segment_centres(behind - first, n_frames), behind - first
     pictures = {int(k): _read(numbered[k][1], size, crop, n_frames) for k in np.unique(rank)}
     if len({picture.shape for picture in pictures.values()}) > 1:
-        raise VideoError(f"{folder} holds frames of different sizes", Verdict.UNREADABLE)
-    verdict, reason = short_verdict(n_held, n_frames)
+        raise VideoError(f"{folder} holds frames of different sizes", Status.UNREADABLE)
+    verdict, reason = short_status(n_held, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([pictures[int(k)] for k in rank]), size, crop),
         frame_index=rank.astype(np.int32),
@@ -72,13 +72,13 @@ def numbered_pictures(folder: Path) -> list[tuple[int, Path]]:
     coloured = {kind: files for kind, files in kinds.items() if "rgb" in kind} or kinds
     if not coloured:
         raise VideoError(
-            f"{folder} holds no picture with a number in its name, such as img_00001.jpg", Verdict.UNREADABLE
+            f"{folder} holds no picture with a number in its name, such as img_00001.jpg", Status.UNREADABLE
         )
     most = max(len(files) for files in coloured.values())
     chosen = sorted(kind for kind, files in coloured.items() if len(files) == most)
     if len(chosen) > 1:
         raise VideoError(
-            f"{folder} holds {most} pictures each of {' and '.join(chosen)}: leave one kind", Verdict.UNREADABLE
+            f"{folder} holds {most} pictures each of {' and '.join(chosen)}: leave one kind", Status.UNREADABLE
         )
     files = sorted((tuple(map(int, NUMBER.findall(file.stem))), file.name, file) for file in coloured[chosen[0]])
     columns = zip(*(numbers for numbers, _, _ in files), strict=True)
@@ -89,9 +89,7 @@ def numbered_pictures(folder: Path) -> list[tuple[int, Path]]:
 def _range(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
     """Places of the first picture of a clip and of the one behind its last."""
     if (span.start is not None or span.end is not None) and not span.fps:
-        raise VideoError(
-            f"{folder} is a folder of pictures: start and end need its frame rate, fps", Verdict.UNREADABLE
-        )
+        raise VideoError(f"{folder} is a folder of pictures: start and end need its frame rate, fps", Status.UNREADABLE)
     inside = np.ones(len(numbers), bool)
     if span.first is not None:
         inside &= numbers >= span.first
@@ -103,7 +101,7 @@ def _range(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
         inside &= seconds < (np.inf if span.end is None else span.end) - 1e-6
     if not inside.any():
         raise VideoError(
-            f"{folder} has the pictures {numbers.min()} to {numbers.max()}: none lies in the clip", Verdict.UNREADABLE
+            f"{folder} has the pictures {numbers.min()} to {numbers.max()}: none lies in the clip", Status.UNREADABLE
         )
     places = np.flatnonzero(inside)
     return int(places[0]), int(places[-1]) + 1
@@ -118,10 +116,10 @@ def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
             image = Image.open(file)
         with image:
             if image.width * image.height > LARGEST:
-                raise VideoError(f"{file} is {image.width} x {image.height}: too large", Verdict.UNREADABLE)
+                raise VideoError(f"{file} is {image.width} x {image.height}: too large", Status.UNREADABLE)
             upright = ImageOps.exif_transpose(image)
             target = size_to_decode(*upright.size, size, crop)
             check_clip_size(file, target, n_frames)
             return np.asarray(upright.convert("RGB").resize(target, Image.Resampling.BILINEAR))
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{file} cannot be read: {short(error)}", Verdict.UNREADABLE) from error
+        raise VideoError(f"{file} cannot be read: {short(error)}", Status.UNREADABLE) from error

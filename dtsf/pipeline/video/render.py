@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
-from dtsf.cache.status import Verdict
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.crop import size_to_decode
 
@@ -68,7 +68,7 @@ def check_clip_size(path: Path, target: tuple[int, int], n_frames: int) -> None:
     if 3 * target[0] * target[1] * n_frames > LARGEST_CLIP:
         raise VideoError(
             f"{path}: {n_frames} pictures of {target[0]} x {target[1]} are too large; its sides are too unlike",
-            Verdict.UNREADABLE,
+            Status.UNREADABLE,
         )
 
 

@@ -92,26 +92,26 @@ def name_scenes(groups: Groups, scenes: int, seed: int) -> tuple[Tensor, Tensor]
     used_N = groups.row_GV[groups.mask_GV]
     # A part at a time: a whole data set in float32 would be twice its cache.
     static_NC = torch.cat([x_NFHWC.float().mean((1, 2, 3)) for x_NFHWC in groups.embeddings_NFHWC.split(256)])
-    if groups.scene_N is not None:
-        scene_N = groups.scene_N
+    if groups.background_N is not None:
+        background_N = groups.background_N
     else:
-        scene_N = torch.zeros(len(static_NC), dtype=torch.int64)
-        scene_N[used_N] = cluster(static_NC[used_N], scenes, torch.Generator().manual_seed(seed))
-    return scene_N, 1.0 / static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
+        background_N = torch.zeros(len(static_NC), dtype=torch.int64)
+        background_N[used_N] = cluster(static_NC[used_N], scenes, torch.Generator().manual_seed(seed))
+    return background_N, 1.0 / static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
 
 
 class SceneDebiaser(Debiaser):
     """One that knows each clip's scene, and how much each channel says of what stands still."""
 
-    scene_N: Tensor
+    background_N: Tensor
     scale_C: Tensor
 
     def __init__(self, groups: Groups, scenes: int, seed: int) -> None:
         super().__init__()
-        scene_N, scale_C = name_scenes(groups, scenes, seed)
-        self.register_buffer("scene_N", scene_N, persistent=False)
+        background_N, scale_C = name_scenes(groups, scenes, seed)
+        self.register_buffer("background_N", background_N, persistent=False)
         self.register_buffer("scale_C", scale_C, persistent=False)
-        self.n_scenes = int(scene_N.max()) + 1
+        self.n_scenes = int(background_N.max()) + 1
 
 
 class Hsic(SceneDebiaser):
@@ -147,7 +147,7 @@ class Hsic(SceneDebiaser):
             "hsic": self.weights["hsic"] * dependence(unbiased_PD, biased_PD.detach()),
         }
         if self.weights["scene"]:
-            scene_P = self.scene_N[batch.row_BV[mask_BV]]
+            scene_P = self.background_N[batch.row_BV[mask_BV]]
             adversary = F.cross_entropy(self.scene_of_features(reverse_gradient(unbiased_PD)), scene_P)
             plain = F.cross_entropy(self.scene_of_biased(biased_PD), scene_P)
             found["scene"] = self.weights["scene"] * (adversary + plain)

@@ -63,6 +63,6 @@ class Soar(SceneDebiaser):
             doubt_P = output.view_uncertainty_BV[mask_BV].detach()
             found["background"] = self.weights["background"] * (apart_P * doubt_P / doubt_P.mean()).mean()
         if self.weights["scene"]:
-            scene_P = self.scene_N[batch.row_BV[mask_BV]]
+            scene_P = self.background_N[batch.row_BV[mask_BV]]
             found["scene"] = self.weights["scene"] * F.cross_entropy(self.scene_of_features(against_PD), scene_P)
         return found
