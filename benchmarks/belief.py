@@ -24,7 +24,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.training.data import Groups, load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.metrics import calibration_error
-from dtsf.training.open_set import of_classes, open_set_metrics
+from dtsf.training.open_set import open_set_metrics, split_by_known_classes
 from dtsf.training.protocols import parse_protocol, split_clips
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def main() -> None:
     rule = parse_protocol(options.protocol or run.state.protocol, data.info.dataset)
     names, net = run.state.info.class_names, run.net
     clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names, needed=("test",)).test
-    groups = load_groups(data, of_classes(clips, data.info.class_names, names)[0])
+    groups = load_groups(data, split_by_known_classes(clips, data.info.class_names, names)[0])
     learnt, found = net.belief.learnt, {}
     for what, on in (("as it is", False), ("believed", learnt)):
         net.belief.learnt = on

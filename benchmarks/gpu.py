@@ -310,7 +310,7 @@ def batches(figures: Figures) -> None:
         def take(device: str, source: Groups = source) -> torch.Tensor:
             torch.manual_seed(0)
             more = (recipe.model.frames, recipe.model.pace, recipe.augment, torch.ones(112))
-            return Prefetcher(training_batches(source, recipe.train.batch_size, *more), torch.device(device)).take().x_BVTHWC
+            return Prefetcher(training_batches(source, recipe.train.batch_size, *more), torch.device(device)).next().x_BVTHWC
 
         apart = (take(DEVICE).cpu() - take("cpu", groups)).abs().max()
         return {"ms": milliseconds(lambda: take(DEVICE)), "largest_difference": float(apart)}

@@ -1,7 +1,7 @@
 """One table of how right recipes are on several data sets at once, from the videos on; and their mean rank.
 
     python benchmarks/judge.py --data ../shared/data --seeds 0,1,2 --json
-    python benchmarks/judge.py --variant "rooms stay: augment.room=0" --variant "one camera form: model.views=merged"
+    python benchmarks/judge.py --variant "rooms stay: augment.swap_background=0" --variant "one camera form: model.views=merged"
 
 Preprocesses what is not in ``--cache`` yet, trains and judges. Without ``--test`` it looks at training people and sequences
 only, some held out in turn: that is what settings are chosen by. With ``--test`` it trains on all of them and judges the test

@@ -27,7 +27,7 @@ from dtsf.pipeline.encoders.efficientnet_lite import STAGES, weights_file
 from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import Groups, evaluation_batches, training_batches
 from dtsf.training.losses import dtsf_loss
-from dtsf.training.optim import parameter_groups, schedule
+from dtsf.training.optim import decay_groups, schedule
 from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def go_on(net: DTSFNet, upper: Upper, groups: Groups, recipe: Recipe, epochs: in
     augment = recipe.augment.model_copy(update={"shift": recipe.augment.shift * finer})
     sides = [(net, rates[0]), *([(upper, rates[1])] if rates[1] else [])]
     upper.requires_grad_(bool(rates[1]))
-    chosen = [dict(group, peak=rate) for side, rate in sides for group in parameter_groups(side, train.weight_decay)]
+    chosen = [dict(group, peak=rate) for side, rate in sides for group in decay_groups(side, train.weight_decay)]
     optimizer = torch.optim.AdamW(chosen)
     steps = epochs * -(-len(groups) // train.batch_size)
     net.train()

@@ -15,7 +15,7 @@ from dtsf.training.augment import AugmentConfig
 from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import Batch, Groups, training_batches
 from dtsf.training.losses import dtsf_loss
-from dtsf.training.prefetch import Prefetcher, fits_on_gpu, resident
+from dtsf.training.prefetch import Prefetcher, fits_on_gpu, to_device_if_fits
 from dtsf.training.recipe import load_recipe, recipe_names
 
 
@@ -57,13 +57,13 @@ def test_on_a_card_the_next_batch_is_made_before_it_is_asked_for(a_card):
     made = []
     ahead = Prefetcher((made.append(k) or batch for k, batch in enumerate(batches(3))), torch.device("cuda"))
     for k in range(3):
-        assert int(ahead.take().label_B) == k
+        assert int(ahead.next().label_B) == k
         assert current.waited == k + 1, "what is computed waits for its copy"
         ahead.prepare()
         ahead.prepare()
         assert made == list(range(min(k + 2, 3))), "one ahead, not more"
     with pytest.raises(StopIteration):
-        ahead.take()
+        ahead.next()
     assert seen.count("pinned") == seen.count("kept") == 12
 
 
@@ -72,20 +72,20 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
     ahead = Prefetcher((made.append(k) or batch for k, batch in enumerate(batches(2))), torch.device("cpu"))
     ahead.prepare()
     assert made == []
-    assert int(ahead.take().label_B) == 0
+    assert int(ahead.next().label_B) == 0
     assert made == [0]
 
 
 def test_what_is_on_the_card_already_is_not_sent_there(a_card):
     ahead = Prefetcher(batches(2, CARD), torch.device("cuda"))
-    assert ahead.take().x_BVTHWC.device == CARD
+    assert ahead.next().x_BVTHWC.device == CARD
     assert a_card[1].count("pinned") == 3, "mask, labels and rows"
 
 
 def test_all_epochs_share_one_stream_of_a_card(a_card):
     before = FakeStream.made
     for _ in range(3):
-        Prefetcher(batches(1), torch.device("cuda")).take()
+        Prefetcher(batches(1), torch.device("cuda")).next()
     assert FakeStream.made == before + 1
 
 
@@ -109,16 +109,17 @@ def drawn_groups(frames=6, grid=6, channels=12):
 def test_embeddings_move_only_where_they_fit(monkeypatch):
     groups, asked = drawn_groups(), []
     monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
-    assert resident(groups, CARD) is groups
-    moved = resident(groups, CARD)
+    assert to_device_if_fits(groups, CARD) is groups
+    moved = to_device_if_fits(groups, CARD)
     assert moved.embeddings_NFHWC.device == CARD
     assert moved.row_GV is groups.row_GV
     assert asked == [(17 * 6 * 6 * 6 * 12 * 2, CARD)] * 2
 
 
 EVERYTHING = AugmentConfig(
-    crop=0.2, jitter=1.0, shift=0.4, zoom=0.2, tempo=0.5, delay=1.0, flip=0.5, view_drop=0.3, room=0.5, hide=0.5, noise=0.1
-)
+    crop=0.2, jitter=1.0, shift=0.4, zoom=0.2, tempo=0.5, delay=1.0, flip=0.5,
+    view_drop=0.3, swap_background=0.5, occlude=0.5, noise=0.1,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.7])
@@ -127,7 +128,7 @@ def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, 
 
     def made(device):
         torch.manual_seed(3)
-        groups = resident(drawn_groups(), device)
+        groups = to_device_if_fits(drawn_groups(), device)
         return list(training_batches(groups, 4, 4, pace, EVERYTHING, torch.ones(12))), torch.get_rng_state()
 
     here, state = made(torch.device("cpu"))

@@ -98,21 +98,21 @@ def test_scenes_are_the_backgrounds_only_where_every_clip_names_one():
 
 def test_hsic_names_scenes_by_background_or_by_clusters_of_what_stands_still(groups):
     room = torch.arange(18 * VIEWS) % ROOMS
-    by_cluster = Hsic(groups, 16, CLASSES, hsic=1, scene=1, scenes=ROOMS, seed=0).background_N
+    by_cluster = Hsic(groups, 16, CLASSES, hsic=1, background=1, backgrounds=ROOMS, seed=0).background_N
     used = groups.row_GV[groups.mask_GV]
     assert len(set(zip(room[used].tolist(), by_cluster[used].tolist(), strict=True))) == ROOMS
     named = Groups(groups.embeddings_NFHWC, groups.row_GV, groups.label_G, groups.names, room)
-    assert torch.equal(Hsic(named, 16, CLASSES, hsic=1, scene=1, scenes=8, seed=0).background_N, room)
+    assert torch.equal(Hsic(named, 16, CLASSES, hsic=1, background=1, backgrounds=8, seed=0).background_N, room)
 
 
 def test_hsic_trains_both_streams(groups, tmp_path):
     _, log = train(groups, tmp_path / "run", "debias.method=hsic", "train.epochs=4")
-    assert {"biased", "hsic", "scene"} <= set(log[0])
+    assert {"biased", "hsic", "background"} <= set(log[0])
     for line in log:
         parts = line["evidence"] + line["cross"] + min(1, line["epoch"] / 10) * line["kl"] + line["views"]
-        assert line["loss"] == pytest.approx(parts + line["biased"] + line["hsic"] + line["scene"], rel=1e-4)
+        assert line["loss"] == pytest.approx(parts + line["biased"] + line["hsic"] + line["background"], rel=1e-4)
     # The biased stream is fed what stands still, which says nothing of the class and everything of the room.
-    assert log[-1]["scene"] < log[0]["scene"]
+    assert log[-1]["background"] < log[0]["background"]
 
 
 def test_hsic_lowers_what_the_features_say_of_the_room(groups, tmp_path):
@@ -120,7 +120,7 @@ def test_hsic_lowers_what_the_features_say_of_the_room(groups, tmp_path):
     one_hot = torch.nn.functional.one_hot(room).float()
 
     def left(weight):
-        switches = ["debias.method=hsic", f"debias.hsic={weight}", "debias.scene=0.0", "train.batch_size=18"]
+        switches = ["debias.method=hsic", f"debias.hsic={weight}", "debias.background=0.0", "train.batch_size=18"]
         switches += ["model.anchor=frame", "model.pasted=none", "model.views=apart", "train.epochs=40", "train.lr=0.01"]
         net, _ = train(groups, tmp_path / str(weight), *switches)
         with torch.inference_mode():
@@ -241,14 +241,14 @@ def test_soars_adversaries_learn_and_the_features_learn_the_opposite(groups, tmp
     recipe = load_recipe("thumbnails", [*SMALL, *FRAMES])
     net = DTSFNet(recipe.model, channels=6, canvas=3, n_classes=CLASSES, n_views=VIEWS)
     batch = next(evaluation_batches(groups, 6, 4, 0.0))
-    for name, share in (("background", 0.2), ("scene", 1.0)):
-        weights = {"background": 0.0, "scene": 0.0} | {name: 1.0}
-        soar = Soar(groups, 16, **weights, scenes=ROOMS, seed=0)
+    for name, share in (("reconstruction", 0.2), ("background", 1.0)):
+        weights = {"reconstruction": 0.0, "background": 0.0} | {name: 1.0}
+        soar = Soar(groups, 16, **weights, backgrounds=ROOMS, seed=0)
         output = net(batch.x_BVTHWC, batch.mask_BV)
         output.view_feature_BVD = output.view_feature_BVD.detach().requires_grad_()
         (term,) = soar.losses(batch, output, net).values()
         (ours,) = torch.autograd.grad(term, output.view_feature_BVD, retain_graph=True)
-        adversary = next(iter((soar.decoder if name == "background" else soar.scene_of_features).parameters()))
+        adversary = next(iter((soar.decoder if name == "reconstruction" else soar.background_of_features).parameters()))
         (theirs,) = torch.autograd.grad(term, adversary)
         step = 0.01 / ours.norm()
         output.view_feature_BVD = (output.view_feature_BVD - step * ours).detach()
@@ -260,9 +260,9 @@ def test_soars_adversaries_learn_and_the_features_learn_the_opposite(groups, tmp
         assert next(iter(soar.losses(batch, output, net).values())) < harder
     _, log = train(groups, tmp_path / "run", "debias.method=soar", *FRAMES)
     assert_learned([{**line, "loss": line["evidence"]} for line in log])
-    assert sum(line["background"] for line in log[-3:]) < 0.9 * sum(line["background"] for line in log[:3])
-    _, log = train(groups, tmp_path / "without", "debias.method=soar", *FRAMES, "debias.scene=0.0", "train.epochs=1")
-    assert "scene" not in log[0]
+    assert sum(line["reconstruction"] for line in log[-3:]) < 0.9 * sum(line["reconstruction"] for line in log[:3])
+    _, log = train(groups, tmp_path / "without", "debias.method=soar", *FRAMES, "debias.background=0.0", "train.epochs=1")
+    assert "background" not in log[0]
 
 
 @pytest.mark.parametrize("peer", ["fusion=mean", "fusion=concat", "fusion=tmc", "fusion=sfm", "motion=msm"])

@@ -18,7 +18,7 @@ from dtsf.cache.records import BadClip
 from dtsf.errors import ConfigError
 from dtsf.training.data import Groups
 from dtsf.training.evaluate import evaluate
-from dtsf.training.frame_sampling import evenly_spaced
+from dtsf.training.frame_sampling import uniform_times
 from dtsf.training.metrics import judge
 from dtsf.training.protocols import parse_protocol
 
@@ -78,7 +78,7 @@ def test_auroc_is_the_share_of_pairs_that_uncertainty_puts_in_order():
 
 
 def test_draws_are_other_moments_and_the_same_every_time(world):
-    places = torch.cat([evenly_spaced(4, (k + 0.5) / 3) for k in range(3)])
+    places = torch.cat([uniform_times(4, (k + 0.5) / 3) for k in range(3)])
     assert places.sort().values == pytest.approx(((torch.arange(12) + 0.5) / 12).tolist())
     run = api.load(world / "run")
     one, three = (run.evaluate(world / "cache", draws=n) for n in (1, 3))

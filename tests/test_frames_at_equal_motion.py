@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
-from dtsf.training.augment import AugmentConfig, choose_moments
+from dtsf.training.augment import AugmentConfig, sample_times
 from dtsf.training.data import Groups, evaluation_batches, training_batches, training_source
-from dtsf.training.frame_sampling import cumulative_motion, evenly_spaced, read_frames
+from dtsf.training.frame_sampling import cumulative_motion, read_frames, uniform_times
 
 
 def _clip(position_F):
@@ -25,7 +25,7 @@ def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_
         assert (clock[:, 0] == 0).all()
         torch.testing.assert_close(clock[:, -1], torch.ones(3))
         assert (clock.diff(dim=1) >= 0).all()
-    frames = read_frames(x, torch.arange(3), evenly_spaced(n_frames).expand(3, -1), pace)
+    frames = read_frames(x, torch.arange(3), uniform_times(n_frames).expand(3, -1), pace)
     assert frames.shape == (3, n_frames, 2, 2, 4)
     assert frames.isfinite().all()
     assert frames.max() <= x.max() + 1e-5
@@ -35,7 +35,7 @@ def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_
 @given(n_cached=st.integers(1, 40), n_frames=st.integers(1, 20))
 def test_by_time_alone_every_frame_is_a_cached_one_from_its_own_segment(n_cached, n_frames):
     frames = read_frames(
-        _clip(torch.arange(n_cached)), torch.zeros(1, dtype=torch.int64), evenly_spaced(n_frames).unsqueeze(0), 0.0
+        _clip(torch.arange(n_cached)), torch.zeros(1, dtype=torch.int64), uniform_times(n_frames).unsqueeze(0), 0.0
     ).flatten()
     for t, frame in enumerate(frames.tolist()):
         # A moment on the border of two segments may fall to either: (6.5 / 11) * 22 is a little below 13 in float32.
@@ -46,7 +46,7 @@ def test_late_start_and_pause_disappear_by_motion_and_stay_by_time():
     walk = torch.linspace(0, 1, 12)
     late = torch.cat([torch.zeros(10), walk, torch.ones(4)])
     early = torch.cat([walk, torch.ones(14)])
-    moments = evenly_spaced(8).unsqueeze(0)
+    moments = uniform_times(8).unsqueeze(0)
     by_motion = [read_frames(_clip(x), torch.zeros(1, dtype=torch.int64), moments, 1.0) for x in (late, early)]
     torch.testing.assert_close(*by_motion, atol=1e-4, rtol=0)
     by_time = [read_frames(_clip(x), torch.zeros(1, dtype=torch.int64), moments, 0.0) for x in (late, early)]
@@ -58,10 +58,10 @@ def test_clip_in_which_nothing_moves_runs_by_time():
 
 
 def test_moments_without_augmentation_are_evaluations_and_with_it_stay_in_order_inside_the_clip():
-    plain = choose_moments((2, 3), 7, AugmentConfig(jitter=0))
-    torch.testing.assert_close(plain, evenly_spaced(7).expand(2, 3, 7))
+    plain = sample_times((2, 3), 7, AugmentConfig(jitter=0))
+    torch.testing.assert_close(plain, uniform_times(7).expand(2, 3, 7))
     torch.manual_seed(0)
-    drawn = choose_moments((20, 3), 7, AugmentConfig(jitter=1, crop=0.5))
+    drawn = sample_times((20, 3), 7, AugmentConfig(jitter=1, crop=0.5))
     assert (drawn.diff(dim=-1) >= 0).all()
     assert drawn.min() >= 0
     assert drawn.max() <= 1
@@ -80,7 +80,7 @@ def test_batches_hold_what_each_clip_read_by_itself_says_and_absent_views_do_no_
     (batch,) = evaluation_batches(groups, 4, 5, pace)
     assert torch.equal(batch.mask_BV, groups.row_GV >= 0)
     for row, frames in zip(groups.row_GV[batch.mask_BV], batch.x_BVTHWC[batch.mask_BV], strict=True):
-        alone = read_frames(groups.embeddings_NFHWC, row.view(1), evenly_spaced(5).view(1, -1), pace)
+        alone = read_frames(groups.embeddings_NFHWC, row.view(1), uniform_times(5).view(1, -1), pace)
         assert torch.equal(frames, alone[0])
         # Slowly, from the definition.
         clip = groups.embeddings_NFHWC[row].double()

@@ -139,7 +139,7 @@ def test_training_reads_principal_channels_and_sees_what_evaluation_sees():
     net, held = network(), groups()
     net.basis_CR.copy_(principal_directions(held, net.channel_scale_C, 6))
     torch.testing.assert_close(net.basis_CR.T @ net.basis_CR, torch.eye(6), atol=1e-5, rtol=1e-5)
-    source, pace = training_source(net, held, AugmentConfig(jitter=0.0, room=0.5), embeddings=False)
+    source, pace = training_source(net, held, AugmentConfig(jitter=0.0, swap_background=0.5), embeddings=False)
     assert source.embeddings_NFHWC.shape == (10, T, H, H, 6)
     net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
     order = [torch.arange(5)]

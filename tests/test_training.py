@@ -26,7 +26,7 @@ from dtsf.training.distributed import World, epoch_plan
 from dtsf.training.early_stop import held_out_score, update_best
 from dtsf.training.holdout import hold_out
 from dtsf.training.losses import uncertain_cross_entropy
-from dtsf.training.optim import adamw, parameter_groups, schedule, update_average
+from dtsf.training.optim import adamw, decay_groups, schedule, update_average
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe
 
@@ -107,7 +107,7 @@ def test_running_average_of_the_weights_is_what_is_kept(tmp_path):
 
 def test_weight_decay_spares_norms_biases_positions_and_the_scan():
     net = VideoMamba(channels=2, canvas=4, patch=2, frames=3, n_classes=3, width=8, depth=1, state=2)
-    decayed, kept = parameter_groups(net, 0.05)
+    decayed, kept = decay_groups(net, 0.05)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     spared = {names[id(parameter)] for parameter in kept["params"]}
     for part in ("norm", "bias", "A_log", "A_b_log", "cls_token", "pos_embed", "temporal_pos_embedding"):
@@ -116,7 +116,7 @@ def test_weight_decay_spares_norms_biases_positions_and_the_scan():
     assert {name for name in names.values() if name.split(".")[-1] in ("D", "D_b")} <= spared
     assert all(names[id(parameter)].endswith("weight") and parameter.ndim > 1 for parameter in decayed["params"])
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
-    also = {names[id(parameter)] for parameter in parameter_groups(net, 0.05, states=True)[0]["params"]}
+    also = {names[id(parameter)] for parameter in decay_groups(net, 0.05, states=True)[0]["params"]}
     assert also - {names[id(parameter)] for parameter in decayed["params"]} == {
         name for name in names.values() if name.endswith(("A_log", "A_b_log"))
     }
@@ -383,9 +383,9 @@ def test_without_tensorboard_there_is_only_the_log(tmp_path):
 def test_the_log_is_cut_behind_what_the_checkpoint_knows(tmp_path, tail, kept):
     whole = b'{"step": 1}\n{"step": 2}\n'
     (tmp_path / "log.jsonl").write_bytes(whole + tail)
-    with record.Record(tmp_path, 2) as log:
+    with record.TrainingLog(tmp_path, 2) as log:
         log.write({"step": 9})
     lines = (tmp_path / "log.jsonl").read_bytes().splitlines()
     assert (len(lines) - 1, lines[-1]) == (kept, b'{"step": 9}')
-    with record.Record(tmp_path, 0):
+    with record.TrainingLog(tmp_path, 0):
         assert (tmp_path / "log.jsonl").read_bytes() == b""

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.training.adapt import Adapted, training_streams
+from dtsf.training.adapt import OnlineAdapter, feature_statistics
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.open_set import open_set_metrics
 
@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("unknown")
     draw(root / "cache", classes=4, subjects=(1, 2, 3, 4, 5))
     draw(root / "cache", name="other", classes=2, seed=1)
-    words = [*WORDS, "train.leave_out=class 1"]
+    words = [*WORDS, "train.exclude_classes=class 1"]
     api.train(root / "cache", dataset="drawn", protocol=PROTOCOL, overrides=words, run=root / "run")
     return root
 
@@ -56,9 +56,9 @@ def test_a_class_that_is_left_out_is_neither_learnt_nor_judged_but_asked_for(tra
     assert plain.unknown is None
     assert plain.metrics.top1 > 0.6  # its three classes by their own numbers: label 2 is "class 3"
     assert set(plain.metrics.per_class) == set(run.state.info.class_names)
-    asked = run.evaluate(trained / "cache", dataset="drawn", unknown="left-out")
+    asked = run.evaluate(trained / "cache", dataset="drawn", unknown="excluded")
     assert asked.metrics == plain.metrics
-    assert (asked.unknown.n_groups, asked.unknown.name) == (2, "left-out")
+    assert (asked.unknown.n_groups, asked.unknown.name) == (2, "excluded")
     assert asked.unknown.what == "classes left out of training: class 1"
     others = run.evaluate(trained / "cache", dataset="drawn", unknown="other")
     assert others.unknown.n_groups == 4  # class 1 by two people: the run knows class 0
@@ -74,19 +74,19 @@ def test_what_cannot_be_left_out_or_asked_is_refused(trained, tmp_path):
         )
 
     with pytest.raises(ConfigError, match="no class nod; drawn has class 0, class 1"):
-        train("train.leave_out=nod")
+        train("train.exclude_classes=nod")
     with pytest.raises(ConfigError, match="leaves 1 of 4 classes"):
-        train("train.leave_out=class 0,class 1,class 2")
+        train("train.exclude_classes=class 0,class 1,class 2")
     train("train.epochs=1", "train.calibrate=0")
     run = api.load(tmp_path / "run")
-    with pytest.raises(ConfigError, match="the network knows every class of drawn: train with --set train.leave_out"):
-        run.evaluate(trained / "cache", dataset="drawn", unknown="left-out")
+    with pytest.raises(ConfigError, match="the network knows every class of drawn: train with --set train.exclude_classes"):
+        run.evaluate(trained / "cache", dataset="drawn", unknown="excluded")
     with pytest.raises(CheckpointError, match="trained on 4 classes, other has 2: evaluate on a data set of the same"):
         run.evaluate(trained / "cache", dataset="other")
 
 
 def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
-    words = ("evaluate", trained / "run", "--cache", trained / "cache", "--unknown", "left-out", "--adapt")
+    words = ("evaluate", trained / "run", "--cache", trained / "cache", "--unknown", "excluded", "--adapt")
     answer = dtsf.json(*words, cwd=tmp_path)
     assert set(answer["unknown"]) == {"name", "what", "n_groups", "auroc", "fpr95", "uncertainty"}
     assert answer["adapted"] is True
@@ -99,7 +99,7 @@ def test_training_statistics_are_those_of_all_tokens(trained):
     run, data = api.load(trained / "run"), open_dataset(trained / "cache", "drawn")
     groups = load_groups(data, [clip for clip in data.clips if clip.label != 1 and clip.subject != "5"])
     kept = run.net.streams.moment_N2D
-    torch.testing.assert_close(kept, training_streams(run.net, groups).float(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(kept, feature_statistics(run.net, groups).float(), rtol=1e-3, atol=1e-4)
     seen = []
     run.net.encoder.norm_f.register_forward_hook(lambda *given: seen.append(given[2].flatten(0, -2)))
     with torch.inference_mode():
@@ -122,7 +122,7 @@ def test_adaptation_brings_a_shifted_stream_back_and_leaves_the_run_as_it_is(tra
     ]
 
     def stream(rate):
-        adapted = Adapted(run.net, rate=rate)
+        adapted = OnlineAdapter(run.net, rate=rate)
         for _ in range(2):
             for sample in other:
                 adapted([sample, sample])

@@ -89,7 +89,7 @@ def evaluate_command(
     unknown: Annotated[
         str | None,
         typer.Option(
-            help="Also measure how well uncertainty detects unknown actions: left-out (train.leave_out), or another data set."
+            help="Also measure how well uncertainty detects unknown actions: excluded (train.exclude_classes), or another data set."
         ),
     ] = None,
     adapt: Annotated[

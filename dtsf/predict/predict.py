@@ -125,11 +125,11 @@ def read_canvases(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, pace: f
     """The network's frames, at evaluation's moments: (V, T, H, W, C)."""
     import torch
 
-    from dtsf.training.frame_sampling import evenly_spaced, read_frames
+    from dtsf.training.frame_sampling import read_frames, uniform_times
 
     V, F, _, C = embeddings_VFPC.shape
     x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
-    return read_frames(x_VFHWC, torch.arange(V), evenly_spaced(n_frames).expand(V, -1), pace)
+    return read_frames(x_VFHWC, torch.arange(V), uniform_times(n_frames).expand(V, -1), pace)
 
 
 def make_prediction(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:

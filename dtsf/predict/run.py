@@ -53,8 +53,8 @@ class Run:
             split: ``test`` or ``train``.
             views: Views the network is given: ``all``, or numbers or names joined by commas.
             draws: Average over this many sets of frames; the recipe's ``train.draws`` if left out.
-            unknown: Also measure how well uncertainty detects unknown actions: ``left-out``, the classes that the recipe's
-                ``train.leave_out`` took out of training, or the name of another data set in the cache.
+            unknown: Also measure how well uncertainty detects unknown actions: ``excluded``, the classes that the recipe's
+                ``train.exclude_classes`` took out of training, or the name of another data set in the cache.
             adapt: Align the network to the test stream while it is judged; the run is left as it is.
 
         Raises:
@@ -65,7 +65,7 @@ class Run:
 
         from dtsf.cache.reader import open_dataset
         from dtsf.training.evaluate import evaluate
-        from dtsf.training.open_set import LEFT_OUT
+        from dtsf.training.open_set import EXCLUDED
         from dtsf.training.protocols import parse_protocol
 
         torch.set_num_threads(self.state.recipe.train.usable_threads)
@@ -73,7 +73,7 @@ class Run:
         self._check(data)
         strangers = None
         if unknown is not None:
-            strangers = data if unknown in (LEFT_OUT, data.info.name) else open_dataset(Path(cache), unknown)
+            strangers = data if unknown in (EXCLUDED, data.info.name) else open_dataset(Path(cache), unknown)
             self._check_settings(strangers)
         rule = parse_protocol(protocol or self.state.protocol, data.info.dataset)
         draws = self.state.recipe.train.draws if draws is None else draws
@@ -172,7 +172,7 @@ class Run:
 
     def _check(self, data: CachedDataset) -> None:
         ours, theirs = self.state.info.class_names, data.info.class_names
-        if ours != theirs and not (self.state.recipe.train.leave_out and set(ours) <= set(theirs)):
+        if ours != theirs and not (self.state.recipe.train.exclude_classes and set(ours) <= set(theirs)):
             what = (
                 f"{len(ours)} classes, {data.info.name} has {len(theirs)}"
                 if len(ours) != len(theirs)

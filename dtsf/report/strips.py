@@ -19,14 +19,14 @@ def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, pace: float) -> np
     """Cached frames that the network reads at evaluation, as (N, T) indices; the nearer one where it reads between two."""
     import torch
 
-    from dtsf.training.frame_sampling import cumulative_motion, evenly_spaced
+    from dtsf.training.frame_sampling import cumulative_motion, uniform_times
 
     N, F = embeddings_NFPC.shape[:2]
-    moment_T = evenly_spaced(n_frames)
+    time_T = uniform_times(n_frames)
     if pace == 0 or F == 1:
-        return np.asarray((moment_T * F).long().clamp(0, F - 1).expand(N, -1))
+        return np.asarray((time_T * F).long().clamp(0, F - 1).expand(N, -1))
     clock_NF = cumulative_motion(torch.from_numpy(embeddings_NFPC), pace)
-    return np.asarray((clock_NF[:, None, :] - moment_T[None, :, None]).abs().argmin(-1))
+    return np.asarray((clock_NF[:, None, :] - time_T[None, :, None]).abs().argmin(-1))
 
 
 def draw_snapshots(pictures_VTHWC: np.ndarray, views: Sequence[int]) -> np.ndarray:

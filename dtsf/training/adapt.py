@@ -36,7 +36,7 @@ RATE = 1e-3
 
 
 @torch.inference_mode()
-def training_streams(net: DTSFNet, groups: Groups) -> Tensor:
+def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
     """Mean and variance of every channel behind every norm, over the tokens of all clips: (N, 2, D)."""
     device = next(net.parameters()).device
     total_N2D, count_N = torch.zeros(()), torch.zeros(())
@@ -50,7 +50,7 @@ def training_streams(net: DTSFNet, groups: Groups) -> Tensor:
     return torch.stack([mean_ND, (square_ND - mean_ND.square()).clamp(min=1e-12)], 1)
 
 
-class Adapted:
+class OnlineAdapter:
     """A copy of a network that adapts to each group before it answers it. Groups must come one by one. Raises ConfigError: the
     network does not know what its training clips were like.
     """

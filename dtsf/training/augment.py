@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
-from dtsf.training.frame_sampling import evenly_spaced
+from dtsf.training.frame_sampling import uniform_times
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +44,9 @@ class AugmentConfig(BaseModel):
     """Probability that all views of a group are mirrored. Not where left and right are different classes."""
     view_drop: float = Field(default=0.0, ge=0, lt=1)
     """Probability that a present view is withheld; one always stays. Teaches the fusion to do without the easy camera."""
-    room: float = Field(default=0.0, ge=0, le=1)
+    swap_background: float = Field(default=0.0, ge=0, le=1)
     """Share of the clips whose room is exchanged for that of another clip of the batch, afresh each step. See :mod:`.rooms`."""
-    hide: float = Field(default=0.0, ge=0, le=1)
+    occlude: float = Field(default=0.0, ge=0, le=1)
     """Probability that what moves in a view is behind a pillar, narrow or wide; one view always sees. See :mod:`.rooms`."""
     noise: float = Field(default=0.0, ge=0)
     """Standard deviation of Gaussian noise added to normalised embeddings."""
@@ -59,17 +59,17 @@ class AugmentConfig(BaseModel):
     @property
     def leaves_cells(self) -> bool:
         """True where cells hold the same every time a clip is read: they are at most moved, or whole views withheld."""
-        return self.leaves_frames and not (self.room or self.hide)
+        return self.leaves_frames and not (self.swap_background or self.occlude)
 
 
-def choose_moments(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
+def sample_times(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
     """Training's moments of every view by itself (views are not frame-aligned). (B, V, T), in [0, 1]."""
     cut_BV2 = torch.rand(*shape, 2) * (config.crop / 2)
     begin_BV1 = cut_BV2[..., :1]
     length_BV1 = 1.0 - cut_BV2.sum(-1, keepdim=True)
     jitter_BVT = (torch.rand(*shape, n_frames) * 2 - 1) * config.jitter / 2
-    moment_BVT = evenly_spaced(n_frames) + jitter_BVT / n_frames
-    return (begin_BV1 + length_BV1 * moment_BVT).clamp(0, 1)
+    time_BVT = uniform_times(n_frames) + jitter_BVT / n_frames
+    return (begin_BV1 + length_BV1 * time_BVT).clamp(0, 1)
 
 
 def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 from dtsf.model.calibrator import AS_IT_IS, MOTION, REACH, SIGNS, discount
 from dtsf.model.evidence import probabilities
-from dtsf.training.adapt import training_streams
-from dtsf.training.checkpoint import Calibration, amend_checkpoint, make_room
+from dtsf.training.adapt import feature_statistics
+from dtsf.training.checkpoint import Calibration, amend_checkpoint, resume_or_clear
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.distributed import current_world
 from dtsf.training.metrics import calibration_error
@@ -89,7 +89,7 @@ def calibrate(
         again: Trains a network like ``net``: :func:`.loop.fit` with all that is the same for every part.
     """
     groups = load_groups(data, split.train)
-    net.streams.moment_N2D.copy_(training_streams(net, groups))
+    net.streams.moment_N2D.copy_(feature_statistics(net, groups))
     observed, what, parts = None, "", 0
     if recipe.train.calibrate:
         observed, what, parts = _ask_about_held_out(net, data, rule, split, recipe, run, again, on_epoch, fabric)
@@ -130,7 +130,7 @@ def _ask_about_held_out(
         asked = net
         if not watched:
             folder = run / "calibration" / str(k)
-            resume = make_room(folder) if current_world().first else False
+            resume = resume_or_clear(folder) if current_world().first else False
             resume = fabric.broadcast(resume) if fabric is not None else resume
             folder.mkdir(parents=True, exist_ok=True)
             told = _told(on_epoch, f"calibration, part {k + 1} of {len(parts)}")

@@ -40,7 +40,7 @@ def has_checkpoint(run: Path) -> bool:
     return any((run / name).is_dir() for name in ("last", "last.old"))
 
 
-def make_room(run: Path) -> bool:
+def resume_or_clear(run: Path) -> bool:
     """Prepare a run's folder. True where it has a checkpoint to go on from; what has none is removed."""
     if has_checkpoint(run):
         return True

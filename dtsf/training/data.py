@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.model.tsm import motion_share
-from dtsf.training.augment import choose_moments, drop_views, move_frames, move_grid
+from dtsf.training.augment import drop_views, move_frames, move_grid, sample_times
 from dtsf.training.background_swap import occlude_views, swap_backgrounds
-from dtsf.training.frame_sampling import evenly_spaced, motion_steps, read_frames
+from dtsf.training.frame_sampling import motion_steps, read_frames, uniform_times
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -187,9 +187,9 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
         return groups, config.pace
     parts = []
     for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
-        moment_MT = evenly_spaced(config.frames).expand(len(row_M), -1)
+        time_MT = uniform_times(config.frames).expand(len(row_M), -1)
         step_NS = groups.step_NS if config.pace else None
-        x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, moment_MT, config.pace, step_NS)
+        x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.pace, step_NS)
         parts.append(net.energy(x_MTHWC))
     # At pace 0 the T moments of T frames are these frames.
     return replace(groups, embeddings_NFHWC=torch.cat(parts)), 0.0
@@ -198,9 +198,9 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
 def _principal_source(net: DTSFNet, groups: Groups) -> Groups:
     config, parts = net.config, []
     for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
-        moment_MT = evenly_spaced(config.frames).expand(len(row_M), -1)
+        time_MT = uniform_times(config.frames).expand(len(row_M), -1)
         step_NS = groups.step_NS if config.pace else None
-        parts.append(net.project(read_frames(groups.embeddings_NFHWC, row_M, moment_MT, config.pace, step_NS)))
+        parts.append(net.project(read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.pace, step_NS)))
     return replace(groups, embeddings_NFHWC=torch.cat(parts))
 
 
@@ -240,12 +240,12 @@ def training_batches(
     for chosen_B in torch.randperm(len(groups)).split(batch_size) if order is None else order:
         row_BV = groups.row_GV[chosen_B]
         mask_BV = row_BV >= 0
-        moment_BVT = choose_moments((len(chosen_B), row_BV.shape[1]), n_frames, augment)
-        x_BVTHWC = _read_views(groups, row_BV, moment_BVT, pace)
-        if augment.room:
-            x_BVTHWC = swap_backgrounds(x_BVTHWC, mask_BV, augment.room)
-        if augment.hide:
-            x_BVTHWC = occlude_views(x_BVTHWC, mask_BV, augment.hide)
+        time_BVT = sample_times((len(chosen_B), row_BV.shape[1]), n_frames, augment)
+        x_BVTHWC = _read_views(groups, row_BV, time_BVT, pace)
+        if augment.swap_background:
+            x_BVTHWC = swap_backgrounds(x_BVTHWC, mask_BV, augment.swap_background)
+        if augment.occlude:
+            x_BVTHWC = occlude_views(x_BVTHWC, mask_BV, augment.occlude)
         x_BVTHWC = move_grid(move_frames(x_BVTHWC, augment), augment)
         if augment.noise:
             drawn_BVTHWC = torch.randn_like(x_BVTHWC, device="cpu")
@@ -261,14 +261,14 @@ def evaluation_batches(
     """All groups in their order, nothing augmented; the frames are fixed by which of how many ``draws`` this is."""
     for chosen_B in torch.arange(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
-        moment_BVT = evenly_spaced(n_frames, (draw + 0.5) / draws).expand(*row_BV.shape, n_frames)
-        yield Batch(_read_views(groups, row_BV, moment_BVT, pace), row_BV >= 0, groups.label_G[chosen_B], row_BV)
+        time_BVT = uniform_times(n_frames, (draw + 0.5) / draws).expand(*row_BV.shape, n_frames)
+        yield Batch(_read_views(groups, row_BV, time_BVT, pace), row_BV >= 0, groups.label_G[chosen_B], row_BV)
 
 
-def _read_views(groups: Groups, row_BV: Tensor, moment_BVT: Tensor, pace: float) -> Tensor:
+def _read_views(groups: Groups, row_BV: Tensor, time_BVT: Tensor, pace: float) -> Tensor:
     # In the place of an absent view (row -1) stands some other clip; the mask keeps it from ever being used.
     device = groups.embeddings_NFHWC.device
-    row_M, moment_MT = row_BV.flatten().clamp(min=0).to(device), moment_BVT.flatten(0, 1).to(device)
+    row_M, time_MT = row_BV.flatten().clamp(min=0).to(device), time_BVT.flatten(0, 1).to(device)
     step_NS = groups.step_NS if pace else None
-    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, moment_MT, pace, step_NS)
+    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, time_MT, pace, step_NS)
     return x_MTHWC.reshape(*row_BV.shape, *x_MTHWC.shape[1:])

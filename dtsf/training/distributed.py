@@ -92,7 +92,7 @@ def launch(device: str, precision: str) -> Fabric:
     return fabric
 
 
-def leave() -> None:
+def shutdown() -> None:
     """Part from the other processes; without them, nothing."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from dtsf.cache.records import view_numbers
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.training.adapt import Adapted
+from dtsf.training.adapt import OnlineAdapter
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.metrics import GroupPrediction, Metrics, ReliabilityBin, judge
-from dtsf.training.open_set import LEFT_OUT, UnknownActions, of_classes, open_set_metrics
+from dtsf.training.open_set import EXCLUDED, UnknownActions, open_set_metrics, split_by_known_classes
 from dtsf.training.protocols import split_clips
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ def evaluate(
     check_draws(draws, net.config, data.spec)
     parts = split_clips(data.clips, protocol, data.info.dataset, data.info.view_names, needed=(split,))
     classes = classes or data.info.class_names
-    known, strange = of_classes(parts.test if split == "test" else parts.train, data.info.class_names, classes)
+    known, strange = split_by_known_classes(
+        parts.test if split == "test" else parts.train, data.info.class_names, classes
+    )
     if not known:
         raise ConfigError(f"{data.info.name} has no {split} clip of a class that the network knows")
     groups = load_groups(data, known)
@@ -135,7 +137,7 @@ def evaluate(
         if before > len(groups):
             groups_left_out["without any of --views"] = before - len(groups)
         task += f"; given only view{'s' if len(chosen) > 1 else ''} {', '.join(names[view - 1] for view in chosen)}"
-    adapted = Adapted(net) if adapt else None
+    adapted = OnlineAdapter(net) if adapt else None
     metrics = evaluate_groups(net, groups, classes, draws=draws, adapted=adapted)
     asked = None
     if unknown is not None:
@@ -169,16 +171,16 @@ def _unknown_groups(
     if unknown.info.name == data.info.name:
         if not strange:
             raise ConfigError(
-                f"--unknown {LEFT_OUT}: the network knows every class of {data.info.name}: train with "
-                "--set train.leave_out=CLASSES, or name another data set"
+                f"--unknown {EXCLUDED}: the network knows every class of {data.info.name}: train with "
+                "--set train.exclude_classes=CLASSES, or name another data set"
             )
         left = sorted({data.info.class_names[clip.label] for clip in strange})
         return (
-            LEFT_OUT,
+            EXCLUDED,
             f"classes left out of training: {', '.join(left)}",
             load_groups(data, strange).with_views(views),
         )
-    others = of_classes(unknown.clips, unknown.info.class_names, classes)[1]
+    others = split_by_known_classes(unknown.clips, unknown.info.class_names, classes)[1]
     what = f"{unknown.info.name}, " + ("its classes that the network does not know" if others else "every clip")
     return unknown.info.name, what, load_groups(unknown, others or unknown.clips)
 
@@ -210,7 +212,7 @@ def evaluate_groups(
     class_names: tuple[str, ...],
     batch_size: int = 32,
     draws: int = 1,
-    adapted: Adapted | None = None,
+    adapted: OnlineAdapter | None = None,
 ) -> Metrics:
     """Classify all groups with fixed frames and fixed snapshots: the same numbers every time.
 
@@ -226,7 +228,7 @@ def evaluate_groups(
 
 @torch.inference_mode()
 def _mean_of_draws(
-    net: DTSFNet, groups: Groups, batch_size: int, draws: int, adapted: Adapted | None
+    net: DTSFNet, groups: Groups, batch_size: int, draws: int, adapted: OnlineAdapter | None
 ) -> tuple[Tensor, ...]:
     """Probabilities (G, K), uncertainties (G,), weights (G, V), and logits of each view (G, V, K), on the CPU."""
     was_training = net.training
@@ -237,7 +239,7 @@ def _mean_of_draws(
 
 
 def _ask(
-    net: DTSFNet, groups: Groups, batch_size: int, draw: int, draws: int, adapted: Adapted | None
+    net: DTSFNet, groups: Groups, batch_size: int, draw: int, draws: int, adapted: OnlineAdapter | None
 ) -> tuple[Tensor, ...]:
     """The same of one set of frames."""
     device, config = next(net.parameters()).device, net.config

@@ -24,7 +24,7 @@ PART = 250_000
 """Numbers handled at a time, 1 MB in float32: temporary results stay in the processor's cache, which is 4 times faster."""
 
 
-def evenly_spaced(n_frames: int, place: float = 0.5) -> Tensor:
+def uniform_times(n_frames: int, place: float = 0.5) -> Tensor:
     """Evaluation's moments: the same ``place`` (0 to 1, the centre) of ``n_frames`` equal shares of the clip. (T,), in (0, 1)."""
     return (torch.arange(n_frames) + place) / n_frames
 
@@ -36,7 +36,7 @@ def cumulative_motion(x_NFHWC: Tensor, pace: float) -> Tensor:
     alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32, rising from 0 at the
     first cached frame to 1 at the last. A clip in which nothing moves runs by time.
     """
-    return clock_of_steps(motion_steps(x_NFHWC), pace)
+    return cumulate_steps(motion_steps(x_NFHWC), pace)
 
 
 def motion_steps(x_NFHWC: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def motion_steps(x_NFHWC: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def clock_of_steps(step_NS: Tensor, pace: float) -> Tensor:
+def cumulate_steps(step_NS: Tensor, pace: float) -> Tensor:
     """:func:`cumulative_motion`, of the result of :func:`motion_steps`: the costly part, which needs doing once."""
     step_NS = step_NS - STILL * step_NS.amin(1, keepdim=True)
     mean_N1 = step_NS.mean(1, keepdim=True)
@@ -58,15 +58,13 @@ def clock_of_steps(step_NS: Tensor, pace: float) -> Tensor:
     return torch.cat([torch.zeros_like(clock_NS[:, :1]), clock_NS], 1)
 
 
-def read_frames(
-    x_NFHWC: Tensor, row_M: Tensor, moment_MT: Tensor, pace: float, step_NS: Tensor | None = None
-) -> Tensor:
+def read_frames(x_NFHWC: Tensor, row_M: Tensor, time_MT: Tensor, pace: float, step_NS: Tensor | None = None) -> Tensor:
     """Read clips at given moments. Returns (M, T, H, W, C), float32.
 
     Args:
         x_NFHWC: Embeddings of all cached frames of all clips, any float type.
         row_M: Which clips; a clip may be read more than once.
-        moment_MT: In [0, 1], for each clip read.
+        time_MT: In [0, 1], for each clip read.
         pace: See :func:`cumulative_motion`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above 0 it
             is interpolated between the two cached frames around it.
         step_NS: :func:`motion_steps` of all clips, to reuse; computed if left out.
@@ -76,20 +74,20 @@ def read_frames(
     frame_RX = x_NFHWC.flatten(2).flatten(0, 1)
     first_M1 = row_M.unsqueeze(1) * F
     if pace == 0 or F == 1:
-        nearest_MT = first_M1 + (moment_MT * F).long().clamp(0, F - 1)
+        nearest_MT = first_M1 + (time_MT * F).long().clamp(0, F - 1)
         out_YX = frame_RX.index_select(0, nearest_MT.flatten()).float()
-        return out_YX.view(*moment_MT.shape, *x_NFHWC.shape[2:])
-    clock_MF = clock_of_steps(motion_steps(x_NFHWC[row_M]) if step_NS is None else step_NS[row_M], pace)
-    after_MT = torch.searchsorted(clock_MF, moment_MT.contiguous()).clamp(1, F - 1)
+        return out_YX.view(*time_MT.shape, *x_NFHWC.shape[2:])
+    clock_MF = cumulate_steps(motion_steps(x_NFHWC[row_M]) if step_NS is None else step_NS[row_M], pace)
+    after_MT = torch.searchsorted(clock_MF, time_MT.contiguous()).clamp(1, F - 1)
     begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
-    share_MT = ((moment_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)
+    share_MT = ((time_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)
     after_Y, share_Y1 = (first_M1 + after_MT).flatten(), share_MT.flatten().unsqueeze(1)
     out_YX = torch.empty(len(after_Y), frame_RX.shape[1], device=frame_RX.device)
     size = _rows_of_a_part(frame_RX.shape[1])
     for after_P, share_P1, out_PX in zip(after_Y.split(size), share_Y1.split(size), out_YX.split(size), strict=True):
         out_PX.copy_(frame_RX.index_select(0, after_P - 1)).mul_(1 - share_P1)
         out_PX.add_(frame_RX.index_select(0, after_P).float().mul_(share_P1))
-    return out_YX.view(*moment_MT.shape, *x_NFHWC.shape[2:])
+    return out_YX.view(*time_MT.shape, *x_NFHWC.shape[2:])
 
 
 def _rows_of_a_part(length: int) -> int:

@@ -84,7 +84,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     return weights
 
 
-def sized_as(config: ModelConfig, weights: dict[str, Tensor]) -> ModelConfig:
+def take_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> ModelConfig:
     """The network's settings with the width and depth of these weights where they are left open (``auto``). Raises
     CheckpointError: no network is that large.
     """
@@ -96,14 +96,14 @@ def sized_as(config: ModelConfig, weights: dict[str, Tensor]) -> ModelConfig:
         raise CheckpointError(f"--init: the checkpoint's {explain(error)}") from error
 
 
-def begin_from(file: Path | None, recipe: Recipe, clips: int) -> tuple[Recipe, dict[str, Tensor] | None]:
+def resolve_recipe(file: Path | None, recipe: Recipe, clips: int) -> tuple[Recipe, dict[str, Tensor] | None]:
     """The recipe without ``auto``, and the weights of ``file``, whose sizes it takes; without a file those for so many training
-    clips. Raises CheckpointError as :func:`read_initial_weights` and :func:`sized_as`.
+    clips. Raises CheckpointError as :func:`read_initial_weights` and :func:`take_sizes`.
     """
     weights = None
     if file is not None:
         weights = read_initial_weights(file, recipe.model)
-        recipe = recipe.model_copy(update={"model": sized_as(recipe.model, weights)})
+        recipe = recipe.model_copy(update={"model": take_sizes(recipe.model, weights)})
     return resolve_auto(recipe, clips), weights
 
 

@@ -46,7 +46,7 @@ def summary_writer(folder: Path, step: int) -> Writer | None:
     return writer
 
 
-class Record:
+class TrainingLog:
     """The open log of a run; use it as a context. ``run``: run folder; None writes nothing, for all processes but the first.
     ``step``: steps that the checkpoint knows: lines of later ones are cut off, they are made again.
     """
@@ -76,7 +76,7 @@ class Record:
                 if name not in ("step", "epoch"):
                     self._writer.add_scalar(name, value, line["step"])
 
-    def secure(self) -> None:
+    def flush(self) -> None:
         """Bring everything to the disk, before a checkpoint says that it is there."""
         if self._file is not None:
             with self._told():
@@ -92,7 +92,7 @@ class Record:
                 f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; make room and --resume"
             ) from error
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> TrainingLog:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -30,10 +30,10 @@ from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.divergence import refuse_loss, refuse_weights
 from dtsf.training.early_stop import held_out_score, should_stop, update_best
 from dtsf.training.init_weights import load_initial_weights
-from dtsf.training.log import Record
+from dtsf.training.log import TrainingLog
 from dtsf.training.optim import adamw, schedule, update_average
-from dtsf.training.prefetch import Prefetcher, resident
-from dtsf.training.train_state import Training, TrainingModule, restore, save, versions
+from dtsf.training.prefetch import Prefetcher, to_device_if_fits
+from dtsf.training.train_state import TrainingModule, TrainState, restore, save, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -143,9 +143,9 @@ def fit(
     learner = TrainingModule(net, debiaser, recipe.loss).to(fabric.device)
     optimizer = adamw(learner, train, fabric.device)
     model, optimizer = fabric.setup(learner, optimizer)
-    source = resident(source, fabric.device)
+    source = to_device_if_fits(source, fabric.device)
     average = {name: x.detach().clone() for name, x in net.state_dict().items()} if train.ema else None
-    training = Training(net, debiaser, optimizer, average)
+    training = TrainState(net, debiaser, optimizer, average)
     state = RunState(
         epoch=0,
         step=0,
@@ -164,7 +164,7 @@ def fit(
     elif world.first:
         # From here on a killed run can be resumed, whatever it started from.
         save(run / "last", state, training)
-    with Record(run if world.first else None, state.step) as record:
+    with TrainingLog(run if world.first else None, state.step) as record:
         while not should_stop(state):
             begun = time.monotonic()
             epoch, step, lr = state.epoch, state.step, 0.0
@@ -186,7 +186,7 @@ def fit(
                 if train.patience and state.best_epoch == state.epoch:
                     training.best = {name: x.detach().clone() for name, x in training.current.items()}
             if world.first:
-                record.secure()
+                record.flush()
                 save(run / "last", state, training)
             if on_epoch is not None:
                 means = {name: sums.pop(name) for name in ("loss", "accuracy", "uncertainty")}
@@ -212,7 +212,7 @@ def _steps(
     pace: float,
     recipe: Recipe,
     model: Any,
-    training: Training,
+    training: TrainState,
     fabric: Any,
     deviation_C: Tensor,
     epoch: int,
@@ -241,7 +241,7 @@ def _steps(
         found: dict[str, Tensor] = {}
         for k, share in enumerate(step.shares, 1):
             with fabric.no_backward_sync(model, enabled=k < len(step.shares)):
-                part = _backward(model, fabric, batches.take(), share.weight, epoch)
+                part = _backward(model, fabric, batches.next(), share.weight, epoch)
             batches.prepare()
             found = {name: found[name] + x if found else x for name, x in part.items()}
         # A norm that is not finite is reported below, with the loss.

@@ -3,8 +3,8 @@
 The question of DEAR (Bao, Yu, Kong, ICCV 2021) and SOAR (Zhai et al., ICCV 2023), asked of people as unseen as those of the
 known actions:
 
-    dtsf train --protocol cross-subject:5,6 --set train.leave_out="golf swing,jogging" --out RUN
-    dtsf evaluate RUN --unknown left-out                  or the name of another data set
+    dtsf train --protocol cross-subject:5,6 --set train.exclude_classes="golf swing,jogging" --out RUN
+    dtsf evaluate RUN --unknown excluded                  or the name of another data set
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dtsf.cache.spec import DatasetInfo
     from dtsf.training.protocols import Split
 
-LEFT_OUT = "left-out"
+EXCLUDED = "excluded"
 """What ``--unknown`` calls the classes of the run's own data set that it has not learnt."""
 ACCEPTED = 0.95
 """Share of the known groups that are to be accepted."""
@@ -37,7 +37,7 @@ class UnknownActions(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    """``left-out``, or a data set."""
+    """``excluded``, or a data set."""
     what: str
     """In words."""
     n_groups: int
@@ -50,7 +50,7 @@ class UnknownActions(BaseModel):
     """Mean over the unknown groups."""
 
 
-def leave_out(split: Split, info: DatasetInfo, names: Sequence[str]) -> tuple[Split, DatasetInfo]:
+def exclude_classes(split: Split, info: DatasetInfo, names: Sequence[str]) -> tuple[Split, DatasetInfo]:
     """Take classes out of both sides of a split, and out of what is known. Raises ConfigError: no such class, or fewer than two
     left.
     """
@@ -59,16 +59,16 @@ def leave_out(split: Split, info: DatasetInfo, names: Sequence[str]) -> tuple[Sp
     absent = [name for name in names if name not in info.class_names]
     if absent:
         raise ConfigError(
-            f"train.leave_out: no class {', '.join(absent)}; {info.name} has {', '.join(info.class_names)}"
+            f"train.exclude_classes: no class {', '.join(absent)}; {info.name} has {', '.join(info.class_names)}"
         )
     kept = tuple(name for name in info.class_names if name not in names)
     if len(kept) < 2:
-        raise ConfigError(f"train.leave_out leaves {len(kept)} of {len(info.class_names)} classes: at least 2")
-    train, test = (of_classes(clips, info.class_names, kept)[0] for clips in (split.train, split.test))
+        raise ConfigError(f"train.exclude_classes leaves {len(kept)} of {len(info.class_names)} classes: at least 2")
+    train, test = (split_by_known_classes(clips, info.class_names, kept)[0] for clips in (split.train, split.test))
     return split.model_copy(update={"train": train, "test": test}), info.model_copy(update={"class_names": kept})
 
 
-def of_classes(
+def split_by_known_classes(
     clips: Sequence[Clip], theirs: Sequence[str], ours: Sequence[str]
 ) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
     """Clips of classes that are known, labelled as those are, and the others as they are. ``theirs``: names of the data set's

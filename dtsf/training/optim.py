@@ -21,7 +21,7 @@ def schedule(step: int, n_steps: int, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, n_steps - rising)))
 
 
-def parameter_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -> list[dict[str, Any]]:
+def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -> list[dict[str, Any]]:
     """Split parameters by whether weight decay applies: to matrices, not to norms, biases, positions, D, cls, and A_log.
     ``states``: apply it to A_log too.
     """
@@ -38,7 +38,7 @@ def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.opt
     thousands of launches a step.
     """
     return torch.optim.AdamW(
-        parameter_groups(net, train.weight_decay, states=train.decay_states),
+        decay_groups(net, train.weight_decay, states=train.decay_states),
         lr=train.lr,
         betas=(0.9, train.beta2),
         foreach=device.type == "cuda",

@@ -40,7 +40,7 @@ def fits_on_gpu(n_bytes: int, device: torch.device) -> bool:
     return n_bytes <= SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
 
 
-def resident(groups: Groups, device: torch.device) -> Groups:
+def to_device_if_fits(groups: Groups, device: torch.device) -> Groups:
     """The groups with their embeddings on ``device`` if it is a card where they fit, else as they are."""
     x_NFHWC = groups.embeddings_NFHWC
     if not fits_on_gpu(x_NFHWC.nbytes, device):
@@ -77,7 +77,7 @@ class Prefetcher:
     def _send(self, x: torch.Tensor) -> torch.Tensor:
         return x.pin_memory().to(self._device, non_blocking=True) if x.device.type == "cpu" else x
 
-    def take(self) -> Batch:
+    def next(self) -> Batch:
         """The next batch, on the device."""
         if self._stream is None:
             return next(self._batches).to(self._device)

@@ -67,9 +67,9 @@ class TrainConfig(BaseModel):
     patience: int = Field(default=0, ge=0, le=10**7)
     """Stop once the loss of the held-out groups has not fallen for this many epochs, and keep the weights of the best
     epoch; 0 trains to the end and keeps the last. The learning rate falls as if all ``epochs`` would come."""
-    leave_out: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
-    """Names of classes that are not learnt, nor judged: unknown actions, for ``evaluate --unknown left-out``. Nothing of them
-    is in training. ``--set train.leave_out="golf swing,jogging"``"""
+    exclude_classes: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    """Names of classes that are not learnt, nor judged: unknown actions, for ``evaluate --unknown excluded``. Nothing of them
+    is in training. ``--set train.exclude_classes="golf swing,jogging"``"""
     calibrate: int = Field(default=2, ge=0)
     """Parts of the training groups (people, where they are named) that are held out one after the other to learn how much of
     the network's evidence is to be believed; see :mod:`.calibration`. Each part is a training of its own on the others: 2

@@ -20,12 +20,12 @@ from dtsf.files.write import lock, sweep_orphans, write_atomically
 from dtsf.training.calibrate import calibrate
 from dtsf.training.checkpoint import has_checkpoint
 from dtsf.training.data import load_groups
-from dtsf.training.distributed import current_world, launch, leave
+from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
 from dtsf.training.holdout import hold_out
-from dtsf.training.init_weights import begin_from
+from dtsf.training.init_weights import resolve_recipe
 from dtsf.training.loop import fit
-from dtsf.training.open_set import leave_out
+from dtsf.training.open_set import exclude_classes
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import default_recipe, load_recipe
 from dtsf.training.settings import TrainSettings
@@ -100,10 +100,12 @@ def _train(
     world = current_world()
     if on_recipe is not None and world.first:
         on_recipe(recipe, why)
-    split, info = leave_out(
-        split_clips(data.clips, rule, data.info.dataset, data.info.view_names), data.info, settings.train.leave_out
+    split, info = exclude_classes(
+        split_clips(data.clips, rule, data.info.dataset, data.info.view_names),
+        data.info,
+        settings.train.exclude_classes,
     )
-    settings, initial = begin_from(init, settings, len(split.train))
+    settings, initial = resolve_recipe(init, settings, len(split.train))
     split = hold_out(split, settings.train, seed)
     check_device(device)
     document = {
@@ -152,7 +154,7 @@ def _train(
             fitted.net, data, rule, split, settings, run=folder, again=fit_one, on_epoch=told, fabric=fabric
         )
         logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, learnt)
-    leave()
+    shutdown()
     # Each process judges for itself: they hold the same weights, and none need wait for another.
     evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws, classes=info.class_names)
     if world.first:

@@ -49,7 +49,7 @@ class TrainingModule(nn.Module):
 
 
 @dataclass
-class Training:
+class TrainState:
     """What changes from step to step; all of it is in a checkpoint."""
 
     net: DTSFNet
@@ -78,7 +78,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
 
 
-def save(folder: Path, state: RunState, training: Training) -> None:
+def save(folder: Path, state: RunState, training: TrainState) -> None:
     """Write a checkpoint from which training goes on to the same numbers."""
     kept = {"optimizer": training.optimizer.state_dict(), "debiaser": training.debiaser.state_dict()}
     if training.average is not None or training.best is not None:
@@ -88,7 +88,7 @@ def save(folder: Path, state: RunState, training: Training) -> None:
     save_checkpoint(folder, state, training.evaluated, kept)
 
 
-def restore(folder: Path, fresh: RunState, training: Training) -> RunState:
+def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
     """Read a checkpoint back into ``training``. Raises CheckpointError: it belongs to another recipe, cache, seed, or number of
     processes than ``fresh``.
     """

@@ -32,9 +32,9 @@ from dtsf.experiments.ablation.trainings import (
     value_of,
     write,
 )
-from dtsf.training.checkpoint import load_checkpoint, load_network, make_room
+from dtsf.training.checkpoint import load_checkpoint, load_network, resume_or_clear
 from dtsf.training.evaluate import evaluate
-from dtsf.training.init_weights import begin_from
+from dtsf.training.init_weights import resolve_recipe
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import default_recipe
 from dtsf.training.train import check_device, check_recipe_fits, train
@@ -96,7 +96,7 @@ def ablate(
     check_device(device)
     split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
     variants = tuple(
-        replace(variant, recipe=begin_from(init, variant.recipe, len(split.train))[0]) for variant in variants
+        replace(variant, recipe=resolve_recipe(init, variant.recipe, len(split.train))[0]) for variant in variants
     )
     tests = open_tests(cache, data, rule, split, judges)
     names = [test.shown.name for test in tests]
@@ -165,7 +165,7 @@ def _do(
     job = existing(job)
     record = read(job)
     if not record.trained or not (job.folder / "last").is_dir():
-        resume = make_room(job.folder)
+        resume = resume_or_clear(job.folder)
         if not resume:
             record = Record()
         begun, spent = time.monotonic(), record.seconds

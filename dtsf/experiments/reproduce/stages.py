@@ -93,7 +93,7 @@ def train_once(
     """One run, from its newest checkpoint where it has one. Raises ConfigError: it would be trained with another recipe than
     its finished ``sister`` of the same protocol was: one row of the table would mix two recipes.
     """
-    from dtsf.training.checkpoint import make_room
+    from dtsf.training.checkpoint import resume_or_clear
 
     seen: list[tuple[CachedDataset, Split, Recipe]] = []
 
@@ -106,7 +106,7 @@ def train_once(
         seen.append((data, split, chosen))
 
     key = f"{protocol} seed {seed}"
-    resume = make_room(run)
+    resume = resume_or_clear(run)
     with show(key, "epochs") as update, timed(out, key) as tick:
 
         def progress(epoch: int, epochs: int, note: str) -> None:

@@ -31,9 +31,9 @@ class DebiasConfig(BaseModel):
     must not know a clip of one frame; likewise. ``soar``: Zhai et al., adversaries read scene and background out of features."""
     hsic: float = Field(default=1.0, ge=0)
     """Weight of the dependence between the network's features and the biased stream's."""
-    scene: float = Field(default=0.1, ge=0)
+    background: float = Field(default=0.1, ge=0)
     """Weight of the scene loss, of ``hsic`` and ``soar``; 0 turns the scene classifiers off."""
-    scenes: int = Field(default=8, ge=2)
+    backgrounds: int = Field(default=8, ge=2)
     """Scenes to tell apart where the data set does not name its backgrounds: clusters of static embeddings."""
     bank: int = Field(default=1024, ge=1)
     """Still frames that StillMix draws from."""
@@ -49,7 +49,7 @@ class DebiasConfig(BaseModel):
     """Of ``albar``: weight of the entropy of its answer."""
     penalty: float = Field(default=10.0, ge=0)
     """Of ``albar``: weight of the length of the answer's gradient; 0 spares two thirds of the cost."""
-    background: float = Field(default=1.0, ge=0)
+    reconstruction: float = Field(default=1.0, ge=0)
     """Of ``soar``: weight of the reconstruction of what stands still."""
 
 
@@ -58,7 +58,15 @@ def make_debiaser(config: DebiasConfig, groups: Groups, *, width: int, n_classes
     scenes where the data set names backgrounds.
     """
     if config.method == "hsic":
-        return Hsic(groups, width, n_classes, hsic=config.hsic, scene=config.scene, scenes=config.scenes, seed=seed)
+        return Hsic(
+            groups,
+            width,
+            n_classes,
+            hsic=config.hsic,
+            background=config.background,
+            backgrounds=config.backgrounds,
+            seed=seed,
+        )
     if config.method == "stillmix":
         return StillMix(
             groups,
@@ -72,5 +80,12 @@ def make_debiaser(config: DebiasConfig, groups: Groups, *, width: int, n_classes
     if config.method == "albar":
         return Albar(adversary=config.adversary, entropy=config.entropy, penalty=config.penalty)
     if config.method == "soar":
-        return Soar(groups, width, background=config.background, scene=config.scene, scenes=config.scenes, seed=seed)
+        return Soar(
+            groups,
+            width,
+            reconstruction=config.reconstruction,
+            background=config.background,
+            backgrounds=config.backgrounds,
+            seed=seed,
+        )
     return Debiaser()

@@ -85,9 +85,9 @@ def cluster(x_NC: Tensor, k: int, generator: torch.Generator, steps: int = 25) -
     return nearest_N
 
 
-def name_scenes(groups: Groups, scenes: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The scene of each clip (N,), and one over the deviation of each channel's static part (C,). ``scenes``: clusters of
-    static embeddings, where the groups name no scenes.
+def name_backgrounds(groups: Groups, backgrounds: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The scene of each clip (N,), and one over the deviation of each channel's static part (C,). ``backgrounds``: clusters of
+    static embeddings, where the groups name no backgrounds.
     """
     used_N = groups.row_GV[groups.mask_GV]
     # A part at a time: a whole data set in float32 would be twice its cache.
@@ -96,44 +96,46 @@ def name_scenes(groups: Groups, scenes: int, seed: int) -> tuple[Tensor, Tensor]
         background_N = groups.background_N
     else:
         background_N = torch.zeros(len(static_NC), dtype=torch.int64)
-        background_N[used_N] = cluster(static_NC[used_N], scenes, torch.Generator().manual_seed(seed))
+        background_N[used_N] = cluster(static_NC[used_N], backgrounds, torch.Generator().manual_seed(seed))
     return background_N, 1.0 / static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
 
 
-class SceneDebiaser(Debiaser):
+class BackgroundDebiaser(Debiaser):
     """One that knows each clip's scene, and how much each channel says of what stands still."""
 
     background_N: Tensor
     scale_C: Tensor
 
-    def __init__(self, groups: Groups, scenes: int, seed: int) -> None:
+    def __init__(self, groups: Groups, backgrounds: int, seed: int) -> None:
         super().__init__()
-        background_N, scale_C = name_scenes(groups, scenes, seed)
+        background_N, scale_C = name_backgrounds(groups, backgrounds, seed)
         self.register_buffer("background_N", background_N, persistent=False)
         self.register_buffer("scale_C", scale_C, persistent=False)
-        self.n_scenes = int(background_N.max()) + 1
+        self.n_backgrounds = int(background_N.max()) + 1
 
 
-class Hsic(SceneDebiaser):
+class Hsic(BackgroundDebiaser):
     """The biased stream, the scene classifiers, and the terms they add.
 
     Args:
         hsic: Weight l1.
         scene: Weight l2.
-        scenes: Clusters, where the groups name no scenes.
+        backgrounds: Clusters, where the groups name no backgrounds.
     """
 
     def __init__(
-        self, groups: Groups, width: int, n_classes: int, *, hsic: float, scene: float, scenes: int, seed: int
+        self, groups: Groups, width: int, n_classes: int, *, hsic: float, background: float, backgrounds: int, seed: int
     ) -> None:
-        super().__init__(groups, scenes, seed)
-        self.weights = {"hsic": hsic, "scene": scene}
+        super().__init__(groups, backgrounds, seed)
+        self.weights = {"hsic": hsic, "background": background}
         _, _, H, W, C = groups.embeddings_NFHWC.shape
         # Each cell is reduced first, as the network itself does it: a room is known by what stands where.
         self.stream = nn.Sequential(nn.Linear(C, 16), nn.ReLU(), nn.Flatten(), nn.Linear(H * W * 16, width), nn.ReLU())
         self.action = nn.Linear(width, n_classes)
-        self.scene_of_biased = nn.Linear(width, self.n_scenes)
-        self.scene_of_features = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.n_scenes))
+        self.background_of_biased = nn.Linear(width, self.n_backgrounds)
+        self.background_of_features = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.n_backgrounds)
+        )
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """``biased`` (CE_b), ``hsic`` and ``scene``, weighted."""
@@ -146,9 +148,9 @@ class Hsic(SceneDebiaser):
             "biased": F.cross_entropy(self.action(biased_PD), label_P),
             "hsic": self.weights["hsic"] * dependence(unbiased_PD, biased_PD.detach()),
         }
-        if self.weights["scene"]:
-            scene_P = self.background_N[batch.row_BV[mask_BV]]
-            adversary = F.cross_entropy(self.scene_of_features(reverse_gradient(unbiased_PD)), scene_P)
-            plain = F.cross_entropy(self.scene_of_biased(biased_PD), scene_P)
-            found["scene"] = self.weights["scene"] * (adversary + plain)
+        if self.weights["background"]:
+            background_P = self.background_N[batch.row_BV[mask_BV]]
+            adversary = F.cross_entropy(self.background_of_features(reverse_gradient(unbiased_PD)), background_P)
+            plain = F.cross_entropy(self.background_of_biased(biased_PD), background_P)
+            found["background"] = self.weights["background"] * (adversary + plain)
         return found

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import nn
 
-from dtsf.training.debias.hsic import SceneDebiaser, reverse_gradient
+from dtsf.training.debias.hsic import BackgroundDebiaser, reverse_gradient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,36 +33,40 @@ LAYERS = 5
 """Of the scene classifier."""
 
 
-class Soar(SceneDebiaser):
+class Soar(BackgroundDebiaser):
     """The decoder, the scene classifier, and the terms they add.
 
     Args:
-        background: Weight of the reconstruction; 0 turns it off.
-        scene: Weight of the scene loss; 0 turns it off.
-        scenes: Clusters, where the groups name no scenes.
+        reconstruction: Weight of the reconstruction; 0 turns it off.
+        background: Weight of the scene loss; 0 turns it off.
+        backgrounds: Clusters, where the groups name no backgrounds.
     """
 
-    def __init__(self, groups: Groups, width: int, *, background: float, scene: float, scenes: int, seed: int) -> None:
-        super().__init__(groups, scenes, seed)
-        self.weights = {"background": background, "scene": scene}
+    def __init__(
+        self, groups: Groups, width: int, *, reconstruction: float, background: float, backgrounds: int, seed: int
+    ) -> None:
+        super().__init__(groups, backgrounds, seed)
+        self.weights = {"reconstruction": background, "background": background}
         _, _, H, W, C = groups.embeddings_NFHWC.shape
         self.decoder = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, H * W * C))
         hidden = [layer for _ in range(LAYERS - 1) for layer in (nn.Linear(width, width), nn.LeakyReLU())]
-        self.scene_of_features = nn.Sequential(*hidden, nn.Linear(width, self.n_scenes))
+        self.background_of_features = nn.Sequential(*hidden, nn.Linear(width, self.n_backgrounds))
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """``background`` and ``scene``, weighted: what the adversaries lower and the features raise."""
         mask_BV = batch.mask_BV
         feature_PD, found = output.view_feature_BVD[mask_BV], {}
         against_PD = reverse_gradient(feature_PD)
-        if self.weights["background"]:
+        if self.weights["reconstruction"]:
             median_PHWC = batch.x_BVTHWC[mask_BV].float().median(1).values * self.scale_C
             # A fifth of the reversed gradient, all of the value.
             little_PD = REVERSED * against_PD + (1 - REVERSED) * feature_PD.detach()
             apart_P = (self.decoder(little_PD) - median_PHWC.flatten(1)).abs().mean(1)
             doubt_P = output.view_uncertainty_BV[mask_BV].detach()
-            found["background"] = self.weights["background"] * (apart_P * doubt_P / doubt_P.mean()).mean()
-        if self.weights["scene"]:
-            scene_P = self.background_N[batch.row_BV[mask_BV]]
-            found["scene"] = self.weights["scene"] * F.cross_entropy(self.scene_of_features(against_PD), scene_P)
+            found["reconstruction"] = self.weights["reconstruction"] * (apart_P * doubt_P / doubt_P.mean()).mean()
+        if self.weights["background"]:
+            background_P = self.background_N[batch.row_BV[mask_BV]]
+            found["background"] = self.weights["background"] * F.cross_entropy(
+                self.background_of_features(against_PD), background_P
+            )
         return found
