@@ -1,4 +1,4 @@
-"""What mkdocs builds beside the pages: the command-line reference from the app itself, and the lists of results and decisions."""
+"""Hooks of mkdocs: the command-line reference, made from the app itself, and a check that the site loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,44 +13,15 @@ if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
 
-DOCS = Path(__file__).resolve().parent
 REMOTE = re.compile(
     r"""<(?:script|img|iframe|link rel="(?:stylesheet|preload|preconnect)")[^>]*(?:src|href)="?(?:https?:)?//[^ ">]+"""
 )
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Replace ``folder/*.md`` in the navigation by the pages of that folder."""
-    config.nav = _expanded(config.nav or [])
-    return config
-
-
-def _expanded(entries: list[Any]) -> list[Any]:
-    pages: list[Any] = []
-    for entry in entries:
-        if isinstance(entry, dict):
-            pages += [{title: _expanded(value) if isinstance(value, list) else value} for title, value in entry.items()]
-        elif entry.endswith("/*.md"):
-            folder = DOCS / entry.removesuffix("/*.md")
-            pages += [f"{folder.name}/{page.name}" for page in sorted(folder.glob("*.md")) if page.name != "index.md"]
-        else:
-            pages.append(entry)
-    return pages
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made of the code."""
+    """Add the pages that are made from the code."""
     files.append(File.generated(config, "cli.md", content=cli_page()))
     return files
-
-
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Below the introduction of a folder, list its pages."""
-    if page.file.src_uri == "decisions/index.md":
-        pages = [path for path in (DOCS / "decisions").glob("*.md") if path.name != "index.md"]
-        titles = sorted((path.read_text("utf-8").partition("\n")[0].removeprefix("# "), path.name) for path in pages)
-        markdown += "\n" + "\n".join(f"- [{title}]({name})" for title, name in titles)
-    return markdown
 
 
 def on_page_content(html: str, **_: Any) -> str:
@@ -59,14 +30,14 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Refuse a site that asks another server for anything: a reader's visit is nobody else's business."""
+    """Raise PluginError if a page loads anything from another server."""
     for page in Path(config.site_dir).rglob("*.html"):
         if found := REMOTE.search(page.read_text("utf-8")):
             raise PluginError(f"{page.relative_to(config.site_dir)} loads from another server: {found.group()}")
 
 
 def cli_page() -> str:
-    """The command-line reference: every command with its arguments, options and defaults."""
+    """Return the command-line reference: every command with its arguments, options and defaults."""
     import typer.main
 
     from dtsf.cli.app import app

@@ -1,4 +1,4 @@
-"""What docs and README tell a person to type: every command parses, and the pages' code runs."""
+"""Commands and code in docs and README: every command parses, and the code of the pages runs."""
 
 import os
 import re
@@ -15,45 +15,45 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 GENERATED = {"docs/cli.md"}
-"""Pages that mkdocs makes of the code (docs/hooks.py)."""
+"""Pages that mkdocs makes from the code (docs/hooks.py)."""
 PROGRAMS = ("dtsf", "make", "python", "pytest", "dask", "git", "cd", "source", "mkdir", "cp", "for", "kill", "pip")
 
 NOT_RUN = {
-    "make test": "is what runs this test",
+    "make test": "runs this test",
     "make setup": "installs gigabytes; .ci/run runs it",
     "source .venv": "its programs are on the path of this test",
-    "dtsf preprocess nucla --root DIR": "a stand-in for the user's folder",
-    "dtsf train --protocol cross-subject:10": "follows it",
-    "make reproduce-nucla": "tests/test_reproduce.py runs it on other data; N-UCLA's files are not here",
+    "dtsf preprocess nucla --root DIR": "DIR stands for the user's folder",
+    "dtsf train --protocol cross-subject:10": "needs the cache of the command before",
+    "make reproduce-nucla": "tests/test_reproduce.py runs it on other data",
 }
-"""Commands that no test runs, and why."""
+"""Commands that no test runs, each with the reason."""
 
 
 def fences(page, language):
-    """Fenced blocks of a language."""
+    """Return the fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def indented(page):
-    """Blocks indented by four or more, outside fences."""
+    """Return the blocks indented by four or more, outside fences."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     return re.findall(r"(?:^(?: {4,}).*\n?)+", text, re.MULTILINE)
 
 
 def commands(block):
-    """The lines of a block that a person would type, without prompts and comments."""
+    """Return the commands of a block, without prompts and comments."""
     lines = (re.sub(r"\s+#.*$", "", line.strip().removeprefix("$ ")) for line in block.splitlines())
     return [line for line in lines if re.match(rf"(?:[A-Z_]+=\S+ )*(?:{'|'.join(PROGRAMS)})\b", line)]
 
 
 def all_commands(page):
-    """Commands of all blocks and of inline code."""
+    """Return the commands of all blocks and of inline code."""
     blocks = [*fences(page, "sh"), *indented(page), *re.findall(r"`((?:dtsf|make) [^`\n]+)`", page.read_text())]
     return [line for block in blocks for line in commands(block)]
 
 
 def dtsf_words():
-    """Every call of dtsf in every page: the page and its words."""
+    """Yield every call of dtsf: the page and the arguments."""
     for page in PAGES:
         for line in all_commands(page):
             for call in re.findall(r"(?:^|do |; |&& )\s*dtsf ([^;|&>]*)", line):
@@ -61,7 +61,7 @@ def dtsf_words():
 
 
 @pytest.mark.parametrize(("page", "call"), sorted(set(dtsf_words())))
-def test_every_dtsf_command_in_the_docs_parses(page, call):
+def test_pages__every_dtsf_command_parses(page, call):
     import typer
 
     from dtsf.cli.app import app
@@ -89,10 +89,10 @@ def test_every_dtsf_command_in_the_docs_parses(page, call):
         pytest.fail(f"{page}: dtsf {call}: {error.format_message()}")
 
 
-def test_commands_that_are_not_run_still_stand_in_the_docs():
-    said = [line for page in PAGES for line in all_commands(page)]
+def test_pages__contain_the_commands_that_no_test_runs():
+    written = [line for page in PAGES for line in all_commands(page)]
     for command in NOT_RUN:
-        assert any(line.startswith(command) for line in said), command
+        assert any(line.startswith(command) for line in written), command
 
 
 def _environment(checkout):
@@ -106,7 +106,7 @@ def _environment(checkout):
 
 
 def anchors(page):
-    """What a link into a page may name: its headings, as GitHub and mkdocs spell them."""
+    """Yield the anchors of a page's headings, as GitHub and mkdocs spell them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
         plain = unicodedata.normalize("NFKD", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)).encode("ascii", "ignore").decode()
@@ -114,7 +114,7 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_relative_link_and_anchor_resolves(page):
+def test_pages__every_relative_link_and_anchor_resolves(page):
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(<?([^)>\s]+)", text):
         if re.match(r"[a-z]+:", link):
@@ -128,14 +128,14 @@ def test_every_relative_link_and_anchor_resolves(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_every_file_that_a_page_names_is_there(page):
+def test_pages__every_named_file_exists(page):
     for name in re.findall(r"`((?:\.?\w+/)+[\w.-]+\.(?:py|toml|csv|yml))`", page.read_text()):
         if "NAME" not in name:
             assert any((ROOT / base / name).exists() for base in ("", "dtsf", "dtsf/model")), f"{page.name}: {name}"
 
 
 SHORT = """#!/usr/bin/env bash
-# What is tested is the commands, not what is learnt: as few videos and epochs as there can be.
+# The commands are tested, not the accuracy: as few videos and epochs as possible.
 if [ "${1-}" = train ] && [[ " $* " != *" --epochs "* && " $* " != *" --resume "* ]]; then set -- "$@" --epochs 2; fi
 if [ "${1-}" = synth ]; then set -- "$@" --episodes 1; fi
 exec "%s" "$@"
@@ -143,7 +143,7 @@ exec "%s" "$@"
 
 
 def short_dtsf(folder):
-    """A command ``dtsf`` that draws and trains less than it is asked to."""
+    """Write a command ``dtsf`` that draws and trains less than requested."""
     (folder / "dtsf").write_text(SHORT % Path(sys.executable).with_name("dtsf"))
     (folder / "dtsf").chmod(0o755)
 
@@ -168,9 +168,9 @@ def _run(script, cwd, checkout, *, short=False):
 
 @pytest.fixture
 def checkout(copy_checkout, tmp_path):
-    """A copy of the files that git knows, with the tools of this environment."""
+    """Return a copy of the files that git tracks, with the tools of this environment."""
     copy = copy_checkout(tmp_path / "checkout")
-    # `make` finds its environment made, newer than what it is made from: what it would install is installed.
+    # `make` finds a finished environment, newer than its sources, and installs nothing.
     (copy / ".venv/bin").mkdir(parents=True)
     (copy / ".venv/bin/python").symlink_to(sys.executable)
     short_dtsf(copy / ".venv/bin")
@@ -180,7 +180,7 @@ def checkout(copy_checkout, tmp_path):
     return copy
 
 
-def test_new_data_set_of_its_page_works(checkout):
+def test_page_about_datasets__its_reader_passes_its_test(checkout):
     page = ROOT / "docs/adding-a-dataset.md"
     for block in fences(page, "python"):
         name, _, text = block.partition("\n")
@@ -191,14 +191,14 @@ def test_new_data_set_of_its_page_works(checkout):
 
 
 @pytest.mark.slow
-def test_encoder_of_its_page_works(tmp_path):
+def test_page_about_encoders__its_code_runs(tmp_path):
     (block,) = fences(ROOT / "docs/adding-an-encoder.md", "python")
     done = _run(f"python - <<'END'\n{block}END", tmp_path, ROOT)
     assert "efficientnet-lite0:32" in done.stdout
 
 
 @pytest.mark.slow
-def test_notebook_of_the_python_page_runs(tmp_path):
+def test_page_about_python__its_cells_run(tmp_path):
     cells = fences(ROOT / "docs/python.md", "python")
     assert len(cells) >= 6
     (tmp_path / "cells.py").write_text(
@@ -213,8 +213,8 @@ def test_notebook_of_the_python_page_runs(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["start", "quickstart", "cluster", "export"])
-def test_every_command_of_a_page_runs_as_printed(tmp_path, page):
+@pytest.mark.parametrize("page", ["quickstart", "cluster", "export"])
+def test_pages__every_command_runs_as_printed(tmp_path, page):
     script = "\n".join(fences(ROOT / f"docs/{page}.md", "sh"))
     assert len(commands(script)) >= 4
     _run(script, tmp_path, ROOT, short=True)
@@ -225,8 +225,8 @@ def test_every_command_of_a_page_runs_as_printed(tmp_path, page):
 
 
 @pytest.mark.slow
-def test_every_command_of_the_readme_runs_as_printed(checkout):
-    """Block by block, each from the checkout's folder; the user's own files are drawn ones under the names in the text."""
+def test_readme__every_command_runs_as_printed(checkout):
+    """Run block by block in the folder of the checkout, with drawn videos under the names in the text."""
     base = checkout
     _run(
         "dtsf synth nucla --out drawn --subjects 2 --episodes 1 --quiet;"
