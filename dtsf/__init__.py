@@ -22,7 +22,7 @@ __all__ = ["DtsfError", "Prediction", "Run", "ablate", "load", "open_cache", "pr
 
 
 def __getattr__(name: str) -> object:
-    # On first use: `import dtsf`, and with it every start of the command line, stays a matter of milliseconds.
+    # Import on first use, so that `import dtsf` and every command start fast.
     if name not in __all__:
         raise AttributeError(f"module 'dtsf' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib

@@ -1,4 +1,4 @@
-"""``python -m dtsf``: the command line, for where no script is on the path."""
+"""Run the command line as ``python -m dtsf``."""
 
 from __future__ import annotations
 

@@ -1,14 +1,6 @@
-"""Both stages from Python. The command line calls this module; docs/python.md walks through it.
+"""The Python interface to both stages. The command line calls this module; docs/python.md explains it by example.
 
-```python
-import dtsf
-
-dtsf.preprocess("nucla", root=..., cache=...)                    # stage 1
-dtsf.train(cache=..., protocol="cross-subject:5,6", run=...)     # stage 2
-dtsf.load(run).predict([cam1, cam2, cam3])
-```
-
-PyTorch, zarr and dask are imported by the function that needs them: a wrong path is refused at once.
+Each function imports PyTorch, zarr and dask itself. So a wrong path is refused without delay.
 """
 
 from __future__ import annotations
@@ -61,22 +53,22 @@ def preprocess(
     on_progress: Callable[[Progress], None] | None = None,
     **changes: Any,
 ) -> PreprocessResult:
-    """Stage 1: decode and embed every clip of a data set into the cache, once.
+    """Stage 1: decode and embed every clip of a dataset into the cache.
 
     Args:
-        dataset: One of :data:`dtsf.pipeline.datasets.DATASETS`.
-        root: The data set's folder or any folder above it; for a manifest, the table.
+        dataset: The kind of dataset, one of :data:`dtsf.pipeline.datasets.DATASETS`.
+        root: Folder of the dataset, or a folder above it. For a manifest: the table.
         cache: Folder of the cache, or its URL on an object store.
-        settings: Everything else; the defaults if left out.
-        on_catalog: Called with the clips that were found, before the work begins.
+        settings: All other settings.
+        on_catalog: Called with the list of clips before the work starts.
         on_progress: Called as clips are done.
-        changes: Fields of :class:`dtsf.pipeline.settings.PreprocessSettings` that differ from ``settings``.
+        changes: Fields of :class:`dtsf.pipeline.settings.PreprocessSettings` that replace those in ``settings``.
 
     Raises:
-        ConfigError: An unknown setting, or a value out of range.
-        DataError: No such data.
+        ConfigError: A setting is unknown or out of range.
+        DataError: The data is missing.
         CacheError: The cache cannot take these clips.
-        BadClipsError: More clips than ``max_bad`` are unusable; everything else is in the cache.
+        BadClipsError: More clips than ``max_bad`` are bad. All usable clips are in the cache.
     """
     from dtsf.pipeline.settings import PreprocessSettings
 
@@ -101,30 +93,22 @@ def verify_source(
     sample: float = 1.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Recheck:
-    """Decode clips of a cache again, and say which no longer give the pictures that were embedded.
+    """Decode cached clips again and compare the frames with the cache. Raises CacheError or DataError if either is missing.
 
-    Args:
-        cache: Folder of the cache, or its URL on an object store.
-        root: As it was for :func:`preprocess`.
-        dataset: Its name in the cache, where there are several.
-        sample: Share of the clips, evenly over the catalog.
-        on_progress: Called with how many are done, and of how many.
-
-    Raises:
-        CacheError: No such cache.
-        DataError: No such data.
+    ``root`` is the same as for :func:`preprocess`. ``sample`` is the share of clips to check, spread evenly over the catalog.
+    ``on_progress`` is called with the number of checked clips and the total.
     """
     from dtsf.cache.reader import open_dataset
     from dtsf.pipeline.datasets import find_root
     from dtsf.pipeline.verify_source import verify_source as decode_again
 
     data = open_dataset(cache if isinstance(cache, str) else Path(cache), dataset)
-    place = find_root(data.info.dataset, None if root is None else Path(root))
-    return decode_again(data, place if place.is_dir() else place.parent, sample=sample, on_progress=on_progress)
+    found = find_root(data.info.dataset, None if root is None else Path(root))
+    return decode_again(data, found if found.is_dir() else found.parent, sample=sample, on_progress=on_progress)
 
 
 def open_cache(cache: str | Path = Path("cache"), dataset: str | None = None) -> CachedDataset:
-    """Open one data set of a cache; see :func:`dtsf.cache.reader.open_dataset`."""
+    """Open a dataset of a cache; see :func:`dtsf.cache.reader.open_dataset`."""
     from dtsf.cache.reader import open_dataset
 
     return open_dataset(Path(cache), dataset)
@@ -139,20 +123,20 @@ def train(
     on_epoch: Callable[[EpochReport], None] | None = None,
     **changes: Any,
 ) -> TrainResult:
-    """Stage 2: train a network from the cache and judge it on the protocol's test clips.
+    """Stage 2: train a network from the cache and evaluate it on the test clips of the protocol.
 
     Args:
         cache: Folder of the cache, or its URL on an object store.
-        settings: Everything else; the defaults if left out.
-        on_recipe: Called with the name of the recipe and why it was taken.
-        on_start: Called once everything is checked and before the first step.
+        settings: All other settings.
+        on_recipe: Called with the name of the recipe and the reason for it.
+        on_start: Called after all checks, before the first step.
         on_epoch: Called after each epoch.
-        changes: Fields of :class:`dtsf.training.settings.TrainSettings` that differ from ``settings``.
+        changes: Fields of :class:`dtsf.training.settings.TrainSettings` that replace those in ``settings``.
 
     Raises:
-        ConfigError: An unknown setting, or one that does not fit the data.
-        CacheError: No such cache.
-        CheckpointError: Nothing to resume, or a run of other settings.
+        ConfigError: A setting is unknown or does not fit the data.
+        CacheError: The cache is missing.
+        CheckpointError: There is nothing to resume, or the run has other settings.
     """
     from dtsf.training.train import train as run_train
 
@@ -160,10 +144,9 @@ def train(
 
 
 def load(run: str | Path) -> Run:
-    """Open a finished or interrupted run for evaluation and prediction.
+    """Load a run, finished or interrupted, for evaluation and prediction.
 
-    Raises:
-        CheckpointError: No checkpoint, a damaged one, or one whose weights are for other classes.
+    Raises CheckpointError: the checkpoint is missing or damaged, or its weights have other shapes than its recipe.
     """
     run = Path(run)
     if not run.is_dir():
@@ -175,8 +158,8 @@ def load(run: str | Path) -> Run:
 
 
 def export(run: Path, file: Path, *, views: int | None = None) -> OnnxMetadata:
-    """Write a run's network as an ONNX file; see :func:`dtsf.predict.onnx.export_onnx`."""
+    """Write the network of a run as an ONNX file; see :func:`dtsf.predict.onnx.export_onnx`."""
     from dtsf.predict.onnx import export_onnx
 
-    opened = load(run)
-    return export_onnx(opened.net, opened.state, file, views=views)
+    loaded = load(run)
+    return export_onnx(loaded.net, loaded.state, file, views=views)

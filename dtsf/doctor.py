@@ -1,50 +1,78 @@
-"""What this machine can do, and how to get what it cannot: ``dtsf doctor``. Knows both stages, as :mod:`dtsf.api` does."""
+"""Checks of this machine for ``dtsf doctor``: packages, devices, scan, encoder, disk, and a trial of both stages."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import shutil
 import sys
+import tempfile
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-LEAST_FREE_GB = 1.0
+MIN_FREE_GB = 1.0
 DEFAULT_ENCODER = "efficientnet-lite0"
+SECONDS = 5.0
+"""Length of the trial of each stage."""
+PACKAGES = {
+    "dtsf": ("dtsf", True, "make setup"),
+    "av": ("av", True, "pip install av"),
+    "decord": ("decord2", False, "for --decoder decord: pip install decord2"),
+    "dask": ("dask", True, "pip install dask distributed"),
+    "zarr": ("zarr", True, "pip install 'zarr>=3.1'"),
+    "hdf5": ("h5py", True, "pip install h5py"),
+    "onnxruntime": ("onnxruntime", True, "pip install onnxruntime"),
+    "timm": ("timm", False, "for --encoder timm:MODEL: pip install 'dtsf[timm]'"),
+    "s3": ("s3fs", False, "for caches at s3:// addresses: pip install 'dtsf[s3]'"),
+}
+"""Name of the check -> (package, needed, how to install it)."""
+CODECS = {
+    "h264": ("libx264", ".mp4", True),
+    "hevc": ("libx265", ".mp4", False),
+    "mpeg4": ("mpeg4", ".avi", True),
+    "mjpeg": ("mjpeg", ".avi", False),
+    "vp9": ("libvpx-vp9", ".mkv", False),
+    "av1": ("libsvtav1", ".mp4", False),
+}
+"""Codec -> (video encoder of PyAV, container, needed). NTU and N-UCLA are MPEG-4 in AVI. Most cameras write H.264."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     name: str
     ok: bool
     found: str
     how: str = ""
-    """How to get what is missing; empty where nothing is."""
+    """How to install or repair the missing part. Empty if the check passes."""
     needed: bool = True
-    """Whether dtsf does not work without it."""
+    """False for an optional part."""
     value: Any = None
-    """For programs; ``found`` if None."""
+    """Value for programs; ``found`` if None."""
 
 
 @dataclass(frozen=True)
 class Health:
-    """All checks."""
+    """Results of all checks."""
 
     checks: tuple[Check, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether everything that is needed is there."""
+        """True if all needed checks pass."""
         return all(check.ok or not check.needed for check in self.checks)
 
     def summary(self) -> dict[str, Any]:
-        """One flat object for programs: the value of each check by its name, and all checks in full."""
+        """Return one flat object for programs: the value of each check by name, and the list of all checks."""
         values = {
             check.name.replace(" ", "_"): check.found if check.value is None else check.value for check in self.checks
         }
@@ -53,65 +81,36 @@ class Health:
 
 
 def examine(cache: Path, *, on_step: Callable[[int, int, str], None] | None = None) -> Health:
-    """Look at everything; takes some ten seconds, most of them the tests of the two stages. ``on_step``: called with how many
-    looks are done, of how many, and the next one.
-    """
-    from dtsf.pipeline.selftest import check_codecs, check_stage1
-    from dtsf.training.selftest import check_stage2
-
-    looks: list[tuple[str, Callable[[], list[Check]]]] = [
-        ("packages", _packages),
-        ("torch", _torch),
-        ("scan", _scan),
-        ("encoder", _encoder),
-        ("disk", lambda: [_disk(cache)]),
-        ("codecs", lambda: [Check("codecs", *check_codecs())]),
-        ("stage 1", lambda: [Check("stage 1", *check_stage1())]),
-        ("stage 2", lambda: [Check("stage 2", *check_stage2())]),
+    """Run all checks. They take about 15 seconds. ``on_step`` is called with (done, total, name of the next check)."""
+    steps: list[tuple[str, Callable[[], list[Check]]]] = [
+        ("packages", check_packages),
+        ("torch", check_torch),
+        ("scan", check_scan),
+        ("encoder", check_encoder),
+        ("disk", lambda: [check_disk(cache)]),
+        ("codecs", lambda: [check_codecs()]),
+        ("stage 1", lambda: [check_stage1()]),
+        ("stage 2", lambda: [check_stage2()]),
     ]
+    report = on_step or (lambda *_: None)
     checks: list[Check] = []
-    for k, (name, look) in enumerate(looks):
-        if on_step is not None:
-            on_step(k, len(looks), name)
+    for k, (name, step) in enumerate(steps):
+        report(k, len(steps), name)
         try:
-            checks += look()
-        # The doctor is for machines on which something is broken: whatever is raised is a finding.
+            checks += step()
+        # On a broken machine a check can raise anything, and the error is its result.
         except Exception as error:  # noqa: BLE001
-            what = f"{type(error).__name__}: {error}"
-            checks.append(
-                Check(name, False, what, "dtsf --debug doctor shows where; make setup installs everything anew")
-            )
-    if on_step is not None:
-        on_step(len(looks), len(looks), "")
+            how = "dtsf --debug doctor shows the traceback; make setup installs all packages again"
+            checks.append(Check(name, False, f"{type(error).__name__}: {error}", how))
+    report(len(steps), len(steps), "")
     return Health(tuple(checks))
 
 
-def scan_in_use(device: str) -> tuple[str, str]:
-    """Name of the selective scan that runs on a device, and why. The one place that says it."""
-    import torch
-
-    from dtsf.model.scan.dispatch import kernel_choice
-
-    choice = kernel_choice(torch.device(device))
-    return choice.name, choice.reason
-
-
-def _packages() -> list[Check]:
-    wanted = {
-        "dtsf": ("dtsf", True, "make setup"),
-        "av": ("av", True, "pip install av"),
-        "decord": ("decord2", False, "for --decoder decord: pip install decord2"),
-        "dask": ("dask", True, "pip install dask distributed"),
-        "zarr": ("zarr", True, "pip install 'zarr>=3.1'"),
-        "hdf5": ("h5py", True, "pip install h5py"),
-        "onnxruntime": ("onnxruntime", True, "pip install onnxruntime"),
-        "timm": ("timm", False, "for --encoder timm:MODEL: pip install 'dtsf[timm]'"),
-        "s3": ("s3fs", False, "for caches at s3:// addresses: pip install 'dtsf[s3]'"),
-    }
-    checks = [
-        Check("python", True, f"{platform.python_version()} at {sys.executable}", value=platform.python_version())
-    ]
-    for name, (package, needed, how) in wanted.items():
+def check_packages() -> list[Check]:
+    """Check the versions of Python and of the installed packages."""
+    python = platform.python_version()
+    checks = [Check("python", True, f"{python} at {sys.executable}", value=python)]
+    for name, (package, needed, how) in PACKAGES.items():
         try:
             checks.append(Check(name, True, importlib.metadata.version(package), needed=needed))
         except importlib.metadata.PackageNotFoundError:
@@ -119,46 +118,48 @@ def _packages() -> list[Check]:
     return checks
 
 
-def _torch() -> list[Check]:
+def check_torch() -> list[Check]:
+    """Check PyTorch and its GPU."""
     import torch
 
-    checks = [
-        Check("torch", True, f"{torch.__version__}, {torch.get_num_threads()} thread(s)", value=torch.__version__)
-    ]
-    if torch.cuda.is_available():
+    found = f"{torch.__version__}, {torch.get_num_threads()} thread(s)"
+    ok, how = torch.cuda.is_available(), ""
+    if ok:
         gpu = torch.cuda.get_device_properties(0)
-        checks.append(Check("cuda", True, f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB", needed=False, value=True))
+        cuda = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
     elif torch.version.cuda is None:
+        cuda = "not available: everything runs on the CPU"
         how = (
-            "this PyTorch is a build without CUDA. On a machine with an NVIDIA card: install one with CUDA, by the line that "
-            "https://pytorch.org/get-started/locally gives for its driver, then make setup-gpu"
+            "this PyTorch has no CUDA support. On a machine with an NVIDIA GPU, install PyTorch for the version of its "
+            "driver (see https://pytorch.org/get-started/locally), then run make setup-gpu"
         )
-        checks.append(Check("cuda", False, "not available: everything runs on the CPU", how, needed=False, value=False))
     else:
+        cuda = "not available: no GPU found"
         how = (
-            f"this PyTorch is built for CUDA {torch.version.cuda} but sees no device: nvidia-smi says whether the driver "
-            "does; in a container start it with --gpus all; $CUDA_VISIBLE_DEVICES must not be empty"
+            f"this PyTorch supports CUDA {torch.version.cuda} but finds no GPU. Run nvidia-smi to check the driver. "
+            "Start a container with --gpus all. $CUDA_VISIBLE_DEVICES must not be empty"
         )
-        checks.append(Check("cuda", False, "not available: no device is seen", how, needed=False, value=False))
-    return checks
+    return [Check("torch", True, found, value=torch.__version__), Check("cuda", ok, cuda, how, needed=False, value=ok)]
 
 
-def _scan() -> list[Check]:
-    """Which scan runs, tried on the device itself: outputs and all gradients, both directions, against float64."""
+def check_scan() -> list[Check]:
+    """Compare the scan in use with float64 on its device: outputs and all gradients, in both directions."""
     import torch
 
-    from dtsf.model.scan.dispatch import selective_scan
+    from dtsf.model.scan.dispatch import kernel_choice, selective_scan
     from dtsf.model.scan.parity import TOLERANCE, compare
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name, why = scan_in_use(device)
+    choice = kernel_choice(torch.device(device))
     error = max(compare(selective_scan, device, reverse=reverse, dtype=torch.float32) for reverse in (False, True))
     ok = error < TOLERANCE
-    how = "" if ok else f"it departs from the float64 form: file an issue with dtsf doctor --json ({why})"
-    return [Check("scan", ok, f"{name} on {device}, within {error:.0e} of float64; {why}", how, value=name)]
+    how = "" if ok else f"the scan differs from float64: file an issue with dtsf doctor --json ({choice.reason})"
+    found = f"{choice.name} on {device}, error {error:.0e} against float64; {choice.reason}"
+    return [Check("scan", ok, found, how, value=choice.name)]
 
 
-def _encoder() -> list[Check]:
+def check_encoder() -> list[Check]:
+    """Check the default frame encoder and the file of its weights."""
     from dtsf.pipeline.encoders.choose import encoder_identity
     from dtsf.pipeline.encoders.efficientnet_lite import weights_file
 
@@ -171,13 +172,126 @@ def _encoder() -> list[Check]:
     ]
 
 
-def _disk(cache: Path) -> Check:
-    place = cache.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 1e9
-    # 16 frames x 36 cells x 112 channels x 2 bytes, and the pictures.
+def check_disk(cache: Path) -> Check:
+    """Check the free space on the disk of the cache, or of the nearest folder that exists."""
+    folder = cache.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 1e9
+    # A clip is 16 frames x 36 cells x 112 channels in float16, and 16 pictures of 48 x 48 pixels.
     clips = int(free * 1e9 / (16 * 36 * 112 * 2 + 16 * 48 * 48 * 3))
-    ok = free >= LEAST_FREE_GB
-    how = "" if ok else f"free some, or put the cache elsewhere: --cache DIR (looked at {place})"
-    return Check("disk", ok, f"{free:.1f} GB free at {place}: room for some {clips:,} clips", how, value=round(free, 3))
+    ok = free >= MIN_FREE_GB
+    how = "" if ok else f"free some space, or use another disk: --cache DIR (checked {folder})"
+    return Check("disk", ok, f"{free:.1f} GB free at {folder}, enough for {clips:,} clips", how, value=round(free, 3))
+
+
+def check_codecs() -> Check:
+    """Write a short video in each codec and decode it. The decoded square must move to the right."""
+    import av
+
+    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
+
+    # SVT-AV1 prints to stderr and has no option against it.
+    os.environ.setdefault("SVT_LOG", "0")
+    with tempfile.TemporaryDirectory() as folder, Decoder(4, 64, deadline=20.0) as decoder:
+        files = {name: Path(folder) / f"{name}{ending}" for name, (_, ending, _) in CODECS.items()}
+        written = [n for n in CODECS if CODECS[n][0] in av.codecs_available and _write_video(files[n], CODECS[n][0])]
+        decoded = []
+        requests = [DecodeRequest(files[name]) for name in written]
+        for name, item in zip(written, decode_all(decoder, requests), strict=True):
+            if not isinstance(item, Exception):
+                first, *_, last = (frame_HWC[:, :, 0].astype(int).argmax() % 64 for frame_HWC in item[0])
+                decoded += [name] if last > first else []
+    failed = [name for name in written if name not in decoded]
+    skipped = [name for name in CODECS if name not in written]
+    found = f"PyAV decodes {', '.join(decoded) or 'nothing'}"
+    found += f"; cannot decode {', '.join(failed)}" if failed else ""
+    found += f"; not checked, because this machine cannot write it: {', '.join(skipped)}" if skipped else ""
+    how = f"convert files in {', '.join(failed)}: ffmpeg -i IN -c:v libx264 OUT.mp4; or pip install -U av"
+    return Check("codecs", not any(CODECS[name][2] for name in failed), found, how if failed else "")
+
+
+def check_stage1() -> Check:
+    """Decode and embed a video for some seconds, as a worker of stage 1 does."""
+    from dtsf.pipeline.encoders.choose import load_encoder
+    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
+
+    n_frames, size = 16, 192
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "clip.avi"
+        _write_video(file, "mpeg4", n_frames=48)
+        encoder = load_encoder(DEFAULT_ENCODER, size, 6)
+        start, clips = time.monotonic(), 0
+        with Decoder(n_frames, size) as decoder:
+            while time.monotonic() - start < SECONDS or clips == 0:
+                for item in decode_all(decoder, [DecodeRequest(file)] * 4):
+                    if isinstance(item, Exception):
+                        raise item
+                    embeddings_FPC = encoder.embed(item[0]).astype(np.float32)
+                    clips += 1
+        rate = clips / (time.monotonic() - start)
+    ok = bool(np.isfinite(embeddings_FPC).all()) and float(embeddings_FPC.std()) > 0
+    how = "" if ok else "the encoder returns constant or invalid numbers: pip install --force-reinstall onnxruntime"
+    return Check("stage 1", ok, f"decodes and embeds {rate:.1f} clips/s in one process", how)
+
+
+def check_stage2() -> Check:
+    """Train the network of the default recipe on random embeddings for some seconds. Its loss must fall."""
+    import torch
+
+    from dtsf.model.network import DTSFNet
+    from dtsf.training.auto_size import USUAL, resolve_auto
+    from dtsf.training.losses import dtsf_loss
+    from dtsf.training.recipe import load_recipe
+
+    n_classes, grid, channels, max_steps = 4, 6, 112, 40
+    recipe = resolve_auto(load_recipe(), USUAL)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(recipe.train.usable_threads)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = DTSFNet(recipe.model, channels=channels, canvas=grid, n_classes=n_classes).to(device).train()
+        label_B = torch.arange(8, device=device) % n_classes
+        # Each class has one channel that changes over time.
+        x_BVTHWC = torch.randn(8, 3, recipe.model.frames, grid, grid, channels, device=device) * 0.3
+        wave_T11 = torch.linspace(0, 6.3, recipe.model.frames, device=device).sin()[:, None, None]
+        for b, label in enumerate(label_B.tolist()):
+            x_BVTHWC[b, :, ..., label * 8] += 3 * wave_T11
+        mask_BV = torch.ones(8, 3, dtype=torch.bool, device=device)
+        optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.train.lr, foreach=False)
+        losses: list[float] = []
+        start = time.monotonic()
+        while len(losses) < 3 or (time.monotonic() - start < SECONDS and len(losses) < max_steps):
+            loss = dtsf_loss(net(x_BVTHWC, mask_BV), label_B, recipe.loss, 0)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        step_ms = 1000 * (time.monotonic() - start) / len(losses)
+    ok = losses[-1] < 0.9 * losses[0]
+    how = "" if ok else "the loss does not fall: file an issue with dtsf doctor --json"
+    found = f"{step_ms:.0f} ms a step of 8 groups x 3 views on {device.type}, loss {losses[0]:.2f} to {losses[-1]:.2f}"
+    return Check("stage 2", ok, found, how)
+
+
+def _write_video(file: Path, encoder: str, n_frames: int = 10) -> bool:
+    """Write a video of a square that moves to the right. Return False if the encoder does not work."""
+    import av
+
+    try:
+        with av.open(str(file), "w") as container:
+            # libx265 prints to stderr without this option.
+            options = {"x265-params": "log-level=none"} if encoder == "libx265" else {}
+            stream: Any = container.add_stream(encoder, rate=15, options=options)
+            # Some codecs refuse frames below 64 pixels, and MJPEG needs full-range colours.
+            stream.width, stream.height = 320, 240
+            stream.pix_fmt = "yuvj420p" if encoder == "mjpeg" else "yuv420p"
+            for k in range(n_frames):
+                frame_HWC = np.full((240, 320, 3), 90, np.uint8)
+                left = 20 + 200 * k // n_frames
+                frame_HWC[80:160, left : left + 80] = (230, 60, 40)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24")))
+            container.mux(stream.encode())
+    except (av.FFmpegError, OSError, ValueError):
+        return False
+    return True

@@ -1,7 +1,7 @@
-"""Every error dtsf raises on purpose: one tree, so that one ``except DtsfError`` catches all of them.
+"""All errors that dtsf raises on purpose. ``except DtsfError`` catches every one of them.
 
-A message names the value, the file and, where there is one, the next command to run.
-The command line prints the message without a traceback and exits with ``exit_code``.
+A message names the value, the file and the next command to run. The command line prints the message without a traceback and
+exits with ``exit_code``.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 class DtsfError(Exception):
-    """Base of all errors that are the input's or the machine's, not a defect of dtsf."""
+    """Base class. The cause is the input or the machine, not a defect of dtsf."""
 
     exit_code: ClassVar[int] = 2
 
 
 class DataError(DtsfError):
-    """The data set is not what was asked for: missing root, no video, unknown view, a clip claimed twice."""
+    """The dataset does not match the request: missing folder, no video, unknown view, or a clip listed twice."""
 
 
 class SourceError(DataError):
-    """The disk or server that holds the videos does not answer: no fault of any clip, and nothing is held against one."""
+    """The disk or server with the videos does not respond. No clip is recorded as bad."""
 
 
 class VideoError(DtsfError):
-    """One video cannot be used. ``verdict`` says why, in the vocabulary of :class:`dtsf.cache.records.Status`."""
+    """A video cannot be used. ``verdict`` is a value of :class:`dtsf.cache.records.Status`."""
 
     def __init__(self, message: str, verdict: str) -> None:
         super().__init__(message)
@@ -35,7 +35,7 @@ class VideoError(DtsfError):
 
 
 class BadClipsError(DtsfError):
-    """Stage 1 finished and everything usable is in the cache, but more clips were bad than ``--max-bad`` allows."""
+    """Stage 1 is complete, but more clips are bad than ``--max-bad`` allows. All usable clips are in the cache."""
 
     exit_code = 1
 
@@ -49,7 +49,7 @@ class CacheError(DtsfError):
 
 
 class FingerprintError(CacheError):
-    """The cache was made with other settings than those asked for; the two are never mixed."""
+    """The cache was made with other settings. dtsf never mixes two settings in one dataset."""
 
 
 class ConfigError(DtsfError):
@@ -57,7 +57,7 @@ class ConfigError(DtsfError):
 
 
 class FilmError(ConfigError):
-    """The film of a prediction cannot be written. ``prediction`` is what was predicted all the same."""
+    """The film of a prediction cannot be written. ``prediction`` holds the prediction itself."""
 
     def __init__(self, message: str, prediction: object = None) -> None:
         super().__init__(message)
@@ -65,8 +65,8 @@ class FilmError(ConfigError):
 
 
 class DivergedError(ConfigError):
-    """A training's numbers left what numbers can be: its settings are too wild. The last good checkpoint stays."""
+    """The training diverged: a loss, gradient or weight is not finite. The last checkpoint is kept."""
 
 
 class CheckpointError(DtsfError):
-    """A run folder or a checkpoint is missing, damaged, or belongs to other classes."""
+    """A run folder or a checkpoint is missing, damaged, or has other classes."""

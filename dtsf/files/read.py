@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from dtsf.errors import DataError
-from dtsf.settings import SHOWN, explain
+from dtsf.settings import MAX_SHOWN, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -131,5 +131,5 @@ def _whole(word: str) -> int:
 def _real(word: str) -> float:
     value = float(word)
     if not math.isfinite(value):
-        raise ValueError(f"{word[:SHOWN]} is beyond what a number can be")
+        raise ValueError(f"{word[:MAX_SHOWN]} is beyond what a number can be")
     return value
