@@ -139,7 +139,7 @@ def test_more_videos_than_cameras_with_weights_are_wrong_data(tmp_path, changes)
     """Not a wrong setting: ``predict --watch`` goes on after wrong data alone."""
     net = network(**changes)
     run = Run(tmp_path, run_state(net), net)
-    with pytest.raises(DataError, match="4 videos given, .* knows 3 cameras"):
+    with pytest.raises(DataError, match="4 videos given, .* was trained on 3 views"):
         run.predict(["a.avi", "b.avi", "c.avi", "d.avi"])
 
 

@@ -11,15 +11,15 @@ from dtsf.model.scan.dispatch import kernel_choice
 
 
 def test_scan_is_the_one_that_runs_and_is_right():
-    (check,) = doctor._scan()
+    (check,) = doctor.check_scan()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     assert check.value == kernel_choice(torch.device(device)).name
     assert check.ok
-    assert "of float64" in check.found
+    assert "against float64" in check.found
 
 
 def test_everything_absent_says_how_to_get_it():
-    checks = [*doctor._packages(), *doctor._torch(), *doctor._encoder()]
+    checks = [*doctor.check_packages(), *doctor.check_torch(), *doctor.check_encoder()]
     assert {"python", "decord", "dask", "zarr", "torch", "cuda", "encoder", "timm"} <= {c.name for c in checks}
     for check in checks:
         assert check.ok or len(check.how) > 10, check.name
@@ -27,7 +27,7 @@ def test_everything_absent_says_how_to_get_it():
 
 
 def test_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
-    check = doctor._disk(tmp_path / "not" / "yet" / "cache")
+    check = doctor.check_disk(tmp_path / "not" / "yet" / "cache")
     assert f"GB free at {tmp_path}:" in check.found
     stat = os.statvfs(tmp_path)
     assert check.value == pytest.approx(stat.f_bavail * stat.f_frsize / 1e9, rel=0.05)

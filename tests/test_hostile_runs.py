@@ -234,7 +234,7 @@ def test_onnx_metadata_that_do_not_match_the_graph_are_refused(made, tmp_path):
     held = json.loads(_metadata(made / "net.onnx"))
     for change in ({"frames": 4096}, {"views": 2}, {"info": held["info"] | {"class_names": ["a"]}}):
         (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | change)))
-        with pytest.raises(CheckpointError, match="its metadata and its graph differ"):
+        with pytest.raises(CheckpointError, match="metadata and graph of .* differ"):
             read_onnx(tmp_path / "n.onnx")
     (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | {"frames": 10**6})))
     with pytest.raises(CheckpointError, match="frames 1000000"):

@@ -154,8 +154,8 @@ def test_cameras_can_be_named(world, performance):
     assert named != pytest.approx(alone)
     assert named != pytest.approx(other)
     for views, message in (
-        ("1,1,2", "a camera of its own"),
-        ("1,2", "for each of the 3"),
+        ("1,1,2", "3 different views"),
+        ("1,2", "must name 3 different views"),
         ("1,2,9", "unknown view '9'"),
     ):
         with pytest.raises(DtsfError, match=message):
@@ -204,7 +204,7 @@ def test_watch_refuses_what_it_cannot_do(dtsf, world, tmp_path):
         next(iter(Watch(tmp_path / "gone")))
     refused = dtsf.refusal("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
     assert "--watch takes its videos from the folder" in refused
-    assert "no video given" in dtsf.refusal("predict", "--run", "run", cwd=world)
+    assert "no videos given" in dtsf.refusal("predict", "--run", "run", cwd=world)
     dtsf.refusal("predict", "a.mp4", "--run", "run", "--video", "film.gif", cwd=world)
 
 

@@ -1,1 +1,1 @@
-"""A trained run, opened: answers about videos, and ONNX."""
+"""Trained runs: prediction of videos, evaluation, and export to ONNX."""

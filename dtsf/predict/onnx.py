@@ -1,7 +1,8 @@
-"""A run as one ONNX file that needs no PyTorch: any number of groups, a fixed number of views and frames.
+"""Export of a run to one ONNX file, and prediction with it. The graph takes any number of groups, and a fixed number of
+views and frames.
 
-The graph is the network in evaluation mode with the plain scan by chunks, all views present. Beside it the file
-carries, as metadata, what ``predict`` needs to make its input from videos: encoder, frames, class names.
+The graph is the network in evaluation mode with the chunked PyTorch scan and all views present. The metadata of the file
+describes the input and the classes, so ``dtsf predict --onnx`` needs no run folder.
 Letters: B groups, V views, T frames, H W grid, C channels, K classes.
 """
 
@@ -35,30 +36,30 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "dtsf"
 OUTPUTS = ("probabilities", "uncertainty", "view_weights")
-ONNX_LIMIT = 1 << 31
-"""Bytes of an ONNX file: the format has no larger ones."""
+MAX_BYTES = 1 << 31
+"""Maximum size of an ONNX file, fixed by the format."""
 
 
 class OnnxMetadata(Frozen):
-    """What the file knows of itself beside the graph."""
+    """Metadata of an exported file."""
 
     spec: CacheSpec
-    """How its input is made."""
+    """Settings of the input."""
     info: DatasetInfo
     """Classes and views."""
     views: int = Field(ge=1, le=1024)
     """V."""
     frames: int = Field(ge=1, le=4096)
     """T."""
-    pace: float = Field(ge=0, le=1)
+    motion_sampling: float = Field(ge=0, le=1)
     """See :mod:`dtsf.training.frame_sampling`."""
     protocol: str
     fingerprint: str
-    """Of the cache the run was trained from."""
+    """Fingerprint of the cache that the run was trained from."""
 
 
 class _Graph(nn.Module):
-    """The network from canvases to the three outputs of :data:`OUTPUTS`."""
+    """The network with the three outputs of :data:`OUTPUTS`."""
 
     def __init__(self, net: DTSFNet) -> None:
         super().__init__()
@@ -72,25 +73,25 @@ class _Graph(nn.Module):
 def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None = None) -> OnnxMetadata:
     """Write a network as ONNX: input ``embeddings`` (B, V, T, H, W, C) float32, outputs :data:`OUTPUTS`.
 
-    ``net``: the network, in evaluation mode, on the CPU. ``views``: V; all views of the data set if left out. Raises
-    ConfigError: no such number of views, or the file cannot be written.
+    ``net``: in evaluation mode, on the CPU. ``views``: V. Default: all views of the dataset. Raises ConfigError: V is out of
+    range, or the file cannot be written.
     """
-    most = len(state.info.view_names)
-    if views is not None and not 1 <= views <= most:
-        raise ConfigError(f"--views {views}: {state.info.name} has 1 to {most} views")
+    n_views = len(state.info.view_names)
+    if views is not None and not 1 <= views <= n_views:
+        raise ConfigError(f"--views {views}: {state.info.name} has 1 to {n_views} views")
     if not file.parent.is_dir():
-        raise ConfigError(f"--onnx {file}: there is no folder {file.parent}")
+        raise ConfigError(f"--onnx {file}: the folder {file.parent} does not exist")
     metadata = OnnxMetadata(
         spec=state.spec,
         info=state.info,
-        views=views or most,
+        views=views or n_views,
         frames=net.config.frames,
-        pace=net.config.pace,
+        motion_sampling=net.config.pace,
         protocol=state.protocol,
         fingerprint=state.fingerprint,
     )
     grid = state.spec.grid
-    # Two groups: the exporter takes an axis of length one for a constant.
+    # Two groups: the exporter treats an axis of length one as a constant.
     example_BVTHWC = torch.zeros(2, metadata.views, metadata.frames, grid, grid, state.spec.channels)
     with _quiet():
         program: Any = torch.onnx.export(
@@ -110,7 +111,7 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """PyTorch's exporter warns of its own internals and prints; none of it is for our user."""
+    """Hide the exporter's prints and warnings, which are about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -124,85 +125,87 @@ def _quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ExportedNetwork:
-    """An ONNX file, open in ONNX Runtime."""
+    """An ONNX file, loaded into ONNX Runtime."""
 
     file: Path
     metadata: OnnxMetadata
     session: Any
 
     def __call__(self, x_BVTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Probabilities (B, K), uncertainty (B,) and view weights (B, V)."""
+        """Return probabilities (B, K), uncertainty (B,) and view weights (B, V)."""
         try:
             found = self.session.run(list(OUTPUTS), {"embeddings": x_BVTHWC.float().contiguous().numpy()})
-        except Exception as error:  # noqa: BLE001  its errors have no common base but Exception
-            raise CheckpointError(f"{self.file} cannot be run: {first_line(error)}") from error
+        except Exception as error:  # noqa: BLE001  ONNX Runtime's errors share only this base
+            raise CheckpointError(f"ONNX Runtime cannot run {self.file}: {first_line(error)}") from error
         probabilities_BK, uncertainty_B, weights_BV = map(torch.from_numpy, found)
         return probabilities_BK, uncertainty_B, weights_BV
 
 
 def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
-    """Open a file that :func:`export_onnx` wrote. Raises CheckpointError: missing, damaged, or not written by dtsf."""
+    """Load a file of :func:`export_onnx`. Raises CheckpointError: it is missing or damaged, or dtsf did not write it."""
     import onnxruntime
 
     if not file.exists():
-        raise CheckpointError(f"no file {file}: dtsf export RUN --onnx {file}")
-    data = read_file(file, limit=ONNX_LIMIT, error=CheckpointError, follow=True)
+        raise CheckpointError(f"{file} does not exist: dtsf export RUN --onnx {file}")
+    data = read_file(file, limit=MAX_BYTES, error=CheckpointError, follow=True)
     _refuse_foreign(file, data)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        held = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+        text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    except Exception as error:  # noqa: BLE001  its errors have no common base but Exception
-        raise CheckpointError(f"{file} is no ONNX file that can be run: {first_line(error)}") from error
-    if held is None:
+    except Exception as error:  # noqa: BLE001  ONNX Runtime's errors share only this base
+        raise CheckpointError(f"{file} is not a valid ONNX file: {first_line(error)}") from error
+    if text is None:
         raise CheckpointError(f"{file} was not written by dtsf: dtsf export RUN --onnx FILE")
     metadata = parse_model(
-        OnnxMetadata, held, f"{file}, its metadata", error=lambda why: CheckpointError(f"{why}: export it again")
+        OnnxMetadata, text, f"metadata of {file}", error=lambda why: CheckpointError(f"{why}: export it again")
     )
-    _check_fits(file, metadata, shapes)
+    _check_shapes(file, metadata, shapes)
     return ExportedNetwork(file, metadata, session)
 
 
 def _refuse_foreign(file: Path, data: bytes) -> None:
-    """Refuse what no export of dtsf has: weights in other files, operators of other makers, graphs in graphs."""
+    """Refuse ONNX features that an export of dtsf never uses, such as weights in other files."""
     import onnx
 
     try:
         model = onnx.load_model_from_string(data)
-    except Exception as error:  # noqa: BLE001  protobuf's errors have no common base but Exception
-        raise CheckpointError(f"{file} is no ONNX file that can be run: {first_line(error)}") from error
+    except Exception as error:  # noqa: BLE001  protobuf's errors share only this base
+        raise CheckpointError(f"{file} is not a valid ONNX file: {first_line(error)}") from error
     nodes = model.graph.node
-    inner = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+    graphs = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
     tensors = [*model.graph.initializer, *(a.t for node in nodes for a in node.attribute if a.HasField("t"))]
-    found = {
+    features = {
         "weights in another file": any(x.data_location == onnx.TensorProto.EXTERNAL for x in tensors),
-        "functions of its own": bool(model.functions),
-        "operators of another maker": any(node.domain not in ("", "ai.onnx") for node in nodes),
-        "a graph within its graph": any(a.type in inner for node in nodes for a in node.attribute),
+        "functions": bool(model.functions),
+        "custom operators": any(node.domain not in ("", "ai.onnx") for node in nodes),
+        "subgraphs": any(a.type in graphs for node in nodes for a in node.attribute),
         "sparse weights": bool(model.graph.sparse_initializer),
     }
-    foreign = [what for what, there in found.items() if there]
+    foreign = [name for name, found in features.items() if found]
     if foreign:
         raise CheckpointError(f"{file} was not written by dtsf: it has {', '.join(foreign)}")
 
 
-def _check_fits(file: Path, known: OnnxMetadata, shapes: dict[str, list[Any]]) -> None:
-    """Compare what the file says of itself with its graph: memory is taken by what it says."""
-    grid, k = known.spec.grid, len(known.info.class_names)
-    wanted = {
-        "embeddings": [known.views, known.frames, grid, grid, known.spec.channels],
+def _check_shapes(file: Path, metadata: OnnxMetadata, shapes: dict[str, list[Any]]) -> None:
+    """Compare the metadata with the shapes of the graph, before memory is allocated by the metadata."""
+    grid, k = metadata.spec.grid, len(metadata.info.class_names)
+    expected = {
+        "embeddings": [metadata.views, metadata.frames, grid, grid, metadata.spec.channels],
         "probabilities": [k],
         "uncertainty": [],
-        "view_weights": [known.views],
+        "view_weights": [metadata.views],
     }
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if name not in shapes or shapes[name][1:] != shape:
             raise CheckpointError(
-                f"{file}: its metadata and its graph differ: {name} is {shapes.get(name, 'not there')} in the graph, "
-                f"groups x {shape} by its metadata"
+                f"metadata and graph of {file} differ: {name} is {shapes.get(name, 'missing')} in the graph, "
+                f"groups x {shape} in the metadata: export it again"
             )
-    if known.frames > known.spec.frames:
-        raise CheckpointError(f"{file}: its graph takes {known.frames} frames of {known.spec.frames}")
+    if metadata.frames > metadata.spec.frames:
+        raise CheckpointError(
+            f"{file} takes {metadata.frames} frames, but its cache has {metadata.spec.frames}: export it again"
+        )

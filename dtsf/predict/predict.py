@@ -1,6 +1,7 @@
-"""Videos of one performance -> what a network says of them, on its own and as a film. Knows both stages, below :mod:`dtsf.api`.
+"""Prediction for the videos of one performance, and the film that shows it.
 
-As there, PyTorch and the decoder are imported by the function that needs them.
+Each function imports PyTorch and the decoder itself, as in :mod:`dtsf.api`.
+Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -23,48 +24,53 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILM_SIZE, FILM_FRAMES, FILM_FPS = 288, 300, 15.0
-"""Side of a view in a film; most frames of one, whose memory this bounds; frames a second of a folder of frames."""
+FILM_SIZE = 288
+"""Side of a view in a film, in pixels."""
+MAX_FILM_FRAMES = 300
+"""Maximum number of frames of a film. It bounds the memory."""
+DEFAULT_FPS = 15.0
+"""Frame rate of a film of frame folders."""
 DEADLINE = 60.0
-"""Seconds that decoding one video may take."""
-MOST_VIEWS, MOST_BYTES = 64, 1 << 32
-"""Videos of one performance; bytes of the frames, or cells, of one video: what a run or an ONNX file of others may ask for."""
+"""Maximum time to decode one video, in seconds."""
+MAX_VIEWS = 64
+MAX_BYTES = 1 << 32
+"""Maximum size of the frames or the cells of one video. A run or an ONNX file from elsewhere can request any size."""
 
 
 class Prediction(BaseModel):
-    """What a run says of one performance."""
+    """Prediction for one performance."""
 
     model_config = ConfigDict(frozen=True)
 
     label: str
     probability: float
     uncertainty: float
-    """Vacuity K / S in (0, 1]: 1 is no evidence at all."""
+    """Vacuity K / S in (0, 1]; 1 means no evidence."""
     view_weights: tuple[float, ...]
-    """Share of each given video in the decision, in the order given."""
+    """Weight of each video in the fusion, in the given order."""
     probabilities: dict[str, float]
 
 
 def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: str | Path | None = None) -> Prediction:
-    """Classify one performance with an exported network; as :meth:`dtsf.api.Run.predict`, but as many videos as it has views.
+    """Classify one performance with an exported network. See :meth:`dtsf.api.Run.predict`.
 
     Raises:
-        CheckpointError: The file is missing or not dtsf's.
-        DataError: Another number of videos.
+        CheckpointError: The file is missing, or dtsf did not write it.
+        DataError: The number of videos differs from the number of views in the file.
     """
     from dtsf.predict.onnx import read_onnx
 
     network = read_onnx(file)
-    known = network.metadata
-    if len(videos) != known.views:
+    metadata = network.metadata
+    if len(videos) != metadata.views:
         raise DataError(
-            f"{file} was exported for {known.views} views, {len(videos)} videos given: "
-            f"give {known.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
+            f"{file} was exported for {metadata.views} views, {len(videos)} videos given: "
+            f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
         )
-    embeddings_VFPC, _ = embed_videos(videos, known.spec, 1, encoder_weights=encoder_weights)
-    x_VTHWC = read_canvases(embeddings_VFPC, known.spec.grid, known.frames, known.pace)
+    embeddings_VFPC, _ = embed_videos(videos, metadata.spec, 1, encoder_weights=encoder_weights)
+    x_VTHWC = sample_frames(embeddings_VFPC, metadata.spec.grid, metadata.frames, metadata.motion_sampling)
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
-    return make_prediction(known.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
+    return make_prediction(metadata.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
 
 
 def embed_videos(
@@ -74,15 +80,13 @@ def embed_videos(
     film: str | Path | None = None,
     encoder_weights: str | Path | None = None,
 ) -> tuple[np.ndarray, int]:
-    """Decode and embed one video a view as stage 1 would: (V, F, P, C), and the frames of the longest.
+    """Decode and embed one video per view, as stage 1 does.
 
-    A film that cannot be written is refused before the work.
+    Returns the embeddings (V, F, P, C) and the number of frames of the longest video. Checks the path of the ``film`` first.
     """
     paths = [Path(video) for video in videos]
-    if not paths:
-        raise DataError("no video given: name one file a view")
-    if len(paths) > MOST_VIEWS:
-        raise DataError(f"{len(paths)} videos given, at most {MOST_VIEWS}: name one file a view")
+    if not 1 <= len(paths) <= MAX_VIEWS:
+        raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
     for path in paths:
         if not path.exists():
             raise VideoError(f"{path} does not exist", "unreadable")
@@ -97,10 +101,10 @@ def embed_videos(
         check_film(Path(film))
     torch.set_num_threads(threads)
     n_bytes = spec.frames * max(spec.size**2 * 3, spec.grid**2 * spec.channels * 4)
-    if n_bytes > MOST_BYTES:
+    if n_bytes > MAX_BYTES:
         raise ConfigError(
-            f"{spec.frames} frames of {spec.size} px, {spec.grid} x {spec.grid} cells x {spec.channels} channels are {n_bytes} "
-            f"bytes a video, at most {MOST_BYTES}"
+            f"{spec.frames} frames of {spec.size} px with {spec.grid} x {spec.grid} cells x {spec.channels} channels need "
+            f"{n_bytes} bytes a video, more than {MAX_BYTES}"
         )
     encoder = open_encoder(spec, encoder_weights)
     if encoder.identity.channels != spec.channels:
@@ -108,38 +112,34 @@ def embed_videos(
             f"the encoder {spec.encoder} has {encoder.identity.channels} channels, the run {spec.channels}"
         )
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
-    embedded, longest = [], 1
-    # In a process of its own: what a broken video does to the decoder must not end a program that watches a folder.
-    # Kept from one performance to the next.
+    embeddings, longest = [], 1
+    # A separate process decodes, so that a broken video cannot end a program that watches a folder.
+    # The process stays open for the next performance.
     with shared_decoders(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as (decoder,):
-        for clip in decode_all(decoder, [DecodeRequest(path.absolute()) for path in paths]):
+        for path, clip in zip(paths, decode_all(decoder, [DecodeRequest(p.absolute()) for p in paths]), strict=True):
             if isinstance(clip, VideoError):
                 raise clip
-            embedded.append(encoder.embed(clip[0]))
-            logger.info("%s: %d frames", paths[len(embedded) - 1], clip[1]["decoded_frames"])
+            embeddings.append(encoder.embed(clip[0]))
+            logger.info("%s: %d frames", path, clip[1]["decoded_frames"])
             longest = max(longest, clip[1]["decoded_frames"])
-    return np.stack(embedded), longest
+    return np.stack(embeddings), longest
 
 
-def read_canvases(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, pace: float) -> Tensor:
-    """The network's frames, at evaluation's moments: (V, T, H, W, C)."""
+def sample_frames(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, motion_sampling: float) -> Tensor:
+    """Return the frames that the network reads at evaluation: (V, T, H, W, C)."""
     import torch
 
     from dtsf.training.frame_sampling import read_frames, uniform_times
 
     V, F, _, C = embeddings_VFPC.shape
     x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
-    return read_frames(x_VFHWC, torch.arange(V), uniform_times(n_frames).expand(V, -1), pace)
+    return read_frames(x_VFHWC, torch.arange(V), uniform_times(n_frames).expand(V, -1), motion_sampling)
 
 
 def make_prediction(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
-    """Make the prediction for one group: ``probability_K`` of the classes ``names``, one uncertainty, a weight a video.
-
-    Raises:
-        CheckpointError: Its outputs are no numbers.
-    """
+    """Convert the network's output for one group. Raises CheckpointError: an output is not finite."""
     if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
-        raise CheckpointError("the network's answer is not finite numbers: the training that made it diverged")
+        raise CheckpointError("the output of the network is not finite, because its training diverged: train again")
     best = int(probability_K.argmax())
     return Prediction(
         label=names[best],
@@ -151,17 +151,17 @@ def make_prediction(names: Sequence[str], probability_K: Tensor, uncertainty: Te
 
 
 def write_prediction_film(file: Path, videos: Sequence[Path], longest: int, prediction: Prediction) -> None:
-    """Decode the videos again, every frame as far as memory bounds allow, and write them with the prediction.
+    """Decode the videos again and write them with the prediction.
 
-    It lasts as long as the longest view, by that one's frame rate; a shorter view holds its last frame.
+    The film has at most MAX_FILM_FRAMES frames and lasts as long as the longest view. Shorter views end with a still frame.
     """
     import numpy as np
 
     from dtsf.pipeline.video.decode import decode_clip, probe
     from dtsf.report.film import write_film
 
-    n = min(longest, FILM_FRAMES)
-    rates = [FILM_FPS if video.is_dir() else probe(video).fps or FILM_FPS for video in videos]
+    n = min(longest, MAX_FILM_FRAMES)
+    rates = [DEFAULT_FPS if video.is_dir() else probe(video).fps or DEFAULT_FPS for video in videos]
     write_film(
         file,
         np.stack([decode_clip(video, n, FILM_SIZE).frames for video in videos]),
