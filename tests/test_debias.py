@@ -1,4 +1,4 @@
-"""The peers' debiasing: each measured where its result is known, and each trains a real network that resumes."""
+"""Peer methods against static bias: each on data where the result is known, and each in a training."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from toy_groups import CLASSES, SMALL, VIEWS, toy
 from dtsf.cache.records import Clip
 from dtsf.errors import ConfigError
 from dtsf.model.network import DTSFNet
-from dtsf.training.data import Groups, _scenes, evaluation_batches, training_batches
+from dtsf.training.data import Groups, evaluation_batches, name_backgrounds, training_batches
+from dtsf.training.debias import DebiasConfig, make_debiaser
 from dtsf.training.debias.albar import Albar
-from dtsf.training.debias.choose import DebiasConfig, make_debiaser
 from dtsf.training.debias.hsic import Hsic, cluster, dependence, reverse_gradient
 from dtsf.training.debias.soar import Soar
-from dtsf.training.debias.stillmix import StillMix, frame_sureness
+from dtsf.training.debias.stillmix import StillMix, frame_confidence
 from dtsf.training.recipe import load_recipe
 
 ROOMS = 2
@@ -34,14 +34,18 @@ def train(groups, run, *overrides):
     return fitted.net, log
 
 
+def made(method, groups, **weights):
+    return method(groups, DebiasConfig(**weights), width=16, n_classes=CLASSES, seed=0)
+
+
 def assert_learned(log):
-    """By heart, from chance (a third)."""
+    """From chance (a third) to nearly all training groups."""
     first, last = ([line["accuracy"] for line in part] for part in (log[:3], log[-3:]))
     assert sum(last) / 3 > 0.8 > sum(first) / 3
     assert sum(line["loss"] for line in log[-3:]) < 0.7 * sum(line["loss"] for line in log[:3])
 
 
-def test_dependence_is_tr_khlh_and_tells_dependent_from_independent():
+def test_dependence__is_tr_khlh_and_larger_for_dependent_samples():
     torch.manual_seed(0)
     x, y = torch.randn(40, 3, dtype=torch.float64), torch.randn(40, 2, dtype=torch.float64)
 
@@ -56,7 +60,7 @@ def test_dependence_is_tr_khlh_and_tells_dependent_from_independent():
     assert dependence(x[:1], y[:1]) == 0
 
 
-def test_dependence_can_be_learned_away_even_from_equal_points():
+def test_dependence__can_be_minimised_also_from_equal_points():
     torch.manual_seed(0)
     y = torch.randn(32, 2)
     x = y.clone().requires_grad_()
@@ -70,13 +74,13 @@ def test_dependence_can_be_learned_away_even_from_equal_points():
     assert dependence(x, y).item() < 0.3 * before
 
 
-def test_reversed_gradient():
+def test_reverse_gradient__changes_the_sign():
     x = torch.tensor([2.0], requires_grad=True)
     (reverse_gradient(x) ** 2).backward()
     assert x.grad.item() == -4.0
 
 
-def test_clusters_are_the_rooms_and_repeat():
+def test_cluster__finds_the_backgrounds_and_repeats():
     torch.manual_seed(0)
     room = torch.arange(30) % 3
     x = torch.randn(30, 4) + 20.0 * torch.eye(4)[room]
@@ -87,25 +91,25 @@ def test_clusters_are_the_rooms_and_repeat():
     assert cluster(torch.zeros(5, 2), 3, torch.Generator().manual_seed(0)).max() < 3  # all the same point
 
 
-def test_scenes_are_the_backgrounds_only_where_every_clip_names_one():
+def test_name_backgrounds__needs_a_background_of_every_clip():
     clips = [
         Clip(id=str(k), path="p", label=0, raw_label="0", group="g", view=1, background=name)
         for k, name in enumerate(["kitchen", "hall", "kitchen"])
     ]
-    assert _scenes(clips).tolist() == [1, 0, 1]
-    assert _scenes([*clips, clips[0].model_copy(update={"background": None})]) is None
+    assert name_backgrounds(clips).tolist() == [1, 0, 1]
+    assert name_backgrounds([*clips, clips[0].model_copy(update={"background": None})]) is None
 
 
-def test_hsic_names_scenes_by_background_or_by_clusters_of_what_stands_still(groups):
+def test_hsic__takes_named_backgrounds_or_clusters(groups):
     room = torch.arange(18 * VIEWS) % ROOMS
-    by_cluster = Hsic(groups, 16, CLASSES, hsic=1, background=1, backgrounds=ROOMS, seed=0).background_N
+    by_cluster = made(Hsic, groups, backgrounds=ROOMS).background_N
     used = groups.row_GV[groups.mask_GV]
     assert len(set(zip(room[used].tolist(), by_cluster[used].tolist(), strict=True))) == ROOMS
     named = Groups(groups.embeddings_NFHWC, groups.row_GV, groups.label_G, groups.names, room)
-    assert torch.equal(Hsic(named, 16, CLASSES, hsic=1, background=1, backgrounds=8, seed=0).background_N, room)
+    assert torch.equal(made(Hsic, named).background_N, room)
 
 
-def test_hsic_trains_both_streams(groups, tmp_path):
+def test_hsic__trains_both_streams(groups, tmp_path):
     _, log = train(groups, tmp_path / "run", "debias.method=hsic", "train.epochs=4")
     assert {"biased", "hsic", "background"} <= set(log[0])
     for line in log:
@@ -115,7 +119,7 @@ def test_hsic_trains_both_streams(groups, tmp_path):
     assert log[-1]["background"] < log[0]["background"]
 
 
-def test_hsic_lowers_what_the_features_say_of_the_room(groups, tmp_path):
+def test_hsic__lowers_the_dependence_on_the_background(groups, tmp_path):
     room = (torch.arange(18 * VIEWS) % ROOMS)[groups.row_GV[groups.mask_GV]]
     one_hot = torch.nn.functional.one_hot(room).float()
 
@@ -131,21 +135,21 @@ def test_hsic_lowers_what_the_features_say_of_the_room(groups, tmp_path):
     assert left(50.0) < 0.5 * left(0.0)
 
 
-def test_sure_frames_are_those_whose_still_picture_betrays_the_class():
+def test_frame_confidence__is_high_for_frames_that_show_the_class():
     torch.manual_seed(0)
     label = torch.arange(60) % 3
     x = torch.randn(60, 8)
     x[:30] += 6.0 * torch.nn.functional.one_hot(label[:30], 8)  # only the first half shows it
-    sure = frame_sureness(x, label, 3)
+    sure = frame_confidence(x, label, 3)
     assert sure[:30].mean() > sure[30:].mean() + 0.2
     assert ((sure >= 1 / 3) & (sure <= 1)).all()
     # A frame that looks like another class's counts as sure as well: it is the predicted class's probability, as the authors'.
     label[0] = (label[0] + 1) % 3
-    assert frame_sureness(x, label, 3)[0] > 0.5
+    assert frame_confidence(x, label, 3)[0] > 0.5
 
 
-def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
-    mixer = StillMix(groups, CLASSES, bank=5, confident=0.5, probability=1.0, beta=200.0, seed=0)
+def test_stillmix__adds_one_still_frame_and_keeps_the_label(groups):
+    mixer = made(StillMix, groups, bank=5, mix=1.0)
     assert mixer.bank_SHWC.shape == (5, 3, 3, 6)
     recipe = load_recipe("thumbnails", SMALL)
     batch = next(training_batches(groups, 6, 4, 0.0, recipe.augment, torch.ones(6)))
@@ -164,28 +168,28 @@ def test_stillmix_adds_one_still_frame_to_a_clip_and_keeps_the_label(groups):
         distance = (mixer.bank_SHWC.flatten(1).float() - still).norm(dim=1)
         assert distance.min() < 1e-2
     assert max(shares) - min(shares) < 1e-3  # one lambda a batch, as the authors
-    unmixed = StillMix(groups, CLASSES, bank=5, confident=0.5, probability=0.0, beta=200.0, seed=0).prepare(batch)
+    unmixed = made(StillMix, groups, bank=5, mix=0.0).prepare(batch)
     assert torch.equal(unmixed.x_BVTHWC, batch.x_BVTHWC)
 
 
-def test_stillmix_trains(groups, tmp_path):
+def test_stillmix__trains(groups, tmp_path):
     _, log = train(groups, tmp_path / "run", "debias.method=stillmix", "model.anchor=frame", *QUICK, "train.epochs=60")
     assert_learned(log)
     assert "biased" not in log[0]
 
 
-def test_stillmix_that_the_network_could_not_see_is_refused():
+def test_recipe__refuses_still_frames_for_a_dynamic_input():
     for method in ("stillmix", "albar"):
         with pytest.raises(ConfigError, match=rf'"{method}" shows still frames.*--set model.anchor=frame'):
             load_recipe("thumbnails", [f"debias.method={method}"])
 
 
-def test_an_unknown_method_names_the_known_ones():
+def test_recipe__lists_the_methods_if_one_is_unknown():
     with pytest.raises(ConfigError, match="'none', 'hsic', 'stillmix', 'albar' or 'soar'"):
         load_recipe("thumbnails", ["debias.method=places"])
 
 
-def test_no_method_adds_nothing(groups):
+def test_make_debiaser__none_adds_nothing(groups):
     debiaser = make_debiaser(DebiasConfig(), groups, width=16, n_classes=CLASSES, seed=0)
     assert list(debiaser.parameters()) == []
     assert debiaser.losses(None, None, None) == {}
@@ -209,7 +213,7 @@ def answers_to_stills(net, groups):
 FRAMES = ["model.anchor=frame", "model.pasted=none", "model.views=apart", "model.normalise=data", *QUICK]
 
 
-def test_albar_takes_away_what_the_network_knows_of_a_still_frame(groups, tmp_path):
+def test_albar__lowers_the_confidence_for_still_frames(groups, tmp_path):
     shown = still_frames(groups)
     plain, _ = train(shown, tmp_path / "plain", *FRAMES)
     words = ["debias.method=albar", "debias.adversary=0.2", "debias.penalty=0.1"]
@@ -219,13 +223,13 @@ def test_albar_takes_away_what_the_network_knows_of_a_still_frame(groups, tmp_pa
     assert all(line["penalty"] > 0 for line in log)
 
 
-def test_albars_penalty_is_the_length_of_the_gradient_and_reaches_the_weights(groups):
+def test_albar__penalty_is_the_gradient_norm_and_reaches_the_weights(groups):
     recipe = load_recipe("thumbnails", [*SMALL, *FRAMES])
     torch.manual_seed(0)
     net = DTSFNet(recipe.model, channels=6, canvas=3, n_classes=CLASSES, n_views=VIEWS)
     batch = next(evaluation_batches(groups, 6, 4, 0.0))
     torch.manual_seed(7)
-    found = Albar(adversary=0.0, entropy=0.0, penalty=1.0).losses(batch, None, net)["penalty"]
+    found = made(Albar, groups, adversary=0.0, entropy=0.0, penalty=1.0).losses(batch, None, net)["penalty"]
     torch.manual_seed(7)
     frame = torch.randint(4, (6, VIEWS))
     x = torch.stack([torch.stack([batch.x_BVTHWC[b, v, frame[b, v]] for v in range(VIEWS)]) for b in range(6)])
@@ -236,14 +240,14 @@ def test_albars_penalty_is_the_length_of_the_gradient_and_reaches_the_weights(gr
     assert net.encoder.layers[0].mixer.x_proj.weight.grad.abs().max() > 0
 
 
-def test_soars_adversaries_learn_and_the_features_learn_the_opposite(groups, tmp_path):
+def test_soar__adversaries_and_features_learn_the_opposite(groups, tmp_path):
     torch.manual_seed(0)
     recipe = load_recipe("thumbnails", [*SMALL, *FRAMES])
     net = DTSFNet(recipe.model, channels=6, canvas=3, n_classes=CLASSES, n_views=VIEWS)
     batch = next(evaluation_batches(groups, 6, 4, 0.0))
     for name, share in (("reconstruction", 0.2), ("background", 1.0)):
         weights = {"reconstruction": 0.0, "background": 0.0} | {name: 1.0}
-        soar = Soar(groups, 16, **weights, backgrounds=ROOMS, seed=0)
+        soar = made(Soar, groups, **weights, backgrounds=ROOMS)
         output = net(batch.x_BVTHWC, batch.mask_BV)
         output.view_feature_BVD = output.view_feature_BVD.detach().requires_grad_()
         (term,) = soar.losses(batch, output, net).values()
@@ -266,6 +270,6 @@ def test_soars_adversaries_learn_and_the_features_learn_the_opposite(groups, tmp
 
 
 @pytest.mark.parametrize("peer", ["fusion=mean", "fusion=concat", "fusion=tmc", "fusion=sfm", "motion=msm"])
-def test_every_fusion_and_msm_trains(groups, tmp_path, peer):
+def test_fit__trains_every_fusion_and_msm(groups, tmp_path, peer):
     _, log = train(groups, tmp_path / "run", f"model.{peer}", *QUICK)
     assert_learned(log)

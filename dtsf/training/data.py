@@ -96,10 +96,10 @@ def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
         for view, row in by_group[name].items():
             row_GV[g, view - 1] = row
     label_G = torch.tensor([labels[name] for name in names], dtype=torch.int64)
-    return Groups(embeddings_NFPC.view(N, F, grid, grid, C), row_GV, label_G, names, _scenes(clips))
+    return Groups(embeddings_NFPC.view(N, F, grid, grid, C), row_GV, label_G, names, name_backgrounds(clips))
 
 
-def _scenes(clips: Sequence[Clip]) -> Tensor | None:
+def name_backgrounds(clips: Sequence[Clip]) -> Tensor | None:
     named = [clip.background for clip in clips if clip.background is not None]
     if not clips or len(named) < len(clips):
         return None

@@ -25,7 +25,7 @@ from dtsf.training.data import (
     training_batches,
     training_source,
 )
-from dtsf.training.debias.choose import make_debiaser
+from dtsf.training.debias import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.divergence import refuse_loss, refuse_weights
 from dtsf.training.early_stop import held_out_score, should_stop, update_best

@@ -13,7 +13,7 @@ from dtsf.model.config import Auto, ModelConfig
 from dtsf.settings import explain
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.builtin import builtin_names, read_recipe
-from dtsf.training.debias.choose import DebiasConfig
+from dtsf.training.debias import DebiasConfig
 from dtsf.training.losses import LossConfig
 
 if TYPE_CHECKING:

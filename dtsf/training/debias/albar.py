@@ -1,13 +1,13 @@
-"""Peer: ALBAR, an adversary on a single frame: the network itself, shown a clip that stands still, must not know.
+"""ALBAR, a peer method: the network must not recognise the action in a clip made of one repeated frame.
 
 Source: Fioresi, Dave, Shah, "ALBAR: Adversarial Learning approach to mitigate Biases in Action Recognition" (ICLR 2025;
-UCF-CRCV/ALBAR, read for its numbers): beside the clip, a static clip of one of its frames goes through the same network;
+numbers from the code, UCF-CRCV/ALBAR). A static clip goes through the same network as the clip itself:
 ``L = CE(x) - w_s CE(x_s) + w_e sum p ln p (x_s) + w_g mean ||grad_{x_s} f(x_s)||``, weights 1, 4.25, 10 (HMDB51).
 
-Our reading: CE(x) is DTSFNet's loss; the static clip repeats one random frame of each view, and its answer is the fused one,
-as a softmax of the logits; the gradient is that of the sum of the logits, its length taken over a group's whole input. As the
-authors' weights, the adversary's cross-entropy has no bound; the entropy keeps it in check.
-A still clip has no dynamic part: a network that looks at that alone never sees one (``model.anchor = frame`` is needed).
+Our reading: CE(x) is the loss of DTSFNet. The static clip repeats one random frame of each view, and its prediction is the
+softmax of the fused logits. The gradient is that of the sum of the logits; its norm is taken over the whole input of a group. The
+adversarial cross-entropy has no bound, as in the authors' code; the entropy term limits it.
+A static clip has no dynamic part, so the input of the network must be frames.
 Letters: B groups, V views, T frames, H W grid, C channels, K classes.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from dtsf.training.debias.debiaser import Debiaser
+from dtsf.training.debias.base import Debiaser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,33 +28,24 @@ if TYPE_CHECKING:
 
 
 class Albar(Debiaser):
-    """The terms on the static clip.
-
-    Args:
-        adversary: Weight w_s.
-        entropy: Weight w_e.
-        penalty: Weight w_g; 0 spares the gradient of the gradient, two thirds of the cost.
-    """
-
-    def __init__(self, *, adversary: float, entropy: float, penalty: float) -> None:
-        super().__init__()
-        self.weights = {"adversary": adversary, "entropy": entropy, "penalty": penalty}
+    """Adversarial terms on a static clip."""
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
-        """``adversary`` (-CE), ``entropy`` (its negative) and ``penalty``, weighted; which frame is drawn at random."""
+        """Return ``adversary`` (negative CE), ``entropy`` (its negative) and ``penalty``. The frame is drawn at random."""
+        config = self.config
         B, V, T = batch.x_BVTHWC.shape[:3]
         frame_BV = torch.randint(T, (B, V)).to(batch.x_BVTHWC.device)
         index_BV11HWC = frame_BV.view(B, V, 1, 1, 1, 1).expand(-1, -1, 1, *batch.x_BVTHWC.shape[3:])
         still_BVTHWC = batch.x_BVTHWC.float().gather(2, index_BV11HWC).repeat(1, 1, T, 1, 1, 1)
-        still_BVTHWC.requires_grad_(self.weights["penalty"] > 0)
+        still_BVTHWC.requires_grad_(config.penalty > 0)
         logits_BK = net(still_BVTHWC, batch.mask_BV).logits_BK.float()
         log_p_BK = logits_BK.log_softmax(-1)
-        found = {
-            "adversary": -self.weights["adversary"] * F.cross_entropy(logits_BK, batch.label_B),
-            "entropy": self.weights["entropy"] * (log_p_BK.exp() * log_p_BK).sum(-1).mean(),
+        terms = {
+            "adversary": -config.adversary * F.cross_entropy(logits_BK, batch.label_B),
+            "entropy": config.entropy * (log_p_BK.exp() * log_p_BK).sum(-1).mean(),
         }
-        if self.weights["penalty"] > 0:
+        if config.penalty > 0:
             (gradient,) = torch.autograd.grad(logits_BK.sum(), still_BVTHWC, create_graph=True)
-            length_B = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
-            found["penalty"] = self.weights["penalty"] * length_B.mean()
-        return found
+            norm_B = (gradient.flatten(1).square().sum(1) + 1e-12).sqrt()
+            terms["penalty"] = config.penalty * norm_B.mean()
+        return terms
