@@ -100,6 +100,7 @@ def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
 
 
 def name_backgrounds(clips: Sequence[Clip]) -> Tensor | None:
+    """Number the backgrounds of clips from 0, in the order of their names: (N,). None if a clip has no background."""
     named = [clip.background for clip in clips if clip.background is not None]
     if not clips or len(named) < len(clips):
         return None
