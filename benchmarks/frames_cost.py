@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dtsf.pipeline.video.clip import segment_centres
 from dtsf.pipeline.video.crop import size_to_decode
 from dtsf.pipeline.video.decode import decode_clip, probe
-from dtsf.pipeline.video.sampling import segment_centres
 
 WORDS = {
     "h264": ("mp4", ["-c:v", "libx264", "-preset", "veryfast", "-g", "250"]),

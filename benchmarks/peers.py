@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtsf.pipeline.encoders.efficientnet_lite import _network
+from dtsf.pipeline.video.clip import segment_centres
 from dtsf.pipeline.video.crop import size_to_decode
-from dtsf.pipeline.video.sampling import segment_centres
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -25,8 +25,8 @@ from dtsf.pipeline.datasets import read_catalog
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
+from dtsf.pipeline.video.clip import segment_centres
 from dtsf.pipeline.video.crop import CROPS, cut_square
-from dtsf.pipeline.video.sampling import segment_centres
 from dtsf.training.data import Groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.loop import fit

@@ -189,11 +189,11 @@ def check_codecs() -> Check:
     """Write a short video in each codec and decode it. The decoded square must move to the right."""
     import av
 
-    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
+    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 
     # SVT-AV1 prints to stderr and has no option against it.
     os.environ.setdefault("SVT_LOG", "0")
-    with tempfile.TemporaryDirectory() as folder, Decoder(4, 64, deadline=20.0) as decoder:
+    with tempfile.TemporaryDirectory() as folder, Decoder(DecodeSettings(4, 64, deadline=20.0)) as decoder:
         files = {name: Path(folder) / f"{name}{ending}" for name, (_, ending, _) in CODECS.items()}
         written = [n for n in CODECS if CODECS[n][0] in av.codecs_available and _write_video(files[n], CODECS[n][0])]
         decoded = []
@@ -214,7 +214,7 @@ def check_codecs() -> Check:
 def check_stage1() -> Check:
     """Decode and embed a video for some seconds, as a worker of stage 1 does."""
     from dtsf.pipeline.encoders.choose import load_encoder
-    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
+    from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 
     n_frames, size = 16, 192
     with tempfile.TemporaryDirectory() as folder:
@@ -222,7 +222,7 @@ def check_stage1() -> Check:
         _write_video(file, "mpeg4", n_frames=48)
         encoder = load_encoder(DEFAULT_ENCODER, size, 6)
         start, clips = time.monotonic(), 0
-        with Decoder(n_frames, size) as decoder:
+        with Decoder(DecodeSettings(n_frames, size)) as decoder:
             while time.monotonic() - start < SECONDS or clips == 0:
                 for item in decode_all(decoder, [DecodeRequest(file)] * 4):
                     if isinstance(item, Exception):

@@ -10,7 +10,7 @@ from dtsf.pipeline import gpu as cards
 from dtsf.pipeline import scheduler as engine
 from dtsf.pipeline import worker
 from dtsf.pipeline.gpu import decode_side_by_side, embed_batched
-from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings
 
 FILMS = 7
 
@@ -35,7 +35,7 @@ def _no_calls():
 
 
 def decoded(n_decoders, films, clips_a_call):
-    decoders = [Decoder(4, 32) for _ in range(n_decoders)]
+    decoders = [Decoder(DecodeSettings(4, 32)) for _ in range(n_decoders)]
     try:
         items = decode_side_by_side(decoders, films)
         # Taken one by one, as a worker does: what is behind may be overwritten.

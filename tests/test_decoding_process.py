@@ -1,4 +1,4 @@
-"""The decoder's process: whatever happens to it costs one clip, and nothing outlives the run."""
+"""The decoder's process: a fault in it costs one clip, and no process outlives the run."""
 
 import os
 import shutil
@@ -14,9 +14,12 @@ from forked import alive, wait_until
 
 from dtsf.cache.records import Status
 from dtsf.errors import VideoError
+from dtsf.pipeline.video import decoder_process
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
-from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all, shared_decoders
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all, shared_decoders
+
+SMALL = DecodeSettings(4, 96)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def videos(make_video, tmp_path_factory):
 
 @pytest.fixture
 def hanging(tmp_path):
-    """A pipe that nobody writes to: opening it never returns."""
+    """A pipe without a writer: opening it never returns."""
     path = tmp_path / "hanging.avi"
     os.mkfifo(path)
     return path
@@ -37,14 +40,19 @@ def outcome(item):
     return item.verdict if isinstance(item, VideoError) else Status(item[1]["verdict"])
 
 
-def child_of(decoder):
-    return decoder._child.pid
+def requests_of(*paths):
+    return [DecodeRequest(path) for path in paths]
 
 
-def test_frames_and_facts_are_those_of_decoding_here(videos, tmp_path):
+def decode_one(decoder, path):
+    decoder.send(DecodeRequest(path))
+    return decoder.receive()
+
+
+def test_decode_all__gives_frames_and_facts_of_decode_clip(videos, tmp_path):
     missing = tmp_path / "missing.avi"
-    requests = [DecodeRequest(path) for path in (*videos, missing)] + [DecodeRequest(videos[3], Span(start=0.1, end=0.2))]
-    with Decoder(5, 96) as decoder:
+    requests = [*requests_of(*videos, missing), DecodeRequest(videos[3], Span(start=0.1, end=0.2))]
+    with Decoder(DecodeSettings(5, 96)) as decoder:
         for request, item in zip(requests, decode_all(decoder, requests), strict=True):
             if request.path == missing:
                 assert outcome(item) == Status.UNREADABLE
@@ -53,43 +61,29 @@ def test_frames_and_facts_are_those_of_decoding_here(videos, tmp_path):
             expected = decode_clip(request.path, 5, 96, span=request.span)
             frames, facts = item
             np.testing.assert_array_equal(frames, expected.frames)
-            assert facts["frame_index"] == expected.frame_index.tolist()
-            assert (facts["declared_frames"], facts["decoded_frames"]) == (
-                expected.declared_frames,
-                expected.decoded_frames,
-            )
-            assert (facts["verdict"], facts["reason"]) == (expected.verdict.value, expected.reason)
+            assert facts == expected.facts()
 
 
-def test_a_hang_costs_its_clip_and_no_other(videos, hanging):
-    requests = [DecodeRequest(path) for path in (videos[0], hanging, videos[1], videos[2])]
-    with Decoder(4, 96, deadline=2.0) as decoder:
-        items = [outcome(item) for item in decode_all(decoder, requests)]
-    assert items == [Status.OK, Status.TIMEOUT, Status.OK, Status.OK]
-
-
-def kill_twice(decoder, how):
-    """Kill the child that is at the hanging clip, and the one that replaces it there."""
-    first = child_of(decoder)
-
-    def kill():
-        os.kill(first, how)
-        while decoder._child is None or child_of(decoder) == first:
-            time.sleep(0.01)
-        os.kill(child_of(decoder), how)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    return killer
+def test_decode_all__hang_costs_only_its_clip(videos, hanging):
+    with Decoder(DecodeSettings(4, 96, deadline=2.0)) as decoder:
+        items = decode_all(decoder, requests_of(videos[0], hanging, videos[1], videos[2]))
+        assert [outcome(item) for item in items] == [Status.OK, Status.TIMEOUT, Status.OK, Status.OK]
 
 
 @pytest.mark.parametrize("how", [signal.SIGSEGV, signal.SIGKILL])
-def test_a_crash_costs_its_clip_and_no_other(videos, hanging, how):
-    requests = [DecodeRequest(path) for path in (videos[0], hanging, videos[1])]
-    with Decoder(4, 96, deadline=60) as decoder:
-        clips = decode_all(decoder, requests)
+def test_decode_all__crash_costs_only_its_clip(videos, hanging, how):
+    with Decoder(SMALL) as decoder:
+        clips = decode_all(decoder, requests_of(videos[0], hanging, videos[1]))
         assert outcome(next(clips)) == Status.OK
-        killer = kill_twice(decoder, how)
+        first = decoder.pid
+
+        def kill_twice():
+            os.kill(first, how)
+            wait_until(lambda: decoder.pid not in (None, first))
+            os.kill(decoder.pid, how)
+
+        killer = threading.Thread(target=kill_twice)
+        killer.start()
         crashed = next(clips)
         killer.join()
         assert outcome(crashed) == Status.CRASHED
@@ -97,12 +91,12 @@ def test_a_crash_costs_its_clip_and_no_other(videos, hanging, how):
         assert outcome(next(clips)) == Status.OK
 
 
-def test_a_clip_whose_child_was_killed_once_is_tried_again(videos, hanging):
-    """It hangs until its child is gone, then there is a video in its place."""
-    with Decoder(4, 96, deadline=60) as decoder:
-        clips = decode_all(decoder, [DecodeRequest(path) for path in (videos[0], hanging, videos[1])])
+def test_decode_all__tries_a_clip_again_after_one_crash(videos, hanging):
+    """The clip hangs until its child is killed. Then there is a video under its name."""
+    with Decoder(SMALL) as decoder:
+        clips = decode_all(decoder, requests_of(videos[0], hanging, videos[1]))
         assert outcome(next(clips)) == Status.OK
-        os.kill(child_of(decoder), signal.SIGKILL)
+        os.kill(decoder.pid, signal.SIGKILL)
         hanging.unlink()
         hanging.symlink_to(videos[2])
         for path in (videos[2], videos[1]):
@@ -111,47 +105,45 @@ def test_a_clip_whose_child_was_killed_once_is_tried_again(videos, hanging):
             np.testing.assert_array_equal(frames, decode_clip(path, 4, 96).frames)
 
 
-def test_a_clip_past_its_deadline_is_not_tried_again(videos, hanging):
-    with Decoder(4, 96, deadline=1.5) as decoder:
-        begun = time.monotonic()
-        assert outcome(next(decode_all(decoder, [DecodeRequest(hanging)]))) == Status.TIMEOUT
-        assert time.monotonic() - begun < 2.9
+def test_decode_all__does_not_try_a_timeout_again(hanging):
+    with Decoder(DecodeSettings(4, 96, deadline=1.5)) as decoder:
+        start = time.monotonic()
+        assert outcome(next(decode_all(decoder, requests_of(hanging)))) == Status.TIMEOUT
+        assert time.monotonic() - start < 2.9
 
 
-def test_a_child_lost_between_clips_costs_nothing(videos):
-    with Decoder(4, 96) as decoder:
+def test_decoder__child_that_dies_between_clips_costs_nothing(videos):
+    with Decoder(SMALL) as decoder:
         for path in videos[:2]:
-            decoder.send(DecodeRequest(path))
-            assert decoder.receive()[1]["verdict"] == "ok"
-            os.kill(child_of(decoder), signal.SIGKILL)
-            decoder._child.wait()
+            assert outcome(decode_one(decoder, path)) == Status.OK
+            child = decoder.pid
+            os.kill(child, signal.SIGKILL)
+            wait_until(lambda child=child: not alive(child))
 
 
-def test_an_answer_that_came_in_time_counts_however_late_it_is_fetched(videos):
-    with Decoder(4, 96, deadline=3.0) as decoder:
+def test_receive__answer_in_time_counts_however_late_it_is_read(videos):
+    with Decoder(DecodeSettings(4, 96, deadline=3.0)) as decoder:
         decoder.send(DecodeRequest(videos[0]))
         time.sleep(3.5)
-        assert decoder.receive()[1]["verdict"] == "ok"
+        assert outcome(decoder.receive()) == Status.OK
 
 
-def test_frames_stay_while_the_next_clip_is_decoded(videos):
-    with Decoder(4, 96) as decoder:
-        decoder.send(DecodeRequest(videos[0]))
-        frames, _ = decoder.receive()
+def test_receive__frames_stay_valid_while_the_next_clip_is_decoded(videos):
+    with Decoder(SMALL) as decoder:
+        frames, _ = decode_one(decoder, videos[0])
         before = frames.copy()
-        decoder.send(DecodeRequest(videos[3]))
-        decoder.receive()
+        decode_one(decoder, videos[3])
         np.testing.assert_array_equal(frames, before)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells a child of its parent's death")
-def test_a_hanging_child_dies_with_its_killed_parent(hanging):
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")
+def test_decoder__hanging_child_dies_with_its_killed_parent(hanging):
     script = (
         "from pathlib import Path\n"
-        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest\n"
-        "decoder = Decoder(4, 96, deadline=600)\n"
+        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings\n"
+        "decoder = Decoder(DecodeSettings(4, 96, deadline=600))\n"
         f"decoder.send(DecodeRequest(Path({str(hanging)!r})))\n"
-        "print(decoder._child.pid, flush=True)\n"
+        "print(decoder.pid, flush=True)\n"
         "decoder.receive()\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
@@ -165,58 +157,54 @@ def test_a_hanging_child_dies_with_its_killed_parent(hanging):
             os.kill(child, signal.SIGKILL)
 
 
-def first_of_its_container(command):
-    """The command as process 1 of a process namespace of its own, as a container's is."""
+def as_process_1(command):
+    """Return the command as process 1 of a new process namespace, as in a container."""
     words = ["unshare", "--pid", "--fork", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
     if subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no process namespaces here")
     return [*words, *command]
 
 
-@pytest.mark.skipif(not shutil.which("unshare"), reason="without unshare no process of this test is process 1")
-def test_a_run_that_is_process_1_of_its_container_decodes(videos):
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs the program unshare")
+def test_decoder__works_if_the_parent_is_process_1(videos):
     script = (
         "import os\n"
         "from pathlib import Path\n"
-        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest\n"
-        "with Decoder(4, 96) as decoder:\n"
+        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings\n"
+        "with Decoder(DecodeSettings(4, 96)) as decoder:\n"
         f"    decoder.send(DecodeRequest(Path({str(videos[0])!r})))\n"
         "    print(os.getpid(), decoder.receive()[1]['verdict'])\n"
     )
     done = subprocess.run(
-        first_of_its_container([sys.executable, "-c", script]), capture_output=True, text=True, timeout=60, check=False
+        as_process_1([sys.executable, "-c", script]), capture_output=True, text=True, timeout=60, check=False
     )
     assert done.stdout.split() == ["1", "ok"], done.stderr
 
 
-def test_the_child_takes_no_module_from_the_current_folder(videos, tmp_path, monkeypatch):
-    (tmp_path / "mmap.py").write_text("raise SystemExit('hijacked')")
-    (tmp_path / "decord.py").write_text("raise SystemExit('hijacked')")
+def test_decoder__imports_nothing_from_the_current_folder(videos, tmp_path, monkeypatch):
+    for name in ("mmap.py", "decord.py"):
+        (tmp_path / name).write_text("raise SystemExit('hijacked')")
     monkeypatch.chdir(tmp_path)
-    with Decoder(4, 96) as decoder:
-        decoder.send(DecodeRequest(videos[0].absolute()))
-        assert decoder.receive()[1]["verdict"] == "ok"
+    with Decoder(SMALL) as decoder:
+        assert outcome(decode_one(decoder, videos[0].absolute())) == Status.OK
 
 
-def test_the_kept_decoder_serves_shards_in_turn_even_after_one_that_broke_off(videos, monkeypatch):
-    from dtsf.pipeline.video import decoder_process as module
-
-    module._kept_decoders.cache_clear()
-    with shared_decoders(4, 96, 60.0, "fast") as (kept,):
-        clips = decode_all(kept, [DecodeRequest(path) for path in videos])
+def test_shared_decoders__serve_the_next_shard_after_one_that_stopped_early(videos, monkeypatch):
+    # A deadline that no other test has, so that the decoder is new.
+    settings = DecodeSettings(4, 96, deadline=61.0)
+    with shared_decoders(settings) as (kept,):
+        clips = decode_all(kept, requests_of(*videos))
         assert outcome(next(clips)) == Status.OK
-        first = child_of(kept)
-    # The second clip was under way and never fetched: its answer must not be taken for the next shard's first.
-    with shared_decoders(4, 96, 60.0, "fast") as (again,):
+        first = kept.pid
+    # The second clip was sent and not received: its answer must not count as the first answer of the next shard.
+    with shared_decoders(settings) as (again,):
         assert again is kept
-        [(frames, _)] = list(decode_all(again, [DecodeRequest(videos[3])]))
+        [(frames, _)] = list(decode_all(again, requests_of(videos[3])))
         np.testing.assert_array_equal(frames, decode_clip(videos[3], 4, 96).frames)
-        second = child_of(again)
+        second = again.pid
         assert second != first
-        monkeypatch.setattr(module, "CLIPS_A_CHILD", 2)
+        monkeypatch.setattr(decoder_process, "CLIPS_A_CHILD", 2)
         for _ in range(2):
-            again.send(DecodeRequest(videos[0]))
-            assert again.receive()[1]["verdict"] == "ok"
-        assert child_of(again) != second
+            assert outcome(decode_one(again, videos[0])) == Status.OK
+        assert again.pid != second
     kept.close()
-    module._kept_decoders.cache_clear()

@@ -202,7 +202,7 @@ def test_a_folder_of_pictures_is_in_natural_order_whatever_its_names(tmp_path, n
 def test_two_kinds_of_pictures_of_which_there_are_as_many_are_not_mixed(tmp_path):
     for name in ("a_1.png", "a_2.png", "b_1.png", "b_2.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
-    with pytest.raises(VideoError, match=r"2 pictures each of a_#\.png and b_#\.png"):
+    with pytest.raises(VideoError, match=r"2 images each of a_#\.png and b_#\.png"):
         decode_clip(tmp_path, 2, 64)
 
 

@@ -8,10 +8,9 @@ from PIL import Image
 
 from dtsf.cache.records import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import Span
+from dtsf.pipeline.video.clip import Span, segment_centres
 from dtsf.pipeline.video.container import declared_size
 from dtsf.pipeline.video.decode import decode_clip, probe
-from dtsf.pipeline.video.sampling import segment_centres
 
 
 @given(st.integers(1, 5000), st.integers(1, 64))
@@ -127,7 +126,7 @@ def test_frame_folder_is_sorted_by_number(tmp_path):
     with pytest.raises(VideoError, match="need its frame rate"):
         decode_clip(tmp_path, 3, 32, span=Span(start=1.0))
     Image.new("RGB", (60, 30)).save(tmp_path / "frame_11_tc_5_rgb.jpg")
-    with pytest.raises(VideoError, match="frames of different sizes"):
+    with pytest.raises(VideoError, match="images of different sizes"):
         decode_clip(tmp_path, 4, 32)
     (tmp_path / "frame_11_tc_5_rgb.jpg").write_bytes(b"broken")
     with pytest.raises(VideoError, match="frame_11"):

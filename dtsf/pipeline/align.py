@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dtsf.errors import VideoError
 from dtsf.pipeline.source import file_stat
 from dtsf.pipeline.video.clip import Span
-from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -74,8 +74,10 @@ def _durations(
         else:
             unknown[clip.path] = clip
     if unknown:
-        requests = [DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps), look=True) for clip in unknown.values()]
-        with Decoder(1, 32, deadline=deadline) as decoder:
+        requests = [
+            DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps), duration_only=True) for clip in unknown.values()
+        ]
+        with Decoder(DecodeSettings(1, 32, deadline=deadline)) as decoder:
             for path, item in zip(unknown, decode_all(decoder, requests), strict=True):
                 if not isinstance(item, VideoError) and item[1]["duration"]:
                     found[path] = item[1]["duration"]

@@ -10,7 +10,7 @@ import xxhash
 from dtsf.cache.records import Frozen
 from dtsf.errors import ConfigError, VideoError
 from dtsf.pipeline.video.decode import decoder_name
-from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 from dtsf.pipeline.worker import span_of
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def verify_source(
     chosen = [known[k * len(known) // count] for k in range(count)]
     requests = [DecodeRequest(root / clip.path, span_of(record.source, spec)) for clip, record in chosen]
     unlike: list[Mismatch] = []
-    with Decoder(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind) as decoder:
+    settings = DecodeSettings(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind)
+    with Decoder(settings) as decoder:
         for k, ((clip, record), item) in enumerate(zip(chosen, decode_all(decoder, requests), strict=True), 1):
             if isinstance(item, VideoError):
                 unlike.append(Mismatch(clip=clip.id, path=clip.path, reason=f"{item.verdict}: {item}"))

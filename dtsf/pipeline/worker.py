@@ -18,7 +18,7 @@ from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.gpu import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_batched
 from dtsf.pipeline.source import Stat, content_hash, file_stat, trouble
 from dtsf.pipeline.video.clip import Span
-from dtsf.pipeline.video.decoder_process import DecodeRequest, shared_decoders
+from dtsf.pipeline.video.decoder_process import DecodeRequest, DecodeSettings, shared_decoders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,8 +83,10 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     requests = [DecodeRequest(Path(task.root) / clip.path, span_of(clip, spec)) for clip in task.clips]
     settings = task.settings
     n = decoders_of_a_worker(settings.encoder)
-    common = (spec.frames, spec.size, settings.deadline, settings.check)
-    with shared_decoders(*common, crop=spec.crop, decoder=settings.decoder, n=n) as decoders:
+    decode = DecodeSettings(
+        spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
+    )
+    with shared_decoders(decode, n) as decoders:
         # Asked for first: the decoders' children start, and decode the first clips, while the encoder loads.
         items = decode_side_by_side(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)

@@ -94,7 +94,7 @@ def embed_videos(
     import torch
 
     from dtsf.pipeline.encoders.choose import open_encoder
-    from dtsf.pipeline.video.decoder_process import DecodeRequest, decode_all, shared_decoders
+    from dtsf.pipeline.video.decoder_process import DecodeRequest, DecodeSettings, decode_all, shared_decoders
     from dtsf.report.film import check_film
 
     if film is not None:
@@ -115,7 +115,7 @@ def embed_videos(
     embeddings, longest = [], 1
     # A separate process decodes, so that a broken video cannot end a program that watches a folder.
     # The process stays open for the next performance.
-    with shared_decoders(spec.frames, spec.size, DEADLINE, "fast", crop=spec.crop) as (decoder,):
+    with shared_decoders(DecodeSettings(spec.frames, spec.size, DEADLINE, crop=spec.crop)) as (decoder,):
         for path, clip in zip(paths, decode_all(decoder, [DecodeRequest(p.absolute()) for p in paths]), strict=True):
             if isinstance(clip, VideoError):
                 raise clip

@@ -1,1 +1,1 @@
-"""From a video file to the frames that were asked for."""
+"""Video files and image folders to sampled frames."""

@@ -1,52 +1,125 @@
-"""Which square of a clip is embedded: the middle of the picture, or around everything that moves in it.
+"""From decoded frames to square pictures: scale, rotate, and crop to the centre or to the motion.
 
-People are filmed from near and far, and are of different size; the cells of an embedding are not. A network that has
-learnt what an arm does in one cell does not find it in the next: on the folds of ``motion/iid``, held-out people drawn 15 %
-smaller than they are were named right in 0.65, and in 0.83 as they are. Around what moves it is 0.83 and 0.86
-(benchmarks/scale.py, docs/results/network.md). Ours, not the paper's.
+The motion crop makes people of different size and distance comparable. On the folds of ``motion/iid``, test persons drawn 15 %
+smaller reach 0.65 with the centre crop (0.83 unscaled); with the motion crop 0.83 (0.86 unscaled); see
+docs/results/network.md. The crop is not part of the paper.
 
-Letters: F frames, H W picture, h w the same made smaller.
+Letters in shapes: F frames, H W picture, h w reduced picture, S square, C channels.
 """
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+from dtsf.cache.status import Status
+from dtsf.errors import VideoError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+    from pathlib import Path
 
 Crop = Literal["motion", "centre"]
 CROPS: tuple[Crop, ...] = ("motion", "centre")
 
-LOOKED_AT = 96
-"""Short side, about, of the pictures in which motion is looked for: enough to place a person, and noise is averaged away."""
+MAX_CLIP_BYTES = 1 << 30
+"""Limit for a clip's scaled frames: a frame of 65535 x 16, scaled to a height of 192, would be 786,420 wide."""
+REDUCED_SIDE = 96
+"""Approximate short side of the reduced pictures for motion detection: averaging suppresses noise."""
 SHARE, NOISE, LEAST = 0.1, 4.0, 1.5
-"""A place moves if its grey value deviates by more than this share of what the liveliest places do, by more than this
-many times what the median place does (noise of the camera, or a camera that moves), and by this many of 256 levels."""
+"""A pixel moves if its standard deviation exceeds three limits: a share of the largest deviation, a multiple of the median
+deviation (camera noise or camera motion), and an absolute value in grey levels (of 256)."""
 OUTSIDE = 0.01
-"""Share of the moving places that may lie beyond each edge: specks do not decide."""
+"""Share of the moving pixels that may lie beyond each edge of the square, so that single pixels have no influence."""
 MARGIN = 1.1
-"""Side of the square over the longer side of what moves."""
+"""Side of the square over the longer side of the moving region."""
 SMALLEST, LARGEST = 0.5, 1.25
-"""Side of the square over the short side of the picture. Who moves a hand alone is not cut down to the hand."""
+"""Limits of the square's side over the short side of the picture. A moving hand alone keeps its surroundings."""
 FULL, EMPTY = 0.9, 0.002
-"""Where what moves fills this share of the picture, or less than that, there is nothing to go by: the middle is taken."""
+"""Limits of the moving region's share of the picture. Outside these limits the crop is the centre."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """A square of a picture, in its pixels; it may reach beyond the edges."""
+    """A square in pixels of a picture; it may extend beyond the edges."""
 
     top: int
     left: int
     side: int
 
 
-def size_to_decode(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:
-    """Width and height at which to decode, aspect kept.
+class FrameScaler:
+    """Scale and rotate the frames of one clip, all to the size that follows from the first frame.
 
-    ``centre``: the short side is ``size``. ``motion``: twice that where the source has as much, so that the smallest
-    square still has a pixel for each one that is asked for.
+    Args:
+        path: Video file, for error messages.
+        aspect: Width of a stored pixel over its height.
+        size: Side of the square picture in pixels.
+        crop: As for :func:`size_to_decode`.
+        n_frames: Number of frames in the clip.
+    """
+
+    def __init__(self, path: Path, aspect: Fraction, size: int, crop: Crop, n_frames: int) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self._path, self._aspect, self._size, self._crop, self._n_frames = path, aspect, size, crop, n_frames
+        self._reformatter = VideoReformatter()
+        self._target: tuple[int, int] | None = None
+        self._flips = (False, False, False)
+
+    def render(self, frame: Any) -> np.ndarray:
+        """Return the picture that a player shows: (H, W, 3) uint8 RGB."""
+        if self._target is None:
+            self._flips = _flips(frame)
+            width, height = _displayed_size(frame.width, frame.height, self._aspect)
+            self._target = size_to_decode(width, height, self._size, self._crop)
+            check_clip_size(self._path, self._target, self._n_frames)
+        width, height = self._target
+        # AREA is the fastest interpolation that uses every pixel. One reformatter for all frames saves its setup.
+        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+        picture: np.ndarray = scaled.to_ndarray()
+        across, down, transposed = self._flips
+        picture = picture[::-1] if down else picture
+        picture = picture[:, ::-1] if across else picture
+        return picture.transpose(1, 0, 2) if transposed else picture
+
+
+def _displayed_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
+    """Return width and height with square pixels: one side is enlarged, none is reduced."""
+    if aspect >= 1:
+        return max(1, round(width * aspect)), height
+    return width, max(1, round(height / aspect))
+
+
+def check_clip_size(path: Path, target: tuple[int, int], n_frames: int) -> None:
+    """Raise VideoError if the scaled frames of a clip exceed :data:`MAX_CLIP_BYTES`."""
+    if 3 * target[0] * target[1] * n_frames > MAX_CLIP_BYTES:
+        raise VideoError(
+            f"{path}: {n_frames} frames of {target[0]} x {target[1]} are too large (extreme aspect ratio)",
+            Status.UNREADABLE,
+        )
+
+
+def _flips(frame: Any) -> tuple[bool, bool, bool]:
+    """Return the steps from a stored to a displayed picture, in this order: flip left-right, flip top-bottom, transpose."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+    # x' = a x + c y, y' = b x + d y (ISO 14496-12). Players apply only quarter turns and flips.
+    if abs(a) >= abs(b):
+        return a < 0, d < 0, False
+    # x' = c y, y' = b x: a transposition, with flips where b or c is negative.
+    return b < 0, c < 0, True
+
+
+def size_to_decode(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:
+    """Return width and height of the scaled frames, with the aspect ratio of the source.
+
+    ``centre``: the short side is ``size``. ``motion``: up to twice that, so that the smallest square is not enlarged.
     """
     short = min(width, height)
     side = size if crop == "centre" else min(max(size, short), 2 * size)
@@ -55,29 +128,29 @@ def size_to_decode(width: int, height: int, size: int, crop: Crop) -> tuple[int,
 
 
 def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
-    """Cut a clip's frames to one square, the same in all of them.
+    """Crop all frames of a clip to the same square.
 
-    ``frames_FHWC``: (F, H, W, 3) uint8, decoded at :func:`size_to_decode`. ``crop``: ``centre``; or ``motion``, around what
-    moves: choose it where cameras stand still. Returns (F, size, size, 3) uint8.
+    ``frames_FHWC``: uint8, scaled to :func:`size_to_decode`. ``crop``: ``centre``; or ``motion``, the square around all motion in
+    the clip, for static cameras. Returns (F, size, size, 3) uint8.
     """
     _, height, width, _ = frames_FHWC.shape
     square = motion_square(frames_FHWC) if crop == "motion" else None
     if square is None:
         side = min(height, width)
         square = Square((height - side) // 2, (width - side) // 2, side)
-    cut_FSSC = _cut(frames_FHWC, square)
-    return cut_FSSC if square.side == size else _resized(cut_FSSC, size)
+    cropped_FSSC = _crop(frames_FHWC, square)
+    return cropped_FSSC if square.side == size else _resize(cropped_FSSC, size)
 
 
 def motion_square(frames_FHWC: np.ndarray) -> Square | None:
-    """The square around everything that moves in a clip; None where nothing does, or everything (the camera moves)."""
+    """Return the square around all motion in a clip; None if nothing moves, or everything (a moving camera)."""
     _, height, width, _ = frames_FHWC.shape
-    factor = max(1, round(min(height, width) / LOOKED_AT))
-    moves_hw = _moves(_grey(frames_FHWC, factor))
-    if moves_hw.mean() <= EMPTY:
+    factor = max(1, round(min(height, width) / REDUCED_SIDE))
+    moving_hw = _moving_pixels(_reduced_grey(frames_FHWC, factor))
+    if moving_hw.mean() <= EMPTY:
         return None
-    top, bottom = (edge * factor for edge in _extent(moves_hw.sum(1)))
-    left, right = (edge * factor for edge in _extent(moves_hw.sum(0)))
+    top, bottom = (edge * factor for edge in _range_of(moving_hw.sum(1)))
+    left, right = (edge * factor for edge in _range_of(moving_hw.sum(0)))
     if (bottom - top) * (right - left) >= FULL * height * width:
         return None
     short = min(height, width)
@@ -85,20 +158,20 @@ def motion_square(frames_FHWC: np.ndarray) -> Square | None:
     return Square((top + bottom - side) // 2, (left + right - side) // 2, side)
 
 
-def _grey(frames_FHWC: np.ndarray, factor: int) -> np.ndarray:
-    """Grey values, each the mean of ``factor`` x ``factor`` pixels: (F, h, w) float32."""
+def _reduced_grey(frames_FHWC: np.ndarray, factor: int) -> np.ndarray:
+    """Return grey values averaged over ``factor`` x ``factor`` pixels: (F, h, w) float32."""
     from PIL import Image
 
     F, height, width, _ = frames_FHWC.shape
     h, w = height // factor, width // factor
     whole = np.ascontiguousarray(frames_FHWC[:, : h * factor, : w * factor])
-    # All frames as one tall picture: two calls instead of two a frame.
+    # All frames as one tall picture need two calls, instead of two for each frame.
     tall = Image.fromarray(whole.reshape(F * h * factor, w * factor, 3)).convert("L").reduce(factor)
     return np.asarray(tall, np.float32).reshape(F, h, w)
 
 
-def _moves(grey_Fhw: np.ndarray) -> np.ndarray:
-    """Places whose grey value changes in the clip, (h, w) bool."""
+def _moving_pixels(grey_Fhw: np.ndarray) -> np.ndarray:
+    """Return (h, w) bool: pixels whose grey value changes during the clip."""
     h, w = grey_Fhw.shape[1:]
     padded_hw = np.pad(grey_Fhw.std(0), 1, mode="edge")
     deviation_hw = sum(padded_hw[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
@@ -106,15 +179,15 @@ def _moves(grey_Fhw: np.ndarray) -> np.ndarray:
     return np.asarray(deviation_hw > threshold)
 
 
-def _extent(count_X: np.ndarray) -> tuple[int, int]:
-    """Where the moving places of all rows (or columns) begin and end."""
+def _range_of(count_X: np.ndarray) -> tuple[int, int]:
+    """Return start and end of the moving pixels, from their number in each row or column."""
     share_X = count_X.cumsum() / count_X.sum()
     begin, end = np.searchsorted(share_X, [OUTSIDE, 1 - OUTSIDE])
     return int(begin), int(end) + 1
 
 
-def _cut(frames_FHWC: np.ndarray, square: Square) -> np.ndarray:
-    """Cut out; beyond the picture its edge is repeated."""
+def _crop(frames_FHWC: np.ndarray, square: Square) -> np.ndarray:
+    """Crop frames to a square; beyond the picture its edge pixels are repeated."""
     _, height, width, _ = frames_FHWC.shape
     bottom, right = square.top + square.side, square.left + square.side
     inside_FHWC = frames_FHWC[:, max(0, square.top) : bottom, max(0, square.left) : right]
@@ -123,8 +196,8 @@ def _cut(frames_FHWC: np.ndarray, square: Square) -> np.ndarray:
     return np.pad(inside_FHWC, ((0, 0), rows, columns, (0, 0)), mode="edge")
 
 
-def _resized(frames_FSSC: np.ndarray, size: int) -> np.ndarray:
+def _resize(frames_FSSC: np.ndarray, size: int) -> np.ndarray:
     from PIL import Image
 
-    small = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in frames_FSSC]
-    return np.stack([np.asarray(picture) for picture in small])
+    resized = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in frames_FSSC]
+    return np.stack([np.asarray(picture) for picture in resized])

@@ -1,7 +1,7 @@
-"""Decode the frames of a clip that are wanted, in the order in which they are shown, and say what the file is worth.
+"""Decode the requested frames of a clip in presentation order, and check the file for damage.
 
-Decoding begins at the last key frame that helps and stops behind the last frame that is wanted. What comes out is held
-against :mod:`~dtsf.pipeline.video.index`; where the two differ the index learns, and the frames are picked again.
+Decoding starts at the last key frame before the first requested frame and stops after the last one. Decoded frames are compared
+with the :mod:`~dtsf.pipeline.video.index`. If they differ, the index is corrected and the frames are sampled again.
 """
 
 from __future__ import annotations
@@ -12,29 +12,25 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, short_status
+from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_status
 from dtsf.pipeline.video.container import declared_size, open_video
-from dtsf.pipeline.video.crop import cut_square
+from dtsf.pipeline.video.crop import FrameScaler, cut_square
 from dtsf.pipeline.video.demux import read_index
-from dtsf.pipeline.video.frames import Learnt, decode_wanted
+from dtsf.pipeline.video.frames import IndexCorrected, decode_wanted
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 from dtsf.pipeline.video.packets import PacketSource
-from dtsf.pipeline.video.render import Screen
-from dtsf.pipeline.video.sampling import pick_frames
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.pipeline.video.crop import Crop
 
-__all__ = ["DecodedClip", "decode_clip", "decoder_name", "duration_of", "probe"]
-
-ROUNDS = 6
-"""How often the index may learn of one clip."""
+MAX_CORRECTIONS = 6
+"""Maximum number of index corrections per clip."""
 
 
 def decoder_name(decoder: str = "pyav") -> str:
-    """Decoder and version, for the cache's fingerprint."""
+    """Return decoder and version for the cache's fingerprint. Raises ConfigError: decord is not installed."""
     if decoder == "decord":
         from dtsf.pipeline.video.decord_reader import decord_name
 
@@ -46,19 +42,20 @@ def decoder_name(decoder: str = "pyav") -> str:
 
 
 def probe(path: Path) -> VideoIndex:
-    """What a video file holds. Raises VideoError: ``unreadable`` or ``truncated``."""
+    """Read the index of a video file. Raises VideoError: ``unreadable`` or ``truncated``."""
     with open_video(path) as container:
-        return _index_of(path, container)[0]
+        return _checked_index(path, container)[0]
 
 
 def duration_of(path: Path, span: Span = WHOLE) -> float:
-    """Seconds that a video shows, or a folder of pictures at the frame rate of ``span`` (0 without one). Raises VideoError:
-    ``unreadable`` or ``truncated``.
+    """Return the duration in seconds of a video, or of an image folder at ``span.fps`` (0 without a frame rate).
+
+    Raises VideoError: ``unreadable`` or ``truncated``.
     """
     if path.is_dir():
-        from dtsf.pipeline.video.image_folder import numbered_pictures
+        from dtsf.pipeline.video.image_folder import numbered_images
 
-        return len(numbered_pictures(path)) / span.fps if span.fps else 0.0
+        return len(numbered_images(path)) / span.fps if span.fps else 0.0
     return probe(path).duration
 
 
@@ -72,55 +69,53 @@ def decode_clip(
     crop: Crop = "centre",
     decoder: str = "pyav",
 ) -> DecodedClip:
-    """Decode ``n_frames`` frames of a clip, square, ``size`` pixels.
-
-    Frames are scaled as they are decoded: to the target size or, to cut out what moves, to at most twice that. One thread
-    decodes: parallel work is a clip a process.
-
-    Raises VideoError: with verdict ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
+    """Decode ``n_frames`` square frames of ``size`` pixels, sampled at equal parts of the clip's time.
 
     Args:
-        check: ``full`` also decodes every frame and refuses a clip in which the codec flags frames as damaged. Choose it
-            for files of doubtful origin; it costs a second decoding.
-        decoder: ``pyav``, or ``decord`` (checked against it, so that it costs both).
-        crop: Which square of the picture: ``centre``, or ``motion``; see :func:`dtsf.pipeline.video.crop.cut_square`.
+        path: Video file, or a folder of numbered images.
+        span: Part of the file.
+        check: ``fast``; or ``full``, which decodes every frame once more and refuses a clip with damaged frames.
+        crop: ``centre`` or ``motion``; see :func:`~dtsf.pipeline.video.crop.cut_square`.
+        decoder: ``pyav``; or ``decord``, which is checked against PyAV and so costs both.
+
+    Raises:
+        VideoError: ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
     """
-    start, end = span.start, span.end
-    if start is not None and end is not None and end <= start:
-        raise VideoError(f"{path}: the clip ends at {end:g} s, before it starts at {start:g} s", Status.UNREADABLE)
+    if span.start is not None and span.end is not None and span.end <= span.start:
+        raise VideoError(
+            f"{path}: the clip ends at {span.end:g} s, before it starts at {span.start:g} s", Status.UNREADABLE
+        )
     if path.is_dir():
         from dtsf.pipeline.video.image_folder import read_folder
 
         return read_folder(path, n_frames, size, span, crop)
     with open_video(path) as container:
-        index, kept = _index_of(path, container)
+        index, kept = _checked_index(path, container)
         _check_span(path, index, span)
         if check == "full":
             _check_every_frame(path, index)
         source = PacketSource(container, index, kept)
-        for _ in range(ROUNDS):
-            rank, n_held = pick_frames(index, n_frames, span)
-            screen = Screen(path, index.aspect, size, crop, n_frames)
+        for _ in range(MAX_CORRECTIONS):
+            numbers, n_available = select_frames(index, n_frames, span)
+            scaler = FrameScaler(path, index.aspect, size, crop, n_frames)
             try:
-                shown = decode_wanted(source, index, np.unique(rank), screen.show)
+                pictures = decode_wanted(source, index, np.unique(numbers), scaler.render)
                 break
-            except Learnt as learnt:
-                index = learnt.index
+            except IndexCorrected as corrected:
+                index = corrected.index
             if not index.n_frames:
                 raise VideoError(f"{path} has no frame that can be decoded; {reencode_hint(path)}", Status.UNREADABLE)
         else:
-            raise VideoError(
-                f"{path}: what it holds is not what it decodes to; {reencode_hint(path)}", Status.UNREADABLE
-            )
-        if decoder == "decord":
-            from dtsf.pipeline.video.decord_reader import read_with_decord
+            raise VideoError(f"{path}: its packets contradict its frames; {reencode_hint(path)}", Status.UNREADABLE)
+    if decoder == "decord":
+        from dtsf.pipeline.video.decord_reader import read_with_decord
 
-            shown = read_with_decord(path, index, np.unique(rank), shown)
-    verdict, reason = short_status(n_held, n_frames)
+        pictures = read_with_decord(path, index, np.unique(numbers), pictures)
+    verdict, reason = short_status(n_available, n_frames)
     return DecodedClip(
-        frames=cut_square(np.stack([shown[int(r)] for r in rank]), size, crop),
-        frame_index=rank.astype(np.int32),
-        frame_time=index.ticks[rank] * float(index.tick),
+        frames=cut_square(np.stack([pictures[int(k)] for k in numbers]), size, crop),
+        frame_index=numbers.astype(np.int32),
+        frame_time=index.ticks[numbers] * float(index.tick),
         verdict=verdict,
         reason=reason,
         declared_frames=index.declared_frames,
@@ -141,71 +136,68 @@ def _check_span(path: Path, index: VideoIndex, span: Span) -> None:
         )
 
 
-def _index_of(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:
-    """The index of a file, kept for its next clip; and its packets, where it was read now and is small."""
+def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:
+    """Return the index of a file that is not cut off, and its packets if they were read now and fit in memory."""
     stat = path.stat()
     key = (path, stat.st_size, stat.st_mtime_ns)
-    if key in _kept:
-        return _kept[key], None
-    index, packets = read_index(container, path, keep=True)
+    if key in _last_index:
+        return _last_index[key], None
+    index, packets = read_index(container, path)
     _check_whole(path, index)
-    index = _settle_head(PacketSource(container, index, packets), index)
-    _kept.clear()
-    _kept[key] = index
+    index = _drop_cut_frames(PacketSource(container, index, packets), index)
+    _last_index.clear()
+    _last_index[key] = index
     return index, packets
 
 
-_kept: dict[tuple[Path, int, int], VideoIndex] = {}
-"""Of the last file: an hour with fifty clips is read through once."""
+_last_index: dict[tuple[Path, int, int], VideoIndex] = {}
+"""Index of the last file, so that a file with many clips is indexed once."""
 
 
 def _check_whole(path: Path, index: VideoIndex) -> None:
-    """Refuse a file that is shorter than it says: in bytes, in packets of its own table, or in time."""
-    declared, held = declared_size(path), path.stat().st_size
-    cut = f"it was cut off; copy it again, or use what is there: ffmpeg -i {path.name} -c copy {path.stem}_short{path.suffix}"
-    # A few bytes of padding are forgiven: some writers count them and do not write them.
-    if declared is not None and declared - held > 8:
-        raise VideoError(f"{path} declares {declared} bytes but has {held}: {cut}", Status.TRUNCATED)
-    n_packets = len(index.packets)
+    """Raise VideoError if a file has fewer bytes, packets or seconds than it declares."""
+    declared, n_bytes, n_packets = declared_size(path), path.stat().st_size, len(index.packets)
+    hint = (
+        "it was cut off; copy it again, or keep the readable part: "
+        f"ffmpeg -i {path.name} -c copy {path.stem}_short{path.suffix}"
+    )
+    # Some writers count a few bytes of padding without writing them.
+    if declared is not None and declared - n_bytes > 8:
+        raise VideoError(f"{path} declares {declared} bytes but has {n_bytes}: {hint}", Status.TRUNCATED)
     if not n_packets:
         raise VideoError(f"{path} has no frame; {reencode_hint(path)}", Status.UNREADABLE)
     if index.declared_packets - n_packets > 1:
-        raise VideoError(f"{path} lists {index.declared_packets} frames but has {n_packets}: {cut}", Status.TRUNCATED)
+        raise VideoError(f"{path} lists {index.declared_packets} frames but has {n_packets}: {hint}", Status.TRUNCATED)
     if index.promised_end is not None:
-        lacking = float(index.promised_end - index.read_end)
-        frame = index.gap * float(index.tick)
-        if lacking > 0.1 + 3 * frame:
+        missing = float(index.promised_end - index.read_end)
+        if missing > 0.1 + 3 * index.gap * float(index.tick):
             raise VideoError(
-                f"{path} declares {float(index.promised_end):.2f} s but ends at {float(index.read_end):.2f} s: {cut}",
+                f"{path} declares {float(index.promised_end):.2f} s but ends at {float(index.read_end):.2f} s: {hint}",
                 Status.TRUNCATED,
             )
 
 
-def _settle_head(source: PacketSource, index: VideoIndex) -> VideoIndex:
-    """Drop frames that precede the first key frame in time and do not come out whole: their other half was cut away."""
-    unsure = set(index.head.tolist())
-    if not unsure:
+def _drop_cut_frames(source: PacketSource, index: VideoIndex) -> VideoIndex:
+    """Decode the start of the file, and drop uncertain frames that refer to a frame before the cut."""
+    uncertain = set(index.uncertain.tolist())
+    if not uncertain:
         return index
-    # Those with an earlier time come before the key frame or never; of those without a time nothing is known.
-    timed = bool((index.packets.pts[index.head] != NO_TIME).all())
-    last = index.first_key if timed else max(unsure) + REORDERED
+    # A frame with an earlier time leaves the decoder before the key frame, or never. Without times the order is unknown.
+    timed = bool((index.packets.pts[index.uncertain] != NO_TIME).all())
+    last = index.first_key if timed else max(uncertain) + REORDERED
     for number, frame in source.frames(index.first_key):
         if not frame.is_corrupt:
-            unsure.discard(number)
-        if not unsure or number >= last:
+            uncertain.discard(number)
+        if not uncertain or number >= last:
             break
-    return index.without(unsure)
+    return index.without(uncertain)
 
 
 def _check_every_frame(path: Path, index: VideoIndex) -> None:
-    """Decode all frames and count those that the codec flags."""
+    """Decode all frames and raise VideoError if the codec flags some as damaged."""
     with open_video(path) as container:
         source = PacketSource(container, index, None, strict=True)
-        flagged = count = 0
-        for number, frame in source.frames(index.first_key):
-            if index.shown[number]:
-                count += 1
-                flagged += frame.is_corrupt
+        flagged = sum(frame.is_corrupt for number, frame in source.frames(index.first_key) if index.shown[number])
     damaged = {number: message for number, message in source.errors.items() if number not in index.absent | index.cut}
     if damaged or flagged:
         message = f": {next(iter(damaged.values()))}" if damaged else ""

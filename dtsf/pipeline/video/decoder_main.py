@@ -1,4 +1,4 @@
-"""The child's side of :mod:`dtsf.pipeline.video.decoder_process`: as few imports as it can do with, because it is waited for."""
+"""Entry point of the decoder process. It imports little, to start fast."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ from dtsf.pipeline.video.clip import Span
 
 
 def serve(settings: dict[str, Any]) -> None:
-    """The child: a request a line from stdin, an answer a line to stdout, until the parent is gone."""
-    # A library that writes to stdout must not write into the answers.
+    """Read one request per line from stdin and write one answer per line to stdout, until stdin ends."""
+    # Answers get their own descriptor, because a library may write to stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     from dtsf.pipeline.video.decode import decode_clip, duration_of
 
-    n_frames, size = settings["n_frames"], settings["size"]
-    shape = (settings["slots"], n_frames, size, size, 3)
+    decode = settings["decode"]
+    shape = (settings["slots"], decode["n_frames"], decode["size"], decode["size"], 3)
     shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
-    how = {name: settings[name] for name in ("check", "crop", "decoder")}
     for line in sys.stdin:
         request = json.loads(line)
         path, span = Path(request["path"]), Span(**request["span"])
         try:
-            if request["look"]:
+            if request["duration_only"]:
                 answer: dict[str, Any] = {"duration": duration_of(path, span)}
             else:
-                clip = decode_clip(path, n_frames, size, span=span, **how)
+                clip = decode_clip(path, span=span, **decode)
                 shared[request["slot"]] = clip.frames
                 answer = clip.facts()
         except VideoError as error:
@@ -45,8 +44,9 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Linux: let the kernel end this process with its parent; one that hangs would outlive a parent that was killed.
-    ``parent``: its process id, as it says itself: in a container it may well be 1.
+    """Make the kernel end this process with its parent (Linux only), even if it hangs.
+
+    ``parent``: the parent's own process id; in a container it may be 1.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -54,7 +54,7 @@ def die_with_parent(parent: int) -> None:
 
     parent_death_signal = 1
     ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before the kernel was asked
+    if os.getppid() != parent:  # the parent ended before the call
         sys.exit()
 
 

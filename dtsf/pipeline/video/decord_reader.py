@@ -1,8 +1,7 @@
-"""decord as the decoder, held against the index and against the pictures that are right: its seeking lands elsewhere at times.
+"""Decode with decord, and compare every frame with PyAV, because decord sometimes seeks to the wrong frame.
 
-decord's frame number is a place in its list of packets, its time that of the packet; the picture is wherever FFmpeg's seeking
-landed, and decord does not compare. So a clip is taken from it only where it counts the same frames, at the same times, and where
-its pictures are those that decoding in order gives.
+decord's frame number is a position in its list of packets. The picture is the one at which FFmpeg's seek ends, and decord does not
+compare the two. A clip is accepted only if decord finds the same number of frames, the same times and the same pictures.
 """
 
 from __future__ import annotations
@@ -13,74 +12,72 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
-from dtsf.pipeline.video.clip import short
+from dtsf.pipeline.video.clip import first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.pipeline.video.index import VideoIndex
 
-BLOCK, ALIKE = 8, 24.0
-"""Pictures are compared by the means of squares of this side; these may differ by as many of 256 levels. The two scale and turn
-YUV to RGB with other rounding, which comes to less than 10."""
+BLOCK, TOLERANCE = 8, 24.0
+"""Pictures are compared by the means of squares of this side, with this tolerance in levels (of 256). Different rounding of scaling
+and colour conversion causes differences below 10."""
 
 
 def decord_name() -> str:
-    """Decoder and version. Raises ConfigError: it is not installed."""
-    import importlib.metadata
+    """Return decoder and version. Raises ConfigError: decord is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
 
     try:
-        return f"decord2 {importlib.metadata.version('decord2')}"
-    except importlib.metadata.PackageNotFoundError as error:
+        return f"decord2 {version('decord2')}"
+    except PackageNotFoundError as error:
         raise ConfigError(
-            "decord is not installed (pip install decord2), and has no wheel for every platform"
+            "decord is not installed: pip install 'dtsf[decord]' (not available on every platform), or use --decoder pyav"
         ) from error
 
 
 def read_with_decord(
-    path: Path, index: VideoIndex, rank: np.ndarray, right: dict[int, np.ndarray]
+    path: Path, index: VideoIndex, numbers: np.ndarray, expected: dict[int, np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """Decord's pictures of the frames ``rank``.
+    """Return decord's pictures by frame number.
 
-    ``rank``: (n,) frames that are wanted. ``right``: the same pictures as decoding in order gives them. Raises VideoError:
-    ``misplaced`` where decord counts, times or shows other frames, ``unreadable`` where it fails.
+    ``numbers``: (n,) requested frame numbers. ``expected``: PyAV's pictures of the same frames. Raises VideoError: ``misplaced`` if
+    number, time or picture of a frame differs; ``unreadable`` if decord fails.
     """
     import decord
 
-    height, width, _ = right[int(rank[0])].shape
+    height, width, _ = expected[int(numbers[0])].shape
     try:
         reader: Any = decord.VideoReader(str(path), num_threads=1, width=_safe_width(width), height=height)
-        total = len(reader)
-        if total != index.n_frames:
-            raise _misplaced(path, f"it counts {total} frames where {index.n_frames} are shown")
-        begin = reader.get_frame_timestamp(0)[0]
-        times = np.array([reader.get_frame_timestamp(int(k))[0] for k in rank]) - begin
-        apart = np.abs(times - index.ticks[rank] * float(index.tick))
-        if apart.max() > 0.5 * index.gap * float(index.tick):
-            k = int(apart.argmax())
-            raise _misplaced(path, f"it has frame {rank[k]} at {times[k]:.3f} s")
-        frames = reader.get_batch([int(k) for k in rank]).asnumpy()[:, :, :width]
+        if len(reader) != index.n_frames:
+            raise _misplaced(path, f"{len(reader)} frames instead of {index.n_frames}")
+        start = reader.get_frame_timestamp(0)[0]
+        times = np.array([reader.get_frame_timestamp(int(k))[0] for k in numbers]) - start
+        difference = np.abs(times - index.ticks[numbers] * float(index.tick))
+        if difference.max() > 0.5 * index.gap * float(index.tick):
+            k = int(difference.argmax())
+            raise _misplaced(path, f"frame {numbers[k]} at {times[k]:.3f} s")
+        frames = reader.get_batch([int(k) for k in numbers]).asnumpy()[:, :, :width]
     except (decord.DECORDError, RuntimeError, IndexError, OSError) as error:
         raise VideoError(
-            f"{path}: decord cannot decode it: {short(error)}; use --decoder pyav", Status.UNREADABLE
+            f"{path}: decord cannot decode it: {first_line(error)}; use --decoder pyav", Status.UNREADABLE
         ) from error
     finally:
-        # A reader that is idle goes on decoding ahead, and grows.
+        # An idle reader continues to decode in the background and uses more and more memory.
         reader = None
-    for k, frame in zip(rank.tolist(), frames, strict=True):
-        if np.abs(_blocks(frame) - _blocks(right[k])).max() > ALIKE:
-            raise _misplaced(path, f"it shows another picture as frame {k}")
-    return dict(zip(rank.tolist(), frames, strict=True))
+    pictures = dict(zip(numbers.tolist(), frames, strict=True))
+    for k, picture in pictures.items():
+        if np.abs(_block_means(picture) - _block_means(expected[k])).max() > TOLERANCE:
+            raise _misplaced(path, f"another picture as frame {k}")
+    return pictures
 
 
-def _misplaced(path: Path, why: str) -> VideoError:
-    return VideoError(
-        f"{path}: decord is not at the frames that were asked for: {why}; use --decoder pyav", Status.MISPLACED
-    )
+def _misplaced(path: Path, reason: str) -> VideoError:
+    return VideoError(f"{path}: decord returned wrong frames ({reason}); use --decoder pyav", Status.MISPLACED)
 
 
-def _blocks(picture_HWC: np.ndarray) -> np.ndarray:
-    """Means of squares, (h, w, C)."""
+def _block_means(picture_HWC: np.ndarray) -> np.ndarray:
+    """Return the means of squares of side :data:`BLOCK`, (h, w, C)."""
     H, W, C = picture_HWC.shape
     side = max(1, min(BLOCK, H, W))
     whole = picture_HWC[: H // side * side, : W // side * side].astype(np.float32)
@@ -88,16 +85,16 @@ def _blocks(picture_HWC: np.ndarray) -> np.ndarray:
 
 
 def _safe_width(width: int) -> int:
-    """The least width from ``width`` on that decord can return on any processor.
+    """Return the smallest width, at least ``width``, that decord can return on every processor.
 
-    FFmpeg pads rows to 16, 32 or 64 pixels, by the processor's vector length, and decord takes padding that comes to whole
-    columns of channels for channels: 96 pixels padded to 128 are 4 channels of 96, which it refuses.
+    FFmpeg pads rows to a multiple of 16, 32 or 64 pixels, depending on the processor. If the padded row is a multiple of the
+    width, decord takes the padding for further channels and fails: 96 pixels padded to 128 look like 4 channels of 96.
     """
 
-    def taken_for_channels(width: int, multiple: int) -> bool:
+    def is_ambiguous(multiple: int) -> bool:
         padded = -(-width // multiple) * multiple
         return padded != width and 3 * padded % width == 0
 
-    while any(taken_for_channels(width, multiple) for multiple in (16, 32, 64)):
+    while any(map(is_ambiguous, (16, 32, 64))):
         width += 1
     return width

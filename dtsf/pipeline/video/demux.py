@@ -1,4 +1,4 @@
-"""Read the packets of a video file into its index, without decoding one."""
+"""Read the packets of a video file into its index, without decoding."""
 
 from __future__ import annotations
 
@@ -10,128 +10,127 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import reencode_hint, short
-from dtsf.pipeline.video.container import choose_stream
+from dtsf.pipeline.video.clip import first_line, reencode_hint
+from dtsf.pipeline.video.container import select_stream
 from dtsf.pipeline.video.index import NO_TIME, Packets, VideoIndex
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-HELD_BYTES = 64 << 20
-"""Packets of a file are kept for the decoder up to here; those of a larger file are read again."""
-FARTHEST = 1 << 52
-"""Times beyond this many ticks are no times."""
-TIMED_BY_CONTAINER = frozenset({"asf", "flv", "matroska,webm"})
-"""Formats whose header gives the duration of the whole, and of no stream."""
+KEPT_BYTES = 64 << 20
+"""Packets of a file up to this size stay in memory for the decoder. Packets of a larger file are read again."""
+MAX_TICKS = 1 << 52
+"""Times beyond this number of ticks are invalid."""
+DURATION_OF_FILE = frozenset({"asf", "flv", "matroska,webm"})
+"""Formats whose header declares the duration of the file and not of each stream."""
 JUMPS_ARE_CUTS = frozenset({"mpeg", "mpegts"})
-"""Formats in which a jump of the clock is a splice, not a pause."""
+"""Formats in which a jump of the clock is a splice and not a pause."""
 NO_TIMESTAMPS = 0x80
-"""FFmpeg's mark of formats without times: raw streams."""
-HEADED = frozenset({".3gp", ".asf", ".avi", ".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
-"""Endings of containers: what FFmpeg takes for a raw stream there is a damaged one."""
+"""FFmpeg's flag of formats without times: raw streams."""
+WITH_HEADER = frozenset({".3gp", ".asf", ".avi", ".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
+"""File name endings of containers. If FFmpeg detects a raw stream there, the header is damaged."""
 PAUSE_SECONDS = 10.0
 
 
-def read_index(container: Any, path: Path, keep: bool = False) -> tuple[VideoIndex, list[Any] | None]:
-    """Read the packets of a file that was just opened. ``container``: of :func:`open_video`, at its beginning. ``keep``: also
-    return the packets, up to :data:`HELD_BYTES`. Raises VideoError: ``unreadable``.
+def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None]:
+    """Read all packets of a container that was just opened.
+
+    Returns the index, and the packets of the video stream, or None if they exceed :data:`KEPT_BYTES`. Raises VideoError:
+    ``unreadable``.
     """
     import av
 
-    untimed = bool(container.format.flags & NO_TIMESTAMPS)
-    if untimed and path.suffix.lower() in HEADED:
-        raise VideoError(
-            f"{path} has lost its header: only a raw stream is found in it; {reencode_hint(path)}", Status.UNREADABLE
-        )
-    stream = choose_stream(container, path)
+    no_pts = bool(container.format.flags & NO_TIMESTAMPS)
+    if no_pts and path.suffix.lower() in WITH_HEADER:
+        raise VideoError(f"{path} has lost its header; {reencode_hint(path)}", Status.UNREADABLE)
+    stream = select_stream(container, path)
+    # Counted first, because FFmpeg adds entries while it reads.
     declared_packets = len(stream.index_entries)
-    kept: list[Any] | None = [] if keep else None
+    kept: list[Any] | None = []
+    kept_bytes = 0
     rows: list[tuple[int, int, int, int, int, bool, bool]] = []
-    held = 0
-    others: dict[int, int] = {}
-    is_unseen = {"vp8": _is_unseen_vp8}.get(stream.codec_context.name)
-    number = stream.index
+    other_ends: dict[int, int] = {}
+    is_vp8, number = stream.codec_context.name == "vp8", stream.index
     try:
         for packet in container.demux():
             size = packet.size
             if not size:
                 continue
             pts, dts, duration = packet.pts, packet.dts, packet.duration or 0
-            at = pts if pts is not None else dts
             if packet.stream_index != number:
-                if at is not None:
+                time = pts if pts is not None else dts
+                if time is not None:
                     k = packet.stream_index
-                    others[k] = max(others.get(k, 0), at + duration)
+                    other_ends[k] = max(other_ends.get(k, 0), time + duration)
                 continue
-            hidden = packet.is_discard or (is_unseen is not None and is_unseen(packet))
-            rows.append((_time(pts), _time(dts), duration, size, packet.pos or -1, packet.is_keyframe, hidden))
+            hidden = packet.is_discard or (is_vp8 and _is_hidden_vp8(packet))
+            rows.append((_ticks(pts), _ticks(dts), duration, size, packet.pos or -1, packet.is_keyframe, hidden))
             if kept is not None:
-                held += size
-                if held <= HELD_BYTES:
-                    kept.append(packet)
-                else:
+                kept_bytes += size
+                kept.append(packet)
+                if kept_bytes > KEPT_BYTES:
                     kept = None
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path}: reading stops after {len(rows)} packets: {short(error)}; {reencode_hint(path)}", Status.UNREADABLE
+            f"{path}: reading stops after {len(rows)} packets: {first_line(error)}; {reencode_hint(path)}",
+            Status.UNREADABLE,
         ) from error
-    columns = np.array(rows, np.int64).reshape(-1, 7).T
-    pts, dts, lengths, sizes, positions, key, hidden = columns
-    unmoved = np.zeros(len(rows), np.int64)
-    packets = Packets(pts, dts, lengths, sizes, positions, key.astype(bool), hidden.astype(bool), unmoved)
-    kind = container.format.name
-    tick = Fraction(stream.time_base)
-    packets = _spliced(packets, tick, kind)
-    promised, read_end = _ends(container, stream, packets, others)
-    context = stream.codec_context
+    tick, form, context = Fraction(stream.time_base), container.format.name, stream.codec_context
+    pts, dts, lengths, sizes, positions, key, hidden = np.array(rows, np.int64).reshape(-1, 7).T
+    shift = np.zeros(len(rows), np.int64)
+    packets = Packets(pts, dts, lengths, sizes, positions, key.astype(bool), hidden.astype(bool), shift)
+    packets = _joined(packets, tick, form)
+    promised_end, read_end = _ends(container, stream, packets, other_ends)
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     index = VideoIndex(
         path=path,
         stream=number,
         codec=context.name,
-        container=kind,
+        container=form,
         width=context.width,
         height=context.height,
         aspect=aspect if Fraction(1, 8) <= aspect <= 8 else Fraction(1),
         tick=tick,
         rate=Fraction(stream.guessed_rate or stream.average_rate or 0),
         declared_frames=max(0, stream.frames),
-        promised_end=promised,
-        read_end=read_end,
         declared_packets=declared_packets,
+        promised_end=promised_end,
+        read_end=read_end,
         packets=packets,
-        unordered=kind == "avi",
-        untimed=untimed,
+        unreliable_pts=form == "avi",
+        no_pts=no_pts,
     )
     return index, kept
 
 
-def _ends(container: Any, stream: Any, packets: Packets, others: dict[int, int]) -> tuple[Fraction | None, Fraction]:
-    """Seconds at which the header says that the last packet ends, and at which the last one that was read does."""
-    kind = container.format.name
-    first, second = (packets.dts, packets.pts) if kind == "avi" else (packets.pts, packets.dts)
+def _ends(
+    container: Any, stream: Any, packets: Packets, other_ends: dict[int, int]
+) -> tuple[Fraction | None, Fraction]:
+    """Return the end of the last packet in seconds: by the header, and as read. ``other_ends``: ticks by stream."""
+    form = container.format.name
+    first, second = (packets.dts, packets.pts) if form == "avi" else (packets.pts, packets.dts)
     times = np.where(first != NO_TIME, first, second)
     last = (times + packets.duration)[times != NO_TIME]
     end = Fraction(int(last.max())) * stream.time_base if len(last) else Fraction(0)
-    if kind in TIMED_BY_CONTAINER and container.duration:
-        end = max([end, *(last * container.streams[k].time_base for k, last in others.items())])
+    if form in DURATION_OF_FILE and container.duration:
+        end = max([end, *(last * container.streams[k].time_base for k, last in other_ends.items())])
         return Fraction(container.duration, 1_000_000), end
-    if stream.duration and kind not in JUMPS_ARE_CUTS:
+    if stream.duration and form not in JUMPS_ARE_CUTS:
         return stream.duration * stream.time_base, end - (stream.start_time or 0) * stream.time_base
     return None, end
 
 
-def _time(ticks: int | None) -> int:
-    return NO_TIME if ticks is None or abs(ticks) > FARTHEST else ticks
+def _ticks(time: int | None) -> int:
+    return NO_TIME if time is None or abs(time) > MAX_TICKS else time
 
 
-def _is_unseen_vp8(packet: Any) -> bool:
-    """Whether a VP8 frame is one that only others refer to: bit 4 of its first byte (RFC 6386, 9.1) is 0."""
+def _is_hidden_vp8(packet: Any) -> bool:
+    """Return True for a VP8 frame that is only referred to: bit 4 of its first byte is 0 (RFC 6386, 9.1)."""
     return not memoryview(packet)[0] & 0x10
 
 
-def _spliced(packets: Packets, tick: Fraction, kind: str) -> Packets:
-    """Where the clock goes back, or jumps where a jump is a splice, what follows is moved behind what was."""
+def _joined(packets: Packets, tick: Fraction, form: str) -> Packets:
+    """Shift the packets behind each clock jump, so that they follow the packets before it."""
     times = np.where(packets.dts != NO_TIME, packets.dts, packets.pts)
     known = np.flatnonzero(times != NO_TIME)
     if len(known) < 2:
@@ -139,17 +138,17 @@ def _spliced(packets: Packets, tick: Fraction, kind: str) -> Packets:
     steps = np.diff(times[known])
     usual = int(np.median(steps))
     second = float(1 / tick)
-    cut = steps < -second
-    if kind in JUMPS_ARE_CUTS:
-        cut |= steps > PAUSE_SECONDS * second
-    if not cut.any():
+    jumps = steps < -second
+    if form in JUMPS_ARE_CUTS:
+        jumps |= steps > PAUSE_SECONDS * second
+    if not jumps.any():
         return packets
-    moved = np.zeros(len(packets), np.int64)
-    for at in np.flatnonzero(cut):
-        moved[known[at + 1] :] += usual - steps[at]
+    shift = np.zeros(len(packets), np.int64)
+    for k in np.flatnonzero(jumps):
+        shift[known[k + 1] :] += usual - steps[k]
     return replace(
         packets,
-        pts=np.where(packets.pts != NO_TIME, packets.pts + moved, NO_TIME),
-        dts=np.where(packets.dts != NO_TIME, packets.dts + moved, NO_TIME),
-        moved=moved,
+        pts=np.where(packets.pts != NO_TIME, packets.pts + shift, NO_TIME),
+        dts=np.where(packets.dts != NO_TIME, packets.dts + shift, NO_TIME),
+        shift=shift,
     )

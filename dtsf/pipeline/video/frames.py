@@ -1,4 +1,7 @@
-"""Walk through decoded frames in the order in which they are shown, and hold what comes against the index."""
+"""Iterate decoded frames in presentation order, and compare them with the index.
+
+Frames are numbered in one of two ways: by the presentation times in the index, or by counting them as they leave the decoder.
+"""
 
 from __future__ import annotations
 
@@ -17,154 +20,159 @@ if TYPE_CHECKING:
     from dtsf.pipeline.video.packets import PacketSource
 
 SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
-"""Codecs that leave a frame out undecoded when no other frame refers to it."""
+"""Codecs that can skip a frame to which no other frame refers."""
 
 
-class Learnt(Exception):  # noqa: N818 - no error
-    """The frames differ from the index, which has been corrected."""
+class IndexCorrected(Exception):  # noqa: N818 - a signal, not an error
+    """The decoded frames differ from the index; ``index`` is the corrected one."""
 
     def __init__(self, index: VideoIndex) -> None:
         super().__init__()
         self.index = index
 
 
-class _Unsound(Exception):  # noqa: N818 - no error
-    """The key frame where decoding began is none, or needs what precedes it."""
+class BadStartFrame(Exception):  # noqa: N818 - a signal, not an error
+    """The start packet is not a usable key frame; decoding must start at an earlier one."""
 
 
 def decode_wanted(
-    source: PacketSource, index: VideoIndex, wanted: np.ndarray, show: Callable[[Any], np.ndarray]
+    source: PacketSource, index: VideoIndex, wanted: np.ndarray, render: Callable[[Any], np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """Pictures by rank. Raises Learnt: frames are not there that the index lists, or come in another order."""
-    walk = _walk_by_rank if index.by_rank else _walk_by_time
-    begin = _begin(index, int(wanted[0]))
-    needed = set(index.order[wanted].tolist()) if index.codec in SKIPPING and not index.by_rank else None
+    """Decode the frames ``wanted`` (sorted frame numbers) and return their pictures by frame number.
+
+    ``render`` makes a picture of a decoded frame. Raises IndexCorrected: frames are missing or come in another order. Raises
+    VideoError: ``corrupt`` or ``unreadable``.
+    """
+    numbered = _numbered_by_decoder if index.order_from_decoder else _numbered_by_time
+    start = _start_packet(index, int(wanted[0]))
+    can_skip = index.codec in SKIPPING and not index.order_from_decoder
+    needed = set(index.order[wanted].tolist()) if can_skip else None
     while True:
         came = np.zeros(len(index.packets), bool)
         try:
-            shown, ended = _pick(wanted, show, walk(source, index, begin, came, needed))
-        except _Unsound:
-            begin, needed = _key_until(index, begin // 2), None
+            pictures, ended = _select(wanted, render, numbered(source, index, start, came, needed))
+        except BadStartFrame:
+            start, needed = _last_key(index, start // 2), None
             continue
-        lost = set(np.flatnonzero(_due(index, begin, came, None if ended else int(wanted[-1])) & ~came).tolist())
-        if needed is not None:
-            if needed & lost:
-                needed = None  # what was left out may have been needed
-                continue
-            return shown
-        if lost:
+        due = _due(index, start, came, None if ended else int(wanted[-1]))
+        lost = set(np.flatnonzero(due & ~came).tolist())
+        if needed is not None and needed & lost:
+            needed = None  # a skipped frame may have been a reference
+            continue
+        if needed is None and lost:
             _check_damage(source, index, lost)
-            raise Learnt(index.without(lost))
-        return shown
+            raise IndexCorrected(index.without(lost))
+        return pictures
 
 
-def _pick(
-    wanted: np.ndarray, show: Callable[[Any], np.ndarray], frames: Iterator[tuple[int, Any]]
+def _select(
+    wanted: np.ndarray, render: Callable[[Any], np.ndarray], frames: Iterator[tuple[int, Any]]
 ) -> tuple[dict[int, np.ndarray], bool]:
-    """Pictures by rank, and whether the file ended before the last was reached."""
-    places, last = set(wanted.tolist()), int(wanted[-1])
-    shown: dict[int, np.ndarray] = {}
-    for rank, frame in frames:
-        if rank in places:
-            shown[rank] = show(frame)
-        if rank >= last:
-            return shown, False
-    return shown, True
+    """Return the pictures by frame number, and True if the file ended before the last one."""
+    numbers, last = set(wanted.tolist()), int(wanted[-1])
+    pictures: dict[int, np.ndarray] = {}
+    for number, frame in frames:
+        if number in numbers:
+            pictures[number] = render(frame)
+        if number >= last:
+            return pictures, False
+    return pictures, True
 
 
-def _due(index: VideoIndex, begin: int, came: np.ndarray, last: int | None) -> np.ndarray:
-    """Which packets' frames must have come, (packets,) bool, of those from ``begin`` to rank ``last`` or, None, to the end."""
+def _due(index: VideoIndex, start: int, came: np.ndarray, last: int | None) -> np.ndarray:
+    """Return (packets,) bool: packets that must have given a frame, from packet ``start`` to frame ``last`` or the end (None)."""
     numbers = np.arange(len(index.packets))
-    due = index.shown & (numbers >= begin)
-    if index.by_rank:
-        if begin != index.first_key:
-            due &= numbers >= _next_key(index, begin)
+    due = index.shown & (numbers >= start)
+    if index.order_from_decoder:
+        if start != index.first_key:
+            due &= numbers >= _next_key(index, start)
         furthest = int(numbers[came].max(initial=0))
         return due if last is None else due & (numbers < furthest - REORDERED)
-    if begin != index.first_key:
-        due &= index.packets.pts >= index.packets.pts[begin]
-    return due if last is None else due & (index.rank <= last)
+    if start != index.first_key:
+        due &= index.packets.pts >= index.packets.pts[start]
+    return due if last is None else due & (index.frame_number <= last)
 
 
 def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> None:
-    """Refuse a file of which frames are lost because the codec cannot read them. A last frame that was cut in two is no matter."""
+    """Raise VideoError if the codec cannot read the lost frames. One lost frame at the end of the file is accepted."""
     n_packets = len(index.packets)
-    behind = [number for number in lost if number < n_packets - 2]
+    inside = [number for number in lost if number < n_packets - 2]
     at_end = set(range(n_packets - len(lost), n_packets)) == lost
-    if behind and (source.errors or (at_end and len(lost) > REORDERED)):
-        message = next(iter(source.errors.values()), "no frame comes")
+    if inside and (source.errors or (at_end and len(lost) > REORDERED)):
+        message = next(iter(source.errors.values()), "the decoder returns no frame")
         raise VideoError(
             f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {message}; {reencode_hint(source.path)}",
             Status.CORRUPT if len(lost) < index.n_frames else Status.UNREADABLE,
         )
 
 
-def _begin(index: VideoIndex, rank: int) -> int:
-    """The packet at which decoding must begin so that frame ``rank`` comes out."""
-    if index.by_rank:
-        # The key frame's own rank is known when those have come that precede it: two key frames back.
-        sure = np.flatnonzero(index.shown)[max(0, rank - REORDERED)]
-        return _key_until(index, _key_until(index, int(sure)) - 1)
+def _start_packet(index: VideoIndex, frame_number: int) -> int:
+    """Return the packet at which decoding must start to return a frame."""
+    if index.order_from_decoder:
+        # A key frame's number is known only after the frames before it. So start two key frames earlier.
+        safe = np.flatnonzero(index.shown)[max(0, frame_number - REORDERED)]
+        return _last_key(index, _last_key(index, int(safe)) - 1)
     pts = index.packets.pts
-    keys = np.flatnonzero(index.packets.key & index.shown & (pts <= pts[index.order[rank]]))
+    keys = np.flatnonzero(index.packets.key & index.shown & (pts <= pts[index.order[frame_number]]))
     return int(keys[-1]) if len(keys) else index.first_key
 
 
-def _key_until(index: VideoIndex, number: int) -> int:
-    """The last key frame up to a packet."""
+def _last_key(index: VideoIndex, number: int) -> int:
+    """Return the last key frame at or before a packet."""
     keys = np.flatnonzero(index.packets.key & index.shown)
     keys = keys[keys <= number]
     return int(keys[-1]) if len(keys) else index.first_key
 
 
 def _next_key(index: VideoIndex, number: int) -> int:
+    """Return the first key frame behind a packet."""
     keys = np.flatnonzero(index.packets.key & index.shown)
     return int(keys[keys > number][0])
 
 
-def _walk_by_time(
-    source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray, needed: set[int] | None
+def _numbered_by_time(
+    source: PacketSource, index: VideoIndex, start: int, came: np.ndarray, needed: set[int] | None
 ) -> Iterator[tuple[int, Any]]:
-    """Frames as (rank, frame) where packets have times of presentation; marks those that ``came``, (packets,) bool."""
-    pts, sound, before = index.packets.pts, begin == index.first_key, NO_TIME
-    for number, frame in source.frames(begin, needed):
-        rank = index.rank[number]
-        if rank < 0:
+    """Yield (frame number, frame) by presentation time, and set ``came``, (packets,) bool, for each frame."""
+    pts, started, previous = index.packets.pts, start == index.first_key, NO_TIME
+    for packet, frame in source.frames(start, needed):
+        number = index.frame_number[packet]
+        if number < 0:
             continue
-        if not sound:
-            if pts[number] < pts[begin]:
+        if not started:
+            if pts[packet] < pts[start]:
                 continue
-            if number != begin or frame.is_corrupt:
-                raise _Unsound
-            sound = True
-        if pts[number] < before:
-            raise Learnt(index.ranked())
-        before = pts[number]
-        came[number] = True
-        yield int(rank), frame
-    if not sound:
-        raise _Unsound
+            if packet != start or frame.is_corrupt:
+                raise BadStartFrame
+            started = True
+        if pts[packet] < previous:
+            raise IndexCorrected(index.without_pts())
+        previous = pts[packet]
+        came[packet] = True
+        yield int(number), frame
+    if not started:
+        raise BadStartFrame
 
 
-def _walk_by_rank(
-    source: PacketSource, index: VideoIndex, begin: int, came: np.ndarray, needed: set[int] | None
+def _numbered_by_decoder(
+    source: PacketSource, index: VideoIndex, start: int, came: np.ndarray, needed: set[int] | None
 ) -> Iterator[tuple[int, Any]]:
-    """Frames as (rank, frame) where they have to be counted; marks those that ``came``."""
-    whole = begin == index.first_key
-    rank, anchor = (0, begin) if whole else (-1, _next_key(index, begin))
+    """Yield (frame number, frame) by counting decoded frames, and set ``came`` for each frame."""
+    from_first = start == index.first_key
+    number, anchor = (0, start) if from_first else (-1, _next_key(index, start))
     n_after = 0
-    for number, frame in source.frames(begin, needed):
-        if not index.shown[number]:
+    for packet, frame in source.frames(start, needed):
+        if not index.shown[packet]:
             continue
-        came[number] = True
-        if rank < 0:
-            if number != anchor:
-                n_after += number > anchor
+        came[packet] = True
+        if number < 0:
+            if packet != anchor:
+                n_after += packet > anchor
                 continue
             if frame.is_corrupt:
-                raise _Unsound
-            rank = int(index.shown[:anchor].sum()) + n_after
-        yield rank, frame
-        rank += 1
-    if rank < 0:
-        raise _Unsound
+                raise BadStartFrame
+            number = int(index.shown[:anchor].sum()) + n_after
+        yield number, frame
+        number += 1
+    if number < 0:
+        raise BadStartFrame

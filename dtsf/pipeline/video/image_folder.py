@@ -1,4 +1,4 @@
-"""A folder of numbered pictures as a clip: ``img_00001.jpg``, ``frame_12_tc_5_rgb.jpg``, ``7.png``."""
+"""A folder of numbered images as a clip: ``img_00001.jpg``, ``frame_12_tc_5_rgb.jpg``, ``7.png``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import DecodedClip, short, short_status
-from dtsf.pipeline.video.container import LARGEST
-from dtsf.pipeline.video.crop import cut_square, size_to_decode
-from dtsf.pipeline.video.render import check_clip_size
-from dtsf.pipeline.video.sampling import segment_centres
+from dtsf.pipeline.video.clip import DecodedClip, first_line, segment_centres, short_status
+from dtsf.pipeline.video.container import MAX_PIXELS
+from dtsf.pipeline.video.crop import check_clip_size, cut_square, size_to_decode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,68 +26,70 @@ NUMBER = re.compile(r"\d+")
 
 
 def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) -> DecodedClip:
-    """Read ``n_frames`` pictures at the centres of equal shares of those that the clip has.
+    """Read ``n_frames`` images, sampled at equal parts of the clip's images.
 
-    ``span``: ``first`` and ``last`` are numbers in the pictures' names; ``start`` and ``end`` need ``fps``. ``crop``: as for
+    ``span``: ``first`` and ``last`` are the numbers in file names; ``start`` and ``end`` need ``fps``. Other arguments as
     :func:`dtsf.pipeline.video.decode.decode_clip`. Raises VideoError: ``unreadable``.
     """
-    numbered = numbered_pictures(folder)
-    first, behind = _range(folder, np.array([number for number, _ in numbered]), span)
+    images = numbered_images(folder)
+    first, stop = _range_of(folder, np.array([number for number, _ in images]), span)
     if span.common and span.fps:
-        places = np.floor(span.moments(n_frames, behind / span.fps) * span.fps + 1e-6).astype(np.int64)
-        rank, n_held = np.clip(places, 0, len(numbered) - 1), n_frames
+        index = np.floor(span.moments(n_frames, stop / span.fps) * span.fps + 1e-6).astype(np.int64)
+        index, n_available = np.clip(index, 0, len(images) - 1), n_frames
     else:
-        rank, n_held = first + segment_centres(behind - first, n_frames), behind - first
-    pictures = {int(k): _read(numbered[k][1], size, crop, n_frames) for k in np.unique(rank)}
-    if len({picture.shape for picture in pictures.values()}) > 1:
-        raise VideoError(f"{folder} holds frames of different sizes", Status.UNREADABLE)
-    verdict, reason = short_status(n_held, n_frames)
+        index, n_available = first + segment_centres(stop - first, n_frames), stop - first
+    frames = {int(k): _read(images[k][1], size, crop, n_frames) for k in np.unique(index)}
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise VideoError(f"{folder} contains images of different sizes", Status.UNREADABLE)
+    verdict, reason = short_status(n_available, n_frames)
     return DecodedClip(
-        frames=cut_square(np.stack([pictures[int(k)] for k in rank]), size, crop),
-        frame_index=rank.astype(np.int32),
-        frame_time=rank / span.fps if span.fps else np.full(n_frames, np.nan),
+        frames=cut_square(np.stack([frames[int(k)] for k in index]), size, crop),
+        frame_index=index.astype(np.int32),
+        frame_time=index / span.fps if span.fps else np.full(n_frames, np.nan),
         verdict=verdict,
         reason=reason,
         declared_frames=0,
-        decoded_frames=len(numbered),
+        decoded_frames=len(images),
         missing_frames=0,
-        duration=len(numbered) / span.fps if span.fps else 0.0,
+        duration=len(images) / span.fps if span.fps else 0.0,
     )
 
 
-def numbered_pictures(folder: Path) -> list[tuple[int, Path]]:
-    """The pictures of a folder in natural order, each with its number: the first in its name that is not the same in all.
+def numbered_images(folder: Path) -> list[tuple[int, Path]]:
+    """Return (number, path) of a folder's images in natural order. The number is the first one that differs between names.
 
-    Where names are of several kinds (``frame_#_rgb.jpg``, ``frame_#_depth.png``), those with ``rgb`` are taken, else those of which
-    there are most.
+    If there are several name patterns (``frame_#_rgb.jpg``, ``frame_#_depth.png``), those with ``rgb`` are preferred, then the
+    most frequent one.
 
-    Raises VideoError: ``unreadable``: there is none, or two kinds of which there are as many.
+    Raises VideoError: ``unreadable``: no image, or two patterns that are equally frequent.
     """
-    kinds: dict[str, list[Path]] = defaultdict(list)
+    by_pattern: dict[str, list[Path]] = defaultdict(list)
     for file in folder.iterdir():
         if file.suffix.lower() in ENDINGS and not file.name.startswith(".") and NUMBER.search(file.stem):
-            kinds[NUMBER.sub("#", file.stem.lower()) + file.suffix.lower()].append(file)
-    coloured = {kind: files for kind, files in kinds.items() if "rgb" in kind} or kinds
-    if not coloured:
+            by_pattern[NUMBER.sub("#", file.stem.lower()) + file.suffix.lower()].append(file)
+    candidates = {pattern: files for pattern, files in by_pattern.items() if "rgb" in pattern} or by_pattern
+    if not candidates:
         raise VideoError(
-            f"{folder} holds no picture with a number in its name, such as img_00001.jpg", Status.UNREADABLE
+            f"{folder} contains no image with a number in its name, such as img_00001.jpg", Status.UNREADABLE
         )
-    most = max(len(files) for files in coloured.values())
-    chosen = sorted(kind for kind, files in coloured.items() if len(files) == most)
-    if len(chosen) > 1:
+    most = max(len(files) for files in candidates.values())
+    patterns = sorted(pattern for pattern, files in candidates.items() if len(files) == most)
+    if len(patterns) > 1:
         raise VideoError(
-            f"{folder} holds {most} pictures each of {' and '.join(chosen)}: leave one kind", Status.UNREADABLE
+            f"{folder} contains {most} images each of {' and '.join(patterns)}: keep one of them", Status.UNREADABLE
         )
-    files = sorted((tuple(map(int, NUMBER.findall(file.stem))), file.name, file) for file in coloured[chosen[0]])
+    files = sorted((tuple(map(int, NUMBER.findall(file.stem))), file.name, file) for file in candidates[patterns[0]])
     columns = zip(*(numbers for numbers, _, _ in files), strict=True)
     varying = next((k for k, column in enumerate(columns) if len(set(column)) > 1), -1)
     return [(numbers[varying], file) for numbers, _, file in files]
 
 
-def _range(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
-    """Places of the first picture of a clip and of the one behind its last."""
+def _range_of(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
+    """Return the range of a clip's images: index of the first, and of the one behind the last."""
     if (span.start is not None or span.end is not None) and not span.fps:
-        raise VideoError(f"{folder} is a folder of pictures: start and end need its frame rate, fps", Status.UNREADABLE)
+        raise VideoError(
+            f"{folder} is an image folder: start and end need its frame rate (column fps)", Status.UNREADABLE
+        )
     inside = np.ones(len(numbers), bool)
     if span.first is not None:
         inside &= numbers >= span.first
@@ -101,10 +101,10 @@ def _range(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
         inside &= seconds < (np.inf if span.end is None else span.end) - 1e-6
     if not inside.any():
         raise VideoError(
-            f"{folder} has the pictures {numbers.min()} to {numbers.max()}: none lies in the clip", Status.UNREADABLE
+            f"{folder} contains images {numbers.min()} to {numbers.max()}: none is in the clip", Status.UNREADABLE
         )
-    places = np.flatnonzero(inside)
-    return int(places[0]), int(places[-1]) + 1
+    index = np.flatnonzero(inside)
+    return int(index[0]), int(index[-1]) + 1
 
 
 def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
@@ -115,11 +115,11 @@ def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file)
         with image:
-            if image.width * image.height > LARGEST:
+            if image.width * image.height > MAX_PIXELS:
                 raise VideoError(f"{file} is {image.width} x {image.height}: too large", Status.UNREADABLE)
             upright = ImageOps.exif_transpose(image)
             target = size_to_decode(*upright.size, size, crop)
             check_clip_size(file, target, n_frames)
             return np.asarray(upright.convert("RGB").resize(target, Image.Resampling.BILINEAR))
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{file} cannot be read: {short(error)}", Status.UNREADABLE) from error
+        raise VideoError(f"{file} cannot be read: {first_line(error)}", Status.UNREADABLE) from error

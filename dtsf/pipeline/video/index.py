@@ -1,12 +1,13 @@
-"""What is in a video file: which packets hold frames that are shown, and when.
+"""Index of a video file: which packets contain frames that a player shows, and at what time.
 
-This alone tells a decoder what to do.
+Shown are packets that are not empty and that no edit list hides, from the first key frame on. Packets that follow that key
+frame but precede it in time (an open GOP that was cut) are shown only if they decode.
 
-**Which frames are shown**: those of packets that are not empty, that no edit list hides, from the first key frame on. Where
-packets follow that key frame and precede it in time (an open GOP, cut), decoding its head tells which of them come out.
+A frame's time is the presentation time (PTS) of its packet. AVI has no PTS, raw streams have no times at all. There the decoder
+gives the order, and the k-th frame gets the k-th decoding time (DTS): ``order_from_decoder``.
 
-**When**: at the packets' times of presentation. AVI has none, raw streams have no times at all: there the order is the decoder's,
-and the k-th frame has the k-th decoding time (``by_rank``).
+Times are in ticks of the stream's clock. A packet number counts packets in decoding order, a frame number counts shown frames in
+presentation order; both start at 0.
 """
 
 from __future__ import annotations
@@ -23,23 +24,24 @@ if TYPE_CHECKING:
 
 NO_TIME = np.iinfo(np.int64).min
 REORDERED = 32
-"""Most frames that a decoder holds back to put them in order, and more."""
+"""Upper bound of the number of frames that a decoder buffers to reorder them."""
 
 
 @dataclass(frozen=True)
 class Packets:
-    """The packets of one stream in decoding order, empty ones left out. Times in ticks, :data:`NO_TIME` where there is none."""
+    """Non-empty packets of one stream in decoding order, one array per field; a missing time is :data:`NO_TIME`."""
 
     pts: np.ndarray
     dts: np.ndarray
     duration: np.ndarray
     size: np.ndarray
     pos: np.ndarray
+    """Byte position in the file, -1 if unknown."""
     key: np.ndarray
     hidden: np.ndarray
-    """Of an edit list, or a picture that only others refer to."""
-    moved: np.ndarray
-    """Ticks that were added to a packet's times, because the clock had jumped before it."""
+    """True for packets that an edit list hides, and for frames that are only referred to."""
+    shift: np.ndarray
+    """Ticks added to ``pts`` and ``dts`` because the clock jumped."""
 
     def __len__(self) -> int:
         return len(self.size)
@@ -47,60 +49,60 @@ class Packets:
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What a file holds and promises."""
+    """Packets of a video stream, and the promises of the file's header."""
 
     path: Path
     stream: int
     codec: str
     container: str
     width: int
-    """As stored; turned and stretched only when shown."""
+    """Stored width in pixels, before rotation and aspect correction."""
     height: int
     aspect: Fraction
     """Width of a pixel over its height."""
     tick: Fraction
-    """Seconds."""
+    """Seconds per tick."""
     rate: Fraction
-    """Frames a second as the file states it, 0 where it does not."""
+    """Frame rate in the header, 0 if there is none."""
     declared_frames: int
-    """0 where the header does not say."""
-    promised_end: Fraction | None
-    """Seconds at which the last packet should end, where the header says."""
-    read_end: Fraction
-    """Seconds at which the last packet that was read ends, of all streams where the promise is for all."""
+    """Number of frames in the header, 0 if there is none."""
     declared_packets: int
-    """As many as the container's own table has, 0 where it has none."""
+    """Number of packets in the container's own index, 0 if there is none."""
+    promised_end: Fraction | None
+    """End of the last packet in seconds by the header, None if there is none."""
+    read_end: Fraction
+    """End of the last packet in seconds as read, comparable with ``promised_end``."""
     packets: Packets
-    unordered: bool
-    """Times of presentation are guesses, or are not to be believed."""
-    untimed: bool
-    """They have none at all: frames follow each other at the stated rate."""
+    unreliable_pts: bool
+    """True if presentation times are guesses or contradict the decoder."""
+    no_pts: bool
+    """True if the format has no times: frames follow each other at the frame rate."""
     cut: frozenset[int] = frozenset()
-    """Packets behind the first key frame whose frames would precede it, and need one that was cut away."""
+    """Packets behind the first key frame that precede it in time and refer to a missing frame."""
     absent: frozenset[int] = frozenset()
-    """Other packets from which no frame comes, as decoding showed."""
+    """Other packets that gave no frame when they were decoded."""
 
     @cached_property
     def first_key(self) -> int:
-        """Where decoding begins: the first key frame; where none is marked, the first packet."""
+        """Packet number of the first key frame; 0 if no packet is marked as one."""
         return int(np.argmax(self.packets.key)) if self.packets.key.any() else 0
 
     @cached_property
     def shown(self) -> np.ndarray:
-        """(packets,) bool: whether a packet holds a frame that is shown."""
+        """(packets,) bool: True for packets with a frame that is shown."""
         shown = ~self.packets.hidden
         shown[: self.first_key] = False
         shown[list(self.absent | self.cut)] = False
         return shown
 
     @cached_property
-    def by_rank(self) -> bool:
-        """Whether the order of frames is known from the decoder alone."""
-        return self.unordered or self.untimed or bool((self.packets.pts[self.shown] == NO_TIME).any())
+    def order_from_decoder(self) -> bool:
+        """True if only the decoder gives the order of frames."""
+        return self.unreliable_pts or self.no_pts or bool((self.packets.pts[self.shown] == NO_TIME).any())
 
     @cached_property
-    def head(self) -> np.ndarray:
-        """Packets that may be :attr:`cut`: behind the first key frame, and before it in time."""
+    def uncertain(self) -> np.ndarray:
+        """Numbers of packets that may be ``cut``: behind the first key frame, and before it in time."""
         pts, numbers = self.packets.pts, np.arange(len(self.packets))
         near = self.shown & (numbers > self.first_key) & (numbers <= self.first_key + REORDERED)
         found: np.ndarray = np.flatnonzero(near & (pts < pts[self.first_key]))
@@ -108,107 +110,105 @@ class VideoIndex:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """Packets of the frames that are shown, as they are shown; ``by_rank`` as they are decoded."""
-        packet = np.flatnonzero(self.shown)
-        return packet if self.by_rank else packet[np.argsort(self.packets.pts[packet], kind="stable")]
+        """(frames,) packet number of each frame; in decoding order if ``order_from_decoder``."""
+        packets = np.flatnonzero(self.shown)
+        return packets if self.order_from_decoder else packets[np.argsort(self.packets.pts[packets], kind="stable")]
 
     @cached_property
     def ticks(self) -> np.ndarray:
-        """Times at which frames are shown, in order, from 0."""
-        packets = np.flatnonzero(self.shown)
-        times = self._decoding_times(packets) if self.by_rank else np.sort(self.packets.pts[packets])
+        """(frames,) int64: time of each frame in ticks; the first is 0."""
+        packets, dts = np.flatnonzero(self.shown), self.packets.dts
+        if self.order_from_decoder:
+            # Frames that were cut away would have the first decoding times.
+            times = np.sort(dts[[*packets, *self.cut]])[len(self.cut) :]
+        else:
+            times = np.sort(self.packets.pts[packets])
         times = times - times[:1]
-        step = self._stated_step
+        step = self._header_step
         by_rate = np.round(np.arange(len(times)) * step).astype(np.int64)
-        if self.untimed or (packets.size and self.by_rank and self.packets.dts[packets].min() == NO_TIME):
+        if self.no_pts or (packets.size and self.order_from_decoder and dts[packets].min() == NO_TIME):
             return by_rate
-        # A program stream times some frames and leaves the others to FFmpeg, which is now and then a frame out.
+        # An MPEG program stream stores the times of some frames. FFmpeg guesses the others, with errors of up to one frame.
         if self.container == "mpeg" and len(times) and np.abs(times - by_rate).max() <= step + 1:
             return by_rate
         return np.asarray(times)
 
     @cached_property
-    def _stated_step(self) -> float:
-        """Ticks from one frame to the next by the stated rate; where only some frames have times, by those."""
+    def _header_step(self) -> float:
+        """Ticks between frames by the header's frame rate, or by decoding times if only some packets have one."""
         dts = self.packets.dts
         known = np.flatnonzero(dts != NO_TIME)
-        if 1 < len(known) < len(dts) and self.by_rank and dts[known[-1]] > dts[known[0]]:
+        if 1 < len(known) < len(dts) and self.order_from_decoder and dts[known[-1]] > dts[known[0]]:
             return float(dts[known[-1]] - dts[known[0]]) / int(known[-1] - known[0])
         return float(1 / ((self.rate or 25) * self.tick))
 
-    def _decoding_times(self, packets: np.ndarray) -> np.ndarray:
-        """Times for frames that have none of presentation: those of decoding, in order."""
-        # What preceded the first key frame in time would have taken the first times.
-        return np.sort(self.packets.dts[[*packets, *self.cut]])[len(self.cut) :]
-
     @cached_property
     def n_frames(self) -> int:
-        """Frames that are shown."""
+        """Number of shown frames."""
         return int(self.shown.sum())
 
     @cached_property
     def gap(self) -> float:
-        """Usual ticks from one frame to the next."""
+        """Median of the ticks between frames."""
         if self.n_frames > 1:
             return float(max(np.median(np.diff(self.ticks)), 1e-9))
-        return self._stated_step
+        return self._header_step
 
     @cached_property
     def end_tick(self) -> float:
-        """When the last frame's time is over."""
+        """End of the last frame in ticks."""
         if self.n_frames < 2:
             return self.gap * self.n_frames
         if self.is_steady:
             return self.step * self.n_frames
-        stated = self.packets.duration[self.order]
-        # Matroska states one length for all; where that is not how long frames last, it is not how long the last one does.
-        is_true = stated[-1] > 0 and abs(float(np.median(stated)) - self.gap) <= 1
-        return float(self.ticks[-1]) + float(stated[-1] if is_true else self.ticks[-1] - self.ticks[-2] or self.gap)
+        lengths = self.packets.duration[self.order]
+        # Matroska stores one length for all frames. If it differs from the usual gap, it is wrong for the last frame too.
+        is_valid = lengths[-1] > 0 and abs(float(np.median(lengths)) - self.gap) <= 1
+        return float(self.ticks[-1]) + float(lengths[-1] if is_valid else self.ticks[-1] - self.ticks[-2] or self.gap)
 
     @cached_property
     def is_steady(self) -> bool:
-        """Whether frames follow each other at one rate, as exactly as the clock can tell."""
+        """True if the frame rate is constant, within the resolution of the clock."""
         if self.n_frames < 2:
             return True
         return bool((np.abs(self.ticks - self.step * np.arange(self.n_frames)) <= 1).all() and self.ticks[-1] > 0)
 
     @cached_property
     def step(self) -> float:
-        """Ticks from one frame to the next on average; as the stated rate has it, where that is the same."""
+        """Mean of the ticks between frames; the header's value if the two agree."""
         mean = float(self.ticks[-1]) / (self.n_frames - 1)
-        stated = self._stated_step
-        return stated if abs(stated - mean) * (self.n_frames - 1) <= 1 else mean
+        return self._header_step if abs(self._header_step - mean) * (self.n_frames - 1) <= 1 else mean
 
     @property
     def duration(self) -> float:
-        """Seconds from the first frame's beginning to the last one's end."""
+        """Seconds from the start of the first frame to the end of the last one."""
         return self.end_tick * float(self.tick)
 
     @property
     def fps(self) -> float:
-        """Frames shown a second, on average."""
+        """Mean frame rate."""
         return self.n_frames / self.duration if self.duration > 0 else 0.0
 
     @property
     def missing_frames(self) -> int:
-        """Frames that nobody wrote, where the container has a place for each (AVI), and those that do not come out."""
-        places = round(self.end_tick / self.gap) if self.container == "avi" else 0
-        return max(places - self.n_frames, len(self.absent))
+        """Number of frames that were never written (AVI counts them) or that gave no picture."""
+        counted = round(self.end_tick / self.gap) if self.container == "avi" else 0
+        return max(counted - self.n_frames, len(self.absent))
 
     @cached_property
-    def rank(self) -> np.ndarray:
-        """(packets,) int64: the how manyth frame a packet shows, -1 for none. Not for ``by_rank``."""
-        rank = np.full(len(self.packets), -1)
-        rank[self.order] = np.arange(self.n_frames)
-        return rank
+    def frame_number(self) -> np.ndarray:
+        """(packets,) int64: frame number of each packet, -1 for none. Invalid if ``order_from_decoder``."""
+        numbers = np.full(len(self.packets), -1)
+        numbers[self.order] = np.arange(self.n_frames)
+        return numbers
 
     def without(self, packets: set[int]) -> VideoIndex:
-        """The same where these packets give no frame."""
+        """Return the index without the frames of these packets."""
         behind = self.first_key + 1
         n_cut = next((k for k in range(len(packets) + 1) if behind + k not in packets), 0)
         cut = set(range(behind, behind + n_cut))
         return replace(self, cut=self.cut | cut, absent=self.absent | (packets - cut))
 
-    def ranked(self) -> VideoIndex:
-        """The same where times of presentation are not to be believed."""
-        return replace(self, unordered=True)
+    def without_pts(self) -> VideoIndex:
+        """Return the index with ``unreliable_pts`` set."""
+        return replace(self, unreliable_pts=True)

@@ -1,11 +1,12 @@
-"""Packets into the decoder and frames out of it, each frame with the number of the packet that it is of."""
+"""Send packets to the decoder, and return its frames, each with the number of its packet."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dtsf.pipeline.video.clip import short
+from dtsf.pipeline.video.clip import first_line
 from dtsf.pipeline.video.container import open_video
 from dtsf.pipeline.video.index import NO_TIME, VideoIndex
 
@@ -13,31 +14,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-SOUGHT = 3000
-"""Packets that are looked through behind the place where a container says that a key frame is."""
-CLOCKED, EARLY = frozenset({"mpeg", "mpegts"}), 2
-"""Containers without a table of key frames, and by how many seconds too early they are sought."""
+SEARCHED = 3000
+"""Maximum number of packets between the position of a seek and the key frame."""
+WITHOUT_KEY_TABLE, EARLY = frozenset({"mpeg", "mpegts"}), 2
+"""Formats without a table of key frames, and the seconds by which a seek aims before the key frame."""
 
 
 class PacketSource:
-    """The packets of one file for its decoder, from any of them on. ``kept``: its packets, where they are in memory.
-    ``strict``: have the codec report damage instead of concealing it.
+    """The packets of one file for its decoder.
+
+    Args:
+        container: As :func:`~dtsf.pipeline.video.container.open_video` returns it.
+        index: Index of the same file.
+        kept: Its packets if they are in memory; None reads them again.
+        strict: Make the codec report damage instead of concealing it.
     """
 
     def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:
         self._container, self._index, self._kept, self._strict = container, index, kept, strict
         self.errors: dict[int, str] = {}
-        """Messages of the codec about packets that it could not read, since :meth:`frames` was called."""
+        """Messages of the codec by packet number, since the last call of :meth:`frames`."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self._index.path
 
     def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
-        """Decode from packet ``first`` on: (number of the packet, frame) as frames come out, in order of presentation.
+        """Decode from packet ``first`` on and yield (packet number, frame) in presentation order.
 
-        Where it is said which packets' frames are ``needed``, others that no frame refers to are not decoded.
+        ``needed``: numbers of the packets whose frames are used. The decoder skips other packets that no frame refers to.
         """
         import av
 
@@ -50,21 +56,21 @@ class PacketSource:
                 context.options = {"err_detect": "explode"}
         context.skip_frame = "DEFAULT"
         self.errors = {}
-        came = first - 1
+        last = first - 1
         for number, packet in self._packets(first):
             if packet is not None:
-                # A decoder hands the time of a packet to its frame, whatever the time means.
+                # A decoder copies the PTS of a packet to its frame. So the packet number travels as the PTS.
                 packet.pts, packet.dts = number, None
                 if needed is not None:
                     context.skip_frame = "DEFAULT" if number in needed else "NONREF"
             try:
                 frames = context.decode(packet)
             except av.FFmpegError as error:
-                self.errors[number] = short(error)
+                self.errors[number] = first_line(error)
                 continue
             for frame in frames:
-                came = came + 1 if frame.pts is None else frame.pts
-                yield came, frame
+                last = last + 1 if frame.pts is None else frame.pts
+                yield last, frame
 
     def _packets(self, first: int) -> Iterator[tuple[int, Any]]:
         n_packets = len(self._index.packets)
@@ -72,45 +78,41 @@ class PacketSource:
             yield from enumerate(self._kept[first:], first)
         else:
             yield from zip(range(first, n_packets), self._read(first), strict=False)
-        yield n_packets, None  # empties the decoder
+        yield n_packets, None  # flushes the decoder
 
     def _read(self, first: int) -> Iterator[Any]:
-        """Read on from packet ``first``: where the container's own seeking finds it, else from the beginning."""
-        if first > self._index.first_key:
-            yield from self._sought(first)
-            # Nothing was found if this point is reached with nothing read: a found one is read to the end.
-            if self._found:
-                return
-        with open_video(self.path) as again:
-            ahead = (packet for packet in again.demux(again.streams[self._index.stream]) if packet.size)
-            yield from islice(ahead, first, None)
-
-    def _sought(self, first: int) -> Iterator[Any]:
+        """Read packets from ``first`` on: by a seek if it finds the packet, else from the beginning of the file."""
         import av
 
-        self._found = False
+        found = False
+        if first > self._index.first_key:
+            with suppress(av.FFmpegError, OSError):
+                for k, packet in enumerate(self._after_seek(first)):
+                    found = found or self._is_packet(packet, first)
+                    if found:
+                        yield packet
+                    elif k + 1 == SEARCHED:
+                        break
+        if not found:
+            with open_video(self.path) as container:
+                packets = container.demux(container.streams[self._index.stream])
+                yield from islice((packet for packet in packets if packet.size), first, None)
+
+    def _after_seek(self, number: int) -> Iterator[Any]:
+        """Seek to a packet and read on; yields nothing if the packet has no time."""
         packets, stream = self._index.packets, self._container.streams[self._index.stream]
         times = (packets.dts, packets.pts) if self._index.container == "avi" else (packets.pts, packets.dts)
-        time = next((int(t[first]) for t in times if t[first] != NO_TIME), None)
+        time = next((int(t[number]) for t in times if t[number] != NO_TIME), None)
         if time is None:
             return
-        try:
-            # Where there is no table of key frames, seeking finds a packet of about that time.
-            early = 0 if self._index.container not in CLOCKED else int(EARLY / stream.time_base)
-            self._container.seek(time - int(packets.moved[first]) - early, stream=stream)
-            ahead = (packet for packet in self._container.demux(stream) if packet.size)
-            for packet in islice(ahead, SOUGHT):
-                if self._is(packet, first):
-                    self._found = True
-                    yield packet
-                    yield from ahead
-                    return
-        except (av.FFmpegError, OSError):
-            return
+        # Without a table of key frames, a seek ends at a packet of about that time.
+        early = int(EARLY / stream.time_base) if self._index.container in WITHOUT_KEY_TABLE else 0
+        self._container.seek(time - int(packets.shift[number]) - early, stream=stream)
+        yield from (packet for packet in self._container.demux(stream) if packet.size)
 
-    def _is(self, packet: Any, number: int) -> bool:
+    def _is_packet(self, packet: Any, number: int) -> bool:
         packets = self._index.packets
         if packet.size != packets.size[number] or (packet.pos or -1) != packets.pos[number]:
             return False
-        # AVI's times of presentation are guesses, and others after a jump.
-        return self._index.container == "avi" or packet.pts == packets.pts[number] - packets.moved[number]
+        # AVI's presentation times are guesses and change after a seek.
+        return self._index.container == "avi" or packet.pts == packets.pts[number] - packets.shift[number]
