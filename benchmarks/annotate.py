@@ -1,7 +1,7 @@
-"""Re-annotating a data set: how long it takes to say something else of every clip, and to open them for training.
+"""Time to change the annotations of all clips, and to open the dataset for training.
 
-A cache of drawn records and a table of as many small files; every split is exchanged and a class is renamed, which decodes
-nothing; then the cache is opened as training does, its clips and their groups put together.
+The cache has drawn records, and the table has as many small files. Every split is exchanged and a class is renamed, which
+decodes nothing. Then the cache is opened as in a training: clips are joined to groups.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLUMNS = ("path", "label", "group", "view", "subject", "split")
 
 
 def rows_of(clips: int, *, edited: bool) -> list[dict[str, str]]:
-    """The table, before and after."""
+    """Rows of the table, before or after the edit."""
     return [
         {
             "path": f"class{k // VIEWS % 60:02d}/{k:06d}.avi",
@@ -48,7 +48,7 @@ def rows_of(clips: int, *, edited: bool) -> list[dict[str, str]]:
 
 
 def write_table(root: Path, rows: list[dict[str, str]]) -> None:
-    """As a person's program for tables writes it."""
+    """Write the table as a spreadsheet program does."""
     with (root / "manifest.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
@@ -56,14 +56,14 @@ def write_table(root: Path, rows: list[dict[str, str]]) -> None:
 
 
 def make(root: Path, cache: Path, clips: int, settings: PreprocessSettings) -> None:
-    """Files of eight bytes, and a cache that has a row of each; no row has values worth looking at."""
+    """Write files of eight bytes, and a cache with a row of each; the values of the rows do not matter."""
     rows = rows_of(clips, edited=False)
     write_table(root, rows)
     for k, row in enumerate(rows):
         path = root / row["path"]
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(f"{k:08d}".encode())
-    # Small rows: what is measured is documents.
+    # Small rows, because documents are measured.
     spec = run.make_spec(settings)
     create_or_open(cache / "manifest", spec, DatasetName(dataset="manifest", name="manifest"), SHARD)
     arrays = {name: np.zeros((SHARD, *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
@@ -102,7 +102,7 @@ def main() -> None:
         write_table(root, rows_of(arguments.clips, edited=True))
         seconds, cpu, result = timed()
         if result.changes.to_decode or result.changes.relabelled != arguments.clips:
-            raise SystemExit(f"not what was measured: {result.changes}")
+            raise SystemExit(f"unexpected changes: {result.changes}")
         begun, opening = time.perf_counter(), time.process_time()
         data = open_dataset(cache)
         split = split_clips(data.clips, parse_protocol("split", "manifest"), "manifest", data.info.view_names)

@@ -1,14 +1,14 @@
-"""Plain models on the same cached embeddings: what DTSFNet has to beat, and what a room alone is worth.
+"""Plain models on the same cached embeddings, to compare with DTSFNet and to measure the background alone.
 
     python benchmarks/baselines.py --cache cache --dataset iid --protocol cross-subject:5,6 --seeds 3 [--json]
 
-Every model sees single views; the class probabilities of a group are the mean over its views. Rows:
+Every model sees single views. The class probabilities of a group are the mean over its views. Rows:
 
 mean-linear    logistic regression on the mean over time and space: appearance, no motion
-frame-linear   logistic regression on all cells of the middle frame: one pose in one room
-gru-raw        a GRU over the frames, all cells, as they are
-gru-dynamic    the same after the clip's temporal mean is taken off, cell by cell
-gru-jitter     the same, frames drawn at random from their segments (by interpolation between cached frames)
+frame-linear   logistic regression on all cells of the middle frame: one pose and its background
+gru-raw        a GRU over the frames, all cells, unchanged
+gru-dynamic    the same after subtraction of the clip's temporal mean, cell by cell
+gru-jitter     the same, with frames drawn at random from their segments (interpolated between cached frames)
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Gru(nn.Module):
-    """One recurrent layer over the flattened cells, mean of its states, a linear head."""
+    """One recurrent layer over the flattened cells, the mean of its states, a linear head."""
 
     def __init__(self, n_inputs: int, n_classes: int, hidden: int = 128) -> None:
         super().__init__()
@@ -43,27 +43,27 @@ class Gru(nn.Module):
         self.head = nn.Sequential(nn.Dropout(0.3), nn.Linear(hidden, n_classes))
 
     def forward(self, x_NTX: Tensor) -> Tensor:
-        """Logits (N, K)."""
+        """Return logits (N, K)."""
         state_NTH, _ = self.recurrent(x_NTX)
         logits_NK: Tensor = self.head(state_NTH.mean(1))
         return logits_NK
 
 
 def clips(groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """Present views one by one: embeddings (N, F, H, W, C), labels (N,), index of the group (N,)."""
+    """Return the present views one by one: embeddings (N, F, H, W, C), labels (N,), index of the group (N,)."""
     g, v = torch.nonzero(groups.mask_GV, as_tuple=True)
     return groups.embeddings_NFHWC[groups.row_GV[g, v]].float(), groups.label_G[g], g
 
 
 def top1(probability_NK: Tensor, group_N: Tensor, groups: Groups) -> float:
-    """Accuracy over groups, probabilities averaged over views."""
+    """Return the accuracy over groups, with probabilities averaged over views."""
     sums_GK = torch.zeros(len(groups), probability_NK.shape[1])
     sums_GK.index_add_(0, group_N, probability_NK)
     return (sums_GK.argmax(1) == groups.label_G).float().mean().item()
 
 
 def linear(train: Groups, test: Groups, *, one_frame: bool) -> float:
-    """Logistic regression on a pooled clip or on one frame."""
+    """Return the accuracy of logistic regression on a pooled clip or on one frame."""
 
     def features(groups: Groups) -> tuple[np.ndarray, Tensor, Tensor]:
         x, label, group = clips(groups)
@@ -77,7 +77,7 @@ def linear(train: Groups, test: Groups, *, one_frame: bool) -> float:
 
 
 def gru(train: Groups, test: Groups, seed: int, *, dynamic: bool, jitter: bool, epochs: int = 40) -> float:
-    """Train and judge the GRU."""
+    """Train and evaluate the GRU."""
     torch.manual_seed(seed)
     x, label, _ = clips(train)
     x_test, _, group = clips(test)
@@ -105,7 +105,7 @@ def gru(train: Groups, test: Groups, seed: int, *, dynamic: bool, jitter: bool, 
 
 
 def _jittered(x_NFHWC: Tensor) -> Tensor:
-    """Read every clip at times that move by up to half a segment to either side."""
+    """Read every clip at times that are shifted by up to half a segment."""
     N, F = x_NFHWC.shape[:2]
     time_NF = (torch.arange(F) + torch.rand(N, F) - 0.5).clamp(0, F - 1)
     before = time_NF.floor().long()
@@ -117,8 +117,8 @@ def _jittered(x_NFHWC: Tensor) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--dataset", help="name in the cache; needless where there is one")
-    parser.add_argument("--protocol", help="as dtsf train takes it")
+    parser.add_argument("--dataset", help="name in the cache; optional if the cache has one dataset")
+    parser.add_argument("--protocol", help="as for dtsf train")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""What the cache buys: a training from a warm cache, against the same training that decodes and embeds its clips in every epoch.
+"""Gain of the cache: training from a warm cache against training that decodes and embeds its clips in every epoch.
 
     python benchmarks/cache_gain.py --cache CACHE --dataset iid --protocol cross-subject:5,6 --root ../shared/data/motion/iid
 
-One process, one thread, both ways in turn. ``--epochs`` epochs are made for real each way (the recipe's own number is then
-a multiple); the frames are decoded and embedded by the package's own stage 1, the fastest way it has on one core.
+One process, one thread, both ways in turns. ``--epochs`` epochs are run each way; the recipe's number of epochs is a
+multiple. Frames are decoded and embedded by stage 1 of dtsf, in its fastest way on one core.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--dataset")
     parser.add_argument("--protocol", default="cross-subject:5,6")
-    parser.add_argument("--root", type=Path, required=True, help="of the videos that the cache was made from")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the source videos of the cache")
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     data = open_dataset(arguments.cache, arguments.dataset)
-    train_once(data, arguments, epochs=1)  # compiled kernels and opened files are nobody's merit
+    train_once(data, arguments, epochs=1)  # compiles kernels and opens files, which is not measured
     begun = time.perf_counter()
     train_once(data, arguments, epochs=arguments.epochs)
     cached = (time.perf_counter() - begun) / arguments.epochs
@@ -82,7 +82,7 @@ def train_once(data: CachedDataset, arguments: argparse.Namespace, *, epochs: in
 
 
 def decode_and_embed(data: CachedDataset, arguments: argparse.Namespace) -> int:
-    """What an epoch without a cache does first. Returns the number of clips."""
+    """Decode and embed the clips, as an epoch without a cache must. Return the number of clips."""
     rule = parse_protocol(arguments.protocol, data.info.dataset)
     clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names).train
     encoder = load_encoder(data.spec.encoder, data.spec.size, data.spec.grid)

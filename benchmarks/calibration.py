@@ -1,11 +1,11 @@
-"""What a run's uncertainty is worth: before and after calibration, and on clips of which nothing can be known.
+"""Quality of a run's uncertainty: before and after calibration, and on clips without a recognisable action.
 
-    python benchmarks/belief.py RUN --cache cache [--dataset NAME --protocol all] [--unknown NAME]... [--json]
+    python benchmarks/calibration.py RUN --cache cache [--dataset NAME --protocol all] [--unknown NAME]... [--json]
 
-Judges the test side with evidence as it is and as it is believed: calibration error, AUROC of uncertainty against errors, mean
-uncertainty. ``least_ece`` is what the same number of groups gives in the mean if every probability is exactly true: fifteen
-bins of few groups are never level. Then the same clips standing still (one frame, with the noise of a sensor), with their
-frames out of order, and as noise; and other data sets of the cache: mean uncertainty, and how well it tells them from the test.
+Evaluates the test split without and with calibration: calibration error, AUROC of uncertainty for errors, mean uncertainty.
+``least_ece`` is the mean calibration error of as many groups if every probability is exactly right: fifteen bins of few
+groups always differ. Then it evaluates the same clips as a still picture (one frame with sensor noise), with shuffled
+frames, and as noise. It also evaluates other datasets of the cache: mean uncertainty, and AUROC against the test split.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dtsf.model.network import DTSFNet
 
 SENSOR = 0.02
-"""Deviation of a sensor's noise, in that of all embeddings."""
+"""Standard deviation of sensor noise, relative to that of all embeddings."""
 
 
 def still(x_NFHWC: torch.Tensor) -> torch.Tensor:
@@ -54,7 +54,7 @@ STRANGE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"still": still, "s
 
 
 def least_error(probability_G: torch.Tensor, draws: int = 200) -> float:
-    """Mean calibration error of probabilities that are true, by drawing who is right."""
+    """Return the mean calibration error of right probabilities, with outcomes drawn at random."""
     both_G2 = torch.stack([probability_G, torch.zeros_like(probability_G)], 1)
     return statistics.mean(
         calibration_error(both_G2, (torch.rand(len(both_G2)) >= probability_G).long()) for _ in range(draws)
@@ -68,13 +68,13 @@ def uncertainties(net: DTSFNet, groups: Groups) -> torch.Tensor:
 
 
 def main() -> None:
-    """Judge the run and print a line, or an object, for each set."""
+    """Evaluate the run and print a line, or an object, for each dataset."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--dataset", help="the run's own if left out")
-    parser.add_argument("--protocol", help="the run's own if left out")
-    parser.add_argument("--unknown", action="append", default=[], help="another data set of the cache")
+    parser.add_argument("--dataset", help="default: that of the run")
+    parser.add_argument("--protocol", help="default: that of the run")
+    parser.add_argument("--unknown", action="append", default=[], help="another dataset of the cache")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def main() -> None:
     clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names, needed=("test",)).test
     groups = load_groups(data, split_by_known_classes(clips, data.info.class_names, names)[0])
     learnt, found = net.belief.learnt, {}
-    for what, on in (("as it is", False), ("believed", learnt)):
+    for what, on in (("uncalibrated", False), ("calibrated", learnt)):
         net.belief.learnt = on
         metrics = evaluate_groups(net, groups, names)
         found[what] = {

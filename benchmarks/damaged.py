@@ -1,7 +1,8 @@
-"""500 damaged videos through stage 1: none may crash or hang the run, none may be taken for whole.
+"""500 damaged videos through stage 1: no crash, no hang, and every cut file is found.
 
-Each source is cut at every tenth, has bytes flipped, its header zeroed; then empty files, text named .avi, clips of 0, 1
-and 2 frames, odd sizes, a variable frame rate, a quarter turn, sound alone. Prints a table of verdicts by kind of damage.
+Each source is cut at every tenth, has flipped bytes, or has a zeroed header. There are also empty files, text named .avi,
+clips of 0, 1 and 2 frames, odd sizes, a variable frame rate, a quarter turn, and sound alone.
+Prints a table of statuses by kind of damage.
 
     python benchmarks/damaged.py --root ../shared/data/motion/iid --check full
 """
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def make_damaged(sources: list[Path], folder: Path, count: int) -> dict[str, str]:
-    """Write the files. Returns the kind of damage by file name."""
+    """Write the files. Return the kind of damage by file name."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     kinds: dict[str, str] = {}
@@ -91,7 +92,7 @@ def make_damaged(sources: list[Path], folder: Path, count: int) -> dict[str, str
 
 
 def special(folder: Path) -> list[tuple[str, str, bytes | None]]:
-    """Files that no cut makes: (kind, name, content or None where it is written here)."""
+    """Yield files that are not cuts: (kind, name, content, or None if the file is written here)."""
     made: list[tuple[str, str, bytes | None]] = [
         ("empty", "s_empty.avi", b""),
         ("text", "s_text.avi", b"this is no video\n" * 1000),
@@ -121,7 +122,7 @@ def special(folder: Path) -> list[tuple[str, str, bytes | None]]:
 def draw(
     path: Path, n_frames: int, width: int, height: int, *, codec: str = "mpeg4", vfr: bool = False, rotation: int = 0
 ) -> None:
-    """A small video with a square that moves."""
+    """Write a small video with a moving square."""
     import av
 
     with av.open(str(path), "w") as container:
@@ -144,7 +145,7 @@ def draw(
 
 
 def encode(source: Path, target: Path, codec: str) -> bytes:
-    """The same pictures in another container and codec."""
+    """Write the same pictures in another container and codec."""
     import av
 
     with av.open(str(source)) as read, av.open(str(target), "w") as written:
@@ -161,13 +162,13 @@ def encode(source: Path, target: Path, codec: str) -> bytes:
 
 
 def write_manifest(folder: Path, kinds: dict[str, str]) -> None:
-    """One group a file."""
+    """Write a manifest with one group per file."""
     rows = [f"{name},a{k % 2},g{k},1,train" for k, name in enumerate(kinds)]
     (folder / "manifest.csv").write_text("\n".join(["path,label,group,view,split", *rows]) + "\n")
 
 
 def read_verdicts(folder: Path) -> dict[str, str]:
-    """Status by file name, from the commit records."""
+    """Return the status by file name, from the commit records."""
     found = {}
     for path in (folder / "shards").glob("*.json"):
         for record in json.loads(path.read_text())["clips"]:

@@ -1,11 +1,10 @@
-"""Parameters and FLOPs of VideoMamba-S in DTSFNet for 1, 2 and 3 views, by a stated rule, beside the paper's.
+"""Parameters and FLOPs of VideoMamba-S in DTSFNet for 1, 2 and 3 views, beside those of the paper.
 
-The rule: one multiply-accumulate is 2 FLOPs. Counted for one group in evaluation: the patch embedding, all linear maps
-of all blocks, the head, the causal convolution (4 MACs a channel and token), and the scan at 9 FLOPs for each token,
-channel and state (VMamba's convention), both in two directions. Norms, additions and activations are not counted. The
-linear maps are counted by running the network's own modules under torch.utils.flop_counter, so what runs is what is
-counted; the scan is left out there and counted by formula.
-The paper prints 725.08 GFLOPs and 25.4 M parameters, with no rule, frames or number of views.
+Counting rule: one multiply-accumulate is 2 FLOPs. Counted for one group in evaluation: the patch embedding, all linear
+layers of all blocks, the head, the causal convolution (4 MACs per channel and token), and the scan with 9 FLOPs per token,
+channel and state (VMamba's convention). Convolution and scan run in two directions. Norms, additions and activations are
+not counted. The network runs under torch.utils.flop_counter, which counts the linear layers. The scan is counted by formula.
+The paper gives 725.08 GFLOPs and 25.4 M parameters, without a rule, frames or number of views.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ SCAN = 9
 
 
 def count(views: int, frames: int, side: int = 224) -> dict[str, float]:
-    """Of one group of ``views`` views x ``frames`` frames x ``side`` x ``side`` pixels, 10 classes."""
+    """Count one group of ``views`` views x ``frames`` frames x ``side`` x ``side`` pixels, 10 classes."""
     config = ModelConfig(width=384, depth=24, patch=16, reduce=0, frames=frames, readout="cls", normalise="data")
-    # On the meta device shapes flow and nothing is computed.
+    # The meta device computes shapes only.
     with torch.device("meta"):
         net = DTSFNet(config, channels=3, canvas=side, n_classes=10).eval()
         x_BVTHWC = torch.empty(1, views, frames, side, side, 3)

@@ -1,9 +1,8 @@
-"""Whether stage 1 keeps the frames that a player shows: numbered frames in codecs x containers x GOP x B-frames x cuts x rates.
+"""Frames of stage 1 against a player: numbered frames in codecs x containers x GOP x B-frames x cuts x rates.
 
-Every frame shows its own number as nine black or white squares. ffmpeg (the program, not the library in PyAV) decodes each file in
-order: that is what a player shows. The frames asked for are those at the centres of equal shares of that time. Beside dtsf, as
-peers, what scripts usually do: decord's ``get_batch``, OpenCV's ``CAP_PROP_POS_FRAMES``, PyAV's ``seek`` without going on to
-the frame.
+Every frame shows its own number as nine black or white squares. The program ffmpeg (not the library in PyAV) decodes each file
+in order, as a player does. The requested frames are at the centres of equal shares of that time. Usual scripts are compared:
+decord's ``get_batch``, OpenCV's ``CAP_PROP_POS_FRAMES``, PyAV's ``seek`` without decoding on to the frame.
 
     python benchmarks/frames.py --json
     python benchmarks/frames.py --only avi,cut --keep DIR
@@ -37,9 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--only", default="", help="parts of names, joined by commas")
-    parser.add_argument(
-        "--keep", type=Path, help="folder for the drawn files; those that are there are not drawn again"
-    )
+    parser.add_argument("--keep", type=Path, help="folder for the drawn files; existing files are not drawn again")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -59,7 +56,7 @@ def main() -> None:
 
 
 def judge_all(cases: list[Case], folder: Path, n_frames: int, *, peers: bool) -> dict[str, Any]:
-    """Draw all files and read them in every way."""
+    """Draw all files and read them with every reader."""
     folder.mkdir(parents=True, exist_ok=True)
     readers: dict[str, Callable[[Path, int], list[int]]] = {"dtsf": read_dtsf}
     if peers:
@@ -67,7 +64,7 @@ def judge_all(cases: list[Case], folder: Path, n_frames: int, *, peers: bool) ->
         try:
             import cv2  # noqa: F401
         except ImportError:
-            print("OpenCV is not installed and left out: pip install opencv-python-headless", file=sys.stderr)
+            print("OpenCV is not installed and is left out: pip install opencv-python-headless", file=sys.stderr)
         else:
             readers["opencv"] = read_opencv
     totals = {name: Counter(wrong_files=0, wrong_frames=0, refused=0) for name in readers}
@@ -79,14 +76,14 @@ def judge_all(cases: list[Case], folder: Path, n_frames: int, *, peers: bool) ->
             not_drawn.append(case.name)
             continue
         right = frames_to_keep(case, path, n_frames)
-        if not right:  # a codec in a container that holds none of its kind
+        if not right:  # a container without support for the codec
             not_drawn.append(case.name)
             continue
         rows[case.name] = {}
         for name, read in readers.items():
             try:
                 numbers = read(path, n_frames)
-            except Exception as error:  # noqa: BLE001 - a peer may raise anything; so it is with a user's script
+            except Exception as error:  # noqa: BLE001 - another reader may raise anything
                 totals[name]["refused"] += 1
                 rows[case.name][name] = "refused"
                 if name == "dtsf":
@@ -109,15 +106,15 @@ def judge_all(cases: list[Case], folder: Path, n_frames: int, *, peers: bool) ->
 
 
 def frames_to_keep(case: Case, path: Path, n_frames: int) -> list[int]:
-    """Numbers of the frames that a player shows at the centres of equal shares of the clip's time."""
+    """Return the numbers of the frames that a player shows at the centres of equal shares of the clip's time."""
     shown = [number for number in read_player(path, case) if number >= 0]
     if not shown:
         return []
     begin = len(shown) - 1
     while begin and (shown[begin - 1] < shown[begin] or case.is_garbled):
         begin -= 1
-    shown = shown[begin:]  # what precedes the first key frame is noise that may look like a number
-    # What has no times of presentation shows one frame after the other, whatever was cut out between them.
+    shown = shown[begin:]  # pictures before the first key frame are noise that may look like a number
+    # A file without presentation times shows one frame after the other, also across cuts.
     ranks = (
         np.arange(len(shown))
         if (path.suffix in UNTIMED and case.seconds is None) or case.is_garbled
@@ -129,7 +126,7 @@ def frames_to_keep(case: Case, path: Path, n_frames: int) -> list[int]:
 
 
 def read_player(path: Path, case: Case) -> list[int]:
-    """Numbers of all frames in the order in which ffmpeg shows them; pictures that are no whole number left out."""
+    """Return the numbers of all frames in presentation order; pictures without a readable number are skipped."""
     words = ["ffmpeg", "-v", "quiet", "-i", path, "-map", f"0:v:{case.stream}", "-fps_mode", "passthrough"]
     words += ["-vf", "scale=96:96", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, check=False).stdout
@@ -137,7 +134,7 @@ def read_player(path: Path, case: Case) -> list[int]:
 
 
 def number_of(square: np.ndarray) -> int:
-    """The number that a square picture shows, or -1 where it is not plain."""
+    """Return the number that a square picture shows, or -1 if it is not clear."""
     third = len(square) / 3
     values = np.array(
         [
@@ -152,12 +149,12 @@ def number_of(square: np.ndarray) -> int:
 
 
 def read_dtsf(path: Path, n_frames: int) -> list[int]:
-    """Ours."""
+    """Read with dtsf."""
     return [number_of(picture) for picture in decode_clip(path, n_frames, SIZE).frames]
 
 
 def read_decord(path: Path, n_frames: int) -> list[int]:
-    """decord, as its README has it."""
+    """Read with decord, as in its README."""
     import decord
 
     reader = decord.VideoReader(str(path), num_threads=1)
@@ -165,7 +162,7 @@ def read_decord(path: Path, n_frames: int) -> list[int]:
 
 
 def read_opencv(path: Path, n_frames: int) -> list[int]:
-    """OpenCV, as answers on the web have it."""
+    """Read with OpenCV, as in usual answers on the web."""
     import cv2
 
     capture = cv2.VideoCapture(str(path))
@@ -180,7 +177,7 @@ def read_opencv(path: Path, n_frames: int) -> list[int]:
 
 
 def read_pyav_seek(path: Path, n_frames: int) -> list[int]:
-    """PyAV: seek to each moment and take the next frame."""
+    """Read with PyAV: seek to each time and take the next frame."""
     import av
 
     numbers = []
@@ -194,12 +191,12 @@ def read_pyav_seek(path: Path, n_frames: int) -> list[int]:
 
 
 def centres(total: int, n_frames: int) -> np.ndarray:
-    """Centres of equal shares."""
+    """Return the centres of equal shares."""
     return (2 * np.arange(n_frames) + 1) * total // (2 * n_frames)
 
 
 def middle(frame: np.ndarray) -> np.ndarray:
-    """The square in the middle of a picture."""
+    """Return the square in the middle of a picture."""
     side = min(frame.shape[:2])
     top, left = (frame.shape[0] - side) // 2, (frame.shape[1] - side) // 2
     return frame[top : top + side, left : left + side]

@@ -1,4 +1,4 @@
-"""Core-seconds a clip of decoding, ours and decord's in turns, on clips of files or on drawn ones of 1080p.
+"""Core-seconds per clip for decoding with dtsf and with decord in turns, on given clips or drawn clips of 1080p.
 
 python benchmarks/frames_cost.py --root ../shared/data/motion/iid --limit 60
 python benchmarks/frames_cost.py --draw h264 --limit 10
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def draw(folder: Path, codec: str, k: int) -> Path:
-    """A clip in which everything moves."""
+    """Write a clip in which everything moves."""
     ending, words = WORDS[codec]
     path = folder / f"{k}.{ending}"
     source = ["-f", "lavfi", "-i", "testsrc2=s=1920x1080:r=30:d=4,noise=alls=8:allf=t"]
@@ -60,14 +60,14 @@ def draw(folder: Path, codec: str, k: int) -> Path:
 
 
 def read_ours(path: Path, n_frames: int) -> float:
-    """Core-seconds, index and all."""
+    """Return the core-seconds of dtsf, index included."""
     begun = time.process_time()
     decode_clip(path, n_frames, 192)
     return time.process_time() - begun
 
 
 def read_decord(path: Path, n_frames: int) -> float:
-    """Core-seconds of decord alone: at the same size, nothing checked."""
+    """Return the core-seconds of decord alone, at the same size, without checks."""
     import decord
 
     index = probe(path)

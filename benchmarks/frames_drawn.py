@@ -1,4 +1,4 @@
-"""The files of frames.py: numbered frames, drawn by the program ffmpeg."""
+"""Test files of frames.py: numbered frames, drawn by the program ffmpeg."""
 
 from __future__ import annotations
 
@@ -18,52 +18,52 @@ X264 = ["-c:v", "libx264", "-preset", "veryfast"]
 X265 = ["-c:v", "libx265", "-preset", "veryfast", "-x265-params"]
 QUIET = "log-level=none"
 LAST = {"mkv": 1 / 30, "webm": 1 / 30, "mov": 1 / 30, "wmv": 1 / 30}
-"""Containers in which ffmpeg states that the last of uneven frames lasts as long as a steady rate has it."""
+"""Containers in which ffmpeg gives the last of uneven frames the duration of a steady rate."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One file."""
+    """Description of one file."""
 
     name: str
     words: list[str]
-    """Of ffmpeg, between the frames and the file."""
+    """Arguments of ffmpeg between the frames and the file."""
     size: tuple[int, int] = (192, 192)
     n_frames: int = 120
     fps: str = "30"
     after: list[list[str]] = field(default_factory=list)
-    """Further calls of ffmpeg on what the one before wrote (``IN``), each into a file of the last word's ending."""
+    """Further calls of ffmpeg on the previous output (``IN``), each into a file with the ending of the last word."""
     finish: Callable[[bytes], bytes] | None = None
-    """What becomes of the bytes at last."""
+    """Function that changes the final bytes."""
     stream: int = 0
-    """Of those with pictures, the one that is right."""
+    """Index of the right stream among those with pictures."""
     seconds: Callable[[int], float] | None = None
-    """When frame k is shown, where the rate is not steady."""
+    """Function from frame k to its time, if the rate is not steady."""
 
     last_frame: float | None = None
-    """Seconds that the last frame is shown, where it is not as the rate has it."""
+    """Duration of the last frame in seconds, if it differs from the rate."""
     is_garbled: bool = False
-    """Whether the picture is turned, and its number another one."""
+    """True if the picture is turned, so that its number differs."""
 
     @property
     def times(self) -> np.ndarray:
-        """When each frame, and one more, is shown."""
+        """Return the times of all frames and of one more."""
         return np.array([self.seconds(k) if self.seconds else k / self.rate for k in range(self.n_frames)])
 
     @property
     def last(self) -> float:
-        """Seconds that the last frame is shown."""
+        """Return the duration of the last frame in seconds."""
         return self.last_frame if self.last_frame else 1 / self.rate
 
     @property
     def rate(self) -> float:
-        """Frames a second, where it is steady."""
+        """Return the frames per second, if steady."""
         up, _, down = self.fps.partition("/")
         return int(up) / int(down or 1)
 
 
 def numbered(k: int, width: int, height: int) -> np.ndarray:
-    """A picture that shows ``k`` in nine squares of its middle."""
+    """Return a picture that shows ``k`` in nine squares in its middle."""
     picture = np.full((height, width, 3), 40, np.uint8)
     third = min(width, height) // 3
     top, left = (height - 3 * third) // 2, (width - 3 * third) // 2
@@ -75,7 +75,7 @@ def numbered(k: int, width: int, height: int) -> np.ndarray:
 
 
 def draw(case: Case, path: Path) -> bool:
-    """Write a case's file; False where this ffmpeg cannot."""
+    """Write the file of a case. Return False if this ffmpeg cannot."""
     width, height = case.size
     steps = [case.words, *case.after]
     files = [path.with_name(f"step{k}_{path.stem}{_ending(step, path)}") for k, step in enumerate(steps)]
@@ -105,7 +105,7 @@ def _plain(step: list[str]) -> list[str]:
 
 
 def _mid_gop(data: bytes) -> bytes:
-    """A transport stream from its second quarter on, as a receiver that was switched on then has it."""
+    """Return a transport stream from its second quarter on, as a receiver records it after switching on."""
     n = len(data) // 188
     return data[: 188 * 3] + data[188 * (n // 4) :]
 
@@ -231,7 +231,7 @@ def _grid() -> list[Case]:
     add("late.mp4", *X264, "-g", "30", "-output_ts_offset", "7.3")
     add(
         "late.ts", *X264, "-g", "30", "-output_ts_offset", "95443.5"
-    )  # the clock of a transport stream runs over at 95443.7 s
+    )  # the clock of a transport stream overflows at 95443.7 s
     add("wraps.mpg", "-c:v", "mpeg2video", "-bf", "2", "-q:v", "3", "-output_ts_offset", "95442.2")
     for ending in ("mp4", "mkv", "ts", "avi", "mpg", "mov", "flv"):
         sound = ["-f", "lavfi", "-i", "sine=frequency=440:duration=6", "-map", "0", "-map", "1"]
@@ -287,7 +287,7 @@ def _grid() -> list[Case]:
             last_frame=LAST.get(name, 0.2),
         )
     for codec in ("mjpeg", "mpeg4"):
-        # Written at 30 a second with an empty chunk for every moment without a frame, as webcam recorders do.
+        # Written at 30 frames per second with an empty chunk for every missing frame, as webcam recorders do.
         add(
             f"drops_{codec}.avi",
             "-vf",

@@ -1,13 +1,13 @@
-"""Everything about dtsf that only a card can tell, in under five minutes, without network: JSON and a page.
+"""Measurements of dtsf on a GPU, in less than five minutes, without network: JSON and a page.
 
     python benchmarks/gpu.py --out gpu-results
-    python benchmarks/gpu.py --out /tmp/quick --quick      on a CPU, tiny shapes, Triton's interpreter: proves that the script runs
+    python benchmarks/gpu.py --out /tmp/quick --quick      on a CPU, tiny shapes, Triton's interpreter: tests the script
 
-Sections: machine, parity of every kernel against float64, scan (forward + backward against mamba-ssm where it is built,
-and against chunked PyTorch), steps (default, ntu60 and nucla-paper: milliseconds, memory, clips a second, hours of a training),
-batches (made on the card, and made on the CPU and sent), stage1 (encoders), resume, tune (block, step and occupancy of the scan's
-loops). Each section is a process of its own that leaves every figure on the disk at once: what fails, crashes the card's driver or
-hangs is reported with its error, and the figures before it and the other sections stay.
+Sections: machine; parity of every kernel against float64; scan (forward + backward, against mamba-ssm if it is built, and
+against chunked PyTorch); steps (default, ntu60 and nucla-paper: milliseconds, memory, clips per second, hours of a training);
+batches (made on the GPU, or made on the CPU and sent); stage1 (encoders); resume; tune (block, step and occupancy of the
+scan's loops). Each section is a separate process and writes every figure at once. A failure, a crash of the driver or a hang
+is reported with its error. Earlier figures and other sections stay.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 QUICK = "--quick" in sys.argv
 if QUICK:
-    os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when it is imported
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it at its import
 
 import torch  # noqa: E402
 
@@ -45,15 +45,15 @@ if TYPE_CHECKING:
 
 BUDGET_S = 280.0
 SHARE = 0.6
-"""Of the time that is left: the most that one section may take."""
+"""Largest share of the remaining time for one section."""
 PAPER_HOURS, NUCLA_STEPS, NUCLA_GROUPS = 1.35, 3150, 504
-"""The paper's training; 50 epochs of 63 steps of 8 of N-UCLA's some 504 groups."""
+"""The paper's training: 50 epochs of 63 steps of 8 of N-UCLA's about 504 groups."""
 SHAPES = [(1, 4, 9, 8)] if QUICK else [(8, 768, 1569, 16), (64, 192, 145, 16)]
 DEVICE = "cpu" if QUICK else "cuda"
 
 
 class Figures(dict[str, Any]):
-    """What a section found, on the disk as soon as it is known."""
+    """Results of a section, written to the disk at once."""
 
     def __init__(self, file: Path, seconds: float) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ class Figures(dict[str, Any]):
         self._file.write_text(json.dumps(self))
 
     def part(self, key: str, function: Callable[..., Any], *arguments: Any) -> None:
-        """Note what ``function`` gives, or its error."""
+        """Record the result of ``function``, or its error."""
         if time.perf_counter() > self._end:
-            self[key] = {"error": "not begun: no time left"}
+            self[key] = {"error": "not started: no time left"}
             return
         try:
             self[key] = function(*arguments)
-        except Exception as error:  # noqa: BLE001 - whatever a card, a driver or a compiler raises is a finding
+        except Exception as error:  # noqa: BLE001 - every error of a GPU, a driver or a compiler is a result
             self[key] = {"error": f"{type(error).__name__}: {error}"[:300]}
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=BUDGET_S, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not QUICK and not torch.cuda.is_available():
-        raise SystemExit("PyTorch sees no CUDA device here; --quick proves the script on a CPU")
+        raise SystemExit("PyTorch finds no CUDA device; --quick tests the script on a CPU")
     options.out.mkdir(parents=True, exist_ok=True)
     if options.here:
         section_here(options.here, options.out, options.seconds)
@@ -112,9 +112,9 @@ def section_here(name: str, out: Path, seconds: float) -> None:
 
 
 def section_apart(name: str, out: Path, left: float) -> dict[str, Any]:
-    """A section in a process of its own: an illegal address or a loop without end takes no other section along."""
+    """Run a section in a separate process, so that an illegal address or an endless loop does not affect other sections."""
     if left < 0:
-        return {"error": "not begun: five minutes are over"}
+        return {"error": "not started: five minutes are over"}
     begun, file = time.perf_counter(), out / f"{name}.part"
     file.write_text("{}")
     command = [sys.executable, sys.argv[0], "--out", str(out), "--here", name, "--seconds", str(SHARE * left)]
@@ -142,15 +142,15 @@ def machine(figures: Figures) -> None:
         except importlib.metadata.PackageNotFoundError:
             figures[package] = None
     if DEVICE == "cuda":
-        card = torch.cuda.get_device_properties(0)
-        figures["card"], figures["sms"] = card.name, card.multi_processor_count
-        figures["memory_gib"] = round(card.total_memory / 2**30, 1)
+        gpu = torch.cuda.get_device_properties(0)
+        figures["gpu"], figures["sms"] = gpu.name, gpu.multi_processor_count
+        figures["memory_gib"] = round(gpu.total_memory / 2**30, 1)
     choice = kernel_choice(torch.device(DEVICE))
     figures["scan"], figures["why"] = choice.name, choice.reason
 
 
 def forms() -> dict[str, Callable[..., Any]]:
-    """Every way to run the scan on this device."""
+    """Return every implementation of the scan on this device."""
     from dtsf.model.scan.triton_scan import scan_by_triton
 
     found: dict[str, Callable[..., Any]] = {"triton": scan_by_triton, "plain": selective_scan_plain}
@@ -160,7 +160,7 @@ def forms() -> dict[str, Callable[..., Any]]:
 
 
 def parity(figures: Figures) -> None:
-    """Largest relative error of outputs and all gradients against float64 of the same numbers."""
+    """Return the largest relative error of outputs and all gradients against float64 of the same numbers."""
     from dtsf.model.scan.triton_conv import conv_by_triton
 
     if QUICK:
@@ -177,13 +177,13 @@ def parity(figures: Figures) -> None:
 
 
 def drawn(shape: tuple[int, int, int, int]) -> list[torch.Tensor]:
-    """A scan's arguments in bfloat16, what is summed over channels in float32."""
+    """Return a scan's arguments in bfloat16, with float32 for sums over channels."""
     given = enumerate(trial.drawn_arguments(shape, DEVICE))
     return [(x.bfloat16() if k not in (2, 5, 7) else x).requires_grad_() for k, x in given]
 
 
 def scan(figures: Figures) -> None:
-    """Milliseconds of forward + backward and forward alone, and memory beside the inputs, bfloat16."""
+    """Return milliseconds of forward + backward and of forward alone, and memory beside the inputs, in bfloat16."""
 
     def timed(function: Callable[..., Any], shape: tuple[int, int, int, int]) -> dict[str, float]:
         given = drawn(shape)
@@ -206,7 +206,7 @@ def scan(figures: Figures) -> None:
 
 
 def tune(figures: Figures) -> None:
-    """Triton's loops with other blocks: what the constants in triton_scan.py should be on this card."""
+    """Time Triton's loops with other block sizes, to choose the constants in triton_scan.py for this GPU."""
     from dtsf.model.scan import triton_scan
 
     def timed(change: dict[str, int], shape: tuple[int, int, int, int]) -> float:
@@ -224,11 +224,11 @@ def tune(figures: Figures) -> None:
     tries += [{"STEP_BACK": 4, "BLOCK": 16}]
     for change in tries[:2] if QUICK else tries:
         for shape in SHAPES:
-            figures.part(f"{shape} {change or 'as it is'}", timed, change, shape)
+            figures.part(f"{shape} {change or 'unchanged'}", timed, change, shape)
 
 
 def steps(figures: Figures) -> None:
-    """One optimiser step of each recipe."""
+    """Time one optimiser step of each recipe."""
     cases: list[tuple[str, str, int, list[str]]] = [
         ("default", "default", 3, []),
         ("ntu60", "ntu60", 3, []),
@@ -239,7 +239,7 @@ def steps(figures: Figures) -> None:
     ]
     tiny = ["model.width=16", "model.depth=1", "train.batch_size=2", "model.frames=2"]
     for name, recipe, views, changes in cases[:3] if QUICK else cases:
-        # The default recipe at the size that it takes, which is small.
+        # The default recipe at its automatic size, which is small.
         figures.part(name, one_step, recipe, views, changes + tiny if QUICK and recipe != "default" else changes)
 
 
@@ -293,7 +293,7 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
 
 
 def batches(figures: Figures) -> None:
-    """A batch made on the CPU and sent, and one made of embeddings that stay on the card; how far it is from the CPU's."""
+    """Time a batch made on the CPU and sent, and one made from embeddings on the GPU; return their difference too."""
     from dtsf.training.data import Groups, training_batches
     from dtsf.training.prefetch import Prefetcher
     from dtsf.training.recipe import load_recipe
@@ -321,7 +321,7 @@ def batches(figures: Figures) -> None:
 
 
 def stage1(figures: Figures) -> None:
-    """Frames embedded in batches of eight clips, host to host."""
+    """Time the embedding of batches of eight clips, host to host."""
     import numpy as np
 
     from dtsf.pipeline.encoders.choose import load_encoder
@@ -360,7 +360,7 @@ def stage1(figures: Figures) -> None:
 
 
 def resume(figures: Figures) -> None:
-    """Two epochs at once, and with a kill after the first: how far the weights are apart."""
+    """Train two epochs at once, and with a kill after the first; return the difference of the weights."""
     from dtsf.cache.spec import CacheSpec, DatasetInfo
     from dtsf.training.data import Groups
     from dtsf.training.loop import fit
@@ -402,7 +402,7 @@ SECTIONS: dict[str, Callable[[Figures], None]] = {
 
 
 def milliseconds(function: Callable[[], Any], repeats: int = 7) -> float:
-    """Median, after two that do not count."""
+    """Return the median, without the first two."""
     times = []
     for _ in range(1 if QUICK else repeats + 2):
         wait()
@@ -415,7 +415,7 @@ def milliseconds(function: Callable[[], Any], repeats: int = 7) -> float:
 
 
 def peak(function: Callable[[], Any]) -> float:
-    """Bytes allocated beyond what is held already; 0 on a CPU, where nobody counts."""
+    """Return the bytes allocated in addition to the current ones; 0 on a CPU, which does not count."""
     if DEVICE != "cuda":
         function()
         return 0.0
@@ -433,7 +433,7 @@ def wait() -> None:
 
 
 def page(document: dict[str, Any]) -> str:
-    """All numbers as tables."""
+    """Return all numbers as tables."""
 
     def rows(value: Any, name: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
@@ -445,8 +445,8 @@ def page(document: dict[str, Any]) -> str:
         lines = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in rows(found))
         parts.append(f"<h2>{html.escape(section)}</h2><table>{lines}</table>")
     style = "body{font:15px sans-serif;margin:2em}td{padding:2px 14px 2px 0;border-bottom:1px solid #ddd}"
-    head = f"<!doctype html><meta charset=utf-8><title>dtsf on a card</title><style>{style}</style>"
-    return f"{head}<h1>dtsf on a card</h1>{''.join(parts)}"
+    head = f"<!doctype html><meta charset=utf-8><title>dtsf on a GPU</title><style>{style}</style>"
+    return f"{head}<h1>dtsf on a GPU</h1>{''.join(parts)}"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""One table of how right recipes are on several data sets at once, from the videos on; and their mean rank.
+"""One table of the accuracy of recipes on several datasets at once, beginning with the videos, and their mean rank.
 
     python benchmarks/judge.py --data ../shared/data --seeds 0,1,2 --json
-    python benchmarks/judge.py --variant "rooms stay: augment.swap_background=0" --variant "one camera form: model.views=merged"
+    python benchmarks/judge.py --variant "no swapping: augment.swap_background=0" --variant "one camera form: model.views=merged"
 
-Preprocesses what is not in ``--cache`` yet, trains and judges. Without ``--test`` it looks at training people and sequences
-only, some held out in turn: that is what settings are chosen by. With ``--test`` it trains on all of them and judges the test
-sides, once, for the table. What each row is, is in :data:`ROWS`; rows' data in the README of the data.
+Preprocesses the clips that are missing in ``--cache``, trains and evaluates. Without ``--test``, it uses training people and
+sequences only, and holds out some of them in turn. Choose settings by these numbers. With ``--test``, it trains on all of
+them and evaluates the test splits, once, for the table. :data:`ROWS` describes the rows. The README of the data describes
+the datasets.
 
-A setting is better when its mean rank over the rows is lower; on one set alone, choices were wrong before. ``--recipe`` and
-``--variant`` may come several times; ``--set`` holds for all of them. ``--quick`` halves epochs at twice the learning rate.
+A setting is better if its mean rank over the rows is lower. Earlier choices by one dataset were wrong. ``--recipe`` and
+``--variant`` may be repeated; ``--set`` applies to all of them. ``--quick`` halves the epochs at twice the learning rate.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ if TYPE_CHECKING:
     from dtsf.training.data import Groups
     from dtsf.training.loop import FitResult
 
-    Asked = Callable[[Clip], bool]
+    ClipFilter = Callable[[Clip], bool]
     Chosen = Callable[[str], Recipe]
     Numbers = dict[str, dict[str, float | None]]
 
 ROWS = {
     "motion.people": "people not seen in training",
     "motion.hidden": "the same with one of three cameras hidden",
-    "motion.aligned": "people not seen, in the room of their action",
-    "motion.conflict": "the same in the room of another action",
+    "motion.aligned": "unseen people, background of their action",
+    "motion.conflict": "unseen people, background of a different action",
     "nucla.people": "N-UCLA's movements: people not seen in training",
     "nucla.view": "N-UCLA's movements: a camera not seen in training",
     "uti.sequences": "real footage: sequences not seen in training",
@@ -58,27 +59,27 @@ ROWS = {
     "uti.scene": "real footage: another place than in training",
 }
 TRAINED = ("1", "2", "3", "4")
-"""Training people of ``motion`` and ``nucla``; 5 and 6 are their test side."""
+"""Training people of ``motion`` and ``nucla``; 5 and 6 are the test people."""
 HALVES = (("1", "2"), ("3", "4"))
 LAWN_FIRST = ("handshake", "hug", "kick")
-"""Classes of ``uti`` that one scene gives away when a conflict is made of training sequences."""
+"""Classes of ``uti`` that one background gives away, if a conflict is made from training sequences."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training and what it is asked."""
+    """One training and its evaluations."""
 
-    learnt: str
-    """Data set in the cache."""
-    clips: Asked
-    asked: tuple[tuple[str, str, Asked], ...]
-    """Row, data set, clips."""
+    train_on: str
+    """Dataset in the cache."""
+    clips: ClipFilter
+    evaluations: tuple[tuple[str, str, ClipFilter], ...]
+    """Row, dataset, clips."""
     rule: str = "all"
-    """What is new in the test, for calibration: ``cross-view`` cameras, else people."""
+    """Kind of test, for the calibration: ``cross-view`` for new cameras, otherwise new people."""
 
 
 def trials(sets: list[str], *, test: bool) -> Iterator[Trial]:
-    """All trainings of the chosen data sets."""
+    """Return all trainings of the chosen datasets."""
     if "motion" in sets:
         yield from _motion(test=test)
     if "nucla" in sets:
@@ -87,7 +88,7 @@ def trials(sets: list[str], *, test: bool) -> Iterator[Trial]:
         yield from _uti(test=test)
 
 
-def _of(*subjects: str) -> Asked:
+def _of(*subjects: str) -> ClipFilter:
     return lambda clip: clip.subject in subjects
 
 
@@ -106,15 +107,15 @@ def _nucla(*, test: bool) -> Iterator[Trial]:
     for some, others in [(TRAINED, ("5", "6"))] if test else [HALVES, HALVES[::-1]]:
         yield Trial("nucla", _of(*some), (("nucla.people", "nucla", _of(*others)),))
     people = (*TRAINED, "5", "6") if test else TRAINED
-    for learnt, asked in [((1, 2), 3)] if test else [((1,), 2), ((2,), 1)]:
+    for train_on, test_view in [((1, 2), 3)] if test else [((1,), 2), ((2,), 1)]:
 
-        def seen(clip: Clip, views: tuple[int, ...] = learnt) -> bool:
+        def seen(clip: Clip, views: tuple[int, ...] = train_on) -> bool:
             return clip.subject in people and clip.view in views
 
-        def unseen(clip: Clip, view: int = asked) -> bool:
+        def unseen(clip: Clip, view: int = test_view) -> bool:
             return clip.subject in people and clip.view == view
 
-        yield Trial("nucla", seen, (("nucla.view", "nucla", unseen),), f"cross-view:{asked}")
+        yield Trial("nucla", seen, (("nucla.view", "nucla", unseen),), f"cross-view:{test_view}")
 
 
 def _uti(*, test: bool) -> Iterator[Trial]:
@@ -123,10 +124,10 @@ def _uti(*, test: bool) -> Iterator[Trial]:
             side = [lambda clip, part=part: clip.split == part for part in ("train", "test")]
             yield Trial(f"uti-{name}", side[0], ((f"uti.{name}", f"uti-{name}", side[1]),))
         return
-    # Training sequences alone: three of the parking lot and three of the lawn.
+    # Training sequences alone: three on the parking lot and three on the lawn.
     data = "uti-sequences"
 
-    def among(wanted: Asked) -> tuple[Asked, Asked]:
+    def among(wanted: ClipFilter) -> tuple[ClipFilter, ClipFilter]:
         return (lambda c: c.split == "train" and wanted(c)), (lambda c: c.split == "train" and not wanted(c))
 
     for k in range(1, 4):
@@ -141,7 +142,7 @@ def _uti(*, test: bool) -> Iterator[Trial]:
 
 
 def preprocess(data: Path, cache: Path, sets: list[str], words: list[str], *, test: bool) -> None:
-    """Fill the cache with what the trials need; what is there stays."""
+    """Preprocess the clips of the trials that are missing in the cache."""
     wanted: list[tuple[str, str, Path]] = []
     if "motion" in sets:
         wanted += [("nucla", "iid", data / "motion/iid")]
@@ -169,13 +170,13 @@ def preprocess(data: Path, cache: Path, sets: list[str], words: list[str], *, te
         subprocess.run([*map(str, command), *words, "--quiet"], check=True, stdout=sys.stderr)
 
 
-def groups_of(data: CachedDataset, asked: Asked) -> Groups:
-    """The groups of some clips."""
-    return load_groups(data, [clip for clip in data.clips if asked(clip)])
+def groups_of(data: CachedDataset, chosen: ClipFilter) -> Groups:
+    """Return the groups of some clips."""
+    return load_groups(data, [clip for clip in data.clips if chosen(clip)])
 
 
 def trainer(data: CachedDataset, seed: int) -> Callable[..., FitResult]:
-    """:func:`fit`, with what all trainings on a data set have in common."""
+    """Call :func:`fit` with the arguments that all trainings of a dataset share."""
     return partial(fit, info=data.info, spec=data.spec, protocol="", seed=seed, device="cpu")
 
 
@@ -189,7 +190,7 @@ def judge(
     calibrated: bool = True,
     quick: bool = False,
 ) -> Numbers:
-    """Train every trial with every seed, and the mean of each row's numbers. ``recipe`` is told what the trial asks."""
+    """Train every trial with every seed and return the mean of each row's numbers. ``recipe`` is adapted to the trial."""
     opened: dict[str, CachedDataset] = {}
     found: dict[str, list[tuple[float, float, float | None]]] = {}
 
@@ -197,20 +198,20 @@ def judge(
         return opened.setdefault(name, open_dataset(cache, name))
 
     for trial in trials(sets, test=test):
-        settings, learnt = recipe(trial.rule), data(trial.learnt)
-        clips = tuple(clip for clip in learnt.clips if trial.clips(clip))
-        settings, train = resolve_auto(settings, len(clips)), load_groups(learnt, clips)
+        settings, train_on = recipe(trial.rule), data(trial.train_on)
+        clips = tuple(clip for clip in train_on.clips if trial.clips(clip))
+        settings, train = resolve_auto(settings, len(clips)), load_groups(train_on, clips)
         settings = _in_half_the_epochs(settings) if quick else settings
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:
-                again = trainer(learnt, seed)
+                again = trainer(train_on, seed)
                 net = again(train, settings, run=Path(run)).net
                 if calibrated:
                     split = Split(train=clips, test=(), left_out={}, task="")
-                    rule = parse_protocol(trial.rule, learnt.info.dataset)
-                    calibrate(net, learnt, rule, split, settings, run=Path(run), again=again)
-            for row, name, asked in trial.asked:
-                metrics = evaluate_groups(net, groups_of(data(name), asked), learnt.info.class_names, draws=settings.train.draws)
+                    rule = parse_protocol(trial.rule, train_on.info.dataset)
+                    calibrate(net, train_on, rule, split, settings, run=Path(run), again=again)
+            for row, name, chosen in trial.evaluations:
+                metrics = evaluate_groups(net, groups_of(data(name), chosen), train_on.info.class_names, draws=settings.train.draws)
                 found.setdefault(row, []).append((metrics.top1, metrics.ece, metrics.auroc_uncertainty))
     return {row: _mean(found[row]) for row in ROWS if row in found}
 
@@ -233,7 +234,7 @@ def _in_half_the_epochs(recipe: Recipe) -> Recipe:
 
 
 def mean_ranks(top1: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Mean over the rows of each recipe's rank, 1 the best; equals share the mean of their ranks."""
+    """Return each recipe's mean rank over the rows; 1 is the best, and equal recipes share the mean of their ranks."""
     rows = next(iter(top1.values()))
     ranks: dict[str, list[float]] = {name: [] for name in top1}
     for row in rows:
@@ -245,7 +246,7 @@ def mean_ranks(top1: dict[str, dict[str, float]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Preprocess, train, judge, print."""
+    """Preprocess, train, evaluate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", type=Path, default=Path("judge-cache"))
@@ -256,26 +257,26 @@ def main() -> None:
     )
     parser.add_argument("--set", action="append", default=[], help="section.key=value, for all")
     parser.add_argument(
-        "--preprocess", default="", help="further words for dtsf preprocess, e.g. '--size 288 --grid 9'"
+        "--preprocess", default="", help="further arguments for dtsf preprocess, e.g. '--size 288 --grid 9'"
     )
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--test", action="store_true", help="the test sides, for the table; never to choose by")
+    parser.add_argument("--test", action="store_true", help="evaluate the test splits, for the table; never choose by them")
     parser.add_argument("--quick", action="store_true", help="half the epochs at twice the learning rate")
-    parser.add_argument("--uncalibrated", action="store_true", help="evidence as it is: half the time, the same top-1")
+    parser.add_argument("--uncalibrated", action="store_true", help="no calibration: half the time, the same top-1")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     sets, seeds = options.sets.split(","), [int(seed) for seed in options.seeds.split(",")]
     if unknown := set(sets) - {"motion", "nucla", "uti"}:
         sys.exit(f"--sets: {', '.join(sorted(unknown))} unknown; there are motion, nucla, uti")
     recipes = options.recipe or ["default"]
-    asked = [(name, name, []) for name in recipes]
-    asked += [(v.partition(":")[0].strip(), recipes[0], v.partition(":")[2].split()) for v in options.variant]
+    variants = [(name, name, []) for name in recipes]
+    variants += [(v.partition(":")[0].strip(), recipes[0], v.partition(":")[2].split()) for v in options.variant]
     preprocess(options.data, options.cache, sets, options.preprocess.split(), test=options.test)
     result: dict[str, dict[str, dict[str, float | None]]] = {}
-    for name, recipe, changes in asked:
+    for name, recipe, changes in variants:
 
         def settings(rule: str, recipe: str = recipe, changes: list[str] = changes) -> Recipe:
-            # As dtsf train takes it where no recipe is named.
+            # The default recipe of dtsf train.
             own = "unseen-cameras" if recipe == "default" and rule != "all" else recipe
             return load_recipe(own, [*options.set, *changes])
 
@@ -292,7 +293,7 @@ def main() -> None:
 
 
 def print_table(result: dict[str, dict[str, dict[str, float | None]]], ranks: dict[str, float]) -> None:
-    """Markdown: a line a row, a column a recipe: top-1 (calibration error, AUROC of uncertainty)."""
+    """Print Markdown with one line per row and one column per recipe: top-1 (calibration error, AUROC of uncertainty)."""
     print("| | " + " | ".join(result) + " |\n|---|" + "---|" * len(result))
     for row in next(iter(result.values())):
         cells = []

@@ -1,11 +1,11 @@
-"""Test sets made of training people: another's room behind them, or a pillar before one of three cameras.
+"""Test sets made from training people: another background, or a pillar in front of one of three cameras.
 
     python benchmarks/judge_sets.py --motion ../shared/data/motion --out judge-sets
 
-Choices are made on training people alone, and neither the test of conflicting rooms nor that of hidden views has any. So both
-are made here of the videos of training people, pixel by pixel, in N-UCLA's layout: ``conflict`` from ``biased`` (each clip
-before the median picture of a clip of another action, same camera), ``hidden`` from ``iid`` (a pillar of one colour, as wide
-as where the person moves, before one camera of each performance).
+Choices use training people alone, but the tests of conflicting backgrounds and of hidden views have none. So both are made
+here from the videos of training people, pixel by pixel, in N-UCLA's layout. ``conflict`` comes from ``biased``: each clip in
+front of the median picture of a clip of another action and the same camera. ``hidden`` comes from ``iid``: a pillar of one
+colour, as wide as the motion of the person, in front of one camera of each performance.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from PIL import Image, ImageChops, ImageFilter
 
 PEOPLE = ("01", "02", "03", "04")
 BEHIND = 24.0
-"""Difference from the median picture, of 255, that counts as somebody."""
+"""Smallest difference from the median picture, of 255, that counts as a person."""
 
 
 def read(path: Path) -> tuple[list[Image.Image], int]:
-    """All frames and their rate."""
+    """Return all frames and their rate."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return [frame.to_image() for frame in container.decode(stream)], round(float(stream.average_rate or 30))
 
 
 def write(path: Path, frames: list[Image.Image], rate: int) -> None:
-    """MPEG-4 in AVI."""
+    """Write MPEG-4 in AVI."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
@@ -44,26 +44,26 @@ def write(path: Path, frames: list[Image.Image], rate: int) -> None:
 
 
 def background(frames: list[Image.Image]) -> Image.Image:
-    """The picture without who moves: the median of nine frames."""
+    """Return the picture without the moving person: the median of nine frames."""
     few = [np.asarray(frames[k]) for k in np.linspace(0, len(frames) - 1, 9).round().astype(int)]
     return Image.fromarray(np.median(few, 0).round().astype(np.uint8))
 
 
 def somebody(picture: Image.Image, still: Image.Image) -> Image.Image:
-    """Share of somebody in each pixel, 0 to 255: a soft step of the difference, smoothed over 5 x 5 pixels."""
+    """Return the share of a person in each pixel, 0 to 255: a soft step of the difference, smoothed over 5 x 5 pixels."""
     red, green, blue = ImageChops.difference(picture, still).split()
     difference = ImageChops.lighter(ImageChops.lighter(red, green), blue).filter(ImageFilter.BoxBlur(2))
     return difference.point(lambda x: min(255, max(0, int((x - BEHIND / 2) * 255 / (BEHIND / 2)))))
 
 
 def conflict(root: Path, out: Path) -> None:
-    """Each training person's biased clips before the room of another action."""
+    """Write each training person's biased clips in front of the background of another action."""
     videos = root / "biased" / "multiview_action_videos"
     files = sorted(path for path in videos.glob("*/*.avi") if path.stem.split("_")[1][1:] in PEOPLE)
     draw = random.Random(0)
     for path in files:
         others = [p for p in files if p.parent != path.parent and p.stem[:3] == path.stem[:3]]
-        # One room a performance: the same draw for each of its cameras.
+        # One background per performance: the same draw for all its cameras.
         draw.seed(f"{path.parent.name}{path.stem[3:]}")
         room = background(read(draw.choice(others))[0])
         frames, rate = read(path)
@@ -73,7 +73,7 @@ def conflict(root: Path, out: Path) -> None:
 
 
 def hidden(root: Path, out: Path) -> None:
-    """Each training person's clips with a pillar before one camera of each performance."""
+    """Write each training person's clips with a pillar in front of one camera of each performance."""
     videos = root / "iid" / "multiview_action_videos"
     files = sorted(path for path in videos.glob("*/*.avi") if path.stem.split("_")[1][1:] in PEOPLE)
     for path in files:
@@ -95,7 +95,7 @@ def hidden(root: Path, out: Path) -> None:
 
 
 def make_sets(motion: Path, out: Path) -> Path:
-    """Write both sets, unless they are there whole. Returns ``out``."""
+    """Write both sets, unless they are complete. Return ``out``."""
     if not (out / "whole").exists():
         conflict(motion, out)
         hidden(motion, out)

@@ -1,8 +1,8 @@
-"""Random gather of batches (16 groups x 3 views) from a warm cache, beside what others do with the same bytes.
+"""Random gather of batches (16 groups x 3 views) from a warm cache, compared with other readers of the same bytes.
 
-Every reader gets the same rows in the same order and is checked against the same values. They take turns, batch by batch, so
-that whatever else this machine does hits all of them alike; a figure is the median of a reader's batches, and each ratio
-is the median over batches of (numpy.memmap's time / ours).
+Every reader reads the same rows in the same order, and the values are checked. The readers take turns, batch by batch, so
+that other load on the machine affects all of them alike. A figure is the median of a reader's batches. A ratio is the
+median over batches of (numpy.memmap's time / ours).
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 SHARD = 64
 VIEWS = 3
-# As preprocess makes them; no small pictures to speak of, so that the size is that of embeddings.
+# As written by preprocess, with tiny pictures, so that the size is that of the embeddings.
 SPEC = CacheSpec(
     decoder="none", frames=16, size=192, grid=6, encoder="none", weights_hash="0", channels=112, picture_size=1
 )
 
 
 def make(folder: Path, clips: int, format_: str) -> None:
-    """A cache of random rows; the same ones in every format."""
+    """Write a cache of random rows, the same rows in every format."""
     info = DatasetInfo(dataset="manifest", name="a", class_names=("x",), view_names=("1", "2", "3"))
     create_or_open(folder, SPEC, info, SHARD, format=format_)
     extend(folder, clips // SHARD)
@@ -64,7 +64,7 @@ def make(folder: Path, clips: int, format_: str) -> None:
 
 
 def readers(root: Path, clips: int, rows_loose: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """By name: rows -> their values."""
+    """Return the readers by name: functions from rows to their values."""
     shape, dtype = array_shapes(SPEC)["embeddings"]
     ids = [f"{k:06d}" for k in range(clips)]
     found: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
@@ -75,14 +75,14 @@ def readers(root: Path, clips: int, rows_loose: int) -> dict[str, Callable[[np.n
     whole = np.memmap(root / "all.bin", dtype, "r", shape=(clips, *shape))
     found["numpy.memmap"] = lambda rows: whole[rows]
 
-    # One for all of ours: whether the kernel gives a buffer large pages is luck, and makes a third of the speed.
+    # One buffer for all of ours: the kernel gives large pages by chance, and they are a third of the speed.
     out = np.empty((16 * VIEWS, *shape), dtype)
 
     def ours(format_: str, *, hold: bool) -> Callable[[np.ndarray], np.ndarray]:
         opened = open_dataset(root / format_)
         if hold and not opened.hold():
             raise SystemExit("the cache does not fit into memory here")
-        # Warm, as all others are: their maps were walked through when the loose files were made.
+        # Warm, as for all other readers: writing the loose files read their maps.
         for start in range(0, clips, SHARD):
             opened.embeddings(ids[start : start + SHARD])
         return lambda rows: opened.embeddings([ids[row] for row in rows], out)
@@ -111,7 +111,7 @@ def readers(root: Path, clips: int, rows_loose: int) -> dict[str, Callable[[np.n
 
 
 def measure(megabytes: int, batches: int, root: Path) -> dict[str, object]:
-    """Make the caches, let all readers take turns, put the figures together."""
+    """Write the caches, run all readers in turns, and return the figures."""
     shape, dtype = array_shapes(SPEC)["embeddings"]
     row_bytes = int(np.prod(shape)) * dtype.itemsize
     clips = -(-megabytes * 10**6 // row_bytes // (SHARD * VIEWS)) * SHARD * VIEWS
@@ -130,11 +130,11 @@ def measure(megabytes: int, batches: int, root: Path) -> dict[str, object]:
         for name in names:
             if name in slow and turn % 10 > 1:
                 continue
-            evict += 1  # the last reader's bytes leave the processor's caches; they stay in the page cache: warm
+            evict += 1  # remove the last reader's bytes from the processor's caches; they stay in the page cache
             begun = time.perf_counter()
             got = all_readers[name](rows)
             took = time.perf_counter() - begun
-            # By checksum: comparing with another reader's rows would put those into the processor's cache for it.
+            # By checksum: a comparison with the rows of another reader would put them into the processor's cache.
             if [xxhash.xxh3_64_intdigest(np.ascontiguousarray(row)) for row in got] != [sums[row] for row in rows]:
                 raise SystemExit(f"{name} returned other rows")
             if turn >= 3:
@@ -163,7 +163,9 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=600)
     parser.add_argument("--batches", type=int, default=100)
     parser.add_argument(
-        "--folder", type=Path, help="where 4 times as many bytes fit; the system's temporary one if left out"
+        "--folder",
+        type=Path,
+        help="folder with space for 4 times as many bytes; default: the system's temporary folder",
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as root:

@@ -1,10 +1,10 @@
-"""Which embeddings the default recipe is right on: sizes of the picture, grids, maps and encoders, alone and pooled two by two.
+"""Accuracy of the default recipe on other embeddings: sizes, grids, maps and encoders, alone and averaged in pairs.
 
     python benchmarks/maps.py --embed "" --embed "--size 288 --grid 9" --embed "--encoder efficientnet-lite0:8 --grid 12"
 
-Each ``--embed`` is further words for ``dtsf preprocess``, with a cache of its own in ``--cache``. Trains and asks as
-``benchmarks/judge.py`` does on its training sides; a token stays one frame, whatever the grid. A pool is what a network with
-an encoder for each of the two embeddings would say: their evidence pooled at equal shares.
+Each ``--embed`` gives further arguments for ``dtsf preprocess``, with a separate cache in ``--cache``. Trains and evaluates
+as ``benchmarks/judge.py`` on its training splits. A token stays one frame for every grid. An average of two embeddings is
+the result of a network with one encoder for each: their evidence is averaged with equal weights.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def ask(net: DTSFNet, groups: Groups) -> torch.Tensor:
 
 
 def answers(cache: Path, trial: Trial, seed: int) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Row -> logits and labels of the groups asked."""
-    learnt = open_dataset(cache, trial.learnt)
-    train = groups_of(learnt, trial.clips)
+    """Logits and labels of the evaluated groups, by row."""
+    train_on = open_dataset(cache, trial.train_on)
+    train = groups_of(train_on, trial.clips)
     recipe = "default" if trial.rule == "all" else "unseen-cameras"
-    settings = resolve_auto(load_recipe(recipe, [f"model.patch={learnt.spec.grid}"]), int(train.mask_GV.sum()))
+    settings = resolve_auto(load_recipe(recipe, [f"model.patch={train_on.spec.grid}"]), int(train.mask_GV.sum()))
     with tempfile.TemporaryDirectory() as run:
-        net = trainer(learnt, seed)(train, settings, run=Path(run)).net
+        net = trainer(train_on, seed)(train, settings, run=Path(run)).net
     found = {}
-    for row, name, asked in trial.asked:
-        groups = groups_of(open_dataset(cache, name), asked)
+    for row, name, chosen in trial.evaluations:
+        groups = groups_of(open_dataset(cache, name), chosen)
         found[row] = ask(net, groups), groups.label_G
     return found
 
@@ -60,19 +60,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache", type=Path, default=Path("maps-cache"))
     parser.add_argument("--sets", default="motion,nucla")
-    parser.add_argument("--embed", action="append", default=[], help="words for dtsf preprocess; may come several times")
+    parser.add_argument("--embed", action="append", default=[], help="arguments for dtsf preprocess; may be repeated")
     parser.add_argument("--seeds", default="0")
     options = parser.parse_args()
     sets, embeds = options.sets.split(","), options.embed or [""]
     caches = {words: options.cache / ("".join(words.split()) or "default") for words in embeds}
     for words, cache in caches.items():
-        # Words make a cache anew; without them what is there stays.
-        done = all((cache / trial.learnt).is_dir() for trial in trials(sets, test=False))
+        # With arguments, the cache is written again; without, the existing cache is used.
+        done = all((cache / trial.train_on).is_dir() for trial in trials(sets, test=False))
         preprocess(options.data, cache, sets, [] if done else words.split(), test=False)
     right: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for seed, trial in itertools.product(map(int, options.seeds.split(",")), list(trials(sets, test=False))):
         found = {words or "default": answers(cache, trial, seed) for words, cache in caches.items()}
-        for row, _, _ in trial.asked:
+        for row, _, _ in trial.evaluations:
             logits = {words: said[row][0] for words, said in found.items()}
             half = torch.tensor([0.5, 0.5])
             for one, other in itertools.combinations(found, 2):

@@ -1,7 +1,7 @@
-"""NTU RGB+D 60 at its real size, drawn: whether training from a cache of 40,320 clips fits, keeps up and resumes.
+"""Training at the real size of NTU RGB+D 60 from a drawn cache of 40,320 clips: memory, speed and resuming.
 
-The cache holds random numbers in the shape and number of cross-subject training (13,440 groups of three cameras), is made in
---work, some 5.4 GB, and removed at the end unless --keep. No accuracy can come of it.
+The cache holds random numbers in the shape and number of cross-subject training (13,440 groups of three cameras). It is
+written in --work, takes about 5.4 GB, and is removed at the end unless --keep. It gives no accuracy.
 
     python benchmarks/ntu.py --steps 10 --json
 """
@@ -39,7 +39,7 @@ SHARD, VIEWS, CLASSES = 480, 3, 60
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--work", type=Path, default=None, help="where the drawn cache is made; a temporary folder if left out"
+        "--work", type=Path, default=None, help="folder of the drawn cache; default: a temporary folder"
     )
     parser.add_argument("--groups", type=int, default=13_440)
     parser.add_argument("--steps", type=int, default=10)
@@ -89,7 +89,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, object]:
     info, spec = dataset.info, dataset.spec
     net = DTSFNet(recipe.model, channels=spec.channels, canvas=spec.grid, n_classes=CLASSES, n_views=VIEWS)
     document["parameters"] = sum(x.numel() for x in net.parameters())
-    # First, so that what a process does once (imports, compiled loops) is done when the steps are timed.
+    # First, so that imports and compilation are finished before the steps are timed.
     document["resumes_bit_for_bit"] = resumes(take(groups, 8), options, info, spec)
     few = take(groups, options.steps * recipe.train.batch_size)
     with tempfile.TemporaryDirectory() as run:
@@ -97,7 +97,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, object]:
         fit(few, short(options, 1), info=info, spec=spec, protocol="", run=Path(run), device="cpu")
         step = (time.process_time() - worked) / options.steps
     document["step_wall_s"] = round((time.perf_counter() - begun) / options.steps, 2)
-    # Of the processor's time: what others take beside it does not count.
+    # Processor time, without the load of other processes.
     document["step_s"] = round(step, 2)
     document["epoch_h"] = round(step * -(-len(groups) // recipe.train.batch_size) / 3600, 2)
     document["batch_share_of_step"] = round(float(document["batch_ms"]) / 1000 / step, 4)  # type: ignore[arg-type]
@@ -107,7 +107,7 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, object]:
 
 
 def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
-    """Random embeddings in shards, as stage 1 leaves them, with frames where the recipe's network expects them."""
+    """Write random embeddings in shards, as stage 1 does, with the number of frames of the recipe's network."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
     from cache_tools import list_clips, source
 
@@ -129,7 +129,7 @@ def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
     n_shards = -(-len(clips) // SHARD)
     extend(folder, n_shards)
     shapes = array_shapes(spec)
-    # One block of random numbers, rolled: half a minute instead of ten, and no two clips alike.
+    # One block of random numbers, rolled: half a minute instead of ten, and all clips differ.
     block = rng.normal(size=(SHARD, *shapes["embeddings"][0])).astype(np.float16)
     for shard in range(n_shards):
         some = clips[shard * SHARD : (shard + 1) * SHARD]
@@ -153,7 +153,7 @@ def short(options: argparse.Namespace, epochs: int, *more: str) -> Recipe:
 
 
 def resumes(groups: Groups, options: argparse.Namespace, info: object, spec: object) -> bool:
-    """Two epochs at once, and two with a kill between them, on a few groups out of all that are in memory."""
+    """Train two epochs at once, and two with a kill between them, on a few of the groups in memory."""
 
     class Killed(Exception):
         pass

@@ -1,7 +1,7 @@
-"""The feature extractor a researcher would write in an afternoon, to compare stage 1 with: what peers do.
+"""A simple feature extractor, as researchers usually write it, to compare with stage 1.
 
-decord at full size, PyTorch eager, a clip at a time in one process, the same frames and the same features, one .npy each.
-PyTorch may use all cores (its default would): ``torch.set_num_threads`` to the number of cores.
+decord at full size, PyTorch eager, one clip at a time in one process, the same frames and the same features, one .npy each.
+PyTorch uses all cores, as by default: ``torch.set_num_threads`` to the number of cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def extract(paths: list[Path], out: Path, *, n_frames: int, size: int, grid: int, threads: int) -> float:
-    """Extract, and return the seconds it took."""
+    """Extract the features and return the seconds."""
     import decord
     import torch
 

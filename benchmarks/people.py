@@ -1,14 +1,13 @@
-"""How right is a recipe about people it has not seen, by how many it has learnt from? What the recipes are chosen by.
+"""Accuracy of a recipe on unseen people by the number of training people. The recipes were chosen by it.
 
     python benchmarks/people.py --cache cache --dataset iid --subjects 1,2,3,4 --seeds 3 [--set section.key=value] [--json]
 
-Trains on one, two, ... of the subjects, in every combination that has clips of all classes, and judges on the others. The
-fewer it has learnt from, the more it must have understood what is common to people. ``--subjects`` are training subjects of a
-protocol whose test subjects are not to be looked at: choices made by this leave those for judging.
+Trains on one, two, ... of the subjects, in every combination that has clips of all classes, and evaluates on the others.
+``--subjects`` are training subjects of a protocol. Its test subjects stay unused, so they can still evaluate the choice.
 
-With N subjects the rows are 1 to N - 1 people learnt from; each is the mean over the combinations and seeds, every
-combination counting the same. ``--classes`` names classes whose accuracy is wanted besides. Four subjects and one seed of
-``default`` on a hundred groups: three minutes on one core.
+With N subjects, the rows are 1 to N - 1 training people. Each row is the mean over combinations and seeds, with equal weights
+of the combinations. ``--classes`` names classes with a separate accuracy. Four subjects and one seed of ``default`` on a
+hundred groups take three minutes on one core.
 """
 
 from __future__ import annotations
@@ -28,10 +27,12 @@ from dtsf.training.loop import fit
 from dtsf.training.recipe import Recipe, load_recipe
 
 
-def judged(data: CachedDataset, recipe: Recipe, learnt: set[str], asked: set[str], seed: int) -> list[tuple[str, bool]]:
-    """Train on some subjects and ask for others: the class of each group asked for, and whether it was named right."""
-    train = load_groups(data, [clip for clip in data.clips if clip.subject in learnt])
-    test = load_groups(data, [clip for clip in data.clips if clip.subject in asked])
+def evaluate_on_others(
+    data: CachedDataset, recipe: Recipe, train_on: set[str], evaluated: set[str], seed: int
+) -> list[tuple[str, bool]]:
+    """Train on some subjects and predict the others. Return the class of each predicted group, and True if it is right."""
+    train = load_groups(data, [clip for clip in data.clips if clip.subject in train_on])
+    test = load_groups(data, [clip for clip in data.clips if clip.subject in evaluated])
     with tempfile.TemporaryDirectory() as run:
         net = fit(
             train, recipe, info=data.info, spec=data.spec, protocol="", run=Path(run), seed=seed, device="cpu"
@@ -41,7 +42,7 @@ def judged(data: CachedDataset, recipe: Recipe, learnt: set[str], asked: set[str
 
 
 def sides(data: CachedDataset, subjects: list[str], people: int) -> list[tuple[set[str], set[str]]]:
-    """Every choice of so many people to learn from that has clips of all classes, and the others."""
+    """Yield every choice of ``n`` training people with clips of all classes, and the other people."""
     classes: dict[str, set[int]] = {}
     for clip in data.clips:
         classes.setdefault(clip.subject, set()).add(clip.label)
@@ -54,14 +55,12 @@ def main() -> None:
     """Train all combinations and print a line for each number of people."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--dataset", help="name in the cache; needless where there is one")
+    parser.add_argument("--dataset", help="name in the cache; optional if the cache has one dataset")
     parser.add_argument("--subjects", default="1,2,3,4")
     parser.add_argument("--recipe", default="default")
-    parser.add_argument("--set", action="append", default=[], help="section.key=value, as dtsf train takes it")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value, as for dtsf train")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument(
-        "--classes", default="", help="names of classes, joined by commas, to be told apart from the rest"
-    )
+    parser.add_argument("--classes", default="", help="names of classes with a separate accuracy, joined by commas")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     data = open_dataset(options.cache, options.dataset)
@@ -77,14 +76,14 @@ def main() -> None:
     for people in range(1, len(subjects)):
         all_classes: list[float] = []
         some_classes: list[float] = []
-        for (learnt, asked), seed in itertools.product(sides(data, subjects, people), range(options.seeds)):
-            answers = judged(data, recipe, learnt, asked, seed)
+        for (train_on, evaluated), seed in itertools.product(sides(data, subjects, people), range(options.seeds)):
+            answers = evaluate_on_others(data, recipe, train_on, evaluated, seed)
             all_classes.append(statistics.mean(right for _, right in answers))
             some_classes += [float(right) for name, right in answers if name in chosen]
         if not all_classes:
             continue
         result[people] = {"top1": statistics.mean(all_classes), "trainings": len(all_classes)}
-        line = f"learnt from {people}: {result[people]['top1']:.3f} of the others' groups right ({len(all_classes)} trainings)"
+        line = f"training people {people}: {result[people]['top1']:.3f} of the others' groups right ({len(all_classes)} trainings)"
         if some_classes:
             result[people]["chosen_classes"] = statistics.mean(some_classes)
             line += f"; {options.classes}: {result[people]['chosen_classes']:.3f}"

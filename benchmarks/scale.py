@@ -1,11 +1,11 @@
-"""Does a network that has learnt from people of one size know them at another? With and without stage 1's cut around what moves.
+"""Accuracy on people of another size than in training, with and without stage 1's crop around all motion.
 
     python benchmarks/scale.py --root ../shared/data/motion/iid --subjects 1,2,3,4 --seeds 2 [--json]
 
-One of the subjects is held out of training at a time, and judged as filmed, and as if drawn smaller or larger: every frame
-is scaled about the actor's feet (middle of the picture, five sixths of its height) and, where that leaves a rim, its edge
-is repeated. Training sees people as filmed. ``--subjects`` are training subjects of a protocol whose test subjects are not
-to be looked at. Embeds every clip six times: some four minutes for 333 clips on one core.
+One subject at a time is held out of training. It is evaluated as filmed, and as if drawn smaller or larger: every frame is
+scaled about the actor's feet (middle of the picture, five sixths of its height), and its edge is repeated if needed.
+The training clips are as filmed. ``--subjects`` are training subjects of a protocol; its test subjects stay unused.
+Embeds every clip six times: about four minutes for 333 clips on one core.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SIZE, GRID, FRAMES = 192, 6, 16
 
 
 def scaled(frames_FHWC: np.ndarray, factor: float) -> np.ndarray:
-    """The clip with everything larger by ``factor`` about the actor's feet."""
+    """Return the clip, scaled by ``factor`` about the actor's feet."""
     if factor == 1.0:
         return frames_FHWC
     _, height, width, _ = frames_FHWC.shape
@@ -58,7 +58,7 @@ def scaled(frames_FHWC: np.ndarray, factor: float) -> np.ndarray:
 
 
 def embed_all(root: Path, clips: Sequence[Clip]) -> dict[tuple[str, float], torch.Tensor]:
-    """Embeddings of all clips, (N, F, G, G, C), for each crop and size."""
+    """Return the embeddings of all clips, (N, F, G, G, C), for each crop and size."""
     import decord
 
     encoder = load_encoder("efficientnet-lite0", SIZE, GRID)
@@ -75,7 +75,7 @@ def embed_all(root: Path, clips: Sequence[Clip]) -> dict[tuple[str, float], torc
 
 
 def groups_of(clips: Sequence[Clip], embeddings: torch.Tensor, chosen: set[str]) -> Groups:
-    """Groups of the chosen subjects' clips."""
+    """Return the groups of the chosen subjects' clips."""
     names = sorted({clip.group for clip in clips if clip.subject in chosen})
     row_GV = torch.full((len(names), max(clip.view for clip in clips)), -1, dtype=torch.int64)
     label_G = torch.zeros(len(names), dtype=torch.int64)
@@ -87,12 +87,12 @@ def groups_of(clips: Sequence[Clip], embeddings: torch.Tensor, chosen: set[str])
 
 
 def main() -> None:
-    """Embed, train the folds, print."""
+    """Embed, train the folds and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("../shared/data/motion/iid"))
     parser.add_argument("--subjects", default="1,2,3,4")
     parser.add_argument("--recipe", default="default")
-    parser.add_argument("--set", action="append", default=[], help="section.key=value, as dtsf train takes it")
+    parser.add_argument("--set", action="append", default=[], help="section.key=value, as for dtsf train")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -106,7 +106,7 @@ def main() -> None:
     result: dict[str, dict[str, float]] = {}
     for crop in CROPS:
         spec = make_spec(PreprocessSettings(frames=FRAMES, size=SIZE, grid=GRID, crop=crop))
-        right, asked = dict.fromkeys(SIZES, 0.0), 0
+        right, count = dict.fromkeys(SIZES, 0.0), 0
         for held_out in subjects:
             train = groups_of(clips, embeddings[crop, 1.0], set(subjects) - {held_out})
             for seed in range(options.seeds):
@@ -117,8 +117,8 @@ def main() -> None:
                 for factor in SIZES:
                     test = groups_of(clips, embeddings[crop, factor], {held_out})
                     right[factor] += evaluate_groups(net, test, info.class_names).top1 * len(test)
-                asked += len(test)
-        result[crop] = {f"{factor:g}": right[factor] / asked for factor in SIZES}
+                count += len(test)
+        result[crop] = {f"{factor:g}": right[factor] / count for factor in SIZES}
     if options.json:
         sys.stdout.write(json.dumps({"recipe": options.recipe, "seeds": options.seeds, "top1": result}) + "\n")
         return

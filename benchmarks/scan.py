@@ -1,10 +1,10 @@
 """Seconds and memory of the selective scan on a CPU, forward and backward: ours, mambapy's parallel scan, a plain loop.
 
-Side by side in one process, best of several runs, at (B, D, L, N) = (4, 384, 576, 16) and (16, 384, 145, 16), 2 threads.
-All three do the same: softplus of the step sizes, recurrence, output projection, skip, gate, and every gradient.
+In one process, best of several runs, at (B, D, L, N) = (4, 384, 576, 16) and (16, 384, 145, 16), 2 threads.
+All three compute the same: softplus of the step sizes, recurrence, output projection, skip, gate, and every gradient.
 mambapy is optional: pip install --no-deps --target DIR mambapy, and DIR on PYTHONPATH. ``--json`` gives the worst of the
-shapes: {speedup_vs_mambapy, max_rel_error, extra_memory_ratio, ...}; the speedup is null without mambapy.
-Memory is the growth of the process's peak over one forward and backward, over the bytes of the inputs; gradients count.
+shapes: {speedup_vs_mambapy, max_rel_error, extra_memory_ratio, ...}. The speedup is null without mambapy.
+Memory is the growth of the process's peak over one forward and backward, over the bytes of the inputs, with gradients.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHAPES = [(4, 384, 576, 16), (16, 384, 145, 16)]
 
 
 def draw(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """u, dt, A, B, C, D, z, bias; as linear layers leave them, channels last in memory."""
+    """Return u, dt, A, B, C, D, z, bias with the memory layout of linear layers: channels last."""
     B, D, L, N = shape
     torch.manual_seed(0)
     rows = [torch.randn(B, L, width).transpose(1, 2) for width in (D, D, N, N, D)]
@@ -47,7 +47,7 @@ def finish(y: Tensor, u: Tensor, D: Tensor, z: Tensor) -> Tensor:
 
 
 def unbind_loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor) -> Tensor:
-    """Autograd through the loop, steps from unbind."""
+    """Run autograd through the loop, with steps from unbind."""
     dt = F.softplus(dt + bias[:, None])
     decay = torch.exp(dt.unsqueeze(-1) * A.unsqueeze(1)).unbind(2)
     entering = ((dt * u).unsqueeze(-1) * B.transpose(1, 2).unsqueeze(1)).unbind(2)
@@ -59,7 +59,7 @@ def unbind_loop(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
 
 
 def mambapy_scan() -> Callable[..., Tensor] | None:
-    """Mambapy's parallel scan with the same maths around it, or None where it is not installed."""
+    """Return mambapy's parallel scan with the same arithmetic around it, or None if it is not installed."""
     try:
         pscan = importlib.import_module("mambapy.pscan").pscan
     except ImportError:
@@ -77,7 +77,7 @@ def mambapy_scan() -> Callable[..., Tensor] | None:
 
 
 def seconds(function: Callable[..., Tensor], tensors: list[Tensor], repeats: int) -> tuple[float, float]:
-    """Best forward and best forward + backward of several runs."""
+    """Return the best forward and the best forward + backward of several runs."""
     forward = both = float("inf")
     for _ in range(repeats + 1):
         for x in tensors:
@@ -91,7 +91,7 @@ def seconds(function: Callable[..., Tensor], tensors: list[Tensor], repeats: int
 
 
 def relative_error(shape: tuple[int, ...]) -> float:
-    """Largest relative error of output and gradients against the float64 loop."""
+    """Return the largest relative error of output and gradients against the float64 loop."""
     narrow, wide = draw(shape), draw(shape)
     wide = [x.detach().double().requires_grad_() for x in wide]
     found, wanted = [], []
@@ -103,23 +103,23 @@ def relative_error(shape: tuple[int, ...]) -> float:
 
 
 def peak_bytes() -> int:
-    """Highest resident size of this process since the peak was last reset, on Linux."""
+    """Return the highest resident size of this process since the last reset of the peak, on Linux."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def memory_ratio(shape: tuple[int, ...]) -> float:
-    """Growth of the peak over one forward and backward, over the bytes of the inputs. In a process that did no other."""
+    """Return the growth of the peak over one forward and backward, over the bytes of the inputs. Needs a fresh process."""
     small = draw((1, 64, 16, shape[3]))
     y = selective_scan(*small)
-    y.backward(torch.ones_like(y))  # compiles, and starts the threads
+    y.backward(torch.ones_like(y))  # compiles and starts the threads
     tensors = draw(shape)
     size = sum(x.numel() * x.element_size() for x in tensors)
     with open("/proc/self/clear_refs", "w") as refs:
-        refs.write("5")  # the peak starts again from here
+        refs.write("5")  # resets the peak
     before = peak_bytes()
     y = selective_scan(*tensors)
-    # The gradient of the output is the caller's: a view of one number here.
+    # The caller owns the gradient of the output: here a view of one number.
     y.backward(torch.ones(()).expand_as(y))
     return (peak_bytes() - before) / size
 

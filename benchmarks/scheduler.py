@@ -1,9 +1,9 @@
-"""What dask's scheduler can hand out: tiny shard tasks with their progress events, without decoding anything.
+"""Throughput of dask's scheduler: tiny shard tasks with their progress events, without decoding.
 
     python benchmarks/scheduler.py --shards 10000 --clips 8 --events 8 --workers 8
 
-Says tasks and events a second. A worker tells of its clips once a second (``dtsf.pipeline.worker.EVENT_EVERY``), so that one
-scheduler keeps about as many cores busy as it bears events a second.
+Prints tasks and events per second. A worker sends its progress once per second (``dtsf.pipeline.worker.EVENT_EVERY``), so one
+scheduler can serve about as many cores as it handles events per second.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOPIC = "dtsf-clips"
 
 
 def hand_in(task: ShardTask, events: int) -> int:
-    """A shard's task without its work: what goes through the scheduler is the same."""
+    """Run a shard's task without its work; the messages to the scheduler are the same."""
     from distributed import get_worker
 
     worker = get_worker()
@@ -34,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--events", type=int, default=8, help="progress events of a shard")
-    parser.add_argument("--workers", type=int, default=8, help="threads that pretend to be workers")
+    parser.add_argument("--events", type=int, default=8, help="progress events per shard")
+    parser.add_argument("--workers", type=int, default=8, help="threads that simulate workers")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     from distributed import Client, LocalCluster

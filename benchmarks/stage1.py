@@ -1,4 +1,4 @@
-"""How well stage 1 uses its cores, and how it compares with what a researcher would write.
+"""Efficiency of stage 1 on its cores, and comparison with a simple script.
 
 core_efficiency = (seconds to decode all clips alone + seconds to embed all frames alone, one core each)
                   / (cores x wall seconds of preprocess)
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("../shared/data/motion/iid"))
-    parser.add_argument("--make-1080p", type=int, default=0, help="instead of --root: this many drawn clips of 1080p")
-    parser.add_argument("--seconds", type=int, default=4, help="length of those clips; NTU RGB+D's have some three")
+    parser.add_argument("--make-1080p", type=int, default=0, help="instead of --root: number of drawn clips of 1080p")
+    parser.add_argument("--seconds", type=int, default=4, help="length of these clips; NTU RGB+D's have about three")
     parser.add_argument("--limit", type=int, default=150)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--shard-size", type=int, default=64)
     parser.add_argument(
-        "--crop", default="motion", choices=["motion", "centre"], help="ours; the peer takes the middle"
+        "--crop", default="motion", choices=["motion", "centre"], help="crop of dtsf; the peer uses the centre"
     )
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def measure_alone(paths: list[Path], n_frames: int, crop: Crop) -> tuple[float, float]:
-    """Seconds of one core for decoding all clips (and cutting their square out) and for embedding all of them."""
+    """Return the seconds of one core to decode (and crop) all clips, and to embed all of them."""
     encoder = load_encoder("efficientnet-lite0", 192, 6)
     decoding = embedding = 0.0
     for path in paths:
@@ -88,9 +88,9 @@ def measure_alone(paths: list[Path], n_frames: int, crop: Crop) -> tuple[float, 
 
 
 def measure_ours(dataset: str, root: Path, cache: Path, arguments: argparse.Namespace) -> tuple[float, float]:
-    """Wall seconds of the whole command's work, worker processes' start included; and those of the command from outside.
+    """Return the wall seconds of the work, with the start of the workers, and of the whole command.
 
-    The second counts Python's own start and the reading of the catalog too; so does no figure for the peer.
+    The second number includes Python's start and the reading of the catalog. The peer's number includes neither.
     """
     words = ["preprocess", dataset, "--root", root, "--cache", cache, "--limit", arguments.limit]
     words += [
@@ -113,7 +113,7 @@ def measure_ours(dataset: str, root: Path, cache: Path, arguments: argparse.Name
 
 
 def measure_peer(paths: list[Path], out: Path, arguments: argparse.Namespace) -> float:
-    """Seconds of the peer, in a process of its own with the threads that PyTorch would take."""
+    """Return the seconds of the peer, in a separate process with PyTorch's default threads."""
     code = (
         "import sys, json; from pathlib import Path; from peers import extract; a = json.load(sys.stdin); "
         "print(extract([Path(p) for p in a['paths']], Path(a['out']), n_frames=a['frames'], size=192, grid=6, "
@@ -138,7 +138,7 @@ def measure_peer(paths: list[Path], out: Path, arguments: argparse.Namespace) ->
 
 
 def make_1080p(folder: Path, count: int, seconds: int) -> Path:
-    """Clips of 1080p H.264 with one key frame, as NTU RGB+D's are. Returns their manifest."""
+    """Write clips of 1080p H.264 with one key frame, as in NTU RGB+D. Return their manifest."""
     import av
 
     folder.mkdir(parents=True)

@@ -1,10 +1,10 @@
-"""Do the actions of `dtsf synth` differ by motion and not by the pose of one frame? Measured on the true joints.
+"""Actions of `dtsf synth`: they differ by motion, not by the pose of one frame. Measured on the true joints.
 
     python benchmarks/synthetic_check.py [--json]
 
-Two classifiers of the same kind (random forest) see the exact 3-D joints, relative to the pelvis' mean place over the
-clip, of unseen subjects: one a single frame of each clip, drawn at random, the other the whole trajectory (16 frames).
-Within a pair of partners, which pass through the same poses in reverse order, the first can only guess.
+Two classifiers of the same kind (random forest) see the exact 3-D joints of unseen subjects, relative to the pelvis' mean
+position over the clip. One sees a random single frame of each clip, the other the whole trajectory (16 frames).
+Two partner actions have the same poses in reverse order, so the first classifier can only guess between them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAIRS = ((1, 2), (3, 4), (5, 6), (8, 9), (11, 12))
 
 
 def performances(subjects: range, episodes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Joints (N, 16, 45) and action ids (N,)."""
+    """Return joints (N, 16, 45) and action ids (N,)."""
     rows, labels = [], []
     for action in ACTIONS:
         for subject in subjects:

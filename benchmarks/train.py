@@ -1,16 +1,16 @@
-"""Where the time of a training step goes: the default recipe on embeddings of the default cache's shape, on this CPU.
+"""Time of the parts of a training step: the default recipe on embeddings of the default cache's shape, on this CPU.
 
 One step is 16 groups x 3 views x 16 frames of 6 x 6 x 112, drawn at random in memory: loading (gather, augmentation), the
 network forward and backward, the losses, clipping and AdamW. ``--json`` gives {step_ms, share{}, ...}; step_ms is the
-median over the steps without the profiler. Shares come from PyTorch's profiler: the time of every operator is booked on
-the innermost of these that it belongs to, and the time of its backward likewise, so that nothing is left over:
+median over the steps without the profiler. Shares come from PyTorch's profiler. The time of every operator counts for the
+innermost of these parts, and the time of its backward likewise, so that the shares add up to 1:
   scan       the selective scan's two functions            conv       the causal convolution's two functions
   matmul     matrix products, of all linear layers         norm       RMSNorm
-  glue       of the encoder, what is left: residuals, positions, splits, layouts, casts, the convolution's and the scan's
-             arguments, Python between them
-  fusion     of the network, what is left: cameras merged, MSF, evidence, uncertainty
-  loss       the three losses, of all and of each view     autograd   the engine's own: order, sums of gradients
-  canvas     what the encoder is shown                     tsm        pasting of thumbnails
+  glue       rest of the encoder: residuals, positions, splits, layouts, casts, the arguments of convolution and scan,
+             Python between them
+  fusion     rest of the network: cameras merged, MSF, evidence, uncertainty
+  loss       the three losses, of all and of each view     autograd   the engine itself: order, sums of gradients
+  input      the network's input                           tsm        pasting of thumbnails
   loader     the batch                                     optimizer  AdamW, clipping, gradients set to none
   python     the loop itself
 """
@@ -75,7 +75,7 @@ def labelled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
-    """A function that trains one epoch of four full batches and returns the seconds of each step."""
+    """Return a function that trains one epoch of four full batches and returns the seconds of each step."""
     recipe = resolve_auto(load_recipe(recipe_name), USUAL)
     groups = random_groups(4 * recipe.train.batch_size)
     net = DTSFNet(recipe.model, channels=CHANNELS, canvas=SIDE, n_classes=CLASSES, n_views=VIEWS)
@@ -123,17 +123,16 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
 
 
 def own_part(event: Any) -> str | None:
-    """What an event is by itself, if that is known of its name."""
+    """Return the label of an event alone, if its name determines it."""
     return event.name.removeprefix("part:") if event.name.startswith("part:") else LABELS.get(event.name)
 
 
 def part_of(event: Any, forward: dict[int, str]) -> str:
-    """The innermost label around an event; of the backward of an operator, that of the operator.
+    """Return the innermost label around an event; for the backward of an operator, the label of the operator.
 
     Args:
-        event: Of the profiler.
+        event: Event of the profiler.
         forward: Part of the forward operators, by the number that autograd gave each and its backward.
-
     """
     while event is not None:
         own = own_part(event)
@@ -147,10 +146,10 @@ def part_of(event: Any, forward: dict[int, str]) -> str:
 
 def shares(epoch: Callable[[], list[float]]) -> dict[str, float]:
     with ExitStack() as stack:
-        # A method has to be given its network: patched on the class, it comes as the first argument.
+        # A method patched on the class receives its network as the first argument.
         for name, owner, attribute in (
             ("tsm", canvas, "paste_thumbnails"),
-            ("canvas", DTSFNet, "_canvas"),
+            ("input", DTSFNet, "_canvas"),
             ("glue", VideoMamba, "forward"),
             ("glue", VideoMamba, "encode_together"),
             ("norm", RMSNorm, "forward"),
@@ -162,7 +161,7 @@ def shares(epoch: Callable[[], list[float]]) -> dict[str, float]:
     events = list(profiler.events())
     forward: dict[int, str] = {}
     for event in sorted(events, key=lambda event: event.time_range.start):
-        # Of the operators with one number the last to start is the one that autograd noted.
+        # Of the operators with one number, autograd recorded the last to start.
         if event.sequence_nr >= 0 and not in_backward(event):
             forward[event.sequence_nr] = part_of(event, {})
     spent: dict[str, float] = defaultdict(float)

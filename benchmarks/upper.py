@@ -1,11 +1,11 @@
-"""What training the encoder's own upper blocks brings, and what it costs: Lite0's blocks between strides 8 and 16.
+"""Gain and cost of training the encoder's upper blocks: Lite0's blocks between strides 8 and 16.
 
-    python benchmarks/upper.py --learnt biased --half 0 --epochs 4
+    python benchmarks/upper.py --train-on biased --half 0 --epochs 4
 
-The default recipe is trained on embeddings of the default cache, by two training people of ``motion``. Then network and upper
-blocks are trained on together from cached maps of stride 8 (24 x 24 cells, six times the bytes), a few epochs at a small
-learning rate, batch normalisation as it is; beside it the network alone, as long. Both answer for the two other people. Frames
-are those of the default cache.
+The default recipe is trained on embeddings of the default cache, with two training people of ``motion``. Then network and
+upper blocks are trained together from cached maps of stride 8 (24 x 24 cells, six times the bytes), for a few epochs with a
+small learning rate and frozen batch normalisation. For comparison, the network alone is trained as long. Both are evaluated
+on the two other people. The frames are those of the default cache.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dtsf.training.optim import decay_groups, schedule
 from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from judge import Asked
+    from judge import ClipFilter
 
     from dtsf.model.network import DTSFNet
     from dtsf.training.recipe import Recipe
@@ -40,7 +40,7 @@ LITE0, LOW, HIGH, GRID = "efficientnet-lite0", 8, 16, 6
 
 
 class Upper(nn.Module):
-    """Maps of stride 8, (B, V, T, 24, 24, 40) -> embeddings of stride 16, (B, V, T, 6, 6, 112)."""
+    """Upper blocks: maps of stride 8, (B, V, T, 24, 24, 40) -> embeddings of stride 16, (B, V, T, 6, 6, 112)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,11 +51,11 @@ class Upper(nn.Module):
         self.blocks = nn.ModuleList(net._blocks[STAGES[LITE0][LOW][0] : STAGES[LITE0][HIGH][0]])
 
     def train(self, mode: bool = True) -> Upper:  # noqa: FBT001, FBT002
-        """Batch normalisation stays that of ImageNet."""
+        """Keep the batch normalisation of ImageNet."""
         return super().train(False)
 
     def forward(self, x_BVTHWC: Tensor) -> Tensor:
-        """Frame by frame."""
+        """Run frame by frame."""
         x_FCHW = x_BVTHWC.float().flatten(0, 2).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x_FCHW = block(x_FCHW)
@@ -63,12 +63,12 @@ class Upper(nn.Module):
         return cells_FCGG.permute(0, 2, 3, 1).unflatten(0, x_BVTHWC.shape[:3])
 
 
-def load(low: Path, high: Path, name: str, asked: Asked) -> tuple[Groups, Groups]:
-    """Groups of the maps, at the frames of the embeddings, and of the embeddings."""
-    maps, embeddings = (groups_of(open_dataset(folder, name), asked) for folder in (low, high))
+def load(low: Path, high: Path, name: str, evaluated: ClipFilter) -> tuple[Groups, Groups]:
+    """Return the groups of the maps, at the frames of the embeddings, and of the embeddings."""
+    maps, embeddings = (groups_of(open_dataset(folder, name), evaluated) for folder in (low, high))
     if maps.names != embeddings.names:
-        raise SystemExit("the two caches hold different groups")
-    # Float16 overflows where rooms are exchanged and views hidden.
+        raise SystemExit("the two caches have different groups")
+    # Float16 overflows in background swapping and occlusion.
     maps = replace(maps, embeddings_NFHWC=maps.embeddings_NFHWC.float())
     maps.__dict__["step_NS"] = embeddings.step_NS
     return maps, embeddings
@@ -84,7 +84,7 @@ def top1(net: DTSFNet, upper: Upper, groups: Groups) -> float:
 
 
 def go_on(net: DTSFNet, upper: Upper, groups: Groups, recipe: Recipe, epochs: int, rates: tuple[float, float]) -> float:
-    """Train on. Returns seconds of the processor an epoch."""
+    """Continue the training. Return the processor seconds per epoch."""
     train, begun = recipe.train, time.process_time()
     # The same share of the picture on a finer grid.
     finer = groups.embeddings_NFHWC.shape[2] / GRID
@@ -114,9 +114,9 @@ def go_on(net: DTSFNet, upper: Upper, groups: Groups, recipe: Recipe, epochs: in
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--cache", type=Path, default=Path("judge-cache"), help="of benchmarks/judge.py")
+    parser.add_argument("--cache", type=Path, default=Path("judge-cache"), help="cache of benchmarks/judge.py")
     parser.add_argument("--maps", type=Path, default=Path("maps-stride8"))
-    parser.add_argument("--learnt", default="iid", choices=("iid", "biased"))
+    parser.add_argument("--train-on", default="iid", choices=("iid", "biased"))
     parser.add_argument("--half", type=int, default=0, choices=(0, 1))
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate of the network")
@@ -126,21 +126,21 @@ def main() -> None:
     preprocess(options.data, options.cache, ["motion"], [], test=False)
     words = [] if (options.maps / "made-hidden").is_dir() else f"--encoder {LITE0}:{LOW} --grid 24".split()
     preprocess(options.data, options.maps, ["motion"], words, test=False)
-    trial = [one for one in trials(["motion"], test=False) if one.learnt == options.learnt][options.half]
-    maps, embeddings = load(options.maps, options.cache, trial.learnt, trial.clips)
-    data = open_dataset(options.cache, trial.learnt)
+    trial = [one for one in trials(["motion"], test=False) if one.train_on == options.train_on][options.half]
+    maps, embeddings = load(options.maps, options.cache, trial.train_on, trial.clips)
+    data = open_dataset(options.cache, trial.train_on)
     recipe = resolve_auto(load_recipe("default", []), int(embeddings.mask_GV.sum()))
     begun = time.process_time()
     with tempfile.TemporaryDirectory() as run:
         net = trainer(data, seed=0)(embeddings, recipe, run=Path(run)).net
-    asked = {row: load(options.maps, options.cache, name, who)[0] for row, name, who in trial.asked}
-    print(f"training on embeddings: {(time.process_time() - begun) / recipe.train.epochs:.2f} s an epoch")
-    print("as it is:", {row: round(top1(net, Upper(), groups), 3) for row, groups in asked.items()})
+    evaluated = {row: load(options.maps, options.cache, name, who)[0] for row, name, who in trial.evaluations}
+    print(f"training on embeddings: {(time.process_time() - begun) / recipe.train.epochs:.2f} s per epoch")
+    print("unchanged:", {row: round(top1(net, Upper(), groups), 3) for row, groups in evaluated.items()})
     for name, rate in (("network alone, on:", 0.0), ("with the upper blocks:", options.upper_rate)):
         torch.manual_seed(1)
         later, upper = copy.deepcopy(net), Upper()
         cost = go_on(later, upper, maps, recipe, options.epochs, (options.rate, rate))
-        print(name, {row: round(top1(later, upper, g), 3) for row, g in asked.items()}, f"{cost:.0f} s an epoch", flush=True)
+        print(name, {row: round(top1(later, upper, g), 3) for row, g in evaluated.items()}, f"{cost:.0f} s per epoch", flush=True)
 
 
 if __name__ == "__main__":

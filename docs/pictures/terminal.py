@@ -1,8 +1,8 @@
-"""Draw the moving picture of the README: run dtsf in a terminal of its own, and write what it shows as an animated SVG.
+"""Draw the moving picture of the README: run dtsf in a separate terminal and write its output as an animated SVG.
 
     python docs/pictures/terminal.py docs/pictures/terminal.svg
 
-What is shown is what the commands printed, in their order. Waits are shortened: a command is shown in at most ``LONGEST`` seconds.
+The picture shows the output of the commands in their order. Waits are shortened: a command takes at most ``LONGEST`` seconds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if sys.platform != "win32":
 
 COLUMNS, ROWS = 92, 26
 LONGEST = 7.0
-"""Seconds of picture a command gets at most."""
+"""Maximum duration of a command in the picture, in seconds."""
 FRAMES_PER_S = 8
 COMMANDS = (
     "dtsf preprocess nucla --root drawn",
@@ -38,11 +38,11 @@ TEXT, BACKGROUND, PROMPT = "#d8dee9", "#1b1f27", "#98c379"
 ESCAPE = re.compile(r"\x1b\[([?0-9;]*)([A-Za-z])|\x1b[()][A-Z0-9]|\x1b[=>]|\x1b\][^\x07]*\x07")
 
 Cell = tuple[str, str]
-"""A character and its style: a CSS class-like string of attributes."""
+"""Character and its style: a CSS class-like string of attributes."""
 
 
 class Screen:
-    """As much of a terminal as rich's bars and tables need: colours, carriage returns, cursor up, erase."""
+    """Terminal with the features that rich's bars and tables need: colours, carriage returns, cursor up, erase."""
 
     def __init__(self) -> None:
         self.lines: list[list[Cell]] = [[]]
@@ -50,7 +50,7 @@ class Screen:
         self.colour, self.bold, self.dim = TEXT, False, False
 
     def feed(self, text: str) -> None:
-        """Take what a program printed."""
+        """Process the output of a program."""
         at = 0
         while at < len(text):
             if found := ESCAPE.match(text, at):
@@ -116,7 +116,7 @@ class Screen:
                 del numbers[:4]
 
     def shown(self) -> tuple[tuple[Cell, ...], ...]:
-        """The last lines, as many as the window has."""
+        """Return the last lines, as many as the window has."""
         lines = list(self.lines)
         while lines and not lines[-1]:
             lines.pop()
@@ -137,7 +137,7 @@ def _palette(number: int) -> str:
 
 
 def run(command: str, folder: Path) -> list[tuple[float, str]]:
-    """What a command prints on a terminal, and when."""
+    """Return the output of a command on a terminal, with times."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     environment = os.environ | {"TERM": "xterm-256color", "COLORTERM": "truecolor", "OMP_NUM_THREADS": "1"}
@@ -163,7 +163,7 @@ def run(command: str, folder: Path) -> list[tuple[float, str]]:
 
 
 def film(folder: Path) -> list[tuple[float, tuple[tuple[Cell, ...], ...]]]:
-    """Windows to show and for how long: commands are typed, then run."""
+    """Return the windows and their durations: commands are typed, then run."""
     screen = Screen()
     frames: list[tuple[float, tuple[tuple[Cell, ...], ...]]] = []
     for command in COMMANDS:
@@ -189,7 +189,7 @@ def film(folder: Path) -> list[tuple[float, tuple[tuple[Cell, ...], ...]]]:
 
 
 def svg(frames: list[tuple[float, tuple[tuple[Cell, ...], ...]]]) -> str:
-    """All windows below one another, moved past a window; a line that appears twice is drawn once."""
+    """Return all windows below one another, moved past a window; a line that appears twice is drawn once."""
     wide, high, margin, bar = 8.4, 19, 14, 30
     width, height = round(COLUMNS * wide + 2 * margin), ROWS * high + 2 * margin + bar
     symbols: dict[tuple[Cell, ...], str] = {}
@@ -242,7 +242,7 @@ def _line(line: tuple[Cell, ...], wide: float) -> str:
 
 
 def main() -> None:
-    """Draw a small data set, run the commands, write the picture."""
+    """Draw a small dataset, run the commands, write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--subjects", type=int, default=3)

@@ -1,7 +1,7 @@
-"""Draw what TSM makes of real videos: python docs/pictures/snapshots.py VIDEO... OUT.png, one video a view.
+"""Draw the output of TSM on real videos: python docs/pictures/thumbnails.py VIDEO... OUT.png, one video per view.
 
-Decoded frames, not embeddings: the same function on the canvas of pixels. Upper rows: the frames, then the figure's literal
-reading in training (places at random), then evaluation (fixed corners), then what is pasted by default, the dynamic part.
+Decoded frames, not embeddings: the same function on pixels. Upper rows: the frames, then the figure's literal reading in
+training (random cells), then evaluation (fixed corners), then the default, the dynamic part.
 """
 
 import sys
@@ -24,7 +24,7 @@ rows = {
     "frames": x_BVTHWC,
     "training": snapshots(x_BVTHWC, mask_BV, training=True, anchor="frame", pasted="frame"),
     "evaluation": snapshots(x_BVTHWC, mask_BV, training=False, anchor="frame", pasted="frame"),
-    # Grey is no change.
+    # Grey means no change.
     "dynamic": 0.5 + snapshots(x_BVTHWC, mask_BV, training=False),
 }
 times = [0, 5, 9, 13]

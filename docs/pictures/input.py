@@ -1,7 +1,7 @@
-"""Draw what the network sees of one performance: python docs/pictures/sees.py CACHE RUN GROUP OUT.png.
+"""Draw the input of the network for one performance: python docs/pictures/input.py CACHE RUN GROUP OUT.png.
 
-For runs of a recipe that looks at motion energy (default, demo). Upper rows: the small pictures in the cache, one row a view, of
-frames that the network takes. Lower rows: what it is given of them, one number a cell: how much the embedding moves there.
+For runs of a recipe with motion magnitude (default, demo). Upper rows: the small pictures in the cache, one row per view, of
+the frames that the network uses. Lower rows: its input, one number per cell: the motion magnitude.
 """
 
 import json
