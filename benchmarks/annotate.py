@@ -23,7 +23,7 @@ from dtsf.cache.records import ClipRecord, Source, Status
 from dtsf.cache.spec import DatasetName, ShardRecord
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.pipeline import preprocess as run
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.training.protocols import parse_protocol, split_clips
 
@@ -95,7 +95,7 @@ def main() -> None:
 
         def timed() -> tuple[float, float, run.PreprocessResult]:
             begun, cpu = time.perf_counter(), time.process_time()
-            result = run.preprocess(read_catalog("manifest", root), cache, settings)
+            result = run.preprocess(scan_source("manifest", root), cache, settings)
             return time.perf_counter() - begun, time.process_time() - cpu, result
 
         timed()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from dtsf.cache.spec import DatasetInfo
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
@@ -98,7 +98,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     subjects = options.subjects.split(",")
-    catalog = read_catalog("nucla", options.root, "all", None)
+    catalog = scan_source("nucla", options.root, "all", None)
     clips = [clip for clip in catalog.clips if clip.subject in subjects]
     recipe = load_recipe(options.recipe, options.set)
     info = DatasetInfo(dataset="nucla", name="scale", class_names=catalog.class_names, view_names=catalog.view_names)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.video.decode import decode_clip
 
@@ -48,7 +48,7 @@ def main() -> None:
         dataset, root = "nucla", arguments.root
         if arguments.make_1080p:
             dataset, root = "manifest", make_1080p(work / "videos", arguments.make_1080p, arguments.seconds)
-        catalog = read_catalog(dataset, root, "all", arguments.limit)
+        catalog = scan_source(dataset, root, "all", arguments.limit)
         paths = [catalog.root / clip.path for clip in catalog.clips]
         alone = measure_alone(paths, arguments.frames, arguments.crop)
         ours, command = measure_ours(dataset, root, work / "cache", arguments)

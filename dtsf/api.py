@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.preprocess import PreprocessResult, Progress
     from dtsf.pipeline.settings import PreprocessSettings
-    from dtsf.pipeline.verify_source import Recheck
+    from dtsf.pipeline.worker import SourceCheck
     from dtsf.predict.onnx import OnnxMetadata
     from dtsf.training.loop import EpochReport
     from dtsf.training.protocols import Split
@@ -49,14 +49,14 @@ def preprocess(
     cache: str | Path = Path("cache"),
     *,
     settings: PreprocessSettings | None = None,
-    on_catalog: Callable[[Catalog], None] | None = None,
+    on_catalog: Callable[[SourceCatalog], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     **changes: Any,
 ) -> PreprocessResult:
     """Stage 1: decode and embed every clip of a dataset into the cache.
 
     Args:
-        dataset: The kind of dataset, one of :data:`dtsf.pipeline.datasets.DATASETS`.
+        dataset: The kind of dataset, one of :data:`dtsf.pipeline.datasets.KINDS`.
         root: Folder of the dataset, or a folder above it. For a manifest: the table.
         cache: Folder of the cache, or its URL on an object store.
         settings: All other settings.
@@ -73,13 +73,13 @@ def preprocess(
     from dtsf.pipeline.settings import PreprocessSettings
 
     settings = (settings or PreprocessSettings()).changed(**changes)
-    from dtsf.pipeline.datasets import read_catalog
+    from dtsf.pipeline.datasets import scan_source
     from dtsf.pipeline.preprocess import preprocess as run_preprocess
 
-    catalog = read_catalog(
+    catalog = scan_source(
         dataset, None if root is None else Path(root), settings.views, settings.limit, settings.videos
     )
-    logger.info("%s: %d clips under %s", catalog.dataset, len(catalog.clips), catalog.root)
+    logger.info("%s: %d clips under %s", catalog.kind, len(catalog.clips), catalog.root)
     if on_catalog is not None:
         on_catalog(catalog)
     return run_preprocess(catalog, Path(cache), settings, on_progress=on_progress)
@@ -92,7 +92,7 @@ def verify_source(
     *,
     sample: float = 1.0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Recheck:
+) -> SourceCheck:
     """Decode cached clips again and compare the frames with the cache. Raises CacheError or DataError if either is missing.
 
     ``root`` is the same as for :func:`preprocess`. ``sample`` is the share of clips to check, spread evenly over the catalog.
@@ -100,11 +100,11 @@ def verify_source(
     """
     from dtsf.cache.reader import open_dataset
     from dtsf.pipeline.datasets import find_root
-    from dtsf.pipeline.verify_source import verify_source as decode_again
+    from dtsf.pipeline.worker import check_source
 
     data = open_dataset(cache if isinstance(cache, str) else Path(cache), dataset)
     found = find_root(data.info.dataset, None if root is None else Path(root))
-    return decode_again(data, found if found.is_dir() else found.parent, sample=sample, on_progress=on_progress)
+    return check_source(data, found if found.is_dir() else found.parent, sample=sample, on_progress=on_progress)
 
 
 def open_cache(cache: str | Path = Path("cache"), dataset: str | None = None) -> CachedDataset:

@@ -38,7 +38,7 @@ class FakeStage1:
         patch.setattr(run, "make_spec", lambda settings: SPEC)
         patch.setattr(run, "prepare_encoder", lambda *given: None)
         patch.setattr(worker, "shared_decoders", lambda *given, **named: contextlib.nullcontext())
-        patch.setattr(worker, "decode_side_by_side", lambda decoders, requests: map(self._decode, requests))
+        patch.setattr(worker, "decode_parallel", lambda decoders, requests: map(self._decode, requests))
         patch.setattr(worker, "load_encoder", lambda *given, **named: self)
 
     def _decode(self, request):

@@ -60,8 +60,8 @@ def test_decoding_again_names_the_clips_whose_pictures_are_others(cameras, make_
     make_video(cameras / "b.mp4", 29, codec="libx264", fps=10)
     (cameras / "c.avi").unlink()
     found = verify_source(tmp_path / "c", cameras)
-    assert [(u.clip, u.reason.split(":")[0]) for u in found.unlike] == [
-        ("g_v02", "it gives other pictures"),
+    assert [(u.clip, u.reason.split(":")[0]) for u in found.mismatches] == [
+        ("g_v02", "different pictures"),
         ("h_v02", "unreadable"),
         ("k_v01", "unreadable"),
     ]

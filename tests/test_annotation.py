@@ -44,8 +44,8 @@ def test_files_that_were_moved_touched_or_copied_are_known(own, monkeypatch):
     folder, rows = own
     run(folder)
     decoded = []
-    original = worker.decode_side_by_side
-    monkeypatch.setattr(worker, "decode_side_by_side", lambda d, r: decoded.extend(x.path.name for x in r) or original(d, r))
+    original = worker.decode_parallel
+    monkeypatch.setattr(worker, "decode_parallel", lambda d, r: decoded.extend(x.path.name for x in r) or original(d, r))
     videos = folder / "own"
     (videos / "sit").mkdir()
     for row in rows:
@@ -122,7 +122,7 @@ def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
     write(folder / "own", rows[:4])
     run(folder)
     write(folder / "own", rows)
-    monkeypatch.setattr(worker, "PATIENCE", (0.0,))
+    monkeypatch.setattr(worker, "RETRY_AFTER", (0.0,))
     content_hash = worker.content_hash
     for error in (OSError(5, "Input/output error"), OSError(116, "Stale file handle")):
 
@@ -130,7 +130,7 @@ def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
             raise error
 
         monkeypatch.setattr(worker, "content_hash", fail)
-        with pytest.raises(SourceError, match=r"held against no clip.*same command again"):
+        with pytest.raises(SourceError, match=r"Finished work is safe: run the same command again"):
             run(folder)
     # Files that go while the run does: one is named and waits, three in a row are the store's.
     monkeypatch.setattr(worker, "content_hash", lambda path, stat: (_ for _ in ()).throw(FileNotFoundError(2, "gone")))
@@ -159,7 +159,7 @@ def test_a_source_that_is_away_leaves_the_catalog_as_it_is(own, monkeypatch):
     (folder / "own").rename(folder / "away")
     (folder / "own").mkdir()
     shutil.copy(folder / "away/manifest.csv", folder / "own")
-    with pytest.raises(SourceError, match=r"none of the 8 files .* is the disk or share that holds them there"):
+    with pytest.raises(SourceError, match=r"none of the 8 manifest files .* check the disk or share"):
         run(folder)
 
     def stale(path):

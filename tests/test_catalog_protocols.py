@@ -4,13 +4,13 @@ import pytest
 from folders import touch
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.training.protocols import parse_protocol, split_clips
 
 
 def test_nucla_takes_the_action_from_the_folder_and_sorts_labels_as_numbers(tmp_path):
     names = [f"multiview_action_videos/a{a:02d}/v01_s01_e00.avi" for a in (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)]
-    catalog = read_catalog("nucla", touch(tmp_path, *names))
+    catalog = scan_source("nucla", touch(tmp_path, *names))
     assert [(clip.raw_label, clip.label) for clip in catalog.clips][-2:] == [("11", 8), ("12", 9)]
     assert len({clip.group for clip in catalog.clips}) == 10
 
@@ -19,36 +19,36 @@ def test_nucla_reads_all_three_layouts(tmp_path):
     root = touch(
         tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi"
     )
-    found = [clip.id for clip in read_catalog("nucla", root).clips]
+    found = [clip.id for clip in scan_source("nucla", root).clips]
     assert found == ["a01_s10_e02_v03", "a02_s03_e01_v02", "a12_s04_e00_v01"]
 
 
 def test_two_files_for_one_clip_are_refused_with_both_paths(tmp_path):
     root = touch(tmp_path, "one/a01/v01_s01_e00.avi", "two/a01/v01_s01_e00.avi")
     with pytest.raises(DataError, match=r"one/a01/v01_s01_e00\.avi and .*two/a01/v01_s01_e00\.avi"):
-        read_catalog("nucla", root)
+        scan_source("nucla", root)
 
 
 def test_ntu_groups_by_setup_and_reports_missing_cameras(tmp_path):
     names = ["S001C001P001R001A060_rgb.avi", "deep/S002C001P001R001A060.mp4", "S001C004P001R001A001_rgb.avi"]
-    catalog = read_catalog("ntu", touch(tmp_path, *names, "S001C001P001R001A001.skeleton"))
+    catalog = scan_source("ntu", touch(tmp_path, *names, "S001C001P001R001A001.skeleton"))
     assert [clip.group for clip in catalog.clips] == ["S001P001R001A060", "S002P001R001A060"]
     assert [clip.label for clip in catalog.clips] == [59, 59]
     assert len(catalog.class_names) == 60
     assert "lack a camera" in " ".join(catalog.notes)
-    assert len(read_catalog("ntu", touch(tmp_path, "S018C001P041R001A061_rgb.avi")).class_names) == 120
+    assert len(scan_source("ntu", touch(tmp_path, "S018C001P041R001A061_rgb.avi")).class_names) == 120
 
 
 def test_ntu_video_beside_its_renamed_copy_is_refused(tmp_path):
-    with pytest.raises(DataError, match="two files claim the clip S001C001P001R001A001"):
-        read_catalog("ntu", touch(tmp_path, "S001C001P001R001A001_rgb.avi", "S001C001P001R001A001.mp4"))
+    with pytest.raises(DataError, match="two files are the clip S001C001P001R001A001"):
+        scan_source("ntu", touch(tmp_path, "S001C001P001R001A001_rgb.avi", "S001C001P001R001A001.mp4"))
 
 
 def test_casia_pairs_and_both_spellings_of_wander(tmp_path):
     root = touch(
         tmp_path, "casia_angleview_p01_wonder_a1.mp4", "TopDownView_p02_wander_a2.avi", "angleview_p01p02_fight_a1.avi"
     )
-    clips = read_catalog("casia", root).clips
+    clips = scan_source("casia", root).clips
     assert {clip.raw_label for clip in clips} == {"wonder", "fight"}
     assert {clip.subject for clip in clips} == {"1", "2", "1+2"}
     assert {clip.view for clip in clips} == {2, 3}
@@ -56,16 +56,16 @@ def test_casia_pairs_and_both_spellings_of_wander(tmp_path):
 
 def test_wrong_names_are_refused_with_what_exists(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        read_catalog("nucla", tmp_path / "nowhere")
+        scan_source("nucla", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no nucla video under .* found 1 \.txt"):
-        read_catalog("nucla", touch(tmp_path, "readme.txt"))
+        scan_source("nucla", touch(tmp_path, "readme.txt"))
     with pytest.raises(ConfigError, match="unknown view '7'"):
-        read_catalog("nucla", touch(tmp_path, "a01/v01_s01_e00.avi"), views="7")
+        scan_source("nucla", touch(tmp_path, "a01/v01_s01_e00.avi"), views="7")
 
 
 def test_protocols_divide_and_name_their_task(tmp_path):
     names = [f"a01/v{v:02d}_s{s:02d}_e00.avi" for v in (1, 2, 3) for s in (1, 5, 10)]
-    clips = read_catalog("nucla", touch(tmp_path, *names)).clips
+    clips = scan_source("nucla", touch(tmp_path, *names)).clips
 
     def split(text):
         return split_clips(clips, parse_protocol(text, "nucla"), "nucla", ("1", "2", "3"))
@@ -88,7 +88,7 @@ def test_protocols_divide_and_name_their_task(tmp_path):
 
 
 def test_a_side_without_clips_is_refused_where_it_is_needed(tmp_path):
-    clips = read_catalog("nucla", touch(tmp_path, "a01/v01_s05_e00.avi", "a01/v02_s06_e00.avi")).clips
+    clips = scan_source("nucla", touch(tmp_path, "a01/v01_s05_e00.avi", "a01/v02_s06_e00.avi")).clips
 
     def split(subjects, **needed):
         rule = parse_protocol(f"cross-subject:{subjects}", "nucla")

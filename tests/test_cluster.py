@@ -104,7 +104,7 @@ def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
 
 
 def test_no_scheduler_at_the_address(catalog, tmp_path):
-    with pytest.raises(ConfigError, match="no dask scheduler answers at tcp://127.0.0.1:9"):
+    with pytest.raises(ConfigError, match="no dask scheduler responds at tcp://127.0.0.1:9"):
         preprocess(catalog, tmp_path, PreprocessSettings(**SMALL), scheduler="tcp://127.0.0.1:9")
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dtsf.cache.records import Clip
 from dtsf.errors import FingerprintError
-from dtsf.pipeline.catalog import Catalog
+from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.preprocess import make_spec, preprocess
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.crop import CROPS, cut_square, motion_square, size_to_decode
@@ -125,7 +125,7 @@ def test_decoded_clips_are_cut(make_video, tmp_path):
 def test_crop_is_part_of_what_a_cache_is(make_video, tmp_path):
     make_video(tmp_path / "v/c0.avi", 9)
     clip = Clip(id="c0", path="c0.avi", label=0, raw_label="0", group="g", view=1)
-    catalog = Catalog(dataset="nucla", root=tmp_path / "v", clips=(clip,), class_names=("x",), view_names=("1",))
+    catalog = SourceCatalog(kind="nucla", root=tmp_path / "v", clips=(clip,), class_names=("x",), view_names=("1",))
     preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, crop="centre", workers=1))
     with pytest.raises(FingerprintError, match="crop: centre in the cache, motion asked for"):
         preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, workers=1))

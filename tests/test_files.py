@@ -7,9 +7,9 @@ import pytest
 from folders import touch
 
 from dtsf.errors import DataError, SourceError
-from dtsf.pipeline import files
-from dtsf.pipeline.datasets import read_catalog
-from dtsf.pipeline.files import VIDEO_ENDINGS, SkippedFiles, walk_files
+from dtsf.pipeline import source
+from dtsf.pipeline.datasets import scan_source
+from dtsf.pipeline.source import VIDEO_ENDINGS, SkippedFiles, walk_files
 
 GBK = b"\xb6\xaf\xd7\xf7"
 
@@ -39,10 +39,10 @@ def test_a_root_that_is_links_alone(tmp_path):
     touch(tmp_path / "nas/nturgb+d_rgb", *names)
     (tmp_path / "data").mkdir()
     (tmp_path / "data/nturgb+d_rgb").symlink_to(tmp_path / "nas/nturgb+d_rgb")
-    assert len(read_catalog("ntu", tmp_path / "data").clips) == 3
+    assert len(scan_source("ntu", tmp_path / "data").clips) == 3
     touch(tmp_path / "nas/second", *(name.replace("S001", "S002") for name in names))
     (tmp_path / "data/more").symlink_to(tmp_path / "nas/second")
-    assert len(read_catalog("ntu", tmp_path / "data").groups) == 2
+    assert len(scan_source("ntu", tmp_path / "data").groups) == 2
 
 
 def test_names_that_are_no_text_are_named_and_left_out(tmp_path):
@@ -52,7 +52,7 @@ def test_names_that_are_no_text_are_named_and_left_out(tmp_path):
     for name in (b"angleview_p09_walk_a1.avi", b"x.avi"):
         with open(os.path.join(bad, name), "w"):
             pass
-    catalog = read_catalog("casia", tmp_path)
+    catalog = scan_source("casia", tmp_path)
     assert len(catalog.clips) == 1
     assert catalog.notes == (r"1 names are not UTF-8 and were left out: rename them; the first is \xb6\xaf\xd7\xf7",)
 
@@ -67,16 +67,16 @@ def test_a_folder_that_cannot_be_read_is_named_and_a_disk_that_does_not_answer_e
                 raise OSError(code, os.strerror(code))
             return scan(path)
 
-        monkeypatch.setattr(files.os, "scandir", scandir)
+        monkeypatch.setattr(source.os, "scandir", scandir)
 
     refuse(errno.EACCES)
-    catalog = read_catalog("casia", tmp_path)
+    catalog = scan_source("casia", tmp_path)
     assert [clip.subject for clip in catalog.clips] == ["1"]
     assert catalog.notes == ("1 folders cannot be read (Permission denied) and were left out; the first is locked",)
     for code in (errno.EIO, errno.ESTALE):
         refuse(code)
-        with pytest.raises(SourceError, match=r"locked.*held against no clip.*same command again"):
-            read_catalog("casia", tmp_path)
+        with pytest.raises(SourceError, match=r"locked.*Finished work is safe: run the same command again"):
+            scan_source("casia", tmp_path)
 
 
 @pytest.mark.parametrize("ending", VIDEO_ENDINGS)
@@ -85,11 +85,11 @@ def test_videos_of_every_ending_are_taken(tmp_path, ending):
     touch(tmp_path / "c", f"angleview_p01_walk_a1{ending}")
     touch(tmp_path / "u", f"a02/v01_s03_e00{ending}")
     for kind, folder in (("ntu", "n"), ("casia", "c"), ("nucla", "u")):
-        assert len(read_catalog(kind, tmp_path / folder).clips) == 1
+        assert len(scan_source(kind, tmp_path / folder).clips) == 1
 
 
 def test_videos_with_other_names_are_counted(tmp_path):
     touch(tmp_path, "S001C001P001R001A001.avi", "holiday.mov", "S001C001P001R001A001.skeleton")
-    assert any(note.startswith("1 video files do not have NTU's names") for note in read_catalog("ntu", tmp_path).notes)
+    assert any(note.startswith("1 video files do not have NTU's names") for note in scan_source("ntu", tmp_path).notes)
     with pytest.raises(DataError, match=r"no casia video under .*2 video files do not have CASIA's names"):
-        read_catalog("casia", tmp_path)
+        scan_source("casia", tmp_path)

@@ -315,9 +315,9 @@ def test_a_list_of_others(tmp_path_factory, content, ending):
     with no_longer(), nothing_outside(root), contextlib.suppress(DtsfError):
         import_lists([root / f"list{ending}"], root / "videos")
     with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):
-        from dtsf.pipeline.datasets import read_catalog
+        from dtsf.pipeline.datasets import scan_source
 
-        read_catalog("manifest", root / f"list{ending}")
+        scan_source("manifest", root / f"list{ending}")
 
 
 def test_a_pickle_that_says_much_in_few_bytes_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from folders import touch
 
 from dtsf.errors import DataError
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.import_lists import import_lists
 
 
@@ -28,7 +28,7 @@ def test_pyskl_pickle_by_split(tmp_path):
     made = import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
     assert (made.rows, made.groups, made.splits, made.alone) == (5, 2, {"train": 3, "test": 2}, 0)
     assert made.missing == (stems[-1],)
-    catalog = read_catalog("manifest", tmp_path / "v/manifest.csv")
+    catalog = scan_source("manifest", tmp_path / "v/manifest.csv")
     assert catalog.groups_by_views == {3: 1, 2: 1}
     assert {(clip.split, clip.subject, clip.raw_label) for clip in catalog.clips} == {
         ("train", "1", "9"),
@@ -62,7 +62,7 @@ def test_dvanet_csv_with_newlines_inside_quotes(tmp_path):
     (tmp_path / "NUMA_CV_test.csv").write_text('video,subject,action,viewpoint\nv01_s01_e00.avi,1,12,"v01\n"\n')
     made = import_lists([tmp_path / "NUMA_CV_train.csv", tmp_path / "NUMA_CV_test.csv"], tmp_path)
     assert (made.rows, made.groups, made.splits, made.missing) == (3, 2, {"train": 2, "test": 1}, ())
-    catalog = read_catalog("manifest", tmp_path)
+    catalog = scan_source("manifest", tmp_path)
     assert {clip.path for clip in catalog.clips if clip.split == "test"} == {"a12/v01_s01_e00.avi"}
 
 
@@ -72,7 +72,7 @@ def test_videomamba_lines(tmp_path, separator):
     (tmp_path / "val.csv").write_text(f"/else/run/x y.mp4{separator}0\nwalk/z.mp4{separator}3\n\n")
     made = import_lists([tmp_path / "val.csv"], tmp_path)
     assert (made.rows, made.groups, made.splits, made.alone) == (2, 2, {"test": 2}, 2)
-    catalog = read_catalog("manifest", tmp_path)
+    catalog = scan_source("manifest", tmp_path)
     assert {(clip.path, clip.raw_label) for clip in catalog.clips} == {("run/x y.mp4", "0"), ("walk/z.mp4", "3")}
 
 
@@ -96,9 +96,9 @@ def test_the_manifest_stands_anywhere(tmp_path):
     touch(tmp_path / "v", "a.avi")
     (tmp_path / "else").mkdir()
     import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "m.csv")
-    assert read_catalog("manifest", tmp_path / "m.csv").clips[0].path == "v/a.avi"
+    assert scan_source("manifest", tmp_path / "m.csv").clips[0].path == "v/a.avi"
     import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "else/m.csv")
-    catalog = read_catalog("manifest", tmp_path / "else/m.csv")
+    catalog = scan_source("manifest", tmp_path / "else/m.csv")
     assert catalog.root / catalog.clips[0].path == tmp_path / "v/a.avi"
     with pytest.raises(DataError, match=r"cannot write .*--out FILE"):
         import_lists([tmp_path / "list.txt"], tmp_path / "v", tmp_path / "none/m.csv")
@@ -122,7 +122,7 @@ def test_names_that_look_like_separators_and_endings_of_every_kind(tmp_path, tex
     (tmp_path / "a_train.txt").write_text(text)
     made = import_lists([tmp_path / "a_train.txt"], tmp_path)
     assert made.missing == ()
-    assert {(clip.path, clip.raw_label) for clip in read_catalog("manifest", tmp_path).clips} == found
+    assert {(clip.path, clip.raw_label) for clip in scan_source("manifest", tmp_path).clips} == found
 
 
 @pytest.mark.parametrize("text", ["0 sit down\n1 wave\n", "sit down\nwave\n", "1,wave\n0,sit down\n"])
@@ -131,7 +131,7 @@ def test_a_label_map_gives_names(tmp_path, text):
     (tmp_path / "train.txt").write_text("a.avi 0\nb.avi 1\n")
     (tmp_path / "labels.txt").write_text(text)
     import_lists([tmp_path / "train.txt"], tmp_path, labels=tmp_path / "labels.txt")
-    assert read_catalog("manifest", tmp_path).class_names == ("sit down", "wave")
+    assert scan_source("manifest", tmp_path).class_names == ("sit down", "wave")
     (tmp_path / "labels.txt").write_text("sit down\n")
     with pytest.raises(DataError, match=r"labels.txt has no name for label 1, which b.avi"):
         import_lists([tmp_path / "train.txt"], tmp_path, tmp_path / "two.csv", labels=tmp_path / "labels.txt")

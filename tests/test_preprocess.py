@@ -16,7 +16,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.cache.records import Clip
 from dtsf.errors import BadClipsError, CacheError, ConfigError, FingerprintError
 from dtsf.pipeline import preprocess as run
-from dtsf.pipeline.catalog import Catalog
+from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
@@ -39,7 +39,7 @@ def catalog_of(root, names, dataset="nucla"):
         Clip(id=name, path=f"{name}.avi", label=k // 2 % 2, raw_label=str(k // 2 % 2), group=f"g{k // 2}", view=k % 2 + 1)
         for k, name in enumerate(names)
     )
-    return Catalog(dataset=dataset, root=root, clips=clips, class_names=("x", "y"), view_names=("1", "2"))
+    return SourceCatalog(kind=dataset, root=root, clips=clips, class_names=("x", "y"), view_names=("1", "2"))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, 
     catalog = catalog_of(root, ["cut", "missing", "one", "text", "whole"])
     with pytest.raises(BadClipsError, match=r"3 of 5 clips.*--max-bad 5%") as raised:
         preprocess(catalog, cache, small, workers=1)
-    for name in ("cut.avi: truncated", "missing.avi: missing: there is no such file", "text.avi: unreadable"):
+    for name in ("cut.avi: truncated", "missing.avi: missing: the file does not exist", "text.avi: unreadable"):
         assert name in str(raised.value)
     assert raised.value.exit_code == 1
     assert raised.value.result.verdicts == {"ok": 1, "short": 1, "truncated": 1, "unreadable": 1, "missing": 1}
@@ -137,7 +137,7 @@ def test_pipes_and_devices_are_named_and_never_opened(make_video, small, tmp_pat
     catalog = catalog_of(tmp_path / "v", ["pipe", "endless", "whole", "pipe2"])
     result = preprocess(catalog, tmp_path / "c", small, workers=1, max_bad=1)
     assert result.verdicts == {"ok": 1, "unreachable": 3}
-    assert {one.reason for one in result.bad} == {"it is a pipe, a socket or a device, no file"}
+    assert {one.reason for one in result.bad} == {"a pipe, socket or device, not a regular file"}
     assert [clip.id for clip in open_dataset(tmp_path / "c").clips] == ["whole"]
 
 
@@ -205,12 +205,12 @@ def test_second_run_at_the_same_time_is_refused(videos, small, tmp_path):
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from dtsf.pipeline.catalog import Catalog
+from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.preprocess import preprocess
 from dtsf.pipeline.settings import PreprocessSettings
 
 if __name__ == "__main__":
-    catalog = Catalog.model_validate_json(Path(sys.argv[1]).read_text())
+    catalog = SourceCatalog.model_validate_json(Path(sys.argv[1]).read_text())
     settings = PreprocessSettings(**json.loads(sys.argv[3]), workers=int(sys.argv[4]), shard_size=int(sys.argv[5]))
     preprocess(catalog, Path(sys.argv[2]), settings)
 """

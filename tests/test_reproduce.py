@@ -24,7 +24,7 @@ from dtsf.experiments.reproduce.records import RunRecord, rows_of
 from dtsf.experiments.reproduce.settings import Settings
 from dtsf.experiments.reproduce.state import only_one
 from dtsf.experiments.reproduce.table import duration
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips
 from dtsf.training.recipe import recipe_names
 
@@ -83,14 +83,14 @@ def test_lists_have_the_counts_of_their_projects():
 
 def read_catalog_of(clips, **changes):
     """A catalog of nothing but ids."""
-    from dtsf.pipeline.catalog import Catalog
-    from dtsf.pipeline.datasets.nucla import CLASSES, _clip
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
+    from dtsf.pipeline.datasets.nucla import CLASSES, nucla_clip
 
     numbers = [[int(word[1:]) for word in clip.split("_")] for clip in sorted(clips)]
-    return Catalog(
-        dataset="nucla",
+    return SourceCatalog(
+        kind="nucla",
         root=Path("/data"),
-        clips=tuple(_clip(f"{a}/{s}/{e}/{v}.avi", a, s, e, v, None) for a, s, e, v in numbers),
+        clips=tuple(nucla_clip(f"{a}/{s}/{e}/{v}.avi", a, s, e, v) for a, s, e, v in numbers),
         class_names=tuple(CLASSES[action] for action in sorted(CLASSES)),
         view_names=("1", "2", "3"),
         **changes,
@@ -101,15 +101,15 @@ def test_whole_is_what_all_lists_agree_on():
     listed = listed_clips()
     agreed = {clip for clip, (in_lists, _) in listed.items() if all(in_lists)}
     check = check_nucla(read_catalog_of(agreed))
-    assert check.whole
+    assert check.complete
     assert check.missing == ()
     assert len(check.missing_disputed) == 26
     lost = sorted(agreed)[5]
     check = check_nucla(read_catalog_of((agreed - {lost}) | {"a01_s11_e00_v01"}))
-    assert not check.whole
+    assert not check.complete
     assert check.missing == (lost,)
     assert check.unlisted == ("a01_s11_e00_v01",)
-    assert "1 of the 1,466" in check.verdict
+    assert "1 of the 1,466" in check.summary
 
 
 def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
@@ -121,27 +121,27 @@ def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
     assert found["subjects"]["s10"] == {"found": 0, "listed": 150}
     assert found["subjects"]["s01"]["found"] < found["subjects"]["s01"]["listed"]
     assert found["lists"]["VPN"]["found"] == found["found"] == 920
-    assert "N-UCLA is not whole" in done.stderr
+    assert "N-UCLA is incomplete" in done.stderr
     assert "a01_s01_e00_v03" in done.stderr
     assert "--strict refuses that" in dtsf.refusal("reproduce", "nucla", "--root", "data", "--strict", cwd=tmp_path)
-    chosen, notes = choose_protocols(read_catalog("nucla", tmp_path / "data"), ())
+    chosen, notes = choose_protocols(scan_source("nucla", tmp_path / "data"), ())
     assert chosen == ["cross-view:1", "cross-view:2", "cross-subject:7,8,9"]
     assert "cross-view:3 is left out: no clip of view 3" in notes
     with pytest.raises(ConfigError, match="no subject 10"):
-        choose_protocols(read_catalog("nucla", tmp_path / "data"), ("cross-subject:10",))
+        choose_protocols(scan_source("nucla", tmp_path / "data"), ("cross-subject:10",))
 
 
 def test_whole_data_set_passes_its_check(dtsf, tmp_path):
     _touch(tmp_path, listed_clips())
-    assert "N-UCLA is whole" in dtsf.said("reproduce", "nucla", "--root", ".", "--check", cwd=tmp_path)
-    assert choose_protocols(read_catalog("nucla", tmp_path), ())[0][-1] == "cross-subject:10"
+    assert "N-UCLA is complete" in dtsf.said("reproduce", "nucla", "--root", ".", "--check", cwd=tmp_path)
+    assert choose_protocols(scan_source("nucla", tmp_path), ())[0][-1] == "cross-subject:10"
 
 
 def test_other_data_in_its_layout_are_not_taken_for_it(world):
-    check = check_nucla(read_catalog("nucla", world / "data"))
+    check = check_nucla(scan_source("nucla", world / "data"))
     assert not check.is_nucla
-    assert not check.whole
-    assert check.verdict.startswith("this is not N-UCLA: 60 videos")
+    assert not check.complete
+    assert check.summary.startswith("this is not N-UCLA: 60 videos")
 
 
 def _record(protocol, seed, top1):
@@ -345,7 +345,7 @@ def test_unusable_clips_are_left_out_counted_and_make_exit_1(dtsf, world, cut_fi
 
 def test_no_protocol_at_all_is_said(tmp_path):
     with pytest.raises(DataError, match="one view of one subject"):
-        choose_protocols(read_catalog("nucla", _touch(tmp_path, ["a01_s01_e00_v01", "a02_s01_e00_v01"])), ())
+        choose_protocols(scan_source("nucla", _touch(tmp_path, ["a01_s01_e00_v01", "a02_s01_e00_v01"])), ())
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from dtsf.cache.reader import open_place
 from dtsf.cache.store import open_store
 from dtsf.cache.verify import verify
 from dtsf.files import write as commit
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.preprocess import preprocess
 from dtsf.pipeline.settings import PreprocessSettings
 
@@ -157,7 +157,7 @@ class SourceMachine(RuleBasedStateMachine):
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.table)
-        catalog = read_catalog("manifest", self.root)
+        catalog = scan_source("manifest", self.root)
         return preprocess(catalog, self.cache, PreprocessSettings(workers=1, shard_size=2, max_bad=1.0))
 
     @rule()

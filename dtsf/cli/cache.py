@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dtsf.cache.info import DatasetPage, ViewLengths
     from dtsf.cache.remote import RemoteStore
     from dtsf.cache.store import LocalStore
-    from dtsf.pipeline.verify_source import Recheck
+    from dtsf.pipeline.worker import SourceCheck
 
 cache_app = typer.Typer(
     help="Look after a cache: what is in it, whether it is whole, in which form.", no_args_is_help=True
@@ -155,17 +155,16 @@ def cache_verify_command(
             screen.print(table(f"{len(damaged)} files are damaged", ("shard", "file", "why"), rows))
             screen.print(f"next: dtsf cache repair {path}", soft_wrap=True)
         for name, decoded in again.items():
-            older = f"; {decoded.unknown} of an older layout have no checksum" if decoded.unknown else ""
-            words = f"{decoded.checked} clips decoded again with {decoded.decoder}, {len(decoded.unlike)} differ{older}"
+            words = f"{decoded.checked} clips decoded again with {decoded.decoder}, {len(decoded.mismatches)} differ"
             screen.print(f"{name}: {words}")
-            if decoded.unlike:
-                unlike = [(u.path, u.reason) for u in decoded.unlike]
+            if decoded.mismatches:
+                unlike = [(u.path, u.reason) for u in decoded.mismatches]
                 screen.print(table("clips that do not give the same pictures", ("clip", "why"), unlike))
     if not ok:
         raise typer.Exit(2)
 
 
-def _decode_again(found: list[tuple[Any, Any]], root: Path | None, sample: str) -> dict[str, Recheck]:
+def _decode_again(found: list[tuple[Any, Any]], root: Path | None, sample: str) -> dict[str, SourceCheck]:
     from dtsf.api import verify_source
     from dtsf.cli.show import progress
     from dtsf.errors import ConfigError

@@ -11,7 +11,7 @@ from dtsf.cli.options import JSON, with_settings
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.preprocess import PreprocessResult
 
 
@@ -37,9 +37,9 @@ def preprocess_command(
 
     screen = console()
 
-    def announce(catalog: Catalog) -> None:
+    def announce(catalog: SourceCatalog) -> None:
         by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())
-        screen.print(f"{catalog.dataset}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})")
+        screen.print(f"{catalog.kind}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})")
         for note in catalog.notes:
             screen.print(f"note: {note}", style="yellow")
 

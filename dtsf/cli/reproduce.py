@@ -66,7 +66,7 @@ def reproduce_nucla_command(
         if json_:
             print_json(found.model_dump(mode="json"))
         _show_check(found)
-        raise typer.Exit(0 if found.whole else 2)
+        raise typer.Exit(0 if found.complete else 2)
     # Both stages take seconds to import: who has no data hears of it before.
     from dtsf.experiments.reproduce.nucla import reproduce_nucla
     from dtsf.experiments.reproduce.paper_run import reproduce_both
@@ -134,7 +134,7 @@ def _show_check(check: NuclaCheck) -> None:
 
     for head, text in describe_data(check):
         console().print(words((f"  {head:<16}", "bold"), text), soft_wrap=True)
-    results().print(words((check.verdict, "green" if check.whole else "bold yellow")), soft_wrap=True)
+    results().print(words((check.summary, "green" if check.complete else "bold yellow")), soft_wrap=True)
     if check.is_nucla and check.missing:
         results().print(words(f"the videos come from {SOURCE}"), soft_wrap=True)
 

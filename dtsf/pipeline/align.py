@@ -1,7 +1,7 @@
-"""``--align group``: the frames of all views of a performance at the same moments, of the time that all of them filmed.
+"""Align views in time (``--align group``): sample all views of a performance at the same times, when all cameras were filming.
 
-The moment t of a performance is t - ``offset`` in a camera's file: cameras that started together have no offset. The common time
-becomes the clips' ``start`` and ``end``, so that everything behind takes them for what they are: a part of a file.
+Time t of a performance is time t - ``offset`` of a camera's file. Cameras that started together have no offset. The common time
+becomes ``start`` and ``end`` of the clips, so that later steps see an ordinary part of a file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.source import file_stat
+from dtsf.pipeline.source import FileStat, file_stat
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 
@@ -17,50 +17,48 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from dtsf.cache.records import Clip, ClipRecord
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
-SHORTEST = 1e-3
-"""Seconds of common time below which there is none."""
+MIN_SECONDS = 1e-3
+"""Shortest common time, in seconds."""
 
 
-def align_groups(catalog: Catalog, records: Iterable[ClipRecord], deadline: float) -> Catalog:
-    """The catalog with the time common to all views of each group as its clips' part of their files.
+def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline: float) -> SourceCatalog:
+    """Return the catalog with the time common to all views of a group as ``start`` and ``end`` of its clips.
 
-    A clip whose file cannot be read, or that is counted in frames, counts for no other, and is left as it is. Where views of
-    a group have no time in common, their clips begin where their files end, and are listed as unreadable.
+    Clips in unreadable files and clips given in frames do not change, and do not limit the other views. If the views of a group
+    have no common time, their ``start`` is the end of their file, so that they are listed as unreadable.
 
-    ``records``: what was computed before: files that are as they were are not opened again. ``deadline``: seconds that reading
-    one file's packets may take.
+    ``records``: results of earlier runs; unchanged files in them are not opened. ``deadline``: seconds to read one file.
     """
-    several = [clips for clips in catalog.groups.values() if len(clips) > 1]
-    durations = _durations(catalog, [clip for clips in several for clip in clips], records, deadline)
-    parts: dict[str, tuple[float, float]] = {}
-    apart = 0
-    for clips in several:
+    groups = [clips for clips in catalog.groups.values() if len(clips) > 1]
+    durations = _durations(catalog, [clip for clips in groups for clip in clips], records, deadline)
+    parts: dict[str, dict[str, float]] = {}
+    n_apart = 0
+    for clips in groups:
         timed = [c for c in clips if durations.get(c.path) and c.first is None and c.last is None]
         if not timed:
             continue
-        begin = max((c.start or 0.0) + c.offset for c in timed)
+        start = max((c.start or 0.0) + c.offset for c in timed)
         end = min(min(c.end or durations[c.path], durations[c.path]) + c.offset for c in timed)
-        apart += end - begin < SHORTEST
+        overlap = end - start >= MIN_SECONDS
+        n_apart += not overlap
         for c in timed:
-            alone = (durations[c.path], durations[c.path] + 1.0)
-            own = (round(max(0.0, begin - c.offset), 6), round(end - c.offset, 6))
-            parts[c.id] = own if end - begin >= SHORTEST else alone
-    aligned = [
-        clip.model_copy(update=dict(zip(("start", "end"), parts[clip.id], strict=True))) if clip.id in parts else clip
-        for clip in catalog.clips
-    ]
-    apart_note = f"{apart} performances have views that filmed no moment together: not used with --align group"
-    notes = (*catalog.notes, *([apart_note] if apart else []))
-    return catalog.model_copy(update={"clips": tuple(aligned), "notes": notes})
+            if overlap:
+                parts[c.id] = {"start": round(max(0.0, start - c.offset), 6), "end": round(end - c.offset, 6)}
+            else:
+                parts[c.id] = {"start": durations[c.path], "end": durations[c.path] + 1.0}
+    aligned = tuple(clip.model_copy(update=parts.get(clip.id, {})) for clip in catalog.clips)
+    note = f"{n_apart} performances have views without a common time: not used with --align group"
+    return catalog.model_copy(update={"clips": aligned, "notes": (*catalog.notes, *([note] if n_apart else []))})
 
 
 def _durations(
-    catalog: Catalog, clips: Sequence[Clip], records: Iterable[ClipRecord], deadline: float
+    catalog: SourceCatalog, clips: Sequence[Clip], records: Iterable[ClipRecord], deadline: float
 ) -> Mapping[str, float]:
-    """Seconds of presentation of every file, by path; none for one that cannot be read."""
-    known = {(r.source.path, r.source.bytes, r.source.mtime_ns, r.source.listing): r.duration for r in records}
+    """Return the duration of each file in seconds, by path. Unreadable files are left out."""
+    sources = ((record.source, record.duration) for record in records)
+    known = {(s.path, FileStat(s.bytes, s.mtime_ns, s.listing)): duration for s, duration in sources}
     found: dict[str, float] = {}
     unknown: dict[str, Clip] = {}
     for clip in clips:
@@ -68,7 +66,7 @@ def _durations(
             stat = file_stat(catalog.root / clip.path)
         except OSError:
             continue
-        duration = known.get((clip.path, stat.bytes, stat.mtime_ns, stat.listing))
+        duration = known.get((clip.path, stat))
         if duration:
             found[clip.path] = duration
         else:

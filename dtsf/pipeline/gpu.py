@@ -1,14 +1,12 @@
-"""Graphics cards in stage 1: one worker a card, cores that decode for it, and several clips a call.
+"""GPUs in stage 1: one worker per GPU, several decoder processes per worker, several clips per batch.
 
-A card embeds a clip in milliseconds and a core decodes one in a third of a second. So a worker that has a card keeps a decoder's
-child on each of its cores, all of them ahead, and embeds what they have ready together: neither waits for the other as long as
-there are enough cores.
+A GPU embeds a clip in milliseconds; a core needs a third of a second to decode one. So a worker with a GPU has a decoder process
+on each of its cores. All of them decode ahead, and the worker embeds the finished clips in one batch.
 """
 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import VideoError
@@ -21,63 +19,54 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest
 
-CLIPS_A_CALL = 8
-"""128 frames of 16 a clip: what fills a card, and waits less than a third of a second for its clips."""
+CLIPS_PER_BATCH = 8
+"""128 frames at 16 frames a clip: enough to fill a GPU, and decoded in less than a third of a second."""
 RESOURCE = "GPU"
-"""dask's name for a card: ``dask worker ... --resources GPU=1``, one worker a card."""
+"""Name of a GPU among dask's resources: ``dask worker ... --resources GPU=1``, one worker per GPU."""
 
 
-def count_cards(encoder: str) -> int:
-    """Cards of this machine that the encoder would run on. Without NVIDIA's device file PyTorch is not even asked."""
+def visible_gpus(encoder: str) -> tuple[str, ...]:
+    """Return the names (as in ``CUDA_VISIBLE_DEVICES``) of the GPUs that the encoder can use on this machine."""
+    # Without NVIDIA's device file PyTorch is not imported.
     if encoder == "pixels" or not any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
-        return 0
+        return ()
     import torch
 
-    return torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(str(k) for k in range(count)) if names is None else tuple(names.split(",")[:count])
 
 
-def usual_workers(encoder: str) -> int:
-    """Processes of stage 1 on this machine: one a card; without cards one a core."""
-    return count_cards(encoder) or os.cpu_count() or 1
+def default_workers(encoder: str) -> int:
+    """Return the number of worker processes: one per GPU; without a GPU, one per core."""
+    return len(visible_gpus(encoder)) or os.cpu_count() or 1
 
 
-def decoders_of_a_worker(encoder: str) -> int:
-    """Children that decode for one worker: its share of the cores beside a card, else one."""
-    cards = count_cards(encoder)
-    return max(1, (os.cpu_count() or 1) // max(cards, _workers_here)) if cards else 1
+def decoders_per_worker(encoder: str, workers: int = 1) -> int:
+    """Return the number of decoder processes of each of ``workers`` workers: its share of the cores; without a GPU, one."""
+    n_gpus = len(visible_gpus(encoder))
+    return max(1, (os.cpu_count() or 1) // max(n_gpus, workers)) if n_gpus else 1
 
 
-_workers_here = 1
-"""That share this machine's cores, as far as this process knows: one that has taken a card sees no other."""
+def select_gpu(worker: int, gpus: Sequence[str]) -> None:
+    """Hide all GPUs but one from this process. ``worker``: its number; workers take the GPUs in turn."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
 
 
-def select_gpu(number: int, cards: int, workers: int) -> None:
-    """In one of ``workers`` dask workers of this machine: use the card of its number, before anything else asks for one."""
-    global _workers_here
-    _workers_here = workers
-    visible = _visible_cards(cards)
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)]
-
-
-@lru_cache(maxsize=1)
-def _visible_cards(cards: int) -> tuple[str, ...]:
-    """Names of the cards as they were before this process took one of them: those that the person left visible, or all."""
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(str(k) for k in range(cards)) if named is None else tuple(named.split(","))
-
-
-def decode_side_by_side(decoders: Sequence[Decoder], requests: list[DecodeRequest]) -> Iterator[Any]:
-    """Decode clips in their order, each decoder taking every n-th clip ahead of time (as :func:`.decode_all`)."""
+def decode_parallel(decoders: Sequence[Decoder], requests: list[DecodeRequest]) -> Iterator[Any]:
+    """Decode clips ahead, every n-th clip by the same of n decoders. Yields in the order of the requests, as
+    :func:`.decode_all`.
+    """
     n = len(decoders)
     streams = [decode_all(decoder, requests[k::n]) for k, decoder in enumerate(decoders)]
     return (next(streams[k % n]) for k in range(len(requests)))
 
 
 def embed_batched(
-    items: Iterator[Any], embed: Callable[[np.ndarray], np.ndarray], clips_a_call: int
+    items: Iterator[Any], embed: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> Iterator[tuple[Any, np.ndarray | None]]:
-    """Each clip with its embedding, or the error of one that cannot be used with None, in order; several clips a call."""
-    if clips_a_call == 1:
+    """Yield each decoded clip with its embedding, or each error with None, in order. ``batch_size``: clips per call."""
+    if batch_size == 1:
         for item in items:
             yield item, None if isinstance(item, VideoError) else embed(item[0])
         return
@@ -87,23 +76,23 @@ def embed_batched(
         if isinstance(item, VideoError):
             waiting.append(item)
             continue
-        # A decoder's frames are its child's memory, gone when its next clip comes.
+        # A copy: the decoder writes its next clip into the same memory.
         frames.append(item[0].copy())
         waiting.append((frames[-1], item[1]))
-        if len(frames) == clips_a_call:
-            yield from _embedded(waiting, frames, embed)
+        if len(frames) == batch_size:
+            yield from _embed_batch(waiting, frames, embed)
             waiting, frames = [], []
-    yield from _embedded(waiting, frames, embed)
+    yield from _embed_batch(waiting, frames, embed)
 
 
-def _embedded(
+def _embed_batch(
     waiting: list[Any], frames: list[np.ndarray], embed: Callable[[np.ndarray], np.ndarray]
 ) -> Iterator[tuple[Any, np.ndarray | None]]:
     import numpy as np
 
     cells: Iterator[np.ndarray] = iter(())
     if frames:
-        whole = embed(np.concatenate(frames))
-        cells = iter(whole.reshape(len(frames), -1, *whole.shape[1:]))
+        embedded = embed(np.concatenate(frames))
+        cells = iter(embedded.reshape(len(frames), -1, *embedded.shape[1:]))
     for item in waiting:
         yield item, None if isinstance(item, VideoError) else next(cells)

@@ -1,195 +1,254 @@
-"""Which clips are to be done, and in which shards: planned by the content of their files, not by their annotations."""
+"""Plan a run of stage 1: find the clips to decode, and assign them to shards.
+
+Clips are matched with the rows of the cache by the content of their files, not by their annotations.
+"""
 
 from __future__ import annotations
 
 import math
-import os
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dtsf.cache.catalog import CatalogDocument, CatalogEntry, newest_records, read_catalog
 from dtsf.cache.documents import is_dataset, read_marks, read_metadata, read_records
-from dtsf.cache.records import part_of
+from dtsf.cache.records import Frozen, part_of
 from dtsf.errors import CacheError, SourceError
-from dtsf.pipeline.changes import Changes, compare
-from dtsf.pipeline.source import Stat, content_hash, file_stat, partial_hash, trouble
+from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat, partial_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from dtsf.cache.documents import Where
     from dtsf.cache.records import Clip, ClipRecord
     from dtsf.cache.spec import DatasetInfo, ShardRecord
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
-Place = tuple[str, int, int, str]
-"""Path, size, time and listing of a file."""
+
+class Changes(Frozen):
+    """Number of clips by change since the last run. Each clip of the source counts once, except in ``gone``, ``unusable`` and
+    ``to_decode``.
+    """
+
+    new: int = 0
+    changed: int = 0
+    """Same path, different content."""
+    relabelled: int = 0
+    """Same content, different annotations: class, group, view, subject, setup, split, background or offset."""
+    moved: int = 0
+    """Same content, different path."""
+    unchanged: int = 0
+    gone: int = 0
+    """Clips of the last run that the source no longer has. Training does not use them."""
+    unusable: int = 0
+    to_decode: int = 0
+    """Clips without a row. Clips with the same content count once."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is true of the source now, what that changes, and what is left to compute."""
+    """Work of a run, and the catalog before it."""
 
-    parts: dict[int, tuple[Clip, ...]]
-    """By shard, clips that no row is there for; of several with the same bytes, one."""
+    shards: dict[int, tuple[Clip, ...]]
+    """Clips to decode, by shard number. Of several clips with the same content, only one is decoded."""
     document: CatalogDocument
-    """The catalog as far as it is known: a file that nobody has read has no key yet."""
+    """The new catalog. Files that are not hashed have no key."""
     changes: Changes
     done: int
     """Clips of the source that need no decoding."""
     bad: int
-    """How many of those cannot be used."""
+    """Clips among ``done`` that cannot be used."""
 
 
-def plan(
-    catalog: Catalog,
+def make_plan(
+    catalog: SourceCatalog,
     info: DatasetInfo,
     folder: Where,
     shard_size: int,
     n_workers: int,
     *,
     retry_bad: bool = False,
-    anew: bool = False,
+    ignore_cache: bool = False,
 ) -> Plan:
-    """Compare the source with what the cache holds.
+    """Compare the source with the cache and plan the missing work.
 
-    A shard's number and clips follow from the catalog, the shard size and the number of workers, not from what is missing:
-    a run that was killed and run again by the same command leaves the same bytes as one that was not. Clips that are
-    missing from a shard that is committed (their file changed, or the catalog grew) go to new shards behind all others.
-    A shard that was found damaged is made again as it was, under its number.
+    The number and the clips of a shard follow from the catalog, the shard size and the number of workers, not from the missing
+    clips. So a killed run that is repeated with the same command leaves the same bytes as an undisturbed run. Missing clips of
+    a committed shard (their file changed, or the catalog grew) go to new shards behind all others. A damaged shard is made
+    again with the same clips, under its own number.
 
-    ``retry_bad``: count clips that could not be used as missing. ``anew``: as if the cache held nothing. Raises SourceError:
-    the source does not answer, or none of its files is there.
+    ``retry_bad``: decode unusable clips again. ``ignore_cache``: plan as for an empty cache. Raises SourceError: the source does
+    not respond, or none of its files exists.
     """
-    records, marks, before = ([], [], None) if anew else _held(folder)
-    computed = newest_records(records, marks)
-    listed = _look(catalog, [*records, *marks], before)
+    records, damaged, before = ([], [], None) if ignore_cache else _read_cache(folder)
+    computed = newest_records(records, damaged)
+    entries = _identify_clips(catalog, [*records, *damaged], before)
     missing: dict[str, Clip] = {}
     by_key: dict[str, Clip] = {}
-    asked: set[object] = set()
+    planned: set[object] = set()
     done = bad = 0
-    for entry in listed:
+    for entry in entries:
         found = computed.get(entry.key) if entry.key else None
         if entry.state:
             done, bad = done + 1, bad + 1
         elif found is not None and (found[1].verdict.usable or not retry_bad):
             done, bad = done + 1, bad + (found[1].row is None)
-        elif (entry.key or entry.place) in asked:
+        elif (entry.key or entry.place) in planned:
             done += 1
         else:
-            asked.add(entry.key or entry.place)
+            planned.add(entry.key or entry.place)
             missing[entry.clip.id] = by_key[entry.key] = entry.clip
-    to_do = {"state": "waiting", "reason": "not done yet: run the same dtsf preprocess again"}
-    clips = (e if e.state or e.key in computed else e.model_copy(update=to_do) for e in listed)
+    waiting = {"state": "waiting", "reason": "not done yet: run the same dtsf preprocess again"}
+    clips = (e if e.state or e.key in computed else e.model_copy(update=waiting) for e in entries)
     document = CatalogDocument(info=info, clips=tuple(clips), notes=catalog.notes)
-    changes = compare(before, document, unusable=bad, to_decode=len(missing))
-    parts = _share_out(catalog.clips, missing, by_key, records, marks, shard_size, n_workers)
-    return Plan(parts, document, changes, done, bad)
+    changes = compare_catalogs(before, document).model_copy(update={"unusable": bad, "to_decode": len(missing)})
+    shards = _repeat_damaged(damaged, by_key)
+    rest = missing.keys() - {clip.id for clips in shards.values() for clip in clips}
+    taken = {shard.shard for shard in (*records, *damaged)}
+    shards |= _assign_shards(catalog.clips, rest, taken, shard_size, n_workers)
+    return Plan(shards, document, changes, done, bad)
 
 
-def settle(document: CatalogDocument, root: Path, computed: Mapping[str, tuple[int, ClipRecord]]) -> CatalogDocument:
-    """The catalog with the key of every row that was computed since it was planned; for what was not, why."""
+def finish_catalog(
+    document: CatalogDocument, root: Path, computed: Mapping[str, tuple[int, ClipRecord]]
+) -> CatalogDocument:
+    """Return the catalog after the run: waiting clips get the key of their row, or the reason why they have no row."""
     by_place = {record.source.place: record for _, record in computed.values()}
-    clips = []
-    for entry in document.clips:
-        settled = entry
+    clips = list(document.clips)
+    for k, entry in enumerate(clips):
         if entry.state == "waiting":
             record = computed[entry.key][1] if entry.key in computed else by_place.get(entry.place)
-            found = {"key": record.key, "state": "", "reason": ""} if record else _why_not(entry, root)
-            settled = entry.model_copy(update=found)
-        clips.append(settled)
+            found = {"key": record.key, "state": "", "reason": ""} if record else _why_not_done(entry, root)
+            clips[k] = entry.model_copy(update=found)
     return document.model_copy(update={"clips": tuple(clips)})
 
 
-def _held(folder: Where) -> tuple[list[ShardRecord], list[ShardRecord], CatalogDocument | None]:
+def compare_catalogs(before: CatalogDocument | None, now: CatalogDocument) -> Changes:
+    """Count the clips of each kind of change: by path first, then by content. Classes and views are compared by name."""
+    counts = dict.fromkeys(("new", "changed", "relabelled", "moved", "unchanged"), 0)
+    unmatched: dict[tuple[str, str], list[CatalogEntry]] = {}
+    for entry in before.clips if before else ():
+        unmatched.setdefault(_path_and_part(entry), []).append(entry)
+    rest: list[CatalogEntry] = []
+    # Several entries may have the same path: first match those with the same annotations.
+    for exact in (True, False):
+        entries, rest = (now.clips if exact else tuple(rest)), []
+        for entry in entries:
+            candidates = unmatched.get(_path_and_part(entry), [])
+            wanted = _annotations(entry, now.info)
+            same = [old for old in candidates if before and _annotations(old, before.info) == wanted]
+            if not candidates or (exact and not same):
+                rest.append(entry)
+                continue
+            old = (same or candidates)[0]
+            candidates.remove(old)
+            same_content = old.place == entry.place or (old.key != "" and old.key == entry.key)
+            counts["changed" if not same_content else "unchanged" if same else "relabelled"] += 1
+    left = Counter(old.key for entries in unmatched.values() for old in entries)
+    gone = left.total()
+    for entry in rest:
+        if entry.key and left[entry.key]:
+            left[entry.key] -= 1
+            gone -= 1
+            counts["moved"] += 1
+        else:
+            counts["new"] += 1
+    return Changes(**counts, gone=gone)
+
+
+def _path_and_part(entry: CatalogEntry) -> tuple[str, str]:
+    return entry.clip.path, part_of(entry.clip)
+
+
+def _annotations(entry: CatalogEntry, info: DatasetInfo) -> tuple[object, ...]:
+    c = entry.clip
+    label, view = info.class_names[c.label], info.view_names[c.view - 1]
+    return label, c.raw_label, c.group, view, c.subject, c.setup, c.split, c.background, c.offset
+
+
+def _read_cache(folder: Where) -> tuple[list[ShardRecord], list[ShardRecord], CatalogDocument | None]:
+    """Return the committed shards, the damaged shards and the last catalog."""
     if not is_dataset(folder):
         return [], [], None
     about = read_metadata(folder)
-    records, marks = read_records(folder, about), read_marks(folder, about)
+    records, damaged = read_records(folder, about), read_marks(folder, about)
     try:
         before = read_catalog(folder, about, records)
     except CacheError:
-        # Damaged: it is about to be written anew, and no row depends on it.
+        # The catalog is damaged. This run replaces it, and no row depends on it.
         before = None
-    return records, marks, before
+    return records, damaged, before
 
 
-def _look(catalog: Catalog, shards: Sequence[ShardRecord], before: CatalogDocument | None) -> list[CatalogEntry]:
-    """Every clip of the source with what its file is known by. Files are hashed only where that can spare their decoding."""
-    known: dict[Place, str] = {}
+def _identify_clips(
+    catalog: SourceCatalog, shards: Sequence[ShardRecord], before: CatalogDocument | None
+) -> list[CatalogEntry]:
+    """Return an entry for each clip of the source. Hash a file only if that can avoid decoding it."""
+    known: dict[tuple[str, FileStat], str] = {}
     sizes: set[int] = set()
     for shard in shards:
         for record in shard.clips:
             source = record.source
-            known[source.path, source.bytes, source.mtime_ns, source.listing] = source.whole
-            if source.content:
-                sizes.add(source.bytes)
+            known[source.path, FileStat(source.bytes, source.mtime_ns, source.listing)] = source.whole
+            sizes.add(source.bytes)
     for entry in before.clips if before else ():
         if entry.key:
-            known[entry.clip.path, entry.bytes, entry.mtime_ns, entry.listing] = entry.key.removesuffix(
-                part_of(entry.clip)
-            )
-    files: dict[str, Stat | tuple[str, str]] = {}
-    whole: dict[str, str] = {}
-    for clip in catalog.clips:
-        if clip.path in files:
-            continue
-        path = f"{catalog.root}/{clip.path}"
+            whole = entry.key.removesuffix(part_of(entry.clip))
+            known[entry.clip.path, FileStat(entry.bytes, entry.mtime_ns, entry.listing)] = whole
+    stats: dict[str, FileStat] = {}
+    failures: dict[str, tuple[str, str]] = {}
+    for path in dict.fromkeys(clip.path for clip in catalog.clips):
         try:
-            stat = files[clip.path] = file_stat(path)
-            found = known.get((clip.path, stat.bytes, stat.mtime_ns, stat.listing))
-            if found is None and stat.listing:
-                # Layouts 1 and 2 knew a folder of pictures by its own entry.
-                entry_of_folder = os.stat(path)
-                found = known.get((clip.path, entry_of_folder.st_size, entry_of_folder.st_mtime_ns, ""))
-            if found is not None:
-                whole[clip.path] = found
+            # Text: Path objects cost seconds for ten thousand files.
+            stats[path] = file_stat(f"{catalog.root}/{path}")
         except OSError as error:
-            files[clip.path] = trouble(catalog.root / clip.path, error)
-    if files and all(isinstance(held, tuple) for held in files.values()):
-        first, why = next(iter(files.items()))
+            failures[path] = classify_error(catalog.root / path, error)
+    if failures and not stats:
+        first, (_, reason) = next(iter(failures.items()))
         raise SourceError(
-            f"none of the {len(files)} files that {catalog.dataset} names can be read under {catalog.root} ({first}: "
-            f"{why[1] if isinstance(why, tuple) else ''}): is the disk or share that holds them there?"
+            f"none of the {len(failures)} {catalog.kind} files under {catalog.root} can be read ({first}: {reason}): "
+            "check the disk or share"
         )
-    unknown = {path: held for path, held in files.items() if isinstance(held, Stat) and path not in whole}
-    for name in _worth_hashing(catalog.root, unknown, sizes):
+    hashes = {path: known[path, stat] for path, stat in stats.items() if (path, stat) in known}
+    unknown = {path: stat for path, stat in stats.items() if path not in hashes}
+    for path in _worth_hashing(catalog.root, unknown, sizes):
         try:
-            whole[name] = content_hash(catalog.root / name, unknown[name])
+            hashes[path] = content_hash(catalog.root / path, unknown[path])
         except OSError as error:
-            files[name] = trouble(catalog.root / name, error)
-    return [_listed(clip, files[clip.path], whole.get(clip.path, "")) for clip in catalog.clips]
+            failures[path] = classify_error(catalog.root / path, error)
+    entries = []
+    for clip in catalog.clips:
+        if clip.path in failures:
+            state, reason = failures[clip.path]
+            entries.append(CatalogEntry.model_validate({"clip": clip, "state": state, "reason": reason}))
+        else:
+            key = hashes[clip.path] + part_of(clip) if clip.path in hashes else ""
+            entries.append(CatalogEntry(clip=clip, key=key, **vars(stats[clip.path])))
+    return entries
 
 
-def _worth_hashing(root: Path, unknown: Mapping[str, Stat], sizes: set[int]) -> list[str]:
-    """Files that may hold bytes which are known, or which another of them holds too."""
-    alike: dict[object, list[str]] = {}
+def _worth_hashing(root: Path, unknown: Mapping[str, FileStat], sizes: set[int]) -> list[str]:
+    """Return the files that may have the same content as a known file or as each other."""
+    by_size: dict[int, list[str]] = {}
     for path, stat in unknown.items():
-        alike.setdefault(stat.bytes, []).append(path)
+        by_size.setdefault(stat.bytes, []).append(path)
     found = []
-    for size, paths in alike.items():
+    for size, paths in by_size.items():
         if size in sizes:
             found += paths
         elif len(paths) > 1:
-            by_sample: dict[str, list[str]] = {}
+            by_hash: dict[str, list[str]] = {}
             for path in paths:
                 try:
-                    by_sample.setdefault(partial_hash(root / path, unknown[path]), []).append(path)
+                    by_hash.setdefault(partial_hash(root / path, unknown[path]), []).append(path)
                 except OSError:
-                    found.append(path)  # reading it whole says why
-            found += [path for same in by_sample.values() if len(same) > 1 for path in same]
+                    found.append(path)  # hashing it raises the error again
+            found += [path for same in by_hash.values() if len(same) > 1 for path in same]
     return found
 
 
-def _listed(clip: Clip, held: Stat | tuple[str, str], whole: str) -> CatalogEntry:
-    if isinstance(held, tuple):
-        return CatalogEntry.model_validate({"clip": clip, "state": held[0], "reason": held[1]})
-    key = whole + part_of(clip) if whole else ""
-    return CatalogEntry(clip=clip, key=key, bytes=held.bytes, mtime_ns=held.mtime_ns, listing=held.listing)
-
-
-def _why_not(entry: CatalogEntry, root: Path) -> dict[str, str]:
+def _why_not_done(entry: CatalogEntry, root: Path) -> dict[str, str]:
     path = root / entry.clip.path
     try:
         stat = file_stat(path)
@@ -198,48 +257,46 @@ def _why_not(entry: CatalogEntry, root: Path) -> dict[str, str]:
                 pass
     except OSError as error:
         try:
-            state, reason = trouble(path, error)
+            state, reason = classify_error(path, error)
         except SourceError as lost:
             state, reason = "unreachable", str(lost)
         return {"state": state, "reason": reason}
-    changed = (stat.bytes, stat.mtime_ns, stat.listing) != (entry.bytes, entry.mtime_ns, entry.listing)
-    why = "it changed while the run went on" if changed else "it could not be read while the run went on"
+    changed = stat != FileStat(entry.bytes, entry.mtime_ns, entry.listing)
+    why = "it changed during the run" if changed else "it could not be read during the run"
     return {"state": "waiting", "reason": f"{why}: run the same command again"}
 
 
-def _share_out(
-    clips: Sequence[Clip],
-    missing: Mapping[str, Clip],
-    by_key: Mapping[str, Clip],
-    records: Sequence[ShardRecord],
-    marks: Sequence[ShardRecord],
-    shard_size: int,
-    n_workers: int,
+def _repeat_damaged(damaged: Sequence[ShardRecord], by_key: Mapping[str, Clip]) -> dict[int, tuple[Clip, ...]]:
+    """Return the clips of each damaged shard that can be made again: all of its clips are missing ones of the source."""
+    repeated: dict[int, tuple[Clip, ...]] = {}
+    used: set[str] = set()
+    for shard in damaged:
+        clips = tuple(by_key[record.key] for record in shard.clips if record.key in by_key)
+        ids = {clip.id for clip in clips}
+        if clips and len(clips) == len(shard.clips) and not ids & used:
+            repeated[shard.shard] = clips
+            used |= ids
+    return repeated
+
+
+def _assign_shards(
+    clips: Sequence[Clip], missing: Collection[str], taken: set[int], shard_size: int, n_workers: int
 ) -> dict[int, tuple[Clip, ...]]:
-    committed = {record.shard for record in records}
-    rest = dict(missing)
-    parts: dict[int, tuple[Clip, ...]] = {}
-    for mark in marks:
-        again = [by_key.get(record.key) for record in mark.clips]
-        whole = [clip for clip in again if clip is not None and clip.id in rest]
-        if whole and len(whole) == len(mark.clips):
-            parts[mark.shard] = tuple(whole)
-            for clip in whole:
-                del rest[clip.id]
-    committed |= {mark.shard for mark in marks}
+    """Assign the clips with a ``missing`` id to their usual shard, or behind all others if its number is taken."""
+    shards: dict[int, tuple[Clip, ...]] = {}
     late: list[Clip] = []
-    homes = _cut(clips, shard_size, n_workers)
-    for shard, members in enumerate(homes):
-        wanted = tuple(clip for clip in members if clip.id in rest)
-        if shard in committed:
+    usual = _divide(clips, shard_size, n_workers)
+    for number, members in enumerate(usual):
+        wanted = tuple(clip for clip in members if clip.id in missing)
+        if number in taken:
             late.extend(wanted)
         elif wanted:
-            parts[shard] = wanted
-    first = max(len(homes), max(committed, default=-1) + 1)
-    return parts | dict(enumerate(_cut(late, shard_size, n_workers), first))
+            shards[number] = wanted
+    behind = max(len(usual), max(taken, default=-1) + 1)
+    return shards | dict(enumerate(_divide(late, shard_size, n_workers), behind))
 
 
-def _cut(clips: Sequence[Clip], shard_size: int, n_workers: int) -> list[tuple[Clip, ...]]:
-    """Even shards, as many for each worker: of three shards and two workers, one would wait while the other does its second."""
+def _divide(clips: Sequence[Clip], shard_size: int, n_workers: int) -> list[tuple[Clip, ...]]:
+    """Divide clips into even shards, the same number for each worker, so that no worker waits for another one."""
     n = min(math.ceil(math.ceil(len(clips) / shard_size) / n_workers) * n_workers, len(clips))
     return [tuple(clips[k * len(clips) // n : (k + 1) * len(clips) // n]) for k in range(n)]

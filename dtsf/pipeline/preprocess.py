@@ -1,4 +1,4 @@
-"""Stage 1: plan shards, have them run, resume what is missing, say what could not be used."""
+"""Stage 1: decode and embed the clips of a dataset into the cache. Skips clips that are done, and lists unusable ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from dtsf.cache.store import LocalStore, open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.align import align_groups
-from dtsf.pipeline.changes import Changes
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
-from dtsf.pipeline.gpu import count_cards, usual_workers
-from dtsf.pipeline.plan import Plan, plan, settle
+from dtsf.pipeline.gpu import default_workers, visible_gpus
+from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.scheduler import run_tasks
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
@@ -31,14 +30,14 @@ if TYPE_CHECKING:
     from dtsf.cache.records import ClipRecord
     from dtsf.cache.remote import RemoteStore
     from dtsf.cache.spec import ShardRecord
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far stage 1 is."""
+    """Numbers of clips while stage 1 runs."""
 
     done: int
     total: int
@@ -46,10 +45,12 @@ class Progress:
 
 
 class PreprocessResult(Frozen):
-    """Result of stage 1. ``clips`` counts all of the catalog, done now or before."""
+    """Result of stage 1."""
 
     dataset: str
+    """Name in the cache."""
     clips: int
+    """All clips of the source, also those of earlier runs."""
     groups: int
     verdicts: dict[str, int]
     seconds: float
@@ -57,26 +58,26 @@ class PreprocessResult(Frozen):
     already_done: int
     cache: str
     changes: Changes
-    """Against the last run."""
+    """Changes of the source since the last run."""
     notes: tuple[str, ...]
-    """What a person should know of the source."""
+    """Notes about the source, for example skipped files."""
     bad: tuple[BadClip, ...]
+    """Clips without a row, and the reason."""
     dry_run: bool = False
-    """A dry run: nothing was done."""
 
 
 def make_spec(settings: PreprocessSettings) -> CacheSpec:
-    """The identity of a cache made with these settings on this machine. Raises ConfigError: an encoder that there is none of,
-    or a size and grid that do not fit it.
+    """Return the specification of a cache made with these settings on this machine. Raises ConfigError: an unknown encoder, or
+    a size and grid that do not fit it.
     """
     identity = encoder_identity(settings.encoder, settings.size, settings.grid, settings.encoder_weights)
-    # Of pixels the network itself has to learn where people stand.
-    usual: Crop = "centre" if identity.name == "pixels" else "motion"
+    # With pixels as input, the network itself learns the position of people.
+    default_crop: Crop = "centre" if identity.name == "pixels" else "motion"
     return CacheSpec(
         decoder=decoder_name(settings.decoder),
         frames=settings.frames,
         size=settings.size,
-        crop=settings.crop or usual,
+        crop=settings.crop or default_crop,
         align=settings.align,
         grid=identity.grid,
         encoder=identity.name,
@@ -87,36 +88,33 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
 
 
 def preprocess(
-    catalog: Catalog,
+    catalog: SourceCatalog,
     cache: Path | str,
     settings: PreprocessSettings,
     *,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreprocessResult:
-    """Bring every clip of a catalog into the cache, once.
+    """Add every clip of a catalog to the cache, once.
 
-    A clip is done if there is a record of its bytes, whatever its annotations and wherever they lie; done clips are never
-    touched again, bad ones included until their file changes or ``retry_bad`` is asked for. The clips' annotations
-    (``catalog.json``) is replaced at the beginning, and again when all are done.
+    A clip is done if the cache has a record of its bytes, under any path and with any annotations. Done clips are not decoded
+    again. Unusable clips are decoded again only if their file changes or with ``retry_bad``. The catalog in the cache
+    (``catalog.json``) is replaced before the first shard, and again after the last.
 
-    ``on_progress``: called after each clip; with several processes, for those of a second together. Raises BadClipsError: more
-    clips than ``max_bad`` are unusable; everything else is in the cache. CacheError, FingerprintError: The cache cannot take
-    these clips.
+    ``on_progress``: called after each clip; with several processes, about once a second. Raises BadClipsError: more clips than
+    ``max_bad`` are unusable; all others are in the cache. CacheError, FingerprintError: the cache does not accept these clips.
     """
-    name = settings.name or catalog.dataset
+    name = settings.name or catalog.kind
     spec = make_spec(settings)
-    place = open_store(cache).absolute()
-    folder = place.below(name)
-    begun = time.monotonic()
-    info = DatasetInfo(
-        dataset=catalog.dataset, name=name, class_names=catalog.class_names, view_names=catalog.view_names
-    )
-    n_workers = settings.workers or usual_workers(settings.encoder)
+    store = open_store(cache).absolute()
+    folder = store.below(name)
+    started = time.monotonic()
+    info = DatasetInfo(dataset=catalog.kind, name=name, class_names=catalog.class_names, view_names=catalog.view_names)
+    n_workers = settings.workers or default_workers(settings.encoder)
     if settings.align == "group":
-        held = read_records(folder) if is_dataset(folder) else []
-        catalog = align_groups(catalog, [record for shard in held for record in shard.clips], settings.deadline)
+        shards = read_records(folder) if is_dataset(folder) else []
+        catalog = align_groups(catalog, [record for shard in shards for record in shard.clips], settings.deadline)
     if settings.dry_run:
-        return _foreseen(catalog, info, folder, spec, settings, n_workers)
+        return _dry_run(catalog, info, folder, spec, settings, n_workers)
     with write_lock(folder):
         if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
@@ -126,94 +124,95 @@ def preprocess(
             folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
         )
         sweep(folder)
-        planned = plan(catalog, info, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad)
-        write_catalog(folder, planned.document)
-        parts = planned.parts
+        plan = make_plan(catalog, info, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad)
+        write_catalog(folder, plan.document)
         tasks = [
             ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, settings)
-            for shard, clips in parts.items()
+            for shard, clips in plan.shards.items()
         ]
-        if parts:
-            extend(folder, max(parts) + 1)
+        if tasks:
+            extend(folder, max(plan.shards) + 1)
             if settings.scheduler is None:
                 prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
-        state = {"done": planned.done, "bad": planned.bad}
+        done, bad = plan.done, plan.bad
 
-        def on_clips(done: int, bad: int) -> None:
-            state["done"] += done
-            state["bad"] += bad
+        def on_clips(more_done: int, more_bad: int) -> None:
+            nonlocal done, bad
+            done, bad = done + more_done, bad + more_bad
             if on_progress is not None:
-                on_progress(Progress(state["done"], len(catalog.clips), state["bad"]))
+                on_progress(Progress(done, len(catalog.clips), bad))
 
-        run_tasks(tasks, n_workers, settings.scheduler, on_clips, cards=count_cards(settings.encoder))
-        if parts and settings.scheduler is None and isinstance(place, LocalStore):
-            # A worker that was killed while it wrote left a temporary file, and another one did its shard. A cluster's may
-            # be taken for lost and still write: theirs wait for the next run.
+        run_tasks(tasks, n_workers, settings.scheduler, on_clips, gpus=visible_gpus(settings.encoder))
+        if tasks and settings.scheduler is None and isinstance(store, LocalStore):
+            # A worker that was killed during a write leaves a temporary file. On a cluster such a worker may still be
+            # alive and writing, so its files wait for the next run.
             sweep(folder)
         computed = newest_records(read_records(folder))
-        document = settle(planned.document, catalog.root, computed)
+        document = finish_catalog(plan.document, catalog.root, computed)
         write_catalog(folder, document)
-        result = _result(catalog, folder, planned, *join(document, computed), begun, dry_run=False)
+        result = _result(catalog, folder, plan, *join(document, computed), started, dry_run=False)
     if len(result.bad) > settings.max_bad * result.clips:
         raise _too_many_bad(result, folder, settings.max_bad)
     return result
 
 
 def _too_many_bad(result: PreprocessResult, folder: LocalStore | RemoteStore, max_bad: float) -> BadClipsError:
-    listed = [f"{one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20]]
+    lines = [f"{one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20]]
     more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
     return BadClipsError(
         f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
         f"other {result.clips - len(result.bad)} are in {folder}",
         result,
-        [*listed, *more],
+        [*lines, *more],
     )
 
 
-def _foreseen(
-    catalog: Catalog,
+def _dry_run(
+    catalog: SourceCatalog,
     info: DatasetInfo,
     folder: LocalStore | RemoteStore,
     spec: CacheSpec,
     settings: PreprocessSettings,
     n_workers: int,
 ) -> PreprocessResult:
-    """What a run would find and do; nothing is written."""
-    begun = time.monotonic()
+    """Return the result that a run would have. Nothing is written."""
+    started = time.monotonic()
     records: list[ShardRecord] = []
     size = settings.shard_size
     if is_dataset(folder) and not settings.overwrite:
-        # It refuses other settings, as the run would.
+        # Raises an error for other settings, as the run would.
         size = create_or_open(folder, spec, info, size, format=settings.format, compress=settings.compress).shard_size
         records = read_records(folder)
-    planned = plan(catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, anew=settings.overwrite)
-    joined, bad = join(planned.document, newest_records(records))
+    plan = make_plan(
+        catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, ignore_cache=settings.overwrite
+    )
+    matched, bad = join(plan.document, newest_records(records))
     bad = tuple(one for one in bad if one.verdict != "waiting")
-    return _result(catalog, folder, planned, joined, bad, begun, dry_run=True)
+    return _result(catalog, folder, plan, matched, bad, started, dry_run=True)
 
 
 def _result(
-    catalog: Catalog,
+    catalog: SourceCatalog,
     folder: LocalStore | RemoteStore,
-    planned: Plan,
-    joined: Mapping[str, tuple[int, ClipRecord]],
+    plan: Plan,
+    matched: Mapping[str, tuple[int, ClipRecord]],
     bad: tuple[BadClip, ...],
-    begun: float,
+    started: float,
     *,
     dry_run: bool,
 ) -> PreprocessResult:
-    verdicts = [record.verdict.value for _, record in joined.values() if record.row is not None]
-    seconds = time.monotonic() - begun
+    verdicts = [record.verdict.value for _, record in matched.values() if record.row is not None]
+    seconds = time.monotonic() - started
     return PreprocessResult(
         dataset=folder.name,
         clips=len(catalog.clips),
         groups=len(catalog.groups),
         verdicts=dict(sorted(Counter([*verdicts, *(one.verdict for one in bad)]).items())),
         seconds=seconds,
-        clips_per_s=0.0 if dry_run else (len(catalog.clips) - planned.done) / seconds,
-        already_done=planned.done,
+        clips_per_s=0.0 if dry_run else (len(catalog.clips) - plan.done) / seconds,
+        already_done=plan.done,
         cache=str(folder).removesuffix(f"/{folder.name}"),
-        changes=planned.changes if dry_run else planned.changes.model_copy(update={"unusable": len(bad)}),
+        changes=plan.changes if dry_run else plan.changes.model_copy(update={"unusable": len(bad)}),
         notes=catalog.notes,
         bad=bad,
         dry_run=dry_run,

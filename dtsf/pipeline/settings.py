@@ -1,4 +1,4 @@
-"""Settings of stage 1: one object from the command line to the shard."""
+"""Settings of stage 1. The text below a field is also the help of its command-line option."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dtsf.settings import Settings
 
 
 def read_share(value: Any) -> Any:
-    """``5%`` -> 0.05; a number stays as it is."""
+    """Convert ``5%`` to 0.05. Numbers are returned unchanged. Raises ValueError: another text."""
     text = value.strip() if isinstance(value, str) else ""
     if not text:
         return value
@@ -22,67 +22,68 @@ def read_share(value: Any) -> Any:
 
 
 Share = Annotated[float, BeforeValidator(read_share), Field(ge=0, le=1)]
-"""From 0 to 1, also written as a percentage."""
+"""A fraction from 0 to 1. Percentages such as ``5%`` are accepted."""
 
 
 class PreprocessSettings(Settings):
-    """What is read, what is computed of it, where it goes and how it runs."""
+    """Settings of ``dtsf preprocess``."""
 
     views: str = "all"
-    """all, or view numbers or names joined by commas."""
+    """Views to use: all, or view numbers or names separated by commas."""
     limit: int | None = Field(default=None, ge=1)
-    """Only the first whole groups with this many clips."""
+    """Use only the first groups with this number of clips. Groups stay whole."""
     videos: Path | None = None
-    """Folder that the paths of a table are relative to, where the table lies elsewhere."""
+    """Folder of the paths in a manifest. Default: the folder of the manifest."""
 
     decoder: Literal["pyav", "decord"] = "pyav"
-    """pyav decodes in order; decord is held against it, picture by picture, and costs both."""
+    """Decoder library. pyav decodes exact frames. decord is checked against pyav frame by frame, so it is slower."""
     align: Literal["own", "group"] = "own"
-    """Moments of each view's own time, or (cameras that started together) of the time common to a performance's views."""
+    """own: sample each view over its own duration. group: sample all views of a performance at the same times (cameras that
+    started together)."""
     frames: int = Field(default=16, ge=1, le=1024)
-    """Frames kept of each clip, at equal shares of its time."""
+    """Frames per clip, at equal intervals of time."""
     size: int = Field(default=192, ge=32, le=4096)
-    """Side in pixels of the square picture that is embedded. 288 tells arms apart better, in 2.3 times the time."""
+    """Size in pixels of the square input to the encoder. 288 gives finer detail and takes 2.3x as long."""
     crop: Literal["motion", "centre"] | None = Field(
         default=None, json_schema_extra={"default_text": "motion; centre for pixels"}
     )
-    """Which square of the picture: motion (around what moves: still cameras) or centre."""
+    """Square part of the frame to use. motion: around everything that moves (for fixed cameras). centre: the middle."""
     encoder: str = "efficientnet-lite0"
-    """efficientnet-lite0, -lite1 or -lite2, with the stride of its map :8, :16 or :32; timm:MODEL[@FILE]; pixels."""
+    """efficientnet-lite0, -lite1 or -lite2, with an optional stride of the feature map (:8, :16, :32); timm:MODEL; or pixels."""
     encoder_weights: Path | None = None
-    """File with weights of your own for the encoder (safetensors, or a PyTorch state)."""
+    """File with your own encoder weights (safetensors or a PyTorch state dict)."""
     grid: int = Field(default=6, ge=3, le=4096)
-    """Cells along each side of an embedding; divisible by 3."""
+    """Cells on each side of the embedding grid. Must be divisible by 3."""
 
     name: str | None = Field(default=None, json_schema_extra={"default_text": "DATASET"})
-    """Name in the cache. Choose one to keep several collections side by side."""
+    """Name of the dataset in the cache. Use another name to keep several datasets in one cache."""
     format: Literal["zarr", "hdf5"] | None = Field(
-        default=None, json_schema_extra={"default_text": "zarr, or as the data set is"}
+        default=None, json_schema_extra={"default_text": "zarr, or that of the dataset"}
     )
     """Storage format."""
     compress: Literal["none", "zstd", "gzip"] | None = Field(
-        default=None, json_schema_extra={"default_text": "none, or as the data set is"}
+        default=None, json_schema_extra={"default_text": "none, or that of the dataset"}
     )
-    """Smaller and slower: zstd (zarr) or gzip (hdf5)."""
+    """Compression, smaller but slower: zstd (zarr) or gzip (hdf5)."""
     shard_size: int = Field(default=64, ge=1, le=1_000_000)
-    """Clips of a shard, the unit of commit: what is lost at most when a process dies."""
+    """Clips per shard. A shard is written as a whole; a killed process loses at most one."""
     overwrite: bool = False
-    """Remove this data set from the cache first."""
+    """Remove this dataset from the cache first."""
 
-    workers: int | None = Field(default=None, ge=1, le=4096, json_schema_extra={"default_text": "one a core"})
-    """Processes; 1 works in this one."""
+    workers: int | None = Field(default=None, ge=1, le=4096, json_schema_extra={"default_text": "one per core or GPU"})
+    """Number of worker processes. 1 runs in the current process."""
     scheduler: str | None = None
-    """tcp://HOST:PORT of a running dask scheduler whose workers see the same paths."""
+    """Address tcp://HOST:PORT of a running dask scheduler. Its workers must see the same paths."""
     check: Literal["fast", "full"] = "fast"
-    """full decodes every frame and refuses clips with damaged ones."""
+    """full: decode every frame, and refuse clips with damaged frames."""
     deadline: float = Field(default=60.0, ge=0.01, le=86400)
-    """Seconds that decoding one clip may take."""
+    """Maximum seconds to decode one clip."""
     max_bad: Share = 0.05
-    """Share of clips that may be unusable before the exit code is 1."""
+    """Largest share of unusable clips. If there are more, the exit code is 1."""
     retry_bad: bool = False
-    """Try the clips again that could not be used; else only if their file changes."""
+    """Decode unusable clips again. By default they are decoded again only if their file changes."""
     dry_run: bool = False
-    """Say what would be done, and do nothing."""
+    """Print what would be done without doing it."""
 
     @field_validator("name")
     @classmethod

@@ -1,7 +1,7 @@
-"""Files of the source: by what they are known, and whose fault it is when they cannot be read.
+"""Source files: find them, identify them and classify read errors.
 
-A file whose size and time are as they were holds the bytes it held; else its bytes are hashed. A folder of pictures is the sum
-of its files. That a file is not there, or that its disk or server does not answer, is the source's trouble and no verdict.
+A file with an unchanged size and modification time is not read again; otherwise its bytes are hashed. A folder of pictures is
+identified by all of its pictures. A missing file or a server that does not respond is an error of the source, not of a clip.
 """
 
 from __future__ import annotations
@@ -18,97 +18,193 @@ import xxhash
 from dtsf.errors import SourceError
 
 if TYPE_CHECKING:
+    import re
+    from collections.abc import Iterator
     from pathlib import Path
 
+VIDEO_ENDINGS = (
+    *(".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),
+    *(".flv", ".3gp", ".3g2", ".ogv", ".ogm", ".asf", ".vob", ".m2v", ".mpe", ".divx", ".dv", ".f4v"),
+    *(".mxf", ".rm", ".rmvb", ".h264", ".264", ".h265", ".265", ".hevc", ".ivf", ".mjpeg", ".mjpg", ".y4m"),
+)
+"""Endings of video files. The decoder decides whether such a file is really a video."""
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-BLOCK = 1 << 20
-SAMPLE = 1 << 16
+BLOCK_BYTES = 1 << 20
+PARTIAL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class Stat:
-    """Size and time; see :class:`dtsf.cache.records.Source`."""
+class FileStat:
+    """Size and modification time; the fields are those of :class:`dtsf.cache.records.Source`."""
 
     bytes: int
     mtime_ns: int
     listing: str = ""
 
 
-def file_stat(path: Path | str) -> Stat:
-    """Size and time of a file, or of all pictures of a folder. Raises OSError: it is not there, cannot be looked at, or is
-    neither: :func:`trouble` says what that means.
+class SkippedFiles:
+    """Files and folders that are not used, by reason."""
+
+    def __init__(self) -> None:
+        self._paths: dict[str, list[str]] = {}
+
+    def add(self, reason: str, path: str) -> None:
+        """Add a path. ``reason`` completes a sentence that begins with the number of paths."""
+        self._paths.setdefault(reason, []).append(path)
+
+    def notes(self) -> list[str]:
+        """Return a line for each reason, with the number of paths and the first path."""
+        # Bytes that are not UTF-8 are printed as numbers.
+        firsts = {why: os.fsencode(paths[0]).decode("utf-8", "backslashreplace") for why, paths in self._paths.items()}
+        return [f"{len(paths)} {why}; the first is {firsts[why]}" for why, paths in self._paths.items()]
+
+
+def is_video(name: str) -> bool:
+    """Return whether a file name has the ending of a video."""
+    return name.lower().endswith(VIDEO_ENDINGS)
+
+
+def find_videos(
+    root: Path, pattern: re.Pattern[str], names: str, skipped: SkippedFiles
+) -> Iterator[tuple[str, re.Match[str]]]:
+    """Yield the path below ``root`` and the match of each video whose name matches. ``names``: the kind of name that
+    ``pattern`` describes, for the note about other videos.
     """
-    held = os.stat(path)
-    if stat.S_ISREG(held.st_mode):
-        return Stat(held.st_size, held.st_mtime_ns)
-    if not stat.S_ISDIR(held.st_mode):
-        # Opening a pipe waits for whoever writes to it, and /dev/zero has no end.
-        raise PermissionError(errno.EACCES, "it is a pipe, a socket or a device, no file")
-    files = _pictures(path)
-    text = "\n".join(f"{name}\0{one.bytes}\0{one.mtime_ns}" for name, one in files)
-    newest = max((one.mtime_ns for _, one in files), default=held.st_mtime_ns)
-    total = sum(one.bytes for _, one in files)
-    return Stat(total, newest, xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape")))
+    for folder, name in walk_files(root, skipped):
+        path = f"{folder}/{name}".lstrip("/")
+        if match := pattern.search(name) if is_video(name) else None:
+            yield path, match
+        elif is_video(name):
+            skipped.add(f"video files do not have {names} names and were left out", path)
 
 
+def walk_files(root: Path, skipped: SkippedFiles | None = None) -> Iterator[tuple[str, str]]:
+    """Yield each file below ``root`` as (folder relative to the root with forward slashes, name), sorted.
+
+    Links to folders are followed after all real folders, and no folder is entered twice, so loops of links end. Hidden names
+    and macOS's ``__MACOSX`` copies are ignored. Unreadable folders and names that are not UTF-8 are added to ``skipped``.
+
+    Raises SourceError: the disk or server does not respond.
+    """
+    skipped = skipped or SkippedFiles()
+    seen: set[tuple[int, int]] = set()
+    found: list[tuple[str, str]] = []
+    links = [""]
+    while links:
+        folders, links = sorted(links, reverse=True), []
+        while folders:
+            folder = folders.pop()
+            for entry in _list_folder(root, folder, seen, skipped):
+                below = f"{folder}/{entry.name}" if folder else entry.name
+                if not _is_utf8(entry.name):
+                    skipped.add("names are not UTF-8 and were left out: rename them", below)
+                elif entry.is_dir(follow_symlinks=False):
+                    folders.append(below)
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    skipped.add("links lead nowhere and were left out", below)
+                elif entry.is_dir():
+                    links.append(below)
+                else:
+                    found.append((folder, entry.name))
+    yield from sorted(found)
+
+
+def file_stat(path: Path | str) -> FileStat:
+    """Return size and time of a file, or of all pictures in a folder. Raises OSError: the path is missing, unreadable, or
+    neither a file nor a folder. Pass the error to :func:`classify_error`.
+    """
+    status = os.stat(path)
+    if stat.S_ISREG(status.st_mode):
+        return FileStat(status.st_size, status.st_mtime_ns)
+    if not stat.S_ISDIR(status.st_mode):
+        # Opening a pipe blocks until another process writes to it, and /dev/zero has no end.
+        raise PermissionError(errno.EACCES, "a pipe, socket or device, not a regular file")
+    pictures = _pictures(path)
+    text = "\n".join(f"{name}\0{one.bytes}\0{one.mtime_ns}" for name, one in pictures)
+    newest = max((one.mtime_ns for _, one in pictures), default=status.st_mtime_ns)
+    total = sum(one.bytes for _, one in pictures)
+    return FileStat(total, newest, xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape")))
+
+
+# Cached: the clips of one long video share its bytes.
 @lru_cache(maxsize=4096)
-def content_hash(path: Path, held: Stat) -> str:
-    """xxh3-128 of the bytes of a file, or of the names and bytes of a folder's pictures. ``held``: of now. Raises OSError: it
-    cannot be read.
+def content_hash(path: Path, status: FileStat) -> str:
+    """Return the xxh3-128 of a file's bytes, or of the names and bytes of a folder's pictures. ``status``: its current
+    :func:`file_stat`. Raises OSError: it cannot be read.
     """
-    # Kept: the clips of one long video share its bytes.
     digest = xxhash.xxh3_128()
-    if not held.listing:
-        _read_into(digest, path)
+    if not status.listing:
+        _update_with_file(digest, path)
         return digest.hexdigest()
     for name, _ in _pictures(path):
         digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        _read_into(digest, path / name)
+        _update_with_file(digest, path / name)
     return digest.hexdigest()
 
 
-def partial_hash(path: Path, held: Stat) -> str:
-    """A hash of a little of it: of two files of one size that differ here, neither need be read whole."""
-    digest = xxhash.xxh3_64(f"{held.bytes}".encode())
-    if held.listing:
-        return digest.hexdigest()
-    with path.open("rb") as file:
-        digest.update(file.read(SAMPLE))
-        file.seek(max(0, held.bytes - SAMPLE))
-        digest.update(file.read(SAMPLE))
+def partial_hash(path: Path, status: FileStat) -> str:
+    """Return a hash of the size and of the first and last 64 KiB. Files of different partial hash have different content."""
+    digest = xxhash.xxh3_64(f"{status.bytes}".encode())
+    if not status.listing:
+        with path.open("rb") as file:
+            digest.update(file.read(PARTIAL_BYTES))
+            file.seek(max(0, status.bytes - PARTIAL_BYTES))
+            digest.update(file.read(PARTIAL_BYTES))
     return digest.hexdigest()
 
 
-def trouble(path: Path, error: OSError) -> tuple[str, str]:
-    """What it means for a clip that its file cannot be read: (``missing`` or ``unreachable``, why). Raises SourceError: it is
-    no matter of this one file: its server or disk does not answer.
+def classify_error(path: Path, error: OSError) -> tuple[str, str]:
+    """Return (``missing`` or ``unreachable``, reason) for an error of this one file. Raises SourceError: the whole disk or
+    server does not respond.
     """
-    why = error.strerror or str(error)
+    reason = error.strerror or str(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "missing", "there is no such file"
-    if isinstance(error, PermissionError) or error.errno in _OF_ONE_FILE:
-        return "unreachable", why
+        return "missing", "the file does not exist"
+    # The last two: a link to itself, and a name that is too long for the file system.
+    if isinstance(error, PermissionError) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+        return "unreachable", reason
     raise SourceError(
-        f"{path} cannot be read: {why}. That is the disk's or the server's trouble and is held against no clip; what is "
-        "committed is safe: run the same command again when it answers"
+        f"{path} cannot be read: {reason}. The disk or server does not respond. Finished work is safe: run the same command "
+        "again when it is back"
     ) from error
 
 
-# A link that leads to itself, a name that the file system has no room for.
-_OF_ONE_FILE = (40, 36)
+def _list_folder(root: Path, folder: str, seen: set[tuple[int, int]], skipped: SkippedFiles) -> list[os.DirEntry[str]]:
+    path = root / folder
+    try:
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            skipped.add("links lead to a folder that is read already and were not followed", folder)
+            return []
+        seen.add((status.st_dev, status.st_ino))
+        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+    except OSError as error:
+        _, reason = classify_error(path, error)
+        skipped.add(f"folders cannot be read ({reason}) and were left out", folder or str(root))
+        return []
+    return [entry for entry in entries if not entry.name.startswith(".") and "MACOSX" not in entry.name]
 
 
-def _read_into(digest: xxhash.xxh3_128, path: Path) -> None:
+def _is_utf8(name: str) -> bool:
+    """Return whether a name is UTF-8. Archives from Windows may have names in another encoding."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _update_with_file(digest: xxhash.xxh3_128, path: Path) -> None:
     with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK):
+        while block := file.read(BLOCK_BYTES):
             digest.update(block)
 
 
-def _pictures(folder: Path | str) -> list[tuple[str, Stat]]:
+def _pictures(folder: Path | str) -> list[tuple[str, FileStat]]:
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.lower().endswith(PICTURE_ENDINGS) and not entry.name.startswith(".") and entry.is_file():
                 status = entry.stat()
-                found.append((entry.name, Stat(status.st_size, status.st_mtime_ns)))
+                found.append((entry.name, FileStat(status.st_size, status.st_mtime_ns)))
     return sorted(found, key=lambda item: item[0])

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from dtsf.errors import DataError, DtsfError
 from dtsf.files.read import json_text, parse_json, read_file
 from dtsf.files.write import write_atomically
-from dtsf.pipeline.catalog import natural_key
-from dtsf.pipeline.files import is_video
+from dtsf.pipeline.datasets.catalog import natural_key
+from dtsf.pipeline.source import is_video
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

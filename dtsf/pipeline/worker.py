@@ -1,169 +1,205 @@
-"""One shard, from videos to a commit record: the unit of work, of retry and of checking."""
+"""Process one shard: decode, embed, write and commit its clips. Also decode clips again to check a cache."""
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import xxhash
 
 from dtsf.cache.layout import array_shapes
-from dtsf.cache.records import Clip, ClipRecord, Source
+from dtsf.cache.records import Clip, ClipRecord, Frozen, Source
 from dtsf.cache.spec import CacheSpec, ShardRecord
 from dtsf.cache.writer import write_shard
-from dtsf.errors import SourceError, VideoError
+from dtsf.errors import ConfigError, SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
-from dtsf.pipeline.gpu import CLIPS_A_CALL, decode_side_by_side, decoders_of_a_worker, embed_batched
-from dtsf.pipeline.source import Stat, content_hash, file_stat, trouble
+from dtsf.pipeline.gpu import CLIPS_PER_BATCH, decode_parallel, decoders_per_worker, embed_batched
+from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat
 from dtsf.pipeline.video.clip import Span
-from dtsf.pipeline.video.decoder_process import DecodeRequest, DecodeSettings, shared_decoders
+from dtsf.pipeline.video.decode import decoder_name
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all, shared_decoders
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dtsf.cache.reader import CachedDataset
     from dtsf.pipeline.settings import PreprocessSettings
 
 T = TypeVar("T")
 
-LOST_IN_A_ROW = 3
-"""Files: then it is not the files but what holds them."""
-PATIENCE = (1.0, 5.0, 20.0)
-"""Seconds before a disk or server that does not answer is asked again."""
-EVENT_EVERY = 1.0
-"""Seconds between two progress events of a shard: what a scheduler must bear is workers, not clips, a second."""
+MAX_LOST_IN_A_ROW = 3
+"""Lost files in a row after which the disk, not a file, is the likely cause."""
+RETRY_AFTER = (1.0, 5.0, 20.0)
+"""Seconds to wait before each new try when a disk or server does not respond."""
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Everything a worker needs, small enough to send to another machine."""
+    """Input of a worker, small enough to send to another machine."""
 
     folder: str
-    """Of the data set in the cache; or its URL."""
+    """Folder or URL of the dataset in the cache."""
     root: str
-    """Of the videos."""
+    """Folder of the videos."""
     shard: int
     clips: tuple[Clip, ...]
     spec: CacheSpec
     settings: PreprocessSettings
 
 
-class Counter:
-    """Counts clips and reports them at most every :data:`EVENT_EVERY` seconds; ends with :meth:`report`."""
+class Mismatch(Frozen):
+    """A clip whose source no longer gives the pictures in the cache."""
 
-    def __init__(self, send: Callable[[tuple[int, int]], None]) -> None:
-        self._send = send
-        self._done = self._bad = 0
-        self._sent_at = time.monotonic()
-
-    def count(self, record: ClipRecord) -> None:
-        """One more clip."""
-        self._done += 1
-        self._bad += not record.verdict.usable
-        if time.monotonic() - self._sent_at >= EVENT_EVERY:
-            self.report()
-
-    def report(self) -> None:
-        """Report what was not reported yet."""
-        if self._done:
-            self._send((self._done, self._bad))
-        self._done = self._bad = 0
-        self._sent_at = time.monotonic()
+    clip: str
+    path: str
+    reason: str
 
 
-def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None) -> ShardRecord:
-    """Decode, embed, write and commit the clips of one shard."""
-    spec = task.spec
+class SourceCheck(Frozen):
+    """Result of :func:`check_source`."""
+
+    checked: int
+    """Clips that were decoded again."""
+    mismatches: tuple[Mismatch, ...]
+    decoder: str
+    """Decoder of this check. Another decoder than the cache's may round differently; then every clip is a mismatch."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether all clips give the same pictures."""
+        return not self.mismatches
+
+
+def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None, *, workers: int = 1) -> ShardRecord:
+    """Decode, embed, write and commit the clips of one shard. ``workers``: processes that share this machine's cores."""
+    spec, settings = task.spec, task.settings
     rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     records: list[ClipRecord] = []
     used = 0
-    source = _Source(Path(task.root))
+    source = _SourceFiles(Path(task.root))
     stats = [source.stat(clip) for clip in task.clips]
     requests = [DecodeRequest(Path(task.root) / clip.path, span_of(clip, spec)) for clip in task.clips]
-    settings = task.settings
-    n = decoders_of_a_worker(settings.encoder)
+    n = decoders_per_worker(settings.encoder, workers)
     decode = DecodeSettings(
         spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
     )
     with shared_decoders(decode, n) as decoders:
-        # Asked for first: the decoders' children start, and decode the first clips, while the encoder loads.
-        items = decode_side_by_side(decoders, requests)
+        # Before the encoder: the decoder processes start, and decode the first clips, while the encoder loads.
+        items = decode_parallel(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
-        together = embed_batched(items, encoder.embed, CLIPS_A_CALL if encoder.device == "cuda" else 1)
-        for clip, stat, (item, cells) in zip(task.clips, stats, together, strict=True):
-            read = source.what_was_read(clip, stat)
-            if read is None:
+        embedded = embed_batched(items, encoder.embed, CLIPS_PER_BATCH if encoder.device == "cuda" else 1)
+        for clip, stat, (item, cells) in zip(task.clips, stats, embedded, strict=True):
+            identity = source.identify(clip, stat)
+            if identity is None:
                 continue
             if isinstance(item, VideoError):
-                record = ClipRecord(source=read, verdict=item.verdict, row=None, reason=str(item))
+                record = ClipRecord(source=identity, verdict=item.verdict, row=None, reason=str(item))
             else:
                 frames_FHWC, facts = item
                 rows["embeddings"][used] = cells
                 rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
                 for name in ("frame_index", "frame_time"):
                     rows[name][used] = np.array(facts.pop(name), rows[name].dtype)
-                record = ClipRecord(source=read, row=used, **facts)
+                record = ClipRecord(source=identity, row=used, **facts)
                 used += 1
             records.append(record)
             if on_clip is not None:
                 on_clip(record)
-    shard = ShardRecord(
-        shard=task.shard,
-        fingerprint=spec.fingerprint(),
-        rows=used,
-        clips=tuple(records),
-        files={},
-    )
+    fingerprint = spec.fingerprint()
+    shard = ShardRecord(shard=task.shard, fingerprint=fingerprint, rows=used, clips=tuple(records), files={})
     if not records:
-        # Nothing could be read: no shard, and its number is free for the next run.
+        # No file could be read: write no shard, so that the next run can use its number.
         return shard
     return write_shard(task.folder, shard, {name: array[:used] for name, array in rows.items()})
 
 
-def span_of(part: Clip | Source, spec: CacheSpec) -> Span:
-    """The part of a file that a clip is."""
-    common = spec.align == "group" and part.start is not None and part.end is not None
-    return Span(part.start, part.end, part.first, part.last, part.fps, common)
+def check_source(
+    data: CachedDataset,
+    root: Path,
+    *,
+    sample: float = 1.0,
+    deadline: float = 60.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SourceCheck:
+    """Decode clips again and compare the checksum of their pictures with the cache (``dtsf cache verify --source``).
+
+    ``sample``: fraction of the clips to decode, evenly over the catalog. Raises ConfigError: the fraction is out of range, or
+    the cache was made with decord and decord is not installed.
+    """
+    if not 0 < sample <= 1:
+        raise ConfigError(f"--sample ({sample:g}) must be a share above 0 and up to 100%")
+    spec = data.spec
+    kind = "decord" if spec.decoder.startswith("decord") else "pyav"
+    count = math.ceil(sample * len(data.clips))
+    clips = [data.clips[k * len(data.clips) // count] for k in range(count)]
+    records = [data.records[clip.id][1] for clip in clips]
+    requests = [
+        DecodeRequest(root / clip.path, span_of(record.source, spec))
+        for clip, record in zip(clips, records, strict=True)
+    ]
+    mismatches: list[Mismatch] = []
+    settings = DecodeSettings(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind)
+    with Decoder(settings) as decoder:
+        items = decode_all(decoder, requests)
+        for k, (clip, record, item) in enumerate(zip(clips, records, items, strict=True), 1):
+            if isinstance(item, VideoError):
+                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason=f"{item.verdict}: {item}"))
+            elif xxhash.xxh3_64_hexdigest(item[0].tobytes()) != record.frames_hash:
+                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason="different pictures"))
+            if on_progress is not None:
+                on_progress(k, count)
+    return SourceCheck(checked=count, mismatches=tuple(mismatches), decoder=decoder_name(kind))
 
 
-class _Source:
-    """What a shard's files were while it was made. A file that cannot be read, or that changed, gets no record."""
+def span_of(clip: Clip | Source, spec: CacheSpec) -> Span:
+    """Return the part of the file that a clip shows."""
+    common = spec.align == "group" and clip.start is not None and clip.end is not None
+    return Span(clip.start, clip.end, clip.first, clip.last, clip.fps, common)
+
+
+class _SourceFiles:
+    """Identity of a shard's files. A file that is unreadable, or that changes meanwhile, gets no record."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._lost = 0
 
-    def stat(self, clip: Clip) -> Stat | None:
-        """Size and time now; None where it cannot be looked at."""
+    def stat(self, clip: Clip) -> FileStat | None:
+        """Return size and time of the file; None if it is unreadable."""
         path = self.root / clip.path
-        return self._patiently(path, lambda: file_stat(path))
+        return self._retry(path, lambda: file_stat(path))
 
-    def what_was_read(self, clip: Clip, before: Stat | None) -> Source | None:
-        """By what the bytes are known that the decoder was given; None where they are not those of ``before`` any more."""
+    def identify(self, clip: Clip, before: FileStat | None) -> Source | None:
+        """Return the identity of the decoded file; None if it is unreadable or changed since ``before``. Raises SourceError:
+        several files in a row are lost.
+        """
         path = self.root / clip.path
-        # Read after decoding, so that the bytes are at hand; and looked at after that, so that they are the bytes decoded.
-        content = None if before is None else self._patiently(path, lambda: content_hash(path, before))
+        # Hash after decoding, when the bytes are in memory. Then stat again, so that the hashed bytes are the decoded ones.
+        content = None if before is None else self._retry(path, lambda: content_hash(path, before))
         if before is None or content is None or self.stat(clip) != before:
             self._lost += 1
-            if self._lost == LOST_IN_A_ROW:
+            if self._lost == MAX_LOST_IN_A_ROW:
                 raise SourceError(
-                    f"{LOST_IN_A_ROW} files in a row that were there when the run began cannot be read now; the last is {path}. "
-                    "Is the disk or share that holds them still there? What is committed is safe: run the same command again"
+                    f"{MAX_LOST_IN_A_ROW} files in a row became unreadable during the run; the last is {path}. "
+                    "Check the disk or share. Finished work is safe: run the same command again"
                 )
             return None
         self._lost = 0
         part = {name: getattr(clip, name) for name in ("path", "start", "end", "first", "last", "fps")}
         return Source(**part, bytes=before.bytes, mtime_ns=before.mtime_ns, listing=before.listing, content=content)
 
-    def _patiently(self, path: Path, look: Callable[[], T]) -> T | None:
-        """What ``look`` finds. A server that does not answer is asked again; None where it is a matter of this file."""
-        for wait in (*PATIENCE, None):
+    def _retry(self, path: Path, read: Callable[[], T]) -> T | None:
+        """Call ``read``, again after a while if the server does not respond. Return None for an error of this file alone."""
+        for wait in (*RETRY_AFTER, None):
             try:
-                return look()
+                return read()
             except OSError as error:
                 try:
-                    trouble(path, error)
+                    classify_error(path, error)
                 except SourceError:
                     if wait is None:
                         raise
@@ -179,7 +215,7 @@ def _small_pictures(frames_FHWC: np.ndarray, size: int) -> np.ndarray:
 
     factor, rest = divmod(frames_FHWC.shape[1], size)
     if rest == 0:
-        # All frames as one tall picture, by a whole factor: a third of the time (measured: 1.4 ms a clip, not 4.1).
+        # All frames as one tall picture, by a whole factor: three times as fast (1.4 ms a clip instead of 4.1).
         tall = Image.fromarray(np.ascontiguousarray(frames_FHWC).reshape(-1, *frames_FHWC.shape[2:]))
         return np.asarray(tall.reduce(factor)).reshape(-1, size, size, 3)
     small = [Image.fromarray(frame).resize((size, size), Image.Resampling.BOX) for frame in frames_FHWC]

@@ -70,9 +70,9 @@ def reproduce_nucla(
     begun = time.monotonic()
     catalog, check = examine_nucla(root)
     on_check(check)
-    if strict and not check.whole:
-        raise DataError(f"{check.verdict}. --strict refuses that; leave it out to go on with what is there")
-    if not check.whole:
+    if strict and not check.complete:
+        raise DataError(f"{check.summary}. --strict refuses that; leave it out to go on with what is there")
+    if not check.complete:
         say("going on with what is there; every result says so (--strict would refuse)")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"--seeds {','.join(map(str, seeds)) or 'none'}: name at least one, and each once")

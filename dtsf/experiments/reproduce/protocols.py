@@ -11,14 +11,14 @@ from dtsf.training.recipe import load_recipe, recipe_names
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.training.recipe import Recipe
 
 PUBLISHED_SUBJECT = 10
 """Test subject of DVANet's public cross-subject list."""
 
 
-def choose_protocols(catalog: Catalog, asked: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+def choose_protocols(catalog: SourceCatalog, asked: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Return the protocols to run, and notes on those that the data set does not allow.
 
     Left out: every rotation of cross-view, and cross-subject with subject 10 tested, as DVANet's public list; where there
@@ -27,9 +27,9 @@ def choose_protocols(catalog: Catalog, asked: Sequence[str]) -> tuple[list[str],
     Raises ConfigError: one that is asked for does not exist or leaves a side empty. DataError: none can be formed.
     """
     words, notes = (list(asked), []) if asked else _usual(catalog)
-    rules = [parse_protocol(word, catalog.dataset) for word in words]
+    rules = [parse_protocol(word, catalog.kind) for word in words]
     for rule in rules:
-        split_clips(catalog.clips, rule, catalog.dataset, catalog.view_names)
+        split_clips(catalog.clips, rule, catalog.kind, catalog.view_names)
     if not rules:
         raise DataError(f"{catalog.root} has one view of one subject: no protocol can be formed")
     return list(dict.fromkeys(map(str, rules))), tuple(notes)
@@ -63,7 +63,7 @@ def recipe_name(settings: Recipe, asked: str | None, overrides: Sequence[str]) -
     return "custom"
 
 
-def _usual(catalog: Catalog) -> tuple[list[str], list[str]]:
+def _usual(catalog: SourceCatalog) -> tuple[list[str], list[str]]:
     views = sorted({clip.view for clip in catalog.clips})
     subjects = sorted({int(clip.subject) for clip in catalog.clips if clip.subject})
     absent = [view for view in range(1, len(catalog.view_names) + 1) if view not in views]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.experiments.reproduce.settings import Settings
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.preprocess import PreprocessResult
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
@@ -37,7 +37,7 @@ def unseen(title: str, unit: str) -> Iterator[Callable[..., None]]:
 
 
 def preprocess_once(
-    catalog: Catalog,
+    catalog: SourceCatalog,
     cache: Path,
     out: Path,
     settings: Settings,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 SETTINGS, TIMES, RESULT = "reproduce.json", "times.json", "result.json"
 LIMIT = 1 << 28
@@ -64,7 +64,7 @@ def claim(out: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
     write_json(file, settings)
 
 
-def digest(catalog: Catalog) -> str:
+def digest(catalog: SourceCatalog) -> str:
     """Short hash of the clips: id, path and label."""
     text = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -102,7 +102,7 @@ def to_markdown(reproduction: Reproduction) -> str:
     """The whole page."""
     check, finished = reproduction.data, len(reproduction.runs)
     title = "N-UCLA, reproduced" if reproduction.comparable else "Not N-UCLA: the experiment on other data"
-    parts = [f"# {title}", f"{check.verdict}."]
+    parts = [f"# {title}", f"{check.summary}."]
     if finished < reproduction.planned:
         parts.append(f"**Not finished: {finished} of {reproduction.planned} runs.** The same command goes on.")
     parts += [f"Note: {note}." for note in reproduction.notes]

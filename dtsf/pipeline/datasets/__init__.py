@@ -1,4 +1,4 @@
-"""The data sets that dtsf reads. A new one is a function from a root to a Catalog, and a line in :data:`DATASETS`."""
+"""Kinds of datasets that dtsf reads: for each kind a function from a root folder to a SourceCatalog, in :data:`KINDS`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import DataError
-from dtsf.pipeline.catalog import select
 from dtsf.pipeline.datasets.casia import catalog_casia
+from dtsf.pipeline.datasets.catalog import select
 from dtsf.pipeline.datasets.manifest import catalog_manifest
 from dtsf.pipeline.datasets.ntu import catalog_ntu
 from dtsf.pipeline.datasets.nucla import catalog_nucla
@@ -16,9 +16,9 @@ from dtsf.pipeline.datasets.nucla import catalog_nucla
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
-DATASETS: dict[str, Callable[[Path], Catalog]] = {
+KINDS: dict[str, Callable[[Path], SourceCatalog]] = {
     "nucla": catalog_nucla,
     "ntu": catalog_ntu,
     "casia": catalog_casia,
@@ -26,46 +26,48 @@ DATASETS: dict[str, Callable[[Path], Catalog]] = {
 }
 
 
-def read_catalog(
-    dataset: str,
+def scan_source(
+    kind: str,
     root: Path | None = None,
     views: str = "all",
     limit: int | None = None,
     videos: Path | None = None,
-) -> Catalog:
-    """List the clips of a data set. Raises DataError: unknown data set or view, missing root, no video, one clip claimed by two
-    files.
+) -> SourceCatalog:
+    """List the clips of a source.
 
     Args:
-        root: The data set's folder or any folder above it (for a manifest, the CSV); see :func:`find_root` if None.
-        views: ``all``, or view numbers or names joined by commas.
-        limit: Keep the first groups that hold at least this many clips.
-        videos: Folder that a manifest's paths are relative to.
+        kind: A key of :data:`KINDS`.
+        root: Folder of the dataset or any folder above it; for a manifest, the CSV. None: see :func:`find_root`.
+        views: ``all``, or view numbers or names separated by commas.
+        limit: Keep only the first groups with this number of clips.
+        videos: Folder of the paths in a manifest.
+
+    Raises:
+        ConfigError: An unknown view.
+        DataError: An unknown kind, no such root, no video, or two files for the same clip.
     """
-    if dataset not in DATASETS:
-        raise DataError(f"unknown data set {dataset!r}; there are {', '.join(DATASETS)}")
-    found = find_root(dataset, root)
-    if dataset == "manifest":
+    if kind not in KINDS:
+        raise DataError(f"unknown kind of dataset {kind!r}; known kinds: {', '.join(KINDS)}")
+    found = find_root(kind, root)
+    if kind == "manifest":
         return select(catalog_manifest(found, videos), views, limit)
     if videos is not None:
-        raise DataError(f"--videos is for tables; where the videos of {dataset} are is --root")
-    return select(DATASETS[dataset](found), views, limit)
+        raise DataError(f"--videos is only for manifests; give the folder of the {kind} videos with --root")
+    return select(KINDS[kind](found), views, limit)
 
 
-def find_root(dataset: str, root: Path | None) -> Path:
-    """The root given, else ``$DTSF_DATA/DATASET``, else ``./data/DATASET``; absolute. Raises DataError: it does not exist."""
+def find_root(kind: str, root: Path | None) -> Path:
+    """Return ``root``, else ``$DTSF_DATA/KIND``, else ``./data/KIND``, as an absolute path. Raises DataError: it does not exist."""
     if root is not None:
         if not root.exists():
             raise DataError(f"the root {root} does not exist")
-        if not root.is_dir() and dataset != "manifest":
-            raise DataError(f"the root {root} is a file; {dataset} needs the folder that holds its videos")
+        if not root.is_dir() and kind != "manifest":
+            raise DataError(f"the root {root} is a file: give the folder of the {kind} videos with --root")
         return root.absolute()
     base = os.environ.get("DTSF_DATA")
-    tried = [*([Path(base) / dataset] if base else []), Path("data") / dataset]
+    tried = [*([Path(base) / kind] if base else []), Path("data") / kind]
     for candidate in tried:
         if candidate.exists():
             return candidate.absolute()
     unset = "" if base else " ($DTSF_DATA is not set)"
-    raise DataError(
-        f"no {dataset} data at {' or '.join(str(path) for path in tried)}{unset}: say where it is with --root DIR"
-    )
+    raise DataError(f"no {kind} data at {' or '.join(map(str, tried))}{unset}: give its folder with --root DIR")

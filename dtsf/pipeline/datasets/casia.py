@@ -1,7 +1,7 @@
-"""CASIA Action Database: ``<view>view_pNN[pMM]_<action>_aK``, in any folder, with or without a ``casia_`` prefix.
+"""CASIA Action Database. File names are ``<view>view_pNN[pMM]_<action>_aK``, in any folder, also after a prefix ``casia_``.
 
-One person: ``angleview_p01_walk_a1``; two: ``topdownview_p01p02_fight_a1``. A group is (persons, action, take). Views
-are often missing, which is normal. ``wonder`` is how the files write wander; both are accepted.
+Examples: ``angleview_p01_walk_a1`` (one person), ``topdownview_p01p02_fight_a1`` (two). A group is (persons, action, take).
+Missing views are normal. The files spell wander as ``wonder``; both spellings are accepted.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
-from dtsf.pipeline.catalog import Catalog, build_catalog
-from dtsf.pipeline.files import SkippedFiles, find_videos
+from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
+from dtsf.pipeline.source import SkippedFiles, find_videos
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,21 +33,21 @@ CLASSES = {
     "meettogether": "meet and gather",
     "overtake": "overtake",
 }
-"""Token in the file name -> official class, in the order of the official list: its order gives the labels."""
+"""Action in the file name -> class name. Labels follow the order, which is that of the official list."""
 LABELS = {token: label for label, token in enumerate(CLASSES)}
 VIEWS = ("horizontal", "angle", "topdown")
 
 NAME = re.compile(r"(horizontal|angle|topdown)view_p(\d+)(?:p(\d+))?_([a-z]+)_a(\d+)\.[^.]+$", re.IGNORECASE)
 
 
-def catalog_casia(root: Path) -> Catalog:
-    """List the clips of CASIA under ``root``. Raises DataError: no clip found, or two files for one."""
+def catalog_casia(root: Path) -> SourceCatalog:
+    """List the clips of CASIA under ``root``. Raises DataError: no clip, or two files for the same clip."""
     clips: list[Clip] = []
-    left_out = SkippedFiles()
-    for path, match in find_videos(root, NAME, "CASIA's", left_out):
+    skipped = SkippedFiles()
+    for path, match in find_videos(root, NAME, "CASIA's", skipped):
         token = match.group(4).lower().replace("wander", "wonder")
         if token not in CLASSES:
-            left_out.add("files name an action that CASIA does not have and were left out", path)
+            skipped.add("files name an action that CASIA does not have and were left out", path)
             continue
         persons = [int(number) for number in match.group(2, 3) if number]
         view = VIEWS.index(match.group(1).lower()) + 1
@@ -69,6 +69,6 @@ def catalog_casia(root: Path) -> Catalog:
         clips,
         class_names=list(CLASSES.values()),
         view_names=VIEWS,
-        notes=left_out.notes(),
+        notes=skipped.notes(),
         expects="names such as angleview_p01_walk_a1.avi or topdownview_p01p02_fight_a1.avi",
     )

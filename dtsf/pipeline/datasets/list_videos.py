@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import DataError
-from dtsf.pipeline.files import SkippedFiles, is_video, walk_files
+from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

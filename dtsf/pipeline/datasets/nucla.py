@@ -1,15 +1,15 @@
-"""Northwestern-UCLA Multiview Action 3D, in its three layouts (reference: Wang et al. 2014; layouts by public use).
+"""Northwestern-UCLA Multiview Action 3D (Wang et al. 2014), in three layouts.
 
-=========  ==================================================  ==========================================
-layout     path                                                where the action stands
-=========  ==================================================  ==========================================
-videos     ``multiview_action_videos/a02/v01_s03_e00.avi``     only in the folder: names repeat in every aXX
-frames     ``multiview_action/view_1/a02_s03_e00/*rgb.jpg``    in the folder
-renamed    ``view1/v01_s03_e00_a02.avi``                       in the name
-=========  ==================================================  ==========================================
+=========  ==================================================  ==============================================
+layout     path                                                position of the action
+=========  ==================================================  ==============================================
+videos     ``multiview_action_videos/a02/v01_s03_e00.avi``     only the folder: names repeat in every folder
+frames     ``multiview_action/view_1/a02_s03_e00/*rgb.jpg``    the folder
+renamed    ``view1/v01_s03_e00_a02.avi``                       the name
+=========  ==================================================  ==============================================
 
-Class ids skip 7 and 10; labels follow the ids as numbers (sorted as strings, 11 and 12 would come before 2).
-A group is (action, subject, episode); a fifth of them lack a view, which is normal.
+Action ids skip 7 and 10. Labels follow the numeric order of the ids; as text, 11 and 12 would come before 2.
+A group is (action, subject, episode). A fifth of the groups lack a view, which is normal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Clip
 from dtsf.errors import DataError
-from dtsf.pipeline.catalog import Catalog, build_catalog
-from dtsf.pipeline.files import SkippedFiles, is_video, walk_files
+from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
+from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,26 +47,26 @@ RENAMED = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})_a(\d{2})$", re.IGNORECASE)
 FRAME_FOLDER = re.compile(r"(?:^|/)view_?(\d+)/a(\d{2})_s(\d{2})_e(\d{2})$", re.IGNORECASE)
 
 
-def catalog_nucla(root: Path) -> Catalog:
+def catalog_nucla(root: Path) -> SourceCatalog:
     """List the clips of N-UCLA under ``root``.
 
-    A file ``labels.csv`` beside or above the videos (columns ``path``, ``action``, ``action_name``, ``background``), as
-    ``dtsf synth`` writes it, gives other class names and the room of each clip.
+    An optional ``labels.csv`` below or directly above ``root`` gives class names and the background of each clip. Its columns
+    are ``path``, ``action``, ``action_name`` and ``background``, as ``dtsf synth`` writes them.
 
-    Raises DataError: no clip found, or two files for one.
+    Raises DataError: no clip, or two files for the same clip.
     """
     clips: dict[str, tuple[int, int, int, int]] = {}
-    sidecars: list[str] = []
-    left_out = SkippedFiles()
-    for folder, name in walk_files(root, left_out):
+    label_folders: list[str] = []
+    skipped = SkippedFiles()
+    for folder, name in walk_files(root, skipped):
         stem = name.rpartition(".")[0]
         path = f"{folder}/{name}".lstrip("/")
         if name == "labels.csv":
-            sidecars.append(folder)
+            label_folders.append(folder)
         elif is_video(name):
             found = _parse_video(folder.rpartition("/")[2] or root.name, stem)
             if found is None or found[0] not in CLASSES or found[3] not in (1, 2, 3):
-                left_out.add("video files do not have N-UCLA's names and were left out", path)
+                skipped.add("video files do not have N-UCLA's names and were left out", path)
             else:
                 clips[path] = found
         elif name.lower().endswith("rgb.jpg") and folder not in clips:
@@ -75,30 +75,20 @@ def catalog_nucla(root: Path) -> Catalog:
                 view, action, subject, episode = (int(group) for group in match.groups())
                 if action in CLASSES and view in (1, 2, 3):
                     clips[folder] = (action, subject, episode, view)
-    names, rooms = _read_sidecars(root, sidecars)
+    names, backgrounds = _read_labels(root, label_folders)
     return build_catalog(
         "nucla",
         root,
-        [_clip(path, *ids, rooms.get(path)) for path, ids in clips.items()],
+        [nucla_clip(path, *ids, backgrounds.get(path)) for path, ids in clips.items()],
         class_names=[names.get(action, CLASSES[action]) for action in sorted(CLASSES)],
         view_names=VIEWS,
-        notes=left_out.notes(),
+        notes=skipped.notes(),
         expects="aXX/vYY_sZZ_eWW.avi, view_X/aXX_sYY_eZZ/*rgb.jpg or vYY_sZZ_eWW_aXX.avi",
     )
 
 
-def _parse_video(folder: str, stem: str) -> tuple[int, int, int, int] | None:
-    """(action, subject, episode, view) of a video file, or None."""
-    if match := RENAMED.match(stem):
-        view, subject, episode, action = (int(group) for group in match.groups())
-        return action, subject, episode, view
-    if (match := VIDEO.match(stem)) and (action_match := ACTION_FOLDER.match(folder)):
-        view, subject, episode = (int(group) for group in match.groups())
-        return int(action_match.group(1)), subject, episode, view
-    return None
-
-
-def _clip(path: str, action: int, subject: int, episode: int, view: int, room: str | None) -> Clip:
+def nucla_clip(path: str, action: int, subject: int, episode: int, view: int, background: str | None = None) -> Clip:
+    """Return the clip with these numbers. ``action``: a key of :data:`CLASSES`."""
     group = f"a{action:02d}_s{subject:02d}_e{episode:02d}"
     return Clip(
         id=f"{group}_v{view:02d}",
@@ -108,18 +98,29 @@ def _clip(path: str, action: int, subject: int, episode: int, view: int, room: s
         group=group,
         view=view,
         subject=str(subject),
-        background=room,
+        background=background,
     )
 
 
-def _read_sidecars(root: Path, folders: list[str]) -> tuple[dict[int, str], dict[str, str]]:
-    """Class names by action id and room by path, from every labels.csv under or directly above the root."""
+def _parse_video(folder: str, stem: str) -> tuple[int, int, int, int] | None:
+    """Return (action, subject, episode, view) of a video file, or None for another name."""
+    if match := RENAMED.match(stem):
+        view, subject, episode, action = (int(group) for group in match.groups())
+        return action, subject, episode, view
+    if (match := VIDEO.match(stem)) and (action_match := ACTION_FOLDER.match(folder)):
+        view, subject, episode = (int(group) for group in match.groups())
+        return int(action_match.group(1)), subject, episode, view
+    return None
+
+
+def _read_labels(root: Path, folders: list[str]) -> tuple[dict[int, str], dict[str, str]]:
+    """Return class names by action id and backgrounds by path, from each labels.csv below or directly above the root."""
     files = [(root / folder / "labels.csv", folder) for folder in folders]
     prefix = ""
     if not files and (root.parent / "labels.csv").is_file():
         files, prefix = [(root.parent / "labels.csv", "")], root.name + "/"
     names: dict[int, str] = {}
-    rooms: dict[str, str] = {}
+    backgrounds: dict[str, str] = {}
     for file, folder in files:
         try:
             with file.open(encoding="utf-8-sig", newline="") as stream:
@@ -128,7 +129,7 @@ def _read_sidecars(root: Path, folders: list[str]) -> tuple[dict[int, str], dict
                         names[int(line["action"])] = line["action_name"]
                     if line.get("path") and line.get("background"):
                         below_root = f"{folder}/{line['path']}".lstrip("/").removeprefix(prefix)
-                        rooms[below_root] = line["background"]
+                        backgrounds[below_root] = line["background"]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
-    return names, rooms
+    return names, backgrounds

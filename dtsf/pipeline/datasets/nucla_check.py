@@ -1,7 +1,7 @@
-"""What of N-UCLA is there and what is missing, held against three public lists of its clips.
+"""Compare a folder of N-UCLA with three public lists of its clips.
 
-No list is the whole truth: they hold 1,484, 1,483 and 1,475 clips, papers speak of 1,494, and 1,466 clips stand in all
-three. So "whole" means that none of those 1,466 is missing; the other 26 are disputed, and only counted.
+The lists have 1,484, 1,483 and 1,475 clips; papers quote 1,494. All three lists agree on 1,466 clips. A folder is complete if it
+has all of those. The other 26 clips are disputed: they are counted, but not required.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from dtsf.cache.records import Frozen
-from dtsf.pipeline.datasets import read_catalog
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.nucla import CLASSES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
-    from dtsf.pipeline.catalog import Catalog
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 SOURCE = "https://wangjiangb.github.io/my_data.html"
-"""The authors' page. The videos are its ``multiview_action_videos.tgz``."""
+"""Page of the authors. The videos are in its ``multiview_action_videos.tgz``."""
 LISTS = ("CTR-GCN", "VPN", "DVANet")
-"""Projects whose lists of clips ``nucla_ids.csv`` holds: its columns after the id, in this order."""
+"""Projects with a list of clips in ``nucla_ids.csv``: its columns after the id, in this order."""
 QUOTED = 1494
-"""The number of clips that papers quote. No public list reaches it."""
+"""Number of clips that papers quote. No public list has as many."""
 SHORT = 11
-"""A listed clip with at most so many frames (of CTR-GCN's skeletons) counts as very short."""
+"""A clip with at most this number of frames (in CTR-GCN's skeletons) counts as very short."""
 
 
 class Count(Frozen):
-    """How many clips there are, and how many the lists know."""
+    """Numbers of clips."""
 
     found: int
+    """In the folder."""
     listed: int
     """In any of the lists."""
 
 
 class NuclaCheck(Frozen):
-    """A catalog held against the public lists."""
+    """Comparison of a folder with the public lists."""
 
     root: str
     found: int
@@ -48,59 +48,64 @@ class NuclaCheck(Frozen):
     groups_by_views: dict[int, int]
     """Number of performances by number of views."""
     is_nucla: bool
-    """False where a ``labels.csv`` gives the ids other classes: then it is another data set in N-UCLA's layout."""
+    """False if a ``labels.csv`` gives other class names: then it is another dataset in N-UCLA's layout."""
     classes: tuple[str, ...]
     listed: int
     """Clips in any list."""
     certain: int
     """Clips in all lists."""
     missing: tuple[str, ...]
-    """Ids that stand in all lists and are not there."""
+    """Ids in all lists, but not in the folder."""
     missing_disputed: tuple[str, ...]
-    """Ids that only some lists have, and that are not there."""
+    """Ids in some lists, but not in the folder."""
     unlisted: tuple[str, ...]
-    """Ids that are there and in no list."""
+    """Ids in the folder, but in no list."""
     lists: dict[str, Count]
-    """By the list's name: how many of its clips are there."""
+    """By name of the list."""
     views: dict[str, Count]
     subjects: dict[str, Count]
     actions: dict[str, Count]
     very_short: tuple[str, ...]
-    """Of those there: listed with at most :data:`SHORT` frames. They are used; their frames repeat."""
+    """Ids in the folder of clips with at most :data:`SHORT` frames. They are used; their frames repeat."""
     notes: tuple[str, ...]
-    """Of the catalog: files left out."""
+    """Notes of the catalog, for example skipped files."""
 
     @property
-    def whole(self) -> bool:
-        """Whether it is N-UCLA with every clip that all lists have."""
+    def complete(self) -> bool:
+        """Whether it is N-UCLA with all clips that the lists agree on."""
         return self.is_nucla and not self.missing
 
     @property
-    def verdict(self) -> str:
-        """The check in a sentence."""
+    def summary(self) -> str:
+        """The result in one sentence."""
         if not self.is_nucla:
             return (
-                f"this is not N-UCLA: {self.found:,} videos, where N-UCLA has {QUOTED:,}, and of other actions "
+                f"this is not N-UCLA: {self.found:,} videos (N-UCLA has {QUOTED:,}) of other actions "
                 f"({self.classes[0]}, {self.classes[1]} ...)"
             )
         if self.missing:
             return (
-                f"N-UCLA is not whole: {len(self.missing):,} of the {self.certain:,} clips that all public lists have "
+                f"N-UCLA is incomplete: {len(self.missing):,} of the {self.certain:,} clips in all public lists "
                 f"are missing ({', '.join(self.missing[:3])}{' ...' if len(self.missing) > 3 else ''})"
             )
-        return f"N-UCLA is whole: all {self.certain:,} clips that the public lists agree on are there"
+        return f"N-UCLA is complete: all {self.certain:,} clips in all public lists are present"
 
 
-def check_nucla(catalog: Catalog) -> NuclaCheck:
-    """Hold a catalog of N-UCLA against the public lists. No video is opened."""
+def check_nucla(catalog: SourceCatalog) -> NuclaCheck:
+    """Compare a catalog of N-UCLA with the public lists. No video is opened."""
     listed = listed_clips()
     here = {clip.id for clip in catalog.clips}
     certain = {name for name, (in_lists, _) in listed.items() if all(in_lists)}
 
-    def counts(part: Callable[[str], str]) -> dict[str, Count]:
-        found, known = Counter(map(part, here)), Counter(map(part, listed))
+    def counts(part: slice) -> dict[str, Count]:
+        found, known = (Counter(name[part] for name in names) for names in (here, listed))
         return {key: Count(found=found[key], listed=known[key]) for key in sorted(found.keys() | known.keys())}
 
+    lists = {}
+    for k, project in enumerate(LISTS):
+        names = {name for name, (in_lists, _) in listed.items() if in_lists[k]}
+        lists[project] = Count(found=len(names & here), listed=len(names))
+    short = {name for name, (_, frames) in listed.items() if frames is not None and frames <= SHORT}
     return NuclaCheck(
         root=str(catalog.root),
         found=len(here),
@@ -112,33 +117,24 @@ def check_nucla(catalog: Catalog) -> NuclaCheck:
         missing=tuple(sorted(certain - here)),
         missing_disputed=tuple(sorted(listed.keys() - certain - here)),
         unlisted=tuple(sorted(here - listed.keys())),
-        lists={
-            name: Count(
-                found=sum(in_lists[k] for clip, (in_lists, _) in listed.items() if clip in here),
-                listed=sum(in_lists[k] for in_lists, _ in listed.values()),
-            )
-            for k, name in enumerate(LISTS)
-        },
-        views=counts(lambda clip: clip[12:]),
-        subjects=counts(lambda clip: clip[4:7]),
-        actions=counts(lambda clip: clip[:3]),
-        very_short=tuple(
-            sorted(
-                clip for clip, (_, frames) in listed.items() if clip in here and frames is not None and frames <= SHORT
-            )
-        ),
+        lists=lists,
+        # Ids are aXX_sXX_eXX_vXX.
+        views=counts(slice(12, None)),
+        subjects=counts(slice(4, 7)),
+        actions=counts(slice(3)),
+        very_short=tuple(sorted(short & here)),
         notes=catalog.notes,
     )
 
 
-def examine_nucla(root: Path | None) -> tuple[Catalog, NuclaCheck]:
-    """List what is there and hold it against the public lists. Raises DataError: no folder, or no clip in it."""
-    catalog = read_catalog("nucla", root)
+def examine_nucla(root: Path | None) -> tuple[SourceCatalog, NuclaCheck]:
+    """List the clips of a folder and compare them with the public lists. Raises DataError: no folder, or no clip in it."""
+    catalog = scan_source("nucla", root)
     return catalog, check_nucla(catalog)
 
 
 def listed_clips() -> dict[str, tuple[tuple[bool, ...], int | None]]:
-    """Every clip of the public lists: its id, which of :data:`LISTS` have it, and the frames of CTR-GCN's skeleton."""
+    """Return, by clip id, whether each of :data:`LISTS` has the clip, and the number of frames of CTR-GCN's skeleton."""
     text = (resources.files("dtsf.pipeline.datasets") / "nucla_ids.csv").read_text("utf-8")
     return {
         row["id"]: (

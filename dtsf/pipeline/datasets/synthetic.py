@@ -1,4 +1,4 @@
-"""``dtsf synth nucla``: a small multi-view action set, drawn and written as real video files in N-UCLA's layout."""
+"""``dtsf synth nucla``: draw a small multi-view action dataset, as video files in N-UCLA's layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import uuid
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-COLUMNS = ("path", "action", "action_name", "subject", "view", "episode", "background", "occluded", "split")
+MAIN = "multiview_action_videos"
 SIZE = (320, 240)
 FPS = 30
 
 
 class SynthSummary(Frozen):
-    """What was made."""
+    """Numbers of drawn videos."""
 
     out: str
     actions: int
@@ -45,13 +45,13 @@ class SynthSummary(Frozen):
     clips: int
     groups: int
     collections: dict[str, str]
-    """By name: the folder to give to ``dtsf preprocess nucla --root``."""
+    """By name: the folder for ``dtsf preprocess nucla --root``."""
     seconds: float
 
 
 @dataclass(frozen=True)
 class _Group:
-    """One performance in one room, seen from all cameras."""
+    """One performance in one room, filmed by all cameras."""
 
     collection: str
     action: int
@@ -74,25 +74,28 @@ def synthesize_nucla(
 ) -> SynthSummary:
     """Draw 10 actions by several subjects, filmed by three cameras 55 degrees apart.
 
-    The last third of the subjects (at least one) is for testing. ``OUT/labels.csv`` names actions, rooms and split.
-
-    Raises DataError: ``out`` exists and is not empty, or cannot be written. ConfigError: a number out of range.
+    The last third of the subjects (at least one) are test subjects. ``OUT/videos.csv`` is a manifest of all videos.
+    ``OUT/labels.csv`` names the action, room and split of each video.
 
     Args:
-        out: Folder to make; nothing stands there before everything is written.
-        bias: Share of training groups that are filmed in their action's own room. The main collection then holds training
-            subjects only, and two more hold the same test performances: ``_aligned``, each in its action's own room, and
-            ``_conflict``, each in another action's. None draws rooms at random.
-        occlude: Add ``_occluded``: the test performances with a pillar before the actor in one view of three.
+        out: Folder to make. It appears only when all videos are written.
+        bias: Fraction of training groups that are filmed in the room of their action. The main collection then has only
+            training subjects. Two more collections have the same test performances: ``_aligned``, in the room of their
+            action, and ``_conflict``, in the room of another action. None: rooms are random.
+        occlude: Add a collection ``_occluded``: the test performances with a pillar in front of the actor in one view.
+
+    Raises:
+        ConfigError: A number is out of range.
+        DataError: ``out`` is not empty, or cannot be written.
     """
     if subjects < 2 or episodes < 1:
         raise ConfigError(f"--subjects {subjects} must be at least 2 and --episodes {episodes} at least 1")
     if bias is not None and not 0 <= bias <= 1:
         raise ConfigError(f"--bias {bias} must be from 0 to 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is not empty: name another --out, or remove it")
-    begun = time.monotonic()
-    groups = _plan(subjects, episodes, bias, occlude, seed)
+        raise DataError(f"{out} exists and is not empty: remove it or choose another --out")
+    started = time.monotonic()
+    groups = _choose_groups(subjects, episodes, bias, occlude, seed)
     temporary = out.absolute().with_name(f".{out.name}.tmp-{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
@@ -104,7 +107,6 @@ def synthesize_nucla(
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    names = sorted({group.collection for group in groups})
     return SynthSummary(
         out=str(out),
         actions=len(ACTIONS),
@@ -112,14 +114,13 @@ def synthesize_nucla(
         views=len(CAMERA_DEGREES),
         clips=len(groups) * len(CAMERA_DEGREES),
         groups=len(groups),
-        collections={name: str(out / name) for name in names},
-        seconds=time.monotonic() - begun,
+        collections={name: str(out / name) for name in sorted({group.collection for group in groups})},
+        seconds=time.monotonic() - started,
     )
 
 
-def _plan(subjects: int, episodes: int, bias: float | None, occlude: bool, seed: int) -> list[_Group]:
-    """All groups of all collections, with their rooms."""
-    main = "multiview_action_videos"
+def _choose_groups(subjects: int, episodes: int, bias: float | None, occlude: bool, seed: int) -> list[_Group]:
+    """Return the groups of all collections, with their rooms."""
     first_test = subjects - max(1, subjects // 3) + 1
     groups = []
     for own_room, action in enumerate(ACTIONS):
@@ -129,67 +130,67 @@ def _plan(subjects: int, episodes: int, bias: float | None, occlude: bool, seed:
                 anywhere = int(rng.integers(N_ROOMS))
                 elsewhere = (own_room + int(rng.integers(1, N_ROOMS))) % N_ROOMS
                 hidden = int(rng.integers(len(CAMERA_DEGREES))) + 1
-                follows = bias is not None and rng.uniform() < bias
+                in_own_room = bias is not None and rng.uniform() < bias
                 split = "test" if subject >= first_test else "train"
-                rooms = {main: own_room if follows else elsewhere if bias is not None else anywhere}
-                if split == "test":
-                    if bias is not None:
-                        rooms = {f"{main}_aligned": own_room, f"{main}_conflict": elsewhere}
-                    if occlude:
-                        rooms[f"{main}_occluded"] = anywhere
+                rooms = {MAIN: own_room if in_own_room else anywhere if bias is None else elsewhere}
+                if split == "test" and bias is not None:
+                    rooms = {f"{MAIN}_aligned": own_room, f"{MAIN}_conflict": elsewhere}
+                if split == "test" and occlude:
+                    rooms[f"{MAIN}_occluded"] = anywhere
                 for name, room in rooms.items():
-                    unseen = hidden if name.endswith("_occluded") else None
-                    groups.append(_Group(name, action, subject, episode, room, unseen, split))
+                    hidden_view = hidden if name.endswith("_occluded") else None
+                    groups.append(_Group(name, action, subject, episode, room, hidden_view, split))
     return groups
 
 
 def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Callable[[int, int], None] | None) -> None:
-    total = len(groups) * len(CAMERA_DEGREES)
-    lines = []
+    labels: list[dict[str, Any]] = []
+    manifest: list[dict[str, Any]] = []
     for group in groups:
-        person = np.random.default_rng((seed, 2, group.subject))
-        # Not the collection: aligned, conflict and occluded show the same performance.
-        episode = np.random.default_rng((seed, 3, group.action, group.subject, group.episode))
+        a, s, e = group.action, group.subject, group.episode
+        person = np.random.default_rng((seed, 2, s))
+        # The seed does not depend on the collection: aligned, conflict and occluded show the same performance.
+        episode = np.random.default_rng((seed, 3, a, s, e))
         style = Style.draw(person, episode)
-        joints = trajectory(group.action, style, int(episode.integers(44, 61)))
+        joints = trajectory(a, style, int(episode.integers(44, 61)))
         for view, degrees in enumerate(CAMERA_DEGREES, 1):
-            path = f"{group.collection}/a{group.action:02d}/v{view:02d}_s{group.subject:02d}_e{group.episode:02d}.avi"
-            hidden = group.hidden_view == view
-            frames = _film(
-                joints,
-                style,
-                draw_room(group.room, degrees, SIZE),
-                degrees,
-                hidden,
-                (seed, 4, group.action, group.subject, view),
-            )
-            _write_avi(folder / path, frames)
-            name = ACTIONS[group.action][0]
-            lines.append(
-                (path, group.action, name, group.subject, view, group.episode, group.room, int(hidden), group.split)
-            )
+            path = f"{group.collection}/a{a:02d}/v{view:02d}_s{s:02d}_e{e:02d}.avi"
+            occluded = group.hidden_view == view
+            room = draw_room(group.room, degrees, SIZE)
+            _write_avi(folder / path, _film(joints, style, room, degrees, occluded, (seed, 4, a, s, view)))
+            row = {"path": path, "subject": s, "split": group.split}
+            action = {"action": a, "action_name": ACTIONS[a][0], "episode": e, "view": view}
+            labels.append(row | action | {"background": group.room, "occluded": int(occluded)})
+            name = f"a{a:02d}_s{s:02d}_e{e:02d}{group.collection.removeprefix(MAIN)}"
+            manifest.append(row | {"label": ACTIONS[a][0], "group": name, "view": f"cam{view}"})
             if on_progress is not None:
-                on_progress(len(lines), total)
-    with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(COLUMNS)
-        writer.writerows(lines)
+                on_progress(len(labels), len(groups) * len(CAMERA_DEGREES))
+    columns = ("path", "action", "action_name", "subject", "view", "episode", "background", "occluded", "split")
+    _write_table(folder / "labels.csv", columns, labels)
+    _write_table(folder / "videos.csv", ("path", "label", "group", "view", "subject", "split"), manifest)
+
+
+def _write_table(file: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _film(
-    joints: np.ndarray, style: Style, room: Image.Image, degrees: float, hidden: bool, key: tuple[int, ...]
+    joints: np.ndarray, style: Style, room: Image.Image, degrees: float, occluded: bool, key: tuple[int, ...]
 ) -> np.ndarray:
-    """Frames of one camera, (T, H, W, 3) uint8, with a little sensor noise."""
+    """Draw the frames of one camera, with some sensor noise. (T, H, W, 3) uint8."""
     from PIL import ImageDraw
 
     rng = np.random.default_rng(key)
-    # A few noise pictures, shifted about, are as good as fresh ones and ten times cheaper.
+    # Four noise images, shifted at random, instead of a new one for each frame: ten times as fast.
     noise = rng.normal(0, 3, (4, SIZE[1], SIZE[0], 1)).astype(np.int16)
     frames = np.empty((len(joints), SIZE[1], SIZE[0], 3), np.uint8)
     for t, pose in enumerate(joints):
         picture = room.copy()
         draw_body(picture, pose, style, degrees)
-        if hidden:
+        if occluded:
             middle = SIZE[0] // 2
             ImageDraw.Draw(picture).rectangle((middle - 75, 0, middle + 75, SIZE[1]), fill=(88, 84, 80))
         shifted = np.roll(noise[t % 4], int(rng.integers(SIZE[0])), axis=1)
@@ -198,7 +199,7 @@ def _film(
 
 
 def _write_avi(path: Path, frames: np.ndarray) -> None:
-    """MPEG-4 in AVI, as N-UCLA's own files are read by every decoder."""
+    """Write MPEG-4 in AVI, which every decoder reads."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)

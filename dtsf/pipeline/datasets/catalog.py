@@ -1,0 +1,120 @@
+"""Catalog of a source: all clips, their groups, and the names of classes and views. No video is opened."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtsf.cache.records import Clip, Frozen, view_numbers
+from dtsf.errors import DataError
+from dtsf.pipeline.source import walk_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+class SourceCatalog(Frozen):
+    """Clips of a dataset as found in the source."""
+
+    kind: str
+    """``nucla``, ``ntu``, ``casia`` or ``manifest``."""
+    root: Path
+    clips: tuple[Clip, ...]
+    """Sorted by id. Ids are unique."""
+    class_names: tuple[str, ...]
+    """By label."""
+    view_names: tuple[str, ...]
+    """By view number, from 1: the name of view n is at n - 1."""
+    notes: tuple[str, ...] = ()
+    """Notes for the user: skipped files, incomplete groups."""
+
+    @property
+    def groups(self) -> dict[str, tuple[Clip, ...]]:
+        """Clips by group, in the order of the ids."""
+        groups: dict[str, list[Clip]] = {}
+        for clip in self.clips:
+            groups.setdefault(clip.group, []).append(clip)
+        return {name: tuple(clips) for name, clips in groups.items()}
+
+    @property
+    def groups_by_views(self) -> dict[int, int]:
+        """Number of groups by number of views, most views first."""
+        counts = Counter(len(clips) for clips in self.groups.values())
+        return dict(sorted(counts.items(), reverse=True))
+
+
+def build_catalog(
+    kind: str,
+    root: Path,
+    clips: Iterable[Clip],
+    *,
+    class_names: Sequence[str],
+    view_names: Sequence[str],
+    notes: Sequence[str] = (),
+    expects: str,
+) -> SourceCatalog:
+    """Build a catalog from unsorted clips. ``expects``: pattern of the file names, for the error message. Raises DataError: no
+    clip, or two files with the same clip id.
+    """
+    by_id: dict[str, Clip] = {}
+    for clip in clips:
+        other = by_id.get(clip.id)
+        if other is not None:
+            raise DataError(
+                f"two files are the clip {clip.id}: {root / other.path} and {root / clip.path}. Preprocess each collection "
+                "by itself: give its folder as --root, and another --name"
+            )
+        by_id[clip.id] = clip
+    if not by_id:
+        details = "; ".join([_describe_content(root), *notes])
+        raise DataError(f"no {kind} video under {root}: looked for {expects}; found {details}")
+    return SourceCatalog(
+        kind=kind,
+        root=root,
+        clips=tuple(by_id[key] for key in sorted(by_id)),
+        class_names=tuple(class_names),
+        view_names=tuple(view_names),
+        notes=tuple(notes),
+    )
+
+
+def select(catalog: SourceCatalog, views: str = "all", limit: int | None = None) -> SourceCatalog:
+    """Keep the clips of some views, then the first groups until there are ``limit`` clips. The last group is kept whole.
+    Raises ConfigError: an unknown view. DataError: no clip is left.
+    """
+    clips = catalog.clips
+    if views != "all":
+        numbers = view_numbers(views, catalog.view_names, f"--views: {catalog.kind} at {catalog.root}")
+        clips = tuple(clip for clip in clips if clip.view in numbers)
+        if not clips:
+            raise DataError(f"no clip under {catalog.root} has view {views}")
+    if limit is not None:
+        kept: list[Clip] = []
+        for members in catalog.model_copy(update={"clips": clips}).groups.values():
+            if len(kept) < limit:
+                kept += members
+        clips = tuple(sorted(kept, key=lambda clip: clip.id))
+    return catalog.model_copy(update={"clips": clips})
+
+
+def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Return a sort key that compares runs of digits as numbers: 2 before 10."""
+    runs = enumerate(re.split("([0-9]+)", text))
+    return tuple((0, int(run[:1000]), run) if k % 2 else (1, 0, run.casefold()) for k, run in runs if run)
+
+
+def _describe_content(root: Path) -> str:
+    """Return the numbers of files by ending, for an error message."""
+    endings: Counter[str] = Counter()
+    first = ""
+    for folder, name in walk_files(root):
+        endings[Path(name).suffix.lower() or "no ending"] += 1
+        first = first or f"{folder}/{name}".lstrip("/")
+        if endings.total() >= 100_000:
+            break
+    if not endings:
+        return "no file"
+    counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
+    return f"{counts}; the first is {first}"

@@ -1,0 +1,166 @@
+"""Stage 1 with GPUs, tested without a GPU."""
+
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from test_preprocess import SMALL
+
+from dtsf import api
+from dtsf.errors import VideoError
+from dtsf.pipeline import gpu, scheduler, worker
+from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.gpu import decode_parallel, embed_batched
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings
+
+N_VIDEOS = 7
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory, make_video):
+    folder = tmp_path_factory.mktemp("videos")
+    paths = [make_video(folder / f"{k}.avi", 6 + k) for k in range(N_VIDEOS)]
+    paths[3].write_bytes(b"no video")
+    return [DecodeRequest(path) for path in paths]
+
+
+class SumEncoder:
+    """An encoder with one cell of one channel: the sum of a frame."""
+
+    def __init__(self):
+        self.calls = []
+
+    def embed(self, frames_FHWC):
+        self.calls.append(len(frames_FHWC))
+        return frames_FHWC.reshape(len(frames_FHWC), 1, 1, -1).sum(-1, dtype=np.int64)
+
+
+def decode_and_embed(n_decoders, requests, encoder, batch_size):
+    decoders = [Decoder(DecodeSettings(4, 32)) for _ in range(n_decoders)]
+    try:
+        items = decode_parallel(decoders, requests)
+        # One by one, as a worker does: a decoder may overwrite earlier frames.
+        return [
+            (str(item), None) if isinstance(item, VideoError) else (item[1]["frame_index"], cells.copy())
+            for item, cells in embed_batched(items, encoder.embed, batch_size)
+        ]
+    finally:
+        for decoder in decoders:
+            decoder.close()
+
+
+def test_embed_batched__equals_one_clip_at_a_time(requests):
+    single, batched = SumEncoder(), SumEncoder()
+    one = decode_and_embed(1, requests, single, 1)
+    many = decode_and_embed(3, requests, batched, 4)
+    assert single.calls == [4] * (N_VIDEOS - 1)
+    assert batched.calls == [16, 8], "four clips, then the remaining two"
+    assert len(one) == len(many) == N_VIDEOS
+    for a, b in zip(one, many, strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1], b[1])
+    assert many[3][1] is None
+    assert not np.array_equal(many[0][1], many[1][1])
+
+
+def test_embed_batched__does_not_call_the_encoder_without_frames(requests):
+    encoder = SumEncoder()
+    assert [cells for _, cells in decode_and_embed(2, [requests[3]] * 3, encoder, 2)] == [None] * 3
+    assert encoder.calls == []
+
+
+def test_decoders_per_worker__is_its_share_of_the_cores(monkeypatch):
+    assert gpu.visible_gpus("pixels") == ()
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(gpu, "visible_gpus", lambda encoder: () if encoder == "pixels" else ("0", "1"))
+    assert gpu.default_workers("efficientnet-lite0") == 2
+    assert gpu.decoders_per_worker("efficientnet-lite0") == 8
+    assert gpu.decoders_per_worker("efficientnet-lite0", workers=4) == 4
+    assert gpu.default_workers("pixels") == 16
+    assert gpu.decoders_per_worker("pixels") == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "count", "names"), [(None, 2, ("0", "1")), ("4,7", 2, ("4", "7")), ("", 0, ()), ("4,-1,7", 1, ("4",))]
+)
+def test_visible_gpus__follow_cuda_visible_devices(monkeypatch, variable, count, names):
+    import torch
+
+    monkeypatch.setattr(gpu.os.path, "exists", lambda path: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    assert gpu.visible_gpus("efficientnet-lite0") == names
+
+
+@pytest.mark.parametrize(("number", "name"), [(0, "4"), (1, "7"), (2, "4")])
+def test_select_gpu__takes_the_same_gpu_for_every_shard(monkeypatch, number, name):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    for _ in range(2):
+        gpu.select_gpu(number, ("4", "7"))
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == name
+
+
+@dataclass
+class EmptyTask:
+    shard: int
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_run_tasks__each_local_worker_selects_its_gpu(monkeypatch):
+    """Four workers on two GPUs: two per GPU."""
+    selected, sharing = [], []
+    monkeypatch.setattr(scheduler, "select_gpu", lambda number, gpus: selected.append((number, gpus)))
+    monkeypatch.setattr(scheduler, "run_shard", lambda task, on_clip, workers: sharing.append(workers))
+    start = scheduler.start_cluster
+    monkeypatch.setattr(scheduler, "start_cluster", lambda **options: start(**options | {"processes": False}))
+    scheduler.run_tasks([EmptyTask(k) for k in range(12)], 4, None, lambda done, bad: None, gpus=("0", "1"))
+    assert len(selected) == 12
+    assert {gpus for _, gpus in selected} == {("0", "1")}
+    assert {number for number, _ in selected} <= set(range(4))
+    assert sharing == [4] * 12
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_run_tasks__on_a_cluster_shards_go_to_workers_that_offer_a_gpu(monkeypatch):
+    from distributed import Scheduler, SpecCluster, Worker, get_worker
+
+    seen = []
+    monkeypatch.setattr(scheduler, "run_shard", lambda task, on_clip, workers: seen.append(get_worker().name))
+    workers = {
+        name: {"cls": Worker, "options": {"nthreads": 1, "resources": resources, "dashboard": False}}
+        for name, resources in (("plain", {}), ("other", {"GPU": 1}))
+    }
+    dask_scheduler = {"cls": Scheduler, "options": {"dashboard": False, "port": 0}}
+    with SpecCluster(workers=workers, scheduler=dask_scheduler, silence_logs=50) as cluster:
+        tasks = [EmptyTask(k) for k in range(6)]
+        scheduler.run_tasks(tasks, 2, cluster.scheduler_address, lambda done, bad: None, gpus=("0",))
+    assert seen == ["other"] * 6
+
+
+def test_run_shard__embeds_batches_on_a_gpu(monkeypatch, tmp_path, requests):
+    """The encoder runs on the CPU here, but reports a GPU."""
+    encoder = load_encoder("efficientnet-lite0:32", 96, 3, "cpu")
+    calls = []
+
+    def embed(frames):
+        calls.append(len(frames))
+        return encoder.embed(frames)
+
+    monkeypatch.setattr(worker, "load_encoder", lambda *_, **__: replace(encoder, embed=embed, device="cuda"))
+    monkeypatch.setattr(worker, "decoders_per_worker", lambda encoder, workers: 2)
+    root = requests[0].path.parent
+    lines = [f"{k}.avi,a,g{k},1" for k in range(N_VIDEOS)]
+    (root / "list.csv").write_text("\n".join(["path,label,group,view", *lines]) + "\n")
+    options = {**SMALL, "workers": 1, "max_bad": 0.5}
+    batched = api.preprocess("manifest", root / "list.csv", tmp_path / "batched", **options)
+    assert calls == [3 * (N_VIDEOS - 1)]
+    monkeypatch.undo()
+    single = api.preprocess("manifest", root / "list.csv", tmp_path / "single", **options)
+    assert batched.verdicts == single.verdicts
+    one, other = (api.open_cache(tmp_path / name) for name in ("single", "batched"))
+    ids = [clip.id for clip in one.clips]
+    a, b = (data.embeddings(ids).astype(float) for data in (one, other))
+    np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3)
