@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dtsf.api import Prediction, Run, load, open_cache, preprocess, train
     from dtsf.errors import DtsfError
-    from dtsf.experiments import ablate
+    from dtsf.experiments.ablation import ablate
 
 __all__ = ["DtsfError", "Prediction", "Run", "ablate", "load", "open_cache", "preprocess", "train"]
 
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'dtsf' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    homes = {"DtsfError": "dtsf.errors", "ablate": "dtsf.experiments"}
+    homes = {"DtsfError": "dtsf.errors", "ablate": "dtsf.experiments.ablation"}
     return getattr(importlib.import_module(homes.get(name, "dtsf.api")), name)
 
 

@@ -14,7 +14,7 @@ from forked import exit_code, forked
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
-from dtsf.experiments.ablation.tables import load_table, make_variants, table_names
+from dtsf.experiments.variants import load_table, make_variants, table_names
 from dtsf.training.recipe import recipe_names
 
 TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "train.batch_size=3", "train.epochs=2"]
@@ -151,14 +151,14 @@ def test_killed_within_a_training_and_run_again_gives_the_undisturbed_table(cach
     assert "**Not finished: 2 of 24 trainings.**" in (tmp_path / "paper.md").read_text()
     assert "not yet" in (tmp_path / "paper.svg").read_text()
     (cut,) = tmp_path.glob("trainings/mean-fusion-without-tsm-*-seed0")
-    assert json.loads(cut.with_name(cut.name + ".json").read_text())["trained"] is False
+    assert json.loads((cut / "result.json").read_text())["trained"] is False
     # And a record cut in two, of one that was finished.
-    broken, finished = sorted(tmp_path.glob("trainings/dtsfnet-????????????????-seed?.json"))
+    broken, finished = sorted(tmp_path.glob("trainings/dtsfnet-????????????????-seed?/result.json"))
     broken.write_text(broken.read_text()[:9])
-    before = (finished.with_suffix("") / "metrics.json").stat().st_mtime_ns
+    before = finished.with_name("metrics.json").stat().st_mtime_ns
     epochs = []
     package.ablate(cache, on_epoch=lambda *words: epochs.append(words), **options)
-    assert (finished.with_suffix("") / "metrics.json").stat().st_mtime_ns == before
+    assert finished.with_name("metrics.json").stat().st_mtime_ns == before
     # One epoch of the training that was cut off, two of each that was not begun.
     assert len(epochs) == 1 + 2 * 21
     wanted, found = rows_of(whole[1] / "paper.csv"), rows_of(tmp_path / "paper.csv")
@@ -311,7 +311,7 @@ def test_damaged_checkpoint_is_named_with_the_way_out(cache, tmp_path):
         package.ablate(cache, on_epoch=stop, **options)
     (file,) = tmp_path.glob("trainings/*/last/model.safetensors")
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match=f"last is damaged: .* To train it anew, remove {file.parents[1]} and run"):
+    with pytest.raises(CheckpointError, match=f"last is damaged: .* To train it again, remove {file.parents[1]} and run"):
         package.ablate(cache, **options)
 
 

@@ -18,12 +18,11 @@ from safetensors.torch import load_file
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError, DataError
-from dtsf.experiments.reproduce.nucla import reproduce_nucla
-from dtsf.experiments.reproduce.protocols import check_recipe, choose_protocols
-from dtsf.experiments.reproduce.records import RunRecord, rows_of
-from dtsf.experiments.reproduce.settings import Settings
-from dtsf.experiments.reproduce.state import only_one
-from dtsf.experiments.reproduce.table import duration
+from dtsf.experiments.grid import locked
+from dtsf.experiments.nucla import check_recipe, choose_protocols, reproduce_nucla
+from dtsf.experiments.results import RunRecord, rows_of
+from dtsf.experiments.settings import Settings
+from dtsf.experiments.tables import duration
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips
 from dtsf.training.recipe import recipe_names
@@ -123,7 +122,7 @@ def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
     assert found["lists"]["VPN"]["found"] == found["found"] == 920
     assert "N-UCLA is incomplete" in done.stderr
     assert "a01_s01_e00_v03" in done.stderr
-    assert "--strict refuses that" in dtsf.refusal("reproduce", "nucla", "--root", "data", "--strict", cwd=tmp_path)
+    assert "Refused because of --strict" in dtsf.refusal("reproduce", "nucla", "--root", "data", "--strict", cwd=tmp_path)
     chosen, notes = choose_protocols(scan_source("nucla", tmp_path / "data"), ())
     assert chosen == ["cross-view:1", "cross-view:2", "cross-subject:7,8,9"]
     assert "cross-view:3 is left out: no clip of view 3" in notes
@@ -208,7 +207,7 @@ def test_results_are_written_for_a_person_and_for_programs(reproduced):
     assert f"{50 * sum(float(line['top1']) for line in lines):.1f} ± " in row
     assert "| (97.0) |" in row
     assert "does not say for which protocol" in page
-    assert "| train and judge |" in page
+    assert "| train and evaluate |" in page
     (recipe,) = {run.recipe for run in result.runs}
     assert recipe in recipe_names()
     assert document["versions"]["torch"] == torch.__version__
@@ -270,12 +269,12 @@ def test_seeds_that_are_no_numbers_are_refused_with_an_example(dtsf, tmp_path, s
 
 def test_other_settings_and_other_folders_are_refused(world, reproduced, tmp_path):
     out, _ = reproduced
-    with pytest.raises(ConfigError, match="was begun with overrides"):
+    with pytest.raises(ConfigError, match="was started with overrides"):
         _reproduce(world, out, settings=Settings(overrides=("train.epochs=4",)))
-    with only_one(out), pytest.raises(ConfigError, match="another dtsf reproduce works in"):
+    with locked(out, "reproduce"), pytest.raises(ConfigError, match="another dtsf reproduce works in"):
         _reproduce(world, out)
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="holds something else"):
+    with pytest.raises(ConfigError, match="contains something else"):
         _reproduce(world, tmp_path, overwrite=True)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
@@ -287,7 +286,7 @@ def test_seed_with_another_recipe_than_its_sisters_is_refused(world, reproduced,
     document = json.loads(file.read_text())
     document["settings"]["train"]["lr"] = 0.5
     file.write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match=r"train.lr 0.5, now 0\.\d+\. Choose another --out"):
+    with pytest.raises(ConfigError, match=r"train.lr 0\.\d+ \(0.5\)\. Choose another --out"):
         _reproduce(world, out, seeds=(0, 7))
     file.write_text("{}")
     with pytest.raises(CheckpointError, match=r"result\.json is not a result of this version"):

@@ -8,14 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from dtsf.cli.ablate import ablate_command
 from dtsf.cli.cache import cache_app
 from dtsf.cli.data import preprocess_command, synth_app
+from dtsf.cli.experiments import ablate_command, reproduce_app
 from dtsf.cli.export import export_command
 from dtsf.cli.import_lists import import_command
 from dtsf.cli.predict import predict_command
 from dtsf.cli.report import doctor_command, report_command
-from dtsf.cli.reproduce import reproduce_app
 from dtsf.cli.run import evaluate_command, train_command
 from dtsf.cli.screen import UnreadError, results, say_on_stdout, set_verbosity, with_verbosity, words
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from dtsf.cli.progress import progress
 from dtsf.cli.screen import console, results, say_on_stdout, words
 from dtsf.files.read import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from pydantic import BaseModel
+    from rich.table import Table
     from rich.text import Text
 
     from dtsf.cache.records import Clip
@@ -32,8 +32,18 @@ def print_json(document: object) -> None:
     say_on_stdout(json_text(document))
 
 
+def emit(document: BaseModel | dict[str, Any], json_: bool, show: Callable[..., None], *arguments: Any) -> None:
+    """Print a result: ``document`` as JSON, or ``show(*arguments)`` for a person."""
+    if json_:
+        print_json(document if isinstance(document, dict) else document.model_dump(mode="json"))
+    else:
+        show(*arguments)
+
+
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """A plain table; every cell is text, never markup. Without a title it begins with its headings."""
+    from rich.table import Table
+
     columns = list(columns)
     made = Table(title=words((title, "bold")), title_justify="left", header_style="bold", show_edge=False)
     made.show_header = any(columns)

@@ -173,24 +173,37 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
 
 
 def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
-    """Draw one row of dots each: (value, right, what it is). Wrong ones stand in a lane of their own below."""
-    values = [value for row in rows.values() for value, _, _ in row]
-    if not values:
+    """Draw one row of dots each: (value, right, text of the dot). Wrong ones are in a second lane."""
+    if not any(rows.values()):
         return Markup("")
-    low, high = min(values), max(values)
+    parts, width, height = dot_rows(rows)
+    return picture(width, height, "weights of single samples", parts)
+
+
+def dot_rows(
+    rows: Mapping[str, Sequence[tuple[float, bool, str]]], *, lanes: int = 2, notes: Mapping[str, str] | None = None
+) -> tuple[list[Markup], float, float]:
+    """Draw the rows of :func:`dots` on one axis. Return the parts, their width and height.
+
+    ``lanes``: 1 draws all dots of a row in one lane. ``notes``: texts behind the rows.
+    """
+    values = [value for row in rows.values() for value, _, _ in row]
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high - low < 1e-6:
         low, high = low - 0.005, high + 0.005
-    left = 16 + min(160, 7 * max(map(len, rows)))
+    left = 16 + min(190, 7 * max(map(len, rows)))
     width, lane = WIDTH, 22
+    row_height = lanes * lane + (12 if lanes > 1 else 2)
     parts = []
     for k, (name, row) in enumerate(rows.items()):
-        top = 8 + k * (2 * lane + 12)
-        parts.append(text(left - 8, top + lane + 4, name, "", "end"))
+        top = 8 + k * row_height
+        parts.append(text(left - 8, top + lanes * lane / 2 + 4, name, "", "end"))
+        for j in range(lanes):
+            parts.append(straight(left, top + (j + 0.5) * lane, width, top + (j + 0.5) * lane, "grid"))
         for right in (True, False):
-            y = top + (0.5 if right else 1.5) * lane
-            parts.append(straight(left, y, width, y, "grid"))
+            y = top + (0.5 if right or lanes == 1 else 1.5) * lane
             chosen = [(value, what) for value, good, what in row if good is right]
-            # Too many would make a page of megabytes; every n-th shows the same shape.
+            # Too many would make a page of megabytes. Every n-th dot shows the same distribution.
             for value, what in chosen[:: 1 + len(chosen) // MOST_POINTS]:
                 x = left + (value - low) / (high - low) * (width - left - 12) + 6
                 parts.append(
@@ -198,9 +211,11 @@ def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
                         '<circle cx="{:.1f}" cy="{:.1f}" r="4" class="{}" fill-opacity="0.6"><title>{}</title></circle>'
                     ).format(x, y, "fill0" if right else "fill1", what)
                 )
-    bottom = 8 + len(rows) * (2 * lane + 12) + 10
+        if notes:
+            parts.append(text(width + 8, top + lanes * lane / 2 + 4, notes[name], "small"))
+    bottom = 8 + len(rows) * row_height + 10
     parts += [text(left, bottom, f"{low:.3f}", "small"), text(width - 6, bottom, f"{high:.3f}", "small", "end")]
-    return picture(width + 4, bottom + 6, "weights of single samples", parts)
+    return parts, width + (60 if notes else 4), bottom + 6
 
 
 def bars(shares: Mapping[str, float]) -> Markup:

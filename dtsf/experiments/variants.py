@@ -1,9 +1,9 @@
-"""What an ablation compares: tables of variants, each a recipe with some keys changed. The tables are in ``tables/*.toml``."""
+"""Variants of a recipe: the tables of ``experiments/tables/*.toml``, applied to one recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,64 +12,64 @@ from dtsf.training.builtin import builtin_names, read_toml
 from dtsf.training.recipe import load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from dtsf.training.recipe import Recipe
 
 
-class Row(BaseModel):
-    """One variant, as a table's file writes it. Keys are ``section.key=value``, as ``--set`` takes them."""
+class VariantRow(BaseModel):
+    """One row of a table file. Keys are ``section.key=value``, as in ``--set``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1)
     source: str = ""
-    """Whose it is, and what it stands in the place of."""
+    """Its publication, and the part of the network that it replaces."""
     set: tuple[str, ...] = ()
-    """What is changed in the recipe."""
+    """Changes of the recipe."""
     if_merged: tuple[str, ...] = ()
-    """Changed too where the recipe encodes all cameras as one: ``model.views`` ``merged`` or ``both``."""
+    """Further changes if the recipe encodes all cameras together: ``model.views`` is ``merged`` or ``both``."""
     if_both: tuple[str, ...] = ()
-    """Changed too where the recipe has ``model.canvas`` ``both``."""
+    """Further changes if ``model.canvas`` is ``both``."""
     if_frame: tuple[str, ...] = ()
-    """Changed too where the recipe has ``model.anchor`` ``frame``."""
+    """Further changes if ``model.anchor`` is ``frame``."""
 
 
-class Table(BaseModel):
-    """A table, as its file writes it: rows in order, the first is what the others are compared with."""
+class VariantTable(BaseModel):
+    """A table file. The other rows are compared with the first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     title: str
-    row: tuple[Row, ...] = Field(min_length=1)
+    row: tuple[VariantRow, ...] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A row made concrete for one recipe."""
+    """A row applied to one recipe."""
 
     name: str
     source: str
     overrides: tuple[str, ...]
-    """What is changed in the recipe, the caller's own changes first."""
+    """Changes of the recipe: first those of all rows, then those of this row."""
     recipe: Recipe
     differs: tuple[str, ...]
-    """Where its settings differ from the first row's: ``model.fusion tmc (msf)``."""
+    """Settings that differ from the first row: ``model.fusion tmc (msf)``."""
     same_as: str | None
     """An earlier row with the same settings: one training serves both."""
 
 
 def table_names() -> list[str]:
-    """Names of the tables that come with dtsf."""
+    """Return the names of the built-in tables."""
     return builtin_names("table")
 
 
-def load_table(name_or_file: str) -> Table:
-    """Read a table. ``name_or_file``: A name of :func:`table_names`, or the path of a TOML file of the same form. Raises
-    ConfigError: unknown table, or one that is not written as it must be.
+def load_table(name_or_file: str) -> VariantTable:
+    """Read a table. ``name_or_file``: one of :func:`table_names`, or the path of a TOML file. Raises ConfigError: an unknown
+    table or an invalid file.
     """
     try:
-        table = Table.model_validate(read_toml("table", name_or_file))
+        table = VariantTable.model_validate(read_toml("table", name_or_file))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -81,9 +81,9 @@ def load_table(name_or_file: str) -> Table:
     return table
 
 
-def make_variants(table: Table, recipe: str, overrides: Sequence[str] = ()) -> tuple[Variant, ...]:
-    """Apply the rows of a table to a recipe. ``overrides``: changes that all rows share; a row's own come after them. Raises
-    ConfigError: a row that does not go with the recipe; the message names it.
+def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = ()) -> tuple[Variant, ...]:
+    """Apply the rows of a table to a recipe. ``overrides``: changes of all rows; the changes of a row come after them. Raises
+    ConfigError: a row does not fit the recipe.
     """
     base = load_recipe(recipe, overrides)
     made: list[Variant] = []
@@ -99,16 +99,16 @@ def make_variants(table: Table, recipe: str, overrides: Sequence[str] = ()) -> t
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from error
         same_as = next((earlier.name for earlier in made if earlier.recipe == settings), None)
-        differs = _differences(made[0].recipe, settings) if made else ()
+        differs = differences(made[0].recipe.model_dump(mode="json"), settings.model_dump(mode="json")) if made else ()
         made.append(Variant(row.name, row.source, (*overrides, *changes), settings, differs, same_as))
     return tuple(made)
 
 
-def _differences(first: Recipe, other: Recipe) -> tuple[str, ...]:
-    ours, theirs = first.model_dump(mode="json"), other.model_dump(mode="json")
+def differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the settings of the recipe ``other`` that differ, with the value of ``first`` in brackets."""
     return tuple(
-        f"{section}.{key} {theirs[section][key]} ({ours[section][key]})"
-        for section in ours
-        for key in ours[section]
-        if ours[section][key] != theirs[section][key]
+        f"{section}.{key} {value} ({first.get(section, {}).get(key)})"
+        for section, values in other.items()
+        for key, value in values.items()
+        if value != first.get(section, {}).get(key)
     )

@@ -8,20 +8,20 @@ from dtsf import settings
 
 
 class Settings(settings.Settings):
-    """Of the cache, and of what every training has in common."""
+    """Settings of the cache, and of all trainings."""
 
     recipe: str | None = None
-    """Name or TOML file of the recipe; chosen for each protocol as dtsf train does, if left out."""
+    """Name or TOML file of the recipe. By default chosen for each protocol, as dtsf train does."""
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--set"})
     """Change a key of the recipe: model.depth=4. May be repeated."""
     init: str | None = None
-    """VideoMamba checkpoint. With a card the paper's own run, from pixels, starts from it, beside the one from embeddings; with
-    --recipe or --encoder every run does."""
+    """VideoMamba checkpoint. With a GPU it adds the run from pixels, as in the paper. With --recipe or --encoder it initialises
+    every run."""
     encoder: str = "efficientnet-lite0"
-    """As dtsf preprocess takes it."""
+    """Encoder, as in dtsf preprocess."""
     frames: int = 16
-    """Frames kept of each clip."""
+    """Number of frames of each clip."""
     size: int = 192
-    """Side in pixels of the picture that is embedded."""
+    """Size in pixels of the square input to the encoder."""
     grid: int = 6
-    """Cells along each side of an embedding; divisible by 3."""
+    """Cells along each side of an embedding. Must be divisible by 3."""

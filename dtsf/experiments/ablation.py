@@ -1,0 +1,199 @@
+"""Train and evaluate a table of variants with several seeds.
+
+Each training has a folder under ``OUT/trainings``. Its name contains a hash of settings, clips, protocol and seed.
+So a finished training is not repeated, also not for another table in the same ``OUT`` with a row of the same settings.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtsf.cache.reader import open_dataset
+from dtsf.errors import CheckpointError, ConfigError
+from dtsf.experiments.grid import Job, finished_record, locked, resolve, run_jobs
+from dtsf.experiments.results import Ablation, AblationRow
+from dtsf.experiments.tables import write_ablation
+from dtsf.experiments.test_sets import hash_of, open_tests
+from dtsf.experiments.variants import load_table, make_variants
+from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.recipe import default_recipe
+from dtsf.training.train import check_device, check_recipe_fits
+from dtsf.training.train_state import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from dtsf.experiments.results import RunRecord
+    from dtsf.experiments.test_sets import TestSet
+    from dtsf.experiments.variants import Variant
+    from dtsf.training.loop import EpochReport
+
+
+def ablate(
+    cache: str | Path = Path("cache"),
+    *,
+    table: str,
+    dataset: str | None = None,
+    protocol: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    seeds: Sequence[int] = (0, 1, 2),
+    judges: Sequence[str] = (),
+    gap: tuple[str, str] | None = None,
+    out: str | Path = Path("runs/ablate"),
+    device: str = "auto",
+    init: Path | None = None,
+    on_result: Callable[[Ablation], None] | None = None,
+    on_epoch: Callable[[int, int, str], None] | None = None,
+) -> Ablation:
+    """Train and evaluate every variant of a table with every seed. Write the table as CSV, Markdown and SVG after each training.
+
+    Raises ConfigError, CacheError, CheckpointError: before the first training.
+
+    Args:
+        cache: Folder of the cache.
+        table: ``fusion``, ``motion``, ``debias``, ``paper``, or a TOML file of the same form.
+        dataset: Dataset in the cache. Optional if the cache has only one.
+        protocol: Protocol of the trainings; the default of the dataset if None.
+        recipe: Recipe that the rows change; the default for dataset and protocol if None.
+        overrides: ``section.key=value`` each, for all rows.
+        seeds: Seeds; one training each.
+        judges: Other datasets of the cache to evaluate on: ``NAME`` for all clips, ``NAME@PROTOCOL`` for its test clips.
+        gap: Two tests. The table shows their difference.
+        out: Folder of tables and trainings. A training that is finished there is not repeated.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        init: VideoMamba checkpoint to initialise every encoder.
+        on_result: Called with the table before the first training, and after each.
+        on_epoch: Called with the number of epochs done, the number of all epochs, and a line about the last.
+    """
+    cache, out = Path(cache), Path(out)
+    data = open_dataset(cache, dataset)
+    rule = parse_protocol(protocol, data.info.dataset)
+    recipe = recipe or default_recipe(data.info, data.spec, rule.name)[0]
+    rows = load_table(table)
+    variants = make_variants(rows, recipe, overrides)
+    for variant in variants:
+        try:
+            check_recipe_fits(variant.recipe, data, rule)
+        except ConfigError as error:
+            raise ConfigError(f"row {variant.name!r}: {error}") from error
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
+        raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
+    check_device(device)
+    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    variants = tuple(replace(variant, recipe=resolve(variant.recipe, data, split, init)) for variant in variants)
+    tests = open_tests(cache, data, rule, split, judges)
+    names = [test.summary.name for test in tests]
+    if gap is not None and (gap[0] == gap[1] or not set(gap) <= set(names)):
+        raise ConfigError(
+            f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --judge"
+        )
+    if init is not None and not init.is_file():
+        raise CheckpointError(f"--init {init}: no such file")
+    common = [
+        data.info.model_dump(mode="json"),
+        data.spec.fingerprint(),
+        str(rule),
+        sorted(clip.id for clip in split.train),
+        None if init is None else [init.stat().st_size, init.stat().st_mtime_ns],
+        versions()["dtsf"],
+    ]
+    with locked(out, "ablate"):
+        jobs = {
+            (variant.name, seed): Job(
+                out=out,
+                name=f"trainings/{_folder(out / 'trainings', variant, seed, common)}",
+                cache=cache,
+                recipe=recipe,
+                overrides=variant.overrides,
+                settings=variant.recipe,
+                seed=seed,
+                tests=tests,
+                device=device,
+                init=init,
+                calibrated=False,
+            )
+            for variant in variants
+            for seed in seeds
+            if variant.same_as is None
+        }
+        records = {key: record for key, job in jobs.items() if (record := finished_record(job))}
+        todo = {job.name: key for key, job in jobs.items() if key not in records}
+        start = Ablation(
+            table=Path(table).stem,
+            title=rows.title,
+            cache=str(cache),
+            dataset=data.info.name,
+            protocol=str(rule),
+            recipe=recipe,
+            overrides=tuple(overrides),
+            init=None if init is None else str(init),
+            device=device,
+            seeds=tuple(seeds),
+            tests=tuple(test.summary for test in tests),
+            gap=gap,
+            rows=(),
+            done=0,
+            total=len(jobs),
+            reused=len(records),
+            fingerprint=data.spec.fingerprint(),
+            versions=versions(),
+        )
+        total, before = sum(jobs[key].settings.train.epochs for key in todo.values()), 0
+
+        @contextmanager
+        def watch(job: Job) -> Iterator[Callable[[EpochReport], None]]:
+            nonlocal before
+            title = f"{todo[job.name][0]}, seed {job.seed}"
+
+            def show(report: EpochReport) -> None:
+                if on_epoch is not None:
+                    on_epoch(before + report.epoch, total, f"{title}, loss {report.loss:.3f}")
+
+            yield show
+            before += job.settings.train.epochs
+
+        def publish() -> Ablation:
+            ablation = start.model_copy(
+                update={"rows": tuple(_row(v, seeds, tests, records) for v in variants), "done": len(records)}
+            )
+            write_ablation(ablation, out)
+            if on_result is not None:
+                on_result(ablation)
+            return ablation
+
+        ablation = publish()
+        for job, record in run_jobs([jobs[key] for key in todo.values()], watch):
+            records[todo[job.name]] = record
+            ablation = publish()
+        return ablation
+
+
+def _folder(trainings: Path, variant: Variant, seed: int, common: Sequence[object]) -> str:
+    """Return the folder of a training: one with the same hash if there is one, also under the name of another row."""
+    code = f"{hash_of([variant.recipe.model_dump(mode='json'), *common])}-seed{seed}"
+    plain = re.sub(r"[^a-z0-9]+", "-", variant.name.lower()).strip("-") or "row"
+    name = f"{plain[:40]}-{code}"
+    others = sorted(path.name for path in trainings.glob(f"*-{code}") if path.is_dir())
+    return name if name in others or not others else others[0]
+
+
+def _row(
+    variant: Variant, seeds: Sequence[int], tests: Sequence[TestSet], records: Mapping[tuple[str, int], RunRecord]
+) -> AblationRow:
+    own = variant.same_as or variant.name
+    found = {seed: records[own, seed] for seed in seeds if (own, seed) in records}
+    names = [test.summary.name for test in tests]
+    return AblationRow(
+        variant=variant.name,
+        source=variant.source,
+        differs=variant.differs,
+        same_as=variant.same_as,
+        overrides=variant.overrides,
+        top1={name: {seed: record.scores[name].top1 for seed, record in found.items()} for name in names},
+        seconds={seed: record.seconds for seed, record in found.items()},
+    )

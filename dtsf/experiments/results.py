@@ -1,0 +1,238 @@
+"""Results of experiments: an ablation (numbers by variant, test and seed) and a reproduction (one table of protocols)."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Any
+
+from dtsf.cache.records import Frozen
+from dtsf.pipeline.datasets.nucla_check import NuclaCheck  # noqa: TC001  pydantic reads it
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+
+PAPER_TOP1 = 0.970
+"""Top-1 on N-UCLA in the abstract of the paper and in the README of its authors. Neither names the protocol."""
+
+
+class TestSummary(Frozen):
+    """A test of an ablation: the groups that every training is evaluated on."""
+
+    name: str
+    task: str
+    """What the test measures, in words."""
+    n_groups: int
+    note: str = ""
+    """Warning for the reader: clips or subjects of the training are in the test."""
+
+
+class AblationRow(Frozen):
+    """One variant and its numbers so far."""
+
+    variant: str
+    source: str
+    differs: tuple[str, ...]
+    """Settings that differ from the first row, with the value of the first row in brackets."""
+    same_as: str | None
+    overrides: tuple[str, ...]
+    top1: dict[str, dict[int, float]]
+    """Test -> seed -> accuracy, for finished trainings."""
+    seconds: dict[int, float]
+    """Seed -> time of the training."""
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """Mean time of a training; None if none is finished."""
+        return statistics.fmean(self.seconds.values()) if self.seconds else None
+
+
+class Ablation(Frozen):
+    """A table of variants, finished or not."""
+
+    table: str
+    title: str
+    cache: str
+    dataset: str
+    protocol: str
+    recipe: str
+    overrides: tuple[str, ...]
+    """Changes of all rows."""
+    init: str | None
+    device: str
+    seeds: tuple[int, ...]
+    tests: tuple[TestSummary, ...]
+    gap: tuple[str, str] | None
+    """Two tests. The table shows their difference."""
+    rows: tuple[AblationRow, ...]
+    done: int
+    """Number of finished trainings, of ``total``. Rows with the same settings share a training."""
+    total: int
+    reused: int
+    """Number of trainings that were finished at the start."""
+    fingerprint: str
+    versions: dict[str, str]
+
+    def columns(self) -> list[tuple[str, str, list[dict[int, float]]]]:
+        """Return every test, and then the gap: name, task, and for each row seed -> number."""
+        found = [
+            (test.name, f"top-1, {test.task}, {test.n_groups} groups", [row.top1[test.name] for row in self.rows])
+            for test in self.tests
+        ]
+        if self.gap is not None:
+            more, less = self.gap
+            gaps = [{seed: top1 - row.top1[less][seed] for seed, top1 in row.top1[more].items()} for row in self.rows]
+            found.append((f"{more} - {less}", "difference of top-1", gaps))
+        return found
+
+    def cells(self, by_seed: Mapping[int, float], digits: int = 3, empty: str = "-") -> list[str]:
+        """Return mean, spread and the number of each seed as text."""
+        numbers = [*mean_and_spread(by_seed.values()), *(by_seed.get(seed) for seed in self.seeds)]
+        return [empty if number is None else f"{number:.{digits}f}" for number in numbers]
+
+    def document(self) -> dict[str, Any]:
+        """Return the table for programs: for each row and test the mean, the spread and each seed."""
+        rows: list[dict[str, Any]] = [
+            row.model_dump(mode="json", exclude={"top1"}) | {"tests": {}} for row in self.rows
+        ]
+        for name, _, values in self.columns():
+            for row, by_seed in zip(rows, values, strict=True):
+                mean, spread = mean_and_spread(by_seed.values())
+                row["tests"][name] = {"mean": mean, "spread": spread, "seeds": {str(k): v for k, v in by_seed.items()}}
+        return self.model_dump(mode="json", exclude={"rows"}) | {"rows": rows}
+
+
+def mean_and_spread(values: Collection[float]) -> tuple[float | None, float | None]:
+    """Return the mean, and the largest value minus the smallest; None if there are no values."""
+    return (statistics.fmean(values), max(values) - min(values)) if values else (None, None)
+
+
+class Score(Frozen):
+    """Accuracy on one test."""
+
+    key: str
+    """Hash of the clips of the test. A score of other clips is not used."""
+    top1: float
+
+
+class RunRecord(Frozen):
+    """One training: ``result.json`` in its folder. Numbers are fractions, not percent."""
+
+    protocol: str
+    seed: int
+    run: str
+    """Folder, relative to the folder of the experiment."""
+    task: str
+    """What the test of its protocol measures, in words."""
+    train_clips: int
+    train_groups: int
+    recipe: str
+    settings: dict[str, Any]
+    """The recipe with all its values."""
+    fingerprint: str
+    """Fingerprint of the cache."""
+    seconds: float
+    """Time of the training and its test, over all starts."""
+    trained: bool = False
+    """False until the training is finished. Until then the numbers below are not valid."""
+    epochs: int = 0
+    test_clips: int = 0
+    test_groups: int = 0
+    top1: float = 0.0
+    top5: float = 0.0
+    ece: float = 0.0
+    view_top1: tuple[float | None, ...] = ()
+    left_out: dict[str, int] = {}
+    """Clips that are in no number, by reason."""
+    scores: dict[str, Score] = {}
+    """Accuracy on all tests, by the name of the test."""
+
+
+class ProtocolRow(Frozen):
+    """One protocol over its seeds."""
+
+    protocol: str
+    task: str
+    runs: int
+    seeds: tuple[int, ...]
+    top1: tuple[float, ...]
+    """One number for each seed."""
+    mean: float
+    spread: float | None
+    """Standard deviation over the seeds (n - 1); None for one seed."""
+    train: str = ""
+    """``328 clips, 111 groups``."""
+    test: str = ""
+    left_out: dict[str, int] = {}
+    recipe: str = ""
+    seconds: float
+    """Mean time of one run."""
+
+
+class Stage(Frozen):
+    """Time of one stage, summed over all starts."""
+
+    name: str
+    seconds: float
+    what: str
+
+
+class Reproduction(Frozen):
+    """A whole reproduction: ``results.json``. Fractions, not percent."""
+
+    schema_version: int = 1
+    data: NuclaCheck
+    comparable: bool
+    """True if the data are N-UCLA, so that the number of the paper is comparable."""
+    paper_top1: float = PAPER_TOP1
+    planned: int
+    """Number of planned runs; ``runs`` has the finished ones."""
+    bad_clips: dict[str, int]
+    """Number of clips that could not be decoded, by status."""
+    too_many_bad: str | None
+    """Message of stage 1 if too many clips were unusable."""
+    notes: tuple[str, ...]
+    """Protocols that were left out or changed, and why."""
+    rows: tuple[ProtocolRow, ...]
+    runs: tuple[RunRecord, ...]
+    stages: tuple[Stage, ...]
+    versions: dict[str, str]
+    command: str
+    """The command that repeats it."""
+
+
+def rows_of(runs: Sequence[RunRecord], rotations: Sequence[str] = ()) -> tuple[ProtocolRow, ...]:
+    """Return one row for each protocol, and a row for the mean of the protocols ``rotations``, averaged seed by seed."""
+    rows = []
+    for protocol in dict.fromkeys(run.protocol for run in runs):
+        own = [run for run in runs if run.protocol == protocol]
+        first = own[0]
+        row = _row(protocol, first.task, {run.seed: run.top1 for run in own}, [run.seconds for run in own])
+        details = {
+            "train": f"{first.train_clips} clips, {first.train_groups} groups",
+            "test": f"{first.test_clips} clips, {first.test_groups} groups",
+            "left_out": first.left_out,
+            "recipe": ", ".join(dict.fromkeys(run.recipe for run in own)),
+        }
+        rows.append(row.model_copy(update=details))
+    parts = [row for row in rows if row.protocol in rotations]
+    seeds = sorted(set(parts[0].seeds).intersection(*(row.seeds for row in parts))) if parts else []
+    if len(rotations) > 1 and len(parts) == len(rotations) and seeds:
+        top1 = {seed: statistics.fmean(row.top1[row.seeds.index(seed)] for row in parts) for seed in seeds}
+        task = "the rows above, averaged seed by seed"
+        mean = _row(f"mean of {len(parts)} rotations", task, top1, [row.seconds for row in parts])
+        rows.insert(rows.index(parts[-1]) + 1, mean.model_copy(update={"runs": len(seeds) * len(parts)}))
+    return tuple(rows)
+
+
+def _row(protocol: str, task: str, by_seed: Mapping[int, float], seconds: Sequence[float]) -> ProtocolRow:
+    top1 = tuple(by_seed.values())
+    return ProtocolRow(
+        protocol=protocol,
+        task=task,
+        runs=len(top1),
+        seeds=tuple(by_seed),
+        top1=top1,
+        mean=statistics.fmean(top1),
+        spread=statistics.stdev(top1) if len(top1) > 1 else None,
+        seconds=statistics.fmean(seconds),
+    )

@@ -1,0 +1,271 @@
+"""Write results of experiments as Markdown, CSV, JSON and SVG. Each file is complete at any time."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from dtsf.files.read import json_text
+from dtsf.pipeline.datasets.nucla_check import SHORT, SOURCE
+from dtsf.report import svg
+from dtsf.report.page import write_page
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from dtsf.experiments.results import Ablation, AblationRow, ProtocolRow, Reproduction
+    from dtsf.pipeline.datasets.nucla_check import Count, NuclaCheck
+
+COLUMNS = (
+    "protocol",
+    "measures",
+    "trained on",
+    "tested on",
+    "top-1 %",
+    "by seed",
+    "paper",
+    "left out",
+    "recipe",
+    "a run",
+)
+CSV_COLUMNS = (
+    "protocol",
+    "seed",
+    "top1",
+    "top5",
+    "ece",
+    "test_groups",
+    "train_groups",
+    "recipe",
+    "epochs",
+    "seconds",
+    "run",
+)
+STYLE = Markup(
+    "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
+    ".strong{font-weight:600}.grid{stroke:#ddd}.fill0{fill:#4878b0}.fill1{fill:#c8641e}"
+    "@media(prefers-color-scheme:dark){svg{background:#16181c}text{fill:#e6e6e6}.small{fill:#a0a4ab}.grid{stroke:#33373d}}"
+    "</style>"
+)
+"""Colours of a picture that stands alone, for example in a README."""
+
+
+def write_ablation(ablation: Ablation, out: Path) -> None:
+    """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``. Raises ConfigError: a file cannot be written."""
+    write_page(out / f"{ablation.table}.csv", _ablation_csv(ablation))
+    write_page(out / f"{ablation.table}.md", _ablation_markdown(ablation))
+    write_page(out / f"{ablation.table}.svg", str(draw_ablation(ablation)))
+
+
+def write_reproduction(reproduction: Reproduction, out: Path) -> None:
+    """Write ``results.md``, ``results.csv`` and ``results.json`` into ``out``. Raises ConfigError: a file cannot be written."""
+    runs = ([*(getattr(run, name) for name in CSV_COLUMNS), sum(run.left_out.values())] for run in reproduction.runs)
+    write_page(out / "results.md", _reproduction_markdown(reproduction))
+    write_page(out / "results.csv", csv_text([*CSV_COLUMNS, "left_out"], runs))
+    write_page(out / "results.json", json_text(reproduction.model_dump(mode="json"), indent=1) + "\n")
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as CSV."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
+    return stream.getvalue()
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as Markdown. Cells are plain text: markup in them is escaped."""
+    lines = [[escape(cell) for cell in line] for line in (columns, *rows)]
+    lines.insert(1, ["---"] * len(columns))
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def escape(text: str) -> str:
+    """Escape a text for Markdown, on one line."""
+    for sign in "\\`*_<>|[]":
+        text = text.replace(sign, f"\\{sign}")
+    return " ".join(text.split())
+
+
+def _ablation_csv(ablation: Ablation) -> str:
+    """Return one line for each variant and test. Cells of unfinished trainings are empty."""
+    rows = []
+    for name, _, values in ablation.columns():
+        for row, by_seed in zip(ablation.rows, values, strict=True):
+            seconds = "" if row.mean_seconds is None else f"{row.mean_seconds:.1f}"
+            numbers = ablation.cells(by_seed, digits=6, empty="")
+            rows.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source])
+    return csv_text(["variant", "test", "mean", "spread", *_seeds(ablation), "seconds", "differs", "source"], rows)
+
+
+def _ablation_markdown(ablation: Ablation) -> str:
+    parts = [f"# {ablation.title}", *_facts(ablation), f"![{ablation.title}]({ablation.table}.svg)"]
+    for name, task, values in ablation.columns():
+        rows = []
+        for row, by_seed in zip(ablation.rows, values, strict=True):
+            seconds = "-" if row.mean_seconds is None else f"{row.mean_seconds:.0f}"
+            rows.append([row.variant, *ablation.cells(by_seed), seconds])
+        heads = ["variant", "mean", "spread (max - min)", *_seeds(ablation), "seconds"]
+        parts += [f"## {escape(name)}", f"{escape(task)}.", markdown_table(heads, rows)]
+    parts.append(f"## The rows, and their differences from {escape(ablation.rows[0].variant)}")
+    details = []
+    for row in ablation.rows:
+        differs = ", ".join(row.differs) or "-"
+        if row.same_as:
+            differs = f"none: the same settings as {row.same_as}, one training for both"
+        details.append([row.variant, row.source, differs])
+    parts.append(markdown_table(["variant", "source", "different settings (in brackets: the first row)"], details))
+    parts.append("Commands that train one row:")
+    parts.append("\n".join(f"    {_train_command(ablation, row)}" for row in ablation.rows if row.same_as is None))
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(ablation: Ablation) -> Iterator[str]:
+    changed = f" with {escape(' '.join(ablation.overrides))}" if ablation.overrides else ""
+    yield (
+        f"Dataset {escape(ablation.dataset)}, protocol {ablation.protocol}, recipe {escape(ablation.recipe)}{changed}, "
+        f"device {ablation.device}, cache fingerprint {ablation.fingerprint}, dtsf {ablation.versions.get('dtsf', '?')}, "
+        f"PyTorch {ablation.versions.get('torch', '?')}. Numbers are fractions. Seconds are the mean time of a training; "
+        "they depend on the load of the machine."
+    )
+    if ablation.done < ablation.total:
+        yield f"**Not finished: {ablation.done} of {ablation.total} trainings.** Run the same command again to continue."
+    for test in ablation.tests:
+        if test.note:
+            yield f"**{escape(test.name)}: {escape(test.note)}.**"
+
+
+def _seeds(ablation: Ablation) -> list[str]:
+    return [f"seed {seed}" for seed in ablation.seeds]
+
+
+def _train_command(ablation: Ablation, row: AblationRow) -> str:
+    words = ["dtsf", "train", "--cache", ablation.cache, "--dataset", ablation.dataset, "--protocol", ablation.protocol]
+    words += ["--recipe", ablation.recipe, *(word for change in row.overrides for word in ("--set", change))]
+    words += ["--init", ablation.init] if ablation.init else []
+    return shlex.join([*words, "--seed", str(ablation.seeds[0])])
+
+
+def draw_ablation(ablation: Ablation) -> Markup:
+    """Draw a panel for each test, with a row for each variant and a dot for each seed. The first row has its own colour."""
+    parts, left, bottom = [STYLE, svg.text(8, 18, ablation.title, "strong")], 0.0, 0.0
+    for name, task, values in ablation.columns():
+        rows, notes = {}, {}
+        for k, (row, by_seed) in enumerate(zip(ablation.rows, values, strict=True)):
+            rows[row.variant] = [(value, k > 0, f"seed {seed}: {value:.3f}") for seed, value in by_seed.items()]
+            notes[row.variant] = ablation.cells(by_seed, empty="not yet")[0]
+        panel, width, height = svg.dot_rows(rows, lanes=1, notes=notes)
+        parts.append(svg.text(left + 8, 42, name, "strong"))
+        parts.append(Markup('<g transform="translate({:.0f} 48)">{}</g>').format(left, Markup("").join(panel)))
+        parts.append(svg.text(left + 8, 64 + height, task, "small"))
+        left, bottom = left + max(width, 6.0 * len(task)) + 24, 72 + height
+    return svg.picture(left, bottom, f"{ablation.title}: seeds and means", parts)
+
+
+def protocol_cells(row: ProtocolRow, reproduction: Reproduction) -> tuple[str, ...]:
+    """Return the cells of a row, in the order of :data:`COLUMNS`."""
+    paper = f"{100 * reproduction.paper_top1:.1f}"
+    return (
+        row.protocol,
+        row.task,
+        row.train,
+        row.test,
+        f"{100 * row.mean:.1f}" + (f" ± {100 * row.spread:.1f}" if row.spread is not None else ""),
+        " ".join(f"{100 * value:.1f}" for value in row.top1),
+        paper if reproduction.comparable else f"({paper})",
+        _left_out(row.left_out) if row.recipe else "",
+        row.recipe,
+        duration(row.seconds),
+    )
+
+
+def comparison_note(reproduction: Reproduction) -> str:
+    """Return which row may be compared with the number of the paper."""
+    note = (
+        f"The paper's abstract gives {100 * reproduction.paper_top1:.1f} % for N-UCLA and does not say for which protocol. So "
+        "this number stands in every row, but it belongs to at most one. Cross-view tests one unseen camera alone. "
+        "Cross-subject tests all cameras of an unseen person together. The two tasks are not comparable. "
+        "Other projects usually report cross-view:3 (train on views 1 and 2)."
+    )
+    if not reproduction.comparable:
+        return f"This is not N-UCLA, so the paper's number (in brackets) is not comparable. {note}"
+    if reproduction.data.missing:
+        return f"{len(reproduction.data.missing)} clips of N-UCLA are missing, so the split is not the published one. {note}"
+    return note
+
+
+def describe_data(check: NuclaCheck) -> Iterable[tuple[str, str]]:
+    """Yield the rows of the data table: heading and text."""
+    views = ", ".join(f"{n} of {k} view{'s' * (k > 1)}" for k, n in check.groups_by_views.items())
+    yield (
+        "found",
+        f"{check.found:,} clips of {sum(check.groups_by_views.values())} performances ({views}) in {check.root}",
+    )
+    if not check.is_nucla:
+        yield "classes", f"{', '.join(check.classes)} (from labels.csv)"
+    yield (
+        "in public lists" if check.is_nucla else "ids in lists",
+        "; ".join(f"{n.found:,} of {n.listed:,} in {name}'s" for name, n in check.lists.items()),
+    )
+    yield "by view", _counts(check.views)
+    yield "by subject", _counts(check.subjects)
+    yield "by action", _counts(check.actions)
+    if check.is_nucla:
+        yield "missing", f"{_some(check.missing)} of the {check.certain:,} clips in all lists"
+        yield "disputed", f"{_some(check.missing_disputed)} of the {check.listed - check.certain} clips in some lists"
+        yield "in no list", _some(check.unlisted)
+        yield "very short", f"{_some(check.very_short)}: at most {SHORT} frames in CTR-GCN's list; used, frames repeat"
+    for note in check.notes:
+        yield "note", note
+
+
+def _reproduction_markdown(reproduction: Reproduction) -> str:
+    check, finished = reproduction.data, len(reproduction.runs)
+    title = "N-UCLA, reproduced" if reproduction.comparable else "Not N-UCLA: the experiment on other data"
+    parts = [f"# {title}", f"{check.summary}."]
+    if finished < reproduction.planned:
+        parts.append(
+            f"**Not finished: {finished} of {reproduction.planned} runs.** Run the same command again to continue."
+        )
+    parts += [f"Note: {note}." for note in reproduction.notes]
+    if reproduction.too_many_bad:
+        parts.append(f"**Doubtful: {reproduction.too_many_bad}**")
+    parts.append(markdown_table(COLUMNS, [protocol_cells(row, reproduction) for row in reproduction.rows]))
+    seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in reproduction.runs)))
+    parts.append(
+        f"Mean ± standard deviation over the seeds ({seeds}). Top-1 counts performances (groups). With one unseen view, a "
+        "performance is one clip."
+    )
+    parts.append(comparison_note(reproduction))
+    parts.append("## Data\n\n" + markdown_table(("what", "how much"), describe_data(check)))
+    parts.append(f"Clips that could not be decoded: {_left_out(reproduction.bad_clips)}. N-UCLA: {SOURCE}")
+    stages = [(stage.name, duration(stage.seconds), stage.what) for stage in reproduction.stages]
+    parts.append("## Time\n\n" + markdown_table(("stage", "time", "what"), stages))
+    parts.append("## Command\n\n" + "    " + reproduction.command)
+    parts.append(", ".join(f"{name} {version}" for name, version in reproduction.versions.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def duration(seconds: float) -> str:
+    """Format a time: ``0.4 s``, ``52 s``, ``12 min 05 s`` or ``3 h 07 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _left_out(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
+
+
+def _counts(counts: dict[str, Count]) -> str:
+    return ", ".join(f"{key} {n.found} of {n.listed}" for key, n in counts.items())
+
+
+def _some(clips: Sequence[str]) -> str:
+    names = f" ({', '.join(clips[:6])}{' ...' if len(clips) > 6 else ''})" if clips else ""
+    return f"{len(clips)}{names}"
