@@ -1,4 +1,4 @@
-# Everything a person does with a checkout. One thread everywhere: two beside another process spin.
+# Commands for a clone of the repository. One thread per process: two threads slow down beside another process.
 export OMP_NUM_THREADS ?= 1
 BIN := .venv/bin
 DATA ?=
@@ -12,9 +12,9 @@ JOBS ?= 2
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
 
-setup: .venv/.done  ## Make .venv with dtsf and its tools
+setup: .venv/.done  ## Create .venv with dtsf and its tools
 
-# A CUDA build of torch brings its Triton; beside a CPU build it is there for the tests, in its interpreter.
+# A CUDA build of torch brings Triton. With a CPU build, the tests use Triton's interpreter.
 .venv/.done: pyproject.toml constraints.txt
 	python3 -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
@@ -41,10 +41,10 @@ test-slow: setup  ## Slow tests
 docs: setup  ## Build the site into site/, and check every link in it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-docs-serve: setup  ## Look at the site while writing: http://127.0.0.1:8000
+docs-serve: setup  ## Serve the site while writing: http://127.0.0.1:8000
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
-demo: setup  ## Draw a small data set, preprocess, train, evaluate
+demo: setup  ## Draw a small dataset, preprocess, train, evaluate
 	rm -rf $(DEMO)
 	$(BIN)/dtsf synth nucla --out $(DEMO)/data --subjects 5 --episodes 2
 	$(BIN)/dtsf preprocess nucla --root $(DEMO)/data --cache $(DEMO)/cache
@@ -53,7 +53,7 @@ demo: setup  ## Draw a small data set, preprocess, train, evaluate
 	$(BIN)/dtsf predict $(DEMO)/data/multiview_action_videos/a05/v0*_s05_e00.avi --run $(DEMO)/run
 	@echo "the result is in $(DEMO)/run: metrics.json, log.jsonl, last/"
 
-bench: setup  ## Measurements
+bench: setup  ## Run the benchmarks
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/flops.py
@@ -66,10 +66,10 @@ bench: setup  ## Measurements
 	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
-reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; INIT=CHECKPOINT adds the paper's own run on a card; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=
+reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; INIT=CHECKPOINT adds the paper's own run on a GPU; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=
 	@$(BIN)/dtsf reproduce nucla $(if $(DATA),--root "$(DATA)") --out "$(OUT)" --seeds $(SEEDS) \
 		$(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CACHE),--cache "$(CACHE)") \
 		$(if $(INIT),--init "$(INIT)") $(OPTIONS)
 
-clean:  ## Remove what was made, not the data
+clean:  ## Remove everything that these commands made, except the data
 	rm -rf .venv build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache $(DEMO)

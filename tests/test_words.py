@@ -145,8 +145,21 @@ def findings(path, names):
         yield from page_findings(path, names)
 
 
+def recipe_keys():
+    """Return every key of a recipe, as section.key."""
+    from dtsf.training.recipe import Recipe
+
+    sections = Recipe.model_fields.items()
+    return {f"{name}.{key}" for name, section in sections for key in getattr(section.annotation, "model_fields", {})}
+
+
+KEY = re.compile(r"\b(?:model|loss|augment|debias|train)\.(?!py\b|safetensors)[a-z_]+\b")
+FILE = re.compile(r"\b(?:benchmarks|tests|docs|dtsf)/[\w/.-]+\.(?:py|md|toml|csv|png|svg)\b")
+
+
 def page_findings(path, names):
-    """Yield line, fault and text: long lines, and names of dtsf that do not exist."""
+    """Yield line, fault and text: long lines, and names, files and keys that do not exist."""
+    keys = set() if path.name == "CHANGELOG.md" else recipe_keys()
     fenced = False
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         fenced ^= line.startswith("```")
@@ -155,6 +168,12 @@ def page_findings(path, names):
         for name in re.findall(r"\bdtsf(?:\.\w+)+", line):
             if not set(name.split(".")) <= names | {"dtsf", "json", "git"}:
                 yield number, "no such name", name
+        yield from ((number, "no such key", key) for key in KEY.findall(line) if keys and key not in keys)
+        yield from (
+            (number, "no such file", name)
+            for name in FILE.findall(line)
+            if keys and "mine" not in name and not any((folder / name).exists() for folder in (ROOT, ROOT / "docs"))
+        )
 
 
 @pytest.mark.skip(reason="until the text is clean: python tests/test_words.py")
