@@ -65,7 +65,7 @@ def make(root: Path, cache: Path, clips: int, settings: PreprocessSettings) -> N
         path.write_bytes(f"{k:08d}".encode())
     # Small rows, because documents are measured.
     spec = run.make_spec(settings)
-    create_or_open(cache / "manifest", spec, DatasetName(dataset="manifest", name="manifest"), SHARD)
+    create_or_open(cache / "manifest", spec, DatasetName(kind="manifest", name="manifest"), SHARD)
     arrays = {name: np.zeros((SHARD, *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     extend(cache / "manifest", -(-clips // SHARD))
     for shard in range(-(-clips // SHARD)):
@@ -74,8 +74,8 @@ def make(root: Path, cache: Path, clips: int, settings: PreprocessSettings) -> N
             path = root / one["path"]
             stat = path.stat()
             content = xxhash.xxh3_128_hexdigest(path.read_bytes())
-            source = Source(path=one["path"], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, content=content)
-            records.append(ClipRecord(source=source, verdict=Status.OK, row=row))
+            source = Source(path=one["path"], bytes=stat.st_size, mtime_ns=stat.st_mtime_ns, content_hash=content)
+            records.append(ClipRecord(source=source, status=Status.OK, row=row))
         record = ShardRecord(
             shard=shard, fingerprint=spec.fingerprint(), rows=len(records), clips=tuple(records), files={}
         )

@@ -125,8 +125,8 @@ def main() -> None:
     torch.set_num_threads(1)
 
     data = open_dataset(options.cache, options.dataset)
-    rule = parse_protocol(options.protocol, data.info.dataset)
-    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    rule = parse_protocol(options.protocol, data.info.kind)
+    split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
     train, test = load_groups(data, split.train), load_groups(data, split.test)
     seeds = range(options.seeds)
     results = {

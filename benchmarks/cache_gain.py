@@ -66,8 +66,8 @@ def main() -> None:
 
 def train_once(data: CachedDataset, arguments: argparse.Namespace, *, epochs: int) -> None:
     """Read the training clips from the cache and train."""
-    rule = parse_protocol(arguments.protocol, data.info.dataset)
-    clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names).train
+    rule = parse_protocol(arguments.protocol, data.info.kind)
+    clips = split_clips(data.clips, rule, data.info.kind, data.info.view_names).train
     recipe = load_recipe(arguments.recipe, [f"train.epochs={epochs}"])
     with tempfile.TemporaryDirectory() as run:
         fit(
@@ -83,8 +83,8 @@ def train_once(data: CachedDataset, arguments: argparse.Namespace, *, epochs: in
 
 def decode_and_embed(data: CachedDataset, arguments: argparse.Namespace) -> int:
     """Decode and embed the clips, as an epoch without a cache must. Return the number of clips."""
-    rule = parse_protocol(arguments.protocol, data.info.dataset)
-    clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names).train
+    rule = parse_protocol(arguments.protocol, data.info.kind)
+    clips = split_clips(data.clips, rule, data.info.kind, data.info.view_names).train
     encoder = load_encoder(data.spec.encoder, data.spec.size, data.spec.grid)
     for clip in clips:
         path, spec = arguments.root / clip.path, data.spec

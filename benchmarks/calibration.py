@@ -81,9 +81,9 @@ def main() -> None:
     torch.set_num_threads(1)
     run = api.load(options.run)
     data = open_dataset(options.cache, options.dataset or run.state.info.name)
-    rule = parse_protocol(options.protocol or run.state.protocol, data.info.dataset)
+    rule = parse_protocol(options.protocol or run.state.protocol, data.info.kind)
     names, net = run.state.info.class_names, run.net
-    clips = split_clips(data.clips, rule, data.info.dataset, data.info.view_names, needed=("test",)).test
+    clips = split_clips(data.clips, rule, data.info.kind, data.info.view_names, needed=("test",)).test
     groups = load_groups(data, split_by_known_classes(clips, data.info.class_names, names)[0])
     learnt, found = net.belief.learnt, {}
     for what, on in (("uncalibrated", False), ("calibrated", learnt)):

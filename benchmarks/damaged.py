@@ -57,7 +57,7 @@ def main() -> None:
         return
     print(f"{len(kinds)} files, exit code {done.returncode}")
     for kind, counts in table.items():
-        print(f"| {kind} | " + ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) + " |")
+        print(f"| {kind} | " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) + " |")
 
 
 def make_damaged(sources: list[Path], folder: Path, count: int) -> dict[str, str]:
@@ -172,7 +172,7 @@ def read_verdicts(folder: Path) -> dict[str, str]:
     found = {}
     for path in (folder / "shards").glob("*.json"):
         for record in json.loads(path.read_text())["clips"]:
-            found[record["source"]["path"]] = record["verdict"]
+            found[record["source"]["path"]] = record["status"]
     return found
 
 

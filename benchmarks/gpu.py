@@ -376,7 +376,7 @@ def resume(figures: Figures) -> None:
     embeddings = torch.randn(24, 16, 6, 6, 112, generator=generator).half()
     groups = Groups(embeddings, torch.arange(24).view(8, 3), torch.arange(8) % 3, tuple(map(str, range(8))))
     spec = CacheSpec(decoder="drawn", frames=16, size=192, grid=6, encoder="e", weights_hash="0", channels=112)
-    info = DatasetInfo(dataset="nucla", name="a", class_names=("a", "b", "c"), view_names=("1", "2", "3"))
+    info = DatasetInfo(kind="nucla", name="a", class_names=("a", "b", "c"), view_names=("1", "2", "3"))
     recipe = load_recipe("default", ["train.epochs=2", "train.batch_size=4", "model.width=16", "model.depth=1"])
     common: dict[str, Any] = {"info": info, "spec": spec, "protocol": "", "device": DEVICE}
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as cut:

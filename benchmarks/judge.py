@@ -208,7 +208,7 @@ def judge(
                 net = again(train, settings, run=Path(run)).net
                 if calibrated:
                     split = Split(train=clips, test=(), left_out={}, task="")
-                    rule = parse_protocol(trial.rule, train_on.info.dataset)
+                    rule = parse_protocol(trial.rule, train_on.info.kind)
                     calibrate(net, train_on, rule, split, settings, run=Path(run), again=again)
             for row, name, chosen in trial.evaluations:
                 metrics = evaluate_groups(net, groups_of(data(name), chosen), train_on.info.class_names, draws=settings.train.draws)

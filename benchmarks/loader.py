@@ -41,7 +41,7 @@ SPEC = CacheSpec(
 
 def make(folder: Path, clips: int, format_: str) -> None:
     """Write a cache of random rows, the same rows in every format."""
-    info = DatasetInfo(dataset="manifest", name="a", class_names=("x",), view_names=("1", "2", "3"))
+    info = DatasetInfo(kind="manifest", name="a", class_names=("x",), view_names=("1", "2", "3"))
     create_or_open(folder, SPEC, info, SHARD, format=format_)
     extend(folder, clips // SHARD)
     listed = []
@@ -55,8 +55,8 @@ def make(folder: Path, clips: int, format_: str) -> None:
         for row in range(SHARD):
             k = shard * SHARD + row
             clip = Clip(id=f"{k:06d}", path=f"{k}", label=0, raw_label="", group=f"{k // VIEWS}", view=k % VIEWS + 1)
-            source = Source(path=clip.path, content=f"{k:032x}")
-            records.append(ClipRecord(source=source, verdict=Status.OK, row=row))
+            source = Source(path=clip.path, content_hash=f"{k:032x}")
+            records.append(ClipRecord(source=source, status=Status.OK, row=row))
             listed.append(CatalogEntry(clip=clip, key=source.key))
         record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=SHARD, clips=tuple(records), files={})
         write_shard(folder, record, rows)

@@ -115,7 +115,7 @@ def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
         decoder="drawn", frames=16, size=192, grid=6, encoder="e", weights_hash="0", channels=112, picture_size=4
     )
     names = tuple(f"class {k}" for k in range(CLASSES))
-    info = DatasetInfo(dataset="ntu", name="ntu", class_names=names, view_names=("1", "2", "3"))
+    info = DatasetInfo(kind="ntu", name="ntu", class_names=names, view_names=("1", "2", "3"))
     create_or_open(folder, spec, info, SHARD, format="zarr", compress="none")
     clips = [
         Clip(
@@ -135,7 +135,7 @@ def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
         some = clips[shard * SHARD : (shard + 1) * SHARD]
         rows = {name: np.zeros((len(some), *shape), dtype) for name, (shape, dtype) in shapes.items()}
         rows["embeddings"] = np.roll(block, shard, axis=-1)[: len(some)]
-        records = tuple(ClipRecord(source=source(clip), verdict=Status.OK, row=row) for row, clip in enumerate(some))
+        records = tuple(ClipRecord(source=source(clip), status=Status.OK, row=row) for row, clip in enumerate(some))
         record = ShardRecord(shard=shard, fingerprint=spec.fingerprint(), rows=len(some), clips=records, files={})
         write_shard(folder, record, rows)
     list_clips(folder, clips, info)

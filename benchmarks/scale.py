@@ -101,7 +101,7 @@ def main() -> None:
     catalog = scan_source("nucla", options.root, "all", None)
     clips = [clip for clip in catalog.clips if clip.subject in subjects]
     recipe = load_recipe(options.recipe, options.set)
-    info = DatasetInfo(dataset="nucla", name="scale", class_names=catalog.class_names, view_names=catalog.view_names)
+    info = DatasetInfo(kind="nucla", name="scale", class_names=catalog.class_names, view_names=catalog.view_names)
     embeddings = embed_all(catalog.root, clips)
     result: dict[str, dict[str, float]] = {}
     for crop in CROPS:

@@ -103,7 +103,7 @@ def verify_source(
     from dtsf.pipeline.worker import check_source
 
     data = open_dataset(cache if isinstance(cache, str) else Path(cache), dataset)
-    found = find_root(data.info.dataset, None if root is None else Path(root))
+    found = find_root(data.info.kind, None if root is None else Path(root))
     return check_source(data, found if found.is_dir() else found.parent, sample=sample, on_progress=on_progress)
 
 

@@ -27,11 +27,11 @@ class SourceError(DataError):
 
 
 class VideoError(DtsfError):
-    """A video cannot be used. ``verdict`` is a value of :class:`dtsf.cache.records.Status`."""
+    """A video cannot be used. ``status`` is a value of :class:`dtsf.cache.records.Status`."""
 
-    def __init__(self, message: str, verdict: str) -> None:
+    def __init__(self, message: str, status: str) -> None:
         super().__init__(message)
-        self.verdict = verdict
+        self.status = status
 
 
 class BadClipsError(DtsfError):

@@ -22,7 +22,7 @@ SHARD_SIZE = 3
 
 
 def info(name="a"):
-    return DatasetInfo(dataset="nucla", name=name, class_names=("x", "y"), view_names=("1", "2"))
+    return DatasetInfo(kind="nucla", name=name, class_names=("x", "y"), view_names=("1", "2"))
 
 
 def clip(name, **words):
@@ -34,29 +34,28 @@ def source(clip, **changes):
     """What a clip was computed from; its content is its path."""
     part = {name: getattr(clip, name) for name in ("path", "start", "end", "first", "last", "fps")}
     content = xxhash.xxh3_128_hexdigest(clip.path.encode())
-    return Source(**{**part, "bytes": 7, "mtime_ns": 9, "content": content, **changes})
+    return Source(**{**part, "bytes": 7, "mtime_ns": 9, "content_hash": content, **changes})
 
 
-def list_clips(folder, clips, about, state=""):
-    """Write the catalog, as preprocess does: before its work with the state ``waiting``."""
-    known = {"bytes": 7, "mtime_ns": 9, "state": state}
+def list_clips(folder, clips, info, status=None):
+    """Write the catalog, as preprocess does: before its work with the status ``waiting``."""
+    known = {"bytes": 7, "mtime_ns": 9, "status": status}
     listed = [CatalogEntry(clip=one, key=source(one).key, **known) for one in sorted(clips, key=lambda c: c.id)]
-    write_catalog(folder, CatalogDocument(info=about, clips=tuple(listed)))
+    write_catalog(folder, CatalogDocument(info=info, clips=tuple(listed)))
 
 
 def list_all(folder):
-    """List every clip that a record has a row or a verdict for, beside those that are listed."""
-    about = read_metadata(folder)
-    shards = read_records(folder, about)
-    held = read_catalog(folder, about, shards)
+    """List every clip that a record has a row or a status for, beside those that are listed."""
+    metadata = read_metadata(folder)
+    shards = read_records(folder, metadata)
+    held = read_catalog(folder)
     known = {entry.clip.id: entry for entry in held.clips} if held else {}
     for shard in shards:
         for record in shard.clips:
             one = clip(record.source.path.removesuffix(".avi"))
             known.setdefault(one.id, CatalogEntry(clip=one, key=record.key, bytes=7, mtime_ns=9))
-    # The frozen ones of layouts 1 and 2 have one camera several times in a group.
-    clips = [x.model_copy(update={"clip": x.clip.model_copy(update={"group": f"g{k}"})}) for k, x in sorted(known.items())]
-    write_catalog(folder, CatalogDocument(info=held.info if held else info(about.info.name), clips=tuple(clips)))
+    clips = [entry for _, entry in sorted(known.items())]
+    write_catalog(folder, CatalogDocument(info=held.info if held else info(metadata.info.name), clips=tuple(clips)))
 
 
 def rows(n, seed=0):
@@ -67,8 +66,8 @@ def rows(n, seed=0):
 
 
 def shard_record(shard, names, bad=()):
-    records = [ClipRecord(source=source(clip(name)), verdict=Status.OK, row=k) for k, name in enumerate(names)]
-    records += [ClipRecord(source=source(clip(name)), verdict=Status.TRUNCATED, row=None, reason="cut") for name in bad]
+    records = [ClipRecord(source=source(clip(name)), status=Status.OK, row=k) for k, name in enumerate(names)]
+    records += [ClipRecord(source=source(clip(name)), status=Status.TRUNCATED, row=None, reason="cut") for name in bad]
     return ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=len(names), clips=tuple(records), files={})
 
 
@@ -97,17 +96,17 @@ def make(folder, format="zarr", compress="none", shards=3):
 
 def reseal(text):
     """Make a changed document consistent with itself again, as somebody who means harm would."""
-    data = re.sub(rb'"seal": ?"[0-9a-f]*"', b'"seal": "' + b"0" * 16 + b'"', text.encode())
+    data = re.sub(rb'"checksum": ?"[0-9a-f]*"', b'"checksum": "' + b"0" * 16 + b'"', text.encode())
     found = TAIL.search(data)
     return data[: found.start(1)] + xxhash.xxh3_64_hexdigest(data).encode() + data[found.end(1) :]
 
 
 def forge(path, change):
-    """Change a document and seal it again."""
+    """Change a document and checksum it again."""
     document = json.loads(path.read_text())
     change(document)
-    seal = document.pop("seal", "0" * 16)
-    path.write_bytes(reseal(json.dumps({**document, "seal": seal})))
+    checksum = document.pop("checksum", "0" * 16)
+    path.write_bytes(reseal(json.dumps({**document, "checksum": checksum})))
 
 
 def race(place, writer, shards):

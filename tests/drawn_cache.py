@@ -42,10 +42,10 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
         for row, one in enumerate(clips):
             arrays["embeddings"][row, :, one.label * 5 : one.label * 5 + 5] += wave.astype(np.float16)
     names = tuple(f"class {k}" for k in range(classes))
-    info = DatasetInfo(dataset=kind, name=name, class_names=names, view_names=("1", "2", "3"))
+    info = DatasetInfo(kind=kind, name=name, class_names=names, view_names=("1", "2", "3"))
     create_or_open(cache / name, spec, info, len(clips), format="zarr", compress="none")
     extend(cache / name, 1)
-    records = tuple(ClipRecord(source=source(one), verdict=Status.OK, row=row) for row, one in enumerate(clips))
+    records = tuple(ClipRecord(source=source(one), status=Status.OK, row=row) for row, one in enumerate(clips))
     shard = ShardRecord(shard=0, fingerprint=spec.fingerprint(), rows=len(clips), clips=records, files={})
     write_shard(cache / name, shard, arrays)
     list_clips(cache / name, clips, info)

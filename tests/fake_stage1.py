@@ -49,7 +49,7 @@ class FakeStage1:
         if content.startswith(b"bad"):
             return VideoError("not a video", "unreadable")
         frames, _ = rows_of(content, span)
-        facts = {"frame_index": [0, 1], "frame_time": [0.0, 0.5], "verdict": "ok", "reason": ""}
+        facts = {"frame_index": [0, 1], "frame_time": [0.0, 0.5], "status": "ok", "reason": ""}
         return frames, facts
 
     def embed(self, frames):

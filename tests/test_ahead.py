@@ -165,7 +165,7 @@ def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatc
     """To the bit; and the CPU's, whose scan sums in another order. Every operation has all its tensors on one side."""
     monkeypatch.setattr(loop, "save", lambda *_: None)
     spec = CacheSpec(decoder="drawn", frames=6, size=192, grid=6, encoder="e", weights_hash="0", channels=12)
-    info = DatasetInfo(dataset="nucla", name="a", class_names=("a", "b", "c"), view_names=("1", "2", "3"))
+    info = DatasetInfo(kind="nucla", name="a", class_names=("a", "b", "c"), view_names=("1", "2", "3"))
     sizes = ["train.epochs=2", "train.batch_size=4", "model.width=16", "model.depth=1", "model.frames=4", "train.precision=32-true"]
 
     def weights(fits, **options):

@@ -146,7 +146,7 @@ def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
     monkeypatch.setattr(worker, "content_hash", one_is_locked)
     with pytest.raises(BadClipsError) as raised:
         run(folder)
-    assert [(one.clip.path, one.verdict) for one in raised.value.result.bad] == [("v5.avi", "waiting")]
+    assert [(one.clip.path, one.status) for one in raised.value.result.bad] == [("v5.avi", "waiting")]
     monkeypatch.undo()
     result = run(folder)
     assert (result.verdicts, result.changes.to_decode) == ({"ok": 8}, 1)

@@ -96,7 +96,7 @@ def test_other_settings_are_refused_with_the_difference(folder):
     with pytest.raises(FingerprintError, match=r"size: 96 in the cache, 192 asked for.*--name.*--overwrite"):
         create_or_open(folder, other, info(), SHARD_SIZE)
     with pytest.raises(CacheError, match="holds nucla, this is ntu: choose another --name"):
-        create_or_open(folder, SPEC, info().model_copy(update={"dataset": "ntu"}), SHARD_SIZE)
+        create_or_open(folder, SPEC, info().model_copy(update={"kind": "ntu"}), SHARD_SIZE)
     # Which classes and views there are is not its identity: the catalog says it, and may say another thing tomorrow.
     create_or_open(folder, SPEC, info().model_copy(update={"class_names": ("z",)}), SHARD_SIZE)
     assert create_or_open(folder, SPEC, info(), 99).shard_size == SHARD_SIZE

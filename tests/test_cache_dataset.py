@@ -23,8 +23,8 @@ VIEWS = ("left", "middle", "right")
 @pytest.fixture(params=FORMS)
 def grouped(request, tmp_path):
     """Seven groups of three views; group 5 lacks the middle one. Returns the folder and rows by (group, view)."""
-    about = DatasetInfo(dataset="manifest", name="a", class_names=("x", "y"), view_names=VIEWS)
-    create_or_open(tmp_path / "a", SPEC, about, SHARD_SIZE, format=request.param[0], compress=request.param[1])
+    metadata = DatasetInfo(kind="manifest", name="a", class_names=("x", "y"), view_names=VIEWS)
+    create_or_open(tmp_path / "a", SPEC, metadata, SHARD_SIZE, format=request.param[0], compress=request.param[1])
     extend(tmp_path / "a", 7)
     held, listed = {}, []
     for group in range(7):
@@ -34,13 +34,13 @@ def grouped(request, tmp_path):
         record = shard_record(group, []).model_copy(
             update={
                 "rows": len(clips),
-                "clips": tuple(ClipRecord(source=source(c), verdict=Status.OK, row=k) for k, c in enumerate(clips)),
+                "clips": tuple(ClipRecord(source=source(c), status=Status.OK, row=k) for k, c in enumerate(clips)),
             }
         )
         write_shard(tmp_path / "a", record, {name: array[: len(clips)] for name, array in values.items()})
         listed += clips
         held |= {(group, view): values["embeddings"][k] for k, view in enumerate(views)}
-    list_clips(tmp_path / "a", listed, about)
+    list_clips(tmp_path / "a", listed, metadata)
     return tmp_path, held
 
 

@@ -318,9 +318,9 @@ class CacheMachine(RuleBasedStateMachine):
 
     def records(self):
         """Of the shards whose record is whole."""
-        about, place = read_metadata(self.folder), open_store(self.folder)
+        metadata, place = read_metadata(self.folder), open_store(self.folder)
         return [
-            parse_record(about, place.read(record_name(n)), n, str(n)) for n in self.committed if n not in self.damaged
+            parse_record(metadata, place.read(record_name(n)), n, str(n)) for n in self.committed if n not in self.damaged
         ]
 
     @invariant()
@@ -349,12 +349,12 @@ def test_repair_marks_exactly_the_damaged_shards_and_redoing_gives_every_byte_ba
     found, done = repair(folder)
     assert [(d.shard, d.file) for d in found.damaged] == [(1, sorted(record.files)[0])]
     assert len(done) == 1
-    assert [mark.shard for mark in read_marks(folder, open_place(open_store(folder)).about)] == [1]
+    assert [mark.shard for mark in read_marks(folder, open_place(open_store(folder)).metadata)] == [1]
     changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
     # The catalog says that its clips wait.
     assert changed == {record_name(1), *record.files, "catalog.json"}
     assert "1-0" not in open_place(open_store(folder)).records
-    assert {one.clip.id: one.verdict for one in open_place(open_store(folder)).bad} == dict.fromkeys(names(1), "waiting")
+    assert {one.clip.id: one.status for one in open_place(open_store(folder)).bad} == dict.fromkeys(names(1), "waiting")
     write_shard(folder, shard_record(1, names(1)), rows(SHARD_SIZE, seed=1))
     assert len(open_place(open_store(folder)).clips) == 3 * SHARD_SIZE
     list_clips(folder, open_place(open_store(folder)).clips, info())
@@ -377,7 +377,7 @@ def test_an_older_row_does_not_come_back_while_the_newer_one_waits(quick):
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["dtsf.json", "extent.json", "metadata", "zarr.json"])
+@pytest.mark.parametrize("name", ["dtsf.json", "published.json", "metadata", "zarr.json"])
 def test_what_the_data_set_says_of_itself_is_put_right(quick, form, name):
     folder = quick / "a"
     values = make(folder, *form)
@@ -405,7 +405,7 @@ def test_what_the_data_set_says_of_itself_is_put_right(quick, form, name):
         repair(folder)
         assert verify(folder, deep=True).ok
         after = snapshot(folder)
-        assert after.pop(name) == whole[name] or name == "extent.json"
+        assert after.pop(name) == whole[name] or name == "published.json"
         assert set(open_place(open_store(folder)).records) == set(values)
 
 
@@ -414,11 +414,11 @@ def test_a_damaged_mark_is_found_and_taken_away(quick):
     make(folder, shards=2)
     (folder / "embeddings/c/0/0/0/0").write_bytes(b"")
     repair(folder)
-    mark = folder / "shards/00000.redo"
+    mark = folder / "shards/00000.damaged"
     mark.write_bytes(mark.read_bytes()[:-20])
     with pytest.raises(CacheError, match="repair"):
         open_place(open_store(folder))
-    assert [(d.shard, d.file) for d in verify(folder).damaged] == [(0, "shards/00000.redo")]
+    assert [(d.shard, d.file) for d in verify(folder).damaged] == [(0, "shards/00000.damaged")]
     repair(folder)
     assert verify(folder, deep=True).ok
     assert set(open_place(open_store(folder)).shards) == {1}
@@ -428,6 +428,6 @@ def test_a_damaged_description_is_named_and_can_be_overwritten(quick):
     folder = quick / "a"
     make(folder, "hdf5")
     (folder / "dtsf.json").write_bytes((folder / "dtsf.json").read_bytes().replace(b'"nucla"', b'"nucle"'))
-    with pytest.raises(CacheError, match="dtsf.json is damaged: its bytes do not match its seal"):
+    with pytest.raises(CacheError, match="dtsf.json is damaged: its bytes do not match its checksum"):
         open_dataset(quick)
     assert is_dataset(folder)

@@ -35,7 +35,7 @@ def use(root):
 
 @pytest.mark.parametrize(
     "name",
-    ["dtsf.json", "shards", "shards/00000.json", "embeddings", "embeddings/c/0", "embeddings/c/0/0/0/0", "extent.json"],
+    ["dtsf.json", "shards", "shards/00000.json", "embeddings", "embeddings/c/0", "embeddings/c/0/0/0/0", "published.json"],
 )
 def test_links_are_refused(tmp_path, name):
     make(tmp_path / "cache/a")
@@ -81,12 +81,12 @@ def test_something_else_than_a_file_is_refused(tmp_path):
         (lambda d: d["clips"][0]["source"].update(path="../../etc/passwd"), "leaves the data root"),
         (lambda d: d["clips"][0]["source"].update(path="/etc/passwd"), "leaves the data root"),
         (lambda d: d.update(files={"../../secret": {"bytes": 1, "xxh3": "0"}, **d["files"]}), "names the files"),
-        (lambda d: d["parts"]["embeddings"].update(file="/etc/passwd"), "is not inside"),
-        (lambda d: d["parts"]["embeddings"].update(file="../b/embeddings/c/0/0/0/0"), "is not inside"),
-        (lambda d: d["parts"]["embeddings"].update(offset=1), "is not inside"),
-        (lambda d: d["parts"]["embeddings"].update(offset=2**63), "is not inside"),
-        (lambda d: d["parts"]["embeddings"].update(bytes=8), "has 8 bytes instead of"),
-        (lambda d: d["parts"].pop("pictures"), "names the arrays"),
+        (lambda d: d["arrays"]["embeddings"].update(file="/etc/passwd"), "is not inside"),
+        (lambda d: d["arrays"]["embeddings"].update(file="../b/embeddings/c/0/0/0/0"), "is not inside"),
+        (lambda d: d["arrays"]["embeddings"].update(offset=1), "is not inside"),
+        (lambda d: d["arrays"]["embeddings"].update(offset=2**63), "is not inside"),
+        (lambda d: d["arrays"]["embeddings"].update(bytes=8), "has 8 bytes instead of"),
+        (lambda d: d["arrays"].pop("pictures"), "names the arrays"),
         (lambda d: d.update(rows=10**12), "rows, a shard 3"),
         (lambda d: d["clips"][0].update(row=1), "belongs to two clips"),
         (lambda d: d["clips"][0].update(row=3), "has row 3"),
@@ -94,8 +94,8 @@ def test_something_else_than_a_file_is_refused(tmp_path):
         (lambda d: d.update(shard=7), "says that it is shard 7"),
         (lambda d: d.update(fingerprint="0" * 16), "has fingerprint 0000"),
         (lambda d: d.update(surprise=1), "is damaged"),
-        (lambda d: d["clips"][0].update(verdict="truncated"), "is truncated and has row 0"),
-        (lambda d: d["clips"][0].update(verdict="__import__('os')"), "is damaged"),
+        (lambda d: d["clips"][0].update(status="truncated"), "is truncated and has row 0"),
+        (lambda d: d["clips"][0].update(status="__import__('os')"), "is damaged"),
         (lambda d: d["files"]["embeddings/c/0/0/0/0"].update(bytes=10**13), "10000000000000"),
     ],
 )
@@ -138,8 +138,8 @@ def test_ten_kilobytes_that_claim_ten_terabytes_are_refused_before_memory_is_tak
 
         def inflate(document, sparse=sparse):
             document["fingerprint"] = spec.fingerprint()
-            for array, part in document["parts"].items():
-                size = claimed[array] if form[1] == "none" else record.parts[array].bytes
+            for array, part in document["arrays"].items():
+                size = claimed[array] if form[1] == "none" else record.arrays[array].bytes
                 part["bytes"] = size
                 file = document["files"][part["file"]]
                 file["bytes"] = max(file["bytes"], part["offset"] + size)
@@ -180,7 +180,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, form):
     make(tmp_path / "a", *form, shards=1)
     bomb = Zstd(1).encode(bytes(1 << 28)) if form[0] == "zarr" else zlib.compress(bytes(1 << 28), 9)
     record = read_records(tmp_path / "a")[0]
-    part = record.parts["embeddings"]
+    part = record.arrays["embeddings"]
     path = tmp_path / "a" / part.file
     data = path.read_bytes()[: part.offset] + bytes(bomb)
     path.write_bytes(data)
@@ -189,11 +189,11 @@ def test_a_bomb_is_not_unpacked(tmp_path, form):
         from dtsf.cache.documents import file_record
 
         document["files"][part.file] = file_record(data).model_dump()
-        document["parts"] = {
+        document["arrays"] = {
             name: {"file": p["file"], "offset": min(p["offset"], part.offset), "bytes": len(bomb)}
             if p["file"] == part.file
             else p
-            for name, p in document["parts"].items()
+            for name, p in document["arrays"].items()
         }
 
     forge(tmp_path / "a/shards/00000.json", change)
@@ -301,7 +301,7 @@ def test_a_catalog_that_names_rows_of_nobody_is_found(tmp_path, change):
     assert "clip 0-0 has the row" in found.damaged[0].reason
     # To open it is no harm: what has no row is not trained on, and said.
     data = open_dataset(tmp_path)
-    assert [(one.clip.id, one.verdict) for one in data.bad] == [("0-0", "waiting")]
+    assert [(one.clip.id, one.status) for one in data.bad] == [("0-0", "waiting")]
     assert "0-0" not in {clip.id for clip in data.clips}
 
 

@@ -37,7 +37,7 @@ def hanging(tmp_path):
 
 
 def outcome(item):
-    return item.verdict if isinstance(item, VideoError) else Status(item[1]["verdict"])
+    return item.status if isinstance(item, VideoError) else Status(item[1]["status"])
 
 
 def requests_of(*paths):
@@ -101,7 +101,7 @@ def test_decode_all__tries_a_clip_again_after_one_crash(videos, hanging):
         hanging.symlink_to(videos[2])
         for path in (videos[2], videos[1]):
             frames, facts = next(clips)
-            assert facts["verdict"] == "ok"
+            assert facts["status"] == "ok"
             np.testing.assert_array_equal(frames, decode_clip(path, 4, 96).frames)
 
 
@@ -173,7 +173,7 @@ def test_decoder__works_if_the_parent_is_process_1(videos):
         "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings\n"
         "with Decoder(DecodeSettings(4, 96)) as decoder:\n"
         f"    decoder.send(DecodeRequest(Path({str(videos[0])!r})))\n"
-        "    print(os.getpid(), decoder.receive()[1]['verdict'])\n"
+        "    print(os.getpid(), decoder.receive()[1]['status'])\n"
     )
     done = subprocess.run(
         as_process_1([sys.executable, "-c", script]), capture_output=True, text=True, timeout=60, check=False

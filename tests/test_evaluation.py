@@ -118,7 +118,7 @@ def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(
 def test_a_judgement_counts_the_unusable_clips_of_its_own_side_alone(world):
     run, data = api.load(world / "run"), open_dataset(world / "cache")
     broken = [[clip for clip in data.clips if clip.subject == person][:n] for person, n in (("1", 3), ("2", 1))]
-    bad = tuple(BadClip(clip=clip, verdict="unreadable", reason="") for clips in broken for clip in clips)
+    bad = tuple(BadClip(clip=clip, status="unreadable", reason="") for clips in broken for clip in clips)
     damaged = replace(data, bad=bad)
     rule = parse_protocol("cross-subject:2", "nucla")
     test, train = (evaluate(run.net, damaged, rule, seed=0, split=side) for side in ("test", "train"))

@@ -12,7 +12,7 @@ from dtsf.predict.onnx import OUTPUTS, export_onnx, read_onnx
 from dtsf.training.checkpoint import RunState
 from dtsf.training.recipe import Recipe
 
-INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
+INFO = DatasetInfo(kind="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
 SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)
 ENERGY = {"canvas": "energy", "anchor": "frame", "views": "merged", "readout": "ordered", "normalise": "data"}
 BOTH = {"canvas": "both", "principal": 4, "signed_channels": 2, "change": (1,), "direction": 0.2, "power": 1.5, "pace": 1.0}

@@ -84,7 +84,7 @@ def test_start_and_end_are_seconds_of_presentation_at_an_uneven_rate(drawn, name
 
 def test_frames_that_were_never_written_are_counted_and_are_no_cut(drawn):
     clip = decode_clip(drawn("drops_mjpeg.avi"), 16, 96)
-    assert (clip.verdict, clip.decoded_frames) == ("ok", 120)
+    assert (clip.status, clip.decoded_frames) == ("ok", 120)
     # 2 s at 30 a second, then 12 at 5: five of six places are empty behind each of the last 59 but the last.
     assert clip.missing_frames == 59 * 5
     assert decode_clip(drawn("uneven.mp4"), 16, 96).missing_frames == 0
@@ -134,13 +134,13 @@ def test_huge_pictures_are_unreadable_and_take_no_memory(make_video, tmp_path):
         path.write_bytes(data[:at] + struct.pack("<ii", side, side) + data[at + 8 :])
         with pytest.raises(VideoError) as raised:
             decode_clip(path, 4, 96)
-        assert raised.value.verdict == "unreadable"
+        assert raised.value.status == "unreadable"
     Image.new("L", (16000, 16000)).save(tmp_path / "00001.png")
     Image.new("L", (9000, 9000)).save(tmp_path / "00002.png")
     for number in (1, 2):
         with pytest.raises(VideoError, match=r"too large|bomb") as raised:
             decode_clip(tmp_path, 1, 96, span=Span(first=number, last=number))
-        assert raised.value.verdict == "unreadable"
+        assert raised.value.status == "unreadable"
 
 
 def test_a_picture_whose_sides_are_too_unlike_is_unreadable(tmp_path):
@@ -150,12 +150,12 @@ def test_a_picture_whose_sides_are_too_unlike_is_unreadable(tmp_path):
 
 
 def test_a_colon_in_a_name_and_a_playlist_are_what_they_are(make_video, tmp_path):
-    assert decode_clip(make_video(tmp_path / "a:b.avi", 6), 4, 64).verdict == "ok"
+    assert decode_clip(make_video(tmp_path / "a:b.avi", 6), 4, 64).status == "ok"
     listed = tmp_path / "list.avi"
     listed.write_text(f"ffconcat version 1.0\nfile {tmp_path / 'a:b.avi'}\n")
     with pytest.raises(VideoError) as raised:
         decode_clip(listed, 4, 64)
-    assert raised.value.verdict == "unreadable"
+    assert raised.value.status == "unreadable"
 
 
 def test_a_container_without_its_header_is_not_taken_for_a_raw_stream(make_video, tmp_path):
@@ -163,7 +163,7 @@ def test_a_container_without_its_header_is_not_taken_for_a_raw_stream(make_video
     path.write_bytes(bytes(2048) + path.read_bytes()[2048:])
     with pytest.raises(VideoError) as raised:
         decode_clip(path, 4, 96)
-    assert raised.value.verdict == "unreadable"
+    assert raised.value.status == "unreadable"
 
 
 def test_messages_end_with_a_way_out_and_name_no_source_file(make_video, tmp_path):
@@ -224,7 +224,7 @@ def test_decord_gives_the_right_pictures_or_none(drawn, name):
         return
     with pytest.raises(VideoError, match="--decoder pyav") as raised:
         decode_clip(path, 16, 96, decoder="decord")
-    assert raised.value.verdict in ("misplaced", "unreadable")
+    assert raised.value.status in ("misplaced", "unreadable")
 
 
 def test_decord_is_taken_where_it_is_right(make_video, tmp_path):

@@ -155,7 +155,7 @@ def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_vide
     assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
     retried = preprocess(catalog, cache, small, workers=1, max_bad=1, retry_bad=True)
     assert (retried.already_done, retried.verdicts) == (3 - len(lost), {"ok": 2, "unreadable": 1})
-    # What is committed stays as it is; the new verdict is in a shard of its own.
+    # What is committed stays as it is; the new status is in a shard of its own.
     assert before.items() <= {file: file.read_bytes() for file in before}.items()
     data = open_dataset(cache)
     assert data.verdicts == {"ok": 2, "unreadable": 1}

@@ -93,7 +93,7 @@ def test_pixels_reach_the_encoder_as_videomamba_takes_them():
 def test_usual_recipe(tmp_path, kind, classes, encoder, protocol, name):
     names = tuple(map(str, range(classes)))
     spec = api.open_cache(draw(tmp_path)).spec.model_copy(update={"encoder": encoder})
-    info = DatasetInfo(dataset=kind, name="x", class_names=names, view_names=("1", "2"))
+    info = DatasetInfo(kind=kind, name="x", class_names=names, view_names=("1", "2"))
     chosen, why = default_recipe(info, spec, protocol)
     assert chosen == name
     assert why

@@ -161,7 +161,7 @@ def test_hostile_names_are_shown_and_never_run(visit, hostile):
     assert HOSTILE["view"] not in text
     page, _, _ = visit(hostile / "run/report.html")
     words = page.locator("body").inner_text()
-    assert HOSTILE["file"] in words, "the clip that was left out, with its verdict"
+    assert HOSTILE["file"] in words, "the clip that was left out, with its status"
     assert "{{ 7 * 7 }}" in words
 
 
@@ -310,7 +310,7 @@ def test_cache_page_shows_clips_at_random_and_verdicts(dtsf, visit, world):
     assert page.locator(".sample img").count() == 36
     info = json.loads(dtsf("cache", "info", "--json", cwd=world).stdout)["datasets"][0]
     assert page.locator(".lead").inner_text().startswith(f"All {info['clips']} clips are usable: {info['groups']} perf")
-    assert page.locator("table", has_text="verdict").count() == 0
+    assert page.locator("table", has_text="status").count() == 0
 
 
 def test_cache_page_lists_the_clips_that_are_not_usable(visit, hostile):

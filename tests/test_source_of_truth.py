@@ -46,7 +46,7 @@ class SourceMachine(RuleBasedStateMachine):
         self.clock = 10**18
         self.number = 0
         self.computed = set()
-        """(content, start) of which the cache has a verdict."""
+        """(content, start) of which the cache has a status."""
         self.seen = None
         """The table at the last whole run."""
 
@@ -192,10 +192,10 @@ class SourceMachine(RuleBasedStateMachine):
             self.preprocess()
         contents = {xxhash.xxh3_128_hexdigest(content): content for content, _ in map(self.content, self.table)}
         held = {
-            (contents[record.source.content], "" if record.source.start is None else str(record.source.start))
+            (contents[record.source.content_hash], "" if record.source.start is None else str(record.source.start))
             for shard in read_records(self.cache / "manifest")
             for record in shard.clips
-            if record.source.content in contents
+            if record.source.content_hash in contents
         }
         self.computed |= held
         self.seen = None
@@ -204,7 +204,7 @@ class SourceMachine(RuleBasedStateMachine):
     def give_room_back(self):
         compact(self.cache / "manifest")
         listed = {
-            (record.source.content, record.source.start)
+            (record.source.content_hash, record.source.start)
             for shard in read_records(self.cache / "manifest")
             for record in shard.clips
         }
@@ -238,7 +238,7 @@ class SourceMachine(RuleBasedStateMachine):
         for clip in data.clips:
             record = data.records[clip.id][1]
             path = self.root / clip.path
-            if xxhash.xxh3_128_hexdigest(path.read_bytes()) != record.source.content:
+            if xxhash.xxh3_128_hexdigest(path.read_bytes()) != record.source.content_hash:
                 continue  # edited since the last run
             span = () if clip.start is None else (("start", clip.start),)
             np.testing.assert_array_equal(data.embeddings([clip.id])[0], rows_of(path.read_bytes(), span)[1])

@@ -39,7 +39,7 @@ def test_whole_clip_is_ok(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", 40, 320, 240)
     assert (probe(path).declared_frames, probe(path).rate) == (40, 30)
     clip = decode_clip(path, 8, 192)
-    assert (clip.verdict, clip.declared_frames, clip.decoded_frames) == (Status.OK, 40, 40)
+    assert (clip.status, clip.declared_frames, clip.decoded_frames) == (Status.OK, 40, 40)
     assert clip.frames.shape == (8, 192, 192, 3)
     assert clip.frame_index.dtype == np.int32
 
@@ -48,12 +48,12 @@ def test_whole_clip_is_ok(make_video, tmp_path):
 def test_odd_and_portrait_sizes(make_video, tmp_path, size):
     clip = decode_clip(make_video(tmp_path / "a.avi", 3, *size), 4, 96)
     assert clip.frames.shape == (4, 96, 96, 3)
-    assert clip.verdict is Status.SHORT
+    assert clip.status is Status.SHORT
 
 
 def test_one_frame_clip_is_short_and_repeated(make_video, tmp_path):
     clip = decode_clip(make_video(tmp_path / "a.avi", 1), 4, 96)
-    assert (clip.verdict, clip.frame_index.tolist(), clip.decoded_frames) == (Status.SHORT, [0, 0, 0, 0], 1)
+    assert (clip.status, clip.frame_index.tolist(), clip.decoded_frames) == (Status.SHORT, [0, 0, 0, 0], 1)
     assert (clip.frames == clip.frames[0]).all()
     assert "1 of 4" in clip.reason
 
@@ -63,20 +63,20 @@ def test_cut_avi_is_truncated_not_short(make_video, cut_file, tmp_path, share):
     whole = make_video(tmp_path / "whole.avi", 105, 320, 240)
     with pytest.raises(VideoError, match=r"declares \d+ bytes but has \d+: it was cut off") as raised:
         decode_clip(cut_file(whole, tmp_path / "cut.avi", share), 16, 192)
-    assert raised.value.verdict == Status.TRUNCATED
+    assert raised.value.status == Status.TRUNCATED
     # Written by what could not go back to note the size: the number of frames still tells.
     data = bytearray((tmp_path / "cut.avi").read_bytes())
     data[4:8] = bytes(4)
     (tmp_path / "cut.avi").write_bytes(data)
     with pytest.raises(VideoError, match=r"declares 3\.50 s but ends at \d\.\d\d s: it was cut off") as raised:
         decode_clip(tmp_path / "cut.avi", 16, 192)
-    assert raised.value.verdict == Status.TRUNCATED
+    assert raised.value.status == Status.TRUNCATED
 
 
 def test_container_that_declares_nothing_is_no_truncation(make_video, tmp_path):
     path = make_video(tmp_path / "a.mkv", 20, codec="libx264")
     assert probe(path).declared_frames == 0
-    assert decode_clip(path, 4, 96).verdict is Status.OK
+    assert decode_clip(path, 4, 96).status is Status.OK
 
 
 def test_unreadable_files(tmp_path):
@@ -91,7 +91,7 @@ def test_unreadable_files(tmp_path):
     for name in ("text.avi", "empty.avi", "sound.wav", "folder", "missing.avi"):
         with pytest.raises(VideoError, match=name) as raised:
             decode_clip(tmp_path / name, 4, 96)
-        assert raised.value.verdict == Status.UNREADABLE
+        assert raised.value.status == Status.UNREADABLE
 
 
 @pytest.mark.parametrize("rotation", [90, -90])
@@ -109,7 +109,7 @@ def test_start_and_end(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", 60)
     clip = decode_clip(path, 5, 96, span=Span(start=0.5, end=1.0))
     assert clip.frame_index.tolist() == [16, 19, 22, 25, 28]
-    assert decode_clip(path, 5, 96, span=Span(start=1.9)).verdict is Status.SHORT
+    assert decode_clip(path, 5, 96, span=Span(start=1.9)).status is Status.SHORT
     with pytest.raises(VideoError, match=r"starts at 3 s, the video ends at 2\.00 s"):
         decode_clip(path, 5, 96, span=Span(start=3.0))
     with pytest.raises(VideoError, match="before it starts"):
@@ -136,13 +136,13 @@ def test_frame_folder_is_sorted_by_number(tmp_path):
 @pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
 def test_a_file_cut_anywhere_is_never_taken_for_whole_or_for_short(make_video, cut_file, tmp_path, ending):
     whole = make_video(tmp_path / f"whole.{ending}", 40, codec="mpeg4" if ending == "avi" else "libx264")
-    assert decode_clip(whole, 8, 96).verdict == Status.OK
+    assert decode_clip(whole, 8, 96).status == Status.OK
     assert declared_size(whole) <= whole.stat().st_size
     for percent in range(1, 100, 7):
         cut = cut_file(whole, tmp_path / f"cut.{ending}", percent / 100)
         with pytest.raises(VideoError) as raised:
             decode_clip(cut, 8, 96)
-        assert raised.value.verdict in (Status.TRUNCATED, Status.UNREADABLE)
+        assert raised.value.status in (Status.TRUNCATED, Status.UNREADABLE)
 
 
 def test_sizes_that_no_one_declared_are_not_held_against_a_file(tmp_path):
@@ -167,14 +167,14 @@ def test_any_bytes_can_be_asked_for_their_declared_size(tmp_path_factory, data):
 
 def test_full_check_refuses_frames_that_the_codec_flags(make_video, tmp_path):
     whole = make_video(tmp_path / "whole.avi", 60, 320, 240)
-    assert decode_clip(whole, 8, 96, check="full").verdict == Status.OK
+    assert decode_clip(whole, 8, 96, check="full").status == Status.OK
     data = bytearray(whole.read_bytes())
     for position in range(len(data) // 3, len(data) // 2, 97):
         data[position] ^= 0x55
     (tmp_path / "flipped.avi").write_bytes(data)
     with pytest.raises(VideoError) as raised:
         decode_clip(tmp_path / "flipped.avi", 8, 96, check="full")
-    assert raised.value.verdict == Status.CORRUPT
+    assert raised.value.status == Status.CORRUPT
 
 
 @pytest.mark.parametrize("width", [24, 32, 36, 48, 72, 96, 144, 192, 288])

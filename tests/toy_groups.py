@@ -11,7 +11,7 @@ from dtsf.training.loop import fit
 from dtsf.training.recipe import load_recipe
 
 CLASSES, VIEWS = 3, 2
-INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))
+INFO = DatasetInfo(kind="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))
 SPEC = CacheSpec(decoder="none", frames=4, size=32, grid=3, encoder="none", weights_hash="0", channels=6)
 SMALL = ("model.width=16", "model.depth=1", "model.frames=4", "model.patch=3", "model.reduce=4")
 

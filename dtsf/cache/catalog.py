@@ -17,18 +17,19 @@ from dtsf.cache.layout import CATALOG, leaves_folder
 from dtsf.cache.records import BadClip, Clip, ClipRecord, Frozen, part_of
 from dtsf.cache.seal import dump_with_checksum, read_with_checksum
 from dtsf.cache.spec import DatasetInfo
+from dtsf.cache.status import Status
 from dtsf.cache.store import open_store
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from dtsf.cache.documents import Where
-    from dtsf.cache.spec import DatasetMetadata, ShardRecord
+    from dtsf.cache.spec import ShardRecord
 
     Computed = Mapping[str, tuple[int, ClipRecord]]
 
-State = Literal["", "missing", "unreachable", "waiting"]
+Absent = Literal[Status.MISSING, Status.UNREACHABLE, Status.WAITING]
 
 
 class CatalogEntry(Frozen):
@@ -41,14 +42,14 @@ class CatalogEntry(Frozen):
     mtime_ns: int = 0
     listing: str = ""
     """As in :class:`.records.Source`, now; the record has them as they were when the row was computed."""
-    state: State = ""
-    """Why the clip had no row when this was written: see :class:`.records.BadClip`. One that waits has it once a shard does."""
+    status: Absent | None = None
+    """Status of a clip without a row or record when the catalog was written. A ``waiting`` clip has a row once a shard has."""
     reason: str = ""
     """The same in words."""
 
     @property
-    def place(self) -> tuple[str, str, int, int, str]:
-        """As :attr:`.records.Source.place`."""
+    def file_version(self) -> tuple[str, str, int, int, str]:
+        """As :attr:`.records.Source.file_version`."""
         return self.clip.path, part_of(self.clip), self.bytes, self.mtime_ns, self.listing
 
 
@@ -60,7 +61,7 @@ class CatalogDocument(Frozen):
     """In the order of their ids."""
     notes: tuple[str, ...] = ()
     """What a person should know of the source: files and folders that could not be read, groups that lack a camera."""
-    seal: str = ""
+    checksum: str = ""
 
     def digest(self) -> str:
         """Digest of the annotations and of the bytes they are of: another label, split or row changes it; a moved file does not."""
@@ -74,14 +75,12 @@ class CatalogDocument(Frozen):
         return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
 
 
-def read_catalog(where: Where, about: DatasetMetadata, shards: Sequence[ShardRecord] = ()) -> CatalogDocument | None:
-    """What is true of a data set now; None where no ``preprocess`` has come so far. ``shards``: its records: those of layouts 1
-    and 2 say what the clips are, until a catalog is written. Raises CacheError: damaged, or at odds with itself.
-    """
+def read_catalog(where: Where) -> CatalogDocument | None:
+    """Read the catalog; None if no ``preprocess`` has written one. Raises CacheError: damaged, or at odds with itself."""
     place = open_store(where)
     data = place.read(CATALOG)
     if data is None:
-        return derive_catalog(about, shards)
+        return None
     try:
         document = read_with_checksum(data, CatalogDocument, f"{place}/{CATALOG}")
         check_catalog(document, f"{place}/{CATALOG}")
@@ -101,21 +100,6 @@ def write_catalog(where: Where, document: CatalogDocument) -> None:
     data = dump_with_checksum(document)
     if place.read(CATALOG) != data:
         place.write(CATALOG, data)
-
-
-def derive_catalog(about: DatasetMetadata, shards: Sequence[ShardRecord]) -> CatalogDocument | None:
-    """The catalog that the records of layouts 1 and 2 amount to: the newest record of each clip says what it is."""
-    if not isinstance(about.info, DatasetInfo):
-        return None
-    newest: dict[str, ClipRecord] = {}
-    for shard in sorted(shards, key=lambda record: record.shard):
-        newest |= {record.clip.id: record for record in shard.clips if record.clip is not None}
-    clips = [
-        CatalogEntry(clip=record.clip, key=record.key, bytes=record.source.bytes, mtime_ns=record.source.mtime_ns)
-        for _, record in sorted(newest.items())
-        if record.clip is not None
-    ]
-    return CatalogDocument(info=about.info, clips=tuple(clips))
 
 
 def newest_records(
@@ -142,20 +126,20 @@ def join(
     """Each listed clip's record and shard, by clip id; and the clips that have no row, with the reason."""
     joined: dict[str, tuple[int, ClipRecord]] = {}
     bad = []
-    by_place: dict[tuple[str, str, int, int, str], tuple[int, ClipRecord]] | None = None
+    by_version: dict[tuple[str, str, int, int, str], tuple[int, ClipRecord]] | None = None
     for entry in document.clips if document else ():
         found = computed.get(entry.key) if entry.key else None
-        if not entry.key and entry.state in ("", "waiting"):
-            if by_place is None:
-                by_place = {record.source.place: (shard, record) for shard, record in computed.values()}
-            found = by_place.get(entry.place)
+        if not entry.key and entry.status in (None, Status.WAITING):
+            if by_version is None:
+                by_version = {record.source.file_version: (shard, record) for shard, record in computed.values()}
+            found = by_version.get(entry.file_version)
         if found is not None:
             joined[entry.clip.id] = found
             if found[1].row is None:
-                bad.append(BadClip(clip=entry.clip, verdict=found[1].verdict.value, reason=found[1].reason))
+                bad.append(BadClip(clip=entry.clip, status=found[1].status, reason=found[1].reason))
         else:
             reason = entry.reason or "not done yet, or found damaged: run dtsf preprocess"
-            bad.append(BadClip(clip=entry.clip, verdict=entry.state or "waiting", reason=reason))
+            bad.append(BadClip(clip=entry.clip, status=entry.status or Status.WAITING, reason=reason))
     return joined, tuple(bad)
 
 

@@ -48,18 +48,18 @@ def compact(where: Where, *, on_progress: Callable[[int, int], None] | None = No
     place = open_store(where)
     with write_lock(place):
         sweep(place)
-        about = read_metadata(place)
-        records = read_records(place, about)
-        catalog = read_catalog(place, about, records)
+        metadata = read_metadata(place)
+        records = read_records(place, metadata)
+        catalog = read_catalog(place)
         if catalog is None:
             raise CacheError(
                 f"{place} has no catalog, so that nothing says which rows are used: run dtsf preprocess first"
             )
-        marks = read_marks(place, about)
+        marks = read_marks(place, metadata)
         listed, _ = join(catalog, newest_records(records, marks))
         used = {(shard, record.key) for shard, record in listed.values()}
         spare = [shard for shard in records if any((shard.shard, held.key) not in used for held in shard.clips)]
-        data = CachedDataset(place, about, {shard.shard: shard for shard in records}, None, {})
+        data = CachedDataset(place, metadata, {shard.shard: shard for shard in records}, None, {})
         taken = {shard.shard for shard in [*records, *marks]}
         free = (number for number in range(len(taken) + len(records) + 1) if number not in taken)
         for written, (held, rows) in enumerate(_packed(data, spare, used), 1):
@@ -67,7 +67,7 @@ def compact(where: Where, *, on_progress: Callable[[int, int], None] | None = No
             extend(place, number + 1)
             shard = ShardRecord(
                 shard=number,
-                fingerprint=about.spec.fingerprint(),
+                fingerprint=metadata.spec.fingerprint(),
                 rows=sum(record.row is not None for record in held),
                 clips=tuple(held),
                 files={},
@@ -75,18 +75,18 @@ def compact(where: Where, *, on_progress: Callable[[int, int], None] | None = No
             write_shard(place, shard, rows)
             if on_progress is not None:
                 on_progress(written, len(spare))
-        # In rising order: of an older and a newer verdict on the same bytes, the newer stays to the last.
+        # In rising order: of an older and a newer status on the same bytes, the newer stays to the last.
         for shard in spare:
             _remove(place, shard)
         for mark in marks:
             if not any(record.key in {entry.key for entry in catalog.clips} for record in mark.clips):
                 place.remove(damaged_name(mark.shard))
-    before, after = _size(records), _size(read_records(place, about))
+    before, after = _size(records), _size(read_records(place, metadata))
     return Compaction(
-        rows=sum(shard.rows for shard in records) - sum(shard.rows for shard in read_records(place, about)),
+        rows=sum(shard.rows for shard in records) - sum(shard.rows for shard in read_records(place, metadata)),
         bytes=before - after,
         shards_before=len(records),
-        shards_after=len(read_records(place, about)),
+        shards_after=len(read_records(place, metadata)),
     )
 
 
@@ -94,7 +94,7 @@ def _packed(
     data: CachedDataset, shards: list[ShardRecord], used: set[tuple[int, str]]
 ) -> Iterator[tuple[list[ClipRecord], dict[str, np.ndarray]]]:
     """Full shards of the rows and verdicts that stay, in their order."""
-    arrays = array_shapes(data.spec, data.about.layout)
+    arrays = array_shapes(data.spec)
     held: list[ClipRecord] = []
     parts: dict[str, list[np.ndarray]] = {array: [] for array in arrays}
 
@@ -122,10 +122,10 @@ def _packed(
 
 
 def _remove(place: LocalStore | RemoteStore, shard: ShardRecord) -> None:
-    kind = storage_format((about := read_metadata(place)).format, about.compress)
+    kind = storage_format((metadata := read_metadata(place)).format, metadata.compress)
     with place.claim(record_name(shard.shard)):
         place.remove(record_name(shard.shard))
-        for name in kind.data_files(about, shard.shard):
+        for name in kind.data_files(metadata, shard.shard):
             place.remove(name)
 
 

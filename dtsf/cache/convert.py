@@ -9,7 +9,7 @@ import xxhash
 
 from dtsf.cache.catalog import read_catalog, write_catalog
 from dtsf.cache.documents import FORMATS, read_metadata, read_records
-from dtsf.cache.layout import array_shapes, fill
+from dtsf.cache.layout import array_shapes
 from dtsf.cache.lock import write_lock
 from dtsf.cache.reader import CachedDataset
 from dtsf.cache.store import LocalStore, open_store
@@ -62,17 +62,19 @@ def _convert(
     dtype: str | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> int:
-    about = read_metadata(ours)
-    shards = read_records(ours, about)
-    chosen = format or about.format
+    metadata = read_metadata(ours)
+    shards = read_records(ours, metadata)
+    chosen = format or metadata.format
     if chosen in FORMATS and compress is None:
-        compress = about.compress if about.compress in FORMATS[chosen].compressions else "none"
-    if dtype not in (None, about.spec.embedding_dtype, "float16", "float32") or (
-        dtype not in (None, about.spec.embedding_dtype) and about.spec.embedding_dtype == "uint8"
+        compress = metadata.compress if metadata.compress in FORMATS[chosen].compressions else "none"
+    if dtype not in (None, metadata.spec.embedding_dtype, "float16", "float32") or (
+        dtype not in (None, metadata.spec.embedding_dtype) and metadata.spec.embedding_dtype == "uint8"
     ):
-        raise CacheError(f"embeddings of {about.spec.embedding_dtype} cannot be made {dtype}: float16 and float32 can")
-    spec = about.spec.model_copy(update={"embedding_dtype": dtype or about.spec.embedding_dtype})
-    create_or_open(theirs, spec, about.info, about.shard_size, format=chosen, compress=compress)
+        raise CacheError(
+            f"embeddings of {metadata.spec.embedding_dtype} cannot be made {dtype}: float16 and float32 can"
+        )
+    spec = metadata.spec.model_copy(update={"embedding_dtype": dtype or metadata.spec.embedding_dtype})
+    create_or_open(theirs, spec, metadata.info, metadata.shard_size, format=chosen, compress=compress)
     sweep(theirs)
     if shards:
         extend(theirs, shards[-1].shard + 1)
@@ -80,16 +82,16 @@ def _convert(
     written = 0
     for done, shard in enumerate(shards, 1):
         if shard.shard not in there:
-            rows = rows_of_shard(CachedDataset(ours, about, {shard.shard: shard}, None, {}), shard)
+            rows = rows_of_shard(CachedDataset(ours, metadata, {shard.shard: shard}, None, {}), shard)
             rows["embeddings"] = _cast(rows["embeddings"], spec.embedding_dtype, f"shard {shard.shard} of {ours}")
-            record = shard.model_copy(update={"fingerprint": spec.fingerprint(), "files": {}, "parts": {}})
+            record = shard.model_copy(update={"fingerprint": spec.fingerprint(), "files": {}, "arrays": {}})
             write_shard(theirs, record, rows)
             written += 1
         elif _rows_of(there[shard.shard]) != _rows_of(shard):
             raise CacheError(f"{theirs} has other clips in shard {shard.shard} than {ours}: name another folder")
         if on_progress is not None:
             on_progress(done, len(shards))
-    catalog = read_catalog(ours, about, shards)
+    catalog = read_catalog(ours)
     if catalog is not None:
         # Last: until then the target shows nothing, or what it showed.
         write_catalog(theirs, catalog)
@@ -108,12 +110,9 @@ def rows_of_shard(data: CachedDataset, shard: ShardRecord) -> dict[str, np.ndarr
         if held is None or xxhash.xxh3_64_hexdigest(held) != expected.xxh3:
             raise CacheError(f"{data.place}/{name} does not match its checksum: run dtsf cache repair {data.place}")
     rows = {}
-    for array, (shape, dtype) in array_shapes(data.spec).items():
-        # Not by clip: rows that a later shard replaced are copied too, so that records stay as they are.
-        known = array in array_shapes(data.spec, data.about.layout)
-        rows[array] = (
-            np.array(data.rows(array, shard.shard)) if known else np.full((shard.rows, *shape), fill(array, dtype))
-        )
+    for array in array_shapes(data.spec):
+        # Not by clip: rows that a later shard replaced are copied too, so that records stay the same.
+        rows[array] = np.array(data.rows(array, shard.shard))
     return rows
 
 

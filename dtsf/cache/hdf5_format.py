@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.layout import AXES, ROWS, UNITS, array_shapes, fill, pad_shard
-from dtsf.cache.spec import Part
+from dtsf.cache.spec import StoredArray
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -28,35 +28,35 @@ VIRTUAL = "dataset.h5"
 PAGE = 4096
 
 
-def data_files(about: DatasetMetadata, shard: int) -> tuple[str, ...]:  # noqa: ARG001 - the other format needs it
+def data_files(metadata: DatasetMetadata, shard: int) -> tuple[str, ...]:  # noqa: ARG001 - the other format needs it
     """Files of one shard."""
     return (f"shards/{shard:05d}.h5",)
 
 
 def encode(
-    about: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]
-) -> tuple[dict[str, bytes], dict[str, Part]]:
+    metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]
+) -> tuple[dict[str, bytes], dict[str, StoredArray]]:
     """The shard's files, and where each array is in them."""
-    (name,) = data_files(about, shard)
+    (name,) = data_files(metadata, shard)
     parts = {}
     compressed: dict[str, Any] = {"compression": "gzip", "compression_opts": LEVEL}
     with _in_memory() as file:
         for array, values in rows.items():
-            whole = pad_shard(values, array, about.shard_size)
+            whole = pad_shard(values, array, metadata.shard_size)
             # The chunk must be the whole array; an empty axis has no chunks.
             made = file.create_dataset(
-                array, data=whole, **({"chunks": whole.shape, **compressed} if about.compress == "gzip" else {})
+                array, data=whole, **({"chunks": whole.shape, **compressed} if metadata.compress == "gzip" else {})
             )
             _describe(made, array)
-        file.attrs["dtsf"] = f"shard {shard} of {about.info.name}; rows: {record_hint(shard)}"
+        file.attrs["dtsf"] = f"shard {shard} of {metadata.info.name}; rows: {record_hint(shard)}"
         file.flush()
         for array in rows:
             identity = file[array].id
-            if about.compress == "gzip":
+            if metadata.compress == "gzip":
                 chunk = identity.get_chunk_info(0)
-                parts[array] = Part(file=name, offset=chunk.byte_offset, bytes=chunk.size)
+                parts[array] = StoredArray(file=name, offset=chunk.byte_offset, bytes=chunk.size)
             else:
-                parts[array] = Part(file=name, offset=identity.get_offset(), bytes=identity.get_storage_size())
+                parts[array] = StoredArray(file=name, offset=identity.get_offset(), bytes=identity.get_storage_size())
         image = bytes(file.id.get_file_image())
     return {name: image}, parts
 
@@ -80,26 +80,28 @@ def decode(data: memoryview, out: np.ndarray) -> None:
     flat[:] = np.frombuffer(values, np.uint8)
 
 
-def metadata(about: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
+def published_files(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
     """The virtual file that shows ``n_shards`` shards as one array of each name; a shard that is not there reads as fill."""
     import h5py  # type: ignore[import-untyped]
 
     with _in_memory() as file:
-        for array, (shape, dtype) in array_shapes(about.spec, about.layout).items():
-            whole = h5py.h5s.create_simple((n_shards * about.shard_size, *shape))
-            source = h5py.h5s.create_simple((about.shard_size, *shape))
+        for array, (shape, dtype) in array_shapes(metadata.spec).items():
+            whole = h5py.h5s.create_simple((n_shards * metadata.shard_size, *shape))
+            source = h5py.h5s.create_simple((metadata.shard_size, *shape))
             options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             # h5py's own virtual layout leaves the time of day in the file.
             options.set_obj_track_times(False)
             options.set_fill_value(np.array([fill(array, dtype)], dtype))
             for shard in range(n_shards):
-                whole.select_hyperslab((shard * about.shard_size, *(0 for _ in shape)), (about.shard_size, *shape))
-                options.set_virtual(whole, data_files(about, shard)[0].encode(), array.encode(), source)
+                whole.select_hyperslab(
+                    (shard * metadata.shard_size, *(0 for _ in shape)), (metadata.shard_size, *shape)
+                )
+                options.set_virtual(whole, data_files(metadata, shard)[0].encode(), array.encode(), source)
             whole.select_all()
             kind = h5py.h5t.py_create(dtype)
             h5py.h5d.create(file.id, array.encode(), kind, whole, options)
             _describe(file[array], array)
-        file.attrs["dtsf"] = json.dumps(about.model_dump(mode="json", exclude={"seal"}))
+        file.attrs["dtsf"] = json.dumps(metadata.model_dump(mode="json", exclude={"checksum"}))
         file.flush()
         return {VIRTUAL: bytes(file.id.get_file_image())}
 

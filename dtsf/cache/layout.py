@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.spec import LAYOUT
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
     from dtsf.cache.spec import CacheSpec, DatasetMetadata, ShardRecord
 
-ABOUT = "dtsf.json"
+METADATA = "dtsf.json"
 CATALOG = "catalog.json"
-EXTENT = "extent.json"
+PUBLISHED = "published.json"
 
 AXES = {
     "embeddings": ("clip", "frame", "cell", "channel"),
@@ -34,8 +33,8 @@ DTYPES = {"float16": "<f2", "float32": "<f4", "uint8": "|u1"}
 """Of embeddings. Nothing else is read from a cache: no dtype of a file is ever handed to NumPy."""
 
 
-def array_shapes(spec: CacheSpec, layout: int = LAYOUT) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Shape of one row and dtype of each array; before layout 3 there was no ``frame_time``."""
+def array_shapes(spec: CacheSpec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape of one row and dtype of each array."""
     if spec.embedding_dtype not in DTYPES:
         raise CacheError(f"embedding dtype {spec.embedding_dtype!r} is unknown: there are {', '.join(DTYPES)}")
     arrays: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
@@ -44,8 +43,6 @@ def array_shapes(spec: CacheSpec, layout: int = LAYOUT) -> dict[str, tuple[tuple
         "frame_index": ((spec.frames,), np.dtype("<i4")),
         "frame_time": ((spec.frames,), np.dtype("<f8")),
     }
-    if layout < 3:
-        del arrays["frame_time"]
     return arrays
 
 
@@ -63,10 +60,10 @@ def pad_shard(rows: np.ndarray, array: str, shard_size: int) -> np.ndarray:
     return whole
 
 
-def part_bytes(about: DatasetMetadata, array: str) -> int:
+def part_bytes(metadata: DatasetMetadata, array: str) -> int:
     """Bytes of one array of one shard, uncompressed."""
-    shape, dtype = array_shapes(about.spec, about.layout)[array]
-    return about.shard_size * math.prod(shape) * dtype.itemsize
+    shape, dtype = array_shapes(metadata.spec)[array]
+    return metadata.shard_size * math.prod(shape) * dtype.itemsize
 
 
 def record_name(shard: int) -> str:
@@ -76,20 +73,22 @@ def record_name(shard: int) -> str:
 
 def damaged_name(shard: int) -> str:
     """Mark of a shard that was committed, found damaged and must be made again: its old record under this name."""
-    return f"shards/{shard:05d}.redo"
+    return f"shards/{shard:05d}.damaged"
 
 
-def check_record(about: DatasetMetadata, record: ShardRecord, files: tuple[str, ...], where: str) -> None:
+def check_record(metadata: DatasetMetadata, record: ShardRecord, files: tuple[str, ...], where: str) -> None:
     """Refuse a record that cannot be true. ``files`` are the names that the format gives the shard's files.
 
     Raises CacheError: another fingerprint, a row outside the shard or given twice, a file or a path that leaves its folder,
     sizes that do not agree.
     """
     hint = "run dtsf cache repair, then dtsf preprocess"
-    if record.fingerprint != about.spec.fingerprint():
-        raise CacheError(f"{where} has fingerprint {record.fingerprint}, the cache {about.spec.fingerprint()}: {hint}")
-    if record.rows > about.shard_size:
-        raise CacheError(f"{where} has {record.rows} rows, a shard {about.shard_size}: {hint}")
+    if record.fingerprint != metadata.spec.fingerprint():
+        raise CacheError(
+            f"{where} has fingerprint {record.fingerprint}, the cache {metadata.spec.fingerprint()}: {hint}"
+        )
+    if record.rows > metadata.shard_size:
+        raise CacheError(f"{where} has {record.rows} rows, a shard {metadata.shard_size}: {hint}")
     used: set[int] = set()
     for held in record.clips:
         if held.row is not None:
@@ -100,18 +99,20 @@ def check_record(about: DatasetMetadata, record: ShardRecord, files: tuple[str, 
             used.add(held.row)
         if leaves_folder(held.source.path):
             raise CacheError(f"{where}: the path {held.source.path!r} leaves the data root")
-        if held.verdict.usable != (held.row is not None):
-            raise CacheError(f"{where}: {held.source.path} is {held.verdict.value} and has row {held.row}: {hint}")
+        if held.status.usable != (held.row is not None):
+            raise CacheError(f"{where}: {held.source.path} is {held.status.value} and has row {held.row}: {hint}")
     if set(record.files) != set(files):
         raise CacheError(f"{where} names the files {sorted(record.files)}, not {sorted(files)}: {hint}")
-    arrays = array_shapes(about.spec, about.layout)
-    if about.layout > 1 and set(record.parts) != set(arrays):
-        raise CacheError(f"{where} names the arrays {sorted(record.parts)}, not {sorted(arrays)}: {hint}")
-    for array, part in record.parts.items():
+    arrays = array_shapes(metadata.spec)
+    if set(record.arrays) != set(arrays):
+        raise CacheError(f"{where} names the arrays {sorted(record.arrays)}, not {sorted(arrays)}: {hint}")
+    for array, part in record.arrays.items():
         if part.file not in record.files or part.offset + part.bytes > record.files[part.file].bytes:
             raise CacheError(f"{where}: {array} is not inside {part.file}: {hint}")
-        if about.compress == "none" and part.bytes != part_bytes(about, array):
-            raise CacheError(f"{where}: {array} has {part.bytes} bytes instead of {part_bytes(about, array)}: {hint}")
+        if metadata.compress == "none" and part.bytes != part_bytes(metadata, array):
+            raise CacheError(
+                f"{where}: {array} has {part.bytes} bytes instead of {part_bytes(metadata, array)}: {hint}"
+            )
 
 
 def leaves_folder(path: str) -> bool:

@@ -33,7 +33,7 @@ class CachedDataset:
     """One data set of a cache, opened for reading. Safe to use after a fork and to send to another process."""
 
     place: LocalStore | RemoteStore
-    about: DatasetMetadata
+    metadata: DatasetMetadata
     shards: dict[int, ShardRecord]
     catalog: CatalogDocument | None
     """What is true now; None where nothing was listed yet."""
@@ -57,19 +57,19 @@ class CachedDataset:
     @property
     def spec(self) -> CacheSpec:
         """What identifies it."""
-        return self.about.spec
+        return self.metadata.spec
 
     @property
     def info(self) -> DatasetInfo:
         """What it holds: classes and views by their numbers."""
         if self.catalog is not None:
             return self.catalog.info
-        return DatasetInfo(dataset=self.about.info.dataset, name=self.about.info.name, class_names=(), view_names=())
+        return DatasetInfo(kind=self.metadata.info.kind, name=self.metadata.info.name, class_names=(), view_names=())
 
     @property
     def shard_size(self) -> int:
         """Rows of a whole shard."""
-        return self.about.shard_size
+        return self.metadata.shard_size
 
     @cached_property
     def clips(self) -> tuple[Clip, ...]:
@@ -80,9 +80,9 @@ class CachedDataset:
 
     @cached_property
     def verdicts(self) -> dict[str, int]:
-        """Number of listed clips by verdict; see :class:`.records.BadClip` for those that have none."""
-        words = [self.records[clip.id][1].verdict.value for clip in self.clips]
-        return dict(sorted(Counter([*words, *(bad.verdict for bad in self.bad)]).items()))
+        """Number of listed clips by status; see :class:`.records.BadClip` for those that have none."""
+        words = [self.records[clip.id][1].status.value for clip in self.clips]
+        return dict(sorted(Counter([*words, *(bad.status for bad in self.bad)]).items()))
 
     @cached_property
     def catalog_hash(self) -> str:
@@ -102,16 +102,12 @@ class CachedDataset:
         return self.gather("frame_index", ids, out)
 
     def frame_time(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
-        """Seconds of each frame from the first shown one: (len(ids), F) float64; NaN where it is unknown (layouts 1 and 2)."""
-        if self.about.layout >= 3:
-            return self.gather("frame_time", ids, out)
-        found = np.full((len(ids), self.spec.frames), np.nan) if out is None else out
-        found[:] = np.nan
-        return found
+        """Seconds of each frame from the first shown one: (len(ids), F) float64; NaN where it is unknown."""
+        return self.gather("frame_time", ids, out)
 
     def row_bytes(self, array: str = "embeddings") -> int:
         """Bytes of one clip's row."""
-        return part_bytes(self.about, array) // self.shard_size
+        return part_bytes(self.metadata, array) // self.shard_size
 
     def gather(self, array: str, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
         """Rows of clips, in the order of ``ids``.
@@ -125,7 +121,7 @@ class CachedDataset:
         Raises:
             CacheError: An unknown clip, or a shard that is not what its record says.
         """
-        shape, dtype = array_shapes(self.spec, self.about.layout)[array]
+        shape, dtype = array_shapes(self.spec)[array]
         if out is None:
             refuse_unless_fits(len(ids) * self.row_bytes(array), f"reading {len(ids)} clips of {self.place}")
             out = np.empty((len(ids), *shape), dtype)
@@ -175,15 +171,15 @@ class CachedDataset:
         """Where the next rows come from: ``memory``, ``mapped files`` or ``decompressed shards``."""
         if "embeddings" in self._held:
             return "memory"
-        return "mapped files" if self.about.compress == "none" else "decompressed shards"
+        return "mapped files" if self.metadata.compress == "none" else "decompressed shards"
 
     def _open(self, array: str, shard: int) -> np.ndarray:
         """Rows of one shard. Mapped, or decompressed by the codec that Zarr and HDF5 use themselves."""
-        shape, dtype = array_shapes(self.spec, self.about.layout)[array]
+        shape, dtype = array_shapes(self.spec)[array]
         record = self.shards[shard]
-        part = record.parts[array]
+        part = record.arrays[array]
         path = self.place.file(part.file, record.files[part.file])
-        n_bytes = part_bytes(self.about, array)
+        n_bytes = part_bytes(self.metadata, array)
         hint = f"run dtsf cache repair {self.place}, then dtsf preprocess again to make it anew"
         try:
             with path.open("rb") as file:
@@ -198,14 +194,14 @@ class CachedDataset:
                 f"shard {shard} is committed but {path} cannot be read ({getattr(error, 'strerror', None) or error}): {hint}"
             ) from error
         stored = mapped[part.offset : part.offset + part.bytes]
-        if self.about.compress == "none":
+        if self.metadata.compress == "none":
             rows = np.frombuffer(stored, dtype).reshape(self.shard_size, *shape)
             self._shards[array, shard] = rows
             return rows
         refuse_unless_fits(n_bytes, f"decompressing shard {shard} of {self.place}")
         rows = np.empty((self.shard_size, *shape), dtype)
         try:
-            storage_format(self.about.format, self.about.compress).decode(stored, rows)
+            storage_format(self.metadata.format, self.metadata.compress).decode(stored, rows)
         except CacheError as error:
             raise CacheError(f"shard {shard}: {path} holds {error}: {hint}") from error
         if n_bytes * len(self.shards) < available_memory() // 2:
@@ -252,8 +248,8 @@ def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
 
 def open_place(place: LocalStore | RemoteStore) -> CachedDataset:
     """Open the data set at a place, also one without a usable clip."""
-    about = read_metadata(place)
-    shards = read_records(place, about)
-    catalog = read_catalog(place, about, shards)
-    records, bad = join(catalog, newest_records(shards, read_marks(place, about)))
-    return CachedDataset(place, about, {shard.shard: shard for shard in shards}, catalog, records, bad)
+    metadata = read_metadata(place)
+    shards = read_records(place, metadata)
+    catalog = read_catalog(place)
+    records, bad = join(catalog, newest_records(shards, read_marks(place, metadata)))
+    return CachedDataset(place, metadata, {shard.shard: shard for shard in shards}, catalog, records, bad)

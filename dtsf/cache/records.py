@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from dtsf.cache.status import Status
 from dtsf.errors import ConfigError
@@ -78,22 +78,17 @@ class Source(Frozen):
     """Of the file; of a folder of pictures the newest of its files."""
     listing: str = ""
     """Of a folder of pictures: xxh3-64 of the names, sizes and times of its files."""
-    content: str = ""
-    """xxh3-128 of the bytes. Empty in layouts 1 and 2, which did not know it."""
-
-    @property
-    def whole(self) -> str:
-        """By which the bytes are known: their content; or their place, size and time where that is unknown."""
-        return self.content or f"{self.path}|{self.bytes}|{self.mtime_ns}"
+    content_hash: str = Field(min_length=1)
+    """xxh3-128 of the bytes."""
 
     @property
     def key(self) -> str:
         """By which a catalog names the row: the bytes and the part of them."""
-        return self.whole + part_of(self)
+        return self.content_hash + part_of(self)
 
     @property
-    def place(self) -> tuple[str, str, int, int, str]:
-        """Path and part, size and time: while these stay, so do the bytes."""
+    def file_version(self) -> tuple[str, str, int, int, str]:
+        """Path, part, size and time of the file. The bytes are the same as long as these are."""
         return self.path, part_of(self), self.bytes, self.mtime_ns, self.listing
 
 
@@ -107,7 +102,7 @@ class ClipRecord(Frozen):
     """What stage 1 made of some bytes: one line of a shard's commit record. Of what they show it says nothing."""
 
     source: Source
-    verdict: Status
+    status: Status
     row: int | None = Field(ge=-LARGEST, le=LARGEST)
     """Row inside the shard, or None where the clip could not be used."""
     reason: str = ""
@@ -122,18 +117,6 @@ class ClipRecord(Frozen):
     """Seconds that a player shows."""
     frames_hash: str = ""
     """xxh3-64 of the pictures that the encoder was given."""
-    clip: Clip | None = Field(default=None, exclude=True)
-    """Annotations in layouts 1 and 2; read where there is no catalog, never written."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_older_layouts(cls, held: Any) -> Any:
-        if not isinstance(held, dict) or "source" in held or not isinstance(held.get("clip"), dict):
-            return held
-        rest = {name: value for name, value in held.items() if not name.startswith("source_")}
-        place = {name: held["clip"].get(name) for name in ("path", "start", "end")}
-        size = {"bytes": held.get("source_bytes", 0), "mtime_ns": held.get("source_mtime_ns", 0)}
-        return rest | {"source": place | size}
 
     @property
     def key(self) -> str:
@@ -145,9 +128,7 @@ class BadClip(Frozen):
     """A clip that has no row, and why."""
 
     clip: Clip
-    verdict: str
-    """A :class:`Status`; ``missing`` where there is no file, ``unreachable`` where it cannot be read, ``waiting`` where it was
-    not looked at yet: these three are no verdict on the clip, and are tried again."""
+    status: Status
     reason: str
 
 

@@ -11,10 +11,9 @@ from pydantic import Field
 from dtsf.cache.records import ClipRecord, Frozen
 
 SCHEMA_VERSION = 1
-"""What the values mean. Part of the fingerprint."""
-LAYOUT = 3
-"""How they are stored. 1: Zarr only, documents without seals. 2: records say what a clip is, no ``frame_time``, no catalog.
-Both are read, and gone on with; the catalog is written beside them."""
+"""What the values mean. StoredArray of the fingerprint."""
+LAYOUT = 4
+"""Version of the stored documents. Older layouts are refused."""
 
 
 class CacheSpec(Frozen):
@@ -23,19 +22,19 @@ class CacheSpec(Frozen):
     schema_version: int = SCHEMA_VERSION
     decoder: str
     """Decoder and its version, for example ``decord2 3.4.0``."""
-    sampling: str = "segment-centre"
+    sampling: str = "uniform_segments"
     frames: int = Field(ge=1, le=4096)
     """F, frames of a clip."""
     size: int = Field(ge=32, le=4096)
     """Side in pixels of the square picture that is embedded."""
     crop: Literal["motion", "centre"] = "centre"
-    """Which square of the picture that is; see :mod:`dtsf.pipeline.video.crop`. Caches from before there was a choice: centre."""
+    """Which square of the picture that is; see :mod:`dtsf.pipeline.video.crop`."""
     align: Literal["own", "group"] = "own"
     """Moments of each view's own time, or of the time common to all views of a performance."""
     grid: int = Field(ge=3, le=4096)
     """G: an embedding is a G x G grid of cells."""
     encoder: str
-    """Its name. A person's own weights are in ``weights_hash``, not here; caches from before that say ``timm:MODEL@FILE``."""
+    """Name of the encoder. ``weights_hash`` identifies its weights."""
     weights_hash: str
     """xxh3-64 of the encoder's weights file; of all its weights where timm fetched them."""
     channels: int = Field(ge=1, le=65536)
@@ -46,24 +45,15 @@ class CacheSpec(Frozen):
     """Side in pixels of the small pictures kept for looking."""
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits: xxh3-64 of the fields as canonical JSON.
-
-        Where a weights file lies does not count, what is in it does (``weights_hash``).
-        """
-        fields = self.model_dump(mode="json") | {"encoder": self.encoder.partition("@")[0]}
-        if self.crop == "centre":
-            # As it was when there was nothing else: caches of then are gone on with.
-            del fields["crop"]
-        if self.align == "own":
-            del fields["align"]
-        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        """Return sixteen hexadecimal digits: xxh3-64 of the fields as canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return xxhash.xxh3_64_hexdigest(text.encode())
 
 
 class DatasetName(Frozen):
     """Which data set it is; what it holds is the catalog's to say."""
 
-    dataset: str
+    kind: str
     """Kind: ``nucla``, ``ntu``, ``casia``, ``manifest``."""
     name: str
     """Name in the cache."""
@@ -79,16 +69,15 @@ class DatasetInfo(DatasetName):
 class DatasetMetadata(Frozen):
     """What a data set says of itself: ``dtsf.json``."""
 
-    layout: int = 1
-    format: str = "zarr"
-    compress: str = "none"
+    layout: int
+    format: str
+    compress: str
     fingerprint: str
     shard_size: int = Field(ge=1, le=1_000_000)
     """Rows of a whole shard."""
-    info: DatasetInfo | DatasetName
-    """Classes and views in layouts 1 and 2."""
+    info: DatasetName
     spec: CacheSpec
-    seal: str = ""
+    checksum: str = ""
 
 
 class FileRecord(Frozen):
@@ -103,12 +92,12 @@ class PublishedFiles(Frozen):
 
     shards: int = Field(ge=0)
     files: dict[str, FileRecord]
-    before: dict[str, FileRecord] = {}
-    """What the files were before: after a crash while they are replaced either is right."""
-    seal: str = ""
+    previous: dict[str, FileRecord] = {}
+    """Files before the last change. A crash during the change leaves either version."""
+    checksum: str = ""
 
 
-class Part(Frozen):
+class StoredArray(Frozen):
     """Where the bytes of one array of one shard are."""
 
     file: str
@@ -128,11 +117,9 @@ class ShardRecord(Frozen):
     clips: tuple[ClipRecord, ...]
     files: dict[str, FileRecord]
     """By path relative to the data set's folder. No time stands here: two runs of the same work leave the same bytes."""
-    seconds: float = Field(default=0, exclude=True)
-    """The oldest records of layout 1 had one; read, and not written."""
-    parts: dict[str, Part] = {}
-    """By array. Layout 1 had none: there an array is the whole of its file."""
-    seal: str = ""
+    arrays: dict[str, StoredArray] = {}
+    """By name of the array."""
+    checksum: str = ""
 
 
 def describe_difference(held: CacheSpec, asked: CacheSpec) -> str:

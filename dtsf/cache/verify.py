@@ -17,7 +17,7 @@ from dtsf.cache.documents import (
     read_published_files,
     shard_numbers,
 )
-from dtsf.cache.layout import ABOUT, CATALOG, EXTENT, damaged_name, record_name
+from dtsf.cache.layout import CATALOG, METADATA, PUBLISHED, damaged_name, record_name
 from dtsf.cache.records import Frozen
 from dtsf.cache.seal import dump_with_checksum
 from dtsf.cache.spec import DatasetMetadata
@@ -66,21 +66,15 @@ def verify(
     is no data set, or one of a version that this dtsf does not read.
     """
     place = open_store(where)
-    about, damaged = verify_metadata(place)
-    if about is None:
+    metadata, damaged = verify_metadata(place)
+    if metadata is None:
         return Verification(ok=False, damaged=tuple(damaged), shards=0, bytes=0, deep=deep, redo=(), notes=())
-    notes = []
-    if about.layout == 1:
-        notes.append(
-            f"layout {about.layout}: its records carry no seal, so that a changed one that still makes sense is not found; "
-            "dtsf cache convert writes the present layout"
-        )
-    damaged += _verify_extent(place, about)
+    damaged += _verify_extent(place, metadata)
     numbers = shard_numbers(place)
     records = []
     total = 0
     for done, shard in enumerate(numbers, 1):
-        record, found = verify_record(place, about, shard, record_name(shard))
+        record, found = verify_record(place, metadata, shard, record_name(shard))
         damaged += found
         if record is not None:
             records.append(record)
@@ -91,10 +85,10 @@ def verify(
                     damaged.append(Damage(shard=shard, file=name, reason=reason))
         if on_progress is not None:
             on_progress(done, len(numbers))
-    marks = [shard for shard in shard_numbers(place, ".redo") if shard not in numbers]
+    marks = [shard for shard in shard_numbers(place, ".damaged") if shard not in numbers]
     for shard in marks:
-        damaged += verify_record(place, about, shard, damaged_name(shard))[1]
-    damaged += _verify_catalog(place, about, records, complete=not marks and len(records) == len(numbers))
+        damaged += verify_record(place, metadata, shard, damaged_name(shard))[1]
+    damaged += _verify_catalog(place, metadata, records, complete=not marks and len(records) == len(numbers))
     return Verification(
         ok=not damaged,
         damaged=tuple(damaged),
@@ -102,30 +96,30 @@ def verify(
         bytes=total,
         deep=deep,
         redo=tuple(marks),
-        notes=tuple(notes),
+        notes=(),
     )
 
 
 def verify_metadata(place: Place) -> tuple[DatasetMetadata | None, list[Damage]]:
     """What a data set says of itself, from the other copy where the first is damaged; and that damage."""
     try:
-        data = place.read(ABOUT)
+        data = place.read(METADATA)
         if data is not None:
-            return parse_metadata(data, f"{place}/{ABOUT}"), []
+            return parse_metadata(data, f"{place}/{METADATA}"), []
         if place.read("zarr.json") is None and place.read("dataset.h5") is None:
-            raise CacheError(f"{place} is not a dtsf cache: it has no {ABOUT}")
-        about = read_metadata(place)
+            raise CacheError(f"{place} is not a dtsf cache: it has no {METADATA}")
+        metadata = read_metadata(place)
     except CacheError as error:
         if not looks_like_dataset(place):
             raise
-        return _about_elsewhere(place), [Damage(shard=None, file=ABOUT, reason=str(error))]
-    return about, []
+        return _about_elsewhere(place), [Damage(shard=None, file=METADATA, reason=str(error))]
+    return metadata, []
 
 
 def looks_like_dataset(place: Place) -> bool:
     """Whether a data set is, or once was, there: also one whose own description is damaged."""
     try:
-        return is_dataset(place) or any(place.size(name) is not None for name in (ABOUT, EXTENT))
+        return is_dataset(place) or any(place.size(name) is not None for name in (METADATA, PUBLISHED))
     except CacheError:
         return True
 
@@ -139,62 +133,62 @@ def _about_elsewhere(place: Place) -> DatasetMetadata | None:
         extent = read_published_files(place)
         if group is None or extent is None:
             return None
-        known = [files.get("zarr.json") for files in (extent.files, extent.before)]
+        known = [files.get("zarr.json") for files in (extent.files, extent.previous)]
         if file_record(group) not in known:
             return None
-        about = DatasetMetadata.model_validate(json.loads(group)["attributes"]["dtsf"])
+        metadata = DatasetMetadata.model_validate(json.loads(group)["attributes"]["dtsf"])
     except (CacheError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return parse_metadata(dump_with_checksum(about), f"{place}/zarr.json")
+    return parse_metadata(dump_with_checksum(metadata), f"{place}/zarr.json")
 
 
-def _verify_extent(place: Place, about: DatasetMetadata) -> list[Damage]:
+def _verify_extent(place: Place, metadata: DatasetMetadata) -> list[Damage]:
     try:
         extent = read_published_files(place)
     except CacheError as error:
-        return [Damage(shard=None, file=EXTENT, reason=str(error))]
+        return [Damage(shard=None, file=PUBLISHED, reason=str(error))]
     if extent is None:
-        return [] if about.layout == 1 else [Damage(shard=None, file=EXTENT, reason="is missing")]
+        return [Damage(shard=None, file=PUBLISHED, reason="is missing")]
     damaged = []
     beyond = [shard for shard in shard_numbers(place) if shard >= extent.shards]
     if beyond:
         reason = f"shows {extent.shards} shards to other programs, {beyond[-1] + 1} are there"
-        damaged.append(Damage(shard=None, file=EXTENT, reason=reason))
+        damaged.append(Damage(shard=None, file=PUBLISHED, reason=reason))
     for name, expected in extent.files.items():
         reasons = [_verify_file(place, name, expected, deep=True)]
-        if name in extent.before:
-            reasons.append(_verify_file(place, name, extent.before[name], deep=True))
+        if name in extent.previous:
+            reasons.append(_verify_file(place, name, extent.previous[name], deep=True))
         if all(reasons):
             damaged.append(Damage(shard=None, file=name, reason=str(reasons[0])))
     return damaged
 
 
 def verify_record(
-    place: Place, about: DatasetMetadata, shard: int, name: str
+    place: Place, metadata: DatasetMetadata, shard: int, name: str
 ) -> tuple[ShardRecord | None, list[Damage]]:
     """A commit record or a mark, or what is wrong with it."""
     try:
         data = place.read(name)
         if data is None:
             raise CacheError("it is gone since its folder was listed")
-        return parse_record(about, data, shard, f"{place}/{name}"), []
+        return parse_record(metadata, data, shard, f"{place}/{name}"), []
     except CacheError as error:
         return None, [Damage(shard=shard, file=name, reason=str(error))]
 
 
 def _verify_catalog(
-    place: Place, about: DatasetMetadata, records: list[ShardRecord], *, complete: bool
+    place: Place, metadata: DatasetMetadata, records: list[ShardRecord], *, complete: bool
 ) -> list[Damage]:
     """The catalog against itself and, where all ``records`` are there, against them."""
     try:
-        document = read_catalog(place, about, records)
+        document = read_catalog(place)
     except CacheError as error:
         return [Damage(shard=None, file=CATALOG, reason=str(error))]
     if document is None:
         return [Damage(shard=None, file=CATALOG, reason="is missing")] if records else []
     computed = newest_records(records)
     for entry in document.clips if complete else ():
-        if not entry.state and entry.key not in computed:
+        if entry.status is None and entry.key not in computed:
             reason = f"says that clip {entry.clip.id} has the row {entry.key or '(none)'}, which no record has"
             return [Damage(shard=None, file=CATALOG, reason=reason)]
     return []

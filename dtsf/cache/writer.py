@@ -13,7 +13,7 @@ from dtsf.cache.documents import (
     shard_numbers,
     storage_format,
 )
-from dtsf.cache.layout import ABOUT, EXTENT, array_shapes, check_record, damaged_name, record_name
+from dtsf.cache.layout import METADATA, PUBLISHED, array_shapes, check_record, damaged_name, record_name
 from dtsf.cache.remote import RemoteStore
 from dtsf.cache.seal import dump_with_checksum
 from dtsf.cache.spec import (
@@ -56,19 +56,19 @@ def create_or_open(
         compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, what is there, or none.
     """
     place = open_store(where)
-    about = DatasetMetadata(
+    metadata = DatasetMetadata(
         layout=LAYOUT,
         format=format or "zarr",
         compress=compress or "none",
         fingerprint=spec.fingerprint(),
         shard_size=shard_size,
-        info=DatasetName(dataset=info.dataset, name=info.name),
+        info=DatasetName(kind=info.kind, name=info.name),
         spec=spec,
     )
-    storage_format(about.format, about.compress)
+    storage_format(metadata.format, metadata.compress)
     array_shapes(spec)
     if place.is_empty():
-        _create(place, about)
+        _create(place, metadata)
     if not is_dataset(place):
         raise CacheError(f"{place} exists and is not a dtsf cache: choose another --cache or --name")
     held = read_metadata(place)
@@ -78,10 +78,8 @@ def create_or_open(
             f"({describe_difference(held.spec, spec)}). Use the same settings, another --name or --cache, "
             "or --overwrite to make it anew"
         )
-    if held.info.dataset != info.dataset:
-        raise CacheError(
-            f"{place} holds {held.info.dataset}, this is {info.dataset}: choose another --name, or --overwrite"
-        )
+    if held.info.kind != info.kind:
+        raise CacheError(f"{place} holds {held.info.kind}, this is {info.kind}: choose another --name, or --overwrite")
     for what, ours, asked in (("format", held.format, format), ("compression", held.compress, compress)):
         if asked is not None and asked != ours:
             raise CacheError(
@@ -91,19 +89,19 @@ def create_or_open(
     return held
 
 
-def _create(place: LocalStore | RemoteStore, about: DatasetMetadata) -> None:
+def _create(place: LocalStore | RemoteStore, metadata: DatasetMetadata) -> None:
     """Make the data set beside its place and rename it there: killed half-way, nothing blocks the next run."""
-    files = storage_format(about.format, about.compress).metadata(about, 0)
-    files[EXTENT] = dump_with_checksum(
+    files = storage_format(metadata.format, metadata.compress).published_files(metadata, 0)
+    files[PUBLISHED] = dump_with_checksum(
         PublishedFiles(shards=0, files={name: file_record(data) for name, data in files.items()})
     )
     if isinstance(place, RemoteStore):
         # What it says of itself comes last and makes it one; of two writers the first one's counts.
         for name, data in files.items():
             place.write(name, data)
-        place.create(ABOUT, dump_with_checksum(about))
+        place.create(METADATA, dump_with_checksum(metadata))
         return
-    files[ABOUT] = dump_with_checksum(about)
+    files[METADATA] = dump_with_checksum(metadata)
     building = LocalStore(place.path.with_name(f".{place.name}.creating"))
     try:
         if building.path.exists():
@@ -122,23 +120,25 @@ def _create(place: LocalStore | RemoteStore, about: DatasetMetadata) -> None:
 def extend(where: Where, n_shards: int) -> None:
     """Let other programs see ``n_shards`` shards; never fewer than before."""
     place = open_store(where)
-    about = read_metadata(place)
-    with place.claim(EXTENT):
+    metadata = read_metadata(place)
+    with place.claim(PUBLISHED):
         held = read_published_files(place) or PublishedFiles(shards=0, files={})
         n_shards = max([n_shards, held.shards, *(shard + 1 for shard in shard_numbers(place))])
-        files = storage_format(about.format, about.compress).metadata(about, n_shards)
+        files = storage_format(metadata.format, metadata.compress).published_files(metadata, n_shards)
         records = {name: file_record(data) for name, data in files.items()}
         if held.shards != n_shards or set(held.files) != set(records):
-            # Before the files: whichever of them a crash leaves as it was is right by `before`.
-            held = PublishedFiles(shards=n_shards, files=records, before=held.files)
-            place.write(EXTENT, dump_with_checksum(held))
+            # Before the files: whichever of them a crash leaves as it was is right by `previous`.
+            held = PublishedFiles(shards=n_shards, files=records, previous=held.files)
+            place.write(PUBLISHED, dump_with_checksum(held))
         for name, data in files.items():
             now = place.read(name)
             if now is None or file_record(now) != held.files[name]:
                 place.write(name, data)
         if any(held.files[name] != records[name] for name in records):
             # Another version of the HDF5 library writes the same file in other bytes.
-            place.write(EXTENT, dump_with_checksum(PublishedFiles(shards=n_shards, files=records, before=held.files)))
+            place.write(
+                PUBLISHED, dump_with_checksum(PublishedFiles(shards=n_shards, files=records, previous=held.files))
+            )
 
 
 def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
@@ -148,15 +148,15 @@ def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray
     Returns the record as it is committed: this writer's, or the other one's.
     """
     place = open_store(where)
-    about = read_metadata(place)
-    kind = storage_format(about.format, about.compress)
-    rows = {array: rows[array] for array in array_shapes(about.spec, about.layout)}
-    files, parts = kind.encode(about, record.shard, rows)
+    metadata = read_metadata(place)
+    kind = storage_format(metadata.format, metadata.compress)
+    rows = {array: rows[array] for array in array_shapes(metadata.spec)}
+    files, parts = kind.encode(metadata, record.shard, rows)
     record = record.model_copy(
-        update={"files": {name: file_record(data) for name, data in files.items()}, "parts": parts}
+        update={"files": {name: file_record(data) for name, data in files.items()}, "arrays": parts}
     )
     name = record_name(record.shard)
-    check_record(about, record, kind.data_files(about, record.shard), f"the record of shard {record.shard}")
+    check_record(metadata, record, kind.data_files(metadata, record.shard), f"the record of shard {record.shard}")
     document = dump_with_checksum(record)
     with place.claim(name):
         # The files may only be replaced while there is no record: it is a promise of their bytes.
@@ -167,7 +167,7 @@ def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray
             if not place.create(name, document):
                 held = place.read(name)
         place.remove(damaged_name(record.shard))
-    return parse_record(about, document if held is None else held, record.shard, f"{place}/{name}")
+    return parse_record(metadata, document if held is None else held, record.shard, f"{place}/{name}")
 
 
 def sweep(where: Where) -> int:
@@ -175,25 +175,23 @@ def sweep(where: Where) -> int:
     place = open_store(where)
     if isinstance(place, RemoteStore):
         return place.sweep()
-    about = read_metadata(place)
-    kind = storage_format(about.format, about.compress)
-    with place.claim(EXTENT):
+    metadata = read_metadata(place)
+    kind = storage_format(metadata.format, metadata.compress)
+    with place.claim(PUBLISHED):
         count = place.sweep()
         committed = set(shard_numbers(place))
-        for shard in _shards_with_files(place, about):
+        for shard in _shards_with_files(place, metadata):
             if shard not in committed:
-                for name in kind.data_files(about, shard):
+                for name in kind.data_files(metadata, shard):
                     if place.size(name) is not None:
                         place.remove(name)
                         count += 1
     return count
 
 
-def _shards_with_files(place: LocalStore, about: DatasetMetadata) -> set[int]:
-    if about.format == "hdf5":
+def _shards_with_files(place: LocalStore, metadata: DatasetMetadata) -> set[int]:
+    if metadata.format == "hdf5":
         names = [name.removesuffix(".h5") for name in place.names("shards") if name.endswith(".h5")]
     else:
-        names = [
-            name for array in array_shapes(about.spec, about.layout) for name in place.below(f"{array}/c").folders()
-        ]
+        names = [name for array in array_shapes(metadata.spec) for name in place.below(f"{array}/c").folders()]
     return {int(name) for name in names if name.isascii() and name.isdigit()}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.layout import AXES, ROWS, UNITS, array_shapes, fill, pad_shard
-from dtsf.cache.spec import Part
+from dtsf.cache.spec import StoredArray
 from dtsf.errors import CacheError
 
 if TYPE_CHECKING:
@@ -31,23 +31,23 @@ def chunk_file(array: str, shard: int) -> str:
     return "/".join([array, "c", str(shard), *["0"] * (len(AXES[array]) - 1)])
 
 
-def data_files(about: DatasetMetadata, shard: int) -> tuple[str, ...]:
+def data_files(metadata: DatasetMetadata, shard: int) -> tuple[str, ...]:
     """Files of one shard."""
-    return tuple(chunk_file(array, shard) for array in array_shapes(about.spec, about.layout))
+    return tuple(chunk_file(array, shard) for array in array_shapes(metadata.spec))
 
 
 def encode(
-    about: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]
-) -> tuple[dict[str, bytes], dict[str, Part]]:
+    metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]
+) -> tuple[dict[str, bytes], dict[str, StoredArray]]:
     """The shard's files, and where each array is in them."""
     files, parts = {}, {}
     for array, values in rows.items():
-        data = pad_shard(values, array, about.shard_size).tobytes()
-        if about.compress == "zstd":
+        data = pad_shard(values, array, metadata.shard_size).tobytes()
+        if metadata.compress == "zstd":
             data = bytes(_zstd().encode(data))
         name = chunk_file(array, shard)
         files[name] = data
-        parts[array] = Part(file=name, offset=0, bytes=len(data))
+        parts[array] = StoredArray(file=name, offset=0, bytes=len(data))
     return files, parts
 
 
@@ -63,25 +63,25 @@ def decode(data: memoryview, out: np.ndarray) -> None:
         raise CacheError(f"not a whole zstd frame: {error}") from error
 
 
-def metadata(about: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
+def published_files(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
     """The documents that show ``n_shards`` shards to any Zarr client."""
     # The seal is of dtsf.json's bytes and would mean nothing here.
-    attributes = about.model_dump(mode="json", exclude={"seal"})
+    attributes = metadata.model_dump(mode="json", exclude={"checksum"})
     documents: dict[str, dict[str, Any]] = {
         "zarr.json": {"zarr_format": 3, "node_type": "group", "attributes": {"dtsf": attributes}}
     }
-    for array, (shape, dtype) in array_shapes(about.spec, about.layout).items():
+    for array, (shape, dtype) in array_shapes(metadata.spec).items():
         single_byte = dtype.itemsize == 1
         codecs: list[dict[str, Any]] = [
             {"name": "bytes"} if single_byte else {"name": "bytes", "configuration": {"endian": "little"}}
         ]
-        if about.compress == "zstd":
+        if metadata.compress == "zstd":
             codecs.append({"name": "zstd", "configuration": {"level": LEVEL, "checksum": False}})
         value = fill(array, dtype)
         documents[f"{array}/zarr.json"] = {
-            "shape": [n_shards * about.shard_size, *shape],
+            "shape": [n_shards * metadata.shard_size, *shape],
             "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [about.shard_size, *shape]}},
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [metadata.shard_size, *shape]}},
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
             "fill_value": "NaN" if math.isnan(value) else value,
             "codecs": codecs,

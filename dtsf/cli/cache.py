@@ -49,8 +49,8 @@ def cache_info_command(
     for page in pages:
         screen.print(table(page.place, ("", ""), _lines(page)))
         if page.bad:
-            rows = [(one.clip.path, one.verdict, one.reason) for one in page.bad]
-            screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "verdict", "why"), rows))
+            rows = [(one.clip.path, one.status, one.reason) for one in page.bad]
+            screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "status", "why"), rows))
         for note in page.notes:
             screen.print(f"note: {note}", style="yellow")
     console().print(f"next, to look at the clips: dtsf cache info {path} --html cache.html", soft_wrap=True)
@@ -62,7 +62,7 @@ def _lines(page: DatasetPage) -> list[tuple[str, str]]:
     return [
         *([] if page.dataset == page.name else [("data set", f"{page.name} ({page.dataset})")]),
         ("clips", f"{page.clips} usable in {page.groups} groups"),
-        ("verdicts", ", ".join(f"{count} {verdict}" for verdict, count in page.verdicts.items())),
+        ("verdicts", ", ".join(f"{count} {status}" for status, count in page.verdicts.items())),
         ("groups by views", views),
         *([("views' lengths", _apart(page.views_differ_by, spec.align))] if page.views_differ_by else []),
         ("classes", _classes(page.clips_by_class)),

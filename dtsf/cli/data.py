@@ -69,8 +69,8 @@ def _print_result(result: PreprocessResult, cache: Path) -> None:
 
     screen = console()
     if result.bad:
-        rows = [(one.clip.path, one.verdict, one.reason) for one in result.bad[:40]]
-        screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "verdict", "why"), rows))
+        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:40]]
+        screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "status", "why"), rows))
         if len(result.bad) > 40:
             screen.print(f"... and {len(result.bad) - 40} more; all are in dtsf cache info {result.cache}")
     if {"timeout", "crashed"} & result.verdicts.keys():
@@ -82,7 +82,7 @@ def _print_result(result: PreprocessResult, cache: Path) -> None:
         screen.print(line)
     if result.dry_run:
         return
-    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in result.verdicts.items())
+    verdicts = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
     if result.already_done == result.clips:
         screen.print(f"nothing to do: all {result.clips} clips were done before ({verdicts})")
     else:

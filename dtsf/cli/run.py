@@ -35,7 +35,7 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
     def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
         screen.print(f"{data.info.name}, the task: {split.task}")
         screen.print(split_table(split, data.info.view_names))
-        bad = {verdict: count for verdict, count in data.verdicts.items() if verdict not in ("ok", "short")}
+        bad = {status: count for status, count in data.verdicts.items() if status not in ("ok", "short")}
         for reason, count in {**split.left_out, **bad}.items():
             screen.print(f"left out: {count} clips: {reason}", style="yellow")
         screen.print(f"{_lengths(recipe)}, run folder {run}")

@@ -72,7 +72,7 @@ def ablate(
     """
     cache, out = Path(cache), Path(out)
     data = open_dataset(cache, dataset)
-    rule = parse_protocol(protocol, data.info.dataset)
+    rule = parse_protocol(protocol, data.info.kind)
     recipe = recipe or default_recipe(data.info, data.spec, rule.name)[0]
     rows = load_table(table)
     variants = make_variants(rows, recipe, overrides)
@@ -84,7 +84,7 @@ def ablate(
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
         raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
     check_device(device)
-    split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
     variants = tuple(replace(variant, recipe=resolve(variant.recipe, data, split, init)) for variant in variants)
     tests = open_tests(cache, data, rule, split, judges)
     names = [test.summary.name for test in tests]

@@ -157,7 +157,7 @@ def reproduce_nucla(
                 data=check,
                 comparable=check.is_nucla,
                 planned=len(jobs),
-                bad_clips=dict(sorted(Counter(record.verdict for record in stage1.bad).items())),
+                bad_clips=dict(sorted(Counter(record.status for record in stage1.bad).items())),
                 too_many_bad="; ".join(part.too_many_bad for part in parts if part.too_many_bad) or None,
                 notes=notes,
                 rows=tuple(rows),
@@ -332,8 +332,8 @@ def _jobs(part: Part, out: Path, protocols: Sequence[str], seeds: Sequence[int],
     data, jobs = open_dataset(part.cache, NAME), []
     init = Path(part.settings.init) if part.settings.init else None
     for protocol in protocols:
-        rule = parse_protocol(protocol, data.info.dataset)
-        split = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+        rule = parse_protocol(protocol, data.info.kind)
+        split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
         recipe = part.settings.recipe or default_recipe(data.info, data.spec, rule.name)[0]
         settings = resolve(load_recipe(recipe, part.settings.overrides), data, split, init)
         tests = open_tests(part.cache, data, rule, split)

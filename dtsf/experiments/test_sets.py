@@ -55,7 +55,7 @@ def open_tests(
                 f"--judge {text}: {other.folder} was made with other settings than {data.folder} "
                 f"({describe_difference(other.spec, data.spec)}): preprocess it with the same settings"
             )
-        own = parse_protocol(protocol if at else "all", other.info.dataset)
+        own = parse_protocol(protocol if at else "all", other.info.kind)
         tests.append(_test(text, other, own, (data, rule, split)))
     names = [test.summary.name for test in tests]
     twice = [name for name in names if names.count(name) > 1]
@@ -68,7 +68,7 @@ def open_tests(
 
 def _test(name: str, data: CachedDataset, rule: Protocol, training: tuple[CachedDataset, Protocol, Split]) -> TestSet:
     trained_on, trained_rule, split = training
-    parts = split_clips(data.clips, rule, data.info.dataset, data.info.view_names)
+    parts = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
     same_dataset = data.info.name == trained_on.info.name
     task, note = parts.task, ""
     if not (same_dataset and rule == trained_rule):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dtsf.cache.catalog import CatalogDocument, CatalogEntry, newest_records, read_catalog
 from dtsf.cache.documents import is_dataset, read_marks, read_metadata, read_records
 from dtsf.cache.records import Frozen, part_of
+from dtsf.cache.status import Status
 from dtsf.errors import CacheError, SourceError
 from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat, partial_hash
 
@@ -90,17 +91,17 @@ def make_plan(
     done = bad = 0
     for entry in entries:
         found = computed.get(entry.key) if entry.key else None
-        if entry.state:
+        if entry.status:
             done, bad = done + 1, bad + 1
-        elif found is not None and (found[1].verdict.usable or not retry_bad):
+        elif found is not None and (found[1].status.usable or not retry_bad):
             done, bad = done + 1, bad + (found[1].row is None)
-        elif (entry.key or entry.place) in planned:
+        elif (entry.key or entry.file_version) in planned:
             done += 1
         else:
-            planned.add(entry.key or entry.place)
+            planned.add(entry.key or entry.file_version)
             missing[entry.clip.id] = by_key[entry.key] = entry.clip
-    waiting = {"state": "waiting", "reason": "not done yet: run the same dtsf preprocess again"}
-    clips = (e if e.state or e.key in computed else e.model_copy(update=waiting) for e in entries)
+    waiting = {"status": Status.WAITING, "reason": "not done yet: run the same dtsf preprocess again"}
+    clips = (e if e.status or e.key in computed else e.model_copy(update=waiting) for e in entries)
     document = CatalogDocument(info=info, clips=tuple(clips), notes=catalog.notes)
     changes = compare_catalogs(before, document).model_copy(update={"unusable": bad, "to_decode": len(missing)})
     shards = _repeat_damaged(damaged, by_key)
@@ -114,12 +115,12 @@ def finish_catalog(
     document: CatalogDocument, root: Path, computed: Mapping[str, tuple[int, ClipRecord]]
 ) -> CatalogDocument:
     """Return the catalog after the run: waiting clips get the key of their row, or the reason why they have no row."""
-    by_place = {record.source.place: record for _, record in computed.values()}
+    by_version = {record.source.file_version: record for _, record in computed.values()}
     clips = list(document.clips)
     for k, entry in enumerate(clips):
-        if entry.state == "waiting":
-            record = computed[entry.key][1] if entry.key in computed else by_place.get(entry.place)
-            found = {"key": record.key, "state": "", "reason": ""} if record else _why_not_done(entry, root)
+        if entry.status is Status.WAITING:
+            record = computed[entry.key][1] if entry.key in computed else by_version.get(entry.file_version)
+            found = {"key": record.key, "status": None, "reason": ""} if record else _why_not_done(entry, root)
             clips[k] = entry.model_copy(update=found)
     return document.model_copy(update={"clips": tuple(clips)})
 
@@ -143,7 +144,7 @@ def compare_catalogs(before: CatalogDocument | None, now: CatalogDocument) -> Ch
                 continue
             old = (same or candidates)[0]
             candidates.remove(old)
-            same_content = old.place == entry.place or (old.key != "" and old.key == entry.key)
+            same_content = old.file_version == entry.file_version or (old.key != "" and old.key == entry.key)
             counts["changed" if not same_content else "unchanged" if same else "relabelled"] += 1
     left = Counter(old.key for entries in unmatched.values() for old in entries)
     gone = left.total()
@@ -171,10 +172,10 @@ def _read_cache(folder: Where) -> tuple[list[ShardRecord], list[ShardRecord], Ca
     """Return the committed shards, the damaged shards and the last catalog."""
     if not is_dataset(folder):
         return [], [], None
-    about = read_metadata(folder)
-    records, damaged = read_records(folder, about), read_marks(folder, about)
+    metadata = read_metadata(folder)
+    records, damaged = read_records(folder, metadata), read_marks(folder, metadata)
     try:
-        before = read_catalog(folder, about, records)
+        before = read_catalog(folder)
     except CacheError:
         # The catalog is damaged. This run replaces it, and no row depends on it.
         before = None
@@ -190,14 +191,14 @@ def _identify_clips(
     for shard in shards:
         for record in shard.clips:
             source = record.source
-            known[source.path, FileStat(source.bytes, source.mtime_ns, source.listing)] = source.whole
+            known[source.path, FileStat(source.bytes, source.mtime_ns, source.listing)] = source.content_hash
             sizes.add(source.bytes)
     for entry in before.clips if before else ():
         if entry.key:
-            whole = entry.key.removesuffix(part_of(entry.clip))
-            known[entry.clip.path, FileStat(entry.bytes, entry.mtime_ns, entry.listing)] = whole
+            content = entry.key.removesuffix(part_of(entry.clip))
+            known[entry.clip.path, FileStat(entry.bytes, entry.mtime_ns, entry.listing)] = content
     stats: dict[str, FileStat] = {}
-    failures: dict[str, tuple[str, str]] = {}
+    failures: dict[str, tuple[Status, str]] = {}
     for path in dict.fromkeys(clip.path for clip in catalog.clips):
         try:
             # Text: Path objects cost seconds for ten thousand files.
@@ -220,8 +221,8 @@ def _identify_clips(
     entries = []
     for clip in catalog.clips:
         if clip.path in failures:
-            state, reason = failures[clip.path]
-            entries.append(CatalogEntry.model_validate({"clip": clip, "state": state, "reason": reason}))
+            status, reason = failures[clip.path]
+            entries.append(CatalogEntry.model_validate({"clip": clip, "status": status, "reason": reason}))
         else:
             key = hashes[clip.path] + part_of(clip) if clip.path in hashes else ""
             entries.append(CatalogEntry(clip=clip, key=key, **vars(stats[clip.path])))
@@ -248,7 +249,7 @@ def _worth_hashing(root: Path, unknown: Mapping[str, FileStat], sizes: set[int])
     return found
 
 
-def _why_not_done(entry: CatalogEntry, root: Path) -> dict[str, str]:
+def _why_not_done(entry: CatalogEntry, root: Path) -> dict[str, object]:
     path = root / entry.clip.path
     try:
         stat = file_stat(path)
@@ -257,13 +258,13 @@ def _why_not_done(entry: CatalogEntry, root: Path) -> dict[str, str]:
                 pass
     except OSError as error:
         try:
-            state, reason = classify_error(path, error)
+            status, reason = classify_error(path, error)
         except SourceError as lost:
-            state, reason = "unreachable", str(lost)
-        return {"state": state, "reason": reason}
+            status, reason = Status.UNREACHABLE, str(lost)
+        return {"status": status, "reason": reason}
     changed = stat != FileStat(entry.bytes, entry.mtime_ns, entry.listing)
     why = "it changed during the run" if changed else "it could not be read during the run"
-    return {"state": "waiting", "reason": f"{why}: run the same command again"}
+    return {"status": Status.WAITING, "reason": f"{why}: run the same command again"}
 
 
 def _repeat_damaged(damaged: Sequence[ShardRecord], by_key: Mapping[str, Clip]) -> dict[int, tuple[Clip, ...]]:

@@ -108,7 +108,7 @@ def preprocess(
     store = open_store(cache).absolute()
     folder = store.below(name)
     started = time.monotonic()
-    info = DatasetInfo(dataset=catalog.kind, name=name, class_names=catalog.class_names, view_names=catalog.view_names)
+    info = DatasetInfo(kind=catalog.kind, name=name, class_names=catalog.class_names, view_names=catalog.view_names)
     n_workers = settings.workers or default_workers(settings.encoder)
     if settings.align == "group":
         shards = read_records(folder) if is_dataset(folder) else []
@@ -120,11 +120,11 @@ def preprocess(
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
             folder.clear()
-        about = create_or_open(
+        metadata = create_or_open(
             folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
         )
         sweep(folder)
-        plan = make_plan(catalog, info, folder, about.shard_size, n_workers, retry_bad=settings.retry_bad)
+        plan = make_plan(catalog, info, folder, metadata.shard_size, n_workers, retry_bad=settings.retry_bad)
         write_catalog(folder, plan.document)
         tasks = [
             ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, settings)
@@ -157,7 +157,7 @@ def preprocess(
 
 
 def _too_many_bad(result: PreprocessResult, folder: LocalStore | RemoteStore, max_bad: float) -> BadClipsError:
-    lines = [f"{one.clip.path}: {one.verdict}: {one.reason}" for one in result.bad[:20]]
+    lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in result.bad[:20]]
     more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
     return BadClipsError(
         f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
@@ -187,7 +187,7 @@ def _dry_run(
         catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, ignore_cache=settings.overwrite
     )
     matched, bad = join(plan.document, newest_records(records))
-    bad = tuple(one for one in bad if one.verdict != "waiting")
+    bad = tuple(one for one in bad if one.status != "waiting")
     return _result(catalog, folder, plan, matched, bad, started, dry_run=True)
 
 
@@ -201,13 +201,13 @@ def _result(
     *,
     dry_run: bool,
 ) -> PreprocessResult:
-    verdicts = [record.verdict.value for _, record in matched.values() if record.row is not None]
+    verdicts = [record.status.value for _, record in matched.values() if record.row is not None]
     seconds = time.monotonic() - started
     return PreprocessResult(
         dataset=folder.name,
         clips=len(catalog.clips),
         groups=len(catalog.groups),
-        verdicts=dict(sorted(Counter([*verdicts, *(one.verdict for one in bad)]).items())),
+        verdicts=dict(sorted(Counter([*verdicts, *(one.status for one in bad)]).items())),
         seconds=seconds,
         clips_per_s=0.0 if dry_run else (len(catalog.clips) - plan.done) / seconds,
         already_done=plan.done,

@@ -59,7 +59,7 @@ class ClipCounter:
     def count(self, record: ClipRecord) -> None:
         """Count one clip."""
         self._done += 1
-        self._bad += not record.verdict.usable
+        self._bad += not record.status.usable
         if time.monotonic() - self._sent_at >= REPORT_EVERY:
             self.flush()
 
@@ -96,7 +96,7 @@ def run_tasks(
         return
     if scheduler is None and (n_workers == 1 or len(tasks) == 1):
         for task in tasks:
-            run_shard(task, lambda record: on_clips(1, not record.verdict.usable))
+            run_shard(task, lambda record: on_clips(1, not record.status.usable))
         return
     n_workers = min(n_workers, len(tasks))
     with _cluster_client(scheduler) if scheduler else _local_client(n_workers) as client:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from dtsf.cache.status import Status
 from dtsf.errors import SourceError
 
 if TYPE_CHECKING:
@@ -153,16 +154,16 @@ def partial_hash(path: Path, status: FileStat) -> str:
     return digest.hexdigest()
 
 
-def classify_error(path: Path, error: OSError) -> tuple[str, str]:
+def classify_error(path: Path, error: OSError) -> tuple[Status, str]:
     """Return (``missing`` or ``unreachable``, reason) for an error of this one file. Raises SourceError: the whole disk or
     server does not respond.
     """
     reason = error.strerror or str(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "missing", "the file does not exist"
+        return Status.MISSING, "the file does not exist"
     # The last two: a link to itself, and a name that is too long for the file system.
     if isinstance(error, PermissionError) or error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
-        return "unreachable", reason
+        return Status.UNREACHABLE, reason
     raise SourceError(
         f"{path} cannot be read: {reason}. The disk or server does not respond. Finished work is safe: run the same command "
         "again when it is back"

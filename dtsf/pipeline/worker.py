@@ -97,7 +97,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
             if identity is None:
                 continue
             if isinstance(item, VideoError):
-                record = ClipRecord(source=identity, verdict=item.verdict, row=None, reason=str(item))
+                record = ClipRecord(source=identity, status=item.status, row=None, reason=str(item))
             else:
                 frames_FHWC, facts = item
                 rows["embeddings"][used] = cells
@@ -147,7 +147,7 @@ def check_source(
         items = decode_all(decoder, requests)
         for k, (clip, record, item) in enumerate(zip(clips, records, items, strict=True), 1):
             if isinstance(item, VideoError):
-                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason=f"{item.verdict}: {item}"))
+                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason=f"{item.status}: {item}"))
             elif xxhash.xxh3_64_hexdigest(item[0].tobytes()) != record.frames_hash:
                 mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason="different pictures"))
             if on_progress is not None:
@@ -190,7 +190,9 @@ class _SourceFiles:
             return None
         self._lost = 0
         part = {name: getattr(clip, name) for name in ("path", "start", "end", "first", "last", "fps")}
-        return Source(**part, bytes=before.bytes, mtime_ns=before.mtime_ns, listing=before.listing, content=content)
+        return Source(
+            **part, bytes=before.bytes, mtime_ns=before.mtime_ns, listing=before.listing, content_hash=content
+        )
 
     def _retry(self, path: Path, read: Callable[[], T]) -> T | None:
         """Call ``read``, again after a while if the server does not respond. Return None for an error of this file alone."""

@@ -79,7 +79,7 @@ class Run:
         evaluation = evaluate(
             self.net,
             data,
-            parse_protocol(protocol or self.state.protocol, data.info.dataset),
+            parse_protocol(protocol or self.state.protocol, data.info.kind),
             seed=self.state.seed,
             split=split,
             views=views,

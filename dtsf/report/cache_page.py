@@ -68,7 +68,7 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
         "usable": len(data.clips),
         "uneven": [(n, cameras) for cameras, n in sorted(sizes.items(), reverse=True)] if len(sizes) > 1 else [],
         "facts": [
-            ("read as", data.info.dataset),
+            ("read as", data.info.kind),
             ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
             (
                 "input",
@@ -80,7 +80,7 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
         ],
         "verdicts": list(data.verdicts.items()),
         "n_records": sum(data.verdicts.values()),
-        "bad": [(one.clip.path, one.verdict, one.reason) for one in data.bad[:LISTED]],
+        "bad": [(one.clip.path, one.status, one.reason) for one in data.bad[:LISTED]],
         "more": max(0, len(data.bad) - LISTED),
         "folder": str(data.folder),
         "classes": [

@@ -98,7 +98,7 @@ def plain_strips(data: CachedDataset, clips: Sequence[Clip]) -> tuple[Strip, ...
             None,
             film_strip(pictures_THWC),
             f"frames {index_T[0]} to {index_T[-1]} of {data.records[clip.id][1].decoded_frames}"
-            + ("" if (verdict := data.records[clip.id][1].verdict.value) == "ok" else f", {verdict}"),
+            + ("" if (status := data.records[clip.id][1].status.value) == "ok" else f", {status}"),
         )
         for clip, pictures_THWC, index_T in made
     )

@@ -85,8 +85,8 @@ def probe(
     questions are answered, of how many, and the next one.
     """
     names, others = data.info.view_names, [name for name in list_datasets(cache) if name != data.info.name]
-    rule = parse_protocol(facts.evaluation.protocol, data.info.dataset)
-    split = split_clips(data.clips, rule, data.info.dataset, names)
+    rule = parse_protocol(facts.evaluation.protocol, data.info.kind)
+    split = split_clips(data.clips, rule, data.info.kind, names)
     present = {clip.view for clip in split.test}
     questions = [("only", view) for view in sorted(present)] if len(present) > 1 else []
     # With two views, one alone and the other withheld are the same question.

@@ -169,7 +169,7 @@ def _shown_clips(facts: RunFacts, data: CachedDataset) -> dict[str, list[Clip]]:
     """Group -> the clips that the judgement was given: with cross-view only the tested camera's."""
     e, names = facts.evaluation, data.info.view_names
     by_group: dict[str, list[Clip]] = {}
-    split = split_clips(data.clips, parse_protocol(e.protocol, data.info.dataset), data.info.dataset, names)
+    split = split_clips(data.clips, parse_protocol(e.protocol, data.info.kind), data.info.kind, names)
     for clip in split.test if e.split == "test" else split.train:
         if names[clip.view - 1] in e.views:
             by_group.setdefault(clip.group, []).append(clip)
@@ -193,8 +193,8 @@ def _gallery(
 def _left_out(data: CachedDataset | None) -> dict[str, Any]:
     bad = data.bad if data is not None else ()
     return {
-        "verdicts": dict(Counter(one.verdict for one in bad)),
-        "rows": [(one.clip.path, one.verdict, one.reason) for one in bad[:LISTED]],
+        "verdicts": dict(Counter(one.status for one in bad)),
+        "rows": [(one.clip.path, one.status, one.reason) for one in bad[:LISTED]],
         "more": max(0, len(bad) - LISTED),
         "known": data is not None,
         "folder": str(data.folder) if data is not None else "",

@@ -109,7 +109,7 @@ def evaluate(
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split!r} must be test or train")
     check_draws(draws, net.config, data.spec)
-    parts = split_clips(data.clips, protocol, data.info.dataset, data.info.view_names, needed=(split,))
+    parts = split_clips(data.clips, protocol, data.info.kind, data.info.view_names, needed=(split,))
     classes = classes or data.info.class_names
     known, strange = split_by_known_classes(
         parts.test if split == "test" else parts.train, data.info.class_names, classes
@@ -199,10 +199,10 @@ def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
 
 
 def _left_out(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, int]:
-    """Clips of this side of the protocol that cannot be used, by verdict. The other side's are in its own judgement."""
-    bad = {one.clip.id: one.verdict for one in data.bad}
+    """Clips of this side of the protocol that cannot be used, by status. The other side's are in its own judgement."""
+    bad = {one.clip.id: one.status for one in data.bad}
     clips = (*data.clips, *(one.clip for one in data.bad))
-    parts = split_clips(clips, protocol, data.info.dataset, data.info.view_names, needed=())
+    parts = split_clips(clips, protocol, data.info.kind, data.info.view_names, needed=())
     return dict(Counter(bad[clip.id] for clip in (parts.test if split == "test" else parts.train) if clip.id in bad))
 
 

@@ -148,7 +148,7 @@ def default_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[s
     """
     if spec.encoder == "pixels":
         return "nucla-paper", "the cache holds pixels"
-    if info.dataset == "ntu":
+    if info.kind == "ntu":
         classes = len(info.class_names)
         return ("ntu120" if classes > 60 else "ntu60"), f"NTU RGB+D with {classes} classes"
     if protocol == "cross-view":

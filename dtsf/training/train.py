@@ -93,7 +93,7 @@ def _train(
 ) -> TrainResult:
     run, seed, device, resume, init = chosen.run, chosen.seed, chosen.device, chosen.resume, chosen.init
     data = open_dataset(cache, chosen.dataset)
-    rule = parse_protocol(chosen.protocol, data.info.dataset)
+    rule = parse_protocol(chosen.protocol, data.info.kind)
     recipe, why = (chosen.recipe, "asked for") if chosen.recipe else default_recipe(data.info, data.spec, rule.name)
     settings = load_recipe(recipe, chosen.changes())
     check_recipe_fits(settings, data, rule)
@@ -101,7 +101,7 @@ def _train(
     if on_recipe is not None and world.first:
         on_recipe(recipe, why)
     split, info = exclude_classes(
-        split_clips(data.clips, rule, data.info.dataset, data.info.view_names),
+        split_clips(data.clips, rule, data.info.kind, data.info.view_names),
         data.info,
         settings.train.exclude_classes,
     )

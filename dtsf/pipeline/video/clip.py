@@ -53,7 +53,7 @@ class DecodedClip:
     """(F,) int32: index of each frame in presentation order, from 0."""
     frame_time: np.ndarray
     """(F,) float64: seconds from the first shown frame; NaN for an image folder without a frame rate."""
-    verdict: Status
+    status: Status
     """``ok`` or ``short``."""
     reason: str
     declared_frames: int
@@ -78,7 +78,7 @@ class DecodedClip:
         return facts | {
             "frame_index": self.frame_index.tolist(),
             "frame_time": [None if np.isnan(time) else time for time in self.frame_time.tolist()],
-            "verdict": self.verdict.value,
+            "status": self.status.value,
             "frames_hash": self.frames_hash,
         }
 

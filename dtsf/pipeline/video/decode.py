@@ -111,12 +111,12 @@ def decode_clip(
         from dtsf.pipeline.video.decord_reader import read_with_decord
 
         pictures = read_with_decord(path, index, np.unique(numbers), pictures)
-    verdict, reason = short_status(n_available, n_frames)
+    status, reason = short_status(n_available, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([pictures[int(k)] for k in numbers]), size, crop),
         frame_index=numbers.astype(np.int32),
         frame_time=index.ticks[numbers] * float(index.tick),
-        verdict=verdict,
+        status=status,
         reason=reason,
         declared_frames=index.declared_frames,
         decoded_frames=index.n_frames,

@@ -38,7 +38,7 @@ def serve(settings: dict[str, Any]) -> None:
                 shared[request["slot"]] = clip.frames
                 answer = clip.facts()
         except VideoError as error:
-            answer = {"error": str(error), "verdict": str(error.verdict)}
+            answer = {"error": str(error), "status": str(error.status)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

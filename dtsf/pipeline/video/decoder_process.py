@@ -157,7 +157,7 @@ class Decoder:
         except VideoError as error:
             return error
         if "error" in answer:
-            return VideoError(answer["error"], Status(answer["verdict"]))
+            return VideoError(answer["error"], Status(answer["status"]))
         return self._frames[slot], answer
 
     def _read_line(self, request: DecodeRequest, sent_at: float) -> bytes:
@@ -248,7 +248,7 @@ def decode_all(decoder: Decoder, requests: list[DecodeRequest]) -> Iterator[Item
 def _receive_all(decoder: Decoder, requests: list[DecodeRequest]) -> Iterator[Item]:
     for k, request in enumerate(requests):
         item = decoder.receive()
-        if isinstance(item, VideoError) and item.verdict == Status.CRASHED:
+        if isinstance(item, VideoError) and item.status == Status.CRASHED:
             decoder.send(request)
             item = decoder.receive()
         if k + 1 < len(requests):

@@ -41,12 +41,12 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
     frames = {int(k): _read(images[k][1], size, crop, n_frames) for k in np.unique(index)}
     if len({frame.shape for frame in frames.values()}) > 1:
         raise VideoError(f"{folder} contains images of different sizes", Status.UNREADABLE)
-    verdict, reason = short_status(n_available, n_frames)
+    status, reason = short_status(n_available, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([frames[int(k)] for k in index]), size, crop),
         frame_index=index.astype(np.int32),
         frame_time=index / span.fps if span.fps else np.full(n_frames, np.nan),
-        verdict=verdict,
+        status=status,
         reason=reason,
         declared_frames=0,
         decoded_frames=len(images),
