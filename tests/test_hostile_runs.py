@@ -326,7 +326,7 @@ def test_a_pickle_that_says_much_in_few_bytes_is_refused(tmp_path):
         held = [held, held]
     (tmp_path / "v").mkdir()
     (tmp_path / "l.pkl").write_bytes(pickle.dumps({"split": {"a_train": [held]}, "annotations": [{"frame_dir": held, "label": 1}]}))
-    with no_longer(), pytest.raises(DtsfError, match="a name is no text but list"):
+    with no_longer(), pytest.raises(DtsfError, match="a name is not text but list"):
         import_lists([tmp_path / "l.pkl"], tmp_path / "v")
 
 

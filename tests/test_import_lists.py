@@ -1,4 +1,4 @@
-"""Other projects' lists become a manifest that preprocess reads; a hostile pickle becomes an error."""
+"""Lists of other projects become a manifest; a hostile pickle becomes an error."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.import_lists import import_lists
 
 
-def test_pyskl_pickle_by_split(tmp_path):
+def test_import_lists__reads_the_chosen_splits_of_a_pyskl_pickle(tmp_path):
     stems = [f"S001C00{c}P00{p}R001A010" for p in (1, 2) for c in (1, 2, 3)]
     touch(tmp_path / "v", *(f"nturgb+d_rgb/{stem}_rgb.avi" for stem in stems[:-1]))
     document = {
@@ -23,7 +23,7 @@ def test_pyskl_pickle_by_split(tmp_path):
         ],
     }
     (tmp_path / "ntu.pkl").write_bytes(pickle.dumps(document))
-    with pytest.raises(DataError, match="say which with --split"):
+    with pytest.raises(DataError, match="choose with --split"):
         import_lists([tmp_path / "ntu.pkl"], tmp_path / "v")
     made = import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
     assert (made.rows, made.groups, made.splits, made.alone) == (5, 2, {"train": 3, "test": 2}, 0)
@@ -47,7 +47,7 @@ class Hostile:
     "content",
     [pickle.dumps(Hostile()), pickle.dumps({"split": Hostile()}), b"\x80\x04broken", pickle.dumps([1]), b"\x80"],
 )
-def test_a_pickle_is_data_or_an_error(tmp_path, monkeypatch, content):
+def test_import_lists__refuses_a_pickle_with_code(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.pkl").write_bytes(content)
     with pytest.raises(DataError, match=r"list\.pkl"):
@@ -55,7 +55,7 @@ def test_a_pickle_is_data_or_an_error(tmp_path, monkeypatch, content):
     assert not (tmp_path / "harmed").exists()
 
 
-def test_dvanet_csv_with_newlines_inside_quotes(tmp_path):
+def test_import_lists__reads_dvanet_csv_with_newlines_inside_quotes(tmp_path):
     touch(tmp_path, "a01/v01_s01_e00.avi", "a01/v02_s01_e00.avi", "a12/v01_s01_e00.avi")
     text = 'video,subject,action,viewpoint\nv01_s01_e00.avi,1,1,"v01\n"\nv02_s01_e00.avi,1,1,"v02\n"\n'
     (tmp_path / "NUMA_CV_train.csv").write_text(text)
@@ -67,7 +67,7 @@ def test_dvanet_csv_with_newlines_inside_quotes(tmp_path):
 
 
 @pytest.mark.parametrize("separator", [",", " ", "\t"])
-def test_videomamba_lines(tmp_path, separator):
+def test_import_lists__reads_videomamba_lines(tmp_path, separator):
     touch(tmp_path, "run/x y.mp4", "walk/z.mp4", "v1/z.mp4")
     (tmp_path / "val.csv").write_text(f"/else/run/x y.mp4{separator}0\nwalk/z.mp4{separator}3\n\n")
     made = import_lists([tmp_path / "val.csv"], tmp_path)
@@ -85,13 +85,13 @@ def test_videomamba_lines(tmp_path, separator):
         ("gone.avi 1\n", "none of the 1 entries has a video"),
     ],
 )
-def test_lists_of_no_known_form(tmp_path, text, message):
+def test_import_lists__refuses_an_unknown_form(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(DataError, match=message):
         import_lists([tmp_path / "list.txt"], tmp_path)
 
 
-def test_the_manifest_stands_anywhere(tmp_path):
+def test_import_lists__manifest_may_be_in_any_folder(tmp_path):
     (tmp_path / "list.txt").write_text("a.avi 1\n")
     touch(tmp_path / "v", "a.avi")
     (tmp_path / "else").mkdir()
@@ -117,7 +117,7 @@ def test_the_manifest_stands_anywhere(tmp_path):
         ("2.webm 1\nclip.MTS 0\n", {("2.webm", "1"), ("clip.MTS", "0")}),
     ],
 )
-def test_names_that_look_like_separators_and_endings_of_every_kind(tmp_path, text, found):
+def test_import_lists__finds_names_that_contain_separators(tmp_path, text, found):
     touch(tmp_path, "test.mp4", "test.avi", "run.mp4", "walk, fast/001.mp4", "2.webm", "clip.MTS")
     (tmp_path / "a_train.txt").write_text(text)
     made = import_lists([tmp_path / "a_train.txt"], tmp_path)
@@ -126,12 +126,12 @@ def test_names_that_look_like_separators_and_endings_of_every_kind(tmp_path, tex
 
 
 @pytest.mark.parametrize("text", ["0 sit down\n1 wave\n", "sit down\nwave\n", "1,wave\n0,sit down\n"])
-def test_a_label_map_gives_names(tmp_path, text):
+def test_import_lists__label_map_gives_names(tmp_path, text):
     touch(tmp_path, "a.avi", "b.avi")
     (tmp_path / "train.txt").write_text("a.avi 0\nb.avi 1\n")
     (tmp_path / "labels.txt").write_text(text)
     import_lists([tmp_path / "train.txt"], tmp_path, labels=tmp_path / "labels.txt")
     assert scan_source("manifest", tmp_path).class_names == ("sit down", "wave")
     (tmp_path / "labels.txt").write_text("sit down\n")
-    with pytest.raises(DataError, match=r"labels.txt has no name for label 1, which b.avi"):
+    with pytest.raises(DataError, match=r"labels.txt has no name for label 1 of b.avi"):
         import_lists([tmp_path / "train.txt"], tmp_path, tmp_path / "two.csv", labels=tmp_path / "labels.txt")

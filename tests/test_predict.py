@@ -15,7 +15,7 @@ import pytest
 
 import dtsf as package
 from dtsf.errors import ConfigError, DataError, DtsfError
-from dtsf.pipeline.watch import ANSWER, Watch
+from dtsf.pipeline.watch import PREDICTION, Watch
 from dtsf.report.film import FOOT, GAP, HEAD, write_film
 
 
@@ -129,10 +129,10 @@ def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, wo
     assert "1 performances named, 1 unusable" in done.stderr
     named = package.load(world / "run").predict(early)
     assert answered["label"] == named.label
-    kept = json.loads((first / ANSWER).read_text())
+    kept = json.loads((first / PREDICTION).read_text())
     assert kept["label"] == named.label
     assert len(kept["view_weights"]) == 2
-    assert not (tmp_path / "in/.hidden" / ANSWER).exists()
+    assert not (tmp_path / "in/.hidden" / PREDICTION).exists()
     shutil.copy(late, first)
     again = json.loads(dtsf(*words, cwd=tmp_path).stdout)
     assert again["performance"] == "first"
@@ -192,15 +192,15 @@ def test_performance_is_taken_only_when_its_files_no_longer_grow(tmp_path):
     writer.join()
     assert [video.name for video in arrival.videos] == ["cam2.mp4", "cam10.mp4"]
     assert arrival.seen["cam2.mp4"][0] == 800
-    assert watch.answer(arrival, {"label": "x"})
+    assert watch.write_prediction(arrival, {"label": "x"})
     assert list(Watch(tmp_path, settle=0.1, poll=0.05, once=True)) == []
-    (tmp_path / "p" / ANSWER).write_text("[]")
+    (tmp_path / "p" / PREDICTION).write_text("[]")
     again = Watch(tmp_path, settle=0.1, poll=0.05, once=True)
-    assert [again.answer(arrival, {}) for arrival in again] == [True]
+    assert [again.write_prediction(arrival, {}) for arrival in again] == [True]
 
 
 def test_watch_refuses_what_it_cannot_do(dtsf, world, tmp_path):
-    with pytest.raises(DataError, match="cannot look into"):
+    with pytest.raises(DataError, match="cannot read the folder"):
         next(iter(Watch(tmp_path / "gone")))
     refused = dtsf.refusal("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
     assert "--watch takes its videos from the folder" in refused

@@ -1,4 +1,4 @@
-"""A watched folder is filled by others: each performance is its own, whatever lies there."""
+"""A watched folder with any content: each performance is handled by itself."""
 
 import json
 import os
@@ -14,21 +14,21 @@ from hostile import listing, nothing_outside, put_in_place
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dtsf.pipeline import watch as watcher
-from dtsf.pipeline.watch import ANSWER, Watch
+from dtsf import api
+from dtsf.cli.app import app
+from dtsf.pipeline.watch import PREDICTION, Watch, predicted_videos
 
 DTSF = Path(sys.executable).with_name("dtsf")
 
 
-def watch_once(folder, **options):
-    """All arrivals, answered at once; and what was said."""
-    said = []
-    watch = Watch(folder, settle=0.05, poll=0.03, once=True, say=said.append, **options)
-    taken = {}
-    for arrival in watch:
-        taken[arrival.folder.name] = arrival
-        watch.answer(arrival, {"label": "x"})
-    return taken, said
+def watch_once(folder):
+    """Return all performances by name, each with a prediction written, and all messages."""
+    messages, found = [], {}
+    watch = Watch(folder, settle=0.05, poll=0.03, once=True, notify=messages.append)
+    for one in watch:
+        found[one.folder.name] = one
+        watch.write_prediction(one, {"label": "x"})
+    return found, messages
 
 
 def performance(folder, *names):
@@ -38,48 +38,48 @@ def performance(folder, *names):
     return folder
 
 
-def test_all_kinds_of_videos_are_taken(tmp_path):
+def test_watch__takes_all_kinds_of_videos(tmp_path):
     performance(tmp_path / "p1", "cam1.webm", "cam2.MTS", "cam10.h264", "cam3.ts", "notes.txt", "poster.jpg", "x.mp4.part")
-    taken, said = watch_once(tmp_path)
-    assert [video.name for video in taken["p1"].videos] == ["cam1.webm", "cam2.MTS", "cam3.ts", "cam10.h264"]
-    assert (taken["p1"].left, said) == ((), [])
+    found, messages = watch_once(tmp_path)
+    assert [video.name for video in found["p1"].videos] == ["cam1.webm", "cam2.MTS", "cam3.ts", "cam10.h264"]
+    assert (found["p1"].ignored, messages) == ((), [])
 
 
-def test_what_is_not_taken_is_said_once(tmp_path):
+def test_watch__names_ignored_files_once(tmp_path):
     performance(tmp_path / "p1", "cam1.mp4", "cam2.xyz")
     performance(tmp_path / "p2/camA", "a.mp4")
     performance(tmp_path / "p3", "cam1.mp4")
     (tmp_path / "p3/cam2.mp4").touch()
     (tmp_path / "loose.mp4").write_bytes(b"video")
     (tmp_path / "linked").symlink_to(tmp_path / "p1")
-    taken, said = watch_once(tmp_path)
-    assert list(taken) == ["p1"]
-    assert taken["p1"].left == ("cam2.xyz has no ending of a video",)
-    text = "\n".join(sorted(said))
+    found, messages = watch_once(tmp_path)
+    assert list(found) == ["p1"]
+    assert found["p1"].ignored == ("cam2.xyz does not have the ending of a video",)
+    text = "\n".join(sorted(messages))
     for words in (
         "linked: is a link",
-        "loose.mp4: lies in the watched folder itself",
-        "p2: no video to ask about: 1 videos in the folder camA below",
+        "loose.mp4: is in the watched folder itself",
+        "p2: no video: 1 videos in the subfolder camA",
         "p3: cam2.mp4 is empty; waiting",
     ):
         assert text.count(words) == 1, text
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link", "loop"])
-def test_a_view_that_is_no_file_is_said_of_that_performance_alone(tmp_path, kind):
+def test_watch__view_that_is_not_a_file_is_a_problem_of_its_performance(tmp_path, kind):
     performance(tmp_path / "in/bad", "cam1.mp4", "cam2.mp4")
     performance(tmp_path / "in/good", "cam1.mp4")
     (tmp_path / "secret.mp4").write_bytes(b"private")
     put_in_place(tmp_path / "in/bad/cam2.mp4", kind, tmp_path / "secret.mp4")
-    taken, _ = watch_once(tmp_path / "in")
-    assert "cam2.mp4 is" in taken["bad"].problem
-    assert taken["good"].problem == ""
+    found, _ = watch_once(tmp_path / "in")
+    assert "cam2.mp4 is" in found["bad"].problem
+    assert found["good"].problem == ""
     assert watch_once(tmp_path / "in") == ({}, [])
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "loop", "huge", "deep", "noise", "nan"])
-def test_an_answer_of_others_is_replaced_and_not_believed(tmp_path, kind):
-    file = performance(tmp_path / "in/p", "cam1.mp4", ANSWER) / ANSWER
+def test_watch__replaces_a_hostile_prediction(tmp_path, kind):
+    file = performance(tmp_path / "in/p", "cam1.mp4", PREDICTION) / PREDICTION
     (tmp_path / "victim").write_text("precious")
     if kind == "huge":
         os.truncate(file, 1 << 42)
@@ -88,88 +88,89 @@ def test_an_answer_of_others_is_replaced_and_not_believed(tmp_path, kind):
         file.write_text(content[kind])
     else:
         put_in_place(file, kind, tmp_path / "victim")
-    taken, _ = watch_once(tmp_path / "in")
-    assert list(taken) == ["p"]
+    found, _ = watch_once(tmp_path / "in")
+    assert list(found) == ["p"]
     assert json.loads(file.read_text())["label"] == "x"
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_an_answer_that_cannot_be_written_is_said_and_not_tried_again(tmp_path):
+def test_write_prediction__failure_is_not_repeated(tmp_path):
     performance(tmp_path / "bad", "cam1.mp4")
-    (tmp_path / "bad" / ANSWER / "kept").mkdir(parents=True)
+    (tmp_path / "bad" / PREDICTION / "kept").mkdir(parents=True)
     performance(tmp_path / "good", "cam1.mp4")
-    said, rounds = [], []
-    watch = Watch(tmp_path, settle=0.05, poll=0.03, say=said.append)
-    for arrival in watch:
-        rounds.append(arrival.folder.name)
-        watch.answer(arrival, {})
-        if arrival.folder.name == "late":
+    messages, names = [], []
+    watch = Watch(tmp_path, settle=0.05, poll=0.03, notify=messages.append)
+    for one in watch:
+        names.append(one.folder.name)
+        watch.write_prediction(one, {})
+        if one.folder.name == "late":
             break
-        if rounds == ["bad", "good"]:
+        if names == ["bad", "good"]:
             time.sleep(0.3)
             performance(tmp_path / "late", "cam1.mp4")
-    assert rounds == ["bad", "good", "late"]
-    assert len(said) == 1
-    assert "bad: cannot write prediction.json" in said[0]
+    assert names == ["bad", "good", "late"]
+    assert len(messages) == 1
+    assert "bad: cannot write prediction.json" in messages[0]
 
 
-def test_a_full_disk_costs_the_answer_and_not_the_watch(tmp_path, monkeypatch):
-    from dtsf.files import write as commit
+def test_write_prediction__full_disk_leaves_no_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
 
     performance(tmp_path / "p", "cam1.mp4")
-    monkeypatch.setattr(commit, "_write", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    taken, said = watch_once(tmp_path)
-    assert list(taken) == ["p"]
-    assert "No space left" in said[0]
+    monkeypatch.setattr(os, "fsync", full)
+    found, messages = watch_once(tmp_path)
+    assert list(found) == ["p"]
+    assert "No space left" in messages[0]
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["cam1.mp4"]
 
 
-def test_a_performance_that_is_removed_while_it_is_asked_about(tmp_path):
+def test_write_prediction__performance_was_removed(tmp_path):
     performance(tmp_path / "p", "cam1.mp4")
     performance(tmp_path / "q", "cam1.mp4")
-    said, names = [], []
-    watch = Watch(tmp_path, settle=0.05, poll=0.03, once=True, say=said.append)
-    for arrival in watch:
-        names.append(arrival.folder.name)
-        if arrival.folder.name == "p":
-            shutil.rmtree(arrival.folder)
-        watch.answer(arrival, {})
+    messages, names = [], []
+    watch = Watch(tmp_path, settle=0.05, poll=0.03, once=True, notify=messages.append)
+    for one in watch:
+        names.append(one.folder.name)
+        if one.folder.name == "p":
+            shutil.rmtree(one.folder)
+        watch.write_prediction(one, {})
     assert names == ["p", "q"]
     assert not (tmp_path / "p").exists()
-    assert "p: cannot write" in said[0]
+    assert "p: cannot write" in messages[0]
 
 
-def test_a_performance_that_becomes_a_link_is_not_written_through(tmp_path):
+def test_write_prediction__does_not_follow_a_performance_that_became_a_link(tmp_path):
     performance(tmp_path / "in/p", "cam1.mp4")
     (tmp_path / "elsewhere").mkdir()
     watch = Watch(tmp_path / "in", settle=0.05, poll=0.03, once=True)
-    for arrival in watch:
-        shutil.rmtree(arrival.folder)
-        arrival.folder.symlink_to(tmp_path / "elsewhere")
-        assert not watch.answer(arrival, {})
+    for one in watch:
+        shutil.rmtree(one.folder)
+        one.folder.symlink_to(tmp_path / "elsewhere")
+        assert not watch.write_prediction(one, {})
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_watched_folder_that_goes_away_is_waited_for(tmp_path):
+def test_watch__waits_for_a_folder_that_goes_away(tmp_path):
     folder = tmp_path / "in"
     performance(folder / "p", "cam1.mp4")
-    said, names = [], []
+    messages, names = [], []
 
-    def say(words):
-        said.append(words)
+    def notify(message):
+        messages.append(message)
         performance(folder / "again", "cam1.mp4")
 
-    watch = Watch(folder, settle=0.05, poll=0.03, say=say)
-    for arrival in watch:
-        names.append(arrival.folder.name)
-        watch.answer(arrival, {})
+    watch = Watch(folder, settle=0.05, poll=0.03, notify=notify)
+    for one in watch:
+        names.append(one.folder.name)
+        watch.write_prediction(one, {})
         if names == ["p"]:
             shutil.rmtree(folder)
-        if arrival.folder.name == "again":
+        if one.folder.name == "again":
             break
     assert names == ["p", "again"]
-    assert [words for words in said if "waiting" in words]
-    assert len(said) == 1
+    assert len(messages) == 1
+    assert "waiting" in messages[0]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -178,29 +179,31 @@ def test_a_watched_folder_that_goes_away_is_waited_for(tmp_path):
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["videos", "cam1.mp4", "x"]), inner, max_size=3),
     max_leaves=12,
 ).map(lambda document: json.dumps(document).encode())))  # fmt: skip
-def test_no_answer_of_others_is_trouble(tmp_path, content):
+def test_predicted_videos__any_content_is_accepted(tmp_path, content):
     folder = tmp_path / "p"
     folder.mkdir(exist_ok=True)
-    (folder / ANSWER).write_bytes(content)
+    (folder / PREDICTION).write_bytes(content)
     with nothing_outside():
-        known = watcher._answered(folder)
+        known = predicted_videos(folder)
     assert known is None or all(isinstance(value, int) for pair in known.values() for value in pair)
 
 
-def test_a_defect_of_ours_costs_one_performance(tmp_path, monkeypatch, capfd):
-    from dtsf.api import Prediction
-    from dtsf.cli.predict import _watch
-
+def test_predict_watch__internal_error_affects_one_performance(tmp_path, monkeypatch, capfd):
     for name in ("p", "q"):
         performance(tmp_path / name, "cam1.mp4")
 
     class Run:
         def predict(self, videos, **_):
             if videos[0].parent.name == "p":
-                raise ZeroDivisionError("of ours")
-            return Prediction(label="w\x1b[31m", probability=0.9, uncertainty=0.1, view_weights=(1.0,), probabilities={"w": 1})
+                raise ZeroDivisionError("a bug")
+            probabilities = {"w": 1}
+            return api.Prediction(
+                label="w\x1b[31m", probability=0.9, uncertainty=0.1, view_weights=(1.0,), probabilities=probabilities
+            )
 
-    _watch(Run(), tmp_path, 0.05, None, once=True, json_=True)
+    monkeypatch.setattr(api, "load", lambda run: Run())
+    words = ["predict", "--run", "r", "--watch", str(tmp_path), "--settle", "0.05", "--once", "--json"]
+    app(words, standalone_mode=False)
     out, err = capfd.readouterr()
     first, second = map(json.loads, out.splitlines())
     assert "ZeroDivisionError" in first["error"]
@@ -212,7 +215,7 @@ def test_a_defect_of_ours_costs_one_performance(tmp_path, monkeypatch, capfd):
 HOSTILE = ("pipe", "folder", "link", "garbage", "empty", "answer-pipe", "answer-huge", "answer-deep", "answer-folder", "many")
 
 
-def _hostile(folder, kind, video, victim):
+def make_hostile(folder, kind, video, victim):
     name = folder / "cam1.mp4"
     shutil.copy(video, name)
     if kind in ("pipe", "folder", "link"):
@@ -225,7 +228,7 @@ def _hostile(folder, kind, video, victim):
         for k in range(2, 90):
             (folder / f"cam{k}.mp4").write_bytes(b"none")
     else:
-        answer = folder / ANSWER
+        answer = folder / PREDICTION
         answer.touch()
         if kind == "answer-huge":
             os.truncate(answer, 1 << 42)
@@ -238,13 +241,13 @@ def _hostile(folder, kind, video, victim):
             (answer / "kept").touch()
 
 
-def _memory(process):
+def resident_kb(process):
     return int(next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if "VmRSS" in line).split()[1])
 
 
 @pytest.fixture
 def small_run(dtsf, make_video, tmp_path):
-    """A run that answers in milliseconds: four frames of 96 pixels."""
+    """A run that predicts in milliseconds: four frames of 96 pixels."""
     rows = ["path,label,group,view,split"]
     for k in range(4):
         make_video(tmp_path / f"v{k}.mp4", 12 + k, codec="libx264")
@@ -258,7 +261,7 @@ def small_run(dtsf, make_video, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_thousand_performances_of_which_one_in_twenty_is_hostile(small_run, tmp_path):
+def test_predict_watch__a_thousand_performances_with_fifty_hostile_ones(small_run, tmp_path):
     video, victim = tmp_path / "v0.mp4", tmp_path / "victim"
     victim.write_text("precious")
     healthy, hostile = [], {}
@@ -267,7 +270,7 @@ def test_a_thousand_performances_of_which_one_in_twenty_is_hostile(small_run, tm
         folder.mkdir(parents=True)
         if k % 20 == 10:
             hostile[folder] = HOSTILE[k // 20 % len(HOSTILE)]
-            _hostile(folder, hostile[folder], video, victim)
+            make_hostile(folder, hostile[folder], video, victim)
         else:
             shutil.copy(video, folder / "cam1.mp4")
             healthy.append(folder)
@@ -277,12 +280,12 @@ def test_a_thousand_performances_of_which_one_in_twenty_is_hostile(small_run, tm
         service = subprocess.Popen(words, stdout=out, stderr=err, env=os.environ | {"OMP_NUM_THREADS": "1"})
     sizes = []
     try:
-        # Those with an empty video are waited for, and have no answer.
+        # Performances with an empty video get no prediction.
         expected = 1000 - sum(kind == "empty" for kind in hostile.values())
         while (done := len(log.read_bytes().splitlines())) < expected:
             assert service.poll() is None, (tmp_path / "err").read_text()
             if done >= 200:
-                sizes.append(_memory(service.pid))
+                sizes.append(resident_kb(service.pid))
             time.sleep(0.5)
         service.send_signal(signal.SIGINT)
         assert service.wait(timeout=60) == 0
@@ -295,7 +298,7 @@ def test_a_thousand_performances_of_which_one_in_twenty_is_hostile(small_run, tm
     named = {answer["performance"] for answer in answers if "label" in answer}
     assert {folder.name for folder in healthy} <= named
     for folder in healthy:
-        assert json.loads((folder / ANSWER).read_text())["label"] in "ab"
+        assert json.loads((folder / PREDICTION).read_text())["label"] in "ab"
     unusable = [folder for folder, kind in hostile.items() if not kind.startswith("answer") and kind != "empty"]
     assert not {folder.name for folder in unusable} & named
     assert victim.read_text() == "precious"

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtsf.api import Prediction, Run
-    from dtsf.pipeline.watch import Arrival, Watch
+    from dtsf.pipeline.watch import Performance, Watch
 
 
 def predict_command(
@@ -123,7 +123,7 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
     before = [signal.signal(number, signal.default_int_handler) for number in ends]
     try:
         screen.print(f"watching {folder}: a subfolder a performance; Ctrl-C ends", soft_wrap=True)
-        watch = Watch(folder, settle=settle, once=once, say=_notice)
+        watch = Watch(folder, settle=settle, once=once, notify=_notice)
         _answer_all(run, watch, weights, json_, counts)
     except KeyboardInterrupt:
         screen.print("")
@@ -148,7 +148,7 @@ def _answer_all(run: Run, watch: Watch, weights: Path | None, json_: bool, count
         name = arrival.folder.name
         document = _ask(run, arrival, weights, first=not counts["named"])
         counts["unusable" if "error" in document else "named"] += 1
-        watch.answer(arrival, document)
+        watch.write_prediction(arrival, document)
         if not json_:
             if "error" in document:
                 line = words(f"{name}  ", ("unusable: ", "red"), document["error"])
@@ -156,8 +156,8 @@ def _answer_all(run: Run, watch: Watch, weights: Path | None, json_: bool, count
                 numbers = f"  probability {document['probability']:.3f}  uncertainty {document['uncertainty']:.3f}"
                 line = words(f"{name}  ", (document["label"], "bold green"), f"{numbers}  {len(arrival.videos)} views")
             results().print(line, soft_wrap=True)
-            for left in arrival.left:
-                _notice(f"{name}: {left}")
+            for message in arrival.ignored:
+                _notice(f"{name}: {message}")
             continue
         try:
             print_json({"performance": name, **document})
@@ -168,21 +168,21 @@ def _answer_all(run: Run, watch: Watch, weights: Path | None, json_: bool, count
             refused = True
 
 
-def _ask(run: Run, arrival: Arrival, weights: Path | None, *, first: bool) -> dict[str, Any]:
+def _ask(run: Run, arrival: Performance, weights: Path | None, *, first: bool) -> dict[str, Any]:
     """The prediction of a performance, or the error of one that cannot be used: one must not stop the watcher."""
     from dtsf.errors import ConfigError, DtsfError
 
-    left = {"left": list(arrival.left)} if arrival.left else {}
+    ignored = {"ignored": list(arrival.ignored)} if arrival.ignored else {}
     if arrival.problem:
-        return {"error": arrival.problem, **left}
+        return {"error": arrival.problem, **ignored}
     try:
-        return {**run.predict(arrival.videos, encoder_weights=weights).model_dump(mode="json"), **left}
+        return {**run.predict(arrival.videos, encoder_weights=weights).model_dump(mode="json"), **ignored}
     except ConfigError as error:
         # Before anything was named, it is the run that does not fit this machine.
         if first:
             raise
-        return {"error": str(error), **left}
+        return {"error": str(error), **ignored}
     except DtsfError as error:
-        return {"error": str(error), **left}
+        return {"error": str(error), **ignored}
     except Exception as error:  # noqa: BLE001  a defect of ours costs this performance, not the service
-        return {"error": f"internal error: {type(error).__name__}: {error}", **left}
+        return {"error": f"internal error: {type(error).__name__}: {error}", **ignored}

@@ -1,14 +1,13 @@
-"""A folder that receives performances: which of its subfolders are complete and not yet answered.
+"""Watch a folder for performances that are complete and have no prediction yet.
 
-Every direct subfolder is one performance, every video in it one view, in natural order of the names (cam2 before cam10).
-A subfolder is taken when its videos have kept names, sizes and times for ``settle`` seconds; the answer is written beside
-them as ``prediction.json``, which says what videos it is of. So a view that comes later, or a file that is replaced, makes
-the performance be done again, and a restart does nothing twice.
+Each direct subfolder is one performance, and each video in it is one view, in natural order of the names (cam2 before cam10). A
+performance is complete when the names, sizes and times of its videos have not changed for ``settle`` seconds. The prediction is
+stored in the subfolder as ``prediction.json``, with the names, sizes and times of the videos. So a new or replaced video causes
+a new prediction, and a restart repeats nothing.
 
-Who fills the folder is not trusted: links are followed nowhere, pipes and devices not opened, an answer of others is read with
-bounds, and what goes wrong with one performance is said once and is nothing to the others. What lies there and is not taken
-(loose videos, videos in folders below, files with other endings) is said too; names that begin with a dot, files still under
-way (``.part``, ``.tmp``) and what stands beside videos (``.txt``, ``.json``, pictures) are left alone.
+The content of the folder is not trusted. Links are not followed, pipes and devices are not opened, an old prediction is read with
+bounds, and an error in one performance does not affect the others. Each message is sent once. Names that begin with a dot,
+unfinished files (``.part``, ``.tmp``) and files that often accompany videos (``.txt``, ``.json``, pictures) cause no message.
 """
 
 from __future__ import annotations
@@ -29,66 +28,47 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-ANSWER = "prediction.json"
-ANSWER_LIMIT = 1 << 20
-"""Bytes of the largest answer that is read."""
-LISTED = 1000
-"""Names of a folder below a performance that are looked at."""
-BESIDE = (
+PREDICTION = "prediction.json"
+MAX_PREDICTION_BYTES = 1 << 20
+MAX_NAMES = 1000
+"""Names that are read in a folder inside of a performance."""
+OTHER_ENDINGS = (
     *(".part", ".tmp", ".temp", ".crdownload", ".filepart", ".lock"),
     *(".json", ".jsonl", ".txt", ".csv", ".md", ".xml", ".yaml", ".yml", ".toml", ".log", ".ini", ".srt", ".vtt"),
-    *(
-        ".jpg",
-        ".jpeg",
-        ".png",
-        ".bmp",
-        ".gif",
-        ".wav",
-        ".mp3",
-        ".aac",
-        ".flac",
-        ".m4a",
-        ".npy",
-        ".npz",
-        ".html",
-        ".pdf",
-    ),
+    *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".wav", ".mp3", ".aac", ".flac", ".m4a", ".npy", ".npz", ".html"),
+    ".pdf",
 )
-"""Endings of what stands beside videos and needs no word."""
+"""Endings of files that are ignored without a message."""
 
 Seen = dict[str, tuple[int, int]]
-"""Name of a video -> its size and time of change."""
+"""Name of a video -> its size and modification time."""
 
 
 @dataclass(frozen=True)
-class Arrival:
-    """A performance that is complete."""
+class Performance:
+    """Content of a subfolder."""
 
     folder: Path
-    videos: tuple[Path, ...]
     seen: Seen
     problem: str = ""
-    """Why it cannot be asked about, in words; empty where it can."""
-    left: tuple[str, ...] = ()
-    """What lies there and is not taken, in words."""
+    """Reason why no prediction is possible, or an empty text."""
+    ignored: tuple[str, ...] = field(default=(), compare=False)
+    """Messages about files that are not used."""
 
-
-@dataclass
-class _Look:
-    """What one look into a performance found."""
-
-    seen: Seen = field(default_factory=dict)
-    problem: str = ""
-    left: list[str] = field(default_factory=list)
+    @property
+    def videos(self) -> tuple[Path, ...]:
+        """Paths of the videos, one for each view."""
+        return tuple(self.folder / name for name in sorted(self.seen, key=natural_key))
 
 
 class Watch:
-    """Looks into a folder again and again.
+    """Iterator over the performances of a folder.
 
     Args:
-        settle: Seconds for which a performance must not have changed.
-        once: Stop when nothing is waiting any more, instead of looking on.
-        say: Called with what a person should know, once each: what is not taken, what could not be written.
+        settle: Seconds for which a performance must not change.
+        poll: Seconds between two looks at the folder.
+        once: Stop when no performance is waiting, instead of watching forever.
+        notify: Called with each message, once.
     """
 
     def __init__(
@@ -98,157 +78,146 @@ class Watch:
         settle: float = 3.0,
         poll: float = 1.0,
         once: bool = False,
-        say: Callable[[str], None] | None = None,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         self.folder, self.settle, self.poll, self.once = folder, settle, poll, once
-        self._say = say or (lambda _: None)
-        self._since: dict[str, tuple[_Look, float]] = {}
+        self._notify = notify or (lambda _: None)
+        self._waiting: dict[str, tuple[Performance, float]] = {}
+        """Performances that are not complete, and the time of their last change."""
         self._given_up: dict[str, Seen] = {}
-        """Performances whose answer cannot be written, as they were then: not done again while they stay so."""
-        self._said: dict[str, str] = {}
+        """Performances whose prediction could not be written. They are not repeated until their videos change."""
+        self._messages: dict[str, str] = {}
 
-    def __iter__(self) -> Iterator[Arrival]:
-        """Yield performances as they become complete, for ever. Raises DataError: the folder does not exist when the watch
-        begins.
-        """
-        entries = self._entries()
+    def __iter__(self) -> Iterator[Performance]:
+        """Yield each performance when it is complete. Raises DataError: the folder does not exist at the start."""
+        entries = self._list_folder(retry=False)
         while True:
             waiting = False
             for entry in entries:
-                state = self._state(entry)
-                waiting |= state is not None
-                if isinstance(state, Arrival):
-                    yield state
-            for known in (self._since, self._given_up, self._said):
+                performance = self._check(entry)
+                waiting |= performance is not None
+                if isinstance(performance, Performance):
+                    yield performance
+            for known in (self._waiting, self._given_up, self._messages):
                 for name in known.keys() - {entry.name for entry in entries} - {""}:
                     del known[name]
             if self.once and not waiting:
                 return
             time.sleep(self.poll)
-            entries = self._look_again()
+            entries = self._list_folder(retry=not self.once)
 
-    def answer(self, arrival: Arrival, document: dict[str, Any]) -> bool:
-        """Write what was said of a performance beside its videos, whole or not at all. False, and said, where that fails."""
-        videos = {name: list(status) for name, status in arrival.seen.items()}
-        file = arrival.folder / ANSWER
+    def write_prediction(self, performance: Performance, document: dict[str, Any]) -> bool:
+        """Write a prediction atomically beside its videos. On an error, send a message and return False."""
+        name = performance.folder.name
         try:
-            text = json_text(document | {"videos": videos}, indent=1)
-            # Its folder may have become a link since it was looked into.
+            text = json_text(document | {"videos": {k: list(v) for k, v in performance.seen.items()}}, indent=1)
+            # The folder may have become a link in the meantime: do not follow it.
+            file = performance.folder / PREDICTION
             write_atomically(file, text.encode(), parents=False, follow=False, error=DataError)
         except DtsfError as error:
-            self._given_up[arrival.folder.name] = arrival.seen
-            self._tell(
-                arrival.folder.name, f"cannot write {ANSWER}: {error}; it is not done again until its videos change"
-            )
+            self._given_up[name] = performance.seen
+            self._send(name, f"cannot write {PREDICTION}: {error}; it is not done again until its videos change")
             return False
         return True
 
-    def _state(self, entry: os.DirEntry[str]) -> Arrival | bool | None:
-        """The arrival if it is complete now, True while it settles, None where there is nothing to do."""
+    def _check(self, entry: os.DirEntry[str]) -> Performance | bool | None:
+        """Return the performance if it is complete, True if it may become complete soon, else None."""
         name = entry.name
-        look = self._look(entry)
-        if look is None or not (look.seen or look.problem):
-            self._since.pop(name, None)
+        found = self._read_performance(entry)
+        if (
+            found is None
+            or not (found.seen or found.problem)
+            or self._given_up.get(name) == found.seen
+            or predicted_videos(found.folder) == found.seen
+        ):
+            self._waiting.pop(name, None)
             return None
-        folder = self.folder / name
-        if self._given_up.get(name) == look.seen or _answered(folder) == look.seen:
-            self._since.pop(name, None)
-            return None
-        before, begun = self._since.get(name, (None, 0.0))
+        before, since = self._waiting.get(name, (None, 0.0))
         now = time.monotonic()
-        if before is None or (before.seen, before.problem) != (look.seen, look.problem):
-            self._since[name] = (look, now)
+        if found != before:
+            self._waiting[name] = (found, now)
             return True
-        if now - begun < self.settle:
+        if now - since < self.settle:
             return True
-        empty = [video for video, (size, _) in look.seen.items() if not size]
+        empty = [video for video, (size, _) in found.seen.items() if not size]
         if empty:
-            # Its writing has not begun.
-            self._tell(name, f"{', '.join(empty)} is empty; waiting for it")
+            self._send(name, f"{', '.join(empty)} is empty; waiting for it")
             return None
-        self._since.pop(name)
-        videos = tuple(folder / video for video in sorted(look.seen, key=natural_key))
-        return Arrival(folder, videos, look.seen, look.problem, tuple(look.left))
+        del self._waiting[name]
+        return found
 
-    def _look(self, entry: os.DirEntry[str]) -> _Look | None:
-        """What is in a performance; None where it is none, or gone while it was looked at."""
+    def _read_performance(self, entry: os.DirEntry[str]) -> Performance | None:
+        """Return the content of a subfolder. Return None for another entry, or one that was removed in the meantime."""
         try:
             if entry.is_symlink():
-                self._tell(entry.name, "is a link, which --watch does not follow")
+                self._send(entry.name, "is a link, which --watch does not follow")
                 return None
             if not entry.is_dir(follow_symlinks=False):
                 if is_video(entry.name):
-                    self._tell(entry.name, "lies in the watched folder itself: a performance is a folder in it")
+                    self._send(entry.name, "is in the watched folder itself: put each performance into a subfolder")
                 return None
-            look = _Look()
             with os.scandir(self.folder / entry.name) as files:
-                for file in sorted(files, key=lambda file: file.name):
-                    _take(look, file)
+                found = _classify_files(self.folder / entry.name, sorted(files, key=lambda file: file.name))
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
-                self._tell(entry.name, f"cannot be looked into: {error.strerror}")
+                self._send(entry.name, f"cannot be read: {error.strerror}")
             return None
-        if look.left and not look.seen and not look.problem:
-            self._tell(entry.name, f"no video to ask about: {'; '.join(look.left)}")
-        return look
+        if found.ignored and not found.seen and not found.problem:
+            self._send(entry.name, f"no video: {'; '.join(found.ignored)}")
+        return found
 
-    def _entries(self) -> list[os.DirEntry[str]]:
+    def _list_folder(self, *, retry: bool) -> list[os.DirEntry[str]]:
         try:
             with os.scandir(self.folder) as entries:
                 shown = [entry for entry in entries if not entry.name.startswith(".")]
         except OSError as error:
-            raise DataError(
-                f"cannot look into {self.folder}: {error.strerror}; --watch needs an existing folder"
-            ) from error
+            message = f"cannot read the folder {self.folder}: {error.strerror}"
+            if not retry:
+                raise DataError(f"{message}; --watch needs an existing folder") from error
+            # A file server may come back.
+            self._send("", f"{message}; waiting for it")
+            return []
+        self._messages.pop("", None)
         return sorted(shown, key=lambda entry: natural_key(entry.name))
 
-    def _look_again(self) -> list[os.DirEntry[str]]:
-        try:
-            entries = self._entries()
-        except DataError as error:
-            if self.once:
-                raise
-            # A file server that is away comes back.
-            self._tell("", f"{error}; waiting for it")
-            return []
-        self._said.pop("", None)
-        return entries
-
-    def _tell(self, name: str, words: str) -> None:
-        if self._said.get(name) != words:
-            self._said[name] = words
-            self._say(f"{name}: {words}" if name else words)
+    def _send(self, name: str, message: str) -> None:
+        if self._messages.get(name) != message:
+            self._messages[name] = message
+            self._notify(f"{name}: {message}" if name else message)
 
 
-def _take(look: _Look, file: os.DirEntry[str]) -> None:
-    """Note what one name in a performance is."""
-    name = file.name
-    if name.startswith(".") or name == ANSWER:
-        return
-    status = file.stat(follow_symlinks=False)
-    if is_video(name):
-        # What stands there counts as seen, so that it is done again when something else does.
-        look.seen[name] = (status.st_size if stat.S_ISREG(status.st_mode) else -1, status.st_mtime_ns)
-        if stat.S_ISLNK(status.st_mode):
-            look.problem = f"{name} is a link, which --watch does not follow"
+def _classify_files(folder: Path, files: list[os.DirEntry[str]]) -> Performance:
+    seen: Seen = {}
+    problem = ""
+    ignored = []
+    for file in files:
+        name = file.name
+        if name.startswith(".") or name == PREDICTION:
+            continue
+        status = file.stat(follow_symlinks=False)
+        is_file = stat.S_ISREG(status.st_mode)
+        if is_video(name):
+            # An unusable file counts as seen, so that its replacement is noticed.
+            seen[name] = (status.st_size if is_file else -1, status.st_mtime_ns)
+            if stat.S_ISLNK(status.st_mode):
+                problem = f"{name} is a link, which --watch does not follow"
+            elif not is_file:
+                problem = f"{name} is not a regular file"
         elif stat.S_ISDIR(status.st_mode):
-            look.problem = f"{name} is a folder, not a video"
-        elif not stat.S_ISREG(status.st_mode):
-            look.problem = f"{name} is no plain file"
-    elif stat.S_ISDIR(status.st_mode):
-        with os.scandir(file.path) as below:
-            found = sum(is_video(inner.name) for inner, _ in zip(below, range(LISTED), strict=False))
-        if found:
-            look.left.append(f"{found} videos in the folder {name} below: they must lie in the performance itself")
-    elif stat.S_ISREG(status.st_mode) and not name.lower().endswith(BESIDE):
-        look.left.append(f"{name} has no ending of a video")
+            with os.scandir(file.path) as below:
+                count = sum(is_video(inner.name) for inner, _ in zip(below, range(MAX_NAMES), strict=False))
+            if count:
+                ignored.append(f"{count} videos in the subfolder {name}: put them into the folder of the performance")
+        elif is_file and not name.lower().endswith(OTHER_ENDINGS):
+            ignored.append(f"{name} does not have the ending of a video")
+    return Performance(folder, seen, problem, tuple(ignored))
 
 
-def _answered(folder: Path) -> Seen | None:
-    """What the answer that lies there is of; None where there is none, or one that cannot be read."""
+def predicted_videos(folder: Path) -> Seen | None:
+    """Return the videos of the stored prediction; None if there is no valid one."""
     try:
-        data = read_file(folder / ANSWER, limit=ANSWER_LIMIT, error=DataError)
-        videos = parse_json(data, ANSWER, error=DataError)["videos"]
+        data = read_file(folder / PREDICTION, limit=MAX_PREDICTION_BYTES, error=DataError)
+        videos = parse_json(data, PREDICTION, error=DataError)["videos"]
         return {str(name): (int(size), int(changed)) for name, (size, changed) in videos.items()}
     except (DataError, ValueError, KeyError, TypeError, AttributeError):
         return None

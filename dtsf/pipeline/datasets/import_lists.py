@@ -1,12 +1,12 @@
-"""Lists that people already have, turned into a manifest: other projects' annotation files.
+"""Convert annotation lists of other projects to a manifest.
 
-======================  =====================================================================================
-mmaction2, pyskl        pickle: ``annotations`` (``frame_dir``, ``label``) and ``split``; read by a restricted unpickler
+======================  ===============================================================================================
+mmaction2, pyskl        pickle with ``annotations`` (``frame_dir``, ``label``) and ``split``; read by a restricted unpickler
 DVANet                  CSV: ``video_id,subject,action,camera,...`` (NTU) or ``video,subject,action,viewpoint`` (N-UCLA)
-VideoMamba              lines of ``path label``, separated by a comma, a tab or a space; no header
-======================  =====================================================================================
+VideoMamba              lines of ``path label``, separated by a comma, a tab or a space, without a header
+======================  ===============================================================================================
 
-Group and camera come from the file's name where it is NTU's or N-UCLA's; a name of another kind is a group of its own.
+Group and view follow from file names of NTU or N-UCLA. A file with another name is a group of its own.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import io
 import pickle
 import re
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dtsf.cache.records import Frozen
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
 from dtsf.files.write import write_atomically
-from dtsf.pipeline.datasets.list_videos import Videos, read_labels, split_lines
 from dtsf.pipeline.datasets.tables import decode_text
+from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 NTU = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
 NUCLA = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})", re.IGNORECASE)
 SPLITS = ("train", "val", "test")
-LIMIT = 1 << 30
-"""Bytes of the largest list that is read."""
+MAX_BYTES = 1 << 30
+"""Size of the largest list that is read."""
 COLUMNS = ("path", "label", "group", "view", "subject", "split")
-# What NumPy's own pickles of arrays and numbers name; anything else could run code.
+# Names in NumPy's own pickles of arrays and numbers. Any other name could run code.
 SAFE = {
     (module, name)
     for base in ("numpy.core", "numpy._core")
@@ -43,66 +43,69 @@ SAFE = {
 
 
 class ImportedList(Frozen):
-    """What became of the lists."""
+    """Result of :func:`import_lists`."""
 
     manifest: str
     rows: int
     groups: int
     splits: dict[str, int]
     missing: tuple[str, ...]
-    """Entries for which no video stands under the root; they are not in the manifest."""
+    """Entries without a video under the root. They are not in the manifest."""
     alone: int
-    """Rows whose name says neither group nor camera: each is a group of one view."""
+    """Rows without group and view in the file name. Each is a group of one view."""
     notes: tuple[str, ...] = ()
-    """What could not be looked at under the root."""
+    """Notes about the root, for example unreadable folders."""
 
 
-class _Entry(Frozen):
+class _Entry(NamedTuple):
+    """An entry of a list."""
+
     name: str
-    """Path or stem, as the list has it."""
+    """Path, or file name without ending."""
     label: str
     split: str
     subject: str = ""
     action: str = ""
-    """N-UCLA's raw action, where the name alone is not unique."""
+    """N-UCLA's action id, because its file names repeat."""
 
 
 def import_lists(
     files: Sequence[Path], root: Path, out: Path | None = None, split: str = "", labels: Path | None = None
 ) -> ImportedList:
-    """Write a manifest for the videos that lists name. Raises DataError: a list of no known form, a pickle with anything but
-    plain data, or no video found for any entry.
+    """Write a manifest of the videos in one or more lists.
 
     Args:
-        files: One or more lists. The split of one that does not say it is the word train, val or test in its name.
-        out: The manifest; ``root/manifest.csv`` if left out. Paths in it are relative where the videos are below its
-            folder.
-        split: For a pickle with several splits: the prefix to take, ``xsub`` for ``xsub_train`` and ``xsub_val``.
-        labels: A label map, whose names take the place of the lists' numbers.
+        files: The lists. Without splits inside, the split is the word train, val or test in the file name.
+        root: Folder of the videos.
+        out: The manifest, by default ``root/manifest.csv``. Its paths are relative if the videos are below its folder.
+        split: Prefix of the splits to use from a pickle: ``xsub`` for ``xsub_train`` and ``xsub_val``.
+        labels: A label map. Its names replace the numbers in the lists.
+
+    Raises:
+        DataError: A list has an unknown form, a pickle has more than plain data, or no entry has a video.
     """
     if not root.is_dir():
         raise DataError(f"the root {root} does not exist")
     out = out or root / "manifest.csv"
     if out.exists():
         raise DataError(f"{out} exists: remove it or choose another --out")
-    videos = Videos(root)
-    names = read_labels(decode_text(_bytes(labels), str(labels))[0], str(labels)) if labels else {}
+    videos = VideoIndex(root)
+    names = read_labels(decode_text(_read_bytes(labels), str(labels))[0], str(labels)) if labels else {}
     rows: list[dict[str, str]] = []
     missing: list[str] = []
     alone = 0
     for file in files:
-        for entry in _read(file, split, videos):
+        for entry in _read_list(file, split, videos):
             found = videos.find(entry.name, entry.action)
             if found is None:
                 missing.append(entry.name)
                 continue
             if names and entry.label not in names:
-                raise DataError(f"{labels} has no name for label {entry.label}, which {entry.name} of {file} has")
+                raise DataError(f"{labels} has no name for label {entry.label} of {entry.name} in {file}")
             row = _row(entry, found) | {"label": names.get(entry.label, entry.label)}
             alone += row["group"] == found
-            path = root.absolute() / found
-            beside = path.is_relative_to(out.parent.absolute())
-            row["path"] = (path.relative_to(out.parent.absolute()) if beside else path).as_posix()
+            path, folder = root.absolute() / found, out.parent.absolute()
+            row["path"] = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
             rows.append(row)
     if not rows:
         raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
@@ -111,7 +114,7 @@ def import_lists(
     writer.writeheader()
     writer.writerows(rows)
     data = stream.getvalue().encode("utf-8", "surrogateescape")
-    hint = "choose another place with --out FILE, and tell dtsf preprocess of it"
+    hint = "choose another file with --out FILE, and give it to dtsf preprocess as --root"
     write_atomically(out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}; {hint}"))
     counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "test", "")}
     return ImportedList(
@@ -125,65 +128,135 @@ def import_lists(
     )
 
 
-def _bytes(file: Path) -> bytes:
+class VideoIndex:
+    """The videos below a folder, found by the names in a list."""
+
+    def __init__(self, root: Path) -> None:
+        skipped = SkippedFiles()
+        self._by_stem: dict[str, list[str]] = {}
+        for folder, name in walk_files(root, skipped):
+            if is_video(name):
+                self._by_stem.setdefault(_stem(name), []).append(f"{folder}/{name}".lstrip("/"))
+        self.notes = skipped.notes()
+
+    def find(self, name: str, action: str = "") -> str | None:
+        """Return the path of one video; None if there is none or several. Case does not matter.
+
+        Among several, one with the same ending wins, then one with the same folders at the end of its path.
+        ``name``: path, or file name without ending. ``action``: N-UCLA's action id.
+        """
+        name = name.replace("\\", "/").lower()
+        found = self._by_stem.get(_stem(name), [])
+        if len(found) > 1 and action.isdecimal():
+            found = [path for path in found if f"a{int(action):02d}" in path.lower().split("/")[:-1]]
+        if is_video(name):
+            ending = Path(name).suffix
+            found = [path for path in found if path.lower().endswith(ending)] or found
+        folders = list(Path(name).parts[:-1])
+        while len(found) > 1 and folders:
+            found = [path for path in found if path.lower().split("/")[:-1][-len(folders) :] == folders] or found
+            folders = folders[1:]
+        return found[0] if len(found) == 1 else None
+
+
+def split_lines(lines: list[str], find: Callable[[str], str | None], where: str) -> list[tuple[str, str]]:
+    """Split lines into path and label, by the separator that finds most of the paths. Raises DataError: a line is not a path
+    and a label.
+    """
+    splitters: tuple[Callable[[str], list[str]], ...] = (
+        lambda line: [cell.strip() for cell in next(csv.reader([line]), [])],
+        *(_split_at_last(separator) for separator in ("\t", r"\s", ",", ";")),
+    )
+
+    def count_found(split: Callable[[str], list[str]]) -> int:
+        return sum(len(cells := split(line)) == 2 and find(cells[0]) is not None for line in lines)
+
+    best = max(splitters, key=count_found)
+    found = []
+    for number, line in enumerate(lines, 1):
+        cells = next((cells for split in (best, *splitters) if len(cells := split(line)) == 2), None)
+        if cells is None:
+            raise DataError(f"{where}, line {number}: {line.strip()!r} is not a path and a label")
+        found.append((cells[0], cells[1]))
+    return found
+
+
+def read_labels(text: str, where: str) -> dict[str, str]:
+    """Read a label map: lines of ``0 name`` or ``0,name``, or names alone, from label 0. Raises DataError: a repeated label."""
+    names: dict[str, str] = {}
+    for number, line in enumerate(filter(None, map(str.strip, text.splitlines()))):
+        match = re.fullmatch(r"(\d+)[\s,;]+(.+)", line)
+        label, name = match.groups() if match else (str(number), line)
+        if label in names:
+            raise DataError(f"{where}: label {label} has two names: {names[label]} and {name}")
+        names[label] = name.strip()
+    return names
+
+
+def _split_at_last(separator: str) -> Callable[[str], list[str]]:
+    pattern = re.compile(rf"{separator}+(?=[^{separator}]+$)")
+    return lambda line: [cell.strip() for cell in pattern.split(line.strip(), maxsplit=1)]
+
+
+def _stem(path: str) -> str:
+    return re.sub(r"_rgb$", "", Path(path).stem.lower())
+
+
+def _read_bytes(file: Path) -> bytes:
     if not file.is_file():
         raise DataError(f"no list at {file}")
-    return read_file(file, limit=LIMIT, error=DataError, follow=True)
+    return read_file(file, limit=MAX_BYTES, error=DataError, follow=True)
 
 
-def _read(file: Path, split: str, videos: Videos) -> list[_Entry]:
-    data = _bytes(file)
+def _read_list(file: Path, prefix: str, videos: VideoIndex) -> list[_Entry]:
+    data = _read_bytes(file)
     is_pickle = file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
-    entries = list(_read_pickle(file, data, split) if is_pickle else _read_text(file, data, videos))
+    entries = list(_read_pickle(file, data, prefix) if is_pickle else _read_text(file, data, videos))
     if not entries:
         raise DataError(f"{file} names no video")
     return entries
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every class and function but those that NumPy's arrays are made of."""
+    """Unpickler that refuses all classes and functions but those of NumPy's arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in SAFE:
-            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not plain data")
+            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not plain data")
         return super().find_class(module, name)
 
 
 def _read_pickle(file: Path, data: bytes, prefix: str) -> Iterable[_Entry]:
-    document = _load(io.BytesIO(data), file)
+    try:
+        document = _PlainUnpickler(io.BytesIO(data)).load()
+    # A pickle is a program: a broken or hostile one can raise any error.
+    except Exception as error:  # noqa: BLE001
+        raise DataError(f"{file} cannot be read as a pickle of plain data: {error}") from error
     try:
         splits: dict[str, list[str]] = document["split"]
-        # A pickle can say in a hundred bytes what would take all memory to write out: nothing but words is turned into words.
-        labels = {_word(a["frame_dir"]): str(int(a["label"])) for a in document["annotations"]}
+        labels = {_text(a["frame_dir"]): str(int(a["label"])) for a in document["annotations"]}
         chosen = {name: ids for name, ids in splits.items() if name.startswith(prefix)}
-        prefixes = sorted({name.rpartition("_")[0] for name in chosen})
-        if len(prefixes) != 1:
-            raise DataError(f"{file} has the splits {', '.join(sorted(splits))}: say which with --split xsub")
+        if len({name.rpartition("_")[0] for name in chosen}) != 1:
+            raise DataError(f"{file} has the splits {', '.join(sorted(splits))}: choose with --split, for example xsub")
         return [
-            _Entry(name=_word(stem), label=labels[_word(stem)], split=_split_word(name.rpartition("_")[2]))
+            _Entry(_text(stem), labels[_text(stem)], _split_name(name.rpartition("_")[2]))
             for name, ids in chosen.items()
             for stem in ids
         ]
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
-        raise DataError(f"{file} is not mmaction2's or pyskl's: {type(error).__name__}: {error}") from error
+        raise DataError(f"{file} is not a list of mmaction2 or pyskl: {type(error).__name__}: {error}") from error
 
 
-def _word(given: object) -> str:
-    if not isinstance(given, str):
-        raise TypeError(f"a name is no text but {type(given).__name__}")
-    return given
+def _text(value: object) -> str:
+    # Other objects are not converted: a pickle of a hundred bytes can have a text form that takes all memory.
+    if not isinstance(value, str):
+        raise TypeError(f"a name is not text but {type(value).__name__}")
+    value.encode()  # raises ValueError for text that cannot be written
+    return value
 
 
-def _load(stream: IO[bytes], file: Path) -> Any:
-    try:
-        return _PlainUnpickler(stream).load()
-    # A pickle is a program: a broken or hostile one can raise anything.
-    except Exception as error:  # noqa: BLE001
-        raise DataError(f"{file} cannot be read as a pickle of plain data: {error}") from error
-
-
-def _read_text(file: Path, data: bytes, videos: Videos) -> Iterable[_Entry]:
-    split = _split_word(next((word for word in SPLITS if word in file.stem.lower()), ""))
+def _read_text(file: Path, data: bytes, videos: VideoIndex) -> Iterable[_Entry]:
+    split = _split_name(next((word for word in SPLITS if word in file.stem.lower()), ""))
     text, _ = decode_text(data, str(file))
     lines = text.splitlines(keepends=True)
     try:
@@ -194,34 +267,29 @@ def _read_text(file: Path, data: bytes, videos: Videos) -> Iterable[_Entry]:
         entries = split_lines([line for line in lines if line.strip()], videos.find, str(file))
     except csv.Error as error:
         raise DataError(f"{file} cannot be read as text: {error}") from error
-    return [_Entry(name=name, label=label, split=split) for name, label in entries]
+    return [_Entry(name, label, split) for name, label in entries]
 
 
 def _dvanet(file: Path, row: dict[str, str], split: str) -> _Entry:
     try:
-        name = row.get("video_id") or row["video"]
-        # NTU's actions are counted from 1, N-UCLA's are the raw ids: both are kept as they are.
-        return _Entry(name=name, label=row["action"], split=split, subject=row["subject"], action=row["action"])
+        # The label is the action as written: from 1 for NTU, the action id for N-UCLA.
+        return _Entry(row.get("video_id") or row["video"], row["action"], split, row["subject"], row["action"])
     except KeyError as error:
-        raise DataError(f"{file}: the column {error} is missing; it has {', '.join(row)}") from error
+        raise DataError(f"{file}: column {error} is missing; it has {', '.join(row)}") from error
 
 
-def _split_word(word: str) -> str:
-    return {"val": "test"}.get(word, word)
+def _split_name(name: str) -> str:
+    return "test" if name == "val" else name
 
 
 def _row(entry: _Entry, path: str) -> dict[str, str]:
-    row = {"label": entry.label, "subject": entry.subject, "split": entry.split}
-    if ntu := NTU.search(Path(path).name):
-        setup, camera, person, repetition, action = ntu.groups()
-        named = {
-            "group": f"S{setup}P{person}R{repetition}A{action}",
-            "view": str(int(camera)),
-            "subject": str(int(person)),
-        }
-    elif nucla := NUCLA.search(Path(path).name):
-        view, person, episode = nucla.groups()
-        named = {"group": f"{entry.label}_s{person}_e{episode}", "view": str(int(view)), "subject": str(int(person))}
-    else:
-        named = {"group": path, "view": "1"}
-    return row | named
+    row = {"label": entry.label, "subject": entry.subject, "split": entry.split, "group": path, "view": "1"}
+    if match := NTU.search(Path(path).name):
+        setup, camera, person, repetition, action = match.groups()
+        group = f"S{setup}P{person}R{repetition}A{action}"
+        return row | {"group": group, "view": str(int(camera)), "subject": str(int(person))}
+    if match := NUCLA.search(Path(path).name):
+        view, person, episode = match.groups()
+        group = f"{entry.label}_s{person}_e{episode}"
+        return row | {"group": group, "view": str(int(view)), "subject": str(int(person))}
+    return row
