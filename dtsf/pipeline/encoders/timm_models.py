@@ -1,10 +1,9 @@
-"""Any timm model as the frame encoder: ``timm:<model>``, or ``timm:<model>@FILE`` with weights from a local file.
+"""A timm model as the frame encoder: ``timm:MODEL``, with timm's own weights or those of a local file.
 
-timm is an optional extra (``pip install 'dtsf[timm]'``), imported only here. Convolutional networks give their last map,
-vision transformers their patch tokens (class and register tokens left out); both are pooled to the grid.
+timm is an optional extra (``pip install 'dtsf[timm]'``), imported only here. Convolutional networks return their last feature map,
+vision transformers their patch tokens without class and register tokens. Both are pooled to the grid.
 
-Weights are numbers: a file is read as safetensors or by ``torch.load(weights_only=True)``, never by a pickle that may run code,
-whether it is the person's own or fetched by timm.
+Weights are read as safetensors or by ``torch.load(weights_only=True)``, also if timm downloads them. So no pickle runs code.
 """
 
 from __future__ import annotations
@@ -12,20 +11,23 @@ from __future__ import annotations
 import os
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
 from dtsf.errors import ConfigError
+from dtsf.files.read import first_line
+from dtsf.pipeline.encoders.efficientnet_lite import CPU_BATCH, GPU_BATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def timm_identity(name: str, size: int) -> str:
-    """xxh3-64 of all weights, in the order of their names. Loads the model (once a process)."""
-    state = _model(name, size).state_dict()
+def weights_hash(name: str, size: int) -> str:
+    """Return the xxh3-64 of all weights in the order of their names. Loads the model."""
+    state = load_model(name, size).state_dict()
     digest = xxhash.xxh3_64()
     for key in sorted(state):
         digest.update(key.encode())
@@ -33,99 +35,97 @@ def timm_identity(name: str, size: int) -> str:
     return digest.hexdigest()
 
 
-def timm_channels(name: str, size: int, file: str | None = None) -> int:
-    """Channels of a cell."""
-    return int(_model(name, size, file).num_features)
+def count_channels(name: str, size: int, file: str | Path | None = None) -> int:
+    """Return the number of channels of a cell. Loads the model."""
+    return int(load_model(name, size, file).num_features)
 
 
 def embed_with_timm(
-    name: str, size: int, grid: int, device: str, file: str | None = None
+    name: str, size: int, grid: int, device: str, file: str | Path | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """The timm model ``name``, with weights from ``file`` if given: float32 on a CPU, bfloat16 and channels last on a card.
+    """Return the encoder: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16.
 
-    Returns (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16.
+    ``file``: weights instead of timm's own. It computes in float32 on a CPU, in bfloat16 and channels last on a GPU.
 
-    Raises ConfigError: the model's map cannot be laid out as a square, or is coarser than the grid.
+    Raises ConfigError: the model's map is not square, or is coarser than the grid.
     """
     import torch
 
-    model = _model(name, size, file).to(device)
+    model = load_model(name, size, file).to(device)
     if device != "cpu":
         model = model.to(memory_format=torch.channels_last)
     settings = model.pretrained_cfg
     mean_311, std_311 = (torch.tensor(settings[key], device=device).view(3, 1, 1) * 255.0 for key in ("mean", "std"))
-    step = 4 if device == "cpu" else 128
-    # bfloat16, not float16: some transformers leave float16's range, and float32 weights under autocast keep the norms exact.
-    fast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
+    batch = CPU_BATCH if device == "cpu" else GPU_BATCH
+    # bfloat16, because some transformers exceed the range of float16. Autocast keeps the norms in float32.
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
 
     def embed(frames_FHWC: np.ndarray) -> np.ndarray:
-        parts = []
-        with torch.inference_mode(), fast:
-            for k in range(0, len(frames_FHWC), step):
-                x_FCHW = torch.from_numpy(frames_FHWC[k : k + step]).to(device).permute(0, 3, 1, 2).float()
+        cells = []
+        with torch.inference_mode(), autocast:
+            for k in range(0, len(frames_FHWC), batch):
+                x_FCHW = torch.from_numpy(frames_FHWC[k : k + batch]).to(device).permute(0, 3, 1, 2).float()
                 map_FCHW = _as_map(name, model, model.forward_features((x_FCHW - mean_311) / std_311), grid)
                 cells_FCGG = torch.nn.functional.adaptive_avg_pool2d(map_FCHW.float(), grid)
-                parts.append(cells_FCGG.flatten(2).transpose(1, 2).half().cpu())
-        return np.asarray(torch.cat(parts).numpy())
+                cells.append(cells_FCGG.flatten(2).transpose(1, 2).half().cpu())
+        return np.asarray(torch.cat(cells).numpy())
 
     return embed
 
 
 def _as_map(name: str, model: Any, features: Any, grid: int) -> Any:
-    """Whatever ``forward_features`` gave, as (F, C, H, W)."""
-    if features.ndim == 3:  # a transformer's tokens (F, N, C)
+    """Return the output of ``forward_features`` as (F, C, H, W)."""
+    if features.ndim == 3:  # tokens of a transformer: (F, N, C)
         features = features[:, getattr(model, "num_prefix_tokens", 0) :]
         side = round(features.shape[1] ** 0.5)
         if side * side != features.shape[1]:
-            raise ConfigError(f"--encoder timm:{name}: its {features.shape[1]} tokens are not a square")
+            raise ConfigError(f"--encoder timm:{name}: its {features.shape[1]} tokens do not form a square map")
         features = features.transpose(1, 2).unflatten(2, (side, side))
-    elif features.ndim == 4 and features.shape[1] != model.num_features:  # Swin and others: (F, H, W, C)
+    elif features.ndim == 4 and features.shape[1] != model.num_features:  # channels last, as in Swin: (F, H, W, C)
         features = features.permute(0, 3, 1, 2)
     if features.ndim != 4 or features.shape[1] != model.num_features:
-        raise ConfigError(f"--encoder timm:{name} gives features of shape {tuple(features.shape)}, not a map")
-    if features.shape[-1] < grid:
         raise ConfigError(
-            f"--encoder timm:{name}: its map is {features.shape[-1]} x {features.shape[-1]}, coarser than --grid {grid}: "
-            "choose a larger --size or a smaller --grid"
+            f"--encoder timm:{name} returns features of shape {tuple(features.shape)}, which are not a map"
+        )
+    side = features.shape[-1]
+    if side < grid:
+        raise ConfigError(
+            f"--encoder timm:{name}: its map of {side} x {side} is coarser than --grid {grid}: increase --size or reduce --grid"
         )
     return features
 
 
 @lru_cache(maxsize=2)
-def _model(name: str, size: int, file: str | None = None) -> Any:
-    """The model in evaluation mode. The only place that calls timm."""
+def load_model(name: str, size: int, file: str | Path | None = None) -> Any:
+    """Load a timm model in evaluation mode, without its classifier. Raises ConfigError: timm or the file cannot be loaded."""
     try:
         import timm
-    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError beside another build of torch
+    except (ImportError, RuntimeError) as error:  # torchvision raises RuntimeError if it does not match torch
         raise ConfigError(
-            f"--encoder timm:{name} needs timm, which cannot be imported here ({error}): pip install 'dtsf[timm]' with a "
+            f"--encoder timm:{name} needs timm, which cannot be imported ({error}): pip install 'dtsf[timm]' with a "
             "torchvision that matches torch"
         ) from error
-    # Read before the model is made: a file that is no weights is refused whatever the name.
-    weights = None if file is None else _read_weights(name, file)
-    # Transformers get the size of their pictures; convolutional networks neither need nor take it.
-    sizes: list[dict[str, Any]] = [{"img_size": size}, {}]
-    for k, extra in enumerate(sizes):
-        try:
-            with _weights_only():
-                made = timm.create_model(name, pretrained=weights is None, num_classes=0, **extra)
-        except TypeError:
-            if k + 1 == len(sizes):
-                raise
-        except Exception as error:  # noqa: BLE001 - timm raises whatever its hub, its files and its names raise
-            raise ConfigError(
-                f"--encoder timm:{name}: timm cannot make it: {error}. With weights from a file: timm:{name}@FILE"
-            ) from error
-        else:
-            if weights is not None:
-                _fill(name, made, weights, str(file))
-            return made.eval()
-    raise AssertionError("unreachable")
+    # Before the model, so that an unsafe file is refused whatever the name.
+    weights = None if file is None else _read_weights(Path(file))
+    options = {"pretrained": weights is None, "num_classes": 0}
+    try:
+        with _weights_only():
+            try:
+                model = timm.create_model(name, img_size=size, **options)
+            except TypeError:  # convolutional networks have no input size
+                model = timm.create_model(name, **options)
+    except Exception as error:  # noqa: BLE001 - timm has no common base of its errors
+        raise ConfigError(
+            f"--encoder timm:{name}: timm cannot create it: {error}; for your own weights use --encoder-weights FILE"
+        ) from error
+    if weights is not None:
+        _set_weights(name, model, weights, file)
+    return model.eval()
 
 
 @contextmanager
 def _weights_only() -> Iterator[None]:
-    """Within, ``torch.load`` unpickles nothing but tensors, whatever its caller says: timm itself asks for the other."""
+    """Make every ``torch.load`` inside the block safe, because timm calls it with ``weights_only=False``."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -138,30 +138,28 @@ def _weights_only() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _read_weights(name: str, file: str) -> dict[str, Any]:
-    """Tensors by name, out of the wrappers that training programs put around them."""
+def _read_weights(file: Path) -> dict[str, Any]:
+    """Read tensors by name, also from the dictionaries in which training programs store them."""
     import torch
     from safetensors.torch import load_file
 
     try:
-        if file.endswith(".safetensors"):
+        if file.suffix == ".safetensors":
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    # What is no checkpoint, or a pickle that would run code, raises whatever its first odd byte leads to.
-    except Exception as error:  # noqa: BLE001
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--encoder timm:{name}: {file} holds no weights that can be read safely: {first}") from error
+    except Exception as error:  # noqa: BLE001 - the errors of a damaged or unsafe file have no common base
+        raise ConfigError(f"--encoder-weights {file}: it cannot be read safely as weights: {first_line(error)}") from error
     for wrapper in ("state_dict_ema", "state_dict", "model_ema", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise ConfigError(f"--encoder timm:{name}: {file} holds no tensors by name")
+        raise ConfigError(f"--encoder-weights {file}: it contains no tensors by name")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 
 
-def _fill(name: str, model: Any, weights: dict[str, Any], file: str) -> None:
-    """Load, the classifier left out: the encoder has none."""
+def _set_weights(name: str, model: Any, weights: dict[str, Any], file: str | Path | None) -> None:
+    """Set a model's weights, except those of the classifier, which the encoder does not have."""
     classifiers = model.pretrained_cfg.get("classifier") or ()
     heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
     kept = {key: value for key, value in weights.items() if not key.startswith(tuple(f"{head}." for head in heads))}
@@ -169,4 +167,4 @@ def _fill(name: str, model: Any, weights: dict[str, Any], file: str) -> None:
         model.load_state_dict(kept)
     except RuntimeError as error:
         lines = " ".join(str(error).split())
-        raise ConfigError(f"--encoder timm:{name}: the weights in {file} are another model's: {lines[:300]}") from error
+        raise ConfigError(f"--encoder-weights {file} does not fit timm:{name}: {lines[:300]}") from error

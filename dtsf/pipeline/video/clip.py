@@ -95,7 +95,7 @@ def reencode_hint(path: Path) -> str:
     return f"try to re-encode it: ffmpeg -i {path.name} -c:v libx264 {path.stem}_new.mp4"
 
 
-def first_line(error: BaseException) -> str:
+def short_message(error: BaseException) -> str:
     """Return the first line of an FFmpeg or Pillow error, without error number, file name and source position."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     text = lines[0].split("]", 1)[-1]

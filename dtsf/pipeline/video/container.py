@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import first_line, reencode_hint
+from dtsf.pipeline.video.clip import reencode_hint, short_message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,7 +34,7 @@ def open_video(path: Path) -> Any:
         # "file:" because a name may contain a colon; the white list because a playlist may name a network address.
         container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path} cannot be opened: {first_line(error)}", Status.UNREADABLE) from error
+        raise VideoError(f"{path} cannot be opened: {short_message(error)}", Status.UNREADABLE) from error
     if PLAYLISTS & set(container.format.name.split(",")):
         container.close()
         raise VideoError(f"{path} is a list of other files ({container.format.name}), not a video", Status.UNREADABLE)

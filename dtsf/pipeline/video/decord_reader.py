@@ -12,7 +12,7 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
-from dtsf.pipeline.video.clip import first_line
+from dtsf.pipeline.video.clip import short_message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,7 +60,7 @@ def read_with_decord(
         frames = reader.get_batch([int(k) for k in numbers]).asnumpy()[:, :, :width]
     except (decord.DECORDError, RuntimeError, IndexError, OSError) as error:
         raise VideoError(
-            f"{path}: decord cannot decode it: {first_line(error)}; use --decoder pyav", Status.UNREADABLE
+            f"{path}: decord cannot decode it: {short_message(error)}; use --decoder pyav", Status.UNREADABLE
         ) from error
     finally:
         # An idle reader continues to decode in the background and uses more and more memory.

@@ -10,7 +10,7 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import first_line, reencode_hint
+from dtsf.pipeline.video.clip import reencode_hint, short_message
 from dtsf.pipeline.video.container import select_stream
 from dtsf.pipeline.video.index import NO_TIME, Packets, VideoIndex
 
@@ -72,7 +72,7 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
                     kept = None
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path}: reading stops after {len(rows)} packets: {first_line(error)}; {reencode_hint(path)}",
+            f"{path}: reading stops after {len(rows)} packets: {short_message(error)}; {reencode_hint(path)}",
             Status.UNREADABLE,
         ) from error
     tick, form, context = Fraction(stream.time_base), container.format.name, stream.codec_context

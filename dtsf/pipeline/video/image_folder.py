@@ -11,7 +11,7 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import DecodedClip, first_line, segment_centres, short_status
+from dtsf.pipeline.video.clip import DecodedClip, segment_centres, short_message, short_status
 from dtsf.pipeline.video.container import MAX_PIXELS
 from dtsf.pipeline.video.crop import check_clip_size, cut_square, size_to_decode
 
@@ -122,4 +122,4 @@ def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
             check_clip_size(file, target, n_frames)
             return np.asarray(upright.convert("RGB").resize(target, Image.Resampling.BILINEAR))
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{file} cannot be read: {first_line(error)}", Status.UNREADABLE) from error
+        raise VideoError(f"{file} cannot be read: {short_message(error)}", Status.UNREADABLE) from error

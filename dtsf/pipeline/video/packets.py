@@ -6,7 +6,7 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from dtsf.pipeline.video.clip import first_line
+from dtsf.pipeline.video.clip import short_message
 from dtsf.pipeline.video.container import open_video
 from dtsf.pipeline.video.index import NO_TIME, VideoIndex
 
@@ -66,7 +66,7 @@ class PacketSource:
             try:
                 frames = context.decode(packet)
             except av.FFmpegError as error:
-                self.errors[number] = first_line(error)
+                self.errors[number] = short_message(error)
                 continue
             for frame in frames:
                 last = last + 1 if frame.pts is None else frame.pts
