@@ -25,7 +25,7 @@ SECONDS = 5.0
 PACKAGES = {
     "dtsf": ("dtsf", True, "make setup"),
     "av": ("av", True, "pip install av"),
-    "decord": ("decord2", False, "for --decoder decord: pip install decord2"),
+    "decord": ("decord2", False, "for --decoder decord: pip install 'dtsf[decord]'"),
     "dask": ("dask", True, "pip install dask distributed"),
     "zarr": ("zarr", True, "pip install 'zarr>=3.1'"),
     "hdf5": ("h5py", True, "pip install h5py"),
