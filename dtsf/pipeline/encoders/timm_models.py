@@ -149,7 +149,9 @@ def _read_weights(file: Path) -> dict[str, Any]:
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - the errors of a damaged or unsafe file have no common base
-        raise ConfigError(f"--encoder-weights {file}: it cannot be read safely as weights: {first_line(error)}") from error
+        raise ConfigError(
+            f"--encoder-weights {file}: it cannot be read safely as weights: {first_line(error)}"
+        ) from error
     for wrapper in ("state_dict_ema", "state_dict", "model_ema", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
