@@ -63,7 +63,7 @@ def weights_hash(net: str) -> str:
 def file_hash(file: str | Path) -> str:
     """Return the xxh3-64 of a file."""
     with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, xxhash.xxh3_64).hexdigest()  # type: ignore[arg-type]
+        return hashlib.file_digest(stream, xxhash.xxh3_64).hexdigest()
 
 
 def embed_with_torch(net: str, stride: int, grid: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
