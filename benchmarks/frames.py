@@ -2,15 +2,18 @@
 
 Every frame shows its own number as nine black or white squares. The program ffmpeg (not the library in PyAV) decodes each file
 in order, as a player does. The requested frames are at the centres of equal shares of that time. Usual scripts are compared:
-decord's ``get_batch``, OpenCV's ``CAP_PROP_POS_FRAMES``, PyAV's ``seek`` without decoding on to the frame.
+decord's ``get_batch``, OpenCV's ``CAP_PROP_POS_FRAMES``, PyAV's ``seek`` without decoding on to the frame, torchcodec in its exact
+mode.
 
     python benchmarks/frames.py --json
     python benchmarks/frames.py --only avi,cut --keep DIR
+    python benchmarks/frames.py --only avi,cut --keep DIR --draw-only    # JSON: the frames that a player shows, by file
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -37,13 +40,19 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--only", default="", help="parts of names, joined by commas")
     parser.add_argument("--keep", type=Path, help="folder for the drawn files; existing files are not drawn again")
+    parser.add_argument("--draw-only", action="store_true", help="draw the files, and print their frames as JSON")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     words = [word for word in arguments.only.split(",") if word]
     cases = [case for case in CASES if not words or any(word in case.name for word in words)]
     with tempfile.TemporaryDirectory() as folder:
-        document = judge_all(cases, arguments.keep or Path(folder), arguments.frames, peers=not arguments.no_peers)
+        files, not_drawn = draw_all(cases, arguments.keep or Path(folder), arguments.frames)
+        if arguments.draw_only:
+            print(json.dumps(files))
+            return
+        document = read_all(files, arguments.keep or Path(folder), arguments.frames, peers=not arguments.no_peers)
+    document["not_drawn"] = not_drawn
     if arguments.json:
         print(json.dumps({key: value for key, value in document.items() if key != "rows"}))
         return
@@ -55,61 +64,64 @@ def main() -> None:
     print(json.dumps({key: value for key, value in document.items() if key != "rows"}, indent=1))
 
 
-def judge_all(cases: list[Case], folder: Path, n_frames: int, *, peers: bool) -> dict[str, Any]:
-    """Draw all files and read them with every reader."""
+def draw_all(cases: list[Case], folder: Path, n_frames: int) -> tuple[dict[str, Any], list[str]]:
+    """Draw the files. Return the ``shown`` and ``expected`` frame numbers by name, and the names that ffmpeg cannot write."""
     folder.mkdir(parents=True, exist_ok=True)
-    readers: dict[str, Callable[[Path, int], list[int]]] = {"dtsf": read_dtsf}
-    if peers:
-        readers |= {"decord": read_decord, "pyav_seek": read_pyav_seek}
-        try:
-            import cv2  # noqa: F401
-        except ImportError:
-            print("OpenCV is not installed and is left out: pip install opencv-python-headless", file=sys.stderr)
-        else:
-            readers["opencv"] = read_opencv
-    totals = {name: Counter(wrong_files=0, wrong_frames=0, refused=0) for name in readers}
-    rows: dict[str, dict[str, str]] = {}
+    files: dict[str, Any] = {}
     not_drawn = []
     for case in cases:
         path = folder / case.name
-        if not path.exists() and not draw(case, path):
+        shown = read_player(path, case) if path.exists() or draw(case, path) else []
+        if shown:
+            files[case.name] = {"shown": shown, "expected": expected_frames(case, path, shown, n_frames)}
+        else:
             not_drawn.append(case.name)
-            continue
-        right = frames_to_keep(case, path, n_frames)
-        if not right:  # a container without support for the codec
-            not_drawn.append(case.name)
-            continue
-        rows[case.name] = {}
+    return files, not_drawn
+
+
+def read_all(files: dict[str, Any], folder: Path, n_frames: int, *, peers: bool) -> dict[str, Any]:
+    """Read all files with every reader, and count wrong frames."""
+    readers: dict[str, Callable[[Path, int], list[int]]] = {"dtsf": read_dtsf}
+    if peers:
+        readers |= {"decord": read_decord, "pyav_seek": read_pyav_seek}
+        for module, package, read in (
+            ("cv2", "opencv-python-headless", read_opencv),
+            ("torchcodec", "torchcodec", read_torchcodec),
+        ):
+            if importlib.util.find_spec(module):
+                readers[{"cv2": "opencv"}.get(module, module)] = read
+            else:
+                print(f"{module} is not installed and is left out: pip install {package}", file=sys.stderr)
+    totals = {name: Counter(wrong_files=0, wrong_frames=0, refused=0) for name in readers}
+    rows: dict[str, dict[str, str]] = {}
+    for file, found in files.items():
+        rows[file] = {}
         for name, read in readers.items():
             try:
-                numbers = read(path, n_frames)
+                numbers = read(folder / file, n_frames)
             except Exception as error:  # noqa: BLE001 - another reader may raise anything
                 totals[name]["refused"] += 1
-                rows[case.name][name] = "refused"
+                rows[file][name] = "refused"
                 if name == "dtsf":
-                    print(f"{case.name}: {error}", file=sys.stderr)
+                    print(f"{file}: {error}", file=sys.stderr)
                 continue
-            wrong = sum(a != b for a, b in zip(numbers, right, strict=True))
+            wrong = sum(a != b for a, b in zip(numbers, found["expected"], strict=True))
             totals[name]["wrong_frames"] += wrong
             totals[name]["wrong_files"] += wrong > 0
-            rows[case.name][name] = str(wrong)
+            rows[file][name] = str(wrong)
             if name == "dtsf" and wrong:
-                print(f"{case.name}: {numbers} instead of {right}", file=sys.stderr)
+                print(f"{file}: {numbers} instead of {found['expected']}", file=sys.stderr)
     return {
         "files": len(rows),
         "frames": n_frames * len(rows),
         **totals["dtsf"],
         "peers": {name: dict(total) for name, total in totals.items() if name != "dtsf"},
-        "not_drawn": not_drawn,
         "rows": rows,
     }
 
 
-def frames_to_keep(case: Case, path: Path, n_frames: int) -> list[int]:
+def expected_frames(case: Case, path: Path, shown: list[int], n_frames: int) -> list[int]:
     """Return the numbers of the frames that a player shows at the centres of equal shares of the clip's time."""
-    shown = [number for number in read_player(path, case) if number >= 0]
-    if not shown:
-        return []
     begin = len(shown) - 1
     while begin and (shown[begin - 1] < shown[begin] or case.is_garbled):
         begin -= 1
@@ -130,7 +142,8 @@ def read_player(path: Path, case: Case) -> list[int]:
     words = ["ffmpeg", "-v", "quiet", "-i", path, "-map", f"0:v:{case.stream}", "-fps_mode", "passthrough"]
     words += ["-vf", "scale=96:96", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     raw = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, check=False).stdout
-    return [number_of(picture) for picture in np.frombuffer(raw, np.uint8).reshape(-1, 96, 96, 3)]
+    numbers = [number_of(picture) for picture in np.frombuffer(raw, np.uint8).reshape(-1, 96, 96, 3)]
+    return [number for number in numbers if number >= 0]
 
 
 def number_of(square: np.ndarray) -> int:
@@ -188,6 +201,16 @@ def read_pyav_seek(path: Path, n_frames: int) -> list[int]:
             container.seek(int(moment / stream.time_base) + (stream.start_time or 0), stream=stream)
             numbers.append(number_of(middle(next(container.decode(stream)).to_ndarray(format="rgb24"))))
     return numbers
+
+
+def read_torchcodec(path: Path, n_frames: int) -> list[int]:
+    """Torchcodec in its exact mode: the frames played at each time."""
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(str(path), dimension_order="NHWC", seek_mode="exact")
+    begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
+    moments = begin + (np.arange(n_frames) + 0.5) * (end - begin) / n_frames
+    return [number_of(middle(frame)) for frame in decoder.get_frames_played_at(moments.tolist()).data.numpy()]
 
 
 def centres(total: int, n_frames: int) -> np.ndarray:

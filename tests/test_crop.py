@@ -1,4 +1,4 @@
-"""Which square of a clip is embedded: around what moves, and the middle where that says nothing."""
+"""Square crops: around the motion, or the centre where there is none or too much."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ SMALL = {"encoder": "efficientnet-lite0", "frames": 3, "size": 96, "grid": 6}
 
 
 def actor(height, width, tall, x, feet, n_frames=8):
-    """A grey body of ``tall`` pixels that sways over a textured wall, its arm going up. (F, H, W, 3) uint8."""
+    """Draw a grey body of ``tall`` pixels that sways in front of a textured wall and raises an arm: (F, H, W, 3) uint8."""
     wall = np.random.default_rng(0).integers(80, 120, (height, width, 3), np.uint8)
     frames = np.repeat(wall[None], n_frames, 0)
     for k, frame in enumerate(frames):
@@ -28,14 +28,14 @@ def actor(height, width, tall, x, feet, n_frames=8):
     return frames
 
 
-def furnished():
-    """A room full of things, (240, 320, 3) uint8."""
+def texture():
+    """Return a strong texture, (240, 320, 3) uint8."""
     things = np.random.default_rng(3).integers(0, 255, (12, 16, 3), np.uint8)
     return things.repeat(20, 0).repeat(20, 1)
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from(CROPS))
-def test_size_to_decode_keeps_the_aspect(width, height, crop):
+def test_size_to_decode__keeps_the_aspect_ratio(width, height, crop):
     w, h = size_to_decode(width, height, 192, crop)
     short = min(width, height)
     assert min(w, h) == (192 if crop == "centre" else max(192, min(short, 384)))
@@ -44,51 +44,49 @@ def test_size_to_decode_keeps_the_aspect(width, height, crop):
 
 @pytest.mark.parametrize("tall", [90, 120, 180])
 @pytest.mark.parametrize("x", [30, 150])
-def test_an_actor_fills_the_same_square_at_any_size_and_place(tall, x):
-    frames = actor(240, 320, tall, x, feet=220)
-    cut = cut_square(frames, 96, "motion").astype(int)
+def test_cut_square__actor_fills_the_square_at_any_size_and_position(tall, x):
+    cut = cut_square(actor(240, 320, tall, x, feet=220), 96, "motion").astype(int)
     assert cut.shape == (8, 96, 96, 3)
     body = (cut[0, ..., 0] > 190).any(1).nonzero()[0]
-    # A square is 1.1 times the actor's height, so 87 of 96 rows; places are told to 2 of 240 pixels, sway blurs the edge.
+    # A square is 1.1 times the actor's height: 87 of 96 rows. Motion is located within 2 of 240 pixels; swaying blurs the edge.
     smallest = 240 * 0.5
     assert abs((body[-1] - body[0] + 1) - 96 * tall / max(1.1 * tall, smallest)) <= 6
     assert abs((body[-1] + body[0]) / 2 - 47.5) <= 4
 
 
-def test_the_square_is_that_of_the_whole_clip_and_frames_are_not_moved_against_each_other():
+def test_cut_square__is_the_same_in_all_frames():
     frames = actor(240, 320, 120, 60, feet=200)
     square = motion_square(frames)
-    cut = cut_square(frames, square.side, "motion")
-    np.testing.assert_array_equal(
-        cut, frames[:, square.top : square.top + square.side, square.left : square.left + square.side]
-    )
+    expected = frames[:, square.top : square.top + square.side, square.left : square.left + square.side]
+    np.testing.assert_array_equal(cut_square(frames, square.side, "motion"), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "frames"),
+    "frames",
     [
-        ("nothing moves", actor(120, 160, 60, 40, 100, 1)),
-        ("one frame, repeated", np.repeat(actor(120, 160, 60, 40, 100, 1), 4, 0)),
-        ("noise alone", np.random.default_rng(1).normal(128, 20, (8, 240, 320, 3)).clip(0, 255).astype(np.uint8)),
-        ("the camera pans", np.stack([np.roll(furnished(), 9 * k, 1) for k in range(8)])),
-        ("everything flickers", np.stack([np.full((120, 160, 3), 60 * k, np.uint8) for k in range(4)])),
+        pytest.param(actor(120, 160, 60, 40, 100, 1), id="one-frame"),
+        pytest.param(np.repeat(actor(120, 160, 60, 40, 100, 1), 4, 0), id="repeated-frame"),
+        pytest.param(
+            np.random.default_rng(1).normal(128, 20, (8, 240, 320, 3)).clip(0, 255).astype(np.uint8), id="noise"
+        ),
+        pytest.param(np.stack([np.roll(texture(), 9 * k, 1) for k in range(8)]), id="panning-camera"),
+        pytest.param(np.stack([np.full((120, 160, 3), 60 * k, np.uint8) for k in range(4)]), id="flicker"),
     ],
 )
-def test_the_middle_is_taken_where_motion_says_nothing(name, frames):
+def test_cut_square__is_the_centre_without_usable_motion(frames):
     assert motion_square(frames) is None
     np.testing.assert_array_equal(cut_square(frames, 96, "motion"), cut_square(frames, 96, "centre"))
 
 
-def test_noise_of_the_camera_does_not_widen_the_square():
+def test_motion_square__camera_noise_does_not_enlarge_it():
     clean = actor(240, 320, 120, 60, feet=200)
     noise = np.random.default_rng(2).normal(0, 6, clean.shape)
-    noisy = (clean + noise).clip(0, 255).astype(np.uint8)
-    one, other = motion_square(clean), motion_square(noisy)
+    one, other = motion_square(clean), motion_square((clean + noise).clip(0, 255).astype(np.uint8))
     assert abs(one.side - other.side) <= 12
     assert abs(one.top + one.side / 2 - other.top - other.side / 2) <= 8
 
 
-def test_beyond_the_picture_its_edge_is_repeated():
+def test_cut_square__repeats_the_edge_beyond_the_picture():
     frames = actor(240, 320, 235, 10, feet=238)
     square = motion_square(frames)
     assert square.side > 240
@@ -102,7 +100,7 @@ def test_beyond_the_picture_its_edge_is_repeated():
 @given(
     st.integers(1, 5), st.integers(1, 90), st.integers(1, 90), st.integers(8, 40), st.integers(0, 10**6)
 )
-def test_any_clip_gives_the_size_asked_for(n_frames, height, width, size, seed):
+def test_cut_square__any_clip_gives_the_requested_size(n_frames, height, width, size, seed):
     rng = np.random.default_rng(seed)
     frames = np.repeat(rng.integers(0, 255, (1, height, width, 3), np.uint8), n_frames, 0)
     top, left = rng.integers(0, height), rng.integers(0, width)
@@ -115,17 +113,19 @@ def test_any_clip_gives_the_size_asked_for(n_frames, height, width, size, seed):
         assert round(0.5 * short) <= square.side <= round(1.25 * short)
 
 
-def test_decoded_clips_are_cut(make_video, tmp_path):
+def test_decode_clip__crops_the_frames(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", 24, 320, 240)
     motion, centre = (decode_clip(path, 4, 96, crop=crop) for crop in CROPS)
     assert motion.frames.shape == centre.frames.shape == (4, 96, 96, 3)
     assert motion.frame_index.tolist() == centre.frame_index.tolist()
 
 
-def test_crop_is_part_of_what_a_cache_is(make_video, tmp_path):
+def test_preprocess__crop_is_part_of_the_fingerprint(make_video, tmp_path):
     make_video(tmp_path / "v/c0.avi", 9)
     clip = Clip(id="c0", path="c0.avi", label=0, raw_label="0", group="g", view=1)
-    catalog = SourceCatalog(kind="nucla", root=tmp_path / "v", clips=(clip,), class_names=("x",), view_names=("1",))
+    catalog = SourceCatalog(
+        kind="nucla", root=tmp_path / "v", clips=(clip,), class_names=("x",), view_names=("1",)
+    )
     preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, crop="centre", workers=1))
     with pytest.raises(FingerprintError, match="crop: centre in the cache, motion asked for"):
         preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, workers=1))

@@ -1,4 +1,7 @@
-"""Clips from video files: frames, sizes, parts, verdicts."""
+"""Clips from video files and image folders: sampling, sizes, spans, status of damaged files."""
+
+import struct
+import wave
 
 import numpy as np
 import pytest
@@ -6,36 +9,39 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dtsf.cache.records import Status
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import Span, segment_centres
 from dtsf.pipeline.video.container import declared_size
 from dtsf.pipeline.video.decode import decode_clip, probe
 
 
+def status_of(path, n_frames=4, size=96, match=None, **options):
+    """Return the status of a clip that is refused."""
+    with pytest.raises(VideoError, match=match) as raised:
+        decode_clip(path, n_frames, size, **options)
+    return raised.value.status
+
+
 @given(st.integers(1, 5000), st.integers(1, 64))
-def test_segment_centres_stay_inside_and_in_order(n_frames, n_samples):
+def test_segment_centres__are_sorted_and_one_per_segment(n_frames, n_samples):
     index = segment_centres(n_frames, n_samples)
     assert index.shape == (n_samples,)
-    assert index[0] >= 0
-    assert index[-1] < n_frames
-    assert (np.diff(index) >= 0).all()
     if n_frames < n_samples:
         assert index.tolist() == [*range(n_frames), *[n_frames - 1] * (n_samples - n_frames)]
-    else:
-        # Each sample lies in its own segment [i n / F, (i + 1) n / F), in whole numbers.
-        for i, frame in enumerate(index.tolist()):
-            assert i * n_frames // n_samples <= frame < -(-(i + 1) * n_frames // n_samples)
-        assert len(set(index.tolist())) == n_samples
+        return
+    for i, frame in enumerate(index.tolist()):
+        assert i * n_frames // n_samples <= frame < -(-(i + 1) * n_frames // n_samples)
+    assert len(set(index.tolist())) == n_samples
 
 
-def test_segment_centres_values():
+def test_segment_centres__values():
     assert segment_centres(12, 4).tolist() == [1, 4, 7, 10]
     with pytest.raises(ValueError, match="n_frames"):
         segment_centres(0, 4)
 
 
-def test_whole_clip_is_ok(make_video, tmp_path):
+def test_decode_clip__whole_file_is_ok(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", 40, 320, 240)
     assert (probe(path).declared_frames, probe(path).rate) == (40, 30)
     clip = decode_clip(path, 8, 192)
@@ -45,13 +51,13 @@ def test_whole_clip_is_ok(make_video, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(33, 47), (47, 33), (240, 320), (1920, 1080), (2, 2), (16, 900)])
-def test_odd_and_portrait_sizes(make_video, tmp_path, size):
+def test_decode_clip__odd_and_portrait_sizes(make_video, tmp_path, size):
     clip = decode_clip(make_video(tmp_path / "a.avi", 3, *size), 4, 96)
     assert clip.frames.shape == (4, 96, 96, 3)
     assert clip.status is Status.SHORT
 
 
-def test_one_frame_clip_is_short_and_repeated(make_video, tmp_path):
+def test_decode_clip__short_clip_repeats_its_last_frame(make_video, tmp_path):
     clip = decode_clip(make_video(tmp_path / "a.avi", 1), 4, 96)
     assert (clip.status, clip.frame_index.tolist(), clip.decoded_frames) == (Status.SHORT, [0, 0, 0, 0], 1)
     assert (clip.frames == clip.frames[0]).all()
@@ -59,29 +65,34 @@ def test_one_frame_clip_is_short_and_repeated(make_video, tmp_path):
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
-def test_cut_avi_is_truncated_not_short(make_video, cut_file, tmp_path, share):
+def test_decode_clip__cut_avi_is_truncated(make_video, cut_file, tmp_path, share):
     whole = make_video(tmp_path / "whole.avi", 105, 320, 240)
-    with pytest.raises(VideoError, match=r"declares \d+ bytes but has \d+: it was cut off") as raised:
-        decode_clip(cut_file(whole, tmp_path / "cut.avi", share), 16, 192)
-    assert raised.value.status == Status.TRUNCATED
-    # Written by what could not go back to note the size: the number of frames still tells.
-    data = bytearray((tmp_path / "cut.avi").read_bytes())
+    cut = cut_file(whole, tmp_path / "cut.avi", share)
+    assert status_of(cut, match=r"declares \d+ bytes but has \d+: it was cut off") == Status.TRUNCATED
+    # A writer that cannot seek back leaves no size. The number of frames still reveals the cut.
+    data = bytearray(cut.read_bytes())
     data[4:8] = bytes(4)
-    (tmp_path / "cut.avi").write_bytes(data)
-    with pytest.raises(VideoError, match=r"declares 3\.50 s but ends at \d\.\d\d s: it was cut off") as raised:
-        decode_clip(tmp_path / "cut.avi", 16, 192)
-    assert raised.value.status == Status.TRUNCATED
+    cut.write_bytes(data)
+    assert status_of(cut, match=r"declares 3\.50 s but ends at \d\.\d\d s: it was cut off") == Status.TRUNCATED
 
 
-def test_container_that_declares_nothing_is_no_truncation(make_video, tmp_path):
+@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
+def test_decode_clip__file_cut_anywhere_is_refused(make_video, cut_file, tmp_path, ending):
+    whole = make_video(tmp_path / f"whole.{ending}", 40, codec="mpeg4" if ending == "avi" else "libx264")
+    assert decode_clip(whole, 8, 96).status == Status.OK
+    assert declared_size(whole) <= whole.stat().st_size
+    for percent in range(1, 100, 7):
+        cut = cut_file(whole, tmp_path / f"cut.{ending}", percent / 100)
+        assert status_of(cut, 8) in (Status.TRUNCATED, Status.UNREADABLE)
+
+
+def test_decode_clip__container_without_a_frame_count_is_not_truncated(make_video, tmp_path):
     path = make_video(tmp_path / "a.mkv", 20, codec="libx264")
     assert probe(path).declared_frames == 0
     assert decode_clip(path, 4, 96).status is Status.OK
 
 
-def test_unreadable_files(tmp_path):
-    import wave
-
+def test_decode_clip__files_without_video_are_unreadable(tmp_path):
     (tmp_path / "text.avi").write_text("not a video " * 50)
     (tmp_path / "empty.avi").touch()
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
@@ -89,63 +100,38 @@ def test_unreadable_files(tmp_path):
         sound.writeframes(bytes(16000))
     (tmp_path / "folder").mkdir()
     for name in ("text.avi", "empty.avi", "sound.wav", "folder", "missing.avi"):
-        with pytest.raises(VideoError, match=name) as raised:
-            decode_clip(tmp_path / name, 4, 96)
-        assert raised.value.status == Status.UNREADABLE
+        assert status_of(tmp_path / name, match=name) == Status.UNREADABLE
 
 
-@pytest.mark.parametrize("rotation", [90, -90])
-def test_rotated_video_keeps_its_aspect(make_video, tmp_path, rotation):
-    """A 320x240 picture shown turned is 240x320: the red quarter is 160 of 320 high, the whole crop 240."""
-    path = make_video(tmp_path / "a.mp4", 4, 320, 240, rotation=rotation)
-    frame = decode_clip(path, 2, 96).frames[0].astype(int)
-    red = (frame[..., 0] > 150) & (frame[..., 1] < 100)
-    # Of 128 rows the middle 96 are kept: the red half of 64 rows loses 16. Squashed, it would have 48 by 64 or so.
-    assert abs(red.any(axis=1).sum() - 48) <= 2
-    assert abs(red.any(axis=0).sum() - 48) <= 2
+def test_decode_clip__full_check_refuses_flagged_frames(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", 60, 320, 240)
+    assert decode_clip(path, 8, 96, check="full").status == Status.OK
+    data = bytearray(path.read_bytes())
+    for position in range(len(data) // 3, len(data) // 2, 97):
+        data[position] ^= 0x55
+    (tmp_path / "flipped.avi").write_bytes(data)
+    assert status_of(tmp_path / "flipped.avi", 8, check="full") == Status.CORRUPT
 
 
-def test_start_and_end(make_video, tmp_path):
+def test_decode_clip__start_and_end(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", 60)
     clip = decode_clip(path, 5, 96, span=Span(start=0.5, end=1.0))
     assert clip.frame_index.tolist() == [16, 19, 22, 25, 28]
     assert decode_clip(path, 5, 96, span=Span(start=1.9)).status is Status.SHORT
-    with pytest.raises(VideoError, match=r"starts at 3 s, the video ends at 2\.00 s"):
-        decode_clip(path, 5, 96, span=Span(start=3.0))
-    with pytest.raises(VideoError, match="before it starts"):
-        decode_clip(path, 5, 96, span=Span(start=0.5, end=0.2))
+    status_of(path, match=r"starts at 3 s, the video ends at 2\.00 s", span=Span(start=3.0))
+    status_of(path, match="before it starts", span=Span(start=0.5, end=0.2))
 
 
-def test_frame_folder_is_sorted_by_number(tmp_path):
-    for number in (10, 9, 100):
-        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"frame_{number}_tc_5_rgb.jpg", quality=100)
-    (tmp_path / "frame_9_tc_5_depth.png").write_bytes(b"")
-    (tmp_path / "fileList.txt").write_text("9 5")
-    clip = decode_clip(tmp_path, 3, 32)
-    assert np.abs(clip.frames[:, 16, 16, 0].astype(int) - [9, 10, 100]).max() <= 3
-    with pytest.raises(VideoError, match="need its frame rate"):
-        decode_clip(tmp_path, 3, 32, span=Span(start=1.0))
-    Image.new("RGB", (60, 30)).save(tmp_path / "frame_11_tc_5_rgb.jpg")
-    with pytest.raises(VideoError, match="images of different sizes"):
-        decode_clip(tmp_path, 4, 32)
-    (tmp_path / "frame_11_tc_5_rgb.jpg").write_bytes(b"broken")
-    with pytest.raises(VideoError, match="frame_11"):
-        decode_clip(tmp_path, 4, 32)
+def test_decode_clip__common_times_of_two_frame_rates(make_video, tmp_path):
+    """Behind its end, a view repeats its last frame."""
+    span = Span(start=0.5, end=1.5, common=True)
+    fast = decode_clip(make_video(tmp_path / "a.mp4", 60, codec="libx264", fps=30), 5, 64, span=span)
+    slow = decode_clip(make_video(tmp_path / "b.mp4", 14, codec="libx264", fps=10), 5, 64, span=span)
+    assert fast.frame_index.tolist() == [18, 24, 30, 36, 42]
+    assert slow.frame_index.tolist() == [6, 8, 10, 12, 13]
 
 
-@pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
-def test_a_file_cut_anywhere_is_never_taken_for_whole_or_for_short(make_video, cut_file, tmp_path, ending):
-    whole = make_video(tmp_path / f"whole.{ending}", 40, codec="mpeg4" if ending == "avi" else "libx264")
-    assert decode_clip(whole, 8, 96).status == Status.OK
-    assert declared_size(whole) <= whole.stat().st_size
-    for percent in range(1, 100, 7):
-        cut = cut_file(whole, tmp_path / f"cut.{ending}", percent / 100)
-        with pytest.raises(VideoError) as raised:
-            decode_clip(cut, 8, 96)
-        assert raised.value.status in (Status.TRUNCATED, Status.UNREADABLE)
-
-
-def test_sizes_that_no_one_declared_are_not_held_against_a_file(tmp_path):
+def test_declared_size__of_headers_with_and_without_a_size(tmp_path):
     file = tmp_path / "x"
     for data in (b"", b"RIFF\0\0\0\0AVI ", b"\x1a\x45\xdf\xa3\x80\x18\x53\x80\x67\x01" + b"\xff" * 7, b"noise" * 9):
         file.write_bytes(data)
@@ -157,7 +143,7 @@ def test_sizes_that_no_one_declared_are_not_held_against_a_file(tmp_path):
 
 
 @given(st.binary(max_size=80))
-def test_any_bytes_can_be_asked_for_their_declared_size(tmp_path_factory, data):
+def test_declared_size__accepts_any_bytes(tmp_path_factory, data):
     file = tmp_path_factory.getbasetemp() / "any"
     for head in (b"", b"RIFF", b"\x1a\x45\xdf\xa3", b"\0\0\0\x18ftyp"):
         file.write_bytes(head + data)
@@ -165,25 +151,82 @@ def test_any_bytes_can_be_asked_for_their_declared_size(tmp_path_factory, data):
         assert size is None or size >= 0
 
 
-def test_full_check_refuses_frames_that_the_codec_flags(make_video, tmp_path):
-    whole = make_video(tmp_path / "whole.avi", 60, 320, 240)
-    assert decode_clip(whole, 8, 96, check="full").status == Status.OK
-    data = bytearray(whole.read_bytes())
-    for position in range(len(data) // 3, len(data) // 2, 97):
-        data[position] ^= 0x55
-    (tmp_path / "flipped.avi").write_bytes(data)
-    with pytest.raises(VideoError) as raised:
-        decode_clip(tmp_path / "flipped.avi", 8, 96, check="full")
-    assert raised.value.status == Status.CORRUPT
+def test_decode_clip__huge_frames_are_unreadable_and_take_no_memory(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", 4, codec="rawvideo")  # a raw codec cannot contradict the header
+    data = path.read_bytes()
+    at = data.index(b"strf") + 12
+    for side in (65535, 20000):
+        path.write_bytes(data[:at] + struct.pack("<ii", side, side) + data[at + 8 :])
+        assert status_of(path) == Status.UNREADABLE
+    for number, size in enumerate([(16000, 16000), (9000, 9000)], 1):
+        Image.new("L", size).save(tmp_path / f"0000{number}.png")
+        span = Span(first=number, last=number)
+        assert status_of(tmp_path, 1, match="too large|bomb", span=span) == Status.UNREADABLE
 
 
-@pytest.mark.parametrize("width", [24, 32, 36, 48, 72, 96, 144, 192, 288])
-def test_no_width_is_refused_on_any_processor(make_video, tmp_path, width):
-    """decord returns rows that FFmpeg padded as further channels: which widths that concerns depends on the processor."""
-    path = make_video(tmp_path / "a.avi", 3, width, 640)
-    clip = decode_clip(path, 3, width)
-    assert clip.frames.shape == (3, width, width, 3)
-    # The red quarter ends in the middle: nothing is shifted, and no padding is seen.
-    row = clip.frames[0, 0].astype(int)
-    assert (row[: width // 2 - 3, 0] > 150).all()
-    assert (row[width // 2 + 3 :, 0] < 150).all()
+def test_decode_clip__extreme_aspect_ratio_is_refused(tmp_path):
+    Image.new("RGB", (60000, 8)).save(tmp_path / "1.png")
+    status_of(tmp_path, 16, 192, match="too large")
+
+
+def test_decode_clip__colon_in_a_name_works_and_playlists_are_refused(make_video, tmp_path):
+    assert decode_clip(make_video(tmp_path / "a:b.avi", 6), 4, 64).status == "ok"
+    playlist = tmp_path / "list.avi"
+    playlist.write_text(f"ffconcat version 1.0\nfile {tmp_path / 'a:b.avi'}\n")
+    assert status_of(playlist) == Status.UNREADABLE
+
+
+def test_decode_clip__container_without_its_header_is_not_a_raw_stream(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", 60, 320, 240)
+    path.write_bytes(bytes(2048) + path.read_bytes()[2048:])
+    assert status_of(path) == Status.UNREADABLE
+
+
+def test_decode_clip__messages_end_with_a_command_and_name_no_source_file(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", 30, codec="libx264")
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat") + 4
+    data[begin + 8 : begin + (len(data) - begin) // 2] = bytes((len(data) - begin) // 2 - 8)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="ffmpeg -i") as raised:
+        decode_clip(path, 30, 96)
+    assert ".c" not in str(raised.value).replace("-c:v", "")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["img_00009.jpg", "img_00010.jpg", "img_00100.jpg"],
+        ["frame_9_tc_70_rgb.jpg", "frame_10_tc_80_rgb.jpg", "frame_100_tc_90_rgb.jpg"],
+        ["9.png", "10.png", "100.png"],
+        ["S01_cam2-9.PNG", "S01_cam2-10.PNG", "S01_cam2-100.PNG"],
+    ],
+)
+def test_image_folder__is_in_natural_order_and_cut_by_numbers_or_seconds(tmp_path, names):
+    for k, name in enumerate(names, 1):
+        Image.new("RGB", (96, 72), (70 * k, 0, 0)).save(tmp_path / name, quality=100)
+    (tmp_path / "frame_9_tc_5_depth.png").write_bytes(b"")
+    (tmp_path / "fileList.txt").write_text("9 5")
+
+    def decoded(n_frames, **span):
+        clip = decode_clip(tmp_path, n_frames, 96, span=Span(**span))
+        return clip, [round(shade / 70) for shade in clip.frames[..., 0].mean((1, 2))]
+
+    clip, order = decoded(3)
+    assert order == [1, 2, 3]
+    assert np.isnan(clip.frame_time).all()
+    assert decoded(2, first=10)[1] == [2, 3]
+    assert decoded(2, last=10)[1] == [1, 2]
+    timed, order = decoded(1, start=1.0, end=1.5, fps=2.0)
+    assert (order, timed.frame_time.tolist(), timed.duration) == ([3], [1.0], 1.5)
+    status_of(tmp_path, match="need its frame rate", span=Span(start=1.0))
+
+
+def test_image_folder__refuses_mixed_names_mixed_sizes_and_broken_images(tmp_path):
+    for name in ("a_1.png", "a_2.png", "b_1.png", "b_2.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    status_of(tmp_path, match=r"2 images each of a_#\.png and b_#\.png")
+    Image.new("RGB", (60, 30)).save(tmp_path / "a_3.png")
+    status_of(tmp_path, match="images of different sizes")
+    (tmp_path / "a_3.png").write_bytes(b"broken")
+    status_of(tmp_path, match=r"a_3\.png cannot be read")
