@@ -18,7 +18,7 @@ import numpy as np
 
 from dtsf.pipeline.video.clip import segment_centres
 from dtsf.pipeline.video.crop import size_to_decode
-from dtsf.pipeline.video.decode import decode_clip, probe
+from dtsf.pipeline.video.decode import decode_clip
 
 WORDS = {
     "h264": ("mp4", ["-c:v", "libx264", "-preset", "veryfast", "-g", "250"]),
@@ -68,10 +68,12 @@ def read_ours(path: Path, n_frames: int) -> float:
 
 def read_decord(path: Path, n_frames: int) -> float:
     """Return the core-seconds of decord alone, at the same size, without checks."""
+    import av
     import decord
 
-    index = probe(path)
-    width, height = size_to_decode(index.width, index.height, 192, "centre")
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        width, height = size_to_decode(context.width, context.height, 192, "centre")
     begun = time.process_time()
     reader = decord.VideoReader(str(path), num_threads=1, width=width, height=height)
     reader.get_batch(segment_centres(len(reader), n_frames)).asnumpy()

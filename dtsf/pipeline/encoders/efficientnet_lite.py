@@ -66,21 +66,24 @@ def file_hash(file: str | Path) -> str:
         return hashlib.file_digest(stream, xxhash.xxh3_64).hexdigest()
 
 
+def in_batches(embed: Callable[[np.ndarray], np.ndarray], batch: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Return ``embed`` for any number of frames, computed ``batch`` frames at a time."""
+    return lambda x_FHWC: np.concatenate([embed(part) for part in np.split(x_FHWC, range(batch, len(x_FHWC), batch))])
+
+
 def embed_with_torch(net: str, stride: int, grid: int, device: str) -> Callable[[np.ndarray], np.ndarray]:
     """Return the encoder in PyTorch: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16."""
     import torch
 
     network = build_network(net, stride, grid).to(device)
-    batch = CPU_BATCH if device == "cpu" else GPU_BATCH
     if device != "cpu":
         network = network.half().to(memory_format=torch.channels_last)
 
     def embed(frames_FHWC: np.ndarray) -> np.ndarray:
-        batches = np.split(frames_FHWC, range(batch, len(frames_FHWC), batch))
         with torch.inference_mode():
-            return np.concatenate([network(torch.from_numpy(frames).to(device)).cpu().numpy() for frames in batches])
+            return np.asarray(network(torch.from_numpy(frames_FHWC).to(device)).cpu().numpy())
 
-    return embed
+    return in_batches(embed, CPU_BATCH if device == "cpu" else GPU_BATCH)
 
 
 def embed_with_onnx(net: str, stride: int, size: int, grid: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -92,12 +95,7 @@ def embed_with_onnx(net: str, stride: int, size: int, grid: int) -> Callable[[np
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     file = exported_file(net, stride, size, grid)
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    def embed(frames_FHWC: np.ndarray) -> np.ndarray:
-        batches = np.split(frames_FHWC, range(CPU_BATCH, len(frames_FHWC), CPU_BATCH))
-        return np.concatenate([session.run(None, {"frames": frames})[0] for frames in batches])
-
-    return embed
+    return in_batches(lambda frames_FHWC: np.asarray(session.run(None, {"frames": frames_FHWC})[0]), CPU_BATCH)
 
 
 def exported_file(net: str, stride: int, size: int, grid: int) -> Path:

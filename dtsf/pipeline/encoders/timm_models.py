@@ -19,7 +19,7 @@ import xxhash
 
 from dtsf.errors import ConfigError
 from dtsf.files.read import first_line
-from dtsf.pipeline.encoders.efficientnet_lite import CPU_BATCH, GPU_BATCH
+from dtsf.pipeline.encoders.efficientnet_lite import CPU_BATCH, GPU_BATCH, in_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,21 +56,17 @@ def embed_with_timm(
         model = model.to(memory_format=torch.channels_last)
     settings = model.pretrained_cfg
     mean_311, std_311 = (torch.tensor(settings[key], device=device).view(3, 1, 1) * 255.0 for key in ("mean", "std"))
-    batch = CPU_BATCH if device == "cpu" else GPU_BATCH
     # bfloat16, because some transformers exceed the range of float16. Autocast keeps the norms in float32.
     autocast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
 
     def embed(frames_FHWC: np.ndarray) -> np.ndarray:
-        cells = []
         with torch.inference_mode(), autocast:
-            for k in range(0, len(frames_FHWC), batch):
-                x_FCHW = torch.from_numpy(frames_FHWC[k : k + batch]).to(device).permute(0, 3, 1, 2).float()
-                map_FCHW = _as_map(name, model, model.forward_features((x_FCHW - mean_311) / std_311), grid)
-                cells_FCGG = torch.nn.functional.adaptive_avg_pool2d(map_FCHW.float(), grid)
-                cells.append(cells_FCGG.flatten(2).transpose(1, 2).half().cpu())
-        return np.asarray(torch.cat(cells).numpy())
+            x_FCHW = torch.from_numpy(frames_FHWC).to(device).permute(0, 3, 1, 2).float()
+            map_FCHW = _as_map(name, model, model.forward_features((x_FCHW - mean_311) / std_311), grid)
+            cells_FCGG = torch.nn.functional.adaptive_avg_pool2d(map_FCHW.float(), grid)
+            return np.asarray(cells_FCGG.flatten(2).transpose(1, 2).half().cpu().numpy())
 
-    return embed
+    return in_batches(embed, CPU_BATCH if device == "cpu" else GPU_BATCH)
 
 
 def _as_map(name: str, model: Any, features: Any, grid: int) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_status
-from dtsf.pipeline.video.container import declared_size, open_video
+from dtsf.pipeline.video.container import open_video
 from dtsf.pipeline.video.crop import FrameScaler, cut_square
 from dtsf.pipeline.video.demux import read_index
 from dtsf.pipeline.video.frames import IndexCorrected, decode_wanted
@@ -143,7 +143,6 @@ def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | 
     if key in _last_index:
         return _last_index[key], None
     index, packets = read_index(container, path)
-    _check_whole(path, index)
     index = _drop_cut_frames(PacketSource(container, index, packets), index)
     _last_index.clear()
     _last_index[key] = index
@@ -152,29 +151,6 @@ def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | 
 
 _last_index: dict[tuple[Path, int, int], VideoIndex] = {}
 """Index of the last file, so that a file with many clips is indexed once."""
-
-
-def _check_whole(path: Path, index: VideoIndex) -> None:
-    """Raise VideoError if a file has fewer bytes, packets or seconds than it declares."""
-    declared, n_bytes, n_packets = declared_size(path), path.stat().st_size, len(index.packets)
-    hint = (
-        "it was cut off; copy it again, or keep the readable part: "
-        f"ffmpeg -i {path.name} -c copy {path.stem}_short{path.suffix}"
-    )
-    # Some writers count a few bytes of padding without writing them.
-    if declared is not None and declared - n_bytes > 8:
-        raise VideoError(f"{path} declares {declared} bytes but has {n_bytes}: {hint}", Status.TRUNCATED)
-    if not n_packets:
-        raise VideoError(f"{path} has no frame; {reencode_hint(path)}", Status.UNREADABLE)
-    if index.declared_packets - n_packets > 1:
-        raise VideoError(f"{path} lists {index.declared_packets} frames but has {n_packets}: {hint}", Status.TRUNCATED)
-    if index.promised_end is not None:
-        missing = float(index.promised_end - index.read_end)
-        if missing > 0.1 + 3 * index.gap * float(index.tick):
-            raise VideoError(
-                f"{path} declares {float(index.promised_end):.2f} s but ends at {float(index.read_end):.2f} s: {hint}",
-                Status.TRUNCATED,
-            )
 
 
 def _drop_cut_frames(source: PacketSource, index: VideoIndex) -> VideoIndex:

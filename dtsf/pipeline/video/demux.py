@@ -1,4 +1,4 @@
-"""Read the packets of a video file into its index, without decoding."""
+"""Read the packets of a video file into its index, without decoding, and check that the file is whole."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import reencode_hint, short_message
-from dtsf.pipeline.video.container import select_stream
+from dtsf.pipeline.video.container import declared_size, select_stream
 from dtsf.pipeline.video.index import NO_TIME, Packets, VideoIndex
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
     """Read all packets of a container that was just opened.
 
     Returns the index, and the packets of the video stream, or None if they exceed :data:`KEPT_BYTES`. Raises VideoError:
-    ``unreadable``.
+    ``unreadable`` or ``truncated``.
     """
     import av
 
@@ -80,33 +80,52 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
     shift = np.zeros(len(rows), np.int64)
     packets = Packets(pts, dts, lengths, sizes, positions, key.astype(bool), hidden.astype(bool), shift)
     packets = _joined(packets, tick, form)
-    promised_end, read_end = _ends(container, stream, packets, other_ends)
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     index = VideoIndex(
         path=path,
         stream=number,
         codec=context.name,
         container=form,
-        width=context.width,
-        height=context.height,
         aspect=aspect if Fraction(1, 8) <= aspect <= 8 else Fraction(1),
         tick=tick,
         rate=Fraction(stream.guessed_rate or stream.average_rate or 0),
         declared_frames=max(0, stream.frames),
-        declared_packets=declared_packets,
-        promised_end=promised_end,
-        read_end=read_end,
         packets=packets,
         unreliable_pts=form == "avi",
         no_pts=no_pts,
     )
+    _check_whole(index, declared_packets, *_ends(container, stream, packets, other_ends))
     return index, kept
+
+
+def _check_whole(index: VideoIndex, declared_packets: int, declared_end: Fraction | None, end: Fraction) -> None:
+    """Raise VideoError if a file has fewer bytes, packets or seconds than it declares."""
+    path, n_packets = index.path, len(index.packets)
+    declared_bytes, n_bytes = declared_size(path), path.stat().st_size
+    hint = (
+        "it was cut off; copy it again, or keep the readable part: "
+        f"ffmpeg -i {path.name} -c copy {path.stem}_short{path.suffix}"
+    )
+    # Some writers count a few bytes of padding without writing them.
+    if declared_bytes is not None and declared_bytes - n_bytes > 8:
+        raise VideoError(f"{path} declares {declared_bytes} bytes but has {n_bytes}: {hint}", Status.TRUNCATED)
+    if not n_packets:
+        raise VideoError(f"{path} has no frame; {reencode_hint(path)}", Status.UNREADABLE)
+    if declared_packets - n_packets > 1:
+        raise VideoError(f"{path} lists {declared_packets} frames but has {n_packets}: {hint}", Status.TRUNCATED)
+    if declared_end is not None and float(declared_end - end) > 0.1 + 3 * index.gap * float(index.tick):
+        raise VideoError(
+            f"{path} declares {float(declared_end):.2f} s but ends at {float(end):.2f} s: {hint}", Status.TRUNCATED
+        )
 
 
 def _ends(
     container: Any, stream: Any, packets: Packets, other_ends: dict[int, int]
 ) -> tuple[Fraction | None, Fraction]:
-    """Return the end of the last packet in seconds: by the header, and as read. ``other_ends``: ticks by stream."""
+    """Return the end of the last packet in seconds: by the header (None if it has none), and as read.
+
+    ``other_ends``: the same as read for other streams, in their ticks.
+    """
     form = container.format.name
     first, second = (packets.dts, packets.pts) if form == "avi" else (packets.pts, packets.dts)
     times = np.where(first != NO_TIME, first, second)

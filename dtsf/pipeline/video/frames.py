@@ -113,21 +113,19 @@ def _start_packet(index: VideoIndex, frame_number: int) -> int:
         safe = np.flatnonzero(index.shown)[max(0, frame_number - REORDERED)]
         return _last_key(index, _last_key(index, int(safe)) - 1)
     pts = index.packets.pts
-    keys = np.flatnonzero(index.packets.key & index.shown & (pts <= pts[index.order[frame_number]]))
+    keys = index.keys[pts[index.keys] <= pts[index.order[frame_number]]]
     return int(keys[-1]) if len(keys) else index.first_key
 
 
 def _last_key(index: VideoIndex, number: int) -> int:
     """Return the last key frame at or before a packet."""
-    keys = np.flatnonzero(index.packets.key & index.shown)
-    keys = keys[keys <= number]
+    keys = index.keys[index.keys <= number]
     return int(keys[-1]) if len(keys) else index.first_key
 
 
 def _next_key(index: VideoIndex, number: int) -> int:
     """Return the first key frame behind a packet."""
-    keys = np.flatnonzero(index.packets.key & index.shown)
-    return int(keys[keys > number][0])
+    return int(index.keys[index.keys > number][0])
 
 
 def _numbered_by_time(

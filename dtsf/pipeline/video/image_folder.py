@@ -90,11 +90,8 @@ def _range_of(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
         raise VideoError(
             f"{folder} is an image folder: start and end need its frame rate (column fps)", Status.UNREADABLE
         )
-    inside = np.ones(len(numbers), bool)
-    if span.first is not None:
-        inside &= numbers >= span.first
-    if span.last is not None:
-        inside &= numbers <= span.last
+    first, last = (-np.inf if span.first is None else span.first), (np.inf if span.last is None else span.last)
+    inside = (numbers >= first) & (numbers <= last)
     if span.fps and not span.common:
         seconds = np.arange(len(numbers)) / span.fps
         inside &= seconds >= (span.start or 0.0) - 1e-6

@@ -49,15 +49,12 @@ class Packets:
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """Packets of a video stream, and the promises of the file's header."""
+    """Packets of a video stream, and what its header declares about frames."""
 
     path: Path
     stream: int
     codec: str
     container: str
-    width: int
-    """Stored width in pixels, before rotation and aspect correction."""
-    height: int
     aspect: Fraction
     """Width of a pixel over its height."""
     tick: Fraction
@@ -66,12 +63,6 @@ class VideoIndex:
     """Frame rate in the header, 0 if there is none."""
     declared_frames: int
     """Number of frames in the header, 0 if there is none."""
-    declared_packets: int
-    """Number of packets in the container's own index, 0 if there is none."""
-    promised_end: Fraction | None
-    """End of the last packet in seconds by the header, None if there is none."""
-    read_end: Fraction
-    """End of the last packet in seconds as read, comparable with ``promised_end``."""
     packets: Packets
     unreliable_pts: bool
     """True if presentation times are guesses or contradict the decoder."""
@@ -94,6 +85,11 @@ class VideoIndex:
         shown[: self.first_key] = False
         shown[list(self.absent | self.cut)] = False
         return shown
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """Numbers of the packets that are shown key frames."""
+        return np.flatnonzero(self.packets.key & self.shown)
 
     @cached_property
     def order_from_decoder(self) -> bool:
