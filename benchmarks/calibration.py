@@ -62,7 +62,7 @@ def least_error(probability_G: torch.Tensor, draws: int = 200) -> float:
 
 
 def uncertainties(net: DTSFNet, groups: Groups) -> torch.Tensor:
-    names = tuple(map(str, range(net.encoder.head.out_features)))
+    names = tuple(map(str, range(net.encoders[0].head.out_features)))
     metrics = evaluate_groups(net, replace(groups, label_G=torch.zeros_like(groups.label_G)), names)
     return torch.tensor([p.uncertainty for p in metrics.predictions])
 
@@ -85,9 +85,9 @@ def main() -> None:
     names, net = run.state.info.class_names, run.net
     clips = split_clips(data.clips, rule, data.info.kind, data.info.view_names, needed=("test",)).test
     groups = load_groups(data, split_by_known_classes(clips, data.info.class_names, names)[0])
-    learnt, found = net.belief.learnt, {}
+    learnt, found = net.calibrator.fitted, {}
     for what, on in (("uncalibrated", False), ("calibrated", learnt)):
-        net.belief.learnt = on
+        net.calibrator.fitted = on
         metrics = evaluate_groups(net, groups, names)
         found[what] = {
             "n_groups": metrics.n_groups,

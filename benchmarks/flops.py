@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtsf.model.config import ModelConfig
+from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 
 PAPER = {"gflops": 725.08, "parameters_m": 25.4}
@@ -26,10 +26,11 @@ SCAN = 9
 
 def count(views: int, frames: int, side: int = 224) -> dict[str, float]:
     """Count one group of ``views`` views x ``frames`` frames x ``side`` x ``side`` pixels, 10 classes."""
-    config = ModelConfig(width=384, depth=24, patch=16, reduce=0, frames=frames, readout="cls", normalise="data")
+    branch = BranchConfig(input="pixels", paste="thumbnails")
+    config = ModelConfig(branch=(branch,), width=384, depth=24, patch=16, reduce=0, frames=frames, readout="cls")
     # The meta device computes shapes only.
     with torch.device("meta"):
-        net = DTSFNet(config, channels=3, canvas=side, n_classes=10).eval()
+        net = DTSFNet(config, channels=3, side=side, n_classes=10).eval()
         x_BVTHWC = torch.empty(1, views, frames, side, side, 3)
         without_scan = patch("dtsf.model.mamba.selective_scan", lambda u_BDL, *_, **__: u_BDL)
         with without_scan, FlopCounterMode(display=False) as counter, torch.no_grad():

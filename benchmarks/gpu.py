@@ -251,12 +251,13 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
     from dtsf.training.recipe import load_recipe
 
     recipe = resolve_auto(load_recipe(recipe_name, changes), USUAL)
-    pixels = recipe.model.normalise == "imagenet"
+    pixels = "pixels" in recipe.model.inputs
     side, channels, classes = (48 if QUICK else 224, 3, 10) if pixels else (6, 112, 60 if "ntu" in recipe_name else 10)
-    net = DTSFNet(recipe.model, channels=channels, canvas=side, n_classes=classes, n_views=views).to(DEVICE).train()
-    net.encoder.spare_memory = recipe.train.checkpointing
-    if recipe.train.compile and DEVICE == "cuda":
-        net.encoder.compile_mixers(torch.device(DEVICE))
+    net = DTSFNet(recipe.model, channels=channels, side=side, n_classes=classes, n_views=views).to(DEVICE).train()
+    for encoder in net.encoders:
+        encoder.gradient_checkpointing = recipe.train.checkpointing
+        if recipe.train.compile and DEVICE == "cuda":
+            encoder.compile_mixers(torch.device(DEVICE))
     optimizer = adamw(net, recipe.train, torch.device(DEVICE))
     B, T = recipe.train.batch_size, recipe.model.frames
     shape = (B, views, T, side, side, channels)
@@ -309,7 +310,7 @@ def batches(figures: Figures) -> None:
 
         def take(device: str, source: Groups = source) -> torch.Tensor:
             torch.manual_seed(0)
-            more = (recipe.model.frames, recipe.model.pace, recipe.augment, torch.ones(112))
+            more = (recipe.model.frames, recipe.model.motion_sampling, recipe.augment, torch.ones(112))
             return Prefetcher(training_batches(source, recipe.train.batch_size, *more), torch.device(device)).next().x_BVTHWC
 
         apart = (take(DEVICE).cpu() - take("cpu", groups)).abs().max()

@@ -1,7 +1,7 @@
 """One table of the accuracy of recipes on several datasets at once, beginning with the videos, and their mean rank.
 
     python benchmarks/judge.py --data ../shared/data --seeds 0,1,2 --json
-    python benchmarks/judge.py --variant "no swapping: augment.swap_background=0" --variant "one camera form: model.views=merged"
+    python benchmarks/judge.py --variant "no swapping: augment.swap_background=0" --variant "narrow: model.width=64"
 
 Preprocesses the clips that are missing in ``--cache``, trains and evaluates. Without ``--test``, it uses training people and
 sequences only, and holds out some of them in turn. Choose settings by these numbers. With ``--test``, it trains on all of

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 @torch.inference_mode()
 def ask(net: DTSFNet, groups: Groups) -> torch.Tensor:
     """Logits of all groups, (G, K)."""
-    batches = evaluation_batches(groups, 32, net.config.frames, net.config.pace)
+    batches = evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling)
     return torch.cat([net(batch.x_BVTHWC, batch.mask_BV).logits_BK for batch in batches])
 
 

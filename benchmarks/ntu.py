@@ -81,13 +81,13 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, object]:
     order = torch.randperm(len(groups)).split(recipe.train.batch_size)
     n_batches = min(10, len(order))
     made = training_batches(
-        groups, recipe.train.batch_size, recipe.model.frames, recipe.model.pace, recipe.augment, deviation_C, order
+        groups, recipe.train.batch_size, recipe.model.frames, recipe.model.motion_sampling, recipe.augment, deviation_C, order
     )
     for _ in itertools.islice(made, n_batches):
         pass
     document["batch_ms"] = round(1000 * (time.process_time() - worked) / n_batches, 1)
     info, spec = dataset.info, dataset.spec
-    net = DTSFNet(recipe.model, channels=spec.channels, canvas=spec.grid, n_classes=CLASSES, n_views=VIEWS)
+    net = DTSFNet(recipe.model, channels=spec.channels, side=spec.grid, n_classes=CLASSES, n_views=VIEWS)
     document["parameters"] = sum(x.numel() for x in net.parameters())
     # First, so that imports and compilation are finished before the steps are timed.
     document["resumes_bit_for_bit"] = resumes(take(groups, 8), options, info, spec)

@@ -8,7 +8,7 @@ innermost of these parts, and the time of its backward likewise, so that the sha
   matmul     matrix products, of all linear layers         norm       RMSNorm
   glue       rest of the encoder: residuals, positions, splits, layouts, casts, the arguments of convolution and scan,
              Python between them
-  fusion     rest of the network: cameras merged, MSF, evidence, uncertainty
+  fusion     rest of the network: branches averaged, MSF, evidence, uncertainty
   loss       the three losses, of all and of each view     autograd   the engine itself: order, sums of gradients
   input      the network's input                           tsm        pasting of thumbnails
   loader     the batch                                     optimizer  AdamW, clipping, gradients set to none
@@ -30,7 +30,8 @@ from unittest.mock import patch
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from dtsf.model import inputs as canvas
+from dtsf.model import inputs
+from dtsf.model.inputs import Inputs
 from dtsf.model.mamba import RMSNorm
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import VideoMamba
@@ -78,10 +79,10 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
     """Return a function that trains one epoch of four full batches and returns the seconds of each step."""
     recipe = resolve_auto(load_recipe(recipe_name), USUAL)
     groups = random_groups(4 * recipe.train.batch_size)
-    net = DTSFNet(recipe.model, channels=CHANNELS, canvas=SIDE, n_classes=CLASSES, n_views=VIEWS)
+    net = DTSFNet(recipe.model, channels=CHANNELS, side=SIDE, n_classes=CLASSES, n_views=VIEWS)
     optimizer = adamw(net, recipe.train, torch.device("cpu"))
 
-    source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
+    source, motion_sampling = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
 
     def step(batches: Iterator[Batch]) -> bool:
         with record_function("part:loader"):
@@ -107,7 +108,7 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
             source,
             recipe.train.batch_size,
             recipe.model.frames,
-            pace,
+            motion_sampling,
             recipe.augment,
             torch.ones(CHANNELS),
         )
@@ -148,10 +149,10 @@ def shares(epoch: Callable[[], list[float]]) -> dict[str, float]:
     with ExitStack() as stack:
         # A method patched on the class receives its network as the first argument.
         for name, owner, attribute in (
-            ("tsm", canvas, "paste_thumbnails"),
-            ("input", DTSFNet, "_canvas"),
+            ("tsm", inputs, "paste_thumbnails"),
+            ("input", Inputs, "forward"),
             ("glue", VideoMamba, "forward"),
-            ("glue", VideoMamba, "encode_together"),
+            ("glue", VideoMamba, "encode_sequence"),
             ("norm", RMSNorm, "forward"),
         ):
             stack.enter_context(patch.object(owner, attribute, labelled(name, getattr(owner, attribute))))

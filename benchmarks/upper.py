@@ -77,7 +77,7 @@ def load(low: Path, high: Path, name: str, evaluated: ClipFilter) -> tuple[Group
 @torch.inference_mode()
 def top1(net: DTSFNet, upper: Upper, groups: Groups) -> float:
     right = []
-    for batch in evaluation_batches(groups, 8, net.config.frames, net.config.pace):
+    for batch in evaluation_batches(groups, 8, net.config.frames, net.config.motion_sampling):
         logits_BK = net.eval()(upper(batch.x_BVTHWC), batch.mask_BV).logits_BK
         right.append((logits_BK.argmax(-1) == batch.label_B).float())
     return float(torch.cat(right).mean())
@@ -98,7 +98,7 @@ def go_on(net: DTSFNet, upper: Upper, groups: Groups, recipe: Recipe, epochs: in
     made = 0
     for epoch in range(epochs):
         for batch in training_batches(
-            groups, train.batch_size, net.config.frames, net.config.pace, augment, torch.ones(1)
+            groups, train.batch_size, net.config.frames, net.config.motion_sampling, augment, torch.ones(1)
         ):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(made, steps, train.warmup)

@@ -250,7 +250,7 @@ def check_stage2() -> Check:
     torch.set_num_threads(recipe.train.usable_threads)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = DTSFNet(recipe.model, channels=channels, canvas=grid, n_classes=n_classes).to(device).train()
+        net = DTSFNet(recipe.model, channels=channels, side=grid, n_classes=n_classes).to(device).train()
         label_B = torch.arange(8, device=device) % n_classes
         # Each class has one channel that changes over time.
         x_BVTHWC = torch.randn(8, 3, recipe.model.frames, grid, grid, channels, device=device) * 0.3

@@ -122,14 +122,14 @@ EVERYTHING = AugmentConfig(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("pace", [0.0, 0.7])
-def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, pace):
+@pytest.mark.parametrize("motion_sampling", [0.0, 0.7])
+def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, motion_sampling):
     monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: device == CARD)
 
     def made(device):
         torch.manual_seed(3)
         groups = to_device_if_fits(drawn_groups(), device)
-        return list(training_batches(groups, 4, 4, pace, EVERYTHING, torch.ones(12))), torch.get_rng_state()
+        return list(training_batches(groups, 4, 4, motion_sampling, EVERYTHING, torch.ones(12))), torch.get_rng_state()
 
     here, state = made(torch.device("cpu"))
     with stand_in_card():

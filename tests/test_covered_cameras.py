@@ -73,7 +73,7 @@ def test_rounding_is_no_motion():
     """Frames at equal shares of motion are interpolated, also between two that are the same."""
     still = torch.randn(3, 1, H, H, C, generator=torch.Generator().manual_seed(0)).repeat(1, 16, 1, 1, 1).half()
     groups = Groups(still, torch.tensor([[0, 1, 2]]), torch.zeros(1, dtype=torch.int64), ("a",))
-    [batch] = evaluation_batches(groups, 1, 16, pace=1.0)
+    [batch] = evaluation_batches(groups, 1, 16, motion_sampling=1.0)
     assert not torch.equal(batch.x_BVTHWC[:, :, 0], batch.x_BVTHWC[:, :, 7])
     assert motion_share(batch.x_BVTHWC, ALL, torch.ones(C)).tolist() == [[1.0, 1.0, 1.0]]
 

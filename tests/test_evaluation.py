@@ -94,7 +94,7 @@ def test_draws_are_other_moments_and_the_same_every_time(world):
 
 
 def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
-    words = ["model.pace=0.0", "train.epochs=1", "model.depth=1"]
+    words = ["model.motion_sampling=0.0", "train.epochs=1", "model.depth=1"]
     with pytest.raises(ConfigError, match="3 draws of frames would all be the same: .* each of the cache's 16 frames"):
         api.train(world / "cache", overrides=[*words, "train.draws=3"], protocol="cross-subject:2", run=tmp_path / "no")
     fewer = [*words, "model.frames=8", "train.draws=2"]

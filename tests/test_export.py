@@ -15,7 +15,7 @@ from dtsf.training.recipe import Recipe
 INFO = DatasetInfo(kind="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
 SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)
 ENERGY = {"canvas": "energy", "anchor": "frame", "views": "merged", "readout": "ordered", "normalise": "data"}
-BOTH = {"canvas": "both", "principal": 4, "signed_channels": 2, "change": (1,), "direction": 0.2, "power": 1.5, "pace": 1.0}
+BOTH = {"canvas": "both", "principal": 4, "signed_channels": 2, "change": (1,), "direction": 0.2, "power": 1.5, "motion_sampling": 1.0}
 
 
 def network(**changes):
@@ -57,7 +57,7 @@ def assert_says_the_same(file, net, x, **tolerance):
         ({"fusion": "sfm", "views": "together", "pasted": "none"}, 3),
         (BOTH | {"pasted": "none", "views": "both", "covered": 0.95}, 2),  # the default recipe's
         (BOTH | {"pasted": "tokens", "fusion": "mean"}, 2),
-        (ENERGY | {"pasted": "none", "pace": 1.0}, 3),
+        (ENERGY | {"pasted": "none", "motion_sampling": 1.0}, 3),
         (ENERGY | {"pasted": "frame", "fusion": "tmc"}, 2),
     ],
 )

@@ -17,15 +17,15 @@ def _clip(position_F):
     return torch.as_tensor(position_F, dtype=torch.float32).view(1, -1, 1, 1, 1)
 
 
-@given(n_cached=st.integers(1, 20), n_frames=st.integers(1, 20), pace=st.floats(0, 1), seed=st.integers(0, 99))
-def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_frames, pace, seed):
+@given(n_cached=st.integers(1, 20), n_frames=st.integers(1, 20), motion_sampling=st.floats(0, 1), seed=st.integers(0, 99))
+def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_frames, motion_sampling, seed):
     x = torch.randn(3, n_cached, 2, 2, 4, generator=torch.Generator().manual_seed(seed))
     if n_cached > 1:
-        clock = cumulative_motion(x, pace)
+        clock = cumulative_motion(x, motion_sampling)
         assert (clock[:, 0] == 0).all()
         torch.testing.assert_close(clock[:, -1], torch.ones(3))
         assert (clock.diff(dim=1) >= 0).all()
-    frames = read_frames(x, torch.arange(3), uniform_times(n_frames).expand(3, -1), pace)
+    frames = read_frames(x, torch.arange(3), uniform_times(n_frames).expand(3, -1), motion_sampling)
     assert frames.shape == (3, n_frames, 2, 2, 4)
     assert frames.isfinite().all()
     assert frames.max() <= x.max() + 1e-5
@@ -74,18 +74,18 @@ def _groups_with_absent_views(n_frames=6):
     return Groups(x, rows, torch.arange(4) % 3, tuple("abcd"))
 
 
-@pytest.mark.parametrize("pace", [0.0, 0.5, 1.0])
-def test_batches_hold_what_each_clip_read_by_itself_says_and_absent_views_do_no_harm(pace):
+@pytest.mark.parametrize("motion_sampling", [0.0, 0.5, 1.0])
+def test_batches_hold_what_each_clip_read_by_itself_says_and_absent_views_do_no_harm(motion_sampling):
     groups = _groups_with_absent_views()
-    (batch,) = evaluation_batches(groups, 4, 5, pace)
+    (batch,) = evaluation_batches(groups, 4, 5, motion_sampling)
     assert torch.equal(batch.mask_BV, groups.row_GV >= 0)
     for row, frames in zip(groups.row_GV[batch.mask_BV], batch.x_BVTHWC[batch.mask_BV], strict=True):
-        alone = read_frames(groups.embeddings_NFHWC, row.view(1), uniform_times(5).view(1, -1), pace)
+        alone = read_frames(groups.embeddings_NFHWC, row.view(1), uniform_times(5).view(1, -1), motion_sampling)
         assert torch.equal(frames, alone[0])
         # Slowly, from the definition.
         clip = groups.embeddings_NFHWC[row].double()
-        if pace:
-            clock = cumulative_motion(groups.embeddings_NFHWC[row][None], pace)[0].double()
+        if motion_sampling:
+            clock = cumulative_motion(groups.embeddings_NFHWC[row][None], motion_sampling)[0].double()
             wanted = [interpolated(clip, clock, (t + 0.5) / 5) for t in range(5)]
             torch.testing.assert_close(frames.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
@@ -108,9 +108,9 @@ def _energy_network(**changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pasted": "none", "pace": 1.0, "views": "merged", "change": (1, 3)},
-        {"pasted": "none", "pace": 1.0, "views": "merged", "change": (1, 3), "power": 1.5},
-        {"pasted": "none", "pace": 1.0, "views": "merged", "change": 2, "power": 2, "direction": 0.2},
+        {"pasted": "none", "motion_sampling": 1.0, "views": "merged", "change": (1, 3)},
+        {"pasted": "none", "motion_sampling": 1.0, "views": "merged", "change": (1, 3), "power": 1.5},
+        {"pasted": "none", "motion_sampling": 1.0, "views": "merged", "change": 2, "power": 2, "direction": 0.2},
         {"pasted": "frame"},
     ],
 )
@@ -119,11 +119,11 @@ def test_energy_computed_once_trains_the_same_network_to_the_bit(changes):
     logits = []
     for once in (False, True):
         net = _energy_network(**changes)
-        source, pace = training_source(net, groups, augment, embeddings=not once)
+        source, motion_sampling = training_source(net, groups, augment, embeddings=not once)
         assert source.embeddings_NFHWC.shape == ((8, 5, 6, 6, net.config.energies) if once else (8, 6, 6, 6, 5))
-        assert pace == (0.0 if once else changes.get("pace", 0.0))
+        assert motion_sampling == (0.0 if once else changes.get("motion_sampling", 0.0))
         torch.manual_seed(1)
-        for batch in training_batches(source, 2, 5, pace, augment, torch.ones(5)):
+        for batch in training_batches(source, 2, 5, motion_sampling, augment, torch.ones(5)):
             output = net(batch.x_BVTHWC, batch.mask_BV)
             output.logits_BK.sum().backward()
             logits.append((once, output.logits_BK.detach(), net.encoder.layers[0].mixer.in_proj.weight.grad.clone()))

@@ -14,7 +14,7 @@ from dtsf.training.losses import LossConfig, dtsf_loss
 T, H, C, K = 4, 6, 10, 3
 KEYS = {
     "width": 16, "depth": 1, "state": 4, "frames": T, "canvas": "both", "principal": 6, "signed_channels": 3,
-    "anchor": "dynamic", "pasted": "none", "readout": "ordered", "change": [1], "direction": 0.2, "pace": 1.0,
+    "anchor": "dynamic", "pasted": "none", "readout": "ordered", "change": [1], "direction": 0.2, "motion_sampling": 1.0,
 }  # fmt: skip
 
 
@@ -139,13 +139,13 @@ def test_training_reads_principal_channels_and_sees_what_evaluation_sees():
     net, held = network(), groups()
     net.basis_CR.copy_(principal_directions(held, net.channel_scale_C, 6))
     torch.testing.assert_close(net.basis_CR.T @ net.basis_CR, torch.eye(6), atol=1e-5, rtol=1e-5)
-    source, pace = training_source(net, held, AugmentConfig(jitter=0.0, swap_background=0.5), embeddings=False)
+    source, motion_sampling = training_source(net, held, AugmentConfig(jitter=0.0, room=0.5), embeddings=False)
     assert source.embeddings_NFHWC.shape == (10, T, H, H, 6)
-    net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
+    net.energy_mean_HWE.copy_(energy_mean(net, source, motion_sampling))
     order = [torch.arange(5)]
     plain = AugmentConfig(jitter=0.0)
     ready, raw = (
-        next(training_batches(g, 5, T, p, plain, net.channel_scale_C, order)) for g, p in ((source, pace), (held, 1.0))
+        next(training_batches(g, 5, T, p, plain, net.channel_scale_C, order)) for g, p in ((source, motion_sampling), (held, 1.0))
     )
     torch.testing.assert_close(net(ready.x_BVTHWC).logits_BK, net(raw.x_BVTHWC).logits_BK, atol=1e-4, rtol=1e-3)
 

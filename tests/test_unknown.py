@@ -103,7 +103,7 @@ def test_training_statistics_are_those_of_all_tokens(trained):
     seen = []
     run.net.encoder.norm_f.register_forward_hook(lambda *given: seen.append(given[2].flatten(0, -2)))
     with torch.inference_mode():
-        for batch in evaluation_batches(groups, 7, run.net.config.frames, run.net.config.pace):
+        for batch in evaluation_batches(groups, 7, run.net.config.frames, run.net.config.motion_sampling):
             run.net(batch.x_BVTHWC, batch.mask_BV)
     tokens = torch.cat(seen)
     torch.testing.assert_close(
@@ -118,7 +118,7 @@ def test_adaptation_brings_a_shifted_stream_back_and_leaves_the_run_as_it_is(tra
     torch.manual_seed(0)
     other = [
         (batch.x_BVTHWC.float().cumsum(2) + torch.randn(8), batch.mask_BV)
-        for batch in evaluation_batches(groups, 1, run.net.config.frames, run.net.config.pace)
+        for batch in evaluation_batches(groups, 1, run.net.config.frames, run.net.config.motion_sampling)
     ]
 
     def stream(rate):

@@ -20,16 +20,16 @@ cache, run, group, out = sys.argv[1:5]
 data = open_dataset(Path(cache))
 clips = sorted((clip for clip in data.clips if clip.group == group), key=lambda clip: clip.view)
 net = load(Path(run)).net
-if net.config.canvas == "embedding":
-    sys.exit(f"{run} was not trained on motion energy: its network sees {net.config.anchor}s")
+if "motion" not in net.config.inputs:
+    sys.exit(f"{run} has no branch with input motion: choose a run of another recipe")
 ids = [clip.id for clip in clips]
 grid = data.spec.grid
 cells = data.embeddings(ids)
-frames = choose_frames(cells, net.config.frames, net.config.pace)
+frames = choose_frames(cells, net.config.frames, net.config.motion_sampling)
 pictures = np.take_along_axis(data.pictures(ids), frames[:, :, None, None, None], 1)
 read = torch.from_numpy(np.take_along_axis(cells, frames[:, :, None, None], 1))
 with torch.inference_mode():
-    canvas = net.energy(read.unflatten(2, (grid, grid)))[..., 0]
+    motion = net.inputs.motion(read.unflatten(2, (grid, grid)))[..., 0]
 metrics = json.loads((Path(run) / "metrics.json").read_text())
 prediction = next(p for p in metrics["predictions"] if p["group"] == group)
 names = list(metrics["per_class"])
@@ -37,8 +37,8 @@ times = [1, 4, 7, 10, 13]
 figure, axes = plt.subplots(2 * len(clips), len(times), figsize=(7.5, 9.4), squeeze=False)
 for v, clip in enumerate(clips):
     for column, t in enumerate(times):
-        for row, picture in ((v, pictures[v, t]), (len(clips) + v, canvas[v, t])):
-            axes[row, column].imshow(picture, vmin=0, vmax=float(canvas.max()), cmap="magma")
+        for row, picture in ((v, pictures[v, t]), (len(clips) + v, motion[v, t])):
+            axes[row, column].imshow(picture, vmin=0, vmax=float(motion.max()), cmap="magma")
             axes[row, column].set(xticks=[], yticks=[])
         axes[0, column].set_title(f"frame {t + 1} of {pictures.shape[1]}", fontsize=9)
     weight = prediction["view_weights"][v]

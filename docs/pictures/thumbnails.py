@@ -10,7 +10,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from dtsf.model.tsm import snapshots
+from dtsf.model.motion import split_static_dynamic
+from dtsf.model.tsm import paste_thumbnails
 from dtsf.pipeline.video.decode import decode_clip
 
 SIDE, FRAMES = 192, 16
@@ -22,19 +23,19 @@ x_BVTHWC = (
 mask_BV = torch.ones(x_BVTHWC.shape[:2], dtype=torch.bool)
 rows = {
     "frames": x_BVTHWC,
-    "training": snapshots(x_BVTHWC, mask_BV, training=True, anchor="frame", pasted="frame"),
-    "evaluation": snapshots(x_BVTHWC, mask_BV, training=False, anchor="frame", pasted="frame"),
+    "training": paste_thumbnails(x_BVTHWC, mask_BV, training=True),
+    "evaluation": paste_thumbnails(x_BVTHWC, mask_BV, training=False),
     # Grey means no change.
-    "dynamic": 0.5 + snapshots(x_BVTHWC, mask_BV, training=False),
+    "dynamic": 0.5 + paste_thumbnails(split_static_dynamic(x_BVTHWC)[1], mask_BV, training=False),
 }
 times = [0, 5, 9, 13]
 n_views = len(videos)
 figure, axes = plt.subplots(len(rows) * n_views, len(times), figsize=(7.5, 1.9 * len(rows) * n_views), squeeze=False)
-for k, (name, canvas_BVTHWC) in enumerate(rows.items()):
+for k, (name, shown_BVTHWC) in enumerate(rows.items()):
     for v in range(n_views):
         for column, t in enumerate(times):
             axis = axes[k * n_views + v, column]
-            axis.imshow(canvas_BVTHWC[0, v, t].clamp(0, 1))
+            axis.imshow(shown_BVTHWC[0, v, t].clamp(0, 1))
             axis.set(xticks=[], yticks=[])
             if k == v == 0:
                 axis.set_title(f"frame {t + 1} of {FRAMES}", fontsize=9)

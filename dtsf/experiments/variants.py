@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dtsf.errors import ConfigError
+from dtsf.model.config import BranchConfig
 from dtsf.training.builtin import builtin_names, read_toml
 from dtsf.training.recipe import load_recipe
 
@@ -24,15 +26,15 @@ class VariantRow(BaseModel):
 
     name: str = Field(min_length=1)
     source: str = ""
-    """Its publication, and the part of the network that it replaces."""
+    """Source of the method, and the part of the network that it replaces."""
     set: tuple[str, ...] = ()
-    """Changes of the recipe."""
-    if_merged: tuple[str, ...] = ()
-    """Further changes if the recipe encodes all cameras together: ``model.views`` is ``merged`` or ``both``."""
-    if_both: tuple[str, ...] = ()
-    """Further changes if ``model.canvas`` is ``both``."""
-    if_frame: tuple[str, ...] = ()
-    """Further changes if ``model.anchor`` is ``frame``."""
+    """Changed keys of the recipe."""
+    needs: str = ""
+    """Input that a branch of the recipe must have; else the row changes no branch."""
+    drop: tuple[str, ...] = ()
+    """Inputs or views of branches to remove. A word that would remove all branches removes none."""
+    branch: dict[str, Any] = {}
+    """Keys to set in the remaining branches. Input ``pixels`` stays. Equal branches are then merged."""
 
 
 class VariantTable(BaseModel):
@@ -88,12 +90,8 @@ def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = (
     base = load_recipe(recipe, overrides)
     made: list[Variant] = []
     for row in table.row:
-        changes = (
-            *row.set,
-            *(row.if_merged if base.model.views in ("merged", "both") else ()),
-            *(row.if_both if base.model.canvas == "both" else ()),
-            *(row.if_frame if base.model.anchor == "frame" else ()),
-        )
+        branches = _change_branches(base.model.branch, row)
+        changes = (*row.set, *([_as_override(branches)] if branches != _as_dicts(base.model.branch) else []))
         try:
             settings = load_recipe(recipe, (*overrides, *changes))
         except ConfigError as error:
@@ -104,11 +102,57 @@ def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = (
     return tuple(made)
 
 
+def _as_dicts(branches: Sequence[BranchConfig]) -> list[dict[str, Any]]:
+    return [branch.model_dump(exclude_defaults=True) for branch in branches]
+
+
+def _change_branches(given: Sequence[BranchConfig], row: VariantRow) -> list[dict[str, Any]]:
+    """Return the branches of a recipe as a row changes them. A dropped branch leaves its weight to those with its input."""
+    branches = list(given)
+    if row.needs and row.needs not in {branch.input for branch in branches}:
+        return _as_dicts(branches)
+    for word in row.drop:
+        kept = [branch for branch in branches if word not in (branch.input, branch.views)]
+        for dropped in (branch for branch in branches if kept and branch not in kept):
+            heirs = [branch for branch in kept if branch.input == dropped.input]
+            more = dropped.weight / max(1, len(heirs))
+            kept = [x.model_copy(update={"weight": x.weight + more}) if x in heirs else x for x in kept]
+        branches = kept or branches
+    changed: list[dict[str, Any]] = []
+    for branch in branches:
+        keys = branch.model_dump(exclude_defaults=True) | row.branch
+        if branch.input == "pixels":
+            keys["input"] = branch.input
+        alike = [{**other, "weight": 1} for other in changed]
+        if {**keys, "weight": 1} not in alike:
+            changed.append(BranchConfig.model_validate(keys).model_dump(exclude_defaults=True))
+    return changed
+
+
+def _as_override(branches: list[dict[str, Any]]) -> str:
+    """Return the branches as an override: ``model.branch=[{ input = "motion" }]``."""
+    tables = ["{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()) + " }" for keys in branches]
+    return f"model.branch=[{', '.join(tables)}]"
+
+
 def differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the settings of the recipe ``other`` that differ, with the value of ``first`` in brackets."""
-    return tuple(
-        f"{section}.{key} {value} ({first.get(section, {}).get(key)})"
-        for section, values in other.items()
-        for key, value in values.items()
-        if value != first.get(section, {}).get(key)
-    )
+    """Return the settings of the recipe ``other`` that differ, with the value of ``first`` in brackets, and its branches."""
+    found = []
+    for section, values in other.items():
+        for key, value in values.items():
+            before = first.get(section, {}).get(key)
+            if value != before:
+                branches = (section, key) == ("model", "branch")
+                found.append(f"{section}.{key} " + (_in_words(value) if branches else f"{value} ({before})"))
+    return tuple(found)
+
+
+def _in_words(branches: Sequence[Mapping[str, Any]]) -> str:
+    """Describe branches: ``motion each 0.67; dynamic each 8 channels 0.33``."""
+    words = []
+    for branch in branches:
+        more = [f"{branch['channels']} channels"] if branch["channels"] else []
+        more += [branch["paste"]] if branch["paste"] != "none" else []
+        more += ["msm"] if branch["msm"] else []
+        words.append(" ".join([branch["input"], branch["views"], *more, f"{branch['weight']:g}"]))
+    return "; ".join(words)

@@ -1,134 +1,142 @@
-"""How the views of a group reach an encoder: each by itself, all as one sequence, or all as one picture.
+"""One branch of the network: an input is encoded, its views are fused, and the head gives evidence.
 
-Letters as in :mod:`.dtsfnet`: P present views of all groups, R channels of the canvas, N pictures of a group.
+Letters: B groups, V views, P present views of all groups, T frames, H W grid, R channels of the input, D width, K classes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-import torch.nn.functional as F
+from torch import nn
 
-from dtsf.errors import ConfigError
 from dtsf.model.inputs import scatter_views
+from dtsf.model.tsm import thumbnail_tokens
+from dtsf.model.videomamba import VideoMamba
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from dtsf.model.videomamba import VideoMamba
-
-__all__ = ["encode_apart", "encode_as_one", "encode_merged", "encode_together"]
-
-
-def encode_apart(
-    encoder: VideoMamba,
-    canvas_BVTHWR: Tensor,
-    mask_BV: Tensor,
-    drop: nn.Module,
-    thumbs_BVTX: Tensor | None = None,
-    *,
-    complete: bool,
-) -> Tensor:
-    """Features of each view by itself, whichever camera it is: (B, V, D), zeros for absent views.
-
-    Args:
-        encoder: Of one view.
-        canvas_BVTHWR: What it is shown.
-        mask_BV: True where the view is present.
-        drop: Dropout, on the canvas and on the features.
-        thumbs_BVTX: Thumbnails that get a token of their own.
-        complete: Every view is present.
-
-    """
-
-    def present(x_BV_: Tensor) -> Tensor:
-        return x_BV_.flatten(0, 1) if complete else x_BV_[mask_BV]
-
-    x_PCTHW = drop(present(canvas_BVTHWR)).permute(0, 4, 1, 2, 3)
-    feature_PD = drop(encoder(x_PCTHW, None if thumbs_BVTX is None else present(thumbs_BVTX))).float()
-    return feature_PD.unflatten(0, mask_BV.shape) if complete else scatter_views(feature_PD, mask_BV)
+    from dtsf.model.config import BranchConfig, ModelConfig
+    from dtsf.model.fusion import Fusion
 
 
-def encode_together(
-    encoder: VideoMamba, canvas_BVTHWR: Tensor, mask_BV: Tensor, drop: nn.Module, *, complete: bool
-) -> Tensor:
-    """Features of views that are encoded as one sequence, frame by frame: (B, V, D), zeros for absent views.
+class ViewMask(NamedTuple):
+    """Views of each group."""
 
-    An absent view has no token that a state could see. Arguments as for :func:`encode_apart`.
-    """
-    x_BVCTHW = drop(canvas_BVTHWR).permute(0, 1, 5, 2, 3, 4)
-    if complete:
-        feature_BVD: Tensor = drop(encoder.encode_together(x_BVCTHW)).float()
-        return feature_BVD
-    feature_BVD = x_BVCTHW.new_zeros(*mask_BV.shape, encoder.norm_f.weight.shape[0])
-    # Groups with the same present views make one dense batch.
-    for pattern_V in mask_BV.unique(dim=0):
-        rows_B1 = (mask_BV == pattern_V).all(1).nonzero()
-        views_V = pattern_V.nonzero().flatten()
-        encoded_BVD = encoder.encode_together(x_BVCTHW[rows_B1, views_V])
-        feature_BVD = feature_BVD.index_put((rows_B1, views_V), encoded_BVD.to(feature_BVD.dtype))
-    return scatter_views(drop(feature_BVD[mask_BV]).float(), mask_BV)
+    present_BV: Tensor
+    """True where a view is present."""
+    fused_BV: Tensor
+    """True where a view takes part in the fusion: present and not occluded."""
+    complete: bool
+    """True if all views are present."""
 
 
-def encode_merged(
-    encoder: VideoMamba,
-    canvas_BVTHWR: Tensor,
-    mask_BV: Tensor,
-    joint_BV: Tensor | None,
-    drop: nn.Module,
-    *,
-    cameras: int,
-) -> tuple[Tensor, Tensor | None]:
-    """Features of each camera alone, by an encoder that knows each, (B, V, D), and of those in ``joint_BV`` as one, (B, D).
+class ViewOutput(NamedTuple):
+    """Outputs of a branch for each view."""
 
-    The latter is None where ``joint_BV`` is. Other arguments as for :func:`encode_as_one`.
-    """
-    V = mask_BV.shape[1]
-    shown_BNV = torch.eye(V, device=mask_BV.device) * mask_BV.unsqueeze(1)
-    if joint_BV is not None:
-        shown_BNV = torch.cat([shown_BNV, joint_BV.float().unsqueeze(1)], 1)
-    feature_BND = _encode_pictures(encoder, canvas_BVTHWR, shown_BNV, drop, cameras)
-    return feature_BND[:, :V], None if joint_BV is None else feature_BND[:, V]
+    logits_BVK: Tensor
+    feature_BVD: Tensor
+    """Zero for absent views."""
+    weights_BV: Tensor
+    """Share of each view in the fused feature."""
 
 
-def encode_as_one(
-    encoder: VideoMamba, canvas_BVTHWR: Tensor, shown_BV: Tensor, drop: nn.Module, *, cameras: int
-) -> Tensor:
-    """Features of all cameras as one picture with the channels of each: (B, D).
+class BranchOutput(NamedTuple):
+    """Outputs of a branch."""
+
+    logits_BK: Tensor
+    feature_BD: Tensor
+    views: ViewOutput | None = None
+    """None for a branch with views ``all``, which has one feature a group."""
+
+
+class Branch(nn.Module):
+    """Encoder of one input, with the head that all views share.
 
     Args:
-        encoder: With a patch embedding for each camera.
-        canvas_BVTHWR: What it is shown.
-        shown_BV: True where a camera is in the picture.
-        drop: Dropout, on the canvas and on the features.
-        cameras: Of training.
-
-    Raises:
-        ConfigError: A camera beyond those of training is present.
+        config: Settings of the network.
+        branch: Settings of the branch.
+        channels: R.
+        side: H = W.
+        n_classes: K.
+        n_views: V of the training groups; used with views ``all``.
 
     """
-    return _encode_pictures(encoder, canvas_BVTHWR, shown_BV.float().unsqueeze(1), drop, cameras).squeeze(1)
 
-
-def _encode_pictures(
-    encoder: VideoMamba, canvas_BVTHWR: Tensor, shown_BNV: Tensor, drop: nn.Module, cameras: int
-) -> Tensor:
-    """Features of N pictures of a group, (B, N, D), each of the cameras that ``shown_BNV`` names.
-
-    Cameras are scaled up to stand for those that are not shown, so that one alone is what training with withheld views has seen.
-    """
-    B, N, V = shown_BNV.shape
-    if cameras < V and bool(shown_BNV[..., cameras:].any()):
-        raise ConfigError(
-            f"{V} views given to a network with model.views = merged that was trained for {cameras}: give at most as many "
-            "(evaluate --views), or train with --set model.views=apart"
+    def __init__(
+        self, config: ModelConfig, branch: BranchConfig, *, channels: int, side: int, n_classes: int, n_views: int
+    ) -> None:
+        super().__init__()
+        self.config = branch
+        self.drop = nn.Dropout(config.dropout)
+        self.encoder = VideoMamba(
+            channels=channels * n_views if branch.views == "all" else channels,
+            side=side,
+            patch=config.patch,
+            frames=config.frames,
+            n_classes=n_classes,
+            width=config.width,
+            depth=config.depth,
+            state=config.state,
+            conv=config.conv,
+            expand=config.expand,
+            readout=config.readout,
+            drop_path_rate=config.drop_path,
+            dt_init=config.dt_init,
+            thumbnail=3 * (side // 3) ** 2 * channels if branch.paste == "tokens" else 0,
         )
-    shown_BNV = shown_BNV * (cameras / shown_BNV.sum(-1, keepdim=True).clamp(min=1.0))
-    # In the order in which a patch of the whole canvas is read, so that the encoder copies nothing.
-    x_BTVRHW = drop(canvas_BVTHWR).permute(0, 2, 1, 5, 3, 4).contiguous()
-    x_BNTVRHW = shown_BNV.view(B, N, 1, V, 1, 1, 1) * x_BTVRHW.unsqueeze(1)
-    x_BNTVRHW = F.pad(x_BNTVRHW, (0, 0, 0, 0, 0, 0, 0, cameras - V))
-    x_PCTHW = x_BNTVRHW.flatten(3, 4).flatten(0, 1).transpose(1, 2)
-    feature_BND: Tensor = drop(encoder(x_PCTHW)).float().unflatten(0, (B, N))
-    return feature_BND
+
+    def forward(self, x_BVTHWR: Tensor, mask: ViewMask, fuse: Fusion) -> BranchOutput:
+        """Encode, fuse and classify. ``x_BVTHWR``: the branch's input, zero for absent views."""
+        head = self.encoder.head
+        if self.config.views == "all":
+            feature_BD = self._encode_all(x_BVTHWR, mask.fused_BV)
+            return BranchOutput(head(feature_BD).float(), feature_BD)
+        encode = self._encode_each if self.config.views == "each" else self._encode_sequence
+        feature_BVD = encode(x_BVTHWR, mask)
+        view_logits_BVK = head(feature_BVD).float()
+        fused = fuse(feature_BVD, view_logits_BVK, mask.fused_BV)
+        logits_BK = head(fused.feature_BD).float() if fused.logits_BK is None else fused.logits_BK
+        views = ViewOutput(view_logits_BVK, feature_BVD, fused.weights_BV)
+        return BranchOutput(logits_BK, fused.feature_BD, views)
+
+    def _encode_each(self, x_BVTHWR: Tensor, mask: ViewMask) -> Tensor:
+        """Encode every view separately: (B, V, D), zeros for absent views."""
+
+        def present(x_BV_: Tensor) -> Tensor:
+            return x_BV_.flatten(0, 1) if mask.complete else x_BV_[mask.present_BV]
+
+        thumbs_PTX: Tensor | None = None
+        if self.config.paste == "tokens":
+            thumbs_PTX = present(thumbnail_tokens(x_BVTHWR, mask.present_BV, training=self.training))
+        x_PRTHW = self.drop(present(x_BVTHWR)).permute(0, 4, 1, 2, 3)
+        feature_PD = self.drop(self.encoder(x_PRTHW, thumbs_PTX)).float()
+        if mask.complete:
+            return feature_PD.unflatten(0, mask.present_BV.shape)
+        return scatter_views(feature_PD, mask.present_BV)
+
+    def _encode_sequence(self, x_BVTHWR: Tensor, mask: ViewMask) -> Tensor:
+        """Encode the present views of a group as one sequence: (B, V, D), zeros for absent views."""
+        mask_BV = mask.present_BV
+        x_BVRTHW = self.drop(x_BVTHWR).permute(0, 1, 5, 2, 3, 4)
+        if mask.complete:
+            feature_BVD: Tensor = self.drop(self.encoder.encode_sequence(x_BVRTHW)).float()
+            return feature_BVD
+        feature_BVD = x_BVRTHW.new_zeros(*mask_BV.shape, self.encoder.norm_f.weight.shape[0])
+        # Groups with the same present views make one dense batch.
+        for pattern_V in mask_BV.unique(dim=0):
+            rows_B1 = (mask_BV == pattern_V).all(1).nonzero()
+            views_V = pattern_V.nonzero().flatten()
+            encoded_BVD = self.encoder.encode_sequence(x_BVRTHW[rows_B1, views_V])
+            feature_BVD = feature_BVD.index_put((rows_B1, views_V), encoded_BVD.to(feature_BVD.dtype))
+        return scatter_views(self.drop(feature_BVD[mask_BV]).float(), mask_BV)
+
+    def _encode_all(self, x_BVTHWR: Tensor, shown_BV: Tensor) -> Tensor:
+        """Encode the stacked channels of all views: (B, D). Other views are scaled up to replace those that are not shown."""
+        V = shown_BV.shape[1]
+        scale_BV = shown_BV.float() * (V / shown_BV.float().sum(-1, keepdim=True).clamp(min=1.0))
+        # In the order in which the patch embedding reads, so that the encoder copies nothing.
+        x_BTVRHW = self.drop(x_BVTHWR).permute(0, 2, 1, 5, 3, 4).contiguous()
+        x_BTVRHW = scale_BV[:, None, :, None, None, None] * x_BTVRHW
+        feature_BD: Tensor = self.drop(self.encoder(x_BTVRHW.flatten(2, 3).transpose(1, 2))).float()
+        return feature_BD

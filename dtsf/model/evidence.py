@@ -1,7 +1,7 @@
-"""Dirichlet evidence: from logits to belief and uncertainty (Sensoy et al. 2018; model-facts 4.1).
+"""Dirichlet evidence: alpha, probabilities and uncertainty from logits (Sensoy et al. 2018).
 
-Everything here runs in float32 even under autocast: digamma and lgamma of bfloat16 are useless.
-Letters: K classes; leading axes are free.
+All functions compute in float32 also under autocast, because digamma and lgamma of bfloat16 are too coarse.
+Letters: K classes, N branches; leading axes are free.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def dirichlet(logits_K: Tensor) -> Tensor:
-    """Dirichlet parameters ``alpha = softplus(logits) + 1`` (figure: f1 is softplus here). Same shape, all > 1."""
+    """Return Dirichlet parameters ``alpha = softplus(logits) + 1`` (in the figure, f1 is softplus). Same shape, all > 1."""
     return F.softplus(_wide(logits_K)) + 1.0
 
 
 def logits_of_evidence(evidence_K: Tensor) -> Tensor:
-    """The logits for which :func:`dirichlet` gives ``evidence + 1``: the inverse of softplus, finite at evidence 0."""
+    """Return logits for which :func:`dirichlet` gives ``evidence + 1``: the inverse of softplus, finite at evidence 0."""
     evidence_K = _wide(evidence_K)
     evidence_K = evidence_K.clamp(min=torch.finfo(evidence_K.dtype).eps ** 2)
     return evidence_K + torch.log(-torch.expm1(-evidence_K))
 
 
-def average_branches(logits_S__K: Tensor, share_S: Tensor) -> Tensor:
-    """The logits of several opinions as one, whose alpha are the geometric means of theirs. Drops the first axis.
+def average_branches(logits_N__K: Tensor, share_N: Tensor) -> Tensor:
+    """Return logits whose alpha is the weighted geometric mean of the branches' alpha. Drops the first axis.
 
-    Its probabilities are the logarithmic pool of theirs (Genest and Zidek 1986). What one opinion rules out the other cannot carry
-    alone; and where they disagree the sum of the alpha falls below their own (Hoelder), so that the pool is less certain.
+    Its probabilities are the logarithmic pool of the branches' probabilities (Genest and Zidek 1986). Where branches disagree, the
+    sum of alpha is below theirs (Hoelder's inequality), so the average is less certain.
 
-    ``logits_S__K``: of each opinion. ``share_S``: adds up to 1.
+    ``logits_N__K``: logits of each branch. ``share_N``: weights with sum 1.
     """
-    log_alpha_S__K = dirichlet(logits_S__K).log()
-    share_S__1 = share_S.to(log_alpha_S__K.dtype).view(-1, *[1] * (logits_S__K.ndim - 1))
-    return logits_of_evidence((share_S__1 * log_alpha_S__K).sum(0).expm1())
+    log_alpha_N__K = dirichlet(logits_N__K).log()
+    share_N__1 = share_N.to(log_alpha_N__K.dtype).view(-1, *[1] * (logits_N__K.ndim - 1))
+    return logits_of_evidence((share_N__1 * log_alpha_N__K).sum(0).expm1())
 
 
 def uncertainty(alpha_K: Tensor) -> Tensor:
-    """Vacuity ``u = K / S`` with ``S = sum_k alpha_k``, in (0, 1]: 1 is no evidence at all. Drops the last axis."""
+    """Return the vacuity ``u = K / S`` with ``S = sum_k alpha_k``, in (0, 1]: 1 without evidence. Drops the last axis."""
     return alpha_K.shape[-1] / alpha_K.sum(-1)
 
 
 def certainty(logits_K: Tensor) -> Tensor:
-    """``1 - u`` of the head's logits, without the cancellation: next to no evidence is still more than none."""
+    """Return ``1 - u`` of the head's logits without cancellation, so that little evidence is more than none."""
     total = F.softplus(_wide(logits_K)).sum(-1)
     return total / (total + logits_K.shape[-1])
 
 
 def probabilities(alpha_K: Tensor) -> Tensor:
-    """Expected class probabilities ``alpha / S``."""
+    """Return expected class probabilities ``alpha / S``."""
     return alpha_K / alpha_K.sum(-1, keepdim=True)
 
 
 def dirichlet_kl_to_uniform(alpha_K: Tensor) -> Tensor:
-    """``KL[Dir(alpha) || Dir(1)]`` in nats, at least 0. Drops the last axis; float32 for anything narrower.
+    """Return ``KL[Dir(alpha) || Dir(1)]`` in nats, at least 0, in float32 or wider. Drops the last axis.
 
-    In float64 inside: at an evidence of 1e6 the terms are 1e7 and the result 25, which float32 gets wrong by percents.
+    Computes in float64: at an evidence of 1e6 the terms are 1e7 and the result is 25, so float32 errs by percents.
     """
     dtype = torch.promote_types(alpha_K.dtype, torch.float32)
     alpha_K = alpha_K.double()

@@ -1,14 +1,13 @@
-"""What the tokens of the training clips are like at every norm: mean and variance of each channel, kept with the weights.
+"""Statistics of the training tokens behind every norm, stored with the weights.
 
-They are what test-time adaptation aligns a test stream to (:mod:`dtsf.training.adapt`). Networks trained before they
-were kept have none.
-Letters: N norms, D width.
+Test-time adaptation (:mod:`dtsf.training.adapt`) aligns a test stream to them.
+Letters: N norms, D width, X tokens.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -24,20 +23,16 @@ if TYPE_CHECKING:
 class FeatureStatistics(nn.Module):
     """Mean and variance of each channel behind each norm of ``net``, over the tokens of all training clips."""
 
-    moment_N2D: Tensor
+    mean_var_N2D: Tensor
 
     def __init__(self, net: nn.Module, width: int) -> None:
         super().__init__()
-        self.register_buffer("moment_N2D", torch.zeros(len(_norms(net)), 2, width))
+        self.register_buffer("mean_var_N2D", torch.zeros(len(_norms(net)), 2, width))
 
     @property
-    def known(self) -> bool:
-        """Whether they were ever taken: behind a norm no variance is 0."""
-        return bool((self.moment_N2D[:, 1] > 0).any())
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        state_dict.setdefault(prefix + "moment_N2D", self.moment_N2D)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+    def recorded(self) -> bool:
+        """True once the statistics are set: a recorded variance is never 0."""
+        return bool((self.mean_var_N2D[:, 1] > 0).any())
 
 
 def _norms(net: nn.Module) -> list[RMSNorm]:
@@ -45,17 +40,17 @@ def _norms(net: nn.Module) -> list[RMSNorm]:
 
 
 @contextmanager
-def watched(net: nn.Module) -> Iterator[list[list[Tensor]]]:
-    """While this lasts, what comes out of each norm is appended to the norm's own list, tokens flattened: (X, D)."""
+def record_norms(net: nn.Module) -> Iterator[list[list[Tensor]]]:
+    """Collect the output of each norm while the context is open: a list for each norm, tokens flattened to (X, D)."""
     norms = _norms(net)
-    seen: list[list[Tensor]] = [[] for _ in norms]
+    outputs: list[list[Tensor]] = [[] for _ in norms]
 
     def hook(mine: list[Tensor]) -> Callable[..., None]:
         return lambda *given: mine.append(given[2].flatten(0, -2).float())
 
-    hooks = [norm.register_forward_hook(hook(mine)) for norm, mine in zip(norms, seen, strict=True)]
+    hooks = [norm.register_forward_hook(hook(mine)) for norm, mine in zip(norms, outputs, strict=True)]
     try:
-        yield seen
+        yield outputs
     finally:
         for one in hooks:
             one.remove()

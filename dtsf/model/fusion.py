@@ -1,46 +1,51 @@
-"""MSF, Mamba-based semantic fusion: one feature of all present views, by evidence (figure, lower right).
+"""Fusions: one feature of a group from the features of its present views. MSF is the paper's; the others are its peers.
 
-Coarse branch: one weight a view, from the Dirichlet uncertainty of the view's own classification.
-Fine branch: one weight a view and feature, from the evidence that the features themselves carry.
-What the figure leaves open and what was decided: docs/paper.md. No parameters beside the shared head.
-Letters: B groups, V views, D features, K classes.
+Letters: B groups, V W views, D features, K classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from dtsf.model.evidence import certainty
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from dtsf.errors import ConfigError
+from dtsf.model.evidence import certainty, dirichlet, logits_of_evidence
 
 LEAST_WEIGHT = 1e-30
+LARGEST_EXPONENT = 60.0
+"""Bound of the logarithm in :func:`combine_evidence`. It keeps fused evidence and its square finite in float32; about seven views
+with evidence 1e4 K each reach it."""
 
 
-@dataclass(frozen=True)
-class Fused:
+class Fused(NamedTuple):
     """Result of a fusion."""
 
     feature_BD: Tensor
     weights_BV: Tensor
-    """Share of each view in the fused feature: exactly 0 for absent views, summing to 1 over present ones."""
+    """Share of each view in the fused feature: 0 for absent views, with sum 1 over the present views."""
     logits_BK: Tensor | None = None
-    """Of a fusion that joins evidence instead of features; the others leave the feature to the shared head."""
+    """Logits of a fusion of evidence; None if the head reads the fused feature."""
+
+
+Fusion = Callable[[Tensor, Tensor, Tensor], Fused]
+"""A function of the features (B, V, D), the head's logits of each view (B, V, K), and the mask of the present views (B, V). Values
+of absent views may be anything finite."""
 
 
 def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
-    """Evidential fusion, coarse and fine, and the mean of both. ``feature_BVD``: encoder output of every view; absent views may
-    hold anything finite. ``view_logits_BVK``: the shared head's output for every view.
+    """Fuse by MSF, Mamba-based semantic fusion (figure, lower right): the mean of a coarse and a fine fusion.
+
+    Coarse: one weight a view, its certainty ``1 - u``. Fine: one weight a view and feature, from the evidence of the features.
+    docs/paper.md lists what the figure leaves open. No parameters.
     """
     feature_BVD = feature_BVD.float() if feature_BVD.dtype != torch.float64 else feature_BVD
     coarse_BV = normalise_over_views(certainty(view_logits_BVK), mask_BV)
-    # Features in the place of classes: evidence s, strength S = sum_d (s + 1), u = D / S, and belief s / S,
-    # whose sum over the features is 1 - u.
+    # Features take the place of classes: evidence s, strength S = sum_d (s + 1), u = D / S. The sum of s / S is 1 - u.
     evidence_BVD = F.softplus(feature_BVD)
     strength_BV1 = (evidence_BVD + 1.0).sum(-1, keepdim=True)
     fine_BVD = normalise_over_views(evidence_BVD / strength_BV1, mask_BV.unsqueeze(-1))
@@ -51,21 +56,116 @@ def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
 
 
 def fuse_mean(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:  # noqa: ARG001
-    """Plain mean of the features of the present views: the baseline. Arguments as for :func:`fuse_msf`."""
+    """Fuse by the mean of the features: the baseline."""
     weights_BV = normalise_over_views(torch.ones_like(mask_BV, dtype=feature_BVD.dtype), mask_BV)
     present_BVD = present_features(feature_BVD, mask_BV)
     return Fused((weights_BV.unsqueeze(-1) * present_BVD).sum(1), weights_BV)
 
 
+def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
+    """Fuse evidence by the reduced rule of Dempster: trusted multi-view classification (Han et al., ICLR 2021, definition 4).
+
+    The logits have the fused evidence, the weight of a view is its certainty, and the feature is the mean. TMC's own loss has
+    expected cross-entropy and no L_cross; ``loss.cross = 0`` is the closest setting.
+    """
+    evidence_BK = combine_evidence(dirichlet(view_logits_BVK) - 1.0, mask_BV)
+    weights_BV = normalise_over_views(certainty(view_logits_BVK), mask_BV)
+    feature_BD = fuse_mean(feature_BVD, view_logits_BVK, mask_BV).feature_BD
+    return Fused(feature_BD, weights_BV, logits_of_evidence(evidence_BK))
+
+
+def combine_evidence(evidence_BVK: Tensor, mask_BV: Tensor) -> Tensor:
+    """Combine the evidence of all present views: (B, K), at least that of each view.
+
+    Two opinions (b1, u1), (b2, u2) give ``b_k = (b1_k b2_k + b1_k u2 + b2_k u1) / (1 - C)`` and ``u = u1 u2 / (1 - C)`` with the
+    conflict ``C = sum_{i != j} b1_i b2_j``. In evidence ``e = K b / u`` the rule is a product over the views,
+    ``1 + e_k / K = prod_v (1 + e_vk / K)``: no order and no division by ``1 - C``.
+    """
+    n_classes = evidence_BVK.shape[-1]
+    log_BVK = torch.log1p(evidence_BVK / n_classes)
+    log_BVK = torch.where(mask_BV.unsqueeze(-1), log_BVK, torch.zeros_like(log_BVK))
+    return n_classes * torch.expm1(log_BVK.sum(1).clamp(max=LARGEST_EXPONENT))
+
+
+class ConcatFusion(nn.Module):
+    """Concatenated features of all views and one linear map, the usual early fusion: ``Z = W [Z_1; ...; Z_V] + b``.
+
+    The block of an absent view is zero, and the others are scaled by V / present, as in dropout. Groups may have fewer views than
+    in training, not more.
+    """
+
+    def __init__(self, width: int, n_views: int) -> None:
+        super().__init__()
+        self.n_views = n_views
+        self.project = nn.Linear(n_views * width, width)
+
+    def forward(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
+        """Fuse. Raises ConfigError: more views than in training."""
+        given = mask_BV.shape[1]
+        if given > self.n_views:
+            raise ConfigError(
+                f"{given} views given to a network with model.fusion = concat that was trained for {self.n_views}: "
+                f"give at most {self.n_views}, or train with --set model.fusion=msf"
+            )
+        weights_BV = fuse_mean(feature_BVD, view_logits_BVK, mask_BV).weights_BV
+        scaled_BVD = present_features(feature_BVD, mask_BV) * weights_BV.amax(1)[:, None, None] * self.n_views
+        return Fused(self.project(F.pad(scaled_BVD, (0, 0, 0, self.n_views - given)).flatten(1)), weights_BV)
+
+
+class SemanticCorrection(nn.Module):
+    """Cross-attention between views, then one shared map: the Semantic Correction Fusion Module of MS-SC.
+
+    MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only) lets streams interact by cross-attention and fuses them by a
+    1 x 1 convolution; its equations are not published. Our reading: ``Z_v' = Z_v + softmax(Q Z_v (K Z_w)^T / sqrt(D)) V Z_w`` over
+    the other present views w, and ``Z = P mean_v Z_v'``. A view without another present view is not corrected. The streams of MS-SC
+    are image and video of one camera; here they are the views.
+    """
+
+    def __init__(self, width: int, n_views: int) -> None:  # noqa: ARG002
+        super().__init__()
+        self.query = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
+        """Fuse."""
+        feature_BVD = present_features(feature_BVD, mask_BV)
+        score_BVW = self.query(feature_BVD) @ self.key(feature_BVD).transpose(1, 2) / math.sqrt(feature_BVD.shape[-1])
+        itself_VV = torch.eye(mask_BV.shape[1], dtype=torch.bool, device=mask_BV.device)
+        others_BVW = mask_BV.unsqueeze(1) & ~itself_VV
+        share_BVW = score_BVW.float().masked_fill(~others_BVW, torch.finfo(torch.float32).min).softmax(-1)
+        share_BVW = torch.where(others_BVW, share_BVW, torch.zeros_like(share_BVW)).to(score_BVW.dtype)
+        corrected_BVD = feature_BVD + share_BVW @ self.value(feature_BVD)
+        fused = fuse_mean(corrected_BVD, view_logits_BVK, mask_BV)
+        return Fused(self.project(fused.feature_BD), fused.weights_BV)
+
+
+FUSIONS: dict[str, Fusion | type[ConcatFusion | SemanticCorrection]] = {
+    "msf": fuse_msf,
+    "mean": fuse_mean,
+    "tmc": fuse_tmc,
+    "concat": ConcatFusion,
+    "sfm": SemanticCorrection,
+}
+"""Fusions by the name in ``model.fusion``: functions, and modules with weights."""
+
+
+def make_fusion(name: str, width: int, n_views: int) -> Fusion:
+    """Return the fusion of this name: a function, or a new module of width D for ``n_views`` views."""
+    fusion = FUSIONS[name]
+    return fusion(width, n_views) if isinstance(fusion, type) else fusion
+
+
 def present_features(feature_BVD: Tensor, mask_BV: Tensor) -> Tensor:
-    """The features with zeros in the place of absent views, whatever stood there."""
+    """Return the features with zeros for absent views."""
     return torch.where(mask_BV.unsqueeze(-1), feature_BVD, torch.zeros_like(feature_BVD))
 
 
 def normalise_over_views(weight_BV_: Tensor, mask_BV_: Tensor) -> Tensor:
-    """Weights over the view axis (1): exactly 0 where absent, summing to 1 over the present ones.
+    """Return weights over axis 1 with sum 1 over the present views and 0 for absent ones.
 
-    Views that all have no weight at all (softplus of a very negative number is 0) share equally.
+    Views with weight 0 each (softplus of a very negative number) share equally.
     """
     weight_BV_ = torch.where(mask_BV_, weight_BV_.clamp(min=LEAST_WEIGHT), torch.zeros_like(weight_BV_))
     return weight_BV_ / weight_BV_.sum(1, keepdim=True)

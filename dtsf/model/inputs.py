@@ -1,7 +1,7 @@
-"""What the encoder is shown of the embeddings: normalised, separated, reduced, thumbnails pasted (TSM or MSM).
+"""Inputs of the branches: motion, the dynamic part, frames, or pixels.
 
-Letters as in :mod:`.dtsfnet`: P present views of all groups, R reduced channels, E
-channels of motion energy.
+Letters: B groups, V views, P present views of all groups, T frames, H W grid, C channels, R channels of an input,
+E channels of motion.
 """
 
 from __future__ import annotations
@@ -12,127 +12,144 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from dtsf.model.flow import motion_direction
-from dtsf.model.msm import sense_motion
-from dtsf.model.tsm import choose_partners, motion_energy, paste_thumbnails, split_static_dynamic, thumbnails
+from dtsf.model.motion import flow, motion_magnitude, sense_motion, split_static_dynamic
+from dtsf.model.tsm import paste_thumbnails
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtsf.model.config import ModelConfig
+    from dtsf.model.config import BranchConfig, ModelConfig
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of red, green and blue, on a scale from 0 to 1."""
+"""Mean and deviation of red, green and blue, on a scale from 0 to 1."""
 LEAST_DEVIATION = 0.05
-"""Added to a clip's own deviation, in units of the training clips': a channel that is silent in a clip stays silent."""
+"""Added to the deviation of a clip, in units of the training clips' deviation. It keeps constant channels small."""
 
 
-def project(x_PTHWC: Tensor, scale_C: Tensor, basis_CR: Tensor) -> Tensor:
-    """Embeddings in the principal channels, (..., R), float32; what has R channels already is returned as it is."""
-    if x_PTHWC.shape[-1] == basis_CR.shape[1] != basis_CR.shape[0]:
-        return x_PTHWC
-    return x_PTHWC.float() @ (scale_C.unsqueeze(1) * basis_CR)
+class Inputs(nn.Module):
+    """Compute the input of each branch from embeddings or pixels.
 
+    Args:
+        config: Settings of the network.
+        channels: C, channels of the embeddings, or 3.
+        side: H = W, side of the grid or of the frame in pixels.
 
-def moving_part(y_PTHWR: Tensor, channels: int) -> Tensor:
-    """What moves, signed, in the first principal channels and in units of their mean length in the clip. (P, T, H, W, channels)."""
-    moving_PTHWR = split_static_dynamic(y_PTHWR[..., :channels])[1]
-    length_P1111 = moving_PTHWR.square().mean((-4, -3, -2, -1), keepdim=True).sqrt()
-    return moving_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def snapshot_tokens(canvas_BVTHWR: Tensor, mask_BV: Tensor, *, training: bool) -> Tensor:
-    """TSM's thumbnails of another view, what a token of its own is made of, for each frame: (B, V, T, 3 h w R)."""
-    return thumbnails(canvas_BVTHWR, choose_partners(mask_BV, training=training)).flatten(3)
-
-
-def scaled_energy(x_PTHWC: Tensor, scale_C: Tensor, config: ModelConfig) -> Tensor:
-    """Motion energy of clips' embeddings, each channel in units of the training clips' deviation: (P, T, H, W, E).
-
-    With ``config.direction`` the last two of its numbers are the direction of motion, times that.
-    What has E channels in the place of the embeddings' C is energy already, and returned as it is.
     """
-    if x_PTHWC.shape[-1] == config.energies != len(scale_C):
-        return x_PTHWC
-    energy_PTHWE = motion_energy(x_PTHWC.float(), scale_C, config.change, config.power)
-    if not config.direction:
-        return energy_PTHWE
-    direction_PTHW2 = motion_direction(x_PTHWC.float(), scale_C, config.power)
-    return torch.cat([energy_PTHWE, config.direction * direction_PTHW2], -1)
+
+    channel_scale_C: Tensor
+    """1 / standard deviation of each channel in the training clips."""
+    motion_mean_HWE: Tensor
+    """Mean motion of each cell in the training clips."""
+    basis_CR: Tensor
+    """Principal directions of the training clips' motion."""
+
+    def __init__(self, config: ModelConfig, channels: int, side: int) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("channel_scale_C", torch.ones(channels))
+        motion_mean_HWE = torch.zeros(side, side, config.motion_channels)
+        self.register_buffer("motion_mean_HWE", motion_mean_HWE, persistent="motion" in config.inputs)
+        self.principal = min(config.principal, channels - 1)
+        if self.principal:
+            self.register_buffer("basis_CR", torch.eye(channels)[:, : self.principal].clone())
+        self.kept = self.principal or channels
+        reduces = config.reduce and any(x.input != "motion" and not x.channels for x in config.branch)
+        self.reduce = nn.Linear(self.kept, config.reduce) if reduces else nn.Identity()
+
+    def channels(self, branch: BranchConfig) -> int:
+        """Return R, the channels of a branch's input."""
+        if branch.input == "motion":
+            return self.config.motion_channels
+        return min(branch.channels, self.principal) if branch.channels else self.config.reduce or self.kept
+
+    def project(self, x_PTHWC: Tensor) -> Tensor:
+        """Project embeddings to the principal channels: (..., C) -> (..., R), float32. Return projected ones unchanged."""
+        if not self.principal or x_PTHWC.shape[-1] == self.principal:
+            return x_PTHWC
+        return x_PTHWC.float() @ (self.channel_scale_C.unsqueeze(1) * self.basis_CR)
+
+    def motion(self, x_PTHWC: Tensor) -> Tensor:
+        """Compute motion magnitude, and flow behind it if the settings have it: (P, T, H, W, C) -> (P, T, H, W, E).
+
+        Return an array with E channels unchanged: it is motion already.
+        """
+        config = self.config
+        if x_PTHWC.shape[-1] == config.motion_channels != self.kept:
+            return x_PTHWC
+        scale_C = None if self.principal else self.channel_scale_C
+        x_PTHWC = self.project(x_PTHWC).float()
+        magnitude_PTHWE = motion_magnitude(x_PTHWC, scale_C, config.lags, config.exponent)
+        if not config.flow:
+            return magnitude_PTHWE
+        return torch.cat([magnitude_PTHWE, config.flow * flow(x_PTHWC, scale_C, config.exponent)], -1)
+
+    def forward(self, branch: BranchConfig, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
+        """Compute a branch's input: (B, V, T, H, W, C) -> (B, V, T, H, W, R), zeros for absent views.
+
+        Args:
+            branch: Settings of the branch.
+            x_BVTHWC: Projected embeddings, motion, or pixels. Values of absent views are not read.
+            mask_BV: True where a view is present.
+            complete: True if all views are present.
+
+        """
+        x_PTHWC = x_BVTHWC.flatten(0, 1)
+        if branch.channels:
+            x_PTHWC = _principal_dynamic(x_PTHWC, branch.channels)
+        if not complete:
+            # Indexing rows by number is many times faster than by a mask.
+            x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
+        y_PTHWR = self._of_clips(branch, x_PTHWC.float())
+        y_BVTHWR = y_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(y_PTHWR, mask_BV)
+        return paste_thumbnails(y_BVTHWR, mask_BV, training=self.training) if branch.paste == "thumbnails" else y_BVTHWR
+
+    def _of_clips(self, branch: BranchConfig, x_PTHWC: Tensor) -> Tensor:
+        if branch.input == "motion":
+            x_PTHWC = self.motion(x_PTHWC) - self.motion_mean_HWE
+        elif not branch.channels:
+            return self._all_channels(branch, x_PTHWC)
+        return sense_motion(x_PTHWC) if branch.msm else x_PTHWC
+
+    def _all_channels(self, branch: BranchConfig, x_PTHWC: Tensor) -> Tensor:
+        """Normalise frames, pixels or the dynamic part, and reduce the channels.
+
+        Scaling and reduction are linear in each cell, as the area average of a thumbnail. So pasting after them gives the same
+        result as before them, and costs a quarter.
+        """
+        pixels = branch.input == "pixels"
+        if pixels:
+            mean_C, deviation_C = x_PTHWC.new_tensor(IMAGENET_MEAN), x_PTHWC.new_tensor(IMAGENET_DEVIATION)
+            x_PTHWC = (x_PTHWC / 255.0 - mean_C) / deviation_C
+        scaled = not (pixels or self.principal)
+        scale_C = self.channel_scale_C if scaled else torch.ones_like(self.channel_scale_C[: self.kept])
+        factor_PTHWC = scale_C.view(1, 1, 1, 1, -1)
+        clip = self.config.normalise == "clip" and not pixels
+        dynamic_PTHWC = split_static_dynamic(x_PTHWC)[1] if clip or branch.input == "dynamic" else x_PTHWC
+        y_PTHWC = dynamic_PTHWC if branch.input == "dynamic" else x_PTHWC
+        if clip:
+            # The dynamic part has mean zero: its deviation is its length.
+            length_P111C = torch.linalg.vector_norm(dynamic_PTHWC, dim=(1, 2, 3), keepdim=True)
+            deviation_P111C = length_P111C * factor_PTHWC / math.sqrt(math.prod(x_PTHWC.shape[1:4]))
+            factor_PTHWC = factor_PTHWC / (deviation_P111C + LEAST_DEVIATION)
+        if branch.msm:
+            reduced_PTHWR: Tensor = self.reduce(sense_motion(y_PTHWC * factor_PTHWC))
+            return reduced_PTHWR
+        if not isinstance(self.reduce, nn.Linear):
+            return y_PTHWC * factor_PTHWC
+        # The factors of each clip scale the small matrix instead of the large input.
+        weight_PRC = self.reduce.weight * factor_PTHWC.flatten(-4, -2).expand(x_PTHWC.shape[0], 1, -1)
+        y_PXR = torch.bmm(y_PTHWC.flatten(1, 3), weight_PRC.transpose(1, 2)) + self.reduce.bias
+        return y_PXR.unflatten(1, x_PTHWC.shape[1:4])
 
 
-def prepare_canvas(
-    config: ModelConfig,
-    x_BVTHWC: Tensor,
-    mask_BV: Tensor,
-    *,
-    scale_C: Tensor,
-    energy_mean_HWE: Tensor,
-    reduce: nn.Module,
-    training: bool,
-    complete: bool,
-) -> Tensor:
-    """What the encoder is shown: normalised, reduced to R channels, thumbnails pasted. Absent views count for nothing.
-
-    Scaling and reducing before pasting is the same as after it, since both are linear for each cell and so is the
-    area average; and it is done on present views only, and pasted in a quarter of the channels.
-    """
-    pasted = config.pasted if config.motion == "tsm" else "none"
-    x_PTHWC = x_BVTHWC.flatten(0, 1)
-    if not complete:
-        # Rows by number: many times faster than by a mask.
-        x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
-    x_PTHWC = x_PTHWC.float()
-
-    def grouped(y_PTHWR: Tensor) -> Tensor:
-        y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(y_PTHWR, mask_BV)
-        return y_BVTHWR
-
-    def paste(canvas_BVTHWR: Tensor, source_BVTHWR: Tensor) -> Tensor:
-        return paste_thumbnails(canvas_BVTHWR, source_BVTHWR, mask_BV, training=training, places=config.places)
-
-    if config.canvas != "embedding":
-        energy_PTHWE = scaled_energy(x_PTHWC, scale_C, config) - energy_mean_HWE
-        energy_BVTHWE = grouped(sense_motion(energy_PTHWE) if config.motion == "msm" else energy_PTHWE)
-        return energy_BVTHWE if pasted in ("none", "tokens") else paste(energy_BVTHWE, energy_BVTHWE)
-    factor_PTHWC = scale_C.view(1, 1, 1, 1, -1)
-    if config.normalise == "imagenet":
-        x_PTHWC, factor_PTHWC = _as_imagenet(x_PTHWC), torch.ones_like(factor_PTHWC)
-    parts = {"frame": x_PTHWC}
-    if config.normalise == "clip" or "dynamic" in (config.anchor, pasted):
-        parts["dynamic"] = split_static_dynamic(x_PTHWC)[1]
-    if config.normalise == "clip":
-        # The dynamic part has mean zero: its deviation is its length.
-        length_P111C = torch.linalg.vector_norm(parts["dynamic"], dim=(1, 2, 3), keepdim=True)
-        deviation_P111C = length_P111C * factor_PTHWC / math.sqrt(math.prod(x_PTHWC.shape[1:4]))
-        factor_PTHWC = factor_PTHWC / (deviation_P111C + LEAST_DEVIATION)
-
-    def shown(part: str) -> Tensor:
-        if config.motion == "msm":
-            y_PTHWR = reduce(sense_motion(parts[part] * factor_PTHWC))
-        elif isinstance(reduce, nn.Linear):
-            # Each clip's factors go into the small matrix, not over the large canvas.
-            weight_PRC = reduce.weight * factor_PTHWC.flatten(-4, -2).expand(x_PTHWC.shape[0], 1, -1)
-            y_PXR = torch.bmm(parts[part].flatten(1, 3), weight_PRC.transpose(1, 2)) + reduce.bias
-            y_PTHWR = y_PXR.unflatten(1, x_PTHWC.shape[1:4])
-        else:
-            y_PTHWR = parts[part] * factor_PTHWC
-        return grouped(y_PTHWR)
-
-    canvas_BVTHWR = shown(config.anchor)
-    if pasted == "none":
-        return canvas_BVTHWR
-    source_BVTHWR = canvas_BVTHWR if pasted == config.anchor else shown(pasted)
-    return paste(canvas_BVTHWR, source_BVTHWR)
+def _principal_dynamic(x_PTHWR: Tensor, channels: int) -> Tensor:
+    """Return the dynamic part of the first principal channels, divided by its mean length in the clip."""
+    dynamic_PTHWR = split_static_dynamic(x_PTHWR[..., :channels])[1]
+    length_P1111 = dynamic_PTHWR.square().mean((-4, -3, -2, -1), keepdim=True).sqrt()
+    return dynamic_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def scatter_views(x_P_: Tensor, mask_BV: Tensor) -> Tensor:
-    """Put the rows of the present views back to (B, V, ...); absent views are zero, and masked wherever they are read."""
+    """Put the rows of the present views at their places: (P, ...) -> (B, V, ...), zeros for absent views."""
     out_BV_ = x_P_.new_zeros(*mask_BV.shape, *x_P_.shape[1:])
     return out_BV_.index_put((mask_BV,), x_P_)
-
-
-def _as_imagenet(x_PTHWC: Tensor) -> Tensor:
-    """Pixels from 0 to 255, RGB, as ImageNet's classifiers and VideoMamba take them."""
-    mean_C, deviation_C = x_PTHWC.new_tensor(IMAGENET_MEAN), x_PTHWC.new_tensor(IMAGENET_DEVIATION)
-    return (x_PTHWC / 255.0 - mean_C) / deviation_C

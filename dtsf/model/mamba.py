@@ -1,4 +1,4 @@
-"""Bidirectional Mamba block, parameter for parameter VideoMamba's (model-facts 1.5; its flag ``bimamba``).
+"""Bidirectional Mamba block with the parameters of VideoMamba (``mamba_simple.py``, flag ``bimamba``).
 
 Letters: B sequences, L tokens, D width, I inner width (2 D), R rank of dt, N state, W convolution width.
 """
@@ -34,9 +34,9 @@ class RMSNorm(nn.Module):
 
 
 class BidirectionalMamba(nn.Module):
-    """Two selective scans over one sequence, forward and reversed, that share the projections in and out.
+    """Two selective scans of one sequence, forward and reversed, with shared projections.
 
-    Shared: ``in_proj``, ``out_proj``. Of each direction: convolution, ``x_proj``, ``dt_proj``, ``A_log``, ``D``
+    Shared: ``in_proj``, ``out_proj``. Separate for each direction: convolution, ``x_proj``, ``dt_proj``, ``A_log``, ``D``
     (suffix ``_b`` for the reversed one). The directions are added, not averaged, as VideoMamba does and Vim does not.
     """
 

@@ -86,7 +86,7 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
         info=state.info,
         views=views or n_views,
         frames=net.config.frames,
-        motion_sampling=net.config.pace,
+        motion_sampling=net.config.motion_sampling,
         protocol=state.protocol,
         fingerprint=state.fingerprint,
     )

@@ -142,7 +142,7 @@ class Run:
                 raise DataError(f"--views {views} must name {n_videos} different views, one for each video")
             return numbers
         model = self.state.recipe.model
-        if (model.views == "merged" or model.fusion == "concat") and n_videos > len(known):
+        if model.fusion == "concat" and n_videos > len(known):
             raise DataError(f"{n_videos} videos given, but {self.folder} was trained on {len(known)} views: give fewer")
         return list(range(n_videos))
 
@@ -151,7 +151,7 @@ class Run:
         import torch
 
         model = self.state.recipe.model
-        given_VTHWC = sample_frames(embeddings_VFPC, self.state.spec.grid, model.frames, model.pace)
+        given_VTHWC = sample_frames(embeddings_VFPC, self.state.spec.grid, model.frames, model.motion_sampling)
         mask_V = torch.zeros(n_views, dtype=torch.bool)
         mask_V[numbers] = True
         x_VTHWC = given_VTHWC.new_zeros(n_views, *given_VTHWC.shape[1:])

@@ -67,9 +67,9 @@ def show_sample(facts: RunFacts, data: CachedDataset, clips: Sequence[Clip], p: 
     model, names = facts.checkpoint.state.recipe.model, facts.class_names
     clips = sorted(clips, key=lambda clip: clip.view)
     ids = [clip.id for clip in clips]
-    frames_VT = choose_frames(data.embeddings(ids), model.frames, model.pace)
+    frames_VT = choose_frames(data.embeddings(ids), model.frames, model.motion_sampling)
     pictures_VTHWC = np.take_along_axis(data.pictures(ids), frames_VT[:, :, None, None, None], 1)
-    if model.motion == "tsm" and model.pasted not in ("tokens", "none"):
+    if any(branch.paste == "thumbnails" for branch in model.branch):
         pictures_VTHWC = draw_snapshots(pictures_VTHWC, [clip.view for clip in clips])
     strips = tuple(
         Strip(

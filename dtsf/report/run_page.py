@@ -88,29 +88,29 @@ def report_run(
 
 
 def _seen(model: ModelConfig) -> str:
-    """What the gallery's pictures have to do with what the network gets."""
-    if model.motion != "tsm" or model.pasted in ("tokens", "none"):
-        moves = model.canvas != "embedding" or (model.motion != "msm" and model.anchor == "dynamic")
-        given = "; it is given what moves in them" if moves else ""
-        return f"The cached pictures of the frames that the network reads{given}."
-    words = (
-        "The cached pictures of frames that the network reads, with the snapshots (TSM) drawn in where evaluation pastes "
-        "them: a small picture's border has the colour of the view it comes from. The network pastes them into "
+    """Return how the pictures of the gallery relate to the input of the network."""
+    pasted = [branch.input for branch in model.branch if branch.paste == "thumbnails"]
+    if not pasted:
+        moves = "; the network reads their motion" if model.uses_motion else ""
+        return f"Cached pictures of the frames that the network reads{moves}."
+    inputs = {"motion": "maps of motion", "dynamic": "the dynamic part of embeddings", "frames": "embeddings"}
+    return (
+        "Cached pictures of the frames that the network reads. Thumbnails of another view (TSM) are drawn at the cells of evaluation; "
+        "the border has the colour of that view. The network pastes them into "
+        f"{inputs.get(pasted[0], 'frames')}{'' if pasted[0] == 'pixels' else ', not into pictures'}."
     )
-    if model.canvas == "energy":
-        return words + "maps of how much moves, not into pictures."
-    dynamic = "dynamic" in (model.anchor, model.pasted)
-    return words + "embeddings, not pictures" + (", of what moves: a frame minus its clip's mean." if dynamic else ".")
 
 
 def _pooled(model: ModelConfig) -> str:
-    """What decides, where it is more than one network; else nothing."""
-    parts = ["each camera by itself" if model.canvas == "embedding" else "motion energy of each camera by itself"]
-    parts += ["all cameras as one picture"] if model.views == "both" else []
-    parts += ["the moving part of each camera's embeddings"] if model.canvas == "both" else []
-    if len(parts) == 1:
+    """Return a sentence about the branches if there are several, else an empty string."""
+    if len(model.branch) == 1:
         return ""
-    return f"The decision pools {len(parts)} opinions: {'; '.join(parts)}. Weights are those of the opinions camera by camera."
+    views = {"each": "of each view", "sequence": "of all views as a sequence", "all": "of all views together"}
+    parts = [f"{branch.input} {views[branch.views]}" for branch in model.branch]
+    return (
+        f"The decision averages {len(parts)} branches: {'; '.join(parts)}. "
+        "View weights are averaged over the branches that have them."
+    )
 
 
 def _sentence(facts: RunFacts) -> str:

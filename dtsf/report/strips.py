@@ -15,7 +15,7 @@ BORDERS = ((255, 196, 0), (0, 200, 255), (255, 90, 200), (120, 230, 80), (255, 1
 """Colour of a view, by its number less 1: a pasted thumbnail wears that of the view it comes from."""
 
 
-def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, pace: float) -> np.ndarray:
+def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, motion_sampling: float) -> np.ndarray:
     """Cached frames that the network reads at evaluation, as (N, T) indices; the nearer one where it reads between two."""
     import torch
 
@@ -23,9 +23,9 @@ def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, pace: float) -> np
 
     N, F = embeddings_NFPC.shape[:2]
     time_T = uniform_times(n_frames)
-    if pace == 0 or F == 1:
+    if motion_sampling == 0 or F == 1:
         return np.asarray((time_T * F).long().clamp(0, F - 1).expand(N, -1))
-    clock_NF = cumulative_motion(torch.from_numpy(embeddings_NFPC), pace)
+    clock_NF = cumulative_motion(torch.from_numpy(embeddings_NFPC), motion_sampling)
     return np.asarray((clock_NF[:, None, :] - time_T[None, :, None]).abs().argmin(-1))
 
 
@@ -35,12 +35,12 @@ def draw_snapshots(pictures_VTHWC: np.ndarray, views: Sequence[int]) -> np.ndarr
     """
     import torch
 
-    from dtsf.model.tsm import CELLS, choose_cells, choose_partners, snapshots
+    from dtsf.model.tsm import CELLS, choose_cells, choose_partners, paste_thumbnails
 
     V, _, H, W, _ = pictures_VTHWC.shape
     mask_BV = torch.ones(1, V, dtype=torch.bool)
-    pasted_BVTHWC = snapshots(
-        torch.from_numpy(pictures_VTHWC).float().unsqueeze(0), mask_BV, training=False, anchor="frame", pasted="frame"
+    pasted_BVTHWC = paste_thumbnails(
+        torch.from_numpy(pictures_VTHWC).float().unsqueeze(0), mask_BV, training=False
     )
     out: np.ndarray = pasted_BVTHWC[0].round().clamp(0, 255).to(torch.uint8).numpy()
     partner_V = choose_partners(mask_BV, training=False)[0].tolist()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.errors import ConfigError
-from dtsf.model.feature_stats import watched
+from dtsf.model.feature_stats import record_norms
 from dtsf.model.videomamba import VideoMamba
 from dtsf.training.data import evaluation_batches
 
@@ -40,8 +40,8 @@ def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
     """Mean and variance of every channel behind every norm, over the tokens of all clips: (N, 2, D)."""
     device = next(net.parameters()).device
     total_N2D, count_N = torch.zeros(()), torch.zeros(())
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
-        with watched(net) as seen:
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
+        with record_norms(net) as seen:
             net(batch.x_BVTHWC.to(device), batch.mask_BV.to(device))
         wide = [torch.cat(mine).double().cpu() for mine in seen]
         total_N2D = total_N2D + torch.stack([torch.stack([x_XD.sum(0), x_XD.square().sum(0)]) for x_XD in wide])
@@ -56,11 +56,11 @@ class OnlineAdapter:
     """
 
     def __init__(self, net: DTSFNet, rate: float = RATE) -> None:
-        if not net.streams.known:
+        if not net.feature_stats.recorded:
             raise ConfigError("--adapt: the run keeps no statistics of its training clips: train it with this version")
         self.net = copy.deepcopy(net).eval()
         self.rate = rate
-        self.running_N2D = self.net.streams.moment_N2D.clone()
+        self.running_N2D = self.net.feature_stats.mean_var_N2D.clone()
         encoders = [module for module in self.net.modules() if isinstance(module, VideoMamba)]
         self.weights = [
             x for encoder in encoders for name, x in encoder.named_parameters() if not name.startswith("head.")
@@ -73,12 +73,12 @@ class OnlineAdapter:
         with torch.inference_mode(False), torch.enable_grad():
             probabilities, moments = [], []
             for x_BVTHWC, mask_BV in samples:
-                with watched(self.net) as seen:
+                with record_norms(self.net) as seen:
                     output = self.net(x_BVTHWC.clone(), mask_BV.clone())
                 probabilities.append(output.probabilities_BK)
                 moments.append(torch.stack([self._moments(n, mine) for n, mine in enumerate(seen)]))
             running_N2D: Tensor = (1 - MOMENTUM) * self.running_N2D + MOMENTUM * torch.stack(moments).mean(0)
-            apart = (running_N2D - self.net.streams.moment_N2D).abs().mean(-1).sum()
+            apart = (running_N2D - self.net.feature_stats.mean_var_N2D).abs().mean(-1).sum()
             middle_BK = torch.stack(probabilities).mean(0)
             differ = (torch.stack(probabilities) - middle_BK).abs().sum()
             # A weight that these samples do not reach (another readout's) has no gradient.
@@ -94,6 +94,6 @@ class OnlineAdapter:
     def _moments(self, n: int, seen: list[Tensor]) -> Tensor:
         """Mean and variance behind norm ``n``, (2, D); of an encoder that was not asked those of training."""
         if not seen:
-            return self.net.streams.moment_N2D[n]
+            return self.net.feature_stats.mean_var_N2D[n]
         x_XD = torch.cat(seen)
         return torch.stack([x_XD.mean(0), x_XD.var(0, correction=0)])

@@ -27,7 +27,7 @@ class AugmentConfig(BaseModel):
     """Up to this share of a clip is cut off, at either end: other speeds and other beginnings."""
     jitter: float = Field(default=0.5, ge=0, le=1)
     """Each frame moves by up to half this share of the distance between frames. 0 keeps the fixed ones. With
-    ``model.pace`` 0, frames have somewhere to go only where the cache holds more than ``model.frames``."""
+    ``model.motion_sampling`` 0, frames have somewhere to go only where the cache holds more than ``model.frames``."""
     shift: float = Field(default=0.0, ge=0)
     """Each view's grid moves by up to this many cells in each direction, parts of cells by interpolation; the edge is
     repeated. 0.4 where stage 1 cuts around what moves: the cut is off by as much."""
@@ -35,7 +35,7 @@ class AugmentConfig(BaseModel):
     """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people."""
     tempo: float = Field(default=0.0, ge=0)
     """Each group's performance is run faster or slower by up to this share, about its middle, after its frames were chosen:
-    what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with ``model.pace`` 1, where
+    what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with ``model.motion_sampling`` 1, where
     nobody's action fills quite the same share of the motion; 0 for cameras that no one trained with, which see performances
     that the others have seen, at their own tempo (docs/results/network.md, docs/recipes.md)."""
     delay: float = Field(default=0.0, ge=0)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from dtsf.model.calibrator import AS_IT_IS, MOTION, REACH, SIGNS, discount
+from dtsf.model.calibrator import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount
 from dtsf.model.evidence import probabilities
 from dtsf.training.adapt import feature_statistics
 from dtsf.training.checkpoint import Calibration, amend_checkpoint, resume_or_clear
@@ -56,14 +56,14 @@ class Observed:
     """Outputs of a network for groups, and the signs of right answers."""
 
     evidence_BK: Tensor
-    signs_B3: Tensor
-    likeness_B: Tensor
+    features_B3: Tensor
+    score_B: Tensor
     label_B: Tensor
 
     @staticmethod
     def together(parts: Sequence[Observed]) -> Observed:
         """All groups of all parts."""
-        fields = ("evidence_BK", "signs_B3", "likeness_B", "label_B")
+        fields = ("evidence_BK", "features_B3", "score_B", "label_B")
         return Observed(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
@@ -89,14 +89,14 @@ def calibrate(
         again: Trains a network like ``net``: :func:`.loop.fit` with all that is the same for every part.
     """
     groups = load_groups(data, split.train)
-    net.streams.moment_N2D.copy_(feature_statistics(net, groups))
+    net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
     observed, what, parts = None, "", 0
     if recipe.train.calibrate:
         observed, what, parts = _ask_about_held_out(net, data, rule, split, recipe, run, again, on_epoch, fabric)
     calibration = None if observed is None else learn_belief(net, groups, observed, what, parts)
     if current_world().first:
         state = net.state_dict()
-        later = {name: x for name, x in state.items() if name.startswith(("belief.", "streams."))}
+        later = {name: x for name, x in state.items() if name.startswith(("calibrator.", "feature_stats."))}
         amend_checkpoint(run / "last", later, calibration)
         shutil.rmtree(run / "calibration", ignore_errors=True)
     return calibration
@@ -137,7 +137,7 @@ def _ask_about_held_out(
             asked = again(
                 train, recipe.model_copy(update={"train": plain}), run=folder, resume=resume, on_epoch=told
             ).net
-        asked.belief.know(training_statistics(asked, train))
+        asked.calibrator.set_reference(training_statistics(asked, train))
         found.append(observe(asked, load_groups(data, part.held)))
     return Observed.together(found), what, len(parts)
 
@@ -151,14 +151,14 @@ def observe(net: DTSFNet, groups: Groups) -> Observed:
     """Ask a network that knows its training statistics about groups."""
     device = next(net.parameters()).device
     found = []
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
         x_BVTHWC, mask_BV = batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
         output = net(x_BVTHWC, mask_BV)
-        observed = net.belief.observe(
+        observed = net.calibrator.observe(
             output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV
         )
-        evidence_BK, signs_B3, likeness_B = (x.double().cpu() for x in observed)
-        found.append(Observed(evidence_BK, signs_B3, likeness_B, batch.label_B))
+        evidence_BK, features_B3, score_B = (x.double().cpu() for x in observed)
+        found.append(Observed(evidence_BK, features_B3, score_B, batch.label_B))
     return Observed.together(found)
 
 
@@ -167,14 +167,14 @@ def training_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
     """What the training groups look like to the network: where each class's features lie, and how clips move."""
     device = next(net.parameters()).device
     features, statistics = [], []
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
         x_BVTHWC, mask_BV = batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
         features.append(net(x_BVTHWC, mask_BV).feature_BD.double().cpu())
         statistics.append(net.statistics(x_BVTHWC)[mask_BV].double().cpu())
     feature_GD, clip_PS = torch.cat(features), torch.cat(statistics)
     centre_D = feature_GD.mean(0)
     # A class that no group is of has no direction, and nothing is close to it.
-    direction_KD = torch.zeros(net.belief.direction_KD.shape, dtype=torch.float64)
+    direction_KD = torch.zeros(net.calibrator.direction_KD.shape, dtype=torch.float64)
     direction_KD.index_add_(0, groups.label_G, feature_GD - centre_D)
     least_S = torch.full_like(clip_PS[0], LEAST_LOOKS)
     least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_3)
@@ -184,21 +184,21 @@ def training_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
         "clip_mean_S": clip_PS.mean(0),
         "clip_deviation_S": clip_PS.std(0, correction=0).maximum(least_S),
     }
-    net.belief.know(known)
-    distance_P2 = net.belief.distance(clip_PS.to(device)).double().cpu()
-    return known | {"reach_2": distance_P2.quantile(REACH, 0).clamp(min=1e-3)}
+    net.calibrator.set_reference(known)
+    distance_P2 = net.calibrator.distance(clip_PS.to(device)).double().cpu()
+    return known | {"reference_distance_2": distance_P2.quantile(REFERENCE_QUANTILE, 0).clamp(min=1e-3)}
 
 
 def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, parts: int) -> Calibration:
     """Fit how much to believe to what was observed on held-out groups, and teach it to the network. ``observed``: of networks
     like it.
     """
-    net.belief.know(training_statistics(net, train))
-    sharpness, bias, weight_3 = fit_calibrator(observed)
-    net.belief.learn(sharpness, bias, weight_3)
+    net.calibrator.set_reference(training_statistics(net, train))
+    inverse_temperature, bias, weight_3 = fit_calibrator(observed)
+    net.calibrator.set_parameters(inverse_temperature, bias, weight_3)
     label_B = observed.label_B
     before_BK = probabilities(observed.evidence_BK + 1.0)
-    after_BK = probabilities(_believed(observed, sharpness, bias, weight_3))
+    after_BK = probabilities(_believed(observed, inverse_temperature, bias, weight_3))
     return Calibration(
         what=what,
         parts=parts,
@@ -206,14 +206,14 @@ def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, par
         accuracy=(before_BK.argmax(-1) == label_B).double().mean().item(),
         nll=tuple(F.nll_loss(p_BK.log(), label_B).item() for p_BK in (before_BK, after_BK)),
         ece=tuple(calibration_error(p_BK, label_B) for p_BK in (before_BK, after_BK)),
-        sharpness=sharpness.item(),
+        inverse_temperature=inverse_temperature.item(),
         bias=bias.item(),
-        weights=dict(zip(SIGNS, weight_3.tolist(), strict=True)),
+        weights=dict(zip(FEATURES, weight_3.tolist(), strict=True)),
     )
 
 
-def _believed(observed: Observed, sharpness: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
-    return discount(observed.evidence_BK, bias + observed.signs_B3 @ weight_3, sharpness, observed.likeness_B)
+def _believed(observed: Observed, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
+    return discount(observed.evidence_BK, bias + observed.features_B3 @ weight_3, inverse_temperature, observed.score_B)
 
 
 def fit_calibrator(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,11 +223,11 @@ def fit_calibrator(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
     do not tell stays so. How likeness counts is not fitted: held-out groups of the same recording are all alike, and would
     say that it does not matter.
     """
-    as_it_is_3 = observed.signs_B3.new_tensor(AS_IT_IS)
-    mean_3, deviation_3 = observed.signs_B3.mean(0), observed.signs_B3.std(0, correction=0).clamp(min=0.1)
+    as_it_is_3 = observed.features_B3.new_tensor(NEUTRAL_WEIGHTS)
+    mean_3, deviation_3 = observed.features_B3.mean(0), observed.features_B3.std(0, correction=0).clamp(min=0.1)
     usual_3 = as_it_is_3 * deviation_3
     bias = mean_3 @ as_it_is_3 - math.log(observed.evidence_BK.shape[1])
-    scaled = replace(observed, signs_B3=(observed.signs_B3 - mean_3) / deviation_3)
+    scaled = replace(observed, features_B3=(observed.features_B3 - mean_3) / deviation_3)
     # Softplus keeps weights above 0; its inverse is where they begin.
     begin_3 = usual_3.clamp(min=0.01).expm1().log()
     free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), begin_3]).requires_grad_()

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
 """Bytes that the files of a checkpoint can have."""
+RUN_VERSION = 2
+"""Version of the run folder's format: names of recipe keys and of weights."""
 LOWER = (
     "Try a tenth of the learning rate (--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm"
 )
@@ -65,10 +67,16 @@ class Calibration(BaseModel):
     """Mean -log p of the true class, with evidence as it is and as it is believed."""
     ece: tuple[float, float]
     """Calibration error, likewise."""
-    sharpness: float
+    inverse_temperature: float
     bias: float
     weights: dict[str, float]
-    """By the names of :data:`dtsf.model.calibrator.SIGNS`."""
+    """Weights by the names of :data:`dtsf.model.calibrator.FEATURES`."""
+
+
+class _Version(BaseModel):
+    """Version alone, of a document whose other keys may be of another version."""
+
+    version: int = 1
 
 
 class RunState(BaseModel):
@@ -76,6 +84,8 @@ class RunState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    version: int = RUN_VERSION
+    """Version of the run folder's format."""
     epoch: int = Field(ge=0, le=10**9)
     """Epochs finished."""
     step: int = Field(ge=0, le=10**12)
@@ -179,12 +189,15 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
         read_file(folder / name, limit=limit, error=CheckpointError) if resume or name != "optimizer.pt" else b""
         for name, limit in LIMITS.items()
     )
+    version = parse_model(_Version, document, str(folder / "state.json"), error=CheckpointError).version
+    if version != RUN_VERSION:
+        raise CheckpointError(
+            f"{folder / 'state.json'} has version {version}, and this dtsf reads version {RUN_VERSION}: train again"
+        )
     state = parse_model(RunState, document, str(folder / "state.json"), error=CheckpointError)
     try:
-        weights = _as_named_now(load(tensors))
+        weights = load(tensors)
         optimizer = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if resume else {}
-        for name in optimizer.keys() & {"raw", "average"}:
-            optimizer[name] = _as_named_now(optimizer[name])
     except Exception as error:  # noqa: BLE001  what a forged file makes of their readers has no common base
         raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}") from error
     bad = first_not_finite(weights)
@@ -201,32 +214,21 @@ def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
     return next(bad, None)
 
 
-def _as_named_now(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """In older checkpoints motion energy is one number a cell, and its mean has another name."""
-    return {"energy_mean_HWE" if name == "energy_mean_HW1" else name: x for name, x in weights.items()}
-
-
 def load_network(checkpoint: Checkpoint) -> DTSFNet:
     """The network of a checkpoint, in evaluation mode, on the CPU. Raises CheckpointError: the weights do not fit the recipe
     and classes that the checkpoint names.
     """
     state = checkpoint.state
     n_classes = len(state.info.class_names)
-    saved = checkpoint.weights.get("encoder.head.weight")
+    saved = checkpoint.weights.get("branches.0.encoder.head.weight")
     if saved is None or saved.ndim != 2 or saved.shape[0] != n_classes:
         held = "no head" if saved is None or saved.ndim != 2 else f"{saved.shape[0]} classes"
         raise CheckpointError(f"the checkpoint's weights hold {held}, its state.json names {n_classes} classes")
     # Without memory first: a state.json may name any size, the weights that are there bound it.
     with torch.device("meta"):
         wanted = _network(state).state_dict()
-    for later in ("belief.", "streams."):
-        # From before these were kept: evidence is taken as it is, and there is nothing to adapt to.
-        if not any(name.startswith(later) for name in checkpoint.weights):
-            wanted = {name: x for name, x in wanted.items() if not name.startswith(later)}
     for name in wanted.keys() | checkpoint.weights.keys():
         ours, theirs = wanted.get(name), checkpoint.weights.get(name)
-        if theirs is None and name.startswith("belief."):
-            continue  # a run from before there was a belief takes evidence as it is
         if ours is None or theirs is None or ours.shape != theirs.shape or ours.is_complex() != theirs.is_complex():
             shapes = [
                 f"{'x'.join(map(str, x.shape)) or 'one number'}" if x is not None else "none" for x in (theirs, ours)
@@ -244,7 +246,7 @@ def _network(state: RunState) -> DTSFNet:
         return DTSFNet(
             state.recipe.model,
             channels=state.spec.channels,
-            canvas=state.spec.grid,
+            side=state.spec.grid,
             n_classes=len(state.info.class_names),
             n_views=len(state.info.view_names),
         )

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dtsf.model.tsm import motion_share
+from dtsf.model.motion import motion_share
 from dtsf.training.augment import drop_views, move_frames, move_grid, sample_times
 from dtsf.training.background_swap import occlude_views, swap_backgrounds
 from dtsf.training.frame_sampling import motion_steps, read_frames, uniform_times
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import Tensor
 
@@ -66,7 +66,7 @@ class Groups:
 
     @cached_property
     def step_NS(self) -> Tensor:
-        """Motion from each cached frame of each clip to the next, on which ``model.pace`` runs. Computed once."""
+        """Motion from each cached frame of each clip to the next, on which ``model.motion_sampling`` runs. Computed once."""
         return motion_steps(self.embeddings_NFHWC)
 
     def with_views(self, views: Iterable[int]) -> Groups:
@@ -133,80 +133,77 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
 
 
 @torch.no_grad()
-def energy_mean(net: DTSFNet, groups: Groups, pace: float) -> Tensor:
-    """Mean motion energy of every cell over all frames of the clips that ``groups`` use. (H, W, E), float32.
+def motion_mean(net: DTSFNet, groups: Groups, motion_sampling: float) -> Tensor:
+    """Return the mean motion of each cell over all frames of the clips in ``groups``: (H, W, E), float32.
 
     Args:
         net: The network, with its scale of channels set.
-        groups: Embeddings, or motion energy, with its pace: what :func:`training_source` returns.
-        pace: See :mod:`dtsf.training.frame_sampling`.
+        groups: Embeddings or motion, as :func:`training_source` returns them.
+        motion_sampling: See :mod:`dtsf.training.frame_sampling`.
 
     """
     total, count = torch.zeros(()), 0
-    for batch in evaluation_batches(groups, 32, net.config.frames, pace):
-        energy_PTHWE = net.energy(batch.x_BVTHWC[batch.mask_BV])
-        total = total + energy_PTHWE.sum((0, 1))
-        count += energy_PTHWE.shape[0] * energy_PTHWE.shape[1]
+    for batch in evaluation_batches(groups, 32, net.config.frames, motion_sampling):
+        motion_PTHWE = net.inputs.motion(batch.x_BVTHWC[batch.mask_BV])
+        total = total + motion_PTHWE.sum((0, 1))
+        count += motion_PTHWE.shape[0] * motion_PTHWE.shape[1]
     return total / count
 
 
 @torch.no_grad()
 def min_motion_share(net: DTSFNet, groups: Groups) -> Tensor:
-    """The least that each camera sees move in any of ``groups``, as a share of what the group's liveliest camera sees. (V,).
-
-    0 for a camera that stands in no group of several views: unknown.
-    """
+    """Return the smallest motion share of each view in ``groups``: (V,). 0 for a view that is always alone in its group."""
     least_V = torch.full((groups.row_GV.shape[1],), torch.inf)
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.pace):
-        share_BV = motion_share(batch.x_BVTHWC, batch.mask_BV, net.channel_scale_C)
-        told_BV = batch.mask_BV & (batch.mask_BV.sum(1, keepdim=True) > 1)
-        least_V = torch.minimum(least_V, torch.where(told_BV, share_BV, torch.inf).amin(0))
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
+        share_BV = motion_share(batch.x_BVTHWC, batch.mask_BV, net.inputs.channel_scale_C)
+        several_BV = batch.mask_BV & (batch.mask_BV.sum(1, keepdim=True) > 1)
+        least_V = torch.minimum(least_V, torch.where(several_BV, share_BV, torch.inf).amin(0))
     return torch.where(least_V.isinf(), 0.0, least_V)
 
 
 @torch.no_grad()
-def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool) -> tuple[Groups, float]:
-    """What training reads, and its pace: the groups as they are, or with motion energy in the place of embeddings.
+def training_source(
+    net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool
+) -> tuple[Groups, float]:
+    """Return the groups that training reads, and their motion sampling.
 
-    Where the network looks at motion energy alone and every epoch would read the same frames, the energy of each clip is
-    computed here once, a number or two a cell in the place of C: reading and computing it each time took a third of a step.
+    Compute principal channels, or motion, of each clip once if every epoch reads the same frames. This saves a third of a step.
+    Else return the groups unchanged.
 
     Args:
         net: The network, with its scale of channels set.
         groups: Training groups.
-        augment: How clips are varied.
-        embeddings: Somebody beside the network needs the embeddings themselves, so they stay.
+        augment: Augmentation of the clips.
+        embeddings: Keep the embeddings, because the debiaser reads them too.
 
     """
-    config = net.config
-    if net.principal and not embeddings and augment.leaves_frames:
-        return _principal_source(net, groups), 0.0
-    ready = groups.embeddings_NFHWC.shape[-1] == config.energies
-    # A mirror turns right to left: the direction of motion is computed of what it shows.
-    turned = augment.flip > 0 and config.direction > 0
-    if embeddings or config.canvas != "energy" or not augment.leaves_cells or turned or ready:
-        return groups, config.pace
-    parts = []
-    for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
-        time_MT = uniform_times(config.frames).expand(len(row_M), -1)
-        step_NS = groups.step_NS if config.pace else None
-        x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.pace, step_NS)
-        parts.append(net.energy(x_MTHWC))
-    # At pace 0 the T moments of T frames are these frames.
-    return replace(groups, embeddings_NFHWC=torch.cat(parts)), 0.0
+    config, inputs = net.config, net.inputs
+    if embeddings or not augment.leaves_frames:
+        return groups, config.motion_sampling
+    if inputs.principal:
+        return _precompute(net, groups, inputs.project), 0.0
+    computed = groups.embeddings_NFHWC.shape[-1] == config.motion_channels
+    # A mirrored clip flows the other way, so its flow is computed after the augmentation.
+    mirrored = augment.flip > 0 and config.flow > 0
+    if config.inputs != {"motion"} or not augment.leaves_cells or mirrored or computed:
+        return groups, config.motion_sampling
+    return _precompute(net, groups, inputs.motion), 0.0
 
 
-def _principal_source(net: DTSFNet, groups: Groups) -> Groups:
+def _precompute(net: DTSFNet, groups: Groups, function: Callable[[Tensor], Tensor]) -> Groups:
+    """Replace the embeddings by ``function`` of the network's T frames. Motion sampling 0 then reads these frames."""
     config, parts = net.config, []
+    step_NS = groups.step_NS if config.motion_sampling else None
     for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
         time_MT = uniform_times(config.frames).expand(len(row_M), -1)
-        step_NS = groups.step_NS if config.pace else None
-        parts.append(net.project(read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.pace, step_NS)))
+        parts.append(
+            function(read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.motion_sampling, step_NS))
+        )
     return replace(groups, embeddings_NFHWC=torch.cat(parts))
 
 
 def principal_directions(groups: Groups, scale_C: Tensor, n: int) -> Tensor:
-    """The ``n`` directions in which what moves in the clips differs most, each channel times its scale. (C, R)."""
+    """Return the ``n`` principal directions of the clips' dynamic part, each channel times its scale: (C, R)."""
     C = groups.embeddings_NFHWC.shape[-1]
     product_CC = torch.zeros(C, C, dtype=torch.float64)
     for rows in groups.row_GV[groups.mask_GV].split(64):
@@ -221,7 +218,7 @@ def training_batches(
     groups: Groups,
     batch_size: int,
     n_frames: int,
-    pace: float,
+    motion_sampling: float,
     augment: AugmentConfig,
     scale_C: Tensor,
     order: Iterable[Tensor] | None = None,
@@ -232,7 +229,7 @@ def training_batches(
         groups: Training groups.
         batch_size: Groups a batch; the last one may be smaller.
         n_frames: T.
-        pace: See :mod:`dtsf.training.frame_sampling`.
+        motion_sampling: See :mod:`dtsf.training.frame_sampling`.
         augment: How clips are varied.
         scale_C: What noise is measured in: the deviation of each channel.
         order: Rows of the groups for each batch, (B,) each; drawn here if left out.
@@ -242,7 +239,7 @@ def training_batches(
         row_BV = groups.row_GV[chosen_B]
         mask_BV = row_BV >= 0
         time_BVT = sample_times((len(chosen_B), row_BV.shape[1]), n_frames, augment)
-        x_BVTHWC = _read_views(groups, row_BV, time_BVT, pace)
+        x_BVTHWC = _read_views(groups, row_BV, time_BVT, motion_sampling)
         if augment.swap_background:
             x_BVTHWC = swap_backgrounds(x_BVTHWC, mask_BV, augment.swap_background)
         if augment.occlude:
@@ -257,19 +254,19 @@ def training_batches(
 
 
 def evaluation_batches(
-    groups: Groups, batch_size: int, n_frames: int, pace: float, draw: int = 0, draws: int = 1
+    groups: Groups, batch_size: int, n_frames: int, motion_sampling: float, draw: int = 0, draws: int = 1
 ) -> Iterator[Batch]:
     """All groups in their order, nothing augmented; the frames are fixed by which of how many ``draws`` this is."""
     for chosen_B in torch.arange(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
         time_BVT = uniform_times(n_frames, (draw + 0.5) / draws).expand(*row_BV.shape, n_frames)
-        yield Batch(_read_views(groups, row_BV, time_BVT, pace), row_BV >= 0, groups.label_G[chosen_B], row_BV)
+        yield Batch(_read_views(groups, row_BV, time_BVT, motion_sampling), row_BV >= 0, groups.label_G[chosen_B], row_BV)
 
 
-def _read_views(groups: Groups, row_BV: Tensor, time_BVT: Tensor, pace: float) -> Tensor:
+def _read_views(groups: Groups, row_BV: Tensor, time_BVT: Tensor, motion_sampling: float) -> Tensor:
     # In the place of an absent view (row -1) stands some other clip; the mask keeps it from ever being used.
     device = groups.embeddings_NFHWC.device
     row_M, time_MT = row_BV.flatten().clamp(min=0).to(device), time_BVT.flatten(0, 1).to(device)
-    step_NS = groups.step_NS if pace else None
-    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, time_MT, pace, step_NS)
+    step_NS = groups.step_NS if motion_sampling else None
+    x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, time_MT, motion_sampling, step_NS)
     return x_MTHWC.reshape(*row_BV.shape, *x_MTHWC.shape[1:])

@@ -31,7 +31,7 @@ def held_out_score(
     judge.eval()
     device = next(judge.parameters()).device
     loss, right = 0.0, 0
-    for batch in evaluation_batches(groups, batch_size, net.config.frames, net.config.pace):
+    for batch in evaluation_batches(groups, batch_size, net.config.frames, net.config.motion_sampling):
         probability_BK = judge(batch.x_BVTHWC.to(device), batch.mask_BV.to(device)).probabilities_BK.double().cpu()
         loss += F.nll_loss(probability_BK.log(), batch.label_B, reduction="sum").item()
         right += int((probability_BK.argmax(-1) == batch.label_B).sum())

@@ -191,9 +191,9 @@ def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
     """
     if draws < 1:
         raise ConfigError(f"--draws {draws}: at least 1")
-    if draws > 1 and config.pace == 0 and config.frames == spec.frames:
+    if draws > 1 and config.motion_sampling == 0 and config.frames == spec.frames:
         raise ConfigError(
-            f"{draws} draws of frames would all be the same: with model.pace 0 the network takes each of the cache's "
+            f"{draws} draws of frames would all be the same: with model.motion_sampling 0 the network takes each of the cache's "
             f"{spec.frames} frames. --draws 1, or fewer model.frames, or preprocess with more --frames"
         )
 
@@ -246,7 +246,7 @@ def _ask(
 
     def batches(draw: int, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
         size = 1 if adapted is not None else batch_size
-        for batch in evaluation_batches(groups, size, config.frames, config.pace, draw, draws):
+        for batch in evaluation_batches(groups, size, config.frames, config.motion_sampling, draw, draws):
             yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
 
     if adapted is None:

@@ -29,14 +29,14 @@ def uniform_times(n_frames: int, place: float = 0.5) -> Tensor:
     return (torch.arange(n_frames) + place) / n_frames
 
 
-def cumulative_motion(x_NFHWC: Tensor, pace: float) -> Tensor:
+def cumulative_motion(x_NFHWC: Tensor, motion_sampling: float) -> Tensor:
     """How much of each clip has passed at each cached frame.
 
-    ``x_NFHWC``: embeddings of all cached frames. ``pace``: share of motion in the clock, from 0 (time alone) to 1 (motion
+    ``x_NFHWC``: embeddings of all cached frames. ``motion_sampling``: share of motion in the clock, from 0 (time alone) to 1 (motion
     alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32, rising from 0 at the
     first cached frame to 1 at the last. A clip in which nothing moves runs by time.
     """
-    return cumulate_steps(motion_steps(x_NFHWC), pace)
+    return cumulate_steps(motion_steps(x_NFHWC), motion_sampling)
 
 
 def motion_steps(x_NFHWC: Tensor) -> Tensor:
@@ -48,24 +48,26 @@ def motion_steps(x_NFHWC: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def cumulate_steps(step_NS: Tensor, pace: float) -> Tensor:
+def cumulate_steps(step_NS: Tensor, motion_sampling: float) -> Tensor:
     """:func:`cumulative_motion`, of the result of :func:`motion_steps`: the costly part, which needs doing once."""
     step_NS = step_NS - STILL * step_NS.amin(1, keepdim=True)
     mean_N1 = step_NS.mean(1, keepdim=True)
     motion_NS = torch.where(mean_N1 > 0, step_NS / mean_N1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
-    passed_NS = (pace * motion_NS + (1.0 - pace)).cumsum(1)
+    passed_NS = (motion_sampling * motion_NS + (1.0 - motion_sampling)).cumsum(1)
     clock_NS = passed_NS / passed_NS[:, -1:]
     return torch.cat([torch.zeros_like(clock_NS[:, :1]), clock_NS], 1)
 
 
-def read_frames(x_NFHWC: Tensor, row_M: Tensor, time_MT: Tensor, pace: float, step_NS: Tensor | None = None) -> Tensor:
+def read_frames(
+    x_NFHWC: Tensor, row_M: Tensor, time_MT: Tensor, motion_sampling: float, step_NS: Tensor | None = None
+) -> Tensor:
     """Read clips at given moments. Returns (M, T, H, W, C), float32.
 
     Args:
         x_NFHWC: Embeddings of all cached frames of all clips, any float type.
         row_M: Which clips; a clip may be read more than once.
         time_MT: In [0, 1], for each clip read.
-        pace: See :func:`cumulative_motion`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above 0 it
+        motion_sampling: See :func:`cumulative_motion`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above 0 it
             is interpolated between the two cached frames around it.
         step_NS: :func:`motion_steps` of all clips, to reuse; computed if left out.
     """
@@ -73,11 +75,11 @@ def read_frames(x_NFHWC: Tensor, row_M: Tensor, time_MT: Tensor, pace: float, st
     # Frames as rows: copying whole rows is ten times faster than indexing by two axes.
     frame_RX = x_NFHWC.flatten(2).flatten(0, 1)
     first_M1 = row_M.unsqueeze(1) * F
-    if pace == 0 or F == 1:
+    if motion_sampling == 0 or F == 1:
         nearest_MT = first_M1 + (time_MT * F).long().clamp(0, F - 1)
         out_YX = frame_RX.index_select(0, nearest_MT.flatten()).float()
         return out_YX.view(*time_MT.shape, *x_NFHWC.shape[2:])
-    clock_MF = cumulate_steps(motion_steps(x_NFHWC[row_M]) if step_NS is None else step_NS[row_M], pace)
+    clock_MF = cumulate_steps(motion_steps(x_NFHWC[row_M]) if step_NS is None else step_NS[row_M], motion_sampling)
     after_MT = torch.searchsorted(clock_MF, time_MT.contiguous()).clamp(1, F - 1)
     begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
     share_MT = ((time_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)

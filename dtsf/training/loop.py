@@ -19,8 +19,8 @@ from dtsf.training.auto_size import resolve_auto
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import (
     channel_deviation,
-    energy_mean,
     min_motion_share,
+    motion_mean,
     principal_directions,
     training_batches,
     training_source,
@@ -115,28 +115,29 @@ def fit(
     net = DTSFNet(
         recipe.model,
         channels=spec.channels,
-        canvas=spec.grid,
+        side=spec.grid,
         n_classes=len(info.class_names),
         n_views=len(info.view_names),
     )
     if initial is not None and not resume:
-        report = load_initial_weights(net.encoder, initial)
+        report = load_initial_weights(net.encoders[0], initial)
         if world.first:
             write_atomically(run / "init.json", json_text(asdict(report), indent=1).encode(), parents=False)
     for encoder in net.encoders:
-        encoder.spare_memory = train.checkpointing
+        encoder.gradient_checkpointing = train.checkpointing
         if train.compile and fabric.device.type == "cuda":
             encoder.compile_mixers(fabric.device)
-    moves = recipe.model.anchor == "dynamic" or recipe.model.canvas != "embedding"
-    deviation_C = channel_deviation(groups, dynamic=moves)
-    net.channel_scale_C.copy_(1.0 / deviation_C)
-    if net.principal:
-        net.basis_CR.copy_(principal_directions(groups, net.channel_scale_C, net.principal))
-    if recipe.model.covered:
+    deviation_C = channel_deviation(groups, dynamic=recipe.model.uses_motion)
+    net.inputs.channel_scale_C.copy_(1.0 / deviation_C)
+    if net.inputs.principal:
+        net.inputs.basis_CR.copy_(principal_directions(groups, net.inputs.channel_scale_C, net.inputs.principal))
+    if recipe.model.occlusion_threshold:
         net.min_motion_share_V.copy_(min_motion_share(net, groups))
-    source, pace = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
-    if recipe.model.canvas != "embedding":
-        net.energy_mean_HWE.copy_(energy_mean(net, source, pace))
+    source, motion_sampling = training_source(
+        net, groups, recipe.augment, embeddings=recipe.debias.method != "none"
+    )
+    if "motion" in recipe.model.inputs:
+        net.inputs.motion_mean_HWE.copy_(motion_mean(net, source, motion_sampling))
     debiaser = make_debiaser(
         recipe.debias, groups, width=recipe.model.width, n_classes=len(info.class_names), seed=seed
     )
@@ -170,7 +171,7 @@ def fit(
             epoch, step, lr = state.epoch, state.step, 0.0
             model.train()
             sums: dict[str, float] = {}
-            for line, n in _steps(source, pace, recipe, model, training, fabric, deviation_C, epoch, step, seed):
+            for line, n in _steps(source, motion_sampling, recipe, model, training, fabric, deviation_C, epoch, step, seed):
                 step, lr = line["step"], line["lr"]
                 record.write(line)
                 for name, value in line.items():
@@ -209,7 +210,7 @@ def fit(
 
 def _steps(
     groups: Groups,
-    pace: float,
+    motion_sampling: float,
     recipe: Recipe,
     model: Any,
     training: TrainState,
@@ -229,7 +230,7 @@ def _steps(
         torch.manual_seed((seed * 1_000_003 + epoch) * 65_537 + world.rank)
     order = (share.chosen_B for step in plan for share in step.shares)
     made_here = training_batches(
-        groups, train.batch_size, recipe.model.frames, pace, recipe.augment, deviation_C, order
+        groups, train.batch_size, recipe.model.frames, motion_sampling, recipe.augment, deviation_C, order
     )
     batches = Prefetcher(made_here, fabric.device)
     optimizer = training.optimizer

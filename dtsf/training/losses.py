@@ -64,22 +64,19 @@ def uncertain_cross_entropy(logits_NK: Tensor, label_N: Tensor, *, label_smoothi
 
 
 def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float) -> dict[str, Tensor]:
-    """``L = L_ET + lambda_t L_KL + L_cross`` of the fused prediction, plus the same of each present view.
+    """Compute ``L = L_ET + lambda_t L_KL + L_cross`` of the fused prediction and of each present view, over all branches.
 
-    ``epoch``: epochs trained so far, fractions allowed: ``lambda_t = min(1, epoch / kl_epochs)``. Returns scalars ``loss`` (to
+    ``epoch``: epochs trained, fractions allowed: ``lambda_t = min(1, epoch / kl_epochs)``. Returns scalars ``loss`` (to
     minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``.
     """
     annealing = min(1.0, epoch / config.kl_epochs)
-    logits_SBK = output.logits_BK.unsqueeze(0) if output.opinions_SBK is None else output.opinions_SBK
-    view_logits_SBVK = (
-        output.view_logits_BVK.unsqueeze(0) if output.view_opinions_SBVK is None else output.view_opinions_SBVK
-    )
-    label_SB = label_B.expand(logits_SBK.shape[:2])
-    # Each opinion learns by itself: what it is to add, the other has not seen.
-    fused = _terms(logits_SBK.flatten(0, 1), label_SB.flatten(), config)
-    mask_SBV = output.mask_BV.expand(view_logits_SBVK.shape[:3])
-    label_SBV = label_B.unsqueeze(1).expand(mask_SBV.shape)
-    single = _terms(view_logits_SBVK[mask_SBV], label_SBV[mask_SBV], config)
+    # Each branch has its own loss, so that its errors differ from those of the others.
+    logits_NBK, view_logits_NBVK = output.branch_logits_NBK, output.branch_view_logits_NBVK
+    label_NB = label_B.expand(logits_NBK.shape[:2])
+    fused = _terms(logits_NBK.flatten(0, 1), label_NB.flatten(), config)
+    mask_NBV = output.mask_BV.expand(view_logits_NBVK.shape[:3])
+    label_NBV = label_B.unsqueeze(1).expand(mask_NBV.shape)
+    single = _terms(view_logits_NBVK[mask_NBV], label_NBV[mask_NBV], config)
 
     def total(terms: dict[str, Tensor]) -> Tensor:
         return config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]

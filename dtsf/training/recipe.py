@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dtsf.errors import ConfigError
-from dtsf.model.config import Auto, ModelConfig
+from dtsf.model.config import Auto, BranchConfig, ModelConfig
 from dtsf.settings import explain
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.builtin import builtin_names, read_recipe
@@ -119,12 +119,10 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:
-        if self.debias.method in ("stillmix", "albar") and (
-            self.model.anchor == "dynamic" or self.model.canvas != "embedding"
-        ):
+        if self.debias.method in ("stillmix", "albar") and self.model.uses_motion:
             raise ValueError(
-                f'debias.method "{self.debias.method}" shows still frames, which model.anchor "dynamic" takes out again: '
-                "--set model.anchor=frame"
+                f'debias.method "{self.debias.method}" adds still frames, and inputs "motion" and "dynamic" remove them: '
+                "--set model.branch.0.input=frames, for every branch"
             )
         return self
 
@@ -178,16 +176,26 @@ def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) ->
 
 def _override(table: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
-    section, dot, field = key.strip().partition(".")
-    if not (equals and dot and section and field):
+    *path, field = key.strip().split(".")
+    if not (equals and path and all(path) and field):
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example model.depth=4")
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
     except tomllib.TOMLDecodeError:
         parsed = value.strip()
-    target = table.setdefault(section, {})
-    if not isinstance(target, dict):
-        raise ConfigError(f"--set {override!r}: {section!r} is not a section of the recipe")
+    target: Any = table
+    for k, word in enumerate(path):
+        name = ".".join(path[: k + 1])
+        if isinstance(target, dict):
+            target = target.setdefault(word, {})
+        elif word.isdecimal() and int(word) < len(target):
+            target = target[int(word)]
+        else:
+            raise ConfigError(f"--set {override!r}: there is no {name}; {'.'.join(path[:k])} has {len(target)} entries, from 0")
+        if not isinstance(target, dict | list):
+            raise ConfigError(f"--set {override!r}: {name!r} is not a section of the recipe")
+    if isinstance(target, list):
+        raise ConfigError(f"--set {override!r}: name an entry and its key, for example model.branch.0.weight=0.5")
     target[field] = parsed
 
 
@@ -199,4 +207,5 @@ def _all_keys() -> list[str]:
         "debias": DebiasConfig,
         "train": TrainConfig,
     }
-    return [*sections, *(f"{section}.{key}" for section, config in sections.items() for key in config.model_fields)]
+    keys = [f"{section}.{key}" for section, config in sections.items() for key in config.model_fields]
+    return [*sections, *keys, *(f"model.branch.{k}.{key}" for k in range(16) for key in BranchConfig.model_fields)]

@@ -149,7 +149,7 @@ def _train(
         catalog=data.catalog_hash,
     )
     logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
-    if calibrated and not fitted.net.streams.known:
+    if calibrated and not fitted.net.feature_stats.recorded:
         learnt = calibrate(
             fitted.net, data, rule, split, settings, run=folder, again=fit_one, on_epoch=told, fabric=fabric
         )
@@ -168,15 +168,16 @@ def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> No
     """Check the recipe against what the cache holds, and against the cameras that will be tested. Raises ConfigError: they do
     not go together; the message says what would.
     """
-    if recipe.model.normalise == "imagenet" and data.spec.encoder != "pixels":
+    if "pixels" in recipe.model.inputs and data.spec.encoder != "pixels":
         raise ConfigError(
-            f'the recipe is for pixels (model.normalise "imagenet"), and {data.folder} holds {data.spec.encoder}: '
-            "dtsf preprocess ... --encoder pixels --size 224, or a recipe for embeddings"
+            f'a branch has input "pixels", and {data.folder} has embeddings of {data.spec.encoder}: '
+            "dtsf preprocess ... --encoder pixels --size 224, or choose a recipe for embeddings"
         )
-    if recipe.model.views in ("merged", "both") and rule.name == "cross-view":
+    same = [k for k, branch in enumerate(recipe.model.branch) if branch.views == "all"]
+    if same and rule.name == "cross-view":
         raise ConfigError(
-            f'model.views "{recipe.model.views}" learns each camera for itself, and {rule} tests one that no one trained with: '
-            "--recipe unseen-cameras, or --set model.views=apart"
+            f'model.branch.{same[0]}.views "all" needs the same views in training and test, but {rule} tests an unseen one: '
+            "--recipe unseen-cameras"
         )
     if recipe.model.frames > data.spec.frames:
         raise ConfigError(

@@ -1,0 +1,141 @@
+"""Motion of embeddings: static and dynamic part, motion magnitude, flow, and the Motion Sense Module of MS-SC.
+
+Letters: B groups, V views, P clips, T frames, H W grid, C channels, E channels of motion. Leading axes are free.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+CHUNK = 250_000
+"""Numbers processed at a time on a CPU: 1 MB in float32, which stays in its cache."""
+ROUNDING = 1e-5
+"""Motion below this share of a clip's length counts as none: float32 rounds at 6e-8, and float16 embeddings at 5e-4."""
+
+
+def split_static_dynamic(x_PTHWC: Tensor) -> tuple[Tensor, Tensor]:
+    """Split clips into the static part (the temporal mean of each cell, T = 1) and the dynamic part (frames minus mean)."""
+    static_P1HWC = x_PTHWC.mean(-4, keepdim=True)
+    return static_P1HWC, x_PTHWC - static_P1HWC
+
+
+def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
+    """Return the motion of each view divided by that of the group's most moving view: (B, V).
+
+    The motion of a view is the mean distance of its frames from their temporal mean. An occluded view has a small share. Absent
+    views have share 0; if nothing moves, present views have share 1. Values of absent views may be anything finite. ``scale_C``
+    multiplies each channel first.
+    """
+    scaled_BVTHWC = x_BVTHWC.float() * scale_C
+    level_BV = split_static_dynamic(scaled_BVTHWC)[1].norm(dim=-1).mean((-3, -2, -1))
+    size_BV = scaled_BVTHWC.norm(dim=-1).mean((-3, -2, -1))
+    level_BV = torch.where(mask_BV & (level_BV > ROUNDING * size_BV), level_BV, 0.0)
+    most_B1 = level_BV.amax(1, keepdim=True)
+    share_BV: Tensor = torch.where(most_B1 > 0, level_BV / most_B1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
+    return torch.where(mask_BV, share_BV, 0.0)
+
+
+def motion_magnitude(
+    x_PTHWC: Tensor, scale_C: Tensor | None = None, lags: Sequence[int] = (), exponent: float = 1.0
+) -> Tensor:
+    """Return the distance of each cell from its temporal mean, divided by the mean distance in the clip: (P, T, H, W, E).
+
+    It shows the place and time of motion. It hides background and clothes, which decide the direction of the difference, and
+    contrast, which decides its length. The mean over a clip is 1; without motion all values are 0.
+
+    Args:
+        x_PTHWC: Embeddings.
+        scale_C: Factor of each channel.
+        lags: One more channel for each: the distance of a cell from itself so many frames before, also divided by its mean.
+            Frames before the first are the first.
+        exponent: Power of the distances before the division. Above 1, small motions weigh less.
+
+    """
+
+    def distances(x_PTHWC: Tensor) -> Tensor:
+        scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
+        parts = [split_static_dynamic(scaled_PTHWC)[1].norm(dim=-1)]
+        parts += [(scaled_PTHWC - shift_in_time(scaled_PTHWC, lag)).norm(dim=-1) for lag in lags]
+        distance_PTHWE = torch.stack(parts, -1)
+        return distance_PTHWE if exponent == 1 else distance_PTHWE.pow(exponent)
+
+    distance_PTHWE = in_chunks(distances, x_PTHWC)
+    mean_P111E = distance_PTHWE.mean((-4, -3, -2), keepdim=True)
+    magnitude_PTHWE: Tensor = distance_PTHWE / mean_P111E.clamp(min=torch.finfo(x_PTHWC.dtype).tiny)
+    return magnitude_PTHWE
+
+
+def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) -> Tensor:
+    """Return the motion to the right and downwards through each cell, from the frame before to this one: (P, T, H, W, 2).
+
+    A correlation of opponent detectors (Hassenstein and Reichardt 1956): the change of a cell in the frame before times the change
+    of its neighbour now, minus the same with both exchanged. Not from the paper; measured in docs/results/network.md. A lamp that
+    flickers changes neighbours alike and cancels. Values are negative to the left and upwards. Their mean size in a clip is 1; they
+    are 0 in the first two frames and where nothing moves. Arguments as for :func:`motion_magnitude`; products are raised to half
+    the exponent and keep their sign.
+    """
+
+    def flows(x_PTHWC: Tensor) -> Tensor:
+        scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
+        now_PTHWC = scaled_PTHWC - shift_in_time(scaled_PTHWC, 1)
+        before_PTHWC = shift_in_time(now_PTHWC, 1)
+
+        def through(axis: int) -> Tensor:
+            """Return the flow from each cell to the next one along ``axis``."""
+            n = now_PTHWC.shape[axis] - 1
+            here, there = (now_PTHWC.narrow(axis, k, n) for k in (0, 1))
+            here_before, there_before = (before_PTHWC.narrow(axis, k, n) for k in (0, 1))
+            return (here_before * there - there_before * here).sum(-1)
+
+        # A flow between two cells counts in both.
+        right_PTHw, down_PThW = through(-2), through(-3)
+        right_PTHW = F.pad(right_PTHw, (0, 1)) + F.pad(right_PTHw, (1, 0))
+        down_PTHW = F.pad(down_PThW, (0, 0, 0, 1)) + F.pad(down_PThW, (0, 0, 1, 0))
+        flow_PTHW2 = torch.stack([right_PTHW, down_PTHW], -1)
+        # The root has no gradient at 0.
+        return flow_PTHW2.sign() * flow_PTHW2.abs().clamp(min=torch.finfo(flow_PTHW2.dtype).tiny).pow(exponent / 2)
+
+    flow_PTHW2 = in_chunks(flows, x_PTHWC)
+    mean_P1111 = flow_PTHW2.abs().mean((-4, -3, -2, -1), keepdim=True)
+    scaled_PTHW2: Tensor = flow_PTHW2 / mean_P1111.clamp(min=torch.finfo(x_PTHWC.dtype).tiny)
+    return scaled_PTHW2
+
+
+def sense_motion(x_PTHWC: Tensor) -> Tensor:
+    """Increase the distance of each cell from the clip's mean, more for distant cells. Same shape.
+
+    The Motion Sense Module of MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only), a peer of TSM. It enlarges the
+    distance between features of action and non-action, measured to the mean feature of the video. Its equations are not published.
+    Our reading, without parameters: with the mean m over frames and cells, ``r = x - m`` and ``d = |r| / sqrt(C)``,
+    ``x' = m + r (1 + d / (d + mean d))``.
+    """
+    mean_P111C = x_PTHWC.mean((-4, -3, -2), keepdim=True)
+    residual_PTHWC = x_PTHWC - mean_P111C
+    # The root has no gradient at 0, and all distances of a constant clip are 0.
+    tiny = torch.finfo(x_PTHWC.dtype).tiny
+    distance_PTHW1 = residual_PTHWC.square().mean(-1, keepdim=True).clamp(min=tiny).sqrt()
+    mean_P1111 = distance_PTHW1.mean((-4, -3, -2), keepdim=True)
+    return mean_P111C + residual_PTHWC * (1.0 + distance_PTHW1 / (distance_PTHW1 + mean_P1111))
+
+
+def shift_in_time(x_PTHWC: Tensor, frames: int) -> Tensor:
+    """Return for each frame the one so many frames before it; the first frame for those without one. Same shape."""
+    time_T = torch.arange(x_PTHWC.shape[-4], device=x_PTHWC.device)
+    return x_PTHWC.index_select(-4, time_T.sub(frames).clamp(min=0))
+
+
+def in_chunks(measure: Callable[[Tensor], Tensor], x_PTHWC: Tensor) -> Tensor:
+    """Apply ``measure`` to each clip; on a CPU to a few at a time, which then stay in its cache."""
+    if x_PTHWC.ndim == 4 or x_PTHWC.device.type != "cpu" or torch.compiler.is_compiling():
+        return measure(x_PTHWC)
+    size = max(1, CHUNK // max(1, x_PTHWC.shape[-4:].numel()))
+    measured_PTHWE = torch.cat([measure(part_PTHWC) for part_PTHWC in x_PTHWC.flatten(0, -5).split(size)])
+    return measured_PTHWE.view(*x_PTHWC.shape[:-1], -1)
