@@ -17,6 +17,7 @@ from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.variants import load_table, make_variants, table_names
 from dtsf.training.recipe import recipe_names
 
+EACH = 'model.branch=[{ input = "motion", weight = 0.67 }, { input = "dynamic", channels = 8, weight = 0.33 }]'
 TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "train.batch_size=3", "train.epochs=2"]
 COMMON = {"protocol": "cross-subject:2", "recipe": "default", "overrides": TINY, "device": "cpu"}
 PAPER = ["DTSFNet", "mean fusion without TSM", "TMC", "SFM", "MSM", "HSIC", "StillMix"]
@@ -56,28 +57,32 @@ def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
     settings = {}
     for file in out.glob("trainings/*-seed0/config.toml"):
         settings[file.parent.name.rsplit("-", 2)[0]] = tomllib.loads(file.read_text())
-    tsm_off = {"motion": "none", "canvas": "embedding", "anchor": "frame", "pasted": "none"}
+    # The input and views of each branch.
+    whole_recipe = ["motion each", "motion all", "dynamic each"]
+    each, frames = ["motion each", "dynamic each"], ["frames each", "frames all"]
     said = {
-        "dtsfnet": {"fusion": "msf", "views": "both", "canvas": "both"},
-        "msf-alone": {"fusion": "msf", "views": "apart", "canvas": "both"},
-        "mean-fusion-without-tsm": tsm_off | {"fusion": "mean", "views": "apart"},
-        "tmc": {"fusion": "tmc", "views": "apart", "canvas": "both"},
-        "sfm": {"fusion": "sfm", "views": "apart", "canvas": "both"},
-        "msm": tsm_off | {"motion": "msm", "fusion": "msf"},
-        "hsic": tsm_off | {"fusion": "msf"},
-        "albar": tsm_off | {"fusion": "msf"},
-        "soar": tsm_off | {"fusion": "msf"},
-        "stillmix": tsm_off | {"fusion": "msf"},
-        "dtsfnet-without-tsm": tsm_off | {"fusion": "msf", "views": "both"},
-        "mean-fusion": {"fusion": "mean", "views": "apart", "canvas": "both"},
+        "dtsfnet": (whole_recipe, "msf"),
+        "msf-alone": (each, "msf"),
+        "mean-fusion-without-tsm": (["frames each"], "mean"),
+        "tmc": (each, "tmc"),
+        "sfm": (each, "sfm"),
+        "msm": (frames, "msf"),
+        "hsic": (frames, "msf"),
+        "albar": (frames, "msf"),
+        "soar": (frames, "msf"),
+        "stillmix": (frames, "msf"),
+        "dtsfnet-without-tsm": (frames, "msf"),
+        "mean-fusion": (each, "mean"),
     }
     assert settings.keys() == said.keys()
-    for name, keys in said.items():
-        assert {key: settings[name]["model"][key] for key in keys} == keys
+    for name, (branches, fusion) in said.items():
+        model = settings[name]["model"]
+        assert ([f"{branch['input']} {branch['views']}" for branch in model["branch"]], model["fusion"]) == (branches, fusion)
+        assert [branch["msm"] for branch in model["branch"]] == [name == "msm"] * len(branches)
         assert settings[name]["debias"]["method"] == (name if name in ("hsic", "stillmix", "albar", "soar") else "none")
     differs = {row.variant: row.differs for row in result.rows}
     assert differs["DTSFNet"] == ()
-    assert differs["TMC"] == ("model.views apart (both)", "model.fusion tmc (msf)")
+    assert differs["TMC"] == ("model.branch motion each 0.67; dynamic each 8 channels 0.33", "model.fusion tmc (msf)")
 
 
 def test_files_say_the_numbers_of_the_trainings(whole):
@@ -95,9 +100,9 @@ def test_files_say_the_numbers_of_the_trainings(whole):
         assert float(line["seconds"]) > 0
     page = (out / "paper.md").read_text()
     assert "Not finished" not in page
-    differs = "model.views apart (both), model.fusion tmc (msf)"
+    differs = "model.branch motion each 0.67; dynamic each 8 channels 0.33, model.fusion tmc (msf)"
     assert f"| TMC | Han et al., ICLR 2021, in the place of MSF | {differs} |" in page
-    assert "--set model.fusion=tmc --set model.views=apart --seed 0" in page
+    assert "--set model.fusion=tmc --set 'model.branch=[" in page
     drawing = ET.parse(out / "paper.svg").getroot()
     words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
     assert {row.variant for row in result.rows} <= words
@@ -130,11 +135,11 @@ def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cach
 
 @pytest.mark.parametrize("name", ["motion", "debias"])
 def test_other_tables_train(cache, tmp_path, name):
-    overrides = [*TINY, "train.epochs=1", "model.views=apart"]
+    overrides = [*TINY, "train.epochs=1", EACH]
     result = package.ablate(cache, table=name, dataset="drawn", seeds=(0,), out=tmp_path, **COMMON | {"overrides": overrides})
     assert result.done == result.total
-    # With each camera by itself, the row that is called so is the recipe itself.
-    same = {"each camera by itself": "DTSFNet", "energies of each camera": "energies alone"} if name == "motion" else {}
+    # The recipe has no branch of all views together, so this row is the recipe.
+    same = {"each view separately": "DTSFNet", "motion of each view": "motion alone"} if name == "motion" else {}
     assert {row.variant: row.same_as for row in result.rows if row.same_as} == same
     assert not same or "the same settings as DTSFNet, one training for both" in (tmp_path / "motion.md").read_text()
     assert all(len(row.top1["drawn"]) == 1 for row in result.rows)

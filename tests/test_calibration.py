@@ -1,14 +1,12 @@
 """How much is believed: the order of the classes never changes, what is fitted is right, and it is kept and used everywhere."""
 
-import json
-import shutil
 
 import pytest
 import torch
 from drawn_cache import draw
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from test_export import assert_says_the_same
 
 from dtsf import api
@@ -21,7 +19,8 @@ from dtsf.training.calibrate import Observed, fit_calibrator
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import divide
 
-WORDS = ["train.epochs=2", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
+EACH = 'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]'
+WORDS = ["train.epochs=2", "model.width=16", "model.depth=1", EACH, "model.occlusion_threshold=0.0", "train.lr=0.01"]
 SUBJECTS = (1, 2, 3, 4, 5)
 PROTOCOL = "cross-subject:5"
 
@@ -30,8 +29,8 @@ def belief(seed, width=8, classes=5, channels=6):
     """One that is learnt, with anything for values."""
     torch.manual_seed(seed)
     made = EvidenceCalibrator(width, classes, channels)
-    made.know({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
-    made.know({"clip_mean_S": torch.randn(3 + channels), "clip_deviation_S": torch.rand(3 + channels) + 0.1})
+    made.set_reference({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
+    made.set_reference({"clip_mean_S": torch.randn(3 + channels), "clip_deviation_S": torch.rand(3 + channels) + 0.1})
     made.learn(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(len(SIGNS)))
     return made
 
@@ -62,8 +61,8 @@ def test_nothing_is_believed_of_what_moves_or_looks_like_no_training_clip():
     clips = clips + 0.05 * torch.randn(20, 8, 3, 3, 6)
     made, scale = belief(0), torch.ones(6)
     known = clip_statistics(clips, scale)
-    made.know({"clip_mean_S": known.mean(0), "clip_deviation_S": known.std(0)})
-    made.know({"reach_2": made.distance(known).quantile(0.95, 0), "weight_3": torch.tensor([1.0, 0.0, 0.0])})
+    made.set_reference({"clip_mean_S": known.mean(0), "clip_deviation_S": known.std(0)})
+    made.set_reference({"reach_2": made.distance(known).quantile(0.95, 0), "weight_3": torch.tensor([1.0, 0.0, 0.0])})
 
     def doubt(x):
         n = len(x)
@@ -93,11 +92,11 @@ def observed(n, seed, *, flat):
 def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
     seen, _ = observed(1500, 0, flat=2.0)
     new, lost = observed(4000, 1, flat=2.0)
-    sharpness, bias, weight = fit_calibrator(seen)
-    assert 1.7 < sharpness < 2.3
+    inverse_temperature, bias, weight = fit_calibrator(seen)
+    assert 1.7 < inverse_temperature < 2.3
     assert weight[2] > 5 * weight[1]
     assert (weight >= 0).all()
-    alpha = discount(new.evidence_BK, bias + new.signs_B3 @ weight, sharpness, new.likeness_B)
+    alpha = discount(new.evidence_BK, bias + new.features_B3 @ weight, inverse_temperature, new.score_B)
     assert calibration_error(probabilities(new.evidence_BK + 1), new.label_B) > 0.1
     assert calibration_error(probabilities(alpha), new.label_B) < 0.04
     u = uncertainty(alpha)
@@ -154,12 +153,12 @@ def test_a_run_is_calibrated_on_people_held_out_and_says_so(trained):
     learnt = run.state.calibration
     assert (learnt.what, learnt.parts, learnt.n_groups) == ("people held out", 2, 4 * 3 * 2)
     assert learnt.nll[1] <= learnt.nll[0] + 1e-6
-    assert run.net.belief.learnt
+    assert run.net.calibrator.fitted
     assert not (root / "run/calibration").exists()
     again = run.evaluate(root / "cache")
     assert again == result.evaluation
     raw = api.load(root / "run")
-    raw.net.belief.learnt = False
+    raw.net.calibrator.fitted = False
     as_it_is = raw.evaluate(root / "cache")
     assert [p.predicted for p in again.metrics.predictions] == [p.predicted for p in as_it_is.metrics.predictions]
     assert [p.uncertainty for p in again.metrics.predictions] != [p.uncertainty for p in as_it_is.metrics.predictions]
@@ -175,29 +174,13 @@ def test_a_run_killed_while_it_is_calibrated_ends_the_same(trained, tmp_path):
     words = {"protocol": PROTOCOL, "overrides": WORDS, "run": tmp_path / "run"}
     with pytest.raises(KeyboardInterrupt):
         api.train(root / "cache", **words, on_epoch=kill)
-    assert not api.load(tmp_path / "run").net.belief.learnt  # usable, uncalibrated
+    assert not api.load(tmp_path / "run").net.calibrator.fitted  # usable, uncalibrated
     done = api.train(root / "cache", **words, resume=True)
     assert done.evaluation == result.evaluation
     ours, theirs = (load_file(at / "run/last/model.safetensors") for at in (tmp_path, root))
     assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
     once_more = api.train(root / "cache", **words, resume=True)
     assert once_more.evaluation == result.evaluation
-
-
-def test_a_checkpoint_from_before_calibration_takes_evidence_as_it_is(trained, tmp_path):
-    root, _ = trained
-    shutil.copytree(root / "run", tmp_path / "old")
-    file = tmp_path / "old/last/model.safetensors"
-    save_file({name: x for name, x in load_file(file).items() if not name.startswith("belief.")}, file)
-    state = json.loads((tmp_path / "old/last/state.json").read_text())
-    del state["calibration"], state["recipe"]["train"]["calibrate"]
-    (tmp_path / "old/last/state.json").write_text(json.dumps(state))
-    old = api.load(tmp_path / "old")
-    assert old.state.calibration is None
-    torch.manual_seed(0)
-    x = torch.randn(3, 3, 16, 6, 6, 8)
-    output = old.net(x)
-    assert torch.equal(output.alpha_BK, dirichlet(output.logits_BK))
 
 
 def test_groups_that_are_held_out_anyway_serve_without_further_training(trained, tmp_path):
@@ -217,7 +200,7 @@ def test_groups_that_are_held_out_anyway_serve_without_further_training(trained,
 def test_onnx_runtime_says_what_the_calibrated_network_says(trained, tmp_path):
     root, _ = trained
     run = api.load(root / "run")
-    assert run.net.belief.learnt
+    assert run.net.calibrator.fitted
     api.export(root / "run", tmp_path / "net.onnx")
     torch.manual_seed(1)
     for x in (torch.randn(5, 3, 16, 6, 6, 8), torch.randn(4, 3, 1, 6, 6, 8) + 0.1 * torch.randn(4, 3, 16, 6, 6, 8)):
@@ -226,9 +209,9 @@ def test_onnx_runtime_says_what_the_calibrated_network_says(trained, tmp_path):
 
 def test_a_network_that_learnt_nothing_yet_trains_and_answers_by_its_evidence_alone():
     torch.manual_seed(0)
-    net = DTSFNet(ModelConfig(width=8, depth=1, frames=3, reduce=4), channels=5, canvas=6, n_classes=4)
+    net = DTSFNet(ModelConfig(width=8, depth=1, frames=3, reduce=4), channels=5, side=6, n_classes=4)
     x = torch.randn(2, 3, 3, 6, 6, 5)
     assert torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))
-    net.belief.learn(torch.tensor(2.0), torch.tensor(0.0), torch.ones(3))
+    net.calibrator.set_parameters(torch.tensor(2.0), torch.tensor(0.0), torch.ones(3))
     assert torch.equal((output := net.train()(x)).alpha_BK, dirichlet(output.logits_BK))
     assert not torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))

@@ -125,7 +125,7 @@ def test_hsic__lowers_the_dependence_on_the_background(groups, tmp_path):
 
     def left(weight):
         switches = ["debias.method=hsic", f"debias.hsic={weight}", "debias.background=0.0", "train.batch_size=18"]
-        switches += ["model.anchor=frame", "model.pasted=none", "model.views=apart", "train.epochs=40", "train.lr=0.01"]
+        switches += ['model.branch=[{input="frames"}]', "train.epochs=40", "train.lr=0.01"]
         net, _ = train(groups, tmp_path / str(weight), *switches)
         with torch.inference_mode():
             batch = next(evaluation_batches(groups, 18, 4, 0.0))
@@ -173,14 +173,14 @@ def test_stillmix__adds_one_still_frame_and_keeps_the_label(groups):
 
 
 def test_stillmix__trains(groups, tmp_path):
-    _, log = train(groups, tmp_path / "run", "debias.method=stillmix", "model.anchor=frame", *QUICK, "train.epochs=60")
+    _, log = train(groups, tmp_path / "run", "debias.method=stillmix", "model.branch.0.input=frames", *QUICK, "train.epochs=60")
     assert_learned(log)
     assert "biased" not in log[0]
 
 
 def test_recipe__refuses_still_frames_for_a_dynamic_input():
     for method in ("stillmix", "albar"):
-        with pytest.raises(ConfigError, match=rf'"{method}" shows still frames.*--set model.anchor=frame'):
+        with pytest.raises(ConfigError, match=rf'"{method}" adds still frames.*--set model.branch.0.input=frames'):
             load_recipe("thumbnails", [f"debias.method={method}"])
 
 
@@ -210,7 +210,7 @@ def answers_to_stills(net, groups):
         return net(x, batch.mask_BV).logits_BK.softmax(-1).amax(-1).mean().item()
 
 
-FRAMES = ["model.anchor=frame", "model.pasted=none", "model.views=apart", "model.normalise=data", *QUICK]
+FRAMES = ['model.branch=[{input="frames"}]', "model.normalise=data", *QUICK]
 
 
 def test_albar__lowers_the_confidence_for_still_frames(groups, tmp_path):
@@ -226,7 +226,7 @@ def test_albar__lowers_the_confidence_for_still_frames(groups, tmp_path):
 def test_albar__penalty_is_the_gradient_norm_and_reaches_the_weights(groups):
     recipe = load_recipe("thumbnails", [*SMALL, *FRAMES])
     torch.manual_seed(0)
-    net = DTSFNet(recipe.model, channels=6, canvas=3, n_classes=CLASSES, n_views=VIEWS)
+    net = DTSFNet(recipe.model, channels=6, side=3, n_classes=CLASSES, n_views=VIEWS)
     batch = next(evaluation_batches(groups, 6, 4, 0.0))
     torch.manual_seed(7)
     found = made(Albar, groups, adversary=0.0, entropy=0.0, penalty=1.0).losses(batch, None, net)["penalty"]
@@ -237,13 +237,13 @@ def test_albar__penalty_is_the_gradient_norm_and_reaches_the_weights(groups):
     (gradient,) = torch.autograd.grad(net(x, batch.mask_BV).logits_BK.sum(), x)
     assert found.item() == pytest.approx(gradient.flatten(1).norm(dim=1).mean().item(), rel=1e-3)
     found.backward()
-    assert net.encoder.layers[0].mixer.x_proj.weight.grad.abs().max() > 0
+    assert net.encoders[0].layers[0].mixer.x_proj.weight.grad.abs().max() > 0
 
 
 def test_soar__adversaries_and_features_learn_the_opposite(groups, tmp_path):
     torch.manual_seed(0)
     recipe = load_recipe("thumbnails", [*SMALL, *FRAMES])
-    net = DTSFNet(recipe.model, channels=6, canvas=3, n_classes=CLASSES, n_views=VIEWS)
+    net = DTSFNet(recipe.model, channels=6, side=3, n_classes=CLASSES, n_views=VIEWS)
     batch = next(evaluation_batches(groups, 6, 4, 0.0))
     for name, share in (("reconstruction", 0.2), ("background", 1.0)):
         weights = {"reconstruction": 0.0, "background": 0.0} | {name: 1.0}
@@ -269,7 +269,7 @@ def test_soar__adversaries_and_features_learn_the_opposite(groups, tmp_path):
     assert "background" not in log[0]
 
 
-@pytest.mark.parametrize("peer", ["fusion=mean", "fusion=concat", "fusion=tmc", "fusion=sfm", "motion=msm"])
+@pytest.mark.parametrize("peer", ["fusion=mean", "fusion=concat", "fusion=tmc", "fusion=sfm", "branch.0.msm=true"])
 def test_fit__trains_every_fusion_and_msm(groups, tmp_path, peer):
     _, log = train(groups, tmp_path / "run", f"model.{peer}", *QUICK)
     assert_learned(log)

@@ -6,7 +6,7 @@ import torch
 
 from dtsf.cache.spec import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.model.config import ModelConfig
+from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.predict.onnx import OUTPUTS, export_onnx, read_onnx
 from dtsf.training.checkpoint import RunState
@@ -14,14 +14,16 @@ from dtsf.training.recipe import Recipe
 
 INFO = DatasetInfo(kind="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
 SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)
-ENERGY = {"canvas": "energy", "anchor": "frame", "views": "merged", "readout": "ordered", "normalise": "data"}
-BOTH = {"canvas": "both", "principal": 4, "signed_channels": 2, "change": (1,), "direction": 0.2, "power": 1.5, "motion_sampling": 1.0}
+PASTED = BranchConfig(paste="thumbnails")
+MOTION, MOTION_ALL = BranchConfig(input="motion"), BranchConfig(input="motion", views="all")
+DYNAMIC = BranchConfig(input="dynamic", channels=2)
+SEVERAL = {"principal": 4, "lags": (1,), "flow": 0.2, "exponent": 1.5, "motion_sampling": 1.0, "readout": "flatten"}
 
 
-def network(**changes):
+def network(*branch, **keys):
     torch.manual_seed(0)
-    config = ModelConfig(width=16, depth=1, frames=3, state=4, reduce=4, **changes)
-    net = DTSFNet(config, channels=5, canvas=6, n_classes=4, n_views=3).eval()
+    config = ModelConfig(branch=branch or (PASTED,), width=16, depth=1, frames=3, state=4, reduce=4, **keys)
+    net = DTSFNet(config, channels=5, side=6, n_classes=4, n_views=3).eval()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=1.0)
     return net, run_state(net)
@@ -48,21 +50,21 @@ def assert_says_the_same(file, net, x, **tolerance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "views"),
+    ("branch", "keys", "views"),
     [
-        ({"readout": "cls", "patch": 2}, 2),
-        ({"readout": "cls", "normalise": "data", "anchor": "frame", "pasted": "frame"}, 1),
-        ({"fusion": "tmc", "motion": "msm"}, 3),
-        ({"fusion": "concat"}, 2),
-        ({"fusion": "sfm", "views": "together", "pasted": "none"}, 3),
-        (BOTH | {"pasted": "none", "views": "both", "covered": 0.95}, 2),  # the default recipe's
-        (BOTH | {"pasted": "tokens", "fusion": "mean"}, 2),
-        (ENERGY | {"pasted": "none", "motion_sampling": 1.0}, 3),
-        (ENERGY | {"pasted": "frame", "fusion": "tmc"}, 2),
+        ((PASTED,), {"readout": "cls", "patch": 2}, 2),
+        ((BranchConfig(input="frames", paste="thumbnails"),), {"readout": "cls", "normalise": "data"}, 1),
+        ((BranchConfig(msm=True),), {"fusion": "tmc"}, 3),
+        ((PASTED,), {"fusion": "concat"}, 2),
+        ((BranchConfig(views="sequence"),), {"fusion": "sfm"}, 3),
+        ((MOTION, MOTION_ALL, DYNAMIC), SEVERAL | {"occlusion_threshold": 0.95}, 2),  # the default recipe's
+        ((BranchConfig(input="motion", paste="tokens"), DYNAMIC), SEVERAL | {"fusion": "mean"}, 2),
+        ((MOTION, MOTION_ALL), {"readout": "flatten", "motion_sampling": 1.0}, 3),
+        ((BranchConfig(input="motion", paste="thumbnails"),), {"fusion": "tmc"}, 2),
     ],
 )
-def test_every_switch_can_be_exported_and_says_what_pytorch_says_for_any_batch(tmp_path, capfd, changes, views):
-    net, state = network(**changes)
+def test_every_switch_can_be_exported_and_says_what_pytorch_says_for_any_batch(tmp_path, capfd, branch, keys, views):
+    net, state = network(*branch, **keys)
     made = export_onnx(net, state, tmp_path / "net.onnx", views=views)
     assert (made.views, made.frames, made.spec) == (views, 3, SPEC)
     assert read_onnx(tmp_path / "net.onnx").metadata == made

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dtsf.model.config import ModelConfig
+from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.training.augment import AugmentConfig, sample_times
 from dtsf.training.data import Groups, evaluation_batches, training_batches, training_source
@@ -96,58 +96,61 @@ def interpolated(clip, clock, moment):
     return clip[after - 1] * (1 - share) + clip[after] * share
 
 
-def _energy_network(**changes):
+def _motion_network(*views, paste="none", **keys):
     torch.manual_seed(5)
-    config = ModelConfig(width=16, depth=1, state=4, frames=5, canvas="energy", anchor="frame", **changes)
-    net = DTSFNet(config, channels=5, canvas=6, n_classes=3)
-    net.channel_scale_C.copy_(torch.rand(5) + 0.5)
-    net.energy_mean_HWE.copy_(torch.rand(6, 6, config.energies))
+    branch = [BranchConfig(input="motion", views=name, paste=paste) for name in views or ("each",)]
+    config = ModelConfig(branch=branch, width=16, depth=1, state=4, frames=5, **keys)
+    net = DTSFNet(config, channels=5, side=6, n_classes=3)
+    net.inputs.channel_scale_C.copy_(torch.rand(5) + 0.5)
+    net.inputs.motion_mean_HWE.copy_(torch.rand(6, 6, config.motion_channels))
     return net
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("views", "keys"),
     [
-        {"pasted": "none", "motion_sampling": 1.0, "views": "merged", "change": (1, 3)},
-        {"pasted": "none", "motion_sampling": 1.0, "views": "merged", "change": (1, 3), "power": 1.5},
-        {"pasted": "none", "motion_sampling": 1.0, "views": "merged", "change": 2, "power": 2, "direction": 0.2},
-        {"pasted": "frame"},
+        (("each", "all"), {"motion_sampling": 1.0, "lags": (1, 3)}),
+        (("each", "all"), {"motion_sampling": 1.0, "lags": (1, 3), "exponent": 1.5}),
+        (("each", "all"), {"motion_sampling": 1.0, "lags": 2, "exponent": 2, "flow": 0.2}),
+        (("each",), {"paste": "thumbnails"}),
     ],
 )
-def test_energy_computed_once_trains_the_same_network_to_the_bit(changes):
+def test_training_source__motion_computed_once_gives_the_same_gradients(views, keys):
     groups, augment = _groups_with_absent_views(), AugmentConfig(jitter=0, view_drop=0.5)
     logits = []
     for once in (False, True):
-        net = _energy_network(**changes)
+        net = _motion_network(*views, **keys)
         source, motion_sampling = training_source(net, groups, augment, embeddings=not once)
-        assert source.embeddings_NFHWC.shape == ((8, 5, 6, 6, net.config.energies) if once else (8, 6, 6, 6, 5))
-        assert motion_sampling == (0.0 if once else changes.get("motion_sampling", 0.0))
+        E = net.config.motion_channels
+        assert source.embeddings_NFHWC.shape == ((8, 5, 6, 6, E) if once else (8, 6, 6, 6, 5))
+        assert motion_sampling == (0.0 if once else keys.get("motion_sampling", 0.0))
         torch.manual_seed(1)
         for batch in training_batches(source, 2, 5, motion_sampling, augment, torch.ones(5)):
             output = net(batch.x_BVTHWC, batch.mask_BV)
             output.logits_BK.sum().backward()
-            logits.append((once, output.logits_BK.detach(), net.encoder.layers[0].mixer.in_proj.weight.grad.clone()))
+            weight = net.encoders[0].layers[0].mixer.in_proj.weight
+            logits.append((once, output.logits_BK.detach(), weight.grad.clone()))
     for (_, plain, slope), (_, ready, same) in zip(logits[:2], logits[2:], strict=True):
         # PyTorch raises the last few numbers of an array by another routine than the rest: other rows, another last bit.
-        digits = {"rtol": 1e-5, "atol": 1e-6} if changes.get("power", 1) != 1 else {"rtol": 0, "atol": 0}
+        digits = {"rtol": 1e-5, "atol": 1e-6} if keys.get("exponent", 1) != 1 else {"rtol": 0, "atol": 0}
         torch.testing.assert_close(plain, ready, **digits)
         torch.testing.assert_close(slope, same, **digits)
 
 
-def test_energy_is_not_computed_once_where_clips_are_varied_or_something_else_is_looked_at():
+def test_training_source__keeps_embeddings_where_each_epoch_differs():
     groups = _groups_with_absent_views()
-    net = _energy_network(pasted="none")
+    net = _motion_network()
     for varied in ({"jitter": 0.1}, {"crop": 0.1}, {"noise": 0.1}):
         assert training_source(net, groups, AugmentConfig(**{"jitter": 0.0} | varied), embeddings=False)[0] is groups
-    # Cells that are only moved hold what they held.
+    # Cells that only move keep their values.
     moved = AugmentConfig(jitter=0.0, shift=0.4, zoom=0.2, flip=0.5, tempo=0.5, delay=1)
     assert training_source(net, groups, moved, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 1
-    # But a mirror makes right of left.
-    directed = _energy_network(pasted="none", direction=0.2)
+    # But a mirror turns right into left.
+    directed = _motion_network(flow=0.2)
     assert training_source(directed, groups, moved, embeddings=False)[0] is groups
     upright = moved.model_copy(update={"flip": 0.0})
     assert training_source(directed, groups, upright, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 3
     still = AugmentConfig(jitter=0.0)
     assert training_source(net, groups, still, embeddings=True)[0] is groups
-    other = DTSFNet(ModelConfig(width=16, depth=1, frames=5), channels=5, canvas=6, n_classes=3)
+    other = DTSFNet(ModelConfig(width=16, depth=1, frames=5), channels=5, side=6, n_classes=3)
     assert training_source(other, groups, still, embeddings=False)[0] is groups

@@ -1,4 +1,4 @@
-"""MSF and its peers: what must hold for any features, logits and masks; Dempster's rule against its closed form."""
+"""MSF and its peers: properties for any features, logits and masks; Dempster's rule against its closed form."""
 
 import pytest
 import torch
@@ -6,13 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dtsf.errors import ConfigError
-from dtsf.model.config import ModelConfig
+from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.evidence import dirichlet, logits_of_evidence, uncertainty
-from dtsf.model.fusion import fuse_mean, fuse_msf
-from dtsf.model.fusion_concat import ConcatFusion
-from dtsf.model.fusion_sfm import SemanticCorrection
-from dtsf.model.fusion_tmc import combine_evidence, fuse_tmc
-from dtsf.model.msm import sense_motion
+from dtsf.model.fusion import FUSIONS, combine_evidence, fuse_msf, fuse_tmc, make_fusion
 from dtsf.model.network import DTSFNet
 
 WIDTH, CLASSES = 8, 5
@@ -20,9 +16,8 @@ WIDTH, CLASSES = 8, 5
 
 def make(name):
     torch.manual_seed(1)
-    learned = {"concat": ConcatFusion, "sfm": SemanticCorrection}
-    known = {"msf": fuse_msf, "mean": fuse_mean, "tmc": fuse_tmc}
-    return learned[name](WIDTH, 4).double() if name in learned else known[name]
+    fusion = make_fusion(name, WIDTH, 4)
+    return fusion.double() if isinstance(fusion, torch.nn.Module) else fusion
 
 
 @st.composite
@@ -38,13 +33,13 @@ def groups_of_views(draw):
     return feature, logits, mask.scatter(1, stays, True)
 
 
-ALL = ["msf", "mean", "concat", "tmc", "sfm"]
+ALL = sorted(FUSIONS)
 
 
 @pytest.mark.parametrize("name", ALL)
 @given(groups=groups_of_views())
 @settings(max_examples=60)
-def test_weights_are_zero_where_absent_and_sum_to_one(name, groups):
+def test_fusion__weights_are_zero_where_absent_and_sum_to_one(name, groups):
     feature, logits, mask = groups
     fused = make(name)(feature, logits, mask)
     assert (fused.weights_BV[~mask] == 0).all()
@@ -56,7 +51,7 @@ def test_weights_are_zero_where_absent_and_sum_to_one(name, groups):
 @pytest.mark.parametrize("name", ALL)
 @given(groups=groups_of_views())
 @settings(max_examples=30)
-def test_what_stands_in_the_place_of_an_absent_view_is_never_read(name, groups):
+def test_fusion__values_of_absent_views_are_never_read(name, groups):
     feature, logits, mask = groups
     fuse = make(name)
     clean = fuse(feature, logits, mask)
@@ -72,7 +67,7 @@ def test_what_stands_in_the_place_of_an_absent_view_is_never_read(name, groups):
 @pytest.mark.parametrize("name", ["msf", "mean", "tmc", "sfm"])
 @given(groups=groups_of_views(), data=st.data())
 @settings(max_examples=60)
-def test_permuting_views_permutes_weights_and_leaves_the_output(name, groups, data):
+def test_fusion__permuted_views_permute_weights_and_keep_the_output(name, groups, data):
     feature, logits, mask = groups
     order = data.draw(st.permutations(range(mask.shape[1])))
     fuse = make(name)
@@ -86,7 +81,7 @@ def test_permuting_views_permutes_weights_and_leaves_the_output(name, groups, da
 @pytest.mark.parametrize("name", ["msf", "mean", "tmc"])
 @given(groups=groups_of_views())
 @settings(max_examples=40)
-def test_one_view_alone_is_returned_as_it_is(name, groups):
+def test_fusion__one_view_is_returned_unchanged(name, groups):
     feature, logits, _ = groups
     alone = torch.zeros(feature.shape[:2], dtype=torch.bool)
     alone[:, -1] = True
@@ -98,7 +93,7 @@ def test_one_view_alone_is_returned_as_it_is(name, groups):
 
 
 @given(groups=groups_of_views())
-def test_msf_stays_inside_the_range_of_the_present_views(groups):
+def test_msf__stays_inside_the_range_of_the_present_views(groups):
     # Weights that are positive and sum to one in both branches: each feature of the result is between the views'.
     feature, logits, mask = groups
     fused = fuse_msf(feature, logits, mask).feature_BD
@@ -108,7 +103,7 @@ def test_msf_stays_inside_the_range_of_the_present_views(groups):
     assert (fused >= feature.masked_fill(absent, torch.inf).amin(1) - slack).all()
 
 
-def test_msf_listens_to_the_view_with_more_evidence():
+def test_msf__weighs_the_view_with_more_evidence_more():
     feature = torch.zeros(1, 2, WIDTH)
     logits = torch.full((1, 2, CLASSES), -5.0)
     logits[0, 1, 2] = 9.0
@@ -137,7 +132,7 @@ def pairwise_dempster(evidence_VK):
         lambda k: st.lists(st.lists(st.floats(0, 50), min_size=k, max_size=k), min_size=1, max_size=4)
     )
 )
-def test_closed_form_of_dempsters_rule_is_the_pairwise_rule(evidence):
+def test_combine_evidence__is_the_pairwise_rule_of_dempster(evidence):
     evidence_VK = torch.tensor(evidence, dtype=torch.float64)
     mask = torch.ones(1, len(evidence), dtype=torch.bool)
     torch.testing.assert_close(
@@ -145,7 +140,7 @@ def test_closed_form_of_dempsters_rule_is_the_pairwise_rule(evidence):
     )
 
 
-def test_tmc_of_extreme_evidence_and_its_gradient_are_finite():
+def test_tmc__extreme_evidence_and_its_gradient_are_finite():
     logits = torch.tensor([[[-200.0, 1e6, 0.0]] * 5, [[-1e6, -1e6, -1e6]] * 5], requires_grad=True)
     fused = fuse_tmc(torch.zeros(2, 5, 4), logits, torch.ones(2, 5, dtype=torch.bool))
     assert fused.logits_BK.isfinite().all()
@@ -154,12 +149,12 @@ def test_tmc_of_extreme_evidence_and_its_gradient_are_finite():
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8))
-def test_logits_of_evidence_is_the_inverse_of_the_head(evidence):
+def test_logits_of_evidence__is_the_inverse_of_dirichlet(evidence):
     wanted = torch.tensor(evidence, dtype=torch.float64)
     torch.testing.assert_close(dirichlet(logits_of_evidence(wanted)) - 1.0, wanted, rtol=1e-6, atol=1e-9)
 
 
-def test_concat_takes_fewer_views_than_it_was_made_for_but_not_more():
+def test_concat__takes_fewer_views_than_in_training_but_not_more():
     fuse = make("concat")
     feature, logits = torch.randn(2, 5, WIDTH).double(), torch.randn(2, 5, CLASSES).double()
     mask = torch.ones(2, 5, dtype=torch.bool)
@@ -172,7 +167,7 @@ def test_concat_takes_fewer_views_than_it_was_made_for_but_not_more():
         fuse(feature, logits, mask)
 
 
-def test_sfm_lets_views_correct_each_other():
+def test_sfm__views_correct_each_other():
     fuse = make("sfm")
     feature, logits = torch.randn(1, 3, WIDTH).double(), torch.zeros(1, 3, CLASSES).double()
     mask = torch.ones(1, 3, dtype=torch.bool)
@@ -182,32 +177,19 @@ def test_sfm_lets_views_correct_each_other():
     torch.testing.assert_close(fuse(feature, logits, alone).feature_BD, fuse.project(feature[:, 0]))
 
 
-def test_msm_moves_apart_what_differs_from_the_clips_mean():
-    torch.manual_seed(0)
-    x = 0.1 * torch.randn(2, 3, 4, 6, 6, 5, dtype=torch.float64)
-    x[:, :, 2, 1, 1] += 3.0  # something happens here
-    out = sense_motion(x)
-    torch.testing.assert_close(out.shape, x.shape)
-    mean = x.mean((2, 3, 4), keepdim=True)
-    grown = (out - mean).norm(dim=-1) / (x - mean).norm(dim=-1)
-    assert (grown >= 1).all()
-    assert (grown <= 2).all()
-    assert (grown[:, :, 2, 1, 1] > grown.mean((2, 3, 4))).all()
-    still = torch.full((1, 1, 2, 3, 3, 4), 2.0, requires_grad=True)
-    torch.testing.assert_close(sense_motion(still), still)
-    (gradient,) = torch.autograd.grad(sense_motion(still).sum(), still)
-    assert gradient.isfinite().all()
+EACH, SEQUENCE, STACKED = (BranchConfig(views=views) for views in ("each", "sequence", "all"))
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"fusion": name} for name in ALL]
-    + [{"motion": "msm"}, {"motion": "none"}, {"fusion": "sfm", "views": "together"}]
-    + [{"views": "merged", "readout": "ordered", "pasted": "none", "fusion": name} for name in ALL],
+    ("branch", "keys"),
+    [((EACH,), {"fusion": name}) for name in ALL]
+    + [((EACH, STACKED), {"fusion": name, "readout": "flatten"}) for name in ALL]
+    + [((SEQUENCE,), {"fusion": "sfm"}), ((BranchConfig(input="frames", msm=True),), {})]
+    + [((BranchConfig(paste="thumbnails"),), {}), ((BranchConfig(paste="tokens"),), {})],
 )
-def test_every_switch_trains_its_own_parameters(change):
+def test_network__every_parameter_gets_a_gradient(branch, keys):
     torch.manual_seed(0)
-    net = DTSFNet(ModelConfig(width=16, depth=1, frames=4, **change), channels=8, canvas=6, n_classes=3)
+    net = DTSFNet(ModelConfig(branch=branch, width=16, depth=1, frames=4, **keys), channels=8, side=6, n_classes=3)
     x, label = torch.randn(4, 3, 4, 6, 6, 8), torch.tensor([0, 1, 2, 0])
     mask = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 0], [1, 1, 0]], dtype=torch.bool)
     output = net(x, mask)

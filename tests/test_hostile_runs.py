@@ -143,13 +143,13 @@ def test_weights_that_are_not_finite_answer_nothing(made, tmp_path):
 
     run = shutil.copytree(made / "run", tmp_path / "run")
     weights = load_file(run / "last/model.safetensors")
-    weights["encoder.head.bias"][0] = float("nan")
+    weights["branches.0.encoder.head.bias"][0] = float("nan")
     save_file(weights, run / "last/model.safetensors")
     with pytest.raises(CheckpointError, match="not finite"):
         api.load(run)
     # Finite, and too large to give a finite answer.
-    weights["encoder.head.bias"][0] = 0
-    weights["encoder.head.weight"][:] = 3e38
+    weights["branches.0.encoder.head.bias"][0] = 0
+    weights["branches.0.encoder.head.weight"][:] = 3e38
     save_file(weights, run / "last/model.safetensors")
     with pytest.raises(CheckpointError, match="not finite"):
         api.load(run).evaluate(made / "cache")

@@ -20,7 +20,7 @@ TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4
 
 def encoder(config, canvas=8, classes=3, channels=3):
     return VideoMamba(
-        channels=channels, canvas=canvas, patch=config.patch, frames=config.frames, n_classes=classes,
+        channels=channels, side=canvas, patch=config.patch, frames=config.frames, n_classes=classes,
         width=config.width, depth=config.depth, readout=config.readout,
     )  # fmt: skip
 
@@ -43,7 +43,7 @@ def loaded(file, content, config=TINY, **sizes):
 def test_encoder_is_videomamba(width, depth, side, canvas, frames):
     state = draw(shapes(width, depth, (canvas // side) ** 2, frames, 5, side), seed=frames)
     net = VideoMamba(
-        channels=3, canvas=canvas, patch=side, frames=frames, n_classes=5, width=width, depth=depth
+        channels=3, side=canvas, patch=side, frames=frames, n_classes=5, width=width, depth=depth
     ).eval()  # fmt: skip
     net.load_state_dict(state)
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_a_synthetic_videomamba_s_of_416_tensors_loads_with_nothing_left_over(tm
     state = draw(shapes(384, 24, 196, 16, 10))
     assert len(state) == 416
     assert sum(x.numel() for x in state.values()) == 25_421_578
-    net, report = loaded(tmp_path / "videomamba_s16.pth", {"model": state}, SMALL, canvas=224, classes=10)
+    net, report = loaded(tmp_path / "videomamba_s16.pth", {"model": state}, SMALL, side=224, classes=10)
     assert (len(report.loaded), report.left, report.missing, report.adapted) == (416, {}, [], {})
     assert all(torch.equal(x, state[name]) for name, x in net.state_dict().items())
 
@@ -117,7 +117,7 @@ def test_an_image_checkpoint_is_inflated_and_lacks_only_time(tmp_path):
 
 def test_positions_are_interpolated_in_space_and_time(tmp_path):
     state = tiny(frames=8, places=9)
-    net, report = loaded(tmp_path / "weights.pth", state, canvas=16)
+    net, report = loaded(tmp_path / "weights.pth", state, side=16)
     assert report.adapted == {
         "pos_embed": "interpolated from 3 x 3 to 4 x 4 places",
         "temporal_pos_embedding": "interpolated from 8 to 4 frames",
@@ -134,7 +134,7 @@ def test_positions_are_interpolated_in_space_and_time(tmp_path):
 def test_constant_positions_stay_constant(tmp_path):
     state = tiny(places=9)
     state["pos_embed"][:, 1:] = 3.0
-    net, _ = loaded(tmp_path / "weights.pth", state, canvas=20)
+    net, _ = loaded(tmp_path / "weights.pth", state, side=20)
     torch.testing.assert_close(net.pos_embed[:, 1:], torch.full_like(net.pos_embed[:, 1:], 3.0))
 
 
@@ -241,6 +241,6 @@ def test_train_starts_from_the_file_and_says_what_became_of_it(world, dtsf, tmp_
     assert f"{len(state) - 5} tensors loaded" in said
     from dtsf.api import load
 
-    found = load(tmp_path / "run").net.encoder.layers[0].mixer.in_proj.weight
+    found = load(tmp_path / "run").net.encoders[0].layers[0].mixer.in_proj.weight
     torch.testing.assert_close(found, state["layers.0.mixer.in_proj.weight"], rtol=1e-4, atol=1e-6)
     assert "exclude each other" in dtsf.refusal(*words, "--resume", "--out", "run", cwd=tmp_path)

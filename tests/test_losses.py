@@ -97,7 +97,7 @@ def test_kl_in_float32_stays_right_where_evidence_is_large():
 @pytest.mark.parametrize("fusion", ["msf", "mean", "concat", "tmc", "sfm"])
 def test_a_step_under_bfloat16_autocast_is_finite_and_near_float32(fusion):
     torch.manual_seed(0)
-    net = DTSFNet(ModelConfig(width=16, depth=1, frames=4, fusion=fusion), channels=8, canvas=6, n_classes=3).eval()
+    net = DTSFNet(ModelConfig(width=16, depth=1, frames=4, fusion=fusion), channels=8, side=6, n_classes=3).eval()
     x, mask = torch.randn(4, 2, 4, 6, 6, 8), torch.ones(4, 2, dtype=torch.bool)
     label = torch.tensor([0, 1, 2, 0])
     wanted = dtsf_loss(net(x, mask), label, LossConfig(), epoch=20)
@@ -112,7 +112,7 @@ def test_a_step_under_bfloat16_autocast_is_finite_and_near_float32(fusion):
 
 def test_annealing_reaches_its_weight_after_kl_epochs():
     torch.manual_seed(0)
-    net = DTSFNet(ModelConfig(width=16, depth=1, frames=2), channels=4, canvas=6, n_classes=3).eval()
+    net = DTSFNet(ModelConfig(width=16, depth=1, frames=2), channels=4, side=6, n_classes=3).eval()
     output = net(torch.randn(3, 1, 2, 6, 6, 4), torch.ones(3, 1, dtype=torch.bool))
     label, config = torch.tensor([0, 1, 2]), LossConfig(views=0.0, kl_epochs=10)
     at = {epoch: dtsf_loss(output, label, config, epoch) for epoch in (0, 5, 10, 50)}

@@ -1,6 +1,7 @@
 """Every recipe that comes with dtsf: it trains on the cache it is meant for, and it is chosen where it says."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from drawn_cache import draw
 from dtsf import api
 from dtsf.cache.spec import DatasetInfo
 from dtsf.errors import ConfigError
-from dtsf.model.config import ModelConfig
+from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.training.auto_size import resolve_auto
 from dtsf.training.recipe import default_recipe, load_recipe, recipe_names
@@ -43,35 +44,32 @@ def test_recipe_trains_one_step_on_a_cache_it_is_meant_for(tmp_path, name):
 def test_nucla_paper_is_the_papers_network_and_says_what_the_figure_says():
     recipe = load_recipe("nucla-paper")
     model = recipe.model
-    net = DTSFNet(model, channels=3, canvas=224, n_classes=10)
+    net = DTSFNet(model, channels=3, side=224, n_classes=10)
     assert sum(parameter.numel() for parameter in net.parameters()) == 25_421_578
     assert (model.frames, model.patch, model.readout, model.fusion) == (16, 16, "cls", "msf")
-    assert (model.motion, model.anchor, model.pasted, model.places) == ("tsm", "frame", "frame", "random")
+    assert model.branch == (BranchConfig(input="pixels", views="each", paste="thumbnails"),)
 
 
 @pytest.mark.parametrize(
     ("name", "classes", "millions"), [("ntu60", 60, 2.3), ("ntu120", 120, 4.0)]
 )  # fmt: skip
 def test_sizes_in_the_comments_are_true(name, classes, millions):
-    net = DTSFNet(load_recipe(name).model, channels=112, canvas=6, n_classes=classes)
+    net = DTSFNet(load_recipe(name).model, channels=112, side=6, n_classes=classes)
     assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6, 1) == millions
 
 
 def test_pixels_reach_the_encoder_as_videomamba_takes_them():
     torch.manual_seed(0)
-    config = ModelConfig(
-        width=16, depth=1, patch=4, reduce=0, frames=2, readout="cls", anchor="frame", pasted="none",
-        normalise="imagenet",
-    )  # fmt: skip
-    net = DTSFNet(config, channels=3, canvas=12, n_classes=2).eval()
-    # What training sets from its clips must have no say.
-    net.channel_scale_C.fill_(7.0)
+    branch = (BranchConfig(input="pixels"),)
+    config = ModelConfig(branch=branch, width=16, depth=1, patch=4, reduce=0, frames=2, readout="cls")
+    net = DTSFNet(config, channels=3, side=12, n_classes=2).eval()
+    net.inputs.channel_scale_C.fill_(7.0)  # of the training clips; not used
     x = torch.randint(0, 256, (2, 3, 2, 12, 12, 3)).float()
     mask = torch.tensor([[True, True, True], [True, False, True]])
     wanted = (x / 255 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
         found = net(x, mask).view_feature_BVD[mask]
-        assert torch.allclose(found, net.encoder(wanted[mask].permute(0, 4, 1, 2, 3)), atol=1e-5)
+        assert torch.allclose(found, net.encoders[0](wanted[mask].permute(0, 4, 1, 2, 3)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,7 @@ def test_usual_recipe(tmp_path, kind, classes, encoder, protocol, name):
     assert chosen == name
     assert why
     # What is chosen must not be refused by the protocol it was chosen for.
-    assert not (protocol == "cross-view" and load_recipe(chosen).model.views == "merged")
+    assert protocol != "cross-view" or all(branch.views != "all" for branch in load_recipe(chosen).model.branch)
 
 
 def test_recipe_that_was_taken_is_said_and_kept(dtsf, tmp_path):
@@ -113,16 +111,39 @@ def test_recipe_that_was_taken_is_said_and_kept(dtsf, tmp_path):
 
 def test_pixel_recipe_on_embeddings_is_refused_with_the_way(tmp_path):
     draw(tmp_path)
-    with pytest.raises(ConfigError, match="the recipe is for pixels .* holds e: dtsf preprocess ... --encoder pixels"):
+    with pytest.raises(ConfigError, match='input "pixels", and .* has embeddings of e: dtsf preprocess ... --encoder pixels'):
         api.train(tmp_path, protocol="cross-subject:2", recipe="nucla-paper", run=tmp_path / "run")
-    with pytest.raises(ConfigError, match='"imagenet" is for pixels'):
-        load_recipe("default", ["model.normalise=imagenet"])
+    with pytest.raises(ConfigError, match=r'branch.0.input "pixels" needs model.principal = 0'):
+        load_recipe("default", ["model.branch.0.input=pixels"])
 
 
 def test_keys_that_do_not_go_together_are_said_without_the_whole_section():
-    with pytest.raises(ConfigError, match=r"^recipe default: 'model': canvas \"energy\" is dynamic already") as refused:
-        load_recipe("default", ["model.canvas=energy", "model.views=apart"])
+    with pytest.raises(ConfigError, match=r"^recipe default: 'model': model.branch.1.paste .tokens. needs") as refused:
+        load_recipe("default", ["model.branch.1.paste=tokens"])
     assert "principal" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.branch.0.wieght=2", "unknown 'model.branch.0.wieght'; did you mean 'model.branch.0.weight'"),
+        ("model.branch.3.weight=2", "there is no model.branch.3; model.branch has 3 entries, from 0"),
+        ("model.branch.weight=2", "name an entry and its key, for example model.branch.0.weight=0.5"),
+        ("model.width.x=2", "'model.width' is not a section of the recipe"),
+        ("model.pasted=none", "unknown 'model.pasted'"),
+    ],
+)
+def test_set__wrong_keys_of_branches_are_named(override, words):
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        load_recipe("default", [override])
+
+
+def test_set__changes_one_key_of_a_branch_or_all_branches():
+    usual = load_recipe("default").model.branch
+    changed = load_recipe("default", ["model.branch.2.weight=0.5"]).model.branch
+    assert changed == (*usual[:2], usual[2].model_copy(update={"weight": 0.5}))
+    one = load_recipe("default", ['model.branch=[{ input = "frames" }]']).model.branch
+    assert one == (BranchConfig(input="frames"),)
 
 
 def test_a_recipe_takes_what_it_extends_and_changes_what_it_says(tmp_path):

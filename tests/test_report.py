@@ -265,7 +265,7 @@ def test_comparison_says_once_what_is_the_same(world, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "words"),
     [
-        ("default", "pools 3 opinions: motion energy of each camera by itself; all cameras as one picture; the moving part"),
+        ("default", "averages 3 branches: motion of each view; motion of all views together; dynamic of each view."),
         ("thumbnails", ""),
     ],
 )

@@ -1,5 +1,6 @@
 """Runs: resuming to the same bits, checkpoints that do not fit, other data sets of one cache."""
 
+import json
 import shutil
 import tomllib
 
@@ -39,8 +40,8 @@ def test_what_a_run_was_begun_with_stays_written_when_it_is_resumed(world, run_c
 
 def test_checkpoint_of_another_class_count_is_refused(dtsf, world, run_copy):
     weights = load_file(run_copy / "last/model.safetensors")
-    weights["encoder.head.weight"] = weights["encoder.head.weight"][:7].clone()
-    weights["encoder.head.bias"] = weights["encoder.head.bias"][:7].clone()
+    weights["branches.0.encoder.head.weight"] = weights["branches.0.encoder.head.weight"][:7].clone()
+    weights["branches.0.encoder.head.bias"] = weights["branches.0.encoder.head.bias"][:7].clone()
     save_file(weights, run_copy / "last/model.safetensors")
     refused = dtsf.refusal("evaluate", run_copy, cwd=world)
     assert "weights hold 7 classes, its state.json names 10 classes" in refused
@@ -73,21 +74,21 @@ def test_two_data_sets_in_one_cache_and_a_run_judged_on_the_other(dtsf, world, t
 
 
 def test_cross_view_gets_the_recipe_for_unseen_cameras_and_refuses_the_other(world, tmp_path):
-    merged = {"recipe": "thumbnails", "overrides": ["model.views=merged"]}
-    with pytest.raises(ConfigError, match='"merged" learns each camera for itself, and cross-view:3 tests one'):
-        api.train(world / "cache", protocol="cross-view:3", run=tmp_path / "refused", **merged)
+    with pytest.raises(ConfigError, match=r'branch.1.views "all" needs the same views .* cross-view:3 tests an unseen one'):
+        api.train(world / "cache", protocol="cross-view:3", run=tmp_path / "refused", recipe="default")
     assert not (tmp_path / "refused").exists()
     result = api.train(world / "cache", protocol="cross-view:3", overrides=["train.epochs=1"], run=tmp_path / "run")
-    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["model"]["views"] == "apart"
+    assert tomllib.loads((tmp_path / "run/config.toml").read_text())["model"]["branch"][0]["views"] == "each"
     assert result.evaluation.task.startswith("an unseen view alone")
 
 
-def test_runs_from_before_energy_had_two_numbers_are_read(world, run_copy, performance):
-    file = run_copy / "last/model.safetensors"
-    weights = load_file(file)
-    weights["energy_mean_HW1"] = weights.pop("energy_mean_HWE")
-    save_file(weights, file)
-    assert api.load(run_copy).predict(performance) == api.load(world / "run").predict(performance)
+def test_load__a_run_of_an_earlier_version_is_refused(run_copy):
+    file = run_copy / "last/state.json"
+    state = json.loads(file.read_text())
+    del state["version"]
+    file.write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"state.json has version 1, and this dtsf reads version 2: train again"):
+        api.load(run_copy)
 
 
 def test_two_trainings_in_one_run_folder_are_refused(world, tmp_path, dtsf):

@@ -30,7 +30,7 @@ from dtsf.training.optim import adamw, decay_groups, schedule, update_average
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe
 
-STILL = ("model.pasted=none", "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0")
+STILL = ("model.branch.0.paste=none", "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0")
 """Nothing drawn at random but the order."""
 
 
@@ -102,11 +102,11 @@ def test_running_average_of_the_weights_is_what_is_kept(tmp_path):
     for name, x in averaged.net.state_dict().items():
         assert torch.equal(x, saved[name])
         assert torch.equal(last.net.state_dict()[name], raw[name])
-    assert not torch.equal(averaged.net.encoder.head.weight, last.net.encoder.head.weight)
+    assert not torch.equal(averaged.net.encoders[0].head.weight, last.net.encoders[0].head.weight)
 
 
 def test_weight_decay_spares_norms_biases_positions_and_the_scan():
-    net = VideoMamba(channels=2, canvas=4, patch=2, frames=3, n_classes=3, width=8, depth=1, state=2)
+    net = VideoMamba(channels=2, side=4, patch=2, frames=3, n_classes=3, width=8, depth=1, state=2)
     decayed, kept = decay_groups(net, 0.05)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     spared = {names[id(parameter)] for parameter in kept["params"]}
@@ -281,7 +281,7 @@ EVERYTHING = (
 )
 def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debias, kills):
     # StillMix needs the still part of a frame.
-    words = [*EVERYTHING, f"debias.method={debias}", *(["model.anchor=frame"] if debias == "stillmix" else [])]
+    words = [*EVERYTHING, f"debias.method={debias}", *(["model.branch.0.input=frames"] if debias == "stillmix" else [])]
     _, _ = train(tmp_path / "whole", *words, groups=toy(24), held_out=opposed())
     log, killed = tmp_path / "cut/log.jsonl", 0
     for lines in (*kills, 10_000):

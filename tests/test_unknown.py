@@ -17,7 +17,8 @@ from dtsf.training.adapt import OnlineAdapter, feature_statistics
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.open_set import open_set_metrics
 
-WORDS = ["train.epochs=8", "model.width=16", "model.depth=1", "model.views=apart", "model.covered=0.0", "train.lr=0.01"]
+EACH = 'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]'
+WORDS = ["train.epochs=8", "model.width=16", "model.depth=1", EACH, "model.occlusion_threshold=0.0", "train.lr=0.01"]
 PROTOCOL = "cross-subject:5"
 
 
@@ -98,10 +99,10 @@ def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
 def test_training_statistics_are_those_of_all_tokens(trained):
     run, data = api.load(trained / "run"), open_dataset(trained / "cache", "drawn")
     groups = load_groups(data, [clip for clip in data.clips if clip.label != 1 and clip.subject != "5"])
-    kept = run.net.streams.moment_N2D
+    kept = run.net.feature_stats.mean_var_N2D
     torch.testing.assert_close(kept, feature_statistics(run.net, groups).float(), rtol=1e-3, atol=1e-4)
     seen = []
-    run.net.encoder.norm_f.register_forward_hook(lambda *given: seen.append(given[2].flatten(0, -2)))
+    run.net.encoders[0].norm_f.register_forward_hook(lambda *given: seen.append(given[2].flatten(0, -2)))
     with torch.inference_mode():
         for batch in evaluation_batches(groups, 7, run.net.config.frames, run.net.config.motion_sampling):
             run.net(batch.x_BVTHWC, batch.mask_BV)
@@ -126,16 +127,16 @@ def test_adaptation_brings_a_shifted_stream_back_and_leaves_the_run_as_it_is(tra
         for _ in range(2):
             for sample in other:
                 adapted([sample, sample])
-        return adapted, (adapted.running_N2D - run.net.streams.moment_N2D).abs().mean().item()
+        return adapted, (adapted.running_N2D - run.net.feature_stats.mean_var_N2D).abs().mean().item()
 
     (adapted, apart), (_, apart_without) = stream(0.2), stream(0.0)
     assert apart < 0.8 * apart_without
     assert all(torch.equal(x, before[name]) for name, x in run.net.state_dict().items())
-    head = {name: x for name, x in adapted.net.state_dict().items() if "head" in name or name.startswith("belief")}
+    head = {name: x for name, x in adapted.net.state_dict().items() if "head" in name or name.startswith("calibrator")}
     assert all(torch.equal(x, before[name]) for name, x in head.items())
     same, again = (run.evaluate(trained / "cache", dataset="drawn", adapt=True) for _ in range(2))
     assert same == again
     assert same.adapted
-    run.net.streams.moment_N2D.zero_()
+    run.net.feature_stats.mean_var_N2D.zero_()
     with pytest.raises(ConfigError, match="keeps no statistics of its training clips"):
         run.evaluate(trained / "cache", dataset="drawn", adapt=True)

@@ -113,7 +113,7 @@ def _change_branches(given: Sequence[BranchConfig], row: VariantRow) -> list[dic
         return _as_dicts(branches)
     for word in row.drop:
         kept = [branch for branch in branches if word not in (branch.input, branch.views)]
-        for dropped in (branch for branch in branches if kept and branch not in kept):
+        for dropped in [branch for branch in branches if kept and branch not in kept]:
             heirs = [branch for branch in kept if branch.input == dropped.input]
             more = dropped.weight / max(1, len(heirs))
             kept = [x.model_copy(update={"weight": x.weight + more}) if x in heirs else x for x in kept]

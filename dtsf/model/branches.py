@@ -5,7 +5,7 @@ Letters: B groups, V views, P present views of all groups, T frames, H W grid, R
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch import nn
 
@@ -110,10 +110,10 @@ class Branch(nn.Module):
         if self.config.paste == "tokens":
             thumbs_PTX = present(thumbnail_tokens(x_BVTHWR, mask.present_BV, training=self.training))
         x_PRTHW = self.drop(present(x_BVTHWR)).permute(0, 4, 1, 2, 3)
-        feature_PD = self.drop(self.encoder(x_PRTHW, thumbs_PTX)).float()
-        if mask.complete:
-            return feature_PD.unflatten(0, mask.present_BV.shape)
-        return scatter_views(feature_PD, mask.present_BV)
+        feature_PD: Tensor = self.drop(self.encoder(x_PRTHW, thumbs_PTX)).float()
+        if not mask.complete:
+            return scatter_views(feature_PD, mask.present_BV)
+        return cast("Tensor", feature_PD.unflatten(0, mask.present_BV.shape))
 
     def _encode_sequence(self, x_BVTHWR: Tensor, mask: ViewMask) -> Tensor:
         """Encode the present views of a group as one sequence: (B, V, D), zeros for absent views."""

@@ -55,9 +55,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    branch: tuple[BranchConfig, ...] = Field(
-        default=(BranchConfig(paste="thumbnails"),), min_length=1, max_length=16
-    )
+    branch: tuple[BranchConfig, ...] = Field(default=(BranchConfig(paste="thumbnails"),), min_length=1, max_length=16)
     """Branches. The network averages their evidence. ``--set model.branch.0.weight=0.5`` changes one key of the first."""
     width: Annotated[Auto, Field(le=8192)] = 96
     """D, the size of a token. 96 for a hundred groups on a CPU; VideoMamba-S has 384."""

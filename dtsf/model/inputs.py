@@ -7,7 +7,7 @@ E channels of motion.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -100,8 +100,10 @@ class Inputs(nn.Module):
             # Indexing rows by number is many times faster than by a mask.
             x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
         y_PTHWR = self._of_clips(branch, x_PTHWC.float())
-        y_BVTHWR = y_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(y_PTHWR, mask_BV)
-        return paste_thumbnails(y_BVTHWR, mask_BV, training=self.training) if branch.paste == "thumbnails" else y_BVTHWR
+        y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(y_PTHWR, mask_BV)
+        if branch.paste == "thumbnails":
+            return paste_thumbnails(y_BVTHWR, mask_BV, training=self.training)
+        return y_BVTHWR
 
     def _of_clips(self, branch: BranchConfig, x_PTHWC: Tensor) -> Tensor:
         if branch.input == "motion":
@@ -132,14 +134,13 @@ class Inputs(nn.Module):
             deviation_P111C = length_P111C * factor_PTHWC / math.sqrt(math.prod(x_PTHWC.shape[1:4]))
             factor_PTHWC = factor_PTHWC / (deviation_P111C + LEAST_DEVIATION)
         if branch.msm:
-            reduced_PTHWR: Tensor = self.reduce(sense_motion(y_PTHWC * factor_PTHWC))
-            return reduced_PTHWR
+            return cast("Tensor", self.reduce(sense_motion(y_PTHWC * factor_PTHWC)))
         if not isinstance(self.reduce, nn.Linear):
             return y_PTHWC * factor_PTHWC
         # The factors of each clip scale the small matrix instead of the large input.
         weight_PRC = self.reduce.weight * factor_PTHWC.flatten(-4, -2).expand(x_PTHWC.shape[0], 1, -1)
-        y_PXR = torch.bmm(y_PTHWC.flatten(1, 3), weight_PRC.transpose(1, 2)) + self.reduce.bias
-        return y_PXR.unflatten(1, x_PTHWC.shape[1:4])
+        y_PXR: Tensor = torch.bmm(y_PTHWC.flatten(1, 3), weight_PRC.transpose(1, 2)) + self.reduce.bias
+        return cast("Tensor", y_PXR.unflatten(1, x_PTHWC.shape[1:4]))
 
 
 def _principal_dynamic(x_PTHWR: Tensor, channels: int) -> Tensor:

@@ -95,8 +95,8 @@ def _seen(model: ModelConfig) -> str:
         return f"Cached pictures of the frames that the network reads{moves}."
     inputs = {"motion": "maps of motion", "dynamic": "the dynamic part of embeddings", "frames": "embeddings"}
     return (
-        "Cached pictures of the frames that the network reads. Thumbnails of another view (TSM) are drawn at the cells of evaluation; "
-        "the border has the colour of that view. The network pastes them into "
+        "Cached pictures of the frames that the network reads. Thumbnails of another view (TSM) are drawn at the cells of "
+        "evaluation; the border has the colour of that view. The network pastes them into "
         f"{inputs.get(pasted[0], 'frames')}{'' if pasted[0] == 'pixels' else ', not into pictures'}."
     )
 

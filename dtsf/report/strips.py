@@ -39,9 +39,7 @@ def draw_snapshots(pictures_VTHWC: np.ndarray, views: Sequence[int]) -> np.ndarr
 
     V, _, H, W, _ = pictures_VTHWC.shape
     mask_BV = torch.ones(1, V, dtype=torch.bool)
-    pasted_BVTHWC = paste_thumbnails(
-        torch.from_numpy(pictures_VTHWC).float().unsqueeze(0), mask_BV, training=False
-    )
+    pasted_BVTHWC = paste_thumbnails(torch.from_numpy(pictures_VTHWC).float().unsqueeze(0), mask_BV, training=False)
     out: np.ndarray = pasted_BVTHWC[0].round().clamp(0, 255).to(torch.uint8).numpy()
     partner_V = choose_partners(mask_BV, training=False)[0].tolist()
     side = round(CELLS**0.5)

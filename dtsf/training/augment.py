@@ -35,7 +35,8 @@ class AugmentConfig(BaseModel):
     """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people."""
     tempo: float = Field(default=0.0, ge=0)
     """Each group's performance is run faster or slower by up to this share, about its middle, after its frames were chosen:
-    what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with ``model.motion_sampling`` 1, where
+    what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with
+    ``model.motion_sampling`` 1, where
     nobody's action fills quite the same share of the motion; 0 for cameras that no one trained with, which see performances
     that the others have seen, at their own tempo (docs/results/network.md, docs/recipes.md)."""
     delay: float = Field(default=0.0, ge=0)

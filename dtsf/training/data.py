@@ -162,9 +162,7 @@ def min_motion_share(net: DTSFNet, groups: Groups) -> Tensor:
 
 
 @torch.no_grad()
-def training_source(
-    net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool
-) -> tuple[Groups, float]:
+def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool) -> tuple[Groups, float]:
     """Return the groups that training reads, and their motion sampling.
 
     Compute principal channels, or motion, of each clip once if every epoch reads the same frames. This saves a third of a step.
@@ -196,9 +194,7 @@ def _precompute(net: DTSFNet, groups: Groups, function: Callable[[Tensor], Tenso
     step_NS = groups.step_NS if config.motion_sampling else None
     for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
         time_MT = uniform_times(config.frames).expand(len(row_M), -1)
-        parts.append(
-            function(read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.motion_sampling, step_NS))
-        )
+        parts.append(function(read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.motion_sampling, step_NS)))
     return replace(groups, embeddings_NFHWC=torch.cat(parts))
 
 
@@ -260,7 +256,9 @@ def evaluation_batches(
     for chosen_B in torch.arange(len(groups)).split(batch_size):
         row_BV = groups.row_GV[chosen_B]
         time_BVT = uniform_times(n_frames, (draw + 0.5) / draws).expand(*row_BV.shape, n_frames)
-        yield Batch(_read_views(groups, row_BV, time_BVT, motion_sampling), row_BV >= 0, groups.label_G[chosen_B], row_BV)
+        yield Batch(
+            _read_views(groups, row_BV, time_BVT, motion_sampling), row_BV >= 0, groups.label_G[chosen_B], row_BV
+        )
 
 
 def _read_views(groups: Groups, row_BV: Tensor, time_BVT: Tensor, motion_sampling: float) -> Tensor:

@@ -32,8 +32,8 @@ def uniform_times(n_frames: int, place: float = 0.5) -> Tensor:
 def cumulative_motion(x_NFHWC: Tensor, motion_sampling: float) -> Tensor:
     """How much of each clip has passed at each cached frame.
 
-    ``x_NFHWC``: embeddings of all cached frames. ``motion_sampling``: share of motion in the clock, from 0 (time alone) to 1 (motion
-    alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32, rising from 0 at the
+    ``x_NFHWC``: embeddings of all cached frames. ``motion_sampling``: share of motion in the clock, from 0 (time alone) to
+    1 (motion alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32, rising from 0 at the
     first cached frame to 1 at the last. A clip in which nothing moves runs by time.
     """
     return cumulate_steps(motion_steps(x_NFHWC), motion_sampling)
@@ -67,8 +67,8 @@ def read_frames(
         x_NFHWC: Embeddings of all cached frames of all clips, any float type.
         row_M: Which clips; a clip may be read more than once.
         time_MT: In [0, 1], for each clip read.
-        motion_sampling: See :func:`cumulative_motion`. At 0 a moment takes the cached frame whose segment holds it, unchanged; above 0 it
-            is interpolated between the two cached frames around it.
+        motion_sampling: See :func:`cumulative_motion`. At 0 a moment takes the cached frame whose segment holds it, unchanged;
+            above 0 it is interpolated between the two cached frames around it.
         step_NS: :func:`motion_steps` of all clips, to reuse; computed if left out.
     """
     F = x_NFHWC.shape[1]

@@ -133,9 +133,7 @@ def fit(
         net.inputs.basis_CR.copy_(principal_directions(groups, net.inputs.channel_scale_C, net.inputs.principal))
     if recipe.model.occlusion_threshold:
         net.min_motion_share_V.copy_(min_motion_share(net, groups))
-    source, motion_sampling = training_source(
-        net, groups, recipe.augment, embeddings=recipe.debias.method != "none"
-    )
+    source, motion_sampling = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
     if "motion" in recipe.model.inputs:
         net.inputs.motion_mean_HWE.copy_(motion_mean(net, source, motion_sampling))
     debiaser = make_debiaser(
@@ -171,7 +169,9 @@ def fit(
             epoch, step, lr = state.epoch, state.step, 0.0
             model.train()
             sums: dict[str, float] = {}
-            for line, n in _steps(source, motion_sampling, recipe, model, training, fabric, deviation_C, epoch, step, seed):
+            for line, n in _steps(
+                source, motion_sampling, recipe, model, training, fabric, deviation_C, epoch, step, seed
+            ):
                 step, lr = line["step"], line["lr"]
                 record.write(line)
                 for name, value in line.items():

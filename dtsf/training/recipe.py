@@ -191,7 +191,9 @@ def _override(table: dict[str, Any], override: str) -> None:
         elif word.isdecimal() and int(word) < len(target):
             target = target[int(word)]
         else:
-            raise ConfigError(f"--set {override!r}: there is no {name}; {'.'.join(path[:k])} has {len(target)} entries, from 0")
+            raise ConfigError(
+                f"--set {override!r}: there is no {name}; {'.'.join(path[:k])} has {len(target)} entries, from 0"
+            )
         if not isinstance(target, dict | list):
             raise ConfigError(f"--set {override!r}: {name!r} is not a section of the recipe")
     if isinstance(target, list):
