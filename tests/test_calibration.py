@@ -11,7 +11,7 @@ from test_export import assert_says_the_same
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
-from dtsf.model.calibrator import SIGNS, EvidenceCalibrator, clip_statistics, discount
+from dtsf.model.calibrator import FEATURES, EvidenceCalibrator, clip_statistics, discount
 from dtsf.model.config import ModelConfig
 from dtsf.model.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
@@ -31,7 +31,7 @@ def belief(seed, width=8, classes=5, channels=6):
     made = EvidenceCalibrator(width, classes, channels)
     made.set_reference({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
     made.set_reference({"clip_mean_S": torch.randn(3 + channels), "clip_deviation_S": torch.rand(3 + channels) + 0.1})
-    made.learn(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(len(SIGNS)))
+    made.set_parameters(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(len(FEATURES)))
     return made
 
 
@@ -62,7 +62,7 @@ def test_nothing_is_believed_of_what_moves_or_looks_like_no_training_clip():
     made, scale = belief(0), torch.ones(6)
     known = clip_statistics(clips, scale)
     made.set_reference({"clip_mean_S": known.mean(0), "clip_deviation_S": known.std(0)})
-    made.set_reference({"reach_2": made.distance(known).quantile(0.95, 0), "weight_3": torch.tensor([1.0, 0.0, 0.0])})
+    made.set_reference({"reference_distance_2": made.distance(known).quantile(0.95, 0), "weight_3": torch.tensor([1.0, 0.0, 0.0])})
 
     def doubt(x):
         n = len(x)

@@ -2,7 +2,7 @@
 
 import torch
 
-from dtsf.model.tsm import motion_energy
+from dtsf.model.motion import motion_magnitude
 from dtsf.training.background_swap import occlude_views, share_of_mover, swap_backgrounds
 
 B, V, T, H, R = 6, 3, 8, 6, 4
@@ -33,7 +33,7 @@ def test_the_room_is_anothers_and_the_mover_stays_where_and_when_it_was():
     assert (shown != torch.arange(B * V)).any()
     torch.testing.assert_close(corner, rooms[shown, 0, 0], atol=1e-3, rtol=1e-2)  # the root of rounding
     assert still.any()
-    before, after = (motion_energy(y)[..., 0] for y in (x, exchanged))
+    before, after = (motion_magnitude(y)[..., 0] for y in (x, exchanged))
     assert torch.equal(before.sum(3).argmax(-1), after.sum(3).argmax(-1))
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.95
 

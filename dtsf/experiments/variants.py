@@ -131,7 +131,9 @@ def _change_branches(given: Sequence[BranchConfig], row: VariantRow) -> list[dic
 
 def _as_override(branches: list[dict[str, Any]]) -> str:
     """Return the branches as an override: ``model.branch=[{ input = "motion" }]``."""
-    tables = ["{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()) + " }" for keys in branches]
+    tables = [
+        "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()) + " }" for keys in branches
+    ]
     return f"model.branch=[{', '.join(tables)}]"
 
 

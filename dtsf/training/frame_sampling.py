@@ -33,8 +33,8 @@ def cumulative_motion(x_NFHWC: Tensor, motion_sampling: float) -> Tensor:
     """How much of each clip has passed at each cached frame.
 
     ``x_NFHWC``: embeddings of all cached frames. ``motion_sampling``: share of motion in the clock, from 0 (time alone) to
-    1 (motion alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32, rising from 0 at the
-    first cached frame to 1 at the last. A clip in which nothing moves runs by time.
+    1 (motion alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32,
+    rising from 0 at the first cached frame to 1 at the last. A clip in which nothing moves runs by time.
     """
     return cumulate_steps(motion_steps(x_NFHWC), motion_sampling)
 
