@@ -20,7 +20,7 @@ from dtsf.training.recipe import load_recipe
 
 RUNS = Path(__file__).parent / "data/frozen/runs"
 NAMES = sorted(path.stem for path in RUNS.iterdir())
-INFO = DatasetInfo(dataset="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))
+INFO = DatasetInfo(kind="manifest", name="toy", class_names=("a", "b", "c"), view_names=("1", "2"))
 SPEC = CacheSpec(decoder="none", frames=4, size=32, grid=3, encoder="none", weights_hash="0", channels=6)
 
 
