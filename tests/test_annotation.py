@@ -94,7 +94,7 @@ def test_dry_run_says_what_the_run_does_and_does_nothing(own, dtsf):
     assert changes == {"unchanged": 5, "relabelled": 2, "gone": 1}
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*")}
     assert dtsf.json(*words, cwd=folder)["changes"] == said["changes"]
-    assert "against the last run: 7 unchanged" in dtsf.said(*words, "--dry-run", cwd=folder)
+    assert "changes since the last run: 7 unchanged" in dtsf.said(*words, "--dry-run", cwd=folder)
 
 
 def test_rows_of_nobody_are_counted_and_given_back(own, dtsf):

@@ -53,8 +53,8 @@ def test_more_videos_than_cameras_are_one_performance_and_that_is_said(dtsf, wor
     videos = sorted((world / "data/multiview_action_videos/a05").glob("*_e00.avi"))
     few, many = dtsf("predict", videos[0], "--run", "run", cwd=world), dtsf("predict", *videos, "--run", "run", cwd=world)
     assert few.returncode == many.returncode == 0, many.stderr
-    assert "so many cameras" not in few.stderr
-    assert f"{len(videos)} videos are taken as so many cameras of one performance; training had" in many.stderr
+    assert "cameras of one performance" not in few.stderr
+    assert f"Treating {len(videos)} videos as {len(videos)} cameras of one performance, but training had" in many.stderr
     assert "--watch FOLDER --once" in many.stderr
 
 
@@ -126,7 +126,7 @@ def test_watched_folder_is_answered_once_and_again_when_a_view_is_added(dtsf, wo
     broken, answered = (json.loads(line) for line in done.stdout.splitlines())
     assert (broken["performance"], answered["performance"]) == ("broken", "first")
     assert "cam1.mp4" in broken["error"]
-    assert "1 performances named, 1 unusable" in done.stderr
+    assert "1 performances predicted, 1 unusable" in done.stderr
     named = package.load(world / "run").predict(early)
     assert answered["label"] == named.label
     kept = json.loads((first / PREDICTION).read_text())
@@ -203,7 +203,7 @@ def test_watch_refuses_what_it_cannot_do(dtsf, world, tmp_path):
     with pytest.raises(DataError, match="cannot read the folder"):
         next(iter(Watch(tmp_path / "gone")))
     refused = dtsf.refusal("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
-    assert "--watch takes its videos from the folder" in refused
+    assert "--watch takes the videos from its folder" in refused
     assert "no videos given" in dtsf.refusal("predict", "--run", "run", cwd=world)
     dtsf.refusal("predict", "a.mp4", "--run", "run", "--video", "film.gif", cwd=world)
 
@@ -224,5 +224,5 @@ def test_watch_ends_cleanly_when_asked(world, tmp_path, number):
         assert watch.returncode == 0
     finally:
         watch.kill()
-    assert "stopped: 0 performances named" in rest
+    assert "stopped: 0 performances predicted" in rest
     assert "Traceback" not in rest

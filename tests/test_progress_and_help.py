@@ -1,6 +1,7 @@
 """Progress, quiet and verbose, help, completion, and what a screen shows first."""
 
 import contextlib
+import contextvars
 import json
 import os
 import pty
@@ -13,7 +14,7 @@ import pytest
 
 import dtsf as package
 from dtsf.cli.progress import progress
-from dtsf.cli.screen import _CHOSEN, Verbosity
+from dtsf.cli.screen import set_verbosity
 
 DTSF = Path(sys.executable).with_name("dtsf")
 
@@ -26,7 +27,7 @@ def test_a_line_now_and_then_where_stderr_is_no_terminal(capfd):
         update(8, 10, "well")
         time.sleep(0.25)
     lines = capfd.readouterr().err.splitlines()
-    assert lines[0].startswith("count: 0 s, still at work")
+    assert lines[0].startswith("count: running for 0 s")
     assert "count: 6 of 10 things" in lines[1]
     assert lines[-1].startswith("count: 8 of 10 things")
     assert lines[-1].endswith("left  well")
@@ -37,14 +38,6 @@ def test_short_work_says_nothing(capfd):
     with progress("count", "things") as update:
         update(1, 1)
     assert capfd.readouterr() == ("", "")
-
-
-@pytest.fixture
-def verbose():
-    """A line an update."""
-    token = _CHOSEN.set(Verbosity.VERBOSE)
-    yield
-    _CHOSEN.reset(token)
 
 
 def on_terminal(command, cwd, **environment):
@@ -65,13 +58,17 @@ def on_terminal(command, cwd, **environment):
     return shown, out
 
 
-def test_what_begins_to_count_anew_is_timed_anew(capfd, verbose):
-    with progress("train", "epochs", every=60) as update:
-        update(1, 30)
-        time.sleep(1.2)
-        update(30, 30)
-        update(1, 30, "calibration")
-        update(3, 30, "calibration")
+def test_progress__has_a_new_rate_when_the_count_starts_again(capfd):
+    def show():
+        set_verbosity(quiet=False, verbose=True)
+        with progress("train", "epochs", every=60) as update:
+            update(1, 30)
+            time.sleep(1.2)
+            update(30, 30)
+            update(1, 30, "calibration")
+            update(3, 30, "calibration")
+
+    contextvars.copy_context().run(show)
     *_, whole, first, third = capfd.readouterr().err.splitlines()
     assert whole.startswith("train: 30 of 30 epochs in 1 s")
     assert first.startswith("train: 1 of 30 epochs in 0 s")

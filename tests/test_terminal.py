@@ -28,14 +28,14 @@ def obeyed(text):
 
 @given(st.text(st.characters()))
 def test_nothing_that_is_obeyed_is_left(text):
-    shown = screen.plain(text)
+    shown = screen.escape_control(text)
     assert not obeyed(shown) or all(ord(c) >= 0xA0 for c in obeyed(shown))  # spaces of other scripts, unassigned
     assert not {"\x1b", "\x07", "\n", "\r", "\u202e", "\x9b", "\x00"} & set(shown)
 
 
 @pytest.mark.parametrize("text", ["wave", "挥手", "жест 2", "يلوح", "नमस्ते", "\U0001f468\u200d\U0001f469", "a [bold]b[/]"])
 def test_words_stay_as_they_are(text):
-    assert screen.plain(text) == text
+    assert screen.escape_control(text) == text
 
 
 def _shown(capfd):
@@ -46,7 +46,7 @@ def test_all_ways_to_say_something_are_harmless(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     say = screen.results()
     say.print(NASTY)
-    say.print(screen.words((NASTY, "bold red"), NASTY))
+    say.print(screen.styled((NASTY, "bold red"), NASTY))
     say.print(table(NASTY, [NASTY, "b"], [[NASTY, 1]]))
     from rich.panel import Panel
     from rich.text import Text
@@ -63,11 +63,11 @@ def test_all_ways_to_say_something_are_harmless(capfd, monkeypatch):
 def test_a_bar_and_its_note_are_harmless():
     import io
 
-    from dtsf.cli.progress import _bar
+    from dtsf.cli.progress import progress_bar
 
     stream = io.StringIO()
-    shown = screen._screen_class()(file=stream, force_terminal=True, width=200)
-    with _bar("t\x1b[31m", "clips", shown) as update:
+    shown = screen.make_console(stream, force_terminal=True, width=200)
+    with progress_bar("t\x1b[31m", "clips", shown) as update:
         update(1, 2, NASTY)
         time.sleep(1)
     assert "\x1b[31mred" not in stream.getvalue()
@@ -131,7 +131,7 @@ def test_full_disks_behind_stdout_and_stderr(world):
         assert quiet.returncode == 0
         refused = run_into(full, None, *words, "--json", cwd=world)
         assert refused.returncode == 2
-        assert b"cannot write the answer to stdout: No space left" in refused.stderr
+        assert b"cannot write the result to stdout: No space left" in refused.stderr
         wrong = run_into(None, full, "evaluate", "nowhere", cwd=world)
         assert wrong.returncode == 2
 

@@ -93,7 +93,7 @@ def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
     assert answer["adapted"] is True
     shown = dtsf.said(*words, cwd=tmp_path)
     assert "unknown actions, 2 groups (classes left out of training: class 1)" in shown
-    assert "adapted to them one after the other" in shown
+    assert "adapted to the test clips" in shown
 
 
 def test_training_statistics_are_those_of_all_tokens(trained):

@@ -209,7 +209,7 @@ def test_predict_watch__internal_error_affects_one_performance(tmp_path, monkeyp
     assert "ZeroDivisionError" in first["error"]
     assert second["label"] == "w\x1b[31m"
     assert "\x1b" not in out + err
-    assert "1 performances named, 1 unusable" in err
+    assert "1 performances predicted, 1 unusable" in err
 
 
 HOSTILE = ("pipe", "folder", "link", "garbage", "empty", "answer-pipe", "answer-huge", "answer-deep", "answer-folder", "many")

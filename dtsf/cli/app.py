@@ -1,126 +1,119 @@
-"""The Typer app and how errors reach a person."""
+"""The Typer app, and the messages and exit codes of errors."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from dtsf.cli.cache import cache_app
-from dtsf.cli.data import preprocess_command, synth_app
+from dtsf.cli.data import import_command, preprocess_command, synth_app
 from dtsf.cli.experiments import ablate_command, reproduce_app
-from dtsf.cli.export import export_command
-from dtsf.cli.import_lists import import_command
+from dtsf.cli.options import QUIET, VERBOSE, with_verbosity
 from dtsf.cli.predict import predict_command
 from dtsf.cli.report import doctor_command, report_command
-from dtsf.cli.run import evaluate_command, train_command
-from dtsf.cli.screen import UnreadError, results, say_on_stdout, set_verbosity, with_verbosity, words
+from dtsf.cli.run import evaluate_command, export_command, train_command
+from dtsf.cli.screen import ClosedPipeError, print_stdout, results, set_verbosity, styled
 
 INTERRUPTED = 130
-"""Exit code of what was ended by Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 app = typer.Typer(
     name="dtsf",
-    help="Multi-view action recognition that is not fooled by backgrounds or by the one easy camera (DTSFNet).",
+    help="Multi-view action recognition that does not rely on the background or on a single camera (DTSFNet).",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     epilog="Exit codes: 0 done; 1 finished, but more clips unusable than --max-bad; 2 wrong input or state; "
     "130 interrupted, safe to run again.",
 )
+COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "From videos to an answer": {
+        "preprocess": preprocess_command,
+        "train": train_command,
+        "predict": predict_command,
+    },
+    "Evaluate and compare": {
+        "evaluate": evaluate_command,
+        "report": report_command,
+        "ablate": ablate_command,
+        "reproduce": reproduce_app,
+    },
+    "Data and machine": {
+        "cache": cache_app,
+        "import": import_command,
+        "export": export_command,
+        "synth": synth_app,
+        "doctor": doctor_command,
+    },
+}
+"""Commands and groups of commands, by the panel of ``dtsf --help``."""
+INTRODUCTION = {
+    "  dtsf preprocess DATASET --root DIR   ": "once: videos to a cache of embeddings",
+    "  dtsf train                           ": "a network from the cache, in minutes",
+    "  dtsf predict CAM1 CAM2 --run RUN     ": "class and uncertainty of one performance",
+}
+HINTS = {
+    "all commands:": "dtsf --help",
+    "no videos yet:": "dtsf synth nucla --out drawn",
+    "check setup:": "dtsf doctor",
+}
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         import importlib.metadata
 
-        say_on_stdout(f"dtsf {importlib.metadata.version('dtsf')}")
+        print_stdout(f"dtsf {importlib.metadata.version('dtsf')}")
         raise typer.Exit
-
-
-FIRST = (
-    ("preprocess DATASET --root DIR", "once: videos to a cache of embeddings"),
-    ("train", "a network from the cache, in minutes"),
-    ("predict CAM1 CAM2 --run RUN", "class and uncertainty of one performance"),
-)
-"""What ``dtsf`` alone shows: the way from videos to an answer."""
-AIDS = (
-    ("all commands:", "dtsf --help"),
-    ("no videos yet:", "dtsf synth nucla --out drawn"),
-    ("ready to run?", "dtsf doctor"),
-)
 
 
 @app.callback()
 def _common(
     context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only results and errors; also behind a command.")
-    ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Also say what is done and what was found; also behind a command.")
-    ] = False,
+    quiet: QUIET = False,
+    verbose: VERBOSE = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     if debug:
         os.environ["DTSF_DEBUG"] = "1"
     set_verbosity(quiet=quiet, verbose=verbose)
     if context.invoked_subcommand is None:
-        _introduce()
+        lines = [styled((command, "bold cyan"), text) for command, text in INTRODUCTION.items()]
+        hints = [styled(f"  {text:<16}", (command, "cyan")) for text, command in HINTS.items()]
+        for line in (str(app.info.help), "", *lines, "", *hints):
+            results().print(line)
         raise typer.Exit(2)
 
 
-def _introduce() -> None:
-    screen = results()
-    screen.print(f"{app.info.help}")
-    screen.print()
-    for command, what in FIRST:
-        screen.print(words((f"  dtsf {command:<31}", "bold cyan"), what))
-    screen.print()
-    for what, command in AIDS:
-        screen.print(words(f"  {what:<16}", (command, "cyan")))
+def _register() -> None:
+    """Add all commands to the app. Each takes ``--quiet`` and ``--verbose``."""
+    for panel, commands in COMMANDS.items():
+        for name, command in commands.items():
+            if isinstance(command, typer.Typer):
+                app.add_typer(command, name=name, rich_help_panel=panel)
+                for leaf in command.registered_commands:
+                    leaf.callback = with_verbosity(leaf.callback) if leaf.callback is not None else None
+            else:
+                app.command(name, rich_help_panel=panel)(with_verbosity(command))
 
 
-WAY, JUDGE, DATA = "From videos to an answer", "Judge and compare", "Data and machine"
-app.command("preprocess", rich_help_panel=WAY)(preprocess_command)
-app.command("train", rich_help_panel=WAY)(train_command)
-app.command("predict", rich_help_panel=WAY)(predict_command)
-app.command("evaluate", rich_help_panel=JUDGE)(evaluate_command)
-app.command("report", rich_help_panel=JUDGE)(report_command)
-app.command("ablate", rich_help_panel=JUDGE)(ablate_command)
-app.add_typer(reproduce_app, name="reproduce", rich_help_panel=JUDGE)
-app.add_typer(cache_app, name="cache", rich_help_panel=DATA)
-app.command("import", rich_help_panel=DATA)(import_command)
-app.command("export", rich_help_panel=DATA)(export_command)
-app.add_typer(synth_app, name="synth", rich_help_panel=DATA)
-app.command("doctor", rich_help_panel=DATA)(doctor_command)
-
-
-def _speak_as_asked(commands: typer.Typer) -> None:
-    """Let every command, of whatever group, take ``--quiet`` and ``--verbose``."""
-    for command in commands.registered_commands:
-        if command.callback is not None:
-            command.callback = with_verbosity(command.callback)
-    for group in commands.registered_groups:
-        if group.typer_instance is not None:
-            _speak_as_asked(group.typer_instance)
-
-
-_speak_as_asked(app)
+_register()
 
 
 def main() -> None:
-    """Run the command line and exit with the code that the outcome deserves."""
+    """Run the command line and exit with the code of its outcome."""
     import warnings
 
     from dtsf.errors import BadClipsError, DtsfError
 
-    # Libraries warn of files by their names.
-    warnings.showwarning = lambda message, *_, **__: _say(("warning: ", "yellow"), str(message))
+    # Warnings of libraries contain names of files.
+    warnings.showwarning = lambda message, *_, **__: _print_error(("warning: ", "yellow"), str(message))
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
@@ -128,33 +121,32 @@ def main() -> None:
     except DtsfError as error:
         _show_traceback()
         first, *listed = (error.message, *error.listed) if isinstance(error, BadClipsError) else (str(error),)
-        _say(("error: ", "bold red"), first)
+        _print_error(("error: ", "bold red"), first)
         for line in listed:
-            _say(f"  {line}")
+            _print_error(f"  {line}")
         code = error.exit_code
-    except UnreadError:
+    except ClosedPipeError:
         code = 0
     except KeyboardInterrupt:
-        _say("")
-        _say("interrupted: what is committed is safe; run the same command again to go on")
+        _print_error("")
+        _print_error("interrupted: finished work is safe; run the same command again to continue")
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001
         _show_traceback()
         if isinstance(error, typer.Abort):
-            _say("aborted")
+            _print_error("aborted")
         elif hasattr(error, "format_message"):
             _show_usage(error)
         else:
-            # A defect of ours. A person gets one line and the way to the rest.
-            _say(("internal error: ", "bold red"), f"{type(error).__name__}: {error}")
-            _say("run dtsf --debug ... to see where")
+            # A defect of dtsf: one line, and how to get the rest.
+            _print_error(("internal error: ", "bold red"), f"{type(error).__name__}: {error}")
+            _print_error("run dtsf --debug ... for the traceback")
         code = 2
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _say(*parts: str | tuple[str, str]) -> None:
-    """A line on stderr, ``--quiet`` or not."""
-    results().print(words(*parts), soft_wrap=True)
+def _print_error(*parts: str | tuple[str, str]) -> None:
+    results().print(styled(*parts), soft_wrap=True)
 
 
 def _show_traceback() -> None:
@@ -162,15 +154,15 @@ def _show_traceback() -> None:
         import traceback
 
         for line in traceback.format_exc().splitlines():
-            _say(line)
+            _print_error(line)
 
 
 def _show_usage(error: Any) -> None:
-    """What Typer has to say of options and arguments; of a group without a command it has shown the help already."""
+    """Print Typer's message about options and arguments. For a group without a command, Typer has printed the help."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         return
     if context is not None:
-        _say(context.get_usage())
-        _say(f"try {context.command_path} --help")
-    _say(("error: ", "bold red"), error.format_message())
+        _print_error(context.get_usage())
+        _print_error(f"try {context.command_path} --help")
+    _print_error(("error: ", "bold red"), error.format_message())

@@ -1,4 +1,4 @@
-"""Commands that make data: preprocess, synth."""
+"""Commands that make data: ``dtsf preprocess``, ``dtsf synth`` and ``dtsf import``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from dtsf.cli.options import JSON, with_settings
+from dtsf.cli.show import console, emit, progress, table
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
     from dtsf.pipeline.datasets.catalog import SourceCatalog
+    from dtsf.pipeline.datasets.import_lists import ImportedList
+    from dtsf.pipeline.datasets.synthetic import SynthSummary
     from dtsf.pipeline.preprocess import PreprocessResult
+
+CLIPS_SHOWN = 40
+synth_app = typer.Typer(help="Make small datasets as video files.", no_args_is_help=True)
 
 
 @with_settings(PreprocessSettings, max_bad=str)
@@ -21,8 +27,8 @@ def preprocess_command(
     root: Annotated[
         Path | None,
         typer.Option(
-            help="The data set's folder or any folder above it; for manifest, the CSV. "
-            "Falls back to $DTSF_DATA/DATASET, then ./data/DATASET."
+            help="The dataset's folder or any folder above it; for manifest, the CSV. "
+            "Default: $DTSF_DATA/DATASET, then ./data/DATASET."
         ),
     ] = None,
     cache: Annotated[Path, typer.Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
@@ -30,18 +36,15 @@ def preprocess_command(
     *,
     settings: PreprocessSettings,
 ) -> None:
-    """Stage 1: decode videos and cache their frame embeddings. Run it again to go on; what is done stays done."""
+    """Stage 1: decode videos and cache their frame embeddings. Run it again to continue: finished work is not repeated."""
     from dtsf import api
-    from dtsf.cli.show import console, print_json, progress
     from dtsf.errors import BadClipsError
-
-    screen = console()
 
     def announce(catalog: SourceCatalog) -> None:
         by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())
-        screen.print(f"{catalog.kind}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})")
+        console().print(f"{catalog.kind}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})")
         for note in catalog.notes:
-            screen.print(f"note: {note}", style="yellow")
+            console().print(f"note: {note}", style="yellow")
 
     failure: BadClipsError | None = None
     with progress("preprocess", "clips") as update:
@@ -56,104 +59,124 @@ def preprocess_command(
             )
         except BadClipsError as error:
             failure, result = error, cast("PreprocessResult", error.result)
-    if json_:
-        print_json(result.model_dump(mode="json"))
-    else:
-        _print_result(result, cache)
+    emit(result, json_, _show_preprocess, result, cache)
     if failure is not None:
         raise failure
 
 
-def _print_result(result: PreprocessResult, cache: Path) -> None:
-    from dtsf.cli.show import console, table
-
-    screen = console()
+def _show_preprocess(result: PreprocessResult, cache: Path) -> None:
+    screen, changes = console(), result.changes
     if result.bad:
-        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:40]]
-        screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "status", "why"), rows))
-        if len(result.bad) > 40:
-            screen.print(f"... and {len(result.bad) - 40} more; all are in dtsf cache info {result.cache}")
+        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:CLIPS_SHOWN]]
+        screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows))
+        if len(result.bad) > CLIPS_SHOWN:
+            more = len(result.bad) - CLIPS_SHOWN
+            screen.print(f"... and {more} more; dtsf cache info {result.cache} lists all")
     if {"timeout", "crashed"} & result.verdicts.keys():
         screen.print(
-            "a timeout or a crash may be the machine's fault (busy, short of memory, a file server that did not answer): "
-            "the same command with --retry-bad tries those clips again, --deadline gives them longer"
+            "a timeout or a crash may have its cause in the machine (busy, out of memory, a slow file server): "
+            "--retry-bad tries those clips again, --deadline gives them more time"
         )
-    for line in _changes(result):
-        screen.print(line)
+    counts = changes.model_dump(exclude={"to_decode"})
+    if counts.get("new") != result.clips:  # not a first run
+        listed = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
+        screen.print(f"changes since the last run: {listed}")
     if result.dry_run:
+        screen.print(f"to decode: {changes.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
         return
-    verdicts = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
-    if result.already_done == result.clips:
-        screen.print(f"nothing to do: all {result.clips} clips were done before ({verdicts})")
-    else:
-        done = result.clips - result.already_done
+    if changes.gone:
         screen.print(
-            f"done: {done} clips in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s"
-            + (f"; {result.already_done} were done before" if result.already_done else "")
-            + f" ({verdicts})"
+            f"{changes.gone} clips are no longer in the dataset and not used for training; "
+            f"dtsf cache compact {result.cache} frees their disk space"
         )
-    where = "" if cache == Path("cache") else f" --cache {cache}"
-    screen.print(f"next: dtsf train{where} --dataset {result.dataset}", soft_wrap=True)
-
-
-def _changes(result: PreprocessResult) -> list[str]:
-    """What the source is now against what it was at the last run."""
-    held = result.changes
-    counts = held.model_dump(exclude={"to_decode"})
-    summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
-    # A first run has nothing to compare with.
-    first = counts.get("new") == result.clips
-    lines = [] if first else [f"against the last run: {summary}"]
-    if result.dry_run:
-        lines.append(f"would be decoded: {held.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
-    elif held.gone:
-        lines.append(
-            f"{held.gone} clips are no longer listed: nothing trains on them, and dtsf cache compact {result.cache} gives "
-            "their room back"
-        )
-    return lines
-
-
-synth_app = typer.Typer(help="Make small data sets as video files.", no_args_is_help=True)
+    statuses = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
+    done = result.clips - result.already_done
+    if not done:
+        screen.print(f"nothing to do: all {result.clips} clips were done before ({statuses})")
+    else:
+        before = f"; {result.already_done} were done before" if result.already_done else ""
+        rate = f"{result.clips_per_s:.1f} clips/s"
+        screen.print(f"done: {done} clips in {result.seconds:.1f} s, {rate}{before} ({statuses})")
+    option = "" if cache == Path("cache") else f" --cache {cache}"
+    screen.print(f"next: dtsf train{option} --dataset {result.dataset}", soft_wrap=True)
 
 
 @synth_app.command("nucla")
 def synth_nucla_command(
-    out: Annotated[Path, typer.Option(help="Folder to make; must not exist or be empty.")],
-    subjects: Annotated[int, typer.Option(min=2, help="Persons; the last third are test subjects.")] = 6,
-    episodes: Annotated[int, typer.Option(min=1, help="Repetitions of each action by each person.")] = 3,
+    out: Annotated[Path, typer.Option(help="New or empty folder for the videos.")],
+    subjects: Annotated[int, typer.Option(min=2, help="Number of subjects. The last third are test subjects.")] = 6,
+    episodes: Annotated[int, typer.Option(min=1, help="Repetitions of each action by each subject.")] = 3,
     bias: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Share of training groups whose room follows the action; adds test sets ..._aligned and ..._conflict.",
+            help="Fraction of training groups whose background depends on the action. Adds test sets ..._aligned and "
+            "..._conflict.",
         ),
     ] = None,
     occlude: Annotated[
-        bool, typer.Option("--occlude", help="Add the test set ..._occluded: a pillar hides the actor in one view.")
+        bool, typer.Option("--occlude", help="Add the test set ..._occluded: a pillar hides the subject in one view.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     json_: JSON = False,
 ) -> None:
-    """Draw moving figures in rooms, filmed by three cameras, in N-UCLA's layout: data to try everything on."""
-    from dtsf.cli.show import console, print_json, progress
+    """Draw moving figures, filmed by three cameras, in N-UCLA's layout: data to try everything."""
     from dtsf.pipeline.datasets.synthetic import synthesize_nucla
 
     with progress("draw", "clips") as update:
         summary = synthesize_nucla(
             out, subjects=subjects, episodes=episodes, bias=bias, occlude=occlude, seed=seed, on_progress=update
         )
-    if json_:
-        print_json(summary.model_dump(mode="json"))
-        return
-    screen = console()
-    screen.print(
+    emit(summary, json_, _show_synth, summary)
+
+
+def _show_synth(summary: SynthSummary) -> None:
+    console().print(
         f"{summary.clips} videos of {summary.actions} actions by {summary.subjects} subjects from {summary.views} cameras "
         f"in {summary.seconds:.0f} s"
     )
     for name, path in summary.collections.items():
-        # Each collection under a name of its own, side by side in one cache.
+        # Each part has its own name, so that all fit into one cache.
         label = name.removeprefix("multiview_action_videos").replace("_", "-")
         option = f" --name nucla{label}" if label else ""
-        screen.print(f"next: dtsf preprocess nucla --root {path}{option}", soft_wrap=True)
+        console().print(f"next: dtsf preprocess nucla --root {path}{option}", soft_wrap=True)
+
+
+def import_command(
+    lists: Annotated[
+        list[Path], typer.Argument(help="mmaction2/pyskl pickle, DVANet CSV, or 'path label' lines; one or more.")
+    ],
+    root: Annotated[Path, typer.Option(help="Folder with the videos.")],
+    out: Annotated[Path | None, typer.Option(help="Manifest to write. Default: ROOT/manifest.csv.")] = None,
+    split: Annotated[
+        str, typer.Option(help="For a pickle with several splits: the prefix, for example xsub of xsub_train.")
+    ] = "",
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Label map: '0 name' lines, or names in order from 0. Default: the labels of the list."),
+    ] = None,
+    json_: JSON = False,
+) -> None:
+    """Turn lists of other projects into a manifest for `dtsf preprocess manifest`."""
+    from dtsf.pipeline.datasets.import_lists import import_lists
+
+    summary = import_lists(lists, root, out, split, labels)
+    emit(summary, json_, _show_import, summary, root)
+
+
+def _show_import(summary: ImportedList, root: Path) -> None:
+    splits = ", ".join(f"{count} {name}" for name, count in summary.splits.items())
+    console().print(f"{summary.rows} videos in {summary.groups} groups ({splits}) in {summary.manifest}")
+    warnings = [f"note: {note}" for note in summary.notes]
+    if summary.missing:
+        count, first = len(summary.missing), summary.missing[0]
+        warnings.append(f"{count} entries have no video under {root} and are left out; the first is {first}")
+    if summary.alone:
+        warnings.append(
+            f"{summary.alone} names contain no performance and no camera: each is a group of one view. Fill in the columns "
+            "group and view if you know them"
+        )
+    for text in warnings:
+        console().print(text, style="yellow")
+    console().print(f"next: dtsf preprocess manifest --root {summary.manifest}", soft_wrap=True)

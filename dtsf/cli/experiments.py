@@ -196,7 +196,7 @@ def reproduce_nucla_command(
 
 
 def _show_no_data(why: str) -> None:
-    from dtsf.cli.screen import results, words
+    from dtsf.cli.screen import results, styled
     from dtsf.pipeline.datasets.nucla_check import QUOTED, SOURCE
 
     lines = {
@@ -209,25 +209,25 @@ def _show_no_data(why: str) -> None:
         "without it": "make demo    draws a small dataset and runs both stages on it",
     }
     screen = results()
-    screen.print(words(("nothing to reproduce: ", "bold red"), why), soft_wrap=True)
+    screen.print(styled(("nothing to reproduce: ", "bold red"), why), soft_wrap=True)
     for head, text in lines.items():
-        screen.print(words((f"  {head:<11}", "bold"), text), soft_wrap=True)
+        screen.print(styled((f"  {head:<11}", "bold"), text), soft_wrap=True)
 
 
 def _show_check(check: NuclaCheck) -> None:
-    from dtsf.cli.screen import console, results, words
+    from dtsf.cli.screen import console, results, styled
     from dtsf.experiments.tables import describe_data
     from dtsf.pipeline.datasets.nucla_check import SOURCE
 
     for head, text in describe_data(check):
-        console().print(words((f"  {head:<16}", "bold"), text), soft_wrap=True)
-    results().print(words((check.summary, "green" if check.complete else "bold yellow")), soft_wrap=True)
+        console().print(styled((f"  {head:<16}", "bold"), text), soft_wrap=True)
+    results().print(styled((check.summary, "green" if check.complete else "bold yellow")), soft_wrap=True)
     if check.is_nucla and check.missing:
-        results().print(words(f"the videos are at {SOURCE}"), soft_wrap=True)
+        results().print(styled(f"the videos are at {SOURCE}"), soft_wrap=True)
 
 
 def _show_reproduction(result: Reproduction, out: Path) -> None:
-    from dtsf.cli.screen import results, words
+    from dtsf.cli.screen import results, styled
     from dtsf.experiments.tables import COLUMNS, comparison_note, duration, protocol_cells
 
     screen = results()
@@ -236,7 +236,7 @@ def _show_reproduction(result: Reproduction, out: Path) -> None:
     rows = [[protocol_cells(row, result)[k] for k in kept] for row in result.rows]
     screen.print(table("N-UCLA" if result.comparable else "not N-UCLA", [COLUMNS[k] for k in kept], rows))
     for row in result.rows:
-        screen.print(words(f"{row.protocol}: {row.task}"), soft_wrap=True)
-    screen.print(words((comparison_note(result), "" if result.comparable else "yellow")))
-    screen.print(words(f"time: {', '.join(f'{stage.name} {duration(stage.seconds)}' for stage in result.stages)}"))
-    screen.print(words(f"written: {out / 'results.md'}, results.csv, results.json"), soft_wrap=True)
+        screen.print(styled(f"{row.protocol}: {row.task}"), soft_wrap=True)
+    screen.print(styled((comparison_note(result), "" if result.comparable else "yellow")))
+    screen.print(styled(f"time: {', '.join(f'{stage.name} {duration(stage.seconds)}' for stage in result.stages)}"))
+    screen.print(styled(f"written: {out / 'results.md'}, results.csv, results.json"), soft_wrap=True)

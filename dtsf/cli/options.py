@@ -1,4 +1,4 @@
-"""A stage's settings as command-line options: one option a field, its documentation as the help."""
+"""Options of commands: shared ones, and those made from the settings of a stage (one option for each field)."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic_core import PydanticUndefined
 
+from dtsf.cli.screen import set_verbosity
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pydantic.fields import FieldInfo
+    from collections.abc import Callable, Iterable
 
     from dtsf.settings import Settings
 
+    Command = Callable[..., Any]
 
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 CACHE = Annotated[Path, typer.Option(help="Folder of the cache.")]
 SET = Annotated[list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")]
 EPOCHS = Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")]
 DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-SEEDS = Annotated[str, typer.Option(help="Seeds, joined by commas; a training each.")]
+SEEDS = Annotated[str, typer.Option(help="Seeds, joined by commas. One training for each.")]
+QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
+VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print progress details.")]
 
 
 def read_seeds(text: str) -> list[int]:
-    """The numbers of ``--seeds``. Raises ConfigError: something else than numbers."""
+    """Return the numbers of ``--seeds``. Raises ConfigError: not numbers."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words):
         raise ConfigError(f"--seeds {text!r} must be different numbers from 0, as in 0,1,2")
@@ -37,45 +38,60 @@ def read_seeds(text: str) -> list[int]:
 
 
 def overrides(changes: list[str] | None, epochs: int | None) -> list[str]:
-    """Of ``--set`` and ``--epochs``."""
+    """Return the changes of the recipe by ``--set`` and ``--epochs``."""
     return [*(changes or []), *([f"train.epochs={epochs}"] if epochs else [])]
 
 
-def with_settings(model: type[Settings], **texts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command one option for each field of ``model``; it is called with the validated object as ``settings``. ``texts``:
-    types to read fields as, where the command line has another one than the model: ``max_bad=str``.
+def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Command]:
+    """Give a command one option for each field of ``model``. The command gets the validated object as ``settings``.
+
+    ``types``: types of options that differ from the field: ``max_bad=str``.
     """
 
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def run(**words: Any) -> Any:
-            chosen = {name: words.pop(name) for name in model.model_fields}
-            return command(settings=model.of(**chosen), **words)
+        def run(**values: Any) -> Any:
+            chosen = {name: values.pop(name) for name in model.model_fields}
+            return command(settings=model.of(**chosen), **values)
 
         own = inspect.signature(command, eval_str=True).parameters
-        options = [_option(model, name, field, texts.get(name)) for name, field in model.model_fields.items()]
         first = [parameter for name, parameter in own.items() if name not in ("settings", "json_")]
         last = [parameter for name, parameter in own.items() if name == "json_"]
-        parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*first, *options, *last]]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        return run
+        options = [_option(model, name, types.get(name)) for name in model.model_fields]
+        return _with_signature(run, [*first, *options, *last])
 
     return decorate
 
 
-def _option(model: type[Settings], name: str, field: FieldInfo, text: Any) -> inspect.Parameter:
-    # Named outright, a flag has no --no- form: its default is off.
-    words = (model.option(name),)
+def _option(model: type[Settings], name: str, type_: Any) -> inspect.Parameter:
+    field = model.model_fields[name]
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
     shown: Any = extra.get("default_text", True)
-    if field.default is PydanticUndefined:
-        raise TypeError(f"setting {name} has no default")
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=field.default if text is None or field.default is None else text(field.default),
-        annotation=Annotated[
-            text or field.annotation, typer.Option(*words, help=field.description, show_default=shown)
-        ],
-    )
+    # A flag with an explicit name has no --no- form: its default is off.
+    option = typer.Option(model.option(name), help=field.description, show_default=shown)
+    default = field.default if type_ is None or field.default is None else type_(field.default)
+    return _keyword(name, default, Annotated[type_ or field.annotation, option])
+
+
+def with_verbosity(command: Command) -> Command:
+    """Give a command the options ``--quiet`` and ``--verbose``, so that they also work after its name."""
+
+    @functools.wraps(command)
+    def run(*arguments: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> Any:
+        set_verbosity(quiet=quiet, verbose=verbose)
+        return command(*arguments, **options)
+
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    return _with_signature(run, [*own, _keyword("quiet", False, QUIET), _keyword("verbose", False, VERBOSE)])
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _with_signature(run: Command, parameters: Iterable[inspect.Parameter]) -> Command:
+    """Set the signature that Typer reads."""
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}
+    return run

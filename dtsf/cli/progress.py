@@ -1,14 +1,13 @@
-"""Progress of everything that takes longer than a glance: a bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of a command: a bar on a terminal, a line every 30 seconds elsewhere."""
 
 from __future__ import annotations
 
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from dtsf.cli.screen import Verbosity, console, plain, verbosity
+from dtsf.cli.screen import Verbosity, console, escape_control, verbosity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,20 +16,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0) -> Iterator[Callable[..., None]]:
-    """Show how far something is. Yields ``update(done, total, note="")``.
+def progress(title: str, unit: str, *, every: float = 30.0) -> Iterator[Callable[..., None]]:
+    """Show progress during the block. Yields ``update(done, total, note="")``.
 
-    On a terminal a bar with rate and time left; before the first update it only moves. Elsewhere a line every ``every``
-    seconds, whether or not an update came: what hangs is seen too. With ``--quiet`` nothing; with ``--verbose`` a line
-    an update, where there is no bar.
-
-    ``unit``: what is counted.
+    On a terminal: a bar with rate and remaining time, which only moves before the first update. Elsewhere: a line every
+    ``every`` seconds, also without updates, so that a hang is visible. Nothing with ``--quiet``. With ``--verbose`` and
+    without a terminal: a line for each update.
     """
     screen = console()
-    if quiet or screen.quiet:
+    if screen.quiet:
         yield lambda *_: None
     elif screen.is_terminal:
-        with _bar(title, unit, screen) as update:
+        with progress_bar(title, unit, screen) as update:
             yield update
     else:
         with _lines(title, unit, screen, every) as update:
@@ -38,7 +35,8 @@ def progress(title: str, unit: str, *, quiet: bool = False, every: float = 30.0)
 
 
 @contextmanager
-def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
+def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal. Yields ``update`` as :func:`progress`."""
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.table import Column
     from rich.text import Text
@@ -51,84 +49,68 @@ def _bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]
             left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
             return Text(f"{task.completed:.0f}/{task.total:.0f}  {rate} {unit}/s{left}", style="cyan")
 
+    # The note gets the rest of the line and is cut, so that the bar stays complete.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
     with Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24 if screen.width >= 110 else 10),
         Count(),
         TimeElapsedColumn(),
-        # What is left of the line is the note's: it is cut, and the bar stays.
-        TextColumn(
-            "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
-        ),
+        TextColumn("{task.fields[note]}", markup=False, table_column=rest),
         console=screen,
         expand=True,
     ) as bar:
-        job = bar.add_task(plain(title), total=None, note="")
+        job = bar.add_task(escape_control(title), total=None, note="")
 
         def update(done: int, total: int, note: str = "") -> None:
             if bar.tasks[0].total is None or done < bar.tasks[0].completed:
-                # Work of an earlier run counts as done, not as speed; what counts anew (calibration's parts) is timed anew.
+                # Work of an earlier run does not count for the rate. A new count (a fold of calibration) starts a new rate.
                 bar.reset(job, total=total, completed=max(0, done - 1))
-            bar.update(job, completed=done, total=total, note=plain(note))
+            bar.update(job, completed=done, total=total, note=escape_control(note))
 
-        kept = False
+        interrupted = False
         try:
             yield update
         except KeyboardInterrupt:
-            kept = bar.tasks[0].total is not None
+            interrupted = bar.tasks[0].total is not None
             raise
         finally:
-            # How far an interrupted command came stays to be read; one that ended has words of its own.
-            bar.update(job, visible=kept)
-
-
-@dataclass
-class _State:
-    """The last update."""
-
-    begun: float = field(default_factory=time.monotonic)
-    first: int | None = None
-    done: int = 0
-    total: int = 0
-    note: str = ""
+            # Only the bar of an interrupted command stays on the screen.
+            bar.update(job, visible=interrupted)
 
 
 @contextmanager
 def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Callable[..., None]]:
-    state, over = _State(), threading.Event()
-    # Asked here: updates may come from a thread of dask's, which does not inherit what was chosen.
+    begin, first, last, over = time.monotonic(), -1, (0, 0, ""), threading.Event()
+    # Read here: a thread of dask that calls update has another context.
     verbose = verbosity() is Verbosity.VERBOSE
 
-    def say() -> None:
-        screen.print(_line(title, unit, state, time.monotonic() - state.begun), soft_wrap=True)
+    def print_line() -> None:
+        seconds, (done, total, note) = time.monotonic() - begin, last
+        rate = (done - first) / max(seconds, 1e-9)
+        left = f", about {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        line = f"{title}: {done} of {total} {unit} in {seconds:.0f} s{left}{f'  {note}' if note else ''}"
+        screen.print(f"{title}: running for {seconds:.0f} s" if first < 0 else line, soft_wrap=True)
 
-    def keep_saying() -> None:
+    def print_regularly() -> None:
         while not over.wait(every):
-            say()
+            print_line()
 
     def update(done: int, total: int, note: str = "") -> None:
-        if state.first is None or done < state.done:
-            # As for the bar.
-            state.first = max(0, done - 1)
-            state.begun = state.begun if state.done == 0 else time.monotonic()
-        state.done, state.total, state.note = done, total, note
+        nonlocal begin, first, last
+        if first < 0 or done < last[0]:
+            # As for the bar: a new rate.
+            begin = time.monotonic() if last[0] else begin
+            first = max(0, done - 1)
+        last = done, total, note
         if verbose:
-            say()
+            print_line()
 
-    speaker = threading.Thread(target=keep_saying, daemon=True)
-    speaker.start()
+    thread = threading.Thread(target=print_regularly, daemon=True)
+    thread.start()
     try:
         yield update
     finally:
         over.set()
-        speaker.join()
-
-
-def _line(title: str, unit: str, state: _State, seconds: float) -> str:
-    if state.first is None:
-        return f"{title}: {seconds:.0f} s, still at work"
-    rate = (state.done - state.first) / max(seconds, 1e-9)
-    left = f", about {(state.total - state.done) / rate:.0f} s left" if rate > 0 else ""
-    note = f"  {state.note}" if state.note else ""
-    return f"{title}: {state.done} of {state.total} {unit} in {seconds:.0f} s{left}{note}"
+        thread.join()
