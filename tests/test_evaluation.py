@@ -165,6 +165,6 @@ def test_json_keys_are_those_of_the_page(world, dtsf, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert set().union(*lines) == documented("log.jsonl")
     told = " ".join(trained.stderr.split())
-    assert "nucla, the task: the training clips themselves: no generalisation is measured" in told
-    for what in ("trains", "held out", "tested"):
+    assert "nucla, test: the training clips themselves: no generalisation is measured" in told
+    for what in ("training", "held out", "test "):
         assert what in told

@@ -92,7 +92,7 @@ def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
     assert set(answer["unknown"]) == {"name", "what", "n_groups", "auroc", "fpr95", "uncertainty"}
     assert answer["adapted"] is True
     shown = dtsf.said(*words, cwd=tmp_path)
-    assert "unknown actions, 2 groups (classes left out of training: class 1)" in shown
+    assert "unknown actions (2 groups: classes left out of training: class 1)" in shown
     assert "adapted to the test clips" in shown
 
 
