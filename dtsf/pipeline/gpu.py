@@ -66,33 +66,28 @@ def embed_batched(
     items: Iterator[Any], embed: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> Iterator[tuple[Any, np.ndarray | None]]:
     """Yield each decoded clip with its embedding, or each error with None, in order. ``batch_size``: clips per call."""
-    if batch_size == 1:
-        for item in items:
-            yield item, None if isinstance(item, VideoError) else embed(item[0])
-        return
-    waiting: list[Any] = []
-    frames: list[np.ndarray] = []
-    for item in items:
-        if isinstance(item, VideoError):
-            waiting.append(item)
-            continue
-        # A copy: the decoder writes its next clip into the same memory.
-        frames.append(item[0].copy())
-        waiting.append((frames[-1], item[1]))
-        if len(frames) == batch_size:
-            yield from _embed_batch(waiting, frames, embed)
-            waiting, frames = [], []
-    yield from _embed_batch(waiting, frames, embed)
-
-
-def _embed_batch(
-    waiting: list[Any], frames: list[np.ndarray], embed: Callable[[np.ndarray], np.ndarray]
-) -> Iterator[tuple[Any, np.ndarray | None]]:
     import numpy as np
 
-    cells: Iterator[np.ndarray] = iter(())
-    if frames:
-        embedded = embed(np.concatenate(frames))
-        cells = iter(embedded.reshape(len(frames), -1, *embedded.shape[1:]))
-    for item in waiting:
-        yield item, None if isinstance(item, VideoError) else next(cells)
+    batch: list[Any] = []
+    frames: list[np.ndarray] = []
+
+    def flush() -> Iterator[tuple[Any, np.ndarray | None]]:
+        cells: Iterator[np.ndarray] = iter(())
+        if frames:
+            embedded = embed(np.concatenate(frames))
+            cells = iter(embedded.reshape(len(frames), -1, *embedded.shape[1:]))
+        for item in batch:
+            yield item, None if isinstance(item, VideoError) else next(cells)
+        batch.clear()
+        frames.clear()
+
+    for item in items:
+        if isinstance(item, VideoError):
+            batch.append(item)
+        else:
+            # A copy: the decoder writes its next clip into the same memory.
+            frames.append(item[0].copy())
+            batch.append((frames[-1], item[1]))
+        if not frames or len(frames) == batch_size:
+            yield from flush()
+    yield from flush()

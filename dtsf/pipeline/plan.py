@@ -128,15 +128,16 @@ def finish_catalog(
 def compare_catalogs(before: CatalogDocument | None, now: CatalogDocument) -> Changes:
     """Count the clips of each kind of change: by path first, then by content. Classes and views are compared by name."""
     counts = dict.fromkeys(("new", "changed", "relabelled", "moved", "unchanged"), 0)
+    # By path and part of the file.
     unmatched: dict[tuple[str, str], list[CatalogEntry]] = {}
     for entry in before.clips if before else ():
-        unmatched.setdefault(_path_and_part(entry), []).append(entry)
+        unmatched.setdefault(entry.file_version[:2], []).append(entry)
     rest: list[CatalogEntry] = []
     # Several entries may have the same path: first match those with the same annotations.
     for exact in (True, False):
         entries, rest = (now.clips if exact else tuple(rest)), []
         for entry in entries:
-            candidates = unmatched.get(_path_and_part(entry), [])
+            candidates = unmatched.get(entry.file_version[:2], [])
             wanted = _annotations(entry, now.info)
             same = [old for old in candidates if before and _annotations(old, before.info) == wanted]
             if not candidates or (exact and not same):
@@ -156,10 +157,6 @@ def compare_catalogs(before: CatalogDocument | None, now: CatalogDocument) -> Ch
         else:
             counts["new"] += 1
     return Changes(**counts, gone=gone)
-
-
-def _path_and_part(entry: CatalogEntry) -> tuple[str, str]:
-    return entry.clip.path, part_of(entry.clip)
 
 
 def _annotations(entry: CatalogEntry, info: DatasetInfo) -> tuple[object, ...]:

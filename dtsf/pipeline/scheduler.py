@@ -48,29 +48,6 @@ DASK_SETTINGS = {
 }
 
 
-class ClipCounter:
-    """Counts clips and sends (done, bad) at most every :data:`REPORT_EVERY` seconds, and when :meth:`flush` is called."""
-
-    def __init__(self, send: Callable[[tuple[int, int]], None]) -> None:
-        self._send = send
-        self._done = self._bad = 0
-        self._sent_at = time.monotonic()
-
-    def count(self, record: ClipRecord) -> None:
-        """Count one clip."""
-        self._done += 1
-        self._bad += not record.status.usable
-        if time.monotonic() - self._sent_at >= REPORT_EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send the counts since the last call."""
-        if self._done:
-            self._send((self._done, self._bad))
-        self._done = self._bad = 0
-        self._sent_at = time.monotonic()
-
-
 def run_tasks(
     tasks: list[ShardTask],
     n_workers: int,
@@ -81,16 +58,12 @@ def run_tasks(
 ) -> None:
     """Run all shards and return when the last one is committed.
 
-    Args:
-        n_workers: Number of local processes if there is no ``scheduler``. One worker runs in this process, without dask.
-        scheduler: Address ``tcp://host:port`` of a running dask scheduler.
-        on_clips: Called from time to time with the numbers of clips and of bad clips since the last call.
-        gpus: Names of this machine's GPUs; each local worker takes one. On a cluster, shards go to the workers that offer a
-            GPU (``dask worker ... --resources GPU=1``), if there are any.
+    ``n_workers``: local processes if there is no ``scheduler``; one worker runs in this process, without dask. ``scheduler``:
+    address ``tcp://host:port`` of a running dask scheduler. ``on_clips``: called with the numbers of clips and of bad clips since
+    the last call. ``gpus``: names of this machine's GPUs; each local worker takes one. On a cluster, shards go to the workers
+    that offer a GPU (``dask worker ... --resources GPU=1``), if there are any.
 
-    Raises:
-        ConfigError: No scheduler responds at this address.
-        DataError: The workers cannot be started.
+    Raises ConfigError: no scheduler responds at this address. DataError: the local workers do not start.
     """
     if not tasks:
         return
@@ -114,9 +87,18 @@ def _run_on_dask(task: ShardTask, gpus: tuple[str, ...] = (), workers: int = 1) 
     worker = get_worker()
     if gpus:
         select_gpu(int(worker.name), gpus)
-    counter = ClipCounter(lambda counts: worker.log_event(TOPIC, counts))
-    run_shard(task, counter.count, workers=workers)
-    counter.flush()
+    done, bad, reported_at = 0, 0, time.monotonic()
+
+    def on_clip(record: ClipRecord) -> None:
+        nonlocal done, bad, reported_at
+        done, bad = done + 1, bad + (not record.status.usable)
+        if time.monotonic() - reported_at >= REPORT_EVERY:
+            worker.log_event(TOPIC, (done, bad))
+            done, bad, reported_at = 0, 0, time.monotonic()
+
+    run_shard(task, on_clip, workers=workers)
+    if done:
+        worker.log_event(TOPIC, (done, bad))
     return task.shard
 
 
@@ -144,14 +126,9 @@ def _local_client(n_workers: int) -> Iterator[Any]:
     import dask
     from distributed import Client
 
-    options: dict[str, Any] = {
-        "n_workers": n_workers,
-        "threads_per_worker": 1,
-        # A free port. By default dask takes port 8787 and prints a warning if it is in use.
-        "dashboard_address": "127.0.0.1:0",
-        "silence_logs": logging.CRITICAL,
-        "memory_limit": 0,
-    }
+    options: dict[str, Any] = {"n_workers": n_workers, "threads_per_worker": 1, "memory_limit": 0}
+    # Any free port: by default dask takes port 8787, and prints a warning if it is in use.
+    options |= {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
     with (
         dask.config.set(DASK_SETTINGS),
         start_cluster(**options) as cluster,
@@ -164,17 +141,14 @@ def _start_forkserver() -> None:
     """Start the process from which the workers are forked. It has one thread and the imports that every worker needs."""
     from multiprocessing import forkserver
 
-    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    before = dict(os.environ)
     forkserver.set_forkserver_preload(["distributed.nanny", "dtsf.pipeline.worker"])
     os.environ.update(WORKER_ENVIRONMENT)
     try:
         forkserver.ensure_running()
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def start_cluster(**options: Any) -> Any:

@@ -70,7 +70,7 @@ class SourceCheck(Frozen):
 
     @property
     def ok(self) -> bool:
-        """Whether all clips give the same pictures."""
+        """True if all clips give the same pictures."""
         return not self.mismatches
 
 

@@ -24,9 +24,9 @@ class SourceCatalog(Frozen):
     clips: tuple[Clip, ...]
     """Sorted by id. Ids are unique."""
     class_names: tuple[str, ...]
-    """By label."""
+    """Name of each label."""
     view_names: tuple[str, ...]
-    """By view number, from 1: the name of view n is at n - 1."""
+    """Name of each view; view n is at index n - 1."""
     notes: tuple[str, ...] = ()
     """Notes for the user: skipped files, incomplete groups."""
 
@@ -64,7 +64,7 @@ def build_catalog(
         if other is not None:
             raise DataError(
                 f"two files are the clip {clip.id}: {root / other.path} and {root / clip.path}. Preprocess each collection "
-                "by itself: give its folder as --root, and another --name"
+                "alone: give its folder as --root, and another --name"
             )
         by_id[clip.id] = clip
     if not by_id:

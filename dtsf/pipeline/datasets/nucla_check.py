@@ -61,7 +61,7 @@ class NuclaCheck(Frozen):
     unlisted: tuple[str, ...]
     """Ids in the folder, but in no list."""
     lists: dict[str, Count]
-    """By name of the list."""
+    """Counts for each list, by its name."""
     views: dict[str, Count]
     subjects: dict[str, Count]
     actions: dict[str, Count]
@@ -72,7 +72,7 @@ class NuclaCheck(Frozen):
 
     @property
     def complete(self) -> bool:
-        """Whether it is N-UCLA with all clips that the lists agree on."""
+        """True if it is N-UCLA with all clips that the lists agree on."""
         return self.is_nucla and not self.missing
 
     @property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import shutil
 import time
 import uuid
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from PIL import Image
-
 MAIN = "multiview_action_videos"
 SIZE = (320, 240)
 FPS = 30
@@ -45,21 +43,8 @@ class SynthSummary(Frozen):
     clips: int
     groups: int
     collections: dict[str, str]
-    """By name: the folder for ``dtsf preprocess nucla --root``."""
+    """Folders for ``dtsf preprocess nucla --root``, by name."""
     seconds: float
-
-
-@dataclass(frozen=True)
-class _Group:
-    """One performance in one room, filmed by all cameras."""
-
-    collection: str
-    action: int
-    subject: int
-    episode: int
-    room: int
-    hidden_view: int | None
-    split: str
 
 
 def synthesize_nucla(
@@ -95,11 +80,15 @@ def synthesize_nucla(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out} exists and is not empty: remove it or choose another --out")
     started = time.monotonic()
-    groups = _choose_groups(subjects, episodes, bias, occlude, seed)
+    clips = _plan_clips(subjects, episodes, bias, occlude, seed)
     temporary = out.absolute().with_name(f".{out.name}.tmp-{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
-        _write_all(temporary, groups, seed, on_progress)
+        for done, clip in enumerate(clips, 1):
+            _write_avi(temporary / clip["path"], _draw_clip(clip, seed))
+            if on_progress is not None:
+                on_progress(done, len(clips))
+        _write_tables(temporary, clips)
         if out.exists():
             out.rmdir()
         temporary.rename(out)
@@ -112,85 +101,82 @@ def synthesize_nucla(
         actions=len(ACTIONS),
         subjects=subjects,
         views=len(CAMERA_DEGREES),
-        clips=len(groups) * len(CAMERA_DEGREES),
-        groups=len(groups),
-        collections={name: str(out / name) for name in sorted({group.collection for group in groups})},
+        clips=len(clips),
+        groups=len(clips) // len(CAMERA_DEGREES),
+        collections={name: str(out / name) for name in sorted({clip["path"].split("/")[0] for clip in clips})},
         seconds=time.monotonic() - started,
     )
 
 
-def _choose_groups(subjects: int, episodes: int, bias: float | None, occlude: bool, seed: int) -> list[_Group]:
-    """Return the groups of all collections, with their rooms."""
+def _plan_clips(subjects: int, episodes: int, bias: float | None, occlude: bool, seed: int) -> list[dict[str, Any]]:
+    """Return the clips of all collections, as rows of ``labels.csv``."""
     first_test = subjects - max(1, subjects // 3) + 1
-    groups = []
-    for own_room, action in enumerate(ACTIONS):
-        for subject in range(1, subjects + 1):
-            for episode in range(episodes):
-                rng = np.random.default_rng((seed, 1, action, subject, episode))
-                anywhere = int(rng.integers(N_ROOMS))
-                elsewhere = (own_room + int(rng.integers(1, N_ROOMS))) % N_ROOMS
-                hidden = int(rng.integers(len(CAMERA_DEGREES))) + 1
-                in_own_room = bias is not None and rng.uniform() < bias
-                split = "test" if subject >= first_test else "train"
-                rooms = {MAIN: own_room if in_own_room else anywhere if bias is None else elsewhere}
-                if split == "test" and bias is not None:
-                    rooms = {f"{MAIN}_aligned": own_room, f"{MAIN}_conflict": elsewhere}
-                if split == "test" and occlude:
-                    rooms[f"{MAIN}_occluded"] = anywhere
-                for name, room in rooms.items():
-                    hidden_view = hidden if name.endswith("_occluded") else None
-                    groups.append(_Group(name, action, subject, episode, room, hidden_view, split))
-    return groups
+    clips = []
+    for action, subject, episode in itertools.product(ACTIONS, range(1, subjects + 1), range(episodes)):
+        own_room = list(ACTIONS).index(action)
+        rng = np.random.default_rng((seed, 1, action, subject, episode))
+        anywhere = int(rng.integers(N_ROOMS))
+        elsewhere = (own_room + int(rng.integers(1, N_ROOMS))) % N_ROOMS
+        hidden_view = int(rng.integers(len(CAMERA_DEGREES))) + 1
+        in_own_room = bias is not None and rng.uniform() < bias
+        rooms = {MAIN: own_room if in_own_room else anywhere if bias is None else elsewhere}
+        is_test = subject >= first_test
+        if is_test and bias is not None:
+            rooms = {f"{MAIN}_aligned": own_room, f"{MAIN}_conflict": elsewhere}
+        if is_test and occlude:
+            rooms[f"{MAIN}_occluded"] = anywhere
+        clips += [
+            {
+                "path": f"{name}/a{action:02d}/v{view:02d}_s{subject:02d}_e{episode:02d}.avi",
+                "action": action,
+                "action_name": ACTIONS[action][0],
+                "subject": subject,
+                "view": view,
+                "episode": episode,
+                "background": room,
+                "occluded": int(name.endswith("_occluded") and view == hidden_view),
+                "split": "test" if is_test else "train",
+            }
+            for name, room in rooms.items()
+            for view in range(1, len(CAMERA_DEGREES) + 1)
+        ]
+    return clips
 
 
-def _write_all(folder: Path, groups: list[_Group], seed: int, on_progress: Callable[[int, int], None] | None) -> None:
-    labels: list[dict[str, Any]] = []
-    manifest: list[dict[str, Any]] = []
-    for group in groups:
-        a, s, e = group.action, group.subject, group.episode
-        person = np.random.default_rng((seed, 2, s))
-        # The seed does not depend on the collection: aligned, conflict and occluded show the same performance.
-        episode = np.random.default_rng((seed, 3, a, s, e))
-        style = Style.draw(person, episode)
-        joints = trajectory(a, style, int(episode.integers(44, 61)))
-        for view, degrees in enumerate(CAMERA_DEGREES, 1):
-            path = f"{group.collection}/a{a:02d}/v{view:02d}_s{s:02d}_e{e:02d}.avi"
-            occluded = group.hidden_view == view
-            room = draw_room(group.room, degrees, SIZE)
-            _write_avi(folder / path, _film(joints, style, room, degrees, occluded, (seed, 4, a, s, view)))
-            row = {"path": path, "subject": s, "split": group.split}
-            action = {"action": a, "action_name": ACTIONS[a][0], "episode": e, "view": view}
-            labels.append(row | action | {"background": group.room, "occluded": int(occluded)})
-            name = f"a{a:02d}_s{s:02d}_e{e:02d}{group.collection.removeprefix(MAIN)}"
-            manifest.append(row | {"label": ACTIONS[a][0], "group": name, "view": f"cam{view}"})
-            if on_progress is not None:
-                on_progress(len(labels), len(groups) * len(CAMERA_DEGREES))
-    columns = ("path", "action", "action_name", "subject", "view", "episode", "background", "occluded", "split")
-    _write_table(folder / "labels.csv", columns, labels)
-    _write_table(folder / "videos.csv", ("path", "label", "group", "view", "subject", "split"), manifest)
+def _write_tables(folder: Path, clips: list[dict[str, Any]]) -> None:
+    manifest = []
+    for clip in clips:
+        collection = clip["path"].split("/")[0].removeprefix(MAIN)
+        group = f"a{clip['action']:02d}_s{clip['subject']:02d}_e{clip['episode']:02d}{collection}"
+        row = {"path": clip["path"], "label": clip["action_name"], "group": group, "view": f"cam{clip['view']}"}
+        manifest.append(row | {"subject": clip["subject"], "split": clip["split"]})
+    for name, rows in (("labels.csv", clips), ("videos.csv", manifest)):
+        with (folder / name).open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
 
-def _write_table(file: Path, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _film(
-    joints: np.ndarray, style: Style, room: Image.Image, degrees: float, occluded: bool, key: tuple[int, ...]
-) -> np.ndarray:
+def _draw_clip(clip: dict[str, Any], seed: int) -> np.ndarray:
     """Draw the frames of one camera, with some sensor noise. (T, H, W, 3) uint8."""
     from PIL import ImageDraw
 
-    rng = np.random.default_rng(key)
+    action, subject, view = clip["action"], clip["subject"], clip["view"]
+    person = np.random.default_rng((seed, 2, subject))
+    # The seed does not depend on the collection: aligned, conflict and occluded show the same performance.
+    performance = np.random.default_rng((seed, 3, action, subject, clip["episode"]))
+    style = Style.draw(person, performance)
+    joints = trajectory(action, style, int(performance.integers(44, 61)))
+    degrees = CAMERA_DEGREES[view - 1]
+    room = draw_room(clip["background"], degrees, SIZE)
+    rng = np.random.default_rng((seed, 4, action, subject, view))
     # Four noise images, shifted at random, instead of a new one for each frame: ten times as fast.
     noise = rng.normal(0, 3, (4, SIZE[1], SIZE[0], 1)).astype(np.int16)
     frames = np.empty((len(joints), SIZE[1], SIZE[0], 3), np.uint8)
     for t, pose in enumerate(joints):
         picture = room.copy()
         draw_body(picture, pose, style, degrees)
-        if occluded:
+        if clip["occluded"]:
             middle = SIZE[0] // 2
             ImageDraw.Draw(picture).rectangle((middle - 75, 0, middle + 75, SIZE[1]), fill=(88, 84, 80))
         shifted = np.roll(noise[t % 4], int(rng.integers(SIZE[0])), axis=1)

@@ -1,8 +1,7 @@
-"""What ``dtsf synth`` films: an articulated figure, rooms, and cameras. Metres; x right, y to the front camera, z up.
+"""Scene of ``dtsf synth``: a figure with joints, rooms and cameras. Metres; x right, y to the front camera, z up.
 
-Actions come in pairs that are each other's reversal in time (raise and lower the arm, sit down and stand up). Partners
-pass through exactly the same poses, so no single frame tells them apart: only motion does. tests/test_synthetic.py
-holds this exactly, benchmarks/synthetic_check.py measures it with a classifier.
+Actions form pairs; one action of a pair is the other one backwards in time (raise and lower the arm). Both have the same poses,
+so a single frame does not separate them. tests/test_synthetic.py tests this, benchmarks/synthetic_check.py measures it.
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ ACTIONS: dict[int, tuple[str, str, bool]] = {
     11: ("step to the left", "step", False),
     12: ("step to the right", "step", True),
 }
-"""N-UCLA's action id -> name, motion, whether it is played backwards."""
+"""N-UCLA's action id -> name, motion, and whether the motion is backwards."""
+
+Quad = tuple[np.ndarray, np.ndarray]
+"""Corners (4, 3) in metres, and colour (3,)."""
 
 CAMERA_DEGREES = (-55.0, 0.0, 55.0)
 CAMERA_DISTANCE, CAMERA_HEIGHT, FOCAL = 3.7, 1.35, 1.45
@@ -46,7 +48,7 @@ LIMBS = (
 
 @dataclass(frozen=True)
 class Style:
-    """How one person moves and looks, and how this time differs from the last."""
+    """Look of a person, and random variation of one performance."""
 
     height: float
     arm: float
@@ -61,7 +63,7 @@ class Style:
 
     @staticmethod
     def draw(person: np.random.Generator, episode: np.random.Generator) -> Style:
-        """Draw what belongs to the person from one generator and what belongs to the repetition from the other."""
+        """Draw the properties of the person from one generator, and those of the performance from the other."""
         skin = np.array([224, 172, 128]) * person.uniform(0.45, 1.05)
         colours = {
             "shirt": _colour(person.uniform(30, 230, 3)),
@@ -84,7 +86,7 @@ class Style:
 
 
 def trajectory(action: int, style: Style, n_frames: int) -> np.ndarray:
-    """Joints over time, (n_frames, 15, 3) metres, in the order of :data:`JOINTS`."""
+    """Return the joints over time, (n_frames, 15, 3) metres, in the order of :data:`JOINTS`."""
     _, motion, backwards = ACTIONS[action]
     time = np.linspace(0.0, 1.0, n_frames)
     phase = np.clip((time - style.hold_begin) / (1 - style.hold_begin - style.hold_end), 0.0, 1.0) ** style.tempo
@@ -93,7 +95,7 @@ def trajectory(action: int, style: Style, n_frames: int) -> np.ndarray:
 
 
 def _pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
-    """One pose: hands and feet are put where the motion wants them, elbows and knees follow."""
+    """Return one pose, (15, 3) metres. Positions of hands and feet determine elbows and knees."""
     smooth = u * u * (3 - 2 * u)
     size, amplitude = style.height, style.amplitude
     pelvis = np.array([style.sway * math.sin(7 * t), 0.0, 0.92])
@@ -151,7 +153,7 @@ def _pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
 def _bend(
     root: np.ndarray, end: np.ndarray, upper: float, lower: float, pole: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Elbow (or knee) and hand (or foot) of a limb of two bones that reaches for ``end``, bent towards ``pole``."""
+    """Return elbow and hand (or knee and foot) of a limb that reaches for ``end`` and bends towards ``pole``."""
     reach = end - root
     distance = float(np.clip(np.linalg.norm(reach), 0.05, 0.999 * (upper + lower)))
     axis = reach / (np.linalg.norm(reach) + 1e-9)
@@ -162,7 +164,7 @@ def _bend(
 
 
 def project(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndarray:
-    """Perspective projection. (..., 3) metres -> (..., 3): column and row in pixels, and depth in metres."""
+    """Project points in perspective. (..., 3) metres -> (..., 3): column and row in pixels, depth in metres."""
     azimuth = math.radians(degrees)
     forward = -np.array([math.sin(azimuth), math.cos(azimuth), 0.0])
     right = np.array([-forward[1], forward[0], 0.0]) * -1.0
@@ -175,7 +177,7 @@ def project(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.nda
 
 
 def draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: float) -> None:
-    """Draw the figure into a picture, far limbs first, with a shadow on the floor."""
+    """Draw the figure into a picture: first the shadow, then far limbs, then near limbs."""
     draw = ImageDraw.Draw(picture)
     flat = project(joints, degrees, picture.size)
     at = {name: flat[k] for k, name in enumerate(JOINTS)}
@@ -185,21 +187,14 @@ def draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: f
     draw.ellipse((ground[0] - wide, ground[1] - wide / 5, ground[0] + wide, ground[1] + wide / 5), fill=(45, 42, 40))
     parts = [(at[a][2] + at[b][2], a, b, radius, part) for a, b, radius, part in LIMBS]
     for depth, a, b, radius, part in sorted(parts, key=lambda item: -item[0]):
-        # Nearer limbs are lighter: shading enough to tell an arm from the chest behind it.
+        # Near limbs are lighter, so that an arm is visible in front of the chest.
         light = float(np.clip(1.35 - 0.5 * (depth / 2 - CAMERA_DISTANCE + 0.5), 0.7, 1.3))
         colour = _colour(np.array(style.colours[part]) * light)
         _limb(draw, at[a], at[b], radius * style.height * scale, colour)
     head, radius = at["head"], 0.115 * style.height * scale / at["head"][2]
-    draw.ellipse(
-        (head[0] - radius, head[1] - 1.15 * radius, head[0] + radius, head[1] + 1.15 * radius),
-        fill=style.colours["skin"],
-    )
-    draw.chord(
-        (head[0] - radius, head[1] - 1.15 * radius, head[0] + radius, head[1] + 1.15 * radius),
-        180,
-        360,
-        fill=style.colours["hair"],
-    )
+    box = (head[0] - radius, head[1] - 1.15 * radius, head[0] + radius, head[1] + 1.15 * radius)
+    draw.ellipse(box, fill=style.colours["skin"])
+    draw.chord(box, 180, 360, fill=style.colours["hair"])
 
 
 def _limb(draw: ImageDraw.ImageDraw, a: np.ndarray, b: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:
@@ -212,35 +207,34 @@ def _limb(draw: ImageDraw.ImageDraw, a: np.ndarray, b: np.ndarray, radius: float
 
 @lru_cache(maxsize=3 * N_ROOMS)
 def draw_room(room: int, degrees: float, size: tuple[int, int]) -> Image.Image:
-    """One of the rooms, seen from a camera: tiled floor and walls, and furniture, the same from every side. Copy it to draw on."""
+    """Draw a room as one camera sees it: floor, walls and furniture. The result is cached; copy it before drawing into it."""
     rng = np.random.default_rng((90_210, room))
     floor, tiles = _muted(rng.uniform(60, 200, 3)), int(rng.integers(4, 12))
     walls = [_muted(rng.uniform(60, 230, 3)) for _ in range(4)]
     bands = int(rng.integers(2, 9))
     contrast = rng.uniform(8, 45)
-    quads: list[tuple[np.ndarray, np.ndarray]] = []
+    quads: list[Quad] = []
     reach, top = 2.8, 2.9
     origin, across, away = np.array([-reach, -reach, 0.0]), np.array([2 * reach, 0, 0]), np.array([0, 2 * reach, 0])
-    quads += _tiled(origin, across, away, tiles, tiles, floor, contrast, rng)
+    quads += _tiled((origin, across, away), tiles, tiles, floor, contrast, rng)
     corners = np.array([[-reach, -reach], [reach, -reach], [reach, reach], [-reach, reach]])
     for k, wall in enumerate(walls):
         begin, end = corners[k], corners[(k + 1) % 4]
         along = np.array([*(end - begin), 0.0])
-        quads += _tiled(np.array([*begin, 0.0]), along, np.array([0, 0, top]), bands * 2, bands, wall, contrast, rng)
+        plane = (np.array([*begin, 0.0]), along, np.array([0, 0, top]))
+        quads += _tiled(plane, bands * 2, bands, wall, contrast, rng)
     for _ in range(int(rng.integers(4, 8))):
         angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(1.7, 2.5)
-        quads += _box(
-            np.array([math.cos(angle) * distance, math.sin(angle) * distance, 0.0]),
-            rng.uniform((0.3, 0.3, 0.4), (0.9, 0.9, 2.0)),
-            _muted(rng.uniform(20, 240, 3)),
-        )
+        centre = np.array([math.cos(angle) * distance, math.sin(angle) * distance, 0.0])
+        sides = rng.uniform((0.3, 0.3, 0.4), (0.9, 0.9, 2.0))
+        quads += _box(centre, sides, _muted(rng.uniform(20, 240, 3)))
     picture = Image.new("RGB", (size[0] * 2, size[1] * 2), _colour(floor))
     draw = ImageDraw.Draw(picture)
     azimuth = math.radians(degrees)
     camera = np.array([math.sin(azimuth) * CAMERA_DISTANCE, math.cos(azimuth) * CAMERA_DISTANCE, CAMERA_HEIGHT])
     for corners_43, colour in sorted(quads, key=lambda quad: -float(np.linalg.norm(quad[0].mean(0) - camera))):
         flat = project(corners_43, degrees, picture.size)
-        # What is beside or behind the camera (the near walls, furniture in the way) is not in the picture.
+        # Skip walls and furniture beside or behind the camera.
         towards = corners_43.mean(0)[:2] @ camera[:2] / CAMERA_DISTANCE
         if flat[:, 2].min() > 0.2 and towards < 1.0:
             draw.polygon([(float(x), float(y)) for x, y, _ in flat], fill=_colour(colour))
@@ -248,16 +242,10 @@ def draw_room(room: int, degrees: float, size: tuple[int, int]) -> Image.Image:
 
 
 def _tiled(
-    origin: np.ndarray,
-    along: np.ndarray,
-    up: np.ndarray,
-    n: int,
-    m: int,
-    colour: np.ndarray,
-    contrast: float,
-    rng: np.random.Generator,
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """A plane of n x m tiles whose colours vary around ``colour``."""
+    plane: tuple[np.ndarray, ...], n: int, m: int, colour: np.ndarray, contrast: float, rng: np.random.Generator
+) -> list[Quad]:
+    """Return a plane (corner, first side, second side) of n x m tiles whose colours vary around ``colour``."""
+    origin, along, up = plane
     quads = []
     for i in range(n):
         for j in range(m):
@@ -267,9 +255,9 @@ def _tiled(
     return quads
 
 
-def _box(centre: np.ndarray, extent: np.ndarray, colour: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Four sides and the top of a box that stands on the floor."""
-    x, y, z = extent / np.array([2, 2, 1])
+def _box(centre: np.ndarray, sides: np.ndarray, colour: np.ndarray) -> list[Quad]:
+    """Return four sides and the top of a box on the floor."""
+    x, y, z = sides / np.array([2, 2, 1])
     base = [centre + np.array([sx * x, sy * y, 0]) for sx, sy in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
     lift = np.array([0, 0, z])
     quads = []
@@ -280,7 +268,7 @@ def _box(centre: np.ndarray, extent: np.ndarray, colour: np.ndarray) -> list[tup
 
 
 def _muted(values: np.ndarray) -> np.ndarray:
-    """A colour as paint has it: half way to its grey."""
+    """Return a less saturated colour: half way to its grey."""
     return np.asarray(0.5 * values + 0.5 * values.mean())
 
 
