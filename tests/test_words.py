@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CODE = sorted([*(ROOT / "dtsf").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").rglob("*.py")])
 TOML = sorted((ROOT / "dtsf").rglob("*.toml"))
+MARKUP = sorted([*(ROOT / "dtsf").rglob("*.html"), *(ROOT / "docs/pictures").glob("*.svg")])
 
 WORDS = {
     "anew": "again",
@@ -84,9 +85,17 @@ def prose_of_toml(path):
             yield number, line.partition("#")[2]
 
 
+def prose_of_markup(path):
+    """Yield the line and visible text of a template or a picture."""
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        yield number, re.sub(r"<[^>]*>|\{[{%].*?[%}]\}", " ", line)
+
+
 def prose(path):
     """Yield the line and text of a file's prose."""
-    if path.suffix == ".py":
+    if path.suffix in (".html", ".svg"):
+        yield from prose_of_markup(path)
+    elif path.suffix == ".py":
         yield from prose_of_code(path)
     elif path.suffix == ".toml":
         yield from prose_of_toml(path)
@@ -177,7 +186,7 @@ def page_findings(path, names):
 
 
 @pytest.mark.skip(reason="until the text is clean: python tests/test_words.py")
-@pytest.mark.parametrize("path", [*CODE, *TOML, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*CODE, *TOML, *MARKUP, *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_text__uses_the_words_of_the_field(path):
     assert not [f"{path}:{number}: {fault}: {text}" for number, fault, text in findings(path, known_names())]
 
@@ -191,7 +200,7 @@ if __name__ == "__main__":
     chosen = [Path(name).resolve() for name in sys.argv[1:]] or [ROOT]
     count: Counter[str] = Counter()
     defined = known_names()
-    for file in [*CODE, *TOML, *PAGES]:
+    for file in [*CODE, *TOML, *MARKUP, *PAGES]:
         if any(file.is_relative_to(folder) for folder in chosen):
             for found_at, fault, text in sorted(findings(file, defined)):
                 print(f"{file.relative_to(ROOT)}:{found_at}: {fault}: {text[:110]}")
