@@ -20,6 +20,12 @@ from dtsf.pipeline.video.decode import decode_clip
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all, shared_decoders
 
 SMALL = DecodeSettings(4, 96)
+SEND = """
+import os, pathlib, sys
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings
+decoder = Decoder(DecodeSettings(4, 96, deadline=600))
+decoder.send(DecodeRequest(pathlib.Path(sys.argv[1])))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -138,15 +144,8 @@ def test_receive__frames_stay_valid_while_the_next_clip_is_decoded(videos):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ends a child with its parent")
 def test_decoder__hanging_child_dies_with_its_killed_parent(hanging):
-    script = (
-        "from pathlib import Path\n"
-        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings\n"
-        "decoder = Decoder(DecodeSettings(4, 96, deadline=600))\n"
-        f"decoder.send(DecodeRequest(Path({str(hanging)!r})))\n"
-        "print(decoder.pid, flush=True)\n"
-        "decoder.receive()\n"
-    )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+    script = SEND + "print(decoder.pid, flush=True)\ndecoder.receive()\n"
+    with subprocess.Popen([sys.executable, "-c", script, hanging], stdout=subprocess.PIPE, text=True) as parent:
         child = int(parent.stdout.readline())
         time.sleep(1.0)
         parent.kill()
@@ -167,17 +166,9 @@ def as_process_1(command):
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs the program unshare")
 def test_decoder__works_if_the_parent_is_process_1(videos):
-    script = (
-        "import os\n"
-        "from pathlib import Path\n"
-        "from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings\n"
-        "with Decoder(DecodeSettings(4, 96)) as decoder:\n"
-        f"    decoder.send(DecodeRequest(Path({str(videos[0])!r})))\n"
-        "    print(os.getpid(), decoder.receive()[1]['status'])\n"
-    )
-    done = subprocess.run(
-        as_process_1([sys.executable, "-c", script]), capture_output=True, text=True, timeout=60, check=False
-    )
+    script = SEND + "print(os.getpid(), decoder.receive()[1]['status'])\ndecoder.close()\n"
+    command = as_process_1([sys.executable, "-c", script, videos[0]])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split() == ["1", "ok"], done.stderr
 
 

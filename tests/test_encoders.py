@@ -144,33 +144,23 @@ def test_encoder_identity__ignores_spelling_and_follows_the_weights(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "grid", "message"),
+    ("name", "size", "grid", "message", "weights"),
     [
-        ("efficientnet-lite0:", 192, 6, "unknown encoder"),
-        ("efficientnet-lite1:4", 192, 6, "unknown encoder"),
-        ("efficientnet-lite3", 192, 6, "unknown encoder"),
-        ("resnet", 192, 6, "unknown encoder 'resnet'; use efficientnet-lite0, "),
-        ("efficientnet-lite0", 192, 4, "--grid 4 is not divisible by 3"),
-        ("efficientnet-lite0", 200, 6, "--size 200 does not fit"),
-        ("efficientnet-lite0", 192, 9, "a multiple of --grid 9"),
-        ("timm:map@/a.pth", 192, 6, "--encoder timm:map --encoder-weights /a.pth"),
+        ("efficientnet-lite0:", 192, 6, "unknown encoder", None),
+        ("efficientnet-lite1:4", 192, 6, "unknown encoder", None),
+        ("efficientnet-lite3", 192, 6, "unknown encoder", None),
+        ("resnet", 192, 6, "unknown encoder 'resnet'; use efficientnet-lite0, ", None),
+        ("efficientnet-lite0", 192, 4, "--grid 4 is not divisible by 3", None),
+        ("efficientnet-lite0", 200, 6, "--size 200 does not fit", None),
+        ("efficientnet-lite0", 192, 9, "a multiple of --grid 9", None),
+        ("timm:map@/a.pth", 192, 6, "--encoder timm:map --encoder-weights /a.pth", None),
+        ("timm:map", 96, 3, r"--encoder-weights /gone\.pth: no such file", "/gone.pth"),
+        ("efficientnet-lite0", 96, 3, "has built-in weights; use --encoder timm:MODEL", "/gone.pth"),
     ],
 )
-def test_load_encoder__refuses_names_and_sizes(name, size, grid, message):
+def test_load_encoder__refuses_names_sizes_and_files(name, size, grid, message, weights):
     with pytest.raises(ConfigError, match=message):
-        load_encoder(name, size, grid, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "message"),
-    [
-        ("timm:map", "/gone.pth", r"--encoder-weights /gone\.pth: no such file"),
-        ("efficientnet-lite0", "/gone.pth", "efficientnet-lite0 has built-in weights; use --encoder timm:MODEL"),
-    ],
-)
-def test_load_encoder__refuses_weights(name, weights, message):
-    with pytest.raises(ConfigError, match=message):
-        load_encoder(name, 96, 3, "cpu", weights)
+        load_encoder(name, size, grid, "cpu", weights)
 
 
 @pytest.mark.parametrize(

@@ -71,15 +71,11 @@ def _check_weights(name: str, weights: str | Path | None) -> None:
 def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None = None) -> Identity:
     """Return an encoder's identity. It is cheap for built-in encoders; a timm model is loaded to hash its weights.
 
-    Args:
-        name: ``efficientnet-lite0``, ``-lite1`` or ``-lite2``, also with a stride (``:8``, ``:16``, ``:32``); ``pixels``, for
-            end-to-end training; or ``timm:MODEL``.
-        size: Side of the square frames in pixels.
-        grid: Cells along each side. ``pixels`` ignores it and has one cell per pixel.
-        weights: Weights file for a timm model, instead of timm's own weights.
+    ``name``: ``efficientnet-lite0``, ``-lite1`` or ``-lite2``, also with a stride (``:8``, ``:16``, ``:32``); ``pixels``, for
+    end-to-end training; or ``timm:MODEL``. ``size``: side of the frames in pixels. ``grid``: cells along each side; ``pixels`` has
+    one cell per pixel. ``weights``: file for a timm model, instead of timm's own weights.
 
-    Raises:
-        ConfigError: The name is unknown, size and grid do not fit, or the weights file is refused.
+    Raises ConfigError: the name is unknown, size and grid do not fit, or the weights file is refused.
     """
     _check_weights(name, weights)
     if name == "pixels":
@@ -87,9 +83,8 @@ def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None
     if grid % 3 or grid < 3:
         raise ConfigError(f"--grid {grid} is not divisible by 3: a thumbnail fills one cell of a 3 x 3 division")
     if name.startswith("timm:"):
-        model = name.removeprefix("timm:")
-        weights_hash = lite.file_hash(weights) if weights else timm_models.weights_hash(model, size)
-        return Identity(name, weights_hash, grid, timm_models.count_channels(model, size, weights), "float16")
+        weights_hash, channels = timm_models.describe(name.removeprefix("timm:"), size, weights)
+        return Identity(name, weights_hash, grid, channels, "float16")
     net, stride = _lite(name)
     if size % 32 or (size // stride) % grid:
         raise ConfigError(

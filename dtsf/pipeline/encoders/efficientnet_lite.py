@@ -1,8 +1,7 @@
 """EfficientNet-Lite0, 1 and 2 up to one of their feature maps. Lite0 is the default encoder.
 
-EfficientNet: Tan & Le 2019. The Lite variants have no squeeze-and-excitation and use ReLU6. On a CPU the network runs in ONNX
-Runtime (Lite0, 16 frames of 192 px: 0.11 s, PyTorch 0.29 s) after one export per machine. On a GPU it runs in PyTorch, float16,
-channels last. Both agree within float16 rounding.
+Source: Tan & Le 2019; the Lite variants have no squeeze-and-excitation and use ReLU6. On a CPU the network runs in ONNX Runtime,
+2.6 times as fast as PyTorch, after one export per machine. On a GPU it runs in PyTorch, float16, channels last.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ DEFAULT_STRIDE = 16
 GPU_BATCH = 128
 """Frames per call on a GPU: eight clips of sixteen frames."""
 CPU_BATCH = 4
-"""Frames per call on a CPU. Measured for Lite0 and 16 frames: batches of 1, 2, 4, 8, 16 take 0.24, 0.17, 0.11, 0.15, 0.14 s. The
-allocator returns feature maps above 32 MB to the system after every layer, which is slow."""
+"""Frames per call on a CPU. More are slower, because the allocator returns feature maps above 32 MB to the system."""
 
 
 def weights_file(net: str) -> Path:

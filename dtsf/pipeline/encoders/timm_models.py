@@ -19,25 +19,25 @@ import xxhash
 
 from dtsf.errors import ConfigError
 from dtsf.files.read import first_line
-from dtsf.pipeline.encoders.efficientnet_lite import CPU_BATCH, GPU_BATCH, in_batches
+from dtsf.pipeline.encoders.efficientnet_lite import CPU_BATCH, GPU_BATCH, file_hash, in_batches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-def weights_hash(name: str, size: int) -> str:
-    """Return the xxh3-64 of all weights in the order of their names. Loads the model."""
-    state = load_model(name, size).state_dict()
+def describe(name: str, size: int, file: str | Path | None = None) -> tuple[str, int]:
+    """Return hash and number of channels of a model, which is loaded for it.
+
+    The hash is the xxh3-64 of the file, or of all weights in the order of their names.
+    """
+    model = load_model(name, size, file)
+    if file is not None:
+        return file_hash(file), int(model.num_features)
     digest = xxhash.xxh3_64()
-    for key in sorted(state):
+    for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
-        digest.update(np.ascontiguousarray(state[key].cpu().numpy()).view(np.uint8).data)
-    return digest.hexdigest()
-
-
-def count_channels(name: str, size: int, file: str | Path | None = None) -> int:
-    """Return the number of channels of a cell. Loads the model."""
-    return int(load_model(name, size, file).num_features)
+        digest.update(np.ascontiguousarray(value.cpu().numpy()).view(np.uint8).data)
+    return digest.hexdigest(), int(model.num_features)
 
 
 def embed_with_timm(

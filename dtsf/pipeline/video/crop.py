@@ -1,8 +1,6 @@
 """From decoded frames to square pictures: scale, rotate, and crop to the centre or to the motion.
 
-The motion crop makes people of different size and distance comparable. On the folds of ``motion/iid``, test persons drawn 15 %
-smaller reach 0.65 with the centre crop (0.83 unscaled); with the motion crop 0.83 (0.86 unscaled); see
-docs/results/network.md. The crop is not part of the paper.
+The motion crop makes people of different size and distance comparable (docs/results/network.md). It is not part of the paper.
 
 Letters in shapes: F frames, H W picture, h w reduced picture, S square, C channels.
 """
@@ -52,14 +50,10 @@ class Square:
 
 
 class FrameScaler:
-    """Scale and rotate the frames of one clip, all to the size that follows from the first frame.
+    """Scaler for the frames of one clip, all to the size that follows from the first frame.
 
-    Args:
-        path: Video file, for error messages.
-        aspect: Width of a stored pixel over its height.
-        size: Side of the square picture in pixels.
-        crop: As for :func:`size_to_decode`.
-        n_frames: Number of frames in the clip.
+    ``path`` is for error messages. ``aspect``: width of a stored pixel over its height. ``size`` and ``crop``: as for
+    :func:`size_to_decode`.
     """
 
     def __init__(self, path: Path, aspect: Fraction, size: int, crop: Crop, n_frames: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.status import Status
-from dtsf.errors import VideoError
+from dtsf.errors import ConfigError, VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_status
 from dtsf.pipeline.video.container import open_video
 from dtsf.pipeline.video.crop import FrameScaler, cut_square
@@ -32,9 +32,14 @@ MAX_CORRECTIONS = 6
 def decoder_name(decoder: str = "pyav") -> str:
     """Return decoder and version for the cache's fingerprint. Raises ConfigError: decord is not installed."""
     if decoder == "decord":
-        from dtsf.pipeline.video.decord_reader import decord_name
+        from importlib.metadata import PackageNotFoundError, version
 
-        return decord_name()
+        try:
+            return f"decord2 {version('decord2')}"
+        except PackageNotFoundError as error:
+            raise ConfigError(
+                "decord is not installed: pip install 'dtsf[decord]' (not available on every platform), or use --decoder pyav"
+            ) from error
     import av
 
     major, minor, _ = av.library_versions["libavcodec"]
@@ -71,15 +76,9 @@ def decode_clip(
 ) -> DecodedClip:
     """Decode ``n_frames`` square frames of ``size`` pixels, sampled at equal parts of the clip's time.
 
-    Args:
-        path: Video file, or a folder of numbered images.
-        span: Part of the file.
-        check: ``fast``; or ``full``, which decodes every frame once more and refuses a clip with damaged frames.
-        crop: ``centre`` or ``motion``; see :func:`~dtsf.pipeline.video.crop.cut_square`.
-        decoder: ``pyav``; or ``decord``, which is checked against PyAV and so costs both.
-
-    Raises:
-        VideoError: ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
+    ``path``: video file, or a folder of numbered images. ``check``: ``fast``; or ``full``, which decodes every frame once more and
+    refuses a clip with damaged frames. ``crop``: see :func:`~dtsf.pipeline.video.crop.cut_square`. ``decoder``: ``pyav``; or
+    ``decord``, which is checked against PyAV. Raises VideoError: ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
     """
     if span.start is not None and span.end is not None and span.end <= span.start:
         raise VideoError(

@@ -240,17 +240,17 @@ def decode_all(decoder: Decoder, requests: list[DecodeRequest]) -> Iterator[Item
     A clip whose child died is tried once more in a new child, because the cause may be the machine (no memory left) and not the
     clip. A clip that exceeds its deadline is not tried again. Frames are valid until the next item.
     """
+
+    def items() -> Iterator[Item]:
+        for k, request in enumerate(requests):
+            item = decoder.receive()
+            if isinstance(item, VideoError) and item.status == Status.CRASHED:
+                decoder.send(request)
+                item = decoder.receive()
+            if k + 1 < len(requests):
+                decoder.send(requests[k + 1])
+            yield item
+
     if requests:
         decoder.send(requests[0])
-    return _receive_all(decoder, requests)
-
-
-def _receive_all(decoder: Decoder, requests: list[DecodeRequest]) -> Iterator[Item]:
-    for k, request in enumerate(requests):
-        item = decoder.receive()
-        if isinstance(item, VideoError) and item.status == Status.CRASHED:
-            decoder.send(request)
-            item = decoder.receive()
-        if k + 1 < len(requests):
-            decoder.send(requests[k + 1])
-        yield item
+    return items()

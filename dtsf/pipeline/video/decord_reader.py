@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.status import Status
-from dtsf.errors import ConfigError, VideoError
+from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import short_message
 
 if TYPE_CHECKING:
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 BLOCK, TOLERANCE = 8, 24.0
 """Pictures are compared by the means of squares of this side, with this tolerance in levels (of 256). Different rounding of scaling
 and colour conversion causes differences below 10."""
-
-
-def decord_name() -> str:
-    """Return decoder and version. Raises ConfigError: decord is not installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"decord2 {version('decord2')}"
-    except PackageNotFoundError as error:
-        raise ConfigError(
-            "decord is not installed: pip install 'dtsf[decord]' (not available on every platform), or use --decoder pyav"
-        ) from error
 
 
 def read_with_decord(

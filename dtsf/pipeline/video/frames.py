@@ -5,6 +5,7 @@ Frames are numbered in one of two ways: by the presentation times in the index, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,17 +45,24 @@ def decode_wanted(
     VideoError: ``corrupt`` or ``unreadable``.
     """
     numbered = _numbered_by_decoder if index.order_from_decoder else _numbered_by_time
+    numbers, last = set(wanted.tolist()), int(wanted[-1])
     start = _start_packet(index, int(wanted[0]))
     can_skip = index.codec in SKIPPING and not index.order_from_decoder
     needed = set(index.order[wanted].tolist()) if can_skip else None
     while True:
         came = np.zeros(len(index.packets), bool)
+        pictures: dict[int, np.ndarray] = {}
+        number = -1
         try:
-            pictures, ended = _select(wanted, render, numbered(source, index, start, came, needed))
+            for number, frame in numbered(source, index, start, came, needed):
+                if number in numbers:
+                    pictures[number] = render(frame)
+                if number >= last:
+                    break
         except BadStartFrame:
             start, needed = _last_key(index, start // 2), None
             continue
-        due = _due(index, start, came, None if ended else int(wanted[-1]))
+        due = _due(index, start, came, last if number >= last else None)
         lost = set(np.flatnonzero(due & ~came).tolist())
         if needed is not None and needed & lost:
             needed = None  # a skipped frame may have been a reference
@@ -63,20 +71,6 @@ def decode_wanted(
             _check_damage(source, index, lost)
             raise IndexCorrected(index.without(lost))
         return pictures
-
-
-def _select(
-    wanted: np.ndarray, render: Callable[[Any], np.ndarray], frames: Iterator[tuple[int, Any]]
-) -> tuple[dict[int, np.ndarray], bool]:
-    """Return the pictures by frame number, and True if the file ended before the last one."""
-    numbers, last = set(wanted.tolist()), int(wanted[-1])
-    pictures: dict[int, np.ndarray] = {}
-    for number, frame in frames:
-        if number in numbers:
-            pictures[number] = render(frame)
-        if number >= last:
-            return pictures, False
-    return pictures, True
 
 
 def _due(index: VideoIndex, start: int, came: np.ndarray, last: int | None) -> np.ndarray:
@@ -101,7 +95,7 @@ def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> No
     if inside and (source.errors or (at_end and len(lost) > REORDERED)):
         message = next(iter(source.errors.values()), "the decoder returns no frame")
         raise VideoError(
-            f"{source.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {message}; {reencode_hint(source.path)}",
+            f"{index.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {message}; {reencode_hint(index.path)}",
             Status.CORRUPT if len(lost) < index.n_frames else Status.UNREADABLE,
         )
 
@@ -144,7 +138,7 @@ def _numbered_by_time(
                 raise BadStartFrame
             started = True
         if pts[packet] < previous:
-            raise IndexCorrected(index.without_pts())
+            raise IndexCorrected(replace(index, unreliable_pts=True))
         previous = pts[packet]
         came[packet] = True
         yield int(number), frame

@@ -204,7 +204,3 @@ class VideoIndex:
         n_cut = next((k for k in range(len(packets) + 1) if behind + k not in packets), 0)
         cut = set(range(behind, behind + n_cut))
         return replace(self, cut=self.cut | cut, absent=self.absent | (packets - cut))
-
-    def without_pts(self) -> VideoIndex:
-        """Return the index with ``unreliable_pts`` set."""
-        return replace(self, unreliable_pts=True)

@@ -12,7 +12,6 @@ from dtsf.pipeline.video.index import NO_TIME, VideoIndex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SEARCHED = 3000
 """Maximum number of packets between the position of a seek and the key frame."""
@@ -23,22 +22,13 @@ WITHOUT_KEY_TABLE, EARLY = frozenset({"mpeg", "mpegts"}), 2
 class PacketSource:
     """The packets of one file for its decoder.
 
-    Args:
-        container: As :func:`~dtsf.pipeline.video.container.open_video` returns it.
-        index: Index of the same file.
-        kept: Its packets if they are in memory; None reads them again.
-        strict: Make the codec report damage instead of concealing it.
+    ``kept``: the packets if they are in memory, else None. ``strict``: make the codec report damage instead of concealing it.
     """
 
     def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:
         self._container, self._index, self._kept, self._strict = container, index, kept, strict
         self.errors: dict[int, str] = {}
         """Messages of the codec by packet number, since the last call of :meth:`frames`."""
-
-    @property
-    def path(self) -> Path:
-        """Path of the file."""
-        return self._index.path
 
     def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
         """Decode from packet ``first`` on and yield (packet number, frame) in presentation order.
@@ -94,7 +84,7 @@ class PacketSource:
                     elif k + 1 == SEARCHED:
                         break
         if not found:
-            with open_video(self.path) as container:
+            with open_video(self._index.path) as container:
                 packets = container.demux(container.streams[self._index.stream])
                 yield from islice((packet for packet in packets if packet.size), first, None)
 
