@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from dtsf.cache.layout import array_shapes
+from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import ClipRecord, Source, Status
-from dtsf.cache.spec import DatasetName, ShardRecord
+from dtsf.cache.schema import ClipRecord, DatasetName, ShardRecord, Source
+from dtsf.cache.status import Status
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.pipeline import preprocess as run
 from dtsf.pipeline.datasets import scan_source
@@ -65,9 +65,9 @@ def make(root: Path, cache: Path, clips: int, settings: PreprocessSettings) -> N
         path.write_bytes(f"{k:08d}".encode())
     # Small rows, because documents are measured.
     spec = run.make_spec(settings)
-    create_or_open(cache / "manifest", spec, DatasetName(kind="manifest", name="manifest"), SHARD)
+    dataset = create_or_open(cache / "manifest", spec, DatasetName(kind="manifest", name="manifest"), SHARD)
     arrays = {name: np.zeros((SHARD, *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
-    extend(cache / "manifest", -(-clips // SHARD))
+    extend(dataset, -(-clips // SHARD))
     for shard in range(-(-clips // SHARD)):
         records = []
         for row, one in enumerate(rows[shard * SHARD : (shard + 1) * SHARD]):
@@ -79,7 +79,7 @@ def make(root: Path, cache: Path, clips: int, settings: PreprocessSettings) -> N
         record = ShardRecord(
             shard=shard, fingerprint=spec.fingerprint(), rows=len(records), clips=tuple(records), files={}
         )
-        write_shard(cache / "manifest", record, {name: values[: len(records)] for name, values in arrays.items()})
+        write_shard(dataset, record, {name: values[: len(records)] for name, values in arrays.items()})
 
 
 def main() -> None:

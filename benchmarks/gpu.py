@@ -362,7 +362,7 @@ def stage1(figures: Figures) -> None:
 
 def resume(figures: Figures) -> None:
     """Train two epochs at once, and with a kill after the first; return the difference of the weights."""
-    from dtsf.cache.spec import CacheSpec, DatasetInfo
+    from dtsf.cache.schema import CacheSpec, DatasetInfo
     from dtsf.training.data import Groups
     from dtsf.training.loop import fit
     from dtsf.training.recipe import load_recipe

@@ -39,7 +39,7 @@ from dtsf.training.recipe import Recipe, load_recipe
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
     from dtsf.training.data import Groups
     from dtsf.training.loop import FitResult
 

@@ -21,11 +21,20 @@ import numpy as np
 import xxhash
 import zarr
 
-from dtsf.cache.catalog import CatalogDocument, CatalogEntry, write_catalog
-from dtsf.cache.layout import array_shapes
+from dtsf.cache.catalog import write_catalog
+from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import Clip, ClipRecord, Source, Status
-from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
+from dtsf.cache.schema import (
+    CacheSpec,
+    CatalogDocument,
+    CatalogEntry,
+    Clip,
+    ClipRecord,
+    DatasetInfo,
+    ShardRecord,
+    Source,
+)
+from dtsf.cache.status import Status
 from dtsf.cache.writer import create_or_open, extend, write_shard
 
 if TYPE_CHECKING:
@@ -42,8 +51,8 @@ SPEC = CacheSpec(
 def make(folder: Path, clips: int, format_: str) -> None:
     """Write a cache of random rows, the same rows in every format."""
     info = DatasetInfo(kind="manifest", name="a", class_names=("x",), view_names=("1", "2", "3"))
-    create_or_open(folder, SPEC, info, SHARD, format=format_)
-    extend(folder, clips // SHARD)
+    dataset = create_or_open(folder, SPEC, info, SHARD, format=format_)
+    extend(dataset, clips // SHARD)
     listed = []
     for shard in range(clips // SHARD):
         generator = np.random.default_rng(shard)
@@ -59,8 +68,8 @@ def make(folder: Path, clips: int, format_: str) -> None:
             records.append(ClipRecord(source=source, status=Status.OK, row=row))
             listed.append(CatalogEntry(clip=clip, key=source.key))
         record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=SHARD, clips=tuple(records), files={})
-        write_shard(folder, record, rows)
-    write_catalog(folder, CatalogDocument(info=info, clips=tuple(listed)))
+        write_shard(dataset, record, rows)
+    write_catalog(dataset, CatalogDocument(info=info, clips=tuple(listed)))
 
 
 def readers(root: Path, clips: int, rows_loose: int) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

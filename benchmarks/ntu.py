@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dtsf.cache.layout import array_shapes
+from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.cache.records import Clip, ClipRecord, Status
-from dtsf.cache.spec import CacheSpec, DatasetInfo, ShardRecord
+from dtsf.cache.schema import CacheSpec, Clip, ClipRecord, DatasetInfo, ShardRecord
+from dtsf.cache.status import Status
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.model.network import DTSFNet
 from dtsf.training.data import Groups, channel_deviation, load_groups, training_batches
@@ -109,14 +109,14 @@ def measure(work: Path, options: argparse.Namespace) -> dict[str, object]:
 def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
     """Write random embeddings in shards, as stage 1 does, with the number of frames of the recipe's network."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-    from cache_tools import list_clips, source
+    from make_cache import list_clips, source
 
     spec = CacheSpec(
         decoder="drawn", frames=16, size=192, grid=6, encoder="e", weights_hash="0", channels=112, picture_size=4
     )
     names = tuple(f"class {k}" for k in range(CLASSES))
     info = DatasetInfo(kind="ntu", name="ntu", class_names=names, view_names=("1", "2", "3"))
-    create_or_open(folder, spec, info, SHARD, format="zarr", compress="none")
+    dataset = create_or_open(folder, spec, info, SHARD, format="zarr", compress="none")
     clips = [
         Clip(
             id=f"g{g:05d}v{view}", path=f"g{g:05d}v{view}.avi", label=g % CLASSES, raw_label=str(g % CLASSES),
@@ -127,7 +127,7 @@ def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
     ]  # fmt: skip
     rng = np.random.default_rng(0)
     n_shards = -(-len(clips) // SHARD)
-    extend(folder, n_shards)
+    extend(dataset, n_shards)
     shapes = array_shapes(spec)
     # One block of random numbers, rolled: half a minute instead of ten, and all clips differ.
     block = rng.normal(size=(SHARD, *shapes["embeddings"][0])).astype(np.float16)
@@ -137,7 +137,7 @@ def draw(folder: Path, n_groups: int) -> tuple[CachedDataset, list[Clip]]:
         rows["embeddings"] = np.roll(block, shard, axis=-1)[: len(some)]
         records = tuple(ClipRecord(source=source(clip), status=Status.OK, row=row) for row, clip in enumerate(some))
         record = ShardRecord(shard=shard, fingerprint=spec.fingerprint(), rows=len(some), clips=records, files={})
-        write_shard(folder, record, rows)
+        write_shard(dataset, record, rows)
     list_clips(folder, clips, info)
     return open_dataset(folder.parent, folder.name), clips
 

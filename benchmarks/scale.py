@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dtsf.cache.spec import DatasetInfo
+from dtsf.cache.schema import DatasetInfo
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.preprocess import make_spec
@@ -35,7 +35,7 @@ from dtsf.training.recipe import load_recipe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
 
 SIZES = (1.0, 0.85, 1.15)
 SIZE, GRID, FRAMES = 192, 6, 16

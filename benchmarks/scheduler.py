@@ -12,8 +12,9 @@ import argparse
 import json
 import time
 
-from dtsf.cache.records import Clip
-from dtsf.cache.spec import CacheSpec
+from dtsf.cache.documents import DatasetHandle
+from dtsf.cache.schema import LAYOUT, CacheSpec, Clip, DatasetMetadata, DatasetName
+from dtsf.cache.store import open_store
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.worker import ShardTask
 
@@ -54,9 +55,19 @@ def main() -> None:
         )
         for k in range(arguments.clips)
     )
+    metadata = DatasetMetadata(
+        layout=LAYOUT,
+        format="zarr",
+        compress="none",
+        fingerprint=spec.fingerprint(),
+        shard_size=arguments.clips,
+        info=DatasetName(kind="ntu", name="ntu"),
+        spec=spec,
+    )
+    dataset = DatasetHandle(open_store("/c"), metadata)
     settings = PreprocessSettings()
     tasks = [
-        ShardTask(folder="/c", root="/v", shard=k, clips=clips, spec=spec, settings=settings)
+        ShardTask(dataset=dataset, root="/v", shard=k, clips=clips, settings=settings)
         for k in range(arguments.shards)
     ]
     seen = 0

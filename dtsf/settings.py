@@ -1,4 +1,4 @@
-"""Base class of each stage's settings. They are validated once and passed on as one object."""
+"""Base classes of records and of each stage's settings. Settings are validated once and passed on as one object."""
 
 from __future__ import annotations
 
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 60
 """Maximum length of an invalid value that a message quotes from an external file."""
+
+
+class Frozen(BaseModel):
+    """Base class of records: immutable. An unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Settings(BaseModel):

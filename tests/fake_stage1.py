@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import xxhash
-from cache_tools import SPEC
+from make_cache import SPEC
 
 from dtsf.errors import VideoError
 from dtsf.pipeline import preprocess as run

@@ -9,8 +9,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from drawn_cache import draw
-from forked import exit_code, forked
+from helpers import exit_code, forked
+from make_cache import draw
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
@@ -215,9 +215,9 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
         ({"seeds": (2**40,)}, ConfigError, "must be different numbers"),
         ({"device": "tpu"}, ConfigError, "'tpu' must be auto, cpu or cuda"),
         ({"gap": ("drawn", "aligned")}, ConfigError, "must name two of the tests: drawn; add others by --judge"),
-        ({"judges": ["nowhere"]}, CacheError, "no data set 'nowhere'"),
+        ({"judges": ["nowhere"]}, CacheError, "no dataset 'nowhere'"),
         ({"judges": ["wider"]}, CheckpointError, r"wider has other classes \(4\) than drawn \(3\)"),
-        ({"judges": ["shorter"]}, CacheError, "frames: 8 in the cache, 16 asked for"),
+        ({"judges": ["shorter"]}, CacheError, "frames: 8 in the cache, 16 requested"),
         ({"judges": ["aligned", "aligned"]}, ConfigError, "named twice"),
         ({"overrides": ["model.widht=3"]}, ConfigError, "did you mean 'model.width'"),
         ({"init": Path("gone.pth")}, CheckpointError, "gone.pth: no such file"),

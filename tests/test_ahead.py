@@ -6,7 +6,7 @@ import pytest
 import torch
 from stand_in_card import CARD, OnCard, stand_in_card
 
-from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import VideoMamba
 from dtsf.training import loop

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from dtsf.api import open_cache, preprocess, verify_source
-from dtsf.cache.info import describe
-from dtsf.cache.store import open_store
+from dtsf.cache.summary import summarise
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 
@@ -49,7 +48,7 @@ def test_views_keep_their_own_time_unless_asked_and_that_is_what_a_cache_is(came
     preprocess("manifest", cameras / "m.csv", tmp_path / "c", **SMALL)
     data = open_cache(tmp_path / "c")
     assert data.frame_time(["g_v02"])[0, -1] > 2.5
-    lengths = describe(open_store(tmp_path / "c").below("manifest")).views_differ_by
+    lengths = summarise(tmp_path / "c/manifest").views_differ_by
     assert lengths.groups == 2
     assert lengths.largest == pytest.approx(2 / 3, abs=0.01)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dtsf import api
+from dtsf.cache.documents import open_handle
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, CheckpointError, SourceError
 from dtsf.pipeline import plan as planning
@@ -181,7 +182,7 @@ def test_a_run_knows_its_catalog(world, tmp_path):
 
     document = open_dataset(cache).catalog
     clips = [entry.model_copy(update={"clip": entry.clip.model_copy(update={"background": "x"})}) for entry in document.clips]
-    write_catalog(cache / "nucla", document.model_copy(update={"clips": tuple(clips)}))
+    write_catalog(open_handle(cache / "nucla"), document.model_copy(update={"clips": tuple(clips)}))
     after = api.load(tmp_path / "run").evaluate(cache)
     assert after.metrics == before.metrics
     assert after.task == before.task + "; its clips or labels have changed since this run was trained"

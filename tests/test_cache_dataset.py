@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cache_tools import FORMS, SHARD_SIZE, SPEC, clip, list_clips, make, rows, shard_record, source
+from make_cache import FORMS, SHARD_SIZE, SPEC, clip, list_clips, make, rows, shard_record, source
 from torch.utils.data import DataLoader
 
 from dtsf import api
-from dtsf.cache.records import ClipRecord, Status
-from dtsf.cache.spec import DatasetInfo
+from dtsf.cache.schema import ClipRecord, DatasetInfo
+from dtsf.cache.status import Status
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.errors import ConfigError
 from dtsf.training.dataset import CacheDataset
@@ -24,8 +24,9 @@ VIEWS = ("left", "middle", "right")
 def grouped(request, tmp_path):
     """Seven groups of three views; group 5 lacks the middle one. Returns the folder and rows by (group, view)."""
     metadata = DatasetInfo(kind="manifest", name="a", class_names=("x", "y"), view_names=VIEWS)
-    create_or_open(tmp_path / "a", SPEC, metadata, SHARD_SIZE, format=request.param[0], compress=request.param[1])
-    extend(tmp_path / "a", 7)
+    format_, compress = request.param
+    dataset = create_or_open(tmp_path / "a", SPEC, metadata, SHARD_SIZE, format=format_, compress=compress)
+    extend(dataset, 7)
     held, listed = {}, []
     for group in range(7):
         values = rows(SHARD_SIZE, seed=group)
@@ -37,7 +38,7 @@ def grouped(request, tmp_path):
                 "clips": tuple(ClipRecord(source=source(c), status=Status.OK, row=k) for k, c in enumerate(clips)),
             }
         )
-        write_shard(tmp_path / "a", record, {name: array[: len(clips)] for name, array in values.items()})
+        write_shard(dataset, record, {name: array[: len(clips)] for name, array in values.items()})
         listed += clips
         held |= {(group, view): values["embeddings"][k] for k, view in enumerate(views)}
     list_clips(tmp_path / "a", listed, metadata)
@@ -53,7 +54,7 @@ def expected(held, groups):
 
 
 @pytest.mark.parametrize("hold", ["auto", "never"])
-def test_groups_one_by_one_and_in_batches(grouped, hold):
+def test_cache_dataset__groups_and_batches(grouped, hold):
     folder, held = grouped
     groups = CacheDataset(api.open_cache(folder), hold=hold)
     assert (groups.where == "memory") == (hold == "auto")
@@ -81,7 +82,7 @@ def test_groups_one_by_one_and_in_batches(grouped, hold):
     ],
     indirect=["grouped"],
 )
-def test_with_a_data_loader_that_reads_here_or_in_two_processes(grouped, method):
+def test_cache_dataset__in_a_data_loader(grouped, method):
     folder, held = grouped
     workers = {"num_workers": 2, "multiprocessing_context": method} if method else {}
     loader = DataLoader(CacheDataset(api.open_cache(folder)), 4, **workers)
@@ -90,7 +91,7 @@ def test_with_a_data_loader_that_reads_here_or_in_two_processes(grouped, method)
     assert torch.cat([b.label for b in batches]).tolist() == [k % 2 for k in range(7)]
 
 
-def test_a_part_of_the_clips(grouped):
+def test_cache_dataset__of_some_clips(grouped):
     folder, held = grouped
     data = api.open_cache(folder)
     groups = CacheDataset(data, [clip for clip in data.clips if clip.view != 3 and clip.group in ("g1", "g4")])
@@ -101,7 +102,7 @@ def test_a_part_of_the_clips(grouped):
         CacheDataset(data, hold="gpu")
 
 
-def test_the_example_in_the_docs_runs(tmp_path, monkeypatch, capsys):
+def test_docs__cache_example_runs(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parents[1] / "docs" / "cache.md").read_text("utf-8")
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     make(tmp_path / "cache/a")
@@ -112,7 +113,7 @@ def test_the_example_in_the_docs_runs(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_held_on_the_gpu(grouped):
+def test_cache_dataset__on_the_gpu(grouped):
     folder, held = grouped
     for hold in ("auto", "never"):
         groups = CacheDataset(api.open_cache(folder), device="cuda", hold=hold)
@@ -121,7 +122,7 @@ def test_held_on_the_gpu(grouped):
 
 
 @pytest.mark.parametrize("form", [FORMS[1], *(pytest.param(f, marks=pytest.mark.slow) for f in (FORMS[0], *FORMS[2:]))])
-def test_command_line_from_preprocess_to_repair(world, dtsf, tmp_path, form):
+def test_cache_commands__from_preprocess_to_repair(world, dtsf, tmp_path, form):
     """The same rows in every form; a damaged shard alone is made again, byte for byte."""
     command = ["preprocess", "nucla", "--root", world / "data", "--limit", 12, "--workers", 1, "--shard-size", 4]
     dtsf.said(*command, "--format", form[0], "--compress", form[1], cwd=tmp_path)
@@ -139,8 +140,8 @@ def test_command_line_from_preprocess_to_repair(world, dtsf, tmp_path, form):
     assert form[0] in shown
     assert dtsf.json("cache", "verify", "--deep", cwd=tmp_path)["damaged"] == []
     record = data.shards[1]
-    victim = data.folder / sorted(record.files)[0]
-    whole = {path: path.read_bytes() for path in data.folder.rglob("*") if path.is_file()}
+    victim = data.store.path / sorted(record.files)[0]
+    whole = {path: path.read_bytes() for path in data.store.path.rglob("*") if path.is_file()}
     victim.write_bytes(whole[victim][:-1] + bytes([whole[victim][-1] ^ 1]))
     dtsf.said("cache", "verify", cwd=tmp_path)
     checked = dtsf("cache", "verify", "cache/nucla", "--deep", "--json", cwd=tmp_path)
@@ -151,4 +152,4 @@ def test_command_line_from_preprocess_to_repair(world, dtsf, tmp_path, form):
     assert "cache repair" in dtsf("cache", "verify", "--deep", cwd=tmp_path).stderr
     assert len(dtsf.json("cache", "repair", cwd=tmp_path)["datasets"]["nucla"]["done"]) == 1
     assert dtsf.json(*command, cwd=tmp_path)["already_done"] == 8
-    assert {path: path.read_bytes() for path in data.folder.rglob("*") if path.is_file()} == whole
+    assert {path: path.read_bytes() for path in data.store.path.rglob("*") if path.is_file()} == whole

@@ -1,7 +1,6 @@
-"""The commit protocol under fire: at every write, fsync and rename the process dies, the disk is full, broken, or takes less.
+"""Faults in the commit protocol: at each write, fsync and rename the process dies, the disk is full, fails, or writes a part.
 
-After each fault the reader sees whole shards only, and a run that is started again leaves the bytes of one that was never
-disturbed.
+After each fault a reader sees only complete shards, and the repeated run leaves the bytes of an undisturbed run.
 """
 
 import contextlib
@@ -12,7 +11,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from cache_tools import (
+from helpers import MEMORY, exit_code, forked
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from make_cache import (
     FORMS,
     SHARD_SIZE,
     SPEC,
@@ -25,39 +28,41 @@ from cache_tools import (
     names,
     race,
     rows,
-    shard_record,
     snapshot,
     winners,
+    write_full,
 )
-from folders import MEMORY
-from forked import exit_code, forked
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dtsf.cache.documents import is_dataset, parse_record, read_marks, read_metadata, read_records, shard_numbers
-from dtsf.cache.layout import record_name
-from dtsf.cache.reader import open_dataset, open_place
-from dtsf.cache.repair import repair
+from dtsf.cache.check import repair, verify
+from dtsf.cache.documents import (
+    is_dataset,
+    open_handle,
+    parse_record,
+    read_damaged,
+    read_records,
+    record_name,
+    shard_numbers,
+)
+from dtsf.cache.reader import open_cached, open_dataset
+from dtsf.cache.status import Status
 from dtsf.cache.store import open_store
-from dtsf.cache.verify import verify
-from dtsf.cache.writer import create_or_open, extend, sweep, write_shard
+from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import CacheError
 from dtsf.files import write as commit
 
 SHARDS = 2
-STEPS = ("_write", "_fsync", "_rename")
+STEPS = ("write_part", "fsync", "rename")
 
 
 def work(folder, form):
-    """What preprocess does with a data set: make or open it, sweep, extend, commit what is missing."""
-    create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=form[0], compress=form[1])
-    sweep(folder)
-    list_clips(folder, [clip(name) for shard in range(SHARDS) for name in names(shard)], info(folder.name), "waiting")
-    extend(folder, SHARDS)
+    """Do the cache steps of preprocess: make or open, sweep, extend, commit the missing shards."""
+    dataset = create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=form[0], compress=form[1])
+    sweep(dataset)
+    list_clips(folder, [clip(name) for shard in range(SHARDS) for name in names(shard)], info(folder.name), Status.WAITING)
+    extend(dataset, SHARDS)
     for shard in range(SHARDS):
-        if shard not in shard_numbers(folder):
-            write_shard(folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+        if shard not in shard_numbers(dataset):
+            write_full(folder, shard)
 
 
 def hooked(patch, hook):
@@ -80,7 +85,7 @@ def hooked(patch, hook):
 
 @pytest.fixture
 def quick():
-    """A folder in memory where there is one."""
+    """A folder in memory, if possible."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
 
@@ -95,13 +100,13 @@ def trace(folder, form):
 
 
 def check_after_fault(folder):
-    """What is committed is whole, what is not is not seen."""
-    if not is_dataset(folder):
+    """Committed shards are complete, others are not visible."""
+    if not is_dataset(open_store(folder)):
         return
     found = verify(folder, deep=True)
     assert found.ok, found.damaged
-    data = open_place(open_store(folder))
-    for shard in read_records(folder):
+    data = open_cached(folder)
+    for shard in read_records(open_handle(folder)):
         values = rows(SHARD_SIZE, seed=shard.shard)
         for array, expected in values.items():
             assert (data.gather(array, names(shard.shard)) == expected).all()
@@ -129,23 +134,23 @@ def killed(step, moment, action):
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-def test_order_of_the_protocol(quick, form):
+def test_write_shard__flushes_data_before_its_name_and_the_record_last(quick, form):
     """Data is on the disk before its name is; the record comes after all data of its shard."""
     steps, _ = trace(quick / "a", form)
     kinds = [step for step, _ in steps]
     # The data set itself is made beside its place and renamed once.
-    (made,) = [k for k, (step, given) in enumerate(steps) if step == "_rename" and given[1] == quick / "a"]
+    (made,) = [k for k, (step, given) in enumerate(steps) if step == "rename" and given[1] == quick / "a"]
     del kinds[made : made + 2]
-    assert kinds == ["_write", "_fsync", "_rename", "_fsync"] * (len(kinds) // 4)
-    renamed = [str(given[1].relative_to(quick)) for step, given in steps if step == "_rename"]
+    assert kinds == ["write_part", "fsync", "rename", "fsync"] * (len(kinds) // 4)
+    renamed = [str(given[1].relative_to(quick)) for step, given in steps if step == "rename"]
     for shard in range(SHARDS):
-        record = read_records(quick / "a")[shard]
+        record = read_records(open_handle(quick / "a"))[shard]
         committed = renamed.index(f"a/{record_name(shard)}")
         assert all(renamed.index(f"a/{name}") < committed for name in record.files)
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-def test_killed_at_every_step_and_run_again(quick, form):
+def test_commit__killed_at_every_step_and_run_again(quick, form):
     steps, undisturbed = trace(quick / "whole/a", form)
     for number in range(len(steps)):
         for moment in ("before", "after"):
@@ -168,7 +173,7 @@ def test_killed_at_every_step_and_run_again(quick, form):
         ),
     ],
 )
-def test_refused_at_every_step_and_run_again(quick, form, fault, moment):
+def test_commit__refused_at_every_step_and_run_again(quick, form, fault, moment):
     steps, undisturbed = trace(quick / "whole/a", form)
     for at in range(len(steps)):
         folder = quick / f"{at}/a"
@@ -187,16 +192,16 @@ def test_refused_at_every_step_and_run_again(quick, form, fault, moment):
 
 @pytest.mark.parametrize("form", FORMS[:2])
 @pytest.mark.parametrize("then", ["goes on", "is full"])
-def test_short_writes(quick, form, then):
+def test_commit__short_writes(quick, form, then):
     steps, undisturbed = trace(quick / "whole/a", form)
-    writes = [number for number, (step, _) in enumerate(steps) if step == "_write"]
+    writes = [number for number, (step, _) in enumerate(steps) if step == "write_part"]
     for at in writes:
         folder = quick / f"{at}/a"
         folder.parent.mkdir()
         cut = []
 
         def shorten(step, number, when, given, at=at, cut=cut):
-            if step == "_write" and when == "before" and number == at:
+            if step == "write_part" and when == "before" and number == at:
                 cut.append(number)
                 return given[0], given[1][: len(given[1]) // 2]
             if cut and number == at + 1 and when == "before" and then == "is full":
@@ -215,7 +220,7 @@ def test_short_writes(quick, form, then):
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-def test_two_writers_one_wins_each_shard(quick, form):
+def test_write_shard__one_of_two_writers_wins_each_shard(quick, form):
     folder = quick / "a"
     create_or_open(folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
     start, go = os.pipe()
@@ -229,11 +234,11 @@ def test_two_writers_one_wins_each_shard(quick, form):
     assert [exit_code(child) for child in children] == [0, 0]
     list_all(folder)
     assert verify(folder, deep=True).ok
-    assert set(winners(open_place(open_store(folder)), 12)) == {0, 1}
+    assert set(winners(open_cached(folder), 12)) == {0, 1}
     assert not list(folder.rglob(f"{commit.TEMPORARY}*"))
 
 
-def test_the_second_writer_is_given_the_first_ones_record(quick):
+def test_write_shard__returns_the_first_writers_record(quick):
     folder = quick / "a"
     create_or_open(folder, SPEC, info(), SHARD_SIZE)
     first, _ = add_shard(folder, 0, names(0), seed=1)
@@ -257,37 +262,37 @@ class CacheMachine(RuleBasedStateMachine):
     def begin(self, form):
         self.form = form
         create_or_open(self.folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
-        list_clips(self.folder, [clip(name) for shard in range(6) for name in names(shard)], info(), "waiting")
+        list_clips(self.folder, [clip(name) for shard in range(6) for name in names(shard)], info(), Status.WAITING)
 
     def teardown(self):
         self.temporary.cleanup()
 
     @rule(shard=st.integers(0, 5))
     def add(self, shard):
-        extend(self.folder, shard + 1)
+        extend(open_handle(self.folder), shard + 1)
         if shard in self.damaged:
             # A damaged record may be refused by name; it is never replaced unseen.
             with contextlib.suppress(CacheError):
-                write_shard(self.folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+                write_full(self.folder, shard)
         else:
-            write_shard(self.folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+            write_full(self.folder, shard)
             self.committed[shard] = names(shard)
 
     @rule(shard=st.integers(0, 5), step=st.integers(0, 40), moment=st.sampled_from(["before", "after"]))
     def crash(self, shard, step, moment):
         def action():
-            extend(self.folder, shard + 1)
-            write_shard(self.folder, shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard))
+            extend(open_handle(self.folder), shard + 1)
+            write_full(self.folder, shard)
 
         if shard in self.damaged:
             return
         killed(step, moment, action)
-        if shard in shard_numbers(self.folder):
+        if shard in shard_numbers(open_handle(self.folder)):
             self.committed[shard] = names(shard)
 
     @rule()
     def resume(self):
-        sweep(self.folder)
+        sweep(open_handle(self.folder))
         assert not list(self.folder.rglob(f"{commit.TEMPORARY}*"))
 
     @precondition(lambda self: set(self.committed) - self.damaged)
@@ -318,16 +323,14 @@ class CacheMachine(RuleBasedStateMachine):
 
     def records(self):
         """Of the shards whose record is whole."""
-        metadata, place = read_metadata(self.folder), open_store(self.folder)
-        return [
-            parse_record(metadata, place.read(record_name(n)), n, str(n)) for n in self.committed if n not in self.damaged
-        ]
+        dataset, intact = open_handle(self.folder), [n for n in self.committed if n not in self.damaged]
+        return [parse_record(dataset, dataset.store.read(record_name(n)), n, str(n)) for n in intact]
 
     @invariant()
     def committed_shards_read_back(self):
         if not hasattr(self, "form") or self.damaged:
             return
-        data = open_place(open_store(self.folder))
+        data = open_cached(self.folder)
         assert set(data.shards) == set(self.committed)
         for shard, ids in self.committed.items():
             for array, expected in rows(SHARD_SIZE, seed=shard).items():
@@ -339,37 +342,37 @@ TestCacheMachine.settings = settings(max_examples=25, stateful_step_count=15, de
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_repair_marks_exactly_the_damaged_shards_and_redoing_gives_every_byte_back(quick, form):
+def test_repair__marks_only_damaged_shards_and_redoing_restores_every_byte(quick, form):
     folder = quick / "a"
     make(folder, *form)
     undisturbed = snapshot(folder)
-    record = read_records(folder)[1]
+    record = read_records(open_handle(folder))[1]
     victim = folder / sorted(record.files)[0]
     victim.write_bytes(victim.read_bytes()[:-1])
     found, done = repair(folder)
     assert [(d.shard, d.file) for d in found.damaged] == [(1, sorted(record.files)[0])]
     assert len(done) == 1
-    assert [mark.shard for mark in read_marks(folder, open_place(open_store(folder)).metadata)] == [1]
+    assert [mark.shard for mark in read_damaged(open_handle(folder))] == [1]
     changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
     # The catalog says that its clips wait.
     assert changed == {record_name(1), *record.files, "catalog.json"}
-    assert "1-0" not in open_place(open_store(folder)).records
-    assert {one.clip.id: one.status for one in open_place(open_store(folder)).bad} == dict.fromkeys(names(1), "waiting")
-    write_shard(folder, shard_record(1, names(1)), rows(SHARD_SIZE, seed=1))
-    assert len(open_place(open_store(folder)).clips) == 3 * SHARD_SIZE
-    list_clips(folder, open_place(open_store(folder)).clips, info())
+    assert "1-0" not in open_cached(folder).records
+    assert {one.clip.id: one.status for one in open_cached(folder).bad} == dict.fromkeys(names(1), "waiting")
+    write_full(folder, 1)
+    assert len(open_cached(folder).clips) == 3 * SHARD_SIZE
+    list_clips(folder, open_cached(folder).clips, info())
     assert snapshot(folder) == undisturbed
     assert repair(folder)[1] == []
 
 
-def test_an_older_row_does_not_come_back_while_the_newer_one_waits(quick):
+def test_repair__an_older_row_does_not_replace_a_lost_newer_one(quick):
     folder = quick / "a"
     make(folder, shards=2)
     add_shard(folder, 2, ["0-1"], seed=7)
     victim = folder / "embeddings/c/2/0/0/0"
     victim.write_bytes(b"")
     repair(folder)
-    data = open_place(open_store(folder))
+    data = open_cached(folder)
     assert "0-1" not in data.records
     assert "0-0" in data.records
     with pytest.raises(CacheError, match="'0-1' has no row"):
@@ -378,7 +381,7 @@ def test_an_older_row_does_not_come_back_while_the_newer_one_waits(quick):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["dtsf.json", "published.json", "metadata", "zarr.json"])
-def test_what_the_data_set_says_of_itself_is_put_right(quick, form, name):
+def test_repair__restores_metadata_and_published_files(quick, form, name):
     folder = quick / "a"
     values = make(folder, *form)
     if name == "metadata":
@@ -406,10 +409,10 @@ def test_what_the_data_set_says_of_itself_is_put_right(quick, form, name):
         assert verify(folder, deep=True).ok
         after = snapshot(folder)
         assert after.pop(name) == whole[name] or name == "published.json"
-        assert set(open_place(open_store(folder)).records) == set(values)
+        assert set(open_cached(folder).records) == set(values)
 
 
-def test_a_damaged_mark_is_found_and_taken_away(quick):
+def test_repair__removes_a_damaged_tombstone(quick):
     folder = quick / "a"
     make(folder, shards=2)
     (folder / "embeddings/c/0/0/0/0").write_bytes(b"")
@@ -417,17 +420,17 @@ def test_a_damaged_mark_is_found_and_taken_away(quick):
     mark = folder / "shards/00000.damaged"
     mark.write_bytes(mark.read_bytes()[:-20])
     with pytest.raises(CacheError, match="repair"):
-        open_place(open_store(folder))
+        open_cached(folder)
     assert [(d.shard, d.file) for d in verify(folder).damaged] == [(0, "shards/00000.damaged")]
     repair(folder)
     assert verify(folder, deep=True).ok
-    assert set(open_place(open_store(folder)).shards) == {1}
+    assert set(open_cached(folder).shards) == {1}
 
 
-def test_a_damaged_description_is_named_and_can_be_overwritten(quick):
+def test_open_dataset__names_damaged_metadata(quick):
     folder = quick / "a"
     make(folder, "hdf5")
     (folder / "dtsf.json").write_bytes((folder / "dtsf.json").read_bytes().replace(b'"nucla"', b'"nucle"'))
     with pytest.raises(CacheError, match="dtsf.json is damaged: its bytes do not match its checksum"):
         open_dataset(quick)
-    assert is_dataset(folder)
+    assert is_dataset(open_store(folder))

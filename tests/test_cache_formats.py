@@ -10,15 +10,15 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from cache_tools import FORMS, SHARD_SIZE, SPEC, forge, info, make, rows, shard_record, snapshot
+from make_cache import FORMS, SHARD_SIZE, SPEC, forge, info, make, rows, shard_record, snapshot
 
 from dtsf.cache import reader
-from dtsf.cache.convert import convert
-from dtsf.cache.documents import read_records
-from dtsf.cache.layout import array_shapes
+from dtsf.cache.check import verify
+from dtsf.cache.documents import open_handle, read_records
+from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import open_dataset
+from dtsf.cache.rewrite import convert
 from dtsf.cache.store import open_store
-from dtsf.cache.verify import verify
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.errors import CacheError
 
@@ -33,7 +33,7 @@ def check(data, values, arrays=ARRAYS):
 
 
 @pytest.mark.parametrize(("format_", "compress"), FORMS)
-def test_every_form_reads_the_same(tmp_path, format_, compress):
+def test_gather__is_equal_in_every_format(tmp_path, format_, compress):
     values = make(tmp_path / "a", format_, compress)
     data = open_dataset(tmp_path)
     assert data.where == ("mapped files" if compress == "none" else "decompressed shards")
@@ -47,15 +47,15 @@ def test_every_form_reads_the_same(tmp_path, format_, compress):
     assert verify(tmp_path / "a", deep=True).ok
     plain = tmp_path / "plain" / "a"
     make(plain)
-    ours, theirs = read_records(tmp_path / "a"), read_records(plain)
+    ours, theirs = read_records(open_handle(tmp_path / "a")), read_records(open_handle(plain))
     same = {"files": {}, "arrays": {}, "checksum": ""}
     assert [record.model_copy(update=same) for record in ours] == [record.model_copy(update=same) for record in theirs]
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])
-def test_any_zarr_client_opens_it(tmp_path, compress):
+def test_zarr__any_client_opens_a_dataset(tmp_path, compress):
     values = make(tmp_path / "a", "zarr", compress, shards=2)
-    extend(tmp_path / "a", 3)
+    extend(open_handle(tmp_path / "a"), 3)
     group = zarr.open_group(tmp_path / "a", mode="r")
     for array in ARRAYS:
         assert group[array].shape[0] == 3 * SHARD_SIZE
@@ -68,9 +68,9 @@ def test_any_zarr_client_opens_it(tmp_path, compress):
 
 
 @pytest.mark.parametrize("compress", ["none", "gzip"])
-def test_any_hdf5_program_opens_it(tmp_path, compress, monkeypatch):
+def test_hdf5__any_program_opens_a_dataset(tmp_path, compress, monkeypatch):
     values = make(tmp_path / "a", "hdf5", compress, shards=2)
-    extend(tmp_path / "a", 3)
+    extend(open_handle(tmp_path / "a"), 3)
     monkeypatch.chdir("/")
     with h5py.File(tmp_path / "a/dataset.h5") as file:
         for array in ARRAYS:
@@ -80,14 +80,14 @@ def test_any_hdf5_program_opens_it(tmp_path, compress, monkeypatch):
         assert np.isnan(file["embeddings"][2 * SHARD_SIZE :]).all()
         assert (file["frame_index"][2 * SHARD_SIZE :] == -1).all()
         assert json.loads(file.attrs["dtsf"])["fingerprint"] == SPEC.fingerprint()
-    record = read_records(tmp_path / "a")[1]
+    record = read_records(open_handle(tmp_path / "a"))[1]
     with h5py.File(tmp_path / "a/shards/00001.h5") as file:
         np.testing.assert_array_equal(file["pictures"][0], values["1-0"]["pictures"])
         if compress == "none":
             assert file["pictures"].id.get_offset() == record.arrays["pictures"].offset
 
 
-def test_array_documents_are_those_that_zarr_writes_itself(tmp_path):
+def test_zarr__documents_are_those_of_the_zarr_package(tmp_path):
     make(tmp_path / "a", shards=1)
     for array, (shape, dtype) in array_shapes(SPEC).items():
         ours = json.loads((tmp_path / "a" / array / "zarr.json").read_text())
@@ -127,7 +127,7 @@ def test_open_dataset__another_schema_version_is_refused(tmp_path):
     ("format_", "compress", "other", "squeezed"),
     [(*FORMS[k], *FORMS[(k + step) % 4]) for k in range(4) for step in (1, 2)],
 )
-def test_convert_keeps_rows_and_records_and_back_every_byte(tmp_path, format_, compress, other, squeezed):
+def test_convert__keeps_rows_and_records_and_restores_every_byte(tmp_path, format_, compress, other, squeezed):
     values = make(tmp_path / "one/a", format_, compress)
     assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 3
     check(open_dataset(tmp_path / "two"), values)
@@ -140,7 +140,7 @@ def test_convert_keeps_rows_and_records_and_back_every_byte(tmp_path, format_, c
     assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 0
 
 
-def test_convert_to_another_precision_is_another_identity(tmp_path):
+def test_convert__another_dtype_changes_the_fingerprint(tmp_path):
     values = make(tmp_path / "one/a")
     convert(tmp_path / "one/a", tmp_path / "wide/a", dtype="float32")
     wide = open_dataset(tmp_path / "wide")
@@ -151,20 +151,20 @@ def test_convert_to_another_precision_is_another_identity(tmp_path):
     np.testing.assert_array_equal(gathered[0], values["2-1"]["embeddings"].astype(np.float32))
     convert(tmp_path / "wide/a", tmp_path / "narrow/a", dtype="float16")
     check(open_dataset(tmp_path / "narrow"), values)
-    with pytest.raises(CacheError, match="float32 in the cache, float16 asked for"):
+    with pytest.raises(CacheError, match="float32 in the cache, float16 requested"):
         create_or_open(tmp_path / "wide/a", SPEC, info(), SHARD_SIZE)
     big = tmp_path / "big/a"
     spec = SPEC.model_copy(update={"embedding_dtype": "float32"})
     create_or_open(big, spec, info(), SHARD_SIZE)
     values = rows(1) | {"embeddings": np.full((1, *array_shapes(spec)["embeddings"][0]), 1e6, np.float32)}
-    write_shard(big, shard_record(0, ["x"]).model_copy(update={"fingerprint": spec.fingerprint()}), values)
+    write_shard(open_handle(big), shard_record(0, ["x"]).model_copy(update={"fingerprint": spec.fingerprint()}), values)
     with pytest.raises(CacheError, match="beyond float16"):
         convert(big, tmp_path / "small/a", dtype="float16")
-    with pytest.raises(CacheError, match="cannot be made float64"):
+    with pytest.raises(CacheError, match="cannot become float64"):
         convert(big, tmp_path / "small2/a", dtype="float64")
 
 
-def test_convert_refuses_damage_and_itself(tmp_path):
+def test_convert__refuses_damage_and_itself(tmp_path):
     make(tmp_path / "a")
     with pytest.raises(CacheError, match="onto itself"):
         convert(tmp_path / "a", tmp_path / "x/../a")
@@ -176,17 +176,17 @@ def test_convert_refuses_damage_and_itself(tmp_path):
         convert(tmp_path / "a", tmp_path / "c", compress="gzip")
 
 
-def test_other_format_than_the_one_there_is_refused(tmp_path):
+def test_create_or_open__refuses_another_format(tmp_path):
     make(tmp_path / "a", shards=1)
-    with pytest.raises(CacheError, match="has the format zarr, hdf5 was asked for.*convert"):
+    with pytest.raises(CacheError, match="has --format zarr, not hdf5.*convert"):
         create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, format="hdf5")
-    with pytest.raises(CacheError, match="has the compression none, zstd was asked for"):
+    with pytest.raises(CacheError, match="has --compress none, not zstd"):
         create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, compress="zstd")
     with pytest.raises(CacheError, match="unknown format 'csv': there are zarr, hdf5"):
         create_or_open(tmp_path / "b", SPEC, info("b"), SHARD_SIZE, format="csv")
 
 
-def test_gather_into_a_given_array(tmp_path):
+def test_gather__writes_into_a_given_array(tmp_path):
     values = make(tmp_path / "a")
     data = open_dataset(tmp_path)
     for _ in range(2):
@@ -199,7 +199,7 @@ def test_gather_into_a_given_array(tmp_path):
             data.embeddings(["2-2", "0-0"], wrong)
 
 
-def test_what_does_not_fit_is_not_held(tmp_path, monkeypatch):
+def test_hold__refuses_rows_that_do_not_fit(tmp_path, monkeypatch):
     make(tmp_path / "a")
     data = open_dataset(tmp_path)
     needed = len(data.clips) * data.row_bytes()
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_not_held(tmp_path, monkeypatch):
     assert data.hold()
 
 
-def test_pickled_data_set_carries_no_values(tmp_path):
+def test_cached_dataset__is_pickled_without_rows(tmp_path):
     make(tmp_path / "a")
     data = open_dataset(tmp_path)
     before = len(pickle.dumps(data))
@@ -218,7 +218,7 @@ def test_pickled_data_set_carries_no_values(tmp_path):
     assert len(pickle.dumps(data)) == before
 
 
-def test_reading_and_writing_raw_zarr_imports_no_heavy_library(tmp_path):
+def test_open_dataset__imports_no_heavy_library(tmp_path):
     make(tmp_path / "a")
     code = (
         "import sys; from pathlib import Path; from dtsf.cache.reader import open_dataset\n"
@@ -229,7 +229,7 @@ def test_reading_and_writing_raw_zarr_imports_no_heavy_library(tmp_path):
     assert done.stdout.strip() == "[]"
 
 
-def test_a_url_survives_being_a_path():
+def test_open_store__accepts_a_url_as_a_path():
     assert str(open_store(Path("s3://bucket/a/b"))) == str(open_store("s3://bucket/a/b/")) == "s3://bucket/a/b"
     assert open_store("file:///tmp/x").path == Path("/tmp/x")
     assert open_store("plain/folder").path == Path("plain/folder")

@@ -1,4 +1,4 @@
-"""A cache from elsewhere is data: nothing in it is run, followed or believed."""
+"""Caches from other people: nothing in them is executed, followed or trusted."""
 
 import contextlib
 import os
@@ -10,14 +10,14 @@ import zlib
 
 import numpy as np
 import pytest
-from cache_tools import FORMS, SHARD_SIZE, SPEC, forge, info, make, snapshot
+from make_cache import FORMS, SHARD_SIZE, SPEC, forge, info, make, snapshot
 
-from dtsf.cache.convert import convert
-from dtsf.cache.documents import read_records
-from dtsf.cache.layout import array_shapes
-from dtsf.cache.reader import list_datasets, open_dataset, open_place
+from dtsf.cache.check import verify
+from dtsf.cache.documents import open_handle, read_records
+from dtsf.cache.formats import array_shapes
+from dtsf.cache.reader import list_datasets, open_cached, open_dataset
+from dtsf.cache.rewrite import convert
 from dtsf.cache.store import open_store
-from dtsf.cache.verify import verify
 from dtsf.cache.writer import create_or_open
 from dtsf.errors import CacheError
 
@@ -29,7 +29,7 @@ def use(root):
     data = open_dataset(root)
     for array in ARRAYS:
         data.gather(array, [clip.id for clip in data.clips])
-    found = verify(data.place, deep=True)
+    found = verify(data.store, deep=True)
     assert found.ok, found.damaged
 
 
@@ -37,26 +37,26 @@ def use(root):
     "name",
     ["dtsf.json", "shards", "shards/00000.json", "embeddings", "embeddings/c/0", "embeddings/c/0/0/0/0", "published.json"],
 )
-def test_links_are_refused(tmp_path, name):
+def test_open_dataset__refuses_links(tmp_path, name):
     make(tmp_path / "cache/a")
     use(tmp_path / "cache")
     elsewhere = tmp_path / "elsewhere"
     (tmp_path / "cache/a" / name).rename(elsewhere)
     (tmp_path / "cache/a" / name).symlink_to(elsewhere)
-    with pytest.raises((CacheError, AssertionError), match=r"link|is empty"):
+    with pytest.raises((CacheError, AssertionError), match=r"link|no dataset"):
         use(tmp_path / "cache")
 
 
-def test_a_data_set_that_is_a_link_is_none(tmp_path):
+def test_list_datasets__skips_links(tmp_path):
     make(tmp_path / "private/a")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/b").symlink_to(tmp_path / "private/a")
     assert list_datasets(tmp_path / "cache") == []
     with pytest.raises(CacheError, match="is a link"):
-        open_place(open_store(tmp_path / "cache/b"))
+        open_cached(tmp_path / "cache/b")
 
 
-def test_writing_does_not_follow_a_link_out(tmp_path):
+def test_write_shard__does_not_follow_links(tmp_path):
     create_or_open(tmp_path / "cache/a", SPEC, info(), SHARD_SIZE)
     home = tmp_path / "home"
     home.mkdir()
@@ -66,12 +66,12 @@ def test_writing_does_not_follow_a_link_out(tmp_path):
     assert list(home.iterdir()) == []
 
 
-def test_something_else_than_a_file_is_refused(tmp_path):
+def test_open_dataset__refuses_a_pipe(tmp_path):
     make(tmp_path / "a")
     path = tmp_path / "a/shards/00001.json"
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(CacheError, match="not a plain file"):
+    with pytest.raises(CacheError, match="not a regular file"):
         use(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_something_else_than_a_file_is_refused(tmp_path):
         (lambda d: d["clips"][0].update(row=1), "belongs to two clips"),
         (lambda d: d["clips"][0].update(row=3), "has row 3"),
         (lambda d: d["clips"][0].update(row=-1), "has row -1"),
-        (lambda d: d.update(shard=7), "says that it is shard 7"),
+        (lambda d: d.update(shard=7), "has the number of shard 7"),
         (lambda d: d.update(fingerprint="0" * 16), "has fingerprint 0000"),
         (lambda d: d.update(surprise=1), "is damaged"),
         (lambda d: d["clips"][0].update(status="truncated"), "is truncated and has row 0"),
@@ -99,7 +99,7 @@ def test_something_else_than_a_file_is_refused(tmp_path):
         (lambda d: d["files"]["embeddings/c/0/0/0/0"].update(bytes=10**13), "10000000000000"),
     ],
 )
-def test_a_forged_record_is_refused(tmp_path, change, message):
+def test_open_dataset__refuses_a_forged_record(tmp_path, change, message):
     make(tmp_path / "a")
     forge(tmp_path / "a/shards/00000.json", change)
     with pytest.raises(CacheError, match=message):
@@ -117,7 +117,7 @@ def test_a_forged_record_is_refused(tmp_path, change, message):
         {"channels": 10**12},
     ],
 )
-def test_a_forged_spec_is_refused(tmp_path, change):
+def test_open_dataset__refuses_a_forged_spec(tmp_path, change):
     make(tmp_path / "a")
     forge(tmp_path / "a/dtsf.json", lambda d: d["spec"].update(change))
     with pytest.raises(CacheError, match=r"is damaged|unknown"):
@@ -125,14 +125,14 @@ def test_a_forged_spec_is_refused(tmp_path, change):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_ten_kilobytes_that_claim_ten_terabytes_are_refused_before_memory_is_taken(tmp_path, form):
+def test_gather__refuses_a_claim_of_10_TB_before_memory_is_allocated(tmp_path, form):
     """All documents agree with each other that there are 10 TB; the files have 10 KB, or pretend to be large."""
     spec = SPEC.model_copy(update={"frames": 4096, "grid": 256, "channels": 65536 // 64})
     create_or_open(tmp_path / "a", spec, info(), 20, format=form[0], compress=form[1])
     make(tmp_path / "small/a", *form, shards=1)
     claimed = {array: 20 * int(np.prod(s)) * d.itemsize for array, (s, d) in array_shapes(spec).items()}
     assert claimed["embeddings"] > 10e12
-    record = read_records(tmp_path / "small/a")[0]
+    record = read_records(open_handle(tmp_path / "small/a"))[0]
     source = tmp_path / "small/a/shards/00000.json"
     for sparse in (False, True):
 
@@ -173,13 +173,13 @@ def test_ten_kilobytes_that_claim_ten_terabytes_are_refused_before_memory_is_tak
 
 
 @pytest.mark.parametrize("form", FORMS[2:])
-def test_a_bomb_is_not_unpacked(tmp_path, form):
+def test_gather__does_not_unpack_a_bomb(tmp_path, form):
     """A compressed part that unpacks to a gigabyte, under a right checksum."""
     from numcodecs.zstd import Zstd
 
     make(tmp_path / "a", *form, shards=1)
     bomb = Zstd(1).encode(bytes(1 << 28)) if form[0] == "zarr" else zlib.compress(bytes(1 << 28), 9)
-    record = read_records(tmp_path / "a")[0]
+    record = read_records(open_handle(tmp_path / "a"))[0]
     part = record.arrays["embeddings"]
     path = tmp_path / "a" / part.file
     data = path.read_bytes()[: part.offset] + bytes(bomb)
@@ -208,7 +208,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, form):
 
 
 @pytest.mark.parametrize("name", ["dtsf.json", "zarr.json", "shards/00000.json", "embeddings/c/0/0/0/0"])
-def test_a_pickle_is_not_opened(tmp_path, name):
+def test_open_dataset__does_not_open_a_pickle(tmp_path, name):
     make(tmp_path / "a")
     if name == "zarr.json":
         (tmp_path / "a/dtsf.json").unlink()
@@ -223,7 +223,7 @@ def test_a_pickle_is_not_opened(tmp_path, name):
     assert not (tmp_path / "harm").exists()
 
 
-def test_deep_nesting_and_huge_documents_are_refused(tmp_path):
+def test_open_dataset__refuses_deep_nesting_and_huge_documents(tmp_path):
     make(tmp_path / "a")
     path = tmp_path / "a/shards/00000.json"
     path.write_text("[" * 200_000)
@@ -234,13 +234,13 @@ def test_deep_nesting_and_huge_documents_are_refused(tmp_path):
         use(tmp_path)
     path.unlink()
     (tmp_path / "a/dtsf.json").write_text("[" * 200_000)
-    with pytest.raises(CacheError, match=r"empty|damaged"):
+    with pytest.raises(CacheError, match=r"no dataset|damaged"):
         use(tmp_path)
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.slow)])
-def test_flips_and_cuts_are_found(tmp_path, form, count):
+def test_verify__finds_flips_and_cuts(tmp_path, form, count):
     """By verify, with the file's name; the reader refuses or reads, and does nothing else."""
     folder = tmp_path / "a"
     make(folder, *form)
@@ -275,7 +275,7 @@ def test_flips_and_cuts_are_found(tmp_path, form, count):
         (lambda d: d["clips"][0]["clip"].update(view=0), "is damaged"),
         (lambda d: d["clips"].append(d["clips"][0]), "has the clip 0-0 twice"),
         (lambda d: d["clips"][1]["clip"].update(group="g0-0"), "0-0 and 0-1 are both view 1 of group g0-0"),
-        (lambda d: d["clips"][1]["clip"].update(group="g0-0", view=2, label=1), "group g0-0 has label 0 by 0-0 and 1 by 0-1"),
+        (lambda d: d["clips"][1]["clip"].update(group="g0-0", view=2, label=1), "group g0-0 has label 0 in 0-0 and 1 in 0-1"),
         (lambda d: d["clips"][0]["clip"].update(path="../../etc/passwd"), "leaves the data root"),
         (lambda d: d["info"].update(class_names=["x", "x"]), "names the class 'x' twice"),
         (lambda d: d["info"].update(view_names=["1", "1"]), "names the view '1' twice"),
@@ -283,29 +283,29 @@ def test_flips_and_cuts_are_found(tmp_path, form, count):
         (lambda d: d["clips"][0].update(surprise=1), "is damaged"),
     ],
 )
-def test_a_forged_catalog_is_refused_by_name_before_training_and_by_verify(tmp_path, change, message):
+def test_read_catalog__a_forged_catalog_is_refused_and_found_by_verify(tmp_path, change, message):
     make(tmp_path / "a")
     forge(tmp_path / "a/catalog.json", change)
-    with pytest.raises(CacheError, match=rf"catalog\.json.*{message}.*decodes nothing again") as raised:
+    with pytest.raises(CacheError, match=rf"catalog\.json.*{message}.*without decoding") as raised:
         open_dataset(tmp_path)
     found = verify(tmp_path / "a")
     assert [(d.shard, d.file, d.reason) for d in found.damaged] == [(None, "catalog.json", str(raised.value))]
 
 
 @pytest.mark.parametrize("change", [{"key": "f" * 32}, {"key": "", "bytes": 8}])
-def test_a_catalog_that_names_rows_of_nobody_is_found(tmp_path, change):
+def test_verify__finds_a_catalog_with_unknown_rows(tmp_path, change):
     make(tmp_path / "a")
     forge(tmp_path / "a/catalog.json", lambda d: d["clips"][0].update(change))
     found = verify(tmp_path / "a")
     assert [d.file for d in found.damaged] == ["catalog.json"]
-    assert "clip 0-0 has the row" in found.damaged[0].reason
+    assert "for clip 0-0, which no record has" in found.damaged[0].reason
     # To open it is no harm: what has no row is not trained on, and said.
     data = open_dataset(tmp_path)
     assert [(one.clip.id, one.status) for one in data.bad] == [("0-0", "waiting")]
     assert "0-0" not in {clip.id for clip in data.clips}
 
 
-def test_two_clips_of_one_row_are_one_computation(tmp_path):
+def test_gather__two_clips_may_share_a_row(tmp_path):
     make(tmp_path / "a")
     forge(tmp_path / "a/catalog.json", lambda d: d["clips"][0].update(key=d["clips"][1]["key"]))
     data = open_dataset(tmp_path)
@@ -313,15 +313,14 @@ def test_two_clips_of_one_row_are_one_computation(tmp_path):
     assert verify(tmp_path / "a").ok
 
 
-def test_what_writes_while_another_does_is_refused_with_one_message(tmp_path):
-    from dtsf.cache.compact import compact
-    from dtsf.cache.lock import write_lock
-    from dtsf.cache.repair import repair
+def test_write_lock__a_second_writer_is_refused(tmp_path):
+    from dtsf.cache.check import repair
+    from dtsf.cache.rewrite import compact
 
     make(tmp_path / "a")
     (tmp_path / "b").mkdir()
     before = snapshot(tmp_path)
-    with write_lock(open_store(tmp_path / "a")), write_lock(open_store(tmp_path / "b/a")):
+    with open_store(tmp_path / "a").write_lock(), open_store(tmp_path / "b/a").write_lock():
         for write in (
             lambda: compact(tmp_path / "a"),
             lambda: repair(tmp_path / "a"),

@@ -11,17 +11,16 @@ import urllib.request
 
 import numpy as np
 import pytest
-from cache_tools import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, names, race, rows, snapshot, winners
-from forked import exit_code, forked
+from helpers import exit_code, forked
+from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, names, race, rows, snapshot, winners
 
 from dtsf.cache import remote
-from dtsf.cache.convert import convert
-from dtsf.cache.documents import read_records
-from dtsf.cache.info import describe
+from dtsf.cache.check import repair, verify
+from dtsf.cache.documents import open_handle, read_records
 from dtsf.cache.reader import list_datasets, open_dataset
-from dtsf.cache.repair import repair
+from dtsf.cache.rewrite import convert
 from dtsf.cache.store import open_store
-from dtsf.cache.verify import verify
+from dtsf.cache.summary import summarise
 from dtsf.cache.writer import create_or_open
 from dtsf.errors import CacheError, FingerprintError
 
@@ -75,15 +74,16 @@ def bucket(server, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[3], marks=pytest.mark.slow)])
-def test_write_resume_read_verify_repair(bucket, tmp_path, form):
+def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
     url = f"{bucket}/a"
     create_or_open(url, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
     assert list_datasets(bucket) == ["a"]
     add_shard(url, 0, names(0), seed=0)
-    # Uploaded by a writer that died before its record: it never existed, and is written again.
-    open_store(url).write(sorted(read_records(url)[0].files)[0].replace("00000", "00001").replace("c/0", "c/1"), b"half")
-    assert [record.shard for record in read_records(url)] == [0]
-    with pytest.raises(FingerprintError, match="size: 96 in the cache, 192 asked for"):
+    # A writer died before its record: the shard does not exist, and is written again.
+    (record,) = read_records(open_handle(url))
+    open_store(url).write(min(record.files).replace("00000", "00001").replace("c/0", "c/1"), b"half")
+    assert read_records(open_handle(url)) == [record]
+    with pytest.raises(FingerprintError, match="size: 96 in the cache, 192 requested"):
         create_or_open(url, SPEC.model_copy(update={"size": 192}), info(), SHARD_SIZE)
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     for shard in (1, 2):
@@ -101,20 +101,20 @@ def test_write_resume_read_verify_repair(bucket, tmp_path, form):
     assert data.hold()
     np.testing.assert_array_equal(open_dataset(bucket).pictures(names(1)), rows(SHARD_SIZE, seed=1)["pictures"])
     assert set(copies) <= set(snapshot(tmp_path / "copies"))
-    victim = sorted(read_records(url)[1].files)[0]
+    victim = sorted(read_records(open_handle(url))[1].files)[0]
     whole = open_store(url).read(victim)
     open_store(url).write(victim, whole[:-1] + bytes([whole[-1] ^ 1]))
     found = verify(url, deep=True)
     assert [(d.shard, d.file) for d in found.damaged] == [(1, victim)]
     repair(url)
-    page = describe(open_store(url))
+    page = summarise(url)
     assert (page.clips, page.redo) == (6, (1,))
     add_shard(url, 1, names(1), seed=1)
     assert verify(url, deep=True).ok
     assert open_store(url).read(victim) == whole
 
 
-def test_a_copy_of_what_the_record_does_not_promise_is_refused(bucket):
+def test_local_path__refuses_an_object_with_another_checksum(bucket):
     url = f"{bucket}/a"
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     add_shard(url, 0, names(0))
@@ -128,7 +128,7 @@ def test_a_copy_of_what_the_record_does_not_promise_is_refused(bucket):
         open_dataset(bucket).embeddings(["0-0"])
 
 
-def test_convert_there_and_back(bucket, tmp_path):
+def test_convert__to_s3_and_back(bucket, tmp_path):
     make(tmp_path / "here/a")
     assert convert(tmp_path / "here/a", f"{bucket}/a", format="hdf5", compress="gzip") == 3
     assert convert(f"{bucket}/a", tmp_path / "back/a", format="zarr", compress="none") == 3
@@ -137,7 +137,7 @@ def test_convert_there_and_back(bucket, tmp_path):
     assert there == back
 
 
-def test_two_writers_one_wins_each_shard(bucket):
+def test_s3__one_of_two_writers_wins_each_shard(bucket):
     url = f"{bucket}/a"
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     context = multiprocessing.get_context("spawn")
@@ -153,7 +153,7 @@ def test_two_writers_one_wins_each_shard(bucket):
     assert not [name for name in open_store(url).names("shards") if name.endswith(".claim")]
 
 
-def test_a_dead_writers_claim_is_taken_over(bucket, monkeypatch):
+def test_claim__is_taken_over_from_a_dead_writer(bucket, monkeypatch):
     url = f"{bucket}/a"
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     claim = "shards/00000.json.claim"
@@ -173,7 +173,7 @@ def test_a_dead_writers_claim_is_taken_over(bucket, monkeypatch):
     assert open_store(url).size(claim) is None
 
 
-def test_forked_reader(bucket):
+def test_s3__a_forked_process_reads(bucket):
     url = f"{bucket}/a"
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     add_shard(url, 0, names(0), seed=0)
@@ -186,14 +186,14 @@ def test_forked_reader(bucket):
     assert exit_code(forked(read)) == 0
 
 
-def test_store_that_is_not_there(bucket, monkeypatch):
-    with pytest.raises(CacheError, match=r"cannot|is empty"):
+def test_open_dataset__names_a_missing_store(bucket, monkeypatch):
+    with pytest.raises(CacheError, match=r"cannot|no dataset"):
         open_dataset("s3://no-such-bucket-of-dtsf/cache")
     with pytest.raises(CacheError, match="cannot"):
         open_dataset("nonsense://x/y")
 
 
-def test_the_command_line_takes_a_url(bucket, dtsf, tmp_path):
+def test_cache_command__accepts_a_url(bucket, dtsf, tmp_path):
     make(tmp_path / "here/a")
     done = dtsf.json("cache", "convert", "here", f"{bucket}/x", cwd=tmp_path)
     assert done == {"target": f"{bucket}/x", "shards_written": {"a": 3}}

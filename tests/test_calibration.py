@@ -3,9 +3,9 @@
 
 import pytest
 import torch
-from drawn_cache import draw
 from hypothesis import given
 from hypothesis import strategies as st
+from make_cache import draw
 from safetensors.torch import load_file
 from test_export import assert_says_the_same
 

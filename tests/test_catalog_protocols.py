@@ -1,7 +1,7 @@
 """Names on disk -> clips -> train and test, with the traps of each data set."""
 
 import pytest
-from folders import touch
+from helpers import touch
 
 from dtsf.errors import ConfigError, DataError
 from dtsf.pipeline.datasets import scan_source

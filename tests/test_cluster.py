@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from forked import alive, wait_until
+from helpers import alive, wait_until
 from test_preprocess import SMALL, catalog_of, preprocess, start_script
 
 from dtsf.cache.reader import open_dataset

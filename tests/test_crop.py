@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtsf.cache.records import Clip
+from dtsf.cache.schema import Clip
 from dtsf.errors import FingerprintError
 from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.preprocess import make_spec, preprocess
@@ -127,6 +127,6 @@ def test_preprocess__crop_is_part_of_the_fingerprint(make_video, tmp_path):
         kind="nucla", root=tmp_path / "v", clips=(clip,), class_names=("x",), view_names=("1",)
     )
     preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, crop="centre", workers=1))
-    with pytest.raises(FingerprintError, match="crop: centre in the cache, motion asked for"):
+    with pytest.raises(FingerprintError, match="crop: centre in the cache, motion requested"):
         preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, workers=1))
     assert make_spec(PreprocessSettings(**{**SMALL, "encoder": "pixels"})).crop == "centre"

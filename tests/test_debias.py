@@ -5,7 +5,7 @@ import torch
 import toy_groups
 from toy_groups import CLASSES, SMALL, VIEWS, toy
 
-from dtsf.cache.records import Clip
+from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
 from dtsf.model.network import DTSFNet
 from dtsf.training.data import Groups, evaluation_batches, name_backgrounds, training_batches

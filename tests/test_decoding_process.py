@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 import pytest
-from forked import alive, wait_until
+from helpers import alive, wait_until
 
-from dtsf.cache.records import Status
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video import decoder_process
 from dtsf.pipeline.video.clip import Span

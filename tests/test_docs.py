@@ -208,7 +208,7 @@ def test_page_about_python__its_cells_run(tmp_path):
     done = _run("python cells.py", tmp_path, ROOT)
     assert "{'ok': 60}" in done.stdout
     assert "all views of unseen subjects (2)" in done.stdout
-    assert "no cache at nowhere" in done.stdout
+    assert "no dataset in the cache nowhere" in done.stdout
     assert (tmp_path / "prediction.mp4").stat().st_size > 10_000
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtsf.cache.spec import CacheSpec
+from dtsf.cache.schema import CacheSpec
 from dtsf.errors import ConfigError
 from dtsf.pipeline.encoders import efficientnet_lite as lite
 from dtsf.pipeline.encoders import timm_models

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import BadClip
+from dtsf.cache.schema import BadClip
 from dtsf.errors import ConfigError
 from dtsf.training.data import Groups
 from dtsf.training.evaluate import evaluate

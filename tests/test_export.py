@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet

@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-from folders import touch
+from helpers import touch
 
 from dtsf.errors import DataError, SourceError
 from dtsf.pipeline import source

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.model.network import DTSFNet
 from dtsf.training.data import Groups
 from dtsf.training.loop import fit

@@ -14,15 +14,14 @@ import signal
 
 import pytest
 import torch
-from cache_tools import forge, make
-from drawn_cache import draw
 from hostile import VALUES, forged, listing, nothing_outside, places, put, put_in_place, spoiled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from make_cache import draw, forge, make
 
 from dtsf import api
+from dtsf.cache.check import verify
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.verify import verify
 from dtsf.errors import CheckpointError, DtsfError
 from dtsf.pipeline.datasets.import_lists import import_lists
 from dtsf.predict.onnx import export_onnx, read_onnx

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from folders import touch
+from helpers import touch
 
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets import scan_source

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from forked import wait_until
+from helpers import wait_until
 
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.records import Clip
+from dtsf.cache.schema import Clip
 from dtsf.errors import BadClipsError, CacheError, ConfigError, FingerprintError
 from dtsf.pipeline import preprocess as run
 from dtsf.pipeline.datasets.catalog import SourceCatalog
@@ -74,7 +74,7 @@ def test_rows_are_what_decoding_and_embedding_give(videos, small, spec, tmp_path
     assert (result.clips, result.groups, result.already_done, result.verdicts) == (10, 5, 0, {"ok": 10})
     assert [(p.done, p.total, p.bad) for p in seen] == [(k, 10, 0) for k in range(1, 11)]
     data = open_dataset(tmp_path)
-    assert len(list((data.folder / "shards").iterdir())) == 3
+    assert len(list((data.store.path / "shards").iterdir())) == 3
     encoder = load_encoder(spec.encoder, spec.size, spec.grid, "cpu")
     for name in ("c0", "c9"):
         decoded = decode_clip(videos / f"{name}.avi", 3, 96, crop=spec.crop)
@@ -84,7 +84,7 @@ def test_rows_are_what_decoding_and_embedding_give(videos, small, spec, tmp_path
         blocks = decoded.frames.reshape(3, 48, 2, 48, 2, 3).mean((2, 4))
         assert np.abs(data.pictures([name])[0] - blocks).max() <= 1
     shard, record = data.records["c9"]
-    held = zarr.open_group(data.folder, mode="r")["embeddings"][shard * data.shard_size + record.row]
+    held = zarr.open_group(data.store.path, mode="r")["embeddings"][shard * data.shard_size + record.row]
     np.testing.assert_array_equal(held, data.embeddings(["c9"])[0])
 
 
@@ -171,7 +171,7 @@ def test_other_settings_name_and_overwrite(videos, small, spec, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
     preprocess(catalog, tmp_path, small, workers=1)
     other = PreprocessSettings(**{**SMALL, "frames": 2})
-    with pytest.raises(FingerprintError, match="frames: 3 in the cache, 2 asked for"):
+    with pytest.raises(FingerprintError, match="frames: 3 in the cache, 2 requested"):
         preprocess(catalog, tmp_path, other, workers=1)
     preprocess(catalog, tmp_path, other, name="two", workers=1)
     preprocess(catalog, tmp_path, other, workers=1, overwrite=True)

@@ -4,9 +4,9 @@ import csv
 import re
 
 import pytest
-from cache_tools import clip
+from make_cache import clip
 
-from dtsf.cache.records import Clip
+from dtsf.cache.schema import Clip
 from dtsf.training.protocols import describe, parse_protocol, split_clips
 
 

@@ -5,10 +5,10 @@ import re
 
 import pytest
 import torch
-from drawn_cache import draw
+from make_cache import draw
 
 from dtsf import api
-from dtsf.cache.spec import DatasetInfo
+from dtsf.cache.schema import DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet

@@ -214,7 +214,7 @@ def test_without_its_cache_a_report_says_so_and_still_has_the_numbers(dtsf, worl
         ("metrics.json", None, "finish it with the command that began it"),
         ("metrics.json", "{}", "dataset: Field required"),
         ("metrics.json", "[1]", "does not hold a JSON object"),
-        ("metrics.json", '{"top1": ', "is no JSON that can be read"),
+        ("metrics.json", '{"top1": ', "is not valid JSON"),
         ("metrics.json", '{"top1": NaN}', "NaN is no number of JSON"),
         ("last/state.json", "{}", "state.json"),
     ],

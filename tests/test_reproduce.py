@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from folders import touch
+from helpers import touch
 from safetensors.torch import load_file
 
 from dtsf.cache.reader import open_dataset

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import xxhash
 from fake_stage1 import FakeStage1, rows_of
-from folders import MEMORY
+from helpers import MEMORY
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from dtsf.cache.compact import compact
-from dtsf.cache.documents import read_records
-from dtsf.cache.reader import open_place
-from dtsf.cache.store import open_store
-from dtsf.cache.verify import verify
+from dtsf.cache.check import verify
+from dtsf.cache.documents import open_handle, read_records
+from dtsf.cache.reader import open_cached
+from dtsf.cache.rewrite import compact
 from dtsf.files import write as commit
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.preprocess import preprocess
@@ -180,7 +179,7 @@ class SourceMachine(RuleBasedStateMachine):
     def run_and_die(self, after):
         """At one of the renames by which something becomes true."""
         count = iter(range(1000))
-        original = commit._rename
+        original = commit.rename
 
         def die(*given):
             if next(count) == after:
@@ -188,12 +187,12 @@ class SourceMachine(RuleBasedStateMachine):
             original(*given)
 
         with pytest.MonkeyPatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
-            patch.setattr(commit, "_rename", die)
+            patch.setattr(commit, "rename", die)
             self.preprocess()
         contents = {xxhash.xxh3_128_hexdigest(content): content for content, _ in map(self.content, self.table)}
         held = {
             (contents[record.source.content_hash], "" if record.source.start is None else str(record.source.start))
-            for shard in read_records(self.cache / "manifest")
+            for shard in read_records(open_handle(self.cache / "manifest"))
             for record in shard.clips
             if record.source.content_hash in contents
         }
@@ -205,7 +204,7 @@ class SourceMachine(RuleBasedStateMachine):
         compact(self.cache / "manifest")
         listed = {
             (record.source.content_hash, record.source.start)
-            for shard in read_records(self.cache / "manifest")
+            for shard in read_records(open_handle(self.cache / "manifest"))
             for record in shard.clips
         }
         self.computed = {
@@ -213,7 +212,7 @@ class SourceMachine(RuleBasedStateMachine):
             for content, start in self.computed
             if (xxhash.xxh3_128_hexdigest(content), float(start) if start else None) in listed
         }
-        data = open_place(open_store(self.cache / "manifest"))
+        data = open_cached(self.cache / "manifest")
         named = {(shard, record.key) for shard, record in data.records.values()}
         assert named == {(n, record.key) for n, shard in data.shards.items() for record in shard.clips}
         assert verify(self.cache / "manifest", deep=True).ok
@@ -222,7 +221,7 @@ class SourceMachine(RuleBasedStateMachine):
     def stage_2_sees_what_is_true(self):
         if self.seen is None:
             return
-        data = open_place(open_store(self.cache / "manifest"))
+        data = open_cached(self.cache / "manifest")
         names, views = data.info.class_names, data.info.view_names
         told = Counter()
         for clip in (*data.clips, *(one.clip for one in data.bad)):
@@ -234,7 +233,7 @@ class SourceMachine(RuleBasedStateMachine):
     def rows_are_those_of_a_fresh_cache(self):
         if self.seen is None or self.seen != self.table:
             return
-        data = open_place(open_store(self.cache / "manifest"))
+        data = open_cached(self.cache / "manifest")
         for clip in data.clips:
             record = data.records[clip.id][1]
             path = self.root / clip.path

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy_groups
-from cache_tools import clip
-from forked import forked
+from helpers import forked
+from make_cache import clip
 from safetensors.torch import load_file
 from toy_groups import CLASSES, SMALL, toy
 

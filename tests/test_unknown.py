@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from drawn_cache import draw
 from hypothesis import given
 from hypothesis import strategies as st
+from make_cache import draw
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from dtsf import api

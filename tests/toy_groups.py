@@ -5,7 +5,7 @@ import json
 import torch
 import torch.nn.functional as F
 
-from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.training.data import Groups
 from dtsf.training.loop import fit
 from dtsf.training.recipe import load_recipe

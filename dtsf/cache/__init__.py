@@ -1,1 +1,1 @@
-"""What stage 1 leaves and stage 2 reads."""
+"""The cache: written by stage 1, read by stage 2."""

@@ -1,181 +1,236 @@
-"""The documents of a data set: what it says of itself, its commit records, how far its files reach. Read, checked, refused."""
+"""JSON documents of a dataset: metadata, commit records and published files. They are read, checked and refused here.
+
+Each document has its own checksum, so that a changed byte is found. Its last field is ``checksum``: the xxh3-64 of the file
+with sixteen zeros in that field.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
-from dtsf.cache import hdf5_format as hdf5_store
-from dtsf.cache import zarr_format as zarr_store
-from dtsf.cache.layout import METADATA, PUBLISHED, array_shapes, check_record, damaged_name, record_name
-from dtsf.cache.seal import read_with_checksum
-from dtsf.cache.spec import (
-    LAYOUT,
-    SCHEMA_VERSION,
-    DatasetMetadata,
-    FileRecord,
-    PublishedFiles,
-    ShardRecord,
-    StoredArray,
-)
-from dtsf.cache.store import LocalStore, open_store
+from dtsf.cache.formats import StorageFormat, array_bytes, array_shapes, storage_format
+from dtsf.cache.schema import LAYOUT, SCHEMA_VERSION, DatasetMetadata, FileRecord, PublishedFiles, ShardRecord
+from dtsf.cache.store import open_store
 from dtsf.errors import CacheError
+from dtsf.files.read import parse_model
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    import numpy as np
+    from dtsf.cache.schema import CacheSpec
+    from dtsf.cache.store import Store
 
-    from dtsf.cache.remote import RemoteStore
+METADATA = "dtsf.json"
+CATALOG = "catalog.json"
+PUBLISHED = "published.json"
+NO_CHECKSUM = "0" * 16
+CHECKSUM = re.compile(rb'"checksum": ?"([0-9a-f]{16})"\s*\}\s*\Z')
+"""End of a document."""
 
-    Where = str | Path | LocalStore | RemoteStore
-
-
-PREPROCESS_AGAIN = "preprocess again (dtsf preprocess --overwrite)"
+T = TypeVar("T", bound=Frozen)
 
 
 @dataclass(frozen=True)
-class StorageFormat:
-    """The small interface behind which the formats are."""
+class DatasetHandle:
+    """Dataset of a cache: its store, and its metadata, which is read once."""
 
-    compressions: tuple[str, ...]
-    data_files: Callable[[DatasetMetadata, int], tuple[str, ...]]
-    """Shard -> names of its files."""
-    encode: Callable[[DatasetMetadata, int, Mapping[str, np.ndarray]], tuple[dict[str, bytes], dict[str, StoredArray]]]
-    """Rows of a shard -> bytes of its files, and where each array is in them."""
-    decode: Callable[[memoryview, np.ndarray], None]
-    """Decompress one array of a shard into an array of the right size."""
-    published_files: Callable[[DatasetMetadata, int], dict[str, bytes]]
-    """The files that show so many shards to other programs."""
+    store: Store
+    metadata: DatasetMetadata
 
+    @property
+    def spec(self) -> CacheSpec:
+        """Settings that the rows were computed with."""
+        return self.metadata.spec
 
-FORMATS = {
-    name: StorageFormat(module.COMPRESSIONS, module.data_files, module.encode, module.decode, module.published_files)
-    for name, module in (("zarr", zarr_store), ("hdf5", hdf5_store))
-}
+    @property
+    def shard_size(self) -> int:
+        """Rows of a full shard."""
+        return self.metadata.shard_size
 
-
-def storage_format(name: str, compress: str) -> StorageFormat:
-    """The format of a name that can compress so. Raises CacheError: an unknown name."""
-    if name not in FORMATS:
-        raise CacheError(f"unknown format {name!r}: there are {', '.join(FORMATS)}")
-    if compress not in FORMATS[name].compressions:
-        raise CacheError(f"{name} has no compression {compress!r}: there are {', '.join(FORMATS[name].compressions)}")
-    return FORMATS[name]
+    @property
+    def format(self) -> StorageFormat:
+        """Storage format."""
+        return storage_format(self.metadata.format, self.metadata.compress)
 
 
-def is_dataset(where: Where) -> bool:
-    """Return True if dtsf made a dataset there, also one of an older layout or with damaged metadata."""
-    place = open_store(where)
+def open_handle(path: str | Path | Store) -> DatasetHandle:
+    """Open a dataset. Raises CacheError: not a dtsf cache, damaged, or of another layout."""
+    store = open_store(path)
+    data = store.read(METADATA)
+    if data is not None:
+        return DatasetHandle(store, parse_metadata(data, f"{store}/{METADATA}"))
+    published = _published_metadata(store)
+    if published is None:
+        raise CacheError(f"{store} is not a dtsf cache: it has no {METADATA}")
+    if published.get("layout", 1) == 1:
+        raise CacheError(_other_layout(str(store), 1, SCHEMA_VERSION))
+    raise CacheError(f"{store} has lost its {METADATA}: run dtsf cache repair {store}")
+
+
+def is_dataset(store: Store) -> bool:
+    """Return True if dtsf made a dataset there, also one of another layout or with damaged metadata."""
     try:
-        return place.size(METADATA) is not None or _published_metadata(place) is not None
+        return store.size(METADATA) is not None or _published_metadata(store) is not None
     except CacheError:
         return False
 
 
-def read_metadata(where: Where) -> DatasetMetadata:
-    """Read ``dtsf.json``. Raises CacheError: not a dtsf cache, damaged, or of another layout."""
-    place = open_store(where)
-    data = place.read(METADATA)
-    if data is not None:
-        return parse_metadata(data, f"{place}/{METADATA}")
-    published = _published_metadata(place)
-    if published is None:
-        raise CacheError(f"{place} is not a dtsf cache: it has no {METADATA}")
-    if published.get("layout", 1) == 1:
-        raise CacheError(f"{place} has cache layout 1, this dtsf reads layout {LAYOUT}: {PREPROCESS_AGAIN}")
-    raise CacheError(f"{place} has lost its {METADATA}: run dtsf cache repair {place}")
-
-
-def parse_metadata(data: bytes, where: str) -> DatasetMetadata:
+def parse_metadata(data: bytes, source: str) -> DatasetMetadata:
     """Parse and check ``dtsf.json``. Raises CacheError: damaged, or of another layout."""
     try:
-        held = json.loads(data)
-        layout, schema = held.get("layout", 1), held["spec"]["schema_version"]
+        document = json.loads(data)
+        layout, schema = document.get("layout", 1), document["spec"]["schema_version"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+        raise CacheError(f"{source} is damaged: {type(error).__name__}: {error}") from error
     if schema != SCHEMA_VERSION or layout != LAYOUT:
-        raise CacheError(
-            f"{where} has cache layout {layout} and schema version {schema}, this dtsf reads layout {LAYOUT} and schema "
-            f"version {SCHEMA_VERSION}: {PREPROCESS_AGAIN}"
-        )
-    metadata = read_with_checksum(data, DatasetMetadata, where)
+        raise CacheError(_other_layout(source, layout, schema))
+    metadata = read_with_checksum(data, DatasetMetadata, source)
     if metadata.fingerprint != metadata.spec.fingerprint():
-        raise CacheError(f"{where} is damaged: its fingerprint is not that of its spec")
+        raise CacheError(f"{source} is damaged: its fingerprint does not match its spec")
     storage_format(metadata.format, metadata.compress)
-    array_shapes(metadata.spec)
     return metadata
 
 
-def _published_metadata(place: LocalStore | RemoteStore) -> dict[str, Any] | None:
-    """Return the copy of the metadata in the attributes of ``zarr.json``, unchecked."""
-    group = place.read("zarr.json")
-    if group is None:
-        return None
+def parse_record(dataset: DatasetHandle, data: bytes, shard: int, name: str) -> ShardRecord:
+    """Parse and check a commit record. ``name``: its path. Raises CacheError: damaged, of another shard, or inconsistent."""
+    source = f"commit record {dataset.store}/{name}"
     try:
-        held = json.loads(group)["attributes"]["dtsf"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return held if isinstance(held, dict) else None
-
-
-def parse_record(metadata: DatasetMetadata, data: bytes, shard: int, where: str) -> ShardRecord:
-    """Parse and check a commit record. Raises CacheError: damaged, of another place, or untrue."""
-    try:
-        record = read_with_checksum(data, ShardRecord, f"commit record {where}")
+        record = read_with_checksum(data, ShardRecord, source)
     except CacheError as error:
         raise CacheError(f"{error}: run dtsf cache repair, then dtsf preprocess") from error
     if record.shard != shard:
-        raise CacheError(f"commit record {where} says that it is shard {record.shard}: run dtsf cache repair")
-    kind = storage_format(metadata.format, metadata.compress)
-    check_record(metadata, record, kind.data_files(metadata, shard), f"commit record {where}")
+        raise CacheError(f"{source} has the number of shard {record.shard}: run dtsf cache repair")
+    check_record(dataset, record, source)
     return record
 
 
-def shard_numbers(where: Where, suffix: str = ".json") -> list[int]:
-    """Numbers of the shards that have a commit record (or, with ``.damaged``, a mark), whether it can be read or not."""
-    stems = [name.removesuffix(suffix) for name in open_store(where).names("shards") if name.endswith(suffix)]
+def check_record(dataset: DatasetHandle, record: ShardRecord, source: str) -> None:
+    """Check a record against the metadata. Raises CacheError: another fingerprint, a row out of range or used twice, a file or
+    path outside its folder, or wrong sizes.
+    """
+    hint = "run dtsf cache repair, then dtsf preprocess"
+    metadata = dataset.metadata
+    if record.fingerprint != metadata.fingerprint:
+        raise CacheError(f"{source} has fingerprint {record.fingerprint}, the cache {metadata.fingerprint}: {hint}")
+    if record.rows > metadata.shard_size:
+        raise CacheError(f"{source} has {record.rows} rows, a shard {metadata.shard_size}: {hint}")
+    used: set[int] = set()
+    for clip in record.clips:
+        path = clip.source.path
+        if clip.row is not None:
+            if not 0 <= clip.row < record.rows:
+                raise CacheError(f"{source}: {path} has row {clip.row}, the shard {record.rows}: {hint}")
+            if clip.row in used:
+                raise CacheError(f"{source}: row {clip.row} belongs to two clips, one is {path}: {hint}")
+            used.add(clip.row)
+        if leaves_folder(path):
+            raise CacheError(f"{source}: the path {path!r} leaves the data root")
+        if clip.status.usable != (clip.row is not None):
+            raise CacheError(f"{source}: {path} is {clip.status.value} and has row {clip.row}: {hint}")
+    files = dataset.format.data_files(record.shard)
+    if set(record.files) != set(files):
+        raise CacheError(f"{source} names the files {sorted(record.files)}, not {sorted(files)}: {hint}")
+    arrays = array_shapes(metadata.spec)
+    if set(record.arrays) != set(arrays):
+        raise CacheError(f"{source} names the arrays {sorted(record.arrays)}, not {sorted(arrays)}: {hint}")
+    for array, stored in record.arrays.items():
+        if stored.file not in record.files or stored.offset + stored.bytes > record.files[stored.file].bytes:
+            raise CacheError(f"{source}: {array} is not inside {stored.file}: {hint}")
+        expected = array_bytes(metadata, array)
+        if metadata.compress == "none" and stored.bytes != expected:
+            raise CacheError(f"{source}: {array} has {stored.bytes} bytes instead of {expected}: {hint}")
+
+
+def leaves_folder(path: str) -> bool:
+    """Return True if a relative path leads outside its folder."""
+    return path.startswith("/") or ".." in path.split("/") or "\0" in path
+
+
+def record_name(shard: int) -> str:
+    """Return the name of a shard's commit record."""
+    return f"shards/{shard:05d}.json"
+
+
+def damaged_name(shard: int) -> str:
+    """Return the name of a damaged shard's tombstone: its old record. The next ``preprocess`` makes the shard again."""
+    return f"shards/{shard:05d}.damaged"
+
+
+def shard_numbers(dataset: DatasetHandle, suffix: str = ".json") -> list[int]:
+    """Return the numbers of the shards with a commit record, also unreadable ones. ``.damaged``: with a tombstone."""
+    stems = [name.removesuffix(suffix) for name in dataset.store.files("shards") if name.endswith(suffix)]
     return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and stem == f"{int(stem):05d}")
 
 
-def read_records(where: Where, metadata: DatasetMetadata | None = None) -> list[ShardRecord]:
-    """All commit records, in the order of shards. Raises CacheError: a record cannot be read, belongs to another place or
-    cannot be true.
-    """
-    place = open_store(where)
-    metadata = metadata or read_metadata(place)
-    return _records(place, metadata, shard_numbers(place), record_name)
+def read_records(dataset: DatasetHandle) -> list[ShardRecord]:
+    """Read all commit records, sorted by shard. Raises CacheError: a record is unreadable or inconsistent."""
+    return [record for n in shard_numbers(dataset) if (record := _read(dataset, n, record_name(n)))]
 
 
-def read_marks(where: Where, metadata: DatasetMetadata) -> list[ShardRecord]:
-    """Records of shards that were committed, found damaged and not made again since."""
-    place = open_store(where)
-    committed = set(shard_numbers(place))
-    return _records(place, metadata, [n for n in shard_numbers(place, ".damaged") if n not in committed], damaged_name)
+def read_damaged(dataset: DatasetHandle) -> list[ShardRecord]:
+    """Read the tombstones of damaged shards that were not made again."""
+    committed = set(shard_numbers(dataset))
+    numbers = [n for n in shard_numbers(dataset, ".damaged") if n not in committed]
+    return [record for n in numbers if (record := _read(dataset, n, damaged_name(n)))]
 
 
-def _records(
-    place: LocalStore | RemoteStore, metadata: DatasetMetadata, numbers: list[int], name_of: Callable[[int], str]
-) -> list[ShardRecord]:
-    records = []
-    for shard in numbers:
-        data = place.read(name_of(shard))
-        if data is not None:
-            records.append(parse_record(metadata, data, shard, f"{place}/{name_of(shard)}"))
-    return records
-
-
-def read_published_files(where: Where) -> PublishedFiles | None:
-    """How far the files for other programs reach; None if there are none. Raises CacheError: damaged."""
-    place = open_store(where)
-    data = place.read(PUBLISHED)
-    return None if data is None else read_with_checksum(data, PublishedFiles, f"{place}/{PUBLISHED}")
+def read_published_files(store: Store) -> PublishedFiles | None:
+    """Read ``published.json``; None if it does not exist. Raises CacheError: damaged."""
+    data = store.read(PUBLISHED)
+    return None if data is None else read_with_checksum(data, PublishedFiles, f"{store}/{PUBLISHED}")
 
 
 def file_record(data: bytes) -> FileRecord:
-    """Size and checksum of a file's bytes."""
+    """Return size and checksum of a file's bytes."""
     return FileRecord(bytes=len(data), xxh3=xxhash.xxh3_64_hexdigest(data))
+
+
+def dump_with_checksum(document: Frozen) -> bytes:
+    """Return a document as JSON with its checksum. The last field of its model must be ``checksum``."""
+    data = document.model_copy(update={"checksum": NO_CHECKSUM}).model_dump_json(indent=1).encode()
+    match = CHECKSUM.search(data)
+    if match is None:
+        raise ValueError(f"the last field of {type(document).__name__} is not checksum")
+    return _replace_checksum(data, match, xxhash.xxh3_64_hexdigest(data))
+
+
+def read_with_checksum(data: bytes, model: type[T], source: str) -> T:
+    """Parse and check a document. Raises CacheError: another model, or a changed byte."""
+    match = CHECKSUM.search(data)
+    if match is None:
+        raise CacheError(f"{source} is damaged: it does not end in a checksum")
+    if xxhash.xxh3_64_hexdigest(_replace_checksum(data, match, NO_CHECKSUM)).encode() != match.group(1):
+        raise CacheError(f"{source} is damaged: its bytes do not match its checksum")
+    return parse_model(model, data, source, error=lambda why: CacheError(f"{why}: it is damaged"))
+
+
+def _replace_checksum(data: bytes, match: re.Match[bytes], checksum: str) -> bytes:
+    return data[: match.start(1)] + checksum.encode() + data[match.end(1) :]
+
+
+def _read(dataset: DatasetHandle, shard: int, name: str) -> ShardRecord | None:
+    data = dataset.store.read(name)
+    return None if data is None else parse_record(dataset, data, shard, name)
+
+
+def _published_metadata(store: Store) -> dict[str, Any] | None:
+    """Return the copy of the metadata in the attributes of ``zarr.json``, unchecked; None if there is none."""
+    group = store.read("zarr.json")
+    try:
+        copy = None if group is None else json.loads(group)["attributes"]["dtsf"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return copy if isinstance(copy, dict) else None
+
+
+def _other_layout(source: str, layout: object, schema: object) -> str:
+    return (
+        f"{source} has cache layout {layout} and schema version {schema}, this dtsf reads layout {LAYOUT} and schema version "
+        f"{SCHEMA_VERSION}: preprocess again (dtsf preprocess --overwrite)"
+    )

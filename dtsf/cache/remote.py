@@ -1,6 +1,6 @@
-"""A cache on an object store, through fsspec: PUT the data, then PUT the record if nobody else has.
+"""Store of a cache on an object store, through fsspec. A PUT is atomic.
 
-Files that are read are copied once to this machine, under the checksum of their record, and mapped from there.
+Files for reading are copied to this machine once, named by the checksum in their record, and mapped from there.
 """
 
 from __future__ import annotations
@@ -18,102 +18,99 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
+from dtsf.cache.store import DOCUMENT_LIMIT
 from dtsf.errors import CacheError
-from dtsf.files.memory import refuse_unless_fits
+from dtsf.files.read import refuse_unless_fits
 from dtsf.files.write import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dtsf.cache.spec import FileRecord
+    from dtsf.cache.schema import FileRecord
 
 LEASE_S = 600.0
-"""A claim whose writer is on another machine and silent for so long is taken over. A writer holds one only while it uploads."""
-
-
-def copies_folder() -> Path:
-    """Where copies of remote files are kept: $DTSF_COPIES, or in the user's cache folder."""
-    if given := os.environ.get("DTSF_COPIES"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dtsf" / "copies"
+"""Seconds after which a claim of another machine expires. A writer holds a claim only during an upload."""
 
 
 @dataclass(frozen=True)
 class RemoteStore:
-    """A prefix of an object store."""
+    """Prefix of an object store. A PUT is atomic. The methods are those of :class:`LocalStore`."""
 
     url: str
+    exclusive = False
+    """False: an object store has no lock; each shard has a claim."""
 
     def __str__(self) -> str:
         return self.url
 
     @property
     def name(self) -> str:
-        """Its last part."""
+        """Last part of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
     def below(self, name: str) -> RemoteStore:
-        """A prefix below it."""
+        """Return the store of a prefix."""
         return RemoteStore(f"{self.url}/{name}")
 
     def absolute(self) -> RemoteStore:
-        """The same wherever a worker runs."""
+        """Return the same store."""
         return self
 
-    def folders(self) -> list[str]:
-        """Names of the prefixes below it."""
-        return sorted(
-            entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in self._listed("") if entry["type"] == "directory"
-        )
+    def identity(self) -> str:
+        """Return the URL."""
+        return self.url
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of the prefixes."""
+        return self._list(folder, "directory")
+
+    def files(self, folder: str) -> list[str]:
+        """Return the names of the objects directly below a prefix."""
+        return self._list(folder, "file")
 
     def is_empty(self) -> bool:
-        """Whether nothing is there."""
-        return not self._listed("")
-
-    def names(self, folder: str) -> list[str]:
-        """Names of the objects directly below ``folder``."""
-        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in self._listed(folder) if entry["type"] == "file")
+        """Return True if there is no object."""
+        return not self._list("", "file") and not self._list("", "directory")
 
     def size(self, name: str) -> int | None:
-        """Bytes of an object; None where there is none."""
-        with self._store("look at", name) as (store, path):
-            store.invalidate_cache()
+        """Return the size of an object; None if it does not exist."""
+        with self._open("stat", name) as (system, path):
+            system.invalidate_cache()
             try:
-                size = store.info(path)["size"]
+                size = system.info(path)["size"]
             except FileNotFoundError:
                 return None
             return None if size is None else int(size)
 
-    def read(self, name: str, limit: int = 1 << 28) -> bytes | None:
-        """Bytes of an object; None where there is none.
+    def modified(self, name: str) -> float | None:
+        """Return None."""
+        del name
+        return None  # noqa: RET501  mypy requires it
 
-        Raises CacheError: it is larger than ``limit``, or the store refuses.
-        """
+    def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
+        """Return the bytes of an object; None if it does not exist. Raises CacheError: larger than ``limit``."""
         size = self.size(name)
         if size is None:
             return None
         if size > limit:
-            raise CacheError(f"{self.url}/{name} has {size} bytes, more than {limit} that it can have")
-        with self._store("read", name) as (store, path):
+            raise CacheError(f"{self.url}/{name} has {size} bytes, more than the limit of {limit}")
+        with self._open("read", name) as (system, path):
             try:
-                return bytes(store.cat_file(path))
+                return bytes(system.cat_file(path))
             except FileNotFoundError:
                 return None
 
-    def file(self, name: str, expected: FileRecord) -> Path:
-        """A copy on this machine that can be memory-mapped, checked against the record when it is made. Raises CacheError: the
-        object is not what the record says.
-        """
-        # By content: a shard made again has another checksum, and its old copy is never taken for it.
+    def local_path(self, name: str, expected: FileRecord) -> Path:
+        """Copy an object to this machine, once, and return the copy. Raises CacheError: another checksum than the record's."""
+        # Named by checksum: a shard that is made again gets a new copy.
         folder = copies_folder() / xxhash.xxh3_64_hexdigest(self.url.encode())
         path = folder / f"{expected.xxh3}-{expected.bytes}-{xxhash.xxh3_64_hexdigest(name.encode())}"
         with contextlib.suppress(OSError):
             if path.stat().st_size == expected.bytes and not path.is_symlink():
                 return path
-        held = self.size(name)
-        if held != expected.bytes:
-            raise CacheError(f"{self.url}/{name} has {held} bytes instead of {expected.bytes}: run dtsf cache verify")
+        size = self.size(name)
+        if size != expected.bytes:
+            raise CacheError(f"{self.url}/{name} has {size} bytes instead of {expected.bytes}: run dtsf cache verify")
         refuse_unless_fits(expected.bytes, f"copying {self.url}/{name}")
         data = self.read(name, expected.bytes)
         if data is None or xxhash.xxh3_64_hexdigest(data) != expected.xxh3:
@@ -122,61 +119,71 @@ class RemoteStore:
         return path
 
     def write(self, name: str, data: bytes) -> None:
-        """Make an object: a PUT is whole or nothing."""
-        with self._store("write", name) as (store, path):
-            store.pipe_file(path, data)
+        """Write an object."""
+        with self._open("write", name) as (system, path):
+            system.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make an object unless it is there (a conditional PUT); False where it was."""
-        with self._store("write", name) as (store, path):
+        """Write an object unless it exists (a conditional PUT), and return True if it did not."""
+        with self._open("write", name) as (system, path):
             try:
-                store.pipe_file(path, data, mode="create")
+                system.pipe_file(path, data, mode="create")
             except FileExistsError:
                 return False
             return True
 
+    def create_all(self, files: dict[str, bytes], last: str) -> None:
+        """Write these objects, ``last`` at the end. Of two writers, the first one's ``last`` is kept."""
+        for name, data in files.items():
+            if name != last:
+                self.write(name, data)
+        self.create(last, files[last])
+
     def remove(self, name: str) -> None:
-        """Remove an object, if it is there."""
-        with self._store("remove", name) as (store, path), contextlib.suppress(FileNotFoundError):
-            store.rm_file(path)
+        """Remove an object, if it exists."""
+        with self._open("remove", name) as (system, path), contextlib.suppress(FileNotFoundError):
+            system.rm_file(path)
 
     def clear(self) -> None:
-        """Remove everything below the prefix."""
-        with self._store("remove", "") as (store, path):
-            store.rm(path, recursive=True)
+        """Remove all objects below the prefix."""
+        with self._open("remove", "") as (system, path):
+            system.rm(path, recursive=True)
 
     def sweep(self) -> int:
-        """Nothing half-written is ever seen on an object store; a dead writer's claim is taken over where it is met."""
+        """Return 0: an object store has no incomplete objects."""
         return 0
 
     @contextmanager
     def claim(self, name: str) -> Iterator[None]:
-        """Be the only writer of ``name`` until the block ends; waits for another one, and outlives a dead one. Raises
-        CacheError: the store refuses.
-        """
+        """Exclude other writers of ``name`` during the block. Wait for a live writer, and take over from a dead one."""
         claim = f"{name}.claim"
         token = uuid.uuid4().hex
         mine = json.dumps({"token": token, "host": socket.gethostname(), "process": _process(os.getpid())}).encode()
-        begun = time.monotonic()
+        started = time.monotonic()
         while not self.create(claim, mine):
-            if self._is_abandoned(claim) or time.monotonic() - begun > LEASE_S:
+            if self._is_abandoned(claim) or time.monotonic() - started > LEASE_S:
                 self.remove(claim)
             else:
                 time.sleep(0.2)
         try:
             yield
         finally:
-            # Taken over while this process slept: it is no longer ours to remove.
+            # Another writer may have taken over while this process was suspended.
             if (self.read(claim, 4096) or b"") == mine:
                 self.remove(claim)
+
+    @contextmanager
+    def write_lock(self) -> Iterator[None]:
+        """Do nothing: see :meth:`claim`."""
+        yield
 
     def _is_abandoned(self, claim: str) -> bool:
         data = self.read(claim, 4096)
         if data is None:
             return False
         try:
-            held = json.loads(data)
-            host, process = held["host"], held["process"]
+            document = json.loads(data)
+            host, process = document["host"], document["process"]
         except (ValueError, KeyError, TypeError):
             return True
         if host != socket.gethostname() or not isinstance(process, str):
@@ -184,38 +191,46 @@ class RemoteStore:
         number = process.split(":")[0]
         return not number.isdigit() or _process(int(number)) != process
 
-    def _listed(self, name: str) -> list[dict[str, Any]]:
-        with self._store("list", name) as (store, path):
-            store.invalidate_cache()
+    def _list(self, name: str, kind: str) -> list[str]:
+        with self._open("list", name) as (system, path):
+            system.invalidate_cache()
             try:
-                entries: list[dict[str, Any]] = store.ls(path, detail=True)
+                entries: list[dict[str, Any]] = system.ls(path, detail=True)
             except FileNotFoundError:
                 return []
-            # Some stores list the prefix itself.
-            return [entry for entry in entries if entry["name"].rstrip("/") != path.rstrip("/")]
+        paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
+        # Some stores list the prefix too.
+        return sorted(one.rsplit("/", 1)[-1] for one in paths if one != path.rstrip("/"))
 
     @contextmanager
-    def _store(self, verb: str, name: str) -> Iterator[tuple[Any, str]]:
-        """The file system and the path in it; whatever a store throws becomes one error that says where."""
-        where = f"{self.url}/{name}".rstrip("/")
+    def _open(self, verb: str, name: str) -> Iterator[tuple[Any, str]]:
+        """Yield the file system and the path in it. Raises CacheError: any error of the store."""
+        url = f"{self.url}/{name}".rstrip("/")
         try:
             from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
-            # fsspec keeps one file system a process and makes a new one after a fork.
-            yield url_to_fs(where)
+            # fsspec keeps one file system per process, and makes a new one after a fork.
+            yield url_to_fs(url)
         except CacheError:
             raise
         except ImportError as error:
-            raise CacheError(f"cannot {verb} {where}: {error}. For s3:// run pip install 'dtsf[s3]'") from error
-        except Exception as error:  # noqa: BLE001  every store has errors of its own
+            raise CacheError(f"cannot {verb} {url}: {error}. For s3:// run pip install 'dtsf[s3]'") from error
+        except Exception as error:  # noqa: BLE001  each store has its own errors
             raise CacheError(
-                f"cannot {verb} {where}: {type(error).__name__}: {error}. What is committed is safe; run the same command "
-                "again to go on"
+                f"cannot {verb} {url}: {type(error).__name__}: {error}. Committed shards are safe; run the same command again"
             ) from error
 
 
+def copies_folder() -> Path:
+    """Return the folder for copies of remote files: $DTSF_COPIES, or a folder in the user's cache."""
+    if given := os.environ.get("DTSF_COPIES"):
+        return Path(given)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dtsf" / "copies"
+
+
 def _process(number: int) -> str | None:
-    """Process number and start time: a number alone is given again."""
+    """Return the process number with its start time, because numbers are reused; None if there is no such process."""
     try:
         text = Path(f"/proc/{number}/stat").read_text("utf-8", "replace")
         return f"{number}:{text.rsplit(')', 1)[1].split()[19]}"

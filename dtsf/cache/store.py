@@ -1,7 +1,7 @@
-"""Where a cache is: a folder of this machine, or an object store behind an fsspec URL. The same few operations on both.
+"""Stores of a cache: a local folder here, an object store in :mod:`dtsf.cache.remote`. Both have the same methods.
 
-A cache from elsewhere is data: names are computed, never read from it; a link or anything but a plain file is refused; a
-file is not read before its size is known to be sensible.
+A cache may come from another person. So names are computed and never read from it, links and special files are refused, and
+the size of a file is checked before it is read.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from typing import TYPE_CHECKING
 
 from dtsf.errors import CacheError
 from dtsf.files.read import read_file
-from dtsf.files.write import flush, lock, sweep_orphans, write_atomically
+from dtsf.files.write import flush, lock, move, sweep_orphans, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import TypeAlias
 
     from dtsf.cache.remote import RemoteStore
-    from dtsf.cache.spec import FileRecord
+    from dtsf.cache.schema import FileRecord
 
-    Place = "LocalStore | RemoteStore"
+    Store: TypeAlias = "LocalStore | RemoteStore"
 
 DOCUMENT_LIMIT = 1 << 28
-"""Bytes of the largest JSON document that is read: a shard of a million clips stays under it."""
+"""Maximum size in bytes of a JSON document. A shard of a million clips is smaller."""
 URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)
-"""Also after :class:`Path` has folded the two slashes of a URL into one."""
+"""Also matches a URL after :class:`Path` has folded its two slashes into one."""
 
 
-def open_store(where: str | Path | LocalStore | RemoteStore) -> LocalStore | RemoteStore:
-    """The folder or object store that a path or URL names."""
-    if not isinstance(where, str | Path):
-        return where
-    found = URL.match(str(where))
-    if found is None:
-        return LocalStore(Path(where))
-    scheme, rest = found.groups()
+def open_store(path: str | Path | Store) -> Store:
+    """Return the store of a path or URL."""
+    if not isinstance(path, str | Path):
+        return path
+    match = URL.match(str(path))
+    if match is None:
+        return LocalStore(Path(path))
+    scheme, rest = match.groups()
     if scheme == "file":
         return LocalStore(Path("/") / rest)
     from dtsf.cache.remote import RemoteStore
@@ -50,42 +51,42 @@ def open_store(where: str | Path | LocalStore | RemoteStore) -> LocalStore | Rem
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A folder of a file system."""
+    """Folder of a file system. All methods raise CacheError if the system refuses."""
 
     path: Path
+    exclusive = True
+    """True: :meth:`write_lock` excludes all other writers."""
 
     def __str__(self) -> str:
         return str(self.path)
 
     @property
     def name(self) -> str:
-        """Its last part."""
+        """Last part of the path."""
         return self.path.name
 
     def below(self, name: str) -> LocalStore:
-        """A folder in it."""
+        """Return the store of a subfolder."""
         return LocalStore(self.path / name)
 
     def absolute(self) -> LocalStore:
-        """The same wherever a worker runs."""
+        """Return the same store, independent of the working folder."""
         return LocalStore(self.path.absolute())
 
-    def folders(self) -> list[str]:
-        """Names of the folders in it; a hidden one is one in the making, a link leads elsewhere."""
-        if not self.path.is_dir():
+    def identity(self) -> str:
+        """Return a string that is equal for two stores of the same folder."""
+        return str(self.path.resolve())
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Return the names of the subfolders. Hidden folders (unfinished datasets) and links are skipped."""
+        path = self._inside(folder) if folder else self.path
+        if not path.is_dir():
             return []
-        return sorted(
-            entry.name
-            for entry in os.scandir(self.path)
-            if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")
-        )
+        entries = [entry for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
+        return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
-    def is_empty(self) -> bool:
-        """Whether nothing is there, or nothing in it."""
-        return not os.path.lexists(self.path) or (self.path.is_dir() and not any(self.path.iterdir()))
-
-    def names(self, folder: str) -> list[str]:
-        """Names of the files directly in ``folder``."""
+    def files(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder."""
         path = self._inside(folder)
         try:
             return sorted(entry.name for entry in os.scandir(path) if not entry.is_dir(follow_symlinks=False))
@@ -94,46 +95,59 @@ class LocalStore:
         except OSError as error:
             raise CacheError(f"cannot list {path}: {error.strerror or error}") from error
 
+    def is_empty(self) -> bool:
+        """Return True if the folder does not exist or is empty."""
+        return not os.path.lexists(self.path) or (self.path.is_dir() and not any(self.path.iterdir()))
+
     def size(self, name: str) -> int | None:
-        """Bytes of a file; None where there is none. Raises CacheError: something else than a plain file is there."""
-        path = self._inside(name)
-        try:
-            status = path.lstat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
-        if not stat.S_ISREG(status.st_mode):
-            raise CacheError(f"{path} is not a plain file: a cache holds nothing else")
-        return status.st_size
+        """Return the size of a file; None if it does not exist. Raises CacheError: not a regular file."""
+        status = self._stat(name)
+        return None if status is None else status.st_size
+
+    def modified(self, name: str) -> float | None:
+        """Return the modification time of a file in seconds; None if unknown."""
+        status = self._stat(name)
+        return None if status is None else status.st_mtime
 
     def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
-        """Bytes of a file; None where there is none.
+        """Return the bytes of a file; None if it does not exist. Raises CacheError: larger than ``limit``, or a link."""
+        return None if self.size(name) is None else read_file(self.path / name, limit=limit, error=CacheError)
 
-        Raises CacheError: it is larger than ``limit``, a link, or cannot be read.
-        """
-        if self.size(name) is None:
-            return None
-        return read_file(self.path / name, limit=limit, error=CacheError)
-
-    def file(self, name: str, expected: FileRecord) -> Path:  # noqa: ARG002
-        """A path that can be memory-mapped. Its size is the caller's to check."""
+    def local_path(self, name: str, expected: FileRecord) -> Path:  # noqa: ARG002
+        """Return a path for memory mapping. The caller checks its size."""
         self.size(name)
         return self.path / name
 
     def write(self, name: str, data: bytes) -> None:
-        """Make a file: it is whole or as before."""
+        """Write a file. After a crash it is complete or unchanged."""
         write_atomically(self._inside(name), data)
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a file unless it is there; False where it was. The caller holds the claim that makes this safe."""
+        """Write a file unless it exists, and return True if it did not. The caller holds the claim of ``name``."""
         if self.size(name) is not None:
             return False
         self.write(name, data)
         return True
 
+    def create_all(self, files: dict[str, bytes], last: str) -> None:
+        """Make the folder with these files, all at once. ``last``: the file that other stores write last."""
+        del last
+        building = self.path.with_name(f".{self.name}.creating")
+        try:
+            if building.exists():
+                shutil.rmtree(building)
+            for name, data in files.items():
+                write_atomically(building / name, data)
+            (building / "shards").mkdir(exist_ok=True)
+            move(building, self.path)
+        except OSError as error:
+            raise CacheError(
+                f"cannot make {self}: {error.strerror or error}. Free disk space or choose another --cache, and run the same "
+                "command again"
+            ) from error
+
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         path = self._inside(name)
         try:
             if os.path.lexists(path):
@@ -143,28 +157,53 @@ class LocalStore:
             raise CacheError(f"cannot remove {path}: {error.strerror or error}") from error
 
     def clear(self) -> None:
-        """Remove the folder and all in it."""
+        """Remove the folder and its content."""
         shutil.rmtree(self.path)
 
     def sweep(self) -> int:
-        """Remove what killed writers left; returns how many files."""
+        """Remove the temporary files of killed writers. Return their number."""
         return sweep_orphans(self.path)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[None]:
-        """Be the only writer of this data set until the block ends. ``name`` is what an object store claims instead."""
+        """Exclude other writers of the dataset during the block. Wait for them."""
         del name
         path = self._inside(".lock")
         with lock(path, unwritable=lambda why: CacheError(f"cannot lock {path}: {why}")):
             yield
 
+    @contextmanager
+    def write_lock(self) -> Iterator[None]:
+        """Exclude other commands that write this dataset. The lock file is beside the folder, which need not exist yet.
+        Raises CacheError: another process has the lock.
+        """
+        cache = self.path.absolute().parent
+        with lock(
+            cache / f".{self.path.absolute().name}.lock",
+            unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
+            busy=CacheError(f"another dtsf process is writing {self}: wait for it, or use another --name or --cache"),
+        ):
+            yield
+
+    def _stat(self, name: str) -> os.stat_result | None:
+        path = self._inside(name)
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise CacheError(f"{path} is not a regular file: a cache has only regular files and folders")
+        return status
+
     def _inside(self, name: str) -> Path:
-        """The path of ``name``; refused where a link is on the way, so that it cannot leave the folder."""
+        """Return the path of ``name``. Raises CacheError: a link on the way, or a path outside the folder."""
         path = self.path
         if path.is_symlink():
-            raise CacheError(f"{path} is a link: a cache holds none; name the folder that it stands for")
+            raise CacheError(f"{path} is a link: name the folder that it points to")
         for part in name.split("/"):
             path = path / part
             if part in ("", ".", "..") or path.is_symlink():
-                raise CacheError(f"{path} is a link or leaves the cache: a cache holds neither")
+                raise CacheError(f"{path} is a link or is outside the cache: a cache has no links")
         return path

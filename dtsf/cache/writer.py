@@ -1,33 +1,28 @@
-"""Writing a data set of a cache, whichever format it has and wherever it is."""
+"""Write a dataset: its metadata once, then shards. The commit record of a shard is written last."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from dtsf.cache.documents import (
+    METADATA,
+    PUBLISHED,
+    DatasetHandle,
+    check_record,
+    damaged_name,
+    dump_with_checksum,
     file_record,
     is_dataset,
+    open_handle,
     parse_record,
-    read_metadata,
     read_published_files,
+    record_name,
     shard_numbers,
-    storage_format,
 )
-from dtsf.cache.layout import METADATA, PUBLISHED, array_shapes, check_record, damaged_name, record_name
-from dtsf.cache.remote import RemoteStore
-from dtsf.cache.seal import dump_with_checksum
-from dtsf.cache.spec import (
-    LAYOUT,
-    CacheSpec,
-    DatasetMetadata,
-    DatasetName,
-    PublishedFiles,
-    ShardRecord,
-    describe_difference,
-)
-from dtsf.cache.store import LocalStore, open_store
+from dtsf.cache.formats import array_shapes, storage_format
+from dtsf.cache.schema import LAYOUT, DatasetMetadata, DatasetName, PublishedFiles, describe_difference
+from dtsf.cache.store import open_store
 from dtsf.errors import CacheError, FingerprintError
-from dtsf.files.write import move, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,163 +30,128 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    Where = str | Path | LocalStore | RemoteStore
+    from dtsf.cache.schema import CacheSpec, ShardRecord
+    from dtsf.cache.store import Store
 
 
 def create_or_open(
-    where: Where,
+    path: str | Path | Store,
     spec: CacheSpec,
     info: DatasetName,
     shard_size: int,
     *,
     format: str | None = None,  # noqa: A002
     compress: str | None = None,
-) -> DatasetMetadata:
-    """Make a data set, or open the one that is there. Returns what it says of itself. Raises FingerprintError: it was made with
-    other settings. CacheError: the place holds something else, or another format was asked for.
+) -> DatasetHandle:
+    """Make a dataset, or open an existing one.
+
+    Raises FingerprintError: the dataset was made with other settings. CacheError: not a dataset, another kind, or another format.
 
     Args:
-        shard_size: Rows of a shard; an existing data set keeps its own.
-        format: ``zarr`` or ``hdf5``; left out, what is there, or Zarr.
-        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); left out, what is there, or none.
+        path: Folder or URL of the dataset.
+        spec: Settings of the rows.
+        info: Kind and name.
+        shard_size: Rows of a full shard. An existing dataset keeps its own.
+        format: ``zarr`` or ``hdf5``. Default: that of the existing dataset, or Zarr.
+        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5). Default: that of the existing dataset, or none.
     """
-    place = open_store(where)
-    metadata = DatasetMetadata(
-        layout=LAYOUT,
-        format=format or "zarr",
-        compress=compress or "none",
-        fingerprint=spec.fingerprint(),
-        shard_size=shard_size,
-        info=DatasetName(kind=info.kind, name=info.name),
-        spec=spec,
-    )
-    storage_format(metadata.format, metadata.compress)
-    array_shapes(spec)
-    if place.is_empty():
-        _create(place, metadata)
-    if not is_dataset(place):
-        raise CacheError(f"{place} exists and is not a dtsf cache: choose another --cache or --name")
-    held = read_metadata(place)
-    if held.spec.fingerprint() != spec.fingerprint():
-        raise FingerprintError(
-            f"{place} has fingerprint {held.spec.fingerprint()}, this run {spec.fingerprint()} "
-            f"({describe_difference(held.spec, spec)}). Use the same settings, another --name or --cache, "
-            "or --overwrite to make it anew"
+    store = open_store(path)
+    if store.is_empty():
+        metadata = DatasetMetadata(
+            layout=LAYOUT,
+            format=format or "zarr",
+            compress=compress or "none",
+            fingerprint=spec.fingerprint(),
+            shard_size=shard_size,
+            info=DatasetName(kind=info.kind, name=info.name),
+            spec=spec,
         )
-    if held.info.kind != info.kind:
-        raise CacheError(f"{place} holds {held.info.kind}, this is {info.kind}: choose another --name, or --overwrite")
-    for what, ours, asked in (("format", held.format, format), ("compression", held.compress, compress)):
-        if asked is not None and asked != ours:
-            raise CacheError(
-                f"{place} has the {what} {ours}, {asked} was asked for: leave that out, choose another --name, or "
-                f"change it with dtsf cache convert"
-            )
-    return held
-
-
-def _create(place: LocalStore | RemoteStore, metadata: DatasetMetadata) -> None:
-    """Make the data set beside its place and rename it there: killed half-way, nothing blocks the next run."""
-    files = storage_format(metadata.format, metadata.compress).published_files(metadata, 0)
-    files[PUBLISHED] = dump_with_checksum(
-        PublishedFiles(shards=0, files={name: file_record(data) for name, data in files.items()})
-    )
-    if isinstance(place, RemoteStore):
-        # What it says of itself comes last and makes it one; of two writers the first one's counts.
-        for name, data in files.items():
-            place.write(name, data)
-        place.create(METADATA, dump_with_checksum(metadata))
-        return
-    files[METADATA] = dump_with_checksum(metadata)
-    building = LocalStore(place.path.with_name(f".{place.name}.creating"))
-    try:
-        if building.path.exists():
-            building.clear()
-        for name, data in files.items():
-            write_atomically(building.path / name, data)
-        (building.path / "shards").mkdir(exist_ok=True)
-        move(building.path, place.path)
-    except OSError as error:
+        files = storage_format(metadata.format, metadata.compress).published_files(metadata, 0)
+        published = PublishedFiles(shards=0, files={name: file_record(data) for name, data in files.items()})
+        documents = {PUBLISHED: dump_with_checksum(published), METADATA: dump_with_checksum(metadata)}
+        store.create_all(files | documents, last=METADATA)
+    if not is_dataset(store):
+        raise CacheError(f"{store} exists and is not a dtsf cache: choose another --cache or --name")
+    dataset = open_handle(store)
+    cached = dataset.metadata
+    if cached.fingerprint != spec.fingerprint():
+        raise FingerprintError(
+            f"{store} has fingerprint {cached.fingerprint}, this run {spec.fingerprint()} "
+            f"({describe_difference(cached.spec, spec)}). Use the same settings, another --name or --cache, "
+            "or --overwrite to replace it"
+        )
+    if cached.info.kind != info.kind:
         raise CacheError(
-            f"cannot make {place}: {error.strerror or error}. Make room or choose another --cache, and run the same "
-            "command again"
-        ) from error
-
-
-def extend(where: Where, n_shards: int) -> None:
-    """Let other programs see ``n_shards`` shards; never fewer than before."""
-    place = open_store(where)
-    metadata = read_metadata(place)
-    with place.claim(PUBLISHED):
-        held = read_published_files(place) or PublishedFiles(shards=0, files={})
-        n_shards = max([n_shards, held.shards, *(shard + 1 for shard in shard_numbers(place))])
-        files = storage_format(metadata.format, metadata.compress).published_files(metadata, n_shards)
-        records = {name: file_record(data) for name, data in files.items()}
-        if held.shards != n_shards or set(held.files) != set(records):
-            # Before the files: whichever of them a crash leaves as it was is right by `previous`.
-            held = PublishedFiles(shards=n_shards, files=records, previous=held.files)
-            place.write(PUBLISHED, dump_with_checksum(held))
-        for name, data in files.items():
-            now = place.read(name)
-            if now is None or file_record(now) != held.files[name]:
-                place.write(name, data)
-        if any(held.files[name] != records[name] for name in records):
-            # Another version of the HDF5 library writes the same file in other bytes.
-            place.write(
-                PUBLISHED, dump_with_checksum(PublishedFiles(shards=n_shards, files=records, previous=held.files))
+            f"{store} has the kind {cached.info.kind}, not {info.kind}: choose another --name, or --overwrite"
+        )
+    for option, value, requested in (("format", cached.format, format), ("compress", cached.compress, compress)):
+        if requested is not None and requested != value:
+            raise CacheError(
+                f"{store} has --{option} {value}, not {requested}: omit --{option}, choose another --name, or change it with "
+                "dtsf cache convert"
             )
+    return dataset
 
 
-def write_shard(where: Where, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
-    """Write a shard's files, then its commit record; unless another writer has: then that one's stays.
+def extend(dataset: DatasetHandle, n_shards: int) -> None:
+    """Show ``n_shards`` shards to other programs, but never fewer than before."""
+    store = dataset.store
+    with store.claim(PUBLISHED):
+        published = read_published_files(store) or PublishedFiles(shards=0, files={})
+        n_shards = max([n_shards, published.shards, *(shard + 1 for shard in shard_numbers(dataset))])
+        files = dataset.format.published_files(dataset.metadata, n_shards)
+        records = {name: file_record(data) for name, data in files.items()}
+        if published.shards != n_shards or set(published.files) != set(records):
+            # Before the files: after a crash, each file matches `files` or `previous`.
+            published = PublishedFiles(shards=n_shards, files=records, previous=published.files)
+            store.write(PUBLISHED, dump_with_checksum(published))
+        for name, data in files.items():
+            current = store.read(name)
+            if current is None or file_record(current) != published.files[name]:
+                store.write(name, data)
+        if any(published.files[name] != records[name] for name in records):
+            # Another version of the library writes the same file with other bytes.
+            published = PublishedFiles(shards=n_shards, files=records, previous=published.files)
+            store.write(PUBLISHED, dump_with_checksum(published))
 
-    ``rows``: the arrays of :func:`array_shapes`, each with ``record.rows`` rows. One that an older layout lacks is left out.
-    Returns the record as it is committed: this writer's, or the other one's.
+
+def write_shard(dataset: DatasetHandle, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
+    """Write a shard's files, then its commit record. If another writer has committed the shard, its record stays.
+
+    ``rows``: each array of the dataset with ``record.rows`` rows. Returns the committed record, of this writer or the other.
     """
-    place = open_store(where)
-    metadata = read_metadata(place)
-    kind = storage_format(metadata.format, metadata.compress)
-    rows = {array: rows[array] for array in array_shapes(metadata.spec)}
-    files, parts = kind.encode(metadata, record.shard, rows)
-    record = record.model_copy(
-        update={"files": {name: file_record(data) for name, data in files.items()}, "arrays": parts}
-    )
-    name = record_name(record.shard)
-    check_record(metadata, record, kind.data_files(metadata, record.shard), f"the record of shard {record.shard}")
+    store, shard, name = dataset.store, record.shard, record_name(record.shard)
+    ordered = {array: rows[array] for array in array_shapes(dataset.spec)}
+    files, arrays = dataset.format.encode(dataset.metadata, shard, ordered)
+    records = {file: file_record(data) for file, data in files.items()}
+    record = record.model_copy(update={"files": records, "arrays": arrays})
+    check_record(dataset, record, f"the record of shard {shard}")
     document = dump_with_checksum(record)
-    with place.claim(name):
-        # The files may only be replaced while there is no record: it is a promise of their bytes.
-        held = place.read(name)
-        if held is None:
+    with store.claim(name):
+        # A record guarantees the bytes of its files: replace files only without a record.
+        committed = store.read(name)
+        if committed is None:
             for file, data in files.items():
-                place.write(file, data)
-            if not place.create(name, document):
-                held = place.read(name)
-        place.remove(damaged_name(record.shard))
-    return parse_record(metadata, document if held is None else held, record.shard, f"{place}/{name}")
+                store.write(file, data)
+            if not store.create(name, document):
+                committed = store.read(name)
+        store.remove(damaged_name(shard))
+    return parse_record(dataset, document if committed is None else committed, shard, name)
 
 
-def sweep(where: Where) -> int:
-    """Remove what killed writers left: temporary files, files of shards without a record. Returns how many."""
-    place = open_store(where)
-    if isinstance(place, RemoteStore):
-        return place.sweep()
-    metadata = read_metadata(place)
-    kind = storage_format(metadata.format, metadata.compress)
-    with place.claim(PUBLISHED):
-        count = place.sweep()
-        committed = set(shard_numbers(place))
-        for shard in _shards_with_files(place, metadata):
-            if shard not in committed:
-                for name in kind.data_files(metadata, shard):
-                    if place.size(name) is not None:
-                        place.remove(name)
-                        count += 1
+def sweep(dataset: DatasetHandle) -> int:
+    """Remove temporary files of killed writers, and files of shards without a record. Return their number.
+
+    On an object store nothing is removed: another machine may be writing them.
+    """
+    store, kind = dataset.store, dataset.format
+    if not store.exclusive:
+        return 0
+    with store.claim(PUBLISHED):
+        count = store.sweep()
+        for shard in kind.shards_with_files(store.files, store.folders) - set(shard_numbers(dataset)):
+            for name in kind.data_files(shard):
+                if store.size(name) is not None:
+                    store.remove(name)
+                    count += 1
     return count
-
-
-def _shards_with_files(place: LocalStore, metadata: DatasetMetadata) -> set[int]:
-    if metadata.format == "hdf5":
-        names = [name.removesuffix(".h5") for name in place.names("shards") if name.endswith(".h5")]
-    else:
-        names = [name for array in array_shapes(metadata.spec) for name in place.below(f"{array}/c").folders()]
-    return {int(name) for name in names if name.isascii() and name.isdigit()}

@@ -1,4 +1,4 @@
-"""Commands that look after a cache: info, verify, repair, convert, compact."""
+"""Commands for a cache: info, verify, repair, convert, compact."""
 
 from __future__ import annotations
 
@@ -10,17 +10,14 @@ import typer
 from dtsf.cli.options import JSON
 
 if TYPE_CHECKING:
-    from dtsf.cache.info import DatasetPage, ViewLengths
-    from dtsf.cache.remote import RemoteStore
-    from dtsf.cache.store import LocalStore
+    from dtsf.cache.store import Store
+    from dtsf.cache.summary import DatasetSummary
     from dtsf.pipeline.worker import SourceCheck
 
-cache_app = typer.Typer(
-    help="Look after a cache: what is in it, whether it is whole, in which form.", no_args_is_help=True
-)
+cache_app = typer.Typer(help="Inspect, verify, repair, convert and compact a cache.", no_args_is_help=True)
 
-PATH = Annotated[Path, typer.Argument(help="The cache, or one data set in it: a folder or a URL (s3://BUCKET/FOLDER).")]
-DATASET = Annotated[str | None, typer.Option(help="Only this data set.")]
+PATH = Annotated[Path, typer.Argument(help="Cache, or one dataset in it: a folder or a URL (s3://BUCKET/FOLDER).")]
+DATASET = Annotated[str | None, typer.Option(help="Only this dataset.")]
 
 
 @cache_app.command("info")
@@ -28,20 +25,20 @@ def cache_info_command(
     path: PATH = Path("cache"),
     dataset: DATASET = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page to FILE: verdicts, counts, filmstrips of random clips.")
+        Path | None, typer.Option(help="Write an HTML page to FILE: counts, and pictures of random clips.")
     ] = None,
     json_: JSON = False,
 ) -> None:
-    """Say what a cache holds: data sets, classes, groups, verdicts, how it was made."""
+    """Print the content of a cache: datasets, classes, groups, statuses and settings."""
     if html is not None:
         from dtsf.cli.report import cache_page
 
         cache_page(path, html, dataset, json_=json_)
         return
-    from dtsf.cache.info import describe
+    from dtsf.cache.summary import summarise
     from dtsf.cli.show import console, print_json, results, table
 
-    pages = [describe(place) for place in _places(path, dataset)]
+    pages = [summarise(store) for store in _stores(path, dataset)]
     if json_:
         print_json({"datasets": [page.model_dump(mode="json") for page in pages]})
         return
@@ -50,55 +47,50 @@ def cache_info_command(
         screen.print(table(page.place, ("", ""), _lines(page)))
         if page.bad:
             rows = [(one.clip.path, one.status, one.reason) for one in page.bad]
-            screen.print(table(f"{len(rows)} clips that could not be used", ("clip", "status", "why"), rows))
+            screen.print(table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows))
         for note in page.notes:
             screen.print(f"note: {note}", style="yellow")
     console().print(f"next, to look at the clips: dtsf cache info {path} --html cache.html", soft_wrap=True)
 
 
-def _lines(page: DatasetPage) -> list[tuple[str, str]]:
-    spec = page.spec
-    views = ", ".join(f"{count} with {n}" for n, count in page.groups_by_views.items())
-    return [
-        *([] if page.dataset == page.name else [("data set", f"{page.name} ({page.dataset})")]),
-        ("clips", f"{page.clips} usable in {page.groups} groups"),
-        ("verdicts", ", ".join(f"{count} {status}" for status, count in page.verdicts.items())),
-        ("groups by views", views),
-        *([("views' lengths", _apart(page.views_differ_by, spec.align))] if page.views_differ_by else []),
-        ("classes", _classes(page.clips_by_class)),
-        ("views", ", ".join(f"{name} ({count})" for name, count in page.clips_by_view.items())),
-        (
-            "embeddings",
-            f"{spec.frames} frames x {spec.grid} x {spec.grid} cells x {spec.channels} channels, {spec.embedding_dtype}",
-        ),
-        ("size", f"{page.bytes / 1e6:,.1f} MB in {page.shards} shards of up to {page.shard_size} clips"),
-        ("stored as", page.format + ("" if page.compress == "none" else f", {page.compress}")),
-        ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.crop} crop"),
-        ("decoder", f"{spec.decoder}, frames by {spec.sampling}"),
-        *(
-            [("not listed", f"{page.not_listed} rows, {page.not_listed_bytes / 1e6:,.1f} MB: dtsf cache compact")]
-            if page.not_listed
-            else []
-        ),
-        *([("last written", page.last_written)] if page.last_written else []),
-        ("fingerprint", spec.fingerprint()),
-        ("catalog", page.catalog),
-        *([("to be done again", f"shards {', '.join(map(str, page.redo))}: run dtsf preprocess")] if page.redo else []),
-    ]
-
-
-def _classes(clips: dict[str, int]) -> str:
-    """All, or of many the first; ``--html`` and ``--json`` have all."""
+def _lines(page: DatasetSummary) -> list[tuple[str, str]]:
     from dtsf.cli.show import CLASSES_SHOWN
 
-    listed = [f"{name} ({count})" for name, count in clips.items()]
-    more = len(listed) - CLASSES_SHOWN
-    return ", ".join(listed) if more <= 0 else f"{', '.join(listed[:CLASSES_SHOWN])} and {more} more"
-
-
-def _apart(lengths: ViewLengths, align: str) -> str:
-    moments = "at common moments" if align == "group" else "at moments of each view's own time"
-    return f"differ by {lengths.median:.0%} in the median group, by {lengths.largest:.0%} at most; frames {moments}"
+    spec, lengths = page.spec, page.views_differ_by
+    cells = f"{spec.grid} x {spec.grid} cells x {spec.channels} channels"
+    classes = [f"{name} ({count})" for name, count in page.clips_by_class.items()]
+    more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
+    sampled = "at common times" if spec.align == "group" else "over each view's own duration"
+    lines = (
+        ("dataset", "" if page.dataset == page.name else f"{page.name} ({page.dataset})"),
+        ("clips", f"{page.clips} usable in {page.groups} groups"),
+        ("statuses", ", ".join(f"{count} {status}" for status, count in page.verdicts.items())),
+        ("groups by views", ", ".join(f"{count} with {n}" for n, count in page.groups_by_views.items())),
+        (
+            "lengths of views",
+            f"differ by {lengths.median:.0%} in the median group, {lengths.largest:.0%} at most; sampled {sampled}"
+            if lengths
+            else "",
+        ),
+        ("classes", ", ".join(classes[:CLASSES_SHOWN]) + more),
+        ("views", ", ".join(f"{name} ({count})" for name, count in page.clips_by_view.items())),
+        ("embeddings", f"{spec.frames} frames x {cells}, {spec.embedding_dtype}"),
+        ("size", f"{page.bytes / 1e6:,.1f} MB in {page.shards} shards of up to {page.shard_size} clips"),
+        ("format", page.format + ("" if page.compress == "none" else f", {page.compress}")),
+        ("encoder", f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.crop} crop"),
+        ("decoder", f"{spec.decoder}, sampling {spec.sampling}"),
+        (
+            "unused",
+            f"{page.not_listed} rows, {page.not_listed_bytes / 1e6:,.1f} MB: dtsf cache compact"
+            if page.not_listed
+            else "",
+        ),
+        ("last written", page.last_written or ""),
+        ("fingerprint", page.fingerprint),
+        ("catalog", page.catalog),
+        ("damaged", f"shards {', '.join(map(str, page.redo))}: run dtsf preprocess" if page.redo else ""),
+    )
+    return [(name, value) for name, value in lines if value]
 
 
 @cache_app.command("verify")
@@ -107,64 +99,60 @@ def cache_verify_command(
     dataset: DATASET = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare checksums.")] = False,
     source: Annotated[
-        bool, typer.Option("--source", help="Decode the videos again and compare their pictures' checksums.")
+        bool, typer.Option("--source", help="Decode the videos again and compare the checksums of their frames.")
     ] = False,
-    sample: Annotated[str, typer.Option(help="With --source: share of the clips, evenly over the data set.")] = "100%",
+    sample: Annotated[str, typer.Option(help="With --source: share of the clips, evenly over the dataset.")] = "100%",
     root: Annotated[
-        Path | None, typer.Option(help="With --source: what the clips' paths are relative to; as for dtsf preprocess.")
+        Path | None, typer.Option(help="With --source: folder of the videos, as for dtsf preprocess.")
     ] = None,
     json_: JSON = False,
 ) -> None:
-    """Check that a cache is what was committed. Exit code 2 if anything is damaged; dtsf cache repair is next."""
-    from dtsf.cache.verify import verify
+    """Compare a cache with its checksums. Exit code 2 if a file is damaged; then run dtsf cache repair."""
+    from dtsf.cache.check import verify
     from dtsf.cli.show import print_json, progress, results, table
 
     found = []
-    for place in _places(path, dataset):
-        with progress(f"verify {place.name}", "shards") as update:
-            found.append((place, verify(place, deep=deep, on_progress=update)))
-    again = _decode_again(found, root, sample) if source else {}
-    ok = all(one.ok for _, one in found) and all(one.ok for one in again.values())
-    # The place is named where several data sets are checked: paths are relative to it.
-    damaged = [{"dataset": place.name, **d.model_dump()} for place, one in found for d in one.damaged]
+    for store in _stores(path, dataset):
+        with progress(f"verify {store.name}", "shards") as update:
+            found.append((store, verify(store, deep=deep, on_progress=update)))
+    checks = _check_source([store for store, one in found if one.ok], root, sample) if source else {}
+    ok = all(one.ok for _, one in found) and all(check.ok for check in checks.values())
+    # With the dataset: paths are relative to it.
+    damaged = [{"dataset": store.name, **damage.model_dump()} for store, one in found for damage in one.damaged]
     if json_:
         print_json(
             {
                 "ok": ok,
                 "damaged": damaged,
                 "deep": deep,
-                **({"source": {name: one.model_dump() for name, one in again.items()}} if source else {}),
-                "datasets": {place.name: one.model_dump(exclude={"damaged"}) for place, one in found},
+                **({"source": {name: check.model_dump() for name, check in checks.items()}} if source else {}),
+                "datasets": {store.name: one.model_dump(exclude={"damaged"}) for store, one in found},
             }
         )
     else:
         screen = results()
-        for place, one in found:
-            words = "every byte checked" if deep else "names, sizes and records checked; --deep reads every byte"
-            screen.print(
-                f"{place}: {'whole' if one.ok else 'damaged'}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {words}"
-            )
-            for note in one.notes:
-                screen.print(f"note: {note}", style="yellow")
+        for store, one in found:
+            state = "intact" if one.ok else "damaged"
+            scope = "every byte checked" if deep else "names, sizes and records checked; --deep reads every byte"
+            screen.print(f"{store}: {state}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {scope}")
             if one.redo:
-                screen.print(f"waiting to be done again by dtsf preprocess: shards {', '.join(map(str, one.redo))}")
+                screen.print(f"damaged shards that dtsf preprocess makes again: {', '.join(map(str, one.redo))}")
         if damaged:
             rows = [
                 ("-" if d["shard"] is None else d["shard"], f"{d['dataset']}/{d['file']}", d["reason"]) for d in damaged
             ]
-            screen.print(table(f"{len(damaged)} files are damaged", ("shard", "file", "why"), rows))
+            screen.print(table(f"{len(damaged)} damaged files", ("shard", "file", "reason"), rows))
             screen.print(f"next: dtsf cache repair {path}", soft_wrap=True)
-        for name, decoded in again.items():
-            words = f"{decoded.checked} clips decoded again with {decoded.decoder}, {len(decoded.mismatches)} differ"
-            screen.print(f"{name}: {words}")
-            if decoded.mismatches:
-                unlike = [(u.path, u.reason) for u in decoded.mismatches]
-                screen.print(table("clips that do not give the same pictures", ("clip", "why"), unlike))
+        for name, check in checks.items():
+            different = [(one.path, one.reason) for one in check.mismatches]
+            screen.print(f"{name}: {check.checked} clips decoded with {check.decoder}, {len(different)} differ")
+            if different:
+                screen.print(table("clips with other frames", ("clip", "reason"), different))
     if not ok:
         raise typer.Exit(2)
 
 
-def _decode_again(found: list[tuple[Any, Any]], root: Path | None, sample: str) -> dict[str, SourceCheck]:
+def _check_source(stores: list[Store], root: Path | None, sample: str) -> dict[str, SourceCheck]:
     from dtsf.api import verify_source
     from dtsf.cli.show import progress
     from dtsf.errors import ConfigError
@@ -174,104 +162,95 @@ def _decode_again(found: list[tuple[Any, Any]], root: Path | None, sample: str) 
         share = float(read_share(sample))
     except ValueError as error:
         raise ConfigError(f"--sample {sample!r} {error}") from error
-    again = {}
-    for place, one in found:
-        if one.ok:
-            with progress(f"decode {place.name} again", "clips") as update:
-                cache = str(place).removesuffix(f"/{place.name}")
-                again[place.name] = verify_source(cache, root, place.name, sample=share, on_progress=update)
-    return again
+    checks = {}
+    for store in stores:
+        with progress(f"decode {store.name}", "clips") as update:
+            cache = str(store).removesuffix(f"/{store.name}")
+            checks[store.name] = verify_source(cache, root, store.name, sample=share, on_progress=update)
+    return checks
 
 
 @cache_app.command("repair")
 def cache_repair_command(path: PATH = Path("cache"), dataset: DATASET = None, json_: JSON = False) -> None:
-    """Mark exactly the damaged shards, so that dtsf preprocess does them again. Reads every byte; whole shards stay."""
-    from dtsf.cache.repair import repair
+    """Mark the damaged shards, so that dtsf preprocess makes them again. Reads every byte; intact shards stay."""
+    from dtsf.cache.check import repair
     from dtsf.cli.show import console, print_json
 
-    results = [(place, *repair(place)) for place in _places(path, dataset)]
+    results = [(store, *repair(store)) for store in _stores(path, dataset)]
     if json_:
         documents: dict[str, Any] = {
-            place.name: {"damaged": [d.model_dump() for d in found.damaged], "done": done}
-            for place, found, done in results
+            store.name: {"damaged": [damage.model_dump() for damage in found.damaged], "done": done}
+            for store, found, done in results
         }
         print_json({"datasets": documents})
         return
     screen = console()
-    for place, found, done in results:
-        for line in done or [f"nothing to repair: {found.shards} shards, {found.bytes / 1e6:,.1f} MB are whole"]:
-            screen.print(f"{place}: {line}")
+    for store, found, done in results:
+        for line in done or [f"nothing to repair: {found.shards} shards, {found.bytes / 1e6:,.1f} MB are intact"]:
+            screen.print(f"{store}: {line}")
         if any(line.startswith("shard ") for line in done):
-            screen.print("next: the dtsf preprocess command that made it, to do those clips again")
+            screen.print("next: run the dtsf preprocess command of this dataset again")
 
 
 @cache_app.command("convert")
 def cache_convert_command(
     path: PATH,
-    target: Annotated[
-        Path, typer.Argument(help="The new cache: another folder or URL. What it has is not copied again.")
-    ],
+    target: Annotated[Path, typer.Argument(help="New cache: a folder or URL. Shards that it has are skipped.")],
     dataset: DATASET = None,
-    format_: Annotated[Literal["zarr", "hdf5"] | None, typer.Option("--format", help="Left out: as it is.")] = None,
-    compress: Annotated[
-        str | None, typer.Option(help="none, zstd (zarr) or gzip (hdf5). Left out: as it is, where the format can.")
+    format_: Annotated[
+        Literal["zarr", "hdf5"] | None, typer.Option("--format", help="Default: that of the cache.")
     ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float16 or float32, of embeddings. Left out: as it is.")] = None,
+    compress: Annotated[
+        str | None, typer.Option(help="none, zstd (zarr) or gzip (hdf5). Default: that of the cache, if possible.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float16 or float32, of embeddings. Default: that of the cache.")
+    ] = None,
     json_: JSON = False,
 ) -> None:
-    """Write a cache again: zarr or hdf5, raw or compressed, float16 or float32, here or on an object store."""
-    from dtsf.cache.convert import convert
+    """Copy a cache as zarr or hdf5, raw or compressed, float16 or float32, to a folder or an object store."""
+    from dtsf.cache.rewrite import convert
     from dtsf.cache.store import open_store
     from dtsf.cli.show import console, print_json, progress
 
+    cache = open_store(target)
     written = {}
-    for place in _places(path, dataset):
-        with progress(f"convert {place.name}", "shards") as update:
-            goal = open_store(target).below(place.name)
-            written[place.name] = convert(
-                place, goal, format=format_, compress=compress, dtype=dtype, on_progress=update
-            )
+    for store in _stores(path, dataset):
+        options = {"format": format_, "compress": compress, "dtype": dtype}
+        with progress(f"convert {store.name}", "shards") as update:
+            written[store.name] = convert(store, cache.below(store.name), **options, on_progress=update)
     if json_:
-        print_json({"target": str(open_store(target)), "shards_written": written})
+        print_json({"target": str(cache), "shards_written": written})
         return
     for name, count in written.items():
-        console().print(f"{name}: {count} shards written to {open_store(target)}")
+        console().print(f"{name}: {count} shards written to {cache}")
 
 
 @cache_app.command("compact")
 def cache_compact_command(path: PATH = Path("cache"), dataset: DATASET = None, json_: JSON = False) -> None:
-    """Give back the room of rows that the data set no longer lists. No listed row changes; may be interrupted at any time."""
-    from dtsf.cache.compact import compact
+    """Free the disk space of rows that a dataset no longer lists. Safe to interrupt; listed rows do not change."""
+    from dtsf.cache.rewrite import compact
     from dtsf.cli.show import console, print_json, progress
 
     done = {}
-    for place in _places(path, dataset):
-        with progress(f"compact {place.name}", "shards") as update:
-            done[place.name] = compact(place, on_progress=update)
+    for store in _stores(path, dataset):
+        with progress(f"compact {store.name}", "shards") as update:
+            done[store.name] = compact(store, on_progress=update)
     if json_:
         print_json({"datasets": {name: one.model_dump() for name, one in done.items()}})
         return
     for name, one in done.items():
-        console().print(
-            f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB given back; {one.shards_before} shards, now "
-            f"{one.shards_after}"
-        )
+        shards = f"{one.shards_before} shards, now {one.shards_after}"
+        console().print(f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB removed; {shards}")
 
 
-def _places(path: Path, dataset: str | None) -> list[LocalStore | RemoteStore]:
-    """The data sets that were asked for. Damaged ones too: to look after them is what these commands are for."""
-    from dtsf.cache.store import LocalStore, open_store
-    from dtsf.cache.verify import looks_like_dataset
-    from dtsf.errors import CacheError
+def _stores(path: Path, dataset: str | None) -> list[Store]:
+    """Return the stores of the datasets, also damaged ones, because these commands verify and repair them."""
+    from dtsf.cache.check import looks_like_dataset
+    from dtsf.cache.reader import find_datasets
+    from dtsf.cache.store import open_store
 
-    place = open_store(path)
-    if dataset is None and looks_like_dataset(place):
-        return [place]
-    if isinstance(place, LocalStore) and not place.path.is_dir():
-        raise CacheError(f"no cache at {place}: make one with dtsf preprocess DATASET --root DIR --cache {place}")
-    names = [name for name in place.folders() if looks_like_dataset(place.below(name))]
-    if not names:
-        raise CacheError(f"the cache {place} is empty: fill it with dtsf preprocess DATASET --root DIR --cache {place}")
-    if dataset is not None and dataset not in names:
-        raise CacheError(f"no data set {dataset!r} in the cache {place}; it holds {', '.join(names)}")
-    return [place.below(name) for name in names if dataset in (None, name)]
+    store = open_store(path)
+    if dataset is None and looks_like_dataset(store):
+        return [store]
+    return find_datasets(path, dataset, accept=looks_like_dataset)

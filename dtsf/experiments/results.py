@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from dtsf.cache.records import Frozen
 from dtsf.pipeline.datasets.nucla_check import NuclaCheck  # noqa: TC001  pydantic reads it
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import xxhash
 
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.spec import describe_difference
+from dtsf.cache.schema import describe_difference
 from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.results import TestSummary
 from dtsf.training.protocols import parse_protocol, split_clips
@@ -52,7 +52,7 @@ def open_tests(
             )
         if other.spec.fingerprint() != data.spec.fingerprint():
             raise CacheError(
-                f"--judge {text}: {other.folder} was made with other settings than {data.folder} "
+                f"--judge {text}: {other.store} was made with other settings than {data.store} "
                 f"({describe_difference(other.spec, data.spec)}): preprocess it with the same settings"
             )
         own = parse_protocol(protocol if at else "all", other.info.kind)

@@ -1,1 +1,1 @@
-"""What the network is."""
+"""Safe reading and writing of files, for all parts of dtsf."""

@@ -1,53 +1,61 @@
-"""The one reader of documents that others may have written, and the one writer of JSON.
+"""Read files that other people may have written, and write JSON.
 
-Nothing is read but plain files, none before its size is known to be sensible; JSON is what the standard says, no NaN and no
-number that a computer cannot hold; what does not fit is refused with its value and the bound.
+Only regular files of bounded size are read. JSON is strict: no NaN, no Infinity, no oversized number. Memory is checked before
+a size from a file is allocated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import stat
 import struct
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dtsf.errors import DataError
+from dtsf.errors import CacheError, DataError
 from dtsf.settings import MAX_SHOWN, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from dtsf.errors import DtsfError
 
 T = TypeVar("T", bound=BaseModel)
 
-LONGEST_NUMBER = 40
-"""Digits and signs of a number in JSON: more than any field here can hold."""
+MAX_DIGITS = 40
+"""Maximum length of a number in JSON."""
+UNCHECKED_BYTES = 64 << 20
+"""Sizes up to this are allocated without a check, which takes longer than reading a batch."""
+CGROUPS = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Files with the memory limit and the memory use of a container, of cgroup versions 2 and 1."""
 
 
 def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], follow: bool = False) -> bytes:
-    """Bytes of a plain file.
+    """Return the bytes of a regular file.
 
-    ``limit``: most bytes that it can sensibly have. ``follow``: whether it may be a link: where a person named this very file.
-    Raises DtsfError: as ``error`` makes it: missing, too large, a folder, a pipe, a device, a link, or not readable.
+    ``limit``: maximum size. ``follow``: accept a link, for a path that the user gave. Raises ``error(message)``: the file is
+    missing, too large, unreadable, a folder, a pipe, a device or a link.
     """
-    # Without waiting: a pipe that nobody writes to would never open.
+    # Non-blocking: opening a pipe without a writer would wait forever.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     if not follow and path.is_symlink():
-        raise error(f"{path} is a link, which is not followed here")
+        raise error(f"{path} is a link, and links are not followed here")
     try:
         with open(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise error(f"{path} is no plain file")
+                raise error(f"{path} is not a regular file")
             if status.st_size > limit:
-                raise error(f"{path} has {status.st_size} bytes, more than {limit} that it can have")
-            # Not `limit`: that much would be allocated at once. One more, to see a file that grows.
+                raise error(f"{path} has {status.st_size} bytes, more than the limit of {limit}")
+            # Not `limit`: read() allocates its argument at once.
             data = file.read(status.st_size + 1)
     except OSError as refused:
         raise error(f"{path} cannot be read: {refused.strerror or refused}") from refused
@@ -56,56 +64,76 @@ def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], foll
     return data[: status.st_size]
 
 
-def parse_json(data: bytes | str, where: str, *, error: Callable[[str], DtsfError]) -> Any:
-    """JSON as the standard has it. Raises DtsfError: as ``error`` makes it: no JSON, nested too deep, NaN or Infinity, or a
-    number beyond all fields.
+def parse_json(data: bytes | str, source: str, *, error: Callable[[str], DtsfError]) -> Any:
+    """Return the value of strict JSON. ``source``: name for the message. Raises ``error(message)``: invalid JSON, nested too
+    deep, NaN or Infinity, or a number out of range.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant, parse_int=_whole, parse_float=_real)
+        return json.loads(data, parse_constant=_refuse_constant, parse_int=_parse_int, parse_float=_parse_float)
     except (ValueError, RecursionError) as refused:
         why = "it is nested too deep" if isinstance(refused, RecursionError) else str(refused)
-        raise error(f"{where} is no JSON that can be read: {why}") from refused
+        raise error(f"{source} is not valid JSON: {why}") from refused
 
 
-def parse_model(model: type[T], data: bytes | str, where: str, *, error: Callable[[str], DtsfError]) -> T:
-    """A document of a known form. Raises DtsfError: as ``error`` makes it, with each field that does not fit, its value and the
-    bound.
-    """
+def parse_model(model: type[T], data: bytes | str, source: str, *, error: Callable[[str], DtsfError]) -> T:
+    """Return a validated document. Raises ``error(message)``: fields that are invalid, with their values."""
     try:
         return model.model_validate_json(data)
     except ValidationError as refused:
-        raise error(f"{where}: {explain(refused, most=3)}") from refused
+        raise error(f"{source}: {explain(refused, most=3)}") from refused
     except (ValueError, RecursionError) as refused:
-        raise error(f"{where} cannot be read: {refused}") from refused
+        raise error(f"{source} cannot be read: {refused}") from refused
 
 
 def first_line(error: BaseException) -> str:
-    """What a library says of its own error, in a line."""
+    """Return the first line of a library's error message."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def json_text(document: object, *, indent: int | None = None) -> str:
-    """A document as JSON that every program reads: see :func:`json_value`. Raises DataError: a number in it is not finite."""
+    """Return a document as strict JSON. See :func:`json_value`. Raises DataError: a number is not finite."""
     return json.dumps(json_value(document), indent=indent, allow_nan=False)
 
 
-def json_value(value: Any, where: str = "") -> Any:
-    """The same with numbers as a person would write them: a 32-bit 0.9 is 0.9 and not 0.8999999761581421. Raises DataError: A
-    number is not finite; the message says which.
+def json_value(value: Any, path: str = "") -> Any:
+    """Return the value with short numbers: a 32-bit 0.9 becomes 0.9, not 0.8999999761581421.
+
+    ``path``: name of the value for the message. Raises DataError: a number is not finite.
     """
     if isinstance(value, float):
         if not math.isfinite(value):
-            raise DataError(f"{where or 'a number'} is {value}, which JSON has no word for: it is not written")
+            raise DataError(f"{path or 'a number'} is {value}, which JSON cannot store: it is not written")
         return _shortest(value)
     if isinstance(value, dict):
-        return {str(key): json_value(held, f"{where}.{key}".lstrip(".")) for key, held in value.items()}
+        return {str(key): json_value(inner, f"{path}.{key}".lstrip(".")) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [json_value(held, f"{where}[{k}]") for k, held in enumerate(value)]
+        return [json_value(inner, f"{path}[{k}]") for k, inner in enumerate(value)]
     return value
 
 
+def available_memory() -> int:
+    """Return the bytes that can be allocated without swapping, within the limit of a container."""
+    import psutil  # type: ignore[import-untyped]
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in CGROUPS:
+        # The file is missing, or has the word "max".
+        with contextlib.suppress(OSError, ValueError):
+            free = min(free, int(Path(limit).read_text("ascii")) - int(Path(used).read_text("ascii")))
+    return max(0, free)
+
+
+def refuse_unless_fits(n_bytes: int, purpose: str) -> None:
+    """Check before an allocation. Raises CacheError: ``n_bytes`` are not available."""
+    if n_bytes <= UNCHECKED_BYTES:
+        return
+    free = available_memory()
+    if n_bytes > free:
+        raise CacheError(f"{purpose} would take {n_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+
+
 def _shortest(value: float) -> float:
-    """The shortest number that is the same in 32 bits, where it is exactly one of those; else the number itself."""
+    """Return the shortest number with the same 32-bit value, if ``value`` is a 32-bit number; else ``value``."""
     try:
         same = struct.unpack("f", struct.pack("f", value))[0] == value
     except OverflowError:
@@ -119,17 +147,17 @@ def _shortest(value: float) -> float:
 
 
 def _refuse_constant(word: str) -> float:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a JSON number")
 
 
-def _whole(word: str) -> int:
-    if len(word) > LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(word)} digits, at most {LONGEST_NUMBER}")
+def _parse_int(word: str) -> int:
+    if len(word) > MAX_DIGITS:
+        raise ValueError(f"a number of {len(word)} digits, more than {MAX_DIGITS}")
     return int(word)
 
 
-def _real(word: str) -> float:
+def _parse_float(word: str) -> float:
     value = float(word)
     if not math.isfinite(value):
-        raise ValueError(f"{word[:MAX_SHOWN]} is beyond what a number can be")
+        raise ValueError(f"the number {word[:MAX_SHOWN]} is out of range")
     return value

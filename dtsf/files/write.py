@@ -1,8 +1,7 @@
-"""The one place that writes files: whole or not there, and never through a link.
+"""Write files: a file is complete or absent, and no write goes through a link.
 
-A file is made under a name that nobody can foresee, exclusively, flushed to the disk, and renamed; so a link that stands at
-its place is replaced, not followed. Logs and locks, which are opened where they are, are refused where a link or anything but
-a plain file is.
+A file is written under an unpredictable temporary name, flushed to the disk and renamed. A link at its path is replaced, not
+followed. Logs and locks are opened in place, so links and special files at their paths are refused.
 """
 
 from __future__ import annotations
@@ -32,48 +31,47 @@ def write_atomically(
     parents: bool = True,
     follow: bool = True,
 ) -> None:
-    """Write ``data`` so that after a crash at any moment ``path`` is the old file, the new one, or absent. Raises CacheError:
-    the disk is full or refuses; what was committed before is untouched.
+    """Write ``data``. After a crash ``path`` is the old file, the new file, or absent. Raises CacheError: the disk is full or
+    the system refuses; earlier files are unchanged.
 
     Args:
-        path: What stands there is replaced, a link too.
-        error: Makes the error from the system's words; left out, a CacheError that says how to go on.
-        parents: Make the folder where it is missing.
-        follow: Whether its folder itself may be a link: a person names folders as they like, others may not.
+        path: An existing file or link is replaced.
+        error: Makes the error from the system's message. Default: a CacheError.
+        parents: Make the folder if it is missing.
+        follow: Accept a folder that is a link, for a path that the user gave.
     """
     try:
-        with _fresh(path, parents=parents, follow=follow) as descriptor:
+        with _temporary(path, parents=parents, follow=follow) as descriptor:
             rest = memoryview(data)
             while rest:
-                # A disk that fills up may take a part first and refuse the next call.
-                rest = rest[_write(descriptor, rest) :]
+                # A disk that fills up may write a part first, and refuse the next call.
+                rest = rest[write_part(descriptor, rest) :]
     except OSError as refused:
         if error is not None:
             raise error(refusal(refused)) from refused
         raise CacheError(
-            f"cannot write {path}: {refusal(refused)}. Everything committed so far is safe; make room and run the "
-            "same command again to go on"
+            f"cannot write {path}: {refusal(refused)}. Committed files are safe: free disk space and run the same command again"
         ) from refused
 
 
 @contextlib.contextmanager
 def fresh_file(path: Path, *, parents: bool = False) -> Iterator[IO[bytes]]:
-    """A file to write and read back that takes the place of ``path`` when the block ends well; else nothing has changed. Raises
-    OSError: the disk is full or refuses.
+    """Yield a file for writing and reading. It replaces ``path`` if the block ends without an error. Raises OSError: the disk
+    is full or the system refuses.
     """
     with (
-        _fresh(path, parents=parents, follow=True) as descriptor,
+        _temporary(path, parents=parents, follow=True) as descriptor,
         os.fdopen(descriptor, "w+b", closefd=False) as file,
     ):
         yield file
 
 
 @contextlib.contextmanager
-def _fresh(path: Path, *, parents: bool, follow: bool) -> Iterator[int]:
-    """Descriptor of a new file; what happens to the folder's name meanwhile changes nothing: the folder is held open."""
+def _temporary(path: Path, *, parents: bool, follow: bool) -> Iterator[int]:
+    """Yield the descriptor of a new file. The open folder stays the same if its name changes meanwhile."""
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
-    # Not the given name, which may be as long as a name can be.
+    # Not derived from the given name, which may have the maximum length.
     name = f"{TEMPORARY}{uuid.uuid4().hex}"
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
@@ -81,13 +79,13 @@ def _fresh(path: Path, *, parents: bool, follow: bool) -> Iterator[int]:
         descriptor = os.open(name, flags, 0o666, dir_fd=folder)
         try:
             yield descriptor
-            _fsync(descriptor)
+            fsync(descriptor)
         finally:
             os.close(descriptor)
-        _rename(path.with_name(name), path, folder)
-        _fsync(folder)
+        rename(path.with_name(name), path, folder)
+        fsync(folder)
     except BaseException:
-        # The same fault can refuse the cleaning up; what is left is swept at the next start.
+        # The same fault may refuse the removal. The next start removes the file.
         with contextlib.suppress(OSError):
             os.unlink(name, dir_fd=folder)
         raise
@@ -96,22 +94,20 @@ def _fresh(path: Path, *, parents: bool, follow: bool) -> Iterator[int]:
 
 
 def fresh_folder(beside: Path) -> Path:
-    """Make a new folder beside a place, under a name that nobody can foresee; the caller fills and moves it. Raises OSError: it
-    cannot be made.
-    """
-    made = beside.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-    made.mkdir()
-    return made
+    """Make a folder beside a path, under an unpredictable name. The caller fills and moves it. Raises OSError."""
+    folder = beside.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+    folder.mkdir()
+    return folder
 
 
 def move(source: Path, target: Path) -> None:
-    """Give a finished folder its name, for good."""
-    _rename(source, target, None)
+    """Rename a complete folder, and flush the rename."""
+    rename(source, target, None)
     flush(target.parent)
 
 
 def sweep_orphans(folder: Path) -> int:
-    """Remove temporary files and folders that a killed process left; returns how many."""
+    """Remove the temporary files and folders of killed processes. Return their number."""
     orphans = list(folder.rglob(f"{TEMPORARY}*"))
     for orphan in orphans:
         if orphan.is_dir() and not orphan.is_symlink():
@@ -122,32 +118,33 @@ def sweep_orphans(folder: Path) -> int:
 
 
 def flush(path: Path) -> None:
-    """Make a file's bytes, or the renames in a folder, outlive a power cut."""
+    """Flush a file, or the renames in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        _fsync(descriptor)
+        fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def open_log(path: Path) -> IO[str]:
-    """A file to append lines to, made where it is missing; who looks at it while it grows sees whole lines. Raises OSError: it
-    cannot be opened, or is a link, a file of several names, or no plain file.
+    """Open a file to append lines, and make it if it is missing. A reader always sees complete lines. Raises OSError: it
+    cannot be opened, is a link, has several names, or is not a regular file.
     """
-    descriptor = _open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    descriptor = _open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
 
 
 @contextlib.contextmanager
 def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
-    """Hold the lock file ``path``, made with its folder; what it holds stays as it is. The kernel frees it when a process dies.
+    """Hold the lock file ``path`` during the block. It is made with its folder, and its content stays unchanged. The kernel
+    releases it when the process ends.
 
-    ``unwritable``: makes the error for a file that cannot be made or locked, from the system's words. ``busy``: the error where
-    another process holds it; left out, it is waited for.
+    ``unwritable``: makes the error if the file cannot be made or locked. ``busy``: error if another process has the lock;
+    without it, wait.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
+        descriptor = _open_regular(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise unwritable(refusal(error)) from error
     try:
@@ -161,36 +158,38 @@ def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError 
 
 
 def refusal(error: OSError) -> str:
-    """The system's words for why it refused; a library that wraps them keeps its own."""
+    """Return the system's message; for an error of a library, its own."""
     return str(error.strerror or error)
 
 
-def _open_plain(path: Path, flags: int) -> int:
-    """Open a file that is written where it stands. It is not emptied; a link, and whatever is no file of one name, is refused."""
+def _open_regular(path: Path, flags: int) -> int:
+    """Open a file in place without truncating it. Raises OSError: a link, a special file, or a file with several names."""
     if path.is_symlink():
-        raise OSError(f"{path.name} is a link, which is not followed here: remove it")
+        raise OSError(f"{path.name} is a link, and links are not followed here: remove it")
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)
-        what = "has several names" if stat.S_ISREG(status.st_mode) else "is no plain file"
-        raise OSError(f"{path.name} {what}: remove it")
+        problem = "has several names" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+        raise OSError(f"{path.name} {problem}: remove it")
     return descriptor
 
 
-# The three calls that a fault can interrupt, each by its own name: tests replace them with failing ones.
+# The three calls that can fail halfway. Tests replace them with failing ones.
 
 
-def _write(descriptor: int, data: memoryview) -> int:
+def write_part(descriptor: int, data: memoryview) -> int:
+    """Write some bytes, and return their number."""
     return os.write(descriptor, data)
 
 
-def _fsync(descriptor: int) -> None:
+def fsync(descriptor: int) -> None:
+    """Flush a file or folder to the disk."""
     os.fsync(descriptor)
 
 
-def _rename(source: Path, target: Path, folder: int | None) -> None:
-    """``folder``: an open folder that both are in; None for two paths."""
+def rename(source: Path, target: Path, folder: int | None) -> None:
+    """Rename a file. ``folder``: descriptor of the folder of both, or None for two paths."""
     if folder is None:
         source.replace(target)
     else:

@@ -16,7 +16,7 @@ from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSe
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from dtsf.cache.records import Clip, ClipRecord
+    from dtsf.cache.schema import Clip, ClipRecord
     from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 MIN_SECONDS = 1e-3

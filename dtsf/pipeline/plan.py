@@ -10,20 +10,20 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtsf.cache.catalog import CatalogDocument, CatalogEntry, newest_records, read_catalog
-from dtsf.cache.documents import is_dataset, read_marks, read_metadata, read_records
-from dtsf.cache.records import Frozen, part_of
+from dtsf.cache.catalog import newest_records, read_catalog
+from dtsf.cache.documents import read_damaged, read_records
+from dtsf.cache.schema import CatalogDocument, CatalogEntry, part_of
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, SourceError
 from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat, partial_hash
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
-    from dtsf.cache.documents import Where
-    from dtsf.cache.records import Clip, ClipRecord
-    from dtsf.cache.spec import DatasetInfo, ShardRecord
+    from dtsf.cache.documents import DatasetHandle
+    from dtsf.cache.schema import Clip, ClipRecord, DatasetInfo, ShardRecord
     from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 
@@ -65,12 +65,11 @@ class Plan:
 def make_plan(
     catalog: SourceCatalog,
     info: DatasetInfo,
-    folder: Where,
+    dataset: DatasetHandle | None,
     shard_size: int,
     n_workers: int,
     *,
     retry_bad: bool = False,
-    ignore_cache: bool = False,
 ) -> Plan:
     """Compare the source with the cache and plan the missing work.
 
@@ -79,10 +78,10 @@ def make_plan(
     a committed shard (their file changed, or the catalog grew) go to new shards behind all others. A damaged shard is made
     again with the same clips, under its own number.
 
-    ``retry_bad``: decode unusable clips again. ``ignore_cache``: plan as for an empty cache. Raises SourceError: the source does
+    ``dataset``: None plans for an empty cache. ``retry_bad``: decode unusable clips again. Raises SourceError: the source does
     not respond, or none of its files exists.
     """
-    records, damaged, before = ([], [], None) if ignore_cache else _read_cache(folder)
+    records, damaged, before = _read_cache(dataset) if dataset else ([], [], None)
     computed = newest_records(records, damaged)
     entries = _identify_clips(catalog, [*records, *damaged], before)
     missing: dict[str, Clip] = {}
@@ -165,14 +164,11 @@ def _annotations(entry: CatalogEntry, info: DatasetInfo) -> tuple[object, ...]:
     return label, c.raw_label, c.group, view, c.subject, c.setup, c.split, c.background, c.offset
 
 
-def _read_cache(folder: Where) -> tuple[list[ShardRecord], list[ShardRecord], CatalogDocument | None]:
+def _read_cache(dataset: DatasetHandle) -> tuple[list[ShardRecord], list[ShardRecord], CatalogDocument | None]:
     """Return the committed shards, the damaged shards and the last catalog."""
-    if not is_dataset(folder):
-        return [], [], None
-    metadata = read_metadata(folder)
-    records, damaged = read_records(folder, metadata), read_marks(folder, metadata)
+    records, damaged = read_records(dataset), read_damaged(dataset)
     try:
-        before = read_catalog(folder)
+        before = read_catalog(dataset)
     except CacheError:
         # The catalog is damaged. This run replaces it, and no row depends on it.
         before = None

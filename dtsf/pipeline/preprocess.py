@@ -7,12 +7,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dtsf.cache.catalog import join, newest_records, write_catalog
-from dtsf.cache.documents import is_dataset, read_records
-from dtsf.cache.lock import write_lock
-from dtsf.cache.records import BadClip, Frozen
-from dtsf.cache.spec import CacheSpec, DatasetInfo
-from dtsf.cache.store import LocalStore, open_store
+from dtsf.cache.catalog import match_rows, newest_records, write_catalog
+from dtsf.cache.documents import is_dataset, open_handle, read_records
+from dtsf.cache.schema import BadClip, CacheSpec, DatasetInfo
+from dtsf.cache.store import open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.align import align_groups
@@ -22,14 +20,15 @@ from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.scheduler import run_tasks
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.worker import ShardTask
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from dtsf.cache.records import ClipRecord
-    from dtsf.cache.remote import RemoteStore
-    from dtsf.cache.spec import ShardRecord
+    from dtsf.cache.documents import DatasetHandle
+    from dtsf.cache.schema import ClipRecord, ShardRecord
+    from dtsf.cache.store import Store
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
@@ -111,27 +110,27 @@ def preprocess(
     info = DatasetInfo(kind=catalog.kind, name=name, class_names=catalog.class_names, view_names=catalog.view_names)
     n_workers = settings.workers or default_workers(settings.encoder)
     if settings.align == "group":
-        shards = read_records(folder) if is_dataset(folder) else []
+        shards = read_records(open_handle(folder)) if is_dataset(folder) else []
         catalog = align_groups(catalog, [record for shard in shards for record in shard.clips], settings.deadline)
     if settings.dry_run:
         return _dry_run(catalog, info, folder, spec, settings, n_workers)
-    with write_lock(folder):
+    with folder.write_lock():
         if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
             folder.clear()
-        metadata = create_or_open(
+        dataset = create_or_open(
             folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
         )
-        sweep(folder)
-        plan = make_plan(catalog, info, folder, metadata.shard_size, n_workers, retry_bad=settings.retry_bad)
-        write_catalog(folder, plan.document)
+        sweep(dataset)
+        plan = make_plan(catalog, info, dataset, dataset.shard_size, n_workers, retry_bad=settings.retry_bad)
+        write_catalog(dataset, plan.document)
         tasks = [
-            ShardTask(str(folder), str(catalog.root.absolute()), shard, clips, spec, settings)
+            ShardTask(dataset, str(catalog.root.absolute()), shard, clips, settings)
             for shard, clips in plan.shards.items()
         ]
         if tasks:
-            extend(folder, max(plan.shards) + 1)
+            extend(dataset, max(plan.shards) + 1)
             if settings.scheduler is None:
                 prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
         done, bad = plan.done, plan.bad
@@ -143,20 +142,20 @@ def preprocess(
                 on_progress(Progress(done, len(catalog.clips), bad))
 
         run_tasks(tasks, n_workers, settings.scheduler, on_clips, gpus=visible_gpus(settings.encoder))
-        if tasks and settings.scheduler is None and isinstance(store, LocalStore):
+        if tasks and settings.scheduler is None and folder.exclusive:
             # A worker that was killed during a write leaves a temporary file. On a cluster such a worker may still be
             # alive and writing, so its files wait for the next run.
-            sweep(folder)
-        computed = newest_records(read_records(folder))
+            sweep(dataset)
+        computed = newest_records(read_records(dataset))
         document = finish_catalog(plan.document, catalog.root, computed)
-        write_catalog(folder, document)
-        result = _result(catalog, folder, plan, *join(document, computed), started, dry_run=False)
+        write_catalog(dataset, document)
+        result = _result(catalog, folder, plan, *match_rows(document, computed), started, dry_run=False)
     if len(result.bad) > settings.max_bad * result.clips:
         raise _too_many_bad(result, folder, settings.max_bad)
     return result
 
 
-def _too_many_bad(result: PreprocessResult, folder: LocalStore | RemoteStore, max_bad: float) -> BadClipsError:
+def _too_many_bad(result: PreprocessResult, folder: Store, max_bad: float) -> BadClipsError:
     lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in result.bad[:20]]
     more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
     return BadClipsError(
@@ -170,30 +169,29 @@ def _too_many_bad(result: PreprocessResult, folder: LocalStore | RemoteStore, ma
 def _dry_run(
     catalog: SourceCatalog,
     info: DatasetInfo,
-    folder: LocalStore | RemoteStore,
+    folder: Store,
     spec: CacheSpec,
     settings: PreprocessSettings,
     n_workers: int,
 ) -> PreprocessResult:
     """Return the result that a run would have. Nothing is written."""
     started = time.monotonic()
+    dataset: DatasetHandle | None = None
     records: list[ShardRecord] = []
     size = settings.shard_size
     if is_dataset(folder) and not settings.overwrite:
         # Raises an error for other settings, as the run would.
-        size = create_or_open(folder, spec, info, size, format=settings.format, compress=settings.compress).shard_size
-        records = read_records(folder)
-    plan = make_plan(
-        catalog, info, folder, size, n_workers, retry_bad=settings.retry_bad, ignore_cache=settings.overwrite
-    )
-    matched, bad = join(plan.document, newest_records(records))
+        dataset = create_or_open(folder, spec, info, size, format=settings.format, compress=settings.compress)
+        size, records = dataset.shard_size, read_records(dataset)
+    plan = make_plan(catalog, info, dataset, size, n_workers, retry_bad=settings.retry_bad)
+    matched, bad = match_rows(plan.document, newest_records(records))
     bad = tuple(one for one in bad if one.status != "waiting")
     return _result(catalog, folder, plan, matched, bad, started, dry_run=True)
 
 
 def _result(
     catalog: SourceCatalog,
-    folder: LocalStore | RemoteStore,
+    folder: Store,
     plan: Plan,
     matched: Mapping[str, tuple[int, ClipRecord]],
     bad: tuple[BadClip, ...],

@@ -18,7 +18,7 @@ from dtsf.pipeline.worker import ShardTask, run_shard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dtsf.cache.records import ClipRecord
+    from dtsf.cache.schema import ClipRecord
 
 TOPIC = "dtsf-clips"
 REPORT_EVERY = 1.0

@@ -36,7 +36,7 @@ PARTIAL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class FileStat:
-    """Size and modification time; the fields are those of :class:`dtsf.cache.records.Source`."""
+    """Size and modification time; the fields are those of :class:`dtsf.cache.schema.Source`."""
 
     bytes: int
     mtime_ns: int

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import xxhash
 
-from dtsf.cache.layout import array_shapes
-from dtsf.cache.records import Clip, ClipRecord, Frozen, Source
-from dtsf.cache.spec import CacheSpec, ShardRecord
+from dtsf.cache.formats import array_shapes
+from dtsf.cache.schema import CacheSpec, Clip, ClipRecord, ShardRecord, Source
 from dtsf.cache.writer import write_shard
 from dtsf.errors import ConfigError, SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
@@ -22,10 +21,12 @@ from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_st
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all, shared_decoders
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from dtsf.cache.documents import DatasetHandle
     from dtsf.cache.reader import CachedDataset
     from dtsf.pipeline.settings import PreprocessSettings
 
@@ -41,13 +42,11 @@ RETRY_AFTER = (1.0, 5.0, 20.0)
 class ShardTask:
     """Input of a worker, small enough to send to another machine."""
 
-    folder: str
-    """Folder or URL of the dataset in the cache."""
+    dataset: DatasetHandle
     root: str
     """Folder of the videos."""
     shard: int
     clips: tuple[Clip, ...]
-    spec: CacheSpec
     settings: PreprocessSettings
 
 
@@ -76,7 +75,7 @@ class SourceCheck(Frozen):
 
 def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = None, *, workers: int = 1) -> ShardRecord:
     """Decode, embed, write and commit the clips of one shard. ``workers``: processes that share this machine's cores."""
-    spec, settings = task.spec, task.settings
+    spec, settings = task.dataset.spec, task.settings
     rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     records: list[ClipRecord] = []
     used = 0
@@ -114,7 +113,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     if not records:
         # No file could be read: write no shard, so that the next run can use its number.
         return shard
-    return write_shard(task.folder, shard, {name: array[:used] for name, array in rows.items()})
+    return write_shard(task.dataset, shard, {name: array[:used] for name, array in rows.items()})
 
 
 def check_source(

@@ -19,11 +19,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from dtsf.cache.records import Frozen
-from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import write_atomically
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dtsf.cache.spec import CacheSpec
+    from dtsf.cache.schema import CacheSpec
 
 logger = logging.getLogger(__name__)
 

@@ -133,7 +133,7 @@ class Run:
 
     def _view_numbers(self, n_videos: int, views: str | None) -> list[int]:
         """Return the view of each video, from 0."""
-        from dtsf.cache.records import view_number
+        from dtsf.cache.catalog import view_number
 
         known = self.state.info.view_names
         if views is not None:
@@ -177,9 +177,9 @@ class Run:
 
     def _check_settings(self, data: CachedDataset) -> None:
         if self.state.fingerprint != data.spec.fingerprint():
-            from dtsf.cache.spec import describe_difference
+            from dtsf.cache.schema import describe_difference
 
             raise CacheError(
-                f"{data.folder} was made with other settings than the cache that {self.folder} was trained from "
+                f"{data.store} was made with other settings than the cache that {self.folder} was trained from "
                 f"({describe_difference(data.spec, self.state.spec)}): preprocess it with the same settings"
             )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
 
 LISTED = 500
 
@@ -82,7 +82,7 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
         "n_records": sum(data.verdicts.values()),
         "bad": [(one.clip.path, one.status, one.reason) for one in data.bad[:LISTED]],
         "more": max(0, len(data.bad) - LISTED),
-        "folder": str(data.folder),
+        "folder": str(data.store),
         "classes": [
             (name, [by_class_view[k, view] for view in range(1, len(views) + 1)]) for k, name in enumerate(names)
         ],

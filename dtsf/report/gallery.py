@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
     from dtsf.report.run_data import RunFacts
     from dtsf.training.evaluate import GroupPrediction
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
     from dtsf.model.network import DTSFNet
     from dtsf.report.run_data import RunFacts
     from dtsf.training.evaluate import GroupPrediction

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.spec import describe_difference
+from dtsf.cache.schema import describe_difference
 from dtsf.errors import CacheError, CheckpointError
 from dtsf.files.read import parse_json, read_file
 from dtsf.training.checkpoint import Checkpoint, load_checkpoint
@@ -144,10 +144,10 @@ def open_cache_of(facts: RunFacts, cache: Path) -> tuple[CachedDataset | None, s
     except CacheError as error:
         return None, f"{error}. With its cache in place: dtsf report {facts.folder} --cache DIR"
     if data.info.class_names != state.info.class_names:
-        return None, f"{data.folder} has other classes than this run: dtsf report {facts.folder} --cache DIR"
+        return None, f"{data.store} has other classes than this run: dtsf report {facts.folder} --cache DIR"
     if data.spec.fingerprint() != state.fingerprint:
         return None, (
-            f"{data.folder} was made with other settings than the cache of this run "
+            f"{data.store} was made with other settings than the cache of this run "
             f"({describe_difference(data.spec, state.spec)}): dtsf report {facts.folder} --cache DIR"
         )
     return data, ""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
     from dtsf.model.config import ModelConfig
     from dtsf.report.gallery import Sample
     from dtsf.report.run_data import RunFacts
@@ -197,7 +197,7 @@ def _left_out(data: CachedDataset | None) -> dict[str, Any]:
         "rows": [(one.clip.path, one.status, one.reason) for one in bad[:LISTED]],
         "more": max(0, len(bad) - LISTED),
         "known": data is not None,
-        "folder": str(data.folder) if data is not None else "",
+        "folder": str(data.store) if data is not None else "",
     }
 
 

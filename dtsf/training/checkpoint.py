@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load, save
 
-from dtsf.cache.spec import CacheSpec, DatasetInfo
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import fresh_file, fresh_folder, move, refusal

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
     from dtsf.model.network import DTSFNet
     from dtsf.training.augment import AugmentConfig
 

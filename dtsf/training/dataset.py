@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
 
 
 class GroupSample(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from dtsf.cache.records import view_numbers
+from dtsf.cache.catalog import view_numbers
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.training.adapt import OnlineAdapter
 from dtsf.training.data import evaluation_batches, load_groups
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.records import Clip
-    from dtsf.cache.spec import CacheSpec
+    from dtsf.cache.schema import CacheSpec, Clip
     from dtsf.model.config import ModelConfig
     from dtsf.model.network import DTSFNet
     from dtsf.training.data import Groups

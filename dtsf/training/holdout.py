@@ -9,7 +9,7 @@ import torch
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dtsf.cache.records import Clip
+    from dtsf.cache.schema import Clip
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import TrainConfig
 

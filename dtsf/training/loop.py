@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dtsf.cache.spec import CacheSpec, DatasetInfo
+    from dtsf.cache.schema import CacheSpec, DatasetInfo
     from dtsf.training.data import Batch, Groups
     from dtsf.training.recipe import Recipe
 

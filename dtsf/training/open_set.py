@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from dtsf.cache.records import Clip
-    from dtsf.cache.spec import DatasetInfo
+    from dtsf.cache.schema import Clip, DatasetInfo
     from dtsf.training.protocols import Split
 
 EXCLUDED = "excluded"

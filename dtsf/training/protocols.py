@@ -16,8 +16,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Clip, Frozen, view_number
+from dtsf.cache.catalog import view_number
+from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -19,7 +19,7 @@ from dtsf.training.losses import LossConfig
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dtsf.cache.spec import CacheSpec, DatasetInfo
+    from dtsf.cache.schema import CacheSpec, DatasetInfo
 
 
 def _words(given: object) -> object:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Clip, Frozen
+from dtsf.cache.schema import Clip
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -130,7 +130,7 @@ def _train(
     if world.first:
         if on_start is not None:
             on_start(folder, data, split, settings)
-        logger.info("cache %s, fingerprint %s, run folder %s", data.folder, data.spec.fingerprint(), folder)
+        logger.info("cache %s, fingerprint %s, run folder %s", data.store, data.spec.fingerprint(), folder)
         if not (resume and (folder / "config.toml").is_file()):
             # What a run was begun with, --init among it, stays; a command that is no resumption of it is refused below.
             write_atomically(folder / "config.toml", config.encode())
@@ -170,7 +170,7 @@ def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> No
     """
     if "pixels" in recipe.model.inputs and data.spec.encoder != "pixels":
         raise ConfigError(
-            f'a branch has input "pixels", and {data.folder} has embeddings of {data.spec.encoder}: '
+            f'a branch has input "pixels", and {data.store} has embeddings of {data.spec.encoder}: '
             "dtsf preprocess ... --encoder pixels --size 224, or choose a recipe for embeddings"
         )
     same = [k for k, branch in enumerate(recipe.model.branch) if branch.views == "all"]
@@ -182,7 +182,7 @@ def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> No
     if recipe.model.frames > data.spec.frames:
         raise ConfigError(
             f"model.frames ({recipe.model.frames}) is more than the {data.spec.frames} frames that the cache "
-            f"{data.folder} holds: --set model.frames={data.spec.frames}, or preprocess with --frames {recipe.model.frames}"
+            f"{data.store} holds: --set model.frames={data.spec.frames}, or preprocess with --frames {recipe.model.frames}"
         )
     if data.spec.grid % recipe.model.patch:
         raise ConfigError(

@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Clip, Frozen, view_numbers
+from dtsf.cache.catalog import view_numbers
+from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
 from dtsf.pipeline.source import walk_files
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -18,12 +18,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dtsf.cache.records import Frozen
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
 from dtsf.files.write import write_atomically
 from dtsf.pipeline.datasets.tables import decode_text
 from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

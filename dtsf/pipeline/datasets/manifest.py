@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dtsf.cache.records import Clip
+from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
 from dtsf.pipeline.datasets.tables import number, read_table, seconds, whole_number

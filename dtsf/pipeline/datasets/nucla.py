@@ -18,7 +18,7 @@ import csv
 import re
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Clip
+from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
 from dtsf.pipeline.source import SkippedFiles, is_video, walk_files

@@ -11,9 +11,9 @@ from collections import Counter
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from dtsf.cache.records import Frozen
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.nucla import CLASSES
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from pathlib import Path

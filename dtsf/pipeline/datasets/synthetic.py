@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtsf.cache.records import Frozen
 from dtsf.errors import ConfigError, DataError
 from dtsf.pipeline.datasets.synthetic_scene import (
     ACTIONS,
@@ -23,6 +22,7 @@ from dtsf.pipeline.datasets.synthetic_scene import (
     draw_room,
     trajectory,
 )
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable

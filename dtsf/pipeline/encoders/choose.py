@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from dtsf.cache.spec import CacheSpec
+    from dtsf.cache.schema import CacheSpec
 
 LITE = re.compile(rf"({'|'.join(lite.STAGES)})(?::(8|16|32))?")
 """EfficientNet-Lite with the stride of its feature map, for example ``efficientnet-lite1:8``."""

@@ -1,4 +1,4 @@
-"""A function in a process of its own, which has all that this one has imported; and what becomes of processes."""
+"""Helpers for tests: processes, folders in memory and empty files."""
 
 import contextlib
 import os
@@ -6,11 +6,22 @@ import time
 import warnings
 from pathlib import Path
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Folder in memory: fast, and a killed process loses nothing that it has written there."""
+
+
+def touch(root, *names):
+    """Make empty files. Return their folder."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
 
 def forked(action):
-    """Start ``action`` and return the process's number; its exit code is 0 where the action returns, else 1."""
+    """Run ``action`` in a forked process and return its number. The exit code is 0, or 1 after an error."""
     with warnings.catch_warnings():
-        # Threads of the parent are of no concern to the child.
+        # The child does not use the parent's threads.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if not child:
@@ -23,7 +34,7 @@ def forked(action):
 
 
 def wait_until(true, process=None):
-    """While a process, if there is one, is at work."""
+    """Wait for a condition. ``process``: it must run meanwhile."""
     limit = time.monotonic() + 90
     while not true():
         assert process is None or process.poll() is None, process.stderr.read().decode()[-2000:]
@@ -32,12 +43,12 @@ def wait_until(true, process=None):
 
 
 def alive(pid):
-    """Whether it is there and no zombie: dead, and nobody here to bury it."""
+    """True if a process runs and is not a zombie."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     return False
 
 
 def exit_code(child):
-    """Wait for it; minus the signal that killed it."""
+    """Wait for a process. Return its exit code, or minus its signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
