@@ -184,7 +184,7 @@ def read_opencv(path: Path, n_frames: int) -> list[int]:
         capture.set(cv2.CAP_PROP_POS_FRAMES, int(place))
         there, frame = capture.read()
         if not there:
-            raise VideoError(f"{path}: no frame", "unreadable")
+            raise VideoError(f"{path}: no frame")
         numbers.append(number_of(middle(frame)))
     return numbers
 

@@ -29,7 +29,7 @@ class SourceError(DataError):
 class VideoError(DtsfError):
     """A video cannot be used. ``status`` is a value of :class:`dtsf.cache.status.Status`."""
 
-    def __init__(self, message: str, status: str) -> None:
+    def __init__(self, message: str, status: str = "unreadable") -> None:
         super().__init__(message)
         self.status = status
 

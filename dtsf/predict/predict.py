@@ -89,7 +89,7 @@ def embed_videos(
         raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
     for path in paths:
         if not path.exists():
-            raise VideoError(f"{path} does not exist", "unreadable")
+            raise VideoError(f"{path} does not exist")
     import numpy as np
     import torch
 

@@ -56,14 +56,14 @@ class DecodedClip:
     status: Status
     """``ok`` or ``short``."""
     reason: str
-    declared_frames: int
-    """Number of frames in the header; 0 if the header has none."""
     decoded_frames: int
     """Number of frames of the file that a player shows."""
-    missing_frames: int
-    """Number of frames that the header counts and the file lacks."""
     duration: float
     """Duration of the file in seconds; 0 for an image folder without a frame rate."""
+    declared_frames: int = 0
+    """Number of frames in the header; 0 if the header has none."""
+    missing_frames: int = 0
+    """Number of frames that the header counts and the file lacks."""
 
     @property
     def frames_hash(self) -> str:

@@ -12,7 +12,6 @@ import os
 import struct
 from typing import IO, TYPE_CHECKING, Any
 
-from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import reencode_hint, short_message
 
@@ -34,10 +33,10 @@ def open_video(path: Path) -> Any:
         # "file:" because a name may contain a colon; the white list because a playlist may name a network address.
         container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path} cannot be opened: {short_message(error)}", Status.UNREADABLE) from error
+        raise VideoError(f"{path} cannot be opened: {short_message(error)}") from error
     if PLAYLISTS & set(container.format.name.split(",")):
         container.close()
-        raise VideoError(f"{path} is a list of other files ({container.format.name}), not a video", Status.UNREADABLE)
+        raise VideoError(f"{path} is a list of other files ({container.format.name}), not a video")
     return container
 
 
@@ -48,7 +47,7 @@ def select_stream(container: Any, path: Path) -> Any:
     covers = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams if stream.type == "video" and not stream.disposition & covers]
     if not streams:
-        raise VideoError(f"{path} has no video stream", Status.UNREADABLE)
+        raise VideoError(f"{path} has no video stream")
 
     def preference(stream: Any) -> tuple[int, bool, int]:
         context = stream.codec_context
@@ -57,10 +56,10 @@ def select_stream(container: Any, path: Path) -> Any:
 
     stream = max(streams, key=preference)
     if stream.codec_context is None:
-        raise VideoError(f"{path} has a codec that PyAV cannot decode; {reencode_hint(path)}", Status.UNREADABLE)
+        raise VideoError(f"{path} has a codec that PyAV cannot decode; {reencode_hint(path)}")
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > MAX_PIXELS:
-        raise VideoError(f"{path} declares frames of {width} x {height}: too large", Status.UNREADABLE)
+        raise VideoError(f"{path} declares frames of {width} x {height}: too large")
     return stream
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 
 if TYPE_CHECKING:
@@ -91,10 +90,7 @@ def _displayed_size(width: int, height: int, aspect: Fraction) -> tuple[int, int
 def check_clip_size(path: Path, target: tuple[int, int], n_frames: int) -> None:
     """Raise VideoError if the scaled frames of a clip exceed :data:`MAX_CLIP_BYTES`."""
     if 3 * target[0] * target[1] * n_frames > MAX_CLIP_BYTES:
-        raise VideoError(
-            f"{path}: {n_frames} frames of {target[0]} x {target[1]} are too large (extreme aspect ratio)",
-            Status.UNREADABLE,
-        )
+        raise VideoError(f"{path}: {n_frames} frames of {target[0]} x {target[1]} are too large (extreme aspect ratio)")
 
 
 def _flips(frame: Any) -> tuple[bool, bool, bool]:

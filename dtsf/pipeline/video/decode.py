@@ -81,9 +81,7 @@ def decode_clip(
     ``decord``, which is checked against PyAV. Raises VideoError: ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
     """
     if span.start is not None and span.end is not None and span.end <= span.start:
-        raise VideoError(
-            f"{path}: the clip ends at {span.end:g} s, before it starts at {span.start:g} s", Status.UNREADABLE
-        )
+        raise VideoError(f"{path}: the clip ends at {span.end:g} s, before it starts at {span.start:g} s")
     if path.is_dir():
         from dtsf.pipeline.video.image_folder import read_folder
 
@@ -103,9 +101,9 @@ def decode_clip(
             except IndexCorrected as corrected:
                 index = corrected.index
             if not index.n_frames:
-                raise VideoError(f"{path} has no frame that can be decoded; {reencode_hint(path)}", Status.UNREADABLE)
+                raise VideoError(f"{path} has no frame that can be decoded; {reencode_hint(path)}")
         else:
-            raise VideoError(f"{path}: its packets contradict its frames; {reencode_hint(path)}", Status.UNREADABLE)
+            raise VideoError(f"{path}: its packets contradict its frames; {reencode_hint(path)}")
     if decoder == "decord":
         from dtsf.pipeline.video.decord_reader import read_with_decord
 
@@ -126,13 +124,9 @@ def decode_clip(
 
 def _check_span(path: Path, index: VideoIndex, span: Span) -> None:
     if span.start is not None and span.start >= index.duration:
-        raise VideoError(
-            f"{path}: the clip starts at {span.start:g} s, the video ends at {index.duration:.2f} s", Status.UNREADABLE
-        )
+        raise VideoError(f"{path}: the clip starts at {span.start:g} s, the video ends at {index.duration:.2f} s")
     if span.first is not None and span.first >= index.n_frames:
-        raise VideoError(
-            f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}", Status.UNREADABLE
-        )
+        raise VideoError(f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}")
 
 
 def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:

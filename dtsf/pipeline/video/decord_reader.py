@@ -47,9 +47,7 @@ def read_with_decord(
             raise _misplaced(path, f"frame {numbers[k]} at {times[k]:.3f} s")
         frames = reader.get_batch([int(k) for k in numbers]).asnumpy()[:, :, :width]
     except (decord.DECORDError, RuntimeError, IndexError, OSError) as error:
-        raise VideoError(
-            f"{path}: decord cannot decode it: {short_message(error)}; use --decoder pyav", Status.UNREADABLE
-        ) from error
+        raise VideoError(f"{path}: decord cannot decode it: {short_message(error)}; use --decoder pyav") from error
     finally:
         # An idle reader continues to decode in the background and uses more and more memory.
         reader = None

@@ -42,7 +42,7 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
 
     no_pts = bool(container.format.flags & NO_TIMESTAMPS)
     if no_pts and path.suffix.lower() in WITH_HEADER:
-        raise VideoError(f"{path} has lost its header; {reencode_hint(path)}", Status.UNREADABLE)
+        raise VideoError(f"{path} has lost its header; {reencode_hint(path)}")
     stream = select_stream(container, path)
     # Counted first, because FFmpeg adds entries while it reads.
     declared_packets = len(stream.index_entries)
@@ -72,8 +72,7 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
                     kept = None
     except (av.FFmpegError, OSError) as error:
         raise VideoError(
-            f"{path}: reading stops after {len(rows)} packets: {short_message(error)}; {reencode_hint(path)}",
-            Status.UNREADABLE,
+            f"{path}: reading stops after {len(rows)} packets: {short_message(error)}; {reencode_hint(path)}"
         ) from error
     tick, form, context = Fraction(stream.time_base), container.format.name, stream.codec_context
     pts, dts, lengths, sizes, positions, key, hidden = np.array(rows, np.int64).reshape(-1, 7).T
@@ -110,7 +109,7 @@ def _check_whole(index: VideoIndex, declared_packets: int, declared_end: Fractio
     if declared_bytes is not None and declared_bytes - n_bytes > 8:
         raise VideoError(f"{path} declares {declared_bytes} bytes but has {n_bytes}: {hint}", Status.TRUNCATED)
     if not n_packets:
-        raise VideoError(f"{path} has no frame; {reencode_hint(path)}", Status.UNREADABLE)
+        raise VideoError(f"{path} has no frame; {reencode_hint(path)}")
     if declared_packets - n_packets > 1:
         raise VideoError(f"{path} lists {declared_packets} frames but has {n_packets}: {hint}", Status.TRUNCATED)
     if declared_end is not None and float(declared_end - end) > 0.1 + 3 * index.gap * float(index.tick):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import DecodedClip, segment_centres, short_message, short_status
 from dtsf.pipeline.video.container import MAX_PIXELS
@@ -40,7 +39,7 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
         index, n_available = first + segment_centres(stop - first, n_frames), stop - first
     frames = {int(k): _read(images[k][1], size, crop, n_frames) for k in np.unique(index)}
     if len({frame.shape for frame in frames.values()}) > 1:
-        raise VideoError(f"{folder} contains images of different sizes", Status.UNREADABLE)
+        raise VideoError(f"{folder} contains images of different sizes")
     status, reason = short_status(n_available, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([frames[int(k)] for k in index]), size, crop),
@@ -48,9 +47,7 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
         frame_time=index / span.fps if span.fps else np.full(n_frames, np.nan),
         status=status,
         reason=reason,
-        declared_frames=0,
         decoded_frames=len(images),
-        missing_frames=0,
         duration=len(images) / span.fps if span.fps else 0.0,
     )
 
@@ -69,15 +66,11 @@ def numbered_images(folder: Path) -> list[tuple[int, Path]]:
             by_pattern[NUMBER.sub("#", file.stem.lower()) + file.suffix.lower()].append(file)
     candidates = {pattern: files for pattern, files in by_pattern.items() if "rgb" in pattern} or by_pattern
     if not candidates:
-        raise VideoError(
-            f"{folder} contains no image with a number in its name, such as img_00001.jpg", Status.UNREADABLE
-        )
+        raise VideoError(f"{folder} contains no image with a number in its name, such as img_00001.jpg")
     most = max(len(files) for files in candidates.values())
     patterns = sorted(pattern for pattern, files in candidates.items() if len(files) == most)
     if len(patterns) > 1:
-        raise VideoError(
-            f"{folder} contains {most} images each of {' and '.join(patterns)}: keep one of them", Status.UNREADABLE
-        )
+        raise VideoError(f"{folder} contains {most} images each of {' and '.join(patterns)}: keep one of them")
     files = sorted((tuple(map(int, NUMBER.findall(file.stem))), file.name, file) for file in candidates[patterns[0]])
     columns = zip(*(numbers for numbers, _, _ in files), strict=True)
     varying = next((k for k, column in enumerate(columns) if len(set(column)) > 1), -1)
@@ -87,9 +80,7 @@ def numbered_images(folder: Path) -> list[tuple[int, Path]]:
 def _range_of(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
     """Return the range of a clip's images: index of the first, and of the one behind the last."""
     if (span.start is not None or span.end is not None) and not span.fps:
-        raise VideoError(
-            f"{folder} is an image folder: start and end need its frame rate (column fps)", Status.UNREADABLE
-        )
+        raise VideoError(f"{folder} is an image folder: start and end need its frame rate (column fps)")
     first, last = (-np.inf if span.first is None else span.first), (np.inf if span.last is None else span.last)
     inside = (numbers >= first) & (numbers <= last)
     if span.fps and not span.common:
@@ -97,15 +88,13 @@ def _range_of(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
         inside &= seconds >= (span.start or 0.0) - 1e-6
         inside &= seconds < (np.inf if span.end is None else span.end) - 1e-6
     if not inside.any():
-        raise VideoError(
-            f"{folder} contains images {numbers.min()} to {numbers.max()}: none is in the clip", Status.UNREADABLE
-        )
+        raise VideoError(f"{folder} contains images {numbers.min()} to {numbers.max()}: none is in the clip")
     index = np.flatnonzero(inside)
     return int(index[0]), int(index[-1]) + 1
 
 
 def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
@@ -113,10 +102,10 @@ def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
             image = Image.open(file)
         with image:
             if image.width * image.height > MAX_PIXELS:
-                raise VideoError(f"{file} is {image.width} x {image.height}: too large", Status.UNREADABLE)
+                raise VideoError(f"{file} is {image.width} x {image.height}: too large")
             upright = ImageOps.exif_transpose(image)
             target = size_to_decode(*upright.size, size, crop)
             check_clip_size(file, target, n_frames)
             return np.asarray(upright.convert("RGB").resize(target, Image.Resampling.BILINEAR))
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{file} cannot be read: {short_message(error)}", Status.UNREADABLE) from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{file} cannot be read: {short_message(error)}") from error
