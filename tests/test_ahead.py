@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from stand_in_card import CARD, OnCard, stand_in_card
+from fake_gpu import FAKE_GPU, GpuTensor, fake_gpu
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.model.network import DTSFNet
@@ -77,8 +77,8 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
 
 
 def test_what_is_on_the_card_already_is_not_sent_there(a_card):
-    ahead = Prefetcher(batches(2, CARD), torch.device("cuda"))
-    assert ahead.next().x_BVTHWC.device == CARD
+    ahead = Prefetcher(batches(2, FAKE_GPU), torch.device("cuda"))
+    assert ahead.next().x_BVTHWC.device == FAKE_GPU
     assert a_card[1].count("pinned") == 3, "mask, labels and rows"
 
 
@@ -109,11 +109,11 @@ def drawn_groups(frames=6, grid=6, channels=12):
 def test_embeddings_move_only_where_they_fit(monkeypatch):
     groups, asked = drawn_groups(), []
     monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
-    assert to_device_if_fits(groups, CARD) is groups
-    moved = to_device_if_fits(groups, CARD)
-    assert moved.embeddings_NFHWC.device == CARD
+    assert to_device_if_fits(groups, FAKE_GPU) is groups
+    moved = to_device_if_fits(groups, FAKE_GPU)
+    assert moved.embeddings_NFHWC.device == FAKE_GPU
     assert moved.row_GV is groups.row_GV
-    assert asked == [(17 * 6 * 6 * 6 * 12 * 2, CARD)] * 2
+    assert asked == [(17 * 6 * 6 * 6 * 12 * 2, FAKE_GPU)] * 2
 
 
 EVERYTHING = AugmentConfig(
@@ -124,7 +124,7 @@ EVERYTHING = AugmentConfig(
 
 @pytest.mark.parametrize("motion_sampling", [0.0, 0.7])
 def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, motion_sampling):
-    monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: device == CARD)
+    monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: device == FAKE_GPU)
 
     def made(device):
         torch.manual_seed(3)
@@ -132,12 +132,12 @@ def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, 
         return list(training_batches(groups, 4, 4, motion_sampling, EVERYTHING, torch.ones(12))), torch.get_rng_state()
 
     here, state = made(torch.device("cpu"))
-    with stand_in_card():
-        there, state_there = made(CARD)
+    with fake_gpu():
+        there, state_there = made(FAKE_GPU)
     assert torch.equal(state, state_there)
     for a, b in zip(here, there, strict=True):
-        assert isinstance(b.x_BVTHWC, OnCard)
-        assert torch.equal(a.x_BVTHWC, b.x_BVTHWC.held)
+        assert isinstance(b.x_BVTHWC, GpuTensor)
+        assert torch.equal(a.x_BVTHWC, b.x_BVTHWC.cpu_values)
         for name in ("mask_BV", "label_B", "row_BV"):
             assert torch.equal(getattr(a, name), getattr(b, name))
 
@@ -145,7 +145,7 @@ def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, 
 class OnOneCard:
     """What training asks of Fabric."""
 
-    device = CARD
+    device = FAKE_GPU
 
     def setup(self, model, optimizer):
         return model, optimizer
@@ -175,12 +175,12 @@ def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatc
 
     asked = []
     on_the_cpu = weights(False)
-    with stand_in_card():
+    with fake_gpu():
         streamed, stays = (weights(fits, fabric=OnOneCard()) for fits in (False, True))
-    assert asked == [(False, torch.device("cpu")), (False, CARD), (True, CARD)], "asked once a training"
+    assert asked == [(False, torch.device("cpu")), (False, FAKE_GPU), (True, FAKE_GPU)], "asked once a training"
     for name, x in on_the_cpu.items():
-        assert torch.equal(streamed[name].held, stays[name].held), name
-        torch.testing.assert_close(stays[name].held, x, rtol=1e-3, atol=1e-4)
+        assert torch.equal(streamed[name].cpu_values, stays[name].cpu_values), name
+        torch.testing.assert_close(stays[name].cpu_values, x, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
@@ -202,9 +202,9 @@ def test_the_networks_constants_are_where_it_is(recipe):
         return [loss.item() for loss in losses] + [p.grad.norm().item() for p in net.parameters() if p.grad is not None]
 
     here = answers("cpu", False)
-    with stand_in_card():
-        assert answers(CARD, False) == pytest.approx(here, rel=1e-4, abs=1e-6)
-        answers(CARD, True)
+    with fake_gpu():
+        assert answers(FAKE_GPU, False) == pytest.approx(here, rel=1e-4, abs=1e-6)
+        answers(FAKE_GPU, True)
 
 
 def _encoder(**options):
