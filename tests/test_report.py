@@ -13,11 +13,10 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.report import svg
 from dtsf.report.cache_page import report_cache
 from dtsf.report.compare_page import compare_runs
-from dtsf.report.probes import CollectionProbe, Probes, probe
-from dtsf.report.run_data import open_cache_of, read_run
-from dtsf.report.run_page import _pooled as run_page_words
+from dtsf.report.gallery import VIEW_COLOURS, choose_frames, draw_thumbnails
+from dtsf.report.probes import DatasetProbe, Probes, probe
+from dtsf.report.run_data import open_run_cache, read_run
 from dtsf.report.run_page import report_run
-from dtsf.report.strips import BORDERS, choose_frames, draw_snapshots
 
 HOSTILE = {
     "class": "<script>window.broken = 1</script>",
@@ -42,19 +41,19 @@ def chromium(needed):
 
 @pytest.fixture
 def visit(chromium):
-    """Opens a page; gives it with the lists of what went to the console and of what was fetched."""
+    """Opens a page; returns it with the lists of console messages and of loaded URLs."""
     pages = []
 
     def go(file, **options):
         page = chromium.new_page(**options)
-        said, fetched = [], []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("request", lambda request: fetched.append(request.url))
+        messages, loaded = [], []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("pageerror", lambda error: messages.append(str(error)))
+        page.on("request", lambda request: loaded.append(request.url))
         page.goto(file.absolute().as_uri())
         page.wait_for_load_state("networkidle")
         pages.append(page)
-        return page, said, [url for url in fetched if not url.startswith("data:")]
+        return page, messages, [url for url in loaded if not url.startswith("data:")]
 
     yield go
     for page in pages:
@@ -86,11 +85,18 @@ def hostile(dtsf, make_video, tmp_path_factory):
     return root
 
 
-def test_page_of_a_run_shows_its_numbers_in_a_browser(visit, run_page, world):
-    page, said, fetched = visit(run_page)
+def change_metrics(run, **changes):
+    """Change values of a run's metrics.json and return all of it."""
+    metrics = json.loads((run / "metrics.json").read_text()) | changes
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    return metrics
+
+
+def test_run_page__shows_the_numbers_of_metrics_json(visit, run_page, world):
+    page, messages, loaded = visit(run_page)
     metrics = json.loads((world / "run/metrics.json").read_text())
-    assert said == []
-    assert fetched == [run_page.as_uri()]
+    assert messages == []
+    assert loaded == [run_page.as_uri()]
     tiles = dict(
         zip(page.locator(".tile span").all_inner_texts(), page.locator(".tile b").all_inner_texts(), strict=True)
     )
@@ -98,24 +104,29 @@ def test_page_of_a_run_shows_its_numbers_in_a_browser(visit, run_page, world):
     assert tiles["calibration error (ECE)"] == f"{metrics['ece']:.3f}"
     assert tiles["performances tested"] == str(metrics["n_groups"])
     assert metrics["task"] in page.locator(".lead").inner_text()
+    branches = "averages 3 branches: motion of each view; motion of all views together; dynamic of each view."
+    assert branches in page.locator("main").inner_text()
     origin = page.locator("#origin ~ .scroll").inner_text()
     assert metrics["fingerprint"] in origin
+    assert "torch" in origin
     recipe = page.locator("details")
     assert not recipe.locator("table").first.is_visible()
     recipe.locator("summary").click()
     assert "view_drop" in recipe.inner_text()
-    assert "torch" in origin
-    # Every figure has a size, every picture is one.
-    assert page.locator("svg").count() >= 7
-    assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 20)")
-    assert page.locator(".strip img").count() >= 9
-    assert page.evaluate("[...document.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 100)")
     cells = page.locator("svg[aria-label='confusion matrix'] text.count").all_text_contents()
     assert sum(map(int, cells)) == metrics["n_groups"]
 
 
-def test_table_of_classes_sorts_both_ways(visit, run_page):
-    page, said, _ = visit(run_page)
+def test_run_page__draws_every_figure_and_picture(visit, run_page):
+    page, _, _ = visit(run_page)
+    assert page.locator("svg").count() >= 7
+    assert page.evaluate("[...document.querySelectorAll('svg')].every(s => s.getBoundingClientRect().height > 20)")
+    assert page.locator(".strip img").count() >= 9
+    assert page.evaluate("[...document.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 100)")
+
+
+def test_run_page__table_of_classes_sorts_both_ways(visit, run_page):
+    page, messages, _ = visit(run_page)
     table = page.locator("#classes ~ .scroll table.sort").first
     heads = [text.strip() for text in table.locator("th").all_inner_texts()]
     column = heads.index("uncertainty") + 1
@@ -127,11 +138,11 @@ def test_table_of_classes_sorts_both_ways(visit, run_page):
     table.locator("th").first.locator("button").click()
     names = table.locator("tbody td:first-child").all_inner_texts()
     assert names == sorted(names, key=str.casefold)
-    assert said == []
+    assert messages == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page_fits_a_phone_in_light_and_dark(visit, run_page, scheme):
+def test_run_page__fits_a_phone_in_light_and_dark(visit, run_page, scheme):
     page, _, _ = visit(run_page, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     sizes = page.evaluate("[...document.querySelectorAll('p, td')].map(x => parseFloat(getComputedStyle(x).fontSize))")
@@ -139,20 +150,20 @@ def test_page_fits_a_phone_in_light_and_dark(visit, run_page, scheme):
     bright = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
     ink = page.evaluate("getComputedStyle(document.body).color.match(/\\d+/g).slice(0, 3).map(Number)")
     assert (sum(bright) > sum(ink)) == (scheme == "light")
-    weights = page.locator("svg[aria-label='weights of single samples']")
-    assert weights.evaluate("s => s.getBoundingClientRect().right") <= 360
     assert abs(sum(bright) - sum(ink)) > 500
+    weights = page.locator("svg[aria-label='view weights of single performances']")
+    assert weights.evaluate("s => s.getBoundingClientRect().right") <= 360
 
 
-def test_hostile_names_are_shown_and_never_run(visit, hostile):
+def test_pages__show_hostile_names_and_never_run_them(visit, hostile):
     for file in (
         report_run(hostile / "run"),
         report_cache(hostile / "cache", hostile / "cache.html"),
         compare_runs([hostile / "run", shutil.copytree(hostile / "run", hostile / "run<b>2")], hostile / "cmp.html"),
     ):
-        page, said, fetched = visit(file)
-        assert said == []
-        assert fetched == [file.as_uri()]
+        page, messages, loaded = visit(file)
+        assert messages == []
+        assert loaded == [file.as_uri()]
         assert page.evaluate("window.broken") is None
         assert HOSTILE["class"] in page.locator("body").inner_text()
         assert page.locator("script").count() == 1
@@ -161,239 +172,198 @@ def test_hostile_names_are_shown_and_never_run(visit, hostile):
     assert HOSTILE["view"] not in text
     page, _, _ = visit(hostile / "run/report.html")
     words = page.locator("body").inner_text()
-    assert HOSTILE["file"] in words, "the clip that was left out, with its status"
+    assert HOSTILE["file"] in words, "the bad clip, with its status"
     assert "{{ 7 * 7 }}" in words
 
 
-def test_probes_are_what_evaluate_says(world):
-    facts = read_run(world / "run")
-    data, _ = open_cache_of(facts, world / "cache")
+def test_probe__agrees_with_evaluate(world):
+    data_of_run = read_run(world / "run")
+    data, _ = open_run_cache(data_of_run, world / "cache")
     run = load(world / "run")
     steps = []
-    probes = probe(facts, run.net, data, world / "cache", lambda *step: steps.append(step))
-    assert [v.what for v in probes.views] == [f"{word} view {k}" for word in ("only", "without") for k in "123"]
-    assert probes.views[1].top1 == run.evaluate(world / "cache", views="2").metrics.top1
+    probes = probe(data_of_run, run.net, data, world / "cache", lambda *step: steps.append(step))
+    assert [v.name for v in probes.views] == [f"{word} view {k}" for word in ("only", "without") for k in "123"]
+    alone = run.evaluate(world / "cache", views="2").metrics
+    assert (probes.views[1].top1, probes.views[1].uncertainty) == (alone.top1, alone.uncertainty)
     assert probes.views[5].top1 == run.evaluate(world / "cache", views="1,2").metrics.top1
-    assert probes.views[1].uncertainty == run.evaluate(world / "cache", views="2").metrics.uncertainty
-    assert [v.with_all for v in probes.views] == pytest.approx([facts.metrics.top1] * 6)
+    assert [v.top1_all for v in probes.views] == pytest.approx([data_of_run.metrics.top1] * 6)
     assert steps[-1][:2] == (6, 6)
 
 
 @pytest.mark.slow
-def test_other_collections_are_asked_and_shared_subjects_named(dtsf, world, tmp_path):
+def test_probe__evaluates_other_datasets_and_names_shared_subjects(dtsf, world, tmp_path):
     dtsf.said("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, "--seed", 5, cwd=tmp_path)
     cache = shutil.copytree(world / "cache", tmp_path / "cache")
     words = ("preprocess", "nucla", "--root", "data", "--workers", 1)
     dtsf.said(*words, "--name", "other", "--limit", 30, cwd=tmp_path)
     dtsf.said(*words, "--name", "longer", "--frames", 8, "--limit", 3, cwd=tmp_path)
-    facts = read_run(world / "run")
-    data, _ = open_cache_of(facts, cache)
+    data_of_run = read_run(world / "run")
+    data, _ = open_run_cache(data_of_run, cache)
     run = load(world / "run")
-    probes = probe(facts, run.net, data, cache, lambda *_: None)
-    (other,) = probes.collections
+    probes = probe(data_of_run, run.net, data, cache, lambda *_: None)
+    (other,) = probes.datasets
     assert other.name == "other"
     assert other.top1 == run.evaluate(cache, dataset="other", protocol="all").metrics.top1
     assert other.shared_subjects == ("1",)
-    assert probes.skipped == ("longer: was made with other settings",)
+    assert probes.skipped == ("longer: it has other settings",)
 
 
-def test_without_its_cache_a_report_says_so_and_still_has_the_numbers(dtsf, world, tmp_path):
-    done = dtsf("report", "run", "--cache", tmp_path / "gone", "--out", tmp_path / "r.html", "--json", cwd=world)
-    assert done.returncode == 0, done.stderr
-    said = json.loads(done.stdout)
+def test_static_bias__is_agreement_minus_conflict():
+    numbers = (("a-aligned", 0.9), ("a-conflict", 0.6), ("b-conflict", 0.5))
+    datasets = tuple(DatasetProbe(name, 10, top1, 0.5, (1.0,), ()) for name, top1 in numbers)
+    assert Probes((), datasets, (), None).static_bias == {"a": pytest.approx(0.3)}
+
+
+def test_run_page__without_its_cache_still_has_the_numbers(dtsf, world, tmp_path):
+    answer = dtsf.json("report", "run", "--cache", tmp_path / "gone", "--out", tmp_path / "r.html", cwd=world)
     text = (tmp_path / "r.html").read_text()
-    assert said["bytes"] == len(text.encode())
-    assert "No pictures and no probes: no cache at" in text
+    assert answer["bytes"] == len(text.encode())
+    assert "This page has no pictures and no probes: no cache at" in text
     assert "reliability diagram" in text
     assert "data:image" not in text
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "message"),
+    ("name", "content", "message"),
     [
-        ("metrics.json", None, "finish it with the command that began it"),
-        ("metrics.json", "{}", "dataset: Field required"),
-        ("metrics.json", "[1]", "does not hold a JSON object"),
-        ("metrics.json", '{"top1": ', "is not valid JSON"),
-        ("metrics.json", '{"top1": NaN}', "NaN is no number of JSON"),
+        ("metrics.json", None, "repeat its command with --resume"),
+        ("metrics.json", "{}", "dataset: field required"),
+        ("metrics.json", "[1]", "is not a JSON object"),
+        ("metrics.json", '{"top1": ', "metrics.json"),
+        ("metrics.json", '{"top1": NaN}', "metrics.json"),
         ("last/state.json", "{}", "state.json"),
     ],
 )
-def test_damaged_run_is_refused_by_the_file_that_is_wrong(run_copy, name, change, message):
-    (run_copy / name).unlink() if change is None else (run_copy / name).write_text(change)
+def test_report_run__names_the_damaged_file(run_copy, name, content, message):
+    (run_copy / name).unlink() if content is None else (run_copy / name).write_text(content)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         report_run(run_copy)
     assert not (run_copy / "report.html").exists()
 
 
-def test_metrics_of_another_run_are_refused(world, hostile, tmp_path):
-    run = shutil.copytree(world / "run", tmp_path / "run")
-    shutil.copy(hostile / "run/metrics.json", run)
+def test_report_run__refuses_the_metrics_of_another_run(hostile, run_copy):
+    shutil.copy(hostile / "run/metrics.json", run_copy)
     with pytest.raises(CheckpointError, match="does not fit the run's 10 classes"):
-        report_run(run)
+        report_run(run_copy)
 
 
 @pytest.mark.parametrize("name", ["view_weights", "view_top1"])
-def test_metrics_of_fewer_views_are_refused(world, tmp_path, name):
-    run = shutil.copytree(world / "run", tmp_path / "run")
-    held = json.loads((run / "metrics.json").read_text())
-    held[name].pop()
-    (run / "metrics.json").write_text(json.dumps(held))
+def test_report_run__refuses_metrics_of_fewer_views(run_copy, name):
+    change_metrics(run_copy, **{name: [0.5, 0.5]})
     with pytest.raises(CheckpointError, match="does not fit the run's 10 classes and 3 views"):
-        report_run(run)
+        report_run(run_copy)
 
 
-def test_log_that_was_cut_off_still_draws_its_whole_lines(world, tmp_path):
-    run = shutil.copytree(world / "run", tmp_path / "run")
-    whole = read_run(run).series
-    text = (run / "log.jsonl").read_text()
-    (run / "log.jsonl").write_text(text + text.splitlines()[-1][:20])
-    assert read_run(run).series == whole
+def test_read_run__skips_incomplete_lines_of_the_log(run_copy):
+    whole = read_run(run_copy).series
+    text = (run_copy / "log.jsonl").read_text()
+    (run_copy / "log.jsonl").write_text(text + text.splitlines()[-1][:20])
+    assert read_run(run_copy).series == whole
     assert len(whole["loss"]) == 2
-    (run / "log.jsonl").unlink()
-    assert "The run has no log.jsonl" in report_run(run).read_text()
+    (run_copy / "log.jsonl").unlink()
+    assert read_run(run_copy).series == {}
 
 
-def test_comparison_says_once_what_is_the_same(world, tmp_path):
-    run = shutil.copytree(world / "run", tmp_path / "second")
-    task = json.loads((run / "metrics.json").read_text())["task"]
-    text = compare_runs([world / "run", run], tmp_path / "c.html").read_text()
+def test_compare_page__prints_common_values_once(world, run_copy, tmp_path):
+    task = json.loads((run_copy / "metrics.json").read_text())["task"]
+    text = compare_runs([world / "run", run_copy], tmp_path / "c.html").read_text()
     assert text.count(task[1:]) == 1
     assert "left out" not in text
 
 
-@pytest.mark.parametrize(
-    ("recipe", "words"),
-    [
-        ("default", "averages 3 branches: motion of each view; motion of all views together; dynamic of each view."),
-        ("thumbnails", ""),
-    ],
-)
-def test_opinions_that_are_pooled_are_named(recipe, words):
-    from dtsf.training.recipe import load_recipe
-
-    said = run_page_words(load_recipe(recipe).model)
-    assert words in said
-    assert bool(said) == bool(words)
-
-
-def test_comparison_names_what_differs(world, hostile, tmp_path):
-    run = shutil.copytree(world / "run", tmp_path / "second")
-    metrics = json.loads((run / "metrics.json").read_text())
+def test_compare_page__lists_the_differences(world, hostile, run_copy, tmp_path):
+    metrics = json.loads((run_copy / "metrics.json").read_text())
     first = metrics["predictions"][0]
     first["predicted"] = first["label"] if first["predicted"] != first["label"] else (first["label"] + 1) % 10
-    other_task = {"protocol": "cross-subject:1", "task": "all views of unseen subjects (1)"}
-    (run / "metrics.json").write_text(json.dumps(metrics | other_task))
-    text = compare_runs([world / "run", run], tmp_path / "c.html").read_text()
+    other_task = "all views of unseen subjects (1)"
+    change_metrics(run_copy, predictions=metrics["predictions"], protocol="cross-subject:1", task=other_task)
+    text = compare_runs([world / "run", run_copy], tmp_path / "c.html").read_text()
     assert "different protocols: cross-subject:2; cross-subject:1" in text
-    assert "different tasks: all views of unseen subjects (2); all views of unseen subjects (1)" in text
-    for task in (metrics["task"], other_task["task"]):
+    assert f"different tasks: {metrics['task']}; {other_task}" in text
+    for task in (metrics["task"], other_task):
         assert f'<td class="word task">{task}</td>' in text
-    assert "1 of 10 performances are named right by some runs and wrong by others" in text
+    assert "others are wrong on 1 of 10 performances" in text
     assert first["group"] in text
     other = compare_runs([world / "run", hostile / "run"], tmp_path / "d.html").read_text()
     assert "the tested performances are not the same" in other
-    with pytest.raises(ConfigError, match="named twice"):
-        compare_runs([run, run], tmp_path / "e.html")
-    with pytest.raises(ConfigError, match="needs two runs"):
-        compare_runs([run], tmp_path / "e.html")
 
 
-def test_cache_page_shows_clips_at_random_and_verdicts(dtsf, visit, world):
-    done = dtsf("cache", "info", "--html", "cache.html", "--json", cwd=world)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["report"] == "cache.html"
-    page, said, fetched = visit(world / "cache.html")
-    assert said == []
-    assert len(fetched) == 1
+@pytest.mark.parametrize(("n", "message"), [(1, "needs two runs"), (2, "given twice")])
+def test_compare_runs__needs_different_runs(run_copy, tmp_path, n, message):
+    with pytest.raises(ConfigError, match=message):
+        compare_runs([run_copy] * n, tmp_path / "e.html")
+
+
+def test_cache_page__shows_random_performances(dtsf, visit, world):
+    assert dtsf.json("cache", "info", "--html", "cache.html", cwd=world)["report"] == "cache.html"
+    page, messages, loaded = visit(world / "cache.html")
+    assert messages == []
+    assert len(loaded) == 1
     assert page.locator(".sample").count() == 12
     assert page.locator(".sample img").count() == 36
-    info = json.loads(dtsf("cache", "info", "--json", cwd=world).stdout)["datasets"][0]
+    info = dtsf.json("cache", "info", cwd=world)["datasets"][0]
     assert page.locator(".lead").inner_text().startswith(f"All {info['clips']} clips are usable: {info['groups']} perf")
     assert page.locator("table", has_text="status").count() == 0
 
 
-def test_cache_page_lists_the_clips_that_are_not_usable(visit, hostile):
+def test_cache_page__lists_the_bad_clips(visit, hostile):
     page, _, _ = visit(report_cache(hostile / "cache", hostile / "cache.html"))
-    assert re.match(r"18 of 19 clips are usable: 9 performances", page.locator(".lead").inner_text())
+    assert page.locator(".lead").inner_text().startswith("18 of 19 clips are usable: 9 performances")
     assert "unreadable" in page.locator("table", has_text="share").inner_text()
-    assert HOSTILE["file"] in page.locator("table", has_text="why").inner_text()
+    assert HOSTILE["file"] in page.locator("table", has_text="reason").inner_text()
 
 
-def test_snapshots_are_drawn_where_evaluation_pastes_them():
+def test_draw_thumbnails__shows_the_next_view_in_three_corners():
     pictures = np.zeros((3, 4, 48, 48, 3), np.uint8)
     pictures[0], pictures[1], pictures[2] = 50, 120, 220
-    drawn = draw_snapshots(pictures, views=[1, 2, 3])
-    # The next view's thumbnails in three corners, in that view's colour; the fourth corner is untouched.
+    drawn = draw_thumbnails(pictures, views=[1, 2, 3])
     assert (drawn[0, :, 5, 5] == 120).all()
     assert (drawn[2, :, 5, 40] == 50).all()
-    assert (drawn[1, :, 0, 3] == BORDERS[2]).all()
+    assert (drawn[1, :, 0, 3] == VIEW_COLOURS[2]).all()
     assert (drawn[0, :, 40, 40] == 50).all()
-    alone = draw_snapshots(pictures[:1], views=[2])
+    alone = draw_thumbnails(pictures[:1], views=[2])
     assert (alone[0, :, 5, 5] == 50).all()
-    assert (alone[0, :, 0, 0] == BORDERS[1]).all()
+    assert (alone[0, :, 0, 0] == VIEW_COLOURS[1]).all()
 
 
-def test_frames_of_the_strip_are_those_that_the_network_reads():
+def test_choose_frames__returns_the_frames_of_the_network():
     x = np.random.default_rng(0).normal(size=(2, 16, 36, 4)).astype(np.float16)
     assert choose_frames(x, 16, 0.0).tolist() == [list(range(16))] * 2
     assert choose_frames(x, 4, 0.0)[0].tolist() == [2, 6, 10, 14]
     x[:, :8] = x[:, :1]  # nothing moves in the first half
-    paced = choose_frames(x, 4, 1.0)
-    assert paced.min() >= 7
+    assert choose_frames(x, 4, 1.0).min() >= 7
 
 
-def test_static_bias_is_agreement_minus_conflict():
-    asked = [
-        CollectionProbe(n, 10, x, 0.5, (1.0,), ())
-        for n, x in (("a-aligned", 0.9), ("a-conflict", 0.6), ("b-conflict", 0.5))
-    ]
-    assert Probes((), tuple(asked), (), None).static_bias == {"a": pytest.approx(0.3)}
-
-
-def test_diagram_draws_the_table_of_metrics_json(visit, run_page, world):
+def test_reliability_diagram__has_one_bar_per_bin(visit, run_page, world):
     bins = [b for b in json.loads((world / "run/metrics.json").read_text())["reliability"] if b["n_groups"]]
     page, _, _ = visit(run_page)
     bars = page.locator("svg[aria-label='reliability diagram'] rect")
     assert bars.locator("title").all_text_contents() == [
-        f"{b['n_groups']} groups: mean probability {b['probability']:.2f}, right in {b['accuracy']:.2f}"
-        for b in bins
+        f"{b['n_groups']} groups: mean probability {b['probability']:.2f}, accuracy {b['accuracy']:.2f}" for b in bins
     ]
-    # 240 units are the whole axis, from 44 on.
-    places = [(float(bar.get_attribute("x")), float(bar.get_attribute("height"))) for bar in bars.all()]
-    assert [x for x, _ in places] == pytest.approx([45 + 240 * b["low"] for b in bins], abs=0.1)
-    assert [height for _, height in places] == pytest.approx([max(1.5, 240 * b["accuracy"]) for b in bins], abs=0.1)
+    # The axis starts at 44 and is 240 units long.
+    shapes = [(float(bar.get_attribute("x")), float(bar.get_attribute("height"))) for bar in bars.all()]
+    assert [x for x, _ in shapes] == pytest.approx([45 + 240 * b["low"] for b in bins], abs=0.1)
+    assert [height for _, height in shapes] == pytest.approx([max(1.5, 240 * b["accuracy"]) for b in bins], abs=0.1)
 
 
-def test_metrics_without_that_table_still_have_a_page(world, tmp_path):
-    run = shutil.copytree(world / "run", tmp_path / "run")
-    metrics = json.loads((run / "metrics.json").read_text())
-    del metrics["reliability"]
-    (run / "metrics.json").write_text(json.dumps(metrics))
-    text = report_run(run, cache=tmp_path / "gone").read_text()
-    assert "An older version of dtsf wrote this run" in text
-    assert "reliability diagram" not in text
-
-
-def test_view_without_part_in_the_fusion_is_shown_as_covered(world, tmp_path):
-    run = shutil.copytree(world / "run", tmp_path / "run")
-    metrics = json.loads((run / "metrics.json").read_text())
-    for said in metrics["predictions"]:
-        said["view_weights"] = [0.5, 0.0, 0.5]
-    (run / "metrics.json").write_text(json.dumps(metrics))
-    text = report_run(run, cache=world / "cache", samples=3).read_text()
+def test_run_page__marks_a_view_with_weight_zero_as_occluded(world, run_copy):
+    metrics = json.loads((run_copy / "metrics.json").read_text())
+    for prediction in metrics["predictions"]:
+        prediction["view_weights"] = [0.5, 0.0, 0.5]
+    change_metrics(run_copy, predictions=metrics["predictions"])
+    text = report_run(run_copy, cache=world / "cache", samples=3).read_text()
     strips = re.findall(r'<figure class="strip">.*?</figcaption>', text, re.DOTALL)
     assert {"view 2" in strip for strip in strips} == {True, False}
-    assert all(("taken as covered" in strip) == ("view 2" in strip) for strip in strips)
-    assert f"{metrics['n_groups']} views were taken as covered" in text
+    assert all(("excluded as occluded" in strip) == ("view 2" in strip) for strip in strips)
+    assert f"{metrics['n_groups']} views were excluded from the fusion as occluded" in text
 
 
-def test_numbers_of_an_axis_fit_beside_it():
-    assert svg._short(0.00025) == "2.5e-4"
-    assert svg._short(0.0005) == "0.0005"
-    assert svg._short(12.3) == "12"
+@pytest.mark.parametrize(("value", "text"), [(0.00025, "2.5e-4"), (0.0005, "0.0005"), (12.3, "12")])
+def test_short_number__fits_beside_an_axis(value, text):
+    assert svg.short_number(value) == text
 
 
-@pytest.mark.parametrize(("most", "top"), [(11.8, 12), (0.83, 1), (5.9, 6), (4.7e-4, 5e-4), (1.0, 1), (100, 100), (0.3, 0.3)])
-def test_axis_ends_at_a_round_number(most, top):
-    assert svg._round_above(most) == pytest.approx(top)
+@pytest.mark.parametrize(("value", "top"), [(11.8, 12), (0.83, 1), (5.9, 6), (4.7e-4, 5e-4), (1.0, 1), (100, 100), (0.3, 0.3)])
+def test_round_up__ends_an_axis_at_a_round_number(value, top):
+    assert svg.round_up(value) == pytest.approx(top)

@@ -14,7 +14,7 @@ import torch
 
 from dtsf.api import load
 from dtsf.cache.reader import open_dataset
-from dtsf.report.strips import choose_frames
+from dtsf.report.gallery import choose_frames
 
 cache, run, group, out = sys.argv[1:5]
 data = open_dataset(Path(cache))

@@ -158,17 +158,11 @@ def write_prediction_film(file: Path, videos: Sequence[Path], longest: int, pred
     import numpy as np
 
     from dtsf.pipeline.video.decode import decode_clip, probe
-    from dtsf.report.film import write_film
+    from dtsf.report.film import Caption, write_film
 
     n = min(longest, MAX_FILM_FRAMES)
     rates = [DEFAULT_FPS if video.is_dir() else probe(video).fps or DEFAULT_FPS for video in videos]
-    write_film(
-        file,
-        np.stack([decode_clip(video, n, FILM_SIZE).frames for video in videos]),
-        max(rates) * n / longest,
-        names=[f"{k} {video.name}" for k, video in enumerate(videos, 1)],
-        label=prediction.label,
-        probabilities=prediction.probabilities,
-        uncertainty=prediction.uncertainty,
-        view_weights=prediction.view_weights,
-    )
+    frames_VTHWC = np.stack([decode_clip(video, n, FILM_SIZE).frames for video in videos])
+    names = [f"{k} {video.name}" for k, video in enumerate(videos, 1)]
+    caption = Caption(names, **prediction.model_dump(exclude={"probability"}))
+    write_film(file, frames_VTHWC, max(rates) * n / longest, caption)

@@ -1,1 +1,1 @@
-"""Reports of runs and caches: one self-contained HTML file each."""
+"""HTML pages for a run, a comparison of runs, or a cache, and the film of a prediction."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtsf.cache.reader import list_datasets, open_dataset
 from dtsf.report.gallery import plain_strips
-from dtsf.report.page import render, write_page
+from dtsf.report.page import render, spec_rows, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import Clip
-
-LISTED = 500
 
 
 def report_cache(
@@ -29,70 +27,47 @@ def report_cache(
     seed: int = 0,
     on_step: Callable[[int, int, str], None] | None = None,
 ) -> Path:
-    """Write a page that shows a cache: counts, verdicts, filmstrips of random performances.
+    """Write a page with counts, statuses and film strips of random performances.
 
-    ``samples``: performances drawn of each data set. ``on_step``: called with how many data sets are read, of how many, and the
-    next one. Raises CacheError: no cache, or no such data set.
+    ``samples``: number of performances per dataset. ``on_step`` is called with (done, total, name of the next dataset). Raises
+    CacheError: the cache or the dataset does not exist.
     """
     names: list[str | None] = [dataset] if dataset else [*list_datasets(cache)] or [None]
-    shown = []
+    step = on_step or (lambda *_: None)
+    datasets = []
     for k, name in enumerate(names):
-        if on_step is not None:
-            on_step(k, len(names), name or "")
-        shown.append(_describe(open_dataset(cache, name), samples, seed))
-    if on_step is not None:
-        on_step(len(names), len(names), "")
-    title = shown[0]["name"] if len(shown) == 1 else f"{len(shown)} data sets"
-    return write_page(out, render("cache.html", title=title, cache=cache.absolute(), datasets=shown))
+        step(k, len(names), name or "")
+        datasets.append(_describe(open_dataset(cache, name), samples, seed))
+    step(len(names), len(names), "")
+    title = datasets[0]["name"] if len(datasets) == 1 else f"{len(datasets)} datasets"
+    return write_page(out, render("cache.html", title=title, cache=cache.absolute(), datasets=datasets))
 
 
 def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
     groups: dict[str, list[Clip]] = {}
-    for clip in data.clips:
+    for clip in sorted(data.clips, key=lambda clip: (clip.group, clip.view)):
         groups.setdefault(clip.group, []).append(clip)
-    drawn = sorted(random.Random(seed).sample(sorted(groups), min(samples, len(groups))))
     names, views = data.info.class_names, data.info.view_names
     by_class_view = Counter((clip.label, clip.view) for clip in data.clips)
     subjects = {clip.subject for clip in data.clips if clip.subject is not None}
-    spec, sizes = data.spec, Counter(len(clips) for clips in groups.values())
+    sizes = Counter(len(clips) for clips in groups.values())
+    counts = [f"{len(groups)} performances of {len(names)} classes"]
+    counts += [f"{len(subjects)} subjects"] if subjects else []
     return {
         "name": data.info.name,
+        "data": data,
         "views": views,
-        "counts": ", ".join(
-            [
-                f"{len(groups)} performances of {len(names)} classes",
-                *([f"{len(subjects)} subjects"] if subjects else []),
-                f"{len(views)} cameras",
-            ]
-        ),
-        "usable": len(data.clips),
-        "uneven": [(n, cameras) for cameras, n in sorted(sizes.items(), reverse=True)] if len(sizes) > 1 else [],
-        "facts": [
-            ("read as", data.info.kind),
-            ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
-            (
-                "input",
-                f"{spec.frames} frames, {spec.size} px ({spec.crop} crop), "
-                f"{spec.grid} x {spec.grid} cells x {spec.channels} channels",
-            ),
-            ("decoder", f"{spec.decoder}, {spec.sampling}"),
-            ("fingerprint", spec.fingerprint()),
-        ],
-        "verdicts": list(data.verdicts.items()),
+        "counts": ", ".join([*counts, f"{len(views)} views"]),
+        "sizes": sorted(sizes.items(), reverse=True),
         "n_records": sum(data.verdicts.values()),
-        "bad": [(one.clip.path, one.status, one.reason) for one in data.bad[:LISTED]],
-        "more": max(0, len(data.bad) - LISTED),
-        "folder": str(data.store),
-        "classes": [
-            (name, [by_class_view[k, view] for view in range(1, len(views) + 1)]) for k, name in enumerate(names)
+        "settings": [
+            ("kind", data.info.kind),
+            *spec_rows(data.spec),
+            ("fingerprint", data.spec.fingerprint()),
         ],
+        "classes": [(name, [by_class_view[k, v] for v in range(1, len(views) + 1)]) for k, name in enumerate(names)],
         "samples": [
-            (
-                group,
-                names[groups[group][0].label],
-                groups[group][0].subject,
-                plain_strips(data, sorted(groups[group], key=lambda clip: clip.view)),
-            )
-            for group in drawn
+            (group, names[groups[group][0].label], groups[group][0].subject, plain_strips(data, groups[group]))
+            for group in sorted(random.Random(seed).sample(sorted(groups), min(samples, len(groups))))
         ],
     }

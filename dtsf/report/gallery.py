@@ -1,30 +1,36 @@
-"""The gallery: right, wrong and most uncertain performances as filmstrips of every view."""
+"""Film strips of performances, with the thumbnails (TSM) drawn where the network pastes them.
+
+Letters: N clips, V views, F cached frames, T frames of the network, H W pixels, P cells, C channels, S pasted cells.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from dtsf.report.strips import choose_frames, draw_snapshots, film_strip
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import Clip
-    from dtsf.report.run_data import RunFacts
-    from dtsf.training.evaluate import GroupPrediction
+    from dtsf.report.run_data import RunData
+    from dtsf.training.metrics import GroupPrediction
+
+VIEW_COLOURS = ((255, 196, 0), (0, 200, 255), (255, 90, 200), (120, 230, 80), (255, 130, 60), (170, 150, 255))
+"""Colour of each view, also for the border of its thumbnails."""
 
 
 @dataclass(frozen=True)
 class Strip:
-    """One view of one performance."""
+    """Film strip of one view."""
 
     view: str
-    border: int
-    """Number of its colour."""
+    colour: int
+    """Index into :data:`VIEW_COLOURS`."""
     weight: float | None
     picture: str
     """A data URI."""
@@ -33,7 +39,7 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sample:
-    """One performance as the page shows it."""
+    """One performance in the gallery."""
 
     group: str
     label: str
@@ -45,60 +51,104 @@ class Sample:
 
 
 def choose_samples(predictions: Sequence[GroupPrediction], each: int) -> dict[str, list[GroupPrediction]]:
-    """The wrong ones that it was surest of, the most uncertain, and right ones of as many classes as fit."""
-    wrong = sorted((p for p in predictions if p.label != p.predicted), key=lambda p: (-p.probability, p.group))
-    right = sorted((p for p in predictions if p.label == p.predicted), key=lambda p: (-p.probability, p.group))
-    nth: dict[int, int] = {}
-    turn: dict[str, int] = {}
+    """Choose ``each`` performances of three kinds: wrong with high probability, most uncertain, right of many classes."""
+    ordered = sorted(predictions, key=lambda p: (-p.probability, p.group))
+    wrong = [p for p in ordered if p.label != p.predicted]
+    right = [p for p in ordered if p.label == p.predicted]
+    rank: dict[str, int] = {}
+    count: dict[int, int] = {}
     for p in right:
-        turn[p.group] = nth[p.label] = nth.get(p.label, -1) + 1
+        rank[p.group] = count[p.label] = count.get(p.label, -1) + 1
     return {
         "wrong": wrong[:each],
         "uncertain": sorted(predictions, key=lambda p: (-p.uncertainty, p.group))[:each],
-        # Round by round over the classes: the surest twelve would often be twelve of one class.
-        "right": sorted(right, key=lambda p: (turn[p.group], -p.probability))[:each],
+        # The best of each class first, because the best of all are often of one class.
+        "right": sorted(right, key=lambda p: (rank[p.group], -p.probability))[:each],
     }
 
 
-def show_sample(facts: RunFacts, data: CachedDataset, clips: Sequence[Clip], p: GroupPrediction) -> Sample:
-    """Draw one performance with its snapshots, in the frames that the network reads. ``clips``: those of the performance that
-    the network was given.
-    """
-    model, names = facts.checkpoint.state.recipe.model, facts.class_names
+def show_sample(run: RunData, data: CachedDataset, clips: Sequence[Clip], p: GroupPrediction) -> Sample:
+    """Draw the frames that the network reads of one performance. ``clips``: the clips that the network was given."""
+    model, names = run.checkpoint.state.recipe.model, run.class_names
     clips = sorted(clips, key=lambda clip: clip.view)
     ids = [clip.id for clip in clips]
     frames_VT = choose_frames(data.embeddings(ids), model.frames, model.motion_sampling)
     pictures_VTHWC = np.take_along_axis(data.pictures(ids), frames_VT[:, :, None, None, None], 1)
     if any(branch.paste == "thumbnails" for branch in model.branch):
-        pictures_VTHWC = draw_snapshots(pictures_VTHWC, [clip.view for clip in clips])
-    strips = tuple(
-        Strip(
-            data.info.view_names[clip.view - 1],
-            clip.view - 1,
-            p.view_weights[clip.view - 1],
-            film_strip(pictures_THWC),
-            # An absent view has no strip: see ModelConfig.covered.
-            "" if p.view_weights[clip.view - 1] else "taken as covered",
-        )
-        for clip, pictures_THWC in zip(clips, pictures_VTHWC, strict=True)
-    )
-    return Sample(
-        p.group, names[p.label], names[p.predicted], p.label == p.predicted, p.probability, p.uncertainty, strips
-    )
+        pictures_VTHWC = draw_thumbnails(pictures_VTHWC, [clip.view for clip in clips])
+    strips = []
+    for clip, pictures_THWC in zip(clips, pictures_VTHWC, strict=True):
+        weight = p.view_weights[clip.view - 1]
+        note = "" if weight else "excluded as occluded"
+        strips.append(_strip(data, clip, weight, pictures_THWC, note))
+    right = p.label == p.predicted
+    return Sample(p.group, names[p.label], names[p.predicted], right, p.probability, p.uncertainty, tuple(strips))
 
 
 def plain_strips(data: CachedDataset, clips: Sequence[Clip]) -> tuple[Strip, ...]:
-    """Filmstrips of the cached pictures as they are."""
+    """Draw the cached pictures of clips."""
     ids = [clip.id for clip in clips]
-    made = zip(clips, data.pictures(ids), data.frame_index(ids), strict=True)
-    return tuple(
-        Strip(
-            data.info.view_names[clip.view - 1],
-            clip.view - 1,
-            None,
-            film_strip(pictures_THWC),
-            f"frames {index_T[0]} to {index_T[-1]} of {data.records[clip.id][1].decoded_frames}"
-            + ("" if (status := data.records[clip.id][1].status.value) == "ok" else f", {status}"),
-        )
-        for clip, pictures_THWC, index_T in made
-    )
+    strips = []
+    for clip, pictures_FHWC, index_F in zip(clips, data.pictures(ids), data.frame_index(ids), strict=True):
+        record = data.records[clip.id][1]
+        note = f"frames {index_F[0]} to {index_F[-1]} of {record.decoded_frames}"
+        if record.status.value != "ok":
+            note += f", {record.status.value}"
+        strips.append(_strip(data, clip, None, pictures_FHWC, note))
+    return tuple(strips)
+
+
+def _strip(data: CachedDataset, clip: Clip, weight: float | None, pictures_THWC: np.ndarray, note: str) -> Strip:
+    return Strip(data.info.view_names[clip.view - 1], clip.view - 1, weight, film_strip(pictures_THWC), note)
+
+
+def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, motion_sampling: float) -> np.ndarray:
+    """Return the cached frames nearest to the frames that the network reads at evaluation, as (N, T) indices."""
+    import torch
+
+    from dtsf.training.frame_sampling import cumulative_motion, uniform_times
+
+    N, F = embeddings_NFPC.shape[:2]
+    time_T = uniform_times(n_frames)
+    if motion_sampling == 0 or F == 1:
+        return np.asarray((time_T * F).long().clamp(0, F - 1).expand(N, -1))
+    motion_NF = cumulative_motion(torch.from_numpy(embeddings_NFPC), motion_sampling)
+    return np.asarray((motion_NF[:, None, :] - time_T[None, :, None]).abs().argmin(-1))
+
+
+def draw_thumbnails(pictures_VTHWC: np.ndarray, views: Sequence[int]) -> np.ndarray:
+    """Paste the thumbnails of evaluation into uint8 pictures of the present views, each with a border in its view's colour."""
+    import torch
+
+    from dtsf.model.tsm import CELLS, choose_cells, choose_partners, paste_thumbnails
+
+    V, _, H, W, _ = pictures_VTHWC.shape
+    mask_BV = torch.ones(1, V, dtype=torch.bool)
+    pasted_BVTHWC = paste_thumbnails(torch.from_numpy(pictures_VTHWC).float().unsqueeze(0), mask_BV, training=False)
+    out: np.ndarray = pasted_BVTHWC[0].round().clamp(0, 255).to(torch.uint8).numpy()
+    partner_V = choose_partners(mask_BV, training=False)[0].tolist()
+    side = round(CELLS**0.5)
+    for v, cells_S in enumerate(choose_cells(mask_BV, training=False)[0].tolist()):
+        colour = VIEW_COLOURS[(views[partner_V[v]] - 1) % len(VIEW_COLOURS)]
+        for cell in cells_S:
+            top, left = cell // side * H // side, cell % side * W // side
+            bottom, right = top + H // side - 1, left + W // side - 1
+            out[v, :, [top, bottom], left : right + 1] = colour
+            out[v, :, top : bottom + 1, [left, right]] = colour
+    return out
+
+
+def film_strip(pictures_THWC: np.ndarray, n_shown: int = 8, gap: int = 2) -> str:
+    """Put frames of one clip side by side. Returns a JPEG as a data URI."""
+    from PIL import Image
+
+    T, H, W, _ = pictures_THWC.shape
+    shown = np.unique(np.linspace(0, T - 1, min(n_shown, T)).round().astype(int))
+    strip_HWC = np.full((H, len(shown) * (W + gap) - gap, 3), 128, np.uint8)
+    for k, t in enumerate(shown):
+        strip_HWC[:, k * (W + gap) : k * (W + gap) + W] = pictures_THWC[t]
+    buffer = io.BytesIO()
+    # Full colour resolution: half of it would blur the one-pixel borders of thumbnails.
+    options: dict[str, Any] = {"quality": 85, "subsampling": 0}
+    Image.fromarray(strip_HWC).save(buffer, "JPEG", **options)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Render one self-contained HTML file: templates, style and script are put into it."""
+"""Render one self-contained HTML file. Templates, style and script are part of it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from functools import lru_cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup
+
 from dtsf.errors import ConfigError
 from dtsf.files.write import write_atomically
 
@@ -16,23 +18,23 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
+    from dtsf.cache.schema import CacheSpec
 
-def render(template: str, **facts: Any) -> str:
-    """Fill a template. Every value is escaped except those that are Markup, which only :mod:`.svg` makes."""
-    from markupsafe import Markup
 
+def render(template: str, **values: Any) -> str:
+    """Fill a template. It escapes every value except Markup, which only :mod:`.svg` makes."""
     folder = resources.files("dtsf.report") / "templates"
     style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    # Nothing may be fetched, and no script runs but ours, even if something should slip through the escaping.
+    # The browser loads nothing and runs only our script, even if the escaping has a defect.
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
     page = _templates().get_template(template)
-    return page.render(style=Markup(style), script=Markup(script), policy=policy, **facts)  # noqa: S704
+    return page.render(style=Markup(style), script=Markup(script), policy=policy, **values)  # noqa: S704
 
 
 @lru_cache(maxsize=1)
 def _templates() -> Environment:
-    """Kept: to compile the templates takes longer than to fill them."""
+    """Compile the templates once, because that takes longer than to fill them."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -46,15 +48,23 @@ def _templates() -> Environment:
     return environment
 
 
+def _number(value: float | None, digits: int = 3) -> str:
+    return "\u2013" if value is None else f"{value:.{digits}f}"
+
+
 def write_page(file: Path, text: str) -> Path:
-    """Write a page whole or not at all. Raises ConfigError: the place cannot be written."""
-    # The name of a folder may be in letters of no encoding.
+    """Write a page atomically. Raises ConfigError: the file cannot be written."""
+    # A folder name can contain bytes that are not UTF-8.
     data = text.encode("utf-8", "backslashreplace")
-    write_atomically(
-        file, data, error=lambda why: ConfigError(f"cannot write {file}: {why}: name another place with --out")
-    )
+    write_atomically(file, data, error=lambda why: ConfigError(f"cannot write {file}: {why}: choose another --out"))
     return file
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "\u2013" if value is None else f"{value:.{digits}f}"
+def spec_rows(spec: CacheSpec) -> list[tuple[str, str]]:
+    """Return the settings of a cache as rows of a table."""
+    size = f"{spec.frames} frames, {spec.size} px ({spec.crop} crop)"
+    return [
+        ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
+        ("input", f"{size}, {spec.grid} x {spec.grid} cells x {spec.channels} channels"),
+        ("decoder", f"{spec.decoder}, {spec.sampling}"),
+    ]

@@ -1,5 +1,5 @@
 "use strict";
-// Tables of class "sort": a click on a heading sorts by its column, a second one the other way round.
+// Tables of class "sort": a click on a heading sorts by its column; a second click reverses the order.
 for (const table of document.querySelectorAll("table.sort")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -14,7 +14,7 @@ for (const table of document.querySelectorAll("table.sort")) {
       const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
       const compare = (a, b) => {
         const [x, y] = [key(a), key(b)];
-        // What has no number stands last, whichever way.
+        // Rows without a number are last in both orders.
         if (x === "\u2013" || y === "\u2013") return (x === "\u2013") - (y === "\u2013");
         const words = x.trim() === "" || y.trim() === "" || Number.isNaN(Number(x)) || Number.isNaN(Number(y));
         const order = words ? x.localeCompare(y, undefined, { numeric: true }) : Number(x) - Number(y);
