@@ -1,19 +1,226 @@
-"""Write and read a dataset; refusals name the next command."""
+"""Datasets in both formats: rows, records, conversion, and access by other programs."""
 
 import errno
+import json
 import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
-from make_cache import SHARD_SIZE, SPEC, add_shard, info
+import zarr
+from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, forge, info, make, rows, shard_record, snapshot
 
+from dtsf.cache import reader
+from dtsf.cache.check import verify
+from dtsf.cache.documents import open_handle, read_records
 from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import open_dataset
+from dtsf.cache.rewrite import convert
 from dtsf.cache.schema import CacheSpec, describe_difference
-from dtsf.cache.writer import create_or_open
+from dtsf.cache.store import open_store
+from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.errors import CacheError, FingerprintError
 from dtsf.files import write as commit
 from dtsf.files.write import write_atomically
+
+ARRAYS = list(array_shapes(SPEC))
+
+
+def check(data, values, arrays=ARRAYS):
+    assert [clip.id for clip in data.clips] == sorted(values)
+    order = [*sorted(values, reverse=True), next(iter(values))]
+    for array in arrays:
+        np.testing.assert_array_equal(data.gather(array, order), [values[name][array] for name in order])
+
+
+@pytest.mark.parametrize(("format_", "compress"), FORMS)
+def test_gather__is_equal_in_every_format(tmp_path, format_, compress):
+    values = make(tmp_path / "a", format_, compress)
+    data = open_dataset(tmp_path)
+    assert data.where == ("mapped files" if compress == "none" else "decompressed shards")
+    check(data, values)
+    held = open_dataset(tmp_path)
+    assert held.hold()
+    assert held.where == "memory"
+    check(held, values)
+    with pytest.raises(CacheError, match="clip 'none' has no row"):
+        held.embeddings(["none"])
+    assert verify(tmp_path / "a", deep=True).ok
+    plain = tmp_path / "plain" / "a"
+    make(plain)
+    ours, theirs = read_records(open_handle(tmp_path / "a")), read_records(open_handle(plain))
+    same = {"files": {}, "arrays": {}, "checksum": ""}
+    assert [record.model_copy(update=same) for record in ours] == [record.model_copy(update=same) for record in theirs]
+
+
+@pytest.mark.parametrize("compress", ["none", "zstd"])
+def test_zarr__any_client_opens_a_dataset(tmp_path, compress):
+    values = make(tmp_path / "a", "zarr", compress, shards=2)
+    extend(open_handle(tmp_path / "a"), 3)
+    group = zarr.open_group(tmp_path / "a", mode="r")
+    for array in ARRAYS:
+        assert group[array].shape[0] == 3 * SHARD_SIZE
+        assert group[array].attrs["units"]
+        assert group[array].metadata.dimension_names[0] == "clip"
+        np.testing.assert_array_equal(group[array][: 2 * SHARD_SIZE], [row[array] for row in values.values()])
+    assert np.isnan(group["embeddings"][2 * SHARD_SIZE :]).all()
+    assert (group["frame_index"][2 * SHARD_SIZE :] == -1).all()
+    assert group.attrs["dtsf"]["fingerprint"] == SPEC.fingerprint()
+
+
+@pytest.mark.parametrize("compress", ["none", "gzip"])
+def test_hdf5__any_program_opens_a_dataset(tmp_path, compress, monkeypatch):
+    values = make(tmp_path / "a", "hdf5", compress, shards=2)
+    extend(open_handle(tmp_path / "a"), 3)
+    monkeypatch.chdir("/")
+    with h5py.File(tmp_path / "a/dataset.h5") as file:
+        for array in ARRAYS:
+            assert file[array].attrs["units"]
+            assert file[array].shape[0] == 3 * SHARD_SIZE
+            np.testing.assert_array_equal(file[array][: 2 * SHARD_SIZE], [row[array] for row in values.values()])
+        assert np.isnan(file["embeddings"][2 * SHARD_SIZE :]).all()
+        assert (file["frame_index"][2 * SHARD_SIZE :] == -1).all()
+        assert json.loads(file.attrs["dtsf"])["fingerprint"] == SPEC.fingerprint()
+    record = read_records(open_handle(tmp_path / "a"))[1]
+    with h5py.File(tmp_path / "a/shards/00001.h5") as file:
+        np.testing.assert_array_equal(file["pictures"][0], values["1-0"]["pictures"])
+        if compress == "none":
+            assert file["pictures"].id.get_offset() == record.arrays["pictures"].offset
+
+
+@pytest.mark.parametrize("layout", [1, 2, 3, 5, "schema"])
+def test_open_dataset__another_layout_is_refused_with_the_next_command(tmp_path, layout):
+    make(tmp_path / "a", shards=1)
+    change = {"spec": {"schema_version": 9}} if layout == "schema" else {"layout": layout}
+    forge(tmp_path / "a/dtsf.json", lambda document: document.update(change))
+    if layout == 1:
+        # Layout 1 had its metadata only in the Zarr group.
+        group = json.loads((tmp_path / "a/zarr.json").read_text())
+        del group["attributes"]["dtsf"]["layout"]
+        (tmp_path / "a/zarr.json").write_text(json.dumps(group))
+        (tmp_path / "a/dtsf.json").unlink()
+    before = snapshot(tmp_path)
+    for refuse in (lambda: open_dataset(tmp_path), lambda: create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)):
+        with pytest.raises(CacheError, match=f"{layout} .*reads layout 4.*dtsf preprocess --overwrite"):
+            refuse()
+    assert not verify(tmp_path / "a").ok
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("format_", "compress", "other", "squeezed"),
+    [(*FORMS[k], *FORMS[(k + step) % 4]) for k in range(4) for step in (1, 2)],
+)
+def test_convert__keeps_rows_and_records_and_restores_every_byte(tmp_path, format_, compress, other, squeezed):
+    values = make(tmp_path / "one/a", format_, compress)
+    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 3
+    check(open_dataset(tmp_path / "two"), values)
+    assert verify(tmp_path / "two/a", deep=True).ok
+    assert convert(tmp_path / "two/a", tmp_path / "three/a", format=format_, compress=compress) == 3
+    there, back = snapshot(tmp_path / "one/a"), snapshot(tmp_path / "three/a")
+    # The two differ only in how often they were extended.
+    del there["published.json"], back["published.json"]
+    assert there == back
+    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 0
+
+
+def test_convert__another_dtype_changes_the_fingerprint(tmp_path):
+    values = make(tmp_path / "one/a")
+    convert(tmp_path / "one/a", tmp_path / "wide/a", dtype="float32")
+    wide = open_dataset(tmp_path / "wide")
+    assert wide.spec.embedding_dtype == "float32"
+    assert wide.spec.fingerprint() != SPEC.fingerprint()
+    gathered = wide.embeddings(["2-1"])
+    assert gathered.dtype == np.float32
+    np.testing.assert_array_equal(gathered[0], values["2-1"]["embeddings"].astype(np.float32))
+    convert(tmp_path / "wide/a", tmp_path / "narrow/a", dtype="float16")
+    check(open_dataset(tmp_path / "narrow"), values)
+    with pytest.raises(CacheError, match="float32 in the cache, float16 requested"):
+        create_or_open(tmp_path / "wide/a", SPEC, info(), SHARD_SIZE)
+    big = tmp_path / "big/a"
+    spec = SPEC.model_copy(update={"embedding_dtype": "float32"})
+    create_or_open(big, spec, info(), SHARD_SIZE)
+    values = rows(1) | {"embeddings": np.full((1, *array_shapes(spec)["embeddings"][0]), 1e6, np.float32)}
+    write_shard(open_handle(big), shard_record(0, ["x"]).model_copy(update={"fingerprint": spec.fingerprint()}), values)
+    with pytest.raises(CacheError, match="beyond float16"):
+        convert(big, tmp_path / "small/a", dtype="float16")
+    with pytest.raises(CacheError, match="cannot become float64"):
+        convert(big, tmp_path / "small2/a", dtype="float64")
+
+
+def test_convert__refuses_damage_and_itself(tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(CacheError, match="onto itself"):
+        convert(tmp_path / "a", tmp_path / "x/../a")
+    path = tmp_path / "a/embeddings/c/1/0/0/0"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(CacheError, match=r"embeddings/c/1.*checksum.*repair"):
+        convert(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(CacheError, match="zarr has no compression 'gzip'"):
+        convert(tmp_path / "a", tmp_path / "c", compress="gzip")
+
+
+def test_create_or_open__refuses_another_format(tmp_path):
+    make(tmp_path / "a", shards=1)
+    with pytest.raises(CacheError, match="has --format zarr, not hdf5.*convert"):
+        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, format="hdf5")
+    with pytest.raises(CacheError, match="has --compress none, not zstd"):
+        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, compress="zstd")
+    with pytest.raises(CacheError, match="unknown format 'csv': there are zarr, hdf5"):
+        create_or_open(tmp_path / "b", SPEC, info("b"), SHARD_SIZE, format="csv")
+
+
+def test_gather__writes_into_a_given_array(tmp_path):
+    values = make(tmp_path / "a")
+    data = open_dataset(tmp_path)
+    for _ in range(2):
+        out = np.empty((2, *array_shapes(SPEC)["embeddings"][0]), "<f2")
+        assert data.embeddings(["2-2", "0-0"], out) is out
+        np.testing.assert_array_equal(out, [values["2-2"]["embeddings"], values["0-0"]["embeddings"]])
+        data.hold()
+    for wrong in (out[:1], out.astype("<f4"), np.empty((2, 9, 2, 4), "<f2").transpose(0, 2, 1, 3)):
+        with pytest.raises(CacheError, match="out must be"):
+            data.embeddings(["2-2", "0-0"], wrong)
+
+
+def test_hold__refuses_rows_that_do_not_fit(tmp_path, monkeypatch):
+    make(tmp_path / "a")
+    data = open_dataset(tmp_path)
+    needed = len(data.clips) * data.row_bytes()
+    monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed - 1)
+    assert not data.hold()
+    assert data.where == "mapped files"
+    monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed)
+    assert data.hold()
+
+
+def test_cached_dataset__is_pickled_without_rows(tmp_path):
+    make(tmp_path / "a")
+    data = open_dataset(tmp_path)
+    before = len(pickle.dumps(data))
+    data.hold()
+    assert len(pickle.dumps(data)) == before
+
+
+def test_open_dataset__imports_no_heavy_library(tmp_path):
+    make(tmp_path / "a")
+    code = (
+        "import sys; from pathlib import Path; from dtsf.cache.reader import open_dataset\n"
+        f"d = open_dataset(Path({str(tmp_path)!r})); d.embeddings([d.clips[0].id])\n"
+        "print([m for m in ('zarr', 'h5py', 'torch', 'fsspec', 'dask') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_open_store__accepts_a_url_as_a_path():
+    assert str(open_store(Path("s3://bucket/a/b"))) == str(open_store("s3://bucket/a/b/")) == "s3://bucket/a/b"
+    assert open_store("file:///tmp/x").path == Path("/tmp/x")
+    assert open_store("plain/folder").path == Path("plain/folder")
 
 
 @pytest.fixture
@@ -42,16 +249,6 @@ def test_gather__returns_written_rows_in_any_order(folder):
         gathered = getattr(data, name)(["d", "b", "b", "a"])
         assert gathered.dtype == array_shapes(SPEC)[name][1]
         np.testing.assert_array_equal(gathered, [held[k] for k in "dbba"])
-
-
-def test_write_shard__a_chunk_is_raw_bytes_with_the_recorded_checksum(folder):
-    import xxhash
-
-    record, values = add_shard(folder, 0, ["a", "b", "c"])
-    for name, expected in record.files.items():
-        data = (folder / name).read_bytes()
-        assert (len(data), xxhash.xxh3_64_hexdigest(data)) == (expected.bytes, expected.xxh3)
-    assert (folder / "embeddings/c/0/0/0/0").read_bytes() == values["embeddings"].tobytes()
 
 
 def test_gather__uses_the_newest_record_of_a_clip(folder):

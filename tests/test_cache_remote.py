@@ -150,7 +150,7 @@ def test_s3__one_of_two_writers_wins_each_shard(bucket):
     list_all(url)
     assert verify(url, deep=True).ok
     assert len(winners(open_dataset(bucket), 4)) == 4
-    assert not [name for name in open_store(url).names("shards") if name.endswith(".claim")]
+    assert not [name for name in open_store(url).files("shards") if name.endswith(".claim")]
 
 
 def test_claim__is_taken_over_from_a_dead_writer(bucket, monkeypatch):

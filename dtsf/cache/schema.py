@@ -19,13 +19,34 @@ MAX_INTEGER = 1 << 53
 """Largest integer that every JSON reader keeps exactly."""
 
 
-class Clip(Frozen):
+class FilePart(Frozen):
+    """Video file or folder of pictures, or a part of it."""
+
+    path: str
+    """Path relative to the data root, with forward slashes."""
+    start: float | None = Field(default=None, ge=0)
+    """Start of the part in seconds from the beginning of the file (untrimmed video)."""
+    end: float | None = Field(default=None, gt=0)
+    """End of the part in seconds from the beginning of the file."""
+    first: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    """First frame of the part, from 0. Replaces ``start``."""
+    last: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
+    """Last frame of the part."""
+    fps: float | None = Field(default=None, gt=0)
+    """Frames per second of a folder of pictures."""
+
+    @property
+    def part(self) -> str:
+        """The part as the suffix of a key, for example ``@start=1.0@end=2.5``. Empty for the whole file."""
+        values = {name: getattr(self, name) for name in ("start", "end", "first", "last", "fps")}
+        return "".join(f"@{name}={value!r}" for name, value in values.items() if value is not None)
+
+
+class Clip(FilePart):
     """Video of one performance by one camera, and its annotations. Annotations may change at any time."""
 
     id: str
     """Unique in its dataset, for example ``S001C002P003R001A010`` or ``a01_s02_e00_v03``."""
-    path: str
-    """Path relative to the data root, with forward slashes. A file, or a folder of pictures."""
     label: int = Field(ge=0, lt=1_000_000)
     """Class index from 0, in the order of the catalog's ``class_names``."""
     raw_label: str
@@ -42,30 +63,13 @@ class Clip(Frozen):
     """Split in the manifest: ``train``, ``test`` or another word."""
     background: str | None = None
     """Name of the background, if known. It measures static bias and is never an input."""
-    start: float | None = Field(default=None, ge=0)
-    """Start of the clip in seconds from the beginning of the file (untrimmed video)."""
-    end: float | None = Field(default=None, gt=0)
-    """End of the clip in seconds from the beginning of the file."""
-    first: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
-    """First frame of the clip, from 0. Replaces ``start``."""
-    last: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
-    """Last frame of the clip."""
-    fps: float | None = Field(default=None, gt=0)
-    """Frames per second of a folder of pictures."""
     offset: float = 0.0
     """Start of this file in seconds after time zero of the performance."""
 
 
-class Source(Frozen):
-    """File, or part of a file, that a row was computed from. It identifies the row."""
+class Source(FilePart):
+    """File, or part of a file, that a row was computed from. It identifies the row. ``path`` is the path at that time."""
 
-    path: str
-    """Path relative to the data root when the row was computed."""
-    start: float | None = None
-    end: float | None = None
-    first: int | None = None
-    last: int | None = None
-    fps: float | None = None
     bytes: int = Field(default=0, ge=0)
     """Size of the file, or of all pictures in a folder."""
     mtime_ns: int = 0
@@ -78,18 +82,12 @@ class Source(Frozen):
     @property
     def key(self) -> str:
         """Content hash and part of the file. A catalog entry names its row by this key."""
-        return self.content_hash + part_of(self)
+        return self.content_hash + self.part
 
     @property
     def file_version(self) -> tuple[str, str, int, int, str]:
         """Path, part, size and time of the file. The bytes are the same as long as these are."""
-        return self.path, part_of(self), self.bytes, self.mtime_ns, self.listing
-
-
-def part_of(clip: Clip | Source) -> str:
-    """Return the part of the file as the suffix of a key, for example ``@start=1.0@end=2.5``. Empty for the whole file."""
-    values = ((name, getattr(clip, name)) for name in ("start", "end", "first", "last", "fps"))
-    return "".join(f"@{name}={value!r}" for name, value in values if value is not None)
+        return self.path, self.part, self.bytes, self.mtime_ns, self.listing
 
 
 class ClipRecord(Frozen):
@@ -225,9 +223,9 @@ class ShardRecord(Frozen):
     """Rows in use. The arrays have ``shard_size`` rows; padding follows."""
     clips: tuple[ClipRecord, ...]
     files: dict[str, FileRecord]
-    """By path relative to the dataset's folder. It has no times: the same work gives the same bytes."""
+    """Files by path relative to the dataset's folder. They have no times: the same work gives the same bytes."""
     arrays: dict[str, StoredArray] = {}
-    """By name of the array."""
+    """Arrays by name."""
     checksum: str = ""
 
 
@@ -258,7 +256,7 @@ class CatalogEntry(Frozen):
     @property
     def file_version(self) -> tuple[str, str, int, int, str]:
         """Path, part, size and time of the file. See :attr:`Source.file_version`."""
-        return self.clip.path, part_of(self.clip), self.bytes, self.mtime_ns, self.listing
+        return self.clip.path, self.clip.part, self.bytes, self.mtime_ns, self.listing
 
 
 class CatalogDocument(Frozen):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.catalog import newest_records, read_catalog
 from dtsf.cache.documents import read_damaged, read_records
-from dtsf.cache.schema import CatalogDocument, CatalogEntry, part_of
+from dtsf.cache.schema import CatalogDocument, CatalogEntry
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, SourceError
 from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat, partial_hash
@@ -188,7 +188,7 @@ def _identify_clips(
             sizes.add(source.bytes)
     for entry in before.clips if before else ():
         if entry.key:
-            content = entry.key.removesuffix(part_of(entry.clip))
+            content = entry.key.removesuffix(entry.clip.part)
             known[entry.clip.path, FileStat(entry.bytes, entry.mtime_ns, entry.listing)] = content
     stats: dict[str, FileStat] = {}
     failures: dict[str, tuple[Status, str]] = {}
@@ -217,7 +217,7 @@ def _identify_clips(
             status, reason = failures[clip.path]
             entries.append(CatalogEntry.model_validate({"clip": clip, "status": status, "reason": reason}))
         else:
-            key = hashes[clip.path] + part_of(clip) if clip.path in hashes else ""
+            key = hashes[clip.path] + clip.part if clip.path in hashes else ""
             entries.append(CatalogEntry(clip=clip, key=key, **vars(stats[clip.path])))
     return entries
 
