@@ -1,4 +1,4 @@
-"""Stage 1 with a decoder and an encoder that are drawn from the bytes of a file, and that count: for tests of what is done when."""
+"""Stage 1 with a fake decoder and encoder, whose results follow from the bytes of a file. It counts the decoded clips."""
 
 import contextlib
 from collections import Counter
@@ -19,7 +19,7 @@ def part(span):
 
 
 def rows_of(content, span=()):
-    """Embeddings and times that these bytes and this part of them give."""
+    """Return frames and embeddings for the bytes and the part of a file."""
     generator = np.random.default_rng(xxhash.xxh3_64_intdigest(content + repr(span).encode()))
     frames = generator.integers(0, 255, (SPEC.frames, SPEC.size, SPEC.size, 3)).astype(np.uint8)
     embeddings = frames[:, : SPEC.grid**2, : SPEC.channels, 0].astype(np.float16)
@@ -27,12 +27,12 @@ def rows_of(content, span=()):
 
 
 class FakeStage1:
-    """Put in the place of decoding and embedding; ``decoded`` counts (content, part of it)."""
+    """Replaces decoding and embedding. ``decoded`` counts (content, part)."""
 
     def __init__(self, patch, root):
         self.decoded = Counter()
         self.before = lambda path: None
-        """Called before each clip is decoded: raise here."""
+        """Called before each clip is decoded; it may raise."""
         self.root = root
         self.device = "cpu"
         patch.setattr(run, "make_spec", lambda settings: SPEC)
@@ -57,7 +57,7 @@ class FakeStage1:
 
 
 def read(path):
-    """Bytes of a file, or of all pictures of a folder."""
+    """Return the bytes of a file, or of all pictures in a folder."""
     if path.is_dir():
         return b"".join(file.name.encode() + file.read_bytes() for file in sorted(path.iterdir()))
     return path.read_bytes()

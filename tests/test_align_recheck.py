@@ -1,4 +1,4 @@
-"""Views at common moments, and decoding again what a cache was made from."""
+"""Aligned views, and decoding again for a comparison with the cache."""
 
 import json
 
@@ -15,7 +15,7 @@ SMALL = {"encoder": "pixels", "frames": 4, "size": 32, "grid": 4, "workers": 1, 
 
 @pytest.fixture
 def cameras(make_video, tmp_path):
-    """Group g: 2 s at 30 a second, and 3 s at 10 a second that began 0.5 s later. Group h: never at the same time. k: alone."""
+    """Group g: 2 s at 30 fps, and 3 s at 10 fps that started 0.5 s later. Group h: no common time. Group k: one view."""
     root = tmp_path / "v"
     make_video(root / "a.mp4", 60, codec="libx264")
     make_video(root / "b.mp4", 30, codec="libx264", fps=10)
@@ -25,12 +25,12 @@ def cameras(make_video, tmp_path):
     return root
 
 
-def test_frames_of_aligned_views_are_of_the_same_moments(cameras, tmp_path):
+def test_align_group__views_have_the_same_frame_times(cameras, tmp_path):
     result = preprocess("manifest", cameras / "m.csv", tmp_path / "c", align="group", **SMALL)
     assert result.verdicts == {"ok": 3, "unreadable": 2}
     data = open_cache(tmp_path / "c")
     assert data.spec.align == "group"
-    # Both filmed from 0.5 to 2 s of the performance: a from there, b from its beginning.
+    # Both views show 0.5 to 2 s of the performance: 0.5 to 2 s of file a, 0 to 1.5 s of file b.
     first, second, alone = data.frame_time(["g_v01", "g_v02", "k_v01"])
     moments = 0.5 + 1.5 * (np.arange(4) + 0.5) / 4
     assert (np.abs(first - moments) < 1 / 30 + 1e-6).all()
@@ -41,7 +41,7 @@ def test_frames_of_aligned_views_are_of_the_same_moments(cameras, tmp_path):
     assert again.already_done == 5
 
 
-def test_views_keep_their_own_time_unless_asked_and_that_is_what_a_cache_is(cameras, tmp_path):
+def test_align_own__views_keep_their_own_time_and_fingerprint(cameras, tmp_path):
     own, group = (make_spec(PreprocessSettings(**SMALL, align=align)) for align in ("own", "group"))
     assert own.fingerprint() != group.fingerprint()
     assert own.fingerprint() == own.model_copy(update={"align": "own"}).fingerprint()
@@ -53,13 +53,13 @@ def test_views_keep_their_own_time_unless_asked_and_that_is_what_a_cache_is(came
     assert lengths.largest == pytest.approx(2 / 3, abs=0.01)
 
 
-def test_decoding_again_names_the_clips_whose_pictures_are_others(cameras, make_video, tmp_path, dtsf):
+def test_verify_source__names_clips_with_different_pictures(cameras, make_video, tmp_path, dtsf):
     preprocess("manifest", cameras / "m.csv", tmp_path / "c", **SMALL)
     assert verify_source(tmp_path / "c", cameras).ok
     make_video(cameras / "b.mp4", 29, codec="libx264", fps=10)
     (cameras / "c.avi").unlink()
     found = verify_source(tmp_path / "c", cameras)
-    assert [(u.clip, u.reason.split(":")[0]) for u in found.mismatches] == [
+    assert [(one.clip, one.reason.split(":")[0]) for one in found.mismatches] == [
         ("g_v02", "different pictures"),
         ("h_v02", "unreadable"),
         ("k_v01", "unreadable"),

@@ -1,4 +1,4 @@
-"""Correcting an annotation costs no decoding; what left the source is not trained on; a run reports it."""
+"""New annotations need no decoding; clips that left the source are not trained on."""
 
 import csv
 import shutil
@@ -41,7 +41,7 @@ def run(folder, **changes):
     return api.preprocess("manifest", folder / "own", folder / "cache", **CHANGES, **changes)
 
 
-def test_files_that_were_moved_touched_or_copied_are_known(own, monkeypatch):
+def test_preprocess__moved_touched_and_copied_files_are_not_decoded(own, monkeypatch):
     folder, rows = own
     run(folder)
     decoded = []
@@ -64,7 +64,7 @@ def test_files_that_were_moved_touched_or_copied_are_known(own, monkeypatch):
     np.testing.assert_array_equal(data.embeddings([by_path["copy.avi"]]), data.embeddings([by_path["v1.avi"]]))
 
 
-def test_a_picture_that_changes_in_its_folder_is_noticed(tmp_path):
+def test_preprocess__decodes_a_folder_again_if_one_picture_changes(tmp_path):
     from PIL import Image
 
     for view in (1, 2):
@@ -80,7 +80,7 @@ def test_a_picture_that_changes_in_its_folder_is_noticed(tmp_path):
     assert (result.changes.changed, result.changes.unchanged, result.changes.to_decode) == (1, 1, 1)
 
 
-def test_dry_run_says_what_the_run_does_and_does_nothing(own, dtsf):
+def test_dry_run__prints_the_changes_and_writes_nothing(own, dtsf):
     folder, rows = own
     words = ("preprocess", "manifest", "--root", "own", *SMALL)
     said = dtsf.json(*words, "--dry-run", cwd=folder)
@@ -98,7 +98,7 @@ def test_dry_run_says_what_the_run_does_and_does_nothing(own, dtsf):
     assert "changes since the last run: 7 unchanged" in dtsf.said(*words, "--dry-run", cwd=folder)
 
 
-def test_rows_of_nobody_are_counted_and_given_back(own, dtsf):
+def test_compact__frees_rows_of_clips_that_are_gone(own, dtsf):
     folder, rows = own
     run(folder)
     before = open_dataset(folder / "cache")
@@ -118,7 +118,7 @@ def test_rows_of_nobody_are_counted_and_given_back(own, dtsf):
     assert run(folder).changes.to_decode == 3
 
 
-def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
+def test_preprocess__source_errors_do_not_mark_clips_as_bad(own, monkeypatch):
     folder, rows = own
     write(folder / "own", rows[:4])
     run(folder)
@@ -133,7 +133,7 @@ def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
         monkeypatch.setattr(worker, "content_hash", fail)
         with pytest.raises(SourceError, match=r"Finished work is safe: run the same command again"):
             run(folder)
-    # Files that go while the run does: one is named and waits, three in a row are the store's.
+    # Files that disappear during the run: a single one waits, three in a row raise an error.
     monkeypatch.setattr(worker, "content_hash", lambda path, stat: (_ for _ in ()).throw(FileNotFoundError(2, "gone")))
     with pytest.raises(SourceError, match="3 files in a row .* the last is"):
         run(folder)
@@ -153,7 +153,7 @@ def test_the_sources_trouble_is_held_against_no_clip(own, monkeypatch):
     assert (result.verdicts, result.changes.to_decode) == ({"ok": 8}, 1)
 
 
-def test_a_source_that_is_away_leaves_the_catalog_as_it_is(own, monkeypatch):
+def test_preprocess__missing_source_does_not_change_the_catalog(own, monkeypatch):
     folder, _ = own
     run(folder)
     catalog = (folder / "cache/manifest/catalog.json").read_bytes()
@@ -172,7 +172,7 @@ def test_a_source_that_is_away_leaves_the_catalog_as_it_is(own, monkeypatch):
     assert (folder / "cache/manifest/catalog.json").read_bytes() == catalog
 
 
-def test_a_run_knows_its_catalog(world, tmp_path):
+def test_evaluate__names_a_changed_catalog(world, tmp_path):
     cache = shutil.copytree(world / "cache", tmp_path / "cache")
     words = {"protocol": "cross-subject:2", "overrides": ["train.epochs=2", "model.depth=1"], "recipe": "default"}
     api.train(cache, **words, run=tmp_path / "run")

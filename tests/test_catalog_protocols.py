@@ -1,4 +1,4 @@
-"""Names on disk -> clips -> train and test, with the traps of each data set."""
+"""File names -> clips -> train and test, with the special cases of each dataset."""
 
 import pytest
 from helpers import touch
@@ -8,14 +8,14 @@ from dtsf.pipeline.datasets import scan_source
 from dtsf.training.protocols import parse_protocol, split_clips
 
 
-def test_nucla_takes_the_action_from_the_folder_and_sorts_labels_as_numbers(tmp_path):
+def test_scan_nucla__action_is_the_folder_and_labels_sort_as_numbers(tmp_path):
     names = [f"multiview_action_videos/a{a:02d}/v01_s01_e00.avi" for a in (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)]
     catalog = scan_source("nucla", touch(tmp_path, *names))
     assert [(clip.raw_label, clip.label) for clip in catalog.clips][-2:] == [("11", 8), ("12", 9)]
     assert len({clip.group for clip in catalog.clips}) == 10
 
 
-def test_nucla_reads_all_three_layouts(tmp_path):
+def test_scan_nucla__reads_three_layouts(tmp_path):
     root = touch(
         tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi"
     )
@@ -23,13 +23,13 @@ def test_nucla_reads_all_three_layouts(tmp_path):
     assert found == ["a01_s10_e02_v03", "a02_s03_e01_v02", "a12_s04_e00_v01"]
 
 
-def test_two_files_for_one_clip_are_refused_with_both_paths(tmp_path):
+def test_scan_source__refuses_two_files_for_the_same_clip(tmp_path):
     root = touch(tmp_path, "one/a01/v01_s01_e00.avi", "two/a01/v01_s01_e00.avi")
     with pytest.raises(DataError, match=r"one/a01/v01_s01_e00\.avi and .*two/a01/v01_s01_e00\.avi"):
         scan_source("nucla", root)
 
 
-def test_ntu_groups_by_setup_and_reports_missing_cameras(tmp_path):
+def test_scan_ntu__groups_by_setup_and_notes_missing_cameras(tmp_path):
     names = ["S001C001P001R001A060_rgb.avi", "deep/S002C001P001R001A060.mp4", "S001C004P001R001A001_rgb.avi"]
     catalog = scan_source("ntu", touch(tmp_path, *names, "S001C001P001R001A001.skeleton"))
     assert [clip.group for clip in catalog.clips] == ["S001P001R001A060", "S002P001R001A060"]
@@ -39,12 +39,12 @@ def test_ntu_groups_by_setup_and_reports_missing_cameras(tmp_path):
     assert len(scan_source("ntu", touch(tmp_path, "S018C001P041R001A061_rgb.avi")).class_names) == 120
 
 
-def test_ntu_video_beside_its_renamed_copy_is_refused(tmp_path):
+def test_scan_ntu__refuses_a_video_and_its_renamed_copy(tmp_path):
     with pytest.raises(DataError, match="two files are the clip S001C001P001R001A001"):
         scan_source("ntu", touch(tmp_path, "S001C001P001R001A001_rgb.avi", "S001C001P001R001A001.mp4"))
 
 
-def test_casia_pairs_and_both_spellings_of_wander(tmp_path):
+def test_scan_casia__reads_pairs_and_both_spellings_of_wander(tmp_path):
     root = touch(
         tmp_path, "casia_angleview_p01_wonder_a1.mp4", "TopDownView_p02_wander_a2.avi", "angleview_p01p02_fight_a1.avi"
     )
@@ -54,7 +54,7 @@ def test_casia_pairs_and_both_spellings_of_wander(tmp_path):
     assert {clip.view for clip in clips} == {2, 3}
 
 
-def test_wrong_names_are_refused_with_what_exists(tmp_path):
+def test_scan_source__errors_name_what_exists(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         scan_source("nucla", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no nucla video under .* found 1 \.txt"):

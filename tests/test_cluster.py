@@ -1,4 +1,4 @@
-"""Stage 1 on many processes: an existing dask cluster, and processes killed at random moments."""
+"""Stage 1 with several processes: a dask cluster, and processes killed at random times."""
 
 import contextlib
 import os
@@ -39,12 +39,12 @@ def undisturbed(catalog, tmp_path_factory):
 
 
 def other_file(path, source, k):
-    """The same video in a file of its own: bytes behind its end, which no reader of AVI looks at."""
+    """Write the same video as another file: with additional bytes at the end, which AVI readers ignore."""
     path.write_bytes(source.read_bytes() + b"%06d" % k)
 
 
 def content(cache):
-    """Every file of a cache, byte for byte."""
+    """Return the bytes of every file of a cache."""
     return {
         path.relative_to(cache).as_posix(): path.read_bytes()
         for path in cache.rglob("*")
@@ -53,7 +53,7 @@ def content(cache):
 
 
 def below(pid):
-    """Process ids of a process's children and theirs."""
+    """Return the ids of all descendants of a process."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -64,7 +64,7 @@ def below(pid):
 
 
 def workers_of(pid, name):
-    """Processes below one whose command holds ``name``: forked ones have that of the one they are forked from."""
+    """Return the descendants with ``name`` in their command. A forked process has the command of its parent."""
     found = []
     for child in below(pid):
         with contextlib.suppress(OSError):
@@ -77,7 +77,7 @@ def workers_of(pid, name):
 WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.decoder_main"
 
 
-def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
+def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, undisturbed, tmp_path):
     started, seen = [], []
 
     def dask(*words, stderr):
@@ -103,7 +103,7 @@ def test_a_scheduler_and_two_workers_of_its_own(catalog, undisturbed, tmp_path):
     assert content(tmp_path / "c") == content(undisturbed)
 
 
-def test_no_scheduler_at_the_address(catalog, tmp_path):
+def test_cluster__no_scheduler_at_the_address(catalog, tmp_path):
     with pytest.raises(ConfigError, match="no dask scheduler responds at tcp://127.0.0.1:9"):
         preprocess(catalog, tmp_path, PreprocessSettings(**SMALL), scheduler="tcp://127.0.0.1:9")
 
@@ -113,11 +113,8 @@ def has_workers_or_ended(process):
 
 
 @pytest.mark.parametrize("shard_size", [1, 12])
-def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog, tmp_path, shard_size):
-    """6 kills: by turns the main process (and the same command again) and one of its workers, at random moments.
-
-    Of 24 shards each worker has several, of two each has one.
-    """
+def test_preprocess__killed_six_times_gives_the_same_bytes(catalog, tmp_path, shard_size):
+    """Six kills at random times: in turn the main process (then the same command again) and one of its workers."""
     preprocess(catalog, tmp_path / "undisturbed", PreprocessSettings(**SMALL), workers=1, shard_size=shard_size)
     undisturbed = tmp_path / "undisturbed"
     chance = random.Random(0)
@@ -130,7 +127,7 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
                 wait_until(partial(has_workers_or_ended, process))
             time.sleep(chance.uniform(0.2, 3.0))
             if process.poll() is not None:
-                # This round ended in spite of all: judge it, and begin with an empty cache.
+                # This round finished: check it, and start with an empty cache.
                 assert process.returncode == 0, process.stderr.read().decode()[-2000:]
                 assert content(tmp_path / f"c{rounds}") == content(undisturbed)
                 rounds += 1
@@ -156,7 +153,7 @@ def test_killed_again_and_again_the_cache_is_that_of_an_undisturbed_run(catalog,
 
 @pytest.fixture(scope="module")
 def long_catalog(catalog, tmp_path_factory):
-    """The 24 videos 10 times: enough that they are told of, once a second, before they are done."""
+    """The 24 videos 10 times: enough for progress events, which come once a second."""
     root = tmp_path_factory.mktemp("long")
     for k in range(240):
         other_file(root / f"c{k:03d}.avi", catalog.root / f"c{k % 24:02d}.avi", k)
@@ -171,15 +168,15 @@ def undisturbed_long(long_catalog, tmp_path_factory):
 
 
 @pytest.mark.parametrize("lost", [WORKER, DECODER])
-def test_a_process_lost_on_the_way_costs_no_clip(long_catalog, undisturbed_long, tmp_path, lost):
-    """The same bytes as one process's. A worker does its shard again; a decoder is replaced within it."""
-    # This process decodes for itself in other tests, and its decoder stays.
+def test_preprocess__lost_process_costs_no_clip(long_catalog, undisturbed_long, tmp_path, lost):
+    """A lost worker repeats its shard; a lost decoder is replaced. The bytes are those of a run with one process."""
+    # Decoder processes of earlier tests stay.
     before = below(os.getpid())
     killed = []
 
     def kill_one(progress):
         if not killed:
-            # The last one: the server that workers are forked from came before them.
+            # The last one: the first is the server from which workers are forked.
             killed.append([pid for pid in workers_of(os.getpid(), lost) if pid not in before][-1])
             os.kill(killed[0], signal.SIGKILL)
 
@@ -191,8 +188,8 @@ def test_a_process_lost_on_the_way_costs_no_clip(long_catalog, undisturbed_long,
     assert set(workers_of(os.getpid(), DECODER)) <= set(before)
 
 
-def test_what_a_worker_cannot_do_is_raised_here(long_catalog, tmp_path):
-    """A folder in the place of a chunk file: the worker's error comes back as itself."""
+def test_preprocess__error_of_a_worker_is_raised_here(long_catalog, tmp_path):
+    """A folder instead of a record causes an error in the worker."""
     before = workers_of(os.getpid(), DECODER)
 
     def block(progress):
@@ -204,8 +201,7 @@ def test_what_a_worker_cannot_do_is_raised_here(long_catalog, tmp_path):
     assert workers_of(os.getpid(), DECODER) == before
 
 
-def test_workers_read_names_whatever_the_locale(make_video, tmp_path, monkeypatch):
-    """And import nothing from the folder that the run was started in."""
+def test_workers__names_in_any_locale_and_no_import_from_the_current_folder(make_video, tmp_path, monkeypatch):
     for name in ("höhe", "größe"):
         make_video(tmp_path / f"v/{name}.avi", 8, 64, 48)
     (tmp_path / "here").mkdir()
@@ -218,8 +214,8 @@ def test_workers_read_names_whatever_the_locale(make_video, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_workers_and_decoders_end_with_the_run(long_catalog, tmp_path, how):
-    """Also while their decoders hang: these are stopped, and neither answer nor notice anything."""
+def test_workers__end_with_the_run_even_if_decoders_hang(long_catalog, tmp_path, how):
+    """The decoders are stopped by a signal, so they do not react to anything."""
     process = start_script(tmp_path, long_catalog, tmp_path / "c", 2, 120)
     members = []
     try:
@@ -241,7 +237,7 @@ def test_workers_and_decoders_end_with_the_run(long_catalog, tmp_path, how):
 
 
 def decoding(pid):
-    """The decoders below a process that have read FFmpeg, the last thing they do before their first clip."""
+    """Return the decoders of a process that have loaded FFmpeg, which is the last step before their first clip."""
     found = []
     for child in workers_of(pid, DECODER):
         with contextlib.suppress(OSError):
@@ -250,8 +246,8 @@ def decoding(pid):
     return found
 
 
-def test_memory_stays_flat_over_1200_clips(make_video, tmp_path):
-    """In the process that embeds and in the one that decodes, which is replaced twice on the way."""
+def test_preprocess__memory_is_constant_over_1200_clips(make_video, tmp_path):
+    """Memory of this process and of the decoder, which is replaced twice."""
     first = make_video(tmp_path / "v/c0000.avi", 20, 96, 96)
     for k in range(1, 1200):
         other_file(tmp_path / f"v/c{k:04d}.avi", first, k)
@@ -274,10 +270,9 @@ def resident(pid):
     return 0
 
 
-def test_a_worker_killed_while_it_commits_leaves_nothing_in_a_run_that_goes_on(
+def test_preprocess__removes_the_temporary_files_of_a_killed_worker(
     long_catalog, undisturbed_long, tmp_path
 ):
-    """What it had written under a temporary name is gone when the run ends, not only when the next one begins."""
     left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-worker"
 
     def leave(progress):

@@ -1,4 +1,4 @@
-"""Nothing below a root is left out in silence: links are followed, what cannot be read is named and counted."""
+"""Files below a root: links are followed, unreadable folders and other names are counted in notes."""
 
 import errno
 import os
@@ -15,11 +15,11 @@ GBK = b"\xb6\xaf\xd7\xf7"
 
 
 def walked(root):
-    left_out = SkippedFiles()
-    return [f"{folder}/{name}".lstrip("/") for folder, name in walk_files(root, left_out)], left_out.notes()
+    skipped = SkippedFiles()
+    return [f"{folder}/{name}".lstrip("/") for folder, name in walk_files(root, skipped)], skipped.notes()
 
 
-def test_linked_folders_are_followed_and_loops_end(tmp_path):
+def test_walk_files__follows_links_and_ends_loops(tmp_path):
     touch(tmp_path / "data", "a/1.avi")
     touch(tmp_path / "disk2", "b/2.avi")
     (tmp_path / "data/second").symlink_to(tmp_path / "disk2")
@@ -34,7 +34,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     ]
 
 
-def test_a_root_that_is_links_alone(tmp_path):
+def test_scan_source__root_may_contain_only_links(tmp_path):
     names = [f"S001C00{camera}P001R001A001_rgb.avi" for camera in (1, 2, 3)]
     touch(tmp_path / "nas/nturgb+d_rgb", *names)
     (tmp_path / "data").mkdir()
@@ -45,7 +45,7 @@ def test_a_root_that_is_links_alone(tmp_path):
     assert len(scan_source("ntu", tmp_path / "data").groups) == 2
 
 
-def test_names_that_are_no_text_are_named_and_left_out(tmp_path):
+def test_walk_files__notes_names_that_are_not_utf8(tmp_path):
     touch(tmp_path, "ok/angleview_p01_walk_a1.avi")
     bad = os.path.join(os.fsencode(tmp_path), GBK)
     os.mkdir(bad)
@@ -57,7 +57,7 @@ def test_names_that_are_no_text_are_named_and_left_out(tmp_path):
     assert catalog.notes == (r"1 names are not UTF-8 and were left out: rename them; the first is \xb6\xaf\xd7\xf7",)
 
 
-def test_a_folder_that_cannot_be_read_is_named_and_a_disk_that_does_not_answer_ends_it(tmp_path, monkeypatch):
+def test_walk_files__notes_unreadable_folders_and_raises_if_the_disk_fails(tmp_path, monkeypatch):
     touch(tmp_path, "a/angleview_p01_walk_a1.avi", "locked/angleview_p02_walk_a1.avi")
     scan = os.scandir
 
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_read_is_named_and_a_disk_that_does_not_answer_e
 
 
 @pytest.mark.parametrize("ending", VIDEO_ENDINGS)
-def test_videos_of_every_ending_are_taken(tmp_path, ending):
+def test_scan_source__takes_videos_of_every_ending(tmp_path, ending):
     touch(tmp_path / "n", f"S001C001P001R001A001{ending.upper()}")
     touch(tmp_path / "c", f"angleview_p01_walk_a1{ending}")
     touch(tmp_path / "u", f"a02/v01_s03_e00{ending}")
@@ -88,7 +88,7 @@ def test_videos_of_every_ending_are_taken(tmp_path, ending):
         assert len(scan_source(kind, tmp_path / folder).clips) == 1
 
 
-def test_videos_with_other_names_are_counted(tmp_path):
+def test_scan_source__counts_videos_with_other_names(tmp_path):
     touch(tmp_path, "S001C001P001R001A001.avi", "holiday.mov", "S001C001P001R001A001.skeleton")
     assert any(note.startswith("1 video files do not have NTU's names") for note in scan_source("ntu", tmp_path).notes)
     with pytest.raises(DataError, match=r"no casia video under .*2 video files do not have CASIA's names"):

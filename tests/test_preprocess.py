@@ -1,4 +1,4 @@
-"""Stage 1 from videos to rows: what is there is done once, what cannot be used is listed, what was killed goes on."""
+"""Stage 1 from videos to rows: clips are done once, unusable clips are listed, killed runs resume."""
 
 import json
 import os
@@ -26,8 +26,8 @@ SMALL = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3}
 
 
 @pytest.fixture(autouse=True)
-def _threads_as_before():
-    """The worker sets one thread in its process, which in these tests is this one."""
+def one_thread():
+    """The worker sets one thread in its process; in these tests that is this process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -68,7 +68,7 @@ def ten(videos):
     return catalog_of(videos, [f"c{k}" for k in range(10)])
 
 
-def test_rows_are_what_decoding_and_embedding_give(videos, small, spec, tmp_path):
+def test_preprocess__rows_equal_decoding_and_embedding(videos, small, spec, tmp_path):
     seen = []
     result = preprocess(ten(videos), tmp_path, small, workers=1, shard_size=4, on_progress=seen.append)
     assert (result.clips, result.groups, result.already_done, result.verdicts) == (10, 5, 0, {"ok": 10})
@@ -80,7 +80,7 @@ def test_rows_are_what_decoding_and_embedding_give(videos, small, spec, tmp_path
         decoded = decode_clip(videos / f"{name}.avi", 3, 96, crop=spec.crop)
         np.testing.assert_array_equal(data.embeddings([name])[0], encoder.embed(decoded.frames))
         np.testing.assert_array_equal(data.frame_index([name])[0], decoded.frame_index)
-        # Twice shrunk by two: a small picture is the mean of 2 x 2.
+        # A pixel of the small picture is the mean of 2 x 2.
         blocks = decoded.frames.reshape(3, 48, 2, 48, 2, 3).mean((2, 4))
         assert np.abs(data.pictures([name])[0] - blocks).max() <= 1
     shard, record = data.records["c9"]
@@ -88,7 +88,7 @@ def test_rows_are_what_decoding_and_embedding_give(videos, small, spec, tmp_path
     np.testing.assert_array_equal(held, data.embeddings(["c9"])[0])
 
 
-def test_second_run_does_nothing_and_a_changed_or_new_clip_alone_is_done(make_video, small, tmp_path):
+def test_preprocess__second_run_does_only_changed_and_new_clips(make_video, small, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for k in range(3):
         make_video(root / f"c{k}.avi", 8 + k)
@@ -106,7 +106,7 @@ def test_second_run_does_nothing_and_a_changed_or_new_clip_alone_is_done(make_vi
     assert (after[1] != before[1]).any()
 
 
-def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, small, tmp_path):
+def test_preprocess__bad_clips_are_listed_and_not_repeated(make_video, cut_file, small, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     whole = make_video(root / "whole.avi", 60)
     cut_file(whole, root / "cut.avi", 0.6)
@@ -128,8 +128,8 @@ def test_bad_clips_are_listed_counted_and_not_tried_again(make_video, cut_file, 
     assert open_dataset(cache).verdicts == {"ok": 2, "short": 1, "truncated": 1, "unreadable": 1}
 
 
-def test_pipes_and_devices_are_named_and_never_opened(make_video, small, tmp_path):
-    """Two pipes: files of one size are compared by their bytes before any decoder sees them."""
+def test_preprocess__pipes_and_devices_are_listed_and_not_opened(make_video, small, tmp_path):
+    """There are two pipes, because files of the same size are hashed before decoding."""
     make_video(tmp_path / "v/whole.avi", 10)
     for name in ("pipe", "pipe2"):
         os.mkfifo(tmp_path / f"v/{name}.avi")
@@ -141,13 +141,13 @@ def test_pipes_and_devices_are_named_and_never_opened(make_video, small, tmp_pat
     assert [clip.id for clip in open_dataset(tmp_path / "c").clips] == ["whole"]
 
 
-def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_video, small, spec, tmp_path):
+def test_retry_bad__repeats_only_unusable_clips(make_video, small, spec, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for name, frames in (("late", 9), ("whole", 10)):
         make_video(root / f"{name}.avi", frames)
     (root / "text.avi").write_text("no video")
     catalog = catalog_of(root, ["late", "text", "whole"])
-    # A machine that is busy: the decoder's process alone takes longer to start.
+    # Shorter than the start of the decoder process, as on a busy machine.
     first = preprocess(catalog, cache, small, workers=1, max_bad=1, deadline=0.01)
     assert first.verdicts["timeout"] >= 1
     lost = [one.clip.id for one in first.bad]
@@ -155,7 +155,7 @@ def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_vide
     assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
     retried = preprocess(catalog, cache, small, workers=1, max_bad=1, retry_bad=True)
     assert (retried.already_done, retried.verdicts) == (3 - len(lost), {"ok": 2, "unreadable": 1})
-    # What is committed stays as it is; the new status is in a shard of its own.
+    # Committed files do not change; the new results are in a new shard.
     assert before.items() <= {file: file.read_bytes() for file in before}.items()
     data = open_dataset(cache)
     assert data.verdicts == {"ok": 2, "unreadable": 1}
@@ -167,7 +167,7 @@ def test_retry_bad_tries_again_what_could_not_be_used_and_nothing_else(make_vide
     assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
 
 
-def test_other_settings_name_and_overwrite(videos, small, spec, tmp_path):
+def test_preprocess__other_settings_need_another_name_or_overwrite(videos, small, spec, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
     preprocess(catalog, tmp_path, small, workers=1)
     other = PreprocessSettings(**{**SMALL, "frames": 2})
@@ -181,7 +181,7 @@ def test_other_settings_name_and_overwrite(videos, small, spec, tmp_path):
             preprocess(catalog, tmp_path, small, name=name, workers=1)
 
 
-def test_overwrite_does_not_remove_what_is_not_a_cache(videos, small, tmp_path):
+def test_overwrite__does_not_remove_other_folders(videos, small, tmp_path):
     (tmp_path / "nucla").mkdir()
     (tmp_path / "nucla/thesis.txt").write_text("mine")
     with pytest.raises(CacheError, match="does not remove it"):
@@ -189,7 +189,7 @@ def test_overwrite_does_not_remove_what_is_not_a_cache(videos, small, tmp_path):
     assert (tmp_path / "nucla/thesis.txt").exists()
 
 
-def test_second_run_at_the_same_time_is_refused(videos, small, tmp_path):
+def test_preprocess__refuses_a_second_run_at_the_same_time(videos, small, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
     messages = []
 
@@ -226,7 +226,7 @@ def start_script(tmp_path, catalog, cache, workers, shard_size=1):
     )
 
 
-def test_killed_then_resumed_equals_undisturbed(make_video, small, tmp_path):
+def test_preprocess__resumed_after_kill_equals_undisturbed(make_video, small, tmp_path):
     for k in range(12):
         make_video(tmp_path / f"v/c{k}.avi", 30 + k, 640, 480)
     catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(12)])
@@ -246,7 +246,7 @@ def test_killed_then_resumed_equals_undisturbed(make_video, small, tmp_path):
     assert not list((tmp_path / "killed").rglob("*tmp*"))
 
 
-def test_shared_clips(shared_data, tmp_path):
+def test_preprocess__real_clips_give_finite_embeddings(shared_data, tmp_path):
     root = shared_data / "motion/iid/multiview_action_videos/a01"
     names = sorted(path.stem for path in root.glob("*.avi"))[:3]
     result = preprocess(catalog_of(root, names), tmp_path, PreprocessSettings(), workers=1)
@@ -257,7 +257,7 @@ def test_shared_clips(shared_data, tmp_path):
     assert embeddings.astype(np.float32).std() > 0.1
 
 
-def test_pixels_are_kept_as_they_were_decoded(videos, tmp_path):
+def test_preprocess__pixels_equal_decoded_frames(videos, tmp_path):
     preprocess(ten(videos), tmp_path, PreprocessSettings(encoder="pixels", frames=4, size=96, grid=6), workers=1)
     held = open_dataset(tmp_path).embeddings(["c3"])[0]
     assert held.dtype == np.uint8

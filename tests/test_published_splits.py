@@ -1,4 +1,4 @@
-"""The published splits, by the published counts (reference/datasets.md), and what a split says of itself."""
+"""Published splits have the published counts (reference/datasets.md), and splits describe their task."""
 
 import csv
 import re
@@ -32,7 +32,7 @@ def ntu(reference):
             for repetition in row["replications"].split("+"):
                 group = f"S{setup:03}P{subject:03}R{int(repetition):03}A{action:03}"
                 clips += [
-                    # Without the checks, of which there would be a hundred thousand.
+                    # Without validation, which is slow for a hundred thousand clips.
                     Clip.model_construct(id=f"{group}C{camera}", group=group, view=camera, **words)
                     for camera in (1, 2, 3)
                 ]
@@ -48,7 +48,7 @@ def ntu(reference):
         (32, "cross-setup", 54_720, 59_760, "all views of unseen setups (odd numbers)"),
     ],
 )
-def test_ntu_splits_have_the_published_sizes(ntu, setups, protocol, train, test, task):
+def test_split_ntu__has_the_published_sizes(ntu, setups, protocol, train, test, task):
     clips = [clip for clip in ntu if clip.setup <= setups]
     split = split_clips(clips, parse_protocol(protocol, "ntu"), "ntu", ("1", "2", "3"))
     assert (len(split.train), len(split.test)) == (train, test)
@@ -81,7 +81,7 @@ def nucla(reference, flag):
 @pytest.mark.parametrize(
     ("peer", "protocol", "train", "test"),
     [
-        # VPN's training lists (968, 981, 1019) differ by a clip or two from what its own test lists say of the other views.
+        # VPN's training lists (968, 981, 1019) differ by one or two clips from its own test lists of the other views.
         ("in_vpn", "cross-view:1", 504 + 463, 516),
         ("in_vpn", "cross-view:2", 516 + 463, 504),
         ("in_vpn", "cross-view:3", 516 + 504, 463),
@@ -90,12 +90,12 @@ def nucla(reference, flag):
         ("in_dvanet", "cross-subject", 1328, 147),
     ],
 )
-def test_nucla_splits_have_the_peers_sizes(reference, peer, protocol, train, test):
+def test_split_nucla__has_the_sizes_of_other_projects(reference, peer, protocol, train, test):
     split = split_clips(nucla(reference, peer), parse_protocol(protocol, "nucla"), "nucla", ("1", "2", "3"))
     assert (len(split.train), len(split.test)) == (train, test)
 
 
-def test_leaving_each_nucla_subject_out_tests_every_clip_once(reference):
+def test_split_nucla__leave_one_subject_out_tests_every_clip_once(reference):
     clips = nucla(reference, "in_ctrgcn")
     tested = []
     for subject in range(1, 11):
@@ -108,7 +108,7 @@ def test_leaving_each_nucla_subject_out_tests_every_clip_once(reference):
 
 
 @pytest.mark.parametrize(("word", "name"), [("1", "horizontal"), ("angle", "angle"), ("3", "topdown"), (None, "topdown")])
-def test_casia_rotations_test_one_view_by_number_or_name(word, name):
+def test_split_casia__test_view_by_number_or_name(word, name):
     views = ("horizontal", "angle", "topdown")
     clips = [
         clip(f"{p}-{v}", group=f"p{p}", view=v, subject=str(p))
@@ -139,7 +139,7 @@ def row(group, view, subject, side):
         ([row("g1", 1, None, "train"), row("g2", 2, None, "test")], "an unseen view alone (view b), of people it does not"),
     ],
 )
-def test_a_users_own_split_says_what_its_test_rows_share_with_training(clips, said):
+def test_split_manifest__describes_what_test_and_training_share(clips, said):
     split = split_clips(clips, parse_protocol("split", "manifest"), "manifest", ("a", "b"))
     assert re.match(rf"the manifest's test rows: {re.escape(said)}", split.task)
     assert split.left_out == ({"split spare": 1} if len(clips) == 3 else {})

@@ -1,4 +1,4 @@
-"""The drawn data set: what tells its actions apart, that it repeats, its collections, its refusals."""
+"""The drawn dataset: pairs of actions, seeds, collections and refusals."""
 
 import csv
 import hashlib
@@ -14,18 +14,18 @@ from dtsf.pipeline.datasets.synthetic_scene import ACTIONS, Style, trajectory
 
 @pytest.fixture
 def three_actions(monkeypatch):
-    """Fewer videos to draw; which of the ten they are of is nothing to these tests."""
+    """Fewer videos to draw; these tests work with any actions."""
     monkeypatch.setattr(synthetic, "ACTIONS", {action: ACTIONS[action] for action in (1, 5, 12)})
 
 
-def test_partners_of_a_pair_are_each_others_reversal():
+def test_trajectory__actions_of_a_pair_are_reversed_in_time():
     style = Style.draw(np.random.default_rng(0), np.random.default_rng(1))
     for forward, backward in ((1, 2), (3, 4), (5, 6), (8, 9), (11, 12)):
-        assert ACTIONS[forward][1] == ACTIONS[backward][1], "partners share a motion"
+        assert ACTIONS[forward][1] == ACTIONS[backward][1], "both have the same motion"
         np.testing.assert_array_equal(trajectory(forward, style, 50), trajectory(backward, style, 50)[::-1])
 
 
-def _sums(folder):
+def checksums(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -33,23 +33,23 @@ def _sums(folder):
     }
 
 
-def _labels(folder):
+def read_labels(folder):
     with (folder / "labels.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_same_seed_same_files_other_seed_others(tmp_path, three_actions):
+def test_synthesize__same_seed_gives_the_same_files(tmp_path, three_actions):
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         synthesize_nucla(tmp_path / name, subjects=2, episodes=1, seed=seed)
-    one, two, three = (_sums(tmp_path / name) for name in ("one", "two", "three"))
+    one, two, three = (checksums(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
     assert one.keys() == three.keys()
     assert all(one[key] != three[key] for key in one if key.endswith(".avi"))
 
 
-def test_bias_and_occlusion_make_the_collections_they_name(tmp_path, three_actions):
+def test_synthesize__bias_and_occlude_add_collections(tmp_path, three_actions):
     synthesize_nucla(tmp_path / "data", subjects=3, episodes=1, bias=1.0, occlude=True)
-    rows = _labels(tmp_path / "data")
+    rows = read_labels(tmp_path / "data")
     main = "multiview_action_videos"
     by_collection = {
         name: [r for r in rows if r["path"].startswith(name + "/")]
@@ -66,7 +66,7 @@ def test_bias_and_occlusion_make_the_collections_they_name(tmp_path, three_actio
         assert sum(int(r["occluded"]) for r in hidden if r["action"] == action) == 1
 
 
-def test_refusals_leave_nothing_behind(tmp_path):
+def test_synthesize__refusals_leave_no_file(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
@@ -78,7 +78,7 @@ def test_refusals_leave_nothing_behind(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
-def test_interrupted_drawing_leaves_nothing_behind(tmp_path):
+def test_synthesize__interrupt_leaves_no_file(tmp_path):
     def stop(done, total):
         raise KeyboardInterrupt
 
