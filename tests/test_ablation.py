@@ -176,7 +176,7 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
     options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "table": "debias", "out": tmp_path}
     options["overrides"] = [*TINY, "train.epochs=1"]
     other = "conflict@cross-subject:3"
-    result = package.ablate(cache, judges=["aligned", other], gap=("aligned", other), **options)
+    result = package.ablate(cache, tests=["aligned", other], gap=("aligned", other), **options)
     assert [(test.name, test.n_groups) for test in result.tests] == [
         ("drawn", 6), ("aligned", 12), ("conflict@cross-subject:3", 6),
     ]  # fmt: skip
@@ -196,7 +196,7 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
     # A judge more is judged, not trained for; and clips that were trained on are named.
     epochs = []
     more = package.ablate(
-        cache, judges=["drawn@all", "conflict"], on_epoch=lambda *words: epochs.append(words), **options
+        cache, tests=["drawn@all", "conflict"], on_epoch=lambda *words: epochs.append(words), **options
     )
     assert (epochs, more.done) == ([], 14)
     notes = {test.name: test.note for test in more.tests}
@@ -213,12 +213,12 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
         ({"seeds": (0, 0)}, ConfigError, "must be different numbers"),
         ({"seeds": ()}, ConfigError, "must be different numbers"),
         ({"seeds": (2**40,)}, ConfigError, "must be different numbers"),
-        ({"device": "tpu"}, ConfigError, "'tpu' must be auto, cpu or cuda"),
-        ({"gap": ("drawn", "aligned")}, ConfigError, "must name two of the tests: drawn; add others by --judge"),
-        ({"judges": ["nowhere"]}, CacheError, "no dataset 'nowhere'"),
-        ({"judges": ["wider"]}, CheckpointError, r"wider has other classes \(4\) than drawn \(3\)"),
-        ({"judges": ["shorter"]}, CacheError, "frames: 8 in the cache, 16 requested"),
-        ({"judges": ["aligned", "aligned"]}, ConfigError, "named twice"),
+        ({"device": "tpu"}, ConfigError, "--device 'tpu'"),
+        ({"gap": ("drawn", "aligned")}, ConfigError, "must name two of the tests: drawn; add others by --test"),
+        ({"tests": ["nowhere"]}, CacheError, "no dataset 'nowhere'"),
+        ({"tests": ["wider"]}, CheckpointError, r"wider has other classes \(4\) than drawn \(3\)"),
+        ({"tests": ["shorter"]}, CacheError, "frames: 8 in the cache, 16 requested"),
+        ({"tests": ["aligned", "aligned"]}, ConfigError, "named twice"),
         ({"overrides": ["model.widht=3"]}, ConfigError, "did you mean 'model.width'"),
         ({"init": Path("gone.pth")}, CheckpointError, "gone.pth: no such file"),
     ],
@@ -232,9 +232,9 @@ def test_refused_before_the_first_training(cache, tmp_path, changed, error, mess
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--table", "fusion", "--seeds", "0,x"), "--seeds '0,x' must be different numbers from 0"),
-        (("--table", "fusion", "--gap", "aligned"), "--gap 'aligned' must be two names joined by a comma"),
-        (("--table", "fusion", "--epochs", "0"), "Invalid value for '--epochs'"),
+        (("--table", "fusion", "--seeds", "0,x"), "--seeds '0,x': must be different numbers from 0"),
+        (("--table", "fusion", "--gap", "aligned"), "--gap 'aligned': must be two names joined by a comma"),
+        (("--table", "fusion", "--epochs", "0"), "--epochs 0: "),
         ((), "Missing option '--table'"),
     ],
 )

@@ -9,24 +9,30 @@ import torch
 
 from dtsf.errors import ConfigError
 from dtsf.experiments import nucla
-from dtsf.experiments.nucla import paper_settings, reproduce_nucla
-from dtsf.experiments.settings import Settings
+from dtsf.experiments.nucla import reproduce_nucla
 from dtsf.model.videomamba import VideoMamba
 
 TINY = ("model.width=16", "model.depth=1", "model.state=4", "model.frames=2", "train.epochs=1", "train.precision=32-true")
-SMALL = Settings(overrides=("model.width=16", "model.state=4", "train.epochs=1"))
+SMALL = {
+    "overrides": ("model.width=16", "model.state=4", "train.epochs=1"),
+    "seeds": (0,),
+    "protocols": ("cross-subject:2",),
+    "device": "cpu",
+    "workers": 1,
+}
 
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    encoder = VideoMamba(channels=3, canvas=224, patch=16, frames=2, n_classes=400, width=16, depth=1, state=4)
+    encoder = VideoMamba(channels=3, side=224, patch=16, frames=2, n_classes=400, width=16, depth=1, state=4)
     torch.save({"model": encoder.state_dict()}, tmp_path / "videomamba.pth")
     return tmp_path / "videomamba.pth"
 
 
-def test_paper_settings__refuse_a_missing_checkpoint(tmp_path):
+def test_paper_run__refuses_a_missing_checkpoint(world, tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
-        paper_settings(tmp_path / "gone.pth")
+        reproduce_nucla(world / "data", tmp_path / "out", init=tmp_path / "gone.pth")
+    assert not (tmp_path / "out").exists()
 
 
 def test_make__passes_the_checkpoint_to_the_command(tmp_path):
@@ -38,11 +44,8 @@ def test_make__passes_the_checkpoint_to_the_command(tmp_path):
 
 
 def test_paper_run__is_skipped_without_a_gpu(world, checkpoint, tmp_path):
-    options = {"seeds": (0,), "protocols": ("cross-subject:2",), "settings": SMALL, "cache": world / "cache", "workers": 1}
-    lines = []
-    result = reproduce_nucla(
-        world / "data", tmp_path / "out", paper=paper_settings(checkpoint), device="cpu", say=lines.append, **options
-    )
+    lines, options = [], SMALL | {"cache": world / "cache", "init": checkpoint}
+    result = reproduce_nucla(world / "data", tmp_path / "out", say=lines.append, **options)
     assert (result.planned, len(result.runs)) == (1, 1)
     assert result.runs[0].run == "runs/cross-subject-2-seed0"
     assert f"--init {checkpoint}" in result.command
@@ -57,8 +60,8 @@ def test_paper_run__is_in_the_table_below_the_run_from_embeddings(monkeypatch, t
     """The whole way from videos, tiny, on the CPU."""
     dtsf.said("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, cwd=tmp_path)
     monkeypatch.setattr(nucla, "has_gpu", lambda device: True)
-    options = {"seeds": (0,), "protocols": ("cross-subject:2",), "settings": SMALL, "device": "cpu", "workers": 1}
-    options["paper"] = paper_settings(checkpoint, TINY)
+    monkeypatch.setitem(nucla.PAPER, "overrides", TINY)
+    options = SMALL | {"init": checkpoint}
     result = reproduce_nucla(tmp_path / "data", tmp_path / "out", **options)
     assert [row.recipe for row in result.rows][-1] == "nucla-paper"
     assert len(result.rows) == len(result.runs) == result.planned == 2

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError, DataError
 from dtsf.experiments.grid import locked
-from dtsf.experiments.nucla import check_recipe, choose_protocols, reproduce_nucla
+from dtsf.experiments.nucla import reproduce_nucla
+from dtsf.experiments.protocols import check_recipe, choose_protocols
 from dtsf.experiments.results import RunRecord, rows_of
-from dtsf.experiments.settings import Settings
+from dtsf.experiments.settings import ReproduceSettings as Settings
 from dtsf.experiments.tables import duration
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dtsf.cli.options import CACHE, DEVICE, EPOCHS, JSON, SEEDS, SET, overrides, read_seeds, with_settings
-from dtsf.cli.show import emit, table
-from dtsf.experiments.settings import Settings
+from dtsf.cli.options import CACHE, JSON, with_settings
+from dtsf.cli.show import console, emit, progress, results, styled, table
+from dtsf.experiments.settings import AblateSettings, ReproduceSettings
 
 if TYPE_CHECKING:
     from dtsf.experiments.results import Ablation, Reproduction
@@ -20,43 +20,14 @@ reproduce_app = typer.Typer(
 )
 
 
-def ablate_command(
-    table: Annotated[str, typer.Option(help="fusion, motion, debias, paper, or a TOML file of the same form.")],
-    cache: CACHE = Path("cache"),
-    dataset: Annotated[
-        str | None, typer.Option(help="Dataset in the cache. Optional if the cache has only one.")
-    ] = None,
-    protocol: Annotated[str | None, typer.Option(help="As for train. Default: the usual one of the dataset.")] = None,
-    recipe: Annotated[
-        str | None, typer.Option(help="Recipe that the rows change: name or TOML file. Default: as for train.")
-    ] = None,
-    set_: SET = None,
-    epochs: EPOCHS = None,
-    seeds: SEEDS = "0,1,2",
-    judge: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Evaluate every training also on another dataset: NAME (all clips) or NAME@PROTOCOL. May be repeated."
-        ),
-    ] = None,
-    gap: Annotated[str | None, typer.Option(help="Show the difference of two tests, as in aligned,conflict.")] = None,
-    init: Annotated[Path | None, typer.Option(help="VideoMamba checkpoint to initialise every encoder.")] = None,
-    device: DEVICE = "auto",
-    out: Annotated[Path, typer.Option(help="Folder of tables and trainings.")] = Path("runs/ablate"),
-    json_: JSON = False,
-) -> None:
+@with_settings(AblateSettings, overrides=list[str], tests=list[str], seeds=str, gap=str)
+def ablate_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings: AblateSettings) -> None:
     """Train a table of variants with several seeds and write it as CSV, Markdown and a picture.
 
     Run the same command again to continue. Trainings that are finished in --out are not repeated.
     """
-    from dtsf.cli.progress import progress
-    from dtsf.cli.screen import console
-    from dtsf.errors import ConfigError
     from dtsf.experiments.ablation import ablate
 
-    pair = tuple(word.strip() for word in gap.split(",")) if gap else None
-    if pair is not None and len(pair) != 2:
-        raise ConfigError(f"--gap {gap!r} must be two names joined by a comma, as in aligned,conflict")
     announced: list[int] = []
 
     def announce(result: Ablation) -> None:
@@ -65,22 +36,8 @@ def ablate_command(
             _announce(result)
 
     with progress("ablate", "epochs") as update:
-        result = ablate(
-            cache,
-            table=table,
-            dataset=dataset,
-            protocol=protocol,
-            recipe=recipe,
-            overrides=overrides(set_, epochs),
-            seeds=read_seeds(seeds),
-            judges=judge or [],
-            gap=pair,
-            out=out,
-            device=device,
-            init=init,
-            on_result=announce,
-            on_epoch=update,
-        )
+        result = ablate(cache, settings, on_result=announce, on_epoch=update)
+    out = settings.out
     names = {"csv": f"{result.table}.csv", "markdown": f"{result.table}.md", "picture": f"{result.table}.svg"}
     document = result.document() | {"out": str(out), "files": {kind: str(out / name) for kind, name in names.items()}}
     emit(document, json_, _show_ablation, result)
@@ -89,7 +46,6 @@ def ablate_command(
 
 
 def _announce(result: Ablation) -> None:
-    from dtsf.cli.screen import console
 
     screen = console()
     screen.print(
@@ -103,7 +59,6 @@ def _announce(result: Ablation) -> None:
 
 
 def _show_ablation(result: Ablation) -> None:
-    from dtsf.cli.screen import results
 
     heads = ["variant", "mean", "spread", *(f"seed {seed}" for seed in result.seeds), "differs from the first row in"]
     for name, task, values in result.columns():
@@ -113,48 +68,26 @@ def _show_ablation(result: Ablation) -> None:
 
 
 @reproduce_app.command("nucla")
-@with_settings(Settings, overrides=list[str])
+@with_settings(ReproduceSettings, overrides=list[str], protocols=list[str], seeds=str)
 def reproduce_nucla_command(
     root: Annotated[
         Path | None,
-        typer.Option(
-            help="The dataset's folder or any folder above it. Default: $DTSF_DATA/nucla, then ./data/nucla.",
-        ),
+        typer.Option(help="The dataset's folder or any folder above it. Default: $DTSF_DATA/nucla, then ./data/nucla."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of results, runs and cache. Give the same one to continue.")] = Path(
         "reproduce-nucla"
     ),
-    seeds: SEEDS = "0,1,2",
-    protocol: Annotated[
-        list[str] | None,
-        typer.Option(help="As for train. May be repeated. Default: cross-view for each view, and cross-subject."),
-    ] = None,
-    epochs: EPOCHS = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Cache to use, which may contain the clips already. Default: OUT/cache.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes of stage 1. Default: one for each core.")
-    ] = None,
-    device: DEVICE = "auto",
     check: Annotated[
         bool, typer.Option("--check", help="Only check the data. Exit code 2 if they are incomplete.")
     ] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse data that are not the whole N-UCLA.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Delete the runs and the cache in OUT and start again.")
-    ] = False,
     json_: JSON = False,
     *,
-    settings: Settings,
+    settings: ReproduceSettings,
 ) -> None:
     """N-UCLA end to end: check the data, preprocess, train every protocol with every seed, write one table."""
-    from dtsf.cli.progress import progress
-    from dtsf.cli.screen import console
     from dtsf.errors import BadClipsError, DataError
     from dtsf.pipeline.datasets.nucla_check import examine_nucla
 
-    numbers = read_seeds(seeds)
     try:
         _, found = examine_nucla(root)
     except DataError as error:
@@ -165,38 +98,18 @@ def reproduce_nucla_command(
         _show_check(found)
         raise typer.Exit(0 if found.complete else 2)
     # Both stages take seconds to import, so the data are checked first.
-    from dtsf.experiments.nucla import paper_settings, reproduce_nucla
+    from dtsf.experiments.nucla import reproduce_nucla
 
-    # The checkpoint is for the run from pixels, unless a recipe or an encoder is given.
-    changes: dict[str, Any] = {"overrides": tuple(overrides(list(settings.overrides), epochs))}
-    paper = None
-    if settings.init is not None and settings.recipe is None and settings.encoder == Settings().encoder:
-        paper, changes["init"] = paper_settings(Path(settings.init), overrides(None, epochs)), None
-    elif settings.init is not None:
-        changes["init"] = str(Path(settings.init).absolute())
-    result = reproduce_nucla(
-        Path(found.root),
-        out,
-        seeds=numbers,
-        protocols=protocol or (),
-        settings=settings.changed(**changes),
-        paper=paper,
-        cache=cache,
-        workers=workers,
-        device=device,
-        strict=strict,
-        overwrite=overwrite,
-        on_check=_show_check,
-        say=lambda line: console().print(line),
-        show=progress,
-    )
+    def say(line: str) -> None:
+        console().print(line)
+
+    result = reproduce_nucla(Path(found.root), out, settings, on_check=_show_check, say=say, show=progress)
     emit(result, json_, _show_reproduction, result, out)
     if result.too_many_bad:
         raise BadClipsError(result.too_many_bad)
 
 
 def _show_no_data(why: str) -> None:
-    from dtsf.cli.screen import results, styled
     from dtsf.pipeline.datasets.nucla_check import QUOTED, SOURCE
 
     lines = {
@@ -215,7 +128,6 @@ def _show_no_data(why: str) -> None:
 
 
 def _show_check(check: NuclaCheck) -> None:
-    from dtsf.cli.screen import console, results, styled
     from dtsf.experiments.tables import describe_data
     from dtsf.pipeline.datasets.nucla_check import SOURCE
 
@@ -227,7 +139,6 @@ def _show_check(check: NuclaCheck) -> None:
 
 
 def _show_reproduction(result: Reproduction, out: Path) -> None:
-    from dtsf.cli.screen import results, styled
     from dtsf.experiments.tables import COLUMNS, comparison_note, duration, protocol_cells
 
     screen = results()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dtsf.cli.screen import set_verbosity
-from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -21,25 +20,8 @@ if TYPE_CHECKING:
 
 JSON = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 CACHE = Annotated[Path, typer.Option(help="Folder of the cache.")]
-SET = Annotated[list[str] | None, typer.Option("--set", help="Change a key: model.depth=4. May be repeated.")]
-EPOCHS = Annotated[int | None, typer.Option(min=1, help="Short for --set train.epochs=N.")]
-DEVICE = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-SEEDS = Annotated[str, typer.Option(help="Seeds, joined by commas. One training for each.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
 VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print progress details.")]
-
-
-def read_seeds(text: str) -> list[int]:
-    """Return the numbers of ``--seeds``. Raises ConfigError: not numbers."""
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isascii() and word.isdigit() for word in words):
-        raise ConfigError(f"--seeds {text!r} must be different numbers from 0, as in 0,1,2")
-    return [int(word) for word in words]
-
-
-def overrides(changes: list[str] | None, epochs: int | None) -> list[str]:
-    """Return the changes of the recipe by ``--set`` and ``--epochs``."""
-    return [*(changes or []), *([f"train.epochs={epochs}"] if epochs else [])]
 
 
 def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Command]:
@@ -69,7 +51,11 @@ def _option(model: type[Settings], name: str, type_: Any) -> inspect.Parameter:
     shown: Any = extra.get("default_text", True)
     # A flag with an explicit name has no --no- form: its default is off.
     option = typer.Option(model.option(name), help=field.description, show_default=shown)
-    default = field.default if type_ is None or field.default is None else type_(field.default)
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    if type_ is str and isinstance(default, tuple):
+        default = ",".join(map(str, default))
+    elif type_ is not None and not field.is_required() and default is not None:
+        default = type_(default)
     return _keyword(name, default, Annotated[type_ or field.annotation, option])
 
 

@@ -10,12 +10,13 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.experiments.grid import Job, finished_record, locked, resolve, run_jobs
 from dtsf.experiments.results import Ablation, AblationRow
+from dtsf.experiments.settings import AblateSettings
 from dtsf.experiments.tables import write_ablation
 from dtsf.experiments.test_sets import hash_of, open_tests
 from dtsf.experiments.variants import load_table, make_variants
@@ -35,20 +36,11 @@ if TYPE_CHECKING:
 
 def ablate(
     cache: str | Path = Path("cache"),
+    settings: AblateSettings | None = None,
     *,
-    table: str,
-    dataset: str | None = None,
-    protocol: str | None = None,
-    recipe: str | None = None,
-    overrides: Sequence[str] = (),
-    seeds: Sequence[int] = (0, 1, 2),
-    judges: Sequence[str] = (),
-    gap: tuple[str, str] | None = None,
-    out: str | Path = Path("runs/ablate"),
-    device: str = "auto",
-    init: Path | None = None,
     on_result: Callable[[Ablation], None] | None = None,
     on_epoch: Callable[[int, int, str], None] | None = None,
+    **changes: Any,
 ) -> Ablation:
     """Train and evaluate every variant of a table with every seed. Write the table as CSV, Markdown and SVG after each training.
 
@@ -56,42 +48,30 @@ def ablate(
 
     Args:
         cache: Folder of the cache.
-        table: ``fusion``, ``motion``, ``debias``, ``paper``, or a TOML file of the same form.
-        dataset: Dataset in the cache. Optional if the cache has only one.
-        protocol: Protocol of the trainings; the default of the dataset if None.
-        recipe: Recipe that the rows change; the default for dataset and protocol if None.
-        overrides: ``section.key=value`` each, for all rows.
-        seeds: Seeds; one training each.
-        judges: Other datasets of the cache to evaluate on: ``NAME`` for all clips, ``NAME@PROTOCOL`` for its test clips.
-        gap: Two tests. The table shows their difference.
-        out: Folder of tables and trainings. A training that is finished there is not repeated.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        init: VideoMamba checkpoint to initialise every encoder.
+        settings: Table, recipe, seeds, tests and folder.
         on_result: Called with the table before the first training, and after each.
         on_epoch: Called with the number of epochs done, the number of all epochs, and a line about the last.
+        changes: Fields of :class:`dtsf.experiments.settings.AblateSettings` that differ from ``settings``.
     """
-    cache, out = Path(cache), Path(out)
-    data = open_dataset(cache, dataset)
-    rule = parse_protocol(protocol, data.info.kind)
-    recipe = recipe or default_recipe(data.info, data.spec, rule.name)[0]
-    rows = load_table(table)
-    variants = make_variants(rows, recipe, overrides)
+    chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
+    cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init
+    data = open_dataset(cache, chosen.dataset)
+    rule = parse_protocol(chosen.protocol, data.info.kind)
+    recipe = chosen.recipe or default_recipe(data.info, data.spec, rule.name)[0]
+    rows = load_table(chosen.table)
+    variants = make_variants(rows, recipe, chosen.changes())
     for variant in variants:
         try:
             check_recipe_fits(variant.recipe, data, rule)
         except ConfigError as error:
             raise ConfigError(f"row {variant.name!r}: {error}") from error
-    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**31 for seed in seeds):
-        raise ConfigError(f"--seeds {','.join(map(str, seeds))!r} must be different numbers from 0, as in 0,1,2")
-    check_device(device)
+    check_device(chosen.device)
     split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
     variants = tuple(replace(variant, recipe=resolve(variant.recipe, data, split, init)) for variant in variants)
-    tests = open_tests(cache, data, rule, split, judges)
+    tests = open_tests(cache, data, rule, split, chosen.tests)
     names = [test.summary.name for test in tests]
-    if gap is not None and (gap[0] == gap[1] or not set(gap) <= set(names)):
-        raise ConfigError(
-            f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --judge"
-        )
+    if gap is not None and not set(gap) <= set(names):
+        raise ConfigError(f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --test")
     if init is not None and not init.is_file():
         raise CheckpointError(f"--init {init}: no such file")
     common = [
@@ -113,7 +93,7 @@ def ablate(
                 settings=variant.recipe,
                 seed=seed,
                 tests=tests,
-                device=device,
+                device=chosen.device,
                 init=init,
                 calibrated=False,
             )
@@ -124,16 +104,16 @@ def ablate(
         records = {key: record for key, job in jobs.items() if (record := finished_record(job))}
         todo = {job.name: key for key, job in jobs.items() if key not in records}
         start = Ablation(
-            table=Path(table).stem,
+            table=Path(chosen.table).stem,
             title=rows.title,
             cache=str(cache),
             dataset=data.info.name,
             protocol=str(rule),
             recipe=recipe,
-            overrides=tuple(overrides),
+            overrides=chosen.changes(),
             init=None if init is None else str(init),
-            device=device,
-            seeds=tuple(seeds),
+            device=chosen.device,
+            seeds=seeds,
             tests=tuple(test.summary for test in tests),
             gap=gap,
             rows=(),

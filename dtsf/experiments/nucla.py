@@ -13,7 +13,7 @@ import shutil
 import time
 from collections import Counter
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,20 +23,21 @@ from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
 from dtsf.experiments.grid import Job, finished_record, locked, read_json, resolve, run_jobs, timed, write_json
+from dtsf.experiments.protocols import check_recipe, choose_protocols
 from dtsf.experiments.results import Reproduction, Stage, rows_of
-from dtsf.experiments.settings import Settings
+from dtsf.experiments.settings import ReproduceSettings
 from dtsf.experiments.tables import write_reproduction
 from dtsf.experiments.test_sets import open_tests
 from dtsf.experiments.variants import differences
 from dtsf.pipeline.datasets.nucla_check import examine_nucla
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import default_recipe, load_recipe, recipe_names
+from dtsf.training.recipe import default_recipe, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from dtsf.experiments.results import ProtocolRow, RunRecord
+    from dtsf.experiments.results import RunRecord
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
     from dtsf.pipeline.preprocess import PreprocessResult
@@ -47,24 +48,29 @@ if TYPE_CHECKING:
 NAME = "nucla"
 """Name of the dataset in the cache."""
 SETTINGS, STAGE1 = "reproduce.json", "stage1.json"
-PUBLISHED_SUBJECT = 10
-"""Test subject of DVANet's public cross-subject list."""
-PAPER = {"recipe": "nucla-paper", "encoder": "pixels", "size": 224, "frames": 16, "grid": 6}
+PAPER: dict[str, Any] = {
+    "recipe": "nucla-paper",
+    "overrides": (),
+    "encoder": "pixels",
+    "size": 224,
+    "frames": 16,
+    "grid": 6,
+}
 """Settings of the run from pixels. The grid has no effect on pixels."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the two runs: from embeddings, or from pixels. Each has its own folder, settings and cache."""
+    """One of the two runs after stage 1: from embeddings, or from pixels."""
 
     title: str
     """Prefix of its stages."""
-    folder: Path
-    settings: Settings
-    cache: Path
-    stage1: PreprocessResult | None = None
-    too_many_bad: str | None = None
-    jobs: tuple[Job, ...] = ()
+    settings: ReproduceSettings
+    stage1: PreprocessResult
+    too_many_bad: str | None
+    seconds: float
+    """Time of stage 1, over all starts."""
+    jobs: tuple[Job, ...]
 
 
 @contextmanager
@@ -76,20 +82,12 @@ def no_progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
 def reproduce_nucla(
     root: Path | None,
     out: Path = Path("reproduce-nucla"),
+    settings: ReproduceSettings | None = None,
     *,
-    seeds: Sequence[int] = (0, 1, 2),
-    protocols: Sequence[str] = (),
-    settings: Settings | None = None,
-    paper: Settings | None = None,
-    cache: Path | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    max_bad: float = 0.05,
-    strict: bool = False,
-    overwrite: bool = False,
     on_check: Callable[[NuclaCheck], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
     show: Show = no_progress,
+    **changes: Any,
 ) -> Reproduction:
     """Run both stages on N-UCLA and write ``results.md``, ``.csv`` and ``.json`` into ``out``.
 
@@ -97,43 +95,31 @@ def reproduce_nucla(
     unknown protocol, recipe or checkpoint, or a folder of something else.
 
     Args:
-        protocols: As in ``dtsf train``; those of :func:`choose_protocols` if empty.
-        settings: Settings of the run from embeddings.
-        paper: Settings of the run from pixels (:func:`paper_settings`). It is skipped without a GPU.
-        cache: Folder of the cache, which may contain the embeddings already; ``OUT/cache`` if None.
-        max_bad: Fraction of unusable clips above which the result is doubtful (``too_many_bad``).
-        strict: Refuse data that are not the whole N-UCLA. Otherwise the results report it.
         say: Called with messages for the user.
         show: ``show(title, unit)`` is a context that returns ``update(done, total, note)``.
+        changes: Fields of :class:`.settings.ReproduceSettings` that differ from ``settings``.
     """
     begin = time.monotonic()
+    chosen = (settings or ReproduceSettings()).changed(**changes)
     catalog, check = examine_nucla(root)
     on_check(check)
-    if strict and not check.complete:
+    if chosen.strict and not check.complete:
         raise DataError(f"{check.summary}. Refused because of --strict; omit it to continue with the available clips")
     if not check.complete:
         say("continuing with the available clips; every result reports it (--strict refuses)")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"--seeds {','.join(map(str, seeds)) or 'none'}: give at least one, and each once")
-    chosen, notes = choose_protocols(catalog, protocols)
+    protocols, notes = choose_protocols(catalog, chosen.protocols)
     for note in notes:
         say(f"note: {note}")
-    parts = [Part("", out, settings or Settings(), (cache or out / "cache").absolute())]
-    if paper is not None and has_gpu(device):
-        parts.append(Part("paper: ", out / "paper", paper, (out / "paper/cache").absolute()))
-    elif paper is not None:
-        say(
-            "no GPU: the run from pixels, as in the paper, is skipped; the same command on a machine with a GPU adds it"
-        )
-    for part in parts:
-        check_recipe(part.settings.recipe, part.settings.overrides)
+    plans = _plans(chosen, out, say)
+    for _, plan, _ in plans:
+        check_recipe(plan.recipe, plan.changes())
     examined = time.monotonic() - begin
-    command = _command(catalog.root, out, seeds, protocols, parts[0].settings, paper, cache)
     with locked(out, "reproduce"):
-        for k, part in enumerate(parts):
-            _claim(part, catalog, overwrite=overwrite)
-            part = _preprocess(part, catalog, workers, max_bad, say, show)  # noqa: PLW2901
-            parts[k] = replace(part, jobs=_jobs(part, out, chosen, seeds, device))
+        parts = []
+        for title, plan, folder in plans:
+            _claim(plan, folder, catalog)
+            stage1, doubt, seconds = _preprocess(plan, folder, catalog, say, show)
+            parts.append(Part(title, plan, stage1, doubt, seconds, _jobs(plan, out, folder, protocols)))
         jobs = [job for part in parts for job in part.jobs]
         records = {job.name: record for job in jobs if (record := finished_record(job))}
         for part in parts:
@@ -142,29 +128,27 @@ def reproduce_nucla(
             say(f"{len(records)} of {len(jobs)} runs were finished before")
 
         def publish() -> Reproduction:
-            stages = [Stage(name="check", seconds=examined, what=f"{check.found} clips listed")]
-            runs: list[RunRecord] = []
+            runs = [records[job.name] for job in jobs if job.name in records]
             rows: list[ProtocolRow] = []
+            stages = [Stage(name="check", seconds=examined, what=f"{check.found} clips listed")]
             for part in parts:
                 own = [records[job.name] for job in part.jobs if job.name in records]
-                runs += own
-                rows += rows_of(own, [protocol for protocol in chosen if protocol.startswith("cross-view:")])
+                rows += rows_of(own, [protocol for protocol in protocols if protocol.startswith("cross-view:")])
                 stages += _stages(part, own)
             stages.append(Stage(name="all", seconds=sum(stage.seconds for stage in stages), what="over all starts"))
-            stage1 = cast("PreprocessResult", parts[0].stage1)
             versions = out / runs[-1].run / "environment.json" if runs else out
             result = Reproduction(
                 data=check,
                 comparable=check.is_nucla,
                 planned=len(jobs),
-                bad_clips=dict(sorted(Counter(record.status for record in stage1.bad).items())),
+                bad_clips=dict(sorted(Counter(clip.status for clip in parts[0].stage1.bad).items())),
                 too_many_bad="; ".join(part.too_many_bad for part in parts if part.too_many_bad) or None,
                 notes=notes,
                 rows=tuple(rows),
                 runs=tuple(runs),
                 stages=tuple(stages),
                 versions=(read_json(versions) if versions.is_file() else {}) | {"cpus": str(os.cpu_count())},
-                command=command,
+                command=_command(catalog.root, out, chosen),
             )
             write_reproduction(result, out)
             return result
@@ -183,11 +167,27 @@ def reproduce_nucla(
         return publish()
 
 
-def paper_settings(init: Path, overrides: Sequence[str] = ()) -> Settings:
-    """Return the settings of the run from pixels, initialised from a VideoMamba checkpoint. Raises ConfigError: no such file."""
+def _plans(
+    settings: ReproduceSettings, out: Path, say: Callable[[str], None]
+) -> list[tuple[str, ReproduceSettings, Path]]:
+    """Return title, settings and folder of each run. The second is from pixels, if there is a checkpoint and a GPU."""
+    own = settings.changed(cache=(settings.cache or out / "cache").absolute())
+    if settings.init is None:
+        return [("", own, out)]
+    init = settings.init.absolute()
     if not init.is_file():
         raise ConfigError(f"--init {init}: no such file")
-    return Settings(**PAPER, overrides=tuple(overrides), init=str(init.absolute()))
+    if settings.recipe is not None or settings.encoder != ReproduceSettings().encoder:
+        return [("", own.changed(init=init), out)]
+    plans = [("", own.changed(init=None), out)]
+    if has_gpu(settings.device):
+        paper = settings.changed(**PAPER, init=init, cache=(out / "paper/cache").absolute())
+        plans.append(("paper: ", paper, out / "paper"))
+    else:
+        say(
+            "no GPU: skipping the run from pixels, as in the paper; run the same command on a machine with a GPU to add it"
+        )
+    return plans
 
 
 def has_gpu(device: str) -> bool:
@@ -195,73 +195,23 @@ def has_gpu(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
 
 
-def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the protocols to run, and notes on those that the dataset does not allow.
-
-    The default is every rotation of cross-view, and cross-subject with test subject 10 as in DVANet's public list. Without
-    such a subject, the last third of the subjects is tested.
-
-    Raises ConfigError: a given protocol does not exist or leaves a side empty. DataError: no protocol is possible.
-    """
-    words, notes = (list(names), []) if names else _default_protocols(catalog)
-    rules = [parse_protocol(word, catalog.kind) for word in words]
-    for rule in rules:
-        split_clips(catalog.clips, rule, catalog.kind, catalog.view_names)
-    if not rules:
-        raise DataError(f"{catalog.root} has one view of one subject: no protocol is possible")
-    return list(dict.fromkeys(map(str, rules))), tuple(notes)
-
-
-def _default_protocols(catalog: SourceCatalog) -> tuple[list[str], list[str]]:
-    views = sorted({clip.view for clip in catalog.clips})
-    subjects = sorted({int(clip.subject) for clip in catalog.clips if clip.subject})
-    absent = [view for view in range(1, len(catalog.view_names) + 1) if view not in views]
-    notes = [f"cross-view:{view} is left out: no clip of view {view}" for view in absent]
-    protocols = [f"cross-view:{view}" for view in views] if len(views) > 1 else []
-    if not protocols:
-        notes.append(f"cross-view is left out: all clips are of view {views[0]}")
-    if len(subjects) < 2:
-        notes.append(f"cross-subject is left out: all clips are of subject {', '.join(map(str, subjects))}")
-    elif PUBLISHED_SUBJECT in subjects:
-        protocols.append(f"cross-subject:{PUBLISHED_SUBJECT}")
-    else:
-        test = ",".join(map(str, subjects[-max(1, len(subjects) // 3) :]))
-        protocols.append(f"cross-subject:{test}")
-        notes.append(f"cross-subject tests {test}: the data have no subject {PUBLISHED_SUBJECT}, as in the public list")
-    return protocols, notes
-
-
-def check_recipe(recipe: str | None, overrides: Sequence[str]) -> None:
-    """Check recipe and overrides before stage 1. Without a recipe, the overrides must fit one of the built-in recipes. Raises
-    ConfigError: an unknown recipe or key, or a value out of range.
-    """
-    candidates = [recipe] if recipe is not None else recipe_names()
-    for name in candidates:
-        try:
-            load_recipe(name, overrides)
-            return
-        except ConfigError:
-            if name == candidates[-1]:
-                raise
-
-
-def _claim(part: Part, catalog: SourceCatalog, *, overwrite: bool) -> None:
-    """Start in the folder of a part, or continue there with the same settings. Raises ConfigError: the folder contains
+def _claim(plan: ReproduceSettings, out: Path, catalog: SourceCatalog) -> None:
+    """Start in the folder of a run, or continue there with the same settings. Raises ConfigError: the folder contains
     something else, or was started with other settings.
     """
-    out, file = part.folder, part.folder / SETTINGS
+    file = out / SETTINGS
     clips = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
     settings = {
         "root": str(catalog.root),
         "clips": len(catalog.clips),
         "digest": hashlib.sha256(clips.encode()).hexdigest()[:16],
-        "cache": str(part.cache),
-        **part.settings.model_dump(mode="json"),
+        "overrides": list(plan.changes()),
+        **plan.model_dump(mode="json", include={"cache", "recipe", "init", "encoder", "frames", "size", "grid"}),
     }
     if not file.is_file():
         if out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
             raise ConfigError(f"the folder {out} contains something else than a reproduction: choose another --out")
-    elif overwrite:
+    elif plan.overwrite:
         for name in ("runs", "cache"):
             shutil.rmtree(out / name, ignore_errors=True)
         for path in (out / STAGE1, *out.glob("results.*")):
@@ -281,10 +231,10 @@ def _claim(part: Part, catalog: SourceCatalog, *, overwrite: bool) -> None:
 
 
 def _preprocess(
-    part: Part, catalog: SourceCatalog, workers: int | None, max_bad: float, say: Callable[[str], None], show: Show
-) -> Part:
-    """Run stage 1. Too many unusable clips do not stop a reproduction: the results report them."""
-    file, doubt, s = part.folder / STAGE1, None, part.settings
+    plan: ReproduceSettings, out: Path, catalog: SourceCatalog, say: Callable[[str], None], show: Show
+) -> tuple[PreprocessResult, str | None, float]:
+    """Run stage 1. Return its result, its message if too many clips are unusable (the results report it), and its seconds."""
+    file, doubt = out / STAGE1, None
     spent = read_json(file)["seconds"] if file.is_file() else 0.0
 
     def store(seconds: float) -> None:
@@ -300,11 +250,9 @@ def _preprocess(
             result = api.preprocess(
                 "nucla",
                 catalog.root,
-                part.cache,
+                cast("Path", plan.cache),
                 name=NAME,
-                **{name: getattr(s, name) for name in ("encoder", "frames", "size", "grid")},
-                workers=workers,
-                max_bad=max_bad,
+                **{name: getattr(plan, name) for name in ("encoder", "frames", "size", "grid", "workers")},
                 on_progress=lambda p: progress(p.done, p.total, p.bad),
             )
         except BadClipsError as error:
@@ -314,43 +262,43 @@ def _preprocess(
         say(f"stage 1 was done before: {result.clips} clips")
     else:
         say(f"stage 1: {result.clips - result.already_done} clips in {result.seconds:.0f} s")
-    return replace(part, stage1=result, too_many_bad=doubt)
+    return result, doubt, read_json(file)["seconds"]
 
 
 def _stages(part: Part, runs: Sequence[RunRecord]) -> list[Stage]:
-    clips, spent = cast("PreprocessResult", part.stage1).clips, read_json(part.folder / STAGE1)["seconds"]
-    done = f"{clips} clips decoded and embedded" if spent else f"all {clips} clips were in the cache"
+    clips = part.stage1.clips
+    done = f"{clips} clips decoded and embedded" if part.seconds else f"all {clips} clips were in the cache"
     trained, count = sum(run.seconds for run in runs), f"{len(runs)} of {len(part.jobs)} runs"
     return [
-        Stage(name=f"{part.title}preprocess", seconds=spent, what=done),
+        Stage(name=f"{part.title}preprocess", seconds=part.seconds, what=done),
         Stage(name=f"{part.title}train and evaluate", seconds=trained, what=count),
     ]
 
 
-def _jobs(part: Part, out: Path, protocols: Sequence[str], seeds: Sequence[int], device: str) -> tuple[Job, ...]:
+def _jobs(plan: ReproduceSettings, out: Path, folder: Path, protocols: Sequence[str]) -> tuple[Job, ...]:
     """Return a job for each protocol and seed, with the recipe that ``dtsf train`` would choose."""
-    data, jobs = open_dataset(part.cache, NAME), []
-    init = Path(part.settings.init) if part.settings.init else None
+    cache = cast("Path", plan.cache)
+    data, jobs = open_dataset(cache, NAME), []
     for protocol in protocols:
         rule = parse_protocol(protocol, data.info.kind)
         split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
-        recipe = part.settings.recipe or default_recipe(data.info, data.spec, rule.name)[0]
-        settings = resolve(load_recipe(recipe, part.settings.overrides), data, split, init)
-        tests = open_tests(part.cache, data, rule, split)
+        recipe = plan.recipe or default_recipe(data.info, data.spec, rule.name)[0]
+        settings = resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)
+        tests = open_tests(cache, data, rule, split)
         jobs += [
             Job(
                 out=out,
-                name=(part.folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}").as_posix(),
-                cache=part.cache,
+                name=(folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}").as_posix(),
+                cache=cache,
                 recipe=recipe,
-                overrides=part.settings.overrides,
+                overrides=plan.changes(),
                 settings=settings,
                 seed=seed,
                 tests=tests,
-                device=device,
-                init=init,
+                device=plan.device,
+                init=plan.init,
             )
-            for seed in seeds
+            for seed in plan.seeds
         ]
     return tuple(jobs)
 
@@ -369,21 +317,17 @@ def _check_same_recipe(part: Part, records: Mapping[str, RunRecord]) -> None:
                 )
 
 
-def _command(
-    root: Path,
-    out: Path,
-    seeds: Sequence[int],
-    protocols: Sequence[str],
-    settings: Settings,
-    paper: Settings | None,
-    cache: Path | None,
-) -> str:
+def _command(root: Path, out: Path, settings: ReproduceSettings) -> str:
     """Return the command that repeats this reproduction."""
-    given: dict[str, Any] = {"--root": root, "--out": out, "--seeds": ",".join(map(str, seeds)), "--cache": cache}
-    given |= {f"--{name}": getattr(settings, name) for name in ("recipe", "init", "encoder", "frames", "size", "grid")}
-    defaults = {f"--{name}": value for name, value in Settings().model_dump().items()}
-    given["--init"] = settings.init or (paper.init if paper else None)
-    words = [w for name, value in given.items() if value != defaults.get(name) for w in (name, str(value))]
-    words += [w for protocol in protocols for w in ("--protocol", protocol)]
-    words += [w for override in settings.overrides for w in ("--set", override)]
-    return shlex.join(["dtsf", "reproduce", "nucla", *words])
+    words = ["dtsf", "reproduce", "nucla", "--root", str(root), "--out", str(out)]
+    words += ["--seeds", ",".join(map(str, settings.seeds))]
+    defaults = ReproduceSettings()
+    for name in ("protocols", "cache", "recipe", "init", "encoder", "frames", "size", "grid", "epochs", "overrides"):
+        value = getattr(settings, name)
+        if value != getattr(defaults, name):
+            words += [
+                w
+                for item in (value if isinstance(value, tuple) else [value])
+                for w in (settings.option(name), str(item))
+            ]
+    return shlex.join(words)

@@ -1,27 +1,94 @@
-"""Settings of a reproduction that decide its numbers. Other settings need another folder."""
+"""Settings of experiments. The text below a field is also the help of its command-line option."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from pathlib import Path  # noqa: TC003  pydantic reads annotations at run time
+from typing import Annotated, Any, Literal
 
-from dtsf import settings
+from pydantic import BeforeValidator, Field
+
+from dtsf.settings import Settings
 
 
-class Settings(settings.Settings):
-    """Settings of the cache, and of all trainings."""
+def _read_seeds(value: Any) -> Any:
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(map(str, value))
+    if not all(word.isascii() and word.isdigit() and int(word) < 2**31 for word in words) or not words:
+        raise ValueError("must be different numbers from 0, as in 0,1,2")
+    if len(set(words)) < len(words):
+        raise ValueError("must be different numbers from 0, each once")
+    return tuple(map(int, words))
 
-    recipe: str | None = None
-    """Name or TOML file of the recipe. By default chosen for each protocol, as dtsf train does."""
+
+def _read_pair(value: Any) -> Any:
+    words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+    if words is not None and (len(words) != 2 or words[0] == words[1]):
+        raise ValueError("must be two names joined by a comma, as in aligned,conflict")
+    return words
+
+
+Seeds = Annotated[tuple[int, ...], BeforeValidator(_read_seeds)]
+Pair = Annotated[tuple[str, str], BeforeValidator(_read_pair)]
+
+
+class Trainings(Settings):
+    """Settings that all experiments share."""
+
+    recipe: str | None = Field(default=None, json_schema_extra={"default_text": "as for train"})
+    """Name of a recipe, or a TOML file."""
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--set"})
     """Change a key of the recipe: model.depth=4. May be repeated."""
-    init: str | None = None
+    epochs: int | None = Field(default=None, ge=1)
+    """Short for --set train.epochs=N."""
+    seeds: Seeds = (0, 1, 2)
+    """Seeds, joined by commas. One training for each."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device for training."""
+
+    def changes(self) -> tuple[str, ...]:
+        """Return all changed keys of the recipe: ``section.key=value``."""
+        return (*self.overrides, *([f"train.epochs={self.epochs}"] if self.epochs else []))
+
+
+class AblateSettings(Trainings):
+    """Settings of ``dtsf ablate``."""
+
+    table: str
+    """fusion, motion, debias, paper, or a TOML file of the same form."""
+    dataset: str | None = None
+    """Dataset in the cache. Optional if the cache has only one."""
+    protocol: str | None = Field(default=None, json_schema_extra={"default_text": "the dataset's usual one"})
+    """Protocol, as for train."""
+    tests: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--test"})
+    """Evaluate every training also on another dataset: NAME (all clips) or NAME@PROTOCOL. May be repeated."""
+    gap: Pair | None = None
+    """Show the difference of two tests, as in aligned,conflict."""
+    init: Path | None = None
+    """VideoMamba checkpoint to initialise every encoder."""
+    out: Path = Path("runs/ablate")
+    """Folder of tables and trainings. A training that is finished there is not repeated."""
+
+
+class ReproduceSettings(Trainings):
+    """Settings of ``dtsf reproduce nucla``."""
+
+    init: Path | None = None
     """VideoMamba checkpoint. With a GPU it adds the run from pixels, as in the paper. With --recipe or --encoder it initialises
     every run."""
     encoder: str = "efficientnet-lite0"
-    """Encoder, as in dtsf preprocess."""
+    """Encoder, as for preprocess."""
     frames: int = 16
     """Number of frames of each clip."""
     size: int = 192
     """Size in pixels of the square input to the encoder."""
     grid: int = 6
     """Cells along each side of an embedding. Must be divisible by 3."""
+    protocols: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--protocol"})
+    """Protocol, as for train. May be repeated. Default: cross-view for each view, and cross-subject."""
+    cache: Path | None = Field(default=None, json_schema_extra={"default_text": "OUT/cache"})
+    """Cache to use, which may contain the clips already."""
+    workers: int | None = Field(default=None, ge=1, json_schema_extra={"default_text": "one per core"})
+    """Number of processes of stage 1."""
+    strict: bool = False
+    """Refuse data that are not the whole N-UCLA. Otherwise the results report it."""
+    overwrite: bool = False
+    """Delete the runs and the cache in OUT and start again."""

@@ -47,12 +47,12 @@ def open_tests(
         other = open_dataset(cache, name)
         if other.info.class_names != data.info.class_names:
             raise CheckpointError(
-                f"--judge {text}: {name} has other classes ({len(other.info.class_names)}) than {data.info.name} "
+                f"--test {text}: {name} has other classes ({len(other.info.class_names)}) than {data.info.name} "
                 f"({len(data.info.class_names)})"
             )
         if other.spec.fingerprint() != data.spec.fingerprint():
             raise CacheError(
-                f"--judge {text}: {other.store} was made with other settings than {data.store} "
+                f"--test {text}: {other.store} was made with other settings than {data.store} "
                 f"({describe_difference(other.spec, data.spec)}): preprocess it with the same settings"
             )
         own = parse_protocol(protocol if at else "all", other.info.kind)
@@ -60,9 +60,7 @@ def open_tests(
     names = [test.summary.name for test in tests]
     twice = [name for name in names if names.count(name) > 1]
     if twice:
-        raise ConfigError(
-            f"--judge {twice[0]}: named twice; the test of the training's own protocol is always included"
-        )
+        raise ConfigError(f"--test {twice[0]}: named twice; the test of the training's own protocol is always included")
     return tuple(tests)
 
 

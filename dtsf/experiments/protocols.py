@@ -1,0 +1,67 @@
+"""Choose the protocols of a reproduction, and check them against the data before any work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtsf.errors import ConfigError, DataError
+from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.recipe import load_recipe, recipe_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
+
+PUBLISHED_SUBJECT = 10
+"""Test subject of DVANet's public cross-subject list."""
+
+
+def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the protocols to run, and notes on those that the dataset does not allow.
+
+    The default is every rotation of cross-view, and cross-subject with test subject 10 as in DVANet's public list. Without
+    such a subject, the last third of the subjects is tested.
+
+    Raises ConfigError: a given protocol does not exist or leaves a side empty. DataError: no protocol is possible.
+    """
+    words, notes = (list(names), []) if names else _default_protocols(catalog)
+    rules = [parse_protocol(word, catalog.kind) for word in words]
+    for rule in rules:
+        split_clips(catalog.clips, rule, catalog.kind, catalog.view_names)
+    if not rules:
+        raise DataError(f"{catalog.root} has one view of one subject: no protocol is possible")
+    return list(dict.fromkeys(map(str, rules))), tuple(notes)
+
+
+def _default_protocols(catalog: SourceCatalog) -> tuple[list[str], list[str]]:
+    views = sorted({clip.view for clip in catalog.clips})
+    subjects = sorted({int(clip.subject) for clip in catalog.clips if clip.subject})
+    absent = [view for view in range(1, len(catalog.view_names) + 1) if view not in views]
+    notes = [f"cross-view:{view} is left out: no clip of view {view}" for view in absent]
+    protocols = [f"cross-view:{view}" for view in views] if len(views) > 1 else []
+    if not protocols:
+        notes.append(f"cross-view is left out: all clips are of view {views[0]}")
+    if len(subjects) < 2:
+        notes.append(f"cross-subject is left out: all clips are of subject {', '.join(map(str, subjects))}")
+    elif PUBLISHED_SUBJECT in subjects:
+        protocols.append(f"cross-subject:{PUBLISHED_SUBJECT}")
+    else:
+        test = ",".join(map(str, subjects[-max(1, len(subjects) // 3) :]))
+        protocols.append(f"cross-subject:{test}")
+        notes.append(f"cross-subject tests {test}: the data have no subject {PUBLISHED_SUBJECT}, as in the public list")
+    return protocols, notes
+
+
+def check_recipe(recipe: str | None, overrides: Sequence[str]) -> None:
+    """Check recipe and overrides before stage 1. Without a recipe, the overrides must fit one of the built-in recipes. Raises
+    ConfigError: an unknown recipe or key, or a value out of range.
+    """
+    candidates = [recipe] if recipe is not None else recipe_names()
+    for name in candidates:
+        try:
+            load_recipe(name, overrides)
+            return
+        except ConfigError:
+            if name == candidates[-1]:
+                raise
