@@ -9,12 +9,14 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import exit_code, forked
 from make_cache import draw
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.variants import load_table, make_variants, table_names
+from dtsf.model.videomamba import VideoMamba
 from dtsf.training.recipe import recipe_names
 
 EACH = 'model.branch=[{ input = "motion", weight = 0.67 }, { input = "dynamic", channels = 8, weight = 0.33 }]'
@@ -44,6 +46,15 @@ def whole(cache, tmp_path_factory):
     )
     assert done[-1][:2] == (done[-1][1], 2 * result.total)
     return result, out
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A VideoMamba checkpoint of width 16."""
+    encoder = VideoMamba(channels=3, side=224, patch=16, frames=2, n_classes=400, width=16, depth=1, state=2)
+    file = tmp_path_factory.mktemp("weights") / "videomamba.pth"
+    torch.save({"model": encoder.state_dict()}, file)
+    return file
 
 
 def rows_of(file):
@@ -242,16 +253,14 @@ def test_wrong_words_exit_2(dtsf, cache, tmp_path, words, message):
     assert message in dtsf.refusal("ablate", "--cache", cache, "--dataset", "drawn", *words, cwd=tmp_path)
 
 
-def test_a_checkpoint_that_no_row_can_start_from_is_refused_before_the_first_training(cache, whole, tmp_path):
-    weights = next((whole[1] / "trainings").glob("*/last/model.safetensors"))
+def test_a_checkpoint_that_no_row_can_start_from_is_refused_before_the_first_training(cache, weights, tmp_path):
     options = COMMON | {"overrides": [*TINY, "model.width=8"], "table": "paper", "dataset": "drawn", "seeds": (0,)}
     with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
         package.ablate(cache, init=weights, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_take_their_sizes_of_a_checkpoint_go_on_where_they_were_cut_off(cache, whole, tmp_path):
-    weights = next((whole[1] / "trainings").glob("*/last/model.safetensors"))
+def test_rows_that_take_their_sizes_of_a_checkpoint_go_on_where_they_were_cut_off(cache, weights, tmp_path):
     (tmp_path / "one.toml").write_text('title = "One"\n[[row]]\nname = "one"\n')
     open_sizes = [word for word in TINY if not word.startswith(("model.width", "model.depth"))]
     changed = {"overrides": open_sizes, "table": str(tmp_path / "one.toml"), "dataset": "drawn", "seeds": (0,)}

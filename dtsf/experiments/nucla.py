@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-    from dtsf.experiments.results import RunRecord
+    from dtsf.experiments.results import ProtocolRow, RunRecord
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
     from dtsf.pipeline.preprocess import PreprocessResult
