@@ -59,10 +59,10 @@ def preprocess(
         dataset: The kind of dataset, one of :data:`dtsf.pipeline.datasets.KINDS`.
         root: Folder of the dataset, or a folder above it. For a manifest: the table.
         cache: Folder of the cache, or its URL on an object store.
-        settings: All other settings.
+        settings: All other settings. ``changes`` replace single fields.
         on_catalog: Called with the list of clips before the work starts.
         on_progress: Called as clips are done.
-        changes: Fields of :class:`dtsf.pipeline.settings.PreprocessSettings` that replace those in ``settings``.
+        changes: Fields of :class:`dtsf.pipeline.settings.PreprocessSettings`.
 
     Raises:
         ConfigError: A setting is unknown or out of range.
@@ -127,11 +127,11 @@ def train(
 
     Args:
         cache: Folder of the cache, or its URL on an object store.
-        settings: All other settings.
+        settings: All other settings. ``changes`` replace single fields.
         on_recipe: Called with the name of the recipe and the reason for it.
         on_start: Called after all checks, before the first step.
         on_epoch: Called after each epoch.
-        changes: Fields of :class:`dtsf.training.settings.TrainSettings` that replace those in ``settings``.
+        changes: Fields of :class:`dtsf.training.settings.TrainSettings`.
 
     Raises:
         ConfigError: A setting is unknown or does not fit the data.

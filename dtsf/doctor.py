@@ -53,7 +53,7 @@ class Check:
     ok: bool
     found: str
     how: str = ""
-    """How to install or repair the missing part. Empty if the check passes."""
+    """Command or advice for the missing part. Empty if the check passes."""
     needed: bool = True
     """False for an optional part."""
     value: Any = None

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -184,8 +185,8 @@ def test_probe__agrees_with_evaluate(world):
     probes = probe(data_of_run, run.net, data, world / "cache", lambda *step: steps.append(step))
     assert [v.name for v in probes.views] == [f"{word} view {k}" for word in ("only", "without") for k in "123"]
     alone = run.evaluate(world / "cache", views="2").metrics
-    assert (probes.views[1].top1, probes.views[1].uncertainty) == (alone.top1, alone.uncertainty)
-    assert probes.views[5].top1 == run.evaluate(world / "cache", views="1,2").metrics.top1
+    assert probes.views[1].metrics == alone
+    assert probes.views[5].metrics.top1 == run.evaluate(world / "cache", views="1,2").metrics.top1
     assert [v.top1_all for v in probes.views] == pytest.approx([data_of_run.metrics.top1] * 6)
     assert steps[-1][:2] == (6, 6)
 
@@ -203,14 +204,14 @@ def test_probe__evaluates_other_datasets_and_names_shared_subjects(dtsf, world, 
     probes = probe(data_of_run, run.net, data, cache, lambda *_: None)
     (other,) = probes.datasets
     assert other.name == "other"
-    assert other.top1 == run.evaluate(cache, dataset="other", protocol="all").metrics.top1
+    assert other.metrics.top1 == run.evaluate(cache, dataset="other", protocol="all").metrics.top1
     assert other.shared_subjects == ("1",)
     assert probes.skipped == ("longer: it has other settings",)
 
 
 def test_static_bias__is_agreement_minus_conflict():
     numbers = (("a-aligned", 0.9), ("a-conflict", 0.6), ("b-conflict", 0.5))
-    datasets = tuple(DatasetProbe(name, 10, top1, 0.5, (1.0,), ()) for name, top1 in numbers)
+    datasets = tuple(DatasetProbe(name, SimpleNamespace(top1=top1), ()) for name, top1 in numbers)
     assert Probes((), datasets, (), None).static_bias == {"a": pytest.approx(0.3)}
 
 
@@ -278,8 +279,8 @@ def test_compare_page__lists_the_differences(world, hostile, run_copy, tmp_path)
     other_task = "all views of unseen subjects (1)"
     change_metrics(run_copy, predictions=metrics["predictions"], protocol="cross-subject:1", task=other_task)
     text = compare_runs([world / "run", run_copy], tmp_path / "c.html").read_text()
-    assert "different protocols: cross-subject:2; cross-subject:1" in text
-    assert f"different tasks: {metrics['task']}; {other_task}" in text
+    assert "different protocol: cross-subject:2; cross-subject:1" in text
+    assert f"different task: {metrics['task']}; {other_task}" in text
     for task in (metrics["task"], other_task):
         assert f'<td class="word task">{task}</td>' in text
     assert "others are wrong on 1 of 10 performances" in text

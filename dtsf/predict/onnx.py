@@ -1,17 +1,12 @@
-"""Export of a run to one ONNX file, and prediction with it. The graph takes any number of groups, and a fixed number of
-views and frames.
+"""Export of a run to one ONNX file, and prediction with it.
 
-The graph is the network in evaluation mode with the chunked PyTorch scan and all views present. The metadata of the file
-describes the input and the classes, so ``dtsf predict --onnx`` needs no run folder.
+The graph is the network in evaluation mode with the chunked PyTorch scan. It takes any number of groups, and a fixed number of
+views and frames. The metadata of the file describes the input and the classes, so ``dtsf predict --onnx`` needs no run folder.
 Letters: B groups, V views, T frames, H W grid, C channels, K classes.
 """
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +18,10 @@ from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import write_atomically
+from dtsf.pipeline.encoders.efficientnet_lite import quiet_export
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from torch import Tensor
@@ -93,7 +88,7 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
     grid = state.spec.grid
     # Two groups: the exporter treats an axis of length one as a constant.
     example_BVTHWC = torch.zeros(2, metadata.views, metadata.frames, grid, grid, state.spec.channels)
-    with _quiet():
+    with quiet_export():
         program: Any = torch.onnx.export(
             _Graph(net).eval(),
             (example_BVTHWC,),
@@ -107,20 +102,6 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
         data = program.model_proto.SerializeToString()
     write_atomically(file, data, error=lambda why: ConfigError(f"--onnx {file} cannot be written: {why}"))
     return metadata
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the exporter's prints and warnings, which are about its own internals."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 MAX_LISTED = 200
 """Maximum number of performances in the table of disagreements."""
+SHARED = {
+    "task": "{}",
+    "number of performances": "{} performances",
+    "dataset": "dataset {}",
+    "protocol": "protocol {}",
+}
+"""Values that the page prints once if all runs share them."""
 
 
 def compare_runs(folders: Sequence[Path], out: Path, *, on_step: Callable[[int, int, str], None] | None = None) -> Path:
@@ -40,15 +47,18 @@ def compare_runs(folders: Sequence[Path], out: Path, *, on_step: Callable[[int, 
     step(len(folders), len(folders), "")
     names = _short_names(folders)
     same_groups = len({frozenset(p.group for p in run.metrics.predictions) for run in runs}) == 1
-    differs = _differs(runs)
+    tested = _tested(runs)
+    differs = {name: len(set(values)) > 1 for name, values in tested.items()}
+    warnings = [f"different {name}: {'; '.join(dict.fromkeys(tested[name]))}" for name in tested if differs[name]]
     text = render(
         "compare.html",
         title=f"{len(runs)} runs compared",
         names=names,
         runs=runs,
-        shared=_shared(runs[0], differs),
+        shared=", ".join(words.format(tested[name][0]) for name, words in SHARED.items() if not differs[name]),
         differs=differs,
-        warnings=_warnings(runs, same_groups),
+        left_out=any(run.evaluation.left_out for run in runs),
+        warnings=warnings if same_groups else [*warnings, "the tested performances are not the same"],
         spread=_spread(runs),
         curves=_curves(names, runs),
         recipe=_recipe_differences(runs),
@@ -69,36 +79,17 @@ def _short_names(folders: Sequence[Path]) -> list[str]:
     return ["/".join(path[-depth:]) for path in parts]
 
 
-def _differs(runs: Sequence[RunData]) -> dict[str, bool]:
-    """Return the columns in which the runs differ. The page prints a common value once, above the table."""
+def _tested(runs: Sequence[RunData]) -> dict[str, list[str]]:
+    """Return what each run was tested on, by the name of the column or the warning."""
     return {
-        "dataset": len({run.evaluation.dataset for run in runs}) > 1,
-        "protocol": len({run.evaluation.protocol for run in runs}) > 1,
-        "task": len({run.evaluation.task for run in runs}) > 1,
-        "groups": len({run.metrics.n_groups for run in runs}) > 1,
-        "left_out": any(run.evaluation.left_out for run in runs),
-    }
-
-
-def _shared(run: RunData, differs: dict[str, bool]) -> str:
-    e = run.evaluation
-    words = {"task": e.task, "groups": f"{run.metrics.n_groups} performances"}
-    words |= {"dataset": f"dataset {e.dataset}", "protocol": f"protocol {e.protocol}"}
-    return ", ".join(text for name, text in words.items() if not differs[name])
-
-
-def _warnings(runs: Sequence[RunData], same_groups: bool) -> list[str]:
-    """Return differences between the runs that are not part of the recipe."""
-    values = {
-        "datasets": [run.evaluation.dataset for run in runs],
-        "protocols": [run.evaluation.protocol for run in runs],
-        "tasks": [run.evaluation.task for run in runs],
-        "caches (fingerprints)": [run.evaluation.fingerprint for run in runs],
+        "task": [run.evaluation.task for run in runs],
+        "number of performances": [str(run.metrics.n_groups) for run in runs],
+        "dataset": [run.evaluation.dataset for run in runs],
+        "protocol": [run.evaluation.protocol for run in runs],
+        "cache (fingerprint)": [run.evaluation.fingerprint for run in runs],
         "views": [", ".join(run.evaluation.views) for run in runs],
-        "versions of dtsf": [str(run.environment.get("dtsf", "?")) for run in runs],
+        "version of dtsf": [str(run.environment.get("dtsf", "?")) for run in runs],
     }
-    lines = [f"different {name}: {'; '.join(dict.fromkeys(v))}" for name, v in values.items() if len(set(v)) > 1]
-    return lines if same_groups else [*lines, "the tested performances are not the same"]
 
 
 def _spread(runs: Sequence[RunData]) -> dict[str, float] | None:

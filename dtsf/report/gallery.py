@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import Clip
-    from dtsf.report.run_data import RunData
+    from dtsf.model.config import ModelConfig
     from dtsf.training.metrics import GroupPrediction
 
 VIEW_COLOURS = ((255, 196, 0), (0, 200, 255), (255, 90, 200), (120, 230, 80), (255, 130, 60), (170, 150, 255))
@@ -37,19 +37,6 @@ class Strip:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One performance in the gallery."""
-
-    group: str
-    label: str
-    predicted: str
-    right: bool
-    probability: float
-    uncertainty: float
-    strips: tuple[Strip, ...]
-
-
 def choose_samples(predictions: Sequence[GroupPrediction], each: int) -> dict[str, list[GroupPrediction]]:
     """Choose ``each`` performances of three kinds: wrong with high probability, most uncertain, right of many classes."""
     ordered = sorted(predictions, key=lambda p: (-p.probability, p.group))
@@ -67,9 +54,10 @@ def choose_samples(predictions: Sequence[GroupPrediction], each: int) -> dict[st
     }
 
 
-def show_sample(run: RunData, data: CachedDataset, clips: Sequence[Clip], p: GroupPrediction) -> Sample:
+def network_strips(
+    data: CachedDataset, model: ModelConfig, clips: Sequence[Clip], view_weights: Sequence[float]
+) -> list[Strip]:
     """Draw the frames that the network reads of one performance. ``clips``: the clips that the network was given."""
-    model, names = run.checkpoint.state.recipe.model, run.class_names
     clips = sorted(clips, key=lambda clip: clip.view)
     ids = [clip.id for clip in clips]
     frames_VT = choose_frames(data.embeddings(ids), model.frames, model.motion_sampling)
@@ -78,14 +66,12 @@ def show_sample(run: RunData, data: CachedDataset, clips: Sequence[Clip], p: Gro
         pictures_VTHWC = draw_thumbnails(pictures_VTHWC, [clip.view for clip in clips])
     strips = []
     for clip, pictures_THWC in zip(clips, pictures_VTHWC, strict=True):
-        weight = p.view_weights[clip.view - 1]
-        note = "" if weight else "excluded as occluded"
-        strips.append(_strip(data, clip, weight, pictures_THWC, note))
-    right = p.label == p.predicted
-    return Sample(p.group, names[p.label], names[p.predicted], right, p.probability, p.uncertainty, tuple(strips))
+        weight = view_weights[clip.view - 1]
+        strips.append(_strip(data, clip, weight, pictures_THWC, "" if weight else "excluded as occluded"))
+    return strips
 
 
-def plain_strips(data: CachedDataset, clips: Sequence[Clip]) -> tuple[Strip, ...]:
+def plain_strips(data: CachedDataset, clips: Sequence[Clip]) -> list[Strip]:
     """Draw the cached pictures of clips."""
     ids = [clip.id for clip in clips]
     strips = []
@@ -95,7 +81,7 @@ def plain_strips(data: CachedDataset, clips: Sequence[Clip]) -> tuple[Strip, ...
         if record.status.value != "ok":
             note += f", {record.status.value}"
         strips.append(_strip(data, clip, None, pictures_FHWC, note))
-    return tuple(strips)
+    return strips
 
 
 def _strip(data: CachedDataset, clip: Clip, weight: float | None, pictures_THWC: np.ndarray, note: str) -> Strip:

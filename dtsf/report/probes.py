@@ -20,29 +20,24 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import Clip
     from dtsf.model.network import DTSFNet
     from dtsf.report.run_data import RunData
-    from dtsf.training.metrics import GroupPrediction
+    from dtsf.training.metrics import GroupPrediction, Metrics
 
 
 @dataclass(frozen=True)
 class ViewProbe:
-    """Accuracy with some of the views, and with all views on the same groups."""
+    """Metrics with some of the views, and top-1 with all views on the same groups."""
 
     name: str
-    n_groups: int
-    top1: float
+    metrics: Metrics
     top1_all: float
-    uncertainty: float
 
 
 @dataclass(frozen=True)
 class DatasetProbe:
-    """Accuracy on another dataset with the same classes."""
+    """Metrics on another dataset with the same classes."""
 
     name: str
-    n_groups: int
-    top1: float
-    uncertainty: float
-    view_weights: tuple[float, ...]
+    metrics: Metrics
     shared_subjects: tuple[str, ...]
     """Subjects of the training. Their groups do not test unseen people."""
 
@@ -73,7 +68,7 @@ class Probes:
     @property
     def static_bias(self) -> dict[str, float]:
         """Accuracy on the dataset NAME-aligned minus accuracy on NAME-conflict, by NAME."""
-        top1 = {probe.name: probe.top1 for probe in self.datasets}
+        top1 = {probe.name: probe.metrics.top1 for probe in self.datasets}
         stems = (name.removesuffix("-conflict") for name in top1 if name.endswith("-conflict"))
         return {stem: top1[f"{stem}-aligned"] - top1[f"{stem}-conflict"] for stem in stems if f"{stem}-aligned" in top1}
 
@@ -122,7 +117,7 @@ def _probe_view(run: RunData, net: DTSFNet, groups: Groups, name: str, view: int
         return None
     metrics = evaluate_groups(net, chosen, run.class_names)
     before = [p.label == p.predicted for p in run.metrics.predictions if p.group in set(chosen.names)]
-    return ViewProbe(name, metrics.n_groups, metrics.top1, sum(before) / max(1, len(before)), metrics.uncertainty)
+    return ViewProbe(name, metrics, sum(before) / max(1, len(before)))
 
 
 def _probe_dataset(run: RunData, net: DTSFNet, other: CachedDataset, subjects: set[str]) -> DatasetProbe:
@@ -131,9 +126,9 @@ def _probe_dataset(run: RunData, net: DTSFNet, other: CachedDataset, subjects: s
         raise ConfigError("it has other classes")
     if other.spec.fingerprint() != state.fingerprint:
         raise ConfigError("it has other settings")
-    m = evaluate_groups(net, load_groups(other, other.clips), other.info.class_names)
+    metrics = evaluate_groups(net, load_groups(other, other.clips), other.info.class_names)
     shared = sorted({clip.subject for clip in other.clips if clip.subject is not None} & subjects)
-    return DatasetProbe(other.info.name, m.n_groups, m.top1, m.uncertainty, m.view_weights, tuple(shared))
+    return DatasetProbe(other.info.name, metrics, tuple(shared))
 
 
 def probe_backgrounds(

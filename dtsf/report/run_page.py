@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.report import svg
-from dtsf.report.gallery import choose_samples, show_sample
+from dtsf.report.gallery import choose_samples, network_strips
 from dtsf.report.page import render, spec_rows, write_page
 from dtsf.report.probes import probe
 from dtsf.report.run_data import class_rows, open_run_cache, read_run
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import Clip
     from dtsf.model.config import ModelConfig
-    from dtsf.report.gallery import Sample
+    from dtsf.report.gallery import Strip
     from dtsf.report.run_data import RunData
+    from dtsf.training.metrics import GroupPrediction
 
 SECTIONS = {
     "wrong": ("Wrong", "highest probability first"),
@@ -76,6 +77,7 @@ def report_run(
         folder=folder.absolute(),
         e=run.evaluation,
         m=run.metrics,
+        names=run.class_names,
         n_right=sum(p.label == p.predicted for p in run.metrics.predictions),
         fusion=recipe.model.fusion,
         data=data,
@@ -161,10 +163,11 @@ def _tested_clips(run: RunData, data: CachedDataset) -> dict[str, list[Clip]]:
 
 def _gallery(
     run: RunData, data: CachedDataset, tested: Mapping[str, list[Clip]], each: int
-) -> list[tuple[str, str, list[Sample]]]:
-    sections = []
+) -> list[tuple[str, str, list[tuple[GroupPrediction, list[Strip]]]]]:
+    sections, model = [], run.checkpoint.state.recipe.model
     for kind, predictions in choose_samples(run.metrics.predictions, each).items():
-        samples = [show_sample(run, data, tested[p.group], p) for p in predictions if p.group in tested]
+        chosen = [p for p in predictions if p.group in tested]
+        samples = [(p, network_strips(data, model, tested[p.group], p.view_weights)) for p in chosen]
         sections.append((*SECTIONS[kind], samples))
     return sections
 

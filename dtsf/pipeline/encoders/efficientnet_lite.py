@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import logging
 import os
 import stat
 import tempfile
 import warnings
+from contextlib import contextmanager, redirect_stdout
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ import xxhash
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 STAGES = {
     "efficientnet-lite0": {8: (5, 40), 16: (11, 112), 32: (16, 320)},
@@ -131,24 +133,30 @@ def export_network(net: str, stride: int, size: int, grid: int, file: Path) -> N
     import torch
 
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    # The exporter warns that torchvision is missing, which it does not need, and about its next version.
+    with quiet_export(), torch.inference_mode():
+        torch.onnx.export(
+            build_network(net, stride, grid),
+            (example,),
+            str(file),
+            input_names=["frames"],
+            output_names=["cells"],
+            dynamic_shapes=({0: torch.export.Dim("n_frames", min=1, max=4096)},),
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+
+
+@contextmanager
+def quiet_export() -> Iterator[None]:
+    """Hide the prints and warnings of PyTorch's ONNX exporter, which are about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), torch.inference_mode():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            torch.onnx.export(
-                build_network(net, stride, grid),
-                (example,),
-                str(file),
-                input_names=["frames"],
-                output_names=["cells"],
-                dynamic_shapes=({0: torch.export.Dim("n_frames", min=1, max=4096)},),
-                external_data=False,
-                dynamo=True,
-                verbose=False,
-            )
+            yield
     finally:
         logger.setLevel(level)
 
