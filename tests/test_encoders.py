@@ -182,7 +182,7 @@ def test_exported_file__is_made_once_for_the_same_weights(tmp_path, monkeypatch)
     assert lite.exported_file("efficientnet-lite0", 8, 96, 3) == file
     assert file.stat().st_mtime_ns == made
     assert [path.name for path in file.parent.iterdir()] == [file.name]
-    monkeypatch.setattr(lite, "weights_hash", lambda net: "other")
+    monkeypatch.setattr(lite, "file_hash", lambda file: "other")
     monkeypatch.setattr(lite, "export_network", lambda net, stride, size, grid, target: target.write_bytes(b"x"))
     assert lite.exported_file("efficientnet-lite0", 8, 96, 3) != file
 

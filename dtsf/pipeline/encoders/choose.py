@@ -91,7 +91,9 @@ def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None
             f"--size {size} does not fit {name}: it must be a multiple of 32, and its map of "
             f"{size / stride:g} x {size / stride:g} a multiple of --grid {grid}; for example --size 192 --grid 6"
         )
-    return Identity(f"{net}:{stride}", lite.weights_hash(net), grid, lite.STAGES[net][stride][1], "float16")
+    return Identity(
+        f"{net}:{stride}", lite.file_hash(lite.weights_file(net)), grid, lite.STAGES[net][stride][1], "float16"
+    )
 
 
 def _lite(name: str) -> tuple[str, int]:

@@ -54,11 +54,6 @@ def weights_file(net: str) -> Path:
     return Path(finder.get_model_file_path())
 
 
-def weights_hash(net: str) -> str:
-    """Return the xxh3-64 of the weights file."""
-    return file_hash(weights_file(net))
-
-
 @lru_cache(maxsize=8)
 def file_hash(file: str | Path) -> str:
     """Return the xxh3-64 of a file."""
@@ -118,7 +113,7 @@ def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
             raise ConfigError(
                 f"{base} belongs to or is writable for other users: set $XDG_CACHE_HOME to your own folder"
             )
-    file = base / f"{net}-stride{stride}-{size}px-grid{grid}-{weights_hash(net)}.onnx"
+    file = base / f"{net}-stride{stride}-{size}px-grid{grid}-{file_hash(weights_file(net))}.onnx"
     if not file.exists():
         # Several workers may do this at the same time. Each writes its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=base) as folder:

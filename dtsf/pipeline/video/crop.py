@@ -67,7 +67,8 @@ class FrameScaler:
         """Return the picture that a player shows: (H, W, 3) uint8 RGB."""
         if self._target is None:
             self._flips = _flips(frame)
-            width, height = _displayed_size(frame.width, frame.height, self._aspect)
+            # Square pixels: one side is enlarged, none is reduced.
+            width, height = round(frame.width * max(self._aspect, 1)), round(frame.height / min(self._aspect, 1))
             self._target = size_to_decode(width, height, self._size, self._crop)
             check_clip_size(self._path, self._target, self._n_frames)
         width, height = self._target
@@ -78,13 +79,6 @@ class FrameScaler:
         picture = picture[::-1] if down else picture
         picture = picture[:, ::-1] if across else picture
         return picture.transpose(1, 0, 2) if transposed else picture
-
-
-def _displayed_size(width: int, height: int, aspect: Fraction) -> tuple[int, int]:
-    """Return width and height with square pixels: one side is enlarged, none is reduced."""
-    if aspect >= 1:
-        return max(1, round(width * aspect)), height
-    return width, max(1, round(height / aspect))
 
 
 def check_clip_size(path: Path, target: tuple[int, int], n_frames: int) -> None:
@@ -129,7 +123,12 @@ def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
         side = min(height, width)
         square = Square((height - side) // 2, (width - side) // 2, side)
     cropped_FSSC = _crop(frames_FHWC, square)
-    return cropped_FSSC if square.side == size else _resize(cropped_FSSC, size)
+    if square.side == size:
+        return cropped_FSSC
+    from PIL import Image
+
+    resized = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in cropped_FSSC]
+    return np.stack([np.asarray(picture) for picture in resized])
 
 
 def motion_square(frames_FHWC: np.ndarray) -> Square | None:
@@ -184,10 +183,3 @@ def _crop(frames_FHWC: np.ndarray, square: Square) -> np.ndarray:
     rows = (max(0, -square.top), max(0, bottom - height))
     columns = (max(0, -square.left), max(0, right - width))
     return np.pad(inside_FHWC, ((0, 0), rows, columns, (0, 0)), mode="edge")
-
-
-def _resize(frames_FSSC: np.ndarray, size: int) -> np.ndarray:
-    from PIL import Image
-
-    resized = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in frames_FSSC]
-    return np.stack([np.asarray(picture) for picture in resized])

@@ -68,7 +68,7 @@ class DecodeRequest:
 
 
 class Decoder:
-    """Decode clips, one at a time, in a child process. Use it as a context manager."""
+    """Child process that decodes clips, one at a time. Use it as a context manager."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self.settings = settings
@@ -100,7 +100,7 @@ class Decoder:
         self._stop()
         if self._file.closed:
             return
-        del self._frames
+        self._frames = np.empty(0, np.uint8)
         with contextlib.suppress(BufferError):
             self._map.close()  # the traceback of an exception may still refer to frames
         self._file.close()
@@ -130,7 +130,7 @@ class Decoder:
         )
 
     def send(self, request: DecodeRequest) -> None:
-        """Start to decode a clip. The clip before must have been received; its frames stay valid until the next call."""
+        """Start to decode a clip. The previous clip must have been received; its frames stay valid until the next call."""
         if self._pending is not None:
             raise RuntimeError("one clip at a time: receive() first")
         self._slot = (self._slot + 1) % SLOTS
@@ -152,15 +152,6 @@ class Decoder:
         if self._pending is None:
             raise RuntimeError("no clip to receive: send() first")
         (request, slot, sent_at), self._pending = self._pending, None
-        try:
-            answer: dict[str, Any] = json.loads(self._read_line(request, sent_at))
-        except VideoError as error:
-            return error
-        if "error" in answer:
-            return VideoError(answer["error"], Status(answer["status"]))
-        return self._frames[slot], answer
-
-    def _read_line(self, request: DecodeRequest, sent_at: float) -> bytes:
         assert self._child is not None
         assert self._child.stdout is not None
         pipe = self._child.stdout.fileno()
@@ -169,21 +160,21 @@ class Decoder:
             left = max(0.0, self.settings.deadline - (time.monotonic() - sent_at))
             if not select.select([pipe], [], [], left)[0]:
                 self._stop()
-                raise VideoError(
-                    f"{request.path}: not decoded in {self.settings.deadline:g} s; for a long file increase --deadline",
-                    Status.TIMEOUT,
-                )
+                limit = f"{self.settings.deadline:g} s; for a long file increase --deadline"
+                return VideoError(f"{request.path}: not decoded in {limit}", Status.TIMEOUT)
             part = os.read(pipe, 65536)
             if not part:
                 code = self._child.wait() or 0
                 self._stop()
                 reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                raise VideoError(
-                    f"{request.path}: the decoder crashed ({reason}); {reencode_hint(request.path)}", Status.CRASHED
-                )
+                hint = reencode_hint(request.path)
+                return VideoError(f"{request.path}: the decoder crashed ({reason}); {hint}", Status.CRASHED)
             self._buffer += part
         line, self._buffer = self._buffer.split(b"\n", 1)
-        return line
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            return VideoError(answer["error"], Status(answer["status"]))
+        return self._frames[slot], answer
 
     def _stop(self) -> None:
         child, self._child = self._child, None

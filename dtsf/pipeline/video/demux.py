@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import reencode_hint, short_message
 from dtsf.pipeline.video.container import declared_size, select_stream
-from dtsf.pipeline.video.index import NO_TIME, Packets, VideoIndex
+from dtsf.pipeline.video.index import NO_TIME, PACKET, VideoIndex
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +47,7 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
     declared_packets = len(stream.index_entries)
     kept: list[Any] | None = []
     kept_bytes = 0
-    rows: list[tuple[int, int, int, int, int, bool, bool]] = []
+    rows: list[tuple[int, int, int, int, int, bool, bool, int]] = []
     other_ends: dict[int, int] = {}
     is_vp8, number = stream.codec_context.name == "vp8", stream.index
     try:
@@ -63,8 +62,9 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
                     k = packet.stream_index
                     other_ends[k] = max(other_ends.get(k, 0), time + duration)
                 continue
-            hidden = packet.is_discard or (is_vp8 and _is_hidden_vp8(packet))
-            rows.append((_ticks(pts), _ticks(dts), duration, size, packet.pos or -1, packet.is_keyframe, hidden))
+            # A VP8 frame is only referred to if bit 4 of its first byte is 0 (RFC 6386, 9.1).
+            hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10)
+            rows.append((_ticks(pts), _ticks(dts), duration, size, packet.pos or -1, packet.is_keyframe, hidden, 0))
             if kept is not None:
                 kept_bytes += size
                 kept.append(packet)
@@ -75,10 +75,8 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
             f"{path}: reading stops after {len(rows)} packets: {short_message(error)}; {reencode_hint(path)}"
         ) from error
     tick, form, context = Fraction(stream.time_base), container.format.name, stream.codec_context
-    pts, dts, lengths, sizes, positions, key, hidden = np.array(rows, np.int64).reshape(-1, 7).T
-    shift = np.zeros(len(rows), np.int64)
-    packets = Packets(pts, dts, lengths, sizes, positions, key.astype(bool), hidden.astype(bool), shift)
-    packets = _joined(packets, tick, form)
+    packets = np.array(rows, PACKET).view(np.recarray)
+    _join(packets, tick, form)
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     index = VideoIndex(
         path=path,
@@ -119,7 +117,7 @@ def _check_whole(index: VideoIndex, declared_packets: int, declared_end: Fractio
 
 
 def _ends(
-    container: Any, stream: Any, packets: Packets, other_ends: dict[int, int]
+    container: Any, stream: Any, packets: np.recarray[Any, Any], other_ends: dict[int, int]
 ) -> tuple[Fraction | None, Fraction]:
     """Return the end of the last packet in seconds: by the header (None if it has none), and as read.
 
@@ -142,31 +140,19 @@ def _ticks(time: int | None) -> int:
     return NO_TIME if time is None or abs(time) > MAX_TICKS else time
 
 
-def _is_hidden_vp8(packet: Any) -> bool:
-    """Return True for a VP8 frame that is only referred to: bit 4 of its first byte is 0 (RFC 6386, 9.1)."""
-    return not memoryview(packet)[0] & 0x10
-
-
-def _joined(packets: Packets, tick: Fraction, form: str) -> Packets:
+def _join(packets: np.recarray[Any, Any], tick: Fraction, form: str) -> None:
     """Shift the packets behind each clock jump, so that they follow the packets before it."""
     times = np.where(packets.dts != NO_TIME, packets.dts, packets.pts)
     known = np.flatnonzero(times != NO_TIME)
     if len(known) < 2:
-        return packets
+        return
     steps = np.diff(times[known])
     usual = int(np.median(steps))
     second = float(1 / tick)
     jumps = steps < -second
     if form in JUMPS_ARE_CUTS:
         jumps |= steps > PAUSE_SECONDS * second
-    if not jumps.any():
-        return packets
-    shift = np.zeros(len(packets), np.int64)
     for k in np.flatnonzero(jumps):
-        shift[known[k + 1] :] += usual - steps[k]
-    return replace(
-        packets,
-        pts=np.where(packets.pts != NO_TIME, packets.pts + shift, NO_TIME),
-        dts=np.where(packets.dts != NO_TIME, packets.dts + shift, NO_TIME),
-        shift=shift,
-    )
+        packets.shift[known[k + 1] :] += usual - steps[k]
+    for times in (packets.pts, packets.dts):
+        times[times != NO_TIME] += packets.shift[times != NO_TIME]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,24 +27,14 @@ REORDERED = 32
 """Upper bound of the number of frames that a decoder buffers to reorder them."""
 
 
-@dataclass(frozen=True)
-class Packets:
-    """Non-empty packets of one stream in decoding order, one array per field; a missing time is :data:`NO_TIME`."""
-
-    pts: np.ndarray
-    dts: np.ndarray
-    duration: np.ndarray
-    size: np.ndarray
-    pos: np.ndarray
-    """Byte position in the file, -1 if unknown."""
-    key: np.ndarray
-    hidden: np.ndarray
-    """True for packets that an edit list hides, and for frames that are only referred to."""
-    shift: np.ndarray
-    """Ticks added to ``pts`` and ``dts`` because the clock jumped."""
-
-    def __len__(self) -> int:
-        return len(self.size)
+PACKET = np.dtype(
+    {
+        "names": ["pts", "dts", "duration", "n_bytes", "pos", "key", "hidden", "shift"],
+        "formats": ["i8", "i8", "i8", "i8", "i8", "?", "?", "i8"],
+    }
+)
+"""Fields of a packet. ``pos``: byte position in the file, -1 if unknown. ``hidden``: an edit list hides its frame, or other frames
+only refer to it. ``shift``: ticks added to ``pts`` and ``dts`` because the clock jumped. A missing time is :data:`NO_TIME`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,8 @@ class VideoIndex:
     """Frame rate in the header, 0 if there is none."""
     declared_frames: int
     """Number of frames in the header, 0 if there is none."""
-    packets: Packets
+    packets: np.recarray[Any, Any]
+    """(packets,) :data:`PACKET`: the non-empty packets of the stream in decoding order."""
     unreliable_pts: bool
     """True if presentation times are guesses or contradict the decoder."""
     no_pts: bool

@@ -102,7 +102,7 @@ class PacketSource:
 
     def _is_packet(self, packet: Any, number: int) -> bool:
         packets = self._index.packets
-        if packet.size != packets.size[number] or (packet.pos or -1) != packets.pos[number]:
+        if packet.size != packets.n_bytes[number] or (packet.pos or -1) != packets.pos[number]:
             return False
         # AVI's presentation times are guesses and change after a seek.
         return self._index.container == "avi" or packet.pts == packets.pts[number] - packets.shift[number]
