@@ -81,7 +81,7 @@ class Decoder:
         n_bytes = int(np.prod(shape))
         self._file = _shared_file(n_bytes)
         self._map = mmap.mmap(self._file.fileno(), n_bytes)
-        self._frames = np.frombuffer(self._map, np.uint8).reshape(shape)
+        self._frames: np.ndarray = np.frombuffer(self._map, np.uint8).reshape(shape)
 
     @property
     def pid(self) -> int | None:

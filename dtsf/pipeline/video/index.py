@@ -72,7 +72,7 @@ class VideoIndex:
     @cached_property
     def shown(self) -> np.ndarray:
         """(packets,) bool: True for packets with a frame that is shown."""
-        shown = ~self.packets.hidden
+        shown: np.ndarray = ~self.packets.hidden
         shown[: self.first_key] = False
         shown[list(self.absent | self.cut)] = False
         return shown
