@@ -1,4 +1,4 @@
-"""Whatever happens to a source and its table: stage 2 sees what is true now, and nothing is decoded that need not be."""
+"""Random edits of a source and its table: stage 2 sees the current state, and no clip is decoded without need."""
 
 import contextlib
 import csv
@@ -30,7 +30,7 @@ WORDS = st.sampled_from(["wave", "sit", "walk", "jump"])
 
 
 class SourceMachine(RuleBasedStateMachine):
-    """A table of clips is edited in every way there is, its files too; runs are killed; rows are given back."""
+    """A table of clips and its files are edited in all ways; runs are killed; the cache is compacted."""
 
     def __init__(self):
         super().__init__()
@@ -45,9 +45,9 @@ class SourceMachine(RuleBasedStateMachine):
         self.clock = 10**18
         self.number = 0
         self.computed = set()
-        """(content, start) of which the cache has a status."""
+        """(content, start) of the records in the cache."""
         self.seen = None
-        """The table at the last whole run."""
+        """The table at the last complete run."""
 
     def teardown(self):
         self.patch.undo()
@@ -69,7 +69,7 @@ class SourceMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self):
         self.add("wave", "cam1", bad=False, start="")
-        self.run_to_the_end()
+        self.run()
 
     @rule(label=WORDS, view=st.sampled_from(["cam1", "cam2", "cam10"]), bad=st.booleans(), start=st.sampled_from(["", "0.5"]))
     def add(self, label, view, bad, start):
@@ -97,7 +97,7 @@ class SourceMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.table)
     @rule(data=st.data(), start=st.sampled_from(["", "0.5", "1.5"]))
-    def cut_otherwise(self, data, start):
+    def change_part(self, data, start):
         self.chosen(data)["start"] = start
 
     @precondition(lambda self: self.table)
@@ -160,15 +160,15 @@ class SourceMachine(RuleBasedStateMachine):
         return preprocess(catalog, self.cache, PreprocessSettings(workers=1, shard_size=2, max_bad=1.0))
 
     @rule()
-    def run_to_the_end(self):
+    def run(self):
         wanted = {self.content(row) for row in self.table} - self.computed
         self.stage1.decoded.clear()
         result = self.preprocess()
         spans = {(content, span[0][1] if span else None): count for (content, span), count in self.stage1.decoded.items()}
         assert spans == {(content, float(start) if start else None): 1 for content, start in wanted}
         assert result.changes.to_decode == len(wanted)
-        said = result.changes
-        assert said.new + said.changed + said.relabelled + said.moved + said.unchanged == len(self.table) == result.clips
+        counts = result.changes.model_dump(include={"new", "changed", "relabelled", "moved", "unchanged"})
+        assert sum(counts.values()) == len(self.table) == result.clips
         self.computed |= wanted
         self.seen = [dict(row) for row in self.table]
         again = self.preprocess()
@@ -176,8 +176,8 @@ class SourceMachine(RuleBasedStateMachine):
         assert verify(self.cache / "manifest", deep=True).ok
 
     @rule(after=st.integers(0, 25))
-    def run_and_die(self, after):
-        """At one of the renames by which something becomes true."""
+    def run_until_killed(self, after):
+        """Killed at one of the renames of a commit."""
         count = iter(range(1000))
         original = commit.rename
 
@@ -190,17 +190,17 @@ class SourceMachine(RuleBasedStateMachine):
             patch.setattr(commit, "rename", die)
             self.preprocess()
         contents = {xxhash.xxh3_128_hexdigest(content): content for content, _ in map(self.content, self.table)}
-        held = {
+        committed = {
             (contents[record.source.content_hash], "" if record.source.start is None else str(record.source.start))
             for shard in read_records(open_handle(self.cache / "manifest"))
             for record in shard.clips
             if record.source.content_hash in contents
         }
-        self.computed |= held
+        self.computed |= committed
         self.seen = None
 
     @rule()
-    def give_room_back(self):
+    def compact_rows(self):
         compact(self.cache / "manifest")
         listed = {
             (record.source.content_hash, record.source.start)
@@ -218,19 +218,19 @@ class SourceMachine(RuleBasedStateMachine):
         assert verify(self.cache / "manifest", deep=True).ok
 
     @invariant()
-    def stage_2_sees_what_is_true(self):
+    def stage_2_sees_the_current_table(self):
         if self.seen is None:
             return
         data = open_cached(self.cache / "manifest")
         names, views = data.info.class_names, data.info.view_names
-        told = Counter()
+        found = Counter()
         for clip in (*data.clips, *(one.clip for one in data.bad)):
             start = "" if clip.start is None else str(clip.start)
-            told[clip.path, names[clip.label], clip.group, views[clip.view - 1], clip.subject, clip.split, start] += 1
-        assert told == Counter(tuple(row[column] for column in COLUMNS) for row in self.seen)
+            found[clip.path, names[clip.label], clip.group, views[clip.view - 1], clip.subject, clip.split, start] += 1
+        assert found == Counter(tuple(row[column] for column in COLUMNS) for row in self.seen)
 
     @invariant()
-    def rows_are_those_of_a_fresh_cache(self):
+    def rows_equal_those_of_a_new_cache(self):
         if self.seen is None or self.seen != self.table:
             return
         data = open_cached(self.cache / "manifest")

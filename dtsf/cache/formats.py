@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ UNITS = {
     "frame_index": "frame of the source video in presentation order, from 0; -1 in padding",
     "frame_time": "presentation time in seconds after the first shown frame; NaN where unknown",
 }
+DATA_FILE = re.compile(r"(?:\w+/c/(\d+)(?:/0)+|shards/(\d+)\.h5)")
+"""Path of a data file, with the number of its shard."""
 ROWS = "see shards/*.json for the source of each row, catalog.json for its clip"
 
 
@@ -51,8 +54,6 @@ class StorageFormat:
     compressions: tuple[str, ...]
     data_files: Callable[[int], tuple[str, ...]]
     """Shard -> paths of its files."""
-    shards_with_files: Callable[[Callable[[str], list[str]], Callable[[str], list[str]]], set[int]]
-    """(list the files of a folder, list its subfolders) -> shards that have a data file."""
     encode: Callable[[DatasetMetadata, int, Mapping[str, np.ndarray]], Encoded]
     """Rows of a shard -> bytes of its files, and the location of each array."""
     decode: Callable[[memoryview, np.ndarray], None]
@@ -78,6 +79,12 @@ def array_bytes(metadata: DatasetMetadata, array: str) -> int:
     return metadata.shard_size * math.prod(shape) * dtype.itemsize
 
 
+def shard_of_file(name: str) -> int | None:
+    """Return the shard of a data file; None for another file. ``name``: path relative to the dataset's folder."""
+    match = DATA_FILE.fullmatch(name)
+    return int(match[1] or match[2]) if match else None
+
+
 def fill_value(array: str, dtype: np.dtype[Any]) -> float | int:
     """Return the value of padding rows: -1, NaN or 0."""
     return -1 if array == "frame_index" else float("nan") if dtype.kind == "f" else 0
@@ -96,11 +103,6 @@ def _chunk_file(array: str, shard: int) -> str:
 
 def _zarr_files(shard: int) -> tuple[str, ...]:
     return tuple(_chunk_file(array, shard) for array in AXES)
-
-
-def _zarr_shards(files: Callable[[str], list[str]], folders: Callable[[str], list[str]]) -> set[int]:
-    del files
-    return {int(name) for array in AXES for name in folders(f"{array}/c") if name.isascii() and name.isdigit()}
 
 
 def _encode_zarr(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]) -> Encoded:
@@ -179,12 +181,6 @@ def _hdf5_files(shard: int) -> tuple[str, ...]:
     return (f"shards/{shard:05d}.h5",)
 
 
-def _hdf5_shards(files: Callable[[str], list[str]], folders: Callable[[str], list[str]]) -> set[int]:
-    del folders
-    stems = [name.removesuffix(".h5") for name in files("shards") if name.endswith(".h5")]
-    return {int(stem) for stem in stems if stem.isascii() and stem.isdigit()}
-
-
 def _encode_hdf5(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]) -> Encoded:
     (name,) = _hdf5_files(shard)
     arrays = {}
@@ -261,8 +257,8 @@ def _describe(dataset: Any, array: str) -> None:
 
 
 FORMATS = {
-    "zarr": StorageFormat(("none", "zstd"), _zarr_files, _zarr_shards, _encode_zarr, _decode_zstd, _publish_zarr),
-    "hdf5": StorageFormat(("none", "gzip"), _hdf5_files, _hdf5_shards, _encode_hdf5, _decode_gzip, _publish_hdf5),
+    "zarr": StorageFormat(("none", "zstd"), _zarr_files, _encode_zarr, _decode_zstd, _publish_zarr),
+    "hdf5": StorageFormat(("none", "gzip"), _hdf5_files, _encode_hdf5, _decode_gzip, _publish_hdf5),
 }
 
 

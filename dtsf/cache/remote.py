@@ -24,7 +24,7 @@ from dtsf.files.read import refuse_unless_fits
 from dtsf.files.write import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from dtsf.cache.schema import FileRecord
 
@@ -55,10 +55,6 @@ class RemoteStore:
     def absolute(self) -> RemoteStore:
         """Return the same store."""
         return self
-
-    def identity(self) -> str:
-        """Return the URL."""
-        return self.url
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the prefixes."""
@@ -149,8 +145,9 @@ class RemoteStore:
         with self._open("remove", "") as (system, path):
             system.rm(path, recursive=True)
 
-    def sweep(self) -> int:
-        """Return 0: an object store has no incomplete objects."""
+    def sweep(self, is_orphan: Callable[[str], bool]) -> int:
+        """Return 0: an object store has no incomplete objects, and other machines may be writing."""
+        del is_orphan
         return 0
 
     @contextmanager

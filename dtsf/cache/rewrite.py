@@ -63,7 +63,7 @@ def convert(
         on_progress: Called with the finished shards and the number of shards.
     """
     ours, theirs = open_store(source), open_store(target)
-    if ours.identity() == theirs.identity():
+    if ours.absolute() == theirs.absolute():
         raise CacheError(f"{ours} cannot be converted onto itself: name another folder")
     dataset = open_handle(ours)
     with theirs.write_lock():

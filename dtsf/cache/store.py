@@ -20,7 +20,7 @@ from dtsf.files.read import read_file
 from dtsf.files.write import flush, lock, move, sweep_orphans, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
     from dtsf.cache.remote import RemoteStore
@@ -70,12 +70,8 @@ class LocalStore:
         return LocalStore(self.path / name)
 
     def absolute(self) -> LocalStore:
-        """Return the same store, independent of the working folder."""
-        return LocalStore(self.path.absolute())
-
-    def identity(self) -> str:
-        """Return a string that is equal for two stores of the same folder."""
-        return str(self.path.resolve())
+        """Return the same store, independent of the working folder. Two stores of one folder become equal."""
+        return LocalStore(self.path.resolve())
 
     def folders(self, folder: str = "") -> list[str]:
         """Return the names of the subfolders. Hidden folders (unfinished datasets) and links are skipped."""
@@ -160,9 +156,14 @@ class LocalStore:
         """Remove the folder and its content."""
         shutil.rmtree(self.path)
 
-    def sweep(self) -> int:
-        """Remove the temporary files of killed writers. Return their number."""
-        return sweep_orphans(self.path)
+    def sweep(self, is_orphan: Callable[[str], bool]) -> int:
+        """Remove temporary files, and files for whose path ``is_orphan`` returns True. Return their number."""
+        count = sweep_orphans(self.path)
+        paths = [Path(folder, file) for folder, _, files in os.walk(self.path) for file in files]
+        orphans = [name for path in paths if is_orphan(name := path.relative_to(self.path).as_posix())]
+        for name in orphans:
+            self.remove(name)
+        return count + len(orphans)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[None]:

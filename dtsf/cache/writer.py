@@ -19,7 +19,7 @@ from dtsf.cache.documents import (
     record_name,
     shard_numbers,
 )
-from dtsf.cache.formats import array_shapes, storage_format
+from dtsf.cache.formats import array_shapes, shard_of_file, storage_format
 from dtsf.cache.schema import LAYOUT, DatasetMetadata, DatasetName, PublishedFiles, describe_difference
 from dtsf.cache.store import open_store
 from dtsf.errors import CacheError, FingerprintError
@@ -144,14 +144,9 @@ def sweep(dataset: DatasetHandle) -> int:
 
     On an object store nothing is removed: another machine may be writing them.
     """
-    store, kind = dataset.store, dataset.format
+    store = dataset.store
     if not store.exclusive:
         return 0
     with store.claim(PUBLISHED):
-        count = store.sweep()
-        for shard in kind.shards_with_files(store.files, store.folders) - set(shard_numbers(dataset)):
-            for name in kind.data_files(shard):
-                if store.size(name) is not None:
-                    store.remove(name)
-                    count += 1
-    return count
+        committed = set(shard_numbers(dataset))
+        return store.sweep(lambda name: shard_of_file(name) not in {None, *committed})
