@@ -1,4 +1,4 @@
-"""What the tests of hostile input share: a watch over the file system, and ways to forge a document."""
+"""Helpers for tests of hostile input: a monitor of the file system, and functions that forge documents."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ VALUES = (
     *("../../../etc/passwd", "/etc/passwd", "timm:resnet18@/tmp/x.py", "hf-hub:a/b", "__import__('os')", "nan", "\udcb6"),
     *([], {}, [[]], [1e308] * 9, {"a": {"b": []}}, ["x", "x"], "@NAN", "@INFINITY", "@DEEP", "@LONG"),
 )
-"""Forged values. Those with an @ are written as no JSON writer would."""
+"""Forged values. Those with an @ become JSON that no writer makes."""
 RAW = {"@NAN": "NaN", "@INFINITY": "-Infinity", "@DEEP": "[" * 9000 + "]" * 9000, "@LONG": "9" * 5000}
 
 _active = []
@@ -47,7 +47,7 @@ sys.addaudithook(_audit)
 
 @contextlib.contextmanager
 def nothing_outside(*folders):
-    """Nothing is opened for writing, made, moved or removed but below ``folders``; names relative to an open folder count too."""
+    """Check that files are written, made, moved and removed only below ``folders``, also by names relative to an open folder."""
     touched = []
     _active.append(touched)
     try:
@@ -56,7 +56,7 @@ def nothing_outside(*folders):
         _active.pop()
     allowed = [str(folder) for folder in folders]
     for path in touched:
-        # A name without a folder is relative to one that is open: dtsf's own writer.
+        # A name without a folder is relative to an open folder: dtsf's own writer.
         if "/" not in path:
             assert path.startswith(".dtsf-tmp-") or Path(path).name == path, path
         elif not path.startswith(ALLOWED) and "__pycache__" not in path:
@@ -64,7 +64,7 @@ def nothing_outside(*folders):
 
 
 def listing(folder):
-    """Everything below a folder: kind, and bytes of files."""
+    """Kind of each entry below a folder, and the bytes of files."""
     found = {}
     for path in sorted(Path(folder).rglob("*")):
         plain = path.is_file() and not path.is_symlink()
@@ -73,7 +73,7 @@ def listing(folder):
 
 
 def places(document, where=()):
-    """Paths to every value of a JSON document."""
+    """Yield the path of each value of a JSON document."""
     yield where
     inner = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     for key, value in inner:
@@ -81,7 +81,7 @@ def places(document, where=()):
 
 
 def put(document, way, value):
-    """Put another value in one place of a document."""
+    """Replace one value of a document."""
     *outer, last = way
     for key in outer:
         document = document[key]
@@ -89,7 +89,7 @@ def put(document, way, value):
 
 
 def forged(text, data):
-    """A JSON document in which a value is another one, a key is missing or there is one more."""
+    """Change a value of a JSON document, remove a key or add one."""
     document = json.loads(text)
     *way, last = data.draw(st.sampled_from([place for place in places(document) if place]))
     holder = document
@@ -109,7 +109,7 @@ def forged(text, data):
 
 
 def spoiled(content, data):
-    """Bytes with one changed, cut off, doubled, or replaced by others."""
+    """Change a byte, cut, double or replace bytes."""
     how = data.draw(st.sampled_from(["flip"] * 4 + ["cut", "double", "noise", "empty"]))
     if how == "flip" and content:
         changed = bytearray(content)
@@ -121,7 +121,7 @@ def spoiled(content, data):
 
 
 def put_in_place(path, kind, victim):
-    """Something else than a file where one is expected."""
+    """Replace a file with a pipe, a folder, a link, or nothing."""
     path.unlink()
     {
         "pipe": lambda: os.mkfifo(path),

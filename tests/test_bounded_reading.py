@@ -1,4 +1,4 @@
-"""What reads documents that others wrote, and what writes JSON: bounds, kinds of file, numbers."""
+"""Bounded reading of files and JSON, and writing of JSON."""
 
 import json
 import math
@@ -27,7 +27,7 @@ def test_read_file__refuses_special_files_at_once(tmp_path, kind):
     with pytest.raises(DataError, match="f"):
         read_file(tmp_path / "f", limit=10, error=DataError)
     if kind == "pipe":
-        # Where a person names a file, a link is theirs; a pipe is still none.
+        # ``follow`` accepts a link, but not a pipe.
         (tmp_path / "to").symlink_to(tmp_path / "f")
         with pytest.raises(DataError, match="not a regular file"):
             read_file(tmp_path / "to", limit=10, error=DataError, follow=True)

@@ -122,7 +122,7 @@ def test_convert__keeps_rows_and_records_and_restores_every_byte(tmp_path, forma
     assert verify(tmp_path / "two/a", deep=True).ok
     assert convert(tmp_path / "two/a", tmp_path / "three/a", format=format_, compress=compress) == 3
     there, back = snapshot(tmp_path / "one/a"), snapshot(tmp_path / "three/a")
-    # The two differ only in how often they were extended.
+    # They differ only in the number of extensions.
     del there["published.json"], back["published.json"]
     assert there == back
     assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 0

@@ -91,7 +91,7 @@ def quick():
 
 
 def trace(folder, form):
-    """All steps of an undisturbed run, and its bytes."""
+    """Return all steps of an undisturbed run, and its bytes."""
     steps = []
     with pytest.MonkeyPatch.context() as patch:
         hooked(patch, lambda step, number, when, given: steps.append((step, given)) if when == "before" else None)
@@ -113,14 +113,14 @@ def check_after_fault(folder):
 
 
 def assert_goes_on(folder, form, undisturbed):
-    """After a fault, and after the same work again."""
+    """Check after a fault, and after repeating the same work."""
     check_after_fault(folder)
     work(folder, form)
     assert snapshot(folder) == undisturbed, folder
 
 
 def killed(step, moment, action):
-    """Run ``action`` in a child that SIGKILLs itself at that step. Whether it died."""
+    """Run ``action`` in a child process that kills itself at a step. Return True if it was killed."""
 
     def die(_, number, when, __):
         if (number, when) == (step, moment):
@@ -135,10 +135,10 @@ def killed(step, moment, action):
 
 @pytest.mark.parametrize("form", FORMS[:2])
 def test_write_shard__flushes_data_before_its_name_and_the_record_last(quick, form):
-    """Data is on the disk before its name is; the record comes after all data of its shard."""
+    """Data is flushed before its rename, and the record follows all data of its shard."""
     steps, _ = trace(quick / "a", form)
     kinds = [step for step, _ in steps]
-    # The data set itself is made beside its place and renamed once.
+    # The dataset is made beside its path and renamed once.
     (made,) = [k for k, (step, given) in enumerate(steps) if step == "rename" and given[1] == quick / "a"]
     del kinds[made : made + 2]
     assert kinds == ["write_part", "fsync", "rename", "fsync"] * (len(kinds) // 4)
@@ -249,7 +249,7 @@ def test_write_shard__returns_the_first_writers_record(quick):
 
 
 class CacheMachine(RuleBasedStateMachine):
-    """Any order of adding, crashing, resuming, verifying, damaging and repairing keeps the promise."""
+    """Add, crash, resume, verify, damage and repair in any order: committed shards stay readable."""
 
     def __init__(self):
         super().__init__()
@@ -271,7 +271,7 @@ class CacheMachine(RuleBasedStateMachine):
     def add(self, shard):
         extend(open_handle(self.folder), shard + 1)
         if shard in self.damaged:
-            # A damaged record may be refused by name; it is never replaced unseen.
+            # A damaged record may be refused, and is never replaced silently.
             with contextlib.suppress(CacheError):
                 write_full(self.folder, shard)
         else:
@@ -322,7 +322,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert verify(self.folder, deep=True).ok
 
     def records(self):
-        """Of the shards whose record is whole."""
+        """Records of the intact shards."""
         dataset, intact = open_handle(self.folder), [n for n in self.committed if n not in self.damaged]
         return [parse_record(dataset, dataset.store.read(record_name(n)), n, str(n)) for n in intact]
 
@@ -354,7 +354,7 @@ def test_repair__marks_only_damaged_shards_and_redoing_restores_every_byte(quick
     assert len(done) == 1
     assert [mark.shard for mark in read_damaged(open_handle(folder))] == [1]
     changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
-    # The catalog says that its clips wait.
+    # In the catalog, its clips are waiting.
     assert changed == {record_name(1), *record.files, "catalog.json"}
     assert "1-0" not in open_cached(folder).records
     assert {one.clip.id: one.status for one in open_cached(folder).bad} == dict.fromkeys(names(1), "waiting")

@@ -25,7 +25,7 @@ ARRAYS = list(array_shapes(SPEC))
 
 
 def use(root):
-    """All that is done with a cache: open it, read every row, verify it."""
+    """Open a cache, read every row and verify it."""
     data = open_dataset(root)
     for array in ARRAYS:
         data.gather(array, [clip.id for clip in data.clips])
@@ -126,7 +126,7 @@ def test_open_dataset__refuses_a_forged_spec(tmp_path, change):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_gather__refuses_a_claim_of_10_TB_before_memory_is_allocated(tmp_path, form):
-    """All documents agree with each other that there are 10 TB; the files have 10 KB, or pretend to be large."""
+    """All documents consistently claim 10 TB. The files have 10 KB, or are sparse."""
     spec = SPEC.model_copy(update={"frames": 4096, "grid": 256, "channels": 65536 // 64})
     create_or_open(tmp_path / "a", spec, info(), 20, format=form[0], compress=form[1])
     make(tmp_path / "small/a", *form, shards=1)
@@ -174,7 +174,7 @@ def test_gather__refuses_a_claim_of_10_TB_before_memory_is_allocated(tmp_path, f
 
 @pytest.mark.parametrize("form", FORMS[2:])
 def test_gather__does_not_unpack_a_bomb(tmp_path, form):
-    """A compressed part that unpacks to a gigabyte, under a right checksum."""
+    """A compressed array with a valid checksum that unpacks to 256 MB."""
     from numcodecs.zstd import Zstd
 
     make(tmp_path / "a", *form, shards=1)
@@ -241,13 +241,13 @@ def test_open_dataset__refuses_deep_nesting_and_huge_documents(tmp_path):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.slow)])
 def test_verify__finds_flips_and_cuts(tmp_path, form, count):
-    """By verify, with the file's name; the reader refuses or reads, and does nothing else."""
+    """Verify names the file. The reader raises an error or reads, and has no other effect."""
     folder = tmp_path / "a"
     make(folder, *form)
     whole = snapshot(folder)
     count = int(os.environ.get("EXAMPLES", count))
     generator = random.Random(count)
-    # Each file is as likely, so that documents are hit as often as values.
+    # Files with equal probability, so that documents are hit as often as values.
     files = sorted(whole)
     for k in range(count):
         name = generator.choice(files)
@@ -299,7 +299,7 @@ def test_verify__finds_a_catalog_with_unknown_rows(tmp_path, change):
     found = verify(tmp_path / "a")
     assert [d.file for d in found.damaged] == ["catalog.json"]
     assert "for clip 0-0, which no record has" in found.damaged[0].reason
-    # To open it is no harm: what has no row is not trained on, and said.
+    # The dataset still opens: a clip without a row is listed as waiting.
     data = open_dataset(tmp_path)
     assert [(one.clip.id, one.status) for one in data.bad] == [("0-0", "waiting")]
     assert "0-0" not in {clip.id for clip in data.clips}

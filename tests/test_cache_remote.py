@@ -54,7 +54,7 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def bucket(server, tmp_path, monkeypatch):
-    """URL of an empty bucket, reached by nothing but the environment, as a user would."""
+    """URL of an empty bucket, configured by environment variables only."""
     import s3fs
 
     for key, value in {
@@ -157,14 +157,14 @@ def test_claim__is_taken_over_from_a_dead_writer(bucket, monkeypatch):
     url = f"{bucket}/a"
     create_or_open(url, SPEC, info(), SHARD_SIZE)
     claim = "shards/00000.json.claim"
-    # On this machine a dead process is known at once; a number that another process has since is not taken for it.
+    # A dead process of this machine is detected at once, also if its number is reused.
     for process in ("999999999:1", f"{os.getpid()}:1"):
         open_store(url).write(claim, json.dumps({"host": socket.gethostname(), "process": process}).encode())
         begun = time.monotonic()
         with open_store(url).claim("shards/00000.json"):
             pass
         assert time.monotonic() - begun < 30
-    # On another one it is waited for, and taken over after the lease.
+    # For another machine, wait until the lease ends.
     monkeypatch.setattr(remote, "LEASE_S", 1.0)
     open_store(url).write(claim, json.dumps({"host": "elsewhere", "process": "1:1"}).encode())
     begun = time.monotonic()

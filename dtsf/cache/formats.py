@@ -118,7 +118,7 @@ def _encode_zarr(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.nd
 
 
 def _decode_zstd(data: memoryview, out: np.ndarray) -> None:
-    """Raises CacheError: ``data`` is not one zstd frame of exactly the bytes of ``out``."""
+    """Decompress a zstd frame. Raises CacheError: it is not one frame of exactly the bytes of ``out``."""
     flat = out.reshape(-1).view(np.uint8)
     size = _zstd_content_size(bytes(data[:18]))
     if size != flat.nbytes:
@@ -204,7 +204,7 @@ def _encode_hdf5(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.nd
 
 
 def _decode_gzip(data: memoryview, out: np.ndarray) -> None:
-    """Raises CacheError: ``data`` is not a zlib stream of exactly the bytes of ``out``."""
+    """Decompress a zlib stream. Raises CacheError: it has not exactly the bytes of ``out``."""
     flat = out.reshape(-1).view(np.uint8)
     stream = zlib.decompressobj()
     try:
