@@ -20,11 +20,10 @@ from dtsf.cache.reader import CachedDataset, open_dataset
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
-from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import load_groups
 from dtsf.training.loop import fit
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import load_recipe
+from dtsf.training.recipe import load_recipe, resolve_auto
 
 
 def main() -> None:

@@ -23,9 +23,9 @@ from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.training.data import Groups, load_groups
 from dtsf.training.evaluate import evaluate_groups
-from dtsf.training.metrics import calibration_error
-from dtsf.training.open_set import open_set_metrics, split_by_known_classes
+from dtsf.training.metrics import calibration_error, open_set_metrics
 from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.splits import split_by_known_classes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -245,12 +245,11 @@ def steps(figures: Figures) -> None:
 
 def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]:
     from dtsf.model.network import DTSFNet
-    from dtsf.training.auto_size import USUAL, resolve_auto
     from dtsf.training.losses import dtsf_loss
     from dtsf.training.optim import adamw
-    from dtsf.training.recipe import load_recipe
+    from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
 
-    recipe = resolve_auto(load_recipe(recipe_name, changes), USUAL)
+    recipe = resolve_auto(load_recipe(recipe_name, changes), REFERENCE_CLIPS)
     pixels = "pixels" in recipe.model.inputs
     side, channels, classes = (48 if QUICK else 224, 3, 10) if pixels else (6, 112, 60 if "ntu" in recipe_name else 10)
     net = DTSFNet(recipe.model, channels=channels, side=side, n_classes=classes, n_views=views).to(DEVICE).train()
@@ -288,7 +287,7 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
         found["hours_of_the_paper's_training"] = round(took * NUCLA_STEPS / 3.6e6, 3)
         found["share_of_the_paper's_1.35_h"] = round(took * NUCLA_STEPS / 3.6e6 / PAPER_HOURS, 3)
     else:
-        groups = 13_440 if recipe_name == "ntu60" else USUAL // 3
+        groups = 13_440 if recipe_name == "ntu60" else REFERENCE_CLIPS // 3
         found["hours_of_training"] = round(took * -(-groups // B) * recipe.train.epochs / 3.6e6, 4)
     return found
 

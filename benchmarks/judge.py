@@ -28,13 +28,12 @@ from typing import TYPE_CHECKING
 from judge_sets import make_sets
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.training.auto_size import resolve_auto
 from dtsf.training.calibrate import calibrate
 from dtsf.training.data import load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.loop import fit
 from dtsf.training.protocols import Split, parse_protocol
-from dtsf.training.recipe import Recipe, load_recipe
+from dtsf.training.recipe import Recipe, load_recipe, resolve_auto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

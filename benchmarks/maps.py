@@ -22,9 +22,8 @@ from judge import groups_of, preprocess, trainer, trials
 
 from dtsf.cache.reader import open_dataset
 from dtsf.model.evidence import average_branches
-from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import evaluation_batches
-from dtsf.training.recipe import load_recipe
+from dtsf.training.recipe import load_recipe, resolve_auto
 
 if TYPE_CHECKING:
     from judge import Trial

@@ -35,11 +35,10 @@ from dtsf.model.inputs import Inputs
 from dtsf.model.mamba import RMSNorm
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import VideoMamba
-from dtsf.training.auto_size import USUAL, resolve_auto
 from dtsf.training.data import Groups, training_batches, training_source
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.optim import adamw
-from dtsf.training.recipe import load_recipe
+from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,7 +76,7 @@ def labelled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
     """Return a function that trains one epoch of four full batches and returns the seconds of each step."""
-    recipe = resolve_auto(load_recipe(recipe_name), USUAL)
+    recipe = resolve_auto(load_recipe(recipe_name), REFERENCE_CLIPS)
     groups = random_groups(4 * recipe.train.batch_size)
     net = DTSFNet(recipe.model, channels=CHANNELS, side=SIDE, n_classes=CLASSES, n_views=VIEWS)
     optimizer = adamw(net, recipe.train, torch.device("cpu"))

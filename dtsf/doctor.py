@@ -240,12 +240,11 @@ def check_stage2() -> Check:
     import torch
 
     from dtsf.model.network import DTSFNet
-    from dtsf.training.auto_size import USUAL, resolve_auto
     from dtsf.training.losses import dtsf_loss
-    from dtsf.training.recipe import load_recipe
+    from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
 
     n_classes, grid, channels, max_steps = 4, 6, 112, 40
-    recipe = resolve_auto(load_recipe(), USUAL)
+    recipe = resolve_auto(load_recipe(), REFERENCE_CLIPS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(recipe.train.usable_threads)
     with torch.random.fork_rng():

@@ -17,7 +17,7 @@ import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.variants import load_table, make_variants, table_names
 from dtsf.model.videomamba import VideoMamba
-from dtsf.training.recipe import recipe_names
+from dtsf.training.recipe import builtin_names
 
 EACH = 'model.branch=[{ input = "motion", weight = 0.67 }, { input = "dynamic", channels = 8, weight = 0.33 }]'
 TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "train.batch_size=3", "train.epochs=2"]
@@ -329,7 +329,7 @@ def test_damaged_checkpoint_is_named_with_the_way_out(cache, tmp_path):
         package.ablate(cache, **options)
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", builtin_names("recipe"))
 @pytest.mark.parametrize("table", table_names())
 def test_every_table_goes_with_every_recipe(recipe, table):
     for variant in make_variants(load_table(table), recipe):

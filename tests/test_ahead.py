@@ -12,11 +12,10 @@ from dtsf.model.videomamba import VideoMamba
 from dtsf.training import loop
 from dtsf.training import prefetch as room
 from dtsf.training.augment import AugmentConfig
-from dtsf.training.auto_size import resolve_auto
 from dtsf.training.data import Batch, Groups, training_batches
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.prefetch import Prefetcher, fits_on_gpu, to_device_if_fits
-from dtsf.training.recipe import load_recipe, recipe_names
+from dtsf.training.recipe import builtin_names, load_recipe, resolve_auto
 
 
 def batches(n, device="cpu"):
@@ -183,7 +182,7 @@ def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatc
         torch.testing.assert_close(stays[name].cpu_values, x, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("recipe", recipe_names())
+@pytest.mark.parametrize("recipe", builtin_names("recipe"))
 def test_the_networks_constants_are_where_it_is(recipe):
     """Forward, loss and back, with a view absent and with all there."""
     config = resolve_auto(load_recipe(recipe), 100)

@@ -17,7 +17,7 @@ from dtsf.model.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
 from dtsf.training.calibrate import Observed, fit_calibrator
 from dtsf.training.metrics import calibration_error
-from dtsf.training.splits import divide
+from dtsf.training.splits import make_folds
 
 EACH = 'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]'
 WORDS = ["train.epochs=2", "model.width=16", "model.depth=1", EACH, "model.occlusion_threshold=0.0", "train.lr=0.01"]
@@ -117,25 +117,25 @@ def test_parts_hold_out_what_is_new_in_the_test(tmp_path):
         ("cross-view", "view", 2),
         ("all", "subject", 9),
     ):
-        parts, what = divide(data.clips, rule, n)
-        assert what == ("cameras held out" if rule == "cross-view" else "people held out")
+        parts, what = make_folds(data.clips, rule, n)
+        assert what == ("views held out" if rule == "cross-view" else "people held out")
         assert len(parts) == min(n, 5)
-        held = [clip.id for part in parts for clip in part.held]
+        held = [clip.id for part in parts for clip in part.held_out]
         assert sorted(held) == sorted(clip.id for clip in data.clips)
         for part in parts:
-            assert len(part.train) + len(part.held) == len(data.clips)
-            assert not {getattr(clip, of) for clip in part.train} & {getattr(clip, of) for clip in part.held}
+            assert len(part.train) + len(part.held_out) == len(data.clips)
+            assert not {getattr(clip, of) for clip in part.train} & {getattr(clip, of) for clip in part.held_out}
     nobody = [clip.model_copy(update={"subject": None}) for clip in data.clips]
-    parts, what = divide(nobody, "cross-subject", 2)
+    parts, what = make_folds(nobody, "cross-subject", 2)
     assert what == "groups held out"
     for part in parts:
-        assert not {clip.group for clip in part.train} & {clip.group for clip in part.held}
-        assert {clip.label for clip in part.train} == {clip.label for clip in part.held} == {0, 1, 2}
+        assert not {clip.group for clip in part.train} & {clip.group for clip in part.held_out}
+        assert {clip.label for clip in part.train} == {clip.label for clip in part.held_out} == {0, 1, 2}
     pairs = {"1": "1+2", "2": "2+3", "3": "3", "4": "4+5", "5": "5"}
-    together, _ = divide([clip.model_copy(update={"subject": pairs[clip.subject]}) for clip in data.clips], "all", 2)
-    held = sorted(sorted({clip.id.split("_")[1] for clip in part.held}) for part in together)
+    together, _ = make_folds([clip.model_copy(update={"subject": pairs[clip.subject]}) for clip in data.clips], "all", 2)
+    held = sorted(sorted({clip.id.split("_")[1] for clip in part.held_out}) for part in together)
     assert held == [["s1", "s2", "s3"], ["s4", "s5"]]
-    assert divide([clip for clip in data.clips if clip.group == data.clips[0].group], "all", 2)[0] == []
+    assert make_folds([clip for clip in data.clips if clip.group == data.clips[0].group], "all", 2)[0] == []
 
 
 @pytest.fixture(scope="module")

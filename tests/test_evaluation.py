@@ -19,7 +19,7 @@ from dtsf.errors import ConfigError
 from dtsf.training.data import Groups
 from dtsf.training.evaluate import evaluate
 from dtsf.training.frame_sampling import uniform_times
-from dtsf.training.metrics import judge
+from dtsf.training.metrics import compute_metrics
 from dtsf.training.protocols import parse_protocol
 
 DOC = Path(__file__).resolve().parents[1] / "docs/output.md"
@@ -29,7 +29,7 @@ def said(probability, label, uncertainty=None):
     n, classes = probability.shape
     groups = Groups(torch.zeros(n, 1, 1, 1, 1), torch.arange(n).view(n, 1), label, tuple(map(str, range(n))))
     uncertainty = torch.linspace(0.1, 0.9, n) if uncertainty is None else uncertainty
-    return judge(
+    return compute_metrics(
         probability, uncertainty, torch.ones(n, 1), label.view(n, 1), groups, tuple(f"c{k}" for k in range(classes))
     )
 
@@ -95,7 +95,7 @@ def test_draws_are_other_moments_and_the_same_every_time(world):
 
 def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
     words = ["model.motion_sampling=0.0", "train.epochs=1", "model.depth=1"]
-    with pytest.raises(ConfigError, match="3 draws of frames would all be the same: .* each of the cache's 16 frames"):
+    with pytest.raises(ConfigError, match="all 3 draws of frames would be the same: .* each of the 16 cached frames"):
         api.train(world / "cache", overrides=[*words, "train.draws=3"], protocol="cross-subject:2", run=tmp_path / "no")
     fewer = [*words, "model.frames=8", "train.draws=2"]
     trained = api.train(world / "cache", overrides=fewer, protocol="cross-subject:2", run=tmp_path / "run")
@@ -141,7 +141,7 @@ def test_a_subset_of_views_is_another_task_and_counts_what_it_leaves_out(world, 
         run.evaluate(world / "cache", protocol="cross-view:3", views="1")
     told = dtsf.said("evaluate", "run", "--views", "1,3", "--draws", 2, cwd=world)
     assert "on 10 groups (20 clips) of nucla: all views of unseen subjects (2); given only views 1, 3" in told
-    assert "mean of 2 sets of frames" in told
+    assert "mean of 2 draws of frames" in told
     assert "10 clips of other views than --views" in told
 
 

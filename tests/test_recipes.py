@@ -12,13 +12,12 @@ from dtsf.cache.schema import DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
-from dtsf.training.auto_size import resolve_auto
-from dtsf.training.recipe import default_recipe, load_recipe, recipe_names
+from dtsf.training.recipe import builtin_names, default_recipe, load_recipe, resolve_auto
 
 KINDS = {"ntu60": "ntu", "ntu120": "ntu", "nucla-paper": "nucla", "demo": "nucla"}
 
 
-@pytest.mark.parametrize("name", recipe_names())
+@pytest.mark.parametrize("name", builtin_names("recipe"))
 def test_recipe_trains_one_step_on_a_cache_it_is_meant_for(tmp_path, name):
     # 48 pixels instead of 224: the network is whole but for its table of places.
     pixels = 48 if name == "nucla-paper" else 0
@@ -103,7 +102,7 @@ def test_recipe_that_was_taken_is_said_and_kept(dtsf, tmp_path):
     draw(tmp_path / "cache", kind="nucla", classes=2, takes=1)
     small = ("--set", "model.width=8", "--epochs", 1)
     said = dtsf.said("train", "--protocol", "cross-view:3", *small, "--out", "one", cwd=tmp_path)
-    assert "recipe unseen-cameras: the protocol tests a camera" in said
+    assert "recipe unseen-cameras: the protocol tests a view" in said
     assert 'recipe = "unseen-cameras"' in (tmp_path / "one/config.toml").read_text()
     words = ("--protocol", "cross-subject:2", "--recipe", "unseen-cameras", "--out", "two")
     assert "recipe unseen-cameras: asked for" in dtsf.said("train", *words, *small, cwd=tmp_path)

@@ -26,7 +26,7 @@ from dtsf.experiments.settings import ReproduceSettings as Settings
 from dtsf.experiments.tables import duration
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.nucla_check import SOURCE, check_nucla, listed_clips
-from dtsf.training.recipe import recipe_names
+from dtsf.training.recipe import builtin_names
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = Settings(overrides=("model.width=32", "model.state=4", "train.epochs=3"))
@@ -210,7 +210,7 @@ def test_results_are_written_for_a_person_and_for_programs(reproduced):
     assert "does not say for which protocol" in page
     assert "| train and evaluate |" in page
     (recipe,) = {run.recipe for run in result.runs}
-    assert recipe in recipe_names()
+    assert recipe in builtin_names("recipe")
     assert document["versions"]["torch"] == torch.__version__
 
 
@@ -380,7 +380,7 @@ def test_make_reproduces_on_real_motion_and_goes_on_after_two_kills(shared_data,
     protocols = ["cross-view:1", "cross-view:2", "cross-view:3", "mean of 3 rotations", "cross-subject:5,6"]
     assert [row["protocol"] for row in document["rows"]] == protocols
     assert [run["test_groups"] for run in document["runs"]] == [170, 170, 170, 59]
-    assert {run["recipe"] for run in document["runs"]} <= set(recipe_names())
+    assert {run["recipe"] for run in document["runs"]} <= set(builtin_names("recipe"))
     # Twice chance after two epochs: it is real motion, and it is learnt.
     assert document["rows"][-1]["mean"] > 0.2
     assert all(stage["seconds"] > 0 for stage in document["stages"])

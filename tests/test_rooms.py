@@ -3,7 +3,7 @@
 import torch
 
 from dtsf.model.motion import motion_magnitude
-from dtsf.training.background_swap import occlude_views, share_of_mover, swap_backgrounds
+from dtsf.training.augment import foreground_weight, occlude_views, swap_backgrounds
 
 B, V, T, H, R = 6, 3, 8, 6, 4
 
@@ -24,7 +24,7 @@ def test_the_room_is_anothers_and_the_mover_stays_where_and_when_it_was():
     torch.manual_seed(0)
     x = clips()
     exchanged = swap_backgrounds(x, ALL, 1.0)
-    still = share_of_mover(x.flatten(0, 1)).view(B, V, T, H, H) == 0
+    still = foreground_weight(x.flatten(0, 1)).view(B, V, T, H, H) == 0
     rooms = x.mean(2).flatten(0, 1)
     # Where nobody ever is, each clip shows one clip's room, and together they show every room once.
     corner = exchanged[..., 0, 0, :].flatten(0, 1)[:, 0]
@@ -42,7 +42,7 @@ def test_where_somebody_moves_most_the_clip_is_what_it_was():
     torch.manual_seed(0)
     x = clips()
     exchanged = swap_backgrounds(x, ALL, 1.0)
-    most = share_of_mover(x.flatten(0, 1)).view(B, V, T, H, H) == 1
+    most = foreground_weight(x.flatten(0, 1)).view(B, V, T, H, H) == 1
     assert most.flatten(2).any(-1).all()
     torch.testing.assert_close(exchanged[most], x[most])
 

@@ -24,11 +24,11 @@ from dtsf.training.checkpoint import RunState
 from dtsf.training.data import Groups
 from dtsf.training.distributed import World, epoch_plan
 from dtsf.training.early_stop import held_out_score, update_best
-from dtsf.training.holdout import hold_out
 from dtsf.training.losses import uncertain_cross_entropy
 from dtsf.training.optim import adamw, decay_groups, schedule, update_average
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe
+from dtsf.training.splits import hold_out
 
 STILL = ("model.branch.0.paste=none", "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0")
 """Nothing drawn at random but the order."""
@@ -221,7 +221,7 @@ def test_held_out_groups_come_from_the_training_side_alone_and_stay_whole():
         held("train.held_out_subjects=3")
     with pytest.raises(ConfigError, match="holds out 24 of 24 training groups"):
         held("train.held_out_subjects=1,2")
-    with pytest.raises(ConfigError, match="patience needs groups to watch"):
+    with pytest.raises(ConfigError, match="patience needs held-out groups"):
         held("train.patience=3")
     with pytest.raises(ConfigError, match="exclude each other"):
         held("train.held_out=0.1", "train.held_out_subjects=1")

@@ -15,7 +15,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.training.adapt import OnlineAdapter, feature_statistics
 from dtsf.training.data import evaluation_batches, load_groups
-from dtsf.training.open_set import open_set_metrics
+from dtsf.training.metrics import open_set_metrics
 
 EACH = 'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]'
 WORDS = ["train.epochs=8", "model.width=16", "model.depth=1", EACH, "model.occlusion_threshold=0.0", "train.lr=0.01"]
@@ -60,7 +60,7 @@ def test_a_class_that_is_left_out_is_neither_learnt_nor_judged_but_asked_for(tra
     asked = run.evaluate(trained / "cache", dataset="drawn", unknown="excluded")
     assert asked.metrics == plain.metrics
     assert (asked.unknown.n_groups, asked.unknown.name) == (2, "excluded")
-    assert asked.unknown.what == "classes left out of training: class 1"
+    assert asked.unknown.description == "classes excluded from training: class 1"
     others = run.evaluate(trained / "cache", dataset="drawn", unknown="other")
     assert others.unknown.n_groups == 4  # class 1 by two people: the run knows class 0
     metrics = json.loads((trained / "run/metrics.json").read_text())
@@ -89,10 +89,10 @@ def test_what_cannot_be_left_out_or_asked_is_refused(trained, tmp_path):
 def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
     words = ("evaluate", trained / "run", "--cache", trained / "cache", "--unknown", "excluded", "--adapt")
     answer = dtsf.json(*words, cwd=tmp_path)
-    assert set(answer["unknown"]) == {"name", "what", "n_groups", "auroc", "fpr95", "uncertainty"}
+    assert set(answer["unknown"]) == {"name", "description", "n_groups", "auroc", "fpr95", "uncertainty"}
     assert answer["adapted"] is True
     shown = dtsf.said(*words, cwd=tmp_path)
-    assert "unknown actions (2 groups: classes left out of training: class 1)" in shown
+    assert "unknown actions (2 groups: classes excluded from training: class 1)" in shown
     assert "adapted to the test clips" in shown
 
 

@@ -93,7 +93,7 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
     )
     if unknown:
         yield styled(
-            f"unknown actions ({unknown['n_groups']} groups: {unknown['what']}): AUROC {unknown['auroc']:.2f}, "
+            f"unknown actions ({unknown['n_groups']} groups: {unknown['description']}): AUROC {unknown['auroc']:.2f}, "
             f"FPR at 95 % TPR {unknown['fpr95']:.2f}, mean uncertainty {unknown['uncertainty']:.3f}"
         )
     missing = [f"{count} clips {reason}" for reason, count in document["left_out"].items()]

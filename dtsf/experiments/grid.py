@@ -21,7 +21,7 @@ from dtsf.files.write import lock, write_atomically
 from dtsf.training.checkpoint import load_checkpoint, load_network, resume_or_clear
 from dtsf.training.evaluate import evaluate
 from dtsf.training.init_weights import resolve_recipe
-from dtsf.training.open_set import exclude_classes
+from dtsf.training.splits import exclude_classes
 from dtsf.training.train import train
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from dtsf.errors import ConfigError, DataError
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import load_recipe, recipe_names
+from dtsf.training.recipe import builtin_names, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +57,7 @@ def check_recipe(recipe: str | None, overrides: Sequence[str]) -> None:
     """Check recipe and overrides before stage 1. Without a recipe, the overrides must fit one of the built-in recipes. Raises
     ConfigError: an unknown recipe or key, or a value out of range.
     """
-    candidates = [recipe] if recipe is not None else recipe_names()
+    candidates = [recipe] if recipe is not None else builtin_names("recipe")
     for name in candidates:
         try:
             load_recipe(name, overrides)

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dtsf.errors import ConfigError
 from dtsf.model.config import BranchConfig
-from dtsf.training.builtin import builtin_names, read_toml
-from dtsf.training.recipe import load_recipe
+from dtsf.training.recipe import builtin_names, load_recipe, read_toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

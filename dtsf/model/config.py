@@ -22,7 +22,7 @@ def _auto(given: object) -> object:
 
 
 Auto = Annotated[int, BeforeValidator(_auto), Field(ge=0)]
-"""A number, or ``auto`` (stored as 0): :func:`dtsf.training.auto_size.resolve_auto` chooses it by the number of clips."""
+"""A number, or ``auto`` (stored as 0): :func:`dtsf.training.recipe.resolve_auto` chooses it by the number of clips."""
 
 
 class BranchConfig(BaseModel):

@@ -65,8 +65,8 @@ class Run:
 
         from dtsf.cache.reader import open_dataset
         from dtsf.training.evaluate import evaluate
-        from dtsf.training.open_set import EXCLUDED
         from dtsf.training.protocols import parse_protocol
+        from dtsf.training.splits import EXCLUDED
 
         torch.set_num_threads(self.state.recipe.train.usable_threads)
         data = open_dataset(Path(cache), dataset or self.state.info.name)

@@ -15,14 +15,14 @@ from dtsf.errors import CacheError, CheckpointError
 from dtsf.files.read import parse_json, read_file
 from dtsf.settings import explain
 from dtsf.training.checkpoint import Checkpoint, load_checkpoint
-from dtsf.training.evaluate import Evaluation, Metrics
+from dtsf.training.evaluate import Evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.training.metrics import GroupPrediction
+    from dtsf.training.metrics import GroupPrediction, Metrics
 
 MAX_BYTES = 1 << 28
 """Maximum size of a file of a run."""

@@ -1,6 +1,10 @@
-"""Augmentation of cached clips: time, place, views. Vectorised; drawn from PyTorch's generator.
+"""Augmentation of cached clips: time, position, background, views. Draws from PyTorch's global generator.
 
-Letters: B groups, V views, T frames of the network, H W grid, C channels, N views of all groups, X numbers of a cell in all frames.
+Swapped backgrounds and occlusion are ours, in the spirit of TSM. With s the temporal mean of each cell of a clip and m its
+foreground weight, a clip with the background of clip b is ``s_b + m (x - s_b)``. An occluded cell is s plus noise.
+
+Letters: B groups, V views, T frames of the network, H W grid, C R channels, N views of all groups, P present views, Q changed
+views, X numbers of a cell in all frames.
 """
 
 from __future__ import annotations
@@ -19,52 +23,49 @@ if TYPE_CHECKING:
 
 
 class AugmentConfig(BaseModel):
-    """How training clips are varied. Recipes hold it as ``[augment]``; evaluation uses none of it."""
+    """Augmentation of training clips. Section ``[augment]`` of a recipe. Not used in evaluation."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     crop: float = Field(default=0.0, ge=0, lt=1)
-    """Up to this share of a clip is cut off, at either end: other speeds and other beginnings."""
+    """Maximum share of a clip that is cut off, at both ends together."""
     jitter: float = Field(default=0.5, ge=0, le=1)
-    """Each frame moves by up to half this share of the distance between frames. 0 keeps the fixed ones. With
-    ``model.motion_sampling`` 0, frames have somewhere to go only where the cache holds more than ``model.frames``."""
+    """Each frame moves by up to half of this share of the distance between frames. 0 keeps the frames fixed. With frames uniform in
+    time, this has an effect only if the cache holds more frames than ``model.frames``."""
     shift: float = Field(default=0.0, ge=0)
-    """Each view's grid moves by up to this many cells in each direction, parts of cells by interpolation; the edge is
-    repeated. 0.4 where stage 1 cuts around what moves: the cut is off by as much."""
+    """Maximum shift of the grid of a view in cells, in each direction, with interpolation; the edge is repeated. 0.4 matches the
+    error of the motion crop of stage 1."""
     zoom: float = Field(default=0.0, ge=0)
-    """Each view's grid is enlarged or shrunk by up to this share, about its middle. 0.2 for few people."""
+    """Maximum relative change of the size of the grid of a view, about its centre. 0.2 suits few people."""
     tempo: float = Field(default=0.0, ge=0)
-    """Each group's performance is run faster or slower by up to this share, about its middle, after its frames were chosen:
-    what runs out of its ends is cut, what is missing there repeats the edge. 0.5 for few people with
-    ``model.motion_sampling`` 1, where
-    nobody's action fills quite the same share of the motion; 0 for cameras that no one trained with, which see performances
-    that the others have seen, at their own tempo (docs/results/network.md, docs/recipes.md)."""
+    """Maximum relative change of the speed of a group, about its middle, after frame sampling. The ends are cut or repeated.
+    0.5 suits few people; 0 suits a test on unseen views, where the performances keep their tempo (docs/results/network.md)."""
     delay: float = Field(default=0.0, ge=0)
-    """Each group's performance begins earlier or later by up to this many of the network's frames. 1 beside ``tempo`` 0.5."""
+    """Maximum shift of a group in time, in frames of the network. 1 goes with ``tempo`` 0.5."""
     flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability that all views of a group are mirrored. Not where left and right are different classes."""
+    """Probability that all views of a group are mirrored. Not for classes that differ in left and right."""
     view_drop: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a present view is withheld; one always stays. Teaches the fusion to do without the easy camera."""
+    """Probability that a present view is dropped; one view always stays. It trains the fusion to work without the easy view."""
     swap_background: float = Field(default=0.0, ge=0, le=1)
-    """Share of the clips whose room is exchanged for that of another clip of the batch, afresh each step. See :mod:`.rooms`."""
+    """Share of the clips that get the background of another clip of the batch, drawn again at each step."""
     occlude: float = Field(default=0.0, ge=0, le=1)
-    """Probability that what moves in a view is behind a pillar, narrow or wide; one view always sees. See :mod:`.rooms`."""
+    """Probability that a vertical bar of random width hides a part of a view; one view always stays free."""
     noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of Gaussian noise added to normalised embeddings."""
+    """Standard deviation of Gaussian noise, in units of the deviation of each channel."""
 
     @property
     def leaves_frames(self) -> bool:
-        """True where a clip's frames are the same every time it is read."""
+        """True if the frames of a clip are the same at every reading."""
         return not (self.crop or self.jitter or self.noise)
 
     @property
     def leaves_cells(self) -> bool:
-        """True where cells hold the same every time a clip is read: they are at most moved, or whole views withheld."""
+        """True if the values of the cells are the same at every reading, up to moves of cells and dropped views."""
         return self.leaves_frames and not (self.swap_background or self.occlude)
 
 
 def sample_times(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
-    """Training's moments of every view by itself (views are not frame-aligned). (B, V, T), in [0, 1]."""
+    """Draw the times of the training frames, for each view independently (views are not frame-aligned). (B, V, T), in [0, 1]."""
     cut_BV2 = torch.rand(*shape, 2) * (config.crop / 2)
     begin_BV1 = cut_BV2[..., :1]
     length_BV1 = 1.0 - cut_BV2.sum(-1, keepdim=True)
@@ -74,27 +75,27 @@ def sample_times(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -
 
 
 def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
-    """Mirror whole groups; shift, enlarge or shrink each view's grid, the same in all its frames. Same shape."""
+    """Mirror whole groups; shift and scale the grid of each view, the same in all its frames. Same shape."""
     if not (config.flip or config.shift or config.zoom):
         return x_BVTHWC
     B, V, T, H, W, C = x_BVTHWC.shape
     size_BV = torch.exp((torch.rand(B, V) * 2 - 1) * math.log1p(config.zoom))
     mirror_B1 = torch.where(torch.rand(B, 1) < config.flip, -1.0, 1.0)
-    # Where each cell of the result is read, in a grid that goes from -1 to 1.
+    # Source position of each cell, in a grid from -1 to 1.
     read_BV23 = torch.zeros(B, V, 2, 3)
     read_BV23[..., 0, 0] = mirror_B1 / size_BV
     read_BV23[..., 1, 1] = 1 / size_BV
     read_BV23[..., 2] = (torch.rand(B, V, 2) * 2 - 1) * config.shift * 2 / torch.tensor([W, H])
-    place_NHW2 = F.affine_grid(read_BV23.flatten(0, 1).to(x_BVTHWC.device), [B * V, 1, H, W], align_corners=False)
+    grid_NHW2 = F.affine_grid(read_BV23.flatten(0, 1).to(x_BVTHWC.device), [B * V, 1, H, W], align_corners=False)
     x_NXHW = x_BVTHWC.permute(0, 1, 2, 5, 3, 4).reshape(B * V, T * C, H, W)
-    moved_NXHW = F.grid_sample(x_NXHW, place_NHW2, padding_mode="border", align_corners=False)
+    moved_NXHW = F.grid_sample(x_NXHW, grid_NHW2, padding_mode="border", align_corners=False)
     return moved_NXHW.view(B, V, T, C, H, W).permute(0, 1, 2, 4, 5, 3)
 
 
 def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
-    """Run each group's performance faster or slower, earlier or later, all its views alike. Same shape.
+    """Change the speed and the start of each group, the same for all its views. Same shape.
 
-    Between two frames is their mixture; before the first and after the last is that frame.
+    Frames are interpolated; the first and the last frame are repeated beyond the ends.
     """
     if not (config.tempo or config.delay):
         return x_BVTHWC
@@ -114,7 +115,63 @@ def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def drop_views(mask_BV: Tensor, probability: float) -> Tensor:
-    """Withhold present views at random; in each group one present view, drawn at random, always stays."""
-    draw_BV = torch.rand(mask_BV.shape).masked_fill(~mask_BV, -1.0)
-    stays_BV = torch.zeros_like(mask_BV).scatter(1, draw_BV.argmax(1, keepdim=True), True)
+    """Drop present views at random; one present view of each group, drawn at random, always stays."""
+    stays_BV = _one_view(mask_BV)
     return mask_BV & ((torch.rand(mask_BV.shape) >= probability) | stays_BV)
+
+
+def _one_view(mask_BV: Tensor) -> Tensor:
+    """Draw one present view of each group: a mask."""
+    draw_BV = torch.rand(mask_BV.shape).masked_fill(~mask_BV, -1.0)
+    return torch.zeros_like(mask_BV).scatter(1, draw_BV.argmax(1, keepdim=True), True)
+
+
+def foreground_weight(x_QTHWR: Tensor) -> Tensor:
+    """Return the weight of the moving foreground in each cell: (Q, T, H, W, 1), in [0, 1].
+
+    It is the root of the distance of the cell from its temporal mean, divided by the maximum of the clip.
+    """
+    distance_QTHW1 = torch.linalg.vector_norm(x_QTHWR - x_QTHWR.mean(1, keepdim=True), dim=-1, keepdim=True)
+    most_Q1111 = distance_QTHW1.amax((1, 2, 3), keepdim=True)
+    weight_QTHW1: Tensor = (distance_QTHW1 / most_Q1111.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
+    return weight_QTHW1
+
+
+def swap_backgrounds(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
+    """Put the foreground of a ``share`` of the clips before the background of another clip of the batch. Same shape."""
+    present_P = mask_BV.flatten().nonzero().flatten()
+    other_P = present_P[torch.randperm(len(present_P))]
+    drawn_P = torch.rand(len(present_P)) < share
+    clip_Q, other_Q = present_P[drawn_P].to(x_BVTHWR.device), other_P[drawn_P].to(x_BVTHWR.device)
+    x_NTHWR = x_BVTHWR.flatten(0, 1)
+    x_QTHWR = x_NTHWR[clip_Q]
+    static_Q1HWR = x_NTHWR[other_Q].mean(1, keepdim=True)
+    swapped_QTHWR = torch.lerp(static_Q1HWR.expand_as(x_QTHWR), x_QTHWR, foreground_weight(x_QTHWR))
+    return x_NTHWR.index_copy(0, clip_Q, swapped_QTHWR).view_as(x_BVTHWR)
+
+
+def occlude_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
+    """Cover some views with a vertical bar, from one column of cells to all: only noise changes behind it. Same shape.
+
+    One present view of each group, drawn at random, stays free. A group with one view is not changed.
+    """
+    free_BV = _one_view(mask_BV)
+    device = x_BVTHWR.device
+    covered_N = (
+        (mask_BV & ~free_BV & (torch.rand(mask_BV.shape) < probability)).flatten().nonzero().flatten().to(device)
+    )
+    x_NTHWR = x_BVTHWR.flatten(0, 1)
+    x_QTHWR = x_NTHWR[covered_N]
+    W = x_QTHWR.shape[3]
+    width_Q1 = 1.0 + torch.rand(len(covered_N), 1) * 1.5 * W
+    middle_Q1 = W / 4 + torch.rand(len(covered_N), 1) * W / 2
+    behind_QW = ((torch.arange(W) + 0.5 - middle_Q1).abs() * 2 < width_Q1).to(device)
+    static_Q1HWR = x_QTHWR.mean(1, keepdim=True)
+    # The bar is still, up to the noise of the camera: that of the quietest cell of the clip.
+    square_QXR = (x_QTHWR - static_Q1HWR).square().mean(1).flatten(1, 2)
+    quietest_Q = square_QXR.sum(-1).argmin(1)
+    noise_QR = square_QXR[torch.arange(len(covered_N), device=device), quietest_Q].sqrt()
+    noise_Q111R = noise_QR.view(-1, 1, 1, 1, square_QXR.shape[-1])
+    still_QTHWR = static_Q1HWR + noise_Q111R * torch.randn_like(x_QTHWR, device="cpu").to(device)
+    covered_QTHWR = torch.where(behind_QW.view(-1, 1, 1, W, 1), still_QTHWR, x_QTHWR)
+    return x_NTHWR.index_copy(0, covered_N, covered_QTHWR).view_as(x_BVTHWR)

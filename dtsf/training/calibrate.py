@@ -25,7 +25,7 @@ from dtsf.training.checkpoint import Calibration, amend_checkpoint, resume_or_cl
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.distributed import current_world
 from dtsf.training.metrics import calibration_error
-from dtsf.training.splits import Part, divide, drop_unknown_classes
+from dtsf.training.splits import Fold, drop_unknown_classes, make_folds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,12 +116,12 @@ def _ask_about_held_out(
     """What networks say of groups they have not seen, what was held out, and in how many parts; arguments as above."""
     watched = bool(split.held_out)
     parts, what = (
-        ([Part(train=split.train, held=split.held_out)], "groups held out of training")
+        ([Fold(train=split.train, held_out=split.held_out)], "groups held out of training")
         if watched
-        else divide(split.train, rule.name, recipe.train.calibrate)
+        else make_folds(split.train, rule.name, recipe.train.calibrate)
     )
-    parts = [part for part in map(drop_unknown_classes, parts) if part.train and part.held]
-    if sum(len({clip.group for clip in part.held}) for part in parts) < FEWEST:
+    parts = [part for part in map(drop_unknown_classes, parts) if part.train and part.held_out]
+    if sum(len({clip.group for clip in part.held_out}) for part in parts) < FEWEST:
         return None, what, 0
     plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
     found = []
@@ -138,7 +138,7 @@ def _ask_about_held_out(
                 train, recipe.model_copy(update={"train": plain}), run=folder, resume=resume, on_epoch=told
             ).net
         asked.calibrator.set_reference(training_statistics(asked, train))
-        found.append(observe(asked, load_groups(data, part.held)))
+        found.append(observe(asked, load_groups(data, part.held_out)))
     return Observed.together(found), what, len(parts)
 
 

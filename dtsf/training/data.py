@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dtsf.model.motion import motion_share
-from dtsf.training.augment import drop_views, move_frames, move_grid, sample_times
-from dtsf.training.background_swap import occlude_views, swap_backgrounds
+from dtsf.training.augment import drop_views, move_frames, move_grid, occlude_views, sample_times, swap_backgrounds
 from dtsf.training.frame_sampling import motion_steps, read_frames, uniform_times
 
 if TYPE_CHECKING:

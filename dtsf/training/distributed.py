@@ -1,9 +1,9 @@
-"""Several processes, one a device, as ``torchrun`` starts them: who this one is, and which groups it takes.
+"""Training in several processes, one for each device, started by ``torchrun``.
 
     torchrun --nproc-per-node 2 -m dtsf train ...
 
-A step takes ``batch_size`` groups for each process and each accumulated part, so two processes make the step that one makes
-with the doubled batch (tested). Only the first process writes and prints.
+A step takes ``batch_size`` groups for each process and each accumulated batch. So two processes make the same step as one process
+with a batch of double size. Only the first process writes and prints.
 """
 
 from __future__ import annotations
@@ -23,43 +23,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run."""
+    """Processes of a run."""
 
     size: int = 1
     rank: int = 0
-    """Of this process, from 0."""
+    """Number of this process, from 0."""
     local_size: int = 1
-    """Processes on this machine."""
+    """Number of processes on this machine."""
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and prints."""
+        """True for the process that writes and prints."""
         return self.rank == 0
 
 
 @dataclass(frozen=True)
 class Share:
-    """The groups that one process takes at once."""
+    """Groups in one batch of one process."""
 
     chosen_B: Tensor
-    """Rows of the training groups."""
+    """Indices of training groups."""
     weight: float
-    """Of its mean loss, so that the mean over processes and the sum over parts is the mean over the step's groups. 0 where
-    a last step has too few groups for all processes: they must all take part, so one takes a group that does not count."""
+    """Weight of the mean loss of the batch: the mean over processes and the sum over batches is then the mean over the groups of
+    the step. 0 if the last step has fewer groups than processes: the process then takes one group that does not count."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one process does for one step of the optimiser."""
+    """Work of one process in one step of the optimiser."""
 
     shares: tuple[Share, ...]
-    """One after the other."""
+    """Batches, one after the other."""
     n_groups: int
-    """Of all processes together."""
+    """Number of groups of all processes."""
 
 
 def current_world() -> World:
-    """What torchrun says of this process; one process by itself where torchrun did not start it."""
+    """Read the processes of this run from the environment of torchrun. Without torchrun there is one process."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return World()
     size = int(os.environ["WORLD_SIZE"])
@@ -67,19 +67,19 @@ def current_world() -> World:
 
 
 def launch(device: str, precision: str) -> Fabric:
-    """Start Fabric in this process, and meet the others where there are some. ``precision``: ``32-true`` or ``bf16-mixed``."""
-    # Fabric takes seconds to import; whatever is refused is refused before.
+    """Start Fabric and connect to the other processes. ``precision``: ``32-true`` or ``bf16-mixed``."""
+    # The import of Fabric takes seconds; errors in the settings are raised before.
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
     from torch.nn.parallel import DistributedDataParallel
 
     world = current_world()
-    # dtsf reports progress itself; Fabric would write to stderr too.
+    # Fabric would also write to stderr.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    # Buffers are constants: no need to send them at every step. PyTorch 2.13 renamed the switch.
+    # Buffers are constant and need not be sent at every step. PyTorch 2.13 renamed the argument.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    # A readout may leave some of VideoMamba's parameters unused.
+    # Some readouts do not use all parameters of VideoMamba.
     several = DDPStrategy(find_unused_parameters=True, **buffers)
     fabric = Fabric(
         accelerator=device,
@@ -93,13 +93,13 @@ def launch(device: str, precision: str) -> Fabric:
 
 
 def shutdown() -> None:
-    """Part from the other processes; without them, nothing."""
+    """Disconnect from the other processes, if there are any."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def epoch_plan(n_groups: int, batch_size: int, accumulate: int, world: World) -> list[Step]:
-    """Draw one epoch's order from PyTorch's global generator and divide it. Returns the steps of the calling process."""
+    """Draw the order of an epoch from PyTorch's global generator. Return the steps of this process."""
     together = batch_size * world.size
     return [
         Step(tuple(_share(part_X, len(step_X), world) for part_X in step_X.split(together)), len(step_X))

@@ -1,4 +1,7 @@
-"""How a network is judged: one record of numbers, the same for every protocol and data set."""
+"""Evaluation of a network: the same metrics for every protocol and dataset.
+
+Letters: B groups of a batch, G groups, V views, K classes.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from dtsf.cache.catalog import view_numbers
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.training.adapt import OnlineAdapter
 from dtsf.training.data import evaluation_batches, load_groups
-from dtsf.training.metrics import GroupPrediction, Metrics, ReliabilityBin, judge
-from dtsf.training.open_set import EXCLUDED, UnknownActions, open_set_metrics, split_by_known_classes
+from dtsf.training.metrics import Metrics, UnknownActions, compute_metrics, open_set_metrics
 from dtsf.training.protocols import split_clips
+from dtsf.training.splits import EXCLUDED, split_by_known_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -28,19 +31,9 @@ if TYPE_CHECKING:
     from dtsf.training.data import Groups
     from dtsf.training.protocols import Protocol
 
-__all__ = [
-    "Evaluation",
-    "GroupPrediction",
-    "Metrics",
-    "ReliabilityBin",
-    "check_draws",
-    "evaluate",
-    "evaluate_groups",
-]
-
 
 class Evaluation(BaseModel):
-    """A judgement and everything needed to know what it is a judgement of. ``metrics.json`` holds one."""
+    """Metrics, and the data and settings that they belong to. Stored in ``metrics.json``."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -48,31 +41,31 @@ class Evaluation(BaseModel):
     protocol: str
     split: str
     task: str
-    """What the test measures, in words."""
+    """Description of what the test measures."""
     views: tuple[str, ...]
-    """Names of the views that the network was given."""
+    """Names of the views that the network got."""
     view_names: tuple[str, ...]
-    """Names of all views of the data set, in the order of the metrics' ``view_weights`` and ``view_top1``."""
+    """Names of all views of the dataset, in the order of ``view_weights`` and ``view_top1`` of the metrics."""
     n_clips: int = 0
-    """Clips in the numbers: the views of the groups that the network was given."""
+    """Number of evaluated clips: the views of the groups that the network got."""
     draws: int = 1
-    """Sets of frames that the numbers are averaged over."""
+    """Number of sets of frames over which the numbers are averaged."""
     left_out: dict[str, int]
-    """Clips that are not in the numbers, by reason."""
+    """Number of clips that are not evaluated, by reason."""
     groups_left_out: dict[str, int] = {}
-    """Groups that are not in the numbers, by reason."""
+    """Number of groups that are not evaluated, by reason."""
     seed: int
     fingerprint: str
     catalog: str = ""
-    """Digest of what is said of the clips."""
+    """Hash of the clips and their annotations."""
     unknown: UnknownActions | None = None
-    """How well uncertainty detects unknown actions, if requested."""
+    """Detection of unknown actions, if requested."""
     adapted: bool = False
-    """Whether the network was aligned to the test stream while it was judged."""
+    """True if the network was adapted to the test clips during the evaluation."""
     metrics: Metrics
 
     def summary(self) -> dict[str, Any]:
-        """One flat object for programs: the metrics beside what they are of."""
+        """Return one flat JSON object: the metrics and their description."""
         document = self.model_dump(mode="json")
         metrics: dict[str, Any] = document.pop("metrics")
         return document | metrics
@@ -92,38 +85,40 @@ def evaluate(
     unknown: CachedDataset | None = None,
     adapt: bool = False,
 ) -> Evaluation:
-    """Judge a network on one side of a protocol. Raises ConfigError: an unknown split or view, no group that has one of
-    ``views``, draws that would all be the same, no clip of a known class, or of ``data`` none of an unknown one.
+    """Evaluate a network on one side of a protocol.
 
     Args:
-        split: ``test``; or ``train``, to see the fit.
-        views: Views the network is given: ``all``, or numbers or names joined by commas.
-        classes: Names of those that the network knows; the data set's if left out. Clips of others are not judged.
-        unknown: Also measure how well uncertainty detects unknown actions: the clips of this data set whose classes the
-            network does not know, or all of them where it knows every class; where it is ``data`` itself, of this side of
-            the protocol.
-        adapt: Align the network to the test stream, a group at a time: see :mod:`.adapt`.
-        trained_on: Name of the data set that the network was trained on; this one if left out.
+        split: ``test``; or ``train``, to measure the fit.
+        views: Views that the network gets: ``all``, or numbers or names joined by commas.
+        classes: Names of the classes of the network; those of the dataset by default. Clips of other classes are left out.
+        unknown: Dataset for the detection of unknown actions: its clips of classes that the network does not have, or all its
+            clips if it has none. If it is ``data`` itself, only clips of the same side of the protocol.
+        adapt: Adapt the network to the test clips, one group after the other; see :mod:`.adapt`.
+        trained_on: Name of the dataset of the training; this one by default.
+
+    Raises:
+        ConfigError: Unknown split or view, no group with one of ``views``, equal draws, no clip of a known class, or no clip of an
+            unknown class in ``data``.
     """
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split!r} must be test or train")
     check_draws(draws, net.config, data.spec)
-    parts = split_clips(data.clips, protocol, data.info.kind, data.info.view_names, needed=(split,))
+    sides = split_clips(data.clips, protocol, data.info.kind, data.info.view_names, needed=(split,))
     classes = classes or data.info.class_names
-    known, strange = split_by_known_classes(
-        parts.test if split == "test" else parts.train, data.info.class_names, classes
+    known, others = split_by_known_classes(
+        sides.test if split == "test" else sides.train, data.info.class_names, classes
     )
     if not known:
         raise ConfigError(f"{data.info.name} has no {split} clip of a class that the network knows")
     groups = load_groups(data, known)
-    task = parts.task if split == "test" else "the training clips themselves: no generalisation is measured"
+    task = sides.task if split == "test" else "the training clips themselves: no generalisation is measured"
     if trained_on not in (None, data.info.name):
-        # The protocol's own words are about its two sides, of which the network has seen neither.
+        # The description of the protocol compares its two sides; the network was trained on neither.
         part = "every clip" if protocol.name == "all" else f"the {split} clips by {protocol}"
-        task = f"{part} of another data set, {data.info.name} (trained on {trained_on})"
-    left_out, groups_left_out = _left_out(data, protocol, split) | parts.left_out, {}
-    if strange:
-        left_out["of classes that the network does not know"] = len(strange)
+        task = f"{part} of another dataset, {data.info.name} (trained on {trained_on})"
+    left_out, groups_left_out = _unusable(data, protocol, split) | sides.left_out, {}
+    if others:
+        left_out["of classes that the network does not know"] = len(others)
     names = data.info.view_names
     chosen = view_numbers(views, names, f"--views: {data.info.name}")
     if len(chosen) < len(names):
@@ -136,13 +131,14 @@ def evaluate(
         if before > len(groups):
             groups_left_out["without any of --views"] = before - len(groups)
         task += f"; given only view{'s' if len(chosen) > 1 else ''} {', '.join(names[view - 1] for view in chosen)}"
-    adapted = OnlineAdapter(net) if adapt else None
-    metrics = evaluate_groups(net, groups, classes, draws=draws, adapted=adapted)
-    asked = None
+    adapter = OnlineAdapter(net) if adapt else None
+    metrics = evaluate_groups(net, groups, classes, draws=draws, adapter=adapter)
+    open_set = None
     if unknown is not None:
-        name, what, others = _unknown_groups(unknown, data, strange, classes, chosen)
-        u_G = _mean_of_draws(net, others, 32, draws, adapted)[1]
-        asked = open_set_metrics(name, what, torch.tensor([p.uncertainty for p in metrics.predictions]), u_G)
+        name, description, unknown_groups = _unknown_groups(unknown, data, others, classes, chosen)
+        uncertainty_U = _predict(net, unknown_groups, 32, draws, adapter)[1]
+        known_G = torch.tensor([one.uncertainty for one in metrics.predictions])
+        open_set = open_set_metrics(name, description, known_G, uncertainty_U)
     return Evaluation(
         dataset=data.info.name,
         protocol=str(protocol),
@@ -157,52 +153,47 @@ def evaluate(
         seed=seed,
         fingerprint=data.spec.fingerprint(),
         catalog=data.catalog_hash,
-        unknown=asked,
+        unknown=open_set,
         adapted=adapt,
         metrics=metrics,
     )
 
 
 def _unknown_groups(
-    unknown: CachedDataset, data: CachedDataset, strange: Sequence[Clip], classes: tuple[str, ...], views: Sequence[int]
+    unknown: CachedDataset, data: CachedDataset, others: Sequence[Clip], classes: tuple[str, ...], views: Sequence[int]
 ) -> tuple[str, str, Groups]:
-    """Name, words and groups of unknown actions; arguments as in :func:`evaluate`."""
+    """Return name, description and groups of the unknown actions. ``others``: clips of ``data`` of unknown classes."""
     if unknown.info.name == data.info.name:
-        if not strange:
+        if not others:
             raise ConfigError(
                 f"--unknown {EXCLUDED}: the network knows every class of {data.info.name}: train with "
-                "--set train.exclude_classes=CLASSES, or name another data set"
+                "--set train.exclude_classes=CLASSES, or name another dataset"
             )
-        left = sorted({data.info.class_names[clip.label] for clip in strange})
-        return (
-            EXCLUDED,
-            f"classes left out of training: {', '.join(left)}",
-            load_groups(data, strange).with_views(views),
-        )
-    others = split_by_known_classes(unknown.clips, unknown.info.class_names, classes)[1]
-    what = f"{unknown.info.name}, " + ("its classes that the network does not know" if others else "every clip")
-    return unknown.info.name, what, load_groups(unknown, others or unknown.clips)
+        excluded = sorted({data.info.class_names[clip.label] for clip in others})
+        description = f"classes excluded from training: {', '.join(excluded)}"
+        return EXCLUDED, description, load_groups(data, others).with_views(views)
+    clips = split_by_known_classes(unknown.clips, unknown.info.class_names, classes)[1]
+    part = "its classes that the network does not know" if clips else "every clip"
+    return unknown.info.name, f"{unknown.info.name}, {part}", load_groups(unknown, clips or unknown.clips)
 
 
 def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
-    """Refuse to average over draws that are all the same. Raises ConfigError: the network takes every cached frame as it is, or
-    ``draws`` is below 1.
-    """
+    """Raise ConfigError if ``draws`` is below 1, or if all sets of frames would be the same."""
     if draws < 1:
         raise ConfigError(f"--draws {draws}: at least 1")
     if draws > 1 and config.motion_sampling == 0 and config.frames == spec.frames:
         raise ConfigError(
-            f"{draws} draws of frames would all be the same: with model.motion_sampling 0 the network takes each of the cache's "
-            f"{spec.frames} frames. --draws 1, or fewer model.frames, or preprocess with more --frames"
+            f"all {draws} draws of frames would be the same: with model.motion_sampling 0 the network takes each of the "
+            f"{spec.frames} cached frames. Use --draws 1, fewer model.frames, or preprocess with more --frames"
         )
 
 
-def _left_out(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, int]:
-    """Clips of this side of the protocol that cannot be used, by status. The other side's are in its own judgement."""
+def _unusable(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, int]:
+    """Count the unusable clips of one side of the protocol by status."""
     bad = {one.clip.id: one.status for one in data.bad}
     clips = (*data.clips, *(one.clip for one in data.bad))
-    parts = split_clips(clips, protocol, data.info.kind, data.info.view_names, needed=())
-    return dict(Counter(bad[clip.id] for clip in (parts.test if split == "test" else parts.train) if clip.id in bad))
+    sides = split_clips(clips, protocol, data.info.kind, data.info.view_names, needed=())
+    return dict(Counter(bad[clip.id] for clip in (sides.test if split == "test" else sides.train) if clip.id in bad))
 
 
 def evaluate_groups(
@@ -211,49 +202,47 @@ def evaluate_groups(
     class_names: tuple[str, ...],
     batch_size: int = 32,
     draws: int = 1,
-    adapted: OnlineAdapter | None = None,
+    adapter: OnlineAdapter | None = None,
 ) -> Metrics:
-    """Classify all groups with fixed frames and fixed snapshots: the same numbers every time.
+    """Classify all groups without random draws.
 
-    ``draws``: sets of frames: set k of n takes the place ``(k + 1/2) / n`` of each of the T equal shares of a clip.
-    Probabilities, uncertainties and weights are means over them. ``adapted``: answers in the place of ``net``, a group at a
-    time.
+    ``draws``: number of sets of frames to average over: set k of n takes the position ``(k + 1/2) / n`` in each of the T equal
+    parts of a clip. ``adapter``: predicts in place of ``net``, one group after the other.
     """
-    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = _mean_of_draws(net, groups, batch_size, draws, adapted)
+    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = _predict(net, groups, batch_size, draws, adapter)
     if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):
-        raise CheckpointError("the network's answers are not finite numbers: the training that made it diverged")
-    return judge(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
+        raise CheckpointError("the predictions of the network are not finite: its training diverged; train again")
+    return compute_metrics(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
 
 
 @torch.inference_mode()
-def _mean_of_draws(
-    net: DTSFNet, groups: Groups, batch_size: int, draws: int, adapted: OnlineAdapter | None
+def _predict(
+    net: DTSFNet, groups: Groups, batch_size: int, draws: int, adapter: OnlineAdapter | None
 ) -> tuple[Tensor, ...]:
-    """Probabilities (G, K), uncertainties (G,), weights (G, V), and logits of each view (G, V, K), on the CPU."""
+    """Return probabilities (G, K), uncertainties (G,), view weights (G, V) and view logits (G, V, K), on the CPU."""
     was_training = net.training
     net.eval()
-    asked = [_ask(net, groups, batch_size, draw, draws, adapted) for draw in range(draws)]
+    parts = [_predict_draw(net, groups, batch_size, draw, draws, adapter) for draw in range(draws)]
     net.train(was_training)
-    return tuple(torch.stack(parts).mean(0) if draws > 1 else parts[0] for parts in zip(*asked, strict=True))
+    return tuple(torch.stack(part).mean(0) if draws > 1 else part[0] for part in zip(*parts, strict=True))
 
 
-def _ask(
-    net: DTSFNet, groups: Groups, batch_size: int, draw: int, draws: int, adapted: OnlineAdapter | None
+def _predict_draw(
+    net: DTSFNet, groups: Groups, batch_size: int, draw: int, draws: int, adapter: OnlineAdapter | None
 ) -> tuple[Tensor, ...]:
-    """The same of one set of frames."""
     device, config = next(net.parameters()).device, net.config
 
     def batches(draw: int, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
-        size = 1 if adapted is not None else batch_size
+        size = 1 if adapter is not None else batch_size
         for batch in evaluation_batches(groups, size, config.frames, config.motion_sampling, draw, draws):
             yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
 
-    if adapted is None:
+    if adapter is None:
         outputs = [net(*batch) for batch in batches(draw, draws)]
     else:
-        # Two more samples of the frames, as far from each other as they can be.
-        several = zip(batches(draw, draws), batches(0, 2), batches(1, 2), strict=True)
-        outputs = [adapted(list(samples)) for samples in several]
+        # Two more samples of the frames, as far from each other as possible.
+        samples = zip(batches(draw, draws), batches(0, 2), batches(1, 2), strict=True)
+        outputs = [adapter(list(sample)) for sample in samples]
     return (
         torch.cat([output.probabilities_BK for output in outputs]).cpu(),
         torch.cat([output.uncertainty_B for output in outputs]).cpu(),

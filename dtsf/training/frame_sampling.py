@@ -1,8 +1,8 @@
-"""Which moments of a clip the network sees: by the clock, or by how much happens.
+"""Frame sampling: frames at equal distances in time, or at equal shares of the motion of the clip.
 
-People start late, pause, and move at their own speed; frames at equal distances in time then show one person's action
-in four frames and another's in ten. Frames at equal shares of the clip's *motion* line performances up. A share of
-plain time stays in, because tempo tells some actions apart. Ours, not the paper's; measured in docs/results/network.md.
+People start late, pause, and move at different speeds. With frames uniform in time, an action can fill four frames of one clip
+and ten of another. Frames at equal shares of the *motion* align the clips. A share of time can stay, because some actions differ
+in tempo. This is ours, not the paper's; measured in docs/results/network.md.
 
 Letters: N clips, M clips read, F cached frames, T frames of the network, H W grid, C channels, R all cached frames,
 Y frames read, X numbers of a frame, P a part.
@@ -18,38 +18,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 STILL = 0.7
-"""Share of the clip's smallest step that counts as noise of camera and encoder, not as motion."""
+"""Share of the smallest step of a clip that counts as noise of the camera, not as motion."""
 
-PART = 250_000
-"""Numbers handled at a time, 1 MB in float32: temporary results stay in the processor's cache, which is 4 times faster."""
+CHUNK = 250_000
+"""Numbers in a chunk, 1 MB in float32: temporary results stay in the cache of the CPU, which is 4 times faster."""
 
 
-def uniform_times(n_frames: int, place: float = 0.5) -> Tensor:
-    """Evaluation's moments: the same ``place`` (0 to 1, the centre) of ``n_frames`` equal shares of the clip. (T,), in (0, 1)."""
-    return (torch.arange(n_frames) + place) / n_frames
+def uniform_times(n_frames: int, position: float = 0.5) -> Tensor:
+    """Return the same ``position`` (0 to 1) in each of ``n_frames`` equal parts of the clip: (T,), in (0, 1)."""
+    return (torch.arange(n_frames) + position) / n_frames
 
 
 def cumulative_motion(x_NFHWC: Tensor, motion_sampling: float) -> Tensor:
-    """How much of each clip has passed at each cached frame.
+    """Return the share of each clip that has passed at each cached frame: (N, F), float32, from 0 at the first to 1 at the last.
 
-    ``x_NFHWC``: embeddings of all cached frames. ``motion_sampling``: share of motion in the clock, from 0 (time alone) to
-    1 (motion alone). Motion is the distance between the embeddings of neighbouring frames. Returns (N, F), float32,
-    rising from 0 at the first cached frame to 1 at the last. A clip in which nothing moves runs by time.
+    ``x_NFHWC``: embeddings of all cached frames. ``motion_sampling``: share of motion, from 0 (time alone) to 1 (motion alone).
+    Motion is the distance between the embeddings of neighbouring frames. A clip without motion runs by time.
     """
     return cumulate_steps(motion_steps(x_NFHWC), motion_sampling)
 
 
 def motion_steps(x_NFHWC: Tensor) -> Tensor:
-    """How far the embeddings of each cached frame are from those of the frame before it: (N, F - 1), float32."""
+    """Return the distance of the embeddings of each cached frame from the frame before it: (N, F - 1), float32."""
     parts = []
-    for x_PFHWC in x_NFHWC.split(_rows_of_a_part(x_NFHWC.shape[1:].numel())):
+    for x_PFHWC in x_NFHWC.split(_rows_of_a_chunk(x_NFHWC.shape[1:].numel())):
         x_PFX = x_PFHWC.flatten(2).float()
         parts.append((x_PFX[:, 1:] - x_PFX[:, :-1]).norm(dim=-1))
     return torch.cat(parts)
 
 
 def cumulate_steps(step_NS: Tensor, motion_sampling: float) -> Tensor:
-    """:func:`cumulative_motion`, of the result of :func:`motion_steps`: the costly part, which needs doing once."""
+    """Return :func:`cumulative_motion` from the result of :func:`motion_steps`, which is the costly part."""
     step_NS = step_NS - STILL * step_NS.amin(1, keepdim=True)
     mean_N1 = step_NS.mean(1, keepdim=True)
     motion_NS = torch.where(mean_N1 > 0, step_NS / mean_N1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
@@ -61,18 +60,18 @@ def cumulate_steps(step_NS: Tensor, motion_sampling: float) -> Tensor:
 def read_frames(
     x_NFHWC: Tensor, row_M: Tensor, time_MT: Tensor, motion_sampling: float, step_NS: Tensor | None = None
 ) -> Tensor:
-    """Read clips at given moments. Returns (M, T, H, W, C), float32.
+    """Read clips at given times. Return (M, T, H, W, C), float32.
 
     Args:
         x_NFHWC: Embeddings of all cached frames of all clips, any float type.
-        row_M: Which clips; a clip may be read more than once.
-        time_MT: In [0, 1], for each clip read.
-        motion_sampling: See :func:`cumulative_motion`. At 0 a moment takes the cached frame whose segment holds it, unchanged;
-            above 0 it is interpolated between the two cached frames around it.
-        step_NS: :func:`motion_steps` of all clips, to reuse; computed if left out.
+        row_M: Rows of the clips; a row may come more than once.
+        time_MT: Times of the frames of each clip, in [0, 1].
+        motion_sampling: See :func:`cumulative_motion`. At 0, the result is the cached frame of the segment that contains the
+            time. Above 0, it is interpolated between the two cached frames around the time.
+        step_NS: :func:`motion_steps` of all clips; computed by default.
     """
     F = x_NFHWC.shape[1]
-    # Frames as rows: copying whole rows is ten times faster than indexing by two axes.
+    # Frames as rows: a copy of whole rows is ten times faster than indexing by two axes.
     frame_RX = x_NFHWC.flatten(2).flatten(0, 1)
     first_M1 = row_M.unsqueeze(1) * F
     if motion_sampling == 0 or F == 1:
@@ -85,12 +84,12 @@ def read_frames(
     share_MT = ((time_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)
     after_Y, share_Y1 = (first_M1 + after_MT).flatten(), share_MT.flatten().unsqueeze(1)
     out_YX = torch.empty(len(after_Y), frame_RX.shape[1], device=frame_RX.device)
-    size = _rows_of_a_part(frame_RX.shape[1])
+    size = _rows_of_a_chunk(frame_RX.shape[1])
     for after_P, share_P1, out_PX in zip(after_Y.split(size), share_Y1.split(size), out_YX.split(size), strict=True):
         out_PX.copy_(frame_RX.index_select(0, after_P - 1)).mul_(1 - share_P1)
         out_PX.add_(frame_RX.index_select(0, after_P).float().mul_(share_P1))
     return out_YX.view(*time_MT.shape, *x_NFHWC.shape[2:])
 
 
-def _rows_of_a_part(length: int) -> int:
-    return max(1, PART // max(1, length))
+def _rows_of_a_chunk(length: int) -> int:
+    return max(1, CHUNK // max(1, length))

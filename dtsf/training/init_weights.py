@@ -24,7 +24,7 @@ from safetensors.torch import load
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, read_file
 from dtsf.settings import explain
-from dtsf.training.auto_size import resolve_auto
+from dtsf.training.recipe import resolve_auto
 
 if TYPE_CHECKING:
     from pathlib import Path

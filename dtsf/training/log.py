@@ -1,7 +1,7 @@
-"""What a run writes down as it goes: ``log.jsonl``, a line a step, and TensorBoard's events where TensorBoard is installed.
+"""Log of a training: ``log.jsonl``, one line a step, and TensorBoard events if TensorBoard is installed.
 
-Keys of a line: ``step`` and ``epoch``, then numbers: ``lr``, ``accuracy``, ``loss`` and its terms. Behind the last step of an
-epoch, where groups are held out, a line with ``held_out_loss`` and ``held_out_accuracy``.
+Keys of a line: ``step``, ``epoch``, ``lr``, ``accuracy``, ``loss`` and its terms. With held-out groups, a line with
+``held_out_loss`` and ``held_out_accuracy`` follows the last step of an epoch.
 """
 
 from __future__ import annotations
@@ -21,23 +21,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOG_LIMIT = 1 << 30
-"""Bytes of the largest log that is gone on with: five million steps."""
+"""Maximum size of a log that is continued, in bytes: five million steps."""
 
 
 class Writer(Protocol):
-    """What is asked of TensorBoard's writer."""
+    """Interface of the TensorBoard writer."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Note a number."""
+        """Write a number."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write all pending events and close."""
 
 
 def summary_writer(folder: Path, step: int) -> Writer | None:
-    """TensorBoard's writer for ``folder``; None where TensorBoard is not installed. ``step``: events of later steps, which a
-    killed process left, count no more.
-    """
+    """Return a TensorBoard writer for ``folder``; None if TensorBoard is not installed. Events after ``step`` are dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -47,15 +45,18 @@ def summary_writer(folder: Path, step: int) -> Writer | None:
 
 
 class TrainingLog:
-    """The open log of a run; use it as a context. ``run``: run folder; None writes nothing, for all processes but the first.
-    ``step``: steps that the checkpoint knows: lines of later ones are cut off, they are made again.
+    """Open log of a run, used as a context.
+
+    Args:
+        run: Run folder; None writes nothing (all processes but the first).
+        step: Step of the checkpoint. Lines of later steps are removed, because these steps are made again.
     """
 
     def __init__(self, run: Path | None, step: int) -> None:
         self._file, self._writer = None, None
         if run is not None:
             if (run / "tensorboard").is_symlink():
-                raise CheckpointError(f"{run / 'tensorboard'} is a link, which is not followed here: remove it")
+                raise CheckpointError(f"{run / 'tensorboard'} is a symbolic link and is not followed: remove it")
             path = self._path = run / "log.jsonl"
             _cut(path, step)
             try:
@@ -65,11 +66,11 @@ class TrainingLog:
             self._writer = summary_writer(run / "tensorboard", step)
 
     def write(self, line: dict[str, Any]) -> None:
-        """Write down a step's numbers."""
+        """Write the numbers of a step."""
         if self._file is not None:
-            # A term that is not finite, of a loss that is, has no place in JSON.
+            # JSON has no NaN and no Infinity.
             finite = {name: value if math.isfinite(value) else None for name, value in line.items()}
-            with self._told():
+            with self._errors():
                 self._file.write(json_text(finite) + "\n")
         if self._writer is not None:
             for name, value in line.items():
@@ -77,19 +78,19 @@ class TrainingLog:
                     self._writer.add_scalar(name, value, line["step"])
 
     def flush(self) -> None:
-        """Bring everything to the disk, before a checkpoint says that it is there."""
+        """Write everything to the disk, before a checkpoint counts on it."""
         if self._file is not None:
-            with self._told():
+            with self._errors():
                 self._file.flush()
                 os.fsync(self._file.fileno())
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; make room and --resume"
+                f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; free some disk space and --resume"
             ) from error
 
     def __enter__(self) -> TrainingLog:
@@ -97,7 +98,7 @@ class TrainingLog:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            # A full disk has been reported.
+            # A full disk was already reported.
             with contextlib.suppress(OSError):
                 self._file.close()
         if self._writer is not None:
@@ -105,7 +106,7 @@ class TrainingLog:
 
 
 def _cut(path: Path, step: int) -> None:
-    """Leave the whole lines of known steps: a kill finds the file as it was or cut, never half."""
+    """Keep the complete lines up to ``step``. The file is replaced atomically."""
     kept = 0
     data = read_file(path, limit=LOG_LIMIT, error=CheckpointError) if step and os.path.lexists(path) else b""
     for line in data.splitlines(keepends=True):

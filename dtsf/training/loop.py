@@ -15,7 +15,6 @@ import torch
 from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
 from dtsf.model.network import DTSFNet
-from dtsf.training.auto_size import resolve_auto
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import (
     channel_deviation,
@@ -33,6 +32,7 @@ from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import TrainingLog
 from dtsf.training.optim import adamw, schedule, update_average
 from dtsf.training.prefetch import Prefetcher, to_device_if_fits
+from dtsf.training.recipe import resolve_auto
 from dtsf.training.train_state import TrainingModule, TrainState, restore, save, versions
 
 if TYPE_CHECKING:

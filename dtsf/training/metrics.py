@@ -1,6 +1,6 @@
 """Metrics of an evaluation, computed from predictions.
 
-Letters: G groups, V views, K classes.
+Letters: G groups, U unknown groups, V views, K classes.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from dtsf.training.data import Groups
 
 BINS = 15
-"""Of the calibration error and the reliability table."""
+"""Bins of the calibration error and of the reliability table."""
+TPR = 0.95
+"""Share of the known groups that are accepted, for ``fpr95``."""
 
 
 class GroupPrediction(BaseModel):
-    """The prediction for one group."""
+    """Prediction for one group."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -28,13 +30,13 @@ class GroupPrediction(BaseModel):
     label: int
     predicted: int
     probability: float
-    """Of the predicted class."""
+    """Probability of the predicted class."""
     uncertainty: float
     view_weights: tuple[float, ...]
 
 
 class ReliabilityBin(BaseModel):
-    """The groups whose predicted class got a probability in ``(low, high]``."""
+    """Groups whose predicted class has a probability in ``(low, high]``."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -42,13 +44,13 @@ class ReliabilityBin(BaseModel):
     high: float
     n_groups: int
     probability: float | None
-    """Mean; None in an empty bin."""
+    """Mean probability; None in an empty bin."""
     accuracy: float | None
-    """Share that was right."""
+    """Share of correct predictions; None in an empty bin."""
 
 
 class Metrics(BaseModel):
-    """A judgement. Fractions, not percents; None where a number is not defined (no errors, no such class)."""
+    """Metrics as fractions, not percents. None if a number is not defined (no errors, no group of a class)."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
@@ -56,25 +58,70 @@ class Metrics(BaseModel):
     top5: float
     n_groups: int
     ece: float
-    """Expected calibration error, 15 bins: the mean of ``|accuracy - probability|`` over ``reliability``, by groups."""
+    """Expected calibration error, 15 bins: the mean of ``|accuracy - probability|`` over groups."""
     auroc_uncertainty: float | None
-    """How well the uncertainty tells errors from right answers; 0.5 is chance."""
+    """AUROC of the uncertainty as a detector of errors; 0.5 is chance."""
     uncertainty: float
-    """Mean over groups."""
+    """Mean uncertainty over groups."""
     view_weights: tuple[float, ...]
-    """Mean share of each view in the fused feature, over the groups in which the view is present."""
+    """Mean weight of each view in the fusion, over the groups in which the view is present."""
     view_top1: tuple[float | None, ...]
-    """Accuracy of the shared head on each view's own feature. Where the recipe encodes views together, that feature has
-    seen the other views too; what a camera reaches alone is a judgement of its own (``evaluate --views N``)."""
+    """Accuracy of the shared head on the feature of each view. If the recipe encodes views together, that feature contains the
+    other views too. ``evaluate --views N`` measures a view alone."""
     per_class: dict[str, float | None]
     confusion: tuple[tuple[int, ...], ...]
-    """Rows are true classes, columns predicted ones."""
+    """Rows are true classes, columns predicted classes."""
     reliability: tuple[ReliabilityBin, ...] = ()
-    """Fifteen equal bins, from 0 to 1."""
+    """Fifteen equal bins from 0 to 1."""
     predictions: tuple[GroupPrediction, ...] = ()
 
 
-def judge(
+class UnknownActions(BaseModel):
+    """Detection of unknown actions by the uncertainty."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """``excluded``, or the name of a dataset."""
+    description: str
+    n_groups: int
+    """Number of unknown groups. The known groups are those of the evaluation."""
+    auroc: float
+    """Share of pairs of an unknown and a known group in which the unknown one is more uncertain; 0.5 is chance."""
+    fpr95: float
+    """Share of the unknown groups that are accepted where 95 % of the known groups are."""
+    uncertainty: float
+    """Mean over the unknown groups."""
+
+
+def auroc(score_G: Tensor, positive_G: Tensor) -> float:
+    """Return the area under the ROC curve: the share of pairs in which the positive has the larger score; ties count half.
+
+    It is the Mann-Whitney statistic on ranks. There must be positives and negatives.
+    """
+    _, inverse_G, count_X = score_G.double().unique(return_inverse=True, return_counts=True)
+    rank_X = count_X.cumsum(0) - (count_X - 1) / 2
+    n = int(positive_G.sum())
+    above = float(rank_X[inverse_G][positive_G.bool()].sum()) - n * (n + 1) / 2
+    return above / (n * (len(score_G) - n))
+
+
+def open_set_metrics(name: str, description: str, known_G: Tensor, unknown_U: Tensor) -> UnknownActions:
+    """Compute the metrics of unknown actions from the uncertainties of known and of unknown groups."""
+    is_unknown = torch.cat([torch.zeros(len(known_G)), torch.ones(len(unknown_U))])
+    # The smallest threshold that accepts this share of the known groups.
+    threshold = known_G.double().sort().values[max(0, -int(-TPR * len(known_G) // 1) - 1)]
+    return UnknownActions(
+        name=name,
+        description=description,
+        n_groups=len(unknown_U),
+        auroc=auroc(torch.cat([known_G, unknown_U]), is_unknown),
+        fpr95=(unknown_U.double() <= threshold).double().mean().item(),
+        uncertainty=unknown_U.double().mean().item(),
+    )
+
+
+def compute_metrics(
     probability_GK: Tensor,
     uncertainty_G: Tensor,
     weights_GV: Tensor,
@@ -82,16 +129,13 @@ def judge(
     groups: Groups,
     class_names: tuple[str, ...],
 ) -> Metrics:
-    """Compute the metrics of all predictions.
+    """Compute the metrics of the predictions for all groups.
 
     Args:
         uncertainty_G: In (0, 1].
-        weights_GV: Share of each view; 0 where it is absent.
-        view_predicted_GV: Class predicted from each view's own feature; anything where it is absent.
+        weights_GV: Weight of each view; 0 if it is absent.
+        view_predicted_GV: Class predicted from the feature of each view; not read if the view is absent.
     """
-    # torchmetrics takes seconds to import; whatever is refused is refused before.
-    from torchmetrics.functional.classification import binary_auroc
-
     label_G, mask_GV = groups.label_G, groups.mask_GV
     predicted_G = probability_GK.argmax(-1)
     right_G = predicted_G == label_G
@@ -108,7 +152,7 @@ def judge(
         n_groups=len(groups),
         ece=_error_of(reliability),
         reliability=reliability,
-        auroc_uncertainty=binary_auroc(uncertainty_G, (~right_G).long()).item() if mixed else None,
+        auroc_uncertainty=auroc(uncertainty_G, ~right_G) if mixed else None,
         uncertainty=uncertainty_G.mean().item(),
         view_weights=tuple((weights_GV.sum(0) / present_V.clamp(min=1)).tolist()),
         view_top1=tuple(
@@ -134,8 +178,13 @@ def judge(
     )
 
 
+def calibration_error(probability_GK: Tensor, label_G: Tensor) -> float:
+    """Return the expected calibration error of probabilities; see :attr:`Metrics.ece`."""
+    return _error_of(_reliability(probability_GK.amax(-1), probability_GK.argmax(-1) == label_G))
+
+
 def _reliability(probability_G: Tensor, right_G: Tensor) -> tuple[ReliabilityBin, ...]:
-    """Fifteen equal bins; a probability on an edge belongs to the bin below, also where float32 misses the edge by a hair."""
+    """Bin predictions by probability. An edge belongs to the bin below it, also within the rounding error of float32."""
     probability_G = probability_G.double()
     edge_E = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
     bin_G = torch.bucketize(probability_G.round(decimals=6), edge_E[1:-1].round(decimals=6))
@@ -155,17 +204,11 @@ def _reliability(probability_G: Tensor, right_G: Tensor) -> tuple[ReliabilityBin
     return tuple(bins)
 
 
-def calibration_error(probability_GK: Tensor, label_G: Tensor) -> float:
-    """Expected calibration error of probabilities, as :attr:`Metrics.ece`."""
-    return _error_of(_reliability(probability_GK.amax(-1), probability_GK.argmax(-1) == label_G))
-
-
 def _error_of(reliability: tuple[ReliabilityBin, ...]) -> float:
-    """The mean over groups of how far the accuracy of their bin is from its probability."""
     groups = sum(row.n_groups for row in reliability)
-    apart = [
+    errors = [
         row.n_groups * abs(row.accuracy - row.probability)
         for row in reliability
         if row.accuracy is not None and row.probability is not None
     ]
-    return sum(apart) / groups
+    return sum(errors) / groups

@@ -1,4 +1,4 @@
-"""How the weights are moved: schedule, weight decay, running average."""
+"""Optimiser: learning rate schedule, weight decay, running average of the weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def schedule(step: int, n_steps: int, warmup: float) -> float:
-    """Share of the peak learning rate at ``step``: linear warm-up, then cosine to 0."""
+    """Return the share of the peak learning rate at ``step``: linear warm-up, then cosine to 0."""
     rising = max(1, round(warmup * n_steps))
     if step < rising:
         return (step + 1) / rising
@@ -22,8 +22,9 @@ def schedule(step: int, n_steps: int, warmup: float) -> float:
 
 
 def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -> list[dict[str, Any]]:
-    """Split parameters by whether weight decay applies: to matrices, not to norms, biases, positions, D, cls, and A_log.
-    ``states``: apply it to A_log too.
+    """Divide parameters into those with and without weight decay.
+
+    Matrices decay. Norms, biases, positions, the class token and D do not, nor does A_log unless ``states`` is set.
     """
     exempt = ("pos_embed", "temporal_pos_embedding", "cls_token", *(() if states else ("A_log", "A_b_log")))
     decayed: list[Tensor] = []
@@ -34,9 +35,7 @@ def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -
 
 
 def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """AdamW as the recipe says, for weights on ``device``. On a card many weights a launch: one by one, VideoMamba-S has
-    thousands of launches a step.
-    """
+    """Return AdamW with the settings of the recipe. On a GPU it updates many weights in one launch."""
     return torch.optim.AdamW(
         decay_groups(net, train.weight_decay, states=train.decay_states),
         lr=train.lr,
@@ -47,8 +46,9 @@ def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.opt
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
-    """Running average of the weights; its first steps forget faster, so that the start leaves no trace. ``decay``: share of the
-    average that stays, after the first steps. ``step``: from 1.
+    """Update the running average of the weights in place. The decay is smaller in the first steps, to forget the start.
+
+    ``decay``: share of the average that stays. ``step``: from 1.
     """
     decay = min(decay, (1 + step) / (10 + step))
     for name, x in net.state_dict().items():

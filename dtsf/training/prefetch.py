@@ -1,10 +1,8 @@
-"""Training's batches on the card: made there of embeddings that stay there, or made on the CPU and sent while it computes.
+"""Training batches on a GPU, one batch ahead of the computation.
 
-Embeddings stay on a card that has the room: a batch is then chosen and varied there, and no bus and no core is waited for. Else the
-next batch is gathered on the CPU and put into pinned memory (PyTorch keeps it and gives it out again: a ring). Either way it is
-made one ahead, on a stream of its own: a step's kernels are only queued when Python goes on, so nothing runs beside the training.
-Random numbers are drawn on the CPU and in one order, whichever it is, so a run repeats. On a CPU a batch is made when it is asked
-for, as there is nothing to overlap.
+If the embeddings fit on the GPU, they stay there and batches are gathered and augmented on the GPU. Otherwise a batch is made on
+the CPU and copied through pinned memory, which PyTorch reuses. Both use a separate CUDA stream, while the GPU computes the queued
+step. Random numbers are always drawn on the CPU in the same order, so that a run repeats. On a CPU, batches are made on request.
 """
 
 from __future__ import annotations
@@ -26,13 +24,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARE = 0.4
-"""Of the free memory of a card: the rest is the network's."""
+"""Maximum share of the free GPU memory for the embeddings; the rest is for the network."""
 
 
 def fits_on_gpu(n_bytes: int, device: torch.device) -> bool:
-    """Whether ``device`` is a card, and so many bytes are at most :data:`SHARE` of what is free on it.
+    """Return True if ``device`` is a GPU and ``n_bytes`` is at most :data:`SHARE` of its free memory.
 
-    What PyTorch keeps from an earlier training in this process and nobody uses is free too.
+    Memory that PyTorch has reserved but does not use counts as free.
     """
     if device.type != "cuda":
         return False
@@ -41,33 +39,33 @@ def fits_on_gpu(n_bytes: int, device: torch.device) -> bool:
 
 
 def to_device_if_fits(groups: Groups, device: torch.device) -> Groups:
-    """The groups with their embeddings on ``device`` if it is a card where they fit, else as they are."""
+    """Return the groups with their embeddings on ``device`` if it is a GPU where they fit, else unchanged."""
     x_NFHWC = groups.embeddings_NFHWC
     if not fits_on_gpu(x_NFHWC.nbytes, device):
         return groups
-    logger.info("%.2f GB of embeddings stay on %s", x_NFHWC.nbytes / 1e9, device)
+    logger.info("%.2f GB of embeddings are kept on %s", x_NFHWC.nbytes / 1e9, device)
     return replace(groups, embeddings_NFHWC=x_NFHWC.to(device))
 
 
 @lru_cache(maxsize=16)
 def _side_stream(device: torch.device) -> Any:
-    """One a card: PyTorch keeps the memory of every stream apart, and a new one each epoch would hoard it."""
+    """Return one stream for each GPU: PyTorch does not share memory between streams, so new streams would waste it."""
     return torch.cuda.Stream(device)
 
 
 class Prefetcher:
-    """Batches on a device, one of them ahead of time. ``batches``: on the CPU, or with embeddings on the device already."""
+    """Batches on a device, with one batch ahead. ``batches`` may be on the CPU or on the device."""
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self._batches, self._device = batches, device
         self._stream: Any = _side_stream(device) if device.type == "cuda" else None
         self._staged: Batch | None = None
         if self._stream is not None:
-            # What batches are made of may still be on its way.
+            # Embeddings may still be in transfer to the device.
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def prepare(self) -> None:
-        """Send the next batch on its way, where that does not wait for the device. Call it once a step's work is queued."""
+        """Start to make the next batch. Call it after the work of a step is queued."""
         if self._stream is None or self._staged is not None:
             return
         with torch.cuda.stream(self._stream):
@@ -78,7 +76,7 @@ class Prefetcher:
         return x.pin_memory().to(self._device, non_blocking=True) if x.device.type == "cpu" else x
 
     def next(self) -> Batch:
-        """The next batch, on the device."""
+        """Return the next batch, on the device. Raises StopIteration after the last one."""
         if self._stream is None:
             return next(self._batches).to(self._device)
         self.prepare()
@@ -88,7 +86,7 @@ class Prefetcher:
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._stream)
         for x in _parts(batch):
-            # Its memory is not given to the next copy before the step that reads it is done.
+            # Keeps the memory of the batch until the step that reads it is done.
             x.record_stream(computing)
         return batch
 

@@ -1,14 +1,14 @@
-"""Who trains and who is tested: the protocols of the data sets' papers, and a user's own split.
+"""Protocols: the division of clips into training and test, as in the papers of the datasets or by the user.
 
 ====================  ===========================================================================================
-``cross-subject``     test subjects after a colon: ``cross-subject:5,6``; the published lists of NTU and N-UCLA if left out
-``cross-view``        test view after a colon: ``cross-view:3``; NTU's camera 1, else view 3, if left out
-``cross-setup``       NTU-120: even setups train, odd ones are tested
-``split``             the manifest's column ``split``: ``train`` and ``test``
-``all``               everything trains and is tested: measures nothing but fit
+``cross-subject``     test subjects after a colon: ``cross-subject:5,6``; default: the published lists of NTU and N-UCLA
+``cross-view``        test view after a colon: ``cross-view:3``; default: view 1 of NTU, else view 3
+``cross-setup``       NTU-120: even setups train, odd setups test
+``split``             column ``split`` of the manifest: ``train`` and ``test``
+``all``               all clips train and test: measures the fit only
 ====================  ===========================================================================================
 
-Testing a single unseen view and testing all views of unseen subjects are different tasks; :class:`Split` names which.
+A test on one unseen view and a test on all views of unseen subjects are different tasks; :class:`Split` names the task.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NTU120_TRAIN = NTU60_TRAIN | frozenset(
 
 
 class Protocol(Frozen):
-    """A protocol and its argument, as ``cross-subject:5,6`` writes it."""
+    """A protocol and its argument, written as ``cross-subject:5,6``."""
 
     name: str
     argument: tuple[str, ...] = ()
@@ -50,34 +50,35 @@ class Protocol(Frozen):
 
 
 class Split(Frozen):
-    """What trains and what is tested."""
+    """Training and test clips of a protocol."""
 
     train: tuple[Clip, ...]
     test: tuple[Clip, ...]
     left_out: dict[str, int]
-    """Reason -> number of clips."""
+    """Number of clips by reason."""
     task: str
-    """What the test measures, in words."""
+    """Description of what the test measures."""
     held_out: tuple[Clip, ...] = ()
-    """Taken from the training side by :func:`.holdout.hold_out`: watched during training, neither trained nor tested."""
+    """Evaluated during the training, neither trained nor tested; see :func:`.splits.hold_out`."""
 
 
 class Side(Frozen):
-    """Who and what is on one side of a split."""
+    """Counts of one side of a split."""
 
     clips: int
     groups: int
     views: dict[str, int]
-    """Name -> number of clips."""
+    """Number of clips by name of the view."""
     subjects: tuple[str, ...]
-    """Everyone who performs, in order; empty where the data set does not say."""
+    """Subjects in order; empty if the dataset names no subjects."""
     setups: tuple[int, ...]
-    """NTU's; empty elsewhere."""
+    """Setups of NTU; empty for other datasets."""
 
 
 def parse_protocol(text: str | None, dataset: str) -> Protocol:
-    """Read ``name[:argument,...]``; None takes the data set's usual protocol. Raises ConfigError: unknown name, or an argument
-    where none belongs.
+    """Read ``name[:argument,...]``; None is the usual protocol of the kind of dataset.
+
+    Raises ConfigError: unknown name, or an argument that the protocol does not take.
     """
     if text is None:
         return Protocol(name=DEFAULTS.get(dataset, "all"))
@@ -103,15 +104,15 @@ def split_clips(
 ) -> Split:
     """Divide clips into training and test.
 
-    ``view_names``: by view number less 1; views may be named by either. ``needed``: which of ``train`` and ``test`` must have
-    clips; judging a run on another data set takes one of them. Raises ConfigError: a subject or view that does not exist, a
-    column or number that the data set lacks, or no clip on a side that is needed.
+    ``view_names``: names in the order of the view numbers; a protocol may use either. ``needed``: sides that must have clips; an
+    evaluation on another dataset needs one. Raises ConfigError: unknown subject or view, a missing column of the dataset, or a
+    needed side without clips.
     """
     rules: dict[str, Callable[[], tuple[Callable[[Clip], str], str]]] = {
         "cross-subject": lambda: _cross_subject(clips, protocol, dataset),
         "cross-view": lambda: _cross_view(clips, protocol, dataset, view_names),
         "cross-setup": lambda: _cross_setup(clips),
-        "split": lambda: _own_split(clips),
+        "split": lambda: _manifest_split(clips),
         "all": lambda: (lambda clip: "both", "the training clips themselves: no generalisation is measured"),
     }
     side_of, task = rules[protocol.name]()
@@ -119,7 +120,7 @@ def split_clips(
     train = tuple(clip for side, clip in sides if side in ("train", "both"))
     test = tuple(clip for side, clip in sides if side in ("test", "both"))
     if protocol.name == "split" and train and test:
-        task = f"{task}: {_what_is_new(train, test, view_names)}"
+        task = f"{task}: {_describe_test_rows(train, test, view_names)}"
     left_out = Counter(side for side, _ in sides if side not in ("train", "test", "both"))
     for side, word, there in (("train", "training", train), ("test", "test", test)):
         if side in needed and not there:
@@ -131,7 +132,7 @@ def split_clips(
 
 
 def describe(clips: Sequence[Clip], view_names: Sequence[str]) -> Side:
-    """Count one side of a split."""
+    """Count the clips, groups, views, subjects and setups of one side of a split."""
     views = Counter(clip.view for clip in clips)
     return Side(
         clips=len(clips),
@@ -145,17 +146,15 @@ def describe(clips: Sequence[Clip], view_names: Sequence[str]) -> Side:
 def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> tuple[Callable[[Clip], str], str]:
     known = set(_subjects(clips))
     if not known:
-        raise ConfigError(
-            "protocol cross-subject: the data set does not say who performs (a manifest's column subject)"
-        )
+        raise ConfigError("protocol cross-subject: the dataset names no subjects (column subject of a manifest)")
     if protocol.argument:
-        asked = {word: _subject(word, known) for word in protocol.argument}
-        absent = [word for word, subject in asked.items() if subject is None]
+        given = {word: _subject(word, known) for word in protocol.argument}
+        absent = [word for word, subject in given.items() if subject is None]
         if absent:
             raise ConfigError(
                 f"protocol {protocol}: no subject {', '.join(absent)}; there are {', '.join(_subjects(clips))}"
             )
-        test = {subject for subject in asked.values() if subject is not None}
+        test = {subject for subject in given.values() if subject is not None}
     elif dataset == "ntu":
         test = known - (NTU120_TRAIN if _is_ntu120(clips) else NTU60_TRAIN)
     elif dataset == "nucla":
@@ -178,7 +177,7 @@ def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> t
 
 
 def _subject(word: str, known: set[str]) -> str | None:
-    """The subject of that name; else the one of that number: 05 in file names is 5 in records."""
+    """Find a subject by name, or by number: 05 in file names is 5 in records."""
     if word in known:
         return word
     same = [name for name in known if word.isdecimal() and name.isdecimal() and int(name) == int(word)]
@@ -210,11 +209,11 @@ def _cross_setup(clips: Sequence[Clip]) -> tuple[Callable[[Clip], str], str]:
     return side, "all views of unseen setups (odd numbers)"
 
 
-def _own_split(clips: Sequence[Clip]) -> tuple[Callable[[Clip], str], str]:
+def _manifest_split(clips: Sequence[Clip]) -> tuple[Callable[[Clip], str], str]:
     words = {clip.split for clip in clips}
     if not {"train", "test"} <= words:
         raise ConfigError(
-            "protocol split: the manifest's column split must hold train and test; it holds "
+            "protocol split: the column split of the manifest must contain train and test; it contains "
             f"{', '.join(sorted(word for word in words if word)) or 'nothing'}. Or choose --protocol all"
         )
 
@@ -224,21 +223,21 @@ def _own_split(clips: Sequence[Clip]) -> tuple[Callable[[Clip], str], str]:
     return side, "the manifest's test rows"
 
 
-def _what_is_new(train: Sequence[Clip], test: Sequence[Clip], view_names: Sequence[str]) -> str:
-    """What the test rows of a user's own split share with the training rows, in words."""
+def _describe_test_rows(train: Sequence[Clip], test: Sequence[Clip], view_names: Sequence[str]) -> str:
+    """Describe the views and subjects that the test rows of a manifest share with its training rows."""
     seen, tested = {clip.view for clip in train}, {clip.view for clip in test}
     if not seen & tested:
         names = ", ".join(view_names[view - 1] for view in sorted(tested))
         views = f"an unseen view alone (view {names})" if len(tested) == 1 else f"unseen views ({names})"
     else:
         views = "views that trained too" if tested <= seen else "views of which some trained"
-    knows, asks = set(_subjects(train)), set(_subjects(test))
-    if not asks:
+    trained, subjects = set(_subjects(train)), set(_subjects(test))
+    if not subjects:
         people = "people it does not name"
-    elif not knows & asks:
+    elif not trained & subjects:
         people = "unseen subjects"
     else:
-        people = "subjects who trained too" if asks <= knows else "subjects of whom some trained"
+        people = "subjects who trained too" if subjects <= trained else "subjects of whom some trained"
     same = " in performances seen from others" if {c.group for c in train} & {c.group for c in test} else ""
     return f"{views}, of {people}{same}"
 

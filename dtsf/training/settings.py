@@ -1,4 +1,4 @@
-"""Settings of stage 2: one object from the command line to the training. What the network is and how it learns is the recipe's."""
+"""Settings of stage 2, from the command line or Python. The recipe holds the settings of the network and of its training."""
 
 from __future__ import annotations
 
@@ -11,38 +11,37 @@ from dtsf.settings import Settings
 
 
 class TrainSettings(Settings):
-    """What is trained on, by which recipe, where, and where the run goes."""
+    """Data, recipe, device and run folder of a training."""
 
     dataset: str | None = None
-    """Data set in the cache; needless where there is one."""
-    protocol: str | None = Field(default=None, json_schema_extra={"default_text": "the data set's usual one"})
-    """cross-subject[:5,6 test subjects], cross-view[:3 test view], cross-setup, split (the manifest's column), or all."""
-    recipe: str | None = Field(default=None, json_schema_extra={"default_text": "what suits data set and protocol"})
+    """Dataset in the cache. Optional if the cache has only one."""
+    protocol: str | None = Field(default=None, json_schema_extra={"default_text": "the usual protocol of the dataset"})
+    """cross-subject[:5,6 test subjects], cross-view[:3 test view], cross-setup, split (column of the manifest), or all."""
+    recipe: str | None = Field(default=None, json_schema_extra={"default_text": "chosen by dataset and protocol"})
     """Name of a recipe, or a TOML file."""
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--set"})
-    """Change a key of the recipe: model.depth=4. May be repeated."""
+    """Change a key of the recipe, for example train.lr=1e-3. May be repeated."""
     epochs: int | None = Field(default=None, ge=1)
     """Short for --set train.epochs=N."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network is trained."""
+    """Device for training."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed."""
     run: Path | None = Field(
         default=None, json_schema_extra={"option": "--out", "default_text": "runs/NAME-PROTOCOL-seedN"}
     )
     """Run folder."""
     init: Path | None = None
-    """VideoMamba checkpoint (.pth or .safetensors) that the encoder starts from, and whose width and depth it has where the recipe
-    says auto."""
+    """VideoMamba checkpoint (.pth or .safetensors) to initialise the encoder. Sets width and depth if the recipe says auto."""
     resume: bool = False
-    """Go on from the last checkpoint."""
+    """Continue from the last checkpoint."""
 
     @model_validator(mode="after")
     def _one_start(self) -> TrainSettings:
         if self.init is not None and self.resume:
-            raise ValueError("--init and --resume exclude each other: a resumed run goes on from its own weights")
+            raise ValueError("--init and --resume exclude each other: a resumed run continues from its own weights")
         return self
 
     def changes(self) -> tuple[str, ...]:
-        """All keys of the recipe that differ, ``section.key=value`` each."""
+        """Return all changes of the recipe, ``section.key=value`` each."""
         return (*self.overrides, *([f"train.epochs={self.epochs}"] if self.epochs else []))

@@ -22,13 +22,12 @@ from dtsf.training.checkpoint import has_checkpoint
 from dtsf.training.data import load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
-from dtsf.training.holdout import hold_out
 from dtsf.training.init_weights import resolve_recipe
 from dtsf.training.loop import fit
-from dtsf.training.open_set import exclude_classes
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import default_recipe, load_recipe
 from dtsf.training.settings import TrainSettings
+from dtsf.training.splits import exclude_classes, hold_out
 from dtsf.training.train_state import versions
 
 if TYPE_CHECKING:
