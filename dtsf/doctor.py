@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MIN_FREE_GB = 1.0
 DEFAULT_ENCODER = "efficientnet-lite0"
 SECONDS = 5.0
-"""Length of the trial of each stage."""
+"""Length of the trial of stage 2."""
 PACKAGES = {
     "dtsf": ("dtsf", True, "make setup"),
     "av": ("av", True, "pip install av"),
@@ -53,9 +53,8 @@ class Check:
     ok: bool
     found: str
     how: str = ""
-    """Command or advice for the missing part. Empty if the check passes."""
+    """Command or advice for the missing part."""
     needed: bool = True
-    """False for an optional part."""
     value: Any = None
     """Value for programs; ``found`` if None."""
 
@@ -73,36 +72,32 @@ class Health:
 
     def summary(self) -> dict[str, Any]:
         """Return one flat object for programs: the value of each check by name, and the list of all checks."""
-        values = {
-            check.name.replace(" ", "_"): check.found if check.value is None else check.value for check in self.checks
-        }
-        listed = [{"name": c.name, "ok": c.ok, "needed": c.needed, "found": c.found, "how": c.how} for c in self.checks]
-        return {"ok": self.ok, **values, "checks": listed}
+        values = {c.name.replace(" ", "_"): c.found if c.value is None else c.value for c in self.checks}
+        return {"ok": self.ok, **values, "checks": [asdict(check) for check in self.checks]}
 
 
-def examine(cache: Path, *, on_step: Callable[[int, int, str], None] | None = None) -> Health:
+def examine(cache: Path, *, on_step: Callable[[int, int, str], None] = lambda *_: None) -> Health:
     """Run all checks. They take about 15 seconds. ``on_step`` is called with (done, total, name of the next check)."""
-    steps: list[tuple[str, Callable[[], list[Check]]]] = [
-        ("packages", check_packages),
-        ("torch", check_torch),
-        ("scan", check_scan),
-        ("encoder", check_encoder),
-        ("disk", lambda: [check_disk(cache)]),
-        ("codecs", lambda: [check_codecs()]),
-        ("stage 1", lambda: [check_stage1()]),
-        ("stage 2", lambda: [check_stage2()]),
-    ]
-    report = on_step or (lambda *_: None)
+    steps: dict[str, Callable[[], list[Check]]] = {
+        "packages": check_packages,
+        "torch": check_torch,
+        "scan": check_scan,
+        "encoder": check_encoder,
+        "disk": lambda: check_disk(cache),
+        "codecs": check_codecs,
+        "stage 1": check_stage1,
+        "stage 2": check_stage2,
+    }
     checks: list[Check] = []
-    for k, (name, step) in enumerate(steps):
-        report(k, len(steps), name)
+    for k, (name, step) in enumerate(steps.items()):
+        on_step(k, len(steps), name)
         try:
             checks += step()
         # On a broken machine a check can raise anything, and the error is its result.
         except Exception as error:  # noqa: BLE001
             how = "dtsf --debug doctor shows the traceback; make setup installs all packages again"
             checks.append(Check(name, False, f"{type(error).__name__}: {error}", how))
-    report(len(steps), len(steps), "")
+    on_step(len(steps), len(steps), "")
     return Health(tuple(checks))
 
 
@@ -122,24 +117,21 @@ def check_torch() -> list[Check]:
     """Check PyTorch and its GPU."""
     import torch
 
-    found = f"{torch.__version__}, {torch.get_num_threads()} thread(s)"
     ok, how = torch.cuda.is_available(), ""
     if ok:
         gpu = torch.cuda.get_device_properties(0)
-        cuda = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+        found = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
     elif torch.version.cuda is None:
-        cuda = "not available: everything runs on the CPU"
-        how = (
-            "this PyTorch has no CUDA support. On a machine with an NVIDIA GPU, install PyTorch for the version of its "
-            "driver (see https://pytorch.org/get-started/locally), then run make setup-gpu"
-        )
+        found = "not available: everything runs on the CPU"
+        how = "for an NVIDIA GPU, install PyTorch with CUDA (https://pytorch.org/get-started/locally), then make setup-gpu"
     else:
-        cuda = "not available: no GPU found"
-        how = (
-            f"this PyTorch supports CUDA {torch.version.cuda} but finds no GPU. Run nvidia-smi to check the driver. "
-            "Start a container with --gpus all. $CUDA_VISIBLE_DEVICES must not be empty"
-        )
-    return [Check("torch", True, found, value=torch.__version__), Check("cuda", ok, cuda, how, needed=False, value=ok)]
+        found = f"not available: this PyTorch supports CUDA {torch.version.cuda} but finds no GPU"
+        how = "check the driver with nvidia-smi and $CUDA_VISIBLE_DEVICES; start a container with --gpus all"
+    threads = f"{torch.__version__}, {torch.get_num_threads()} thread(s)"
+    return [
+        Check("torch", True, threads, value=torch.__version__),
+        Check("cuda", ok, found, how, needed=False, value=ok),
+    ]
 
 
 def check_scan() -> list[Check]:
@@ -172,20 +164,18 @@ def check_encoder() -> list[Check]:
     ]
 
 
-def check_disk(cache: Path) -> Check:
+def check_disk(cache: Path) -> list[Check]:
     """Check the free space on the disk of the cache, or of the nearest folder that exists."""
-    folder = cache.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = next(path for path in (cache.absolute(), *cache.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free / 1e9
     # A clip is 16 frames x 36 cells x 112 channels in float16, and 16 pictures of 48 x 48 pixels.
     clips = int(free * 1e9 / (16 * 36 * 112 * 2 + 16 * 48 * 48 * 3))
-    ok = free >= MIN_FREE_GB
-    how = "" if ok else f"free some space, or use another disk: --cache DIR (checked {folder})"
-    return Check("disk", ok, f"{free:.1f} GB free at {folder}, enough for {clips:,} clips", how, value=round(free, 3))
+    found = f"{free:.1f} GB free at {folder}, enough for {clips:,} clips"
+    how = "" if free >= MIN_FREE_GB else f"free some space at {folder}, or use another disk: --cache DIR"
+    return [Check("disk", free >= MIN_FREE_GB, found, how, value=round(free, 3))]
 
 
-def check_codecs() -> Check:
+def check_codecs() -> list[Check]:
     """Write a short video in each codec and decode it. The decoded square must move to the right."""
     import av
 
@@ -196,46 +186,40 @@ def check_codecs() -> Check:
     with tempfile.TemporaryDirectory() as folder, Decoder(DecodeSettings(4, 64, deadline=20.0)) as decoder:
         files = {name: Path(folder) / f"{name}{ending}" for name, (_, ending, _) in CODECS.items()}
         written = [n for n in CODECS if CODECS[n][0] in av.codecs_available and _write_video(files[n], CODECS[n][0])]
-        decoded = []
-        requests = [DecodeRequest(files[name]) for name in written]
-        for name, item in zip(written, decode_all(decoder, requests), strict=True):
-            if not isinstance(item, Exception):
-                first, *_, last = (frame_HWC[:, :, 0].astype(int).argmax() % 64 for frame_HWC in item[0])
-                decoded += [name] if last > first else []
-    failed = [name for name in written if name not in decoded]
-    skipped = [name for name in CODECS if name not in written]
-    found = f"PyAV decodes {', '.join(decoded) or 'nothing'}"
+        failed = []
+        for name, item in zip(written, decode_all(decoder, [DecodeRequest(files[n]) for n in written]), strict=True):
+            columns = [0, 0] if isinstance(item, Exception) else [x[:, :, 0].argmax() % 64 for x in item[0]]
+            failed += [] if columns[-1] > columns[0] else [name]
+    found = f"PyAV decodes {', '.join(name for name in written if name not in failed) or 'nothing'}"
     found += f"; cannot decode {', '.join(failed)}" if failed else ""
-    found += f"; not checked, because this machine cannot write it: {', '.join(skipped)}" if skipped else ""
-    how = f"convert files in {', '.join(failed)}: ffmpeg -i IN -c:v libx264 OUT.mp4; or pip install -U av"
-    return Check("codecs", not any(CODECS[name][2] for name in failed), found, how if failed else "")
+    if skipped := [name for name in CODECS if name not in written]:
+        found += f"; not checked, because this machine cannot write it: {', '.join(skipped)}"
+    how = "" if not failed else "convert such files: ffmpeg -i IN -c:v libx264 OUT.mp4; or pip install -U av"
+    return [Check("codecs", not any(CODECS[name][2] for name in failed), found, how)]
 
 
-def check_stage1() -> Check:
-    """Decode and embed a video for some seconds, as a worker of stage 1 does."""
+def check_stage1() -> list[Check]:
+    """Decode and embed a video some times, as a worker of stage 1 does."""
     from dtsf.pipeline.encoders.choose import load_encoder
     from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 
-    n_frames, size = 16, 192
-    with tempfile.TemporaryDirectory() as folder:
+    n_clips, n_frames, size = 24, 16, 192
+    encoder = load_encoder(DEFAULT_ENCODER, size, 6)
+    with tempfile.TemporaryDirectory() as folder, Decoder(DecodeSettings(n_frames, size)) as decoder:
         file = Path(folder) / "clip.avi"
         _write_video(file, "mpeg4", n_frames=48)
-        encoder = load_encoder(DEFAULT_ENCODER, size, 6)
-        start, clips = time.monotonic(), 0
-        with Decoder(DecodeSettings(n_frames, size)) as decoder:
-            while time.monotonic() - start < SECONDS or clips == 0:
-                for item in decode_all(decoder, [DecodeRequest(file)] * 4):
-                    if isinstance(item, Exception):
-                        raise item
-                    embeddings_FPC = encoder.embed(item[0]).astype(np.float32)
-                    clips += 1
-        rate = clips / (time.monotonic() - start)
+        start = time.monotonic()
+        for item in decode_all(decoder, [DecodeRequest(file)] * n_clips):
+            if isinstance(item, Exception):
+                raise item
+            embeddings_FPC = encoder.embed(item[0]).astype(np.float32)
+        rate = n_clips / (time.monotonic() - start)
     ok = bool(np.isfinite(embeddings_FPC).all()) and float(embeddings_FPC.std()) > 0
     how = "" if ok else "the encoder returns constant or invalid numbers: pip install --force-reinstall onnxruntime"
-    return Check("stage 1", ok, f"decodes and embeds {rate:.1f} clips/s in one process", how)
+    return [Check("stage 1", ok, f"decodes and embeds {rate:.1f} clips/s in one process", how)]
 
 
-def check_stage2() -> Check:
+def check_stage2() -> list[Check]:
     """Train the network of the default recipe on random embeddings for some seconds. Its loss must fall."""
     import torch
 
@@ -243,25 +227,24 @@ def check_stage2() -> Check:
     from dtsf.training.losses import dtsf_loss
     from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
 
-    n_classes, grid, channels, max_steps = 4, 6, 112, 40
+    n_classes, grid, channels = 4, 6, 112
     recipe = resolve_auto(load_recipe(), REFERENCE_CLIPS)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(recipe.train.usable_threads)
+    losses: list[float] = []
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = DTSFNet(recipe.model, channels=channels, side=grid, n_classes=n_classes).to(device).train()
+        optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.train.lr, foreach=False)
         label_B = torch.arange(8, device=device) % n_classes
-        # Each class has one channel that changes over time.
         x_BVTHWC = torch.randn(8, 3, recipe.model.frames, grid, grid, channels, device=device) * 0.3
+        # Each class has one channel that changes over time.
         wave_T11 = torch.linspace(0, 6.3, recipe.model.frames, device=device).sin()[:, None, None]
         for b, label in enumerate(label_B.tolist()):
             x_BVTHWC[b, :, ..., label * 8] += 3 * wave_T11
-        mask_BV = torch.ones(8, 3, dtype=torch.bool, device=device)
-        optimizer = torch.optim.AdamW(net.parameters(), lr=recipe.train.lr, foreach=False)
-        losses: list[float] = []
         start = time.monotonic()
-        while len(losses) < 3 or (time.monotonic() - start < SECONDS and len(losses) < max_steps):
-            loss = dtsf_loss(net(x_BVTHWC, mask_BV), label_B, recipe.loss, 0)["loss"]
+        while len(losses) < 3 or (time.monotonic() - start < SECONDS and len(losses) < 40):
+            loss = dtsf_loss(net(x_BVTHWC), label_B, recipe.loss, 0)["loss"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -270,7 +253,7 @@ def check_stage2() -> Check:
     ok = losses[-1] < 0.9 * losses[0]
     how = "" if ok else "the loss does not fall: file an issue with dtsf doctor --json"
     found = f"{step_ms:.0f} ms a step of 8 groups x 3 views on {device.type}, loss {losses[0]:.2f} to {losses[-1]:.2f}"
-    return Check("stage 2", ok, found, how)
+    return [Check("stage 2", ok, found, how)]
 
 
 def _write_video(file: Path, encoder: str, n_frames: int = 10) -> bool:

@@ -1,4 +1,4 @@
-"""dtsf doctor: what it finds is true, and what is missing it says how to get."""
+"""dtsf doctor: correct results, and advice for each missing part."""
 
 import json
 import os
@@ -10,15 +10,14 @@ from dtsf import doctor
 from dtsf.model.scan.dispatch import kernel_choice
 
 
-def test_scan_is_the_one_that_runs_and_is_right():
+def test_check_scan__names_the_scan_in_use():
     (check,) = doctor.check_scan()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    assert check.value == kernel_choice(torch.device(device)).name
+    assert check.value == kernel_choice(torch.device("cuda" if torch.cuda.is_available() else "cpu")).name
     assert check.ok
     assert "against float64" in check.found
 
 
-def test_everything_absent_says_how_to_get_it():
+def test_checks__give_advice_for_each_missing_part():
     checks = [*doctor.check_packages(), *doctor.check_torch(), *doctor.check_encoder()]
     assert {"python", "decord", "dask", "zarr", "torch", "cuda", "encoder", "timm"} <= {c.name for c in checks}
     for check in checks:
@@ -26,15 +25,15 @@ def test_everything_absent_says_how_to_get_it():
         assert check.ok == ("not available" not in check.found), check.name
 
 
-def test_disk_is_that_of_the_nearest_folder_that_exists(tmp_path):
-    check = doctor.check_disk(tmp_path / "not" / "yet" / "cache")
+def test_check_disk__uses_the_nearest_folder_that_exists(tmp_path):
+    (check,) = doctor.check_disk(tmp_path / "not" / "yet" / "cache")
     assert f"GB free at {tmp_path}," in check.found
     stat = os.statvfs(tmp_path)
     assert check.value == pytest.approx(stat.f_bavail * stat.f_frsize / 1e9, rel=0.05)
 
 
 @pytest.mark.slow
-def test_doctor_finds_a_working_machine(dtsf, world):
+def test_doctor__passes_on_a_working_machine(dtsf, world):
     found = dtsf.json("doctor", cwd=world)
     info = dtsf.json("cache", "info", cwd=world)["datasets"][0]
     assert found["ok"]
@@ -48,12 +47,10 @@ def test_doctor_finds_a_working_machine(dtsf, world):
 
 
 @pytest.mark.slow
-def test_doctor_finds_what_is_broken_and_goes_on(dtsf, tmp_path):
-    """A PyAV that cannot be loaded, as after a system update."""
+def test_doctor__goes_on_after_a_broken_package(dtsf, tmp_path):
+    """PyAV cannot be imported, as after an update of the system."""
     (tmp_path / "av").mkdir()
-    (tmp_path / "av/__init__.py").write_text(
-        "raise ImportError('libavcodec.so.58: cannot open shared object file')\n"
-    )
+    (tmp_path / "av/__init__.py").write_text("raise ImportError('libavcodec.so.58: cannot open shared object file')\n")
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     done = dtsf("doctor", "--json", cwd=tmp_path, PYTHONPATH=path)
     assert done.returncode == 2
@@ -61,4 +58,4 @@ def test_doctor_finds_what_is_broken_and_goes_on(dtsf, tmp_path):
     broken = {check["name"]: check for check in found["checks"] if check["needed"] and not check["ok"]}
     assert set(broken) == {"codecs", "stage 1"}
     assert all(check["how"] for check in broken.values())
-    assert "ms a step" in found["stage_2"], "what does not need PyAV was still tried"
+    assert "ms a step" in found["stage_2"], "the check of stage 2 does not need PyAV"

@@ -24,6 +24,7 @@ from dtsf.settings import Frozen
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnx
     from torch import Tensor
 
     from dtsf.model.network import DTSFNet
@@ -124,20 +125,23 @@ class ExportedNetwork:
 
 def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
     """Load a file of :func:`export_onnx`. Raises CheckpointError: it is missing or damaged, or dtsf did not write it."""
+    import onnx
     import onnxruntime
 
     if not file.exists():
         raise CheckpointError(f"{file} does not exist: dtsf export RUN --onnx {file}")
     data = read_file(file, limit=MAX_BYTES, error=CheckpointError, follow=True)
-    _refuse_foreign(file, data)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
+        _refuse_foreign(file, onnx.load_model_from_string(data))
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
-    except Exception as error:  # noqa: BLE001  ONNX Runtime's errors share only this base
+    except CheckpointError:
+        raise
+    except Exception as error:  # noqa: BLE001  errors of ONNX share only this base
         raise CheckpointError(f"{file} is not a valid ONNX file: {first_line(error)}") from error
     if text is None:
         raise CheckpointError(f"{file} was not written by dtsf: dtsf export RUN --onnx FILE")
@@ -148,14 +152,10 @@ def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
     return ExportedNetwork(file, metadata, session)
 
 
-def _refuse_foreign(file: Path, data: bytes) -> None:
+def _refuse_foreign(file: Path, model: onnx.ModelProto) -> None:
     """Refuse ONNX features that an export of dtsf never uses, such as weights in other files."""
     import onnx
 
-    try:
-        model = onnx.load_model_from_string(data)
-    except Exception as error:  # noqa: BLE001  protobuf's errors share only this base
-        raise CheckpointError(f"{file} is not a valid ONNX file: {first_line(error)}") from error
     nodes = model.graph.node
     graphs = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
     tensors = [*model.graph.initializer, *(a.t for node in nodes for a in node.attribute if a.HasField("t"))]
