@@ -35,10 +35,7 @@ if QUICK:
 
 import torch  # noqa: E402
 
-from dtsf.model.scan import parity as trial  # noqa: E402
-from dtsf.model.scan.dispatch import kernel_choice  # noqa: E402
-from dtsf.model.scan.mamba_ssm_scan import kernel_status, scan_by_mamba_ssm  # noqa: E402
-from dtsf.model.scan.plain import selective_scan_plain  # noqa: E402
+from dtsf.model.scan import ScanInputs, choose_backend, parity, plain  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -145,40 +142,51 @@ def machine(figures: Figures) -> None:
         gpu = torch.cuda.get_device_properties(0)
         figures["gpu"], figures["sms"] = gpu.name, gpu.multi_processor_count
         figures["memory_gib"] = round(gpu.total_memory / 2**30, 1)
-    choice = kernel_choice(torch.device(DEVICE))
+    choice = choose_backend(torch.device(DEVICE))
     figures["scan"], figures["why"] = choice.name, choice.reason
 
 
-def forms() -> dict[str, Callable[..., Any]]:
-    """Return every implementation of the scan on this device."""
-    from dtsf.model.scan.triton_scan import scan_by_triton
+def mend_interpreter() -> None:
+    """Give tensors of Triton's interpreter an ``__index__``: it makes loop bounds of arrays, which NumPy 2.4 refuses as numbers."""
+    interpreter: Any = importlib.import_module("triton.runtime.interpreter")
+    original = interpreter._patch_lang_tensor
 
-    found: dict[str, Callable[..., Any]] = {"triton": scan_by_triton, "plain": selective_scan_plain}
-    if kernel_status()[0] is not None:
-        found["mamba-ssm"] = scan_by_mamba_ssm
+    def patch(tensor: Any, scope: Any = None) -> None:
+        original(tensor, scope) if scope is not None else original(tensor)
+        tensor.__index__ = lambda self: int(self.handle.data.reshape(-1)[0])
+
+    interpreter._patch_lang_tensor = patch
+
+
+def forms() -> dict[str, Callable[[ScanInputs], Any]]:
+    """Return every implementation of the scan on this device."""
+    from dtsf.model.scan import triton_scan
+
+    if QUICK:
+        mend_interpreter()
+    found: dict[str, Callable[[ScanInputs], Any]] = {"triton": triton_scan.scan, "plain": plain.scan}
+    with contextlib.suppress(ImportError):
+        found["mamba_ssm"] = importlib.import_module("dtsf.model.scan.mamba_ssm_scan").scan
     return found
 
 
-def parity(figures: Figures) -> None:
-    """Return the largest relative error of outputs and all gradients against float64 of the same numbers."""
-    from dtsf.model.scan.triton_conv import conv_by_triton
-
-    if QUICK:
-        trial.PARITY_SHAPE = (1, 4, 9, 8)
+def errors(figures: Figures) -> None:
+    """Compute the largest relative error of outputs and all gradients against float64 of the same numbers."""
+    shape = (1, 4, 9, 8) if QUICK else parity.SHAPE
     for reverse in (False, True):
         way = "reverse" if reverse else "forward"
-        figures.part(f"conv triton float32 {way}", lambda r=reverse: trial.compare_conv(conv_by_triton, DEVICE, reverse=r))
+        figures.part(f"conv plain float32 {way}", lambda r=reverse: parity.compare_conv(plain.conv, DEVICE, reverse=r, shape=shape))
         for name, function in forms().items():
             for dtype in (torch.float32, torch.bfloat16, torch.float16):
                 figures.part(
                     f"{name} {str(dtype)[6:]} {way}",
-                    lambda f=function, r=reverse, d=dtype: trial.compare(f, DEVICE, reverse=r, dtype=d),
+                    lambda f=function, r=reverse, d=dtype: parity.compare(f, DEVICE, reverse=r, dtype=d, shape=shape),
                 )
 
 
 def drawn(shape: tuple[int, int, int, int]) -> list[torch.Tensor]:
     """Return a scan's arguments in bfloat16, with float32 for sums over channels."""
-    given = enumerate(trial.drawn_arguments(shape, DEVICE))
+    given = enumerate(parity.drawn_inputs(shape, DEVICE)[:8])
     return [(x.bfloat16() if k not in (2, 5, 7) else x).requires_grad_() for k, x in given]
 
 
@@ -188,10 +196,10 @@ def scan(figures: Figures) -> None:
     def timed(function: Callable[..., Any], shape: tuple[int, int, int, int]) -> dict[str, float]:
         given = drawn(shape)
         inputs = sum(x.numel() * x.itemsize for x in given)
-        both = milliseconds(lambda: torch.autograd.grad(function(*given).sum(), given))
+        both = milliseconds(lambda: torch.autograd.grad(function(ScanInputs(*given)).sum(), given))
         with torch.no_grad():
-            forward = milliseconds(lambda: function(*given))
-        memory = peak(lambda: torch.autograd.grad(function(*given).sum(), given))
+            forward = milliseconds(lambda: function(ScanInputs(*given)))
+        memory = peak(lambda: torch.autograd.grad(function(ScanInputs(*given)).sum(), given))
         return {"ms": both, "forward_ms": forward, "extra_memory_ratio": round(memory / inputs, 2)}
 
     for shape in SHAPES:
@@ -215,7 +223,7 @@ def tune(figures: Figures) -> None:
             for name, value in change.items():
                 setattr(triton_scan, name, value)
             given = drawn(shape)
-            return milliseconds(lambda: torch.autograd.grad(triton_scan.scan_by_triton(*given).sum(), given))
+            return milliseconds(lambda: torch.autograd.grad(triton_scan.scan(ScanInputs(*given)).sum(), given))
         finally:
             for name, value in kept.items():
                 setattr(triton_scan, name, value)
@@ -391,7 +399,7 @@ def resume(figures: Figures) -> None:
 
 SECTIONS: dict[str, Callable[[Figures], None]] = {
     "machine": machine,
-    "parity": parity,
+    "parity": errors,
     "scan": scan,
     "steps": steps,
     "batches": batches,

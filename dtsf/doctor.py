@@ -138,16 +138,17 @@ def check_scan() -> list[Check]:
     """Compare the scan in use with float64 on its device: outputs and all gradients, in both directions."""
     import torch
 
-    from dtsf.model.scan.dispatch import kernel_choice, selective_scan
-    from dtsf.model.scan.parity import TOLERANCE, compare
+    from dtsf.errors import ConfigError
+    from dtsf.model.scan import choose_backend
+    from dtsf.model.scan.parity import check_parity
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    choice = kernel_choice(torch.device(device))
-    error = max(compare(selective_scan, device, reverse=reverse, dtype=torch.float32) for reverse in (False, True))
-    ok = error < TOLERANCE
-    how = "" if ok else f"the scan differs from float64: file an issue with dtsf doctor --json ({choice.reason})"
-    found = f"{choice.name} on {device}, error {error:.0e} against float64; {choice.reason}"
-    return [Check("scan", ok, found, how, value=choice.name)]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    backend = choose_backend(device)
+    try:
+        found = f"error {check_parity(device):.0e} against float64; {backend.reason}"
+    except ConfigError as error:
+        return [Check("scan", False, f"{backend.name} on {device}", str(error), value=backend.name)]
+    return [Check("scan", True, f"{backend.name} on {device}, {found}", value=backend.name)]
 
 
 def check_encoder() -> list[Check]:

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from test_scan import assert_any_number_of_threads, relative_error, value_and_gradients
 
-from dtsf.model.scan.dispatch import causal_conv
-from dtsf.model.scan.numba_conv import BLOCK
+from dtsf.model.scan import causal_conv
+from dtsf.model.scan.numba_scan import BLOCK
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("length", [1, 3, 10])
-def test_causal_convolution_looks_back_only_or_ahead_only(length, reverse):
+def test_causal_conv__reads_tokens_before_or_after_only(length, reverse):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 5, length).double(), torch.randn(5, 1, 4).double(), torch.randn(5).double()
     seen = x.flip(-1) if reverse else x
@@ -35,7 +35,7 @@ def test_causal_convolution_looks_back_only_or_ahead_only(length, reverse):
         (2, 4, 3, 6),  # more taps than tokens
     ],
 )
-def test_gradients_of_the_compiled_convolution_and_theirs(B, D, L, taps, reverse):
+def test_causal_conv__gradients_of_numba_are_those_of_plain(B, D, L, taps, reverse):
     torch.manual_seed(0)
     given = [torch.randn(B, D, L).double(), torch.randn(D, 1, taps).double(), torch.randn(D).double()]
     wide = [x.requires_grad_() for x in given]
@@ -47,14 +47,6 @@ def test_gradients_of_the_compiled_convolution_and_theirs(B, D, L, taps, reverse
     ):
         torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
 
-    def penalty(leaves):
-        y = causal_conv(*leaves, reverse=reverse)
-        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
-
-    for ours, right in zip(penalty(narrow), penalty(wide), strict=True):
-        torch.testing.assert_close(ours.double(), right, rtol=1e-3, atol=1e-4 * right.abs().max().item())
-
 
 def conv_arguments(B, D, L, taps=4):
     torch.manual_seed(L)
@@ -62,12 +54,12 @@ def conv_arguments(B, D, L, taps=4):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_convolution_does_not_depend_on_the_number_of_threads(reverse):
+def test_causal_conv__does_not_depend_on_the_number_of_threads(reverse):
     assert_any_number_of_threads(causal_conv, conv_arguments(7, 2 * BLOCK + 9, 90), reverse=reverse)
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-def test_the_convolution_in_bfloat16_is_rounded_once(reverse):
+def test_causal_conv__bfloat16_is_rounded_once(reverse):
     arguments = [x.bfloat16() for x in conv_arguments(2, 8, 33)]
     wanted = value_and_gradients(causal_conv, [x.double() for x in arguments], reverse=reverse)
     found = value_and_gradients(causal_conv, arguments, reverse=reverse)
@@ -75,7 +67,7 @@ def test_the_convolution_in_bfloat16_is_rounded_once(reverse):
     assert max(map(relative_error, found, wanted)) < 2**-7
 
 
-def test_the_convolution_of_any_layout_of_no_sequence_and_in_inference_mode():
+def test_causal_conv__any_layout_no_sequence_and_inference_mode():
     x, weight, bias = conv_arguments(2, 6, 21)
     wanted = causal_conv(x, weight, bias)
     wide = torch.randn(2, 6, 42)
@@ -90,7 +82,7 @@ def test_the_convolution_of_any_layout_of_no_sequence_and_in_inference_mode():
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("token", [0, 2, 9, 18, 20])
-def test_a_nan_in_one_token_reaches_the_tokens_that_see_it_and_no_others(token, reverse):
+def test_causal_conv__a_nan_reaches_the_tokens_that_read_it_only(token, reverse):
     x, weight, bias = conv_arguments(2, 6, 21)
     x[1, 3, token] = float("nan")
     wrong = causal_conv(x, weight, bias, reverse=reverse).isnan()
@@ -105,7 +97,7 @@ def test_a_nan_in_one_token_reaches_the_tokens_that_see_it_and_no_others(token, 
     assert gx.isnan().nonzero().tolist() == [[1, 3, t] for t in sorted(seen) if 0 <= t < 21]
 
 
-def test_the_convolution_of_extreme_sums_stays_finite_and_right():
+def test_causal_conv__extreme_sums_stay_finite_and_right():
     x, weight, bias = conv_arguments(2, 4, 12)
     x[0] *= 200
     wanted = value_and_gradients(causal_conv, [y.double() for y in (x, weight, bias)])

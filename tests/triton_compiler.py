@@ -13,8 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from dtsf.model.scan import triton_backward, triton_conv, triton_scan
-from dtsf.model.scan import triton_kernels as triton_loops
+from dtsf.model.scan import triton_kernels, triton_scan
 
 
 def main():
@@ -28,14 +27,11 @@ def kernels_of(arch, dtype, state, flags, ones):
     tiles = {"N": state, "BD": triton_scan.BLOCK, "REVERSE": flags, "HAS_BIAS": flags}
     options = {"HAS_SKIP": flags, "HAS_Z": flags, "SEGMENTS": flags}
     step, back = {"T": triton_scan.STEP}, {"T": triton_scan.STEP_BACK}
-    conv = {"K": 4, "BL": triton_conv.TOKENS, "BD": triton_conv.CHANNELS, "SIGN": -1 if flags else 1}
     kernels = {
-        "segment_ends": (triton_loops.segment_ends, tiles | step, 1),
-        "scan_forward": (triton_loops.scan_forward, tiles | step | options | {"Q": 32, "SAVE": flags}, 1),
-        "segment_heads": (triton_loops.segment_heads, tiles | step | {"HAS_Z": flags}, 1),
-        "scan_backward": (triton_backward.scan_backward, tiles | back | options | {"Q": 32}, 1),
-        "conv_forward": (triton_conv.conv_forward, conv, 4),
-        "conv_backward": (triton_conv.conv_backward, conv, 4),
+        "segment_ends": (triton_kernels.segment_ends, tiles | step, 1),
+        "scan_forward": (triton_kernels.scan_forward, tiles | step | options | {"Q": 32, "SAVE": flags}, 1),
+        "segment_heads": (triton_kernels.segment_heads, tiles | step | {"HAS_Z": flags}, 1),
+        "scan_backward": (triton_kernels.scan_backward, tiles | back | options | {"Q": 32}, 1),
     }
     constant = dict.fromkeys(ones, 1)
     return {name: build(*kernel, dtype, arch, constant) for name, kernel in kernels.items()}

@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtsf.model.scan.dispatch import causal_conv, selective_scan
+from dtsf.model.scan import ScanInputs, causal_conv, selective_scan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x^2) + 1e-5) * weight``, no bias; computed in float32."""
+    """RMS norm ``x / sqrt(mean(x^2) + 1e-5) * weight`` without bias; computed in float32."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class BidirectionalMamba(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Mix tokens. (B, L, D) -> (B, L, D)."""
-        # Both directions read both halves: each is laid out once. Triton's loops read them where they are.
+        # Both directions read both halves, so each is copied once. Triton's kernels need no copy.
         halves = self.in_proj(x_BLD).chunk(2, dim=-1)
         x_BIL, z_BIL = (half.transpose(1, 2) if half.is_cuda else half.contiguous().transpose(1, 2) for half in halves)
         y_BIL = self._scan(x_BIL, z_BIL, "", reverse=False) + self._scan(x_BIL, z_BIL, "_b", reverse=True)
@@ -66,10 +66,10 @@ class BidirectionalMamba(nn.Module):
         return out
 
     def _scan(self, x_BIL: Tensor, z_BIL: Tensor, suffix: str, *, reverse: bool) -> Tensor:
-        """One direction: convolution, projections of each token, scan, gate."""
+        """Run one direction: convolution, projections of each token, scan, gate."""
         conv = self.get_submodule(f"conv1d{suffix}")
         dt_proj = self.get_submodule(f"dt_proj{suffix}")
-        x_BIL = causal_conv(x_BIL, conv.weight, conv.bias, reverse=reverse)  # type: ignore[arg-type]
+        x_BIL = causal_conv(x_BIL, conv.weight, conv.bias, reverse=reverse, n_states=self.state)  # type: ignore[arg-type]
         projected_BLX = self.get_submodule(f"x_proj{suffix}")(x_BIL.transpose(1, 2))
         dt_BLR, B_BLN, C_BLN = projected_BLX.split([self.rank, self.state, self.state], dim=-1)
         # The bias is added inside the scan, in float32, once.
@@ -78,15 +78,17 @@ class BidirectionalMamba(nn.Module):
         if x_BIL.dtype == torch.float64:
             A_IN = -torch.exp(self.get_parameter(f"A{suffix}_log"))
         return selective_scan(
-            x_BIL,
-            dt_BIL,
-            A_IN,
-            B_BLN.transpose(1, 2),
-            C_BLN.transpose(1, 2),
-            self.get_parameter(f"D{suffix}"),
-            z_BIL,
-            dt_proj.bias,  # type: ignore[arg-type]
-            reverse=reverse,
+            ScanInputs(
+                x_BIL,
+                dt_BIL,
+                A_IN,
+                B_BLN.transpose(1, 2),
+                C_BLN.transpose(1, 2),
+                self.get_parameter(f"D{suffix}"),
+                z_BIL,
+                dt_proj.bias,  # type: ignore[arg-type]
+                reverse,
+            )
         )
 
 

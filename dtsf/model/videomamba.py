@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from dtsf.model.mamba import Block, RMSNorm, drop_path
-from dtsf.model.scan.dispatch import kernel_choice
+from dtsf.model.scan import choose_backend
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,11 +141,14 @@ class VideoMamba(nn.Module):
         return self._read(normed_BLD.unflatten(1, (T, V, P)).transpose(1, 2).flatten(2, 3))
 
     def compile_mixers(self, device: torch.device, backend: str = "inductor") -> None:
-        """Compile the mixer of every block with ``torch.compile``. All blocks share one graph; names of weights do not change."""
+        """Compile the mixer of every block with ``torch.compile``. All blocks share one graph; names of weights do not change.
+
+        Skip it if the scan's backend is ``plain``, because the graph takes the Triton kernels.
+        """
         for block in self.layers:
             mixer = cast("Block", block).mixer
-            kernel_choice(device, mixer.state)  # imported before a graph is traced through it
-            mixer.compile(backend=backend, fullgraph=True)
+            if choose_backend(device, mixer.state).name != "plain" or device.type != "cuda":
+                mixer.compile(backend=backend, fullgraph=True)
 
     def _read(self, tokens__LD: Tensor) -> Tensor:
         """Reduce the tokens of a clip to one feature: (..., L, D) -> (..., D)."""

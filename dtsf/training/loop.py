@@ -15,6 +15,7 @@ import torch
 from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
 from dtsf.model.network import DTSFNet
+from dtsf.model.scan.parity import check_parity
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import (
     channel_deviation,
@@ -111,6 +112,8 @@ def fit(
     torch.set_num_threads(train.threads)
     world = current_world()
     fabric = fabric if fabric is not None else launch(device, train.precision)
+    if fabric.device.type == "cuda":
+        check_parity(fabric.device, recipe.model.state)
     torch.manual_seed(seed)
     net = DTSFNet(
         recipe.model,

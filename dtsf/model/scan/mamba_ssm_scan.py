@@ -1,57 +1,33 @@
-"""The CUDA kernels of mamba-ssm and causal-conv1d, where they are installed and work.
+"""CUDA kernels of mamba-ssm and causal-conv1d. Importing this module fails if they are not installed or do not work.
 
-Letters: B batch, D channels, L tokens, N state, W taps.
+Letters: B batch, D channels, L tokens, N state, K taps.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dtsf.model.scan.plain import ScanInputs
 
-@lru_cache(maxsize=1)
-def kernel_status() -> tuple[Any, Any, str]:
-    """Look once for the CUDA kernels of mamba-ssm and causal-conv1d.
-
-    Returns the scan function and the convolution function, or None in their place, and a sentence that says what was found. A
-    broken install (undefined symbol, Triton failing) counts as absent, never as fatal.
-    """
-    try:
-        interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
-        scan = interface.selective_scan_fn
-        # Its default build leaves the kernel out and raises at the first call.
-        if getattr(interface, "selective_scan_cuda", None) is None:
-            raise ImportError("it was built without selective_scan_cuda")
-        conv = importlib.import_module("causal_conv1d").causal_conv1d_fn
-    # A half-installed CUDA extension raises anything from ImportError to RuntimeError at import.
-    except (ImportError, OSError, RuntimeError, AttributeError, AssertionError, NameError) as error:
-        return None, None, f"mamba-ssm is not usable ({error})"
-    return scan, conv, f"mamba-ssm {importlib.metadata.version('mamba-ssm')} and causal-conv1d are installed"
+_interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
+_conv = importlib.import_module("causal_conv1d").causal_conv1d_fn
+# Its default build omits the kernel and raises at the first call.
+if getattr(_interface, "selective_scan_cuda", None) is None:
+    raise ImportError("mamba-ssm was built without selective_scan_cuda")
 
 
-def scan_by_mamba_ssm(
-    u_BDL: Tensor,
-    dt_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor | None = None,
-    z_BDL: Tensor | None = None,
-    dt_bias_D: Tensor | None = None,
-    *,
-    reverse: bool = False,
-) -> Tensor:
-    """Arguments and result as for :func:`dtsf.model.scan.dispatch.selective_scan`; no gradient of the gradient."""
+def scan(inputs: ScanInputs) -> Tensor:
+    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. It has no gradient of its gradient."""
+    u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D, reverse = inputs
     if reverse:
         u_BDL, dt_BDL, B_BNL, C_BNL = u_BDL.flip(-1), dt_BDL.flip(-1), B_BNL.flip(-1), C_BNL.flip(-1)
         z_BDL = None if z_BDL is None else z_BDL.flip(-1)
     same = u_BDL.dtype
-    y_BDL: Tensor = kernel_status()[0](
+    y_BDL: Tensor = _interface.selective_scan_fn(
         u_BDL.contiguous(),
         dt_BDL.to(same).contiguous(),
         A_DN.float(),
@@ -65,10 +41,9 @@ def scan_by_mamba_ssm(
     return y_BDL.flip(-1) if reverse else y_BDL
 
 
-def conv_by_mamba_ssm(x_BLD: Tensor, weight_WD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
-    """(B, L, D), as :func:`dtsf.model.scan.plain.conv_by_shifts`."""
+def conv(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
+    """Convolve; see :func:`dtsf.model.scan.causal_conv`. (B, L, D)."""
     same = x_BLD.dtype
     x_BLD = x_BLD.flip(1) if reverse else x_BLD
-    conv = kernel_status()[1]
-    y_BDL: Tensor = conv(x_BLD.transpose(1, 2), weight_WD.t().to(same), bias_D.to(same), activation="silu")
+    y_BDL: Tensor = _conv(x_BLD.transpose(1, 2), weight_KD.t().to(same), bias_D.to(same), activation="silu")
     return y_BDL.transpose(1, 2).flip(1) if reverse else y_BDL.transpose(1, 2)

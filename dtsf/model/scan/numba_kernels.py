@@ -1,10 +1,10 @@
-"""The compiled parts of :mod:`dtsf.model.scan.numba_scan`: the scan and its backward, by numba.
+"""Scan and its backward, compiled by numba for :mod:`dtsf.model.scan.numba_scan`.
 
-How they are fast: a task is one sequence and ``LANES`` channels, which the compiler turns into vector instructions
-(channels are the contiguous axis, so sums over the state need no shuffles; rows are sliced, since an index that might be
-negative would keep a loop from becoming vector instructions); ``exp`` is a polynomial that vectorises,
-which the C library's does not; softplus, skip and gate are done in the same pass. The forward keeps the state at every
-``CHUNK``-th token; the backward runs each chunk again into a buffer that fits the processor's cache, then back.
+A task is one sequence and ``LANES`` channels, which the compiler turns into vector instructions. Channels are the contiguous
+axis, so sums over the state need no shuffles. Rows are sliced, because loops with a possibly negative index do not become vector
+instructions. ``exp`` is a polynomial, because the C library's does not vectorise. Softplus, skip and gate are part of the same
+pass. The forward stores the state at every ``CHUNK``-th token. The backward computes each chunk again, into a buffer that fits
+the processor's cache, and then goes back.
 
 Letters: B batch, D channels, L tokens, N state, M chunks, J blocks of LANES channels, Q tokens of a chunk, W lanes.
 """
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 LANES = 64
-"""Channels of a task: enough to pay for entering a loop, few enough that a chunk's states stay in the cache."""
+"""Channels of a task: many enough that entering a loop is cheap, few enough that the states of a chunk stay in the cache."""
 CHUNK = 16
-"""Tokens between two states that the forward keeps: N / CHUNK of the input's size."""
+"""Tokens between two stored states, which take N / CHUNK of the input's size."""
 
 LOG2_E, LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2))
 # 2^f for |f| <= 1/2 by Chebyshev interpolation; degree 6 errs by less than float32 rounds.
@@ -33,18 +33,18 @@ _EXP2 = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).conv
 E0, E1, E2, E3, E4, E5, E6 = (np.float32(c) for c in _EXP2.coef)
 LEAST_EXPONENT = np.float32(-126.0)
 MAGIC = np.float32(1.5 * 2**23)
-"""Adding it rounds to the nearest integer, which then stands in the low bits."""
+"""Adding it rounds to the nearest integer and puts it into the low bits."""
 MAGIC_BITS = np.int32(np.float32(MAGIC).view(np.int32))
 ONE, ZERO, TWO = np.float32(1), np.float32(0), np.float32(2)
 # log(1 + e) = 2 artanh(e / (2 + e)); the series converges fast because the argument is at most 1/3.
 T1, T2, T3, T4, T5, T6, T7 = (np.float32(1 / (2 * k + 1)) for k in range(1, 8))
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
-"""What lets sums be vectorised. Not ``nnan`` and ``ninf``: a network that diverged must show it."""
+"""Options that vectorise sums. Without ``nnan`` and ``ninf``, so that a diverged network returns NaN."""
 
 
 @intrinsic
 def _float_bits(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
-    """The bits of a float32 as an int32."""
+    """Return the bits of a float32 as an int32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -54,7 +54,7 @@ def _float_bits(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
 
 @intrinsic
 def _bits_float(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
-    """The float32 of the bits in an int32."""
+    """Return the float32 of the bits in an int32."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -63,16 +63,16 @@ def _bits_float(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
 
 
 def compiled() -> Callable[[Any], Any]:
-    """Compile a function on its first call (some ten seconds for a backward), keeping the code on disk where it can.
+    """Return a decorator that compiles a function on its first call (about ten seconds for a backward) and caches the code on disk.
 
-    Numba keeps it beside this file, or in the user's cache folder where the install is read-only, or in NUMBA_CACHE_DIR.
+    Numba's cache is beside this file, in the user's cache folder if the install is read-only, or in NUMBA_CACHE_DIR.
     """
 
     def compile_(function: Any) -> Any:
         options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
         try:
             return njit(cache=True, **options)(function)
-        except RuntimeError:  # numba finds no folder for its cache: a read-only install without a home
+        except RuntimeError:  # a read-only install without a home folder: numba has no place for its cache
             return njit(**options)(function)
 
     return compile_
@@ -99,7 +99,7 @@ def _softplus(x: Any) -> Any:
 
 @compiled()
 def sigmoid(x: Any) -> Any:
-    """``1 / (1 + exp(-x))``; no overflow on either side."""
+    """Return ``1 / (1 + exp(-x))`` without overflow."""
     e = _exp2(-abs(x) * LOG2_E)
     return (ONE if x >= ZERO else e) / (ONE + e)
 
@@ -110,7 +110,7 @@ def forward(
     u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any, D_D: Any, z_BLD: Any, bias_D: Any,
     y_BLD: Any, edge_BMND: Any,
 ) -> None:  # fmt: skip
-    """Tasks ``begin`` to ``end``: outputs, and the state before every chunk."""
+    """Compute tasks ``begin`` to ``end``: outputs, and the state before every chunk."""
     n_blocks = (u_BLD.shape[2] + LANES - 1) // LANES
     length, n_state = B_BLN.shape[1], B_BLN.shape[2]
     a_NW = np.empty((n_state, LANES), np.float32)
@@ -160,7 +160,7 @@ def backward(
     edge_BMND: Any, gy_BLD: Any,
     gu_BLD: Any, gdt_BLD: Any, gA_BND: Any, gB_JBLN: Any, gC_JBLN: Any, gD_BD: Any, gz_BLD: Any, gbias_BD: Any,
 ) -> None:  # fmt: skip
-    """Tasks ``begin`` to ``end``: the gradients of everything, chunk by chunk from the last token to the first."""
+    """Compute tasks ``begin`` to ``end``: all gradients, chunk by chunk from the last token to the first."""
     n_blocks = (u_BLD.shape[2] + LANES - 1) // LANES
     length, n_state = B_BLN.shape[1], B_BLN.shape[2]
     a_NW, ga_NW = np.empty((n_state, LANES), np.float32), np.empty((n_state, LANES), np.float32)

@@ -1,4 +1,4 @@
-"""The selective scan and the causal convolution in plain PyTorch: the fallback, what is exported, and in float64 the oracle.
+"""Selective scan and causal convolution in plain PyTorch: the fallback, the exported form, and in float64 the reference.
 
 Letters: B batch, D channels, L tokens, N state, K taps.
 """
@@ -6,34 +6,33 @@ Letters: B batch, D channels, L tokens, N state, K taps.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import Tensor
+from torch import Tensor
 
 
-def selective_scan_plain(
-    u_BDL: Tensor,
-    dt_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor | None = None,
-    z_BDL: Tensor | None = None,
-    dt_bias_D: Tensor | None = None,
-    *,
-    reverse: bool = False,
-) -> Tensor:
-    """Plain PyTorch on any device and in float64 too: the fallback, and what is exported.
+class ScanInputs(NamedTuple):
+    """Inputs of a scan."""
 
-    Arguments and result as for :func:`dtsf.model.scan.dispatch.selective_scan`. Keeps two (B, L, D, N) tensors for the
-    backward.
-    """
+    u_BDL: Tensor
+    dt_BDL: Tensor
+    """Step sizes before bias and softplus."""
+    A_DN: Tensor
+    """State decay, negative."""
+    B_BNL: Tensor
+    C_BNL: Tensor
+    D_D: Tensor | None = None
+    z_BDL: Tensor | None = None
+    dt_bias_D: Tensor | None = None
+    reverse: bool = False
+    """Scan from the last token to the first, as if all sequences were flipped and the result flipped back."""
+
+
+def scan(inputs: ScanInputs) -> Tensor:
+    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. The backward stores two (B, L, D, N) tensors."""
+    u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D, reverse = inputs
     wide = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
     with torch.autocast(u_BDL.device.type, enabled=False):
         u, dt, A, B, C = (x.to(wide) for x in (u_BDL, dt_BDL, A_DN, B_BNL, C_BNL))
@@ -57,17 +56,17 @@ def selective_scan_plain(
 
 
 def _outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
-    """The recurrence in operators that any exporter and any order of autograd knows."""
+    """Compute the recurrence in operators that every exporter and autograd of every order support."""
     decay_BLND = torch.exp(dt_BLD.unsqueeze(2) * A_DN.t())
-    state_BLND = _states_by_chunks(decay_BLND, (dt_BLD * u_BLD).unsqueeze(2) * B_BLN.unsqueeze(3))
+    state_BLND = states_by_chunks(decay_BLND, (dt_BLD * u_BLD).unsqueeze(2) * B_BLN.unsqueeze(3))
     return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
 
 
-def _states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
-    """All states of ``h_t = decay_t h_{t-1} + input_t`` in about ``2 sqrt(L)`` steps instead of L.
+def states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
+    """Compute all states of ``h_t = decay_t h_{t-1} + input_t`` in about ``2 sqrt(L)`` steps instead of L.
 
-    Within chunks of about sqrt(L) tokens first, all chunks at once; then from chunk to chunk. Only products of
-    decays, which are at most 1: nothing can overflow, and nothing is divided by.
+    First within chunks of about sqrt(L) tokens, all chunks at once; then from chunk to chunk. Decays are at most 1, so their
+    products cannot overflow.
     """
     length = decay_BLX.shape[1]
     size = int(max(1, length - 1) ** 0.5) + 1
@@ -96,47 +95,32 @@ def _states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
     return state_BMQX.flatten(1, 2)[:, :length]
 
 
-def _states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
-    """All states; may overwrite ``input_BLX``. By chunks on a GPU, where every step is a launch."""
+def states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
+    """Compute all states, by chunks on a GPU, where every step is a launch. May overwrite ``input_BLX``."""
     if decay_BLX.device.type != "cpu":
-        return _states_by_chunks(decay_BLX, input_BLX)
+        return states_by_chunks(decay_BLX, input_BLX)
     steps = list(zip(decay_BLX.unbind(1), input_BLX.unbind(1), strict=True))
     for (_, before_BX), (decay_BX, state_BX) in pairwise(steps):
         state_BX.addcmul_(decay_BX, before_BX)
     return input_BLX
 
 
-def gradients_with_graph(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], grad_y: Tensor
-) -> list[Tensor | None]:
-    """Gradients that can be differentiated again, for the backward of an autograd function under ``create_graph``.
-
-    PyTorch's ``once_differentiable`` is no guard: ``autograd.grad`` never visits its error and drops the term in silence.
-    """
-    with torch.enable_grad():
-        # A tensor may be given as two inputs; the views tell them apart.
-        apart = [x.view_as(x) for x in inputs]
-        wanted = [x for x in apart if x.requires_grad]
-        found = iter(torch.autograd.grad(function(*apart), wanted, grad_y, create_graph=True))
-    return [next(found) if x.requires_grad else None for x in apart]
-
-
 class _Recurrence(torch.autograd.Function):
-    """``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``, with its own backward.
+    """Recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``, with its own backward.
 
-    Autograd through the loop would make some forty passes over (B, L, D, N) tensors; this makes about twelve
-    (benchmarks/scan.py compares). The steps come from ``unbind``: indexing ``x[:, t]`` in a loop costs ten times more
-    wherever autograd sees it.
+    Autograd through the loop makes about forty passes over (B, L, D, N) tensors; this backward makes about twelve
+    (benchmarks/scan.py compares them). Steps come from ``unbind``, because ``x[:, t]`` in a loop costs ten times more under
+    autograd.
     """
 
     @staticmethod
     def forward(ctx: Any, u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
         """Return y (B, L, D)."""
         A_ND = A_DN.t().contiguous()
-        # D is the last axis: all products with C and B then run along contiguous memory, 2 to 3 times faster.
+        # D is the last axis, so that all products with C and B run along contiguous memory, 2 to 3 times faster.
         decay_BLND = torch.mul(dt_BLD.unsqueeze(2), A_ND).exp_()
         state_BLND = torch.mul((dt_BLD * u_BLD).unsqueeze(2), B_BLN.unsqueeze(3))
-        state_BLND = _states(decay_BLND, state_BLND)
+        state_BLND = states(decay_BLND, state_BLND)
         ctx.save_for_backward(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND)
         return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
 
@@ -145,13 +129,13 @@ class _Recurrence(torch.autograd.Function):
         """Run the recurrence of the gradients from the last token to the first."""
         u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return tuple(gradients_with_graph(_outputs, ctx.saved_tensors[:5], grad_y_BLD))
+            return _gradients_with_graph(ctx.saved_tensors[:5], grad_y_BLD)
         A_ND = A_DN.t()
         grad_C_BLN = torch.matmul(state_BLND, grad_y_BLD.unsqueeze(3)).squeeze(3)
         # grad_h_t = C_t grad_y_t + decay_{t+1} grad_h_{t+1}
         grad_BLND = torch.mul(grad_y_BLD.unsqueeze(2), C_BLN.unsqueeze(3))
         later_BLND = torch.cat([decay_BLND[:, 1:], torch.ones_like(decay_BLND[:, :1])], 1)
-        grad_BLND = _states(later_BLND.flip(1), grad_BLND.flip(1)).flip(1)
+        grad_BLND = states(later_BLND.flip(1), grad_BLND.flip(1)).flip(1)
         grad_B_BLN = torch.matmul(grad_BLND, (dt_BLD * u_BLD).unsqueeze(3)).squeeze(3)
         grad_dtu_BLD = torch.matmul(B_BLN.unsqueeze(2), grad_BLND).squeeze(2)
         # Gradient of dt_t A: grad_h_t * decay_t * h_{t-1}, 0 for the first token, whose state before is 0.
@@ -162,9 +146,36 @@ class _Recurrence(torch.autograd.Function):
         return grad_dtu_BLD * dt_BLD, grad_dt_BLD, grad_A_DN, grad_B_BLN, grad_C_BLN
 
 
-def conv_by_shifts(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
-    """Shifted products instead of a grouped convolution, whose backward on a CPU takes ten times as long."""
+def _gradients_with_graph(inputs: tuple[Tensor, ...], grad_y_BLD: Tensor) -> tuple[Tensor | None, ...]:
+    """Compute gradients that can be differentiated again, for a backward under ``create_graph``."""
+    with torch.enable_grad():
+        # A tensor may be two of the inputs; views distinguish them.
+        views = [x.view_as(x) for x in inputs]
+        wanted = [x for x in views if x.requires_grad]
+        found = iter(torch.autograd.grad(_outputs(*views), wanted, grad_y_BLD, create_graph=True))
+    return tuple(next(found) if x.requires_grad else None for x in views)
+
+
+def refuse_graph(name: str) -> None:
+    """Raise RuntimeError under ``create_graph``, for the backward of a kernel without gradients of gradients.
+
+    PyTorch's ``once_differentiable`` is not enough: ``autograd.grad`` drops the term without an error.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"the {name} scan has no gradient of its gradient: use dtsf.model.scan.use_backend('plain')")
+
+
+def conv(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
+    """Convolve each channel over L, causal, and apply SiLU; see :func:`dtsf.model.scan.causal_conv`. (B, L, D).
+
+    On a CPU as shifted products, because the backward of a grouped convolution takes ten times as long.
+    """
     taps, length = len(weight_KD), x_BLD.shape[1]
+    if x_BLD.is_cuda:
+        padded_BDL = F.pad(x_BLD.transpose(1, 2), (0, taps - 1) if reverse else (taps - 1, 0))
+        weight_D1K = (weight_KD.flip(0) if reverse else weight_KD).t().unsqueeze(1)
+        sums_BDL = F.conv1d(padded_BDL, weight_D1K.to(x_BLD.dtype), bias_D.to(x_BLD.dtype), groups=x_BLD.shape[2])
+        return F.silu(sums_BDL).transpose(1, 2)
     padded_BLD = F.pad(x_BLD, (0, 0, 0, taps - 1) if reverse else (0, 0, taps - 1, 0))
     y_BLD = bias_D
     for k in range(taps):

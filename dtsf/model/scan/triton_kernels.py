@@ -1,13 +1,13 @@
-"""The scan's loops for a GPU, in Triton: forward, and backward with the states computed again.
+"""Kernels of the scan for a GPU, in Triton: forward, and backward with the states computed again.
 
-A program has one sequence, a block of channels and a segment of its tokens. The N states of a channel stay in registers; tokens
-come :data:`T` at a time, all loads of a step before its arithmetic, so that they are under way together. Segments run side by
-side: each is first run from a state of zero (:func:`segment_ends`, :func:`segment_heads`), and what the segments before (or, going
-back, behind) leave is added from there. No atomics: every sum has one order.
+A program has one sequence, a block of channels and a segment of its tokens. The N states of a channel stay in registers. A step
+has T tokens, and all its loads come before its arithmetic, so that they overlap. Segments run in parallel: :func:`segment_ends`
+and :func:`segment_heads` run each from a state of zero, and the contribution of the other segments is added from there. There are
+no atomics, so every sum has one order.
 
-Forward tiles are (N, D), a lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a channel: it
-sums over both, and so shuffles least. What goes from one to the other lies as (D, N) in memory, turned where it is written: turned
-where it is read, it takes the registers that the backward has not. A is in units of log 2.
+Forward tiles are (N, D), one lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a channel:
+it sums over both, and so it shuffles least. Arrays of both passes are (D, N) in memory and are transposed where they are written,
+because the backward has no free registers. A is in units of log 2.
 
 Letters: B sequences, D channels, L tokens, N states, S segments, M chunks, Q tokens of a chunk, T tokens of a step.
 """
@@ -17,10 +17,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
 
 @triton.jit
 def softplus(x):
-    """``log(1 + exp(x))``, exact to float32 everywhere: log1p(e) as 2 artanh(e / (2 + e)), whose series is short."""
+    """Return ``log(1 + exp(x))``, exact to float32: log1p(e) is 2 artanh(e / (2 + e)), whose series is short."""
     e = tl.exp(-tl.abs(x))
     s = e / (2.0 + e)
     q = s * s
@@ -32,29 +34,29 @@ def softplus(x):
 
 @triton.jit
 def sigmoid(x):
-    """``1 / (1 + exp(-x))``."""
+    """Return ``1 / (1 + exp(-x))``."""
     return 1.0 / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def place(i, L, REVERSE: tl.constexpr):
-    """Where the i-th token of the scan lies."""
+def position(i, L, REVERSE: tl.constexpr):
+    """Return the position of the i-th token of the scan."""
     return L - 1 - i if REVERSE else i
 
 
 @triton.jit
 def steps_of(pointer, i, L, stride, d, inside, REVERSE: tl.constexpr, T: tl.constexpr):
-    """T tokens from ``i`` on, in float32, 0 beyond the end; a tuple."""
+    """Load T tokens from ``i`` on, in float32, 0 beyond the end. Returns a tuple."""
     rows = ()
     for t in tl.static_range(T):
-        at = pointer + place(i + t, L, REVERSE) * stride + d
+        at = pointer + position(i + t, L, REVERSE) * stride + d
         rows = rows + (tl.load(at, mask=inside & (i + t < L), other=0.0).to(tl.float32),)
     return rows
 
 
 @triton.jit
 def step_sizes(dt, bias, i, L, T: tl.constexpr):
-    """Softplus of T tokens' ``dt``; 0 beyond the end, where the state stays as it is."""
+    """Compute softplus of the ``dt`` of T tokens; 0 beyond the end, which keeps the state."""
     deltas = ()
     for t in tl.static_range(T):
         deltas = deltas + (tl.where(i + t < L, softplus(dt[t] + bias), 0.0),)
@@ -67,7 +69,7 @@ def segment_ends(
     L, D, segment, u_b, u_l, dt_b, dt_l, B_b, B_l,
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """State at the end of each segment if it began at zero, and the sum of its step sizes."""
+    """Compute the state at the end of each segment from a state of zero, and the sum of its step sizes."""
     block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     S = tl.num_programs(2)
     n = tl.arange(0, N)
@@ -97,7 +99,7 @@ def scan_forward(
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, REVERSE: tl.constexpr,
     HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SEGMENTS: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
-    """Outputs of one segment, and with ``SAVE`` the state before each of its chunks."""
+    """Compute the outputs of one segment, and with ``SAVE`` the state before each of its chunks."""
     block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     S = tl.num_programs(2)
     n = tl.arange(0, N)
@@ -130,7 +132,7 @@ def scan_forward(
             y = tl.sum(Cs[t][:, None] * state, 0) + skip * us[t]
             ys = ys + (y * zs[t] * sigmoid(zs[t]) if HAS_Z else y,)
         for t in tl.static_range(T):
-            at = y_BLD + b * L * D + place(i + t, L, REVERSE) * D + d
+            at = y_BLD + b * L * D + position(i + t, L, REVERSE) * D + d
             tl.store(at, ys[t].to(y_BLD.dtype.element_ty), mask=inside & (i + t < L))
 
 
@@ -141,7 +143,7 @@ def segment_heads(
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr, HAS_Z: tl.constexpr,
     HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the state before each segment if none came from behind it, and the sum of its step sizes."""
+    """Compute the gradient of the state before each segment without the segments behind it, and the sum of its step sizes."""
     block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     S = tl.num_programs(2)
     n = tl.arange(0, N)
@@ -167,3 +169,110 @@ def segment_heads(
     at = ((b * S + s) * D + d[None, :]) * N + n[:, None]
     tl.store(heads_BSDN + at, flow, mask=inside[None, :])
     tl.store(sums_BSD + (b * S + s) * D + d, total, mask=inside)
+
+
+@triton.jit(do_not_specialize=["states_BMDN", "heads_BSDN"])
+def scan_backward(
+    u, dt, A_DN, B, C, skip_D, z, bias_D, grad_BLD, states_BMDN, heads_BSDN, sums_BSD, scratch,
+    du, ddt, dz, dA_BSDN, dB, dC, dskip_BSD, dbias_BSD,
+    L, D, segment, u_b, u_l, dt_b, dt_l, B_b, B_l, C_b, C_l, z_b, z_l, grad_b, grad_l,
+    N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, REVERSE: tl.constexpr,
+    HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SEGMENTS: tl.constexpr,
+):  # fmt: skip
+    """Compute all gradients of one segment, chunk by chunk from its last.
+
+    The states of a chunk are computed twice: once to store one every T tokens in ``scratch``, which stays in the first-level
+    cache, and again in each step, whose T states stay in registers.
+    """
+    block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    S = tl.num_programs(2)
+    n = tl.arange(0, N)
+    d = block * BD + tl.arange(0, BD)
+    inside = d < D
+    A = tl.load(A_DN + d[:, None] * N + n[None, :], mask=inside[:, None], other=0.0)
+    bias = tl.load(bias_D + d, mask=inside, other=0.0) if HAS_BIAS else tl.zeros((BD,), tl.float32)
+    skip = tl.load(skip_D + d, mask=inside, other=0.0) if HAS_SKIP else tl.zeros((BD,), tl.float32)
+    flow = tl.zeros((BD, N), tl.float32)
+    if SEGMENTS:
+        for k in range(s + 1, S):
+            behind = S + s - k
+            total = tl.load(sums_BSD + (b * S + behind) * D + d, mask=inside, other=0.0)
+            at = ((b * S + behind) * D + d[:, None]) * N + n[None, :]
+            head = tl.load(heads_BSDN + at, mask=inside[:, None], other=0.0)
+            flow = tl.exp2(A * total[:, None]) * flow + head
+    dA = tl.zeros((BD, N), tl.float32)
+    dskip = tl.zeros((BD,), tl.float32)
+    dbias = tl.zeros((BD,), tl.float32)
+    u, dt, z, grad_BLD = u + b * u_b, dt + b * dt_b, z + b * z_b, grad_BLD + b * grad_b
+    B, C = B + b * B_b, C + b * C_b
+    du, ddt, dz = du + b * L * D, ddt + b * L * D, dz + b * L * D
+    part = (block * tl.num_programs(1) + b) * L * N
+    dB, dC = dB + part, dC + part
+    own = scratch + ((b * S + s) * tl.num_programs(0) + block) * (Q // T) * BD * N
+    own = own + tl.arange(0, BD)[:, None] * N + n[None, :]
+    M = tl.cdiv(L, Q)
+    first = s * segment // Q
+    n_chunks = tl.minimum(first + segment // Q, M) - first
+    for c in range(0, n_chunks):
+        chunk = first + n_chunks - 1 - c
+        at = ((b * M + chunk) * D + d[:, None]) * N + n[None, :]
+        state = tl.load(states_BMDN + at, mask=inside[:, None], other=0.0)
+        n_steps = tl.cdiv(tl.minimum(L - chunk * Q, Q), T)
+        for k in range(0, n_steps):
+            tl.store(own + k * BD * N, state)
+            i = chunk * Q + k * T
+            dts = steps_of(dt, i, L, dt_l, d, inside, REVERSE, T)
+            us = steps_of(u, i, L, u_l, d, inside, REVERSE, T)
+            Bs = steps_of(B, i, L, B_l, n, n < N, REVERSE, T)
+            deltas = step_sizes(dts, bias, i, L, T)
+            for t in tl.static_range(T):
+                state = tl.exp2(A * deltas[t][:, None]) * state + Bs[t][None, :] * (deltas[t] * us[t])[:, None]
+        tl.debug_barrier()  # writes finish before reads, and reads (below) before the writes of the next chunk
+        for k in range(0, n_steps):
+            step = n_steps - 1 - k
+            i = chunk * Q + step * T
+            state = tl.load(own + step * BD * N)
+            dts = steps_of(dt, i, L, dt_l, d, inside, REVERSE, T)
+            us = steps_of(u, i, L, u_l, d, inside, REVERSE, T)
+            Bs = steps_of(B, i, L, B_l, n, n < N, REVERSE, T)
+            deltas = step_sizes(dts, bias, i, L, T)
+            states = ()
+            for t in tl.static_range(T):
+                state = tl.exp2(A * deltas[t][:, None]) * state + Bs[t][None, :] * (deltas[t] * us[t])[:, None]
+                states = states + (state,)
+            for t in tl.static_range(T - 1, -1, -1):
+                # Loaded again from the nearest cache, because the states need the registers.
+                valid, known = inside & (i + t < L), (n < N) & (i + t < L)
+                l = position(i + t, L, REVERSE)
+                delta = tl.load(dt + l * dt_l + d, mask=valid, other=0.0).to(tl.float32)
+                delta = tl.where(i + t < L, softplus(delta + bias), 0.0)
+                u_t = tl.load(u + l * u_l + d, mask=valid, other=0.0).to(tl.float32)
+                grad = tl.load(grad_BLD + l * grad_l + d, mask=valid, other=0.0).to(tl.float32)
+                B_t = tl.load(B + l * B_l + n, mask=known, other=0.0).to(tl.float32)
+                C_t = tl.load(C + l * C_l + n, mask=known, other=0.0).to(tl.float32)
+                if HAS_Z:
+                    z_t = tl.load(z + l * z_l + d, mask=valid, other=0.0).to(tl.float32)
+                    gate = sigmoid(z_t)
+                    y = tl.sum(C_t[None, :] * states[t], 1) + skip * u_t
+                    dz_t = grad * y * gate * (1.0 + z_t * (1.0 - gate))
+                    tl.store(dz + l * D + d, dz_t.to(dz.dtype.element_ty), mask=valid)
+                    grad = grad * z_t * gate
+                tl.store(dC + l * N + n, tl.sum(states[t] * grad[:, None], 0), mask=known)
+                flow += C_t[None, :] * grad[:, None]
+                input_t = delta * u_t
+                tl.store(dB + l * N + n, tl.sum(flow * input_t[:, None], 0), mask=known)
+                by_B = tl.sum(flow * B_t[None, :], 1)
+                tl.store(du + l * D + d, (grad * skip + delta * by_B).to(du.dtype.element_ty), mask=valid)
+                # flow times decay times the state before, without a division: the state minus its input.
+                through = flow * (states[t] - B_t[None, :] * input_t[:, None])
+                dA += through * delta[:, None]
+                ddt_t = (u_t * by_B + LN2 * tl.sum(through * A, 1)) * (1.0 - tl.exp(-delta))
+                tl.store(ddt + l * D + d, ddt_t.to(ddt.dtype.element_ty), mask=valid)
+                dskip += grad * u_t
+                dbias += ddt_t
+                flow = tl.exp2(A * delta[:, None]) * flow
+        tl.debug_barrier()
+    at = (b * S + s) * D + d
+    tl.store(dA_BSDN + at[:, None] * N + n[None, :], dA, mask=inside[:, None])
+    tl.store(dskip_BSD + at, dskip, mask=inside)
+    tl.store(dbias_BSD + at, dbias, mask=inside)

@@ -1,57 +1,67 @@
-"""The selective scan on a GPU by Triton, as two operators of PyTorch's own kind: forward and backward.
+"""Selective scan on a GPU by Triton, as two custom operators: forward and backward.
 
-``torch.compile`` takes them as they are. Kept for the backward beside the inputs: one state every 16 or 32 tokens. What the
-loops do, and why so: :mod:`dtsf.model.scan.triton_kernels`.
+``torch.compile`` supports them. The backward stores the inputs and one state every 16 or 32 tokens.
+:mod:`dtsf.model.scan.triton_kernels` describes the kernels.
 
 Letters: B batch, D channels, L tokens, N states, S segments, M chunks, J blocks of channels.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
 
-from dtsf.model.scan.plain import gradients_with_graph, selective_scan_plain
-from dtsf.model.scan.triton_backward import scan_backward
-from dtsf.model.scan.triton_kernels import scan_forward, segment_ends, segment_heads
-from dtsf.model.scan.triton_launch import on_device
+from dtsf.model.scan.plain import conv, refuse_graph
+from dtsf.model.scan.triton_kernels import scan_backward, scan_forward, segment_ends, segment_heads
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
+    from dtsf.model.scan.plain import ScanInputs
+
+__all__ = ["conv", "scan"]
+
 BLOCK = 32
-"""Channels of a program, which is one warp."""
+"""Channels of a program of one warp."""
 STEP = 4
-"""Tokens whose loads are under way together, forward."""
+"""Tokens of a step, forward."""
 STEP_BACK = 2
-"""The same going back, where their states stay in registers: with 4 the compiler spills (tests/test_triton_compiled.py)."""
+"""Tokens of a step, backward. Their states stay in registers; with 4 the compiler spills (tests/test_triton_compiled.py)."""
 WARPS, WARPS_BACK = 16, 8
-"""Programs that a processor of the card holds at once, by the registers of the loops; an H100 holds 10 going back."""
+"""Programs on a processor of the GPU at once, by the registers of the kernels; an H100 has 10 in the backward."""
 LEAST_CHUNKS = 4
-"""Of a segment: each has a chunk's steps in memory of its own while it goes back."""
+"""Chunks of a segment at least: in the backward, each segment stores the steps of a chunk."""
 LOG2E = 1.4426950408889634
 
 
 @lru_cache(maxsize=16)
-def _processors(device: torch.device) -> int:
+def n_processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def _chunk(length: int) -> int:
-    """Tokens between two states that are kept: with 32, half the bytes of a float32 input, for 16 states."""
+def chunk_tokens(length: int) -> int:
+    """Return the tokens between two stored states: with 32, they take half the bytes of a float32 input, for 16 states."""
     return 32 if length > 512 else 16
 
 
-def _segments(u_BLD: Tensor, warps: int) -> tuple[int, int]:
-    """How many segments, and tokens of one: one where sequences and channels fill the card, else as many as fill it."""
+def segments(u_BLD: Tensor, warps: int) -> tuple[int, int]:
+    """Return the number of segments and their tokens: one if sequences and channels fill the GPU, else enough to fill it."""
     B, L, D = u_BLD.shape
-    chunks = triton.cdiv(L, _chunk(L))
-    wanted = warps * _processors(u_BLD.device) // (B * triton.cdiv(D, BLOCK))
+    chunks = triton.cdiv(L, chunk_tokens(L))
+    wanted = warps * n_processors(u_BLD.device) // (B * triton.cdiv(D, BLOCK))
     each = triton.cdiv(chunks, max(1, min(wanted, chunks // LEAST_CHUNKS)))
-    return triton.cdiv(chunks, each), each * _chunk(L)
+    return triton.cdiv(chunks, each), each * chunk_tokens(L)
+
+
+def _on_device(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context that launches kernels on the GPU of ``x``; nothing for the interpreter, on a CPU."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -64,21 +74,21 @@ def _strides(*tensors: Tensor) -> list[int]:
     schema="(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? skip, Tensor? z, Tensor? bias, bool reverse, bool keep)"
     " -> (Tensor, Tensor)",
 )
-def _forward(
+def forward_op(
     u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, skip_D: Tensor | None,
     z_BLD: Tensor | None, bias_D: Tensor | None, reverse: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Outputs (B, L, D), and the kept states (B, M, D, N), empty without ``keep``."""
+    """Return outputs (B, L, D) and stored states (B, M, D, N), empty without ``keep``."""
     (B, L, D), N = u_BLD.shape, A_DN.shape[1]
     A_ND = (A_DN * LOG2E).t().contiguous()
     y_BLD = torch.empty_like(u_BLD, memory_format=torch.contiguous_format)
-    states = A_ND.new_empty((B, triton.cdiv(L, _chunk(L)), D, N) if keep else (0,))
-    S, segment = _segments(u_BLD, WARPS)
+    states = A_ND.new_empty((B, triton.cdiv(L, chunk_tokens(L)), D, N) if keep else (0,))
+    S, segment = segments(u_BLD, WARPS)
     grid = (triton.cdiv(D, BLOCK), B, S)
     ends, sums = (A_ND.new_empty((B, S, N, D)), A_ND.new_empty((B, S, D))) if S > 1 else (A_ND, A_ND)
     z = u_BLD if z_BLD is None else z_BLD
     tiles = {"N": N, "BD": BLOCK, "T": STEP, "REVERSE": reverse, "HAS_BIAS": bias_D is not None, "num_warps": 1}
-    with on_device(u_BLD):
+    with _on_device(u_BLD):
         if S > 1:
             segment_ends[grid](
                 u_BLD, dt_BLD, A_ND, B_BLN, bias_D, ends, sums, L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN), **tiles
@@ -86,7 +96,7 @@ def _forward(
         scan_forward[grid](
             u_BLD, dt_BLD, A_ND, B_BLN, C_BLN, skip_D, z, bias_D, ends, sums, y_BLD, states,
             L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN, C_BLN, z),
-            Q=_chunk(L), HAS_SKIP=skip_D is not None, HAS_Z=z_BLD is not None, SEGMENTS=S > 1, SAVE=keep, **tiles,
+            Q=chunk_tokens(L), HAS_SKIP=skip_D is not None, HAS_Z=z_BLD is not None, SEGMENTS=S > 1, SAVE=keep, **tiles,
         )  # fmt: skip
     return y_BLD, states
 
@@ -97,14 +107,14 @@ def _forward(
     schema="(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? skip, Tensor? z, Tensor? bias, Tensor states, Tensor grad,"
     " bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
-def _backward(
+def backward_op(
     u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, skip_D: Tensor | None,
     z_BLD: Tensor | None, bias_D: Tensor | None, states: Tensor, grad_BLD: Tensor, reverse: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Gradients of u, dt, A, B, C, skip, z (empty where there is none) and bias."""
+    """Return gradients of u, dt, A, B, C, skip, z (empty without z) and bias."""
     (B, L, D), N = u_BLD.shape, A_DN.shape[1]
     A2_DN = (A_DN * LOG2E).contiguous()
-    S, segment = _segments(u_BLD, WARPS_BACK)
+    S, segment = segments(u_BLD, WARPS_BACK)
     J = triton.cdiv(D, BLOCK)
     grid = (J, B, S)
     gated, new = z_BLD is not None, states.new_empty
@@ -113,10 +123,10 @@ def _backward(
     dA_BSDN, dB_JBLN, dC_JBLN = new((B, S, D, N)), new((J, B, L, N)), new((J, B, L, N))
     dskip_BSD, dbias_BSD = new((B, S, D)), new((B, S, D))
     heads, sums = (new((B, S, D, N)), new((B, S, D))) if S > 1 else (states, states)
-    scratch = new((J * B * S, _chunk(L) // STEP_BACK, BLOCK, N))
+    scratch = new((J * B * S, chunk_tokens(L) // STEP_BACK, BLOCK, N))
     z = u_BLD if z_BLD is None else z_BLD
     flags = {"REVERSE": reverse, "HAS_Z": gated, "HAS_BIAS": bias_D is not None, "num_warps": 1, "N": N, "BD": BLOCK}
-    with on_device(u_BLD):
+    with _on_device(u_BLD):
         if S > 1:
             segment_heads[grid](
                 dt_BLD, A2_DN.t().contiguous(), C_BLN, z, bias_D, grad_BLD, heads, sums, L, D, segment,
@@ -126,23 +136,23 @@ def _backward(
             u_BLD, dt_BLD, A2_DN, B_BLN, C_BLN, skip_D, z, bias_D, grad_BLD, states, heads, sums, scratch,
             du, ddt, dz, dA_BSDN, dB_JBLN, dC_JBLN, dskip_BSD, dbias_BSD,
             L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN, C_BLN, z, grad_BLD),
-            T=STEP_BACK, Q=_chunk(L), HAS_SKIP=skip_D is not None, SEGMENTS=S > 1, **flags,
+            T=STEP_BACK, Q=chunk_tokens(L), HAS_SKIP=skip_D is not None, SEGMENTS=S > 1, **flags,
         )  # fmt: skip
     over = (0, 1)
     sums_of = (dA_BSDN.sum(over), dB_JBLN.sum(0).to(B_BLN.dtype), dC_JBLN.sum(0).to(C_BLN.dtype))
     return du, ddt, *sums_of, dskip_BSD.sum(over), dz, dbias_BSD.sum(over)
 
 
-@_forward.register_fake
+@forward_op.register_fake
 def _(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Any, z: Any, bias: Any, reverse: bool, keep: bool
 ) -> Any:
     (n_batch, L, D), N = u.shape, A.shape[1]
-    shape = (n_batch, -(-L // _chunk(L)), D, N) if keep else (0,)
+    shape = (n_batch, -(-L // chunk_tokens(L)), D, N) if keep else (0,)
     return u.new_empty((n_batch, L, D)), A.new_empty(shape, dtype=torch.float32)
 
 
-@_backward.register_fake
+@backward_op.register_fake
 def _(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Any, z: Any, bias: Any, states: Any, grad: Any, reverse: bool
 ) -> Any:  # fmt: skip
@@ -163,44 +173,21 @@ def _gradients(ctx: Any, grad_BLD: Tensor | None, _states: Tensor | None) -> tup
     *inputs, states = ctx.saved_tensors
     if grad_BLD is None:
         return (None,) * 10
-    if torch.is_grad_enabled():
-        there = [x for x in inputs if x is not None]
-        found = iter(gradients_with_graph(lambda *given: _as_operators(inputs, given, ctx.reverse), there, grad_BLD))
-        return *(None if x is None else next(found) for x in inputs), None, None
+    refuse_graph("triton")
     grad_BLD = grad_BLD if grad_BLD.stride(-1) == 1 else grad_BLD.contiguous()
     found = torch.ops.dtsf.scan_backward(*inputs, states, grad_BLD, ctx.reverse)
     return *(None if x is None else g.to(x.dtype) for x, g in zip(inputs, found, strict=True)), None, None
 
 
-def _as_operators(inputs: list[Tensor | None], given: tuple[Tensor, ...], reverse: bool) -> Tensor:
-    """The same in PyTorch's operators, for the gradient of the gradient; ``given`` are the inputs that are there."""
-    rest = iter(given[5:])
-    skip_D, z_BLD, bias_D = (None if x is None else next(rest) for x in inputs[5:])
-    u_BDL, dt_BDL, B_BNL, C_BNL = (given[k].transpose(1, 2) for k in (0, 1, 3, 4))
-    z_BDL = None if z_BLD is None else z_BLD.transpose(1, 2)
-    y_BDL = selective_scan_plain(u_BDL, dt_BDL, given[2], B_BNL, C_BNL, skip_D, z_BDL, bias_D, reverse=reverse)
-    return y_BDL.transpose(1, 2)
+forward_op.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
-_forward.register_autograd(_gradients, setup_context=_keep_inputs)
+def scan(inputs: ScanInputs) -> Tensor:
+    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. N is 8 or 16.
 
-
-def scan_by_triton(
-    u_BDL: Tensor,
-    dt_BDL: Tensor,
-    A_DN: Tensor,
-    B_BNL: Tensor,
-    C_BNL: Tensor,
-    D_D: Tensor | None = None,
-    z_BDL: Tensor | None = None,
-    dt_bias_D: Tensor | None = None,
-    *,
-    reverse: bool = False,
-) -> Tensor:
-    """Run the scan; arguments and result as for :func:`dtsf.model.scan.dispatch.selective_scan`.
-
-    N is 8 or 16. Read where they lie if a token's channels are neighbours, as linear layers leave them; else copied once.
+    Tensors whose channels are contiguous, as linear layers return them, are read without a copy.
     """
+    u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D, reverse = inputs
 
     def rows(x_BXL: Tensor) -> Tensor:
         x_BLX = x_BXL.transpose(1, 2)

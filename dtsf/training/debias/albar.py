@@ -13,11 +13,13 @@ Letters: B groups, V views, T frames, H W grid, C channels, K classes.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
+from dtsf.model.scan import use_backend
 from dtsf.training.debias.base import Debiaser
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ class Albar(Debiaser):
         index_BV11HWC = frame_BV.view(B, V, 1, 1, 1, 1).expand(-1, -1, 1, *batch.x_BVTHWC.shape[3:])
         still_BVTHWC = batch.x_BVTHWC.float().gather(2, index_BV11HWC).repeat(1, 1, T, 1, 1, 1)
         still_BVTHWC.requires_grad_(config.penalty > 0)
-        logits_BK = net(still_BVTHWC, batch.mask_BV).logits_BK.float()
+        # Only the plain scan has the gradient of a gradient.
+        with use_backend("plain") if self.weights["penalty"] > 0 else nullcontext():
+            logits_BK = net(still_BVTHWC, batch.mask_BV).logits_BK.float()
         log_p_BK = logits_BK.log_softmax(-1)
         terms = {
             "adversary": -config.adversary * F.cross_entropy(logits_BK, batch.label_B),
