@@ -6,6 +6,7 @@ Letters: B batch, D channels, L tokens, N state, K taps.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch

@@ -41,7 +41,7 @@ class Albar(Debiaser):
         still_BVTHWC = batch.x_BVTHWC.float().gather(2, index_BV11HWC).repeat(1, 1, T, 1, 1, 1)
         still_BVTHWC.requires_grad_(config.penalty > 0)
         # Only the plain scan has the gradient of a gradient.
-        with use_backend("plain") if self.weights["penalty"] > 0 else nullcontext():
+        with use_backend("plain") if config.penalty > 0 else nullcontext():
             logits_BK = net(still_BVTHWC, batch.mask_BV).logits_BK.float()
         log_p_BK = logits_BK.log_softmax(-1)
         terms = {
