@@ -51,10 +51,13 @@ def compare(
     shape: tuple[int, int, int, int] = SHAPE,
 ) -> float:
     """Return the largest relative error of a scan's output and gradients; ``dtype`` of all but A, D and the bias."""
-    inputs = [x.to(dtype) if k not in (2, 5, 7) else x for k, x in enumerate(drawn_inputs(shape)[:8])]
-    return _error(
-        lambda *x: scan(ScanInputs(*x, reverse)), lambda *x: plain.scan(ScanInputs(*x, reverse)), inputs, device
-    )
+    drawn = [x for x in drawn_inputs(shape)[:8] if x is not None]
+    inputs = [x.to(dtype) if k not in (2, 5, 7) else x for k, x in enumerate(drawn)]
+
+    def run(scan: Callable[[ScanInputs], Tensor], *x: Tensor) -> Tensor:
+        return scan(ScanInputs(*x)._replace(reverse=reverse))
+
+    return _error(partial(run, scan), partial(run, plain.scan), inputs, device)
 
 
 @torch.inference_mode(False)
