@@ -55,7 +55,7 @@ def compare(
     inputs = [x.to(dtype) if k not in (2, 5, 7) else x for k, x in enumerate(drawn)]
 
     def run(scan: Callable[[ScanInputs], Tensor], *x: Tensor) -> Tensor:
-        return scan(ScanInputs(*x)._replace(reverse=reverse))
+        return scan(ScanInputs._make([*x, reverse]))
 
     return _error(partial(run, scan), partial(run, plain.scan), inputs, device)
 
