@@ -102,7 +102,7 @@ def test_compact__frees_rows_of_clips_that_are_gone(own, dtsf):
     folder, rows = own
     run(folder)
     before = open_dataset(folder / "cache")
-    held = {clip.path: before.embeddings([clip.id])[0] for clip in before.clips}
+    embeddings = {clip.path: before.embeddings([clip.id])[0] for clip in before.clips}
     write(folder / "own", rows[:5])
     assert run(folder).changes.gone == 3
     page = dtsf.json("cache", "info", "cache", cwd=folder)["datasets"][0]
@@ -112,7 +112,7 @@ def test_compact__frees_rows_of_clips_that_are_gone(own, dtsf):
     data = open_dataset(folder / "cache")
     assert sum(shard.rows for shard in data.shards.values()) == 5
     for clip in data.clips:
-        np.testing.assert_array_equal(data.embeddings([clip.id])[0], held[clip.path])
+        np.testing.assert_array_equal(data.embeddings([clip.id])[0], embeddings[clip.path])
     assert dtsf.json("cache", "verify", "cache", "--deep", cwd=folder)["ok"]
     write(folder / "own", rows)
     assert run(folder).changes.to_decode == 3

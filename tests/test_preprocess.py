@@ -84,8 +84,8 @@ def test_preprocess__rows_equal_decoding_and_embedding(videos, small, spec, tmp_
         blocks = decoded.frames.reshape(3, 48, 2, 48, 2, 3).mean((2, 4))
         assert np.abs(data.pictures([name])[0] - blocks).max() <= 1
     shard, record = data.records["c9"]
-    held = zarr.open_group(data.store.path, mode="r")["embeddings"][shard * data.shard_size + record.row]
-    np.testing.assert_array_equal(held, data.embeddings(["c9"])[0])
+    row = zarr.open_group(data.store.path, mode="r")["embeddings"][shard * data.shard_size + record.row]
+    np.testing.assert_array_equal(row, data.embeddings(["c9"])[0])
 
 
 def test_preprocess__second_run_does_only_changed_and_new_clips(make_video, small, tmp_path):
@@ -259,6 +259,6 @@ def test_preprocess__real_clips_give_finite_embeddings(shared_data, tmp_path):
 
 def test_preprocess__pixels_equal_decoded_frames(videos, tmp_path):
     preprocess(ten(videos), tmp_path, PreprocessSettings(encoder="pixels", frames=4, size=96, grid=6), workers=1)
-    held = open_dataset(tmp_path).embeddings(["c3"])[0]
-    assert held.dtype == np.uint8
-    np.testing.assert_array_equal(held.reshape(4, 96, 96, 3), decode_clip(videos / "c3.avi", 4, 96).frames)
+    pixels = open_dataset(tmp_path).embeddings(["c3"])[0]
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels.reshape(4, 96, 96, 3), decode_clip(videos / "c3.avi", 4, 96).frames)

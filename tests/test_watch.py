@@ -125,29 +125,21 @@ def test_write_prediction__full_disk_leaves_no_file(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["cam1.mp4"]
 
 
-def test_write_prediction__performance_was_removed(tmp_path):
-    performance(tmp_path / "p", "cam1.mp4")
-    performance(tmp_path / "q", "cam1.mp4")
-    messages, names = [], []
-    watch = Watch(tmp_path, settle=0.05, poll=0.03, once=True, notify=messages.append)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_write_prediction__performance_was_removed_or_became_a_link(tmp_path, replaced):
+    performance(tmp_path / "in/p", "cam1.mp4")
+    performance(tmp_path / "in/q", "cam1.mp4")
+    (tmp_path / "elsewhere").mkdir()
+    messages, written = [], {}
+    watch = Watch(tmp_path / "in", settle=0.05, poll=0.03, once=True, notify=messages.append)
     for one in watch:
-        names.append(one.folder.name)
         if one.folder.name == "p":
             shutil.rmtree(one.folder)
-        watch.write_prediction(one, {})
-    assert names == ["p", "q"]
-    assert not (tmp_path / "p").exists()
+            if replaced:
+                one.folder.symlink_to(tmp_path / "elsewhere")
+        written[one.folder.name] = watch.write_prediction(one, {})
+    assert written == {"p": False, "q": True}
     assert "p: cannot write" in messages[0]
-
-
-def test_write_prediction__does_not_follow_a_performance_that_became_a_link(tmp_path):
-    performance(tmp_path / "in/p", "cam1.mp4")
-    (tmp_path / "elsewhere").mkdir()
-    watch = Watch(tmp_path / "in", settle=0.05, poll=0.03, once=True)
-    for one in watch:
-        shutil.rmtree(one.folder)
-        one.folder.symlink_to(tmp_path / "elsewhere")
-        assert not watch.write_prediction(one, {})
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 

@@ -5,6 +5,7 @@ Clips are matched with the rows of the cache by the content of their files, not 
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from dtsf.cache.documents import read_damaged, read_records
 from dtsf.cache.schema import CatalogDocument, CatalogEntry
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, SourceError
-from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat, partial_hash
+from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
@@ -81,7 +82,12 @@ def make_plan(
     ``dataset``: None plans for an empty cache. ``retry_bad``: decode unusable clips again. Raises SourceError: the source does
     not respond, or none of its files exists.
     """
-    records, damaged, before = _read_cache(dataset) if dataset else ([], [], None)
+    records, damaged = (read_records(dataset), read_damaged(dataset)) if dataset else ([], [])
+    before: CatalogDocument | None = None
+    if dataset:
+        # A damaged catalog is replaced by this run, and no row depends on it.
+        with contextlib.suppress(CacheError):
+            before = read_catalog(dataset)
     computed = newest_records(records, damaged)
     entries = _identify_clips(catalog, [*records, *damaged], before)
     missing: dict[str, Clip] = {}
@@ -164,28 +170,17 @@ def _annotations(entry: CatalogEntry, info: DatasetInfo) -> tuple[object, ...]:
     return label, c.raw_label, c.group, view, c.subject, c.setup, c.split, c.background, c.offset
 
 
-def _read_cache(dataset: DatasetHandle) -> tuple[list[ShardRecord], list[ShardRecord], CatalogDocument | None]:
-    """Return the committed shards, the damaged shards and the last catalog."""
-    records, damaged = read_records(dataset), read_damaged(dataset)
-    try:
-        before = read_catalog(dataset)
-    except CacheError:
-        # The catalog is damaged. This run replaces it, and no row depends on it.
-        before = None
-    return records, damaged, before
-
-
 def _identify_clips(
     catalog: SourceCatalog, shards: Sequence[ShardRecord], before: CatalogDocument | None
 ) -> list[CatalogEntry]:
-    """Return an entry for each clip of the source. Hash a file only if that can avoid decoding it."""
+    """Return an entry for each clip of the source. Only files with the size of another one are hashed: they may be equal."""
     known: dict[tuple[str, FileStat], str] = {}
-    sizes: set[int] = set()
+    sizes: Counter[int] = Counter()
     for shard in shards:
         for record in shard.clips:
             source = record.source
             known[source.path, FileStat(source.bytes, source.mtime_ns, source.listing)] = source.content_hash
-            sizes.add(source.bytes)
+            sizes[source.bytes] += 1
     for entry in before.clips if before else ():
         if entry.key:
             content = entry.key.removesuffix(entry.clip.part)
@@ -206,11 +201,13 @@ def _identify_clips(
         )
     hashes = {path: known[path, stat] for path, stat in stats.items() if (path, stat) in known}
     unknown = {path: stat for path, stat in stats.items() if path not in hashes}
-    for path in _worth_hashing(catalog.root, unknown, sizes):
-        try:
-            hashes[path] = content_hash(catalog.root / path, unknown[path])
-        except OSError as error:
-            failures[path] = classify_error(catalog.root / path, error)
+    sizes.update(stat.bytes for stat in unknown.values())
+    for path, stat in unknown.items():
+        if sizes[stat.bytes] > 1:
+            try:
+                hashes[path] = content_hash(catalog.root / path, stat)
+            except OSError as error:
+                failures[path] = classify_error(catalog.root / path, error)
     entries = []
     for clip in catalog.clips:
         if clip.path in failures:
@@ -220,26 +217,6 @@ def _identify_clips(
             key = hashes[clip.path] + clip.part if clip.path in hashes else ""
             entries.append(CatalogEntry(clip=clip, key=key, **vars(stats[clip.path])))
     return entries
-
-
-def _worth_hashing(root: Path, unknown: Mapping[str, FileStat], sizes: set[int]) -> list[str]:
-    """Return the files that may have the same content as a known file or as each other."""
-    by_size: dict[int, list[str]] = {}
-    for path, stat in unknown.items():
-        by_size.setdefault(stat.bytes, []).append(path)
-    found = []
-    for size, paths in by_size.items():
-        if size in sizes:
-            found += paths
-        elif len(paths) > 1:
-            by_hash: dict[str, list[str]] = {}
-            for path in paths:
-                try:
-                    by_hash.setdefault(partial_hash(root / path, unknown[path]), []).append(path)
-                except OSError:
-                    found.append(path)  # hashing it raises the error again
-            found += [path for same in by_hash.values() if len(same) > 1 for path in same]
-    return found
 
 
 def _why_not_done(entry: CatalogEntry, root: Path) -> dict[str, object]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.cache.documents import DatasetHandle
-    from dtsf.cache.schema import ClipRecord, ShardRecord
+    from dtsf.cache.schema import ClipRecord
     from dtsf.cache.store import Store
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.settings import PreprocessSettings
@@ -102,44 +102,51 @@ def preprocess(
     ``on_progress``: called after each clip; with several processes, about once a second. Raises BadClipsError: more clips than
     ``max_bad`` are unusable; all others are in the cache. CacheError, FingerprintError: the cache does not accept these clips.
     """
-    name = settings.name or catalog.kind
     spec = make_spec(settings)
-    store = open_store(cache).absolute()
-    folder = store.below(name)
+    name = settings.name or catalog.kind
+    folder = open_store(cache).absolute().below(name)
     started = time.monotonic()
     info = DatasetInfo(kind=catalog.kind, name=name, class_names=catalog.class_names, view_names=catalog.view_names)
     n_workers = settings.workers or default_workers(settings.encoder)
     if settings.align == "group":
         shards = read_records(open_handle(folder)) if is_dataset(folder) else []
         catalog = align_groups(catalog, [record for shard in shards for record in shard.clips], settings.deadline)
+
+    def open_dataset() -> DatasetHandle:
+        return create_or_open(
+            folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
+        )
+
     if settings.dry_run:
-        return _dry_run(catalog, info, folder, spec, settings, n_workers)
+        # Other settings raise the same error as in a run.
+        dataset = open_dataset() if is_dataset(folder) and not settings.overwrite else None
+        shard_size = dataset.shard_size if dataset else settings.shard_size
+        plan = make_plan(catalog, info, dataset, shard_size, n_workers, retry_bad=settings.retry_bad)
+        matched, bad = match_rows(plan.document, newest_records(read_records(dataset) if dataset else []))
+        bad = tuple(one for one in bad if one.status != "waiting")
+        return _result(catalog, folder, plan, matched, bad, started, dry_run=True)
     with folder.write_lock():
         if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
                 raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
             folder.clear()
-        dataset = create_or_open(
-            folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
-        )
+        dataset = open_dataset()
         sweep(dataset)
         plan = make_plan(catalog, info, dataset, dataset.shard_size, n_workers, retry_bad=settings.retry_bad)
         write_catalog(dataset, plan.document)
-        tasks = [
-            ShardTask(dataset, str(catalog.root.absolute()), shard, clips, settings)
-            for shard, clips in plan.shards.items()
-        ]
+        root = str(catalog.root.absolute())
+        tasks = [ShardTask(dataset, root, shard, clips, settings) for shard, clips in plan.shards.items()]
         if tasks:
             extend(dataset, max(plan.shards) + 1)
             if settings.scheduler is None:
                 prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
-        done, bad = plan.done, plan.bad
+        done, bad_count = plan.done, plan.bad
 
         def on_clips(more_done: int, more_bad: int) -> None:
-            nonlocal done, bad
-            done, bad = done + more_done, bad + more_bad
+            nonlocal done, bad_count
+            done, bad_count = done + more_done, bad_count + more_bad
             if on_progress is not None:
-                on_progress(Progress(done, len(catalog.clips), bad))
+                on_progress(Progress(done, len(catalog.clips), bad_count))
 
         run_tasks(tasks, n_workers, settings.scheduler, on_clips, gpus=visible_gpus(settings.encoder))
         if tasks and settings.scheduler is None and folder.exclusive:
@@ -149,44 +156,17 @@ def preprocess(
         computed = newest_records(read_records(dataset))
         document = finish_catalog(plan.document, catalog.root, computed)
         write_catalog(dataset, document)
-        result = _result(catalog, folder, plan, *match_rows(document, computed), started, dry_run=False)
-    if len(result.bad) > settings.max_bad * result.clips:
-        raise _too_many_bad(result, folder, settings.max_bad)
+        matched, bad = match_rows(document, computed)
+    result = _result(catalog, folder, plan, matched, bad, started)
+    if len(bad) > settings.max_bad * result.clips:
+        lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in bad[:20]]
+        lines += [f"... and {len(bad) - 20} more"] if len(bad) > 20 else []
+        message = (
+            f"{len(bad)} of {result.clips} clips cannot be used, more than --max-bad {settings.max_bad:.0%} allows; the "
+            f"other {result.clips - len(bad)} are in {folder}"
+        )
+        raise BadClipsError(message, result, lines)
     return result
-
-
-def _too_many_bad(result: PreprocessResult, folder: Store, max_bad: float) -> BadClipsError:
-    lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in result.bad[:20]]
-    more = [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
-    return BadClipsError(
-        f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {max_bad:.0%} allows; the "
-        f"other {result.clips - len(result.bad)} are in {folder}",
-        result,
-        [*lines, *more],
-    )
-
-
-def _dry_run(
-    catalog: SourceCatalog,
-    info: DatasetInfo,
-    folder: Store,
-    spec: CacheSpec,
-    settings: PreprocessSettings,
-    n_workers: int,
-) -> PreprocessResult:
-    """Return the result that a run would have. Nothing is written."""
-    started = time.monotonic()
-    dataset: DatasetHandle | None = None
-    records: list[ShardRecord] = []
-    size = settings.shard_size
-    if is_dataset(folder) and not settings.overwrite:
-        # Raises an error for other settings, as the run would.
-        dataset = create_or_open(folder, spec, info, size, format=settings.format, compress=settings.compress)
-        size, records = dataset.shard_size, read_records(dataset)
-    plan = make_plan(catalog, info, dataset, size, n_workers, retry_bad=settings.retry_bad)
-    matched, bad = match_rows(plan.document, newest_records(records))
-    bad = tuple(one for one in bad if one.status != "waiting")
-    return _result(catalog, folder, plan, matched, bad, started, dry_run=True)
 
 
 def _result(
@@ -197,15 +177,15 @@ def _result(
     bad: tuple[BadClip, ...],
     started: float,
     *,
-    dry_run: bool,
+    dry_run: bool = False,
 ) -> PreprocessResult:
-    verdicts = [record.status.value for _, record in matched.values() if record.row is not None]
+    statuses = [record.status.value for _, record in matched.values() if record.row is not None]
     seconds = time.monotonic() - started
     return PreprocessResult(
         dataset=folder.name,
         clips=len(catalog.clips),
         groups=len(catalog.groups),
-        verdicts=dict(sorted(Counter([*verdicts, *(one.status for one in bad)]).items())),
+        verdicts=dict(sorted(Counter([*statuses, *(one.status for one in bad)]).items())),
         seconds=seconds,
         clips_per_s=0.0 if dry_run else (len(catalog.clips) - plan.done) / seconds,
         already_done=plan.done,

@@ -31,7 +31,6 @@ VIDEO_ENDINGS = (
 """Endings of video files. The decoder decides whether such a file is really a video."""
 PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 BLOCK_BYTES = 1 << 20
-PARTIAL_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -140,17 +139,6 @@ def content_hash(path: Path, status: FileStat) -> str:
     for name, _ in _pictures(path):
         digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
         _update_with_file(digest, path / name)
-    return digest.hexdigest()
-
-
-def partial_hash(path: Path, status: FileStat) -> str:
-    """Return a hash of the size and of the first and last 64 KiB. Files of different partial hash have different content."""
-    digest = xxhash.xxh3_64(f"{status.bytes}".encode())
-    if not status.listing:
-        with path.open("rb") as file:
-            digest.update(file.read(PARTIAL_BYTES))
-            file.seek(max(0, status.bytes - PARTIAL_BYTES))
-            digest.update(file.read(PARTIAL_BYTES))
     return digest.hexdigest()
 
 

@@ -41,10 +41,10 @@ CLASSES = {
 LABELS = {action: label for label, action in enumerate(sorted(CLASSES))}
 VIEWS = ("1", "2", "3")
 
-ACTION_FOLDER = re.compile(r"a(\d{2})$", re.IGNORECASE)
-VIDEO = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})$", re.IGNORECASE)
-RENAMED = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})_a(\d{2})$", re.IGNORECASE)
-FRAME_FOLDER = re.compile(r"(?:^|/)view_?(\d+)/a(\d{2})_s(\d{2})_e(\d{2})$", re.IGNORECASE)
+NUMBERS = r"_s(?P<subject>\d{2})_e(?P<episode>\d{2})"
+VIDEO = re.compile(rf"(?:^|/)a(?P<action>\d{{2}})/v(?P<view>\d{{2}}){NUMBERS}$", re.IGNORECASE)
+RENAMED = re.compile(rf"(?:^|/)v(?P<view>\d{{2}}){NUMBERS}_a(?P<action>\d{{2}})$", re.IGNORECASE)
+FRAME_FOLDER = re.compile(rf"(?:^|/)view_?(?P<view>\d+)/a(?P<action>\d{{2}}){NUMBERS}$", re.IGNORECASE)
 
 
 def catalog_nucla(root: Path) -> SourceCatalog:
@@ -55,31 +55,27 @@ def catalog_nucla(root: Path) -> SourceCatalog:
 
     Raises DataError: no clip, or two files for the same clip.
     """
-    clips: dict[str, tuple[int, int, int, int]] = {}
+    clips: dict[str, dict[str, int]] = {}
     label_folders: list[str] = []
     skipped = SkippedFiles()
     for folder, name in walk_files(root, skipped):
-        stem = name.rpartition(".")[0]
         path = f"{folder}/{name}".lstrip("/")
         if name == "labels.csv":
             label_folders.append(folder)
         elif is_video(name):
-            found = _parse_video(folder.rpartition("/")[2] or root.name, stem)
-            if found is None or found[0] not in CLASSES or found[3] not in (1, 2, 3):
-                skipped.add("video files do not have N-UCLA's names and were left out", path)
+            if numbers := _parse(f"{root.name}/{path}".rpartition(".")[0], VIDEO, RENAMED):
+                clips[path] = numbers
             else:
-                clips[path] = found
+                skipped.add("video files do not have N-UCLA's names and were left out", path)
         elif name.lower().endswith("rgb.jpg") and folder not in clips:
-            match = FRAME_FOLDER.search(f"{root.name}/{folder}")
-            if match:
-                view, action, subject, episode = (int(group) for group in match.groups())
-                if action in CLASSES and view in (1, 2, 3):
-                    clips[folder] = (action, subject, episode, view)
+            numbers = _parse(f"{root.name}/{folder}", FRAME_FOLDER)
+            if numbers:
+                clips[folder] = numbers
     names, backgrounds = _read_labels(root, label_folders)
     return build_catalog(
         "nucla",
         root,
-        [nucla_clip(path, *ids, backgrounds.get(path)) for path, ids in clips.items()],
+        [nucla_clip(path, **numbers, background=backgrounds.get(path)) for path, numbers in clips.items()],
         class_names=[names.get(action, CLASSES[action]) for action in sorted(CLASSES)],
         view_names=VIEWS,
         notes=skipped.notes(),
@@ -102,15 +98,11 @@ def nucla_clip(path: str, action: int, subject: int, episode: int, view: int, ba
     )
 
 
-def _parse_video(folder: str, stem: str) -> tuple[int, int, int, int] | None:
-    """Return (action, subject, episode, view) of a video file, or None for another name."""
-    if match := RENAMED.match(stem):
-        view, subject, episode, action = (int(group) for group in match.groups())
-        return action, subject, episode, view
-    if (match := VIDEO.match(stem)) and (action_match := ACTION_FOLDER.match(folder)):
-        view, subject, episode = (int(group) for group in match.groups())
-        return int(action_match.group(1)), subject, episode, view
-    return None
+def _parse(path: str, *patterns: re.Pattern[str]) -> dict[str, int] | None:
+    """Return action, subject, episode and view of a path; None if it has no valid name. ``path``: without ending."""
+    match = next(filter(None, (pattern.search(path) for pattern in patterns)), None)
+    numbers = {name: int(text) for name, text in match.groupdict().items()} if match else {}
+    return numbers if numbers.get("action") in CLASSES and numbers["view"] in (1, 2, 3) else None
 
 
 def _read_labels(root: Path, folders: list[str]) -> tuple[dict[int, str], dict[str, str]]:
