@@ -61,7 +61,7 @@ def rows_of(file):
     return {(row["variant"], row["test"]): row for row in csv.DictReader(file.read_text().splitlines())}
 
 
-def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
+def test_ablate__trains_each_row_with_its_settings(whole):
     result, out = whole
     assert [row.variant for row in result.rows][:7] == PAPER
     assert (result.done, result.total, result.reused) == (24, 24, 0)
@@ -96,7 +96,7 @@ def test_table_has_the_rows_of_the_issue_and_each_is_what_its_name_says(whole):
     assert differs["TMC"] == ("model.branch motion each 0.67; dynamic each 8 channels 0.33", "model.fusion tmc (msf)")
 
 
-def test_files_say_the_numbers_of_the_trainings(whole):
+def test_ablate__writes_the_numbers_of_the_trainings(whole):
     result, out = whole
     table = rows_of(out / "paper.csv")
     for row in result.rows:
@@ -120,7 +120,7 @@ def test_files_say_the_numbers_of_the_trainings(whole):
     assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 24
 
 
-def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cache, dtsf, whole, tmp_path):
+def test_ablate__repeats_no_training_and_shares_them_between_tables(cache, dtsf, whole, tmp_path):
     result, out = whole
     before = {path: path.stat().st_mtime_ns for path in out.glob("trainings/*/last/*")}
     files = {path: path.read_bytes() for path in out.glob("paper.*")}
@@ -145,7 +145,7 @@ def test_same_command_again_trains_nothing_and_other_tables_share_trainings(cach
 
 
 @pytest.mark.parametrize("name", ["motion", "debias"])
-def test_other_tables_train(cache, tmp_path, name):
+def test_ablate__trains_every_table(cache, tmp_path, name):
     overrides = [*TINY, "train.epochs=1", EACH]
     result = package.ablate(cache, table=name, dataset="drawn", seeds=(0,), out=tmp_path, **COMMON | {"overrides": overrides})
     assert result.done == result.total
@@ -156,7 +156,7 @@ def test_other_tables_train(cache, tmp_path, name):
     assert all(len(row.top1["drawn"]) == 1 for row in result.rows)
 
 
-def test_killed_within_a_training_and_run_again_gives_the_undisturbed_table(cache, whole, tmp_path):
+def test_ablate__gives_the_same_table_after_a_kill(cache, whole, tmp_path):
     options = COMMON | {"table": "paper", "dataset": "drawn", "seeds": (0, 1), "out": tmp_path}
 
     def die(done, _total, _note):
@@ -183,7 +183,7 @@ def test_killed_within_a_training_and_run_again_gives_the_undisturbed_table(cach
         assert [row[column] for row in found.values()] == [row[column] for row in wanted.values()]
 
 
-def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
+def test_ablate__evaluates_on_other_datasets_and_shows_the_gap(cache, tmp_path):
     options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "table": "debias", "out": tmp_path}
     options["overrides"] = [*TINY, "train.epochs=1"]
     other = "conflict@cross-subject:3"
@@ -234,7 +234,7 @@ def test_judged_on_other_data_sets_with_the_gap_between_two(cache, tmp_path):
         ({"init": Path("gone.pth")}, CheckpointError, "gone.pth: no such file"),
     ],
 )
-def test_refused_before_the_first_training(cache, tmp_path, changed, error, message):
+def test_ablate__refuses_wrong_settings_before_the_first_training(cache, tmp_path, changed, error, message):
     with pytest.raises(error, match=message):
         package.ablate(cache, out=tmp_path / "out", **COMMON | {"table": "paper", "dataset": "drawn"} | changed)
     assert not (tmp_path / "out").exists()
@@ -249,18 +249,18 @@ def test_refused_before_the_first_training(cache, tmp_path, changed, error, mess
         ((), "Missing option '--table'"),
     ],
 )
-def test_wrong_words_exit_2(dtsf, cache, tmp_path, words, message):
+def test_ablate_command__exits_2_for_wrong_options(dtsf, cache, tmp_path, words, message):
     assert message in dtsf.refusal("ablate", "--cache", cache, "--dataset", "drawn", *words, cwd=tmp_path)
 
 
-def test_a_checkpoint_that_no_row_can_start_from_is_refused_before_the_first_training(cache, weights, tmp_path):
+def test_ablate__refuses_a_checkpoint_of_another_width(cache, weights, tmp_path):
     options = COMMON | {"overrides": [*TINY, "model.width=8"], "table": "paper", "dataset": "drawn", "seeds": (0,)}
     with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
         package.ablate(cache, init=weights, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_that_take_their_sizes_of_a_checkpoint_go_on_where_they_were_cut_off(cache, weights, tmp_path):
+def test_ablate__resumes_rows_with_the_sizes_of_a_checkpoint(cache, weights, tmp_path):
     (tmp_path / "one.toml").write_text('title = "One"\n[[row]]\nname = "one"\n')
     open_sizes = [word for word in TINY if not word.startswith(("model.width", "model.depth"))]
     changed = {"overrides": open_sizes, "table": str(tmp_path / "one.toml"), "dataset": "drawn", "seeds": (0,)}
@@ -276,7 +276,7 @@ def test_rows_that_take_their_sizes_of_a_checkpoint_go_on_where_they_were_cut_of
     assert package.load(last.parent).net.config.width == 16
 
 
-def test_table_of_ones_own_and_what_is_wrong_with_one(cache, tmp_path):
+def test_ablate__reads_custom_tables_and_refuses_invalid_ones(cache, tmp_path):
     mine = tmp_path / "mine.toml"
     mine.write_text(
         'title = "Width <b>|"\n[[row]]\nname = "16"\n[[row]]\nname = "8 | <i>"\nset = ["model.width=8"]\n'
@@ -303,7 +303,7 @@ def test_table_of_ones_own_and_what_is_wrong_with_one(cache, tmp_path):
             load_table(str(mine))
 
 
-def test_second_ablation_in_one_folder_is_refused_while_the_first_works(cache, tmp_path):
+def test_ablate__refuses_a_second_process_in_the_same_folder(cache, tmp_path):
     options = COMMON | {"table": "fusion", "dataset": "drawn", "seeds": (0,), "out": tmp_path}
 
     def another(_result):
@@ -315,7 +315,7 @@ def test_second_ablation_in_one_folder_is_refused_while_the_first_works(cache, t
         package.ablate(cache, on_result=another, **options)
 
 
-def test_damaged_checkpoint_is_named_with_the_way_out(cache, tmp_path):
+def test_ablate__names_a_damaged_checkpoint_and_the_next_step(cache, tmp_path):
     options = COMMON | {"table": "debias", "dataset": "drawn", "seeds": (0,), "out": tmp_path}
 
     def stop(_done, _total, _note):
@@ -331,6 +331,6 @@ def test_damaged_checkpoint_is_named_with_the_way_out(cache, tmp_path):
 
 @pytest.mark.parametrize("recipe", builtin_names("recipe"))
 @pytest.mark.parametrize("table", table_names())
-def test_every_table_goes_with_every_recipe(recipe, table):
+def test_make_variants__fits_every_table_to_every_recipe(recipe, table):
     for variant in make_variants(load_table(table), recipe):
         assert variant.recipe.model_dump()

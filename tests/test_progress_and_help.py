@@ -19,7 +19,7 @@ from dtsf.cli.screen import set_verbosity
 DTSF = Path(sys.executable).with_name("dtsf")
 
 
-def test_a_line_now_and_then_where_stderr_is_no_terminal(capfd):
+def test_progress__prints_lines_without_a_terminal(capfd):
     with progress("count", "things", every=0.2) as update:
         time.sleep(0.3)
         update(6, 10)
@@ -34,7 +34,7 @@ def test_a_line_now_and_then_where_stderr_is_no_terminal(capfd):
     assert 3 <= len(lines) <= 5
 
 
-def test_short_work_says_nothing(capfd):
+def test_progress__prints_nothing_for_short_work(capfd):
     with progress("count", "things") as update:
         update(1, 1)
     assert capfd.readouterr() == ("", "")
@@ -75,7 +75,7 @@ def test_progress__has_a_new_rate_when_the_count_starts_again(capfd):
     assert third.startswith("train: 3 of 30 epochs in 0 s")
 
 
-def test_a_bar_where_stderr_is_a_terminal(world):
+def test_progress__shows_a_bar_on_a_terminal(world):
     shown, out = on_terminal([DTSF, "evaluate", "run", "--json"], world)
     assert json.loads(out)["n_groups"] == 10
     assert "evaluate" in shown
@@ -83,7 +83,7 @@ def test_a_bar_where_stderr_is_a_terminal(world):
 
 
 @pytest.mark.parametrize("words", [("--quiet", "preprocess"), ("preprocess", "--quiet"), ("preprocess", "-q")])
-def test_quiet_leaves_results_and_errors(dtsf, world, words):
+def test_quiet__prints_only_results_and_errors(dtsf, world, words):
     where = words.index("preprocess") + 1
     quiet = dtsf(*words[:where], "nucla", "--root", "data", "--workers", 1, *words[where:], cwd=world)
     assert (quiet.returncode, quiet.stderr, quiet.stdout) == (0, "", "")
@@ -92,11 +92,11 @@ def test_quiet_leaves_results_and_errors(dtsf, world, words):
     assert "nowhere does not exist" in failed.stderr
 
 
-def test_quiet_evaluate_still_shows_its_result(dtsf, world):
+def test_quiet__prints_the_result_of_evaluate(dtsf, world):
     assert "top-1" in dtsf("evaluate", "run", "--quiet", cwd=world).stderr
 
 
-def test_verbose_says_what_was_found(dtsf, world):
+def test_verbose__prints_details(dtsf, world):
     videos = sorted((world / "data/multiview_action_videos/a05").glob("*_s02_*"))
     loud = dtsf("predict", *videos, "--run", "run", "--verbose", "--json", cwd=world)
     assert "encoder efficientnet-lite0:16, weights" in loud.stderr
@@ -107,7 +107,7 @@ def test_verbose_says_what_was_found(dtsf, world):
     assert "contradict" in both.stderr
 
 
-def test_every_command_knows_quiet_and_verbose():
+def test_help__every_command_has_quiet_and_verbose():
     from typer.testing import CliRunner
 
     from dtsf.cli.app import app
@@ -131,7 +131,7 @@ def test_every_command_knows_quiet_and_verbose():
         ("dtsf re", {"report", "reproduce"}),
     ],
 )
-def test_bash_completes_commands_and_options(tmp_path, line, expected):
+def test_completion__has_commands_and_options(tmp_path, line, expected):
     words = line.split()
     environment = os.environ | {
         "_DTSF_COMPLETE": "complete_bash",
@@ -144,7 +144,7 @@ def test_bash_completes_commands_and_options(tmp_path, line, expected):
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_can_be_printed_for_each_shell(tmp_path, shell):
+def test_completion__is_printed_for_each_shell(tmp_path, shell):
     environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(
         [DTSF, "--show-completion", shell], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -153,7 +153,7 @@ def test_completion_can_be_printed_for_each_shell(tmp_path, shell):
     assert "_DTSF_COMPLETE" in done.stdout
 
 
-def test_bash_reads_the_script_and_completes(tmp_path):
+def test_completion__works_in_bash(tmp_path):
     environment = os.environ | {
         "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",
         "PATH": f"{DTSF.parent}:{os.environ['PATH']}",
@@ -168,7 +168,7 @@ def test_bash_reads_the_script_and_completes(tmp_path):
     assert done.stdout.split() == ["evaluate"], done.stderr
 
 
-def test_package_is_imported_in_no_time_and_has_its_names():
+def test_package__imports_no_torch_and_has_its_names():
     script = (
         "import sys, dtsf; assert 'torch' not in sys.modules and 'pydantic' not in sys.modules; "
         "from dtsf import preprocess, open_cache, train, load, DtsfError; assert set(dtsf.__all__) <= set(dir(dtsf)); "
@@ -180,7 +180,7 @@ def test_package_is_imported_in_no_time_and_has_its_names():
         _ = package.trian
 
 
-def test_dtsf_alone_shows_the_three_commands_that_matter_and_where_the_rest_is(dtsf, tmp_path):
+def test_dtsf__without_a_command_introduces_three_commands(dtsf, tmp_path):
     shown = dtsf(cwd=tmp_path, COLUMNS="80")
     lines = shown.stderr.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("  dtsf ")] == ["preprocess", "train", "predict"]
@@ -190,7 +190,7 @@ def test_dtsf_alone_shows_the_three_commands_that_matter_and_where_the_rest_is(d
     assert shown.stdout == ""
 
 
-def test_what_is_printed_beside_a_bar_stands_above_it_and_nothing_is_markup(tmp_path):
+def test_progress__prints_messages_above_the_bar_without_markup(tmp_path):
     script = (
         "import time; from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
         "with progress('count', 'things') as update:\n"
@@ -205,7 +205,7 @@ def test_what_is_printed_beside_a_bar_stands_above_it_and_nothing_is_markup(tmp_
 
 
 @pytest.mark.parametrize(("end", "stays"), [("pass", False), ("raise ValueError", False), ("raise KeyboardInterrupt", True)])
-def test_only_a_bar_that_was_interrupted_stays(tmp_path, end, stays):
+def test_progress__leaves_only_the_bar_of_an_interrupted_command(tmp_path, end, stays):
     script = (
         "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
         "try:\n"
@@ -219,7 +219,7 @@ def test_only_a_bar_that_was_interrupted_stays(tmp_path, end, stays):
     assert ("count" in shown.split("\x1b[2K")[-1]) == stays
 
 
-def test_of_many_classes_a_terminal_shows_those_of_lowest_recall():
+def test_evaluation_table__shows_the_classes_of_lowest_recall():
     from dtsf.cli.show import evaluation_table
 
     names = [f"class {k}" for k in range(40)]

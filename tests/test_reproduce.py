@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError, DataError
+from dtsf.experiments.checks import check_recipe, choose_protocols
 from dtsf.experiments.grid import locked
 from dtsf.experiments.nucla import reproduce_nucla
-from dtsf.experiments.protocols import check_recipe, choose_protocols
 from dtsf.experiments.results import RunRecord, rows_of
 from dtsf.experiments.settings import ReproduceSettings as Settings
 from dtsf.experiments.tables import duration
@@ -46,7 +46,7 @@ def _touch(root, clips):
     return touch(root, *(f"multiview_action_videos/{a}/{v}_{s}_{e}.avi" for a, s, e, v in words))
 
 
-def test_without_data_make_shows_one_screen_and_exits_2(tmp_path):
+def test_make__shows_one_screen_and_exits_2_without_data(tmp_path):
     made = _make(tmp_path, "DATA=nowhere")
     said, _ = made.communicate(timeout=60)
     assert made.returncode == 2
@@ -58,7 +58,7 @@ def test_without_data_make_shows_one_screen_and_exits_2(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_without_videos_and_no_folder_at_all_show_the_same_screen(dtsf, tmp_path):
+def test_reproduce_command__shows_one_screen_for_a_folder_without_videos(dtsf, tmp_path):
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads/multiview_action_videos.tgz").touch()
     for words, why in (
@@ -71,7 +71,7 @@ def test_folder_without_videos_and_no_folder_at_all_show_the_same_screen(dtsf, t
     assert not (tmp_path / "reproduce-nucla").exists()
 
 
-def test_lists_have_the_counts_of_their_projects():
+def test_listed_clips__have_the_counts_of_their_projects():
     clips = listed_clips()
     assert len(clips) == 1492
     assert [sum(in_lists[k] for in_lists, _ in clips.values()) for k in range(3)] == [1484, 1483, 1475]
@@ -97,7 +97,7 @@ def read_catalog_of(clips, **changes):
     )
 
 
-def test_whole_is_what_all_lists_agree_on():
+def test_check_nucla__is_complete_with_the_clips_of_all_lists():
     listed = listed_clips()
     agreed = {clip for clip, (in_lists, _) in listed.items() if all(in_lists)}
     check = check_nucla(read_catalog_of(agreed))
@@ -112,7 +112,7 @@ def test_whole_is_what_all_lists_agree_on():
     assert "1 of the 1,466" in check.summary
 
 
-def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
+def test_reproduce_command__reports_partial_data_and_strict_refuses_them(dtsf, tmp_path):
     _touch(tmp_path / "data", [clip for clip in listed_clips() if clip[12:] != "v03" and clip[4:7] != "s10"])
     done = dtsf("reproduce", "nucla", "--root", "data", "--check", "--json", cwd=tmp_path)
     assert done.returncode == 2
@@ -131,13 +131,13 @@ def test_partial_data_are_named_and_strict_refuses_them(dtsf, tmp_path):
         choose_protocols(scan_source("nucla", tmp_path / "data"), ("cross-subject:10",))
 
 
-def test_whole_data_set_passes_its_check(dtsf, tmp_path):
+def test_reproduce_command__accepts_complete_data(dtsf, tmp_path):
     _touch(tmp_path, listed_clips())
     assert "N-UCLA is complete" in dtsf.said("reproduce", "nucla", "--root", ".", "--check", cwd=tmp_path)
     assert choose_protocols(scan_source("nucla", tmp_path), ())[0][-1] == "cross-subject:10"
 
 
-def test_other_data_in_its_layout_are_not_taken_for_it(world):
+def test_check_nucla__detects_other_data_of_the_same_layout(world):
     check = check_nucla(scan_source("nucla", world / "data"))
     assert not check.is_nucla
     assert not check.complete
@@ -151,7 +151,7 @@ def _record(protocol, seed, top1):
     return RunRecord(protocol=protocol, seed=seed, run=f"runs/{protocol}-{seed}", **sizes, **judged, **trained)
 
 
-def test_rows_have_mean_and_spread_and_rotations_are_averaged_seed_by_seed():
+def test_rows_of__averages_rotations_seed_by_seed():
     numbers = {("cross-view:1", 0): 0.5, ("cross-view:1", 1): 0.7, ("cross-view:2", 0): 0.9, ("cross-view:2", 1): 0.7}
     runs = [_record(*job, top1) for job, top1 in numbers.items()]
     rows = rows_of([*runs, _record("cross-subject:10", 0, 0.25)], ["cross-view:1", "cross-view:2"])
@@ -166,11 +166,11 @@ def test_rows_have_mean_and_spread_and_rotations_are_averaged_seed_by_seed():
     assert [row.protocol for row in rows_of(runs[:2], ["cross-view:1", "cross-view:2"])] == ["cross-view:1"]
 
 
-def test_times_are_readable():
+def test_duration__is_readable():
     assert [duration(s) for s in (0.04, 59.7, 60, 3599.6, 7265)] == ["0.0 s", "60 s", "1 min 00 s", "1 h 00 min", "2 h 01 min"]
 
 
-def test_unknown_recipe_or_key_is_refused_before_stage_1(world, tmp_path):
+def test_reproduce__refuses_an_unknown_recipe_or_key_before_stage_1(world, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'model.depth'"):
         check_recipe(None, ["model.dept=4"])
     with pytest.raises(ConfigError, match="unknown recipe 'magic'"):
@@ -192,7 +192,7 @@ def reproduced(world, tmp_path_factory):
     return out, _reproduce(world, out)[0]
 
 
-def test_results_are_written_for_a_person_and_for_programs(reproduced):
+def test_reproduce__writes_results_for_people_and_programs(reproduced):
     out, result = reproduced
     document = json.loads((out / "results.json").read_text())
     assert document == result.model_dump(mode="json")
@@ -214,7 +214,7 @@ def test_results_are_written_for_a_person_and_for_programs(reproduced):
     assert document["versions"]["torch"] == torch.__version__
 
 
-def test_second_call_repeats_nothing(world, reproduced):
+def test_reproduce__repeats_nothing_in_a_second_call(world, reproduced):
     out, first = reproduced
     before = {file: file.stat().st_mtime_ns for file in (out / "runs").rglob("*") if file.is_file()}
     again, lines = _reproduce(world, out)
@@ -225,7 +225,7 @@ def test_second_call_repeats_nothing(world, reproduced):
     assert [stage.seconds for stage in again.stages[1:3]] == [stage.seconds for stage in first.stages[1:3]]
 
 
-def test_interrupted_run_goes_on_to_the_same_bits(world, reproduced, tmp_path):
+def test_reproduce__resumes_an_interrupted_run_to_the_same_bits(world, reproduced, tmp_path):
     whole, first = reproduced
 
     @contextmanager
@@ -263,12 +263,12 @@ def test_interrupted_run_goes_on_to_the_same_bits(world, reproduced, tmp_path):
 
 
 @pytest.mark.parametrize("seeds", ["\u00b2", "-1", "0,,1", "one"])
-def test_seeds_that_are_no_numbers_are_refused_with_an_example(dtsf, tmp_path, seeds):
+def test_reproduce_command__refuses_seeds_that_are_not_numbers(dtsf, tmp_path, seeds):
     refused = dtsf.refusal("reproduce", "nucla", "--root", tmp_path, "--seeds", seeds, cwd=tmp_path)
     assert "must be different numbers from 0, as in 0,1,2" in refused
 
 
-def test_other_settings_and_other_folders_are_refused(world, reproduced, tmp_path):
+def test_reproduce__refuses_other_settings_and_other_folders(world, reproduced, tmp_path):
     out, _ = reproduced
     with pytest.raises(ConfigError, match="was started with overrides"):
         _reproduce(world, out, settings=Settings(overrides=("train.epochs=4",)))
@@ -280,7 +280,7 @@ def test_other_settings_and_other_folders_are_refused(world, reproduced, tmp_pat
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
-def test_seed_with_another_recipe_than_its_sisters_is_refused(world, reproduced, tmp_path):
+def test_reproduce__refuses_a_seed_with_another_recipe(world, reproduced, tmp_path):
     """As after an update of dtsf that brings another default recipe."""
     out = shutil.copytree(reproduced[0], tmp_path / "out")
     file = out / "runs/cross-subject-2-seed0/result.json"
@@ -294,7 +294,7 @@ def test_seed_with_another_recipe_than_its_sisters_is_refused(world, reproduced,
         _reproduce(world, out)
 
 
-def test_overwrite_begins_anew_and_leaves_a_cache_of_others_alone(world, reproduced, tmp_path):
+def test_reproduce__overwrite_keeps_an_external_cache(world, reproduced, tmp_path):
     out = shutil.copytree(reproduced[0], tmp_path / "out")
     result, lines = _reproduce(
         world, out, seeds=(0,), settings=Settings(overrides=(*SMALL.overrides, "train.epochs=1")), overwrite=True
@@ -312,7 +312,7 @@ def _two_actions(world, folder):
             (folder / action / file.name).symlink_to(file)
 
 
-def test_clips_of_elsewhere_in_the_cache_are_in_no_number(world, tmp_path):
+def test_reproduce__does_not_use_other_clips_in_the_cache(world, tmp_path):
     _two_actions(world, tmp_path / "part/multiview_action_videos")
     shutil.copy(world / "data/labels.csv", tmp_path / "part")
     cache = shutil.copytree(world / "cache", tmp_path / "cache")
@@ -326,7 +326,7 @@ def test_clips_of_elsewhere_in_the_cache_are_in_no_number(world, tmp_path):
     assert sum(run) == len(data.clips)
 
 
-def test_unusable_clips_are_left_out_counted_and_make_exit_1(dtsf, world, cut_file, tmp_path):
+def test_reproduce_command__counts_unusable_clips_and_exits_1(dtsf, world, cut_file, tmp_path):
     _two_actions(world, tmp_path / "data")
     # Of a test subject: a judgement counts its own side's clips alone.
     broken = tmp_path / "data/a05/v02_s02_e00.avi"
@@ -343,13 +343,13 @@ def test_unusable_clips_are_left_out_counted_and_make_exit_1(dtsf, world, cut_fi
     assert "| 1 truncated |" in (tmp_path / "reproduce-nucla/results.md").read_text()
 
 
-def test_no_protocol_at_all_is_said(tmp_path):
+def test_choose_protocols__fails_without_a_possible_protocol(tmp_path):
     with pytest.raises(DataError, match="one view of one subject"):
         choose_protocols(scan_source("nucla", _touch(tmp_path, ["a01_s01_e00_v01", "a02_s01_e00_v01"])), ())
 
 
 @pytest.mark.slow
-def test_make_reproduces_on_real_motion_and_goes_on_after_two_kills(shared_data, tmp_path):
+def test_make__reproduces_on_motion_after_two_kills(shared_data, tmp_path):
     """The target as a person types it; killed in stage 1 and in training, it repeats nothing that was finished."""
     words = (f"DATA={shared_data / 'motion/iid'}", "OUT=out", "SEEDS=0", "EPOCHS=2")
 

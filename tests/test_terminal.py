@@ -27,14 +27,14 @@ def obeyed(text):
 
 
 @given(st.text(st.characters()))
-def test_nothing_that_is_obeyed_is_left(text):
+def test_escape_control__leaves_no_control_character(text):
     shown = screen.escape_control(text)
     assert not obeyed(shown) or all(ord(c) >= 0xA0 for c in obeyed(shown))  # spaces of other scripts, unassigned
     assert not {"\x1b", "\x07", "\n", "\r", "\u202e", "\x9b", "\x00"} & set(shown)
 
 
 @pytest.mark.parametrize("text", ["wave", "挥手", "жест 2", "يلوح", "नमस्ते", "\U0001f468\u200d\U0001f469", "a [bold]b[/]"])
-def test_words_stay_as_they_are(text):
+def test_escape_control__does_not_change_text(text):
     assert screen.escape_control(text) == text
 
 
@@ -42,7 +42,7 @@ def _shown(capfd):
     return capfd.readouterr().err
 
 
-def test_all_ways_to_say_something_are_harmless(capfd, monkeypatch):
+def test_console__escapes_all_objects(capfd, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
     say = screen.results()
     say.print(NASTY)
@@ -60,7 +60,7 @@ def test_all_ways_to_say_something_are_harmless(capfd, monkeypatch):
     assert not any(line.startswith("new") for line in shown.splitlines()[:2])
 
 
-def test_a_bar_and_its_note_are_harmless():
+def test_progress_bar__escapes_title_and_note():
     import io
 
     from dtsf.cli.progress import progress_bar
@@ -75,13 +75,13 @@ def test_a_bar_and_its_note_are_harmless():
     assert "\\x1b[31mred" in stream.getvalue()
 
 
-def test_markup_in_a_name_is_text(capfd):
+def test_console__prints_markup_as_text(capfd):
     screen.results().print("[red]x[/red] [link=file:///etc/passwd]y[/link]")
     assert "[red]x[/red]" in _shown(capfd)
 
 
 @pytest.mark.parametrize("words", [("predict", "n\x1b[31m\nope.mp4", "--run", "r\x1b"), ("evaluate", "\x1b]0;t\x07")])
-def test_errors_name_files_harmlessly(dtsf, world, tmp_path, words):
+def test_errors__escape_names_of_files(dtsf, world, tmp_path, words):
     done = dtsf(*words, cwd=tmp_path)
     assert done.returncode == 2
     assert not obeyed(done.stderr)
@@ -89,14 +89,14 @@ def test_errors_name_files_harmlessly(dtsf, world, tmp_path, words):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_wrong_usage_is_said_harmlessly(dtsf, tmp_path):
+def test_usage_errors__escape_arguments(dtsf, tmp_path):
     done = dtsf("evaluate", "a", "b\x1b[31m", cwd=tmp_path)
     assert done.returncode == 2
     assert not obeyed(done.stderr)
     assert "Usage: dtsf evaluate" in done.stderr
 
 
-def test_labels_of_a_run_from_elsewhere_are_harmless(dtsf, world, tmp_path):
+def test_predict__escapes_labels_of_an_untrusted_run(dtsf, world, tmp_path):
     import shutil
 
     run = shutil.copytree(world / "run", tmp_path / "run")
@@ -124,7 +124,7 @@ def run_into(stdout=None, stderr=None, *words, cwd):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
-def test_full_disks_behind_stdout_and_stderr(world):
+def test_full_disk__is_an_error_on_stdout_only(world):
     words = ("cache", "info", "cache")
     with open("/dev/full", "w") as full:
         quiet = run_into(None, full, *words, cwd=world)
@@ -136,7 +136,7 @@ def test_full_disks_behind_stdout_and_stderr(world):
         assert wrong.returncode == 2
 
 
-def test_a_reader_that_goes_away_is_no_error(world):
+def test_closed_pipe__is_not_an_error(world):
     read, write = os.pipe()
     os.close(read)
     done = run_into(write, None, "cache", "info", "cache", "--json", cwd=world)
@@ -144,7 +144,7 @@ def test_a_reader_that_goes_away_is_no_error(world):
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_nothing_else_writes_to_the_terminal():
+def test_package__writes_to_the_terminal_only_in_screen():
     """Of the package: who adds a print is sent to dtsf.cli.screen."""
     # The children of stage 1 speak to their parents by pipes; a table is written where its caller says.
     others = {"cli/screen.py", "pipeline/video/child_main.py", "cli/app.py"}

@@ -29,25 +29,16 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 finished, but more clips unusable than --max-bad; 2 wrong input or state; "
     "130 interrupted, safe to run again.",
 )
-COMMANDS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
-    "From videos to an answer": {
-        "preprocess": preprocess_command,
-        "train": train_command,
-        "predict": predict_command,
-    },
-    "Evaluate and compare": {
-        "evaluate": evaluate_command,
-        "report": report_command,
-        "ablate": ablate_command,
-        "reproduce": reproduce_app,
-    },
-    "Data and machine": {
-        "cache": cache_app,
-        "import": import_command,
-        "export": export_command,
-        "synth": synth_app,
-        "doctor": doctor_command,
-    },
+PANELS: dict[str, list[tuple[str, Callable[..., None] | typer.Typer]]] = {
+    "From videos to an answer": [
+        ("preprocess", preprocess_command),
+        ("train", train_command),
+        ("predict", predict_command),
+    ],
+    "Evaluate": [("evaluate", evaluate_command), ("report", report_command)],
+    "Compare": [("ablate", ablate_command), ("reproduce", reproduce_app)],
+    "Data": [("cache", cache_app), ("import", import_command), ("export", export_command), ("synth", synth_app)],
+    "Machine": [("doctor", doctor_command)],
 }
 """Commands and groups of commands, by the panel of ``dtsf --help``."""
 INTRODUCTION = {
@@ -93,8 +84,8 @@ def _common(
 
 def _register() -> None:
     """Add all commands to the app. Each takes ``--quiet`` and ``--verbose``."""
-    for panel, commands in COMMANDS.items():
-        for name, command in commands.items():
+    for panel, commands in PANELS.items():
+        for name, command in commands:
             if isinstance(command, typer.Typer):
                 app.add_typer(command, name=name, rich_help_panel=panel)
                 for leaf in command.registered_commands:

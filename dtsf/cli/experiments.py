@@ -139,13 +139,14 @@ def _show_check(check: NuclaCheck) -> None:
 
 
 def _show_reproduction(result: Reproduction, out: Path) -> None:
-    from dtsf.experiments.tables import COLUMNS, comparison_note, duration, protocol_cells
+    from dtsf.experiments.tables import comparison_note, duration, protocol_cells
 
     screen = results()
     # The other columns are in results.md: a terminal is too narrow for them.
-    kept = [k for k, name in enumerate(COLUMNS) if name not in ("measures", "trained on", "recipe")]
-    rows = [[protocol_cells(row, result)[k] for k in kept] for row in result.rows]
-    screen.print(table("N-UCLA" if result.comparable else "not N-UCLA", [COLUMNS[k] for k in kept], rows))
+    rows = [protocol_cells(row, result) for row in result.rows]
+    shown = [name for name in rows[0] if name not in ("measures", "trained on", "recipe")]
+    title = "N-UCLA" if result.comparable else "not N-UCLA"
+    screen.print(table(title, shown, [[row[name] for name in shown] for row in rows]))
     for row in result.rows:
         screen.print(styled(f"{row.protocol}: {row.task}"), soft_wrap=True)
     screen.print(styled((comparison_note(result), "" if result.comparable else "yellow")))

@@ -6,10 +6,8 @@ A second call repeats nothing that is finished. A call after a kill continues.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shlex
-import shutil
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -22,8 +20,8 @@ import torch
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
+from dtsf.experiments.checks import STAGE1, check_recipe, choose_protocols, claim
 from dtsf.experiments.grid import Job, finished_record, locked, read_json, resolve, run_jobs, timed, write_json
-from dtsf.experiments.protocols import check_recipe, choose_protocols
 from dtsf.experiments.results import Reproduction, Stage, rows_of
 from dtsf.experiments.settings import ReproduceSettings
 from dtsf.experiments.tables import write_reproduction
@@ -47,7 +45,6 @@ if TYPE_CHECKING:
 
 NAME = "nucla"
 """Name of the dataset in the cache."""
-SETTINGS, STAGE1 = "reproduce.json", "stage1.json"
 PAPER: dict[str, Any] = {
     "recipe": "nucla-paper",
     "overrides": (),
@@ -117,7 +114,7 @@ def reproduce_nucla(
     with locked(out, "reproduce"):
         parts = []
         for title, plan, folder in plans:
-            _claim(plan, folder, catalog)
+            claim(plan, folder, catalog)
             stage1, doubt, seconds = _preprocess(plan, folder, catalog, say, show)
             parts.append(Part(title, plan, stage1, doubt, seconds, _jobs(plan, out, folder, protocols)))
         jobs = [job for part in parts for job in part.jobs]
@@ -195,41 +192,6 @@ def has_gpu(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
 
 
-def _claim(plan: ReproduceSettings, out: Path, catalog: SourceCatalog) -> None:
-    """Start in the folder of a run, or continue there with the same settings. Raises ConfigError: the folder contains
-    something else, or was started with other settings.
-    """
-    file = out / SETTINGS
-    clips = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
-    settings = {
-        "root": str(catalog.root),
-        "clips": len(catalog.clips),
-        "digest": hashlib.sha256(clips.encode()).hexdigest()[:16],
-        "overrides": list(plan.changes()),
-        **plan.model_dump(mode="json", include={"cache", "recipe", "init", "encoder", "frames", "size", "grid"}),
-    }
-    if not file.is_file():
-        if out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
-            raise ConfigError(f"the folder {out} contains something else than a reproduction: choose another --out")
-    elif plan.overwrite:
-        for name in ("runs", "cache"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for path in (out / STAGE1, *out.glob("results.*")):
-            path.unlink(missing_ok=True)
-    else:
-        before = read_json(file)
-        changed = [
-            f"{key} {before.get(key)!r}, now {settings.get(key)!r}"
-            for key in sorted(settings.keys() | before.keys())
-            if before.get(key) != settings.get(key)
-        ]
-        if changed:
-            raise ConfigError(
-                f"{out} was started with {'; '.join(changed)}: choose another --out, or --overwrite to start again there"
-            )
-    write_json(file, settings)
-
-
 def _preprocess(
     plan: ReproduceSettings, out: Path, catalog: SourceCatalog, say: Callable[[str], None], show: Show
 ) -> tuple[PreprocessResult, str | None, float]:
@@ -304,17 +266,15 @@ def _jobs(plan: ReproduceSettings, out: Path, folder: Path, protocols: Sequence[
 
 
 def _check_same_recipe(part: Part, records: Mapping[str, RunRecord]) -> None:
-    """Raise ConfigError if a new run has another recipe than a finished run of its protocol: one row would mix two recipes."""
-    for job in part.jobs:
-        rule = str(job.tests[0].rule)
-        finished = [] if job.name in records else [records[other.name] for other in part.jobs if other.name in records]
-        for record in finished:
-            changed = differences(record.settings, job.settings.model_dump(mode="json"))
-            if record.protocol == rule and changed:
-                raise ConfigError(
-                    f"{job.out / record.run} was trained with another recipe than {rule} has now (before in brackets): "
-                    f"{', '.join(changed)}. Choose another --out, or --overwrite to start again there"
-                )
+    """Raise ConfigError if new runs have another recipe than finished ones: a row of the table would mix two recipes."""
+    finished = [(job, records[job.name]) for job in part.jobs if job.name in records]
+    for job, record in finished if len(finished) < len(part.jobs) else ():
+        changed = differences(record.settings, job.settings.model_dump(mode="json"))
+        if changed:
+            raise ConfigError(
+                f"{job.folder} was trained with another recipe than {record.protocol} has now (before in brackets): "
+                f"{', '.join(changed)}. Choose another --out, or --overwrite to start again there"
+            )
 
 
 def _command(root: Path, out: Path, settings: ReproduceSettings) -> str:

@@ -20,7 +20,7 @@ class TestSummary(Frozen):
 
     name: str
     task: str
-    """What the test measures, in words."""
+    """Description of the test."""
     n_groups: int
     note: str = ""
     """Warning for the reader: clips or subjects of the training are in the test."""
@@ -39,11 +39,6 @@ class AblationRow(Frozen):
     """Test -> seed -> accuracy, for finished trainings."""
     seconds: dict[int, float]
     """Seed -> time of the training."""
-
-    @property
-    def mean_seconds(self) -> float | None:
-        """Mean time of a training; None if none is finished."""
-        return statistics.fmean(self.seconds.values()) if self.seconds else None
 
 
 class Ablation(Frozen):
@@ -122,7 +117,7 @@ class RunRecord(Frozen):
     run: str
     """Folder, relative to the folder of the experiment."""
     task: str
-    """What the test of its protocol measures, in words."""
+    """Description of the test of its protocol."""
     train_clips: int
     train_groups: int
     recipe: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shlex
+import statistics
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -21,19 +22,7 @@ if TYPE_CHECKING:
     from dtsf.experiments.results import Ablation, AblationRow, ProtocolRow, Reproduction
     from dtsf.pipeline.datasets.nucla_check import Count, NuclaCheck
 
-COLUMNS = (
-    "protocol",
-    "measures",
-    "trained on",
-    "tested on",
-    "top-1 %",
-    "by seed",
-    "paper",
-    "left out",
-    "recipe",
-    "a run",
-)
-CSV_COLUMNS = (
+CSV_COLUMNS = [
     "protocol",
     "seed",
     "top1",
@@ -45,7 +34,7 @@ CSV_COLUMNS = (
     "epochs",
     "seconds",
     "run",
-)
+]
 STYLE = Markup(
     "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
     ".strong{font-weight:600}.grid{stroke:#ddd}.fill0{fill:#4878b0}.fill1{fill:#c8641e}"
@@ -96,7 +85,7 @@ def _ablation_csv(ablation: Ablation) -> str:
     rows = []
     for name, _, values in ablation.columns():
         for row, by_seed in zip(ablation.rows, values, strict=True):
-            seconds = "" if row.mean_seconds is None else f"{row.mean_seconds:.1f}"
+            seconds = f"{statistics.fmean(row.seconds.values()):.1f}" if row.seconds else ""
             numbers = ablation.cells(by_seed, digits=6, empty="")
             rows.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source])
     return csv_text(["variant", "test", "mean", "spread", *_seeds(ablation), "seconds", "differs", "source"], rows)
@@ -107,7 +96,7 @@ def _ablation_markdown(ablation: Ablation) -> str:
     for name, task, values in ablation.columns():
         rows = []
         for row, by_seed in zip(ablation.rows, values, strict=True):
-            seconds = "-" if row.mean_seconds is None else f"{row.mean_seconds:.0f}"
+            seconds = f"{statistics.fmean(row.seconds.values()):.0f}" if row.seconds else "-"
             rows.append([row.variant, *ablation.cells(by_seed), seconds])
         heads = ["variant", "mean", "spread (max - min)", *_seeds(ablation), "seconds"]
         parts += [f"## {escape(name)}", f"{escape(task)}.", markdown_table(heads, rows)]
@@ -166,21 +155,22 @@ def draw_ablation(ablation: Ablation) -> Markup:
     return svg.picture(left, bottom, f"{ablation.title}: seeds and means", parts)
 
 
-def protocol_cells(row: ProtocolRow, reproduction: Reproduction) -> tuple[str, ...]:
-    """Return the cells of a row, in the order of :data:`COLUMNS`."""
+def protocol_cells(row: ProtocolRow, reproduction: Reproduction) -> dict[str, str]:
+    """Return the cells of a row, by the name of the column."""
     paper = f"{100 * reproduction.paper_top1:.1f}"
-    return (
-        row.protocol,
-        row.task,
-        row.train,
-        row.test,
-        f"{100 * row.mean:.1f}" + (f" ± {100 * row.spread:.1f}" if row.spread is not None else ""),
-        " ".join(f"{100 * value:.1f}" for value in row.top1),
-        paper if reproduction.comparable else f"({paper})",
-        _left_out(row.left_out) if row.recipe else "",
-        row.recipe,
-        duration(row.seconds),
-    )
+    spread = f" ± {100 * row.spread:.1f}" if row.spread is not None else ""
+    return {
+        "protocol": row.protocol,
+        "measures": row.task,
+        "trained on": row.train,
+        "tested on": row.test,
+        "top-1 %": f"{100 * row.mean:.1f}{spread}",
+        "by seed": " ".join(f"{100 * value:.1f}" for value in row.top1),
+        "paper": paper if reproduction.comparable else f"({paper})",
+        "left out": _left_out(row.left_out) if row.recipe else "",
+        "recipe": row.recipe,
+        "a run": duration(row.seconds),
+    }
 
 
 def comparison_note(reproduction: Reproduction) -> str:
@@ -234,7 +224,8 @@ def _reproduction_markdown(reproduction: Reproduction) -> str:
     parts += [f"Note: {note}." for note in reproduction.notes]
     if reproduction.too_many_bad:
         parts.append(f"**Doubtful: {reproduction.too_many_bad}**")
-    parts.append(markdown_table(COLUMNS, [protocol_cells(row, reproduction) for row in reproduction.rows]))
+    rows = [protocol_cells(row, reproduction) for row in reproduction.rows]
+    parts.append(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
     seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in reproduction.runs)))
     parts.append(
         f"Mean ± standard deviation over the seeds ({seeds}). Top-1 counts performances (groups). With one unseen view, a "

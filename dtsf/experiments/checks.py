@@ -1,18 +1,24 @@
-"""Choose the protocols of a reproduction, and check them against the data before any work."""
+"""Checks of a reproduction before any work: its protocols, recipe and folder."""
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from typing import TYPE_CHECKING
 
 from dtsf.errors import ConfigError, DataError
+from dtsf.experiments.grid import read_json, write_json
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import builtin_names, load_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
+    from dtsf.experiments.settings import ReproduceSettings
     from dtsf.pipeline.datasets.catalog import SourceCatalog
 
+SETTINGS, STAGE1 = "reproduce.json", "stage1.json"
 PUBLISHED_SUBJECT = 10
 """Test subject of DVANet's public cross-subject list."""
 
@@ -65,3 +71,38 @@ def check_recipe(recipe: str | None, overrides: Sequence[str]) -> None:
         except ConfigError:
             if name == candidates[-1]:
                 raise
+
+
+def claim(plan: ReproduceSettings, out: Path, catalog: SourceCatalog) -> None:
+    """Start in the folder of a run, or continue there with the same settings. Raises ConfigError: the folder contains
+    something else, or was started with other settings.
+    """
+    file = out / SETTINGS
+    clips = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
+    settings = {
+        "root": str(catalog.root),
+        "clips": len(catalog.clips),
+        "digest": hashlib.sha256(clips.encode()).hexdigest()[:16],
+        "overrides": list(plan.changes()),
+        **plan.model_dump(mode="json", include={"cache", "recipe", "init", "encoder", "frames", "size", "grid"}),
+    }
+    if not file.is_file():
+        if out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
+            raise ConfigError(f"the folder {out} contains something else than a reproduction: choose another --out")
+    elif plan.overwrite:
+        for name in ("runs", "cache"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for path in (out / STAGE1, *out.glob("results.*")):
+            path.unlink(missing_ok=True)
+    else:
+        before = read_json(file)
+        changed = [
+            f"{key} {before.get(key)!r}, now {settings.get(key)!r}"
+            for key in sorted(settings.keys() | before.keys())
+            if before.get(key) != settings.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{out} was started with {'; '.join(changed)}: choose another --out, or --overwrite to start again there"
+            )
+    write_json(file, settings)
