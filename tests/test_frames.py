@@ -63,7 +63,7 @@ def test_decode_clip__frames_are_those_that_a_player_shows(drawn, name):
     clip = decode_clip(file.path, 16, 96, check="full")
     assert numbers_of(clip) == file.expected
     assert (np.diff(clip.frame_time) > 0).all()
-    assert len(clip.frames_hash) == 16
+    assert len(clip.facts()["frames_hash"]) == 16
 
 
 @pytest.mark.parametrize("name", PARTS)

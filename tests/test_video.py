@@ -61,7 +61,7 @@ def test_decode_clip__short_clip_repeats_its_last_frame(make_video, tmp_path):
     clip = decode_clip(make_video(tmp_path / "a.avi", 1), 4, 96)
     assert (clip.status, clip.frame_index.tolist(), clip.decoded_frames) == (Status.SHORT, [0, 0, 0, 0], 1)
     assert (clip.frames == clip.frames[0]).all()
-    assert "1 of 4" in clip.reason
+    assert "1 of 4" in clip.facts()["reason"]
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.3])

@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 
 
 def describe(name: str, size: int, file: str | Path | None = None) -> tuple[str, int]:
-    """Return hash and number of channels of a model, which is loaded for it.
-
-    The hash is the xxh3-64 of the file, or of all weights in the order of their names.
-    """
+    """Load a model. Return the xxh3-64 of the file, or of all weights in the order of their names; and the channels."""
     model = load_model(name, size, file)
     if file is not None:
         return file_hash(file), int(model.num_features)
@@ -45,9 +42,7 @@ def embed_with_timm(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Return the encoder: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16.
 
-    ``file``: weights instead of timm's own. It computes in float32 on a CPU, in bfloat16 and channels last on a GPU.
-
-    Raises ConfigError: the model's map is not square, or is coarser than the grid.
+    It computes in float32 on a CPU, else in bfloat16. Raises ConfigError: the map is not square, or is coarser than the grid.
     """
     import torch
 
@@ -74,15 +69,13 @@ def _as_map(name: str, model: Any, features: Any, grid: int) -> Any:
     if features.ndim == 3:  # tokens of a transformer: (F, N, C)
         features = features[:, getattr(model, "num_prefix_tokens", 0) :]
         side = round(features.shape[1] ** 0.5)
-        if side * side != features.shape[1]:
-            raise ConfigError(f"--encoder timm:{name}: its {features.shape[1]} tokens do not form a square map")
-        features = features.transpose(1, 2).unflatten(2, (side, side))
+        if side * side == features.shape[1]:
+            features = features.transpose(1, 2).unflatten(2, (side, side))
     elif features.ndim == 4 and features.shape[1] != model.num_features:  # channels last, as in Swin: (F, H, W, C)
         features = features.permute(0, 3, 1, 2)
     if features.ndim != 4 or features.shape[1] != model.num_features:
-        raise ConfigError(
-            f"--encoder timm:{name} returns features of shape {tuple(features.shape)}, which are not a map"
-        )
+        shape = tuple(features.shape)
+        raise ConfigError(f"--encoder timm:{name} returns features of shape {shape}, which are not a square map")
     side = features.shape[-1]
     if side < grid:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Data types of decoding, and the rule that samples frames: a part of a file (Span) becomes a DecodedClip."""
+"""The part of a file that a clip covers (Span), the result of decoding it (DecodedClip), and the choice of its frames."""
 
 from __future__ import annotations
 
@@ -21,13 +21,11 @@ class Span:
     """Part of a file that a clip covers. The default is the whole file."""
 
     start: float | None = None
-    """Start in seconds of presentation; 0 is the first frame that a player shows."""
+    """Seconds from the first frame that a player shows."""
     end: float | None = None
-    """End in seconds of presentation."""
     first: int | None = None
     """Number of the first frame: from 0 in a video, as in the file names of an image folder."""
     last: int | None = None
-    """Number of the last frame."""
     fps: float | None = None
     """Frame rate of an image folder."""
     common: bool = False
@@ -53,41 +51,36 @@ class DecodedClip:
     """(F,) int32: index of each frame in presentation order, from 0."""
     frame_time: np.ndarray
     """(F,) float64: seconds from the first shown frame; NaN for an image folder without a frame rate."""
-    status: Status
-    """``ok`` or ``short``."""
-    reason: str
+    available_frames: int
+    """Frames of the clip; if they are fewer than F, the last one is repeated."""
     decoded_frames: int
-    """Number of frames of the file that a player shows."""
+    """Frames of the file that a player shows."""
     duration: float
-    """Duration of the file in seconds; 0 for an image folder without a frame rate."""
+    """Seconds of the file; 0 for an image folder without a frame rate."""
     declared_frames: int = 0
-    """Number of frames in the header; 0 if the header has none."""
+    """Frames by the header; 0 if it has no count."""
     missing_frames: int = 0
-    """Number of frames that the header counts and the file lacks."""
+    """Frames that the header counts and the file lacks."""
 
     @property
-    def frames_hash(self) -> str:
-        """xxh3-64 of the frames."""
-        import xxhash
-
-        return xxhash.xxh3_64_hexdigest(self.frames.tobytes())
+    def status(self) -> Status:
+        """``ok`` or ``short``."""
+        return Status.OK if self.available_frames >= len(self.frames) else Status.SHORT
 
     def facts(self) -> dict[str, Any]:
-        """Return all fields except the frames, as JSON values."""
-        facts = {name: value for name, value in vars(self).items() if name != "frames"}
-        return facts | {
+        """Return the fields of a commit record as JSON values, with the xxh3-64 of the frames."""
+        import xxhash
+
+        is_short = self.status is Status.SHORT
+        reason = f"{self.available_frames} of {len(self.frames)} frames; the last one is repeated" if is_short else ""
+        names = ("decoded_frames", "declared_frames", "missing_frames", "duration")
+        return {name: getattr(self, name) for name in names} | {
+            "status": self.status.value,
+            "reason": reason,
             "frame_index": self.frame_index.tolist(),
             "frame_time": [None if np.isnan(time) else time for time in self.frame_time.tolist()],
-            "status": self.status.value,
-            "frames_hash": self.frames_hash,
+            "frames_hash": xxhash.xxh3_64_hexdigest(self.frames.tobytes()),
         }
-
-
-def short_status(n_available: int, n_frames: int) -> tuple[Status, str]:
-    """Return status and reason of a clip with ``n_available`` frames of which ``n_frames`` are sampled."""
-    if n_available >= n_frames:
-        return Status.OK, ""
-    return Status.SHORT, f"{n_available} of {n_frames} frames; the last one is repeated"
 
 
 def reencode_hint(path: Path) -> str:
@@ -105,13 +98,8 @@ def short_message(error: BaseException) -> str:
 def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
     """Cut ``n_frames`` into ``n_samples`` equal segments and return the centre of each (TSN's rule without randomness).
 
-    ::
-
-        n_frames = 12, n_samples = 4:   .x..x..x..x.   ->   1 4 7 10
-
-    A clip with fewer frames than ``n_samples`` gives every frame in order, then repeats the last one.
-
-    Returns (n_samples,) int64, sorted, within [0, n_frames). Raises ValueError: one of the numbers is below 1.
+    12 frames, 4 samples: 1 4 7 10. A clip with fewer frames gives every frame in order, then repeats the last one. Returns
+    (n_samples,) int64, sorted, within [0, n_frames). Raises ValueError: one of the numbers is below 1.
     """
     if n_frames < 1 or n_samples < 1:
         raise ValueError(f"n_frames ({n_frames}) and n_samples ({n_samples}) must be at least 1")
@@ -136,23 +124,18 @@ def select_frames(index: VideoIndex, n_samples: int, span: Span) -> tuple[np.nda
         first = min(span.first or 0, index.n_frames - 1)
         stop = index.n_frames if span.last is None else min(span.last + 1, index.n_frames)
     else:
-        first, stop = _frames_between(index, span.start, span.end)
+        start = span.start or 0.0
+        first = int(_index_at(index, start, "left")) if start else 0
+        stop = index.n_frames if span.end is None else int(_index_at(index, span.end, "left"))
+        if first >= stop:  # no frame starts in the span: keep the one that is shown
+            first = int(_frames_at(index, start))
+            stop = first + 1
     if stop - first < n_samples or (index.is_steady and span.start is None and span.end is None):
         return first + segment_centres(stop - first, n_samples), stop - first
     if by_number:
         begin, end = (index.end_tick if k == index.n_frames else index.ticks[k] for k in (first, stop))
         moments = (begin + (np.arange(n_samples) + 0.5) * (end - begin) / n_samples) * float(index.tick)
     return np.clip(_frames_at(index, moments), first, stop - 1), stop - first
-
-
-def _frames_between(index: VideoIndex, start: float | None, end: float | None) -> tuple[int, int]:
-    """Return the range of frames with a time in [start, end); if it is empty, the frame shown at ``start``."""
-    first = 0 if start is None else int(_index_at(index, start, "left"))
-    stop = index.n_frames if end is None else int(_index_at(index, end, "left"))
-    if first < stop:
-        return first, stop
-    shown = int(_frames_at(index, 0.0 if start is None else start))
-    return shown, shown + 1
 
 
 def _frames_at(index: VideoIndex, seconds: np.ndarray | float) -> np.ndarray:

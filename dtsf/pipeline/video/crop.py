@@ -112,7 +112,7 @@ def size_to_decode(width: int, height: int, size: int, crop: Crop) -> tuple[int,
 
 
 def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
-    """Crop all frames of a clip to the same square.
+    """Crop all frames of a clip to the same square; beyond the picture its edge pixels are repeated.
 
     ``frames_FHWC``: uint8, scaled to :func:`size_to_decode`. ``crop``: ``centre``; or ``motion``, the square around all motion in
     the clip, for static cameras. Returns (F, size, size, 3) uint8.
@@ -122,7 +122,11 @@ def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     if square is None:
         side = min(height, width)
         square = Square((height - side) // 2, (width - side) // 2, side)
-    cropped_FSSC = _crop(frames_FHWC, square)
+    bottom, right = square.top + square.side, square.left + square.side
+    inside_FHWC = frames_FHWC[:, max(0, square.top) : bottom, max(0, square.left) : right]
+    rows = (max(0, -square.top), max(0, bottom - height))
+    columns = (max(0, -square.left), max(0, right - width))
+    cropped_FSSC = np.pad(inside_FHWC, ((0, 0), rows, columns, (0, 0)), mode="edge")
     if square.side == size:
         return cropped_FSSC
     from PIL import Image
@@ -133,39 +137,29 @@ def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
 
 def motion_square(frames_FHWC: np.ndarray) -> Square | None:
     """Return the square around all motion in a clip; None if nothing moves, or everything (a moving camera)."""
-    _, height, width, _ = frames_FHWC.shape
-    factor = max(1, round(min(height, width) / REDUCED_SIDE))
-    moving_hw = _moving_pixels(_reduced_grey(frames_FHWC, factor))
+    from PIL import Image
+
+    F, height, width, _ = frames_FHWC.shape
+    short = min(height, width)
+    factor = max(1, round(short / REDUCED_SIDE))
+    h, w = height // factor, width // factor
+    whole = np.ascontiguousarray(frames_FHWC[:, : h * factor, : w * factor])
+    # All frames as one tall picture need two calls, instead of two for each frame.
+    tall = Image.fromarray(whole.reshape(F * h * factor, w * factor, 3)).convert("L").reduce(factor)
+    grey_Fhw = np.asarray(tall, np.float32).reshape(F, h, w)
+
+    padded_hw = np.pad(grey_Fhw.std(0), 1, mode="edge")
+    deviation_hw = sum(padded_hw[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
+    threshold = max(SHARE * np.quantile(deviation_hw, 0.995), NOISE * np.median(deviation_hw), LEAST)
+    moving_hw = np.asarray(deviation_hw > threshold)
     if moving_hw.mean() <= EMPTY:
         return None
     top, bottom = (edge * factor for edge in _range_of(moving_hw.sum(1)))
     left, right = (edge * factor for edge in _range_of(moving_hw.sum(0)))
     if (bottom - top) * (right - left) >= FULL * height * width:
         return None
-    short = min(height, width)
     side = round(np.clip(MARGIN * max(bottom - top, right - left), SMALLEST * short, LARGEST * short))
     return Square((top + bottom - side) // 2, (left + right - side) // 2, side)
-
-
-def _reduced_grey(frames_FHWC: np.ndarray, factor: int) -> np.ndarray:
-    """Return grey values averaged over ``factor`` x ``factor`` pixels: (F, h, w) float32."""
-    from PIL import Image
-
-    F, height, width, _ = frames_FHWC.shape
-    h, w = height // factor, width // factor
-    whole = np.ascontiguousarray(frames_FHWC[:, : h * factor, : w * factor])
-    # All frames as one tall picture need two calls, instead of two for each frame.
-    tall = Image.fromarray(whole.reshape(F * h * factor, w * factor, 3)).convert("L").reduce(factor)
-    return np.asarray(tall, np.float32).reshape(F, h, w)
-
-
-def _moving_pixels(grey_Fhw: np.ndarray) -> np.ndarray:
-    """Return (h, w) bool: pixels whose grey value changes during the clip."""
-    h, w = grey_Fhw.shape[1:]
-    padded_hw = np.pad(grey_Fhw.std(0), 1, mode="edge")
-    deviation_hw = sum(padded_hw[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
-    threshold = max(SHARE * np.quantile(deviation_hw, 0.995), NOISE * np.median(deviation_hw), LEAST)
-    return np.asarray(deviation_hw > threshold)
 
 
 def _range_of(count_X: np.ndarray) -> tuple[int, int]:
@@ -173,13 +167,3 @@ def _range_of(count_X: np.ndarray) -> tuple[int, int]:
     share_X = count_X.cumsum() / count_X.sum()
     begin, end = np.searchsorted(share_X, [OUTSIDE, 1 - OUTSIDE])
     return int(begin), int(end) + 1
-
-
-def _crop(frames_FHWC: np.ndarray, square: Square) -> np.ndarray:
-    """Crop frames to a square; beyond the picture its edge pixels are repeated."""
-    _, height, width, _ = frames_FHWC.shape
-    bottom, right = square.top + square.side, square.left + square.side
-    inside_FHWC = frames_FHWC[:, max(0, square.top) : bottom, max(0, square.left) : right]
-    rows = (max(0, -square.top), max(0, bottom - height))
-    columns = (max(0, -square.left), max(0, right - width))
-    return np.pad(inside_FHWC, ((0, 0), rows, columns, (0, 0)), mode="edge")

@@ -12,7 +12,7 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
-from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_status
+from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames
 from dtsf.pipeline.video.container import open_video
 from dtsf.pipeline.video.crop import FrameScaler, cut_square
 from dtsf.pipeline.video.demux import read_index
@@ -88,7 +88,10 @@ def decode_clip(
         return read_folder(path, n_frames, size, span, crop)
     with open_video(path) as container:
         index, kept = _checked_index(path, container)
-        _check_span(path, index, span)
+        if span.start is not None and span.start >= index.duration:
+            raise VideoError(f"{path}: the clip starts at {span.start:g} s, the video ends at {index.duration:.2f} s")
+        if span.first is not None and span.first >= index.n_frames:
+            raise VideoError(f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}")
         if check == "full":
             _check_every_frame(path, index)
         source = PacketSource(container, index, kept)
@@ -108,25 +111,16 @@ def decode_clip(
         from dtsf.pipeline.video.decord_reader import read_with_decord
 
         pictures = read_with_decord(path, index, np.unique(numbers), pictures)
-    status, reason = short_status(n_available, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([pictures[int(k)] for k in numbers]), size, crop),
         frame_index=numbers.astype(np.int32),
         frame_time=index.ticks[numbers] * float(index.tick),
-        status=status,
-        reason=reason,
+        available_frames=n_available,
         declared_frames=index.declared_frames,
         decoded_frames=index.n_frames,
         missing_frames=index.missing_frames,
         duration=index.duration,
     )
-
-
-def _check_span(path: Path, index: VideoIndex, span: Span) -> None:
-    if span.start is not None and span.start >= index.duration:
-        raise VideoError(f"{path}: the clip starts at {span.start:g} s, the video ends at {index.duration:.2f} s")
-    if span.first is not None and span.first >= index.n_frames:
-        raise VideoError(f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}")
 
 
 def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:

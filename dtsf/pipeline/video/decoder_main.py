@@ -24,9 +24,7 @@ def serve(settings: dict[str, Any]) -> None:
     os.dup2(2, 1)
     from dtsf.pipeline.video.decode import decode_clip, duration_of
 
-    decode = settings["decode"]
-    shape = (settings["slots"], decode["n_frames"], decode["size"], decode["size"], 3)
-    shared = np.frombuffer(mmap.mmap(settings["fd"], int(np.prod(shape))), np.uint8).reshape(shape)
+    shared = np.frombuffer(mmap.mmap(settings["fd"], 0), np.uint8).reshape(settings["shape"])
     for line in sys.stdin:
         request = json.loads(line)
         path, span = Path(request["path"]), Span(**request["span"])
@@ -34,7 +32,7 @@ def serve(settings: dict[str, Any]) -> None:
             if request["duration_only"]:
                 answer: dict[str, Any] = {"duration": duration_of(path, span)}
             else:
-                clip = decode_clip(path, span=span, **decode)
+                clip = decode_clip(path, span=span, **settings["decode"])
                 shared[request["slot"]] = clip.frames
                 answer = clip.facts()
         except VideoError as error:
@@ -44,18 +42,14 @@ def serve(settings: dict[str, Any]) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Make the kernel end this process with its parent (Linux only), even if it hangs.
+    """Make the kernel end this process with the process ``parent`` (Linux only), even if it hangs."""
+    if sys.platform.startswith("linux"):
+        import ctypes
 
-    ``parent``: the parent's own process id; in a container it may be 1.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    parent_death_signal = 1
-    ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent ended before the call
-        sys.exit()
+        parent_death_signal = 1
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent ended before the call
+            sys.exit()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """Decode in a child process, so that a broken video cannot crash or hang the run.
 
-A codec can hang, crash, or use all memory. Each clip has a deadline. A child that is lost costs its clip, and the next clip gets a
-new child.
-
-Frames return in shared memory with two slots: the child fills one while the parent embeds the other. Everything else is one line of
-JSON per clip. The child is a plain ``subprocess``, because dask's workers may not start children of ``multiprocessing``.
+Each clip has a deadline. A child that crashes or exceeds it costs its clip, and the next clip gets a new child. Frames return in
+shared memory with two slots: the child fills one while the parent embeds the other. Everything else is one line of JSON per clip.
+The child is a plain ``subprocess``, because dask's workers may not start children of ``multiprocessing``.
 """
 
 from __future__ import annotations
@@ -78,9 +76,8 @@ class Decoder:
         self._clips = 0
         self._buffer = b""
         shape = (SLOTS, settings.n_frames, settings.size, settings.size, 3)
-        n_bytes = int(np.prod(shape))
-        self._file = _shared_file(n_bytes)
-        self._map = mmap.mmap(self._file.fileno(), n_bytes)
+        self._file = _shared_file(int(np.prod(shape)))
+        self._map = mmap.mmap(self._file.fileno(), 0)
         self._frames: np.ndarray = np.frombuffer(self._map, np.uint8).reshape(shape)
 
     @property
@@ -98,8 +95,6 @@ class Decoder:
     def close(self) -> None:
         """End the child and free the shared memory."""
         self._stop()
-        if self._file.closed:
-            return
         self._frames = np.empty(0, np.uint8)
         with contextlib.suppress(BufferError):
             self._map.close()  # the traceback of an exception may still refer to frames
@@ -118,7 +113,7 @@ class Decoder:
         self._buffer = b""
         self._clips = 0
         decode = {name: value for name, value in asdict(self.settings).items() if name != "deadline"}
-        settings = {"decode": decode, "slots": SLOTS, "fd": self._file.fileno(), "parent": os.getpid()}
+        settings = {"decode": decode, "shape": self._frames.shape, "fd": self._file.fileno(), "parent": os.getpid()}
         self._child = subprocess.Popen(
             # -P: no import from the current folder, where a file may have the name of a library.
             [sys.executable, "-P", "-m", "dtsf.pipeline.video.decoder_main", json.dumps(settings)],

@@ -79,7 +79,7 @@ def _due(index: VideoIndex, start: int, came: np.ndarray, last: int | None) -> n
     due = index.shown & (numbers >= start)
     if index.order_from_decoder:
         if start != index.first_key:
-            due &= numbers >= _next_key(index, start)
+            due &= numbers >= index.keys[index.keys > start][0]
         furthest = int(numbers[came].max(initial=0))
         return due if last is None else due & (numbers < furthest - REORDERED)
     if start != index.first_key:
@@ -117,11 +117,6 @@ def _last_key(index: VideoIndex, number: int) -> int:
     return int(keys[-1]) if len(keys) else index.first_key
 
 
-def _next_key(index: VideoIndex, number: int) -> int:
-    """Return the first key frame behind a packet."""
-    return int(index.keys[index.keys > number][0])
-
-
 def _numbered_by_time(
     source: PacketSource, index: VideoIndex, start: int, came: np.ndarray, needed: set[int] | None
 ) -> Iterator[tuple[int, Any]]:
@@ -151,7 +146,7 @@ def _numbered_by_decoder(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (frame number, frame) by counting decoded frames, and set ``came`` for each frame."""
     from_first = start == index.first_key
-    number, anchor = (0, start) if from_first else (-1, _next_key(index, start))
+    number, anchor = (0, start) if from_first else (-1, int(index.keys[index.keys > start][0]))
     n_after = 0
     for packet, frame in source.frames(start, needed):
         if not index.shown[packet]:

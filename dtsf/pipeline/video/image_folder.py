@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import DecodedClip, segment_centres, short_message, short_status
+from dtsf.pipeline.video.clip import DecodedClip, segment_centres, short_message
 from dtsf.pipeline.video.container import MAX_PIXELS
 from dtsf.pipeline.video.crop import check_clip_size, cut_square, size_to_decode
 
@@ -25,10 +25,9 @@ NUMBER = re.compile(r"\d+")
 
 
 def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) -> DecodedClip:
-    """Read ``n_frames`` images, sampled at equal parts of the clip's images.
+    """Read ``n_frames`` images, sampled at equal parts of the clip's images; see :func:`dtsf.pipeline.video.decode.decode_clip`.
 
-    ``span``: ``first`` and ``last`` are the numbers in file names; ``start`` and ``end`` need ``fps``. Other arguments as
-    :func:`dtsf.pipeline.video.decode.decode_clip`. Raises VideoError: ``unreadable``.
+    ``span``: ``first`` and ``last`` are the numbers in file names; ``start`` and ``end`` need ``fps``.
     """
     images = numbered_images(folder)
     first, stop = _range_of(folder, np.array([number for number, _ in images]), span)
@@ -40,13 +39,11 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
     frames = {int(k): _read(images[k][1], size, crop, n_frames) for k in np.unique(index)}
     if len({frame.shape for frame in frames.values()}) > 1:
         raise VideoError(f"{folder} contains images of different sizes")
-    status, reason = short_status(n_available, n_frames)
     return DecodedClip(
         frames=cut_square(np.stack([frames[int(k)] for k in index]), size, crop),
         frame_index=index.astype(np.int32),
         frame_time=index / span.fps if span.fps else np.full(n_frames, np.nan),
-        status=status,
-        reason=reason,
+        available_frames=n_available,
         decoded_frames=len(images),
         duration=len(images) / span.fps if span.fps else 0.0,
     )
@@ -55,10 +52,8 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
 def numbered_images(folder: Path) -> list[tuple[int, Path]]:
     """Return (number, path) of a folder's images in natural order. The number is the first one that differs between names.
 
-    If there are several name patterns (``frame_#_rgb.jpg``, ``frame_#_depth.png``), those with ``rgb`` are preferred, then the
-    most frequent one.
-
-    Raises VideoError: ``unreadable``: no image, or two patterns that are equally frequent.
+    Of several name patterns (``frame_#_rgb.jpg``, ``frame_#_depth.png``), those with ``rgb`` are preferred, then the most frequent
+    one. Raises VideoError: no image, or two patterns that are equally frequent.
     """
     by_pattern: dict[str, list[Path]] = defaultdict(list)
     for file in folder.iterdir():

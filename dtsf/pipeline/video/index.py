@@ -90,9 +90,9 @@ class VideoIndex:
     @cached_property
     def uncertain(self) -> np.ndarray:
         """Numbers of packets that may be ``cut``: behind the first key frame, and before it in time."""
-        pts, numbers = self.packets.pts, np.arange(len(self.packets))
-        near = self.shown & (numbers > self.first_key) & (numbers <= self.first_key + REORDERED)
-        found: np.ndarray = np.flatnonzero(near & (pts < pts[self.first_key]))
+        near = slice(self.first_key + 1, self.first_key + 1 + REORDERED)
+        earlier = self.packets.pts[near] < self.packets.pts[self.first_key]
+        found: np.ndarray = near.start + np.flatnonzero(self.shown[near] & earlier)
         return found
 
     @cached_property
