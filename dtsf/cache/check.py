@@ -6,30 +6,16 @@ shards with a tombstone, so that the next ``preprocess`` makes them again. Intac
 
 from __future__ import annotations
 
+import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import xxhash
-from pydantic import Field
 
+from dtsf.cache import documents as docs
 from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
-from dtsf.cache.documents import (
-    CATALOG,
-    METADATA,
-    PUBLISHED,
-    DatasetHandle,
-    damaged_name,
-    dump_with_checksum,
-    file_record,
-    is_dataset,
-    open_handle,
-    parse_metadata,
-    parse_record,
-    read_published_files,
-    record_name,
-    shard_numbers,
-)
-from dtsf.cache.schema import DatasetMetadata
+from dtsf.cache.documents import CATALOG, METADATA, PUBLISHED, DatasetHandle, shard_numbers
+from dtsf.cache.schema import DatasetMetadata, FileRecord, ShardRecord
 from dtsf.cache.status import Status
 from dtsf.cache.store import open_store
 from dtsf.cache.writer import extend, sweep
@@ -41,17 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from dtsf.cache.schema import FileRecord, ShardRecord
     from dtsf.cache.store import Store
+
+T = TypeVar("T")
 
 
 class Damage(Frozen):
-    """Damaged file."""
+    """Damaged file. ``shard``: None for a file of the whole dataset. ``file``: path relative to the dataset's folder."""
 
     shard: int | None
-    """None for a file of the whole dataset."""
     file: str
-    """Path relative to the dataset's folder."""
     reason: str
 
 
@@ -60,11 +45,11 @@ class Verification(Frozen):
 
     ok: bool
     damaged: tuple[Damage, ...]
-    shards: int
-    bytes: int = Field(ge=0)
+    shards: int = 0
+    bytes: int = 0
     """Size of the checked files."""
     deep: bool
-    redo: tuple[int, ...]
+    redo: tuple[int, ...] = ()
     """Shards with a tombstone of an earlier repair, not made again yet."""
     notes: tuple[str, ...] = ()
 
@@ -73,204 +58,187 @@ def verify(
     path: str | Path | Store, *, deep: bool = False, on_progress: Callable[[int, int], None] | None = None
 ) -> Verification:
     """Check documents, names and sizes. ``deep``: also check every byte against its checksum. Raises CacheError: not a dataset."""
-    store = open_store(path)
-    dataset, damaged = _open_damaged(store)
+    dataset, damaged = _open_damaged(open_store(path))
     if dataset is None:
-        return Verification(ok=False, damaged=tuple(damaged), shards=0, bytes=0, deep=deep, redo=())
+        return Verification(ok=False, damaged=tuple(damaged), deep=deep)
     damaged += _check_published(dataset)
-    numbers = shard_numbers(dataset)
-    records = []
-    total = 0
+    numbers, total, records = shard_numbers(dataset), 0, []
     for done, shard in enumerate(numbers, 1):
-        record, problems = _check_record(dataset, shard, record_name(shard))
+        record, problems = _read_record(dataset, shard, docs.record_name(shard))
         damaged += problems
         if record is not None:
             records.append(record)
+            total += sum(file.bytes for file in record.files.values())
             for name, expected in record.files.items():
-                total += expected.bytes
-                if reason := _check_file(store, name, expected, deep=deep):
-                    damaged.append(Damage(shard=shard, file=name, reason=reason))
+                damaged += _check_file(dataset.store, name, [expected], shard=shard, deep=deep)
         if on_progress is not None:
             on_progress(done, len(numbers))
     redo = [shard for shard in shard_numbers(dataset, ".damaged") if shard not in numbers]
     for shard in redo:
-        damaged += _check_record(dataset, shard, damaged_name(shard))[1]
+        damaged += _read_record(dataset, shard, docs.damaged_name(shard))[1]
     damaged += _check_catalog(dataset, records, complete=not redo and len(records) == len(numbers))
-    return Verification(
-        ok=not damaged, damaged=tuple(damaged), shards=len(numbers), bytes=total, deep=deep, redo=tuple(redo)
-    )
+    ok = not damaged
+    return Verification(ok=ok, damaged=tuple(damaged), shards=len(numbers), bytes=total, deep=deep, redo=tuple(redo))
 
 
 def looks_like_dataset(store: Store) -> bool:
     """Return True if there is a dataset, also one whose metadata is damaged or lost."""
     try:
-        return is_dataset(store) or any(store.size(name) is not None for name in (METADATA, PUBLISHED))
+        return docs.is_dataset(store) or any(store.size(name) is not None for name in (METADATA, PUBLISHED))
     except CacheError:
         return True
 
 
 def repair(path: str | Path | Store, *, deep: bool = True) -> tuple[Verification, list[str]]:
-    """Repair a dataset.
-
-    Returns the damage that was found, and a description of each step. Raises CacheError: the metadata is lost.
-    """
-    store = open_store(path)
+    """Repair a dataset. Return the damage that was found, and the steps. Raises CacheError: the metadata is lost."""
+    store, done = open_store(path), []
     with store.write_lock():
-        return _repair(store, deep=deep)
+        dataset, lost = _open_damaged(store)
+        if dataset is None:
+            raise CacheError(
+                f"{lost[0].reason}; there is no valid copy of the metadata of {store}: preprocess again "
+                "(dtsf preprocess --overwrite)"
+            )
+        if lost:
+            store.write(METADATA, docs.dump_with_checksum(dataset.metadata))
+            done.append(f"wrote {METADATA} and the files that show the shards to other programs")
+        found = verify(store, deep=deep)
+        files = {damage.file for damage in found.damaged if damage.shard is None}
+        if CATALOG in files:
+            store.remove(CATALOG)
+            done.append(f"removed {CATALOG}: preprocess writes it again without decoding")
+        done += [_remove_shard(dataset, n) for n in sorted({d.shard for d in found.damaged if d.shard is not None})]
+        if lost or files - {CATALOG}:
+            published = _read(lambda: docs.read_published_files(store), PUBLISHED)[0]
+            if published is None:
+                store.remove(PUBLISHED)
+            extend(dataset, max([published.shards if published else 0, *_after(shard_numbers(dataset, ".damaged"))]))
+            if not lost:
+                done.append("wrote the files that show the shards to other programs")
+        _mark_waiting(dataset)
+        sweep(dataset)
+    return found.model_copy(update={"damaged": (*lost, *found.damaged), "ok": not done}), done
 
 
-def _repair(store: Store, *, deep: bool) -> tuple[Verification, list[str]]:
-    done = []
-    dataset, lost = _open_damaged(store)
-    if dataset is None:
-        raise CacheError(
-            f"{lost[0].reason}; there is no valid copy of the metadata of {store}: preprocess again (dtsf preprocess --overwrite)"
-        )
-    if lost:
-        store.write(METADATA, dump_with_checksum(dataset.metadata))
-        done.append(f"wrote {METADATA} and the files that show the shards to other programs")
-    found = verify(store, deep=deep)
-    if any(damage.file == CATALOG for damage in found.damaged):
-        store.remove(CATALOG)
-        done.append(f"removed {CATALOG}: preprocess writes it again without decoding")
-    for shard in sorted({damage.shard for damage in found.damaged if damage.shard is not None}):
-        record, _ = _check_record(dataset, shard, record_name(shard))
-        with store.claim(record_name(shard)):
-            if record is not None:
-                # Before the removal: a crash between the two leaves a record, and a record overrides a tombstone.
-                store.write(damaged_name(shard), dump_with_checksum(record))
-                done.append(f"shard {shard}: {len(record.clips)} clips are marked for preprocess")
-            else:
-                store.remove(damaged_name(shard))
-                done.append(f"shard {shard}: its record is lost; preprocess finds the missing clips")
-            store.remove(record_name(shard))
-            for name in dataset.format.data_files(shard):
-                _discard(store, name)
-    if lost or any(damage.shard is None and damage.file != CATALOG for damage in found.damaged):
-        _publish_again(dataset)
-        if not lost:
-            done.append("wrote the files that show the shards to other programs")
-    _mark_waiting(dataset)
-    sweep(dataset)
-    damaged = (*lost, *(damage for damage in found.damaged if damage not in lost))
-    return found.model_copy(update={"damaged": damaged, "ok": not done}), done
+def _after(shards: list[int]) -> list[int]:
+    return [shard + 1 for shard in shards]
 
 
-def _open_damaged(store: Store) -> tuple[DatasetHandle | None, list[Damage]]:
-    """Open a dataset by ``dtsf.json``, or else by the copy in ``zarr.json``. Return the handle and the damage."""
-    try:
-        return open_handle(store), []
-    except CacheError as error:
-        if not looks_like_dataset(store):
-            raise
-        metadata = _metadata_copy(store)
-        dataset = None if metadata is None else DatasetHandle(store, metadata)
-        return dataset, [Damage(shard=None, file=METADATA, reason=str(error))]
-
-
-def _metadata_copy(store: Store) -> DatasetMetadata | None:
-    """Return the metadata in ``zarr.json`` if that file has the checksum in ``published.json``."""
-    try:
-        group, published = store.read("zarr.json"), read_published_files(store)
-        if group is None or published is None:
-            return None
-        if file_record(group) not in (published.files.get("zarr.json"), published.previous.get("zarr.json")):
-            return None
-        metadata = DatasetMetadata.model_validate(json.loads(group)["attributes"]["dtsf"])
-        return parse_metadata(dump_with_checksum(metadata), f"{store}/zarr.json")
-    except (CacheError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _check_published(dataset: DatasetHandle) -> list[Damage]:
-    store = dataset.store
-    try:
-        published = read_published_files(store)
-    except CacheError as error:
-        return [Damage(shard=None, file=PUBLISHED, reason=str(error))]
-    if published is None:
-        return [Damage(shard=None, file=PUBLISHED, reason="is missing")]
-    damaged = []
-    beyond = [shard for shard in shard_numbers(dataset) if shard >= published.shards]
-    if beyond:
-        reason = f"shows {published.shards} shards to other programs, the dataset has {beyond[-1] + 1}"
-        damaged.append(Damage(shard=None, file=PUBLISHED, reason=reason))
-    for name, expected in published.files.items():
-        versions = [expected, *([published.previous[name]] if name in published.previous else [])]
-        reasons = [_check_file(store, name, version, deep=True) for version in versions]
-        if all(reasons):
-            damaged.append(Damage(shard=None, file=name, reason=reasons[0]))
-    return damaged
-
-
-def _check_record(dataset: DatasetHandle, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
-    """Return a commit record or tombstone, or its damage."""
-    try:
-        data = dataset.store.read(name)
-        if data is None:
-            raise CacheError("was removed during the check")
-        return parse_record(dataset, data, shard, name), []
-    except CacheError as error:
-        return None, [Damage(shard=shard, file=name, reason=str(error))]
-
-
-def _check_catalog(dataset: DatasetHandle, records: list[ShardRecord], *, complete: bool) -> list[Damage]:
-    """Check the catalog. ``complete``: ``records`` are all records, so each row of the catalog must have one."""
-    try:
-        document = read_catalog(dataset)
-    except CacheError as error:
-        return [Damage(shard=None, file=CATALOG, reason=str(error))]
-    if document is None:
-        return [Damage(shard=None, file=CATALOG, reason="is missing")] if records else []
-    computed = newest_records(records)
-    for entry in document.clips if complete else ():
-        if entry.status is None and entry.key not in computed:
-            reason = f"names the row {entry.key or '(none)'} for clip {entry.clip.id}, which no record has"
-            return [Damage(shard=None, file=CATALOG, reason=reason)]
-    return []
-
-
-def _check_file(store: Store, name: str, expected: FileRecord, *, deep: bool) -> str:
-    """Return the difference between a file and its record; empty if there is none."""
-    try:
-        size = store.size(name)
-        if size is None:
-            return "is missing"
-        if size != expected.bytes:
-            return f"has {size} bytes instead of {expected.bytes}"
-        if not deep:
-            return ""
-        refuse_unless_fits(size, f"checking {store}/{name}")
-        found = xxhash.xxh3_64_hexdigest(store.read(name, size) or b"")
-    except CacheError as error:
-        return str(error)
-    return "" if found == expected.xxh3 else f"has checksum {found} instead of {expected.xxh3} over its {size} bytes"
+def _remove_shard(dataset: DatasetHandle, shard: int) -> str:
+    """Remove a damaged shard, and keep its record as a tombstone if possible. Return a description."""
+    store, name, tombstone = dataset.store, docs.record_name(shard), docs.damaged_name(shard)
+    record, _ = _read_record(dataset, shard, name)
+    with store.claim(name):
+        if record is None:
+            store.remove(tombstone)
+        else:
+            # Before the removal: a crash between the two leaves a record, and a record overrides a tombstone.
+            store.write(tombstone, docs.dump_with_checksum(record))
+        store.remove(name)
+        for file in dataset.format.data_files(shard):
+            # A link or a folder in place of the file is left to the user; the next write reports it.
+            with contextlib.suppress(CacheError):
+                store.remove(file)
+    if record is None:
+        return f"shard {shard}: its record is lost; preprocess finds the missing clips"
+    return f"shard {shard}: {len(record.clips)} clips are marked for preprocess"
 
 
 def _mark_waiting(dataset: DatasetHandle) -> None:
     """Give clips that lost their rows the status ``waiting``, so that the catalog matches the records."""
-    if dataset.store.size(CATALOG) is None or (document := read_catalog(dataset)) is None:
+    document = read_catalog(dataset)
+    if document is None:
         return
-    found = (_check_record(dataset, shard, record_name(shard))[0] for shard in shard_numbers(dataset))
-    computed = newest_records(record for record in found if record is not None)
+    computed = newest_records(docs.read_records(dataset))
     waiting = {"status": Status.WAITING, "reason": "its shard is damaged: run dtsf preprocess"}
     clips = (e if e.status or e.key in computed else e.model_copy(update=waiting) for e in document.clips)
     write_catalog(dataset, document.model_copy(update={"clips": tuple(clips)}))
 
 
-def _discard(store: Store, name: str) -> None:
-    """Remove a file. A link or a folder in its place is left to the user; the next write reports it."""
-    try:
-        store.remove(name)
-    except CacheError:
-        return
+def _open_damaged(store: Store) -> tuple[DatasetHandle | None, list[Damage]]:
+    """Open a dataset by ``dtsf.json``, or else by the copy in ``zarr.json``. Return the handle and the damage."""
+    dataset, damaged = _read(lambda: docs.open_handle(store), METADATA)
+    if dataset is not None:
+        return dataset, []
+    if not looks_like_dataset(store):
+        raise CacheError(damaged[0].reason)
+    with contextlib.suppress(CacheError, ValueError, KeyError, TypeError, RecursionError):
+        group, published = store.read("zarr.json"), docs.read_published_files(store)
+        # The copy has no checksum of its own: the whole file must match.
+        if (
+            group
+            and published
+            and docs.file_record(group) in _versions(published.files, published.previous, "zarr.json")
+        ):
+            metadata = DatasetMetadata.model_validate(json.loads(group)["attributes"]["dtsf"])
+            dataset = DatasetHandle(store, docs.parse_metadata(docs.dump_with_checksum(metadata), f"{store}/zarr.json"))
+    return dataset, damaged
 
 
-def _publish_again(dataset: DatasetHandle) -> None:
+def _check_published(dataset: DatasetHandle) -> list[Damage]:
+    published, damaged = _read(lambda: docs.read_published_files(dataset.store), PUBLISHED)
+    if published is None:
+        return damaged or [Damage(shard=None, file=PUBLISHED, reason="is missing")]
+    beyond = [shard for shard in shard_numbers(dataset) if shard >= published.shards]
+    if beyond:
+        reason = f"shows {published.shards} shards to other programs, the dataset has {beyond[-1] + 1}"
+        damaged.append(Damage(shard=None, file=PUBLISHED, reason=reason))
+    for name in published.files:
+        damaged += _check_file(dataset.store, name, _versions(published.files, published.previous, name))
+    return damaged
+
+
+def _check_catalog(dataset: DatasetHandle, records: list[ShardRecord], *, complete: bool) -> list[Damage]:
+    """Check the catalog. ``complete``: ``records`` are all records, so each row of the catalog must have one."""
+    document, damaged = _read(lambda: read_catalog(dataset), CATALOG)
+    if document is None and not damaged and records:
+        return [Damage(shard=None, file=CATALOG, reason="is missing")]
+    computed = newest_records(records)
+    for entry in document.clips if document and complete else ():
+        if entry.status is None and entry.key not in computed:
+            reason = f"names the row {entry.key or '(none)'} for clip {entry.clip.id}, which no record has"
+            return [Damage(shard=None, file=CATALOG, reason=reason)]
+    return damaged
+
+
+def _read_record(dataset: DatasetHandle, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
+    record, damaged = _read(lambda: docs.read_record(dataset, shard, name), name, shard)
+    missing = [Damage(shard=shard, file=name, reason="was removed during the check")]
+    return record, damaged or ([] if record else missing)
+
+
+def _read(action: Callable[[], T], file: str, shard: int | None = None) -> tuple[T | None, list[Damage]]:
+    """Return the result of ``action``, or its error as the damage of a file."""
     try:
-        published = read_published_files(dataset.store)
-        shards = published.shards if published else 0
-    except CacheError:
-        dataset.store.remove(PUBLISHED)
-        shards = 0
-    extend(dataset, max([shards, *(n + 1 for n in shard_numbers(dataset, ".damaged"))]))
+        return action(), []
+    except CacheError as error:
+        return None, [Damage(shard=shard, file=file, reason=str(error))]
+
+
+def _versions(files: dict[str, FileRecord], previous: dict[str, FileRecord], name: str) -> list[FileRecord]:
+    """Return the valid versions of a published file."""
+    return [versions[name] for versions in (files, previous) if name in versions]
+
+
+def _check_file(
+    store: Store, name: str, versions: list[FileRecord], *, shard: int | None = None, deep: bool = True
+) -> list[Damage]:
+    """Compare a file with its record, or with each of its valid versions."""
+    try:
+        size, expected = store.size(name), versions[0]
+        same_size = [version for version in versions if version.bytes == size]
+        if size is None:
+            reason = "is missing"
+        elif not same_size:
+            reason = f"has {size} bytes instead of {expected.bytes}"
+        elif not deep:
+            return []
+        else:
+            refuse_unless_fits(size, f"checking {store}/{name}")
+            checksum = xxhash.xxh3_64_hexdigest(store.read(name, size) or b"")
+            if checksum in [version.xxh3 for version in same_size]:
+                return []
+            reason = f"has checksum {checksum} instead of {expected.xxh3} over its {size} bytes"
+    except CacheError as error:
+        reason = str(error)
+    return [Damage(shard=shard, file=name, reason=reason)]

@@ -168,16 +168,22 @@ def shard_numbers(dataset: DatasetHandle, suffix: str = ".json") -> list[int]:
     return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and stem == f"{int(stem):05d}")
 
 
+def read_record(dataset: DatasetHandle, shard: int, name: str) -> ShardRecord | None:
+    """Read a commit record or tombstone; None if it does not exist. Raises CacheError: see :func:`parse_record`."""
+    data = dataset.store.read(name)
+    return None if data is None else parse_record(dataset, data, shard, name)
+
+
 def read_records(dataset: DatasetHandle) -> list[ShardRecord]:
     """Read all commit records, sorted by shard. Raises CacheError: a record is unreadable or inconsistent."""
-    return [record for n in shard_numbers(dataset) if (record := _read(dataset, n, record_name(n)))]
+    return [record for n in shard_numbers(dataset) if (record := read_record(dataset, n, record_name(n)))]
 
 
 def read_damaged(dataset: DatasetHandle) -> list[ShardRecord]:
     """Read the tombstones of damaged shards that were not made again."""
     committed = set(shard_numbers(dataset))
     numbers = [n for n in shard_numbers(dataset, ".damaged") if n not in committed]
-    return [record for n in numbers if (record := _read(dataset, n, damaged_name(n)))]
+    return [record for n in numbers if (record := read_record(dataset, n, damaged_name(n)))]
 
 
 def read_published_files(store: Store) -> PublishedFiles | None:
@@ -212,11 +218,6 @@ def read_with_checksum(data: bytes, model: type[T], source: str) -> T:
 
 def _replace_checksum(data: bytes, match: re.Match[bytes], checksum: str) -> bytes:
     return data[: match.start(1)] + checksum.encode() + data[match.end(1) :]
-
-
-def _read(dataset: DatasetHandle, shard: int, name: str) -> ShardRecord | None:
-    data = dataset.store.read(name)
-    return None if data is None else parse_record(dataset, data, shard, name)
 
 
 def _published_metadata(store: Store) -> dict[str, Any] | None:

@@ -30,12 +30,10 @@ if TYPE_CHECKING:
 
 
 class Compaction(Frozen):
-    """Result of :func:`compact`."""
+    """Result of :func:`compact`: removed rows and bytes."""
 
     rows: int
-    """Removed rows."""
     bytes: int
-    """Removed bytes."""
     shards_before: int
     shards_after: int
 
@@ -57,29 +55,15 @@ def convert(
     Args:
         source: Folder or URL of the dataset.
         target: Folder or URL of the copy.
-        format: ``zarr`` or ``hdf5``. Default: that of the source.
-        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5). Default: that of the source, or ``none`` if the format lacks it.
-        dtype: ``float16`` or ``float32`` of the embeddings. Default: that of the source. Another dtype changes the fingerprint.
+        format: ``zarr`` or ``hdf5``. The default of all options is that of the source.
+        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); ``none`` if the new format lacks that of the source.
+        dtype: ``float16`` or ``float32`` of the embeddings. Another dtype changes the fingerprint.
         on_progress: Called with the finished shards and the number of shards.
     """
-    ours, theirs = open_store(source), open_store(target)
-    if ours.absolute() == theirs.absolute():
-        raise CacheError(f"{ours} cannot be converted onto itself: name another folder")
-    dataset = open_handle(ours)
-    with theirs.write_lock():
-        return _convert(dataset, theirs, format, compress, dtype, on_progress)
-
-
-def _convert(
-    dataset: DatasetHandle,
-    target: Store,
-    format: str | None,  # noqa: A002
-    compress: str | None,
-    dtype: str | None,
-    on_progress: Progress,
-) -> int:
-    spec, metadata = dataset.spec, dataset.metadata
-    shards = read_records(dataset)
+    dataset, theirs = open_handle(source), open_store(target)
+    spec, metadata, shards = dataset.spec, dataset.metadata, read_records(dataset)
+    if dataset.store.absolute() == theirs.absolute():
+        raise CacheError(f"{dataset.store} cannot be converted onto itself: name another folder")
     format = format or metadata.format  # noqa: A001
     if format in FORMATS and compress is None:
         compress = metadata.compress if metadata.compress in FORMATS[format].compressions else "none"
@@ -87,31 +71,26 @@ def _convert(
         if dtype not in ("float16", "float32") or spec.embedding_dtype == "uint8":
             raise CacheError(f"embeddings of {spec.embedding_dtype} cannot become {dtype}: choose float16 or float32")
         spec = spec.model_copy(update={"embedding_dtype": dtype})
-    copy = create_or_open(target, spec, metadata.info, dataset.shard_size, format=format, compress=compress)
-    sweep(copy)
-    if shards:
-        extend(copy, shards[-1].shard + 1)
-    existing = {record.shard: record for record in read_records(copy)}
     written = 0
-    for done, shard in enumerate(shards, 1):
-        if shard.shard not in existing:
-            rows = _checked_rows(dataset, shard)
-            rows["embeddings"] = _cast(
-                rows["embeddings"], spec.embedding_dtype, f"shard {shard.shard} of {dataset.store}"
-            )
-            record = shard.model_copy(update={"fingerprint": spec.fingerprint(), "files": {}, "arrays": {}})
-            write_shard(copy, record, rows)
-            written += 1
-        elif _keys(existing[shard.shard]) != _keys(shard):
-            raise CacheError(
-                f"{target} has other clips in shard {shard.shard} than {dataset.store}: name another folder"
-            )
-        if on_progress is not None:
-            on_progress(done, len(shards))
-    catalog = read_catalog(dataset)
-    if catalog is not None:
-        # Last: until then readers of the target see its old catalog, or none.
-        write_catalog(copy, catalog)
+    with theirs.write_lock():
+        copy = create_or_open(theirs, spec, metadata.info, dataset.shard_size, format=format, compress=compress)
+        sweep(copy)
+        extend(copy, shards[-1].shard + 1 if shards else 0)
+        existing = {record.shard: record for record in read_records(copy)}
+        for done, shard in enumerate(shards, 1):
+            if shard.shard not in existing:
+                rows = _checked_rows(dataset, shard)
+                rows["embeddings"] = _cast(rows["embeddings"], spec.embedding_dtype, f"shard {shard.shard} of {source}")
+                write_shard(copy, shard.model_copy(update={"fingerprint": spec.fingerprint()}), rows)
+                written += 1
+            elif _keys(existing[shard.shard]) != _keys(shard):
+                raise CacheError(f"{theirs} has other clips in shard {shard.shard} than {source}: name another folder")
+            if on_progress is not None:
+                on_progress(done, len(shards))
+        catalog = read_catalog(dataset)
+        if catalog is not None:
+            # Last: until then readers of the target see its old catalog, or none.
+            write_catalog(copy, catalog)
     return written
 
 

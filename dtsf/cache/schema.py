@@ -25,15 +25,12 @@ class FilePart(Frozen):
     path: str
     """Path relative to the data root, with forward slashes."""
     start: float | None = Field(default=None, ge=0)
-    """Start of the part in seconds from the beginning of the file (untrimmed video)."""
+    """Start of the part in seconds (untrimmed video); ``end`` is its end."""
     end: float | None = Field(default=None, gt=0)
-    """End of the part in seconds from the beginning of the file."""
     first: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
-    """First frame of the part, from 0. Replaces ``start``."""
+    """First frame of the part, from 0, in place of ``start``; ``last`` is the last frame, ``fps`` the rate of a picture folder."""
     last: int | None = Field(default=None, ge=0, le=MAX_INTEGER)
-    """Last frame of the part."""
     fps: float | None = Field(default=None, gt=0)
-    """Frames per second of a folder of pictures."""
 
     @property
     def part(self) -> str:
@@ -91,7 +88,10 @@ class Source(FilePart):
 
 
 class ClipRecord(Frozen):
-    """Result of stage 1 for one source. It has no annotations; those are in the catalog."""
+    """Result of stage 1 for one source. It has no annotations; those are in the catalog.
+
+    ``declared_frames``: in the container's header, 0 if unknown. ``decoded_frames``: shown by a player in ``duration`` seconds.
+    """
 
     source: Source
     status: Status
@@ -100,13 +100,10 @@ class ClipRecord(Frozen):
     reason: str = ""
     """Reason for a status other than ``ok``."""
     declared_frames: int = Field(default=0, ge=-MAX_INTEGER, le=MAX_INTEGER)
-    """Number of frames in the container's header. 0 if it has none."""
     decoded_frames: int = Field(default=0, ge=-MAX_INTEGER, le=MAX_INTEGER)
-    """Number of frames that a player shows."""
     missing_frames: int = Field(default=0, ge=-MAX_INTEGER, le=MAX_INTEGER)
     """Number of frames that the container promises and lacks, although the clip is used."""
     duration: float | None = None
-    """Seconds that a player shows."""
     frames_hash: str = ""
     """xxh3-64 of the frames that the encoder received."""
 
@@ -151,7 +148,6 @@ class CacheSpec(Frozen):
     embedding_dtype: Literal["float16", "float32", "uint8"] = "float16"
     """``uint8`` for pixels."""
     picture_size: int = Field(default=48, ge=1, le=1024)
-    """Side in pixels of the small pictures for reports."""
 
     def fingerprint(self) -> str:
         """Return sixteen hexadecimal digits: xxh3-64 of the fields as canonical JSON."""
@@ -168,12 +164,10 @@ def describe_difference(cached: CacheSpec, requested: CacheSpec) -> str:
 
 
 class DatasetName(Frozen):
-    """Kind and name of a dataset."""
+    """Kind (``nucla``, ``ntu``, ``casia`` or ``manifest``) and name of a dataset."""
 
     kind: str
-    """Kind of source: ``nucla``, ``ntu``, ``casia`` or ``manifest``."""
     name: str
-    """Name in the cache."""
 
 
 class DatasetInfo(DatasetName):
@@ -205,13 +199,11 @@ class FileRecord(Frozen):
 
 
 class StoredArray(Frozen):
-    """Bytes of one array of one shard."""
+    """Location of one array of one shard: ``bytes`` stored bytes of a file, from ``offset``."""
 
     file: str
-    """Path relative to the dataset's folder."""
     offset: int = Field(ge=0)
     bytes: int = Field(ge=0)
-    """Number of stored bytes, after compression."""
 
 
 class ShardRecord(Frozen):

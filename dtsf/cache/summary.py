@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 
 
 class ViewLengths(Frozen):
-    """Difference in length between the views of a group: 1 - shortest / longest."""
+    """Difference in length between the views of a group, 1 - shortest / longest, over groups with known lengths."""
 
     groups: int
-    """Number of groups with at least two views of known length."""
     median: float
     largest: float
 
 
 class DatasetSummary(Frozen):
-    """Output of ``dtsf cache info``, also with ``--json``."""
+    """Output of ``dtsf cache info``. The fields are the keys of ``--json``."""
 
     place: str
     """Folder or URL."""
@@ -43,7 +42,6 @@ class DatasetSummary(Frozen):
     groups_by_views: dict[int, int]
     """Number of groups by number of usable views."""
     views_differ_by: ViewLengths | None
-    """None if no group has two views of known length."""
     clips_by_class: dict[str, int]
     clips_by_view: dict[str, int]
     verdicts: dict[str, int]
@@ -72,40 +70,30 @@ class DatasetSummary(Frozen):
 def summarise(path: str | Path | Store) -> DatasetSummary:
     """Return the summary of a dataset. Raises CacheError: not a dataset, or damaged documents."""
     data = open_cached(path)
-    info, metadata = data.info, data.metadata
-    views: dict[str, set[int]] = {}
-    for clip in data.clips:
-        views.setdefault(clip.group, set()).add(clip.view)
+    info, shards = data.info, data.shards.values()
+    views = Counter(clip.group for clip in data.clips)
     by_class, by_view = Counter(clip.label for clip in data.clips), Counter(clip.view for clip in data.clips)
     used = {(shard, record.row) for shard, record in data.records.values() if record.row is not None}
-    unused = sum(shard.rows for shard in data.shards.values()) - len(used)
-    times = [time for shard in data.shards if (time := data.store.modified(record_name(shard))) is not None]
+    unused = sum(shard.rows for shard in shards) - len(used)
+    newest = max((data.store.modified(record_name(shard)) or 0.0 for shard in data.shards), default=0.0)
     return DatasetSummary(
         place=str(data.store),
         dataset=info.kind,
-        name=info.name,
-        class_names=info.class_names,
-        view_names=info.view_names,
+        **info.model_dump(exclude={"kind"}),
+        **data.metadata.model_dump(include={"format", "compress", "layout", "shard_size", "fingerprint"}),
         clips=len(data.clips),
         groups=len(views),
-        groups_by_views=dict(sorted(Counter(len(numbers) for numbers in views.values()).items(), reverse=True)),
+        groups_by_views=dict(sorted(Counter(views.values()).items(), reverse=True)),
         views_differ_by=_view_lengths(data),
         clips_by_class={name: by_class[k] for k, name in enumerate(info.class_names)},
         clips_by_view={name: by_view[k] for k, name in enumerate(info.view_names, 1)},
         verdicts=data.verdicts,
-        format=metadata.format,
-        compress=metadata.compress,
-        layout=metadata.layout,
-        shards=len(data.shards),
-        shard_size=data.shard_size,
-        bytes=sum(file.bytes for shard in data.shards.values() for file in shard.files.values()),
+        shards=len(shards),
+        bytes=sum(file.bytes for shard in shards for file in shard.files.values()),
         not_listed=unused,
         not_listed_bytes=unused * sum(data.row_bytes(array) for array in array_shapes(data.spec)),
-        last_written=datetime.datetime.fromtimestamp(max(times)).astimezone().isoformat(" ", "minutes")
-        if times
-        else None,
+        last_written=datetime.datetime.fromtimestamp(newest).astimezone().isoformat(" ", "minutes") if newest else None,
         redo=data.damaged,
-        fingerprint=metadata.fingerprint,
         catalog=data.catalog_hash,
         notes=data.catalog.notes if data.catalog else (),
         spec=data.spec,
@@ -118,12 +106,10 @@ def _view_lengths(data: CachedDataset) -> ViewLengths | None:
     for clip in data.clips:
         duration = data.records[clip.id][1].duration
         if duration:
-            whole = clip.start is None and clip.end is None
-            length = duration if whole else min(clip.end or duration, duration) - (clip.start or 0.0)
+            length = min(clip.end or duration, duration) - (clip.start or 0.0)
             seconds.setdefault(clip.group, []).append(length)
-    shares = sorted(
-        1 - min(lengths) / max(lengths) for lengths in seconds.values() if len(lengths) > 1 and max(lengths) > 0
-    )
+    known = [lengths for lengths in seconds.values() if len(lengths) > 1 and max(lengths) > 0]
+    shares = sorted(1 - min(lengths) / max(lengths) for lengths in known)
     if not shares:
         return None
     return ViewLengths(groups=len(shares), median=shares[len(shares) // 2], largest=shares[-1])

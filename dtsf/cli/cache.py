@@ -28,9 +28,7 @@ DATASET = Annotated[str | None, typer.Option(help="Only this dataset.")]
 def cache_info_command(
     path: PATH = Path("cache"),
     dataset: DATASET = None,
-    html: Annotated[
-        Path | None, typer.Option(help="Write an HTML page to FILE: counts, and pictures of random clips.")
-    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures of random clips to FILE.")] = None,
     json_: JSON = False,
 ) -> None:
     """Print the content of a cache: datasets, classes, groups, statuses and settings."""
@@ -91,13 +89,9 @@ def cache_verify_command(
     path: PATH = Path("cache"),
     dataset: DATASET = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare checksums.")] = False,
-    source: Annotated[
-        bool, typer.Option("--source", help="Decode the videos again and compare the checksums of their frames.")
-    ] = False,
+    source: Annotated[bool, typer.Option("--source", help="Decode the videos again and compare their frames.")] = False,
     sample: Annotated[str, typer.Option(help="With --source: share of the clips, evenly over the dataset.")] = "100%",
-    root: Annotated[
-        Path | None, typer.Option(help="With --source: folder of the videos, as for dtsf preprocess.")
-    ] = None,
+    root: Annotated[Path | None, typer.Option(help="With --source: folder of the videos, as for preprocess.")] = None,
     json_: JSON = False,
 ) -> None:
     """Compare a cache with its checksums. Exit code 2 if a file is damaged; then run dtsf cache repair."""
@@ -184,15 +178,9 @@ def cache_convert_command(
     path: PATH,
     target: Annotated[Path, typer.Argument(help="New cache: a folder or URL. Shards that it has are skipped.")],
     dataset: DATASET = None,
-    format_: Annotated[
-        Literal["zarr", "hdf5"] | None, typer.Option("--format", help="Default: that of the cache.")
-    ] = None,
-    compress: Annotated[
-        str | None, typer.Option(help="none, zstd (zarr) or gzip (hdf5). Default: that of the cache, if possible.")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="float16 or float32, of embeddings. Default: that of the cache.")
-    ] = None,
+    format_: Annotated[Literal["zarr", "hdf5"] | None, typer.Option("--format", help="Default: unchanged.")] = None,
+    compress: Annotated[str | None, typer.Option(help="none, zstd (zarr), gzip (hdf5). Default: unchanged.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float16 or float32 embeddings. Default: unchanged.")] = None,
     json_: JSON = False,
 ) -> None:
     """Copy a cache as zarr or hdf5, raw or compressed, float16 or float32, to a folder or an object store."""
