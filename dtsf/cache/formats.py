@@ -49,17 +49,18 @@ ROWS = "see shards/*.json for the source of each row, catalog.json for its clip"
 
 @dataclass(frozen=True)
 class StorageFormat:
-    """Functions of a storage format."""
+    """Functions of a storage format.
+
+    ``data_files``: shard -> paths of its files. ``encode``: rows of a shard -> bytes of its files, and the location of each
+    array. ``decode``: decompress one array into an array of the right size. ``published_files``: number of shards -> files that
+    show them to other programs.
+    """
 
     compressions: tuple[str, ...]
     data_files: Callable[[int], tuple[str, ...]]
-    """Shard -> paths of its files."""
     encode: Callable[[DatasetMetadata, int, Mapping[str, np.ndarray]], Encoded]
-    """Rows of a shard -> bytes of its files, and the location of each array."""
     decode: Callable[[memoryview, np.ndarray], None]
-    """Decompress one array of a shard into an array of the right size."""
     published_files: Callable[[DatasetMetadata, int], dict[str, bytes]]
-    """Number of shards -> files that show them to other programs."""
 
 
 def array_shapes(spec: CacheSpec) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

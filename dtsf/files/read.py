@@ -31,10 +31,7 @@ MAX_DIGITS = 40
 """Maximum length of a number in JSON."""
 UNCHECKED_BYTES = 64 << 20
 """Sizes up to this are allocated without a check, which takes longer than reading a batch."""
-CGROUPS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-)
+CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """Files with the memory limit and the memory use of a container, of cgroup versions 2 and 1."""
 
 
@@ -119,7 +116,8 @@ def available_memory() -> int:
     for limit, used in CGROUPS:
         # The file is missing, or has the word "max".
         with contextlib.suppress(OSError, ValueError):
-            free = min(free, int(Path(limit).read_text("ascii")) - int(Path(used).read_text("ascii")))
+            left = int(Path("/sys/fs/cgroup", limit).read_text()) - int(Path("/sys/fs/cgroup", used).read_text())
+            free = min(free, left)
     return max(0, free)
 
 

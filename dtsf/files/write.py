@@ -31,14 +31,10 @@ def write_atomically(
     parents: bool = True,
     follow: bool = True,
 ) -> None:
-    """Write ``data``. After a crash ``path`` is the old file, the new file, or absent. Raises CacheError: the disk is full or
-    the system refuses; earlier files are unchanged.
+    """Write ``data``. After a crash ``path`` is the old file, the new file, or absent. An existing link is replaced.
 
-    Args:
-        path: An existing file or link is replaced.
-        error: Makes the error from the system's message. Default: a CacheError.
-        parents: Make the folder if it is missing.
-        follow: Accept a folder that is a link, for a path that the user gave.
+    ``error``: makes the error from the system's message; default CacheError. ``parents``: make the folder if it is missing.
+    ``follow``: accept a folder that is a link, for a path that the user gave. Raises CacheError: the disk is full, for example.
     """
     try:
         with _temporary(path, parents=parents, follow=follow) as descriptor:
@@ -56,9 +52,7 @@ def write_atomically(
 
 @contextlib.contextmanager
 def fresh_file(path: Path, *, parents: bool = False) -> Iterator[IO[bytes]]:
-    """Yield a file for writing and reading. It replaces ``path`` if the block ends without an error. Raises OSError: the disk
-    is full or the system refuses.
-    """
+    """Yield a file for writing and reading. It replaces ``path`` if the block ends without an error. Raises OSError."""
     with (
         _temporary(path, parents=parents, follow=True) as descriptor,
         os.fdopen(descriptor, "w+b", closefd=False) as file,
@@ -127,20 +121,16 @@ def flush(path: Path) -> None:
 
 
 def open_log(path: Path) -> IO[str]:
-    """Open a file to append lines, and make it if it is missing. A reader always sees complete lines. Raises OSError: it
-    cannot be opened, is a link, has several names, or is not a regular file.
-    """
+    """Open a file, or a new one, to append complete lines. Raises OSError: a link, or not a regular file with one name."""
     descriptor = _open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     return os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
 
 
 @contextlib.contextmanager
 def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` during the block. It is made with its folder, and its content stays unchanged. The kernel
-    releases it when the process ends.
+    """Hold the lock file ``path`` during the block. Its content is unchanged. The kernel releases it when the process ends.
 
-    ``unwritable``: makes the error if the file cannot be made or locked. ``busy``: error if another process has the lock;
-    without it, wait.
+    ``unwritable``: makes the error if the file cannot be locked. ``busy``: error if another process has the lock; default: wait.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
