@@ -164,13 +164,11 @@ def _device(device: str) -> str:
     if device in ("cpu", "torch-cpu"):
         return "cpu"
     # Without NVIDIA's device file there is no CUDA, and no need to import torch: seconds and 200 MB per worker.
-    driver = any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg"))
-    if device == "auto" and not driver:
-        return "cpu"
-    import torch
+    if device == "cuda" or any(os.path.exists(path) for path in ("/dev/nvidiactl", "/dev/dxg")):
+        import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
+        if torch.cuda.is_available():
+            return "cuda"
     if device == "auto":
         return "cpu"
     raise ConfigError("device cuda: PyTorch finds no CUDA device; use cpu or auto")
