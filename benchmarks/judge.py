@@ -208,7 +208,8 @@ def judge(
                 if calibrated:
                     split = Split(train=clips, test=(), left_out={}, task="")
                     rule = parse_protocol(trial.rule, train_on.info.kind)
-                    calibrate(net, train_on, rule, split, settings, run=Path(run), again=again)
+                    load, protocol = partial(load_groups, train_on), rule.name
+                    calibrate(net, load, split, settings, protocol=protocol, run=Path(run), fit_again=again)
             for row, name, chosen in trial.evaluations:
                 metrics = evaluate_groups(net, groups_of(data(name), chosen), train_on.info.class_names, draws=settings.train.draws)
                 found.setdefault(row, []).append((metrics.top1, metrics.ece, metrics.auroc_uncertainty))

@@ -29,8 +29,9 @@ from dtsf.cache.schema import CacheSpec, Clip, ClipRecord, DatasetInfo, ShardRec
 from dtsf.cache.status import Status
 from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.model.network import DTSFNet
-from dtsf.training.data import Groups, channel_deviation, load_groups, training_batches
+from dtsf.training.data import Groups, load_groups, training_batches
 from dtsf.training.loop import fit
+from dtsf.training.prepare import channel_deviation
 from dtsf.training.recipe import Recipe, load_recipe
 
 SHARD, VIEWS, CLASSES = 480, 3, 60

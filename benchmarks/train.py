@@ -35,9 +35,10 @@ from dtsf.model.inputs import Inputs
 from dtsf.model.mamba import RMSNorm
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import VideoMamba
-from dtsf.training.data import Groups, training_batches, training_source
+from dtsf.training.data import Groups, training_batches
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.optim import adamw
+from dtsf.training.prepare import training_source
 from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.evidence import average_branches, dirichlet, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
 from dtsf.training.augment import AugmentConfig
-from dtsf.training.data import Groups, motion_mean, principal_directions, training_batches, training_source
+from dtsf.training.data import Groups, training_batches
 from dtsf.training.losses import LossConfig, dtsf_loss
+from dtsf.training.prepare import motion_mean, principal_directions, training_source
 
 T, H, C, K = 4, 6, 10, 3
 KEYS = {

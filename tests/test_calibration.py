@@ -15,7 +15,7 @@ from dtsf.model.calibrator import FEATURES, EvidenceCalibrator, clip_statistics,
 from dtsf.model.config import ModelConfig
 from dtsf.model.evidence import dirichlet, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
-from dtsf.training.calibrate import Observed, fit_calibrator
+from dtsf.training.calibrate import HeldOutOutputs, fit_calibrator
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import make_folds
 
@@ -86,7 +86,7 @@ def observed(n, seed, *, flat):
     lost = torch.rand(n) < 0.3  # of these the evidence knows nothing, and a sign tells
     label = torch.where(lost, torch.randint(6, (n,)), torch.multinomial(logits.softmax(-1), 1).squeeze(1))
     signs = torch.stack([logits.exp().sum(-1).log(), torch.zeros(n), torch.where(lost, -1.0, 1.0)], -1)
-    return Observed((logits / flat).exp(), signs.double(), torch.ones(n).double(), label), lost
+    return HeldOutOutputs((logits / flat).exp(), signs.double(), torch.ones(n).double(), label), lost
 
 
 def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
@@ -151,7 +151,7 @@ def test_a_run_is_calibrated_on_people_held_out_and_says_so(trained):
     root, result = trained
     run = api.load(root / "run")
     learnt = run.state.calibration
-    assert (learnt.what, learnt.parts, learnt.n_groups) == ("people held out", 2, 4 * 3 * 2)
+    assert (learnt.held_out, learnt.folds, learnt.n_groups) == ("people held out", 2, 4 * 3 * 2)
     assert learnt.nll[1] <= learnt.nll[0] + 1e-6
     assert run.net.calibrator.fitted
     assert not (root / "run/calibration").exists()
@@ -168,7 +168,7 @@ def test_a_run_killed_while_it_is_calibrated_ends_the_same(trained, tmp_path):
     root, result = trained
 
     def kill(report):
-        if report.part.endswith("part 2 of 2") and report.epoch == 1:
+        if report.part.endswith("fold 2 of 2") and report.epoch == 1:
             raise KeyboardInterrupt
 
     words = {"protocol": PROTOCOL, "overrides": WORDS, "run": tmp_path / "run"}
@@ -190,7 +190,7 @@ def test_groups_that_are_held_out_anyway_serve_without_further_training(trained,
     look = {"on_epoch": lambda report: seen.append(report.part)}
     api.train(root / "cache", protocol=PROTOCOL, overrides=words, run=tmp_path / "run", **look)
     learnt = api.load(tmp_path / "run").state.calibration
-    assert (learnt.what, learnt.parts, learnt.n_groups) == ("groups held out of training", 1, 12)
+    assert (learnt.held_out, learnt.folds, learnt.n_groups) == ("groups held out of training", 1, 12)
     assert seen == ["", ""]
     api.train(root / "cache", protocol=PROTOCOL, overrides=[*WORDS, "train.calibrate=0"], run=tmp_path / "none")
     assert api.load(tmp_path / "none").state.calibration is None

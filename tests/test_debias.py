@@ -8,7 +8,7 @@ from toy_groups import CLASSES, SMALL, VIEWS, toy
 from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
 from dtsf.model.network import DTSFNet
-from dtsf.training.data import Groups, evaluation_batches, name_backgrounds, training_batches
+from dtsf.training.data import Groups, evaluation_batches, number_backgrounds, training_batches
 from dtsf.training.debias import DebiasConfig, make_debiaser
 from dtsf.training.debias.albar import Albar
 from dtsf.training.debias.hsic import Hsic, cluster, dependence, reverse_gradient
@@ -91,13 +91,13 @@ def test_cluster__finds_the_backgrounds_and_repeats():
     assert cluster(torch.zeros(5, 2), 3, torch.Generator().manual_seed(0)).max() < 3  # all the same point
 
 
-def test_name_backgrounds__needs_a_background_of_every_clip():
+def test_number_backgrounds__needs_a_background_of_every_clip():
     clips = [
         Clip(id=str(k), path="p", label=0, raw_label="0", group="g", view=1, background=name)
         for k, name in enumerate(["kitchen", "hall", "kitchen"])
     ]
-    assert name_backgrounds(clips).tolist() == [1, 0, 1]
-    assert name_backgrounds([*clips, clips[0].model_copy(update={"background": None})]) is None
+    assert number_backgrounds(clips).tolist() == [1, 0, 1]
+    assert number_backgrounds([*clips, clips[0].model_copy(update={"background": None})]) is None
 
 
 def test_hsic__takes_named_backgrounds_or_clusters(groups):

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.training.augment import AugmentConfig, sample_times
-from dtsf.training.data import Groups, evaluation_batches, training_batches, training_source
+from dtsf.training.data import Groups, evaluation_batches, training_batches
 from dtsf.training.frame_sampling import cumulative_motion, read_frames, uniform_times
+from dtsf.training.prepare import training_source
 
 
 def _clip(position_F):

@@ -11,7 +11,8 @@ from dtsf.model.motion import motion_share
 from dtsf.model.network import DTSFNet
 from dtsf.predict.onnx import export_onnx
 from dtsf.training.checkpoint import load_checkpoint, load_network, save_checkpoint
-from dtsf.training.data import Groups, evaluation_batches, min_motion_share
+from dtsf.training.data import Groups, evaluation_batches
+from dtsf.training.prepare import min_motion_share
 
 T, H, C = 4, 6, 5
 EACH = BranchConfig(input="motion")

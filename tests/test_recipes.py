@@ -105,7 +105,7 @@ def test_recipe_that_was_taken_is_said_and_kept(dtsf, tmp_path):
     assert "recipe unseen-cameras: the protocol tests a view" in said
     assert 'recipe = "unseen-cameras"' in (tmp_path / "one/config.toml").read_text()
     words = ("--protocol", "cross-subject:2", "--recipe", "unseen-cameras", "--out", "two")
-    assert "recipe unseen-cameras: asked for" in dtsf.said("train", *words, *small, cwd=tmp_path)
+    assert "recipe unseen-cameras: chosen by the user" in dtsf.said("train", *words, *small, cwd=tmp_path)
 
 
 def test_pixel_recipe_on_embeddings_is_refused_with_the_way(tmp_path):

@@ -44,7 +44,7 @@ def test_checkpoint_of_another_class_count_is_refused(dtsf, world, run_copy):
     weights["branches.0.encoder.head.bias"] = weights["branches.0.encoder.head.bias"][:7].clone()
     save_file(weights, run_copy / "last/model.safetensors")
     refused = dtsf.refusal("evaluate", run_copy, cwd=world)
-    assert "weights hold 7 classes, its state.json names 10 classes" in refused
+    assert "weights of the checkpoint have 7 classes, its state.json names 10 classes" in refused
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "optimizer.pt"])

@@ -108,7 +108,7 @@ def _train(world, run, *, epochs, **more):
 
 def test_a_run_folder_that_vanishes_ends_the_training_with_its_name(world, tmp_path):
     run = tmp_path / "run"
-    with pytest.raises(CheckpointError, match="is gone"):
+    with pytest.raises(CheckpointError, match="was deleted"):
         _train(world, run, epochs=3, on_epoch=lambda _: shutil.rmtree(run, ignore_errors=True))
     assert not run.exists()
 

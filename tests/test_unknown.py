@@ -13,7 +13,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.training.adapt import OnlineAdapter, feature_statistics
+from dtsf.training.adapt import OnlineAdapter
+from dtsf.training.calibrate import feature_statistics
 from dtsf.training.data import evaluation_batches, load_groups
 from dtsf.training.metrics import open_set_metrics
 

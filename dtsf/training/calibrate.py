@@ -1,11 +1,10 @@
-"""How much of a network's evidence is to be believed, learnt on groups held out of training; see :mod:`.network.belief`.
+"""Calibration of the evidence by cross-validation on the training groups; see :mod:`dtsf.model.calibrator`.
 
-The training side is divided into parts as the protocol divides it into training and test: by people, or by cameras or setups where
-these are what is new in the test. For each part a network like the final one is trained on the others, as long as that, and
-tested on the part. The predictions for all parts together decide how much to believe of the final network, which has learnt from
-everybody. Two parts cost as much as the training itself. Groups that are held out anyway (``train.held_out``) serve
-without further training.
-Letters: B groups, V views, D features, K classes, P clips, S statistics of a clip.
+The training groups are divided into folds as the protocol divides training and test: by people, views or setups. For each fold, a
+network like the final one is trained on the other folds, for as many epochs, and predicts the fold. The held-out predictions of all
+folds fit the calibration of the final network, which is trained on all groups. Two folds cost as much as the training itself.
+Groups that are held out by ``train.held_out`` need no further training.
+Letters: B groups, G all groups, V views, D features or width, K classes, P clips, S statistics of a clip, N norms, X tokens.
 """
 
 from __future__ import annotations
@@ -13,47 +12,46 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
 from dtsf.model.calibrator import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount
 from dtsf.model.evidence import probabilities
-from dtsf.training.adapt import feature_statistics
+from dtsf.model.feature_stats import record_norms
 from dtsf.training.checkpoint import Calibration, amend_checkpoint, resume_or_clear
-from dtsf.training.data import evaluation_batches, load_groups
+from dtsf.training.data import evaluation_batches
 from dtsf.training.distributed import current_world
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import Fold, drop_unknown_classes, make_folds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
-    from typing import Any
 
     from torch import Tensor
 
-    from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.schema import Clip
     from dtsf.model.network import DTSFNet
     from dtsf.training.data import Groups
     from dtsf.training.loop import EpochReport, FitResult
-    from dtsf.training.protocols import Protocol, Split
+    from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
 
 LEAST_MOTION_3 = (0.2, 0.1, 0.05)
-"""Deviations of the statistics of motion, in logarithms: training clips that are all the same say little of what else there is."""
-LEAST_LOOKS = 0.1
-"""Of those of looks, in what the channel moves by in training clips."""
-FEWEST = 12
-"""Groups held out and of a class that trained, below which nothing is learnt."""
-PULL = 1.0
-"""Weight of what is assumed without data (evidence as it is) against the groups."""
+"""Lower bounds of the deviations of the motion statistics (logarithms), for training clips that are very similar."""
+LEAST_APPEARANCE = 0.1
+"""Lower bound of the deviations of the appearance statistics, in units of the motion of each channel."""
+MIN_GROUPS = 12
+"""Minimum number of held-out groups for a calibration."""
+PRIOR = 1.0
+"""Weight of the prior (unchanged evidence) against the groups."""
 
 
 @dataclass(frozen=True)
-class Observed:
-    """Outputs of a network for groups, and the signs of right answers."""
+class HeldOutOutputs:
+    """Outputs for held-out groups, float64 on the CPU."""
 
     evidence_BK: Tensor
     features_B3: Tensor
@@ -61,122 +59,121 @@ class Observed:
     label_B: Tensor
 
     @staticmethod
-    def together(parts: Sequence[Observed]) -> Observed:
-        """All groups of all parts."""
+    def concatenate(parts: Sequence[HeldOutOutputs]) -> HeldOutOutputs:
+        """Join the groups of all parts."""
         fields = ("evidence_BK", "features_B3", "score_B", "label_B")
-        return Observed(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
+        return HeldOutOutputs(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
 def calibrate(
     net: DTSFNet,
-    data: CachedDataset,
-    rule: Protocol,
+    load: Callable[[Sequence[Clip]], Groups],
     split: Split,
     recipe: Recipe,
     *,
+    protocol: str,
     run: Path,
-    again: Callable[..., FitResult],
+    fit_again: Callable[..., FitResult],
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
 ) -> Calibration | None:
-    """Learn how much of ``net`` to believe, where the recipe asks for it, and what its training clips are like; keep both in
-    the checkpoint ``run/last``. None where evidence is left as it is, also since too little is held out.
+    """Calibrate ``net`` if the recipe has folds. Store the calibration and the feature statistics in ``run/last``.
 
-    A run that is killed meanwhile is as good as one without calibration, and goes on here when it is resumed.
+    Returns None if the evidence stays unchanged, also because too few groups are held out. A run that is killed here is complete
+    without calibration; resumed, it calibrates.
 
     Args:
-        split: Who trained, who was held out, who is tested; the last are not looked at.
-        again: Trains a network like ``net``: :func:`.loop.fit` with all that is the same for every part.
+        load: Reads the groups of clips; see :func:`.data.load_groups`.
+        protocol: Name of the protocol.
+        fit_again: Trains a network like ``net``: :func:`.loop.fit` with all settings that are the same for every fold.
     """
-    groups = load_groups(data, split.train)
+    groups = load(split.train)
     net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
-    observed, what, parts = None, "", 0
-    if recipe.train.calibrate:
-        observed, what, parts = _ask_about_held_out(net, data, rule, split, recipe, run, again, on_epoch, fabric)
-    calibration = None if observed is None else learn_belief(net, groups, observed, what, parts)
+    calibration = None
+    folds, description = (
+        ([Fold(train=split.train, held_out=split.held_out)], "groups held out of training")
+        if split.held_out
+        else make_folds(split.train, protocol, recipe.train.calibrate)
+    )
+    folds = [fold for fold in map(drop_unknown_classes, folds) if fold.train and fold.held_out]
+    n_groups = sum(len({clip.group for clip in fold.held_out}) for fold in folds)
+    if recipe.train.calibrate and n_groups >= MIN_GROUPS:
+        plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
+        outputs = []
+        for k, fold in enumerate(folds):
+            train, fold_net = load(fold.train), net
+            if not split.held_out:
+                folder = run / "calibration" / str(k)
+                resume = resume_or_clear(folder) if current_world().first else False
+                resume = fabric.broadcast(resume) if fabric is not None else resume
+                folder.mkdir(parents=True, exist_ok=True)
+                report = _named(on_epoch, f"calibration, fold {k + 1} of {len(folds)}")
+                fold_recipe = recipe.model_copy(update={"train": plain})
+                fold_net = fit_again(train, fold_recipe, run=folder, resume=resume, on_epoch=report).net
+            fold_net.calibrator.set_reference(reference_statistics(fold_net, train))
+            outputs.append(held_out_outputs(fold_net, load(fold.held_out)))
+        net.calibrator.set_reference(reference_statistics(net, groups))
+        calibration = _fit(net, HeldOutOutputs.concatenate(outputs), description, len(folds))
     if current_world().first:
-        state = net.state_dict()
-        later = {name: x for name, x in state.items() if name.startswith(("calibrator.", "feature_stats."))}
-        amend_checkpoint(run / "last", later, calibration)
+        prefixes = ("calibrator.", "feature_stats.")
+        weights = {name: x for name, x in net.state_dict().items() if name.startswith(prefixes)}
+        amend_checkpoint(run / "last", weights, calibration)
         shutil.rmtree(run / "calibration", ignore_errors=True)
     return calibration
 
 
-def _ask_about_held_out(
-    net: DTSFNet,
-    data: CachedDataset,
-    rule: Protocol,
-    split: Split,
-    recipe: Recipe,
-    run: Path,
-    again: Callable[..., FitResult],
-    on_epoch: Callable[[EpochReport], None] | None,
-    fabric: Any,
-) -> tuple[Observed | None, str, int]:
-    """What networks say of groups they have not seen, what was held out, and in how many parts; arguments as above."""
-    watched = bool(split.held_out)
-    parts, what = (
-        ([Fold(train=split.train, held_out=split.held_out)], "groups held out of training")
-        if watched
-        else make_folds(split.train, rule.name, recipe.train.calibrate)
-    )
-    parts = [part for part in map(drop_unknown_classes, parts) if part.train and part.held_out]
-    if sum(len({clip.group for clip in part.held_out}) for part in parts) < FEWEST:
-        return None, what, 0
-    plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
-    found = []
-    for k, part in enumerate(parts):
-        train = load_groups(data, part.train)
-        asked = net
-        if not watched:
-            folder = run / "calibration" / str(k)
-            resume = resume_or_clear(folder) if current_world().first else False
-            resume = fabric.broadcast(resume) if fabric is not None else resume
-            folder.mkdir(parents=True, exist_ok=True)
-            told = _told(on_epoch, f"calibration, part {k + 1} of {len(parts)}")
-            asked = again(
-                train, recipe.model_copy(update={"train": plain}), run=folder, resume=resume, on_epoch=told
-            ).net
-        asked.calibrator.set_reference(training_statistics(asked, train))
-        found.append(observe(asked, load_groups(data, part.held_out)))
-    return Observed.together(found), what, len(parts)
-
-
-def _told(on_epoch: Callable[[EpochReport], None] | None, part: str) -> Callable[[EpochReport], None] | None:
+def _named(on_epoch: Callable[[EpochReport], None] | None, part: str) -> Callable[[EpochReport], None] | None:
     return None if on_epoch is None else lambda report: on_epoch(replace(report, part=part))
 
 
-@torch.inference_mode()
-def observe(net: DTSFNet, groups: Groups) -> Observed:
-    """Ask a network that knows its training statistics about groups."""
+def _batches(net: DTSFNet, groups: Groups) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield input, mask and labels of the groups, on the device of the network."""
     device = next(net.parameters()).device
-    found = []
     for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
-        x_BVTHWC, mask_BV = batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
+        yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device), batch.label_B
+
+
+@torch.inference_mode()
+def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
+    """Return mean and variance of each channel behind each norm, over the tokens of all clips: (N, 2, D)."""
+    total_N2D, count_N = torch.zeros(()), torch.zeros(())
+    for x_BVTHWC, mask_BV, _ in _batches(net, groups):
+        with record_norms(net) as recorded:
+            net(x_BVTHWC, mask_BV)
+        tokens = [torch.cat(parts).double().cpu() for parts in recorded]
+        total_N2D = total_N2D + torch.stack([torch.stack([x_XD.sum(0), x_XD.square().sum(0)]) for x_XD in tokens])
+        count_N = count_N + torch.tensor([len(x_XD) for x_XD in tokens])
+    mean_ND, square_ND = (total_N2D / count_N.view(-1, 1, 1)).unbind(1)
+    return torch.stack([mean_ND, (square_ND - mean_ND.square()).clamp(min=1e-12)], 1)
+
+
+@torch.inference_mode()
+def held_out_outputs(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
+    """Return the inputs of the calibration for groups. The reference statistics of ``net`` must be set."""
+    found = []
+    for x_BVTHWC, mask_BV, label_B in _batches(net, groups):
         output = net(x_BVTHWC, mask_BV)
         observed = net.calibrator.observe(
             output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV
         )
         evidence_BK, features_B3, score_B = (x.double().cpu() for x in observed)
-        found.append(Observed(evidence_BK, features_B3, score_B, batch.label_B))
-    return Observed.together(found)
+        found.append(HeldOutOutputs(evidence_BK, features_B3, score_B, label_B))
+    return HeldOutOutputs.concatenate(found)
 
 
 @torch.inference_mode()
-def training_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
-    """What the training groups look like to the network: where each class's features lie, and how clips move."""
-    device = next(net.parameters()).device
+def reference_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
+    """Return the statistics of the training groups for :meth:`EvidenceCalibrator.set_reference`."""
     features, statistics = [], []
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
-        x_BVTHWC, mask_BV = batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
+    for x_BVTHWC, mask_BV, _ in _batches(net, groups):
         features.append(net(x_BVTHWC, mask_BV).feature_BD.double().cpu())
         statistics.append(net.statistics(x_BVTHWC)[mask_BV].double().cpu())
     feature_GD, clip_PS = torch.cat(features), torch.cat(statistics)
     centre_D = feature_GD.mean(0)
-    # A class that no group is of has no direction, and nothing is close to it.
+    # A class without groups has direction 0, and nothing is close to it.
     direction_KD = torch.zeros(net.calibrator.direction_KD.shape, dtype=torch.float64)
     direction_KD.index_add_(0, groups.label_G, feature_GD - centre_D)
-    least_S = torch.full_like(clip_PS[0], LEAST_LOOKS)
+    least_S = torch.full_like(clip_PS[0], LEAST_APPEARANCE)
     least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_3)
     known = {
         "centre_D": centre_D,
@@ -185,23 +182,21 @@ def training_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
         "clip_deviation_S": clip_PS.std(0, correction=0).maximum(least_S),
     }
     net.calibrator.set_reference(known)
-    distance_P2 = net.calibrator.distance(clip_PS.to(device)).double().cpu()
+    distance_P2 = net.calibrator.distance(clip_PS.to(net.calibrator.centre_D.device)).double().cpu()
     return known | {"reference_distance_2": distance_P2.quantile(REFERENCE_QUANTILE, 0).clamp(min=1e-3)}
 
 
-def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, parts: int) -> Calibration:
-    """Fit how much to believe to what was observed on held-out groups, and teach it to the network. ``observed``: of networks
-    like it.
-    """
-    net.calibrator.set_reference(training_statistics(net, train))
-    inverse_temperature, bias, weight_3 = fit_calibrator(observed)
-    net.calibrator.set_parameters(inverse_temperature, bias, weight_3)
-    label_B = observed.label_B
-    before_BK = probabilities(observed.evidence_BK + 1.0)
-    after_BK = probabilities(_believed(observed, inverse_temperature, bias, weight_3))
+def _fit(net: DTSFNet, outputs: HeldOutOutputs, description: str, n_folds: int) -> Calibration:
+    """Fit the calibrator of ``net``, and measure its effect."""
+    parameters = fit_calibrator(outputs)
+    net.calibrator.set_parameters(*parameters)
+    inverse_temperature, bias, weight_3 = parameters
+    label_B = outputs.label_B
+    before_BK = probabilities(outputs.evidence_BK + 1.0)
+    after_BK = probabilities(_calibrated(outputs, *parameters))
     return Calibration(
-        what=what,
-        parts=parts,
+        held_out=description,
+        folds=n_folds,
         n_groups=len(label_B),
         accuracy=(before_BK.argmax(-1) == label_B).double().mean().item(),
         nll=tuple(F.nll_loss(p_BK.log(), label_B).item() for p_BK in (before_BK, after_BK)),
@@ -212,33 +207,32 @@ def learn_belief(net: DTSFNet, train: Groups, observed: Observed, what: str, par
     )
 
 
-def _believed(observed: Observed, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
-    return discount(observed.evidence_BK, bias + observed.features_B3 @ weight_3, inverse_temperature, observed.score_B)
+def _calibrated(outputs: HeldOutOutputs, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
+    return discount(outputs.evidence_BK, bias + outputs.features_B3 @ weight_3, inverse_temperature, outputs.score_B)
 
 
-def fit_calibrator(observed: Observed) -> tuple[Tensor, Tensor, Tensor]:
-    """Sharpness, bias and the three weights, none below 0, of least mean ``-log p`` of the true class. In float64.
+def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit inverse temperature, bias and the three weights (at least 0) by the mean ``-log p`` of the true class. float64.
 
-    Signs are fitted in their deviations over the groups, and everything is pulled towards evidence as it is: what the groups
-    do not tell stays so. How likeness counts is not fitted: held-out groups of the same recording are all alike, and would
-    say that it does not matter.
+    Features are scaled by their deviations over the groups. A prior pulls all parameters to unchanged evidence. The in-distribution
+    score is not fitted: held-out groups of the same recording are all similar, so the fit would ignore it.
     """
-    as_it_is_3 = observed.features_B3.new_tensor(NEUTRAL_WEIGHTS)
-    mean_3, deviation_3 = observed.features_B3.mean(0), observed.features_B3.std(0, correction=0).clamp(min=0.1)
-    usual_3 = as_it_is_3 * deviation_3
-    bias = mean_3 @ as_it_is_3 - math.log(observed.evidence_BK.shape[1])
-    scaled = replace(observed, features_B3=(observed.features_B3 - mean_3) / deviation_3)
-    # Softplus keeps weights above 0; its inverse is where they begin.
-    begin_3 = usual_3.clamp(min=0.01).expm1().log()
-    free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), begin_3]).requires_grad_()
+    neutral_3 = outputs.features_B3.new_tensor(NEUTRAL_WEIGHTS)
+    mean_3, deviation_3 = outputs.features_B3.mean(0), outputs.features_B3.std(0, correction=0).clamp(min=0.1)
+    prior_3 = neutral_3 * deviation_3
+    bias = mean_3 @ neutral_3 - math.log(outputs.evidence_BK.shape[1])
+    scaled = replace(outputs, features_B3=(outputs.features_B3 - mean_3) / deviation_3)
+    # Softplus keeps the weights positive; its inverse gives their start.
+    start_3 = prior_3.clamp(min=0.01).expm1().log()
+    free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), start_3]).requires_grad_()
     optimizer = torch.optim.LBFGS([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
 
     def loss() -> Any:
         optimizer.zero_grad()
         weight_3 = F.softplus(free_5[2:])
-        alpha_BK = _believed(scaled, free_5[0].exp(), bias + free_5[1], weight_3)
-        pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - usual_3).square().sum()
-        mean = F.nll_loss(probabilities(alpha_BK).log(), observed.label_B) + PULL * pull / len(observed.label_B)
+        alpha_BK = _calibrated(scaled, free_5[0].exp(), bias + free_5[1], weight_3)
+        pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - prior_3).square().sum()
+        mean = F.nll_loss(probabilities(alpha_BK).log(), outputs.label_B) + PRIOR * pull / len(outputs.label_B)
         mean.backward()
         return mean
 

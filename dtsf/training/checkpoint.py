@@ -1,7 +1,7 @@
-"""Run folders and checkpoints: whole or not there at all, and nothing in them is code.
+"""Checkpoints of a run: written completely or not at all, and without code.
 
-A checkpoint is a folder of ``model.safetensors``, ``optimizer.pt`` (loaded with ``weights_only``) and ``state.json``.
-It is written beside its place, flushed to disk, and moved there; a process killed in between leaves the old one.
+A checkpoint is a folder with ``model.safetensors``, ``optimizer.pt`` (read with ``weights_only``) and ``state.json``. It is written
+under a temporary name, synchronised to the disk, and renamed. A process that is killed leaves the old checkpoint.
 """
 
 from __future__ import annotations
@@ -28,22 +28,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from dtsf.model.config import ModelConfig
+
 LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
-"""Bytes that the files of a checkpoint can have."""
+"""Maximum size of each file in bytes."""
 RUN_VERSION = 2
-"""Version of the run folder's format: names of recipe keys and of weights."""
-LOWER = (
-    "Try a tenth of the learning rate (--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm"
-)
+"""Version of the format: names of recipe keys and of weights."""
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether a run's folder holds a checkpoint to go on from: the newest, or the one before it, kept while it is replaced."""
+    """Return True if a run folder has a checkpoint: ``last``, or ``last.old`` after a kill in the middle of a replacement."""
     return any((run / name).is_dir() for name in ("last", "last.old"))
 
 
 def resume_or_clear(run: Path) -> bool:
-    """Prepare a run's folder. True where it has a checkpoint to go on from; what has none is removed."""
+    """Return True if ``run`` has a checkpoint to resume. Otherwise DELETE the whole folder and return False."""
     if has_checkpoint(run):
         return True
     shutil.rmtree(run, ignore_errors=True)
@@ -51,22 +50,22 @@ def resume_or_clear(run: Path) -> bool:
 
 
 class Calibration(BaseModel):
-    """How much of the evidence is believed, and what that was learnt from: see :mod:`.calibration`."""
+    """Fitted calibration of the evidence, and its effect; see :mod:`.calibrate`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    what: str
-    """What was held out, in words."""
-    parts: int
-    """Networks that were asked about what they had not seen."""
+    held_out: str
+    """Description of the held-out groups."""
+    folds: int
+    """Number of networks that predicted held-out groups."""
     n_groups: int
-    """Groups they were asked about."""
+    """Number of held-out groups."""
     accuracy: float
-    """Of their answers."""
+    """Accuracy on the held-out groups."""
     nll: tuple[float, float]
-    """Mean -log p of the true class, with evidence as it is and as it is believed."""
+    """Mean -log p of the true class, before and after calibration."""
     ece: tuple[float, float]
-    """Calibration error, likewise."""
+    """Expected calibration error, before and after calibration."""
     inverse_temperature: float
     bias: float
     weights: dict[str, float]
@@ -74,96 +73,88 @@ class Calibration(BaseModel):
 
 
 class _Version(BaseModel):
-    """Version alone, of a document whose other keys may be of another version."""
-
     version: int = 1
 
 
 class RunState(BaseModel):
-    """What a checkpoint knows of itself beside the tensors."""
+    """State of a run beside its tensors: ``state.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     version: int = RUN_VERSION
-    """Version of the run folder's format."""
     epoch: int = Field(ge=0, le=10**9)
-    """Epochs finished."""
+    """Finished epochs."""
     step: int = Field(ge=0, le=10**12)
-    """Optimiser steps made."""
+    """Finished optimiser steps."""
     seed: int = Field(ge=-(2**63), lt=2**64)
     protocol: str
     fingerprint: str
-    """Of the cache it was trained from."""
+    """Fingerprint of the cache."""
     spec: CacheSpec
-    """How its input is made: ``predict`` decodes and embeds by it."""
+    """Settings of the cache, with which ``predict`` decodes and embeds."""
     info: DatasetInfo
-    """Classes and views."""
     recipe: Recipe
     versions: dict[str, str]
     catalog: str = ""
-    """Digest of what was said of which clips (:meth:`dtsf.cache.catalog.CatalogDocument.digest`); empty in runs from before."""
+    """Hash of the clips and their annotations."""
     processes: int = Field(default=1, ge=1, le=2**20)
-    """Processes that trained together: a step has that many times ``train.batch_size`` groups."""
+    """Number of processes: a step has that many times ``train.batch_size`` groups."""
     best_epoch: int | None = None
-    """Epochs finished when the held-out groups were judged best; None where nothing is held out."""
+    """Number of finished epochs at the best held-out loss; None without held-out groups."""
     best_loss: float | None = None
-    """Their loss then."""
     calibration: Calibration | None = None
-    """None where evidence is taken as it is."""
+    """None if the evidence is not calibrated."""
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint read back."""
+    """Checkpoint in memory."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     state: RunState
     weights: dict[str, torch.Tensor]
-    """What is evaluated: the best on held-out groups where the recipe stops early, else the running average where it asks
-    for one, else the last."""
+    """Weights to evaluate: of the best epoch, of the running average, or the last, as the recipe sets."""
     optimizer: dict[str, Any]
-    """Optimiser state; where others are evaluated also ``raw``, the weights that training goes on from, and ``average``.
-    Empty where it was not asked for."""
+    """Optimiser state. If other weights are evaluated, also ``raw``, the weights of the training, and ``average``. Empty unless
+    requested."""
 
 
 def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
-    """Write a checkpoint so that ``folder`` always holds a whole one, the old or the new. Raises CheckpointError: the disk is
-    full or refuses; the old one is untouched.
+    """Write a checkpoint. ``folder`` always contains a complete one, the old or the new.
+
+    Raises CheckpointError if the disk is full or not writable; the old checkpoint then stays.
     """
     if not folder.parent.is_dir():
-        raise CheckpointError(f"the run folder {folder.parent} is gone: the training in it is lost; begin it anew")
+        raise CheckpointError(f"run folder {folder.parent} was deleted during training; start again")
+    old = folder.with_name(folder.name + ".old")
     try:
-        _write(folder, state, weights, optimizer)
+        fresh = fresh_folder(folder)
+        try:
+            with fresh_file(fresh / "model.safetensors") as file:
+                file.write(save({name: x.detach().contiguous().clone() for name, x in weights.items()}))
+            with fresh_file(fresh / "optimizer.pt") as file:
+                # In memory first: the error of torch.save for a full disk does not mention the disk.
+                buffer = io.BytesIO()
+                torch.save(optimizer, buffer)
+                file.write(buffer.getbuffer())
+            with fresh_file(fresh / "state.json") as file:
+                file.write(state.model_dump_json(indent=1).encode())
+            if os.path.lexists(folder):
+                _remove(old)
+                folder.rename(old)
+            move(fresh, folder)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        _remove(old)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the checkpoint {folder}: {refusal(error)}. The one before it is safe; make room and --resume"
+            f"cannot write the checkpoint {folder}: {refusal(error)}. The previous one is kept; free some disk space and --resume"
         ) from error
 
 
-def _write(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
-    fresh, old = fresh_folder(folder), folder.with_name(folder.name + ".old")
-    try:
-        with fresh_file(fresh / "model.safetensors") as file:
-            file.write(save({name: x.detach().contiguous().clone() for name, x in weights.items()}))
-        with fresh_file(fresh / "optimizer.pt") as file:
-            # In memory first: torch.save has an error of its own for a full disk, which does not speak of the disk.
-            buffer = io.BytesIO()
-            torch.save(optimizer, buffer)
-            file.write(buffer.getbuffer())
-        with fresh_file(fresh / "state.json") as file:
-            file.write(state.model_dump_json(indent=1).encode())
-        if os.path.lexists(folder):
-            _remove(old)
-            folder.rename(old)
-        move(fresh, folder)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    _remove(old)
-
-
 def _remove(old: Path) -> None:
-    """Take away a checkpoint that is no longer needed; of a link only the link."""
+    # A symbolic link is removed, not followed.
     if old.is_symlink():
         old.unlink()
     else:
@@ -171,16 +162,14 @@ def _remove(old: Path) -> None:
 
 
 def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: Calibration | None) -> None:
-    """Write a checkpoint again with what was learnt after training; ``weights`` take the place of those of the same names."""
-    held = load_checkpoint(folder, resume=True)
-    state = held.state.model_copy(update={"calibration": calibration})
-    save_checkpoint(folder, state, held.weights | dict(weights), held.optimizer)
+    """Write a checkpoint again with ``calibration``. ``weights`` replace those of the same names."""
+    checkpoint = load_checkpoint(folder, resume=True)
+    state = checkpoint.state.model_copy(update={"calibration": calibration})
+    save_checkpoint(folder, state, checkpoint.weights | dict(weights), checkpoint.optimizer)
 
 
 def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
-    """Read a checkpoint; with ``resume`` also the optimiser's state. Raises CheckpointError: it is missing or damaged; the
-    message says which file.
-    """
+    """Read a checkpoint; with ``resume`` also the optimiser state. Raises CheckpointError if it is missing or damaged."""
     if not folder.is_dir() and (old := folder.with_name(folder.name + ".old")).is_dir():
         folder = old  # killed between the two renames of save_checkpoint
     if not folder.is_dir():
@@ -189,66 +178,56 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
         read_file(folder / name, limit=limit, error=CheckpointError) if resume or name != "optimizer.pt" else b""
         for name, limit in LIMITS.items()
     )
-    version = parse_model(_Version, document, str(folder / "state.json"), error=CheckpointError).version
+    file = folder / "state.json"
+    version = parse_model(_Version, document, str(file), error=CheckpointError).version
     if version != RUN_VERSION:
-        raise CheckpointError(
-            f"{folder / 'state.json'} has version {version}, and this dtsf reads version {RUN_VERSION}: train again"
-        )
-    state = parse_model(RunState, document, str(folder / "state.json"), error=CheckpointError)
+        raise CheckpointError(f"{file} has version {version}, and this dtsf reads version {RUN_VERSION}: train again")
+    state = parse_model(RunState, document, str(file), error=CheckpointError)
     try:
         weights = load(tensors)
         optimizer = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if resume else {}
-    except Exception as error:  # noqa: BLE001  what a forged file makes of their readers has no common base
-        raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}") from error
-    bad = first_not_finite(weights)
-    if bad is not None:
-        raise CheckpointError(
-            f"checkpoint {folder}: {bad} holds values that are not finite: nothing can be asked of it"
-        )
+    except Exception as error:  # noqa: BLE001  errors of these readers for a forged file have no common base
+        raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}: train again") from error
+    if (bad := first_not_finite(weights)) is not None:
+        raise CheckpointError(f"checkpoint {folder}: {bad} has values that are not finite: train again")
     return Checkpoint(state=state, weights=weights, optimizer=optimizer)
 
 
 def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor with a NaN or an infinity, or None."""
-    bad = (name for name, x in weights.items() if x.is_floating_point() and not x.isfinite().all())
-    return next(bad, None)
+    """Return the name of the first tensor with a NaN or an infinity, or None."""
+    return next((name for name, x in weights.items() if x.is_floating_point() and not x.isfinite().all()), None)
+
+
+def build_network(config: ModelConfig, spec: CacheSpec, info: DatasetInfo) -> DTSFNet:
+    """Build the network of a recipe for the embeddings, classes and views of a dataset."""
+    n_classes, n_views = len(info.class_names), len(info.view_names)
+    return DTSFNet(config, channels=spec.channels, side=spec.grid, n_classes=n_classes, n_views=n_views)
 
 
 def load_network(checkpoint: Checkpoint) -> DTSFNet:
-    """The network of a checkpoint, in evaluation mode, on the CPU. Raises CheckpointError: the weights do not fit the recipe
-    and classes that the checkpoint names.
+    """Return the network of a checkpoint, in evaluation mode, on the CPU.
+
+    Raises CheckpointError if the weights do not fit the recipe and the classes of the checkpoint.
     """
     state = checkpoint.state
     n_classes = len(state.info.class_names)
-    saved = checkpoint.weights.get("branches.0.encoder.head.weight")
-    if saved is None or saved.ndim != 2 or saved.shape[0] != n_classes:
-        held = "no head" if saved is None or saved.ndim != 2 else f"{saved.shape[0]} classes"
-        raise CheckpointError(f"the checkpoint's weights hold {held}, its state.json names {n_classes} classes")
-    # Without memory first: a state.json may name any size, the weights that are there bound it.
-    with torch.device("meta"):
-        wanted = _network(state).state_dict()
-    for name in wanted.keys() | checkpoint.weights.keys():
-        ours, theirs = wanted.get(name), checkpoint.weights.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape or ours.is_complex() != theirs.is_complex():
-            shapes = [
-                f"{'x'.join(map(str, x.shape)) or 'one number'}" if x is not None else "none" for x in (theirs, ours)
-            ]
-            raise CheckpointError(
-                f"the checkpoint's weights do not fit its recipe: {name} is {shapes[0]}, not {shapes[1]}"
-            )
-    net = _network(state)
-    net.load_state_dict(checkpoint.weights)
-    return net.eval()
-
-
-def _network(state: RunState) -> DTSFNet:
+    head = checkpoint.weights.get("branches.0.encoder.head.weight")
+    if head is None or head.ndim != 2 or head.shape[0] != n_classes:
+        found = "no head" if head is None or head.ndim != 2 else f"{head.shape[0]} classes"
+        raise CheckpointError(f"the weights of the checkpoint have {found}, its state.json names {n_classes} classes")
     try:
-        return DTSFNet(
-            state.recipe.model,
-            channels=state.spec.channels,
-            side=state.spec.grid,
-            n_classes=len(state.info.class_names),
-            n_views=len(state.info.view_names),
-        )
+        # Shapes first, without memory: a forged state.json may name any size.
+        with torch.device("meta"):
+            shapes = build_network(state.recipe.model, state.spec, state.info).state_dict()
+        for name in shapes.keys() | checkpoint.weights.keys():
+            ours, theirs = shapes.get(name), checkpoint.weights.get(name)
+            if ours is None or theirs is None or ours.shape != theirs.shape or ours.is_complex() != theirs.is_complex():
+                sizes = ["none" if x is None else "x".join(map(str, x.shape)) or "one number" for x in (theirs, ours)]
+                raise CheckpointError(
+                    f"the weights of the checkpoint do not fit its recipe: {name} is {sizes[0]}, not {sizes[1]}"
+                )
+        net = build_network(state.recipe.model, state.spec, state.info)
     except (ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the recipe of the checkpoint makes no network: {error}") from error
+    net.load_state_dict(checkpoint.weights)
+    return net.eval()

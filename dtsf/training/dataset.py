@@ -1,4 +1,4 @@
-"""Groups of views straight from the cache, for people who bring their own training loop.
+"""Groups of views from a cache as a PyTorch dataset, for other training loops.
 
 ```python
 groups = CacheDataset(open_cache("cache"))
@@ -7,7 +7,7 @@ for batch in DataLoader(groups, 16, shuffle=True): ...
 batch = groups.batch([0, 5, 7])                    # faster: one gather into one buffer
 ```
 
-Letters: B groups of a batch, V views, F frames, H W grid, C channels.
+Letters: B groups of a batch, G groups, V views, F frames, P cells, H W grid, C channels, M B x V.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dtsf.errors import ConfigError
+from dtsf.training.data import group_clips
 from dtsf.training.prefetch import fits_on_gpu
 
 if TYPE_CHECKING:
@@ -30,34 +31,33 @@ if TYPE_CHECKING:
 
 
 class GroupSample(NamedTuple):
-    """One performance."""
+    """One group."""
 
     x_VFHWC: Tensor
-    """Zero where a view is absent: ask the mask."""
+    """Zero where the mask is False."""
     mask_V: Tensor
-    """True where the view was filmed and could be used."""
+    """True where the view is present."""
     label: int
 
 
 class GroupBatch(NamedTuple):
-    """Several performances."""
+    """Several groups."""
 
     x_BVFHWC: Tensor
-    """Zero where a view is absent: ask the mask. The next but one batch overwrites it."""
+    """Zero where the mask is False. The buffer is used again by the batch after the next one."""
     mask_BV: Tensor
     label_B: Tensor
 
 
 class CacheDataset(Dataset[GroupSample]):
-    """Groups of views of a cache; ``len(groups)`` of them, in the order of their names.
+    """Groups of views of a cache, in the order of their names.
 
     Args:
-        data: From :func:`dtsf.api.open_cache`.
-        clips: Those that take part, for example one side of a split; all if left out.
-        hold: ``auto`` holds the embeddings on ``device`` if that is a GPU and they take no more than 0.4 of its free memory,
-            else in memory if they take no more than half of it, else reads them from the files; ``never`` reads from the
-            files. What became of it is in :attr:`where`.
-        device: Where batches go.
+        data: Result of :func:`dtsf.api.open_cache`.
+        clips: Clips to use, for example one side of a split; all by default.
+        hold: ``auto`` keeps the embeddings on ``device`` if it is a GPU with enough free memory, else in memory if they take at
+            most half of it, else reads the files. ``never`` reads the files. See :attr:`where`.
+        device: Device of the batches.
     """
 
     def __init__(
@@ -70,100 +70,67 @@ class CacheDataset(Dataset[GroupSample]):
     ) -> None:
         if hold not in ("auto", "never"):
             raise ConfigError(f"hold={hold!r} must be auto or never")
-        self.data = data
-        self.device = torch.device(device)
+        self.data, self.device, spec = data, torch.device(device), data.spec
         chosen = data.clips if clips is None else tuple(clips)
-        by_group: dict[str, dict[int, str]] = {}
-        labels: dict[str, int] = {}
-        for clip in chosen:
-            by_group.setdefault(clip.group, {})[clip.view] = clip.id
-            labels[clip.group] = clip.label
-        self.names = tuple(sorted(by_group))
-        self.label_G = torch.tensor([labels[name] for name in self.names], dtype=torch.int64)
-        n_views = len(data.info.view_names)
-        self._ids = [[by_group[name].get(view) for view in range(1, n_views + 1)] for name in self.names]
-        self.mask_GV = torch.tensor([[key is not None for key in row] for row in self._ids], dtype=torch.bool)
-        self._buffers: list[Tensor] = []
-        self._turn = 0
+        self.names, self.row_GV, self.label_G = group_clips(chosen, len(data.info.view_names))
+        self.mask_GV = self.row_GV >= 0
+        self._ids = [clip.id for clip in chosen]
+        self._dtype: torch.dtype = getattr(torch, spec.embedding_dtype)
+        self._row = (spec.frames, spec.grid, spec.grid, spec.channels)
+        self._buffers = [torch.empty(0, dtype=self._dtype)] * 2
         self._on_gpu: Tensor | None = None
-        self._row_GV = torch.empty(0, dtype=torch.int64)
-        if hold == "auto" and not self._hold_on_gpu():
+        if hold == "auto" and fits_on_gpu(len(self._ids) * data.row_bytes(), self.device):
+            self._on_gpu = torch.empty((len(self._ids), *self._row), dtype=self._dtype, device=self.device)
+            for rows_N in torch.arange(len(self._ids)).split(256):
+                read = data.embeddings([self._ids[row] for row in rows_N.tolist()])
+                self._on_gpu[rows_N.to(self.device)] = torch.from_numpy(read).view(-1, *self._row).to(self.device)
+        elif hold == "auto":
             data.hold()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process reads the files itself: it shares their pages with all others.
-        return {**self.__dict__, "_buffers": [], "_on_gpu": None}
+        # A worker process maps the files itself and shares their pages.
+        return {**self.__dict__, "_buffers": [torch.empty(0, dtype=self._dtype)] * 2, "_on_gpu": None}
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, i: int) -> GroupSample:
-        """One group, in tensors of its own, in memory. IndexError beyond the last, so that a plain ``for`` ends."""
+        """Return one group in new tensors. Raises IndexError beyond the last, so that a plain ``for`` ends."""
         if not -len(self) <= i < len(self):
             raise IndexError(f"group {i} of {len(self)}")
-        x_BVFHWC = self._gather([i], torch.empty(self._shape(1), dtype=self._dtype))
-        return GroupSample(x_BVFHWC[0], self.mask_GV[i], int(self.label_G[i]))
+        x_VFHWC = self._gather(self.row_GV[i], torch.empty((self.row_GV.shape[1], *self._row), dtype=self._dtype))
+        return GroupSample(x_VFHWC, self.mask_GV[i], int(self.label_G[i]))
 
     @property
     def where(self) -> str:
-        """Where rows come from: ``cuda:0``, ``memory``, ``mapped files`` or ``decompressed shards``."""
+        """Source of the rows: ``cuda:0``, ``memory``, ``mapped files`` or ``decompressed shards``."""
         return str(self._on_gpu.device) if self._on_gpu is not None else self.data.where
 
     def batch(self, indices: Sequence[int]) -> GroupBatch:
-        """Several groups on the device, gathered into a buffer that is kept (pinned where the device is a GPU)."""
+        """Gather several groups on the device, through one of two buffers (pinned if the device is a GPU)."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        mask_BV, label_B = self.mask_GV[chosen], self.label_G[chosen]
+        row_BV, mask_BV = self.row_GV[chosen], self.mask_GV[chosen]
         if self._on_gpu is not None:
-            row_BV = self._row_GV[chosen].to(self.device)
-            x_BVFHWC = self._on_gpu[row_BV] * (row_BV >= 0).view(*row_BV.shape, 1, 1, 1, 1)
+            x_BVFHWC = self._on_gpu[row_BV.to(self.device)] * mask_BV.to(self.device).view(*row_BV.shape, 1, 1, 1, 1)
         else:
-            x_BVFHWC = self._gather(chosen.tolist(), self._buffer(len(chosen))).to(self.device, non_blocking=True)
-        return GroupBatch(x_BVFHWC, mask_BV.to(self.device), label_B.to(self.device))
+            # The other buffer may still be in transfer to the GPU.
+            self._buffers.reverse()
+            if len(self._buffers[0]) < row_BV.numel():
+                pinned = self.device.type == "cuda"
+                self._buffers[0] = torch.empty((row_BV.numel(), *self._row), dtype=self._dtype, pin_memory=pinned)
+            x_MFHWC = self._gather(row_BV.flatten(), self._buffers[0][: row_BV.numel()])
+            x_BVFHWC = x_MFHWC.view(*row_BV.shape, *self._row).to(self.device, non_blocking=True)
+        return GroupBatch(x_BVFHWC, mask_BV.to(self.device), self.label_G[chosen].to(self.device))
 
-    def _gather(self, indices: list[int], x_BVFHWC: Tensor) -> Tensor:
-        flat_MFPC = x_BVFHWC.view(-1, self.data.spec.frames, self.data.spec.grid**2, self.data.spec.channels)
-        ids = [clip_id for i in indices for clip_id in self._ids[i]]
-        if None not in ids:
-            self.data.embeddings(ids, flat_MFPC.numpy())  # type: ignore[arg-type]
-            return x_BVFHWC
-        out = flat_MFPC.numpy()
-        for position, clip_id in enumerate(ids):
-            if clip_id is None:
-                out[position] = 0
+    def _gather(self, row_M: Tensor, x_MFHWC: Tensor) -> Tensor:
+        """Read clips into ``x_MFHWC``; row -1 gives zeros."""
+        out = x_MFHWC.flatten(2, 3).numpy()
+        if bool((row_M >= 0).all()):
+            self.data.embeddings([self._ids[row] for row in row_M.tolist()], out)
+            return x_MFHWC
+        for k, row in enumerate(row_M.tolist()):
+            if row < 0:
+                out[k] = 0
             else:
-                self.data.embeddings([clip_id], out[position : position + 1])
-        return x_BVFHWC
-
-    def _buffer(self, n_groups: int) -> Tensor:
-        """One of two that take turns: while one is copied to the GPU the next batch goes into the other."""
-        self._turn ^= 1
-        while len(self._buffers) < 2:
-            self._buffers.append(torch.empty(0, dtype=self._dtype))
-        shape = self._shape(n_groups)
-        if self._buffers[self._turn].shape[0] < n_groups:
-            pinned = self.device.type == "cuda"
-            self._buffers[self._turn] = torch.empty(shape, dtype=self._dtype, pin_memory=pinned)
-        return self._buffers[self._turn][:n_groups]
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        name: torch.dtype = getattr(torch, self.data.spec.embedding_dtype)
-        return name
-
-    def _shape(self, n_groups: int) -> tuple[int, ...]:
-        spec = self.data.spec
-        return n_groups, self.mask_GV.shape[1], spec.frames, spec.grid, spec.grid, spec.channels
-
-    def _hold_on_gpu(self) -> bool:
-        ids = [clip_id for row in self._ids for clip_id in row if clip_id is not None]
-        if not fits_on_gpu(len(ids) * self.data.row_bytes(), self.device):
-            return False
-        spec = self.data.spec
-        held = torch.empty((len(ids), *self._shape(1)[2:]), dtype=self._dtype, device=self.device)
-        for start in range(0, len(ids), 256):
-            part = torch.from_numpy(self.data.embeddings(ids[start : start + 256]))
-            held[start : start + len(part)] = part.view(-1, spec.frames, spec.grid, spec.grid, spec.channels)
-        self._row_GV = torch.full(self.mask_GV.shape, -1, dtype=torch.int64)
-        self._row_GV[self.mask_GV] = torch.arange(len(ids))
-        self._on_gpu = held
-        return True
+                self.data.embeddings([self._ids[row]], out[k : k + 1])
+        return x_MFHWC

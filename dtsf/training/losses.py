@@ -1,6 +1,6 @@
-"""The three losses of DTSFNet: evidence, annealed KL, and cross-entropy that looks harder at uncertain samples.
+"""Losses of DTSFNet: evidence, annealed KL, and cross-entropy weighted by the uncertainty. Figure, lower left; docs/paper.md.
 
-Figure, lower left; formulas in model-facts 0 and 4. Letters: N samples (groups, or present views), K classes.
+Letters: N samples (groups, or present views), K classes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class LossConfig(BaseModel):
-    """Weights of the terms. Recipes hold it as ``[loss]``; the paper prints no weights."""
+    """Weights of the terms. Section ``[loss]`` of a recipe. The paper gives no weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -29,25 +29,25 @@ class LossConfig(BaseModel):
     kl: float = Field(default=1.0, ge=0)
     """Weight of L_KL after annealing."""
     kl_epochs: float = Field(default=10.0, gt=0)
-    """Epochs over which the KL term grows from 0 to its weight (Sensoy: 10)."""
+    """Number of epochs over which the KL term grows from 0 to its weight (Sensoy: 10)."""
     kl_adjusted: bool = True
-    """Take the true class's evidence out before the KL, as is standard; False is the figure's literal formula."""
+    """Remove the evidence of the true class before the KL, as is usual. False is the formula of the figure."""
     cross: float = Field(default=1.0, ge=0)
     """Weight of L_cross."""
     views: float = Field(default=1.0, ge=0)
-    """Weight of the mean loss of the single views beside the fused one's 1."""
+    """Weight of the mean loss of the views. The fused prediction has weight 1."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Of L_cross."""
+    """Label smoothing of L_cross."""
 
 
 def evidence_loss(alpha_NK: Tensor, label_N: Tensor) -> Tensor:
-    """L_ET, type II maximum likelihood: ``sum_k y_k (ln S - ln alpha_k)``. Returns (N,)."""
+    """Compute L_ET, type II maximum likelihood: ``sum_k y_k (ln S - ln alpha_k)``. (N,)."""
     true_N = alpha_NK.gather(-1, label_N.unsqueeze(-1)).squeeze(-1)
     return alpha_NK.sum(-1).log() - true_N.log()
 
 
 def kl_loss(alpha_NK: Tensor, label_N: Tensor, *, adjusted: bool = True) -> Tensor:
-    """L_KL, ``KL[Dir(alpha~) || Dir(1)]`` with ``alpha~ = y + (1 - y) alpha``: evidence for wrong classes. (N,)."""
+    """Compute L_KL, ``KL[Dir(alpha~) || Dir(1)]`` with ``alpha~ = y + (1 - y) alpha``: the evidence for wrong classes. (N,)."""
     if adjusted:
         y_NK = F.one_hot(label_N, alpha_NK.shape[-1]).to(alpha_NK.dtype)
         alpha_NK = y_NK + (1 - y_NK) * alpha_NK
@@ -55,9 +55,9 @@ def kl_loss(alpha_NK: Tensor, label_N: Tensor, *, adjusted: bool = True) -> Tens
 
 
 def uncertain_cross_entropy(logits_NK: Tensor, label_N: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """L_cross: cross-entropy times ``1 + u``, so that hard (uncertain) samples count more. Returns (N,).
+    """Compute L_cross: cross-entropy times ``1 + u``, so that uncertain samples count more. (N,).
 
-    ``u`` is detached: otherwise the loss could be lowered by claiming certainty.
+    ``u`` is detached; otherwise a smaller uncertainty would lower the loss.
     """
     u_N = uncertainty(dirichlet(logits_NK)).detach()
     return (1 + u_N) * F.cross_entropy(logits_NK.float(), label_N, reduction="none", label_smoothing=label_smoothing)

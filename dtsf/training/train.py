@@ -1,4 +1,4 @@
-"""One training run from a cache: checks, run folder, training, judgement."""
+"""One training run from a cache: checks, run folder, training, calibration, evaluation."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ class TrainResult:
 
     run: Path
     epochs: int
-    """Made; fewer than the recipe's where it stopped early."""
+    """Number of epochs; fewer than in the recipe if the training stopped early."""
     seconds: float
     evaluation: Evaluation
     best_epoch: int | None = None
-    """Best on the groups held out of training, counted from 1; None where nothing is held out."""
+    """Best epoch on the held-out groups, from 1; None without held-out groups."""
 
 
 def train(
@@ -64,164 +64,150 @@ def train(
     calibrated: bool = True,
     **changes: Any,
 ) -> TrainResult:
-    """Stage 2: train a network from the cache and judge it on the protocol's test clips.
-
-    Raises ConfigError, DataError, CacheError, CheckpointError: something does not go together, or another process trains in the
-    run folder.
+    """Train a network from the cache and evaluate it on the test clips of the protocol.
 
     Args:
-        on_recipe: Called with the name of the recipe and why it was taken, once it is known to fit; of several processes,
-            in the first.
-        on_start: Called once everything is checked and before the first step, likewise.
-        calibrated: False leaves out :func:`.calibration.calibrate`: where only answers count.
+        on_recipe: Called in the first process with the name of the recipe and the reason for it, after the checks.
+        on_start: Called in the first process before the first step.
+        calibrated: False omits the calibration.
+
+    Raises:
+        ConfigError, DataError, CacheError, CheckpointError: The settings do not fit the data, or the run folder is in use.
     """
-    with ExitStack() as held:
-        return _train(
-            held, cache, (chosen or TrainSettings()).changed(**changes), on_recipe, on_start, on_epoch, calibrated
-        )
-
-
-def _train(
-    held: ExitStack,
-    cache: Path,
-    chosen: TrainSettings,
-    on_recipe: Callable[[str, str], None] | None,
-    on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None,
-    on_epoch: Callable[[EpochReport], None] | None,
-    calibrated: bool,  # noqa: FBT001
-) -> TrainResult:
-    run, seed, device, resume, init = chosen.run, chosen.seed, chosen.device, chosen.resume, chosen.init
-    data = open_dataset(cache, chosen.dataset)
-    rule = parse_protocol(chosen.protocol, data.info.kind)
-    recipe, why = (chosen.recipe, "asked for") if chosen.recipe else default_recipe(data.info, data.spec, rule.name)
-    settings = load_recipe(recipe, chosen.changes())
-    check_recipe_fits(settings, data, rule)
-    world = current_world()
+    settings = (chosen or TrainSettings()).changed(**changes)
+    seed, begun, world = settings.seed, time.monotonic(), current_world()
+    data = open_dataset(cache, settings.dataset)
+    protocol = parse_protocol(settings.protocol, data.info.kind)
+    name, why = default_recipe(data.info, data.spec, protocol.name)
+    if settings.recipe:
+        name, why = settings.recipe, "chosen by the user"
+    recipe = load_recipe(name, settings.changes())
+    check_recipe_fits(recipe, data, protocol)
     if on_recipe is not None and world.first:
-        on_recipe(recipe, why)
-    split, info = exclude_classes(
-        split_clips(data.clips, rule, data.info.kind, data.info.view_names),
-        data.info,
-        settings.train.exclude_classes,
-    )
-    settings, initial = resolve_recipe(init, settings, len(split.train))
-    split = hold_out(split, settings.train, seed)
-    check_device(device)
-    document = {
-        "data": {
-            "cache": str(cache.absolute()),
-            "dataset": data.info.name,
-            "protocol": str(rule),
-            "seed": seed,
-            "recipe": recipe,
-        }
-        | ({"init": str(init.absolute())} if init is not None else {})
-    }
-    config = tomli_w.dumps(document | settings.model_dump(mode="json"))
-    begun = time.monotonic()
-    folder, resume = (
-        _run_folder(held, run, f"{data.info.name}-{rule}-seed{seed}", config, resume)
-        if world.first
-        else (Path(), resume)
-    )
-    fabric = launch(device, settings.train.precision)
-    folder, resume = fabric.broadcast((folder, resume))
-    if world.first:
-        if on_start is not None:
-            on_start(folder, data, split, settings)
-        logger.info("cache %s, fingerprint %s, run folder %s", data.store, data.spec.fingerprint(), folder)
-        if not (resume and (folder / "config.toml").is_file()):
-            # What a run was begun with, --init among it, stays; a command that is no resumption of it is refused below.
-            write_atomically(folder / "config.toml", config.encode())
-        write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
-    told = on_epoch if world.first else None
-    fit_one = partial(
-        fit, info=info, spec=data.spec, protocol=str(rule), seed=seed, device=device, initial=initial, fabric=fabric
-    )
-    fitted = fit_one(
-        load_groups(data, split.train),
-        settings,
-        run=folder,
-        resume=resume,
-        held_out=load_groups(data, split.held_out) if split.held_out else None,
-        on_epoch=told,
-        catalog=data.catalog_hash,
-    )
-    logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
-    if calibrated and not fitted.net.feature_stats.recorded:
-        learnt = calibrate(
-            fitted.net, data, rule, split, settings, run=folder, again=fit_one, on_epoch=told, fabric=fabric
+        on_recipe(name, why)
+    split = split_clips(data.clips, protocol, data.info.kind, data.info.view_names)
+    split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
+    recipe, initial = resolve_recipe(settings.init, recipe, len(split.train))
+    split = hold_out(split, recipe.train, seed)
+    check_device(settings.device)
+    origin = {"cache": str(cache.absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
+    origin |= {"recipe": name} | ({"init": str(settings.init.absolute())} if settings.init is not None else {})
+    config = tomli_w.dumps({"data": origin} | recipe.model_dump(mode="json"))
+    with ExitStack() as locks:
+        folder, resume = Path(), settings.resume
+        if world.first:
+            folder, resume = _open_run_folder(
+                locks, settings.run, f"{info.name}-{protocol}-seed{seed}", config, settings.resume
+            )
+        fabric = launch(settings.device, recipe.train.precision)
+        folder, resume = fabric.broadcast((folder, resume))
+        if world.first:
+            if on_start is not None:
+                on_start(folder, data, split, recipe)
+            logger.info("cache %s, fingerprint %s, run folder %s", data.store, data.spec.fingerprint(), folder)
+            if not (resume and (folder / "config.toml").is_file()):
+                # A resumed run keeps its first config.toml, which names its --init; fit() refuses other settings.
+                write_atomically(folder / "config.toml", config.encode())
+            write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
+        load, report = partial(load_groups, data), on_epoch if world.first else None
+        fit_again = partial(
+            fit,
+            info=info,
+            spec=data.spec,
+            protocol=str(protocol),
+            seed=seed,
+            device=settings.device,
+            initial=initial,
+            fabric=fabric,
         )
-        logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, learnt)
-    shutdown()
-    # Each process judges for itself: they hold the same weights, and none need wait for another.
-    evaluation = evaluate(fitted.net, data, rule, seed=seed, draws=settings.train.draws, classes=info.class_names)
-    if world.first:
-        if not folder.is_dir():
-            raise CheckpointError(f"the run folder {folder} is gone: the training in it is lost; begin it anew")
-        write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=1).encode())
+        fitted = fit_again(
+            load(split.train),
+            recipe,
+            run=folder,
+            resume=resume,
+            held_out=load(split.held_out) if split.held_out else None,
+            on_epoch=report,
+            catalog=data.catalog_hash,
+        )
+        logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
+        if calibrated and not fitted.net.feature_stats.recorded:
+            calibration = calibrate(
+                fitted.net,
+                load,
+                split,
+                recipe,
+                protocol=protocol.name,
+                run=folder,
+                fit_again=fit_again,
+                on_epoch=report,
+                fabric=fabric,
+            )
+            logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, calibration)
+        shutdown()
+        # All processes have the same weights, so each evaluates without waiting for the others.
+        draws = recipe.train.draws
+        evaluation = evaluate(fitted.net, data, protocol, seed=seed, draws=draws, classes=info.class_names)
+        if world.first:
+            if not folder.is_dir():
+                raise CheckpointError(f"run folder {folder} was deleted during training; start again")
+            write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=1).encode())
     return TrainResult(folder, fitted.epochs, time.monotonic() - begun, evaluation, fitted.best_epoch)
 
 
-def check_recipe_fits(recipe: Recipe, data: CachedDataset, rule: Protocol) -> None:
-    """Check the recipe against what the cache holds, and against the cameras that will be tested. Raises ConfigError: they do
-    not go together; the message says what would.
-    """
-    if "pixels" in recipe.model.inputs and data.spec.encoder != "pixels":
+def check_recipe_fits(recipe: Recipe, data: CachedDataset, protocol: Protocol) -> None:
+    """Raise ConfigError if the recipe does not fit the embeddings of the cache or the views of the protocol."""
+    spec = data.spec
+    if "pixels" in recipe.model.inputs and spec.encoder != "pixels":
         raise ConfigError(
-            f'a branch has input "pixels", and {data.store} has embeddings of {data.spec.encoder}: '
+            f'a branch has input "pixels", and {data.store} has embeddings of {spec.encoder}: '
             "dtsf preprocess ... --encoder pixels --size 224, or choose a recipe for embeddings"
         )
     same = [k for k, branch in enumerate(recipe.model.branch) if branch.views == "all"]
-    if same and rule.name == "cross-view":
+    if same and protocol.name == "cross-view":
         raise ConfigError(
-            f'model.branch.{same[0]}.views "all" needs the same views in training and test, but {rule} tests an unseen one: '
+            f'model.branch.{same[0]}.views "all" needs the same views in training and test, but {protocol} tests an unseen one: '
             "--recipe unseen-cameras"
         )
-    if recipe.model.frames > data.spec.frames:
+    if recipe.model.frames > spec.frames:
         raise ConfigError(
-            f"model.frames ({recipe.model.frames}) is more than the {data.spec.frames} frames that the cache "
-            f"{data.store} holds: --set model.frames={data.spec.frames}, or preprocess with --frames {recipe.model.frames}"
+            f"model.frames ({recipe.model.frames}) is more than the {spec.frames} frames of the cache {data.store}: "
+            f"--set model.frames={spec.frames}, or preprocess with --frames {recipe.model.frames}"
         )
-    if data.spec.grid % recipe.model.patch:
+    if spec.grid % recipe.model.patch:
         raise ConfigError(
-            f"model.patch ({recipe.model.patch}) does not divide the cache's grid ({data.spec.grid}): "
-            f"for example --set model.patch={data.spec.grid}"
+            f"model.patch ({recipe.model.patch}) does not divide the grid of the cache ({spec.grid}): "
+            f"for example --set model.patch={spec.grid}"
         )
-    check_draws(recipe.train.draws, recipe.model, data.spec)
+    check_draws(recipe.train.draws, recipe.model, spec)
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that there is no such thing as, or that is not here."""
+    """Raise ConfigError if the device is not one of auto, cpu and cuda, or if PyTorch finds no CUDA device."""
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"--device {device!r} must be auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: PyTorch sees no CUDA device here; use --device cpu or auto")
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device; use --device cpu or auto")
 
 
-def _run_folder(held: ExitStack, run: Path | None, name: str, config: str, resume: bool) -> tuple[Path, bool]:
-    """Choose or check the run folder, make it and lock it. Returns also whether there is a checkpoint to go on from."""
+def _open_run_folder(locks: ExitStack, run: Path | None, name: str, config: str, resume: bool) -> tuple[Path, bool]:
+    """Choose, create and lock the run folder. Return it, and True if it has a checkpoint to resume."""
     if run is None:
         plain = "".join(c if c.isalnum() or c in "-_.," else "-" for c in name)
-        existing = [p for n in range(1, 1000) if (p := Path("runs") / (plain if n == 1 else f"{plain}-{n}")).exists()]
-        run = (
-            existing[-1]
-            if resume and existing
-            else Path("runs") / (plain if not existing else f"{plain}-{len(existing) + 1}")
-        )
-    busy = ConfigError(f"another dtsf process trains in {run}: wait for it, or choose another --out")
-    held.enter_context(
+        names = [plain] + [f"{plain}-{n}" for n in range(2, 1000)]
+        existing = [Path("runs") / one for one in names if (Path("runs") / one).exists()]
+        run = existing[-1] if resume and existing else Path("runs") / names[len(existing)]
+    locks.enter_context(
         lock(
             run.absolute().parent / f".{run.name}.lock",
             unwritable=lambda why: ConfigError(f"cannot make the run folder {run}: {why}"),
-            busy=busy,
+            busy=ConfigError(f"another dtsf process trains in {run}: wait for it, or choose another --out"),
         )
     )
     if resume and not has_checkpoint(run):
-        _check_begun(run, config)
+        _check_same_config(run, config)
         return run, False
     if not resume and run.exists() and any(run.iterdir()):
-        raise ConfigError(f"the run folder {run} is not empty: go on with it (--resume), or choose another --out")
+        raise ConfigError(f"the run folder {run} is not empty: continue it with --resume, or choose another --out")
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -229,19 +215,16 @@ def _run_folder(held: ExitStack, run: Path | None, name: str, config: str, resum
     return run, resume
 
 
-def _check_begun(run: Path, config: str) -> None:
-    """A run killed before its first checkpoint may begin again, if it is the same run."""
+def _check_same_config(run: Path, config: str) -> None:
+    """Raise CheckpointError unless a run without checkpoint is empty or has the same configuration: then it starts again."""
     if not run.is_dir():
         raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
     sweep_orphans(run)
     file = run / "config.toml"
-    if any(run.iterdir()) and (not file.exists() or _text(file) != config):
+    data = read_file(file, limit=1 << 20, error=CheckpointError) if file.exists() else None
+    if any(run.iterdir()) and (data is None or data.decode("utf-8", "replace") != config):
         raise CheckpointError(
             f"nothing to resume: {run} has no checkpoint"
-            + (", and its config.toml is of another command" if file.exists() else "")
+            + (", and its config.toml is of another command" if data is not None else "")
             + ": choose another --out, without --resume"
         )
-
-
-def _text(file: Path) -> str:
-    return read_file(file, limit=1 << 20, error=CheckpointError).decode("utf-8", "replace")

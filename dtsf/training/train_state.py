@@ -1,4 +1,4 @@
-"""Everything that is trained, its state between steps, and that state on the disk."""
+"""Trained modules, their state between steps, and its checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class TrainingModule(nn.Module):
-    """Network, debiaser and losses as one module: what several processes keep in step."""
+    """Network, debiaser and losses as one module, which DistributedDataParallel synchronises."""
 
     def __init__(self, net: DTSFNet, debiaser: Any, config: LossConfig) -> None:
         super().__init__()
@@ -35,8 +35,9 @@ class TrainingModule(nn.Module):
     def forward(
         self, x_BVTHWC: Tensor, mask_BV: Tensor, label_B: Tensor, row_BV: Tensor, epoch: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Judge a batch. Returns the loss; its terms and itself, by name, without gradients; right answers and uncertainty of
-        each group, (2, B).
+        """Compute the loss of a batch.
+
+        Returns the loss; the loss and its terms by name, without gradients; correctness and uncertainty of each group, (2, B).
         """
         batch = self.debiaser.prepare(Batch(x_BVTHWC, mask_BV, label_B, row_BV))
         output = self.net(batch.x_BVTHWC, batch.mask_BV)
@@ -50,36 +51,36 @@ class TrainingModule(nn.Module):
 
 @dataclass
 class TrainState:
-    """What changes from step to step; all of it is in a checkpoint."""
+    """State that changes from step to step. A checkpoint contains all of it."""
 
     net: DTSFNet
     debiaser: nn.Module
     optimizer: Any
     average: dict[str, Tensor] | None
-    """Running average of the weights, where the recipe has one."""
+    """Running average of the weights, if the recipe has one."""
     best: dict[str, Tensor] | None = None
-    """Weights of the epoch that was best on the held-out groups, where the recipe stops early."""
+    """Weights of the best epoch on the held-out groups, if the recipe has a patience."""
 
     @property
     def current(self) -> dict[str, Tensor]:
-        """Weights that would be evaluated after this epoch: the running average, or the last ones."""
+        """Weights after this epoch: the running average, or the last weights."""
         return self.average if self.average is not None else self.net.state_dict()
 
     @property
     def evaluated(self) -> dict[str, Tensor]:
-        """Weights that are evaluated."""
+        """Weights to evaluate."""
         return self.best if self.best is not None else self.current
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
+    """Return the versions of Python, the platform, and the packages on which the numbers depend."""
     names = ("dtsf", "torch", "numpy", "zarr", "av", "lightning-fabric")
     found = {name: importlib.metadata.version(name) for name in names}
     return {"python": platform.python_version(), "platform": platform.platform(), **found}
 
 
 def save(folder: Path, state: RunState, training: TrainState) -> None:
-    """Write a checkpoint from which training goes on to the same numbers."""
+    """Write a checkpoint from which the training resumes with the same numbers."""
     kept = {"optimizer": training.optimizer.state_dict(), "debiaser": training.debiaser.state_dict()}
     if training.average is not None or training.best is not None:
         kept["raw"] = training.net.state_dict()
@@ -89,8 +90,9 @@ def save(folder: Path, state: RunState, training: TrainState) -> None:
 
 
 def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
-    """Read a checkpoint back into ``training``. Raises CheckpointError: it belongs to another recipe, cache, seed, or number of
-    processes than ``fresh``.
+    """Read a checkpoint into ``training``, and return its state.
+
+    Raises CheckpointError if its recipe, cache, seed or number of processes differs from ``fresh``.
     """
     checkpoint = load_checkpoint(folder, resume=True)
     state, kept = checkpoint.state, checkpoint.optimizer
@@ -103,7 +105,7 @@ def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
     if state.catalog and fresh.catalog and state.catalog != fresh.catalog:
         raise CheckpointError(
             f"{folder} was trained on other clips or labels than the cache names now (catalog {state.catalog}, now "
-            f"{fresh.catalog}): begin a new run with another --out"
+            f"{fresh.catalog}): start a new run with another --out"
         )
     try:
         if training.average is not None:
@@ -115,6 +117,6 @@ def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
         training.net.load_state_dict(kept.get("raw", checkpoint.weights))
         training.debiaser.load_state_dict(kept.get("debiaser", {}))
         training.optimizer.load_state_dict(kept["optimizer"])
-    except Exception as error:  # noqa: BLE001  what a forged optimiser's state makes of its readers has no common base
+    except Exception as error:  # noqa: BLE001  errors of a forged optimiser state have no common base
         raise CheckpointError(f"{folder / 'optimizer.pt'} does not fit its run: {first_line(error)}") from error
     return state

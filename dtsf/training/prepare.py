@@ -1,0 +1,127 @@
+"""Preparation of a network before its first step: statistics of the training groups, and the data that training reads.
+
+Letters: N clips, G groups, V views, F cached frames, T frames of the network, H W grid, C R channels, E channels of motion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dtsf.model.motion import motion_share
+from dtsf.training.data import Groups, evaluation_batches
+from dtsf.training.frame_sampling import read_frames, uniform_times
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from dtsf.model.network import DTSFNet
+    from dtsf.training.augment import AugmentConfig
+    from dtsf.training.recipe import Recipe
+
+
+def prepare_network(net: DTSFNet, groups: Groups, recipe: Recipe) -> tuple[Groups, float, Tensor]:
+    """Set the statistics of the training groups in ``net``.
+
+    Returns the groups that training reads and their motion sampling (:func:`training_source`), and :func:`channel_deviation`.
+    """
+    inputs = net.inputs
+    deviation_C = channel_deviation(groups, dynamic=recipe.model.uses_motion)
+    inputs.channel_scale_C.copy_(1.0 / deviation_C)
+    if inputs.principal:
+        inputs.basis_CR.copy_(principal_directions(groups, inputs.channel_scale_C, inputs.principal))
+    if recipe.model.occlusion_threshold:
+        net.min_motion_share_V.copy_(min_motion_share(net, groups))
+    source, motion_sampling = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
+    if "motion" in recipe.model.inputs:
+        inputs.motion_mean_HWE.copy_(motion_mean(net, source, motion_sampling))
+    return source, motion_sampling, deviation_C
+
+
+def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
+    """Return the standard deviation of each channel over the clips of ``groups``: (C,), float32.
+
+    ``dynamic``: of the frames minus the temporal mean of their clip; else of the frames.
+    """
+    square_C: Tensor = torch.zeros(groups.embeddings_NFHWC.shape[-1], dtype=torch.float64)
+    total_C = torch.zeros_like(square_C)
+    count = 0
+    # In chunks: the whole dataset in float32 would take twice the memory of its cache.
+    for rows in groups.row_GV[groups.mask_GV].split(256):
+        x_NFHWC = groups.embeddings_NFHWC[rows].double()
+        if dynamic:
+            x_NFHWC = x_NFHWC - x_NFHWC.mean(1, keepdim=True)
+        flat_XC = x_NFHWC.flatten(0, -2)
+        square_C += flat_XC.square().sum(0)
+        total_C += flat_XC.sum(0)
+        count += flat_XC.shape[0]
+    variance_C = square_C / count - (total_C / count).square()
+    return variance_C.clamp(min=1e-12).sqrt().float()
+
+
+def principal_directions(groups: Groups, scale_C: Tensor, n: int) -> Tensor:
+    """Return the ``n`` principal directions of the dynamic part of the clips, each channel times its scale: (C, R)."""
+    C = groups.embeddings_NFHWC.shape[-1]
+    product_CC = torch.zeros(C, C, dtype=torch.float64)
+    for rows in groups.row_GV[groups.mask_GV].split(64):
+        x_NFHWC = groups.embeddings_NFHWC[rows].float() * scale_C
+        flat_XC = (x_NFHWC - x_NFHWC.mean(1, keepdim=True)).flatten(0, -2)
+        product_CC += (flat_XC.T @ flat_XC).double()
+    vector_CC: Tensor = torch.linalg.eigh(product_CC).eigenvectors
+    return vector_CC.flip(1)[:, :n].float()
+
+
+@torch.no_grad()
+def min_motion_share(net: DTSFNet, groups: Groups) -> Tensor:
+    """Return the smallest motion share of each view in ``groups``: (V,). 0 for a view that is always alone in its group."""
+    least_V = torch.full((groups.row_GV.shape[1],), torch.inf)
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
+        share_BV = motion_share(batch.x_BVTHWC, batch.mask_BV, net.inputs.channel_scale_C)
+        several_BV = batch.mask_BV & (batch.mask_BV.sum(1, keepdim=True) > 1)
+        least_V = torch.minimum(least_V, torch.where(several_BV, share_BV, torch.inf).amin(0))
+    return torch.where(least_V.isinf(), 0.0, least_V)
+
+
+@torch.no_grad()
+def motion_mean(net: DTSFNet, groups: Groups, motion_sampling: float) -> Tensor:
+    """Return the mean motion of each cell over all frames of ``groups``, a result of :func:`training_source`: (H, W, E)."""
+    total, count = torch.zeros(()), 0
+    for batch in evaluation_batches(groups, 32, net.config.frames, motion_sampling):
+        motion_PTHWE = net.inputs.motion(batch.x_BVTHWC[batch.mask_BV])
+        total = total + motion_PTHWE.sum((0, 1))
+        count += motion_PTHWE.shape[0] * motion_PTHWE.shape[1]
+    return total / count
+
+
+@torch.no_grad()
+def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool) -> tuple[Groups, float]:
+    """Return the groups that training reads, and their motion sampling.
+
+    If every epoch reads the same frames, principal channels or motion are computed once. This saves a third of a step.
+    Otherwise the groups are unchanged. ``embeddings``: keep the embeddings, because the debiaser reads them too.
+    """
+    config, inputs = net.config, net.inputs
+    if embeddings or not augment.leaves_frames:
+        return groups, config.motion_sampling
+    if inputs.principal:
+        return _precompute(net, groups, inputs.project), 0.0
+    computed = groups.embeddings_NFHWC.shape[-1] == config.motion_channels
+    # A mirrored clip has another flow, so the flow is computed after the augmentation.
+    mirrored = augment.flip > 0 and config.flow > 0
+    if config.inputs != {"motion"} or not augment.leaves_cells or mirrored or computed:
+        return groups, config.motion_sampling
+    return _precompute(net, groups, inputs.motion), 0.0
+
+
+def _precompute(net: DTSFNet, groups: Groups, function: Callable[[Tensor], Tensor]) -> Groups:
+    """Replace the embeddings by ``function`` of the T frames of the network. Motion sampling 0 then reads these frames."""
+    config, parts = net.config, []
+    step_NS = groups.step_NS if config.motion_sampling else None
+    for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
+        time_MT = uniform_times(config.frames).expand(len(row_M), -1)
+        parts.append(function(read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.motion_sampling, step_NS)))
+    return replace(groups, embeddings_NFHWC=torch.cat(parts))
