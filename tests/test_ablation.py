@@ -16,6 +16,7 @@ from make_cache import draw
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.variants import load_table, make_variants, table_names
+from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
 from dtsf.training.recipe import builtin_names
 
@@ -51,7 +52,9 @@ def whole(cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A VideoMamba checkpoint of width 16."""
-    encoder = VideoMamba(channels=3, side=224, patch=16, frames=2, n_classes=400, width=16, depth=1, state=2)
+    encoder = VideoMamba(
+        ModelConfig(patch=16, frames=2, width=16, depth=1, state=2, readout="cls"), channels=3, side=224, n_classes=400
+    )
     file = tmp_path_factory.mktemp("weights") / "videomamba.pth"
     torch.save({"model": encoder.state_dict()}, file)
     return file

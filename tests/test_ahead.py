@@ -7,6 +7,7 @@ import torch
 from fake_gpu import FAKE_GPU, GpuTensor, fake_gpu
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
+from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import VideoMamba
 from dtsf.training import loop
@@ -186,7 +187,7 @@ def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatc
 def test_the_networks_constants_are_where_it_is(recipe):
     """Forward, loss and back, with a view absent and with all there."""
     config = resolve_auto(load_recipe(recipe), 100)
-    side, channels = (48, 3) if config.model.normalise == "imagenet" else (6, 12)
+    side, channels = (48, 3) if "pixels" in config.model.inputs else (6, 12)
     small = config.model.model_copy(update={"depth": 2, "width": 16, "frames": 4, "reduce": min(config.model.reduce, 8)})
     x, label = torch.rand(2, 3, 4, side, side, channels), torch.tensor([1, 2])
     every = torch.ones(2, 3, dtype=torch.bool)
@@ -195,7 +196,7 @@ def test_the_networks_constants_are_where_it_is(recipe):
 
     def answers(place, training):
         torch.manual_seed(0)
-        net = DTSFNet(small, channels=channels, canvas=side, n_classes=5, n_views=3).to(place).train(training)
+        net = DTSFNet(small, channels=channels, side=side, n_classes=5, n_views=3).to(place).train(training)
         losses = [dtsf_loss(net(x.to(place), mask.to(place)), label.to(place), config.loss, 0)["loss"] for mask in (some, every)]
         sum(losses).backward()
         return [loss.item() for loss in losses] + [p.grad.norm().item() for p in net.parameters() if p.grad is not None]
@@ -208,7 +209,8 @@ def test_the_networks_constants_are_where_it_is(recipe):
 
 def _encoder(**options):
     torch.manual_seed(0)
-    return VideoMamba(channels=2, canvas=4, patch=2, frames=3, n_classes=3, width=8, depth=3, state=4, **options)
+    config = ModelConfig(**{"patch": 2, "frames": 3, "width": 8, "depth": 3, "state": 4, "readout": "cls"} | options)
+    return VideoMamba(config, channels=2, side=4, n_classes=3)
 
 
 def test_blocks_that_are_computed_again_give_the_same_gradients():
@@ -216,8 +218,8 @@ def test_blocks_that_are_computed_again_give_the_same_gradients():
     x = torch.randn(4, 2, 3, 4, 4)
     found = []
     for spare in (False, True):
-        encoder = _encoder(drop_path_rate=0.5).train()
-        encoder.spare_memory = spare
+        encoder = _encoder(drop_path=0.5).train()
+        encoder.gradient_checkpointing = spare
         torch.manual_seed(1)
         feature = encoder(x)
         found.append(

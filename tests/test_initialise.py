@@ -18,11 +18,8 @@ SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", fram
 TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)
 
 
-def encoder(config, canvas=8, classes=3, channels=3):
-    return VideoMamba(
-        channels=channels, side=canvas, patch=config.patch, frames=config.frames, n_classes=classes,
-        width=config.width, depth=config.depth, readout=config.readout,
-    )  # fmt: skip
+def encoder(config, side=8, classes=3, channels=3):
+    return VideoMamba(config, channels=channels, side=side, n_classes=classes)
 
 
 def tiny(frames=4, places=4, classes=3, seed=0):
@@ -42,9 +39,8 @@ def loaded(file, content, config=TINY, **sizes):
 )
 def test_encoder_is_videomamba(width, depth, side, canvas, frames):
     state = draw(shapes(width, depth, (canvas // side) ** 2, frames, 5, side), seed=frames)
-    net = VideoMamba(
-        channels=3, side=canvas, patch=side, frames=frames, n_classes=5, width=width, depth=depth
-    ).eval()  # fmt: skip
+    config = ModelConfig(patch=side, frames=frames, width=width, depth=depth, readout="cls")
+    net = VideoMamba(config, channels=3, side=canvas, n_classes=5).eval()
     net.load_state_dict(state)
     torch.manual_seed(0)
     video = torch.randn(2, 3, frames, canvas, canvas, dtype=torch.float64)

@@ -10,6 +10,7 @@ import torch
 from dtsf.errors import ConfigError
 from dtsf.experiments import nucla
 from dtsf.experiments.nucla import reproduce_nucla
+from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
 
 TINY = ("model.width=16", "model.depth=1", "model.state=4", "model.frames=2", "train.epochs=1", "train.precision=32-true")
@@ -24,7 +25,9 @@ SMALL = {
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    encoder = VideoMamba(channels=3, side=224, patch=16, frames=2, n_classes=400, width=16, depth=1, state=4)
+    encoder = VideoMamba(
+        ModelConfig(patch=16, frames=2, width=16, depth=1, state=4, readout="cls"), channels=3, side=224, n_classes=400
+    )
     torch.save({"model": encoder.state_dict()}, tmp_path / "videomamba.pth")
     return tmp_path / "videomamba.pth"
 

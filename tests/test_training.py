@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from toy_groups import CLASSES, SMALL, toy
 
 from dtsf.errors import ConfigError
+from dtsf.model.config import ModelConfig
 from dtsf.model.evidence import dirichlet, uncertainty
 from dtsf.model.videomamba import VideoMamba
 from dtsf.training import log as record
@@ -106,7 +107,9 @@ def test_running_average_of_the_weights_is_what_is_kept(tmp_path):
 
 
 def test_weight_decay_spares_norms_biases_positions_and_the_scan():
-    net = VideoMamba(channels=2, side=4, patch=2, frames=3, n_classes=3, width=8, depth=1, state=2)
+    net = VideoMamba(
+        ModelConfig(patch=2, frames=3, width=8, depth=1, state=2, readout="cls"), channels=2, side=4, n_classes=3
+    )
     decayed, kept = decay_groups(net, 0.05)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
     spared = {names[id(parameter)] for parameter in kept["params"]}

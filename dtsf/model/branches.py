@@ -70,19 +70,10 @@ class Branch(nn.Module):
         self.config = branch
         self.drop = nn.Dropout(config.dropout)
         self.encoder = VideoMamba(
+            config,
             channels=channels * n_views if branch.views == "all" else channels,
             side=side,
-            patch=config.patch,
-            frames=config.frames,
             n_classes=n_classes,
-            width=config.width,
-            depth=config.depth,
-            state=config.state,
-            conv=config.conv,
-            expand=config.expand,
-            readout=config.readout,
-            drop_path_rate=config.drop_path,
-            dt_init=config.dt_init,
             thumbnail=3 * (side // 3) ** 2 * channels if branch.paste == "tokens" else 0,
         )
 

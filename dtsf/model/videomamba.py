@@ -8,7 +8,7 @@ Letters: B clips, C channels, T frames, H W side of the input, P patches of a fr
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from dtsf.model.scan import choose_backend
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dtsf.model.config import ModelConfig
 
 
 class PatchEmbed(nn.Module):
@@ -42,62 +44,42 @@ class PatchEmbed(nn.Module):
 class VideoMamba(nn.Module):
     """Encoder of clips, one feature each, and the head that classifies features.
 
+    With ``readout`` ``cls`` the class token is first in the sequence, as in VideoMamba. ``dt_init`` ``mamba`` keeps Mamba's
+    initialisation of the step sizes (0.001 to 0.1), which trains better from scratch. ``videomamba`` sets them to about 0.69, as
+    VideoMamba's code does, whose initialisation of linear layers overwrites Mamba's.
+
     Args:
-        channels: Channels of the input (3 for pixels).
-        side: Height and width of the input.
-        patch: Side of a patch; divides ``side``.
-        frames: T of the temporal position table.
-        expand: Inner width of a block over D.
-        readout: ``cls`` reads the class token, the first of the sequence, as VideoMamba does. ``mean`` averages the tokens.
-            ``flatten`` is a linear map of all tokens in order.
-        drop_path_rate: Stochastic depth at the last block; grows linearly from 0.
-        dt_init: ``mamba`` keeps Mamba's initialisation of the step sizes (0.001 to 0.1), which trains better from scratch.
-            ``videomamba`` sets them to about 0.69, as VideoMamba's code does: its initialisation of linear layers overwrites
-            Mamba's.
+        config: Settings of the network.
+        channels: C, 3 for pixels.
+        side: H = W; ``config.patch`` divides it.
+        n_classes: K.
         thumbnail: Numbers in the thumbnails of a frame, which become one more token of the frame; 0 for none.
 
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        side: int,
-        patch: int,
-        frames: int,
-        n_classes: int,
-        width: int = 384,
-        depth: int = 24,
-        state: int = 16,
-        conv: int = 4,
-        expand: int = 2,
-        readout: Literal["cls", "mean", "flatten"] = "cls",
-        drop_path_rate: float = 0.0,
-        dt_init: Literal["mamba", "videomamba"] = "mamba",
-        thumbnail: int = 0,
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, channels: int, side: int, n_classes: int, thumbnail: int = 0) -> None:
         super().__init__()
-        patches = (side // patch) ** 2
-        self.readout = readout
-        self.patch_embed = PatchEmbed(channels, width, patch)
-        if readout == "cls":
+        width, depth = config.width, config.depth
+        patches = (side // config.patch) ** 2
+        self.readout = config.readout
+        self.patch_embed = PatchEmbed(channels, width, config.patch)
+        if self.readout == "cls":
             self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, patches + (readout == "cls"), width))
-        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, frames, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches + (self.readout == "cls"), width))
+        self.temporal_pos_embedding = nn.Parameter(torch.zeros(1, config.frames, width))
         if thumbnail:
             self.thumbnail_embed = nn.Linear(thumbnail, width)
             patches += 1
-        self.layers = nn.ModuleList(Block(width, state, conv, expand) for _ in range(depth))
+        self.layers = nn.ModuleList(Block(width, config.state, config.conv, config.expand) for _ in range(depth))
         self.norm_f = RMSNorm(width)
-        if readout == "flatten":
-            self.flatten = nn.Linear(frames * patches * width, width)
+        if self.readout == "flatten":
+            self.flatten = nn.Linear(config.frames * patches * width, width)
         self.head = nn.Linear(width, n_classes)
-        rates = torch.linspace(0, drop_path_rate, depth, device="cpu").tolist()
         # The output of block i is dropped where block i + 1 receives it, hence the shift by one.
-        self.drop_rates = [0.0, *rates]
+        self.drop_rates = [0.0, *torch.linspace(0, config.drop_path, depth, device="cpu").tolist()]
         self.gradient_checkpointing = False
         """Compute each block again in the backward pass instead of storing its activations."""
-        self._initialise(depth, dt_init)
+        self._initialise(depth, config.dt_init)
 
     def _initialise(self, depth: int, dt_init: str) -> None:
         """Initialise as VideoMamba: truncated normal for linear layers, Kaiming / sqrt(depth) for ``out_proj``."""

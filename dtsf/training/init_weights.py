@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 LIMIT = 1 << 36
 """Bytes of the largest checkpoint that is read."""
-PREFIXES = ("module.", "backbone.", "encoder.")
+PREFIXES = ("module.", "backbone.", "branches.0.", "encoder.")
 AUTO = 0
 """A width or depth that the recipe leaves open."""
 
@@ -121,8 +121,8 @@ def _state(document: Any) -> dict[str, Tensor]:
     for name, x in found:
         if not (isinstance(name, str) and isinstance(x, torch.Tensor)):
             continue
-        while name.startswith(PREFIXES):
-            name = name.partition(".")[2]
+        while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+            name = name.removeprefix(prefix)
         weights[name] = x
     return weights
 
