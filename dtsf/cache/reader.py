@@ -93,15 +93,10 @@ class CachedDataset(DatasetHandle):
         return array_bytes(self.metadata, array) // self.shard_size
 
     def gather(self, array: str, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
-        """Return the rows of clips in the order of ``ids``.
+        """Return the rows of clips in the order of ``ids``, which may repeat.
 
-        Args:
-            array: ``embeddings``, ``pictures``, ``frame_index`` or ``frame_time``.
-            ids: Clips with a row. Ids may repeat.
-            out: (len(ids), ...) array of the right dtype in C order for the result. Reusing one avoids page faults.
-
-        Raises:
-            CacheError: An unknown clip, or a shard that does not match its record.
+        ``out``: (len(ids), ...) array of the right dtype in C order for the result. Reusing one avoids page faults. Raises
+        CacheError: an unknown clip, or a shard that does not match its record.
         """
         shape, dtype = array_shapes(self.spec)[array]
         if out is None:
@@ -207,10 +202,7 @@ def list_datasets(cache: Path | str) -> list[str]:
 def find_datasets(
     cache: Path | str, name: str | None = None, *, accept: Callable[[Store], bool] = is_dataset
 ) -> list[Store]:
-    """Return the stores of all datasets in a cache, or of the one with this name.
-
-    ``accept``: test of a subfolder. Raises CacheError: no dataset, or none with this name.
-    """
+    """Return the stores of all datasets, or of the one with this name. Raises CacheError: there is none."""
     store = open_store(cache)
     stores = [below for found in store.folders() if accept(below := store.below(found))]
     if not stores:
@@ -222,14 +214,9 @@ def find_datasets(
 
 
 def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
-    """Open a dataset for reading.
+    """Open a dataset of a cache (folder or URL) for reading. ``name`` is optional if the cache has only one.
 
-    Args:
-        cache: Folder or URL of the cache.
-        name: Name of the dataset. Optional if the cache has only one.
-
-    Raises:
-        CacheError: No cache, an empty cache, an unknown name, several datasets and no name, or no usable clip.
+    Raises CacheError: no dataset, an unknown name, several datasets and no name, or no usable clip.
     """
     stores = find_datasets(cache, name)
     if len(stores) > 1:

@@ -49,16 +49,9 @@ def convert(
 ) -> int:
     """Copy a dataset shard by shard, with a checksum test of each. Shards that the target has are skipped.
 
-    Returns the number of written shards. Raises CacheError: the source is damaged, a value is out of range for float16, or the
-    target is another dataset.
-
-    Args:
-        source: Folder or URL of the dataset.
-        target: Folder or URL of the copy.
-        format: ``zarr`` or ``hdf5``. The default of all options is that of the source.
-        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5); ``none`` if the new format lacks that of the source.
-        dtype: ``float16`` or ``float32`` of the embeddings. Another dtype changes the fingerprint.
-        on_progress: Called with the finished shards and the number of shards.
+    ``format``, ``compress`` and ``dtype`` (of the embeddings) default to those of the source, ``compress`` to ``none`` if the
+    new format lacks it. Another dtype changes the fingerprint. Returns the number of written shards. Raises CacheError: the
+    source is damaged, a value is out of range for float16, or the target is another dataset.
     """
     dataset, theirs = open_handle(source), open_store(target)
     spec, metadata, shards = dataset.spec, dataset.metadata, read_records(dataset)

@@ -45,21 +45,21 @@ class Clip(FilePart):
     id: str
     """Unique in its dataset, for example ``S001C002P003R001A010`` or ``a01_s02_e00_v03``."""
     label: int = Field(ge=0, lt=1_000_000)
-    """Class index from 0, in the order of the catalog's ``class_names``."""
+    """Index in the catalog's ``class_names``."""
     raw_label: str
     """Class as the source writes it: ``12`` for N-UCLA's a12, ``wonder`` for CASIA, or the label in a manifest."""
     group: str
     """Performance. Clips of the same performance by different cameras have the same group."""
     view: int = Field(ge=1, le=4096)
-    """Camera number from 1, in the order of the catalog's ``view_names``."""
+    """Camera: index in the catalog's ``view_names``, from 1."""
     subject: str | None = None
-    """Person, for example ``"5"``, or ``"1+2"`` for two persons. None if unknown."""
+    """Person, for example ``"5"``, or ``"1+2"`` for two persons."""
     setup: int | None = Field(default=None, ge=-MAX_INTEGER, le=MAX_INTEGER)
     """NTU's setup number (camera height and distance)."""
     split: str | None = None
     """Split in the manifest: ``train``, ``test`` or another word."""
     background: str | None = None
-    """Name of the background, if known. It measures static bias and is never an input."""
+    """Name of the background. It measures static bias and is never an input."""
     offset: float = 0.0
     """Start of this file in seconds after time zero of the performance."""
 

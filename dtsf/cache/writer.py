@@ -43,17 +43,11 @@ def create_or_open(
     format: str | None = None,  # noqa: A002
     compress: str | None = None,
 ) -> DatasetHandle:
-    """Make a dataset, or open an existing one.
+    """Make a dataset, or open an existing one, which keeps its ``shard_size``.
 
-    Raises FingerprintError: the dataset was made with other settings. CacheError: not a dataset, another kind, or another format.
-
-    Args:
-        path: Folder or URL of the dataset.
-        spec: Settings of the rows.
-        info: Kind and name.
-        shard_size: Rows of a full shard. An existing dataset keeps its own.
-        format: ``zarr`` or ``hdf5``. Default: that of the existing dataset, or Zarr.
-        compress: ``none``, ``zstd`` (Zarr) or ``gzip`` (HDF5). Default: that of the existing dataset, or none.
+    ``format``: ``zarr`` (default) or ``hdf5``. ``compress``: ``none`` (default), ``zstd`` (Zarr) or ``gzip`` (HDF5). Both must
+    match an existing dataset. Raises FingerprintError: it was made with another spec. CacheError: not a dataset, another kind,
+    or another format.
     """
     store = open_store(path)
     if store.is_empty():
