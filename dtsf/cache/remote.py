@@ -14,7 +14,7 @@ import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import xxhash
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from dtsf.cache.schema import FileRecord
+
+T = TypeVar("T")
 
 LEASE_S = 600.0
 """Seconds after which a claim of another machine expires. A writer holds a claim only during an upload."""
@@ -70,18 +72,13 @@ class RemoteStore:
 
     def size(self, name: str) -> int | None:
         """Return the size of an object; None if it does not exist."""
-        with self._open("stat", name) as (system, path):
-            system.invalidate_cache()
-            try:
-                size = system.info(path)["size"]
-            except FileNotFoundError:
-                return None
-            return None if size is None else int(size)
+        info = self._call("stat", name, lambda system, path: system.info(path), FileNotFoundError)
+        return None if info is None else info["size"]
 
     def modified(self, name: str) -> float | None:
-        """Return None."""
+        """Return None: not every object store has the time."""
         del name
-        return None  # noqa: RET501  mypy requires it
+        return None  # noqa: RET501
 
     def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
         """Return the bytes of an object; None if it does not exist. Raises CacheError: larger than ``limit``."""
@@ -90,11 +87,7 @@ class RemoteStore:
             return None
         if size > limit:
             raise CacheError(f"{self.url}/{name} has {size} bytes, more than the limit of {limit}")
-        with self._open("read", name) as (system, path):
-            try:
-                return bytes(system.cat_file(path))
-            except FileNotFoundError:
-                return None
+        return self._call("read", name, lambda system, path: bytes(system.cat_file(path)), FileNotFoundError)
 
     def local_path(self, name: str, expected: FileRecord) -> Path:
         """Copy an object to this machine, once, and return the copy. Raises CacheError: another checksum than the record's."""
@@ -116,17 +109,16 @@ class RemoteStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object."""
-        with self._open("write", name) as (system, path):
-            system.pipe_file(path, data)
+        self._call("write", name, lambda system, path: system.pipe_file(path, data))
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless it exists (a conditional PUT), and return True if it did not."""
-        with self._open("write", name) as (system, path):
-            try:
-                system.pipe_file(path, data, mode="create")
-            except FileExistsError:
-                return False
+
+        def put(system: Any, path: str) -> bool:
+            system.pipe_file(path, data, mode="create")
             return True
+
+        return bool(self._call("write", name, put, FileExistsError))
 
     def create_all(self, files: dict[str, bytes], last: str) -> None:
         """Write these objects, ``last`` at the end. Of two writers, the first one's ``last`` is kept."""
@@ -137,13 +129,11 @@ class RemoteStore:
 
     def remove(self, name: str) -> None:
         """Remove an object, if it exists."""
-        with self._open("remove", name) as (system, path), contextlib.suppress(FileNotFoundError):
-            system.rm_file(path)
+        self._call("remove", name, lambda system, path: system.rm_file(path), FileNotFoundError)
 
     def clear(self) -> None:
         """Remove all objects below the prefix."""
-        with self._open("remove", "") as (system, path):
-            system.rm(path, recursive=True)
+        self._call("remove", "", lambda system, path: system.rm(path, recursive=True))
 
     def sweep(self, is_orphan: Callable[[str], bool]) -> int:
         """Return 0: an object store has no incomplete objects, and other machines may be writing."""
@@ -189,27 +179,27 @@ class RemoteStore:
         return not number.isdigit() or _process(int(number)) != process
 
     def _list(self, name: str, kind: str) -> list[str]:
-        with self._open("list", name) as (system, path):
-            system.invalidate_cache()
-            try:
-                entries: list[dict[str, Any]] = system.ls(path, detail=True)
-            except FileNotFoundError:
-                return []
-        paths = [entry["name"].rstrip("/") for entry in entries if entry["type"] == kind]
-        # Some stores list the prefix too.
-        return sorted(one.rsplit("/", 1)[-1] for one in paths if one != path.rstrip("/"))
+        def names(system: Any, path: str) -> list[str]:
+            paths = [entry["name"].rstrip("/") for entry in system.ls(path, detail=True) if entry["type"] == kind]
+            # Some stores list the prefix too.
+            return sorted(one.rsplit("/", 1)[-1] for one in paths if one != path.rstrip("/"))
 
-    @contextmanager
-    def _open(self, verb: str, name: str) -> Iterator[tuple[Any, str]]:
-        """Yield the file system and the path in it. Raises CacheError: any error of the store."""
+        return self._call("list", name, names, FileNotFoundError) or []
+
+    def _call(
+        self, verb: str, name: str, action: Callable[[Any, str], T], expected: type[OSError] | tuple[()] = ()
+    ) -> T | None:
+        """Return ``action(file system, path)``, or None after an ``expected`` error. Raises CacheError: any other error."""
         url = f"{self.url}/{name}".rstrip("/")
         try:
             from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
             # fsspec keeps one file system per process, and makes a new one after a fork.
-            yield url_to_fs(url)
-        except CacheError:
-            raise
+            system, path = url_to_fs(url)
+            system.invalidate_cache()
+            return action(system, path)
+        except expected:
+            return None
         except ImportError as error:
             raise CacheError(f"cannot {verb} {url}: {error}. For s3:// run pip install 'dtsf[s3]'") from error
         except Exception as error:  # noqa: BLE001  each store has its own errors
