@@ -96,7 +96,8 @@ def walk_files(root: Path, skipped: SkippedFiles | None = None) -> Iterator[tupl
             folder = folders.pop()
             for entry in _list_folder(root, folder, seen, skipped):
                 below = f"{folder}/{entry.name}" if folder else entry.name
-                if not _is_utf8(entry.name):
+                # Python reads other bytes as surrogates. Archives from Windows may have such names.
+                if any("\ud800" <= letter <= "\udfff" for letter in entry.name):
                     skipped.add("names are not UTF-8 and were left out: rename them", below)
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(below)
@@ -172,15 +173,6 @@ def _list_folder(root: Path, folder: str, seen: set[tuple[int, int]], skipped: S
         skipped.add(f"folders cannot be read ({reason}) and were left out", folder or str(root))
         return []
     return [entry for entry in entries if not entry.name.startswith(".") and "MACOSX" not in entry.name]
-
-
-def _is_utf8(name: str) -> bool:
-    """Return whether a name is UTF-8. Archives from Windows may have names in another encoding."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _update_with_file(digest: xxhash.xxh3_128, path: Path) -> None:

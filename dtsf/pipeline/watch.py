@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import DataError, DtsfError
@@ -61,31 +61,25 @@ class Performance:
         return tuple(self.folder / name for name in sorted(self.seen, key=natural_key))
 
 
+@dataclass
 class Watch:
-    """Iterator over the performances of a folder.
+    """Iterator over the performances of a folder, each when it is complete."""
 
-    Args:
-        settle: Seconds for which a performance must not change.
-        poll: Seconds between two looks at the folder.
-        once: Stop when no performance is waiting, instead of watching forever.
-        notify: Called with each message, once.
-    """
+    folder: Path
+    _: KW_ONLY
+    settle: float = 3.0
+    """Seconds for which a performance must not change."""
+    poll: float = 1.0
+    """Seconds between two looks at the folder."""
+    once: bool = False
+    """Stop when no performance is waiting, instead of watching forever."""
+    notify: Callable[[str], None] = lambda _: None
+    """Called with each message, once."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        settle: float = 3.0,
-        poll: float = 1.0,
-        once: bool = False,
-        notify: Callable[[str], None] | None = None,
-    ) -> None:
-        self.folder, self.settle, self.poll, self.once = folder, settle, poll, once
-        self._notify = notify or (lambda _: None)
+    def __post_init__(self) -> None:
         self._waiting: dict[str, tuple[Performance, float]] = {}
-        """Performances that are not complete, and the time of their last change."""
+        # Performances whose prediction could not be written. They are not repeated until their videos change.
         self._given_up: dict[str, Seen] = {}
-        """Performances whose prediction could not be written. They are not repeated until their videos change."""
         self._messages: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Performance]:
@@ -183,7 +177,7 @@ class Watch:
     def _send(self, name: str, message: str) -> None:
         if self._messages.get(name) != message:
             self._messages[name] = message
-            self._notify(f"{name}: {message}" if name else message)
+            self.notify(f"{name}: {message}" if name else message)
 
 
 def _classify_files(folder: Path, files: list[os.DirEntry[str]]) -> Performance:

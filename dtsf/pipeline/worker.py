@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +13,7 @@ import numpy as np
 import xxhash
 
 from dtsf.cache.formats import array_shapes
-from dtsf.cache.schema import CacheSpec, Clip, ClipRecord, ShardRecord, Source
+from dtsf.cache.schema import CacheSpec, Clip, ClipRecord, FilePart, ShardRecord, Source
 from dtsf.cache.writer import write_shard
 from dtsf.errors import ConfigError, SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
@@ -78,10 +79,10 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     spec, settings = task.dataset.spec, task.settings
     rows = {name: np.empty((len(task.clips), *shape), dtype) for name, (shape, dtype) in array_shapes(spec).items()}
     records: list[ClipRecord] = []
-    used = 0
-    source = _SourceFiles(Path(task.root))
-    stats = [source.stat(clip) for clip in task.clips]
-    requests = [DecodeRequest(Path(task.root) / clip.path, span_of(clip, spec)) for clip in task.clips]
+    used = lost = 0
+    paths = [Path(task.root) / clip.path for clip in task.clips]
+    stats = [_retry(path, partial(file_stat, path)) for path in paths]
+    requests = [DecodeRequest(path, _span(clip, spec)) for path, clip in zip(paths, task.clips, strict=True)]
     n = decoders_per_worker(settings.encoder, workers)
     decode = DecodeSettings(
         spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
@@ -91,19 +92,25 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
         items = decode_parallel(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
         embedded = embed_batched(items, encoder.embed, CLIPS_PER_BATCH if encoder.device == "cuda" else 1)
-        for clip, stat, (item, cells) in zip(task.clips, stats, embedded, strict=True):
-            identity = source.identify(clip, stat)
-            if identity is None:
+        for clip, path, stat, (item, cells) in zip(task.clips, paths, stats, embedded, strict=True):
+            source = _identify(clip, path, stat)
+            lost = 0 if source else lost + 1
+            if lost == MAX_LOST_IN_A_ROW:
+                raise SourceError(
+                    f"{MAX_LOST_IN_A_ROW} files in a row became unreadable during the run; the last is {path}. "
+                    "Check the disk or share. Finished work is safe: run the same command again"
+                )
+            if source is None:
                 continue
             if isinstance(item, VideoError):
-                record = ClipRecord(source=identity, status=item.status, row=None, reason=str(item))
+                record = ClipRecord(source=source, status=item.status, row=None, reason=str(item))
             else:
                 frames_FHWC, facts = item
                 rows["embeddings"][used] = cells
                 rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
                 for name in ("frame_index", "frame_time"):
                     rows[name][used] = np.array(facts.pop(name), rows[name].dtype)
-                record = ClipRecord(source=identity, row=used, **facts)
+                record = ClipRecord(source=source, row=used, **facts)
                 used += 1
             records.append(record)
             if on_clip is not None:
@@ -137,8 +144,7 @@ def check_source(
     clips = [data.clips[k * len(data.clips) // count] for k in range(count)]
     records = [data.records[clip.id][1] for clip in clips]
     requests = [
-        DecodeRequest(root / clip.path, span_of(record.source, spec))
-        for clip, record in zip(clips, records, strict=True)
+        DecodeRequest(root / clip.path, _span(record.source, spec)) for clip, record in zip(clips, records, strict=True)
     ]
     mismatches: list[Mismatch] = []
     settings = DecodeSettings(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind)
@@ -154,60 +160,38 @@ def check_source(
     return SourceCheck(checked=count, mismatches=tuple(mismatches), decoder=decoder_name(kind))
 
 
-def span_of(clip: Clip | Source, spec: CacheSpec) -> Span:
-    """Return the part of the file that a clip shows."""
-    common = spec.align == "group" and clip.start is not None and clip.end is not None
-    return Span(clip.start, clip.end, clip.first, clip.last, clip.fps, common)
+def _span(part: FilePart, spec: CacheSpec) -> Span:
+    common = spec.align == "group" and part.start is not None and part.end is not None
+    return Span(part.start, part.end, part.first, part.last, part.fps, common)
 
 
-class _SourceFiles:
-    """Identity of a shard's files. A file that is unreadable, or that changes meanwhile, gets no record."""
+def _identify(clip: Clip, path: Path, before: FileStat | None) -> Source | None:
+    """Return the identity of a decoded file; None if it is unreadable or changed since ``before``."""
+    if before is None:
+        return None
+    # Hash after decoding, when the bytes are in memory. Then stat again, so that the hashed bytes are the decoded ones.
+    content = _retry(path, partial(content_hash, path, before))
+    if content is None or _retry(path, partial(file_stat, path)) != before:
+        return None
+    part = {name: getattr(clip, name) for name in FilePart.model_fields}
+    return Source(**part, **vars(before), content_hash=content)
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._lost = 0
 
-    def stat(self, clip: Clip) -> FileStat | None:
-        """Return size and time of the file; None if it is unreadable."""
-        path = self.root / clip.path
-        return self._retry(path, lambda: file_stat(path))
-
-    def identify(self, clip: Clip, before: FileStat | None) -> Source | None:
-        """Return the identity of the decoded file; None if it is unreadable or changed since ``before``. Raises SourceError:
-        several files in a row are lost.
-        """
-        path = self.root / clip.path
-        # Hash after decoding, when the bytes are in memory. Then stat again, so that the hashed bytes are the decoded ones.
-        content = None if before is None else self._retry(path, lambda: content_hash(path, before))
-        if before is None or content is None or self.stat(clip) != before:
-            self._lost += 1
-            if self._lost == MAX_LOST_IN_A_ROW:
-                raise SourceError(
-                    f"{MAX_LOST_IN_A_ROW} files in a row became unreadable during the run; the last is {path}. "
-                    "Check the disk or share. Finished work is safe: run the same command again"
-                )
-            return None
-        self._lost = 0
-        part = {name: getattr(clip, name) for name in ("path", "start", "end", "first", "last", "fps")}
-        return Source(
-            **part, bytes=before.bytes, mtime_ns=before.mtime_ns, listing=before.listing, content_hash=content
-        )
-
-    def _retry(self, path: Path, read: Callable[[], T]) -> T | None:
-        """Call ``read``, again after a while if the server does not respond. Return None for an error of this file alone."""
-        for wait in (*RETRY_AFTER, None):
+def _retry(path: Path, read: Callable[[], T]) -> T | None:
+    """Call ``read``, again after a while if the server does not respond. Return None for an error of this file alone."""
+    for wait in (*RETRY_AFTER, None):
+        try:
+            return read()
+        except OSError as error:
             try:
-                return read()
-            except OSError as error:
-                try:
-                    classify_error(path, error)
-                except SourceError:
-                    if wait is None:
-                        raise
-                    time.sleep(wait)
-                else:
-                    return None
-        raise AssertionError("unreachable")
+                classify_error(path, error)
+            except SourceError:
+                if wait is None:
+                    raise
+                time.sleep(wait)
+            else:
+                return None
+    raise AssertionError("unreachable")
 
 
 def _small_pictures(frames_FHWC: np.ndarray, size: int) -> np.ndarray:

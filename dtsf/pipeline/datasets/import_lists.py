@@ -26,14 +26,16 @@ from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
 
 NTU = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
 NUCLA = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})", re.IGNORECASE)
-SPLITS = ("train", "val", "test")
 MAX_BYTES = 1 << 30
-"""Size of the largest list that is read."""
 COLUMNS = ("path", "label", "group", "view", "subject", "split")
+SPLITS = {"train": "train", "val": "test", "test": "test"}
+"""Split in a list -> split in the manifest."""
+SEPARATORS = ("", "\t", r"\s", ",", ";")
+"""Separators of path and label as regular expressions. The first is CSV with quotes."""
 # Names in NumPy's own pickles of arrays and numbers. Any other name could run code.
 SAFE = {
     (module, name)
@@ -58,8 +60,6 @@ class ImportedList(Frozen):
 
 
 class _Entry(NamedTuple):
-    """An entry of a list."""
-
     name: str
     """Path, or file name without ending."""
     label: str
@@ -90,7 +90,7 @@ def import_lists(
     if out.exists():
         raise DataError(f"{out} exists: remove it or choose another --out")
     videos = VideoIndex(root)
-    names = read_labels(decode_text(_read_bytes(labels), str(labels))[0], str(labels)) if labels else {}
+    names = _read_labels(labels) if labels else {}
     rows: list[dict[str, str]] = []
     missing: list[str] = []
     alone = 0
@@ -105,8 +105,7 @@ def import_lists(
             row = _row(entry, found) | {"label": names.get(entry.label, entry.label)}
             alone += row["group"] == found
             path, folder = root.absolute() / found, out.parent.absolute()
-            row["path"] = (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
-            rows.append(row)
+            rows.append(row | {"path": str(path.relative_to(folder) if path.is_relative_to(folder) else path)})
     if not rows:
         raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
     stream = io.StringIO(newline="")
@@ -150,8 +149,7 @@ class VideoIndex:
         if len(found) > 1 and action.isdecimal():
             found = [path for path in found if f"a{int(action):02d}" in path.lower().split("/")[:-1]]
         if is_video(name):
-            ending = Path(name).suffix
-            found = [path for path in found if path.lower().endswith(ending)] or found
+            found = [path for path in found if path.lower().endswith(Path(name).suffix)] or found
         folders = list(Path(name).parts[:-1])
         while len(found) > 1 and folders:
             found = [path for path in found if path.lower().split("/")[:-1][-len(folders) :] == folders] or found
@@ -159,47 +157,8 @@ class VideoIndex:
         return found[0] if len(found) == 1 else None
 
 
-def split_lines(lines: list[str], find: Callable[[str], str | None], where: str) -> list[tuple[str, str]]:
-    """Split lines into path and label, by the separator that finds most of the paths. Raises DataError: a line is not a path
-    and a label.
-    """
-    splitters: tuple[Callable[[str], list[str]], ...] = (
-        lambda line: [cell.strip() for cell in next(csv.reader([line]), [])],
-        *(_split_at_last(separator) for separator in ("\t", r"\s", ",", ";")),
-    )
-
-    def count_found(split: Callable[[str], list[str]]) -> int:
-        return sum(len(cells := split(line)) == 2 and find(cells[0]) is not None for line in lines)
-
-    best = max(splitters, key=count_found)
-    found = []
-    for number, line in enumerate(lines, 1):
-        cells = next((cells for split in (best, *splitters) if len(cells := split(line)) == 2), None)
-        if cells is None:
-            raise DataError(f"{where}, line {number}: {line.strip()!r} is not a path and a label")
-        found.append((cells[0], cells[1]))
-    return found
-
-
-def read_labels(text: str, where: str) -> dict[str, str]:
-    """Read a label map: lines of ``0 name`` or ``0,name``, or names alone, from label 0. Raises DataError: a repeated label."""
-    names: dict[str, str] = {}
-    for number, line in enumerate(filter(None, map(str.strip, text.splitlines()))):
-        match = re.fullmatch(r"(\d+)[\s,;]+(.+)", line)
-        label, name = match.groups() if match else (str(number), line)
-        if label in names:
-            raise DataError(f"{where}: label {label} has two names: {names[label]} and {name}")
-        names[label] = name.strip()
-    return names
-
-
-def _split_at_last(separator: str) -> Callable[[str], list[str]]:
-    pattern = re.compile(rf"{separator}+(?=[^{separator}]+$)")
-    return lambda line: [cell.strip() for cell in pattern.split(line.strip(), maxsplit=1)]
-
-
 def _stem(path: str) -> str:
-    return re.sub(r"_rgb$", "", Path(path).stem.lower())
+    return Path(path).stem.lower().removesuffix("_rgb")
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -208,10 +167,23 @@ def _read_bytes(file: Path) -> bytes:
     return read_file(file, limit=MAX_BYTES, error=DataError, follow=True)
 
 
+def _read_labels(file: Path) -> dict[str, str]:
+    """Read a label map: lines of ``0 name`` or ``0,name``, or names alone, from label 0."""
+    text, _ = decode_text(_read_bytes(file), str(file))
+    names: dict[str, str] = {}
+    for number, line in enumerate(filter(None, map(str.strip, text.splitlines()))):
+        match = re.fullmatch(r"(\d+)[\s,;]+(.+)", line)
+        label, name = match.groups() if match else (str(number), line)
+        if label in names:
+            raise DataError(f"{file}: label {label} has two names: {names[label]} and {name}")
+        names[label] = name.strip()
+    return names
+
+
 def _read_list(file: Path, prefix: str, videos: VideoIndex) -> list[_Entry]:
     data = _read_bytes(file)
     is_pickle = file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
-    entries = list(_read_pickle(file, data, prefix) if is_pickle else _read_text(file, data, videos))
+    entries = _read_pickle(file, data, prefix) if is_pickle else _read_text(file, data, videos)
     if not entries:
         raise DataError(f"{file} names no video")
     return entries
@@ -226,7 +198,7 @@ class _PlainUnpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-def _read_pickle(file: Path, data: bytes, prefix: str) -> Iterable[_Entry]:
+def _read_pickle(file: Path, data: bytes, prefix: str) -> list[_Entry]:
     try:
         document = _PlainUnpickler(io.BytesIO(data)).load()
     # A pickle is a program: a broken or hostile one can raise any error.
@@ -238,8 +210,9 @@ def _read_pickle(file: Path, data: bytes, prefix: str) -> Iterable[_Entry]:
         chosen = {name: ids for name, ids in splits.items() if name.startswith(prefix)}
         if len({name.rpartition("_")[0] for name in chosen}) != 1:
             raise DataError(f"{file} has the splits {', '.join(sorted(splits))}: choose with --split, for example xsub")
+        words = {name: name.rpartition("_")[2] for name in chosen}
         return [
-            _Entry(_text(stem), labels[_text(stem)], _split_name(name.rpartition("_")[2]))
+            _Entry(_text(stem), labels[_text(stem)], SPLITS.get(words[name], words[name]))
             for name, ids in chosen.items()
             for stem in ids
         ]
@@ -255,41 +228,58 @@ def _text(value: object) -> str:
     return value
 
 
-def _read_text(file: Path, data: bytes, videos: VideoIndex) -> Iterable[_Entry]:
-    split = _split_name(next((word for word in SPLITS if word in file.stem.lower()), ""))
+def _read_text(file: Path, data: bytes, videos: VideoIndex) -> list[_Entry]:
+    split = next((SPLITS[word] for word in SPLITS if word in file.stem.lower()), "")
     text, _ = decode_text(data, str(file))
     lines = text.splitlines(keepends=True)
     try:
         header = [cell.strip() for cell in next(csv.reader(lines), [])]
-        if "action" in header:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
-            return [_dvanet(file, dict(zip(header, row, strict=False)), split) for row in rows[1:] if any(row)]
-        entries = split_lines([line for line in lines if line.strip()], videos.find, str(file))
+        if "action" not in header:
+            return _read_lines(file, [line for line in lines if line.strip()], split, videos)
+        entries = []
+        for cells in list(csv.reader(lines))[1:]:
+            row = dict(zip(header, map(str.strip, cells), strict=False))
+            if any(row.values()):
+                # The label is the action as written: from 1 for NTU, the action id for N-UCLA.
+                name = row.get("video_id") or row["video"]
+                entries.append(_Entry(name, row["action"], split, row["subject"], row["action"]))
+        return entries
     except csv.Error as error:
         raise DataError(f"{file} cannot be read as text: {error}") from error
-    return [_Entry(name, label, split) for name, label in entries]
-
-
-def _dvanet(file: Path, row: dict[str, str], split: str) -> _Entry:
-    try:
-        # The label is the action as written: from 1 for NTU, the action id for N-UCLA.
-        return _Entry(row.get("video_id") or row["video"], row["action"], split, row["subject"], row["action"])
     except KeyError as error:
-        raise DataError(f"{file}: column {error} is missing; it has {', '.join(row)}") from error
+        raise DataError(f"{file}: column {error} is missing; it has {', '.join(header)}") from error
 
 
-def _split_name(name: str) -> str:
-    return "test" if name == "val" else name
+def _read_lines(file: Path, lines: list[str], split: str, videos: VideoIndex) -> list[_Entry]:
+    """Split lines into path and label, by the separator that finds most of the paths."""
+
+    def cells(line: str, separator: str) -> list[str]:
+        if not separator:
+            return [cell.strip() for cell in next(csv.reader([line]), [])]
+        return [cell.strip() for cell in re.split(f"{separator}+(?=[^{separator}]+$)", line.strip(), maxsplit=1)]
+
+    def count_found(separator: str) -> int:
+        pairs = [pair for line in lines if len(pair := cells(line, separator)) == 2]
+        return sum(videos.find(path) is not None for path, _ in pairs)
+
+    best = max(SEPARATORS, key=count_found)
+    entries = []
+    for number, line in enumerate(lines, 1):
+        pair = next((pair for mark in (best, *SEPARATORS) if len(pair := cells(line, mark)) == 2), None)
+        if pair is None:
+            raise DataError(f"{file}, line {number}: {line.strip()!r} is not a path and a label")
+        entries.append(_Entry(pair[0], pair[1], split))
+    return entries
 
 
 def _row(entry: _Entry, path: str) -> dict[str, str]:
-    row = {"label": entry.label, "subject": entry.subject, "split": entry.split, "group": path, "view": "1"}
+    row = {"subject": entry.subject, "split": entry.split, "group": path, "view": "1"}
     if match := NTU.search(Path(path).name):
-        setup, camera, person, repetition, action = match.groups()
+        setup, view, person, repetition, action = match.groups()
         group = f"S{setup}P{person}R{repetition}A{action}"
-        return row | {"group": group, "view": str(int(camera)), "subject": str(int(person))}
-    if match := NUCLA.search(Path(path).name):
+    elif match := NUCLA.search(Path(path).name):
         view, person, episode = match.groups()
         group = f"{entry.label}_s{person}_e{episode}"
-        return row | {"group": group, "view": str(int(view)), "subject": str(int(person))}
-    return row
+    else:
+        return row
+    return row | {"group": group, "view": str(int(view)), "subject": str(int(person))}

@@ -190,19 +190,14 @@ def draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: f
         # Near limbs are lighter, so that an arm is visible in front of the chest.
         light = float(np.clip(1.35 - 0.5 * (depth / 2 - CAMERA_DISTANCE + 0.5), 0.7, 1.3))
         colour = _colour(np.array(style.colours[part]) * light)
-        _limb(draw, at[a], at[b], radius * style.height * scale, colour)
+        thick = radius * style.height * scale * 2 / (depth / 2)
+        draw.line((*at[a][:2], *at[b][:2]), fill=colour, width=max(2, round(thick)))
+        for x, y, _ in (at[a], at[b]):
+            draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=colour)
     head, radius = at["head"], 0.115 * style.height * scale / at["head"][2]
     box = (head[0] - radius, head[1] - 1.15 * radius, head[0] + radius, head[1] + 1.15 * radius)
     draw.ellipse(box, fill=style.colours["skin"])
     draw.chord(box, 180, 360, fill=style.colours["hair"])
-
-
-def _limb(draw: ImageDraw.ImageDraw, a: np.ndarray, b: np.ndarray, radius: float, colour: tuple[int, int, int]) -> None:
-    thick = radius * 2 / ((a[2] + b[2]) / 2)
-    draw.line((a[0], a[1], b[0], b[1]), fill=colour, width=max(2, round(thick)))
-    for point in (a, b):
-        r = thick / 2
-        draw.ellipse((point[0] - r, point[1] - r, point[0] + r, point[1] + r), fill=colour)
 
 
 @lru_cache(maxsize=3 * N_ROOMS)
