@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 CODE = sorted([*(ROOT / "dtsf").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs").rglob("*.py")])
 TOML = sorted((ROOT / "dtsf").rglob("*.toml"))
-MARKUP = sorted([*(ROOT / "dtsf").rglob("*.html"), *(ROOT / "docs/pictures").glob("*.svg")])
+RECORDED = ROOT / "docs/pictures/terminal.svg"
+"""Output of commands, recorded by docs/pictures/terminal.py."""
+MARKUP = sorted([*(ROOT / "dtsf").rglob("*.html"), *({*(ROOT / "docs/pictures").glob("*.svg")} - {RECORDED})])
 
 WORDS = {
     "anew": "again",
