@@ -65,12 +65,11 @@ class DecodeRequest:
     """Return only ``duration`` in seconds, without decoding."""
 
 
-class Decoder:
-    """Child process that decodes clips, one at a time. Use it as a context manager."""
+class Decoder(contextlib.AbstractContextManager["Decoder"]):
+    """Child process that decodes clips, one at a time. It starts at once and is replaced if it is lost."""
 
     def __init__(self, settings: DecodeSettings) -> None:
         self.settings = settings
-        self._child: subprocess.Popen[bytes] | None = None
         self._pending: tuple[DecodeRequest, int, float] | None = None
         self._slot = 0
         self._clips = 0
@@ -79,15 +78,12 @@ class Decoder:
         self._file = _shared_file(int(np.prod(shape)))
         self._map = mmap.mmap(self._file.fileno(), 0)
         self._frames: np.ndarray = np.frombuffer(self._map, np.uint8).reshape(shape)
+        self._child = self._start()
 
     @property
-    def pid(self) -> int | None:
-        """Process id of the child; None if there is no child."""
-        return None if self._child is None else self._child.pid
-
-    def __enter__(self) -> Decoder:
-        self.start()
-        return self
+    def pid(self) -> int:
+        """Process id of the child."""
+        return self._child.pid
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -106,34 +102,16 @@ class Decoder:
             self._pending = None
             self._stop()
 
-    def start(self) -> None:
-        """Start the child if there is none. :meth:`send` does so too, but then the caller waits."""
-        if self._child is not None:
-            return
-        self._buffer = b""
-        self._clips = 0
-        decode = {name: value for name, value in asdict(self.settings).items() if name != "deadline"}
-        settings = {"decode": decode, "shape": self._frames.shape, "fd": self._file.fileno(), "parent": os.getpid()}
-        self._child = subprocess.Popen(
-            # -P: no import from the current folder, where a file may have the name of a library.
-            [sys.executable, "-P", "-m", "dtsf.pipeline.video.decoder_main", json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # FFmpeg's messages; the status of a clip summarises them
-            pass_fds=[self._file.fileno()],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-
     def send(self, request: DecodeRequest) -> None:
         """Start to decode a clip. The previous clip must have been received; its frames stay valid until the next call."""
         if self._pending is not None:
             raise RuntimeError("one clip at a time: receive() first")
         self._slot = (self._slot + 1) % SLOTS
-        if self._child is not None and (self._child.poll() is not None or self._clips >= CLIPS_A_CHILD):
+        if self._child.poll() is not None or self._clips >= CLIPS_A_CHILD:
             self._stop()
-        self.start()
+            self._clips, self._buffer = 0, b""
+            self._child = self._start()
         self._clips += 1
-        assert self._child is not None
         assert self._child.stdin is not None
         self._pending = (request, self._slot, time.monotonic())
         line = asdict(request) | {"path": os.fspath(request.path), "slot": self._slot}
@@ -147,7 +125,6 @@ class Decoder:
         if self._pending is None:
             raise RuntimeError("no clip to receive: send() first")
         (request, slot, sent_at), self._pending = self._pending, None
-        assert self._child is not None
         assert self._child.stdout is not None
         pipe = self._child.stdout.fileno()
         while b"\n" not in self._buffer:
@@ -159,7 +136,7 @@ class Decoder:
                 return VideoError(f"{request.path}: not decoded in {limit}", Status.TIMEOUT)
             part = os.read(pipe, 65536)
             if not part:
-                code = self._child.wait() or 0
+                code = self._child.wait()
                 self._stop()
                 reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
                 hint = reencode_hint(request.path)
@@ -171,12 +148,23 @@ class Decoder:
             return VideoError(answer["error"], Status(answer["status"]))
         return self._frames[slot], answer
 
+    def _start(self) -> subprocess.Popen[bytes]:
+        decode = {name: value for name, value in asdict(self.settings).items() if name != "deadline"}
+        settings = {"decode": decode, "shape": self._frames.shape, "fd": self._file.fileno(), "parent": os.getpid()}
+        return subprocess.Popen(
+            # -P: no import from the current folder, where a file may have the name of a library.
+            [sys.executable, "-P", "-m", "dtsf.pipeline.video.decoder_main", json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # FFmpeg's messages; the status of a clip summarises them
+            pass_fds=[self._file.fileno()],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
     def _stop(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            # The end of the block waits for the child and closes its pipes.
-            with contextlib.suppress(BrokenPipeError), child:
-                child.kill()
+        # The end of the block waits for the child and closes its pipes.
+        with contextlib.suppress(BrokenPipeError), self._child:
+            self._child.kill()
 
 
 def _shared_file(n_bytes: int) -> IO[bytes]:
@@ -215,7 +203,6 @@ def shared_decoders(settings: DecodeSettings, n: int = 1) -> Iterator[tuple[Deco
 def _kept_decoders(settings: DecodeSettings, n: int) -> tuple[Decoder, ...]:
     decoders = tuple(Decoder(settings) for _ in range(n))
     for decoder in decoders:
-        decoder.start()
         atexit.register(decoder.close)
     return decoders
 
