@@ -115,7 +115,7 @@ def test_positions_are_interpolated_in_space_and_time(tmp_path):
     state = tiny(frames=8, places=9)
     net, report = loaded(tmp_path / "weights.pth", state, side=16)
     assert report.adapted == {
-        "pos_embed": "interpolated from 3 x 3 to 4 x 4 places",
+        "pos_embed": "interpolated from 3 x 3 to 4 x 4 positions",
         "temporal_pos_embedding": "interpolated from 8 to 4 frames",
     }
     assert torch.equal(net.pos_embed[:, 0], state["pos_embed"][:, 0])
@@ -193,7 +193,7 @@ def test_one_directional_and_not_finite_checkpoints_are_refused(tmp_path):
         read_initial_weights(tmp_path / "one.pth", TINY)
     state["norm_f.weight"][0] = float("nan")
     torch.save(state, tmp_path / "nan.pth")
-    with pytest.raises(CheckpointError, match=r"norm_f.weight holds values that are not finite"):
+    with pytest.raises(CheckpointError, match=r"norm_f.weight has values that are not finite"):
         read_initial_weights(tmp_path / "nan.pth", TINY)
 
 

@@ -70,7 +70,7 @@ def test_two_data_sets_in_one_cache_and_a_run_judged_on_the_other(dtsf, world, t
     assert "nucla, nucla-conflict" in dtsf.refusal("train", "--protocol", PROTOCOL, cwd=tmp_path)
     answer = dtsf.json("evaluate", world / "run", "--dataset", "nucla-conflict", "--protocol", "all", cwd=tmp_path)
     assert (answer["dataset"], answer["n_groups"]) == ("nucla-conflict", 10)
-    assert answer["task"] == "every clip of another data set, nucla-conflict (trained on nucla)"
+    assert answer["task"] == "every clip of another dataset, nucla-conflict (trained on nucla)"
 
 
 def test_cross_view_gets_the_recipe_for_unseen_cameras_and_refuses_the_other(world, tmp_path):

@@ -20,7 +20,8 @@ from dtsf.files.read import json_text, parse_json, parse_model, read_file
 from dtsf.files.write import lock, write_atomically
 from dtsf.training.checkpoint import load_checkpoint, load_network, resume_or_clear
 from dtsf.training.evaluate import evaluate
-from dtsf.training.init_weights import resolve_recipe
+from dtsf.training.init_weights import start_from
+from dtsf.training.recipe import resolve_auto
 from dtsf.training.splits import exclude_classes
 from dtsf.training.train import train
 
@@ -187,7 +188,7 @@ def _with_score(job: Job, record: RunRecord, test: TestSet, evaluation: Evaluati
 def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None) -> Recipe:
     """Return the recipe with the sizes that the training will choose for this split or for the checkpoint ``init``."""
     split, _ = exclude_classes(split, data.info, recipe.train.exclude_classes)
-    return resolve_recipe(init, recipe, len(split.train))[0]
+    return resolve_auto(start_from(init, recipe)[0], len(split.train))
 
 
 def read_record(job: Job) -> RunRecord | None:

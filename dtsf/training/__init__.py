@@ -1,1 +1,1 @@
-"""How the network learns and is judged."""
+"""Training and evaluation of the network."""

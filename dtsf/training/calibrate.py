@@ -110,9 +110,9 @@ def calibrate(
                 report = _named(on_epoch, f"calibration, fold {k + 1} of {len(folds)}")
                 fold_recipe = recipe.model_copy(update={"train": plain})
                 fold_net = fit_again(train, fold_recipe, run=folder, resume=resume, on_epoch=report).net
-            fold_net.calibrator.set_reference(reference_statistics(fold_net, train))
+            set_reference(fold_net, train)
             outputs.append(held_out_outputs(fold_net, load(fold.held_out)))
-        net.calibrator.set_reference(reference_statistics(net, groups))
+        set_reference(net, groups)
         calibration = _fit(net, HeldOutOutputs.concatenate(outputs), description, len(folds))
     if current_world().first:
         prefixes = ("calibrator.", "feature_stats.")
@@ -162,8 +162,8 @@ def held_out_outputs(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
 
 
 @torch.inference_mode()
-def reference_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
-    """Return the statistics of the training groups for :meth:`EvidenceCalibrator.set_reference`."""
+def set_reference(net: DTSFNet, groups: Groups) -> None:
+    """Set the statistics of the training groups in the calibrator of ``net``."""
     features, statistics = [], []
     for x_BVTHWC, mask_BV, _ in _batches(net, groups):
         features.append(net(x_BVTHWC, mask_BV).feature_BD.double().cpu())
@@ -175,15 +175,16 @@ def reference_statistics(net: DTSFNet, groups: Groups) -> dict[str, Tensor]:
     direction_KD.index_add_(0, groups.label_G, feature_GD - centre_D)
     least_S = torch.full_like(clip_PS[0], LEAST_APPEARANCE)
     least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_3)
-    known = {
+    reference = {
         "centre_D": centre_D,
         "direction_KD": F.normalize(direction_KD, dim=-1),
         "clip_mean_S": clip_PS.mean(0),
         "clip_deviation_S": clip_PS.std(0, correction=0).maximum(least_S),
     }
-    net.calibrator.set_reference(known)
+    net.calibrator.set_reference(reference)
     distance_P2 = net.calibrator.distance(clip_PS.to(net.calibrator.centre_D.device)).double().cpu()
-    return known | {"reference_distance_2": distance_P2.quantile(REFERENCE_QUANTILE, 0).clamp(min=1e-3)}
+    limit_2 = distance_P2.quantile(REFERENCE_QUANTILE, 0).clamp(min=1e-3)
+    net.calibrator.set_reference({"reference_distance_2": limit_2})
 
 
 def _fit(net: DTSFNet, outputs: HeldOutOutputs, description: str, n_folds: int) -> Calibration:

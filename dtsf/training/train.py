@@ -22,10 +22,10 @@ from dtsf.training.checkpoint import has_checkpoint
 from dtsf.training.data import load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
-from dtsf.training.init_weights import resolve_recipe
+from dtsf.training.init_weights import start_from
 from dtsf.training.loop import fit
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import default_recipe, load_recipe
+from dtsf.training.recipe import default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
 from dtsf.training.splits import exclude_classes, hold_out
 from dtsf.training.train_state import versions
@@ -87,7 +87,8 @@ def train(
         on_recipe(name, why)
     split = split_clips(data.clips, protocol, data.info.kind, data.info.view_names)
     split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
-    recipe, initial = resolve_recipe(settings.init, recipe, len(split.train))
+    recipe, initial = start_from(settings.init, recipe)
+    recipe = resolve_auto(recipe, len(split.train))
     split = hold_out(split, recipe.train, seed)
     check_device(settings.device)
     origin = {"cache": str(cache.absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
