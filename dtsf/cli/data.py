@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
-import typer
+from typer import Argument, Option, Typer
 
 from dtsf.cli.options import JSON, with_settings
 from dtsf.cli.show import console, emit, progress, table
@@ -13,25 +13,22 @@ from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
     from dtsf.pipeline.datasets.catalog import SourceCatalog
-    from dtsf.pipeline.datasets.import_lists import ImportedList
-    from dtsf.pipeline.datasets.synthetic import SynthSummary
     from dtsf.pipeline.preprocess import PreprocessResult
 
-CLIPS_SHOWN = 40
-synth_app = typer.Typer(help="Make small datasets as video files.", no_args_is_help=True)
+ROOT_HELP = (
+    "Folder of the dataset or above it; for manifest, the CSV. Default: $DTSF_DATA/DATASET, then ./data/DATASET."
+)
+BIAS_HELP = (
+    "Fraction of training groups whose background depends on the action. Adds test sets ..._aligned, ..._conflict."
+)
+synth_app = Typer(help="Make small datasets as video files.", no_args_is_help=True)
 
 
 @with_settings(PreprocessSettings, max_bad=str)
 def preprocess_command(
-    dataset: Annotated[str, typer.Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
-    root: Annotated[
-        Path | None,
-        typer.Option(
-            help="The dataset's folder or any folder above it; for manifest, the CSV. "
-            "Default: $DTSF_DATA/DATASET, then ./data/DATASET."
-        ),
-    ] = None,
-    cache: Annotated[Path, typer.Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
+    dataset: Annotated[str, Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
+    root: Annotated[Path | None, Option(help=ROOT_HELP)] = None,
+    cache: Annotated[Path, Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
     json_: JSON = False,
     *,
     settings: PreprocessSettings,
@@ -64,14 +61,13 @@ def preprocess_command(
         raise failure
 
 
-def _show_preprocess(result: PreprocessResult, cache: Path) -> None:
+def _show_preprocess(result: PreprocessResult, cache: Path, shown: int = 40) -> None:
     screen, changes = console(), result.changes
     if result.bad:
-        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:CLIPS_SHOWN]]
+        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:shown]]
         screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows))
-        if len(result.bad) > CLIPS_SHOWN:
-            more = len(result.bad) - CLIPS_SHOWN
-            screen.print(f"... and {more} more; dtsf cache info {result.cache} lists all")
+        if len(result.bad) > shown:
+            screen.print(f"... and {len(result.bad) - shown} more; dtsf cache info {result.cache} lists all")
     if {"timeout", "crashed"} & result.verdicts.keys():
         screen.print(
             "a timeout or a crash may have its cause in the machine (busy, out of memory, a slow file server): "
@@ -91,92 +87,73 @@ def _show_preprocess(result: PreprocessResult, cache: Path) -> None:
         )
     statuses = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
     done = result.clips - result.already_done
-    if not done:
-        screen.print(f"nothing to do: all {result.clips} clips were done before ({statuses})")
-    else:
+    if done:
         before = f"; {result.already_done} were done before" if result.already_done else ""
         rate = f"{result.clips_per_s:.1f} clips/s"
         screen.print(f"done: {done} clips in {result.seconds:.1f} s, {rate}{before} ({statuses})")
+    else:
+        screen.print(f"nothing to do: all {result.clips} clips were done before ({statuses})")
     option = "" if cache == Path("cache") else f" --cache {cache}"
     screen.print(f"next: dtsf train{option} --dataset {result.dataset}", soft_wrap=True)
 
 
 @synth_app.command("nucla")
 def synth_nucla_command(
-    out: Annotated[Path, typer.Option(help="New or empty folder for the videos.")],
-    subjects: Annotated[int, typer.Option(min=2, help="Number of subjects. The last third are test subjects.")] = 6,
-    episodes: Annotated[int, typer.Option(min=1, help="Repetitions of each action by each subject.")] = 3,
-    bias: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Fraction of training groups whose background depends on the action. Adds test sets ..._aligned and "
-            "..._conflict.",
-        ),
-    ] = None,
-    occlude: Annotated[
-        bool, typer.Option("--occlude", help="Add the test set ..._occluded: a pillar hides the subject in one view.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    out: Annotated[Path, Option(help="New or empty folder for the videos.")],
+    subjects: Annotated[int, Option(min=2, help="Number of subjects. The last third are test subjects.")] = 6,
+    episodes: Annotated[int, Option(min=1, help="Repetitions of each action by each subject.")] = 3,
+    bias: Annotated[float | None, Option(min=0, max=1, help=BIAS_HELP)] = None,
+    occlude: Annotated[bool, Option("--occlude", help="Add the test set ..._occluded: a pillar in one view.")] = False,
+    seed: Annotated[int, Option(help="Random seed.")] = 0,
     json_: JSON = False,
 ) -> None:
     """Draw moving figures, filmed by three cameras, in N-UCLA's layout: data to try everything."""
     from dtsf.pipeline.datasets.synthetic import synthesize_nucla
 
     with progress("draw", "clips") as update:
-        summary = synthesize_nucla(
+        made = synthesize_nucla(
             out, subjects=subjects, episodes=episodes, bias=bias, occlude=occlude, seed=seed, on_progress=update
         )
-    emit(summary, json_, _show_synth, summary)
 
+    def show() -> None:
+        people = f"{made.actions} actions by {made.subjects} subjects from {made.views} cameras"
+        console().print(f"{made.clips} videos of {people} in {made.seconds:.0f} s")
+        for name, path in made.collections.items():
+            # Each part has its own name, so that all fit into one cache.
+            label = name.removeprefix("multiview_action_videos").replace("_", "-")
+            option = f" --name nucla{label}" if label else ""
+            console().print(f"next: dtsf preprocess nucla --root {path}{option}", soft_wrap=True)
 
-def _show_synth(summary: SynthSummary) -> None:
-    console().print(
-        f"{summary.clips} videos of {summary.actions} actions by {summary.subjects} subjects from {summary.views} cameras "
-        f"in {summary.seconds:.0f} s"
-    )
-    for name, path in summary.collections.items():
-        # Each part has its own name, so that all fit into one cache.
-        label = name.removeprefix("multiview_action_videos").replace("_", "-")
-        option = f" --name nucla{label}" if label else ""
-        console().print(f"next: dtsf preprocess nucla --root {path}{option}", soft_wrap=True)
+    emit(made, json_, show)
 
 
 def import_command(
-    lists: Annotated[
-        list[Path], typer.Argument(help="mmaction2/pyskl pickle, DVANet CSV, or 'path label' lines; one or more.")
-    ],
-    root: Annotated[Path, typer.Option(help="Folder with the videos.")],
-    out: Annotated[Path | None, typer.Option(help="Manifest to write. Default: ROOT/manifest.csv.")] = None,
-    split: Annotated[
-        str, typer.Option(help="For a pickle with several splits: the prefix, for example xsub of xsub_train.")
-    ] = "",
-    labels: Annotated[
-        Path | None,
-        typer.Option(help="Label map: '0 name' lines, or names in order from 0. Default: the labels of the list."),
-    ] = None,
+    lists: Annotated[list[Path], Argument(help="Lists: mmaction2/pyskl pickle, DVANet CSV, or 'path label' lines.")],
+    root: Annotated[Path, Option(help="Folder with the videos.")],
+    out: Annotated[Path | None, Option(help="Manifest to write. Default: ROOT/manifest.csv.")] = None,
+    split: Annotated[str, Option(help="Prefix of the split in a pickle, for example xsub of xsub_train.")] = "",
+    labels: Annotated[Path | None, Option(help="Label map: '0 name' lines, or names in order from 0.")] = None,
     json_: JSON = False,
 ) -> None:
     """Turn lists of other projects into a manifest for `dtsf preprocess manifest`."""
     from dtsf.pipeline.datasets.import_lists import import_lists
 
-    summary = import_lists(lists, root, out, split, labels)
-    emit(summary, json_, _show_import, summary, root)
+    made = import_lists(lists, root, out, split, labels)
 
+    def show() -> None:
+        splits = ", ".join(f"{count} {name}" for name, count in made.splits.items())
+        console().print(f"{made.rows} videos in {made.groups} groups ({splits}) in {made.manifest}")
+        warnings = [f"note: {note}" for note in made.notes]
+        if made.missing:
+            count, first = len(made.missing), made.missing[0]
+            warnings.append(f"{count} entries have no video under {root} and are left out; the first is {first}")
+        if made.alone:
+            warnings.append(
+                f"{made.alone} names contain no performance and no camera: each is a group of one view. Fill in the columns "
+                "group and view if you know them"
+            )
+        for text in warnings:
+            console().print(text, style="yellow")
+        console().print(f"next: dtsf preprocess manifest --root {made.manifest}", soft_wrap=True)
 
-def _show_import(summary: ImportedList, root: Path) -> None:
-    splits = ", ".join(f"{count} {name}" for name, count in summary.splits.items())
-    console().print(f"{summary.rows} videos in {summary.groups} groups ({splits}) in {summary.manifest}")
-    warnings = [f"note: {note}" for note in summary.notes]
-    if summary.missing:
-        count, first = len(summary.missing), summary.missing[0]
-        warnings.append(f"{count} entries have no video under {root} and are left out; the first is {first}")
-    if summary.alone:
-        warnings.append(
-            f"{summary.alone} names contain no performance and no camera: each is a group of one view. Fill in the columns "
-            "group and view if you know them"
-        )
-    for text in warnings:
-        console().print(text, style="yellow")
-    console().print(f"next: dtsf preprocess manifest --root {summary.manifest}", soft_wrap=True)
+    emit(made, json_, show)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Exit, Option, Typer
 
 from dtsf.cli.options import CACHE, JSON, with_settings
 from dtsf.cli.show import console, emit, progress, results, styled, table
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
     from dtsf.experiments.results import Ablation, Reproduction
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
 
-reproduce_app = typer.Typer(
-    help="Run a published experiment: data check, both stages, one table.", no_args_is_help=True
-)
+ROOT_HELP = "Folder of the dataset or above it. Default: $DTSF_DATA/nucla, then ./data/nucla."
+reproduce_app = Typer(help="Run a published experiment: data check, both stages, one table.", no_args_is_help=True)
 
 
 @with_settings(AblateSettings, overrides=list[str], tests=list[str], seeds=str, gap=str)
@@ -28,15 +27,8 @@ def ablate_command(cache: CACHE = Path("cache"), json_: JSON = False, *, setting
     """
     from dtsf.experiments.ablation import ablate
 
-    announced: list[int] = []
-
-    def announce(result: Ablation) -> None:
-        if not announced:
-            announced.append(result.total)
-            _announce(result)
-
     with progress("ablate", "epochs") as update:
-        result = ablate(cache, settings, on_result=announce, on_epoch=update)
+        result = ablate(cache, settings, on_result=_announce, on_epoch=update)
     out = settings.out
     names = {"csv": f"{result.table}.csv", "markdown": f"{result.table}.md", "picture": f"{result.table}.svg"}
     document = result.document() | {"out": str(out), "files": {kind: str(out / name) for kind, name in names.items()}}
@@ -46,16 +38,15 @@ def ablate_command(cache: CACHE = Path("cache"), json_: JSON = False, *, setting
 
 
 def _announce(result: Ablation) -> None:
-
-    screen = console()
-    screen.print(
-        f"{result.title}: {len(result.rows)} variants, {len(result.seeds)} seeds, recipe {result.recipe}, "
-        f"{result.dataset} by {result.protocol}: {result.total} trainings, {result.reused} of them already done"
-    )
-    for test in result.tests:
-        screen.print(f"test {test.name}: {test.task}, {test.n_groups} groups")
-        if test.note:
-            screen.print(f"{test.name}: {test.note}", style="yellow")
+    """Print the plan before the first training."""
+    if result.done == result.reused:
+        size = f"{len(result.rows)} variants, {len(result.seeds)} seeds, recipe {result.recipe}"
+        work = f"{result.total} trainings, {result.reused} of them already done"
+        console().print(f"{result.title}: {size}, {result.dataset} by {result.protocol}: {work}")
+        for test in result.tests:
+            console().print(f"test {test.name}: {test.task}, {test.n_groups} groups")
+            if test.note:
+                console().print(f"{test.name}: {test.note}", style="yellow")
 
 
 def _show_ablation(result: Ablation) -> None:
@@ -70,16 +61,9 @@ def _show_ablation(result: Ablation) -> None:
 @reproduce_app.command("nucla")
 @with_settings(ReproduceSettings, overrides=list[str], protocols=list[str], seeds=str)
 def reproduce_nucla_command(
-    root: Annotated[
-        Path | None,
-        typer.Option(help="The dataset's folder or any folder above it. Default: $DTSF_DATA/nucla, then ./data/nucla."),
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results, runs and cache. Give the same one to continue.")] = Path(
-        "reproduce-nucla"
-    ),
-    check: Annotated[
-        bool, typer.Option("--check", help="Only check the data. Exit code 2 if they are incomplete.")
-    ] = False,
+    root: Annotated[Path | None, Option(help=ROOT_HELP)] = None,
+    out: Annotated[Path, Option(help="Folder of results, runs and cache.")] = Path("reproduce-nucla"),
+    check: Annotated[bool, Option("--check", help="Only check the data. Exit code 2 if they are incomplete.")] = False,
     json_: JSON = False,
     *,
     settings: ReproduceSettings,
@@ -92,11 +76,11 @@ def reproduce_nucla_command(
         _, found = examine_nucla(root)
     except DataError as error:
         _show_no_data(str(error))
-        raise typer.Exit(2) from error
+        raise Exit(2) from error
     if check:
         emit(found, json_, lambda: None)
         _show_check(found)
-        raise typer.Exit(0 if found.complete else 2)
+        raise Exit(0 if found.complete else 2)
     # Both stages take seconds to import, so the data are checked first.
     from dtsf.experiments.nucla import reproduce_nucla
 

@@ -5,52 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
-import typer
+from typer import Argument, Option
 
 from dtsf.cli.show import console, emit, progress, results, styled, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from rich.text import Text
+
     from dtsf.api import Prediction, Run
-    from dtsf.pipeline.watch import Performance, Watch
+    from dtsf.pipeline.watch import Performance
+
+VIEWS_HELP = (
+    "View of each video, for example 2,3. Give it if you pass fewer videos than the training had views; "
+    "otherwise the branch over all views is not used."
+)
+WEIGHTS_HELP = "Encoder weights file. Required if the run was trained with custom encoder weights."
+WATCH_HELP = (
+    "Folder that receives performances, one subfolder each. Predict each complete one, write prediction.json beside its "
+    "videos, and run until Ctrl-C."
+)
 
 
 def predict_command(
-    videos: Annotated[list[Path] | None, typer.Argument(help="Video files of one performance, one per view.")] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
-    onnx: Annotated[Path | None, typer.Option(help="File of dtsf export, instead of --run.")] = None,
-    views: Annotated[
-        str | None,
-        typer.Option(
-            help="View of each video, for example 2,3. Give it if you pass fewer videos than the training had views; "
-            "otherwise the branch over all views is not used."
-        ),
-    ] = None,
+    videos: Annotated[list[Path] | None, Argument(help="Video files of one performance, one per view.")] = None,
+    run: Annotated[Path | None, Option(help="Run folder.")] = None,
+    onnx: Annotated[Path | None, Option(help="File of dtsf export, instead of --run.")] = None,
+    views: Annotated[str | None, Option(help=VIEWS_HELP)] = None,
     video: Annotated[
-        Path | None,
-        typer.Option(help="Also write a film (.mp4, .mkv, .mov): the views side by side with the prediction."),
+        Path | None, Option(help="Film to write (.mp4, .mkv, .mov): all views with the prediction.")
     ] = None,
-    encoder_weights: Annotated[
-        Path | None,
-        typer.Option(
-            help="Encoder weights file. Required if the run was trained with custom encoder weights.", metavar="FILE"
-        ),
-    ] = None,
-    watch: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that receives performances, one subfolder each. Predict each complete one, write "
-            "prediction.json beside its videos, and run until Ctrl-C."
-        ),
-    ] = None,
-    settle: Annotated[
-        float,
-        typer.Option(min=0.0, help="With --watch: a performance is complete after this many seconds without change."),
-    ] = 3.0,
-    once: Annotated[bool, typer.Option("--once", help="With --watch: stop when no performance is left.")] = False,
+    encoder_weights: Annotated[Path | None, Option(help=WEIGHTS_HELP, metavar="FILE")] = None,
+    watch: Annotated[Path | None, Option(help=WATCH_HELP)] = None,
+    settle: Annotated[float, Option(min=0.0, help="With --watch: seconds without change until it is complete.")] = 3.0,
+    once: Annotated[bool, Option("--once", help="With --watch: stop when no performance is left.")] = False,
     json_: Annotated[
-        bool, typer.Option("--json", help="One JSON object on stdout; with --watch one line for each performance.")
+        bool, Option("--json", help="One JSON object on stdout; with --watch one per performance.")
     ] = False,
 ) -> None:
     """Predict the action in the given videos, with its uncertainty and the weight of each view."""
@@ -64,7 +55,7 @@ def predict_command(
     if watch is not None and run is not None:
         if videos or video is not None or views is not None:
             raise ConfigError("--watch takes the videos from its folder: give no videos, no --video and no --views")
-        watch_folder(api.load(run), watch, settle, encoder_weights, once=once, json_=json_)
+        _watch(api.load(run), watch, settle, encoder_weights, once=once, json_=json_)
         return
     given = videos or []
     failed: FilmError | None = None
@@ -94,11 +85,10 @@ def predict_command(
 
 
 def _show_prediction(result: Prediction, videos: Sequence[Path]) -> None:
-    numbers = f"  probability {result.probability:.3f}  uncertainty {result.uncertainty:.3f}"
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
     weights = zip(videos, result.view_weights, strict=True)
     for part in (
-        styled((result.label, "bold green"), numbers),
+        _headline(result.model_dump()),
         "",
         table("", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]),
         "",
@@ -107,58 +97,57 @@ def _show_prediction(result: Prediction, videos: Sequence[Path]) -> None:
         results().print(part)
 
 
-def watch_folder(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:
-    """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally."""
-    import signal
-
-    from dtsf.pipeline.watch import Watch
-
-    counts = {"predicted": 0, "unusable": 0}
-    # Both are set: a shell starts background processes with SIGINT ignored.
-    ends = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in ends]
-    try:
-        console().print(f"watching {folder}: one subfolder per performance; Ctrl-C ends", soft_wrap=True)
-        _predict_all(run, Watch(folder, settle=settle, once=once, notify=_warn), weights, json_, counts)
-    except KeyboardInterrupt:
-        console().print("")
-    finally:
-        for number, handler in zip(ends, before, strict=True):
-            signal.signal(number, handler)
-    console().print(f"stopped: {counts['predicted']} performances predicted, {counts['unusable']} unusable")
+def _headline(document: dict[str, Any], *before: str) -> Text:
+    numbers = f"  probability {document['probability']:.3f}  uncertainty {document['uncertainty']:.3f}"
+    return styled(*before, (document["label"], "bold green"), numbers)
 
 
 def _warn(text: str) -> None:
     results().print(styled((text, "yellow")), soft_wrap=True)
 
 
-def _predict_all(run: Run, watch: Watch, weights: Path | None, json_: bool, counts: dict[str, int]) -> None:
-    from dtsf.errors import DtsfError
+def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:
+    """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally."""
+    import signal
 
-    refused = False
-    for performance in watch:
-        document = _predict_one(run, performance, weights, first=not counts["predicted"])
-        counts["unusable" if "error" in document else "predicted"] += 1
-        watch.write_prediction(performance, document)
-        try:
-            emit({"performance": performance.folder.name, **document}, json_, _show_one, performance, document)
-        except DtsfError as error:
-            # The answers are also in prediction.json, so one warning is enough.
-            if not refused:
-                _warn(str(error))
-            refused = True
+    from dtsf.errors import DtsfError
+    from dtsf.pipeline.watch import Watch
+
+    predicted, unusable, refused = 0, 0, False
+    # Both are set: a shell starts background processes with SIGINT ignored.
+    ends = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in ends]
+    try:
+        console().print(f"watching {folder}: one subfolder per performance; Ctrl-C ends", soft_wrap=True)
+        watch = Watch(folder, settle=settle, once=once, notify=_warn)
+        for performance in watch:
+            document = _predict_one(run, performance, weights, first=not predicted)
+            predicted, unusable = predicted + ("error" not in document), unusable + ("error" in document)
+            watch.write_prediction(performance, document)
+            try:
+                emit({"performance": performance.folder.name, **document}, json_, _show_one, performance, document)
+            except DtsfError as error:
+                # The answers are also in prediction.json, so one warning is enough.
+                if not refused:
+                    _warn(str(error))
+                refused = True
+    except KeyboardInterrupt:
+        console().print("")
+    finally:
+        for number, handler in zip(ends, before, strict=True):
+            signal.signal(number, handler)
+    console().print(f"stopped: {predicted} performances predicted, {unusable} unusable")
 
 
 def _show_one(performance: Performance, document: dict[str, Any]) -> None:
-    name = performance.folder.name
+    name = f"{performance.folder.name}  "
     if "error" in document:
-        line = styled(f"{name}  ", ("unusable: ", "red"), document["error"])
+        line = styled(name, ("unusable: ", "red"), document["error"])
     else:
-        numbers = f"  probability {document['probability']:.3f}  uncertainty {document['uncertainty']:.3f}"
-        line = styled(f"{name}  ", (document["label"], "bold green"), f"{numbers}  {len(performance.videos)} views")
+        line = _headline(document, name).append(f"  {len(performance.videos)} views")
     results().print(line, soft_wrap=True)
     for message in performance.ignored:
-        _warn(f"{name}: {message}")
+        _warn(f"{performance.folder.name}: {message}")
 
 
 def _predict_one(run: Run, performance: Performance, weights: Path | None, *, first: bool) -> dict[str, Any]:
@@ -167,14 +156,14 @@ def _predict_one(run: Run, performance: Performance, weights: Path | None, *, fi
     """
     from dtsf.errors import ConfigError, DtsfError
 
-    ignored = {"ignored": list(performance.ignored)} if performance.ignored else {}
-    if performance.problem:
-        return {"error": performance.problem, **ignored}
-    try:
-        return {**run.predict(performance.videos, encoder_weights=weights).model_dump(mode="json"), **ignored}
-    except DtsfError as error:
-        if first and isinstance(error, ConfigError):
-            raise
-        return {"error": str(error), **ignored}
-    except Exception as error:  # noqa: BLE001  a defect of dtsf must not stop the watcher
-        return {"error": f"internal error: {type(error).__name__}: {error}", **ignored}
+    document: dict[str, Any] = {"error": performance.problem}
+    if not performance.problem:
+        try:
+            document = run.predict(performance.videos, encoder_weights=weights).model_dump(mode="json")
+        except DtsfError as error:
+            if first and isinstance(error, ConfigError):
+                raise
+            document = {"error": str(error)}
+        except Exception as error:  # noqa: BLE001  a defect of dtsf must not stop the watcher
+            document = {"error": f"internal error: {type(error).__name__}: {error}"}
+    return document | ({"ignored": list(performance.ignored)} if performance.ignored else {})

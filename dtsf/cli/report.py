@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Exit, Option
 
 from dtsf.cli.options import JSON
 from dtsf.cli.show import emit, progress, results, styled, table
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folder; several with --compare.")],
-    compare: Annotated[bool, typer.Option("--compare", help="Write one page that compares several runs.")] = False,
-    cache: Annotated[Path | None, typer.Option(help="Folder of the cache. Default: the cache of the training.")] = None,
+    runs: Annotated[list[Path], Argument(help="Run folder; several with --compare.")],
+    compare: Annotated[bool, Option("--compare", help="Write one page that compares several runs.")] = False,
+    cache: Annotated[Path | None, Option(help="Folder of the cache. Default: the cache of the training.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to write. Default: RUN/report.html, or ./compare.html with --compare.")
+        Path | None, Option(help="File to write. Default: RUN/report.html, or ./compare.html with --compare.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Performances of each kind in the gallery.")] = 6,
+    samples: Annotated[int, Option(min=0, help="Performances of each kind in the gallery.")] = 6,
     json_: JSON = False,
 ) -> None:
     """Write an HTML report of a run: curves, classes, calibration, bias probes, pictures."""
@@ -60,7 +60,7 @@ def _emit_page(file: Path, begin: float, json_: bool) -> None:
 
 
 def doctor_command(
-    cache: Annotated[Path, typer.Option(help="Folder of the cache, to check the space on its disk.")] = Path("cache"),
+    cache: Annotated[Path, Option(help="Folder of the cache, to check the space on its disk.")] = Path("cache"),
     json_: JSON = False,
 ) -> None:
     """Check this machine: Python, CUDA, scan, codecs, encoder, disk, and both stages on a small example."""
@@ -70,7 +70,7 @@ def doctor_command(
         found = examine(cache, on_step=update)
     emit(found.summary(), json_, _show_doctor, found)
     if not found.ok:
-        raise typer.Exit(2)
+        raise Exit(2)
 
 
 def _show_doctor(found: Health) -> None:

@@ -7,14 +7,14 @@ So a finished training is not repeated, also not for another table in the same `
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.experiments.grid import Job, finished_record, locked, resolve, run_jobs
+from dtsf.experiments.grid import Job, finished_record, locked, resolve, run_job
 from dtsf.experiments.results import Ablation, AblationRow
 from dtsf.experiments.settings import AblateSettings
 from dtsf.experiments.tables import write_ablation
@@ -26,7 +26,7 @@ from dtsf.training.train import check_device, check_recipe_fits
 from dtsf.training.train_state import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from dtsf.experiments.results import RunRecord
     from dtsf.experiments.test_sets import TestSet
@@ -102,7 +102,7 @@ def ablate(
             if variant.same_as is None
         }
         records = {key: record for key, job in jobs.items() if (record := finished_record(job))}
-        todo = {job.name: key for key, job in jobs.items() if key not in records}
+        todo = {key: job for key, job in jobs.items() if key not in records}
         start = Ablation(
             table=Path(chosen.table).stem,
             title=rows.title,
@@ -123,32 +123,24 @@ def ablate(
             fingerprint=data.spec.fingerprint(),
             versions=versions(),
         )
-        total, before = sum(jobs[key].settings.train.epochs for key in todo.values()), 0
+        total, before = sum(job.settings.train.epochs for job in todo.values()), 0
 
-        @contextmanager
-        def watch(job: Job) -> Iterator[Callable[[EpochReport], None]]:
-            nonlocal before
-            title = f"{todo[job.name][0]}, seed {job.seed}"
-
-            def show(report: EpochReport) -> None:
-                if on_epoch is not None:
-                    on_epoch(before + report.epoch, total, f"{title}, loss {report.loss:.3f}")
-
-            yield show
-            before += job.settings.train.epochs
+        def show(title: str, before: int, report: EpochReport) -> None:
+            if on_epoch is not None:
+                on_epoch(before + report.epoch, total, f"{title}, loss {report.loss:.3f}")
 
         def publish() -> Ablation:
-            ablation = start.model_copy(
-                update={"rows": tuple(_row(v, seeds, tests, records) for v in variants), "done": len(records)}
-            )
+            found = tuple(_row(variant, seeds, tests, records) for variant in variants)
+            ablation = start.model_copy(update={"rows": found, "done": len(records)})
             write_ablation(ablation, out)
             if on_result is not None:
                 on_result(ablation)
             return ablation
 
         ablation = publish()
-        for job, record in run_jobs([jobs[key] for key in todo.values()], watch):
-            records[todo[job.name]] = record
+        for key, job in todo.items():
+            records[key] = run_job(job, partial(show, f"{key[0]}, seed {job.seed}", before))
+            before += job.settings.train.epochs
             ablation = publish()
         return ablation
 

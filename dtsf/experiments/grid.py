@@ -26,8 +26,7 @@ from dtsf.training.splits import exclude_classes
 from dtsf.training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from dtsf.cache.reader import CachedDataset
@@ -71,22 +70,27 @@ class Job:
         return self.out / self.name
 
 
-def run_jobs(
-    jobs: Iterable[Job], watch: Callable[[Job], AbstractContextManager[Callable[[EpochReport], None]]]
-) -> Iterator[tuple[Job, RunRecord]]:
-    """Train and evaluate jobs one after the other. Yield each with its record.
-
-    ``watch``: called before each job. It is a context that returns a callback for the epochs of the job. Raises CheckpointError:
-    a damaged checkpoint or record.
+def run_job(job: Job, on_epoch: Callable[[EpochReport], None]) -> RunRecord:
+    """Train a job if it is not trained, and evaluate it on the tests without a score. Raises CheckpointError: a damaged
+    checkpoint or record.
     """
-    for job in jobs:
-        with watch(job) as on_epoch:
-            record = read_record(job)
-            if record is None or not record.trained or not (job.folder / "last").is_dir():
-                record = _train(job, record, on_epoch)
-            record = _evaluate(job, record)
-        logger.info("%s: %s", job.name, {name: score.top1 for name, score in record.scores.items()})
-        yield job, record
+    record = read_record(job)
+    if record is None or not record.trained or not (job.folder / "last").is_dir():
+        record = _train(job, record, on_epoch)
+    missing = _missing(job, record)
+    if missing:
+        torch.set_num_threads(job.settings.train.usable_threads)
+        checkpoint = load_checkpoint(job.folder / "last")
+        net, classes = load_network(checkpoint), checkpoint.state.info.class_names
+        if job.device != "cpu" and torch.cuda.is_available():
+            net = net.to("cuda")
+        draws = job.settings.train.draws
+        for test in missing:
+            evaluation = evaluate(net, test.data, test.rule, seed=job.seed, draws=draws, classes=classes)
+            record = _with_score(job, record, test, evaluation)
+        write_json(job.folder / RECORD, record.model_dump(mode="json"))
+    logger.info("%s: %s", job.name, {name: score.top1 for name, score in record.scores.items()})
+    return record
 
 
 def finished_record(job: Job) -> RunRecord | None:
@@ -157,22 +161,6 @@ def _train(job: Job, before: RunRecord | None, on_epoch: Callable[[EpochReport],
         assert record is not None
         record = record.model_copy(update={"trained": True, "epochs": trained.epochs})
         record = _with_score(job, record, own, trained.evaluation)
-    return record
-
-
-def _evaluate(job: Job, record: RunRecord) -> RunRecord:
-    missing = _missing(job, record)
-    if missing:
-        torch.set_num_threads(job.settings.train.usable_threads)
-        checkpoint = load_checkpoint(job.folder / "last")
-        net, classes = load_network(checkpoint), checkpoint.state.info.class_names
-        if job.device != "cpu" and torch.cuda.is_available():
-            net = net.to("cuda")
-        draws = job.settings.train.draws
-        for test in missing:
-            evaluation = evaluate(net, test.data, test.rule, seed=job.seed, draws=draws, classes=classes)
-            record = _with_score(job, record, test, evaluation)
-        write_json(job.folder / RECORD, record.model_dump(mode="json"))
     return record
 
 

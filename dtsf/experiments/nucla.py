@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +22,7 @@ from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
 from dtsf.experiments.checks import STAGE1, check_recipe, choose_protocols, claim
-from dtsf.experiments.grid import Job, finished_record, locked, read_json, resolve, run_jobs, timed, write_json
+from dtsf.experiments.grid import Job, finished_record, locked, read_json, resolve, run_job, timed, write_json
 from dtsf.experiments.results import Reproduction, Stage, rows_of
 from dtsf.experiments.settings import ReproduceSettings
 from dtsf.experiments.tables import write_reproduction
@@ -131,7 +132,13 @@ def reproduce_nucla(
             for part in parts:
                 own = [records[job.name] for job in part.jobs if job.name in records]
                 rows += rows_of(own, [protocol for protocol in protocols if protocol.startswith("cross-view:")])
-                stages += _stages(part, own)
+                clips, spent = part.stage1.clips, sum(run.seconds for run in own)
+                decoded = (
+                    f"{clips} clips decoded and embedded" if part.seconds else f"all {clips} clips were in the cache"
+                )
+                count = f"{len(own)} of {len(part.jobs)} runs"
+                stages.append(Stage(name=f"{part.title}preprocess", seconds=part.seconds, what=decoded))
+                stages.append(Stage(name=f"{part.title}train and evaluate", seconds=spent, what=count))
             stages.append(Stage(name="all", seconds=sum(stage.seconds for stage in stages), what="over all starts"))
             versions = out / runs[-1].run / "environment.json" if runs else out
             result = Reproduction(
@@ -150,18 +157,20 @@ def reproduce_nucla(
             write_reproduction(result, out)
             return result
 
-        @contextmanager
-        def watch(job: Job) -> Iterator[Callable[[EpochReport], None]]:
-            title = f"{job.tests[0].rule} seed {job.seed}"
-            say(f"run {jobs.index(job) + 1} of {len(jobs)}: {title}, recipe {job.recipe}")
-            with show(title, "epochs") as update:
-                yield lambda e: update(e.epoch, e.epochs, f"loss {e.loss:.3f}  accuracy {e.accuracy:.2f}")
-
-        for job, record in run_jobs([job for job in jobs if job.name not in records], watch):
-            records[job.name] = record
-            say(f"  top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s")
-            publish()
+        for n, job in enumerate(jobs, 1):
+            if job.name not in records:
+                title = f"{job.tests[0].rule} seed {job.seed}"
+                say(f"run {n} of {len(jobs)}: {title}, recipe {job.recipe}")
+                with show(title, "epochs") as update:
+                    record = run_job(job, partial(_show_epoch, update))
+                records[job.name] = record
+                say(f"  top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s")
+                publish()
         return publish()
+
+
+def _show_epoch(update: Callable[..., None], report: EpochReport) -> None:
+    update(report.epoch, report.epochs, f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}")
 
 
 def _plans(
@@ -225,16 +234,6 @@ def _preprocess(
     else:
         say(f"stage 1: {result.clips - result.already_done} clips in {result.seconds:.0f} s")
     return result, doubt, read_json(file)["seconds"]
-
-
-def _stages(part: Part, runs: Sequence[RunRecord]) -> list[Stage]:
-    clips = part.stage1.clips
-    done = f"{clips} clips decoded and embedded" if part.seconds else f"all {clips} clips were in the cache"
-    trained, count = sum(run.seconds for run in runs), f"{len(runs)} of {len(part.jobs)} runs"
-    return [
-        Stage(name=f"{part.title}preprocess", seconds=part.seconds, what=done),
-        Stage(name=f"{part.title}train and evaluate", seconds=trained, what=count),
-    ]
 
 
 def _jobs(plan: ReproduceSettings, out: Path, folder: Path, protocols: Sequence[str]) -> tuple[Job, ...]:

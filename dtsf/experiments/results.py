@@ -20,7 +20,6 @@ class TestSummary(Frozen):
 
     name: str
     task: str
-    """Description of the test."""
     n_groups: int
     note: str = ""
     """Warning for the reader: clips or subjects of the training are in the test."""
@@ -51,13 +50,11 @@ class Ablation(Frozen):
     protocol: str
     recipe: str
     overrides: tuple[str, ...]
-    """Changes of all rows."""
     init: str | None
     device: str
     seeds: tuple[int, ...]
     tests: tuple[TestSummary, ...]
     gap: tuple[str, str] | None
-    """Two tests. The table shows their difference."""
     rows: tuple[AblationRow, ...]
     done: int
     """Number of finished trainings, of ``total``. Rows with the same settings share a training."""
@@ -115,16 +112,12 @@ class RunRecord(Frozen):
     protocol: str
     seed: int
     run: str
-    """Folder, relative to the folder of the experiment."""
     task: str
-    """Description of the test of its protocol."""
     train_clips: int
     train_groups: int
     recipe: str
     settings: dict[str, Any]
-    """The recipe with all its values."""
     fingerprint: str
-    """Fingerprint of the cache."""
     seconds: float
     """Time of the training and its test, over all starts."""
     trained: bool = False
@@ -150,15 +143,13 @@ class ProtocolRow(Frozen):
     runs: int
     seeds: tuple[int, ...]
     top1: tuple[float, ...]
-    """One number for each seed."""
     mean: float
     spread: float | None
     """Standard deviation over the seeds (n - 1); None for one seed."""
-    train: str = ""
-    """``328 clips, 111 groups``."""
-    test: str = ""
-    left_out: dict[str, int] = {}
-    recipe: str = ""
+    train: str
+    test: str
+    left_out: dict[str, int]
+    recipe: str
     seconds: float
     """Mean time of one run."""
 
@@ -192,7 +183,6 @@ class Reproduction(Frozen):
     stages: tuple[Stage, ...]
     versions: dict[str, str]
     command: str
-    """The command that repeats it."""
 
 
 def rows_of(runs: Sequence[RunRecord], rotations: Sequence[str] = ()) -> tuple[ProtocolRow, ...]:
@@ -200,34 +190,32 @@ def rows_of(runs: Sequence[RunRecord], rotations: Sequence[str] = ()) -> tuple[P
     rows = []
     for protocol in dict.fromkeys(run.protocol for run in runs):
         own = [run for run in runs if run.protocol == protocol]
-        first = own[0]
-        row = _row(protocol, first.task, {run.seed: run.top1 for run in own}, [run.seconds for run in own])
-        details = {
-            "train": f"{first.train_clips} clips, {first.train_groups} groups",
-            "test": f"{first.test_clips} clips, {first.test_groups} groups",
-            "left_out": first.left_out,
-            "recipe": ", ".join(dict.fromkeys(run.recipe for run in own)),
-        }
-        rows.append(row.model_copy(update=details))
+        recipes = ", ".join(dict.fromkeys(run.recipe for run in own))
+        rows.append(_row(own, own[0].task, {run.seed: run.top1 for run in own}, recipes))
     parts = [row for row in rows if row.protocol in rotations]
     seeds = sorted(set(parts[0].seeds).intersection(*(row.seeds for row in parts))) if parts else []
     if len(rotations) > 1 and len(parts) == len(rotations) and seeds:
-        top1 = {seed: statistics.fmean(row.top1[row.seeds.index(seed)] for row in parts) for seed in seeds}
-        task = "the rows above, averaged seed by seed"
-        mean = _row(f"mean of {len(parts)} rotations", task, top1, [row.seconds for row in parts])
-        rows.insert(rows.index(parts[-1]) + 1, mean.model_copy(update={"runs": len(seeds) * len(parts)}))
+        own = [run for run in runs if run.protocol in rotations and run.seed in seeds]
+        top1 = {seed: statistics.fmean(run.top1 for run in own if run.seed == seed) for seed in seeds}
+        mean = _row(own, "the rows above, averaged seed by seed", top1, "")
+        changes = {"protocol": f"mean of {len(parts)} rotations", "train": "", "test": "", "left_out": {}}
+        rows.insert(rows.index(parts[-1]) + 1, mean.model_copy(update=changes))
     return tuple(rows)
 
 
-def _row(protocol: str, task: str, by_seed: Mapping[int, float], seconds: Sequence[float]) -> ProtocolRow:
-    top1 = tuple(by_seed.values())
+def _row(runs: Sequence[RunRecord], task: str, by_seed: Mapping[int, float], recipe: str) -> ProtocolRow:
+    first, top1 = runs[0], tuple(by_seed.values())
     return ProtocolRow(
-        protocol=protocol,
+        protocol=first.protocol,
         task=task,
-        runs=len(top1),
+        runs=len(runs),
         seeds=tuple(by_seed),
         top1=top1,
         mean=statistics.fmean(top1),
         spread=statistics.stdev(top1) if len(top1) > 1 else None,
-        seconds=statistics.fmean(seconds),
+        train=f"{first.train_clips} clips, {first.train_groups} groups",
+        test=f"{first.test_clips} clips, {first.test_groups} groups",
+        left_out=first.left_out,
+        recipe=recipe,
+        seconds=statistics.fmean(run.seconds for run in runs),
     )

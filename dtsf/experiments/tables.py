@@ -16,7 +16,7 @@ from dtsf.report import svg
 from dtsf.report.page import write_page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from dtsf.experiments.results import Ablation, AblationRow, ProtocolRow, Reproduction
@@ -35,6 +35,7 @@ CSV_COLUMNS = [
     "seconds",
     "run",
 ]
+CONTINUE = "Run the same command again to continue."
 STYLE = Markup(
     "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
     ".strong{font-weight:600}.grid{stroke:#ddd}.fill0{fill:#4878b0}.fill1{fill:#c8641e}"
@@ -88,7 +89,19 @@ def _ablation_csv(ablation: Ablation) -> str:
             seconds = f"{statistics.fmean(row.seconds.values()):.1f}" if row.seconds else ""
             numbers = ablation.cells(by_seed, digits=6, empty="")
             rows.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source])
-    return csv_text(["variant", "test", "mean", "spread", *_seeds(ablation), "seconds", "differs", "source"], rows)
+    return csv_text(
+        [
+            "variant",
+            "test",
+            "mean",
+            "spread",
+            *(f"seed {seed}" for seed in ablation.seeds),
+            "seconds",
+            "differs",
+            "source",
+        ],
+        rows,
+    )
 
 
 def _ablation_markdown(ablation: Ablation) -> str:
@@ -98,7 +111,7 @@ def _ablation_markdown(ablation: Ablation) -> str:
         for row, by_seed in zip(ablation.rows, values, strict=True):
             seconds = f"{statistics.fmean(row.seconds.values()):.0f}" if row.seconds else "-"
             rows.append([row.variant, *ablation.cells(by_seed), seconds])
-        heads = ["variant", "mean", "spread (max - min)", *_seeds(ablation), "seconds"]
+        heads = ["variant", "mean", "spread (max - min)", *(f"seed {seed}" for seed in ablation.seeds), "seconds"]
         parts += [f"## {escape(name)}", f"{escape(task)}.", markdown_table(heads, rows)]
     parts.append(f"## The rows, and their differences from {escape(ablation.rows[0].variant)}")
     details = []
@@ -113,23 +126,16 @@ def _ablation_markdown(ablation: Ablation) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _facts(ablation: Ablation) -> Iterator[str]:
+def _facts(ablation: Ablation) -> list[str]:
     changed = f" with {escape(' '.join(ablation.overrides))}" if ablation.overrides else ""
-    yield (
+    facts = [
         f"Dataset {escape(ablation.dataset)}, protocol {ablation.protocol}, recipe {escape(ablation.recipe)}{changed}, "
         f"device {ablation.device}, cache fingerprint {ablation.fingerprint}, dtsf {ablation.versions.get('dtsf', '?')}, "
-        f"PyTorch {ablation.versions.get('torch', '?')}. Numbers are fractions. Seconds are the mean time of a training; "
-        "they depend on the load of the machine."
-    )
+        f"PyTorch {ablation.versions.get('torch', '?')}. Numbers are fractions. Seconds are the mean time of a training."
+    ]
     if ablation.done < ablation.total:
-        yield f"**Not finished: {ablation.done} of {ablation.total} trainings.** Run the same command again to continue."
-    for test in ablation.tests:
-        if test.note:
-            yield f"**{escape(test.name)}: {escape(test.note)}.**"
-
-
-def _seeds(ablation: Ablation) -> list[str]:
-    return [f"seed {seed}" for seed in ablation.seeds]
+        facts.append(f"**Not finished: {ablation.done} of {ablation.total} trainings.** {CONTINUE}")
+    return facts + [f"**{escape(test.name)}: {escape(test.note)}.**" for test in ablation.tests if test.note]
 
 
 def _train_command(ablation: Ablation, row: AblationRow) -> str:
@@ -218,9 +224,7 @@ def _reproduction_markdown(reproduction: Reproduction) -> str:
     title = "N-UCLA, reproduced" if reproduction.comparable else "Not N-UCLA: the experiment on other data"
     parts = [f"# {title}", f"{check.summary}."]
     if finished < reproduction.planned:
-        parts.append(
-            f"**Not finished: {finished} of {reproduction.planned} runs.** Run the same command again to continue."
-        )
+        parts.append(f"**Not finished: {finished} of {reproduction.planned} runs.** {CONTINUE}")
     parts += [f"Note: {note}." for note in reproduction.notes]
     if reproduction.too_many_bad:
         parts.append(f"**Doubtful: {reproduction.too_many_bad}**")
