@@ -1,4 +1,4 @@
-"""``dtsf ablate``: real trainings of tiny networks, killed and gone on with, judged elsewhere, and what is refused."""
+"""``dtsf ablate``: real trainings of tiny networks, killed and continued, evaluated on other datasets, and refusals."""
 
 import csv
 import json
@@ -194,7 +194,6 @@ def test_ablate__evaluates_on_other_datasets_and_shows_the_gap(cache, tmp_path):
     assert [(test.name, test.n_groups) for test in result.tests] == [
         ("drawn", 6), ("aligned", 12), ("conflict@cross-subject:3", 6),
     ]  # fmt: skip
-    # What is unseen of one training need not be of another: a judge's own words do not count.
     assert [test.note for test in result.tests] == ["", "", ""]
     assert result.tests[2].task == "test clips of conflict by cross-subject:3"
     table = rows_of(tmp_path / "debias.csv")
@@ -207,7 +206,7 @@ def test_ablate__evaluates_on_other_datasets_and_shows_the_gap(cache, tmp_path):
             conflict = run.evaluate(cache, dataset="conflict", protocol="cross-subject:3").metrics.top1
             assert row.top1["aligned"][seed] == pytest.approx(aligned)
             assert float(gap[f"seed {seed}"]) == pytest.approx(aligned - conflict, abs=1e-6)
-    # A judge more is judged, not trained for; and clips that were trained on are named.
+    # A further test needs no training. Clips that were trained on are reported.
     epochs = []
     more = package.ablate(
         cache, tests=["drawn@all", "conflict"], on_epoch=lambda *words: epochs.append(words), **options

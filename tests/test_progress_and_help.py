@@ -143,16 +143,6 @@ def test_completion__has_commands_and_options(tmp_path, line, expected):
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion__is_printed_for_each_shell(tmp_path, shell):
-    environment = os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    done = subprocess.run(
-        [DTSF, "--show-completion", shell], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "_DTSF_COMPLETE" in done.stdout
-
-
 def test_completion__works_in_bash(tmp_path):
     environment = os.environ | {
         "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",

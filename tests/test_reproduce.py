@@ -146,9 +146,9 @@ def test_check_nucla__detects_other_data_of_the_same_layout(world):
 
 def _record(protocol, seed, top1):
     sizes = {"train_clips": 20, "train_groups": 10, "test_clips": 4, "test_groups": 4, "left_out": {"truncated": 2}}
-    judged = {"task": "a test", "top1": top1, "top5": 1.0, "ece": 0.1, "view_top1": (top1, None)}
+    scores = {"task": "a test", "top1": top1, "top5": 1.0, "ece": 0.1, "view_top1": (top1, None)}
     trained = {"recipe": "default", "settings": {}, "epochs": 3, "fingerprint": "f", "seconds": 30.0}
-    return RunRecord(protocol=protocol, seed=seed, run=f"runs/{protocol}-{seed}", **sizes, **judged, **trained)
+    return RunRecord(protocol=protocol, seed=seed, run=f"runs/{protocol}-{seed}", **sizes, **scores, **trained)
 
 
 def test_rows_of__averages_rotations_seed_by_seed():
@@ -246,7 +246,7 @@ def test_reproduce__resumes_an_interrupted_run_to_the_same_bits(world, reproduce
     killed = out / "runs/cross-subject-2-seed2"
     killed.mkdir()
     (killed / "config.toml").touch()
-    # And as a kill between the last epoch and the record of the run: only the judgement is missing.
+    # And as a kill between the last epoch and the record of the run: only the record is missing.
     (out / "runs/cross-subject-2-seed0/result.json").rename(tmp_path / "result.json")
     trained = (out / "runs/cross-subject-2-seed0/last/model.safetensors").stat().st_mtime_ns
     result, lines = _reproduce(world, out, seeds=(0, 1))
@@ -328,7 +328,7 @@ def test_reproduce__does_not_use_other_clips_in_the_cache(world, tmp_path):
 
 def test_reproduce_command__counts_unusable_clips_and_exits_1(dtsf, world, cut_file, tmp_path):
     _two_actions(world, tmp_path / "data")
-    # Of a test subject: a judgement counts its own side's clips alone.
+    # A clip of a test subject: it is missing in the test only.
     broken = tmp_path / "data/a05/v02_s02_e00.avi"
     source = broken.resolve()
     broken.unlink()

@@ -30,11 +30,7 @@ app = typer.Typer(
     "130 interrupted, safe to run again.",
 )
 PANELS: dict[str, list[tuple[str, Callable[..., None] | typer.Typer]]] = {
-    "From videos to an answer": [
-        ("preprocess", preprocess_command),
-        ("train", train_command),
-        ("predict", predict_command),
-    ],
+    "Videos to answers": [("preprocess", preprocess_command), ("train", train_command), ("predict", predict_command)],
     "Evaluate": [("evaluate", evaluate_command), ("report", report_command)],
     "Compare": [("ablate", ablate_command), ("reproduce", reproduce_app)],
     "Data": [("cache", cache_app), ("import", import_command), ("export", export_command), ("synth", synth_app)],
@@ -46,11 +42,7 @@ INTRODUCTION = {
     "  dtsf train                           ": "a network from the cache, in minutes",
     "  dtsf predict CAM1 CAM2 --run RUN     ": "class and uncertainty of one performance",
 }
-HINTS = {
-    "all commands:": "dtsf --help",
-    "no videos yet:": "dtsf synth nucla --out drawn",
-    "check setup:": "dtsf doctor",
-}
+HINTS = {"all commands:": "dtsf --help", "no videos yet:": "dtsf synth nucla --out drawn", "check it:": "dtsf doctor"}
 
 
 def _print_version(requested: bool) -> None:

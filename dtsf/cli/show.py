@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 
     from dtsf.training.protocols import Split
 
-__all__ = [
-    "console",
-    "emit",
-    "evaluation_table",
-    "print_json",
-    "progress",
-    "results",
-    "split_table",
-    "styled",
-    "table",
-]
+__all__ = ["console", "emit", "evaluation_table", "print_json", "progress", "results", "split_table", "styled", "table"]
 
 CLASSES_SHOWN = 15
 """Number of classes in a table on a terminal. ``metrics.json`` and the report have all."""

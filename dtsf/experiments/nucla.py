@@ -283,10 +283,6 @@ def _command(root: Path, out: Path, settings: ReproduceSettings) -> str:
     defaults = ReproduceSettings()
     for name in ("protocols", "cache", "recipe", "init", "encoder", "frames", "size", "grid", "epochs", "overrides"):
         value = getattr(settings, name)
-        if value != getattr(defaults, name):
-            words += [
-                w
-                for item in (value if isinstance(value, tuple) else [value])
-                for w in (settings.option(name), str(item))
-            ]
+        items = value if isinstance(value, tuple) else [value]
+        words += [w for item in items if value != getattr(defaults, name) for w in (settings.option(name), str(item))]
     return shlex.join(words)

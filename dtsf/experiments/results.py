@@ -37,7 +37,6 @@ class AblationRow(Frozen):
     top1: dict[str, dict[int, float]]
     """Test -> seed -> accuracy, for finished trainings."""
     seconds: dict[int, float]
-    """Seed -> time of the training."""
 
 
 class Ablation(Frozen):
@@ -60,7 +59,6 @@ class Ablation(Frozen):
     """Number of finished trainings, of ``total``. Rows with the same settings share a training."""
     total: int
     reused: int
-    """Number of trainings that were finished at the start."""
     fingerprint: str
     versions: dict[str, str]
 
@@ -151,7 +149,6 @@ class ProtocolRow(Frozen):
     left_out: dict[str, int]
     recipe: str
     seconds: float
-    """Mean time of one run."""
 
 
 class Stage(Frozen):
@@ -175,7 +172,6 @@ class Reproduction(Frozen):
     bad_clips: dict[str, int]
     """Number of clips that could not be decoded, by status."""
     too_many_bad: str | None
-    """Message of stage 1 if too many clips were unusable."""
     notes: tuple[str, ...]
     """Protocols that were left out or changed, and why."""
     rows: tuple[ProtocolRow, ...]

@@ -22,19 +22,7 @@ if TYPE_CHECKING:
     from dtsf.experiments.results import Ablation, AblationRow, ProtocolRow, Reproduction
     from dtsf.pipeline.datasets.nucla_check import Count, NuclaCheck
 
-CSV_COLUMNS = [
-    "protocol",
-    "seed",
-    "top1",
-    "top5",
-    "ece",
-    "test_groups",
-    "train_groups",
-    "recipe",
-    "epochs",
-    "seconds",
-    "run",
-]
+FIELDS = ("protocol", "seed", "top1", "top5", "ece", "test_groups", "train_groups", "recipe", "epochs", "seconds")
 CONTINUE = "Run the same command again to continue."
 STYLE = Markup(
     "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
@@ -54,9 +42,11 @@ def write_ablation(ablation: Ablation, out: Path) -> None:
 
 def write_reproduction(reproduction: Reproduction, out: Path) -> None:
     """Write ``results.md``, ``results.csv`` and ``results.json`` into ``out``. Raises ConfigError: a file cannot be written."""
-    runs = ([*(getattr(run, name) for name in CSV_COLUMNS), sum(run.left_out.values())] for run in reproduction.runs)
+    rows = (
+        [*(getattr(run, name) for name in FIELDS), run.run, sum(run.left_out.values())] for run in reproduction.runs
+    )
     write_page(out / "results.md", _reproduction_markdown(reproduction))
-    write_page(out / "results.csv", csv_text([*CSV_COLUMNS, "left_out"], runs))
+    write_page(out / "results.csv", csv_text([*FIELDS, "run", "left_out"], rows))
     write_page(out / "results.json", json_text(reproduction.model_dump(mode="json"), indent=1) + "\n")
 
 
