@@ -1,6 +1,6 @@
 """VideoMamba's forward in float64, written from its description alone: slow, no module of dtsf, one token at a time.
 
-Source: Li et al. 2024 and model-facts 1.4 to 1.6. ``state`` holds tensors by VideoMamba's own names.
+Source: Li et al. 2024, and docs/paper.md (VideoMamba's conventions). ``state`` holds tensors by VideoMamba's own names.
 """
 
 import math

@@ -77,7 +77,7 @@ def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
 def combine_evidence(evidence_BVK: Tensor, mask_BV: Tensor) -> Tensor:
     """Combine the evidence of all present views: (B, K), at least that of each view.
 
-    Two opinions (b1, u1), (b2, u2) give ``b_k = (b1_k b2_k + b1_k u2 + b2_k u1) / (1 - C)`` and ``u = u1 u2 / (1 - C)`` with the
+    Two views with (b1, u1), (b2, u2) give ``b_k = (b1_k b2_k + b1_k u2 + b2_k u1) / (1 - C)`` and ``u = u1 u2 / (1 - C)`` with the
     conflict ``C = sum_{i != j} b1_i b2_j``. In evidence ``e = K b / u`` the rule is a product over the views,
     ``1 + e_k / K = prod_v (1 + e_vk / K)``: no order and no division by ``1 - C``.
     """

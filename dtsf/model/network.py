@@ -39,8 +39,6 @@ class Output:
     alpha_BK: Tensor
     uncertainty_B: Tensor
     view_logits_BVK: Tensor
-    view_alpha_BVK: Tensor
-    view_uncertainty_BV: Tensor
     view_feature_BVD: Tensor
     """Features of the encoder; zero for absent views."""
     feature_BD: Tensor
@@ -52,6 +50,11 @@ class Output:
     """Logits of each branch."""
     branch_view_logits_NBVK: Tensor
     """Logits of each view, from the branches that have them."""
+
+    @property
+    def view_uncertainty_BV(self) -> Tensor:
+        """Uncertainty of each view, without calibration."""
+        return uncertainty(dirichlet(self.view_logits_BVK))
 
     @property
     def probabilities_BK(self) -> Tensor:
@@ -83,20 +86,10 @@ class DTSFNet(nn.Module):
         self.inputs = Inputs(config, channels, side)
         # Branches with views "all" are made last. The order decides the random initialisation and the order of the parameters, with
         # which the results in docs were measured.
-        order = sorted(range(len(config.branch)), key=lambda k: config.branch[k].views == "all")
-        self.branches = nn.ModuleDict(
-            {
-                str(k): Branch(
-                    config,
-                    config.branch[k],
-                    channels=self.inputs.channels(config.branch[k]),
-                    side=side,
-                    n_classes=n_classes,
-                    n_views=n_views,
-                )
-                for k in order
-            }
-        )
+        order = sorted(enumerate(config.branch), key=lambda numbered: numbered[1].views == "all")
+        sizes = {"side": side, "n_classes": n_classes, "n_views": n_views}
+        made = {str(k): Branch(config, x, channels=self.inputs.channels(x), **sizes) for k, x in order}
+        self.branches = nn.ModuleDict(made)
         self.fusion = make_fusion(config.fusion, config.width, n_views)
         self.calibrator = EvidenceCalibrator(config.width, n_classes, channels)
         self.feature_stats = FeatureStatistics(self, config.width)
@@ -104,7 +97,7 @@ class DTSFNet(nn.Module):
     @property
     def encoders(self) -> list[VideoMamba]:
         """Encoders of the branches, in the order of the settings."""
-        return [self._branch(k).encoder for k in range(len(self.branches))]
+        return [cast("Branch", self.branches[str(k)]).encoder for k in range(len(self.branches))]
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views.
@@ -127,7 +120,7 @@ class DTSFNet(nn.Module):
         branches = self._branches(list(weights), self.inputs.project(x_BVTHWC), mask)
         average = branches[0] if len(branches) == 1 else _average(branches, list(weights.values()))
         views = cast("ViewOutput", average.views)
-        alpha_BK, view_alpha_BVK = dirichlet(average.logits_BK), dirichlet(views.logits_BVK)
+        alpha_BK = dirichlet(average.logits_BK)
         if self.calibrator.fitted and not self.training:
             statistics_BVS = self.statistics(x_BVTHWC)
             alpha_BK = self.calibrator(average.logits_BK, average.feature_BD, statistics_BVS, views.weights_BV)
@@ -136,8 +129,6 @@ class DTSFNet(nn.Module):
             alpha_BK=alpha_BK,
             uncertainty_B=uncertainty(alpha_BK),
             view_logits_BVK=views.logits_BVK,
-            view_alpha_BVK=view_alpha_BVK,
-            view_uncertainty_BV=uncertainty(view_alpha_BVK),
             view_feature_BVD=views.feature_BVD,
             feature_BD=average.feature_BD.float(),
             view_weights_BV=views.weights_BV,
@@ -151,9 +142,6 @@ class DTSFNet(nn.Module):
         statistics_PS = clip_statistics(x_BVTHWC.flatten(0, 1), self.inputs.channel_scale_C)
         return statistics_PS.view(*x_BVTHWC.shape[:2], -1)
 
-    def _branch(self, k: int) -> Branch:
-        return cast("Branch", self.branches[str(k)])
-
     def _branches(self, chosen: list[int], x_BVTHWC: Tensor, mask: ViewMask) -> list[BranchOutput]:
         """Run the chosen branches. Those with the same input share it."""
         found: list[BranchOutput] = []
@@ -163,7 +151,7 @@ class DTSFNet(nn.Module):
             key = (settings.input, settings.channels, settings.msm, settings.paste == "thumbnails")
             if key not in inputs:
                 inputs[key] = self.inputs(settings, x_BVTHWC, mask.present_BV, complete=mask.complete)
-            found.append(self._branch(k)(inputs[key], mask, self.fusion))
+            found.append(self.branches[str(k)](inputs[key], mask, self.fusion))
         return found
 
     def _weights(self, n_views: int) -> dict[int, float]:
