@@ -1,4 +1,4 @@
-"""Fixtures for all tests: real video files, and the shared data where they are."""
+"""Fixtures for all tests: real video files, the shared data, and the command line."""
 
 import fcntl
 import json
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-# Without a card Triton's loops run in its interpreter; it reads this when it is imported.
+# Without a GPU, Triton runs in its interpreter. It reads this variable at import.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# A shared machine is slow at times; a test never asserts a time.
+# A shared machine can be slow, so no test asserts a time.
 settings.register_profile("dtsf", deadline=None)
 settings.load_profile("dtsf")
 
@@ -26,14 +26,14 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 def pytest_configure(config):
-    # What a shell starts in the background ignores Ctrl-C, and so would every process of a test.
+    # A shell starts background jobs with Ctrl-C ignored. The processes of a test would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def needed():
-    """Skips where something is not there, except in CI, where its absence is a failure."""
+    """Skips if something is missing. In CI it fails."""
 
     def check(there, message):
         if not there:
@@ -51,7 +51,7 @@ def shared_data(needed):
 
 @pytest.fixture(scope="session")
 def make_video():
-    """Writes a video: red top left quarter on a grey that brightens by 5 a frame. Returns its path."""
+    """Writes a video: a red top left quarter on a grey that brightens by 5 per frame. Returns its path."""
     import av
 
     def make(path, n_frames, width=64, height=48, *, codec="mpeg4", fps=30, options=None, rotation=0):
@@ -73,7 +73,7 @@ def make_video():
 
 @pytest.fixture(scope="session")
 def cut_file():
-    """Copies the first part of a file, as an interrupted download leaves it."""
+    """Copies the first part of a file, as after an interrupted download."""
 
     def cut(source, target, share):
         data = source.read_bytes()
@@ -84,7 +84,7 @@ def cut_file():
 
 
 class CommandLine:
-    """Runs ``dtsf`` as a process of its own, forked from one that has imported PyTorch: see forked_cli.py."""
+    """Runs ``dtsf`` in a process that is forked from one with PyTorch; see helpers.py."""
 
     USUAL = {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}  # noqa: RUF012
 
@@ -93,19 +93,19 @@ class CommandLine:
         self.server = None
 
     def json(self, *words, cwd, **environment):
-        """The object that it prints; it must end well."""
+        """Return the printed object; the command must succeed."""
         done = self(*words, "--json", cwd=cwd, **environment)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
     def said(self, *words, cwd, **environment):
-        """What it says beside its answer, in one line; it must end well."""
+        """Return stderr in one line; the command must succeed."""
         done = self(*words, cwd=cwd, **environment)
         assert done.returncode == 0, done.stderr
         return " ".join(done.stderr.split())
 
     def refusal(self, *words, cwd, **environment):
-        """Why it does not do it, in one line: the exit code must be 2."""
+        """Return stderr in one line; the exit code must be 2."""
         done = self(*words, cwd=cwd, **environment)
         assert done.returncode == 2, done.stderr
         assert "Traceback" not in done.stderr
@@ -115,13 +115,13 @@ class CommandLine:
         words = [str(word) for word in words]
         environment = {name: str(value) for name, value in {**os.environ, **self.USUAL, **environment}.items()}
         if any(environment.get(name) != os.environ.get(name) for name in environment if name.startswith("PYTHON")):
-            # Read when the interpreter starts: a fork would come too late.
+            # The interpreter reads these variables when it starts, so a fork does not see them.
             program = Path(sys.executable).with_name("dtsf")
             return subprocess.run(
                 [program, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
             )
         if self.server is None:
-            program = [sys.executable, "-P", Path(__file__).with_name("forked_cli.py")]
+            program = [sys.executable, "-P", Path(__file__).with_name("helpers.py")]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self.server = subprocess.Popen(program, text=True, env=os.environ | self.USUAL, **pipes)
         out, err = self.folder / "out", self.folder / "err"
@@ -153,12 +153,12 @@ def _make_world(dtsf, root):
 
 @pytest.fixture(scope="session")
 def world(dtsf, tmp_path_factory):
-    """A small drawn data set in ``data``, its cache in ``cache``, and a run of two epochs in ``run``. Add, do not change."""
+    """A synthetic dataset in ``data``, its cache in ``cache``, and a run of two epochs in ``run``. Tests must not change it."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" not in os.environ:
         _make_world(dtsf, base / "world")
         return base / "world"
-    # Several processes of one test run: the first one makes it, each works in a copy.
+    # Of several test processes, the first one makes the world, and each one works in a copy.
     made = base.parent / "made-world"
     with (base.parent / "made-world.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -170,19 +170,19 @@ def world(dtsf, tmp_path_factory):
 
 @pytest.fixture
 def run_copy(world, tmp_path):
-    """The world's run, to change or to damage."""
+    """A copy of the world's run, to change or to damage."""
     return shutil.copytree(world / "run", tmp_path / "run")
 
 
 @pytest.fixture
 def performance(world):
-    """Three views of one performance that the world's run was not trained on."""
+    """Three views of one test performance of the world's run."""
     return sorted((world / "data/multiview_action_videos/a05").glob("v0*_s02_e00.avi"))
 
 
 @pytest.fixture(scope="session")
 def copy_checkout():
-    """Copies the files that git knows into a folder."""
+    """Copies the files of the repository into a folder."""
 
     def copy(target):
         words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]

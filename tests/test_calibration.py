@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from make_cache import draw
+from make_groups import assert_same_outputs
 from safetensors.torch import load_file
-from test_export import assert_says_the_same
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
@@ -204,7 +204,7 @@ def test_onnx_runtime_says_what_the_calibrated_network_says(trained, tmp_path):
     api.export(root / "run", tmp_path / "net.onnx")
     torch.manual_seed(1)
     for x in (torch.randn(5, 3, 16, 6, 6, 8), torch.randn(4, 3, 1, 6, 6, 8) + 0.1 * torch.randn(4, 3, 16, 6, 6, 8)):
-        assert_says_the_same(tmp_path / "net.onnx", run.net, x, rtol=1e-3, atol=1e-4)
+        assert_same_outputs(tmp_path / "net.onnx", run.net, x, rtol=1e-3, atol=1e-4)
 
 
 def test_a_network_that_learnt_nothing_yet_trains_and_answers_by_its_evidence_alone():

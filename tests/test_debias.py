@@ -1,9 +1,9 @@
 """Peer methods against static bias: each on data where the result is known, and each in a training."""
 
+import make_groups
 import pytest
 import torch
-import toy_groups
-from toy_groups import CLASSES, SMALL, VIEWS, toy
+from make_groups import CLASSES, SMALL, VIEWS, toy
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
@@ -30,7 +30,7 @@ def groups():
 
 
 def train(groups, run, *overrides):
-    fitted, log = toy_groups.train(run, groups, "train.batch_size=6", *overrides)
+    fitted, log = make_groups.train(run, groups, "train.batch_size=6", *overrides)
     return fitted.net, log
 
 

@@ -1,19 +1,14 @@
-"""Exported networks: ONNX Runtime says what PyTorch says."""
-
+"""Exported networks: ONNX Runtime returns the outputs of PyTorch."""
 
 import pytest
 import torch
+from make_groups import EXPORT_SPEC, assert_same_outputs, run_state
 
-from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
-from dtsf.predict.onnx import OUTPUTS, export_onnx, read_onnx
-from dtsf.training.checkpoint import RunState
-from dtsf.training.recipe import Recipe
+from dtsf.predict.onnx import export_onnx, read_onnx
 
-INFO = DatasetInfo(kind="manifest", name="toy", class_names=("a", "b", "c", "d"), view_names=("1", "2", "3"))
-SPEC = CacheSpec(decoder="none", frames=3, size=32, grid=6, encoder="none", weights_hash="0", channels=5)
 PASTED = BranchConfig(paste="thumbnails")
 MOTION, MOTION_ALL = BranchConfig(input="motion"), BranchConfig(input="motion", views="all")
 DYNAMIC = BranchConfig(input="dynamic", channels=2)
@@ -27,25 +22,6 @@ def network(*branch, **keys):
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=1.0)
     return net, run_state(net)
-
-
-def run_state(net):
-    """Of a run with this network."""
-    spec = SPEC.model_copy(update={"frames": net.config.frames})
-    recipe = Recipe(model=net.config)
-    return RunState(
-        epoch=1, step=1, seed=0, protocol="all", fingerprint="f", spec=spec, info=INFO, recipe=recipe, versions={}
-    )
-
-
-def assert_says_the_same(file, net, x, **tolerance):
-    """ONNX Runtime of the file, and PyTorch of the network. Returns what PyTorch says."""
-    with torch.inference_mode():
-        output = net(x)
-    wanted = (output.probabilities_BK, output.uncertainty_B, output.view_weights_BV)
-    for name, found, right in zip(OUTPUTS, read_onnx(file)(x), wanted, strict=True):
-        torch.testing.assert_close(found, right, **{"rtol": 1e-4, "atol": 1e-5} | tolerance, msg=name)
-    return output
 
 
 @pytest.mark.slow
@@ -63,20 +39,20 @@ def assert_says_the_same(file, net, x, **tolerance):
         ((BranchConfig(input="motion", paste="thumbnails"),), {"fusion": "tmc"}, 2),
     ],
 )
-def test_every_switch_can_be_exported_and_says_what_pytorch_says_for_any_batch(tmp_path, capfd, branch, keys, views):
+def test_export_onnx__gives_the_outputs_of_pytorch_for_any_batch(tmp_path, capfd, branch, keys, views):
     net, state = network(*branch, **keys)
     made = export_onnx(net, state, tmp_path / "net.onnx", views=views)
-    assert (made.views, made.frames, made.spec) == (views, 3, SPEC)
+    assert (made.views, made.frames, made.spec) == (views, 3, EXPORT_SPEC)
     assert read_onnx(tmp_path / "net.onnx").metadata == made
-    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]  # one file, whole
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert capfd.readouterr() == ("", "")
     for n_groups in (1, 2, 7):
         torch.manual_seed(n_groups)
-        output = assert_says_the_same(tmp_path / "net.onnx", net, torch.randn(n_groups, views, 3, 6, 6, 5))
-    assert output.probabilities_BK.std(0).max() > 1e-3  # inputs do matter
+        output = assert_same_outputs(tmp_path / "net.onnx", net, torch.randn(n_groups, views, 3, 6, 6, 5))
+    assert output.probabilities_BK.std(0).max() > 1e-3  # the output depends on the input
 
 
-def test_what_cannot_be_written_or_read_is_named(tmp_path):
+def test_export_onnx__names_the_wrong_value_or_file(tmp_path):
     net, state = network()
     with pytest.raises(ConfigError, match="toy has 1 to 3 views"):
         export_onnx(net, state, tmp_path / "net.onnx", views=4)
@@ -89,7 +65,7 @@ def test_what_cannot_be_written_or_read_is_named(tmp_path):
         read_onnx(tmp_path / "net.onnx")
 
 
-def test_an_onnx_file_of_others_is_refused(tmp_path):
+def test_read_onnx__refuses_files_of_other_programs(tmp_path):
     import onnx
 
     identity = onnx.helper.make_node("Identity", ["x"], ["y"])
@@ -106,7 +82,7 @@ def test_an_onnx_file_of_others_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_export_and_predict_by_the_command_line(world, dtsf, performance, tmp_path):
+def test_export_command__writes_a_file_for_predict(world, dtsf, performance, tmp_path):
     made = dtsf.json("export", world / "run", "--onnx", "net.onnx", cwd=tmp_path)
     assert made == {"onnx": "net.onnx", "views": 3, "frames": 16, "bytes": (tmp_path / "net.onnx").stat().st_size}
     found = dtsf.json("predict", *performance, "--onnx", "net.onnx", cwd=tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_export import assert_says_the_same, run_state
+from make_groups import assert_same_outputs, run_state
 
 from dtsf.api import Run
 from dtsf.errors import CheckpointError, DataError
@@ -176,5 +176,5 @@ def test_export_onnx__excludes_an_occluded_view_as_pytorch(tmp_path, together):
     x_BVTHWC = swinging([[1.0, 0.9, 0.8], [0.1, 1.0, 0.9], [1.0, 0.1, 0.9], [0.9, 1.0, 0.1], [0.0, 0.0, 0.0]])
     x_BVTHWC += 0.01 * torch.randn(x_BVTHWC.shape, generator=torch.Generator().manual_seed(3))
     x_BVTHWC[4] = 0.0
-    said = assert_says_the_same(tmp_path / "net.onnx", net, x_BVTHWC)
+    said = assert_same_outputs(tmp_path / "net.onnx", net, x_BVTHWC)
     assert (said.view_weights_BV == 0).int().tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 
+import make_groups
 import pytest
 import torch
 import torch.nn.functional as F
-import toy_groups
 from helpers import forked
 from make_cache import clip
+from make_groups import CLASSES, SMALL, toy
 from safetensors.torch import load_file
-from toy_groups import CLASSES, SMALL, toy
 
 from dtsf.errors import ConfigError
 from dtsf.model.config import ModelConfig
@@ -37,7 +37,7 @@ STILL = ("model.branch.0.paste=none", "augment.view_drop=0.0", "augment.crop=0.0
 
 def train(run, *overrides, groups=None, **options):
     plain = ("model.dropout=0.0", "augment.shift=0", "augment.flip=0.0")
-    return toy_groups.train(run, toy() if groups is None else groups, *plain, *overrides, **options)
+    return make_groups.train(run, toy() if groups is None else groups, *plain, *overrides, **options)
 
 
 def assert_close(first, second, **tolerance):

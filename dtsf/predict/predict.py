@@ -24,17 +24,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILM_SIZE = 288
-"""Side of a view in a film, in pixels."""
-MAX_FILM_FRAMES = 300
-"""Maximum number of frames of a film. It bounds the memory."""
-DEFAULT_FPS = 15.0
-"""Frame rate of a film of frame folders."""
+FILM_SIZE, MAX_FILM_FRAMES, DEFAULT_FPS = 288, 300, 15.0
+"""Side of a view in a film in pixels, maximum number of its frames, and the frame rate of a folder of frames."""
 DEADLINE = 60.0
 """Maximum time to decode one video, in seconds."""
-MAX_VIEWS = 64
-MAX_BYTES = 1 << 32
-"""Maximum size of the frames or the cells of one video. A run or an ONNX file from elsewhere can request any size."""
+MAX_VIEWS, MAX_BYTES = 64, 1 << 32
+"""Maximum number of videos, and size of the frames or cells of one. A run from elsewhere can request any size."""
 
 
 class Prediction(BaseModel):
@@ -54,35 +49,27 @@ class Prediction(BaseModel):
 def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: str | Path | None = None) -> Prediction:
     """Classify one performance with an exported network. See :meth:`dtsf.api.Run.predict`.
 
-    Raises:
-        CheckpointError: The file is missing, or dtsf did not write it.
-        DataError: The number of videos differs from the number of views in the file.
+    Raises DataError: the number of videos differs from the number of views in the file.
     """
     from dtsf.predict.onnx import read_onnx
 
     network = read_onnx(file)
     metadata = network.metadata
     if len(videos) != metadata.views:
-        raise DataError(
-            f"{file} was exported for {metadata.views} views, {len(videos)} videos given: "
-            f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
-        )
-    embeddings_VFPC, _ = embed_videos(videos, metadata.spec, 1, encoder_weights=encoder_weights)
+        how = f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
+        raise DataError(f"{file} was exported for {metadata.views} views, {len(videos)} videos given: {how}")
+    embeddings_VFPC, _ = embed_videos(videos, metadata.spec, 1, encoder_weights)
     x_VTHWC = sample_frames(embeddings_VFPC, metadata.spec.grid, metadata.frames, metadata.motion_sampling)
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
     return make_prediction(metadata.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
 
 
 def embed_videos(
-    videos: Sequence[str | Path],
-    spec: CacheSpec,
-    threads: int,
-    film: str | Path | None = None,
-    encoder_weights: str | Path | None = None,
+    videos: Sequence[str | Path], spec: CacheSpec, threads: int, encoder_weights: str | Path | None = None
 ) -> tuple[np.ndarray, int]:
     """Decode and embed one video per view, as stage 1 does.
 
-    Returns the embeddings (V, F, P, C) and the number of frames of the longest video. Checks the path of the ``film`` first.
+    Returns the embeddings (V, F, P, C) and the number of frames of the longest video.
     """
     paths = [Path(video) for video in videos]
     if not 1 <= len(paths) <= MAX_VIEWS:
@@ -95,17 +82,12 @@ def embed_videos(
 
     from dtsf.pipeline.encoders.choose import open_encoder
     from dtsf.pipeline.video.decoder_process import DecodeRequest, DecodeSettings, decode_all, shared_decoders
-    from dtsf.report.film import check_film
 
-    if film is not None:
-        check_film(Path(film))
     torch.set_num_threads(threads)
     n_bytes = spec.frames * max(spec.size**2 * 3, spec.grid**2 * spec.channels * 4)
     if n_bytes > MAX_BYTES:
-        raise ConfigError(
-            f"{spec.frames} frames of {spec.size} px with {spec.grid} x {spec.grid} cells x {spec.channels} channels need "
-            f"{n_bytes} bytes a video, more than {MAX_BYTES}"
-        )
+        size = f"{spec.frames} frames of {spec.size} px with {spec.grid} x {spec.grid} cells x {spec.channels} channels"
+        raise ConfigError(f"{size} need {n_bytes} bytes a video, more than {MAX_BYTES}: train with a smaller input")
     encoder = open_encoder(spec, encoder_weights)
     if encoder.identity.channels != spec.channels:
         raise ConfigError(

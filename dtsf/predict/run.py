@@ -15,8 +15,6 @@ from dtsf.predict.predict import embed_videos, make_prediction, sample_frames, w
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.network import DTSFNet
     from dtsf.predict.predict import Prediction
@@ -118,12 +116,28 @@ class Run:
             FilmError: The film cannot be written. The error has the ``prediction``.
             DataError: The number of videos differs from the number of ``views``, or is too large for the network.
         """
+        import torch
+
+        from dtsf.report.film import check_film
+
+        if film is not None:
+            check_film(Path(film))
+        state, model = self.state, self.state.recipe.model
         numbers = self._view_numbers(len(videos), views)
-        embeddings_VFPC, longest = embed_videos(
-            videos, self.state.spec, self.state.recipe.train.usable_threads, film, encoder_weights
+        threads = state.recipe.train.usable_threads
+        embeddings_VFPC, longest = embed_videos(videos, state.spec, threads, encoder_weights)
+        given_VTHWC = sample_frames(embeddings_VFPC, state.spec.grid, model.frames, model.motion_sampling)
+        # Each video is at the place of its view. The network masks the other views.
+        mask_V = torch.zeros(len(videos) if views is None else len(state.info.view_names), dtype=torch.bool)
+        mask_V[numbers] = True
+        x_VTHWC = given_VTHWC.new_zeros(len(mask_V), *given_VTHWC.shape[1:])
+        x_VTHWC[numbers] = given_VTHWC
+        with torch.inference_mode():
+            output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
+        weight_V = output.view_weights_BV[0, numbers]
+        prediction = make_prediction(
+            state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], weight_V
         )
-        n_views = len(videos) if views is None else len(self.state.info.view_names)
-        prediction = self._classify(embeddings_VFPC, numbers, n_views)
         if film is not None:
             try:
                 write_prediction_film(Path(film), [Path(video).absolute() for video in videos], longest, prediction)
@@ -141,39 +155,17 @@ class Run:
             if len(numbers) != n_videos or len(set(numbers)) != n_videos:
                 raise DataError(f"--views {views} must name {n_videos} different views, one for each video")
             return numbers
-        model = self.state.recipe.model
-        if model.fusion == "concat" and n_videos > len(known):
+        if self.state.recipe.model.fusion == "concat" and n_videos > len(known):
             raise DataError(f"{n_videos} videos given, but {self.folder} was trained on {len(known)} views: give fewer")
         return list(range(n_videos))
 
-    def _classify(self, embeddings_VFPC: np.ndarray, numbers: list[int], n_views: int) -> Prediction:
-        """Run the network with each video at its view. The other views are masked."""
-        import torch
-
-        model = self.state.recipe.model
-        given_VTHWC = sample_frames(embeddings_VFPC, self.state.spec.grid, model.frames, model.motion_sampling)
-        mask_V = torch.zeros(n_views, dtype=torch.bool)
-        mask_V[numbers] = True
-        x_VTHWC = given_VTHWC.new_zeros(n_views, *given_VTHWC.shape[1:])
-        x_VTHWC[numbers] = given_VTHWC
-        with torch.inference_mode():
-            output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
-        return make_prediction(
-            self.state.info.class_names,
-            output.probabilities_BK[0],
-            output.uncertainty_B[0],
-            output.view_weights_BV[0, numbers],
-        )
-
     def _check_classes(self, data: CachedDataset) -> None:
         own, found = self.state.info.class_names, data.info.class_names
-        if own == found or (self.state.recipe.train.exclude_classes and set(own) <= set(found)):
-            return
-        if len(own) != len(found):
-            difference = f"{len(own)} classes, {data.info.name} has {len(found)}"
-        else:
-            difference = f"classes {', '.join(own[:3])} ..., {data.info.name} has {', '.join(found[:3])} ..."
-        raise CheckpointError(f"{self.folder} was trained on {difference}: evaluate on a dataset with the same classes")
+        if own != found and not (self.state.recipe.train.exclude_classes and set(own) <= set(found)):
+            raise CheckpointError(
+                f"{self.folder} was trained on {len(own)} classes ({', '.join(own[:3])} ...), {data.info.name} has "
+                f"{len(found)} ({', '.join(found[:3])} ...): evaluate on a dataset with the same classes"
+            )
 
     def _check_settings(self, data: CachedDataset) -> None:
         if self.state.fingerprint != data.spec.fingerprint():

@@ -62,8 +62,7 @@ def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Captio
 
     check_film(file)
     V, T, H, W, _ = frames_VTHWC.shape
-    picture_HWC = _draw_caption(caption, V, H, W)
-    left = _left(V, W, picture_HWC.shape[1])
+    picture_HWC, left = _draw_caption(caption, V, H, W)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     try:
         # FFmpeg gets an open file, because it would read a name such as "pipe:1.mp4" as a protocol.
@@ -81,12 +80,8 @@ def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Captio
     return file
 
 
-def _left(n_views: int, view_width: int, width: int) -> int:
-    return (width - n_views * view_width - (n_views - 1) * GAP) // 2
-
-
-def _draw_caption(caption: Caption, V: int, H: int, W: int) -> np.ndarray:
-    """Draw the picture without the views: (H, W, C)."""
+def _draw_caption(caption: Caption, V: int, H: int, W: int) -> tuple[np.ndarray, int]:
+    """Draw the picture without the views. Returns it as (H, W, C), and the left edge of the first view."""
     from PIL import Image, ImageDraw
 
     width = max(MIN_WIDTH, V * W + (V - 1) * GAP + 2 * GAP)
@@ -124,7 +119,7 @@ def _draw_caption(caption: Caption, V: int, H: int, W: int) -> np.ndarray:
         write(x, y, name, 14, INK if name == label else SOFT, width - x - 150, numbered[name])
         meter(width - 138, y + 5, 80, probability, GOOD)
         write(width - 50, y, f"{probability:.2f}", 14, SOFT, 46, "")
-    left = _left(V, W, width)
+    left = (width - V * W - (V - 1) * GAP) // 2
     for v, (name, weight) in enumerate(zip(caption.names, caption.view_weights, strict=True)):
         x, y = left + v * (W + GAP), HEAD + H + 10
         write(x, y, name, 14, INK, W * 0.42, f"view {v + 1}")
@@ -132,7 +127,7 @@ def _draw_caption(caption: Caption, V: int, H: int, W: int) -> np.ndarray:
         write(x + W * 0.73, y, f"weight {weight:.2f}", 14, SOFT, W * 0.27, "")
     if missing:
         write(GAP + 4, HEAD - 16, NO_FONT, 14, SOFT, width - 2 * GAP, "")
-    return np.asarray(image).copy()
+    return np.asarray(image).copy(), left
 
 
 @cache
