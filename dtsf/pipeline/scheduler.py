@@ -35,7 +35,7 @@ WORKER_ENVIRONMENT = {
     "ORT_DISABLE_TELEMETRY": "1",
 }
 DASK_SETTINGS = {
-    # A killed worker takes its shard down; that is not the shard's fault, and another worker repeats it.
+    # If a worker is killed, another worker repeats its shard.
     "distributed.scheduler.allowed-failures": 100,
     "distributed.nanny.pre-spawn-environ": WORKER_ENVIRONMENT,
     "distributed.worker.multiprocessing-method": "forkserver",
