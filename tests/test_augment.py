@@ -22,7 +22,7 @@ def middles(x):
     return torch.stack([(mass.sum(4) * cells).sum(3), (mass.sum(3) * cells).sum(3)], -1)
 
 
-def test_mirror_is_exact_and_common_to_a_group():
+def test_move_grid__mirrors_whole_groups_exactly():
     torch.manual_seed(0)
     x = torch.randn(16, 3, 2, 6, 6, 4)
     moved = move_grid(x, AugmentConfig(flip=0.5))
@@ -32,7 +32,7 @@ def test_mirror_is_exact_and_common_to_a_group():
     assert 2 < mirrored.sum() < 14
 
 
-def test_shift_reaches_as_far_as_it_says_each_view_by_itself_and_is_one_for_all_frames():
+def test_move_grid__shifts_each_view_within_the_limit():
     torch.manual_seed(0)
     moved = move_grid(blob(), AugmentConfig(shift=1.5))
     where = middles(moved)
@@ -43,7 +43,7 @@ def test_shift_reaches_as_far_as_it_says_each_view_by_itself_and_is_one_for_all_
     torch.testing.assert_close(moved[..., 1], blob()[..., 1])  # what is the same everywhere stays so, at the edges too
 
 
-def test_zoom_enlarges_and_shrinks_about_the_middle():
+def test_move_grid__zooms_about_the_centre():
     torch.manual_seed(0)
     x = torch.zeros(60, 1, 1, 12, 12, 1)
     x[:, :, :, 3:9, 3:9] = 1.0
@@ -54,12 +54,12 @@ def test_zoom_enlarges_and_shrinks_about_the_middle():
 
 
 @pytest.mark.parametrize("wrong", [{"shift": -1}, {"zoom": -0.1}, {"flip": 2}, {"tempo": -0.1}, {"delay": -1}])
-def test_what_means_nothing_is_refused(wrong):
+def test_augment_config__refuses_values_out_of_range(wrong):
     with pytest.raises(ValidationError):
         AugmentConfig(**wrong)
 
 
-def test_moving_is_drawn_from_the_generator():
+def test_move_grid__draws_from_the_global_generator():
     torch.manual_seed(3)
     one = move_grid(blob(), AugmentConfig(shift=1, zoom=0.2, flip=0.5))
     torch.manual_seed(3)
@@ -71,7 +71,7 @@ def counted(B=200, T=16):
     return torch.arange(float(T)).view(1, 1, T, 1, 1, 1).expand(B, 2, T, 3, 3, 1)
 
 
-def test_delay_begins_earlier_or_later_all_views_alike_and_repeats_the_ends():
+def test_move_frames__delay_is_common_to_views_and_repeats_the_ends():
     torch.manual_seed(0)
     read = move_frames(counted(), AugmentConfig(delay=2))
     assert read.shape == (200, 2, 16, 3, 3, 1)
@@ -84,7 +84,7 @@ def test_delay_begins_earlier_or_later_all_views_alike_and_repeats_the_ends():
     assert read.max() == 15
 
 
-def test_tempo_is_faster_or_slower_about_the_middle():
+def test_move_frames__tempo_changes_the_speed_about_the_middle():
     torch.manual_seed(0)
     time = move_frames(counted(), AugmentConfig(tempo=0.5))[:, 0, :, 0, 0, 0]
     speed = time[:, 8] - time[:, 7]
@@ -94,7 +94,7 @@ def test_tempo_is_faster_or_slower_about_the_middle():
     assert (time.diff(dim=1) >= 0).all()
 
 
-def test_one_frame_has_no_other_moment_and_nothing_asked_for_changes_nothing():
+def test_move_frames__one_frame_or_no_change_is_unchanged():
     x = torch.randn(3, 2, 1, 3, 3, 4)
     assert torch.equal(move_frames(x, AugmentConfig(tempo=0.5, delay=3)), x)
     assert move_frames(x, AugmentConfig(shift=1)) is x

@@ -36,7 +36,7 @@ def belief(seed, width=8, classes=5, channels=6):
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 30.0))
-def test_the_order_of_the_classes_never_changes(seed, spread):
+def test_calibrator__keeps_the_order_of_the_classes(seed, spread):
     made = belief(seed)
     logits, feature = spread * torch.randn(40, 5), 10 * torch.randn(40, 8)
     weights = torch.rand(40, 3)
@@ -53,7 +53,7 @@ def test_the_order_of_the_classes_never_changes(seed, spread):
     assert (p.gather(-1, order).diff(dim=-1) >= 0).all()
 
 
-def test_nothing_is_believed_of_what_moves_or_looks_like_no_training_clip():
+def test_calibrator__discounts_clips_unlike_the_training_clips():
     torch.manual_seed(0)
     clips = torch.linspace(0, 6, 8).sin().view(1, 8, 1, 1, 1) * torch.randn(20, 1, 3, 3, 6) + torch.randn(
         20, 1, 1, 1, 6
@@ -89,7 +89,7 @@ def observed(n, seed, *, flat):
     return HeldOutOutputs((logits / flat).exp(), signs.double(), torch.ones(n).double(), label), lost
 
 
-def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
+def test_fit_calibrator__calibrates_new_groups():
     seen, _ = observed(1500, 0, flat=2.0)
     new, lost = observed(4000, 1, flat=2.0)
     inverse_temperature, bias, weight = fit_calibrator(seen)
@@ -103,13 +103,13 @@ def test_what_is_fitted_makes_probabilities_true_of_groups_not_fitted():
     assert u[lost].mean() > 2 * u[~lost].mean()
 
 
-def test_little_data_leaves_evidence_as_it_is():
+def test_fit_calibrator__few_groups_stay_near_the_prior():
     few, _ = observed(3, 0, flat=1.0)
     _, _, weight = fit_calibrator(few)
     assert weight.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.6)
 
 
-def test_parts_hold_out_what_is_new_in_the_test(tmp_path):
+def test_make_folds__divide_by_the_unit_of_the_protocol(tmp_path):
     data = open_dataset(draw(tmp_path, subjects=(1, 2, 3, 4, 5)))
     for rule, of, n in (
         ("cross-subject", "subject", 2),
@@ -147,7 +147,7 @@ def trained(tmp_path_factory):
     return root, result
 
 
-def test_a_run_is_calibrated_on_people_held_out_and_says_so(trained):
+def test_calibrate__holds_out_people_and_stores_it(trained):
     root, result = trained
     run = api.load(root / "run")
     learnt = run.state.calibration
@@ -164,7 +164,7 @@ def test_a_run_is_calibrated_on_people_held_out_and_says_so(trained):
     assert [p.uncertainty for p in again.metrics.predictions] != [p.uncertainty for p in as_it_is.metrics.predictions]
 
 
-def test_a_run_killed_while_it_is_calibrated_ends_the_same(trained, tmp_path):
+def test_calibrate__resumed_after_a_kill_gives_the_same_run(trained, tmp_path):
     root, result = trained
 
     def kill(report):
@@ -183,7 +183,7 @@ def test_a_run_killed_while_it_is_calibrated_ends_the_same(trained, tmp_path):
     assert once_more.evaluation == result.evaluation
 
 
-def test_groups_that_are_held_out_anyway_serve_without_further_training(trained, tmp_path):
+def test_calibrate__held_out_groups_need_no_more_training(trained, tmp_path):
     root, _ = trained
     words = [*WORDS, "train.held_out_subjects=1,2"]
     seen = []
@@ -197,7 +197,7 @@ def test_groups_that_are_held_out_anyway_serve_without_further_training(trained,
 
 
 @pytest.mark.slow
-def test_onnx_runtime_says_what_the_calibrated_network_says(trained, tmp_path):
+def test_export__onnx_equals_the_calibrated_network(trained, tmp_path):
     root, _ = trained
     run = api.load(root / "run")
     assert run.net.calibrator.fitted
@@ -207,7 +207,7 @@ def test_onnx_runtime_says_what_the_calibrated_network_says(trained, tmp_path):
         assert_same_outputs(tmp_path / "net.onnx", run.net, x, rtol=1e-3, atol=1e-4)
 
 
-def test_a_network_that_learnt_nothing_yet_trains_and_answers_by_its_evidence_alone():
+def test_network__uncalibrated_evidence_is_unchanged():
     torch.manual_seed(0)
     net = DTSFNet(ModelConfig(width=8, depth=1, frames=3, reduce=4), channels=5, side=6, n_classes=4)
     x = torch.randn(2, 3, 3, 6, 6, 5)

@@ -46,7 +46,7 @@ def by_brute_force(probability, label):
 
 
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(1, 60), st.booleans())
-def test_calibration_error_is_what_counting_by_hand_gives(seed, classes, n, knows_nothing):
+def test_calibration_error__equals_counting_by_hand(seed, classes, n, knows_nothing):
     torch.manual_seed(seed)
     # Where nothing is known every probability is 1 / K but for rounding: with 3, 5 or 15 classes an edge of two bins.
     spread = 1e-7 if knows_nothing else 4.0
@@ -66,7 +66,7 @@ def test_calibration_error_is_what_counting_by_hand_gives(seed, classes, n, know
         assert metrics.ece == pytest.approx(abs(metrics.top1 - 1 / classes), abs=1e-5)
 
 
-def test_auroc_is_the_share_of_pairs_that_uncertainty_puts_in_order():
+def test_compute_metrics__auroc_is_the_share_of_ordered_pairs():
     probability = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     label = torch.tensor([0, 1, 0, 0])  # right, wrong, wrong, right
     metrics = said(probability, label, torch.tensor([0.1, 0.5, 0.2, 0.3]))
@@ -77,7 +77,7 @@ def test_auroc_is_the_share_of_pairs_that_uncertainty_puts_in_order():
     assert said(probability, probability.argmax(-1)).auroc_uncertainty is None
 
 
-def test_draws_are_other_moments_and_the_same_every_time(world):
+def test_evaluate__draws_read_other_frames_and_repeat(world):
     places = torch.cat([uniform_times(4, (k + 0.5) / 3) for k in range(3)])
     assert places.sort().values == pytest.approx(((torch.arange(12) + 0.5) / 12).tolist())
     run = api.load(world / "run")
@@ -93,7 +93,7 @@ def test_draws_are_other_moments_and_the_same_every_time(world):
         assert sum(p.view_weights) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
+def test_check_draws__refuses_equal_draws(world, tmp_path):
     words = ["model.motion_sampling=0.0", "train.epochs=1", "model.depth=1"]
     with pytest.raises(ConfigError, match="all 3 draws of frames would be the same: .* each of the 16 cached frames"):
         api.train(world / "cache", overrides=[*words, "train.draws=3"], protocol="cross-subject:2", run=tmp_path / "no")
@@ -104,7 +104,7 @@ def test_draws_that_would_all_be_the_same_are_refused(world, tmp_path):
     assert api.load(tmp_path / "run").evaluate(world / "cache") == trained.evaluation
 
 
-def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(world):
+def test_evaluate__dataset_with_test_subjects_only(world):
     run, data = api.load(world / "run"), open_dataset(world / "cache")
     listed = tuple(entry for entry in data.catalog.clips if entry.clip.subject == "2")
     alone = replace(data, catalog=data.catalog.model_copy(update={"clips": listed}))
@@ -115,7 +115,7 @@ def test_a_data_set_of_test_subjects_alone_is_judged_by_the_protocol_of_the_run(
         evaluate(run.net, alone, rule, seed=0, split="train")
 
 
-def test_a_judgement_counts_the_unusable_clips_of_its_own_side_alone(world):
+def test_evaluate__counts_unusable_clips_of_its_side(world):
     run, data = api.load(world / "run"), open_dataset(world / "cache")
     broken = [[clip for clip in data.clips if clip.subject == person][:n] for person, n in (("1", 3), ("2", 1))]
     bad = tuple(BadClip(clip=clip, status="unreadable", reason="") for clips in broken for clip in clips)
@@ -126,7 +126,7 @@ def test_a_judgement_counts_the_unusable_clips_of_its_own_side_alone(world):
     assert (train.left_out, train.n_clips) == ({"unreadable": 3}, 27)
 
 
-def test_a_subset_of_views_is_another_task_and_counts_what_it_leaves_out(world, dtsf):
+def test_evaluate__subset_of_views_counts_the_others(world, dtsf):
     run = api.load(world / "run")
     both, one = (run.evaluate(world / "cache", views=views) for views in ("all", "1,3"))
     assert (both.n_clips, both.left_out, both.groups_left_out) == (30, {}, {})
@@ -151,7 +151,7 @@ def documented(title):
     return set(re.findall(r"^\| `(\w+)`", part, re.MULTILINE))
 
 
-def test_json_keys_are_those_of_the_page(world, dtsf, tmp_path):
+def test_evaluate__json_keys_are_documented(world, dtsf, tmp_path):
     metrics = documented("metrics.json")
     assert set(json.loads((world / "run/metrics.json").read_text())) == metrics
     answer = dtsf.json("evaluate", world / "run", "--cache", world / "cache", cwd=tmp_path)

@@ -92,7 +92,7 @@ FILES = ("last/state.json", "metrics.json", "environment.json", "config.toml", "
 
 
 @some_or_many
-def test_runs_of_others(made, tmp_path_factory, n):
+def test_load__survives_hostile_runs(made, tmp_path_factory, n):
     drawn(n, lambda data: one_run(made, tmp_path_factory.mktemp("sandbox"), data))
 
 
@@ -128,7 +128,7 @@ def one_run(made, root, data):
         (("recipe", "model", "width"), 8192, "do not fit its recipe"),
     ],
 )
-def test_numbers_beyond_their_bound_are_refused_with_both(made, tmp_path, where, value, message):
+def test_load__refuses_numbers_out_of_range(made, tmp_path, where, value, message):
     run = shutil.copytree(made / "run", tmp_path / "run")
     state = json.loads((run / "last/state.json").read_text())
     put(state, where, value)
@@ -137,7 +137,7 @@ def test_numbers_beyond_their_bound_are_refused_with_both(made, tmp_path, where,
         api.load(run)
 
 
-def test_weights_that_are_not_finite_answer_nothing(made, tmp_path):
+def test_load__refuses_weights_that_are_not_finite(made, tmp_path):
     from safetensors.torch import load_file, save_file
 
     run = shutil.copytree(made / "run", tmp_path / "run")
@@ -155,7 +155,7 @@ def test_weights_that_are_not_finite_answer_nothing(made, tmp_path):
 
 
 @pytest.mark.parametrize("rate", ["1e12", "1e6"])
-def test_a_training_that_diverges_says_so_and_keeps_what_answers(made, tmp_path, rate):
+def test_train__divergence_keeps_the_last_checkpoint(made, tmp_path, rate):
     rate_shown = re.escape(f"{float(rate):g}")
     with pytest.raises(DtsfError, match=rf"diverged .*step \d+.*learning rate {rate_shown}.*train\.lr") as caught:
         api.train(
@@ -168,7 +168,7 @@ def test_a_training_that_diverges_says_so_and_keeps_what_answers(made, tmp_path,
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in the log"))
 
 
-def test_a_hostile_optimizer_is_refused_when_a_run_is_gone_on_with(made, tmp_path):
+def test_resume__refuses_a_hostile_optimizer(made, tmp_path):
     class Harm:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
@@ -206,7 +206,7 @@ def _with_metadata(path, text):
 
 
 @some_or_many
-def test_onnx_files_of_others(made, tmp_path_factory, n):
+def test_onnx__survives_hostile_files(made, tmp_path_factory, n):
     drawn(n, lambda data: one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data))
 
 
@@ -229,7 +229,7 @@ def one_onnx(made, path, data):
     assert listing(path.parent) == before
 
 
-def test_onnx_metadata_that_do_not_match_the_graph_are_refused(made, tmp_path):
+def test_onnx__refuses_metadata_that_do_not_match_the_graph(made, tmp_path):
     held = json.loads(_metadata(made / "net.onnx"))
     for change in ({"frames": 4096}, {"views": 2}, {"info": held["info"] | {"class_names": ["a"]}}):
         (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | change)))
@@ -240,7 +240,7 @@ def test_onnx_metadata_that_do_not_match_the_graph_are_refused(made, tmp_path):
         read_onnx(tmp_path / "n.onnx")
 
 
-def test_an_onnx_file_that_reads_other_files_is_refused(made, tmp_path):
+def test_onnx__refuses_a_file_that_reads_other_files(made, tmp_path):
     import onnx
 
     model = onnx.load(made / "net.onnx")
@@ -261,7 +261,7 @@ def cache(tmp_path_factory):
 
 
 @some_or_many
-def test_caches_of_others(cache, tmp_path_factory, n):
+def test_open_dataset__survives_hostile_caches(cache, tmp_path_factory, n):
     drawn(n, lambda data: one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data))
 
 
@@ -306,7 +306,7 @@ def one_cache(cache, root, data):
     ),
     ending=st.sampled_from([".pkl", ".txt", ".csv"]),
 )
-def test_a_list_of_others(tmp_path_factory, content, ending):
+def test_import_lists__survive_hostile_files(tmp_path_factory, content, ending):
     root = tmp_path_factory.mktemp("lists")
     (root / "videos").mkdir()
     (root / "videos/v1.mp4").touch()
@@ -319,7 +319,7 @@ def test_a_list_of_others(tmp_path_factory, content, ending):
         scan_source("manifest", root / f"list{ending}")
 
 
-def test_a_pickle_that_says_much_in_few_bytes_is_refused(tmp_path):
+def test_import_lists__refuse_a_pickle_bomb(tmp_path):
     held = ["x"]
     for _ in range(60):
         held = [held, held]
@@ -331,7 +331,7 @@ def test_a_pickle_that_says_much_in_few_bytes_is_refused(tmp_path):
 
 @few
 @given(content=st.binary(max_size=100) | st.text(max_size=100).map(lambda t: t.encode("utf-8", "replace")))
-def test_a_recipe_file_that_is_none(tmp_path_factory, content):
+def test_load_recipe__survives_hostile_files(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("recipe") / "r.toml"
     file.write_bytes(content)
     with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):

@@ -37,7 +37,7 @@ def loaded(file, content, config=TINY, **sizes):
     ("width", "depth", "side", "canvas", "frames"),
     [(32, 1, 4, 4, 1), (32, 2, 4, 8, 3), (48, 3, 2, 6, 2), (20, 2, 16, 32, 4), (16, 2, 4, 12, 9)],
 )
-def test_encoder_is_videomamba(width, depth, side, canvas, frames):
+def test_encoder__equals_videomamba(width, depth, side, canvas, frames):
     state = draw(shapes(width, depth, (canvas // side) ** 2, frames, 5, side), seed=frames)
     config = ModelConfig(patch=side, frames=frames, width=width, depth=depth, readout="cls")
     net = VideoMamba(config, channels=3, side=canvas, n_classes=5).eval()
@@ -53,7 +53,7 @@ def test_encoder_is_videomamba(width, depth, side, canvas, frames):
     torch.testing.assert_close(narrow.double(), wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
-def test_directions_are_not_interchangeable():
+def test_encoder__directions_differ():
     # Guards the test above: a reference that forgot a direction, or an encoder that averaged them, would differ.
     state, net = tiny(), encoder(TINY).eval()
     net.load_state_dict(state)
@@ -67,7 +67,7 @@ def test_directions_are_not_interchangeable():
             assert not torch.allclose(changed(video), before, rtol=1e-4), name
 
 
-def test_a_synthetic_videomamba_s_of_416_tensors_loads_with_nothing_left_over(tmp_path):
+def test_load__all_416_tensors_of_videomamba_s(tmp_path):
     state = draw(shapes(384, 24, 196, 16, 10))
     assert len(state) == 416
     assert sum(x.numel() for x in state.values()) == 25_421_578
@@ -87,7 +87,7 @@ def test_a_synthetic_videomamba_s_of_416_tensors_loads_with_nothing_left_over(tm
         lambda s: {"model": {name: x.half() for name, x in s.items()}},
     ],
 )
-def test_wrappings_of_published_files(tmp_path, wrap):
+def test_read__wrapped_states_of_published_files(tmp_path, wrap):
     state = tiny()
     net, report = loaded(tmp_path / "weights.pth", wrap(state))
     assert report.left == {}
@@ -96,7 +96,7 @@ def test_wrappings_of_published_files(tmp_path, wrap):
         torch.testing.assert_close(x, state[name], rtol=1e-3, atol=1e-3)
 
 
-def test_an_image_checkpoint_is_inflated_and_lacks_only_time(tmp_path):
+def test_load__inflates_an_image_checkpoint(tmp_path):
     state = draw(shapes(32, 2, 4, None, 1000, side=4))
     save_file(state, tmp_path / "image.safetensors")
     net = encoder(TINY)
@@ -111,7 +111,7 @@ def test_an_image_checkpoint_is_inflated_and_lacks_only_time(tmp_path):
     torch.testing.assert_close(net.patch_embed(picture.unsqueeze(2))[0, 0].T.unflatten(1, (2, 2)), wanted[0])
 
 
-def test_positions_are_interpolated_in_space_and_time(tmp_path):
+def test_load__interpolates_positions_in_space_and_time(tmp_path):
     state = tiny(frames=8, places=9)
     net, report = loaded(tmp_path / "weights.pth", state, side=16)
     assert report.adapted == {
@@ -127,21 +127,21 @@ def test_positions_are_interpolated_in_space_and_time(tmp_path):
     torch.testing.assert_close(net.temporal_pos_embedding[0], pairs)
 
 
-def test_constant_positions_stay_constant(tmp_path):
+def test_load__constant_positions_stay_constant(tmp_path):
     state = tiny(places=9)
     state["pos_embed"][:, 1:] = 3.0
     net, _ = loaded(tmp_path / "weights.pth", state, side=20)
     torch.testing.assert_close(net.pos_embed[:, 1:], torch.full_like(net.pos_embed[:, 1:], 3.0))
 
 
-def test_a_network_without_class_token_leaves_it_and_its_place(tmp_path):
+def test_load__drops_the_class_token_and_its_position(tmp_path):
     state = tiny()
     net, report = loaded(tmp_path / "weights.pth", state, TINY.model_copy(update={"readout": "mean"}))
     assert report.left == {"cls_token": "the network has no such tensor"}
     assert torch.equal(net.pos_embed, state["pos_embed"][:, 1:])
 
 
-def test_a_stem_for_embeddings_stays_random_and_is_named(tmp_path):
+def test_load__reports_a_random_stem_for_embeddings(tmp_path):
     torch.save(tiny(), tmp_path / "weights.pth")
     net = encoder(TINY, channels=24)
     before = net.patch_embed.proj.weight.clone()
@@ -152,7 +152,7 @@ def test_a_stem_for_embeddings_stays_random_and_is_named(tmp_path):
     assert torch.equal(net.patch_embed.proj.weight, before)
 
 
-def test_sizes_that_do_not_fit_name_the_settings_that_would(tmp_path):
+def test_read__wrong_sizes_name_the_settings_that_fit(tmp_path):
     torch.save({"model": tiny()}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match=r"width 384, depth 24: --set model.width=32 --set model.depth=2"):
         read_initial_weights(tmp_path / "weights.pth", SMALL)
@@ -173,7 +173,7 @@ class Malicious:
         (None, "cannot be read as tensors"),
     ],
 )
-def test_files_that_are_no_checkpoint_are_refused(tmp_path, content, match, capsys):
+def test_read__refuses_files_that_are_not_checkpoints(tmp_path, content, match, capsys):
     file = tmp_path / "weights.pth"
     if content is None:
         file.write_bytes(b"not a checkpoint")
@@ -186,7 +186,7 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path, content, match, caps
         read_initial_weights(tmp_path / "absent.pth", TINY)
 
 
-def test_one_directional_and_not_finite_checkpoints_are_refused(tmp_path):
+def test_read__refuses_one_direction_and_not_finite_values(tmp_path):
     state = tiny()
     torch.save({k: x for k, x in state.items() if "_b" not in k}, tmp_path / "one.pth")
     with pytest.raises(CheckpointError, match="one direction only"):
@@ -197,7 +197,7 @@ def test_one_directional_and_not_finite_checkpoints_are_refused(tmp_path):
         read_initial_weights(tmp_path / "nan.pth", TINY)
 
 
-def test_a_recipe_that_leaves_the_size_open_takes_that_of_the_file(tmp_path):
+def test_take_sizes__auto_takes_the_size_of_the_file(tmp_path):
     torch.save(tiny(), tmp_path / "weights.pth")
     for fixed, sizes in ({}, (32, 2)), ({"width": 32}, (32, 2)), ({"depth": 2}, (32, 2)):
         config = ModelConfig.model_validate(TINY.model_dump() | {"width": "auto", "depth": "auto"} | fixed)
@@ -208,7 +208,7 @@ def test_a_recipe_that_leaves_the_size_open_takes_that_of_the_file(tmp_path):
         read_initial_weights(tmp_path / "weights.pth", config.model_copy(update={"width": 48}))
 
 
-def test_a_size_that_no_network_has_is_refused(tmp_path):
+def test_take_sizes__refuses_an_impossible_size(tmp_path):
     """Whatever a forged file says of itself."""
     open_size = TINY.model_copy(update={"width": 0, "depth": 0})
     deep = tiny() | {"layers.9999999.norm.weight": torch.zeros(1)}
@@ -221,7 +221,7 @@ def test_a_size_that_no_network_has_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_train_starts_from_the_file_and_says_what_became_of_it(world, dtsf, tmp_path):
+def test_train__init_reports_the_use_of_the_tensors(world, dtsf, tmp_path):
     state = draw(shapes(32, 2, 196, 8, 400, side=16, n_state=8))
     torch.save({"model": state}, tmp_path / "videomamba.pth")
     words = ["train", "--cache", world / "cache", "--protocol", "cross-subject:2", "--epochs", 1]

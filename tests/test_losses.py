@@ -16,7 +16,7 @@ from dtsf.training.losses import LossConfig, dtsf_loss, evidence_loss, kl_loss, 
 
 
 @pytest.mark.parametrize("alpha", [(1.0, 1.0), (2.0, 1.0), (1.5, 3.0), (8.0, 2.5), (30.0, 1.0)])
-def test_kl_of_two_classes_is_the_integral(alpha):
+def test_kl__of_two_classes_is_the_integral(alpha):
     a, b = alpha
 
     def integrand(p):
@@ -28,7 +28,7 @@ def test_kl_of_two_classes_is_the_integral(alpha):
 
 
 @given(st.lists(st.floats(1, 200), min_size=2, max_size=7))
-def test_kl_is_torchs_own(alpha):
+def test_kl__equals_torch(alpha):
     concentration = torch.tensor(alpha, dtype=torch.float64)
     wanted = torch.distributions.kl_divergence(
         torch.distributions.Dirichlet(concentration), torch.distributions.Dirichlet(torch.ones_like(concentration))
@@ -36,7 +36,7 @@ def test_kl_is_torchs_own(alpha):
     torch.testing.assert_close(dirichlet_kl_to_uniform(concentration), wanted, rtol=1e-8, atol=1e-8)
 
 
-def test_evidence_loss_is_minus_the_log_of_the_expected_likelihood():
+def test_evidence_loss__is_minus_the_log_of_the_expected_likelihood():
     # Integrating p_y over the Dirichlet gives alpha_y / S; here against a mean over many draws.
     torch.manual_seed(0)
     alpha = torch.tensor([[2.0, 1.0, 5.0]], dtype=torch.float64)
@@ -47,7 +47,7 @@ def test_evidence_loss_is_minus_the_log_of_the_expected_likelihood():
         assert loss == pytest.approx(-math.log(drawn[:, label].mean()), abs=0.01)
 
 
-def test_kl_loss_lets_the_true_class_be_and_the_printed_form_does_not():
+def test_kl_loss__excludes_the_true_class_if_adjusted():
     assert uncertainty(torch.ones(3, 4)).tolist() == [1, 1, 1]
     alpha, label = torch.tensor([[9.0, 1.0, 1.0]]), torch.tensor([0])
     assert kl_loss(alpha, label).item() == pytest.approx(0.0, abs=1e-5)
@@ -55,7 +55,7 @@ def test_kl_loss_lets_the_true_class_be_and_the_printed_form_does_not():
     assert kl_loss(alpha, torch.tensor([1])).item() > 1.0
 
 
-def test_uncertain_cross_entropy_is_the_product_and_its_weight_is_detached():
+def test_uncertain_cross_entropy__has_a_detached_weight():
     torch.manual_seed(0)
     logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     label = torch.arange(6) % 4
@@ -74,7 +74,7 @@ EDGES = {"no evidence": -1e4, "none": -90.0, "a little": 0.0, "a million": 1e6}
 @pytest.mark.parametrize("adjusted", [True, False])
 @pytest.mark.parametrize("low", EDGES.values())
 @pytest.mark.parametrize("high", EDGES.values())
-def test_losses_and_gradients_are_finite_at_the_edges_of_evidence(low, high, adjusted):
+def test_losses__finite_for_extreme_evidence(low, high, adjusted):
     for label in range(3):
         logits = torch.tensor([[low, high, low]], requires_grad=True)
         alpha, wanted = dirichlet(logits), torch.tensor([label])
@@ -87,7 +87,7 @@ def test_losses_and_gradients_are_finite_at_the_edges_of_evidence(low, high, adj
         assert gradient.isfinite().all()
 
 
-def test_kl_in_float32_stays_right_where_evidence_is_large():
+def test_kl__accurate_in_float32_for_large_evidence():
     alpha = torch.tensor([[1e6, 1.0, 1.0], [1e6, 1e6, 1e6], [1e3, 2.0, 1.0]])
     torch.testing.assert_close(
         dirichlet_kl_to_uniform(alpha).double(), dirichlet_kl_to_uniform(alpha.double()), rtol=1e-4, atol=1e-3
@@ -95,7 +95,7 @@ def test_kl_in_float32_stays_right_where_evidence_is_large():
 
 
 @pytest.mark.parametrize("fusion", ["msf", "mean", "concat", "tmc", "sfm"])
-def test_a_step_under_bfloat16_autocast_is_finite_and_near_float32(fusion):
+def test_dtsf_loss__bfloat16_autocast_is_close_to_float32(fusion):
     torch.manual_seed(0)
     net = DTSFNet(ModelConfig(width=16, depth=1, frames=4, fusion=fusion), channels=8, side=6, n_classes=3).eval()
     x, mask = torch.randn(4, 2, 4, 6, 6, 8), torch.ones(4, 2, dtype=torch.bool)
@@ -110,7 +110,7 @@ def test_a_step_under_bfloat16_autocast_is_finite_and_near_float32(fusion):
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
-def test_annealing_reaches_its_weight_after_kl_epochs():
+def test_dtsf_loss__annealing_ends_after_kl_epochs():
     torch.manual_seed(0)
     net = DTSFNet(ModelConfig(width=16, depth=1, frames=2), channels=4, side=6, n_classes=3).eval()
     output = net(torch.randn(3, 1, 2, 6, 6, 4), torch.ones(3, 1, dtype=torch.bool))

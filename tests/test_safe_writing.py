@@ -36,14 +36,14 @@ def _wait(path):
 
 
 @pytest.mark.parametrize("write", [lambda p: write_atomically(p, b"new"), lambda p: write_page(p, "new")])
-def test_a_link_is_replaced_and_not_written_through(tmp_path, victim, write):
+def test_write__replaces_a_link_and_does_not_follow_it(tmp_path, victim, write):
     (tmp_path / "file").symlink_to(victim)
     write(tmp_path / "file")
     assert not (tmp_path / "file").is_symlink()
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_a_file_of_two_names_keeps_what_the_other_name_stands_for(tmp_path, victim):
+def test_write__keeps_the_other_name_of_a_hard_link(tmp_path, victim):
     os.link(victim, tmp_path / "file")
     write_atomically(tmp_path / "file", b"new")
     with pytest.raises(OSError, match="several names"):
@@ -52,7 +52,7 @@ def test_a_file_of_two_names_keeps_what_the_other_name_stands_for(tmp_path, vict
 
 @pytest.mark.parametrize("use", [_lock, _wait, open_log])
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_a_lock_or_log_that_is_no_plain_file_is_refused(tmp_path, victim, use, kind):
+def test_lock_and_log__refuse_special_files(tmp_path, victim, use, kind):
     path = tmp_path / "it"
     {"link": lambda: path.symlink_to(victim), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
     with pytest.raises((CacheError, OSError), match=r"is a link|not a regular file|directory|No such device"):
@@ -60,11 +60,11 @@ def test_a_lock_or_log_that_is_no_plain_file_is_refused(tmp_path, victim, use, k
 
 
 @pytest.mark.parametrize("use", [_lock, _wait])
-def test_a_lock_leaves_what_the_file_holds(tmp_path, victim, use):
+def test_lock__keeps_the_content_of_the_file(tmp_path, victim, use):
     use(victim)
 
 
-def test_a_name_that_can_be_foreseen_is_not_used(tmp_path):
+def test_write__temporary_names_are_unforeseeable(tmp_path):
     names = []
     for _ in range(2):
         with fresh_file(tmp_path / "f") as file:
@@ -75,12 +75,12 @@ def test_a_name_that_can_be_foreseen_is_not_used(tmp_path):
     assert all(str(os.getpid()) not in name or len(name) > 30 for name in names)
 
 
-def test_the_longest_name_can_be_written(tmp_path):
+def test_write__accepts_the_longest_name(tmp_path):
     write_atomically(tmp_path / ("n" * 255), b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
 
 
-def test_sweeping_takes_folders_and_follows_no_link(tmp_path, victim):
+def test_sweep_orphans__removes_folders_and_follows_no_link(tmp_path, victim):
     (tmp_path / "run/.dtsf-tmp-a").mkdir(parents=True)
     (tmp_path / "run/.dtsf-tmp-a/f").write_text("half")
     (tmp_path / "run/.dtsf-tmp-b").symlink_to(victim.parent)
@@ -88,7 +88,7 @@ def test_sweeping_takes_folders_and_follows_no_link(tmp_path, victim):
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_the_film_is_lost_on_a_full_disk_and_the_prediction_is_not(world, performance, monkeypatch, tmp_path):
+def test_predict__full_disk_loses_the_film_only(world, performance, monkeypatch, tmp_path):
     from dtsf.report import film
 
     def full(_):
@@ -106,7 +106,7 @@ def _train(world, run, *, epochs, **more):
     dtsf.train(world / "cache", protocol="cross-subject:2", run=run, overrides=overrides, device="cpu", **more)
 
 
-def test_a_run_folder_that_vanishes_ends_the_training_with_its_name(world, tmp_path):
+def test_train__deleted_run_folder_ends_with_its_name(world, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(CheckpointError, match="was deleted"):
         _train(world, run, epochs=3, on_epoch=lambda _: shutil.rmtree(run, ignore_errors=True))
@@ -114,7 +114,7 @@ def test_a_run_folder_that_vanishes_ends_the_training_with_its_name(world, tmp_p
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "environment.json", "last", "metrics.json", "tensorboard"])
-def test_training_goes_on_through_no_link_of_a_run(world, run_copy, tmp_path, victim, name):
+def test_resume__follows_no_link_in_the_run_folder(world, run_copy, tmp_path, victim, name):
     if (run_copy / name).exists():
         (run_copy / name).rename(tmp_path / "held")
     (run_copy / name).symlink_to(victim)
@@ -135,7 +135,7 @@ MADE_OTHERWISE = {"cache/commit.py", "doctor.py"}
 MADE_OTHERWISE |= {"pipeline/datasets/synthetic.py", "pipeline/encoders/lite.py"}
 
 
-def test_no_other_module_writes_files():
+def test_files__no_other_module_writes():
     """Of the package: who adds a way to write a file is sent to dtsf.files.write."""
     found = []
     for file in sorted(PACKAGE.rglob("*.py")):

@@ -11,7 +11,7 @@ from dtsf.training.settings import TrainSettings
 
 
 @pytest.mark.parametrize(("command", "model"), [("preprocess", PreprocessSettings), ("train", TrainSettings)])
-def test_every_setting_is_an_option_with_the_fields_text_and_default(command, model):
+def test_settings__every_field_is_an_option(command, model):
     options = {p.opts[0]: p for p in typer.main.get_command(app).commands[command].params if p.opts}
     for name, field in model.model_fields.items():
         option = options[model.option(name)]
@@ -21,7 +21,7 @@ def test_every_setting_is_an_option_with_the_fields_text_and_default(command, mo
             assert float(option.default) == field.default
 
 
-def test_epochs_is_a_key_of_the_recipe_like_any_other():
+def test_train_settings__epochs_is_a_key_of_the_recipe():
     assert TrainSettings.of(overrides=["model.depth=2"], epochs=3).changes() == ("model.depth=2", "train.epochs=3")
 
 
@@ -35,6 +35,6 @@ def test_epochs_is_a_key_of_the_recipe_like_any_other():
         ({"epochs": 0}, "--epochs 0"),
     ],
 )
-def test_training_refuses_a_setting_before_it_opens_the_cache(changes, message, tmp_path):
+def test_train__refuses_a_setting_before_it_opens_the_cache(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         api.train(tmp_path / "no cache", **changes)

@@ -55,7 +55,7 @@ def moved(fitted, tmp_path):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize(("groups", "batch", "accumulate"), [(18, 4, 1), (17, 2, 3), (7, 3, 2), (1, 4, 2)])
-def test_every_group_counts_once_in_an_epoch_whoever_takes_it(groups, batch, accumulate, size):
+def test_epoch_plan__counts_every_group_once_over_all_processes(groups, batch, accumulate, size):
     def plan(rank):
         torch.manual_seed(5)
         return epoch_plan(groups, batch, accumulate, World(size, rank, size))
@@ -76,7 +76,7 @@ def test_every_group_counts_once_in_an_epoch_whoever_takes_it(groups, batch, acc
     assert sorted(seen) == list(range(groups))
 
 
-def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
+def test_fit__accumulated_gradients_equal_a_larger_batch(tmp_path):
     whole, log = train(tmp_path / "whole", *STILL, "train.epochs=3", "train.batch_size=8", "train.ema=0.5")
     parts, other = train(
         tmp_path / "parts", *STILL, "train.epochs=3", "train.batch_size=2", "train.accumulate=4", "train.ema=0.5"
@@ -87,7 +87,7 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(tmp_path):
     assert_close(whole.net, parts.net, rtol=1e-3, atol=1e-5)
 
 
-def test_running_average_of_the_weights_is_what_is_kept(tmp_path):
+def test_fit__keeps_the_running_average_of_the_weights(tmp_path):
     net, average = torch.nn.Linear(2, 1), {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}
     expected = 0.0
     for step, value in enumerate((1.0, 3.0, -2.0), 1):
@@ -106,7 +106,7 @@ def test_running_average_of_the_weights_is_what_is_kept(tmp_path):
     assert not torch.equal(averaged.net.encoders[0].head.weight, last.net.encoders[0].head.weight)
 
 
-def test_weight_decay_spares_norms_biases_positions_and_the_scan():
+def test_decay_groups__exempt_norms_biases_positions_and_states():
     net = VideoMamba(
         ModelConfig(patch=2, frames=3, width=8, depth=1, state=2, readout="cls"), channels=2, side=4, n_classes=3
     )
@@ -126,7 +126,7 @@ def test_weight_decay_spares_norms_biases_positions_and_the_scan():
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
 
 
-def test_the_optimiser_makes_the_same_step_on_a_card_in_fewer_launches():
+def test_adamw__same_step_on_a_gpu_in_fewer_launches():
     """Its way of stepping runs on a CPU too."""
     train = load_recipe("nucla-paper").train
     moved = []
@@ -146,7 +146,7 @@ def test_the_optimiser_makes_the_same_step_on_a_card_in_fewer_launches():
         torch.testing.assert_close(one, many, rtol=1e-6, atol=0)
 
 
-def test_learning_rate_rises_then_falls_to_nothing():
+def test_schedule__rises_then_falls_to_zero():
     rates = [schedule(step, 100, 0.1) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
     assert rates[10] == 1.0
@@ -155,7 +155,7 @@ def test_learning_rate_rises_then_falls_to_nothing():
     assert rates[-1] < 0.001
 
 
-def test_gradients_are_clipped(tmp_path):
+def test_fit__clips_gradients(tmp_path):
     # So short that AdamW's epsilon outweighs them: where they are not clipped, its steps would be of full length.
     free, _ = train(tmp_path / "free", *STILL, "train.epochs=2", "train.weight_decay=0.0")
     clipped, _ = train(
@@ -164,7 +164,7 @@ def test_gradients_are_clipped(tmp_path):
     assert moved(clipped, tmp_path) < 0.01 * moved(free, tmp_path / "..")
 
 
-def test_label_smoothing_is_cross_entropy_with_a_softer_label(tmp_path):
+def test_fit__label_smoothing_softens_the_label(tmp_path):
     logits, label = torch.tensor([[2.0, -1.0, 0.5], [0.0, 1.0, 3.0]]), torch.tensor([0, 1])
     soft = 0.8 * F.one_hot(label, 3) + 0.2 / 3
     expected = (1 + uncertainty(dirichlet(logits))) * -(soft * logits.log_softmax(-1)).sum(-1)
@@ -176,7 +176,7 @@ def test_label_smoothing_is_cross_entropy_with_a_softer_label(tmp_path):
     assert plain["cross"] != smooth["cross"]
 
 
-def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path):
+def test_fit__bf16_keeps_float32_weights(tmp_path):
     words = (*STILL, "train.epochs=25", "train.lr=0.01", "loss.kl=0.0")
     _, log = train(tmp_path / "full", *words)
     mixed, other = train(tmp_path / "mixed", *words, 'train.precision="bf16-mixed"')
@@ -200,7 +200,7 @@ def clips(subjects=("1", "2", "3"), repetitions=4):
     )
 
 
-def test_held_out_groups_come_from_the_training_side_alone_and_stay_whole():
+def test_hold_out__takes_whole_groups_of_the_training_clips():
     everything = clips()
     split = Split(
         train=tuple(c for c in everything if c.subject != "3"),
@@ -239,7 +239,7 @@ def opposed():
     return Groups(groups.embeddings_NFHWC, groups.row_GV, (groups.label_G + 1) % CLASSES, groups.names)
 
 
-def test_early_stop_keeps_the_best_epochs_weights(tmp_path):
+def test_fit__early_stop_keeps_the_weights_of_the_best_epoch(tmp_path):
     judged = []
     fitted, log = train(tmp_path / "run", *STOPS, held_out=opposed(), on_epoch=judged.append)
     losses = [line["held_out_loss"] for line in log if "held_out_loss" in line]
@@ -256,7 +256,7 @@ def test_early_stop_keeps_the_best_epochs_weights(tmp_path):
     assert (again.epochs, same) == (fitted.epochs, log)
 
 
-def test_an_epoch_that_diverged_is_never_the_best():
+def test_update_best__ignores_a_loss_that_is_not_finite():
     state = RunState.model_construct(epoch=1, best_epoch=None, best_loss=None)
     assert update_best(state, float("nan")).best_epoch is None
     assert update_best(state, 2.0).best_epoch == 1
@@ -264,7 +264,7 @@ def test_an_epoch_that_diverged_is_never_the_best():
     assert [update_best(later, loss).best_epoch for loss in (float("nan"), 1.0, 0.9)] == [3, 3, 5]
 
 
-def test_watching_changes_nothing_of_the_training(tmp_path):
+def test_fit__held_out_groups_do_not_change_the_training(tmp_path):
     alone, _ = train(tmp_path / "alone", "train.epochs=3")
     watched, _ = train(tmp_path / "watched", "train.epochs=3", "train.held_out=0.2", held_out=opposed())
     assert watched.best_epoch is not None
@@ -282,7 +282,7 @@ EVERYTHING = (
 @pytest.mark.parametrize(
     ("debias", "kills"), [("hsic", (4, 57)), pytest.param("stillmix", (31,), marks=pytest.mark.slow)]
 )
-def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debias, kills):
+def test_fit__resumed_after_a_kill_equals_an_undisturbed_run(tmp_path, debias, kills):
     # StillMix needs the still part of a frame.
     words = [*EVERYTHING, f"debias.method={debias}", *(["model.branch.0.input=frames"] if debias == "stillmix" else [])]
     _, _ = train(tmp_path / "whole", *words, groups=toy(24), held_out=opposed())
@@ -314,7 +314,7 @@ def test_killed_at_any_step_and_resumed_it_is_the_undisturbed_run(tmp_path, debi
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world, tmp_path):
+def test_train__two_processes_equal_one_with_a_double_batch(dtsf, world, tmp_path):
     words = [
         *("train", "--cache", world / "cache", "--dataset", "nucla", "--protocol", "cross-subject:2", "--epochs", "3"),
         *("--recipe", "thumbnails"),
@@ -347,7 +347,7 @@ def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(dtsf, world,
 # What is written down
 
 
-def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypatch):
+def test_log__tensorboard_gets_every_number(tmp_path, monkeypatch):
     noted, opened = [], []
 
     class Writer:
@@ -371,7 +371,7 @@ def test_tensorboard_gets_every_number_where_it_is_installed(tmp_path, monkeypat
     assert {name for name, *_ in noted} >= {"loss", "evidence", "kl", "cross", "views", "accuracy", "uncertainty", "lr"}
 
 
-def test_without_tensorboard_there_is_only_the_log(tmp_path):
+def test_log__works_without_tensorboard(tmp_path):
     try:
         import tensorboard  # noqa: F401
     except ImportError:
@@ -383,7 +383,7 @@ def test_without_tensorboard_there_is_only_the_log(tmp_path):
     ("tail", "kept"),
     [(b'{"step": 3, "x": 1}\n', 2), (b'{"step": 2', 2), (b"\0\0\0\n", 2), (b"[]\n", 2), (b'{"step": 2}\n', 3), (b"", 2)],
 )
-def test_the_log_is_cut_behind_what_the_checkpoint_knows(tmp_path, tail, kept):
+def test_log__drops_lines_after_the_step_of_the_checkpoint(tmp_path, tail, kept):
     whole = b'{"step": 1}\n{"step": 2}\n'
     (tmp_path / "log.jsonl").write_bytes(whole + tail)
     with record.TrainingLog(tmp_path, 2) as log:

@@ -24,7 +24,7 @@ PROTOCOL = "cross-subject:5"
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60), st.integers(1, 60), st.booleans())
-def test_auroc_and_fpr_are_those_of_scikit_learn(seed, n_known, n_unknown, ties):
+def test_open_set_metrics__equal_scikit_learn(seed, n_known, n_unknown, ties):
     rng = np.random.default_rng(seed)
     known, unknown = rng.random(n_known), (rng.random(n_unknown) + 0.2).clip(max=1)
     if ties:
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
     return root
 
 
-def test_a_class_that_is_left_out_is_neither_learnt_nor_judged_but_asked_for(trained):
+def test_exclude_classes__neither_trained_nor_tested(trained):
     run = api.load(trained / "run")
     assert run.state.info.class_names == ("class 0", "class 2", "class 3")
     plain = run.evaluate(trained / "cache", dataset="drawn")
@@ -69,7 +69,7 @@ def test_a_class_that_is_left_out_is_neither_learnt_nor_judged_but_asked_for(tra
     assert metrics["top1"] == plain.metrics.top1
 
 
-def test_what_cannot_be_left_out_or_asked_is_refused(trained, tmp_path):
+def test_exclude_classes__refuses_impossible_requests(trained, tmp_path):
     def train(*words):
         api.train(
             trained / "cache", dataset="drawn", protocol=PROTOCOL, overrides=[*WORDS, *words], run=tmp_path / "run"
@@ -87,7 +87,7 @@ def test_what_cannot_be_left_out_or_asked_is_refused(trained, tmp_path):
         run.evaluate(trained / "cache", dataset="other")
 
 
-def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
+def test_evaluate_command__unknown_and_adapt(trained, dtsf, tmp_path):
     words = ("evaluate", trained / "run", "--cache", trained / "cache", "--unknown", "excluded", "--adapt")
     answer = dtsf.json(*words, cwd=tmp_path)
     assert set(answer["unknown"]) == {"name", "description", "n_groups", "auroc", "fpr95", "uncertainty"}
@@ -97,7 +97,7 @@ def test_unknown_and_adapt_on_the_command_line(trained, dtsf, tmp_path):
     assert "adapted to the test clips" in shown
 
 
-def test_training_statistics_are_those_of_all_tokens(trained):
+def test_feature_statistics__cover_all_tokens(trained):
     run, data = api.load(trained / "run"), open_dataset(trained / "cache", "drawn")
     groups = load_groups(data, [clip for clip in data.clips if clip.label != 1 and clip.subject != "5"])
     kept = run.net.feature_stats.mean_var_N2D
@@ -113,7 +113,7 @@ def test_training_statistics_are_those_of_all_tokens(trained):
     )
 
 
-def test_adaptation_brings_a_shifted_stream_back_and_leaves_the_run_as_it_is(trained):
+def test_online_adapter__aligns_a_shifted_stream(trained):
     run, data = api.load(trained / "run"), open_dataset(trained / "cache", "drawn")
     groups = load_groups(data, [clip for clip in data.clips if clip.label != 1])
     before = {name: x.clone() for name, x in run.net.state_dict().items()}

@@ -20,7 +20,7 @@ def clips(seed=0):
 ALL = torch.ones(B, V, dtype=torch.bool)
 
 
-def test_the_room_is_anothers_and_the_mover_stays_where_and_when_it_was():
+def test_swap_backgrounds__keeps_the_moving_foreground():
     torch.manual_seed(0)
     x = clips()
     exchanged = swap_backgrounds(x, ALL, 1.0)
@@ -38,7 +38,7 @@ def test_the_room_is_anothers_and_the_mover_stays_where_and_when_it_was():
     assert torch.corrcoef(torch.stack([before.flatten(), after.flatten()]))[0, 1] > 0.95
 
 
-def test_where_somebody_moves_most_the_clip_is_what_it_was():
+def test_swap_backgrounds__keeps_cells_with_most_motion():
     torch.manual_seed(0)
     x = clips()
     exchanged = swap_backgrounds(x, ALL, 1.0)
@@ -47,7 +47,7 @@ def test_where_somebody_moves_most_the_clip_is_what_it_was():
     torch.testing.assert_close(exchanged[most], x[most])
 
 
-def test_only_a_share_is_exchanged_and_absent_views_neither_give_nor_get():
+def test_swap_backgrounds__only_a_share_of_present_views():
     torch.manual_seed(0)
     x, mask = clips(), ALL.clone()
     mask[:, 1] = False
@@ -60,7 +60,7 @@ def test_only_a_share_is_exchanged_and_absent_views_neither_give_nor_get():
     assert torch.equal(swap_backgrounds(clips(), ALL, 0.0), clips())
 
 
-def test_a_hidden_view_keeps_its_room_and_loses_its_motion_and_one_always_sees():
+def test_occlude_views__removes_motion_and_keeps_one_view_free():
     torch.manual_seed(0)
     x = clips()
     hidden = occlude_views(x, ALL, 1.0)
@@ -75,7 +75,7 @@ def test_a_hidden_view_keeps_its_room_and_loses_its_motion_and_one_always_sees()
     torch.testing.assert_close(hidden.mean(2), x.mean(2), atol=1e-4, rtol=1e-4)
 
 
-def test_a_view_alone_is_never_hidden():
+def test_occlude_views__never_covers_a_single_view():
     x, mask = clips(), torch.zeros_like(ALL)
     mask[:, 2] = True
     assert torch.equal(occlude_views(x, mask, 1.0), x)

@@ -18,7 +18,7 @@ def _train(world, run, **options):
     return api.train(world / "cache", protocol=PROTOCOL, run=run, overrides=SMALL, device="cpu", **options)
 
 
-def test_resume_with_another_recipe_is_refused_with_both(world, tmp_path):
+def test_resume__refuses_another_recipe(world, tmp_path):
     _train(world, tmp_path / "run")
     with pytest.raises(CheckpointError, match="was trained with seed 0, not 1"):
         _train(world, tmp_path / "run", seed=1, resume=True)
@@ -26,7 +26,7 @@ def test_resume_with_another_recipe_is_refused_with_both(world, tmp_path):
         _train(world, tmp_path / "none", resume=True)
 
 
-def test_what_a_run_was_begun_with_stays_written_when_it_is_resumed(world, run_copy):
+def test_resume__keeps_the_first_config(world, run_copy):
     """Also where the command that resumes it is refused."""
     file = run_copy / "config.toml"
     # As it stands there after --init, which a resumed run is not given again.
@@ -38,7 +38,7 @@ def test_what_a_run_was_begun_with_stays_written_when_it_is_resumed(world, run_c
     assert file.read_text() == before
 
 
-def test_checkpoint_of_another_class_count_is_refused(dtsf, world, run_copy):
+def test_load_network__refuses_another_number_of_classes(dtsf, world, run_copy):
     weights = load_file(run_copy / "last/model.safetensors")
     weights["branches.0.encoder.head.weight"] = weights["branches.0.encoder.head.weight"][:7].clone()
     weights["branches.0.encoder.head.bias"] = weights["branches.0.encoder.head.bias"][:7].clone()
@@ -48,20 +48,20 @@ def test_checkpoint_of_another_class_count_is_refused(dtsf, world, run_copy):
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "state.json", "optimizer.pt"])
-def test_cut_checkpoint_is_named(world, run_copy, file):
+def test_load_checkpoint__names_a_truncated_file(world, run_copy, file):
     path = run_copy / "last" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="last"):
         api.train(world / "cache", protocol=PROTOCOL, run=run_copy, overrides=["train.epochs=2"], resume=True)
 
 
-def test_checkpoint_killed_between_its_renames_is_found(run_copy):
+def test_load_checkpoint__finds_one_killed_between_two_renames(run_copy):
     (run_copy / "last").rename(run_copy / "last.old")
     assert api.load(run_copy).state.epoch == 2
 
 
 @pytest.mark.slow
-def test_two_data_sets_in_one_cache_and_a_run_judged_on_the_other(dtsf, world, tmp_path):
+def test_evaluate__on_another_dataset_of_the_cache(dtsf, world, tmp_path):
     shutil.copytree(world / "cache", tmp_path / "cache")
     said = dtsf.said("synth", "nucla", "--out", "biased", "--subjects", 2, "--episodes", 1, "--bias", 0.95, cwd=tmp_path)
     conflict = "biased/multiview_action_videos_conflict"
@@ -73,7 +73,7 @@ def test_two_data_sets_in_one_cache_and_a_run_judged_on_the_other(dtsf, world, t
     assert answer["task"] == "every clip of another dataset, nucla-conflict (trained on nucla)"
 
 
-def test_cross_view_gets_the_recipe_for_unseen_cameras_and_refuses_the_other(world, tmp_path):
+def test_train__cross_view_takes_the_recipe_for_unseen_views(world, tmp_path):
     with pytest.raises(ConfigError, match=r'branch.1.views "all" needs the same views .* cross-view:3 tests an unseen one'):
         api.train(world / "cache", protocol="cross-view:3", run=tmp_path / "refused", recipe="default")
     assert not (tmp_path / "refused").exists()
@@ -91,7 +91,7 @@ def test_load__a_run_of_an_earlier_version_is_refused(run_copy):
         api.load(run_copy)
 
 
-def test_two_trainings_in_one_run_folder_are_refused(world, tmp_path, dtsf):
+def test_train__refuses_a_run_folder_in_use(world, tmp_path, dtsf):
     said = []
 
     def meanwhile(*_):

@@ -125,7 +125,7 @@ def a_card(monkeypatch):
     room._side_stream.cache_clear()
 
 
-def test_on_a_card_the_next_batch_is_made_before_it_is_asked_for(a_card):
+def test_prefetcher__makes_the_next_batch_ahead_on_a_gpu(a_card):
     current, seen = a_card
     made = []
     ahead = Prefetcher((made.append(k) or batch for k, batch in enumerate(batches(3))), torch.device("cuda"))
@@ -140,7 +140,7 @@ def test_on_a_card_the_next_batch_is_made_before_it_is_asked_for(a_card):
     assert seen.count("pinned") == seen.count("kept") == 12
 
 
-def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
+def test_prefetcher__makes_a_batch_on_request_on_a_cpu():
     made = []
     ahead = Prefetcher((made.append(k) or batch for k, batch in enumerate(batches(2))), torch.device("cpu"))
     ahead.prepare()
@@ -149,13 +149,13 @@ def test_on_a_cpu_a_batch_is_made_when_it_is_asked_for():
     assert made == [0]
 
 
-def test_what_is_on_the_card_already_is_not_sent_there(a_card):
+def test_prefetcher__does_not_copy_batches_of_the_gpu(a_card):
     ahead = Prefetcher(batches(2, FAKE_GPU), torch.device("cuda"))
     assert ahead.next().x_BVTHWC.device == FAKE_GPU
     assert a_card[1].count("pinned") == 3, "mask, labels and rows"
 
 
-def test_all_epochs_share_one_stream_of_a_card(a_card):
+def test_prefetcher__all_epochs_share_one_stream(a_card):
     before = FakeStream.made
     for _ in range(3):
         Prefetcher(batches(1), torch.device("cuda")).next()
@@ -163,7 +163,7 @@ def test_all_epochs_share_one_stream_of_a_card(a_card):
 
 
 @pytest.mark.parametrize(("n_bytes", "fits"), [(560, True), (561, False)])
-def test_embeddings_stay_on_a_card_with_room_to_spare(monkeypatch, n_bytes, fits):
+def test_fits_on_gpu__bounds_the_share_of_free_memory(monkeypatch, n_bytes, fits):
     """1000 bytes are free for all programs, 400 more for this one: 0.4 of both."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 5000))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
@@ -179,7 +179,7 @@ def drawn_groups(frames=6, grid=6, channels=12):
     return Groups(embeddings, row_GV, torch.arange(6) % 3, tuple("abcdef"))
 
 
-def test_embeddings_move_only_where_they_fit(monkeypatch):
+def test_to_device_if_fits__moves_only_if_they_fit(monkeypatch):
     groups, asked = drawn_groups(), []
     monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
     assert to_device_if_fits(groups, FAKE_GPU) is groups
@@ -196,7 +196,7 @@ EVERYTHING = AugmentConfig(
 
 
 @pytest.mark.parametrize("motion_sampling", [0.0, 0.7])
-def test_on_a_card_batches_are_chosen_and_varied_by_the_same_draws(monkeypatch, motion_sampling):
+def test_training_batches__same_draws_on_a_gpu(monkeypatch, motion_sampling):
     monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: device == FAKE_GPU)
 
     def made(device):
@@ -234,7 +234,7 @@ class OnOneCard:
 
 
 @pytest.mark.parametrize("recipe", ["default", "ntu60"])
-def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatch, tmp_path, recipe):
+def test_fit__same_numbers_for_batches_of_the_gpu_or_cpu(monkeypatch, tmp_path, recipe):
     """To the bit; and the CPU's, whose scan sums in another order. Every operation has all its tensors on one side."""
     monkeypatch.setattr(loop, "save", lambda *_: None)
     spec = CacheSpec(decoder="drawn", frames=6, size=192, grid=6, encoder="e", weights_hash="0", channels=12)
@@ -257,7 +257,7 @@ def test_training_on_a_card_is_the_same_wherever_its_batches_are_made(monkeypatc
 
 
 @pytest.mark.parametrize("recipe", builtin_names("recipe"))
-def test_the_networks_constants_are_where_it_is(recipe):
+def test_network__constants_are_on_its_device(recipe):
     """Forward, loss and back, with a view absent and with all there."""
     config = resolve_auto(load_recipe(recipe), 100)
     side, channels = (48, 3) if "pixels" in config.model.inputs else (6, 12)
@@ -286,7 +286,7 @@ def _encoder(**options):
     return VideoMamba(config, channels=2, side=4, n_classes=3)
 
 
-def test_blocks_that_are_computed_again_give_the_same_gradients():
+def test_gradient_checkpointing__gives_the_same_gradients():
     """Stochastic depth drops the same sequences both times."""
     x = torch.randn(4, 2, 3, 4, 4)
     found = []
@@ -308,7 +308,7 @@ def test_blocks_that_are_computed_again_give_the_same_gradients():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-def test_compiled_mixers_keep_the_names_of_the_weights_and_the_numbers():
+def test_compile_mixers__keeps_names_and_numbers():
     x = torch.randn(2, 2, 3, 4, 4)
     encoder = _encoder().eval()
     before, names = encoder(x), list(encoder.state_dict())
