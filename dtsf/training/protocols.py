@@ -75,13 +75,13 @@ class Side(Frozen):
     """Setups of NTU; empty for other datasets."""
 
 
-def parse_protocol(text: str | None, dataset: str) -> Protocol:
+def parse_protocol(text: str | None, kind: str) -> Protocol:
     """Read ``name[:argument,...]``; None is the usual protocol of the kind of dataset.
 
     Raises ConfigError: unknown name, or an argument that the protocol does not take.
     """
     if text is None:
-        return Protocol(name=DEFAULTS.get(dataset, "all"))
+        return Protocol(name=DEFAULTS.get(kind, "all"))
     name, colon, rest = text.strip().partition(":")
     if name not in NAMES:
         raise ConfigError(
@@ -98,7 +98,7 @@ def parse_protocol(text: str | None, dataset: str) -> Protocol:
 def split_clips(
     clips: Sequence[Clip],
     protocol: Protocol,
-    dataset: str,
+    kind: str,
     view_names: Sequence[str],
     needed: Sequence[str] = ("train", "test"),
 ) -> Split:
@@ -109,8 +109,8 @@ def split_clips(
     needed side without clips.
     """
     rules: dict[str, Callable[[], tuple[Callable[[Clip], str], str]]] = {
-        "cross-subject": lambda: _cross_subject(clips, protocol, dataset),
-        "cross-view": lambda: _cross_view(clips, protocol, dataset, view_names),
+        "cross-subject": lambda: _cross_subject(clips, protocol, kind),
+        "cross-view": lambda: _cross_view(clips, protocol, kind, view_names),
         "cross-setup": lambda: _cross_setup(clips),
         "split": lambda: _manifest_split(clips),
         "all": lambda: (lambda clip: "both", "the training clips themselves: no generalisation is measured"),
@@ -143,7 +143,7 @@ def describe(clips: Sequence[Clip], view_names: Sequence[str]) -> Side:
     )
 
 
-def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> tuple[Callable[[Clip], str], str]:
+def _cross_subject(clips: Sequence[Clip], protocol: Protocol, kind: str) -> tuple[Callable[[Clip], str], str]:
     known = set(_subjects(clips))
     if not known:
         raise ConfigError("protocol cross-subject: the dataset names no subjects (column subject of a manifest)")
@@ -155,13 +155,14 @@ def _cross_subject(clips: Sequence[Clip], protocol: Protocol, dataset: str) -> t
                 f"protocol {protocol}: no subject {', '.join(absent)}; there are {', '.join(_subjects(clips))}"
             )
         test = {subject for subject in given.values() if subject is not None}
-    elif dataset == "ntu":
-        test = known - (NTU120_TRAIN if _is_ntu120(clips) else NTU60_TRAIN)
-    elif dataset == "nucla":
+    elif kind == "ntu":
+        is_ntu120 = any(clip.label >= 60 or (clip.setup or 0) > 17 for clip in clips)
+        test = known - (NTU120_TRAIN if is_ntu120 else NTU60_TRAIN)
+    elif kind == "nucla":
         test = {"10"}
     else:
         raise ConfigError(
-            f"protocol cross-subject: {dataset} has no published test subjects; name them, as in cross-subject:5,6 "
+            f"protocol cross-subject: {kind} has no published test subjects; name them, as in cross-subject:5,6 "
             f"(there are {', '.join(_subjects(clips))})"
         )
 
@@ -185,9 +186,9 @@ def _subject(word: str, known: set[str]) -> str | None:
 
 
 def _cross_view(
-    clips: Sequence[Clip], protocol: Protocol, dataset: str, view_names: Sequence[str]
+    clips: Sequence[Clip], protocol: Protocol, kind: str, view_names: Sequence[str]
 ) -> tuple[Callable[[Clip], str], str]:
-    words = protocol.argument or ("1" if dataset == "ntu" else "3",)
+    words = protocol.argument or ("1" if kind == "ntu" else "3",)
     numbers = sorted({view_number(word, view_names, f"protocol {protocol}") for word in words})
     names = ", ".join(view_names[number - 1] for number in numbers)
     one = "an unseen view alone" if len(numbers) == 1 else "unseen views"
@@ -240,10 +241,6 @@ def _describe_test_rows(train: Sequence[Clip], test: Sequence[Clip], view_names:
         people = "subjects who trained too" if subjects <= trained else "subjects of whom some trained"
     same = " in performances seen from others" if {c.group for c in train} & {c.group for c in test} else ""
     return f"{views}, of {people}{same}"
-
-
-def _is_ntu120(clips: Sequence[Clip]) -> bool:
-    return any(clip.label >= 60 or (clip.setup or 0) > 17 for clip in clips)
 
 
 def _subjects(clips: Sequence[Clip]) -> list[str]:
