@@ -286,6 +286,7 @@ def test_compare_page__lists_the_differences(world, hostile, run_copy, tmp_path)
     assert "others are wrong on 1 of 10 performances" in text
     assert first["group"] in text
     other = compare_runs([world / "run", hostile / "run"], tmp_path / "d.html").read_text()
+    assert "<td>train.epochs</td><td><code>2</code></td><td><code>1</code></td>" in other
     assert "the tested performances are not the same" in other
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError
 from dtsf.report import svg
 from dtsf.report.page import render, write_page
-from dtsf.report.run_data import read_run
+from dtsf.report.run_data import read_run, recipe_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,14 +115,11 @@ def _curves(names: Sequence[str], runs: Sequence[RunData]) -> list[tuple[str, li
 
 
 def _recipe_differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
-    tables = [run.checkpoint.state.recipe.model_dump(mode="json") for run in runs]
-    rows = []
-    for section, keys in tables[0].items():
-        for key in keys:
-            values = [json.dumps(table[section][key]) for table in tables]
-            if len(set(values)) > 1:
-                rows.append((f"{section}.{key}", values))
-    return rows
+    """Return the keys whose values differ, with the value of each run."""
+    tables = [recipe_text(run.checkpoint.state.recipe) for run in runs]
+    keys = dict.fromkeys((section, key) for table in tables for section, rows in table.items() for key in rows)
+    values = {f"{section}.{key}": [table[section].get(key, "\u2013") for table in tables] for section, key in keys}
+    return [(key, row) for key, row in values.items() if len(set(row)) > 1]
 
 
 def _classes(runs: Sequence[RunData]) -> list[tuple[str, list[float | None], float]]:

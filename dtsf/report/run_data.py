@@ -18,11 +18,11 @@ from dtsf.training.checkpoint import Checkpoint, load_checkpoint
 from dtsf.training.evaluate import Evaluation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.training.metrics import GroupPrediction, Metrics
+    from dtsf.training.metrics import Metrics
+    from dtsf.training.recipe import Recipe
 
 MAX_BYTES = 1 << 28
 """Maximum size of a file of a run."""
@@ -133,32 +133,35 @@ def open_run_cache(run: RunData, cache: Path) -> tuple[CachedDataset | None, str
     return data, ""
 
 
+def recipe_text(recipe: Recipe) -> dict[str, dict[str, str]]:
+    """Return the text of each value by section and key. Each branch of the network is one value, without its empty keys."""
+    document = recipe.model_dump(mode="json")
+    for k, branch in enumerate(document["model"].pop("branch")):
+        document["model"][f"branch.{k}"] = {key: value for key, value in branch.items() if value not in (0, "none")}
+    return {section: {key: json.dumps(value) for key, value in table.items()} for section, table in document.items()}
+
+
 def class_rows(run: RunData) -> list[dict[str, Any]]:
     """Return one row per tested class: recall, precision, most frequent error, uncertainty and view weights."""
     metrics, names, rows = run.metrics, run.class_names, []
-    for k, name in enumerate(names):
-        row = metrics.confusion[k]
-        predicted = sum(other[k] for other in metrics.confusion)
+    for k, row in enumerate(metrics.confusion):
         if not sum(row):
             continue
+        predicted = sum(other[k] for other in metrics.confusion)
         errors, wrong = max(((count, -j) for j, count in enumerate(row) if j != k), default=(0, 0))
         of_class = [p for p in metrics.predictions if p.label == k]
+        # An absent view has weight 0.
+        weights = [[p.view_weights[v] for p in of_class if p.view_weights[v]] for v in range(len(metrics.view_weights))]
         rows.append(
             {
-                "name": name,
+                "name": names[k],
                 "groups": sum(row),
                 "recall": row[k] / sum(row),
                 "precision": row[k] / predicted if predicted else None,
                 "wrong": names[-wrong] if errors else "",
                 "errors": errors,
                 "uncertainty": sum(p.uncertainty for p in of_class) / max(1, len(of_class)),
-                "weights": [_mean_weight(of_class, v) for v in range(len(run.evaluation.view_names))],
+                "weights": [sum(present) / len(present) if present else None for present in weights],
             }
         )
     return rows
-
-
-def _mean_weight(predictions: Sequence[GroupPrediction], view: int) -> float | None:
-    """Return the mean weight of a view over the groups that have it. An absent view has weight 0."""
-    present = [p.view_weights[view] for p in predictions if p.view_weights[view] > 0]
-    return sum(present) / len(present) if present else None

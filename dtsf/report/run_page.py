@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from dtsf.report import svg
 from dtsf.report.gallery import choose_samples, network_strips
 from dtsf.report.page import render, spec_rows, write_page
 from dtsf.report.probes import probe
-from dtsf.report.run_data import class_rows, open_run_cache, read_run
+from dtsf.report.run_data import class_rows, open_run_cache, read_run, recipe_text
 from dtsf.training.checkpoint import load_network
 from dtsf.training.protocols import parse_protocol, split_clips
 
@@ -175,10 +174,10 @@ def _gallery(
 def _recipe(run: RunData) -> list[tuple[str, list[tuple[str, str, bool]]]]:
     """Return the sections of the recipe: key, value, and True if the value is not the default of the code."""
     recipe = run.checkpoint.state.recipe
-    values, defaults = recipe.model_dump(mode="json"), type(recipe)().model_dump(mode="json")
+    defaults = recipe_text(type(recipe)())
     return [
-        (section, [(key, json.dumps(value), value != defaults[section].get(key)) for key, value in table.items()])
-        for section, table in values.items()
+        (section, [(key, value, value != defaults[section].get(key)) for key, value in table.items()])
+        for section, table in recipe_text(recipe).items()
     ]
 
 
