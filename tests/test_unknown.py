@@ -139,5 +139,5 @@ def test_online_adapter__aligns_a_shifted_stream(trained):
     assert same == again
     assert same.adapted
     run.net.feature_stats.mean_var_N2D.zero_()
-    with pytest.raises(ConfigError, match="keeps no statistics of its training clips"):
+    with pytest.raises(ConfigError, match="has no statistics of its training clips"):
         run.evaluate(trained / "cache", dataset="drawn", adapt=True)
