@@ -43,7 +43,7 @@ for v, clip in enumerate(clips):
         axes[0, column].set_title(f"frame {t + 1} of {pictures.shape[1]}", fontsize=9)
     weight = prediction["view_weights"][v]
     axes[v, 0].set_ylabel(f"view {clip.view}\nweight {weight:.2f}", fontsize=9)
-    axes[len(clips) + v, 0].set_ylabel(f"view {clip.view}\nwhat moves", fontsize=9)
+    axes[len(clips) + v, 0].set_ylabel(f"view {clip.view}\nmotion", fontsize=9)
 right = "right" if prediction["label"] == prediction["predicted"] else f"wrong: {names[prediction['label']]}"
 figure.suptitle(
     f"{group}: \u201c{names[prediction['predicted']]}\u201d, probability {prediction['probability']:.2f}, "
