@@ -15,6 +15,8 @@ from dtsf.predict.predict import embed_videos, make_prediction, sample_frames, w
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+
     from dtsf.cache.reader import CachedDataset
     from dtsf.model.network import DTSFNet
     from dtsf.predict.predict import Prediction
@@ -116,34 +118,41 @@ class Run:
             FilmError: The film cannot be written. The error has the ``prediction``.
             DataError: The number of videos differs from the number of ``views``, or is too large for the network.
         """
-        import torch
-
         from dtsf.report.film import check_film
 
         if film is not None:
             check_film(Path(film))
-        state, model = self.state, self.state.recipe.model
-        numbers = self._view_numbers(len(videos), views)
-        threads = state.recipe.train.usable_threads
-        embeddings_VFPC, longest = embed_videos(videos, state.spec, threads, encoder_weights)
-        given_VTHWC = sample_frames(embeddings_VFPC, state.spec.grid, model.frames, model.motion_sampling)
-        # Each video is at the place of its view. The network masks the other views.
-        mask_V = torch.zeros(len(videos) if views is None else len(state.info.view_names), dtype=torch.bool)
-        mask_V[numbers] = True
-        x_VTHWC = given_VTHWC.new_zeros(len(mask_V), *given_VTHWC.shape[1:])
-        x_VTHWC[numbers] = given_VTHWC
-        with torch.inference_mode():
-            output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
-        weight_V = output.view_weights_BV[0, numbers]
-        prediction = make_prediction(
-            state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], weight_V
-        )
+        self._view_numbers(len(videos), views)
+        threads = self.state.recipe.train.usable_threads
+        embeddings_VFPC, longest = embed_videos(videos, self.state.spec, threads, encoder_weights)
+        prediction = self.classify(embeddings_VFPC, views)
         if film is not None:
             try:
                 write_prediction_film(Path(film), [Path(video).absolute() for video in videos], longest, prediction)
             except DtsfError as error:
                 raise FilmError(str(error), prediction) from error
         return prediction
+
+    def classify(self, embeddings_VFPC: np.ndarray, views: str | None = None) -> Prediction:
+        """Classify the embeddings of one performance: F frames of P cells with C channels for each view.
+
+        ``views``: as in :meth:`predict`. Raises DataError as there, and CheckpointError if an output is not finite.
+        """
+        import torch
+
+        state, model = self.state, self.state.recipe.model
+        numbers = self._view_numbers(len(embeddings_VFPC), views)
+        given_VTHWC = sample_frames(embeddings_VFPC, state.spec.grid, model.frames, model.motion_sampling)
+        # Each video is at the place of its view. The network masks the other views.
+        n_views = len(numbers) if views is None else len(state.info.view_names)
+        mask_V = torch.zeros(n_views, dtype=torch.bool)
+        mask_V[numbers] = True
+        x_VTHWC = given_VTHWC.new_zeros(n_views, *given_VTHWC.shape[1:])
+        x_VTHWC[numbers] = given_VTHWC
+        with torch.inference_mode():
+            output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
+        weight_V = output.view_weights_BV[0, numbers]
+        return make_prediction(state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], weight_V)
 
     def _view_numbers(self, n_videos: int, views: str | None) -> list[int]:
         """Return the view of each video, from 0."""

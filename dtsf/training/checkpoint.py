@@ -186,11 +186,12 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
     try:
         weights = load(tensors)
         optimizer = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if resume else {}
+        checkpoint = Checkpoint(state=state, weights=weights, optimizer=optimizer)
     except Exception as error:  # noqa: BLE001  errors of these readers for a forged file have no common base
         raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}: train again") from error
     if (bad := first_not_finite(weights)) is not None:
         raise CheckpointError(f"checkpoint {folder}: {bad} has values that are not finite: train again")
-    return Checkpoint(state=state, weights=weights, optimizer=optimizer)
+    return checkpoint
 
 
 def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
