@@ -102,6 +102,8 @@ def main() -> None:
 def section_here(name: str, out: Path, seconds: float) -> None:
     figures = Figures(out / f"{name}.part", seconds)
     try:
+        if QUICK:
+            mend_interpreter()
         SECTIONS[name](figures)
     except Exception as error:  # noqa: BLE001 - as above
         figures["error"] = f"{type(error).__name__}: {error}"
@@ -162,8 +164,6 @@ def forms() -> dict[str, Callable[[ScanInputs], Any]]:
     """Return every implementation of the scan on this device."""
     from dtsf.model.scan import triton_scan
 
-    if QUICK:
-        mend_interpreter()
     found: dict[str, Callable[[ScanInputs], Any]] = {"triton": triton_scan.scan, "plain": plain.scan}
     with contextlib.suppress(ImportError):
         found["mamba_ssm"] = importlib.import_module("dtsf.model.scan.mamba_ssm_scan").scan
