@@ -329,7 +329,7 @@ def test_train__two_processes_equal_one_with_a_double_batch(dtsf, world, tmp_pat
     assert pair.returncode == 0, pair.stderr
     (answer,) = pair.stdout.strip().splitlines()  # one object, of the first process
     assert json.loads(answer)["top1"] == pytest.approx(alone["top1"])
-    assert pair.stderr.count("the task: all views of unseen subjects (2)") == 1
+    assert pair.stderr.count("test: all views of unseen subjects (2)") == 1
     logs = [
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("one", "two")
