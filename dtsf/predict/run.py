@@ -122,6 +122,7 @@ class Run:
 
         if film is not None:
             check_film(Path(film))
+        # Refuse wrong views before any video is decoded.
         self._view_numbers(len(videos), views)
         threads = self.state.recipe.train.usable_threads
         embeddings_VFPC, longest = embed_videos(videos, self.state.spec, threads, encoder_weights)
