@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -11,7 +11,6 @@ from dtsf.cache.status import Status
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from typing import Any
 
     from dtsf.pipeline.video.index import VideoIndex
 
@@ -20,20 +19,16 @@ if TYPE_CHECKING:
 class Span:
     """Part of a file that a clip covers. The default is the whole file."""
 
-    start: float | None = None
-    """Seconds from the first frame that a player shows."""
+    start: float | None = None  # seconds from the first frame that a player shows
     end: float | None = None
-    first: int | None = None
-    """Number of the first frame: from 0 in a video, as in the file names of an image folder."""
+    first: int | None = None  # number of the first frame: from 0 in a video, as in the file names of an image folder
     last: int | None = None
-    fps: float | None = None
-    """Frame rate of an image folder."""
-    common: bool = False
-    """True if ``start`` and ``end`` are the time that all views of the group share."""
+    fps: float | None = None  # frame rate of an image folder
+    common: bool = False  # True if start and end are the time that all views of the group share
 
     def moments(self, n_frames: int, duration: float) -> np.ndarray:
         """Return the centres of ``n_frames`` equal parts of the time, in seconds of presentation: (F,) float64."""
-        begin = 0.0 if self.start is None else self.start
+        begin = self.start or 0.0
         stop = duration if self.end is None else self.end if self.common else min(self.end, duration)
         return begin + (np.arange(n_frames) + 0.5) * (stop - begin) / n_frames
 
@@ -45,22 +40,14 @@ WHOLE = Span()
 class DecodedClip:
     """Sampled frames of one clip."""
 
-    frames: np.ndarray
-    """(F, size, size, 3) uint8 RGB."""
-    frame_index: np.ndarray
-    """(F,) int32: index of each frame in presentation order, from 0."""
-    frame_time: np.ndarray
-    """(F,) float64: seconds from the first shown frame; NaN for an image folder without a frame rate."""
-    available_frames: int
-    """Frames of the clip; if they are fewer than F, the last one is repeated."""
-    decoded_frames: int
-    """Frames of the file that a player shows."""
-    duration: float
-    """Seconds of the file; 0 for an image folder without a frame rate."""
-    declared_frames: int = 0
-    """Frames by the header; 0 if it has no count."""
-    missing_frames: int = 0
-    """Frames that the header counts and the file lacks."""
+    frames: np.ndarray  # (F, size, size, 3) uint8 RGB
+    frame_index: np.ndarray  # (F,) int32: index of each frame in presentation order, from 0
+    frame_time: np.ndarray  # (F,) float64: seconds from the first shown frame; NaN for an image folder without fps
+    available_frames: int  # frames of the clip; if they are fewer than F, the last one is repeated
+    decoded_frames: int  # frames of the file that a player shows
+    duration: float  # seconds of the file; 0 for an image folder without a frame rate
+    declared_frames: int = 0  # frames by the header; 0 if it has no count
+    missing_frames: int = 0  # frames that the header counts and the file lacks
 
     @property
     def status(self) -> Status:
@@ -72,11 +59,15 @@ class DecodedClip:
         import xxhash
 
         is_short = self.status is Status.SHORT
-        reason = f"{self.available_frames} of {len(self.frames)} frames; the last one is repeated" if is_short else ""
-        names = ("decoded_frames", "declared_frames", "missing_frames", "duration")
-        return {name: getattr(self, name) for name in names} | {
+        return {
+            "decoded_frames": self.decoded_frames,
+            "declared_frames": self.declared_frames,
+            "missing_frames": self.missing_frames,
+            "duration": self.duration,
             "status": self.status.value,
-            "reason": reason,
+            "reason": f"{self.available_frames} of {len(self.frames)} frames; the last one is repeated"
+            if is_short
+            else "",
             "frame_index": self.frame_index.tolist(),
             "frame_time": [None if np.isnan(time) else time for time in self.frame_time.tolist()],
             "frames_hash": xxhash.xxh3_64_hexdigest(self.frames.tobytes()),
@@ -90,9 +81,8 @@ def reencode_hint(path: Path) -> str:
 
 def short_message(error: BaseException) -> str:
     """Return the first line of an FFmpeg or Pillow error, without error number, file name and source position."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    text = lines[0].split("]", 1)[-1]
-    return text.split(": '")[0].strip()[:200] or type(error).__name__
+    lines = str(error).strip().splitlines() or [""]
+    return lines[0].split("]", 1)[-1].split(": '")[0].strip()[:200] or type(error).__name__
 
 
 def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
@@ -124,11 +114,10 @@ def select_frames(index: VideoIndex, n_samples: int, span: Span) -> tuple[np.nda
         first = min(span.first or 0, index.n_frames - 1)
         stop = index.n_frames if span.last is None else min(span.last + 1, index.n_frames)
     else:
-        start = span.start or 0.0
-        first = int(_index_at(index, start, "left")) if start else 0
+        first = int(_index_at(index, span.start, "left")) if span.start else 0
         stop = index.n_frames if span.end is None else int(_index_at(index, span.end, "left"))
         if first >= stop:  # no frame starts in the span: keep the one that is shown
-            first = int(_frames_at(index, start))
+            first = int(_frames_at(index, span.start or 0.0))
             stop = first + 1
     if stop - first < n_samples or (index.is_steady and span.start is None and span.end is None):
         return first + segment_centres(stop - first, n_samples), stop - first

@@ -1,28 +1,41 @@
-"""Open a video file, select its video stream, and read the file size that its header declares.
+"""Open a video file, select its video stream, read its packets into the index without decoding, and check that it is whole.
 
 The selected stream has the largest frames and is not a cover; ties go to the default stream, then to the first.
 
-The declared size reveals a file that was cut off: FFmpeg reads such a file without an error, and a cut that only removes the
-index leaves every frame readable. Formats: RIFF (4-byte size), ISO 14496-12 (chain of sized boxes), EBML (RFC 8794).
+The size that the header declares reveals a file that was cut off: FFmpeg reads such a file without an error, and a cut that only
+removes the index leaves every frame readable. Formats: RIFF (4-byte size), ISO 14496-12 (chain of sized boxes), EBML (RFC 8794).
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from fractions import Fraction
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
+
+from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import reencode_hint, short_message
+from dtsf.pipeline.video.index import NO_TIME, PACKET, VideoIndex
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-MAX_PIXELS = 1 << 26
-"""Largest frame that is decoded, 8192 x 8192 pixels: a decoder buffers about twenty frames."""
+MAX_PIXELS = 1 << 26  # largest frame that is decoded, 8192 x 8192 pixels: a decoder buffers about twenty frames
+KEPT_BYTES = 64 << 20  # packets of a file up to this size stay in memory for the decoder; others are read again
+MAX_TICKS = 1 << 52  # times beyond this number of ticks are invalid
+PAUSE_SECONDS = 10.0
+NO_TIMESTAMPS = 0x80  # FFmpeg's flag of formats without times: raw streams
 PLAYLISTS = frozenset({"concat", "concatf", "dash", "hls", "image2", "image2pipe", "imf", "lavfi"})
 """Formats that refer to other files. They are refused."""
-EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+DURATION_OF_FILE = frozenset({"asf", "flv", "matroska,webm"})
+"""Formats whose header declares the duration of the file and not of each stream."""
+JUMPS_ARE_CUTS = frozenset({"mpeg", "mpegts"})
+"""Formats in which a jump of the clock is a splice and not a pause."""
+WITH_HEADER = frozenset({".3gp", ".asf", ".avi", ".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
+"""File name endings of containers. If FFmpeg detects a raw stream there, the header is damaged."""
 
 
 def open_video(path: Path) -> Any:
@@ -40,8 +53,70 @@ def open_video(path: Path) -> Any:
     return container
 
 
-def select_stream(container: Any, path: Path) -> Any:
-    """Return the video stream with the largest frames. Raises VideoError: ``unreadable``."""
+def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None]:
+    """Read all packets of a container that was just opened.
+
+    Returns the index, and the packets of the video stream, or None if they exceed :data:`KEPT_BYTES`. Raises VideoError:
+    ``unreadable`` or ``truncated``.
+    """
+    import av
+
+    form, no_pts = container.format.name, bool(container.format.flags & NO_TIMESTAMPS)
+    if no_pts and path.suffix.lower() in WITH_HEADER:
+        raise VideoError(f"{path} has lost its header; {reencode_hint(path)}")
+    stream = _select_stream(container, path)
+    context, number, tick = stream.codec_context, stream.index, Fraction(stream.time_base)
+    # Counted first, because FFmpeg adds entries while it reads.
+    declared_packets = len(stream.index_entries)
+    kept: list[Any] | None = []
+    kept_bytes = 0
+    rows: list[tuple[Any, ...]] = []  # PACKET
+    other_ends: dict[int, int] = {}  # end of the last packet of other streams, in their ticks
+    try:
+        for packet in container.demux():
+            size, pts, dts, duration = packet.size, packet.pts, packet.dts, packet.duration or 0
+            if not size:
+                continue
+            if packet.stream_index != number:
+                time = pts if pts is not None else dts
+                if time is not None:
+                    k = packet.stream_index
+                    other_ends[k] = max(other_ends.get(k, 0), time + duration)
+                continue
+            # A VP8 frame is only referred to if bit 4 of its first byte is 0 (RFC 6386, 9.1).
+            hidden = packet.is_discard or (context.name == "vp8" and not memoryview(packet)[0] & 0x10)
+            times = (NO_TIME if time is None or abs(time) > MAX_TICKS else time for time in (pts, dts))
+            rows.append((*times, duration, size, packet.pos or -1, 0, packet.is_keyframe, hidden))
+            kept_bytes += size
+            if kept is not None:
+                kept.append(packet)
+            if kept_bytes > KEPT_BYTES:
+                kept = None
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(
+            f"{path}: reading stops after {len(rows)} packets: {short_message(error)}; {reencode_hint(path)}"
+        ) from error
+    packets = np.array(rows, PACKET).view(np.recarray)
+    _join_clocks(packets, tick, form)
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    index = VideoIndex(
+        path=path,
+        stream=number,
+        codec=context.name,
+        container=form,
+        aspect=aspect if Fraction(1, 8) <= aspect <= 8 else Fraction(1),
+        tick=tick,
+        rate=Fraction(stream.guessed_rate or stream.average_rate or 0),
+        declared_frames=max(0, stream.frames),
+        packets=packets,
+        unreliable_pts=form == "avi",
+        no_pts=no_pts,
+    )
+    _check_whole(index, container, declared_packets, other_ends)
+    return index, kept
+
+
+def _select_stream(container: Any, path: Path) -> Any:
     from av.stream import Disposition
 
     covers = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
@@ -63,6 +138,55 @@ def select_stream(container: Any, path: Path) -> Any:
     return stream
 
 
+def _join_clocks(packets: np.recarray[Any, Any], tick: Fraction, form: str) -> None:
+    """Shift the packets behind each clock jump, so that they follow the packets before it."""
+    times = np.where(packets.dts != NO_TIME, packets.dts, packets.pts)
+    known = np.flatnonzero(times != NO_TIME)
+    if len(known) < 2:
+        return
+    steps = np.diff(times[known])
+    usual = int(np.median(steps))
+    second = float(1 / tick)
+    jumps = steps < -second
+    if form in JUMPS_ARE_CUTS:
+        jumps |= steps > PAUSE_SECONDS * second
+    for k in np.flatnonzero(jumps):
+        packets.shift[known[k + 1] :] += usual - steps[k]
+    for times in (packets.pts, packets.dts):
+        times[times != NO_TIME] += packets.shift[times != NO_TIME]
+
+
+def _check_whole(index: VideoIndex, container: Any, declared_packets: int, other_ends: dict[int, int]) -> None:
+    """Raise VideoError if a file has fewer bytes, packets or seconds than it declares."""
+    path, packets, stream = index.path, index.packets, container.streams[index.stream]
+    declared_bytes, n_bytes = declared_size(path), path.stat().st_size
+    shorten = f"ffmpeg -i {path.name} -c copy {path.stem}_short{path.suffix}"
+    hint = f"it was cut off; copy it again, or keep the readable part: {shorten}"
+    # Some writers count a few bytes of padding without writing them.
+    if declared_bytes is not None and declared_bytes - n_bytes > 8:
+        raise VideoError(f"{path} declares {declared_bytes} bytes but has {n_bytes}: {hint}", Status.TRUNCATED)
+    if not len(packets):
+        raise VideoError(f"{path} has no frame; {reencode_hint(path)}")
+    if declared_packets - len(packets) > 1:
+        raise VideoError(f"{path} lists {declared_packets} frames but has {len(packets)}: {hint}", Status.TRUNCATED)
+    first, second = (packets.dts, packets.pts) if index.container == "avi" else (packets.pts, packets.dts)
+    times = np.where(first != NO_TIME, first, second)
+    last = (times + packets.duration)[times != NO_TIME]
+    end = int(last.max()) * index.tick if len(last) else Fraction(0)
+    if index.container in DURATION_OF_FILE and container.duration:
+        declared_end = Fraction(container.duration, 1_000_000)
+        end = max([end, *(last * container.streams[k].time_base for k, last in other_ends.items())])
+    elif stream.duration and index.container not in JUMPS_ARE_CUTS:
+        declared_end = stream.duration * index.tick
+        end -= (stream.start_time or 0) * index.tick
+    else:
+        return
+    if float(declared_end - end) > 0.1 + 3 * index.gap * float(index.tick):
+        raise VideoError(
+            f"{path} declares {float(declared_end):.2f} s but ends at {float(end):.2f} s: {hint}", Status.TRUNCATED
+        )
+
+
 def declared_size(path: Path) -> int | None:
     """Return the minimum file size in bytes by the header, or None if the format or the writer declares none."""
     with path.open("rb") as file:
@@ -71,38 +195,28 @@ def declared_size(path: Path) -> int | None:
             size: int = struct.unpack("<I", head[4:8])[0]
             # A writer that cannot seek back leaves 0 or the largest number.
             return None if size in (0, 0xFFFFFFFF) else 8 + size
-        if head[:4] == EBML:
-            return _matroska_size(file)
-        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
-            return _boxes_size(file, os.fstat(file.fileno()).st_size)
-    return None
-
-
-def _boxes_size(file: IO[bytes], n_bytes: int) -> int | None:
-    """Follow the chain of boxes up to the end of the last one, which may lie behind the end of the file."""
-    position = 0
-    while position + 8 <= n_bytes:
-        file.seek(position)
-        head = file.read(16)
-        size = struct.unpack(">I", head[:4])[0]
-        if size == 1 and len(head) == 16:
-            size = struct.unpack(">Q", head[8:])[0]
-        if size < 8:  # 0: to the end of the file; less: not a box
+        if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML: a header, then a segment
+            file.seek(4)
+            header = _ebml_number(file)
+            if header is None or header > 4096:  # usual headers have about forty bytes
+                return None
+            file.seek(header, os.SEEK_CUR)
+            segment = _ebml_number(file) if file.read(4) == b"\x18\x53\x80\x67" else None
+            return None if segment is None else file.tell() + segment
+        if head[4:8] not in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
             return None
-        position += size
-    return position
-
-
-def _matroska_size(file: IO[bytes]) -> int | None:
-    file.seek(4)
-    header = _ebml_number(file)
-    if header is None or header > 4096:  # usual headers have about forty bytes
-        return None
-    file.seek(header, os.SEEK_CUR)
-    if file.read(4) != SEGMENT:
-        return None
-    segment = _ebml_number(file)
-    return None if segment is None else file.tell() + segment
+        # Follow the chain of boxes up to the end of the last one, which may lie behind the end of the file.
+        position, n_bytes = 0, file.seek(0, os.SEEK_END)
+        while position + 8 <= n_bytes:
+            file.seek(position)
+            head = file.read(16)
+            size = struct.unpack(">I", head[:4])[0]
+            if size == 1 and len(head) == 16:
+                size = struct.unpack(">Q", head[8:])[0]
+            if size < 8:  # 0: to the end of the file; less: not a box
+                return None
+            position += size
+        return position
 
 
 def _ebml_number(file: IO[bytes]) -> int | None:

@@ -8,8 +8,7 @@ Letters in shapes: F frames, H W picture, h w reduced picture, S square, C chann
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -24,23 +23,19 @@ CROPS: tuple[Crop, ...] = ("motion", "centre")
 
 MAX_CLIP_BYTES = 1 << 30
 """Limit for a clip's scaled frames: a frame of 65535 x 16, scaled to a height of 192, would be 786,420 wide."""
-REDUCED_SIDE = 96
-"""Approximate short side of the reduced pictures for motion detection: averaging suppresses noise."""
+REDUCED_SIDE = 96  # approximate short side of the reduced pictures for motion detection: averaging suppresses noise
 SHARE, NOISE, LEAST = 0.1, 4.0, 1.5
 """A pixel moves if its standard deviation exceeds three limits: a share of the largest deviation, a multiple of the median
 deviation (camera noise or camera motion), and an absolute value in grey levels (of 256)."""
-OUTSIDE = 0.01
-"""Share of the moving pixels that may lie beyond each edge of the square, so that single pixels have no influence."""
-MARGIN = 1.1
-"""Side of the square over the longer side of the moving region."""
+OUTSIDE = 0.01  # share of the moving pixels that may lie beyond each edge, so that single pixels have no influence
+MARGIN = 1.1  # side of the square over the longer side of the moving region
 SMALLEST, LARGEST = 0.5, 1.25
 """Limits of the square's side over the short side of the picture. A moving hand alone keeps its surroundings."""
 FULL, EMPTY = 0.9, 0.002
 """Limits of the moving region's share of the picture. Outside these limits the crop is the centre."""
 
 
-@dataclass(frozen=True)
-class Square:
+class Square(NamedTuple):
     """A square in pixels of a picture; it may extend beyond the edges."""
 
     top: int
@@ -61,19 +56,27 @@ class FrameScaler:
         self._path, self._aspect, self._size, self._crop, self._n_frames = path, aspect, size, crop, n_frames
         self._reformatter = VideoReformatter()
         self._target: tuple[int, int] | None = None
-        self._flips = (False, False, False)
+        self._flips = (
+            False,
+            False,
+            False,
+        )  # left-right, top-bottom, then transpose: from a stored to a displayed picture
 
     def render(self, frame: Any) -> np.ndarray:
         """Return the picture that a player shows: (H, W, 3) uint8 RGB."""
         if self._target is None:
-            self._flips = _flips(frame)
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            if matrix is not None:
+                a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+                # x' = a x + c y, y' = b x + d y (ISO 14496-12). Players apply only quarter turns and flips. A quarter turn,
+                # x' = c y and y' = b x, is a transposition, with flips where b or c is negative.
+                self._flips = (a < 0, d < 0, False) if abs(a) >= abs(b) else (b < 0, c < 0, True)
             # Square pixels: one side is enlarged, none is reduced.
             width, height = round(frame.width * max(self._aspect, 1)), round(frame.height / min(self._aspect, 1))
             self._target = size_to_decode(width, height, self._size, self._crop)
             check_clip_size(self._path, self._target, self._n_frames)
-        width, height = self._target
         # AREA is the fastest interpolation that uses every pixel. One reformatter for all frames saves its setup.
-        scaled = self._reformatter.reformat(frame, width, height, "rgb24", interpolation="AREA", threads=1)
+        scaled = self._reformatter.reformat(frame, *self._target, "rgb24", interpolation="AREA", threads=1)
         picture: np.ndarray = scaled.to_ndarray()
         across, down, transposed = self._flips
         picture = picture[::-1] if down else picture
@@ -85,19 +88,6 @@ def check_clip_size(path: Path, target: tuple[int, int], n_frames: int) -> None:
     """Raise VideoError if the scaled frames of a clip exceed :data:`MAX_CLIP_BYTES`."""
     if 3 * target[0] * target[1] * n_frames > MAX_CLIP_BYTES:
         raise VideoError(f"{path}: {n_frames} frames of {target[0]} x {target[1]} are too large (extreme aspect ratio)")
-
-
-def _flips(frame: Any) -> tuple[bool, bool, bool]:
-    """Return the steps from a stored to a displayed picture, in this order: flip left-right, flip top-bottom, transpose."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-    # x' = a x + c y, y' = b x + d y (ISO 14496-12). Players apply only quarter turns and flips.
-    if abs(a) >= abs(b):
-        return a < 0, d < 0, False
-    # x' = c y, y' = b x: a transposition, with flips where b or c is negative.
-    return b < 0, c < 0, True
 
 
 def size_to_decode(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:
@@ -119,15 +109,13 @@ def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     """
     _, height, width, _ = frames_FHWC.shape
     square = motion_square(frames_FHWC) if crop == "motion" else None
-    if square is None:
-        side = min(height, width)
-        square = Square((height - side) // 2, (width - side) // 2, side)
-    bottom, right = square.top + square.side, square.left + square.side
-    inside_FHWC = frames_FHWC[:, max(0, square.top) : bottom, max(0, square.left) : right]
-    rows = (max(0, -square.top), max(0, bottom - height))
-    columns = (max(0, -square.left), max(0, right - width))
+    short = min(height, width)
+    top, left, side = square or Square((height - short) // 2, (width - short) // 2, short)
+    inside_FHWC = frames_FHWC[:, max(0, top) : top + side, max(0, left) : left + side]
+    rows = (max(0, -top), max(0, top + side - height))
+    columns = (max(0, -left), max(0, left + side - width))
     cropped_FSSC = np.pad(inside_FHWC, ((0, 0), rows, columns, (0, 0)), mode="edge")
-    if square.side == size:
+    if side == size:
         return cropped_FSSC
     from PIL import Image
 
@@ -154,16 +142,12 @@ def motion_square(frames_FHWC: np.ndarray) -> Square | None:
     moving_hw = np.asarray(deviation_hw > threshold)
     if moving_hw.mean() <= EMPTY:
         return None
-    top, bottom = (edge * factor for edge in _range_of(moving_hw.sum(1)))
-    left, right = (edge * factor for edge in _range_of(moving_hw.sum(0)))
+    edges = []
+    for count in (moving_hw.sum(1), moving_hw.sum(0)):
+        begin, end = np.searchsorted(count.cumsum() / count.sum(), [OUTSIDE, 1 - OUTSIDE])
+        edges += [int(begin) * factor, (int(end) + 1) * factor]
+    top, bottom, left, right = edges
     if (bottom - top) * (right - left) >= FULL * height * width:
         return None
     side = round(np.clip(MARGIN * max(bottom - top, right - left), SMALLEST * short, LARGEST * short))
     return Square((top + bottom - side) // 2, (left + right - side) // 2, side)
-
-
-def _range_of(count_X: np.ndarray) -> tuple[int, int]:
-    """Return start and end of the moving pixels, from their number in each row or column."""
-    share_X = count_X.cumsum() / count_X.sum()
-    begin, end = np.searchsorted(share_X, [OUTSIDE, 1 - OUTSIDE])
-    return int(begin), int(end) + 1

@@ -2,31 +2,36 @@
 
 Decoding starts at the last key frame before the first requested frame and stops after the last one. Decoded frames are compared
 with the :mod:`~dtsf.pipeline.video.index`. If they differ, the index is corrected and the frames are sampled again.
+
+decord is an alternative to PyAV. Its frame number is a position in its list of packets; the picture is the one at which FFmpeg's
+seek ends, and decord does not compare the two. So each of its frames is compared with PyAV.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
-from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames
-from dtsf.pipeline.video.container import open_video
+from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_message
+from dtsf.pipeline.video.container import open_video, read_index
 from dtsf.pipeline.video.crop import FrameScaler, cut_square
-from dtsf.pipeline.video.demux import read_index
-from dtsf.pipeline.video.frames import IndexCorrected, decode_wanted
+from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, decode_wanted
+from dtsf.pipeline.video.image_folder import numbered_images, read_folder
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
-from dtsf.pipeline.video.packets import PacketSource
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from dtsf.pipeline.video.crop import Crop
 
-MAX_CORRECTIONS = 6
-"""Maximum number of index corrections per clip."""
+MAX_CORRECTIONS = 6  # maximum number of index corrections per clip
+BLOCK, TOLERANCE = 8, 24.0
+"""decord's and PyAV's pictures are compared by the means of squares of this side, with this tolerance in levels (of 256). Different
+rounding of scaling and colour conversion causes differences below 10."""
 
 
 def decoder_name(decoder: str = "pyav") -> str:
@@ -58,8 +63,6 @@ def duration_of(path: Path, span: Span = WHOLE) -> float:
     Raises VideoError: ``unreadable`` or ``truncated``.
     """
     if path.is_dir():
-        from dtsf.pipeline.video.image_folder import numbered_images
-
         return len(numbered_images(path)) / span.fps if span.fps else 0.0
     return probe(path).duration
 
@@ -83,8 +86,6 @@ def decode_clip(
     if span.start is not None and span.end is not None and span.end <= span.start:
         raise VideoError(f"{path}: the clip ends at {span.end:g} s, before it starts at {span.start:g} s")
     if path.is_dir():
-        from dtsf.pipeline.video.image_folder import read_folder
-
         return read_folder(path, n_frames, size, span, crop)
     with open_video(path) as container:
         index, kept = _checked_index(path, container)
@@ -102,15 +103,13 @@ def decode_clip(
                 pictures = decode_wanted(source, index, np.unique(numbers), scaler.render)
                 break
             except IndexCorrected as corrected:
-                index = corrected.index
+                index = corrected.args[0]
             if not index.n_frames:
                 raise VideoError(f"{path} has no frame that can be decoded; {reencode_hint(path)}")
         else:
             raise VideoError(f"{path}: its packets contradict its frames; {reencode_hint(path)}")
     if decoder == "decord":
-        from dtsf.pipeline.video.decord_reader import read_with_decord
-
-        pictures = read_with_decord(path, index, np.unique(numbers), pictures)
+        pictures = _read_with_decord(path, index, pictures)
     return DecodedClip(
         frames=cut_square(np.stack([pictures[int(k)] for k in numbers]), size, crop),
         frame_index=numbers.astype(np.int32),
@@ -123,37 +122,35 @@ def decode_clip(
     )
 
 
+_last_index: dict[tuple[Path, int, int], VideoIndex] = {}
+"""Index of the last file, so that a file with many clips is indexed once."""
+
+
 def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:
-    """Return the index of a file that is not cut off, and its packets if they were read now and fit in memory."""
+    """Return the index of a file that is not cut off, and its packets if they were read now and fit in memory.
+
+    Decodes the start of the file, and drops frames that may refer to a frame before the cut and do not decode.
+    """
     stat = path.stat()
     key = (path, stat.st_size, stat.st_mtime_ns)
     if key in _last_index:
         return _last_index[key], None
     index, packets = read_index(container, path)
-    index = _drop_cut_frames(PacketSource(container, index, packets), index)
+    pts, near = index.packets.pts, slice(index.first_key + 1, index.first_key + 1 + REORDERED)
+    uncertain = set((near.start + np.flatnonzero(index.shown[near] & (pts[near] < pts[index.first_key]))).tolist())
+    if uncertain:
+        # A frame with an earlier time leaves the decoder before the key frame, or never. Without times the order is unknown.
+        timed = all(pts[number] != NO_TIME for number in uncertain)
+        last = index.first_key if timed else max(uncertain) + REORDERED
+        for number, frame in PacketSource(container, index, packets).frames(index.first_key):
+            if not frame.is_corrupt:
+                uncertain.discard(number)
+            if not uncertain or number >= last:
+                break
+        index = index.without(uncertain)
     _last_index.clear()
     _last_index[key] = index
     return index, packets
-
-
-_last_index: dict[tuple[Path, int, int], VideoIndex] = {}
-"""Index of the last file, so that a file with many clips is indexed once."""
-
-
-def _drop_cut_frames(source: PacketSource, index: VideoIndex) -> VideoIndex:
-    """Decode the start of the file, and drop uncertain frames that refer to a frame before the cut."""
-    uncertain = set(index.uncertain.tolist())
-    if not uncertain:
-        return index
-    # A frame with an earlier time leaves the decoder before the key frame, or never. Without times the order is unknown.
-    timed = bool((index.packets.pts[index.uncertain] != NO_TIME).all())
-    last = index.first_key if timed else max(uncertain) + REORDERED
-    for number, frame in source.frames(index.first_key):
-        if not frame.is_corrupt:
-            uncertain.discard(number)
-        if not uncertain or number >= last:
-            break
-    return index.without(uncertain)
 
 
 def _check_every_frame(path: Path, index: VideoIndex) -> None:
@@ -161,10 +158,56 @@ def _check_every_frame(path: Path, index: VideoIndex) -> None:
     with open_video(path) as container:
         source = PacketSource(container, index, None, strict=True)
         flagged = sum(frame.is_corrupt for number, frame in source.frames(index.first_key) if index.shown[number])
-    damaged = {number: message for number, message in source.errors.items() if number not in index.absent | index.cut}
+    damaged = [message for number, message in source.errors.items() if number not in index.absent | index.cut]
     if damaged or flagged:
-        message = f": {next(iter(damaged.values()))}" if damaged else ""
-        raise VideoError(
-            f"{path}: the codec flags {max(flagged, len(damaged))} of {index.n_frames} frames as damaged{message}",
-            Status.CORRUPT,
-        )
+        reason = ": ".join([f"{max(flagged, len(damaged))} of {index.n_frames} frames as damaged", *damaged[:1]])
+        raise VideoError(f"{path}: the codec flags {reason}", Status.CORRUPT)
+
+
+def _read_with_decord(path: Path, index: VideoIndex, expected: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """Return decord's pictures of the frames of which PyAV's pictures are ``expected``, by frame number.
+
+    Raises VideoError: ``misplaced`` if number, time or picture of a frame differs; ``unreadable`` if decord fails.
+    """
+    import decord
+
+    numbers = sorted(expected)
+    height, width, _ = expected[numbers[0]].shape
+    try:
+        reader: Any = decord.VideoReader(str(path), num_threads=1, width=_safe_width(width), height=height)
+        if len(reader) != index.n_frames:
+            raise _misplaced(path, f"{len(reader)} frames instead of {index.n_frames}")
+        times = np.array([reader.get_frame_timestamp(k)[0] for k in numbers]) - reader.get_frame_timestamp(0)[0]
+        difference = np.abs(times - index.ticks[numbers] * float(index.tick))
+        if difference.max() > 0.5 * index.gap * float(index.tick):
+            k = int(difference.argmax())
+            raise _misplaced(path, f"frame {numbers[k]} at {times[k]:.3f} s")
+        frames = reader.get_batch(numbers).asnumpy()[:, :, :width]
+    except (decord.DECORDError, RuntimeError, IndexError, OSError) as error:
+        raise VideoError(f"{path}: decord cannot decode it: {short_message(error)}; use --decoder pyav") from error
+    finally:
+        # An idle reader continues to decode in the background and uses more and more memory.
+        reader = None
+    side = max(1, min(BLOCK, height, width))
+    h, w = height // side, width // side
+    for k, picture in zip(numbers, frames, strict=True):
+        # uint8 pictures would wrap around: subtract in float32.
+        difference = picture[: h * side, : w * side].astype(np.float32) - expected[k][: h * side, : w * side]
+        if np.abs(difference.reshape(h, side, w, side, 3).mean((1, 3))).max() > TOLERANCE:
+            raise _misplaced(path, f"another picture as frame {k}")
+    return dict(zip(numbers, frames, strict=True))
+
+
+def _misplaced(path: Path, reason: str) -> VideoError:
+    return VideoError(f"{path}: decord returned wrong frames ({reason}); use --decoder pyav", Status.MISPLACED)
+
+
+def _safe_width(width: int) -> int:
+    """Return the smallest width, at least ``width``, that decord can return on every processor.
+
+    FFmpeg pads rows to a multiple of 16, 32 or 64 pixels, depending on the processor. If the padded row is a multiple of the
+    width, decord takes the padding for further channels and fails: 96 pixels padded to 128 look like 4 channels of 96.
+    """
+    while any(width % row and 3 * math.ceil(width / row) * row % width == 0 for row in (16, 32, 64)):
+        width += 1
+    return width

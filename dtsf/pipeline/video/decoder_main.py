@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import mmap
 import os
@@ -19,6 +20,11 @@ from dtsf.pipeline.video.clip import Span
 
 def serve(settings: dict[str, Any]) -> None:
     """Read one request per line from stdin and write one answer per line to stdout, until stdin ends."""
+    if sys.platform.startswith("linux"):
+        # The kernel ends this process with its parent, even if it hangs. 1: PR_SET_PDEATHSIG.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != settings["parent"]:  # the parent ended before the call
+            sys.exit()
     # Answers get their own descriptor, because a library may write to stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -41,19 +47,6 @@ def serve(settings: dict[str, Any]) -> None:
         answers.flush()
 
 
-def die_with_parent(parent: int) -> None:
-    """Make the kernel end this process with the process ``parent`` (Linux only), even if it hangs."""
-    if sys.platform.startswith("linux"):
-        import ctypes
-
-        parent_death_signal = 1
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # the parent ended before the call
-            sys.exit()
-
-
 if __name__ == "__main__":
     with contextlib.suppress(KeyboardInterrupt):
-        given = json.loads(sys.argv[1])
-        die_with_parent(given["parent"])
-        serve(given)
+        serve(json.loads(sys.argv[1]))

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Item = tuple[np.ndarray, dict[str, Any]] | VideoError
 """A decoded clip: frames, (F, size, size, 3) uint8, and the fields of ``DecodedClip.facts``. Or the error of an unusable clip."""
-
 SLOTS = 2
 CLIPS_A_CHILD = 500
 """Clips after which a child is replaced, which frees the memory that a codec leaks. A start takes 0.3 s."""
@@ -44,12 +43,11 @@ CLIPS_A_CHILD = 500
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Settings of a decoder process; the fields without a docstring are as in :func:`dtsf.pipeline.video.decode.decode_clip`."""
+    """Settings of a decoder process; the fields are as in :func:`dtsf.pipeline.video.decode.decode_clip`."""
 
     n_frames: int
     size: int
-    deadline: float = 60.0
-    """Maximum seconds per clip. Increase it for long files with few key frames."""
+    deadline: float = 60.0  # maximum seconds per clip: increase it for long files with few key frames
     check: str = "fast"
     crop: Crop = "centre"
     decoder: str = "pyav"
@@ -61,8 +59,7 @@ class DecodeRequest:
 
     path: Path
     span: Span = WHOLE
-    duration_only: bool = False
-    """Return only ``duration`` in seconds, without decoding."""
+    duration_only: bool = False  # return only the duration in seconds, without decoding
 
 
 class Decoder(contextlib.AbstractContextManager["Decoder"]):
@@ -70,10 +67,8 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
 
     def __init__(self, settings: DecodeSettings) -> None:
         self.settings = settings
-        self._pending: tuple[DecodeRequest, int, float] | None = None
-        self._slot = 0
-        self._clips = 0
-        self._buffer = b""
+        self._pending: tuple[DecodeRequest, float] | None = None  # the clip that was sent, and when
+        self._slot, self._clips, self._buffer = 0, 0, b""
         shape = (SLOTS, settings.n_frames, settings.size, settings.size, 3)
         self._file = _shared_file(int(np.prod(shape)))
         self._map = mmap.mmap(self._file.fileno(), 0)
@@ -112,9 +107,9 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
             self._clips, self._buffer = 0, b""
             self._child = self._start()
         self._clips += 1
-        assert self._child.stdin is not None
-        self._pending = (request, self._slot, time.monotonic())
+        self._pending = (request, time.monotonic())
         line = asdict(request) | {"path": os.fspath(request.path), "slot": self._slot}
+        assert self._child.stdin is not None
         # A child that dies at this moment is noticed by receive().
         with contextlib.suppress(BrokenPipeError):
             self._child.stdin.write(json.dumps(line).encode() + b"\n")
@@ -124,7 +119,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         """Return the clip that was sent."""
         if self._pending is None:
             raise RuntimeError("no clip to receive: send() first")
-        (request, slot, sent_at), self._pending = self._pending, None
+        (request, sent_at), self._pending = self._pending, None
         assert self._child.stdout is not None
         pipe = self._child.stdout.fileno()
         while b"\n" not in self._buffer:
@@ -146,7 +141,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             return VideoError(answer["error"], Status(answer["status"]))
-        return self._frames[slot], answer
+        return self._frames[self._slot], answer
 
     def _start(self) -> subprocess.Popen[bytes]:
         decode = {name: value for name, value in asdict(self.settings).items() if name != "deadline"}
@@ -171,17 +166,15 @@ def _shared_file(n_bytes: int) -> IO[bytes]:
     """Create a file without a name, which its last process frees: in memory, or on disk if there is too little memory."""
     refused = []
     for folder in ("/dev/shm", tempfile.gettempdir()):
-        file: IO[bytes] | None = None
         try:
-            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by Decoder.close
-            # Reserves the space now. A sparse file on a full /dev/shm would kill the process with SIGBUS later.
-            os.posix_fallocate(file.fileno(), 0, n_bytes)
+            with contextlib.ExitStack() as if_refused:
+                file = if_refused.enter_context(tempfile.TemporaryFile(dir=folder))
+                # Reserves the space now. A sparse file on a full /dev/shm would kill the process with SIGBUS later.
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+                if_refused.pop_all()
+            return file
         except OSError as error:
             refused.append(f"{folder}: {error.strerror}")
-            if file is not None:
-                file.close()
-        else:
-            return file
     raise DataError(
         f"no space for {n_bytes >> 20} MB of frames ({'; '.join(refused)}): free some space, set $TMPDIR to another folder, or "
         "use fewer --workers"

@@ -1,39 +1,120 @@
-"""Iterate decoded frames in presentation order, and compare them with the index.
+"""Send packets to the decoder, number its frames in presentation order, and compare them with the index.
 
 Frames are numbered in one of two ways: by the presentation times in the index, or by counting them as they leave the decoder.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import reencode_hint
+from dtsf.pipeline.video.clip import reencode_hint, short_message
+from dtsf.pipeline.video.container import open_video
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from dtsf.pipeline.video.packets import PacketSource
-
+SEARCHED = 3000  # maximum number of packets between the position of a seek and the key frame
+WITHOUT_KEY_TABLE, EARLY = frozenset({"mpeg", "mpegts"}), 2
+"""Formats without a table of key frames, and the seconds by which a seek aims before the key frame."""
 SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
 """Codecs that can skip a frame to which no other frame refers."""
 
 
-class IndexCorrected(Exception):  # noqa: N818 - a signal, not an error
-    """The decoded frames differ from the index; ``index`` is the corrected one."""
-
-    def __init__(self, index: VideoIndex) -> None:
-        super().__init__()
-        self.index = index
+class IndexCorrected(Exception):
+    """Signal that the decoded frames differ from the index. Its argument is the corrected index."""
 
 
-class BadStartFrame(Exception):  # noqa: N818 - a signal, not an error
-    """The start packet is not a usable key frame; decoding must start at an earlier one."""
+class BadStartFrame(Exception):
+    """Signal that the start packet is not a usable key frame; decoding must start at an earlier one."""
+
+
+class PacketSource:
+    """The packets of one file for its decoder.
+
+    ``kept``: the packets if they are in memory, else None. ``strict``: make the codec report damage instead of concealing it.
+    """
+
+    def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:
+        self._container, self._index, self._kept, self._strict = container, index, kept, strict
+        self.errors: dict[int, str] = {}  # messages of the codec by packet number, since the last call of frames()
+
+    def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
+        """Decode from packet ``first`` on and yield (packet number, frame) in presentation order.
+
+        ``needed``: numbers of the packets whose frames are used. The decoder skips other packets that no frame refers to.
+        """
+        import av
+
+        context = self._container.streams[self._index.stream].codec_context
+        if context.is_open:
+            context.flush_buffers()
+        else:
+            context.thread_count = 1
+            if self._strict:
+                context.options = {"err_detect": "explode"}
+        context.skip_frame = "DEFAULT"
+        self.errors = {}
+        last, n_packets = first - 1, len(self._index.packets)
+        packets = self._read(first) if self._kept is None else self._kept[first:]
+        end = [(n_packets, None)]  # flushes the decoder
+        for number, packet in chain(zip(range(first, n_packets), packets, strict=False), end):
+            if packet is not None:
+                # A decoder copies the PTS of a packet to its frame. So the packet number travels as the PTS.
+                packet.pts, packet.dts = number, None
+                if needed is not None:
+                    context.skip_frame = "DEFAULT" if number in needed else "NONREF"
+            try:
+                frames = context.decode(packet)
+            except av.FFmpegError as error:
+                self.errors[number] = short_message(error)
+                continue
+            for frame in frames:
+                last = last + 1 if frame.pts is None else frame.pts
+                yield last, frame
+
+    def _read(self, first: int) -> Iterator[Any]:
+        """Read packets from ``first`` on: by a seek if it finds the packet, else from the beginning of the file."""
+        import av
+
+        found = False
+        if first > self._index.first_key:
+            with suppress(av.FFmpegError, OSError):
+                for k, packet in enumerate(self._after_seek(first)):
+                    found = found or self._is_packet(packet, first)
+                    if found:
+                        yield packet
+                    elif k + 1 == SEARCHED:
+                        break
+        if not found:
+            with open_video(self._index.path) as container:
+                packets = container.demux(container.streams[self._index.stream])
+                yield from islice((packet for packet in packets if packet.size), first, None)
+
+    def _after_seek(self, number: int) -> Iterator[Any]:
+        """Seek to a packet and read on; yields nothing if the packet has no time."""
+        packets, stream = self._index.packets, self._container.streams[self._index.stream]
+        times = (packets.dts, packets.pts) if self._index.container == "avi" else (packets.pts, packets.dts)
+        time = next((int(t[number]) for t in times if t[number] != NO_TIME), None)
+        if time is not None:
+            # Without a table of key frames, a seek ends at a packet of about that time.
+            early = int(EARLY / stream.time_base) if self._index.container in WITHOUT_KEY_TABLE else 0
+            self._container.seek(time - int(packets.shift[number]) - early, stream=stream)
+            yield from (packet for packet in self._container.demux(stream) if packet.size)
+
+    def _is_packet(self, packet: Any, number: int) -> bool:
+        expected = self._index.packets[number]
+        if packet.size != expected.n_bytes or (packet.pos or -1) != expected.pos:
+            return False
+        # AVI's presentation times are guesses and change after a seek.
+        return self._index.container == "avi" or packet.pts == expected.pts - expected.shift
 
 
 def decode_wanted(
@@ -90,7 +171,7 @@ def _due(index: VideoIndex, start: int, came: np.ndarray, last: int | None) -> n
 def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> None:
     """Raise VideoError if the codec cannot read the lost frames. One lost frame at the end of the file is accepted."""
     n_packets = len(index.packets)
-    inside = [number for number in lost if number < n_packets - 2]
+    inside = any(number < n_packets - 2 for number in lost)
     at_end = set(range(n_packets - len(lost), n_packets)) == lost
     if inside and (source.errors or (at_end and len(lost) > REORDERED)):
         message = next(iter(source.errors.values()), "the decoder returns no frame")
@@ -108,13 +189,12 @@ def _start_packet(index: VideoIndex, frame_number: int) -> int:
         return _last_key(index, _last_key(index, int(safe)) - 1)
     pts = index.packets.pts
     keys = index.keys[pts[index.keys] <= pts[index.order[frame_number]]]
-    return int(keys[-1]) if len(keys) else index.first_key
+    return int(keys.max(initial=index.first_key))
 
 
 def _last_key(index: VideoIndex, number: int) -> int:
     """Return the last key frame at or before a packet."""
-    keys = index.keys[index.keys <= number]
-    return int(keys[-1]) if len(keys) else index.first_key
+    return int(index.keys[index.keys <= number].max(initial=index.first_key))
 
 
 def _numbered_by_time(
@@ -124,14 +204,11 @@ def _numbered_by_time(
     pts, started, previous = index.packets.pts, start == index.first_key, NO_TIME
     for packet, frame in source.frames(start, needed):
         number = index.frame_number[packet]
-        if number < 0:
+        if number < 0 or (not started and pts[packet] < pts[start]):
             continue
-        if not started:
-            if pts[packet] < pts[start]:
-                continue
-            if packet != start or frame.is_corrupt:
-                raise BadStartFrame
-            started = True
+        if not started and (packet != start or frame.is_corrupt):
+            raise BadStartFrame
+        started = True
         if pts[packet] < previous:
             raise IndexCorrected(replace(index, unreliable_pts=True))
         previous = pts[packet]

@@ -30,7 +30,19 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
     ``span``: ``first`` and ``last`` are the numbers in file names; ``start`` and ``end`` need ``fps``.
     """
     images = numbered_images(folder)
-    first, stop = _range_of(folder, np.array([number for number, _ in images]), span)
+    numbers = np.array([number for number, _ in images])
+    if (span.start is not None or span.end is not None) and not span.fps:
+        raise VideoError(f"{folder} is an image folder: start and end need its frame rate (column fps)")
+    inside = numbers >= (-np.inf if span.first is None else span.first)
+    inside &= numbers <= (np.inf if span.last is None else span.last)
+    if span.fps and not span.common:
+        seconds = np.arange(len(numbers)) / span.fps
+        inside &= seconds >= (span.start or 0.0) - 1e-6
+        inside &= seconds < (np.inf if span.end is None else span.end) - 1e-6
+    if not inside.any():
+        raise VideoError(f"{folder} contains images {numbers.min()} to {numbers.max()}: none is in the clip")
+    positions = np.flatnonzero(inside)
+    first, stop = int(positions[0]), int(positions[-1]) + 1
     if span.common and span.fps:
         index = np.floor(span.moments(n_frames, stop / span.fps) * span.fps + 1e-6).astype(np.int64)
         index, n_available = np.clip(index, 0, len(images) - 1), n_frames
@@ -70,22 +82,6 @@ def numbered_images(folder: Path) -> list[tuple[int, Path]]:
     columns = zip(*(numbers for numbers, _, _ in files), strict=True)
     varying = next((k for k, column in enumerate(columns) if len(set(column)) > 1), -1)
     return [(numbers[varying], file) for numbers, _, file in files]
-
-
-def _range_of(folder: Path, numbers: np.ndarray, span: Span) -> tuple[int, int]:
-    """Return the range of a clip's images: index of the first, and of the one behind the last."""
-    if (span.start is not None or span.end is not None) and not span.fps:
-        raise VideoError(f"{folder} is an image folder: start and end need its frame rate (column fps)")
-    first, last = (-np.inf if span.first is None else span.first), (np.inf if span.last is None else span.last)
-    inside = (numbers >= first) & (numbers <= last)
-    if span.fps and not span.common:
-        seconds = np.arange(len(numbers)) / span.fps
-        inside &= seconds >= (span.start or 0.0) - 1e-6
-        inside &= seconds < (np.inf if span.end is None else span.end) - 1e-6
-    if not inside.any():
-        raise VideoError(f"{folder} contains images {numbers.min()} to {numbers.max()}: none is in the clip")
-    index = np.flatnonzero(inside)
-    return int(index[0]), int(index[-1]) + 1
 
 
 def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:

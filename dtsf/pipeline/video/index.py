@@ -23,15 +23,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NO_TIME = np.iinfo(np.int64).min
-REORDERED = 32
-"""Upper bound of the number of frames that a decoder buffers to reorder them."""
-
-
+REORDERED = 32  # upper bound of the number of frames that a decoder buffers to reorder them
 PACKET = np.dtype(
-    {
-        "names": ["pts", "dts", "duration", "n_bytes", "pos", "key", "hidden", "shift"],
-        "formats": ["i8", "i8", "i8", "i8", "i8", "?", "?", "i8"],
-    }
+    [(name, "i8") for name in ("pts", "dts", "duration", "n_bytes", "pos", "shift")] + [("key", "?"), ("hidden", "?")]
 )
 """Fields of a packet. ``pos``: byte position in the file, -1 if unknown. ``hidden``: an edit list hides its frame, or other frames
 only refer to it. ``shift``: ticks added to ``pts`` and ``dts`` because the clock jumped. A missing time is :data:`NO_TIME`."""
@@ -45,29 +39,22 @@ class VideoIndex:
     stream: int
     codec: str
     container: str
-    aspect: Fraction
-    """Width of a pixel over its height."""
-    tick: Fraction
-    """Seconds per tick."""
-    rate: Fraction
-    """Frame rate in the header, 0 if there is none."""
-    declared_frames: int
-    """Number of frames in the header, 0 if there is none."""
-    packets: np.recarray[Any, Any]
-    """(packets,) :data:`PACKET`: the non-empty packets of the stream in decoding order."""
-    unreliable_pts: bool
-    """True if presentation times are guesses or contradict the decoder."""
-    no_pts: bool
-    """True if the format has no times: frames follow each other at the frame rate."""
-    cut: frozenset[int] = frozenset()
-    """Packets behind the first key frame that precede it in time and refer to a missing frame."""
-    absent: frozenset[int] = frozenset()
-    """Other packets that gave no frame when they were decoded."""
+    aspect: Fraction  # width of a pixel over its height
+    tick: Fraction  # seconds per tick
+    rate: Fraction  # frame rate in the header, 0 if there is none
+    declared_frames: int  # number of frames in the header, 0 if there is none
+    packets: np.recarray[Any, Any]  # (packets,) PACKET: the non-empty packets of the stream in decoding order
+    unreliable_pts: bool  # True if presentation times are guesses or contradict the decoder
+    no_pts: bool  # True if the format has no times: frames follow each other at the frame rate
+    cut: frozenset[int] = (
+        frozenset()
+    )  # packets behind the first key frame, earlier in time, that refer to a missing frame
+    absent: frozenset[int] = frozenset()  # other packets that gave no frame when they were decoded
 
     @cached_property
     def first_key(self) -> int:
         """Packet number of the first key frame; 0 if no packet is marked as one."""
-        return int(np.argmax(self.packets.key)) if self.packets.key.any() else 0
+        return int(np.argmax(self.packets.key))
 
     @cached_property
     def shown(self) -> np.ndarray:
@@ -88,18 +75,22 @@ class VideoIndex:
         return self.unreliable_pts or self.no_pts or bool((self.packets.pts[self.shown] == NO_TIME).any())
 
     @cached_property
-    def uncertain(self) -> np.ndarray:
-        """Numbers of packets that may be ``cut``: behind the first key frame, and before it in time."""
-        near = slice(self.first_key + 1, self.first_key + 1 + REORDERED)
-        earlier = self.packets.pts[near] < self.packets.pts[self.first_key]
-        found: np.ndarray = near.start + np.flatnonzero(self.shown[near] & earlier)
-        return found
-
-    @cached_property
     def order(self) -> np.ndarray:
         """(frames,) packet number of each frame; in decoding order if ``order_from_decoder``."""
         packets = np.flatnonzero(self.shown)
         return packets if self.order_from_decoder else packets[np.argsort(self.packets.pts[packets], kind="stable")]
+
+    @cached_property
+    def frame_number(self) -> np.ndarray:
+        """(packets,) int64: frame number of each packet, -1 for none. Invalid if ``order_from_decoder``."""
+        numbers = np.full(len(self.packets), -1)
+        numbers[self.order] = np.arange(self.n_frames)
+        return numbers
+
+    @cached_property
+    def n_frames(self) -> int:
+        """Number of shown frames."""
+        return int(self.shown.sum())
 
     @cached_property
     def ticks(self) -> np.ndarray:
@@ -130,16 +121,22 @@ class VideoIndex:
         return float(1 / ((self.rate or 25) * self.tick))
 
     @cached_property
-    def n_frames(self) -> int:
-        """Number of shown frames."""
-        return int(self.shown.sum())
-
-    @cached_property
     def gap(self) -> float:
         """Median of the ticks between frames."""
-        if self.n_frames > 1:
-            return float(max(np.median(np.diff(self.ticks)), 1e-9))
-        return self._header_step
+        return float(max(np.median(np.diff(self.ticks)), 1e-9)) if self.n_frames > 1 else self._header_step
+
+    @cached_property
+    def step(self) -> float:
+        """Mean of the ticks between frames; the header's value if the two agree."""
+        mean = float(self.ticks[-1]) / (self.n_frames - 1)
+        return self._header_step if abs(self._header_step - mean) * (self.n_frames - 1) <= 1 else mean
+
+    @cached_property
+    def is_steady(self) -> bool:
+        """True if the frame rate is constant, within the resolution of the clock."""
+        if self.n_frames < 2:
+            return True
+        return bool((np.abs(self.ticks - self.step * np.arange(self.n_frames)) <= 1).all() and self.ticks[-1] > 0)
 
     @cached_property
     def end_tick(self) -> float:
@@ -152,19 +149,6 @@ class VideoIndex:
         # Matroska stores one length for all frames. If it differs from the usual gap, it is wrong for the last frame too.
         is_valid = lengths[-1] > 0 and abs(float(np.median(lengths)) - self.gap) <= 1
         return float(self.ticks[-1]) + float(lengths[-1] if is_valid else self.ticks[-1] - self.ticks[-2] or self.gap)
-
-    @cached_property
-    def is_steady(self) -> bool:
-        """True if the frame rate is constant, within the resolution of the clock."""
-        if self.n_frames < 2:
-            return True
-        return bool((np.abs(self.ticks - self.step * np.arange(self.n_frames)) <= 1).all() and self.ticks[-1] > 0)
-
-    @cached_property
-    def step(self) -> float:
-        """Mean of the ticks between frames; the header's value if the two agree."""
-        mean = float(self.ticks[-1]) / (self.n_frames - 1)
-        return self._header_step if abs(self._header_step - mean) * (self.n_frames - 1) <= 1 else mean
 
     @property
     def duration(self) -> float:
@@ -181,13 +165,6 @@ class VideoIndex:
         """Number of frames that were never written (AVI counts them) or that gave no picture."""
         counted = round(self.end_tick / self.gap) if self.container == "avi" else 0
         return max(counted - self.n_frames, len(self.absent))
-
-    @cached_property
-    def frame_number(self) -> np.ndarray:
-        """(packets,) int64: frame number of each packet, -1 for none. Invalid if ``order_from_decoder``."""
-        numbers = np.full(len(self.packets), -1)
-        numbers[self.order] = np.arange(self.n_frames)
-        return numbers
 
     def without(self, packets: set[int]) -> VideoIndex:
         """Return the index without the frames of these packets."""
