@@ -20,7 +20,7 @@ from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_st
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from dtsf.cache.documents import DatasetHandle
@@ -29,9 +29,7 @@ if TYPE_CHECKING:
 
 
 class Changes(Frozen):
-    """Number of clips by change since the last run. Each clip of the source counts once, except in ``gone``, ``unusable`` and
-    ``to_decode``.
-    """
+    """Number of clips by change since the last run. Each clip of the source counts once in the first five."""
 
     new: int = 0
     changed: int = 0
@@ -72,22 +70,20 @@ def make_plan(
     *,
     retry_bad: bool = False,
 ) -> Plan:
-    """Compare the source with the cache and plan the missing work.
+    """Compare the source with the cache (None: an empty one) and plan the missing work. ``retry_bad``: also unusable clips.
 
     The number and the clips of a shard follow from the catalog, the shard size and the number of workers, not from the missing
     clips. So a killed run that is repeated with the same command leaves the same bytes as an undisturbed run. Missing clips of
     a committed shard (their file changed, or the catalog grew) go to new shards behind all others. A damaged shard is made
     again with the same clips, under its own number.
 
-    ``dataset``: None plans for an empty cache. ``retry_bad``: decode unusable clips again. Raises SourceError: the source does
-    not respond, or none of its files exists.
+    Raises SourceError: the source does not respond, or none of its files exists.
     """
     records, damaged = (read_records(dataset), read_damaged(dataset)) if dataset else ([], [])
     before: CatalogDocument | None = None
-    if dataset:
-        # A damaged catalog is replaced by this run, and no row depends on it.
-        with contextlib.suppress(CacheError):
-            before = read_catalog(dataset)
+    # A damaged catalog is replaced by this run, and no row depends on it.
+    with contextlib.suppress(CacheError):
+        before = read_catalog(dataset) if dataset else None
     computed = newest_records(records, damaged)
     entries = _identify_clips(catalog, [*records, *damaged], before)
     missing: dict[str, Clip] = {}
@@ -109,10 +105,25 @@ def make_plan(
     clips = (e if e.status or e.key in computed else e.model_copy(update=waiting) for e in entries)
     document = CatalogDocument(info=info, clips=tuple(clips), notes=catalog.notes)
     changes = compare_catalogs(before, document).model_copy(update={"unusable": bad, "to_decode": len(missing)})
-    shards = _repeat_damaged(damaged, by_key)
-    rest = missing.keys() - {clip.id for clips in shards.values() for clip in clips}
+    shards: dict[int, tuple[Clip, ...]] = {}
+    for shard in damaged:
+        # Made again only if all of its clips are missing ones of the source.
+        members = tuple(by_key[record.key] for record in shard.clips if record.key in by_key)
+        if members and len(members) == len(shard.clips) and all(clip.id in missing for clip in members):
+            shards[shard.shard] = members
+            for clip in members:
+                missing.pop(clip.id, None)
     taken = {shard.shard for shard in (*records, *damaged)}
-    shards |= _assign_shards(catalog.clips, rest, taken, shard_size, n_workers)
+    late: list[Clip] = []
+    usual = _divide(catalog.clips, shard_size, n_workers)
+    for number, members in enumerate(usual):
+        wanted = tuple(clip for clip in members if clip.id in missing)
+        if number in taken:
+            late.extend(wanted)
+        elif wanted:
+            shards[number] = wanted
+    behind = max(len(usual), max(taken, default=-1) + 1)
+    shards |= dict(enumerate(_divide(late, shard_size, n_workers), behind))
     return Plan(shards, document, changes, done, bad)
 
 
@@ -132,55 +143,50 @@ def finish_catalog(
 
 def compare_catalogs(before: CatalogDocument | None, now: CatalogDocument) -> Changes:
     """Count the clips of each kind of change: by path first, then by content. Classes and views are compared by name."""
+
+    def annotations(entry: CatalogEntry, info: DatasetInfo) -> tuple[object, ...]:
+        c = entry.clip
+        label, view = info.class_names[c.label], info.view_names[c.view - 1]
+        return label, c.raw_label, c.group, view, c.subject, c.setup, c.split, c.background, c.offset
+
     counts = dict.fromkeys(("new", "changed", "relabelled", "moved", "unchanged"), 0)
     # By path and part of the file.
-    unmatched: dict[tuple[str, str], list[CatalogEntry]] = {}
-    for entry in before.clips if before else ():
-        unmatched.setdefault(entry.file_version[:2], []).append(entry)
-    rest: list[CatalogEntry] = []
+    unmatched: dict[tuple[str, str], list[tuple[CatalogEntry, tuple[object, ...]]]] = {}
+    for pair in [(entry, annotations(entry, before.info)) for entry in before.clips] if before else []:
+        unmatched.setdefault(pair[0].file_version[:2], []).append(pair)
+    rest = list(now.clips)
     # Several entries may have the same path: first match those with the same annotations.
     for exact in (True, False):
-        entries, rest = (now.clips if exact else tuple(rest)), []
+        entries, rest = rest, []
         for entry in entries:
             candidates = unmatched.get(entry.file_version[:2], [])
-            wanted = _annotations(entry, now.info)
-            same = [old for old in candidates if before and _annotations(old, before.info) == wanted]
+            wanted = annotations(entry, now.info)
+            same = [old for old in candidates if old[1] == wanted]
             if not candidates or (exact and not same):
                 rest.append(entry)
                 continue
-            old = (same or candidates)[0]
-            candidates.remove(old)
+            match = (same or candidates)[0]
+            candidates.remove(match)
+            old = match[0]
             same_content = old.file_version == entry.file_version or (old.key != "" and old.key == entry.key)
             counts["changed" if not same_content else "unchanged" if same else "relabelled"] += 1
-    left = Counter(old.key for entries in unmatched.values() for old in entries)
+    left = Counter(old.key for olds in unmatched.values() for old, _ in olds)
     gone = left.total()
     for entry in rest:
-        if entry.key and left[entry.key]:
-            left[entry.key] -= 1
-            gone -= 1
-            counts["moved"] += 1
-        else:
-            counts["new"] += 1
+        moved = bool(entry.key) and left[entry.key] > 0
+        left[entry.key] -= moved
+        gone -= moved
+        counts["moved" if moved else "new"] += 1
     return Changes(**counts, gone=gone)
-
-
-def _annotations(entry: CatalogEntry, info: DatasetInfo) -> tuple[object, ...]:
-    c = entry.clip
-    label, view = info.class_names[c.label], info.view_names[c.view - 1]
-    return label, c.raw_label, c.group, view, c.subject, c.setup, c.split, c.background, c.offset
 
 
 def _identify_clips(
     catalog: SourceCatalog, shards: Sequence[ShardRecord], before: CatalogDocument | None
 ) -> list[CatalogEntry]:
     """Return an entry for each clip of the source. Only files with the size of another one are hashed: they may be equal."""
-    known: dict[tuple[str, FileStat], str] = {}
-    sizes: Counter[int] = Counter()
-    for shard in shards:
-        for record in shard.clips:
-            source = record.source
-            known[source.path, FileStat(source.bytes, source.mtime_ns, source.listing)] = source.content_hash
-            sizes[source.bytes] += 1
+    sources = [record.source for shard in shards for record in shard.clips]
+    known = {(s.path, FileStat(s.bytes, s.mtime_ns, s.listing)): s.content_hash for s in sources}
+    sizes = Counter(source.bytes for source in sources)
     for entry in before.clips if before else ():
         if entry.key:
             content = entry.key.removesuffix(entry.clip.part)
@@ -235,36 +241,6 @@ def _why_not_done(entry: CatalogEntry, root: Path) -> dict[str, object]:
     changed = stat != FileStat(entry.bytes, entry.mtime_ns, entry.listing)
     why = "it changed during the run" if changed else "it could not be read during the run"
     return {"status": Status.WAITING, "reason": f"{why}: run the same command again"}
-
-
-def _repeat_damaged(damaged: Sequence[ShardRecord], by_key: Mapping[str, Clip]) -> dict[int, tuple[Clip, ...]]:
-    """Return the clips of each damaged shard that can be made again: all of its clips are missing ones of the source."""
-    repeated: dict[int, tuple[Clip, ...]] = {}
-    used: set[str] = set()
-    for shard in damaged:
-        clips = tuple(by_key[record.key] for record in shard.clips if record.key in by_key)
-        ids = {clip.id for clip in clips}
-        if clips and len(clips) == len(shard.clips) and not ids & used:
-            repeated[shard.shard] = clips
-            used |= ids
-    return repeated
-
-
-def _assign_shards(
-    clips: Sequence[Clip], missing: Collection[str], taken: set[int], shard_size: int, n_workers: int
-) -> dict[int, tuple[Clip, ...]]:
-    """Assign the clips with a ``missing`` id to their usual shard, or behind all others if its number is taken."""
-    shards: dict[int, tuple[Clip, ...]] = {}
-    late: list[Clip] = []
-    usual = _divide(clips, shard_size, n_workers)
-    for number, members in enumerate(usual):
-        wanted = tuple(clip for clip in members if clip.id in missing)
-        if number in taken:
-            late.extend(wanted)
-        elif wanted:
-            shards[number] = wanted
-    behind = max(len(usual), max(taken, default=-1) + 1)
-    return shards | dict(enumerate(_divide(late, shard_size, n_workers), behind))
 
 
 def _divide(clips: Sequence[Clip], shard_size: int, n_workers: int) -> list[tuple[Clip, ...]]:

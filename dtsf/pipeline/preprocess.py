@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dtsf.cache.catalog import match_rows, newest_records, write_catalog
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from dtsf.cache.documents import DatasetHandle
     from dtsf.cache.schema import ClipRecord
-    from dtsf.cache.store import Store
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
@@ -117,14 +116,33 @@ def preprocess(
             folder, spec, info, settings.shard_size, format=settings.format, compress=settings.compress
         )
 
+    def make_result(plan: Plan, computed: Mapping[str, tuple[int, ClipRecord]]) -> PreprocessResult:
+        matched, bad = match_rows(plan.document, computed)
+        if settings.dry_run:
+            bad = tuple(one for one in bad if one.status != "waiting")
+        statuses = [record.status.value for _, record in matched.values() if record.row is not None]
+        seconds = time.monotonic() - started
+        return PreprocessResult(
+            dataset=name,
+            clips=len(catalog.clips),
+            groups=len(catalog.groups),
+            verdicts=dict(sorted(Counter([*statuses, *(one.status for one in bad)]).items())),
+            seconds=seconds,
+            clips_per_s=0.0 if settings.dry_run else (len(catalog.clips) - plan.done) / seconds,
+            already_done=plan.done,
+            cache=str(folder).removesuffix(f"/{name}"),
+            changes=plan.changes if settings.dry_run else plan.changes.model_copy(update={"unusable": len(bad)}),
+            notes=catalog.notes,
+            bad=bad,
+            dry_run=settings.dry_run,
+        )
+
     if settings.dry_run:
         # Other settings raise the same error as in a run.
         dataset = open_dataset() if is_dataset(folder) and not settings.overwrite else None
         shard_size = dataset.shard_size if dataset else settings.shard_size
         plan = make_plan(catalog, info, dataset, shard_size, n_workers, retry_bad=settings.retry_bad)
-        matched, bad = match_rows(plan.document, newest_records(read_records(dataset) if dataset else []))
-        bad = tuple(one for one in bad if one.status != "waiting")
-        return _result(catalog, folder, plan, matched, bad, started, dry_run=True)
+        return make_result(plan, newest_records(read_records(dataset) if dataset else []))
     with folder.write_lock():
         if settings.overwrite and not folder.is_empty():
             if not is_dataset(folder):
@@ -154,44 +172,15 @@ def preprocess(
             # alive and writing, so its files wait for the next run.
             sweep(dataset)
         computed = newest_records(read_records(dataset))
-        document = finish_catalog(plan.document, catalog.root, computed)
-        write_catalog(dataset, document)
-        matched, bad = match_rows(document, computed)
-    result = _result(catalog, folder, plan, matched, bad, started)
-    if len(bad) > settings.max_bad * result.clips:
-        lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in bad[:20]]
-        lines += [f"... and {len(bad) - 20} more"] if len(bad) > 20 else []
+        plan = replace(plan, document=finish_catalog(plan.document, catalog.root, computed))
+        write_catalog(dataset, plan.document)
+        result = make_result(plan, computed)
+    if len(result.bad) > settings.max_bad * result.clips:
+        lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in result.bad[:20]]
+        lines += [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
         message = (
-            f"{len(bad)} of {result.clips} clips cannot be used, more than --max-bad {settings.max_bad:.0%} allows; the "
-            f"other {result.clips - len(bad)} are in {folder}"
+            f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {settings.max_bad:.0%} allows; "
+            f"the other {result.clips - len(result.bad)} are in {folder}"
         )
         raise BadClipsError(message, result, lines)
     return result
-
-
-def _result(
-    catalog: SourceCatalog,
-    folder: Store,
-    plan: Plan,
-    matched: Mapping[str, tuple[int, ClipRecord]],
-    bad: tuple[BadClip, ...],
-    started: float,
-    *,
-    dry_run: bool = False,
-) -> PreprocessResult:
-    statuses = [record.status.value for _, record in matched.values() if record.row is not None]
-    seconds = time.monotonic() - started
-    return PreprocessResult(
-        dataset=folder.name,
-        clips=len(catalog.clips),
-        groups=len(catalog.groups),
-        verdicts=dict(sorted(Counter([*statuses, *(one.status for one in bad)]).items())),
-        seconds=seconds,
-        clips_per_s=0.0 if dry_run else (len(catalog.clips) - plan.done) / seconds,
-        already_done=plan.done,
-        cache=str(folder).removesuffix(f"/{folder.name}"),
-        changes=plan.changes if dry_run else plan.changes.model_copy(update={"unusable": len(bad)}),
-        notes=catalog.notes,
-        bad=bad,
-        dry_run=dry_run,
-    )

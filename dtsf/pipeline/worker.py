@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,7 +17,7 @@ from dtsf.cache.writer import write_shard
 from dtsf.errors import ConfigError, SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.gpu import CLIPS_PER_BATCH, decode_parallel, decoders_per_worker, embed_batched
-from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat
+from dtsf.pipeline.source import classify_error, content_hash, file_stat
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all, shared_decoders
@@ -41,11 +40,10 @@ RETRY_AFTER = (1.0, 5.0, 20.0)
 
 @dataclass(frozen=True)
 class ShardTask:
-    """Input of a worker, small enough to send to another machine."""
+    """Input of a worker, small enough to send to another machine. ``root``: folder of the videos."""
 
     dataset: DatasetHandle
     root: str
-    """Folder of the videos."""
     shard: int
     clips: tuple[Clip, ...]
     settings: PreprocessSettings
@@ -81,27 +79,30 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     records: list[ClipRecord] = []
     used = lost = 0
     paths = [Path(task.root) / clip.path for clip in task.clips]
-    stats = [_retry(path, partial(file_stat, path)) for path in paths]
+    stats = [_retry(file_stat, path) for path in paths]
     requests = [DecodeRequest(path, _span(clip, spec)) for path, clip in zip(paths, task.clips, strict=True)]
-    n = decoders_per_worker(settings.encoder, workers)
     decode = DecodeSettings(
         spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
     )
-    with shared_decoders(decode, n) as decoders:
+    with shared_decoders(decode, decoders_per_worker(settings.encoder, workers)) as decoders:
         # Before the encoder: the decoder processes start, and decode the first clips, while the encoder loads.
         items = decode_parallel(decoders, requests)
         encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
         embedded = embed_batched(items, encoder.embed, CLIPS_PER_BATCH if encoder.device == "cuda" else 1)
         for clip, path, stat, (item, cells) in zip(task.clips, paths, stats, embedded, strict=True):
-            source = _identify(clip, path, stat)
-            lost = 0 if source else lost + 1
-            if lost == MAX_LOST_IN_A_ROW:
-                raise SourceError(
-                    f"{MAX_LOST_IN_A_ROW} files in a row became unreadable during the run; the last is {path}. "
-                    "Check the disk or share. Finished work is safe: run the same command again"
-                )
-            if source is None:
+            # Hash after decoding, when the bytes are in memory. Then stat again: the hashed bytes are the decoded ones.
+            content = _retry(content_hash, path, stat) if stat else None
+            if stat is None or content is None or _retry(file_stat, path) != stat:
+                lost += 1
+                if lost == MAX_LOST_IN_A_ROW:
+                    raise SourceError(
+                        f"{MAX_LOST_IN_A_ROW} files in a row became unreadable during the run; the last is {path}. "
+                        "Check the disk or share. Finished work is safe: run the same command again"
+                    )
                 continue
+            lost = 0
+            part = {name: getattr(clip, name) for name in FilePart.model_fields}
+            source = Source(**part, **vars(stat), content_hash=content)
             if isinstance(item, VideoError):
                 record = ClipRecord(source=source, status=item.status, row=None, reason=str(item))
             else:
@@ -117,10 +118,8 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
                 on_clip(record)
     fingerprint = spec.fingerprint()
     shard = ShardRecord(shard=task.shard, fingerprint=fingerprint, rows=used, clips=tuple(records), files={})
-    if not records:
-        # No file could be read: write no shard, so that the next run can use its number.
-        return shard
-    return write_shard(task.dataset, shard, {name: array[:used] for name, array in rows.items()})
+    # If no file could be read, write no shard, so that the next run can use its number.
+    return write_shard(task.dataset, shard, {name: array[:used] for name, array in rows.items()}) if records else shard
 
 
 def check_source(
@@ -147,14 +146,16 @@ def check_source(
         DecodeRequest(root / clip.path, _span(record.source, spec)) for clip, record in zip(clips, records, strict=True)
     ]
     mismatches: list[Mismatch] = []
-    settings = DecodeSettings(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind)
-    with Decoder(settings) as decoder:
+    with Decoder(DecodeSettings(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind)) as decoder:
         items = decode_all(decoder, requests)
         for k, (clip, record, item) in enumerate(zip(clips, records, items, strict=True), 1):
+            reason = ""
             if isinstance(item, VideoError):
-                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason=f"{item.status}: {item}"))
+                reason = f"{item.status}: {item}"
             elif xxhash.xxh3_64_hexdigest(item[0].tobytes()) != record.frames_hash:
-                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason="different pictures"))
+                reason = "different pictures"
+            if reason:
+                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason=reason))
             if on_progress is not None:
                 on_progress(k, count)
     return SourceCheck(checked=count, mismatches=tuple(mismatches), decoder=decoder_name(kind))
@@ -165,23 +166,11 @@ def _span(part: FilePart, spec: CacheSpec) -> Span:
     return Span(part.start, part.end, part.first, part.last, part.fps, common)
 
 
-def _identify(clip: Clip, path: Path, before: FileStat | None) -> Source | None:
-    """Return the identity of a decoded file; None if it is unreadable or changed since ``before``."""
-    if before is None:
-        return None
-    # Hash after decoding, when the bytes are in memory. Then stat again, so that the hashed bytes are the decoded ones.
-    content = _retry(path, partial(content_hash, path, before))
-    if content is None or _retry(path, partial(file_stat, path)) != before:
-        return None
-    part = {name: getattr(clip, name) for name in FilePart.model_fields}
-    return Source(**part, **vars(before), content_hash=content)
-
-
-def _retry(path: Path, read: Callable[[], T]) -> T | None:
-    """Call ``read``, again after a while if the server does not respond. Return None for an error of this file alone."""
+def _retry(read: Callable[..., T], path: Path, *arguments: object) -> T | None:
+    """Read a file, again after a while if the server does not respond. Return None for an error of this file alone."""
     for wait in (*RETRY_AFTER, None):
         try:
-            return read()
+            return read(path, *arguments)
         except OSError as error:
             try:
                 classify_error(path, error)

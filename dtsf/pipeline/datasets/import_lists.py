@@ -1,10 +1,8 @@
 """Convert annotation lists of other projects to a manifest.
 
-======================  ===============================================================================================
-mmaction2, pyskl        pickle with ``annotations`` (``frame_dir``, ``label``) and ``split``; read by a restricted unpickler
-DVANet                  CSV: ``video_id,subject,action,camera,...`` (NTU) or ``video,subject,action,viewpoint`` (N-UCLA)
-VideoMamba              lines of ``path label``, separated by a comma, a tab or a space, without a header
-======================  ===============================================================================================
+- mmaction2 and pyskl: a pickle with ``annotations`` (``frame_dir``, ``label``) and ``split``; read by a restricted unpickler
+- DVANet: CSV with ``video_id,subject,action,camera,...`` (NTU) or ``video,subject,action,viewpoint`` (N-UCLA)
+- VideoMamba: lines of ``path label``, separated by a comma, a tab or a space, without a header
 
 Group and view follow from file names of NTU or N-UCLA. A file with another name is a group of its own.
 """
@@ -32,16 +30,17 @@ NTU = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
 NUCLA = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})", re.IGNORECASE)
 MAX_BYTES = 1 << 30
 COLUMNS = ("path", "label", "group", "view", "subject", "split")
+# Split in a list -> split in the manifest.
 SPLITS = {"train": "train", "val": "test", "test": "test"}
-"""Split in a list -> split in the manifest."""
+# Separators of path and label as regular expressions. The first is CSV with quotes.
 SEPARATORS = ("", "\t", r"\s", ",", ";")
-"""Separators of path and label as regular expressions. The first is CSV with quotes."""
 # Names in NumPy's own pickles of arrays and numbers. Any other name could run code.
-SAFE = {
-    (module, name)
-    for base in ("numpy.core", "numpy._core")
-    for module, name in ((f"{base}.multiarray", "_reconstruct"), (f"{base}.multiarray", "scalar"))
-} | {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}
+SAFE = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
+    (f"{base}.multiarray", name) for base in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")
+}
+
+Videos = dict[str, list[str]]
+"""Paths of videos below the root, by file name without ending."""
 
 
 class ImportedList(Frozen):
@@ -56,7 +55,6 @@ class ImportedList(Frozen):
     alone: int
     """Rows without group and view in the file name. Each is a group of one view."""
     notes: tuple[str, ...] = ()
-    """Notes about the root, for example unreadable folders."""
 
 
 class _Entry(NamedTuple):
@@ -81,31 +79,49 @@ def import_lists(
         split: Prefix of the splits to use from a pickle: ``xsub`` for ``xsub_train`` and ``xsub_val``.
         labels: A label map. Its names replace the numbers in the lists.
 
-    Raises:
-        DataError: A list has an unknown form, a pickle has more than plain data, or no entry has a video.
+    Raises DataError: a list has an unknown form, a pickle has more than plain data, or no entry has a video.
     """
     if not root.is_dir():
         raise DataError(f"the root {root} does not exist")
     out = out or root / "manifest.csv"
     if out.exists():
         raise DataError(f"{out} exists: remove it or choose another --out")
-    videos = VideoIndex(root)
+    skipped = SkippedFiles()
+    videos: Videos = {}
+    for folder, name in walk_files(root, skipped):
+        if is_video(name):
+            videos.setdefault(_stem(name), []).append(f"{folder}/{name}".lstrip("/"))
     names = _read_labels(labels) if labels else {}
     rows: list[dict[str, str]] = []
     missing: list[str] = []
     alone = 0
     for file in files:
-        for entry in _read_list(file, split, videos):
-            found = videos.find(entry.name, entry.action)
+        data = read_file(file, limit=MAX_BYTES, error=DataError, follow=True)
+        is_pickle = file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
+        entries = _read_pickle(file, data, split) if is_pickle else _read_text(file, data, videos)
+        if not entries:
+            raise DataError(f"{file} names no video")
+        for entry in entries:
+            found = _find(videos, entry.name, entry.action)
             if found is None:
                 missing.append(entry.name)
                 continue
             if names and entry.label not in names:
                 raise DataError(f"{labels} has no name for label {entry.label} of {entry.name} in {file}")
-            row = _row(entry, found) | {"label": names.get(entry.label, entry.label)}
-            alone += row["group"] == found
             path, folder = root.absolute() / found, out.parent.absolute()
-            rows.append(row | {"path": str(path.relative_to(folder) if path.is_relative_to(folder) else path)})
+            row = {"path": str(path.relative_to(folder) if path.is_relative_to(folder) else path), "split": entry.split}
+            row |= {"label": names.get(entry.label, entry.label), "group": found, "view": "1", "subject": entry.subject}
+            if match := NTU.search(path.name):
+                setup, view, person, repetition, action = match.groups()
+                group = f"S{setup}P{person}R{repetition}A{action}"
+                row |= {"group": group, "view": str(int(view)), "subject": str(int(person))}
+            elif match := NUCLA.search(path.name):
+                view, person, episode = match.groups()
+                group = f"{entry.label}_s{person}_e{episode}"
+                row |= {"group": group, "view": str(int(view)), "subject": str(int(person))}
+            else:
+                alone += 1
+            rows.append(row)
     if not rows:
         raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
     stream = io.StringIO(newline="")
@@ -123,53 +139,34 @@ def import_lists(
         splits={name or "none": count for name, count in counts.items() if count},
         missing=tuple(missing),
         alone=alone,
-        notes=tuple(videos.notes),
+        notes=tuple(skipped.notes()),
     )
-
-
-class VideoIndex:
-    """The videos below a folder, found by the names in a list."""
-
-    def __init__(self, root: Path) -> None:
-        skipped = SkippedFiles()
-        self._by_stem: dict[str, list[str]] = {}
-        for folder, name in walk_files(root, skipped):
-            if is_video(name):
-                self._by_stem.setdefault(_stem(name), []).append(f"{folder}/{name}".lstrip("/"))
-        self.notes = skipped.notes()
-
-    def find(self, name: str, action: str = "") -> str | None:
-        """Return the path of one video; None if there is none or several. Case does not matter.
-
-        Among several, one with the same ending wins, then one with the same folders at the end of its path.
-        ``name``: path, or file name without ending. ``action``: N-UCLA's action id.
-        """
-        name = name.replace("\\", "/").lower()
-        found = self._by_stem.get(_stem(name), [])
-        if len(found) > 1 and action.isdecimal():
-            found = [path for path in found if f"a{int(action):02d}" in path.lower().split("/")[:-1]]
-        if is_video(name):
-            found = [path for path in found if path.lower().endswith(Path(name).suffix)] or found
-        folders = list(Path(name).parts[:-1])
-        while len(found) > 1 and folders:
-            found = [path for path in found if path.lower().split("/")[:-1][-len(folders) :] == folders] or found
-            folders = folders[1:]
-        return found[0] if len(found) == 1 else None
 
 
 def _stem(path: str) -> str:
     return Path(path).stem.lower().removesuffix("_rgb")
 
 
-def _read_bytes(file: Path) -> bytes:
-    if not file.is_file():
-        raise DataError(f"no list at {file}")
-    return read_file(file, limit=MAX_BYTES, error=DataError, follow=True)
+def _find(videos: Videos, name: str, action: str = "") -> str | None:
+    """Return the path of one video; None if there is none or several. Case does not matter. Among several, one with the same
+    ending wins, then one with the same folders at the end of its path.
+    """
+    name = name.replace("\\", "/").lower()
+    found = videos.get(_stem(name), [])
+    if len(found) > 1 and action.isdecimal():
+        found = [path for path in found if f"a{int(action):02d}" in path.lower().split("/")[:-1]]
+    if is_video(name):
+        found = [path for path in found if path.lower().endswith(Path(name).suffix)] or found
+    folders = list(Path(name).parts[:-1])
+    while len(found) > 1 and folders:
+        found = [path for path in found if path.lower().split("/")[:-1][-len(folders) :] == folders] or found
+        folders = folders[1:]
+    return found[0] if len(found) == 1 else None
 
 
 def _read_labels(file: Path) -> dict[str, str]:
     """Read a label map: lines of ``0 name`` or ``0,name``, or names alone, from label 0."""
-    text, _ = decode_text(_read_bytes(file), str(file))
+    text, _ = decode_text(read_file(file, limit=MAX_BYTES, error=DataError, follow=True), str(file))
     names: dict[str, str] = {}
     for number, line in enumerate(filter(None, map(str.strip, text.splitlines()))):
         match = re.fullmatch(r"(\d+)[\s,;]+(.+)", line)
@@ -178,15 +175,6 @@ def _read_labels(file: Path) -> dict[str, str]:
             raise DataError(f"{file}: label {label} has two names: {names[label]} and {name}")
         names[label] = name.strip()
     return names
-
-
-def _read_list(file: Path, prefix: str, videos: VideoIndex) -> list[_Entry]:
-    data = _read_bytes(file)
-    is_pickle = file.suffix.lower() in (".pkl", ".pickle") or data[:1] == b"\x80"
-    entries = _read_pickle(file, data, prefix) if is_pickle else _read_text(file, data, videos)
-    if not entries:
-        raise DataError(f"{file} names no video")
-    return entries
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -228,7 +216,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _read_text(file: Path, data: bytes, videos: VideoIndex) -> list[_Entry]:
+def _read_text(file: Path, data: bytes, videos: Videos) -> list[_Entry]:
     split = next((SPLITS[word] for word in SPLITS if word in file.stem.lower()), "")
     text, _ = decode_text(data, str(file))
     lines = text.splitlines(keepends=True)
@@ -250,7 +238,7 @@ def _read_text(file: Path, data: bytes, videos: VideoIndex) -> list[_Entry]:
         raise DataError(f"{file}: column {error} is missing; it has {', '.join(header)}") from error
 
 
-def _read_lines(file: Path, lines: list[str], split: str, videos: VideoIndex) -> list[_Entry]:
+def _read_lines(file: Path, lines: list[str], split: str, videos: Videos) -> list[_Entry]:
     """Split lines into path and label, by the separator that finds most of the paths."""
 
     def cells(line: str, separator: str) -> list[str]:
@@ -260,7 +248,7 @@ def _read_lines(file: Path, lines: list[str], split: str, videos: VideoIndex) ->
 
     def count_found(separator: str) -> int:
         pairs = [pair for line in lines if len(pair := cells(line, separator)) == 2]
-        return sum(videos.find(path) is not None for path, _ in pairs)
+        return sum(_find(videos, path) is not None for path, _ in pairs)
 
     best = max(SEPARATORS, key=count_found)
     entries = []
@@ -270,16 +258,3 @@ def _read_lines(file: Path, lines: list[str], split: str, videos: VideoIndex) ->
             raise DataError(f"{file}, line {number}: {line.strip()!r} is not a path and a label")
         entries.append(_Entry(pair[0], pair[1], split))
     return entries
-
-
-def _row(entry: _Entry, path: str) -> dict[str, str]:
-    row = {"subject": entry.subject, "split": entry.split, "group": path, "view": "1"}
-    if match := NTU.search(Path(path).name):
-        setup, view, person, repetition, action = match.groups()
-        group = f"S{setup}P{person}R{repetition}A{action}"
-    elif match := NUCLA.search(Path(path).name):
-        view, person, episode = match.groups()
-        group = f"{entry.label}_s{person}_e{episode}"
-    else:
-        return row
-    return row | {"group": group, "view": str(int(view)), "subject": str(int(person))}
