@@ -27,7 +27,7 @@ def performances(subjects: range, episodes: int, seed: int) -> tuple[np.ndarray,
     for action in ACTIONS:
         for subject in subjects:
             for episode in range(episodes):
-                style = Style.draw(
+                style = Style(
                     np.random.default_rng((seed, 2, subject)),
                     np.random.default_rng((seed, 3, action, subject, episode)),
                 )

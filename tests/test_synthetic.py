@@ -19,7 +19,7 @@ def three_actions(monkeypatch):
 
 
 def test_trajectory__actions_of_a_pair_are_reversed_in_time():
-    style = Style.draw(np.random.default_rng(0), np.random.default_rng(1))
+    style = Style(np.random.default_rng(0), np.random.default_rng(1))
     for forward, backward in ((1, 2), (3, 4), (5, 6), (8, 9), (11, 12)):
         assert ACTIONS[forward][1] == ACTIONS[backward][1], "both have the same motion"
         np.testing.assert_array_equal(trajectory(forward, style, 50), trajectory(backward, style, 50)[::-1])

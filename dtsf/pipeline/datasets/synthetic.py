@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.datasets.synthetic_scene import (
-    ACTIONS,
-    CAMERA_DEGREES,
-    N_ROOMS,
-    Style,
-    draw_body,
-    draw_room,
-    trajectory,
-)
+from dtsf.pipeline.datasets.synthetic_scene import ACTIONS, CAMERA_DEGREES, N_ROOMS, draw_clip
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
@@ -29,8 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MAIN = "multiview_action_videos"
-SIZE = (320, 240)
-FPS = 30
 
 
 class SynthSummary(Frozen):
@@ -69,9 +59,7 @@ def synthesize_nucla(
             action, and ``_conflict``, in the room of another action. None: rooms are random.
         occlude: Add a collection ``_occluded``: the test performances with a pillar in front of the actor in one view.
 
-    Raises:
-        ConfigError: A number is out of range.
-        DataError: ``out`` is not empty, or cannot be written.
+    Raises ConfigError: a number is out of range. DataError: ``out`` is not empty, or cannot be written.
     """
     if subjects < 2 or episodes < 1:
         raise ConfigError(f"--subjects {subjects} must be at least 2 and --episodes {episodes} at least 1")
@@ -81,14 +69,24 @@ def synthesize_nucla(
         raise DataError(f"{out} exists and is not empty: remove it or choose another --out")
     started = time.monotonic()
     clips = _plan_clips(subjects, episodes, bias, occlude, seed)
+    manifest = []
+    for clip in clips:
+        collection = clip["path"].split("/")[0].removeprefix(MAIN)
+        group = f"a{clip['action']:02d}_s{clip['subject']:02d}_e{clip['episode']:02d}{collection}"
+        row = {"path": clip["path"], "label": clip["action_name"], "group": group, "view": f"cam{clip['view']}"}
+        manifest.append(row | {"subject": clip["subject"], "split": clip["split"]})
     temporary = out.absolute().with_name(f".{out.name}.tmp-{uuid.uuid4().hex}")
     try:
         temporary.mkdir(parents=True)
         for done, clip in enumerate(clips, 1):
-            _write_avi(temporary / clip["path"], _draw_clip(clip, seed))
+            _write_avi(temporary / clip["path"], draw_clip(clip, seed))
             if on_progress is not None:
                 on_progress(done, len(clips))
-        _write_tables(temporary, clips)
+        for name, rows in (("labels.csv", clips), ("videos.csv", manifest)):
+            with (temporary / name).open("w", encoding="utf-8", newline="") as stream:
+                writer = csv.DictWriter(stream, list(rows[0]))
+                writer.writeheader()
+                writer.writerows(rows)
         if out.exists():
             out.rmdir()
         temporary.rename(out)
@@ -143,54 +141,13 @@ def _plan_clips(subjects: int, episodes: int, bias: float | None, occlude: bool,
     return clips
 
 
-def _write_tables(folder: Path, clips: list[dict[str, Any]]) -> None:
-    manifest = []
-    for clip in clips:
-        collection = clip["path"].split("/")[0].removeprefix(MAIN)
-        group = f"a{clip['action']:02d}_s{clip['subject']:02d}_e{clip['episode']:02d}{collection}"
-        row = {"path": clip["path"], "label": clip["action_name"], "group": group, "view": f"cam{clip['view']}"}
-        manifest.append(row | {"subject": clip["subject"], "split": clip["split"]})
-    for name, rows in (("labels.csv", clips), ("videos.csv", manifest)):
-        with (folder / name).open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-
-def _draw_clip(clip: dict[str, Any], seed: int) -> np.ndarray:
-    """Draw the frames of one camera, with some sensor noise. (T, H, W, 3) uint8."""
-    from PIL import ImageDraw
-
-    action, subject, view = clip["action"], clip["subject"], clip["view"]
-    person = np.random.default_rng((seed, 2, subject))
-    # The seed does not depend on the collection: aligned, conflict and occluded show the same performance.
-    performance = np.random.default_rng((seed, 3, action, subject, clip["episode"]))
-    style = Style.draw(person, performance)
-    joints = trajectory(action, style, int(performance.integers(44, 61)))
-    degrees = CAMERA_DEGREES[view - 1]
-    room = draw_room(clip["background"], degrees, SIZE)
-    rng = np.random.default_rng((seed, 4, action, subject, view))
-    # Four noise images, shifted at random, instead of a new one for each frame: ten times as fast.
-    noise = rng.normal(0, 3, (4, SIZE[1], SIZE[0], 1)).astype(np.int16)
-    frames = np.empty((len(joints), SIZE[1], SIZE[0], 3), np.uint8)
-    for t, pose in enumerate(joints):
-        picture = room.copy()
-        draw_body(picture, pose, style, degrees)
-        if clip["occluded"]:
-            middle = SIZE[0] // 2
-            ImageDraw.Draw(picture).rectangle((middle - 75, 0, middle + 75, SIZE[1]), fill=(88, 84, 80))
-        shifted = np.roll(noise[t % 4], int(rng.integers(SIZE[0])), axis=1)
-        frames[t] = np.clip(np.asarray(picture, dtype=np.int16) + shifted, 0, 255)
-    return frames
-
-
 def _write_avi(path: Path, frames: np.ndarray) -> None:
-    """Write MPEG-4 in AVI, which every decoder reads."""
+    """Write MPEG-4 in AVI, which every decoder reads. Frames are (T, H, W, 3) uint8, 30 per second."""
     import av
 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format="avi") as container:
-        stream = container.add_stream("mpeg4", rate=Fraction(FPS))
+        stream = container.add_stream("mpeg4", rate=Fraction(30))
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
         stream.codec_context.qmax = 6
