@@ -6,6 +6,7 @@ becomes ``start`` and ``end`` of the clips, so that later steps see an ordinary 
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 from dtsf.errors import VideoError
@@ -14,9 +15,9 @@ from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
 
-    from dtsf.cache.schema import Clip, ClipRecord
+    from dtsf.cache.schema import ClipRecord
     from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 MIN_SECONDS = 1e-3
@@ -32,7 +33,23 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
     ``records``: results of earlier runs; unchanged files in them are not opened. ``deadline``: seconds to read one file.
     """
     groups = [clips for clips in catalog.groups.values() if len(clips) > 1]
-    durations = _durations(catalog, [clip for clips in groups for clip in clips], records, deadline)
+    sources = ((record.source, record.duration) for record in records)
+    known = {(s.path, FileStat(s.bytes, s.mtime_ns, s.listing)): duration for s, duration in sources}
+    # Duration in seconds of each readable file, by path.
+    durations: dict[str, float] = {}
+    unknown: dict[str, DecodeRequest] = {}
+    for clip in (clip for clips in groups for clip in clips):
+        with contextlib.suppress(OSError):
+            duration = known.get((clip.path, file_stat(catalog.root / clip.path)))
+            if duration:
+                durations[clip.path] = duration
+            else:
+                unknown[clip.path] = DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps), duration_only=True)
+    if unknown:
+        with Decoder(DecodeSettings(1, 32, deadline=deadline)) as decoder:
+            for path, item in zip(unknown, decode_all(decoder, list(unknown.values())), strict=True):
+                if not isinstance(item, VideoError) and item[1]["duration"]:
+                    durations[path] = item[1]["duration"]
     parts: dict[str, dict[str, float]] = {}
     n_apart = 0
     for clips in groups:
@@ -51,32 +68,3 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
     aligned = tuple(clip.model_copy(update=parts.get(clip.id, {})) for clip in catalog.clips)
     note = f"{n_apart} performances have views without a common time: not used with --align group"
     return catalog.model_copy(update={"clips": aligned, "notes": (*catalog.notes, *([note] if n_apart else []))})
-
-
-def _durations(
-    catalog: SourceCatalog, clips: Sequence[Clip], records: Iterable[ClipRecord], deadline: float
-) -> Mapping[str, float]:
-    """Return the duration of each file in seconds, by path. Unreadable files are left out."""
-    sources = ((record.source, record.duration) for record in records)
-    known = {(s.path, FileStat(s.bytes, s.mtime_ns, s.listing)): duration for s, duration in sources}
-    found: dict[str, float] = {}
-    unknown: dict[str, Clip] = {}
-    for clip in clips:
-        try:
-            stat = file_stat(catalog.root / clip.path)
-        except OSError:
-            continue
-        duration = known.get((clip.path, stat))
-        if duration:
-            found[clip.path] = duration
-        else:
-            unknown[clip.path] = clip
-    if unknown:
-        requests = [
-            DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps), duration_only=True) for clip in unknown.values()
-        ]
-        with Decoder(DecodeSettings(1, 32, deadline=deadline)) as decoder:
-            for path, item in zip(unknown, decode_all(decoder, requests), strict=True):
-                if not isinstance(item, VideoError) and item[1]["duration"]:
-                    found[path] = item[1]["duration"]
-    return found

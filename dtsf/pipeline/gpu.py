@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.decoder_process import decode_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    import numpy as np
 
     from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest
 
@@ -54,9 +54,7 @@ def select_gpu(worker: int, gpus: Sequence[str]) -> None:
 
 
 def decode_parallel(decoders: Sequence[Decoder], requests: list[DecodeRequest]) -> Iterator[Any]:
-    """Decode clips ahead, every n-th clip by the same of n decoders. Yields in the order of the requests, as
-    :func:`.decode_all`.
-    """
+    """Decode clips ahead, every n-th clip by the same of n decoders. Yields in the order of the requests, as :func:`decode_all`."""
     n = len(decoders)
     streams = [decode_all(decoder, requests[k::n]) for k, decoder in enumerate(decoders)]
     return (next(streams[k % n]) for k in range(len(requests)))
@@ -66,8 +64,6 @@ def embed_batched(
     items: Iterator[Any], embed: Callable[[np.ndarray], np.ndarray], batch_size: int
 ) -> Iterator[tuple[Any, np.ndarray | None]]:
     """Yield each decoded clip with its embedding, or each error with None, in order. ``batch_size``: clips per call."""
-    import numpy as np
-
     batch: list[Any] = []
     frames: list[np.ndarray] = []
 
@@ -76,8 +72,7 @@ def embed_batched(
         if frames:
             embedded = embed(np.concatenate(frames))
             cells = iter(embedded.reshape(len(frames), -1, *embedded.shape[1:]))
-        for item in batch:
-            yield item, None if isinstance(item, VideoError) else next(cells)
+        yield from ((item, None if isinstance(item, VideoError) else next(cells)) for item in batch)
         batch.clear()
         frames.clear()
 

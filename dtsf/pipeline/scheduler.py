@@ -5,10 +5,12 @@ The task function is the same everywhere. Arrays stay in the worker; only counts
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError, DataError
@@ -26,11 +28,8 @@ REPORT_EVERY = 1.0
 
 WORKER_ENVIRONMENT = {
     # By default the allocator returns memory after every layer of the encoder. Keeping it halves the time of a worker.
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
+    **dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(1 << 30)),
+    **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
     # Without it, importing ONNX Runtime (1.31) starts a thread and sends data to Microsoft.
     "ORT_DISABLE_TELEMETRY": "1",
 }
@@ -72,10 +71,12 @@ def run_tasks(
             run_shard(task, lambda record: on_clips(1, not record.status.usable))
         return
     n_workers = min(n_workers, len(tasks))
-    with _cluster_client(scheduler) if scheduler else _local_client(n_workers) as client:
+    run = _run_on_dask if scheduler else partial(_run_on_dask, gpus=gpus, workers=n_workers)
+    with _connect(scheduler, n_workers) as client:
         client.subscribe_topic(TOPIC, lambda event: on_clips(*event[1]))
-        run = _run_on_dask if scheduler else partial(_run_on_dask, gpus=gpus, workers=n_workers)
-        futures = client.map(run, tasks, pure=False, retries=1, resources=_offered_gpu(client))
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        offered = any(worker["resources"].get(RESOURCE, 0) >= 1 for worker in workers)
+        futures = client.map(run, tasks, pure=False, retries=1, resources={RESOURCE: 1} if offered else None)
         for future in futures:
             future.result()
 
@@ -102,30 +103,31 @@ def _run_on_dask(task: ShardTask, gpus: tuple[str, ...] = (), workers: int = 1) 
     return task.shard
 
 
-def _offered_gpu(client: Any) -> dict[str, int] | None:
-    """Return one GPU as the resource that a shard needs, if any worker offers a GPU."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return {RESOURCE: 1} if any(worker["resources"].get(RESOURCE, 0) >= 1 for worker in workers) else None
-
-
-def _cluster_client(scheduler: str) -> Any:
-    from distributed import Client
-
-    try:
-        return Client(scheduler, timeout="10s", set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no dask scheduler responds at {scheduler}: {error}") from error
-
-
 @contextmanager
-def _local_client(n_workers: int) -> Iterator[Any]:
-    import logging
-
-    # Before dask is imported here: both imports then run at the same time.
-    _start_forkserver()
+def _connect(scheduler: str | None, n_workers: int) -> Iterator[Any]:
+    """Yield a client of the running scheduler, or of local workers."""
+    if scheduler is None:
+        # The workers are forked from a process with one thread and the imports that every worker needs. It starts before dask
+        # is imported here: both imports then run at the same time.
+        before = dict(os.environ)
+        forkserver.set_forkserver_preload(["distributed.nanny", "dtsf.pipeline.worker"])
+        os.environ.update(WORKER_ENVIRONMENT)
+        try:
+            forkserver.ensure_running()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
     import dask
     from distributed import Client
 
+    if scheduler is not None:
+        try:
+            client = Client(scheduler, timeout="10s", set_as_default=False)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"no dask scheduler responds at {scheduler}: {error}") from error
+        with client:
+            yield client
+        return
     options: dict[str, Any] = {"n_workers": n_workers, "threads_per_worker": 1, "memory_limit": 0}
     # Any free port: by default dask takes port 8787, and prints a warning if it is in use.
     options |= {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
@@ -135,20 +137,6 @@ def _local_client(n_workers: int) -> Iterator[Any]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
-
-
-def _start_forkserver() -> None:
-    """Start the process from which the workers are forked. It has one thread and the imports that every worker needs."""
-    from multiprocessing import forkserver
-
-    before = dict(os.environ)
-    forkserver.set_forkserver_preload(["distributed.nanny", "dtsf.pipeline.worker"])
-    os.environ.update(WORKER_ENVIRONMENT)
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def start_cluster(**options: Any) -> Any:

@@ -89,24 +89,38 @@ def walk_files(root: Path, skipped: SkippedFiles | None = None) -> Iterator[tupl
     skipped = skipped or SkippedFiles()
     seen: set[tuple[int, int]] = set()
     found: list[tuple[str, str]] = []
-    links = [""]
-    while links:
-        folders, links = sorted(links, reverse=True), []
-        while folders:
-            folder = folders.pop()
-            for entry in _list_folder(root, folder, seen, skipped):
-                below = f"{folder}/{entry.name}" if folder else entry.name
-                # Python reads other bytes as surrogates. Archives from Windows may have such names.
-                if any("\ud800" <= letter <= "\udfff" for letter in entry.name):
-                    skipped.add("names are not UTF-8 and were left out: rename them", below)
-                elif entry.is_dir(follow_symlinks=False):
-                    folders.append(below)
-                elif entry.is_symlink() and not os.path.exists(entry.path):
-                    skipped.add("links lead nowhere and were left out", below)
-                elif entry.is_dir():
-                    links.append(below)
-                else:
-                    found.append((folder, entry.name))
+    folders, links = [""], []
+    while folders or links:
+        if not folders:
+            folders, links = sorted(links, reverse=True), []
+        folder = folders.pop()
+        path = root / folder
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                skipped.add("links lead to a folder that is read already and were not followed", folder)
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            _, reason = classify_error(path, error)
+            skipped.add(f"folders cannot be read ({reason}) and were left out", folder or str(root))
+            continue
+        for entry in entries:
+            below = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith(".") or "MACOSX" in entry.name:
+                continue
+            # Python reads other bytes as surrogates. Archives from Windows may have such names.
+            if any("\ud800" <= letter <= "\udfff" for letter in entry.name):
+                skipped.add("names are not UTF-8 and were left out: rename them", below)
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(below)
+            elif entry.is_symlink() and not os.path.exists(entry.path):
+                skipped.add("links lead nowhere and were left out", below)
+            elif entry.is_dir():
+                links.append(below)
+            else:
+                found.append((folder, entry.name))
     yield from sorted(found)
 
 
@@ -120,11 +134,11 @@ def file_stat(path: Path | str) -> FileStat:
     if not stat.S_ISDIR(status.st_mode):
         # Opening a pipe blocks until another process writes to it, and /dev/zero has no end.
         raise PermissionError(errno.EACCES, "a pipe, socket or device, not a regular file")
-    pictures = _pictures(path)
-    text = "\n".join(f"{name}\0{one.bytes}\0{one.mtime_ns}" for name, one in pictures)
-    newest = max((one.mtime_ns for _, one in pictures), default=status.st_mtime_ns)
-    total = sum(one.bytes for _, one in pictures)
-    return FileStat(total, newest, xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape")))
+    pictures = [(name, one.st_size, one.st_mtime_ns) for name, one in _pictures(path)]
+    text = "\n".join(f"{name}\0{size}\0{time}" for name, size, time in pictures)
+    newest = max((time for _, _, time in pictures), default=status.st_mtime_ns)
+    listing = xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogateescape"))
+    return FileStat(sum(size for _, size, _ in pictures), newest, listing)
 
 
 # Cached: the clips of one long video share its bytes.
@@ -134,12 +148,12 @@ def content_hash(path: Path, status: FileStat) -> str:
     :func:`file_stat`. Raises OSError: it cannot be read.
     """
     digest = xxhash.xxh3_128()
-    if not status.listing:
-        _update_with_file(digest, path)
-        return digest.hexdigest()
-    for name, _ in _pictures(path):
-        digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
-        _update_with_file(digest, path / name)
+    for name in [name for name, _ in _pictures(path)] if status.listing else [""]:
+        if name:
+            digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
+        with (path / name).open("rb", buffering=0) as file:
+            while block := file.read(BLOCK_BYTES):
+                digest.update(block)
     return digest.hexdigest()
 
 
@@ -159,33 +173,7 @@ def classify_error(path: Path, error: OSError) -> tuple[Status, str]:
     ) from error
 
 
-def _list_folder(root: Path, folder: str, seen: set[tuple[int, int]], skipped: SkippedFiles) -> list[os.DirEntry[str]]:
-    path = root / folder
-    try:
-        status = path.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            skipped.add("links lead to a folder that is read already and were not followed", folder)
-            return []
-        seen.add((status.st_dev, status.st_ino))
-        entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-    except OSError as error:
-        _, reason = classify_error(path, error)
-        skipped.add(f"folders cannot be read ({reason}) and were left out", folder or str(root))
-        return []
-    return [entry for entry in entries if not entry.name.startswith(".") and "MACOSX" not in entry.name]
-
-
-def _update_with_file(digest: xxhash.xxh3_128, path: Path) -> None:
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-
-
-def _pictures(folder: Path | str) -> list[tuple[str, FileStat]]:
-    found = []
+def _pictures(folder: Path | str) -> list[tuple[str, os.stat_result]]:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.lower().endswith(PICTURE_ENDINGS) and not entry.name.startswith(".") and entry.is_file():
-                status = entry.stat()
-                found.append((entry.name, FileStat(status.st_size, status.st_mtime_ns)))
-    return sorted(found, key=lambda item: item[0])
+        named = [e for e in entries if e.name.lower().endswith(PICTURE_ENDINGS) and not e.name.startswith(".")]
+        return sorted(((e.name, e.stat()) for e in named if e.is_file()), key=lambda item: item[0])

@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 PREDICTION = "prediction.json"
 MAX_PREDICTION_BYTES = 1 << 20
+# Names that are read in a folder inside of a performance.
 MAX_NAMES = 1000
-"""Names that are read in a folder inside of a performance."""
+# Endings of files that are ignored without a message.
 OTHER_ENDINGS = (
     *(".part", ".tmp", ".temp", ".crdownload", ".filepart", ".lock"),
     *(".json", ".jsonl", ".txt", ".csv", ".md", ".xml", ".yaml", ".yml", ".toml", ".log", ".ini", ".srt", ".vtt"),
     *(".jpg", ".jpeg", ".png", ".bmp", ".gif", ".wav", ".mp3", ".aac", ".flac", ".m4a", ".npy", ".npz", ".html"),
     ".pdf",
 )
-"""Endings of files that are ignored without a message."""
 
 Seen = dict[str, tuple[int, int]]
 """Name of a video -> its size and modification time."""
@@ -84,45 +84,74 @@ class Watch:
 
     def __iter__(self) -> Iterator[Performance]:
         """Yield each performance when it is complete. Raises DataError: the folder does not exist at the start."""
-        entries = self._list_folder(retry=False)
+        retry = False
         while True:
+            names = set()
             waiting = False
-            for entry in entries:
+            for entry in self._list_folder(retry=retry):
+                names.add(entry.name)
                 performance = self._check(entry)
                 waiting |= performance is not None
                 if isinstance(performance, Performance):
                     yield performance
             for known in (self._waiting, self._given_up, self._messages):
-                for name in known.keys() - {entry.name for entry in entries} - {""}:
+                for name in known.keys() - names - {""}:
                     del known[name]
             if self.once and not waiting:
                 return
             time.sleep(self.poll)
-            entries = self._list_folder(retry=not self.once)
+            retry = not self.once
 
     def write_prediction(self, performance: Performance, document: dict[str, Any]) -> bool:
         """Write a prediction atomically beside its videos. On an error, send a message and return False."""
-        name = performance.folder.name
         try:
             text = json_text(document | {"videos": {k: list(v) for k, v in performance.seen.items()}}, indent=1)
             # The folder may have become a link in the meantime: do not follow it.
             file = performance.folder / PREDICTION
             write_atomically(file, text.encode(), parents=False, follow=False, error=DataError)
         except DtsfError as error:
+            name = performance.folder.name
             self._given_up[name] = performance.seen
             self._send(name, f"cannot write {PREDICTION}: {error}; it is not done again until its videos change")
             return False
         return True
 
+    def _list_folder(self, *, retry: bool) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.folder) as entries:
+                shown = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            message = f"cannot read the folder {self.folder}: {error.strerror}"
+            if not retry:
+                raise DataError(f"{message}; --watch needs an existing folder") from error
+            # A file server may come back.
+            self._send("", f"{message}; waiting for it")
+            return []
+        self._messages.pop("", None)
+        return sorted(shown, key=lambda entry: natural_key(entry.name))
+
     def _check(self, entry: os.DirEntry[str]) -> Performance | bool | None:
         """Return the performance if it is complete, True if it may become complete soon, else None."""
         name = entry.name
-        found = self._read_performance(entry)
+        found = None
+        try:
+            if entry.is_symlink():
+                self._send(name, "is a link, which --watch does not follow")
+            elif entry.is_dir(follow_symlinks=False):
+                found = _read_performance(self.folder / name)
+                if found.ignored and not found.seen and not found.problem:
+                    self._send(name, f"no video: {'; '.join(found.ignored)}")
+            elif is_video(name):
+                self._send(name, "is in the watched folder itself: put each performance into a subfolder")
+        except FileNotFoundError:
+            # It was removed in the meantime.
+            pass
+        except OSError as error:
+            self._send(name, f"cannot be read: {error.strerror}")
         if (
             found is None
             or not (found.seen or found.problem)
-            or self._given_up.get(name) == found.seen
-            or predicted_videos(found.folder) == found.seen
+            or found.seen in (self._given_up.get(name), predicted_videos(found.folder))
         ):
             self._waiting.pop(name, None)
             return None
@@ -140,50 +169,19 @@ class Watch:
         del self._waiting[name]
         return found
 
-    def _read_performance(self, entry: os.DirEntry[str]) -> Performance | None:
-        """Return the content of a subfolder. Return None for another entry, or one that was removed in the meantime."""
-        try:
-            if entry.is_symlink():
-                self._send(entry.name, "is a link, which --watch does not follow")
-                return None
-            if not entry.is_dir(follow_symlinks=False):
-                if is_video(entry.name):
-                    self._send(entry.name, "is in the watched folder itself: put each performance into a subfolder")
-                return None
-            with os.scandir(self.folder / entry.name) as files:
-                found = _classify_files(self.folder / entry.name, sorted(files, key=lambda file: file.name))
-        except OSError as error:
-            if not isinstance(error, FileNotFoundError):
-                self._send(entry.name, f"cannot be read: {error.strerror}")
-            return None
-        if found.ignored and not found.seen and not found.problem:
-            self._send(entry.name, f"no video: {'; '.join(found.ignored)}")
-        return found
-
-    def _list_folder(self, *, retry: bool) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(self.folder) as entries:
-                shown = [entry for entry in entries if not entry.name.startswith(".")]
-        except OSError as error:
-            message = f"cannot read the folder {self.folder}: {error.strerror}"
-            if not retry:
-                raise DataError(f"{message}; --watch needs an existing folder") from error
-            # A file server may come back.
-            self._send("", f"{message}; waiting for it")
-            return []
-        self._messages.pop("", None)
-        return sorted(shown, key=lambda entry: natural_key(entry.name))
-
     def _send(self, name: str, message: str) -> None:
         if self._messages.get(name) != message:
             self._messages[name] = message
             self.notify(f"{name}: {message}" if name else message)
 
 
-def _classify_files(folder: Path, files: list[os.DirEntry[str]]) -> Performance:
+def _read_performance(folder: Path) -> Performance:
+    """Return the content of a subfolder. Raises OSError."""
     seen: Seen = {}
     problem = ""
     ignored = []
+    with os.scandir(folder) as entries:
+        files = sorted(entries, key=lambda file: file.name)
     for file in files:
         name = file.name
         if name.startswith(".") or name == PREDICTION:

@@ -35,16 +35,11 @@ def scan_source(
 ) -> SourceCatalog:
     """List the clips of a source.
 
-    Args:
-        kind: A key of :data:`KINDS`.
-        root: Folder of the dataset or any folder above it; for a manifest, the CSV. None: see :func:`find_root`.
-        views: ``all``, or view numbers or names separated by commas.
-        limit: Keep only the first groups with this number of clips.
-        videos: Folder of the paths in a manifest.
+    ``kind``: a key of :data:`KINDS`. ``root``: folder of the dataset or any folder above it; for a manifest, the CSV; None: see
+    :func:`find_root`. ``views``: ``all``, or view numbers or names separated by commas. ``limit``: keep only the first groups
+    with this number of clips. ``videos``: folder of the paths in a manifest.
 
-    Raises:
-        ConfigError: An unknown view.
-        DataError: An unknown kind, no such root, no video, or two files for the same clip.
+    Raises ConfigError: an unknown view. DataError: an unknown kind, no such root, no video, or two files for the same clip.
     """
     if kind not in KINDS:
         raise DataError(f"unknown kind of dataset {kind!r}; known kinds: {', '.join(KINDS)}")

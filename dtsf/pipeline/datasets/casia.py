@@ -17,12 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CLASSES = {
-    "walk": "walk",
-    "run": "run",
-    "bend": "bend",
-    "jump": "jump",
-    "crouch": "crouch",
-    "faint": "faint",
+    **{name: name for name in ("walk", "run", "bend", "jump", "crouch", "faint")},
     "wonder": "wander",
     "car": "punching a car",
     "rob": "rob",
@@ -34,9 +29,7 @@ CLASSES = {
     "overtake": "overtake",
 }
 """Action in the file name -> class name. Labels follow the order, which is that of the official list."""
-LABELS = {token: label for label, token in enumerate(CLASSES)}
 VIEWS = ("horizontal", "angle", "topdown")
-
 NAME = re.compile(r"(horizontal|angle|topdown)view_p(\d+)(?:p(\d+))?_([a-z]+)_a(\d+)\.[^.]+$", re.IGNORECASE)
 
 
@@ -50,25 +43,19 @@ def catalog_casia(root: Path) -> SourceCatalog:
             skipped.add("files name an action that CASIA does not have and were left out", path)
             continue
         persons = [int(number) for number in match.group(2, 3) if number]
-        view = VIEWS.index(match.group(1).lower()) + 1
+        view = VIEWS.index(match.group(1).lower())
         group = f"{''.join(f'p{person:02d}' for person in persons)}_{token}_a{int(match.group(5))}"
         clips.append(
             Clip(
-                id=f"{group}_{VIEWS[view - 1]}",
+                id=f"{group}_{VIEWS[view]}",
                 path=path,
-                label=LABELS[token],
+                label=list(CLASSES).index(token),
                 raw_label=token,
                 group=group,
-                view=view,
-                subject="+".join(str(person) for person in persons),
+                view=view + 1,
+                subject="+".join(map(str, persons)),
             )
         )
-    return build_catalog(
-        "casia",
-        root,
-        clips,
-        class_names=list(CLASSES.values()),
-        view_names=VIEWS,
-        notes=skipped.notes(),
-        expects="names such as angleview_p01_walk_a1.avi or topdownview_p01p02_fight_a1.avi",
-    )
+    expects = "names such as angleview_p01_walk_a1.avi or topdownview_p01p02_fight_a1.avi"
+    names = {"class_names": list(CLASSES.values()), "view_names": VIEWS}
+    return build_catalog("casia", root, clips, **names, notes=skipped.notes(), expects=expects)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from pathlib import Path
@@ -62,16 +63,18 @@ def build_catalog(
     """
     by_id: dict[str, Clip] = {}
     for clip in clips:
-        other = by_id.get(clip.id)
-        if other is not None:
+        other = by_id.setdefault(clip.id, clip)
+        if other is not clip:
             raise DataError(
                 f"two files are the clip {clip.id}: {root / other.path} and {root / clip.path}. Preprocess each collection "
                 "alone: give its folder as --root, and another --name"
             )
-        by_id[clip.id] = clip
     if not by_id:
-        details = "; ".join([_describe_content(root), *notes])
-        raise DataError(f"no {kind} video under {root}: looked for {expects}; found {details}")
+        files = list(itertools.islice(walk_files(root), 100_000))
+        endings = Counter(Path(name).suffix.lower() or "no ending" for _, name in files)
+        counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
+        found = f"{counts}; the first is {'/'.join(files[0]).lstrip('/')}" if files else "no file"
+        raise DataError(f"no {kind} video under {root}: looked for {expects}; found {'; '.join([found, *notes])}")
     return SourceCatalog(
         kind=kind,
         root=root,
@@ -86,37 +89,21 @@ def select(catalog: SourceCatalog, views: str = "all", limit: int | None = None)
     """Keep the clips of some views, then the first groups until there are ``limit`` clips. The last group is kept whole.
     Raises ConfigError: an unknown view. DataError: no clip is left.
     """
-    clips = catalog.clips
     if views != "all":
         numbers = view_numbers(views, catalog.view_names, f"--views: {catalog.kind} at {catalog.root}")
-        clips = tuple(clip for clip in clips if clip.view in numbers)
+        clips = tuple(clip for clip in catalog.clips if clip.view in numbers)
         if not clips:
             raise DataError(f"no clip under {catalog.root} has view {views}")
+        catalog = catalog.model_copy(update={"clips": clips})
     if limit is not None:
         kept: list[Clip] = []
-        for members in catalog.model_copy(update={"clips": clips}).groups.values():
-            if len(kept) < limit:
-                kept += members
-        clips = tuple(sorted(kept, key=lambda clip: clip.id))
-    return catalog.model_copy(update={"clips": clips})
+        for members in catalog.groups.values():
+            kept += members if len(kept) < limit else ()
+        catalog = catalog.model_copy(update={"clips": tuple(sorted(kept, key=lambda clip: clip.id))})
+    return catalog
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
     """Return a sort key that compares runs of digits as numbers: 2 before 10."""
     runs = enumerate(re.split("([0-9]+)", text))
     return tuple((0, int(run[:1000]), run) if k % 2 else (1, 0, run.casefold()) for k, run in runs if run)
-
-
-def _describe_content(root: Path) -> str:
-    """Return the numbers of files by ending, for an error message."""
-    endings: Counter[str] = Counter()
-    first = ""
-    for folder, name in walk_files(root):
-        endings[Path(name).suffix.lower() or "no ending"] += 1
-        first = first or f"{folder}/{name}".lstrip("/")
-        if endings.total() >= 100_000:
-            break
-    if not endings:
-        return "no file"
-    counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
-    return f"{counts}; the first is {first}"

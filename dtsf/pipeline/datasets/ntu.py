@@ -50,21 +50,15 @@ def catalog_ntu(root: Path) -> SourceCatalog:
         )
     table = (resources.files("dtsf.pipeline.datasets") / "ntu_classes.tsv").read_text("utf-8")
     names = [line.split("\t")[1] for line in table.splitlines() if line.strip()]
-    is_60 = all(clip.label < 60 and (clip.setup or 0) <= 17 for clip in clips)
-    catalog = build_catalog(
-        "ntu",
-        root,
-        clips,
-        class_names=names[: 60 if is_60 else 120],
-        view_names=VIEWS,
-        notes=skipped.notes(),
-        expects="SsssCcccPpppRrrrAaaa.avi or SsssCcccPpppRrrrAaaa_rgb.avi",
-    )
+    n_classes = 60 if all(clip.label < 60 and (clip.setup or 0) <= 17 for clip in clips) else 120
+    expects = "SsssCcccPpppRrrrAaaa.avi or SsssCcccPpppRrrrAaaa_rgb.avi"
+    facts = {"class_names": names[:n_classes], "view_names": VIEWS}
+    catalog = build_catalog("ntu", root, clips, **facts, notes=skipped.notes(), expects=expects)
     incomplete = [name for name, members in catalog.groups.items() if len(members) < len(VIEWS)]
-    if incomplete:
-        note = (
-            f"{len(incomplete)} of {len(catalog.groups)} groups lack a camera, for example {incomplete[0]}: "
-            "NTU has three cameras for every group, so files are missing"
-        )
-        catalog = catalog.model_copy(update={"notes": (*catalog.notes, note)})
-    return catalog
+    if not incomplete:
+        return catalog
+    note = (
+        f"{len(incomplete)} of {len(catalog.groups)} groups lack a camera, for example {incomplete[0]}: "
+        "NTU has three cameras for every group, so files are missing"
+    )
+    return catalog.model_copy(update={"notes": (*catalog.notes, note)})

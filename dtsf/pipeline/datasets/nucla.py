@@ -69,8 +69,7 @@ def catalog_nucla(root: Path) -> SourceCatalog:
                 skipped.add("video files do not have N-UCLA's names and were left out", path)
         elif name.lower().endswith("rgb.jpg") and folder not in clips:
             numbers = _parse(f"{root.name}/{folder}", FRAME_FOLDER)
-            if numbers:
-                clips[folder] = numbers
+            clips |= {folder: numbers} if numbers else {}
     names, backgrounds = _read_labels(root, label_folders)
     return build_catalog(
         "nucla",
@@ -86,16 +85,8 @@ def catalog_nucla(root: Path) -> SourceCatalog:
 def nucla_clip(path: str, action: int, subject: int, episode: int, view: int, background: str | None = None) -> Clip:
     """Return the clip with these numbers. ``action``: a key of :data:`CLASSES`."""
     group = f"a{action:02d}_s{subject:02d}_e{episode:02d}"
-    return Clip(
-        id=f"{group}_v{view:02d}",
-        path=path,
-        label=LABELS[action],
-        raw_label=str(action),
-        group=group,
-        view=view,
-        subject=str(subject),
-        background=background,
-    )
+    facts = {"path": path, "group": group, "view": view, "subject": str(subject), "background": background}
+    return Clip(id=f"{group}_v{view:02d}", label=LABELS[action], raw_label=str(action), **facts)
 
 
 def _parse(path: str, *patterns: re.Pattern[str]) -> dict[str, int] | None:

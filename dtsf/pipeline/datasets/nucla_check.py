@@ -16,6 +16,7 @@ from dtsf.pipeline.datasets.nucla import CLASSES
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from dtsf.pipeline.datasets.catalog import SourceCatalog
@@ -31,16 +32,14 @@ SHORT = 11
 
 
 class Count(Frozen):
-    """Numbers of clips."""
+    """Numbers of clips: in the folder, and in any of the lists."""
 
     found: int
-    """In the folder."""
     listed: int
-    """In any of the lists."""
 
 
 class NuclaCheck(Frozen):
-    """Comparison of a folder with the public lists."""
+    """Comparison of a folder with the public lists. Texts are clip ids."""
 
     root: str
     found: int
@@ -55,18 +54,17 @@ class NuclaCheck(Frozen):
     certain: int
     """Clips in all lists."""
     missing: tuple[str, ...]
-    """Ids in all lists, but not in the folder."""
+    """In all lists, but not in the folder."""
     missing_disputed: tuple[str, ...]
-    """Ids in some lists, but not in the folder."""
+    """In some lists, but not in the folder."""
     unlisted: tuple[str, ...]
-    """Ids in the folder, but in no list."""
+    """In the folder, but in no list."""
     lists: dict[str, Count]
-    """Counts for each list, by its name."""
     views: dict[str, Count]
     subjects: dict[str, Count]
     actions: dict[str, Count]
     very_short: tuple[str, ...]
-    """Ids in the folder of clips with at most :data:`SHORT` frames. They are used; their frames repeat."""
+    """In the folder, with at most :data:`SHORT` frames. They are used; their frames repeat."""
     notes: tuple[str, ...]
     """Notes of the catalog, for example skipped files."""
 
@@ -97,15 +95,14 @@ def check_nucla(catalog: SourceCatalog) -> NuclaCheck:
     here = {clip.id for clip in catalog.clips}
     certain = {name for name, (in_lists, _) in listed.items() if all(in_lists)}
 
-    def counts(part: slice) -> dict[str, Count]:
-        found, known = (Counter(name[part] for name in names) for names in (here, listed))
+    def counts(key: Callable[[str], str]) -> dict[str, Count]:
+        found, known = (Counter(map(key, names)) for names in (here, listed))
         return {key: Count(found=found[key], listed=known[key]) for key in sorted(found.keys() | known.keys())}
 
     lists = {}
     for k, project in enumerate(LISTS):
         names = {name for name, (in_lists, _) in listed.items() if in_lists[k]}
         lists[project] = Count(found=len(names & here), listed=len(names))
-    short = {name for name, (_, frames) in listed.items() if frames is not None and frames <= SHORT}
     return NuclaCheck(
         root=str(catalog.root),
         found=len(here),
@@ -119,10 +116,10 @@ def check_nucla(catalog: SourceCatalog) -> NuclaCheck:
         unlisted=tuple(sorted(here - listed.keys())),
         lists=lists,
         # Ids are aXX_sXX_eXX_vXX.
-        views=counts(slice(12, None)),
-        subjects=counts(slice(4, 7)),
-        actions=counts(slice(3)),
-        very_short=tuple(sorted(short & here)),
+        views=counts(lambda name: name[12:]),
+        subjects=counts(lambda name: name[4:7]),
+        actions=counts(lambda name: name[:3]),
+        very_short=tuple(sorted(name for name in here if (listed.get(name, ((), None))[1] or SHORT + 1) <= SHORT)),
         notes=catalog.notes,
     )
 
@@ -136,10 +133,8 @@ def examine_nucla(root: Path | None) -> tuple[SourceCatalog, NuclaCheck]:
 def listed_clips() -> dict[str, tuple[tuple[bool, ...], int | None]]:
     """Return, by clip id, whether each of :data:`LISTS` has the clip, and the number of frames of CTR-GCN's skeleton."""
     text = (resources.files("dtsf.pipeline.datasets") / "nucla_ids.csv").read_text("utf-8")
+    columns = [name.lower().replace("-", "") for name in LISTS]
     return {
-        row["id"]: (
-            tuple(row[name.lower().replace("-", "")] == "1" for name in LISTS),
-            int(row["frames"]) if row["frames"] else None,
-        )
+        row["id"]: (tuple(row[name] == "1" for name in columns), int(row["frames"]) if row["frames"] else None)
         for row in csv.DictReader(text.splitlines())
     }
