@@ -89,7 +89,8 @@ def walk_files(root: Path, skipped: SkippedFiles | None = None) -> Iterator[tupl
     skipped = skipped or SkippedFiles()
     seen: set[tuple[int, int]] = set()
     found: list[tuple[str, str]] = []
-    folders, links = [""], []
+    folders = [""]
+    links: list[str] = []
     while folders or links:
         if not folders:
             folders, links = sorted(links, reverse=True), []

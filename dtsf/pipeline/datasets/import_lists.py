@@ -108,8 +108,8 @@ def import_lists(
                 continue
             if names and entry.label not in names:
                 raise DataError(f"{labels} has no name for label {entry.label} of {entry.name} in {file}")
-            path, folder = root.absolute() / found, out.parent.absolute()
-            row = {"path": str(path.relative_to(folder) if path.is_relative_to(folder) else path), "split": entry.split}
+            path, base = root.absolute() / found, out.parent.absolute()
+            row = {"path": str(path.relative_to(base) if path.is_relative_to(base) else path), "split": entry.split}
             row |= {"label": names.get(entry.label, entry.label), "group": found, "view": "1", "subject": entry.subject}
             if match := NTU.search(path.name):
                 setup, view, person, repetition, action = match.groups()
