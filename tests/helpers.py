@@ -72,7 +72,6 @@ def preload():
 
     import dtsf.api
     import dtsf.cli.app
-    import dtsf.cli.show
     import dtsf.pipeline.preprocess  # noqa: F401
 
     assert threading.active_count() == 1

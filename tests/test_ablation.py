@@ -15,7 +15,7 @@ from make_cache import draw
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
-from dtsf.experiments.variants import load_table, make_variants, table_names
+from dtsf.experiments.ablation import load_table, make_variants
 from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
 from dtsf.training.recipe import builtin_names
@@ -332,7 +332,7 @@ def test_ablate__names_a_damaged_checkpoint_and_the_next_step(cache, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", builtin_names("recipe"))
-@pytest.mark.parametrize("table", table_names())
+@pytest.mark.parametrize("table", builtin_names("table"))
 def test_make_variants__fits_every_table_to_every_recipe(recipe, table):
     for variant in make_variants(load_table(table), recipe):
         assert variant.recipe.model_dump()

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 import dtsf as package
-from dtsf.cli.progress import progress
-from dtsf.cli.screen import set_verbosity
+from dtsf.cli.screen import progress, set_verbosity
 
 DTSF = Path(sys.executable).with_name("dtsf")
 
@@ -182,7 +181,7 @@ def test_dtsf__without_a_command_introduces_three_commands(dtsf, tmp_path):
 
 def test_progress__prints_messages_above_the_bar_without_markup(tmp_path):
     script = (
-        "import time; from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
+        "import time; from dtsf.cli.screen import console, progress\n"
         "with progress('count', 'things') as update:\n"
         "    update(1, 2); console().print('a word'); update(2, 2, '[bold]x'); time.sleep(1)\n"
     )
@@ -197,7 +196,7 @@ def test_progress__prints_messages_above_the_bar_without_markup(tmp_path):
 @pytest.mark.parametrize(("end", "stays"), [("pass", False), ("raise ValueError", False), ("raise KeyboardInterrupt", True)])
 def test_progress__leaves_only_the_bar_of_an_interrupted_command(tmp_path, end, stays):
     script = (
-        "from dtsf.cli.progress import progress; from dtsf.cli.screen import console\n"
+        "from dtsf.cli.screen import console, progress\n"
         "try:\n"
         "    with progress('count', 'things') as update:\n"
         f"        update(1, 2); console().print('a word'); {end}\n"
@@ -210,7 +209,7 @@ def test_progress__leaves_only_the_bar_of_an_interrupted_command(tmp_path, end, 
 
 
 def test_evaluation_table__shows_the_classes_of_lowest_recall():
-    from dtsf.cli.show import evaluation_table
+    from dtsf.cli.run import evaluation_table
 
     names = [f"class {k}" for k in range(40)]
     recall = {name: (k % 7) / 10 for k, name in enumerate(names)}

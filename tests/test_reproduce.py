@@ -18,9 +18,8 @@ from safetensors.torch import load_file
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError, DataError
-from dtsf.experiments.checks import check_recipe, choose_protocols
 from dtsf.experiments.grid import locked
-from dtsf.experiments.nucla import reproduce_nucla
+from dtsf.experiments.nucla import choose_protocols, reproduce_nucla
 from dtsf.experiments.results import RunRecord, rows_of
 from dtsf.experiments.settings import ReproduceSettings as Settings
 from dtsf.experiments.tables import duration
@@ -172,7 +171,7 @@ def test_duration__is_readable():
 
 def test_reproduce__refuses_an_unknown_recipe_or_key_before_stage_1(world, tmp_path):
     with pytest.raises(ConfigError, match="did you mean 'model.depth'"):
-        check_recipe(None, ["model.dept=4"])
+        reproduce_nucla(world / "data", tmp_path / "out", overrides=("model.dept=4",))
     with pytest.raises(ConfigError, match="unknown recipe 'magic'"):
         reproduce_nucla(world / "data", tmp_path / "out", settings=Settings(recipe="magic"))
     assert not (tmp_path / "out").exists()

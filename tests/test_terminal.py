@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import dtsf as package
 from dtsf.cli import screen
-from dtsf.cli.show import table
+from dtsf.cli.screen import table
 
 PACKAGE = Path(package.__file__).parent
 DTSF = Path(sys.executable).with_name("dtsf")
@@ -63,7 +63,7 @@ def test_console__escapes_all_objects(capfd, monkeypatch):
 def test_progress_bar__escapes_title_and_note():
     import io
 
-    from dtsf.cli.progress import progress_bar
+    from dtsf.cli.screen import progress_bar
 
     stream = io.StringIO()
     shown = screen.make_console(stream, force_terminal=True, width=200)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -29,14 +30,23 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 finished, but more clips unusable than --max-bad; 2 wrong input or state; "
     "130 interrupted, safe to run again.",
 )
-PANELS: dict[str, list[tuple[str, Callable[..., None] | typer.Typer]]] = {
-    "Videos to answers": [("preprocess", preprocess_command), ("train", train_command), ("predict", predict_command)],
-    "Evaluate": [("evaluate", evaluate_command), ("report", report_command)],
-    "Compare": [("ablate", ablate_command), ("reproduce", reproduce_app)],
-    "Data": [("cache", cache_app), ("import", import_command), ("export", export_command), ("synth", synth_app)],
-    "Machine": [("doctor", doctor_command)],
+PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
+    "Videos to answers": {"preprocess": preprocess_command, "train": train_command, "predict": predict_command},
+    "Evaluate": {"evaluate": evaluate_command, "report": report_command},
+    "Compare": {"ablate": ablate_command, "reproduce": reproduce_app},
+    "Data": {"cache": cache_app, "import": import_command, "export": export_command, "synth": synth_app},
+    "Machine": {"doctor": doctor_command},
 }
-"""Commands and groups of commands, by the panel of ``dtsf --help``."""
+"""Commands and groups of commands, by the panel of ``dtsf --help``. Each command takes ``--quiet`` and ``--verbose``."""
+for panel, commands in PANELS.items():
+    for name, command in commands.items():
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name, rich_help_panel=panel)
+            for leaf in command.registered_commands:
+                leaf.callback = with_verbosity(leaf.callback) if leaf.callback is not None else None
+        else:
+            app.command(name, rich_help_panel=panel)(with_verbosity(command))
+
 INTRODUCTION = {
     "  dtsf preprocess DATASET --root DIR   ": "once: videos to a cache of embeddings",
     "  dtsf train                           ": "a network from the cache, in minutes",
@@ -74,21 +84,6 @@ def _common(
         raise typer.Exit(2)
 
 
-def _register() -> None:
-    """Add all commands to the app. Each takes ``--quiet`` and ``--verbose``."""
-    for panel, commands in PANELS.items():
-        for name, command in commands:
-            if isinstance(command, typer.Typer):
-                app.add_typer(command, name=name, rich_help_panel=panel)
-                for leaf in command.registered_commands:
-                    leaf.callback = with_verbosity(leaf.callback) if leaf.callback is not None else None
-            else:
-                app.command(name, rich_help_panel=panel)(with_verbosity(command))
-
-
-_register()
-
-
 def main() -> None:
     """Run the command line and exit with the code of its outcome."""
     import warnings
@@ -101,13 +96,6 @@ def main() -> None:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
-    except DtsfError as error:
-        _show_traceback()
-        first, *listed = (error.message, *error.listed) if isinstance(error, BadClipsError) else (str(error),)
-        _print_error(("error: ", "bold red"), first)
-        for line in listed:
-            _print_error(f"  {line}")
-        code = error.exit_code
     except ClosedPipeError:
         code = 0
     except KeyboardInterrupt:
@@ -115,37 +103,29 @@ def main() -> None:
         _print_error("interrupted: finished work is safe; run the same command again to continue")
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001
-        _show_traceback()
-        if isinstance(error, typer.Abort):
+        code = error.exit_code if isinstance(error, DtsfError) else 2
+        if os.environ.get("DTSF_DEBUG"):
+            for line in traceback.format_exc().splitlines():
+                _print_error(line)
+        if isinstance(error, DtsfError):
+            first, *listed = (error.message, *error.listed) if isinstance(error, BadClipsError) else (str(error),)
+            _print_error(("error: ", "bold red"), first)
+            for line in listed:
+                _print_error(f"  {line}")
+        elif isinstance(error, typer.Abort):
             _print_error("aborted")
-        elif hasattr(error, "format_message"):
-            _show_usage(error)
-        else:
+        elif not hasattr(error, "format_message"):
             # A defect of dtsf: one line, and how to get the rest.
             _print_error(("internal error: ", "bold red"), f"{type(error).__name__}: {error}")
             _print_error("run dtsf --debug ... for the traceback")
-        code = 2
+        elif type(error).__name__ != "NoArgsIsHelpError":  # for that, Typer has printed the help
+            context = getattr(error, "ctx", None)
+            if context is not None:
+                _print_error(context.get_usage())
+                _print_error(f"try {context.command_path} --help")
+            _print_error(("error: ", "bold red"), error.format_message())
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _print_error(*parts: str | tuple[str, str]) -> None:
     results().print(styled(*parts), soft_wrap=True)
-
-
-def _show_traceback() -> None:
-    if os.environ.get("DTSF_DEBUG"):
-        import traceback
-
-        for line in traceback.format_exc().splitlines():
-            _print_error(line)
-
-
-def _show_usage(error: Any) -> None:
-    """Print Typer's message about options and arguments. For a group without a command, Typer has printed the help."""
-    context = getattr(error, "ctx", None)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return
-    if context is not None:
-        _print_error(context.get_usage())
-        _print_error(f"try {context.command_path} --help")
-    _print_error(("error: ", "bold red"), error.format_message())

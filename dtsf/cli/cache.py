@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dtsf.cli.options import JSON
-from dtsf.cli.show import CLASSES_SHOWN, console, emit, progress, results, table
+from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, results, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

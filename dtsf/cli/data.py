@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option, Typer
 
 from dtsf.cli.options import JSON, with_settings
-from dtsf.cli.show import console, emit, progress, table
+from dtsf.cli.screen import console, emit, progress, table
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
     from dtsf.pipeline.datasets.catalog import SourceCatalog
-    from dtsf.pipeline.preprocess import PreprocessResult
+    from dtsf.pipeline.preprocess import PreprocessResult, Progress
 
 ROOT_HELP = (
     "Folder of the dataset or above it; for manifest, the CSV. Default: $DTSF_DATA/DATASET, then ./data/DATASET."
@@ -21,6 +21,8 @@ ROOT_HELP = (
 BIAS_HELP = (
     "Fraction of training groups whose background depends on the action. Adds test sets ..._aligned, ..._conflict."
 )
+BAD_SHOWN = 40
+"""Number of unusable clips that a table shows."""
 synth_app = Typer(help="Make small datasets as video files.", no_args_is_help=True)
 
 
@@ -45,14 +47,13 @@ def preprocess_command(
 
     failure: BadClipsError | None = None
     with progress("preprocess", "clips") as update:
+
+        def on_progress(p: Progress) -> None:
+            update(p.done, p.total, f"{p.bad} bad" if p.bad else "")
+
         try:
             result = api.preprocess(
-                dataset,
-                root,
-                cache,
-                settings=settings,
-                on_catalog=announce,
-                on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
+                dataset, root, cache, settings=settings, on_catalog=announce, on_progress=on_progress
             )
         except BadClipsError as error:
             failure, result = error, cast("PreprocessResult", error.result)
@@ -61,27 +62,27 @@ def preprocess_command(
         raise failure
 
 
-def _show_preprocess(result: PreprocessResult, cache: Path, shown: int = 40) -> None:
-    screen, changes = console(), result.changes
+def _show_preprocess(result: PreprocessResult, cache: Path) -> None:
+    say, changes = console().print, result.changes
     if result.bad:
-        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:shown]]
-        screen.print(table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows))
-        if len(result.bad) > shown:
-            screen.print(f"... and {len(result.bad) - shown} more; dtsf cache info {result.cache} lists all")
+        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:BAD_SHOWN]]
+        say(table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows))
+        if len(result.bad) > BAD_SHOWN:
+            say(f"... and {len(result.bad) - BAD_SHOWN} more; dtsf cache info {result.cache} lists all")
     if {"timeout", "crashed"} & result.verdicts.keys():
-        screen.print(
+        say(
             "a timeout or a crash may have its cause in the machine (busy, out of memory, a slow file server): "
             "--retry-bad tries those clips again, --deadline gives them more time"
         )
     counts = changes.model_dump(exclude={"to_decode"})
     if counts.get("new") != result.clips:  # not a first run
         listed = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
-        screen.print(f"changes since the last run: {listed}")
+        say(f"changes since the last run: {listed}")
     if result.dry_run:
-        screen.print(f"to decode: {changes.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
+        say(f"to decode: {changes.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
         return
     if changes.gone:
-        screen.print(
+        say(
             f"{changes.gone} clips are no longer in the dataset and not used for training; "
             f"dtsf cache compact {result.cache} frees their disk space"
         )
@@ -89,12 +90,11 @@ def _show_preprocess(result: PreprocessResult, cache: Path, shown: int = 40) -> 
     done = result.clips - result.already_done
     if done:
         before = f"; {result.already_done} were done before" if result.already_done else ""
-        rate = f"{result.clips_per_s:.1f} clips/s"
-        screen.print(f"done: {done} clips in {result.seconds:.1f} s, {rate}{before} ({statuses})")
+        say(f"done: {done} clips in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s{before} ({statuses})")
     else:
-        screen.print(f"nothing to do: all {result.clips} clips were done before ({statuses})")
+        say(f"nothing to do: all {result.clips} clips were done before ({statuses})")
     option = "" if cache == Path("cache") else f" --cache {cache}"
-    screen.print(f"next: dtsf train{option} --dataset {result.dataset}", soft_wrap=True)
+    say(f"next: dtsf train{option} --dataset {result.dataset}", soft_wrap=True)
 
 
 @synth_app.command("nucla")
@@ -110,10 +110,15 @@ def synth_nucla_command(
     """Draw moving figures, filmed by three cameras, in N-UCLA's layout: data to try everything."""
     from dtsf.pipeline.datasets.synthetic import synthesize_nucla
 
+    options: dict[str, Any] = {
+        "subjects": subjects,
+        "episodes": episodes,
+        "bias": bias,
+        "occlude": occlude,
+        "seed": seed,
+    }
     with progress("draw", "clips") as update:
-        made = synthesize_nucla(
-            out, subjects=subjects, episodes=episodes, bias=bias, occlude=occlude, seed=seed, on_progress=update
-        )
+        made = synthesize_nucla(out, **options, on_progress=update)
 
     def show() -> None:
         people = f"{made.actions} actions by {made.subjects} subjects from {made.views} cameras"

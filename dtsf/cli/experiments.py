@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Exit, Option, Typer
 
 from dtsf.cli.options import CACHE, JSON, with_settings
-from dtsf.cli.show import console, emit, progress, results, styled, table
+from dtsf.cli.screen import console, emit, progress, results, styled, table
 from dtsf.experiments.settings import AblateSettings, ReproduceSettings
 
 if TYPE_CHECKING:
@@ -27,19 +27,9 @@ def ablate_command(cache: CACHE = Path("cache"), json_: JSON = False, *, setting
     """
     from dtsf.experiments.ablation import ablate
 
-    with progress("ablate", "epochs") as update:
-        result = ablate(cache, settings, on_result=_announce, on_epoch=update)
-    out = settings.out
-    names = {"csv": f"{result.table}.csv", "markdown": f"{result.table}.md", "picture": f"{result.table}.svg"}
-    document = result.document() | {"out": str(out), "files": {kind: str(out / name) for kind, name in names.items()}}
-    emit(document, json_, _show_ablation, result)
-    if not json_:
-        console().print(f"written to {out}: {', '.join(names.values())}; the run folders are in {out / 'trainings'}")
-
-
-def _announce(result: Ablation) -> None:
-    """Print the plan before the first training."""
-    if result.done == result.reused:
+    def announce(result: Ablation) -> None:
+        if result.done > result.reused:
+            return
         size = f"{len(result.rows)} variants, {len(result.seeds)} seeds, recipe {result.recipe}"
         work = f"{result.total} trainings, {result.reused} of them already done"
         console().print(f"{result.title}: {size}, {result.dataset} by {result.protocol}: {work}")
@@ -48,14 +38,27 @@ def _announce(result: Ablation) -> None:
             if test.note:
                 console().print(f"{test.name}: {test.note}", style="yellow")
 
+    with progress("ablate", "epochs") as update:
+        result = ablate(cache, settings, on_result=announce, on_epoch=update)
+    out = settings.out
+    names = {"csv": f"{result.table}.csv", "markdown": f"{result.table}.md", "picture": f"{result.table}.svg"}
 
-def _show_ablation(result: Ablation) -> None:
+    def show() -> None:
+        heads = [
+            "variant",
+            "mean",
+            "spread",
+            *(f"seed {seed}" for seed in result.seeds),
+            "differs from the first row in",
+        ]
+        for name, task, values in result.columns():
+            rows = zip(result.rows, values, strict=True)
+            lines = [[row.variant, *result.cells(by_seed), ", ".join(row.differs)] for row, by_seed in rows]
+            results().print(table(f"{name}: {task}", heads, lines))
+        console().print(f"written to {out}: {', '.join(names.values())}; the run folders are in {out / 'trainings'}")
 
-    heads = ["variant", "mean", "spread", *(f"seed {seed}" for seed in result.seeds), "differs from the first row in"]
-    for name, task, values in result.columns():
-        rows = zip(result.rows, values, strict=True)
-        lines = [[row.variant, *result.cells(by_seed), ", ".join(row.differs)] for row, by_seed in rows]
-        results().print(table(f"{name}: {task}", heads, lines))
+    files = {kind: str(out / name) for kind, name in names.items()}
+    emit(result.document() | {"out": str(out), "files": files}, json_, show)
 
 
 @reproduce_app.command("nucla")
@@ -84,9 +87,7 @@ def reproduce_nucla_command(
     # Both stages take seconds to import, so the data are checked first.
     from dtsf.experiments.nucla import reproduce_nucla
 
-    def say(line: str) -> None:
-        console().print(line)
-
+    say = console().print
     result = reproduce_nucla(Path(found.root), out, settings, on_check=_show_check, say=say, show=progress)
     emit(result, json_, _show_reproduction, result, out)
     if result.too_many_bad:
@@ -105,10 +106,9 @@ def _show_no_data(why: str) -> None:
         "check only": "dtsf reproduce nucla --root DIR --check    lists the clips that are there and those missing",
         "without it": "make demo    draws a small dataset and runs both stages on it",
     }
-    screen = results()
-    screen.print(styled(("nothing to reproduce: ", "bold red"), why), soft_wrap=True)
+    results().print(styled(("nothing to reproduce: ", "bold red"), why), soft_wrap=True)
     for head, text in lines.items():
-        screen.print(styled((f"  {head:<11}", "bold"), text), soft_wrap=True)
+        results().print(styled((f"  {head:<11}", "bold"), text), soft_wrap=True)
 
 
 def _show_check(check: NuclaCheck) -> None:
@@ -125,14 +125,14 @@ def _show_check(check: NuclaCheck) -> None:
 def _show_reproduction(result: Reproduction, out: Path) -> None:
     from dtsf.experiments.tables import comparison_note, duration, protocol_cells
 
-    screen = results()
+    say = results().print
     # The other columns are in results.md: a terminal is too narrow for them.
     rows = [protocol_cells(row, result) for row in result.rows]
     shown = [name for name in rows[0] if name not in ("measures", "trained on", "recipe")]
     title = "N-UCLA" if result.comparable else "not N-UCLA"
-    screen.print(table(title, shown, [[row[name] for name in shown] for row in rows]))
+    say(table(title, shown, [[row[name] for name in shown] for row in rows]))
     for row in result.rows:
-        screen.print(styled(f"{row.protocol}: {row.task}"), soft_wrap=True)
-    screen.print(styled((comparison_note(result), "" if result.comparable else "yellow")))
-    screen.print(styled(f"time: {', '.join(f'{stage.name} {duration(stage.seconds)}' for stage in result.stages)}"))
-    screen.print(styled(f"written: {out / 'results.md'}, results.csv, results.json"), soft_wrap=True)
+        say(styled(f"{row.protocol}: {row.task}"), soft_wrap=True)
+    say(styled((comparison_note(result), "" if result.comparable else "yellow")))
+    say(styled(f"time: {', '.join(f'{stage.name} {duration(stage.seconds)}' for stage in result.stages)}"))
+    say(styled(f"written: {out / 'results.md'}, results.csv, results.json"), soft_wrap=True)

@@ -36,11 +36,11 @@ def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Co
             chosen = {name: values.pop(name) for name in model.model_fields}
             return command(settings=model.of(**chosen), **values)
 
-        own = inspect.signature(command, eval_str=True).parameters
-        first = [parameter for name, parameter in own.items() if name not in ("settings", "json_")]
-        last = [parameter for name, parameter in own.items() if name == "json_"]
+        own = dict(inspect.signature(command, eval_str=True).parameters)
+        del own["settings"]
+        last = own.pop("json_")
         options = [_option(model, name, types.get(name)) for name in model.model_fields]
-        return _with_signature(run, [*first, *options, *last])
+        return _with_signature(run, [*own.values(), *options, last])
 
     return decorate
 

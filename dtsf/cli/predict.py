@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from typer import Argument, Option
 
-from dtsf.cli.show import console, emit, progress, results, styled, table
+from dtsf.cli.screen import console, emit, progress, results, styled, table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,8 @@ WATCH_HELP = (
     "Folder that receives performances, one subfolder each. Predict each complete one, write prediction.json beside its "
     "videos, and run until Ctrl-C."
 )
+FILM_HELP = "Film to write (.mp4, .mkv, .mov): all views with the prediction."
+JSON_HELP = "One JSON object on stdout; with --watch one per performance."
 
 
 def predict_command(
@@ -33,16 +36,12 @@ def predict_command(
     run: Annotated[Path | None, Option(help="Run folder.")] = None,
     onnx: Annotated[Path | None, Option(help="File of dtsf export, instead of --run.")] = None,
     views: Annotated[str | None, Option(help=VIEWS_HELP)] = None,
-    video: Annotated[
-        Path | None, Option(help="Film to write (.mp4, .mkv, .mov): all views with the prediction.")
-    ] = None,
+    video: Annotated[Path | None, Option(help=FILM_HELP)] = None,
     encoder_weights: Annotated[Path | None, Option(help=WEIGHTS_HELP, metavar="FILE")] = None,
     watch: Annotated[Path | None, Option(help=WATCH_HELP)] = None,
     settle: Annotated[float, Option(min=0.0, help="With --watch: seconds without change until it is complete.")] = 3.0,
     once: Annotated[bool, Option("--once", help="With --watch: stop when no performance is left.")] = False,
-    json_: Annotated[
-        bool, Option("--json", help="One JSON object on stdout; with --watch one per performance.")
-    ] = False,
+    json_: Annotated[bool, Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Predict the action in the given videos, with its uncertainty and the weight of each view."""
     from dtsf import api
@@ -62,11 +61,10 @@ def predict_command(
     trained = api.load(run) if run is not None else None
     with progress("predict", "videos"):
         try:
-            result = (
-                trained.predict(given, film=video, views=views, encoder_weights=encoder_weights)
-                if trained is not None
-                else api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
-            )
+            if trained is not None:
+                result = trained.predict(given, film=video, views=views, encoder_weights=encoder_weights)
+            else:
+                result = api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
         except FilmError as error:
             # The prediction is printed even if its film failed.
             failed, result = error, cast("Prediction", error.prediction)
@@ -87,14 +85,11 @@ def predict_command(
 def _show_prediction(result: Prediction, videos: Sequence[Path]) -> None:
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
     weights = zip(videos, result.view_weights, strict=True)
-    for part in (
-        _headline(result.model_dump()),
-        "",
-        table("", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]),
-        "",
-        table("", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]),
-    ):
-        results().print(part)
+    results().print(_headline(result.model_dump()))
+    results().print("")
+    results().print(table("", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
+    results().print("")
+    results().print(table("", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
 
 
 def _headline(document: dict[str, Any], *before: str) -> Text:
@@ -108,15 +103,12 @@ def _warn(text: str) -> None:
 
 def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:
     """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally."""
-    import signal
-
     from dtsf.errors import DtsfError
     from dtsf.pipeline.watch import Watch
 
     predicted, unusable, refused = 0, 0, False
     # Both are set: a shell starts background processes with SIGINT ignored.
-    ends = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.default_int_handler) for number in ends]
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         console().print(f"watching {folder}: one subfolder per performance; Ctrl-C ends", soft_wrap=True)
         watch = Watch(folder, settle=settle, once=once, notify=_warn)
@@ -134,7 +126,7 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
     except KeyboardInterrupt:
         console().print("")
     finally:
-        for number, handler in zip(ends, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
     console().print(f"stopped: {predicted} performances predicted, {unusable} unusable")
 

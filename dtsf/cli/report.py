@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option
 
 from dtsf.cli.options import JSON
-from dtsf.cli.show import emit, progress, results, styled, table
+from dtsf.cli.screen import emit, progress, results, styled, table
 
 if TYPE_CHECKING:
     from dtsf.doctor import Health

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from dtsf.cli.options import CACHE, JSON, with_settings
-from dtsf.cli.screen import set_verbosity
-from dtsf.cli.show import console, emit, evaluation_table, progress, results, split_table
+from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, results, set_verbosity, styled, table
 from dtsf.training.settings import TrainSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+    from rich.text import Text
+
     from dtsf.cache.reader import CachedDataset
-    from dtsf.training.evaluate import Evaluation
     from dtsf.training.loop import EpochReport
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
@@ -35,7 +38,7 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
 
     def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
         screen.print(f"{data.info.name}, test: {split.task}")
-        screen.print(split_table(split, data.info.view_names))
+        screen.print(_split_table(split, data))
         bad = {status: count for status, count in data.verdicts.items() if status not in ("ok", "short")}
         for reason, count in {**split.left_out, **bad}.items():
             screen.print(f"left out: {count} clips: {reason}", style="yellow")
@@ -45,22 +48,25 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
         screen.print(f"{train.epochs} epochs{stop}{groups}, {train.threads} CPU thread(s), run folder {run}")
 
     with progress("train", "epochs") as update:
+
+        def on_epoch(report: EpochReport) -> None:
+            numbers = f"accuracy {report.accuracy:.2f}  loss {report.loss:.3f}  uncertainty {report.uncertainty:.2f}"
+            if report.held_out:
+                numbers += f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}"
+            update(report.epoch, report.epochs, (f"{report.part}  " if report.part else "") + numbers)
+
         result = api.train(
             cache,
             settings=settings,
             on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}"),
             on_start=announce,
-            on_epoch=lambda report: update(report.epoch, report.epochs, _describe_epoch(report)),
+            on_epoch=on_epoch,
         )
     if not current_world().first:
         return
-    extra = {
-        "run": str(result.run),
-        "seconds": result.seconds,
-        "epochs": result.epochs,
-        "best_epoch": result.best_epoch,
-    }
-    emit(extra | _document(result.evaluation), json_, _show_train, result)
+    document = result.evaluation.summary()
+    extra = {"run": str(result.run)} | {name: getattr(result, name) for name in ("seconds", "epochs", "best_epoch")}
+    emit(extra | _without_groups(document), json_, _show_train, result, document)
     if settings.init is not None:
         report = json.loads((result.run / "init.json").read_text("utf-8"))
         adapted = [f"{name} {how}" for name, how in report["adapted"].items()]
@@ -70,18 +76,26 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
         screen.print("; ".join([loaded, *adapted, *left, *random]), style="cyan")
 
 
-def _describe_epoch(report: EpochReport) -> str:
-    part = f"{report.part}  " if report.part else ""
-    numbers = f"accuracy {report.accuracy:.2f}  loss {report.loss:.3f}  uncertainty {report.uncertainty:.2f}"
-    if report.held_out:
-        numbers += f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}"
-    return part + numbers
+def _split_table(split: Split, data: CachedDataset) -> Table:
+    """Return a table of the clips of training and test. Columns without values are left out."""
+    from dtsf.training.protocols import describe
+
+    rows = []
+    for name, clips in {"training": split.train, "held out": split.held_out, "test": split.test}.items():
+        if clips:
+            side = describe(clips, data.info.view_names)
+            views = ", ".join(f"{view} ({count})" for view, count in side.views.items())
+            setups = ", ".join(map(str, side.setups))
+            rows.append((name, str(side.groups), str(side.clips), views, ", ".join(side.subjects), setups))
+    columns = ("", "groups", "clips", "views (clips)", "subjects", "setups")
+    shown = [k for k in range(len(columns)) if any(row[k] for row in rows)]
+    return table("training and test", [columns[k] for k in shown], [[row[k] for k in shown] for row in rows])
 
 
-def _show_train(result: TrainResult) -> None:
+def _show_train(result: TrainResult, document: dict[str, Any]) -> None:
     screen, run = console(), result.run
     screen.print("")
-    _show_evaluation(result.evaluation)
+    _show_evaluation(document)
     if result.best_epoch is not None:
         screen.print(f"{result.epochs} epochs; epoch {result.best_epoch} was best on the held-out groups")
     screen.print(f"trained in {result.seconds:.0f} s; the run is in {run}, numbers in metrics.json", soft_wrap=True)
@@ -110,21 +124,66 @@ def evaluate_command(
 
     options: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "split": split, "views": views, "draws": draws}
     with progress("evaluate", "groups"):
-        result = api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt)
-    emit(_document(result), json_, _show_evaluation, result)
+        document = api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt).summary()
+    emit(_without_groups(document), json_, _show_evaluation, document)
     if not json_:
         console().print(f"next: dtsf report {run}", soft_wrap=True)
 
 
-def _document(evaluation: Evaluation) -> dict[str, Any]:
+def _without_groups(document: dict[str, Any]) -> dict[str, Any]:
     """Return the numbers without the predictions of single groups: ``metrics.json`` has them."""
-    return {key: value for key, value in evaluation.summary().items() if key != "predictions"}
+    return {key: value for key, value in document.items() if key != "predictions"}
 
 
-def _show_evaluation(evaluation: Evaluation) -> None:
-    for part in evaluation_table(evaluation.summary()):
+def _show_evaluation(document: dict[str, Any]) -> None:
+    for part in evaluation_table(document):
         results().print(part)
     console().print("")
+
+
+def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
+    """Yield the lines and tables of an evaluation."""
+    auroc, unknown = document["auroc_uncertainty"], document["unknown"]
+    yield styled(
+        ("top-1 ", "bold"),
+        (f"{document['top1']:.3f}", "bold green"),
+        f"  top-5 {document['top5']:.3f}  on {document['n_groups']} groups ({document['n_clips']} clips) of "
+        f"{document['dataset']}: {document['task']}"
+        + (f"; mean of {document['draws']} draws of frames" if document["draws"] > 1 else "")
+        + ("; adapted to the test clips" if document["adapted"] else ""),
+    )
+    yield styled(
+        f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}"
+        + (f"; AUROC of uncertainty for errors {auroc:.2f}" if auroc is not None else "")
+    )
+    if unknown:
+        yield styled(
+            f"unknown actions ({unknown['n_groups']} groups: {unknown['description']}): AUROC {unknown['auroc']:.2f}, "
+            f"FPR at 95 % TPR {unknown['fpr95']:.2f}, mean uncertainty {unknown['uncertainty']:.3f}"
+        )
+    missing = [f"{count} clips {reason}" for reason, count in document["left_out"].items()]
+    missing += [f"{count} groups {reason}" for reason, count in document["groups_left_out"].items()]
+    if missing:
+        yield styled((f"not in these numbers: {', '.join(missing)}", "yellow"))
+    all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
+    rows: list[tuple[object, ...]] = [
+        (name, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")
+        for name, weight, top1 in all_views
+        if name in document["views"]
+    ]
+    yield styled("")
+    yield table("", ("view", "mean weight", "top-1 of its own feature"), rows)
+    classes, confusion = list(document["per_class"].items()), document["confusion"]
+    tested = [(recall, k, name) for k, (name, recall) in enumerate(classes) if sum(confusion[k])]
+    # With many classes, only those of lowest recall: the numbers above must stay visible.
+    many, rows = len(tested) > CLASSES_SHOWN, []
+    for recall, k, name in sorted(tested)[:CLASSES_SHOWN] if many else tested:
+        wrong = [(count, classes[j][0]) for j, count in enumerate(confusion[k]) if j != k and count]
+        most = max(wrong, default=None)
+        rows.append((name, f"{recall:.3f}", sum(confusion[k]), f"{most[1]} ({most[0]})" if most else ""))
+    title = f"the {CLASSES_SHOWN} classes of lowest recall, of {len(tested)}" if many else ""
+    yield styled("")
+    yield table(title, ("class", "recall", "groups", "most frequent wrong answer"), rows)
 
 
 def export_command(

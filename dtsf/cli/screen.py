@@ -1,4 +1,4 @@
-"""Write to the terminal: messages and results to stderr, JSON to stdout. No other module prints.
+"""Write to the terminal: messages, tables, progress and results to stderr, JSON to stdout. No other module prints.
 
 Names, labels and reasons come from files, so they may contain control characters (ESC, BEL, marks of the writing direction,
 line ends). They are printed as escapes. If stderr is full or closed, messages are lost and the work continues. If stdout cannot
@@ -12,18 +12,27 @@ import functools
 import logging
 import os
 import sys
+import threading
+import time
 import unicodedata
+from contextlib import contextmanager
 from contextvars import ContextVar
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
     from typing import IO
 
+    from pydantic import BaseModel
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
+
+CLASSES_SHOWN = 15
+"""Number of classes in a table on a terminal. ``metrics.json`` and the report have all."""
+_VERBOSITY: ContextVar[str] = ContextVar("dtsf_verbosity", default="normal")
 
 
 class ClosedPipeError(Exception):
@@ -32,33 +41,15 @@ class ClosedPipeError(Exception):
     """
 
 
-class Verbosity(IntEnum):
-    """Amount of messages on stderr."""
-
-    QUIET = -1
-    """Results and errors."""
-    NORMAL = 0
-    VERBOSE = 1
-    """Also the log of the library."""
-
-
-_CHOSEN: ContextVar[Verbosity] = ContextVar("dtsf_verbosity", default=Verbosity.NORMAL)
-
-
-def verbosity() -> Verbosity:
-    """Return the verbosity of this command."""
-    return _CHOSEN.get()
-
-
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Set the verbosity of this command. Without a flag it does not change. Raises typer.BadParameter: both flags."""
     if quiet and verbose:
         raise typer.BadParameter("--quiet and --verbose contradict each other")
     if quiet:
-        _CHOSEN.set(Verbosity.QUIET)
+        _VERBOSITY.set("quiet")
     if verbose:
-        _CHOSEN.set(Verbosity.VERBOSE)
-        handler = logging.StreamHandler(_stderr())
+        _VERBOSITY.set("verbose")
+        handler = logging.StreamHandler(_Lossy(_stderr()))
         handler.setFormatter(_LogLines("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
         logger = logging.getLogger("dtsf")
         logger.handlers = [handler]
@@ -72,12 +63,22 @@ class _LogLines(logging.Formatter):
 
 def console() -> Console:
     """Return the console for messages during the work: stderr, silent with ``--quiet``."""
-    return _console_on(_stderr(), quiet=verbosity() is Verbosity.QUIET)
+    return _console_on(_stderr(), quiet=_VERBOSITY.get() == "quiet")
 
 
 def results() -> Console:
     """Return the console for results and errors: stderr, also with ``--quiet``."""
     return _console_on(_stderr(), quiet=False)
+
+
+def emit(document: BaseModel | dict[str, Any], json_: bool, show: Callable[..., None], *arguments: Any) -> None:
+    """Print a result: ``document`` as JSON, or ``show(*arguments)`` for a person."""
+    if json_:
+        from dtsf.files.read import json_text
+
+        print_stdout(json_text(document if isinstance(document, dict) else document.model_dump(mode="json")))
+    else:
+        show(*arguments)
 
 
 def print_stdout(line: str) -> None:
@@ -99,10 +100,24 @@ def print_stdout(line: str) -> None:
         rest = memoryview(f"{line}\n".encode("utf-8", "backslashreplace"))
         while rest:
             rest = rest[os.write(descriptor, rest) :]
+    except BrokenPipeError as error:
+        raise ClosedPipeError from error
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            raise ClosedPipeError from error
         raise DtsfError(f"cannot write the result to stdout: {error.strerror or error}") from error
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
+    """Return a table. Cells are plain text, never markup. The title may be empty."""
+    from rich.table import Table
+
+    columns = list(columns)
+    made = Table(title=styled((title, "bold")), title_justify="left", header_style="bold", show_edge=False)
+    made.show_header = any(columns)
+    for column in columns:
+        made.add_column(styled(column), overflow="fold")
+    for row in rows:
+        made.add_row(*(styled(str(cell)) for cell in row))
+    return made
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:
@@ -133,7 +148,7 @@ class _Lossy:
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            return self._stream.write(text)
+            self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
@@ -146,18 +161,13 @@ class _Lossy:
 
 def _stderr() -> IO[str]:
     # While Rich shows a bar, it replaces sys.stderr by a stream of its own.
-    return _lossy(getattr(sys.stderr, "rich_proxied_file", sys.stderr))
-
-
-@functools.lru_cache(maxsize=2)
-def _lossy(stream: IO[str]) -> IO[str]:
-    return cast("IO[str]", _Lossy(stream))
+    return cast("IO[str]", getattr(sys.stderr, "rich_proxied_file", sys.stderr))
 
 
 @functools.lru_cache(maxsize=4)
 def _console_on(stream: IO[str], quiet: bool) -> Console:
     # One object for all: Rich prints messages above a bar only if both use the same console.
-    return make_console(stream, stderr=True, quiet=quiet)
+    return make_console(cast("IO[str]", _Lossy(stream)), stderr=True, quiet=quiet)
 
 
 def make_console(stream: IO[str], **options: Any) -> Console:
@@ -180,3 +190,100 @@ def make_console(stream: IO[str], **options: Any) -> Console:
                     yield Segment("\n".join(lines), segment.style)
 
     return EscapingConsole(file=stream, **options)
+
+
+@contextmanager
+def progress(title: str, unit: str, *, every: float = 30.0) -> Iterator[Callable[..., None]]:
+    """Show progress during the block. Yields ``update(done, total, note="")``.
+
+    On a terminal: a bar with rate and remaining time, which only moves before the first update. Elsewhere: a line every
+    ``every`` seconds, also without updates, so that a hang is visible. Nothing with ``--quiet``. With ``--verbose`` and
+    without a terminal: a line for each update.
+    """
+    screen = console()
+    if screen.quiet:
+        yield lambda *_: None
+    else:
+        with progress_bar(title, unit, screen) if screen.is_terminal else _lines(title, unit, screen, every) as update:
+            yield update
+
+
+@contextmanager
+def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal. Yields ``update`` as :func:`progress`."""
+    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class Count(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if task.total is None:
+                return Text("")
+            rate = f"{task.speed:.1f}" if task.speed else "-"
+            left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
+            return Text(f"{task.completed:.0f}/{task.total:.0f}  {rate} {unit}/s{left}", style="cyan")
+
+    # The note gets the rest of the line and is cut, so that the bar stays complete.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24 if screen.width >= 110 else 10),
+        Count(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=rest),
+        console=screen,
+        expand=True,
+    ) as bar:
+        job = bar.add_task(escape_control(title), total=None, note="")
+
+        def update(done: int, total: int, note: str = "") -> None:
+            if bar.tasks[0].total is None or done < bar.tasks[0].completed:
+                # Work of an earlier run does not count for the rate. A new count (a fold of calibration) starts a new rate.
+                bar.reset(job, total=total, completed=max(0, done - 1))
+            bar.update(job, completed=done, total=total, note=escape_control(note))
+
+        interrupted = False
+        try:
+            yield update
+        except KeyboardInterrupt:
+            interrupted = bar.tasks[0].total is not None
+            raise
+        finally:
+            # Only the bar of an interrupted command stays on the screen.
+            bar.update(job, visible=interrupted)
+
+
+@contextmanager
+def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Callable[..., None]]:
+    begin, first, last, over = time.monotonic(), -1, (0, 0, ""), threading.Event()
+    # Read here: a thread of dask that calls update has another context.
+    verbose = _VERBOSITY.get() == "verbose"
+
+    def print_line() -> None:
+        seconds, (done, total, note) = time.monotonic() - begin, last
+        rate = (done - first) / max(seconds, 1e-9)
+        left = f", about {(total - done) / rate:.0f} s left" if rate > 0 else ""
+        line = f"{title}: {done} of {total} {unit} in {seconds:.0f} s{left}{f'  {note}' if note else ''}"
+        screen.print(f"{title}: running for {seconds:.0f} s" if first < 0 else line, soft_wrap=True)
+
+    def print_regularly() -> None:
+        while not over.wait(every):
+            print_line()
+
+    def update(done: int, total: int, note: str = "") -> None:
+        nonlocal begin, first, last
+        if first < 0 or done < last[0]:  # as for the bar: a new rate
+            begin = time.monotonic() if last[0] else begin
+            first = max(0, done - 1)
+        last = done, total, note
+        if verbose:
+            print_line()
+
+    thread = threading.Thread(target=print_regularly, daemon=True)
+    thread.start()
+    try:
+        yield update
+    finally:
+        over.set()
+        thread.join()

@@ -1,4 +1,4 @@
-"""Train and evaluate a table of variants with several seeds.
+"""Train and evaluate a table of variants with several seeds. The tables are ``experiments/tables/*.toml``.
 
 Each training has a folder under ``OUT/trainings``. Its name contains a hash of settings, clips, protocol and seed.
 So a finished training is not repeated, also not for another table in the same ``OUT`` with a row of the same settings.
@@ -6,40 +6,73 @@ So a finished training is not repeated, also not for another table in the same `
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field, ValidationError
+
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.experiments.grid import Job, finished_record, locked, resolve, run_job
+from dtsf.experiments.grid import Job, finished_record, hash_of, locked, open_tests, resolve, run_job
 from dtsf.experiments.results import Ablation, AblationRow
 from dtsf.experiments.settings import AblateSettings
-from dtsf.experiments.tables import write_ablation
-from dtsf.experiments.test_sets import hash_of, open_tests
-from dtsf.experiments.variants import load_table, make_variants
+from dtsf.experiments.tables import differences, write_ablation
+from dtsf.model.config import BranchConfig
+from dtsf.settings import Frozen
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import default_recipe
+from dtsf.training.recipe import default_recipe, load_recipe, read_toml
 from dtsf.training.train import check_device, check_recipe_fits
 from dtsf.training.train_state import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
-    from dtsf.experiments.results import RunRecord
-    from dtsf.experiments.test_sets import TestSet
-    from dtsf.experiments.variants import Variant
     from dtsf.training.loop import EpochReport
+    from dtsf.training.recipe import Recipe
+
+
+class VariantRow(Frozen):
+    """One row of a table file. Keys are ``section.key=value``, as in ``--set``."""
+
+    name: str = Field(min_length=1)
+    source: str = ""  # source of the method, and the part of the network that it replaces
+    set: tuple[str, ...] = ()  # changed keys of the recipe
+    needs: str = ""
+    """Input that a branch of the recipe must have; else the row changes no branch."""
+    drop: tuple[str, ...] = ()
+    """Inputs or views of branches to remove. A word that would remove all branches removes none."""
+    branch: dict[str, Any] = {}
+    """Keys to set in the remaining branches. Input ``pixels`` stays. Equal branches are then merged."""
+
+
+class VariantTable(Frozen):
+    """A table file. The other rows are compared with the first."""
+
+    title: str
+    row: tuple[VariantRow, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row applied to one recipe."""
+
+    name: str
+    source: str
+    overrides: tuple[str, ...]  # changes of the recipe: first those of all rows, then those of this row
+    recipe: Recipe
+    differs: tuple[str, ...]  # settings that differ from the first row: ``model.fusion tmc (msf)``
+    same_as: str | None  # an earlier row with the same settings: one training serves both
 
 
 def ablate(
     cache: str | Path = Path("cache"),
     settings: AblateSettings | None = None,
     *,
-    on_result: Callable[[Ablation], None] | None = None,
-    on_epoch: Callable[[int, int, str], None] | None = None,
+    on_result: Callable[[Ablation], None] = lambda _: None,
+    on_epoch: Callable[[int, int, str], None] = lambda *_: None,
     **changes: Any,
 ) -> Ablation:
     """Train and evaluate every variant of a table with every seed. Write the table as CSV, Markdown and SVG after each training.
@@ -54,12 +87,12 @@ def ablate(
         changes: Fields of :class:`dtsf.experiments.settings.AblateSettings` that differ from ``settings``.
     """
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
-    cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init
+    cache, out, gap, init = Path(cache), chosen.out, chosen.gap, chosen.init
     data = open_dataset(cache, chosen.dataset)
     rule = parse_protocol(chosen.protocol, data.info.kind)
     recipe = chosen.recipe or default_recipe(data.info, data.spec, rule.name)[0]
-    rows = load_table(chosen.table)
-    variants = make_variants(rows, recipe, chosen.changes())
+    table = load_table(chosen.table)
+    variants = make_variants(table, recipe, chosen.changes())
     for variant in variants:
         try:
             check_recipe_fits(variant.recipe, data, rule)
@@ -74,98 +107,143 @@ def ablate(
         raise ConfigError(f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --test")
     if init is not None and not init.is_file():
         raise CheckpointError(f"--init {init}: no such file")
-    common = [
-        data.info.model_dump(mode="json"),
-        data.spec.fingerprint(),
-        str(rule),
-        sorted(clip.id for clip in split.train),
-        None if init is None else [init.stat().st_size, init.stat().st_mtime_ns],
-        versions()["dtsf"],
-    ]
+    common = [data.info.model_dump(mode="json"), data.spec.fingerprint(), str(rule)]
+    common += [sorted(clip.id for clip in split.train)]
+    common += [None if init is None else [init.stat().st_size, init.stat().st_mtime_ns], versions()["dtsf"]]
+
+    def make_job(variant: Variant, seed: int) -> Job:
+        # A training with the same hash also counts under the name of another row.
+        code = f"{hash_of([variant.recipe.model_dump(mode='json'), *common])}-seed{seed}"
+        plain = re.sub(r"[^a-z0-9]+", "-", variant.name.lower()).strip("-") or "row"
+        own = f"{plain[:40]}-{code}"
+        others = sorted(path.name for path in (out / "trainings").glob(f"*-{code}") if path.is_dir())
+        return Job(
+            out=out,
+            name=f"trainings/{own if own in others or not others else others[0]}",
+            cache=cache,
+            recipe=recipe,
+            overrides=variant.overrides,
+            settings=variant.recipe,
+            seed=seed,
+            tests=tests,
+            device=chosen.device,
+            init=init,
+            calibrated=False,
+        )
+
     with locked(out, "ablate"):
-        jobs = {
-            (variant.name, seed): Job(
-                out=out,
-                name=f"trainings/{_folder(out / 'trainings', variant, seed, common)}",
-                cache=cache,
-                recipe=recipe,
-                overrides=variant.overrides,
-                settings=variant.recipe,
-                seed=seed,
-                tests=tests,
-                device=chosen.device,
-                init=init,
-                calibrated=False,
-            )
-            for variant in variants
-            for seed in seeds
-            if variant.same_as is None
-        }
+        trained = [variant for variant in variants if variant.same_as is None]
+        jobs = {(variant.name, seed): make_job(variant, seed) for variant in trained for seed in chosen.seeds}
         records = {key: record for key, job in jobs.items() if (record := finished_record(job))}
         todo = {key: job for key, job in jobs.items() if key not in records}
-        start = Ablation(
-            table=Path(chosen.table).stem,
-            title=rows.title,
-            cache=str(cache),
-            dataset=data.info.name,
-            protocol=str(rule),
-            recipe=recipe,
-            overrides=chosen.changes(),
-            init=None if init is None else str(init),
-            device=chosen.device,
-            seeds=seeds,
-            tests=tuple(test.summary for test in tests),
-            gap=gap,
-            rows=(),
-            done=0,
-            total=len(jobs),
-            reused=len(records),
-            fingerprint=data.spec.fingerprint(),
-            versions=versions(),
-        )
-        total, before = sum(job.settings.train.epochs for job in todo.values()), 0
-
-        def show(title: str, before: int, report: EpochReport) -> None:
-            if on_epoch is not None:
-                on_epoch(before + report.epoch, total, f"{title}, loss {report.loss:.3f}")
+        reused, before, total = len(records), 0, sum(job.settings.train.epochs for job in todo.values())
 
         def publish() -> Ablation:
-            found = tuple(_row(variant, seeds, tests, records) for variant in variants)
-            ablation = start.model_copy(update={"rows": found, "done": len(records)})
+            rows = []
+            for variant in variants:
+                own = variant.same_as or variant.name
+                found = {seed: records[own, seed] for seed in chosen.seeds if (own, seed) in records}
+                row = AblationRow(
+                    variant=variant.name,
+                    source=variant.source,
+                    differs=variant.differs,
+                    same_as=variant.same_as,
+                    overrides=variant.overrides,
+                    top1={name: {seed: record.scores[name].top1 for seed, record in found.items()} for name in names},
+                    seconds={seed: record.seconds for seed, record in found.items()},
+                )
+                rows.append(row)
+            ablation = Ablation(
+                table=Path(chosen.table).stem,
+                title=table.title,
+                cache=str(cache),
+                dataset=data.info.name,
+                protocol=str(rule),
+                recipe=recipe,
+                overrides=chosen.changes(),
+                init=None if init is None else str(init),
+                device=chosen.device,
+                seeds=chosen.seeds,
+                tests=tuple(test.summary for test in tests),
+                gap=gap,
+                rows=tuple(rows),
+                done=len(records),
+                total=len(jobs),
+                reused=reused,
+                fingerprint=data.spec.fingerprint(),
+                versions=versions(),
+            )
             write_ablation(ablation, out)
-            if on_result is not None:
-                on_result(ablation)
+            on_result(ablation)
             return ablation
 
         ablation = publish()
-        for key, job in todo.items():
-            records[key] = run_job(job, partial(show, f"{key[0]}, seed {job.seed}", before))
+        for (name, seed), job in todo.items():
+
+            def show(report: EpochReport, title: str = f"{name}, seed {seed}", before: int = before) -> None:
+                on_epoch(before + report.epoch, total, f"{title}, loss {report.loss:.3f}")
+
+            records[name, seed] = run_job(job, show)
             before += job.settings.train.epochs
             ablation = publish()
         return ablation
 
 
-def _folder(trainings: Path, variant: Variant, seed: int, common: Sequence[object]) -> str:
-    """Return the folder of a training: one with the same hash if there is one, also under the name of another row."""
-    code = f"{hash_of([variant.recipe.model_dump(mode='json'), *common])}-seed{seed}"
-    plain = re.sub(r"[^a-z0-9]+", "-", variant.name.lower()).strip("-") or "row"
-    name = f"{plain[:40]}-{code}"
-    others = sorted(path.name for path in trainings.glob(f"*-{code}") if path.is_dir())
-    return name if name in others or not others else others[0]
+def load_table(name_or_file: str) -> VariantTable:
+    """Read a table. ``name_or_file``: one of the built-in tables, or the path of a TOML file. Raises ConfigError: an unknown
+    table or an invalid file.
+    """
+    try:
+        table = VariantTable.model_validate(read_toml("table", name_or_file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"table {name_or_file}: {where}: {first['msg']}") from error
+    names = [row.name for row in table.row]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ConfigError(f"table {name_or_file}: two rows are called {twice[0]!r}")
+    return table
 
 
-def _row(
-    variant: Variant, seeds: Sequence[int], tests: Sequence[TestSet], records: Mapping[tuple[str, int], RunRecord]
-) -> AblationRow:
-    own = variant.same_as or variant.name
-    found = {seed: records[own, seed] for seed in seeds if (own, seed) in records}
-    names = [test.summary.name for test in tests]
-    return AblationRow(
-        variant=variant.name,
-        source=variant.source,
-        differs=variant.differs,
-        same_as=variant.same_as,
-        overrides=variant.overrides,
-        top1={name: {seed: record.scores[name].top1 for seed, record in found.items()} for name in names},
-        seconds={seed: record.seconds for seed, record in found.items()},
-    )
+def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = ()) -> tuple[Variant, ...]:
+    """Apply the rows of a table to a recipe. ``overrides``: changes of all rows; the changes of a row come after them. Raises
+    ConfigError: a row does not fit the recipe.
+    """
+    given = load_recipe(recipe, overrides).model.branch
+    made: list[Variant] = []
+    for row in table.row:
+        branches, changes = _change_branches(given, row), row.set
+        if branches != [branch.model_dump(exclude_defaults=True) for branch in given]:
+            tables = (", ".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()) for keys in branches)
+            changes = (*changes, f"model.branch=[{', '.join(f'{{ {keys} }}' for keys in tables)}]")
+        try:
+            settings = load_recipe(recipe, (*overrides, *changes))
+        except ConfigError as error:
+            raise ConfigError(f"row {row.name!r}: {error}") from error
+        same_as = next((earlier.name for earlier in made if earlier.recipe == settings), None)
+        differs = differences(made[0].recipe.model_dump(mode="json"), settings.model_dump(mode="json")) if made else ()
+        made.append(Variant(row.name, row.source, (*overrides, *changes), settings, differs, same_as))
+    return tuple(made)
+
+
+def _change_branches(given: Sequence[BranchConfig], row: VariantRow) -> list[dict[str, Any]]:
+    """Return the branches of a recipe as a row changes them. A dropped branch leaves its weight to those with its input."""
+    branches = list(given)
+    if row.needs and row.needs not in {branch.input for branch in branches}:
+        return [branch.model_dump(exclude_defaults=True) for branch in branches]
+    for word in row.drop:
+        kept = [branch for branch in branches if word not in (branch.input, branch.views)]
+        for dropped in [branch for branch in branches if kept and branch not in kept]:
+            heirs = [branch for branch in kept if branch.input == dropped.input]
+            more = dropped.weight / max(1, len(heirs))
+            kept = [x.model_copy(update={"weight": x.weight + more}) if x in heirs else x for x in kept]
+        branches = kept or branches
+    changed: list[dict[str, Any]] = []
+    for branch in branches:
+        keys = branch.model_dump(exclude_defaults=True) | row.branch
+        if branch.input == "pixels":
+            keys["input"] = branch.input
+        if {**keys, "weight": 1} not in [{**other, "weight": 1} for other in changed]:
+            changed.append(BranchConfig.model_validate(keys).model_dump(exclude_defaults=True))
+    return changed

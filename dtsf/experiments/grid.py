@@ -6,6 +6,7 @@ A finished job is never repeated. An interrupted training resumes from its last 
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from contextlib import contextmanager
@@ -13,28 +14,28 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import xxhash
 
-from dtsf.errors import CheckpointError, ConfigError
-from dtsf.experiments.results import RunRecord, Score
+from dtsf.cache.reader import CachedDataset, open_dataset
+from dtsf.cache.schema import describe_difference
+from dtsf.errors import CacheError, CheckpointError, ConfigError
+from dtsf.experiments.results import RunRecord, Score, TestSummary
 from dtsf.files.read import json_text, parse_json, parse_model, read_file
 from dtsf.files.write import lock, write_atomically
 from dtsf.training.checkpoint import load_checkpoint, load_network, resume_or_clear
 from dtsf.training.evaluate import evaluate
 from dtsf.training.init_weights import start_from
-from dtsf.training.recipe import resolve_auto
+from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
+from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.splits import exclude_classes
 from dtsf.training.train import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.experiments.test_sets import TestSet
     from dtsf.training.evaluate import Evaluation
     from dtsf.training.loop import EpochReport
-    from dtsf.training.protocols import Split
-    from dtsf.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -46,18 +47,29 @@ TICK = 2.0
 
 
 @dataclass(frozen=True)
+class TestSet:
+    """Clips that a job is evaluated on: the test clips of a protocol in one dataset of the cache."""
+
+    summary: TestSummary
+    data: CachedDataset
+    rule: Protocol
+    key: str
+    """Hash of the clips and of the settings of the cache. A score with another key is not used."""
+
+
+@dataclass(frozen=True)
 class Job:
-    """One training, and the tests that evaluate it. The first test is the test of its own protocol."""
+    """One training, and the tests that evaluate it. The first test is the test of its own protocol.
+
+    ``name``: run folder, relative to the folder ``out`` of the experiment. ``settings``: see :func:`resolve`.
+    """
 
     out: Path
-    """Folder of the experiment."""
     name: str
-    """Run folder, relative to ``out``."""
     cache: Path
     recipe: str
     overrides: tuple[str, ...]
     settings: Recipe
-    """The recipe with its overrides and its sizes: see :func:`resolve`."""
     seed: int
     tests: tuple[TestSet, ...]
     device: str = "auto"
@@ -68,6 +80,65 @@ class Job:
     def folder(self) -> Path:
         """The run folder."""
         return self.out / self.name
+
+
+def open_tests(
+    cache: Path, data: CachedDataset, rule: Protocol, split: Split, others: Sequence[str] = ()
+) -> tuple[TestSet, ...]:
+    """Return the test of a training's own protocol, then those of other datasets of the cache.
+
+    ``data``, ``rule``, ``split``: dataset, protocol and clips of the training. ``others``: ``NAME`` or ``NAME@PROTOCOL`` each.
+    Raises CheckpointError: other classes. CacheError: no such dataset, or other settings. ConfigError: a test is named twice.
+    """
+    chosen = {data.info.name: (data, rule)}
+    for text in others:
+        name, at, protocol = text.partition("@")
+        other = open_dataset(cache, name)
+        if other.info.class_names != data.info.class_names:
+            raise CheckpointError(
+                f"--test {text}: {name} has other classes ({len(other.info.class_names)}) than {data.info.name} "
+                f"({len(data.info.class_names)})"
+            )
+        if other.spec.fingerprint() != data.spec.fingerprint():
+            raise CacheError(
+                f"--test {text}: {other.store} was made with other settings than {data.store} "
+                f"({describe_difference(other.spec, data.spec)}): preprocess it with the same settings"
+            )
+        if text in chosen:
+            raise ConfigError(f"--test {text}: named twice; the test of the training's own protocol is always included")
+        chosen[text] = other, parse_protocol(protocol if at else "all", other.info.kind)
+    subjects = {clip.subject for clip in split.train if clip.subject}
+    tests = []
+    for name, (other, own) in chosen.items():
+        parts = split_clips(other.clips, own, other.info.kind, other.info.view_names)
+        same_dataset = other.info.name == data.info.name
+        task, note = parts.task, ""
+        if not same_dataset or own != rule:
+            task = (
+                f"all clips of {other.info.name}" if own.name == "all" else f"test clips of {other.info.name} by {own}"
+            )
+            shared = {clip.id for clip in split.train} & {clip.id for clip in parts.test} if same_dataset else set()
+            known = sum(clip.subject in subjects for clip in parts.test)
+            if shared:
+                note = f"{len(shared)} of its {len(parts.test)} clips were trained on"
+            elif known:
+                note = f"{known} of its {len(parts.test)} clips are of subjects (by number) that were trained on"
+        ids = sorted(clip.id for clip in parts.test)
+        summary = TestSummary(name=name, task=task, n_groups=len({clip.group for clip in parts.test}), note=note)
+        key = hash_of([other.spec.fingerprint(), other.info.name, str(own), ids])
+        tests.append(TestSet(summary, other, own, key))
+    return tuple(tests)
+
+
+def hash_of(document: object) -> str:
+    """Return a hash of a JSON document; the same on every machine."""
+    return xxhash.xxh3_64_hexdigest(json.dumps(document, sort_keys=True).encode())
+
+
+def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None) -> Recipe:
+    """Return the recipe with the sizes that the training will choose for this split or for the checkpoint ``init``."""
+    split, _ = exclude_classes(split, data.info, recipe.train.exclude_classes)
+    return resolve_auto(start_from(init, recipe)[0], len(split.train))
 
 
 def run_job(job: Job, on_epoch: Callable[[EpochReport], None]) -> RunRecord:
@@ -100,34 +171,35 @@ def finished_record(job: Job) -> RunRecord | None:
 
 
 def _missing(job: Job, record: RunRecord) -> list[TestSet]:
-    scores = record.scores
-    return [test for test in job.tests if (score := scores.get(test.summary.name)) is None or score.key != test.key]
+    keys = {name: score.key for name, score in record.scores.items()}
+    return [test for test in job.tests if keys.get(test.summary.name) != test.key]
 
 
 def _train(job: Job, before: RunRecord | None, on_epoch: Callable[[EpochReport], None]) -> RunRecord:
     resume, own = resume_or_clear(job.folder), job.tests[0]
     spent = before.seconds if before is not None and resume else 0.0
-    record: RunRecord | None = None
+    record = RunRecord(
+        protocol=str(own.rule),
+        seed=job.seed,
+        run=job.name,
+        task=own.summary.task,
+        train_clips=0,
+        train_groups=0,
+        recipe=job.recipe,
+        settings=job.settings.model_dump(mode="json"),
+        fingerprint=own.data.spec.fingerprint(),
+        seconds=spent,
+    )
 
-    def start(_: Path, data: CachedDataset, split: Split, settings: Recipe) -> None:
+    def start(_run: Path, _data: CachedDataset, split: Split, _recipe: Recipe) -> None:
         nonlocal record
-        record = RunRecord(
-            protocol=str(own.rule),
-            seed=job.seed,
-            run=job.name,
-            task=own.summary.task,
-            train_clips=len(split.train),
-            train_groups=len({clip.group for clip in split.train}),
-            recipe=job.recipe,
-            settings=settings.model_dump(mode="json"),
-            fingerprint=data.spec.fingerprint(),
-            seconds=spent,
-        )
+        groups = {clip.group for clip in split.train}
+        record = record.model_copy(update={"train_clips": len(split.train), "train_groups": len(groups)})
 
     def store(seconds: float) -> None:
         nonlocal record
-        if record is not None:
-            record = record.model_copy(update={"seconds": seconds})
+        record = record.model_copy(update={"seconds": seconds})
+        if record.train_clips:  # else the training has not started, and its folder must stay empty
             write_json(job.folder / RECORD, record.model_dump(mode="json"))
 
     with timed(spent, store) as tick:
@@ -155,10 +227,8 @@ def _train(job: Job, before: RunRecord | None, on_epoch: Callable[[EpochReport],
                 calibrated=job.calibrated,
             )
         except CheckpointError as error:
-            raise CheckpointError(
-                f"{error}. To train it again, remove {job.folder} and run the same command"
-            ) from error
-        assert record is not None
+            step = f"To train it again, remove {job.folder} and run the same command"
+            raise CheckpointError(f"{error}. {step}") from error
         record = record.model_copy(update={"trained": True, "epochs": trained.epochs})
         record = _with_score(job, record, own, trained.evaluation)
     return record
@@ -173,12 +243,6 @@ def _with_score(job: Job, record: RunRecord, test: TestSet, evaluation: Evaluati
     return record.model_copy(update=changes)
 
 
-def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None) -> Recipe:
-    """Return the recipe with the sizes that the training will choose for this split or for the checkpoint ``init``."""
-    split, _ = exclude_classes(split, data.info, recipe.train.exclude_classes)
-    return resolve_auto(start_from(init, recipe)[0], len(split.train))
-
-
 def read_record(job: Job) -> RunRecord | None:
     """Read the record of a job. Return None if there is none, or if it was cut off: then the checkpoint counts. Raises
     CheckpointError: the file is the record of another version.
@@ -191,21 +255,9 @@ def read_record(job: Job) -> RunRecord | None:
         parse_json(data, str(file), error=CheckpointError)
     except CheckpointError:
         return None
-    return parse_model(
-        RunRecord,
-        data,
-        f"{file} is not a result of this version of dtsf",
-        error=lambda why: CheckpointError(f"{why}: remove it to evaluate the run again"),
-    )
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read an object of JSON. Raises ConfigError: the file is not one."""
-    data = read_file(file, limit=LIMIT, error=ConfigError)
-    document = parse_json(data, str(file), error=lambda why: ConfigError(f"{why}; choose another --out"))
-    if not isinstance(document, dict):
-        raise ConfigError(f"{file} is not an object of JSON; choose another --out")
-    return document
+    name = f"{file} is not a result of this version of dtsf"
+    step = "remove it to evaluate the run again"
+    return parse_model(RunRecord, data, name, error=lambda why: CheckpointError(f"{why}: {step}"))
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:

@@ -6,8 +6,10 @@ A second call repeats nothing that is finished. A call after a kill continues.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
+import shutil
 import time
 from collections import Counter
 from contextlib import contextmanager
@@ -21,31 +23,32 @@ import torch
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
-from dtsf.experiments.checks import STAGE1, check_recipe, choose_protocols, claim
-from dtsf.experiments.grid import Job, finished_record, locked, read_json, resolve, run_job, timed, write_json
+from dtsf.experiments.grid import LIMIT, Job, finished_record, locked, open_tests, resolve, run_job, timed, write_json
 from dtsf.experiments.results import Reproduction, Stage, rows_of
 from dtsf.experiments.settings import ReproduceSettings
-from dtsf.experiments.tables import write_reproduction
-from dtsf.experiments.test_sets import open_tests
-from dtsf.experiments.variants import differences
+from dtsf.experiments.tables import differences, write_reproduction
+from dtsf.files.read import parse_json, read_file
 from dtsf.pipeline.datasets.nucla_check import examine_nucla
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import default_recipe, load_recipe
+from dtsf.training.recipe import builtin_names, default_recipe, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from dtsf.experiments.results import ProtocolRow, RunRecord
+    from dtsf.experiments.results import ProtocolRow
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
-    from dtsf.pipeline.preprocess import PreprocessResult
+    from dtsf.pipeline.preprocess import PreprocessResult, Progress
     from dtsf.training.loop import EpochReport
 
     Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 NAME = "nucla"
-"""Name of the dataset in the cache."""
+"""Kind of the dataset, and its name in the cache."""
+SETTINGS, STAGE1 = "reproduce.json", "stage1.json"
+PUBLISHED_SUBJECT = 10
+"""Test subject of DVANet's public cross-subject list."""
 PAPER: dict[str, Any] = {
     "recipe": "nucla-paper",
     "overrides": (),
@@ -59,16 +62,13 @@ PAPER: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Part:
-    """One of the two runs after stage 1: from embeddings, or from pixels."""
+    """One of the two runs after stage 1: from embeddings, or from pixels. ``title``: prefix of its stages."""
 
     title: str
-    """Prefix of its stages."""
-    settings: ReproduceSettings
     stage1: PreprocessResult
     too_many_bad: str | None
-    seconds: float
-    """Time of stage 1, over all starts."""
-    jobs: tuple[Job, ...]
+    seconds: float  # time of stage 1, over all starts
+    jobs: list[Job]
 
 
 @contextmanager
@@ -89,13 +89,10 @@ def reproduce_nucla(
 ) -> Reproduction:
     """Run both stages on N-UCLA and write ``results.md``, ``.csv`` and ``.json`` into ``out``.
 
-    Return the content of ``results.json``. Raises DataError: no data, or with ``strict`` not all of them. ConfigError: an
-    unknown protocol, recipe or checkpoint, or a folder of something else.
-
-    Args:
-        say: Called with messages for the user.
-        show: ``show(title, unit)`` is a context that returns ``update(done, total, note)``.
-        changes: Fields of :class:`.settings.ReproduceSettings` that differ from ``settings``.
+    Return the content of ``results.json``. ``say`` is called with messages for the user. ``show(title, unit)`` is a context that
+    returns ``update(done, total, note)``. ``changes``: fields of :class:`.settings.ReproduceSettings`. Raises DataError: no
+    data, or with ``strict`` not all of them. ConfigError: an unknown protocol, recipe or checkpoint, or a folder of something
+    else.
     """
     begin = time.monotonic()
     chosen = (settings or ReproduceSettings()).changed(**changes)
@@ -109,38 +106,38 @@ def reproduce_nucla(
     for note in notes:
         say(f"note: {note}")
     plans = _plans(chosen, out, say)
-    for _, plan, _ in plans:
-        check_recipe(plan.recipe, plan.changes())
     examined = time.monotonic() - begin
     with locked(out, "reproduce"):
-        parts = []
-        for title, plan, folder in plans:
-            claim(plan, folder, catalog)
-            stage1, doubt, seconds = _preprocess(plan, folder, catalog, say, show)
-            parts.append(Part(title, plan, stage1, doubt, seconds, _jobs(plan, out, folder, protocols)))
+        parts = [_preprocess(*plan, out, catalog, protocols, say, show) for plan in plans]
         jobs = [job for part in parts for job in part.jobs]
         records = {job.name: record for job in jobs if (record := finished_record(job))}
         for part in parts:
-            _check_same_recipe(part, records)
+            # A row of the table must not mix two recipes.
+            finished = [job for job in part.jobs if job.name in records]
+            for job in finished if len(finished) < len(part.jobs) else ():
+                changed = differences(records[job.name].settings, job.settings.model_dump(mode="json"))
+                if changed:
+                    raise ConfigError(
+                        f"{job.folder} was trained with another recipe than {records[job.name].protocol} has now (before in "
+                        f"brackets): {', '.join(changed)}. Choose another --out, or --overwrite to start again there"
+                    )
         if records:
             say(f"{len(records)} of {len(jobs)} runs were finished before")
 
         def publish() -> Reproduction:
-            runs = [records[job.name] for job in jobs if job.name in records]
             rows: list[ProtocolRow] = []
             stages = [Stage(name="check", seconds=examined, what=f"{check.found} clips listed")]
             for part in parts:
                 own = [records[job.name] for job in part.jobs if job.name in records]
                 rows += rows_of(own, [protocol for protocol in protocols if protocol.startswith("cross-view:")])
                 clips, spent = part.stage1.clips, sum(run.seconds for run in own)
-                decoded = (
-                    f"{clips} clips decoded and embedded" if part.seconds else f"all {clips} clips were in the cache"
-                )
+                what = f"{clips} clips decoded and embedded" if part.seconds else f"all {clips} clips were in the cache"
                 count = f"{len(own)} of {len(part.jobs)} runs"
-                stages.append(Stage(name=f"{part.title}preprocess", seconds=part.seconds, what=decoded))
+                stages.append(Stage(name=f"{part.title}preprocess", seconds=part.seconds, what=what))
                 stages.append(Stage(name=f"{part.title}train and evaluate", seconds=spent, what=count))
             stages.append(Stage(name="all", seconds=sum(stage.seconds for stage in stages), what="over all starts"))
-            versions = out / runs[-1].run / "environment.json" if runs else out
+            runs = [records[job.name] for job in jobs if job.name in records]
+            versions = out / runs[-1].run / "environment.json"
             result = Reproduction(
                 data=check,
                 comparable=check.is_nucla,
@@ -151,7 +148,7 @@ def reproduce_nucla(
                 rows=tuple(rows),
                 runs=tuple(runs),
                 stages=tuple(stages),
-                versions=(read_json(versions) if versions.is_file() else {}) | {"cpus": str(os.cpu_count())},
+                versions=(_read(versions) if versions.is_file() else {}) | {"cpus": str(os.cpu_count())},
                 command=_command(catalog.root, out, chosen),
             )
             write_reproduction(result, out)
@@ -162,8 +159,7 @@ def reproduce_nucla(
                 title = f"{job.tests[0].rule} seed {job.seed}"
                 say(f"run {n} of {len(jobs)}: {title}, recipe {job.recipe}")
                 with show(title, "epochs") as update:
-                    record = run_job(job, partial(_show_epoch, update))
-                records[job.name] = record
+                    records[job.name] = record = run_job(job, partial(_show_epoch, update))
                 say(f"  top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s")
                 publish()
         return publish()
@@ -173,26 +169,71 @@ def _show_epoch(update: Callable[..., None], report: EpochReport) -> None:
     update(report.epoch, report.epochs, f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}")
 
 
+def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Return the protocols to run, and notes on those that the dataset does not allow.
+
+    The default is every rotation of cross-view, and cross-subject with test subject 10 as in DVANet's public list. Without
+    such a subject, the last third of the subjects is tested.
+
+    Raises ConfigError: a given protocol does not exist or leaves a side empty. DataError: no protocol is possible.
+    """
+    words, notes = list(names), []
+    if not names:
+        views = sorted({clip.view for clip in catalog.clips})
+        subjects = sorted({int(clip.subject) for clip in catalog.clips if clip.subject})
+        absent = [view for view in range(1, len(catalog.view_names) + 1) if view not in views]
+        notes = [f"cross-view:{view} is left out: no clip of view {view}" for view in absent]
+        words = [f"cross-view:{view}" for view in views] if len(views) > 1 else []
+        if not words:
+            notes.append(f"cross-view is left out: all clips are of view {views[0]}")
+        if len(subjects) < 2:
+            notes.append(f"cross-subject is left out: all clips are of subject {', '.join(map(str, subjects))}")
+        elif PUBLISHED_SUBJECT in subjects:
+            words.append(f"cross-subject:{PUBLISHED_SUBJECT}")
+        else:
+            test = ",".join(map(str, subjects[-max(1, len(subjects) // 3) :]))
+            words.append(f"cross-subject:{test}")
+            notes.append(
+                f"cross-subject tests {test}: the data have no subject {PUBLISHED_SUBJECT}, as in the public list"
+            )
+    rules = [parse_protocol(word, catalog.kind) for word in words]
+    for rule in rules:
+        split_clips(catalog.clips, rule, catalog.kind, catalog.view_names)
+    if not rules:
+        raise DataError(f"{catalog.root} has one view of one subject: no protocol is possible")
+    return list(dict.fromkeys(map(str, rules))), tuple(notes)
+
+
 def _plans(
     settings: ReproduceSettings, out: Path, say: Callable[[str], None]
 ) -> list[tuple[str, ReproduceSettings, Path]]:
-    """Return title, settings and folder of each run. The second is from pixels, if there is a checkpoint and a GPU."""
-    own = settings.changed(cache=(settings.cache or out / "cache").absolute())
-    if settings.init is None:
-        return [("", own, out)]
-    init = settings.init.absolute()
-    if not init.is_file():
-        raise ConfigError(f"--init {init}: no such file")
-    if settings.recipe is not None or settings.encoder != ReproduceSettings().encoder:
-        return [("", own.changed(init=init), out)]
-    plans = [("", own.changed(init=None), out)]
-    if has_gpu(settings.device):
-        paper = settings.changed(**PAPER, init=init, cache=(out / "paper/cache").absolute())
-        plans.append(("paper: ", paper, out / "paper"))
-    else:
-        say(
-            "no GPU: skipping the run from pixels, as in the paper; run the same command on a machine with a GPU to add it"
-        )
+    """Return title, settings and folder of each run. The second is from pixels, if there is a checkpoint and a GPU. Raises
+    ConfigError: an unknown recipe or key, or a value out of range. Without a recipe, the overrides must fit a built-in one.
+    """
+    own = settings.changed(cache=(settings.cache or out / "cache").absolute(), init=None)
+    plans = [("", own, out)]
+    if settings.init is not None:
+        init = settings.init.absolute()
+        if not init.is_file():
+            raise ConfigError(f"--init {init}: no such file")
+        if settings.recipe is not None or settings.encoder != ReproduceSettings().encoder:
+            plans = [("", own.changed(init=init), out)]
+        elif has_gpu(settings.device):
+            paper = settings.changed(**PAPER, init=init, cache=(out / "paper/cache").absolute())
+            plans.append(("paper: ", paper, out / "paper"))
+        else:
+            say(
+                "no GPU: skipping the run from pixels, as in the paper; run this command again on a machine with a GPU to add it"
+            )
+    for _, plan, _ in plans:
+        candidates = builtin_names("recipe") if plan.recipe is None else [plan.recipe]
+        for name in candidates:
+            try:
+                load_recipe(name, plan.changes())
+                break
+            except ConfigError:
+                if name == candidates[-1]:
+                    raise
     return plans
 
 
@@ -201,79 +242,91 @@ def has_gpu(device: str) -> bool:
     return device != "cpu" and torch.cuda.is_available()
 
 
+def _claim(plan: ReproduceSettings, out: Path, catalog: SourceCatalog) -> None:
+    """Start in the folder of a run, or continue there with the same settings. Raises ConfigError: the folder contains
+    something else, or was started with other settings.
+    """
+    file = out / SETTINGS
+    clips = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
+    settings = {
+        "root": str(catalog.root),
+        "clips": len(catalog.clips),
+        "digest": hashlib.sha256(clips.encode()).hexdigest()[:16],
+        "overrides": list(plan.changes()),
+        **plan.model_dump(mode="json", include={"cache", "recipe", "init", "encoder", "frames", "size", "grid"}),
+    }
+    if not file.is_file():
+        if out.is_dir() and any(path.name != ".lock" for path in out.iterdir()):
+            raise ConfigError(f"the folder {out} contains something else than a reproduction: choose another --out")
+    elif plan.overwrite:
+        for name in ("runs", "cache"):
+            shutil.rmtree(out / name, ignore_errors=True)
+        for path in (out / STAGE1, *out.glob("results.*")):
+            path.unlink(missing_ok=True)
+    else:
+        before = _read(file)
+        pairs = {key: (before.get(key), settings.get(key)) for key in sorted(settings.keys() | before.keys())}
+        changed = "; ".join(f"{key} {old!r}, now {new!r}" for key, (old, new) in pairs.items() if old != new)
+        if changed:
+            step = "choose another --out, or --overwrite to start again there"
+            raise ConfigError(f"{out} was started with {changed}: {step}")
+    write_json(file, settings)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Read an object of JSON. Raises ConfigError: the file is not one."""
+    data = read_file(file, limit=LIMIT, error=ConfigError)
+    document = parse_json(data, str(file), error=lambda why: ConfigError(f"{why}; choose another --out"))
+    if not isinstance(document, dict):
+        raise ConfigError(f"{file} is not an object of JSON; choose another --out")
+    return document
+
+
 def _preprocess(
-    plan: ReproduceSettings, out: Path, catalog: SourceCatalog, say: Callable[[str], None], show: Show
-) -> tuple[PreprocessResult, str | None, float]:
-    """Run stage 1. Return its result, its message if too many clips are unusable (the results report it), and its seconds."""
-    file, doubt = out / STAGE1, None
-    spent = read_json(file)["seconds"] if file.is_file() else 0.0
+    title: str,
+    plan: ReproduceSettings,
+    folder: Path,
+    out: Path,
+    catalog: SourceCatalog,
+    protocols: Sequence[str],
+    say: Callable[[str], None],
+    show: Show,
+) -> Part:
+    """Run stage 1 and return the jobs for each protocol and seed, with the recipe that ``dtsf train`` would choose."""
+    _claim(plan, folder, catalog)
+    file, doubt, cache = folder / STAGE1, None, cast("Path", plan.cache)
+    spent = _read(file)["seconds"] if file.is_file() else 0.0
+    with (
+        show("preprocess", "clips") as update,
+        timed(spent, lambda seconds: write_json(file, {"seconds": seconds})) as tick,
+    ):
 
-    def store(seconds: float) -> None:
-        write_json(file, {"seconds": seconds})
-
-    with show("preprocess", "clips") as update, timed(spent, store) as tick:
-
-        def progress(done: int, total: int, bad: int) -> None:
-            update(done, total, f"{bad} bad" if bad else "")
+        def on_progress(progress: Progress) -> None:
+            update(progress.done, progress.total, f"{progress.bad} bad" if progress.bad else "")
             tick()
 
+        options = {name: getattr(plan, name) for name in ("encoder", "frames", "size", "grid", "workers")}
         try:
-            result = api.preprocess(
-                "nucla",
-                catalog.root,
-                cast("Path", plan.cache),
-                name=NAME,
-                **{name: getattr(plan, name) for name in ("encoder", "frames", "size", "grid", "workers")},
-                on_progress=lambda p: progress(p.done, p.total, p.bad),
-            )
+            result = api.preprocess(NAME, catalog.root, cache, name=NAME, **options, on_progress=on_progress)
         except BadClipsError as error:
             result, doubt = cast("PreprocessResult", error.result), str(error)
     if result.already_done == result.clips:
-        store(spent)  # the time of a look at finished work does not count
+        write_json(file, {"seconds": spent})  # the time of a look at finished work does not count
         say(f"stage 1 was done before: {result.clips} clips")
     else:
         say(f"stage 1: {result.clips - result.already_done} clips in {result.seconds:.0f} s")
-    return result, doubt, read_json(file)["seconds"]
-
-
-def _jobs(plan: ReproduceSettings, out: Path, folder: Path, protocols: Sequence[str]) -> tuple[Job, ...]:
-    """Return a job for each protocol and seed, with the recipe that ``dtsf train`` would choose."""
-    cache = cast("Path", plan.cache)
     data, jobs = open_dataset(cache, NAME), []
     for protocol in protocols:
         rule = parse_protocol(protocol, data.info.kind)
         split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
         recipe = plan.recipe or default_recipe(data.info, data.spec, rule.name)[0]
-        settings = resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)
-        tests = open_tests(cache, data, rule, split)
-        jobs += [
-            Job(
-                out=out,
-                name=(folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}").as_posix(),
-                cache=cache,
-                recipe=recipe,
-                overrides=plan.changes(),
-                settings=settings,
-                seed=seed,
-                tests=tests,
-                device=plan.device,
-                init=plan.init,
-            )
-            for seed in plan.seeds
-        ]
-    return tuple(jobs)
-
-
-def _check_same_recipe(part: Part, records: Mapping[str, RunRecord]) -> None:
-    """Raise ConfigError if new runs have another recipe than finished ones: a row of the table would mix two recipes."""
-    finished = [(job, records[job.name]) for job in part.jobs if job.name in records]
-    for job, record in finished if len(finished) < len(part.jobs) else ():
-        changed = differences(record.settings, job.settings.model_dump(mode="json"))
-        if changed:
-            raise ConfigError(
-                f"{job.folder} was trained with another recipe than {record.protocol} has now (before in brackets): "
-                f"{', '.join(changed)}. Choose another --out, or --overwrite to start again there"
-            )
+        common: dict[str, Any] = {"out": out, "cache": cache, "recipe": recipe, "overrides": plan.changes()}
+        common |= {"settings": resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)}
+        common |= {"tests": open_tests(cache, data, rule, split), "device": plan.device, "init": plan.init}
+        for seed in plan.seeds:
+            name = folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}"
+            jobs.append(Job(name=name.as_posix(), seed=seed, **common))
+    return Part(title, result, doubt, _read(file)["seconds"], jobs)
 
 
 def _command(root: Path, out: Path, settings: ReproduceSettings) -> str:

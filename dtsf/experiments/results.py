@@ -1,4 +1,7 @@
-"""Results of experiments: an ablation (numbers by variant, test and seed) and a reproduction (one table of protocols)."""
+"""Results of experiments: an ablation (numbers by variant, test and seed) and a reproduction (one table of protocols).
+
+Accuracies are fractions, not percent. Seconds are summed over all starts.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,6 @@ from dtsf.settings import Frozen
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
-PAPER_TOP1 = 0.970
-"""Top-1 on N-UCLA in the abstract of the paper and in the README of its authors. Neither names the protocol."""
-
 
 class TestSummary(Frozen):
     """A test of an ablation: the groups that every training is evaluated on."""
@@ -21,8 +21,7 @@ class TestSummary(Frozen):
     name: str
     task: str
     n_groups: int
-    note: str = ""
-    """Warning for the reader: clips or subjects of the training are in the test."""
+    note: str = ""  # a warning: clips or subjects of the training are in the test
 
 
 class AblationRow(Frozen):
@@ -30,12 +29,10 @@ class AblationRow(Frozen):
 
     variant: str
     source: str
-    differs: tuple[str, ...]
-    """Settings that differ from the first row, with the value of the first row in brackets."""
+    differs: tuple[str, ...]  # settings that differ from the first row, with its value in brackets
     same_as: str | None
     overrides: tuple[str, ...]
-    top1: dict[str, dict[int, float]]
-    """Test -> seed -> accuracy, for finished trainings."""
+    top1: dict[str, dict[int, float]]  # test -> seed -> accuracy, for finished trainings
     seconds: dict[int, float]
 
 
@@ -55,9 +52,8 @@ class Ablation(Frozen):
     tests: tuple[TestSummary, ...]
     gap: tuple[str, str] | None
     rows: tuple[AblationRow, ...]
-    done: int
-    """Number of finished trainings, of ``total``. Rows with the same settings share a training."""
-    total: int
+    done: int  # number of finished trainings
+    total: int  # rows with the same settings share a training
     reused: int
     fingerprint: str
     versions: dict[str, str]
@@ -97,15 +93,14 @@ def mean_and_spread(values: Collection[float]) -> tuple[float | None, float | No
 
 
 class Score(Frozen):
-    """Accuracy on one test."""
+    """Accuracy on one test. ``key``: hash of the clips of the test. A score of other clips is not used."""
 
     key: str
-    """Hash of the clips of the test. A score of other clips is not used."""
     top1: float
 
 
 class RunRecord(Frozen):
-    """One training: ``result.json`` in its folder. Numbers are fractions, not percent."""
+    """One training: ``result.json`` in its folder. Until ``trained`` is True, the fields below it are not valid."""
 
     protocol: str
     seed: int
@@ -116,10 +111,8 @@ class RunRecord(Frozen):
     recipe: str
     settings: dict[str, Any]
     fingerprint: str
-    seconds: float
-    """Time of the training and its test, over all starts."""
+    seconds: float  # time of the training and its test
     trained: bool = False
-    """False until the training is finished. Until then the numbers below are not valid."""
     epochs: int = 0
     test_clips: int = 0
     test_groups: int = 0
@@ -127,10 +120,8 @@ class RunRecord(Frozen):
     top5: float = 0.0
     ece: float = 0.0
     view_top1: tuple[float | None, ...] = ()
-    left_out: dict[str, int] = {}
-    """Clips that are in no number, by reason."""
-    scores: dict[str, Score] = {}
-    """Accuracy on all tests, by the name of the test."""
+    left_out: dict[str, int] = {}  # clips that are in no number, by reason
+    scores: dict[str, Score] = {}  # accuracy on all tests, by the name of the test
 
 
 class ProtocolRow(Frozen):
@@ -142,8 +133,7 @@ class ProtocolRow(Frozen):
     seeds: tuple[int, ...]
     top1: tuple[float, ...]
     mean: float
-    spread: float | None
-    """Standard deviation over the seeds (n - 1); None for one seed."""
+    spread: float | None  # standard deviation over the seeds (n - 1); None for one seed
     train: str
     test: str
     left_out: dict[str, int]
@@ -152,7 +142,7 @@ class ProtocolRow(Frozen):
 
 
 class Stage(Frozen):
-    """Time of one stage, summed over all starts."""
+    """Time of one stage."""
 
     name: str
     seconds: float
@@ -160,20 +150,16 @@ class Stage(Frozen):
 
 
 class Reproduction(Frozen):
-    """A whole reproduction: ``results.json``. Fractions, not percent."""
+    """A whole reproduction: ``results.json``."""
 
     schema_version: int = 1
     data: NuclaCheck
-    comparable: bool
-    """True if the data are N-UCLA, so that the number of the paper is comparable."""
-    paper_top1: float = PAPER_TOP1
-    planned: int
-    """Number of planned runs; ``runs`` has the finished ones."""
-    bad_clips: dict[str, int]
-    """Number of clips that could not be decoded, by status."""
+    comparable: bool  # the data are N-UCLA, so that the number of the paper is comparable
+    paper_top1: float = 0.970  # from the abstract of the paper and the README of its authors, which name no protocol
+    planned: int  # number of planned runs; ``runs`` has the finished ones
+    bad_clips: dict[str, int]  # number of clips that could not be decoded, by status
     too_many_bad: str | None
-    notes: tuple[str, ...]
-    """Protocols that were left out or changed, and why."""
+    notes: tuple[str, ...]  # protocols that were left out or changed, and why
     rows: tuple[ProtocolRow, ...]
     runs: tuple[RunRecord, ...]
     stages: tuple[Stage, ...]

@@ -12,10 +12,9 @@ from dtsf.settings import Settings
 
 def _read_seeds(value: Any) -> Any:
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(map(str, value))
-    if not all(word.isascii() and word.isdigit() and int(word) < 2**31 for word in words) or not words:
+    numbers = all(word.isascii() and word.isdigit() and int(word) < 2**31 for word in words)
+    if not words or not numbers or len(set(words)) < len(words):
         raise ValueError("must be different numbers from 0, as in 0,1,2")
-    if len(set(words)) < len(words):
-        raise ValueError("must be different numbers from 0, each once")
     return tuple(map(int, words))
 
 
@@ -24,10 +23,6 @@ def _read_pair(value: Any) -> Any:
     if words is not None and (len(words) != 2 or words[0] == words[1]):
         raise ValueError("must be two names joined by a comma, as in aligned,conflict")
     return words
-
-
-Seeds = Annotated[tuple[int, ...], BeforeValidator(_read_seeds)]
-Pair = Annotated[tuple[str, str], BeforeValidator(_read_pair)]
 
 
 class Trainings(Settings):
@@ -39,7 +34,7 @@ class Trainings(Settings):
     """Change a key of the recipe: model.depth=4. May be repeated."""
     epochs: int | None = Field(default=None, ge=1)
     """Short for --set train.epochs=N."""
-    seeds: Seeds = (0, 1, 2)
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_read_seeds)] = (0, 1, 2)
     """Seeds, joined by commas. One training for each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device for training."""
@@ -60,7 +55,7 @@ class AblateSettings(Trainings):
     """Protocol, as for train."""
     tests: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--test"})
     """Evaluate every training also on another dataset: NAME (all clips) or NAME@PROTOCOL. May be repeated."""
-    gap: Pair | None = None
+    gap: Annotated[tuple[str, str], BeforeValidator(_read_pair)] | None = None
     """Show the difference of two tests, as in aligned,conflict."""
     init: Path | None = None
     """VideoMamba checkpoint to initialise every encoder."""

@@ -16,10 +16,10 @@ from dtsf.report import svg
 from dtsf.report.page import write_page
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from dtsf.experiments.results import Ablation, AblationRow, ProtocolRow, Reproduction
+    from dtsf.experiments.results import Ablation, ProtocolRow, Reproduction
     from dtsf.pipeline.datasets.nucla_check import Count, NuclaCheck
 
 FIELDS = ("protocol", "seed", "top1", "top5", "ece", "test_groups", "train_groups", "recipe", "epochs", "seconds")
@@ -35,107 +35,86 @@ STYLE = Markup(
 
 def write_ablation(ablation: Ablation, out: Path) -> None:
     """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``. Raises ConfigError: a file cannot be written."""
-    write_page(out / f"{ablation.table}.csv", _ablation_csv(ablation))
+    lines = []
+    for name, _, values in ablation.columns():
+        for row, by_seed in zip(ablation.rows, values, strict=True):
+            seconds = f"{statistics.fmean(row.seconds.values()):.1f}" if row.seconds else ""
+            numbers = ablation.cells(by_seed, digits=6, empty="")
+            lines.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source])
+    seeds = [f"seed {seed}" for seed in ablation.seeds]
+    heads = ["variant", "test", "mean", "spread", *seeds, "seconds", "differs", "source"]
+    write_page(out / f"{ablation.table}.csv", _csv([heads, *lines]))
     write_page(out / f"{ablation.table}.md", _ablation_markdown(ablation))
-    write_page(out / f"{ablation.table}.svg", str(draw_ablation(ablation)))
+    write_page(out / f"{ablation.table}.svg", str(_draw(ablation)))
 
 
 def write_reproduction(reproduction: Reproduction, out: Path) -> None:
     """Write ``results.md``, ``results.csv`` and ``results.json`` into ``out``. Raises ConfigError: a file cannot be written."""
-    rows = (
+    lines = [
         [*(getattr(run, name) for name in FIELDS), run.run, sum(run.left_out.values())] for run in reproduction.runs
-    )
+    ]
     write_page(out / "results.md", _reproduction_markdown(reproduction))
-    write_page(out / "results.csv", csv_text([*FIELDS, "run", "left_out"], rows))
+    write_page(out / "results.csv", _csv([[*FIELDS, "run", "left_out"], *lines]))
     write_page(out / "results.json", json_text(reproduction.model_dump(mode="json"), indent=1) + "\n")
 
 
-def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table as CSV."""
+def _csv(lines: Iterable[Sequence[Any]]) -> str:
     stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([columns, *rows])
+    csv.writer(stream, lineterminator="\n").writerows(lines)
     return stream.getvalue()
 
 
-def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table as Markdown. Cells are plain text: markup in them is escaped."""
-    lines = [[escape(cell) for cell in line] for line in (columns, *rows)]
+    lines = [[_escape(cell) for cell in line] for line in (columns, *rows)]
     lines.insert(1, ["---"] * len(columns))
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def escape(text: str) -> str:
+def _escape(text: str) -> str:
     """Escape a text for Markdown, on one line."""
     for sign in "\\`*_<>|[]":
         text = text.replace(sign, f"\\{sign}")
     return " ".join(text.split())
 
 
-def _ablation_csv(ablation: Ablation) -> str:
-    """Return one line for each variant and test. Cells of unfinished trainings are empty."""
-    rows = []
-    for name, _, values in ablation.columns():
-        for row, by_seed in zip(ablation.rows, values, strict=True):
-            seconds = f"{statistics.fmean(row.seconds.values()):.1f}" if row.seconds else ""
-            numbers = ablation.cells(by_seed, digits=6, empty="")
-            rows.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source])
-    return csv_text(
-        [
-            "variant",
-            "test",
-            "mean",
-            "spread",
-            *(f"seed {seed}" for seed in ablation.seeds),
-            "seconds",
-            "differs",
-            "source",
-        ],
-        rows,
-    )
-
-
 def _ablation_markdown(ablation: Ablation) -> str:
-    parts = [f"# {ablation.title}", *_facts(ablation), f"![{ablation.title}]({ablation.table}.svg)"]
+    changed = f" with {_escape(' '.join(ablation.overrides))}" if ablation.overrides else ""
+    parts = [
+        f"# {ablation.title}",
+        f"Dataset {_escape(ablation.dataset)}, protocol {ablation.protocol}, recipe {_escape(ablation.recipe)}{changed}, "
+        f"device {ablation.device}, cache fingerprint {ablation.fingerprint}, dtsf {ablation.versions.get('dtsf', '?')}, "
+        f"PyTorch {ablation.versions.get('torch', '?')}. Numbers are fractions. Seconds are the mean time of a training.",
+    ]
+    if ablation.done < ablation.total:
+        parts.append(f"**Not finished: {ablation.done} of {ablation.total} trainings.** {CONTINUE}")
+    parts += [f"**{_escape(test.name)}: {_escape(test.note)}.**" for test in ablation.tests if test.note]
+    parts.append(f"![{ablation.title}]({ablation.table}.svg)")
+    heads = ["variant", "mean", "spread (max - min)", *(f"seed {seed}" for seed in ablation.seeds), "seconds"]
     for name, task, values in ablation.columns():
         rows = []
         for row, by_seed in zip(ablation.rows, values, strict=True):
             seconds = f"{statistics.fmean(row.seconds.values()):.0f}" if row.seconds else "-"
             rows.append([row.variant, *ablation.cells(by_seed), seconds])
-        heads = ["variant", "mean", "spread (max - min)", *(f"seed {seed}" for seed in ablation.seeds), "seconds"]
-        parts += [f"## {escape(name)}", f"{escape(task)}.", markdown_table(heads, rows)]
-    parts.append(f"## The rows, and their differences from {escape(ablation.rows[0].variant)}")
-    details = []
+        parts += [f"## {_escape(name)}", f"{_escape(task)}.", _table(heads, rows)]
+    details, commands = [], []
+    train = ["dtsf", "train", "--cache", ablation.cache, "--dataset", ablation.dataset]
+    train += ["--protocol", ablation.protocol, "--recipe", ablation.recipe]
+    last = [*(["--init", ablation.init] if ablation.init else []), "--seed", str(ablation.seeds[0])]
     for row in ablation.rows:
         differs = ", ".join(row.differs) or "-"
         if row.same_as:
             differs = f"none: the same settings as {row.same_as}, one training for both"
+        else:
+            overrides = [word for change in row.overrides for word in ("--set", change)]
+            commands.append(f"    {shlex.join([*train, *overrides, *last])}")
         details.append([row.variant, row.source, differs])
-    parts.append(markdown_table(["variant", "source", "different settings (in brackets: the first row)"], details))
-    parts.append("Commands that train one row:")
-    parts.append("\n".join(f"    {_train_command(ablation, row)}" for row in ablation.rows if row.same_as is None))
-    return "\n\n".join(parts) + "\n"
+    parts.append(f"## The rows, and their differences from {_escape(ablation.rows[0].variant)}")
+    parts.append(_table(["variant", "source", "different settings (in brackets: the first row)"], details))
+    return "\n\n".join([*parts, "Commands that train one row:", "\n".join(commands)]) + "\n"
 
 
-def _facts(ablation: Ablation) -> list[str]:
-    changed = f" with {escape(' '.join(ablation.overrides))}" if ablation.overrides else ""
-    facts = [
-        f"Dataset {escape(ablation.dataset)}, protocol {ablation.protocol}, recipe {escape(ablation.recipe)}{changed}, "
-        f"device {ablation.device}, cache fingerprint {ablation.fingerprint}, dtsf {ablation.versions.get('dtsf', '?')}, "
-        f"PyTorch {ablation.versions.get('torch', '?')}. Numbers are fractions. Seconds are the mean time of a training."
-    ]
-    if ablation.done < ablation.total:
-        facts.append(f"**Not finished: {ablation.done} of {ablation.total} trainings.** {CONTINUE}")
-    return facts + [f"**{escape(test.name)}: {escape(test.note)}.**" for test in ablation.tests if test.note]
-
-
-def _train_command(ablation: Ablation, row: AblationRow) -> str:
-    words = ["dtsf", "train", "--cache", ablation.cache, "--dataset", ablation.dataset, "--protocol", ablation.protocol]
-    words += ["--recipe", ablation.recipe, *(word for change in row.overrides for word in ("--set", change))]
-    words += ["--init", ablation.init] if ablation.init else []
-    return shlex.join([*words, "--seed", str(ablation.seeds[0])])
-
-
-def draw_ablation(ablation: Ablation) -> Markup:
+def _draw(ablation: Ablation) -> Markup:
     """Draw a panel for each test, with a row for each variant and a dot for each seed. The first row has its own colour."""
     parts, left, bottom = [STYLE, svg.text(8, 18, ablation.title, "strong")], 0.0, 0.0
     for name, task, values in ablation.columns():
@@ -163,7 +142,7 @@ def protocol_cells(row: ProtocolRow, reproduction: Reproduction) -> dict[str, st
         "top-1 %": f"{100 * row.mean:.1f}{spread}",
         "by seed": " ".join(f"{100 * value:.1f}" for value in row.top1),
         "paper": paper if reproduction.comparable else f"({paper})",
-        "left out": _left_out(row.left_out) if row.recipe else "",
+        "left out": _reasons(row.left_out) if row.recipe else "",
         "recipe": row.recipe,
         "a run": duration(row.seconds),
     }
@@ -186,27 +165,29 @@ def comparison_note(reproduction: Reproduction) -> str:
 
 def describe_data(check: NuclaCheck) -> Iterable[tuple[str, str]]:
     """Yield the rows of the data table: heading and text."""
+
+    def some(clips: Sequence[str]) -> str:
+        return str(len(clips)) + (f" ({', '.join(clips[:6])}{' ...' if len(clips) > 6 else ''})" if clips else "")
+
+    def counts(of: dict[str, Count]) -> str:
+        return ", ".join(f"{key} {n.found} of {n.listed}" for key, n in of.items())
+
     views = ", ".join(f"{n} of {k} view{'s' * (k > 1)}" for k, n in check.groups_by_views.items())
-    yield (
-        "found",
-        f"{check.found:,} clips of {sum(check.groups_by_views.values())} performances ({views}) in {check.root}",
-    )
+    groups = sum(check.groups_by_views.values())
+    yield "found", f"{check.found:,} clips of {groups} performances ({views}) in {check.root}"
     if not check.is_nucla:
         yield "classes", f"{', '.join(check.classes)} (from labels.csv)"
-    yield (
-        "in public lists" if check.is_nucla else "ids in lists",
-        "; ".join(f"{n.found:,} of {n.listed:,} in {name}'s" for name, n in check.lists.items()),
-    )
-    yield "by view", _counts(check.views)
-    yield "by subject", _counts(check.subjects)
-    yield "by action", _counts(check.actions)
+    lists = "; ".join(f"{n.found:,} of {n.listed:,} in {name}'s" for name, n in check.lists.items())
+    yield "in public lists" if check.is_nucla else "ids in lists", lists
+    yield "by view", counts(check.views)
+    yield "by subject", counts(check.subjects)
+    yield "by action", counts(check.actions)
     if check.is_nucla:
-        yield "missing", f"{_some(check.missing)} of the {check.certain:,} clips in all lists"
-        yield "disputed", f"{_some(check.missing_disputed)} of the {check.listed - check.certain} clips in some lists"
-        yield "in no list", _some(check.unlisted)
-        yield "very short", f"{_some(check.very_short)}: at most {SHORT} frames in CTR-GCN's list; used, frames repeat"
-    for note in check.notes:
-        yield "note", note
+        yield "missing", f"{some(check.missing)} of the {check.certain:,} clips in all lists"
+        yield "disputed", f"{some(check.missing_disputed)} of the {check.listed - check.certain} clips in some lists"
+        yield "in no list", some(check.unlisted)
+        yield "very short", f"{some(check.very_short)}: at most {SHORT} frames in CTR-GCN's list; used, frames repeat"
+    yield from (("note", note) for note in check.notes)
 
 
 def _reproduction_markdown(reproduction: Reproduction) -> str:
@@ -219,19 +200,22 @@ def _reproduction_markdown(reproduction: Reproduction) -> str:
     if reproduction.too_many_bad:
         parts.append(f"**Doubtful: {reproduction.too_many_bad}**")
     rows = [protocol_cells(row, reproduction) for row in reproduction.rows]
-    parts.append(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+    parts.append(_table(list(rows[0]), [list(row.values()) for row in rows]))
     seeds = ", ".join(map(str, dict.fromkeys(run.seed for run in reproduction.runs)))
-    parts.append(
-        f"Mean ± standard deviation over the seeds ({seeds}). Top-1 counts performances (groups). With one unseen view, a "
-        "performance is one clip."
-    )
-    parts.append(comparison_note(reproduction))
-    parts.append("## Data\n\n" + markdown_table(("what", "how much"), describe_data(check)))
-    parts.append(f"Clips that could not be decoded: {_left_out(reproduction.bad_clips)}. N-UCLA: {SOURCE}")
     stages = [(stage.name, duration(stage.seconds), stage.what) for stage in reproduction.stages]
-    parts.append("## Time\n\n" + markdown_table(("stage", "time", "what"), stages))
-    parts.append("## Command\n\n" + "    " + reproduction.command)
-    parts.append(", ".join(f"{name} {version}" for name, version in reproduction.versions.items()))
+    parts += [
+        f"Mean ± standard deviation over the seeds ({seeds}). Top-1 counts performances (groups). With one unseen view, a "
+        "performance is one clip.",
+        comparison_note(reproduction),
+        "## Data",
+        _table(("what", "how much"), describe_data(check)),
+        f"Clips that could not be decoded: {_reasons(reproduction.bad_clips)}. N-UCLA: {SOURCE}",
+        "## Time",
+        _table(("stage", "time", "what"), stages),
+        "## Command",
+        f"    {reproduction.command}",
+        ", ".join(f"{name} {version}" for name, version in reproduction.versions.items()),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -243,14 +227,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _left_out(counts: dict[str, int]) -> str:
+def _reasons(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"
 
 
-def _counts(counts: dict[str, Count]) -> str:
-    return ", ".join(f"{key} {n.found} of {n.listed}" for key, n in counts.items())
-
-
-def _some(clips: Sequence[str]) -> str:
-    names = f" ({', '.join(clips[:6])}{' ...' if len(clips) > 6 else ''})" if clips else ""
-    return f"{len(clips)}{names}"
+def differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the settings of the recipe ``other`` that differ, with the value of ``first`` in brackets, and its branches:
+    ``motion each 0.67; dynamic each 8 channels 0.33``.
+    """
+    found = []
+    for section, values in other.items():
+        for key, value in values.items():
+            before, words = first.get(section, {}).get(key), []
+            if (section, key) == ("model", "branch"):
+                for branch in value:
+                    more = [f"{branch['channels']} channels"] if branch["channels"] else []
+                    more += [branch["paste"]] if branch["paste"] != "none" else []
+                    more += ["msm"] if branch["msm"] else []
+                    words.append(" ".join([branch["input"], branch["views"], *more, f"{branch['weight']:g}"]))
+            if value != before:
+                found.append(f"{section}.{key} " + ("; ".join(words) or f"{value} ({before})"))
+    return tuple(found)
