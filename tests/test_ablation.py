@@ -22,8 +22,13 @@ from dtsf.training.recipe import builtin_names
 
 EACH = 'model.branch=[{ input = "motion", weight = 0.67 }, { input = "dynamic", channels = 8, weight = 0.33 }]'
 TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "train.batch_size=3", "train.epochs=2"]
-COMMON = {"protocol": "cross-subject:2", "recipe": "default", "overrides": TINY, "device": "cpu"}
-PAPER = ["DTSFNet", "mean fusion without TSM", "TMC", "SFM", "MSM", "HSIC", "StillMix"]
+SHORT = [*TINY, "train.epochs=1"]
+COMMON = {"dataset": "drawn", "protocol": "cross-subject:2", "recipe": "default", "overrides": TINY, "device": "cpu"}
+THREE = (
+    'title = "Three"\n[[row]]\nname = "DTSFNet"\n[[row]]\nname = "TMC"\nset = ["model.fusion=tmc"]\ndrop = ["all"]\n'
+    '[[row]]\nname = "SFM"\nset = ["model.fusion=sfm"]\ndrop = ["all"]\n'
+)
+"""Rows of the table ``paper``."""
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +45,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(cache, tmp_path_factory):
     """An undisturbed table of the paper's rows with two seeds, and its folder."""
-    out = tmp_path_factory.mktemp("whole")
-    done = []
-    result = package.ablate(
-        cache, table="paper", dataset="drawn", seeds=(0, 1), out=out, on_epoch=lambda *words: done.append(words), **COMMON
-    )
+    out, done = tmp_path_factory.mktemp("whole"), []
+    options = COMMON | {"seeds": (0, 1), "out": out, "on_epoch": lambda *words: done.append(words)}
+    result = package.ablate(cache, table="paper", **options)
     assert done[-1][:2] == (done[-1][1], 2 * result.total)
     return result, out
 
@@ -52,44 +55,59 @@ def whole(cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """A VideoMamba checkpoint of width 16."""
-    encoder = VideoMamba(
-        ModelConfig(patch=16, frames=2, width=16, depth=1, state=2, readout="cls"), channels=3, side=224, n_classes=400
-    )
+    config = ModelConfig(patch=16, frames=2, width=16, depth=1, state=2, readout="cls")
     file = tmp_path_factory.mktemp("weights") / "videomamba.pth"
-    torch.save({"model": encoder.state_dict()}, file)
+    torch.save({"model": VideoMamba(config, channels=3, side=224, n_classes=400).state_dict()}, file)
     return file
+
+
+@pytest.fixture
+def three(tmp_path):
+    (tmp_path / "three.toml").write_text(THREE)
+    return str(tmp_path / "three.toml")
 
 
 def rows_of(file):
     return {(row["variant"], row["test"]): row for row in csv.DictReader(file.read_text().splitlines())}
 
 
+def folder_of(out, variant, seed):
+    (folder,) = out.glob(f"trainings/{variant.lower().replace(' ', '-')}-????????????????-seed{seed}")
+    return folder
+
+
+def killed_at(epoch, cache, **options):
+    """Ablate in a process that is killed at an epoch."""
+
+    def die(done, _total, _note):
+        if done == epoch:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert exit_code(forked(lambda: package.ablate(cache, on_epoch=die, **options))) == -signal.SIGKILL
+
+
 def test_ablate__trains_each_row_with_its_settings(whole):
     result, out = whole
-    assert [row.variant for row in result.rows][:7] == PAPER
+    assert [row.variant for row in result.rows][:7] == [
+        "DTSFNet", "mean fusion without TSM", "TMC", "SFM", "MSM", "HSIC", "StillMix",
+    ]  # fmt: skip
     assert (result.done, result.total, result.reused) == (24, 24, 0)
     settings = {}
     for file in out.glob("trainings/*-seed0/config.toml"):
         settings[file.parent.name.rsplit("-", 2)[0]] = tomllib.loads(file.read_text())
     # The input and views of each branch.
-    whole_recipe = ["motion each", "motion all", "dynamic each"]
     each, frames = ["motion each", "dynamic each"], ["frames each", "frames all"]
-    said = {
-        "dtsfnet": (whole_recipe, "msf"),
+    expected = {
+        "dtsfnet": (["motion each", "motion all", "dynamic each"], "msf"),
         "msf-alone": (each, "msf"),
         "mean-fusion-without-tsm": (["frames each"], "mean"),
         "tmc": (each, "tmc"),
         "sfm": (each, "sfm"),
-        "msm": (frames, "msf"),
-        "hsic": (frames, "msf"),
-        "albar": (frames, "msf"),
-        "soar": (frames, "msf"),
-        "stillmix": (frames, "msf"),
-        "dtsfnet-without-tsm": (frames, "msf"),
         "mean-fusion": (each, "mean"),
+        **dict.fromkeys(("msm", "hsic", "albar", "soar", "stillmix", "dtsfnet-without-tsm"), (frames, "msf")),
     }
-    assert settings.keys() == said.keys()
-    for name, (branches, fusion) in said.items():
+    assert settings.keys() == expected.keys()
+    for name, (branches, fusion) in expected.items():
         model = settings[name]["model"]
         assert ([f"{branch['input']} {branch['views']}" for branch in model["branch"]], model["fusion"]) == (branches, fusion)
         assert [branch["msm"] for branch in model["branch"]] == [name == "msm"] * len(branches)
@@ -104,11 +122,10 @@ def test_ablate__writes_the_numbers_of_the_trainings(whole):
     table = rows_of(out / "paper.csv")
     for row in result.rows:
         line = table[row.variant, "drawn"]
+        numbers = [float(line[f"seed {seed}"]) for seed in (0, 1)]
         for seed in (0, 1):
-            (folder,) = out.glob(f"trainings/{row.variant.lower().replace(' ', '-')}-????????????????-seed{seed}")
-            trained = json.loads((folder / "metrics.json").read_text())["top1"]
-            assert float(line[f"seed {seed}"]) == pytest.approx(trained, abs=1e-6)
-        numbers = [float(line["seed 0"]), float(line["seed 1"])]
+            trained = json.loads((folder_of(out, row.variant, seed) / "metrics.json").read_text())["top1"]
+            assert numbers[seed] == pytest.approx(trained, abs=1e-6)
         assert float(line["mean"]) == pytest.approx(sum(numbers) / 2, abs=2e-6)
         assert float(line["spread"]) == pytest.approx(max(numbers) - min(numbers), abs=2e-6)
         assert float(line["seconds"]) > 0
@@ -128,7 +145,7 @@ def test_ablate__repeats_no_training_and_shares_them_between_tables(cache, dtsf,
     before = {path: path.stat().st_mtime_ns for path in out.glob("trainings/*/last/*")}
     files = {path: path.read_bytes() for path in out.glob("paper.*")}
     epochs = []
-    options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "out": out, "on_epoch": lambda *words: epochs.append(words)}
+    options = COMMON | {"seeds": (0, 1), "out": out, "on_epoch": lambda *words: epochs.append(words)}
     again = package.ablate(cache, table="paper", **options)
     assert (again.reused, epochs) == (24, [])
     assert again.rows == result.rows
@@ -149,8 +166,8 @@ def test_ablate__repeats_no_training_and_shares_them_between_tables(cache, dtsf,
 
 @pytest.mark.parametrize("name", ["motion", "debias"])
 def test_ablate__trains_every_table(cache, tmp_path, name):
-    overrides = [*TINY, "train.epochs=1", EACH]
-    result = package.ablate(cache, table=name, dataset="drawn", seeds=(0,), out=tmp_path, **COMMON | {"overrides": overrides})
+    options = COMMON | {"overrides": [*SHORT, EACH], "seeds": (0,), "out": tmp_path}
+    result = package.ablate(cache, table=name, **options)
     assert result.done == result.total
     # The recipe has no branch of all views together, so this row is the recipe.
     same = {"each view separately": "DTSFNet", "motion of each view": "motion alone"} if name == "motion" else {}
@@ -159,18 +176,12 @@ def test_ablate__trains_every_table(cache, tmp_path, name):
     assert all(len(row.top1["drawn"]) == 1 for row in result.rows)
 
 
-def test_ablate__gives_the_same_table_after_a_kill(cache, whole, tmp_path):
-    options = COMMON | {"table": "paper", "dataset": "drawn", "seeds": (0, 1), "out": tmp_path}
-
-    def die(done, _total, _note):
-        if done == 5:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert exit_code(forked(lambda: package.ablate(cache, on_epoch=die, **options))) == -signal.SIGKILL
-    assert "**Not finished: 2 of 24 trainings.**" in (tmp_path / "paper.md").read_text()
-    assert "not yet" in (tmp_path / "paper.svg").read_text()
-    (cut,) = tmp_path.glob("trainings/mean-fusion-without-tsm-*-seed0")
-    assert json.loads((cut / "result.json").read_text())["trained"] is False
+def test_ablate__gives_the_same_table_after_a_kill(cache, whole, three, tmp_path):
+    options = COMMON | {"table": three, "seeds": (0, 1), "out": tmp_path}
+    killed_at(5, cache, **options)
+    assert "**Not finished: 2 of 6 trainings.**" in (tmp_path / "three.md").read_text()
+    assert "not yet" in (tmp_path / "three.svg").read_text()
+    assert json.loads((folder_of(tmp_path, "TMC", 0) / "result.json").read_text())["trained"] is False
     # And a record cut in two, of one that was finished.
     broken, finished = sorted(tmp_path.glob("trainings/dtsfnet-????????????????-seed?/result.json"))
     broken.write_text(broken.read_text()[:9])
@@ -178,44 +189,40 @@ def test_ablate__gives_the_same_table_after_a_kill(cache, whole, tmp_path):
     epochs = []
     package.ablate(cache, on_epoch=lambda *words: epochs.append(words), **options)
     assert finished.with_name("metrics.json").stat().st_mtime_ns == before
-    # One epoch of the training that was cut off, two of each that was not begun.
-    assert len(epochs) == 1 + 2 * 21
-    wanted, found = rows_of(whole[1] / "paper.csv"), rows_of(tmp_path / "paper.csv")
-    assert wanted.keys() == found.keys()
-    for column in ("mean", "spread", "seed 0", "seed 1", "differs"):
-        assert [row[column] for row in found.values()] == [row[column] for row in wanted.values()]
+    # One epoch of the training that was cut off, two of each that was not started.
+    assert len(epochs) == 1 + 2 * 3
+    wanted, found = rows_of(whole[1] / "paper.csv"), rows_of(tmp_path / "three.csv")
+    assert len(found) == 3
+    for name, row in found.items():
+        columns = ("mean", "spread", "seed 0", "seed 1", "differs")
+        assert [row[column] for column in columns] == [wanted[name][column] for column in columns]
 
 
-def test_ablate__evaluates_on_other_datasets_and_shows_the_gap(cache, tmp_path):
-    options = COMMON | {"dataset": "drawn", "seeds": (0, 1), "table": "debias", "out": tmp_path}
-    options["overrides"] = [*TINY, "train.epochs=1"]
-    other = "conflict@cross-subject:3"
+def test_ablate__evaluates_on_other_datasets_and_shows_the_gap(cache, three, tmp_path):
+    other, epochs = "conflict@cross-subject:3", []
+    options = COMMON | {"seeds": (0, 1), "table": three, "out": tmp_path, "overrides": SHORT}
     result = package.ablate(cache, tests=["aligned", other], gap=("aligned", other), **options)
-    assert [(test.name, test.n_groups) for test in result.tests] == [
-        ("drawn", 6), ("aligned", 12), ("conflict@cross-subject:3", 6),
+    assert [(test.name, test.n_groups, test.note) for test in result.tests] == [
+        ("drawn", 6, ""), ("aligned", 12, ""), ("conflict@cross-subject:3", 6, ""),
     ]  # fmt: skip
-    assert [test.note for test in result.tests] == ["", "", ""]
     assert result.tests[2].task == "test clips of conflict by cross-subject:3"
-    table = rows_of(tmp_path / "debias.csv")
+    table = rows_of(tmp_path / "three.csv")
     for row in result.rows:
         gap = table[row.variant, "aligned - conflict@cross-subject:3"]
         for seed in (0, 1):
-            (folder,) = tmp_path.glob(f"trainings/{row.variant.lower().replace(' ', '-')}-????????????????-seed{seed}")
-            run = package.load(folder)
+            run = package.load(folder_of(tmp_path, row.variant, seed))
             aligned = run.evaluate(cache, dataset="aligned", protocol="all").metrics.top1
             conflict = run.evaluate(cache, dataset="conflict", protocol="cross-subject:3").metrics.top1
             assert row.top1["aligned"][seed] == pytest.approx(aligned)
             assert float(gap[f"seed {seed}"]) == pytest.approx(aligned - conflict, abs=1e-6)
     # A further test needs no training. Clips that were trained on are reported.
-    epochs = []
-    more = package.ablate(
-        cache, tests=["drawn@all", "conflict"], on_epoch=lambda *words: epochs.append(words), **options
-    )
-    assert (epochs, more.done) == ([], 14)
+    options |= {"tests": ["drawn@all", "conflict"], "on_epoch": lambda *words: epochs.append(words)}
+    more = package.ablate(cache, **options)
+    assert (epochs, more.done) == ([], 6)
     notes = {test.name: test.note for test in more.tests}
     assert notes["drawn@all"] == "18 of its 36 clips were trained on"
     assert notes["conflict"] == "18 of its 36 clips are of subjects (by number) that were trained on"
-    assert "**conflict: 18 of its 36 clips are of subjects" in (tmp_path / "debias.md").read_text()
+    assert "**conflict: 18 of its 36 clips are of subjects" in (tmp_path / "three.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +245,7 @@ def test_ablate__evaluates_on_other_datasets_and_shows_the_gap(cache, tmp_path):
 )
 def test_ablate__refuses_wrong_settings_before_the_first_training(cache, tmp_path, changed, error, message):
     with pytest.raises(error, match=message):
-        package.ablate(cache, out=tmp_path / "out", **COMMON | {"table": "paper", "dataset": "drawn"} | changed)
+        package.ablate(cache, out=tmp_path / "out", **COMMON | {"table": "paper"} | changed)
     assert not (tmp_path / "out").exists()
 
 
@@ -256,7 +263,7 @@ def test_ablate_command__exits_2_for_wrong_options(dtsf, cache, tmp_path, words,
 
 
 def test_ablate__refuses_a_checkpoint_of_another_width(cache, weights, tmp_path):
-    options = COMMON | {"overrides": [*TINY, "model.width=8"], "table": "paper", "dataset": "drawn", "seeds": (0,)}
+    options = COMMON | {"overrides": [*TINY, "model.width=8"], "table": "paper", "seeds": (0,)}
     with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
         package.ablate(cache, init=weights, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -265,14 +272,9 @@ def test_ablate__refuses_a_checkpoint_of_another_width(cache, weights, tmp_path)
 def test_ablate__resumes_rows_with_the_sizes_of_a_checkpoint(cache, weights, tmp_path):
     (tmp_path / "one.toml").write_text('title = "One"\n[[row]]\nname = "one"\n')
     open_sizes = [word for word in TINY if not word.startswith(("model.width", "model.depth"))]
-    changed = {"overrides": open_sizes, "table": str(tmp_path / "one.toml"), "dataset": "drawn", "seeds": (0,)}
-    options = COMMON | changed | {"init": weights, "out": tmp_path / "out"}
-
-    def die(done, _total, _note):
-        if done == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    assert exit_code(forked(lambda: package.ablate(cache, on_epoch=die, **options))) == -signal.SIGKILL
+    options = COMMON | {"overrides": open_sizes, "table": str(tmp_path / "one.toml"), "seeds": (0,)}
+    options |= {"init": weights, "out": tmp_path / "out"}
+    killed_at(1, cache, **options)
     assert package.ablate(cache, **options).done == 1
     (last,) = (tmp_path / "out/trainings").glob("*/last")
     assert package.load(last.parent).net.config.width == 16
@@ -284,15 +286,14 @@ def test_ablate__reads_custom_tables_and_refuses_invalid_ones(cache, tmp_path):
         'title = "Width <b>|"\n[[row]]\nname = "16"\n[[row]]\nname = "8 | <i>"\nset = ["model.width=8"]\n'
         '[[row]]\nname = "16 again"\nset = ["model.width=16"]\n'
     )
-    options = COMMON | {"dataset": "drawn", "seeds": (3,), "out": tmp_path / "out", "overrides": [*TINY, "train.epochs=1"]}
-    result = package.ablate(cache, table=str(mine), **options)
+    options = COMMON | {"seeds": (3,), "out": tmp_path / "out", "overrides": SHORT, "table": str(mine)}
+    result = package.ablate(cache, **options)
     assert (result.table, result.total, result.rows[2].same_as) == ("mine", 2, "16")
     # Other settings, another protocol or seed are other trainings in the same folder.
-    for changed in ({"overrides": [*options["overrides"], "loss.kl=0.5"]}, {"protocol": "cross-subject:1"}, {"seeds": (4,)}):
-        assert package.ablate(cache, table=str(mine), **options | changed).reused == 0
-    assert package.ablate(cache, table=str(mine), **options).reused == 2
-    page = (tmp_path / "out/mine.md").read_text()
-    assert "| 8 \\| \\<i\\> |" in page
+    for changed in ({"overrides": [*SHORT, "loss.kl=0.5"]}, {"protocol": "cross-subject:1"}, {"seeds": (4,)}):
+        assert package.ablate(cache, **options | changed).reused == 0
+    assert package.ablate(cache, **options).reused == 2
+    assert "| 8 \\| \\<i\\> |" in (tmp_path / "out/mine.md").read_text()
     ET.parse(tmp_path / "out/mine.svg")
     for text, message in (
         ('title = "x"\n[[row]]\nname = "a"\nsets = []\n', r"row.0.sets: Extra inputs"),
@@ -306,7 +307,7 @@ def test_ablate__reads_custom_tables_and_refuses_invalid_ones(cache, tmp_path):
 
 
 def test_ablate__refuses_a_second_process_in_the_same_folder(cache, tmp_path):
-    options = COMMON | {"table": "fusion", "dataset": "drawn", "seeds": (0,), "out": tmp_path}
+    options = COMMON | {"table": "fusion", "seeds": (0,), "out": tmp_path}
 
     def another(_result):
         with pytest.raises(ConfigError, match=f"another dtsf ablate works in {tmp_path}"):
@@ -318,7 +319,7 @@ def test_ablate__refuses_a_second_process_in_the_same_folder(cache, tmp_path):
 
 
 def test_ablate__names_a_damaged_checkpoint_and_the_next_step(cache, tmp_path):
-    options = COMMON | {"table": "debias", "dataset": "drawn", "seeds": (0,), "out": tmp_path}
+    options = COMMON | {"table": "debias", "seeds": (0,), "out": tmp_path}
 
     def stop(_done, _total, _note):
         raise KeyboardInterrupt

@@ -15,8 +15,7 @@ from dtsf.cli.data import import_command, preprocess_command, synth_app
 from dtsf.cli.experiments import ablate_command, reproduce_app
 from dtsf.cli.options import QUIET, VERBOSE, with_verbosity
 from dtsf.cli.predict import predict_command
-from dtsf.cli.report import doctor_command, report_command
-from dtsf.cli.run import evaluate_command, export_command, train_command
+from dtsf.cli.run import doctor_command, evaluate_command, export_command, report_command, train_command
 from dtsf.cli.screen import ClosedPipeError, print_stdout, results, set_verbosity, styled
 
 INTERRUPTED = 130

@@ -33,7 +33,7 @@ def cache_info_command(
 ) -> None:
     """Print the content of a cache: datasets, classes, groups, statuses and settings."""
     if html is not None:
-        from dtsf.cli.report import cache_page
+        from dtsf.cli.run import cache_page
 
         cache_page(path, html, dataset, json_=json_)
         return

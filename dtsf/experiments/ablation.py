@@ -30,7 +30,6 @@ from dtsf.training.train_state import versions
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dtsf.training.loop import EpochReport
     from dtsf.training.recipe import Recipe
 
 
@@ -180,8 +179,8 @@ def ablate(
         ablation = publish()
         for (name, seed), job in todo.items():
 
-            def show(report: EpochReport, title: str = f"{name}, seed {seed}", before: int = before) -> None:
-                on_epoch(before + report.epoch, total, f"{title}, loss {report.loss:.3f}")
+            def show(epoch: int, _: int, note: str, title: str = f"{name}, seed {seed}", before: int = before) -> None:
+                on_epoch(before + epoch, total, f"{title}, {note}")
 
             records[name, seed] = run_job(job, show)
             before += job.settings.train.epochs

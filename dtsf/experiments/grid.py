@@ -141,9 +141,9 @@ def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None
     return resolve_auto(start_from(init, recipe)[0], len(split.train))
 
 
-def run_job(job: Job, on_epoch: Callable[[EpochReport], None]) -> RunRecord:
+def run_job(job: Job, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
     """Train a job if it is not trained, and evaluate it on the tests without a score. Raises CheckpointError: a damaged
-    checkpoint or record.
+    checkpoint or record. ``on_epoch`` is called with the number of epochs done, the number of all epochs, and a line.
     """
     record = read_record(job)
     if record is None or not record.trained or not (job.folder / "last").is_dir():
@@ -175,7 +175,7 @@ def _missing(job: Job, record: RunRecord) -> list[TestSet]:
     return [test for test in job.tests if keys.get(test.summary.name) != test.key]
 
 
-def _train(job: Job, before: RunRecord | None, on_epoch: Callable[[EpochReport], None]) -> RunRecord:
+def _train(job: Job, before: RunRecord | None, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
     resume, own = resume_or_clear(job.folder), job.tests[0]
     spent = before.seconds if before is not None and resume else 0.0
     record = RunRecord(
@@ -206,7 +206,7 @@ def _train(job: Job, before: RunRecord | None, on_epoch: Callable[[EpochReport],
 
         def on_report(report: EpochReport) -> None:
             tick()
-            on_epoch(report)
+            on_epoch(report.epoch, report.epochs, f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}")
 
         # A resumed run does not read the file of --init again, so its sizes are given.
         sizes = [f"model.{key}={getattr(job.settings.model, key)}" for key in ("width", "depth")]

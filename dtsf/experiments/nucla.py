@@ -12,9 +12,8 @@ import shlex
 import shutil
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -33,30 +32,23 @@ from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import builtin_names, default_recipe, load_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from dtsf.experiments.results import ProtocolRow
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
     from dtsf.pipeline.preprocess import PreprocessResult, Progress
-    from dtsf.training.loop import EpochReport
 
     Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 NAME = "nucla"
 """Kind of the dataset, and its name in the cache."""
 SETTINGS, STAGE1 = "reproduce.json", "stage1.json"
+CHOOSE = "Choose another --out, or --overwrite to start again there"
 PUBLISHED_SUBJECT = 10
 """Test subject of DVANet's public cross-subject list."""
-PAPER: dict[str, Any] = {
-    "recipe": "nucla-paper",
-    "overrides": (),
-    "encoder": "pixels",
-    "size": 224,
-    "frames": 16,
-    "grid": 6,
-}
+PAPER: dict[str, Any] = {"recipe": "nucla-paper", "overrides": (), "encoder": "pixels", "size": 224}
 """Settings of the run from pixels. The grid has no effect on pixels."""
 
 
@@ -71,12 +63,6 @@ class Part:
     jobs: list[Job]
 
 
-@contextmanager
-def no_progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
-    """Show no progress."""
-    yield lambda *_: None
-
-
 def reproduce_nucla(
     root: Path | None,
     out: Path = Path("reproduce-nucla"),
@@ -84,7 +70,7 @@ def reproduce_nucla(
     *,
     on_check: Callable[[NuclaCheck], None] = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
-    show: Show = no_progress,
+    show: Show = lambda *_: nullcontext(lambda *_: None),
     **changes: Any,
 ) -> Reproduction:
     """Run both stages on N-UCLA and write ``results.md``, ``.csv`` and ``.json`` into ``out``.
@@ -115,12 +101,10 @@ def reproduce_nucla(
             # A row of the table must not mix two recipes.
             finished = [job for job in part.jobs if job.name in records]
             for job in finished if len(finished) < len(part.jobs) else ():
-                changed = differences(records[job.name].settings, job.settings.model_dump(mode="json"))
+                changed = ", ".join(differences(records[job.name].settings, job.settings.model_dump(mode="json")))
                 if changed:
-                    raise ConfigError(
-                        f"{job.folder} was trained with another recipe than {records[job.name].protocol} has now (before in "
-                        f"brackets): {', '.join(changed)}. Choose another --out, or --overwrite to start again there"
-                    )
+                    recipe = f"another recipe than {job.tests[0].rule} has now (before in brackets): {changed}"
+                    raise ConfigError(f"{job.folder} was trained with {recipe}. {CHOOSE}")
         if records:
             say(f"{len(records)} of {len(jobs)} runs were finished before")
 
@@ -159,14 +143,10 @@ def reproduce_nucla(
                 title = f"{job.tests[0].rule} seed {job.seed}"
                 say(f"run {n} of {len(jobs)}: {title}, recipe {job.recipe}")
                 with show(title, "epochs") as update:
-                    records[job.name] = record = run_job(job, partial(_show_epoch, update))
+                    records[job.name] = record = run_job(job, update)
                 say(f"  top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s")
                 publish()
         return publish()
-
-
-def _show_epoch(update: Callable[..., None], report: EpochReport) -> None:
-    update(report.epoch, report.epochs, f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}")
 
 
 def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
@@ -219,7 +199,7 @@ def _plans(
         if settings.recipe is not None or settings.encoder != ReproduceSettings().encoder:
             plans = [("", own.changed(init=init), out)]
         elif has_gpu(settings.device):
-            paper = settings.changed(**PAPER, init=init, cache=(out / "paper/cache").absolute())
+            paper = settings.changed(**PAPER, frames=16, grid=6, init=init, cache=(out / "paper/cache").absolute())
             plans.append(("paper: ", paper, out / "paper"))
         else:
             say(
@@ -268,8 +248,7 @@ def _claim(plan: ReproduceSettings, out: Path, catalog: SourceCatalog) -> None:
         pairs = {key: (before.get(key), settings.get(key)) for key in sorted(settings.keys() | before.keys())}
         changed = "; ".join(f"{key} {old!r}, now {new!r}" for key, (old, new) in pairs.items() if old != new)
         if changed:
-            step = "choose another --out, or --overwrite to start again there"
-            raise ConfigError(f"{out} was started with {changed}: {step}")
+            raise ConfigError(f"{out} was started with {changed}. {CHOOSE}")
     write_json(file, settings)
 
 
