@@ -106,8 +106,8 @@ def ablate(
         raise ConfigError(f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --test")
     if init is not None and not init.is_file():
         raise CheckpointError(f"--init {init}: no such file")
-    common = [data.info.model_dump(mode="json"), data.spec.fingerprint(), str(rule)]
-    common += [sorted(clip.id for clip in split.train)]
+    ids = sorted(clip.id for clip in split.train)
+    common: list[Any] = [data.info.model_dump(mode="json"), data.spec.fingerprint(), str(rule), ids]
     common += [None if init is None else [init.stat().st_size, init.stat().st_mtime_ns], versions()["dtsf"]]
 
     def make_job(variant: Variant, seed: int) -> Job:
