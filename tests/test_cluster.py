@@ -74,7 +74,7 @@ def workers_of(pid, name):
     return found
 
 
-WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.decoder_main"
+WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.decode"
 
 
 def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, undisturbed, tmp_path):

@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from dtsf.cache.schema import CacheSpec
 
-LITE = re.compile(rf"({'|'.join(lite.STAGES)})(?::(8|16|32))?")
-"""EfficientNet-Lite with the stride of its feature map, for example ``efficientnet-lite1:8``."""
+LITE = re.compile(rf"({'|'.join(lite.STAGES)})(?::(8|16|32))?")  # with the stride of the feature map
 KNOWN_BY_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 """Names that an untrusted file may contain: models of timm's own list, without paths and hubs."""
 
@@ -34,11 +33,9 @@ KNOWN_BY_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 class Identity:
     """All settings that an encoder's numbers depend on, and their shape."""
 
-    name: str
-    """Canonical name: two spellings of one encoder have the same name. Never a path."""
+    name: str  # canonical: two spellings of one encoder have the same name; never a path
     weights_hash: str
-    grid: int
-    """Cells along each side of an embedding."""
+    grid: int  # cells along each side of an embedding
     channels: int
     dtype: str
 
@@ -48,10 +45,9 @@ class Encoder:
     """A loaded frame encoder."""
 
     identity: Identity
+    # Frames of one or several clips, (F, size, size, 3) uint8 RGB -> (F, grid * grid, channels), cells in raster order.
     embed: Callable[[np.ndarray], np.ndarray]
-    """(F, size, size, 3) uint8 RGB -> (F, grid * grid, channels), cells in raster order. F frames of one or several clips."""
-    device: str = "cpu"
-    """``cpu`` or ``cuda``. A GPU is faster with several clips per call."""
+    device: str = "cpu"  # or cuda, which is faster with several clips per call
 
 
 def _check_weights(name: str, weights: str | Path | None) -> None:
@@ -59,12 +55,20 @@ def _check_weights(name: str, weights: str | Path | None) -> None:
     model, at, file = name.partition("@")
     if at:
         raise ConfigError(f"--encoder {name}: pass the weights separately: --encoder {model} --encoder-weights {file}")
-    if weights is None:
-        return
-    if not name.startswith("timm:"):
+    if weights is not None and not name.startswith("timm:"):
         raise ConfigError(f"--encoder-weights {weights}: {name} has built-in weights; use --encoder timm:MODEL")
-    if not Path(weights).is_file():
+    if weights is not None and not Path(weights).is_file():
         raise ConfigError(f"--encoder-weights {weights}: no such file")
+
+
+def _lite(name: str) -> tuple[str, int]:
+    """Return network and stride of an EfficientNet-Lite. Raises ConfigError: the name is unknown."""
+    match = LITE.fullmatch(name)
+    if match is None:
+        raise ConfigError(
+            f"unknown encoder {name!r}; use {', '.join(lite.STAGES)} (also with :8, :16 or :32), pixels or timm:MODEL"
+        )
+    return match[1], int(match[2] or lite.DEFAULT_STRIDE)
 
 
 @lru_cache(maxsize=8)
@@ -72,10 +76,8 @@ def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None
     """Return an encoder's identity. It is cheap for built-in encoders; a timm model is loaded to hash its weights.
 
     ``name``: ``efficientnet-lite0``, ``-lite1`` or ``-lite2``, also with a stride (``:8``, ``:16``, ``:32``); ``pixels``, for
-    end-to-end training; or ``timm:MODEL``. ``size``: side of the frames in pixels. ``grid``: cells along each side; ``pixels`` has
-    one cell per pixel. ``weights``: file for a timm model, instead of timm's own weights.
-
-    Raises ConfigError: the name is unknown, size and grid do not fit, or the weights file is refused.
+    end-to-end training; or ``timm:MODEL``. ``grid``: cells along each side; ``pixels`` has one cell per pixel. ``weights``: file
+    for a timm model. Raises ConfigError: the name is unknown, size and grid do not fit, or the weights file is refused.
     """
     _check_weights(name, weights)
     if name == "pixels":
@@ -91,19 +93,8 @@ def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None
             f"--size {size} does not fit {name}: it must be a multiple of 32, and its map of "
             f"{size / stride:g} x {size / stride:g} a multiple of --grid {grid}; for example --size 192 --grid 6"
         )
-    return Identity(
-        f"{net}:{stride}", lite.file_hash(lite.weights_file(net)), grid, lite.STAGES[net][stride][1], "float16"
-    )
-
-
-def _lite(name: str) -> tuple[str, int]:
-    """Return network and stride of an EfficientNet-Lite. Raises ConfigError: the name is unknown."""
-    match = LITE.fullmatch(name)
-    if match is None:
-        raise ConfigError(
-            f"unknown encoder {name!r}; use {', '.join(lite.STAGES)} (also with :8, :16 or :32), pixels or timm:MODEL"
-        )
-    return match[1], int(match[2] or lite.DEFAULT_STRIDE)
+    weights_hash, channels = lite.file_hash(lite.weights_file(net)), lite.STAGES[net][stride][1]
+    return Identity(f"{net}:{stride}", weights_hash, grid, channels, "float16")
 
 
 @lru_cache(maxsize=2)
@@ -118,12 +109,12 @@ def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights:
         return Encoder(identity, lambda frames_FHWC: frames_FHWC.reshape(len(frames_FHWC), -1, 3))
     found = _device(device)
     if name.startswith("timm:"):
-        model = name.removeprefix("timm:")
-        return Encoder(identity, timm_models.embed_with_timm(model, size, grid, found, weights), found)
-    net, stride = _lite(name)
-    if found == "cpu" and device != "torch-cpu":
-        return Encoder(identity, lite.embed_with_onnx(net, stride, size, grid))
-    return Encoder(identity, lite.embed_with_torch(net, stride, grid, found), found)
+        embed = timm_models.embed_with_timm(name.removeprefix("timm:"), size, grid, found, weights)
+    elif found == "cpu" and device != "torch-cpu":
+        embed = lite.embed_with_onnx(*_lite(name), size, grid)
+    else:
+        embed = lite.embed_with_torch(*_lite(name), grid, found)
+    return Encoder(identity, embed, found)
 
 
 def open_encoder(spec: CacheSpec, weights: str | Path | None = None, device: str = "auto") -> Encoder:

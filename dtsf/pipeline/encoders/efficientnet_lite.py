@@ -14,7 +14,7 @@ import os
 import stat
 import tempfile
 import warnings
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,9 @@ STAGES = {
     "efficientnet-lite2": {8: (7, 48), 16: (15, 120), 32: (21, 352)},
 }
 """Network -> stride of the feature map -> number of blocks up to it, and its channels."""
-DEFAULT_STRIDE = 16
-"""Stride with the most information about motion (docs/results/network.md). 32 has three times the channels and is not better."""
-GPU_BATCH = 128
-"""Frames per call on a GPU: eight clips of sixteen frames."""
-CPU_BATCH = 4
-"""Frames per call on a CPU. More are slower, because the allocator returns feature maps above 32 MB to the system."""
+DEFAULT_STRIDE = 16  # most information about motion (docs/results/network.md); 32 is larger and not better
+GPU_BATCH = 128  # frames per call on a GPU: eight clips of sixteen frames
+CPU_BATCH = 4  # frames per call on a CPU; more are slower: the allocator returns maps above 32 MB to the system
 
 
 def weights_file(net: str) -> Path:
@@ -99,12 +96,9 @@ def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
     Raises ConfigError: the folder is not writable, and another user may write to its replacement.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtsf"
-    try:
+    with suppress(OSError):
         base.mkdir(parents=True, exist_ok=True)
-        writable = os.access(base, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
+    if not os.access(base, os.W_OK):
         base = Path(tempfile.gettempdir()) / f"dtsf-{os.getuid()}"
         base.mkdir(mode=0o700, exist_ok=True)
         status = base.lstat()
@@ -115,31 +109,25 @@ def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
             )
     file = base / f"{net}-stride{stride}-{size}px-grid{grid}-{file_hash(weights_file(net))}.onnx"
     if not file.exists():
+        import torch
+
         # Several workers may do this at the same time. Each writes its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=base) as folder:
             new = Path(folder) / "net.onnx"
-            export_network(net, stride, size, grid, new)
+            with quiet_export(), torch.inference_mode():
+                torch.onnx.export(
+                    build_network(net, stride, grid),
+                    (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+                    str(new),
+                    input_names=["frames"],
+                    output_names=["cells"],
+                    dynamic_shapes=({0: torch.export.Dim("n_frames", min=1, max=4096)},),
+                    external_data=False,
+                    dynamo=True,
+                    verbose=False,
+                )
             new.replace(file)
     return file
-
-
-def export_network(net: str, stride: int, size: int, grid: int, file: Path) -> None:
-    """Write the network as ONNX."""
-    import torch
-
-    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
-    with quiet_export(), torch.inference_mode():
-        torch.onnx.export(
-            build_network(net, stride, grid),
-            (example,),
-            str(file),
-            input_names=["frames"],
-            output_names=["cells"],
-            dynamic_shapes=({0: torch.export.Dim("n_frames", min=1, max=4096)},),
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
 
 
 @contextmanager
@@ -149,8 +137,7 @@ def quiet_export() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(io.StringIO()):
             yield
     finally:
         logger.setLevel(level)

@@ -9,7 +9,6 @@ Weights are read as safetensors or by ``torch.load(weights_only=True)``, also if
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,9 @@ from dtsf.files.read import first_line
 from dtsf.pipeline.encoders.efficientnet_lite import CPU_BATCH, GPU_BATCH, file_hash, in_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # makes torch.load safe also for timm, which passes weights_only=False
 
 
 def describe(name: str, size: int, file: str | Path | None = None) -> tuple[str, int]:
@@ -97,34 +98,31 @@ def load_model(name: str, size: int, file: str | Path | None = None) -> Any:
     # Before the model, so that an unsafe file is refused whatever the name.
     weights = None if file is None else _read_weights(Path(file))
     options = {"pretrained": weights is None, "num_classes": 0}
+    before = os.environ.get(SAFE)
+    os.environ[SAFE] = "1"
     try:
-        with _weights_only():
-            try:
-                model = timm.create_model(name, img_size=size, **options)
-            except TypeError:  # convolutional networks have no input size
-                model = timm.create_model(name, **options)
+        try:
+            model = timm.create_model(name, img_size=size, **options)
+        except TypeError:  # convolutional networks have no input size
+            model = timm.create_model(name, **options)
     except Exception as error:  # noqa: BLE001 - timm has no common base of its errors
         raise ConfigError(
             f"--encoder timm:{name}: timm cannot create it: {error}; for your own weights use --encoder-weights FILE"
         ) from error
-    if weights is not None:
-        _set_weights(name, model, weights, file)
-    return model.eval()
-
-
-@contextmanager
-def _weights_only() -> Iterator[None]:
-    """Make every ``torch.load`` inside the block safe, because timm calls it with ``weights_only=False``."""
-    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ[SAFE]
+        if before is not None:
+            os.environ[SAFE] = before
+    if weights is not None:
+        # The encoder has no classifier.
+        heads = model.pretrained_cfg.get("classifier") or ()
+        prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+        try:
+            model.load_state_dict({key: value for key, value in weights.items() if not key.startswith(prefixes)})
+        except RuntimeError as error:
+            lines = " ".join(str(error).split())
+            raise ConfigError(f"--encoder-weights {file} does not fit timm:{name}: {lines[:300]}") from error
+    return model.eval()
 
 
 def _read_weights(file: Path) -> dict[str, Any]:
@@ -133,10 +131,8 @@ def _read_weights(file: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
-        if file.suffix == ".safetensors":
-            state: Any = load_file(file)
-        else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+        is_safetensors = file.suffix == ".safetensors"
+        state: Any = load_file(file) if is_safetensors else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - the errors of a damaged or unsafe file have no common base
         raise ConfigError(
             f"--encoder-weights {file}: it cannot be read safely as weights: {first_line(error)}"
@@ -147,15 +143,3 @@ def _read_weights(file: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ConfigError(f"--encoder-weights {file}: it contains no tensors by name")
     return {str(key).removeprefix("module."): value for key, value in state.items()}
-
-
-def _set_weights(name: str, model: Any, weights: dict[str, Any], file: str | Path | None) -> None:
-    """Set a model's weights, except those of the classifier, which the encoder does not have."""
-    classifiers = model.pretrained_cfg.get("classifier") or ()
-    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    kept = {key: value for key, value in weights.items() if not key.startswith(tuple(f"{head}." for head in heads))}
-    try:
-        model.load_state_dict(kept)
-    except RuntimeError as error:
-        lines = " ".join(str(error).split())
-        raise ConfigError(f"--encoder-weights {file} does not fit timm:{name}: {lines[:300]}") from error

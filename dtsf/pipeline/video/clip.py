@@ -58,7 +58,7 @@ class DecodedClip:
         """Return the fields of a commit record as JSON values, with the xxh3-64 of the frames."""
         import xxhash
 
-        is_short = self.status is Status.SHORT
+        short = self.status is Status.SHORT
         return {
             "decoded_frames": self.decoded_frames,
             "declared_frames": self.declared_frames,
@@ -66,7 +66,7 @@ class DecodedClip:
             "duration": self.duration,
             "status": self.status.value,
             "reason": f"{self.available_frames} of {len(self.frames)} frames; the last one is repeated"
-            if is_short
+            if short
             else "",
             "frame_index": self.frame_index.tolist(),
             "frame_time": [None if np.isnan(time) else time for time in self.frame_time.tolist()],

@@ -1,9 +1,8 @@
 """Open a video file, select its video stream, read its packets into the index without decoding, and check that it is whole.
 
-The selected stream has the largest frames and is not a cover; ties go to the default stream, then to the first.
-
-The size that the header declares reveals a file that was cut off: FFmpeg reads such a file without an error, and a cut that only
-removes the index leaves every frame readable. Formats: RIFF (4-byte size), ISO 14496-12 (chain of sized boxes), EBML (RFC 8794).
+The selected stream has the largest frames and is not a cover; ties go to the default stream, then to the first. The size that the
+header declares reveals a file that was cut off: FFmpeg reads such a file without an error, and a cut that only removes the index
+leaves every frame readable. Formats: RIFF (4-byte size), ISO 14496-12 (chain of sized boxes), EBML (RFC 8794).
 """
 
 from __future__ import annotations
@@ -28,12 +27,9 @@ KEPT_BYTES = 64 << 20  # packets of a file up to this size stay in memory for th
 MAX_TICKS = 1 << 52  # times beyond this number of ticks are invalid
 PAUSE_SECONDS = 10.0
 NO_TIMESTAMPS = 0x80  # FFmpeg's flag of formats without times: raw streams
-PLAYLISTS = frozenset({"concat", "concatf", "dash", "hls", "image2", "image2pipe", "imf", "lavfi"})
-"""Formats that refer to other files. They are refused."""
-DURATION_OF_FILE = frozenset({"asf", "flv", "matroska,webm"})
-"""Formats whose header declares the duration of the file and not of each stream."""
-JUMPS_ARE_CUTS = frozenset({"mpeg", "mpegts"})
-"""Formats in which a jump of the clock is a splice and not a pause."""
+PLAYLISTS = frozenset({"concat", "concatf", "dash", "hls", "image2", "image2pipe", "imf", "lavfi"})  # name other files
+DURATION_OF_FILE = frozenset({"asf", "flv", "matroska,webm"})  # the header has the file's duration, not a stream's
+JUMPS_ARE_CUTS = frozenset({"mpeg", "mpegts"})  # formats in which a jump of the clock is a splice and not a pause
 WITH_HEADER = frozenset({".3gp", ".asf", ".avi", ".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
 """File name endings of containers. If FFmpeg detects a raw stream there, the header is damaged."""
 

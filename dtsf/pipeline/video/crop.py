@@ -1,87 +1,71 @@
 """From decoded frames to square pictures: scale, rotate, and crop to the centre or to the motion.
 
 The motion crop makes people of different size and distance comparable (docs/results/network.md). It is not part of the paper.
-
 Letters in shapes: F frames, H W picture, h w reduced picture, S square, C channels.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dtsf.errors import VideoError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from fractions import Fraction
     from pathlib import Path
 
 Crop = Literal["motion", "centre"]
 CROPS: tuple[Crop, ...] = ("motion", "centre")
 
-MAX_CLIP_BYTES = 1 << 30
-"""Limit for a clip's scaled frames: a frame of 65535 x 16, scaled to a height of 192, would be 786,420 wide."""
+MAX_CLIP_BYTES = 1 << 30  # limit for a clip's scaled frames: 65535 x 16 at a height of 192 would be 786,420 wide
 REDUCED_SIDE = 96  # approximate short side of the reduced pictures for motion detection: averaging suppresses noise
 SHARE, NOISE, LEAST = 0.1, 4.0, 1.5
 """A pixel moves if its standard deviation exceeds three limits: a share of the largest deviation, a multiple of the median
 deviation (camera noise or camera motion), and an absolute value in grey levels (of 256)."""
 OUTSIDE = 0.01  # share of the moving pixels that may lie beyond each edge, so that single pixels have no influence
 MARGIN = 1.1  # side of the square over the longer side of the moving region
-SMALLEST, LARGEST = 0.5, 1.25
-"""Limits of the square's side over the short side of the picture. A moving hand alone keeps its surroundings."""
-FULL, EMPTY = 0.9, 0.002
-"""Limits of the moving region's share of the picture. Outside these limits the crop is the centre."""
+SMALLEST, LARGEST = 0.5, 1.25  # limits of the square's side over the short side of the picture
+FULL, EMPTY = 0.9, 0.002  # limits of the moving region's share of the picture; outside them the crop is the centre
 
 
-class Square(NamedTuple):
-    """A square in pixels of a picture; it may extend beyond the edges."""
+def frame_renderer(path: Path, aspect: Fraction, size: int, crop: Crop, n_frames: int) -> Callable[[Any], np.ndarray]:
+    """Return a function from a frame to the picture that a player shows: (H, W, 3) uint8 RGB.
 
-    top: int
-    left: int
-    side: int
-
-
-class FrameScaler:
-    """Scaler for the frames of one clip, all to the size that follows from the first frame.
-
-    ``path`` is for error messages. ``aspect``: width of a stored pixel over its height. ``size`` and ``crop``: as for
-    :func:`size_to_decode`.
+    All frames of the clip get the size that follows from the first one. ``path`` is for error messages. ``aspect``: width of a
+    stored pixel over its height. ``size`` and ``crop``: as for :func:`size_to_decode`.
     """
+    from av.video.reformatter import VideoReformatter
 
-    def __init__(self, path: Path, aspect: Fraction, size: int, crop: Crop, n_frames: int) -> None:
-        from av.video.reformatter import VideoReformatter
+    reformatter = VideoReformatter()
+    target: tuple[int, int] | None = None
+    flips = (False, False, False)  # left-right, top-bottom, then transpose
 
-        self._path, self._aspect, self._size, self._crop, self._n_frames = path, aspect, size, crop, n_frames
-        self._reformatter = VideoReformatter()
-        self._target: tuple[int, int] | None = None
-        self._flips = (
-            False,
-            False,
-            False,
-        )  # left-right, top-bottom, then transpose: from a stored to a displayed picture
-
-    def render(self, frame: Any) -> np.ndarray:
-        """Return the picture that a player shows: (H, W, 3) uint8 RGB."""
-        if self._target is None:
+    def render(frame: Any) -> np.ndarray:
+        nonlocal target, flips
+        if target is None:
             matrix = frame.side_data.get("DISPLAYMATRIX")
             if matrix is not None:
                 a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
                 # x' = a x + c y, y' = b x + d y (ISO 14496-12). Players apply only quarter turns and flips. A quarter turn,
                 # x' = c y and y' = b x, is a transposition, with flips where b or c is negative.
-                self._flips = (a < 0, d < 0, False) if abs(a) >= abs(b) else (b < 0, c < 0, True)
+                flips = (a < 0, d < 0, False) if abs(a) >= abs(b) else (b < 0, c < 0, True)
             # Square pixels: one side is enlarged, none is reduced.
-            width, height = round(frame.width * max(self._aspect, 1)), round(frame.height / min(self._aspect, 1))
-            self._target = size_to_decode(width, height, self._size, self._crop)
-            check_clip_size(self._path, self._target, self._n_frames)
+            width, height = round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
+            target = size_to_decode(width, height, size, crop)
+            check_clip_size(path, target, n_frames)
         # AREA is the fastest interpolation that uses every pixel. One reformatter for all frames saves its setup.
-        scaled = self._reformatter.reformat(frame, *self._target, "rgb24", interpolation="AREA", threads=1)
+        scaled = reformatter.reformat(frame, *target, "rgb24", interpolation="AREA", threads=1)
         picture: np.ndarray = scaled.to_ndarray()
-        across, down, transposed = self._flips
+        across, down, transposed = flips
         picture = picture[::-1] if down else picture
         picture = picture[:, ::-1] if across else picture
         return picture.transpose(1, 0, 2) if transposed else picture
+
+    return render
 
 
 def check_clip_size(path: Path, target: tuple[int, int], n_frames: int) -> None:
@@ -110,7 +94,7 @@ def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     _, height, width, _ = frames_FHWC.shape
     square = motion_square(frames_FHWC) if crop == "motion" else None
     short = min(height, width)
-    top, left, side = square or Square((height - short) // 2, (width - short) // 2, short)
+    top, left, side = square or ((height - short) // 2, (width - short) // 2, short)
     inside_FHWC = frames_FHWC[:, max(0, top) : top + side, max(0, left) : left + side]
     rows = (max(0, -top), max(0, top + side - height))
     columns = (max(0, -left), max(0, left + side - width))
@@ -123,8 +107,11 @@ def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     return np.stack([np.asarray(picture) for picture in resized])
 
 
-def motion_square(frames_FHWC: np.ndarray) -> Square | None:
-    """Return the square around all motion in a clip; None if nothing moves, or everything (a moving camera)."""
+def motion_square(frames_FHWC: np.ndarray) -> tuple[int, int, int] | None:
+    """Return top, left and side of the square around all motion in a clip, in pixels. It may extend beyond the edges.
+
+    None if nothing moves, or everything (a moving camera).
+    """
     from PIL import Image
 
     F, height, width, _ = frames_FHWC.shape
@@ -150,4 +137,4 @@ def motion_square(frames_FHWC: np.ndarray) -> Square | None:
     if (bottom - top) * (right - left) >= FULL * height * width:
         return None
     side = round(np.clip(MARGIN * max(bottom - top, right - left), SMALLEST * short, LARGEST * short))
-    return Square((top + bottom - side) // 2, (left + right - side) // 2, side)
+    return (top + bottom - side) // 2, (left + right - side) // 2, side

@@ -1,4 +1,4 @@
-"""Decode the requested frames of a clip in presentation order, and check the file for damage.
+"""Decode the requested frames of a clip in presentation order, and check the file for damage. Entry point of the decoder process.
 
 Decoding starts at the last key frame before the first requested frame and stops after the last one. Decoded frames are compared
 with the :mod:`~dtsf.pipeline.video.index`. If they differ, the index is corrected and the frames are sampled again.
@@ -9,7 +9,15 @@ seek ends, and decord does not compare the two. So each of its frames is compare
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import json
 import math
+import mmap
+import os
+import signal
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +26,12 @@ from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_message
 from dtsf.pipeline.video.container import open_video, read_index
-from dtsf.pipeline.video.crop import FrameScaler, cut_square
+from dtsf.pipeline.video.crop import cut_square, frame_renderer
 from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, decode_wanted
 from dtsf.pipeline.video.image_folder import numbered_images, read_folder
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from dtsf.pipeline.video.crop import Crop
 
 MAX_CORRECTIONS = 6  # maximum number of index corrections per clip
@@ -98,9 +104,9 @@ def decode_clip(
         source = PacketSource(container, index, kept)
         for _ in range(MAX_CORRECTIONS):
             numbers, n_available = select_frames(index, n_frames, span)
-            scaler = FrameScaler(path, index.aspect, size, crop, n_frames)
+            render = frame_renderer(path, index.aspect, size, crop, n_frames)
             try:
-                pictures = decode_wanted(source, index, np.unique(numbers), scaler.render)
+                pictures = decode_wanted(source, index, np.unique(numbers), render)
                 break
             except IndexCorrected as corrected:
                 index = corrected.args[0]
@@ -122,8 +128,7 @@ def decode_clip(
     )
 
 
-_last_index: dict[tuple[Path, int, int], VideoIndex] = {}
-"""Index of the last file, so that a file with many clips is indexed once."""
+_last_index: dict[tuple[Path, int, int], VideoIndex] = {}  # of the last file, which may have many clips
 
 
 def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:
@@ -211,3 +216,35 @@ def _safe_width(width: int) -> int:
     while any(width % row and 3 * math.ceil(width / row) * row % width == 0 for row in (16, 32, 64)):
         width += 1
     return width
+
+
+def serve(settings: dict[str, Any]) -> None:
+    """Read one request per line from stdin and write one answer per line to stdout, until stdin ends."""
+    if sys.platform.startswith("linux"):
+        # The kernel ends this process with its parent, even if it hangs. 1: PR_SET_PDEATHSIG.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != settings["parent"]:  # the parent ended before the call
+            sys.exit()
+    # Answers get their own descriptor, because a library may write to stdout.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    shared = np.frombuffer(mmap.mmap(settings["fd"], 0), np.uint8).reshape(settings["shape"])
+    for line in sys.stdin:
+        request = json.loads(line)
+        path, span = Path(request["path"]), Span(**request["span"])
+        try:
+            if request["duration_only"]:
+                answer: dict[str, Any] = {"duration": duration_of(path, span)}
+            else:
+                clip = decode_clip(path, span=span, **settings["decode"])
+                shared[request["slot"]] = clip.frames
+                answer = clip.facts()
+        except VideoError as error:
+            answer = {"error": str(error), "status": str(error.status)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        serve(json.loads(sys.argv[1]))

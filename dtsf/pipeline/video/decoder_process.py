@@ -37,8 +37,7 @@ if TYPE_CHECKING:
 Item = tuple[np.ndarray, dict[str, Any]] | VideoError
 """A decoded clip: frames, (F, size, size, 3) uint8, and the fields of ``DecodedClip.facts``. Or the error of an unusable clip."""
 SLOTS = 2
-CLIPS_A_CHILD = 500
-"""Clips after which a child is replaced, which frees the memory that a codec leaks. A start takes 0.3 s."""
+CLIPS_A_CHILD = 500  # then a child is replaced, which frees the memory that a codec leaks; a start takes 0.3 s
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
 
     def send(self, request: DecodeRequest) -> None:
         """Start to decode a clip. The previous clip must have been received; its frames stay valid until the next call."""
-        if self._pending is not None:
-            raise RuntimeError("one clip at a time: receive() first")
+        assert self._pending is None, "one clip at a time: receive() first"
         self._slot = (self._slot + 1) % SLOTS
         if self._child.poll() is not None or self._clips >= CLIPS_A_CHILD:
             self._stop()
@@ -117,10 +115,9 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
 
     def receive(self) -> Item:
         """Return the clip that was sent."""
-        if self._pending is None:
-            raise RuntimeError("no clip to receive: send() first")
-        (request, sent_at), self._pending = self._pending, None
+        assert self._pending is not None, "no clip to receive: send() first"
         assert self._child.stdout is not None
+        (request, sent_at), self._pending = self._pending, None
         pipe = self._child.stdout.fileno()
         while b"\n" not in self._buffer:
             # An answer that arrived in time counts, however late the caller reads it.
@@ -148,7 +145,7 @@ class Decoder(contextlib.AbstractContextManager["Decoder"]):
         settings = {"decode": decode, "shape": self._frames.shape, "fd": self._file.fileno(), "parent": os.getpid()}
         return subprocess.Popen(
             # -P: no import from the current folder, where a file may have the name of a library.
-            [sys.executable, "-P", "-m", "dtsf.pipeline.video.decoder_main", json.dumps(settings)],
+            [sys.executable, "-P", "-m", "dtsf.pipeline.video.decode", json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # FFmpeg's messages; the status of a clip summarises them

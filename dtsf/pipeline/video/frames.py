@@ -84,37 +84,27 @@ class PacketSource:
         """Read packets from ``first`` on: by a seek if it finds the packet, else from the beginning of the file."""
         import av
 
-        found = False
-        if first > self._index.first_key:
+        index, stream = self._index, self._container.streams[self._index.stream]
+        expected, is_avi, found = index.packets[first], index.container == "avi", False
+        times = (expected.dts, expected.pts) if is_avi else (expected.pts, expected.dts)
+        time = next((int(time) for time in times if time != NO_TIME), None)
+        if first > index.first_key and time is not None:
+            # Without a table of key frames, a seek ends at a packet of about that time.
+            early = int(EARLY / stream.time_base) if index.container in WITHOUT_KEY_TABLE else 0
             with suppress(av.FFmpegError, OSError):
-                for k, packet in enumerate(self._after_seek(first)):
-                    found = found or self._is_packet(packet, first)
+                self._container.seek(time - int(expected.shift) - early, stream=stream)
+                packets = (packet for packet in self._container.demux(stream) if packet.size)
+                for packet in islice(packets, SEARCHED):
+                    found = packet.size == expected.n_bytes and (packet.pos or -1) == expected.pos
+                    # AVI's presentation times are guesses and change after a seek.
+                    found = found and (is_avi or packet.pts == expected.pts - expected.shift)
                     if found:
-                        yield packet
-                    elif k + 1 == SEARCHED:
+                        yield from chain([packet], packets)
                         break
         if not found:
-            with open_video(self._index.path) as container:
-                packets = container.demux(container.streams[self._index.stream])
+            with open_video(index.path) as container:
+                packets = container.demux(container.streams[index.stream])
                 yield from islice((packet for packet in packets if packet.size), first, None)
-
-    def _after_seek(self, number: int) -> Iterator[Any]:
-        """Seek to a packet and read on; yields nothing if the packet has no time."""
-        packets, stream = self._index.packets, self._container.streams[self._index.stream]
-        times = (packets.dts, packets.pts) if self._index.container == "avi" else (packets.pts, packets.dts)
-        time = next((int(t[number]) for t in times if t[number] != NO_TIME), None)
-        if time is not None:
-            # Without a table of key frames, a seek ends at a packet of about that time.
-            early = int(EARLY / stream.time_base) if self._index.container in WITHOUT_KEY_TABLE else 0
-            self._container.seek(time - int(packets.shift[number]) - early, stream=stream)
-            yield from (packet for packet in self._container.demux(stream) if packet.size)
-
-    def _is_packet(self, packet: Any, number: int) -> bool:
-        expected = self._index.packets[number]
-        if packet.size != expected.n_bytes or (packet.pos or -1) != expected.pos:
-            return False
-        # AVI's presentation times are guesses and change after a seek.
-        return self._index.container == "avi" or packet.pts == expected.pts - expected.shift
 
 
 def decode_wanted(
@@ -149,7 +139,14 @@ def decode_wanted(
             needed = None  # a skipped frame may have been a reference
             continue
         if needed is None and lost:
-            _check_damage(source, index, lost)
+            # One lost frame at the end of the file is accepted.
+            n_packets = len(index.packets)
+            at_end = lost == set(range(n_packets - len(lost), n_packets))
+            if min(lost) < n_packets - 2 and (source.errors or (at_end and len(lost) > REORDERED)):
+                message = next(iter(source.errors.values()), "the decoder returns no frame")
+                damage = f"{len(lost)} of {index.n_frames} frames cannot be decoded: {message}"
+                status = Status.CORRUPT if len(lost) < index.n_frames else Status.UNREADABLE
+                raise VideoError(f"{index.path}: {damage}; {reencode_hint(index.path)}", status)
             raise IndexCorrected(index.without(lost))
         return pictures
 
@@ -166,19 +163,6 @@ def _due(index: VideoIndex, start: int, came: np.ndarray, last: int | None) -> n
     if start != index.first_key:
         due &= index.packets.pts >= index.packets.pts[start]
     return due if last is None else due & (index.frame_number <= last)
-
-
-def _check_damage(source: PacketSource, index: VideoIndex, lost: set[int]) -> None:
-    """Raise VideoError if the codec cannot read the lost frames. One lost frame at the end of the file is accepted."""
-    n_packets = len(index.packets)
-    inside = any(number < n_packets - 2 for number in lost)
-    at_end = set(range(n_packets - len(lost), n_packets)) == lost
-    if inside and (source.errors or (at_end and len(lost) > REORDERED)):
-        message = next(iter(source.errors.values()), "the decoder returns no frame")
-        raise VideoError(
-            f"{index.path}: {len(lost)} of {index.n_frames} frames cannot be decoded: {message}; {reencode_hint(index.path)}",
-            Status.CORRUPT if len(lost) < index.n_frames else Status.UNREADABLE,
-        )
 
 
 def _start_packet(index: VideoIndex, frame_number: int) -> int:

@@ -88,10 +88,10 @@ def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file)
-        with image:
+        with (
+            warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+            Image.open(file) as image,
+        ):
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError(f"{file} is {image.width} x {image.height}: too large")
             upright = ImageOps.exif_transpose(image)

@@ -3,11 +3,9 @@
 Shown are packets that are not empty and that no edit list hides, from the first key frame on. Packets that follow that key
 frame but precede it in time (an open GOP that was cut) are shown only if they decode.
 
-A frame's time is the presentation time (PTS) of its packet. AVI has no PTS, raw streams have no times at all. There the decoder
-gives the order, and the k-th frame gets the k-th decoding time (DTS): ``order_from_decoder``.
-
-Times are in ticks of the stream's clock. A packet number counts packets in decoding order, a frame number counts shown frames in
-presentation order; both start at 0.
+A frame's time is the presentation time (PTS) of its packet, in ticks of the stream's clock. AVI has no PTS, raw streams have no
+times at all. There the decoder gives the order, and the k-th frame gets the k-th decoding time (DTS): ``order_from_decoder``.
+Packet numbers count packets in decoding order, frame numbers count shown frames in presentation order; both start at 0.
 """
 
 from __future__ import annotations
@@ -46,9 +44,7 @@ class VideoIndex:
     packets: np.recarray[Any, Any]  # (packets,) PACKET: the non-empty packets of the stream in decoding order
     unreliable_pts: bool  # True if presentation times are guesses or contradict the decoder
     no_pts: bool  # True if the format has no times: frames follow each other at the frame rate
-    cut: frozenset[int] = (
-        frozenset()
-    )  # packets behind the first key frame, earlier in time, that refer to a missing frame
+    cut: frozenset[int] = frozenset()  # packets behind the first key frame, earlier in time, that lack a reference
     absent: frozenset[int] = frozenset()  # other packets that gave no frame when they were decoded
 
     @cached_property
