@@ -302,8 +302,7 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
 
 def batches(figures: Figures) -> None:
     """Time a batch made on the CPU and sent, and one made from embeddings on the GPU; return their difference too."""
-    from dtsf.training.data import Groups, training_batches
-    from dtsf.training.prefetch import Prefetcher
+    from dtsf.training.data import Groups, Prefetcher, training_batches
     from dtsf.training.recipe import load_recipe
 
     n = 12 if QUICK else 3072

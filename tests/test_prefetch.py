@@ -13,12 +13,11 @@ from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import VideoMamba
+from dtsf.training import data as data_module
 from dtsf.training import loop
-from dtsf.training import prefetch as room
 from dtsf.training.augment import AugmentConfig
-from dtsf.training.data import Batch, Groups, training_batches
+from dtsf.training.data import Batch, Groups, Prefetcher, fits_on_gpu, to_device_if_fits, training_batches
 from dtsf.training.losses import dtsf_loss
-from dtsf.training.prefetch import Prefetcher, fits_on_gpu, to_device_if_fits
 from dtsf.training.recipe import builtin_names, load_recipe, resolve_auto
 
 FAKE_GPU = torch.device("meta")
@@ -113,7 +112,7 @@ class FakeStream:
 def a_card(monkeypatch):
     """Streams in name only, so that the order of events can be seen on a CPU."""
     current, seen = FakeStream(), []
-    room._side_stream.cache_clear()
+    data_module._side_stream.cache_clear()
     monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
@@ -122,7 +121,7 @@ def a_card(monkeypatch):
     to = torch.Tensor.to
     monkeypatch.setattr(torch.Tensor, "to", lambda x, *a, **o: x if "non_blocking" in o else to(x, *a, **o))
     yield current, seen
-    room._side_stream.cache_clear()
+    data_module._side_stream.cache_clear()
 
 
 def test_prefetcher__makes_the_next_batch_ahead_on_a_gpu(a_card):
@@ -181,7 +180,7 @@ def drawn_groups(frames=6, grid=6, channels=12):
 
 def test_to_device_if_fits__moves_only_if_they_fit(monkeypatch):
     groups, asked = drawn_groups(), []
-    monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
+    monkeypatch.setattr(data_module, "fits_on_gpu", lambda n_bytes, device: asked.append((n_bytes, device)) or len(asked) == 2)
     assert to_device_if_fits(groups, FAKE_GPU) is groups
     moved = to_device_if_fits(groups, FAKE_GPU)
     assert moved.embeddings_NFHWC.device == FAKE_GPU
@@ -197,7 +196,7 @@ EVERYTHING = AugmentConfig(
 
 @pytest.mark.parametrize("motion_sampling", [0.0, 0.7])
 def test_training_batches__same_draws_on_a_gpu(monkeypatch, motion_sampling):
-    monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: device == FAKE_GPU)
+    monkeypatch.setattr(data_module, "fits_on_gpu", lambda n_bytes, device: device == FAKE_GPU)
 
     def made(device):
         torch.manual_seed(3)
@@ -242,7 +241,7 @@ def test_fit__same_numbers_for_batches_of_the_gpu_or_cpu(monkeypatch, tmp_path, 
     sizes = ["train.epochs=2", "train.batch_size=4", "model.width=16", "model.depth=1", "model.frames=4", "train.precision=32-true"]
 
     def weights(fits, **options):
-        monkeypatch.setattr(room, "fits_on_gpu", lambda n_bytes, device: asked.append((fits, device)) or fits)
+        monkeypatch.setattr(data_module, "fits_on_gpu", lambda n_bytes, device: asked.append((fits, device)) or fits)
         common = {"info": info, "spec": spec, "protocol": "", "run": tmp_path, "device": "cpu"}
         return loop.fit(drawn_groups(), load_recipe(recipe, sizes), **common, **options).net.state_dict()
 

@@ -92,13 +92,13 @@ def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, motion_sampling: f
     """Return the cached frames nearest to the frames that the network reads at evaluation, as (N, T) indices."""
     import torch
 
-    from dtsf.training.frame_sampling import cumulative_motion, uniform_times
+    from dtsf.training.frame_sampling import cumulative_motion, motion_steps, uniform_times
 
     N, F = embeddings_NFPC.shape[:2]
     time_T = uniform_times(n_frames)
     if motion_sampling == 0 or F == 1:
         return np.asarray((time_T * F).long().clamp(0, F - 1).expand(N, -1))
-    motion_NF = cumulative_motion(torch.from_numpy(embeddings_NFPC), motion_sampling)
+    motion_NF = cumulative_motion(motion_steps(torch.from_numpy(embeddings_NFPC)), motion_sampling)
     return np.asarray((motion_NF[:, None, :] - time_T[None, :, None]).abs().argmin(-1))
 
 

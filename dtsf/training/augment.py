@@ -10,58 +10,41 @@ views, X numbers of a cell in all frames.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from torch import Tensor
 
+from dtsf.settings import Frozen
 from dtsf.training.frame_sampling import uniform_times
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class AugmentConfig(BaseModel):
+class AugmentConfig(Frozen):
     """Augmentation of training clips. Section ``[augment]`` of a recipe. Not used in evaluation."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    crop: float = Field(default=0.0, ge=0, lt=1)
-    """Maximum share of a clip that is cut off, at both ends together."""
+    crop: float = Field(default=0.0, ge=0, lt=1)  # maximum share of a clip that is cut off, at both ends together
+    # Each frame moves by up to half of this share of the distance between frames. 0 keeps the frames fixed. With frames uniform
+    # in time, this has an effect only if the cache holds more frames than model.frames.
     jitter: float = Field(default=0.5, ge=0, le=1)
-    """Each frame moves by up to half of this share of the distance between frames. 0 keeps the frames fixed. With frames uniform in
-    time, this has an effect only if the cache holds more frames than ``model.frames``."""
+    # Maximum shift of the grid of a view in cells, in each direction, with interpolation; the edge is repeated. 0.4 matches the
+    # error of the motion crop of stage 1.
     shift: float = Field(default=0.0, ge=0)
-    """Maximum shift of the grid of a view in cells, in each direction, with interpolation; the edge is repeated. 0.4 matches the
-    error of the motion crop of stage 1."""
+    # Maximum relative change of the size of the grid of a view, about its centre. 0.2 suits few people.
     zoom: float = Field(default=0.0, ge=0)
-    """Maximum relative change of the size of the grid of a view, about its centre. 0.2 suits few people."""
+    # Maximum relative change of the speed of a group, about its middle, after frame sampling. The ends are cut or repeated.
+    # 0.5 suits few people; 0 suits a test on unseen views, where the performances keep their tempo (docs/results/network.md).
     tempo: float = Field(default=0.0, ge=0)
-    """Maximum relative change of the speed of a group, about its middle, after frame sampling. The ends are cut or repeated.
-    0.5 suits few people; 0 suits a test on unseen views, where the performances keep their tempo (docs/results/network.md)."""
-    delay: float = Field(default=0.0, ge=0)
-    """Maximum shift of a group in time, in frames of the network. 1 goes with ``tempo`` 0.5."""
+    delay: float = Field(default=0.0, ge=0)  # maximum shift of a group in time, in frames; 1 goes with tempo 0.5
+    # Probability that all views of a group are mirrored. Not for classes that differ in left and right.
     flip: float = Field(default=0.0, ge=0, le=1)
-    """Probability that all views of a group are mirrored. Not for classes that differ in left and right."""
+    # Probability that a present view is dropped; one always stays. It trains the fusion to work without the easy view.
     view_drop: float = Field(default=0.0, ge=0, lt=1)
-    """Probability that a present view is dropped; one view always stays. It trains the fusion to work without the easy view."""
+    # Share of the clips that get the background of another clip of the batch, drawn again at each step.
     swap_background: float = Field(default=0.0, ge=0, le=1)
-    """Share of the clips that get the background of another clip of the batch, drawn again at each step."""
+    # Probability that a vertical bar of random width hides a part of a view; one view always stays free.
     occlude: float = Field(default=0.0, ge=0, le=1)
-    """Probability that a vertical bar of random width hides a part of a view; one view always stays free."""
-    noise: float = Field(default=0.0, ge=0)
-    """Standard deviation of Gaussian noise, in units of the deviation of each channel."""
-
-    @property
-    def leaves_frames(self) -> bool:
-        """True if the frames of a clip are the same at every reading."""
-        return not (self.crop or self.jitter or self.noise)
-
-    @property
-    def leaves_cells(self) -> bool:
-        """True if the values of the cells are the same at every reading, up to moves of cells and dropped views."""
-        return self.leaves_frames and not (self.swap_background or self.occlude)
+    noise: float = Field(default=0.0, ge=0)  # deviation of Gaussian noise, in units of the deviation of each channel
 
 
 def sample_times(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -> Tensor:
@@ -93,31 +76,26 @@ def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
 
 
 def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
-    """Change the speed and the start of each group, the same for all its views. Same shape.
-
-    Frames are interpolated; the first and the last frame are repeated beyond the ends.
-    """
+    """Change the speed and the start of each group, the same for all its views, by interpolation. Same shape."""
     if not (config.tempo or config.delay):
         return x_BVTHWC
     B, _, T = x_BVTHWC.shape[:3]
     speed_B1 = torch.exp((torch.rand(B, 1) * 2 - 1) * math.log1p(config.tempo))
     delay_B1 = (torch.rand(B, 1) * 2 - 1) * config.delay
     middle = (T - 1) / 2
-    read_BT = (middle + (torch.arange(T) - middle) * speed_B1 + delay_B1).clamp(0, T - 1)
-    read_BT = read_BT.to(x_BVTHWC.device)
+    read_BT = (middle + (torch.arange(T) - middle) * speed_B1 + delay_B1).clamp(0, T - 1).to(x_BVTHWC.device)
     before_BT = read_BT.long()
     after_BT = (before_BT + 1).clamp(max=T - 1)
-    share_BT = read_BT - before_BT
+    share_BT1111 = (read_BT - before_BT).view(B, T, 1, 1, 1, 1)
     row_B1 = torch.arange(B, device=x_BVTHWC.device).unsqueeze(1)
     x_BTVHWC = x_BVTHWC.transpose(1, 2)
-    share_BT1111 = share_BT.view(B, T, 1, 1, 1, 1)
     return torch.lerp(x_BTVHWC[row_B1, before_BT], x_BTVHWC[row_B1, after_BT], share_BT1111).transpose(1, 2)
 
 
 def drop_views(mask_BV: Tensor, probability: float) -> Tensor:
     """Drop present views at random; one present view of each group, drawn at random, always stays."""
     stays_BV = _one_view(mask_BV)
-    return mask_BV & ((torch.rand(mask_BV.shape) >= probability) | stays_BV)
+    return mask_BV & (stays_BV | (torch.rand(mask_BV.shape) >= probability))
 
 
 def _one_view(mask_BV: Tensor) -> Tensor:
@@ -155,14 +133,12 @@ def occlude_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tens
 
     One present view of each group, drawn at random, stays free. A group with one view is not changed.
     """
+    device, W = x_BVTHWR.device, x_BVTHWR.shape[4]
     free_BV = _one_view(mask_BV)
-    device = x_BVTHWR.device
-    covered_N = (
-        (mask_BV & ~free_BV & (torch.rand(mask_BV.shape) < probability)).flatten().nonzero().flatten().to(device)
-    )
+    covered_BV = mask_BV & ~free_BV & (torch.rand(mask_BV.shape) < probability)
+    covered_N = covered_BV.flatten().nonzero().flatten().to(device)
     x_NTHWR = x_BVTHWR.flatten(0, 1)
     x_QTHWR = x_NTHWR[covered_N]
-    W = x_QTHWR.shape[3]
     width_Q1 = 1.0 + torch.rand(len(covered_N), 1) * 1.5 * W
     middle_Q1 = W / 4 + torch.rand(len(covered_N), 1) * W / 2
     behind_QW = ((torch.arange(W) + 0.5 - middle_Q1).abs() * 2 < width_Q1).to(device)
@@ -171,7 +147,7 @@ def occlude_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tens
     square_QXR = (x_QTHWR - static_Q1HWR).square().mean(1).flatten(1, 2)
     quietest_Q = square_QXR.sum(-1).argmin(1)
     noise_QR = square_QXR[torch.arange(len(covered_N), device=device), quietest_Q].sqrt()
-    noise_Q111R = noise_QR.view(-1, 1, 1, 1, square_QXR.shape[-1])
+    noise_Q111R = noise_QR[:, None, None, None]
     still_QTHWR = static_Q1HWR + noise_Q111R * torch.randn_like(x_QTHWR, device="cpu").to(device)
     covered_QTHWR = torch.where(behind_QW.view(-1, 1, 1, W, 1), still_QTHWR, x_QTHWR)
     return x_NTHWR.index_copy(0, covered_N, covered_QTHWR).view_as(x_BVTHWR)

@@ -1,13 +1,18 @@
 """Training data: clips of a cache in memory, grouped by performance, and batches of them.
 
+If the embeddings fit on the GPU, they stay there and batches are gathered and augmented on the GPU. Otherwise a batch is made on
+the CPU and copied through pinned memory, which PyTorch reuses. Random numbers are always drawn on the CPU in the same order, so
+that a run repeats.
+
 Letters: N clips, G groups, B groups of a batch, V views, F cached frames, T frames of the network, H W grid, C channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING
+import logging
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -23,9 +28,13 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import Clip
     from dtsf.training.augment import AugmentConfig
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Batch:
+SHARE = 0.4
+"""Maximum share of the free GPU memory for the embeddings; the rest is for the network."""
+
+
+class Batch(NamedTuple):
     """Input of the network and of the losses."""
 
     x_BVTHWC: Tensor
@@ -36,7 +45,7 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device."""
-        return Batch(self.x_BVTHWC.to(device), self.mask_BV.to(device), self.label_B.to(device), self.row_BV.to(device))
+        return Batch(*(x.to(device) for x in self))
 
 
 @dataclass(frozen=True)
@@ -69,10 +78,10 @@ class Groups:
         """Return the groups with only these views (numbers from 1). Groups without any of them are dropped."""
         keep_V = torch.zeros(self.row_GV.shape[1], dtype=torch.bool)
         keep_V[[view - 1 for view in views]] = True
-        row_GV = torch.where(keep_V, self.row_GV, torch.full_like(self.row_GV, -1))
+        row_GV = torch.where(keep_V, self.row_GV, -1)
         stays_G = (row_GV >= 0).any(1)
         names = tuple(name for name, stays in zip(self.names, stays_G.tolist(), strict=True) if stays)
-        return Groups(self.embeddings_NFHWC, row_GV[stays_G], self.label_G[stays_G], names, self.background_N)
+        return replace(self, row_GV=row_GV[stays_G], label_G=self.label_G[stays_G], names=names)
 
 
 def group_clips(clips: Sequence[Clip], n_views: int) -> tuple[tuple[str, ...], Tensor, Tensor]:
@@ -116,11 +125,8 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Yield the augmented batches of one epoch. Draws from PyTorch's global generator.
 
-    Args:
-        n_frames: T.
-        motion_sampling: See :mod:`dtsf.training.frame_sampling`.
-        scale_C: Unit of the noise: the deviation of each channel.
-        order: Indices of the groups of each batch, (B,) each; a random order by default.
+    ``motion_sampling``: see :mod:`dtsf.training.frame_sampling`. ``scale_C``: unit of the noise, the deviation of each channel.
+    ``order``: indices of the groups of each batch, (B,) each; a random order by default.
     """
     for chosen_B in torch.randperm(len(groups)).split(batch_size) if order is None else order:
         row_BV = groups.row_GV[chosen_B]
@@ -158,3 +164,66 @@ def _read_views(groups: Groups, row_BV: Tensor, time_BVT: Tensor, motion_samplin
     step_NS = groups.step_NS if motion_sampling else None
     x_MTHWC = read_frames(groups.embeddings_NFHWC, row_M, time_MT, motion_sampling, step_NS)
     return x_MTHWC.reshape(*row_BV.shape, *x_MTHWC.shape[1:])
+
+
+def fits_on_gpu(n_bytes: int, device: torch.device) -> bool:
+    """Return True if ``device`` is a GPU and ``n_bytes`` is at most :data:`SHARE` of its free memory.
+
+    Memory that PyTorch has reserved but does not use counts as free.
+    """
+    if device.type != "cuda":
+        return False
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return n_bytes <= SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def to_device_if_fits(groups: Groups, device: torch.device) -> Groups:
+    """Return the groups with their embeddings on ``device`` if it is a GPU where they fit, else unchanged."""
+    x_NFHWC = groups.embeddings_NFHWC
+    if not fits_on_gpu(x_NFHWC.nbytes, device):
+        return groups
+    logger.info("%.2f GB of embeddings are kept on %s", x_NFHWC.nbytes / 1e9, device)
+    return replace(groups, embeddings_NFHWC=x_NFHWC.to(device))
+
+
+@lru_cache(maxsize=16)
+def _side_stream(device: torch.device) -> Any:
+    """Return one stream for each GPU: PyTorch does not share memory between streams, so new streams would waste it."""
+    return torch.cuda.Stream(device)
+
+
+class Prefetcher:
+    """Batches on a device. On a GPU, the next batch is made in a separate stream while the GPU computes the queued step."""
+
+    def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
+        self._batches, self._device = batches, device
+        self._stream: Any = _side_stream(device) if device.type == "cuda" else None
+        self._staged: Batch | None = None
+        if self._stream is not None:
+            # Embeddings may still be in transfer to the device.
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+
+    def prepare(self) -> None:
+        """Start to make the next batch. Call it after the work of a step is queued."""
+        if self._stream is None or self._staged is not None:
+            return
+        with torch.cuda.stream(self._stream):
+            batch = next(self._batches, None)
+            if batch is not None:
+                pinned = (x.pin_memory() if x.device.type == "cpu" else x for x in batch)
+                self._staged = Batch(*(x.to(self._device, non_blocking=True) for x in pinned))
+
+    def next(self) -> Batch:
+        """Return the next batch, on the device. Raises StopIteration after the last one."""
+        if self._stream is None:
+            return next(self._batches).to(self._device)
+        self.prepare()
+        batch, self._staged = self._staged, None
+        if batch is None:
+            raise StopIteration
+        computing = torch.cuda.current_stream(self._device)
+        computing.wait_stream(self._stream)
+        for x in batch:
+            # Keeps the memory of the batch until the step that reads it is done.
+            x.record_stream(computing)
+        return batch

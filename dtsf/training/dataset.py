@@ -15,36 +15,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from dtsf.errors import ConfigError
-from dtsf.training.data import group_clips
-from dtsf.training.prefetch import fits_on_gpu
+from dtsf.training.data import fits_on_gpu, group_clips
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import Clip
 
 
 class GroupSample(NamedTuple):
-    """One group."""
+    """One group. Values are zero where the mask is False: the view is absent."""
 
     x_VFHWC: Tensor
-    """Zero where the mask is False."""
     mask_V: Tensor
-    """True where the view is present."""
     label: int
 
 
 class GroupBatch(NamedTuple):
-    """Several groups."""
+    """Several groups. ``x_BVFHWC`` is a buffer that the batch after the next one uses again."""
 
     x_BVFHWC: Tensor
-    """Zero where the mask is False. The buffer is used again by the batch after the next one."""
     mask_BV: Tensor
     label_B: Tensor
 
@@ -124,13 +119,9 @@ class CacheDataset(Dataset[GroupSample]):
 
     def _gather(self, row_M: Tensor, x_MFHWC: Tensor) -> Tensor:
         """Read clips into ``x_MFHWC``; row -1 gives zeros."""
-        out = x_MFHWC.flatten(2, 3).numpy()
-        if bool((row_M >= 0).all()):
-            self.data.embeddings([self._ids[row] for row in row_M.tolist()], out)
-            return x_MFHWC
-        for k, row in enumerate(row_M.tolist()):
-            if row < 0:
-                out[k] = 0
-            else:
-                self.data.embeddings([self._ids[row]], out[k : k + 1])
+        ids = [self._ids[row] for row in row_M.tolist() if row >= 0]
+        if len(ids) == len(row_M):
+            self.data.embeddings(ids, x_MFHWC.flatten(2, 3).numpy())
+        else:
+            x_MFHWC.zero_()[row_M >= 0] = torch.from_numpy(self.data.embeddings(ids)).view(-1, *self._row)
         return x_MFHWC

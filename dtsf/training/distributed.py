@@ -11,25 +11,21 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-    from torch import Tensor
 
 
-@dataclass(frozen=True)
-class World:
-    """Processes of a run."""
+class World(NamedTuple):
+    """Processes of a run, the number of this one (from 0), and the number of processes on this machine."""
 
     size: int = 1
     rank: int = 0
-    """Number of this process, from 0."""
     local_size: int = 1
-    """Number of processes on this machine."""
 
     @property
     def first(self) -> bool:
@@ -37,25 +33,22 @@ class World:
         return self.rank == 0
 
 
-@dataclass(frozen=True)
-class Share:
-    """Groups in one batch of one process."""
+class Share(NamedTuple):
+    """Groups in one batch of one process.
+
+    The mean over processes and the sum over batches of weighted mean losses is the mean over the groups of the step. The weight is
+    0 if the last step has fewer groups than processes: the process then takes one group that does not count.
+    """
 
     chosen_B: Tensor
-    """Indices of training groups."""
     weight: float
-    """Weight of the mean loss of the batch: the mean over processes and the sum over batches is then the mean over the groups of
-    the step. 0 if the last step has fewer groups than processes: the process then takes one group that does not count."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """Work of one process in one step of the optimiser."""
+class Step(NamedTuple):
+    """Batches of one process in one step of the optimiser, and the number of groups of all processes."""
 
     shares: tuple[Share, ...]
-    """Batches, one after the other."""
     n_groups: int
-    """Number of groups of all processes."""
 
 
 def current_world() -> World:
@@ -101,12 +94,11 @@ def shutdown() -> None:
 def epoch_plan(n_groups: int, batch_size: int, accumulate: int, world: World) -> list[Step]:
     """Draw the order of an epoch from PyTorch's global generator. Return the steps of this process."""
     together = batch_size * world.size
-    return [
-        Step(tuple(_share(part_X, len(step_X), world) for part_X in step_X.split(together)), len(step_X))
-        for step_X in torch.randperm(n_groups).split(together * accumulate)
-    ]
-
-
-def _share(part_X: Tensor, n_groups: int, world: World) -> Share:
-    mine_B = part_X.tensor_split(world.size)[world.rank]
-    return Share(mine_B if len(mine_B) else part_X[:1], len(mine_B) * world.size / n_groups)
+    plan = []
+    for step_X in torch.randperm(n_groups).split(together * accumulate):
+        shares = []
+        for part_X in step_X.split(together):
+            mine_B = part_X.tensor_split(world.size)[world.rank]
+            shares.append(Share(mine_B if len(mine_B) else part_X[:1], len(mine_B) * world.size / len(step_X)))
+        plan.append(Step(tuple(shares), len(step_X)))
+    return plan

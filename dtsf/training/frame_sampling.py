@@ -4,18 +4,14 @@ People start late, pause, and move at different speeds. With frames uniform in t
 and ten of another. Frames at equal shares of the *motion* align the clips. A share of time can stay, because some actions differ
 in tempo. This is ours, not the paper's; measured in docs/results/network.md.
 
-Letters: N clips, M clips read, F cached frames, T frames of the network, H W grid, C channels, R all cached frames,
-Y frames read, X numbers of a frame, P a part.
+Letters: N clips, M clips read, F cached frames, S steps between them, T frames of the network, H W grid, C channels, R all
+cached frames, Y frames read, X numbers of a frame, P a part.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 STILL = 0.7
 """Share of the smallest step of a clip that counts as noise of the camera, not as motion."""
@@ -29,26 +25,21 @@ def uniform_times(n_frames: int, position: float = 0.5) -> Tensor:
     return (torch.arange(n_frames) + position) / n_frames
 
 
-def cumulative_motion(x_NFHWC: Tensor, motion_sampling: float) -> Tensor:
-    """Return the share of each clip that has passed at each cached frame: (N, F), float32, from 0 at the first to 1 at the last.
-
-    ``x_NFHWC``: embeddings of all cached frames. ``motion_sampling``: share of motion, from 0 (time alone) to 1 (motion alone).
-    Motion is the distance between the embeddings of neighbouring frames. A clip without motion runs by time.
-    """
-    return cumulate_steps(motion_steps(x_NFHWC), motion_sampling)
-
-
 def motion_steps(x_NFHWC: Tensor) -> Tensor:
     """Return the distance of the embeddings of each cached frame from the frame before it: (N, F - 1), float32."""
     parts = []
-    for x_PFHWC in x_NFHWC.split(_rows_of_a_chunk(x_NFHWC.shape[1:].numel())):
+    for x_PFHWC in x_NFHWC.split(max(1, CHUNK // x_NFHWC.shape[1:].numel())):
         x_PFX = x_PFHWC.flatten(2).float()
         parts.append((x_PFX[:, 1:] - x_PFX[:, :-1]).norm(dim=-1))
     return torch.cat(parts)
 
 
-def cumulate_steps(step_NS: Tensor, motion_sampling: float) -> Tensor:
-    """Return :func:`cumulative_motion` from the result of :func:`motion_steps`, which is the costly part."""
+def cumulative_motion(step_NS: Tensor, motion_sampling: float) -> Tensor:
+    """Return the share of each clip that has passed at each cached frame: (N, F), float32, from 0 at the first to 1 at the last.
+
+    ``step_NS``: result of :func:`motion_steps`. ``motion_sampling``: share of motion, from 0 (time alone) to 1 (motion alone).
+    A clip without motion runs by time.
+    """
     step_NS = step_NS - STILL * step_NS.amin(1, keepdim=True)
     mean_N1 = step_NS.mean(1, keepdim=True)
     motion_NS = torch.where(mean_N1 > 0, step_NS / mean_N1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
@@ -60,15 +51,11 @@ def cumulate_steps(step_NS: Tensor, motion_sampling: float) -> Tensor:
 def read_frames(
     x_NFHWC: Tensor, row_M: Tensor, time_MT: Tensor, motion_sampling: float, step_NS: Tensor | None = None
 ) -> Tensor:
-    """Read clips at given times. Return (M, T, H, W, C), float32.
+    """Read the clips of rows at given times, in [0, 1]. Return (M, T, H, W, C), float32.
 
-    Args:
-        x_NFHWC: Embeddings of all cached frames of all clips, any float type.
-        row_M: Rows of the clips; a row may come more than once.
-        time_MT: Times of the frames of each clip, in [0, 1].
-        motion_sampling: See :func:`cumulative_motion`. At 0, the result is the cached frame of the segment that contains the
-            time. Above 0, it is interpolated between the two cached frames around the time.
-        step_NS: :func:`motion_steps` of all clips; computed by default.
+    ``motion_sampling``: see :func:`cumulative_motion`. At 0, the result is the cached frame of the segment that contains the time.
+    Above 0, it is interpolated between the two cached frames around the time. ``step_NS``: :func:`motion_steps` of all clips;
+    computed by default.
     """
     F = x_NFHWC.shape[1]
     # Frames as rows: a copy of whole rows is ten times faster than indexing by two axes.
@@ -78,18 +65,15 @@ def read_frames(
         nearest_MT = first_M1 + (time_MT * F).long().clamp(0, F - 1)
         out_YX = frame_RX.index_select(0, nearest_MT.flatten()).float()
         return out_YX.view(*time_MT.shape, *x_NFHWC.shape[2:])
-    clock_MF = cumulate_steps(motion_steps(x_NFHWC[row_M]) if step_NS is None else step_NS[row_M], motion_sampling)
+    step_MS = motion_steps(x_NFHWC[row_M]) if step_NS is None else step_NS[row_M]
+    clock_MF = cumulative_motion(step_MS, motion_sampling)
     after_MT = torch.searchsorted(clock_MF, time_MT.contiguous()).clamp(1, F - 1)
     begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
     share_MT = ((time_MT - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1)
     after_Y, share_Y1 = (first_M1 + after_MT).flatten(), share_MT.flatten().unsqueeze(1)
     out_YX = torch.empty(len(after_Y), frame_RX.shape[1], device=frame_RX.device)
-    size = _rows_of_a_chunk(frame_RX.shape[1])
+    size = max(1, CHUNK // frame_RX.shape[1])
     for after_P, share_P1, out_PX in zip(after_Y.split(size), share_Y1.split(size), out_YX.split(size), strict=True):
         out_PX.copy_(frame_RX.index_select(0, after_P - 1)).mul_(1 - share_P1)
         out_PX.add_(frame_RX.index_select(0, after_P).float().mul_(share_P1))
     return out_YX.view(*time_MT.shape, *x_NFHWC.shape[2:])
-
-
-def _rows_of_a_chunk(length: int) -> int:
-    return max(1, CHUNK // max(1, length))

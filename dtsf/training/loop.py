@@ -15,14 +15,13 @@ from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
 from dtsf.model.scan.parity import check_parity
 from dtsf.training.checkpoint import RunState, build_network
-from dtsf.training.data import training_batches
+from dtsf.training.data import Prefetcher, to_device_if_fits, training_batches
 from dtsf.training.debias import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import TrainingLog
 from dtsf.training.monitor import held_out_score, refuse_loss, refuse_weights, should_stop, update_best
 from dtsf.training.optim import adamw, schedule, update_average
-from dtsf.training.prefetch import Prefetcher, to_device_if_fits
 from dtsf.training.prepare import prepare_network
 from dtsf.training.recipe import resolve_auto
 from dtsf.training.train_state import TrainingModule, TrainState, restore, save, versions

@@ -9,35 +9,29 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from torch import Tensor
 
 from dtsf.model.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dtsf.model.network import Output
 
 
-class LossConfig(BaseModel):
+class LossConfig(Frozen):
     """Weights of the terms. Section ``[loss]`` of a recipe. The paper gives no weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    evidence: float = Field(default=1.0, ge=0)
-    """Weight of L_ET."""
-    kl: float = Field(default=1.0, ge=0)
-    """Weight of L_KL after annealing."""
-    kl_epochs: float = Field(default=10.0, gt=0)
-    """Number of epochs over which the KL term grows from 0 to its weight (Sensoy: 10)."""
+    evidence: float = Field(default=1.0, ge=0)  # weight of L_ET
+    kl: float = Field(default=1.0, ge=0)  # weight of L_KL after annealing
+    kl_epochs: float = Field(
+        default=10.0, gt=0
+    )  # epochs over which the KL term grows from 0 to its weight (Sensoy: 10)
+    # Remove the evidence of the true class before the KL, as is usual. False is the formula of the figure.
     kl_adjusted: bool = True
-    """Remove the evidence of the true class before the KL, as is usual. False is the formula of the figure."""
-    cross: float = Field(default=1.0, ge=0)
-    """Weight of L_cross."""
-    views: float = Field(default=1.0, ge=0)
-    """Weight of the mean loss of the views. The fused prediction has weight 1."""
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    """Label smoothing of L_cross."""
+    cross: float = Field(default=1.0, ge=0)  # weight of L_cross
+    views: float = Field(default=1.0, ge=0)  # weight of the mean loss of the views; the fused prediction has weight 1
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # of L_cross
 
 
 def evidence_loss(alpha_NK: Tensor, label_N: Tensor) -> Tensor:
@@ -69,27 +63,20 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
     ``epoch``: epochs trained, fractions allowed: ``lambda_t = min(1, epoch / kl_epochs)``. Returns scalars ``loss`` (to
     minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``.
     """
-    annealing = min(1.0, epoch / config.kl_epochs)
+    kl_weight = min(1.0, epoch / config.kl_epochs) * config.kl
+
+    def terms_and_total(logits_NK: Tensor, label_N: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        alpha_NK = dirichlet(logits_NK)
+        with torch.autocast(logits_NK.device.type, enabled=False):
+            evidence = evidence_loss(alpha_NK, label_N).mean()
+            kl = kl_loss(alpha_NK, label_N, adjusted=config.kl_adjusted).mean()
+            cross = uncertain_cross_entropy(logits_NK, label_N, label_smoothing=config.label_smoothing).mean()
+        total = config.evidence * evidence + kl_weight * kl + config.cross * cross
+        return {"evidence": evidence, "kl": kl, "cross": cross}, total
+
     # Each branch has its own loss, so that its errors differ from those of the others.
     logits_NBK, view_logits_NBVK = output.branch_logits_NBK, output.branch_view_logits_NBVK
-    label_NB = label_B.expand(logits_NBK.shape[:2])
-    fused = _terms(logits_NBK.flatten(0, 1), label_NB.flatten(), config)
+    fused, loss = terms_and_total(logits_NBK.flatten(0, 1), label_B.expand(logits_NBK.shape[:2]).flatten())
     mask_NBV = output.mask_BV.expand(view_logits_NBVK.shape[:3])
-    label_NBV = label_B.unsqueeze(1).expand(mask_NBV.shape)
-    single = _terms(view_logits_NBVK[mask_NBV], label_NBV[mask_NBV], config)
-
-    def total(terms: dict[str, Tensor]) -> Tensor:
-        return config.evidence * terms["evidence"] + annealing * config.kl * terms["kl"] + config.cross * terms["cross"]
-
-    views = total(single)
-    return {"loss": total(fused) + config.views * views, **fused, "views": views}
-
-
-def _terms(logits_NK: Tensor, label_N: Tensor, config: LossConfig) -> dict[str, Tensor]:
-    alpha_NK = dirichlet(logits_NK)
-    with torch.autocast(logits_NK.device.type, enabled=False):
-        return {
-            "evidence": evidence_loss(alpha_NK, label_N).mean(),
-            "kl": kl_loss(alpha_NK, label_N, adjusted=config.kl_adjusted).mean(),
-            "cross": uncertain_cross_entropy(logits_NK, label_N, label_smoothing=config.label_smoothing).mean(),
-        }
+    _, views = terms_and_total(view_logits_NBVK[mask_NBV], label_B.unsqueeze(1).expand(mask_NBV.shape)[mask_NBV])
+    return {"loss": loss + config.views * views, **fused, "views": views}

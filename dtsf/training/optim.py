@@ -6,10 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from dtsf.training.recipe import TrainConfig
 
 
@@ -36,12 +35,8 @@ def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -
 
 def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.optim.AdamW:
     """Return AdamW with the settings of the recipe. On a GPU it updates many weights in one launch."""
-    return torch.optim.AdamW(
-        decay_groups(net, train.weight_decay, states=train.decay_states),
-        lr=train.lr,
-        betas=(0.9, train.beta2),
-        foreach=device.type == "cuda",
-    )
+    groups = decay_groups(net, train.weight_decay, states=train.decay_states)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), foreach=device.type == "cuda")
 
 
 @torch.no_grad()

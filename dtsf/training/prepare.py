@@ -9,16 +9,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from dtsf.model.motion import motion_share
 from dtsf.training.data import Groups, evaluation_batches
 from dtsf.training.frame_sampling import read_frames, uniform_times
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from dtsf.model.network import DTSFNet
     from dtsf.training.augment import AugmentConfig
     from dtsf.training.recipe import Recipe
@@ -29,15 +26,15 @@ def prepare_network(net: DTSFNet, groups: Groups, recipe: Recipe) -> tuple[Group
 
     Returns the groups that training reads and their motion sampling (:func:`training_source`), and :func:`channel_deviation`.
     """
-    inputs = net.inputs
-    deviation_C = channel_deviation(groups, dynamic=recipe.model.uses_motion)
+    inputs, model = net.inputs, recipe.model
+    deviation_C = channel_deviation(groups, dynamic=model.uses_motion)
     inputs.channel_scale_C.copy_(1.0 / deviation_C)
     if inputs.principal:
         inputs.basis_CR.copy_(principal_directions(groups, inputs.channel_scale_C, inputs.principal))
-    if recipe.model.occlusion_threshold:
+    if model.occlusion_threshold:
         net.min_motion_share_V.copy_(min_motion_share(net, groups))
     source, motion_sampling = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
-    if "motion" in recipe.model.inputs:
+    if "motion" in model.inputs:
         inputs.motion_mean_HWE.copy_(motion_mean(net, source, motion_sampling))
     return source, motion_sampling, deviation_C
 
@@ -101,27 +98,25 @@ def motion_mean(net: DTSFNet, groups: Groups, motion_sampling: float) -> Tensor:
 def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool) -> tuple[Groups, float]:
     """Return the groups that training reads, and their motion sampling.
 
-    If every epoch reads the same frames, principal channels or motion are computed once. This saves a third of a step.
-    Otherwise the groups are unchanged. ``embeddings``: keep the embeddings, because the debiaser reads them too.
+    If every epoch reads the same frames, principal channels or motion are computed once, of the T frames of the network. This
+    saves a third of a step. Otherwise the groups are unchanged. ``embeddings``: keep them, because the debiaser reads them too.
     """
-    config, inputs = net.config, net.inputs
-    if embeddings or not augment.leaves_frames:
+    config, inputs, x_NFHWC = net.config, net.inputs, groups.embeddings_NFHWC
+    frames_vary = augment.crop or augment.jitter or augment.noise
+    # A mirrored clip has another flow, so the flow is computed after the augmentation.
+    cells_vary = augment.swap_background or augment.occlude or (augment.flip and config.flow)
+    if embeddings or frames_vary:
         return groups, config.motion_sampling
     if inputs.principal:
-        return _precompute(net, groups, inputs.project), 0.0
-    computed = groups.embeddings_NFHWC.shape[-1] == config.motion_channels
-    # A mirrored clip has another flow, so the flow is computed after the augmentation.
-    mirrored = augment.flip > 0 and config.flow > 0
-    if config.inputs != {"motion"} or not augment.leaves_cells or mirrored or computed:
+        compute = inputs.project
+    elif config.inputs == {"motion"} and not cells_vary and x_NFHWC.shape[-1] != config.motion_channels:
+        compute = inputs.motion
+    else:
         return groups, config.motion_sampling
-    return _precompute(net, groups, inputs.motion), 0.0
-
-
-def _precompute(net: DTSFNet, groups: Groups, function: Callable[[Tensor], Tensor]) -> Groups:
-    """Replace the embeddings by ``function`` of the T frames of the network. Motion sampling 0 then reads these frames."""
-    config, parts = net.config, []
+    parts = []
     step_NS = groups.step_NS if config.motion_sampling else None
-    for row_M in torch.arange(len(groups.embeddings_NFHWC)).split(32):
+    for row_M in torch.arange(len(x_NFHWC)).split(32):
         time_MT = uniform_times(config.frames).expand(len(row_M), -1)
-        parts.append(function(read_frames(groups.embeddings_NFHWC, row_M, time_MT, config.motion_sampling, step_NS)))
-    return replace(groups, embeddings_NFHWC=torch.cat(parts))
+        parts.append(compute(read_frames(x_NFHWC, row_M, time_MT, config.motion_sampling, step_NS)))
+    # Motion sampling 0 reads the computed frames.
+    return replace(groups, embeddings_NFHWC=torch.cat(parts)), 0.0

@@ -9,12 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from dtsf.errors import ConfigError
 from dtsf.files.read import read_file
 from dtsf.model.config import Auto, BranchConfig, ModelConfig
-from dtsf.settings import explain
+from dtsf.settings import Frozen, explain
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.debias import DebiasConfig
 from dtsf.training.losses import LossConfig
@@ -37,63 +37,44 @@ def _words(value: object) -> tuple[str, ...]:
     return tuple(str(word).strip() for word in words if str(word).strip())
 
 
-def _subjects(value: object) -> object:
+def _subjects(value: object) -> tuple[str, ...]:
     """Read subjects from 3, "3,4" or ["3", "4"]. 03 becomes 3, as in the records of the cache."""
     return tuple(str(int(word)) if word.isdecimal() else word for word in _words(value))
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Frozen):
     """Optimisation. Section ``[train]`` of a recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    epochs: Annotated[Auto, Field(le=10**7)] = 60
-    """Passes over the training groups."""
+    epochs: Annotated[Auto, Field(le=10**7)] = 60  # passes over the training groups
+    # Groups (not clips) in a batch of one process. A step uses batch_size x accumulate x processes groups.
     batch_size: int = Field(default=16, ge=1, le=10**6)
-    """Groups (not clips) in a batch of one process. A step uses ``batch_size`` x ``accumulate`` x processes groups."""
-    accumulate: int = Field(default=1, ge=1, le=10**6)
-    """Number of batches whose gradients are summed before a step: a larger step in the same memory."""
-    lr: float = Field(default=2e-3, gt=0)
-    """Peak learning rate of AdamW. It falls to 0 by a cosine after the warm-up."""
-    weight_decay: float = Field(default=0.05, ge=0)
-    """Weight decay. Not applied to norms, biases, positions, the class token and D, nor to A_log (see ``decay_states``)."""
-    decay_states: bool = False
-    """Apply weight decay to A_log too. VideoMamba does: its code sets an attribute for the exemption but does not read it."""
-    warmup: float = Field(default=0.1, ge=0, lt=1)
-    """Share of all steps over which the learning rate rises from 0."""
-    beta2: float = Field(default=0.98, gt=0, lt=1)
-    """Second beta of AdamW. 0.98 suits runs of a few hundred steps better than 0.999."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Maximum norm of the gradient; longer gradients are scaled down."""
-    ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the running average of the weights that is evaluated and saved. 0 uses the last weights."""
+    accumulate: int = Field(default=1, ge=1, le=10**6)  # batches of a step: a larger step in the same memory
+    lr: float = Field(default=2e-3, gt=0)  # peak learning rate of AdamW; it falls to 0 by a cosine after the warm-up
+    weight_decay: float = Field(default=0.05, ge=0)  # not for norms, biases, positions, class token, D and A_log
+    decay_states: bool = False  # for A_log too, as in VideoMamba: its code sets an exemption but does not read it
+    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps over which the learning rate rises from 0
+    beta2: float = Field(default=0.98, gt=0, lt=1)  # of AdamW; 0.98 suits a few hundred steps better than 0.999
+    clip_norm: float = Field(default=1.0, gt=0)  # maximum norm of the gradient; longer gradients are scaled down
+    ema: float = Field(default=0.0, ge=0, lt=1)  # decay of the average weights to evaluate and save; 0: last weights
+    # Share of the training groups of each class to evaluate after every epoch instead of training. Drawn by the seed.
     held_out: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the training groups of each class that is evaluated after every epoch instead of trained on. Drawn by the seed."""
+    # Training subjects to hold out instead of a share (3,4): the closest to a test on unseen people.
     held_out_subjects: Annotated[tuple[str, ...], BeforeValidator(_subjects)] = ()
-    """Training subjects that are held out instead of a share. This is the closest to a test on unseen people.
-    ``--set train.held_out_subjects=3,4``"""
+    # Epochs without a lower loss on the held-out groups before the training stops. The weights of the best epoch are
+    # kept. 0 trains all epochs and keeps the last weights. The learning rate always follows all epochs.
     patience: int = Field(default=0, ge=0, le=10**7)
-    """Stop if the loss on the held-out groups does not fall for this many epochs, and keep the weights of the best epoch. 0
-    trains all epochs and keeps the last weights. The learning rate schedule always assumes all ``epochs``."""
+    # Classes to exclude from training and test (golf swing,jogging): unknown actions for evaluate --unknown excluded.
     exclude_classes: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
-    """Names of classes that are excluded from training and test: unknown actions for ``evaluate --unknown excluded``.
-    ``--set train.exclude_classes="golf swing,jogging"``"""
+    # Folds of the training groups, by people if they are named, that calibrate the evidence. Each fold trains a network on
+    # the other folds: 2 cost as much as the training. 0 does not calibrate. Held-out groups replace the folds.
     calibrate: int = Field(default=2, ge=0)
-    """Number of folds of the training groups (by people, if they are named) that calibrate the evidence. Each fold trains one
-    network on the other folds: 2 folds cost as much as the training itself. 0 does not calibrate. Groups held out by
-    ``held_out`` or ``held_out_subjects`` replace the folds."""
-    draws: int = Field(default=1, ge=1, le=4096)
-    """Number of sets of frames over which an evaluation averages (``evaluate --draws``)."""
+    draws: int = Field(default=1, ge=1, le=4096)  # sets of frames that an evaluation averages (evaluate --draws)
+    # Compute each block again in the backward pass: a third slower, a tenth of the memory. For sequences of pixels.
     checkpointing: bool = False
-    """Gradient checkpointing: compute each block again in the backward pass. A third slower, a tenth of the memory. For long
-    sequences of pixels."""
+    # torch.compile for the mixers, on a GPU only: a minute at the start; the last bits of the numbers differ.
     compile: bool = False
-    """Apply ``torch.compile`` to the mixer of every block, on a GPU only. It takes a minute at the start; the last bits of the
-    numbers differ."""
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    """``bf16-mixed`` is for GPUs. The scan and all evidence stay in float32."""
-    threads: int = Field(default=1, ge=1, le=1024)
-    """CPU threads of PyTorch. On a shared machine two threads can be many times slower than one."""
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"  # bf16 for GPUs; scan and evidence stay in float32
+    threads: int = Field(default=1, ge=1, le=1024)  # CPU threads; two can be much slower on a shared machine
 
     @property
     def usable_threads(self) -> int:
@@ -112,10 +93,8 @@ class TrainConfig(BaseModel):
         return self
 
 
-class Recipe(BaseModel):
+class Recipe(Frozen):
     """All choices of a training run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     model: ModelConfig = ModelConfig()
     loss: LossConfig = LossConfig()
@@ -140,16 +119,11 @@ def resolve_auto(recipe: Recipe, n_clips: int) -> Recipe:
     below 256, else four. The epochs fall with the square root of the clips, from 240 to 20. See :data:`REFERENCE_CLIPS`.
     """
     ratio = math.sqrt(max(1, n_clips) / REFERENCE_CLIPS)
-    model, train = recipe.model, recipe.train
-    width = model.width or min(384, max(96, 32 * round(3 * ratio)))
-    depth = model.depth or (1 if width < 128 else 2 if width < 256 else 4)
-    epochs = train.epochs or min(240, max(20, round(120 / ratio)))
-    return recipe.model_copy(
-        update={
-            "model": model.model_copy(update={"width": width, "depth": depth}),
-            "train": train.model_copy(update={"epochs": epochs}),
-        }
-    )
+    width = recipe.model.width or min(384, max(96, 32 * round(3 * ratio)))
+    depth = recipe.model.depth or (1 if width < 128 else 2 if width < 256 else 4)
+    epochs = recipe.train.epochs or min(240, max(20, round(120 / ratio)))
+    model = recipe.model.model_copy(update={"width": width, "depth": depth})
+    return recipe.model_copy(update={"model": model, "train": recipe.train.model_copy(update={"epochs": epochs})})
 
 
 def default_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str, str]:
@@ -165,45 +139,38 @@ def default_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[s
 
 
 def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a built-in recipe or a TOML file, and the recipes that it extends (``extends = "NAME"``). Apply overrides.
 
-    Args:
-        name_or_file: Name of a built-in recipe, or path of a TOML file.
-        overrides: ``section.key=value`` each, with the value in TOML; a bare word is a string.
-
-    Raises:
-        ConfigError: Unknown recipe, unknown key (with the nearest match), or value out of range.
+    ``overrides``: ``section.key=value`` each, with the value in TOML; a bare word is a string. Raises ConfigError: unknown
+    recipe, recipes that extend each other in a circle, unknown key (with the nearest match), or value out of range.
     """
-    table = read_recipe(name_or_file)
+    chain: list[str] = []
+    tables: list[dict[str, Any]] = []
+    base: object = name_or_file
+    while base is not None:
+        if not isinstance(base, str):
+            raise ConfigError(f'recipe {chain[-1]}: extends = {base!r} must name one recipe, as extends = "default"')
+        if chain and base.endswith(".toml") and chain[-1].endswith(".toml"):
+            base = str(Path(chain[-1]).parent / base)
+        if base in chain:
+            raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*chain, base))}")
+        chain.append(base)
+        tables.append(read_toml("recipe", base))
+        base = tables[-1].pop("extends", None)
+    table: dict[str, Any] = {}
+    for own in reversed(tables):
+        for section, keys in own.items():
+            both = isinstance(keys, dict) and isinstance(table.get(section), dict)
+            table[section] = {**table[section], **keys} if both else keys
     for override in overrides:
         _override(table, override)
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
-        raise ConfigError(f"recipe {name_or_file}: {explain(error, _all_keys(), repr)}") from error
-
-
-def read_recipe(name_or_file: str, *, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a recipe and the recipe that it extends: ``extends = "NAME"`` inherits all keys that are not set.
-
-    ``name_or_file``: as for :func:`read_toml`. An extended file is relative to the file that extends it. ``extended_by``: recipes
-    that extend this one. Raises ConfigError as :func:`read_toml`, or if recipes extend each other in a circle.
-    """
-    if name_or_file in extended_by:
-        raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*extended_by, name_or_file))}")
-    own = read_toml("recipe", name_or_file)
-    base = own.pop("extends", None)
-    if base is None:
-        return own
-    if not isinstance(base, str):
-        raise ConfigError(f'recipe {name_or_file}: extends = {base!r} must name one recipe, as extends = "default"')
-    if base.endswith(".toml") and name_or_file.endswith(".toml"):
-        base = str(Path(name_or_file).parent / base)
-    table = read_recipe(base, extended_by=(*extended_by, name_or_file))
-    for section, keys in own.items():
-        both = isinstance(keys, dict) and isinstance(table.get(section), dict)
-        table[section] = {**table[section], **keys} if both else keys
-    return table
+        keys = [f"{section}.{key}" for section, config in Recipe() for key in type(config).model_fields]
+        branches = [f"model.branch.{k}.{key}" for k in range(16) for key in BranchConfig.model_fields]
+        known = [*Recipe.model_fields, *keys, *branches]
+        raise ConfigError(f"recipe {name_or_file}: {explain(error, known, repr)}") from error
 
 
 def builtin_names(kind: str) -> list[str]:
@@ -219,18 +186,17 @@ def read_toml(kind: str, name_or_file: str) -> dict[str, Any]:
     """
     names = builtin_names(kind)
     if name_or_file in names:
-        text = (resources.files(PACKAGES[kind]) / f"{kind}s" / f"{name_or_file}.toml").read_text("utf-8")
+        data = (resources.files(PACKAGES[kind]) / f"{kind}s" / f"{name_or_file}.toml").read_bytes()
     elif name_or_file.endswith(".toml"):
-        file = Path(name_or_file)
-        data = read_file(file, limit=LIMIT, error=lambda why: ConfigError(f"{kind} file {why}"), follow=True)
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{kind} file {name_or_file} cannot be read: {error}") from error
+        data = read_file(
+            Path(name_or_file), limit=LIMIT, error=lambda why: ConfigError(f"{kind} file {why}"), follow=True
+        )
     else:
         raise ConfigError(f"unknown {kind} {name_or_file!r}; there are {', '.join(names)}, or give a .toml file")
     try:
-        return tomllib.loads(text)
+        return tomllib.loads(data.decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{kind} file {name_or_file} cannot be read: {error}") from error
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ConfigError(f"{kind} {name_or_file} is not valid TOML: {error}") from error
 
@@ -260,15 +226,3 @@ def _override(table: dict[str, Any], override: str) -> None:
     if isinstance(target, list):
         raise ConfigError(f"--set {override!r}: name an entry and its key, for example model.branch.0.weight=0.5")
     target[field] = parsed
-
-
-def _all_keys() -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "model": ModelConfig,
-        "loss": LossConfig,
-        "augment": AugmentConfig,
-        "debias": DebiasConfig,
-        "train": TrainConfig,
-    }
-    keys = [f"{section}.{key}" for section, config in sections.items() for key in config.model_fields]
-    return [*sections, *keys, *(f"model.branch.{k}.{key}" for k in range(16) for key in BranchConfig.model_fields)]

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 import torch
 
-from dtsf.cache.schema import Clip
+from dtsf.cache.schema import Clip, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from dtsf.cache.schema import DatasetInfo
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import TrainConfig
 
@@ -36,15 +35,9 @@ def make_folds(clips: Sequence[Clip], protocol: str, n_folds: int) -> tuple[list
     two units, groups are divided. Returns no fold if nothing can be divided.
     """
     by = {"cross-view": "views", "cross-setup": "setups"}.get(protocol, "people")
-    keys: dict[str, Callable[[Clip], str | None]] = {
-        "views": lambda clip: str(clip.view),
-        "setups": lambda clip: None if clip.setup is None else str(clip.setup),
-        "people": lambda clip: clip.subject,
-    }
-    found = {clip.id: keys[by](clip) for clip in clips}
-    if by == "people":
-        found = _join_people(found)
-    unit = {clip: name for clip, name in found.items() if name is not None}
+    person = _join_people(clips)
+    found = {clip.id: {"views": clip.view, "setups": clip.setup, "people": person[clip.id]}[by] for clip in clips}
+    unit = {clip: str(name) for clip, name in found.items() if name is not None}
     if len(unit) < len(found) or len(set(unit.values())) < 2:
         by, unit = "groups", {clip.id: clip.group for clip in clips}
     sizes = Counter(unit.values())
@@ -59,13 +52,11 @@ def make_folds(clips: Sequence[Clip], protocol: str, n_folds: int) -> tuple[list
     for n, name in enumerate(order):
         fold_of[name] = n % n_folds if by == "groups" else filled.index(min(filled))
         filled[fold_of[name]] += sizes[name]
-    return [
-        Fold(
-            train=tuple(clip for clip in clips if fold_of[unit[clip.id]] != k),
-            held_out=tuple(clip for clip in clips if fold_of[unit[clip.id]] == k),
-        )
-        for k in range(n_folds)
-    ], f"{by} held out"
+    folds = []
+    for k in range(n_folds):
+        train = tuple(clip for clip in clips if fold_of[unit[clip.id]] != k)
+        folds.append(Fold(train=train, held_out=tuple(clip for clip in clips if fold_of[unit[clip.id]] == k)))
+    return folds, f"{by} held out"
 
 
 def drop_unknown_classes(fold: Fold) -> Fold:
@@ -74,8 +65,8 @@ def drop_unknown_classes(fold: Fold) -> Fold:
     return Fold(train=fold.train, held_out=tuple(clip for clip in fold.held_out if clip.label in known))
 
 
-def _join_people(subject_of: dict[str, str | None]) -> dict[str, str | None]:
-    """Replace each subject by one person of all who ever perform together (``3+4``): they stay in one fold."""
+def _join_people(clips: Sequence[Clip]) -> dict[str, str | None]:
+    """Return one person for each clip: all who ever perform together (``3+4``) count as one, and stay in one fold."""
     leader: dict[str, str] = {}
 
     def lead(person: str) -> str:
@@ -83,11 +74,11 @@ def _join_people(subject_of: dict[str, str | None]) -> dict[str, str | None]:
             person = leader[person]
         return person
 
-    for subject in {name for name in subject_of.values() if name}:
+    for subject in sorted({clip.subject for clip in clips if clip.subject}):
         first, *others = subject.split("+")
         for other in others:
             leader[lead(other)] = lead(first)
-    return {clip: lead(name.split("+")[0]) if name else None for clip, name in subject_of.items()}
+    return {clip.id: lead(clip.subject.split("+")[0]) if clip.subject else None for clip in clips}
 
 
 def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
@@ -96,48 +87,42 @@ def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
     ``config.held_out`` is a share of the groups of each class, at least one if the class has two. Raises ConfigError: a subject
     without training clips, or no group left in training or held out.
     """
+    names: set[str] = set()
     if config.held_out_subjects:
-        names = _groups_of_subjects(split, config.held_out_subjects)
         key = f"train.held_out_subjects={','.join(config.held_out_subjects)}"
+        groups_of: dict[str, set[str]] = defaultdict(set)
+        for clip in split.train:
+            for person in clip.subject.split("+") if clip.subject else ():
+                groups_of[person].add(clip.group)
+        absent = [subject for subject in config.held_out_subjects if subject not in groups_of]
+        if absent:
+            raise ConfigError(
+                f"train.held_out_subjects: {', '.join(absent)} is not among the training subjects "
+                f"({', '.join(sorted(groups_of)) or 'the dataset names no subjects'})"
+            )
+        names = set().union(*(groups_of[subject] for subject in config.held_out_subjects))
     elif config.held_out:
-        names = _share_of_groups(split.train, config.held_out, seed)
         key = f"train.held_out={config.held_out}"
+        by_label: dict[int, set[str]] = defaultdict(set)
+        for clip in split.train:
+            by_label[clip.label].add(clip.group)
+        # A separate generator: held-out groups do not change the other draws of the seed.
+        generator = torch.Generator().manual_seed(seed)
+        for _, groups in sorted(by_label.items()):
+            n = min(len(groups) - 1, max(1, round(config.held_out * len(groups))))
+            drawn = torch.randperm(len(groups), generator=generator)[:n].tolist()
+            names |= {sorted(groups)[k] for k in drawn}
     else:
         return split
     train = tuple(clip for clip in split.train if clip.group not in names)
     if not names or not train:
-        groups = len({clip.group for clip in split.train})
+        n_groups = len({clip.group for clip in split.train})
         raise ConfigError(
-            f"{key} holds out {len(names)} of {groups} training groups: some must be held out and some must train"
+            f"{key} holds out {len(names)} of {n_groups} training groups: some must be held out and some must train"
             + (" (a share leaves each class one group; hold out a subject instead)" if not names else "")
         )
     held_out = tuple(clip for clip in split.train if clip.group in names)
     return split.model_copy(update={"train": train, "held_out": held_out})
-
-
-def _groups_of_subjects(split: Split, subjects: tuple[str, ...]) -> set[str]:
-    known = sorted({person for clip in split.train for person in (clip.subject or "").split("+") if person})
-    absent = [subject for subject in subjects if subject not in known]
-    if absent:
-        raise ConfigError(
-            f"train.held_out_subjects: {', '.join(absent)} is not among the training subjects "
-            f"({', '.join(known) or 'the dataset names no subjects'})"
-        )
-    return {clip.group for clip in split.train if set((clip.subject or "").split("+")) & set(subjects)}
-
-
-def _share_of_groups(clips: tuple[Clip, ...], share: float, seed: int) -> set[str]:
-    by_label: dict[int, set[str]] = {}
-    for clip in clips:
-        by_label.setdefault(clip.label, set()).add(clip.group)
-    # A separate generator: held-out groups do not change the other draws of the seed.
-    generator = torch.Generator().manual_seed(seed)
-    drawn: set[str] = set()
-    for _, groups in sorted(by_label.items()):
-        names = sorted(groups)
-        n = min(len(names) - 1, max(1, round(share * len(names))))
-        drawn |= {names[k] for k in torch.randperm(len(names), generator=generator)[:n].tolist()}
-    return drawn
 
 
 def exclude_classes(split: Split, info: DatasetInfo, names: Sequence[str]) -> tuple[Split, DatasetInfo]:

@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "DebiasConfig", "Debiaser", "make_debiaser"]
 
-METHODS: dict[str, type[Debiaser]] = {
-    "none": Debiaser,
-    "hsic": Hsic,
-    "stillmix": StillMix,
-    "albar": Albar,
-    "soar": Soar,
-}
+METHODS = {"none": Debiaser, "hsic": Hsic, "stillmix": StillMix, "albar": Albar, "soar": Soar}
 
 
 def make_debiaser(config: DebiasConfig, groups: Groups, *, width: int, n_classes: int, seed: int) -> Debiaser:

@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dtsf.model.scan import use_backend
 from dtsf.training.debias.base import Debiaser
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dtsf.model.network import Output
     from dtsf.training.data import Batch
 

@@ -4,63 +4,57 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
+from pydantic import Field
+from torch import Tensor, nn
+
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dtsf.model.network import Output
     from dtsf.training.data import Batch, Groups
 
 
-class DebiasConfig(BaseModel):
+class DebiasConfig(Frozen):
     """Peer method against static bias, and its weights. Section ``[debias]`` of a recipe. Used in training only."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+    # hsic (Kobayashi et al.): independence of a biased stream, and a background loss. stillmix (Li et al.): mixes still frames
+    # into clips. albar (Fioresi et al.): the network must not recognise a single frame. soar (Zhai et al.): adversaries read
+    # the background out of the features. stillmix and albar need an input that shows still frames.
     method: Literal["none", "hsic", "stillmix", "albar", "soar"] = "none"
-    """``hsic`` (Kobayashi et al.): independence of a biased stream, and a background loss. ``stillmix`` (Li et al.): mixes still
-    frames into clips. ``albar`` (Fioresi et al.): the network must not recognise a single frame. ``soar`` (Zhai et al.):
-    adversaries read the background out of the features. ``stillmix`` and ``albar`` need an input that shows still frames."""
-    hsic: float = Field(default=1.0, ge=0)
-    """``hsic``: weight of the dependence between the features of the network and of the biased stream."""
-    background: float = Field(default=0.1, ge=0)
-    """``hsic`` and ``soar``: weight of the background loss. 0 disables the background classifiers."""
-    backgrounds: int = Field(default=8, ge=2)
-    """``hsic`` and ``soar``: number of clusters of static embeddings, used if the dataset does not name its backgrounds."""
-    bank: int = Field(default=1024, ge=1)
-    """``stillmix``: number of still frames in the bank."""
-    confident: float = Field(default=0.5, gt=0, le=1)
-    """``stillmix``: share of all training frames, the most confidently classified ones, from which the bank is drawn."""
-    mix: float = Field(default=0.5, ge=0, le=1)
-    """``stillmix``: probability that a clip is mixed with a still frame."""
-    beta: float = Field(default=200.0, gt=0)
-    """``stillmix``: the mixing weight of a batch is drawn from Beta(beta, beta). At 200 it is close to one half."""
+    hsic: float = Field(
+        default=1.0, ge=0
+    )  # weight of the dependence between the network's features and the biased stream
+    background: float = Field(
+        default=0.1, ge=0
+    )  # hsic, soar: weight of the background loss; 0 disables the classifiers
+    backgrounds: int = Field(default=8, ge=2)  # hsic, soar: clusters of static embeddings, if backgrounds have no names
+    bank: int = Field(default=1024, ge=1)  # stillmix: number of still frames in the bank
+    confident: float = Field(
+        default=0.5, gt=0, le=1
+    )  # stillmix: share of frames, the most confident ones, for the bank
+    mix: float = Field(default=0.5, ge=0, le=1)  # stillmix: probability that a clip is mixed with a still frame
+    beta: float = Field(default=200.0, gt=0)  # stillmix: weight of a batch ~ Beta(beta, beta); at 200 close to one half
+    # albar: weights of the cross-entropy of the static clip, of the entropy of its prediction, and of the gradient penalty. The
+    # defaults are the authors'. A penalty of 0 saves two thirds of the cost.
     adversary: float = Field(default=1.0, ge=0)
-    """``albar``: weight of the cross-entropy of the static clip. The defaults of these three weights are the authors'."""
     entropy: float = Field(default=4.25, ge=0)
-    """``albar``: weight of the entropy of the prediction for the static clip."""
     penalty: float = Field(default=10.0, ge=0)
-    """``albar``: weight of the gradient penalty. 0 saves two thirds of the cost."""
-    reconstruction: float = Field(default=1.0, ge=0)
-    """``soar``: weight of the reconstruction of the background."""
+    reconstruction: float = Field(default=1.0, ge=0)  # soar: weight of the reconstruction of the background
 
 
 class Debiaser(nn.Module):
-    """No debiasing; each peer overrides :meth:`prepare`, :meth:`losses`, or both.
+    """No debiasing. A method overrides :meth:`build`, :meth:`prepare` and :meth:`losses` as needed.
 
-    Args:
-        groups: Training groups.
-        config: Weights of the method.
-        width: Number of features of a view, D.
-        n_classes: K.
-        seed: Of the random draws of the constructor, where it has any.
+    ``width``: number of features of a view, D. ``seed``: of the random draws of :meth:`build`.
     """
 
     def __init__(self, groups: Groups, config: DebiasConfig, *, width: int, n_classes: int, seed: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.width, self.n_classes, self.seed = config, width, n_classes, seed
+        self.build(groups)
+
+    def build(self, groups: Groups) -> None:
+        """Make the buffers and layers from the training groups."""
 
     def prepare(self, batch: Batch) -> Batch:
         """Change a batch before it enters the network."""

@@ -19,16 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dtsf.training.debias.base import Debiaser
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dtsf.model.network import Output
     from dtsf.training.data import Batch, Groups
-    from dtsf.training.debias.base import DebiasConfig
 
 
 def dependence(x_PD: Tensor, y_PE: Tensor) -> Tensor:
@@ -86,32 +83,24 @@ def cluster(x_NC: Tensor, k: int, generator: torch.Generator, steps: int = 25) -
     return nearest_N
 
 
-def clip_backgrounds(groups: Groups, n_clusters: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the background of each clip (N,), and 1 / deviation of the static part of each channel (C,).
-
-    Backgrounds without a name are ``n_clusters`` clusters of the static embeddings.
-    """
-    used_N = groups.row_GV[groups.mask_GV]
-    # In chunks: the whole dataset in float32 would take twice the memory of its cache.
-    static_NC = torch.cat([x_NFHWC.float().mean((1, 2, 3)) for x_NFHWC in groups.embeddings_NFHWC.split(256)])
-    if groups.background_N is not None:
-        background_N = groups.background_N
-    else:
-        background_N = torch.zeros(len(static_NC), dtype=torch.int64)
-        background_N[used_N] = cluster(static_NC[used_N], n_clusters, torch.Generator().manual_seed(seed))
-    return background_N, 1.0 / static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
-
-
 class BackgroundDebiaser(Debiaser):
     """Base of the methods that use the background of each clip and the scale of the static part of each channel."""
 
     background_N: Tensor
     scale_C: Tensor
 
-    def __init__(self, groups: Groups, config: DebiasConfig, *, width: int, n_classes: int, seed: int) -> None:
-        super().__init__(groups, config, width=width, n_classes=n_classes, seed=seed)
-        background_N, scale_C = clip_backgrounds(groups, config.backgrounds, seed)
+    def build(self, groups: Groups) -> None:
+        """Number the backgrounds by name, or by clusters of the static embeddings. Scale by 1 / deviation of the static part."""
+        used_N = groups.row_GV[groups.mask_GV]
+        # In chunks: the whole dataset in float32 would take twice the memory of its cache.
+        static_NC = torch.cat([x_NFHWC.float().mean((1, 2, 3)) for x_NFHWC in groups.embeddings_NFHWC.split(256)])
+        background_N = groups.background_N
+        if background_N is None:
+            background_N = torch.zeros(len(static_NC), dtype=torch.int64)
+            generator = torch.Generator().manual_seed(self.seed)
+            background_N[used_N] = cluster(static_NC[used_N], self.config.backgrounds, generator)
         self.register_buffer("background_N", background_N, persistent=False)
+        scale_C = 1.0 / static_NC[used_N].std(0, correction=0).clamp(min=1e-6)
         self.register_buffer("scale_C", scale_C, persistent=False)
         self.n_backgrounds = int(background_N.max()) + 1
 
@@ -119,16 +108,15 @@ class BackgroundDebiaser(Debiaser):
 class Hsic(BackgroundDebiaser):
     """The biased stream, the background classifiers, and their terms."""
 
-    def __init__(self, groups: Groups, config: DebiasConfig, *, width: int, n_classes: int, seed: int) -> None:
-        super().__init__(groups, config, width=width, n_classes=n_classes, seed=seed)
-        _, _, H, W, C = groups.embeddings_NFHWC.shape
+    def build(self, groups: Groups) -> None:
+        """Make the stream and the classifiers."""
+        super().build(groups)
+        D, (H, W, C) = self.width, groups.embeddings_NFHWC.shape[2:]
         # Each cell is reduced first, as in the network: a background is recognised by the layout of its cells.
-        self.stream = nn.Sequential(nn.Linear(C, 16), nn.ReLU(), nn.Flatten(), nn.Linear(H * W * 16, width), nn.ReLU())
-        self.action = nn.Linear(width, n_classes)
-        self.background_of_biased = nn.Linear(width, self.n_backgrounds)
-        self.background_of_features = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, self.n_backgrounds)
-        )
+        self.stream = nn.Sequential(nn.Linear(C, 16), nn.ReLU(), nn.Flatten(), nn.Linear(H * W * 16, D), nn.ReLU())
+        self.action = nn.Linear(D, self.n_classes)
+        self.background_of_biased = nn.Linear(D, self.n_backgrounds)
+        self.background_of_features = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, self.n_backgrounds))
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """Return ``biased`` (CE_b), ``hsic`` and ``background``, weighted."""

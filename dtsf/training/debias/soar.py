@@ -17,16 +17,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dtsf.training.debias.hsic import BackgroundDebiaser, reverse_gradient
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dtsf.model.network import Output
     from dtsf.training.data import Batch, Groups
-    from dtsf.training.debias.base import DebiasConfig
 
 REVERSED = 0.2
 """Share of the decoder's gradient that reaches the features."""
@@ -37,12 +34,13 @@ LAYERS = 5
 class Soar(BackgroundDebiaser):
     """The decoder, the background classifier, and their terms. A weight of 0 disables a term."""
 
-    def __init__(self, groups: Groups, config: DebiasConfig, *, width: int, n_classes: int, seed: int) -> None:
-        super().__init__(groups, config, width=width, n_classes=n_classes, seed=seed)
-        _, _, H, W, C = groups.embeddings_NFHWC.shape
-        self.decoder = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, H * W * C))
-        hidden = [layer for _ in range(LAYERS - 1) for layer in (nn.Linear(width, width), nn.LeakyReLU())]
-        self.background_of_features = nn.Sequential(*hidden, nn.Linear(width, self.n_backgrounds))
+    def build(self, groups: Groups) -> None:
+        """Make the decoder and the classifier."""
+        super().build(groups)
+        D, size = self.width, groups.embeddings_NFHWC.shape[2:].numel()
+        self.decoder = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, size))
+        hidden = [layer for _ in range(LAYERS - 1) for layer in (nn.Linear(D, D), nn.LeakyReLU())]
+        self.background_of_features = nn.Sequential(*hidden, nn.Linear(D, self.n_backgrounds))
 
     def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
         """Return ``reconstruction`` and ``background``: the adversaries minimise them, the features maximise them."""

@@ -14,19 +14,16 @@ Letters: N clips, F T frames, B groups, V views, S frames of the bank, H W grid,
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dtsf.training.debias.base import Debiaser
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dtsf.training.data import Batch, Groups
-    from dtsf.training.debias.base import DebiasConfig
 
 
 def frame_confidence(frames_MC: Tensor, label_M: Tensor, n_classes: int, steps: int = 100) -> Tensor:
@@ -50,18 +47,18 @@ class StillMix(Debiaser):
 
     bank_SHWC: Tensor
 
-    def __init__(self, groups: Groups, config: DebiasConfig, *, width: int, n_classes: int, seed: int) -> None:
-        super().__init__(groups, config, width=width, n_classes=n_classes, seed=seed)
+    def build(self, groups: Groups) -> None:
+        """Fill the bank with frames from the more confident share."""
         row_N = groups.row_GV[groups.mask_GV]
         label_N = groups.label_G.unsqueeze(1).expand(groups.row_GV.shape)[groups.mask_GV]
         x_NFHWC = groups.embeddings_NFHWC
         n_frames = x_NFHWC.shape[1]
         pooled_MC = torch.cat([x_NFHWC[rows].float().mean((2, 3)).flatten(0, 1) for rows in row_N.split(256)])
-        confidence_M = frame_confidence(pooled_MC, label_N.repeat_interleave(n_frames), n_classes)
-        n_chosen = max(1, round(config.confident * len(confidence_M)))
+        confidence_M = frame_confidence(pooled_MC, label_N.repeat_interleave(n_frames), self.n_classes)
+        n_chosen = max(1, round(self.config.confident * len(confidence_M)))
         chosen_X = confidence_M.argsort(descending=True)[:n_chosen]
-        generator = torch.Generator().manual_seed(seed)
-        drawn_S = chosen_X[torch.randperm(len(chosen_X), generator=generator)[: config.bank]]
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn_S = chosen_X[torch.randperm(len(chosen_X), generator=generator)[: self.config.bank]]
         self.register_buffer("bank_SHWC", x_NFHWC[row_N[drawn_S // n_frames], drawn_S % n_frames], persistent=False)
 
     def prepare(self, batch: Batch) -> Batch:
@@ -73,4 +70,4 @@ class StillMix(Debiaser):
         keep_BV = torch.where(torch.rand(shape) < self.config.mix, keep, torch.ones(shape))
         keep_BV1111 = keep_BV[..., None, None, None, None].to(batch.x_BVTHWC.device)
         mixed_BVTHWC = keep_BV1111 * batch.x_BVTHWC + (1 - keep_BV1111) * still_BVHWC.unsqueeze(2).float()
-        return replace(batch, x_BVTHWC=mixed_BVTHWC)
+        return batch._replace(x_BVTHWC=mixed_BVTHWC)

@@ -1,4 +1,4 @@
-"""Which moments of a clip are read: order, limits, and that different speeds line up."""
+"""Frames at equal shares of motion: order, limits, alignment of speeds, and motion computed once."""
 
 import pytest
 import torch
@@ -9,20 +9,22 @@ from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.training.augment import AugmentConfig, sample_times
 from dtsf.training.data import Groups, evaluation_batches, training_batches
-from dtsf.training.frame_sampling import cumulative_motion, read_frames, uniform_times
+from dtsf.training.frame_sampling import cumulative_motion, motion_steps, read_frames, uniform_times
 from dtsf.training.prepare import training_source
 
 
-def _clip(position_F):
-    """A clip whose one number moves along ``position_F``."""
-    return torch.as_tensor(position_F, dtype=torch.float32).view(1, -1, 1, 1, 1)
+def read(positions_F, n_frames, motion_sampling):
+    """Read the frames of a clip whose one number follows these positions."""
+    x = torch.as_tensor(positions_F, dtype=torch.float32).view(1, -1, 1, 1, 1)
+    times = uniform_times(n_frames).unsqueeze(0)
+    return read_frames(x, torch.zeros(1, dtype=torch.int64), times, motion_sampling).flatten()
 
 
 @given(n_cached=st.integers(1, 20), n_frames=st.integers(1, 20), motion_sampling=st.floats(0, 1), seed=st.integers(0, 99))
-def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_frames, motion_sampling, seed):
+def test_cumulative_motion__rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_frames, motion_sampling, seed):
     x = torch.randn(3, n_cached, 2, 2, 4, generator=torch.Generator().manual_seed(seed))
     if n_cached > 1:
-        clock = cumulative_motion(x, motion_sampling)
+        clock = cumulative_motion(motion_steps(x), motion_sampling)
         assert (clock[:, 0] == 0).all()
         torch.testing.assert_close(clock[:, -1], torch.ones(3))
         assert (clock.diff(dim=1) >= 0).all()
@@ -34,31 +36,24 @@ def test_clock_rises_from_0_to_1_and_frames_lie_between_cached_ones(n_cached, n_
 
 
 @given(n_cached=st.integers(1, 40), n_frames=st.integers(1, 20))
-def test_by_time_alone_every_frame_is_a_cached_one_from_its_own_segment(n_cached, n_frames):
-    frames = read_frames(
-        _clip(torch.arange(n_cached)), torch.zeros(1, dtype=torch.int64), uniform_times(n_frames).unsqueeze(0), 0.0
-    ).flatten()
-    for t, frame in enumerate(frames.tolist()):
-        # A moment on the border of two segments may fall to either: (6.5 / 11) * 22 is a little below 13 in float32.
+def test_read_frames__by_time_each_frame_is_of_its_own_segment(n_cached, n_frames):
+    for t, frame in enumerate(read(torch.arange(n_cached), n_frames, 0.0).tolist()):
+        # A time on the border of two segments may fall to either: (6.5 / 11) * 22 is a little below 13 in float32.
         assert frame - 1e-4 <= (t + 0.5) * n_cached / n_frames <= frame + 1 + 1e-4
 
 
-def test_late_start_and_pause_disappear_by_motion_and_stay_by_time():
+def test_read_frames__late_start_and_pause_disappear_by_motion_and_stay_by_time():
     walk = torch.linspace(0, 1, 12)
-    late = torch.cat([torch.zeros(10), walk, torch.ones(4)])
-    early = torch.cat([walk, torch.ones(14)])
-    moments = uniform_times(8).unsqueeze(0)
-    by_motion = [read_frames(_clip(x), torch.zeros(1, dtype=torch.int64), moments, 1.0) for x in (late, early)]
-    torch.testing.assert_close(*by_motion, atol=1e-4, rtol=0)
-    by_time = [read_frames(_clip(x), torch.zeros(1, dtype=torch.int64), moments, 0.0) for x in (late, early)]
-    assert (by_time[0] - by_time[1]).abs().max() > 0.5
+    late, early = torch.cat([torch.zeros(10), walk, torch.ones(4)]), torch.cat([walk, torch.ones(14)])
+    torch.testing.assert_close(read(late, 8, 1.0), read(early, 8, 1.0), atol=1e-4, rtol=0)
+    assert (read(late, 8, 0.0) - read(early, 8, 0.0)).abs().max() > 0.5
 
 
-def test_clip_in_which_nothing_moves_runs_by_time():
-    torch.testing.assert_close(cumulative_motion(torch.ones(1, 5, 2, 2, 3), 1.0), torch.linspace(0, 1, 5).unsqueeze(0))
+def test_cumulative_motion__clip_without_motion_runs_by_time():
+    torch.testing.assert_close(cumulative_motion(torch.zeros(1, 4), 1.0), torch.linspace(0, 1, 5).unsqueeze(0))
 
 
-def test_moments_without_augmentation_are_evaluations_and_with_it_stay_in_order_inside_the_clip():
+def test_sample_times__as_in_evaluation_without_augmentation_else_in_order_inside_the_clip():
     plain = sample_times((2, 3), 7, AugmentConfig(jitter=0))
     torch.testing.assert_close(plain, uniform_times(7).expand(2, 3, 7))
     torch.manual_seed(0)
@@ -68,16 +63,16 @@ def test_moments_without_augmentation_are_evaluations_and_with_it_stay_in_order_
     assert drawn.max() <= 1
 
 
-def _groups_with_absent_views(n_frames=6):
+@pytest.fixture
+def groups():
+    """Four groups of three views, some absent."""
     torch.manual_seed(3)
     rows = torch.tensor([[-1, 0, 1], [2, -1, -1], [3, 4, -1], [5, 6, 7]])
-    x = torch.randn(8, n_frames, 6, 6, 5).half()
-    return Groups(x, rows, torch.arange(4) % 3, tuple("abcd"))
+    return Groups(torch.randn(8, 6, 6, 6, 5).half(), rows, torch.arange(4) % 3, tuple("abcd"))
 
 
 @pytest.mark.parametrize("motion_sampling", [0.0, 0.5, 1.0])
-def test_batches_hold_what_each_clip_read_by_itself_says_and_absent_views_do_no_harm(motion_sampling):
-    groups = _groups_with_absent_views()
+def test_evaluation_batches__each_present_clip_as_if_read_alone(groups, motion_sampling):
     (batch,) = evaluation_batches(groups, 4, 5, motion_sampling)
     assert torch.equal(batch.mask_BV, groups.row_GV >= 0)
     for row, frames in zip(groups.row_GV[batch.mask_BV], batch.x_BVTHWC[batch.mask_BV], strict=True):
@@ -86,18 +81,18 @@ def test_batches_hold_what_each_clip_read_by_itself_says_and_absent_views_do_no_
         # Slowly, from the definition.
         clip = groups.embeddings_NFHWC[row].double()
         if motion_sampling:
-            clock = cumulative_motion(groups.embeddings_NFHWC[row][None], motion_sampling)[0].double()
+            clock = cumulative_motion(motion_steps(groups.embeddings_NFHWC[row][None]), motion_sampling)[0].double()
             wanted = [interpolated(clip, clock, (t + 0.5) / 5) for t in range(5)]
             torch.testing.assert_close(frames.double(), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 
-def interpolated(clip, clock, moment):
-    after = next(k for k in range(1, len(clock)) if clock[k] >= moment or k == len(clock) - 1)
-    share = (moment - clock[after - 1]) / (clock[after] - clock[after - 1])
+def interpolated(clip, clock, time):
+    after = next(k for k in range(1, len(clock)) if clock[k] >= time or k == len(clock) - 1)
+    share = (time - clock[after - 1]) / (clock[after] - clock[after - 1])
     return clip[after - 1] * (1 - share) + clip[after] * share
 
 
-def _motion_network(*views, paste="none", **keys):
+def motion_network(*views, paste="none", **keys):
     torch.manual_seed(5)
     branch = [BranchConfig(input="motion", views=name, paste=paste) for name in views or ("each",)]
     config = ModelConfig(branch=branch, width=16, depth=1, state=4, frames=5, **keys)
@@ -116,11 +111,11 @@ def _motion_network(*views, paste="none", **keys):
         (("each",), {"paste": "thumbnails"}),
     ],
 )
-def test_training_source__motion_computed_once_gives_the_same_gradients(views, keys):
-    groups, augment = _groups_with_absent_views(), AugmentConfig(jitter=0, view_drop=0.5)
-    logits = []
-    for once in (False, True):
-        net = _motion_network(*views, **keys)
+def test_training_source__motion_computed_once_gives_the_same_gradients(groups, views, keys):
+    augment = AugmentConfig(jitter=0, view_drop=0.5)
+    found = {False: [], True: []}
+    for once in found:
+        net = motion_network(*views, **keys)
         source, motion_sampling = training_source(net, groups, augment, embeddings=not once)
         E = net.config.motion_channels
         assert source.embeddings_NFHWC.shape == ((8, 5, 6, 6, E) if once else (8, 6, 6, 6, 5))
@@ -129,29 +124,22 @@ def test_training_source__motion_computed_once_gives_the_same_gradients(views, k
         for batch in training_batches(source, 2, 5, motion_sampling, augment, torch.ones(5)):
             output = net(batch.x_BVTHWC, batch.mask_BV)
             output.logits_BK.sum().backward()
-            weight = net.encoders[0].layers[0].mixer.in_proj.weight
-            logits.append((once, output.logits_BK.detach(), weight.grad.clone()))
-    for (_, plain, slope), (_, ready, same) in zip(logits[:2], logits[2:], strict=True):
-        # PyTorch raises the last few numbers of an array by another routine than the rest: other rows, another last bit.
-        digits = {"rtol": 1e-5, "atol": 1e-6} if keys.get("exponent", 1) != 1 else {"rtol": 0, "atol": 0}
-        torch.testing.assert_close(plain, ready, **digits)
-        torch.testing.assert_close(slope, same, **digits)
+            found[once] += [output.logits_BK.detach(), net.encoders[0].layers[0].mixer.in_proj.weight.grad.clone()]
+    # PyTorch raises the last few numbers of an array by another routine than the rest: other rows, another last bit.
+    digits = {"rtol": 1e-5, "atol": 1e-6} if keys.get("exponent", 1) != 1 else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(found[True], found[False], **digits)
 
 
-def test_training_source__keeps_embeddings_where_each_epoch_differs():
-    groups = _groups_with_absent_views()
-    net = _motion_network()
-    for varied in ({"jitter": 0.1}, {"crop": 0.1}, {"noise": 0.1}):
-        assert training_source(net, groups, AugmentConfig(**{"jitter": 0.0} | varied), embeddings=False)[0] is groups
-    # Cells that only move keep their values.
+def test_training_source__keeps_embeddings_where_each_epoch_differs(groups):
+    net, directed, still = motion_network(), motion_network(flow=0.2), AugmentConfig(jitter=0.0)
+    for varied in ("jitter", "crop", "noise", "swap_background", "occlude"):
+        assert training_source(net, groups, still.model_copy(update={varied: 0.1}), embeddings=False)[0] is groups
+    # Cells that only move keep their values. But a mirror turns right into left.
     moved = AugmentConfig(jitter=0.0, shift=0.4, zoom=0.2, flip=0.5, tempo=0.5, delay=1)
     assert training_source(net, groups, moved, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 1
-    # But a mirror turns right into left.
-    directed = _motion_network(flow=0.2)
     assert training_source(directed, groups, moved, embeddings=False)[0] is groups
     upright = moved.model_copy(update={"flip": 0.0})
     assert training_source(directed, groups, upright, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 3
-    still = AugmentConfig(jitter=0.0)
     assert training_source(net, groups, still, embeddings=True)[0] is groups
     other = DTSFNet(ModelConfig(width=16, depth=1, frames=5), channels=5, side=6, n_classes=3)
     assert training_source(other, groups, still, embeddings=False)[0] is groups
