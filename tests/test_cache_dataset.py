@@ -22,35 +22,23 @@ VIEWS = ("left", "middle", "right")
 
 @pytest.fixture(params=FORMS)
 def grouped(request, tmp_path):
-    """Seven groups of three views; group 5 lacks the middle one. Returns the folder and rows by (group, view)."""
+    """Seven groups of three views; group 5 lacks the middle one. Returns the folder and x_GVFHWC, zero for an absent view."""
     metadata = DatasetInfo(kind="manifest", name="a", class_names=("x", "y"), view_names=VIEWS)
     format_, compress = request.param
     dataset = create_or_open(tmp_path / "a", SPEC, metadata, SHARD_SIZE, format=format_, compress=compress)
     extend(dataset, 7)
-    held, listed = {}, []
+    x, listed = np.zeros((7, 3, SPEC.frames, SPEC.grid, SPEC.grid, SPEC.channels), "<f2"), []
     for group in range(7):
-        values = rows(SHARD_SIZE, seed=group)
         views = [view for view in (1, 2, 3) if (group, view) != (5, 2)]
         clips = [clip(f"{group}-{v}", label=group % 2, group=f"g{group}", view=v) for v in views]
-        record = shard_record(group, []).model_copy(
-            update={
-                "rows": len(clips),
-                "clips": tuple(ClipRecord(source=source(c), status=Status.OK, row=k) for k, c in enumerate(clips)),
-            }
-        )
-        write_shard(dataset, record, {name: array[: len(clips)] for name, array in values.items()})
+        values = {name: array[: len(clips)] for name, array in rows(SHARD_SIZE, seed=group).items()}
+        records = tuple(ClipRecord(source=source(c), status=Status.OK, row=k) for k, c in enumerate(clips))
+        record = shard_record(group, []).model_copy(update={"rows": len(clips), "clips": records})
+        write_shard(dataset, record, values)
         listed += clips
-        held |= {(group, view): values["embeddings"][k] for k, view in enumerate(views)}
+        x[group, [view - 1 for view in views]] = values["embeddings"].reshape(-1, *x.shape[2:])
     list_clips(tmp_path / "a", listed, metadata)
-    return tmp_path, held
-
-
-def expected(held, groups):
-    shape = next(iter(held.values())).shape
-    zero = np.zeros(shape, "<f2")
-    return np.stack([[held.get((g, v), zero) for v in (1, 2, 3)] for g in groups]).reshape(
-        len(groups), 3, SPEC.frames, SPEC.grid, SPEC.grid, SPEC.channels
-    )
+    return tmp_path, x
 
 
 @pytest.mark.parametrize("hold", ["auto", "never"])
@@ -59,14 +47,13 @@ def test_cache_dataset__groups_and_batches(grouped, hold):
     groups = CacheDataset(api.open_cache(folder), hold=hold)
     assert (groups.where == "memory") == (hold == "auto")
     assert groups.names == tuple(f"g{k}" for k in range(7))
-    samples = list(groups)
-    for k, (x, mask, label) in enumerate(samples):
-        np.testing.assert_array_equal(x.numpy(), expected(held, [k])[0])
+    for k, (x, mask, label) in enumerate(list(groups)):
+        np.testing.assert_array_equal(x.numpy(), held[k])
         assert mask.tolist() == [True, k != 5, True]
         assert label == k % 2
     for chosen in ([6, 0, 5], [1, 2, 3], [4]):
         batch = groups.batch(chosen)
-        np.testing.assert_array_equal(batch.x_BVFHWC.numpy(), expected(held, chosen))
+        np.testing.assert_array_equal(batch.x_BVFHWC.numpy(), held[chosen])
         assert batch.label_B.tolist() == [k % 2 for k in chosen]
     # A reused buffer has no view of an earlier group.
     for _ in range(3):
@@ -87,7 +74,7 @@ def test_cache_dataset__in_a_data_loader(grouped, method):
     workers = {"num_workers": 2, "multiprocessing_context": method} if method else {}
     loader = DataLoader(CacheDataset(api.open_cache(folder)), 4, **workers)
     batches = list(loader)
-    np.testing.assert_array_equal(torch.cat([b.x_VFHWC for b in batches]).numpy(), expected(held, range(7)))
+    np.testing.assert_array_equal(torch.cat([b.x_VFHWC for b in batches]).numpy(), held)
     assert torch.cat([b.label for b in batches]).tolist() == [k % 2 for k in range(7)]
 
 
@@ -97,7 +84,7 @@ def test_cache_dataset__of_some_clips(grouped):
     groups = CacheDataset(data, [clip for clip in data.clips if clip.view != 3 and clip.group in ("g1", "g4")])
     assert groups.names == ("g1", "g4")
     assert groups.mask_GV.tolist() == [[True, True, False]] * 2
-    np.testing.assert_array_equal(groups[1].x_VFHWC[:2].numpy(), expected(held, [4])[0, :2])
+    np.testing.assert_array_equal(groups[1].x_VFHWC[:2].numpy(), held[4, :2])
     with pytest.raises(ConfigError, match="hold='gpu' must be auto or never"):
         CacheDataset(data, hold="gpu")
 
@@ -118,7 +105,7 @@ def test_cache_dataset__on_the_gpu(grouped):
     for hold in ("auto", "never"):
         groups = CacheDataset(api.open_cache(folder), device="cuda", hold=hold)
         assert (groups.where == "cuda:0") == (hold == "auto")
-        np.testing.assert_array_equal(groups.batch([5, 0]).x_BVFHWC.cpu().numpy(), expected(held, [5, 0]))
+        np.testing.assert_array_equal(groups.batch([5, 0]).x_BVFHWC.cpu().numpy(), held[[5, 0]])
 
 
 @pytest.mark.parametrize("form", [FORMS[1], *(pytest.param(f, marks=pytest.mark.slow) for f in (FORMS[0], *FORMS[2:]))])
@@ -131,25 +118,25 @@ def test_cache_commands__from_preprocess_to_repair(world, dtsf, tmp_path, form):
     assert len(ids) == 12
     for array in ("embeddings", "pictures", "frame_index"):
         np.testing.assert_array_equal(data.gather(array, ids), plain.gather(array, ids))
-    assert [data.records[i][1].model_copy(update={"row": 0}) for i in ids] == [
-        plain.records[i][1].model_copy(update={"row": 0}) for i in ids
-    ]
+    found, wanted = ([one.records[i][1].model_copy(update={"row": 0}) for i in ids] for one in (data, plain))
+    assert found == wanted
     shown = dtsf.said("cache", "info", cwd=tmp_path)
-    assert "12 usable in 4 groups" in shown
-    assert "4 with 3" in shown
-    assert form[0] in shown
+    assert all(words in shown for words in ("12 usable in 4 groups", "4 with 3", form[0]))
     assert dtsf.json("cache", "verify", "--deep", cwd=tmp_path)["damaged"] == []
-    record = data.shards[1]
-    victim = data.store.path / sorted(record.files)[0]
-    whole = {path: path.read_bytes() for path in data.store.path.rglob("*") if path.is_file()}
+
+    def files():
+        return {path: path.read_bytes() for path in data.store.path.rglob("*") if path.is_file()}
+
+    whole, name = files(), sorted(data.shards[1].files)[0]
+    victim = data.store.path / name
     victim.write_bytes(whole[victim][:-1] + bytes([whole[victim][-1] ^ 1]))
     dtsf.said("cache", "verify", cwd=tmp_path)
     checked = dtsf("cache", "verify", "cache/nucla", "--deep", "--json", cwd=tmp_path)
     assert checked.returncode == 2
     (damage,) = json.loads(checked.stdout)["damaged"]
-    assert (damage["shard"], damage["file"]) == (1, sorted(record.files)[0])
+    assert (damage["shard"], damage["file"]) == (1, name)
     assert "checksum" in damage["reason"]
     assert "cache repair" in dtsf("cache", "verify", "--deep", cwd=tmp_path).stderr
     assert len(dtsf.json("cache", "repair", cwd=tmp_path)["datasets"]["nucla"]["done"]) == 1
     assert dtsf.json(*command, cwd=tmp_path)["already_done"] == 8
-    assert {path: path.read_bytes() for path in data.store.path.rglob("*") if path.is_file()} == whole
+    assert files() == whole
