@@ -12,8 +12,8 @@ from dtsf.errors import ConfigError
 from dtsf.model.network import DTSFNet
 from dtsf.training.data import evaluation_batches, number_backgrounds, training_batches
 from dtsf.training.debias import DebiasConfig, make_debiaser
-from dtsf.training.debias.hsic import cluster, dependence, reverse_gradient
-from dtsf.training.debias.stillmix import frame_confidence
+from dtsf.training.debias.background import cluster, dependence, reverse_gradient
+from dtsf.training.debias.still_frames import frame_confidence
 from dtsf.training.recipe import load_recipe
 
 BACKGROUNDS = 2

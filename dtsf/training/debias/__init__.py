@@ -1,4 +1,4 @@
-"""Peer methods against static bias, chosen by ``[debias] method``: HSIC, StillMix, ALBAR and SOAR. One module each.
+"""Peer methods against static bias, chosen by ``[debias] method``: HSIC, SOAR, StillMix and ALBAR.
 
 A debiaser is built from the training groups before the first step. It may change a batch and may add terms to the loss. Its own
 weights are trained with the network and saved with the optimiser state. The network does not depend on it.
@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtsf.training.debias.albar import Albar
+from dtsf.training.debias.background import Hsic, Soar
 from dtsf.training.debias.base import DebiasConfig, Debiaser
-from dtsf.training.debias.hsic import Hsic
-from dtsf.training.debias.soar import Soar
-from dtsf.training.debias.stillmix import StillMix
+from dtsf.training.debias.still_frames import Albar, StillMix
 
 if TYPE_CHECKING:
     from dtsf.training.data import Groups

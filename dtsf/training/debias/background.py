@@ -1,15 +1,23 @@
-"""HSIC, a peer method: two independent streams, and a background loss.
+"""Peer methods that remove the background from the features: HSIC and SOAR.
 
-Source: Kobayashi, Ding, Tamaki 2025 (arXiv 2509.23009; abstract and summary, no code). An unbiased stream reads the video, a biased
+HSIC: Kobayashi, Ding, Tamaki 2025 (arXiv 2509.23009; abstract and summary, no code). An unbiased stream reads the video, a biased
 stream reads an altered input. Their dependence, measured by HSIC, is minimised; a scene-prediction loss helps.
 ``L = CE_u + CE_b + l1 HSIC(F_u, F_b) + l2 L_scene``. HSIC (Gretton et al. 2005), biased estimate:
 ``tr(K H L H) / (N - 1)^2``, ``H = I - 1 1^T / N``, Gaussian kernels.
-
 Our reading, since the equations are not published: the biased input is the temporal mean of the clip, read by a small network
 of its own. The samples are the present views of a batch, and the kernel widths are median distances. HSIC changes the features
 of the network only; otherwise the biased stream would lower it by becoming useless. L_scene is a background classifier behind a
-gradient reversal on the features of the network, and a plain one on the biased stream. The background is named by the dataset, or
-is a cluster of the static embeddings of the training clips. CE_u is the loss of DTSFNet.
+gradient reversal on the features of the network, and a plain one on the biased stream. CE_u is the loss of DTSFNet.
+
+SOAR: Zhai, Liu, Wu, Wu, Zhou, Doermann, Yuan, Hua, "SOAR: Scene-debiasing Open-set Action Recognition" (ICCV 2023; structure
+from the code, yhZhai/SOAR). It adds two adversaries to evidential learning. A decoder behind a reversed gradient (times 0.2)
+reconstructs the background: the median of the clip over time, by L1, weighted by the detached uncertainty of the batch. A deep
+classifier behind a reversed gradient predicts the scene. The features are trained so that both fail.
+Our reading on cached embeddings: the adversaries read the feature of each view. The background is the median over time of each
+cell, in units of the deviation of its channel. The uncertainty is that of the view (the paper has a map over positions). The
+guidance loss of the paper is off in the authors' own configuration and is omitted.
+
+The background is named by the dataset, or is a cluster of the static embeddings (SOAR's paper uses a Places classifier).
 Letters: N clips, P present views of a batch, B groups, V views, T F frames, H W grid, C channels, D width, K classes.
 """
 
@@ -26,6 +34,11 @@ from dtsf.training.debias.base import Debiaser
 if TYPE_CHECKING:
     from dtsf.model.network import Output
     from dtsf.training.data import Batch, Groups
+
+REVERSED = 0.2
+"""SOAR: share of the decoder's gradient that reaches the features."""
+LAYERS = 5
+"""SOAR: layers of the background classifier."""
 
 
 def dependence(x_PD: Tensor, y_PE: Tensor) -> Tensor:
@@ -49,20 +62,9 @@ def _gaussian(x_PD: Tensor) -> Tensor:
     return torch.exp(-square_PP / width)
 
 
-class _Reversal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ARG004
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        return -gradient
-
-
 def reverse_gradient(x: Tensor) -> Tensor:
-    """Return the same values, with a gradient of opposite sign."""
-    y: Tensor = _Reversal.apply(x)  # type: ignore[no-untyped-call]
-    return y
+    """Return the same values (2 x - x is exact), with a gradient of opposite sign."""
+    return 2 * x.detach() - x
 
 
 def cluster(x_NC: Tensor, k: int, generator: torch.Generator, steps: int = 25) -> Tensor:
@@ -84,7 +86,7 @@ def cluster(x_NC: Tensor, k: int, generator: torch.Generator, steps: int = 25) -
 
 
 class BackgroundDebiaser(Debiaser):
-    """Base of the methods that use the background of each clip and the scale of the static part of each channel."""
+    """Base of both methods: the background of each clip, and the scale of the static part of each channel."""
 
     background_N: Tensor
     scale_C: Tensor
@@ -134,4 +136,35 @@ class Hsic(BackgroundDebiaser):
             adversary = F.cross_entropy(self.background_of_features(reverse_gradient(unbiased_PD)), background_P)
             plain = F.cross_entropy(self.background_of_biased(biased_PD), background_P)
             terms["background"] = config.background * (adversary + plain)
+        return terms
+
+
+class Soar(BackgroundDebiaser):
+    """The decoder, the background classifier, and their terms. A weight of 0 disables a term."""
+
+    def build(self, groups: Groups) -> None:
+        """Make the decoder and the classifier."""
+        super().build(groups)
+        D, size = self.width, groups.embeddings_NFHWC.shape[2:].numel()
+        self.decoder = nn.Sequential(nn.Linear(D, D), nn.ReLU(), nn.Linear(D, size))
+        hidden = [layer for _ in range(LAYERS - 1) for layer in (nn.Linear(D, D), nn.LeakyReLU())]
+        self.background_of_features = nn.Sequential(*hidden, nn.Linear(D, self.n_backgrounds))
+
+    def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:  # noqa: ARG002
+        """Return ``reconstruction`` and ``background``: the adversaries minimise them, the features maximise them."""
+        config, mask_BV, terms = self.config, batch.mask_BV, {}
+        feature_PD = output.view_feature_BVD[mask_BV]
+        reversed_PD = reverse_gradient(feature_PD)
+        if config.reconstruction:
+            median_PHWC = batch.x_BVTHWC[mask_BV].float().median(1).values * self.scale_C
+            # The full value, with a fifth of the reversed gradient.
+            scaled_PD = REVERSED * reversed_PD + (1 - REVERSED) * feature_PD.detach()
+            error_P = (self.decoder(scaled_PD) - median_PHWC.flatten(1)).abs().mean(1)
+            uncertainty_P = output.view_uncertainty_BV[mask_BV].detach()
+            weighted = (error_P * uncertainty_P / uncertainty_P.mean()).mean()
+            terms["reconstruction"] = config.reconstruction * weighted
+        if config.background:
+            background_P = self.background_N[batch.row_BV[mask_BV]]
+            error = F.cross_entropy(self.background_of_features(reversed_PD), background_P)
+            terms["background"] = config.background * error
         return terms
