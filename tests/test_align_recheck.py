@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dtsf.api import open_cache, preprocess, verify_source
-from dtsf.cache.summary import summarise
+from dtsf.cache.reader import summarise
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 

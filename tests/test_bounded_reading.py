@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,18 +34,13 @@ def test_read_file__refuses_special_files_at_once(tmp_path, kind):
             read_file(tmp_path / "to", limit=10, error=DataError, follow=True)
 
 
-def test_read_file__refuses_a_device():
-    from pathlib import Path
-
-    with pytest.raises(DataError, match="not a regular file"):
-        read_file(Path("/dev/zero"), limit=10, error=DataError)
-
-
-def test_read_file__names_size_and_limit(tmp_path):
+def test_read_file__refuses_devices_and_large_files(tmp_path):
     (tmp_path / "f").touch()
     os.truncate(tmp_path / "f", 1 << 40)
-    with pytest.raises(DataError, match="1099511627776 bytes, more than the limit of 10"):
-        read_file(tmp_path / "f", limit=10, error=DataError)
+    large = "1099511627776 bytes, more than the limit of 10"
+    for path, why in ((Path("/dev/zero"), "not a regular file"), (tmp_path / "f", large)):
+        with pytest.raises(DataError, match=why):
+            read_file(path, limit=10, error=DataError)
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,20 @@ from dtsf.cache.check import verify
 from dtsf.cache.documents import open_handle, read_records
 from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.rewrite import convert
 from dtsf.cache.schema import CacheSpec, describe_difference
 from dtsf.cache.store import open_store
-from dtsf.cache.writer import create_or_open, extend, write_shard
+from dtsf.cache.writer import convert, create_or_open, extend, write_shard
 from dtsf.errors import CacheError, FingerprintError
 from dtsf.files import write as commit
 from dtsf.files.write import write_atomically
 
 ARRAYS = list(array_shapes(SPEC))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
+    return tmp_path / "a"
 
 
 def check(data, values, arrays=ARRAYS):
@@ -50,46 +55,38 @@ def test_gather__is_equal_in_every_format(tmp_path, format_, compress):
     with pytest.raises(CacheError, match="clip 'none' has no row"):
         held.embeddings(["none"])
     assert verify(tmp_path / "a", deep=True).ok
-    plain = tmp_path / "plain" / "a"
-    make(plain)
-    ours, theirs = read_records(open_handle(tmp_path / "a")), read_records(open_handle(plain))
+    make(tmp_path / "plain/a")
     same = {"files": {}, "arrays": {}, "checksum": ""}
-    assert [record.model_copy(update=same) for record in ours] == [record.model_copy(update=same) for record in theirs]
+    ours, theirs = (
+        [record.model_copy(update=same) for record in read_records(open_handle(root))]
+        for root in (tmp_path / "a", tmp_path / "plain/a")
+    )
+    assert ours == theirs
 
 
-@pytest.mark.parametrize("compress", ["none", "zstd"])
-def test_zarr__any_client_opens_a_dataset(tmp_path, compress):
-    values = make(tmp_path / "a", "zarr", compress, shards=2)
-    extend(open_handle(tmp_path / "a"), 3)
-    group = zarr.open_group(tmp_path / "a", mode="r")
-    for array in ARRAYS:
-        assert group[array].shape[0] == 3 * SHARD_SIZE
-        assert group[array].attrs["units"]
-        assert group[array].metadata.dimension_names[0] == "clip"
-        np.testing.assert_array_equal(group[array][: 2 * SHARD_SIZE], [row[array] for row in values.values()])
-    assert np.isnan(group["embeddings"][2 * SHARD_SIZE :]).all()
-    assert (group["frame_index"][2 * SHARD_SIZE :] == -1).all()
-    assert group.attrs["dtsf"]["fingerprint"] == SPEC.fingerprint()
-
-
-@pytest.mark.parametrize("compress", ["none", "gzip"])
-def test_hdf5__any_program_opens_a_dataset(tmp_path, compress, monkeypatch):
-    values = make(tmp_path / "a", "hdf5", compress, shards=2)
+@pytest.mark.parametrize(("format_", "compress"), FORMS)
+def test_dataset__opens_in_other_programs(tmp_path, format_, compress, monkeypatch):
+    values = make(tmp_path / "a", format_, compress, shards=2)
     extend(open_handle(tmp_path / "a"), 3)
     monkeypatch.chdir("/")
-    with h5py.File(tmp_path / "a/dataset.h5") as file:
-        for array in ARRAYS:
-            assert file[array].attrs["units"]
-            assert file[array].shape[0] == 3 * SHARD_SIZE
-            np.testing.assert_array_equal(file[array][: 2 * SHARD_SIZE], [row[array] for row in values.values()])
-        assert np.isnan(file["embeddings"][2 * SHARD_SIZE :]).all()
-        assert (file["frame_index"][2 * SHARD_SIZE :] == -1).all()
-        assert json.loads(file.attrs["dtsf"])["fingerprint"] == SPEC.fingerprint()
+    file = h5py.File(tmp_path / "a/dataset.h5") if format_ == "hdf5" else zarr.open_group(tmp_path / "a", mode="r")
+    for array in ARRAYS:
+        assert file[array].shape[0] == 3 * SHARD_SIZE
+        assert file[array].attrs["units"]
+        np.testing.assert_array_equal(file[array][: 2 * SHARD_SIZE], [row[array] for row in values.values()])
+    assert np.isnan(file["embeddings"][2 * SHARD_SIZE :]).all()
+    assert (file["frame_index"][2 * SHARD_SIZE :] == -1).all()
+    metadata = file.attrs["dtsf"]
+    if format_ == "zarr":
+        assert metadata["fingerprint"] == SPEC.fingerprint()
+        assert all(file[array].metadata.dimension_names[0] == "clip" for array in ARRAYS)
+        return
+    assert json.loads(metadata)["fingerprint"] == SPEC.fingerprint()
+    file.close()
     record = read_records(open_handle(tmp_path / "a"))[1]
     with h5py.File(tmp_path / "a/shards/00001.h5") as file:
         np.testing.assert_array_equal(file["pictures"][0], values["1-0"]["pictures"])
-        if compress == "none":
-            assert file["pictures"].id.get_offset() == record.arrays["pictures"].offset
+        assert compress == "gzip" or file["pictures"].id.get_offset() == record.arrays["pictures"].offset
 
 
 @pytest.mark.parametrize("layout", [1, 2, 3, 5, "schema"])
@@ -111,21 +108,18 @@ def test_open_dataset__another_layout_is_refused_with_the_next_command(tmp_path,
     assert snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    ("format_", "compress", "other", "squeezed"),
-    [(*FORMS[k], *FORMS[(k + step) % 4]) for k in range(4) for step in (1, 2)],
-)
-def test_convert__keeps_rows_and_records_and_restores_every_byte(tmp_path, format_, compress, other, squeezed):
-    values = make(tmp_path / "one/a", format_, compress)
-    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 3
+@pytest.mark.parametrize(("form", "other"), [(FORMS[k], FORMS[(k + step) % 4]) for k in range(4) for step in (1, 2)])
+def test_convert__keeps_rows_and_records_and_restores_every_byte(tmp_path, form, other):
+    values = make(tmp_path / "one/a", *form)
+    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other[0], compress=other[1]) == 3
     check(open_dataset(tmp_path / "two"), values)
     assert verify(tmp_path / "two/a", deep=True).ok
-    assert convert(tmp_path / "two/a", tmp_path / "three/a", format=format_, compress=compress) == 3
+    assert convert(tmp_path / "two/a", tmp_path / "three/a", format=form[0], compress=form[1]) == 3
     there, back = snapshot(tmp_path / "one/a"), snapshot(tmp_path / "three/a")
     # They differ only in the number of extensions.
     del there["published.json"], back["published.json"]
     assert there == back
-    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other, compress=squeezed) == 0
+    assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other[0], compress=other[1]) == 0
 
 
 def test_convert__another_dtype_changes_the_fingerprint(tmp_path):
@@ -141,11 +135,10 @@ def test_convert__another_dtype_changes_the_fingerprint(tmp_path):
     check(open_dataset(tmp_path / "narrow"), values)
     with pytest.raises(CacheError, match="float32 in the cache, float16 requested"):
         create_or_open(tmp_path / "wide/a", SPEC, info(), SHARD_SIZE)
-    big = tmp_path / "big/a"
-    spec = SPEC.model_copy(update={"embedding_dtype": "float32"})
-    create_or_open(big, spec, info(), SHARD_SIZE)
+    big, spec = tmp_path / "big/a", wide.spec
     values = rows(1) | {"embeddings": np.full((1, *array_shapes(spec)["embeddings"][0]), 1e6, np.float32)}
-    write_shard(open_handle(big), shard_record(0, ["x"]).model_copy(update={"fingerprint": spec.fingerprint()}), values)
+    record = shard_record(0, ["x"]).model_copy(update={"fingerprint": spec.fingerprint()})
+    write_shard(create_or_open(big, spec, info(), SHARD_SIZE), record, values)
     with pytest.raises(CacheError, match="beyond float16"):
         convert(big, tmp_path / "small/a", dtype="float16")
     with pytest.raises(CacheError, match="cannot become float64"):
@@ -164,16 +157,6 @@ def test_convert__refuses_damage_and_itself(tmp_path):
         convert(tmp_path / "a", tmp_path / "c", compress="gzip")
 
 
-def test_create_or_open__refuses_another_format(tmp_path):
-    make(tmp_path / "a", shards=1)
-    with pytest.raises(CacheError, match="has --format zarr, not hdf5.*convert"):
-        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, format="hdf5")
-    with pytest.raises(CacheError, match="has --compress none, not zstd"):
-        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE, compress="zstd")
-    with pytest.raises(CacheError, match="unknown format 'csv': there are zarr, hdf5"):
-        create_or_open(tmp_path / "b", SPEC, info("b"), SHARD_SIZE, format="csv")
-
-
 def test_gather__writes_into_a_given_array(tmp_path):
     values = make(tmp_path / "a")
     data = open_dataset(tmp_path)
@@ -187,22 +170,15 @@ def test_gather__writes_into_a_given_array(tmp_path):
             data.embeddings(["2-2", "0-0"], wrong)
 
 
-def test_hold__refuses_rows_that_do_not_fit(tmp_path, monkeypatch):
+def test_hold__refuses_rows_that_do_not_fit_and_pickles_none(tmp_path, monkeypatch):
     make(tmp_path / "a")
     data = open_dataset(tmp_path)
-    needed = len(data.clips) * data.row_bytes()
+    before, needed = len(pickle.dumps(data)), len(data.clips) * data.row_bytes()
     monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed - 1)
     assert not data.hold()
     assert data.where == "mapped files"
     monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed)
     assert data.hold()
-
-
-def test_cached_dataset__is_pickled_without_rows(tmp_path):
-    make(tmp_path / "a")
-    data = open_dataset(tmp_path)
-    before = len(pickle.dumps(data))
-    data.hold()
     assert len(pickle.dumps(data)) == before
 
 
@@ -223,12 +199,6 @@ def test_open_store__accepts_a_url_as_a_path():
     assert open_store("plain/folder").path == Path("plain/folder")
 
 
-@pytest.fixture
-def folder(tmp_path):
-    create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
-    return tmp_path / "a"
-
-
 def test_fingerprint__changes_with_every_field():
     assert SPEC.fingerprint() == CacheSpec.model_validate_json(SPEC.model_dump_json()).fingerprint()
     for field, value in SPEC.model_dump().items():
@@ -237,7 +207,7 @@ def test_fingerprint__changes_with_every_field():
         assert field in describe_difference(SPEC, other)
 
 
-def test_gather__returns_written_rows_in_any_order(folder):
+def test_gather__returns_the_newest_row_of_each_clip(folder):
     _, first = add_shard(folder, 0, ["a", "b", "c"], seed=1)
     _, second = add_shard(folder, 1, ["d"], bad=["e"], seed=2)
     data = open_dataset(folder.parent)
@@ -249,11 +219,7 @@ def test_gather__returns_written_rows_in_any_order(folder):
         gathered = getattr(data, name)(["d", "b", "b", "a"])
         assert gathered.dtype == array_shapes(SPEC)[name][1]
         np.testing.assert_array_equal(gathered, [held[k] for k in "dbba"])
-
-
-def test_gather__uses_the_newest_record_of_a_clip(folder):
-    add_shard(folder, 0, ["a", "b"], seed=1)
-    _, newer = add_shard(folder, 1, ["a"], bad=["b"], seed=2)
+    _, newer = add_shard(folder, 2, ["a"], bad=["b"], seed=2)
     data = open_dataset(folder.parent)
     np.testing.assert_array_equal(data.embeddings(["a"]), newer["embeddings"])
     with pytest.raises(CacheError, match="'b' has no row"):
@@ -271,20 +237,19 @@ def test_gather__names_a_damaged_chunk(folder, damage):
 
 
 def test_open_dataset__refusals_name_the_next_command(tmp_path):
-    with pytest.raises(CacheError, match=r"no dataset in the cache .*dtsf preprocess"):
-        open_dataset(tmp_path / "none")
-    with pytest.raises(CacheError, match=r"no dataset in the cache.*dtsf preprocess"):
-        open_dataset(tmp_path)
+    for cache in (tmp_path / "none", tmp_path):
+        with pytest.raises(CacheError, match=r"no dataset in the cache .*dtsf preprocess"):
+            open_dataset(cache)
     for name in ("a", "b"):
         create_or_open(tmp_path / name, SPEC, info(name), SHARD_SIZE)
-    with pytest.raises(CacheError, match=r"2 datasets \(a, b\).*--dataset"):
-        open_dataset(tmp_path)
-    with pytest.raises(CacheError, match=r"no dataset 'c'.*a, b"):
-        open_dataset(tmp_path, "c")
-    with pytest.raises(CacheError, match="no dataset '../a'"):
-        open_dataset(tmp_path, "../a")
-    with pytest.raises(CacheError, match="no shard yet"):
-        open_dataset(tmp_path, "a")
+    for name, message in (
+        (None, r"2 datasets \(a, b\).*--dataset"),
+        ("c", r"no dataset 'c'.*a, b"),
+        ("../a", "no dataset '../a'"),
+        ("a", "no shard yet"),
+    ):
+        with pytest.raises(CacheError, match=message):
+            open_dataset(tmp_path, name)
 
 
 def test_create_or_open__refuses_other_settings_and_names_them(folder):
@@ -293,6 +258,14 @@ def test_create_or_open__refuses_other_settings_and_names_them(folder):
         create_or_open(folder, other, info(), SHARD_SIZE)
     with pytest.raises(CacheError, match="has the kind nucla, not ntu: choose another --name"):
         create_or_open(folder, SPEC, info().model_copy(update={"kind": "ntu"}), SHARD_SIZE)
+    for options, message in (
+        ({"format": "hdf5"}, "has --format zarr, not hdf5.*convert"),
+        ({"compress": "zstd"}, "has --compress none, not zstd"),
+    ):
+        with pytest.raises(CacheError, match=message):
+            create_or_open(folder, SPEC, info(), SHARD_SIZE, **options)
+    with pytest.raises(CacheError, match="unknown format 'csv': there are zarr, hdf5"):
+        create_or_open(folder.with_name("b"), SPEC, info("b"), SHARD_SIZE, format="csv")
     # Classes and views are in the catalog, which may change.
     create_or_open(folder, SPEC, info().model_copy(update={"class_names": ("z",)}), SHARD_SIZE)
     assert create_or_open(folder, SPEC, info(), 99).shard_size == SHARD_SIZE
@@ -309,14 +282,10 @@ def test_create_or_open__does_not_touch_a_foreign_folder(tmp_path):
 def test_write_atomically__a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_atomically(path, b"old")
+    with pytest.raises(CacheError, match="cannot write"):
+        write_atomically(path / "below", b"")
     monkeypatch.setattr(commit.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
     with pytest.raises(CacheError, match=rf"{path}.*No space left.*Committed files are safe.*same command again"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_write_atomically__a_parent_that_is_a_file_is_an_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(CacheError, match="cannot write"):
-        write_atomically(tmp_path / "file/below", b"")

@@ -12,13 +12,12 @@ import numpy as np
 import pytest
 from make_cache import FORMS, SHARD_SIZE, SPEC, forge, info, make, snapshot
 
-from dtsf.cache.check import verify
-from dtsf.cache.documents import open_handle, read_records
+from dtsf.cache.check import repair, verify
+from dtsf.cache.documents import file_record, open_handle, read_records
 from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import list_datasets, open_cached, open_dataset
-from dtsf.cache.rewrite import convert
 from dtsf.cache.store import open_store
-from dtsf.cache.writer import create_or_open
+from dtsf.cache.writer import compact, convert, create_or_open
 from dtsf.errors import CacheError
 
 ARRAYS = list(array_shapes(SPEC))
@@ -107,19 +106,15 @@ def test_open_dataset__refuses_a_forged_record(tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("field", "value"),
     [
-        {"embedding_dtype": "object"},
-        {"embedding_dtype": "O"},
-        {"embedding_dtype": "float64"},
-        {"frames": 10**9},
-        {"frames": -1},
-        {"channels": 10**12},
+        *(("embedding_dtype", word) for word in ("object", "O", "float64")),
+        *(("frames", 10**9), ("frames", -1), ("channels", 10**12)),
     ],
 )
-def test_open_dataset__refuses_a_forged_spec(tmp_path, change):
+def test_open_dataset__refuses_a_forged_spec(tmp_path, field, value):
     make(tmp_path / "a")
-    forge(tmp_path / "a/dtsf.json", lambda d: d["spec"].update(change))
+    forge(tmp_path / "a/dtsf.json", lambda d: d["spec"].update({field: value}))
     with pytest.raises(CacheError, match=r"is damaged|unknown"):
         use(tmp_path)
 
@@ -186,8 +181,6 @@ def test_gather__does_not_unpack_a_bomb(tmp_path, form):
     path.write_bytes(data)
 
     def change(document):
-        from dtsf.cache.documents import file_record
-
         document["files"][part.file] = file_record(data).model_dump()
         document["arrays"] = {
             name: {"file": p["file"], "offset": min(p["offset"], part.offset), "bytes": len(bomb)}
@@ -314,9 +307,6 @@ def test_gather__two_clips_may_share_a_row(tmp_path):
 
 
 def test_write_lock__a_second_writer_is_refused(tmp_path):
-    from dtsf.cache.check import repair
-    from dtsf.cache.rewrite import compact
-
     make(tmp_path / "a")
     (tmp_path / "b").mkdir()
     before = snapshot(tmp_path)

@@ -17,11 +17,9 @@ from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make,
 from dtsf.cache import remote
 from dtsf.cache.check import repair, verify
 from dtsf.cache.documents import open_handle, read_records
-from dtsf.cache.reader import list_datasets, open_dataset
-from dtsf.cache.rewrite import convert
+from dtsf.cache.reader import list_datasets, open_dataset, summarise
 from dtsf.cache.store import open_store
-from dtsf.cache.summary import summarise
-from dtsf.cache.writer import create_or_open
+from dtsf.cache.writer import convert, create_or_open
 from dtsf.errors import CacheError, FingerprintError
 
 

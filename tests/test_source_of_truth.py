@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import itertools
 import os
 import tempfile
 from collections import Counter
@@ -19,7 +20,7 @@ from make_cache import SPEC
 from dtsf.cache.check import verify
 from dtsf.cache.documents import open_handle, read_records
 from dtsf.cache.reader import open_cached
-from dtsf.cache.rewrite import compact
+from dtsf.cache.writer import compact
 from dtsf.errors import VideoError
 from dtsf.files import write as commit
 from dtsf.pipeline import preprocess as run
@@ -81,6 +82,13 @@ def read(path):
 
 COLUMNS = ("path", "label", "group", "view", "subject", "split", "start")
 WORDS = st.sampled_from(["wave", "sit", "walk", "jump"])
+CHANGES = [*itertools.product(("subject", "split"), ("a", "b", "test", "train"))]
+CHANGES += [("start", start) for start in ("", "0.5", "1.5")]
+
+
+def edit(**draws):
+    """A rule about a row of the table."""
+    return lambda method: precondition(lambda self: self.table)(rule(data=st.data(), **draws)(method))
 
 
 class SourceMachine(RuleBasedStateMachine):
@@ -136,26 +144,18 @@ class SourceMachine(RuleBasedStateMachine):
     def chosen(self, data):
         return data.draw(st.sampled_from(self.table))
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data(), label=WORDS)
+    @edit(label=WORDS)
     def relabel(self, data, label):
         row = self.chosen(data)
         for other in self.table:
             if other["group"] == row["group"]:
                 other["label"] = label
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data(), column=st.sampled_from(["subject", "split"]), word=st.sampled_from(["a", "b", "test", "train"]))
-    def edit_annotation(self, data, column, word):
-        self.chosen(data)[column] = word
+    @edit(change=st.sampled_from(CHANGES))
+    def edit_cell(self, data, change):
+        self.chosen(data).update([change])
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data(), start=st.sampled_from(["", "0.5", "1.5"]))
-    def change_part(self, data, start):
-        self.chosen(data)["start"] = start
-
-    @precondition(lambda self: self.table)
-    @rule(data=st.data())
+    @edit()
     def move(self, data):
         row = self.chosen(data)
         old, new = row["path"], f"moved/{self.fresh()}.avi"
@@ -165,14 +165,12 @@ class SourceMachine(RuleBasedStateMachine):
             if other["path"] == old:
                 other["path"] = new
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data())
+    @edit()
     def touch(self, data):
         self.clock += 10**9
         os.utime(self.root / self.chosen(data)["path"], ns=(self.clock, self.clock))
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data())
+    @edit()
     def edit_file(self, data):
         self.write(self.chosen(data)["path"], b"ok " + str(self.fresh()).encode())
 
@@ -181,8 +179,7 @@ class SourceMachine(RuleBasedStateMachine):
     def delete_row(self, data):
         self.table.remove(self.chosen(data))
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data(), same_file=st.booleans())
+    @edit(same_file=st.booleans())
     def copy(self, data, same_file):
         row, k = self.chosen(data), self.fresh()
         path = row["path"]
@@ -191,8 +188,7 @@ class SourceMachine(RuleBasedStateMachine):
             self.write(path, (self.root / row["path"]).read_bytes())
         self.table.append(row | {"path": path, "group": f"g{k}"})
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data(), new=st.sampled_from(["camera", "class"]))
+    @edit(new=st.sampled_from(["camera", "class"]))
     def add_camera_or_class(self, data, new):
         row, k = self.chosen(data), self.fresh()
         path = f"new {new}/{k}.avi"
@@ -200,8 +196,7 @@ class SourceMachine(RuleBasedStateMachine):
         words = {"view": f"new{k}"} if new == "camera" else {"label": f"class {k}", "group": f"g{k}"}
         self.table.append(row | {"path": path} | words)
 
-    @precondition(lambda self: self.table)
-    @rule(data=st.data())
+    @edit()
     def rename_camera(self, data):
         self.chosen(data)["view"] = f"renamed{self.fresh()}"
 

@@ -15,20 +15,20 @@ from dtsf.cache.status import Status
 from dtsf.errors import CacheError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from dtsf.cache.documents import DatasetHandle
-    from dtsf.cache.schema import ClipRecord, ShardRecord
+    from dtsf.cache.schema import ClipRecord, FileVersion, ShardRecord
 
-    ByKey = Mapping[str, tuple[int, ClipRecord]]
+    Records = dict[str, tuple[int, ClipRecord]]
 
 
 def read_catalog(dataset: DatasetHandle) -> CatalogDocument | None:
     """Read the catalog; None if no ``preprocess`` has written one. Raises CacheError: damaged or inconsistent."""
-    source = f"{dataset.store}/{CATALOG}"
     data = dataset.store.read(CATALOG)
     if data is None:
         return None
+    source = f"{dataset.store}/{CATALOG}"
     try:
         document = read_with_checksum(data, CatalogDocument, source)
         check_catalog(document, source)
@@ -47,79 +47,75 @@ def write_catalog(dataset: DatasetHandle, document: CatalogDocument) -> None:
         dataset.store.write(CATALOG, data)
 
 
-def newest_records(
-    shards: Iterable[ShardRecord], damaged: Iterable[ShardRecord] = ()
-) -> dict[str, tuple[int, ClipRecord]]:
+def newest_records(shards: Iterable[ShardRecord], damaged: Iterable[ShardRecord] = ()) -> Records:
     """Return the newest record of each key, with its shard.
 
     ``damaged``: records of damaged shards. Their rows are lost, and an older row of the same key is not used either.
     """
-    damaged = list(damaged)
-    lost = {shard.shard for shard in damaged}
-    newest: dict[str, tuple[int, ClipRecord]] = {}
-    for shard in sorted([*shards, *damaged], key=lambda record: record.shard):
+    newest: Records = {}
+    all_shards = [(shard, True) for shard in shards] + [(shard, False) for shard in damaged]
+    for shard, intact in sorted(all_shards, key=lambda item: item[0].shard):
         for record in shard.clips:
-            if shard.shard in lost:
-                newest.pop(record.key, None)
-            else:
+            if intact:
                 newest[record.key] = (shard.shard, record)
+            else:
+                newest.pop(record.key, None)
     return newest
 
 
-def match_rows(
-    document: CatalogDocument | None, computed: ByKey
-) -> tuple[dict[str, tuple[int, ClipRecord]], tuple[BadClip, ...]]:
+def match_rows(document: CatalogDocument | None, computed: Records) -> tuple[Records, tuple[BadClip, ...]]:
     """Return the record and shard of each clip by clip id, and the clips without a row. ``computed``: records by key."""
-    matched: dict[str, tuple[int, ClipRecord]] = {}
+    matched: Records = {}
     bad = []
-    by_version: dict[tuple[str, str, int, int, str], tuple[int, ClipRecord]] | None = None
-    for entry in document.clips if document else ():
+    by_version: dict[FileVersion, tuple[int, ClipRecord]] = {}
+    entries = document.clips if document else ()
+    if any(not entry.key for entry in entries):
+        by_version = {record.source.file_version: (shard, record) for shard, record in computed.values()}
+    for entry in entries:
         found = computed.get(entry.key) if entry.key else None
         if not entry.key and entry.status in (None, Status.WAITING):
-            if by_version is None:
-                by_version = {record.source.file_version: (shard, record) for shard, record in computed.values()}
             found = by_version.get(entry.file_version)
-        if found is not None:
-            matched[entry.clip.id] = found
-            if found[1].row is None:
-                bad.append(BadClip(clip=entry.clip, status=found[1].status, reason=found[1].reason))
-        else:
+        if found is None:
             reason = entry.reason or "not done yet, or its shard is damaged: run dtsf preprocess"
             bad.append(BadClip(clip=entry.clip, status=entry.status or Status.WAITING, reason=reason))
+            continue
+        matched[entry.clip.id] = found
+        if found[1].row is None:
+            bad.append(BadClip(clip=entry.clip, status=found[1].status, reason=found[1].reason))
     return matched, tuple(bad)
 
 
 def check_catalog(document: CatalogDocument, source: str) -> None:
-    """Check the rules that stage 2 relies on. Raises CacheError: a repeated name or id, a label or view out of range, or
-    contradictory clips of a group.
-    """
-    info = document.info
-    for what, names in (("class", info.class_names), ("view", info.view_names)):
-        repeated = [name for name, count in Counter(names).items() if count > 1]
-        if repeated:
-            raise CacheError(f"{source} names the {what} {repeated[0]!r} twice")
+    """Check the rules that stage 2 relies on. Raises CacheError: the first contradiction."""
+    for problem in _contradictions(document):
+        raise CacheError(f"{source}: {problem}")
+
+
+def _contradictions(document: CatalogDocument) -> Iterator[str]:
+    classes, cameras = document.info.class_names, document.info.view_names
+    for what, names in (("class", classes), ("view", cameras)):
+        for name, count in Counter(names).items():
+            if count > 1:
+                yield f"it names the {what} {name!r} twice"
     ids: set[str] = set()
     labels: dict[str, tuple[int, str]] = {}
     views: dict[tuple[str, int], str] = {}
-    for entry in document.clips:
-        clip = entry.clip
+    for clip in (entry.clip for entry in document.clips):
         if clip.id in ids:
-            raise CacheError(f"{source} has the clip {clip.id} twice")
+            yield f"it has the clip {clip.id} twice"
         ids.add(clip.id)
-        if clip.label >= len(info.class_names):
-            raise CacheError(
-                f"{source}: clip {clip.id} has label {clip.label}, there are {len(info.class_names)} classes"
-            )
-        if clip.view > len(info.view_names):
-            raise CacheError(f"{source}: clip {clip.id} has view {clip.view}, there are {len(info.view_names)}")
+        if clip.label >= len(classes):
+            yield f"clip {clip.id} has label {clip.label}, there are {len(classes)} classes"
+        if clip.view > len(cameras):
+            yield f"clip {clip.id} has view {clip.view}, there are {len(cameras)}"
         label, first = labels.setdefault(clip.group, (clip.label, clip.id))
         if label != clip.label:
-            raise CacheError(f"{source}: group {clip.group} has label {label} in {first} and {clip.label} in {clip.id}")
+            yield f"group {clip.group} has label {label} in {first} and {clip.label} in {clip.id}"
         other = views.setdefault((clip.group, clip.view), clip.id)
         if other != clip.id:
-            raise CacheError(f"{source}: {other} and {clip.id} are both view {clip.view} of group {clip.group}")
+            yield f"{other} and {clip.id} are both view {clip.view} of group {clip.group}"
         if leaves_folder(clip.path):
-            raise CacheError(f"{source}: clip {clip.id} has the path {clip.path!r}, which leaves the data root")
+            yield f"clip {clip.id} has the path {clip.path!r}, which leaves the data root"
 
 
 def view_numbers(words: str, view_names: Sequence[str], context: str) -> list[int]:
@@ -130,24 +126,21 @@ def view_numbers(words: str, view_names: Sequence[str], context: str) -> list[in
     """
     if words.strip() == "all":
         return list(range(1, len(view_names) + 1))
-    return sorted(
-        {view_number(word.strip(), view_names, f"{context}; all takes every view") for word in words.split(",")}
-    )
+    context = f"{context}; all takes every view"
+    return sorted({view_number(word.strip(), view_names, context) for word in words.split(",")})
 
 
 def view_number(word: str, view_names: Sequence[str], context: str) -> int:
     """Parse the number or name of one camera. Arguments and error as for :func:`view_numbers`."""
     if word in view_names:
         return list(view_names).index(word) + 1
+    # If names are numbers, a number is a name: 2 is camera 02, not the second camera 05.
+    numbers = {k: int(name) for k, name in enumerate(view_names, 1) if name.isdecimal()}
     if word.isdecimal():
-        # If names are numbers, a number is a name: 2 is camera 02, not the second camera 05.
-        same = [k for k, name in enumerate(view_names, 1) if name.isdecimal() and int(name) == int(word)]
+        same = [k for k, number in numbers.items() if number == int(word)]
         if len(same) == 1:
             return same[0]
-        if 1 <= int(word) <= len(view_names) and not any(name.isdecimal() for name in view_names):
+        if 1 <= int(word) <= len(view_names) and not numbers:
             return int(word)
-    known = ", ".join(
-        name if name.isdecimal() or any(other.isdecimal() for other in view_names) else f"{k} ({name})"
-        for k, name in enumerate(view_names, 1)
-    )
+    known = ", ".join(name if numbers else f"{k} ({name})" for k, name in enumerate(view_names, 1))
     raise ConfigError(f"unknown view {word!r}: there are {known} ({context})")

@@ -14,7 +14,7 @@ import xxhash
 
 from dtsf.cache import documents as docs
 from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
-from dtsf.cache.documents import CATALOG, METADATA, PUBLISHED, DatasetHandle, shard_numbers
+from dtsf.cache.documents import CATALOG, DAMAGED, METADATA, PUBLISHED, DatasetHandle, record_name, shard_numbers
 from dtsf.cache.schema import DatasetMetadata, FileRecord, ShardRecord
 from dtsf.cache.status import Status
 from dtsf.cache.store import open_store
@@ -25,9 +25,8 @@ from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-    from dtsf.cache.store import Store
+    from dtsf.cache.store import Location, Progress, Store
 
 T = TypeVar("T")
 
@@ -46,39 +45,54 @@ class Verification(Frozen):
     ok: bool
     damaged: tuple[Damage, ...]
     shards: int = 0
-    bytes: int = 0
-    """Size of the checked files."""
+    bytes: int = 0  # of the checked files
     deep: bool
-    redo: tuple[int, ...] = ()
-    """Shards with a tombstone of an earlier repair, not made again yet."""
+    redo: tuple[int, ...] = ()  # shards with a tombstone of an earlier repair, not made again yet
     notes: tuple[str, ...] = ()
 
 
-def verify(
-    path: str | Path | Store, *, deep: bool = False, on_progress: Callable[[int, int], None] | None = None
-) -> Verification:
+def verify(path: Location, *, deep: bool = False, on_progress: Progress = None) -> Verification:
     """Check documents, names and sizes. ``deep``: also check every byte against its checksum. Raises CacheError: not a dataset."""
     dataset, damaged = _open_damaged(open_store(path))
     if dataset is None:
         return Verification(ok=False, damaged=tuple(damaged), deep=deep)
-    damaged += _check_published(dataset)
-    numbers, total, records = shard_numbers(dataset), 0, []
+    store, numbers, records = dataset.store, shard_numbers(dataset), []
+    published = _try(lambda: docs.read_published_files(store), damaged, PUBLISHED, "is missing")
+    if published is not None:
+        if numbers and numbers[-1] >= published.shards:
+            reason = f"shows {published.shards} shards to other programs, the dataset has {numbers[-1] + 1}"
+            damaged.append(Damage(shard=None, file=PUBLISHED, reason=reason))
+        for name, expected in published.files.items():
+            previous = [published.previous[name]] if name in published.previous else []
+            damaged += _check_file(store, name, [expected, *previous], None, deep=True)
     for done, shard in enumerate(numbers, 1):
-        record, problems = _read_record(dataset, shard, docs.record_name(shard))
-        damaged += problems
+        record = _read_record(dataset, shard, damaged)
         if record is not None:
             records.append(record)
-            total += sum(file.bytes for file in record.files.values())
             for name, expected in record.files.items():
-                damaged += _check_file(dataset.store, name, [expected], shard=shard, deep=deep)
+                damaged += _check_file(store, name, [expected], shard, deep=deep)
         if on_progress is not None:
             on_progress(done, len(numbers))
-    redo = [shard for shard in shard_numbers(dataset, ".damaged") if shard not in numbers]
+    redo = [shard for shard in shard_numbers(dataset, DAMAGED) if shard not in numbers]
     for shard in redo:
-        damaged += _read_record(dataset, shard, docs.damaged_name(shard))[1]
-    damaged += _check_catalog(dataset, records, complete=not redo and len(records) == len(numbers))
-    ok = not damaged
-    return Verification(ok=ok, damaged=tuple(damaged), shards=len(numbers), bytes=total, deep=deep, redo=tuple(redo))
+        _read_record(dataset, shard, damaged, DAMAGED)
+    # With all records, each row of the catalog must have one.
+    complete = not redo and len(records) == len(numbers)
+    catalog = _try(lambda: read_catalog(dataset), damaged, CATALOG, "is missing" if records else "")
+    computed = newest_records(records)
+    for entry in catalog.clips if catalog and complete else ():
+        if entry.status is None and entry.key not in computed:
+            reason = f"names the row {entry.key or '(none)'} for clip {entry.clip.id}, which no record has"
+            damaged.append(Damage(shard=None, file=CATALOG, reason=reason))
+            break
+    return Verification(
+        ok=not damaged,
+        damaged=tuple(damaged),
+        shards=len(numbers),
+        bytes=sum(file.bytes for record in records for file in record.files.values()),
+        deep=deep,
+        redo=tuple(redo),
+    )
 
 
 def looks_like_dataset(store: Store) -> bool:
@@ -89,7 +103,7 @@ def looks_like_dataset(store: Store) -> bool:
         return True
 
 
-def repair(path: str | Path | Store, *, deep: bool = True) -> tuple[Verification, list[str]]:
+def repair(path: Location, *, deep: bool = True) -> tuple[Verification, list[str]]:
     """Repair a dataset. Return the damage that was found, and the steps. Raises CacheError: the metadata is lost."""
     store, done = open_store(path), []
     with store.write_lock():
@@ -109,25 +123,26 @@ def repair(path: str | Path | Store, *, deep: bool = True) -> tuple[Verification
             done.append(f"removed {CATALOG}: preprocess writes it again without decoding")
         done += [_remove_shard(dataset, n) for n in sorted({d.shard for d in found.damaged if d.shard is not None})]
         if lost or files - {CATALOG}:
-            published = _read(lambda: docs.read_published_files(store), PUBLISHED)[0]
-            if published is None:
+            if _try(lambda: docs.read_published_files(store), [], PUBLISHED) is None:
                 store.remove(PUBLISHED)
-            extend(dataset, max([published.shards if published else 0, *_after(shard_numbers(dataset, ".damaged"))]))
+            extend(dataset, max((shard + 1 for shard in shard_numbers(dataset, DAMAGED)), default=0))
             if not lost:
                 done.append("wrote the files that show the shards to other programs")
-        _mark_waiting(dataset)
+        document = read_catalog(dataset)
+        if document is not None:
+            # The catalog must match the records: clips that lost their rows are waiting.
+            computed = newest_records(docs.read_records(dataset))
+            waiting = {"status": Status.WAITING, "reason": "its shard is damaged: run dtsf preprocess"}
+            clips = (e if e.status or e.key in computed else e.model_copy(update=waiting) for e in document.clips)
+            write_catalog(dataset, document.model_copy(update={"clips": tuple(clips)}))
         sweep(dataset)
     return found.model_copy(update={"damaged": (*lost, *found.damaged), "ok": not done}), done
 
 
-def _after(shards: list[int]) -> list[int]:
-    return [shard + 1 for shard in shards]
-
-
 def _remove_shard(dataset: DatasetHandle, shard: int) -> str:
     """Remove a damaged shard, and keep its record as a tombstone if possible. Return a description."""
-    store, name, tombstone = dataset.store, docs.record_name(shard), docs.damaged_name(shard)
-    record, _ = _read_record(dataset, shard, name)
+    store, name, tombstone = dataset.store, record_name(shard), record_name(shard, DAMAGED)
+    record = _read_record(dataset, shard, [])
     with store.claim(name):
         if record is None:
             store.remove(tombstone)
@@ -144,99 +159,59 @@ def _remove_shard(dataset: DatasetHandle, shard: int) -> str:
     return f"shard {shard}: {len(record.clips)} clips are marked for preprocess"
 
 
-def _mark_waiting(dataset: DatasetHandle) -> None:
-    """Give clips that lost their rows the status ``waiting``, so that the catalog matches the records."""
-    document = read_catalog(dataset)
-    if document is None:
-        return
-    computed = newest_records(docs.read_records(dataset))
-    waiting = {"status": Status.WAITING, "reason": "its shard is damaged: run dtsf preprocess"}
-    clips = (e if e.status or e.key in computed else e.model_copy(update=waiting) for e in document.clips)
-    write_catalog(dataset, document.model_copy(update={"clips": tuple(clips)}))
-
-
 def _open_damaged(store: Store) -> tuple[DatasetHandle | None, list[Damage]]:
     """Open a dataset by ``dtsf.json``, or else by the copy in ``zarr.json``. Return the handle and the damage."""
-    dataset, damaged = _read(lambda: docs.open_handle(store), METADATA)
+    damaged: list[Damage] = []
+    dataset = _try(lambda: docs.open_handle(store), damaged, METADATA)
     if dataset is not None:
         return dataset, []
     if not looks_like_dataset(store):
         raise CacheError(damaged[0].reason)
-    with contextlib.suppress(CacheError, ValueError, KeyError, TypeError, RecursionError):
+    with contextlib.suppress(CacheError, *docs.JSON_ERRORS):
         group, published = store.read("zarr.json"), docs.read_published_files(store)
+        if group is None or published is None:
+            return None, damaged
         # The copy has no checksum of its own: the whole file must match.
-        if (
-            group
-            and published
-            and docs.file_record(group) in _versions(published.files, published.previous, "zarr.json")
-        ):
+        if docs.file_record(group) in (published.files.get("zarr.json"), published.previous.get("zarr.json")):
             metadata = DatasetMetadata.model_validate(json.loads(group)["attributes"]["dtsf"])
             dataset = DatasetHandle(store, docs.parse_metadata(docs.dump_with_checksum(metadata), f"{store}/zarr.json"))
     return dataset, damaged
 
 
-def _check_published(dataset: DatasetHandle) -> list[Damage]:
-    published, damaged = _read(lambda: docs.read_published_files(dataset.store), PUBLISHED)
-    if published is None:
-        return damaged or [Damage(shard=None, file=PUBLISHED, reason="is missing")]
-    beyond = [shard for shard in shard_numbers(dataset) if shard >= published.shards]
-    if beyond:
-        reason = f"shows {published.shards} shards to other programs, the dataset has {beyond[-1] + 1}"
-        damaged.append(Damage(shard=None, file=PUBLISHED, reason=reason))
-    for name in published.files:
-        damaged += _check_file(dataset.store, name, _versions(published.files, published.previous, name))
-    return damaged
+def _read_record(
+    dataset: DatasetHandle, shard: int, damaged: list[Damage], suffix: str = ".json"
+) -> ShardRecord | None:
+    name, removed = record_name(shard, suffix), "was removed during the check"
+    return _try(lambda: docs.read_record(dataset, shard, suffix), damaged, name, removed, shard)
 
 
-def _check_catalog(dataset: DatasetHandle, records: list[ShardRecord], *, complete: bool) -> list[Damage]:
-    """Check the catalog. ``complete``: ``records`` are all records, so each row of the catalog must have one."""
-    document, damaged = _read(lambda: read_catalog(dataset), CATALOG)
-    if document is None and not damaged and records:
-        return [Damage(shard=None, file=CATALOG, reason="is missing")]
-    computed = newest_records(records)
-    for entry in document.clips if document and complete else ():
-        if entry.status is None and entry.key not in computed:
-            reason = f"names the row {entry.key or '(none)'} for clip {entry.clip.id}, which no record has"
-            return [Damage(shard=None, file=CATALOG, reason=reason)]
-    return damaged
-
-
-def _read_record(dataset: DatasetHandle, shard: int, name: str) -> tuple[ShardRecord | None, list[Damage]]:
-    record, damaged = _read(lambda: docs.read_record(dataset, shard, name), name, shard)
-    missing = [Damage(shard=shard, file=name, reason="was removed during the check")]
-    return record, damaged or ([] if record else missing)
-
-
-def _read(action: Callable[[], T], file: str, shard: int | None = None) -> tuple[T | None, list[Damage]]:
-    """Return the result of ``action``, or its error as the damage of a file."""
+def _try(
+    action: Callable[[], T | None], damaged: list[Damage], file: str, missing: str = "", shard: int | None = None
+) -> T | None:
+    """Return the result of ``action``. Append its error to ``damaged``, or ``missing`` if the result is None."""
     try:
-        return action(), []
+        result, reason = action(), missing
     except CacheError as error:
-        return None, [Damage(shard=shard, file=file, reason=str(error))]
+        result, reason = None, str(error)
+    if result is None and reason:
+        damaged.append(Damage(shard=shard, file=file, reason=reason))
+    return result
 
 
-def _versions(files: dict[str, FileRecord], previous: dict[str, FileRecord], name: str) -> list[FileRecord]:
-    """Return the valid versions of a published file."""
-    return [versions[name] for versions in (files, previous) if name in versions]
-
-
-def _check_file(
-    store: Store, name: str, versions: list[FileRecord], *, shard: int | None = None, deep: bool = True
-) -> list[Damage]:
-    """Compare a file with its record, or with each of its valid versions."""
+def _check_file(store: Store, name: str, versions: list[FileRecord], shard: int | None, deep: bool) -> list[Damage]:
+    """Compare a file with its record, or with one of its valid versions."""
     try:
         size, expected = store.size(name), versions[0]
-        same_size = [version for version in versions if version.bytes == size]
         if size is None:
             reason = "is missing"
-        elif not same_size:
+        elif size not in [version.bytes for version in versions]:
             reason = f"has {size} bytes instead of {expected.bytes}"
         elif not deep:
             return []
         else:
             refuse_unless_fits(size, f"checking {store}/{name}")
             checksum = xxhash.xxh3_64_hexdigest(store.read(name, size) or b"")
-            if checksum in [version.xxh3 for version in same_size]:
+            if (size, checksum) in [(version.bytes, version.xxh3) for version in versions]:
                 return []
             reason = f"has checksum {checksum} instead of {expected.xxh3} over its {size} bytes"
     except CacheError as error:

@@ -21,17 +21,20 @@ from dtsf.files.read import parse_model
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from dtsf.cache.schema import CacheSpec
-    from dtsf.cache.store import Store
+    from dtsf.cache.store import Location, Store
 
 METADATA = "dtsf.json"
 CATALOG = "catalog.json"
 PUBLISHED = "published.json"
+DAMAGED = ".damaged"
+"""Suffix of a damaged shard's tombstone: its old record. The next ``preprocess`` makes the shard again."""
 NO_CHECKSUM = "0" * 16
-CHECKSUM = re.compile(rb'"checksum": ?"([0-9a-f]{16})"\s*\}\s*\Z')
-"""End of a document."""
+CHECKSUM = re.compile(rb'(?<="checksum": ")[0-9a-f]{16}(?="\s*\}\s*\Z)')
+"""Checksum at the end of a document."""
+JSON_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 T = TypeVar("T", bound=Frozen)
 
@@ -59,7 +62,7 @@ class DatasetHandle:
         return storage_format(self.metadata.format, self.metadata.compress)
 
 
-def open_handle(path: str | Path | Store) -> DatasetHandle:
+def open_handle(path: Location) -> DatasetHandle:
     """Open a dataset. Raises CacheError: not a dtsf cache, damaged, or of another layout."""
     store = open_store(path)
     data = store.read(METADATA)
@@ -68,8 +71,7 @@ def open_handle(path: str | Path | Store) -> DatasetHandle:
     published = _published_metadata(store)
     if published is None:
         raise CacheError(f"{store} is not a dtsf cache: it has no {METADATA}")
-    if published.get("layout", 1) == 1:
-        raise CacheError(_other_layout(str(store), 1, SCHEMA_VERSION))
+    _refuse_other_layout(str(store), published.get("layout", 1), SCHEMA_VERSION)
     raise CacheError(f"{store} has lost its {METADATA}: run dtsf cache repair {store}")
 
 
@@ -86,10 +88,9 @@ def parse_metadata(data: bytes, source: str) -> DatasetMetadata:
     try:
         document = json.loads(data)
         layout, schema = document.get("layout", 1), document["spec"]["schema_version"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except JSON_ERRORS as error:
         raise CacheError(f"{source} is damaged: {type(error).__name__}: {error}") from error
-    if schema != SCHEMA_VERSION or layout != LAYOUT:
-        raise CacheError(_other_layout(source, layout, schema))
+    _refuse_other_layout(source, layout, schema)
     metadata = read_with_checksum(data, DatasetMetadata, source)
     if metadata.fingerprint != metadata.spec.fingerprint():
         raise CacheError(f"{source} is damaged: its fingerprint does not match its spec")
@@ -97,54 +98,48 @@ def parse_metadata(data: bytes, source: str) -> DatasetMetadata:
     return metadata
 
 
-def parse_record(dataset: DatasetHandle, data: bytes, shard: int, name: str) -> ShardRecord:
-    """Parse and check a commit record. ``name``: its path. Raises CacheError: damaged, of another shard, or inconsistent."""
-    source = f"commit record {dataset.store}/{name}"
+def parse_record(dataset: DatasetHandle, data: bytes, shard: int, suffix: str = ".json") -> ShardRecord:
+    """Parse and check a commit record or tombstone. Raises CacheError: damaged, of another shard, or inconsistent."""
+    source = f"commit record {dataset.store}/{record_name(shard, suffix)}"
     try:
         record = read_with_checksum(data, ShardRecord, source)
     except CacheError as error:
         raise CacheError(f"{error}: run dtsf cache repair, then dtsf preprocess") from error
     if record.shard != shard:
         raise CacheError(f"{source} has the number of shard {record.shard}: run dtsf cache repair")
-    check_record(dataset, record, source)
+    for problem in _contradictions(dataset, record):
+        raise CacheError(f"{source}: {problem}: run dtsf cache repair, then dtsf preprocess")
     return record
 
 
-def check_record(dataset: DatasetHandle, record: ShardRecord, source: str) -> None:
-    """Check a record against the metadata. Raises CacheError: another fingerprint, a row out of range or used twice, a file or
-    path outside its folder, or wrong sizes.
-    """
-    hint = "run dtsf cache repair, then dtsf preprocess"
-    metadata = dataset.metadata
+def _contradictions(dataset: DatasetHandle, record: ShardRecord) -> Iterator[str]:
+    metadata, used = dataset.metadata, set()
     if record.fingerprint != metadata.fingerprint:
-        raise CacheError(f"{source} has fingerprint {record.fingerprint}, the cache {metadata.fingerprint}: {hint}")
+        yield f"it has fingerprint {record.fingerprint}, the cache {metadata.fingerprint}"
     if record.rows > metadata.shard_size:
-        raise CacheError(f"{source} has {record.rows} rows, a shard {metadata.shard_size}: {hint}")
-    used: set[int] = set()
+        yield f"it has {record.rows} rows, a shard {metadata.shard_size}"
     for clip in record.clips:
         path = clip.source.path
-        if clip.row is not None:
-            if not 0 <= clip.row < record.rows:
-                raise CacheError(f"{source}: {path} has row {clip.row}, the shard {record.rows}: {hint}")
-            if clip.row in used:
-                raise CacheError(f"{source}: row {clip.row} belongs to two clips, one is {path}: {hint}")
-            used.add(clip.row)
+        if clip.row is not None and not 0 <= clip.row < record.rows:
+            yield f"{path} has row {clip.row}, the shard {record.rows}"
+        if clip.row is not None and clip.row in used:
+            yield f"row {clip.row} belongs to two clips, one is {path}"
+        used.add(clip.row)
         if leaves_folder(path):
-            raise CacheError(f"{source}: the path {path!r} leaves the data root")
+            yield f"the path {path!r} leaves the data root"
         if clip.status.usable != (clip.row is not None):
-            raise CacheError(f"{source}: {path} is {clip.status.value} and has row {clip.row}: {hint}")
-    files = dataset.format.data_files(record.shard)
+            yield f"{path} is {clip.status.value} and has row {clip.row}"
+    files, arrays = dataset.format.data_files(record.shard), array_shapes(metadata.spec)
     if set(record.files) != set(files):
-        raise CacheError(f"{source} names the files {sorted(record.files)}, not {sorted(files)}: {hint}")
-    arrays = array_shapes(metadata.spec)
+        yield f"it names the files {sorted(record.files)}, not {sorted(files)}"
     if set(record.arrays) != set(arrays):
-        raise CacheError(f"{source} names the arrays {sorted(record.arrays)}, not {sorted(arrays)}: {hint}")
+        yield f"it names the arrays {sorted(record.arrays)}, not {sorted(arrays)}"
     for array, stored in record.arrays.items():
         if stored.file not in record.files or stored.offset + stored.bytes > record.files[stored.file].bytes:
-            raise CacheError(f"{source}: {array} is not inside {stored.file}: {hint}")
+            yield f"{array} is not inside {stored.file}"
         expected = array_bytes(metadata, array)
         if metadata.compress == "none" and stored.bytes != expected:
-            raise CacheError(f"{source}: {array} has {stored.bytes} bytes instead of {expected}: {hint}")
+            yield f"{array} has {stored.bytes} bytes instead of {expected}"
 
 
 def leaves_folder(path: str) -> bool:
@@ -152,38 +147,32 @@ def leaves_folder(path: str) -> bool:
     return path.startswith("/") or ".." in path.split("/") or "\0" in path
 
 
-def record_name(shard: int) -> str:
-    """Return the name of a shard's commit record."""
-    return f"shards/{shard:05d}.json"
-
-
-def damaged_name(shard: int) -> str:
-    """Return the name of a damaged shard's tombstone: its old record. The next ``preprocess`` makes the shard again."""
-    return f"shards/{shard:05d}.damaged"
+def record_name(shard: int, suffix: str = ".json") -> str:
+    """Return the name of a shard's commit record, or with :data:`DAMAGED` of its tombstone."""
+    return f"shards/{shard:05d}{suffix}"
 
 
 def shard_numbers(dataset: DatasetHandle, suffix: str = ".json") -> list[int]:
-    """Return the numbers of the shards with a commit record, also unreadable ones. ``.damaged``: with a tombstone."""
+    """Return the numbers of the shards with a commit record, or with a tombstone. The file may be unreadable."""
     stems = [name.removesuffix(suffix) for name in dataset.store.files("shards") if name.endswith(suffix)]
     return sorted(int(stem) for stem in stems if stem.isascii() and stem.isdigit() and stem == f"{int(stem):05d}")
 
 
-def read_record(dataset: DatasetHandle, shard: int, name: str) -> ShardRecord | None:
+def read_record(dataset: DatasetHandle, shard: int, suffix: str = ".json") -> ShardRecord | None:
     """Read a commit record or tombstone; None if it does not exist. Raises CacheError: see :func:`parse_record`."""
-    data = dataset.store.read(name)
-    return None if data is None else parse_record(dataset, data, shard, name)
+    data = dataset.store.read(record_name(shard, suffix))
+    return None if data is None else parse_record(dataset, data, shard, suffix)
 
 
 def read_records(dataset: DatasetHandle) -> list[ShardRecord]:
     """Read all commit records, sorted by shard. Raises CacheError: a record is unreadable or inconsistent."""
-    return [record for n in shard_numbers(dataset) if (record := read_record(dataset, n, record_name(n)))]
+    return [record for n in shard_numbers(dataset) if (record := read_record(dataset, n))]
 
 
 def read_damaged(dataset: DatasetHandle) -> list[ShardRecord]:
     """Read the tombstones of damaged shards that were not made again."""
-    committed = set(shard_numbers(dataset))
-    numbers = [n for n in shard_numbers(dataset, ".damaged") if n not in committed]
-    return [record for n in numbers if (record := read_record(dataset, n, damaged_name(n)))]
+    numbers = set(shard_numbers(dataset, DAMAGED)) - set(shard_numbers(dataset))
+    return [record for n in sorted(numbers) if (record := read_record(dataset, n, DAMAGED))]
 
 
 def read_published_files(store: Store) -> PublishedFiles | None:
@@ -200,10 +189,7 @@ def file_record(data: bytes) -> FileRecord:
 def dump_with_checksum(document: Frozen) -> bytes:
     """Return a document as JSON with its checksum. The last field of its model must be ``checksum``."""
     data = document.model_copy(update={"checksum": NO_CHECKSUM}).model_dump_json(indent=1).encode()
-    match = CHECKSUM.search(data)
-    if match is None:
-        raise ValueError(f"the last field of {type(document).__name__} is not checksum")
-    return _replace_checksum(data, match, xxhash.xxh3_64_hexdigest(data))
+    return CHECKSUM.sub(xxhash.xxh3_64_hexdigest(data).encode(), data)
 
 
 def read_with_checksum(data: bytes, model: type[T], source: str) -> T:
@@ -211,13 +197,9 @@ def read_with_checksum(data: bytes, model: type[T], source: str) -> T:
     match = CHECKSUM.search(data)
     if match is None:
         raise CacheError(f"{source} is damaged: it does not end in a checksum")
-    if xxhash.xxh3_64_hexdigest(_replace_checksum(data, match, NO_CHECKSUM)).encode() != match.group(1):
+    if xxhash.xxh3_64_hexdigest(CHECKSUM.sub(NO_CHECKSUM.encode(), data)).encode() != match.group():
         raise CacheError(f"{source} is damaged: its bytes do not match its checksum")
     return parse_model(model, data, source, error=lambda why: CacheError(f"{why}: it is damaged"))
-
-
-def _replace_checksum(data: bytes, match: re.Match[bytes], checksum: str) -> bytes:
-    return data[: match.start(1)] + checksum.encode() + data[match.end(1) :]
 
 
 def _published_metadata(store: Store) -> dict[str, Any] | None:
@@ -225,13 +207,14 @@ def _published_metadata(store: Store) -> dict[str, Any] | None:
     group = store.read("zarr.json")
     try:
         copy = None if group is None else json.loads(group)["attributes"]["dtsf"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except JSON_ERRORS:
         return None
     return copy if isinstance(copy, dict) else None
 
 
-def _other_layout(source: str, layout: object, schema: object) -> str:
-    return (
-        f"{source} has cache layout {layout} and schema version {schema}, this dtsf reads layout {LAYOUT} and schema version "
-        f"{SCHEMA_VERSION}: preprocess again (dtsf preprocess --overwrite)"
-    )
+def _refuse_other_layout(source: str, layout: object, schema: object) -> None:
+    if (layout, schema) != (LAYOUT, SCHEMA_VERSION):
+        raise CacheError(
+            f"{source} has cache layout {layout} and schema version {schema}, this dtsf reads layout {LAYOUT} and schema "
+            f"version {SCHEMA_VERSION}: preprocess again (dtsf preprocess --overwrite)"
+        )

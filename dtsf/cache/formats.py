@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
 ZSTD_LEVEL = 3
 GZIP_LEVEL = 4
-PAGE = 4096
-"""Alignment in bytes of the arrays in an HDF5 file, for memory mapping."""
+PAGE = 4096  # alignment in bytes of the arrays in an HDF5 file, for memory mapping
 AXES = {
     "embeddings": ("clip", "frame", "cell", "channel"),
     "pictures": ("clip", "frame", "height", "width", "colour"),
@@ -42,24 +41,21 @@ UNITS = {
     "frame_index": "frame of the source video in presentation order, from 0; -1 in padding",
     "frame_time": "presentation time in seconds after the first shown frame; NaN where unknown",
 }
+ROWS = "see shards/*.json for the source of each row, catalog.json for its clip"
 DATA_FILE = re.compile(r"(?:\w+/c/(\d+)(?:/0)+|shards/(\d+)\.h5)")
 """Path of a data file, with the number of its shard."""
-ROWS = "see shards/*.json for the source of each row, catalog.json for its clip"
 
 
 @dataclass(frozen=True)
 class StorageFormat:
-    """Functions of a storage format.
-
-    ``data_files``: shard -> paths of its files. ``encode``: rows of a shard -> bytes of its files, and the location of each
-    array. ``decode``: decompress one array into an array of the right size. ``published_files``: number of shards -> files that
-    show them to other programs.
-    """
+    """Functions of a storage format."""
 
     compressions: tuple[str, ...]
-    data_files: Callable[[int], tuple[str, ...]]
+    data_files: Callable[[int], tuple[str, ...]]  # shard -> paths of its files
+    # Rows of a shard -> bytes of its files, and the location of each array.
     encode: Callable[[DatasetMetadata, int, Mapping[str, np.ndarray]], Encoded]
-    decode: Callable[[memoryview, np.ndarray], None]
+    decode: Callable[[memoryview, np.ndarray], None]  # decompresses one array into an array of the right size
+    # Number of shards -> files that show them to other programs.
     published_files: Callable[[DatasetMetadata, int], dict[str, bytes]]
 
 
@@ -86,35 +82,33 @@ def shard_of_file(name: str) -> int | None:
     return int(match[1] or match[2]) if match else None
 
 
-def fill_value(array: str, dtype: np.dtype[Any]) -> float | int:
+def _fill_value(array: str, dtype: np.dtype[Any]) -> float | int:
     """Return the value of padding rows: -1, NaN or 0."""
     return -1 if array == "frame_index" else float("nan") if dtype.kind == "f" else 0
 
 
-def pad_shard(rows: np.ndarray, array: str, shard_size: int) -> np.ndarray:
+def _pad_shard(rows: np.ndarray, array: str, shard_size: int) -> np.ndarray:
     """Return the rows of a full shard, little-endian, with padding behind ``rows``."""
-    padded = np.full((shard_size, *rows.shape[1:]), fill_value(array, rows.dtype), rows.dtype.newbyteorder("<"))
+    padded = np.full((shard_size, *rows.shape[1:]), _fill_value(array, rows.dtype), rows.dtype.newbyteorder("<"))
     padded[: len(rows)] = rows
     return padded
 
 
-def _chunk_file(array: str, shard: int) -> str:
-    return "/".join([array, "c", str(shard), *["0"] * (len(AXES[array]) - 1)])
+def _attributes(metadata: DatasetMetadata) -> dict[str, Any]:
+    return metadata.model_dump(mode="json", exclude={"checksum"})
 
 
 def _zarr_files(shard: int) -> tuple[str, ...]:
-    return tuple(_chunk_file(array, shard) for array in AXES)
+    return tuple(f"{array}/c/{shard}{'/0' * (len(axes) - 1)}" for array, axes in AXES.items())
 
 
 def _encode_zarr(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]) -> Encoded:
     files, arrays = {}, {}
-    for array, values in rows.items():
-        data = pad_shard(values, array, metadata.shard_size).tobytes()
-        if metadata.compress == "zstd":
-            data = bytes(_zstd().encode(data))
-        name = _chunk_file(array, shard)
-        files[name] = data
-        arrays[array] = StoredArray(file=name, offset=0, bytes=len(data))
+    for name in _zarr_files(shard):
+        array = name.partition("/")[0]
+        data = _pad_shard(rows[array], array, metadata.shard_size).tobytes()
+        files[name] = bytes(_zstd().encode(data)) if metadata.compress == "zstd" else data
+        arrays[array] = StoredArray(file=name, offset=0, bytes=len(files[name]))
     return files, arrays
 
 
@@ -145,12 +139,10 @@ def _zstd_content_size(head: bytes) -> int:
         return -1
     descriptor = head[4]
     flag, single = descriptor >> 6, descriptor >> 5 & 1
-    start = 5 + (0 if single else 1) + (0, 1, 2, 4)[descriptor & 3]
-    width = (1 if single else 0, 2, 4, 8)[flag]
+    start = 6 - single + (0, 1, 2, 4)[descriptor & 3]
+    width = (single, 2, 4, 8)[flag]
     field = head[start : start + width]
-    if width == 0 or len(field) < width:
-        return -1
-    return int.from_bytes(field, "little") + (256 if flag == 1 else 0)
+    return int.from_bytes(field, "little") + (256 if flag == 1 else 0) if width and len(field) == width else -1
 
 
 def _publish_zarr(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
@@ -160,16 +152,14 @@ def _publish_zarr(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
     from zarr.storage import MemoryStore
 
     documents: dict[str, Any] = {}
-    group = zarr.create_group(
-        MemoryStore(documents), attributes={"dtsf": metadata.model_dump(mode="json", exclude={"checksum"})}
-    )
+    group = zarr.create_group(MemoryStore(documents), attributes={"dtsf": _attributes(metadata)})
     for array, (shape, dtype) in array_shapes(metadata.spec).items():
         group.create_array(
             array,
             shape=(n_shards * metadata.shard_size, *shape),
             chunks=(metadata.shard_size, *shape),
             dtype=dtype,
-            fill_value=fill_value(array, dtype),
+            fill_value=_fill_value(array, dtype),
             filters=None,
             compressors=ZstdCodec(level=ZSTD_LEVEL) if metadata.compress == "zstd" else None,
             dimension_names=AXES[array],
@@ -184,11 +174,10 @@ def _hdf5_files(shard: int) -> tuple[str, ...]:
 
 def _encode_hdf5(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]) -> Encoded:
     (name,) = _hdf5_files(shard)
-    arrays = {}
-    gzip = metadata.compress == "gzip"
+    arrays, gzip = {}, metadata.compress == "gzip"
     with _memory_file() as file:
         for array, values in rows.items():
-            padded = pad_shard(values, array, metadata.shard_size)
+            padded = _pad_shard(values, array, metadata.shard_size)
             # One chunk is the whole array.
             options = {"chunks": padded.shape, "compression": "gzip", "compression_opts": GZIP_LEVEL} if gzip else {}
             _describe(file.create_dataset(array, data=padded, **options), array)
@@ -196,11 +185,10 @@ def _encode_hdf5(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.nd
         file.flush()
         for array in rows:
             dataset = file[array].id
+            offset, size = dataset.get_offset(), dataset.get_storage_size()
             if gzip:
-                chunk = dataset.get_chunk_info(0)
-                arrays[array] = StoredArray(file=name, offset=chunk.byte_offset, bytes=chunk.size)
-            else:
-                arrays[array] = StoredArray(file=name, offset=dataset.get_offset(), bytes=dataset.get_storage_size())
+                offset = dataset.get_chunk_info(0).byte_offset
+            arrays[array] = StoredArray(file=name, offset=offset, bytes=size)
         return {name: bytes(file.id.get_file_image())}, arrays
 
 
@@ -220,7 +208,7 @@ def _decode_gzip(data: memoryview, out: np.ndarray) -> None:
 
 def _publish_hdf5(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
     """Return the virtual file. A missing shard reads as fill value."""
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     with _memory_file() as file:
         for array, (shape, dtype) in array_shapes(metadata.spec).items():
@@ -229,7 +217,7 @@ def _publish_hdf5(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
             options = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             # h5py's high-level virtual layout stores the time of day.
             options.set_obj_track_times(False)
-            options.set_fill_value(np.array([fill_value(array, dtype)], dtype))
+            options.set_fill_value(np.array([_fill_value(array, dtype)], dtype))
             for shard in range(n_shards):
                 start = (shard * metadata.shard_size, *(0 for _ in shape))
                 whole.select_hyperslab(start, (metadata.shard_size, *shape))
@@ -237,24 +225,21 @@ def _publish_hdf5(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
             whole.select_all()
             h5py.h5d.create(file.id, array.encode(), h5py.h5t.py_create(dtype), whole, options)
             _describe(file[array], array)
-        file.attrs["dtsf"] = json.dumps(metadata.model_dump(mode="json", exclude={"checksum"}))
+        file.attrs["dtsf"] = json.dumps(_attributes(metadata))
         file.flush()
         return {"dataset.h5": bytes(file.id.get_file_image())}
 
 
 def _memory_file() -> Any:
     """Return an HDF5 file in memory. It stores no times, so the same rows give the same bytes."""
-    import h5py
+    import h5py  # type: ignore[import-untyped]
 
-    return h5py.File(
-        "memory", "w", driver="core", backing_store=False, alignment_threshold=PAGE, alignment_interval=PAGE
-    )
+    pages = {"alignment_threshold": PAGE, "alignment_interval": PAGE}
+    return h5py.File("memory", "w", driver="core", backing_store=False, **pages)
 
 
 def _describe(dataset: Any, array: str) -> None:
-    dataset.attrs["units"] = UNITS[array]
-    dataset.attrs["rows"] = ROWS
-    dataset.attrs["axes"] = json.dumps(AXES[array])
+    dataset.attrs.update({"units": UNITS[array], "rows": ROWS, "axes": json.dumps(AXES[array])})
 
 
 FORMATS = {

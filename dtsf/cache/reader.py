@@ -1,7 +1,8 @@
-"""Read a cache at memory speed: rows come from memory-mapped shards, or from memory."""
+"""Read a cache at memory speed: rows come from memory-mapped shards, or from memory. Summarise a dataset."""
 
 from __future__ import annotations
 
+import datetime
 import mmap
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.catalog import match_rows, newest_records, read_catalog
-from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_damaged, read_records
+from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_damaged, read_records, record_name
 from dtsf.cache.formats import array_bytes, array_shapes
-from dtsf.cache.schema import DatasetInfo
+from dtsf.cache.schema import BadClip, CacheSpec, DatasetInfo
 from dtsf.cache.store import open_store
 from dtsf.errors import CacheError
 from dtsf.files.read import available_memory, refuse_unless_fits
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
-    from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, ShardRecord
-    from dtsf.cache.store import Store
+    from dtsf.cache.schema import CatalogDocument, Clip, ClipRecord, ShardRecord
+    from dtsf.cache.store import Location, Store
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ class CachedDataset(DatasetHandle):
         """Content hash of the catalog, which a run stores. Empty without a catalog."""
         return self.catalog.content_hash() if self.catalog else ""
 
+    @property
+    def where(self) -> str:
+        """Origin of the next rows: ``memory``, ``mapped files`` or ``decompressed shards``."""
+        if "embeddings" in self._in_memory:
+            return "memory"
+        return "mapped files" if self.metadata.compress == "none" else "decompressed shards"
+
     def embeddings(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
         """Return embeddings of clips: (len(ids), F, G*G, C), float16 unless the spec has another dtype."""
         return self.gather("embeddings", ids, out)
@@ -111,11 +119,6 @@ class CachedDataset(DatasetHandle):
             np.concatenate(rows_1, out=out)
         return out
 
-    def rows(self, array: str, shard: int) -> np.ndarray:
-        """Return the rows in use of one shard, read-only, in stored order."""
-        opened = self._shards.get((array, shard))
-        return (self._open(array, shard) if opened is None else opened)[: self.shards[shard].rows]
-
     def hold(self, array: str = "embeddings", *, share: float = 0.5) -> bool:
         """Read all rows into memory if they take at most ``share`` of the free memory. Return True if they are in memory."""
         if array in self._in_memory:
@@ -130,28 +133,20 @@ class CachedDataset(DatasetHandle):
         self._in_memory.add(array)
         return True
 
-    @property
-    def where(self) -> str:
-        """Origin of the next rows: ``memory``, ``mapped files`` or ``decompressed shards``."""
-        if "embeddings" in self._in_memory:
-            return "memory"
-        return "mapped files" if self.metadata.compress == "none" else "decompressed shards"
-
     def _view(self, array: str, clip_id: str) -> np.ndarray:
         """Return one row as an array of length 1 without a copy, and keep it if its shard is kept."""
         shard, record = self.records.get(clip_id, (-1, None))
         if record is None or record.row is None:
             raise CacheError(f"clip {clip_id!r} has no row in {self.store}")
-        opened = self._shards.get((array, shard))
-        if opened is None:
-            opened = self._open(array, shard)
-        view = opened[record.row : record.row + 1]
+        view = self.shard_rows(array, shard)[record.row : record.row + 1]
         if (array, shard) in self._shards:
             self._views[array][clip_id] = view
         return view
 
-    def _open(self, array: str, shard: int) -> np.ndarray:
-        """Return the rows of one shard, memory-mapped or decompressed."""
+    def shard_rows(self, array: str, shard: int) -> np.ndarray:
+        """Return the rows of one shard with its padding, read-only, memory-mapped or decompressed."""
+        if (array, shard) in self._shards:
+            return self._shards[array, shard]
         shape, dtype = array_shapes(self.spec)[array]
         stored = self.shards[shard].arrays[array]
         expected = self.shards[shard].files[stored.file]
@@ -166,24 +161,22 @@ class CachedDataset(DatasetHandle):
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise CacheError(f"shard {shard} is committed but {path} cannot be read ({why}): {hint}") from error
-        data = mapped[stored.offset : stored.offset + stored.bytes]
+        data, n_bytes = mapped[stored.offset : stored.offset + stored.bytes], array_bytes(self.metadata, array)
         if self.metadata.compress == "none":
             rows = np.frombuffer(data, dtype).reshape(self.shard_size, *shape)
-            self._shards[array, shard] = rows
-            return rows
-        n_bytes = array_bytes(self.metadata, array)
-        refuse_unless_fits(n_bytes, f"decompressing shard {shard} of {self.store}")
-        rows = np.empty((self.shard_size, *shape), dtype)
-        try:
-            self.format.decode(data, rows)
-        except CacheError as error:
-            raise CacheError(f"shard {shard}: {path} has {error}: {hint}") from error
-        if n_bytes * len(self.shards) < available_memory() // 2:
+        else:
+            refuse_unless_fits(n_bytes, f"decompressing shard {shard} of {self.store}")
+            rows = np.empty((self.shard_size, *shape), dtype)
+            try:
+                self.format.decode(data, rows)
+            except CacheError as error:
+                raise CacheError(f"shard {shard}: {path} has {error}: {hint}") from error
+        if self.metadata.compress == "none" or n_bytes * len(self.shards) < available_memory() // 2:
             self._shards[array, shard] = rows
         return rows
 
 
-def open_cached(path: str | Path | Store | DatasetHandle) -> CachedDataset:
+def open_cached(path: Location | DatasetHandle) -> CachedDataset:
     """Open one dataset for reading, also without a usable clip. ``path``: its folder, URL or handle."""
     dataset = path if isinstance(path, DatasetHandle) else open_handle(path)
     shards, damaged, catalog = read_records(dataset), read_damaged(dataset), read_catalog(dataset)
@@ -193,14 +186,14 @@ def open_cached(path: str | Path | Store | DatasetHandle) -> CachedDataset:
     return CachedDataset(dataset.store, dataset.metadata, by_number, catalog, records, bad, numbers)
 
 
-def list_datasets(cache: Path | str) -> list[str]:
+def list_datasets(cache: Location) -> list[str]:
     """Return the names of the datasets in a cache."""
     store = open_store(cache)
     return [name for name in store.folders() if is_dataset(store.below(name))]
 
 
 def find_datasets(
-    cache: Path | str, name: str | None = None, *, accept: Callable[[Store], bool] = is_dataset
+    cache: Location, name: str | None = None, accept: Callable[[Store], bool] = is_dataset
 ) -> list[Store]:
     """Return the stores of all datasets, or of the one with this name. Raises CacheError: there is none."""
     store = open_store(cache)
@@ -213,7 +206,7 @@ def find_datasets(
     return chosen
 
 
-def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
+def open_dataset(cache: Location, name: str | None = None) -> CachedDataset:
     """Open a dataset of a cache (folder or URL) for reading. ``name`` is optional if the cache has only one.
 
     Raises CacheError: no dataset, an unknown name, several datasets and no name, or no usable clip.
@@ -228,3 +221,85 @@ def open_dataset(cache: Path | str, name: str | None = None) -> CachedDataset:
             f"{data.store} has no usable clip ({data.verdicts or 'no shard yet'}): run dtsf preprocess again"
         )
     return data
+
+
+class ViewLengths(Frozen):
+    """Difference in length between the views of a group, 1 - shortest / longest, over groups with known lengths."""
+
+    groups: int
+    median: float
+    largest: float
+
+
+class DatasetSummary(Frozen):
+    """Output of ``dtsf cache info``. The fields are the keys of ``--json``."""
+
+    place: str  # folder or URL
+    dataset: str  # kind
+    name: str
+    class_names: tuple[str, ...]
+    view_names: tuple[str, ...]
+    clips: int
+    groups: int
+    groups_by_views: dict[int, int]  # number of groups by number of usable views
+    views_differ_by: ViewLengths | None
+    clips_by_class: dict[str, int]
+    clips_by_view: dict[str, int]
+    verdicts: dict[str, int]  # number of clips by status
+    format: str
+    compress: str
+    layout: int
+    shards: int
+    shard_size: int
+    bytes: int
+    not_listed: int  # rows that the catalog does not name; dtsf cache compact removes them
+    not_listed_bytes: int
+    last_written: str | None  # date of the newest commit record; None on an object store
+    redo: tuple[int, ...]  # damaged shards that the next preprocess makes again
+    fingerprint: str
+    catalog: str  # content hash of the catalog
+    notes: tuple[str, ...]
+    spec: CacheSpec
+    bad: tuple[BadClip, ...]
+
+
+def summarise(path: Location) -> DatasetSummary:
+    """Return the summary of a dataset, from its documents only. Raises CacheError: not a dataset, or damaged documents."""
+    data = open_cached(path)
+    info, shards = data.info, data.shards.values()
+    views = Counter(clip.group for clip in data.clips)
+    by_class, by_view = Counter(clip.label for clip in data.clips), Counter(clip.view for clip in data.clips)
+    used = {(shard, record.row) for shard, record in data.records.values() if record.row is not None}
+    unused = sum(shard.rows for shard in shards) - len(used)
+    newest = max((data.store.modified(record_name(shard)) or 0.0 for shard in data.shards), default=0.0)
+    seconds: dict[str, list[float]] = {}
+    for clip in data.clips:
+        duration = data.records[clip.id][1].duration
+        if duration:
+            seconds.setdefault(clip.group, []).append(min(clip.end or duration, duration) - (clip.start or 0.0))
+    known = [lengths for lengths in seconds.values() if len(lengths) > 1 and max(lengths) > 0]
+    shares = sorted(1 - min(lengths) / max(lengths) for lengths in known)
+    lengths = ViewLengths(groups=len(shares), median=shares[len(shares) // 2], largest=shares[-1]) if shares else None
+    return DatasetSummary(
+        place=str(data.store),
+        dataset=info.kind,
+        **info.model_dump(exclude={"kind"}),
+        **data.metadata.model_dump(include={"format", "compress", "layout", "shard_size", "fingerprint"}),
+        clips=len(data.clips),
+        groups=len(views),
+        groups_by_views=dict(sorted(Counter(views.values()).items(), reverse=True)),
+        views_differ_by=lengths,
+        clips_by_class={name: by_class[k] for k, name in enumerate(info.class_names)},
+        clips_by_view={name: by_view[k] for k, name in enumerate(info.view_names, 1)},
+        verdicts=data.verdicts,
+        shards=len(shards),
+        bytes=sum(file.bytes for shard in shards for file in shard.files.values()),
+        not_listed=unused,
+        not_listed_bytes=unused * sum(data.row_bytes(array) for array in array_shapes(data.spec)),
+        last_written=datetime.datetime.fromtimestamp(newest).astimezone().isoformat(" ", "minutes") if newest else None,
+        redo=data.damaged,
+        catalog=data.catalog_hash,
+        notes=data.catalog.notes if data.catalog else (),
+        spec=data.spec,
+        bad=data.bad,
+    )

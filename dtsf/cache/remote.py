@@ -1,4 +1,4 @@
-"""Store of a cache on an object store, through fsspec. A PUT is atomic.
+"""Store of a cache on an object store, through fsspec.
 
 Files for reading are copied to this machine once, named by the checksum in their record, and mapped from there.
 """
@@ -39,8 +39,7 @@ class RemoteStore:
     """Prefix of an object store. A PUT is atomic. The methods are those of :class:`LocalStore`."""
 
     url: str
-    exclusive = False
-    """False: an object store has no lock; each shard has a claim."""
+    exclusive = False  # there is no lock; each shard has a claim
 
     def __str__(self) -> str:
         return self.url
@@ -58,9 +57,9 @@ class RemoteStore:
         """Return the same store."""
         return self
 
-    def folders(self, folder: str = "") -> list[str]:
+    def folders(self) -> list[str]:
         """Return the names of the prefixes."""
-        return self._list(folder, "directory")
+        return self._list("", "directory")
 
     def files(self, folder: str) -> list[str]:
         """Return the names of the objects directly below a prefix."""
@@ -77,23 +76,23 @@ class RemoteStore:
 
     def modified(self, name: str) -> float | None:
         """Return None: not every object store has the time."""
-        del name
         return None  # noqa: RET501
 
     def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
         """Return the bytes of an object; None if it does not exist. Raises CacheError: larger than ``limit``."""
         size = self.size(name)
-        if size is None:
-            return None
-        if size > limit:
+        if size is not None and size > limit:
             raise CacheError(f"{self.url}/{name} has {size} bytes, more than the limit of {limit}")
         return self._call("read", name, lambda system, path: bytes(system.cat_file(path)), FileNotFoundError)
 
     def local_path(self, name: str, expected: FileRecord) -> Path:
         """Copy an object to this machine, once, and return the copy. Raises CacheError: another checksum than the record's."""
+        folder = os.environ.get("DTSF_COPIES") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dtsf/copies"
+        )
         # Named by checksum: a shard that is made again gets a new copy.
-        folder = copies_folder() / xxhash.xxh3_64_hexdigest(self.url.encode())
-        path = folder / f"{expected.xxh3}-{expected.bytes}-{xxhash.xxh3_64_hexdigest(name.encode())}"
+        copy = f"{expected.xxh3}-{expected.bytes}-{xxhash.xxh3_64_hexdigest(name.encode())}"
+        path = Path(folder, xxhash.xxh3_64_hexdigest(self.url.encode()), copy)
         with contextlib.suppress(OSError):
             if path.stat().st_size == expected.bytes and not path.is_symlink():
                 return path
@@ -135,16 +134,14 @@ class RemoteStore:
         """Remove all objects below the prefix."""
         self._call("remove", "", lambda system, path: system.rm(path, recursive=True))
 
-    def sweep(self, is_orphan: Callable[[str], bool]) -> int:
+    def sweep(self, orphans: Callable[[list[str]], list[str]]) -> int:
         """Return 0: an object store has no incomplete objects, and other machines may be writing."""
-        del is_orphan
         return 0
 
     @contextmanager
     def claim(self, name: str) -> Iterator[None]:
         """Exclude other writers of ``name`` during the block. Wait for a live writer, and take over from a dead one."""
-        claim = f"{name}.claim"
-        token = uuid.uuid4().hex
+        claim, token = f"{name}.claim", uuid.uuid4().hex
         mine = json.dumps({"token": token, "host": socket.gethostname(), "process": _process(os.getpid())}).encode()
         started = time.monotonic()
         while not self.create(claim, mine):
@@ -156,12 +153,12 @@ class RemoteStore:
             yield
         finally:
             # Another writer may have taken over while this process was suspended.
-            if (self.read(claim, 4096) or b"") == mine:
+            if self.read(claim, 4096) == mine:
                 self.remove(claim)
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
-        """Do nothing: see :meth:`claim`."""
+        """Do nothing: an object store has no lock. Each shard has a claim."""
         yield
 
     def _is_abandoned(self, claim: str) -> bool:
@@ -176,7 +173,7 @@ class RemoteStore:
         if host != socket.gethostname() or not isinstance(process, str):
             return False
         number = process.split(":")[0]
-        return not number.isdigit() or _process(int(number)) != process
+        return not number.isdecimal() or _process(int(number)) != process
 
     def _list(self, name: str, kind: str) -> list[str]:
         def names(system: Any, path: str) -> list[str]:
@@ -206,14 +203,6 @@ class RemoteStore:
             raise CacheError(
                 f"cannot {verb} {url}: {type(error).__name__}: {error}. Committed shards are safe; run the same command again"
             ) from error
-
-
-def copies_folder() -> Path:
-    """Return the folder for copies of remote files: $DTSF_COPIES, or a folder in the user's cache."""
-    if given := os.environ.get("DTSF_COPIES"):
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dtsf" / "copies"
 
 
 def _process(number: int) -> str | None:

@@ -9,26 +9,16 @@ class Status(StrEnum):
     """Status of a clip. ``ok`` and ``short`` have a row in the cache; the others have a reason."""
 
     OK = "ok"
-    SHORT = "short"
-    """Fewer frames than requested. Frames are repeated to fill the row. Usable."""
-    TRUNCATED = "truncated"
-    """Bytes, table or last time are short of what the container promises: the file was cut. Not used."""
-    UNREADABLE = "unreadable"
-    """No frame could be decoded. Not used."""
-    CORRUPT = "corrupt"
-    """Frames that the codec cannot decode or, with ``--check full``, that it flags as damaged. Not used."""
-    MISPLACED = "misplaced"
-    """``--decoder decord`` returned other frames than those requested. Not used."""
-    TIMEOUT = "timeout"
-    """Not decoded within the deadline. Not used."""
-    CRASHED = "crashed"
-    """The decoder's process ended without a result. Not used."""
-    MISSING = "missing"
-    """The file does not exist. Retried by the next ``preprocess``."""
-    UNREACHABLE = "unreachable"
-    """The file exists and cannot be read. Retried by the next ``preprocess``."""
-    WAITING = "waiting"
-    """The clip is not processed yet, or its shard is damaged. Done by the next ``preprocess``."""
+    SHORT = "short"  # fewer frames than requested; frames are repeated to fill the row
+    TRUNCATED = "truncated"  # bytes, table or last time are short of what the container promises: the file was cut
+    UNREADABLE = "unreadable"  # no frame could be decoded
+    CORRUPT = "corrupt"  # frames that the codec cannot decode or, with --check full, that it flags as damaged
+    MISPLACED = "misplaced"  # --decoder decord returned other frames than those requested
+    TIMEOUT = "timeout"  # not decoded within the deadline
+    CRASHED = "crashed"  # the decoder's process ended without a result
+    MISSING = "missing"  # the file does not exist; retried by the next preprocess
+    UNREACHABLE = "unreachable"  # the file exists and cannot be read; retried by the next preprocess
+    WAITING = "waiting"  # not processed yet, or its shard is damaged; done by the next preprocess
 
     @property
     def usable(self) -> bool:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import FileRecord
 
     Store: TypeAlias = "LocalStore | RemoteStore"
+    Location: TypeAlias = "str | Path | Store"
+    Progress: TypeAlias = Callable[[int, int], None] | None
 
 DOCUMENT_LIMIT = 1 << 28
 """Maximum size in bytes of a JSON document. A shard of a million clips is smaller."""
@@ -34,7 +36,7 @@ URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)
 """Also matches a URL after :class:`Path` has folded its two slashes into one."""
 
 
-def open_store(path: str | Path | Store) -> Store:
+def open_store(path: Location) -> Store:
     """Return the store of a path or URL."""
     if not isinstance(path, str | Path):
         return path
@@ -49,13 +51,20 @@ def open_store(path: str | Path | Store) -> Store:
     return RemoteStore(f"{scheme}://{rest.rstrip('/')}")
 
 
+@contextmanager
+def _refusals(action: str, hint: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CacheError(f"cannot {action}: {error.strerror or error}{hint}") from error
+
+
 @dataclass(frozen=True)
 class LocalStore:
     """Folder of a file system. All methods raise CacheError if the system refuses."""
 
     path: Path
-    exclusive = True
-    """True: :meth:`write_lock` excludes all other writers."""
+    exclusive = True  # write_lock excludes all other writers
 
     def __str__(self) -> str:
         return str(self.path)
@@ -73,23 +82,17 @@ class LocalStore:
         """Return the same store, independent of the working folder. Two stores of one folder become equal."""
         return LocalStore(self.path.resolve())
 
-    def folders(self, folder: str = "") -> list[str]:
+    def folders(self) -> list[str]:
         """Return the names of the subfolders. Hidden folders (unfinished datasets) and links are skipped."""
-        path = self._inside(folder) if folder else self.path
-        if not path.is_dir():
-            return []
-        entries = [entry for entry in os.scandir(path) if entry.is_dir(follow_symlinks=False)]
-        return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+        entries = os.scandir(self.path) if self.path.is_dir() else ()
+        return sorted(one.name for one in entries if one.is_dir(follow_symlinks=False) and not one.name.startswith("."))
 
     def files(self, folder: str) -> list[str]:
         """Return the names of the files in a folder."""
         path = self._inside(folder)
-        try:
-            return sorted(entry.name for entry in os.scandir(path) if not entry.is_dir(follow_symlinks=False))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise CacheError(f"cannot list {path}: {error.strerror or error}") from error
+        with _refusals(f"list {path}"):
+            entries = os.scandir(path) if os.path.lexists(path) else ()
+            return sorted(entry.name for entry in entries if not entry.is_dir(follow_symlinks=False))
 
     def is_empty(self) -> bool:
         """Return True if the folder does not exist or is empty."""
@@ -109,7 +112,7 @@ class LocalStore:
         """Return the bytes of a file; None if it does not exist. Raises CacheError: larger than ``limit``, or a link."""
         return None if self.size(name) is None else read_file(self.path / name, limit=limit, error=CacheError)
 
-    def local_path(self, name: str, expected: FileRecord) -> Path:  # noqa: ARG002
+    def local_path(self, name: str, expected: FileRecord) -> Path:
         """Return a path for memory mapping. The caller checks its size."""
         self.size(name)
         return self.path / name
@@ -120,55 +123,48 @@ class LocalStore:
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a file unless it exists, and return True if it did not. The caller holds the claim of ``name``."""
-        if self.size(name) is not None:
-            return False
-        self.write(name, data)
-        return True
+        missing = self.size(name) is None
+        if missing:
+            self.write(name, data)
+        return missing
 
     def create_all(self, files: dict[str, bytes], last: str) -> None:
         """Make the folder with these files, all at once. ``last``: the file that other stores write last."""
-        del last
         building = self.path.with_name(f".{self.name}.creating")
-        try:
+        hint = ". Free disk space or choose another --cache, and run the same command again"
+        with _refusals(f"make {self}", hint):
             if building.exists():
                 shutil.rmtree(building)
             for name, data in files.items():
                 write_atomically(building / name, data)
             (building / "shards").mkdir(exist_ok=True)
             move(building, self.path)
-        except OSError as error:
-            raise CacheError(
-                f"cannot make {self}: {error.strerror or error}. Free disk space or choose another --cache, and run the same "
-                "command again"
-            ) from error
 
     def remove(self, name: str) -> None:
         """Remove a file, if it exists."""
         path = self._inside(name)
-        try:
+        with _refusals(f"remove {path}"):
             if os.path.lexists(path):
                 path.unlink()
                 flush(path.parent)
-        except OSError as error:
-            raise CacheError(f"cannot remove {path}: {error.strerror or error}") from error
 
     def clear(self) -> None:
         """Remove the folder and its content."""
         shutil.rmtree(self.path)
 
-    def sweep(self, is_orphan: Callable[[str], bool]) -> int:
-        """Remove temporary files, and files for whose path ``is_orphan`` returns True. Return their number."""
-        count = sweep_orphans(self.path)
-        paths = [Path(folder, file) for folder, _, files in os.walk(self.path) for file in files]
-        orphans = [name for path in paths if is_orphan(name := path.relative_to(self.path).as_posix())]
-        for name in orphans:
-            self.remove(name)
-        return count + len(orphans)
+    def sweep(self, orphans: Callable[[list[str]], list[str]]) -> int:
+        """Remove temporary files, and those of all files that ``orphans`` returns. Return their number."""
+        with self.claim(""):
+            count = sweep_orphans(self.path)
+            paths = [Path(folder, file) for folder, _, files in os.walk(self.path) for file in files]
+            names = orphans([path.relative_to(self.path).as_posix() for path in paths])
+            for name in names:
+                self.remove(name)
+        return count + len(names)
 
     @contextmanager
     def claim(self, name: str) -> Iterator[None]:
         """Exclude other writers of the dataset during the block. Wait for them."""
-        del name
         path = self._inside(".lock")
         with lock(path, unwritable=lambda why: CacheError(f"cannot lock {path}: {why}")):
             yield
@@ -178,22 +174,21 @@ class LocalStore:
         """Exclude other commands that write this dataset. The lock file is beside the folder, which need not exist yet.
         Raises CacheError: another process has the lock.
         """
-        cache = self.path.absolute().parent
+        folder = self.path.absolute()
         with lock(
-            cache / f".{self.path.absolute().name}.lock",
-            unwritable=lambda why: CacheError(f"cannot write to the cache {cache}: {why}"),
+            folder.with_name(f".{folder.name}.lock"),
+            unwritable=lambda why: CacheError(f"cannot write to the cache {folder.parent}: {why}"),
             busy=CacheError(f"another dtsf process is writing {self}: wait for it, or use another --name or --cache"),
         ):
             yield
 
     def _stat(self, name: str) -> os.stat_result | None:
         path = self._inside(name)
-        try:
-            status = path.lstat()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise CacheError(f"cannot read {path}: {error.strerror or error}") from error
+        with _refusals(f"read {path}"):
+            try:
+                status = path.lstat()
+            except FileNotFoundError:
+                return None
         if not stat.S_ISREG(status.st_mode):
             raise CacheError(f"{path} is not a regular file: a cache has only regular files and folders")
         return status

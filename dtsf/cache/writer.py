@@ -1,41 +1,36 @@
-"""Write a dataset: its metadata once, then shards. The commit record of a shard is written last."""
+"""Write a dataset: its metadata once, then shards. The commit record of a shard is written last.
+
+:func:`convert` copies a dataset to another format or store, and :func:`compact` removes unused rows.
+"""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
-from dtsf.cache.documents import (
-    METADATA,
-    PUBLISHED,
-    DatasetHandle,
-    check_record,
-    damaged_name,
-    dump_with_checksum,
-    file_record,
-    is_dataset,
-    open_handle,
-    parse_record,
-    read_published_files,
-    record_name,
-    shard_numbers,
-)
-from dtsf.cache.formats import array_shapes, shard_of_file, storage_format
-from dtsf.cache.schema import LAYOUT, DatasetMetadata, DatasetName, PublishedFiles, describe_difference
+import numpy as np
+import xxhash
+
+from dtsf.cache import documents as docs
+from dtsf.cache.catalog import match_rows, newest_records, read_catalog, write_catalog
+from dtsf.cache.documents import METADATA, PUBLISHED, DatasetHandle, dump_with_checksum, file_record
+from dtsf.cache.formats import FORMATS, array_shapes, shard_of_file, storage_format
+from dtsf.cache.reader import CachedDataset
+from dtsf.cache.schema import LAYOUT, DatasetMetadata, DatasetName, PublishedFiles, ShardRecord, describe_difference
 from dtsf.cache.store import open_store
 from dtsf.errors import CacheError, FingerprintError
+from dtsf.files.read import refuse_unless_fits
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
-    import numpy as np
-
-    from dtsf.cache.schema import CacheSpec, ShardRecord
-    from dtsf.cache.store import Store
+    from dtsf.cache.schema import CacheSpec
+    from dtsf.cache.store import Location, Progress
 
 
 def create_or_open(
-    path: str | Path | Store,
+    path: Location,
     spec: CacheSpec,
     info: DatasetName,
     shard_size: int,
@@ -49,13 +44,13 @@ def create_or_open(
     match an existing dataset. Raises FingerprintError: it was made with another spec. CacheError: not a dataset, another kind,
     or another format.
     """
-    store = open_store(path)
+    store, fingerprint = open_store(path), spec.fingerprint()
     if store.is_empty():
         metadata = DatasetMetadata(
             layout=LAYOUT,
             format=format or "zarr",
             compress=compress or "none",
-            fingerprint=spec.fingerprint(),
+            fingerprint=fingerprint,
             shard_size=shard_size,
             info=DatasetName(kind=info.kind, name=info.name),
             spec=spec,
@@ -64,26 +59,22 @@ def create_or_open(
         published = PublishedFiles(shards=0, files={name: file_record(data) for name, data in files.items()})
         documents = {PUBLISHED: dump_with_checksum(published), METADATA: dump_with_checksum(metadata)}
         store.create_all(files | documents, last=METADATA)
-    if not is_dataset(store):
+    if not docs.is_dataset(store):
         raise CacheError(f"{store} exists and is not a dtsf cache: choose another --cache or --name")
-    dataset = open_handle(store)
+    dataset = docs.open_handle(store)
     cached = dataset.metadata
-    if cached.fingerprint != spec.fingerprint():
+    if cached.fingerprint != fingerprint:
         raise FingerprintError(
-            f"{store} has fingerprint {cached.fingerprint}, this run {spec.fingerprint()} "
-            f"({describe_difference(cached.spec, spec)}). Use the same settings, another --name or --cache, "
-            "or --overwrite to replace it"
+            f"{store} has fingerprint {cached.fingerprint}, this run {fingerprint} ({describe_difference(cached.spec, spec)}). "
+            "Use the same settings, another --name or --cache, or --overwrite to replace it"
         )
     if cached.info.kind != info.kind:
-        raise CacheError(
-            f"{store} has the kind {cached.info.kind}, not {info.kind}: choose another --name, or --overwrite"
-        )
+        hint = "choose another --name, or --overwrite"
+        raise CacheError(f"{store} has the kind {cached.info.kind}, not {info.kind}: {hint}")
     for option, value, requested in (("format", cached.format, format), ("compress", cached.compress, compress)):
-        if requested is not None and requested != value:
-            raise CacheError(
-                f"{store} has --{option} {value}, not {requested}: omit --{option}, choose another --name, or change it with "
-                "dtsf cache convert"
-            )
+        if requested not in (None, value):
+            hint = f"omit --{option}, choose another --name, or change it with dtsf cache convert"
+            raise CacheError(f"{store} has --{option} {value}, not {requested}: {hint}")
     return dataset
 
 
@@ -91,22 +82,17 @@ def extend(dataset: DatasetHandle, n_shards: int) -> None:
     """Show ``n_shards`` shards to other programs, but never fewer than before."""
     store = dataset.store
     with store.claim(PUBLISHED):
-        published = read_published_files(store) or PublishedFiles(shards=0, files={})
-        n_shards = max([n_shards, published.shards, *(shard + 1 for shard in shard_numbers(dataset))])
+        published = docs.read_published_files(store) or PublishedFiles(shards=0, files={})
+        n_shards = max([n_shards, published.shards, *(shard + 1 for shard in docs.shard_numbers(dataset))])
         files = dataset.format.published_files(dataset.metadata, n_shards)
         records = {name: file_record(data) for name, data in files.items()}
-        if published.shards != n_shards or set(published.files) != set(records):
+        if (published.shards, published.files) != (n_shards, records):
             # Before the files: after a crash, each file matches `files` or `previous`.
             published = PublishedFiles(shards=n_shards, files=records, previous=published.files)
             store.write(PUBLISHED, dump_with_checksum(published))
         for name, data in files.items():
-            current = store.read(name)
-            if current is None or file_record(current) != published.files[name]:
+            if store.read(name) != data:
                 store.write(name, data)
-        if any(published.files[name] != records[name] for name in records):
-            # Another version of the library writes the same file with other bytes.
-            published = PublishedFiles(shards=n_shards, files=records, previous=published.files)
-            store.write(PUBLISHED, dump_with_checksum(published))
 
 
 def write_shard(dataset: DatasetHandle, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
@@ -114,13 +100,12 @@ def write_shard(dataset: DatasetHandle, record: ShardRecord, rows: Mapping[str, 
 
     ``rows``: each array of the dataset with ``record.rows`` rows. Returns the committed record, of this writer or the other.
     """
-    store, shard, name = dataset.store, record.shard, record_name(record.shard)
+    store, shard, name = dataset.store, record.shard, docs.record_name(record.shard)
     ordered = {array: rows[array] for array in array_shapes(dataset.spec)}
     files, arrays = dataset.format.encode(dataset.metadata, shard, ordered)
     records = {file: file_record(data) for file, data in files.items()}
-    record = record.model_copy(update={"files": records, "arrays": arrays})
-    check_record(dataset, record, f"the record of shard {shard}")
-    document = dump_with_checksum(record)
+    document = dump_with_checksum(record.model_copy(update={"files": records, "arrays": arrays}))
+    record = docs.parse_record(dataset, document, shard)
     with store.claim(name):
         # A record guarantees the bytes of its files: replace files only without a record.
         committed = store.read(name)
@@ -129,8 +114,8 @@ def write_shard(dataset: DatasetHandle, record: ShardRecord, rows: Mapping[str, 
                 store.write(file, data)
             if not store.create(name, document):
                 committed = store.read(name)
-        store.remove(damaged_name(shard))
-    return parse_record(dataset, document if committed is None else committed, shard, name)
+        store.remove(docs.record_name(shard, docs.DAMAGED))
+    return record if committed is None else docs.parse_record(dataset, committed, shard)
 
 
 def sweep(dataset: DatasetHandle) -> int:
@@ -138,9 +123,149 @@ def sweep(dataset: DatasetHandle) -> int:
 
     On an object store nothing is removed: another machine may be writing them.
     """
+
+    def orphans(names: list[str]) -> list[str]:
+        committed = {None, *docs.shard_numbers(dataset)}
+        return [name for name in names if shard_of_file(name) not in committed]
+
+    return dataset.store.sweep(orphans)
+
+
+class Compaction(Frozen):
+    """Result of :func:`compact`: removed rows and bytes."""
+
+    rows: int
+    bytes: int
+    shards_before: int
+    shards_after: int
+
+
+def convert(
+    source: Location,
+    target: Location,
+    *,
+    format: str | None = None,  # noqa: A002
+    compress: str | None = None,
+    dtype: str | None = None,
+    on_progress: Progress = None,
+) -> int:
+    """Copy a dataset shard by shard, with a checksum test of each. Shards that the target has are skipped.
+
+    ``format``, ``compress`` and ``dtype`` (of the embeddings) default to those of the source, ``compress`` to ``none`` if the
+    new format lacks it. Another dtype changes the fingerprint. Returns the number of written shards. Raises CacheError: the
+    source is damaged, a value is out of range for float16, or the target is another dataset.
+    """
+    dataset, theirs = docs.open_handle(source), open_store(target)
+    spec, metadata, shards = dataset.spec, dataset.metadata, docs.read_records(dataset)
+    if dataset.store.absolute() == theirs.absolute():
+        raise CacheError(f"{dataset.store} cannot be converted onto itself: name another folder")
+    format = format or metadata.format  # noqa: A001
+    if format in FORMATS and compress is None:
+        compress = metadata.compress if metadata.compress in FORMATS[format].compressions else "none"
+    if dtype not in (None, spec.embedding_dtype):
+        if dtype not in ("float16", "float32") or spec.embedding_dtype == "uint8":
+            raise CacheError(f"embeddings of {spec.embedding_dtype} cannot become {dtype}: choose float16 or float32")
+        spec = spec.model_copy(update={"embedding_dtype": dtype})
+    written = 0
+    with theirs.write_lock():
+        copy = create_or_open(theirs, spec, metadata.info, dataset.shard_size, format=format, compress=compress)
+        sweep(copy)
+        extend(copy, shards[-1].shard + 1 if shards else 0)
+        existing = {record.shard: _keys(record) for record in docs.read_records(copy)}
+        for done, shard in enumerate(shards, 1):
+            if existing.get(shard.shard, _keys(shard)) != _keys(shard):
+                raise CacheError(f"{theirs} has other clips in shard {shard.shard} than {source}: name another folder")
+            if shard.shard not in existing:
+                rows = _checked_rows(dataset, shard)
+                with np.errstate(over="ignore"):
+                    cast = rows["embeddings"].astype(array_shapes(spec)["embeddings"][1], copy=False)
+                if (np.isinf(cast) & ~np.isinf(rows["embeddings"])).any():
+                    raise CacheError(f"shard {shard.shard} of {source} has values beyond float16 (65504): keep float32")
+                record = shard.model_copy(update={"fingerprint": spec.fingerprint()})
+                write_shard(copy, record, rows | {"embeddings": cast})
+                written += 1
+            if on_progress is not None:
+                on_progress(done, len(shards))
+        catalog = read_catalog(dataset)
+        if catalog is not None:
+            # Last: until then readers of the target see its old catalog, or none.
+            write_catalog(copy, catalog)
+    return written
+
+
+def compact(path: Location, *, on_progress: Progress = None) -> Compaction:
+    """Remove the rows that the catalog does not name. After a kill at any moment, every row of the catalog still exists.
+
+    Shards with unused rows are written again without them, under free numbers. Then the old shards are removed, each with its
+    record first. Raises CacheError: there is no catalog, or a shard is damaged.
+    """
+    store = open_store(path)
+    with store.write_lock():
+        dataset = docs.open_handle(store)
+        sweep(dataset)
+        records, damaged, catalog = docs.read_records(dataset), docs.read_damaged(dataset), read_catalog(dataset)
+        if catalog is None:
+            raise CacheError(f"{store} has no catalog, so its used rows are unknown: run dtsf preprocess first")
+        matched, _ = match_rows(catalog, newest_records(records, damaged))
+        used = {(shard, record.key) for shard, record in matched.values()}
+        old = [shard for shard in records if any((shard.shard, clip.key) not in used for clip in shard.clips)]
+        taken = {shard.shard for shard in [*records, *damaged]}
+        free = (number for number in itertools.count() if number not in taken)
+        staying = [(shard, clip) for shard in old for clip in shard.clips if (shard.shard, clip.key) in used]
+        opened: tuple[int, dict[str, np.ndarray]] = (-1, {})
+        for written, start in enumerate(range(0, len(staying), dataset.shard_size), 1):
+            clips = []
+            values: dict[str, list[np.ndarray]] = {array: [] for array in array_shapes(dataset.spec)}
+            for shard, clip in staying[start : start + dataset.shard_size]:
+                if opened[0] != shard.shard:
+                    opened = shard.shard, _checked_rows(dataset, shard)
+                row = None
+                if clip.row is not None:
+                    row = len(values["embeddings"])
+                    for array, rows in opened[1].items():
+                        values[array].append(rows[clip.row])
+                clips.append(clip.model_copy(update={"row": row}))
+            number, n_rows = next(free), len(values["embeddings"])
+            extend(dataset, number + 1)
+            fingerprint = dataset.metadata.fingerprint
+            record = ShardRecord(shard=number, fingerprint=fingerprint, rows=n_rows, clips=tuple(clips), files={})
+            shapes = array_shapes(dataset.spec).items()
+            write_shard(dataset, record, {a: np.array(values[a], t).reshape(n_rows, *s) for a, (s, t) in shapes})
+            if on_progress is not None:
+                on_progress(written, len(old))
+        # In rising order: of two records of the same source, the newer one stays longer.
+        for shard in old:
+            with store.claim(docs.record_name(shard.shard)):
+                for name in (docs.record_name(shard.shard), *dataset.format.data_files(shard.shard)):
+                    store.remove(name)
+        keys = {entry.key for entry in catalog.clips}
+        for shard in damaged:
+            if not any(record.key in keys for record in shard.clips):
+                store.remove(docs.record_name(shard.shard, docs.DAMAGED))
+        after = docs.read_records(dataset)
+    return Compaction(
+        rows=sum(shard.rows for shard in records) - sum(shard.rows for shard in after),
+        bytes=_size(records) - _size(after),
+        shards_before=len(records),
+        shards_after=len(after),
+    )
+
+
+def _checked_rows(dataset: DatasetHandle, shard: ShardRecord) -> dict[str, np.ndarray]:
+    """Return the rows of one shard by array, in stored order. Raises CacheError: a file does not match its checksum."""
     store = dataset.store
-    if not store.exclusive:
-        return 0
-    with store.claim(PUBLISHED):
-        committed = set(shard_numbers(dataset))
-        return store.sweep(lambda name: shard_of_file(name) not in {None, *committed})
+    for name, expected in shard.files.items():
+        refuse_unless_fits(expected.bytes, f"reading {store}/{name}")
+        data = store.read(name, expected.bytes)
+        if data is None or xxhash.xxh3_64_hexdigest(data) != expected.xxh3:
+            raise CacheError(f"{store}/{name} does not match its checksum: run dtsf cache repair {store}")
+    reader = CachedDataset(store, dataset.metadata, {shard.shard: shard})
+    return {a: np.array(reader.shard_rows(a, shard.shard)[: shard.rows]) for a in array_shapes(dataset.spec)}
+
+
+def _keys(shard: ShardRecord) -> list[tuple[str, int | None]]:
+    return [(record.key, record.row) for record in shard.clips]
+
+
+def _size(records: list[ShardRecord]) -> int:
+    return sum(file.bytes for shard in records for file in shard.files.values())

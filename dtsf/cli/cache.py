@@ -11,11 +11,11 @@ from dtsf.cli.options import JSON
 from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, results, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from dtsf.cache.check import Verification
+    from dtsf.cache.reader import DatasetSummary
     from dtsf.cache.store import Store
-    from dtsf.cache.summary import DatasetSummary
     from dtsf.pipeline.worker import SourceCheck
 
 cache_app = typer.Typer(help="Inspect, verify, repair, convert and compact a cache.", no_args_is_help=True)
@@ -37,7 +37,7 @@ def cache_info_command(
 
         cache_page(path, html, dataset, json_=json_)
         return
-    from dtsf.cache.summary import summarise
+    from dtsf.cache.reader import summarise
 
     pages = [summarise(store) for store in _stores(path, dataset)]
 
@@ -56,7 +56,6 @@ def cache_info_command(
 
 def _lines(page: DatasetSummary) -> list[tuple[str, str]]:
     spec, lengths = page.spec, page.views_differ_by
-    cells = f"{spec.grid} x {spec.grid} cells x {spec.channels} channels"
     classes = [f"{name} ({count})" for name, count in page.clips_by_class.items()]
     more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
     sampled = "at common times" if spec.align == "group" else "over each view's own duration"
@@ -69,7 +68,8 @@ def _lines(page: DatasetSummary) -> list[tuple[str, str]]:
         and f"differ by {lengths.median:.0%} in the median group, {lengths.largest:.0%} at most; sampled {sampled}",
         "classes": ", ".join(classes[:CLASSES_SHOWN]) + more,
         "views": ", ".join(f"{name} ({count})" for name, count in page.clips_by_view.items()),
-        "embeddings": f"{spec.frames} frames x {cells}, {spec.embedding_dtype}",
+        "embeddings": f"{spec.frames} frames x {spec.grid} x {spec.grid} cells x {spec.channels} channels, "
+        f"{spec.embedding_dtype}",
         "size": f"{page.bytes / 1e6:,.1f} MB in {page.shards} shards of up to {page.shard_size} clips",
         "format": page.format + ("" if page.compress == "none" else f", {page.compress}"),
         "encoder": f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.crop} crop",
@@ -98,41 +98,39 @@ def cache_verify_command(
     from dtsf.cache.check import verify
 
     stores = _stores(path, dataset)
-    found = _with_progress("verify", stores, lambda store, update: verify(store, deep=deep, on_progress=update))
+    found: dict[str, Verification] = _each("verify", stores, verify, deep=deep)
     checks = _check_source([store for store in stores if found[store.name].ok], root, sample) if source else {}
-    # With the dataset: paths are relative to it.
-    damaged = [{"dataset": name, **damage.model_dump()} for name, one in found.items() for damage in one.damaged]
+    damaged = [(name, damage) for name, one in found.items() for damage in one.damaged]
     ok = not damaged and all(check.ok for check in checks.values())
-    document: dict[str, Any] = {"ok": ok, "damaged": damaged, "deep": deep}
+    # With the dataset: paths are relative to it.
+    listed = [{"dataset": name, **damage.model_dump()} for name, damage in damaged]
+    document: dict[str, Any] = {"ok": ok, "damaged": listed, "deep": deep}
     if source:
         document["source"] = {name: check.model_dump() for name, check in checks.items()}
     document["datasets"] = {name: one.model_dump(exclude={"damaged"}) for name, one in found.items()}
-    emit(document, json_, _show_verification, path, stores, found, checks)
+
+    def show() -> None:
+        screen = results()
+        scope = "every byte checked" if deep else "names, sizes and records checked; --deep reads every byte"
+        for store in stores:
+            one = found[store.name]
+            state = "intact" if one.ok else "damaged"
+            screen.print(f"{store}: {state}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {scope}")
+            if one.redo:
+                screen.print(f"damaged shards that dtsf preprocess makes again: {', '.join(map(str, one.redo))}")
+        if damaged:
+            rows = [("-" if d.shard is None else d.shard, f"{name}/{d.file}", d.reason) for name, d in damaged]
+            screen.print(table(f"{len(rows)} damaged files", ("shard", "file", "reason"), rows))
+            screen.print(f"next: dtsf cache repair {path}", soft_wrap=True)
+        for name, check in checks.items():
+            different = [(one.path, one.reason) for one in check.mismatches]
+            screen.print(f"{name}: {check.checked} clips decoded with {check.decoder}, {len(different)} differ")
+            if different:
+                screen.print(table("clips with other frames", ("clip", "reason"), different))
+
+    emit(document, json_, show)
     if not ok:
         raise typer.Exit(2)
-
-
-def _show_verification(
-    path: Path, stores: list[Store], found: dict[str, Verification], checks: dict[str, SourceCheck]
-) -> None:
-    screen = results()
-    rows = []
-    for store in stores:
-        one = found[store.name]
-        state = "intact" if one.ok else "damaged"
-        scope = "every byte checked" if one.deep else "names, sizes and records checked; --deep reads every byte"
-        screen.print(f"{store}: {state}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {scope}")
-        if one.redo:
-            screen.print(f"damaged shards that dtsf preprocess makes again: {', '.join(map(str, one.redo))}")
-        rows += [("-" if d.shard is None else d.shard, f"{store.name}/{d.file}", d.reason) for d in one.damaged]
-    if rows:
-        screen.print(table(f"{len(rows)} damaged files", ("shard", "file", "reason"), rows))
-        screen.print(f"next: dtsf cache repair {path}", soft_wrap=True)
-    for name, check in checks.items():
-        different = [(one.path, one.reason) for one in check.mismatches]
-        screen.print(f"{name}: {check.checked} clips decoded with {check.decoder}, {len(different)} differ")
-        if different:
-            screen.print(table("clips with other frames", ("clip", "reason"), different))
 
 
 def _check_source(stores: list[Store], root: Path | None, sample: str) -> dict[str, SourceCheck]:
@@ -145,11 +143,11 @@ def _check_source(stores: list[Store], root: Path | None, sample: str) -> dict[s
     except ValueError as error:
         raise ConfigError(f"--sample {sample!r} {error}") from error
 
-    def check(store: Store, update: Callable[..., None]) -> SourceCheck:
+    def check(store: Store, on_progress: Callable[..., None]) -> SourceCheck:
         cache = str(store).removesuffix(f"/{store.name}")
-        return verify_source(cache, root, store.name, sample=share, on_progress=update)
+        return verify_source(cache, root, store.name, sample=share, on_progress=on_progress)
 
-    return _with_progress("decode", stores, check, "clips")
+    return _each("decode", stores, check, unit="clips")
 
 
 @cache_app.command("repair")
@@ -184,46 +182,47 @@ def cache_convert_command(
     json_: JSON = False,
 ) -> None:
     """Copy a cache as zarr or hdf5, raw or compressed, float16 or float32, to a folder or an object store."""
-    from dtsf.cache.rewrite import convert
     from dtsf.cache.store import open_store
+    from dtsf.cache.writer import convert
 
     cache = open_store(target)
-    options: dict[str, Any] = {"format": format_, "compress": compress, "dtype": dtype}
-    written = _with_progress(
-        "convert",
-        _stores(path, dataset),
-        lambda store, update: convert(store, cache.below(store.name), **options, on_progress=update),
-    )
-    lines = (f"{name}: {count} shards written to {cache}" for name, count in written.items())
-    emit({"target": str(cache), "shards_written": written}, json_, _print_lines, lines)
+
+    def copy(store: Store, on_progress: Callable[..., None]) -> int:
+        below = cache.below(store.name)
+        return convert(store, below, format=format_, compress=compress, dtype=dtype, on_progress=on_progress)
+
+    written = _each("convert", _stores(path, dataset), copy)
+
+    def show() -> None:
+        for name, count in written.items():
+            console().print(f"{name}: {count} shards written to {cache}")
+
+    emit({"target": str(cache), "shards_written": written}, json_, show)
 
 
 @cache_app.command("compact")
 def cache_compact_command(path: PATH = Path("cache"), dataset: DATASET = None, json_: JSON = False) -> None:
     """Free the disk space of rows that a dataset no longer lists. Safe to interrupt; listed rows do not change."""
-    from dtsf.cache.rewrite import compact
+    from dtsf.cache.writer import compact
 
-    done = _with_progress("compact", _stores(path, dataset), lambda store, update: compact(store, on_progress=update))
-    lines = (
-        f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB removed; {one.shards_before} shards, now {one.shards_after}"
-        for name, one in done.items()
-    )
-    emit({"datasets": {name: one.model_dump() for name, one in done.items()}}, json_, _print_lines, lines)
+    done = _each("compact", _stores(path, dataset), compact)
 
+    def show() -> None:
+        for name, one in done.items():
+            shards = f"{one.shards_before} shards, now {one.shards_after}"
+            console().print(f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB removed; {shards}")
 
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        console().print(line)
+    emit({"datasets": {name: one.model_dump() for name, one in done.items()}}, json_, show)
 
 
-def _with_progress(
-    verb: str, stores: list[Store], action: Callable[[Store, Callable[..., None]], Any], unit: str = "shards"
+def _each(
+    verb: str, stores: list[Store], action: Callable[..., Any], *, unit: str = "shards", **options: Any
 ) -> dict[str, Any]:
-    """Return the results of ``action(store, update)`` by dataset name, with a progress bar for each."""
+    """Return the results of ``action(store)`` by dataset name, with a progress bar for each."""
     done = {}
     for store in stores:
         with progress(f"{verb} {store.name}", unit) as update:
-            done[store.name] = action(store, update)
+            done[store.name] = action(store, on_progress=update, **options)
     return done
 
 

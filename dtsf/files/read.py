@@ -53,12 +53,11 @@ def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], foll
             if status.st_size > limit:
                 raise error(f"{path} has {status.st_size} bytes, more than the limit of {limit}")
             # Not `limit`: read() allocates its argument at once.
-            data = file.read(status.st_size + 1)
-    except OSError as refused:
-        raise error(f"{path} cannot be read: {refused.strerror or refused}") from refused
-    except ValueError as refused:
-        raise error(f"{str(path)!r} cannot be read: {refused}") from refused
-    return data[: status.st_size]
+            return file.read(status.st_size)
+    except (OSError, ValueError) as refused:
+        # A ValueError is about the path, for example a zero byte.
+        name = path if isinstance(refused, OSError) else repr(str(path))
+        raise error(f"{name} cannot be read: {getattr(refused, 'strerror', None) or refused}") from refused
 
 
 def parse_json(data: bytes | str, source: str, *, error: Callable[[str], DtsfError]) -> Any:
@@ -88,23 +87,28 @@ def first_line(error: BaseException) -> str:
 
 
 def json_text(document: object, *, indent: int | None = None) -> str:
-    """Return a document as strict JSON. See :func:`json_value`. Raises DataError: a number is not finite."""
-    return json.dumps(json_value(document), indent=indent, allow_nan=False)
+    """Return a document as strict JSON, with short numbers: a 32-bit 0.9 becomes 0.9, not 0.8999999761581421.
 
-
-def json_value(value: Any, path: str = "") -> Any:
-    """Return the value with short numbers: a 32-bit 0.9 becomes 0.9, not 0.8999999761581421.
-
-    ``path``: name of the value for the message. Raises DataError: a number is not finite.
+    Raises DataError: a number is not finite.
     """
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise DataError(f"{path or 'a number'} is {value}, which JSON cannot store: it is not written")
-        return _shortest(value)
+    return json.dumps(_json_value(document, ""), indent=indent, allow_nan=False)
+
+
+def _json_value(value: Any, path: str) -> Any:
     if isinstance(value, dict):
-        return {str(key): json_value(inner, f"{path}.{key}".lstrip(".")) for key, inner in value.items()}
+        return {str(key): _json_value(inner, f"{path}.{key}".lstrip(".")) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [json_value(inner, f"{path}[{k}]") for k, inner in enumerate(value)]
+        return [_json_value(inner, f"{path}[{k}]") for k, inner in enumerate(value)]
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        raise DataError(f"{path or 'a number'} is {value}, which JSON cannot store: it is not written")
+    with contextlib.suppress(OverflowError):
+        packed = struct.pack("f", value)
+        if struct.unpack("f", packed)[0] == value:
+            # Nine digits suffice for every 32-bit number.
+            shorter = (float(f"{value:.{digits}g}") for digits in range(1, 10))
+            return next(short for short in shorter if struct.pack("f", short) == packed)
     return value
 
 
@@ -123,25 +127,8 @@ def available_memory() -> int:
 
 def refuse_unless_fits(n_bytes: int, purpose: str) -> None:
     """Check before an allocation. Raises CacheError: ``n_bytes`` are not available."""
-    if n_bytes <= UNCHECKED_BYTES:
-        return
-    free = available_memory()
-    if n_bytes > free:
+    if n_bytes > UNCHECKED_BYTES and n_bytes > (free := available_memory()):
         raise CacheError(f"{purpose} would take {n_bytes / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
-
-
-def _shortest(value: float) -> float:
-    """Return the shortest number with the same 32-bit value, if ``value`` is a 32-bit number; else ``value``."""
-    try:
-        same = struct.unpack("f", struct.pack("f", value))[0] == value
-    except OverflowError:
-        same = False
-    if same:
-        for digits in range(1, 10):
-            shorter = float(f"{value:.{digits}g}")
-            if struct.unpack("f", struct.pack("f", shorter))[0] == value:
-                return shorter
-    return value
 
 
 def _refuse_constant(word: str) -> float:

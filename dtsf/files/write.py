@@ -43,25 +43,20 @@ def write_atomically(
                 # A disk that fills up may write a part first, and refuse the next call.
                 rest = rest[write_part(descriptor, rest) :]
     except OSError as refused:
-        if error is not None:
-            raise error(refusal(refused)) from refused
-        raise CacheError(
-            f"cannot write {path}: {refusal(refused)}. Committed files are safe: free disk space and run the same command again"
-        ) from refused
+        hint = "Committed files are safe: free disk space and run the same command again"
+        made = error(refusal(refused)) if error else CacheError(f"cannot write {path}: {refusal(refused)}. {hint}")
+        raise made from refused
 
 
 @contextlib.contextmanager
-def fresh_file(path: Path, *, parents: bool = False) -> Iterator[IO[bytes]]:
+def fresh_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a file for writing and reading. It replaces ``path`` if the block ends without an error. Raises OSError."""
-    with (
-        _temporary(path, parents=parents, follow=True) as descriptor,
-        os.fdopen(descriptor, "w+b", closefd=False) as file,
-    ):
+    with _temporary(path) as descriptor, os.fdopen(descriptor, "w+b", closefd=False) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _temporary(path: Path, *, parents: bool, follow: bool) -> Iterator[int]:
+def _temporary(path: Path, *, parents: bool = False, follow: bool = True) -> Iterator[int]:
     """Yield the descriptor of a new file. The open folder stays the same if its name changes meanwhile."""
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +91,7 @@ def fresh_folder(beside: Path) -> Path:
 
 def move(source: Path, target: Path) -> None:
     """Rename a complete folder, and flush the rename."""
-    rename(source, target, None)
+    rename(source, target)
     flush(target.parent)
 
 
@@ -178,9 +173,7 @@ def fsync(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
-def rename(source: Path, target: Path, folder: int | None) -> None:
-    """Rename a file. ``folder``: descriptor of the folder of both, or None for two paths."""
-    if folder is None:
-        source.replace(target)
-    else:
-        os.rename(source.name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+def rename(source: Path, target: Path, folder: int | None = None) -> None:
+    """Rename a file or folder. ``folder``: open folder of both."""
+    names = (source, target) if folder is None else (source.name, target.name)
+    os.rename(*names, src_dir_fd=folder, dst_dir_fd=folder)
