@@ -1,18 +1,16 @@
-"""A cache on an object store: a real S3 server process on loopback."""
+"""A cache on an object store: an S3 server on loopback."""
 
 import json
 import multiprocessing
 import os
 import socket
-import subprocess
-import sys
 import time
-import urllib.request
 
 import numpy as np
 import pytest
 from helpers import exit_code, forked
 from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, names, race, rows, snapshot, winners
+from moto.server import ThreadedMotoServer
 
 from dtsf.cache import remote
 from dtsf.cache.check import repair, verify
@@ -24,30 +22,11 @@ from dtsf.errors import CacheError, FingerprintError
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], stdout=output, stderr=output
-        )
-        url = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f"{url}/moto-api/", timeout=1).close()
-                    break
-                except OSError:
-                    assert process.poll() is None, log.read_text()
-                    time.sleep(0.2)
-            else:
-                pytest.fail(f"moto's server did not start: {log.read_text()}")
-            yield url
-        finally:
-            process.terminate()
-            process.wait(20)
+def server():
+    made = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    made.start()
+    yield "http://{}:{}".format(*made.get_host_and_port())
+    made.stop()
 
 
 @pytest.fixture
@@ -106,7 +85,7 @@ def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
     assert [(d.shard, d.file) for d in found.damaged] == [(1, victim)]
     repair(url)
     page = summarise(url)
-    assert (page.clips, page.redo) == (6, (1,))
+    assert (page["clips"], page["redo"]) == (6, (1,))
     add_shard(url, 1, names(1), seed=1)
     assert verify(url, deep=True).ok
     assert open_store(url).read(victim) == whole

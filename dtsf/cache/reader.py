@@ -14,16 +14,15 @@ import numpy as np
 from dtsf.cache.catalog import match_rows, newest_records, read_catalog
 from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_damaged, read_records, record_name
 from dtsf.cache.formats import array_bytes, array_shapes
-from dtsf.cache.schema import BadClip, CacheSpec, DatasetInfo
+from dtsf.cache.schema import DatasetInfo
 from dtsf.cache.store import open_store
 from dtsf.errors import CacheError
 from dtsf.files.read import available_memory, refuse_unless_fits
-from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from dtsf.cache.schema import CatalogDocument, Clip, ClipRecord, ShardRecord
+    from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, ShardRecord
     from dtsf.cache.store import Location, Store
 
 
@@ -223,48 +222,12 @@ def open_dataset(cache: Location, name: str | None = None) -> CachedDataset:
     return data
 
 
-class ViewLengths(Frozen):
-    """Difference in length between the views of a group, 1 - shortest / longest, over groups with known lengths."""
+def summarise(path: Location) -> dict[str, Any]:
+    """Return the summary of a dataset from its documents, as ``dtsf cache info --json`` prints it.
 
-    groups: int
-    median: float
-    largest: float
-
-
-class DatasetSummary(Frozen):
-    """Output of ``dtsf cache info``. The fields are the keys of ``--json``."""
-
-    place: str  # folder or URL
-    dataset: str  # kind
-    name: str
-    class_names: tuple[str, ...]
-    view_names: tuple[str, ...]
-    clips: int
-    groups: int
-    groups_by_views: dict[int, int]  # number of groups by number of usable views
-    views_differ_by: ViewLengths | None
-    clips_by_class: dict[str, int]
-    clips_by_view: dict[str, int]
-    verdicts: dict[str, int]  # number of clips by status
-    format: str
-    compress: str
-    layout: int
-    shards: int
-    shard_size: int
-    bytes: int
-    not_listed: int  # rows that the catalog does not name; dtsf cache compact removes them
-    not_listed_bytes: int
-    last_written: str | None  # date of the newest commit record; None on an object store
-    redo: tuple[int, ...]  # damaged shards that the next preprocess makes again
-    fingerprint: str
-    catalog: str  # content hash of the catalog
-    notes: tuple[str, ...]
-    spec: CacheSpec
-    bad: tuple[BadClip, ...]
-
-
-def summarise(path: Location) -> DatasetSummary:
-    """Return the summary of a dataset, from its documents only. Raises CacheError: not a dataset, or damaged documents."""
+    ``groups_by_views``: number of groups by number of usable views. ``views_differ_by``: 1 - shortest / longest view of a group.
+    ``not_listed``: rows that the catalog does not name. ``redo``: damaged shards that the next ``preprocess`` makes again.
+    """
     data = open_cached(path)
     info, shards = data.info, data.shards.values()
     views = Counter(clip.group for clip in data.clips)
@@ -279,27 +242,28 @@ def summarise(path: Location) -> DatasetSummary:
             seconds.setdefault(clip.group, []).append(min(clip.end or duration, duration) - (clip.start or 0.0))
     known = [lengths for lengths in seconds.values() if len(lengths) > 1 and max(lengths) > 0]
     shares = sorted(1 - min(lengths) / max(lengths) for lengths in known)
-    lengths = ViewLengths(groups=len(shares), median=shares[len(shares) // 2], largest=shares[-1]) if shares else None
-    return DatasetSummary(
-        place=str(data.store),
-        dataset=info.kind,
-        **info.model_dump(exclude={"kind"}),
+    lengths = {"groups": len(shares), "median": shares[len(shares) // 2], "largest": shares[-1]} if shares else None
+    written = datetime.datetime.fromtimestamp(newest).astimezone().isoformat(" ", "minutes") if newest else None
+    return {
+        "place": str(data.store),
+        "dataset": info.kind,
+        **info.model_dump(mode="json", exclude={"kind"}),
+        "clips": len(data.clips),
+        "groups": len(views),
+        "groups_by_views": dict(sorted(Counter(views.values()).items(), reverse=True)),
+        "views_differ_by": lengths,
+        "clips_by_class": {name: by_class[k] for k, name in enumerate(info.class_names)},
+        "clips_by_view": {name: by_view[k] for k, name in enumerate(info.view_names, 1)},
+        "verdicts": data.verdicts,
         **data.metadata.model_dump(include={"format", "compress", "layout", "shard_size", "fingerprint"}),
-        clips=len(data.clips),
-        groups=len(views),
-        groups_by_views=dict(sorted(Counter(views.values()).items(), reverse=True)),
-        views_differ_by=lengths,
-        clips_by_class={name: by_class[k] for k, name in enumerate(info.class_names)},
-        clips_by_view={name: by_view[k] for k, name in enumerate(info.view_names, 1)},
-        verdicts=data.verdicts,
-        shards=len(shards),
-        bytes=sum(file.bytes for shard in shards for file in shard.files.values()),
-        not_listed=unused,
-        not_listed_bytes=unused * sum(data.row_bytes(array) for array in array_shapes(data.spec)),
-        last_written=datetime.datetime.fromtimestamp(newest).astimezone().isoformat(" ", "minutes") if newest else None,
-        redo=data.damaged,
-        catalog=data.catalog_hash,
-        notes=data.catalog.notes if data.catalog else (),
-        spec=data.spec,
-        bad=data.bad,
-    )
+        "shards": len(shards),
+        "bytes": sum(file.bytes for shard in shards for file in shard.files.values()),
+        "not_listed": unused,
+        "not_listed_bytes": unused * sum(data.row_bytes(array) for array in array_shapes(data.spec)),
+        "last_written": written,
+        "redo": data.damaged,
+        "catalog": data.catalog_hash,
+        "notes": data.catalog.notes if data.catalog else (),
+        "spec": data.spec.model_dump(mode="json"),
+        "bad": [one.model_dump(mode="json") for one in data.bad],
+    }

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from dtsf.cache.check import Verification
-    from dtsf.cache.reader import DatasetSummary
     from dtsf.cache.store import Store
     from dtsf.pipeline.worker import SourceCheck
 
@@ -43,43 +42,45 @@ def cache_info_command(
 
     def show() -> None:
         for page in pages:
-            results().print(table(page.place, ("", ""), _lines(page)))
-            if page.bad:
-                rows = [(one.clip.path, one.status, one.reason) for one in page.bad]
+            results().print(table(page["place"], ("", ""), _lines(**page)))
+            rows = [(one["clip"]["path"], one["status"], one["reason"]) for one in page["bad"]]
+            if rows:
                 results().print(table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows))
-            for note in page.notes:
+            for note in page["notes"]:
                 results().print(f"note: {note}", style="yellow")
         console().print(f"next, to look at the clips: dtsf cache info {path} --html cache.html", soft_wrap=True)
 
-    emit({"datasets": [page.model_dump(mode="json") for page in pages]}, json_, show)
+    emit({"datasets": pages}, json_, show)
 
 
-def _lines(page: DatasetSummary) -> list[tuple[str, str]]:
-    spec, lengths = page.spec, page.views_differ_by
-    classes = [f"{name} ({count})" for name, count in page.clips_by_class.items()]
+def _lines(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> list[tuple[str, str]]:
+    def counts(field: str) -> list[str]:
+        return [f"{key} ({count})" for key, count in page[field].items()]
+
+    lengths, classes = page["views_differ_by"], counts("clips_by_class")
     more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
-    sampled = "at common times" if spec.align == "group" else "over each view's own duration"
+    sampled = "at common times" if spec["align"] == "group" else "over each view's own duration"
+    grid = f"{spec['grid']} x {spec['grid']} cells x {spec['channels']} channels"
     lines = {
-        "dataset": "" if page.dataset == page.name else f"{page.name} ({page.dataset})",
-        "clips": f"{page.clips} usable in {page.groups} groups",
-        "statuses": ", ".join(f"{count} {status}" for status, count in page.verdicts.items()),
-        "groups by views": ", ".join(f"{count} with {n}" for n, count in page.groups_by_views.items()),
+        "dataset": "" if dataset == name else f"{name} ({dataset})",
+        "clips": f"{page['clips']} usable in {page['groups']} groups",
+        "statuses": ", ".join(f"{count} {status}" for status, count in page["verdicts"].items()),
+        "groups by views": ", ".join(f"{count} with {n}" for n, count in page["groups_by_views"].items()),
         "lengths of views": lengths
-        and f"differ by {lengths.median:.0%} in the median group, {lengths.largest:.0%} at most; sampled {sampled}",
+        and f"differ by {lengths['median']:.0%} in the median group, {lengths['largest']:.0%} at most; sampled {sampled}",
         "classes": ", ".join(classes[:CLASSES_SHOWN]) + more,
-        "views": ", ".join(f"{name} ({count})" for name, count in page.clips_by_view.items()),
-        "embeddings": f"{spec.frames} frames x {spec.grid} x {spec.grid} cells x {spec.channels} channels, "
-        f"{spec.embedding_dtype}",
-        "size": f"{page.bytes / 1e6:,.1f} MB in {page.shards} shards of up to {page.shard_size} clips",
-        "format": page.format + ("" if page.compress == "none" else f", {page.compress}"),
-        "encoder": f"{spec.encoder} (weights {spec.weights_hash}) at {spec.size} px, {spec.crop} crop",
-        "decoder": f"{spec.decoder}, sampling {spec.sampling}",
-        "unused": page.not_listed
-        and f"{page.not_listed} rows, {page.not_listed_bytes / 1e6:,.1f} MB: dtsf cache compact",
-        "last written": page.last_written,
-        "fingerprint": page.fingerprint,
-        "catalog": page.catalog,
-        "damaged": page.redo and f"shards {', '.join(map(str, page.redo))}: run dtsf preprocess",
+        "views": ", ".join(counts("clips_by_view")),
+        "embeddings": f"{spec['frames']} frames x {grid}, {spec['embedding_dtype']}",
+        "size": f"{page['bytes'] / 1e6:,.1f} MB in {page['shards']} shards of up to {page['shard_size']} clips",
+        "format": page["format"] + ("" if page["compress"] == "none" else f", {page['compress']}"),
+        "encoder": f"{spec['encoder']} (weights {spec['weights_hash']}) at {spec['size']} px, {spec['crop']} crop",
+        "decoder": f"{spec['decoder']}, sampling {spec['sampling']}",
+        "unused": page["not_listed"]
+        and f"{page['not_listed']} rows, {page['not_listed_bytes'] / 1e6:,.1f} MB: dtsf cache compact",
+        "last written": page["last_written"],
+        "fingerprint": page["fingerprint"],
+        "catalog": page["catalog"],
+        "damaged": page["redo"] and f"shards {', '.join(map(str, page['redo']))}: run dtsf preprocess",
     }
     return [(name, str(value)) for name, value in lines.items() if value]
 
