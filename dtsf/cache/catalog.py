@@ -15,7 +15,7 @@ from dtsf.cache.status import Status
 from dtsf.errors import CacheError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from dtsf.cache.documents import DatasetHandle
     from dtsf.cache.schema import ClipRecord, FileVersion, ShardRecord
@@ -63,7 +63,9 @@ def newest_records(shards: Iterable[ShardRecord], damaged: Iterable[ShardRecord]
     return newest
 
 
-def match_rows(document: CatalogDocument | None, computed: Records) -> tuple[Records, tuple[BadClip, ...]]:
+def match_rows(
+    document: CatalogDocument | None, computed: Mapping[str, tuple[int, ClipRecord]]
+) -> tuple[Records, tuple[BadClip, ...]]:
     """Return the record and shard of each clip by clip id, and the clips without a row. ``computed``: records by key."""
     matched: Records = {}
     bad = []

@@ -208,7 +208,7 @@ def _decode_gzip(data: memoryview, out: np.ndarray) -> None:
 
 def _publish_hdf5(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
     """Return the virtual file. A missing shard reads as fill value."""
-    import h5py
+    import h5py  # type: ignore[import-untyped]
 
     with _memory_file() as file:
         for array, (shape, dtype) in array_shapes(metadata.spec).items():
@@ -232,7 +232,7 @@ def _publish_hdf5(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
 
 def _memory_file() -> Any:
     """Return an HDF5 file in memory. It stores no times, so the same rows give the same bytes."""
-    import h5py  # type: ignore[import-untyped]
+    import h5py
 
     pages = {"alignment_threshold": PAGE, "alignment_interval": PAGE}
     return h5py.File("memory", "w", driver="core", backing_store=False, **pages)
