@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import CheckpointError
-from dtsf.predict.predict import Prediction, predict_onnx
-from dtsf.predict.run import Run
+from dtsf.predict.run import Prediction, Run, predict_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,17 +27,7 @@ if TYPE_CHECKING:
     from dtsf.training.settings import TrainSettings
     from dtsf.training.train import TrainResult
 
-__all__ = [
-    "Prediction",
-    "Run",
-    "export",
-    "load",
-    "open_cache",
-    "predict_onnx",
-    "preprocess",
-    "train",
-    "verify_source",
-]
+__all__ = ["Prediction", "Run", "export", "load", "open_cache", "predict_onnx", "preprocess", "train", "verify_source"]
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +53,8 @@ def preprocess(
         on_progress: Called as clips are done.
         changes: Fields of :class:`dtsf.pipeline.settings.PreprocessSettings`.
 
-    Raises:
-        ConfigError: A setting is unknown or out of range.
-        DataError: The data is missing.
-        CacheError: The cache cannot take these clips.
-        BadClipsError: More clips than ``max_bad`` are bad. All usable clips are in the cache.
+    Raises ConfigError: a setting is unknown or out of range. Raises DataError: the data is missing. Raises CacheError: the cache
+    cannot take these clips. Raises BadClipsError: too many clips are bad (``max_bad``); all usable clips are in the cache.
     """
     from dtsf.pipeline.settings import PreprocessSettings
 
@@ -76,9 +62,8 @@ def preprocess(
     from dtsf.pipeline.datasets import scan_source
     from dtsf.pipeline.preprocess import preprocess as run_preprocess
 
-    catalog = scan_source(
-        dataset, None if root is None else Path(root), settings.views, settings.limit, settings.videos
-    )
+    folder = None if root is None else Path(root)
+    catalog = scan_source(dataset, folder, settings.views, settings.limit, settings.videos)
     logger.info("%s: %d clips under %s", catalog.kind, len(catalog.clips), catalog.root)
     if on_catalog is not None:
         on_catalog(catalog)
@@ -98,11 +83,10 @@ def verify_source(
     ``root`` is the same as for :func:`preprocess`. ``sample`` is the share of clips to check, spread evenly over the catalog.
     ``on_progress`` is called with the number of checked clips and the total.
     """
-    from dtsf.cache.reader import open_dataset
     from dtsf.pipeline.datasets import find_root
     from dtsf.pipeline.worker import check_source
 
-    data = open_dataset(cache if isinstance(cache, str) else Path(cache), dataset)
+    data = open_cache(cache, dataset)
     found = find_root(data.info.kind, None if root is None else Path(root))
     return check_source(data, found if found.is_dir() else found.parent, sample=sample, on_progress=on_progress)
 
@@ -133,10 +117,8 @@ def train(
         on_epoch: Called after each epoch.
         changes: Fields of :class:`dtsf.training.settings.TrainSettings`.
 
-    Raises:
-        ConfigError: A setting is unknown or does not fit the data.
-        CacheError: The cache is missing.
-        CheckpointError: There is nothing to resume, or the run has other settings.
+    Raises ConfigError: a setting is unknown or does not fit the data. Raises CacheError: the cache is missing. Raises
+    CheckpointError: there is nothing to resume, or the run has other settings.
     """
     from dtsf.training.train import train as run_train
 

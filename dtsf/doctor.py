@@ -1,4 +1,7 @@
-"""Checks of this machine for ``dtsf doctor``: packages, devices, scan, encoder, disk, and a trial of both stages."""
+"""Checks of this machine for ``dtsf doctor``: packages, devices, scan, encoder, disk, and a trial of both stages.
+
+Each check imports its packages itself. So a broken package fails only the checks that need it.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,8 @@ import shutil
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -45,22 +47,18 @@ CODECS = {
 """Codec -> (video encoder of PyAV, container, needed). NTU and N-UCLA are MPEG-4 in AVI. Most cameras write H.264."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """Result of one check."""
+class Check(NamedTuple):
+    """Result of one check. ``how``: command or advice for the missing part. ``value``: for programs; ``found`` if None."""
 
     name: str
     ok: bool
     found: str
     how: str = ""
-    """Command or advice for the missing part."""
     needed: bool = True
     value: Any = None
-    """Value for programs; ``found`` if None."""
 
 
-@dataclass(frozen=True)
-class Health:
+class Health(NamedTuple):
     """Results of all checks."""
 
     checks: tuple[Check, ...]
@@ -73,7 +71,7 @@ class Health:
     def summary(self) -> dict[str, Any]:
         """Return one flat object for programs: the value of each check by name, and the list of all checks."""
         values = {c.name.replace(" ", "_"): c.found if c.value is None else c.value for c in self.checks}
-        return {"ok": self.ok, **values, "checks": [asdict(check) for check in self.checks]}
+        return {"ok": self.ok, **values, "checks": [check._asdict() for check in self.checks]}
 
 
 def examine(cache: Path, *, on_step: Callable[[int, int, str], None] = lambda *_: None) -> Health:
@@ -117,6 +115,7 @@ def check_torch() -> list[Check]:
     """Check PyTorch and its GPU."""
     import torch
 
+    threads = f"{torch.__version__}, {torch.get_num_threads()} thread(s)"
     ok, how = torch.cuda.is_available(), ""
     if ok:
         gpu = torch.cuda.get_device_properties(0)
@@ -127,11 +126,8 @@ def check_torch() -> list[Check]:
     else:
         found = f"not available: this PyTorch supports CUDA {torch.version.cuda} but finds no GPU"
         how = "check the driver with nvidia-smi and $CUDA_VISIBLE_DEVICES; start a container with --gpus all"
-    threads = f"{torch.__version__}, {torch.get_num_threads()} thread(s)"
-    return [
-        Check("torch", True, threads, value=torch.__version__),
-        Check("cuda", ok, found, how, needed=False, value=ok),
-    ]
+    cuda = Check("cuda", ok, found, how, needed=False, value=ok)
+    return [Check("torch", True, threads, value=torch.__version__), cuda]
 
 
 def check_scan() -> list[Check]:
@@ -144,11 +140,12 @@ def check_scan() -> list[Check]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     backend = choose_backend(device)
+    found, how = f"{backend.name} on {device}", ""
     try:
-        found = f"error {check_parity(device):.0e} against float64; {backend.reason}"
+        found += f", error {check_parity(device):.0e} against float64; {backend.reason}"
     except ConfigError as error:
-        return [Check("scan", False, f"{backend.name} on {device}", str(error), value=backend.name)]
-    return [Check("scan", True, f"{backend.name} on {device}, {found}", value=backend.name)]
+        how = str(error)
+    return [Check("scan", not how, found, how, value=backend.name)]
 
 
 def check_encoder() -> list[Check]:
@@ -158,11 +155,9 @@ def check_encoder() -> list[Check]:
 
     identity = encoder_identity(DEFAULT_ENCODER, 192, 6)
     file = weights_file(DEFAULT_ENCODER)
-    found = f"{identity.name}, weights {identity.weights_hash} at {file}"
-    return [
-        Check("encoder", True, found, value=identity.name),
-        Check("encoder weights", True, f"{file.stat().st_size / 1e6:.1f} MB", value=identity.weights_hash),
-    ]
+    found, size = f"{identity.name}, weights {identity.weights_hash} at {file}", f"{file.stat().st_size / 1e6:.1f} MB"
+    weights = Check("encoder weights", True, size, value=identity.weights_hash)
+    return [Check("encoder", True, found, value=identity.name), weights]
 
 
 def check_disk(cache: Path) -> list[Check]:
@@ -173,7 +168,7 @@ def check_disk(cache: Path) -> list[Check]:
     clips = int(free * 1e9 / (16 * 36 * 112 * 2 + 16 * 48 * 48 * 3))
     found = f"{free:.1f} GB free at {folder}, enough for {clips:,} clips"
     how = "" if free >= MIN_FREE_GB else f"free some space at {folder}, or use another disk: --cache DIR"
-    return [Check("disk", free >= MIN_FREE_GB, found, how, value=round(free, 3))]
+    return [Check("disk", not how, found, how, value=round(free, 3))]
 
 
 def check_codecs() -> list[Check]:

@@ -30,10 +30,7 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **values: Any) -> Self:
-        """Validate keywords.
-
-        Raises ConfigError: an unknown name, or a value out of range. The message uses the names of the command line.
-        """
+        """Validate keywords. Raises ConfigError, with the names of the command line: an unknown name, or a value out of range."""
         try:
             return cls(**values)
         except ValidationError as error:
@@ -62,21 +59,18 @@ def explain(
     """
     lines = []
     for problem in error.errors(include_url=False)[:most]:
-        field = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        message_lower = f"{message[:1].lower()}{message[1:]}"
+        field, value = ".".join(map(str, problem["loc"])), repr(problem["input"])
+        # An error about several settings has no field. Its message names them.
+        line = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden" and known:
             near = difflib.get_close_matches(field, list(known), n=1, cutoff=0.5)
-            lines.append(f"unknown {name(field)}" + (f"; did you mean {name(near[0])}?" if near else ""))
-        elif field and isinstance(problem["input"], dict):
-            # A whole section would make the message unreadable.
-            lines.append(f"{name(field)}: {message_lower}")
+            line = f"unknown {name(field)}" + (f"; did you mean {name(near[0])}?" if near else "")
         elif field:
-            value = repr(problem["input"])
-            shown = value if most is None or len(value) <= MAX_SHOWN else value[: MAX_SHOWN - 3] + "..."
-            lines.append(f"{name(field)} {shown}: {message_lower}")
-        else:
-            # An error about several settings has no field. Its message names them.
-            lines.append(message)
+            if most is not None and len(value) > MAX_SHOWN:
+                value = value[: MAX_SHOWN - 3] + "..."
+            # A whole section would make the message unreadable.
+            shown = "" if isinstance(problem["input"], dict) else f" {value}"
+            line = f"{name(field)}{shown}: {line[:1].lower()}{line[1:]}"
+        lines.append(line)
     more = error.error_count() - len(lines)
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")

@@ -60,10 +60,9 @@ def test_write_film__fits_any_number_of_views_and_long_names(tmp_path, n_views):
     shown = _frames(write_film(tmp_path / "f.mkv", frames, 7.3, caption))
     assert len(shown) == 3
     assert shown[0].shape[0] % 2 == shown[0].shape[1] % 2 == 0
-    with pytest.raises(ConfigError, match=r"must end in \.mp4"):
-        write_film(tmp_path / "f.gif", frames, 5, caption)
-    with pytest.raises(ConfigError, match="does not exist"):
-        write_film(tmp_path / "gone" / "f.mp4", frames, 5, caption)
+    for name, message in (("f.gif", r"must end in \.mp4"), ("gone/f.mp4", "does not exist")):
+        with pytest.raises(ConfigError, match=message):
+            write_film(tmp_path / name, frames, 5, caption)
 
 
 @pytest.mark.parametrize("name", ["12:30:05 cam1.mp4", "pipe:1.mkv", "-.mov"])
@@ -126,7 +125,7 @@ def test_watch__predicts_once_and_again_after_a_new_view(dtsf, world, performanc
         assert len(again["view_weights"]) == n_views
 
 
-def test_predict__uses_the_named_views(world, performance):
+def test_predict__uses_the_named_views(dtsf, world, performance):
     run = package.load(world / "run")
     whole = run.predict(performance)
     # The order of the videos does not matter if their views are named.
@@ -137,17 +136,12 @@ def test_predict__uses_the_named_views(world, performance):
     alone, named, other = (run.predict(performance[1:2], views=views).probabilities for views in (None, "2", "3"))
     assert named != pytest.approx(alone)
     assert named != pytest.approx(other)
+    words = ("predict", performance[1], "--run", "run", "--views")
+    assert dtsf.json(*words, "2", cwd=world)["probabilities"] == pytest.approx(named, abs=1e-5)
+    assert "unknown view '9'" in dtsf.refusal(*words, "9", cwd=world)
     for views, message in (("1,1,2", "3 different views"), ("1,2", "3 different views"), ("1,2,9", "unknown view '9'")):
         with pytest.raises(DtsfError, match=message):
             run.predict(performance, views=views)
-
-
-def test_predict_command__passes_the_named_views(dtsf, world, performance):
-    run, words = package.load(world / "run"), ("predict", performance[1], "--run", "run")
-    for views in (None, "2"):
-        answer = dtsf.json(*words, *(("--views", views) if views else ()), cwd=world)
-        assert answer["probabilities"] == pytest.approx(run.predict(performance[1:2], views=views).probabilities, abs=1e-5)
-    assert "unknown view '9'" in dtsf.refusal(*words, "--views", "9", cwd=world)
 
 
 def test_watch__waits_until_files_no_longer_grow(tmp_path):

@@ -37,16 +37,12 @@ MAX_BYTES = 1 << 31
 
 
 class OnnxMetadata(Frozen):
-    """Metadata of an exported file."""
+    """Metadata of an exported file: its input, and the run that it is from."""
 
     spec: CacheSpec
-    """Settings of the input."""
     info: DatasetInfo
-    """Classes and views."""
     views: int = Field(ge=1, le=1024)
-    """V."""
     frames: int = Field(ge=1, le=4096)
-    """T."""
     motion_sampling: float = Field(ge=0, le=1)
     """See :mod:`dtsf.training.frame_sampling`."""
     protocol: str
@@ -55,7 +51,7 @@ class OnnxMetadata(Frozen):
 
 
 class _Graph(nn.Module):
-    """The network with the three outputs of :data:`OUTPUTS`."""
+    """Network with the three outputs of :data:`OUTPUTS`."""
 
     def __init__(self, net: DTSFNet) -> None:
         super().__init__()
@@ -123,7 +119,7 @@ class ExportedNetwork:
         return probabilities_BK, uncertainty_B, weights_BV
 
 
-def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
+def read_onnx(file: Path) -> ExportedNetwork:
     """Load a file of :func:`export_onnx`. Raises CheckpointError: it is missing or damaged, or dtsf did not write it."""
     import onnx
     import onnxruntime
@@ -132,8 +128,7 @@ def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
         raise CheckpointError(f"{file} does not exist: dtsf export RUN --onnx {file}")
     data = read_file(file, limit=MAX_BYTES, error=CheckpointError, follow=True)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
     try:
         _refuse_foreign(file, onnx.load_model_from_string(data))
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
@@ -145,10 +140,25 @@ def read_onnx(file: Path, threads: int = 1) -> ExportedNetwork:
         raise CheckpointError(f"{file} is not a valid ONNX file: {first_line(error)}") from error
     if text is None:
         raise CheckpointError(f"{file} was not written by dtsf: dtsf export RUN --onnx FILE")
-    metadata = parse_model(
-        OnnxMetadata, text, f"metadata of {file}", error=lambda why: CheckpointError(f"{why}: export it again")
-    )
-    _check_shapes(file, metadata, shapes)
+
+    def damaged(why: str) -> CheckpointError:
+        return CheckpointError(f"{why}: export it again")
+
+    metadata = parse_model(OnnxMetadata, text, f"metadata of {file}", error=damaged)
+    spec, views = metadata.spec, metadata.views
+    expected = {
+        "embeddings": [views, metadata.frames, spec.grid, spec.grid, spec.channels],
+        "probabilities": [len(metadata.info.class_names)],
+        "uncertainty": [],
+        "view_weights": [views],
+    }
+    # Before memory is allocated by the metadata.
+    for name, shape in expected.items():
+        if name not in shapes or shapes[name][1:] != shape:
+            found = f"{name} is {shapes.get(name, 'missing')} in the graph, groups x {shape} in the metadata"
+            raise damaged(f"metadata and graph of {file} differ: {found}")
+    if metadata.frames > spec.frames:
+        raise damaged(f"{file} takes {metadata.frames} frames, but its cache has {spec.frames}")
     return ExportedNetwork(file, metadata, session)
 
 
@@ -169,24 +179,3 @@ def _refuse_foreign(file: Path, model: onnx.ModelProto) -> None:
     foreign = [name for name, found in features.items() if found]
     if foreign:
         raise CheckpointError(f"{file} was not written by dtsf: it has {', '.join(foreign)}")
-
-
-def _check_shapes(file: Path, metadata: OnnxMetadata, shapes: dict[str, list[Any]]) -> None:
-    """Compare the metadata with the shapes of the graph, before memory is allocated by the metadata."""
-    grid, k = metadata.spec.grid, len(metadata.info.class_names)
-    expected = {
-        "embeddings": [metadata.views, metadata.frames, grid, grid, metadata.spec.channels],
-        "probabilities": [k],
-        "uncertainty": [],
-        "view_weights": [metadata.views],
-    }
-    for name, shape in expected.items():
-        if name not in shapes or shapes[name][1:] != shape:
-            raise CheckpointError(
-                f"metadata and graph of {file} differ: {name} is {shapes.get(name, 'missing')} in the graph, "
-                f"groups x {shape} in the metadata: export it again"
-            )
-    if metadata.frames > metadata.spec.frames:
-        raise CheckpointError(
-            f"{file} takes {metadata.frames} frames, but its cache has {metadata.spec.frames}: export it again"
-        )

@@ -1,32 +1,58 @@
-"""A loaded run: evaluate it on a cache, or predict videos. :func:`dtsf.api.load` returns it.
+"""Prediction for the videos of one performance, by a run or by an exported network, and evaluation of a run.
 
-Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C channels.
+Each function imports PyTorch and the decoder itself, as in :mod:`dtsf.api`.
+Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C channels, K classes.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
-from dtsf.predict.predict import embed_videos, make_prediction, sample_frames, write_prediction_film
+from pydantic import BaseModel, ConfigDict
+
+from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, DtsfError, FilmError, VideoError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
+    from torch import Tensor
 
-    from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.schema import CacheSpec
     from dtsf.model.network import DTSFNet
-    from dtsf.predict.predict import Prediction
     from dtsf.training.checkpoint import RunState
     from dtsf.training.evaluate import Evaluation
+
+logger = logging.getLogger(__name__)
+
+FILM_SIZE, MAX_FILM_FRAMES, DEFAULT_FPS = 288, 300, 15.0
+"""Side of a view in a film in pixels, maximum number of its frames, and the frame rate of a folder of frames."""
+DEADLINE = 60.0
+"""Maximum time to decode one video, in seconds."""
+MAX_VIEWS, MAX_BYTES = 64, 1 << 32
+"""Maximum number of videos, and size of the frames or cells of one. A run from elsewhere can request any size."""
+
+
+class Prediction(BaseModel):
+    """Prediction for one performance."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    probability: float
+    uncertainty: float
+    """Vacuity K / S in (0, 1]; 1 means no evidence."""
+    view_weights: tuple[float, ...]
+    """Weight of each video in the fusion, in the given order."""
+    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network and its settings."""
+    """A trained network and its settings. :func:`dtsf.api.load` returns it."""
 
     folder: Path
     state: RunState
@@ -57,39 +83,48 @@ class Run:
                 ``train.exclude_classes`` excluded from training; any other value is the name of a dataset in the cache.
             adapt: Adapt the network to the test clips during the evaluation (ViTTA). The run itself does not change.
 
-        Raises:
-            CheckpointError: The dataset has other classes.
-            CacheError: The dataset has other settings.
+        Raises CheckpointError: the dataset has other classes. Raises CacheError: it has other settings.
         """
         import torch
 
         from dtsf.cache.reader import open_dataset
+        from dtsf.cache.schema import describe_difference
         from dtsf.training.evaluate import evaluate
         from dtsf.training.protocols import parse_protocol
         from dtsf.training.splits import EXCLUDED
 
-        torch.set_num_threads(self.state.recipe.train.usable_threads)
-        data = open_dataset(Path(cache), dataset or self.state.info.name)
-        self._check_classes(data)
-        self._check_settings(data)
+        state, train = self.state, self.state.recipe.train
+        torch.set_num_threads(train.usable_threads)
+        data = open_dataset(Path(cache), dataset or state.info.name)
+        own, found = state.info.class_names, data.info.class_names
+        if own != found and not (train.exclude_classes and set(own) <= set(found)):
+            raise CheckpointError(
+                f"{self.folder} was trained on {len(own)} classes ({', '.join(own[:3])} ...), {data.info.name} has "
+                f"{len(found)} ({', '.join(found[:3])} ...): evaluate on a dataset with the same classes"
+            )
         unknown_data = None
         if unknown is not None:
             unknown_data = data if unknown in (EXCLUDED, data.info.name) else open_dataset(Path(cache), unknown)
-            self._check_settings(unknown_data)
+        for given in (data, unknown_data or data):
+            if state.fingerprint != given.spec.fingerprint():
+                raise CacheError(
+                    f"{given.store} was made with other settings than the cache that {self.folder} was trained from "
+                    f"({describe_difference(given.spec, state.spec)}): preprocess it with the same settings"
+                )
         evaluation = evaluate(
             self.net,
             data,
-            parse_protocol(protocol or self.state.protocol, data.info.kind),
-            seed=self.state.seed,
+            parse_protocol(protocol or state.protocol, data.info.kind),
+            seed=state.seed,
             split=split,
             views=views,
-            draws=self.state.recipe.train.draws if draws is None else draws,
-            trained_on=self.state.info.name,
-            classes=self.state.info.class_names,
+            draws=train.draws if draws is None else draws,
+            trained_on=state.info.name,
+            classes=state.info.class_names,
             unknown=unknown_data,
             adapt=adapt,
         )
-        if data.info.name == self.state.info.name and self.state.catalog not in ("", data.catalog_hash):
+        if data.info.name == state.info.name and state.catalog not in ("", data.catalog_hash):
             # A test clip may have been a training clip, or had another label.
             changed = "; its clips or labels have changed since this run was trained"
             evaluation = evaluation.model_copy(update={"task": evaluation.task + changed})
@@ -107,16 +142,14 @@ class Run:
 
         Args:
             videos: One file (or frame folder) per view.
+            film: Also write a film to this path: the views side by side with the prediction.
             views: View of each video: numbers or names joined by commas. Default: the first views, in order. Give it if you
                 pass fewer videos than the training had views; otherwise a branch over all views is not used.
             encoder_weights: File of the encoder's weights. Required if the run was trained with custom weights.
-            film: Also write a film to this path: the views side by side with the prediction.
 
-        Raises:
-            VideoError: A video cannot be used.
-            ConfigError: The encoder differs from the encoder of the run, the path of the film is wrong, or a view is unknown.
-            FilmError: The film cannot be written. The error has the ``prediction``.
-            DataError: The number of videos differs from the number of ``views``, or is too large for the network.
+        Raises VideoError: a video cannot be used. Raises ConfigError: another encoder than that of the run, a wrong path of the
+        film, or an unknown view. Raises FilmError: the film cannot be written; the error has the ``prediction``. Raises
+        DataError: the number of videos differs from the number of ``views``, or is too large for the network.
         """
         from dtsf.report.film import check_film
 
@@ -129,7 +162,7 @@ class Run:
         prediction = self.classify(embeddings_VFPC, views)
         if film is not None:
             try:
-                write_prediction_film(Path(film), [Path(video).absolute() for video in videos], longest, prediction)
+                _write_film(Path(film), [Path(video).absolute() for video in videos], longest, prediction)
             except DtsfError as error:
                 raise FilmError(str(error), prediction) from error
         return prediction
@@ -143,7 +176,7 @@ class Run:
 
         state, model = self.state, self.state.recipe.model
         numbers = self._view_numbers(len(embeddings_VFPC), views)
-        given_VTHWC = sample_frames(embeddings_VFPC, state.spec.grid, model.frames, model.motion_sampling)
+        given_VTHWC = _sample_frames(embeddings_VFPC, state.spec.grid, model.frames, model.motion_sampling)
         # Each video is at the place of its view. The network masks the other views.
         n_views = len(numbers) if views is None else len(state.info.view_names)
         mask_V = torch.zeros(n_views, dtype=torch.bool)
@@ -153,7 +186,7 @@ class Run:
         with torch.inference_mode():
             output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
         weight_V = output.view_weights_BV[0, numbers]
-        return make_prediction(state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], weight_V)
+        return _make_prediction(state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], weight_V)
 
     def _view_numbers(self, n_videos: int, views: str | None) -> list[int]:
         """Return the view of each video, from 0."""
@@ -169,19 +202,101 @@ class Run:
             raise DataError(f"{n_videos} videos given, but {self.folder} was trained on {len(known)} views: give fewer")
         return list(range(n_videos))
 
-    def _check_classes(self, data: CachedDataset) -> None:
-        own, found = self.state.info.class_names, data.info.class_names
-        if own != found and not (self.state.recipe.train.exclude_classes and set(own) <= set(found)):
-            raise CheckpointError(
-                f"{self.folder} was trained on {len(own)} classes ({', '.join(own[:3])} ...), {data.info.name} has "
-                f"{len(found)} ({', '.join(found[:3])} ...): evaluate on a dataset with the same classes"
-            )
 
-    def _check_settings(self, data: CachedDataset) -> None:
-        if self.state.fingerprint != data.spec.fingerprint():
-            from dtsf.cache.schema import describe_difference
+def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: str | Path | None = None) -> Prediction:
+    """Classify one performance with an exported network. See :meth:`dtsf.api.Run.predict`.
 
-            raise CacheError(
-                f"{data.store} was made with other settings than the cache that {self.folder} was trained from "
-                f"({describe_difference(data.spec, self.state.spec)}): preprocess it with the same settings"
-            )
+    Raises DataError: the number of videos differs from the number of views in the file.
+    """
+    from dtsf.predict.onnx import read_onnx
+
+    network = read_onnx(file)
+    metadata = network.metadata
+    if len(videos) != metadata.views:
+        how = f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
+        raise DataError(f"{file} was exported for {metadata.views} views, {len(videos)} videos given: {how}")
+    embeddings_VFPC, _ = embed_videos(videos, metadata.spec, 1, encoder_weights)
+    x_VTHWC = _sample_frames(embeddings_VFPC, metadata.spec.grid, metadata.frames, metadata.motion_sampling)
+    probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
+    return _make_prediction(metadata.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
+
+
+def embed_videos(
+    videos: Sequence[str | Path], spec: CacheSpec, threads: int, encoder_weights: str | Path | None = None
+) -> tuple[np.ndarray, int]:
+    """Decode and embed one video per view, as stage 1 does.
+
+    Returns the embeddings (V, F, P, C) and the number of frames of the longest video.
+    """
+    paths = [Path(video) for video in videos]
+    if not 1 <= len(paths) <= MAX_VIEWS:
+        raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
+    for path in paths:
+        if not path.exists():
+            raise VideoError(f"{path} does not exist")
+    import numpy as np
+    import torch
+
+    from dtsf.pipeline.encoders.choose import open_encoder
+    from dtsf.pipeline.video.decoder_process import DecodeRequest, DecodeSettings, decode_all, shared_decoders
+
+    torch.set_num_threads(threads)
+    n_bytes = spec.frames * max(spec.size**2 * 3, spec.grid**2 * spec.channels * 4)
+    if n_bytes > MAX_BYTES:
+        size = f"{spec.frames} frames of {spec.size} px with {spec.grid} x {spec.grid} cells x {spec.channels} channels"
+        raise ConfigError(f"{size} need {n_bytes} bytes a video, more than {MAX_BYTES}: train with a smaller input")
+    encoder = open_encoder(spec, encoder_weights)
+    found = encoder.identity.channels
+    if found != spec.channels:
+        raise ConfigError(f"the encoder {spec.encoder} has {found} channels, the run {spec.channels}")
+    logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
+    embeddings, longest = [], 1
+    # A separate process decodes, so that a broken video cannot end a program that watches a folder.
+    # The process stays open for the next performance.
+    with shared_decoders(DecodeSettings(spec.frames, spec.size, DEADLINE, crop=spec.crop)) as (decoder,):
+        for path, clip in zip(paths, decode_all(decoder, [DecodeRequest(p.absolute()) for p in paths]), strict=True):
+            if isinstance(clip, VideoError):
+                raise clip
+            embeddings.append(encoder.embed(clip[0]))
+            logger.info("%s: %d frames", path, clip[1]["decoded_frames"])
+            longest = max(longest, clip[1]["decoded_frames"])
+    return np.stack(embeddings), longest
+
+
+def _sample_frames(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, motion_sampling: float) -> Tensor:
+    """Return the frames that the network reads at evaluation: (V, T, H, W, C)."""
+    import torch
+
+    from dtsf.training.frame_sampling import read_frames, uniform_times
+
+    V, F, _, C = embeddings_VFPC.shape
+    x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
+    return read_frames(x_VFHWC, torch.arange(V), uniform_times(n_frames).expand(V, -1), motion_sampling)
+
+
+def _make_prediction(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
+    if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
+        raise CheckpointError("the output of the network is not finite, because its training diverged: train again")
+    best = int(probability_K.argmax())
+    return Prediction(
+        label=names[best],
+        probability=float(probability_K[best]),
+        uncertainty=float(uncertainty),
+        view_weights=tuple(weight_V.tolist()),
+        probabilities=dict(zip(names, probability_K.tolist(), strict=True)),
+    )
+
+
+def _write_film(file: Path, videos: Sequence[Path], longest: int, prediction: Prediction) -> None:
+    """Decode the videos again, and write them with the prediction. Shorter views end with a still frame."""
+    import numpy as np
+
+    from dtsf.pipeline.video.decode import decode_clip, probe
+    from dtsf.report.film import Caption, write_film
+
+    n = min(longest, MAX_FILM_FRAMES)
+    rates = [DEFAULT_FPS if video.is_dir() else probe(video).fps or DEFAULT_FPS for video in videos]
+    frames_VTHWC = np.stack([decode_clip(video, n, FILM_SIZE).frames for video in videos])
+    names = [f"{k} {video.name}" for k, video in enumerate(videos, 1)]
+    caption = Caption(names, **prediction.model_dump(exclude={"probability"}))
+    write_film(file, frames_VTHWC, max(rates) * n / longest, caption)

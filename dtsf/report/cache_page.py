@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtsf.cache.reader import list_datasets, open_dataset
 from dtsf.report.gallery import plain_strips
-from dtsf.report.page import render, spec_rows, write_page
+from dtsf.report.page import render, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +25,7 @@ def report_cache(
     dataset: str | None = None,
     samples: int = 12,
     seed: int = 0,
-    on_step: Callable[[int, int, str], None] | None = None,
+    on_step: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
     """Write a page with counts, statuses and film strips of random performances.
 
@@ -33,12 +33,11 @@ def report_cache(
     CacheError: the cache or the dataset does not exist.
     """
     names: list[str | None] = [dataset] if dataset else [*list_datasets(cache)] or [None]
-    step = on_step or (lambda *_: None)
     datasets = []
     for k, name in enumerate(names):
-        step(k, len(names), name or "")
+        on_step(k, len(names), name or "")
         datasets.append(_describe(open_dataset(cache, name), samples, seed))
-    step(len(names), len(names), "")
+    on_step(len(names), len(names), "")
     title = datasets[0]["name"] if len(datasets) == 1 else f"{len(datasets)} datasets"
     return write_page(out, render("cache.html", title=title, cache=cache.absolute(), datasets=datasets))
 
@@ -49,22 +48,15 @@ def _describe(data: CachedDataset, samples: int, seed: int) -> dict[str, Any]:
         groups.setdefault(clip.group, []).append(clip)
     names, views = data.info.class_names, data.info.view_names
     by_class_view = Counter((clip.label, clip.view) for clip in data.clips)
-    subjects = {clip.subject for clip in data.clips if clip.subject is not None}
-    sizes = Counter(len(clips) for clips in groups.values())
-    counts = [f"{len(groups)} performances of {len(names)} classes"]
-    counts += [f"{len(subjects)} subjects"] if subjects else []
+    subjects = {clip.subject for clip in data.clips} - {None}
     return {
         "name": data.info.name,
         "data": data,
         "views": views,
-        "counts": ", ".join([*counts, f"{len(views)} views"]),
-        "sizes": sorted(sizes.items(), reverse=True),
+        "n_groups": len(groups),
+        "n_subjects": len(subjects),
+        "sizes": sorted(Counter(map(len, groups.values())).items(), reverse=True),
         "n_records": sum(data.verdicts.values()),
-        "settings": [
-            ("kind", data.info.kind),
-            *spec_rows(data.spec),
-            ("fingerprint", data.spec.fingerprint()),
-        ],
         "classes": [(name, [by_class_view[k, v] for v in range(1, len(views) + 1)]) for k, name in enumerate(names)],
         "samples": [
             (group, names[groups[group][0].label], groups[group][0].subject, plain_strips(data, groups[group]))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dtsf.errors import ConfigError
 from dtsf.report import svg
@@ -14,51 +13,64 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from markupsafe import Markup
+
     from dtsf.report.run_data import RunData
 
 MAX_LISTED = 200
 """Maximum number of performances in the table of disagreements."""
-SHARED = {
-    "task": "{}",
-    "number of performances": "{} performances",
-    "dataset": "dataset {}",
-    "protocol": "protocol {}",
-}
+SHARED = {"task": "{}", "number of performances": "{} performances", "dataset": "dataset {}", "protocol": "protocol {}"}
 """Values that the page prints once if all runs share them."""
 
 
-def compare_runs(folders: Sequence[Path], out: Path, *, on_step: Callable[[int, int, str], None] | None = None) -> Path:
+def compare_runs(
+    folders: Sequence[Path], out: Path, *, on_step: Callable[[int, int, str], None] = lambda *_: None
+) -> Path:
     """Write a page that compares finished runs. ``on_step`` is called with (done, total, name of the next run).
 
-    Raises:
-        ConfigError: Fewer than two runs, or the same run twice.
-        CheckpointError: A run is damaged or not finished.
+    Raises ConfigError: fewer than two runs, or the same run twice. Raises CheckpointError: a run is damaged or not finished.
     """
     if len(folders) < 2:
         raise ConfigError("--compare needs two runs or more: dtsf report --compare RUN RUN...")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("--compare: the same run is given twice")
-    step = on_step or (lambda *_: None)
     runs = []
     for k, folder in enumerate(folders):
-        step(k, len(folders), str(folder))
+        on_step(k, len(folders), str(folder))
         runs.append(read_run(folder))
-    step(len(folders), len(folders), "")
-    names = _short_names(folders)
+    on_step(len(folders), len(folders), "")
+    parts, depth = [folder.resolve().parts for folder in folders], 1
+    # As many parent folders as are needed to make the names unique.
+    while len({path[-depth:] for path in parts}) < len(parts):
+        depth += 1
+    names = ["/".join(path[-depth:]) for path in parts]
+    of_runs = {
+        "task": [run.evaluation.task for run in runs],
+        "number of performances": [str(run.metrics.n_groups) for run in runs],
+        "dataset": [run.evaluation.dataset for run in runs],
+        "protocol": [run.evaluation.protocol for run in runs],
+        "cache (fingerprint)": [run.evaluation.fingerprint for run in runs],
+        "views": [", ".join(run.evaluation.views) for run in runs],
+        "version of dtsf": [str(run.environment.get("dtsf", "?")) for run in runs],
+    }
+    tested = {name: list(dict.fromkeys(values)) for name, values in of_runs.items()}
+    differs = {name: len(values) > 1 for name, values in tested.items()}
+    # The runs differ only in the seed.
+    recipes = {
+        (r.checkpoint.state.recipe.model_dump_json(), r.evaluation.fingerprint, r.evaluation.protocol) for r in runs
+    }
+    only_seeds_differ = len(recipes) == 1 and len({run.evaluation.seed for run in runs}) == len(runs)
     same_groups = len({frozenset(p.group for p in run.metrics.predictions) for run in runs}) == 1
-    tested = _tested(runs)
-    differs = {name: len(set(values)) > 1 for name, values in tested.items()}
-    warnings = [f"different {name}: {'; '.join(dict.fromkeys(tested[name]))}" for name in tested if differs[name]]
     text = render(
         "compare.html",
         title=f"{len(runs)} runs compared",
         names=names,
         runs=runs,
         shared=", ".join(words.format(tested[name][0]) for name, words in SHARED.items() if not differs[name]),
+        tested=tested,
         differs=differs,
         left_out=any(run.evaluation.left_out for run in runs),
-        warnings=warnings if same_groups else [*warnings, "the tested performances are not the same"],
-        spread=_spread(runs),
+        only_seeds_differ=only_seeds_differ,
         curves=_curves(names, runs),
         recipe=_recipe_differences(runs),
         classes=_classes(runs),
@@ -69,41 +81,7 @@ def compare_runs(folders: Sequence[Path], out: Path, *, on_step: Callable[[int, 
     return write_page(out, text)
 
 
-def _short_names(folders: Sequence[Path]) -> list[str]:
-    """Return folder names, with as many parent folders as are needed to make them unique."""
-    parts = [folder.resolve().parts for folder in folders]
-    depth = 1
-    while len({path[-depth:] for path in parts}) < len(parts):
-        depth += 1
-    return ["/".join(path[-depth:]) for path in parts]
-
-
-def _tested(runs: Sequence[RunData]) -> dict[str, list[str]]:
-    """Return what each run was tested on, by the name of the column or the warning."""
-    return {
-        "task": [run.evaluation.task for run in runs],
-        "number of performances": [str(run.metrics.n_groups) for run in runs],
-        "dataset": [run.evaluation.dataset for run in runs],
-        "protocol": [run.evaluation.protocol for run in runs],
-        "cache (fingerprint)": [run.evaluation.fingerprint for run in runs],
-        "views": [", ".join(run.evaluation.views) for run in runs],
-        "version of dtsf": [str(run.environment.get("dtsf", "?")) for run in runs],
-    }
-
-
-def _spread(runs: Sequence[RunData]) -> dict[str, float] | None:
-    """Return mean and range of top-1 if the runs differ only in the seed."""
-    settings = {
-        (run.checkpoint.state.recipe.model_dump_json(), run.evaluation.fingerprint, run.evaluation.protocol)
-        for run in runs
-    }
-    if len(settings) > 1 or len({run.evaluation.seed for run in runs}) < len(runs):
-        return None
-    top1 = [run.metrics.top1 for run in runs]
-    return {"mean": statistics.fmean(top1), "low": min(top1), "high": max(top1)}
-
-
-def _curves(names: Sequence[str], runs: Sequence[RunData]) -> list[tuple[str, list[str], Any]]:
+def _curves(names: Sequence[str], runs: Sequence[RunData]) -> list[tuple[str, list[str], Markup]]:
     panels = []
     for key, title in (("loss", "Loss"), ("accuracy", "Accuracy on the training groups")):
         lines = [(name, run.series[key]) for name, run in zip(names, runs, strict=True) if run.series.get(key)]
@@ -135,13 +113,10 @@ def _classes(runs: Sequence[RunData]) -> list[tuple[str, list[float | None], flo
 
 def _disagreements(runs: Sequence[RunData]) -> list[tuple[str, str, list[tuple[str, bool]]]]:
     """Return the performances that only some runs classify correctly."""
-    predictions = [{p.group: p for p in run.metrics.predictions} for run in runs]
-    rows = []
+    rows, predictions = [], [{p.group: p for p in run.metrics.predictions} for run in runs]
     for group, first in sorted(predictions[0].items()):
-        answers = [
-            (run.class_names[of_run[group].predicted], of_run[group].predicted == of_run[group].label)
-            for run, of_run in zip(runs, predictions, strict=True)
-        ]
+        of_runs = [of_run[group] for of_run in predictions]
+        answers = [(run.class_names[p.predicted], p.predicted == p.label) for run, p in zip(runs, of_runs, strict=True)]
         if len({right for _, right in answers}) > 1:
             rows.append((group, runs[0].class_names[first.label], answers))
     return rows

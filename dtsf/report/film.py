@@ -5,9 +5,8 @@ Letters: V views, T frames, H W pixels, C colours.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -36,12 +35,10 @@ ABSENT = "\U0010ffff"
 """A character that no font has."""
 
 
-@dataclass(frozen=True)
-class Caption:
-    """Text of a film."""
+class Caption(NamedTuple):
+    """Text of a film. ``names`` and ``view_weights``: of each view."""
 
     names: Sequence[str]
-    """Name of each view."""
     label: str
     probabilities: Mapping[str, float]
     uncertainty: float
@@ -84,7 +81,7 @@ def _draw_caption(caption: Caption, V: int, H: int, W: int) -> tuple[np.ndarray,
     """Draw the picture without the views. Returns it as (H, W, C), and the left edge of the first view."""
     from PIL import Image, ImageDraw
 
-    width = max(MIN_WIDTH, V * W + (V - 1) * GAP + 2 * GAP)
+    width = max(MIN_WIDTH, V * W + (V + 1) * GAP)
     # Both sides must be even, because codecs halve the colour planes.
     width, height = width + width % 2, HEAD + H + FOOT + (HEAD + H + FOOT) % 2
     image = Image.new("RGB", (width, height), BACK)
@@ -140,10 +137,8 @@ def find_font(words: str, size: int) -> FreeTypeFont | ImageFont | None:
             font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
         except (OSError, ValueError):
             continue
-        absent = font.getmask(ABSENT)
         # A font draws the same box for every letter that it lacks.
-        box = (absent.size, bytes(absent))
-        masks = [font.getmask(letter) for letter in set(words) - {" "}]
-        if all((mask.size, bytes(mask)) != box for mask in masks):
+        box, *masks = ((mask.size, bytes(mask)) for mask in map(font.getmask, [ABSENT, *({*words} - {" "})]))
+        if box not in masks:
             return font
     return None

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,33 +23,29 @@ VIEW_COLOURS = ((255, 196, 0), (0, 200, 255), (255, 90, 200), (120, 230, 80), (2
 """Colour of each view, also for the border of its thumbnails."""
 
 
-@dataclass(frozen=True)
-class Strip:
-    """Film strip of one view."""
+class Strip(NamedTuple):
+    """Film strip of one view. ``colour``: index into :data:`VIEW_COLOURS`. ``picture``: a data URI."""
 
     view: str
     colour: int
-    """Index into :data:`VIEW_COLOURS`."""
     weight: float | None
     picture: str
-    """A data URI."""
-    note: str = ""
+    note: str
 
 
 def choose_samples(predictions: Sequence[GroupPrediction], each: int) -> dict[str, list[GroupPrediction]]:
     """Choose ``each`` performances of three kinds: wrong with high probability, most uncertain, right of many classes."""
     ordered = sorted(predictions, key=lambda p: (-p.probability, p.group))
-    wrong = [p for p in ordered if p.label != p.predicted]
-    right = [p for p in ordered if p.label == p.predicted]
-    rank: dict[str, int] = {}
-    count: dict[int, int] = {}
-    for p in right:
-        rank[p.group] = count[p.label] = count.get(p.label, -1) + 1
+    right: dict[int, list[GroupPrediction]] = {}
+    for p in ordered:
+        if p.label == p.predicted:
+            right.setdefault(p.label, []).append(p)
+    # The best of each class first, because the best of all are often of one class.
+    ranked = [(rank, p) for of_class in right.values() for rank, p in enumerate(of_class)]
     return {
-        "wrong": wrong[:each],
+        "wrong": [p for p in ordered if p.label != p.predicted][:each],
         "uncertain": sorted(predictions, key=lambda p: (-p.uncertainty, p.group))[:each],
-        # The best of each class first, because the best of all are often of one class.
-        "right": sorted(right, key=lambda p: (rank[p.group], -p.probability))[:each],
+        "right": [p for _, p in sorted(ranked, key=lambda item: (item[0], -item[1].probability, item[1].group))][:each],
     }
 
 
@@ -59,15 +54,16 @@ def network_strips(
 ) -> list[Strip]:
     """Draw the frames that the network reads of one performance. ``clips``: the clips that the network was given."""
     clips = sorted(clips, key=lambda clip: clip.view)
-    ids = [clip.id for clip in clips]
+    ids, views = [clip.id for clip in clips], [clip.view for clip in clips]
     frames_VT = choose_frames(data.embeddings(ids), model.frames, model.motion_sampling)
     pictures_VTHWC = np.take_along_axis(data.pictures(ids), frames_VT[:, :, None, None, None], 1)
     if any(branch.paste == "thumbnails" for branch in model.branch):
-        pictures_VTHWC = draw_thumbnails(pictures_VTHWC, [clip.view for clip in clips])
+        pictures_VTHWC = draw_thumbnails(pictures_VTHWC, views)
     strips = []
-    for clip, pictures_THWC in zip(clips, pictures_VTHWC, strict=True):
-        weight = view_weights[clip.view - 1]
-        strips.append(_strip(data, clip, weight, pictures_THWC, "" if weight else "excluded as occluded"))
+    for view, pictures_THWC in zip(views, pictures_VTHWC, strict=True):
+        weight = view_weights[view - 1]
+        note = "" if weight else "excluded as occluded"
+        strips.append(Strip(data.info.view_names[view - 1], view - 1, weight, film_strip(pictures_THWC), note))
     return strips
 
 
@@ -78,14 +74,10 @@ def plain_strips(data: CachedDataset, clips: Sequence[Clip]) -> list[Strip]:
     for clip, pictures_FHWC, index_F in zip(clips, data.pictures(ids), data.frame_index(ids), strict=True):
         record = data.records[clip.id][1]
         note = f"frames {index_F[0]} to {index_F[-1]} of {record.decoded_frames}"
-        if record.status.value != "ok":
-            note += f", {record.status.value}"
-        strips.append(_strip(data, clip, None, pictures_FHWC, note))
+        note += "" if record.status.value == "ok" else f", {record.status.value}"
+        view = clip.view - 1
+        strips.append(Strip(data.info.view_names[view], view, None, film_strip(pictures_FHWC), note))
     return strips
-
-
-def _strip(data: CachedDataset, clip: Clip, weight: float | None, pictures_THWC: np.ndarray, note: str) -> Strip:
-    return Strip(data.info.view_names[clip.view - 1], clip.view - 1, weight, film_strip(pictures_THWC), note)
 
 
 def choose_frames(embeddings_NFPC: np.ndarray, n_frames: int, motion_sampling: float) -> np.ndarray:

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from jinja2 import Environment
 
-    from dtsf.cache.schema import CacheSpec
-
 
 def render(template: str, **values: Any) -> str:
     """Fill a template. It escapes every value except Markup, which only :mod:`.svg` makes."""
@@ -37,19 +35,10 @@ def _templates() -> Environment:
     """Compile the templates once, because that takes longer than to fill them."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("dtsf.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
+    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
+    environment = Environment(loader=PackageLoader("dtsf.report"), trim_blocks=True, lstrip_blocks=True, **options)
+    environment.filters["number"] = lambda x, digits=3: "\u2013" if x is None else f"{x:.{digits}f}"
     return environment
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "\u2013" if value is None else f"{value:.{digits}f}"
 
 
 def write_page(file: Path, text: str) -> Path:
@@ -58,13 +47,3 @@ def write_page(file: Path, text: str) -> Path:
     data = text.encode("utf-8", "backslashreplace")
     write_atomically(file, data, error=lambda why: ConfigError(f"cannot write {file}: {why}: choose another --out"))
     return file
-
-
-def spec_rows(spec: CacheSpec) -> list[tuple[str, str]]:
-    """Return the settings of a cache as rows of a table."""
-    size = f"{spec.frames} frames, {spec.size} px ({spec.crop} crop)"
-    return [
-        ("encoder", f"{spec.encoder}, weights {spec.weights_hash}"),
-        ("input", f"{size}, {spec.grid} x {spec.grid} cells x {spec.channels} channels"),
-        ("decoder", f"{spec.decoder}, {spec.sampling}"),
-    ]

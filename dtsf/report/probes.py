@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dtsf.cache.reader import list_datasets, open_dataset
-from dtsf.errors import CacheError, ConfigError
+from dtsf.errors import CacheError
 from dtsf.training.data import Groups, load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.protocols import parse_protocol, split_clips
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
     from dtsf.training.metrics import GroupPrediction, Metrics
 
 
-@dataclass(frozen=True)
-class ViewProbe:
+class ViewProbe(NamedTuple):
     """Metrics with some of the views, and top-1 with all views on the same groups."""
 
     name: str
@@ -32,18 +30,15 @@ class ViewProbe:
     top1_all: float
 
 
-@dataclass(frozen=True)
-class DatasetProbe:
-    """Metrics on another dataset with the same classes."""
+class DatasetProbe(NamedTuple):
+    """Metrics on another dataset with the same classes. Groups of ``shared_subjects`` do not test unseen people."""
 
     name: str
     metrics: Metrics
     shared_subjects: tuple[str, ...]
-    """Subjects of the training. Their groups do not test unseen people."""
 
 
-@dataclass(frozen=True)
-class BackgroundProbe:
+class BackgroundProbe(NamedTuple):
     """Static bias in the test groups, if the dataset names its backgrounds."""
 
     agree: tuple[int, int]
@@ -55,14 +50,12 @@ class BackgroundProbe:
     n_backgrounds: int
 
 
-@dataclass(frozen=True)
-class Probes:
-    """All probes."""
+class Probes(NamedTuple):
+    """All probes. ``skipped``: datasets that cannot be evaluated, with the reason."""
 
     views: tuple[ViewProbe, ...]
     datasets: tuple[DatasetProbe, ...]
     skipped: tuple[str, ...]
-    """Datasets that cannot be evaluated, with the reason."""
     background: BackgroundProbe | None
 
     @property
@@ -87,51 +80,41 @@ def probe(
     steps = [("only", view) for view in sorted(present)] if len(present) > 1 else []
     # With two views, "without 1" is the same as "only 2".
     steps += [("without", view) for view in sorted(present)] if len(present) > 2 else []
-    total = len(steps) + len(others)
-    views, groups = [], load_groups(data, split.test)
+    total, views, groups = len(steps) + len(others), [], load_groups(data, split.test)
+    right = {p.group: p.label == p.predicted for p in run.metrics.predictions}
     for k, (word, view) in enumerate(steps):
         name = f"{word} view {names[view - 1]}"
         on_step(k, total, name)
-        given = {view} if word == "only" else present - {view}
-        views.append(_probe_view(run, net, groups, name, view, given))
+        has_view_G = groups.mask_GV[:, view - 1]
+        with_view = tuple(group for group, has in zip(groups.names, has_view_G.tolist(), strict=True) if has)
+        chosen = Groups(groups.embeddings_NFHWC, groups.row_GV[has_view_G], groups.label_G[has_view_G], with_view)
+        chosen = chosen.with_views({view} if word == "only" else present - {view})
+        if len(chosen):
+            before = [right[group] for group in chosen.names if group in right]
+            top1_all = sum(before) / max(1, len(before))
+            views.append(ViewProbe(name, evaluate_groups(net, chosen, run.class_names), top1_all))
     subjects = {clip.subject for clip in split.train if clip.subject is not None}
-    datasets, skipped = [], []
+    state, datasets, skipped = run.checkpoint.state, [], []
     for k, name in enumerate(others, len(steps)):
         on_step(k, total, name)
         try:
-            datasets.append(_probe_dataset(run, net, open_dataset(cache, name), subjects))
-        except (CacheError, ConfigError) as error:
+            other = open_dataset(cache, name)
+            if other.info.class_names != state.info.class_names:
+                raise CacheError("it has other classes")
+            if other.spec.fingerprint() != state.fingerprint:
+                raise CacheError("it has other settings")
+            metrics = evaluate_groups(net, load_groups(other, other.clips), other.info.class_names)
+        except CacheError as error:
             skipped.append(f"{name}: {error}")
+        else:
+            shared = {clip.subject for clip in other.clips if clip.subject is not None} & subjects
+            datasets.append(DatasetProbe(other.info.name, metrics, tuple(sorted(shared))))
     on_step(total, total, "")
-    background = probe_backgrounds(split.train, split.test, run.metrics.predictions)
-    return Probes(tuple(v for v in views if v is not None), tuple(datasets), tuple(skipped), background)
+    background = _probe_backgrounds(split.train, split.test, run.metrics.predictions)
+    return Probes(tuple(views), tuple(datasets), tuple(skipped), background)
 
 
-def _probe_view(run: RunData, net: DTSFNet, groups: Groups, name: str, view: int, given: set[int]) -> ViewProbe | None:
-    """Evaluate the groups that have ``view`` with the ``given`` views only."""
-    has_view_G = groups.mask_GV[:, view - 1]
-    names = tuple(group for group, has_view in zip(groups.names, has_view_G.tolist(), strict=True) if has_view)
-    chosen = Groups(groups.embeddings_NFHWC, groups.row_GV[has_view_G], groups.label_G[has_view_G], names)
-    chosen = chosen.with_views(given)
-    if not len(chosen):
-        return None
-    metrics = evaluate_groups(net, chosen, run.class_names)
-    before = [p.label == p.predicted for p in run.metrics.predictions if p.group in set(chosen.names)]
-    return ViewProbe(name, metrics, sum(before) / max(1, len(before)))
-
-
-def _probe_dataset(run: RunData, net: DTSFNet, other: CachedDataset, subjects: set[str]) -> DatasetProbe:
-    state = run.checkpoint.state
-    if other.info.class_names != state.info.class_names:
-        raise ConfigError("it has other classes")
-    if other.spec.fingerprint() != state.fingerprint:
-        raise ConfigError("it has other settings")
-    metrics = evaluate_groups(net, load_groups(other, other.clips), other.info.class_names)
-    shared = sorted({clip.subject for clip in other.clips if clip.subject is not None} & subjects)
-    return DatasetProbe(other.info.name, metrics, tuple(shared))
-
-
-def probe_backgrounds(
+def _probe_backgrounds(
     train: Sequence[Clip], test: Sequence[Clip], predictions: Sequence[GroupPrediction]
 ) -> BackgroundProbe | None:
     """Compare the test groups by background: most frequent in training for their own class, or for another class."""

@@ -30,13 +30,12 @@ MAX_BYTES = 1 << 28
 
 @dataclass(frozen=True)
 class RunData:
-    """Contents of a run folder."""
+    """Contents of a run folder. ``series``: name of each value in log.jsonl -> its mean per epoch."""
 
     folder: Path
     checkpoint: Checkpoint
     evaluation: Evaluation
     series: dict[str, list[float]]
-    """Name of each value in log.jsonl -> its mean per epoch."""
     environment: dict[str, Any]
     cache: str
     """Path of the cache at training."""
@@ -63,7 +62,7 @@ def read_run(folder: Path) -> RunData:
             f"{folder} has no metrics.json: it stopped after {state.epoch} of {state.recipe.train.epochs} epochs; "
             f"repeat its command with --resume"
         )
-    document = _read(file)
+    document = _read_json(file)
     try:
         evaluation = Evaluation.model_validate(document | {"metrics": document})
     except ValidationError as error:
@@ -78,23 +77,21 @@ def read_run(folder: Path) -> RunData:
     )
     if not fits or not metrics.predictions:
         raise CheckpointError(f"{file} does not fit the run's {n_classes} classes and {n_views} views: train again")
-    environment = _read(folder / "environment.json") if (folder / "environment.json").exists() else state.versions
-    return RunData(folder, checkpoint, evaluation, _read_log(folder / "log.jsonl"), environment, _cache_path(folder))
+    versions = folder / "environment.json"
+    environment = _read_json(versions) if versions.exists() else state.versions
+    try:
+        config = read_file(folder / "config.toml", limit=MAX_BYTES, error=CheckpointError).decode()
+        cache = str(tomllib.loads(config)["data"]["cache"])
+    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
+        cache = "cache"
+    return RunData(folder, checkpoint, evaluation, _read_log(folder / "log.jsonl"), environment, cache)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     document = parse_json(read_file(file, limit=MAX_BYTES, error=CheckpointError), str(file), error=CheckpointError)
     if not isinstance(document, dict):
         raise CheckpointError(f"{file} is not a JSON object: train again")
     return document
-
-
-def _cache_path(folder: Path) -> str:
-    try:
-        text = read_file(folder / "config.toml", limit=MAX_BYTES, error=CheckpointError).decode()
-        return str(tomllib.loads(text)["data"]["cache"])
-    except (CheckpointError, ValueError, KeyError, TypeError, RecursionError):
-        return "cache"
 
 
 def _read_log(file: Path) -> dict[str, list[float]]:
@@ -103,7 +100,7 @@ def _read_log(file: Path) -> dict[str, list[float]]:
     try:
         lines = read_file(file, limit=MAX_BYTES, error=CheckpointError).decode("utf-8", "replace").splitlines()
     except CheckpointError:
-        lines = []
+        return {}
     for line in lines:
         try:
             step = json.loads(line)
@@ -139,29 +136,3 @@ def recipe_text(recipe: Recipe) -> dict[str, dict[str, str]]:
     for k, branch in enumerate(document["model"].pop("branch")):
         document["model"][f"branch.{k}"] = {key: value for key, value in branch.items() if value not in (0, "none")}
     return {section: {key: json.dumps(value) for key, value in table.items()} for section, table in document.items()}
-
-
-def class_rows(run: RunData) -> list[dict[str, Any]]:
-    """Return one row per tested class: recall, precision, most frequent error, uncertainty and view weights."""
-    metrics, names, rows = run.metrics, run.class_names, []
-    for k, row in enumerate(metrics.confusion):
-        if not sum(row):
-            continue
-        predicted = sum(other[k] for other in metrics.confusion)
-        errors, wrong = max(((count, -j) for j, count in enumerate(row) if j != k), default=(0, 0))
-        of_class = [p for p in metrics.predictions if p.label == k]
-        # An absent view has weight 0.
-        weights = [[p.view_weights[v] for p in of_class if p.view_weights[v]] for v in range(len(metrics.view_weights))]
-        rows.append(
-            {
-                "name": names[k],
-                "groups": sum(row),
-                "recall": row[k] / sum(row),
-                "precision": row[k] / predicted if predicted else None,
-                "wrong": names[-wrong] if errors else "",
-                "errors": errors,
-                "uncertainty": sum(p.uncertainty for p in of_class) / max(1, len(of_class)),
-                "weights": [sum(present) / len(present) if present else None for present in weights],
-            }
-        )
-    return rows
