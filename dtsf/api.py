@@ -48,10 +48,9 @@ def preprocess(
         dataset: The kind of dataset, one of :data:`dtsf.pipeline.datasets.KINDS`.
         root: Folder of the dataset, or a folder above it. For a manifest: the table.
         cache: Folder of the cache, or its URL on an object store.
-        settings: All other settings. ``changes`` replace single fields.
+        settings: All other settings. ``changes`` replace single fields of :class:`dtsf.pipeline.settings.PreprocessSettings`.
         on_catalog: Called with the list of clips before the work starts.
         on_progress: Called as clips are done.
-        changes: Fields of :class:`dtsf.pipeline.settings.PreprocessSettings`.
 
     Raises ConfigError: a setting is unknown or out of range. Raises DataError: the data is missing. Raises CacheError: the cache
     cannot take these clips. Raises BadClipsError: too many clips are bad (``max_bad``); all usable clips are in the cache.
@@ -111,11 +110,10 @@ def train(
 
     Args:
         cache: Folder of the cache, or its URL on an object store.
-        settings: All other settings. ``changes`` replace single fields.
+        settings: All other settings. ``changes`` replace single fields of :class:`dtsf.training.settings.TrainSettings`.
         on_recipe: Called with the name of the recipe and the reason for it.
         on_start: Called after all checks, before the first step.
         on_epoch: Called after each epoch.
-        changes: Fields of :class:`dtsf.training.settings.TrainSettings`.
 
     Raises ConfigError: a setting is unknown or does not fit the data. Raises CacheError: the cache is missing. Raises
     CheckpointError: there is nothing to resume, or the run has other settings.

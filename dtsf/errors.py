@@ -1,8 +1,4 @@
-"""All errors that dtsf raises on purpose. ``except DtsfError`` catches every one of them.
-
-A message names the value, the file and the next command to run. The command line prints the message without a traceback and
-exits with ``exit_code``.
-"""
+"""All errors that dtsf raises on purpose. A message names the value, the file and the next command to run."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class DtsfError(Exception):
-    """Base class. The cause is the input or the machine, not a defect of dtsf."""
+    """Base class of all. The cause is the input or the machine. The command line prints it and exits with ``exit_code``."""
 
     exit_code: ClassVar[int] = 2
 

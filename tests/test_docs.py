@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import unicodedata
 from pathlib import Path
 
@@ -52,15 +53,16 @@ def all_commands(page):
     return [line for block in blocks for line in commands(block)]
 
 
-def dtsf_words():
-    """Yield every call of dtsf: the page and the arguments."""
-    for page in PAGES:
-        for line in all_commands(page):
-            for call in re.findall(r"(?:^|do |; |&& )\s*dtsf ([^;|&>]*)", line):
-                yield page.name, call.strip()
+CALLS = {
+    (page.name, call.strip())
+    for page in PAGES
+    for line in all_commands(page)
+    for call in re.findall(r"(?:^|do |; |&& )\s*dtsf ([^;|&>]*)", line)
+}
+"""Every call of dtsf: the page and the arguments."""
 
 
-@pytest.mark.parametrize(("page", "call"), sorted(set(dtsf_words())))
+@pytest.mark.parametrize(("page", "call"), sorted(CALLS))
 def test_pages__every_dtsf_command_parses(page, call):
     import typer
 
@@ -95,16 +97,6 @@ def test_pages__contain_the_commands_that_no_test_runs():
         assert any(line.startswith(command) for line in written), command
 
 
-def _environment(checkout):
-    bin_ = Path(sys.executable).parent
-    return os.environ | {
-        "PATH": f"{bin_}:{os.environ['PATH']}",
-        "PYTHONPATH": str(checkout),
-        "OMP_NUM_THREADS": "1",
-        "COLUMNS": "120",
-    }
-
-
 def anchors(page):
     """Yield the anchors of a page's headings, as GitHub and mkdocs spell them."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
@@ -114,7 +106,10 @@ def anchors(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages__every_relative_link_and_anchor_resolves(page):
+def test_pages__every_link_anchor_and_named_file_resolves(page):
+    for name in re.findall(r"`((?:\.?\w+/)+[\w.-]+\.(?:py|toml|csv|yml))`", page.read_text()):
+        if "NAME" not in name:
+            assert any((ROOT / base / name).exists() for base in ("", "dtsf", "dtsf/model")), f"{page.name}: {name}"
     text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(<?([^)>\s]+)", text):
         if re.match(r"[a-z]+:", link):
@@ -125,13 +120,6 @@ def test_pages__every_relative_link_and_anchor_resolves(page):
             continue
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in set(anchors(target)), f"{page.name}: {link}"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_pages__every_named_file_exists(page):
-    for name in re.findall(r"`((?:\.?\w+/)+[\w.-]+\.(?:py|toml|csv|yml))`", page.read_text()):
-        if "NAME" not in name:
-            assert any((ROOT / base / name).exists() for base in ("", "dtsf", "dtsf/model")), f"{page.name}: {name}"
 
 
 SHORT = """#!/usr/bin/env bash
@@ -149,11 +137,12 @@ def short_dtsf(folder):
 
 
 def _run(script, cwd, checkout, *, short=False):
-    environment = _environment(checkout)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     with tempfile.TemporaryDirectory() as folder:
         if short:
             short_dtsf(Path(folder))
-            environment["PATH"] = f"{folder}:{environment['PATH']}"
+            environment["PATH"] = f"{folder}:{path}"
         command = ["bash", "-euo", "pipefail", "-c", script]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         with subprocess.Popen(command, cwd=cwd, env=environment, **pipes) as process:
@@ -163,7 +152,7 @@ def _run(script, cwd, checkout, *, short=False):
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
     assert process.returncode == 0, f"{script}\n{stdout[-2000:]}\n{stderr[-4000:]}"
-    return subprocess.CompletedProcess(script, process.returncode, stdout, stderr)
+    return stdout
 
 
 @pytest.fixture
@@ -186,29 +175,23 @@ def test_page_about_datasets__its_reader_passes_its_test(checkout):
         name, _, text = block.partition("\n")
         (checkout / name.removeprefix("# ")).write_text(text)
     (command,) = re.findall(r"`(pytest [^`]+)`", page.read_text())
-    done = _run(command, checkout, checkout)
-    assert "1 passed" in done.stdout
+    assert "1 passed" in _run(command, checkout, checkout)
 
 
 @pytest.mark.slow
 def test_page_about_encoders__its_code_runs(tmp_path):
     (block,) = fences(ROOT / "docs/adding-an-encoder.md", "python")
-    done = _run(f"python - <<'END'\n{block}END", tmp_path, ROOT)
-    assert "efficientnet-lite0:32" in done.stdout
+    assert "efficientnet-lite0:32" in _run(f"python - <<'END'\n{block}END", tmp_path, ROOT)
 
 
 @pytest.mark.slow
 def test_page_about_python__its_cells_run(tmp_path):
     cells = fences(ROOT / "docs/python.md", "python")
     assert len(cells) >= 6
-    (tmp_path / "cells.py").write_text(
-        "if __name__ == '__main__':\n"
-        + "".join("    " + line + "\n" if line else "\n" for cell in cells for line in cell.splitlines())
-    )
-    done = _run("python cells.py", tmp_path, ROOT)
-    assert "{'ok': 60}" in done.stdout
-    assert "all views of unseen subjects (2)" in done.stdout
-    assert "no dataset in the cache nowhere" in done.stdout
+    (tmp_path / "cells.py").write_text("if __name__ == '__main__':\n" + textwrap.indent("".join(cells), "    "))
+    printed = _run("python cells.py", tmp_path, ROOT)
+    for words in ("{'ok': 60}", "all views of unseen subjects (2)", "no dataset in the cache nowhere"):
+        assert words in printed
     assert (tmp_path / "prediction.mp4").stat().st_size > 10_000
 
 
@@ -227,21 +210,18 @@ def test_pages__every_command_runs_as_printed(tmp_path, page):
 @pytest.mark.slow
 def test_readme__every_command_runs_as_printed(checkout):
     """Run block by block in the folder of the checkout, with drawn videos under the names in the text."""
-    base = checkout
-    _run(
+    script = (
         "dtsf synth nucla --out drawn --subjects 2 --episodes 1 --quiet;"
         "sed s:^multiview:drawn/multiview: drawn/videos.csv > videos.csv;"
         "cp drawn/multiview_action_videos/a05/v01_s02_e00.avi cam1.mp4;"
-        "cp drawn/multiview_action_videos/a05/v02_s02_e00.avi cam2.mp4",
-        base,
-        checkout,
-        short=True,
+        "cp drawn/multiview_action_videos/a05/v02_s02_e00.avi cam2.mp4"
     )
+    _run(script, checkout, checkout, short=True)
     ran = []
-    for block in [*fences(base / "README.md", "sh"), *indented(base / "README.md")]:
+    for block in [*fences(checkout / "README.md", "sh"), *indented(checkout / "README.md")]:
         lines = [line for line in commands(block) if not any(line.startswith(skipped) for skipped in NOT_RUN)]
         if lines:
-            _run("\n".join(lines), base, checkout, short=True)
+            _run("\n".join(lines), checkout, checkout, short=True)
             ran += lines
     assert "make demo" in ran
     assert any(line.startswith("dtsf predict") for line in ran)

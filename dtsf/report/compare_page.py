@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from markupsafe import Markup
-
     from dtsf.report.run_data import RunData
 
 MAX_LISTED = 200
@@ -61,6 +59,11 @@ def compare_runs(
     }
     only_seeds_differ = len(recipes) == 1 and len({run.evaluation.seed for run in runs}) == len(runs)
     same_groups = len({frozenset(p.group for p in run.metrics.predictions) for run in runs}) == 1
+    curves = []
+    for key, title in (("loss", "Loss"), ("accuracy", "Accuracy on the training groups")):
+        curves += svg.panels(
+            title, {n: run.series[key] for n, run in zip(names, runs, strict=True) if run.series.get(key)}
+        )
     text = render(
         "compare.html",
         title=f"{len(runs)} runs compared",
@@ -71,7 +74,7 @@ def compare_runs(
         differs=differs,
         left_out=any(run.evaluation.left_out for run in runs),
         only_seeds_differ=only_seeds_differ,
-        curves=_curves(names, runs),
+        curves=curves,
         recipe=_recipe_differences(runs),
         classes=_classes(runs),
         disagreements=_disagreements(runs) if same_groups else [],
@@ -79,17 +82,6 @@ def compare_runs(
         max_listed=MAX_LISTED,
     )
     return write_page(out, text)
-
-
-def _curves(names: Sequence[str], runs: Sequence[RunData]) -> list[tuple[str, list[str], Markup]]:
-    panels = []
-    for key, title in (("loss", "Loss"), ("accuracy", "Accuracy on the training groups")):
-        lines = [(name, run.series[key]) for name, run in zip(names, runs, strict=True) if run.series.get(key)]
-        # A panel has at most six lines, because there are six colours.
-        for k in range(0, len(lines), 6):
-            part = dict(lines[k : k + 6])
-            panels.append((title, list(part), svg.curves(part, "epoch")))
-    return panels
 
 
 def _recipe_differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:

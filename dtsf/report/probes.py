@@ -39,14 +39,15 @@ class DatasetProbe(NamedTuple):
 
 
 class BackgroundProbe(NamedTuple):
-    """Static bias in the test groups, if the dataset names its backgrounds."""
+    """Static bias in the test groups, if the dataset names its backgrounds.
+
+    ``agree``, ``conflict``: (right, all) of the groups with the most frequent training background of their own class, or of
+    another class. ``share``: of training clips with the most frequent background of their class.
+    """
 
     agree: tuple[int, int]
-    """(right, all) of the groups with the most frequent training background of their own class."""
     conflict: tuple[int, int]
-    """(right, all) of the groups with the most frequent training background of another class."""
     share: float
-    """Share of training clips with the most frequent background of their class."""
     n_backgrounds: int
 
 

@@ -41,14 +41,11 @@ def report_run(
     samples: int = 6,
     on_step: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
-    """Write the report of a run and return the file. Raises CheckpointError: the run is damaged or not finished.
+    """Write the report of a run to ``out`` (default: ``report.html`` in its folder). Returns the file.
 
-    Args:
-        folder: The run.
-        cache: Folder of the cache. Default: its path at training. Without a cache the page has no pictures and no probes.
-        out: File to write. Default: ``report.html`` in the run folder.
-        samples: Number of performances of each kind in the gallery.
-        on_step: Called with (done, total, name of the next step).
+    ``cache``: default: its path at training; without a cache the page has no pictures and no probes. ``samples``: number of
+    performances of each kind in the gallery. ``on_step`` is called with (done, total, name of the next step). Raises
+    CheckpointError: the run is damaged or not finished.
     """
     run = read_run(folder)
     state, names, m = run.checkpoint.state, run.class_names, run.metrics
@@ -131,10 +128,8 @@ def _curves(run: RunData) -> list[tuple[str, list[str], Markup]]:
         for title, names in PANELS
         if names[0] in series
     ]
-    parts = list(series.items())
-    # A panel has at most six lines, because there are six colours.
-    panels[1:1] = [("Parts of the loss", dict(parts[k : k + 6])) for k in range(0, len(parts), 6)]
-    return [(title, list(lines), svg.curves(lines, "epoch")) for title, lines in panels]
+    panels.insert(1, ("Parts of the loss", series))
+    return [panel for title, lines in panels for panel in svg.panels(title, lines)]
 
 
 def _classes(run: RunData) -> list[dict[str, Any]]:

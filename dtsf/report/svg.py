@@ -84,6 +84,13 @@ def curves(series: Mapping[str, Sequence[float]], x_name: str) -> Markup:
     return picture(WIDTH, HEIGHT, f"{', '.join(series)} by {x_name}", parts)
 
 
+def panels(title: str, series: Mapping[str, Sequence[float]]) -> list[tuple[str, list[str], Markup]]:
+    """Return title, legend and :func:`curves` of panels. A panel has at most six lines, because there are six colours."""
+    lines = list(series.items())
+    parts = [dict(lines[k : k + 6]) for k in range(0, len(lines), 6)]
+    return [(title, list(part), curves(part, "epoch")) for part in parts]
+
+
 def reliability(bins: Sequence[ReliabilityBin]) -> Markup:
     """Draw accuracy against probability, with one bar per bin that is not empty."""
     side, total = 240, sum(one.n_groups for one in bins)
