@@ -12,7 +12,8 @@ from videomamba_reference import draw, features, shapes
 from dtsf.errors import CheckpointError
 from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
-from dtsf.training.init_weights import load_initial_weights, read_initial_weights, take_sizes
+from dtsf.training.init_weights import load_initial_weights, read_initial_weights, start_from
+from dtsf.training.recipe import Recipe
 
 SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", frames=16)
 TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)
@@ -201,7 +202,7 @@ def test_take_sizes__auto_takes_the_size_of_the_file(tmp_path):
     torch.save(tiny(), tmp_path / "weights.pth")
     for fixed, sizes in ({}, (32, 2)), ({"width": 32}, (32, 2)), ({"depth": 2}, (32, 2)):
         config = ModelConfig.model_validate(TINY.model_dump() | {"width": "auto", "depth": "auto"} | fixed)
-        taken = take_sizes(config, read_initial_weights(tmp_path / "weights.pth", config))
+        taken = start_from(tmp_path / "weights.pth", Recipe(model=config))[0].model
         assert (taken.width, taken.depth) == sizes
         assert taken.frames == config.frames
     with pytest.raises(CheckpointError, match=r"the recipe's width 48: --set model.width=32$"):
@@ -214,7 +215,7 @@ def test_take_sizes__refuses_an_impossible_size(tmp_path):
     deep = tiny() | {"layers.9999999.norm.weight": torch.zeros(1)}
     torch.save(deep, tmp_path / "deep.pth")
     with pytest.raises(CheckpointError, match="depth 10000000"):
-        take_sizes(open_size, read_initial_weights(tmp_path / "deep.pth", open_size))
+        start_from(tmp_path / "deep.pth", Recipe(model=open_size))
     torch.save(tiny() | {"layers.0.mixer.in_proj.weight": torch.zeros(0, 0)}, tmp_path / "empty.pth")
     with pytest.raises(CheckpointError, match="no VideoMamba checkpoint"):
         read_initial_weights(tmp_path / "empty.pth", open_size)

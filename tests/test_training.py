@@ -24,8 +24,8 @@ from dtsf.training import log as record
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import Groups
 from dtsf.training.distributed import World, epoch_plan
+from dtsf.training.loop import held_out_score, update_best
 from dtsf.training.losses import uncertain_cross_entropy
-from dtsf.training.monitor import held_out_score, update_best
 from dtsf.training.optim import adamw, decay_groups, schedule, update_average
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe

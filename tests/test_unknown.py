@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.training.adapt import OnlineAdapter
 from dtsf.training.calibrate import feature_statistics
 from dtsf.training.data import evaluation_batches, load_groups
+from dtsf.training.evaluate import OnlineAdapter
 from dtsf.training.metrics import open_set_metrics
 
 EACH = 'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]'

@@ -1,6 +1,6 @@
 """Statistics of the training tokens behind every norm, stored with the weights.
 
-Test-time adaptation (:mod:`dtsf.training.adapt`) aligns a test stream to them.
+Test-time adaptation (:class:`dtsf.training.evaluate.OnlineAdapter`) aligns a test stream to them.
 Letters: N norms, D width, X tokens.
 """
 

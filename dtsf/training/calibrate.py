@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from dtsf.model.calibrator import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount
 from dtsf.model.evidence import probabilities
 from dtsf.model.feature_stats import record_norms
-from dtsf.training.checkpoint import Calibration, amend_checkpoint, resume_or_clear
-from dtsf.training.data import evaluation_batches
+from dtsf.training.checkpoint import Calibration, load_checkpoint, resume_or_clear, save_checkpoint
+from dtsf.training.data import Groups, evaluation_batches
 from dtsf.training.distributed import current_world
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import Fold, drop_unknown_classes, make_folds
@@ -30,11 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from torch import Tensor
-
     from dtsf.cache.schema import Clip
     from dtsf.model.network import DTSFNet
-    from dtsf.training.data import Groups
     from dtsf.training.loop import EpochReport, FitResult
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
@@ -49,20 +47,13 @@ PRIOR = 1.0
 """Weight of the prior (unchanged evidence) against the groups."""
 
 
-@dataclass(frozen=True)
-class HeldOutOutputs:
+class HeldOutOutputs(NamedTuple):
     """Outputs for held-out groups, float64 on the CPU."""
 
     evidence_BK: Tensor
     features_B3: Tensor
     score_B: Tensor
     label_B: Tensor
-
-    @staticmethod
-    def concatenate(parts: Sequence[HeldOutOutputs]) -> HeldOutOutputs:
-        """Join the groups of all parts."""
-        fields = ("evidence_BK", "features_B3", "score_B", "label_B")
-        return HeldOutOutputs(*(torch.cat([getattr(part, name) for part in parts]) for name in fields))
 
 
 def calibrate(
@@ -82,48 +73,60 @@ def calibrate(
     Returns None if the evidence stays unchanged, also because too few groups are held out. A run that is killed here is complete
     without calibration; resumed, it calibrates.
 
-    Args:
-        load: Reads the groups of clips; see :func:`.data.load_groups`.
-        protocol: Name of the protocol.
-        fit_again: Trains a network like ``net``: :func:`.loop.fit` with all settings that are the same for every fold.
+    ``load`` reads the groups of clips (:func:`.data.load_groups`). ``protocol`` is a name. ``fit_again`` trains a network like
+    ``net``: :func:`.loop.fit` with all settings that are the same for every fold.
     """
     groups = load(split.train)
     net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
     calibration = None
-    folds, description = (
-        ([Fold(train=split.train, held_out=split.held_out)], "groups held out of training")
-        if split.held_out
-        else make_folds(split.train, protocol, recipe.train.calibrate)
-    )
+    folds, description = [Fold(train=split.train, held_out=split.held_out)], "groups held out of training"
+    if not split.held_out:
+        folds, description = make_folds(split.train, protocol, recipe.train.calibrate)
     folds = [fold for fold in map(drop_unknown_classes, folds) if fold.train and fold.held_out]
     n_groups = sum(len({clip.group for clip in fold.held_out}) for fold in folds)
     if recipe.train.calibrate and n_groups >= MIN_GROUPS:
         plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
-        outputs = []
+        parts = []
         for k, fold in enumerate(folds):
             train, fold_net = load(fold.train), net
             if not split.held_out:
-                folder = run / "calibration" / str(k)
+                folder, part = run / "calibration" / str(k), f"calibration, fold {k + 1} of {len(folds)}"
                 resume = resume_or_clear(folder) if current_world().first else False
                 resume = fabric.broadcast(resume) if fabric is not None else resume
                 folder.mkdir(parents=True, exist_ok=True)
-                report = _named(on_epoch, f"calibration, fold {k + 1} of {len(folds)}")
+
+                def report(epoch: EpochReport, part: str = part) -> None:
+                    if on_epoch is not None:
+                        on_epoch(replace(epoch, part=part))
+
                 fold_recipe = recipe.model_copy(update={"train": plain})
                 fold_net = fit_again(train, fold_recipe, run=folder, resume=resume, on_epoch=report).net
             set_reference(fold_net, train)
-            outputs.append(held_out_outputs(fold_net, load(fold.held_out)))
+            parts.append(held_out_outputs(fold_net, load(fold.held_out)))
         set_reference(net, groups)
-        calibration = _fit(net, HeldOutOutputs.concatenate(outputs), description, len(folds))
+        outputs = HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True)))
+        inverse_temperature, bias, weight_3 = fitted = fit_calibrator(outputs)
+        net.calibrator.set_parameters(*fitted)
+        label_B, before_BK = outputs.label_B, probabilities(outputs.evidence_BK + 1.0)
+        both = (before_BK, probabilities(_calibrated(outputs, *fitted)))
+        calibration = Calibration(
+            held_out=description,
+            folds=len(folds),
+            n_groups=len(label_B),
+            accuracy=(before_BK.argmax(-1) == label_B).double().mean().item(),
+            nll=tuple(F.nll_loss(p_BK.log(), label_B).item() for p_BK in both),
+            ece=tuple(calibration_error(p_BK, label_B) for p_BK in both),
+            inverse_temperature=inverse_temperature.item(),
+            bias=bias.item(),
+            weights=dict(zip(FEATURES, weight_3.tolist(), strict=True)),
+        )
     if current_world().first:
-        prefixes = ("calibrator.", "feature_stats.")
-        weights = {name: x for name, x in net.state_dict().items() if name.startswith(prefixes)}
-        amend_checkpoint(run / "last", weights, calibration)
+        checkpoint, prefixes = load_checkpoint(run / "last", resume=True), ("calibrator.", "feature_stats.")
+        state = checkpoint.state.model_copy(update={"calibration": calibration})
+        changed = {name: x for name, x in net.state_dict().items() if name.startswith(prefixes)}
+        save_checkpoint(run / "last", state, checkpoint.weights | changed, checkpoint.optimizer)
         shutil.rmtree(run / "calibration", ignore_errors=True)
     return calibration
-
-
-def _named(on_epoch: Callable[[EpochReport], None] | None, part: str) -> Callable[[EpochReport], None] | None:
-    return None if on_epoch is None else lambda report: on_epoch(replace(report, part=part))
 
 
 def _batches(net: DTSFNet, groups: Groups) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -150,15 +153,12 @@ def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
 @torch.inference_mode()
 def held_out_outputs(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
     """Return the inputs of the calibration for groups. The reference statistics of ``net`` must be set."""
-    found = []
+    parts = []
     for x_BVTHWC, mask_BV, label_B in _batches(net, groups):
-        output = net(x_BVTHWC, mask_BV)
-        observed = net.calibrator.observe(
-            output.logits_BK, output.feature_BD, net.statistics(x_BVTHWC), output.view_weights_BV
-        )
-        evidence_BK, features_B3, score_B = (x.double().cpu() for x in observed)
-        found.append(HeldOutOutputs(evidence_BK, features_B3, score_B, label_B))
-    return HeldOutOutputs.concatenate(found)
+        output, statistics = net(x_BVTHWC, mask_BV), net.statistics(x_BVTHWC)
+        seen = net.calibrator.observe(output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
+        parts.append((*(x.double().cpu() for x in seen), label_B))
+    return HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True)))
 
 
 @torch.inference_mode()
@@ -169,43 +169,18 @@ def set_reference(net: DTSFNet, groups: Groups) -> None:
         features.append(net(x_BVTHWC, mask_BV).feature_BD.double().cpu())
         statistics.append(net.statistics(x_BVTHWC)[mask_BV].double().cpu())
     feature_GD, clip_PS = torch.cat(features), torch.cat(statistics)
-    centre_D = feature_GD.mean(0)
+    calibrator, centre_D = net.calibrator, feature_GD.mean(0)
     # A class without groups has direction 0, and nothing is close to it.
-    direction_KD = torch.zeros(net.calibrator.direction_KD.shape, dtype=torch.float64)
+    direction_KD = torch.zeros(calibrator.direction_KD.shape, dtype=torch.float64)
     direction_KD.index_add_(0, groups.label_G, feature_GD - centre_D)
     least_S = torch.full_like(clip_PS[0], LEAST_APPEARANCE)
     least_S[:MOTION] = clip_PS.new_tensor(LEAST_MOTION_3)
-    reference = {
-        "centre_D": centre_D,
-        "direction_KD": F.normalize(direction_KD, dim=-1),
-        "clip_mean_S": clip_PS.mean(0),
-        "clip_deviation_S": clip_PS.std(0, correction=0).maximum(least_S),
-    }
-    net.calibrator.set_reference(reference)
-    distance_P2 = net.calibrator.distance(clip_PS.to(net.calibrator.centre_D.device)).double().cpu()
+    calibrator.set_reference({"centre_D": centre_D, "direction_KD": F.normalize(direction_KD, dim=-1)})
+    deviation_S = clip_PS.std(0, correction=0).maximum(least_S)
+    calibrator.set_reference({"clip_mean_S": clip_PS.mean(0), "clip_deviation_S": deviation_S})
+    distance_P2 = calibrator.distance(clip_PS.to(calibrator.centre_D.device)).double().cpu()
     limit_2 = distance_P2.quantile(REFERENCE_QUANTILE, 0).clamp(min=1e-3)
-    net.calibrator.set_reference({"reference_distance_2": limit_2})
-
-
-def _fit(net: DTSFNet, outputs: HeldOutOutputs, description: str, n_folds: int) -> Calibration:
-    """Fit the calibrator of ``net``, and measure its effect."""
-    parameters = fit_calibrator(outputs)
-    net.calibrator.set_parameters(*parameters)
-    inverse_temperature, bias, weight_3 = parameters
-    label_B = outputs.label_B
-    before_BK = probabilities(outputs.evidence_BK + 1.0)
-    after_BK = probabilities(_calibrated(outputs, *parameters))
-    return Calibration(
-        held_out=description,
-        folds=n_folds,
-        n_groups=len(label_B),
-        accuracy=(before_BK.argmax(-1) == label_B).double().mean().item(),
-        nll=tuple(F.nll_loss(p_BK.log(), label_B).item() for p_BK in (before_BK, after_BK)),
-        ece=tuple(calibration_error(p_BK, label_B) for p_BK in (before_BK, after_BK)),
-        inverse_temperature=inverse_temperature.item(),
-        bias=bias.item(),
-        weights=dict(zip(FEATURES, weight_3.tolist(), strict=True)),
-    )
+    calibrator.set_reference({"reference_distance_2": limit_2})
 
 
 def _calibrated(outputs: HeldOutOutputs, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
@@ -222,7 +197,7 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
     mean_3, deviation_3 = outputs.features_B3.mean(0), outputs.features_B3.std(0, correction=0).clamp(min=0.1)
     prior_3 = neutral_3 * deviation_3
     bias = mean_3 @ neutral_3 - math.log(outputs.evidence_BK.shape[1])
-    scaled = replace(outputs, features_B3=(outputs.features_B3 - mean_3) / deviation_3)
+    scaled = outputs._replace(features_B3=(outputs.features_B3 - mean_3) / deviation_3)
     # Softplus keeps the weights positive; its inverse gives their start.
     start_3 = prior_3.clamp(min=0.01).expm1().log()
     free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), start_3]).requires_grad_()

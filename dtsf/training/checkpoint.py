@@ -9,24 +9,25 @@ from __future__ import annotations
 import io
 import os
 import shutil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from safetensors.torch import load, save
+from torch import Tensor
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import fresh_file, fresh_folder, move, refusal
 from dtsf.model.network import DTSFNet
+from dtsf.settings import Frozen
 from dtsf.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    from torch import Tensor
 
     from dtsf.model.config import ModelConfig
 
@@ -36,36 +37,17 @@ RUN_VERSION = 2
 """Version of the format: names of recipe keys and of weights."""
 
 
-def has_checkpoint(run: Path) -> bool:
-    """Return True if a run folder has a checkpoint: ``last``, or ``last.old`` after a kill in the middle of a replacement."""
-    return any((run / name).is_dir() for name in ("last", "last.old"))
-
-
-def resume_or_clear(run: Path) -> bool:
-    """Return True if ``run`` has a checkpoint to resume. Otherwise DELETE the whole folder and return False."""
-    if has_checkpoint(run):
-        return True
-    shutil.rmtree(run, ignore_errors=True)
-    return False
-
-
-class Calibration(BaseModel):
-    """Fitted calibration of the evidence, and its effect; see :mod:`.calibrate`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+class Calibration(Frozen):
+    """Fitted calibration of the evidence, and its effect on the held-out groups; see :mod:`.calibrate`."""
 
     held_out: str
-    """Description of the held-out groups."""
+    """Description of the held-out groups, which ``folds`` networks predicted."""
     folds: int
-    """Number of networks that predicted held-out groups."""
     n_groups: int
-    """Number of held-out groups."""
     accuracy: float
-    """Accuracy on the held-out groups."""
     nll: tuple[float, float]
-    """Mean -log p of the true class, before and after calibration."""
+    """Mean -log p of the true class, before and after calibration; so is ``ece``."""
     ece: tuple[float, float]
-    """Expected calibration error, before and after calibration."""
     inverse_temperature: float
     bias: float
     weights: dict[str, float]
@@ -76,22 +58,18 @@ class _Version(BaseModel):
     version: int = 1
 
 
-class RunState(BaseModel):
+class RunState(Frozen):
     """State of a run beside its tensors: ``state.json``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     version: int = RUN_VERSION
     epoch: int = Field(ge=0, le=10**9)
-    """Finished epochs."""
     step: int = Field(ge=0, le=10**12)
-    """Finished optimiser steps."""
+    """Finished optimiser steps, as ``epoch`` counts finished epochs."""
     seed: int = Field(ge=-(2**63), lt=2**64)
     protocol: str
     fingerprint: str
-    """Fingerprint of the cache."""
     spec: CacheSpec
-    """Settings of the cache, with which ``predict`` decodes and embeds."""
+    """Settings of the cache (with its ``fingerprint``), with which ``predict`` decodes and embeds."""
     info: DatasetInfo
     recipe: Recipe
     versions: dict[str, str]
@@ -103,42 +81,57 @@ class RunState(BaseModel):
     """Number of finished epochs at the best held-out loss; None without held-out groups."""
     best_loss: float | None = None
     calibration: Calibration | None = None
-    """None if the evidence is not calibrated."""
+
+    @property
+    def finished(self) -> bool:
+        """True after the last epoch, or when the patience is over."""
+        train = self.recipe.train
+        waited = self.epoch - self.best_epoch if self.best_epoch is not None else 0
+        return self.epoch >= train.epochs or bool(train.patience and waited >= train.patience)
 
 
-class Checkpoint(BaseModel):
+@dataclass(frozen=True)
+class Checkpoint:
     """Checkpoint in memory."""
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     state: RunState
     weights: dict[str, torch.Tensor]
     """Weights to evaluate: of the best epoch, of the running average, or the last, as the recipe sets."""
     optimizer: dict[str, Any]
-    """Optimiser state. If other weights are evaluated, also ``raw``, the weights of the training, and ``average``. Empty unless
-    requested."""
+    """Optimiser state, and ``raw`` and ``average`` weights if others are evaluated. Empty unless requested."""
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Return True if a run folder has a checkpoint: ``last``, or ``last.old`` after a kill in the middle of a replacement."""
+    return any((run / name).is_dir() for name in ("last", "last.old"))
+
+
+def resume_or_clear(run: Path) -> bool:
+    """Return True if ``run`` has a checkpoint to resume. Otherwise DELETE the whole folder and return False."""
+    if not (found := has_checkpoint(run)):
+        shutil.rmtree(run, ignore_errors=True)
+    return found
 
 
 def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor], optimizer: dict[str, Any]) -> None:
-    """Write a checkpoint. ``folder`` always contains a complete one, the old or the new.
-
-    Raises CheckpointError if the disk is full or not writable; the old checkpoint then stays.
-    """
+    """Write a checkpoint. ``folder`` always contains a complete one: if the disk is full (CheckpointError), the old one stays."""
     if not folder.parent.is_dir():
         raise CheckpointError(f"run folder {folder.parent} was deleted during training; start again")
     old = folder.with_name(folder.name + ".old")
+    # In memory first: the error of torch.save for a full disk does not mention the disk.
+    buffer = io.BytesIO()
+    torch.save(optimizer, buffer)
+    content = {
+        "model.safetensors": save({name: x.detach().contiguous().clone() for name, x in weights.items()}),
+        "optimizer.pt": buffer.getbuffer(),
+        "state.json": state.model_dump_json(indent=1).encode(),
+    }
     try:
         fresh = fresh_folder(folder)
         try:
-            with fresh_file(fresh / "model.safetensors") as file:
-                file.write(save({name: x.detach().contiguous().clone() for name, x in weights.items()}))
-            with fresh_file(fresh / "optimizer.pt") as file:
-                # In memory first: the error of torch.save for a full disk does not mention the disk.
-                buffer = io.BytesIO()
-                torch.save(optimizer, buffer)
-                file.write(buffer.getbuffer())
-            with fresh_file(fresh / "state.json") as file:
-                file.write(state.model_dump_json(indent=1).encode())
+            for name, data in content.items():
+                with fresh_file(fresh / name) as file:
+                    file.write(data)
             if os.path.lexists(folder):
                 _remove(old)
                 folder.rename(old)
@@ -154,18 +147,9 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
 
 
 def _remove(old: Path) -> None:
-    # A symbolic link is removed, not followed.
+    shutil.rmtree(old, ignore_errors=True)
     if old.is_symlink():
-        old.unlink()
-    else:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def amend_checkpoint(folder: Path, weights: Mapping[str, Tensor], calibration: Calibration | None) -> None:
-    """Write a checkpoint again with ``calibration``. ``weights`` replace those of the same names."""
-    checkpoint = load_checkpoint(folder, resume=True)
-    state = checkpoint.state.model_copy(update={"calibration": calibration})
-    save_checkpoint(folder, state, checkpoint.weights | dict(weights), checkpoint.optimizer)
+        old.unlink()  # rmtree does not follow a link, nor remove it
 
 
 def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
@@ -186,12 +170,13 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
     try:
         weights = load(tensors)
         optimizer = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if resume else {}
-        checkpoint = Checkpoint(state=state, weights=weights, optimizer=optimizer)
+        if not isinstance(optimizer, dict):
+            raise TypeError("optimizer.pt is not a dictionary")
     except Exception as error:  # noqa: BLE001  errors of these readers for a forged file have no common base
         raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}: train again") from error
     if (bad := first_not_finite(weights)) is not None:
         raise CheckpointError(f"checkpoint {folder}: {bad} has values that are not finite: train again")
-    return checkpoint
+    return Checkpoint(state, weights, optimizer)
 
 
 def first_not_finite(weights: Mapping[str, Tensor]) -> str | None:
@@ -206,22 +191,18 @@ def build_network(config: ModelConfig, spec: CacheSpec, info: DatasetInfo) -> DT
 
 
 def load_network(checkpoint: Checkpoint) -> DTSFNet:
-    """Return the network of a checkpoint, in evaluation mode, on the CPU.
-
-    Raises CheckpointError if the weights do not fit the recipe and the classes of the checkpoint.
-    """
-    state = checkpoint.state
-    n_classes = len(state.info.class_names)
-    head = checkpoint.weights.get("branches.0.encoder.head.weight")
-    if head is None or head.ndim != 2 or head.shape[0] != n_classes:
-        found = "no head" if head is None or head.ndim != 2 else f"{head.shape[0]} classes"
+    """Return the network of a checkpoint, in evaluation mode, on the CPU. Raises CheckpointError if the weights do not fit."""
+    state, weights = checkpoint.state, checkpoint.weights
+    n_classes, head = len(state.info.class_names), weights.get("branches.0.encoder.head.weight")
+    found = "no head" if head is None or head.ndim != 2 else f"{head.shape[0]} classes"
+    if found != f"{n_classes} classes":
         raise CheckpointError(f"the weights of the checkpoint have {found}, its state.json names {n_classes} classes")
     try:
         # Shapes first, without memory: a forged state.json may name any size.
         with torch.device("meta"):
             shapes = build_network(state.recipe.model, state.spec, state.info).state_dict()
-        for name in shapes.keys() | checkpoint.weights.keys():
-            ours, theirs = shapes.get(name), checkpoint.weights.get(name)
+        for name in shapes.keys() | weights.keys():
+            ours, theirs = shapes.get(name), weights.get(name)
             if ours is None or theirs is None or ours.shape != theirs.shape or ours.is_complex() != theirs.is_complex():
                 sizes = ["none" if x is None else "x".join(map(str, x.shape)) or "one number" for x in (theirs, ours)]
                 raise CheckpointError(
@@ -230,5 +211,5 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
         net = build_network(state.recipe.model, state.spec, state.info)
     except (ValueError, RuntimeError, TypeError) as error:
         raise CheckpointError(f"the recipe of the checkpoint makes no network: {error}") from error
-    net.load_state_dict(checkpoint.weights)
+    net.load_state_dict(weights)
     return net.eval()

@@ -1,41 +1,40 @@
 """Evaluation of a network: the same metrics for every protocol and dataset.
 
-Letters: B groups of a batch, G groups, V views, K classes.
+Letters: B groups of a batch, G groups, V views, T frames, N norms, D width, K classes, X tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from dtsf.cache.catalog import view_numbers
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.training.adapt import OnlineAdapter
-from dtsf.training.data import evaluation_batches, load_groups
-from dtsf.training.metrics import Metrics, UnknownActions, compute_metrics, open_set_metrics
-from dtsf.training.protocols import split_clips
+from dtsf.model.feature_stats import record_norms
+from dtsf.training.data import Groups, evaluation_batches, load_groups
+from dtsf.training.metrics import Metrics, Record, UnknownActions, compute_metrics, open_set_metrics
+from dtsf.training.protocols import Protocol, split_clips
 from dtsf.training.splits import EXCLUDED, split_by_known_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import Tensor
-
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import CacheSpec, Clip
     from dtsf.model.config import ModelConfig
-    from dtsf.model.network import DTSFNet
-    from dtsf.training.data import Groups
-    from dtsf.training.protocols import Protocol
+    from dtsf.model.network import DTSFNet, Output
+
+MOMENTUM, CONSISTENCY = 0.1, 0.1
+RATE = 1e-3
+"""Learning rate. The paper's 5e-5 is for networks with a hundred times the weights; see docs/results/uncertainty.md."""
 
 
-class Evaluation(BaseModel):
+class Evaluation(Record):
     """Metrics, and the data and settings that they belong to. Stored in ``metrics.json``."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     dataset: str
     protocol: str
@@ -43,23 +42,20 @@ class Evaluation(BaseModel):
     task: str
     """Description of what the test measures."""
     views: tuple[str, ...]
-    """Names of the views that the network got."""
     view_names: tuple[str, ...]
-    """Names of all views of the dataset, in the order of ``view_weights`` and ``view_top1`` of the metrics."""
+    """All views of the dataset, in the order of ``view_weights`` and ``view_top1``; ``views`` are those that the network got."""
     n_clips: int = 0
     """Number of evaluated clips: the views of the groups that the network got."""
     draws: int = 1
     """Number of sets of frames over which the numbers are averaged."""
     left_out: dict[str, int]
-    """Number of clips that are not evaluated, by reason."""
+    """Number of clips that are not evaluated, by reason; ``groups_left_out`` counts groups."""
     groups_left_out: dict[str, int] = {}
-    """Number of groups that are not evaluated, by reason."""
     seed: int
     fingerprint: str
     catalog: str = ""
     """Hash of the clips and their annotations."""
     unknown: UnknownActions | None = None
-    """Detection of unknown actions, if requested."""
     adapted: bool = False
     """True if the network was adapted to the test clips during the evaluation."""
     metrics: Metrics
@@ -90,61 +86,61 @@ def evaluate(
     Args:
         split: ``test``; or ``train``, to measure the fit.
         views: Views that the network gets: ``all``, or numbers or names joined by commas.
+        trained_on: Name of the dataset of the training; this one by default.
         classes: Names of the classes of the network; those of the dataset by default. Clips of other classes are left out.
         unknown: Dataset for the detection of unknown actions: its clips of classes that the network does not have, or all its
             clips if it has none. If it is ``data`` itself, only clips of the same side of the protocol.
-        adapt: Adapt the network to the test clips, one group after the other; see :mod:`.adapt`.
-        trained_on: Name of the dataset of the training; this one by default.
+        adapt: Adapt the network to the test clips, one group after the other; see :class:`OnlineAdapter`.
 
-    Raises:
-        ConfigError: Unknown split or view, no group with one of ``views``, equal draws, no clip of a known class, or no clip of an
-            unknown class in ``data``.
+    Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class.
     """
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split!r} must be test or train")
     check_draws(draws, net.config, data.spec)
-    sides = split_clips(data.clips, protocol, data.info.kind, data.info.view_names, needed=(split,))
-    classes = classes or data.info.class_names
-    known, others = split_by_known_classes(
-        sides.test if split == "test" else sides.train, data.info.class_names, classes
-    )
+    name, names, known_names = data.info.name, data.info.view_names, classes or data.info.class_names
+    sides = split_clips(data.clips, protocol, data.info.kind, names, needed=(split,))
+    bad = {one.clip.id: one.status for one in data.bad}
+    with_bad = (*data.clips, *(one.clip for one in data.bad))
+    unusable = getattr(split_clips(with_bad, protocol, data.info.kind, names, needed=()), split)
+    left_out: dict[str, int] = dict(Counter(bad[clip.id] for clip in unusable if clip.id in bad)) | sides.left_out
+    groups_left_out: dict[str, int] = {}
+    known, others = split_by_known_classes(getattr(sides, split), data.info.class_names, known_names)
     if not known:
-        raise ConfigError(f"{data.info.name} has no {split} clip of a class that the network knows")
-    groups = load_groups(data, known)
-    task = sides.task if split == "test" else "the training clips themselves: no generalisation is measured"
-    if trained_on not in (None, data.info.name):
-        # The description of the protocol compares its two sides; the network was trained on neither.
-        part = "every clip" if protocol.name == "all" else f"the {split} clips by {protocol}"
-        task = f"{part} of another dataset, {data.info.name} (trained on {trained_on})"
-    left_out, groups_left_out = _unusable(data, protocol, split) | sides.left_out, {}
+        raise ConfigError(f"{name} has no {split} clip of a class that the network knows")
     if others:
         left_out["of classes that the network does not know"] = len(others)
-    names = data.info.view_names
-    chosen = view_numbers(views, names, f"--views: {data.info.name}")
-    if len(chosen) < len(names):
+    groups = load_groups(data, known)
+    task = sides.task if split == "test" else "the training clips themselves: no generalisation is measured"
+    if trained_on not in (None, name):
+        # The description of the protocol compares its two sides; the network was trained on neither.
+        part = "every clip" if protocol.name == "all" else f"the {split} clips by {protocol}"
+        task = f"{part} of another dataset, {name} (trained on {trained_on})"
+    chosen = view_numbers(views, names, f"--views: {name}")
+    given = tuple(names[view - 1] for view in chosen)
+    if len(given) < len(names):
         before, clips = len(groups), int(groups.mask_GV.sum())
         groups = groups.with_views(chosen)
         if not len(groups):
-            raise ConfigError(f"--views {views}: no {split} group of {data.info.name} has such a view")
+            raise ConfigError(f"--views {views}: no {split} group of {name} has such a view")
         if clips > int(groups.mask_GV.sum()):
             left_out["of other views than --views"] = clips - int(groups.mask_GV.sum())
         if before > len(groups):
             groups_left_out["without any of --views"] = before - len(groups)
-        task += f"; given only view{'s' if len(chosen) > 1 else ''} {', '.join(names[view - 1] for view in chosen)}"
+        task += f"; given only view{'s' if len(given) > 1 else ''} {', '.join(given)}"
     adapter = OnlineAdapter(net) if adapt else None
-    metrics = evaluate_groups(net, groups, classes, draws=draws, adapter=adapter)
+    metrics = evaluate_groups(net, groups, known_names, draws=draws, adapter=adapter)
     open_set = None
     if unknown is not None:
-        name, description, unknown_groups = _unknown_groups(unknown, data, others, classes, chosen)
-        uncertainty_U = _predict(net, unknown_groups, 32, draws, adapter)[1]
+        label, description, unknown_groups = _unknown_groups(unknown, data, others, known_names, chosen)
+        uncertainty_U = _predict(net, unknown_groups, draws, adapter)[1]
         known_G = torch.tensor([one.uncertainty for one in metrics.predictions])
-        open_set = open_set_metrics(name, description, known_G, uncertainty_U)
+        open_set = open_set_metrics(label, description, known_G, uncertainty_U)
     return Evaluation(
-        dataset=data.info.name,
+        dataset=name,
         protocol=str(protocol),
         split=split,
         task=task,
-        views=tuple(names[view - 1] for view in chosen),
+        views=given,
         view_names=names,
         n_clips=int(groups.mask_GV.sum()),
         draws=draws,
@@ -188,64 +184,90 @@ def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:
         )
 
 
-def _unusable(data: CachedDataset, protocol: Protocol, split: str) -> dict[str, int]:
-    """Count the unusable clips of one side of the protocol by status."""
-    bad = {one.clip.id: one.status for one in data.bad}
-    clips = (*data.clips, *(one.clip for one in data.bad))
-    sides = split_clips(clips, protocol, data.info.kind, data.info.view_names, needed=())
-    return dict(Counter(bad[clip.id] for clip in (sides.test if split == "test" else sides.train) if clip.id in bad))
-
-
 def evaluate_groups(
-    net: DTSFNet,
-    groups: Groups,
-    class_names: tuple[str, ...],
-    batch_size: int = 32,
-    draws: int = 1,
-    adapter: OnlineAdapter | None = None,
+    net: DTSFNet, groups: Groups, class_names: tuple[str, ...], draws: int = 1, adapter: OnlineAdapter | None = None
 ) -> Metrics:
     """Classify all groups without random draws.
 
     ``draws``: number of sets of frames to average over: set k of n takes the position ``(k + 1/2) / n`` in each of the T equal
     parts of a clip. ``adapter``: predicts in place of ``net``, one group after the other.
     """
-    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = _predict(net, groups, batch_size, draws, adapter)
+    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = _predict(net, groups, draws, adapter)
     if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):
         raise CheckpointError("the predictions of the network are not finite: its training diverged; train again")
     return compute_metrics(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
 
 
 @torch.inference_mode()
-def _predict(
-    net: DTSFNet, groups: Groups, batch_size: int, draws: int, adapter: OnlineAdapter | None
-) -> tuple[Tensor, ...]:
+def _predict(net: DTSFNet, groups: Groups, draws: int, adapter: OnlineAdapter | None) -> tuple[Tensor, ...]:
     """Return probabilities (G, K), uncertainties (G,), view weights (G, V) and view logits (G, V, K), on the CPU."""
-    was_training = net.training
-    net.eval()
-    parts = [_predict_draw(net, groups, batch_size, draw, draws, adapter) for draw in range(draws)]
-    net.train(was_training)
-    return tuple(torch.stack(part).mean(0) if draws > 1 else part[0] for part in zip(*parts, strict=True))
-
-
-def _predict_draw(
-    net: DTSFNet, groups: Groups, batch_size: int, draw: int, draws: int, adapter: OnlineAdapter | None
-) -> tuple[Tensor, ...]:
     device, config = next(net.parameters()).device, net.config
 
     def batches(draw: int, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
-        size = 1 if adapter is not None else batch_size
+        size = 32 if adapter is None else 1
         for batch in evaluation_batches(groups, size, config.frames, config.motion_sampling, draw, draws):
             yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
 
-    if adapter is None:
-        outputs = [net(*batch) for batch in batches(draw, draws)]
-    else:
-        # Two more samples of the frames, as far from each other as possible.
-        samples = zip(batches(draw, draws), batches(0, 2), batches(1, 2), strict=True)
-        outputs = [adapter(list(sample)) for sample in samples]
-    return (
-        torch.cat([output.probabilities_BK for output in outputs]).cpu(),
-        torch.cat([output.uncertainty_B for output in outputs]).cpu(),
-        torch.cat([output.view_weights_BV for output in outputs]).cpu(),
-        torch.cat([output.view_logits_BVK for output in outputs]).cpu(),
-    )
+    parts = []
+    for draw in range(draws):
+        if adapter is None:
+            outputs = [net.eval()(*batch) for batch in batches(draw, draws)]
+        else:
+            # Two more samples of the frames, as far from each other as possible.
+            samples = zip(batches(draw, draws), batches(0, 2), batches(1, 2), strict=True)
+            outputs = [adapter(list(sample)) for sample in samples]
+        names = ("probabilities_BK", "uncertainty_B", "view_weights_BV", "view_logits_BVK")
+        parts.append([torch.cat([getattr(output, name) for output in outputs]).cpu() for name in names])
+    return tuple(torch.stack(part).mean(0) for part in zip(*parts, strict=True))
+
+
+class OnlineAdapter:
+    """Copy of a network that adapts to each group before it predicts. Raises ConfigError without statistics of the training.
+
+    Source: Lin, Mirza, Kozinski, Possegger, Kuehne, Bischof, "Video Test-Time Adaptation for Action Recognition" (ViTTA, CVPR
+    2023; numbers from the code, wlin-at/ViTTA). Before the prediction for a video, one gradient step aligns the running mean and
+    variance of the features at the norms to those of the training clips (L1), and the predictions for two temporal samples of the
+    video to each other (weight 0.1). A video has weight 0.1 in the running statistics.
+
+    Our reading: the features are the tokens behind each RMSNorm. The running statistics start as those of the training clips, so
+    that the first groups do not dominate. The step is plain gradient descent on the weights of the encoders, without the heads.
+    """
+
+    def __init__(self, net: DTSFNet, rate: float = RATE) -> None:
+        if not net.feature_stats.recorded:
+            raise ConfigError("--adapt: the run has no statistics of its training clips: train again")
+        self.net, self.rate = copy.deepcopy(net).eval(), rate
+        self.running_N2D = self.net.feature_stats.mean_var_N2D.clone()
+        named = (item for encoder in self.net.encoders for item in encoder.named_parameters())
+        self.weights = [x for name, x in named if not name.startswith("head.")]
+
+    def __call__(self, samples: list[tuple[Tensor, Tensor]]) -> Output:
+        """Adapt to a group, then predict. ``samples``: input and mask of the group; other samples of its frames follow."""
+        training_N2D = self.net.feature_stats.mean_var_N2D
+        with torch.inference_mode(False), torch.enable_grad():
+            probabilities, statistics = [], []
+            for x_BVTHWC, mask_BV in samples:
+                with record_norms(self.net) as recorded:
+                    output = self.net(x_BVTHWC.clone(), mask_BV.clone())
+                probabilities.append(output.probabilities_BK)
+                # An encoder that was not used keeps the statistics of the training.
+                parts = [_mean_var(tokens) if tokens else training_N2D[n] for n, tokens in enumerate(recorded)]
+                statistics.append(torch.stack(parts))
+            running_N2D: Tensor = (1 - MOMENTUM) * self.running_N2D + MOMENTUM * torch.stack(statistics).mean(0)
+            alignment = (running_N2D - training_N2D).abs().mean(-1).sum()
+            probability_XBK = torch.stack(probabilities)
+            difference = (probability_XBK - probability_XBK.mean(0)).abs().sum()
+            # Weights that these samples do not use have no gradient.
+            gradients = torch.autograd.grad(alignment + CONSISTENCY * difference, self.weights, allow_unused=True)
+        with torch.no_grad():
+            for weight, gradient in zip(self.weights, gradients, strict=True):
+                if gradient is not None:
+                    weight.sub_(self.rate * gradient)
+            self.running_N2D = running_N2D.detach()
+            prediction: Output = self.net(*samples[0])
+        return prediction
+
+
+def _mean_var(tokens: list[Tensor]) -> Tensor:
+    x_XD = torch.cat(tokens)
+    return torch.stack([x_XD.mean(0), x_XD.var(0, correction=0)])

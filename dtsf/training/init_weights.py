@@ -4,7 +4,6 @@ The rules are those of VideoMamba's ``run_class_finetuning.py`` (OpenGVLab/Video
 ``module``; the prefixes ``module.``, ``backbone.`` and ``encoder.`` are removed. The 2-D patch kernel of an image checkpoint gets
 a time axis of one. Positions are interpolated, bicubic in space and linear in time. The head is dropped if it has other classes.
 Files are read as tensors only, never as code.
-
 Letters: D width, P patches of a frame.
 """
 
@@ -13,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import load
+from torch import Tensor
 
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, read_file
@@ -29,15 +30,13 @@ from dtsf.training.checkpoint import first_not_finite
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
-
     from dtsf.model.config import ModelConfig
     from dtsf.model.videomamba import VideoMamba
     from dtsf.training.recipe import Recipe
 
 LIMIT = 1 << 36
 """Maximum size of a checkpoint in bytes."""
-PREFIXES = ("module.", "backbone.", "branches.0.", "encoder.")
+PREFIX = re.compile(r"(?:module\.|backbone\.|branches\.0\.|encoder\.)*")
 AUTO = 0
 """Value of a width or depth that is ``auto``."""
 
@@ -55,11 +54,29 @@ class InitReport:
     """Tensors of the encoder that are not in the file; they keep their random values."""
 
 
+def start_from(file: Path | None, recipe: Recipe) -> tuple[Recipe, dict[str, Tensor] | None]:
+    """Return the recipe with the sizes of the checkpoint ``file`` for ``auto``, and the weights of the file.
+
+    Without a file the recipe is unchanged. Raises CheckpointError as :func:`read_initial_weights`, or for sizes out of range.
+    """
+    if file is None:
+        return recipe, None
+    weights, config = read_initial_weights(file, recipe.model), recipe.model
+    width, depth = _width_and_depth(weights)
+    sizes = {"width": config.width or width, "depth": config.depth or depth}
+    try:
+        model = type(config).model_validate(config.model_dump() | sizes)
+    except ValidationError as error:
+        raise CheckpointError(f"--init: the checkpoint's {explain(error)}") from error
+    return recipe.model_copy(update={"model": model}), weights
+
+
 def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     """Read a checkpoint (``.pth``, ``.pt`` or ``.safetensors``) and compare the sizes of its blocks with the recipe.
 
-    Returns tensors by VideoMamba's names. Raises CheckpointError: the file cannot be read, contains more than tensors, is not a
-    VideoMamba checkpoint, or has another size; the message names the ``--set`` that fits.
+    Stem, positions and head may differ: they are adapted or dropped. Returns tensors by VideoMamba's names. Raises CheckpointError:
+    the file cannot be read, contains more than tensors, is not a VideoMamba checkpoint, or has another size; the message names the
+    ``--set`` that fits.
     """
     if not file.is_file():
         raise CheckpointError(f"--init {file}: no such file")
@@ -76,27 +93,12 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     for key in ("model", "module", "state_dict"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
-    weights: dict[str, Tensor] = {}
-    for name, x in document.items() if isinstance(document, dict) else ():
-        if isinstance(name, str) and isinstance(x, torch.Tensor):
-            while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), ""):
-                name = name.removeprefix(prefix)
-            weights[name] = x
+    items = document.items() if isinstance(document, dict) else ()
+    weights: dict[str, Tensor] = {
+        PREFIX.sub("", name, count=1): x for name, x in items if isinstance(name, str) and isinstance(x, torch.Tensor)
+    }
     if not any(name.startswith("layers.") for name in weights):
         raise CheckpointError(f"--init {file}: no VideoMamba checkpoint, there is no tensor layers.0...")
-    _check_size(file, weights, config)
-    if (bad := first_not_finite(weights)) is not None:
-        raise CheckpointError(f"--init {file}: {bad} has values that are not finite")
-    return weights
-
-
-def _width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:
-    blocks = [int(name.split(".")[1]) for name in weights if name.startswith("layers.")]
-    return weights["layers.0.mixer.in_proj.weight"].shape[1], 1 + max(blocks)
-
-
-def _check_size(file: Path, weights: dict[str, Tensor], config: ModelConfig) -> None:
-    """Compare the sizes of the blocks. Stem, positions and head may differ: they are adapted or dropped."""
     first = "layers.0.mixer."
     try:
         width, depth = _width_and_depth(weights)
@@ -116,33 +118,19 @@ def _check_size(file: Path, weights: dict[str, Tensor], config: ModelConfig) -> 
         ours = ", ".join(f"{key} {getattr(config, key)}" for key in wrong)
         change = " ".join(f"--set model.{key}={value}" for key, value in wrong.items())
         raise CheckpointError(f"--init {file} does not fit the recipe's {ours}: {change}")
+    if (bad := first_not_finite(weights)) is not None:
+        raise CheckpointError(f"--init {file}: {bad} has values that are not finite")
+    return weights
 
 
-def take_sizes(config: ModelConfig, weights: dict[str, Tensor]) -> ModelConfig:
-    """Replace ``auto`` by the width and depth of these weights. Raises CheckpointError if they are not allowed."""
-    width, depth = _width_and_depth(weights)
-    sizes = {"width": config.width or width, "depth": config.depth or depth}
-    try:
-        return type(config).model_validate(config.model_dump() | sizes)
-    except ValidationError as error:
-        raise CheckpointError(f"--init: the checkpoint's {explain(error)}") from error
-
-
-def start_from(file: Path | None, recipe: Recipe) -> tuple[Recipe, dict[str, Tensor] | None]:
-    """Return the recipe with the sizes of the checkpoint ``file`` for ``auto``, and the weights of the file.
-
-    Without a file the recipe is unchanged. Raises CheckpointError as :func:`read_initial_weights` and :func:`take_sizes`.
-    """
-    if file is None:
-        return recipe, None
-    weights = read_initial_weights(file, recipe.model)
-    return recipe.model_copy(update={"model": take_sizes(recipe.model, weights)}), weights
+def _width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:
+    blocks = [int(name.split(".")[1]) for name in weights if name.startswith("layers.")]
+    return weights["layers.0.mixer.in_proj.weight"].shape[1], 1 + max(blocks)
 
 
 def load_initial_weights(encoder: VideoMamba, weights: dict[str, Tensor]) -> InitReport:
     """Copy the tensors of a checkpoint into an encoder, adapted to its shapes where possible."""
-    report = InitReport()
-    own = encoder.state_dict()
+    report, own = InitReport(), encoder.state_dict()
     chosen: dict[str, Tensor] = {}
     for name, x in weights.items():
         if name not in own:
@@ -164,36 +152,33 @@ def load_initial_weights(encoder: VideoMamba, weights: dict[str, Tensor]) -> Ini
             report.adapted.pop(fitting[0], None)
             report.left[fitting[0]] = "the other half of the layer does not fit"
     encoder.load_state_dict(own | chosen)
-    report.loaded = list(chosen)
-    report.missing = [name for name in own if name not in chosen]
+    report.loaded, report.missing = list(chosen), [name for name in own if name not in chosen]
     return report
 
 
 def _fit(name: str, x: Tensor, own: Tensor, slots: int, own_slots: int) -> tuple[Tensor, str]:
-    """Return a tensor in the shape of the encoder if possible, and the change. ``slots``: class tokens in the positions."""
-    if name == "pos_embed" and x.ndim == 3 and x.shape[-1] == own.shape[-1]:
-        return _fit_positions(x, own, slots, own_slots)
+    """Return a tensor in the shape of the encoder if possible, and the change. ``slots``: class tokens in the positions.
+
+    The grid of positions is interpolated. The slot of the class token is kept, or dropped if the encoder has none.
+    """
+    same_width = x.ndim == 3 and x.shape[-1] == own.shape[-1]
+    if name == "pos_embed" and same_width:
+        side, own_side = math.isqrt(max(0, x.shape[1] - slots)), math.isqrt(own.shape[1] - own_slots)
+        if side**2 != x.shape[1] - slots or side == 0:
+            return x, ""
+        changes, grid_1DHW = [], x[:, slots:].transpose(1, 2).unflatten(2, (side, side))
+        if side != own_side:
+            grid_1DHW = F.interpolate(grid_1DHW, size=(own_side, own_side), mode="bicubic", align_corners=False)
+            changes.append(f"interpolated from {side} x {side} to {own_side} x {own_side} positions")
+        if slots > own_slots:
+            changes.append("position of the class token dropped")
+        first_1PD = (x if slots else own)[:, :own_slots]
+        return torch.cat([first_1PD, grid_1DHW.flatten(2).transpose(1, 2)], 1), ", ".join(changes)
     if x.shape == own.shape:
         return x, ""
     if name == "patch_embed.proj.weight" and x.ndim == 4:
         return x.unsqueeze(2), "2-D patch kernel given a time axis"
-    if name == "temporal_pos_embedding" and x.ndim == 3 and x.shape[-1] == own.shape[-1]:
+    if name == "temporal_pos_embedding" and same_width:
         y = F.interpolate(x.transpose(1, 2), size=own.shape[1], mode="linear", align_corners=False).transpose(1, 2)
         return y, f"interpolated from {x.shape[1]} to {own.shape[1]} frames"
     return x, ""
-
-
-def _fit_positions(x_1PD: Tensor, own_1PD: Tensor, slots: int, own_slots: int) -> tuple[Tensor, str]:
-    """Interpolate the grid of positions. The slot of the class token is kept, or dropped if the encoder has none."""
-    side, own_side = math.isqrt(x_1PD.shape[1] - slots), math.isqrt(own_1PD.shape[1] - own_slots)
-    if side**2 != x_1PD.shape[1] - slots or side == 0:
-        return x_1PD, ""
-    changes = []
-    grid_1DHW = x_1PD[:, slots:].transpose(1, 2).unflatten(2, (side, side))
-    if side != own_side:
-        grid_1DHW = F.interpolate(grid_1DHW, size=(own_side, own_side), mode="bicubic", align_corners=False)
-        changes.append(f"interpolated from {side} x {side} to {own_side} x {own_side} positions")
-    if slots > own_slots:
-        changes.append("position of the class token dropped")
-    first_1PD = (x_1PD if slots else own_1PD)[:, :own_slots]
-    return torch.cat([first_1PD, grid_1DHW.flatten(2).transpose(1, 2)], 1), ", ".join(changes)

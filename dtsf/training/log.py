@@ -1,16 +1,12 @@
-"""Log of a training: ``log.jsonl``, one line a step, and TensorBoard events if TensorBoard is installed.
-
-Keys of a line: ``step``, ``epoch``, ``lr``, ``accuracy``, ``loss`` and its terms. With held-out groups, a line with
-``held_out_loss`` and ``held_out_accuracy`` follows the last step of an epoch.
-"""
+"""Log of a training: ``log.jsonl``, one line a step (keys: docs/output.md), and TensorBoard events if it is installed."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import CheckpointError
 from dtsf.files.read import json_text, read_file
@@ -24,32 +20,19 @@ LOG_LIMIT = 1 << 30
 """Maximum size of a log that is continued, in bytes: five million steps."""
 
 
-class Writer(Protocol):
-    """Interface of the TensorBoard writer."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Write a number."""
-
-    def close(self) -> None:
-        """Write all pending events and close."""
-
-
-def summary_writer(folder: Path, step: int) -> Writer | None:
+def summary_writer(folder: Path, step: int) -> Any:
     """Return a TensorBoard writer for ``folder``; None if TensorBoard is not installed. Events after ``step`` are dropped."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    writer: Writer = SummaryWriter(str(folder), purge_step=step + 1)
-    return writer
+    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
 
 
-class TrainingLog:
-    """Open log of a run, used as a context.
+class TrainingLog(AbstractContextManager["TrainingLog"]):
+    """Open log of the run folder ``run``, used as a context. Without a folder nothing is written.
 
-    Args:
-        run: Run folder; None writes nothing (all processes but the first).
-        step: Step of the checkpoint. Lines of later steps are removed, because these steps are made again.
+    Lines after ``step``, the step of the checkpoint, are removed, because these steps are made again.
     """
 
     def __init__(self, run: Path | None, step: int) -> None:
@@ -84,7 +67,7 @@ class TrainingLog:
                 self._file.flush()
                 os.fsync(self._file.fileno())
 
-    @contextlib.contextmanager
+    @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
@@ -93,13 +76,10 @@ class TrainingLog:
                 f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; free some disk space and --resume"
             ) from error
 
-    def __enter__(self) -> TrainingLog:
-        return self
-
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             # A full disk was already reported.
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 self._file.close()
         if self._writer is not None:
             self._writer.close()
@@ -111,10 +91,9 @@ def _cut(path: Path, step: int) -> None:
     data = read_file(path, limit=LOG_LIMIT, error=CheckpointError) if step and os.path.lexists(path) else b""
     for line in data.splitlines(keepends=True):
         try:
-            known = line.endswith(b"\n") and json.loads(line)["step"] <= step
+            if not line.endswith(b"\n") or not json.loads(line)["step"] <= step:
+                break
         except (ValueError, KeyError, TypeError, RecursionError):
-            known = False
-        if not known:
             break
         kept += len(line)
     write_atomically(path, data[:kept], parents=False, error=lambda why: CheckpointError(f"cannot write {path}: {why}"))

@@ -1,52 +1,56 @@
-"""Training loop: from groups of views to a checkpoint. A resumed run gives the same numbers, bit for bit on a CPU.
+"""Training loop: from groups of views to a checkpoint.
 
-The random draws of an epoch depend only on (seed, epoch). So a run that was killed and resumed equals one that was not.
+The random draws of an epoch depend only on (seed, epoch). So a resumed run gives the same numbers, bit for bit on a CPU.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from dtsf.errors import DivergedError
 from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
 from dtsf.model.scan.parity import check_parity
-from dtsf.training.checkpoint import RunState, build_network
-from dtsf.training.data import Prefetcher, to_device_if_fits, training_batches
+from dtsf.training.checkpoint import RunState, build_network, first_not_finite
+from dtsf.training.data import Groups, Prefetcher, evaluation_batches, to_device_if_fits, training_batches
 from dtsf.training.debias import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import TrainingLog
-from dtsf.training.monitor import held_out_score, refuse_loss, refuse_weights, should_stop, update_best
 from dtsf.training.optim import adamw, schedule, update_average
 from dtsf.training.prepare import prepare_network
-from dtsf.training.recipe import resolve_auto
+from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.train_state import TrainingModule, TrainState, restore, save, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from torch import Tensor
-
     from dtsf.cache.schema import CacheSpec, DatasetInfo
     from dtsf.model.network import DTSFNet
-    from dtsf.training.data import Batch, Groups
-    from dtsf.training.recipe import Recipe
+
+LARGE = 1e3
+"""Size of a weight above which predictions are checked. Normal trainings stay far below."""
+N_CHECKED = 8
+"""Number of groups whose predictions are checked."""
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """Numbers of one epoch, for progress displays."""
+    """Numbers of one epoch, for progress displays. The accuracy is on the augmented training groups."""
 
     epoch: int
     epochs: int
     loss: float
     accuracy: float
-    """Accuracy on the augmented training groups."""
     uncertainty: float
     seconds: float
     terms: dict[str, float]
@@ -64,7 +68,6 @@ class FitResult:
     net: DTSFNet
     """Network with the weights to evaluate: of the best epoch, of the running average, or the last, as the recipe sets."""
     epochs: int
-    """Number of epochs; fewer than in the recipe if the training stopped early."""
     best_epoch: int | None
     """Best epoch on the held-out groups, from 1; None without held-out groups."""
 
@@ -86,12 +89,10 @@ def fit(
     fabric: Any = None,
     catalog: str = "",
 ) -> FitResult:
-    """Train a network. Write checkpoints to ``run/last`` and one line a step to ``run/log.jsonl``.
+    """Train a network. The first process writes checkpoints to the existing folder ``run`` and one line a step to its log.
 
     Args:
-        run: Existing run folder. Only the first process writes there.
-        initial: Initial weights of the encoder, from :func:`.init_weights.read_initial_weights`. A report is written to
-            ``run/init.json``.
+        initial: Initial weights of the encoder, from :func:`.init_weights.read_initial_weights`. ``init.json`` reports their use.
         held_out: Groups that are evaluated after each epoch and not trained on. Required if the recipe has a patience.
         fabric: Launched Fabric; launched here by default.
         catalog: Hash of the clips and their annotations.
@@ -101,9 +102,8 @@ def fit(
         DivergedError: A loss, gradient or weight is not finite. The last checkpoint is kept.
     """
     recipe = resolve_auto(recipe, int(groups.mask_GV.sum()))
-    train = recipe.train
+    train, world = recipe.train, current_world()
     torch.set_num_threads(train.usable_threads)
-    world = current_world()
     fabric = fabric if fabric is not None else launch(device, train.precision)
     if fabric.device.type == "cuda":
         check_parity(fabric.device, recipe.model.state)
@@ -123,36 +123,26 @@ def fit(
     module = TrainingModule(net, debiaser, recipe.loss).to(fabric.device)
     model, optimizer = fabric.setup(module, adamw(module, train, fabric.device))
     prepared = (to_device_if_fits(source, fabric.device), motion_sampling, deviation_C)
-    training = TrainState(net, debiaser, optimizer, _copy(net.state_dict()) if train.ema else None)
-    state = RunState(
-        epoch=0,
-        step=0,
-        seed=seed,
-        protocol=protocol,
-        fingerprint=spec.fingerprint(),
-        catalog=catalog,
-        spec=spec,
-        info=info,
-        recipe=recipe,
-        versions=versions(),
-        processes=world.size,
-    )
+    training = TrainState(net, debiaser, optimizer, copy.deepcopy(net.state_dict()) if train.ema else None)
+    origin: dict[str, Any] = {"protocol": protocol, "catalog": catalog, "seed": seed, "info": info, "recipe": recipe}
+    cache = {"spec": spec, "fingerprint": spec.fingerprint()}
+    state = RunState(epoch=0, step=0, versions=versions(), processes=world.size, **origin, **cache)
     if resume:
         state = restore(run / "last", state, training)
     elif world.first:
         # A run that is killed in its first epoch can be resumed too.
         save(run / "last", state, training)
     with TrainingLog(run if world.first else None, state.step) as log:
-        while not should_stop(state):
-            begun, lr = time.monotonic(), 0.0
-            epoch, step = state.epoch, state.step
+        while not state.finished:
+            start, epoch, step, lr = time.monotonic(), state.epoch, state.step, 0.0
             model.train()
             means: dict[str, float] = {}
-            for line, n in _steps(prepared, recipe, model, training, fabric, state):
+            for line, n in _steps(prepared, model, training, fabric, state):
                 step, lr = line.pop("step"), line["lr"]
                 log.write({"step": step, "epoch": epoch, **line})
                 means = {name: means.get(name, 0.0) + x * n / len(groups) for name, x in line.items()}
-            refuse_weights(net, groups, step=step, epoch=epoch, lr=lr)
+            if why := _not_finite(net, groups):
+                raise _diverged(why, f"by step {step}", epoch, lr)
             state = state.model_copy(update={"epoch": epoch + 1, "step": step})
             score = None
             if held_out is not None:
@@ -161,37 +151,29 @@ def fit(
                 log.write({"step": step, "epoch": epoch, "held_out_loss": score[0], "held_out_accuracy": score[1]})
                 state = update_best(state, score[0])
                 if train.patience and state.best_epoch == state.epoch:
-                    training.best = _copy(training.current)
+                    training.best = copy.deepcopy(training.current)
             if world.first:
                 log.flush()
                 save(run / "last", state, training)
             if on_epoch is not None:
-                means.pop("lr")
+                del means["lr"]
                 loss, accuracy, uncertainty = (means.pop(name) for name in ("loss", "accuracy", "uncertainty"))
-                seconds = time.monotonic() - begun
+                seconds = time.monotonic() - start
                 on_epoch(EpochReport(epoch + 1, train.epochs, loss, accuracy, uncertainty, seconds, means, score))
     net.load_state_dict(training.evaluated)
     return FitResult(net.eval(), state.epoch, state.best_epoch)
 
 
-def _copy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: x.detach().clone() for name, x in weights.items()}
-
-
 def _steps(
-    prepared: tuple[Groups, float, Tensor],
-    recipe: Recipe,
-    model: Any,
-    training: TrainState,
-    fabric: Any,
-    state: RunState,
+    prepared: tuple[Groups, float, Tensor], model: Any, training: TrainState, fabric: Any, state: RunState
 ) -> Iterator[tuple[dict[str, Any], int]]:
     """Make the optimiser steps of one epoch. Yield the numbers of each step and its number of groups.
 
     ``prepared``: result of :func:`.prepare.prepare_network`.
     """
     groups, motion_sampling, deviation_C = prepared
-    train, world, epoch = recipe.train, current_world(), state.epoch
+    recipe, epoch, optimizer, world = state.recipe, state.epoch, training.optimizer, current_world()
+    train, n_frames = recipe.train, recipe.model.frames
     torch.manual_seed(state.seed * 1_000_003 + epoch)
     plan = epoch_plan(len(groups), train.batch_size, train.accumulate, world)
     n_steps = train.epochs * len(plan)
@@ -199,12 +181,8 @@ def _steps(
         # The order is the same in all processes; the augmentation of their groups is not.
         torch.manual_seed((state.seed * 1_000_003 + epoch) * 65_537 + world.rank)
     order = (share.chosen_B for step in plan for share in step.shares)
-    n_frames, augment = recipe.model.frames, recipe.augment
-    batches = Prefetcher(
-        training_batches(groups, train.batch_size, n_frames, motion_sampling, augment, deviation_C, order),
-        fabric.device,
-    )
-    optimizer = training.optimizer
+    made = training_batches(groups, train.batch_size, n_frames, motion_sampling, recipe.augment, deviation_C, order)
+    batches = Prefetcher(made, fabric.device)
     for number, step in enumerate(plan, state.step):
         lr = train.lr * schedule(number, n_steps, train.warmup)
         for parameters in optimizer.param_groups:
@@ -212,8 +190,13 @@ def _steps(
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for k, share in enumerate(step.shares, 1):
+            batch = batches.next()
             with fabric.no_backward_sync(model, enabled=k < len(step.shares)):
-                part = _backward(model, fabric, batches.next(), share.weight, epoch)
+                loss, terms, seen_2B = model(batch.x_BVTHWC, batch.mask_BV, batch.label_B, batch.row_BV, epoch)
+                fabric.backward(loss * share.weight)
+            accuracy, uncertainty = seen_2B.double().mean(1) * share.weight
+            part = {"accuracy": accuracy, "uncertainty": uncertainty}
+            part |= {name: x.double() * share.weight for name, x in terms.items()}
             batches.prepare()
             sums = {name: sums[name] + x if sums else x for name, x in part.items()}
         # A norm that is not finite is reported below, with the loss.
@@ -225,13 +208,50 @@ def _steps(
         if world.size > 1:
             numbers_X = fabric.all_reduce(numbers_X, reduce_op="mean")
         numbers = dict(zip(sums, numbers_X.tolist(), strict=True))
-        refuse_loss(numbers["loss"], float(norm), step=number + 1, epoch=epoch, lr=lr)
+        for name, x in (("loss", numbers["loss"]), ("norm of the gradient", float(norm))):
+            if not math.isfinite(x):
+                raise _diverged(f"the {name} is {x}", f"at step {number + 1}", epoch, lr)
         yield {"step": number + 1, "lr": lr, **numbers}, step.n_groups
 
 
-def _backward(model: Any, fabric: Any, batch: Batch, weight: float, epoch: int) -> dict[str, Tensor]:
-    """Add the gradients of a batch. Return its numbers by name, times ``weight``, without gradients."""
-    loss, terms, seen_2B = model(batch.x_BVTHWC, batch.mask_BV, batch.label_B, batch.row_BV, epoch)
-    fabric.backward(loss * weight)
-    accuracy, uncertainty = seen_2B.double().mean(1) * weight
-    return {"accuracy": accuracy, "uncertainty": uncertainty} | {name: x.double() * weight for name, x in terms.items()}
+@torch.no_grad()
+def held_out_score(net: DTSFNet, weights: dict[str, Tensor], groups: Groups) -> tuple[float, float]:
+    """Return the mean ``-log p`` of the true class, and the accuracy, of ``weights`` in a copy of ``net``. Draws nothing."""
+    net = copy.deepcopy(net)
+    net.load_state_dict(weights)
+    net.eval()
+    device = next(net.parameters()).device
+    loss, right = 0.0, 0
+    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
+        probability_BK = net(batch.x_BVTHWC.to(device), batch.mask_BV.to(device)).probabilities_BK.double().cpu()
+        loss += F.nll_loss(probability_BK.log(), batch.label_B, reduction="sum").item()
+        right += int((probability_BK.argmax(-1) == batch.label_B).sum())
+    return loss / len(groups), right / len(groups)
+
+
+def update_best(state: RunState, loss: float) -> RunState:
+    """Return the state with this epoch as the best one if its held-out loss is finite and below all before it."""
+    if not math.isfinite(loss) or (state.best_loss is not None and not loss < state.best_loss):
+        return state
+    return state.model_copy(update={"best_epoch": state.epoch, "best_loss": loss})
+
+
+def _not_finite(net: DTSFNet, groups: Groups) -> str | None:
+    """Describe weights that are not finite, or large weights with predictions that are not finite; None for a sound network."""
+    weights = net.state_dict()
+    if (bad := first_not_finite(weights)) is not None:
+        return f"{bad} has values that are not finite"
+    largest = max(float(x.detach().abs().max()) for x in net.parameters())
+    n = N_CHECKED
+    few = replace(groups, row_GV=groups.row_GV[:n], label_G=groups.label_G[:n], names=groups.names[:n])
+    if largest <= LARGE or math.isfinite(held_out_score(net, weights, few)[0]):
+        return None
+    return f"weights have grown to {largest:.2g}, and the predictions are not finite"
+
+
+def _diverged(why: str, when: str, epoch: int, lr: float) -> DivergedError:
+    return DivergedError(
+        f"the training diverged {when}, in epoch {epoch + 1}, at learning rate {lr:g}: {why}. Try a tenth of the learning rate "
+        "(--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm. The checkpoint of "
+        f"epoch {epoch} is kept"
+    )

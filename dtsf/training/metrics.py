@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dtsf.training.data import Groups
 
 BINS = 15
@@ -21,38 +20,35 @@ TPR = 0.95
 """Share of the known groups that are accepted, for ``fpr95``."""
 
 
-class GroupPrediction(BaseModel):
-    """Prediction for one group."""
+class Record(BaseModel):
+    """Immutable part of ``metrics.json``. The metrics and their description share one object, so other fields are ignored."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class GroupPrediction(Record):
+    """Prediction for one group; the probability is that of the predicted class."""
 
     group: str
     label: int
     predicted: int
     probability: float
-    """Probability of the predicted class."""
     uncertainty: float
     view_weights: tuple[float, ...]
 
 
-class ReliabilityBin(BaseModel):
-    """Groups whose predicted class has a probability in ``(low, high]``."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+class ReliabilityBin(Record):
+    """Groups whose predicted class has a probability in ``(low, high]``: their mean probability and accuracy, None for no group."""
 
     low: float
     high: float
     n_groups: int
     probability: float | None
-    """Mean probability; None in an empty bin."""
     accuracy: float | None
-    """Share of correct predictions; None in an empty bin."""
 
 
-class Metrics(BaseModel):
+class Metrics(Record):
     """Metrics as fractions, not percents. None if a number is not defined (no errors, no group of a class)."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
     top1: float
     top5: float
@@ -76,16 +72,14 @@ class Metrics(BaseModel):
     predictions: tuple[GroupPrediction, ...] = ()
 
 
-class UnknownActions(BaseModel):
-    """Detection of unknown actions by the uncertainty."""
-
-    model_config = ConfigDict(frozen=True)
+class UnknownActions(Record):
+    """Detection of unknown actions by the uncertainty. The known groups are those of the evaluation."""
 
     name: str
     """``excluded``, or the name of a dataset."""
     description: str
     n_groups: int
-    """Number of unknown groups. The known groups are those of the evaluation."""
+    """Number of unknown groups."""
     auroc: float
     """Share of pairs of an unknown and a known group in which the unknown one is more uncertain; 0.5 is chance."""
     fpr95: float
@@ -95,10 +89,7 @@ class UnknownActions(BaseModel):
 
 
 def auroc(score_G: Tensor, positive_G: Tensor) -> float:
-    """Return the area under the ROC curve: the share of pairs in which the positive has the larger score; ties count half.
-
-    It is the Mann-Whitney statistic on ranks. There must be positives and negatives.
-    """
+    """Return the area under the ROC curve (Mann-Whitney on ranks); ties count half. There must be positives and negatives."""
     _, inverse_G, count_X = score_G.double().unique(return_inverse=True, return_counts=True)
     rank_X = count_X.cumsum(0) - (count_X - 1) / 2
     n = int(positive_G.sum())
@@ -131,21 +122,19 @@ def compute_metrics(
 ) -> Metrics:
     """Compute the metrics of the predictions for all groups.
 
-    Args:
-        uncertainty_G: In (0, 1].
-        weights_GV: Weight of each view; 0 if it is absent.
-        view_predicted_GV: Class predicted from the feature of each view; not read if the view is absent.
+    ``uncertainty_G``: in (0, 1]. ``weights_GV``: 0 if the view is absent. ``view_predicted_GV``: class predicted from the feature
+    of each view; not read if the view is absent.
     """
-    label_G, mask_GV = groups.label_G, groups.mask_GV
+    label_G, mask_GV, K = groups.label_G, groups.mask_GV, len(class_names)
     predicted_G = probability_GK.argmax(-1)
     right_G = predicted_G == label_G
-    K = len(class_names)
     confusion_KK = torch.zeros(K, K, dtype=torch.int64)
     confusion_KK.index_put_((label_G, predicted_G), torch.ones_like(label_G), accumulate=True)
+    total_K = confusion_KK.sum(1).tolist()
     top5_G = (probability_GK.topk(min(5, K)).indices == label_G.unsqueeze(1)).any(1)
     mixed = bool(right_G.any()) and not bool(right_G.all())
-    present_V = mask_GV.sum(0)
-    reliability = _reliability(probability_GK.amax(-1), right_G)
+    reliability = _reliability(probability_GK, label_G)
+    lists = (x.tolist() for x in (label_G, predicted_G, probability_GK.amax(-1), uncertainty_G, weights_GV))
     return Metrics(
         top1=int(right_G.sum()) / len(right_G),
         top5=int(top5_G.sum()) / len(top5_G),
@@ -154,61 +143,43 @@ def compute_metrics(
         reliability=reliability,
         auroc_uncertainty=auroc(uncertainty_G, ~right_G) if mixed else None,
         uncertainty=uncertainty_G.mean().item(),
-        view_weights=tuple((weights_GV.sum(0) / present_V.clamp(min=1)).tolist()),
+        view_weights=tuple((weights_GV.sum(0) / mask_GV.sum(0).clamp(min=1)).tolist()),
         view_top1=tuple(
             int((view_predicted_GV[mask, v] == label_G[mask]).sum()) / int(mask.sum()) if mask.any() else None
             for v, mask in enumerate(mask_GV.unbind(1))
         ),
         per_class={
-            name: int(confusion_KK[k, k]) / total if (total := int(confusion_KK[k].sum())) else None
-            for k, name in enumerate(class_names)
+            name: int(confusion_KK[k, k]) / total_K[k] if total_K[k] else None for k, name in enumerate(class_names)
         },
         confusion=tuple(tuple(row) for row in confusion_KK.tolist()),
         predictions=tuple(
-            GroupPrediction(
-                group=name,
-                label=int(label_G[g]),
-                predicted=int(predicted_G[g]),
-                probability=float(probability_GK[g, predicted_G[g]]),
-                uncertainty=float(uncertainty_G[g]),
-                view_weights=tuple(weights_GV[g].tolist()),
-            )
-            for g, name in enumerate(groups.names)
+            GroupPrediction(group=name, label=y, predicted=k, probability=p, uncertainty=u, view_weights=tuple(weights))
+            for name, y, k, p, u, weights in zip(groups.names, *lists, strict=True)
         ),
     )
 
 
 def calibration_error(probability_GK: Tensor, label_G: Tensor) -> float:
     """Return the expected calibration error of probabilities; see :attr:`Metrics.ece`."""
-    return _error_of(_reliability(probability_GK.amax(-1), probability_GK.argmax(-1) == label_G))
+    return _error_of(_reliability(probability_GK, label_G))
 
 
-def _reliability(probability_G: Tensor, right_G: Tensor) -> tuple[ReliabilityBin, ...]:
+def _reliability(probability_GK: Tensor, label_G: Tensor) -> tuple[ReliabilityBin, ...]:
     """Bin predictions by probability. An edge belongs to the bin below it, also within the rounding error of float32."""
-    probability_G = probability_G.double()
+    probability_G, right_G = probability_GK.amax(-1).double(), (probability_GK.argmax(-1) == label_G).double()
     edge_E = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
     bin_G = torch.bucketize(probability_G.round(decimals=6), edge_E[1:-1].round(decimals=6))
     bins = []
     for k in range(BINS):
         inside_G = bin_G == k
         n = int(inside_G.sum())
+        probability, accuracy = (x[inside_G].mean().item() if n else None for x in (probability_G, right_G))
         bins.append(
-            ReliabilityBin(
-                low=k / BINS,
-                high=(k + 1) / BINS,
-                n_groups=n,
-                probability=probability_G[inside_G].mean().item() if n else None,
-                accuracy=right_G[inside_G].double().mean().item() if n else None,
-            )
+            ReliabilityBin(low=k / BINS, high=(k + 1) / BINS, n_groups=n, probability=probability, accuracy=accuracy)
         )
     return tuple(bins)
 
 
 def _error_of(reliability: tuple[ReliabilityBin, ...]) -> float:
-    groups = sum(row.n_groups for row in reliability)
-    errors = [
-        row.n_groups * abs(row.accuracy - row.probability)
-        for row in reliability
-        if row.accuracy is not None and row.probability is not None
-    ]
-    return sum(errors) / groups
+    filled = [(row.n_groups, row.accuracy or 0.0, row.probability or 0.0) for row in reliability if row.n_groups]
+    return sum(n * abs(accuracy - probability) for n, accuracy, probability in filled) / sum(n for n, *_ in filled)

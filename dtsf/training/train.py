@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 import torch
 
-from dtsf.cache.reader import open_dataset
+from dtsf.cache.reader import CachedDataset, open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
@@ -23,20 +23,15 @@ from dtsf.training.data import load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
 from dtsf.training.init_weights import start_from
-from dtsf.training.loop import fit
-from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import default_recipe, load_recipe, resolve_auto
+from dtsf.training.loop import EpochReport, fit
+from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
+from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
 from dtsf.training.splits import exclude_classes, hold_out
 from dtsf.training.train_state import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.training.loop import EpochReport
-    from dtsf.training.protocols import Protocol, Split
-    from dtsf.training.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -66,16 +61,12 @@ def train(
 ) -> TrainResult:
     """Train a network from the cache and evaluate it on the test clips of the protocol.
 
-    Args:
-        on_recipe: Called in the first process with the name of the recipe and the reason for it, after the checks.
-        on_start: Called in the first process before the first step.
-        calibrated: False omits the calibration.
-
-    Raises:
-        ConfigError, DataError, CacheError, CheckpointError: The settings do not fit the data, or the run folder is in use.
+    ``on_recipe`` gets the name of the recipe and the reason for it, after the checks; ``on_start`` is called before the first step,
+    both in the first process. ``calibrated=False`` omits the calibration.
+    Raises ConfigError, DataError, CacheError or CheckpointError: wrong settings for the data, or a run folder in use.
     """
     settings = (chosen or TrainSettings()).changed(**changes)
-    seed, begun, world = settings.seed, time.monotonic(), current_world()
+    seed, start, world = settings.seed, time.monotonic(), current_world()
     data = open_dataset(cache, settings.dataset)
     protocol = parse_protocol(settings.protocol, data.info.kind)
     name, why = default_recipe(data.info, data.spec, protocol.name)
@@ -97,9 +88,8 @@ def train(
     with ExitStack() as locks:
         folder, resume = Path(), settings.resume
         if world.first:
-            folder, resume = _open_run_folder(
-                locks, settings.run, f"{info.name}-{protocol}-seed{seed}", config, settings.resume
-            )
+            usual = f"{info.name}-{protocol}-seed{seed}"
+            folder, resume = _open_run_folder(locks, settings.run, usual, config, resume)
         fabric = launch(settings.device, recipe.train.precision)
         folder, resume = fabric.broadcast((folder, resume))
         if world.first:
@@ -111,39 +101,18 @@ def train(
                 write_atomically(folder / "config.toml", config.encode())
             write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
         load, report = partial(load_groups, data), on_epoch if world.first else None
-        fit_again = partial(
-            fit,
-            info=info,
-            spec=data.spec,
-            protocol=str(protocol),
-            seed=seed,
-            device=settings.device,
-            initial=initial,
-            fabric=fabric,
-        )
+        common: dict[str, Any] = {"info": info, "spec": data.spec, "protocol": str(protocol), "initial": initial}
+        fit_again = partial(fit, **common, seed=seed, device=settings.device, fabric=fabric)
+        held_out = load(split.held_out) if split.held_out else None
+        options: dict[str, Any] = {"run": folder, "on_epoch": report}
         fitted = fit_again(
-            load(split.train),
-            recipe,
-            run=folder,
-            resume=resume,
-            held_out=load(split.held_out) if split.held_out else None,
-            on_epoch=report,
-            catalog=data.catalog_hash,
+            load(split.train), recipe, resume=resume, held_out=held_out, catalog=data.catalog_hash, **options
         )
-        logger.info("trained in %.1f s on %s", time.monotonic() - begun, fabric.device)
+        logger.info("trained in %.1f s on %s", time.monotonic() - start, fabric.device)
         if calibrated and not fitted.net.feature_stats.recorded:
-            calibration = calibrate(
-                fitted.net,
-                load,
-                split,
-                recipe,
-                protocol=protocol.name,
-                run=folder,
-                fit_again=fit_again,
-                on_epoch=report,
-                fabric=fabric,
-            )
-            logger.info("calibrated in %.1f s: %s", time.monotonic() - begun, calibration)
+            options |= {"protocol": protocol.name, "fit_again": fit_again, "fabric": fabric}
+            calibration = calibrate(fitted.net, load, split, recipe, **options)
+            logger.info("calibrated in %.1f s: %s", time.monotonic() - start, calibration)
         shutdown()
         # All processes have the same weights, so each evaluates without waiting for the others.
         draws = recipe.train.draws
@@ -152,40 +121,38 @@ def train(
             if not folder.is_dir():
                 raise CheckpointError(f"run folder {folder} was deleted during training; start again")
             write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=1).encode())
-    return TrainResult(folder, fitted.epochs, time.monotonic() - begun, evaluation, fitted.best_epoch)
+    return TrainResult(folder, fitted.epochs, time.monotonic() - start, evaluation, fitted.best_epoch)
 
 
 def check_recipe_fits(recipe: Recipe, data: CachedDataset, protocol: Protocol) -> None:
     """Raise ConfigError if the recipe does not fit the embeddings of the cache or the views of the protocol."""
-    spec = data.spec
-    if "pixels" in recipe.model.inputs and spec.encoder != "pixels":
+    spec, model = data.spec, recipe.model
+    if "pixels" in model.inputs and spec.encoder != "pixels":
         raise ConfigError(
             f'a branch has input "pixels", and {data.store} has embeddings of {spec.encoder}: '
             "dtsf preprocess ... --encoder pixels --size 224, or choose a recipe for embeddings"
         )
-    same = [k for k, branch in enumerate(recipe.model.branch) if branch.views == "all"]
+    same = [k for k, branch in enumerate(model.branch) if branch.views == "all"]
     if same and protocol.name == "cross-view":
         raise ConfigError(
             f'model.branch.{same[0]}.views "all" needs the same views in training and test, but {protocol} tests an unseen one: '
             "--recipe unseen-cameras"
         )
-    if recipe.model.frames > spec.frames:
+    if model.frames > spec.frames:
         raise ConfigError(
-            f"model.frames ({recipe.model.frames}) is more than the {spec.frames} frames of the cache {data.store}: "
-            f"--set model.frames={spec.frames}, or preprocess with --frames {recipe.model.frames}"
+            f"model.frames ({model.frames}) is more than the {spec.frames} frames of the cache {data.store}: "
+            f"--set model.frames={spec.frames}, or preprocess with --frames {model.frames}"
         )
-    if spec.grid % recipe.model.patch:
+    if spec.grid % model.patch:
         raise ConfigError(
-            f"model.patch ({recipe.model.patch}) does not divide the grid of the cache ({spec.grid}): "
+            f"model.patch ({model.patch}) does not divide the grid of the cache ({spec.grid}): "
             f"for example --set model.patch={spec.grid}"
         )
-    check_draws(recipe.train.draws, recipe.model, spec)
+    check_draws(recipe.train.draws, model, spec)
 
 
 def check_device(device: str) -> None:
-    """Raise ConfigError if the device is not one of auto, cpu and cuda, or if PyTorch finds no CUDA device."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"--device {device!r} must be auto, cpu or cuda")
+    """Raise ConfigError if the device is ``cuda`` and PyTorch finds none."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no CUDA device; use --device cpu or auto")
 
@@ -194,9 +161,9 @@ def _open_run_folder(locks: ExitStack, run: Path | None, name: str, config: str,
     """Choose, create and lock the run folder. Return it, and True if it has a checkpoint to resume."""
     if run is None:
         plain = "".join(c if c.isalnum() or c in "-_.," else "-" for c in name)
-        names = [plain] + [f"{plain}-{n}" for n in range(2, 1000)]
-        existing = [Path("runs") / one for one in names if (Path("runs") / one).exists()]
-        run = existing[-1] if resume and existing else Path("runs") / names[len(existing)]
+        runs = [Path("runs") / plain, *(Path("runs") / f"{plain}-{n}" for n in range(2, 1000))]
+        existing = [path for path in runs if path.exists()]
+        run = existing[-1] if resume and existing else runs[len(existing)]
     locks.enter_context(
         lock(
             run.absolute().parent / f".{run.name}.lock",
@@ -205,7 +172,17 @@ def _open_run_folder(locks: ExitStack, run: Path | None, name: str, config: str,
         )
     )
     if resume and not has_checkpoint(run):
-        _check_same_config(run, config)
+        # A run that was killed before its first checkpoint starts again, with the same configuration only.
+        if not run.is_dir():
+            raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
+        sweep_orphans(run)
+        file = run / "config.toml"
+        before = read_file(file, limit=1 << 20, error=CheckpointError) if file.exists() else None
+        if any(run.iterdir()) and before != config.encode():
+            other = ", and its config.toml is of another command" if before is not None else ""
+            raise CheckpointError(
+                f"nothing to resume: {run} has no checkpoint{other}: choose another --out, without --resume"
+            )
         return run, False
     if not resume and run.exists() and any(run.iterdir()):
         raise ConfigError(f"the run folder {run} is not empty: continue it with --resume, or choose another --out")
@@ -214,18 +191,3 @@ def _open_run_folder(locks: ExitStack, run: Path | None, name: str, config: str,
     except OSError as error:
         raise ConfigError(f"cannot make the run folder {run}: {error.strerror}") from error
     return run, resume
-
-
-def _check_same_config(run: Path, config: str) -> None:
-    """Raise CheckpointError unless a run without checkpoint is empty or has the same configuration: then it starts again."""
-    if not run.is_dir():
-        raise CheckpointError(f"nothing to resume: {run} has no checkpoint")
-    sweep_orphans(run)
-    file = run / "config.toml"
-    data = read_file(file, limit=1 << 20, error=CheckpointError) if file.exists() else None
-    if any(run.iterdir()) and (data is None or data.decode("utf-8", "replace") != config):
-        raise CheckpointError(
-            f"nothing to resume: {run} has no checkpoint"
-            + (", and its config.toml is of another command" if data is not None else "")
-            + ": choose another --out, without --resume"
-        )

@@ -8,21 +8,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line
 from dtsf.training.checkpoint import RunState, load_checkpoint, save_checkpoint
 from dtsf.training.data import Batch
-from dtsf.training.losses import dtsf_loss
+from dtsf.training.losses import LossConfig, dtsf_loss
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
-
     from dtsf.model.network import DTSFNet
-    from dtsf.training.losses import LossConfig
 
 
 class TrainingModule(nn.Module):
@@ -90,15 +87,11 @@ def save(folder: Path, state: RunState, training: TrainState) -> None:
 
 
 def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
-    """Read a checkpoint into ``training``, and return its state.
-
-    Raises CheckpointError if its recipe, cache, seed or number of processes differs from ``fresh``.
-    """
+    """Read a checkpoint into ``training``, and return its state. Raises CheckpointError: it is of other settings than ``fresh``."""
     checkpoint = load_checkpoint(folder, resume=True)
     state, kept = checkpoint.state, checkpoint.optimizer
     for field in ("recipe", "fingerprint", "seed", "protocol", "info", "processes"):
-        was, now = getattr(state, field), getattr(fresh, field)
-        if was != now:
+        if (was := getattr(state, field)) != (now := getattr(fresh, field)):
             raise CheckpointError(
                 f"{folder} was trained with {field} {was!r}, not {now!r}: resume with the same, or choose another --out"
             )
