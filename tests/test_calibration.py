@@ -1,5 +1,4 @@
-"""How much is believed: the order of the classes never changes, what is fitted is right, and it is kept and used everywhere."""
-
+"""Calibration of the evidence: order of the classes, fit, folds, and use in a run."""
 
 import pytest
 import torch
@@ -25,8 +24,8 @@ SUBJECTS = (1, 2, 3, 4, 5)
 PROTOCOL = "cross-subject:5"
 
 
-def belief(seed, width=8, classes=5, channels=6):
-    """One that is learnt, with anything for values."""
+def calibrator(seed, width=8, classes=5, channels=6):
+    """A fitted calibrator with random values."""
     torch.manual_seed(seed)
     made = EvidenceCalibrator(width, classes, channels)
     made.set_reference({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
@@ -37,16 +36,15 @@ def belief(seed, width=8, classes=5, channels=6):
 
 @given(st.integers(0, 10**6), st.floats(0.01, 30.0))
 def test_calibrator__keeps_the_order_of_the_classes(seed, spread):
-    made = belief(seed)
-    logits, feature = spread * torch.randn(40, 5), 10 * torch.randn(40, 8)
-    weights = torch.rand(40, 3)
+    made = calibrator(seed)
+    logits, feature, weights = spread * torch.randn(40, 5), 10 * torch.randn(40, 8), torch.rand(40, 3)
     alpha = made(logits, feature, 100 * torch.randn(40, 3, 9), weights / weights.sum(1, keepdim=True))
     assert (alpha >= 1).all()
     assert alpha.isfinite().all()
     p, u = probabilities(alpha), uncertainty(alpha)
     assert ((u > 5e-4) & (u < 0.995)).all()
     torch.testing.assert_close(p.sum(-1), torch.ones(40))
-    # The largest of the evidence is the largest of what is believed of it; the others may become equal, never change places.
+    # The class with most evidence keeps the largest probability. Others may become equal, but never change their order.
     best = logits.argmax(-1, keepdim=True)
     assert torch.equal(p.gather(-1, best).squeeze(-1), p.amax(-1))
     order = logits.argsort(-1)
@@ -55,35 +53,31 @@ def test_calibrator__keeps_the_order_of_the_classes(seed, spread):
 
 def test_calibrator__discounts_clips_unlike_the_training_clips():
     torch.manual_seed(0)
-    clips = torch.linspace(0, 6, 8).sin().view(1, 8, 1, 1, 1) * torch.randn(20, 1, 3, 3, 6) + torch.randn(
-        20, 1, 1, 1, 6
-    )
+    moving = torch.linspace(0, 6, 8).sin().view(1, 8, 1, 1, 1) * torch.randn(20, 1, 3, 3, 6)
+    clips = moving + torch.randn(20, 1, 1, 1, 6)
     clips = clips + 0.05 * torch.randn(20, 8, 3, 3, 6)
-    made, scale = belief(0), torch.ones(6)
+    made, scale = calibrator(0), torch.ones(6)
     known = clip_statistics(clips, scale)
     made.set_reference({"clip_mean_S": known.mean(0), "clip_deviation_S": known.std(0)})
     made.set_reference({"reference_distance_2": made.distance(known).quantile(0.95, 0), "weight_3": torch.tensor([1.0, 0.0, 0.0])})
 
     def doubt(x):
-        n = len(x)
-        return uncertainty(
-            made(torch.ones(n, 5), torch.ones(n, 8), clip_statistics(x, scale)[:, None], torch.ones(n, 1))
-        )
+        statistics = clip_statistics(x, scale)[:, None]
+        return uncertainty(made(*(torch.ones(len(x), n) for n in (5, 8)), statistics, torch.ones(len(x), 1)))
 
     usual = doubt(clips).median()
     still = clips[:, :1].expand(-1, 8, -1, -1, -1)
     for strange in (still, still + 0.05 * torch.randn_like(clips), 9 * torch.randn_like(clips), clips + 9.0):
         assert (doubt(strange) > 1.5 * usual).all()
     assert doubt(still).min() > 0.9
-    one_frame = clip_statistics(clips[:, :1], scale)
-    assert one_frame.isfinite().all()
+    assert clip_statistics(clips[:, :1], scale).isfinite().all()
 
 
 def observed(n, seed, *, flat):
-    """Answers whose true class is drawn from ``softmax(logits)``, given evidence that says it ``flat`` times too flatly."""
+    """Outputs with the true class drawn from ``softmax(logits)``, and evidence that is ``flat`` times too flat."""
     torch.manual_seed(seed)
     logits = 3 * torch.randn(n, 6, dtype=torch.float64)
-    lost = torch.rand(n) < 0.3  # of these the evidence knows nothing, and a sign tells
+    lost = torch.rand(n) < 0.3  # their evidence is random; a feature marks them
     label = torch.where(lost, torch.randint(6, (n,)), torch.multinomial(logits.softmax(-1), 1).squeeze(1))
     signs = torch.stack([logits.exp().sum(-1).log(), torch.zeros(n), torch.where(lost, -1.0, 1.0)], -1)
     return HeldOutOutputs((logits / flat).exp(), signs.double(), torch.ones(n).double(), label), lost
@@ -111,12 +105,7 @@ def test_fit_calibrator__few_groups_stay_near_the_prior():
 
 def test_make_folds__divide_by_the_unit_of_the_protocol(tmp_path):
     data = open_dataset(draw(tmp_path, subjects=(1, 2, 3, 4, 5)))
-    for rule, of, n in (
-        ("cross-subject", "subject", 2),
-        ("split", "subject", 3),
-        ("cross-view", "view", 2),
-        ("all", "subject", 9),
-    ):
+    for rule, of, n in (("cross-subject", "subject", 2), ("split", "subject", 3), ("cross-view", "view", 2), ("all", "subject", 9)):
         parts, what = make_folds(data.clips, rule, n)
         assert what == ("views held out" if rule == "cross-view" else "people held out")
         assert len(parts) == min(n, 5)
@@ -140,7 +129,7 @@ def test_make_folds__divide_by_the_unit_of_the_protocol(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A cache, and a run from it that is calibrated."""
+    """A cache, and a calibrated run."""
     root = tmp_path_factory.mktemp("calibrated")
     draw(root / "cache", subjects=SUBJECTS)
     result = api.train(root / "cache", protocol=PROTOCOL, overrides=WORDS, run=root / "run")
@@ -150,18 +139,18 @@ def trained(tmp_path_factory):
 def test_calibrate__holds_out_people_and_stores_it(trained):
     root, result = trained
     run = api.load(root / "run")
-    learnt = run.state.calibration
-    assert (learnt.held_out, learnt.folds, learnt.n_groups) == ("people held out", 2, 4 * 3 * 2)
-    assert learnt.nll[1] <= learnt.nll[0] + 1e-6
+    fitted = run.state.calibration
+    assert (fitted.held_out, fitted.folds, fitted.n_groups) == ("people held out", 2, 4 * 3 * 2)
+    assert fitted.nll[1] <= fitted.nll[0] + 1e-6
     assert run.net.calibrator.fitted
     assert not (root / "run/calibration").exists()
     again = run.evaluate(root / "cache")
     assert again == result.evaluation
     raw = api.load(root / "run")
     raw.net.calibrator.fitted = False
-    as_it_is = raw.evaluate(root / "cache")
-    assert [p.predicted for p in again.metrics.predictions] == [p.predicted for p in as_it_is.metrics.predictions]
-    assert [p.uncertainty for p in again.metrics.predictions] != [p.uncertainty for p in as_it_is.metrics.predictions]
+    pairs = list(zip(again.metrics.predictions, raw.evaluate(root / "cache").metrics.predictions, strict=True))
+    assert all(one.predicted == other.predicted for one, other in pairs)
+    assert any(one.uncertainty != other.uncertainty for one, other in pairs)
 
 
 def test_calibrate__resumed_after_a_kill_gives_the_same_run(trained, tmp_path):
@@ -179,29 +168,25 @@ def test_calibrate__resumed_after_a_kill_gives_the_same_run(trained, tmp_path):
     assert done.evaluation == result.evaluation
     ours, theirs = (load_file(at / "run/last/model.safetensors") for at in (tmp_path, root))
     assert all(torch.equal(x, theirs[name]) for name, x in ours.items())
-    once_more = api.train(root / "cache", **words, resume=True)
-    assert once_more.evaluation == result.evaluation
+    assert api.train(root / "cache", **words, resume=True).evaluation == result.evaluation
 
 
 def test_calibrate__held_out_groups_need_no_more_training(trained, tmp_path):
     root, _ = trained
-    words = [*WORDS, "train.held_out_subjects=1,2"]
-    seen = []
-    look = {"on_epoch": lambda report: seen.append(report.part)}
-    api.train(root / "cache", protocol=PROTOCOL, overrides=words, run=tmp_path / "run", **look)
-    learnt = api.load(tmp_path / "run").state.calibration
-    assert (learnt.held_out, learnt.folds, learnt.n_groups) == ("groups held out of training", 1, 12)
-    assert seen == ["", ""]
+    words, reports = [*WORDS, "train.held_out_subjects=1,2"], []
+    api.train(root / "cache", protocol=PROTOCOL, overrides=words, run=tmp_path / "run", on_epoch=reports.append)
+    fitted = api.load(tmp_path / "run").state.calibration
+    assert (fitted.held_out, fitted.folds, fitted.n_groups) == ("groups held out of training", 1, 12)
+    assert [report.part for report in reports] == ["", ""]
     api.train(root / "cache", protocol=PROTOCOL, overrides=[*WORDS, "train.calibrate=0"], run=tmp_path / "none")
     assert api.load(tmp_path / "none").state.calibration is None
 
 
 @pytest.mark.slow
 def test_export__onnx_equals_the_calibrated_network(trained, tmp_path):
-    root, _ = trained
-    run = api.load(root / "run")
+    run = api.load(trained[0] / "run")
     assert run.net.calibrator.fitted
-    api.export(root / "run", tmp_path / "net.onnx")
+    api.export(trained[0] / "run", tmp_path / "net.onnx")
     torch.manual_seed(1)
     for x in (torch.randn(5, 3, 16, 6, 6, 8), torch.randn(4, 3, 1, 6, 6, 8) + 0.1 * torch.randn(4, 3, 16, 6, 6, 8)):
         assert_same_outputs(tmp_path / "net.onnx", run.net, x, rtol=1e-3, atol=1e-4)

@@ -1,10 +1,6 @@
-"""Run folders, ONNX files, caches and lists from elsewhere: answered, or refused with a DtsfError; nothing else happens.
-
-Whatever is changed in them (bits, fields, types, kinds of file), nothing is written outside, nothing waits, nothing is run.
-"""
+"""Hostile run folders, ONNX files, caches and lists: a result or a DtsfError; no write outside, no hang, no foreign code."""
 
 import contextlib
-import io
 import json
 import os
 import pickle
@@ -12,40 +8,43 @@ import re
 import shutil
 import signal
 
+import onnx
 import pytest
 import torch
 from hostile import VALUES, forged, listing, nothing_outside, places, put, put_in_place, spoiled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_cache import draw, forge, make
+from safetensors.torch import load_file, save_file
 
 from dtsf import api
 from dtsf.cache.check import verify
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, DtsfError
+from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.import_lists import import_lists
 from dtsf.predict.onnx import export_onnx, read_onnx
+from dtsf.report.run_page import report_run
 from dtsf.training.data import load_groups
 from dtsf.training.recipe import load_recipe
 
 SIZES = ("model.width=16", "model.depth=1", "model.state=4", "model.reduce=4")
 WORK_S, WAIT_S = 10, 120
-"""Seconds of work, and of waiting on a machine as busy as it may be, that are a hang."""
+"""Seconds of work, and of waiting on a busy machine, that count as a hang."""
 few = settings(max_examples=int(os.environ.get("EXAMPLES", 20)), deadline=None, suppress_health_check=list(HealthCheck))
 some_or_many = pytest.mark.parametrize("n", [20, pytest.param(300, marks=pytest.mark.slow)])
 
 
-def drawn(n, check):
-    """Run ``check(data)`` on ``n`` examples."""
-    given(st.data())(settings(few, max_examples=int(os.environ.get("EXAMPLES", n)))(lambda data: check(data)))()
+def drawn(n):
+    """Run the decorated ``check(data)`` on ``n`` examples."""
+    n_examples = settings(few, max_examples=int(os.environ.get("EXAMPLES", n)))
+    return lambda check: given(st.data())(n_examples(lambda data: check(data)))()
 
 
 @contextlib.contextmanager
-def no_longer():
-    """What works, or waits, longer than a person would is a hang."""
-
+def no_hang():
     def late(*_):
-        raise AssertionError(f"no answer after {WORK_S} s of work or {WAIT_S} s of waiting")
+        raise AssertionError(f"no result after {WORK_S} s of work or {WAIT_S} s of waiting")
 
     timers = {signal.SIGPROF: (signal.ITIMER_PROF, WORK_S), signal.SIGALRM: (signal.ITIMER_REAL, WAIT_S)}
     before = {number: signal.signal(number, late) for number in timers}
@@ -71,51 +70,47 @@ def made(tmp_path_factory):
     return root
 
 
-def ask(run, cache):
-    """All that is done with a run of others, as far as no video is needed."""
-    with contextlib.suppress(DtsfError):
-        opened = api.load(run)
-        spec = opened.state.spec
-        if spec.frames * spec.grid**2 * spec.channels < 1e7:
-            n = min(len(opened.state.info.view_names), 3)
-            said = opened.classify(torch.zeros(n, spec.frames, spec.grid**2, spec.channels).numpy())
-            assert said.label in opened.state.info.class_names
-            assert 0 <= said.probability <= 1 + 1e-5
-        opened.evaluate(cache)
-    with contextlib.suppress(DtsfError):
-        from dtsf.report.run_page import report_run
-
-        report_run(run, cache=cache, samples=1)
-
-
 FILES = ("last/state.json", "metrics.json", "environment.json", "config.toml", "log.jsonl", "last/model.safetensors")
+KINDS = st.sampled_from(["pipe", "folder", "link", "loop", "nothing"])
 
 
 @some_or_many
 def test_load__survives_hostile_runs(made, tmp_path_factory, n):
-    drawn(n, lambda data: one_run(made, tmp_path_factory.mktemp("sandbox"), data))
+    def use(run):
+        """Do everything with an external run that needs no video."""
+        with contextlib.suppress(DtsfError):
+            opened = api.load(run)
+            spec = opened.state.spec
+            if spec.frames * spec.grid**2 * spec.channels < 1e7:
+                n_views = min(len(opened.state.info.view_names), 3)
+                answer = opened.classify(torch.zeros(n_views, spec.frames, spec.grid**2, spec.channels).numpy())
+                assert answer.label in opened.state.info.class_names
+                assert 0 <= answer.probability <= 1 + 1e-5
+            opened.evaluate(made / "cache")
+        with contextlib.suppress(DtsfError):
+            report_run(run, cache=made / "cache", samples=1)
 
-
-def one_run(made, root, data):
-    victim = root / "victim"
-    victim.write_text("precious")
-    run = shutil.copytree(made / "run", root / "run")
-    name = data.draw(st.sampled_from(FILES))
-    how = data.draw(st.sampled_from(["forge"] * 5 + ["spoil"] * 3 + ["kind"]))
-    path = run / name
-    if how == "forge" and name.endswith(".json"):
-        path.write_bytes(forged(path.read_text(), data))
-    elif how == "kind":
-        put_in_place(path, data.draw(st.sampled_from(["pipe", "folder", "link", "loop", "nothing"])), victim)
-    else:
-        path.write_bytes(spoiled(path.read_bytes(), data))
-    before = listing(root)
-    with no_longer(), nothing_outside(root):
-        ask(run, made / "cache")
-    after = listing(root)
-    assert {key: after.get(key) for key in before} == before
-    assert set(after) - set(before) <= {str(run / "report.html")}
-    shutil.rmtree(root)
+    @drawn(n)
+    def check(data):
+        root = tmp_path_factory.mktemp("sandbox")
+        (root / "victim").write_text("precious")
+        run = shutil.copytree(made / "run", root / "run")
+        name = data.draw(st.sampled_from(FILES))
+        how = data.draw(st.sampled_from(["forge"] * 5 + ["spoil"] * 3 + ["kind"]))
+        path = run / name
+        if how == "forge" and name.endswith(".json"):
+            path.write_bytes(forged(path.read_text(), data))
+        elif how == "kind":
+            put_in_place(path, data.draw(KINDS), root / "victim")
+        else:
+            path.write_bytes(spoiled(path.read_bytes(), data))
+        before = listing(root)
+        with no_hang(), nothing_outside(root):
+            use(run)
+        after = listing(root)
+        assert {key: after.get(key) for key in before} == before
+        assert set(after) - set(before) <= {str(run / "report.html")}
+        shutil.rmtree(root)
 
 
 @pytest.mark.parametrize(
@@ -133,20 +128,18 @@ def test_load__refuses_numbers_out_of_range(made, tmp_path, where, value, messag
     state = json.loads((run / "last/state.json").read_text())
     put(state, where, value)
     (run / "last/state.json").write_text(json.dumps(state))
-    with no_longer(), pytest.raises(CheckpointError, match=message):
+    with no_hang(), pytest.raises(CheckpointError, match=message):
         api.load(run)
 
 
 def test_load__refuses_weights_that_are_not_finite(made, tmp_path):
-    from safetensors.torch import load_file, save_file
-
     run = shutil.copytree(made / "run", tmp_path / "run")
     weights = load_file(run / "last/model.safetensors")
     weights["branches.0.encoder.head.bias"][0] = float("nan")
     save_file(weights, run / "last/model.safetensors")
     with pytest.raises(CheckpointError, match="not finite"):
         api.load(run)
-    # Finite, and too large to give a finite answer.
+    # Finite weights that are too large for finite predictions.
     weights["branches.0.encoder.head.bias"][0] = 0
     weights["branches.0.encoder.head.weight"][:] = 3e38
     save_file(weights, run / "last/model.safetensors")
@@ -173,33 +166,24 @@ def test_resume__refuses_a_hostile_optimizer(made, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
 
-    for content in (pickle.dumps(Harm()), b"", b"PK\x03\x04", _saved({"optimizer": 7}), _saved([1]), _saved({"raw": {}})):
+    words = {"protocol": "split", "overrides": ["train.epochs=2", *SIZES], "device": "cpu", "resume": True}
+    for content in (pickle.dumps(Harm()), b"", b"PK\x03\x04", {"optimizer": 7}, [1], {"raw": {}}):
         run = shutil.copytree(made / "run", tmp_path / "run", dirs_exist_ok=True)
-        (run / "last/optimizer.pt").write_bytes(content)
-        state = api.load(run).state
+        if isinstance(content, bytes):
+            (run / "last/optimizer.pt").write_bytes(content)
+        else:
+            torch.save(content, run / "last/optimizer.pt")
+        assert api.load(run).state.epoch == 1
         with pytest.raises(DtsfError):
-            api.train(
-                made / "cache", protocol="split", run=run, resume=True, device="cpu", overrides=["train.epochs=2", *SIZES]
-            )
-        assert state.epoch == 1
+            api.train(made / "cache", run=run, **words)
     assert not (tmp_path / "harm").exists()
 
 
-def _saved(document):
-    buffer = io.BytesIO()
-    torch.save(document, buffer)
-    return buffer.getvalue()
-
-
 def _metadata(path):
-    import onnx
-
     return next(prop.value for prop in onnx.load(path).metadata_props if prop.key == "dtsf")
 
 
 def _with_metadata(path, text):
-    import onnx
-
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {"dtsf": text})
     return model.SerializeToString()
@@ -207,26 +191,25 @@ def _with_metadata(path, text):
 
 @some_or_many
 def test_onnx__survives_hostile_files(made, tmp_path_factory, n):
-    drawn(n, lambda data: one_onnx(made, tmp_path_factory.mktemp("onnx") / "net.onnx", data))
-
-
-def one_onnx(made, path, data):
-    how = data.draw(st.sampled_from(["forge"] * 3 + ["spoil"] * 3 + ["kind"]))
-    shutil.copy(made / "net.onnx", path)
-    if how == "forge":
-        text = forged(_metadata(made / "net.onnx"), data).decode("utf-8", "replace")
-        path.write_bytes(_with_metadata(made / "net.onnx", text))
-    elif how == "spoil":
-        path.write_bytes(spoiled(path.read_bytes(), data))
-    else:
-        put_in_place(path, data.draw(st.sampled_from(["pipe", "folder", "loop", "nothing"])), path)
-    before = listing(path.parent)
-    with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):
-        network = read_onnx(path)
-        known = network.metadata
-        x = torch.zeros(1, known.views, known.frames, known.spec.grid, known.spec.grid, known.spec.channels)
-        network(x)
-    assert listing(path.parent) == before
+    @drawn(n)
+    def check(data):
+        path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+        how = data.draw(st.sampled_from(["forge"] * 3 + ["spoil"] * 3 + ["kind"]))
+        shutil.copy(made / "net.onnx", path)
+        if how == "forge":
+            text = forged(_metadata(made / "net.onnx"), data).decode("utf-8", "replace")
+            path.write_bytes(_with_metadata(made / "net.onnx", text))
+        elif how == "spoil":
+            path.write_bytes(spoiled(path.read_bytes(), data))
+        else:
+            put_in_place(path, data.draw(KINDS), path)
+        before = listing(path.parent)
+        with no_hang(), nothing_outside(), contextlib.suppress(DtsfError):
+            network = read_onnx(path)
+            known = network.metadata
+            x = torch.zeros(1, known.views, known.frames, known.spec.grid, known.spec.grid, known.spec.channels)
+            network(x)
+        assert listing(path.parent) == before
 
 
 def test_onnx__refuses_metadata_that_do_not_match_the_graph(made, tmp_path):
@@ -241,8 +224,6 @@ def test_onnx__refuses_metadata_that_do_not_match_the_graph(made, tmp_path):
 
 
 def test_onnx__refuses_a_file_that_reads_other_files(made, tmp_path):
-    import onnx
-
     model = onnx.load(made / "net.onnx")
     tensor = model.graph.initializer[0]
     tensor.ClearField("raw_data")
@@ -253,41 +234,36 @@ def test_onnx__refuses_a_file_that_reads_other_files(made, tmp_path):
         read_onnx(tmp_path / "n.onnx")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    root = tmp_path_factory.mktemp("cache")
-    make(root / "a")
-    return root
-
-
 @some_or_many
-def test_open_dataset__survives_hostile_caches(cache, tmp_path_factory, n):
-    drawn(n, lambda data: one_cache(cache, tmp_path_factory.mktemp("sandbox") / "cache", data))
+def test_open_dataset__survives_hostile_caches(tmp_path_factory, n):
+    cache = tmp_path_factory.mktemp("cache")
+    make(cache / "a")
 
-
-def one_cache(cache, root, data):
-    shutil.copytree(cache, root)
-    names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != ".lock")
-    path = root / data.draw(st.sampled_from(names))
-    how = data.draw(st.sampled_from(["forge"] * 4 + ["spoil"] * 2 + ["kind"]))
-    text = path.read_bytes()
-    if how == "kind":
-        put_in_place(path, data.draw(st.sampled_from(["pipe", "folder", "link", "loop", "nothing"])), root / "a")
-    elif how == "forge" and b'"checksum"' in text:
-        way = data.draw(st.sampled_from([place for place in places(json.loads(text)) if place and place[0] != "checksum"]))
-        value = data.draw(st.sampled_from([v for v in VALUES if not (isinstance(v, str) and "\udcb6" in v)]))
-        forge(path, lambda document: put(document, way, value))
-    else:
-        path.write_bytes(spoiled(text, data))
-    before = listing(root)
-    with no_longer(), nothing_outside(root):
-        with contextlib.suppress(DtsfError):
-            opened = open_dataset(root)
-            load_groups(opened, opened.clips)
-        with contextlib.suppress(DtsfError):
-            verify(root / "a", deep=True)
-    assert listing(root) == before
-    shutil.rmtree(root.parent)
+    @drawn(n)
+    def check(data):
+        root = shutil.copytree(cache, tmp_path_factory.mktemp("sandbox") / "cache")
+        names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file() and path.name != ".lock")
+        path = root / data.draw(st.sampled_from(names))
+        how = data.draw(st.sampled_from(["forge"] * 4 + ["spoil"] * 2 + ["kind"]))
+        text = path.read_bytes()
+        if how == "kind":
+            put_in_place(path, data.draw(KINDS), root / "a")
+        elif how == "forge" and b'"checksum"' in text:
+            ways = [place for place in places(json.loads(text)) if place and place[0] != "checksum"]
+            way = data.draw(st.sampled_from(ways))
+            value = data.draw(st.sampled_from([v for v in VALUES if not (isinstance(v, str) and "\udcb6" in v)]))
+            forge(path, lambda document: put(document, way, value))
+        else:
+            path.write_bytes(spoiled(text, data))
+        before = listing(root)
+        with no_hang(), nothing_outside(root):
+            with contextlib.suppress(DtsfError):
+                opened = open_dataset(root)
+                load_groups(opened, opened.clips)
+            with contextlib.suppress(DtsfError):
+                verify(root / "a", deep=True)
+        assert listing(root) == before
+        shutil.rmtree(root.parent)
 
 
 @few
@@ -311,11 +287,9 @@ def test_import_lists__survive_hostile_files(tmp_path_factory, content, ending):
     (root / "videos").mkdir()
     (root / "videos/v1.mp4").touch()
     (root / f"list{ending}").write_bytes(content)
-    with no_longer(), nothing_outside(root), contextlib.suppress(DtsfError):
+    with no_hang(), nothing_outside(root), contextlib.suppress(DtsfError):
         import_lists([root / f"list{ending}"], root / "videos")
-    with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):
-        from dtsf.pipeline.datasets import scan_source
-
+    with no_hang(), nothing_outside(), contextlib.suppress(DtsfError):
         scan_source("manifest", root / f"list{ending}")
 
 
@@ -325,7 +299,7 @@ def test_import_lists__refuse_a_pickle_bomb(tmp_path):
         held = [held, held]
     (tmp_path / "v").mkdir()
     (tmp_path / "l.pkl").write_bytes(pickle.dumps({"split": {"a_train": [held]}, "annotations": [{"frame_dir": held, "label": 1}]}))
-    with no_longer(), pytest.raises(DtsfError, match="a name is not text but list"):
+    with no_hang(), pytest.raises(DtsfError, match="a name is not text but list"):
         import_lists([tmp_path / "l.pkl"], tmp_path / "v")
 
 
@@ -334,5 +308,5 @@ def test_import_lists__refuse_a_pickle_bomb(tmp_path):
 def test_load_recipe__survives_hostile_files(tmp_path_factory, content):
     file = tmp_path_factory.mktemp("recipe") / "r.toml"
     file.write_bytes(content)
-    with no_longer(), nothing_outside(), contextlib.suppress(DtsfError):
+    with no_hang(), nothing_outside(), contextlib.suppress(DtsfError):
         load_recipe(str(file))

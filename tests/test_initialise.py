@@ -1,4 +1,4 @@
-"""The encoder against VideoMamba's description, and its published checkpoints' layout."""
+"""The encoder against VideoMamba's description, and initial weights from its published checkpoints."""
 
 import argparse
 import json
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from videomamba_reference import draw, features, shapes
 
+from dtsf.api import load
 from dtsf.errors import CheckpointError
 from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
@@ -17,6 +18,7 @@ from dtsf.training.recipe import Recipe
 
 SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", frames=16)
 TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)
+OPEN = TINY.model_copy(update={"width": 0, "depth": 0})
 
 
 def encoder(config, side=8, classes=3, channels=3):
@@ -28,44 +30,49 @@ def tiny(frames=4, places=4, classes=3, seed=0):
 
 
 def loaded(file, content, config=TINY, **sizes):
-    """A network that starts from a file of ``content``, and the report."""
-    torch.save(content, file)
+    """An encoder that starts from a file of ``content``, and the report."""
+    (save_file if file.suffix == ".safetensors" else torch.save)(content, file)
     net = encoder(config, **sizes)
     return net, load_initial_weights(net, read_initial_weights(file, config))
 
 
+def refused(file, content, message, config=TINY):
+    """Check that the file is refused."""
+    if content is not None:
+        torch.save(content, file)
+    with pytest.raises(CheckpointError, match=message):
+        start_from(file, Recipe(model=config))
+
+
 @pytest.mark.parametrize(
-    ("width", "depth", "side", "canvas", "frames"),
+    ("width", "depth", "side", "size", "frames"),
     [(32, 1, 4, 4, 1), (32, 2, 4, 8, 3), (48, 3, 2, 6, 2), (20, 2, 16, 32, 4), (16, 2, 4, 12, 9)],
 )
-def test_encoder__equals_videomamba(width, depth, side, canvas, frames):
-    state = draw(shapes(width, depth, (canvas // side) ** 2, frames, 5, side), seed=frames)
-    config = ModelConfig(patch=side, frames=frames, width=width, depth=depth, readout="cls")
-    net = VideoMamba(config, channels=3, side=canvas, n_classes=5).eval()
+def test_encoder__equals_videomamba(width, depth, side, size, frames):
+    state = draw(shapes(width, depth, (size // side) ** 2, frames, 5, side), seed=frames)
+    net = encoder(TINY.model_copy(update={"patch": side, "frames": frames, "width": width, "depth": depth}), size, 5).eval()
     net.load_state_dict(state)
     torch.manual_seed(0)
-    video = torch.randn(2, 3, frames, canvas, canvas, dtype=torch.float64)
+    video = torch.randn(2, 3, frames, size, size, dtype=torch.float64)
     wide = {name: x.double() for name, x in state.items()}
     wanted = torch.stack([features(clip, wide, depth) for clip in video])
     with torch.inference_mode():
-        narrow = net(video.float())
-        exact = net.double()(video)
+        narrow, exact = net(video.float()), net.double()(video)
     torch.testing.assert_close(exact, wanted, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(narrow.double(), wanted, rtol=1e-5, atol=1e-5 * wanted.abs().max().item())
 
 
 def test_encoder__directions_differ():
-    # Guards the test above: a reference that forgot a direction, or an encoder that averaged them, would differ.
+    # Guards the test above: a reference without one direction, or an encoder that averages them, would differ.
     state, net = tiny(), encoder(TINY).eval()
     net.load_state_dict(state)
     video = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         before = net(video)
         for name in ("A_b_log", "D_b", "conv1d_b.bias", "A_log", "D", "conv1d.bias"):
-            changed = encoder(TINY).eval()
             key = f"layers.0.mixer.{name}"  # in the last block the class token, first of all, sees no state
-            changed.load_state_dict(state | {key: state[key] + 0.5})
-            assert not torch.allclose(changed(video), before, rtol=1e-4), name
+            net.load_state_dict(state | {key: state[key] + 0.5})
+            assert not torch.allclose(net(video), before, rtol=1e-4), name
 
 
 def test_load__all_416_tensors_of_videomamba_s(tmp_path):
@@ -91,17 +98,13 @@ def test_load__all_416_tensors_of_videomamba_s(tmp_path):
 def test_read__wrapped_states_of_published_files(tmp_path, wrap):
     state = tiny()
     net, report = loaded(tmp_path / "weights.pth", wrap(state))
-    assert report.left == {}
-    assert report.missing == []
-    for name, x in net.state_dict().items():
-        torch.testing.assert_close(x, state[name], rtol=1e-3, atol=1e-3)
+    assert (report.left, report.missing) == ({}, [])
+    torch.testing.assert_close(dict(net.state_dict()), dict(state), rtol=1e-3, atol=1e-3)
 
 
 def test_load__inflates_an_image_checkpoint(tmp_path):
     state = draw(shapes(32, 2, 4, None, 1000, side=4))
-    save_file(state, tmp_path / "image.safetensors")
-    net = encoder(TINY)
-    report = load_initial_weights(net, read_initial_weights(tmp_path / "image.safetensors", TINY))
+    net, report = loaded(tmp_path / "image.safetensors", state)
     assert report.missing == ["temporal_pos_embedding", "head.weight", "head.bias"]
     assert set(report.left) == {"head.weight", "head.bias"}
     assert report.left["head.weight"] == "1000 x 32 in the file, 3 x 32 here"
@@ -126,10 +129,7 @@ def test_load__interpolates_positions_in_space_and_time(tmp_path):
     # Half as many frames: each new one lies in the middle between two old ones.
     pairs = state["temporal_pos_embedding"][0].unflatten(0, (4, 2)).mean(1)
     torch.testing.assert_close(net.temporal_pos_embedding[0], pairs)
-
-
-def test_load__constant_positions_stay_constant(tmp_path):
-    state = tiny(places=9)
+    # Constant positions stay constant.
     state["pos_embed"][:, 1:] = 3.0
     net, _ = loaded(tmp_path / "weights.pth", state, side=20)
     torch.testing.assert_close(net.pos_embed[:, 1:], torch.full_like(net.pos_embed[:, 1:], 3.0))
@@ -153,72 +153,43 @@ def test_load__reports_a_random_stem_for_embeddings(tmp_path):
     assert torch.equal(net.patch_embed.proj.weight, before)
 
 
-def test_read__wrong_sizes_name_the_settings_that_fit(tmp_path):
-    torch.save({"model": tiny()}, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match=r"width 384, depth 24: --set model.width=32 --set model.depth=2"):
-        read_initial_weights(tmp_path / "weights.pth", SMALL)
-
-
 class Malicious:
     def __reduce__(self):
         return print, ("code in a checkpoint ran",)
 
 
-@pytest.mark.parametrize(
-    ("content", "match"),
-    [
+def test_read__refuses_files_that_are_not_checkpoints(tmp_path, capsys):
+    file, state = tmp_path / "weights.pth", tiny()
+    refused(file, None, "no such file")
+    file.write_bytes(b"not a checkpoint")
+    refused(file, None, "cannot be read as tensors")
+    for content, message in (
         ({"model": {"fc.weight": torch.zeros(2)}}, "no VideoMamba checkpoint"),
         ({"model": {"layers.0.norm.weight": torch.zeros(2)}}, "is not as expected"),
         ([1, 2], "no VideoMamba checkpoint"),
         ({"model": {"a": Malicious()}}, "cannot be read as tensors"),
-        (None, "cannot be read as tensors"),
-    ],
-)
-def test_read__refuses_files_that_are_not_checkpoints(tmp_path, content, match, capsys):
-    file = tmp_path / "weights.pth"
-    if content is None:
-        file.write_bytes(b"not a checkpoint")
-    else:
-        torch.save(content, file)
-    with pytest.raises(CheckpointError, match=match):
-        read_initial_weights(file, TINY)
+        ({name: x for name, x in state.items() if "_b" not in name}, "one direction only"),
+        (state | {"norm_f.weight": torch.full((32,), torch.nan)}, r"norm_f.weight has values that are not finite"),
+    ):
+        refused(file, content, message)
     assert "code" not in capsys.readouterr().out
-    with pytest.raises(CheckpointError, match="no such file"):
-        read_initial_weights(tmp_path / "absent.pth", TINY)
 
 
-def test_read__refuses_one_direction_and_not_finite_values(tmp_path):
-    state = tiny()
-    torch.save({k: x for k, x in state.items() if "_b" not in k}, tmp_path / "one.pth")
-    with pytest.raises(CheckpointError, match="one direction only"):
-        read_initial_weights(tmp_path / "one.pth", TINY)
-    state["norm_f.weight"][0] = float("nan")
-    torch.save(state, tmp_path / "nan.pth")
-    with pytest.raises(CheckpointError, match=r"norm_f.weight has values that are not finite"):
-        read_initial_weights(tmp_path / "nan.pth", TINY)
-
-
-def test_take_sizes__auto_takes_the_size_of_the_file(tmp_path):
-    torch.save(tiny(), tmp_path / "weights.pth")
-    for fixed, sizes in ({}, (32, 2)), ({"width": 32}, (32, 2)), ({"depth": 2}, (32, 2)):
+def test_start_from__auto_takes_the_size_of_the_file(tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save({"model": tiny()}, file)
+    for fixed in {}, {"width": 32}, {"depth": 2}:
         config = ModelConfig.model_validate(TINY.model_dump() | {"width": "auto", "depth": "auto"} | fixed)
-        taken = start_from(tmp_path / "weights.pth", Recipe(model=config))[0].model
-        assert (taken.width, taken.depth) == sizes
-        assert taken.frames == config.frames
-    with pytest.raises(CheckpointError, match=r"the recipe's width 48: --set model.width=32$"):
-        read_initial_weights(tmp_path / "weights.pth", config.model_copy(update={"width": 48}))
+        taken = start_from(file, Recipe(model=config))[0].model
+        assert (taken.width, taken.depth, taken.frames) == (32, 2, config.frames)
+    refused(file, None, r"the recipe's width 48: --set model.width=32$", config.model_copy(update={"width": 48}))
+    refused(file, None, r"width 384, depth 24: --set model.width=32 --set model.depth=2", SMALL)
 
 
-def test_take_sizes__refuses_an_impossible_size(tmp_path):
-    """Whatever a forged file says of itself."""
-    open_size = TINY.model_copy(update={"width": 0, "depth": 0})
-    deep = tiny() | {"layers.9999999.norm.weight": torch.zeros(1)}
-    torch.save(deep, tmp_path / "deep.pth")
-    with pytest.raises(CheckpointError, match="depth 10000000"):
-        start_from(tmp_path / "deep.pth", Recipe(model=open_size))
-    torch.save(tiny() | {"layers.0.mixer.in_proj.weight": torch.zeros(0, 0)}, tmp_path / "empty.pth")
-    with pytest.raises(CheckpointError, match="no VideoMamba checkpoint"):
-        read_initial_weights(tmp_path / "empty.pth", open_size)
+def test_start_from__refuses_an_impossible_size(tmp_path):
+    file = tmp_path / "weights.pth"
+    refused(file, tiny() | {"layers.9999999.norm.weight": torch.zeros(1)}, "depth 10000000", OPEN)
+    refused(file, tiny() | {"layers.0.mixer.in_proj.weight": torch.zeros(0, 0)}, "no VideoMamba checkpoint", OPEN)
 
 
 @pytest.mark.slow
@@ -236,8 +207,6 @@ def test_train__init_reports_the_use_of_the_tensors(world, dtsf, tmp_path):
     assert len(report["loaded"]) == len(state) - 5
     assert "patch_embed.proj.weight" in report["left"]
     assert f"{len(state) - 5} tensors loaded" in said
-    from dtsf.api import load
-
     found = load(tmp_path / "run").net.encoders[0].layers[0].mixer.in_proj.weight
     torch.testing.assert_close(found, state["layers.0.mixer.in_proj.weight"], rtol=1e-4, atol=1e-6)
     assert "exclude each other" in dtsf.refusal(*words, "--resume", "--out", "run", cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Runs: resuming to the same bits, checkpoints that do not fit, other data sets of one cache."""
+"""Runs: resumed with the same settings, checkpoints that do not fit, other datasets of one cache."""
 
 import json
 import shutil
@@ -11,25 +11,19 @@ from dtsf import api
 from dtsf.errors import CheckpointError, ConfigError
 
 PROTOCOL = "cross-subject:2"
-SMALL = ("model.width=32", "model.state=4", "train.epochs=3", "train.ema=0.9", "model.dropout=0.1")
 
 
-def _train(world, run, **options):
-    return api.train(world / "cache", protocol=PROTOCOL, run=run, overrides=SMALL, device="cpu", **options)
-
-
-def test_resume__refuses_another_recipe(world, tmp_path):
-    _train(world, tmp_path / "run")
+def test_resume__refuses_another_seed_and_an_absent_run(world, run_copy, tmp_path):
+    words = {"protocol": PROTOCOL, "overrides": ["train.epochs=2"], "resume": True}
     with pytest.raises(CheckpointError, match="was trained with seed 0, not 1"):
-        _train(world, tmp_path / "run", seed=1, resume=True)
+        api.train(world / "cache", run=run_copy, seed=1, **words)
     with pytest.raises(CheckpointError, match="nothing to resume"):
-        _train(world, tmp_path / "none", resume=True)
+        api.train(world / "cache", run=tmp_path / "none", **words)
 
 
-def test_resume__keeps_the_first_config(world, run_copy):
-    """Also where the command that resumes it is refused."""
+def test_resume__keeps_the_first_config_also_of_a_refused_command(world, run_copy):
     file = run_copy / "config.toml"
-    # As it stands there after --init, which a resumed run is not given again.
+    # As after --init, which a resumed run does not repeat.
     file.write_text(file.read_text().replace("[data]\n", '[data]\ninit = "/some/videomamba.pth"\n', 1))
     before, state = file.read_text(), api.load(run_copy).state
     assert "videomamba" in before
@@ -40,8 +34,8 @@ def test_resume__keeps_the_first_config(world, run_copy):
 
 def test_load_network__refuses_another_number_of_classes(dtsf, world, run_copy):
     weights = load_file(run_copy / "last/model.safetensors")
-    weights["branches.0.encoder.head.weight"] = weights["branches.0.encoder.head.weight"][:7].clone()
-    weights["branches.0.encoder.head.bias"] = weights["branches.0.encoder.head.bias"][:7].clone()
+    heads = [f"branches.0.encoder.head.{part}" for part in ("weight", "bias")]
+    weights |= {name: weights[name][:7].clone() for name in heads}
     save_file(weights, run_copy / "last/model.safetensors")
     refused = dtsf.refusal("evaluate", run_copy, cwd=world)
     assert "weights of the checkpoint have 7 classes, its state.json names 10 classes" in refused
@@ -92,14 +86,14 @@ def test_load__a_run_of_an_earlier_version_is_refused(run_copy):
 
 
 def test_train__refuses_a_run_folder_in_use(world, tmp_path, dtsf):
-    said = []
+    refusals = []
 
     def meanwhile(*_):
         words = ("train", "--cache", world / "cache", "--protocol", "all", "--epochs", 1, "--out", "run")
-        said.append(dtsf.refusal(*words, cwd=tmp_path))
+        refusals.append(dtsf.refusal(*words, cwd=tmp_path))
 
     words = {"protocol": "all", "recipe": "default", "overrides": ["train.epochs=1", "model.depth=1"]}
     api.train(world / "cache", **words, run=tmp_path / "run", on_start=meanwhile)
-    (message,) = said
+    (message,) = refusals
     assert "another dtsf process trains in run: wait for it, or choose another --out" in message
     assert (tmp_path / "run/metrics.json").is_file()

@@ -1,17 +1,16 @@
-"""The loop: what a step is made of, what is averaged, when it stops, and that a kill changes nothing."""
+"""Training: steps, averages, early stopping, and resumed runs."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 
 import make_groups
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import forked
+from helpers import exit_code, forked, wait_until
 from make_cache import clip
 from make_groups import CLASSES, SMALL, toy
 from safetensors.torch import load_file
@@ -26,31 +25,30 @@ from dtsf.training.data import Groups
 from dtsf.training.distributed import World, epoch_plan
 from dtsf.training.loop import held_out_score, update_best
 from dtsf.training.losses import uncertain_cross_entropy
-from dtsf.training.optim import adamw, decay_groups, schedule, update_average
+from dtsf.training.optim import decay_groups, schedule, update_average
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe
 from dtsf.training.splits import hold_out
 
-STILL = ("model.branch.0.paste=none", "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0")
-"""Nothing drawn at random but the order."""
+PLAIN = ("model.dropout=0.0", "augment.shift=0", "augment.flip=0.0")
+STILL = (
+    *(*PLAIN, "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0"),
+    "model.branch.0.paste=none",
+)
+"""Only the order is drawn at random."""
 
 
-def train(run, *overrides, groups=None, **options):
-    plain = ("model.dropout=0.0", "augment.shift=0", "augment.flip=0.0")
-    return make_groups.train(run, toy() if groups is None else groups, *plain, *overrides, **options)
+def train(run, *overrides, groups=None, base=STILL, **options):
+    return make_groups.train(run, toy() if groups is None else groups, *base, *overrides, **options)
 
 
-def assert_close(first, second, **tolerance):
-    first, second = first.state_dict(), second.state_dict()
+def stored(run, name="last/model.safetensors"):
+    return load_file(run / name) if name.endswith("safetensors") else torch.load(run / name, weights_only=True)
+
+
+def assert_equal(first, second):
     assert first.keys() == second.keys()
-    for name, x in first.items():
-        torch.testing.assert_close(x, second[name], **tolerance, msg=name)
-
-
-def moved(fitted, tmp_path):
-    """How far the weights went from where they began."""
-    begin, _ = train(tmp_path / "begin", *STILL, "train.epochs=1", "train.lr=1e-30", "train.weight_decay=0.0")
-    return sum((x - y).norm().item() for x, y in zip(begin.net.parameters(), fitted.net.parameters(), strict=True))
+    assert [name for name, x in first.items() if not torch.equal(x, second[name])] == []
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -60,9 +58,8 @@ def test_epoch_plan__counts_every_group_once_over_all_processes(groups, batch, a
         torch.manual_seed(5)
         return epoch_plan(groups, batch, accumulate, World(size, rank, size))
 
-    plans = [plan(rank) for rank in range(size)]
     seen = []
-    for steps in zip(*plans, strict=True):
+    for steps in zip(*map(plan, range(size)), strict=True):
         n = steps[0].n_groups
         assert len({len(step.shares) for step in steps}) == 1  # else processes would wait for each other
         shares = [share for step in steps for share in step.shares]
@@ -77,73 +74,44 @@ def test_epoch_plan__counts_every_group_once_over_all_processes(groups, batch, a
 
 
 def test_fit__accumulated_gradients_equal_a_larger_batch(tmp_path):
-    whole, log = train(tmp_path / "whole", *STILL, "train.epochs=3", "train.batch_size=8", "train.ema=0.5")
-    parts, other = train(
-        tmp_path / "parts", *STILL, "train.epochs=3", "train.batch_size=2", "train.accumulate=4", "train.ema=0.5"
-    )
+    words = ("train.epochs=3", "train.ema=0.5")
+    whole, log = train(tmp_path / "whole", *words, "train.batch_size=8")
+    parts, other = train(tmp_path / "parts", *words, "train.batch_size=2", "train.accumulate=4")
     assert [line["step"] for line in other] == list(range(1, 10))  # 8 + 8 + 2 groups, three times
     for line, same in zip(log, other, strict=True):
         assert line == pytest.approx(same, rel=1e-4)
-    assert_close(whole.net, parts.net, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(whole.net.state_dict(), parts.net.state_dict(), rtol=1e-3, atol=1e-5)
 
 
 def test_fit__keeps_the_running_average_of_the_weights(tmp_path):
-    net, average = torch.nn.Linear(2, 1), {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}
-    expected = 0.0
+    net, average, expected = torch.nn.Linear(2, 1), {"weight": torch.zeros(1, 2), "bias": torch.zeros(1)}, 0.0
     for step, value in enumerate((1.0, 3.0, -2.0), 1):
         torch.nn.init.constant_(net.weight, value)
         update_average(average, net, 0.9, step)
         keep = min(0.9, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * value
     torch.testing.assert_close(average["weight"], torch.full((1, 2), expected))
-    last, _ = train(tmp_path / "last", *STILL, "train.epochs=2")
-    averaged, _ = train(tmp_path / "averaged", *STILL, "train.epochs=2", "train.ema=0.9")
-    saved = load_file(tmp_path / "averaged/last/model.safetensors")
-    raw = torch.load(tmp_path / "averaged/last/optimizer.pt", weights_only=True)["raw"]
-    for name, x in averaged.net.state_dict().items():
-        assert torch.equal(x, saved[name])
-        assert torch.equal(last.net.state_dict()[name], raw[name])
+    last, _ = train(tmp_path / "last", "train.epochs=2")
+    averaged, _ = train(tmp_path / "averaged", "train.epochs=2", "train.ema=0.9")
+    assert_equal(averaged.net.state_dict(), stored(tmp_path / "averaged"))
+    assert_equal(last.net.state_dict(), stored(tmp_path / "averaged", "last/optimizer.pt")["raw"])
     assert not torch.equal(averaged.net.encoders[0].head.weight, last.net.encoders[0].head.weight)
 
 
 def test_decay_groups__exempt_norms_biases_positions_and_states():
-    net = VideoMamba(
-        ModelConfig(patch=2, frames=3, width=8, depth=1, state=2, readout="cls"), channels=2, side=4, n_classes=3
-    )
+    config = ModelConfig(patch=2, frames=3, width=8, depth=1, state=2, readout="cls")
+    net = VideoMamba(config, channels=2, side=4, n_classes=3)
     decayed, kept = decay_groups(net, 0.05)
     names = {id(parameter): name for name, parameter in net.named_parameters()}
-    spared = {names[id(parameter)] for parameter in kept["params"]}
+    spared, matrices = ({names[id(parameter)] for parameter in group["params"]} for group in (kept, decayed))
     for part in ("norm", "bias", "A_log", "A_b_log", "cls_token", "pos_embed", "temporal_pos_embedding"):
-        assert [name for name in names.values() if part in name], part
-        assert {name for name in names.values() if part in name} <= spared
+        assert set() < {name for name in names.values() if part in name} <= spared, part
     assert {name for name in names.values() if name.split(".")[-1] in ("D", "D_b")} <= spared
     assert all(names[id(parameter)].endswith("weight") and parameter.ndim > 1 for parameter in decayed["params"])
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.05, 0.0)
     also = {names[id(parameter)] for parameter in decay_groups(net, 0.05, states=True)[0]["params"]}
-    assert also - {names[id(parameter)] for parameter in decayed["params"]} == {
-        name for name in names.values() if name.endswith(("A_log", "A_b_log"))
-    }
+    assert also - matrices == {name for name in names.values() if name.endswith(("A_log", "A_b_log"))}
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
-
-
-def test_adamw__same_step_on_a_gpu_in_fewer_launches():
-    """Its way of stepping runs on a CPU too."""
-    train = load_recipe("nucla-paper").train
-    moved = []
-    for device in ("cpu", "cuda"):
-        net = torch.nn.Linear(4, 3)
-        with torch.no_grad():
-            for k, x in enumerate(net.parameters(), 1):
-                x.fill_(k)
-        optimizer = adamw(net, train, torch.device(device))
-        assert optimizer.defaults["foreach"] is (device == "cuda")
-        for _ in range(3):
-            optimizer.zero_grad()
-            net(torch.arange(4.0)).square().sum().backward()
-            optimizer.step()
-        moved.append([x.detach().clone() for x in net.parameters()])
-    for one, many in zip(*moved, strict=True):
-        torch.testing.assert_close(one, many, rtol=1e-6, atol=0)
 
 
 def test_schedule__rises_then_falls_to_zero():
@@ -156,12 +124,16 @@ def test_schedule__rises_then_falls_to_zero():
 
 
 def test_fit__clips_gradients(tmp_path):
-    # So short that AdamW's epsilon outweighs them: where they are not clipped, its steps would be of full length.
-    free, _ = train(tmp_path / "free", *STILL, "train.epochs=2", "train.weight_decay=0.0")
-    clipped, _ = train(
-        tmp_path / "clipped", *STILL, "train.epochs=2", "train.weight_decay=0.0", "train.clip_norm=1e-13"
+    # The clipped gradients are far below AdamW's epsilon. Without clipping, its steps have full length.
+    words = ("train.epochs=2", "train.weight_decay=0.0")
+    start, _ = train(tmp_path / "start", "train.epochs=1", "train.lr=1e-30", "train.weight_decay=0.0")
+    free, _ = train(tmp_path / "free", *words)
+    clipped, _ = train(tmp_path / "clipped", *words, "train.clip_norm=1e-13")
+    far, near = (
+        sum((x - y).norm().item() for x, y in zip(start.net.parameters(), moved.net.parameters(), strict=True))
+        for moved in (free, clipped)
     )
-    assert moved(clipped, tmp_path) < 0.01 * moved(free, tmp_path / "..")
+    assert near < 0.01 * far
 
 
 def test_fit__label_smoothing_softens_the_label(tmp_path):
@@ -169,15 +141,13 @@ def test_fit__label_smoothing_softens_the_label(tmp_path):
     soft = 0.8 * F.one_hot(label, 3) + 0.2 / 3
     expected = (1 + uncertainty(dirichlet(logits))) * -(soft * logits.log_softmax(-1)).sum(-1)
     torch.testing.assert_close(uncertain_cross_entropy(logits, label, label_smoothing=0.2), expected)
-    plain, smooth = (
-        train(tmp_path / f"s{s}", *STILL, "train.epochs=1", f"loss.label_smoothing={s}")[1][0] for s in (0.0, 0.2)
-    )
+    plain, smooth = (train(tmp_path / s, "train.epochs=1", f"loss.label_smoothing={s}")[1][0] for s in ("0.0", "0.2"))
     assert plain["evidence"] == smooth["evidence"]
     assert plain["cross"] != smooth["cross"]
 
 
 def test_fit__bf16_keeps_float32_weights(tmp_path):
-    words = (*STILL, "train.epochs=25", "train.lr=0.01", "loss.kl=0.0")
+    words = ("train.epochs=25", "train.lr=0.01", "loss.kl=0.0")
     _, log = train(tmp_path / "full", *words)
     mixed, other = train(tmp_path / "mixed", *words, 'train.precision="bf16-mixed"')
     assert {x.dtype for x in mixed.net.state_dict().values()} == {torch.float32}
@@ -187,27 +157,16 @@ def test_fit__bf16_keeps_float32_weights(tmp_path):
     assert other[-1]["loss"] == pytest.approx(log[-1]["loss"], rel=0.3)
 
 
-# Held out, early stop
-
-
-def clips(subjects=("1", "2", "3"), repetitions=4):
-    return tuple(
-        clip(f"{s}-{label}-{r}-{view}", label=label, group=f"{s}-{label}-{r}", view=view, subject=s)
-        for s in subjects
-        for label in range(CLASSES)
-        for r in range(repetitions)
-        for view in (1, 2)
-    )
+# Held-out groups and early stopping
 
 
 def test_hold_out__takes_whole_groups_of_the_training_clips():
-    everything = clips()
-    split = Split(
-        train=tuple(c for c in everything if c.subject != "3"),
-        test=tuple(c for c in everything if c.subject == "3"),
-        left_out={},
-        task="",
-    )
+    everything = tuple(
+        clip(f"{s}-{label}-{r}-{view}", label=label, group=f"{s}-{label}-{r}", view=view, subject=s)
+        for s in ("1", "2", "3") for label in range(CLASSES) for r in range(4) for view in (1, 2)
+    )  # fmt: skip
+    train, test = (tuple(c for c in everything if (c.subject == "3") is third) for third in (False, True))
+    split = Split(train=train, test=test, left_out={}, task="")
 
     def held(*overrides, seed=0):
         return hold_out(split, load_recipe("default", overrides).train, seed)
@@ -220,39 +179,37 @@ def test_hold_out__takes_whole_groups_of_the_training_clips():
     assert [sum(c.label == k for c in share.held_out) for k in range(CLASSES)] == [4, 4, 4]  # 2 of 8 groups, 2 views
     assert held("train.held_out=0.25") == share != held("train.held_out=0.25", seed=1)
     assert {c.subject for c in held("train.held_out_subjects=02").held_out} == {"2"}
-    with pytest.raises(ConfigError, match=r"held_out_subjects: 3 is not among the training subjects \(1, 2\)"):
-        held("train.held_out_subjects=3")
-    with pytest.raises(ConfigError, match="holds out 24 of 24 training groups"):
-        held("train.held_out_subjects=1,2")
-    with pytest.raises(ConfigError, match="patience needs held-out groups"):
-        held("train.patience=3")
-    with pytest.raises(ConfigError, match="exclude each other"):
-        held("train.held_out=0.1", "train.held_out_subjects=1")
-
-
-STOPS = ("train.epochs=40", "train.lr=0.01", "train.held_out=0.2", "train.patience=2", "train.ema=0.3")
+    for words, message in (
+        (["train.held_out_subjects=3"], r"held_out_subjects: 3 is not among the training subjects \(1, 2\)"),
+        (["train.held_out_subjects=1,2"], "holds out 24 of 24 training groups"),
+        (["train.patience=3"], "patience needs held-out groups"),
+        (["train.held_out=0.1", "train.held_out_subjects=1"], "exclude each other"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            held(*words)
 
 
 def opposed():
-    """Groups to hold out whose labels say the opposite: the better the fit, the worse they are judged."""
+    """Groups to hold out, with the opposite labels: a better fit has a worse score."""
     groups = toy(9)
     return Groups(groups.embeddings_NFHWC, groups.row_GV, (groups.label_G + 1) % CLASSES, groups.names)
 
 
 def test_fit__early_stop_keeps_the_weights_of_the_best_epoch(tmp_path):
-    judged = []
-    fitted, log = train(tmp_path / "run", *STOPS, held_out=opposed(), on_epoch=judged.append)
+    words = ("train.epochs=40", "train.lr=0.01", "train.held_out=0.2", "train.patience=2", "train.ema=0.3")
+    options, reports = {"base": PLAIN, "held_out": opposed()}, []
+    fitted, log = train(tmp_path / "run", *words, **options, on_epoch=reports.append)
     losses = [line["held_out_loss"] for line in log if "held_out_loss" in line]
     best = losses.index(min(losses)) + 1
     assert fitted.epochs == len(losses) == best + 2 < 40
     assert fitted.best_epoch == best
-    assert [report.held_out[0] for report in judged] == losses
-    assert set(judged[0].terms) == {"evidence", "kl", "cross", "views"}
-    saved = load_file(tmp_path / "run/last/model.safetensors")
-    assert all(torch.equal(x, saved[name]) for name, x in fitted.net.state_dict().items())
+    assert [report.held_out[0] for report in reports] == losses
+    assert set(reports[0].terms) == {"evidence", "kl", "cross", "views"}
+    saved = stored(tmp_path / "run")
+    assert_equal(fitted.net.state_dict(), saved)
     assert held_out_score(fitted.net, saved, opposed())[0] == min(losses)
     # A finished run stays finished.
-    again, same = train(tmp_path / "run", *STOPS, held_out=opposed(), resume=True)
+    again, same = train(tmp_path / "run", *words, **options, resume=True)
     assert (again.epochs, same) == (fitted.epochs, log)
 
 
@@ -265,13 +222,14 @@ def test_update_best__ignores_a_loss_that_is_not_finite():
 
 
 def test_fit__held_out_groups_do_not_change_the_training(tmp_path):
-    alone, _ = train(tmp_path / "alone", "train.epochs=3")
-    watched, _ = train(tmp_path / "watched", "train.epochs=3", "train.held_out=0.2", held_out=opposed())
+    alone, _ = train(tmp_path / "alone", "train.epochs=3", base=PLAIN)
+    words = ("train.epochs=3", "train.held_out=0.2")
+    watched, _ = train(tmp_path / "watched", *words, base=PLAIN, held_out=opposed())
     assert watched.best_epoch is not None
-    assert all(torch.equal(x, y) for x, y in zip(alone.net.parameters(), watched.net.parameters(), strict=True))
+    assert_equal(dict(alone.net.named_parameters()), dict(watched.net.named_parameters()))
 
 
-# Killed
+# Killed and resumed
 
 EVERYTHING = (
     *("train.epochs=16", "train.batch_size=3", "train.accumulate=2", "train.ema=0.9", "train.held_out=0.2"),
@@ -285,29 +243,23 @@ EVERYTHING = (
 def test_fit__resumed_after_a_kill_equals_an_undisturbed_run(tmp_path, debias, kills):
     # StillMix needs the still part of a frame.
     words = [*EVERYTHING, f"debias.method={debias}", *(["model.branch.0.input=frames"] if debias == "stillmix" else [])]
-    _, _ = train(tmp_path / "whole", *words, groups=toy(24), held_out=opposed())
-    log, killed = tmp_path / "cut/log.jsonl", 0
-    for lines in (*kills, 10_000):
-        resume = {"resume": True} if killed else {}
-        child = forked(lambda how=resume: train(tmp_path / "cut", *words, groups=toy(24), held_out=opposed(), **how))
-        ended = 0
-        while not ended and not (log.exists() and log.read_bytes().count(b"\n") >= lines):
-            time.sleep(0.005)
-            ended, status = os.waitpid(child, os.WNOHANG)
-        if not ended:
+    options = {"groups": toy(24), "held_out": opposed(), "base": PLAIN}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(whole, *words, **options)
+    log, codes = cut / "log.jsonl", []
+    for lines in (*kills, None):
+        child = forked(lambda resume=bool(codes): train(cut, *words, **options, resume=resume))
+        if lines:
+            wait_until(lambda n=lines: log.exists() and log.read_bytes().count(b"\n") >= n)
             os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            killed += 1
-    assert os.waitstatus_to_exitcode(status) == 0
-    assert killed == len(kills)
-    first, second = (load_file(tmp_path / name / "last/model.safetensors") for name in ("whole", "cut"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert (tmp_path / "whole/log.jsonl").read_text() == log.read_text()
-    one, two = (torch.load(tmp_path / name / "last/optimizer.pt", weights_only=True) for name in ("whole", "cut"))
+        codes.append(exit_code(child))
+    assert codes == [*(-signal.SIGKILL for _ in kills), 0]
+    assert_equal(stored(whole), stored(cut))
+    assert (whole / "log.jsonl").read_text() == log.read_text()
+    one, two = (stored(run, "last/optimizer.pt") for run in (whole, cut))
     assert one.keys() == two.keys() == {"optimizer", "debiaser", "raw", "average"}
     for part in ("raw", "average", "debiaser"):
-        assert all(torch.equal(one[part][key], two[part][key]) for key in one[part])
+        assert_equal(one[part], two[part])
 
 
 # Several processes
@@ -319,7 +271,7 @@ def test_train__two_processes_equal_one_with_a_double_batch(dtsf, world, tmp_pat
         *("train", "--cache", world / "cache", "--dataset", "nucla", "--protocol", "cross-subject:2", "--epochs", "3"),
         *("--recipe", "thumbnails"),
         *(word for switch in (*SMALL[:2], *STILL, "train.ema=0.5") for word in ("--set", switch)),
-        *("--set", "model.dropout=0.0", "--set", "model.drop_path=0.0", "--set", "augment.shift=0"),
+        *("--set", "model.drop_path=0.0"),
     ]
     alone = dtsf.json(*words, "--set", "train.batch_size=6", "--out", tmp_path / "one", cwd=tmp_path)
     words += ["--set", "train.batch_size=3", "--out", tmp_path / "two"]
@@ -331,42 +283,37 @@ def test_train__two_processes_equal_one_with_a_double_batch(dtsf, world, tmp_pat
     assert json.loads(answer)["top1"] == pytest.approx(alone["top1"])
     assert pair.stderr.count("test: all views of unseen subjects (2)") == 1
     logs = [
-        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("one", "two")
     ]
     assert len(logs[0]) == 6  # 10 groups: 6 and 4, three times
     for line, same in zip(*logs, strict=True):
         assert line == pytest.approx(same, rel=1e-3)
-    first, second = (load_file(tmp_path / name / "last/model.safetensors") for name in ("one", "two"))
-    for name, x in first.items():
-        torch.testing.assert_close(x, second[name], rtol=1e-3, atol=1e-4, msg=name)
+    torch.testing.assert_close(stored(tmp_path / "one"), stored(tmp_path / "two"), rtol=1e-3, atol=1e-4)
     assert json.loads((tmp_path / "two/last/state.json").read_text())["processes"] == 2
     assert "was trained with processes 2, not 1" in dtsf.refusal(*words, "--resume", cwd=tmp_path)
 
 
-# What is written down
+# Log
 
 
 def test_log__tensorboard_gets_every_number(tmp_path, monkeypatch):
     noted, opened = [], []
 
     class Writer:
-        def add_scalar(self, tag, scalar_value, global_step):
-            noted.append((tag, scalar_value, global_step))
+        def __init__(self, *given):
+            opened.append(given)
+
+        def add_scalar(self, *given):
+            noted.append(given)
 
         def close(self):
             opened.append("closed")
 
-    def writer(folder, step):
-        opened.append((folder, step))
-        return Writer()
-
-    monkeypatch.setattr(record, "summary_writer", writer)
+    monkeypatch.setattr(record, "summary_writer", Writer)
     _, log = train(tmp_path / "run", "train.epochs=2")
     assert opened == [(tmp_path / "run/tensorboard", 0), "closed"]
-    expected = [
-        (name, pytest.approx(value), line["step"]) for line in log for name, value in line.items() if name not in ("step", "epoch")
-    ]
+    keys = ("step", "epoch")
+    expected = [(name, pytest.approx(x), line["step"]) for line in log for name, x in line.items() if name not in keys]
     assert noted == expected
     assert {name for name, *_ in noted} >= {"loss", "evidence", "kl", "cross", "views", "accuracy", "uncertainty", "lr"}
 

@@ -43,8 +43,6 @@ LEAST_APPEARANCE = 0.1
 """Lower bound of the deviations of the appearance statistics, in units of the motion of each channel."""
 MIN_GROUPS = 12
 """Minimum number of held-out groups for a calibration."""
-PRIOR = 1.0
-"""Weight of the prior (unchanged evidence) against the groups."""
 
 
 class HeldOutOutputs(NamedTuple):
@@ -208,7 +206,7 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
         weight_3 = F.softplus(free_5[2:])
         alpha_BK = _calibrated(scaled, free_5[0].exp(), bias + free_5[1], weight_3)
         pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - prior_3).square().sum()
-        mean = F.nll_loss(probabilities(alpha_BK).log(), outputs.label_B) + PRIOR * pull / len(outputs.label_B)
+        mean = F.nll_loss(probabilities(alpha_BK).log(), outputs.label_B) + pull / len(outputs.label_B)
         mean.backward()
         return mean
 

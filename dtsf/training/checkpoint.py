@@ -121,7 +121,7 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
     # In memory first: the error of torch.save for a full disk does not mention the disk.
     buffer = io.BytesIO()
     torch.save(optimizer, buffer)
-    content = {
+    content: dict[str, bytes | memoryview] = {
         "model.safetensors": save({name: x.detach().contiguous().clone() for name, x in weights.items()}),
         "optimizer.pt": buffer.getbuffer(),
         "state.json": state.model_dump_json(indent=1).encode(),

@@ -21,10 +21,10 @@ from dtsf.training.protocols import Protocol, split_clips
 from dtsf.training.splits import EXCLUDED, split_by_known_classes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import CacheSpec, Clip
+    from dtsf.cache.schema import CacheSpec
     from dtsf.model.config import ModelConfig
     from dtsf.model.network import DTSFNet, Output
 
@@ -118,12 +118,12 @@ def evaluate(
     chosen = view_numbers(views, names, f"--views: {name}")
     given = tuple(names[view - 1] for view in chosen)
     if len(given) < len(names):
-        before, clips = len(groups), int(groups.mask_GV.sum())
+        before, n_clips = len(groups), int(groups.mask_GV.sum())
         groups = groups.with_views(chosen)
         if not len(groups):
             raise ConfigError(f"--views {views}: no {split} group of {name} has such a view")
-        if clips > int(groups.mask_GV.sum()):
-            left_out["of other views than --views"] = clips - int(groups.mask_GV.sum())
+        if n_clips > int(groups.mask_GV.sum()):
+            left_out["of other views than --views"] = n_clips - int(groups.mask_GV.sum())
         if before > len(groups):
             groups_left_out["without any of --views"] = before - len(groups)
         task += f"; given only view{'s' if len(given) > 1 else ''} {', '.join(given)}"
@@ -131,7 +131,20 @@ def evaluate(
     metrics = evaluate_groups(net, groups, known_names, draws=draws, adapter=adapter)
     open_set = None
     if unknown is not None:
-        label, description, unknown_groups = _unknown_groups(unknown, data, others, known_names, chosen)
+        if unknown.info.name == name:
+            if not others:
+                raise ConfigError(
+                    f"--unknown {EXCLUDED}: the network knows every class of {name}: train with "
+                    "--set train.exclude_classes=CLASSES, or name another dataset"
+                )
+            excluded = sorted({data.info.class_names[clip.label] for clip in others})
+            label, description = EXCLUDED, f"classes excluded from training: {', '.join(excluded)}"
+            unknown_groups = load_groups(data, others).with_views(chosen)
+        else:
+            clips = split_by_known_classes(unknown.clips, unknown.info.class_names, known_names)[1]
+            part = "its classes that the network does not know" if clips else "every clip"
+            label, description = unknown.info.name, f"{unknown.info.name}, {part}"
+            unknown_groups = load_groups(unknown, clips or unknown.clips)
         uncertainty_U = _predict(net, unknown_groups, draws, adapter)[1]
         known_G = torch.tensor([one.uncertainty for one in metrics.predictions])
         open_set = open_set_metrics(label, description, known_G, uncertainty_U)
@@ -153,24 +166,6 @@ def evaluate(
         adapted=adapt,
         metrics=metrics,
     )
-
-
-def _unknown_groups(
-    unknown: CachedDataset, data: CachedDataset, others: Sequence[Clip], classes: tuple[str, ...], views: Sequence[int]
-) -> tuple[str, str, Groups]:
-    """Return name, description and groups of the unknown actions. ``others``: clips of ``data`` of unknown classes."""
-    if unknown.info.name == data.info.name:
-        if not others:
-            raise ConfigError(
-                f"--unknown {EXCLUDED}: the network knows every class of {data.info.name}: train with "
-                "--set train.exclude_classes=CLASSES, or name another dataset"
-            )
-        excluded = sorted({data.info.class_names[clip.label] for clip in others})
-        description = f"classes excluded from training: {', '.join(excluded)}"
-        return EXCLUDED, description, load_groups(data, others).with_views(views)
-    clips = split_by_known_classes(unknown.clips, unknown.info.class_names, classes)[1]
-    part = "its classes that the network does not know" if clips else "every clip"
-    return unknown.info.name, f"{unknown.info.name}, {part}", load_groups(unknown, clips or unknown.clips)
 
 
 def check_draws(draws: int, config: ModelConfig, spec: CacheSpec) -> None:

@@ -34,11 +34,7 @@ if TYPE_CHECKING:
     from dtsf.model.videomamba import VideoMamba
     from dtsf.training.recipe import Recipe
 
-LIMIT = 1 << 36
-"""Maximum size of a checkpoint in bytes."""
 PREFIX = re.compile(r"(?:module\.|backbone\.|branches\.0\.|encoder\.)*")
-AUTO = 0
-"""Value of a width or depth that is ``auto``."""
 
 
 @dataclass
@@ -80,7 +76,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     """
     if not file.is_file():
         raise CheckpointError(f"--init {file}: no such file")
-    data = read_file(file, limit=LIMIT, error=lambda why: CheckpointError(f"--init {why}"), follow=True)
+    data = read_file(file, limit=1 << 36, error=lambda why: CheckpointError(f"--init {why}"), follow=True)
     try:
         if file.suffix == ".safetensors":
             document: Any = load(data)
@@ -113,7 +109,8 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
         raise CheckpointError(f"--init {file}: no VideoMamba checkpoint: {error} is not as expected") from error
     if first + "A_b_log" not in weights:
         raise CheckpointError(f"--init {file}: its blocks scan in one direction only; VideoMamba's have A_b_log too")
-    wrong = {key: value for key, value in found.items() if getattr(config, key) not in (value, AUTO)}
+    # A width or depth of 0 is ``auto``.
+    wrong = {key: value for key, value in found.items() if getattr(config, key) not in (value, 0)}
     if wrong:
         ours = ", ".join(f"{key} {getattr(config, key)}" for key in wrong)
         change = " ".join(f"--set model.{key}={value}" for key, value in wrong.items())
@@ -137,13 +134,12 @@ def load_initial_weights(encoder: VideoMamba, weights: dict[str, Tensor]) -> Ini
             report.left[name] = "the network has no such tensor"
             continue
         fitted, change = _fit(name, x.float(), own[name], int("cls_token" in weights), int("cls_token" in own))
-        if fitted.shape != own[name].shape:
+        if fitted.shape == own[name].shape:
+            chosen[name] = fitted
+            report.adapted |= {name: change} if change else {}
+        else:
             shapes = [" x ".join(map(str, y.shape)) for y in (x, own[name])]
             report.left[name] = f"{shapes[0]} in the file, {shapes[1]} here"
-            continue
-        chosen[name] = fitted
-        if change:
-            report.adapted[name] = change
     # Weight and bias of a layer are loaded together or not at all.
     for layer in ("head", "patch_embed.proj"):
         fitting = [name for name in (f"{layer}.weight", f"{layer}.bias") if name in chosen]

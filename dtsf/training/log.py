@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LOG_LIMIT = 1 << 30
-"""Maximum size of a log that is continued, in bytes: five million steps."""
-
 
 def summary_writer(folder: Path, step: int) -> Any:
     """Return a TensorBoard writer for ``folder``; None if TensorBoard is not installed. Events after ``step`` are dropped."""
@@ -26,7 +23,7 @@ def summary_writer(folder: Path, step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 class TrainingLog(AbstractContextManager["TrainingLog"]):
@@ -87,8 +84,9 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
 
 def _cut(path: Path, step: int) -> None:
     """Keep the complete lines up to ``step``. The file is replaced atomically."""
-    kept = 0
-    data = read_file(path, limit=LOG_LIMIT, error=CheckpointError) if step and os.path.lexists(path) else b""
+    kept, data = 0, b""
+    if step and os.path.lexists(path):
+        data = read_file(path, limit=1 << 30, error=CheckpointError)  # five million steps
     for line in data.splitlines(keepends=True):
         try:
             if not line.endswith(b"\n") or not json.loads(line)["step"] <= step:

@@ -37,11 +37,6 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import CacheSpec, DatasetInfo
     from dtsf.model.network import DTSFNet
 
-LARGE = 1e3
-"""Size of a weight above which predictions are checked. Normal trainings stay far below."""
-N_CHECKED = 8
-"""Number of groups whose predictions are checked."""
-
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -68,6 +63,7 @@ class FitResult:
     net: DTSFNet
     """Network with the weights to evaluate: of the best epoch, of the running average, or the last, as the recipe sets."""
     epochs: int
+    """Fewer than in the recipe if the training stopped early."""
     best_epoch: int | None
     """Best epoch on the held-out groups, from 1; None without held-out groups."""
 
@@ -242,9 +238,9 @@ def _not_finite(net: DTSFNet, groups: Groups) -> str | None:
     if (bad := first_not_finite(weights)) is not None:
         return f"{bad} has values that are not finite"
     largest = max(float(x.detach().abs().max()) for x in net.parameters())
-    n = N_CHECKED
-    few = replace(groups, row_GV=groups.row_GV[:n], label_G=groups.label_G[:n], names=groups.names[:n])
-    if largest <= LARGE or math.isfinite(held_out_score(net, weights, few)[0]):
+    # The weights of normal trainings stay far below 1000.
+    few = replace(groups, row_GV=groups.row_GV[:8], label_G=groups.label_G[:8], names=groups.names[:8])
+    if largest <= 1e3 or math.isfinite(held_out_score(net, weights, few)[0]):
         return None
     return f"weights have grown to {largest:.2g}, and the predictions are not finite"
 

@@ -58,9 +58,8 @@ class Metrics(Record):
     auroc_uncertainty: float | None
     """AUROC of the uncertainty as a detector of errors; 0.5 is chance."""
     uncertainty: float
-    """Mean uncertainty over groups."""
     view_weights: tuple[float, ...]
-    """Mean weight of each view in the fusion, over the groups in which the view is present."""
+    """Mean weight of each view in the fusion, over its groups; ``uncertainty`` is the mean over all groups."""
     view_top1: tuple[float | None, ...]
     """Accuracy of the shared head on the feature of each view. If the recipe encodes views together, that feature contains the
     other views too. ``evaluate --views N`` measures a view alone."""
@@ -68,18 +67,16 @@ class Metrics(Record):
     confusion: tuple[tuple[int, ...], ...]
     """Rows are true classes, columns predicted classes."""
     reliability: tuple[ReliabilityBin, ...] = ()
-    """Fifteen equal bins from 0 to 1."""
     predictions: tuple[GroupPrediction, ...] = ()
 
 
 class UnknownActions(Record):
-    """Detection of unknown actions by the uncertainty. The known groups are those of the evaluation."""
+    """Detection of ``n_groups`` groups of unknown actions by the uncertainty. The known groups are those of the evaluation."""
 
     name: str
     """``excluded``, or the name of a dataset."""
     description: str
     n_groups: int
-    """Number of unknown groups."""
     auroc: float
     """Share of pairs of an unknown and a known group in which the unknown one is more uncertain; 0.5 is chance."""
     fpr95: float

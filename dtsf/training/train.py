@@ -23,7 +23,7 @@ from dtsf.training.data import load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
 from dtsf.training.init_weights import start_from
-from dtsf.training.loop import EpochReport, fit
+from dtsf.training.loop import EpochReport, FitResult, fit
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
@@ -42,11 +42,10 @@ class TrainResult:
 
     run: Path
     epochs: int
-    """Number of epochs; fewer than in the recipe if the training stopped early."""
     seconds: float
     evaluation: Evaluation
     best_epoch: int | None = None
-    """Best epoch on the held-out groups, from 1; None without held-out groups."""
+    """See :class:`.loop.FitResult`."""
 
 
 def train(
@@ -102,7 +101,7 @@ def train(
             write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
         load, report = partial(load_groups, data), on_epoch if world.first else None
         common: dict[str, Any] = {"info": info, "spec": data.spec, "protocol": str(protocol), "initial": initial}
-        fit_again = partial(fit, **common, seed=seed, device=settings.device, fabric=fabric)
+        fit_again: Callable[..., FitResult] = partial(fit, **common, seed=seed, device=settings.device, fabric=fabric)
         held_out = load(split.held_out) if split.held_out else None
         options: dict[str, Any] = {"run": folder, "on_epoch": report}
         fitted = fit_again(
