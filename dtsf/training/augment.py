@@ -3,8 +3,7 @@
 Swapped backgrounds and occlusion are ours, in the spirit of TSM. With s the temporal mean of each cell of a clip and m its
 foreground weight, a clip with the background of clip b is ``s_b + m (x - s_b)``. An occluded cell is s plus noise.
 
-Letters: B groups, V views, T frames of the network, H W grid, C R channels, N views of all groups, P present views, Q changed
-views, X numbers of a cell in all frames.
+Letters: B groups, V views, T frames, H W grid, C R channels, N views of all groups, P present, Q changed, X numbers of a cell.
 """
 
 from __future__ import annotations
@@ -24,26 +23,18 @@ class AugmentConfig(Frozen):
     """Augmentation of training clips. Section ``[augment]`` of a recipe. Not used in evaluation."""
 
     crop: float = Field(default=0.0, ge=0, lt=1)  # maximum share of a clip that is cut off, at both ends together
-    # Each frame moves by up to half of this share of the distance between frames. 0 keeps the frames fixed. With frames uniform
-    # in time, this has an effect only if the cache holds more frames than model.frames.
+    # Each frame moves by up to half of this share of the distance between frames. 0 keeps the frames fixed. Without motion
+    # sampling it needs a cache of more frames than model.frames.
     jitter: float = Field(default=0.5, ge=0, le=1)
-    # Maximum shift of the grid of a view in cells, in each direction, with interpolation; the edge is repeated. 0.4 matches the
-    # error of the motion crop of stage 1.
-    shift: float = Field(default=0.0, ge=0)
-    # Maximum relative change of the size of the grid of a view, about its centre. 0.2 suits few people.
-    zoom: float = Field(default=0.0, ge=0)
-    # Maximum relative change of the speed of a group, about its middle, after frame sampling. The ends are cut or repeated.
-    # 0.5 suits few people; 0 suits a test on unseen views, where the performances keep their tempo (docs/results/network.md).
+    shift: float = Field(default=0.0, ge=0)  # maximum shift of a view's grid in cells; 0.4 is the motion crop's error
+    zoom: float = Field(default=0.0, ge=0)  # maximum relative change of the size of a view's grid; 0.2 suits few people
+    # Maximum relative change of the speed of a group. 0.5 suits few people, 0 a test on unseen views of the same performances.
     tempo: float = Field(default=0.0, ge=0)
     delay: float = Field(default=0.0, ge=0)  # maximum shift of a group in time, in frames; 1 goes with tempo 0.5
-    # Probability that all views of a group are mirrored. Not for classes that differ in left and right.
-    flip: float = Field(default=0.0, ge=0, le=1)
-    # Probability that a present view is dropped; one always stays. It trains the fusion to work without the easy view.
-    view_drop: float = Field(default=0.0, ge=0, lt=1)
-    # Share of the clips that get the background of another clip of the batch, drawn again at each step.
-    swap_background: float = Field(default=0.0, ge=0, le=1)
-    # Probability that a vertical bar of random width hides a part of a view; one view always stays free.
-    occlude: float = Field(default=0.0, ge=0, le=1)
+    flip: float = Field(default=0.0, ge=0, le=1)  # probability to mirror a group; not for classes of left and right
+    view_drop: float = Field(default=0.0, ge=0, lt=1)  # probability to drop a present view; one always stays
+    swap_background: float = Field(default=0.0, ge=0, le=1)  # share of clips with the background of another clip
+    occlude: float = Field(default=0.0, ge=0, le=1)  # probability that a vertical bar covers a view; one stays free
     noise: float = Field(default=0.0, ge=0)  # deviation of Gaussian noise, in units of the deviation of each channel
 
 
@@ -88,8 +79,8 @@ def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     after_BT = (before_BT + 1).clamp(max=T - 1)
     share_BT1111 = (read_BT - before_BT).view(B, T, 1, 1, 1, 1)
     row_B1 = torch.arange(B, device=x_BVTHWC.device).unsqueeze(1)
-    x_BTVHWC = x_BVTHWC.transpose(1, 2)
-    return torch.lerp(x_BTVHWC[row_B1, before_BT], x_BTVHWC[row_B1, after_BT], share_BT1111).transpose(1, 2)
+    before, after = (x_BVTHWC.transpose(1, 2)[row_B1, frame_BT] for frame_BT in (before_BT, after_BT))
+    return torch.lerp(before, after, share_BT1111).transpose(1, 2)
 
 
 def drop_views(mask_BV: Tensor, probability: float) -> Tensor:
@@ -105,10 +96,7 @@ def _one_view(mask_BV: Tensor) -> Tensor:
 
 
 def foreground_weight(x_QTHWR: Tensor) -> Tensor:
-    """Return the weight of the moving foreground in each cell: (Q, T, H, W, 1), in [0, 1].
-
-    It is the root of the distance of the cell from its temporal mean, divided by the maximum of the clip.
-    """
+    """Return the root of each cell's distance from its temporal mean, as a share of the clip's maximum: (Q, T, H, W, 1)."""
     distance_QTHW1 = torch.linalg.vector_norm(x_QTHWR - x_QTHWR.mean(1, keepdim=True), dim=-1, keepdim=True)
     most_Q1111 = distance_QTHW1.amax((1, 2, 3), keepdim=True)
     weight_QTHW1: Tensor = (distance_QTHW1 / most_Q1111.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
@@ -129,10 +117,7 @@ def swap_backgrounds(x_BVTHWR: Tensor, mask_BV: Tensor, share: float) -> Tensor:
 
 
 def occlude_views(x_BVTHWR: Tensor, mask_BV: Tensor, probability: float) -> Tensor:
-    """Cover some views with a vertical bar, from one column of cells to all: only noise changes behind it. Same shape.
-
-    One present view of each group, drawn at random, stays free. A group with one view is not changed.
-    """
+    """Cover some views with a vertical bar of at least one column; only noise changes behind it. One view stays free."""
     device, W = x_BVTHWR.device, x_BVTHWR.shape[4]
     free_BV = _one_view(mask_BV)
     covered_BV = mask_BV & ~free_BV & (torch.rand(mask_BV.shape) < probability)

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHARE = 0.4
-"""Maximum share of the free GPU memory for the embeddings; the rest is for the network."""
+SHARE = 0.4  # maximum share of the free GPU memory for the embeddings; the rest is for the network
 
 
 class Batch(NamedTuple):
@@ -40,8 +39,7 @@ class Batch(NamedTuple):
     x_BVTHWC: Tensor
     mask_BV: Tensor
     label_B: Tensor
-    row_BV: Tensor
-    """Row of each clip in the embeddings of the groups; undefined where the mask is False."""
+    row_BV: Tensor  # row of each clip in the embeddings of the groups; undefined where the mask is False
 
     def to(self, device: torch.device) -> Batch:
         """Move to a device."""
@@ -52,14 +50,11 @@ class Batch(NamedTuple):
 class Groups:
     """Groups of views, with the embeddings of their clips in memory."""
 
-    embeddings_NFHWC: Tensor
-    """float16; or the float32 result of :func:`.prepare.training_source`."""
-    row_GV: Tensor
-    """Row in ``embeddings_NFHWC`` of each view of each group; -1 if the view is absent."""
+    embeddings_NFHWC: Tensor  # float16; or the float32 result of prepare.training_source
+    row_GV: Tensor  # row in embeddings_NFHWC of each view of each group; -1 if the view is absent
     label_G: Tensor
     names: tuple[str, ...]
-    background_N: Tensor | None = None
-    """Number of the background of each clip, from 0; None if a clip has no named background."""
+    background_N: Tensor | None = None  # number of each clip's background, from 0; None if one has no named background
 
     def __len__(self) -> int:
         return len(self.names)
@@ -167,12 +162,10 @@ def _read_views(groups: Groups, row_BV: Tensor, time_BVT: Tensor, motion_samplin
 
 
 def fits_on_gpu(n_bytes: int, device: torch.device) -> bool:
-    """Return True if ``device`` is a GPU and ``n_bytes`` is at most :data:`SHARE` of its free memory.
-
-    Memory that PyTorch has reserved but does not use counts as free.
-    """
+    """Return True if ``device`` is a GPU and ``n_bytes`` is at most :data:`SHARE` of its free memory."""
     if device.type != "cuda":
         return False
+    # Memory that PyTorch has reserved but does not use counts as free.
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return n_bytes <= SHARE * (torch.cuda.mem_get_info(device)[0] + unused)
 
@@ -199,8 +192,7 @@ class Prefetcher:
         self._batches, self._device = batches, device
         self._stream: Any = _side_stream(device) if device.type == "cuda" else None
         self._staged: Batch | None = None
-        if self._stream is not None:
-            # Embeddings may still be in transfer to the device.
+        if self._stream is not None:  # embeddings may still be in transfer to the device
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def prepare(self) -> None:
@@ -224,6 +216,5 @@ class Prefetcher:
         computing = torch.cuda.current_stream(self._device)
         computing.wait_stream(self._stream)
         for x in batch:
-            # Keeps the memory of the batch until the step that reads it is done.
-            x.record_stream(computing)
+            x.record_stream(computing)  # keeps the memory of the batch until the step that reads it is done
         return batch

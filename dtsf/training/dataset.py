@@ -47,12 +47,9 @@ class GroupBatch(NamedTuple):
 class CacheDataset(Dataset[GroupSample]):
     """Groups of views of a cache, in the order of their names.
 
-    Args:
-        data: Result of :func:`dtsf.api.open_cache`.
-        clips: Clips to use, for example one side of a split; all by default.
-        hold: ``auto`` keeps the embeddings on ``device`` if it is a GPU with enough free memory, else in memory if they take at
-            most half of it, else reads the files. ``never`` reads the files. See :attr:`where`.
-        device: Device of the batches.
+    ``clips``: for example one side of a split; all by default. ``device``: of the batches. ``hold``: ``auto`` keeps the embeddings
+    on ``device`` if it is a GPU with enough free memory, else in memory if they take at most half of it, else reads the files.
+    ``never`` reads the files. See :attr:`where`.
     """
 
     def __init__(

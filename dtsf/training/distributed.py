@@ -34,10 +34,9 @@ class World(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Groups in one batch of one process.
+    """Groups in one batch of one process, and the weight of their mean loss in the step.
 
-    The mean over processes and the sum over batches of weighted mean losses is the mean over the groups of the step. The weight is
-    0 if the last step has fewer groups than processes: the process then takes one group that does not count.
+    If the last step has fewer groups than processes, a process takes one group with weight 0.
     """
 
     chosen_B: Tensor

@@ -13,11 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-STILL = 0.7
-"""Share of the smallest step of a clip that counts as noise of the camera, not as motion."""
-
-CHUNK = 250_000
-"""Numbers in a chunk, 1 MB in float32: temporary results stay in the cache of the CPU, which is 4 times faster."""
+STILL = 0.7  # share of the smallest step of a clip that counts as noise of the camera, not as motion
+CHUNK = 250_000  # numbers in a chunk, 1 MB: temporary results stay in the cache of the CPU, which is 4 times faster
 
 
 def uniform_times(n_frames: int, position: float = 0.5) -> Tensor:

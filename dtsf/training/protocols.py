@@ -65,10 +65,7 @@ class Side(Frozen):
 
 
 def parse_protocol(text: str | None, kind: str) -> Protocol:
-    """Read ``name[:argument,...]``; None is the usual protocol of the kind of dataset.
-
-    Raises ConfigError: unknown name, or an argument that the protocol does not take.
-    """
+    """Read ``name[:argument,...]``; None is the usual protocol of the kind of dataset. Raises ConfigError."""
     if text is None:
         return Protocol(name=DEFAULTS.get(kind, "all"))
     name, colon, rest = text.strip().partition(":")
@@ -93,9 +90,8 @@ def split_clips(
 ) -> Split:
     """Divide clips into training and test.
 
-    ``view_names``: names in the order of the view numbers; a protocol may use either. ``needed``: sides that must have clips; an
-    evaluation on another dataset needs one. Raises ConfigError: unknown subject or view, a missing column of the dataset, or a
-    needed side without clips.
+    ``view_names``: in the order of the view numbers. ``needed``: sides that must have clips; an evaluation on another dataset needs
+    one. Raises ConfigError: unknown subject or view, a missing column of the dataset, or a needed side without clips.
     """
     rules: dict[str, Callable[[], Rule]] = {
         "cross-subject": lambda: _cross_subject(clips, protocol, kind),

@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
     from dtsf.cache.schema import CacheSpec, DatasetInfo
 
-LIMIT = 1 << 20
-"""Maximum size of a TOML file in bytes."""
-PACKAGES = {"recipe": "dtsf.training", "table": "dtsf.experiments"}
-"""Package with the built-in TOML files of each kind."""
+LIMIT = 1 << 20  # maximum size of a TOML file in bytes
+PACKAGES = {"recipe": "dtsf.training", "table": "dtsf.experiments"}  # with the built-in TOML files of each kind
 REFERENCE_CLIPS = 333
 """Number of training clips for which the recipes were tuned (100 groups of three views): width 96, one block, 120 epochs."""
 
@@ -60,19 +58,17 @@ class TrainConfig(Frozen):
     held_out: float = Field(default=0.0, ge=0, lt=1)
     # Training subjects to hold out instead of a share (3,4): the closest to a test on unseen people.
     held_out_subjects: Annotated[tuple[str, ...], BeforeValidator(_subjects)] = ()
-    # Epochs without a lower loss on the held-out groups before the training stops. The weights of the best epoch are
-    # kept. 0 trains all epochs and keeps the last weights. The learning rate always follows all epochs.
+    # Epochs without a lower held-out loss before the training stops and keeps the best epoch. 0: all epochs, last weights.
     patience: int = Field(default=0, ge=0, le=10**7)
     # Classes to exclude from training and test (golf swing,jogging): unknown actions for evaluate --unknown excluded.
     exclude_classes: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
-    # Folds of the training groups, by people if they are named, that calibrate the evidence. Each fold trains a network on
-    # the other folds: 2 cost as much as the training. 0 does not calibrate. Held-out groups replace the folds.
+    # Folds of the training groups that calibrate the evidence, by people: 2 cost as much as the training, 0 none. Held-out
+    # groups replace them.
     calibrate: int = Field(default=2, ge=0)
     draws: int = Field(default=1, ge=1, le=4096)  # sets of frames that an evaluation averages (evaluate --draws)
     # Compute each block again in the backward pass: a third slower, a tenth of the memory. For sequences of pixels.
     checkpointing: bool = False
-    # torch.compile for the mixers, on a GPU only: a minute at the start; the last bits of the numbers differ.
-    compile: bool = False
+    compile: bool = False  # torch.compile for the mixers, on a GPU: a minute at the start, other last bits of numbers
     precision: Literal["32-true", "bf16-mixed"] = "32-true"  # bf16 for GPUs; scan and evidence stay in float32
     threads: int = Field(default=1, ge=1, le=1024)  # CPU threads; two can be much slower on a shared machine
 
@@ -86,10 +82,8 @@ class TrainConfig(Frozen):
         if self.held_out and self.held_out_subjects:
             raise ValueError("train.held_out and train.held_out_subjects exclude each other: set one of them")
         if self.patience and not (self.held_out or self.held_out_subjects):
-            raise ValueError(
-                "train.patience needs held-out groups: --set train.held_out=0.1, or train.held_out_subjects=NAMES of "
-                "training subjects"
-            )
+            way = "--set train.held_out=0.1, or train.held_out_subjects=NAMES of training subjects"
+            raise ValueError(f"train.patience needs held-out groups: {way}")
         return self
 
 
@@ -180,17 +174,13 @@ def builtin_names(kind: str) -> list[str]:
 
 
 def read_toml(kind: str, name_or_file: str) -> dict[str, Any]:
-    """Read a built-in TOML file of a kind by its name, or a TOML file by its path.
-
-    Raises ConfigError: unknown name, or a file that cannot be read as TOML.
-    """
+    """Read a built-in TOML file of a kind by its name, or a TOML file by its path. Raises ConfigError."""
     names = builtin_names(kind)
     if name_or_file in names:
         data = (resources.files(PACKAGES[kind]) / f"{kind}s" / f"{name_or_file}.toml").read_bytes()
     elif name_or_file.endswith(".toml"):
-        data = read_file(
-            Path(name_or_file), limit=LIMIT, error=lambda why: ConfigError(f"{kind} file {why}"), follow=True
-        )
+        file = Path(name_or_file)
+        data = read_file(file, limit=LIMIT, error=lambda why: ConfigError(f"{kind} file {why}"), follow=True)
     else:
         raise ConfigError(f"unknown {kind} {name_or_file!r}; there are {', '.join(names)}, or give a .toml file")
     try:

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import TrainConfig
 
-EXCLUDED = "excluded"
-"""Value of ``--unknown`` for the classes that the run excludes from training."""
+EXCLUDED = "excluded"  # value of --unknown for the classes that the run excludes from training
 
 
 class Fold(Frozen):

@@ -1,7 +1,7 @@
 """Peer methods against static bias, chosen by ``[debias] method``: HSIC, SOAR, StillMix and ALBAR.
 
-A debiaser is built from the training groups before the first step. It may change a batch and may add terms to the loss. Its own
-weights are trained with the network and saved with the optimiser state. The network does not depend on it.
+A debiaser may change a batch and may add terms to the loss. Its own weights are trained with the network and saved with the
+optimiser state. The network does not depend on it.
 """
 
 from __future__ import annotations

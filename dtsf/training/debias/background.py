@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from dtsf.model.network import Output
     from dtsf.training.data import Batch, Groups
 
-REVERSED = 0.2
-"""SOAR: share of the decoder's gradient that reaches the features."""
-LAYERS = 5
-"""SOAR: layers of the background classifier."""
+REVERSED = 0.2  # SOAR: share of the decoder's gradient that reaches the features
+LAYERS = 5  # SOAR: layers of the background classifier
 
 
 def dependence(x_PD: Tensor, y_PE: Tensor) -> Tensor:
