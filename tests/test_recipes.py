@@ -1,20 +1,54 @@
-"""Recipes: each trains on the cache that it is for, the choice by default, overrides and inheritance."""
+"""Settings and recipes: checks before a training, overrides, inheritance, the default; each recipe trains on its cache."""
 
 import math
 import re
 
 import pytest
 import torch
+import typer.main
 from make_cache import draw
 
 from dtsf import api
 from dtsf.cache.schema import DatasetInfo
+from dtsf.cli.app import app
 from dtsf.errors import ConfigError
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
+from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.training.recipe import builtin_names, default_recipe, load_recipe, resolve_auto
+from dtsf.training.settings import TrainSettings
 
 KINDS = {"ntu60": "ntu", "ntu120": "ntu", "nucla-paper": "nucla", "demo": "nucla"}
+
+
+@pytest.mark.parametrize(("command", "model"), [("preprocess", PreprocessSettings), ("train", TrainSettings)])
+def test_settings__every_field_is_an_option(command, model):
+    options = {p.opts[0]: p for p in typer.main.get_command(app).commands[command].params if p.opts}
+    for name, field in model.model_fields.items():
+        option = options[model.option(name)]
+        assert option.help == field.description
+        assert option.secondary_opts == []
+        if isinstance(field.default, int | float):
+            assert float(option.default) == field.default
+
+
+def test_train_settings__epochs_is_a_key_of_the_recipe():
+    assert TrainSettings.of(overrides=["model.depth=2"], epochs=3).changes() == ("model.depth=2", "train.epochs=3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "weights.pth", "resume": True}, "--init and --resume exclude each other"),
+        ({"epoch": 3}, "unknown --epoch; did you mean --epochs"),
+        ({"run": 3}, "--out 3"),
+        ({"device": "tpu"}, "--device 'tpu'"),
+        ({"epochs": 0}, "--epochs 0"),
+    ],
+)
+def test_train__refuses_a_setting_before_it_opens_the_cache(changes, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        api.train(tmp_path / "no cache", **changes)
 
 
 @pytest.mark.parametrize("name", builtin_names("recipe"))
@@ -37,18 +71,20 @@ def test_recipe__trains_one_step_on_a_cache_that_it_is_for(tmp_path, name):
     assert result.evaluation.metrics.n_groups == (4 if protocol == "cross-view:3" else 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "classes", "channels", "side", "millions"),
+    [("ntu60", 60, 112, 6, 2.3), ("ntu120", 120, 112, 6, 4.0), ("nucla-paper", 10, 3, 224, 25.421578)],
+)
+def test_recipe__has_the_size_in_its_comment(name, classes, channels, side, millions):
+    net = DTSFNet(load_recipe(name).model, channels=channels, side=side, n_classes=classes)
+    n = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    assert (n if name == "nucla-paper" else round(n, 1)) == millions
+
+
 def test_nucla_paper__is_the_network_of_the_paper():
     model = load_recipe("nucla-paper").model
-    net = DTSFNet(model, channels=3, side=224, n_classes=10)
-    assert sum(parameter.numel() for parameter in net.parameters()) == 25_421_578
     assert (model.frames, model.patch, model.readout, model.fusion) == (16, 16, "cls", "msf")
     assert model.branch == (BranchConfig(input="pixels", views="each", paste="thumbnails"),)
-
-
-@pytest.mark.parametrize(("name", "classes", "millions"), [("ntu60", 60, 2.3), ("ntu120", 120, 4.0)])
-def test_ntu_recipes__have_the_size_in_their_comments(name, classes, millions):
-    net = DTSFNet(load_recipe(name).model, channels=112, side=6, n_classes=classes)
-    assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6, 1) == millions
 
 
 def test_pixels__are_normalised_as_for_videomamba():

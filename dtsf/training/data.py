@@ -120,8 +120,7 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Yield the augmented batches of one epoch. Draws from PyTorch's global generator.
 
-    ``motion_sampling``: see :mod:`dtsf.training.frame_sampling`. ``scale_C``: unit of the noise, the deviation of each channel.
-    ``order``: indices of the groups of each batch, (B,) each; a random order by default.
+    ``scale_C``: unit of the noise. ``order``: indices of the groups of each batch, (B,) each; a random order by default.
     """
     for chosen_B in torch.randperm(len(groups)).split(batch_size) if order is None else order:
         row_BV = groups.row_GV[chosen_B]

@@ -32,10 +32,9 @@ def motion_steps(x_NFHWC: Tensor) -> Tensor:
 
 
 def cumulative_motion(step_NS: Tensor, motion_sampling: float) -> Tensor:
-    """Return the share of each clip that has passed at each cached frame: (N, F), float32, from 0 at the first to 1 at the last.
+    """Return the share of each clip that has passed at each cached frame: (N, F), float32, from 0 to 1.
 
-    ``step_NS``: result of :func:`motion_steps`. ``motion_sampling``: share of motion, from 0 (time alone) to 1 (motion alone).
-    A clip without motion runs by time.
+    ``motion_sampling``: share of motion, from 0 (time alone) to 1 (motion alone). A clip without motion runs by time.
     """
     step_NS = step_NS - STILL * step_NS.amin(1, keepdim=True)
     mean_N1 = step_NS.mean(1, keepdim=True)
@@ -50,9 +49,8 @@ def read_frames(
 ) -> Tensor:
     """Read the clips of rows at given times, in [0, 1]. Return (M, T, H, W, C), float32.
 
-    ``motion_sampling``: see :func:`cumulative_motion`. At 0, the result is the cached frame of the segment that contains the time.
-    Above 0, it is interpolated between the two cached frames around the time. ``step_NS``: :func:`motion_steps` of all clips;
-    computed by default.
+    At ``motion_sampling`` 0, the result is the cached frame of the segment that contains the time. Above 0, it is interpolated
+    between the two cached frames around the time. ``step_NS``: :func:`motion_steps` of all clips; computed by default.
     """
     F = x_NFHWC.shape[1]
     # Frames as rows: a copy of whole rows is ten times faster than indexing by two axes.

@@ -49,11 +49,8 @@ def kl_loss(alpha_NK: Tensor, label_N: Tensor, *, adjusted: bool = True) -> Tens
 
 
 def uncertain_cross_entropy(logits_NK: Tensor, label_N: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Compute L_cross: cross-entropy times ``1 + u``, so that uncertain samples count more. (N,).
-
-    ``u`` is detached; otherwise a smaller uncertainty would lower the loss.
-    """
-    u_N = uncertainty(dirichlet(logits_NK)).detach()
+    """Compute L_cross: cross-entropy times ``1 + u``, so that uncertain samples count more. (N,)."""
+    u_N = uncertainty(dirichlet(logits_NK)).detach()  # otherwise a smaller uncertainty would lower the loss
     return (1 + u_N) * F.cross_entropy(logits_NK.float(), label_N, reduction="none", label_smoothing=label_smoothing)
 
 

@@ -21,10 +21,7 @@ def schedule(step: int, n_steps: int, warmup: float) -> float:
 
 
 def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -> list[dict[str, Any]]:
-    """Divide parameters into those with and without weight decay.
-
-    Matrices decay. Norms, biases, positions, the class token and D do not, nor does A_log unless ``states`` is set.
-    """
+    """Divide parameters into those with weight decay (matrices) and without. ``states``: A_log decays too."""
     exempt = ("pos_embed", "temporal_pos_embedding", "cls_token", *(() if states else ("A_log", "A_b_log")))
     decayed: list[Tensor] = []
     kept: list[Tensor] = []
@@ -41,10 +38,7 @@ def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.opt
 
 @torch.no_grad()
 def update_average(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
-    """Update the running average of the weights in place. The decay is smaller in the first steps, to forget the start.
-
-    ``decay``: share of the average that stays. ``step``: from 1.
-    """
-    decay = min(decay, (1 + step) / (10 + step))
+    """Update the running average of the weights in place; a share ``decay`` of it stays. ``step``: from 1."""
+    decay = min(decay, (1 + step) / (10 + step))  # smaller in the first steps, to forget the start
     for name, x in net.state_dict().items():
         average[name].lerp_(x, 1.0 - decay)

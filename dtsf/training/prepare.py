@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 
 def prepare_network(net: DTSFNet, groups: Groups, recipe: Recipe) -> tuple[Groups, float, Tensor]:
-    """Set the statistics of the training groups in ``net``.
-
-    Returns the groups that training reads and their motion sampling (:func:`training_source`), and :func:`channel_deviation`.
-    """
+    """Set the statistics of the training groups in ``net``. Return :func:`training_source` and :func:`channel_deviation`."""
     inputs, model = net.inputs, recipe.model
     deviation_C = channel_deviation(groups, dynamic=model.uses_motion)
     inputs.channel_scale_C.copy_(1.0 / deviation_C)
@@ -40,10 +37,7 @@ def prepare_network(net: DTSFNet, groups: Groups, recipe: Recipe) -> tuple[Group
 
 
 def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
-    """Return the standard deviation of each channel over the clips of ``groups``: (C,), float32.
-
-    ``dynamic``: of the frames minus the temporal mean of their clip; else of the frames.
-    """
+    """Return the standard deviation of each channel: (C,), float32. ``dynamic``: of frames minus the temporal mean of the clip."""
     square_C: Tensor = torch.zeros(groups.embeddings_NFHWC.shape[-1], dtype=torch.float64)
     total_C = torch.zeros_like(square_C)
     count = 0
@@ -98,8 +92,8 @@ def motion_mean(net: DTSFNet, groups: Groups, motion_sampling: float) -> Tensor:
 def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, embeddings: bool) -> tuple[Groups, float]:
     """Return the groups that training reads, and their motion sampling.
 
-    If every epoch reads the same frames, principal channels or motion are computed once, of the T frames of the network. This
-    saves a third of a step. Otherwise the groups are unchanged. ``embeddings``: keep them, because the debiaser reads them too.
+    If every epoch reads the same frames, principal channels or motion are computed once, which saves a third of a step. Otherwise
+    the groups are unchanged. ``embeddings``: keep them, because the debiaser reads them too.
     """
     config, inputs, x_NFHWC = net.config, net.inputs, groups.embeddings_NFHWC
     frames_vary = augment.crop or augment.jitter or augment.noise

@@ -109,8 +109,7 @@ class Recipe(Frozen):
 def resolve_auto(recipe: Recipe, n_clips: int) -> Recipe:
     """Replace ``auto`` by numbers that follow from the number of training clips. Measured in docs/results/network.md.
 
-    The width grows with the square root of the clips, in steps of 32 from 96 to 384. The depth is one block below width 128, two
-    below 256, else four. The epochs fall with the square root of the clips, from 240 to 20. See :data:`REFERENCE_CLIPS`.
+    The width grows with the square root of the clips, and the epochs fall with it. The depth follows the width.
     """
     ratio = math.sqrt(max(1, n_clips) / REFERENCE_CLIPS)
     width = recipe.model.width or min(384, max(96, 32 * round(3 * ratio)))

@@ -43,5 +43,5 @@ class TrainSettings(Settings):
         return self
 
     def changes(self) -> tuple[str, ...]:
-        """Return all changes of the recipe, ``section.key=value`` each."""
+        """Return the changes of the recipe, ``section.key=value`` each."""
         return (*self.overrides, *([f"train.epochs={self.epochs}"] if self.epochs else []))

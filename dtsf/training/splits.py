@@ -28,10 +28,10 @@ class Fold(Frozen):
 
 
 def make_folds(clips: Sequence[Clip], protocol: str, n_folds: int) -> tuple[list[Fold], str]:
-    """Divide training clips into folds of about equal numbers of groups. Return also the unit of division.
+    """Divide training clips into folds of about equal size, none if nothing can be divided. Return also the unit of division.
 
-    The unit follows ``protocol`` (its name): views for ``cross-view``, setups for ``cross-setup``, else people. With fewer than
-    two units, groups are divided. Returns no fold if nothing can be divided.
+    The unit follows the name of the protocol: views for ``cross-view``, setups for ``cross-setup``, else people. With fewer than
+    two units, groups are divided.
     """
     by = {"cross-view": "views", "cross-setup": "setups"}.get(protocol, "people")
     person = _join_people(clips)
@@ -81,10 +81,9 @@ def _join_people(clips: Sequence[Clip]) -> dict[str, str | None]:
 
 
 def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
-    """Move the held-out groups of a recipe out of the training clips. All clips of a group stay together.
+    """Move the held-out groups of a recipe out of the training clips. A share takes at least one group of a class of two.
 
-    ``config.held_out`` is a share of the groups of each class, at least one if the class has two. Raises ConfigError: a subject
-    without training clips, or no group left in training or held out.
+    Raises ConfigError: a subject without training clips, or no group left in training or held out.
     """
     names: set[str] = set()
     if config.held_out_subjects:
@@ -143,10 +142,7 @@ def exclude_classes(split: Split, info: DatasetInfo, names: Sequence[str]) -> tu
 def split_by_known_classes(
     clips: Sequence[Clip], class_names: Sequence[str], known_names: Sequence[str]
 ) -> tuple[tuple[Clip, ...], tuple[Clip, ...]]:
-    """Divide clips into those of known classes, with the labels of ``known_names``, and the others, unchanged.
-
-    ``class_names``: of the dataset. ``known_names``: of the network.
-    """
+    """Divide clips into those of the network's classes (``known_names``), with its labels, and the others, unchanged."""
     if tuple(class_names) == tuple(known_names):
         return tuple(clips), ()
     label = {k: known_names.index(name) for k, name in enumerate(class_names) if name in known_names}

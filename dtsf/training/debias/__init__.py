@@ -6,20 +6,73 @@ optimiser state. The network does not depend on it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from dtsf.training.debias.background import Hsic, Soar
-from dtsf.training.debias.base import DebiasConfig, Debiaser
-from dtsf.training.debias.still_frames import Albar, StillMix
+from pydantic import Field
+from torch import Tensor, nn
+
+from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from dtsf.training.data import Groups
+    from dtsf.model.network import Output
+    from dtsf.training.data import Batch, Groups
 
-__all__ = ["METHODS", "DebiasConfig", "Debiaser", "make_debiaser"]
 
-METHODS = {"none": Debiaser, "hsic": Hsic, "stillmix": StillMix, "albar": Albar, "soar": Soar}
+class DebiasConfig(Frozen):
+    """Peer method against static bias, and its weights. Section ``[debias]`` of a recipe. Used in training only."""
+
+    # hsic (Kobayashi et al.): independence of a biased stream, and a background loss. stillmix (Li et al.): mixes still frames
+    # into clips. albar (Fioresi et al.): the network must not recognise a single frame. soar (Zhai et al.): adversaries read
+    # the background out of the features. stillmix and albar need an input that shows still frames.
+    method: Literal["none", "hsic", "stillmix", "albar", "soar"] = "none"
+    hsic: float = Field(
+        default=1.0, ge=0
+    )  # weight of the dependence between the network's features and the biased stream
+    background: float = Field(
+        default=0.1, ge=0
+    )  # hsic, soar: weight of the background loss; 0 disables the classifiers
+    backgrounds: int = Field(default=8, ge=2)  # hsic, soar: clusters of static embeddings, if backgrounds have no names
+    bank: int = Field(default=1024, ge=1)  # stillmix: number of still frames in the bank
+    confident: float = Field(
+        default=0.5, gt=0, le=1
+    )  # stillmix: share of frames, the most confident ones, for the bank
+    mix: float = Field(default=0.5, ge=0, le=1)  # stillmix: probability that a clip is mixed with a still frame
+    beta: float = Field(default=200.0, gt=0)  # stillmix: weight of a batch ~ Beta(beta, beta); at 200 close to one half
+    # albar: weights of the cross-entropy of the static clip, of the entropy of its prediction, and of the gradient penalty. The
+    # defaults are the authors'. A penalty of 0 saves two thirds of the cost.
+    adversary: float = Field(default=1.0, ge=0)
+    entropy: float = Field(default=4.25, ge=0)
+    penalty: float = Field(default=10.0, ge=0)
+    reconstruction: float = Field(default=1.0, ge=0)  # soar: weight of the reconstruction of the background
+
+
+class Debiaser(nn.Module):
+    """No debiasing. A method overrides :meth:`build`, :meth:`prepare` and :meth:`losses` as needed.
+
+    ``width``: number of features of a view, D. ``seed``: of the random draws of :meth:`build`.
+    """
+
+    def __init__(self, groups: Groups, config: DebiasConfig, *, width: int, n_classes: int, seed: int) -> None:
+        super().__init__()
+        self.config, self.width, self.n_classes, self.seed = config, width, n_classes, seed
+        self.build(groups)
+
+    def build(self, groups: Groups) -> None:
+        """Make the buffers and layers from the training groups."""
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Change a batch before it enters the network."""
+        return batch
+
+    def losses(self, batch: Batch, output: Output, net: Any) -> dict[str, Tensor]:
+        """Return terms to add to the loss, by name, already weighted."""
+        return {}
 
 
 def make_debiaser(config: DebiasConfig, groups: Groups, *, width: int, n_classes: int, seed: int) -> Debiaser:
     """Build the debiaser of ``config.method`` from the training groups. The same seed gives the same debiaser."""
-    return METHODS[config.method](groups, config, width=width, n_classes=n_classes, seed=seed)
+    from dtsf.training.debias.background import Hsic, Soar
+    from dtsf.training.debias.still_frames import Albar, StillMix
+
+    methods = {"none": Debiaser, "hsic": Hsic, "stillmix": StillMix, "albar": Albar, "soar": Soar}
+    return methods[config.method](groups, config, width=width, n_classes=n_classes, seed=seed)

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtsf.training.debias.base import Debiaser
+from dtsf.training.debias import Debiaser
 
 if TYPE_CHECKING:
     from dtsf.model.network import Output

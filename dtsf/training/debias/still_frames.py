@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtsf.model.scan import use_backend
-from dtsf.training.debias.base import Debiaser
+from dtsf.training.debias import Debiaser
 
 if TYPE_CHECKING:
     from dtsf.model.network import Output
