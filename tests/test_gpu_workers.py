@@ -9,10 +9,10 @@ from test_preprocess import SMALL
 
 from dtsf import api
 from dtsf.errors import VideoError
-from dtsf.pipeline import gpu, scheduler, worker
+from dtsf.pipeline import scheduler, worker
 from dtsf.pipeline.encoders.choose import load_encoder
-from dtsf.pipeline.gpu import decode_parallel, embed_batched
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings
+from dtsf.pipeline.worker import decode_parallel, embed_batched
 
 N_VIDEOS = 7
 
@@ -71,14 +71,14 @@ def test_embed_batched__does_not_call_the_encoder_without_frames(requests):
 
 
 def test_decoders_per_worker__is_its_share_of_the_cores(monkeypatch):
-    assert gpu.visible_gpus("pixels") == ()
+    assert worker.visible_gpus("pixels") == ()
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    monkeypatch.setattr(gpu, "visible_gpus", lambda encoder: () if encoder == "pixels" else ("0", "1"))
-    assert gpu.default_workers("efficientnet-lite0") == 2
-    assert gpu.decoders_per_worker("efficientnet-lite0") == 8
-    assert gpu.decoders_per_worker("efficientnet-lite0", workers=4) == 4
-    assert gpu.default_workers("pixels") == 16
-    assert gpu.decoders_per_worker("pixels") == 1
+    monkeypatch.setattr(worker, "visible_gpus", lambda encoder: () if encoder == "pixels" else ("0", "1"))
+    assert worker.default_workers("efficientnet-lite0") == 2
+    assert worker.decoders_per_worker("efficientnet-lite0") == 8
+    assert worker.decoders_per_worker("efficientnet-lite0", workers=4) == 4
+    assert worker.default_workers("pixels") == 16
+    assert worker.decoders_per_worker("pixels") == 1
 
 
 @pytest.mark.parametrize(
@@ -87,19 +87,19 @@ def test_decoders_per_worker__is_its_share_of_the_cores(monkeypatch):
 def test_visible_gpus__follow_cuda_visible_devices(monkeypatch, variable, count, names):
     import torch
 
-    monkeypatch.setattr(gpu.os.path, "exists", lambda path: True)
+    monkeypatch.setattr(worker.os.path, "exists", lambda path: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if variable is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
-    assert gpu.visible_gpus("efficientnet-lite0") == names
+    assert worker.visible_gpus("efficientnet-lite0") == names
 
 
 @pytest.mark.parametrize(("number", "name"), [(0, "4"), (1, "7"), (2, "4")])
 def test_select_gpu__takes_the_same_gpu_for_every_shard(monkeypatch, number, name):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     for _ in range(2):
-        gpu.select_gpu(number, ("4", "7"))
+        worker.select_gpu(number, ("4", "7"))
         assert os.environ["CUDA_VISIBLE_DEVICES"] == name
 
 

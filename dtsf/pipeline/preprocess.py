@@ -15,11 +15,10 @@ from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.align import align_groups
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
-from dtsf.pipeline.gpu import default_workers, visible_gpus
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.scheduler import run_tasks
 from dtsf.pipeline.video.decode import decoder_name
-from dtsf.pipeline.worker import ShardTask
+from dtsf.pipeline.worker import ShardTask, default_workers, visible_gpus
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:

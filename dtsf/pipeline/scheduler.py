@@ -14,8 +14,7 @@ from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.gpu import RESOURCE, select_gpu
-from dtsf.pipeline.worker import ShardTask, run_shard
+from dtsf.pipeline.worker import ShardTask, run_shard, select_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,8 +22,10 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import ClipRecord
 
 TOPIC = "dtsf-clips"
+# Name of a GPU among dask's resources: ``dask worker ... --resources GPU=1``, one worker per GPU.
+RESOURCE = "GPU"
+# Seconds between two progress events of a shard, so that the scheduler's load grows with workers, not with clips.
 REPORT_EVERY = 1.0
-"""Seconds between two progress events of a shard, so that the scheduler's load grows with workers, not with clips."""
 
 WORKER_ENVIRONMENT = {
     # By default the allocator returns memory after every layer of the encoder. Keeping it halves the time of a worker.

@@ -8,16 +8,29 @@ Views and labels are any text. They are numbered in natural order (cam2 before c
 
 from __future__ import annotations
 
+import codecs
+import csv
+import difflib
 import os
+import re
 from pathlib import Path
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
+from dtsf.files.read import read_file
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
-from dtsf.pipeline.datasets.tables import FRAME, SECONDS, read_number, read_table
 
 REQUIRED = ("path", "label", "group", "view")
 OPTIONAL = ("subject", "split", "start", "end", "first", "last", "fps", "offset", "background")
+MAX_BYTES = 1 << 28
+SEPARATORS = (",", ";", "\t")
+# Pattern of a cell and its description. Each group is 60 times as much as the next one. Spreadsheets write 12 as 12.0.
+SECONDS = (
+    r"(?:(?:(\d+):)?(\d{1,2}):(?=0*[0-5]?\d?(?!\d)))?(\d+(?:[.,]\d*)?|[.,]\d+)",
+    "seconds (a number of at least 0) or h:mm:ss.s",
+)
+FRAME = (r"(\d{1,9})(?:[.,]0*)?", "a frame number, from 0")
+NUMBER = (r"([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))", "a number")
 
 
 def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
@@ -29,21 +42,10 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         raise DataError(f"no manifest at {file}: give a table, or a folder with a manifest.csv, as --root")
     if videos is not None and not videos.is_dir():
         raise DataError(f"the folder --videos {videos} does not exist")
-    rows, notes = read_table(file, REQUIRED, OPTIONAL)
+    rows, notes = _read_table(file)
     # Text: Path objects cost seconds for ten thousand rows.
     base = os.path.normpath((videos or file.parent).absolute())
-    paths = []
-    for line, row in rows:
-        text = row["path"]
-        if "\\" in text and not os.path.exists(os.path.join(base, text)):
-            text = text.replace("\\", "/")
-        paths.append(os.path.normpath(os.path.join(base, text)))
-        # A table from elsewhere cannot use other files.
-        if not os.path.isabs(text) and not _is_below(paths[-1], base):
-            raise DataError(
-                f"{file}, line {line}: {text} is outside of {base}: give the folder of the videos with --videos, or an "
-                "absolute path"
-            )
+    paths = [_resolve(row["path"], base, f"{file}, line {line}") for line, row in rows]
     if not all(_is_below(path, base) for path in paths):
         # Some paths are absolute: use the common folder, so that no record leads out of the data root.
         base = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -66,31 +68,103 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         relative = path[len(base.rstrip("/")) + 1 :]
         if not os.path.exists(path):
             missing.append(f"{relative} (line {line})")
-        texts = {name: row.get(name) or None for name in ("subject", "split", "background")}
-        clips.append(
-            Clip(
-                id=f"{group}_v{view:02d}",
-                path=relative,
-                label=label_of[label],
-                raw_label=label,
-                group=group,
-                view=view,
-                offset=read_number(row, "offset", where) or 0.0,
-                **texts,
-                **_part(row, where),
-            )
-        )
+        facts = {name: row.get(name) or None for name in ("subject", "split", "background")}
+        facts |= {"path": relative, "group": group, "raw_label": label, "id": f"{group}_v{view:02d}"}
+        offset = _number(row, "offset", where) or 0.0
+        clips.append(Clip(label=label_of[label], view=view, offset=offset, **facts, **_part(row, where)))
     if missing:
         notes.append(f"{len(missing)} files of {file.name} do not exist and are left out; the first is {missing[0]}")
     names = {"class_names": labels, "view_names": views}
     return build_catalog("manifest", Path(base), clips, **names, notes=notes, expects="rows in the table")
 
 
+def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
+    """Return the text of a table or list: UTF-8, UTF-16 or Windows' cp1252, with a note about this guess. Raises DataError: it is
+    not text.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif data[1:2] == b"\0":
+        encoding = "utf-16-le"
+    else:
+        encoding = "utf-16-be" if data[:1] == b"\0" and len(data) > 1 else "utf-8-sig"
+    try:
+        return data.decode(encoding), []
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}, line {line}: neither UTF-8 nor UTF-16 nor cp1252 text") from error
+    return text, [f"{where} is not UTF-8 (line {line}) and was read as Windows' cp1252: check it, or save it as UTF-8"]
+
+
+def _read_table(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Return the rows of a table that is separated by commas, semicolons or tabs: the number of the last line of each, and its
+    cells by column name in small letters. Also return notes: a guessed encoding, unused columns.
+    """
+    text, notes = decode_text(read_file(file, limit=MAX_BYTES, error=DataError, follow=True), str(file))
+    lines = text.splitlines(keepends=True)
+    known = (*REQUIRED, *OPTIONAL)
+
+    def count_known(separator: str) -> int:
+        return sum(cell.strip().casefold() in known for cell in next(csv.reader(lines[:1], delimiter=separator), []))
+
+    separator = max(SEPARATORS, key=count_known)
+    rows = []
+    try:
+        reader = csv.reader(lines, delimiter=separator, strict=True)
+        header = [name.strip().casefold() for name in next(reader, [])]
+        repeated = next((name for k, name in enumerate(header) if name in known and name in header[:k]), None)
+        if repeated is not None:
+            raise DataError(f"{file}, line 1: two columns have the name {repeated!r}")
+        missing = next((name for name in REQUIRED if name not in header), None)
+        if missing is not None:
+            near = difflib.get_close_matches(missing, header, 1, 0.6)
+            hint = f" (is it {near[0]!r}?)" if near else ""
+            raise DataError(
+                f"{file}, line 1: column {missing!r} is missing{hint}. Required: {', '.join(REQUIRED)}. "
+                f"Optional: {', '.join(OPTIONAL)}. Found: {', '.join(header) or 'nothing'}"
+            )
+        for name in header:
+            near = [] if name in OPTIONAL else difflib.get_close_matches(name, OPTIONAL, 1, 0.75)
+            notes += [f"{file}: column {name!r} is not used; did you mean {one!r}?" for one in near]
+        for cells in reader:
+            where = f"{file}, line {reader.line_num}"
+            if not any(cell.strip() for cell in cells):
+                continue
+            if any(cell.strip() for cell in cells[len(header) :]):
+                raise DataError(
+                    f"{where}: {len(cells)} cells, but the header has {len(header)} columns; put a cell that contains "
+                    f"{separator!r} in quotes"
+                )
+            row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in known}
+            empty = next((name for name in REQUIRED if not row.get(name)), None)
+            if empty is not None:
+                raise DataError(f"{where}: {empty} is empty")
+            rows.append((reader.line_num, row))
+    except csv.Error as error:
+        raise DataError(f"{file} cannot be read as a table: {error}") from error
+    return rows, notes
+
+
+def _number(row: dict[str, str], name: str, where: str, kind: tuple[str, str] = NUMBER) -> float | None:
+    """Return the number in a cell, or None for an empty cell."""
+    text = row.get(name, "")
+    match = re.fullmatch(kind[0], text)
+    if text and match is None:
+        raise DataError(f"{where}: {name} ({text!r}) must be {kind[1]}")
+    total = 0.0
+    for part in match.groups(default="0") if match else ():
+        total = 60 * total + float(part.replace(",", "."))
+    return total if match else None
+
+
 def _part(row: dict[str, str], where: str) -> dict[str, float | None]:
     """Return the part of the file that a row describes, as fields of a clip."""
-    start, end = (read_number(row, name, where, SECONDS) for name in ("start", "end"))
-    first, last = (read_number(row, name, where, FRAME) for name in ("first", "last"))
-    fps = read_number(row, "fps", where)
+    start, end = (_number(row, name, where, SECONDS) for name in ("start", "end"))
+    first, last = (_number(row, name, where, FRAME) for name in ("first", "last"))
+    fps = _number(row, "fps", where)
     if (start, end) != (None, None) and (first, last) != (None, None):
         raise DataError(f"{where}: give start and end, or first and last, not both")
     if end is not None and end <= (start or 0.0):
@@ -100,6 +174,18 @@ def _part(row: dict[str, str], where: str) -> dict[str, float | None]:
     if fps is not None and fps <= 0:
         raise DataError(f"{where}: fps ({fps:g}) must be above 0")
     return {"start": start, "end": end, "first": first, "last": last, "fps": fps}
+
+
+def _resolve(text: str, base: str, where: str) -> str:
+    """Return the file of a cell. A relative path out of ``base`` is refused, so that a table from elsewhere cannot use it."""
+    if "\\" in text and not os.path.exists(os.path.join(base, text)):
+        text = text.replace("\\", "/")
+    path = os.path.normpath(os.path.join(base, text))
+    if not os.path.isabs(text) and not _is_below(path, base):
+        raise DataError(
+            f"{where}: {text} is outside of {base}: give the folder of the videos with --videos, or an absolute path"
+        )
+    return path
 
 
 def _is_below(path: str, base: str) -> bool:
