@@ -24,11 +24,17 @@ DTSF = Path(sys.executable).with_name("dtsf")
 def watch_once(folder):
     """Return all performances by name, each with a prediction written, and all messages."""
     messages, found = [], {}
-    watch = Watch(folder, settle=0.05, poll=0.03, once=True, notify=messages.append)
-    for one in watch:
+    for one, _ in predicting(folder, messages.append, once=True):
         found[one.folder.name] = one
-        watch.write_prediction(one, {"label": "x"})
     return found, messages
+
+
+def predicting(folder, notify, *, once=False, before=lambda one: None):
+    """Yield each performance, and whether its prediction was written. ``before``: called before it is written."""
+    watch = Watch(folder, settle=0.05, poll=0.03, once=once, notify=notify)
+    for one in watch:
+        before(one)
+        yield one, watch.write_prediction(one, {"label": "x"})
 
 
 def performance(folder, *names):
@@ -65,12 +71,29 @@ def test_watch__names_ignored_files_once(tmp_path):
         assert text.count(words) == 1, text
 
 
+def make_hostile(file, kind, victim):
+    """Replace a view, or a prediction, by something else."""
+    file.touch()
+    text = {"deep": "[" * 500_000, "noise": "\x00\xff", "nan": '{"videos": {"cam1.mp4": [NaN, 1e999]}}'}
+    if kind in ("pipe", "folder", "link", "loop"):
+        put_in_place(file, kind, victim)
+        if kind == "folder":
+            (file / "kept").touch()
+    elif kind == "many":
+        for k in range(1, 90):
+            (file.parent / f"cam{k}.mp4").write_bytes(b"none")
+    else:
+        file.write_bytes({"garbage": os.urandom(3000)}.get(kind, text.get(kind, "").encode()))
+        if kind == "huge":
+            os.truncate(file, 1 << 42)
+
+
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link", "loop"])
 def test_watch__view_that_is_not_a_file_is_a_problem_of_its_performance(tmp_path, kind):
     performance(tmp_path / "in/bad", "cam1.mp4", "cam2.mp4")
     performance(tmp_path / "in/good", "cam1.mp4")
     (tmp_path / "secret.mp4").write_bytes(b"private")
-    put_in_place(tmp_path / "in/bad/cam2.mp4", kind, tmp_path / "secret.mp4")
+    make_hostile(tmp_path / "in/bad/cam2.mp4", kind, tmp_path / "secret.mp4")
     found, _ = watch_once(tmp_path / "in")
     assert "cam2.mp4 is" in found["bad"].problem
     assert found["good"].problem == ""
@@ -79,15 +102,9 @@ def test_watch__view_that_is_not_a_file_is_a_problem_of_its_performance(tmp_path
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "loop", "huge", "deep", "noise", "nan"])
 def test_watch__replaces_a_hostile_prediction(tmp_path, kind):
-    file = performance(tmp_path / "in/p", "cam1.mp4", PREDICTION) / PREDICTION
+    file = performance(tmp_path / "in/p", "cam1.mp4") / PREDICTION
     (tmp_path / "victim").write_text("precious")
-    if kind == "huge":
-        os.truncate(file, 1 << 42)
-    elif kind in ("deep", "noise", "nan"):
-        content = {"deep": "[" * 300_000, "noise": "\x00\xff", "nan": '{"videos": {"cam1.mp4": [NaN, 1e999]}}'}
-        file.write_text(content[kind])
-    else:
-        put_in_place(file, kind, tmp_path / "victim")
+    make_hostile(file, kind, tmp_path / "victim")
     found, _ = watch_once(tmp_path / "in")
     assert list(found) == ["p"]
     assert json.loads(file.read_text())["label"] == "x"
@@ -99,10 +116,8 @@ def test_write_prediction__failure_is_not_repeated(tmp_path):
     (tmp_path / "bad" / PREDICTION / "kept").mkdir(parents=True)
     performance(tmp_path / "good", "cam1.mp4")
     messages, names = [], []
-    watch = Watch(tmp_path, settle=0.05, poll=0.03, notify=messages.append)
-    for one in watch:
+    for one, _ in predicting(tmp_path, messages.append):
         names.append(one.folder.name)
-        watch.write_prediction(one, {})
         if one.folder.name == "late":
             break
         if names == ["bad", "good"]:
@@ -130,14 +145,16 @@ def test_write_prediction__performance_was_removed_or_became_a_link(tmp_path, re
     performance(tmp_path / "in/p", "cam1.mp4")
     performance(tmp_path / "in/q", "cam1.mp4")
     (tmp_path / "elsewhere").mkdir()
-    messages, written = [], {}
-    watch = Watch(tmp_path / "in", settle=0.05, poll=0.03, once=True, notify=messages.append)
-    for one in watch:
+    messages = []
+
+    def remove(one):
         if one.folder.name == "p":
             shutil.rmtree(one.folder)
             if replaced:
                 one.folder.symlink_to(tmp_path / "elsewhere")
-        written[one.folder.name] = watch.write_prediction(one, {})
+
+    done = predicting(tmp_path / "in", messages.append, once=True, before=remove)
+    written = {one.folder.name: ok for one, ok in done}
     assert written == {"p": False, "q": True}
     assert "p: cannot write" in messages[0]
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -152,10 +169,8 @@ def test_watch__waits_for_a_folder_that_goes_away(tmp_path):
         messages.append(message)
         performance(folder / "again", "cam1.mp4")
 
-    watch = Watch(folder, settle=0.05, poll=0.03, notify=notify)
-    for one in watch:
+    for one, _ in predicting(folder, notify):
         names.append(one.folder.name)
-        watch.write_prediction(one, {})
         if names == ["p"]:
             shutil.rmtree(folder)
         if one.folder.name == "again":
@@ -204,33 +219,10 @@ def test_predict_watch__internal_error_affects_one_performance(tmp_path, monkeyp
     assert "1 performances predicted, 1 unusable" in err
 
 
-HOSTILE = ("pipe", "folder", "link", "garbage", "empty", "answer-pipe", "answer-huge", "answer-deep", "answer-folder", "many")
-
-
-def make_hostile(folder, kind, video, victim):
-    name = folder / "cam1.mp4"
-    shutil.copy(video, name)
-    if kind in ("pipe", "folder", "link"):
-        put_in_place(name, kind, victim)
-    elif kind == "garbage":
-        name.write_bytes(os.urandom(3000))
-    elif kind == "empty":
-        name.write_bytes(b"")
-    elif kind == "many":
-        for k in range(2, 90):
-            (folder / f"cam{k}.mp4").write_bytes(b"none")
-    else:
-        answer = folder / PREDICTION
-        answer.touch()
-        if kind == "answer-huge":
-            os.truncate(answer, 1 << 42)
-        elif kind == "answer-deep":
-            answer.write_text("[" * 500_000)
-        elif kind == "answer-pipe":
-            put_in_place(answer, "pipe", victim)
-        else:
-            put_in_place(answer, "folder", victim)
-            (answer / "kept").touch()
+HOSTILE = (
+    *(("cam1.mp4", kind) for kind in ("pipe", "folder", "link", "garbage", "empty", "many")),
+    *((PREDICTION, kind) for kind in ("pipe", "huge", "deep", "folder")),
+)
 
 
 def resident_kb(process):
@@ -260,11 +252,11 @@ def test_predict_watch__a_thousand_performances_with_fifty_hostile_ones(small_ru
     for k in range(1000):
         folder = tmp_path / "in" / (f"p{k:04d}" if k % 7 else f"p{k:04d} \x1b[31m\n挥")
         folder.mkdir(parents=True)
+        shutil.copy(video, folder / "cam1.mp4")
         if k % 20 == 10:
-            hostile[folder] = HOSTILE[k // 20 % len(HOSTILE)]
-            make_hostile(folder, hostile[folder], video, victim)
+            name, kind = hostile[folder] = HOSTILE[k // 20 % len(HOSTILE)]
+            make_hostile(folder / name, kind, victim)
         else:
-            shutil.copy(video, folder / "cam1.mp4")
             healthy.append(folder)
     words = [DTSF, "predict", "--run", small_run, "--watch", tmp_path / "in", "--settle", "0.2", "--json"]
     log = tmp_path / "out.jsonl"
@@ -273,7 +265,7 @@ def test_predict_watch__a_thousand_performances_with_fifty_hostile_ones(small_ru
     sizes = []
     try:
         # Performances with an empty video get no prediction.
-        expected = 1000 - sum(kind == "empty" for kind in hostile.values())
+        expected = 1000 - sum(kind == "empty" for _, kind in hostile.values())
         while (done := len(log.read_bytes().splitlines())) < expected:
             assert service.poll() is None, (tmp_path / "err").read_text()
             if done >= 200:
@@ -291,7 +283,7 @@ def test_predict_watch__a_thousand_performances_with_fifty_hostile_ones(small_ru
     assert {folder.name for folder in healthy} <= named
     for folder in healthy:
         assert json.loads((folder / PREDICTION).read_text())["label"] in "ab"
-    unusable = [folder for folder, kind in hostile.items() if not kind.startswith("answer") and kind != "empty"]
+    unusable = [folder for folder, (name, kind) in hostile.items() if name != PREDICTION and kind != "empty"]
     assert not {folder.name for folder in unusable} & named
     assert victim.read_text() == "precious"
     print(f"memory from {min(sizes) >> 10} to {max(sizes) >> 10} MB")

@@ -1,4 +1,4 @@
-"""Published splits have the published counts (reference/datasets.md), and splits describe their task."""
+"""Protocols: published splits have the published counts (reference/datasets.md), and splits describe their task."""
 
 import csv
 import re
@@ -7,7 +7,71 @@ import pytest
 from make_cache import clip
 
 from dtsf.cache.schema import Clip
+from dtsf.errors import ConfigError
 from dtsf.training.protocols import describe, parse_protocol, split_clips
+
+
+def split_of(clips, text, kind="manifest", names=("1", "2", "3"), **needed):
+    return split_clips(clips, parse_protocol(text, kind), kind, names, **needed)
+
+
+def numbered(*subjects):
+    return [clip(f"{s}-{v}", group=f"g{s}", view=v, subject=s, split="train") for v in (1, 2) for s in subjects]
+
+
+def test_protocols__divide_and_name_their_task():
+    clips = [clip(f"{s}-{v}", group=f"s{s}", view=v, subject=str(s)) for v in (1, 2, 3) for s in (1, 5, 10)]
+    assert {clip.subject for clip in split_of(clips, "cross-subject:05", "nucla").test} == {"5"}
+    assert {clip.subject for clip in split_of(clips, "cross-subject", "nucla").test} == {"10"}
+    assert {clip.view for clip in split_of(clips, None, "nucla").test} == {3}
+    assert "unseen view alone" in split_of(clips, "cross-view:2", "nucla").task
+    assert "no generalisation" in split_of(clips, "all", "nucla").task
+    for text, message in {
+        "cross-subject:7": "no subject 7; there are 1, 5, 10",
+        "cross-view:4": "unknown view '4'",
+        "cross-setup": "only NTU",
+        "split": "column split",
+        "xsub": "unknown protocol 'xsub'",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            split_of(clips, text, "nucla")
+
+
+def test_protocols__refuse_a_side_without_clips_where_it_is_needed():
+    clips = [clip("5-1", view=1, subject="5"), clip("6-2", view=2, subject="6")]
+    with pytest.raises(ConfigError, match=r"cross-subject:5,6 leaves no training clip of 2 \(subjects 5, 6; views 1, 2, 3\)"):
+        split_of(clips, "cross-subject:5,6", "nucla")
+    assert len(split_of(clips, "cross-subject:5,6", "nucla", needed=("test",)).test) == 2
+    with pytest.raises(ConfigError, match="leaves no training clip"):
+        split_of(clips, "cross-subject:5,6", "nucla", needed=("train",))
+    with pytest.raises(ConfigError, match="leaves no test clip"):
+        split_of(clips, "cross-view:3", "nucla", needed=("test",))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "views", "subjects"),
+    [
+        ("cross-view:02", {"02"}, None),
+        ("cross-view:05", {"05"}, None),
+        ("cross-view:2", {"02"}, None),
+        ("cross-subject:03", None, {"03"}),
+        ("cross-subject:3", None, {"03"}),
+    ],
+)
+def test_protocol__words_are_names_before_they_are_numbers(protocol, views, subjects):
+    test = split_of(numbered("01", "02", "03"), protocol, names=("02", "05")).test
+    assert views is None or {("02", "05")[clip.view - 1] for clip in test} == views
+    assert subjects is None or {clip.subject for clip in test} == subjects
+
+
+def test_protocol__refuses_ambiguous_words():
+    with pytest.raises(ConfigError, match="unknown view '1': there are 02, 05"):
+        split_of(numbered("01", "02", "03"), "cross-view:1", names=("02", "05"))
+    clips = numbered("5", "05", "x")
+    assert {clip.view for clip in split_of(clips, "cross-view:2", names=("left", "right")).test} == {2}
+    assert {clip.subject for clip in split_of(clips, "cross-subject:05", names=("left", "right")).test} == {"05"}
+    with pytest.raises(ConfigError, match="no subject 005"):
+        split_of(clips, "cross-subject:005", names=("left", "right"))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +114,7 @@ def ntu(reference):
 )
 def test_split_ntu__has_the_published_sizes(ntu, setups, protocol, train, test, task):
     clips = [clip for clip in ntu if clip.setup <= setups]
-    split = split_clips(clips, parse_protocol(protocol, "ntu"), "ntu", ("1", "2", "3"))
+    split = split_of(clips, protocol, "ntu")
     assert (len(split.train), len(split.test)) == (train, test)
     assert split.task.startswith(task)
     assert not split.left_out
@@ -91,7 +155,7 @@ def nucla(reference, flag):
     ],
 )
 def test_split_nucla__has_the_sizes_of_other_projects(reference, peer, protocol, train, test):
-    split = split_clips(nucla(reference, peer), parse_protocol(protocol, "nucla"), "nucla", ("1", "2", "3"))
+    split = split_of(nucla(reference, peer), protocol, "nucla")
     assert (len(split.train), len(split.test)) == (train, test)
 
 
@@ -99,7 +163,7 @@ def test_split_nucla__leave_one_subject_out_tests_every_clip_once(reference):
     clips = nucla(reference, "in_ctrgcn")
     tested = []
     for subject in range(1, 11):
-        split = split_clips(clips, parse_protocol(f"cross-subject:{subject:02}", "nucla"), "nucla", ("1", "2", "3"))
+        split = split_of(clips, f"cross-subject:{subject:02}", "nucla")
         assert split.task == f"all views of unseen subjects ({subject})"
         assert {clip.subject for clip in split.test} == {str(subject)}
         assert str(subject) not in {clip.subject for clip in split.train}
@@ -110,12 +174,8 @@ def test_split_nucla__leave_one_subject_out_tests_every_clip_once(reference):
 @pytest.mark.parametrize(("word", "name"), [("1", "horizontal"), ("angle", "angle"), ("3", "topdown"), (None, "topdown")])
 def test_split_casia__test_view_by_number_or_name(word, name):
     views = ("horizontal", "angle", "topdown")
-    clips = [
-        clip(f"{p}-{v}", group=f"p{p}", view=v, subject=str(p))
-        for p in (1, 2)
-        for v in (1, 2, 3)
-    ]
-    split = split_clips(clips, parse_protocol(word and f"cross-view:{word}", "casia"), "casia", views)
+    clips = [clip(f"{p}-{v}", group=f"p{p}", view=v, subject=str(p)) for p in (1, 2) for v in (1, 2, 3)]
+    split = split_of(clips, word and f"cross-view:{word}", "casia", views)
     assert describe(split.test, views).views == {name: 2}
     assert list(describe(split.train, views).views) == [view for view in views if view != name]
     assert split.task == f"an unseen view alone (view {name}) of performances seen from others"
@@ -140,6 +200,6 @@ def row(group, view, subject, side):
     ],
 )
 def test_split_manifest__describes_what_test_and_training_share(clips, said):
-    split = split_clips(clips, parse_protocol("split", "manifest"), "manifest", ("a", "b"))
+    split = split_of(clips, "split", names=("a", "b"))
     assert re.match(rf"the manifest's test rows: {re.escape(said)}", split.task)
     assert split.left_out == ({"split spare": 1} if len(clips) == 3 else {})
