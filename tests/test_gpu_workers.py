@@ -74,10 +74,8 @@ def test_decoders_per_worker__is_its_share_of_the_cores(monkeypatch):
     assert worker.visible_gpus("pixels") == ()
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     monkeypatch.setattr(worker, "visible_gpus", lambda encoder: () if encoder == "pixels" else ("0", "1"))
-    assert worker.default_workers("efficientnet-lite0") == 2
     assert worker.decoders_per_worker("efficientnet-lite0") == 8
     assert worker.decoders_per_worker("efficientnet-lite0", workers=4) == 4
-    assert worker.default_workers("pixels") == 16
     assert worker.decoders_per_worker("pixels") == 1
 
 

@@ -29,36 +29,35 @@ if TYPE_CHECKING:
 
 
 class Changes(Frozen):
-    """Number of clips by change since the last run. Each clip of the source counts once in the first five."""
+    """Number of clips by change since the last run. Each clip of the source counts once in the first five.
+
+    Clips that changed have other content at the same path; relabelled ones have other annotations; moved ones have another path.
+    Clips that are gone are not trained on. Clips to decode have no row; those with the same content count once.
+    """
 
     new: int = 0
     changed: int = 0
-    """Same path, different content."""
     relabelled: int = 0
-    """Same content, different annotations: class, group, view, subject, setup, split, background or offset."""
     moved: int = 0
-    """Same content, different path."""
     unchanged: int = 0
     gone: int = 0
-    """Clips of the last run that the source no longer has. Training does not use them."""
     unusable: int = 0
     to_decode: int = 0
-    """Clips without a row. Clips with the same content count once."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Work of a run, and the catalog before it."""
+    """Work of a run, and the new catalog, in which files that are not hashed have no key.
+
+    ``shards``: clips to decode, by shard number; of several with the same content, only one. ``done``: number of clips that need no
+    decoding; ``bad`` of them cannot be used.
+    """
 
     shards: dict[int, tuple[Clip, ...]]
-    """Clips to decode, by shard number. Of several clips with the same content, only one is decoded."""
     document: CatalogDocument
-    """The new catalog. Files that are not hashed have no key."""
     changes: Changes
     done: int
-    """Clips of the source that need no decoding."""
     bad: int
-    """Clips among ``done`` that cannot be used."""
 
 
 def make_plan(

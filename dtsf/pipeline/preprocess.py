@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -12,17 +14,19 @@ from dtsf.cache.documents import is_dataset, open_handle, read_records
 from dtsf.cache.schema import BadClip, CacheSpec, DatasetInfo
 from dtsf.cache.store import open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
-from dtsf.errors import BadClipsError, CacheError
-from dtsf.pipeline.align import align_groups
+from dtsf.errors import BadClipsError, CacheError, VideoError
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.scheduler import run_tasks
+from dtsf.pipeline.source import FileStat, file_stat
+from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decoder_name
-from dtsf.pipeline.worker import ShardTask, default_workers, visible_gpus
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
+from dtsf.pipeline.worker import ShardTask, visible_gpus
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from dtsf.cache.documents import DatasetHandle
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.settings import PreprocessSettings
     from dtsf.pipeline.video.crop import Crop
+
+# Shortest time in seconds that views of a group must have in common.
+MIN_SECONDS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -42,12 +49,12 @@ class Progress:
 
 
 class PreprocessResult(Frozen):
-    """Result of stage 1."""
+    """Result of stage 1. ``dataset``: its name in the cache. ``clips``: all clips of the source, also those of earlier runs.
+    ``notes``: about the source, for example skipped files. ``bad``: clips without a row.
+    """
 
     dataset: str
-    """Name in the cache."""
     clips: int
-    """All clips of the source, also those of earlier runs."""
     groups: int
     verdicts: dict[str, int]
     seconds: float
@@ -55,11 +62,8 @@ class PreprocessResult(Frozen):
     already_done: int
     cache: str
     changes: Changes
-    """Changes of the source since the last run."""
     notes: tuple[str, ...]
-    """Notes about the source, for example skipped files."""
     bad: tuple[BadClip, ...]
-    """Clips without a row, and the reason."""
     dry_run: bool = False
 
 
@@ -105,7 +109,8 @@ def preprocess(
     folder = open_store(cache).absolute().below(name)
     started = time.monotonic()
     info = DatasetInfo(kind=catalog.kind, name=name, class_names=catalog.class_names, view_names=catalog.view_names)
-    n_workers = settings.workers or default_workers(settings.encoder)
+    gpus = visible_gpus(settings.encoder)
+    n_workers = settings.workers or len(gpus) or os.cpu_count() or 1
     if settings.align == "group":
         shards = read_records(open_handle(folder)) if is_dataset(folder) else []
         catalog = align_groups(catalog, [record for shard in shards for record in shard.clips], settings.deadline)
@@ -165,7 +170,7 @@ def preprocess(
             if on_progress is not None:
                 on_progress(Progress(done, len(catalog.clips), bad_count))
 
-        run_tasks(tasks, n_workers, settings.scheduler, on_clips, gpus=visible_gpus(settings.encoder))
+        run_tasks(tasks, n_workers, settings.scheduler, on_clips, gpus=gpus)
         if tasks and settings.scheduler is None and folder.exclusive:
             # A worker that was killed during a write leaves a temporary file. On a cluster such a worker may still be
             # alive and writing, so its files wait for the next run.
@@ -183,3 +188,50 @@ def preprocess(
         )
         raise BadClipsError(message, result, lines)
     return result
+
+
+def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline: float) -> SourceCatalog:
+    """Return the catalog with the time common to all views of a group as ``start`` and ``end`` of its clips.
+
+    Time t of a performance is time t - ``offset`` of a camera's file. Clips in unreadable files and clips given in frames do not
+    change, and do not limit the other views. If the views of a group have no common time, their ``start`` is the end of their
+    file, so that they are listed as unreadable.
+
+    ``records``: results of earlier runs; unchanged files in them are not opened. ``deadline``: seconds to read one file.
+    """
+    groups = [clips for clips in catalog.groups.values() if len(clips) > 1]
+    sources = ((record.source, record.duration) for record in records)
+    known = {(s.path, FileStat(s.bytes, s.mtime_ns, s.listing)): duration for s, duration in sources}
+    # Duration in seconds of each readable file, by path.
+    durations: dict[str, float] = {}
+    unknown: dict[str, DecodeRequest] = {}
+    for clip in (clip for clips in groups for clip in clips):
+        with contextlib.suppress(OSError):
+            duration = known.get((clip.path, file_stat(catalog.root / clip.path)))
+            if duration:
+                durations[clip.path] = duration
+            else:
+                unknown[clip.path] = DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps), duration_only=True)
+    if unknown:
+        with Decoder(DecodeSettings(1, 32, deadline=deadline)) as decoder:
+            for path, item in zip(unknown, decode_all(decoder, list(unknown.values())), strict=True):
+                if not isinstance(item, VideoError) and item[1]["duration"]:
+                    durations[path] = item[1]["duration"]
+    parts: dict[str, dict[str, float]] = {}
+    n_apart = 0
+    for clips in groups:
+        timed = [c for c in clips if durations.get(c.path) and c.first is None and c.last is None]
+        if not timed:
+            continue
+        start = max((c.start or 0.0) + c.offset for c in timed)
+        end = min(min(c.end or durations[c.path], durations[c.path]) + c.offset for c in timed)
+        overlap = end - start >= MIN_SECONDS
+        n_apart += not overlap
+        for c in timed:
+            if overlap:
+                parts[c.id] = {"start": round(max(0.0, start - c.offset), 6), "end": round(end - c.offset, 6)}
+            else:
+                parts[c.id] = {"start": durations[c.path], "end": durations[c.path] + 1.0}
+    aligned = tuple(clip.model_copy(update=parts.get(clip.id, {})) for clip in catalog.clips)
+    note = f"{n_apart} performances have views without a common time: not used with --align group"
+    return catalog.model_copy(update={"clips": aligned, "notes": (*catalog.notes, *([note] if n_apart else []))})

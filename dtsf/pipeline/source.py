@@ -42,21 +42,18 @@ class FileStat:
     listing: str = ""
 
 
-class SkippedFiles:
+class SkippedFiles(dict[str, list[str]]):
     """Files and folders that are not used, by reason."""
-
-    def __init__(self) -> None:
-        self._paths: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: str) -> None:
         """Add a path. ``reason`` completes a sentence that begins with the number of paths."""
-        self._paths.setdefault(reason, []).append(path)
+        self.setdefault(reason, []).append(path)
 
     def notes(self) -> list[str]:
         """Return a line for each reason, with the number of paths and the first path."""
         # Bytes that are not UTF-8 are printed as numbers.
-        firsts = {why: os.fsencode(paths[0]).decode("utf-8", "backslashreplace") for why, paths in self._paths.items()}
-        return [f"{len(paths)} {why}; the first is {firsts[why]}" for why, paths in self._paths.items()]
+        firsts = {why: os.fsencode(paths[0]).decode("utf-8", "backslashreplace") for why, paths in self.items()}
+        return [f"{len(paths)} {why}; the first is {firsts[why]}" for why, paths in self.items()]
 
 
 def is_video(name: str) -> bool:
@@ -86,7 +83,7 @@ def walk_files(root: Path, skipped: SkippedFiles | None = None) -> Iterator[tupl
 
     Raises SourceError: the disk or server does not respond.
     """
-    skipped = skipped or SkippedFiles()
+    skipped = SkippedFiles() if skipped is None else skipped
     seen: set[tuple[int, int]] = set()
     found: list[tuple[str, str]] = []
     folders = [""]

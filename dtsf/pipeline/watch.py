@@ -40,20 +40,18 @@ OTHER_ENDINGS = (
     ".pdf",
 )
 
+# Name of a video -> its size and modification time.
 Seen = dict[str, tuple[int, int]]
-"""Name of a video -> its size and modification time."""
 
 
 @dataclass(frozen=True)
 class Performance:
-    """Content of a subfolder."""
+    """Content of a subfolder. ``problem``: reason why no prediction is possible. ``ignored``: messages about unused files."""
 
     folder: Path
     seen: Seen
     problem: str = ""
-    """Reason why no prediction is possible, or an empty text."""
     ignored: tuple[str, ...] = field(default=(), compare=False)
-    """Messages about files that are not used."""
 
     @property
     def videos(self) -> tuple[Path, ...]:
@@ -63,24 +61,20 @@ class Performance:
 
 @dataclass
 class Watch:
-    """Iterator over the performances of a folder, each when it is complete."""
+    """Iterator over the performances of a folder, each when it has not changed for ``settle`` seconds. ``once``: stop when no
+    performance is waiting. ``notify``: called with each message, once.
+    """
 
     folder: Path
     _: KW_ONLY
     settle: float = 3.0
-    """Seconds for which a performance must not change."""
     poll: float = 1.0
-    """Seconds between two looks at the folder."""
     once: bool = False
-    """Stop when no performance is waiting, instead of watching forever."""
     notify: Callable[[str], None] = lambda _: None
-    """Called with each message, once."""
-
-    def __post_init__(self) -> None:
-        self._waiting: dict[str, tuple[Performance, float]] = {}
-        # Performances whose prediction could not be written. They are not repeated until their videos change.
-        self._given_up: dict[str, Seen] = {}
-        self._messages: dict[str, str] = {}
+    _waiting: dict[str, tuple[Performance, float]] = field(default_factory=dict, init=False)
+    # Performances whose prediction could not be written. They are not repeated until their videos change.
+    _given_up: dict[str, Seen] = field(default_factory=dict, init=False)
+    _messages: dict[str, str] = field(default_factory=dict, init=False)
 
     def __iter__(self) -> Iterator[Performance]:
         """Yield each performance when it is complete. Raises DataError: the folder does not exist at the start."""

@@ -64,13 +64,11 @@ class Mismatch(Frozen):
 
 
 class SourceCheck(Frozen):
-    """Result of :func:`check_source`."""
+    """Result of :func:`check_source`. Another ``decoder`` than the cache's may round differently: every clip is a mismatch."""
 
     checked: int
-    """Clips that were decoded again."""
     mismatches: tuple[Mismatch, ...]
     decoder: str
-    """Decoder of this check. Another decoder than the cache's may round differently; then every clip is a mismatch."""
 
     @property
     def ok(self) -> bool:
@@ -138,11 +136,6 @@ def visible_gpus(encoder: str) -> tuple[str, ...]:
     count = torch.cuda.device_count()
     names = os.environ.get("CUDA_VISIBLE_DEVICES")
     return tuple(str(k) for k in range(count)) if names is None else tuple(names.split(",")[:count])
-
-
-def default_workers(encoder: str) -> int:
-    """Return the number of worker processes: one per GPU; without a GPU, one per core."""
-    return len(visible_gpus(encoder)) or os.cpu_count() or 1
 
 
 def decoders_per_worker(encoder: str, workers: int = 1) -> int:

@@ -19,19 +19,14 @@ if TYPE_CHECKING:
 
 
 class SourceCatalog(Frozen):
-    """Clips of a dataset as found in the source."""
+    """Clips of a dataset as found in the source, sorted by their unique ids. View n has the name at index n - 1."""
 
     kind: str
-    """``nucla``, ``ntu``, ``casia`` or ``manifest``."""
     root: Path
     clips: tuple[Clip, ...]
-    """Sorted by id. Ids are unique."""
     class_names: tuple[str, ...]
-    """Name of each label."""
     view_names: tuple[str, ...]
-    """Name of each view; view n is at index n - 1."""
     notes: tuple[str, ...] = ()
-    """Notes for the user: skipped files, incomplete groups."""
 
     @property
     def groups(self) -> dict[str, tuple[Clip, ...]]:

@@ -44,27 +44,27 @@ Videos = dict[str, list[str]]
 
 
 class ImportedList(Frozen):
-    """Result of :func:`import_lists`."""
+    """Result of :func:`import_lists`. ``missing``: entries without a video under the root, which are not in the manifest.
+    ``alone``: rows without group and view in the file name; each is a group of one view.
+    """
 
     manifest: str
     rows: int
     groups: int
     splits: dict[str, int]
     missing: tuple[str, ...]
-    """Entries without a video under the root. They are not in the manifest."""
     alone: int
-    """Rows without group and view in the file name. Each is a group of one view."""
     notes: tuple[str, ...] = ()
 
 
 class _Entry(NamedTuple):
+    """A line of a list. ``name``: path, or file name without ending. ``action``: N-UCLA's id, because its file names repeat."""
+
     name: str
-    """Path, or file name without ending."""
     label: str
     split: str
     subject: str = ""
     action: str = ""
-    """N-UCLA's action id, because its file names repeat."""
 
 
 def import_lists(
@@ -72,12 +72,9 @@ def import_lists(
 ) -> ImportedList:
     """Write a manifest of the videos in one or more lists.
 
-    Args:
-        files: The lists. Without splits inside, the split is the word train, val or test in the file name.
-        root: Folder of the videos.
-        out: The manifest, by default ``root/manifest.csv``. Its paths are relative if the videos are below its folder.
-        split: Prefix of the splits to use from a pickle: ``xsub`` for ``xsub_train`` and ``xsub_val``.
-        labels: A label map. Its names replace the numbers in the lists.
+    Without splits inside a list, the split is the word train, val or test in the file name. ``out``: by default
+    ``root/manifest.csv``; its paths are relative if the videos are below its folder. ``split``: prefix of the splits to use from a
+    pickle: ``xsub`` for ``xsub_train`` and ``xsub_val``. ``labels``: a label map, whose names replace the numbers in the lists.
 
     Raises DataError: a list has an unknown form, a pickle has more than plain data, or no entry has a video.
     """

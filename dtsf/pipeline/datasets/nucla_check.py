@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.datasets.catalog import SourceCatalog
 
+# Page of the authors. The videos are in its multiview_action_videos.tgz.
 SOURCE = "https://wangjiangb.github.io/my_data.html"
-"""Page of the authors. The videos are in its ``multiview_action_videos.tgz``."""
+# Projects with a list of clips in nucla_ids.csv: its columns after the id, in this order.
 LISTS = ("CTR-GCN", "VPN", "DVANet")
-"""Projects with a list of clips in ``nucla_ids.csv``: its columns after the id, in this order."""
+# Number of clips that papers quote. No public list has as many.
 QUOTED = 1494
-"""Number of clips that papers quote. No public list has as many."""
 SHORT = 11
 """A clip with at most this number of frames (in CTR-GCN's skeletons) counts as very short."""
 
@@ -39,34 +39,29 @@ class Count(Frozen):
 
 
 class NuclaCheck(Frozen):
-    """Comparison of a folder with the public lists. Texts are clip ids."""
+    """Comparison of a folder with the public lists.
+
+    ``found``, ``listed`` and ``certain`` are numbers of clips: in the folder, in any list and in all lists. ``missing``,
+    ``missing_disputed`` (in some lists only), ``unlisted`` and ``very_short`` are clip ids. Very short clips are used; their frames
+    repeat. ``is_nucla`` is False if a ``labels.csv`` gives other class names: another dataset in N-UCLA's layout.
+    """
 
     root: str
     found: int
-    """Clips in the catalog."""
     groups_by_views: dict[int, int]
-    """Number of performances by number of views."""
     is_nucla: bool
-    """False if a ``labels.csv`` gives other class names: then it is another dataset in N-UCLA's layout."""
     classes: tuple[str, ...]
     listed: int
-    """Clips in any list."""
     certain: int
-    """Clips in all lists."""
     missing: tuple[str, ...]
-    """In all lists, but not in the folder."""
     missing_disputed: tuple[str, ...]
-    """In some lists, but not in the folder."""
     unlisted: tuple[str, ...]
-    """In the folder, but in no list."""
     lists: dict[str, Count]
     views: dict[str, Count]
     subjects: dict[str, Count]
     actions: dict[str, Count]
     very_short: tuple[str, ...]
-    """In the folder, with at most :data:`SHORT` frames. They are used; their frames repeat."""
     notes: tuple[str, ...]
-    """Notes of the catalog, for example skipped files."""
 
     @property
     def complete(self) -> bool:
