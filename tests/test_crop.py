@@ -5,15 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dtsf.cache.schema import Clip
-from dtsf.errors import FingerprintError
-from dtsf.pipeline.datasets.catalog import SourceCatalog
-from dtsf.pipeline.preprocess import make_spec, preprocess
+from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.crop import CROPS, cut_square, motion_square, size_to_decode
 from dtsf.pipeline.video.decode import decode_clip
-
-SMALL = {"encoder": "efficientnet-lite0", "frames": 3, "size": 96, "grid": 6}
 
 
 def actor(height, width, tall, x, feet, n_frames=8):
@@ -28,10 +23,11 @@ def actor(height, width, tall, x, feet, n_frames=8):
     return frames
 
 
-def texture():
-    """Return a strong texture, (240, 320, 3) uint8."""
-    things = np.random.default_rng(3).integers(0, 255, (12, 16, 3), np.uint8)
-    return things.repeat(20, 0).repeat(20, 1)
+def as_bytes(frames):
+    return frames.clip(0, 255).astype(np.uint8)
+
+
+TEXTURE = np.random.default_rng(3).integers(0, 255, (12, 16, 3), np.uint8).repeat(20, 0).repeat(20, 1)
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.sampled_from(CROPS))
@@ -54,11 +50,19 @@ def test_cut_square__actor_fills_the_square_at_any_size_and_position(tall, x):
     assert abs((body[-1] + body[0]) / 2 - 47.5) <= 4
 
 
-def test_cut_square__is_the_same_in_all_frames():
+def test_cut_square__is_the_same_in_all_frames_and_repeats_the_edge_beyond_the_picture():
     frames = actor(240, 320, 120, 60, feet=200)
     top, left, side = motion_square(frames)
-    expected = frames[:, top : top + side, left : left + side]
-    np.testing.assert_array_equal(cut_square(frames, side, "motion"), expected)
+    np.testing.assert_array_equal(
+        cut_square(frames, side, "motion"), frames[:, top : top + side, left : left + side]
+    )
+    frames = actor(240, 320, 235, 10, feet=238)
+    top, _, side = motion_square(frames)
+    assert side > 240
+    assert top < 0
+    cut = cut_square(frames, side, "motion")
+    np.testing.assert_array_equal(cut[:, 0], cut[:, -top])
+    assert cut.shape == (8, side, side, 3)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +70,8 @@ def test_cut_square__is_the_same_in_all_frames():
     [
         pytest.param(actor(120, 160, 60, 40, 100, 1), id="one-frame"),
         pytest.param(np.repeat(actor(120, 160, 60, 40, 100, 1), 4, 0), id="repeated-frame"),
-        pytest.param(
-            np.random.default_rng(1).normal(128, 20, (8, 240, 320, 3)).clip(0, 255).astype(np.uint8), id="noise"
-        ),
-        pytest.param(np.stack([np.roll(texture(), 9 * k, 1) for k in range(8)]), id="panning-camera"),
+        pytest.param(as_bytes(np.random.default_rng(1).normal(128, 20, (8, 240, 320, 3))), id="noise"),
+        pytest.param(np.stack([np.roll(TEXTURE, 9 * k, 1) for k in range(8)]), id="panning-camera"),
         pytest.param(np.stack([np.full((120, 160, 3), 60 * k, np.uint8) for k in range(4)]), id="flicker"),
     ],
 )
@@ -80,21 +82,10 @@ def test_cut_square__is_the_centre_without_usable_motion(frames):
 
 def test_motion_square__camera_noise_does_not_enlarge_it():
     clean = actor(240, 320, 120, 60, feet=200)
-    noise = np.random.default_rng(2).normal(0, 6, clean.shape)
     top, _, side = motion_square(clean)
-    noisy_top, _, noisy_side = motion_square((clean + noise).clip(0, 255).astype(np.uint8))
+    noisy_top, _, noisy_side = motion_square(as_bytes(clean + np.random.default_rng(2).normal(0, 6, clean.shape)))
     assert abs(side - noisy_side) <= 12
     assert abs(top + side / 2 - noisy_top - noisy_side / 2) <= 8
-
-
-def test_cut_square__repeats_the_edge_beyond_the_picture():
-    frames = actor(240, 320, 235, 10, feet=238)
-    top, _, side = motion_square(frames)
-    assert side > 240
-    assert top < 0
-    cut = cut_square(frames, side, "motion")
-    np.testing.assert_array_equal(cut[:, 0], cut[:, -top])
-    assert cut.shape == (8, side, side, 3)
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,13 +112,9 @@ def test_decode_clip__crops_the_frames(make_video, tmp_path):
     assert motion.frame_index.tolist() == centre.frame_index.tolist()
 
 
-def test_preprocess__crop_is_part_of_the_fingerprint(make_video, tmp_path):
-    make_video(tmp_path / "v/c0.avi", 9)
-    clip = Clip(id="c0", path="c0.avi", label=0, raw_label="0", group="g", view=1)
-    catalog = SourceCatalog(
-        kind="nucla", root=tmp_path / "v", clips=(clip,), class_names=("x",), view_names=("1",)
-    )
-    preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, crop="centre", workers=1))
-    with pytest.raises(FingerprintError, match="crop: centre in the cache, motion requested"):
-        preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL, workers=1))
-    assert make_spec(PreprocessSettings(**{**SMALL, "encoder": "pixels"})).crop == "centre"
+def test_make_spec__crop_is_part_of_the_fingerprint():
+    settings = {"encoder": "efficientnet-lite0", "frames": 3, "size": 96, "grid": 6}
+    motion, centre = (make_spec(PreprocessSettings(**settings, crop=crop)) for crop in CROPS)
+    assert motion.fingerprint != centre.fingerprint
+    assert make_spec(PreprocessSettings(**settings)) == motion
+    assert make_spec(PreprocessSettings(**{**settings, "encoder": "pixels"})).crop == "centre"

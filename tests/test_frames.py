@@ -1,6 +1,7 @@
 """Exact frames: numbered frames in many codecs and containers, as a player shows them."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -77,24 +78,19 @@ def test_decode_clip__a_span_is_the_same_from_the_start_and_from_a_key_frame(dra
         assert clip.frame_time[-1] < start + 0.2
 
 
-@pytest.mark.parametrize(("start", "first", "last"), [(0, 0, 59), (2, 60, 69)])
 @pytest.mark.parametrize("name", UNEVEN)
-def test_decode_clip__start_and_end_are_presentation_seconds(drawn, name, start, first, last):
-    numbers = numbers_of(decode_clip(drawn(name).path, 10, 96, span=Span(start=start, end=start + 2)))
-    assert min(numbers) >= first
-    assert max(numbers) <= last
-    assert len(set(numbers)) == 10
+def test_decode_clip__start_and_end_are_presentation_seconds(drawn, name):
+    for start, first, last in ((0, 0, 59), (2, 60, 69)):
+        numbers = numbers_of(decode_clip(drawn(name).path, 10, 96, span=Span(start=start, end=start + 2)))
+        assert first <= min(numbers) <= max(numbers) <= last
+        assert len(set(numbers)) == 10
 
 
-def test_decode_clip__counts_frames_that_were_never_written(drawn):
+def test_decode_clip__counts_frames_that_were_never_written_and_skips_those_that_an_edit_list_hides(drawn):
     clip = decode_clip(drawn("drops_mjpeg.avi").path, 16, 96)
-    assert (clip.status, clip.decoded_frames) == ("ok", 120)
     # 2 s at 30 per second, then 12 s at 5 per second: five empty chunks behind each of the last 60 frames but the last.
-    assert clip.missing_frames == 59 * 5
+    assert (clip.status, clip.decoded_frames, clip.missing_frames) == ("ok", 120, 59 * 5)
     assert decode_clip(drawn("uneven.mp4").path, 16, 96).missing_frames == 0
-
-
-def test_decode_clip__skips_frames_that_an_edit_list_hides(drawn):
     file = drawn(CUT)
     clip = decode_clip(file.path, len(file.shown), 96)
     assert (clip.decoded_frames, clip.missing_frames) == (len(file.shown), 0)
@@ -144,19 +140,12 @@ def test_decord__gives_the_right_pictures_or_none(drawn, name):
     assert raised.value.status in ("misplaced", "unreadable")
 
 
-def test_decord__is_accepted_where_it_is_right(make_video, tmp_path):
-    pytest.importorskip("decord")
-    path = make_video(tmp_path / "a.avi", 40)
-    assert decode_clip(path, 8, 96, decoder="decord").frame_index.tolist() == [2, 7, 12, 17, 22, 27, 32, 37]
-    assert decoder_name("decord").startswith("decord2 ")
-    assert "libavcodec" in decoder_name()
-
-
-@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize(("decoder", "name"), [("pyav", "pyav .* libavcodec "), ("decord", "decord2 ")])
 @pytest.mark.parametrize("width", [24, 32, 36, 48, 72, 96, 144, 192, 288])
-def test_decode_clip__every_width_is_right_on_every_processor(make_video, tmp_path, width, decoder):
+def test_decode_clip__every_width_is_right_on_every_processor(make_video, tmp_path, width, decoder, name):
     """decord confuses the padding of rows with channels: for which widths, depends on the processor."""
     pytest.importorskip("decord" if decoder == "decord" else "av")
+    assert re.match(name, decoder_name(decoder))
     clip = decode_clip(make_video(tmp_path / "a.avi", 3, width, 640), 3, width, decoder=decoder)
     assert clip.frames.shape == (3, width, width, 3)
     # The red quarter ends in the middle: nothing is shifted, and no padding is visible.

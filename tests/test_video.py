@@ -41,15 +41,6 @@ def test_segment_centres__values():
         segment_centres(0, 4)
 
 
-def test_decode_clip__whole_file_is_ok(make_video, tmp_path):
-    path = make_video(tmp_path / "a.avi", 40, 320, 240)
-    assert (probe(path).declared_frames, probe(path).rate) == (40, 30)
-    clip = decode_clip(path, 8, 192)
-    assert (clip.status, clip.declared_frames, clip.decoded_frames) == (Status.OK, 40, 40)
-    assert clip.frames.shape == (8, 192, 192, 3)
-    assert clip.frame_index.dtype == np.int32
-
-
 @pytest.mark.parametrize("size", [(33, 47), (47, 33), (240, 320), (1920, 1080), (2, 2), (16, 900)])
 def test_decode_clip__odd_and_portrait_sizes(make_video, tmp_path, size):
     clip = decode_clip(make_video(tmp_path / "a.avi", 3, *size), 4, 96)
@@ -64,42 +55,43 @@ def test_decode_clip__short_clip_repeats_its_last_frame(make_video, tmp_path):
     assert "1 of 4" in clip.facts()["reason"]
 
 
-@pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
-def test_decode_clip__cut_avi_is_truncated(make_video, cut_file, tmp_path, share):
+def test_decode_clip__whole_file_is_ok_and_a_cut_one_is_truncated(make_video, cut_file, tmp_path):
     whole = make_video(tmp_path / "whole.avi", 105, 320, 240)
-    cut = cut_file(whole, tmp_path / "cut.avi", share)
-    assert status_of(cut, match=r"declares \d+ bytes but has \d+: it was cut off") == Status.TRUNCATED
-    # A writer that cannot seek back leaves no size. The number of frames still reveals the cut.
-    data = bytearray(cut.read_bytes())
-    data[4:8] = bytes(4)
-    cut.write_bytes(data)
-    assert status_of(cut, match=r"declares 3\.50 s but ends at \d\.\d\d s: it was cut off") == Status.TRUNCATED
+    assert (probe(whole).declared_frames, probe(whole).rate) == (105, 30)
+    clip = decode_clip(whole, 8, 192)
+    assert (clip.status, clip.declared_frames, clip.decoded_frames) == (Status.OK, 105, 105)
+    assert (clip.frames.shape, clip.frame_index.dtype) == ((8, 192, 192, 3), np.int32)
+    for share in (0.9, 0.6, 0.3):
+        cut = cut_file(whole, tmp_path / "cut.avi", share)
+        assert status_of(cut, match=r"declares \d+ bytes but has \d+: it was cut off") == Status.TRUNCATED
+        # A writer that cannot seek back leaves no size. The number of frames still reveals the cut.
+        data = bytearray(cut.read_bytes())
+        data[4:8] = bytes(4)
+        cut.write_bytes(data)
+        assert status_of(cut, match=r"declares 3\.50 s but ends at \d\.\d\d s: it was cut off") == Status.TRUNCATED
 
 
 @pytest.mark.parametrize("ending", ["avi", "mp4", "mkv"])
 def test_decode_clip__file_cut_anywhere_is_refused(make_video, cut_file, tmp_path, ending):
     whole = make_video(tmp_path / f"whole.{ending}", 40, codec="mpeg4" if ending == "avi" else "libx264")
     assert decode_clip(whole, 8, 96).status == Status.OK
+    assert (probe(whole).declared_frames == 0) == (ending == "mkv")
     assert declared_size(whole) <= whole.stat().st_size
     for percent in range(1, 100, 7):
         cut = cut_file(whole, tmp_path / f"cut.{ending}", percent / 100)
         assert status_of(cut, 8) in (Status.TRUNCATED, Status.UNREADABLE)
 
 
-def test_decode_clip__container_without_a_frame_count_is_not_truncated(make_video, tmp_path):
-    path = make_video(tmp_path / "a.mkv", 20, codec="libx264")
-    assert probe(path).declared_frames == 0
-    assert decode_clip(path, 4, 96).status is Status.OK
-
-
-def test_decode_clip__files_without_video_are_unreadable(tmp_path):
+def test_decode_clip__files_without_video_are_unreadable(make_video, tmp_path):
     (tmp_path / "text.avi").write_text("not a video " * 50)
     (tmp_path / "empty.avi").touch()
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))
         sound.writeframes(bytes(16000))
     (tmp_path / "folder").mkdir()
-    for name in ("text.avi", "empty.avi", "sound.wav", "folder", "missing.avi"):
+    data = make_video(tmp_path / "a.avi", 60, 320, 240).read_bytes()
+    (tmp_path / "headless.avi").write_bytes(bytes(2048) + data[2048:])  # not a raw stream
+    for name in ("text.avi", "empty.avi", "sound.wav", "folder", "missing.avi", "headless.avi"):
         assert status_of(tmp_path / name, match=name) == Status.UNREADABLE
 
 
@@ -158,15 +150,10 @@ def test_decode_clip__huge_frames_are_unreadable_and_take_no_memory(make_video, 
     for side in (65535, 20000):
         path.write_bytes(data[:at] + struct.pack("<ii", side, side) + data[at + 8 :])
         assert status_of(path) == Status.UNREADABLE
-    for number, size in enumerate([(16000, 16000), (9000, 9000)], 1):
-        Image.new("L", size).save(tmp_path / f"0000{number}.png")
+    for number, size in enumerate([(16000, 16000), (9000, 9000), (60000, 8)], 1):
+        Image.new("1", size).save(tmp_path / f"0000{number}.png")
         span = Span(first=number, last=number)
-        assert status_of(tmp_path, 1, match="too large|bomb", span=span) == Status.UNREADABLE
-
-
-def test_decode_clip__extreme_aspect_ratio_is_refused(tmp_path):
-    Image.new("RGB", (60000, 8)).save(tmp_path / "1.png")
-    status_of(tmp_path, 16, 192, match="too large")
+        assert status_of(tmp_path, 16, 192, match="too large|bomb", span=span) == Status.UNREADABLE
 
 
 def test_decode_clip__colon_in_a_name_works_and_playlists_are_refused(make_video, tmp_path):
@@ -174,12 +161,6 @@ def test_decode_clip__colon_in_a_name_works_and_playlists_are_refused(make_video
     playlist = tmp_path / "list.avi"
     playlist.write_text(f"ffconcat version 1.0\nfile {tmp_path / 'a:b.avi'}\n")
     assert status_of(playlist) == Status.UNREADABLE
-
-
-def test_decode_clip__container_without_its_header_is_not_a_raw_stream(make_video, tmp_path):
-    path = make_video(tmp_path / "a.avi", 60, 320, 240)
-    path.write_bytes(bytes(2048) + path.read_bytes()[2048:])
-    assert status_of(path) == Status.UNREADABLE
 
 
 def test_decode_clip__messages_end_with_a_command_and_name_no_source_file(make_video, tmp_path):
@@ -194,16 +175,12 @@ def test_decode_clip__messages_end_with_a_command_and_name_no_source_file(make_v
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        ["img_00009.jpg", "img_00010.jpg", "img_00100.jpg"],
-        ["frame_9_tc_70_rgb.jpg", "frame_10_tc_80_rgb.jpg", "frame_100_tc_90_rgb.jpg"],
-        ["9.png", "10.png", "100.png"],
-        ["S01_cam2-9.PNG", "S01_cam2-10.PNG", "S01_cam2-100.PNG"],
-    ],
+    "pattern",
+    ["img_{:05}.jpg", "frame_{}_tc_{tc}_rgb.jpg", "{}.png", "S01_cam2-{}.PNG"],
 )
-def test_image_folder__is_in_natural_order_and_cut_by_numbers_or_seconds(tmp_path, names):
-    for k, name in enumerate(names, 1):
+def test_image_folder__is_in_natural_order_and_cut_by_numbers_or_seconds(tmp_path, pattern):
+    for k, number in enumerate((9, 10, 100), 1):
+        name = pattern.format(number, tc=60 + 10 * k)
         Image.new("RGB", (96, 72), (70 * k, 0, 0)).save(tmp_path / name, quality=100)
     (tmp_path / "frame_9_tc_5_depth.png").write_bytes(b"")
     (tmp_path / "fileList.txt").write_text("9 5")
