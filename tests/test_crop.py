@@ -53,9 +53,8 @@ def test_cut_square__actor_fills_the_square_at_any_size_and_position(tall, x):
 def test_cut_square__is_the_same_in_all_frames_and_repeats_the_edge_beyond_the_picture():
     frames = actor(240, 320, 120, 60, feet=200)
     top, left, side = motion_square(frames)
-    np.testing.assert_array_equal(
-        cut_square(frames, side, "motion"), frames[:, top : top + side, left : left + side]
-    )
+    expected = frames[:, top : top + side, left : left + side]
+    np.testing.assert_array_equal(cut_square(frames, side, "motion"), expected)
     frames = actor(240, 320, 235, 10, feet=238)
     top, _, side = motion_square(frames)
     assert side > 240
@@ -89,9 +88,7 @@ def test_motion_square__camera_noise_does_not_enlarge_it():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 5), st.integers(1, 90), st.integers(1, 90), st.integers(8, 40), st.integers(0, 10**6)
-)
+@given(st.integers(1, 5), st.integers(1, 90), st.integers(1, 90), st.integers(8, 40), st.integers(0, 10**6))
 def test_cut_square__any_clip_gives_the_requested_size(n_frames, height, width, size, seed):
     rng = np.random.default_rng(seed)
     frames = np.repeat(rng.integers(0, 255, (1, height, width, 3), np.uint8), n_frames, 0)

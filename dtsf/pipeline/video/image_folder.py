@@ -41,8 +41,7 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
         inside &= seconds < (np.inf if span.end is None else span.end) - 1e-6
     if not inside.any():
         raise VideoError(f"{folder} contains images {numbers.min()} to {numbers.max()}: none is in the clip")
-    positions = np.flatnonzero(inside)
-    first, stop = int(positions[0]), int(positions[-1]) + 1
+    first, stop = int(inside.argmax()), len(inside) - int(inside[::-1].argmax())
     if span.common and span.fps:
         index = np.floor(span.moments(n_frames, stop / span.fps) * span.fps + 1e-6).astype(np.int64)
         index, n_available = np.clip(index, 0, len(images) - 1), n_frames
