@@ -39,24 +39,22 @@ def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Co
         own = dict(inspect.signature(command, eval_str=True).parameters)
         del own["settings"]
         last = own.pop("json_")
-        options = [_option(model, name, types.get(name)) for name in model.model_fields]
-        return _with_signature(run, [*own.values(), *options, last])
+        for name, field in model.model_fields.items():
+            type_, default = types.get(name), field.default
+            if field.is_required():
+                default = inspect.Parameter.empty
+            elif type_ is str and isinstance(default, tuple):
+                default = ",".join(map(str, default))
+            elif type_ is not None and default is not None:
+                default = type_(default)
+            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+            shown: Any = extra.get("default_text", True)
+            # A flag with an explicit name has no --no- form: its default is off.
+            option = typer.Option(model.option(name), help=field.description, show_default=shown)
+            own[name] = _keyword(name, default, Annotated[type_ or field.annotation, option])
+        return _with_signature(run, [*own.values(), last])
 
     return decorate
-
-
-def _option(model: type[Settings], name: str, type_: Any) -> inspect.Parameter:
-    field = model.model_fields[name]
-    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    shown: Any = extra.get("default_text", True)
-    # A flag with an explicit name has no --no- form: its default is off.
-    option = typer.Option(model.option(name), help=field.description, show_default=shown)
-    default = inspect.Parameter.empty if field.is_required() else field.default
-    if type_ is str and isinstance(default, tuple):
-        default = ",".join(map(str, default))
-    elif type_ is not None and not field.is_required() and default is not None:
-        default = type_(default)
-    return _keyword(name, default, Annotated[type_ or field.annotation, option])
 
 
 def with_verbosity(command: Command) -> Command:
@@ -76,7 +74,6 @@ def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 
 
 def _with_signature(run: Command, parameters: Iterable[inspect.Parameter]) -> Command:
-    """Set the signature that Typer reads."""
     keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
     run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in keywords}

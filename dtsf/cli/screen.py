@@ -21,6 +21,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from dtsf.errors import DtsfError
+from dtsf.files.read import json_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import IO
@@ -36,9 +39,7 @@ _VERBOSITY: ContextVar[str] = ContextVar("dtsf_verbosity", default="normal")
 
 
 class ClosedPipeError(Exception):
-    """The reader of stdout closed the pipe (for example ``head``). Not an error for the user. Not a BrokenPipeError, because
-    Typer ends the process at one.
-    """
+    """The reader of stdout closed the pipe, which is no error for the user. Typer ends the process at a BrokenPipeError."""
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
@@ -48,17 +49,17 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     if quiet:
         _VERBOSITY.set("quiet")
     if verbose:
+
+        class LogLines(logging.Formatter):
+            def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+                return escape_control(super().formatMessage(record))
+
         _VERBOSITY.set("verbose")
         handler = logging.StreamHandler(_Lossy(_stderr()))
-        handler.setFormatter(_LogLines("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
+        handler.setFormatter(LogLines("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
         logger = logging.getLogger("dtsf")
         logger.handlers = [handler]
         logger.setLevel(logging.DEBUG)
-
-
-class _LogLines(logging.Formatter):
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-        return escape_control(super().formatMessage(record))
 
 
 def console() -> Console:
@@ -74,19 +75,13 @@ def results() -> Console:
 def emit(document: BaseModel | dict[str, Any], json_: bool, show: Callable[..., None], *arguments: Any) -> None:
     """Print a result: ``document`` as JSON, or ``show(*arguments)`` for a person."""
     if json_:
-        from dtsf.files.read import json_text
-
         print_stdout(json_text(document if isinstance(document, dict) else document.model_dump(mode="json")))
     else:
         show(*arguments)
 
 
 def print_stdout(line: str) -> None:
-    """Write the result of a command to stdout. Raises ClosedPipeError: the reader closed the pipe. DtsfError: stdout cannot be
-    written.
-    """
-    from dtsf.errors import DtsfError
-
+    """Write a result to stdout. Raises ClosedPipeError: the reader closed the pipe. DtsfError: stdout cannot be written."""
     if sys.stdout is None:
         raise DtsfError("stdout is closed: the result cannot be written")
     try:
@@ -203,59 +198,11 @@ def progress(title: str, unit: str, *, every: float = 30.0) -> Iterator[Callable
     screen = console()
     if screen.quiet:
         yield lambda *_: None
-    else:
-        with progress_bar(title, unit, screen) if screen.is_terminal else _lines(title, unit, screen, every) as update:
-            yield update
-
-
-@contextmanager
-def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
-    """Show a bar on a terminal. Yields ``update`` as :func:`progress`."""
-    from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
-    from rich.table import Column
-    from rich.text import Text
-
-    class Count(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            if task.total is None:
-                return Text("")
-            rate = f"{task.speed:.1f}" if task.speed else "-"
-            left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
-            return Text(f"{task.completed:.0f}/{task.total:.0f}  {rate} {unit}/s{left}", style="cyan")
-
-    # The note gets the rest of the line and is cut, so that the bar stays complete.
-    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24 if screen.width >= 110 else 10),
-        Count(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False, table_column=rest),
-        console=screen,
-        expand=True,
-    ) as bar:
-        job = bar.add_task(escape_control(title), total=None, note="")
-
-        def update(done: int, total: int, note: str = "") -> None:
-            if bar.tasks[0].total is None or done < bar.tasks[0].completed:
-                # Work of an earlier run does not count for the rate. A new count (a fold of calibration) starts a new rate.
-                bar.reset(job, total=total, completed=max(0, done - 1))
-            bar.update(job, completed=done, total=total, note=escape_control(note))
-
-        interrupted = False
-        try:
-            yield update
-        except KeyboardInterrupt:
-            interrupted = bar.tasks[0].total is not None
-            raise
-        finally:
-            # Only the bar of an interrupted command stays on the screen.
-            bar.update(job, visible=interrupted)
-
-
-@contextmanager
-def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Callable[..., None]]:
+        return
+    if screen.is_terminal:
+        with progress_bar(title, unit, screen) as update_bar:
+            yield update_bar
+        return
     begin, first, last, over = time.monotonic(), -1, (0, 0, ""), threading.Event()
     # Read here: a thread of dask that calls update has another context.
     verbose = _VERBOSITY.get() == "verbose"
@@ -287,3 +234,44 @@ def _lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Cal
     finally:
         over.set()
         thread.join()
+
+
+@contextmanager
+def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
+    """Show a bar on a terminal. Yields ``update`` as :func:`progress`."""
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.table import Column
+
+    # The note gets the rest of the line and is cut, so that the bar stays complete.
+    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24 if screen.width >= 110 else 10),
+        TextColumn("{task.fields[count]}", markup=False, style="cyan"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", markup=False, table_column=rest),
+        console=screen,
+        expand=True,
+    ) as bar:
+        job = bar.add_task(escape_control(title), total=None, count="", note="")
+        task = bar.tasks[0]
+
+        def update(done: int, total: int, note: str = "") -> None:
+            if task.total is None or done < task.completed:
+                # Work of an earlier run does not count for the rate. A new count (a fold of calibration) starts a new rate.
+                bar.reset(job, total=total, completed=max(0, done - 1))
+            bar.update(job, completed=done, total=total, note=escape_control(note))
+            rate = f"{task.speed:.1f}" if task.speed else "-"
+            left = f"  {task.time_remaining:.0f} s left" if task.time_remaining else ""
+            bar.update(job, count=f"{done}/{total}  {rate} {unit}/s{left}")
+
+        interrupted = False
+        try:
+            yield update
+        except KeyboardInterrupt:
+            interrupted = task.total is not None
+            raise
+        finally:
+            # Only the bar of an interrupted command stays on the screen.
+            bar.update(job, visible=interrupted)

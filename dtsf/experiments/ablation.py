@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,18 +53,6 @@ class VariantTable(Frozen):
     row: tuple[VariantRow, ...] = Field(min_length=1)
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A row applied to one recipe."""
-
-    name: str
-    source: str
-    overrides: tuple[str, ...]  # changes of the recipe: first those of all rows, then those of this row
-    recipe: Recipe
-    differs: tuple[str, ...]  # settings that differ from the first row: ``model.fusion tmc (msf)``
-    same_as: str | None  # an earlier row with the same settings: one training serves both
-
-
 def ablate(
     cache: str | Path = Path("cache"),
     settings: AblateSettings | None = None,
@@ -86,20 +73,20 @@ def ablate(
         changes: Fields of :class:`dtsf.experiments.settings.AblateSettings` that differ from ``settings``.
     """
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
-    cache, out, gap, init = Path(cache), chosen.out, chosen.gap, chosen.init
+    cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init
     data = open_dataset(cache, chosen.dataset)
     rule = parse_protocol(chosen.protocol, data.info.kind)
     recipe = chosen.recipe or default_recipe(data.info, data.spec, rule.name)[0]
     table = load_table(chosen.table)
     variants = make_variants(table, recipe, chosen.changes())
-    for variant in variants:
+    for row, settled in variants:
         try:
-            check_recipe_fits(variant.recipe, data, rule)
+            check_recipe_fits(settled, data, rule)
         except ConfigError as error:
-            raise ConfigError(f"row {variant.name!r}: {error}") from error
+            raise ConfigError(f"row {row.variant!r}: {error}") from error
     check_device(chosen.device)
     split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
-    variants = tuple(replace(variant, recipe=resolve(variant.recipe, data, split, init)) for variant in variants)
+    variants = [(row, resolve(settled, data, split, init)) for row, settled in variants]
     tests = open_tests(cache, data, rule, split, chosen.tests)
     names = [test.summary.name for test in tests]
     if gap is not None and not set(gap) <= set(names):
@@ -110,10 +97,10 @@ def ablate(
     common: list[Any] = [data.info.model_dump(mode="json"), data.spec.fingerprint(), str(rule), ids]
     common += [None if init is None else [init.stat().st_size, init.stat().st_mtime_ns], versions()["dtsf"]]
 
-    def make_job(variant: Variant, seed: int) -> Job:
+    def make_job(row: AblationRow, settled: Recipe, seed: int) -> Job:
         # A training with the same hash also counts under the name of another row.
-        code = f"{hash_of([variant.recipe.model_dump(mode='json'), *common])}-seed{seed}"
-        plain = re.sub(r"[^a-z0-9]+", "-", variant.name.lower()).strip("-") or "row"
+        code = f"{hash_of([settled.model_dump(mode='json'), *common])}-seed{seed}"
+        plain = re.sub(r"[^a-z0-9]+", "-", row.variant.lower()).strip("-") or "row"
         own = f"{plain[:40]}-{code}"
         others = sorted(path.name for path in (out / "trainings").glob(f"*-{code}") if path.is_dir())
         return Job(
@@ -121,8 +108,8 @@ def ablate(
             name=f"trainings/{own if own in others or not others else others[0]}",
             cache=cache,
             recipe=recipe,
-            overrides=variant.overrides,
-            settings=variant.recipe,
+            overrides=row.overrides,
+            settings=settled,
             seed=seed,
             tests=tests,
             device=chosen.device,
@@ -131,27 +118,20 @@ def ablate(
         )
 
     with locked(out, "ablate"):
-        trained = [variant for variant in variants if variant.same_as is None]
-        jobs = {(variant.name, seed): make_job(variant, seed) for variant in trained for seed in chosen.seeds}
+        trained = [variant for variant in variants if variant[0].same_as is None]
+        jobs = {(row.variant, seed): make_job(row, settled, seed) for row, settled in trained for seed in seeds}
         records = {key: record for key, job in jobs.items() if (record := finished_record(job))}
         todo = {key: job for key, job in jobs.items() if key not in records}
         reused, before, total = len(records), 0, sum(job.settings.train.epochs for job in todo.values())
 
         def publish() -> Ablation:
             rows = []
-            for variant in variants:
-                own = variant.same_as or variant.name
-                found = {seed: records[own, seed] for seed in chosen.seeds if (own, seed) in records}
-                row = AblationRow(
-                    variant=variant.name,
-                    source=variant.source,
-                    differs=variant.differs,
-                    same_as=variant.same_as,
-                    overrides=variant.overrides,
-                    top1={name: {seed: record.scores[name].top1 for seed, record in found.items()} for name in names},
-                    seconds={seed: record.seconds for seed, record in found.items()},
-                )
-                rows.append(row)
+            for row, _ in variants:
+                own = row.same_as or row.variant
+                found = {seed: records[own, seed] for seed in seeds if (own, seed) in records}
+                top1 = {name: {seed: record.scores[name].top1 for seed, record in found.items()} for name in names}
+                seconds = {seed: record.seconds for seed, record in found.items()}
+                rows.append(row.model_copy(update={"top1": top1, "seconds": seconds}))
             ablation = Ablation(
                 table=Path(chosen.table).stem,
                 title=table.title,
@@ -162,7 +142,7 @@ def ablate(
                 overrides=chosen.changes(),
                 init=None if init is None else str(init),
                 device=chosen.device,
-                seeds=chosen.seeds,
+                seeds=seeds,
                 tests=tuple(test.summary for test in tests),
                 gap=gap,
                 rows=tuple(rows),
@@ -205,25 +185,27 @@ def load_table(name_or_file: str) -> VariantTable:
     return table
 
 
-def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = ()) -> tuple[Variant, ...]:
+def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = ()) -> list[tuple[AblationRow, Recipe]]:
     """Apply the rows of a table to a recipe. ``overrides``: changes of all rows; the changes of a row come after them. Raises
     ConfigError: a row does not fit the recipe.
     """
     given = load_recipe(recipe, overrides).model.branch
-    made: list[Variant] = []
+    made: list[tuple[AblationRow, Recipe]] = []
     for row in table.row:
-        branches, changes = _change_branches(given, row), row.set
+        branches, changes = _change_branches(given, row), (*overrides, *row.set)
         if branches != [branch.model_dump(exclude_defaults=True) for branch in given]:
             tables = (", ".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()) for keys in branches)
             changes = (*changes, f"model.branch=[{', '.join(f'{{ {keys} }}' for keys in tables)}]")
         try:
-            settings = load_recipe(recipe, (*overrides, *changes))
+            settings = load_recipe(recipe, changes)
         except ConfigError as error:
             raise ConfigError(f"row {row.name!r}: {error}") from error
-        same_as = next((earlier.name for earlier in made if earlier.recipe == settings), None)
-        differs = differences(made[0].recipe.model_dump(mode="json"), settings.model_dump(mode="json")) if made else ()
-        made.append(Variant(row.name, row.source, (*overrides, *changes), settings, differs, same_as))
-    return tuple(made)
+        same = next((earlier.variant for earlier, other in made if other == settings), None)
+        first = made[0][1] if made else settings
+        differs = differences(first.model_dump(mode="json"), settings.model_dump(mode="json"))
+        variant = AblationRow(variant=row.name, source=row.source, differs=differs, same_as=same, overrides=changes)
+        made.append((variant, settings))
+    return made
 
 
 def _change_branches(given: Sequence[BranchConfig], row: VariantRow) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import shutil
 import time
 from collections import Counter
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
     from dtsf.pipeline.preprocess import PreprocessResult, Progress
 
+    Plan = tuple[str, ReproduceSettings, Path]
     Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 NAME = "nucla"
@@ -73,12 +73,11 @@ def reproduce_nucla(
     show: Show = lambda *_: nullcontext(lambda *_: None),
     **changes: Any,
 ) -> Reproduction:
-    """Run both stages on N-UCLA and write ``results.md``, ``.csv`` and ``.json`` into ``out``.
+    """Run both stages on N-UCLA, write ``results.md``, ``.csv`` and ``.json`` into ``out``, and return the content of the last.
 
-    Return the content of ``results.json``. ``say`` is called with messages for the user. ``show(title, unit)`` is a context that
-    returns ``update(done, total, note)``. ``changes``: fields of :class:`.settings.ReproduceSettings`. Raises DataError: no
-    data, or with ``strict`` not all of them. ConfigError: an unknown protocol, recipe or checkpoint, or a folder of something
-    else.
+    ``show(title, unit)`` is a context that returns ``update(done, total, note)``. ``changes``: fields of
+    :class:`.settings.ReproduceSettings`. Raises DataError: no data, or with ``strict`` not all of them. ConfigError: an unknown
+    protocol, recipe or checkpoint, or a folder of something else.
     """
     begin = time.monotonic()
     chosen = (settings or ReproduceSettings()).changed(**changes)
@@ -94,7 +93,7 @@ def reproduce_nucla(
     plans = _plans(chosen, out, say)
     examined = time.monotonic() - begin
     with locked(out, "reproduce"):
-        parts = [_preprocess(*plan, out, catalog, protocols, say, show) for plan in plans]
+        parts = [_preprocess(plan, out, catalog, protocols, say, show) for plan in plans]
         jobs = [job for part in parts for job in part.jobs]
         records = {job.name: record for job in jobs if (record := finished_record(job))}
         for part in parts:
@@ -121,7 +120,6 @@ def reproduce_nucla(
                 stages.append(Stage(name=f"{part.title}train and evaluate", seconds=spent, what=count))
             stages.append(Stage(name="all", seconds=sum(stage.seconds for stage in stages), what="over all starts"))
             runs = [records[job.name] for job in jobs if job.name in records]
-            versions = out / runs[-1].run / "environment.json"
             result = Reproduction(
                 data=check,
                 comparable=check.is_nucla,
@@ -132,8 +130,8 @@ def reproduce_nucla(
                 rows=tuple(rows),
                 runs=tuple(runs),
                 stages=tuple(stages),
-                versions=(_read(versions) if versions.is_file() else {}) | {"cpus": str(os.cpu_count())},
-                command=_command(catalog.root, out, chosen),
+                versions=_read(out / runs[-1].run / "environment.json") | {"cpus": str(os.cpu_count())},
+                command=chosen.command(catalog.root, out),
             )
             write_reproduction(result, out)
             return result
@@ -153,9 +151,8 @@ def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list
     """Return the protocols to run, and notes on those that the dataset does not allow.
 
     The default is every rotation of cross-view, and cross-subject with test subject 10 as in DVANet's public list. Without
-    such a subject, the last third of the subjects is tested.
-
-    Raises ConfigError: a given protocol does not exist or leaves a side empty. DataError: no protocol is possible.
+    such a subject, the last third is tested. Raises ConfigError: a given protocol does not exist or leaves a side empty.
+    DataError: no protocol is possible.
     """
     words, notes = list(names), []
     if not names:
@@ -163,19 +160,20 @@ def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list
         subjects = sorted({int(clip.subject) for clip in catalog.clips if clip.subject})
         absent = [view for view in range(1, len(catalog.view_names) + 1) if view not in views]
         notes = [f"cross-view:{view} is left out: no clip of view {view}" for view in absent]
-        words = [f"cross-view:{view}" for view in views] if len(views) > 1 else []
-        if not words:
-            notes.append(f"cross-view is left out: all clips are of view {views[0]}")
-        if len(subjects) < 2:
-            notes.append(f"cross-subject is left out: all clips are of subject {', '.join(map(str, subjects))}")
-        elif PUBLISHED_SUBJECT in subjects:
-            words.append(f"cross-subject:{PUBLISHED_SUBJECT}")
+        if len(views) > 1:
+            words = [f"cross-view:{view}" for view in views]
         else:
-            test = ",".join(map(str, subjects[-max(1, len(subjects) // 3) :]))
-            words.append(f"cross-subject:{test}")
-            notes.append(
-                f"cross-subject tests {test}: the data have no subject {PUBLISHED_SUBJECT}, as in the public list"
-            )
+            notes.append(f"cross-view is left out: all clips are of view {views[0]}")
+        known = PUBLISHED_SUBJECT in subjects
+        test = [PUBLISHED_SUBJECT] if known else subjects[-max(1, len(subjects) // 3) :]
+        tested = ",".join(map(str, test))
+        if len(subjects) < 2:
+            notes.append(f"cross-subject is left out: all clips are of subject {tested}")
+        else:
+            words.append(f"cross-subject:{tested}")
+            if not known:
+                missing = f"the data have no subject {PUBLISHED_SUBJECT}, as in the public list"
+                notes.append(f"cross-subject tests {tested}: {missing}")
     rules = [parse_protocol(word, catalog.kind) for word in words]
     for rule in rules:
         split_clips(catalog.clips, rule, catalog.kind, catalog.view_names)
@@ -184,9 +182,7 @@ def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list
     return list(dict.fromkeys(map(str, rules))), tuple(notes)
 
 
-def _plans(
-    settings: ReproduceSettings, out: Path, say: Callable[[str], None]
-) -> list[tuple[str, ReproduceSettings, Path]]:
+def _plans(settings: ReproduceSettings, out: Path, say: Callable[[str], None]) -> list[Plan]:
     """Return title, settings and folder of each run. The second is from pixels, if there is a checkpoint and a GPU. Raises
     ConfigError: an unknown recipe or key, or a value out of range. Without a recipe, the overrides must fit a built-in one.
     """
@@ -202,9 +198,7 @@ def _plans(
             paper = settings.changed(**PAPER, frames=16, grid=6, init=init, cache=(out / "paper/cache").absolute())
             plans.append(("paper: ", paper, out / "paper"))
         else:
-            say(
-                "no GPU: skipping the run from pixels, as in the paper; run this command again on a machine with a GPU to add it"
-            )
+            say("no GPU: skipping the run from pixels, as in the paper; run this command again with a GPU to add it")
     for _, plan, _ in plans:
         candidates = builtin_names("recipe") if plan.recipe is None else [plan.recipe]
         for name in candidates:
@@ -253,32 +247,27 @@ def _claim(plan: ReproduceSettings, out: Path, catalog: SourceCatalog) -> None:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Read an object of JSON. Raises ConfigError: the file is not one."""
+    """Read an object of JSON; an empty one without a file. Raises ConfigError: the file cannot be read."""
+    if not file.is_file():
+        return {}
     data = read_file(file, limit=LIMIT, error=ConfigError)
     document = parse_json(data, str(file), error=lambda why: ConfigError(f"{why}; choose another --out"))
-    if not isinstance(document, dict):
-        raise ConfigError(f"{file} is not an object of JSON; choose another --out")
-    return document
+    return document if isinstance(document, dict) else {}
 
 
 def _preprocess(
-    title: str,
-    plan: ReproduceSettings,
-    folder: Path,
-    out: Path,
-    catalog: SourceCatalog,
-    protocols: Sequence[str],
-    say: Callable[[str], None],
-    show: Show,
+    a_plan: Plan, out: Path, catalog: SourceCatalog, protocols: Sequence[str], say: Callable[[str], None], show: Show
 ) -> Part:
     """Run stage 1 and return the jobs for each protocol and seed, with the recipe that ``dtsf train`` would choose."""
+    title, plan, folder = a_plan
     _claim(plan, folder, catalog)
     file, doubt, cache = folder / STAGE1, None, cast("Path", plan.cache)
-    spent = _read(file)["seconds"] if file.is_file() else 0.0
-    with (
-        show("preprocess", "clips") as update,
-        timed(spent, lambda seconds: write_json(file, {"seconds": seconds})) as tick,
-    ):
+    spent = _read(file).get("seconds", 0.0)
+
+    def store(seconds: float) -> None:
+        write_json(file, {"seconds": seconds})
+
+    with show("preprocess", "clips") as update, timed(spent, store) as tick:
 
         def on_progress(progress: Progress) -> None:
             update(progress.done, progress.total, f"{progress.bad} bad" if progress.bad else "")
@@ -290,7 +279,7 @@ def _preprocess(
         except BadClipsError as error:
             result, doubt = cast("PreprocessResult", error.result), str(error)
     if result.already_done == result.clips:
-        write_json(file, {"seconds": spent})  # the time of a look at finished work does not count
+        store(spent)  # the time of a look at finished work does not count
         say(f"stage 1 was done before: {result.clips} clips")
     else:
         say(f"stage 1: {result.clips - result.already_done} clips in {result.seconds:.0f} s")
@@ -299,22 +288,10 @@ def _preprocess(
         rule = parse_protocol(protocol, data.info.kind)
         split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
         recipe = plan.recipe or default_recipe(data.info, data.spec, rule.name)[0]
-        common: dict[str, Any] = {"out": out, "cache": cache, "recipe": recipe, "overrides": plan.changes()}
-        common |= {"settings": resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)}
+        settings = resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)
+        common: dict[str, Any] = {"recipe": recipe, "overrides": plan.changes(), "settings": settings}
         common |= {"tests": open_tests(cache, data, rule, split), "device": plan.device, "init": plan.init}
         for seed in plan.seeds:
             name = folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}"
-            jobs.append(Job(name=name.as_posix(), seed=seed, **common))
-    return Part(title, result, doubt, _read(file)["seconds"], jobs)
-
-
-def _command(root: Path, out: Path, settings: ReproduceSettings) -> str:
-    """Return the command that repeats this reproduction."""
-    words = ["dtsf", "reproduce", "nucla", "--root", str(root), "--out", str(out)]
-    words += ["--seeds", ",".join(map(str, settings.seeds))]
-    defaults = ReproduceSettings()
-    for name in ("protocols", "cache", "recipe", "init", "encoder", "frames", "size", "grid", "epochs", "overrides"):
-        value = getattr(settings, name)
-        items = value if isinstance(value, tuple) else [value]
-        words += [w for item in items if value != getattr(defaults, name) for w in (settings.option(name), str(item))]
-    return shlex.join(words)
+            jobs.append(Job(out, name.as_posix(), cache, seed=seed, **common))
+    return Part(title, result, doubt, _read(file).get("seconds", 0.0), jobs)

@@ -30,10 +30,10 @@ class AblationRow(Frozen):
     variant: str
     source: str
     differs: tuple[str, ...]  # settings that differ from the first row, with its value in brackets
-    same_as: str | None
-    overrides: tuple[str, ...]
-    top1: dict[str, dict[int, float]]  # test -> seed -> accuracy, for finished trainings
-    seconds: dict[int, float]
+    same_as: str | None  # an earlier row with the same settings: one training serves both
+    overrides: tuple[str, ...]  # changes of the recipe: first those of all rows, then those of this row
+    top1: dict[str, dict[int, float]] = {}  # test -> seed -> accuracy, for finished trainings
+    seconds: dict[int, float] = {}
 
 
 class Ablation(Frozen):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path  # noqa: TC003  pydantic reads annotations at run time
 from typing import Annotated, Any, Literal
 
@@ -87,3 +88,25 @@ class ReproduceSettings(Trainings):
     """Refuse data that are not the whole N-UCLA. Otherwise the results report it."""
     overwrite: bool = False
     """Delete the runs and the cache in OUT and start again."""
+
+    def command(self, root: Path, out: Path) -> str:
+        """Return the command that repeats this reproduction."""
+        words = ["dtsf", "reproduce", "nucla", "--root", str(root), "--out", str(out)]
+        words += ["--seeds", ",".join(map(str, self.seeds))]
+        for name in (
+            "protocols",
+            "cache",
+            "recipe",
+            "init",
+            "encoder",
+            "frames",
+            "size",
+            "grid",
+            "epochs",
+            "overrides",
+        ):
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default:
+                items = value if isinstance(value, tuple) else [value]
+                words += [word for item in items for word in (self.option(name), str(item))]
+        return shlex.join(words)
