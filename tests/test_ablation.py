@@ -262,18 +262,13 @@ def test_ablate_command__exits_2_for_wrong_options(dtsf, cache, tmp_path, words,
     assert message in dtsf.refusal("ablate", "--cache", cache, "--dataset", "drawn", *words, cwd=tmp_path)
 
 
-def test_ablate__refuses_a_checkpoint_of_another_width(cache, weights, tmp_path):
-    options = COMMON | {"overrides": [*TINY, "model.width=8"], "table": "paper", "seeds": (0,)}
-    with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
-        package.ablate(cache, init=weights, out=tmp_path / "out", **options)
-    assert not (tmp_path / "out").exists()
-
-
-def test_ablate__resumes_rows_with_the_sizes_of_a_checkpoint(cache, weights, tmp_path):
+def test_ablate__gives_rows_the_sizes_of_a_checkpoint_also_after_a_kill(cache, weights, tmp_path):
     (tmp_path / "one.toml").write_text('title = "One"\n[[row]]\nname = "one"\n')
-    open_sizes = [word for word in TINY if not word.startswith(("model.width", "model.depth"))]
-    options = COMMON | {"overrides": open_sizes, "table": str(tmp_path / "one.toml"), "seeds": (0,)}
-    options |= {"init": weights, "out": tmp_path / "out"}
+    options = COMMON | {"table": str(tmp_path / "one.toml"), "seeds": (0,), "init": weights, "out": tmp_path / "out"}
+    with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
+        package.ablate(cache, **options | {"overrides": [*TINY, "model.width=8"]})
+    assert not (tmp_path / "out").exists()
+    options["overrides"] = [word for word in TINY if not word.startswith(("model.width", "model.depth"))]
     killed_at(1, cache, **options)
     assert package.ablate(cache, **options).done == 1
     (last,) = (tmp_path / "out/trainings").glob("*/last")
@@ -306,26 +301,18 @@ def test_ablate__reads_custom_tables_and_refuses_invalid_ones(cache, tmp_path):
             load_table(str(mine))
 
 
-def test_ablate__refuses_a_second_process_in_the_same_folder(cache, tmp_path):
-    options = COMMON | {"table": "fusion", "seeds": (0,), "out": tmp_path}
+def test_ablate__refuses_a_second_process_and_names_a_damaged_checkpoint(cache, tmp_path):
+    options = COMMON | {"table": "debias", "seeds": (0,), "out": tmp_path}
 
     def another(_result):
         with pytest.raises(ConfigError, match=f"another dtsf ablate works in {tmp_path}"):
             package.ablate(cache, **options)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        package.ablate(cache, on_result=another, **options)
-
-
-def test_ablate__names_a_damaged_checkpoint_and_the_next_step(cache, tmp_path):
-    options = COMMON | {"table": "debias", "seeds": (0,), "out": tmp_path}
 
     def stop(_done, _total, _note):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        package.ablate(cache, on_epoch=stop, **options)
+        package.ablate(cache, on_result=another, on_epoch=stop, **options)
     (file,) = tmp_path.glob("trainings/*/last/model.safetensors")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=f"last is damaged: .* To train it again, remove {file.parents[1]} and run"):

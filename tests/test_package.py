@@ -1,6 +1,7 @@
-"""The package: its dependencies, and a wheel that works without the checkout."""
+"""The package: its dependencies, a wheel that works without the checkout, and benchmarks/gpu.py on the CPU."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -72,3 +73,26 @@ def test_wheel__works_in_an_empty_environment(copy_checkout, tmp_path):
     _run(dtsf, "report", "run", "-q", cwd=work)
     assert "data:image" in (work / "run/report.html").read_text()
     assert '"scan"' in _run(dtsf, "doctor", "--json", cwd=work)
+
+
+def _gpu_script(out, *options, **environment):
+    command = [sys.executable, ROOT / "benchmarks/gpu.py", "--out", out, *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | environment)
+
+
+@pytest.mark.slow
+def test_gpu_script__runs_every_section_and_writes_both_files(tmp_path):
+    done = _gpu_script(tmp_path, "--quick", "--json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    document = json.loads(done.stdout)
+    assert "error" not in done.stdout
+    assert list(document) == ["machine", "parity", "scan", "steps", "batches", "stage1", "resume", "tune"]
+    assert document["resume"]["bit_for_bit"]
+    assert json.loads((tmp_path / "gpu.json").read_text()) == document
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["gpu.html", "gpu.json"]
+
+
+def test_gpu_script__prints_the_next_step_without_a_gpu(tmp_path):
+    done = _gpu_script(tmp_path, CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 1
+    assert "--quick" in done.stderr

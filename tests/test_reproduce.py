@@ -87,7 +87,7 @@ def checkpoint(tmp_path):
     return tmp_path / "videomamba.pth"
 
 
-def test_make__shows_one_screen_and_exits_2_without_data(tmp_path):
+def test_make__shows_one_screen_without_data_and_passes_the_checkpoint(tmp_path):
     made = _make(tmp_path, "DATA=nowhere")
     said, _ = made.communicate(timeout=60)
     assert made.returncode == 2
@@ -96,14 +96,10 @@ def test_make__shows_one_screen_and_exits_2_without_data(tmp_path):
     assert "make reproduce-nucla DATA=DIR" in said
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 10
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_make__passes_the_checkpoint_to_the_command(tmp_path):
-    command = ["make", "-n", "-f", ROOT / "Makefile", "-o", "setup", "reproduce-nucla", "DATA=a", "INIT=b c.pth"]
-    printed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True).stdout
+    printed, _ = _make(tmp_path, "-n", "DATA=a", "INIT=b c.pth").communicate(timeout=60)
     assert '--root "a"' in printed
     assert '--init "b c.pth"' in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_reproduce_command__shows_one_screen_for_a_folder_without_videos(dtsf, tmp_path):
@@ -118,34 +114,26 @@ def test_reproduce_command__shows_one_screen_for_a_folder_without_videos(dtsf, t
     assert not (tmp_path / "reproduce-nucla").exists()
 
 
-def test_listed_clips__have_the_counts_of_their_projects():
-    clips = listed_clips()
-    assert len(clips) == 1492
-    assert [sum(in_lists[k] for in_lists, _ in clips.values()) for k in range(3)] == [1484, 1483, 1475]
-    check = check_nucla(_catalog(clips))
+def test_check_nucla__counts_the_clips_of_all_lists():
+    listed = listed_clips()
+    assert len(listed) == 1492
+    assert [sum(in_lists[k] for in_lists, _ in listed.values()) for k in range(3)] == [1484, 1483, 1475]
+    check = check_nucla(_catalog(listed))
     assert {view: count.listed for view, count in check.views.items()} == {"v01": 516, "v02": 504, "v03": 472}
     assert sum(count.listed for count in check.subjects.values()) == 1492
     assert "a02_s09_e04_v02" in check.very_short
-
-
-def test_check_nucla__is_complete_with_the_clips_of_all_lists():
-    agreed = {clip for clip, (in_lists, _) in listed_clips().items() if all(in_lists)}
+    agreed = {clip for clip, (in_lists, _) in listed.items() if all(in_lists)}
     check = check_nucla(_catalog(agreed))
-    assert check.complete
-    assert check.missing == ()
-    assert len(check.missing_disputed) == 26
+    assert (check.complete, check.missing, len(check.missing_disputed)) == (True, (), 26)
     lost = sorted(agreed)[5]
     check = check_nucla(_catalog((agreed - {lost}) | {"a01_s11_e00_v01"}))
-    assert not check.complete
-    assert check.missing == (lost,)
-    assert check.unlisted == ("a01_s11_e00_v01",)
+    assert (check.complete, check.missing, check.unlisted) == (False, (lost,), ("a01_s11_e00_v01",))
     assert "1 of the 1,466" in check.summary
 
 
 def test_check_nucla__detects_other_data_of_the_same_layout(world):
     check = check_nucla(scan_source("nucla", world / "data"))
-    assert not check.is_nucla
-    assert not check.complete
+    assert (check.is_nucla, check.complete) == (False, False)
     assert check.summary.startswith("this is not N-UCLA: 60 videos")
 
 

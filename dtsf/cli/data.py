@@ -45,21 +45,19 @@ def preprocess_command(
         for note in catalog.notes:
             console().print(f"note: {note}", style="yellow")
 
-    failure: BadClipsError | None = None
-    with progress("preprocess", "clips") as update:
+    try:
+        with progress("preprocess", "clips") as update:
 
-        def on_progress(p: Progress) -> None:
-            update(p.done, p.total, f"{p.bad} bad" if p.bad else "")
+            def on_progress(p: Progress) -> None:
+                update(p.done, p.total, f"{p.bad} bad" if p.bad else "")
 
-        try:
-            result = api.preprocess(
-                dataset, root, cache, settings=settings, on_catalog=announce, on_progress=on_progress
-            )
-        except BadClipsError as error:
-            failure, result = error, cast("PreprocessResult", error.result)
+            options: dict[str, Any] = {"on_catalog": announce, "on_progress": on_progress}
+            result = api.preprocess(dataset, root, cache, settings=settings, **options)
+    except BadClipsError as error:
+        result = cast("PreprocessResult", error.result)
+        emit(result, json_, _show_preprocess, result, cache)
+        raise
     emit(result, json_, _show_preprocess, result, cache)
-    if failure is not None:
-        raise failure
 
 
 def _show_preprocess(result: PreprocessResult, cache: Path) -> None:
@@ -82,10 +80,8 @@ def _show_preprocess(result: PreprocessResult, cache: Path) -> None:
         say(f"to decode: {changes.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
         return
     if changes.gone:
-        say(
-            f"{changes.gone} clips are no longer in the dataset and not used for training; "
-            f"dtsf cache compact {result.cache} frees their disk space"
-        )
+        free = f"dtsf cache compact {result.cache} frees their disk space"
+        say(f"{changes.gone} clips are no longer in the dataset and not used for training; {free}")
     statuses = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
     done = result.clips - result.already_done
     if done:
@@ -110,15 +106,10 @@ def synth_nucla_command(
     """Draw moving figures, filmed by three cameras, in N-UCLA's layout: data to try everything."""
     from dtsf.pipeline.datasets.synthetic import synthesize_nucla
 
-    options: dict[str, Any] = {
-        "subjects": subjects,
-        "episodes": episodes,
-        "bias": bias,
-        "occlude": occlude,
-        "seed": seed,
-    }
     with progress("draw", "clips") as update:
-        made = synthesize_nucla(out, **options, on_progress=update)
+        made = synthesize_nucla(
+            out, subjects=subjects, episodes=episodes, bias=bias, occlude=occlude, seed=seed, on_progress=update
+        )
 
     def show() -> None:
         people = f"{made.actions} actions by {made.subjects} subjects from {made.views} cameras"
@@ -153,9 +144,9 @@ def import_command(
             count, first = len(made.missing), made.missing[0]
             warnings.append(f"{count} entries have no video under {root} and are left out; the first is {first}")
         if made.alone:
+            names = f"{made.alone} names contain no performance and no camera"
             warnings.append(
-                f"{made.alone} names contain no performance and no camera: each is a group of one view. Fill in the columns "
-                "group and view if you know them"
+                f"{names}: each is a group of one view. Fill in the columns group and view if you know them"
             )
         for text in warnings:
             console().print(text, style="yellow")

@@ -11,8 +11,6 @@ from typer import Argument, Option
 from dtsf.cli.screen import console, emit, progress, results, styled, table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.text import Text
 
     from dtsf.api import Prediction, Run
@@ -68,7 +66,17 @@ def predict_command(
         except FilmError as error:
             # The prediction is printed even if its film failed.
             failed, result = error, cast("Prediction", error.prediction)
-    emit(result, json_, _show_prediction, result, given)
+
+    def show() -> None:
+        best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
+        weights = zip(given, result.view_weights, strict=True)
+        results().print(_headline(result.model_dump()))
+        results().print("")
+        results().print(table("", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
+        results().print("")
+        results().print(table("", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
+
+    emit(result, json_, show)
     n_views = len(trained.state.info.view_names) if trained is not None else len(given)
     if len(given) > n_views:
         note = (
@@ -80,16 +88,6 @@ def predict_command(
         raise failed
     if video is not None and not json_:
         console().print(f"film: {video}", soft_wrap=True)
-
-
-def _show_prediction(result: Prediction, videos: Sequence[Path]) -> None:
-    best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
-    weights = zip(videos, result.view_weights, strict=True)
-    results().print(_headline(result.model_dump()))
-    results().print("")
-    results().print(table("", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
-    results().print("")
-    results().print(table("", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
 
 
 def _headline(document: dict[str, Any], *before: str) -> Text:

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
     from dtsf.cache.reader import CachedDataset
     from dtsf.doctor import Health
+    from dtsf.training.evaluate import Evaluation
     from dtsf.training.loop import EpochReport
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
-    from dtsf.training.train import TrainResult
 
 
 @with_settings(TrainSettings, overrides=list[str])
@@ -66,9 +66,21 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
         )
     if not current_world().first:
         return
-    document = result.evaluation.summary()
-    extra = {"run": str(result.run)} | {name: getattr(result, name) for name in ("seconds", "epochs", "best_epoch")}
-    emit(extra | _without_groups(document), json_, _show_train, result, document)
+    document = _numbers(result.evaluation)
+
+    def show() -> None:
+        screen.print("")
+        _show_evaluation(document)
+        if result.best_epoch is not None:
+            screen.print(f"{result.epochs} epochs; epoch {result.best_epoch} was best on the held-out groups")
+        where = f"the run is in {result.run}, numbers in metrics.json"
+        screen.print(f"trained in {result.seconds:.0f} s; {where}", soft_wrap=True)
+        videos = " ".join(f"CAM{k}" for k in range(1, min(3, len(result.evaluation.view_names)) + 1))
+        screen.print(f"next: dtsf report {result.run}", soft_wrap=True)
+        screen.print(f"      dtsf predict {videos} --run {result.run}", soft_wrap=True)
+
+    extra = {name: getattr(result, name) for name in ("seconds", "epochs", "best_epoch")}
+    emit({"run": str(result.run)} | extra | document, json_, show)
     if settings.init is not None:
         report = json.loads((result.run / "init.json").read_text("utf-8"))
         adapted = [f"{name} {how}" for name, how in report["adapted"].items()]
@@ -94,18 +106,6 @@ def _split_table(split: Split, data: CachedDataset) -> Table:
     return table("training and test", [columns[k] for k in shown], [[row[k] for k in shown] for row in rows])
 
 
-def _show_train(result: TrainResult, document: dict[str, Any]) -> None:
-    screen, run = console(), result.run
-    screen.print("")
-    _show_evaluation(document)
-    if result.best_epoch is not None:
-        screen.print(f"{result.epochs} epochs; epoch {result.best_epoch} was best on the held-out groups")
-    screen.print(f"trained in {result.seconds:.0f} s; the run is in {run}, numbers in metrics.json", soft_wrap=True)
-    videos = " ".join(f"CAM{k}" for k in range(1, min(3, len(result.evaluation.view_names)) + 1))
-    screen.print(f"next: dtsf report {run}", soft_wrap=True)
-    screen.print(f"      dtsf predict {videos} --run {run}", soft_wrap=True)
-
-
 def evaluate_command(
     run: Annotated[Path, Argument(help="Run folder.")],
     cache: CACHE = Path("cache"),
@@ -126,15 +126,15 @@ def evaluate_command(
 
     options: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "split": split, "views": views, "draws": draws}
     with progress("evaluate", "groups"):
-        document = api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt).summary()
-    emit(_without_groups(document), json_, _show_evaluation, document)
+        document = _numbers(api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt))
+    emit(document, json_, _show_evaluation, document)
     if not json_:
         console().print(f"next: dtsf report {run}", soft_wrap=True)
 
 
-def _without_groups(document: dict[str, Any]) -> dict[str, Any]:
+def _numbers(evaluation: Evaluation) -> dict[str, Any]:
     """Return the numbers without the predictions of single groups: ``metrics.json`` has them."""
-    return {key: value for key, value in document.items() if key != "predictions"}
+    return {key: value for key, value in evaluation.summary().items() if key != "predictions"}
 
 
 def _show_evaluation(document: dict[str, Any]) -> None:
