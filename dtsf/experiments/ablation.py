@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.experiments.grid import Job, finished_record, hash_of, locked, open_tests, resolve, run_job
+from dtsf.experiments.grid import Job, hash_of, locked, open_tests, resolve
 from dtsf.experiments.results import Ablation, AblationRow
 from dtsf.experiments.settings import AblateSettings
 from dtsf.experiments.tables import differences, write_ablation
@@ -120,7 +120,7 @@ def ablate(
     with locked(out, "ablate"):
         trained = [variant for variant in variants if variant[0].same_as is None]
         jobs = {(row.variant, seed): make_job(row, settled, seed) for row, settled in trained for seed in seeds}
-        records = {key: record for key, job in jobs.items() if (record := finished_record(job))}
+        records = {key: record for key, job in jobs.items() if (record := job.finished_record())}
         todo = {key: job for key, job in jobs.items() if key not in records}
         reused, before, total = len(records), 0, sum(job.settings.train.epochs for job in todo.values())
 
@@ -162,7 +162,7 @@ def ablate(
             def show(epoch: int, _: int, note: str, title: str = f"{name}, seed {seed}", before: int = before) -> None:
                 on_epoch(before + epoch, total, f"{title}, {note}")
 
-            records[name, seed] = run_job(job, show)
+            records[name, seed] = job.run(show)
             before += job.settings.train.epochs
             ablation = publish()
         return ablation

@@ -32,6 +32,7 @@ from dtsf.training.train import train
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from dtsf.training.evaluate import Evaluation
@@ -40,21 +41,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RECORD = "result.json"
-LIMIT = 1 << 28
-"""Maximum size of a stored document, in bytes."""
-TICK = 2.0
-"""Seconds between two writes of the elapsed time. A killed process loses at most this."""
+LIMIT = 1 << 28  # maximum size of a stored document, in bytes
+TICK = 2.0  # seconds between two writes of the elapsed time: a killed process loses at most this
 
 
 @dataclass(frozen=True)
 class TestSet:
-    """Clips that a job is evaluated on: the test clips of a protocol in one dataset of the cache."""
+    """Clips that a job is evaluated on: the test clips of a protocol in one dataset of the cache.
+
+    ``key``: hash of the clips and of the settings of the cache. A score with another key is not used.
+    """
 
     summary: TestSummary
     data: CachedDataset
     rule: Protocol
     key: str
-    """Hash of the clips and of the settings of the cache. A score with another key is not used."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,122 @@ class Job:
     def folder(self) -> Path:
         """The run folder."""
         return self.out / self.name
+
+    def run(self, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
+        """Train if that is not done, and evaluate the tests without a score.
+
+        ``on_epoch`` is called with the number of epochs done, the number of all epochs, and a line about the last. Raises
+        CheckpointError: a damaged checkpoint or record.
+        """
+        record = self.read_record()
+        if record is None or not record.trained or not (self.folder / "last").is_dir():
+            record = self._train(record, on_epoch)
+        missing = self._without_score(record)
+        if missing:
+            torch.set_num_threads(self.settings.train.usable_threads)
+            checkpoint = load_checkpoint(self.folder / "last")
+            net, classes = load_network(checkpoint), checkpoint.state.info.class_names
+            if self.device != "cpu" and torch.cuda.is_available():
+                net = net.to("cuda")
+            draws = self.settings.train.draws
+            for test in missing:
+                evaluation = evaluate(net, test.data, test.rule, seed=self.seed, draws=draws, classes=classes)
+                record = self._with_score(record, test, evaluation)
+            write_json(self.folder / RECORD, record.model_dump(mode="json"))
+        logger.info("%s: %s", self.name, {name: score.top1 for name, score in record.scores.items()})
+        return record
+
+    def finished_record(self) -> RunRecord | None:
+        """Return the record of a job that is trained and evaluated on all its tests, else None."""
+        record = self.read_record()
+        return record if record is not None and record.trained and not self._without_score(record) else None
+
+    def read_record(self) -> RunRecord | None:
+        """Read the record. Return None if there is none, or if it was cut off: then the checkpoint counts. Raises
+        CheckpointError: the file is the record of another version.
+        """
+        file = self.folder / RECORD
+        if not file.is_file():
+            return None
+        data = read_file(file, limit=LIMIT, error=CheckpointError)
+        try:
+            parse_json(data, str(file), error=CheckpointError)
+        except CheckpointError:
+            return None
+        name = f"{file} is not a result of this version of dtsf"
+        step = "remove it to evaluate the run again"
+        return parse_model(RunRecord, data, name, error=lambda why: CheckpointError(f"{why}: {step}"))
+
+    def _without_score(self, record: RunRecord) -> list[TestSet]:
+        keys = {name: score.key for name, score in record.scores.items()}
+        return [test for test in self.tests if keys.get(test.summary.name) != test.key]
+
+    def _with_score(self, record: RunRecord, test: TestSet, evaluation: Evaluation) -> RunRecord:
+        metrics, name = evaluation.metrics, test.summary.name
+        changes: dict[str, Any] = {"scores": record.scores | {name: Score(key=test.key, top1=metrics.top1)}}
+        if test is self.tests[0]:
+            counts = {"test_clips": evaluation.n_clips, "test_groups": metrics.n_groups}
+            changes |= counts | {"left_out": evaluation.left_out}
+            changes |= {name: getattr(metrics, name) for name in ("top1", "top5", "ece", "view_top1")}
+        return record.model_copy(update=changes)
+
+    def _train(self, before: RunRecord | None, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
+        resume, own = resume_or_clear(self.folder), self.tests[0]
+        spent = before.seconds if before is not None and resume else 0.0
+        record = RunRecord(
+            protocol=str(own.rule),
+            seed=self.seed,
+            run=self.name,
+            task=own.summary.task,
+            train_clips=0,
+            train_groups=0,
+            recipe=self.recipe,
+            settings=self.settings.model_dump(mode="json"),
+            fingerprint=own.data.spec.fingerprint(),
+            seconds=spent,
+        )
+
+        def start(_run: Path, _data: CachedDataset, split: Split, _recipe: Recipe) -> None:
+            nonlocal record
+            groups = {clip.group for clip in split.train}
+            record = record.model_copy(update={"train_clips": len(split.train), "train_groups": len(groups)})
+
+        def store(seconds: float) -> None:
+            nonlocal record
+            record = record.model_copy(update={"seconds": seconds})
+            if record.train_clips:  # else the training has not started, and its folder must stay empty
+                write_json(self.folder / RECORD, record.model_dump(mode="json"))
+
+        with timed(spent, store) as tick:
+
+            def on_report(report: EpochReport) -> None:
+                tick()
+                on_epoch(report.epoch, report.epochs, f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}")
+
+            # A resumed run does not read the file of --init again, so its sizes are given.
+            sizes = [f"model.{key}={getattr(self.settings.model, key)}" for key in ("width", "depth")]
+            try:
+                trained = train(
+                    self.cache,
+                    dataset=own.data.info.name,
+                    protocol=str(own.rule),
+                    recipe=self.recipe,
+                    overrides=(*self.overrides, *sizes),
+                    run=self.folder,
+                    seed=self.seed,
+                    device=self.device,
+                    resume=resume,
+                    init=None if resume else self.init,
+                    on_start=start,
+                    on_epoch=on_report,
+                    calibrated=self.calibrated,
+                )
+            except CheckpointError as error:
+                step = f"To train it again, remove {self.folder} and run the same command"
+                raise CheckpointError(f"{error}. {step}") from error
+            record = record.model_copy(update={"trained": True, "epochs": trained.epochs})
+            record = self._with_score(record, own, trained.evaluation)
+        return record
 
 
 def open_tests(
@@ -141,125 +258,6 @@ def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None
     return resolve_auto(start_from(init, recipe)[0], len(split.train))
 
 
-def run_job(job: Job, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
-    """Train a job if it is not trained, and evaluate it on the tests without a score. Raises CheckpointError: a damaged
-    checkpoint or record. ``on_epoch`` is called with the number of epochs done, the number of all epochs, and a line.
-    """
-    record = read_record(job)
-    if record is None or not record.trained or not (job.folder / "last").is_dir():
-        record = _train(job, record, on_epoch)
-    missing = _missing(job, record)
-    if missing:
-        torch.set_num_threads(job.settings.train.usable_threads)
-        checkpoint = load_checkpoint(job.folder / "last")
-        net, classes = load_network(checkpoint), checkpoint.state.info.class_names
-        if job.device != "cpu" and torch.cuda.is_available():
-            net = net.to("cuda")
-        draws = job.settings.train.draws
-        for test in missing:
-            evaluation = evaluate(net, test.data, test.rule, seed=job.seed, draws=draws, classes=classes)
-            record = _with_score(job, record, test, evaluation)
-        write_json(job.folder / RECORD, record.model_dump(mode="json"))
-    logger.info("%s: %s", job.name, {name: score.top1 for name, score in record.scores.items()})
-    return record
-
-
-def finished_record(job: Job) -> RunRecord | None:
-    """Return the record of a job that is trained and evaluated on all its tests, else None."""
-    record = read_record(job)
-    return record if record is not None and record.trained and not _missing(job, record) else None
-
-
-def _missing(job: Job, record: RunRecord) -> list[TestSet]:
-    keys = {name: score.key for name, score in record.scores.items()}
-    return [test for test in job.tests if keys.get(test.summary.name) != test.key]
-
-
-def _train(job: Job, before: RunRecord | None, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
-    resume, own = resume_or_clear(job.folder), job.tests[0]
-    spent = before.seconds if before is not None and resume else 0.0
-    record = RunRecord(
-        protocol=str(own.rule),
-        seed=job.seed,
-        run=job.name,
-        task=own.summary.task,
-        train_clips=0,
-        train_groups=0,
-        recipe=job.recipe,
-        settings=job.settings.model_dump(mode="json"),
-        fingerprint=own.data.spec.fingerprint(),
-        seconds=spent,
-    )
-
-    def start(_run: Path, _data: CachedDataset, split: Split, _recipe: Recipe) -> None:
-        nonlocal record
-        groups = {clip.group for clip in split.train}
-        record = record.model_copy(update={"train_clips": len(split.train), "train_groups": len(groups)})
-
-    def store(seconds: float) -> None:
-        nonlocal record
-        record = record.model_copy(update={"seconds": seconds})
-        if record.train_clips:  # else the training has not started, and its folder must stay empty
-            write_json(job.folder / RECORD, record.model_dump(mode="json"))
-
-    with timed(spent, store) as tick:
-
-        def on_report(report: EpochReport) -> None:
-            tick()
-            on_epoch(report.epoch, report.epochs, f"loss {report.loss:.3f}  accuracy {report.accuracy:.2f}")
-
-        # A resumed run does not read the file of --init again, so its sizes are given.
-        sizes = [f"model.{key}={getattr(job.settings.model, key)}" for key in ("width", "depth")]
-        try:
-            trained = train(
-                job.cache,
-                dataset=own.data.info.name,
-                protocol=str(own.rule),
-                recipe=job.recipe,
-                overrides=(*job.overrides, *sizes),
-                run=job.folder,
-                seed=job.seed,
-                device=job.device,
-                resume=resume,
-                init=None if resume else job.init,
-                on_start=start,
-                on_epoch=on_report,
-                calibrated=job.calibrated,
-            )
-        except CheckpointError as error:
-            step = f"To train it again, remove {job.folder} and run the same command"
-            raise CheckpointError(f"{error}. {step}") from error
-        record = record.model_copy(update={"trained": True, "epochs": trained.epochs})
-        record = _with_score(job, record, own, trained.evaluation)
-    return record
-
-
-def _with_score(job: Job, record: RunRecord, test: TestSet, evaluation: Evaluation) -> RunRecord:
-    metrics = evaluation.metrics
-    changes: dict[str, Any] = {"scores": record.scores | {test.summary.name: Score(key=test.key, top1=metrics.top1)}}
-    if test is job.tests[0]:
-        changes |= {"test_clips": evaluation.n_clips, "test_groups": metrics.n_groups, "left_out": evaluation.left_out}
-        changes |= {name: getattr(metrics, name) for name in ("top1", "top5", "ece", "view_top1")}
-    return record.model_copy(update=changes)
-
-
-def read_record(job: Job) -> RunRecord | None:
-    """Read the record of a job. Return None if there is none, or if it was cut off: then the checkpoint counts. Raises
-    CheckpointError: the file is the record of another version.
-    """
-    file = job.folder / RECORD
-    if not file.is_file():
-        return None
-    data = read_file(file, limit=LIMIT, error=CheckpointError)
-    try:
-        parse_json(data, str(file), error=CheckpointError)
-    except CheckpointError:
-        return None
-    name = f"{file} is not a result of this version of dtsf"
-    step = "remove it to evaluate the run again"
-    return parse_model(RunRecord, data, name, error=lambda why: CheckpointError(f"{why}: {step}"))
-
-
 def write_json(file: Path, document: dict[str, Any]) -> None:
     """Write a document as JSON, atomically."""
     write_atomically(file, (json_text(document, indent=1) + "\n").encode())
@@ -284,14 +282,10 @@ def timed(spent: float, store: Callable[[float], None]) -> Iterator[Callable[[],
         store(spent + time.monotonic() - begin)
 
 
-@contextmanager
-def locked(out: Path, command: str) -> Iterator[None]:
-    """Create the folder ``out`` and lock it for this process. Raises ConfigError: another process works in it, or it cannot be
-    created.
-    """
-    with lock(
+def locked(out: Path, command: str) -> AbstractContextManager[None]:
+    """Create the folder ``out`` and lock it. Raises ConfigError: another process works in it, or it cannot be created."""
+    return lock(
         out / ".lock",
         unwritable=lambda why: ConfigError(f"cannot write to the folder {out}: {why}; choose another --out"),
         busy=ConfigError(f"another dtsf {command} works in {out}: wait for it, or choose another --out"),
-    ):
-        yield
+    )

@@ -21,7 +21,7 @@ import torch
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
-from dtsf.experiments.grid import LIMIT, Job, finished_record, locked, open_tests, resolve, run_job, timed, write_json
+from dtsf.experiments.grid import LIMIT, Job, locked, open_tests, resolve, timed, write_json
 from dtsf.experiments.results import Reproduction, Stage, rows_of
 from dtsf.experiments.settings import ReproduceSettings
 from dtsf.experiments.tables import differences, write_reproduction
@@ -95,7 +95,7 @@ def reproduce_nucla(
     with locked(out, "reproduce"):
         parts = [_preprocess(plan, out, catalog, protocols, say, show) for plan in plans]
         jobs = [job for part in parts for job in part.jobs]
-        records = {job.name: record for job in jobs if (record := finished_record(job))}
+        records = {job.name: record for job in jobs if (record := job.finished_record())}
         for part in parts:
             # A row of the table must not mix two recipes.
             finished = [job for job in part.jobs if job.name in records]
@@ -141,7 +141,7 @@ def reproduce_nucla(
                 title = f"{job.tests[0].rule} seed {job.seed}"
                 say(f"run {n} of {len(jobs)}: {title}, recipe {job.recipe}")
                 with show(title, "epochs") as update:
-                    records[job.name] = record = run_job(job, update)
+                    records[job.name] = record = job.run(update)
                 say(f"  top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s")
                 publish()
         return publish()
