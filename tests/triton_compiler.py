@@ -1,5 +1,5 @@
-"""Compile Triton's loops for cards that need not be here. A line of JSON from stdin a case, as :func:`kernels_of` takes it; out
-comes a line each.
+"""Compile Triton's loops for GPUs that need not be here. Stdin has a line of JSON for each case, the arguments of
+:func:`kernels_of`; stdout gets a line for each.
 """
 
 import json
@@ -16,33 +16,24 @@ from triton.compiler import ASTSource
 from dtsf.model.scan import triton_kernels, triton_scan
 
 
-def main():
-    for line in sys.stdin:
-        json.dump(kernels_of(**json.loads(line)), sys.stdout)
-        print(flush=True)
-
-
 def kernels_of(arch, dtype, state, flags, ones):
     """Compile them all. ``ones``: names of sizes that are 1."""
-    tiles = {"N": state, "BD": triton_scan.BLOCK, "REVERSE": flags, "HAS_BIAS": flags}
-    options = {"HAS_SKIP": flags, "HAS_Z": flags, "SEGMENTS": flags}
-    step, back = {"T": triton_scan.STEP}, {"T": triton_scan.STEP_BACK}
+    step = {"N": state, "BD": triton_scan.BLOCK, "REVERSE": flags, "T": triton_scan.STEP}
+    options = {"SEGMENTS": flags, "Q": 32}
     kernels = {
-        "segment_ends": (triton_kernels.segment_ends, tiles | step, 1),
-        "scan_forward": (triton_kernels.scan_forward, tiles | step | options | {"Q": 32, "SAVE": flags}, 1),
-        "segment_heads": (triton_kernels.segment_heads, tiles | step | {"HAS_Z": flags}, 1),
-        "scan_backward": (triton_kernels.scan_backward, tiles | back | options | {"Q": 32}, 1),
+        "segment_ends": step,
+        "scan_forward": step | options | {"SAVE": flags},
+        "segment_heads": step,
+        "scan_backward": step | options | {"T": triton_scan.STEP_BACK},
     }
     constant = dict.fromkeys(ones, 1)
-    return {name: build(*kernel, dtype, arch, constant) for name, kernel in kernels.items()}
+    return {name: build(getattr(triton_kernels, name), tiles, dtype, arch, constant) for name, tiles in kernels.items()}
 
 
-def build(kernel, constants, warps, dtype, arch, constant):
-    """Compile as a launch would: aligned pointers, widths that 16 divides, and what is left out as None."""
-    left_out = {"bias_D": "HAS_BIAS", "skip_D": "HAS_SKIP"}
+def build(kernel, constants, dtype, arch, constant):
+    """Compile as a launch would: aligned pointers, and widths that 16 divides."""
     constants = constants | {name: value for name, value in constant.items() if name in kernel.arg_names}
-    constants |= {name: None for name, flag in left_out.items() if name in kernel.arg_names and not constants.get(flag, True)}
-    halves = ("u", "dt", "B", "C", "z", "y_BLD", "grad_BLD", "du", "ddt", "dz", "x", "grad", "dx_BLD")
+    halves = ("u", "dt", "B", "C", "z", "y_BLD", "grad_BLD", "du", "ddt", "dz")
     signature, attributes = {}, {}
     for k, parameter in enumerate(kernel.params):
         name = parameter.name
@@ -55,7 +46,7 @@ def build(kernel, constants, warps, dtype, arch, constant):
         if name not in constants and name != "L" and not parameter.do_not_specialize:
             attributes[(k,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
-    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps})
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": 1})
     return {"ptx": made.asm["ptx"], "shared": made.metadata.shared, **resources(made.asm["cubin"])}
 
 
@@ -72,5 +63,6 @@ def resources(cubin):
     return {"registers": int(registers), "stack": int(stack)}
 
 
-if __name__ == "__main__":
-    main()
+for line in sys.stdin:
+    json.dump(kernels_of(**json.loads(line)), sys.stdout)
+    print(flush=True)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["BACKENDS", "Backend", "ScanInputs", "causal_conv", "choose_backend", "selective_scan", "use_backend"]
+__all__ = ["ScanInputs", "causal_conv", "choose_backend", "selective_scan", "use_backend"]
 
 BACKENDS = {"cuda": ("mamba_ssm", "triton", "plain"), "cpu": ("numba", "plain")}
 """Backends of each device, the preferred one first. The environment variable ``DTSF_SCAN`` chooses another one."""
@@ -37,52 +37,39 @@ _chosen: ContextVar[str] = ContextVar("scan_backend", default="")
 
 
 class Backend(NamedTuple):
-    """Chosen backend."""
+    """Chosen backend, and why it was chosen and not the ones before it."""
 
     name: str
     reason: str
-    """Why it was chosen, and why not the ones before it."""
 
 
 def choose_backend(device: torch.device, n_states: int = 16) -> Backend:
     """Return the backend for ``device`` and N states. Raises ConfigError: ``DTSF_SCAN`` names an unknown or unusable backend."""
-    return _choose(device.type, n_states, os.environ.get("DTSF_SCAN", ""))
-
-
-@lru_cache(maxsize=64)
-def _choose(device: str, n_states: int, wanted: str) -> Backend:
+    wanted = os.environ.get("DTSF_SCAN", "")
     if wanted and wanted not in MODULES:
         raise ConfigError(
             f"DTSF_SCAN={wanted!r} is not a backend of the scan: choose one of {', '.join(MODULES)}, or unset it"
         )
-    names = BACKENDS.get(device, ("plain",))
+    names = BACKENDS.get(device.type, ("plain",))
     reasons: list[str] = []
     for name in (wanted,) if wanted in names else names:
         module, reason = _load(name)
         if name == "triton" and n_states not in TRITON_STATES:
             module, reason = None, f"triton supports {' or '.join(map(str, TRITON_STATES))} states, not {n_states}"
-        reasons.append(reason)
+        reasons.insert(0, reason)
         if module is not None:
-            return Backend(name, "; ".join(reversed(reasons)))
+            return Backend(name, "; ".join(reasons))
     raise ConfigError(f"DTSF_SCAN={wanted!r}: {'; '.join(reasons)}; install it, or unset DTSF_SCAN")
 
 
 @lru_cache(maxsize=8)
 def _load(name: str) -> tuple[Any, str]:
     """Import a backend once. Returns its module or None, and the reason."""
+    # A broken install of a compiled package raises any of these: a missing symbol, a wrong NumPy, a wrong LLVM or driver.
+    broken = (ImportError, OSError, RuntimeError, AttributeError, TypeError, AssertionError, NameError, SystemError)
     try:
         module = importlib.import_module(f"dtsf.model.scan.{MODULES[name]}")
-    # A broken install of a compiled package raises any of these: a missing symbol, a wrong NumPy, a wrong LLVM or driver.
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-        AttributeError,
-        TypeError,
-        AssertionError,
-        NameError,
-        SystemError,
-    ) as error:
+    except broken as error:
         return None, f"{name} is not usable ({error})"
     return module, f"{name} is usable" if name != "plain" else "plain PyTorch"
 
@@ -117,10 +104,7 @@ def backend_for(x: Tensor, n_states: int = 16) -> Any:
 
 
 def selective_scan(inputs: ScanInputs) -> Tensor:
-    """Run the scan over the last axis: (B, D, L), in the dtype of ``u_BDL``.
-
-    The recurrence runs in float32, and in float64 for float64 inputs.
-    """
+    """Run the scan over the last axis: (B, D, L), in the dtype of ``u_BDL``. The recurrence runs in float32 or float64."""
     y_BDL: Tensor = backend_for(inputs.u_BDL, inputs.A_DN.shape[1]).scan(inputs)
     return y_BDL
 

@@ -1,7 +1,4 @@
-"""CUDA kernels of mamba-ssm and causal-conv1d. Importing this module fails if they are not installed or do not work.
-
-Letters: B batch, D channels, L tokens, N state, K taps.
-"""
+"""CUDA kernels of mamba-ssm and causal-conv1d. Importing this module fails if they are not installed or do not work."""
 
 from __future__ import annotations
 
@@ -23,21 +20,9 @@ if getattr(_interface, "selective_scan_cuda", None) is None:
 def scan(inputs: ScanInputs) -> Tensor:
     """Run the scan; see :func:`dtsf.model.scan.selective_scan`. It has no gradient of its gradient."""
     u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D, reverse = inputs
-    if reverse:
-        u_BDL, dt_BDL, B_BNL, C_BNL = u_BDL.flip(-1), dt_BDL.flip(-1), B_BNL.flip(-1), C_BNL.flip(-1)
-        z_BDL = None if z_BDL is None else z_BDL.flip(-1)
-    same = u_BDL.dtype
-    y_BDL: Tensor = _interface.selective_scan_fn(
-        u_BDL.contiguous(),
-        dt_BDL.to(same).contiguous(),
-        A_DN.float(),
-        B_BNL.to(same).contiguous(),
-        C_BNL.to(same).contiguous(),
-        None if D_D is None else D_D.float(),
-        None if z_BDL is None else z_BDL.to(same).contiguous(),
-        None if dt_bias_D is None else dt_bias_D.float(),
-        True,
-    )
+    rows = [x.flip(-1) if reverse else x for x in (u_BDL, dt_BDL, B_BNL, C_BNL, z_BDL)]
+    u, dt, B, C, z = (x.to(u_BDL.dtype).contiguous() for x in rows)
+    y_BDL: Tensor = _interface.selective_scan_fn(u, dt, A_DN.float(), B, C, D_D.float(), z, dt_bias_D.float(), True)
     return y_BDL.flip(-1) if reverse else y_BDL
 
 

@@ -1,26 +1,19 @@
 """Scan and its backward, compiled by numba for :mod:`dtsf.model.scan.numba_scan`.
 
-A task is one sequence and ``LANES`` channels, which the compiler turns into vector instructions. Channels are the contiguous
-axis, so sums over the state need no shuffles. Rows are sliced, because loops with a possibly negative index do not become vector
-instructions. ``exp`` is a polynomial, because the C library's does not vectorise. Softplus, skip and gate are part of the same
-pass. The forward stores the state at every ``CHUNK``-th token. The backward computes each chunk again, into a buffer that fits
-the processor's cache, and then goes back.
+A task is one sequence and ``LANES`` channels, which the compiler turns into vector instructions. Rows are sliced, because loops
+with a possibly negative index do not become vector instructions. ``exp`` is a polynomial, because the C library's does not
+vectorise. The forward stores the state at every ``CHUNK``-th token. The backward computes each chunk again, into a buffer that
+fits the processor's cache, and then goes back.
 
 Letters: B batch, D channels, L tokens, N state, M chunks, J blocks of LANES channels, Q tokens of a chunk, W lanes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.extending import intrinsic
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
+from numba import njit
 
 LANES = 64
 """Channels of a task: many enough that entering a loop is cheap, few enough that the states of a chunk stay in the cache."""
@@ -42,53 +35,29 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 """Options that vectorise sums. Without ``nnan`` and ``ninf``, so that a diverged network returns NaN."""
 
 
-@intrinsic
-def _float_bits(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
-    """Return the bits of a float32 as an int32."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.bitcast(arguments[0], ir.IntType(32))
-
-    return types.int32(types.float32), code
-
-
-@intrinsic
-def _bits_float(typing_context: Any, x: Any) -> Any:  # noqa: ARG001
-    """Return the float32 of the bits in an int32."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.bitcast(arguments[0], ir.FloatType())
-
-    return types.float32(types.int32), code
-
-
-def compiled() -> Callable[[Any], Any]:
-    """Return a decorator that compiles a function on its first call (about ten seconds for a backward) and caches the code on disk.
+def compiled(function: Any) -> Any:
+    """Compile a function on its first call (about ten seconds for a backward), and cache the code on disk.
 
     Numba's cache is beside this file, in the user's cache folder if the install is read-only, or in NUMBA_CACHE_DIR.
     """
-
-    def compile_(function: Any) -> Any:
-        options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
-        try:
-            return njit(cache=True, **options)(function)
-        except RuntimeError:  # a read-only install without a home folder: numba has no place for its cache
-            return njit(**options)(function)
-
-    return compile_
+    options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
+    try:
+        return njit(cache=True, **options)(function)
+    except RuntimeError:  # a read-only install without a home folder
+        return njit(**options)(function)
 
 
-@compiled()
+@compiled
 def _exp2(x: Any) -> Any:
     if x < LEAST_EXPONENT:  # a NaN goes through
         x = LEAST_EXPONENT
-    k = np.int32(_float_bits(x + MAGIC) - MAGIC_BITS)  # type: ignore[call-arg]
+    k = np.int32(np.float32(x + MAGIC).view(np.int32) - MAGIC_BITS)
     f = x - np.float32(k)
     p = E0 + f * (E1 + f * (E2 + f * (E3 + f * (E4 + f * (E5 + f * E6)))))
-    return p * _bits_float(np.int32(np.int32(k + np.int32(127)) << np.int32(23)))
+    return p * np.int32(np.int32(k + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
-@compiled()
+@compiled
 def _softplus(x: Any) -> Any:
     e = _exp2(-abs(x) * LOG2_E)
     s = e / (TWO + e)
@@ -97,18 +66,17 @@ def _softplus(x: Any) -> Any:
     return max(x, ZERO) + TWO * s * series
 
 
-@compiled()
+@compiled
 def sigmoid(x: Any) -> Any:
     """Return ``1 / (1 + exp(-x))`` without overflow."""
     e = _exp2(-abs(x) * LOG2_E)
     return (ONE if x >= ZERO else e) / (ONE + e)
 
 
-@compiled()
+@compiled
 def forward(
-    begin: int, end: int, reverse: bool, gated: bool,
-    u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any, D_D: Any, z_BLD: Any, bias_D: Any,
-    y_BLD: Any, edge_BMND: Any,
+    begin: int, end: int, reverse: bool, u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any,
+    D_D: Any, z_BLD: Any, bias_D: Any, y_BLD: Any, edge_BMND: Any,
 ) -> None:  # fmt: skip
     """Compute tasks ``begin`` to ``end``: outputs, and the state before every chunk."""
     n_blocks = (u_BLD.shape[2] + LANES - 1) // LANES
@@ -145,19 +113,14 @@ def forward(
                     h = _exp2(delta_W[w] * a_NW[n, w]) * h_NW[n, w] + x_W[w] * in_
                     h_NW[n, w] = h
                     y_W[w] += h * out
-            if gated:
-                for w in range(width):
-                    out_W[w] = y_W[w] * z_W[w] * sigmoid(z_W[w])
-            else:
-                for w in range(width):
-                    out_W[w] = y_W[w]
+            for w in range(width):
+                out_W[w] = y_W[w] * z_W[w] * sigmoid(z_W[w])
 
 
-@compiled()
+@compiled
 def backward(
-    begin: int, end: int, reverse: bool, gated: bool,
-    u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any, D_D: Any, z_BLD: Any, bias_D: Any,
-    edge_BMND: Any, gy_BLD: Any,
+    begin: int, end: int, reverse: bool, u_BLD: Any, dt_BLD: Any, A_ND: Any, B_BLN: Any, C_BLN: Any,
+    D_D: Any, z_BLD: Any, bias_D: Any, edge_BMND: Any, gy_BLD: Any,
     gu_BLD: Any, gdt_BLD: Any, gA_BND: Any, gB_JBLN: Any, gC_JBLN: Any, gD_BD: Any, gz_BLD: Any, gbias_BD: Any,
 ) -> None:  # fmt: skip
     """Compute tasks ``begin`` to ``end``: all gradients, chunk by chunk from the last token to the first."""
@@ -210,15 +173,11 @@ def backward(
                 gu_W, gdt_W, gz_W = gu_BLD[b, t, d:last], gdt_BLD[b, t, d:last], gz_BLD[b, t, d:last]
                 given_W = gy_BLD[b, t, d:last]
                 for w in range(width):
-                    gy_W[w] = given_W[w]
-                    gx_W[w] = ZERO
-                    gdelta_W[w] = ZERO
-                if gated:
-                    for w in range(width):
-                        z, gy = z_W[w], gy_W[w]
-                        s = sigmoid(z)
-                        gz_W[w] = gy * y_QW[q, w] * s * (ONE + z * (ONE - s))
-                        gy_W[w] = gy * z * s
+                    gx_W[w], gdelta_W[w] = ZERO, ZERO
+                    z, gy = z_W[w], given_W[w]
+                    s = sigmoid(z)
+                    gz_W[w] = gy * y_QW[q, w] * s * (ONE + z * (ONE - s))
+                    gy_W[w] = gy * z * s
                 for n in range(n_state):
                     in_, out = B_BLN[b, t, n], C_BLN[b, t, n]
                     g_in, g_out = ZERO, ZERO

@@ -6,7 +6,6 @@ Letters: B batch, D channels, L tokens, N state, K taps.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -28,8 +27,8 @@ TOLERANCE = 1e-4
 def check_parity(device: torch.device, n_states: int = 16, shape: tuple[int, int, int, int] = SHAPE) -> float:
     """Return the largest relative error of the chosen backend, scan and convolution. Raises ConfigError: it is wrong."""
     backend = backend_for(torch.empty(0, device=device), n_states)
-    B, D, L, _ = shape
-    errors = [compare(backend.scan, device, reverse=reverse, shape=(B, D, L, n_states)) for reverse in (False, True)]
+    shape = (*shape[:3], n_states)
+    errors = [compare(backend.scan, device, reverse=reverse, shape=shape) for reverse in (False, True)]
     errors += [compare_conv(backend.conv, device, reverse=reverse, shape=shape) for reverse in (False, True)]
     # NaN compares false, so test `error < TOLERANCE`, not `error >= TOLERANCE`.
     if not all(error < TOLERANCE for error in errors):
@@ -41,7 +40,6 @@ def check_parity(device: torch.device, n_states: int = 16, shape: tuple[int, int
     return max(errors)
 
 
-@torch.inference_mode(False)
 def compare(
     scan: Callable[[ScanInputs], Tensor],
     device: torch.device | str,
@@ -51,16 +49,12 @@ def compare(
     shape: tuple[int, int, int, int] = SHAPE,
 ) -> float:
     """Return the largest relative error of a scan's output and gradients; ``dtype`` of all but A, D and the bias."""
-    drawn = [x for x in drawn_inputs(shape)[:8] if x is not None]
-    inputs = [x.to(dtype) if k not in (2, 5, 7) else x for k, x in enumerate(drawn)]
-
-    def run(scan: Callable[[ScanInputs], Tensor], *x: Tensor) -> Tensor:
-        return scan(ScanInputs._make([*x, reverse]))
-
-    return _error(partial(run, scan), partial(run, plain.scan), inputs, device)
+    inputs = [x if k in (2, 5, 7) else x.to(dtype) for k, x in enumerate(drawn_inputs(shape)[:8])]
+    return _error(
+        lambda *x: scan(ScanInputs(*x, reverse)), lambda *x: plain.scan(ScanInputs(*x, reverse)), inputs, device
+    )
 
 
-@torch.inference_mode(False)
 def compare_conv(
     conv: Callable[..., Tensor], device: torch.device | str, *, reverse: bool, shape: tuple[int, int, int, int] = SHAPE
 ) -> float:
@@ -71,19 +65,22 @@ def compare_conv(
     return _error(lambda *x: conv(*x, reverse=reverse), lambda *x: plain.conv(*x, reverse=reverse), inputs, device)
 
 
+@torch.inference_mode(False)
 def _error(
     function: Callable[..., Tensor], reference: Callable[..., Tensor], inputs: list[Tensor], device: torch.device | str
 ) -> float:
     probe = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    def run(function: Callable[..., Tensor], device: torch.device | str, wide: bool) -> list[Tensor]:
-        given = [(x.double() if wide else x).to(device).detach().requires_grad_() for x in inputs]
-        y = function(*given)
-        gradients = torch.autograd.grad((y * probe.to(device, y.dtype)).sum(), given)
+    def run(function: Callable[..., Tensor], given: list[Tensor]) -> list[Tensor]:
+        leaves = [x.clone().requires_grad_() for x in given]
+        y = function(*leaves)
+        gradients = torch.autograd.grad((y * probe.to(y)).sum(), leaves)
         return [x.detach().cpu().double() for x in (y, *gradients)]
 
     with torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
-        pairs = zip(run(function, device, False), run(reference, "cpu", True), strict=True)
+        pairs = zip(
+            run(function, [x.to(device) for x in inputs]), run(reference, [x.double() for x in inputs]), strict=True
+        )
         return max(float((found - wanted).norm() / wanted.norm()) for found, wanted in pairs)
 
 
@@ -96,6 +93,6 @@ def drawn_inputs(shape: tuple[int, int, int, int], device: torch.device | str = 
         return torch.randn(*sizes, generator=generator).to(device)
 
     A_DN = (-3 * torch.rand(D, N, generator=generator) - 0.1).to(device)
-    rows = [draw(B, L, D).transpose(1, 2) for _ in range(3)]
-    columns = [draw(B, L, N).transpose(1, 2) for _ in range(2)]
-    return ScanInputs(rows[0], rows[1] - 1, A_DN, columns[0], columns[1], draw(D), rows[2], draw(D))
+    u, dt, z = (draw(B, L, D).transpose(1, 2) for _ in range(3))
+    B_BNL, C_BNL = (draw(B, L, N).transpose(1, 2) for _ in range(2))
+    return ScanInputs(u, dt - 1, A_DN, B_BNL, C_BNL, draw(D), z, draw(D))

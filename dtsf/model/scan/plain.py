@@ -1,6 +1,6 @@
 """Selective scan and causal convolution in plain PyTorch: the fallback, the exported form, and in float64 the reference.
 
-Letters: B batch, D channels, L tokens, N state, K taps.
+Letters: B batch, D channels, L tokens, N state, K taps, M chunks of Q tokens, X other axes.
 """
 
 from __future__ import annotations
@@ -23,36 +23,27 @@ class ScanInputs(NamedTuple):
     """State decay, negative."""
     B_BNL: Tensor
     C_BNL: Tensor
-    D_D: Tensor | None = None
-    z_BDL: Tensor | None = None
-    dt_bias_D: Tensor | None = None
+    D_D: Tensor
+    z_BDL: Tensor
+    dt_bias_D: Tensor
     reverse: bool = False
     """Scan from the last token to the first, as if all sequences were flipped and the result flipped back."""
 
 
 def scan(inputs: ScanInputs) -> Tensor:
     """Run the scan; see :func:`dtsf.model.scan.selective_scan`. The backward stores two (B, L, D, N) tensors."""
-    u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D, reverse = inputs
-    wide = torch.float64 if u_BDL.dtype == torch.float64 else torch.float32
-    with torch.autocast(u_BDL.device.type, enabled=False):
-        u, dt, A, B, C = (x.to(wide) for x in (u_BDL, dt_BDL, A_DN, B_BNL, C_BNL))
-        if dt_bias_D is not None:
-            dt = dt + dt_bias_D.to(wide)[:, None]
-        dt = F.softplus(dt)
-        rows = [x.transpose(1, 2) for x in (u, dt, B, C)]
-        if reverse:
-            rows = [x_BLX.flip(1) for x_BLX in rows]
-        u_BLD, dt_BLD, B_BLN, C_BLN = rows
-        if torch.compiler.is_compiling():
-            y_BLD = _outputs(u_BLD, dt_BLD, A, B_BLN, C_BLN)
-        else:
-            y_BLD = _Recurrence.apply(u_BLD, dt_BLD, A, B_BLN, C_BLN)  # type: ignore[no-untyped-call]
-        y: Tensor = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
-        if D_D is not None:
-            y = y + D_D.to(wide)[:, None] * u
-        if z_BDL is not None:
-            y = y * F.silu(z_BDL.to(wide))
-    return y.to(u_BDL.dtype)
+    given, reverse = inputs.u_BDL, inputs.reverse
+    wide = torch.promote_types(given.dtype, torch.float32)
+    with torch.autocast(given.device.type, enabled=False):
+        u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, bias_D = (x.to(wide) for x in inputs[:8])
+        dt_BDL = F.softplus(dt_BDL + bias_D[:, None])
+        rows = [x.transpose(1, 2) for x in (u_BDL, dt_BDL, B_BNL, C_BNL)]
+        u_BLD, dt_BLD, B_BLN, C_BLN = (x_BLX.flip(1) for x_BLX in rows) if reverse else rows
+        run = _outputs if torch.compiler.is_compiling() else _Recurrence.apply
+        y_BLD: Tensor = run(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN)  # type: ignore[no-untyped-call]
+        y_BDL = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
+        y_BDL = (y_BDL + D_D[:, None] * u_BDL) * F.silu(z_BDL)
+    return y_BDL.to(given.dtype)
 
 
 def _outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
@@ -71,26 +62,18 @@ def states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
     length = decay_BLX.shape[1]
     size = int(max(1, length - 1) ** 0.5) + 1
     n_chunks = -(-length // size)
-    short = n_chunks * size - length
-    if short:
+    if short := n_chunks * size - length:
         padding = (0, 0) * (decay_BLX.ndim - 2) + (0, short)
         decay_BLX, input_BLX = F.pad(decay_BLX, padding), F.pad(input_BLX, padding)
     decay_BMQX, input_BMQX = (x.unflatten(1, (n_chunks, size)) for x in (decay_BLX, input_BLX))
-    steps = zip(decay_BMQX.unbind(2), input_BMQX.unbind(2), strict=True)
-    state_BMX, product_BMX = input_BMQX[:, :, 0], decay_BMQX[:, :, 0]
-    states, products = [state_BMX], [product_BMX]
-    next(steps)
-    for decay_BMX, input_BMX in steps:
-        state_BMX = decay_BMX * state_BMX + input_BMX
-        product_BMX = decay_BMX * product_BMX
-        states.append(state_BMX)
-        products.append(product_BMX)
-    carry_BX = torch.zeros_like(state_BMX[:, 0])
-    carries = []
-    for last_BX, whole_BX in zip(state_BMX.unbind(1), product_BMX.unbind(1), strict=True):
-        carries.append(carry_BX)
-        carry_BX = whole_BX * carry_BX + last_BX
-    carry_BM1X = torch.stack(carries, 1).unsqueeze(2)
+    states, products = [input_BMQX[:, :, 0]], [decay_BMQX[:, :, 0]]
+    for decay_BMX, input_BMX in zip(decay_BMQX.unbind(2)[1:], input_BMQX.unbind(2)[1:], strict=True):
+        states.append(decay_BMX * states[-1] + input_BMX)
+        products.append(decay_BMX * products[-1])
+    carries = [torch.zeros_like(states[-1][:, 0])]
+    for last_BX, whole_BX in zip(states[-1].unbind(1), products[-1].unbind(1), strict=True):
+        carries.append(whole_BX * carries[-1] + last_BX)
+    carry_BM1X = torch.stack(carries[:-1], 1).unsqueeze(2)
     state_BMQX = torch.stack(states, 2) + torch.stack(products, 2) * carry_BM1X
     return state_BMQX.flatten(1, 2)[:, :length]
 
@@ -108,29 +91,28 @@ def states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
 class _Recurrence(torch.autograd.Function):
     """Recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``, with its own backward.
 
-    Autograd through the loop makes about forty passes over (B, L, D, N) tensors; this backward makes about twelve
-    (benchmarks/scan.py compares them). Steps come from ``unbind``, because ``x[:, t]`` in a loop costs ten times more under
-    autograd.
+    Autograd through the loop makes about forty passes over (B, L, D, N) tensors; this backward makes about twelve. Steps come from
+    ``unbind``, because ``x[:, t]`` in a loop costs ten times more under autograd. benchmarks/scan.py compares them.
     """
 
     @staticmethod
     def forward(ctx: Any, u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
-        """Return y (B, L, D)."""
-        A_ND = A_DN.t().contiguous()
         # D is the last axis, so that all products with C and B run along contiguous memory, 2 to 3 times faster.
-        decay_BLND = torch.mul(dt_BLD.unsqueeze(2), A_ND).exp_()
-        state_BLND = torch.mul((dt_BLD * u_BLD).unsqueeze(2), B_BLN.unsqueeze(3))
-        state_BLND = states(decay_BLND, state_BLND)
+        decay_BLND = torch.mul(dt_BLD.unsqueeze(2), A_DN.t().contiguous()).exp_()
+        state_BLND = states(decay_BLND, torch.mul((dt_BLD * u_BLD).unsqueeze(2), B_BLN.unsqueeze(3)))
         ctx.save_for_backward(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND)
         return torch.matmul(C_BLN.unsqueeze(2), state_BLND).squeeze(2)
 
     @staticmethod
     def backward(ctx: Any, grad_y_BLD: Tensor) -> tuple[Tensor | None, ...]:
         """Run the recurrence of the gradients from the last token to the first."""
-        u_BLD, dt_BLD, A_DN, B_BLN, C_BLN, decay_BLND, state_BLND = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _gradients_with_graph(ctx.saved_tensors[:5], grad_y_BLD)
-        A_ND = A_DN.t()
+        *inputs, decay_BLND, state_BLND = ctx.saved_tensors
+        if torch.is_grad_enabled():  # under create_graph: gradients that can be differentiated again
+            views = [x.view_as(x) for x in inputs]  # a tensor may be two of the inputs
+            wanted = [x for x in views if x.requires_grad]
+            found = iter(torch.autograd.grad(_outputs(*views), wanted, grad_y_BLD, create_graph=True))
+            return tuple(next(found) if x.requires_grad else None for x in views)
+        u_BLD, dt_BLD, A_DN, B_BLN, C_BLN = inputs
         grad_C_BLN = torch.matmul(state_BLND, grad_y_BLD.unsqueeze(3)).squeeze(3)
         # grad_h_t = C_t grad_y_t + decay_{t+1} grad_h_{t+1}
         grad_BLND = torch.mul(grad_y_BLD.unsqueeze(2), C_BLN.unsqueeze(3))
@@ -141,19 +123,9 @@ class _Recurrence(torch.autograd.Function):
         # Gradient of dt_t A: grad_h_t * decay_t * h_{t-1}, 0 for the first token, whose state before is 0.
         grad_BLND[:, 0] = 0
         grad_BLND[:, 1:].mul_(decay_BLND[:, 1:]).mul_(state_BLND[:, :-1])
-        grad_dt_BLD = grad_dtu_BLD * u_BLD + torch.mul(grad_BLND, A_ND).sum(2)
+        grad_dt_BLD = grad_dtu_BLD * u_BLD + torch.mul(grad_BLND, A_DN.t()).sum(2)
         grad_A_DN = grad_BLND.mul_(dt_BLD.unsqueeze(2)).sum((0, 1)).t()
         return grad_dtu_BLD * dt_BLD, grad_dt_BLD, grad_A_DN, grad_B_BLN, grad_C_BLN
-
-
-def _gradients_with_graph(inputs: tuple[Tensor, ...], grad_y_BLD: Tensor) -> tuple[Tensor | None, ...]:
-    """Compute gradients that can be differentiated again, for a backward under ``create_graph``."""
-    with torch.enable_grad():
-        # A tensor may be two of the inputs; views distinguish them.
-        views = [x.view_as(x) for x in inputs]
-        wanted = [x for x in views if x.requires_grad]
-        found = iter(torch.autograd.grad(_outputs(*views), wanted, grad_y_BLD, create_graph=True))
-    return tuple(next(found) if x.requires_grad else None for x in views)
 
 
 def refuse_graph(name: str) -> None:

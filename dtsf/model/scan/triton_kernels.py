@@ -63,20 +63,23 @@ def step_sizes(dt, bias, i, L, T: tl.constexpr):
     return deltas
 
 
+@triton.jit
+def channels_of(A_ND, bias_D, D, N: tl.constexpr, BD: tl.constexpr):
+    """Return states and channels of a program, the mask of the channels that exist, their A (N, D) and their bias."""
+    n, d = tl.arange(0, N), tl.program_id(0) * BD + tl.arange(0, BD)
+    A = tl.load(A_ND + n[:, None] * D + d[None, :], mask=(d < D)[None, :], other=0.0)
+    return n, d, d < D, A, tl.load(bias_D + d, mask=d < D, other=0.0)
+
+
 @triton.jit(do_not_specialize=["A_ND", "ends_BSND"])
 def segment_ends(
     u, dt, A_ND, B, bias_D, ends_BSND, sums_BSD,
     L, D, segment, u_b, u_l, dt_b, dt_l, B_b, B_l,
-    N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr,
+    N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Compute the state at the end of each segment from a state of zero, and the sum of its step sizes."""
-    block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    S = tl.num_programs(2)
-    n = tl.arange(0, N)
-    d = block * BD + tl.arange(0, BD)
-    inside = d < D
-    A = tl.load(A_ND + n[:, None] * D + d[None, :], mask=inside[None, :], other=0.0)
-    bias = tl.load(bias_D + d, mask=inside, other=0.0) if HAS_BIAS else tl.zeros((BD,), tl.float32)
+    b, s, S = tl.program_id(1).to(tl.int64), tl.program_id(2), tl.num_programs(2)
+    n, d, inside, A, bias = channels_of(A_ND, bias_D, D, N, BD)
     state = tl.zeros((N, BD), tl.float32)
     total = tl.zeros((BD,), tl.float32)
     for i in range(s * segment, tl.minimum((s + 1) * segment, L), T):
@@ -97,17 +100,12 @@ def scan_forward(
     u, dt, A_ND, B, C, skip_D, z, bias_D, ends_BSND, sums_BSD, y_BLD, states_BMDN,
     L, D, segment, u_b, u_l, dt_b, dt_l, B_b, B_l, C_b, C_l, z_b, z_l,
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, REVERSE: tl.constexpr,
-    HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SEGMENTS: tl.constexpr, SAVE: tl.constexpr,
+    SEGMENTS: tl.constexpr, SAVE: tl.constexpr,
 ):  # fmt: skip
     """Compute the outputs of one segment, and with ``SAVE`` the state before each of its chunks."""
-    block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    S = tl.num_programs(2)
-    n = tl.arange(0, N)
-    d = block * BD + tl.arange(0, BD)
-    inside = d < D
-    A = tl.load(A_ND + n[:, None] * D + d[None, :], mask=inside[None, :], other=0.0)
-    bias = tl.load(bias_D + d, mask=inside, other=0.0) if HAS_BIAS else tl.zeros((BD,), tl.float32)
-    skip = tl.load(skip_D + d, mask=inside, other=0.0) if HAS_SKIP else tl.zeros((BD,), tl.float32)
+    b, s, S = tl.program_id(1).to(tl.int64), tl.program_id(2), tl.num_programs(2)
+    n, d, inside, A, bias = channels_of(A_ND, bias_D, D, N, BD)
+    skip = tl.load(skip_D + d, mask=inside, other=0.0)
     state = tl.zeros((N, BD), tl.float32)
     if SEGMENTS:
         for before in range(0, s):
@@ -124,13 +122,13 @@ def scan_forward(
         us = steps_of(u + b * u_b, i, L, u_l, d, inside, REVERSE, T)
         Bs = steps_of(B + b * B_b, i, L, B_l, n, n < N, REVERSE, T)
         Cs = steps_of(C + b * C_b, i, L, C_l, n, n < N, REVERSE, T)
-        zs = steps_of(z + b * z_b, i, L, z_l, d, inside, REVERSE, T) if HAS_Z else us
+        zs = steps_of(z + b * z_b, i, L, z_l, d, inside, REVERSE, T)
         deltas = step_sizes(dts, bias, i, L, T)
         ys = ()
         for t in tl.static_range(T):
             state = tl.exp2(A * deltas[t][None, :]) * state + Bs[t][:, None] * (deltas[t] * us[t])[None, :]
             y = tl.sum(Cs[t][:, None] * state, 0) + skip * us[t]
-            ys = ys + (y * zs[t] * sigmoid(zs[t]) if HAS_Z else y,)
+            ys = ys + (y * zs[t] * sigmoid(zs[t]),)
         for t in tl.static_range(T):
             at = y_BLD + b * L * D + position(i + t, L, REVERSE) * D + d
             tl.store(at, ys[t].to(y_BLD.dtype.element_ty), mask=inside & (i + t < L))
@@ -140,17 +138,11 @@ def scan_forward(
 def segment_heads(
     dt, A_ND, C, z, bias_D, grad_BLD, heads_BSDN, sums_BSD,
     L, D, segment, dt_b, dt_l, C_b, C_l, z_b, z_l, grad_b, grad_l,
-    N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr, HAS_Z: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradient of the state before each segment without the segments behind it, and the sum of its step sizes."""
-    block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    S = tl.num_programs(2)
-    n = tl.arange(0, N)
-    d = block * BD + tl.arange(0, BD)
-    inside = d < D
-    A = tl.load(A_ND + n[:, None] * D + d[None, :], mask=inside[None, :], other=0.0)
-    bias = tl.load(bias_D + d, mask=inside, other=0.0) if HAS_BIAS else tl.zeros((BD,), tl.float32)
+    b, s, S = tl.program_id(1).to(tl.int64), tl.program_id(2), tl.num_programs(2)
+    n, d, inside, A, bias = channels_of(A_ND, bias_D, D, N, BD)
     flow = tl.zeros((N, BD), tl.float32)
     total = tl.zeros((BD,), tl.float32)
     first, last = s * segment, tl.minimum((s + 1) * segment, L)
@@ -160,10 +152,10 @@ def segment_heads(
         dts = steps_of(dt + b * dt_b, i, L, dt_l, d, inside, REVERSE, T)
         grads = steps_of(grad_BLD + b * grad_b, i, L, grad_l, d, inside, REVERSE, T)
         Cs = steps_of(C + b * C_b, i, L, C_l, n, n < N, REVERSE, T)
-        zs = steps_of(z + b * z_b, i, L, z_l, d, inside, REVERSE, T) if HAS_Z else grads
+        zs = steps_of(z + b * z_b, i, L, z_l, d, inside, REVERSE, T)
         deltas = step_sizes(dts, bias, i, L, T)
         for t in tl.static_range(T - 1, -1, -1):
-            grad = grads[t] * zs[t] * sigmoid(zs[t]) if HAS_Z else grads[t]
+            grad = grads[t] * zs[t] * sigmoid(zs[t])
             flow = tl.exp2(A * deltas[t][None, :]) * (flow + Cs[t][:, None] * grad[None, :])
             total += deltas[t]
     at = ((b * S + s) * D + d[None, :]) * N + n[:, None]
@@ -177,7 +169,7 @@ def scan_backward(
     du, ddt, dz, dA_BSDN, dB, dC, dskip_BSD, dbias_BSD,
     L, D, segment, u_b, u_l, dt_b, dt_l, B_b, B_l, C_b, C_l, z_b, z_l, grad_b, grad_l,
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, Q: tl.constexpr, REVERSE: tl.constexpr,
-    HAS_SKIP: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SEGMENTS: tl.constexpr,
+    SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     """Compute all gradients of one segment, chunk by chunk from its last.
 
@@ -190,8 +182,8 @@ def scan_backward(
     d = block * BD + tl.arange(0, BD)
     inside = d < D
     A = tl.load(A_DN + d[:, None] * N + n[None, :], mask=inside[:, None], other=0.0)
-    bias = tl.load(bias_D + d, mask=inside, other=0.0) if HAS_BIAS else tl.zeros((BD,), tl.float32)
-    skip = tl.load(skip_D + d, mask=inside, other=0.0) if HAS_SKIP else tl.zeros((BD,), tl.float32)
+    bias = tl.load(bias_D + d, mask=inside, other=0.0)
+    skip = tl.load(skip_D + d, mask=inside, other=0.0)
     flow = tl.zeros((BD, N), tl.float32)
     if SEGMENTS:
         for k in range(s + 1, S):
@@ -250,13 +242,12 @@ def scan_backward(
                 grad = tl.load(grad_BLD + l * grad_l + d, mask=valid, other=0.0).to(tl.float32)
                 B_t = tl.load(B + l * B_l + n, mask=known, other=0.0).to(tl.float32)
                 C_t = tl.load(C + l * C_l + n, mask=known, other=0.0).to(tl.float32)
-                if HAS_Z:
-                    z_t = tl.load(z + l * z_l + d, mask=valid, other=0.0).to(tl.float32)
-                    gate = sigmoid(z_t)
-                    y = tl.sum(C_t[None, :] * states[t], 1) + skip * u_t
-                    dz_t = grad * y * gate * (1.0 + z_t * (1.0 - gate))
-                    tl.store(dz + l * D + d, dz_t.to(dz.dtype.element_ty), mask=valid)
-                    grad = grad * z_t * gate
+                z_t = tl.load(z + l * z_l + d, mask=valid, other=0.0).to(tl.float32)
+                gate = sigmoid(z_t)
+                y = tl.sum(C_t[None, :] * states[t], 1) + skip * u_t
+                dz_t = grad * y * gate * (1.0 + z_t * (1.0 - gate))
+                tl.store(dz + l * D + d, dz_t.to(dz.dtype.element_ty), mask=valid)
+                grad = grad * z_t * gate
                 tl.store(dC + l * N + n, tl.sum(states[t] * grad[:, None], 0), mask=known)
                 flow += C_t[None, :] * grad[:, None]
                 input_t = delta * u_t

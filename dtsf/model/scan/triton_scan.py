@@ -1,7 +1,6 @@
-"""Selective scan on a GPU by Triton, as two custom operators: forward and backward.
+"""Selective scan on a GPU by Triton, as two custom operators, forward and backward, that ``torch.compile`` supports.
 
-``torch.compile`` supports them. The backward stores the inputs and one state every 16 or 32 tokens.
-:mod:`dtsf.model.scan.triton_kernels` describes the kernels.
+The backward stores the inputs and one state every 16 or 32 tokens. :mod:`dtsf.model.scan.triton_kernels` describes the kernels.
 
 Letters: B batch, D channels, L tokens, N states, S segments, M chunks, J blocks of channels.
 """
@@ -32,7 +31,7 @@ BLOCK = 32
 STEP = 4
 """Tokens of a step, forward."""
 STEP_BACK = 2
-"""Tokens of a step, backward. Their states stay in registers; with 4 the compiler spills (tests/test_triton_compiled.py)."""
+"""Tokens of a step, backward. Their states stay in registers; with 4 the compiler spills (tests/test_triton.py)."""
 WARPS, WARPS_BACK = 16, 8
 """Programs on a processor of the GPU at once, by the registers of the kernels; an H100 has 10 in the backward."""
 LEAST_CHUNKS = 4
@@ -68,35 +67,38 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:2]]
 
 
+def _like(*tensors: Tensor) -> list[Tensor]:
+    return [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors]
+
+
+SCHEMA = "Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor skip, Tensor z, Tensor bias"
+
+
 @torch.library.custom_op(
-    "dtsf::scan_forward",
-    mutates_args=(),
-    schema="(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? skip, Tensor? z, Tensor? bias, bool reverse, bool keep)"
-    " -> (Tensor, Tensor)",
+    "dtsf::scan_forward", mutates_args=(), schema=f"({SCHEMA}, bool reverse, bool keep) -> (Tensor, Tensor)"
 )
 def forward_op(
-    u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, skip_D: Tensor | None,
-    z_BLD: Tensor | None, bias_D: Tensor | None, reverse: bool, keep: bool,
+    u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, skip_D: Tensor, z_BLD: Tensor, bias_D: Tensor,
+    reverse: bool, keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return outputs (B, L, D) and stored states (B, M, D, N), empty without ``keep``."""
     (B, L, D), N = u_BLD.shape, A_DN.shape[1]
     A_ND = (A_DN * LOG2E).t().contiguous()
-    y_BLD = torch.empty_like(u_BLD, memory_format=torch.contiguous_format)
+    (y_BLD,) = _like(u_BLD)
     states = A_ND.new_empty((B, triton.cdiv(L, chunk_tokens(L)), D, N) if keep else (0,))
     S, segment = segments(u_BLD, WARPS)
     grid = (triton.cdiv(D, BLOCK), B, S)
     ends, sums = (A_ND.new_empty((B, S, N, D)), A_ND.new_empty((B, S, D))) if S > 1 else (A_ND, A_ND)
-    z = u_BLD if z_BLD is None else z_BLD
-    tiles = {"N": N, "BD": BLOCK, "T": STEP, "REVERSE": reverse, "HAS_BIAS": bias_D is not None, "num_warps": 1}
+    tiles = {"N": N, "BD": BLOCK, "T": STEP, "REVERSE": reverse, "num_warps": 1}
     with _on_device(u_BLD):
         if S > 1:
             segment_ends[grid](
                 u_BLD, dt_BLD, A_ND, B_BLN, bias_D, ends, sums, L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN), **tiles
             )
         scan_forward[grid](
-            u_BLD, dt_BLD, A_ND, B_BLN, C_BLN, skip_D, z, bias_D, ends, sums, y_BLD, states,
-            L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN, C_BLN, z),
-            Q=chunk_tokens(L), HAS_SKIP=skip_D is not None, HAS_Z=z_BLD is not None, SEGMENTS=S > 1, SAVE=keep, **tiles,
+            u_BLD, dt_BLD, A_ND, B_BLN, C_BLN, skip_D, z_BLD, bias_D, ends, sums, y_BLD, states,
+            L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN, C_BLN, z_BLD),
+            Q=chunk_tokens(L), SEGMENTS=S > 1, SAVE=keep, **tiles,
         )  # fmt: skip
     return y_BLD, states
 
@@ -104,63 +106,56 @@ def forward_op(
 @torch.library.custom_op(
     "dtsf::scan_backward",
     mutates_args=(),
-    schema="(Tensor u, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? skip, Tensor? z, Tensor? bias, Tensor states, Tensor grad,"
-    " bool reverse) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    schema=f"({SCHEMA}, Tensor states, Tensor grad, bool reverse) -> ({', '.join(['Tensor'] * 8)})",
 )
 def backward_op(
-    u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, skip_D: Tensor | None,
-    z_BLD: Tensor | None, bias_D: Tensor | None, states: Tensor, grad_BLD: Tensor, reverse: bool,
+    u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor, skip_D: Tensor, z_BLD: Tensor, bias_D: Tensor,
+    states: Tensor, grad_BLD: Tensor, reverse: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return gradients of u, dt, A, B, C, skip, z (empty without z) and bias."""
+    """Return the gradients of u, dt, A, B, C, skip, z and bias."""
     (B, L, D), N = u_BLD.shape, A_DN.shape[1]
     A2_DN = (A_DN * LOG2E).contiguous()
     S, segment = segments(u_BLD, WARPS_BACK)
     J = triton.cdiv(D, BLOCK)
     grid = (J, B, S)
-    gated, new = z_BLD is not None, states.new_empty
-    du, ddt = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (u_BLD, dt_BLD))
-    dz = torch.empty_like(z_BLD, memory_format=torch.contiguous_format) if z_BLD is not None else u_BLD.new_empty(0)
+    du, ddt, dz = _like(u_BLD, dt_BLD, z_BLD)
+    new = states.new_empty
     dA_BSDN, dB_JBLN, dC_JBLN = new((B, S, D, N)), new((J, B, L, N)), new((J, B, L, N))
     dskip_BSD, dbias_BSD = new((B, S, D)), new((B, S, D))
     heads, sums = (new((B, S, D, N)), new((B, S, D))) if S > 1 else (states, states)
     scratch = new((J * B * S, chunk_tokens(L) // STEP_BACK, BLOCK, N))
-    z = u_BLD if z_BLD is None else z_BLD
-    flags = {"REVERSE": reverse, "HAS_Z": gated, "HAS_BIAS": bias_D is not None, "num_warps": 1, "N": N, "BD": BLOCK}
+    tiles = {"N": N, "BD": BLOCK, "REVERSE": reverse, "num_warps": 1}
     with _on_device(u_BLD):
         if S > 1:
             segment_heads[grid](
-                dt_BLD, A2_DN.t().contiguous(), C_BLN, z, bias_D, grad_BLD, heads, sums, L, D, segment,
-                *_strides(dt_BLD, C_BLN, z, grad_BLD), T=STEP, **flags,
+                dt_BLD, A2_DN.t().contiguous(), C_BLN, z_BLD, bias_D, grad_BLD, heads, sums,
+                L, D, segment, *_strides(dt_BLD, C_BLN, z_BLD, grad_BLD), T=STEP, **tiles,
             )  # fmt: skip
         scan_backward[grid](
-            u_BLD, dt_BLD, A2_DN, B_BLN, C_BLN, skip_D, z, bias_D, grad_BLD, states, heads, sums, scratch,
+            u_BLD, dt_BLD, A2_DN, B_BLN, C_BLN, skip_D, z_BLD, bias_D, grad_BLD, states, heads, sums, scratch,
             du, ddt, dz, dA_BSDN, dB_JBLN, dC_JBLN, dskip_BSD, dbias_BSD,
-            L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN, C_BLN, z, grad_BLD),
-            T=STEP_BACK, Q=chunk_tokens(L), HAS_SKIP=skip_D is not None, SEGMENTS=S > 1, **flags,
+            L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN, C_BLN, z_BLD, grad_BLD),
+            T=STEP_BACK, Q=chunk_tokens(L), SEGMENTS=S > 1, **tiles,
         )  # fmt: skip
-    over = (0, 1)
-    sums_of = (dA_BSDN.sum(over), dB_JBLN.sum(0).to(B_BLN.dtype), dC_JBLN.sum(0).to(C_BLN.dtype))
-    return du, ddt, *sums_of, dskip_BSD.sum(over), dz, dbias_BSD.sum(over)
+    dA_DN, dskip_D, dbias_D = (x.sum((0, 1)) for x in (dA_BSDN, dskip_BSD, dbias_BSD))
+    return du, ddt, dA_DN, dB_JBLN.sum(0).to(B_BLN.dtype), dC_JBLN.sum(0).to(C_BLN.dtype), dskip_D, dz, dbias_D
 
 
 @forward_op.register_fake
 def _(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Any, z: Any, bias: Any, reverse: bool, keep: bool
 ) -> Any:
-    (n_batch, L, D), N = u.shape, A.shape[1]
-    shape = (n_batch, -(-L // chunk_tokens(L)), D, N) if keep else (0,)
-    return u.new_empty((n_batch, L, D)), A.new_empty(shape, dtype=torch.float32)
+    n_batch, L, D = u.shape
+    shape = (n_batch, -(-L // chunk_tokens(L)), D, A.shape[1]) if keep else (0,)
+    return u.new_empty(u.shape), A.new_empty(shape, dtype=torch.float32)
 
 
 @backward_op.register_fake
 def _(
-    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Any, z: Any, bias: Any, states: Any, grad: Any, reverse: bool
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, skip: Tensor, z: Tensor, bias: Tensor, states: Any, grad: Any,
+    reverse: bool,
 ) -> Any:  # fmt: skip
-    like = torch.contiguous_format
-    vectors = A.new_empty(A.shape[0])
-    dz = u.new_empty(0) if z is None else torch.empty_like(z, memory_format=like)
-    matrices = (torch.empty_like(x, memory_format=like) for x in (u, dt, A, B, C))
-    return *matrices, vectors, dz, torch.empty_like(vectors)
+    return tuple(_like(u, dt, A, B, C, skip, z, bias))
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -176,7 +171,7 @@ def _gradients(ctx: Any, grad_BLD: Tensor | None, _states: Tensor | None) -> tup
     refuse_graph("triton")
     grad_BLD = grad_BLD if grad_BLD.stride(-1) == 1 else grad_BLD.contiguous()
     found = torch.ops.dtsf.scan_backward(*inputs, states, grad_BLD, ctx.reverse)
-    return *(None if x is None else g.to(x.dtype) for x, g in zip(inputs, found, strict=True)), None, None
+    return *(g.to(x.dtype) for x, g in zip(inputs, found, strict=True)), None, None
 
 
 forward_op.register_autograd(_gradients, setup_context=_keep_inputs)
@@ -195,9 +190,8 @@ def scan(inputs: ScanInputs) -> Tensor:
 
     if u_BDL.numel() == 0:
         return torch.zeros_like(u_BDL)
-    vectors = [None if x is None else x.float().contiguous() for x in (D_D, dt_bias_D)]
-    wide = (rows(u_BDL), rows(dt_BDL), A_DN.float().contiguous(), rows(B_BNL), rows(C_BNL))
-    keep = torch.is_grad_enabled() and any(x.requires_grad for x in (*wide, *vectors, z_BDL) if x is not None)
-    z_BLD = None if z_BDL is None else rows(z_BDL)
-    y_BLD: Tensor = torch.ops.dtsf.scan_forward(*wide, vectors[0], z_BLD, vectors[1], reverse, keep)[0]
+    A_DN, skip_D, bias_D = (x.float().contiguous() for x in (A_DN, D_D, dt_bias_D))
+    tensors = (rows(u_BDL), rows(dt_BDL), A_DN, rows(B_BNL), rows(C_BNL), skip_D, rows(z_BDL), bias_D)
+    keep = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    y_BLD: Tensor = torch.ops.dtsf.scan_forward(*tensors, reverse, keep)[0]
     return y_BLD.transpose(1, 2)
