@@ -24,7 +24,6 @@ class ViewMask(NamedTuple):
     """Views of each group."""
 
     present_BV: Tensor
-    """True where a view is present."""
     fused_BV: Tensor
     """True where a view takes part in the fusion: present and not occluded."""
     complete: bool
@@ -51,16 +50,9 @@ class BranchOutput(NamedTuple):
 
 
 class Branch(nn.Module):
-    """Encoder of one input, with the head that all views share.
+    """Encoder of one input of R channels and H = W = ``side``, with the head that all views share.
 
-    Args:
-        config: Settings of the network.
-        branch: Settings of the branch.
-        channels: R.
-        side: H = W.
-        n_classes: K.
-        n_views: V of the training groups; used with views ``all``.
-
+    ``n_views``: V of the training groups; used with views ``all``.
     """
 
     def __init__(
@@ -69,13 +61,9 @@ class Branch(nn.Module):
         super().__init__()
         self.config = branch
         self.drop = nn.Dropout(config.dropout)
-        self.encoder = VideoMamba(
-            config,
-            channels=channels * n_views if branch.views == "all" else channels,
-            side=side,
-            n_classes=n_classes,
-            thumbnail=3 * (side // 3) ** 2 * channels if branch.paste == "tokens" else 0,
-        )
+        thumbnail = 3 * (side // 3) ** 2 * channels if branch.paste == "tokens" else 0
+        channels = channels * n_views if branch.views == "all" else channels
+        self.encoder = VideoMamba(config, channels=channels, side=side, n_classes=n_classes, thumbnail=thumbnail)
 
     def forward(self, x_BVTHWR: Tensor, mask: ViewMask, fuse: Fusion) -> BranchOutput:
         """Encode, fuse and classify. ``x_BVTHWR``: the branch's input, zero for absent views."""

@@ -35,14 +35,11 @@ REFERENCE_QUANTILE = 0.95
 """Share of the training clips within the reference distance."""
 MOTION = 3
 """Statistics of a clip's motion, the first ones; the others describe its appearance."""
-LEAST_UNCERTAINTY, MOST_UNCERTAINTY = 1e-3, 0.99
-"""Bounds of u, so that float32 separates the classes."""
+LEAST_UNCERTAINTY, MOST_UNCERTAINTY = 1e-3, 0.99  # so that float32 separates the classes
 TOLERANCE = 1.25
 """Ratio r up to which nothing is discounted, because new clips of the same kind lie slightly farther out by chance."""
-LEAST_DISTANCE = 1e-3
-"""Lower bound of 1 minus a cosine."""
-LEAST_MOTION = 1e-4
-"""Lower bound of a clip's motion, as a share of its length."""
+LEAST_DISTANCE = 1e-3  # of 1 minus a cosine
+LEAST_MOTION = 1e-4  # of a clip's motion, as a share of its length
 
 
 def clip_statistics(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
@@ -130,14 +127,11 @@ class EvidenceCalibrator(nn.Module):
         near_B = (F.normalize(feature_BD.float() - self.centre_D, dim=-1) @ self.direction_KD.t()).amax(-1)
         closeness_B = -(1.0 - near_B).clamp(min=LEAST_DISTANCE).log()
         features_B3 = torch.stack([total_B.log(), most_B.logit(eps=1e-6), closeness_B], -1)
-        return evidence_BK, features_B3, self.in_distribution_score(statistics_BVS, weights_BV)
-
-    def in_distribution_score(self, statistics_BVS: Tensor, weights_BV: Tensor) -> Tensor:
-        """Return c, from the distance of the views averaged by their weights: (B,), in (0, 1]."""
+        # c in (0, 1], from the distance of the views averaged by their weights.
         weight_BV1 = weights_BV.unsqueeze(-1)
         distance_B2 = torch.where(weight_BV1 > 0, weight_BV1 * self.distance(statistics_BVS), 0.0).sum(1)
         ratio_B2 = TOLERANCE * self.reference_distance_2 / distance_B2.clamp(min=1e-6)
-        return ratio_B2.clamp(max=1.0).prod(-1).square()
+        return evidence_BK, features_B3, ratio_B2.clamp(max=1.0).prod(-1).square()
 
     def distance(self, statistics_xS: Tensor) -> Tensor:
         """Return the distance of clips from the training clips' mean, in their deviations: motion and appearance, (..., 2)."""

@@ -16,12 +16,7 @@ def _lags(given: object) -> object:
     return given
 
 
-def _auto(given: object) -> object:
-    """Return 0 for ``auto``."""
-    return 0 if given == "auto" else given
-
-
-Auto = Annotated[int, BeforeValidator(_auto), Field(ge=0)]
+Auto = Annotated[int, BeforeValidator(lambda given: 0 if given == "auto" else given), Field(ge=0)]
 """A number, or ``auto`` (stored as 0): :func:`dtsf.training.recipe.resolve_auto` chooses it by the number of clips."""
 
 
@@ -47,7 +42,7 @@ class BranchConfig(BaseModel):
     """TSM. ``thumbnails`` pastes three thumbnails of another view over cells of each frame (the paper). ``tokens`` adds the
     thumbnails of a frame as one more token; it needs views ``each``."""
     msm: bool = False
-    """Apply the Motion Sense Module of MS-SC, a peer of TSM; see :func:`dtsf.model.inputs.sense_motion`."""
+    """Apply the Motion Sense Module of MS-SC, a peer of TSM; see :func:`dtsf.model.motion.sense_motion`."""
 
 
 class ModelConfig(BaseModel):
@@ -71,8 +66,7 @@ class ModelConfig(BaseModel):
     """Side of a patch. On a 6 x 6 grid, 6 gives one token a frame (best on little data, and 8 times cheaper); 2 gives nine
     tokens, so a pasted thumbnail is one token. 16 for pixels."""
     reduce: int = Field(default=24, ge=0, le=4096)
-    """Channels of each cell after a 1 x 1 map, for inputs that keep all channels; 0 keeps their number. It makes the embedding of
-    a large patch small: 6 x 6 x 24 inputs instead of 6 x 6 x 112."""
+    """Channels of each cell after a 1 x 1 map, for inputs that keep all channels; 0 keeps their number."""
     frames: int = Field(default=16, ge=1, le=4096)
     """T, frames of each clip; at most the cache's."""
     motion_sampling: float = Field(default=0.0, ge=0, le=1)

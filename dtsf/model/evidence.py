@@ -35,9 +35,7 @@ def average_branches(logits_N__K: Tensor, share_N: Tensor) -> Tensor:
     """Return logits whose alpha is the weighted geometric mean of the branches' alpha. Drops the first axis.
 
     Its probabilities are the logarithmic pool of the branches' probabilities (Genest and Zidek 1986). Where branches disagree, the
-    sum of alpha is below theirs (Hoelder's inequality), so the average is less certain.
-
-    ``logits_N__K``: logits of each branch. ``share_N``: weights with sum 1.
+    sum of alpha is below theirs (Hoelder's inequality), so the average is less certain. ``share_N``: weights with sum 1.
     """
     log_alpha_N__K = dirichlet(logits_N__K).log()
     share_N__1 = share_N.to(log_alpha_N__K.dtype).view(-1, *[1] * (logits_N__K.ndim - 1))
@@ -68,7 +66,7 @@ def dirichlet_kl_to_uniform(alpha_K: Tensor) -> Tensor:
     dtype = torch.promote_types(alpha_K.dtype, torch.float32)
     alpha_K = alpha_K.double()
     total_1 = alpha_K.sum(-1, keepdim=True)
-    n_classes = torch.tensor(float(alpha_K.shape[-1]), device=alpha_K.device, dtype=alpha_K.dtype)
-    log_normaliser = torch.lgamma(total_1.squeeze(-1)) - torch.lgamma(n_classes) - torch.lgamma(alpha_K).sum(-1)
+    log_normaliser = torch.lgamma(total_1.squeeze(-1)) - torch.lgamma(alpha_K.new_tensor(float(alpha_K.shape[-1])))
+    log_normaliser = log_normaliser - torch.lgamma(alpha_K).sum(-1)
     excess = ((alpha_K - 1.0) * (torch.digamma(alpha_K) - torch.digamma(total_1))).sum(-1)
     return (log_normaliser + excess).to(dtype)

@@ -43,13 +43,13 @@ def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
     Coarse: one weight a view, its certainty ``1 - u``. Fine: one weight a view and feature, from the evidence of the features.
     docs/paper.md lists what the figure leaves open. No parameters.
     """
-    feature_BVD = feature_BVD.float() if feature_BVD.dtype != torch.float64 else feature_BVD
-    coarse_BV = normalise_over_views(certainty(view_logits_BVK), mask_BV)
+    feature_BVD = feature_BVD.to(torch.promote_types(feature_BVD.dtype, torch.float32))
+    coarse_BV = _normalise_over_views(certainty(view_logits_BVK), mask_BV)
     # Features take the place of classes: evidence s, strength S = sum_d (s + 1), u = D / S. The sum of s / S is 1 - u.
     evidence_BVD = F.softplus(feature_BVD)
     strength_BV1 = (evidence_BVD + 1.0).sum(-1, keepdim=True)
-    fine_BVD = normalise_over_views(evidence_BVD / strength_BV1, mask_BV.unsqueeze(-1))
-    present_BVD = present_features(feature_BVD, mask_BV)
+    fine_BVD = _normalise_over_views(evidence_BVD / strength_BV1, mask_BV.unsqueeze(-1))
+    present_BVD = _present_features(feature_BVD, mask_BV)
     coarse_BD = (coarse_BV.unsqueeze(-1) * present_BVD).sum(1)
     fine_BD = (fine_BVD * present_BVD).sum(1)
     return Fused((coarse_BD + fine_BD) / 2, (coarse_BV + fine_BVD.mean(-1)) / 2)
@@ -57,9 +57,8 @@ def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
 
 def fuse_mean(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:  # noqa: ARG001
     """Fuse by the mean of the features: the baseline."""
-    weights_BV = normalise_over_views(torch.ones_like(mask_BV, dtype=feature_BVD.dtype), mask_BV)
-    present_BVD = present_features(feature_BVD, mask_BV)
-    return Fused((weights_BV.unsqueeze(-1) * present_BVD).sum(1), weights_BV)
+    weights_BV = _normalise_over_views(torch.ones_like(mask_BV, dtype=feature_BVD.dtype), mask_BV)
+    return Fused((weights_BV.unsqueeze(-1) * _present_features(feature_BVD, mask_BV)).sum(1), weights_BV)
 
 
 def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
@@ -69,7 +68,7 @@ def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
     expected cross-entropy and no L_cross; ``loss.cross = 0`` is the closest setting.
     """
     evidence_BK = combine_evidence(dirichlet(view_logits_BVK) - 1.0, mask_BV)
-    weights_BV = normalise_over_views(certainty(view_logits_BVK), mask_BV)
+    weights_BV = _normalise_over_views(certainty(view_logits_BVK), mask_BV)
     feature_BD = fuse_mean(feature_BVD, view_logits_BVK, mask_BV).feature_BD
     return Fused(feature_BD, weights_BV, logits_of_evidence(evidence_BK))
 
@@ -82,8 +81,7 @@ def combine_evidence(evidence_BVK: Tensor, mask_BV: Tensor) -> Tensor:
     ``1 + e_k / K = prod_v (1 + e_vk / K)``: no order and no division by ``1 - C``.
     """
     n_classes = evidence_BVK.shape[-1]
-    log_BVK = torch.log1p(evidence_BVK / n_classes)
-    log_BVK = torch.where(mask_BV.unsqueeze(-1), log_BVK, torch.zeros_like(log_BVK))
+    log_BVK = _present_features(torch.log1p(evidence_BVK / n_classes), mask_BV)
     return n_classes * torch.expm1(log_BVK.sum(1).clamp(max=LARGEST_EXPONENT))
 
 
@@ -108,7 +106,7 @@ class ConcatFusion(nn.Module):
                 f"give at most {self.n_views}, or train with --set model.fusion=msf"
             )
         weights_BV = fuse_mean(feature_BVD, view_logits_BVK, mask_BV).weights_BV
-        scaled_BVD = present_features(feature_BVD, mask_BV) * weights_BV.amax(1)[:, None, None] * self.n_views
+        scaled_BVD = _present_features(feature_BVD, mask_BV) * weights_BV.amax(1)[:, None, None] * self.n_views
         return Fused(self.project(F.pad(scaled_BVD, (0, 0, 0, self.n_views - given)).flatten(1)), weights_BV)
 
 
@@ -123,21 +121,17 @@ class SemanticCorrection(nn.Module):
 
     def __init__(self, width: int, n_views: int) -> None:  # noqa: ARG002
         super().__init__()
-        self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
+        self.query, self.key, self.value = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.project = nn.Linear(width, width)
 
     def forward(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
         """Fuse."""
-        feature_BVD = present_features(feature_BVD, mask_BV)
+        feature_BVD = _present_features(feature_BVD, mask_BV)
         score_BVW = self.query(feature_BVD) @ self.key(feature_BVD).transpose(1, 2) / math.sqrt(feature_BVD.shape[-1])
-        itself_VV = torch.eye(mask_BV.shape[1], dtype=torch.bool, device=mask_BV.device)
-        others_BVW = mask_BV.unsqueeze(1) & ~itself_VV
+        others_BVW = mask_BV.unsqueeze(1) & ~torch.eye(mask_BV.shape[1], dtype=torch.bool, device=mask_BV.device)
         share_BVW = score_BVW.float().masked_fill(~others_BVW, torch.finfo(torch.float32).min).softmax(-1)
         share_BVW = torch.where(others_BVW, share_BVW, torch.zeros_like(share_BVW)).to(score_BVW.dtype)
-        corrected_BVD = feature_BVD + share_BVW @ self.value(feature_BVD)
-        fused = fuse_mean(corrected_BVD, view_logits_BVK, mask_BV)
+        fused = fuse_mean(feature_BVD + share_BVW @ self.value(feature_BVD), view_logits_BVK, mask_BV)
         return Fused(self.project(fused.feature_BD), fused.weights_BV)
 
 
@@ -157,12 +151,12 @@ def make_fusion(name: str, width: int, n_views: int) -> Fusion:
     return fusion(width, n_views) if isinstance(fusion, type) else fusion
 
 
-def present_features(feature_BVD: Tensor, mask_BV: Tensor) -> Tensor:
+def _present_features(feature_BV_: Tensor, mask_BV: Tensor) -> Tensor:
     """Return the features with zeros for absent views."""
-    return torch.where(mask_BV.unsqueeze(-1), feature_BVD, torch.zeros_like(feature_BVD))
+    return torch.where(mask_BV.unsqueeze(-1), feature_BV_, torch.zeros_like(feature_BV_))
 
 
-def normalise_over_views(weight_BV_: Tensor, mask_BV_: Tensor) -> Tensor:
+def _normalise_over_views(weight_BV_: Tensor, mask_BV_: Tensor) -> Tensor:
     """Return weights over axis 1 with sum 1 over the present views and 0 for absent ones.
 
     Views with weight 0 each (softplus of a very negative number) share equally.

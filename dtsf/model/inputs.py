@@ -27,14 +27,7 @@ LEAST_DEVIATION = 0.05
 
 
 class Inputs(nn.Module):
-    """Compute the input of each branch from embeddings or pixels.
-
-    Args:
-        config: Settings of the network.
-        channels: C, channels of the embeddings, or 3.
-        side: H = W, side of the grid or of the frame in pixels.
-
-    """
+    """Compute the input of each branch from embeddings (C channels, H = W = ``side``) or pixels (3 channels)."""
 
     channel_scale_C: Tensor
     """1 / standard deviation of each channel in the training clips."""
@@ -86,31 +79,27 @@ class Inputs(nn.Module):
     def forward(self, branch: BranchConfig, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
         """Compute a branch's input: (B, V, T, H, W, C) -> (B, V, T, H, W, R), zeros for absent views.
 
-        Args:
-            branch: Settings of the branch.
-            x_BVTHWC: Projected embeddings, motion, or pixels. Values of absent views are not read.
-            mask_BV: True where a view is present.
-            complete: True if all views are present.
-
+        ``x_BVTHWC``: projected embeddings, motion, or pixels; values of absent views are not read. ``mask_BV``: True where a view
+        is present. ``complete``: True if all are.
         """
         x_PTHWC = x_BVTHWC.flatten(0, 1)
-        if branch.channels:
-            x_PTHWC = _principal_dynamic(x_PTHWC, branch.channels)
+        if branch.channels:  # principal channels of the dynamic part, divided by their mean length in the clip
+            x_PTHWC = split_static_dynamic(x_PTHWC[..., : branch.channels])[1]
+            length_P1111 = x_PTHWC.square().mean((-4, -3, -2, -1), keepdim=True).sqrt()
+            x_PTHWC = x_PTHWC / length_P1111.clamp(min=torch.finfo(x_PTHWC.dtype).tiny)
         if not complete:
             # Indexing rows by number is many times faster than by a mask.
             x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
-        y_PTHWR = self._of_clips(branch, x_PTHWC.float())
+        x_PTHWC = x_PTHWC.float()
+        if branch.input != "motion" and not branch.channels:
+            y_PTHWR = self._all_channels(branch, x_PTHWC)
+        else:
+            x_PTHWC = self.motion(x_PTHWC) - self.motion_mean_HWE if branch.input == "motion" else x_PTHWC
+            y_PTHWR = sense_motion(x_PTHWC) if branch.msm else x_PTHWC
         y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(y_PTHWR, mask_BV)
         if branch.paste == "thumbnails":
             return paste_thumbnails(y_BVTHWR, mask_BV, training=self.training)
         return y_BVTHWR
-
-    def _of_clips(self, branch: BranchConfig, x_PTHWC: Tensor) -> Tensor:
-        if branch.input == "motion":
-            x_PTHWC = self.motion(x_PTHWC) - self.motion_mean_HWE
-        elif not branch.channels:
-            return self._all_channels(branch, x_PTHWC)
-        return sense_motion(x_PTHWC) if branch.msm else x_PTHWC
 
     def _all_channels(self, branch: BranchConfig, x_PTHWC: Tensor) -> Tensor:
         """Normalise frames, pixels or the dynamic part, and reduce the channels.
@@ -122,8 +111,9 @@ class Inputs(nn.Module):
         if pixels:
             mean_C, deviation_C = x_PTHWC.new_tensor(IMAGENET_MEAN), x_PTHWC.new_tensor(IMAGENET_DEVIATION)
             x_PTHWC = (x_PTHWC / 255.0 - mean_C) / deviation_C
-        scaled = not (pixels or self.principal)
-        scale_C = self.channel_scale_C if scaled else torch.ones_like(self.channel_scale_C[: self.kept])
+        scale_C = self.channel_scale_C
+        if pixels or self.principal:
+            scale_C = torch.ones_like(scale_C[: self.kept])
         factor_PTHWC = scale_C.view(1, 1, 1, 1, -1)
         clip = self.config.normalise == "clip" and not pixels
         dynamic_PTHWC = split_static_dynamic(x_PTHWC)[1] if clip or branch.input == "dynamic" else x_PTHWC
@@ -143,14 +133,6 @@ class Inputs(nn.Module):
         return cast("Tensor", y_PXR.unflatten(1, x_PTHWC.shape[1:4]))
 
 
-def _principal_dynamic(x_PTHWR: Tensor, channels: int) -> Tensor:
-    """Return the dynamic part of the first principal channels, divided by its mean length in the clip."""
-    dynamic_PTHWR = split_static_dynamic(x_PTHWR[..., :channels])[1]
-    length_P1111 = dynamic_PTHWR.square().mean((-4, -3, -2, -1), keepdim=True).sqrt()
-    return dynamic_PTHWR / length_P1111.clamp(min=torch.finfo(torch.float32).tiny)
-
-
 def scatter_views(x_P_: Tensor, mask_BV: Tensor) -> Tensor:
     """Put the rows of the present views at their places: (P, ...) -> (B, V, ...), zeros for absent views."""
-    out_BV_ = x_P_.new_zeros(*mask_BV.shape, *x_P_.shape[1:])
-    return out_BV_.index_put((mask_BV,), x_P_)
+    return x_P_.new_zeros(*mask_BV.shape, *x_P_.shape[1:]).index_put((mask_BV,), x_P_)

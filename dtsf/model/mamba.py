@@ -1,12 +1,13 @@
-"""Bidirectional Mamba block with the parameters of VideoMamba (``mamba_simple.py``, flag ``bimamba``).
+"""Bidirectional Mamba block with the parameters of VideoMamba (``mamba_simple.py``, flag ``bimamba``), and its norms.
 
-Letters: B sequences, L tokens, D width, I inner width (2 D), R rank of dt, N state, W convolution width.
+Letters: B sequences, L tokens, D width, I inner width (2 D), R rank of dt, N state; of norms: N norms, X tokens.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,29 +16,70 @@ from torch import nn
 from dtsf.model.scan import ScanInputs, causal_conv, selective_scan
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 
 class RMSNorm(nn.Module):
-    """RMS norm ``x / sqrt(mean(x^2) + 1e-5) * weight`` without bias; computed in float32."""
+    """RMS norm ``x / sqrt(mean(x^2) + 1e-5) * weight`` of the last axis, without bias; computed in float32."""
 
-    def __init__(self, width: int, eps: float = 1e-5) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axis. The result has the weight's dtype."""
+        """Normalise. The result has the weight's dtype."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)
         return (wide * scale).to(self.weight.dtype) * self.weight
 
 
-class BidirectionalMamba(nn.Module):
-    """Two selective scans of one sequence, forward and reversed, with shared projections.
+class FeatureStatistics(nn.Module):
+    """Mean and variance of each channel behind each norm of ``net``, over the tokens of all training clips.
 
-    Shared: ``in_proj``, ``out_proj``. Separate for each direction: convolution, ``x_proj``, ``dt_proj``, ``A_log``, ``D``
-    (suffix ``_b`` for the reversed one). The directions are added, not averaged, as VideoMamba does and Vim does not.
+    Test-time adaptation (:class:`dtsf.training.evaluate.OnlineAdapter`) aligns a test stream to them.
+    """
+
+    mean_var_N2D: Tensor
+
+    def __init__(self, net: nn.Module, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean_var_N2D", torch.zeros(len(_norms(net)), 2, width))
+
+    @property
+    def recorded(self) -> bool:
+        """True once the statistics are set: a recorded variance is never 0."""
+        return bool((self.mean_var_N2D[:, 1] > 0).any())
+
+
+def _norms(net: nn.Module) -> list[RMSNorm]:
+    return [module for module in net.modules() if isinstance(module, RMSNorm)]
+
+
+@contextmanager
+def record_norms(net: nn.Module) -> Iterator[list[list[Tensor]]]:
+    """Collect the output of each norm while the context is open: a list for each norm, tokens flattened to (X, D)."""
+    norms = _norms(net)
+    numbers = {norm: k for k, norm in enumerate(norms)}
+    outputs: list[list[Tensor]] = [[] for _ in norms]
+
+    def record(norm: nn.Module, _: object, output: Tensor) -> None:
+        outputs[numbers[cast("RMSNorm", norm)]].append(output.flatten(0, -2).float())
+
+    hooks = [norm.register_forward_hook(record) for norm in norms]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class BidirectionalMamba(nn.Module):
+    """Two selective scans of one sequence, forward and reversed, with shared ``in_proj`` and ``out_proj``.
+
+    Each direction has its own convolution, ``x_proj``, ``dt_proj``, ``A_log`` and ``D`` (suffix ``_b`` for the reversed one). The
+    directions are added, not averaged, as VideoMamba does and Vim does not.
     """
 
     def __init__(self, width: int, state: int = 16, conv: int = 4, expand: int = 2) -> None:
@@ -67,29 +109,16 @@ class BidirectionalMamba(nn.Module):
 
     def _scan(self, x_BIL: Tensor, z_BIL: Tensor, suffix: str, *, reverse: bool) -> Tensor:
         """Run one direction: convolution, projections of each token, scan, gate."""
-        conv = self.get_submodule(f"conv1d{suffix}")
-        dt_proj = self.get_submodule(f"dt_proj{suffix}")
-        x_BIL = causal_conv(x_BIL, conv.weight, conv.bias, reverse=reverse, n_states=self.state)  # type: ignore[arg-type]
+        conv = cast("nn.Conv1d", self.get_submodule(f"conv1d{suffix}"))
+        dt_proj = cast("nn.Linear", self.get_submodule(f"dt_proj{suffix}"))
+        x_BIL = causal_conv(x_BIL, conv.weight, cast("Tensor", conv.bias), reverse=reverse, n_states=self.state)
         projected_BLX = self.get_submodule(f"x_proj{suffix}")(x_BIL.transpose(1, 2))
         dt_BLR, B_BLN, C_BLN = projected_BLX.split([self.rank, self.state, self.state], dim=-1)
         # The bias is added inside the scan, in float32, once.
-        dt_BIL = F.linear(dt_BLR, dt_proj.weight).transpose(1, 2)  # type: ignore[arg-type]
-        A_IN = -torch.exp(self.get_parameter(f"A{suffix}_log").float())
-        if x_BIL.dtype == torch.float64:
-            A_IN = -torch.exp(self.get_parameter(f"A{suffix}_log"))
-        return selective_scan(
-            ScanInputs(
-                x_BIL,
-                dt_BIL,
-                A_IN,
-                B_BLN.transpose(1, 2),
-                C_BLN.transpose(1, 2),
-                self.get_parameter(f"D{suffix}"),
-                z_BIL,
-                dt_proj.bias,  # type: ignore[arg-type]
-                reverse,
-            )
-        )
+        dt_BIL = F.linear(dt_BLR, dt_proj.weight).transpose(1, 2)
+        A_IN = -torch.exp(self.get_parameter(f"A{suffix}_log").to(torch.promote_types(x_BIL.dtype, torch.float32)))
+        D_I, B_BNL, C_BNL = self.get_parameter(f"D{suffix}"), B_BLN.transpose(1, 2), C_BLN.transpose(1, 2)
+        return selective_scan(ScanInputs(x_BIL, dt_BIL, A_IN, B_BNL, C_BNL, D_I, z_BIL, dt_proj.bias, reverse))
 
 
 class Block(nn.Module):

@@ -49,25 +49,20 @@ def motion_magnitude(
     """Return the distance of each cell from its temporal mean, divided by the mean distance in the clip: (P, T, H, W, E).
 
     It shows the place and time of motion. It hides background and clothes, which decide the direction of the difference, and
-    contrast, which decides its length. The mean over a clip is 1; without motion all values are 0.
-
-    Args:
-        x_PTHWC: Embeddings.
-        scale_C: Factor of each channel.
-        lags: One more channel for each: the distance of a cell from itself so many frames before, also divided by its mean.
-            Frames before the first are the first.
-        exponent: Power of the distances before the division. Above 1, small motions weigh less.
-
+    contrast, which decides its length. The mean over a clip is 1; without motion all values are 0. ``scale_C`` multiplies each
+    channel first. Each lag adds a channel: the distance of a cell from itself so many frames before, also divided by its mean;
+    frames before the first are the first. Distances are raised to ``exponent`` before the division; above 1, small motions weigh
+    less.
     """
 
     def distances(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
         parts = [split_static_dynamic(scaled_PTHWC)[1].norm(dim=-1)]
-        parts += [(scaled_PTHWC - shift_in_time(scaled_PTHWC, lag)).norm(dim=-1) for lag in lags]
+        parts += [(scaled_PTHWC - _frames_before(scaled_PTHWC, lag)).norm(dim=-1) for lag in lags]
         distance_PTHWE = torch.stack(parts, -1)
         return distance_PTHWE if exponent == 1 else distance_PTHWE.pow(exponent)
 
-    distance_PTHWE = in_chunks(distances, x_PTHWC)
+    distance_PTHWE = _in_chunks(distances, x_PTHWC)
     mean_P111E = distance_PTHWE.mean((-4, -3, -2), keepdim=True)
     magnitude_PTHWE: Tensor = distance_PTHWE / mean_P111E.clamp(min=torch.finfo(x_PTHWC.dtype).tiny)
     return magnitude_PTHWE
@@ -85,8 +80,8 @@ def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) 
 
     def flows(x_PTHWC: Tensor) -> Tensor:
         scaled_PTHWC = x_PTHWC if scale_C is None else x_PTHWC * scale_C
-        now_PTHWC = scaled_PTHWC - shift_in_time(scaled_PTHWC, 1)
-        before_PTHWC = shift_in_time(now_PTHWC, 1)
+        now_PTHWC = scaled_PTHWC - _frames_before(scaled_PTHWC, 1)
+        before_PTHWC = _frames_before(now_PTHWC, 1)
 
         def through(axis: int) -> Tensor:
             """Return the flow from each cell to the next one along ``axis``."""
@@ -103,7 +98,7 @@ def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) 
         # The root has no gradient at 0.
         return flow_PTHW2.sign() * flow_PTHW2.abs().clamp(min=torch.finfo(flow_PTHW2.dtype).tiny).pow(exponent / 2)
 
-    flow_PTHW2 = in_chunks(flows, x_PTHWC)
+    flow_PTHW2 = _in_chunks(flows, x_PTHWC)
     mean_P1111 = flow_PTHW2.abs().mean((-4, -3, -2, -1), keepdim=True)
     scaled_PTHW2: Tensor = flow_PTHW2 / mean_P1111.clamp(min=torch.finfo(x_PTHWC.dtype).tiny)
     return scaled_PTHW2
@@ -126,13 +121,13 @@ def sense_motion(x_PTHWC: Tensor) -> Tensor:
     return mean_P111C + residual_PTHWC * (1.0 + distance_PTHW1 / (distance_PTHW1 + mean_P1111))
 
 
-def shift_in_time(x_PTHWC: Tensor, frames: int) -> Tensor:
+def _frames_before(x_PTHWC: Tensor, frames: int) -> Tensor:
     """Return for each frame the one so many frames before it; the first frame for those without one. Same shape."""
     time_T = torch.arange(x_PTHWC.shape[-4], device=x_PTHWC.device)
     return x_PTHWC.index_select(-4, time_T.sub(frames).clamp(min=0))
 
 
-def in_chunks(measure: Callable[[Tensor], Tensor], x_PTHWC: Tensor) -> Tensor:
+def _in_chunks(measure: Callable[[Tensor], Tensor], x_PTHWC: Tensor) -> Tensor:
     """Apply ``measure`` to each clip; on a CPU to a few at a time, which then stay in its cache."""
     if x_PTHWC.ndim == 4 or x_PTHWC.device.type != "cpu" or torch.compiler.is_compiling():
         return measure(x_PTHWC)

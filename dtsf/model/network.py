@@ -15,9 +15,9 @@ from torch import nn
 from dtsf.model.branches import Branch, BranchOutput, ViewMask, ViewOutput
 from dtsf.model.calibrator import EvidenceCalibrator, clip_statistics
 from dtsf.model.evidence import average_branches, dirichlet, probabilities, uncertainty
-from dtsf.model.feature_stats import FeatureStatistics
 from dtsf.model.fusion import make_fusion
 from dtsf.model.inputs import Inputs
+from dtsf.model.mamba import FeatureStatistics
 from dtsf.model.motion import motion_share
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ class Output:
     """Share of each view in the fused feature; 0 for absent and occluded views."""
     mask_BV: Tensor
     branch_logits_NBK: Tensor
-    """Logits of each branch."""
     branch_view_logits_NBVK: Tensor
     """Logits of each view, from the branches that have them."""
 
@@ -65,13 +64,8 @@ class Output:
 class DTSFNet(nn.Module):
     """The network.
 
-    Args:
-        config: Settings.
-        channels: C, channels of the embeddings, or 3 for pixels.
-        side: H = W, the cache's grid, or the side of a frame in pixels.
-        n_classes: K.
-        n_views: V of the training groups; used by ``fusion`` ``concat`` and branches with views ``all``.
-
+    ``channels``: C of the embeddings, or 3 for pixels. ``side``: H = W, the cache's grid, or the side of a frame in pixels.
+    ``n_views``: V of the training groups; used by ``fusion`` ``concat`` and branches with views ``all``.
     """
 
     min_motion_share_V: Tensor
@@ -100,17 +94,11 @@ class DTSFNet(nn.Module):
         return [cast("Branch", self.branches[str(k)]).encoder for k in range(len(self.branches))]
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
-        """Classify groups of views.
+        """Classify groups of views. Raises ConfigError: ``fusion`` ``concat`` with more views than in training.
 
-        Args:
-            x_BVTHWC: Embeddings or pixels, or what :meth:`Inputs.project` or :meth:`Inputs.motion` returned for them. Values of
-                absent views are not read.
-            mask_BV: True where the view is present; every group needs one. None means that all are present, and makes all shapes
-                independent of values, as the ONNX export needs.
-
-        Raises:
-            ConfigError: ``fusion`` ``concat`` with more views than in training.
-
+        ``x_BVTHWC``: embeddings or pixels, or what :meth:`Inputs.project` or :meth:`Inputs.motion` returned for them; values of
+        absent views are not read. ``mask_BV``: True where the view is present; every group needs one. None means that all are
+        present, and makes all shapes independent of values, as the ONNX export needs.
         """
         complete = mask_BV is None or bool(mask_BV.all())
         if mask_BV is None:
@@ -180,12 +168,15 @@ class DTSFNet(nn.Module):
 
 def _average(branches: list[BranchOutput], weights: list[float]) -> BranchOutput:
     """Average evidence by :func:`average_branches` and features by their mean; those of views over the branches that have them."""
+
+    def shares(weights: list[float]) -> Tensor:
+        weight_N = branches[0].logits_BK.new_tensor(weights)
+        return weight_N / weight_N.sum()
+
     views = [x.views for x in branches if x.views is not None]
-    like = branches[0].logits_BK
-    share_N = _shares(weights, like)
-    view_share_N = _shares([weight for weight, x in zip(weights, branches, strict=True) if x.views is not None], like)
+    view_share_N = shares([weight for weight, x in zip(weights, branches, strict=True) if x.views is not None])
     return BranchOutput(
-        average_branches(torch.stack([x.logits_BK for x in branches]), share_N),
+        average_branches(torch.stack([x.logits_BK for x in branches]), shares(weights)),
         torch.stack([x.feature_BD for x in branches]).mean(0),
         ViewOutput(
             average_branches(torch.stack([x.logits_BVK for x in views]), view_share_N),
@@ -193,8 +184,3 @@ def _average(branches: list[BranchOutput], weights: list[float]) -> BranchOutput
             (view_share_N.view(-1, 1, 1) * torch.stack([x.weights_BV for x in views])).sum(0),
         ),
     )
-
-
-def _shares(weights: list[float], like: Tensor) -> Tensor:
-    share_N = like.new_tensor(weights)
-    return share_N / share_N.sum()

@@ -17,24 +17,29 @@ if TYPE_CHECKING:
 
 CELLS = 9
 """Cells of a frame: 3 x 3."""
-PASTED = 3
-"""Thumbnails of a frame."""
 FIXED_CELLS = (0, 2, 6)
-"""Cells in evaluation. Corners hide the least of a person in the middle of the frame."""
+"""Cells of the three thumbnails in evaluation. Corners hide the least of a person in the middle of the frame."""
 
 
 def paste_thumbnails(x_BVTHWC: Tensor, mask_BV: Tensor, *, training: bool) -> Tensor:
-    """Paste three thumbnails of another view over cells of each frame. Same shape.
+    """Paste three thumbnails of another view over cells of each frame. Same shape; H and W are at least 3.
 
-    Args:
-        x_BVTHWC: Inputs; H and W at least 3. Values of absent views are not read.
-        mask_BV: True where a view is present.
-        training: Draw partner view and cells from PyTorch's generator; else take the next present view and fixed corners.
-
+    ``mask_BV``: True where a view is present; values of absent views are not read. ``training``: draw partner view and cells from
+    PyTorch's generator; else take the next present view and fixed corners.
     """
+    B, V, _, H, W, _ = x_BVTHWC.shape
+    device = x_BVTHWC.device
     partner_BV = choose_partners(mask_BV, training=training)
     cells_BVS = choose_cells(mask_BV, training=training)
-    return _paste(x_BVTHWC, thumbnails(x_BVTHWC, partner_BV), cells_BVS)
+    thumbs_BVShwTC = thumbnails(x_BVTHWC, partner_BV).permute(0, 1, 3, 4, 5, 2, 6)
+    # Cells start at multiples of H / 3, rounded down: at H = 224 they are 74 high and start at 0, 74, 149.
+    rows_BVSh = (cells_BVS // 3 * H // 3).unsqueeze(-1) + torch.arange(H // 3, device=device)
+    columns_BVSw = (cells_BVS % 3 * W // 3).unsqueeze(-1) + torch.arange(W // 3, device=device)
+    batch = torch.arange(B, device=device).view(B, 1, 1, 1, 1)
+    view = torch.arange(V, device=device).view(1, V, 1, 1, 1)
+    out_BVHWTC = x_BVTHWC.permute(0, 1, 3, 4, 2, 5).clone()
+    out_BVHWTC[batch, view, rows_BVSh.unsqueeze(-1), columns_BVSw.unsqueeze(-2)] = thumbs_BVShwTC
+    return out_BVHWTC.permute(0, 1, 4, 2, 3, 5)
 
 
 def thumbnail_tokens(x_BVTHWC: Tensor, mask_BV: Tensor, *, training: bool) -> Tensor:
@@ -51,11 +56,10 @@ def choose_partners(mask_BV: Tensor, *, training: bool) -> Tensor:
     else:
         distance_VV = (views_V[None, :] - views_V[:, None]) % n_views  # 1 is the next view, cyclically
         score_BVV = (n_views - distance_VV).expand(mask_BV.shape[0], -1, -1).float()
-    usable_BVV = mask_BV[:, None, :] & (views_V[None, :] != views_V[:, None])
-    # Scores are above -1, so a view is its own partner only if no other is present.
-    score_BVV = torch.where(usable_BVV, score_BVV, torch.full_like(score_BVV, -2.0))
     itself_VV = torch.eye(n_views, dtype=torch.bool, device=mask_BV.device)
-    return torch.where(itself_VV, torch.full_like(score_BVV, -1.0), score_BVV).argmax(-1)
+    # Scores are above -1, so a view is its own partner only if no other is present.
+    score_BVV = torch.where(mask_BV[:, None, :], score_BVV, -2.0)
+    return torch.where(itself_VV, -1.0, score_BVV).argmax(-1)
 
 
 def choose_cells(mask_BV: Tensor, *, training: bool) -> Tensor:
@@ -64,9 +68,8 @@ def choose_cells(mask_BV: Tensor, *, training: bool) -> Tensor:
     A clip has the same cells in all frames: cells that change from frame to frame would be motion.
     """
     if training:
-        return torch.rand(*mask_BV.shape, CELLS, device=mask_BV.device).argsort(-1)[..., :PASTED]
-    fixed_S = torch.tensor(FIXED_CELLS, device=mask_BV.device)
-    return fixed_S.expand(*mask_BV.shape, PASTED)
+        return torch.rand(*mask_BV.shape, CELLS, device=mask_BV.device).argsort(-1)[..., : len(FIXED_CELLS)]
+    return torch.tensor(FIXED_CELLS, device=mask_BV.device).expand(*mask_BV.shape, -1)
 
 
 def thumbnails(x_BVTHWC: Tensor, partner_BV: Tensor) -> Tensor:
@@ -78,24 +81,6 @@ def thumbnails(x_BVTHWC: Tensor, partner_BV: Tensor) -> Tensor:
     flat_NCHW = x_BVTHWC.reshape(B * V * T, H, W, C).permute(0, 3, 1, 2)
     small_NChw = F.adaptive_avg_pool2d(flat_NCHW, (H // 3, W // 3))
     small_BVThwC = small_NChw.permute(0, 2, 3, 1).reshape(B, V, T, H // 3, W // 3, C)
-    batch_B1 = torch.arange(B, device=x_BVTHWC.device)[:, None]
-    partner_BVThwC = small_BVThwC[batch_B1, partner_BV]
+    partner_BVThwC = small_BVThwC[torch.arange(B, device=x_BVTHWC.device)[:, None], partner_BV]
     time_T = torch.arange(T, device=x_BVTHWC.device)
-    frames_TS = torch.stack([(time_T - 2).clamp(min=0), (time_T - 1).clamp(min=0), time_T], dim=-1)
-    return partner_BVThwC[:, :, frames_TS]
-
-
-def _paste(x_BVTHWC: Tensor, thumbs_BVTShwC: Tensor, cells_BVS: Tensor) -> Tensor:
-    """Write thumbnail s over cell ``cells_BVS[..., s]`` of every frame."""
-    B, V, _, H, W, _ = x_BVTHWC.shape
-    h, w = thumbs_BVTShwC.shape[4:6]
-    device = x_BVTHWC.device
-    # Cells start at multiples of H / 3, rounded down: at H = 224 they are 74 high and start at 0, 74, 149.
-    rows_BVSh = (cells_BVS // 3 * H // 3).unsqueeze(-1) + torch.arange(h, device=device)
-    columns_BVSw = (cells_BVS % 3 * W // 3).unsqueeze(-1) + torch.arange(w, device=device)
-    batch = torch.arange(B, device=device).view(B, 1, 1, 1, 1)
-    view = torch.arange(V, device=device).view(1, V, 1, 1, 1)
-    out_BVHWTC = x_BVTHWC.permute(0, 1, 3, 4, 2, 5).clone()
-    thumbs_BVShwTC = thumbs_BVTShwC.permute(0, 1, 3, 4, 5, 2, 6)
-    out_BVHWTC[batch, view, rows_BVSh.unsqueeze(-1), columns_BVSw.unsqueeze(-2)] = thumbs_BVShwTC
-    return out_BVHWTC.permute(0, 1, 4, 2, 3, 5)
+    return partner_BVThwC[:, :, torch.stack([(time_T - ago).clamp(min=0) for ago in (2, 1, 0)], dim=-1)]

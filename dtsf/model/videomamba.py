@@ -2,7 +2,7 @@
 
 Li et al. 2024; OpenGVLab/VideoMamba, ``videomamba/video_sm/models/videomamba.py``. Names and shapes of the parameters are
 VideoMamba's; docs/paper.md has the details.
-Letters: B clips, C channels, T frames, H W side of the input, P patches of a frame, L tokens, D width, K classes.
+Letters: B clips, V views, C channels, T frames, H W side of the input, P patches of a frame, L tokens, D width, K classes.
 """
 
 from __future__ import annotations
@@ -48,13 +48,8 @@ class VideoMamba(nn.Module):
     initialisation of the step sizes (0.001 to 0.1), which trains better from scratch. ``videomamba`` sets them to about 0.69, as
     VideoMamba's code does, whose initialisation of linear layers overwrites Mamba's.
 
-    Args:
-        config: Settings of the network.
-        channels: C, 3 for pixels.
-        side: H = W; ``config.patch`` divides it.
-        n_classes: K.
-        thumbnail: Numbers in the thumbnails of a frame, which become one more token of the frame; 0 for none.
-
+    ``channels``: C, 3 for pixels. ``side``: H = W, which ``config.patch`` divides. ``thumbnail``: numbers in the thumbnails of a
+    frame, which become one more token of the frame; 0 for none.
     """
 
     def __init__(self, config: ModelConfig, *, channels: int, side: int, n_classes: int, thumbnail: int = 0) -> None:
@@ -79,24 +74,10 @@ class VideoMamba(nn.Module):
         self.drop_rates = [0.0, *torch.linspace(0, config.drop_path, depth, device="cpu").tolist()]
         self.gradient_checkpointing = False
         """Compute each block again in the backward pass instead of storing its activations."""
-        self._initialise(depth, config.dt_init)
-
-    def _initialise(self, depth: int, dt_init: str) -> None:
-        """Initialise as VideoMamba: truncated normal for linear layers, Kaiming / sqrt(depth) for ``out_proj``."""
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for name, module in self.named_modules():
-            if not isinstance(module, nn.Linear):
-                continue
-            if "dt_proj" in name and dt_init == "mamba":
-                _initialise_step_sizes(module)
-                continue
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if name.endswith("out_proj"):
-                nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-                with torch.no_grad():
-                    module.weight /= math.sqrt(depth)
+            if isinstance(module, nn.Linear):
+                _initialise(module, name, depth, config.dt_init)
 
     def forward(self, x_BCTHW: Tensor, thumbs_BTX: Tensor | None = None) -> Tensor:
         """Encode each clip: (B, C, T, H, W) -> (B, D), in float32 under autocast. ``thumbs_BTX``: thumbnails of each frame."""
@@ -116,9 +97,8 @@ class VideoMamba(nn.Module):
 
         Needs ``readout`` ``mean`` or ``flatten``. (B, V, C, T, H, W) -> (B, V, D), the feature of a view from its own tokens.
         """
-        B, V = x_BVCTHW.shape[:2]
-        tokens_BVTPD = self._tokens(x_BVCTHW.flatten(0, 1)).unflatten(0, (B, V))
-        _, _, T, P, _ = tokens_BVTPD.shape
+        tokens_BVTPD = self._tokens(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
+        _, V, T, P, _ = tokens_BVTPD.shape
         normed_BLD = self._blocks(tokens_BVTPD.transpose(1, 2).flatten(1, 3))
         return self._read(normed_BLD.unflatten(1, (T, V, P)).transpose(1, 2).flatten(2, 3))
 
@@ -156,10 +136,21 @@ class VideoMamba(nn.Module):
         return normed_BLD
 
 
-def _initialise_step_sizes(dt_proj: nn.Linear, shortest: float = 1e-3, longest: float = 0.1) -> None:
-    """Initialise as Mamba: step sizes log-uniform in [0.001, 0.1], through the inverse of softplus in the bias."""
-    nn.init.uniform_(dt_proj.weight, -(dt_proj.in_features**-0.5), dt_proj.in_features**-0.5)
-    with torch.no_grad():
-        span = math.log(longest) - math.log(shortest)
-        dt = torch.exp(torch.rand(dt_proj.out_features) * span + math.log(shortest)).clamp(min=1e-4)
-        dt_proj.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+@torch.no_grad()
+def _initialise(linear: nn.Linear, name: str, depth: int, dt_init: str) -> None:
+    """Initialise as VideoMamba: truncated normal, Kaiming / sqrt(depth) for ``out_proj``.
+
+    ``dt_init`` ``mamba``: step sizes log-uniform in [0.001, 0.1], through the inverse of softplus in the bias.
+    """
+    if "dt_proj" in name and dt_init == "mamba":
+        nn.init.uniform_(linear.weight, -(linear.in_features**-0.5), linear.in_features**-0.5)
+        shortest, longest = math.log(1e-3), math.log(0.1)
+        dt = torch.exp(torch.rand(linear.out_features) * (longest - shortest) + shortest).clamp(min=1e-4)
+        linear.bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        return
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+    if name.endswith("out_proj"):
+        nn.init.kaiming_uniform_(linear.weight, a=math.sqrt(5))
+        linear.weight /= math.sqrt(depth)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dtsf.model.calibrator import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount
 from dtsf.model.evidence import probabilities
-from dtsf.model.feature_stats import record_norms
+from dtsf.model.mamba import record_norms
 from dtsf.training.checkpoint import Calibration, load_checkpoint, resume_or_clear, save_checkpoint
 from dtsf.training.data import Groups, evaluation_batches
 from dtsf.training.distributed import current_world
