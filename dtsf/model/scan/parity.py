@@ -50,9 +50,11 @@ def compare(
 ) -> float:
     """Return the largest relative error of a scan's output and gradients; ``dtype`` of all but A, D and the bias."""
     inputs = [x if k in (2, 5, 7) else x.to(dtype) for k, x in enumerate(drawn_inputs(shape)[:8])]
-    return _error(
-        lambda *x: scan(ScanInputs(*x, reverse)), lambda *x: plain.scan(ScanInputs(*x, reverse)), inputs, device
-    )
+
+    def run(scan: Callable[[ScanInputs], Tensor]) -> Callable[..., Tensor]:
+        return lambda *x: scan(ScanInputs._make([*x, reverse]))
+
+    return _error(run(scan), run(plain.scan), inputs, device)
 
 
 def compare_conv(

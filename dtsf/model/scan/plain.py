@@ -40,7 +40,7 @@ def scan(inputs: ScanInputs) -> Tensor:
         rows = [x.transpose(1, 2) for x in (u_BDL, dt_BDL, B_BNL, C_BNL)]
         u_BLD, dt_BLD, B_BLN, C_BLN = (x_BLX.flip(1) for x_BLX in rows) if reverse else rows
         run = _outputs if torch.compiler.is_compiling() else _Recurrence.apply
-        y_BLD: Tensor = run(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN)  # type: ignore[no-untyped-call]
+        y_BLD: Tensor = run(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN)
         y_BDL = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
         y_BDL = (y_BDL + D_D[:, None] * u_BDL) * F.silu(z_BDL)
     return y_BDL.to(given.dtype)
