@@ -92,24 +92,22 @@ class CommandLine:
         self.folder = folder
         self.server = None
 
-    def json(self, *words, cwd, **environment):
+    def json(self, *words, **options):
         """Return the printed object; the command must succeed."""
-        done = self(*words, "--json", cwd=cwd, **environment)
+        done = self(*words, "--json", **options)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
-    def said(self, *words, cwd, **environment):
+    def said(self, *words, code=0, **options):
         """Return stderr in one line; the command must succeed."""
-        done = self(*words, cwd=cwd, **environment)
-        assert done.returncode == 0, done.stderr
-        return " ".join(done.stderr.split())
-
-    def refusal(self, *words, cwd, **environment):
-        """Return stderr in one line; the exit code must be 2."""
-        done = self(*words, cwd=cwd, **environment)
-        assert done.returncode == 2, done.stderr
+        done = self(*words, **options)
+        assert done.returncode == code, done.stderr
         assert "Traceback" not in done.stderr
         return " ".join(done.stderr.split())
+
+    def refusal(self, *words, **options):
+        """Return stderr in one line; the exit code must be 2."""
+        return self.said(*words, code=2, **options)
 
     def __call__(self, *words, cwd, **environment):
         words = [str(word) for word in words]
@@ -125,9 +123,8 @@ class CommandLine:
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             self.server = subprocess.Popen(program, text=True, env=os.environ | self.USUAL, **pipes)
         out, err = self.folder / "out", self.folder / "err"
-        job = {"words": words, "environment": environment, "timeout": 300}
-        job |= {"cwd": str(cwd), "out": str(out), "err": str(err)}
-        self.server.stdin.write(json.dumps(job) + "\n")
+        files = {"cwd": str(cwd), "out": str(out), "err": str(err)}
+        self.server.stdin.write(json.dumps(files | {"words": words, "environment": environment, "timeout": 300}) + "\n")
         self.server.stdin.flush()
         code = int(self.server.stdout.readline())
         return subprocess.CompletedProcess(words, code, out.read_text("utf-8"), err.read_text("utf-8"))
@@ -142,29 +139,21 @@ def dtsf(tmp_path_factory):
         command_line.server.communicate()
 
 
-def _make_world(dtsf, root):
-    root.mkdir()
-    dtsf.said("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, cwd=root)
-    made = dtsf.json("preprocess", "nucla", "--root", "data", "--workers", 1, cwd=root)
-    assert made["verdicts"] == {"ok": 60}
-    trained = dtsf.json("train", "--protocol", "cross-subject:2", "--epochs", 2, "--out", "run", cwd=root)
-    assert trained["epochs"] == 2
-
-
 @pytest.fixture(scope="session")
 def world(dtsf, tmp_path_factory):
     """A synthetic dataset in ``data``, its cache in ``cache``, and a run of two epochs in ``run``. Tests must not change it."""
     base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        _make_world(dtsf, base / "world")
-        return base / "world"
     # Of several test processes, the first one makes the world, and each one works in a copy.
-    made = base.parent / "made-world"
-    with (base.parent / "made-world.lock").open("w") as lock:
+    made = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-world"
+    with made.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (made / "run/metrics.json").is_file():
             shutil.rmtree(made, ignore_errors=True)
-            _make_world(dtsf, made)
+            made.mkdir()
+            dtsf.said("synth", "nucla", "--out", "data", "--subjects", 2, "--episodes", 1, cwd=made)
+            done = dtsf.json("preprocess", "nucla", "--root", "data", "--workers", 1, cwd=made)
+            assert done["verdicts"] == {"ok": 60}
+            dtsf.said("train", "--protocol", "cross-subject:2", "--epochs", 2, "--out", "run", cwd=made)
     return shutil.copytree(made, base / "world")
 
 

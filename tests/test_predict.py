@@ -159,17 +159,11 @@ def test_watch__waits_until_files_no_longer_grow(tmp_path):
 
     writer = threading.Thread(target=grow)
     writer.start()
-    watch = Watch(tmp_path, settle=0.5, poll=0.05)
-    found = next(iter(watch))
+    found = next(iter(Watch(tmp_path, settle=0.5, poll=0.05)))
     assert grown.is_set()
     writer.join()
     assert [video.name for video in found.videos] == ["cam2.mp4", "cam10.mp4"]
     assert found.seen["cam2.mp4"][0] == 800
-    assert watch.write_prediction(found, {"label": "x"})
-    assert list(Watch(tmp_path, settle=0.1, poll=0.05, once=True)) == []
-    (tmp_path / "p" / PREDICTION).write_text("[]")
-    again = Watch(tmp_path, settle=0.1, poll=0.05, once=True)
-    assert [again.write_prediction(found, {}) for found in again] == [True]
 
 
 def test_predict_command__refuses_options_that_do_not_fit(dtsf, world, tmp_path):
@@ -180,17 +174,18 @@ def test_predict_command__refuses_options_that_do_not_fit(dtsf, world, tmp_path)
     dtsf.refusal("predict", "a.mp4", "--run", "run", "--video", "film.gif", cwd=world)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_watch__ends_cleanly_on_a_signal(world, tmp_path, number):
-    words = ["predict", "--run", str(world / "run"), "--watch", str(tmp_path)]
-    program = Path(sys.executable).with_name("dtsf")
-    watch = subprocess.Popen([program, *words], stderr=subprocess.PIPE, text=True, env=os.environ | {"COLUMNS": "200"})
+def test_watch__ends_cleanly_on_a_signal(world, tmp_path):
+    command = [Path(sys.executable).with_name("dtsf"), "predict", "--run", world / "run", "--watch", tmp_path]
+    options = {"stderr": subprocess.PIPE, "text": True, "env": os.environ | {"COLUMNS": "200"}}
+    watches = {number: subprocess.Popen(command, **options) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        assert "watching" in watch.stderr.readline()
-        watch.send_signal(number)
-        _, rest = watch.communicate(timeout=60)
-        assert watch.returncode == 0
+        for number, watch in watches.items():
+            assert "watching" in watch.stderr.readline()
+            watch.send_signal(number)
+            _, rest = watch.communicate(timeout=60)
+            assert watch.returncode == 0
+            assert "stopped: 0 performances" in rest
+            assert "Traceback" not in rest
     finally:
-        watch.kill()
-    assert "stopped: 0 performances" in rest
-    assert "Traceback" not in rest
+        for watch in watches.values():
+            watch.kill()

@@ -28,37 +28,26 @@ HOSTILE = {
 
 
 @pytest.fixture(scope="module")
-def chromium(needed):
-    """A headless browser."""
+def visit(needed):
+    """Opens a page in a headless browser; returns it with the lists of console messages and of loaded URLs."""
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     needed(found, "no chromium: apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium):
-    """Opens a page; returns it with the lists of console messages and of loaded URLs."""
-    pages = []
-
     def go(file, **options):
-        page = chromium.new_page(**options)
+        page = browser.new_page(**options)
         messages, loaded = [], []
         page.on("console", lambda message: messages.append(message.text))
         page.on("pageerror", lambda error: messages.append(str(error)))
         page.on("request", lambda request: loaded.append(request.url))
         page.goto(file.absolute().as_uri())
         page.wait_for_load_state("networkidle")
-        pages.append(page)
         return page, messages, [url for url in loaded if not url.startswith("data:")]
 
-    yield go
-    for page in pages:
-        page.close()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield go
+        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +73,6 @@ def hostile(dtsf, make_video, tmp_path_factory):
     dtsf.said("preprocess", "manifest", "--root", "manifest.csv", "--workers", 1, "--max-bad", "20%", cwd=root)
     dtsf.said("train", "--epochs", 1, "--out", "run", cwd=root)
     return root
-
-
-def change_metrics(run, **changes):
-    """Change values of a run's metrics.json and return all of it."""
-    metrics = json.loads((run / "metrics.json").read_text()) | changes
-    (run / "metrics.json").write_text(json.dumps(metrics))
-    return metrics
 
 
 def test_run_page__shows_the_numbers_of_metrics_json(visit, run_page, world):
@@ -153,8 +135,8 @@ def test_run_page__fits_a_phone_in_light_and_dark(visit, run_page, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     sizes = page.evaluate("[...document.querySelectorAll('p, td')].map(x => parseFloat(getComputedStyle(x).fontSize))")
     assert min(sizes) >= 12
-    bright = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
-    ink = page.evaluate("getComputedStyle(document.body).color.match(/\\d+/g).slice(0, 3).map(Number)")
+    rgb = "getComputedStyle(document.body).%s.match(/\\d+/g).slice(0, 3).map(Number)"
+    bright, ink = page.evaluate(rgb % "backgroundColor"), page.evaluate(rgb % "color")
     assert (sum(bright) > sum(ink)) == (scheme == "light")
     assert abs(sum(bright) - sum(ink)) > 500
     weights = page.locator("svg[aria-label='view weights of single performances']")
@@ -271,7 +253,8 @@ def test_compare_page__prints_common_values_once_and_lists_differences(world, ho
     first = metrics["predictions"][0]
     first["predicted"] = first["label"] if first["predicted"] != first["label"] else (first["label"] + 1) % 10
     other_task = "all views of unseen subjects (1)"
-    change_metrics(run_copy, predictions=metrics["predictions"], protocol="cross-subject:1", task=other_task)
+    changes = {"predictions": metrics["predictions"], "protocol": "cross-subject:1", "task": other_task}
+    (run_copy / "metrics.json").write_text(json.dumps(metrics | changes))
     text = compare_runs([world / "run", run_copy], tmp_path / "c.html").read_text()
     assert "different protocol: cross-subject:2; cross-subject:1" in text
     assert f"different task: {metrics['task']}; {other_task}" in text
@@ -324,7 +307,7 @@ def test_run_page__marks_a_view_with_weight_zero_as_occluded(world, run_copy):
     metrics = json.loads((run_copy / "metrics.json").read_text())
     for prediction in metrics["predictions"]:
         prediction["view_weights"] = [0.5, 0.0, 0.5]
-    change_metrics(run_copy, predictions=metrics["predictions"])
+    (run_copy / "metrics.json").write_text(json.dumps(metrics))
     text = report_run(run_copy, cache=world / "cache", samples=3).read_text()
     strips = re.findall(r'<figure class="strip">.*?</figcaption>', text, re.DOTALL)
     assert {"view 2" in strip for strip in strips} == {True, False}

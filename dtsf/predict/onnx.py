@@ -44,10 +44,8 @@ class OnnxMetadata(Frozen):
     views: int = Field(ge=1, le=1024)
     frames: int = Field(ge=1, le=4096)
     motion_sampling: float = Field(ge=0, le=1)
-    """See :mod:`dtsf.training.frame_sampling`."""
     protocol: str
     fingerprint: str
-    """Fingerprint of the cache that the run was trained from."""
 
 
 class _Graph(nn.Module):

@@ -52,7 +52,7 @@ class Prediction(BaseModel):
 
 @dataclass(frozen=True)
 class Run:
-    """A trained network and its settings. :func:`dtsf.api.load` returns it."""
+    """Trained network with its settings. :func:`dtsf.api.load` returns it."""
 
     folder: Path
     state: RunState
@@ -79,8 +79,8 @@ class Run:
             split: ``test`` or ``train``.
             views: Views given to the network: ``all``, or numbers or names joined by commas.
             draws: Number of frame samples to average. Default: ``train.draws`` of the recipe.
-            unknown: Also measure how well uncertainty detects unknown actions. ``excluded`` takes the classes that
-                ``train.exclude_classes`` excluded from training; any other value is the name of a dataset in the cache.
+            unknown: Also measure how well uncertainty detects unknown actions: a dataset in the cache, or ``excluded`` for the
+                classes of ``train.exclude_classes``.
             adapt: Adapt the network to the test clips during the evaluation (ViTTA). The run itself does not change.
 
         Raises CheckpointError: the dataset has other classes. Raises CacheError: it has other settings.
@@ -158,7 +158,7 @@ class Run:
         # Refuse wrong views before any video is decoded.
         self._view_numbers(len(videos), views)
         threads = self.state.recipe.train.usable_threads
-        embeddings_VFPC, longest = embed_videos(videos, self.state.spec, threads, encoder_weights)
+        embeddings_VFPC, longest = _embed_videos(videos, self.state.spec, threads, encoder_weights)
         prediction = self.classify(embeddings_VFPC, views)
         if film is not None:
             try:
@@ -215,25 +215,21 @@ def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: s
     if len(videos) != metadata.views:
         how = f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
         raise DataError(f"{file} was exported for {metadata.views} views, {len(videos)} videos given: {how}")
-    embeddings_VFPC, _ = embed_videos(videos, metadata.spec, 1, encoder_weights)
+    embeddings_VFPC, _ = _embed_videos(videos, metadata.spec, 1, encoder_weights)
     x_VTHWC = _sample_frames(embeddings_VFPC, metadata.spec.grid, metadata.frames, metadata.motion_sampling)
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
     return _make_prediction(metadata.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
 
 
-def embed_videos(
+def _embed_videos(
     videos: Sequence[str | Path], spec: CacheSpec, threads: int, encoder_weights: str | Path | None = None
 ) -> tuple[np.ndarray, int]:
-    """Decode and embed one video per view, as stage 1 does.
-
-    Returns the embeddings (V, F, P, C) and the number of frames of the longest video.
-    """
+    """Decode and embed one video per view. Returns the embeddings (V, F, P, C) and the length of the longest video in frames."""
     paths = [Path(video) for video in videos]
     if not 1 <= len(paths) <= MAX_VIEWS:
         raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
-    for path in paths:
-        if not path.exists():
-            raise VideoError(f"{path} does not exist")
+    if missing := [path for path in paths if not path.exists()]:
+        raise VideoError(f"{missing[0]} does not exist")
     import numpy as np
     import torch
 
@@ -251,8 +247,7 @@ def embed_videos(
         raise ConfigError(f"the encoder {spec.encoder} has {found} channels, the run {spec.channels}")
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
     embeddings, longest = [], 1
-    # A separate process decodes, so that a broken video cannot end a program that watches a folder.
-    # The process stays open for the next performance.
+    # A process decodes, so that a broken video cannot end a program that watches a folder. It stays for the next performance.
     with shared_decoders(DecodeSettings(spec.frames, spec.size, DEADLINE, crop=spec.crop)) as (decoder,):
         for path, clip in zip(paths, decode_all(decoder, [DecodeRequest(p.absolute()) for p in paths]), strict=True):
             if isinstance(clip, VideoError):

@@ -31,8 +31,6 @@ FONTS = (
 )
 """Fonts of common systems with letters that Pillow's own font lacks. Pillow searches the font folders of the system."""
 NO_FONT = "no font for these names: install a font such as fonts-noto-cjk"
-ABSENT = "\U0010ffff"
-"""A character that no font has."""
 
 
 class Caption(NamedTuple):
@@ -137,8 +135,8 @@ def find_font(words: str, size: int) -> FreeTypeFont | ImageFont | None:
             font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
         except (OSError, ValueError):
             continue
-        # A font draws the same box for every letter that it lacks.
-        box, *masks = ((mask.size, bytes(mask)) for mask in map(font.getmask, [ABSENT, *({*words} - {" "})]))
+        # A font draws the same box for every letter that it lacks. No font has U+10FFFF.
+        box, *masks = ((mask.size, bytes(mask)) for mask in map(font.getmask, ["\U0010ffff", *({*words} - {" "})]))
         if box not in masks:
             return font
     return None

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 30
-MAX_LABELS = 30
-"""Maximum number of classes for which a confusion matrix shows names and counts."""
-MAX_POINTS = 400
+MAX_LABELS, MAX_POINTS = 30, 400
+"""Maximum number of classes for which a confusion matrix shows names and counts, and of dots in a lane."""
 
 
 def picture(width: float, height: float, title: str, parts: Sequence[Markup]) -> Markup:
@@ -62,8 +61,7 @@ def curves(series: Mapping[str, Sequence[float]], x_name: str) -> Markup:
     """Draw lines over the same steps, each in its own colour. The legend is part of the page. ``series``: name -> values."""
     values = [value for line in series.values() for value in line]
     low, high = min(0.0, *values), max(values)
-    if low == 0.0 < high:
-        high = round_up(high)
+    high = round_up(high) if low == 0.0 < high else high
     if high <= low:
         low, high = low - 0.5, high + 0.5
     n = max(len(line) for line in series.values())
