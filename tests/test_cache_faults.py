@@ -145,13 +145,23 @@ def test_write_shard__flushes_data_before_its_name_and_the_record_last(quick, fo
 @pytest.mark.parametrize("form", FORMS[:2])
 def test_commit__killed_at_every_step_and_run_again(quick, form):
     steps, undisturbed = trace(quick / "whole/a", form)
-    for number in range(len(steps)):
-        for moment in ("before", "after"):
-            folder = quick / f"{number}-{moment}/a"
-            folder.parent.mkdir()
-            assert killed(number, moment, lambda folder=folder: work(folder, form))
-            assert_goes_on(folder, form, undisturbed)
-            assert [path.name for path in folder.parent.iterdir()] == ["a"]
+    # After a step the files are as before the next one.
+    for number, moment in [*((k, "before") for k in range(len(steps))), (len(steps) - 1, "after")]:
+        folder = quick / f"{number}-{moment}/a"
+        folder.parent.mkdir()
+        assert killed(number, moment, lambda folder=folder: work(folder, form))
+        assert_goes_on(folder, form, undisturbed)
+        assert [path.name for path in folder.parent.iterdir()] == ["a"]
+
+
+def assert_goes_on_after(hook, message, folder, form, undisturbed):
+    """Work once with faults by ``hook``, which end in an error, and then without."""
+    folder.parent.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        hooked(patch, hook)
+        with pytest.raises(CacheError, match=message) if message else contextlib.nullcontext():
+            work(folder, form)
+    assert_goes_on(folder, form, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -169,18 +179,13 @@ def test_commit__killed_at_every_step_and_run_again(quick, form):
 def test_commit__refused_at_every_step_and_run_again(quick, form, fault, moment):
     steps, undisturbed = trace(quick / "whole/a", form)
     for at in range(len(steps)):
-        folder = quick / f"{at}/a"
-        folder.parent.mkdir()
 
         def refuse(_, number, when, __, at=at):
             if (number, when) == (at, moment):
                 raise OSError(fault, os.strerror(fault))
 
-        with pytest.MonkeyPatch.context() as patch:
-            hooked(patch, refuse)
-            with pytest.raises(CacheError, match=rf"{os.strerror(fault)}.*run the\s+same command"):
-                work(folder, form)
-        assert_goes_on(folder, form, undisturbed)
+        message = rf"{os.strerror(fault)}.*run the\s+same command"
+        assert_goes_on_after(refuse, message, quick / f"{at}/a", form, undisturbed)
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
@@ -188,8 +193,6 @@ def test_commit__refused_at_every_step_and_run_again(quick, form, fault, moment)
 def test_commit__short_writes(quick, form, full):
     steps, undisturbed = trace(quick / "whole/a", form)
     for at in [number for number, (step, _) in enumerate(steps) if step == "write_part"]:
-        folder = quick / f"{at}/a"
-        folder.parent.mkdir()
         cut = []
 
         def shorten(_, number, when, given, at=at, cut=cut):
@@ -200,12 +203,8 @@ def test_commit__short_writes(quick, form, full):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return None
 
-        with pytest.MonkeyPatch.context() as patch:
-            hooked(patch, shorten)
-            with pytest.raises(CacheError, match="No space left") if full else contextlib.nullcontext():
-                work(folder, form)
+        assert_goes_on_after(shorten, "No space left" if full else "", quick / f"{at}/a", form, undisturbed)
         assert cut
-        assert_goes_on(folder, form, undisturbed)
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
@@ -376,6 +375,10 @@ def test_repair__restores_metadata_and_published_files(quick, form, name):
         found = verify(folder)
         assert not found.ok
         assert (found.damaged[0].shard, found.damaged[0].file) == (None, name)
+        if name == "dtsf.json" and changed:
+            with pytest.raises(CacheError, match="dtsf.json is damaged"):
+                open_dataset(quick)
+            assert is_dataset(open_store(folder))
         if name == "dtsf.json" and form[0] == "hdf5":
             with pytest.raises(CacheError, match="--overwrite"):
                 repair(folder)
@@ -400,12 +403,3 @@ def test_repair__removes_a_damaged_tombstone(quick):
     repair(folder)
     assert verify(folder, deep=True).ok
     assert set(open_cached(folder).shards) == {1}
-
-
-def test_open_dataset__names_damaged_metadata(quick):
-    folder = quick / "a"
-    make(folder, "hdf5")
-    (folder / "dtsf.json").write_bytes((folder / "dtsf.json").read_bytes().replace(b'"nucla"', b'"nucle"'))
-    with pytest.raises(CacheError, match="dtsf.json is damaged: its bytes do not match its checksum"):
-        open_dataset(quick)
-    assert is_dataset(open_store(folder))

@@ -65,15 +65,6 @@ def test_write_shard__does_not_follow_links(tmp_path):
     assert list(home.iterdir()) == []
 
 
-def test_open_dataset__refuses_a_pipe(tmp_path):
-    make(tmp_path / "a")
-    path = tmp_path / "a/shards/00001.json"
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.raises(CacheError, match="not a regular file"):
-        use(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -119,52 +110,50 @@ def test_open_dataset__refuses_a_forged_spec(tmp_path, field, value):
         use(tmp_path)
 
 
+@contextlib.contextmanager
+def memory_below(limit):
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_gather__refuses_a_claim_of_10_TB_before_memory_is_allocated(tmp_path, form):
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gather__refuses_a_claim_of_10_TB_before_memory_is_allocated(tmp_path, form, sparse):
     """All documents consistently claim 10 TB. The files have 10 KB, or are sparse."""
     spec = SPEC.model_copy(update={"frames": 4096, "grid": 256, "channels": 65536 // 64})
-    create_or_open(tmp_path / "a", spec, info(), 20, format=form[0], compress=form[1])
     make(tmp_path / "small/a", *form, shards=1)
+    create_or_open(tmp_path / "a", spec, info(), 20, format=form[0], compress=form[1])
     claimed = {array: 20 * int(np.prod(s)) * d.itemsize for array, (s, d) in array_shapes(spec).items()}
     assert claimed["embeddings"] > 10e12
-    record = read_records(open_handle(tmp_path / "small/a"))[0]
-    source = tmp_path / "small/a/shards/00000.json"
-    for sparse in (False, True):
+    for name in ("shards/00000.json", "catalog.json", *read_records(open_handle(tmp_path / "small/a"))[0].files):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "small/a" / name, tmp_path / "a" / name)
 
-        def inflate(document, sparse=sparse):
-            document["fingerprint"] = spec.fingerprint()
-            for array, part in document["arrays"].items():
-                size = claimed[array] if form[1] == "none" else record.arrays[array].bytes
-                part["bytes"] = size
-                file = document["files"][part["file"]]
-                file["bytes"] = max(file["bytes"], part["offset"] + size)
-            for name, file in document["files"].items():
-                path = tmp_path / "a" / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(tmp_path / "small/a" / name, path)
-                if sparse:
-                    os.truncate(path, file["bytes"])
+    def inflate(document):
+        document["fingerprint"] = spec.fingerprint()
+        for array, part in document["arrays"].items():
+            part["bytes"] = claimed[array] if form[1] == "none" else part["bytes"]
+            file = document["files"][part["file"]]
+            file["bytes"] = max(file["bytes"], part["offset"] + part["bytes"])
+        for name, file in document["files"].items() if sparse else ():
+            os.truncate(tmp_path / "a" / name, file["bytes"])
 
-        target = tmp_path / "a/shards/00000.json"
-        shutil.copy(source, target)
-        shutil.copy(tmp_path / "small/a/catalog.json", tmp_path / "a/catalog.json")
-        try:
-            forge(target, inflate)
-        except OSError:
-            pytest.skip("this file system holds no sparse file of 10 TB")
-        data = open_dataset(tmp_path)
-        ids = [clip.id for clip in data.clips]
-        tracemalloc.start()
-        try:
-            with pytest.raises(CacheError, match=r"bytes instead of|GB of memory"):
-                data.embeddings(ids)
-            assert not data.hold()
-            with pytest.raises(CacheError, match=r"bytes instead of|GB of memory|checksum"):
-                convert(tmp_path / "a", tmp_path / "copy/a")
-            assert form[1] != "none" or not verify(tmp_path / "a", deep=True).ok
-            assert tracemalloc.get_traced_memory()[1] < 50e6
-        finally:
-            tracemalloc.stop()
+    try:
+        forge(tmp_path / "a/shards/00000.json", inflate)
+    except OSError:
+        pytest.skip("this file system holds no sparse file of 10 TB")
+    data = open_dataset(tmp_path)
+    with memory_below(50e6):
+        with pytest.raises(CacheError, match=r"bytes instead of|GB of memory"):
+            data.embeddings([clip.id for clip in data.clips])
+        assert not data.hold()
+        with pytest.raises(CacheError, match=r"bytes instead of|GB of memory|checksum"):
+            convert(tmp_path / "a", tmp_path / "copy/a")
+        assert form[1] != "none" or not verify(tmp_path / "a", deep=True).ok
 
 
 @pytest.mark.parametrize("form", FORMS[2:])
@@ -191,13 +180,8 @@ def test_gather__does_not_unpack_a_bomb(tmp_path, form):
 
     forge(tmp_path / "a/shards/00000.json", change)
     data = open_dataset(tmp_path)
-    tracemalloc.start()
-    try:
-        with pytest.raises(CacheError, match="instead of"):
-            data.embeddings(["0-0"])
-        assert tracemalloc.get_traced_memory()[1] < 5e6
-    finally:
-        tracemalloc.stop()
+    with memory_below(5e6), pytest.raises(CacheError, match="instead of"):
+        data.embeddings(["0-0"])
 
 
 @pytest.mark.parametrize("name", ["dtsf.json", "zarr.json", "shards/00000.json", "embeddings/c/0/0/0/0"])
@@ -216,7 +200,7 @@ def test_open_dataset__does_not_open_a_pickle(tmp_path, name):
     assert not (tmp_path / "harm").exists()
 
 
-def test_open_dataset__refuses_deep_nesting_and_huge_documents(tmp_path):
+def test_open_dataset__refuses_deep_nesting_huge_documents_and_pipes(tmp_path):
     make(tmp_path / "a")
     path = tmp_path / "a/shards/00000.json"
     path.write_text("[" * 200_000)
@@ -224,6 +208,10 @@ def test_open_dataset__refuses_deep_nesting_and_huge_documents(tmp_path):
         use(tmp_path)
     os.truncate(path, 1 << 40)
     with pytest.raises(CacheError, match="more than"):
+        use(tmp_path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CacheError, match="not a regular file"):
         use(tmp_path)
     path.unlink()
     (tmp_path / "a/dtsf.json").write_text("[" * 200_000)
@@ -240,10 +228,9 @@ def test_verify__finds_flips_and_cuts(tmp_path, form, count):
     whole = snapshot(folder)
     count = int(os.environ.get("EXAMPLES", count))
     generator = random.Random(count)
-    # Files with equal probability, so that documents are hit as often as values.
-    files = sorted(whole)
     for k in range(count):
-        name = generator.choice(files)
+        # Files with equal probability, so that documents are hit as often as values.
+        name = generator.choice(sorted(whole))
         data = bytearray(whole[name])
         if k % 4:
             data[generator.randrange(len(data))] ^= generator.randrange(1, 256)

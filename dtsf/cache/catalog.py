@@ -31,7 +31,7 @@ def read_catalog(dataset: DatasetHandle) -> CatalogDocument | None:
     source = f"{dataset.store}/{CATALOG}"
     try:
         document = read_with_checksum(data, CatalogDocument, source)
-        check_catalog(document, source)
+        _check(document, source)
     except CacheError as error:
         raise CacheError(
             f"{error}: run the dtsf preprocess command of this dataset, which writes the catalog again without decoding"
@@ -41,7 +41,7 @@ def read_catalog(dataset: DatasetHandle) -> CatalogDocument | None:
 
 def write_catalog(dataset: DatasetHandle, document: CatalogDocument) -> None:
     """Replace the catalog. A reader sees the old one or the new one. Raises CacheError: inconsistent, or the store refuses."""
-    check_catalog(document, f"the catalog of {dataset.store}")
+    _check(document, f"the catalog of {dataset.store}")
     data = dump_with_checksum(document)
     if dataset.store.read(CATALOG) != data:
         dataset.store.write(CATALOG, data)
@@ -87,7 +87,7 @@ def match_rows(
     return matched, tuple(bad)
 
 
-def check_catalog(document: CatalogDocument, source: str) -> None:
+def _check(document: CatalogDocument, source: str) -> None:
     """Check the rules that stage 2 relies on. Raises CacheError: the first contradiction."""
     for problem in _contradictions(document):
         raise CacheError(f"{source}: {problem}")

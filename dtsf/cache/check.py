@@ -95,14 +95,6 @@ def verify(path: Location, *, deep: bool = False, on_progress: Progress = None) 
     )
 
 
-def looks_like_dataset(store: Store) -> bool:
-    """Return True if there is a dataset, also one whose metadata is damaged or lost."""
-    try:
-        return docs.is_dataset(store) or any(store.size(name) is not None for name in (METADATA, PUBLISHED))
-    except CacheError:
-        return True
-
-
 def repair(path: Location, *, deep: bool = True) -> tuple[Verification, list[str]]:
     """Repair a dataset. Return the damage that was found, and the steps. Raises CacheError: the metadata is lost."""
     store, done = open_store(path), []
@@ -165,7 +157,7 @@ def _open_damaged(store: Store) -> tuple[DatasetHandle | None, list[Damage]]:
     dataset = _try(lambda: docs.open_handle(store), damaged, METADATA)
     if dataset is not None:
         return dataset, []
-    if not looks_like_dataset(store):
+    if not docs.is_dataset(store, damaged=True):
         raise CacheError(damaged[0].reason)
     with contextlib.suppress(CacheError, *docs.JSON_ERRORS):
         group, published = store.read("zarr.json"), docs.read_published_files(store)

@@ -75,12 +75,13 @@ def open_handle(path: Location) -> DatasetHandle:
     raise CacheError(f"{store} has lost its {METADATA}: run dtsf cache repair {store}")
 
 
-def is_dataset(store: Store) -> bool:
-    """Return True if dtsf made a dataset there, also one of another layout or with damaged metadata."""
+def is_dataset(store: Store, *, damaged: bool = False) -> bool:
+    """Return True if dtsf made a dataset there, in any layout. ``damaged``: also if its metadata is lost or cannot be read."""
+    names = (METADATA, PUBLISHED) if damaged else (METADATA,)
     try:
-        return store.size(METADATA) is not None or _published_metadata(store) is not None
+        return any(store.size(name) is not None for name in names) or _published_metadata(store) is not None
     except CacheError:
-        return False
+        return damaged
 
 
 def parse_metadata(data: bytes, source: str) -> DatasetMetadata:

@@ -103,31 +103,29 @@ def _zarr_files(shard: int) -> tuple[str, ...]:
 
 
 def _encode_zarr(metadata: DatasetMetadata, shard: int, rows: Mapping[str, np.ndarray]) -> Encoded:
+    from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
+
     files, arrays = {}, {}
     for name in _zarr_files(shard):
         array = name.partition("/")[0]
         data = _pad_shard(rows[array], array, metadata.shard_size).tobytes()
-        files[name] = bytes(_zstd().encode(data)) if metadata.compress == "zstd" else data
+        files[name] = bytes(Zstd(level=ZSTD_LEVEL).encode(data)) if metadata.compress == "zstd" else data
         arrays[array] = StoredArray(file=name, offset=0, bytes=len(files[name]))
     return files, arrays
 
 
 def _decode_zstd(data: memoryview, out: np.ndarray) -> None:
     """Decompress a zstd frame. Raises CacheError: it is not one frame of exactly the bytes of ``out``."""
+    from numcodecs.zstd import Zstd
+
     flat = out.reshape(-1).view(np.uint8)
     size = _zstd_content_size(bytes(data[:18]))
     if size != flat.nbytes:
         raise CacheError(f"a zstd frame of {size} bytes instead of {flat.nbytes}")
     try:
-        _zstd().decode(data, flat)
+        Zstd().decode(data, flat)
     except (RuntimeError, ValueError) as error:
         raise CacheError(f"an incomplete zstd frame: {error}") from error
-
-
-def _zstd() -> Any:
-    from numcodecs.zstd import Zstd  # type: ignore[import-untyped]
-
-    return Zstd(level=ZSTD_LEVEL)
 
 
 def _zstd_content_size(head: bytes) -> int:

@@ -20,7 +20,7 @@ from dtsf.errors import CacheError
 from dtsf.files.read import available_memory, refuse_unless_fits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, ShardRecord
     from dtsf.cache.store import Location, Store
@@ -191,12 +191,13 @@ def list_datasets(cache: Location) -> list[str]:
     return [name for name in store.folders() if is_dataset(store.below(name))]
 
 
-def find_datasets(
-    cache: Location, name: str | None = None, accept: Callable[[Store], bool] = is_dataset
-) -> list[Store]:
-    """Return the stores of all datasets, or of the one with this name. Raises CacheError: there is none."""
+def find_datasets(cache: Location, name: str | None = None, *, damaged: bool = False) -> list[Store]:
+    """Return the stores of all datasets, or of the one with this name. ``damaged``: also without valid metadata.
+
+    Raises CacheError: there is none.
+    """
     store = open_store(cache)
-    stores = [below for found in store.folders() if accept(below := store.below(found))]
+    stores = [below for found in store.folders() if is_dataset(below := store.below(found), damaged=damaged)]
     if not stores:
         raise CacheError(f"no dataset in the cache {store}: run dtsf preprocess DATASET --root DIR --cache {store}")
     chosen = [one for one in stores if name in (None, one.name)]

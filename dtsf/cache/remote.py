@@ -81,7 +81,9 @@ class RemoteStore:
     def read(self, name: str, limit: int = DOCUMENT_LIMIT) -> bytes | None:
         """Return the bytes of an object; None if it does not exist. Raises CacheError: larger than ``limit``."""
         size = self.size(name)
-        if size is not None and size > limit:
+        if size is None:
+            return None
+        if size > limit:
             raise CacheError(f"{self.url}/{name} has {size} bytes, more than the limit of {limit}")
         return self._call("read", name, lambda system, path: bytes(system.cat_file(path)), FileNotFoundError)
 

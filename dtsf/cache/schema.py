@@ -118,7 +118,7 @@ class CacheSpec(Frozen):
 
     def fingerprint(self) -> str:
         """Return sixteen hexadecimal digits: xxh3-64 of the fields as canonical JSON."""
-        return xxhash.xxh3_64_hexdigest(_canonical_json(self.model_dump(mode="json")).encode())
+        return _hash(self.model_dump(mode="json"))
 
 
 def describe_difference(cached: CacheSpec, requested: CacheSpec) -> str:
@@ -225,9 +225,8 @@ class CatalogDocument(Frozen):
             entry.clip.model_dump(mode="json", exclude={"path"}) | {"key": entry.key or entry.clip.path}
             for entry in self.clips
         ]
-        text = _canonical_json([self.info.class_names, self.info.view_names, clips])
-        return xxhash.xxh3_64_hexdigest(text.encode("utf-8", "surrogatepass"))
+        return _hash([self.info.class_names, self.info.view_names, clips])
 
 
-def _canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+def _hash(value: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())

@@ -100,7 +100,22 @@ def cache_verify_command(
 
     stores = _stores(path, dataset)
     found: dict[str, Verification] = _each("verify", stores, verify, deep=deep)
-    checks = _check_source([store for store in stores if found[store.name].ok], root, sample) if source else {}
+    checks: dict[str, SourceCheck] = {}
+    if source:
+        from dtsf.api import verify_source
+        from dtsf.errors import ConfigError
+        from dtsf.pipeline.settings import read_share
+
+        try:
+            share = float(read_share(sample))
+        except ValueError as error:
+            raise ConfigError(f"--sample {sample!r} {error}") from error
+
+        def check(store: Store, on_progress: Callable[..., None]) -> SourceCheck:
+            cache = str(store).removesuffix(f"/{store.name}")
+            return verify_source(cache, root, store.name, sample=share, on_progress=on_progress)
+
+        checks = _each("decode", [store for store in stores if found[store.name].ok], check, unit="clips")
     damaged = [(name, damage) for name, one in found.items() for damage in one.damaged]
     ok = not damaged and all(check.ok for check in checks.values())
     # With the dataset: paths are relative to it.
@@ -132,23 +147,6 @@ def cache_verify_command(
     emit(document, json_, show)
     if not ok:
         raise typer.Exit(2)
-
-
-def _check_source(stores: list[Store], root: Path | None, sample: str) -> dict[str, SourceCheck]:
-    from dtsf.api import verify_source
-    from dtsf.errors import ConfigError
-    from dtsf.pipeline.settings import read_share
-
-    try:
-        share = float(read_share(sample))
-    except ValueError as error:
-        raise ConfigError(f"--sample {sample!r} {error}") from error
-
-    def check(store: Store, on_progress: Callable[..., None]) -> SourceCheck:
-        cache = str(store).removesuffix(f"/{store.name}")
-        return verify_source(cache, root, store.name, sample=share, on_progress=on_progress)
-
-    return _each("decode", stores, check, unit="clips")
 
 
 @cache_app.command("repair")
@@ -229,11 +227,11 @@ def _each(
 
 def _stores(path: Path, dataset: str | None) -> list[Store]:
     """Return the stores of the datasets, also damaged ones, because these commands verify and repair them."""
-    from dtsf.cache.check import looks_like_dataset
+    from dtsf.cache.documents import is_dataset
     from dtsf.cache.reader import find_datasets
     from dtsf.cache.store import open_store
 
     store = open_store(path)
-    if dataset is None and looks_like_dataset(store):
+    if dataset is None and is_dataset(store, damaged=True):
         return [store]
-    return find_datasets(path, dataset, accept=looks_like_dataset)
+    return find_datasets(path, dataset, damaged=True)
