@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 
 
 class Changes(Frozen):
-    """Number of clips by change since the last run. Each clip of the source counts once in the first five.
-
-    Clips that changed have other content at the same path; relabelled ones have other annotations; moved ones have another path.
-    Clips that are gone are not trained on. Clips to decode have no row; those with the same content count once.
+    """Number of clips by change since the last run. Each clip of the source counts once in the first five. Changed clips have
+    other content at the same path. Of several clips to decode with the same content, one counts.
     """
 
     new: int = 0
@@ -47,10 +45,8 @@ class Changes(Frozen):
 
 @dataclass(frozen=True)
 class Plan:
-    """Work of a run, and the new catalog, in which files that are not hashed have no key.
-
-    ``shards``: clips to decode, by shard number; of several with the same content, only one. ``done``: number of clips that need no
-    decoding; ``bad`` of them cannot be used.
+    """Clips to decode by shard number, the new catalog (files that are not hashed have no key), and the number of clips that need
+    no decoding, ``bad`` of which cannot be used.
     """
 
     shards: dict[int, tuple[Clip, ...]]
@@ -71,12 +67,9 @@ def make_plan(
 ) -> Plan:
     """Compare the source with the cache (None: an empty one) and plan the missing work. ``retry_bad``: also unusable clips.
 
-    The number and the clips of a shard follow from the catalog, the shard size and the number of workers, not from the missing
-    clips. So a killed run that is repeated with the same command leaves the same bytes as an undisturbed run. Missing clips of
-    a committed shard (their file changed, or the catalog grew) go to new shards behind all others. A damaged shard is made
-    again with the same clips, under its own number.
-
-    Raises SourceError: the source does not respond, or none of its files exists.
+    The clips of a shard follow from the catalog, the shard size and the number of workers, not from the missing clips. So a killed
+    run that is repeated leaves the same bytes as an undisturbed run. Missing clips of a committed shard go to new shards behind
+    all others. A damaged shard is made again under its own number. Raises SourceError: the source does not respond.
     """
     records, damaged = (read_records(dataset), read_damaged(dataset)) if dataset else ([], [])
     before: CatalogDocument | None = None

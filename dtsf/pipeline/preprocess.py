@@ -95,11 +95,8 @@ def preprocess(
     *,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> PreprocessResult:
-    """Add every clip of a catalog to the cache, once.
-
-    A clip is done if the cache has a record of its bytes, under any path and with any annotations. Done clips are not decoded
-    again. Unusable clips are decoded again only if their file changes or with ``retry_bad``. The catalog in the cache
-    (``catalog.json``) is replaced before the first shard, and again after the last.
+    """Add every clip of a catalog to the cache, once: a clip is done if the cache has a record of its bytes. The catalog in the
+    cache is replaced before the first shard, and again after the last.
 
     ``on_progress``: called after each clip; with several processes, about once a second. Raises BadClipsError: more clips than
     ``max_bad`` are unusable; all others are in the cache. CacheError, FingerprintError: the cache does not accept these clips.
@@ -193,10 +190,8 @@ def preprocess(
 def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline: float) -> SourceCatalog:
     """Return the catalog with the time common to all views of a group as ``start`` and ``end`` of its clips.
 
-    Time t of a performance is time t - ``offset`` of a camera's file. Clips in unreadable files and clips given in frames do not
-    change, and do not limit the other views. If the views of a group have no common time, their ``start`` is the end of their
-    file, so that they are listed as unreadable.
-
+    Clips in unreadable files and clips given in frames do not change, and do not limit the other views. Views without a common time
+    start at the end of their file, so that they are listed as unreadable.
     ``records``: results of earlier runs; unchanged files in them are not opened. ``deadline``: seconds to read one file.
     """
     groups = [clips for clips in catalog.groups.values() if len(clips) > 1]

@@ -56,14 +56,11 @@ def run_tasks(
     *,
     gpus: tuple[str, ...] = (),
 ) -> None:
-    """Run all shards and return when the last one is committed.
+    """Run all shards and return when the last one is committed. One local worker runs in this process, without dask.
 
-    ``n_workers``: local processes if there is no ``scheduler``; one worker runs in this process, without dask. ``scheduler``:
-    address ``tcp://host:port`` of a running dask scheduler. ``on_clips``: called with the numbers of clips and of bad clips since
-    the last call. ``gpus``: names of this machine's GPUs; each local worker takes one. On a cluster, shards go to the workers
-    that offer a GPU (``dask worker ... --resources GPU=1``), if there are any.
-
-    Raises ConfigError: no scheduler responds at this address. DataError: the local workers do not start.
+    ``scheduler``: address of a running dask scheduler; shards go to its workers that offer a GPU, if there are any. ``on_clips``:
+    called with the numbers of clips and of bad clips since the last call. ``gpus``: names of this machine's GPUs; each local
+    worker takes one. Raises ConfigError: no scheduler responds. DataError: the local workers do not start.
     """
     if not tasks:
         return

@@ -64,9 +64,7 @@ def is_video(name: str) -> bool:
 def find_videos(
     root: Path, pattern: re.Pattern[str], names: str, skipped: SkippedFiles
 ) -> Iterator[tuple[str, re.Match[str]]]:
-    """Yield the path below ``root`` and the match of each video whose name matches. ``names``: the kind of name that
-    ``pattern`` describes, for the note about other videos.
-    """
+    """Yield path and match of each video whose name matches. ``names``: kind of these names, for the note about other videos."""
     for folder, name in walk_files(root, skipped):
         path = f"{folder}/{name}".lstrip("/")
         if match := pattern.search(name) if is_video(name) else None:
@@ -76,12 +74,9 @@ def find_videos(
 
 
 def walk_files(root: Path, skipped: SkippedFiles | None = None) -> Iterator[tuple[str, str]]:
-    """Yield each file below ``root`` as (folder relative to the root with forward slashes, name), sorted.
-
-    Links to folders are followed after all real folders, and no folder is entered twice, so loops of links end. Hidden names
-    and macOS's ``__MACOSX`` copies are ignored. Unreadable folders and names that are not UTF-8 are added to ``skipped``.
-
-    Raises SourceError: the disk or server does not respond.
+    """Yield each file below ``root`` as (folder relative to the root with forward slashes, name), sorted. Hidden names and macOS's
+    ``__MACOSX`` copies are ignored. Links to folders are followed after all real folders, and no folder is entered twice, so
+    loops of links end. Raises SourceError: the disk or server does not respond.
     """
     skipped = SkippedFiles() if skipped is None else skipped
     seen: set[tuple[int, int]] = set()
@@ -123,9 +118,7 @@ def walk_files(root: Path, skipped: SkippedFiles | None = None) -> Iterator[tupl
 
 
 def file_stat(path: Path | str) -> FileStat:
-    """Return size and time of a file, or of all pictures in a folder. Raises OSError: the path is missing, unreadable, or
-    neither a file nor a folder. Pass the error to :func:`classify_error`.
-    """
+    """Return size and time of a file, or of all pictures in a folder. Raises OSError; see :func:`classify_error`."""
     status = os.stat(path)
     if stat.S_ISREG(status.st_mode):
         return FileStat(status.st_size, status.st_mtime_ns)
@@ -142,9 +135,7 @@ def file_stat(path: Path | str) -> FileStat:
 # Cached: the clips of one long video share its bytes.
 @lru_cache(maxsize=4096)
 def content_hash(path: Path, status: FileStat) -> str:
-    """Return the xxh3-128 of a file's bytes, or of the names and bytes of a folder's pictures. ``status``: its current
-    :func:`file_stat`. Raises OSError: it cannot be read.
-    """
+    """Return the xxh3-128 of a file's bytes, or of the names and bytes of a folder's pictures. ``status``: its current stat."""
     digest = xxhash.xxh3_128()
     for name in [name for name, _ in _pictures(path)] if status.listing else [""]:
         if name:
@@ -156,9 +147,7 @@ def content_hash(path: Path, status: FileStat) -> str:
 
 
 def classify_error(path: Path, error: OSError) -> tuple[Status, str]:
-    """Return (``missing`` or ``unreachable``, reason) for an error of this one file. Raises SourceError: the whole disk or
-    server does not respond.
-    """
+    """Return ``missing`` or ``unreachable``, and the reason. Raises SourceError: the whole disk or server does not respond."""
     reason = error.strerror or str(error)
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         return Status.MISSING, "the file does not exist"

@@ -1,13 +1,9 @@
 """Watch a folder for performances that are complete and have no prediction yet.
 
-Each direct subfolder is one performance, and each video in it is one view, in natural order of the names (cam2 before cam10). A
-performance is complete when the names, sizes and times of its videos have not changed for ``settle`` seconds. The prediction is
-stored in the subfolder as ``prediction.json``, with the names, sizes and times of the videos. So a new or replaced video causes
-a new prediction, and a restart repeats nothing.
-
-The content of the folder is not trusted. Links are not followed, pipes and devices are not opened, an old prediction is read with
-bounds, and an error in one performance does not affect the others. Each message is sent once. Names that begin with a dot,
-unfinished files (``.part``, ``.tmp``) and files that often accompany videos (``.txt``, ``.json``, pictures) cause no message.
+Each direct subfolder is one performance, and each video in it is one view. The prediction is stored in the subfolder as
+``prediction.json``, with the names, sizes and times of the videos. So a new video causes a new prediction, and a restart repeats
+nothing. The content of the folder is not trusted: links are not followed, pipes and devices are not opened, an old
+prediction is read with bounds, and an error in one performance does not affect the others.
 """
 
 from __future__ import annotations

@@ -185,17 +185,10 @@ def embed_batched(
 
 
 def check_source(
-    data: CachedDataset,
-    root: Path,
-    *,
-    sample: float = 1.0,
-    deadline: float = 60.0,
-    on_progress: Callable[[int, int], None] | None = None,
+    data: CachedDataset, root: Path, *, sample: float = 1.0, on_progress: Callable[[int, int], None] | None = None
 ) -> SourceCheck:
-    """Decode clips again and compare the checksum of their pictures with the cache (``dtsf cache verify --source``).
-
-    ``sample``: fraction of the clips to decode, evenly over the catalog. Raises ConfigError: the fraction is out of range, or
-    the cache was made with decord and decord is not installed.
+    """Decode clips again and compare the checksum of their pictures with the cache. ``sample``: fraction of the clips to decode.
+    Raises ConfigError: the fraction is out of range, or the cache needs decord, which is not installed.
     """
     if not 0 < sample <= 1:
         raise ConfigError(f"--sample ({sample:g}) must be a share above 0 and up to 100%")
@@ -208,7 +201,7 @@ def check_source(
         DecodeRequest(root / clip.path, _span(record.source, spec)) for clip, record in zip(clips, records, strict=True)
     ]
     mismatches: list[Mismatch] = []
-    with Decoder(DecodeSettings(spec.frames, spec.size, deadline=deadline, crop=spec.crop, decoder=kind)) as decoder:
+    with Decoder(DecodeSettings(spec.frames, spec.size, crop=spec.crop, decoder=kind)) as decoder:
         items = decode_all(decoder, requests)
         for k, (clip, record, item) in enumerate(zip(clips, records, items, strict=True), 1):
             reason = ""

@@ -27,17 +27,10 @@ KINDS: dict[str, Callable[[Path], SourceCatalog]] = {
 
 
 def scan_source(
-    kind: str,
-    root: Path | None = None,
-    views: str = "all",
-    limit: int | None = None,
-    videos: Path | None = None,
+    kind: str, root: Path | None = None, views: str = "all", limit: int | None = None, videos: Path | None = None
 ) -> SourceCatalog:
-    """List the clips of a source.
-
-    ``kind``: a key of :data:`KINDS`. ``root``: folder of the dataset or any folder above it; for a manifest, the CSV; None: see
-    :func:`find_root`. ``views``: ``all``, or view numbers or names separated by commas. ``limit``: keep only the first groups
-    with this number of clips. ``videos``: folder of the paths in a manifest.
+    """List the clips of a source. ``root``: folder of the dataset or any folder above it; for a manifest, the CSV; None: see
+    :func:`find_root`. The other arguments are those of :class:`dtsf.pipeline.settings.PreprocessSettings`.
 
     Raises ConfigError: an unknown view. DataError: an unknown kind, no such root, no video, or two files for the same clip.
     """

@@ -53,9 +53,7 @@ def build_catalog(
     notes: Sequence[str] = (),
     expects: str,
 ) -> SourceCatalog:
-    """Build a catalog from unsorted clips. ``expects``: pattern of the file names, for the error message. Raises DataError: no
-    clip, or two files with the same clip id.
-    """
+    """Build a catalog from unsorted clips. ``expects``: names, for the message. Raises DataError: no clip, or two with an id."""
     by_id: dict[str, Clip] = {}
     for clip in clips:
         other = by_id.setdefault(clip.id, clip)
@@ -81,9 +79,7 @@ def build_catalog(
 
 
 def select(catalog: SourceCatalog, views: str = "all", limit: int | None = None) -> SourceCatalog:
-    """Keep the clips of some views, then the first groups until there are ``limit`` clips. The last group is kept whole.
-    Raises ConfigError: an unknown view. DataError: no clip is left.
-    """
+    """Keep the clips of some views, then the first groups until there are ``limit`` clips. The last group is kept whole."""
     if views != "all":
         numbers = view_numbers(views, catalog.view_names, f"--views: {catalog.kind} at {catalog.root}")
         clips = tuple(clip for clip in catalog.clips if clip.view in numbers)

@@ -1,9 +1,7 @@
 """Convert annotation lists of other projects to a manifest.
 
-- mmaction2 and pyskl: a pickle with ``annotations`` (``frame_dir``, ``label``) and ``split``; read by a restricted unpickler
-- DVANet: CSV with ``video_id,subject,action,camera,...`` (NTU) or ``video,subject,action,viewpoint`` (N-UCLA)
-- VideoMamba: lines of ``path label``, separated by a comma, a tab or a space, without a header
-
+mmaction2 and pyskl have a pickle with ``annotations`` (``frame_dir``, ``label``) and ``split``; DVANet has CSV with
+``video_id,subject,action,camera,...`` (NTU) or ``video,subject,action,viewpoint`` (N-UCLA); VideoMamba has lines of ``path label``.
 Group and view follow from file names of NTU or N-UCLA. A file with another name is a group of its own.
 """
 
@@ -145,9 +143,7 @@ def _stem(path: str) -> str:
 
 
 def _find(videos: Videos, name: str, action: str = "") -> str | None:
-    """Return the path of one video; None if there is none or several. Case does not matter. Among several, one with the same
-    ending wins, then one with the same folders at the end of its path.
-    """
+    """Return the path of one video: that with the same ending and the most folders in common. None: there are none or several."""
     name = name.replace("\\", "/").lower()
     found = videos.get(_stem(name), [])
     if len(found) > 1 and action.isdecimal():
@@ -175,8 +171,6 @@ def _read_labels(file: Path) -> dict[str, str]:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Unpickler that refuses all classes and functions but those of NumPy's arrays."""
-
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in SAFE:
             raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not plain data")

@@ -1,9 +1,7 @@
 """Manifest: a table of the user's own videos, with columns ``path,label,group,view`` and optionally those of :data:`OPTIONAL`.
 
-A row is the video of one camera and one performance. A path is relative to the table's folder (or ``--videos``), or absolute.
-``start`` and ``end`` (seconds), or ``first`` and ``last`` (frame numbers), are the part of a longer video. ``fps`` is the frame
-rate of a folder of pictures. ``offset`` is the time in seconds at which the camera started, on the clock of the performance.
-Views and labels are any text. They are numbered in natural order (cam2 before cam10).
+A row is the video of one camera and one performance. ``start`` and ``end`` (seconds), or ``first`` and ``last`` (frames), are the
+part of a longer video; see :class:`dtsf.cache.schema.Clip`. Views and labels are any text, numbered in natural order.
 """
 
 from __future__ import annotations
@@ -34,9 +32,7 @@ NUMBER = (r"([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))", "a number")
 
 
 def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
-    """List the clips of a manifest. ``root``: the table, or a folder with a ``manifest.csv``. ``videos``: folder of the paths in
-    the table; by default the table's folder. Raises DataError: names the file and line of the error.
-    """
+    """List the clips of a table, or of ``root/manifest.csv``. ``videos``: folder of its paths; default: the table's folder."""
     file = root / "manifest.csv" if root.is_dir() else root
     if not file.is_file():
         raise DataError(f"no manifest at {file}: give a table, or a folder with a manifest.csv, as --root")
@@ -79,15 +75,13 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
 
 
 def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
-    """Return the text of a table or list: UTF-8, UTF-16 or Windows' cp1252, with a note about this guess. Raises DataError: it is
-    not text.
-    """
+    """Return the text of a file: UTF-8, UTF-16 or (with a note) Windows' cp1252. Raises DataError: it is not text."""
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
-    elif data[1:2] == b"\0":
-        encoding = "utf-16-le"
+    elif b"\0" in data[:2] and len(data) > 1:
+        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
     else:
-        encoding = "utf-16-be" if data[:1] == b"\0" and len(data) > 1 else "utf-8-sig"
+        encoding = "utf-8-sig"
     try:
         return data.decode(encoding), []
     except UnicodeDecodeError as error:
@@ -100,9 +94,7 @@ def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
 
 
 def _read_table(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """Return the rows of a table that is separated by commas, semicolons or tabs: the number of the last line of each, and its
-    cells by column name in small letters. Also return notes: a guessed encoding, unused columns.
-    """
+    """Return the number of the last line of each row and its cells by column name in small letters; also notes for the user."""
     text, notes = decode_text(read_file(file, limit=MAX_BYTES, error=DataError, follow=True), str(file))
     lines = text.splitlines(keepends=True)
     known = (*REQUIRED, *OPTIONAL)

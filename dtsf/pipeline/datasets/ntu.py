@@ -1,8 +1,7 @@
 """NTU RGB+D 60 and 120 (Shahroudy et al. 2016; Liu et al. 2020).
 
 File names contain ``SsssCcccPpppRrrrAaaa``: setup, camera, performer, replication, action, all from 1. A group is (S, P, R, A):
-the same performer, replication and action occur in several setups. The published lists have all three cameras of every group,
-so an incomplete group means an incomplete download. Clips with a missing skeleton are kept: their videos are fine.
+the same performer, replication and action occur in several setups. Clips with a missing skeleton are kept.
 """
 
 from __future__ import annotations
@@ -20,14 +19,12 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"(S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3}))(?:_rgb)?\.[^.]+$", re.IGNORECASE)
 VIEWS = ("1", "2", "3")
+# Setup, camera, performer, replication, action.
 MAX_NUMBERS = (32, 3, 106, 2, 120)
-"""Setup, camera, performer, replication, action."""
 
 
 def catalog_ntu(root: Path) -> SourceCatalog:
-    """List the clips of NTU RGB+D under ``root``. It has 60 classes if no action is above 60 and no setup above 17, else 120.
-    Raises DataError: no clip, or two files for the same clip (``X.avi`` and ``X_rgb.avi``).
-    """
+    """List the clips of NTU RGB+D under ``root``. It has 60 classes if no action is above 60 and no setup above 17, else 120."""
     clips: list[Clip] = []
     skipped = SkippedFiles()
     for path, match in find_videos(root, NAME, "NTU's", skipped):

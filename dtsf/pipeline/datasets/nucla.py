@@ -1,12 +1,5 @@
-"""Northwestern-UCLA Multiview Action 3D (Wang et al. 2014), in three layouts.
-
-=========  ==================================================  ==============================================
-layout     path                                                position of the action
-=========  ==================================================  ==============================================
-videos     ``multiview_action_videos/a02/v01_s03_e00.avi``     only the folder: names repeat in every folder
-frames     ``multiview_action/view_1/a02_s03_e00/*rgb.jpg``    the folder
-renamed    ``view1/v01_s03_e00_a02.avi``                       the name
-=========  ==================================================  ==============================================
+"""Northwestern-UCLA Multiview Action 3D (Wang et al. 2014), in three layouts: ``multiview_action_videos/a02/v01_s03_e00.avi``
+(names repeat in every folder), ``multiview_action/view_1/a02_s03_e00/*rgb.jpg``, and ``view1/v01_s03_e00_a02.avi``.
 
 Action ids skip 7 and 10. Labels follow the numeric order of the ids; as text, 11 and 12 would come before 2.
 A group is (action, subject, episode). A fifth of the groups lack a view, which is normal.
@@ -48,12 +41,8 @@ FRAME_FOLDER = re.compile(rf"(?:^|/)view_?(?P<view>\d+)/a(?P<action>\d{{2}}){NUM
 
 
 def catalog_nucla(root: Path) -> SourceCatalog:
-    """List the clips of N-UCLA under ``root``.
-
-    An optional ``labels.csv`` below or directly above ``root`` gives class names and the background of each clip. Its columns
-    are ``path``, ``action``, ``action_name`` and ``background``, as ``dtsf synth`` writes them.
-
-    Raises DataError: no clip, or two files for the same clip.
+    """List the clips of N-UCLA under ``root``. An optional ``labels.csv`` below or directly above ``root`` gives class names and
+    backgrounds; ``dtsf synth`` writes it. Raises DataError: no clip, or two files for the same clip.
     """
     clips: dict[str, dict[str, int]] = {}
     label_folders: list[str] = []

@@ -120,7 +120,7 @@ def check_nucla(catalog: SourceCatalog) -> NuclaCheck:
 
 
 def examine_nucla(root: Path | None) -> tuple[SourceCatalog, NuclaCheck]:
-    """List the clips of a folder and compare them with the public lists. Raises DataError: no folder, or no clip in it."""
+    """List the clips of a folder and compare them with the public lists."""
     catalog = scan_source("nucla", root)
     return catalog, check_nucla(catalog)
 

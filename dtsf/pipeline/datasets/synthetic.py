@@ -47,15 +47,12 @@ def synthesize_nucla(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SynthSummary:
-    """Draw 10 actions by several subjects, filmed by three cameras 55 degrees apart.
+    """Draw 10 actions by several subjects, filmed by three cameras 55 degrees apart. The last third of the subjects (at least
+    one) are test subjects. ``OUT/videos.csv`` is a manifest; ``OUT/labels.csv`` names action, room and split of each video.
 
-    The last third of the subjects (at least one) are test subjects. ``OUT/videos.csv`` is a manifest of all videos.
-    ``OUT/labels.csv`` names the action, room and split of each video. ``out`` appears only when all videos are written.
-
-    ``bias``: fraction of training groups that are filmed in the room of their action; None: rooms are random. With it, the main
-    collection has only training subjects. Two more collections have the same test performances: ``_aligned``, in the room of their
-    action, and ``_conflict``, in the room of another one. ``occlude``: add a collection ``_occluded``: the test performances with
-    a pillar in front of the actor in one view.
+    ``bias``: fraction of training groups in the room of their action; None: rooms are random. The main collection then has only
+    training subjects; ``_aligned`` and ``_conflict`` have the same test performances, in the room of their action or of another
+    one. ``occlude``: add ``_occluded``: the test performances with a pillar in front of the actor in one view.
 
     Raises ConfigError: a number is out of range. DataError: ``out`` is not empty, or cannot be written.
     """
