@@ -46,19 +46,16 @@ def test_open_dataset__refuses_links(tmp_path, name):
         use(tmp_path / "cache")
 
 
-def test_list_datasets__skips_links(tmp_path):
+def test_cache__lists_and_writes_through_no_link(tmp_path):
     make(tmp_path / "private/a")
+    home = tmp_path / "home"
+    home.mkdir()
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/b").symlink_to(tmp_path / "private/a")
     assert list_datasets(tmp_path / "cache") == []
     with pytest.raises(CacheError, match="is a link"):
         open_cached(tmp_path / "cache/b")
-
-
-def test_write_shard__does_not_follow_links(tmp_path):
     create_or_open(tmp_path / "cache/a", SPEC, info(), SHARD_SIZE)
-    home = tmp_path / "home"
-    home.mkdir()
     (tmp_path / "cache/a/embeddings/c").symlink_to(home)
     with pytest.raises(CacheError, match="link"):
         make(tmp_path / "cache/a")

@@ -48,10 +48,7 @@ def write_catalog(dataset: DatasetHandle, document: CatalogDocument) -> None:
 
 
 def newest_records(shards: Iterable[ShardRecord], damaged: Iterable[ShardRecord] = ()) -> Records:
-    """Return the newest record of each key, with its shard.
-
-    ``damaged``: records of damaged shards. Their rows are lost, and an older row of the same key is not used either.
-    """
+    """Return the newest record of each key, with its shard. An older row is not used if the newest one is ``damaged``."""
     newest: Records = {}
     all_shards = [(shard, True) for shard in shards] + [(shard, False) for shard in damaged]
     for shard, intact in sorted(all_shards, key=lambda item: item[0].shard):
@@ -121,10 +118,9 @@ def _contradictions(document: CatalogDocument) -> Iterator[str]:
 
 
 def view_numbers(words: str, view_names: Sequence[str], context: str) -> list[int]:
-    """Parse camera numbers from ``all``, or from numbers or names separated by commas.
+    """Parse ``all``, or numbers or names of cameras separated by commas. Return sorted numbers from 1.
 
-    ``view_names``: names of the dataset's views in order. ``context``: option and dataset, for the message. Returns numbers
-    from 1, sorted and unique. Raises ConfigError: an unknown view.
+    ``context``: option and dataset, for the message. Raises ConfigError: an unknown view.
     """
     if words.strip() == "all":
         return list(range(1, len(view_names) + 1))

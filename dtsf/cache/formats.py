@@ -129,10 +129,8 @@ def _decode_zstd(data: memoryview, out: np.ndarray) -> None:
 
 
 def _zstd_content_size(head: bytes) -> int:
-    """Return the content size in the header of a zstd frame (RFC 8878, 3.1.1.1), or -1 if it has none.
-
-    The size must be known before decoding: numcodecs accepts a smaller frame and leaves the rest of the output unset.
-    """
+    """Return the content size in the header of a zstd frame (RFC 8878, 3.1.1.1), or -1 if it has none."""
+    # Needed before decoding: numcodecs accepts a smaller frame and leaves the rest of the output unset.
     if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd":
         return -1
     descriptor = head[4]

@@ -192,10 +192,7 @@ def list_datasets(cache: Location) -> list[str]:
 
 
 def find_datasets(cache: Location, name: str | None = None, *, damaged: bool = False) -> list[Store]:
-    """Return the stores of all datasets, or of the one with this name. ``damaged``: also without valid metadata.
-
-    Raises CacheError: there is none.
-    """
+    """Return the stores of all datasets, or of one. ``damaged``: also without valid metadata. Raises CacheError: none."""
     store = open_store(cache)
     stores = [below for found in store.folders() if is_dataset(below := store.below(found), damaged=damaged)]
     if not stores:

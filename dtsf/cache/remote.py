@@ -1,7 +1,4 @@
-"""Store of a cache on an object store, through fsspec.
-
-Files for reading are copied to this machine once, named by the checksum in their record, and mapped from there.
-"""
+"""Store of a cache on an object store, through fsspec. Files for reading are copied to this machine once."""
 
 from __future__ import annotations
 

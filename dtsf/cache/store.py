@@ -171,9 +171,7 @@ class LocalStore:
 
     @contextmanager
     def write_lock(self) -> Iterator[None]:
-        """Exclude other commands that write this dataset. The lock file is beside the folder, which need not exist yet.
-        Raises CacheError: another process has the lock.
-        """
+        """Exclude other commands that write this dataset, which need not exist yet. Raises CacheError: it is locked."""
         folder = self.path.absolute()
         with lock(
             folder.with_name(f".{folder.name}.lock"),

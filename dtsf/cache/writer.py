@@ -1,7 +1,4 @@
-"""Write a dataset: its metadata once, then shards. The commit record of a shard is written last.
-
-:func:`convert` copies a dataset to another format or store, and :func:`compact` removes unused rows.
-"""
+"""Write, convert and compact a dataset. Its metadata is written once, and the commit record of a shard last."""
 
 from __future__ import annotations
 
@@ -96,9 +93,9 @@ def extend(dataset: DatasetHandle, n_shards: int) -> None:
 
 
 def write_shard(dataset: DatasetHandle, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
-    """Write a shard's files, then its commit record. If another writer has committed the shard, its record stays.
+    """Write a shard's files, then its commit record. Return the committed record, which may be that of another writer.
 
-    ``rows``: each array of the dataset with ``record.rows`` rows. Returns the committed record, of this writer or the other.
+    ``rows``: each array of the dataset with ``record.rows`` rows.
     """
     store, shard, name = dataset.store, record.shard, docs.record_name(record.shard)
     ordered = {array: rows[array] for array in array_shapes(dataset.spec)}
@@ -119,10 +116,7 @@ def write_shard(dataset: DatasetHandle, record: ShardRecord, rows: Mapping[str, 
 
 
 def sweep(dataset: DatasetHandle) -> int:
-    """Remove temporary files of killed writers, and files of shards without a record. Return their number.
-
-    On an object store nothing is removed: another machine may be writing them.
-    """
+    """Remove temporary files of killed writers, and files of shards without a record. Return their number."""
 
     def orphans(names: list[str]) -> list[str]:
         committed = {None, *docs.shard_numbers(dataset)}

@@ -61,9 +61,7 @@ def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], foll
 
 
 def parse_json(data: bytes | str, source: str, *, error: Callable[[str], DtsfError]) -> Any:
-    """Return the value of strict JSON. ``source``: name for the message. Raises ``error(message)``: invalid JSON, nested too
-    deep, NaN or Infinity, or a number out of range.
-    """
+    """Return the value of strict JSON. ``source``: name for the message. Raises ``error(message)``: invalid JSON."""
     try:
         return json.loads(data, parse_constant=_refuse_constant, parse_int=_parse_int, parse_float=_parse_float)
     except (ValueError, RecursionError) as refused:
@@ -87,10 +85,7 @@ def first_line(error: BaseException) -> str:
 
 
 def json_text(document: object, *, indent: int | None = None) -> str:
-    """Return a document as strict JSON, with short numbers: a 32-bit 0.9 becomes 0.9, not 0.8999999761581421.
-
-    Raises DataError: a number is not finite.
-    """
+    """Return a document as strict JSON, a 32-bit 0.9 as 0.9, not 0.8999999761581421. Raises DataError: NaN or infinity."""
     return json.dumps(_json_value(document, ""), indent=indent, allow_nan=False)
 
 

@@ -123,7 +123,7 @@ def open_log(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` during the block. Its content is unchanged. The kernel releases it when the process ends.
+    """Hold the lock file ``path`` during the block, without changing its content.
 
     ``unwritable``: makes the error if the file cannot be locked. ``busy``: error if another process has the lock; default: wait.
     """
