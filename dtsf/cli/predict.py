@@ -49,14 +49,14 @@ def predict_command(
         raise ConfigError("dtsf predict VIDEO... needs either --run RUN or --onnx FILE")
     if run is None and (watch is not None or video is not None or views is not None):
         raise ConfigError("--watch, --video and --views need --run RUN")
-    if watch is not None and run is not None:
-        if videos or video is not None or views is not None:
-            raise ConfigError("--watch takes the videos from its folder: give no videos, no --video and no --views")
-        _watch(api.load(run), watch, settle, encoder_weights, once=once, json_=json_)
-        return
+    if watch is not None and (videos or video is not None or views is not None):
+        raise ConfigError("--watch takes the videos from its folder: give no videos, no --video and no --views")
     given = videos or []
     failed: FilmError | None = None
     trained = api.load(run) if run is not None else None
+    if watch is not None and trained is not None:
+        _watch(trained, watch, settle, encoder_weights, once=once, json_=json_)
+        return
     with progress("predict", "videos"):
         try:
             if trained is not None:
@@ -69,21 +69,18 @@ def predict_command(
 
     def show() -> None:
         best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
-        weights = zip(given, result.view_weights, strict=True)
+        weights = [(str(video), weight) for video, weight in zip(given, result.view_weights, strict=True)]
         results().print(_headline(result.model_dump()))
-        results().print("")
-        results().print(table("", ("class", "probability"), [(name, f"{value:.3f}") for name, value in best]))
-        results().print("")
-        results().print(table("", ("video", "weight"), [(video, f"{weight:.3f}") for video, weight in weights]))
+        for columns, rows in ((("class", "probability"), best), (("video", "weight"), weights)):
+            results().print("")
+            results().print(table("", columns, [(name, f"{value:.3f}") for name, value in rows]))
 
     emit(result, json_, show)
     n_views = len(trained.state.info.view_names) if trained is not None else len(given)
     if len(given) > n_views:
-        note = (
-            f"Treating {len(given)} videos as {len(given)} cameras of one performance, but training had {n_views} cameras. "
-            "For several performances, use one subfolder each and --watch FOLDER --once."
-        )
-        console().print(styled((note, "yellow")), soft_wrap=True)
+        note = f"Treating {len(given)} videos as {len(given)} cameras of one performance, but training had {n_views} cameras. "
+        note += "For several performances, use one subfolder each and --watch FOLDER --once."
+        console().print(note, style="yellow", soft_wrap=True)
     if failed is not None:
         raise failed
     if video is not None and not json_:
@@ -96,13 +93,39 @@ def _headline(document: dict[str, Any], *before: str) -> Text:
 
 
 def _warn(text: str) -> None:
-    results().print(styled((text, "yellow")), soft_wrap=True)
+    results().print(text, style="yellow", soft_wrap=True)
 
 
 def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:
-    """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally."""
-    from dtsf.errors import DtsfError
+    """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally. Raises ConfigError for the first
+    performance: then the run itself cannot be used on this machine.
+    """
+    from dtsf.errors import ConfigError, DtsfError
     from dtsf.pipeline.watch import Watch
+
+    def predict(performance: Performance) -> dict[str, Any]:
+        document: dict[str, Any] = {"error": performance.problem}
+        if not performance.problem:
+            # One performance must not stop the watcher, nor a defect of dtsf.
+            try:
+                document = run.predict(performance.videos, encoder_weights=weights).model_dump(mode="json")
+            except DtsfError as error:
+                if not predicted and isinstance(error, ConfigError):
+                    raise
+                document = {"error": str(error)}
+            except Exception as error:  # noqa: BLE001
+                document = {"error": f"internal error: {type(error).__name__}: {error}"}
+        return document | ({"ignored": list(performance.ignored)} if performance.ignored else {})
+
+    def show(performance: Performance, document: dict[str, Any]) -> None:
+        name = f"{performance.folder.name}  "
+        if "error" in document:
+            line = styled(name, ("unusable: ", "red"), document["error"])
+        else:
+            line = _headline(document, name).append(f"  {len(performance.videos)} views")
+        results().print(line, soft_wrap=True)
+        for message in performance.ignored:
+            _warn(f"{performance.folder.name}: {message}")
 
     predicted, unusable, refused = 0, 0, False
     # Both are set: a shell starts background processes with SIGINT ignored.
@@ -111,11 +134,11 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
         console().print(f"watching {folder}: one subfolder per performance; Ctrl-C ends", soft_wrap=True)
         watch = Watch(folder, settle=settle, once=once, notify=_warn)
         for performance in watch:
-            document = _predict_one(run, performance, weights, first=not predicted)
+            document = predict(performance)
             predicted, unusable = predicted + ("error" not in document), unusable + ("error" in document)
             watch.write_prediction(performance, document)
             try:
-                emit({"performance": performance.folder.name, **document}, json_, _show_one, performance, document)
+                emit({"performance": performance.folder.name, **document}, json_, show, performance, document)
             except DtsfError as error:
                 # The answers are also in prediction.json, so one warning is enough.
                 if not refused:
@@ -127,33 +150,3 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
         for number, handler in before.items():
             signal.signal(number, handler)
     console().print(f"stopped: {predicted} performances predicted, {unusable} unusable")
-
-
-def _show_one(performance: Performance, document: dict[str, Any]) -> None:
-    name = f"{performance.folder.name}  "
-    if "error" in document:
-        line = styled(name, ("unusable: ", "red"), document["error"])
-    else:
-        line = _headline(document, name).append(f"  {len(performance.videos)} views")
-    results().print(line, soft_wrap=True)
-    for message in performance.ignored:
-        _warn(f"{performance.folder.name}: {message}")
-
-
-def _predict_one(run: Run, performance: Performance, weights: Path | None, *, first: bool) -> dict[str, Any]:
-    """Return the prediction of a performance, or its error: one performance must not stop the watcher. Raises ConfigError for
-    the first performance: then the run itself cannot be used on this machine.
-    """
-    from dtsf.errors import ConfigError, DtsfError
-
-    document: dict[str, Any] = {"error": performance.problem}
-    if not performance.problem:
-        try:
-            document = run.predict(performance.videos, encoder_weights=weights).model_dump(mode="json")
-        except DtsfError as error:
-            if first and isinstance(error, ConfigError):
-                raise
-            document = {"error": str(error)}
-        except Exception as error:  # noqa: BLE001  a defect of dtsf must not stop the watcher
-            document = {"error": f"internal error: {type(error).__name__}: {error}"}
-    return document | ({"ignored": list(performance.ignored)} if performance.ignored else {})

@@ -32,6 +32,7 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
     """Stage 2: train DTSFNet from the cache and evaluate it on the test clips of the protocol."""
     from dtsf import api
     from dtsf.training.distributed import current_world
+    from dtsf.training.protocols import describe
 
     if not current_world().first:
         # Of several processes only the first prints messages. Each prints its own errors.
@@ -40,7 +41,16 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
 
     def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
         screen.print(f"{data.info.name}, test: {split.task}")
-        screen.print(_split_table(split, data))
+        rows = [("", "groups", "clips", "views (clips)", "subjects", "setups")]
+        for name, clips in {"training": split.train, "held out": split.held_out, "test": split.test}.items():
+            if clips:
+                side = describe(clips, data.info.view_names)
+                views = ", ".join(f"{view} ({count})" for view, count in side.views.items())
+                setups = ", ".join(map(str, side.setups))
+                rows.append((name, str(side.groups), str(side.clips), views, ", ".join(side.subjects), setups))
+        # Columns without values are left out.
+        heads, *lines = zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True)
+        screen.print(table("training and test", heads, lines))
         bad = {status: count for status, count in data.verdicts.items() if status not in ("ok", "short")}
         for reason, count in {**split.left_out, **bad}.items():
             screen.print(f"left out: {count} clips: {reason}", style="yellow")
@@ -83,27 +93,11 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
     emit({"run": str(result.run)} | extra | document, json_, show)
     if settings.init is not None:
         report = json.loads((result.run / "init.json").read_text("utf-8"))
-        adapted = [f"{name} {how}" for name, how in report["adapted"].items()]
-        left = [f"left: {name} ({why})" for name, why in report["left"].items()]
-        random = [f"random: {name}" for name in report["missing"]]
-        loaded = f"--init: {len(report['loaded'])} tensors loaded"
-        screen.print("; ".join([loaded, *adapted, *left, *random]), style="cyan")
-
-
-def _split_table(split: Split, data: CachedDataset) -> Table:
-    """Return a table of the clips of training and test. Columns without values are left out."""
-    from dtsf.training.protocols import describe
-
-    rows = []
-    for name, clips in {"training": split.train, "held out": split.held_out, "test": split.test}.items():
-        if clips:
-            side = describe(clips, data.info.view_names)
-            views = ", ".join(f"{view} ({count})" for view, count in side.views.items())
-            setups = ", ".join(map(str, side.setups))
-            rows.append((name, str(side.groups), str(side.clips), views, ", ".join(side.subjects), setups))
-    columns = ("", "groups", "clips", "views (clips)", "subjects", "setups")
-    shown = [k for k in range(len(columns)) if any(row[k] for row in rows)]
-    return table("training and test", [columns[k] for k in shown], [[row[k] for k in shown] for row in rows])
+        words = [f"--init: {len(report['loaded'])} tensors loaded"]
+        words += [f"{name} {how}" for name, how in report["adapted"].items()]
+        words += [f"left: {name} ({why})" for name, why in report["left"].items()]
+        words += [f"random: {name}" for name in report["missing"]]
+        screen.print("; ".join(words), style="cyan")
 
 
 def evaluate_command(
