@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from dtsf.cli.options import QUIET, VERBOSE, with_verbosity
 from dtsf.cli.predict import predict_command
 from dtsf.cli.run import doctor_command, evaluate_command, export_command, report_command, train_command
 from dtsf.cli.screen import ClosedPipeError, print_stdout, results, set_verbosity, styled
+from dtsf.errors import BadClipsError, DtsfError
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
@@ -85,10 +87,6 @@ def _common(
 
 def main() -> None:
     """Run the command line and exit with the code of its outcome."""
-    import warnings
-
-    from dtsf.errors import BadClipsError, DtsfError
-
     # Warnings of libraries contain names of files.
     warnings.showwarning = lambda message, *_, **__: _print_error(("warning: ", "yellow"), str(message))
     try:

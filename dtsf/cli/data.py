@@ -9,6 +9,7 @@ from typer import Argument, Option, Typer
 
 from dtsf.cli.options import JSON, with_settings
 from dtsf.cli.screen import console, emit, progress, table
+from dtsf.errors import BadClipsError
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def preprocess_command(
 ) -> None:
     """Stage 1: decode videos and cache their frame embeddings. Run it again to continue: finished work is not repeated."""
     from dtsf import api
-    from dtsf.errors import BadClipsError
 
     def announce(catalog: SourceCatalog) -> None:
         by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())

@@ -9,6 +9,7 @@ from typer import Exit, Option, Typer
 
 from dtsf.cli.options import CACHE, JSON, with_settings
 from dtsf.cli.screen import console, emit, progress, results, styled, table
+from dtsf.errors import BadClipsError, DataError
 from dtsf.experiments.settings import AblateSettings, ReproduceSettings
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def ablate_command(cache: CACHE = Path("cache"), json_: JSON = False, *, setting
             *(f"seed {seed}" for seed in result.seeds),
             "differs from the first row in",
         ]
-        for name, task, values in result.columns():
-            rows = zip(result.rows, values, strict=True)
+        for name, task, rows in result.columns():
             lines = [[row.variant, *result.cells(by_seed), ", ".join(row.differs)] for row, by_seed in rows]
             results().print(table(f"{name}: {task}", heads, lines))
         console().print(f"written to {out}: {', '.join(names.values())}; the run folders are in {out / 'trainings'}")
@@ -72,7 +72,6 @@ def reproduce_nucla_command(
     settings: ReproduceSettings,
 ) -> None:
     """N-UCLA end to end: check the data, preprocess, train every protocol with every seed, write one table."""
-    from dtsf.errors import BadClipsError, DataError
     from dtsf.pipeline.datasets.nucla_check import examine_nucla
 
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from typer import Argument, Option
 
 from dtsf.cli.screen import console, emit, progress, results, styled, table
+from dtsf.errors import ConfigError, DtsfError, FilmError
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -43,7 +44,6 @@ def predict_command(
 ) -> None:
     """Predict the action in the given videos, with its uncertainty and the weight of each view."""
     from dtsf import api
-    from dtsf.errors import ConfigError, FilmError
 
     if (run is None) == (onnx is None):
         raise ConfigError("dtsf predict VIDEO... needs either --run RUN or --onnx FILE")
@@ -100,7 +100,6 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
     """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally. Raises ConfigError for the first
     performance: then the run itself cannot be used on this machine.
     """
-    from dtsf.errors import ConfigError, DtsfError
     from dtsf.pipeline.watch import Watch
 
     def predict(performance: Performance) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typer import Argument, Exit, Option
 
 from dtsf.cli.options import CACHE, JSON, with_settings
 from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, results, set_verbosity, styled, table
+from dtsf.errors import ConfigError
 from dtsf.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -216,8 +217,6 @@ def report_command(
     json_: JSON = False,
 ) -> None:
     """Write an HTML report of a run: curves, classes, calibration, bias probes, pictures."""
-    from dtsf.errors import ConfigError
-
     if len(runs) > 1 and not compare:
         raise ConfigError(f"{len(runs)} runs given: dtsf report --compare RUN RUN..., or one run at a time")
     begin = time.monotonic()

@@ -191,9 +191,8 @@ def make_console(stream: IO[str], **options: Any) -> Console:
 def progress(title: str, unit: str, *, every: float = 30.0) -> Iterator[Callable[..., None]]:
     """Show progress during the block. Yields ``update(done, total, note="")``.
 
-    On a terminal: a bar with rate and remaining time, which only moves before the first update. Elsewhere: a line every
-    ``every`` seconds, also without updates, so that a hang is visible. Nothing with ``--quiet``. With ``--verbose`` and
-    without a terminal: a line for each update.
+    On a terminal: a bar. Elsewhere: a line every ``every`` seconds, also without updates, so that a hang is visible; with
+    ``--verbose`` a line for each update. Nothing with ``--quiet``.
     """
     screen = console()
     if screen.quiet:

@@ -63,14 +63,9 @@ def ablate(
 ) -> Ablation:
     """Train and evaluate every variant of a table with every seed. Write the table as CSV, Markdown and SVG after each training.
 
-    Raises ConfigError, CacheError, CheckpointError: before the first training.
-
-    Args:
-        cache: Folder of the cache.
-        settings: Table, recipe, seeds, tests and folder.
-        on_result: Called with the table before the first training, and after each.
-        on_epoch: Called with the number of epochs done, the number of all epochs, and a line about the last.
-        changes: Fields of :class:`dtsf.experiments.settings.AblateSettings` that differ from ``settings``.
+    ``on_result`` is called with the table before the first training and after each. ``on_epoch`` is called with the number of
+    epochs done, the number of all epochs, and a line about the last. ``changes``: fields of
+    :class:`dtsf.experiments.settings.AblateSettings`. Raises ConfigError, CacheError, CheckpointError: before the first training.
     """
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
     cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init

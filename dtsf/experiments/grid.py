@@ -47,10 +47,7 @@ TICK = 2.0  # seconds between two writes of the elapsed time: a killed process l
 
 @dataclass(frozen=True)
 class TestSet:
-    """Clips that a job is evaluated on: the test clips of a protocol in one dataset of the cache.
-
-    ``key``: hash of the clips and of the settings of the cache. A score with another key is not used.
-    """
+    """Test clips of a protocol in one dataset of the cache. ``key``: their hash. A score with another key is not used."""
 
     summary: TestSummary
     data: CachedDataset
@@ -60,13 +57,10 @@ class TestSet:
 
 @dataclass(frozen=True)
 class Job:
-    """One training, and the tests that evaluate it. The first test is the test of its own protocol.
-
-    ``name``: run folder, relative to the folder ``out`` of the experiment. ``settings``: see :func:`resolve`.
-    """
+    """One training, and the tests that evaluate it; the first is that of its own protocol. ``settings``: see :func:`resolve`."""
 
     out: Path
-    name: str
+    name: str  # of the run folder in out
     cache: Path
     recipe: str
     overrides: tuple[str, ...]
@@ -83,9 +77,7 @@ class Job:
         return self.out / self.name
 
     def run(self, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
-        """Train if that is not done, and evaluate the tests without a score.
-
-        ``on_epoch`` is called with the number of epochs done, the number of all epochs, and a line about the last. Raises
+        """Train if that is not done, and evaluate the tests without a score. ``on_epoch``: see :func:`.ablation.ablate`. Raises
         CheckpointError: a damaged checkpoint or record.
         """
         record = self.read_record()
@@ -202,9 +194,8 @@ class Job:
 def open_tests(
     cache: Path, data: CachedDataset, rule: Protocol, split: Split, others: Sequence[str] = ()
 ) -> tuple[TestSet, ...]:
-    """Return the test of a training's own protocol, then those of other datasets of the cache.
+    """Return the test of a training (``data``, ``rule``, ``split``), then others: ``NAME`` or ``NAME@PROTOCOL``.
 
-    ``data``, ``rule``, ``split``: dataset, protocol and clips of the training. ``others``: ``NAME`` or ``NAME@PROTOCOL`` each.
     Raises CheckpointError: other classes. CacheError: no such dataset, or other settings. ConfigError: a test is named twice.
     """
     chosen = {data.info.name: (data, rule)}
@@ -265,9 +256,7 @@ def write_json(file: Path, document: dict[str, Any]) -> None:
 
 @contextmanager
 def timed(spent: float, store: Callable[[float], None]) -> Iterator[Callable[[], None]]:
-    """Measure the time of the block and pass the total, with ``spent`` seconds of earlier starts, to ``store``. Return
-    ``tick()``: call it often, so that a kill loses little.
-    """
+    """Pass the time of the block and ``spent`` to ``store``. Yields ``tick()``: call it often, so that a kill loses little."""
     begin, written = time.monotonic(), float("-inf")
 
     def tick() -> None:

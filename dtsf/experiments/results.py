@@ -58,16 +58,16 @@ class Ablation(Frozen):
     fingerprint: str
     versions: dict[str, str]
 
-    def columns(self) -> list[tuple[str, str, list[dict[int, float]]]]:
-        """Return every test, and then the gap: name, task, and for each row seed -> number."""
-        found = [
-            (test.name, f"top-1, {test.task}, {test.n_groups} groups", [row.top1[test.name] for row in self.rows])
-            for test in self.tests
-        ]
+    def columns(self) -> list[tuple[str, str, list[tuple[AblationRow, dict[int, float]]]]]:
+        """Return every test, and then the gap: name, task, and the rows, each with seed -> number."""
+        found = []
+        for test in self.tests:
+            task = f"top-1, {test.task}, {test.n_groups} groups"
+            found.append((test.name, task, [(row, row.top1[test.name]) for row in self.rows]))
         if self.gap is not None:
             more, less = self.gap
             gaps = [{seed: top1 - row.top1[less][seed] for seed, top1 in row.top1[more].items()} for row in self.rows]
-            found.append((f"{more} - {less}", "difference of top-1", gaps))
+            found.append((f"{more} - {less}", "difference of top-1", list(zip(self.rows, gaps, strict=True))))
         return found
 
     def cells(self, by_seed: Mapping[int, float], digits: int = 3, empty: str = "-") -> list[str]:
@@ -77,14 +77,13 @@ class Ablation(Frozen):
 
     def document(self) -> dict[str, Any]:
         """Return the table for programs: for each row and test the mean, the spread and each seed."""
-        rows: list[dict[str, Any]] = [
-            row.model_dump(mode="json", exclude={"top1"}) | {"tests": {}} for row in self.rows
-        ]
-        for name, _, values in self.columns():
-            for row, by_seed in zip(rows, values, strict=True):
+        rows = {row.variant: row.model_dump(mode="json", exclude={"top1"}) | {"tests": {}} for row in self.rows}
+        for name, _, numbers in self.columns():
+            for row, by_seed in numbers:
                 mean, spread = mean_and_spread(by_seed.values())
-                row["tests"][name] = {"mean": mean, "spread": spread, "seeds": {str(k): v for k, v in by_seed.items()}}
-        return self.model_dump(mode="json", exclude={"rows"}) | {"rows": rows}
+                seeds = {str(seed): number for seed, number in by_seed.items()}
+                rows[row.variant]["tests"][name] = {"mean": mean, "spread": spread, "seeds": seeds}
+        return self.model_dump(mode="json", exclude={"rows"}) | {"rows": list(rows.values())}
 
 
 def mean_and_spread(values: Collection[float]) -> tuple[float | None, float | None]:

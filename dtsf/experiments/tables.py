@@ -37,7 +37,7 @@ def write_ablation(ablation: Ablation, out: Path) -> None:
     """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``. Raises ConfigError: a file cannot be written."""
     lines = []
     for name, _, values in ablation.columns():
-        for row, by_seed in zip(ablation.rows, values, strict=True):
+        for row, by_seed in values:
             seconds = f"{statistics.fmean(row.seconds.values()):.1f}" if row.seconds else ""
             numbers = ablation.cells(by_seed, digits=6, empty="")
             lines.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source])
@@ -93,7 +93,7 @@ def _ablation_markdown(ablation: Ablation) -> str:
     heads = ["variant", "mean", "spread (max - min)", *(f"seed {seed}" for seed in ablation.seeds), "seconds"]
     for name, task, values in ablation.columns():
         rows = []
-        for row, by_seed in zip(ablation.rows, values, strict=True):
+        for row, by_seed in values:
             seconds = f"{statistics.fmean(row.seconds.values()):.0f}" if row.seconds else "-"
             rows.append([row.variant, *ablation.cells(by_seed), seconds])
         parts += [f"## {_escape(name)}", f"{_escape(task)}.", _table(heads, rows)]
@@ -119,7 +119,7 @@ def _draw(ablation: Ablation) -> Markup:
     parts, left, bottom = [STYLE, svg.text(8, 18, ablation.title, "strong")], 0.0, 0.0
     for name, task, values in ablation.columns():
         rows, notes = {}, {}
-        for k, (row, by_seed) in enumerate(zip(ablation.rows, values, strict=True)):
+        for k, (row, by_seed) in enumerate(values):
             rows[row.variant] = [(value, k > 0, f"seed {seed}: {value:.3f}") for seed, value in by_seed.items()]
             notes[row.variant] = ablation.cells(by_seed, empty="not yet")[0]
         panel, width, height = svg.dot_rows(rows, lanes=1, notes=notes)
