@@ -22,17 +22,18 @@ from dtsf.model.calibrator import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_Q
 from dtsf.model.evidence import probabilities
 from dtsf.model.mamba import record_norms
 from dtsf.training.checkpoint import Calibration, load_checkpoint, resume_or_clear, save_checkpoint
-from dtsf.training.data import Groups, evaluation_batches
 from dtsf.training.distributed import current_world
+from dtsf.training.evaluate import batches
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import Fold, drop_unknown_classes, make_folds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from dtsf.cache.schema import Clip
     from dtsf.model.network import DTSFNet
+    from dtsf.training.data import Groups
     from dtsf.training.loop import EpochReport, FitResult
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
@@ -127,18 +128,11 @@ def calibrate(
     return calibration
 
 
-def _batches(net: DTSFNet, groups: Groups) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield input, mask and labels of the groups, on the device of the network."""
-    device = next(net.parameters()).device
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
-        yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device), batch.label_B
-
-
 @torch.inference_mode()
 def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
     """Return mean and variance of each channel behind each norm, over the tokens of all clips: (N, 2, D)."""
     total_N2D, count_N = torch.zeros(()), torch.zeros(())
-    for x_BVTHWC, mask_BV, _ in _batches(net, groups):
+    for x_BVTHWC, mask_BV, _ in batches(net, groups):
         with record_norms(net) as recorded:
             net(x_BVTHWC, mask_BV)
         tokens = [torch.cat(parts).double().cpu() for parts in recorded]
@@ -152,7 +146,7 @@ def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
 def held_out_outputs(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
     """Return the inputs of the calibration for groups. The reference statistics of ``net`` must be set."""
     parts = []
-    for x_BVTHWC, mask_BV, label_B in _batches(net, groups):
+    for x_BVTHWC, mask_BV, label_B in batches(net, groups):
         output, statistics = net(x_BVTHWC, mask_BV), net.statistics(x_BVTHWC)
         seen = net.calibrator.observe(output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
         parts.append((*(x.double().cpu() for x in seen), label_B))
@@ -163,7 +157,7 @@ def held_out_outputs(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
 def set_reference(net: DTSFNet, groups: Groups) -> None:
     """Set the statistics of the training groups in the calibrator of ``net``."""
     features, statistics = [], []
-    for x_BVTHWC, mask_BV, _ in _batches(net, groups):
+    for x_BVTHWC, mask_BV, _ in batches(net, groups):
         features.append(net(x_BVTHWC, mask_BV).feature_BD.double().cpu())
         statistics.append(net.statistics(x_BVTHWC)[mask_BV].double().cpu())
     feature_GD, clip_PS = torch.cat(features), torch.cat(statistics)

@@ -136,9 +136,9 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
                 _remove(old)
                 folder.rename(old)
             move(fresh, folder)
-        except BaseException:
+        finally:
+            # Only a folder that was not moved is still there.
             shutil.rmtree(fresh, ignore_errors=True)
-            raise
         _remove(old)
     except OSError as error:
         raise CheckpointError(

@@ -40,12 +40,10 @@ class Evaluation(Record):
     protocol: str
     split: str
     task: str
-    """Description of what the test measures."""
     views: tuple[str, ...]
     view_names: tuple[str, ...]
     """All views of the dataset, in the order of ``view_weights`` and ``view_top1``; ``views`` are those that the network got."""
     n_clips: int = 0
-    """Number of evaluated clips: the views of the groups that the network got."""
     draws: int = 1
     """Number of sets of frames over which the numbers are averaged."""
     left_out: dict[str, int]
@@ -54,10 +52,8 @@ class Evaluation(Record):
     seed: int
     fingerprint: str
     catalog: str = ""
-    """Hash of the clips and their annotations."""
     unknown: UnknownActions | None = None
     adapted: bool = False
-    """True if the network was adapted to the test clips during the evaluation."""
     metrics: Metrics
 
     def summary(self) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def evaluate(
 
     Args:
         split: ``test``; or ``train``, to measure the fit.
-        views: Views that the network gets: ``all``, or numbers or names joined by commas.
+        views: ``all``, or numbers or names joined by commas.
         trained_on: Name of the dataset of the training; this one by default.
         classes: Names of the classes of the network; those of the dataset by default. Clips of other classes are left out.
         unknown: Dataset for the detection of unknown actions: its clips of classes that the network does not have, or all its
@@ -193,24 +189,26 @@ def evaluate_groups(
     return compute_metrics(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
 
 
+def batches(
+    net: DTSFNet, groups: Groups, size: int = 32, draw: int = 0, draws: int = 1
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield input and mask on the device of the network, and the labels; see :func:`.data.evaluation_batches`."""
+    device, config = next(net.parameters()).device, net.config
+    for batch in evaluation_batches(groups, size, config.frames, config.motion_sampling, draw, draws):
+        yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device), batch.label_B
+
+
 @torch.inference_mode()
 def _predict(net: DTSFNet, groups: Groups, draws: int, adapter: OnlineAdapter | None) -> tuple[Tensor, ...]:
     """Return probabilities (G, K), uncertainties (G,), view weights (G, V) and view logits (G, V, K), on the CPU."""
-    device, config = next(net.parameters()).device, net.config
-
-    def batches(draw: int, draws: int) -> Iterator[tuple[Tensor, Tensor]]:
-        size = 32 if adapter is None else 1
-        for batch in evaluation_batches(groups, size, config.frames, config.motion_sampling, draw, draws):
-            yield batch.x_BVTHWC.to(device), batch.mask_BV.to(device)
-
     parts = []
     for draw in range(draws):
         if adapter is None:
-            outputs = [net.eval()(*batch) for batch in batches(draw, draws)]
+            outputs = [net.eval()(x_BVTHWC, mask_BV) for x_BVTHWC, mask_BV, _ in batches(net, groups, 32, draw, draws)]
         else:
             # Two more samples of the frames, as far from each other as possible.
-            samples = zip(batches(draw, draws), batches(0, 2), batches(1, 2), strict=True)
-            outputs = [adapter(list(sample)) for sample in samples]
+            samples = zip(*(batches(net, groups, 1, *which) for which in ((draw, draws), (0, 2), (1, 2))), strict=True)
+            outputs = [adapter([batch[:2] for batch in sample]) for sample in samples]
         names = ("probabilities_BK", "uncertainty_B", "view_weights_BV", "view_logits_BVK")
         parts.append([torch.cat([getattr(output, name) for output in outputs]).cpu() for name in names])
     return tuple(torch.stack(part).mean(0) for part in zip(*parts, strict=True))

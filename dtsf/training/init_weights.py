@@ -45,9 +45,8 @@ class InitReport:
     adapted: dict[str, str] = field(default_factory=dict)
     """Loaded tensors that were changed, with the change."""
     left: dict[str, str] = field(default_factory=dict)
-    """Tensors of the file that are not used, with the reason."""
+    """Unused tensors of the file, with the reason. Those of the encoder that the file lacks (``missing``) stay random."""
     missing: list[str] = field(default_factory=list)
-    """Tensors of the encoder that are not in the file; they keep their random values."""
 
 
 def start_from(file: Path | None, recipe: Recipe) -> tuple[Recipe, dict[str, Tensor] | None]:
@@ -71,8 +70,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     """Read a checkpoint (``.pth``, ``.pt`` or ``.safetensors``) and compare the sizes of its blocks with the recipe.
 
     Stem, positions and head may differ: they are adapted or dropped. Returns tensors by VideoMamba's names. Raises CheckpointError:
-    the file cannot be read, contains more than tensors, is not a VideoMamba checkpoint, or has another size; the message names the
-    ``--set`` that fits.
+    no readable VideoMamba checkpoint of tensors only, or another size; the message names the ``--set`` that fits.
     """
     if not file.is_file():
         raise CheckpointError(f"--init {file}: no such file")

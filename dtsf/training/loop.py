@@ -20,9 +20,10 @@ from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
 from dtsf.model.scan.parity import check_parity
 from dtsf.training.checkpoint import RunState, build_network, first_not_finite
-from dtsf.training.data import Groups, Prefetcher, evaluation_batches, to_device_if_fits, training_batches
+from dtsf.training.data import Groups, Prefetcher, to_device_if_fits, training_batches
 from dtsf.training.debias import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
+from dtsf.training.evaluate import batches
 from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import TrainingLog
 from dtsf.training.optim import adamw, schedule, update_average
@@ -87,15 +88,10 @@ def fit(
 ) -> FitResult:
     """Train a network. The first process writes checkpoints to the existing folder ``run`` and one line a step to its log.
 
-    Args:
-        initial: Initial weights of the encoder, from :func:`.init_weights.read_initial_weights`. ``init.json`` reports their use.
-        held_out: Groups that are evaluated after each epoch and not trained on. Required if the recipe has a patience.
-        fabric: Launched Fabric; launched here by default.
-        catalog: Hash of the clips and their annotations.
-
-    Raises:
-        CheckpointError: The checkpoint to resume belongs to another recipe, cache or seed.
-        DivergedError: A loss, gradient or weight is not finite. The last checkpoint is kept.
+    ``initial``: weights of the encoder, from :func:`.init_weights.start_from`; ``init.json`` reports their use. ``held_out``: groups
+    that are evaluated after each epoch, required for a patience. ``catalog``: hash of the clips and their annotations.
+    Raises CheckpointError: the checkpoint to resume belongs to another recipe, cache or seed. Raises DivergedError: a loss, gradient
+    or weight is not finite; the last checkpoint is kept.
     """
     recipe = resolve_auto(recipe, int(groups.mask_GV.sum()))
     train, world = recipe.train, current_world()
@@ -178,7 +174,7 @@ def _steps(
         torch.manual_seed((state.seed * 1_000_003 + epoch) * 65_537 + world.rank)
     order = (share.chosen_B for step in plan for share in step.shares)
     made = training_batches(groups, train.batch_size, n_frames, motion_sampling, recipe.augment, deviation_C, order)
-    batches = Prefetcher(made, fabric.device)
+    prefetcher = Prefetcher(made, fabric.device)
     for number, step in enumerate(plan, state.step):
         lr = train.lr * schedule(number, n_steps, train.warmup)
         for parameters in optimizer.param_groups:
@@ -186,14 +182,14 @@ def _steps(
         optimizer.zero_grad()
         sums: dict[str, Tensor] = {}
         for k, share in enumerate(step.shares, 1):
-            batch = batches.next()
+            batch = prefetcher.next()
             with fabric.no_backward_sync(model, enabled=k < len(step.shares)):
                 loss, terms, seen_2B = model(batch.x_BVTHWC, batch.mask_BV, batch.label_B, batch.row_BV, epoch)
                 fabric.backward(loss * share.weight)
             accuracy, uncertainty = seen_2B.double().mean(1) * share.weight
             part = {"accuracy": accuracy, "uncertainty": uncertainty}
             part |= {name: x.double() * share.weight for name, x in terms.items()}
-            batches.prepare()
+            prefetcher.prepare()
             sums = {name: sums[name] + x if sums else x for name, x in part.items()}
         # A norm that is not finite is reported below, with the loss.
         norm = fabric.clip_gradients(training.net, optimizer, max_norm=train.clip_norm, error_if_nonfinite=False)
@@ -216,12 +212,11 @@ def held_out_score(net: DTSFNet, weights: dict[str, Tensor], groups: Groups) -> 
     net = copy.deepcopy(net)
     net.load_state_dict(weights)
     net.eval()
-    device = next(net.parameters()).device
     loss, right = 0.0, 0
-    for batch in evaluation_batches(groups, 32, net.config.frames, net.config.motion_sampling):
-        probability_BK = net(batch.x_BVTHWC.to(device), batch.mask_BV.to(device)).probabilities_BK.double().cpu()
-        loss += F.nll_loss(probability_BK.log(), batch.label_B, reduction="sum").item()
-        right += int((probability_BK.argmax(-1) == batch.label_B).sum())
+    for x_BVTHWC, mask_BV, label_B in batches(net, groups):
+        probability_BK = net(x_BVTHWC, mask_BV).probabilities_BK.double().cpu()
+        loss += F.nll_loss(probability_BK.log(), label_B, reduction="sum").item()
+        right += int((probability_BK.argmax(-1) == label_B).sum())
     return loss / len(groups), right / len(groups)
 
 

@@ -82,7 +82,6 @@ class UnknownActions(Record):
     fpr95: float
     """Share of the unknown groups that are accepted where 95 % of the known groups are."""
     uncertainty: float
-    """Mean over the unknown groups."""
 
 
 def auroc(score_G: Tensor, positive_G: Tensor) -> float:

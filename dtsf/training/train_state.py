@@ -32,10 +32,7 @@ class TrainingModule(nn.Module):
     def forward(
         self, x_BVTHWC: Tensor, mask_BV: Tensor, label_B: Tensor, row_BV: Tensor, epoch: int
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Compute the loss of a batch.
-
-        Returns the loss; the loss and its terms by name, without gradients; correctness and uncertainty of each group, (2, B).
-        """
+        """Return the loss; the loss and its terms by name, without gradients; correctness and uncertainty of each group (2, B)."""
         batch = self.debiaser.prepare(Batch(x_BVTHWC, mask_BV, label_B, row_BV))
         output = self.net(batch.x_BVTHWC, batch.mask_BV)
         losses = dtsf_loss(output, batch.label_B, self.config, epoch)
