@@ -241,8 +241,7 @@ def test_exclude_classes__refuses_impossible_requests(trained, tmp_path):
 
 def test_evaluate_command__unknown_and_adapt(trained, dtsf, tmp_path):
     words = ("evaluate", trained / "run", "--cache", trained / "cache", "--unknown", "excluded", "--adapt")
-    done = dtsf(*words, "--json", cwd=tmp_path)
-    answer, shown = json.loads(done.stdout), " ".join(done.stderr.split())
+    answer, shown = dtsf.json(*words, cwd=tmp_path), dtsf.said(*words, cwd=tmp_path)
     keys = {"name", "description", "n_groups", "auroc", "fpr95", "uncertainty"}
     assert (set(answer["unknown"]), answer["adapted"]) == (keys, True)
     assert "unknown actions (2 groups: classes excluded from training: class 1)" in shown

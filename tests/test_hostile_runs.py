@@ -46,16 +46,15 @@ def no_hang():
     def late(*_):
         raise AssertionError(f"no result after {WORK_S} s of work or {WAIT_S} s of waiting")
 
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, WORK_S), signal.SIGALRM: (signal.ITIMER_REAL, WAIT_S)}
-    before = {number: signal.signal(number, late) for number in timers}
-    for timer, seconds in timers.values():
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, WORK_S), (signal.SIGALRM, signal.ITIMER_REAL, WAIT_S))
+    before = [signal.signal(number, late) for number, _, _ in timers]
+    for _, timer, seconds in timers:
         signal.setitimer(timer, seconds)
     try:
         yield
     finally:
-        for timer, _ in timers.values():
+        for (number, timer, _), handler in zip(timers, before, strict=True):
             signal.setitimer(timer, 0)
-        for number, handler in before.items():
             signal.signal(number, handler)
 
 
@@ -166,9 +165,9 @@ def test_resume__refuses_a_hostile_optimizer(made, tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "harm"),)
 
+    run = shutil.copytree(made / "run", tmp_path / "run")
     words = {"protocol": "split", "overrides": ["train.epochs=2", *SIZES], "device": "cpu", "resume": True}
     for content in (pickle.dumps(Harm()), b"", b"PK\x03\x04", {"optimizer": 7}, [1], {"raw": {}}):
-        run = shutil.copytree(made / "run", tmp_path / "run", dirs_exist_ok=True)
         if isinstance(content, bytes):
             (run / "last/optimizer.pt").write_bytes(content)
         else:

@@ -88,10 +88,10 @@ def fit(
 ) -> FitResult:
     """Train a network. The first process writes checkpoints to the existing folder ``run`` and one line a step to its log.
 
-    ``initial``: weights of the encoder, from :func:`.init_weights.start_from`; ``init.json`` reports their use. ``held_out``: groups
-    that are evaluated after each epoch, required for a patience. ``catalog``: hash of the clips and their annotations.
-    Raises CheckpointError: the checkpoint to resume belongs to another recipe, cache or seed. Raises DivergedError: a loss, gradient
-    or weight is not finite; the last checkpoint is kept.
+    ``initial``: weights of the encoder, from :func:`.init_weights.start_from`; ``init.json`` reports their use. ``held_out``:
+    groups that are evaluated after each epoch, required for a patience. ``catalog``: hash of the clips and their annotations.
+    Raises CheckpointError: the checkpoint to resume has another recipe, cache or seed. Raises DivergedError: a loss, gradient or
+    weight is not finite; the last checkpoint is kept.
     """
     recipe = resolve_auto(recipe, int(groups.mask_GV.sum()))
     train, world = recipe.train, current_world()
