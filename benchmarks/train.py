@@ -32,9 +32,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from dtsf.model import inputs
 from dtsf.model.inputs import Inputs
-from dtsf.model.mamba import RMSNorm
 from dtsf.model.network import DTSFNet
-from dtsf.model.videomamba import VideoMamba
+from dtsf.model.videomamba import RMSNorm, VideoMamba
 from dtsf.training.data import Groups, training_batches
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.optim import adamw

@@ -10,9 +10,16 @@ from safetensors.torch import load_file
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
-from dtsf.model.calibrator import FEATURES, EvidenceCalibrator, clip_statistics, discount
 from dtsf.model.config import ModelConfig
-from dtsf.model.evidence import dirichlet, probabilities, uncertainty
+from dtsf.model.evidence import (
+    FEATURES,
+    EvidenceCalibrator,
+    clip_statistics,
+    dirichlet,
+    discount,
+    probabilities,
+    uncertainty,
+)
 from dtsf.model.network import DTSFNet
 from dtsf.training.calibrate import HeldOutOutputs, fit_calibrator
 from dtsf.training.metrics import calibration_error

@@ -22,9 +22,8 @@ ALL_VIEWS = BranchConfig(input="motion", views="all")
 def network(threshold=0.9, n_views=3, together=True, **keys):
     torch.manual_seed(0)
     branch = (EACH, ALL_VIEWS) if together else (EACH,)
-    config = ModelConfig(
-        branch=branch, width=16, depth=1, frames=T, state=4, readout="flatten", occlusion_threshold=threshold, **keys
-    )
+    sizes = {"width": 16, "depth": 1, "frames": T, "state": 4, "readout": "flatten"}
+    config = ModelConfig(branch=branch, occlusion_threshold=threshold, **sizes, **keys)
     net = DTSFNet(config, channels=C, side=H, n_classes=4, n_views=n_views).eval()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
@@ -34,11 +33,9 @@ def network(threshold=0.9, n_views=3, together=True, **keys):
 def swinging(amounts):
     """Groups (B, V) in which view v's every cell goes to and fro by ``amounts[b][v]``, about some picture of its own."""
     amount_BV = torch.tensor(amounts)
-    x_BVTHWC = torch.randn(*amount_BV.shape, 1, H, H, C, generator=torch.Generator().manual_seed(1)).repeat(
-        1, 1, T, 1, 1, 1
-    )
+    x_BV1HWC = torch.randn(*amount_BV.shape, 1, H, H, C, generator=torch.Generator().manual_seed(1))
     swing_T = torch.tensor([1.0, -1.0]).repeat(T // 2)
-    return x_BVTHWC + amount_BV[:, :, None, None, None, None] * swing_T.view(T, 1, 1, 1)
+    return x_BV1HWC + amount_BV[:, :, None, None, None, None] * swing_T.view(T, 1, 1, 1)
 
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
@@ -66,14 +63,11 @@ def test_motion_share__absent_views_have_none_and_are_never_read():
         torch.testing.assert_close(motion_share(x_BVTHWC, WITHOUT_SECOND, torch.ones(C)), wanted)
 
 
-def test_motion_share__is_1_where_nothing_moves():
+def test_motion_share__is_1_where_nothing_moves_and_rounding_is_not_motion():
     still = torch.zeros(1, 3, T, H, H, C)
     assert motion_share(still, ALL, torch.ones(C)).tolist() == [[1.0, 1.0, 1.0]]
     assert motion_share(still, WITHOUT_SECOND, torch.ones(C)).tolist() == [[1.0, 0.0, 1.0]]
-
-
-def test_motion_share__rounding_is_not_motion():
-    """Frames at equal shares of motion are interpolated, also between two that are the same."""
+    # Frames at equal shares of motion are interpolated, also between two that are the same.
     still = torch.randn(3, 1, H, H, C, generator=torch.Generator().manual_seed(0)).repeat(1, 16, 1, 1, 1).half()
     groups = Groups(still, torch.tensor([[0, 1, 2]]), torch.zeros(1, dtype=torch.int64), ("a",))
     [batch] = evaluation_batches(groups, 1, 16, motion_sampling=1.0)
@@ -107,9 +101,9 @@ def test_network__one_view_always_stays():
     net = network(1.0)
     net.min_motion_share_V.fill_(1.0)
     torch.manual_seed(2)
-    x_BVTHWC = torch.cat(
-        [torch.randn(40, 3, T, H, H, C), torch.randn(4, 3, T, H, H, C) * 1e-6, torch.zeros(1, 3, T, H, H, C)]
-    )
+    x_BVTHWC = torch.randn(45, 3, T, H, H, C)
+    x_BVTHWC[40:] *= 1e-6
+    x_BVTHWC[44] = 0.0
     mask_BV = torch.rand(45, 3) < 0.6
     mask_BV[~mask_BV.any(1), 2] = True
     weights_BV = net(x_BVTHWC, mask_BV).view_weights_BV
@@ -149,20 +143,17 @@ def test_min_motion_share__reads_only_groups_of_several_views():
     assert min_motion_share(network(n_views=1), of_one).tolist() == [0.0]
 
 
-def test_load_network__shares_missing_from_the_checkpoint_are_refused(tmp_path):
-    net = network(0.0)
-    assert "min_motion_share_V" not in net.state_dict()
-    save_checkpoint(tmp_path / "cut", run_state(network()), net.state_dict(), {})
-    with pytest.raises(CheckpointError, match="min_motion_share_V"):
-        load_network(load_checkpoint(tmp_path / "cut"))
-
-
-def test_checkpoint__stores_the_smallest_shares(tmp_path):
+def test_checkpoint__stores_the_smallest_shares_and_is_refused_without_them(tmp_path):
     net = network()
     net.min_motion_share_V.copy_(torch.tensor([0.3, 0.6, 0.9]))
     save_checkpoint(tmp_path / "last", run_state(net), net.state_dict(), {})
     opened = load_network(load_checkpoint(tmp_path / "last"))
     assert opened.min_motion_share_V.tolist() == net.min_motion_share_V.tolist()
+    never = network(0.0)
+    assert "min_motion_share_V" not in never.state_dict()
+    save_checkpoint(tmp_path / "cut", run_state(net), never.state_dict(), {})
+    with pytest.raises(CheckpointError, match="min_motion_share_V"):
+        load_network(load_checkpoint(tmp_path / "cut"))
 
 
 @pytest.mark.slow
@@ -170,7 +161,6 @@ def test_checkpoint__stores_the_smallest_shares(tmp_path):
 def test_export_onnx__excludes_an_occluded_view_as_pytorch(tmp_path, together):
     net = network(together=together)
     net.min_motion_share_V.copy_(torch.tensor([0.9, 0.8, 0.3]))
-
     export_onnx(net, run_state(net), tmp_path / "net.onnx")
     # No view is occluded in the first group, another one in each of the next three; nothing moves in the last.
     x_BVTHWC = swinging([[1.0, 0.9, 0.8], [0.1, 1.0, 0.9], [1.0, 0.1, 0.9], [0.9, 1.0, 0.1], [0.0, 0.0, 0.0]])

@@ -20,8 +20,8 @@ if not os.environ.get("CI"):
     pytest.importorskip("triton", reason="pip install --no-deps triton==3.6.0")
 
 from dtsf.model import scan as scan_package
-from dtsf.model.mamba import BidirectionalMamba
 from dtsf.model.scan import plain, triton_scan
+from dtsf.model.videomamba import BidirectionalMamba
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -203,20 +203,13 @@ def test_layer__triton_gives_the_result_of_plain(monkeypatch):
         assert relative_error(a, b) < 1e-5
 
 
-def case(*, arch=90, dtype="bf16", state=16, flags=True, ones=()):
-    return {"arch": arch, "dtype": dtype, "state": state, "flags": flags, "ones": ones}
-
-
 def compiled(*cases):
     """Results of a process without the interpreter: for each case and kernel its PTX, registers, spills and shared memory."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("triton_compiler.py"))],
-        input="".join(json.dumps(one) + "\n" for one in cases),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"TRITON_INTERPRET": "0"},
-        check=False,
-    )
+    plain = {"arch": 90, "dtype": "bf16", "state": 16, "flags": True, "ones": ()}
+    command = [sys.executable, str(Path(__file__).with_name("triton_compiler.py"))]
+    lines = "".join(json.dumps(plain | one) + "\n" for one in cases)
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     made = [json.loads(line) for line in done.stdout.splitlines()]
     assert [sorted(kernels) for kernels in made] == [sorted(KERNELS)] * len(cases)
@@ -224,7 +217,7 @@ def compiled(*cases):
 
 
 def test_kernels__compile_for_an_h100_without_spills_or_atomics():
-    (found,) = compiled(case())
+    (found,) = compiled({})
     for name, facts in found.items():
         assert facts["stack"] == 0, f"{name} spills registers"
         # A sum by atomics has another order every time.
@@ -237,17 +230,13 @@ def test_kernels__compile_for_an_h100_without_spills_or_atomics():
     assert found["scan_backward"]["registers"] <= 200
 
 
-CASES = [("fp32", 16, True), ("bf16", 16, True), ("bf16", 8, True), ("fp16", 8, False)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", [75, 80, 86, 89, 90, 100])
 def test_kernels__compile_for_other_gpus(arch):
-    """In every precision that the card has."""
-    cases = [
-        case(arch=arch, dtype="fp16" if arch < 80 and dtype == "bf16" else dtype, state=state, flags=flags)
-        for dtype, state, flags in CASES
-    ]
+    """In every precision that the GPU has."""
+    half = "fp16" if arch < 80 else "bf16"
+    tiles = [("fp32", 16, True), (half, 16, True), (half, 8, True), ("fp16", 8, False)]
+    cases = [{"arch": arch, "dtype": dtype, "state": state, "flags": flags} for dtype, state, flags in tiles]
     for one, made in zip(cases, compiled(*cases), strict=True):
         for name, facts in made.items():
             assert facts["stack"] == 0, f"{name} spills registers: {one}"
@@ -255,5 +244,5 @@ def test_kernels__compile_for_other_gpus(arch):
 
 @pytest.mark.slow
 def test_kernels__compile_where_a_size_is_one():
-    """Which a launch makes a constant of."""
-    compiled(*(case(ones=ones.split(",")) for ones in ("L", "D", "L,D,u_l,z_l,x_l,grad_l,dt_l")))
+    """A launch makes a constant of it."""
+    compiled(*({"ones": ones.split(",")} for ones in ("L", "D", "L,D,u_l,z_l,grad_l,dt_l")))

@@ -26,13 +26,11 @@ class BranchConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     input: Literal["motion", "dynamic", "frames", "pixels"] = "dynamic"
-    """``motion`` is the magnitude of motion in each cell: choose it for fixed cameras and few clips, because it hides backgrounds
-    and clothes. ``dynamic`` is the embedding minus the clip's temporal mean. ``frames`` is the embedding. ``pixels`` is an RGB
-    frame, normalised as for ImageNet and VideoMamba."""
+    """``motion``: magnitude of motion in each cell, for fixed cameras and few clips, because it hides backgrounds and clothes.
+    ``dynamic``: embedding minus the clip's temporal mean. ``frames``: embedding. ``pixels``: RGB, normalised as for ImageNet."""
     views: Literal["each", "sequence", "all"] = "each"
-    """``each`` encodes every view separately (the paper). ``sequence`` encodes all views of a group as one sequence, frame by
-    frame; it needs readout ``mean`` or ``flatten``. ``all`` stacks the channels of all views: one feature a group, only for the
-    views of training."""
+    """``each`` encodes every view separately (the paper). ``sequence`` encodes all views of a group as one sequence; it needs
+    readout ``mean`` or ``flatten``. ``all`` stacks the channels of all views of training: one feature a group."""
     weight: float = Field(default=1.0, gt=0, le=1e6)
     """Share of the branch in the average. The shares are divided by their sum."""
     channels: int = Field(default=0, ge=0, le=4096)
@@ -86,15 +84,13 @@ class ModelConfig(BaseModel):
     that move in the same cells; larger values favour people over actions (docs/results/network.md)."""
     readout: Literal["cls", "mean", "flatten"] = "mean"
     """``cls`` is the class token of VideoMamba and the paper. ``mean`` averages the tokens and trains faster on little data.
-    ``flatten`` is a linear map of all tokens in order; choose it with ``motion_sampling`` 1, where frame t is the same share of
-    the motion in every clip."""
+    ``flatten`` is a linear map of all tokens in order; choose it with ``motion_sampling`` 1."""
     normalise: Literal["data", "clip"] = "clip"
     """For ``dynamic`` with all channels, and ``frames``. ``data`` divides each channel by its deviation over the training clips.
     ``clip`` divides also by the deviation of the clip's dynamic part, which reduces the contrast of clothes and background."""
     occlusion_threshold: float = Field(default=0.0, ge=0, le=1)
-    """Exclude a view from the fusion in evaluation if its motion share is below this factor times the smallest share of that view
-    in training. A motion share is the motion of a view divided by that of the group's most moving view. 0 excludes no view; choose
-    0.95 for fixed cameras. A view that is new in the test is never excluded."""
+    """Exclude a view from the fusion in evaluation if its motion share (see :func:`dtsf.model.motion.motion_share`) is below this
+    factor times the smallest share of that view in training. 0 excludes no view; choose 0.95 for fixed cameras."""
     fusion: Literal["msf", "mean", "concat", "tmc", "sfm"] = "msf"
     """Fusion of the views' features. ``msf`` is the paper's. ``mean`` and ``concat`` are baselines without evidence. ``tmc``
     combines the views' evidence by Dempster's rule. ``sfm`` is the cross-attention of MS-SC. See :mod:`dtsf.model.fusion`."""

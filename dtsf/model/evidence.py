@@ -1,18 +1,32 @@
-"""Dirichlet evidence: alpha, probabilities and uncertainty from logits (Sensoy et al. 2018).
+"""Dirichlet evidence: alpha, probabilities and uncertainty from logits (Sensoy et al. 2018), and its calibration after training.
 
 All functions compute in float32 also under autocast, because digamma and lgamma of bfloat16 are too coarse.
-Letters: K classes, N branches; leading axes are free.
+Letters: B groups, V views, T frames, H W grid, C channels, D features, K classes, N branches, P clips, S = 3 + C statistics.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+FEATURES = ("evidence", "agreement", "closeness")
+"""Features in the order of the weights w: the logarithm of the evidence; the logit of the largest expected probability; minus the
+logarithm of 1 minus the cosine between the fused feature and the nearest class."""
+NEUTRAL_WEIGHTS = (1.0, 0.0, 0.0)
+"""Weights w that, with b = -log K and t = 1, leave the evidence unchanged."""
+REFERENCE_QUANTILE = 0.95  # share of the training clips within the reference distance
+MOTION = 3  # statistics of a clip's motion, the first ones; the others describe its appearance
+LEAST_UNCERTAINTY, MOST_UNCERTAINTY = 1e-3, 0.99  # so that float32 separates the classes
+TOLERANCE = 1.25  # ratio r up to which nothing is discounted: new clips of the same kind lie slightly farther out
+LEAST_DISTANCE = 1e-3  # of 1 minus a cosine
+LEAST_MOTION = 1e-4  # of a clip's motion, as a share of its length
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -70,3 +84,124 @@ def dirichlet_kl_to_uniform(alpha_K: Tensor) -> Tensor:
     log_normaliser = log_normaliser - torch.lgamma(alpha_K).sum(-1)
     excess = ((alpha_K - 1.0) * (torch.digamma(alpha_K) - torch.digamma(total_1))).sum(-1)
     return (log_normaliser + excess).to(dtype)
+
+
+def clip_statistics(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
+    """Return statistics of clips, (P, 3 + C): amount, abruptness and evenness of motion, and the mean of each channel.
+
+    Amount: logarithm of the quadratic mean distance of a cell from its temporal mean; small for a still picture. Abruptness:
+    logarithm of the change from frame to frame over the amount; large for noise, cuts and frames out of order. Evenness: logarithm
+    of the plain mean distance over the amount; large for noise and moving cameras. ``scale_C`` multiplies each channel first.
+    """
+    x_PTHWC = x_PTHWC.float() * scale_C
+    moving_PTHWC = x_PTHWC - x_PTHWC.mean(1, keepdim=True)
+    size_P = x_PTHWC.square().sum(-1).mean((1, 2, 3)).sqrt()
+    least_P = LEAST_MOTION * size_P + torch.finfo(torch.float32).tiny
+    length_PTHW = moving_PTHWC.square().sum(-1).sqrt()
+    length_P = length_PTHW.square().mean((1, 2, 3)).sqrt().maximum(least_P)
+    even_P = (length_PTHW.mean((1, 2, 3)).maximum(least_P) / length_P).log()
+    abrupt_P = torch.zeros_like(length_P)
+    if x_PTHWC.shape[1] > 1:
+        change_PTHWC = x_PTHWC[:, 1:] - x_PTHWC[:, :-1]
+        abrupt_P = (change_PTHWC.square().sum(-1).mean((1, 2, 3)).sqrt().maximum(least_P) / length_P).log()
+    return torch.cat([torch.stack([length_P.log(), abrupt_P, even_P], -1), x_PTHWC.mean((1, 2, 3))], -1)
+
+
+def discount(evidence_BK: Tensor, logit_B: Tensor, inverse_temperature: Tensor, score_B: Tensor) -> Tensor:
+    """Return Dirichlet parameters with certainty ``score * sigmoid(logit)`` for the classes in the same order: (B, K)."""
+    share_BK = (inverse_temperature * evidence_BK.log()).softmax(-1)
+    u_B1 = (1.0 - score_B * logit_B.sigmoid()).clamp(LEAST_UNCERTAINTY, MOST_UNCERTAINTY).unsqueeze(-1)
+    return 1.0 + evidence_BK.shape[-1] * share_BK * (1.0 - u_B1) / u_B1
+
+
+class EvidenceCalibrator(nn.Module):
+    """Calibration of the evidence, and the reference statistics of the training groups. All buffers; no parameters.
+
+    A trained network is overconfident on data that it has not seen. So its evidence ``e`` is calibrated once, after training, and
+    replaced by ``e'`` in evaluation:
+
+        q_k = e_k ** t / sum_j e_j ** t                   share of each class; t is the inverse temperature
+        1 - u = c sigmoid(b + w . features)               certainty
+        e'_k = K q_k (1 - u) / u
+
+    This is Shafer's discounting: probabilities are ``(1 - u) q + u / K``, and ``u = K / (K + sum e')`` as before. The features
+    (:data:`FEATURES`) make the certainty small where there is little evidence, where it is for several classes, and where the
+    fused feature is far from the training features of every class. The in-distribution score c is ``(1.25 / r)^2`` for a clip that
+    moves or looks r times as far from the training clips' mean as 95 % of them do, and at most 1. The order of the classes does
+    not change. :mod:`dtsf.training.calibrate` fits ``t``, ``b`` and ``w``.
+    """
+
+    inverse_temperature: Tensor
+    bias: Tensor
+    weight_3: Tensor
+    centre_D: Tensor
+    direction_KD: Tensor
+    """Mean direction of the training features of each class, from their centre."""
+    clip_mean_S: Tensor
+    clip_deviation_S: Tensor
+    reference_distance_2: Tensor
+    """Distance within which 95 % of the training clips lie, in motion and in appearance."""
+    is_fitted: Tensor
+
+    def __init__(self, width: int, n_classes: int, channels: int) -> None:
+        super().__init__()
+        S = MOTION + channels
+        shapes: dict[str, tuple[int, ...]] = {"inverse_temperature": (), "bias": (), "weight_3": (len(FEATURES),)}
+        shapes |= {
+            "centre_D": (width,),
+            "direction_KD": (n_classes, width),
+            "clip_mean_S": (S,),
+            "clip_deviation_S": (S,),
+        }
+        shapes |= {"reference_distance_2": (2,), "is_fitted": ()}
+        ones = ("inverse_temperature", "clip_deviation_S", "reference_distance_2")
+        for name, shape in shapes.items():
+            self.register_buffer(name, torch.full(shape, float(name in ones)))
+        self.fitted = False
+        """The network uses the calibrator. A plain number beside ``is_fitted``, which an exporter cannot read."""
+
+    def set_reference(self, statistics: dict[str, Tensor]) -> None:
+        """Copy statistics of the training groups into the buffers of these names."""
+        for name, x in statistics.items():
+            getattr(self, name).copy_(x)
+
+    def set_parameters(self, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> None:
+        """Copy fitted parameters. From now on the network uses the calibrator."""
+        self.set_reference({"inverse_temperature": inverse_temperature, "bias": bias, "weight_3": weight_3})
+        self.is_fitted.fill_(1.0)
+        self.fitted = True
+
+    def forward(self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor) -> Tensor:
+        """Return calibrated Dirichlet parameters (B, K). Arguments as for :meth:`observe`."""
+        evidence_BK, features_B3, score_B = self.observe(logits_BK, feature_BD, statistics_BVS, weights_BV)
+        return discount(evidence_BK, self.bias + features_B3 @ self.weight_3, self.inverse_temperature, score_B)
+
+    def observe(
+        self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the evidence (B, K), the features of the calibrator (B, 3), and the in-distribution score c (B,).
+
+        ``statistics_BVS``: :func:`clip_statistics` of each view; those of absent views may be anything.
+        """
+        # At least the evidence of a logit of -60, because its logarithm is taken.
+        evidence_BK = F.softplus(logits_BK.float()).clamp(min=1e-26)
+        total_B = evidence_BK.sum(-1)
+        most_B = (evidence_BK.amax(-1) + 1.0) / (total_B + evidence_BK.shape[-1])
+        near_B = (F.normalize(feature_BD.float() - self.centre_D, dim=-1) @ self.direction_KD.t()).amax(-1)
+        closeness_B = -(1.0 - near_B).clamp(min=LEAST_DISTANCE).log()
+        features_B3 = torch.stack([total_B.log(), most_B.logit(eps=1e-6), closeness_B], -1)
+        # c in (0, 1], from the distance of the views averaged by their weights.
+        weight_BV1 = weights_BV.unsqueeze(-1)
+        distance_B2 = torch.where(weight_BV1 > 0, weight_BV1 * self.distance(statistics_BVS), 0.0).sum(1)
+        ratio_B2 = TOLERANCE * self.reference_distance_2 / distance_B2.clamp(min=1e-6)
+        return evidence_BK, features_B3, ratio_B2.clamp(max=1.0).prod(-1).square()
+
+    def distance(self, statistics_xS: Tensor) -> Tensor:
+        """Return the distance of clips from the training clips' mean, in their deviations: motion and appearance, (..., 2)."""
+        square_xS = ((statistics_xS - self.clip_mean_S) / self.clip_deviation_S).square()
+        parts = square_xS[..., :MOTION], square_xS[..., MOTION:]
+        return torch.stack([part.mean(-1).sqrt() for part in parts], -1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self.fitted = bool(self.is_fitted)

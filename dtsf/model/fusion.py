@@ -50,9 +50,8 @@ def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
     strength_BV1 = (evidence_BVD + 1.0).sum(-1, keepdim=True)
     fine_BVD = _normalise_over_views(evidence_BVD / strength_BV1, mask_BV.unsqueeze(-1))
     present_BVD = _present_features(feature_BVD, mask_BV)
-    coarse_BD = (coarse_BV.unsqueeze(-1) * present_BVD).sum(1)
-    fine_BD = (fine_BVD * present_BVD).sum(1)
-    return Fused((coarse_BD + fine_BD) / 2, (coarse_BV + fine_BVD.mean(-1)) / 2)
+    feature_BD = (coarse_BV.unsqueeze(-1) * present_BVD).sum(1) + (fine_BVD * present_BVD).sum(1)
+    return Fused(feature_BD / 2, (coarse_BV + fine_BVD.mean(-1)) / 2)
 
 
 def fuse_mean(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:  # noqa: ARG001
@@ -130,7 +129,7 @@ class SemanticCorrection(nn.Module):
         score_BVW = self.query(feature_BVD) @ self.key(feature_BVD).transpose(1, 2) / math.sqrt(feature_BVD.shape[-1])
         others_BVW = mask_BV.unsqueeze(1) & ~torch.eye(mask_BV.shape[1], dtype=torch.bool, device=mask_BV.device)
         share_BVW = score_BVW.float().masked_fill(~others_BVW, torch.finfo(torch.float32).min).softmax(-1)
-        share_BVW = torch.where(others_BVW, share_BVW, torch.zeros_like(share_BVW)).to(score_BVW.dtype)
+        share_BVW = torch.where(others_BVW, share_BVW, 0.0).to(score_BVW.dtype)
         fused = fuse_mean(feature_BVD + share_BVW @ self.value(feature_BVD), view_logits_BVK, mask_BV)
         return Fused(self.project(fused.feature_BD), fused.weights_BV)
 

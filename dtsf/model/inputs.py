@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from dtsf.model.config import BranchConfig, ModelConfig
 
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and deviation of red, green and blue, on a scale from 0 to 1."""
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue, from 0 to 1
 LEAST_DEVIATION = 0.05
 """Added to the deviation of a clip, in units of the training clips' deviation. It keeps constant channels small."""
 
@@ -91,10 +90,11 @@ class Inputs(nn.Module):
             # Indexing rows by number is many times faster than by a mask.
             x_PTHWC = x_PTHWC.index_select(0, mask_BV.flatten().nonzero().flatten())
         x_PTHWC = x_PTHWC.float()
+        if branch.input == "motion":
+            x_PTHWC = self.motion(x_PTHWC) - self.motion_mean_HWE
         if branch.input != "motion" and not branch.channels:
             y_PTHWR = self._all_channels(branch, x_PTHWC)
         else:
-            x_PTHWC = self.motion(x_PTHWC) - self.motion_mean_HWE if branch.input == "motion" else x_PTHWC
             y_PTHWR = sense_motion(x_PTHWC) if branch.msm else x_PTHWC
         y_BVTHWR: Tensor = y_PTHWR.unflatten(0, mask_BV.shape) if complete else scatter_views(y_PTHWR, mask_BV)
         if branch.paste == "thumbnails":
@@ -109,11 +109,9 @@ class Inputs(nn.Module):
         """
         pixels = branch.input == "pixels"
         if pixels:
-            mean_C, deviation_C = x_PTHWC.new_tensor(IMAGENET_MEAN), x_PTHWC.new_tensor(IMAGENET_DEVIATION)
-            x_PTHWC = (x_PTHWC / 255.0 - mean_C) / deviation_C
-        scale_C = self.channel_scale_C
-        if pixels or self.principal:
-            scale_C = torch.ones_like(scale_C[: self.kept])
+            x_PTHWC = (x_PTHWC / 255.0 - x_PTHWC.new_tensor(IMAGENET_MEAN)) / x_PTHWC.new_tensor(IMAGENET_DEVIATION)
+        scaled = not (pixels or self.principal)
+        scale_C = self.channel_scale_C if scaled else torch.ones_like(self.channel_scale_C[: self.kept])
         factor_PTHWC = scale_C.view(1, 1, 1, 1, -1)
         clip = self.config.normalise == "clip" and not pixels
         dynamic_PTHWC = split_static_dynamic(x_PTHWC)[1] if clip or branch.input == "dynamic" else x_PTHWC

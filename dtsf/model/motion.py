@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-CHUNK = 250_000
-"""Numbers processed at a time on a CPU: 1 MB in float32, which stays in its cache."""
+CHUNK = 250_000  # numbers processed at a time on a CPU: 1 MB in float32, which stays in its cache
 ROUNDING = 1e-5
 """Motion below this share of a clip's length counts as none: float32 rounds at 6e-8, and float16 embeddings at 5e-4."""
 

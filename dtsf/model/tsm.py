@@ -15,8 +15,7 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-CELLS = 9
-"""Cells of a frame: 3 x 3."""
+CELLS = 9  # of a frame: 3 x 3
 FIXED_CELLS = (0, 2, 6)
 """Cells of the three thumbnails in evaluation. Corners hide the least of a person in the middle of the frame."""
 
@@ -40,11 +39,6 @@ def paste_thumbnails(x_BVTHWC: Tensor, mask_BV: Tensor, *, training: bool) -> Te
     out_BVHWTC = x_BVTHWC.permute(0, 1, 3, 4, 2, 5).clone()
     out_BVHWTC[batch, view, rows_BVSh.unsqueeze(-1), columns_BVSw.unsqueeze(-2)] = thumbs_BVShwTC
     return out_BVHWTC.permute(0, 1, 4, 2, 3, 5)
-
-
-def thumbnail_tokens(x_BVTHWC: Tensor, mask_BV: Tensor, *, training: bool) -> Tensor:
-    """Return the thumbnails of each frame as one vector: (B, V, T, 3 h w C). Arguments as for :func:`paste_thumbnails`."""
-    return thumbnails(x_BVTHWC, choose_partners(mask_BV, training=training)).flatten(3)
 
 
 def choose_partners(mask_BV: Tensor, *, training: bool) -> Tensor:

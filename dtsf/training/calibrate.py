@@ -1,4 +1,4 @@
-"""Calibration of the evidence by cross-validation on the training groups; see :mod:`dtsf.model.calibrator`.
+"""Calibration of the evidence by cross-validation on the training groups; see :class:`dtsf.model.evidence.EvidenceCalibrator`.
 
 The training groups are divided into folds as the protocol divides training and test: by people, views or setups. For each fold, a
 network like the final one is trained on the other folds, for as many epochs, and predicts the fold. The held-out predictions of all
@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dtsf.model.calibrator import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount
-from dtsf.model.evidence import probabilities
-from dtsf.model.mamba import record_norms
+from dtsf.model.evidence import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount, probabilities
+from dtsf.model.videomamba import record_norms
 from dtsf.training.checkpoint import Calibration, load_checkpoint, resume_or_clear, save_checkpoint
 from dtsf.training.distributed import current_world
 from dtsf.training.evaluate import batches

@@ -51,7 +51,7 @@ class Calibration(Frozen):
     inverse_temperature: float
     bias: float
     weights: dict[str, float]
-    """Weights by the names of :data:`dtsf.model.calibrator.FEATURES`."""
+    """Weights by the names of :data:`dtsf.model.evidence.FEATURES`."""
 
 
 class _Version(BaseModel):

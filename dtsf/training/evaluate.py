@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dtsf.cache.catalog import view_numbers
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.model.mamba import record_norms
+from dtsf.model.videomamba import record_norms
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.metrics import Metrics, Record, UnknownActions, compute_metrics, open_set_metrics
 from dtsf.training.protocols import Protocol, split_clips

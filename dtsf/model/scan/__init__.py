@@ -31,8 +31,7 @@ BACKENDS = {"cuda": ("mamba_ssm", "triton", "plain"), "cpu": ("numba", "plain")}
 """Backends of each device, the preferred one first. The environment variable ``DTSF_SCAN`` chooses another one."""
 MODULES = {"mamba_ssm": "mamba_ssm_scan", "triton": "triton_scan", "numba": "numba_scan", "plain": "plain"}
 """Modules with the functions ``scan`` and ``conv`` of each backend."""
-TRITON_STATES = (8, 16)
-"""N that the Triton kernels support."""
+TRITON_STATES = (8, 16)  # N that the Triton kernels support
 _chosen: ContextVar[str] = ContextVar("scan_backend", default="")
 
 

@@ -17,16 +17,14 @@ from numba import njit
 
 LANES = 64
 """Channels of a task: many enough that entering a loop is cheap, few enough that the states of a chunk stay in the cache."""
-CHUNK = 16
-"""Tokens between two stored states, which take N / CHUNK of the input's size."""
+CHUNK = 16  # tokens between two stored states, which take N / CHUNK of the input's size
 
 LOG2_E, LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2))
 # 2^f for |f| <= 1/2 by Chebyshev interpolation; degree 6 errs by less than float32 rounds.
 _EXP2 = np.polynomial.Chebyshev.interpolate(np.exp2, 6, domain=[-0.5, 0.5]).convert(kind=np.polynomial.Polynomial)
 E0, E1, E2, E3, E4, E5, E6 = (np.float32(c) for c in _EXP2.coef)
 LEAST_EXPONENT = np.float32(-126.0)
-MAGIC = np.float32(1.5 * 2**23)
-"""Adding it rounds to the nearest integer and puts it into the low bits."""
+MAGIC = np.float32(1.5 * 2**23)  # adding it rounds to the nearest integer and puts it into the low bits
 MAGIC_BITS = np.int32(np.float32(MAGIC).view(np.int32))
 ONE, ZERO, TWO = np.float32(1), np.float32(0), np.float32(2)
 # log(1 + e) = 2 artanh(e / (2 + e)); the series converges fast because the argument is at most 1/3.
@@ -81,7 +79,6 @@ def forward(
     """Compute tasks ``begin`` to ``end``: outputs, and the state before every chunk."""
     n_blocks = (u_BLD.shape[2] + LANES - 1) // LANES
     length, n_state = B_BLN.shape[1], B_BLN.shape[2]
-    a_NW = np.empty((n_state, LANES), np.float32)
     h_NW = np.empty((n_state, LANES), np.float32)
     delta_W, x_W, y_W = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for task in range(begin, end):
@@ -90,17 +87,11 @@ def forward(
         width = last - d
         bias_W, D_W = bias_D[d:last], D_D[d:last]
         h_NW[:] = ZERO
-        for n in range(n_state):
-            A_W = A_ND[n, d:last]
-            for w in range(width):
-                a_NW[n, w] = A_W[w] * LOG2_E
+        a_NW = A_ND[:, d:last] * LOG2_E
         for step in range(length):
             t = length - 1 - step if reverse else step
             if step % CHUNK == 0:
-                for n in range(n_state):
-                    edge_W = edge_BMND[b, step // CHUNK, n, d:last]
-                    for w in range(width):
-                        edge_W[w] = h_NW[n, w]
+                edge_BMND[b, step // CHUNK, :, d:last] = h_NW[:, :width]
             u_W, dt_W, z_W = u_BLD[b, t, d:last], dt_BLD[b, t, d:last], z_BLD[b, t, d:last]
             out_W = y_BLD[b, t, d:last]
             for w in range(width):
@@ -126,8 +117,7 @@ def backward(
     """Compute tasks ``begin`` to ``end``: all gradients, chunk by chunk from the last token to the first."""
     n_blocks = (u_BLD.shape[2] + LANES - 1) // LANES
     length, n_state = B_BLN.shape[1], B_BLN.shape[2]
-    a_NW, ga_NW = np.empty((n_state, LANES), np.float32), np.empty((n_state, LANES), np.float32)
-    gh_NW = np.empty((n_state, LANES), np.float32)
+    ga_NW, gh_NW = np.empty((n_state, LANES), np.float32), np.empty((n_state, LANES), np.float32)
     h_QNW = np.empty((CHUNK + 1, n_state, LANES), np.float32)
     decay_QNW = np.empty((CHUNK, n_state, LANES), np.float32)
     delta_QW, x_QW = np.empty((CHUNK, LANES), np.float32), np.empty((CHUNK, LANES), np.float32)
@@ -141,17 +131,11 @@ def backward(
         width = last - d
         bias_W, D_W = bias_D[d:last], D_D[d:last]
         gh_NW[:], ga_NW[:], gD_W[:], gbias_W[:] = ZERO, ZERO, ZERO, ZERO
-        for n in range(n_state):
-            A_W = A_ND[n, d:last]
-            for w in range(width):
-                a_NW[n, w] = A_W[w] * LOG2_E
+        a_NW = A_ND[:, d:last] * LOG2_E
         for m in range((length - 1) // CHUNK, -1, -1):
             first = m * CHUNK
             size = min(CHUNK, length - first)
-            for n in range(n_state):
-                edge_W = edge_BMND[b, m, n, d:last]
-                for w in range(width):
-                    h_QNW[0, n, w] = edge_W[w]
+            h_QNW[0, :, :width] = edge_BMND[b, m, :, d:last]
             for q in range(size):
                 t = length - 1 - first - q if reverse else first + q
                 u_W, dt_W = u_BLD[b, t, d:last], dt_BLD[b, t, d:last]

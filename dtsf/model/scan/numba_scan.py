@@ -28,10 +28,8 @@ if TYPE_CHECKING:
 
     from dtsf.model.scan.plain import ScanInputs
 
-WORTH_A_THREAD = 200_000
-"""State updates below which another thread costs more than it saves."""
-TAPS = 4
-"""Width of Mamba's and VideoMamba's convolution."""
+WORTH_A_THREAD = 200_000  # state updates, below which another thread costs more than it saves
+TAPS = 4  # of Mamba's and VideoMamba's convolution
 BLOCK = 192
 """Channels of a convolution's task; divides VideoMamba's inner widths. More than the scan's LANES, because entering the loops over
 channels costs time."""

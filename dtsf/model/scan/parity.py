@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SHAPE = (2, 40, 131, 16)
-"""(B, D, L, N): odd numbers, over several chunks."""
+SHAPE = (2, 40, 131, 16)  # B, D, L, N: odd numbers, over several chunks
 TOLERANCE = 1e-4
 """Largest relative error of the outputs and of any gradient, float32 against float64."""
 

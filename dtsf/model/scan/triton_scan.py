@@ -18,24 +18,18 @@ from dtsf.model.scan.plain import conv, refuse_graph
 from dtsf.model.scan.triton_kernels import scan_backward, scan_forward, segment_ends, segment_heads
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     from torch import Tensor
 
     from dtsf.model.scan.plain import ScanInputs
 
 __all__ = ["conv", "scan"]
 
-BLOCK = 32
-"""Channels of a program of one warp."""
-STEP = 4
-"""Tokens of a step, forward."""
-STEP_BACK = 2
-"""Tokens of a step, backward. Their states stay in registers; with 4 the compiler spills (tests/test_triton.py)."""
+BLOCK = 32  # channels of a program of one warp
+STEP, STEP_BACK = 4, 2
+"""Tokens of a step. Backward, their states stay in registers; with 4 the compiler spills (tests/test_triton.py)."""
 WARPS, WARPS_BACK = 16, 8
 """Programs on a processor of the GPU at once, by the registers of the kernels; an H100 has 10 in the backward."""
-LEAST_CHUNKS = 4
-"""Chunks of a segment at least: in the backward, each segment stores the steps of a chunk."""
+LEAST_CHUNKS = 4  # of a segment: in the backward, each segment stores the steps of a chunk
 LOG2E = 1.4426950408889634
 
 
@@ -56,11 +50,6 @@ def segments(u_BLD: Tensor, warps: int) -> tuple[int, int]:
     wanted = warps * n_processors(u_BLD.device) // (B * triton.cdiv(D, BLOCK))
     each = triton.cdiv(chunks, max(1, min(wanted, chunks // LEAST_CHUNKS)))
     return triton.cdiv(chunks, each), each * chunk_tokens(L)
-
-
-def _on_device(x: Tensor) -> AbstractContextManager[Any]:
-    """Return a context that launches kernels on the GPU of ``x``; nothing for the interpreter, on a CPU."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -90,7 +79,7 @@ def forward_op(
     grid = (triton.cdiv(D, BLOCK), B, S)
     ends, sums = (A_ND.new_empty((B, S, N, D)), A_ND.new_empty((B, S, D))) if S > 1 else (A_ND, A_ND)
     tiles = {"N": N, "BD": BLOCK, "T": STEP, "REVERSE": reverse, "num_warps": 1}
-    with _on_device(u_BLD):
+    with torch.cuda.device(u_BLD.device) if u_BLD.is_cuda else nullcontext():  # the interpreter has no GPU
         if S > 1:
             segment_ends[grid](
                 u_BLD, dt_BLD, A_ND, B_BLN, bias_D, ends, sums, L, D, segment, *_strides(u_BLD, dt_BLD, B_BLN), **tiles
@@ -116,8 +105,7 @@ def backward_op(
     (B, L, D), N = u_BLD.shape, A_DN.shape[1]
     A2_DN = (A_DN * LOG2E).contiguous()
     S, segment = segments(u_BLD, WARPS_BACK)
-    J = triton.cdiv(D, BLOCK)
-    grid = (J, B, S)
+    J, B, S = grid = (triton.cdiv(D, BLOCK), B, S)
     du, ddt, dz = _like(u_BLD, dt_BLD, z_BLD)
     new = states.new_empty
     dA_BSDN, dB_JBLN, dC_JBLN = new((B, S, D, N)), new((J, B, L, N)), new((J, B, L, N))
@@ -125,7 +113,7 @@ def backward_op(
     heads, sums = (new((B, S, D, N)), new((B, S, D))) if S > 1 else (states, states)
     scratch = new((J * B * S, chunk_tokens(L) // STEP_BACK, BLOCK, N))
     tiles = {"N": N, "BD": BLOCK, "REVERSE": reverse, "num_warps": 1}
-    with _on_device(u_BLD):
+    with torch.cuda.device(u_BLD.device) if u_BLD.is_cuda else nullcontext():  # the interpreter has no GPU
         if S > 1:
             segment_heads[grid](
                 dt_BLD, A2_DN.t().contiguous(), C_BLN, z_BLD, bias_D, grad_BLD, heads, sums,
