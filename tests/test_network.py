@@ -54,9 +54,8 @@ def embeddings(B=2, V=3):
 
 def test_choose_partners__another_present_view_or_itself():
     mask = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
-    assert choose_partners(mask, training=False)[0].tolist() == [1, 2, 0]
-    assert choose_partners(mask, training=False)[1, [0, 2]].tolist() == [2, 0]
-    assert choose_partners(mask, training=False)[2, 1] == 1
+    fixed = choose_partners(mask, training=False)
+    assert (fixed[0].tolist(), fixed[1, [0, 2]].tolist(), fixed[2, 1]) == ([1, 2, 0], [2, 0], 1)
     for _ in range(20):
         drawn = choose_partners(mask, training=True)
         assert all(drawn[0, v] != v for v in range(3))
@@ -65,9 +64,7 @@ def test_choose_partners__another_present_view_or_itself():
 
 def test_choose_cells__three_different_ones_of_nine():
     cells = choose_cells(torch.ones(50, 3, dtype=torch.bool), training=True)
-    assert cells.min() >= 0
-    assert cells.max() <= 8
-    assert all(len(set(row)) == 3 for row in cells.flatten(0, 1).tolist())
+    assert all(len(set(row) & set(range(9))) == 3 for row in cells.flatten(0, 1).tolist())
 
 
 @pytest.mark.parametrize("side", [6, 7, 9])

@@ -36,14 +36,12 @@ def loop_scan(u, dt, A, B, C, D, z, bias, *, reverse=False):
     return (torch.stack(outputs[::-1] if reverse else outputs, -1) + D[:, None] * u) * F.silu(z)
 
 
-def scan_arguments(B, D, L, N, dtype=torch.float64):
+def scan_arguments(B, D, L, N):
     torch.manual_seed(L)
-
-    def draw(*shape):
-        return torch.randn(*shape, dtype=torch.float64).to(dtype).requires_grad_()
-
-    A = (-3 * torch.rand(D, N, dtype=torch.float64) - 0.1).to(dtype).requires_grad_()
-    return [draw(B, D, L), draw(B, D, L), A, draw(B, N, L), draw(B, N, L), draw(D), draw(B, D, L), draw(D)]
+    A = -3 * torch.rand(D, N, dtype=torch.float64) - 0.1
+    shapes = [(B, D, L), (B, D, L), (B, N, L), (B, N, L), (D,), (B, D, L), (D,)]
+    drawn = [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
+    return [x.requires_grad_() for x in (*drawn[:2], A, *drawn[2:])]
 
 
 def conv_arguments(B, D, L, taps=4):
@@ -95,32 +93,30 @@ def test_scan__output_and_gradients_are_the_float64_loops(shape, reverse):
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 16, 17, 145])
-def test_states_by_chunks__are_the_loops(length):
-    torch.manual_seed(length)
-    decay, entering = torch.rand(2, length, 3, dtype=torch.float64), torch.randn(2, length, 3, dtype=torch.float64)
-    state, wanted = torch.zeros(2, 3, dtype=torch.float64), []
-    for t in range(length):
-        state = decay[:, t] * state + entering[:, t]
-        wanted.append(state)
-    found = plain.states_by_chunks(decay, entering)
-    torch.testing.assert_close(found, torch.stack(wanted, 1), rtol=1e-13, atol=1e-13)
-
-
-def test_plain__the_form_for_gpus_is_the_loop(monkeypatch):
+@BOTH
+def test_plain__the_form_for_gpus_is_the_loop(monkeypatch, reverse):
     # No GPU is needed to run the same operators here.
     monkeypatch.setattr(plain, "states", plain.states_by_chunks)
-    arguments = scan_arguments(2, 3, 29, 4)
-    found, wanted = (value_and_gradients(function, arguments) for function in (scan_in_plain, loop_scan))
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    for length in (1, 2, 3, 16, 17, 145):
+        arguments = scan_arguments(2, 3, length, 4)
+        found, wanted = (value_and_gradients(function, arguments, reverse=reverse) for function in (scan_in_plain, loop_scan))
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("function", [scan_on_cpu, scan_in_plain])
-def test_scan__bfloat16_with_the_recurrence_in_float32(function):
-    arguments = scan_arguments(2, 8, 200, 16, torch.bfloat16)
-    wanted = value_and_gradients(loop_scan, [x.double() for x in arguments])
-    found = value_and_gradients(function, arguments)
-    assert function(*arguments).dtype == torch.bfloat16
+@BOTH
+@pytest.mark.parametrize(
+    ("function", "reference", "arguments"),
+    [
+        (scan_on_cpu, loop_scan, scan_arguments(2, 8, 200, 16)),
+        (scan_in_plain, loop_scan, scan_arguments(2, 8, 200, 16)),
+        (causal_conv, causal_conv, conv_arguments(2, 8, 33)),
+    ],
+)
+def test_scan__bfloat16_is_rounded_once(function, reference, arguments, reverse):
+    arguments = [x.detach().bfloat16() for x in arguments]
+    wanted = value_and_gradients(reference, [x.double() for x in arguments], reverse=reverse)
+    found = value_and_gradients(function, arguments, reverse=reverse)
+    assert function(*arguments, reverse=reverse).dtype == torch.bfloat16
     # bfloat16 keeps 8 bits: rounding the result alone costs 2^-9, and the inputs are the same.
     assert max(map(relative_error, found, wanted)) < 2**-7
 
@@ -300,15 +296,6 @@ def test_causal_conv__gradients_of_numba_are_those_of_plain(B, D, L, taps, rever
     found = value_and_gradients(causal_conv, narrow, reverse=reverse)
     wanted = value_and_gradients(causal_conv, [x.double() for x in narrow], reverse=reverse)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-@BOTH
-def test_causal_conv__bfloat16_is_rounded_once(reverse):
-    arguments = [x.bfloat16() for x in conv_arguments(2, 8, 33)]
-    wanted = value_and_gradients(causal_conv, [x.double() for x in arguments], reverse=reverse)
-    found = value_and_gradients(causal_conv, arguments, reverse=reverse)
-    assert causal_conv(*arguments, reverse=reverse).dtype == torch.bfloat16
-    assert max(map(relative_error, found, wanted)) < 2**-7
 
 
 def test_causal_conv__any_layout_no_sequence_and_inference_mode():

@@ -25,9 +25,8 @@ from dtsf.model.videomamba import BidirectionalMamba
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-
-def mend_interpreter():
-    """Give tensors of Triton's interpreter an ``__index__``: it makes loop bounds of arrays, which NumPy 2.4 refuses as numbers."""
+if os.environ.get("TRITON_INTERPRET") == "1":
+    # The interpreter makes loop bounds of arrays, which NumPy 2.4 refuses as numbers.
     interpreter = importlib.import_module("triton.runtime.interpreter")
     original = interpreter._patch_lang_tensor
 
@@ -36,10 +35,6 @@ def mend_interpreter():
         tensor.__index__ = lambda self: int(self.handle.data.reshape(-1)[0])
 
     interpreter._patch_lang_tensor = patch
-
-
-if os.environ.get("TRITON_INTERPRET") == "1":
-    mend_interpreter()
 
 scan_by_triton = by(triton_scan.scan)
 KERNELS = ("segment_ends", "scan_forward", "segment_heads", "scan_backward")
@@ -71,8 +66,9 @@ def test_scan__output_and_gradients_are_the_float64_loops(shape, reverse):
         assert relative_error(ours, right) < 2e-6
 
 
-def test_scan__one_segment_gives_the_result_of_many(monkeypatch):
-    many, _ = found_and_wanted((1, 5, 30, 8), reverse=False)
+def test_scan__results_repeat_to_the_bit_and_one_segment_gives_the_result_of_many(monkeypatch):
+    many, again = (found_and_wanted((1, 5, 30, 8), reverse=False)[0] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(many, again, strict=True))
     assert triton_scan.segments(torch.empty(1, 30, 5), 16)[0] > 1
     monkeypatch.setattr(triton_scan, "n_processors", lambda device: 0)
     assert triton_scan.segments(torch.empty(1, 30, 5), 16)[0] == 1
@@ -122,11 +118,6 @@ def test_scan__any_layout_no_sequence_and_inference_mode(width):
         assert torch.equal(scan_by_triton(whole[:, :, 3:8].transpose(1, 2), *arguments[1:]), wanted)
     none = [x if k in (2, 5, 7) else x[:0] for k, x in enumerate(arguments)]
     assert scan_by_triton(*none).shape == (0, 5, 9)
-
-
-def test_scan__results_repeat_to_the_bit():
-    first, second = (found_and_wanted((1, 9, 12, 8), False)[0] for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_scan__refuses_the_gradient_of_a_gradient():

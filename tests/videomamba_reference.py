@@ -8,10 +8,6 @@ import math
 import torch
 
 
-def softplus(x):
-    return torch.where(x > 30, x, torch.log1p(torch.exp(x.clamp(max=30))))
-
-
 def silu(x):
     return x / (1 + torch.exp(-x))
 
@@ -32,7 +28,7 @@ def direction(x, z, state, prefix, suffix):
         u = silu(sum(weight[:, 0, k] * past[k] for k in range(4)) + bias)
         projected = state[f"{prefix}x_proj{suffix}.weight"] @ u
         dt, B, C = projected[:rank], projected[rank : rank + n_state], projected[rank + n_state :]
-        delta = softplus(state[f"{prefix}dt_proj{suffix}.weight"] @ dt + state[f"{prefix}dt_proj{suffix}.bias"])
+        delta = torch.log1p(torch.exp(state[f"{prefix}dt_proj{suffix}.weight"] @ dt + state[f"{prefix}dt_proj{suffix}.bias"]))
         hidden = torch.exp(delta[:, None] * A) * hidden + (delta * u)[:, None] * B
         outputs.append((hidden @ C + state[f"{prefix}D{suffix}"] * u) * silu(z[t]))
     return torch.stack(outputs)

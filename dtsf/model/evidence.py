@@ -15,7 +15,6 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 FEATURES = ("evidence", "agreement", "closeness")
 """Features in the order of the weights w: the logarithm of the evidence; the logit of the largest expected probability; minus the
 logarithm of 1 minus the cosine between the fused feature and the nearest class."""

@@ -18,8 +18,7 @@ from dtsf.model.evidence import certainty, dirichlet, logits_of_evidence
 
 LEAST_WEIGHT = 1e-30
 LARGEST_EXPONENT = 60.0
-"""Bound of the logarithm in :func:`combine_evidence`. It keeps fused evidence and its square finite in float32; about seven views
-with evidence 1e4 K each reach it."""
+"""Bound of the logarithm in :func:`combine_evidence`, which keeps fused evidence and its square finite in float32."""
 
 
 class Fused(NamedTuple):

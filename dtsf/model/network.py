@@ -14,14 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtsf.model.evidence import (
-    EvidenceCalibrator,
-    average_branches,
-    clip_statistics,
-    dirichlet,
-    probabilities,
-    uncertainty,
-)
+from dtsf.model import evidence
 from dtsf.model.fusion import make_fusion
 from dtsf.model.inputs import Inputs, scatter_views
 from dtsf.model.motion import motion_share
@@ -137,8 +130,7 @@ class Branch(nn.Module):
 class Output:
     """Outputs of the network for a batch of groups. Not frozen, because Lightning Fabric rebuilds it.
 
-    Logits are the heads', averaged over the branches; ``alpha = softplus(logits) + 1``. A fitted calibrator changes ``alpha_BK`` in
-    evaluation, and nothing of the single views.
+    Logits are averaged over the branches. A fitted calibrator changes ``alpha_BK`` in evaluation, and nothing of the single views.
     """
 
     logits_BK: Tensor
@@ -159,12 +151,12 @@ class Output:
     @property
     def view_uncertainty_BV(self) -> Tensor:
         """Uncertainty of each view, without calibration."""
-        return uncertainty(dirichlet(self.view_logits_BVK))
+        return evidence.uncertainty(evidence.dirichlet(self.view_logits_BVK))
 
     @property
     def probabilities_BK(self) -> Tensor:
         """Expected class probabilities of the fused Dirichlet distribution."""
-        return probabilities(self.alpha_BK)
+        return evidence.probabilities(self.alpha_BK)
 
 
 class DTSFNet(nn.Module):
@@ -191,7 +183,7 @@ class DTSFNet(nn.Module):
         made = {str(k): Branch(config, x, channels=self.inputs.channels(x), **sizes) for k, x in order}
         self.branches = nn.ModuleDict(made)
         self.fusion = make_fusion(config.fusion, config.width, n_views)
-        self.calibrator = EvidenceCalibrator(config.width, n_classes, channels)
+        self.calibrator = evidence.EvidenceCalibrator(config.width, n_classes, channels)
         self.feature_stats = FeatureStatistics(self, config.width)
 
     @property
@@ -214,14 +206,14 @@ class DTSFNet(nn.Module):
         branches = self._branches(list(weights), self.inputs.project(x_BVTHWC), mask)
         average = branches[0] if len(branches) == 1 else _average(branches, list(weights.values()))
         views = cast("ViewOutput", average.views)
-        alpha_BK = dirichlet(average.logits_BK)
+        alpha_BK = evidence.dirichlet(average.logits_BK)
         if self.calibrator.fitted and not self.training:
             statistics_BVS = self.statistics(x_BVTHWC)
             alpha_BK = self.calibrator(average.logits_BK, average.feature_BD, statistics_BVS, views.weights_BV)
         return Output(
             logits_BK=average.logits_BK,
             alpha_BK=alpha_BK,
-            uncertainty_B=uncertainty(alpha_BK),
+            uncertainty_B=evidence.uncertainty(alpha_BK),
             view_logits_BVK=views.logits_BVK,
             view_feature_BVD=views.feature_BVD,
             feature_BD=average.feature_BD.float(),
@@ -233,7 +225,7 @@ class DTSFNet(nn.Module):
 
     def statistics(self, x_BVTHWC: Tensor) -> Tensor:
         """Return :func:`.evidence.clip_statistics` of each view: (B, V, 3 + C)."""
-        statistics_PS = clip_statistics(x_BVTHWC.flatten(0, 1), self.inputs.channel_scale_C)
+        statistics_PS = evidence.clip_statistics(x_BVTHWC.flatten(0, 1), self.inputs.channel_scale_C)
         return statistics_PS.view(*x_BVTHWC.shape[:2], -1)
 
     def _branches(self, chosen: list[int], x_BVTHWC: Tensor, mask: ViewMask) -> list[BranchOutput]:
@@ -273,7 +265,7 @@ class DTSFNet(nn.Module):
 
 
 def _average(branches: list[BranchOutput], weights: list[float]) -> BranchOutput:
-    """Average evidence by :func:`average_branches` and features by their mean; those of views over the branches that have them."""
+    """Average evidence and features; those of views over the branches that have them."""
 
     def shares(weights: list[float]) -> Tensor:
         weight_N = branches[0].logits_BK.new_tensor(weights)
@@ -282,10 +274,10 @@ def _average(branches: list[BranchOutput], weights: list[float]) -> BranchOutput
     views = [x.views for x in branches if x.views is not None]
     view_share_N = shares([weight for weight, x in zip(weights, branches, strict=True) if x.views is not None])
     return BranchOutput(
-        average_branches(torch.stack([x.logits_BK for x in branches]), shares(weights)),
+        evidence.average_branches(torch.stack([x.logits_BK for x in branches]), shares(weights)),
         torch.stack([x.feature_BD for x in branches]).mean(0),
         ViewOutput(
-            average_branches(torch.stack([x.logits_BVK for x in views]), view_share_N),
+            evidence.average_branches(torch.stack([x.logits_BVK for x in views]), view_share_N),
             torch.stack([x.feature_BVD for x in views]).mean(0),
             (view_share_N.view(-1, 1, 1) * torch.stack([x.weights_BV for x in views])).sum(0),
         ),

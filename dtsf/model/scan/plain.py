@@ -91,8 +91,7 @@ def states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
 class _Recurrence(torch.autograd.Function):
     """Recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``, with its own backward.
 
-    Autograd through the loop makes about forty passes over (B, L, D, N) tensors; this backward makes about twelve. Steps come from
-    ``unbind``, because ``x[:, t]`` in a loop costs ten times more under autograd. benchmarks/scan.py compares them.
+    Autograd through the loop makes about forty passes over (B, L, D, N) tensors; this backward makes about twelve.
     """
 
     @staticmethod

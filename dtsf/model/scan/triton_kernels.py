@@ -1,14 +1,12 @@
 """Kernels of the scan for a GPU, in Triton: forward, and backward with the states computed again.
 
-A program has one sequence, a block of channels and a segment of its tokens. The N states of a channel stay in registers. A step
-has T tokens, and all its loads come before its arithmetic, so that they overlap. Segments run in parallel: :func:`segment_ends`
-and :func:`segment_heads` run each from a state of zero, and the contribution of the other segments is added from there. There are
-no atomics, so every sum has one order.
+A program has one sequence, a block of channels and a segment of its tokens. The states stay in registers. All loads of a step come
+before its arithmetic, so that they overlap. Segments run in parallel: :func:`segment_ends` and :func:`segment_heads` run each from
+a state of zero, and the contribution of the other segments is added from there. Without atomics, every sum has one order.
 
-Forward tiles are (N, D), one lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a channel:
-it sums over both, and so it shuffles least. Arrays of both passes are (D, N) in memory and are transposed where they are written,
-because the backward has no free registers. A is in units of log 2.
-
+Forward tiles are (N, D), one lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a channel,
+which shuffles least. Arrays of both passes are (D, N) and are transposed where they are written, because the backward has no free
+registers. A is in units of log 2.
 Letters: B sequences, D channels, L tokens, N states, S segments, M chunks, Q tokens of a chunk, T tokens of a step.
 """
 
@@ -26,9 +24,8 @@ def softplus(x):
     e = tl.exp(-tl.abs(x))
     s = e / (2.0 + e)
     q = s * s
-    series = 1.0 + q * (
-        1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * (1.0 / 9 + q * (1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15))))))
-    )
+    tail = 1.0 / 9 + q * (1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15)))
+    series = 1.0 + q * (1.0 / 3 + q * (1.0 / 5 + q * (1.0 / 7 + q * tail)))
     return tl.maximum(x, 0.0) + 2.0 * s * series
 
 
