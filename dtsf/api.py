@@ -124,10 +124,7 @@ def train(
 
 
 def load(run: str | Path) -> Run:
-    """Load a run, finished or interrupted, for evaluation and prediction.
-
-    Raises CheckpointError: the checkpoint is missing or damaged, or its weights have other shapes than its recipe.
-    """
+    """Load a run, finished or interrupted. Raises CheckpointError: it is missing or damaged, or its weights do not fit."""
     run = Path(run)
     if not run.is_dir():
         raise CheckpointError(f"no run folder {run}: train first (dtsf train), or name another")

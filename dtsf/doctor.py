@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 MIN_FREE_GB = 1.0
 DEFAULT_ENCODER = "efficientnet-lite0"
-SECONDS = 5.0
-"""Length of the trial of stage 2."""
+TRIAL_SECONDS = 5.0
 PACKAGES = {
     "dtsf": ("dtsf", True, "make setup"),
     "av": ("av", True, "pip install av"),
@@ -153,8 +152,7 @@ def check_encoder() -> list[Check]:
     from dtsf.pipeline.encoders.choose import encoder_identity
     from dtsf.pipeline.encoders.efficientnet_lite import weights_file
 
-    identity = encoder_identity(DEFAULT_ENCODER, 192, 6)
-    file = weights_file(DEFAULT_ENCODER)
+    identity, file = encoder_identity(DEFAULT_ENCODER, 192, 6), weights_file(DEFAULT_ENCODER)
     found, size = f"{identity.name}, weights {identity.weights_hash} at {file}", f"{file.stat().st_size / 1e6:.1f} MB"
     weights = Check("encoder weights", True, size, value=identity.weights_hash)
     return [Check("encoder", True, found, value=identity.name), weights]
@@ -239,7 +237,7 @@ def check_stage2() -> list[Check]:
         for b, label in enumerate(label_B.tolist()):
             x_BVTHWC[b, :, ..., label * 8] += 3 * wave_T11
         start = time.monotonic()
-        while len(losses) < 3 or (time.monotonic() - start < SECONDS and len(losses) < 40):
+        while len(losses) < 3 or (time.monotonic() - start < TRIAL_SECONDS and len(losses) < 40):
             loss = dtsf_loss(net(x_BVTHWC), label_B, recipe.loss, 0)["loss"]
             optimizer.zero_grad()
             loss.backward()

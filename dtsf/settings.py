@@ -12,7 +12,6 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-
 MAX_SHOWN = 60
 """Maximum length of an invalid value that a message quotes from an external file."""
 

@@ -76,8 +76,7 @@ def cut_file():
     """Copies the first part of a file, as after an interrupted download."""
 
     def cut(source, target, share):
-        data = source.read_bytes()
-        target.write_bytes(data[: int(len(data) * share)])
+        target.write_bytes(source.read_bytes()[: int(source.stat().st_size * share)])
         return target
 
     return cut

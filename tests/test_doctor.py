@@ -10,14 +10,11 @@ from dtsf import doctor
 from dtsf.model.scan import choose_backend
 
 
-def test_check_scan__names_the_scan_in_use():
-    (check,) = doctor.check_scan()
-    assert check.value == choose_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu")).name
-    assert check.ok
-    assert "against float64" in check.found
-
-
-def test_checks__give_advice_for_each_missing_part():
+def test_checks__name_the_scan_and_give_advice_for_each_missing_part():
+    (scan,) = doctor.check_scan()
+    assert scan.value == choose_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu")).name
+    assert scan.ok
+    assert "against float64" in scan.found
     checks = [*doctor.check_packages(), *doctor.check_torch(), *doctor.check_encoder()]
     assert {"python", "decord", "dask", "zarr", "torch", "cuda", "encoder", "timm"} <= {c.name for c in checks}
     for check in checks:

@@ -12,31 +12,25 @@ def test_preprocess__does_nothing_the_second_time(dtsf, world):
     assert "nothing to do: all 60 clips were done before" in again
 
 
-def test_evaluate__gives_the_numbers_of_train(dtsf, world):
+def test_evaluate__gives_the_numbers_of_train_and_of_given_views(dtsf, world):
     trained = json.loads((world / "run/metrics.json").read_text())
     again = dtsf.json("evaluate", "run", cwd=world)
     assert again["top1"] == trained["top1"]
     assert again["confusion"] == trained["confusion"]
     assert again["n_groups"] == 10
-
-
-def test_evaluate__prints_only_the_given_views(dtsf, world):
-    done = dtsf("evaluate", "run", "--views", "2", "--json", cwd=world)
-    assert json.loads(done.stdout)["view_weights"] == [0, 1, 0]
+    assert dtsf.json("evaluate", "run", "--views", "2", cwd=world)["view_weights"] == [0, 1, 0]
+    # A table has only the given views.
     shown = dtsf("evaluate", "run", "--views", "2", cwd=world).stderr
     lines = iter(shown[shown.index("mean weight") :].splitlines()[2:])
     # An empty line ends the table.
     assert [line.split()[0] for line in iter(lambda: next(lines).strip(), "")] == ["2"]
 
 
-def test_predict__returns_class_weights_and_uncertainty(dtsf, world, performance):
+def test_predict__takes_three_views_or_one_frame_but_no_broken_video(dtsf, world, performance, make_video, tmp_path):
     answer = dtsf.json("predict", *performance, "--run", "run", cwd=world)
     assert answer["label"] in {name for name, _, _ in ACTIONS.values()}
     assert abs(sum(answer["view_weights"]) - 1) < 1e-5
     assert 0 < answer["uncertainty"] <= 1
-
-
-def test_predict__refuses_a_broken_video_and_takes_one_frame(dtsf, world, make_video, tmp_path):
     (tmp_path / "bad.avi").write_bytes(b"no video")
     assert "bad.avi" in dtsf.refusal("predict", tmp_path / "bad.avi", "--run", "run", cwd=world)
     one = make_video(tmp_path / "one.avi", 1)
@@ -59,18 +53,15 @@ def test_preprocess__lists_bad_clips_and_sets_the_exit_code(dtsf, make_video, cu
     assert "v01_s02_e00.avi" in text
 
 
-def test_preprocess__ntu_works_as_in_the_readme(dtsf, make_video, tmp_path):
+def test_preprocess__ntu_is_found_in_data_or_in_the_folder_of_the_environment(dtsf, make_video, tmp_path):
     for camera in (1, 2, 3):
         make_video(tmp_path / f"data/ntu/nturgb+d_rgb/S001C00{camera}P001R001A010_rgb.avi", 24)
     answer = dtsf.json("preprocess", "ntu", "--views", "all", cwd=tmp_path)
     assert (answer["clips"], answer["groups"]) == (3, 1)
     assert answer["clips_per_s"] > 0
-
-
-def test_preprocess__root_falls_back_to_the_environment(dtsf, make_video, tmp_path):
-    make_video(tmp_path / "elsewhere/ntu/S001C001P001R001A010.avi", 24)
-    dtsf.said("preprocess", "ntu", "--workers", 1, cwd=tmp_path, DTSF_DATA=tmp_path / "elsewhere")
-    assert "--root" in dtsf.refusal("preprocess", "ntu", cwd=tmp_path / "elsewhere")
+    make_video(tmp_path / "else/where/ntu/S001C001P001R001A010.avi", 24)
+    dtsf.said("preprocess", "ntu", "--workers", 1, cwd=tmp_path / "else", DTSF_DATA=tmp_path / "else/where")
+    assert "--root" in dtsf.refusal("preprocess", "ntu", cwd=tmp_path / "else/where")
 
 
 @pytest.mark.parametrize(

@@ -50,17 +50,14 @@ def test_export_onnx__gives_the_outputs_of_pytorch_for_any_batch(tmp_path, capfd
     assert output.probabilities_BK.std(0).max() > 1e-3  # the output depends on the input
 
 
-def test_export_onnx__names_the_wrong_value(tmp_path):
+def test_onnx__names_the_wrong_value_or_file(tmp_path):
+    import onnx
+
     net, state = network()
     with pytest.raises(ConfigError, match="toy has 1 to 3 views"):
         export_onnx(net, state, tmp_path / "net.onnx", views=4)
     with pytest.raises(ConfigError, match="does not exist"):
         export_onnx(net, state, tmp_path / "absent" / "net.onnx")
-
-
-def test_read_onnx__refuses_files_of_other_programs(tmp_path):
-    import onnx
-
     with pytest.raises(CheckpointError, match="does not exist"):
         read_onnx(tmp_path / "net.onnx")
     (tmp_path / "net.onnx").write_bytes(b"not a network")

@@ -282,7 +282,7 @@ def test_cache_page__shows_random_performances(dtsf, visit, world):
     assert page.locator("table", has_text="status").count() == 0
 
 
-def test_draw_thumbnails__shows_the_next_view_in_three_corners():
+def test_gallery__draws_frames_and_thumbnails_of_the_network():
     pictures = np.zeros((3, 4, 48, 48, 3), np.uint8)
     pictures[0], pictures[1], pictures[2] = 50, 120, 220
     drawn = draw_thumbnails(pictures, views=[1, 2, 3])
@@ -293,9 +293,6 @@ def test_draw_thumbnails__shows_the_next_view_in_three_corners():
     alone = draw_thumbnails(pictures[:1], views=[2])
     assert (alone[0, :, 5, 5] == 50).all()
     assert (alone[0, :, 0, 0] == VIEW_COLOURS[1]).all()
-
-
-def test_choose_frames__returns_the_frames_of_the_network():
     x = np.random.default_rng(0).normal(size=(2, 16, 36, 4)).astype(np.float16)
     assert choose_frames(x, 16, 0.0).tolist() == [list(range(16))] * 2
     assert choose_frames(x, 4, 0.0)[0].tolist() == [2, 6, 10, 14]

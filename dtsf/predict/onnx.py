@@ -7,8 +7,7 @@ Letters: B groups, V views, T frames, H W grid, C channels, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import Field
@@ -99,8 +98,7 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
     return metadata
 
 
-@dataclass(frozen=True)
-class ExportedNetwork:
+class ExportedNetwork(NamedTuple):
     """An ONNX file, loaded into ONNX Runtime."""
 
     file: Path

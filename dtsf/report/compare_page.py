@@ -64,6 +64,15 @@ def compare_runs(
         curves += svg.panels(
             title, {n: run.series[key] for n, run in zip(names, runs, strict=True) if run.series.get(key)}
         )
+    tables = [recipe_text(run.checkpoint.state.recipe) for run in runs]
+    keys = dict.fromkeys((section, key) for table in tables for section, rows in table.items() for key in rows)
+    values = {f"{section}.{key}": [table[section].get(key, "\u2013") for table in tables] for section, key in keys}
+    classes = []
+    for name in runs[0].class_names:
+        recalls = [run.metrics.per_class.get(name) for run in runs]
+        known = [recall for recall in recalls if recall is not None]
+        if known and all(name in run.metrics.per_class for run in runs):
+            classes.append((name, recalls, max(known) - min(known)))
     text = render(
         "compare.html",
         title=f"{len(runs)} runs compared",
@@ -75,32 +84,13 @@ def compare_runs(
         left_out=any(run.evaluation.left_out for run in runs),
         only_seeds_differ=only_seeds_differ,
         curves=curves,
-        recipe=_recipe_differences(runs),
-        classes=_classes(runs),
+        recipe=[(key, row) for key, row in values.items() if len(set(row)) > 1],
+        classes=classes,
         disagreements=_disagreements(runs) if same_groups else [],
         same_groups=same_groups,
         max_listed=MAX_LISTED,
     )
     return write_page(out, text)
-
-
-def _recipe_differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:
-    """Return the keys whose values differ, with the value of each run."""
-    tables = [recipe_text(run.checkpoint.state.recipe) for run in runs]
-    keys = dict.fromkeys((section, key) for table in tables for section, rows in table.items() for key in rows)
-    values = {f"{section}.{key}": [table[section].get(key, "\u2013") for table in tables] for section, key in keys}
-    return [(key, row) for key, row in values.items() if len(set(row)) > 1]
-
-
-def _classes(runs: Sequence[RunData]) -> list[tuple[str, list[float | None], float]]:
-    """Return the recall of each class in each run, and the difference between the best and the worst run."""
-    rows = []
-    for name in runs[0].class_names:
-        recalls = [run.metrics.per_class.get(name) for run in runs]
-        known = [recall for recall in recalls if recall is not None]
-        if known and all(name in run.metrics.per_class for run in runs):
-            rows.append((name, recalls, max(known) - min(known)))
-    return rows
 
 
 def _disagreements(runs: Sequence[RunData]) -> list[tuple[str, str, list[tuple[str, bool]]]]:

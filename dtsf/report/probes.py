@@ -70,10 +70,7 @@ class Probes(NamedTuple):
 def probe(
     run: RunData, net: DTSFNet, data: CachedDataset, cache: Path, on_step: Callable[[int, int, str], None]
 ) -> Probes:
-    """Evaluate the network without some views and on the other datasets of the cache.
-
-    ``on_step`` is called with (done, total, name of the next step).
-    """
+    """Evaluate without some views and on the other datasets. ``on_step`` is called with (done, total, name of the next step)."""
     names, others = data.info.view_names, [name for name in list_datasets(cache) if name != data.info.name]
     rule = parse_protocol(run.evaluation.protocol, data.info.kind)
     split = split_clips(data.clips, rule, data.info.kind, names)

@@ -18,9 +18,6 @@ from dtsf.training.protocols import parse_protocol, split_clips
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from markupsafe import Markup
-
-    from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import Clip
     from dtsf.report.run_data import RunData
 
@@ -43,9 +40,8 @@ def report_run(
 ) -> Path:
     """Write the report of a run to ``out`` (default: ``report.html`` in its folder). Returns the file.
 
-    ``cache``: default: its path at training; without a cache the page has no pictures and no probes. ``samples``: number of
-    performances of each kind in the gallery. ``on_step`` is called with (done, total, name of the next step). Raises
-    CheckpointError: the run is damaged or not finished.
+    ``cache``: default: its path at training; without a cache the page has no pictures and no probes. ``samples``: pictures of
+    each kind. ``on_step`` is called with (done, total, name of the next step). Raises CheckpointError: the run is not complete.
     """
     run = read_run(folder)
     state, names, m = run.checkpoint.state, run.class_names, run.metrics
@@ -56,13 +52,25 @@ def report_run(
     probes, gallery, occluded = None, [], 0
     if data is not None:
         probes = probe(run, load_network(run.checkpoint), data, cache, on_step)
-        tested = _tested_clips(run, data)
-        for kind, chosen in choose_samples(m.predictions, samples).items():
+        kind, views = data.info.kind, data.info.view_names
+        split = split_clips(data.clips, parse_protocol(run.evaluation.protocol, kind), kind, views)
+        tested: dict[str, list[Clip]] = {}
+        for clip in split.test if run.evaluation.split == "test" else split.train:
+            if views[clip.view - 1] in run.evaluation.views:
+                tested.setdefault(clip.group, []).append(clip)
+        for section, chosen in choose_samples(m.predictions, samples).items():
             shown = [p for p in chosen if p.group in tested]
             strips = [(p, network_strips(data, recipe.model, tested[p.group], p.view_weights)) for p in shown]
-            gallery.append((kind, strips))
+            gallery.append((section, strips))
         for p in m.predictions:
             occluded += sum(p.view_weights[clip.view - 1] == 0 for clip in tested.get(p.group, ()))
+    series = {name: line for name, line in run.series.items() if line}
+    panels: list[tuple[str, dict[str, list[float]]]] = [
+        (title, {name: series.pop(name) for name in lines if name in series})
+        for title, lines in PANELS
+        if lines[0] in series
+    ]
+    panels.insert(1, ("Parts of the loss", series))
     text = render(
         "run.html",
         title=f"{run.evaluation.dataset}, {run.evaluation.protocol}",
@@ -81,7 +89,7 @@ def report_run(
             "reliability": svg.reliability(m.reliability),
             "weights": svg.dots(_weights(run)),
         },
-        curves=_curves(run),
+        curves=[panel for title, lines in panels for panel in svg.panels(title, lines)],
         classes=_classes(run),
         probes=probes,
         gallery=gallery,
@@ -93,17 +101,6 @@ def report_run(
         ],
     )
     return write_page(out or folder / "report.html", text)
-
-
-def _tested_clips(run: RunData, data: CachedDataset) -> dict[str, list[Clip]]:
-    """Return the evaluated clips by group."""
-    e, names = run.evaluation, data.info.view_names
-    by_group: dict[str, list[Clip]] = {}
-    split = split_clips(data.clips, parse_protocol(e.protocol, data.info.kind), data.info.kind, names)
-    for clip in split.test if e.split == "test" else split.train:
-        if names[clip.view - 1] in e.views:
-            by_group.setdefault(clip.group, []).append(clip)
-    return by_group
 
 
 def _weights(run: RunData) -> dict[str, list[tuple[float, bool, str]]]:
@@ -118,18 +115,6 @@ def _weights(run: RunData) -> dict[str, list[tuple[float, bool, str]]]:
                 title += "" if right else f" instead of {names[p.label]}"
                 dots.setdefault(f"view {view}", []).append((p.view_weights[v], right, title))
     return dots
-
-
-def _curves(run: RunData) -> list[tuple[str, list[str], Markup]]:
-    """Return title, legend and drawing of each panel."""
-    series = {name: line for name, line in run.series.items() if line}
-    panels: list[tuple[str, dict[str, list[float]]]] = [
-        (title, {name: series.pop(name) for name in names if name in series})
-        for title, names in PANELS
-        if names[0] in series
-    ]
-    panels.insert(1, ("Parts of the loss", series))
-    return [panel for title, lines in panels for panel in svg.panels(title, lines)]
 
 
 def _classes(run: RunData) -> list[dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""Inline SVG for the pages. Colours come from the style sheet of the page, for light and dark.
-
-``Markup.format`` escapes every text from outside.
-"""
+"""Inline SVG for the pages, with the colours of their style sheet. ``Markup.format`` escapes every text from outside."""
 
 from __future__ import annotations
 
