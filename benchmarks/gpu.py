@@ -254,7 +254,7 @@ def steps(figures: Figures) -> None:
 def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]:
     from dtsf.model.network import DTSFNet
     from dtsf.training.losses import dtsf_loss
-    from dtsf.training.optim import adamw
+    from dtsf.training.prepare import adamw
     from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
 
     recipe = resolve_auto(load_recipe(recipe_name, changes), REFERENCE_CLIPS)

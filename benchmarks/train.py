@@ -36,8 +36,7 @@ from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import RMSNorm, VideoMamba
 from dtsf.training.data import Groups, training_batches
 from dtsf.training.losses import dtsf_loss
-from dtsf.training.optim import adamw
-from dtsf.training.prepare import training_source
+from dtsf.training.prepare import adamw, training_source
 from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
 
 if TYPE_CHECKING:

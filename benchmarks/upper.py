@@ -26,7 +26,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.pipeline.encoders.efficientnet_lite import STAGES, weights_file
 from dtsf.training.data import Groups, evaluation_batches, training_batches
 from dtsf.training.losses import dtsf_loss
-from dtsf.training.optim import decay_groups, schedule
+from dtsf.training.prepare import decay_groups, schedule
 from dtsf.training.recipe import load_recipe, resolve_auto
 
 if TYPE_CHECKING:

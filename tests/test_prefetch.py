@@ -31,9 +31,6 @@ class GpuTensor(torch.Tensor):
         made.cpu_values = values
         return made
 
-    def __repr__(self):
-        return f"GpuTensor({self.cpu_values})"
-
     def tolist(self):
         return self.cpu_values.tolist()
 

@@ -28,7 +28,7 @@ from dtsf.training.data import Groups
 from dtsf.training.distributed import World, epoch_plan
 from dtsf.training.loop import held_out_score, update_best
 from dtsf.training.losses import uncertain_cross_entropy
-from dtsf.training.optim import decay_groups, schedule, update_average
+from dtsf.training.prepare import decay_groups, schedule, update_average
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe
 from dtsf.training.splits import hold_out

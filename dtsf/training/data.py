@@ -1,9 +1,7 @@
 """Training data: clips of a cache in memory, grouped by performance, and batches of them.
 
-If the embeddings fit on the GPU, they stay there and batches are gathered and augmented on the GPU. Otherwise a batch is made on
-the CPU and copied through pinned memory, which PyTorch reuses. Random numbers are always drawn on the CPU in the same order, so
-that a run repeats.
-
+Batches are made on the GPU if the embeddings fit there, else on the CPU, and copied through pinned memory. Random numbers are
+always drawn on the CPU in the same order, so that a run repeats.
 Letters: N clips, G groups, B groups of a batch, V views, F cached frames, T frames of the network, H W grid, C channels.
 """
 

@@ -2,8 +2,7 @@
 
     torchrun --nproc-per-node 2 -m dtsf train ...
 
-A step takes ``batch_size`` groups for each process and each accumulated batch. So two processes make the same step as one process
-with a batch of double size. Only the first process writes and prints.
+Two processes make the same step as one process with a batch of double size. Only the first process writes and prints.
 """
 
 from __future__ import annotations
@@ -34,13 +33,10 @@ class World(NamedTuple):
 
 
 class Share(NamedTuple):
-    """Groups in one batch of one process, and the weight of their mean loss in the step.
-
-    If the last step has fewer groups than processes, a process takes one group with weight 0.
-    """
+    """Groups in one batch of one process, and the weight of their mean loss in the step."""
 
     chosen_B: Tensor
-    weight: float
+    weight: float  # 0 for a process without a group in the last step: it takes one that does not count
 
 
 class Step(NamedTuple):

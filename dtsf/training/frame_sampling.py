@@ -1,8 +1,7 @@
 """Frame sampling: frames at equal distances in time, or at equal shares of the motion of the clip.
 
-People start late, pause, and move at different speeds. With frames uniform in time, an action can fill four frames of one clip
-and ten of another. Frames at equal shares of the *motion* align the clips. A share of time can stay, because some actions differ
-in tempo. This is ours, not the paper's; measured in docs/results/network.md.
+Frames at equal shares of motion align clips in which people start late, pause, or move at other speeds. A share of time can stay,
+because some actions differ in tempo. This is ours, not the paper's; measured in docs/results/network.md.
 
 Letters: N clips, M clips read, F cached frames, S steps between them, T frames of the network, H W grid, C channels, R all
 cached frames, Y frames read, X numbers of a frame, P a part.

@@ -26,8 +26,7 @@ from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.evaluate import batches
 from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import TrainingLog
-from dtsf.training.optim import adamw, schedule, update_average
-from dtsf.training.prepare import prepare_network
+from dtsf.training.prepare import adamw, prepare_network, schedule, update_average
 from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.train_state import TrainingModule, TrainState, restore, save, versions
 

@@ -1,15 +1,16 @@
-"""Preparation of a network before its first step: statistics of the training groups, and the data that training reads.
+"""Preparation of a training: statistics of the training groups, the data that training reads, and the optimiser.
 
 Letters: N clips, G groups, V views, F cached frames, T frames of the network, H W grid, C R channels, E channels of motion.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtsf.model.motion import motion_share
 from dtsf.training.data import Groups, evaluation_batches
@@ -18,7 +19,7 @@ from dtsf.training.frame_sampling import read_frames, uniform_times
 if TYPE_CHECKING:
     from dtsf.model.network import DTSFNet
     from dtsf.training.augment import AugmentConfig
-    from dtsf.training.recipe import Recipe
+    from dtsf.training.recipe import Recipe, TrainConfig
 
 
 def prepare_network(net: DTSFNet, groups: Groups, recipe: Recipe) -> tuple[Groups, float, Tensor]:
@@ -114,3 +115,35 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
         parts.append(compute(read_frames(x_NFHWC, row_M, time_MT, config.motion_sampling, step_NS)))
     # Motion sampling 0 reads the computed frames.
     return replace(groups, embeddings_NFHWC=torch.cat(parts)), 0.0
+
+
+def schedule(step: int, n_steps: int, warmup: float) -> float:
+    """Return the share of the peak learning rate at ``step``: linear warm-up, then cosine to 0."""
+    rising = max(1, round(warmup * n_steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, n_steps - rising)))
+
+
+def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -> list[dict[str, Any]]:
+    """Divide parameters into those with weight decay (matrices) and without. ``states``: A_log decays too."""
+    exempt = ("pos_embed", "temporal_pos_embedding", "cls_token", *(() if states else ("A_log", "A_b_log")))
+    decayed: list[Tensor] = []
+    kept: list[Tensor] = []
+    for name, parameter in net.named_parameters():
+        (kept if parameter.ndim < 2 or name.endswith(exempt) else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.optim.AdamW:
+    """Return AdamW with the settings of the recipe. On a GPU it updates many weights in one launch."""
+    groups = decay_groups(net, train.weight_decay, states=train.decay_states)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), foreach=device.type == "cuda")
+
+
+@torch.no_grad()
+def update_average(average: dict[str, Tensor], net: nn.Module, decay: float, step: int) -> None:
+    """Update the running average of the weights in place; a share ``decay`` of it stays. ``step``: from 1."""
+    decay = min(decay, (1 + step) / (10 + step))  # smaller in the first steps, to forget the start
+    for name, x in net.state_dict().items():
+        average[name].lerp_(x, 1.0 - decay)

@@ -1,14 +1,7 @@
-"""Protocols: the division of clips into training and test, as in the papers of the datasets or by the user.
+"""Protocols: the division of clips into training and test, as in the papers or by the user (docs/concepts/groups.md).
 
-====================  ===========================================================================================
-``cross-subject``     test subjects after a colon: ``cross-subject:5,6``; default: the published lists of NTU and N-UCLA
-``cross-view``        test view after a colon: ``cross-view:3``; default: view 1 of NTU, else view 3
-``cross-setup``       NTU-120: even setups train, odd setups test
-``split``             column ``split`` of the manifest: ``train`` and ``test``
-``all``               all clips train and test: measures the fit only
-====================  ===========================================================================================
-
-A test on one unseen view and a test on all views of unseen subjects are different tasks; :class:`Split` names the task.
+An argument follows a colon: test subjects (``cross-subject:5,6``) or test views (``cross-view:3``). By default they are those of
+NTU's and N-UCLA's papers; else ``cross-view`` tests view 3. :class:`Split` names the task that the test measures.
 """
 
 from __future__ import annotations

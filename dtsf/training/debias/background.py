@@ -1,21 +1,17 @@
 """Peer methods that remove the background from the features: HSIC and SOAR.
 
-HSIC: Kobayashi, Ding, Tamaki 2025 (arXiv 2509.23009; abstract and summary, no code). An unbiased stream reads the video, a biased
-stream reads an altered input. Their dependence, measured by HSIC, is minimised; a scene-prediction loss helps.
-``L = CE_u + CE_b + l1 HSIC(F_u, F_b) + l2 L_scene``. HSIC (Gretton et al. 2005), biased estimate:
-``tr(K H L H) / (N - 1)^2``, ``H = I - 1 1^T / N``, Gaussian kernels.
-Our reading, since the equations are not published: the biased input is the temporal mean of the clip, read by a small network
-of its own. The samples are the present views of a batch, and the kernel widths are median distances. HSIC changes the features
-of the network only; otherwise the biased stream would lower it by becoming useless. L_scene is a background classifier behind a
-gradient reversal on the features of the network, and a plain one on the biased stream. CE_u is the loss of DTSFNet.
+HSIC: Kobayashi, Ding, Tamaki 2025 (arXiv 2509.23009; abstract and summary, no code): ``L = CE_u + CE_b + l1 HSIC(F_u, F_b) + l2
+L_scene`` for an unbiased stream, and a biased one of an altered input. HSIC (Gretton et al. 2005): ``tr(K H L H) / (N - 1)^2``,
+``H = I - 1 1^T / N``, Gaussian kernels. Our reading, since the equations are not published: the biased input is the temporal mean
+of the clip. The samples are the present views of a batch, the kernel widths are median distances. HSIC changes only the features
+of the network; otherwise the biased stream would lower it by becoming useless. L_scene is a background classifier behind a
+gradient reversal on the network's features, and a plain one on the biased stream. CE_u is the loss of DTSFNet.
 
-SOAR: Zhai, Liu, Wu, Wu, Zhou, Doermann, Yuan, Hua, "SOAR: Scene-debiasing Open-set Action Recognition" (ICCV 2023; structure
-from the code, yhZhai/SOAR). It adds two adversaries to evidential learning. A decoder behind a reversed gradient (times 0.2)
-reconstructs the background: the median of the clip over time, by L1, weighted by the detached uncertainty of the batch. A deep
-classifier behind a reversed gradient predicts the scene. The features are trained so that both fail.
-Our reading on cached embeddings: the adversaries read the feature of each view. The background is the median over time of each
-cell, in units of the deviation of its channel. The uncertainty is that of the view (the paper has a map over positions). The
-guidance loss of the paper is off in the authors' own configuration and is omitted.
+SOAR: Zhai et al., "SOAR: Scene-debiasing Open-set Action Recognition" (ICCV 2023; structure from the code, yhZhai/SOAR). Behind
+reversed gradients, a decoder (times 0.2) reconstructs the background by L1, weighted by the detached uncertainty, and a deep
+classifier predicts the scene. The features are trained so that both fail. Our reading: the adversaries read the feature of each
+view. The background is the median over time of each cell, in units of the deviation of its channel. The uncertainty is that of the
+view (the paper has a map over positions). The guidance loss of the paper is off in the authors' configuration and is omitted.
 
 The background is named by the dataset, or is a cluster of the static embeddings (SOAR's paper uses a Places classifier).
 Letters: N clips, P present views of a batch, B groups, V views, T F frames, H W grid, C channels, D width, K classes.

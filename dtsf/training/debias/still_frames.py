@@ -1,18 +1,15 @@
 """Peer methods that use still frames: StillMix and ALBAR. A still frame has no dynamic part, so the network must read frames.
 
-StillMix: Li, Yang, Xu et al., "Mitigating and Evaluating Static Bias of Action Representations in the Background and the
-Foreground" (ICCV 2023; numbers from the code, lihaoxin05/StillMix). A 2-D reference network scores single frames by the probability
-of the predicted class, right or wrong. A bank holds frames drawn from the more confident half.
-``x' = lambda x + (1 - lambda) frame``, with the same frame at all times, one lambda ~ Beta(200, 200) a batch, and each clip mixed
-with probability 1/2. The label does not change.
-Our reading on cached embeddings: the reference network is a softmax regression on the embedding of one frame, pooled over the
-grid. Clips are the views of a group, and each view is mixed independently.
+StillMix: Li et al., "Mitigating and Evaluating Static Bias of Action Representations in the Background and the Foreground" (ICCV
+2023; numbers from the code, lihaoxin05/StillMix). ``x' = lambda x + (1 - lambda) frame``, with the same frame at all times, one
+lambda ~ Beta(200, 200) a batch, and each clip mixed with probability 1/2. The label does not change. The frames are from the half
+that a reference network of single frames classifies most confidently, right or wrong. Our reading: this network is a softmax
+regression on the embedding of one frame, pooled over the grid. Clips are the views of a group, mixed independently.
 
-ALBAR: Fioresi, Dave, Shah, "ALBAR: Adversarial Learning approach to mitigate Biases in Action Recognition" (ICLR 2025;
-numbers from the code, UCF-CRCV/ALBAR). A static clip goes through the same network as the clip itself:
-``L = CE(x) - w_s CE(x_s) + w_e sum p ln p (x_s) + w_g mean ||grad_{x_s} f(x_s)||``, weights 1, 4.25, 10 (HMDB51).
-Our reading: CE(x) is the loss of DTSFNet. The static clip repeats one random frame of each view, and its prediction is the
-softmax of the fused logits. The gradient is that of the sum of the logits; its norm is taken over the whole input of a group. The
+ALBAR: Fioresi, Dave, Shah, "ALBAR: Adversarial Learning approach to mitigate Biases in Action Recognition" (ICLR 2025; numbers from
+the code, UCF-CRCV/ALBAR). A static clip goes through the same network: ``L = CE(x) - w_s CE(x_s) + w_e sum p ln p (x_s) + w_g mean
+||grad_{x_s} f(x_s)||``, weights 1, 4.25, 10 (HMDB51). Our reading: CE(x) is the loss of DTSFNet. The static clip repeats one random
+frame of each view. The gradient is that of the sum of the fused logits; its norm is taken over the whole input of a group. The
 adversarial cross-entropy has no bound, as in the authors' code; the entropy term limits it.
 
 Letters: N clips, F T frames, B groups, V views, S frames of the bank, H W grid, C channels, K classes, M X frames of all clips.
