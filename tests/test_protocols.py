@@ -8,7 +8,7 @@ from make_cache import clip
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
-from dtsf.training.protocols import describe, parse_protocol, split_clips
+from dtsf.training.protocols import parse_protocol, split_clips
 
 
 def split_of(clips, text, kind="manifest", names=("1", "2", "3"), **needed):
@@ -118,17 +118,18 @@ def test_split_ntu__has_the_published_sizes(ntu, setups, protocol, train, test, 
     assert (len(split.train), len(split.test)) == (train, test)
     assert split.task.startswith(task)
     assert not split.left_out
-    sides = [describe(side, ("1", "2", "3")) for side in (split.train, split.test)]
+    sides = (split.train, split.test)
+    groups = [len({clip.group for clip in side}) for side in sides]
+    units = [{clip.setup if protocol == "cross-setup" else clip.subject for clip in side} for side in sides]
     if protocol == "cross-view":
-        assert [list(side.views) for side in sides] == [["2", "3"], ["1"]]
-        assert sides[0].groups == sides[1].groups == 18_960
+        assert [{clip.view for clip in side} for side in sides] == [{2, 3}, {1}]
+        assert groups == [18_960, 18_960]
     else:
         # Whole groups on one side.
-        assert [side.groups * 3 for side in sides] == [train, test]
-        who = "setups" if protocol == "cross-setup" else "subjects"
-        assert not set(getattr(sides[0], who)) & set(getattr(sides[1], who))
+        assert [3 * n for n in groups] == [train, test]
+        assert not units[0] & units[1]
     if protocol == "cross-subject":
-        assert [len(side.subjects) for side in sides] == ([20, 20] if setups == 17 else [53, 53])
+        assert [len(subjects) for subjects in units] == ([20, 20] if setups == 17 else [53, 53])
 
 
 def nucla(reference, flag):
@@ -176,8 +177,8 @@ def test_split_casia__test_view_by_number_or_name(word, name):
     views = ("horizontal", "angle", "topdown")
     clips = [clip(f"{p}-{v}", group=f"p{p}", view=v, subject=str(p)) for p in (1, 2) for v in (1, 2, 3)]
     split = split_of(clips, word and f"cross-view:{word}", "casia", views)
-    assert describe(split.test, views).views == {name: 2}
-    assert list(describe(split.train, views).views) == [view for view in views if view != name]
+    assert [views[clip.view - 1] for clip in split.test] == [name, name]
+    assert {views[clip.view - 1] for clip in split.train} == {*views} - {name}
     assert split.task == f"an unseen view alone (view {name}) of performances seen from others"
 
 

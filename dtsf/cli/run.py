@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
     """Stage 2: train DTSFNet from the cache and evaluate it on the test clips of the protocol."""
     from dtsf import api
     from dtsf.training.distributed import current_world
-    from dtsf.training.protocols import describe
+    from dtsf.training.protocols import subjects_of
 
     if not current_world().first:
         # Of several processes only the first prints messages. Each prints its own errors.
@@ -45,10 +46,10 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
         rows = [("", "groups", "clips", "views (clips)", "subjects", "setups")]
         for name, clips in {"training": split.train, "held out": split.held_out, "test": split.test}.items():
             if clips:
-                side = describe(clips, data.info.view_names)
-                views = ", ".join(f"{view} ({count})" for view, count in side.views.items())
-                setups = ", ".join(map(str, side.setups))
-                rows.append((name, str(side.groups), str(side.clips), views, ", ".join(side.subjects), setups))
+                groups, counts = {clip.group for clip in clips}, sorted(Counter(clip.view for clip in clips).items())
+                views = ", ".join(f"{data.info.view_names[view - 1]} ({count})" for view, count in counts)
+                setups = ", ".join(map(str, sorted({clip.setup for clip in clips if clip.setup is not None})))
+                rows.append((name, str(len(groups)), str(len(clips)), views, ", ".join(subjects_of(clips)), setups))
         # Columns without values are left out.
         heads, *lines = zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True)
         screen.print(table("training and test", heads, lines))
@@ -57,8 +58,8 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
             screen.print(f"left out: {count} clips: {reason}", style="yellow")
         train = recipe.train
         stop = f", stop after {train.patience} without improvement on the held-out groups" if train.patience else ""
-        groups = f", {train.batch_size} groups at once, {train.accumulate} times a step" if train.accumulate > 1 else ""
-        screen.print(f"{train.epochs} epochs{stop}{groups}, {train.threads} CPU thread(s), run folder {run}")
+        batch = f", {train.batch_size} groups at once, {train.accumulate} times a step" if train.accumulate > 1 else ""
+        screen.print(f"{train.epochs} epochs{stop}{batch}, {train.threads} CPU thread(s), run folder {run}")
 
     with progress("train", "epochs") as update:
 

@@ -47,16 +47,6 @@ class Split(Frozen):
     held_out: tuple[Clip, ...] = ()  # evaluated during the training, neither trained nor tested: splits.hold_out
 
 
-class Side(Frozen):
-    """Counts of one side of a split."""
-
-    clips: int
-    groups: int
-    views: dict[str, int]  # number of clips by name of the view
-    subjects: tuple[str, ...]  # in order; empty if the dataset names no subjects
-    setups: tuple[int, ...]  # of NTU; empty for other datasets
-
-
 def parse_protocol(text: str | None, kind: str) -> Protocol:
     """Read ``name[:argument,...]``; None is the usual protocol of the kind of dataset. Raises ConfigError."""
     if text is None:
@@ -102,31 +92,19 @@ def split_clips(
         if side in needed and not there:
             raise ConfigError(
                 f"protocol {protocol} leaves no {word} clip of {len(clips)} "
-                f"(subjects {', '.join(_subjects(clips)) or 'unknown'}; views {', '.join(view_names)})"
+                f"(subjects {', '.join(subjects_of(clips)) or 'unknown'}; views {', '.join(view_names)})"
             )
     return Split(train=train, test=test, left_out=dict(left_out), task=task)
 
 
-def describe(clips: Sequence[Clip], view_names: Sequence[str]) -> Side:
-    """Count the clips, groups, views, subjects and setups of one side of a split."""
-    views = Counter(clip.view for clip in clips)
-    return Side(
-        clips=len(clips),
-        groups=len({clip.group for clip in clips}),
-        views={view_names[view - 1]: n for view, n in sorted(views.items())},
-        subjects=tuple(_subjects(clips)),
-        setups=tuple(sorted({clip.setup for clip in clips if clip.setup is not None})),
-    )
-
-
-def _subjects(clips: Sequence[Clip]) -> list[str]:
+def subjects_of(clips: Sequence[Clip]) -> list[str]:
     """Return the persons of clips (``3+4`` are two): numbers first, in order."""
     persons = {person for clip in clips if clip.subject for person in clip.subject.split("+")}
     return sorted(persons, key=lambda person: (int(person), "") if person.isdecimal() else (10**9, person))
 
 
 def _cross_subject(clips: Sequence[Clip], protocol: Protocol, kind: str) -> Rule:
-    known = _subjects(clips)
+    known = subjects_of(clips)
     if not known:
         raise ConfigError("protocol cross-subject: the dataset names no subjects (column subject of a manifest)")
     if protocol.argument:
@@ -196,7 +174,7 @@ def _manifest_split(clips: Sequence[Clip], view_names: Sequence[str]) -> Rule:
         views = f"an unseen view alone (view {names})" if len(tested) == 1 else f"unseen views ({names})"
     else:
         views = "views that trained too" if tested <= seen else "views of which some trained"
-    trained, subjects = set(_subjects(train)), set(_subjects(test))
+    trained, subjects = set(subjects_of(train)), set(subjects_of(test))
     if not subjects:
         people = "people it does not name"
     elif not trained & subjects:
