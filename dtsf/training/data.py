@@ -39,10 +39,6 @@ class Batch(NamedTuple):
     label_B: Tensor
     row_BV: Tensor  # row of each clip in the embeddings of the groups; undefined where the mask is False
 
-    def to(self, device: torch.device) -> Batch:
-        """Move to a device."""
-        return Batch(*(x.to(device) for x in self))
-
 
 @dataclass(frozen=True)
 class Groups:
@@ -205,7 +201,7 @@ class Prefetcher:
     def next(self) -> Batch:
         """Return the next batch, on the device. Raises StopIteration after the last one."""
         if self._stream is None:
-            return next(self._batches).to(self._device)
+            return Batch(*(x.to(self._device) for x in next(self._batches)))
         self.prepare()
         batch, self._staged = self._staged, None
         if batch is None:

@@ -67,13 +67,12 @@ def launch(device: str, precision: str) -> Fabric:
     # Buffers are constant and need not be sent at every step. PyTorch 2.13 renamed the argument.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
-    # Some readouts do not use all parameters of VideoMamba.
-    several = DDPStrategy(find_unused_parameters=True, **buffers)
     fabric = Fabric(
         accelerator=device,
         devices=world.local_size,
         num_nodes=world.size // world.local_size,
-        strategy=several if world.size > 1 else "auto",
+        # Some readouts do not use all parameters of VideoMamba.
+        strategy=DDPStrategy(find_unused_parameters=True, **buffers) if world.size > 1 else "auto",
         precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
