@@ -86,20 +86,20 @@ def test_preprocess__decodes_a_folder_again_if_one_picture_changes(tmp_path):
 
 def test_dry_run__prints_the_changes_and_writes_nothing(own, dtsf):
     folder, rows = own
-    words = ("preprocess", "manifest", "--root", "own", *SMALL)
-    said = dtsf.json(*words, "--dry-run", cwd=folder)
-    assert (said["dry_run"], said["changes"]["to_decode"], said["changes"]["new"]) == (True, 8, 8)
+    found = run(folder, dry_run=True)
+    assert (found.dry_run, found.changes.to_decode, found.changes.new) == (True, 8, 8)
     assert not (folder / "cache").exists()
-    assert dtsf.json(*words, cwd=folder)["changes"] == said["changes"]
+    assert run(folder).changes == found.changes
     files = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*")}
     rows[0]["split"], rows[1]["subject"] = "val", "anna"
     write(folder / "own", rows[:-1])
-    said = dtsf.json(*words, "--dry-run", cwd=folder)
-    changes = {name: count for name, count in said["changes"].items() if count}
+    found = run(folder, dry_run=True)
+    changes = {name: count for name, count in found.changes.model_dump().items() if count}
     assert changes == {"unchanged": 5, "relabelled": 2, "gone": 1}
     assert files == {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*")}
-    assert dtsf.json(*words, cwd=folder)["changes"] == said["changes"]
-    assert "changes since the last run: 7 unchanged" in dtsf.said(*words, "--dry-run", cwd=folder)
+    assert run(folder).changes == found.changes
+    words = ("preprocess", "manifest", "--root", "own", *SMALL, "--dry-run")
+    assert "changes since the last run: 7 unchanged" in dtsf.said(*words, cwd=folder)
 
 
 def test_compact__frees_rows_of_clips_that_are_gone(own, dtsf):

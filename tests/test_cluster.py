@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,13 +28,6 @@ def catalog(make_video, tmp_path_factory):
         make_video(root / f"c{k:02d}.avi", 20 + k, 320, 240)
     (root / "c07.avi").write_bytes((root / "c08.avi").read_bytes()[:9000])
     return catalog_of(root, [f"c{k:02d}" for k in range(24)])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(catalog, tmp_path_factory):
-    cache = tmp_path_factory.mktemp("undisturbed")
-    preprocess(catalog, cache, PreprocessSettings(**SMALL), workers=1, shard_size=1)
-    return cache
 
 
 def other_file(path, source, k):
@@ -63,13 +55,12 @@ def below(pid):
     return found
 
 
-def workers_of(pid, name):
+def workers_of(pid, name, file="cmdline"):
     """Return the descendants with ``name`` in their command. A forked process has the command of its parent."""
     found = []
     for child in below(pid):
         with contextlib.suppress(OSError):
-            words = Path(f"/proc/{child}/cmdline").read_bytes().decode()
-            if name in words:
+            if name in Path(f"/proc/{child}/{file}").read_bytes().decode():
                 found.append(child)
     return found
 
@@ -77,7 +68,7 @@ def workers_of(pid, name):
 WORKER, DECODER = "multiprocessing.forkserver", "dtsf.pipeline.video.decode"
 
 
-def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, undisturbed, tmp_path):
+def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, tmp_path):
     started, seen = [], []
 
     def dask(*words, stderr):
@@ -100,16 +91,13 @@ def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, undistu
         started[0].stderr.close()
     assert result.verdicts == {"ok": 23, "truncated": 1}
     assert seen[-1].done == 24
-    assert content(tmp_path / "c") == content(undisturbed)
+    preprocess(catalog, tmp_path / "undisturbed", PreprocessSettings(**SMALL), workers=1, shard_size=1)
+    assert content(tmp_path / "c") == content(tmp_path / "undisturbed")
 
 
 def test_cluster__no_scheduler_at_the_address(catalog, tmp_path):
     with pytest.raises(ConfigError, match="no dask scheduler responds at tcp://127.0.0.1:9"):
         preprocess(catalog, tmp_path, PreprocessSettings(**SMALL), scheduler="tcp://127.0.0.1:9")
-
-
-def has_workers_or_ended(process):
-    return process.poll() is not None or bool(workers_of(process.pid, WORKER))
 
 
 @pytest.mark.parametrize("shard_size", [1, 12])
@@ -124,7 +112,7 @@ def test_preprocess__killed_six_times_gives_the_same_bytes(catalog, tmp_path, sh
         while kills < 6:
             whole = kills % 2 == 0
             if not whole:
-                wait_until(partial(has_workers_or_ended, process))
+                wait_until(lambda: process.poll() is not None or workers_of(process.pid, WORKER))  # noqa: B023
             time.sleep(chance.uniform(0.2, 3.0))
             if process.poll() is not None:
                 # This round finished: check it, and start with an empty cache.
@@ -169,12 +157,17 @@ def undisturbed_long(long_catalog, tmp_path_factory):
 
 @pytest.mark.parametrize("lost", [WORKER, DECODER])
 def test_preprocess__lost_process_costs_no_clip(long_catalog, undisturbed_long, tmp_path, lost):
-    """A lost worker repeats its shard; a lost decoder is replaced. The bytes are those of a run with one process."""
+    """A lost worker repeats its shard; a lost decoder is replaced. The bytes are those of a run with one process. The temporary
+    file of a killed worker is removed.
+    """
+    left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-worker"
     # Decoder processes of earlier tests stay.
     before = below(os.getpid())
     killed = []
 
     def kill_one(progress):
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.write_bytes(b"half of it")
         if not killed:
             # The last one: the first is the server from which workers are forked.
             killed.append([pid for pid in workers_of(os.getpid(), lost) if pid not in before][-1])
@@ -238,12 +231,7 @@ def test_workers__end_with_the_run_even_if_decoders_hang(long_catalog, tmp_path,
 
 def decoding(pid):
     """Return the decoders of a process that have loaded FFmpeg, which is the last step before their first clip."""
-    found = []
-    for child in workers_of(pid, DECODER):
-        with contextlib.suppress(OSError):
-            if "libavcodec" in Path(f"/proc/{child}/maps").read_text():
-                found.append(child)
-    return found
+    return [child for child in workers_of(pid, DECODER) if child in workers_of(pid, "libavcodec", "maps")]
 
 
 def test_preprocess__memory_is_constant_over_1200_clips(make_video, tmp_path):
@@ -268,17 +256,3 @@ def resident(pid):
     with contextlib.suppress(OSError):
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
-
-
-def test_preprocess__removes_the_temporary_files_of_a_killed_worker(
-    long_catalog, undisturbed_long, tmp_path
-):
-    left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-worker"
-
-    def leave(progress):
-        left.parent.mkdir(parents=True, exist_ok=True)
-        left.write_bytes(b"half of it")
-
-    preprocess(long_catalog, tmp_path, PreprocessSettings(**SMALL, workers=2, shard_size=120), on_progress=leave)
-    assert not left.exists()
-    assert content(tmp_path) == content(undisturbed_long)

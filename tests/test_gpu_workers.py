@@ -62,12 +62,9 @@ def test_embed_batched__equals_one_clip_at_a_time(requests):
         np.testing.assert_array_equal(a[1], b[1])
     assert many[3][1] is None
     assert not np.array_equal(many[0][1], many[1][1])
-
-
-def test_embed_batched__does_not_call_the_encoder_without_frames(requests):
-    encoder = SumEncoder()
-    assert [cells for _, cells in decode_and_embed(2, [requests[3]] * 3, encoder, 2)] == [None] * 3
-    assert encoder.calls == []
+    idle = SumEncoder()
+    assert [cells for _, cells in decode_and_embed(2, [requests[3]] * 3, idle, 2)] == [None] * 3
+    assert idle.calls == []
 
 
 def test_decoders_per_worker__is_its_share_of_the_cores(monkeypatch):
@@ -93,10 +90,9 @@ def test_visible_gpus__follow_cuda_visible_devices(monkeypatch, variable, count,
     assert worker.visible_gpus("efficientnet-lite0") == names
 
 
-@pytest.mark.parametrize(("number", "name"), [(0, "4"), (1, "7"), (2, "4")])
-def test_select_gpu__takes_the_same_gpu_for_every_shard(monkeypatch, number, name):
+def test_select_gpu__takes_the_same_gpu_for_every_shard(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    for _ in range(2):
+    for number, name in ((0, "4"), (1, "7"), (2, "4"), (2, "4")):
         worker.select_gpu(number, ("4", "7"))
         assert os.environ["CUDA_VISIBLE_DEVICES"] == name
 
