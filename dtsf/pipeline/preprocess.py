@@ -76,14 +76,10 @@ def make_spec(settings: PreprocessSettings) -> CacheSpec:
     default_crop: Crop = "centre" if identity.name == "pixels" else "motion"
     return CacheSpec(
         decoder=decoder_name(settings.decoder),
-        frames=settings.frames,
-        size=settings.size,
         crop=settings.crop or default_crop,
-        align=settings.align,
-        grid=identity.grid,
+        **settings.model_dump(include={"frames", "size", "align"}),
+        **{name: getattr(identity, name) for name in ("grid", "weights_hash", "channels")},
         encoder=identity.name,
-        weights_hash=identity.weights_hash,
-        channels=identity.channels,
         embedding_dtype=identity.dtype,
     )
 

@@ -45,17 +45,13 @@ def catalog_casia(root: Path) -> SourceCatalog:
         persons = [int(number) for number in match.group(2, 3) if number]
         view = VIEWS.index(match.group(1).lower())
         group = f"{''.join(f'p{person:02d}' for person in persons)}_{token}_a{int(match.group(5))}"
-        clips.append(
-            Clip(
-                id=f"{group}_{VIEWS[view]}",
-                path=path,
-                label=list(CLASSES).index(token),
-                raw_label=token,
-                group=group,
-                view=view + 1,
-                subject="+".join(map(str, persons)),
-            )
-        )
+        facts = {
+            "id": f"{group}_{VIEWS[view]}",
+            "path": path,
+            "raw_label": token,
+            "subject": "+".join(map(str, persons)),
+        }
+        clips.append(Clip(label=list(CLASSES).index(token), group=group, view=view + 1, **facts))
     expects = "names such as angleview_p01_walk_a1.avi or topdownview_p01p02_fight_a1.avi"
     names = {"class_names": list(CLASSES.values()), "view_names": VIEWS}
     return build_catalog("casia", root, clips, **names, notes=skipped.notes(), expects=expects)

@@ -68,14 +68,9 @@ def build_catalog(
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
         found = f"{counts}; the first is {'/'.join(files[0]).lstrip('/')}" if files else "no file"
         raise DataError(f"no {kind} video under {root}: looked for {expects}; found {'; '.join([found, *notes])}")
-    return SourceCatalog(
-        kind=kind,
-        root=root,
-        clips=tuple(by_id[key] for key in sorted(by_id)),
-        class_names=tuple(class_names),
-        view_names=tuple(view_names),
-        notes=tuple(notes),
-    )
+    ordered = tuple(by_id[key] for key in sorted(by_id))
+    texts = {"class_names": tuple(class_names), "view_names": tuple(view_names), "notes": tuple(notes)}
+    return SourceCatalog(kind=kind, root=root, clips=ordered, **texts)
 
 
 def select(catalog: SourceCatalog, views: str = "all", limit: int | None = None) -> SourceCatalog:

@@ -37,8 +37,8 @@ SAFE = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
     (f"{base}.multiarray", name) for base in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")
 }
 
+# Paths of videos below the root, by file name without ending.
 Videos = dict[str, list[str]]
-"""Paths of videos below the root, by file name without ending."""
 
 
 class ImportedList(Frozen):
@@ -127,15 +127,10 @@ def import_lists(
     hint = "choose another file with --out FILE, and give it to dtsf preprocess as --root"
     write_atomically(out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}; {hint}"))
     counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "test", "")}
-    return ImportedList(
-        manifest=str(out),
-        rows=len(rows),
-        groups=len({row["group"] for row in rows}),
-        splits={name or "none": count for name, count in counts.items() if count},
-        missing=tuple(missing),
-        alone=alone,
-        notes=tuple(skipped.notes()),
-    )
+    splits = {name or "none": count for name, count in counts.items() if count}
+    groups = len({row["group"] for row in rows})
+    texts = {"missing": tuple(missing), "notes": tuple(skipped.notes())}
+    return ImportedList(manifest=str(out), rows=len(rows), groups=groups, splits=splits, alone=alone, **texts)
 
 
 def _stem(path: str) -> str:

@@ -33,24 +33,15 @@ def catalog_ntu(root: Path) -> SourceCatalog:
             skipped.add("files have numbers that NTU does not have and were left out", path)
             continue
         setup, camera, performer, replication, action = numbers
-        clips.append(
-            Clip(
-                id=match.group(1).upper(),
-                path=path,
-                label=action - 1,
-                raw_label=str(action),
-                group=f"S{setup:03d}P{performer:03d}R{replication:03d}A{action:03d}",
-                view=camera,
-                subject=str(performer),
-                setup=setup,
-            )
-        )
+        group = f"S{setup:03d}P{performer:03d}R{replication:03d}A{action:03d}"
+        facts = {"id": match.group(1).upper(), "path": path, "raw_label": str(action), "subject": str(performer)}
+        clips.append(Clip(label=action - 1, group=group, view=camera, setup=setup, **facts))
     table = (resources.files("dtsf.pipeline.datasets") / "ntu_classes.tsv").read_text("utf-8")
     names = [line.split("\t")[1] for line in table.splitlines() if line.strip()]
     n_classes = 60 if all(clip.label < 60 and (clip.setup or 0) <= 17 for clip in clips) else 120
     expects = "SsssCcccPpppRrrrAaaa.avi or SsssCcccPpppRrrrAaaa_rgb.avi"
-    facts = {"class_names": names[:n_classes], "view_names": VIEWS}
-    catalog = build_catalog("ntu", root, clips, **facts, notes=skipped.notes(), expects=expects)
+    known = {"class_names": names[:n_classes], "view_names": VIEWS}
+    catalog = build_catalog("ntu", root, clips, **known, notes=skipped.notes(), expects=expects)
     incomplete = [name for name, members in catalog.groups.items() if len(members) < len(VIEWS)]
     if not incomplete:
         return catalog

@@ -98,6 +98,7 @@ def check_nucla(catalog: SourceCatalog) -> NuclaCheck:
     for k, project in enumerate(LISTS):
         names = {name for name, (in_lists, _) in listed.items() if in_lists[k]}
         lists[project] = Count(found=len(names & here), listed=len(names))
+    short = {name for name, (_, frames) in listed.items() if frames is not None and frames <= SHORT}
     return NuclaCheck(
         root=str(catalog.root),
         found=len(here),
@@ -114,7 +115,7 @@ def check_nucla(catalog: SourceCatalog) -> NuclaCheck:
         views=counts(lambda name: name[12:]),
         subjects=counts(lambda name: name[4:7]),
         actions=counts(lambda name: name[:3]),
-        very_short=tuple(sorted(name for name in here if (listed.get(name, ((), None))[1] or SHORT + 1) <= SHORT)),
+        very_short=tuple(sorted(short & here)),
         notes=catalog.notes,
     )
 

@@ -24,7 +24,7 @@ MAIN = "multiview_action_videos"
 
 
 class SynthSummary(Frozen):
-    """Numbers of drawn videos."""
+    """Numbers of drawn videos. ``collections``: folders for ``dtsf preprocess nucla --root``, by name."""
 
     out: str
     actions: int
@@ -33,7 +33,6 @@ class SynthSummary(Frozen):
     clips: int
     groups: int
     collections: dict[str, str]
-    """Folders for ``dtsf preprocess nucla --root``, by name."""
     seconds: float
 
 
@@ -89,16 +88,10 @@ def synthesize_nucla(
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return SynthSummary(
-        out=str(out),
-        actions=len(ACTIONS),
-        subjects=subjects,
-        views=len(CAMERA_DEGREES),
-        clips=len(clips),
-        groups=len(clips) // len(CAMERA_DEGREES),
-        collections={name: str(out / name) for name in sorted({clip["path"].split("/")[0] for clip in clips})},
-        seconds=time.monotonic() - started,
-    )
+    n_views, seconds = len(CAMERA_DEGREES), time.monotonic() - started
+    counts = {"actions": len(ACTIONS), "views": n_views, "clips": len(clips), "groups": len(clips) // n_views}
+    collections = {name: str(out / name) for name in sorted({clip["path"].split("/")[0] for clip in clips})}
+    return SynthSummary(out=str(out), subjects=subjects, collections=collections, seconds=seconds, **counts)
 
 
 def _plan_clips(subjects: int, episodes: int, bias: float | None, occlude: bool, seed: int) -> list[dict[str, Any]]:
