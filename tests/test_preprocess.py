@@ -55,30 +55,28 @@ def small():
     return PreprocessSettings(**SMALL)
 
 
-@pytest.fixture(scope="module")
-def spec(small):
-    return make_spec(small)
-
-
 def preprocess(catalog, cache, settings, on_progress=None, **changes):
     return run.preprocess(catalog, cache, settings.changed(**changes), on_progress=on_progress)
 
 
-def ten(videos):
-    return catalog_of(videos, [f"c{k}" for k in range(10)])
+def embedded(video):
+    """Return a video's embedding, and its decoded clip."""
+    spec = make_spec(PreprocessSettings(**SMALL))
+    decoded = decode_clip(video, 3, 96, crop=spec.crop)
+    return load_encoder(spec.encoder, spec.size, spec.grid, "cpu").embed(decoded.frames), decoded
 
 
-def test_preprocess__rows_equal_decoding_and_embedding(videos, small, spec, tmp_path):
+def test_preprocess__rows_equal_decoding_and_embedding(videos, small, tmp_path):
     seen = []
-    result = preprocess(ten(videos), tmp_path, small, workers=1, shard_size=4, on_progress=seen.append)
+    catalog = catalog_of(videos, [f"c{k}" for k in range(10)])
+    result = preprocess(catalog, tmp_path, small, workers=1, shard_size=4, on_progress=seen.append)
     assert (result.clips, result.groups, result.already_done, result.verdicts) == (10, 5, 0, {"ok": 10})
     assert [(p.done, p.total, p.bad) for p in seen] == [(k, 10, 0) for k in range(1, 11)]
     data = open_dataset(tmp_path)
     assert len(list((data.store.path / "shards").iterdir())) == 3
-    encoder = load_encoder(spec.encoder, spec.size, spec.grid, "cpu")
     for name in ("c0", "c9"):
-        decoded = decode_clip(videos / f"{name}.avi", 3, 96, crop=spec.crop)
-        np.testing.assert_array_equal(data.embeddings([name])[0], encoder.embed(decoded.frames))
+        cells, decoded = embedded(videos / f"{name}.avi")
+        np.testing.assert_array_equal(data.embeddings([name])[0], cells)
         np.testing.assert_array_equal(data.frame_index([name])[0], decoded.frame_index)
         # A pixel of the small picture is the mean of 2 x 2.
         blocks = decoded.frames.reshape(3, 48, 2, 48, 2, 3).mean((2, 4))
@@ -141,7 +139,7 @@ def test_preprocess__pipes_and_devices_are_listed_and_not_opened(make_video, sma
     assert [clip.id for clip in open_dataset(tmp_path / "c").clips] == ["whole"]
 
 
-def test_retry_bad__repeats_only_unusable_clips(make_video, small, spec, tmp_path):
+def test_retry_bad__repeats_only_unusable_clips(make_video, small, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for name, frames in (("late", 9), ("whole", 10)):
         make_video(root / f"{name}.avi", frames)
@@ -159,15 +157,12 @@ def test_retry_bad__repeats_only_unusable_clips(make_video, small, spec, tmp_pat
     assert before.items() <= {file: file.read_bytes() for file in before}.items()
     data = open_dataset(cache)
     assert data.verdicts == {"ok": 2, "unreadable": 1}
-    encoder = load_encoder(spec.encoder, spec.size, spec.grid, "cpu")
     for name in ("late", "whole"):
-        np.testing.assert_array_equal(
-            data.embeddings([name])[0], encoder.embed(decode_clip(root / f"{name}.avi", 3, 96, crop=spec.crop).frames)
-        )
+        np.testing.assert_array_equal(data.embeddings([name])[0], embedded(root / f"{name}.avi")[0])
     assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
 
 
-def test_preprocess__other_settings_need_another_name_or_overwrite(videos, small, spec, tmp_path):
+def test_preprocess__other_settings_need_another_name_or_overwrite(videos, small, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
     preprocess(catalog, tmp_path, small, workers=1)
     other = PreprocessSettings(**{**SMALL, "frames": 2})
@@ -244,7 +239,8 @@ def test_preprocess__resumed_after_kill_equals_undisturbed(make_video, small, tm
 
 
 def test_preprocess__pixels_equal_decoded_frames(videos, tmp_path):
-    preprocess(ten(videos), tmp_path, PreprocessSettings(encoder="pixels", frames=4, size=96, grid=6), workers=1)
+    settings = PreprocessSettings(encoder="pixels", frames=4, size=96, grid=6, workers=1)
+    preprocess(catalog_of(videos, ["c2", "c3"]), tmp_path, settings)
     pixels = open_dataset(tmp_path).embeddings(["c3"])[0]
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels.reshape(4, 96, 96, 3), decode_clip(videos / "c3.avi", 4, 96).frames)

@@ -25,6 +25,10 @@ Share = Annotated[float, BeforeValidator(read_share), Field(ge=0, le=1)]
 """A fraction from 0 to 1. Percentages such as ``5%`` are accepted."""
 
 
+def _default(text: str, **rules: Any) -> Any:
+    return Field(default=None, json_schema_extra={"default_text": text}, **rules)
+
+
 class PreprocessSettings(Settings):
     """Settings of ``dtsf preprocess``."""
 
@@ -44,9 +48,7 @@ class PreprocessSettings(Settings):
     """Frames per clip, at equal intervals of time."""
     size: int = Field(default=192, ge=32, le=4096)
     """Size in pixels of the square input to the encoder. 288 gives finer detail and takes 2.3x as long."""
-    crop: Literal["motion", "centre"] | None = Field(
-        default=None, json_schema_extra={"default_text": "motion; centre for pixels"}
-    )
+    crop: Literal["motion", "centre"] | None = _default("motion; centre for pixels")
     """Square part of the frame to use. motion: around everything that moves (for fixed cameras). centre: the middle."""
     encoder: str = "efficientnet-lite0"
     """efficientnet-lite0, -lite1 or -lite2, with an optional stride of the feature map (:8, :16, :32); timm:MODEL; or pixels."""
@@ -55,22 +57,18 @@ class PreprocessSettings(Settings):
     grid: int = Field(default=6, ge=3, le=4096)
     """Cells on each side of the embedding grid. Must be divisible by 3."""
 
-    name: str | None = Field(default=None, json_schema_extra={"default_text": "DATASET"})
+    name: str | None = _default("DATASET")
     """Name of the dataset in the cache. Use another name to keep several datasets in one cache."""
-    format: Literal["zarr", "hdf5"] | None = Field(
-        default=None, json_schema_extra={"default_text": "zarr, or that of the dataset"}
-    )
+    format: Literal["zarr", "hdf5"] | None = _default("zarr, or that of the dataset")
     """Storage format."""
-    compress: Literal["none", "zstd", "gzip"] | None = Field(
-        default=None, json_schema_extra={"default_text": "none, or that of the dataset"}
-    )
+    compress: Literal["none", "zstd", "gzip"] | None = _default("none, or that of the dataset")
     """Compression, smaller but slower: zstd (zarr) or gzip (hdf5)."""
     shard_size: int = Field(default=64, ge=1, le=1_000_000)
     """Clips per shard. A shard is written as a whole; a killed process loses at most one."""
     overwrite: bool = False
     """Remove this dataset from the cache first."""
 
-    workers: int | None = Field(default=None, ge=1, le=4096, json_schema_extra={"default_text": "one per core or GPU"})
+    workers: int | None = _default("one per core or GPU", ge=1, le=4096)
     """Number of worker processes. 1 runs in the current process."""
     scheduler: str | None = None
     """Address tcp://HOST:PORT of a running dask scheduler. Its workers must see the same paths."""

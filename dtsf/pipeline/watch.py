@@ -133,11 +133,10 @@ class Watch:
                     self._send(name, f"no video: {'; '.join(found.ignored)}")
             elif is_video(name):
                 self._send(name, "is in the watched folder itself: put each performance into a subfolder")
-        except FileNotFoundError:
-            # It was removed in the meantime.
-            pass
         except OSError as error:
-            self._send(name, f"cannot be read: {error.strerror}")
+            # A folder that was removed in the meantime needs no message.
+            if not isinstance(error, FileNotFoundError):
+                self._send(name, f"cannot be read: {error.strerror}")
         if (
             found is None
             or not (found.seen or found.problem)
