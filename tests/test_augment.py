@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from dtsf.model.motion import motion_magnitude
 from dtsf.training.augment import (
@@ -60,12 +59,6 @@ def test_move_grid__zooms_about_the_centre():
     assert 1 / 1.5**2 - 0.05 < area.min() < 0.6
     assert 1.7 < area.max() < 1.5**2 + 0.05
     torch.testing.assert_close(middles(move_grid(x, AugmentConfig(zoom=0.5))).mean((0, 1, 2)), torch.full((2,), -0.5))
-
-
-@pytest.mark.parametrize("wrong", [{"shift": -1}, {"zoom": -0.1}, {"flip": 2}, {"tempo": -0.1}, {"delay": -1}])
-def test_augment_config__refuses_values_out_of_range(wrong):
-    with pytest.raises(ValidationError):
-        AugmentConfig(**wrong)
 
 
 def counted(B=200, T=16):

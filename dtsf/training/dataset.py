@@ -1,11 +1,4 @@
-"""Groups of views from a cache as a PyTorch dataset, for other training loops.
-
-```python
-groups = CacheDataset(open_cache("cache"))
-x_VFHWC, mask_V, label = groups[0]                 # one performance, all its views
-for batch in DataLoader(groups, 16, shuffle=True): ...
-batch = groups.batch([0, 5, 7])                    # faster: one gather into one buffer
-```
+"""Groups of views from a cache as a PyTorch dataset, for other training loops (example: docs/cache.md).
 
 Letters: B groups of a batch, G groups, V views, F frames, P cells, H W grid, C channels, M B x V.
 """

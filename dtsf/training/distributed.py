@@ -1,6 +1,4 @@
-"""Training in several processes, one for each device, started by ``torchrun``.
-
-    torchrun --nproc-per-node 2 -m dtsf train ...
+"""Training in several processes, one for each device: ``torchrun --nproc-per-node 2 -m dtsf train ...``.
 
 Two processes make the same step as one process with a batch of double size. Only the first process writes and prints.
 """
@@ -62,8 +60,7 @@ def launch(device: str, precision: str) -> Fabric:
     from torch.nn.parallel import DistributedDataParallel
 
     world = current_world()
-    # Fabric would also write to stderr.
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it would also write to stderr
     # Buffers are constant and need not be sent at every step. PyTorch 2.13 renamed the argument.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
     buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}

@@ -53,9 +53,8 @@ def parse_protocol(text: str | None, kind: str) -> Protocol:
         return Protocol(name=DEFAULTS.get(kind, "all"))
     name, colon, rest = text.strip().partition(":")
     if name not in NAMES:
-        raise ConfigError(
-            f"unknown protocol {text!r}; there are {', '.join(NAMES)}, as in cross-subject:5,6 or cross-view:3"
-        )
+        names = ", ".join(NAMES)
+        raise ConfigError(f"unknown protocol {text!r}; there are {names}, as in cross-subject:5,6 or cross-view:3")
     words = tuple(word.strip() for word in rest.split(",") if word.strip())
     if colon and not words:
         raise ConfigError(f"protocol {text!r}: {name} needs something after the colon")

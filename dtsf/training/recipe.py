@@ -99,10 +99,9 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Recipe:
         if self.debias.method in ("stillmix", "albar") and self.model.uses_motion:
-            raise ValueError(
-                f'debias.method "{self.debias.method}" adds still frames, and inputs "motion" and "dynamic" remove them: '
-                "--set model.branch.0.input=frames, for every branch"
-            )
+            removed = 'adds still frames, and inputs "motion" and "dynamic" remove them'
+            way = "--set model.branch.0.input=frames, for every branch"
+            raise ValueError(f'debias.method "{self.debias.method}" {removed}: {way}')
         return self
 
 
@@ -207,9 +206,8 @@ def _override(table: dict[str, Any], override: str) -> None:
         elif word.isdecimal() and int(word) < len(target):
             target = target[int(word)]
         else:
-            raise ConfigError(
-                f"--set {override!r}: there is no {name}; {'.'.join(path[:k])} has {len(target)} entries, from 0"
-            )
+            there = f"{'.'.join(path[:k])} has {len(target)} entries, from 0"
+            raise ConfigError(f"--set {override!r}: there is no {name}; {there}")
         if not isinstance(target, dict | list):
             raise ConfigError(f"--set {override!r}: {name!r} is not a section of the recipe")
     if isinstance(target, list):

@@ -129,9 +129,8 @@ def exclude_classes(split: Split, info: DatasetInfo, names: Sequence[str]) -> tu
         return split, info
     absent = [name for name in names if name not in info.class_names]
     if absent:
-        raise ConfigError(
-            f"train.exclude_classes: no class {', '.join(absent)}; {info.name} has {', '.join(info.class_names)}"
-        )
+        known = ", ".join(info.class_names)
+        raise ConfigError(f"train.exclude_classes: no class {', '.join(absent)}; {info.name} has {known}")
     kept = tuple(name for name in info.class_names if name not in names)
     if len(kept) < 2:
         raise ConfigError(f"train.exclude_classes leaves {len(kept)} of {len(info.class_names)} classes: at least 2")
