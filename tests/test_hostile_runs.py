@@ -15,12 +15,15 @@ from hostile import VALUES, forged, listing, nothing_outside, places, put, put_i
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_cache import draw, forge, make
+from make_groups import run_state
 from safetensors.torch import load_file, save_file
 
 from dtsf import api
 from dtsf.cache.check import verify
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, DtsfError
+from dtsf.model.config import BranchConfig, ModelConfig
+from dtsf.model.network import DTSFNet
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.import_lists import import_lists
 from dtsf.predict.onnx import export_onnx, read_onnx
@@ -60,12 +63,13 @@ def no_hang():
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A drawn cache, a run trained from it, and its network as ONNX."""
+    """A drawn cache, a run trained from it, and a network of one branch as ONNX."""
     root = tmp_path_factory.mktemp("made")
     draw(root / "cache")
     api.train(root / "cache", protocol="split", run=root / "run", overrides=["train.epochs=1", *SIZES], device="cpu")
-    opened = api.load(root / "run")
-    export_onnx(opened.net, opened.state, root / "net.onnx")
+    config = ModelConfig(branch=(BranchConfig(input="motion"),), width=8, depth=1, frames=3, state=4, reduce=4)
+    net = DTSFNet(config, channels=5, side=6, n_classes=4, n_views=3).eval()
+    export_onnx(net, run_state(net), root / "net.onnx")
     return root
 
 

@@ -21,10 +21,10 @@ from dtsf.experiments.settings import AblateSettings
 from dtsf.experiments.tables import differences, write_ablation
 from dtsf.model.config import BranchConfig
 from dtsf.settings import Frozen
+from dtsf.training.checkpoint import versions
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import default_recipe, load_recipe, read_toml
 from dtsf.training.train import check_device, check_recipe_fits
-from dtsf.training.train_state import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

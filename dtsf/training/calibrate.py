@@ -1,9 +1,8 @@
 """Calibration of the evidence by cross-validation on the training groups; see :class:`dtsf.model.evidence.EvidenceCalibrator`.
 
-The training groups are divided into folds as the protocol divides training and test: by people, views or setups. For each fold, a
-network like the final one is trained on the other folds, for as many epochs, and predicts the fold. The held-out predictions of all
-folds fit the calibration of the final network, which is trained on all groups. Two folds cost as much as the training itself.
-Groups that are held out by ``train.held_out`` need no further training.
+For each fold (:func:`.splits.make_folds`), a network like the final one is trained on the other folds, and predicts the fold. The
+predictions of all folds fit the calibration of the final network, which is trained on all groups. Groups that are held out by
+``train.held_out`` need no further training. Why: docs/decisions.md.
 Letters: B groups, G all groups, V views, D features or width, K classes, P clips, S statistics of a clip, N norms, X tokens.
 """
 
@@ -53,6 +52,10 @@ class HeldOutOutputs(NamedTuple):
     score_B: Tensor
     label_B: Tensor
 
+    def calibrated(self, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
+        """Return calibrated Dirichlet parameters, (B, K)."""
+        return discount(self.evidence_BK, bias + self.features_B3 @ weight_3, inverse_temperature, self.score_B)
+
 
 def calibrate(
     net: DTSFNet,
@@ -68,11 +71,8 @@ def calibrate(
 ) -> Calibration | None:
     """Calibrate ``net`` if the recipe has folds. Store the calibration and the feature statistics in ``run/last``.
 
-    Returns None if the evidence stays unchanged, also because too few groups are held out. A run that is killed here is complete
-    without calibration; resumed, it calibrates.
-
-    ``load`` reads the groups of clips (:func:`.data.load_groups`). ``protocol`` is a name. ``fit_again`` trains a network like
-    ``net``: :func:`.loop.fit` with all settings that are the same for every fold.
+    Returns None if the evidence stays unchanged, also because too few groups are held out. ``load`` reads the groups of clips.
+    ``protocol`` is a name. ``fit_again`` trains a network like ``net``: :func:`.loop.fit` with the settings common to all folds.
     """
     groups = load(split.train)
     net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
@@ -100,13 +100,17 @@ def calibrate(
                 fold_recipe = recipe.model_copy(update={"train": plain})
                 fold_net = fit_again(train, fold_recipe, run=folder, resume=resume, on_epoch=report).net
             set_reference(fold_net, train)
-            parts.append(held_out_outputs(fold_net, load(fold.held_out)))
+            with torch.inference_mode():
+                for x_BVTHWC, mask_BV, label_B in batches(fold_net, load(fold.held_out)):
+                    output, statistics = fold_net(x_BVTHWC, mask_BV), fold_net.statistics(x_BVTHWC)
+                    given = (output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
+                    parts.append((*(x.double().cpu() for x in fold_net.calibrator.observe(*given)), label_B))
         set_reference(net, groups)
         outputs = HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True)))
         inverse_temperature, bias, weight_3 = fitted = fit_calibrator(outputs)
         net.calibrator.set_parameters(*fitted)
         label_B, before_BK = outputs.label_B, probabilities(outputs.evidence_BK + 1.0)
-        both = (before_BK, probabilities(_calibrated(outputs, *fitted)))
+        both = (before_BK, probabilities(outputs.calibrated(*fitted)))
         calibration = Calibration(
             held_out=description,
             folds=len(folds),
@@ -142,17 +146,6 @@ def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
 
 
 @torch.inference_mode()
-def held_out_outputs(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
-    """Return the inputs of the calibration for groups. The reference statistics of ``net`` must be set."""
-    parts = []
-    for x_BVTHWC, mask_BV, label_B in batches(net, groups):
-        output, statistics = net(x_BVTHWC, mask_BV), net.statistics(x_BVTHWC)
-        seen = net.calibrator.observe(output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
-        parts.append((*(x.double().cpu() for x in seen), label_B))
-    return HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True)))
-
-
-@torch.inference_mode()
 def set_reference(net: DTSFNet, groups: Groups) -> None:
     """Set the statistics of the training groups in the calibrator of ``net``."""
     features, statistics = [], []
@@ -174,10 +167,6 @@ def set_reference(net: DTSFNet, groups: Groups) -> None:
     calibrator.set_reference({"reference_distance_2": limit_2})
 
 
-def _calibrated(outputs: HeldOutOutputs, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
-    return discount(outputs.evidence_BK, bias + outputs.features_B3 @ weight_3, inverse_temperature, outputs.score_B)
-
-
 def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
     """Fit inverse temperature, bias and the three weights (at least 0) by the mean ``-log p`` of the true class. float64.
 
@@ -197,7 +186,7 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
     def loss() -> Any:
         optimizer.zero_grad()
         weight_3 = F.softplus(free_5[2:])
-        alpha_BK = _calibrated(scaled, free_5[0].exp(), bias + free_5[1], weight_3)
+        alpha_BK = scaled.calibrated(free_5[0].exp(), bias + free_5[1], weight_3)
         pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - prior_3).square().sum()
         mean = F.nll_loss(probabilities(alpha_BK).log(), outputs.label_B) + pull / len(outputs.label_B)
         mean.backward()

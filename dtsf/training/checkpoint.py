@@ -6,16 +6,19 @@ under a temporary name, synchronised to the disk, and renamed. A process that is
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import os
+import platform
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, Field
-from safetensors.torch import load, save
-from torch import Tensor
+from safetensors.torch import load
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError
@@ -41,7 +44,6 @@ class Calibration(Frozen):
     """Fitted calibration of the evidence, and its effect on the held-out groups; see :mod:`.calibrate`."""
 
     held_out: str
-    """Description of the held-out groups, which ``folds`` networks predicted."""
     folds: int
     n_groups: int
     accuracy: float
@@ -59,12 +61,11 @@ class _Version(BaseModel):
 
 
 class RunState(Frozen):
-    """State of a run beside its tensors: ``state.json``."""
+    """State of a run beside its tensors: ``state.json``. ``epoch`` and ``step`` are finished."""
 
     version: int = RUN_VERSION
     epoch: int = Field(ge=0, le=10**9)
     step: int = Field(ge=0, le=10**12)
-    """Finished optimiser steps, as ``epoch`` counts finished epochs."""
     seed: int = Field(ge=-(2**63), lt=2**64)
     protocol: str
     fingerprint: str
@@ -74,7 +75,6 @@ class RunState(Frozen):
     recipe: Recipe
     versions: dict[str, str]
     catalog: str = ""
-    """Hash of the clips and their annotations."""
     processes: int = Field(default=1, ge=1, le=2**20)
     """Number of processes: a step has that many times ``train.batch_size`` groups."""
     best_epoch: int | None = None
@@ -92,11 +92,10 @@ class RunState(Frozen):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Checkpoint in memory."""
+    """Checkpoint in memory, with the weights to evaluate (see :class:`.loop.FitResult`)."""
 
     state: RunState
-    weights: dict[str, torch.Tensor]
-    """Weights to evaluate: of the best epoch, of the running average, or the last, as the recipe sets."""
+    weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     """Optimiser state, and ``raw`` and ``average`` weights if others are evaluated. Empty unless requested."""
 
@@ -122,7 +121,7 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
     buffer = io.BytesIO()
     torch.save(optimizer, buffer)
     content: dict[str, bytes | memoryview] = {
-        "model.safetensors": save({name: x.detach().contiguous().clone() for name, x in weights.items()}),
+        "model.safetensors": save_tensors({name: x.detach().contiguous().clone() for name, x in weights.items()}),
         "optimizer.pt": buffer.getbuffer(),
         "state.json": state.model_dump_json(indent=1).encode(),
     }
@@ -213,3 +212,72 @@ def load_network(checkpoint: Checkpoint) -> DTSFNet:
         raise CheckpointError(f"the recipe of the checkpoint makes no network: {error}") from error
     net.load_state_dict(weights)
     return net.eval()
+
+
+@dataclass
+class TrainState:
+    """State that changes from step to step. A checkpoint contains all of it."""
+
+    net: DTSFNet
+    debiaser: nn.Module
+    optimizer: Any
+    average: dict[str, Tensor] | None
+    """Running average of the weights, if the recipe has one."""
+    best: dict[str, Tensor] | None = None
+    """Weights of the best epoch on the held-out groups, if the recipe has a patience."""
+
+    @property
+    def current(self) -> dict[str, Tensor]:
+        """Weights after this epoch: the running average, or the last weights."""
+        return self.average if self.average is not None else self.net.state_dict()
+
+    @property
+    def evaluated(self) -> dict[str, Tensor]:
+        """Weights to evaluate."""
+        return self.best if self.best is not None else self.current
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, the platform, and the packages on which the numbers depend."""
+    names = ("dtsf", "torch", "numpy", "zarr", "av", "lightning-fabric")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), "platform": platform.platform(), **found}
+
+
+def save(folder: Path, state: RunState, training: TrainState) -> None:
+    """Write a checkpoint from which the training resumes with the same numbers."""
+    kept = {"optimizer": training.optimizer.state_dict(), "debiaser": training.debiaser.state_dict()}
+    if training.average is not None or training.best is not None:
+        kept["raw"] = training.net.state_dict()
+    if training.average is not None and training.best is not None:
+        kept["average"] = training.average
+    save_checkpoint(folder, state, training.evaluated, kept)
+
+
+def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
+    """Read a checkpoint into ``training``, and return its state. Raises CheckpointError: it is of other settings than ``fresh``."""
+    checkpoint = load_checkpoint(folder, resume=True)
+    state, kept = checkpoint.state, checkpoint.optimizer
+    for field in ("recipe", "fingerprint", "seed", "protocol", "info", "processes"):
+        if (was := getattr(state, field)) != (now := getattr(fresh, field)):
+            raise CheckpointError(
+                f"{folder} was trained with {field} {was!r}, not {now!r}: resume with the same, or choose another --out"
+            )
+    if state.catalog and fresh.catalog and state.catalog != fresh.catalog:
+        raise CheckpointError(
+            f"{folder} was trained on other clips or labels than the cache names now (catalog {state.catalog}, now "
+            f"{fresh.catalog}): start a new run with another --out"
+        )
+    try:
+        if training.average is not None:
+            for name, x in kept.get("average", checkpoint.weights).items():
+                training.average[name].copy_(x)
+        if state.best_epoch is not None and state.recipe.train.patience:
+            device = next(training.net.parameters()).device
+            training.best = {name: x.to(device) for name, x in checkpoint.weights.items()}
+        training.net.load_state_dict(kept.get("raw", checkpoint.weights))
+        training.debiaser.load_state_dict(kept.get("debiaser", {}))
+        training.optimizer.load_state_dict(kept["optimizer"])
+    except Exception as error:  # noqa: BLE001  errors of a forged optimiser state have no common base
+        raise CheckpointError(f"{folder / 'optimizer.pt'} does not fit its run: {first_line(error)}") from error
+    return state

@@ -79,15 +79,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a network on one side of a protocol.
 
-    Args:
-        split: ``test``; or ``train``, to measure the fit.
-        views: ``all``, or numbers or names joined by commas.
-        trained_on: Name of the dataset of the training; this one by default.
-        classes: Names of the classes of the network; those of the dataset by default. Clips of other classes are left out.
-        unknown: Dataset for the detection of unknown actions: its clips of classes that the network does not have, or all its
-            clips if it has none. If it is ``data`` itself, only clips of the same side of the protocol.
-        adapt: Adapt the network to the test clips, one group after the other; see :class:`OnlineAdapter`.
-
+    ``split``: ``test``; or ``train``, to measure the fit. ``views``: ``all``, or numbers or names joined by commas. ``trained_on``:
+    name of the dataset of the training. ``classes``: those of the network; other clips are left out. Both are of ``data`` by
+    default. ``unknown``: dataset for the detection of unknown actions: its clips of classes that the network does not have, or all
+    clips if it has none; if it is ``data`` itself, clips of this side only. ``adapt``: see :class:`OnlineAdapter`.
     Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class.
     """
     if split not in ("test", "train"):
@@ -217,13 +212,10 @@ def _predict(net: DTSFNet, groups: Groups, draws: int, adapter: OnlineAdapter | 
 class OnlineAdapter:
     """Copy of a network that adapts to each group before it predicts. Raises ConfigError without statistics of the training.
 
-    Source: Lin, Mirza, Kozinski, Possegger, Kuehne, Bischof, "Video Test-Time Adaptation for Action Recognition" (ViTTA, CVPR
-    2023; numbers from the code, wlin-at/ViTTA). Before the prediction for a video, one gradient step aligns the running mean and
-    variance of the features at the norms to those of the training clips (L1), and the predictions for two temporal samples of the
-    video to each other (weight 0.1). A video has weight 0.1 in the running statistics.
-
-    Our reading: the features are the tokens behind each RMSNorm. The running statistics start as those of the training clips, so
-    that the first groups do not dominate. The step is plain gradient descent on the weights of the encoders, without the heads.
+    Source: Lin et al., "Video Test-Time Adaptation for Action Recognition" (ViTTA, CVPR 2023; numbers from the code,
+    wlin-at/ViTTA). One gradient step aligns the running mean and variance of the features to those of the training clips (L1), and
+    the predictions for two temporal samples of a video to each other. Our reading: the features are the tokens behind each RMSNorm;
+    the running statistics start as those of the training clips; plain gradient descent on the encoders, without the heads.
     """
 
     def __init__(self, net: DTSFNet, rate: float = RATE) -> None:

@@ -1,9 +1,6 @@
 """Initial weights of the encoder from VideoMamba checkpoints of videos or images.
 
-The rules are those of VideoMamba's ``run_class_finetuning.py`` (OpenGVLab/VideoMamba). The state may be under ``model`` or
-``module``; the prefixes ``module.``, ``backbone.`` and ``encoder.`` are removed. The 2-D patch kernel of an image checkpoint gets
-a time axis of one. Positions are interpolated, bicubic in space and linear in time. The head is dropped if it has other classes.
-Files are read as tensors only, never as code.
+The rules are those of VideoMamba's ``run_class_finetuning.py``; see docs/paper.md. Files are read as tensors only, never as code.
 Letters: D width, P patches of a frame.
 """
 

@@ -27,10 +27,7 @@ def summary_writer(folder: Path, step: int) -> Any:
 
 
 class TrainingLog(AbstractContextManager["TrainingLog"]):
-    """Open log of the run folder ``run``, used as a context. Without a folder nothing is written.
-
-    Lines after ``step``, the step of the checkpoint, are removed, because these steps are made again.
-    """
+    """Open log of a run folder; None writes nothing. Lines after ``step``, that of the checkpoint, are removed and made again."""
 
     def __init__(self, run: Path | None, step: int) -> None:
         self._file, self._writer = None, None

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtsf.errors import DivergedError
 from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
 from dtsf.model.scan.parity import check_parity
-from dtsf.training.checkpoint import RunState, build_network, first_not_finite
-from dtsf.training.data import Groups, Prefetcher, to_device_if_fits, training_batches
+from dtsf.training.checkpoint import RunState, TrainState, build_network, first_not_finite, restore, save, versions
+from dtsf.training.data import Batch, Groups, Prefetcher, to_device_if_fits, training_batches
 from dtsf.training.debias import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.evaluate import batches
 from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import TrainingLog
+from dtsf.training.losses import LossConfig, dtsf_loss
 from dtsf.training.prepare import adamw, prepare_network, schedule, update_average
 from dtsf.training.recipe import Recipe, resolve_auto
-from dtsf.training.train_state import TrainingModule, TrainState, restore, save, versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,6 +66,27 @@ class FitResult:
     """Fewer than in the recipe if the training stopped early."""
     best_epoch: int | None
     """Best epoch on the held-out groups, from 1; None without held-out groups."""
+
+
+class TrainingModule(nn.Module):
+    """Network, debiaser and losses as one module, which DistributedDataParallel synchronises."""
+
+    def __init__(self, net: DTSFNet, debiaser: Any, config: LossConfig) -> None:
+        super().__init__()
+        self.net, self.debiaser, self.config = net, debiaser, config
+
+    def forward(
+        self, x_BVTHWC: Tensor, mask_BV: Tensor, label_B: Tensor, row_BV: Tensor, epoch: int
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the loss; the loss and its terms by name, without gradients; correctness and uncertainty of each group (2, B)."""
+        batch = self.debiaser.prepare(Batch(x_BVTHWC, mask_BV, label_B, row_BV))
+        output = self.net(batch.x_BVTHWC, batch.mask_BV)
+        losses = dtsf_loss(output, batch.label_B, self.config, epoch)
+        extra = self.debiaser.losses(batch, output, self.net)
+        losses |= extra | {"loss": losses["loss"] + sum(extra.values())}
+        right_B = output.logits_BK.argmax(-1) == batch.label_B
+        seen_2B = torch.stack([right_B.float(), output.uncertainty_B.detach().float()])
+        return losses["loss"], {name: x.detach() for name, x in losses.items()}, seen_2B
 
 
 def fit(

@@ -116,11 +116,7 @@ def compute_metrics(
     groups: Groups,
     class_names: tuple[str, ...],
 ) -> Metrics:
-    """Compute the metrics of the predictions for all groups.
-
-    ``uncertainty_G``: in (0, 1]. ``weights_GV``: 0 if the view is absent. ``view_predicted_GV``: class predicted from the feature
-    of each view; not read if the view is absent.
-    """
+    """Compute the metrics of all groups. ``weights_GV`` are 0 for absent views; ``view_predicted_GV`` is not read there."""
     label_G, mask_GV, K = groups.label_G, groups.mask_GV, len(class_names)
     predicted_G = probability_GK.argmax(-1)
     right_G = predicted_G == label_G

@@ -18,7 +18,7 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
 from dtsf.training.calibrate import calibrate
-from dtsf.training.checkpoint import has_checkpoint
+from dtsf.training.checkpoint import has_checkpoint, versions
 from dtsf.training.data import load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
@@ -28,7 +28,6 @@ from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
 from dtsf.training.splits import exclude_classes, hold_out
-from dtsf.training.train_state import versions
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,14 +37,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Result of a training."""
+    """Result of a training; ``epochs`` and ``best_epoch`` as in :class:`.loop.FitResult`."""
 
     run: Path
     epochs: int
     seconds: float
     evaluation: Evaluation
     best_epoch: int | None = None
-    """See :class:`.loop.FitResult`."""
 
 
 def train(
@@ -60,9 +58,8 @@ def train(
 ) -> TrainResult:
     """Train a network from the cache and evaluate it on the test clips of the protocol.
 
-    ``on_recipe`` gets the name of the recipe and the reason for it, after the checks; ``on_start`` is called before the first step,
-    both in the first process. ``calibrated=False`` omits the calibration.
-    Raises ConfigError, DataError, CacheError or CheckpointError: wrong settings for the data, or a run folder in use.
+    Callbacks run in the first process: ``on_recipe`` with the recipe and the reason for it, after the checks; ``on_start`` before
+    the first step. Raises ConfigError, DataError, CacheError or CheckpointError: wrong settings, or a run folder in use.
     """
     settings = (chosen or TrainSettings()).changed(**changes)
     seed, start, world = settings.seed, time.monotonic(), current_world()
