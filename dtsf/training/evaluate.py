@@ -34,7 +34,7 @@ RATE = 1e-3
 
 
 class Evaluation(Record):
-    """Metrics, and the data and settings that they belong to. Stored in ``metrics.json``."""
+    """Metrics, and the data and settings that they belong to. Stored in ``metrics.json``; docs/output.md explains the keys."""
 
     dataset: str
     protocol: str
@@ -42,12 +42,9 @@ class Evaluation(Record):
     task: str
     views: tuple[str, ...]
     view_names: tuple[str, ...]
-    """All views of the dataset, in the order of ``view_weights`` and ``view_top1``; ``views`` are those that the network got."""
     n_clips: int = 0
     draws: int = 1
-    """Number of sets of frames over which the numbers are averaged."""
     left_out: dict[str, int]
-    """Number of clips that are not evaluated, by reason; ``groups_left_out`` counts groups."""
     groups_left_out: dict[str, int] = {}
     seed: int
     fingerprint: str

@@ -48,21 +48,16 @@ class ReliabilityBin(Record):
 
 
 class Metrics(Record):
-    """Metrics as fractions, not percents. None if a number is not defined (no errors, no group of a class)."""
+    """Metrics as fractions, not percents; docs/output.md explains them. None if a number is not defined (no group of a class)."""
 
     top1: float
     top5: float
     n_groups: int
     ece: float
-    """Expected calibration error, 15 bins: the mean of ``|accuracy - probability|`` over groups."""
     auroc_uncertainty: float | None
-    """AUROC of the uncertainty as a detector of errors; 0.5 is chance."""
     uncertainty: float
     view_weights: tuple[float, ...]
-    """Mean weight of each view in the fusion, over its groups; ``uncertainty`` is the mean over all groups."""
     view_top1: tuple[float | None, ...]
-    """Accuracy of the shared head on the feature of each view. If the recipe encodes views together, that feature contains the
-    other views too. ``evaluate --views N`` measures a view alone."""
     per_class: dict[str, float | None]
     confusion: tuple[tuple[int, ...], ...]
     """Rows are true classes, columns predicted classes."""
@@ -152,7 +147,7 @@ def compute_metrics(
 
 
 def calibration_error(probability_GK: Tensor, label_G: Tensor) -> float:
-    """Return the expected calibration error of probabilities; see :attr:`Metrics.ece`."""
+    """Return the expected calibration error, 15 bins: the mean of ``|accuracy - probability|`` over groups."""
     return _error_of(_reliability(probability_GK, label_G))
 
 
