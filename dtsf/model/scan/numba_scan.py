@@ -67,13 +67,14 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy_BLD: Tensor) -> tuple[Tensor | None, ...]:
         refuse_graph("numba")
-        u_BLD, _, A_ND, B_BLN, *_ = ctx.saved_tensors
+        # Once only: with gradient checkpointing each access recomputes the tensors.
+        u_BLD, _, A_ND, B_BLN, *_ = saved = ctx.saved_tensors
         B, _, D = u_BLD.shape
         gu_BLD, gdt_BLD, gz_BLD = (torch.empty_like(u_BLD) for _ in range(3))
         gA_BND, gD_BD, gbias_BD = u_BLD.new_empty(B, *A_ND.shape), u_BLD.new_empty(B, D), u_BLD.new_empty(B, D)
         gB_JBLN, gC_JBLN = (u_BLD.new_empty(-(-D // LANES), *B_BLN.shape) for _ in range(2))
         _run_tasks(
-            backward, LANES, 3 * len(A_ND), ctx.reverse, *ctx.saved_tensors, gy_BLD.contiguous(),
+            backward, LANES, 3 * len(A_ND), ctx.reverse, *saved, gy_BLD.contiguous(),
             gu_BLD, gdt_BLD, gA_BND, gB_JBLN, gC_JBLN, gD_BD, gz_BLD, gbias_BD,
         )  # fmt: skip
         sums = (gA_BND.sum(0), gB_JBLN.sum(0), gC_JBLN.sum(0), gD_BD.sum(0))
@@ -94,11 +95,11 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gy_BLD: Tensor) -> tuple[Tensor | None, ...]:
         refuse_graph("numba")
-        x_BLD, weight_KD, bias_D = ctx.saved_tensors
+        x_BLD, weight_KD, bias_D = saved = ctx.saved_tensors
         gx_BLD = torch.empty_like(x_BLD)
         gweight_BKD, gbias_BD = (x_BLD.new_empty(len(x_BLD), *x.shape) for x in (weight_KD, bias_D))
         gradients = (gx_BLD, gweight_BKD, gbias_BD)
-        _run_tasks(_conv_backward, BLOCK, 2, ctx.reverse, *ctx.saved_tensors, gy_BLD.contiguous(), *gradients)
+        _run_tasks(_conv_backward, BLOCK, 2, ctx.reverse, *saved, gy_BLD.contiguous(), *gradients)
         return None, gx_BLD, gweight_BKD.sum(0), gbias_BD.sum(0)
 
 
