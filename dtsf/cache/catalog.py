@@ -1,7 +1,5 @@
-"""Catalog of a dataset (``catalog.json``): its clips and their current labels, splits and subjects.
-
-Each ``preprocess`` replaces the whole catalog, so annotations may change without touching a row. Each clip names its row by the
-key of its source (:attr:`.schema.Source.key`).
+"""Catalog of a dataset (``catalog.json``): clips with their labels, splits and subjects. Each ``preprocess`` replaces it, so
+annotations may change without touching a row. A clip names its row by the key of its source (:attr:`.schema.Source.key`).
 """
 
 from __future__ import annotations
@@ -85,7 +83,6 @@ def match_rows(
 
 
 def _check(document: CatalogDocument, source: str) -> None:
-    """Check the rules that stage 2 relies on. Raises CacheError: the first contradiction."""
     for problem in _contradictions(document):
         raise CacheError(f"{source}: {problem}")
 
@@ -118,10 +115,7 @@ def _contradictions(document: CatalogDocument) -> Iterator[str]:
 
 
 def view_numbers(words: str, view_names: Sequence[str], context: str) -> list[int]:
-    """Parse ``all``, or numbers or names of cameras separated by commas. Return sorted numbers from 1.
-
-    ``context``: option and dataset, for the message. Raises ConfigError: an unknown view.
-    """
+    """Parse ``all``, or numbers or names of cameras joined by commas, to sorted numbers from 1. ``context``: for the ConfigError."""
     if words.strip() == "all":
         return list(range(1, len(view_names) + 1))
     context = f"{context}; all takes every view"

@@ -1,7 +1,5 @@
-"""Verify a dataset, and repair it.
-
-Verification compares documents and files with their checksums. Repair rewrites a document from its copy, and marks damaged
-shards with a tombstone, so that the next ``preprocess`` makes them again. Intact shards are not touched.
+"""Verify a dataset: compare documents and files with their checksums. Repair it: write a document again from its copy, and mark
+damaged shards with a tombstone, so that the next ``preprocess`` makes them again. Intact shards are not touched.
 """
 
 from __future__ import annotations

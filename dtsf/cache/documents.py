@@ -1,8 +1,4 @@
-"""JSON documents of a dataset: metadata, commit records and published files. They are read, checked and refused here.
-
-Each document has its own checksum, so that a changed byte is found. Its last field is ``checksum``: the xxh3-64 of the file
-with sixteen zeros in that field.
-"""
+"""JSON documents of a dataset. Their last field, ``checksum``, is the xxh3-64 of the file with sixteen zeros in that field."""
 
 from __future__ import annotations
 
@@ -29,11 +25,9 @@ if TYPE_CHECKING:
 METADATA = "dtsf.json"
 CATALOG = "catalog.json"
 PUBLISHED = "published.json"
-DAMAGED = ".damaged"
-"""Suffix of a damaged shard's tombstone: its old record. The next ``preprocess`` makes the shard again."""
+DAMAGED = ".damaged"  # suffix of a damaged shard's tombstone: its old record, until preprocess makes the shard again
 NO_CHECKSUM = "0" * 16
-CHECKSUM = re.compile(rb'(?<="checksum": ")[0-9a-f]{16}(?="\s*\}\s*\Z)')
-"""Checksum at the end of a document."""
+CHECKSUM = re.compile(rb'(?<="checksum": ")[0-9a-f]{16}(?="\s*\}\s*\Z)')  # at the end of a document
 JSON_ERRORS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 T = TypeVar("T", bound=Frozen)

@@ -1,8 +1,6 @@
-"""Storage formats: the arrays of a dataset, and the bytes of a shard as Zarr or HDF5.
-
-Zarr v3: an array per name, with one chunk per shard. The chunk ``embeddings/c/12/0/0/0`` is raw C order or one zstd frame.
-HDF5: a file ``shards/00012.h5`` with a contiguous dataset per array or one gzip chunk. ``dataset.h5`` is a virtual file over
-all shards. The commit record has the offset of each array, so reading needs neither library.
+"""Storage formats. A Zarr v3 chunk (``embeddings/c/12/0/0/0``) is raw C order or one zstd frame. An HDF5 shard
+(``shards/00012.h5``) has a contiguous dataset or one gzip chunk per array; ``dataset.h5`` is a virtual file over all shards. The
+commit record has the offset of each array, so reading needs neither library.
 """
 
 from __future__ import annotations
@@ -42,8 +40,7 @@ UNITS = {
     "frame_time": "presentation time in seconds after the first shown frame; NaN where unknown",
 }
 ROWS = "see shards/*.json for the source of each row, catalog.json for its clip"
-DATA_FILE = re.compile(r"(?:\w+/c/(\d+)(?:/0)+|shards/(\d+)\.h5)")
-"""Path of a data file, with the number of its shard."""
+DATA_FILE = re.compile(r"(?:\w+/c/(\d+)(?:/0)+|shards/(\d+)\.h5)")  # path of a data file, with its shard
 
 
 @dataclass(frozen=True)
@@ -83,12 +80,10 @@ def shard_of_file(name: str) -> int | None:
 
 
 def _fill_value(array: str, dtype: np.dtype[Any]) -> float | int:
-    """Return the value of padding rows: -1, NaN or 0."""
     return -1 if array == "frame_index" else float("nan") if dtype.kind == "f" else 0
 
 
 def _pad_shard(rows: np.ndarray, array: str, shard_size: int) -> np.ndarray:
-    """Return the rows of a full shard, little-endian, with padding behind ``rows``."""
     padded = np.full((shard_size, *rows.shape[1:]), _fill_value(array, rows.dtype), rows.dtype.newbyteorder("<"))
     padded[: len(rows)] = rows
     return padded

@@ -100,10 +100,8 @@ class CachedDataset(DatasetHandle):
         return array_bytes(self.metadata, array) // self.shard_size
 
     def gather(self, array: str, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
-        """Return the rows of clips in the order of ``ids``, which may repeat.
-
-        ``out``: (len(ids), ...) array of the right dtype in C order for the result. Reusing one avoids page faults. Raises
-        CacheError: an unknown clip, or a shard that does not match its record.
+        """Return the rows of clips in the order of ``ids``, which may repeat. ``out``: (len(ids), ...) array of the right dtype
+        in C order; reusing one avoids page faults. Raises CacheError: an unknown clip, or a shard that does not match its record.
         """
         shape, dtype = array_shapes(self.spec)[array]
         if out is None:
@@ -204,10 +202,7 @@ def find_datasets(cache: Location, name: str | None = None, *, damaged: bool = F
 
 
 def open_dataset(cache: Location, name: str | None = None) -> CachedDataset:
-    """Open a dataset of a cache (folder or URL) for reading. ``name`` is optional if the cache has only one.
-
-    Raises CacheError: no dataset, an unknown name, several datasets and no name, or no usable clip.
-    """
+    """Open one dataset of a cache. ``name``: needed if there are several. Raises CacheError: no such dataset, or no usable clip."""
     stores = find_datasets(cache, name)
     if len(stores) > 1:
         names = ", ".join(store.name for store in stores)
@@ -221,10 +216,8 @@ def open_dataset(cache: Location, name: str | None = None) -> CachedDataset:
 
 
 def summarise(path: Location) -> dict[str, Any]:
-    """Return the summary of a dataset from its documents, as ``dtsf cache info --json`` prints it.
-
-    ``groups_by_views``: number of groups by number of usable views. ``views_differ_by``: 1 - shortest / longest view of a group.
-    ``not_listed``: rows that the catalog does not name. ``redo``: damaged shards that the next ``preprocess`` makes again.
+    """Return the summary of a dataset, as ``dtsf cache info --json`` prints it. ``groups_by_views``: groups by number of views.
+    ``views_differ_by``: 1 - shortest / longest view of a group. ``not_listed``: rows that the catalog does not name.
     """
     data = open_cached(path)
     info, shards = data.info, data.shards.values()

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LEASE_S = 600.0
-"""Seconds after which a claim of another machine expires. A writer holds a claim only during an upload."""
+LEASE_S = 600.0  # seconds until a claim of another machine expires; a writer holds a claim only during an upload
 
 
 @dataclass(frozen=True)

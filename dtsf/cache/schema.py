@@ -191,10 +191,7 @@ class PublishedFiles(Frozen):
 
 
 class CatalogEntry(Frozen):
-    """Clip as the last ``preprocess`` found it, and the key of its row.
-
-    Size and time are current ones; the record has those from when the row was computed.
-    """
+    """Clip as the last ``preprocess`` found it, and the key of its row. Size and time are current, not those of the row."""
 
     clip: Clip
     key: str = ""  # of the source; empty if the file is not hashed yet, then file_version finds the row

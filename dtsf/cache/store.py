@@ -1,7 +1,5 @@
-"""Stores of a cache: a local folder here, an object store in :mod:`dtsf.cache.remote`. Both have the same methods.
-
-A cache may come from another person. So names are computed and never read from it, links and special files are refused, and
-the size of a file is checked before it is read.
+"""Stores of a cache: a local folder here, an object store in :mod:`dtsf.cache.remote`. A cache may be untrusted. So names are
+computed and never read from it, links and special files are refused, and a file's size is checked before it is read.
 """
 
 from __future__ import annotations
@@ -30,10 +28,8 @@ if TYPE_CHECKING:
     Location: TypeAlias = "str | Path | Store"
     Progress: TypeAlias = Callable[[int, int], None] | None
 
-DOCUMENT_LIMIT = 1 << 28
-"""Maximum size in bytes of a JSON document. A shard of a million clips is smaller."""
-URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)
-"""Also matches a URL after :class:`Path` has folded its two slashes into one."""
+DOCUMENT_LIMIT = 1 << 28  # maximum bytes of a JSON document; a shard of a million clips is smaller
+URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)  # also after Path has made one slash of two
 
 
 def open_store(path: Location) -> Store:

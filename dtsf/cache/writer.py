@@ -35,11 +35,8 @@ def create_or_open(
     format: str | None = None,  # noqa: A002
     compress: str | None = None,
 ) -> DatasetHandle:
-    """Make a dataset, or open an existing one, which keeps its ``shard_size``.
-
-    ``format``: ``zarr`` (default) or ``hdf5``. ``compress``: ``none`` (default), ``zstd`` (Zarr) or ``gzip`` (HDF5). Both must
-    match an existing dataset. Raises FingerprintError: it was made with another spec. CacheError: not a dataset, another kind,
-    or another format.
+    """Make a dataset, or open an existing one, which keeps its ``shard_size``. ``format`` (default ``zarr``) and ``compress``
+    (default ``none``) must match it. Raises FingerprintError: another spec. CacheError: not a dataset, another kind or format.
     """
     store, fingerprint = open_store(path), spec.fingerprint()
     if store.is_empty():
@@ -93,10 +90,7 @@ def extend(dataset: DatasetHandle, n_shards: int) -> None:
 
 
 def write_shard(dataset: DatasetHandle, record: ShardRecord, rows: Mapping[str, np.ndarray]) -> ShardRecord:
-    """Write a shard's files, then its commit record. Return the committed record, which may be that of another writer.
-
-    ``rows``: each array of the dataset with ``record.rows`` rows.
-    """
+    """Write a shard's files, then its commit record. Return the committed record, which may be that of another writer."""
     store, shard, name = dataset.store, record.shard, docs.record_name(record.shard)
     ordered = {array: rows[array] for array in array_shapes(dataset.spec)}
     files, arrays = dataset.format.encode(dataset.metadata, shard, ordered)
@@ -143,11 +137,9 @@ def convert(
     dtype: str | None = None,
     on_progress: Progress = None,
 ) -> int:
-    """Copy a dataset shard by shard, with a checksum test of each. Shards that the target has are skipped.
-
-    ``format``, ``compress`` and ``dtype`` (of the embeddings) default to those of the source, ``compress`` to ``none`` if the
-    new format lacks it. Another dtype changes the fingerprint. Returns the number of written shards. Raises CacheError: the
-    source is damaged, a value is out of range for float16, or the target is another dataset.
+    """Copy a dataset shard by shard, with a checksum test of each, and return the number of written ones. Shards that the target
+    has are skipped. Options default to those of the source. Another ``dtype`` of the embeddings changes the fingerprint. Raises
+    CacheError: the source is damaged, a value is out of range for float16, or the target is another dataset.
     """
     dataset, theirs = docs.open_handle(source), open_store(target)
     spec, metadata, shards = dataset.spec, dataset.metadata, docs.read_records(dataset)
@@ -188,10 +180,8 @@ def convert(
 
 
 def compact(path: Location, *, on_progress: Progress = None) -> Compaction:
-    """Remove the rows that the catalog does not name. After a kill at any moment, every row of the catalog still exists.
-
-    Shards with unused rows are written again without them, under free numbers. Then the old shards are removed, each with its
-    record first. Raises CacheError: there is no catalog, or a shard is damaged.
+    """Remove the rows that the catalog does not name. Their shards are written again under free numbers, then the old ones are
+    removed, record first. So a kill loses no row of the catalog. Raises CacheError: no catalog, or a damaged shard.
     """
     store = open_store(path)
     with store.write_lock():

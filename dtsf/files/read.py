@@ -1,7 +1,5 @@
-"""Read files that other people may have written, and write JSON.
-
-Only regular files of bounded size are read. JSON is strict: no NaN, no Infinity, no oversized number. Memory is checked before
-a size from a file is allocated.
+"""Read files that may be untrusted, and write JSON. Only regular files of bounded size are read. JSON is strict: no NaN, no
+Infinity, no oversized number. Memory is checked before a size from a file is allocated.
 """
 
 from __future__ import annotations
@@ -27,19 +25,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=BaseModel)
 
-MAX_DIGITS = 40
-"""Maximum length of a number in JSON."""
-UNCHECKED_BYTES = 64 << 20
-"""Sizes up to this are allocated without a check, which takes longer than reading a batch."""
+MAX_DIGITS = 40  # maximum length of a number in JSON
+UNCHECKED_BYTES = 64 << 20  # up to this no check, which takes longer than reading a batch
+# Files with the memory limit and the memory use of a container, of cgroup versions 2 and 1.
 CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
-"""Files with the memory limit and the memory use of a container, of cgroup versions 2 and 1."""
 
 
 def read_file(path: Path, *, limit: int, error: Callable[[str], DtsfError], follow: bool = False) -> bytes:
-    """Return the bytes of a regular file.
-
-    ``limit``: maximum size. ``follow``: accept a link, for a path that the user gave. Raises ``error(message)``: the file is
-    missing, too large, unreadable, a folder, a pipe, a device or a link.
+    """Return the bytes of a regular file of at most ``limit`` bytes. ``follow``: accept a link, for a path that the user gave.
+    Raises ``error(message)``: the file is missing, too large, unreadable, a folder, a pipe, a device or a link.
     """
     # Non-blocking: opening a pipe without a writer would wait forever.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)

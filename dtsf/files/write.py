@@ -1,7 +1,5 @@
-"""Write files: a file is complete or absent, and no write goes through a link.
-
-A file is written under an unpredictable temporary name, flushed to the disk and renamed. A link at its path is replaced, not
-followed. Logs and locks are opened in place, so links and special files at their paths are refused.
+"""Write files: each is complete or absent. It is written under an unpredictable temporary name, flushed to the disk and renamed.
+A link at its path is replaced, not followed. Logs and locks are opened in place, so links and special files are refused there.
 """
 
 from __future__ import annotations
@@ -31,10 +29,9 @@ def write_atomically(
     parents: bool = True,
     follow: bool = True,
 ) -> None:
-    """Write ``data``. After a crash ``path`` is the old file, the new file, or absent. An existing link is replaced.
-
-    ``error``: makes the error from the system's message; default CacheError. ``parents``: make the folder if it is missing.
-    ``follow``: accept a folder that is a link, for a path that the user gave. Raises CacheError: the disk is full, for example.
+    """Write ``data``. After a crash ``path`` is the old file, the new file, or absent. ``error``: makes the error from the
+    system's message; default CacheError. ``parents``: make the folder. ``follow``: the folder may be a link, for a path of the
+    user.
     """
     try:
         with _temporary(path, parents=parents, follow=follow) as descriptor:
@@ -123,10 +120,7 @@ def open_log(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
-    """Hold the lock file ``path`` during the block, without changing its content.
-
-    ``unwritable``: makes the error if the file cannot be locked. ``busy``: error if another process has the lock; default: wait.
-    """
+    """Hold the lock file during the block. ``unwritable``: makes the error of a failed lock. ``busy``: error instead of waiting."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_regular(path, os.O_RDWR | os.O_CREAT)

@@ -86,10 +86,8 @@ def short_message(error: BaseException) -> str:
 
 
 def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
-    """Cut ``n_frames`` into ``n_samples`` equal segments and return the centre of each (TSN's rule without randomness).
-
-    12 frames, 4 samples: 1 4 7 10. A clip with fewer frames gives every frame in order, then repeats the last one. Returns
-    (n_samples,) int64, sorted, within [0, n_frames). Raises ValueError: one of the numbers is below 1.
+    """Return the centres of ``n_samples`` equal segments of ``n_frames``, (n_samples,) int64 (TSN without randomness). 12 frames,
+    4 samples: 1 4 7 10. With fewer frames the last one repeats. Raises ValueError: one of the numbers is below 1.
     """
     if n_frames < 1 or n_samples < 1:
         raise ValueError(f"n_frames ({n_frames}) and n_samples ({n_samples}) must be at least 1")
@@ -100,11 +98,8 @@ def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
 
 
 def select_frames(index: VideoIndex, n_samples: int, span: Span) -> tuple[np.ndarray, int]:
-    """Select the frames that are shown at the centres of ``n_samples`` equal parts of a clip's time.
-
-    At a constant frame rate this equals :func:`segment_centres`, whatever the resolution of the file's clock.
-
-    ``index``: of a file with at least one frame. Returns sorted frame numbers, (F,) int64, and the number of frames in the clip.
+    """Select the frames shown at the centres of equal parts of a clip's time. Return sorted numbers, (F,) int64, and the number
+    of the clip's frames. At a constant rate it equals :func:`segment_centres`, whatever the clock's resolution.
     """
     moments = span.moments(n_samples, index.duration)
     if span.common:

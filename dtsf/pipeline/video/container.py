@@ -1,8 +1,5 @@
-"""Open a video file, select its video stream, read its packets into the index without decoding, and check that it is whole.
-
-The selected stream has the largest frames and is not a cover; ties go to the default stream, then to the first. The size that the
-header declares reveals a file that was cut off: FFmpeg reads such a file without an error, and a cut that only removes the index
-leaves every frame readable. Formats: RIFF (4-byte size), ISO 14496-12 (chain of sized boxes), EBML (RFC 8794).
+"""Read the packets of a video's stream without decoding, and check that the file is whole. FFmpeg reads a cut file without an
+error, so the header's size is compared: RIFF (4 bytes), ISO 14496-12 (chain of sized boxes), EBML (RFC 8794).
 """
 
 from __future__ import annotations
@@ -30,8 +27,7 @@ NO_TIMESTAMPS = 0x80  # FFmpeg's flag of formats without times: raw streams
 PLAYLISTS = frozenset({"concat", "concatf", "dash", "hls", "image2", "image2pipe", "imf", "lavfi"})  # name other files
 DURATION_OF_FILE = frozenset({"asf", "flv", "matroska,webm"})  # the header has the file's duration, not a stream's
 JUMPS_ARE_CUTS = frozenset({"mpeg", "mpegts"})  # formats in which a jump of the clock is a splice and not a pause
-WITH_HEADER = frozenset({".3gp", ".asf", ".avi", ".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})
-"""File name endings of containers. If FFmpeg detects a raw stream there, the header is damaged."""
+WITH_HEADER = frozenset({".3gp", ".asf", ".avi", ".flv", ".mkv", ".mov", ".mp4", ".webm", ".wmv"})  # never raw streams
 
 
 def open_video(path: Path) -> Any:
@@ -50,10 +46,8 @@ def open_video(path: Path) -> Any:
 
 
 def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None]:
-    """Read all packets of a container that was just opened.
-
-    Returns the index, and the packets of the video stream, or None if they exceed :data:`KEPT_BYTES`. Raises VideoError:
-    ``unreadable`` or ``truncated``.
+    """Return the index of a new container, and its packets up to :data:`KEPT_BYTES`. Raises VideoError: ``unreadable``,
+    ``truncated``.
     """
     import av
 

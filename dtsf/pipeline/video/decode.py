@@ -1,10 +1,6 @@
-"""Decode the requested frames of a clip in presentation order, and check the file for damage. Entry point of the decoder process.
-
-Decoding starts at the last key frame before the first requested frame and stops after the last one. Decoded frames are compared
-with the :mod:`~dtsf.pipeline.video.index`. If they differ, the index is corrected and the frames are sampled again.
-
-decord is an alternative to PyAV. Its frame number is a position in its list of packets; the picture is the one at which FFmpeg's
-seek ends, and decord does not compare the two. So each of its frames is compared with PyAV.
+"""Decode frames of a clip in presentation order, from the last key frame before the first of them. Entry point of the decoder
+process. If the frames differ from the :mod:`~dtsf.pipeline.video.index`, it is corrected. decord's frame number is a position in
+its list of packets, and its picture the one at which FFmpeg's seek ends. So its frames are compared with PyAV's.
 """
 
 from __future__ import annotations
@@ -35,9 +31,8 @@ if TYPE_CHECKING:
     from dtsf.pipeline.video.crop import Crop
 
 MAX_CORRECTIONS = 6  # maximum number of index corrections per clip
+# Side and tolerance (levels of 256) of the squares whose means are compared. Rounding causes differences below 10.
 BLOCK, TOLERANCE = 8, 24.0
-"""decord's and PyAV's pictures are compared by the means of squares of this side, with this tolerance in levels (of 256). Different
-rounding of scaling and colour conversion causes differences below 10."""
 
 
 def decoder_name(decoder: str = "pyav") -> str:
@@ -64,10 +59,7 @@ def probe(path: Path) -> VideoIndex:
 
 
 def duration_of(path: Path, span: Span = WHOLE) -> float:
-    """Return the duration in seconds of a video, or of an image folder at ``span.fps`` (0 without a frame rate).
-
-    Raises VideoError: ``unreadable`` or ``truncated``.
-    """
+    """Return the seconds of a video, or of an image folder (0 without ``span.fps``). Raises VideoError as :func:`probe`."""
     if path.is_dir():
         return len(numbered_images(path)) / span.fps if span.fps else 0.0
     return probe(path).duration
@@ -83,11 +75,9 @@ def decode_clip(
     crop: Crop = "centre",
     decoder: str = "pyav",
 ) -> DecodedClip:
-    """Decode ``n_frames`` square frames of ``size`` pixels, sampled at equal parts of the clip's time.
-
-    ``path``: video file, or a folder of numbered images. ``check``: ``fast``; or ``full``, which decodes every frame once more and
-    refuses a clip with damaged frames. ``crop``: see :func:`~dtsf.pipeline.video.crop.cut_square`. ``decoder``: ``pyav``; or
-    ``decord``, which is checked against PyAV. Raises VideoError: ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
+    """Decode ``n_frames`` square frames of ``size`` pixels at equal parts of the time. ``path``: video, or folder of numbered
+    images. ``check``: ``full`` decodes every frame once more and refuses damaged ones. ``decoder``: ``pyav``, or ``decord``,
+    which is compared with PyAV. Raises VideoError: ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
     """
     if span.start is not None and span.end is not None and span.end <= span.start:
         raise VideoError(f"{path}: the clip ends at {span.end:g} s, before it starts at {span.start:g} s")
@@ -132,9 +122,8 @@ _last_index: dict[tuple[Path, int, int], VideoIndex] = {}  # of the last file, w
 
 
 def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:
-    """Return the index of a file that is not cut off, and its packets if they were read now and fit in memory.
-
-    Decodes the start of the file, and drops frames that may refer to a frame before the cut and do not decode.
+    """Return the index of a file that is not cut off, and its packets if they were read now and fit in memory. Frames at the
+    start are dropped if they may refer to a frame before the cut and do not decode.
     """
     stat = path.stat()
     key = (path, stat.st_size, stat.st_mtime_ns)
@@ -170,10 +159,7 @@ def _check_every_frame(path: Path, index: VideoIndex) -> None:
 
 
 def _read_with_decord(path: Path, index: VideoIndex, expected: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
-    """Return decord's pictures of the frames of which PyAV's pictures are ``expected``, by frame number.
-
-    Raises VideoError: ``misplaced`` if number, time or picture of a frame differs; ``unreadable`` if decord fails.
-    """
+    """Return decord's pictures by frame number. Raises VideoError: number, time or picture differ from PyAV's ``expected``."""
     import decord
 
     numbers = sorted(expected)
@@ -208,10 +194,8 @@ def _misplaced(path: Path, reason: str) -> VideoError:
 
 
 def _safe_width(width: int) -> int:
-    """Return the smallest width, at least ``width``, that decord can return on every processor.
-
-    FFmpeg pads rows to a multiple of 16, 32 or 64 pixels, depending on the processor. If the padded row is a multiple of the
-    width, decord takes the padding for further channels and fails: 96 pixels padded to 128 look like 4 channels of 96.
+    """Return the smallest width from ``width`` on that decord can return. FFmpeg pads rows to 16, 32 or 64 pixels. decord takes a
+    padded row that is a multiple of the width for more channels, and fails: 96 pixels padded to 128 look like 4 channels of 96.
     """
     while any(width % row and 3 * math.ceil(width / row) * row % width == 0 for row in (16, 32, 64)):
         width += 1

@@ -1,8 +1,6 @@
-"""Decode in a child process, so that a broken video cannot crash or hang the run.
-
-Each clip has a deadline. A child that crashes or exceeds it costs its clip, and the next clip gets a new child. Frames return in
-shared memory with two slots: the child fills one while the parent embeds the other. Everything else is one line of JSON per clip.
-The child is a plain ``subprocess``, because dask's workers may not start children of ``multiprocessing``.
+"""Decode in a child process with a deadline, so that a broken video cannot crash or hang the run. The child fills one of two
+slots of shared memory while the parent embeds the other. It is a ``subprocess``, because dask's workers may not start children of
+``multiprocessing``.
 """
 
 from __future__ import annotations
@@ -34,8 +32,7 @@ if TYPE_CHECKING:
 
     from dtsf.pipeline.video.crop import Crop
 
-Item = tuple[np.ndarray, dict[str, Any]] | VideoError
-"""A decoded clip: frames, (F, size, size, 3) uint8, and the fields of ``DecodedClip.facts``. Or the error of an unusable clip."""
+Item = tuple[np.ndarray, dict[str, Any]] | VideoError  # frames, (F, size, size, 3) uint8, and DecodedClip.facts
 SLOTS = 2
 CLIPS_A_CHILD = 500  # then a child is replaced, which frees the memory that a codec leaks; a start takes 0.3 s
 
@@ -198,10 +195,8 @@ def _kept_decoders(settings: DecodeSettings, n: int) -> tuple[Decoder, ...]:
 
 
 def decode_all(decoder: Decoder, requests: list[DecodeRequest]) -> Iterator[Item]:
-    """Decode clips in order; the child decodes the next clip while the caller uses one. The first clip starts at once.
-
-    A clip whose child died is tried once more in a new child, because the cause may be the machine (no memory left) and not the
-    clip. A clip that exceeds its deadline is not tried again. Frames are valid until the next item.
+    """Decode clips in order; the child decodes the next clip while the caller uses one. A frame is valid until the next item. A
+    clip whose child died is tried once more, because the machine may be the cause (no memory). A clip beyond its deadline is not.
     """
 
     def items() -> Iterator[Item]:

@@ -1,7 +1,4 @@
-"""Send packets to the decoder, number its frames in presentation order, and compare them with the index.
-
-Frames are numbered in one of two ways: by the presentation times in the index, or by counting them as they leave the decoder.
-"""
+"""Decode frames and compare them with the index. Frames are numbered by their presentation time, or by counting."""
 
 from __future__ import annotations
 
@@ -22,10 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 SEARCHED = 3000  # maximum number of packets between the position of a seek and the key frame
-WITHOUT_KEY_TABLE, EARLY = frozenset({"mpeg", "mpegts"}), 2
-"""Formats without a table of key frames, and the seconds by which a seek aims before the key frame."""
-SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})
-"""Codecs that can skip a frame to which no other frame refers."""
+WITHOUT_KEY_TABLE, EARLY = frozenset({"mpeg", "mpegts"}), 2  # there a seek aims two seconds before the key frame
+SKIPPING = frozenset({"h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4"})  # can skip an unreferenced frame
 
 
 class IndexCorrected(Exception):
@@ -37,20 +32,14 @@ class BadStartFrame(Exception):
 
 
 class PacketSource:
-    """The packets of one file for its decoder.
-
-    ``kept``: the packets if they are in memory, else None. ``strict``: make the codec report damage instead of concealing it.
-    """
+    """Packets of one file for its decoder. ``kept``: those in memory, if any. ``strict``: report damage instead of concealing it."""
 
     def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:
         self._container, self._index, self._kept, self._strict = container, index, kept, strict
         self.errors: dict[int, str] = {}  # messages of the codec by packet number, since the last call of frames()
 
     def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
-        """Decode from packet ``first`` on and yield (packet number, frame) in presentation order.
-
-        ``needed``: numbers of the packets whose frames are used. The decoder skips other packets that no frame refers to.
-        """
+        """Yield (packet number, frame) in presentation order, from packet ``first`` on. ``needed``: packets that are not skipped."""
         import av
 
         context = self._container.streams[self._index.stream].codec_context
@@ -110,10 +99,8 @@ class PacketSource:
 def decode_wanted(
     source: PacketSource, index: VideoIndex, wanted: np.ndarray, render: Callable[[Any], np.ndarray]
 ) -> dict[int, np.ndarray]:
-    """Decode the frames ``wanted`` (sorted frame numbers) and return their pictures by frame number.
-
-    ``render`` makes a picture of a decoded frame. Raises IndexCorrected: frames are missing or come in another order. Raises
-    VideoError: ``corrupt`` or ``unreadable``.
+    """Decode the frames ``wanted`` (sorted numbers) and return the pictures that ``render`` makes of them, by number. Raises
+    IndexCorrected: frames are missing or come in another order. VideoError: ``corrupt`` or ``unreadable``.
     """
     numbered = _numbered_by_decoder if index.order_from_decoder else _numbered_by_time
     numbers, last = set(wanted.tolist()), int(wanted[-1])

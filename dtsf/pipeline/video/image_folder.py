@@ -25,9 +25,8 @@ NUMBER = re.compile(r"\d+")
 
 
 def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) -> DecodedClip:
-    """Read ``n_frames`` images, sampled at equal parts of the clip's images; see :func:`dtsf.pipeline.video.decode.decode_clip`.
-
-    ``span``: ``first`` and ``last`` are the numbers in file names; ``start`` and ``end`` need ``fps``.
+    """Read images at equal parts of a clip. ``span``: ``first`` and ``last`` are numbers in names; ``start`` and ``end`` need
+    ``fps``.
     """
     images = numbered_images(folder)
     numbers = np.array([number for number, _ in images])
@@ -61,10 +60,8 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
 
 
 def numbered_images(folder: Path) -> list[tuple[int, Path]]:
-    """Return (number, path) of a folder's images in natural order. The number is the first one that differs between names.
-
-    Of several name patterns (``frame_#_rgb.jpg``, ``frame_#_depth.png``), those with ``rgb`` are preferred, then the most frequent
-    one. Raises VideoError: no image, or two patterns that are equally frequent.
+    """Return (number, path) in natural order. The number is the first that differs between names. Name patterns with ``rgb`` are
+    preferred, then the most frequent one. Raises VideoError: no image, or two patterns that are equally frequent.
     """
     by_pattern: dict[str, list[Path]] = defaultdict(list)
     for file in folder.iterdir():

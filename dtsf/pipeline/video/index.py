@@ -1,11 +1,7 @@
-"""Index of a video file: which packets contain frames that a player shows, and at what time.
-
-Shown are packets that are not empty and that no edit list hides, from the first key frame on. Packets that follow that key
-frame but precede it in time (an open GOP that was cut) are shown only if they decode.
-
-A frame's time is the presentation time (PTS) of its packet, in ticks of the stream's clock. AVI has no PTS, raw streams have no
-times at all. There the decoder gives the order, and the k-th frame gets the k-th decoding time (DTS): ``order_from_decoder``.
-Packet numbers count packets in decoding order, frame numbers count shown frames in presentation order; both start at 0.
+"""Index of a video file: the packets with frames that a player shows, from the first key frame on, and their times. A packet that
+follows this key frame but precedes it in time (a cut open GOP) is shown only if it decodes. A time is the PTS in ticks of the
+stream. AVI has no PTS, raw streams have no times: there the decoder gives the order, and the DTS the times. Packet numbers are in
+decoding order, frame numbers in presentation order; both start at 0.
 """
 
 from __future__ import annotations
@@ -25,8 +21,7 @@ REORDERED = 32  # upper bound of the number of frames that a decoder buffers to 
 PACKET = np.dtype(
     [(name, "i8") for name in ("pts", "dts", "duration", "n_bytes", "pos", "shift")] + [("key", "?"), ("hidden", "?")]
 )
-"""Fields of a packet. ``pos``: byte position in the file, -1 if unknown. ``hidden``: an edit list hides its frame, or other frames
-only refer to it. ``shift``: ticks added to ``pts`` and ``dts`` because the clock jumped. A missing time is :data:`NO_TIME`."""
+# pos: byte, or -1. hidden: by an edit list, or only a reference. shift: ticks added to pts and dts behind clock jumps.
 
 
 @dataclass(frozen=True)
