@@ -115,7 +115,7 @@ def _contradictions(document: CatalogDocument) -> Iterator[str]:
 
 
 def view_numbers(words: str, view_names: Sequence[str], context: str) -> list[int]:
-    """Parse ``all``, or numbers or names of cameras joined by commas, to sorted numbers from 1. ``context``: for the ConfigError."""
+    """Parse ``all``, or numbers or names of cameras joined by commas, to sorted numbers from 1. ``context``: for ConfigError."""
     if words.strip() == "all":
         return list(range(1, len(view_names) + 1))
     context = f"{context}; all takes every view"

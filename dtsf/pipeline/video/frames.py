@@ -32,14 +32,14 @@ class BadStartFrame(Exception):
 
 
 class PacketSource:
-    """Packets of one file for its decoder. ``kept``: those in memory, if any. ``strict``: report damage instead of concealing it."""
+    """Packets of one file for its decoder. ``kept``: those in memory, if any. ``strict``: report damage, do not conceal it."""
 
     def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:
         self._container, self._index, self._kept, self._strict = container, index, kept, strict
         self.errors: dict[int, str] = {}  # messages of the codec by packet number, since the last call of frames()
 
     def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
-        """Yield (packet number, frame) in presentation order, from packet ``first`` on. ``needed``: packets that are not skipped."""
+        """Yield (packet number, frame) in presentation order, from packet ``first`` on. ``needed``: packets not to skip."""
         import av
 
         context = self._container.streams[self._index.stream].codec_context
