@@ -1,7 +1,5 @@
-"""Train and evaluate a table of variants with several seeds. The tables are ``experiments/tables/*.toml``.
-
-Each training has a folder under ``OUT/trainings``. Its name contains a hash of settings, clips, protocol and seed.
-So a finished training is not repeated, also not for another table in the same ``OUT`` with a row of the same settings.
+"""Train and evaluate a table of variants (``experiments/tables/*.toml``) with several seeds. A training's folder in
+``OUT/trainings`` has a hash of settings, clips, protocol and seed in its name, so no table in the same ``OUT`` repeats it.
 """
 
 from __future__ import annotations
@@ -38,12 +36,9 @@ class VariantRow(Frozen):
     name: str = Field(min_length=1)
     source: str = ""  # source of the method, and the part of the network that it replaces
     set: tuple[str, ...] = ()  # changed keys of the recipe
-    needs: str = ""
-    """Input that a branch of the recipe must have; else the row changes no branch."""
-    drop: tuple[str, ...] = ()
-    """Inputs or views of branches to remove. A word that would remove all branches removes none."""
-    branch: dict[str, Any] = {}
-    """Keys to set in the remaining branches. Input ``pixels`` stays. Equal branches are then merged."""
+    needs: str = ""  # input that a branch of the recipe must have; else the row changes no branch
+    drop: tuple[str, ...] = ()  # inputs or views of branches to remove; a word that fits all branches removes none
+    branch: dict[str, Any] = {}  # keys to set in the other branches; input pixels stays, equal branches are merged
 
 
 class VariantTable(Frozen):
@@ -61,11 +56,10 @@ def ablate(
     on_epoch: Callable[[int, int, str], None] = lambda *_: None,
     **changes: Any,
 ) -> Ablation:
-    """Train and evaluate every variant of a table with every seed. Write the table as CSV, Markdown and SVG after each training.
-
-    ``on_result`` is called with the table before the first training and after each. ``on_epoch`` is called with the number of
-    epochs done, the number of all epochs, and a line about the last. ``changes``: fields of
-    :class:`dtsf.experiments.settings.AblateSettings`. Raises ConfigError, CacheError, CheckpointError: before the first training.
+    """Train and evaluate every variant of a table with every seed. Write the table as CSV, Markdown and SVG and call
+    ``on_result``, first and after each training. ``on_epoch``: called with the epochs done, all epochs, and a line about the
+    last. ``changes``: fields of :class:`dtsf.experiments.settings.AblateSettings`. Raises ConfigError, CacheError,
+    CheckpointError: before training.
     """
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
     cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init
@@ -164,9 +158,7 @@ def ablate(
 
 
 def load_table(name_or_file: str) -> VariantTable:
-    """Read a table. ``name_or_file``: one of the built-in tables, or the path of a TOML file. Raises ConfigError: an unknown
-    table or an invalid file.
-    """
+    """Read a built-in table, or a TOML file. Raises ConfigError: an unknown table or an invalid file."""
     try:
         table = VariantTable.model_validate(read_toml("table", name_or_file))
     except ValidationError as error:
@@ -181,9 +173,7 @@ def load_table(name_or_file: str) -> VariantTable:
 
 
 def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = ()) -> list[tuple[AblationRow, Recipe]]:
-    """Apply the rows of a table to a recipe. ``overrides``: changes of all rows; the changes of a row come after them. Raises
-    ConfigError: a row does not fit the recipe.
-    """
+    """Apply a table's rows to a recipe, each after ``overrides``. Raises ConfigError: a row does not fit the recipe."""
     given = load_recipe(recipe, overrides).model.branch
     made: list[tuple[AblationRow, Recipe]] = []
     for row in table.row:

@@ -1,8 +1,4 @@
-"""Run a grid of trainings: one lock, one record for each training, continued after a kill.
-
-A :class:`Job` is a training and its tests. Its folder is a run folder with a ``result.json``, a :class:`.results.RunRecord`.
-A finished job is never repeated. An interrupted training resumes from its last checkpoint.
-"""
+"""Run a grid of trainings under one lock. A finished job is never repeated; a killed one resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RECORD = "result.json"
+RECORD = "result.json"  # in the run folder of a job: a RunRecord
 LIMIT = 1 << 28  # maximum size of a stored document, in bytes
 TICK = 2.0  # seconds between two writes of the elapsed time: a killed process loses at most this
 
@@ -77,8 +73,8 @@ class Job:
         return self.out / self.name
 
     def run(self, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
-        """Train if that is not done, and evaluate the tests without a score. ``on_epoch``: see :func:`.ablation.ablate`. Raises
-        CheckpointError: a damaged checkpoint or record.
+        """Train if that is not done, and evaluate the tests without a score. Raises CheckpointError: a damaged checkpoint or
+        record.
         """
         record = self.read_record()
         if record is None or not record.trained or not (self.folder / "last").is_dir():
@@ -104,9 +100,7 @@ class Job:
         return record if record is not None and record.trained and not self._without_score(record) else None
 
     def read_record(self) -> RunRecord | None:
-        """Read the record. Return None if there is none, or if it was cut off: then the checkpoint counts. Raises
-        CheckpointError: the file is the record of another version.
-        """
+        """Read the record; None if there is none, or a part of one. Raises CheckpointError: a record of another version."""
         file = self.folder / RECORD
         if not file.is_file():
             return None
@@ -194,9 +188,8 @@ class Job:
 def open_tests(
     cache: Path, data: CachedDataset, rule: Protocol, split: Split, others: Sequence[str] = ()
 ) -> tuple[TestSet, ...]:
-    """Return the test of a training (``data``, ``rule``, ``split``), then others: ``NAME`` or ``NAME@PROTOCOL``.
-
-    Raises CheckpointError: other classes. CacheError: no such dataset, or other settings. ConfigError: a test is named twice.
+    """Return a training's own test, then others (``NAME`` or ``NAME@PROTOCOL``). Raises CheckpointError: other classes.
+    CacheError: no such dataset, or other settings. ConfigError: a test is named twice.
     """
     chosen = {data.info.name: (data, rule)}
     for text in others:

@@ -1,7 +1,5 @@
-"""Reproduce N-UCLA from the videos to one table: check the data, preprocess, train every protocol with every seed.
-
-With a checkpoint and a GPU it runs a second time, from pixels as in the paper, in ``OUT/paper`` and with its own cache.
-A second call repeats nothing that is finished. A call after a kill continues.
+"""Reproduce N-UCLA in one table: check the data, preprocess, train every protocol with every seed; a call after a kill continues.
+With a checkpoint and a GPU it runs again, from pixels as in the paper, in ``OUT/paper`` and with its own cache.
 """
 
 from __future__ import annotations
@@ -42,14 +40,11 @@ if TYPE_CHECKING:
     Plan = tuple[str, ReproduceSettings, Path]
     Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
-NAME = "nucla"
-"""Kind of the dataset, and its name in the cache."""
+NAME = "nucla"  # kind of the dataset, and its name in the cache
 SETTINGS, STAGE1 = "reproduce.json", "stage1.json"
 CHOOSE = "Choose another --out, or --overwrite to start again there"
-PUBLISHED_SUBJECT = 10
-"""Test subject of DVANet's public cross-subject list."""
-PAPER: dict[str, Any] = {"recipe": "nucla-paper", "overrides": (), "encoder": "pixels", "size": 224}
-"""Settings of the run from pixels. The grid has no effect on pixels."""
+PUBLISHED_SUBJECT = 10  # test subject of DVANet's public cross-subject list
+PAPER: dict[str, Any] = {"recipe": "nucla-paper", "overrides": (), "encoder": "pixels", "size": 224}  # from pixels
 
 
 @dataclass(frozen=True)
@@ -74,10 +69,8 @@ def reproduce_nucla(
     **changes: Any,
 ) -> Reproduction:
     """Run both stages on N-UCLA, write ``results.md``, ``.csv`` and ``.json`` into ``out``, and return the content of the last.
-
-    ``show(title, unit)`` is a context that returns ``update(done, total, note)``. ``changes``: fields of
-    :class:`.settings.ReproduceSettings`. Raises DataError: no data, or with ``strict`` not all of them. ConfigError: an unknown
-    protocol, recipe or checkpoint, or a folder of something else.
+    ``show(title, unit)``: context that returns ``update(done, total, note)``. Raises DataError: no data, or with ``strict`` not
+    all. ConfigError: an unknown protocol, recipe or checkpoint, or a folder of something else.
     """
     begin = time.monotonic()
     chosen = (settings or ReproduceSettings()).changed(**changes)
@@ -148,11 +141,9 @@ def reproduce_nucla(
 
 
 def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the protocols to run, and notes on those that the dataset does not allow.
-
-    The default is every rotation of cross-view, and cross-subject with test subject 10 as in DVANet's public list. Without
-    such a subject, the last third is tested. Raises ConfigError: a given protocol does not exist or leaves a side empty.
-    DataError: no protocol is possible.
+    """Return the protocols to run, and notes on impossible ones. The default is every rotation of cross-view, and cross-subject
+    of DVANet's test subject, else of the last third. Raises ConfigError: a protocol does not exist or leaves a side empty.
+    DataError: none is possible.
     """
     words, notes = list(names), []
     if not names:
@@ -183,8 +174,8 @@ def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list
 
 
 def _plans(settings: ReproduceSettings, out: Path, say: Callable[[str], None]) -> list[Plan]:
-    """Return title, settings and folder of each run. The second is from pixels, if there is a checkpoint and a GPU. Raises
-    ConfigError: an unknown recipe or key, or a value out of range. Without a recipe, the overrides must fit a built-in one.
+    """Return title, settings and folder of each run; the second needs a checkpoint and a GPU. Raises ConfigError: a wrong
+    setting.
     """
     own = settings.changed(cache=(settings.cache or out / "cache").absolute(), init=None)
     plans = [("", own, out)]
@@ -217,9 +208,7 @@ def has_gpu(device: str) -> bool:
 
 
 def _claim(plan: ReproduceSettings, out: Path, catalog: SourceCatalog) -> None:
-    """Start in the folder of a run, or continue there with the same settings. Raises ConfigError: the folder contains
-    something else, or was started with other settings.
-    """
+    """Start or continue in the folder of a run. Raises ConfigError: it has something else, or was started with other settings."""
     file = out / SETTINGS
     clips = "\n".join(f"{clip.id} {clip.path} {clip.label}" for clip in catalog.clips)
     settings = {

@@ -1,7 +1,4 @@
-"""Results of experiments: an ablation (numbers by variant, test and seed) and a reproduction (one table of protocols).
-
-Accuracies are fractions, not percent. Seconds are summed over all starts.
-"""
+"""Results of experiments: ablations and reproductions. Accuracies are fractions; seconds are summed over all starts."""
 
 from __future__ import annotations
 

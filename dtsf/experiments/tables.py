@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 
 FIELDS = ("protocol", "seed", "top1", "top5", "ece", "test_groups", "train_groups", "recipe", "epochs", "seconds")
 CONTINUE = "Run the same command again to continue."
-STYLE = Markup(
+STYLE = Markup(  # of a picture that stands alone, for example in a README
     "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
     ".strong{font-weight:600}.grid{stroke:#ddd}.fill0{fill:#4878b0}.fill1{fill:#c8641e}"
     "@media(prefers-color-scheme:dark){svg{background:#16181c}text{fill:#e6e6e6}.small{fill:#a0a4ab}.grid{stroke:#33373d}}"
     "</style>"
 )
-"""Colours of a picture that stands alone, for example in a README."""
 
 
 def write_ablation(ablation: Ablation, out: Path) -> None:
@@ -232,9 +231,7 @@ def _reasons(counts: dict[str, int]) -> str:
 
 
 def differences(first: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the settings of the recipe ``other`` that differ, with the value of ``first`` in brackets, and its branches:
-    ``motion each 0.67; dynamic each 8 channels 0.33``.
-    """
+    """Return the settings of ``other`` that differ, with the value of ``first`` in brackets, and its branches in words."""
     found = []
     for section, values in other.items():
         for key, value in values.items():

@@ -1,7 +1,5 @@
-"""Frame encoders: a frozen image network that embeds each frame separately, or the pixels.
-
-A user may name any encoder and pass their own weights. An encoder that a run, a cache or an ONNX file names is untrusted:
-:func:`open_encoder` loads it only if it is built-in or in timm's own list, and if the hash of the weights matches.
+"""Frame encoders: a frozen image network for each frame, or the pixels. A user may name any encoder and weights. An encoder that
+a run, a cache or an ONNX file names is untrusted: it must be built-in or in timm's list, and the hash of the weights must match.
 """
 
 from __future__ import annotations
@@ -25,8 +23,7 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import CacheSpec
 
 LITE = re.compile(rf"({'|'.join(lite.STAGES)})(?::(8|16|32))?")  # with the stride of the feature map
-KNOWN_BY_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
-"""Names that an untrusted file may contain: models of timm's own list, without paths and hubs."""
+KNOWN_BY_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # in an untrusted file: no path and no hub
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,9 @@ def _lite(name: str) -> tuple[str, int]:
 
 @lru_cache(maxsize=8)
 def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None = None) -> Identity:
-    """Return an encoder's identity. It is cheap for built-in encoders; a timm model is loaded to hash its weights.
-
-    ``name``: ``efficientnet-lite0``, ``-lite1`` or ``-lite2``, also with a stride (``:8``, ``:16``, ``:32``); ``pixels``, for
-    end-to-end training; or ``timm:MODEL``. ``grid``: cells along each side; ``pixels`` has one cell per pixel. ``weights``: file
-    for a timm model. Raises ConfigError: the name is unknown, size and grid do not fit, or the weights file is refused.
+    """Return an encoder's identity; a timm model is loaded to hash its weights. ``name``: ``efficientnet-lite0``, ``-lite1`` or
+    ``-lite2``, also with a stride (``:8``, ``:16``, ``:32``); ``pixels`` (one cell per pixel); or ``timm:MODEL``. ``weights``:
+    file for timm. Raises ConfigError: an unknown name, size and grid that do not fit, or a refused weights file.
     """
     _check_weights(name, weights)
     if name == "pixels":
@@ -99,10 +94,9 @@ def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None
 
 @lru_cache(maxsize=2)
 def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights: str | Path | None = None) -> Encoder:
-    """Load an encoder that the user chose; arguments and errors as :func:`encoder_identity`.
-
-    ``device``: ``auto`` selects CUDA if available; ``cpu`` runs EfficientNet-Lite in ONNX Runtime; ``torch-cpu`` runs it in
-    PyTorch, to compare the two. Raises ConfigError also if CUDA is requested but not available.
+    """Load an encoder that the user chose; arguments and errors as :func:`encoder_identity`. ``device``: on ``cpu``
+    EfficientNet-Lite runs in ONNX Runtime, on ``torch-cpu`` in PyTorch, to compare the two. Raises ConfigError also if CUDA is
+    not available.
     """
     identity = encoder_identity(name, size, grid, weights)
     if name == "pixels":
@@ -118,10 +112,8 @@ def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights:
 
 
 def open_encoder(spec: CacheSpec, weights: str | Path | None = None, device: str = "auto") -> Encoder:
-    """Load the encoder that a run, a cache or an ONNX file names.
-
-    ``weights``: weights file that the user passes (``--encoder-weights``). Raises ConfigError: the name refers to a file, a
-    folder or a hub; or the weights have another hash. The weights are not opened in these cases.
+    """Load the encoder that a run, a cache or an ONNX file names. ``weights``: file of the user. Raises ConfigError before the
+    weights are loaded: the name refers to a file, a folder or a hub, or the weights have another hash.
     """
     name = spec.encoder
     is_timm = name.startswith("timm:")
@@ -151,7 +143,6 @@ def prepare_encoder(name: str, size: int, grid: int, weights: str | Path | None 
 
 
 def _device(device: str) -> str:
-    """Return ``cpu`` or ``cuda``."""
     if device in ("cpu", "torch-cpu"):
         return "cpu"
     # Without NVIDIA's device file there is no CUDA, and no need to import torch: seconds and 200 MB per worker.

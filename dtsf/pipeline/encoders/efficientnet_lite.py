@@ -1,7 +1,5 @@
-"""EfficientNet-Lite0, 1 and 2 up to one of their feature maps. Lite0 is the default encoder.
-
-Source: Tan & Le 2019; the Lite variants have no squeeze-and-excitation and use ReLU6. On a CPU the network runs in ONNX Runtime,
-2.6 times as fast as PyTorch, after one export per machine. On a GPU it runs in PyTorch, float16, channels last.
+"""EfficientNet-Lite0 (the default encoder), 1 and 2 up to a feature map: Tan & Le 2019, with ReLU6 and no squeeze-and-excitation.
+A CPU runs them in ONNX Runtime, 2.6 times as fast as PyTorch; a GPU in PyTorch, float16, channels last.
 """
 
 from __future__ import annotations
@@ -27,12 +25,11 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-STAGES = {
+STAGES = {  # network -> stride of the feature map -> number of blocks up to it, and its channels
     "efficientnet-lite0": {8: (5, 40), 16: (11, 112), 32: (16, 320)},
     "efficientnet-lite1": {8: (7, 40), 16: (15, 112), 32: (21, 320)},
     "efficientnet-lite2": {8: (7, 48), 16: (15, 120), 32: (21, 352)},
 }
-"""Network -> stride of the feature map -> number of blocks up to it, and its channels."""
 DEFAULT_STRIDE = 16  # most information about motion (docs/results/network.md); 32 is larger and not better
 GPU_BATCH = 128  # frames per call on a GPU: eight clips of sixteen frames
 CPU_BATCH = 4  # frames per call on a CPU; more are slower: the allocator returns maps above 32 MB to the system
@@ -91,9 +88,8 @@ def embed_with_onnx(net: str, stride: int, size: int, grid: int) -> Callable[[np
 
 
 def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
-    """Return the exported network, in ``$XDG_CACHE_HOME/dtsf`` or ``~/.cache/dtsf``. The first call on a machine exports it.
-
-    Raises ConfigError: the folder is not writable, and another user may write to its replacement.
+    """Return the exported network. The first call on a machine exports it. Raises ConfigError: no folder is safe from other
+    users.
     """
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtsf"
     with suppress(OSError):

@@ -1,9 +1,5 @@
-"""A timm model as the frame encoder: ``timm:MODEL``, with timm's own weights or those of a local file.
-
-timm is an optional extra (``pip install 'dtsf[timm]'``), imported only here. Convolutional networks return their last feature map,
-vision transformers their patch tokens without class and register tokens. Both are pooled to the grid.
-
-Weights are read as safetensors or by ``torch.load(weights_only=True)``, also if timm downloads them. So no pickle runs code.
+"""timm models as frame encoders; timm is an optional extra. The last feature map, or the patch tokens without class and register
+tokens, are pooled to the grid. Weights are safetensors, or ``torch.load(weights_only=True)`` reads them: no pickle runs code.
 """
 
 from __future__ import annotations
@@ -41,10 +37,7 @@ def describe(name: str, size: int, file: str | Path | None = None) -> tuple[str,
 def embed_with_timm(
     name: str, size: int, grid: int, device: str, file: str | Path | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the encoder: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16.
-
-    It computes in float32 on a CPU, else in bfloat16. Raises ConfigError: the map is not square, or is coarser than the grid.
-    """
+    """Return the encoder: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16. Raises ConfigError: an unfit map."""
     import torch
 
     model = load_model(name, size, file).to(device)
