@@ -180,8 +180,8 @@ def convert(
 
 
 def compact(path: Location, *, on_progress: Progress = None) -> Compaction:
-    """Remove the rows that the catalog does not name. Their shards are written again under free numbers, then the old ones are
-    removed, record first. So a kill loses no row of the catalog. Raises CacheError: no catalog, or a damaged shard.
+    """Remove the rows that the catalog does not name. Their shards are written again without them, under free numbers, then the
+    old ones are removed, record first: a kill loses no row of the catalog. Raises CacheError: no catalog, or a damaged shard.
     """
     store = open_store(path)
     with store.write_lock():

@@ -73,9 +73,7 @@ class Job:
         return self.out / self.name
 
     def run(self, on_epoch: Callable[[int, int, str], None]) -> RunRecord:
-        """Train if that is not done, and evaluate the tests without a score. Raises CheckpointError: a damaged checkpoint or
-        record.
-        """
+        """Train if that is not done, and evaluate tests without a score. Raises CheckpointError: a damaged checkpoint or record."""
         record = self.read_record()
         if record is None or not record.trained or not (self.folder / "last").is_dir():
             record = self._train(record, on_epoch)
@@ -100,7 +98,7 @@ class Job:
         return record if record is not None and record.trained and not self._without_score(record) else None
 
     def read_record(self) -> RunRecord | None:
-        """Read the record; None if there is none, or a part of one. Raises CheckpointError: a record of another version."""
+        """Read the record; None if it is absent or was cut off. Raises CheckpointError: a record of another version."""
         file = self.folder / RECORD
         if not file.is_file():
             return None

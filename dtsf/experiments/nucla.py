@@ -141,9 +141,9 @@ def reproduce_nucla(
 
 
 def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the protocols to run, and notes on impossible ones. The default is every rotation of cross-view, and cross-subject
-    of DVANet's test subject, else of the last third. Raises ConfigError: a protocol does not exist or leaves a side empty.
-    DataError: none is possible.
+    """Return the protocols to run, and notes on impossible ones. Default: every rotation of cross-view, and cross-subject of
+    DVANet's subject, else the last third. Raises ConfigError: a protocol is unknown or leaves a side empty. DataError: none is
+    possible.
     """
     words, notes = list(names), []
     if not names:
@@ -174,9 +174,7 @@ def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list
 
 
 def _plans(settings: ReproduceSettings, out: Path, say: Callable[[str], None]) -> list[Plan]:
-    """Return title, settings and folder of each run; the second needs a checkpoint and a GPU. Raises ConfigError: a wrong
-    setting.
-    """
+    """Return title, settings and folder of each run. A second run needs a checkpoint and a GPU. Raises ConfigError."""
     own = settings.changed(cache=(settings.cache or out / "cache").absolute(), init=None)
     plans = [("", own, out)]
     if settings.init is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=BaseModel)
 
 MAX_DIGITS = 40  # maximum length of a number in JSON
-UNCHECKED_BYTES = 64 << 20  # up to this no check, which takes longer than reading a batch
+UNCHECKED_BYTES = 64 << 20  # smaller sizes are not checked: a check takes longer than reading a batch
 # Files with the memory limit and the memory use of a container, of cgroup versions 2 and 1.
 CGROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 

@@ -29,9 +29,8 @@ def write_atomically(
     parents: bool = True,
     follow: bool = True,
 ) -> None:
-    """Write ``data``. After a crash ``path`` is the old file, the new file, or absent. ``error``: makes the error from the
-    system's message; default CacheError. ``parents``: make the folder. ``follow``: the folder may be a link, for a path of the
-    user.
+    """Write ``data``. After a crash ``path`` is the old file, the new file, or absent. ``error``: makes the error from a message;
+    default CacheError. ``parents``: make the folder. ``follow``: accept a folder that is a link, for a path of the user.
     """
     try:
         with _temporary(path, parents=parents, follow=follow) as descriptor:

@@ -95,8 +95,7 @@ def encoder_identity(name: str, size: int, grid: int, weights: str | Path | None
 @lru_cache(maxsize=2)
 def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights: str | Path | None = None) -> Encoder:
     """Load an encoder that the user chose; arguments and errors as :func:`encoder_identity`. ``device``: on ``cpu``
-    EfficientNet-Lite runs in ONNX Runtime, on ``torch-cpu`` in PyTorch, to compare the two. Raises ConfigError also if CUDA is
-    not available.
+    EfficientNet-Lite runs in ONNX Runtime, on ``torch-cpu`` in PyTorch, to compare. ``cuda`` raises ConfigError without a GPU.
     """
     identity = encoder_identity(name, size, grid, weights)
     if name == "pixels":

@@ -88,9 +88,7 @@ def embed_with_onnx(net: str, stride: int, size: int, grid: int) -> Callable[[np
 
 
 def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
-    """Return the exported network. The first call on a machine exports it. Raises ConfigError: no folder is safe from other
-    users.
-    """
+    """Return the exported network; the first call exports it. Raises ConfigError: no folder is safe from other users."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtsf"
     with suppress(OSError):
         base.mkdir(parents=True, exist_ok=True)

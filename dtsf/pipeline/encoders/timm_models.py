@@ -37,7 +37,7 @@ def describe(name: str, size: int, file: str | Path | None = None) -> tuple[str,
 def embed_with_timm(
     name: str, size: int, grid: int, device: str, file: str | Path | None = None
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the encoder: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16. Raises ConfigError: an unfit map."""
+    """Return the encoder: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16. Raises ConfigError: a coarse map."""
     import torch
 
     model = load_model(name, size, file).to(device)

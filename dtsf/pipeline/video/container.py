@@ -46,9 +46,7 @@ def open_video(path: Path) -> Any:
 
 
 def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None]:
-    """Return the index of a new container, and its packets up to :data:`KEPT_BYTES`. Raises VideoError: ``unreadable``,
-    ``truncated``.
-    """
+    """Return a new container's index, and packets up to :data:`KEPT_BYTES`. Raises VideoError: ``unreadable``, ``truncated``."""
     import av
 
     form, no_pts = container.format.name, bool(container.format.flags & NO_TIMESTAMPS)

@@ -1,6 +1,6 @@
-"""Decode frames of a clip in presentation order, from the last key frame before the first of them. Entry point of the decoder
-process. If the frames differ from the :mod:`~dtsf.pipeline.video.index`, it is corrected. decord's frame number is a position in
-its list of packets, and its picture the one at which FFmpeg's seek ends. So its frames are compared with PyAV's.
+"""Decode a clip's frames in presentation order, from the last key frame before the first one. Entry point of the decoder process.
+Frames that differ from the :mod:`~dtsf.pipeline.video.index` correct it. decord's frame number is a position in its list of
+packets, and its picture the one at which FFmpeg's seek ends. So its pictures are compared with PyAV's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dtsf.pipeline.video.crop import Crop
 
 MAX_CORRECTIONS = 6  # maximum number of index corrections per clip
-# Side and tolerance (levels of 256) of the squares whose means are compared. Rounding causes differences below 10.
+# decord and PyAV are compared by means of squares of this side, with this tolerance of 256 levels. Rounding: below 10.
 BLOCK, TOLERANCE = 8, 24.0
 
 

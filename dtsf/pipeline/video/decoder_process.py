@@ -1,6 +1,5 @@
 """Decode in a child process with a deadline, so that a broken video cannot crash or hang the run. The child fills one of two
-slots of shared memory while the parent embeds the other. It is a ``subprocess``, because dask's workers may not start children of
-``multiprocessing``.
+slots of shared memory while the parent embeds the other. It is a plain ``subprocess``: dask forbids those of ``multiprocessing``.
 """
 
 from __future__ import annotations

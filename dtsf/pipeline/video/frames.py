@@ -1,4 +1,4 @@
-"""Decode frames and compare them with the index. Frames are numbered by their presentation time, or by counting."""
+"""Decode frames and compare them with the index. They are numbered by presentation time, or counted as they leave the decoder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PacketSource:
         self.errors: dict[int, str] = {}  # messages of the codec by packet number, since the last call of frames()
 
     def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
-        """Yield (packet number, frame) in presentation order, from packet ``first`` on. ``needed``: packets not to skip."""
+        """Yield (packet number, frame) in presentation order, from packet ``first`` on. ``needed``: others may be skipped."""
         import av
 
         context = self._container.streams[self._index.stream].codec_context

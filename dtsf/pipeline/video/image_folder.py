@@ -25,9 +25,7 @@ NUMBER = re.compile(r"\d+")
 
 
 def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) -> DecodedClip:
-    """Read images at equal parts of a clip. ``span``: ``first`` and ``last`` are numbers in names; ``start`` and ``end`` need
-    ``fps``.
-    """
+    """Read images at equal parts of a clip. ``span``: ``first``, ``last`` are numbers in names; ``start``, ``end`` need ``fps``."""
     images = numbered_images(folder)
     numbers = np.array([number for number, _ in images])
     if (span.start is not None or span.end is not None) and not span.fps:
