@@ -57,9 +57,8 @@ def ablate(
     **changes: Any,
 ) -> Ablation:
     """Train and evaluate every variant of a table with every seed. Write the table as CSV, Markdown and SVG and call
-    ``on_result``, first and after each training. ``on_epoch``: called with epochs done, all epochs, and a line about the last.
-    ``changes``: fields of :class:`.settings.AblateSettings`. Raises ConfigError, CacheError, CheckpointError: before the first
-    training.
+    ``on_result``, first and after each training. ``on_epoch``: called with epochs done, all epochs, and a line. ``changes``:
+    fields of :class:`.settings.AblateSettings`. Raises ConfigError, CacheError, CheckpointError: before the first training.
     """
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
     cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init
