@@ -142,8 +142,7 @@ def reproduce_nucla(
 
 def choose_protocols(catalog: SourceCatalog, names: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
     """Return the protocols to run, and notes on impossible ones. Default: every rotation of cross-view, and cross-subject of
-    DVANet's subject or the last third. Raises ConfigError: a protocol is unknown or leaves a side empty. DataError: none is
-    possible.
+    DVANet's subject or the last third. Raises ConfigError: a protocol is unknown or leaves a side empty. DataError: none remains.
     """
     words, notes = list(names), []
     if not names:
