@@ -1,5 +1,4 @@
-"""Dirichlet evidence: alpha, probabilities and uncertainty from logits (Sensoy et al. 2018), and its calibration after training.
-
+"""Dirichlet evidence: alpha, probabilities and uncertainty from logits (Sensoy et al. 2018), and its calibration.
 All functions compute in float32 also under autocast, because digamma and lgamma of bfloat16 are too coarse.
 Letters: B groups, V views, T frames, H W grid, C channels, D features, K classes, N branches, P clips, S = 3 + C statistics.
 """
@@ -16,10 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FEATURES = ("evidence", "agreement", "closeness")
-"""Features in the order of the weights w: the logarithm of the evidence; the logit of the largest expected probability; minus the
-logarithm of 1 minus the cosine between the fused feature and the nearest class."""
-NEUTRAL_WEIGHTS = (1.0, 0.0, 0.0)
-"""Weights w that, with b = -log K and t = 1, leave the evidence unchanged."""
+"""Order of the weights w: log of the evidence; logit of the largest expected probability; -log(1 - cosine) of the fused feature
+and the nearest class."""
+NEUTRAL_WEIGHTS = (1.0, 0.0, 0.0)  # for w: with b = -log K and t = 1 they leave the evidence unchanged
 REFERENCE_QUANTILE = 0.95  # share of the training clips within the reference distance
 MOTION = 3  # statistics of a clip's motion, the first ones; the others describe its appearance
 LEAST_UNCERTAINTY, MOST_UNCERTAINTY = 1e-3, 0.99  # so that float32 separates the classes
@@ -45,10 +43,10 @@ def logits_of_evidence(evidence_K: Tensor) -> Tensor:
 
 
 def average_branches(logits_N__K: Tensor, share_N: Tensor) -> Tensor:
-    """Return logits whose alpha is the weighted geometric mean of the branches' alpha. Drops the first axis.
-
-    Its probabilities are the logarithmic pool of the branches' probabilities (Genest and Zidek 1986). Where branches disagree, the
-    sum of alpha is below theirs (Hoelder's inequality), so the average is less certain. ``share_N``: weights with sum 1.
+    """Return logits whose alpha is the weighted geometric mean of the branches' alpha. Drops the first axis; ``share_N`` has sum
+    1.
+    The probabilities are the logarithmic pool (Genest and Zidek 1986). Disagreement lowers the sum of alpha (Hoelder's
+    inequality).
     """
     log_alpha_N__K = dirichlet(logits_N__K).log()
     share_N__1 = share_N.to(log_alpha_N__K.dtype).view(-1, *[1] * (logits_N__K.ndim - 1))
@@ -72,8 +70,7 @@ def probabilities(alpha_K: Tensor) -> Tensor:
 
 
 def dirichlet_kl_to_uniform(alpha_K: Tensor) -> Tensor:
-    """Return ``KL[Dir(alpha) || Dir(1)]`` in nats, at least 0, in float32 or wider. Drops the last axis.
-
+    """Return ``KL[Dir(alpha) || Dir(1)]`` in nats, at least 0. Drops the last axis.
     Computes in float64: at an evidence of 1e6 the terms are 1e7 and the result is 25, so float32 errs by percents.
     """
     dtype = torch.promote_types(alpha_K.dtype, torch.float32)
@@ -86,11 +83,11 @@ def dirichlet_kl_to_uniform(alpha_K: Tensor) -> Tensor:
 
 
 def clip_statistics(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
-    """Return statistics of clips, (P, 3 + C): amount, abruptness and evenness of motion, and the mean of each channel.
-
-    Amount: logarithm of the quadratic mean distance of a cell from its temporal mean; small for a still picture. Abruptness:
-    logarithm of the change from frame to frame over the amount; large for noise, cuts and frames out of order. Evenness: logarithm
-    of the plain mean distance over the amount; large for noise and moving cameras. ``scale_C`` multiplies each channel first.
+    """Return statistics of clips, (P, 3 + C): amount, abruptness and evenness of motion, and the mean of each channel times
+    ``scale_C``.
+    Amount: log of the quadratic mean distance of a cell from its temporal mean. Abruptness: log of the change from frame to frame
+    over the amount; large for noise and cuts. Evenness: log of the plain mean distance over the amount; large for noise and
+    moving cameras.
     """
     x_PTHWC = x_PTHWC.float() * scale_C
     moving_PTHWC = x_PTHWC - x_PTHWC.mean(1, keepdim=True)
@@ -114,32 +111,28 @@ def discount(evidence_BK: Tensor, logit_B: Tensor, inverse_temperature: Tensor, 
 
 
 class EvidenceCalibrator(nn.Module):
-    """Calibration of the evidence, and the reference statistics of the training groups. All buffers; no parameters.
+    """Calibration of the evidence after training, and the reference statistics of the training groups. All buffers; no
+    parameters.
 
-    A trained network is overconfident on data that it has not seen. So its evidence ``e`` is calibrated once, after training, and
-    replaced by ``e'`` in evaluation:
+    A trained network is overconfident on new data. So in evaluation its evidence ``e`` is replaced by ``e'``:
 
         q_k = e_k ** t / sum_j e_j ** t                   share of each class; t is the inverse temperature
-        1 - u = c sigmoid(b + w . features)               certainty
+        1 - u = c sigmoid(b + w . features)               certainty; the features are :data:`FEATURES`
         e'_k = K q_k (1 - u) / u
 
-    This is Shafer's discounting: probabilities are ``(1 - u) q + u / K``, and ``u = K / (K + sum e')`` as before. The features
-    (:data:`FEATURES`) make the certainty small where there is little evidence, where it is for several classes, and where the
-    fused feature is far from the training features of every class. The in-distribution score c is ``(1.25 / r)^2`` for a clip that
-    moves or looks r times as far from the training clips' mean as 95 % of them do, and at most 1. The order of the classes does
-    not change. :mod:`dtsf.training.calibrate` fits ``t``, ``b`` and ``w``.
+    This is Shafer's discounting: probabilities are ``(1 - u) q + u / K``, and ``u = K / (K + sum e')`` as before. The
+    in-distribution score c is ``(1.25 / r)^2``, at most 1, for a clip that moves or looks r times as far from the training clips'
+    mean as 95 % of them do. The order of the classes does not change. :mod:`dtsf.training.calibrate` fits ``t``, ``b`` and ``w``.
     """
 
     inverse_temperature: Tensor
     bias: Tensor
     weight_3: Tensor
     centre_D: Tensor
-    direction_KD: Tensor
-    """Mean direction of the training features of each class, from their centre."""
+    direction_KD: Tensor  # from the centre, mean of the training features of each class
     clip_mean_S: Tensor
     clip_deviation_S: Tensor
-    reference_distance_2: Tensor
-    """Distance within which 95 % of the training clips lie, in motion and in appearance."""
+    reference_distance_2: Tensor  # 95 % of the training clips lie within it, in motion and in appearance
     is_fitted: Tensor
 
     def __init__(self, width: int, n_classes: int, channels: int) -> None:
@@ -156,8 +149,7 @@ class EvidenceCalibrator(nn.Module):
         ones = ("inverse_temperature", "clip_deviation_S", "reference_distance_2")
         for name, shape in shapes.items():
             self.register_buffer(name, torch.full(shape, float(name in ones)))
-        self.fitted = False
-        """The network uses the calibrator. A plain number beside ``is_fitted``, which an exporter cannot read."""
+        self.fitted = False  # True if the network uses the calibrator; plain, because an exporter cannot read is_fitted
 
     def set_reference(self, statistics: dict[str, Tensor]) -> None:
         """Copy statistics of the training groups into the buffers of these names."""
@@ -178,9 +170,8 @@ class EvidenceCalibrator(nn.Module):
     def observe(
         self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the evidence (B, K), the features of the calibrator (B, 3), and the in-distribution score c (B,).
-
-        ``statistics_BVS``: :func:`clip_statistics` of each view; those of absent views may be anything.
+        """Return the evidence (B, K), the features (B, 3) and the in-distribution score c (B,); absent views may hold any
+        statistics.
         """
         # At least the evidence of a logit of -60, because its logarithm is taken.
         evidence_BK = F.softplus(logits_BK.float()).clamp(min=1e-26)

@@ -1,5 +1,4 @@
 """Fusions: one feature of a group from the features of its present views. MSF is the paper's; the others are its peers.
-
 Letters: B groups, V W views, D features, K classes.
 """
 
@@ -17,30 +16,24 @@ from dtsf.errors import ConfigError
 from dtsf.model.evidence import certainty, dirichlet, logits_of_evidence
 
 LEAST_WEIGHT = 1e-30
-LARGEST_EXPONENT = 60.0
-"""Bound of the logarithm in :func:`combine_evidence`, which keeps fused evidence and its square finite in float32."""
+LARGEST_EXPONENT = 60.0  # bound of a logarithm, so that fused evidence and its square are finite in float32
 
 
 class Fused(NamedTuple):
     """Result of a fusion."""
 
     feature_BD: Tensor
-    weights_BV: Tensor
-    """Share of each view in the fused feature: 0 for absent views, with sum 1 over the present views."""
-    logits_BK: Tensor | None = None
-    """Logits of a fusion of evidence; None if the head reads the fused feature."""
+    weights_BV: Tensor  # share of each view in the fused feature: 0 for absent views, sum 1
+    logits_BK: Tensor | None = None  # logits of a fusion of evidence; None if the head reads the fused feature
 
 
 Fusion = Callable[[Tensor, Tensor, Tensor], Fused]
-"""A function of the features (B, V, D), the head's logits of each view (B, V, K), and the mask of the present views (B, V). Values
-of absent views may be anything finite."""
+"""Maps features (B, V, D), the head's logits (B, V, K) and the mask of present views (B, V). Absent views hold anything finite."""
 
 
 def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
-    """Fuse by MSF, Mamba-based semantic fusion (figure, lower right): the mean of a coarse and a fine fusion.
-
+    """Fuse by MSF, Mamba-based semantic fusion (figure, lower right; docs/paper.md): the mean of a coarse and a fine fusion.
     Coarse: one weight a view, its certainty ``1 - u``. Fine: one weight a view and feature, from the evidence of the features.
-    docs/paper.md lists what the figure leaves open. No parameters.
     """
     feature_BVD = feature_BVD.to(torch.promote_types(feature_BVD.dtype, torch.float32))
     coarse_BV = _normalise_over_views(certainty(view_logits_BVK), mask_BV)
@@ -61,9 +54,7 @@ def fuse_mean(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> 
 
 def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
     """Fuse evidence by the reduced rule of Dempster: trusted multi-view classification (Han et al., ICLR 2021, definition 4).
-
-    The logits have the fused evidence, the weight of a view is its certainty, and the feature is the mean. TMC's own loss has
-    expected cross-entropy and no L_cross; ``loss.cross = 0`` is the closest setting.
+    The weight of a view is its certainty; the feature is the mean. TMC's loss has no L_cross: ``loss.cross = 0`` is the closest.
     """
     evidence_BK = combine_evidence(dirichlet(view_logits_BVK) - 1.0, mask_BV)
     weights_BV = _normalise_over_views(certainty(view_logits_BVK), mask_BV)
@@ -73,10 +64,8 @@ def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
 
 def combine_evidence(evidence_BVK: Tensor, mask_BV: Tensor) -> Tensor:
     """Combine the evidence of all present views: (B, K), at least that of each view.
-
-    Two views with (b1, u1), (b2, u2) give ``b_k = (b1_k b2_k + b1_k u2 + b2_k u1) / (1 - C)`` and ``u = u1 u2 / (1 - C)`` with the
-    conflict ``C = sum_{i != j} b1_i b2_j``. In evidence ``e = K b / u`` the rule is a product over the views,
-    ``1 + e_k / K = prod_v (1 + e_vk / K)``: no order and no division by ``1 - C``.
+    Dempster's reduced rule, ``b_k = (b1_k b2_k + b1_k u2 + b2_k u1) / (1 - C)`` and ``u = u1 u2 / (1 - C)``, is in evidence ``e =
+    K b / u`` a product over the views, ``1 + e_k / K = prod_v (1 + e_vk / K)``: no order and no division by ``1 - C``.
     """
     n_classes = evidence_BVK.shape[-1]
     log_BVK = _present_features(torch.log1p(evidence_BVK / n_classes), mask_BV)
@@ -85,9 +74,7 @@ def combine_evidence(evidence_BVK: Tensor, mask_BV: Tensor) -> Tensor:
 
 class ConcatFusion(nn.Module):
     """Concatenated features of all views and one linear map, the usual early fusion: ``Z = W [Z_1; ...; Z_V] + b``.
-
-    The block of an absent view is zero, and the others are scaled by V / present, as in dropout. Groups may have fewer views than
-    in training, not more.
+    The block of an absent view is zero, and the others are scaled by V / present, as in dropout. V is at most that of training.
     """
 
     def __init__(self, width: int, n_views: int) -> None:
@@ -110,11 +97,9 @@ class ConcatFusion(nn.Module):
 
 class SemanticCorrection(nn.Module):
     """Cross-attention between views, then one shared map: the Semantic Correction Fusion Module of MS-SC.
-
-    MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only) lets streams interact by cross-attention and fuses them by a
-    1 x 1 convolution; its equations are not published. Our reading: ``Z_v' = Z_v + softmax(Q Z_v (K Z_w)^T / sqrt(D)) V Z_w`` over
-    the other present views w, and ``Z = P mean_v Z_v'``. A view without another present view is not corrected. The streams of MS-SC
-    are image and video of one camera; here they are the views.
+    MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only) publishes no equations. Our reading: ``Z_v' = Z_v + softmax(Q
+    Z_v (K Z_w)^T / sqrt(D)) V Z_w`` over the other present views w (none: ``Z_v' = Z_v``), and ``Z = P mean_v Z_v'``. Its streams
+    are image and video of one camera; here they are views.
     """
 
     def __init__(self, width: int, n_views: int) -> None:  # noqa: ARG002
@@ -133,14 +118,13 @@ class SemanticCorrection(nn.Module):
         return Fused(self.project(fused.feature_BD), fused.weights_BV)
 
 
-FUSIONS: dict[str, Fusion | type[ConcatFusion | SemanticCorrection]] = {
+FUSIONS: dict[str, Fusion | type[ConcatFusion | SemanticCorrection]] = {  # by the name in model.fusion
     "msf": fuse_msf,
     "mean": fuse_mean,
     "tmc": fuse_tmc,
     "concat": ConcatFusion,
     "sfm": SemanticCorrection,
 }
-"""Fusions by the name in ``model.fusion``: functions, and modules with weights."""
 
 
 def make_fusion(name: str, width: int, n_views: int) -> Fusion:
@@ -155,9 +139,6 @@ def _present_features(feature_BV_: Tensor, mask_BV: Tensor) -> Tensor:
 
 
 def _normalise_over_views(weight_BV_: Tensor, mask_BV_: Tensor) -> Tensor:
-    """Return weights over axis 1 with sum 1 over the present views and 0 for absent ones.
-
-    Views with weight 0 each (softplus of a very negative number) share equally.
-    """
+    """Return weights over axis 1 with sum 1; 0 for absent views. Present views share equally if all have weight 0."""
     weight_BV_ = torch.where(mask_BV_, weight_BV_.clamp(min=LEAST_WEIGHT), torch.zeros_like(weight_BV_))
     return weight_BV_ / weight_BV_.sum(1, keepdim=True)

@@ -1,7 +1,5 @@
 """Inputs of the branches: motion, the dynamic part, frames, or pixels.
-
-Letters: B groups, V views, P present views of all groups, T frames, H W grid, C channels, R channels of an input,
-E channels of motion.
+Letters: B groups, V views, P present views of all groups, T frames, H W grid, C channels, R of an input, E of motion.
 """
 
 from __future__ import annotations
@@ -21,19 +19,15 @@ if TYPE_CHECKING:
     from dtsf.model.config import BranchConfig, ModelConfig
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue, from 0 to 1
-LEAST_DEVIATION = 0.05
-"""Added to the deviation of a clip, in units of the training clips' deviation. It keeps constant channels small."""
+LEAST_DEVIATION = 0.05  # of the training clips' deviation, added to a clip's; it keeps constant channels small
 
 
 class Inputs(nn.Module):
     """Compute the input of each branch from embeddings (C channels, H = W = ``side``) or pixels (3 channels)."""
 
-    channel_scale_C: Tensor
-    """1 / standard deviation of each channel in the training clips."""
-    motion_mean_HWE: Tensor
-    """Mean motion of each cell in the training clips."""
-    basis_CR: Tensor
-    """Principal directions of the training clips' motion."""
+    channel_scale_C: Tensor  # 1 / standard deviation of each channel in the training clips
+    motion_mean_HWE: Tensor  # mean motion of each cell in the training clips
+    basis_CR: Tensor  # principal directions of the training clips' motion
 
     def __init__(self, config: ModelConfig, channels: int, side: int) -> None:
         super().__init__()
@@ -61,10 +55,7 @@ class Inputs(nn.Module):
         return x_PTHWC.float() @ (self.channel_scale_C.unsqueeze(1) * self.basis_CR)
 
     def motion(self, x_PTHWC: Tensor) -> Tensor:
-        """Compute motion magnitude, and flow behind it if the settings have it: (P, T, H, W, C) -> (P, T, H, W, E).
-
-        Return an array with E channels unchanged: it is motion already.
-        """
+        """Compute motion magnitude and flow: (P, T, H, W, C) -> (P, T, H, W, E). Return an array with E channels unchanged."""
         config = self.config
         if x_PTHWC.shape[-1] == config.motion_channels != self.kept:
             return x_PTHWC
@@ -77,9 +68,8 @@ class Inputs(nn.Module):
 
     def forward(self, branch: BranchConfig, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
         """Compute a branch's input: (B, V, T, H, W, C) -> (B, V, T, H, W, R), zeros for absent views.
-
-        ``x_BVTHWC``: projected embeddings, motion, or pixels; values of absent views are not read. ``mask_BV``: True where a view
-        is present. ``complete``: True if all are.
+        ``x_BVTHWC``: projected embeddings, motion, or pixels; values of absent views are not read. ``complete``: no view is
+        absent.
         """
         x_PTHWC = x_BVTHWC.flatten(0, 1)
         if branch.channels:  # principal channels of the dynamic part, divided by their mean length in the clip
@@ -103,9 +93,7 @@ class Inputs(nn.Module):
 
     def _all_channels(self, branch: BranchConfig, x_PTHWC: Tensor) -> Tensor:
         """Normalise frames, pixels or the dynamic part, and reduce the channels.
-
-        Scaling and reduction are linear in each cell, as the area average of a thumbnail. So pasting after them gives the same
-        result as before them, and costs a quarter.
+        Both are linear in each cell, as a thumbnail's average. So pasting may follow them, which costs a quarter.
         """
         pixels = branch.input == "pixels"
         if pixels:

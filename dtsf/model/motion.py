@@ -1,5 +1,4 @@
 """Motion of embeddings: static and dynamic part, motion magnitude, flow, and the Motion Sense Module of MS-SC.
-
 Letters: B groups, V views, P clips, T frames, H W grid, C channels, E channels of motion. Leading axes are free.
 """
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHUNK = 250_000  # numbers processed at a time on a CPU: 1 MB in float32, which stays in its cache
-ROUNDING = 1e-5
-"""Motion below this share of a clip's length counts as none: float32 rounds at 6e-8, and float16 embeddings at 5e-4."""
+ROUNDING = 1e-5  # smaller shares of a clip's length are no motion: float32 rounds at 6e-8, float16 embeddings at 5e-4
 
 
 def split_static_dynamic(x_PTHWC: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,11 +25,9 @@ def split_static_dynamic(x_PTHWC: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
-    """Return the motion of each view divided by that of the group's most moving view: (B, V).
-
-    The motion of a view is the mean distance of its frames from their temporal mean. An occluded view has a small share. Absent
-    views have share 0; if nothing moves, present views have share 1. Values of absent views may be anything finite. ``scale_C``
-    multiplies each channel first.
+    """Return the mean distance of each view's frames from their temporal mean, divided by the group's largest one: (B, V).
+    An occluded view has a small share. Absent views have share 0; if nothing moves, present views have share 1. Absent views may
+    hold anything finite. ``scale_C`` multiplies each channel first.
     """
     scaled_BVTHWC = x_BVTHWC.float() * scale_C
     level_BV = split_static_dynamic(scaled_BVTHWC)[1].norm(dim=-1).mean((-3, -2, -1))
@@ -46,12 +42,10 @@ def motion_magnitude(
     x_PTHWC: Tensor, scale_C: Tensor | None = None, lags: Sequence[int] = (), exponent: float = 1.0
 ) -> Tensor:
     """Return the distance of each cell from its temporal mean, divided by the mean distance in the clip: (P, T, H, W, E).
-
-    It shows the place and time of motion. It hides background and clothes, which decide the direction of the difference, and
-    contrast, which decides its length. The mean over a clip is 1; without motion all values are 0. ``scale_C`` multiplies each
-    channel first. Each lag adds a channel: the distance of a cell from itself so many frames before, also divided by its mean;
-    frames before the first are the first. Distances are raised to ``exponent`` before the division; above 1, small motions weigh
-    less.
+    This hides background and clothes, which decide the direction of the difference, and contrast, which decides its length.
+    ``scale_C`` multiplies each channel first. Each lag adds a channel: the distance from the same cell so many frames before
+    (frames before the first are the first). Distances are raised to ``exponent`` before the division. Without motion all values
+    are 0.
     """
 
     def distances(x_PTHWC: Tensor) -> Tensor:
@@ -69,12 +63,10 @@ def motion_magnitude(
 
 def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) -> Tensor:
     """Return the motion to the right and downwards through each cell, from the frame before to this one: (P, T, H, W, 2).
-
-    A correlation of opponent detectors (Hassenstein and Reichardt 1956): the change of a cell in the frame before times the change
-    of its neighbour now, minus the same with both exchanged. Not from the paper; measured in docs/results/network.md. A lamp that
-    flickers changes neighbours alike and cancels. Values are negative to the left and upwards. Their mean size in a clip is 1; they
-    are 0 in the first two frames and where nothing moves. Arguments as for :func:`motion_magnitude`; products are raised to half
-    the exponent and keep their sign.
+    A correlation of opponent detectors (Hassenstein and Reichardt 1956): the change of a cell in the frame before times the
+    change of its neighbour now, minus the same with both exchanged. A lamp that flickers cancels. Not from the paper; measured in
+    docs/results/network.md. Their mean size in a clip is 1; they are 0 in the first two frames and where nothing moves. Arguments
+    as for :func:`motion_magnitude`; products are raised to half the exponent and keep their sign.
     """
 
     def flows(x_PTHWC: Tensor) -> Tensor:
@@ -105,11 +97,9 @@ def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) 
 
 def sense_motion(x_PTHWC: Tensor) -> Tensor:
     """Increase the distance of each cell from the clip's mean, more for distant cells. Same shape.
-
-    The Motion Sense Module of MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only), a peer of TSM. It enlarges the
-    distance between features of action and non-action, measured to the mean feature of the video. Its equations are not published.
-    Our reading, without parameters: with the mean m over frames and cells, ``r = x - m`` and ``d = |r| / sqrt(C)``,
-    ``x' = m + r (1 + d / (d + mean d))``.
+    The Motion Sense Module of MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only), a peer of TSM, has no published
+    equations. Our reading: ``x' = m + r (1 + d / (d + mean d))`` with the mean m over frames and cells, ``r = x - m`` and ``d =
+    |r| / sqrt(C)``.
     """
     mean_P111C = x_PTHWC.mean((-4, -3, -2), keepdim=True)
     residual_PTHWC = x_PTHWC - mean_P111C

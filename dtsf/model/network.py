@@ -1,8 +1,6 @@
-"""DTSFNet: branches, the average of their evidence, and a calibrator.
-
-A branch encodes an input, fuses its views, and its head gives evidence.
-Letters: B groups, V views, P present views of all groups, T frames, H W grid, C channels, R channels of an input, D width,
-K classes, N branches.
+"""DTSFNet: branches that encode an input, fuse its views and give evidence; the average of their evidence; a calibrator.
+Letters: B groups, V views, P present views of all groups, T frames, H W grid, C channels, R of an input, D width, K classes, N
+branches.
 """
 
 from __future__ import annotations
@@ -33,8 +31,7 @@ class ViewMask(NamedTuple):
 
     present_BV: Tensor
     fused_BV: Tensor
-    complete: bool
-    """True if all views are present."""
+    complete: bool  # True if all views are present
 
 
 class ViewOutput(NamedTuple):
@@ -54,10 +51,7 @@ class BranchOutput(NamedTuple):
 
 
 class Branch(nn.Module):
-    """Encoder of one input of R channels and H = W = ``side``, with the head that all views share.
-
-    ``n_views``: V of the training groups; used with views ``all``.
-    """
+    """Encoder of one input of R channels and H = W = ``side``, with one head. ``n_views``: V of training, for views ``all``."""
 
     def __init__(
         self, config: ModelConfig, branch: BranchConfig, *, channels: int, side: int, n_classes: int, n_views: int
@@ -128,25 +122,20 @@ class Branch(nn.Module):
 
 @dataclass
 class Output:
-    """Outputs of the network for a batch of groups. Not frozen, because Lightning Fabric rebuilds it.
-
-    Logits are averaged over the branches. A fitted calibrator changes ``alpha_BK`` in evaluation, and nothing of the single views.
+    """Outputs for a batch of groups; logits are averaged over the branches. Not frozen, because Lightning Fabric rebuilds it.
+    A fitted calibrator changes ``alpha_BK`` in evaluation, and nothing of the single views.
     """
 
     logits_BK: Tensor
     alpha_BK: Tensor
     uncertainty_B: Tensor
     view_logits_BVK: Tensor
-    view_feature_BVD: Tensor
-    """Features of the encoder; zero for absent views."""
-    feature_BD: Tensor
-    """Fused features, the input of the head; with ``fusion`` ``tmc``, which fuses evidence, the mean of the views' features."""
-    view_weights_BV: Tensor
-    """Share of each view in the fused feature; 0 for absent and occluded views."""
+    view_feature_BVD: Tensor  # features of the encoder; zero for absent views
+    feature_BD: Tensor  # fused features, the input of the head; for fusion "tmc" the mean of the views' features
+    view_weights_BV: Tensor  # share of each view in the fused feature; 0 for absent and occluded views
     mask_BV: Tensor
     branch_logits_NBK: Tensor
-    branch_view_logits_NBVK: Tensor
-    """Logits of each view, from the branches that have them."""
+    branch_view_logits_NBVK: Tensor  # logits of each view, from the branches that have them
 
     @property
     def view_uncertainty_BV(self) -> Tensor:
@@ -160,14 +149,12 @@ class Output:
 
 
 class DTSFNet(nn.Module):
-    """The network.
-
-    ``channels``: C of the embeddings, or 3 for pixels. ``side``: H = W, the cache's grid, or the side of a frame in pixels.
+    """The network for inputs of C = ``channels`` (3 for pixels) and H = W = ``side`` (grid of the cache, or side of a frame in
+    pixels).
     ``n_views``: V of the training groups; used by ``fusion`` ``concat`` and branches with views ``all``.
     """
 
-    min_motion_share_V: Tensor
-    """Smallest motion share of each view in the training groups."""
+    min_motion_share_V: Tensor  # smallest motion share of each view in the training groups
 
     def __init__(self, config: ModelConfig, *, channels: int, side: int, n_classes: int, n_views: int = 3) -> None:
         super().__init__()
@@ -193,10 +180,9 @@ class DTSFNet(nn.Module):
 
     def forward(self, x_BVTHWC: Tensor, mask_BV: Tensor | None = None) -> Output:
         """Classify groups of views. Raises ConfigError: ``fusion`` ``concat`` with more views than in training.
-
-        ``x_BVTHWC``: embeddings or pixels, or what :meth:`Inputs.project` or :meth:`Inputs.motion` returned for them; values of
-        absent views are not read. ``mask_BV``: True where the view is present; every group needs one. None means that all are
-        present, and makes all shapes independent of values, as the ONNX export needs.
+        ``x_BVTHWC``: embeddings or pixels, or the result of :meth:`Inputs.project` or :meth:`Inputs.motion`; values of absent
+        views are not read. ``mask_BV``: True for present views, at least one a group. None: all are present, and shapes are
+        independent of values, as the ONNX export needs.
         """
         complete = mask_BV is None or bool(mask_BV.all())
         if mask_BV is None:
@@ -242,7 +228,6 @@ class DTSFNet(nn.Module):
 
     def _weights(self, n_views: int) -> dict[int, float]:
         """Return the weights of the branches that run for so many views.
-
         Branches with views ``all`` need the V of training. Without them, branches with the same input take over their weight.
         """
         settings = self.config.branch

@@ -1,7 +1,5 @@
-"""Temporal Snapshots Module (TSM): pastes thumbnails of another view into every frame.
-
-DTSFNet's figure, upper left: frames n-2, n-1 and n of another view are shrunk to H/3 x W/3 and pasted at random cells into frame n
-of this view. An input is a grid of embeddings, a map of motion, or pixels.
+"""Temporal Snapshots Module (TSM), DTSFNet's figure, upper left: pastes thumbnails of another view into every frame.
+Frames n-2, n-1 and n of another view are shrunk to H/3 x W/3 and pasted at random cells into frame n of this view.
 Letters: B groups, V views, T frames, H W grid, C channels, h w thumbnail, S the three thumbnails of a frame.
 """
 
@@ -16,15 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CELLS = 9  # of a frame: 3 x 3
-FIXED_CELLS = (0, 2, 6)
-"""Cells of the three thumbnails in evaluation. Corners hide the least of a person in the middle of the frame."""
+FIXED_CELLS = (0, 2, 6)  # cells in evaluation: corners hide the least of a person in the middle
 
 
 def paste_thumbnails(x_BVTHWC: Tensor, mask_BV: Tensor, *, training: bool) -> Tensor:
     """Paste three thumbnails of another view over cells of each frame. Same shape; H and W are at least 3.
-
-    ``mask_BV``: True where a view is present; values of absent views are not read. ``training``: draw partner view and cells from
-    PyTorch's generator; else take the next present view and fixed corners.
+    ``mask_BV``: True where a view is present; values of absent views are not read. ``training`` draws partner view and cells from
+    PyTorch's generator; else they are the next present view and fixed corners.
     """
     B, V, _, H, W, _ = x_BVTHWC.shape
     device = x_BVTHWC.device
@@ -57,19 +53,15 @@ def choose_partners(mask_BV: Tensor, *, training: bool) -> Tensor:
 
 
 def choose_cells(mask_BV: Tensor, *, training: bool) -> Tensor:
-    """Return the cells of the three thumbnails, 0 to 8, all different: (B, V, 3).
-
-    A clip has the same cells in all frames: cells that change from frame to frame would be motion.
-    """
+    """Return three different cells, 0 to 8, the same in all frames of a clip, because a change would be motion: (B, V, 3)."""
     if training:
         return torch.rand(*mask_BV.shape, CELLS, device=mask_BV.device).argsort(-1)[..., : len(FIXED_CELLS)]
     return torch.tensor(FIXED_CELLS, device=mask_BV.device).expand(*mask_BV.shape, -1)
 
 
 def thumbnails(x_BVTHWC: Tensor, partner_BV: Tensor) -> Tensor:
-    """Shrink frames n-2, n-1 and n of each view's partner by area; frames before the first are the first.
-
-    Returns (B, V, T, 3, h, w, C) with h = H // 3, w = W // 3, the three in order of time.
+    """Shrink frames n-2, n-1 and n (none before the first) of each partner by area: (B, V, T, 3, h, w, C), h = H // 3, w = W //
+    3.
     """
     B, V, T, H, W, C = x_BVTHWC.shape
     flat_NCHW = x_BVTHWC.reshape(B * V * T, H, W, C).permute(0, 3, 1, 2)

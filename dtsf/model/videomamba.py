@@ -1,9 +1,7 @@
-"""VideoMamba as the encoder of one view: patch embedding, positions, bidirectional Mamba blocks, readout.
-
-Li et al. 2024; OpenGVLab/VideoMamba, ``videomamba/video_sm/models/videomamba.py`` and ``mamba_simple.py`` (flag ``bimamba``). Names
-and shapes of the parameters are VideoMamba's; docs/paper.md has the details.
-Letters: B clips, V views, C channels, T frames, H W side of the input, P patches of a frame, L tokens, D width, I inner width
-(2 D), R rank of dt, N state or norms, K classes, X all tokens.
+"""VideoMamba as the encoder of one view, with its names and shapes of parameters (docs/paper.md).
+Li et al. 2024; OpenGVLab/VideoMamba, ``videomamba/video_sm/models/videomamba.py`` and ``mamba_simple.py`` (flag ``bimamba``).
+Letters: B clips, V views, C channels, T frames, H W side, P patches of a frame, L tokens, D width, I = 2 D, R rank of dt, N state
+or norms, K classes, X all tokens.
 """
 
 from __future__ import annotations
@@ -42,10 +40,7 @@ class RMSNorm(nn.Module):
 
 
 class FeatureStatistics(nn.Module):
-    """Mean and variance of each channel behind each norm of ``net``, over the tokens of all training clips.
-
-    Test-time adaptation (:class:`dtsf.training.evaluate.OnlineAdapter`) aligns a test stream to them.
-    """
+    """Mean and variance of each channel behind each norm of ``net`` over all training clips, for test-time adaptation."""
 
     mean_var_N2D: Tensor
 
@@ -83,9 +78,8 @@ def record_norms(net: nn.Module) -> Iterator[list[list[Tensor]]]:
 
 class BidirectionalMamba(nn.Module):
     """Two selective scans of one sequence, forward and reversed, with shared ``in_proj`` and ``out_proj``.
-
-    Each direction has its own convolution, ``x_proj``, ``dt_proj``, ``A_log`` and ``D`` (suffix ``_b`` for the reversed one). The
-    directions are added, not averaged, as VideoMamba does and Vim does not.
+    Each direction has its own other weights (suffix ``_b`` if reversed). Their sum is not halved, as in VideoMamba and not in
+    Vim.
     """
 
     def __init__(self, width: int, state: int = 16, conv: int = 4, expand: int = 2) -> None:
@@ -171,12 +165,10 @@ class PatchEmbed(nn.Module):
 class VideoMamba(nn.Module):
     """Encoder of clips, one feature each, and the head that classifies features.
 
-    With ``readout`` ``cls`` the class token is first in the sequence, as in VideoMamba. ``dt_init`` ``mamba`` keeps Mamba's
-    initialisation of the step sizes (0.001 to 0.1), which trains better from scratch. ``videomamba`` sets them to about 0.69, as
-    VideoMamba's code does, whose initialisation of linear layers overwrites Mamba's.
-
     ``channels``: C, 3 for pixels. ``side``: H = W, which ``config.patch`` divides. ``thumbnail``: numbers in the thumbnails of a
-    frame, which become one more token of the frame; 0 for none.
+    frame, which become one more token of the frame; 0 for none. The class token of ``readout`` ``cls`` is first in the sequence.
+    ``dt_init`` ``mamba`` keeps Mamba's initialisation of the step sizes (0.001 to 0.1), which trains better from scratch.
+    ``videomamba`` sets them to about 0.69, as VideoMamba's code does, whose initialisation of linear layers overwrites Mamba's.
     """
 
     def __init__(self, config: ModelConfig, *, channels: int, side: int, n_classes: int, thumbnail: int = 0) -> None:
@@ -199,8 +191,7 @@ class VideoMamba(nn.Module):
         self.head = nn.Linear(width, n_classes)
         # The output of block i is dropped where block i + 1 receives it, hence the shift by one.
         self.drop_rates = [0.0, *torch.linspace(0, config.drop_path, depth, device="cpu").tolist()]
-        self.gradient_checkpointing = False
-        """Compute each block again in the backward pass instead of storing its activations."""
+        self.gradient_checkpointing = False  # compute blocks again in the backward instead of storing activations
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear):
@@ -220,9 +211,8 @@ class VideoMamba(nn.Module):
         return normed_BLD[:, 0] if self.readout == "cls" else self._read(normed_BLD)
 
     def encode_sequence(self, x_BVCTHW: Tensor) -> Tensor:
-        """Encode the views of a group as one sequence: the tokens of all views of frame 1, then of frame 2, and so on.
-
-        Needs ``readout`` ``mean`` or ``flatten``. (B, V, C, T, H, W) -> (B, V, D), the feature of a view from its own tokens.
+        """Encode the views of a group as one sequence, frame by frame: (B, V, C, T, H, W) -> (B, V, D), each from the view's
+        tokens.
         """
         tokens_BVTPD = self._tokens(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
         _, V, T, P, _ = tokens_BVTPD.shape
@@ -230,9 +220,8 @@ class VideoMamba(nn.Module):
         return self._read(normed_BLD.unflatten(1, (T, V, P)).transpose(1, 2).flatten(2, 3))
 
     def compile_mixers(self, device: torch.device, backend: str = "inductor") -> None:
-        """Compile the mixer of every block with ``torch.compile``. All blocks share one graph; names of weights do not change.
-
-        Skip it if the scan's backend is ``plain``, because the graph takes the Triton kernels.
+        """Compile the mixer of every block to one graph with the Triton kernels, unless the scan is ``plain``. Weights keep their
+        names.
         """
         for block in self.layers:
             mixer = cast("Block", block).mixer
@@ -266,7 +255,6 @@ class VideoMamba(nn.Module):
 @torch.no_grad()
 def _initialise(linear: nn.Linear, name: str, depth: int, dt_init: str) -> None:
     """Initialise as VideoMamba: truncated normal, Kaiming / sqrt(depth) for ``out_proj``.
-
     ``dt_init`` ``mamba``: step sizes log-uniform in [0.001, 0.1], through the inverse of softplus in the bias.
     """
     if "dt_proj" in name and dt_init == "mamba":
