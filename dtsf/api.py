@@ -1,7 +1,4 @@
-"""The Python interface to both stages. The command line calls this module; docs/python.md explains it by example.
-
-Each function imports PyTorch, zarr and dask itself. So a wrong path is refused without delay.
-"""
+"""Python interface to both stages (docs/python.md). Functions import PyTorch themselves, so a wrong path is refused at once."""
 
 from __future__ import annotations
 
@@ -79,7 +76,7 @@ def verify_source(
 ) -> SourceCheck:
     """Decode cached clips again and compare the frames with the cache. Raises CacheError or DataError if either is missing.
 
-    ``root`` is the same as for :func:`preprocess`. ``sample`` is the share of clips to check, spread evenly over the catalog.
+    ``root``: as for :func:`preprocess`. ``sample``: share of clips to check, spread evenly over the catalog.
     ``on_progress`` is called with the number of checked clips and the total.
     """
     from dtsf.pipeline.datasets import find_root

@@ -1,7 +1,4 @@
-"""Checks of this machine for ``dtsf doctor``: packages, devices, scan, encoder, disk, and a trial of both stages.
-
-Each check imports its packages itself. So a broken package fails only the checks that need it.
-"""
+"""Checks of this machine for ``dtsf doctor``. Each imports its packages, so a broken one fails only the checks that need it."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ if TYPE_CHECKING:
 MIN_FREE_GB = 1.0
 DEFAULT_ENCODER = "efficientnet-lite0"
 TRIAL_SECONDS = 5.0
-PACKAGES = {
+PACKAGES = {  # name of the check -> (package, needed, how to install it)
     "dtsf": ("dtsf", True, "make setup"),
     "av": ("av", True, "pip install av"),
     "decord": ("decord2", False, "for --decoder decord: pip install 'dtsf[decord]'"),
@@ -34,8 +31,7 @@ PACKAGES = {
     "timm": ("timm", False, "for --encoder timm:MODEL: pip install 'dtsf[timm]'"),
     "s3": ("s3fs", False, "for caches at s3:// addresses: pip install 'dtsf[s3]'"),
 }
-"""Name of the check -> (package, needed, how to install it)."""
-CODECS = {
+CODECS = {  # codec -> (video encoder of PyAV, container, needed); NTU and N-UCLA are MPEG-4 in AVI, most cameras H.264
     "h264": ("libx264", ".mp4", True),
     "hevc": ("libx265", ".mp4", False),
     "mpeg4": ("mpeg4", ".avi", True),
@@ -43,7 +39,6 @@ CODECS = {
     "vp9": ("libvpx-vp9", ".mkv", False),
     "av1": ("libsvtav1", ".mp4", False),
 }
-"""Codec -> (video encoder of PyAV, container, needed). NTU and N-UCLA are MPEG-4 in AVI. Most cameras write H.264."""
 
 
 class Check(NamedTuple):

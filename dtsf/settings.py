@@ -12,8 +12,7 @@ from dtsf.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-MAX_SHOWN = 60
-"""Maximum length of an invalid value that a message quotes from an external file."""
+MAX_SHOWN = 60  # characters of an invalid value that a message quotes from an external file
 
 
 class Frozen(BaseModel):
@@ -51,10 +50,8 @@ class Settings(BaseModel):
 def explain(
     error: ValidationError, known: Iterable[str] = (), name: Callable[[str], str] = str, *, most: int | None = None
 ) -> str:
-    """Describe validation errors in one line: field, value and requirement.
-
-    ``known``: valid names; the message suggests the nearest one. ``name``: converts a field name for the message. ``most``: the
-    maximum number of errors listed, for an external file; long values are cut.
+    """Describe validation errors in one line: field, value and requirement. ``name`` converts a field name for the message.
+    ``known``: valid names, to suggest the nearest one. ``most``: maximum number, for an external file; long values are cut.
     """
     lines = []
     for problem in error.errors(include_url=False)[:most]:

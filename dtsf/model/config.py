@@ -16,8 +16,8 @@ def _lags(given: object) -> object:
     return given
 
 
+# ``auto`` is stored as 0: dtsf.training.recipe.resolve_auto chooses it by the number of clips.
 Auto = Annotated[int, BeforeValidator(lambda given: 0 if given == "auto" else given), Field(ge=0)]
-"""A number, or ``auto`` (stored as 0): :func:`dtsf.training.recipe.resolve_auto` chooses it by the number of clips."""
 
 
 class BranchConfig(BaseModel):
@@ -34,8 +34,7 @@ class BranchConfig(BaseModel):
     weight: float = Field(default=1.0, gt=0, le=1e6)
     """Share of the branch in the average. The shares are divided by their sum."""
     channels: int = Field(default=0, ge=0, le=4096)
-    """For ``dynamic``: number of principal channels, scaled by their mean length in the clip. 0 takes all channels, scaled as
-    ``normalise`` says and reduced as ``reduce`` says."""
+    """For ``dynamic``: number of principal channels, scaled by their mean length in the clip. 0 uses ``normalise``, ``reduce``."""
     paste: Literal["none", "thumbnails", "tokens"] = "none"
     """TSM. ``thumbnails`` pastes three thumbnails of another view over cells of each frame (the paper). ``tokens`` adds the
     thumbnails of a frame as one more token; it needs views ``each``."""

@@ -14,9 +14,7 @@ from torch import nn
 if TYPE_CHECKING:
     from torch import Tensor
 
-FEATURES = ("evidence", "agreement", "closeness")
-"""Order of the weights w: log of the evidence; logit of the largest expected probability; -log(1 - cosine) of the fused feature
-and the nearest class."""
+FEATURES = ("evidence", "agreement", "closeness")  # in the order of the weights w of EvidenceCalibrator.observe
 NEUTRAL_WEIGHTS = (1.0, 0.0, 0.0)  # for w: with b = -log K and t = 1 they leave the evidence unchanged
 REFERENCE_QUANTILE = 0.95  # share of the training clips within the reference distance
 MOTION = 3  # statistics of a clip's motion, the first ones; the others describe its appearance
@@ -43,10 +41,8 @@ def logits_of_evidence(evidence_K: Tensor) -> Tensor:
 
 
 def average_branches(logits_N__K: Tensor, share_N: Tensor) -> Tensor:
-    """Return logits whose alpha is the weighted geometric mean of the branches' alpha. Drops the first axis; ``share_N`` has sum
-    1.
-    The probabilities are the logarithmic pool (Genest and Zidek 1986). Disagreement lowers the sum of alpha (Hoelder's
-    inequality).
+    """Return logits whose alpha is the weighted geometric mean of the branches' alpha. Drops the first axis; the shares sum to 1.
+    The probabilities are the logarithmic pool (Genest and Zidek 1986). Disagreement lowers the evidence (Hoelder's inequality).
     """
     log_alpha_N__K = dirichlet(logits_N__K).log()
     share_N__1 = share_N.to(log_alpha_N__K.dtype).view(-1, *[1] * (logits_N__K.ndim - 1))
@@ -83,11 +79,10 @@ def dirichlet_kl_to_uniform(alpha_K: Tensor) -> Tensor:
 
 
 def clip_statistics(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
-    """Return statistics of clips, (P, 3 + C): amount, abruptness and evenness of motion, and the mean of each channel times
-    ``scale_C``.
+    """Return statistics of clips, (P, 3 + C): amount, abruptness and evenness of motion, and channel means, all after ``*
+    scale_C``.
     Amount: log of the quadratic mean distance of a cell from its temporal mean. Abruptness: log of the change from frame to frame
-    over the amount; large for noise and cuts. Evenness: log of the plain mean distance over the amount; large for noise and
-    moving cameras.
+    over the amount; large for noise and cuts. Evenness: log of the mean distance over the amount; large for moving cameras.
     """
     x_PTHWC = x_PTHWC.float() * scale_C
     moving_PTHWC = x_PTHWC - x_PTHWC.mean(1, keepdim=True)
@@ -111,18 +106,18 @@ def discount(evidence_BK: Tensor, logit_B: Tensor, inverse_temperature: Tensor, 
 
 
 class EvidenceCalibrator(nn.Module):
-    """Calibration of the evidence after training, and the reference statistics of the training groups. All buffers; no
-    parameters.
+    """Calibration of the evidence after training, and the reference statistics of the training groups. No parameters.
 
     A trained network is overconfident on new data. So in evaluation its evidence ``e`` is replaced by ``e'``:
 
         q_k = e_k ** t / sum_j e_j ** t                   share of each class; t is the inverse temperature
-        1 - u = c sigmoid(b + w . features)               certainty; the features are :data:`FEATURES`
+        1 - u = c sigmoid(b + w . features)               certainty
         e'_k = K q_k (1 - u) / u
 
-    This is Shafer's discounting: probabilities are ``(1 - u) q + u / K``, and ``u = K / (K + sum e')`` as before. The
+    This is Shafer's discounting: probabilities are ``(1 - u) q + u / K``, and ``u = K / (K + sum e')`` as before. Features are
+    small where there is little evidence, where it is for several classes, and far from the training features of every class. The
     in-distribution score c is ``(1.25 / r)^2``, at most 1, for a clip that moves or looks r times as far from the training clips'
-    mean as 95 % of them do. The order of the classes does not change. :mod:`dtsf.training.calibrate` fits ``t``, ``b`` and ``w``.
+    mean as 95 % of them do. The order of the classes stays. :mod:`dtsf.training.calibrate` fits ``t``, ``b`` and ``w``.
     """
 
     inverse_temperature: Tensor
@@ -170,8 +165,8 @@ class EvidenceCalibrator(nn.Module):
     def observe(
         self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the evidence (B, K), the features (B, 3) and the in-distribution score c (B,); absent views may hold any
-        statistics.
+        """Return the evidence (B, K), the features (B, 3) and c (B,). Statistics of absent views may be anything.
+        Features: log of the evidence; logit of the largest expected probability; -log(1 - cosine) of feature and nearest class.
         """
         # At least the evidence of a logit of -60, because its logarithm is taken.
         evidence_BK = F.softplus(logits_BK.float()).clamp(min=1e-26)

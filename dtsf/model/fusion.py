@@ -28,7 +28,7 @@ class Fused(NamedTuple):
 
 
 Fusion = Callable[[Tensor, Tensor, Tensor], Fused]
-"""Maps features (B, V, D), the head's logits (B, V, K) and the mask of present views (B, V). Absent views hold anything finite."""
+"""Function of features (B, V, D), the head's logits (B, V, K) and the mask of present views (B, V). Absent views are finite."""
 
 
 def fuse_msf(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
@@ -54,7 +54,8 @@ def fuse_mean(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> 
 
 def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
     """Fuse evidence by the reduced rule of Dempster: trusted multi-view classification (Han et al., ICLR 2021, definition 4).
-    The weight of a view is its certainty; the feature is the mean. TMC's loss has no L_cross: ``loss.cross = 0`` is the closest.
+    The weight of a view is its certainty, and the feature is the mean. ``loss.cross = 0`` is closest to TMC's own loss, which has
+    expected cross-entropy and no L_cross.
     """
     evidence_BK = combine_evidence(dirichlet(view_logits_BVK) - 1.0, mask_BV)
     weights_BV = _normalise_over_views(certainty(view_logits_BVK), mask_BV)
@@ -63,9 +64,9 @@ def fuse_tmc(feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> F
 
 
 def combine_evidence(evidence_BVK: Tensor, mask_BV: Tensor) -> Tensor:
-    """Combine the evidence of all present views: (B, K), at least that of each view.
-    Dempster's reduced rule, ``b_k = (b1_k b2_k + b1_k u2 + b2_k u1) / (1 - C)`` and ``u = u1 u2 / (1 - C)``, is in evidence ``e =
-    K b / u`` a product over the views, ``1 + e_k / K = prod_v (1 + e_vk / K)``: no order and no division by ``1 - C``.
+    """Combine the evidence of all present views by Dempster's reduced rule: (B, K), at least that of each view.
+    The rule is ``b_k = (b1_k b2_k + b1_k u2 + b2_k u1) / (1 - C)`` and ``u = u1 u2 / (1 - C)`` with ``C = sum_{i != j} b1_i
+    b2_j``. In evidence ``e = K b / u`` it is ``1 + e_k / K = prod_v (1 + e_vk / K)``: no order, no division by ``1 - C``.
     """
     n_classes = evidence_BVK.shape[-1]
     log_BVK = _present_features(torch.log1p(evidence_BVK / n_classes), mask_BV)

@@ -68,8 +68,7 @@ class Inputs(nn.Module):
 
     def forward(self, branch: BranchConfig, x_BVTHWC: Tensor, mask_BV: Tensor, *, complete: bool) -> Tensor:
         """Compute a branch's input: (B, V, T, H, W, C) -> (B, V, T, H, W, R), zeros for absent views.
-        ``x_BVTHWC``: projected embeddings, motion, or pixels; values of absent views are not read. ``complete``: no view is
-        absent.
+        ``x_BVTHWC``: projected embeddings, motion, or pixels; absent views are not read. ``complete``: no view is absent.
         """
         x_PTHWC = x_BVTHWC.flatten(0, 1)
         if branch.channels:  # principal channels of the dynamic part, divided by their mean length in the clip

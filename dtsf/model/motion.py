@@ -44,8 +44,7 @@ def motion_magnitude(
     """Return the distance of each cell from its temporal mean, divided by the mean distance in the clip: (P, T, H, W, E).
     This hides background and clothes, which decide the direction of the difference, and contrast, which decides its length.
     ``scale_C`` multiplies each channel first. Each lag adds a channel: the distance from the same cell so many frames before
-    (frames before the first are the first). Distances are raised to ``exponent`` before the division. Without motion all values
-    are 0.
+    (frames before the first are the first). ``exponent`` raises distances before the division. Without motion all are 0.
     """
 
     def distances(x_PTHWC: Tensor) -> Tensor:
@@ -64,9 +63,10 @@ def motion_magnitude(
 def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) -> Tensor:
     """Return the motion to the right and downwards through each cell, from the frame before to this one: (P, T, H, W, 2).
     A correlation of opponent detectors (Hassenstein and Reichardt 1956): the change of a cell in the frame before times the
-    change of its neighbour now, minus the same with both exchanged. A lamp that flickers cancels. Not from the paper; measured in
-    docs/results/network.md. Their mean size in a clip is 1; they are 0 in the first two frames and where nothing moves. Arguments
-    as for :func:`motion_magnitude`; products are raised to half the exponent and keep their sign.
+    change of its neighbour now, minus the same with both exchanged. A flickering lamp cancels. Not from the paper; see
+    docs/results/network.md. Motion to the left and upwards is negative. The mean size in a clip is 1; values are 0 in the first
+    two frames and without motion. Arguments as for :func:`motion_magnitude`; products are raised to half the exponent and keep
+    their sign.
     """
 
     def flows(x_PTHWC: Tensor) -> Tensor:
@@ -97,9 +97,8 @@ def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) 
 
 def sense_motion(x_PTHWC: Tensor) -> Tensor:
     """Increase the distance of each cell from the clip's mean, more for distant cells. Same shape.
-    The Motion Sense Module of MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only), a peer of TSM, has no published
-    equations. Our reading: ``x' = m + r (1 + d / (d + mean d))`` with the mean m over frames and cells, ``r = x - m`` and ``d =
-    |r| / sqrt(C)``.
+    The Motion Sense Module of MS-SC (ICASSP; openreview P9bm9tW6W6, abstract and poster only), a peer of TSM without published
+    equations. Our reading: ``x' = m + r (1 + d / (d + mean d))`` with the mean m, ``r = x - m``, ``d = |r| / sqrt(C)``.
     """
     mean_P111C = x_PTHWC.mean((-4, -3, -2), keepdim=True)
     residual_PTHWC = x_PTHWC - mean_P111C

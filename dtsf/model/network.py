@@ -1,6 +1,5 @@
 """DTSFNet: branches that encode an input, fuse its views and give evidence; the average of their evidence; a calibrator.
-Letters: B groups, V views, P present views of all groups, T frames, H W grid, C channels, R of an input, D width, K classes, N
-branches.
+Letters: B groups, V views, P present views, T frames, H W grid, C channels, R of an input, D width, K classes, N branches.
 """
 
 from __future__ import annotations
@@ -149,8 +148,7 @@ class Output:
 
 
 class DTSFNet(nn.Module):
-    """The network for inputs of C = ``channels`` (3 for pixels) and H = W = ``side`` (grid of the cache, or side of a frame in
-    pixels).
+    """The network. ``channels``: C, 3 for pixels. ``side``: H = W, the cache's grid, or the side of a frame in pixels.
     ``n_views``: V of the training groups; used by ``fusion`` ``concat`` and branches with views ``all``.
     """
 
@@ -227,8 +225,8 @@ class DTSFNet(nn.Module):
         return found
 
     def _weights(self, n_views: int) -> dict[int, float]:
-        """Return the weights of the branches that run for so many views.
-        Branches with views ``all`` need the V of training. Without them, branches with the same input take over their weight.
+        """Return the weights of the branches that run for V views. Branches with views ``all`` need the V of training.
+        Without them, branches with the same input take over their weight.
         """
         settings = self.config.branch
         weights = {k: x.weight for k, x in enumerate(settings) if x.views != "all" or n_views == self.n_views}

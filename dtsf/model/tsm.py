@@ -60,9 +60,7 @@ def choose_cells(mask_BV: Tensor, *, training: bool) -> Tensor:
 
 
 def thumbnails(x_BVTHWC: Tensor, partner_BV: Tensor) -> Tensor:
-    """Shrink frames n-2, n-1 and n (none before the first) of each partner by area: (B, V, T, 3, h, w, C), h = H // 3, w = W //
-    3.
-    """
+    """Shrink frames n-2, n-1, n of each partner by area: (B, V, T, 3, h, w, C). Frames before the first are the first."""
     B, V, T, H, W, C = x_BVTHWC.shape
     flat_NCHW = x_BVTHWC.reshape(B * V * T, H, W, C).permute(0, 3, 1, 2)
     small_NChw = F.adaptive_avg_pool2d(flat_NCHW, (H // 3, W // 3))

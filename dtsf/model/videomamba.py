@@ -1,7 +1,7 @@
 """VideoMamba as the encoder of one view, with its names and shapes of parameters (docs/paper.md).
 Li et al. 2024; OpenGVLab/VideoMamba, ``videomamba/video_sm/models/videomamba.py`` and ``mamba_simple.py`` (flag ``bimamba``).
 Letters: B clips, V views, C channels, T frames, H W side, P patches of a frame, L tokens, D width, I = 2 D, R rank of dt, N state
-or norms, K classes, X all tokens.
+or number of norms, K classes, X all tokens.
 """
 
 from __future__ import annotations
@@ -77,9 +77,8 @@ def record_norms(net: nn.Module) -> Iterator[list[list[Tensor]]]:
 
 
 class BidirectionalMamba(nn.Module):
-    """Two selective scans of one sequence, forward and reversed, with shared ``in_proj`` and ``out_proj``.
-    Each direction has its own other weights (suffix ``_b`` if reversed). Their sum is not halved, as in VideoMamba and not in
-    Vim.
+    """Two selective scans of one sequence, forward and reversed (suffix ``_b``), with shared ``in_proj`` and ``out_proj``.
+    The directions are added, not averaged, as VideoMamba does and Vim does not.
     """
 
     def __init__(self, width: int, state: int = 16, conv: int = 4, expand: int = 2) -> None:
@@ -211,18 +210,14 @@ class VideoMamba(nn.Module):
         return normed_BLD[:, 0] if self.readout == "cls" else self._read(normed_BLD)
 
     def encode_sequence(self, x_BVCTHW: Tensor) -> Tensor:
-        """Encode the views of a group as one sequence, frame by frame: (B, V, C, T, H, W) -> (B, V, D), each from the view's
-        tokens.
-        """
+        """Encode a group's views as one sequence, frame by frame: (B, V, C, T, H, W) -> (B, V, D). Not for readout ``cls``."""
         tokens_BVTPD = self._tokens(x_BVCTHW.flatten(0, 1)).unflatten(0, x_BVCTHW.shape[:2])
         _, V, T, P, _ = tokens_BVTPD.shape
         normed_BLD = self._blocks(tokens_BVTPD.transpose(1, 2).flatten(1, 3))
         return self._read(normed_BLD.unflatten(1, (T, V, P)).transpose(1, 2).flatten(2, 3))
 
     def compile_mixers(self, device: torch.device, backend: str = "inductor") -> None:
-        """Compile the mixer of every block to one graph with the Triton kernels, unless the scan is ``plain``. Weights keep their
-        names.
-        """
+        """Compile the mixers with the Triton kernels, not a ``plain`` scan: one graph for all blocks, same names of weights."""
         for block in self.layers:
             mixer = cast("Block", block).mixer
             if choose_backend(device, mixer.state).name != "plain" or device.type != "cuda":
@@ -254,9 +249,7 @@ class VideoMamba(nn.Module):
 
 @torch.no_grad()
 def _initialise(linear: nn.Linear, name: str, depth: int, dt_init: str) -> None:
-    """Initialise as VideoMamba: truncated normal, Kaiming / sqrt(depth) for ``out_proj``.
-    ``dt_init`` ``mamba``: step sizes log-uniform in [0.001, 0.1], through the inverse of softplus in the bias.
-    """
+    """Initialise as VideoMamba. ``dt_init`` ``mamba``: step sizes log-uniform in [0.001, 0.1], by the bias before softplus."""
     if "dt_proj" in name and dt_init == "mamba":
         nn.init.uniform_(linear.weight, -(linear.in_features**-0.5), linear.in_features**-0.5)
         shortest, longest = math.log(1e-3), math.log(0.1)

@@ -1,7 +1,5 @@
-"""Export of a run to one ONNX file, and prediction with it.
-
-The graph is the network in evaluation mode with the chunked PyTorch scan. It takes any number of groups, and a fixed number of
-views and frames. The metadata of the file describes the input and the classes, so ``dtsf predict --onnx`` needs no run folder.
+"""Export of a run to one ONNX file with metadata, and prediction with this file alone.
+The graph has the network in evaluation mode and the plain scan, for any number of groups and fixed views and frames.
 Letters: B groups, V views, T frames, H W grid, C channels, K classes.
 """
 
@@ -31,8 +29,7 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "dtsf"
 OUTPUTS = ("probabilities", "uncertainty", "view_weights")
-MAX_BYTES = 1 << 31
-"""Maximum size of an ONNX file, fixed by the format."""
+MAX_BYTES = 1 << 31  # of an ONNX file, fixed by the format
 
 
 class OnnxMetadata(Frozen):
@@ -60,10 +57,8 @@ class _Graph(nn.Module):
 
 
 def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None = None) -> OnnxMetadata:
-    """Write a network as ONNX: input ``embeddings`` (B, V, T, H, W, C) float32, outputs :data:`OUTPUTS`.
-
-    ``net``: in evaluation mode, on the CPU. ``views``: V. Default: all views of the dataset. Raises ConfigError: V is out of
-    range, or the file cannot be written.
+    """Write a network (evaluation mode, CPU) as ONNX: input ``embeddings`` (B, V, T, H, W, C) float32, outputs :data:`OUTPUTS`.
+    ``views``: V. Default: all views of the dataset. Raises ConfigError: V is out of range, or the file cannot be written.
     """
     n_views = len(state.info.view_names)
     if views is not None and not 1 <= views <= n_views:

@@ -1,6 +1,5 @@
 """Prediction for the videos of one performance, by a run or by an exported network, and evaluation of a run.
 
-Each function imports PyTorch and the decoder itself, as in :mod:`dtsf.api`.
 Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C channels, K classes.
 """
 
@@ -28,12 +27,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FILM_SIZE, MAX_FILM_FRAMES, DEFAULT_FPS = 288, 300, 15.0
-"""Side of a view in a film in pixels, maximum number of its frames, and the frame rate of a folder of frames."""
-DEADLINE = 60.0
-"""Maximum time to decode one video, in seconds."""
-MAX_VIEWS, MAX_BYTES = 64, 1 << 32
-"""Maximum number of videos, and size of the frames or cells of one. A run from elsewhere can request any size."""
+FILM_SIZE, MAX_FILM_FRAMES, DEFAULT_FPS = 288, 300, 15.0  # side of a view in pixels, frames, fps of a frame folder
+DEADLINE = 60.0  # maximum time to decode one video, in seconds
+MAX_VIEWS, MAX_BYTES = 64, 1 << 32  # videos, and bytes of one; an external run may request any size
 
 
 class Prediction(BaseModel):
@@ -204,10 +200,7 @@ class Run:
 
 
 def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: str | Path | None = None) -> Prediction:
-    """Classify one performance with an exported network. See :meth:`dtsf.api.Run.predict`.
-
-    Raises DataError: the number of videos differs from the number of views in the file.
-    """
+    """Classify one performance; see :meth:`dtsf.api.Run.predict`. Raises DataError: the file is for another number of views."""
     from dtsf.predict.onnx import read_onnx
 
     network = read_onnx(file)

@@ -26,10 +26,8 @@ def report_cache(
     samples: int = 12,
     on_step: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
-    """Write a page with counts, statuses and film strips of random performances.
-
-    ``samples``: number of performances per dataset. ``on_step`` is called with (done, total, name of the next dataset). Raises
-    CacheError: the cache or the dataset does not exist.
+    """Write a page with counts, statuses and film strips of ``samples`` random performances per dataset.
+    ``on_step`` is called with (done, total, name of the next dataset). Raises CacheError: cache or dataset do not exist.
     """
     names: list[str | None] = [dataset] if dataset else [*list_datasets(cache)] or [None]
     datasets = []

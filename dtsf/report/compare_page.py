@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
     from dtsf.report.run_data import RunData
 
-MAX_LISTED = 200
-"""Maximum number of performances in the table of disagreements."""
+MAX_LISTED = 200  # most performances in the table of disagreements
 SHARED = {"task": "{}", "number of performances": "{} performances", "dataset": "dataset {}", "protocol": "protocol {}"}
 """Values that the page prints once if all runs share them."""
 
@@ -25,7 +24,6 @@ def compare_runs(
     folders: Sequence[Path], out: Path, *, on_step: Callable[[int, int, str], None] = lambda *_: None
 ) -> Path:
     """Write a page that compares finished runs. ``on_step`` is called with (done, total, name of the next run).
-
     Raises ConfigError: fewer than two runs, or the same run twice. Raises CheckpointError: a run is damaged or not finished.
     """
     if len(folders) < 2:

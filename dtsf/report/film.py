@@ -1,5 +1,4 @@
 """Film of a prediction: the views side by side, with the class, the uncertainty and the weights.
-
 Letters: V views, T frames, H W pixels, C colours.
 """
 
@@ -20,16 +19,13 @@ if TYPE_CHECKING:
 
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
-FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
-"""Ending of the file -> format."""
-GAP, HEAD, FOOT, MIN_WIDTH = 8, 92, 44, 520
-"""Sizes in pixels."""
+FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # ending of the file -> format
+GAP, HEAD, FOOT, MIN_WIDTH = 8, 92, 44, 520  # in pixels
 BACK, INK, SOFT, EMPTY, GOOD = (20, 23, 27), (235, 237, 240), (155, 165, 177), (52, 60, 70), (95, 176, 240)
-FONTS = (
+FONTS = (  # of common systems, with letters that Pillow's own font lacks; Pillow searches the font folders
     *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.ttf", "wqy-zenhei.ttc"),
     *("wqy-microhei.ttc", "DroidSansFallbackFull.ttf", "PingFang.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf"),
 )
-"""Fonts of common systems with letters that Pillow's own font lacks. Pillow searches the font folders of the system."""
 NO_FONT = "no font for these names: install a font such as fonts-noto-cjk"
 
 

@@ -1,5 +1,4 @@
 """Film strips of performances, with the thumbnails (TSM) drawn where the network pastes them.
-
 Letters: N clips, V views, F cached frames, T frames of the network, H W pixels, P cells, C channels, S pasted cells.
 """
 

@@ -39,10 +39,9 @@ class DatasetProbe(NamedTuple):
 
 
 class BackgroundProbe(NamedTuple):
-    """Static bias in the test groups, if the dataset names its backgrounds.
-
-    ``agree``, ``conflict``: (right, all) of the groups with the most frequent training background of their own class, or of
-    another class. ``share``: of training clips with the most frequent background of their class.
+    """Static bias in the test groups, if the dataset names backgrounds. ``share``: of training clips with their class's usual
+    one.
+    ``agree``, ``conflict``: (right, all) of the groups with the usual training background of their own class, or of another.
     """
 
     agree: tuple[int, int]

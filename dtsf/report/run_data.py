@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from dtsf.training.metrics import Metrics
     from dtsf.training.recipe import Recipe
 
-MAX_BYTES = 1 << 28
-"""Maximum size of a file of a run."""
+MAX_BYTES = 1 << 28  # largest file of a run
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,7 @@ class RunData:
     evaluation: Evaluation
     series: dict[str, list[float]]
     environment: dict[str, Any]
-    cache: str
-    """Path of the cache at training."""
+    cache: str  # path of the cache at training
 
     @property
     def metrics(self) -> Metrics:

@@ -21,13 +21,12 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import Clip
     from dtsf.report.run_data import RunData
 
-PANELS = (
+PANELS = (  # title of each panel of curves -> its values in log.jsonl
     ("Loss", ("loss", "held_out_loss")),
     ("Accuracy on the training groups", ("accuracy", "held_out_accuracy")),
     ("Uncertainty on the training groups", ("uncertainty",)),
     ("Learning rate", ("lr",)),
 )
-"""Title of each panel of curves -> its values in log.jsonl."""
 
 
 def report_run(
@@ -39,9 +38,8 @@ def report_run(
     on_step: Callable[[int, int, str], None] = lambda *_: None,
 ) -> Path:
     """Write the report of a run to ``out`` (default: ``report.html`` in its folder). Returns the file.
-
-    ``cache``: default: its path at training; without a cache the page has no pictures and no probes. ``samples``: pictures of
-    each kind. ``on_step`` is called with (done, total, name of the next step). Raises CheckpointError: the run is not complete.
+    ``cache``: default: its path at training; without one the page has no pictures and no probes. ``samples``: pictures of each
+    kind. ``on_step`` is called with (done, total, name of the next step). Raises CheckpointError: the run is not complete.
     """
     run = read_run(folder)
     state, names, m = run.checkpoint.state, run.class_names, run.metrics

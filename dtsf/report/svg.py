@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 30
-MAX_LABELS, MAX_POINTS = 30, 400
-"""Maximum number of classes for which a confusion matrix shows names and counts, and of dots in a lane."""
+MAX_LABELS, MAX_POINTS = 30, 400  # most classes with names in a confusion matrix, most dots in a lane
 
 
 def picture(width: float, height: float, title: str, parts: Sequence[Markup]) -> Markup:
@@ -152,7 +151,6 @@ def dot_rows(
     rows: Mapping[str, Sequence[tuple[float, bool, str]]], *, lanes: int = 2, notes: Mapping[str, str] | None = None
 ) -> tuple[list[Markup], float, float]:
     """Draw the rows of :func:`dots` on one axis. Returns the parts, their width and their height.
-
     ``lanes``: 1 draws all dots of a row in one lane. ``notes``: a text behind each row.
     """
     values = [value for row in rows.values() for value, _, _ in row]

@@ -1,8 +1,6 @@
-"""Selective scan of Mamba-1 and its causal convolution, run by the first usable backend of the device.
+"""Selective scan of Mamba-1 and its causal convolution, run by the first usable backend of the device, or by ``DTSF_SCAN``.
 
-``h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t``, ``y_t = <C_t, h_t> + D u_t``, gated by ``SiLU(z)``
-(Gu & Dao 2023, equations 2 and 3; shapes as in ``mamba_ssm.selective_scan_fn``).
-
+``h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t``, ``y_t = <C_t, h_t> + D u_t``, gated by ``SiLU(z)`` (Gu & Dao 2023, equations 2, 3).
 Letters: B batch, D channels, L tokens, N state, K taps.
 """
 
@@ -27,10 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ScanInputs", "causal_conv", "choose_backend", "selective_scan", "use_backend"]
 
-BACKENDS = {"cuda": ("mamba_ssm", "triton", "plain"), "cpu": ("numba", "plain")}
-"""Backends of each device, the preferred one first. The environment variable ``DTSF_SCAN`` chooses another one."""
+BACKENDS = {"cuda": ("mamba_ssm", "triton", "plain"), "cpu": ("numba", "plain")}  # in order of preference
 MODULES = {"mamba_ssm": "mamba_ssm_scan", "triton": "triton_scan", "numba": "numba_scan", "plain": "plain"}
-"""Modules with the functions ``scan`` and ``conv`` of each backend."""
 TRITON_STATES = (8, 16)  # N that the Triton kernels support
 _chosen: ContextVar[str] = ContextVar("scan_backend", default="")
 
@@ -84,10 +80,8 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_for(x: Tensor, n_states: int = 16) -> Any:
-    """Return the module that runs ``x``. Kernels do not support float64.
-
-    A graph that is exported or compiled for a CPU has PyTorch's operators only. ``torch.compile`` on a GPU takes the Triton kernels
-    as operators; :meth:`dtsf.model.videomamba.VideoMamba.compile_mixers` has loaded them.
+    """Return the module that runs ``x``. Kernels do not support float64. A graph for a CPU has PyTorch's operators only;
+    ``torch.compile`` on a GPU takes the Triton kernels, which :meth:`dtsf.model.videomamba.VideoMamba.compile_mixers` loads.
     """
     from dtsf.model.scan import plain  # noqa: PLC0415
 

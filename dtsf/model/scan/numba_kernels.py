@@ -1,10 +1,7 @@
-"""Scan and its backward, compiled by numba for :mod:`dtsf.model.scan.numba_scan`.
+"""Scan and its backward, compiled by numba for :mod:`dtsf.model.scan.numba_scan`. A task is one sequence and ``LANES`` channels.
 
-A task is one sequence and ``LANES`` channels, which the compiler turns into vector instructions. Rows are sliced, because loops
-with a possibly negative index do not become vector instructions. ``exp`` is a polynomial, because the C library's does not
-vectorise. The forward stores the state at every ``CHUNK``-th token. The backward computes each chunk again, into a buffer that
-fits the processor's cache, and then goes back.
-
+Loops with a possibly negative index, and the C library's ``exp``, do not become vector instructions: hence slices of rows and a
+polynomial. The backward computes the states of a chunk again, into a buffer that fits the processor's cache.
 Letters: B batch, D channels, L tokens, N state, M chunks, J blocks of LANES channels, Q tokens of a chunk, W lanes.
 """
 
@@ -15,8 +12,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-LANES = 64
-"""Channels of a task: many enough that entering a loop is cheap, few enough that the states of a chunk stay in the cache."""
+LANES = 64  # channels of a task: few enough that the states of a chunk stay in the processor's cache
 CHUNK = 16  # tokens between two stored states, which take N / CHUNK of the input's size
 
 LOG2_E, LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2))
@@ -29,15 +25,11 @@ MAGIC_BITS = np.int32(np.float32(MAGIC).view(np.int32))
 ONE, ZERO, TWO = np.float32(1), np.float32(0), np.float32(2)
 # log(1 + e) = 2 artanh(e / (2 + e)); the series converges fast because the argument is at most 1/3.
 T1, T2, T3, T4, T5, T6, T7 = (np.float32(1 / (2 * k + 1)) for k in range(1, 8))
-FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
-"""Options that vectorise sums. Without ``nnan`` and ``ninf``, so that a diverged network returns NaN."""
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}  # no nnan, ninf: a diverged network returns NaN
 
 
 def compiled(function: Any) -> Any:
-    """Compile a function on its first call (about ten seconds for a backward), and cache the code on disk.
-
-    Numba's cache is beside this file, in the user's cache folder if the install is read-only, or in NUMBA_CACHE_DIR.
-    """
+    """Compile a function on its first call (about ten seconds for a backward), and cache it on disk (NUMBA_CACHE_DIR)."""
     options: dict[str, Any] = {"nogil": True, "fastmath": FASTMATH, "error_model": "numpy"}
     try:
         return njit(cache=True, **options)(function)

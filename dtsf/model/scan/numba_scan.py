@@ -1,11 +1,7 @@
-"""Selective scan and causal convolution on a CPU, compiled by numba, with their own backward.
+"""Selective scan and causal convolution on a CPU, compiled by numba, with their own backward. Imports numba (half a second).
 
-As separate operators, the convolution costs more time than the scan. Importing this module imports numba (half a second).
-
-Threads are Python's, one for each of PyTorch's (``torch.set_num_threads``), because the kernels release the GIL. Numba's thread
-pool is not used: its fallback layer aborts the process when two threads call it. Sums over channels and sequences have a fixed
-order, so results do not depend on the number of threads.
-
+Threads are Python's, as many as PyTorch's: the kernels release the GIL, and numba's pool may abort the process if two threads
+call it. Sums have a fixed order, so results do not depend on the number of threads.
 Letters: B batch, D channels, L tokens, N state, M chunks, J blocks of channels, K taps.
 """
 
@@ -30,9 +26,7 @@ if TYPE_CHECKING:
 
 WORTH_A_THREAD = 200_000  # state updates, below which another thread costs more than it saves
 TAPS = 4  # of Mamba's and VideoMamba's convolution
-BLOCK = 192
-"""Channels of a convolution's task; divides VideoMamba's inner widths. More than the scan's LANES, because entering the loops over
-channels costs time."""
+BLOCK = 192  # channels of a convolution's task; divides VideoMamba's inner widths
 
 
 def scan(inputs: ScanInputs) -> Tensor:
@@ -105,7 +99,6 @@ class _Conv(torch.autograd.Function):
 
 def _run_tasks(kernel: Any, block: int, work: int, reverse: bool, x_BLD: Tensor, *others: Tensor) -> None:
     """Call ``kernel(begin, end, ...)`` for all tasks, on as many threads as PyTorch has and the work justifies.
-
     A task is one sequence and ``block`` channels. ``work`` counts the updates of one number.
     """
     n_tasks = x_BLD.shape[0] * -(-x_BLD.shape[2] // block)
@@ -130,9 +123,7 @@ def _threads(process: int, n_threads: int) -> ThreadPoolExecutor:  # noqa: ARG00
 @compiled
 def _sums(x_LD: Any, weight_KD: Any, bias_D: Any, t: int, lo: Any, hi: Any, reverse: bool, y_D: Any) -> None:
     """Write the sums before SiLU at token ``t``, channels ``lo`` to ``hi``, to ``y_D``.
-
-    ``lo`` and ``hi`` are unsigned, because loops with a possibly negative index do not become vector instructions. Whole rows and
-    these bounds cost less than a slice of every row.
+    Unsigned ``lo`` and ``hi`` allow vector instructions, and cost less than a slice of every row.
     """
     length, taps = x_LD.shape[0], weight_KD.shape[0]
     if taps == TAPS and (t + TAPS <= length if reverse else t >= TAPS - 1):
@@ -178,8 +169,7 @@ def _conv_backward(
     gx_BLD: Any, gweight_BKD: Any, gbias_BD: Any,
 ) -> None:  # fmt: skip
     """Compute the gradients of tasks ``begin`` to ``end``, those of weight and bias for each sequence separately.
-
-    A token is part of K sums. A ring stores the gradients of the latest K sums, so that the gradient of a token is written once.
+    A token is part of K sums. A ring stores the gradients of the latest K sums, so that a token's gradient is written once.
     """
     width, taps = x_BLD.shape[2], weight_KD.shape[0]
     n_blocks = (width + BLOCK - 1) // BLOCK

@@ -1,6 +1,4 @@
-"""Parity of a backend of the scan with the plain scan in float64: outputs and all gradients.
-
-A kernel that compiles may still be wrong on a new GPU. ``dtsf doctor``, the tests, and each training on a GPU compute this.
+"""Parity of a backend with the plain scan in float64, also of gradients: a kernel that compiles may be wrong on a new GPU.
 Letters: B batch, D channels, L tokens, N state, K taps.
 """
 
@@ -19,8 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHAPE = (2, 40, 131, 16)  # B, D, L, N: odd numbers, over several chunks
-TOLERANCE = 1e-4
-"""Largest relative error of the outputs and of any gradient, float32 against float64."""
+TOLERANCE = 1e-4  # largest relative error of the outputs and of any gradient, float32 against float64
 
 
 def check_parity(device: torch.device, n_states: int = 16, shape: tuple[int, int, int, int] = SHAPE) -> float:

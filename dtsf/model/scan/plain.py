@@ -1,5 +1,4 @@
 """Selective scan and causal convolution in plain PyTorch: the fallback, the exported form, and in float64 the reference.
-
 Letters: B batch, D channels, L tokens, N state, K taps, M chunks of Q tokens, X other axes.
 """
 
@@ -17,17 +16,14 @@ class ScanInputs(NamedTuple):
     """Inputs of a scan."""
 
     u_BDL: Tensor
-    dt_BDL: Tensor
-    """Step sizes before bias and softplus."""
-    A_DN: Tensor
-    """State decay, negative."""
+    dt_BDL: Tensor  # step sizes before bias and softplus
+    A_DN: Tensor  # state decay, negative
     B_BNL: Tensor
     C_BNL: Tensor
     D_D: Tensor
     z_BDL: Tensor
     dt_bias_D: Tensor
-    reverse: bool = False
-    """Scan from the last token to the first, as if all sequences were flipped and the result flipped back."""
+    reverse: bool = False  # scan from the last token to the first, and write results at their tokens
 
 
 def scan(inputs: ScanInputs) -> Tensor:
@@ -55,9 +51,7 @@ def _outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: 
 
 def states_by_chunks(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
     """Compute all states of ``h_t = decay_t h_{t-1} + input_t`` in about ``2 sqrt(L)`` steps instead of L.
-
-    First within chunks of about sqrt(L) tokens, all chunks at once; then from chunk to chunk. Decays are at most 1, so their
-    products cannot overflow.
+    First within all chunks of about sqrt(L) tokens at once; then from chunk to chunk. Decays are at most 1: no product overflows.
     """
     length = decay_BLX.shape[1]
     size = int(max(1, length - 1) ** 0.5) + 1
@@ -89,10 +83,7 @@ def states(decay_BLX: Tensor, input_BLX: Tensor) -> Tensor:
 
 
 class _Recurrence(torch.autograd.Function):
-    """Recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``, with its own backward.
-
-    Autograd through the loop makes about forty passes over (B, L, D, N) tensors; this backward makes about twelve.
-    """
+    """Recurrence ``h_t = exp(dt_t A) h_{t-1} + dt_t u_t B_t``, ``y_t = <C_t, h_t>``; its backward is faster than autograd's."""
 
     @staticmethod
     def forward(ctx: Any, u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
@@ -128,19 +119,13 @@ class _Recurrence(torch.autograd.Function):
 
 
 def refuse_graph(name: str) -> None:
-    """Raise RuntimeError under ``create_graph``, for the backward of a kernel without gradients of gradients.
-
-    PyTorch's ``once_differentiable`` is not enough: ``autograd.grad`` drops the term without an error.
-    """
+    """Raise RuntimeError under ``create_graph``: kernels have no second gradients, and ``once_differentiable`` hides that."""
     if torch.is_grad_enabled():
         raise RuntimeError(f"the {name} scan has no gradient of its gradient: use dtsf.model.scan.use_backend('plain')")
 
 
 def conv(x_BLD: Tensor, weight_KD: Tensor, bias_D: Tensor, *, reverse: bool) -> Tensor:
-    """Convolve each channel over L, causal, and apply SiLU; see :func:`dtsf.model.scan.causal_conv`. (B, L, D).
-
-    On a CPU as shifted products, because the backward of a grouped convolution takes ten times as long.
-    """
+    """Convolve; see :func:`dtsf.model.scan.causal_conv`. (B, L, D). On a CPU by shifted products, whose backward is faster."""
     taps, length = len(weight_KD), x_BLD.shape[1]
     if x_BLD.is_cuda:
         padded_BDL = F.pad(x_BLD.transpose(1, 2), (0, taps - 1) if reverse else (taps - 1, 0))

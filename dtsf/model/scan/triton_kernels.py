@@ -1,12 +1,10 @@
 """Kernels of the scan for a GPU, in Triton: forward, and backward with the states computed again.
 
-A program has one sequence, a block of channels and a segment of its tokens. The states stay in registers. All loads of a step come
-before its arithmetic, so that they overlap. Segments run in parallel: :func:`segment_ends` and :func:`segment_heads` run each from
-a state of zero, and the contribution of the other segments is added from there. Without atomics, every sum has one order.
-
+A program has one sequence, a block of channels and a segment of its tokens, with the states in registers. A step loads all before
+its arithmetic, so that loads overlap. Segments run in parallel: :func:`segment_ends` and :func:`segment_heads` run each from a
+state of zero, and the contribution of the others is added from there. Without atomics, every sum has one order.
 Forward tiles are (N, D), one lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a channel,
-which shuffles least. Arrays of both passes are (D, N) and are transposed where they are written, because the backward has no free
-registers. A is in units of log 2.
+which shuffles least. Arrays are (D, N), because the backward has no registers to transpose. A is in units of log 2.
 Letters: B sequences, D channels, L tokens, N states, S segments, M chunks, Q tokens of a chunk, T tokens of a step.
 """
 
@@ -169,9 +167,7 @@ def scan_backward(
     SEGMENTS: tl.constexpr,
 ):  # fmt: skip
     """Compute all gradients of one segment, chunk by chunk from its last.
-
-    The states of a chunk are computed twice: once to store one every T tokens in ``scratch``, which stays in the first-level
-    cache, and again in each step, whose T states stay in registers.
+    The states of a chunk are computed twice: first to store every T-th in ``scratch`` (first-level cache), then in registers.
     """
     block, b, s = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     S = tl.num_programs(2)

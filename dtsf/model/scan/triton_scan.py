@@ -1,7 +1,5 @@
 """Selective scan on a GPU by Triton, as two custom operators, forward and backward, that ``torch.compile`` supports.
-
-The backward stores the inputs and one state every 16 or 32 tokens. :mod:`dtsf.model.scan.triton_kernels` describes the kernels.
-
+The backward stores the inputs and one state every 16 or 32 tokens. :mod:`dtsf.model.scan.triton_kernels` has the kernels.
 Letters: B batch, D channels, L tokens, N states, S segments, M chunks, J blocks of channels.
 """
 
@@ -25,10 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["conv", "scan"]
 
 BLOCK = 32  # channels of a program of one warp
-STEP, STEP_BACK = 4, 2
-"""Tokens of a step. Backward, their states stay in registers; with 4 the compiler spills (tests/test_triton.py)."""
-WARPS, WARPS_BACK = 16, 8
-"""Programs on a processor of the GPU at once, by the registers of the kernels; an H100 has 10 in the backward."""
+STEP, STEP_BACK = 4, 2  # tokens of a step; with 4 in the backward, the compiler spills states (tests/test_triton.py)
+WARPS, WARPS_BACK = 16, 8  # programs on a processor of the GPU at once; an H100 has 10 in the backward
 LEAST_CHUNKS = 4  # of a segment: in the backward, each segment stores the steps of a chunk
 LOG2E = 1.4426950408889634
 
@@ -166,10 +162,7 @@ forward_op.register_autograd(_gradients, setup_context=_keep_inputs)
 
 
 def scan(inputs: ScanInputs) -> Tensor:
-    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. N is 8 or 16.
-
-    Tensors whose channels are contiguous, as linear layers return them, are read without a copy.
-    """
+    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. N is 8 or 16. Contiguous channels are read without a copy."""
     u_BDL, dt_BDL, A_DN, B_BNL, C_BNL, D_D, z_BDL, dt_bias_D, reverse = inputs
 
     def rows(x_BXL: Tensor) -> Tensor:
