@@ -74,23 +74,32 @@ class Watch:
 
     def __iter__(self) -> Iterator[Performance]:
         """Yield each performance when it is complete. Raises DataError: the folder does not exist at the start."""
-        retry = False
+        entries: list[os.DirEntry[str]] = []
+        first = True
         while True:
-            names = set()
-            waiting = False
-            for entry in self._list_folder(retry=retry):
-                names.add(entry.name)
-                performance = self._check(entry)
+            try:
+                with os.scandir(self.folder) as found:
+                    entries = sorted(found, key=lambda entry: natural_key(entry.name))
+                self._messages.pop("", None)
+            except OSError as error:
+                message = f"cannot read the folder {self.folder}: {error.strerror}"
+                if first or self.once:
+                    raise DataError(f"{message}; --watch needs an existing folder") from error
+                # A file server may come back.
+                self._send("", f"{message}; waiting for it")
+                entries = []
+            first = waiting = False
+            for entry in entries:
+                performance = None if entry.name.startswith(".") else self._check(entry)
                 waiting |= performance is not None
                 if isinstance(performance, Performance):
                     yield performance
             for known in (self._waiting, self._given_up, self._messages):
-                for name in known.keys() - names - {""}:
+                for name in known.keys() - {entry.name for entry in entries} - {""}:
                     del known[name]
             if self.once and not waiting:
                 return
             time.sleep(self.poll)
-            retry = not self.once
 
     def write_prediction(self, performance: Performance, document: dict[str, Any]) -> bool:
         """Write a prediction atomically beside its videos. On an error, send a message and return False."""
@@ -105,20 +114,6 @@ class Watch:
             self._send(name, f"cannot write {PREDICTION}: {error}; it is not done again until its videos change")
             return False
         return True
-
-    def _list_folder(self, *, retry: bool) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(self.folder) as entries:
-                shown = [entry for entry in entries if not entry.name.startswith(".")]
-        except OSError as error:
-            message = f"cannot read the folder {self.folder}: {error.strerror}"
-            if not retry:
-                raise DataError(f"{message}; --watch needs an existing folder") from error
-            # A file server may come back.
-            self._send("", f"{message}; waiting for it")
-            return []
-        self._messages.pop("", None)
-        return sorted(shown, key=lambda entry: natural_key(entry.name))
 
     def _check(self, entry: os.DirEntry[str]) -> Performance | bool | None:
         """Return the performance if it is complete, True if it may become complete soon, else None."""
@@ -144,12 +139,10 @@ class Watch:
         ):
             self._waiting.pop(name, None)
             return None
-        before, since = self._waiting.get(name, (None, 0.0))
         now = time.monotonic()
-        if found != before:
-            self._waiting[name] = (found, now)
-            return True
-        if now - since < self.settle:
+        before, since = self._waiting.get(name, (None, now))
+        if found != before or now - since < self.settle:
+            self._waiting[name] = (found, since if found == before else now)
             return True
         empty = [video for video, (size, _) in found.seen.items() if not size]
         if empty:

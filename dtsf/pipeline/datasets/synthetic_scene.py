@@ -13,35 +13,27 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-ACTIONS: dict[int, tuple[str, str, bool]] = {
-    1: ("raise the arm", "raise", False),
-    2: ("lower the arm", "raise", True),
-    3: ("circle the arms forwards", "circle", False),
-    4: ("circle the arms backwards", "circle", True),
-    5: ("sit down", "sit", False),
-    6: ("stand up", "sit", True),
-    8: ("kick fast and return slowly", "kick", False),
-    9: ("lift the leg slowly and drop it", "kick", True),
-    11: ("step to the left", "step", False),
-    12: ("step to the right", "step", True),
+MOTIONS = {
+    "raise": {1: "raise the arm", 2: "lower the arm"},
+    "circle": {3: "circle the arms forwards", 4: "circle the arms backwards"},
+    "sit": {5: "sit down", 6: "stand up"},
+    "kick": {8: "kick fast and return slowly", 9: "lift the leg slowly and drop it"},
+    "step": {11: "step to the left", 12: "step to the right"},
 }
-"""N-UCLA's action id -> name, motion, and whether the motion is backwards."""
+# N-UCLA's action id -> name, motion, and whether the motion is backwards.
+ACTIONS = {k: (name, motion, k > min(pair)) for motion, pair in MOTIONS.items() for k, name in pair.items()}
 
 SIZE = (320, 240)
 CAMERA_DEGREES = (-55.0, 0.0, 55.0)
 CAMERA_DISTANCE, CAMERA_HEIGHT, FOCAL = 3.7, 1.35, 1.45
 N_ROOMS = 10
-JOINTS = (
-    *("pelvis", "neck", "head", "shoulder_r", "elbow_r", "hand_r", "shoulder_l", "elbow_l", "hand_l"),
-    *("hip_r", "knee_r", "foot_r", "hip_l", "knee_l", "foot_l"),
-)
+# Joints: pelvis, neck, head; shoulder, elbow and hand on the right, then on the left; hip, knee and foot likewise.
 LIMBS = (
-    *(("hip_l", "knee_l", 0.085, "legs"), ("knee_l", "foot_l", 0.065, "legs")),
-    *(("hip_r", "knee_r", 0.085, "legs"), ("knee_r", "foot_r", 0.065, "legs")),
-    *(("shoulder_l", "elbow_l", 0.055, "shirt"), ("elbow_l", "hand_l", 0.042, "skin")),
-    *(("shoulder_r", "elbow_r", 0.055, "shirt"), ("elbow_r", "hand_r", 0.042, "skin")),
-    *(("pelvis", "neck", 0.15, "shirt"), ("shoulder_l", "shoulder_r", 0.07, "shirt"), ("hip_l", "hip_r", 0.09, "legs")),
+    *((12, 13, 0.085, "legs"), (13, 14, 0.065, "legs"), (9, 10, 0.085, "legs"), (10, 11, 0.065, "legs")),
+    *((6, 7, 0.055, "shirt"), (7, 8, 0.042, "skin"), (3, 4, 0.055, "shirt"), (4, 5, 0.042, "skin")),
+    *((0, 1, 0.15, "shirt"), (6, 3, 0.07, "shirt"), (12, 9, 0.09, "legs")),
 )
+"""Two joints, radius in metres, and part of the body."""
 
 
 class Style:
@@ -67,7 +59,7 @@ class Style:
 
 
 def trajectory(action: int, style: Style, n_frames: int) -> np.ndarray:
-    """Return the joints over time, (n_frames, 15, 3) metres, in the order of :data:`JOINTS`."""
+    """Return the joints over time, (n_frames, 15, 3) metres; see :data:`LIMBS`."""
     _, motion, backwards = ACTIONS[action]
     time = np.linspace(0.0, 1.0, n_frames)
     phase = np.clip((time - style.hold_begin) / (1 - style.hold_begin - style.hold_end), 0.0, 1.0) ** style.tempo
@@ -113,31 +105,27 @@ def _pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
             hands[side] += np.array([across, 0.12 * stride, 0.0])
     up = np.array([0.0, math.sin(lean), math.cos(lean)])
     neck = pelvis + 0.55 * up
-    joints = {"pelvis": pelvis, "neck": neck, "head": neck + 0.2 * up}
+    arms, legs = [], []
     for side, sign in sides:
         shoulder = neck + np.array([sign * 0.19, 0.0, -0.04])
         hip = pelvis + np.array([sign * 0.1, 0.0, -0.02])
-        elbow, hand = _bend(shoulder, hands[side], 0.29 * style.arm, np.array([sign * 0.4, -1.0, -0.3]))
-        knee, foot = _bend(hip, feet[side], 0.44, np.array([0.0, 1.0, 0.2]))
-        joints |= {f"shoulder_{side}": shoulder, f"elbow_{side}": elbow, f"hand_{side}": hand}
-        joints |= {f"hip_{side}": hip, f"knee_{side}": knee, f"foot_{side}": foot}
-    pose = np.stack([joints[name] for name in JOINTS]) * style.height
+        arms += _bend(shoulder, hands[side], 0.29 * style.arm, np.array([sign * 0.4, -1.0, -0.3]))
+        legs += _bend(hip, feet[side], 0.44, np.array([0.0, 1.0, 0.2]))
+    pose = np.stack([pelvis, neck, neck + 0.2 * up, *arms, *legs]) * style.height
     turn = math.radians(style.turn)
     rotation = np.array([[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
     return np.asarray(pose @ rotation.T)
 
 
-def _bend(root: np.ndarray, end: np.ndarray, length: float, pole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return elbow and hand (or knee and foot) of a limb that reaches for ``end`` and bends towards ``pole``. ``length``: that
-    of each of its two halves.
-    """
+def _bend(root: np.ndarray, end: np.ndarray, length: float, pole: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the joints of a limb of two halves that reaches for ``end`` and bends towards ``pole``."""
     reach = end - root
     distance = float(np.clip(np.linalg.norm(reach), 0.05, 0.999 * (length + length)))
     axis = reach / (np.linalg.norm(reach) + 1e-9)
     along = (distance**2 + length**2 - length**2) / (2 * distance)
     side = pole - axis * float(pole @ axis)
     side /= np.linalg.norm(side) + 1e-9
-    return root + axis * along + side * math.sqrt(max(0.0, length**2 - along**2)), root + axis * distance
+    return root, root + axis * along + side * math.sqrt(max(0.0, length**2 - along**2)), root + axis * distance
 
 
 def _project(points: np.ndarray, degrees: float, size: tuple[int, int]) -> np.ndarray:
@@ -180,8 +168,7 @@ def draw_clip(clip: dict[str, Any], seed: int) -> np.ndarray:
 def _draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: float) -> None:
     """Draw the figure into a picture: first the shadow, then far limbs, then near limbs."""
     draw = ImageDraw.Draw(picture)
-    flat = _project(joints, degrees, picture.size)
-    at = {name: flat[k] for k, name in enumerate(JOINTS)}
+    at = _project(joints, degrees, picture.size)
     scale = FOCAL * picture.size[1]
     ground = _project(np.array([joints[0, 0], joints[0, 1], 0.0]), degrees, picture.size)
     wide = 0.3 * scale / ground[2]
@@ -195,7 +182,7 @@ def _draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: 
         draw.line((*at[a][:2], *at[b][:2]), fill=colour, width=max(2, round(thick)))
         for x, y, _ in (at[a], at[b]):
             draw.ellipse((x - thick / 2, y - thick / 2, x + thick / 2, y + thick / 2), fill=colour)
-    head, radius = at["head"], 0.115 * style.height * scale / at["head"][2]
+    head, radius = at[2], 0.115 * style.height * scale / at[2, 2]
     box = (head[0] - radius, head[1] - 1.15 * radius, head[0] + radius, head[1] + 1.15 * radius)
     draw.ellipse(box, fill=style.colours["skin"])
     draw.chord(box, 180, 360, fill=style.colours["hair"])
