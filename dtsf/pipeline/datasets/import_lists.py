@@ -11,6 +11,7 @@ import csv
 import io
 import pickle
 import re
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -104,19 +105,19 @@ def import_lists(
             if names and entry.label not in names:
                 raise DataError(f"{labels} has no name for label {entry.label} of {entry.name} in {file}")
             path, base = root.absolute() / found, out.parent.absolute()
-            row = {"path": str(path.relative_to(base) if path.is_relative_to(base) else path), "split": entry.split}
-            row |= {"label": names.get(entry.label, entry.label), "group": found, "view": "1", "subject": entry.subject}
+            group, view, person = found, "1", entry.subject
             if match := NTU.search(path.name):
                 setup, view, person, repetition, action = match.groups()
                 group = f"S{setup}P{person}R{repetition}A{action}"
-                row |= {"group": group, "view": str(int(view)), "subject": str(int(person))}
             elif match := NUCLA.search(path.name):
                 view, person, episode = match.groups()
                 group = f"{entry.label}_s{person}_e{episode}"
-                row |= {"group": group, "view": str(int(view)), "subject": str(int(person))}
             else:
                 alone += 1
-            rows.append(row)
+            view, person = (str(int(text)) if match else text for text in (view, person))
+            written = str(path.relative_to(base) if path.is_relative_to(base) else path)
+            label = names.get(entry.label, entry.label)
+            rows.append(dict(zip(COLUMNS, (written, label, group, view, person, entry.split), strict=True)))
     if not rows:
         raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
     stream = io.StringIO(newline="")
@@ -126,8 +127,8 @@ def import_lists(
     data = stream.getvalue().encode("utf-8", "surrogateescape")
     hint = "choose another file with --out FILE, and give it to dtsf preprocess as --root"
     write_atomically(out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}; {hint}"))
-    counts = {name: sum(row["split"] == name for row in rows) for name in ("train", "test", "")}
-    splits = {name or "none": count for name, count in counts.items() if count}
+    counts = Counter(row["split"] for row in rows)
+    splits = {name or "none": counts[name] for name in ("train", "test", "") if counts[name]}
     groups = len({row["group"] for row in rows})
     texts = {"missing": tuple(missing), "notes": tuple(skipped.notes())}
     return ImportedList(manifest=str(out), rows=len(rows), groups=groups, splits=splits, alone=alone, **texts)
@@ -178,18 +179,17 @@ def _read_pickle(file: Path, data: bytes, prefix: str) -> list[_Entry]:
     # A pickle is a program: a broken or hostile one can raise any error.
     except Exception as error:  # noqa: BLE001
         raise DataError(f"{file} cannot be read as a pickle of plain data: {error}") from error
+    entries = []
     try:
         splits: dict[str, list[str]] = document["split"]
         labels = {_text(a["frame_dir"]): str(int(a["label"])) for a in document["annotations"]}
         chosen = {name: ids for name, ids in splits.items() if name.startswith(prefix)}
         if len({name.rpartition("_")[0] for name in chosen}) != 1:
             raise DataError(f"{file} has the splits {', '.join(sorted(splits))}: choose with --split, for example xsub")
-        words = {name: name.rpartition("_")[2] for name in chosen}
-        return [
-            _Entry(_text(stem), labels[_text(stem)], SPLITS.get(words[name], words[name]))
-            for name, ids in chosen.items()
-            for stem in ids
-        ]
+        for name, ids in chosen.items():
+            word = name.rpartition("_")[2]
+            entries += [_Entry(_text(stem), labels[_text(stem)], SPLITS.get(word, word)) for stem in ids]
+        return entries
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{file} is not a list of mmaction2 or pyskl: {type(error).__name__}: {error}") from error
 
@@ -233,8 +233,8 @@ def _read_lines(file: Path, lines: list[str], split: str, videos: Videos) -> lis
         return [cell.strip() for cell in re.split(f"{separator}+(?=[^{separator}]+$)", line.strip(), maxsplit=1)]
 
     def count_found(separator: str) -> int:
-        pairs = [pair for line in lines if len(pair := cells(line, separator)) == 2]
-        return sum(_find(videos, path) is not None for path, _ in pairs)
+        pairs = (cells(line, separator) for line in lines)
+        return sum(len(pair) == 2 and _find(videos, pair[0]) is not None for pair in pairs)
 
     best = max(SEPARATORS, key=count_found)
     entries = []
