@@ -105,7 +105,8 @@ def _pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
             hands[side] += np.array([across, 0.12 * stride, 0.0])
     up = np.array([0.0, math.sin(lean), math.cos(lean)])
     neck = pelvis + 0.55 * up
-    arms, legs = [], []
+    arms: list[np.ndarray] = []
+    legs: list[np.ndarray] = []
     for side, sign in sides:
         shoulder = neck + np.array([sign * 0.19, 0.0, -0.04])
         hip = pelvis + np.array([sign * 0.1, 0.0, -0.02])
