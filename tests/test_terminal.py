@@ -308,8 +308,8 @@ def test_dtsf__without_a_command_introduces_three_commands(dtsf, tmp_path):
     assert shown.stdout == ""
 
 
-def test_evaluation_table__shows_the_classes_of_lowest_recall():
-    from dtsf.cli.run import evaluation_table
+def test_evaluation_lines__shows_the_classes_of_lowest_recall():
+    from dtsf.cli.run import evaluation_lines
 
     names = [f"class {k}" for k in range(40)]
     recall = {name: (k % 7) / 10 for k, name in enumerate(names)}
@@ -319,7 +319,7 @@ def test_evaluation_table__shows_the_classes_of_lowest_recall():
         **{"view_names": ["1"], "view_weights": [1.0], "view_top1": [0.5], "views": ["1"], "per_class": recall},
         "confusion": [[int(j == k) for j in range(40)] for k in range(40)],
     }
-    *_, classes = evaluation_table(document)
+    *_, classes = evaluation_lines(document)
     shown = [float(str(cell)) for cell in classes.columns[1].cells]
     assert len(shown) == 15
     assert shown == sorted(recall.values())[:15]

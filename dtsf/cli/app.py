@@ -14,7 +14,7 @@ import typer
 from dtsf.cli.cache import cache_app
 from dtsf.cli.data import import_command, preprocess_command, synth_app
 from dtsf.cli.experiments import ablate_command, reproduce_app
-from dtsf.cli.options import QUIET, VERBOSE, with_verbosity
+from dtsf.cli.options import QUIET, VERBOSE, with_output
 from dtsf.cli.predict import predict_command
 from dtsf.cli.run import doctor_command, evaluate_command, export_command, report_command, train_command
 from dtsf.cli.screen import ClosedPipeError, print_stdout, results, set_verbosity, styled
@@ -38,15 +38,15 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Data": {"cache": cache_app, "import": import_command, "export": export_command, "synth": synth_app},
     "Machine": {"doctor": doctor_command},
 }
-"""Commands and groups of commands, by the panel of ``dtsf --help``. Each command takes ``--quiet`` and ``--verbose``."""
+"""Commands and groups of commands, by the panel of ``dtsf --help``. Each command takes ``--json``, ``--quiet``, ``--verbose``."""
 for panel, commands in PANELS.items():
     for name, command in commands.items():
         if isinstance(command, typer.Typer):
             app.add_typer(command, name=name, rich_help_panel=panel)
             for leaf in command.registered_commands:
-                leaf.callback = with_verbosity(leaf.callback) if leaf.callback is not None else None
+                leaf.callback = with_output(leaf.callback) if leaf.callback is not None else None
         else:
-            app.command(name, rich_help_panel=panel)(with_verbosity(command))
+            app.command(name, rich_help_panel=panel)(with_output(command))
 
 INTRODUCTION = {
     "  dtsf preprocess DATASET --root DIR   ": "once: videos to a cache of embeddings",

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dtsf.cli.options import JSON
-from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, results, table
+from dtsf.cli.run import write_page
+from dtsf.cli.screen import CLASSES_SHOWN, emit, progress, styled, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from dtsf.cache.check import Verification
+    from rich.table import Table
+    from rich.text import Text
+
     from dtsf.cache.store import Store
-    from dtsf.pipeline.worker import SourceCheck
 
 cache_app = typer.Typer(help="Inspect, verify, repair, convert and compact a cache.", no_args_is_help=True)
 
@@ -28,40 +29,37 @@ def cache_info_command(
     path: PATH = Path("cache"),
     dataset: DATASET = None,
     html: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures of random clips to FILE.")] = None,
-    json_: JSON = False,
 ) -> None:
     """Print the content of a cache: datasets, classes, groups, statuses and settings."""
     if html is not None:
-        from dtsf.cli.run import cache_page
+        from dtsf.report.cache_page import report_cache
 
-        cache_page(path, html, dataset, json_=json_)
+        write_page("cache page", "datasets", report_cache, path, html, dataset=dataset)
         return
     from dtsf.cache.reader import summarise
 
     pages = [summarise(store) for store in _stores(path, dataset)]
 
-    def show() -> None:
+    def lines() -> Iterator[Text | Table]:
         for page in pages:
-            results().print(table(page["place"], ("", ""), _lines(**page)))
+            yield table(page["place"], ("", ""), [(head, text) for head, text in _describe(**page).items() if text])
             rows = [(one["clip"]["path"], one["status"], one["reason"]) for one in page["bad"]]
             if rows:
-                results().print(table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows))
-            for note in page["notes"]:
-                results().print(f"note: {note}", style="yellow")
-        console().print(f"next, to look at the clips: dtsf cache info {path} --html cache.html", soft_wrap=True)
+                yield table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows)
+            yield from (styled((f"note: {note}", "yellow")) for note in page["notes"])
 
-    emit({"datasets": pages}, json_, show)
+    emit({"datasets": pages}, lines(), [f"next, to look at the clips: dtsf cache info {path} --html cache.html"])
 
 
-def _lines(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> list[tuple[str, str]]:
-    def counts(field: str) -> list[str]:
-        return [f"{key} ({count})" for key, count in page[field].items()]
-
-    lengths, classes = page["views_differ_by"], counts("clips_by_class")
+def _describe(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> dict[str, Any]:
+    lengths, compress = page["views_differ_by"], page["compress"]
+    classes, views = (
+        [f"{key} ({count})" for key, count in page[f"clips_by_{one}"].items()] for one in ("class", "view")
+    )
     more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
     sampled = "at common times" if spec["align"] == "group" else "over each view's own duration"
     grid = f"{spec['grid']} x {spec['grid']} cells x {spec['channels']} channels"
-    lines = {
+    return {
         "dataset": "" if dataset == name else f"{name} ({dataset})",
         "clips": f"{page['clips']} usable in {page['groups']} groups",
         "statuses": ", ".join(f"{count} {status}" for status, count in page["verdicts"].items()),
@@ -69,10 +67,10 @@ def _lines(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> list[t
         "lengths of views": lengths
         and f"differ by {lengths['median']:.0%} in the median group, {lengths['largest']:.0%} at most; sampled {sampled}",
         "classes": ", ".join(classes[:CLASSES_SHOWN]) + more,
-        "views": ", ".join(counts("clips_by_view")),
+        "views": ", ".join(views),
         "embeddings": f"{spec['frames']} frames x {grid}, {spec['embedding_dtype']}",
         "size": f"{page['bytes'] / 1e6:,.1f} MB in {page['shards']} shards of up to {page['shard_size']} clips",
-        "format": page["format"] + ("" if page["compress"] == "none" else f", {page['compress']}"),
+        "format": page["format"] + ("" if compress == "none" else f", {compress}"),
         "encoder": f"{spec['encoder']} (weights {spec['weights_hash']}) at {spec['size']} px, {spec['crop']} crop",
         "decoder": f"{spec['decoder']}, sampling {spec['sampling']}",
         "unused": page["not_listed"]
@@ -82,7 +80,6 @@ def _lines(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> list[t
         "catalog": page["catalog"],
         "damaged": page["redo"] and f"shards {', '.join(map(str, page['redo']))}: run dtsf preprocess",
     }
-    return [(name, str(value)) for name, value in lines.items() if value]
 
 
 @cache_app.command("verify")
@@ -93,14 +90,17 @@ def cache_verify_command(
     source: Annotated[bool, typer.Option("--source", help="Decode the videos again and compare their frames.")] = False,
     sample: Annotated[str, typer.Option(help="With --source: share of the clips, evenly over the dataset.")] = "100%",
     root: Annotated[Path | None, typer.Option(help="With --source: folder of the videos, as for preprocess.")] = None,
-    json_: JSON = False,
 ) -> None:
     """Compare a cache with its checksums. Exit code 2 if a file is damaged; then run dtsf cache repair."""
     from dtsf.cache.check import verify
 
     stores = _stores(path, dataset)
-    found: dict[str, Verification] = _each("verify", stores, verify, deep=deep)
-    checks: dict[str, SourceCheck] = {}
+    found = _each("verify", stores, verify, deep=deep)
+    damaged = [(name, damage) for name, one in found.items() for damage in one.damaged]
+    # With the dataset: paths are relative to it.
+    listed = [{"dataset": name, **damage.model_dump()} for name, damage in damaged]
+    document: dict[str, Any] = {"ok": not damaged, "damaged": listed, "deep": deep}
+    checks: dict[str, Any] = {}
     if source:
         from dtsf.api import verify_source
         from dtsf.errors import ConfigError
@@ -111,63 +111,51 @@ def cache_verify_command(
         except ValueError as error:
             raise ConfigError(f"--sample {sample!r} {error}") from error
 
-        def check(store: Store, on_progress: Callable[..., None]) -> SourceCheck:
-            cache = str(store).removesuffix(f"/{store.name}")
-            return verify_source(cache, root, store.name, sample=share, on_progress=on_progress)
+        def check(store: Store, **options: Any) -> Any:
+            return verify_source(str(store).removesuffix(f"/{store.name}"), root, store.name, sample=share, **options)
 
         checks = _each("decode", [store for store in stores if found[store.name].ok], check, unit="clips")
-    damaged = [(name, damage) for name, one in found.items() for damage in one.damaged]
-    ok = not damaged and all(check.ok for check in checks.values())
-    # With the dataset: paths are relative to it.
-    listed = [{"dataset": name, **damage.model_dump()} for name, damage in damaged]
-    document: dict[str, Any] = {"ok": ok, "damaged": listed, "deep": deep}
-    if source:
-        document["source"] = {name: check.model_dump() for name, check in checks.items()}
+        document["ok"] = not damaged and all(one.ok for one in checks.values())
+        document["source"] = {name: one.model_dump() for name, one in checks.items()}
     document["datasets"] = {name: one.model_dump(exclude={"damaged"}) for name, one in found.items()}
 
-    def show() -> None:
-        screen = results()
+    def lines() -> Iterator[str | Table]:
         scope = "every byte checked" if deep else "names, sizes and records checked; --deep reads every byte"
         for store in stores:
             one = found[store.name]
             state = "intact" if one.ok else "damaged"
-            screen.print(f"{store}: {state}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {scope}")
+            yield f"{store}: {state}: {one.shards} shards, {one.bytes / 1e6:,.1f} MB, {scope}"
             if one.redo:
-                screen.print(f"damaged shards that dtsf preprocess makes again: {', '.join(map(str, one.redo))}")
+                yield f"damaged shards that dtsf preprocess makes again: {', '.join(map(str, one.redo))}"
         if damaged:
             rows = [("-" if d.shard is None else d.shard, f"{name}/{d.file}", d.reason) for name, d in damaged]
-            screen.print(table(f"{len(rows)} damaged files", ("shard", "file", "reason"), rows))
-            screen.print(f"next: dtsf cache repair {path}", soft_wrap=True)
-        for name, check in checks.items():
-            different = [(one.path, one.reason) for one in check.mismatches]
-            screen.print(f"{name}: {check.checked} clips decoded with {check.decoder}, {len(different)} differ")
-            if different:
-                screen.print(table("clips with other frames", ("clip", "reason"), different))
+            yield table(f"{len(rows)} damaged files", ("shard", "file", "reason"), rows)
+            yield f"next: dtsf cache repair {path}"
+        for name, one in checks.items():
+            yield f"{name}: {one.checked} clips decoded with {one.decoder}, {len(one.mismatches)} differ"
+            if one.mismatches:
+                different = [(clip.path, clip.reason) for clip in one.mismatches]
+                yield table("clips with other frames", ("clip", "reason"), different)
 
-    emit(document, json_, show)
-    if not ok:
+    emit(document, lines())
+    if not document["ok"]:
         raise typer.Exit(2)
 
 
 @cache_app.command("repair")
-def cache_repair_command(path: PATH = Path("cache"), dataset: DATASET = None, json_: JSON = False) -> None:
+def cache_repair_command(path: PATH = Path("cache"), dataset: DATASET = None) -> None:
     """Mark the damaged shards, so that dtsf preprocess makes them again. Reads every byte; intact shards stay."""
     from dtsf.cache.check import repair
 
-    repaired = [(store, *repair(store)) for store in _stores(path, dataset)]
-
-    def show() -> None:
-        for store, found, done in repaired:
-            for line in done or [f"nothing to repair: {found.shards} shards, {found.bytes / 1e6:,.1f} MB are intact"]:
-                console().print(f"{store}: {line}")
-            if any(line.startswith("shard ") for line in done):
-                console().print("next: run the dtsf preprocess command of this dataset again")
-
-    datasets = {
-        store.name: {"damaged": [damage.model_dump() for damage in found.damaged], "done": done}
-        for store, found, done in repaired
-    }
-    emit({"datasets": datasets}, json_, show)
+    datasets, hints = {}, []
+    for store in _stores(path, dataset):
+        found, done = repair(store)
+        datasets[store.name] = found.model_dump(include={"damaged"}) | {"done": done}
+        intact = f"nothing to repair: {found.shards} shards, {found.bytes / 1e6:,.1f} MB are intact"
+        hints += [f"{store}: {line}" for line in done or [intact]]
+        if any(line.startswith("shard ") for line in done):
+            hints.append("next: run the dtsf preprocess command of this dataset again")
+    emit({"datasets": datasets}, (), hints)
 
 
 @cache_app.command("convert")
@@ -178,7 +166,6 @@ def cache_convert_command(
     format_: Annotated[Literal["zarr", "hdf5"] | None, typer.Option("--format", help="Default: unchanged.")] = None,
     compress: Annotated[str | None, typer.Option(help="none, zstd (zarr), gzip (hdf5). Default: unchanged.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float16 or float32 embeddings. Default: unchanged.")] = None,
-    json_: JSON = False,
 ) -> None:
     """Copy a cache as zarr or hdf5, raw or compressed, float16 or float32, to a folder or an object store."""
     from dtsf.cache.store import open_store
@@ -186,32 +173,26 @@ def cache_convert_command(
 
     cache = open_store(target)
 
-    def copy(store: Store, on_progress: Callable[..., None]) -> int:
+    def copy(store: Store, **progress: Any) -> int:
         below = cache.below(store.name)
-        return convert(store, below, format=format_, compress=compress, dtype=dtype, on_progress=on_progress)
+        return convert(store, below, format=format_, compress=compress, dtype=dtype, **progress)
 
     written = _each("convert", _stores(path, dataset), copy)
-
-    def show() -> None:
-        for name, count in written.items():
-            console().print(f"{name}: {count} shards written to {cache}")
-
-    emit({"target": str(cache), "shards_written": written}, json_, show)
+    hints = [f"{name}: {count} shards written to {cache}" for name, count in written.items()]
+    emit({"target": str(cache), "shards_written": written}, (), hints)
 
 
 @cache_app.command("compact")
-def cache_compact_command(path: PATH = Path("cache"), dataset: DATASET = None, json_: JSON = False) -> None:
+def cache_compact_command(path: PATH = Path("cache"), dataset: DATASET = None) -> None:
     """Free the disk space of rows that a dataset no longer lists. Safe to interrupt; listed rows do not change."""
     from dtsf.cache.writer import compact
 
     done = _each("compact", _stores(path, dataset), compact)
-
-    def show() -> None:
-        for name, one in done.items():
-            shards = f"{one.shards_before} shards, now {one.shards_after}"
-            console().print(f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB removed; {shards}")
-
-    emit({"datasets": {name: one.model_dump() for name, one in done.items()}}, json_, show)
+    hints = [
+        f"{name}: {one.rows} rows and {one.bytes / 1e6:,.1f} MB removed; {one.shards_before} shards, now {one.shards_after}"
+        for name, one in done.items()
+    ]
+    emit({"datasets": {name: one.model_dump() for name, one in done.items()}}, (), hints)
 
 
 def _each(
@@ -228,8 +209,7 @@ def _each(
 def _stores(path: Path, dataset: str | None) -> list[Store]:
     """Return the stores of the datasets, also damaged ones, because these commands verify and repair them."""
     from dtsf.cache.documents import is_dataset
-    from dtsf.cache.reader import find_datasets
-    from dtsf.cache.store import open_store
+    from dtsf.cache.reader import find_datasets, open_store
 
     store = open_store(path)
     if dataset is None and is_dataset(store, damaged=True):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 from typer import Argument, Option, Typer
 
-from dtsf.cli.options import JSON, with_settings
-from dtsf.cli.screen import console, emit, progress, table
+from dtsf.cli.options import with_settings
+from dtsf.cli.screen import console, emit, progress, styled, table
 from dtsf.errors import BadClipsError
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+    from rich.text import Text
+
     from dtsf.pipeline.datasets.catalog import SourceCatalog
-    from dtsf.pipeline.preprocess import PreprocessResult, Progress
+    from dtsf.pipeline.preprocess import PreprocessResult
 
 ROOT_HELP = (
     "Folder of the dataset or above it; for manifest, the CSV. Default: $DTSF_DATA/DATASET, then ./data/DATASET."
@@ -32,7 +37,6 @@ def preprocess_command(
     dataset: Annotated[str, Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
     root: Annotated[Path | None, Option(help=ROOT_HELP)] = None,
     cache: Annotated[Path, Option(help="Folder of the cache, or its URL (s3://BUCKET/FOLDER).")] = Path("cache"),
-    json_: JSON = False,
     *,
     settings: PreprocessSettings,
 ) -> None:
@@ -45,52 +49,55 @@ def preprocess_command(
         for note in catalog.notes:
             console().print(f"note: {note}", style="yellow")
 
-    try:
-        with progress("preprocess", "clips") as update:
+    failed = None
+    with progress("preprocess", "clips") as update:
+        try:
+            result = api.preprocess(
+                dataset,
+                root,
+                cache,
+                settings=settings,
+                on_catalog=announce,
+                on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
+            )
+        except BadClipsError as error:
+            failed, result = error, cast("PreprocessResult", error.result)
+    emit(result, (), _describe(result, cache))
+    if failed is not None:
+        raise failed
 
-            def on_progress(p: Progress) -> None:
-                update(p.done, p.total, f"{p.bad} bad" if p.bad else "")
 
-            options: dict[str, Any] = {"on_catalog": announce, "on_progress": on_progress}
-            result = api.preprocess(dataset, root, cache, settings=settings, **options)
-    except BadClipsError as error:
-        result = cast("PreprocessResult", error.result)
-        emit(result, json_, _show_preprocess, result, cache)
-        raise
-    emit(result, json_, _show_preprocess, result, cache)
-
-
-def _show_preprocess(result: PreprocessResult, cache: Path) -> None:
-    say, changes = console().print, result.changes
+def _describe(result: PreprocessResult, cache: Path) -> Iterator[str | Table]:
+    changes = result.changes
     if result.bad:
         rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:BAD_SHOWN]]
-        say(table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows))
+        yield table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows)
         if len(result.bad) > BAD_SHOWN:
-            say(f"... and {len(result.bad) - BAD_SHOWN} more; dtsf cache info {result.cache} lists all")
+            yield f"... and {len(result.bad) - BAD_SHOWN} more; dtsf cache info {result.cache} lists all"
     if {"timeout", "crashed"} & result.verdicts.keys():
-        say(
+        yield (
             "a timeout or a crash may have its cause in the machine (busy, out of memory, a slow file server): "
             "--retry-bad tries those clips again, --deadline gives them more time"
         )
     counts = changes.model_dump(exclude={"to_decode"})
     if counts.get("new") != result.clips:  # not a first run
         listed = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
-        say(f"changes since the last run: {listed}")
+        yield f"changes since the last run: {listed}"
     if result.dry_run:
-        say(f"to decode: {changes.to_decode} of {result.clips} clips; nothing was done (--dry-run)")
+        yield f"to decode: {changes.to_decode} of {result.clips} clips; nothing was done (--dry-run)"
         return
     if changes.gone:
         free = f"dtsf cache compact {result.cache} frees their disk space"
-        say(f"{changes.gone} clips are no longer in the dataset and not used for training; {free}")
+        yield f"{changes.gone} clips are no longer in the dataset and not used for training; {free}"
     statuses = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
     done = result.clips - result.already_done
     if done:
         before = f"; {result.already_done} were done before" if result.already_done else ""
-        say(f"done: {done} clips in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s{before} ({statuses})")
+        yield f"done: {done} clips in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s{before} ({statuses})"
     else:
-        say(f"nothing to do: all {result.clips} clips were done before ({statuses})")
+        yield f"nothing to do: all {result.clips} clips were done before ({statuses})"
     option = "" if cache == Path("cache") else f" --cache {cache}"
-    say(f"next: dtsf train{option} --dataset {result.dataset}", soft_wrap=True)
+    yield f"next: dtsf train{option} --dataset {result.dataset}"
 
 
 @synth_app.command("nucla")
@@ -101,7 +108,6 @@ def synth_nucla_command(
     bias: Annotated[float | None, Option(min=0, max=1, help=BIAS_HELP)] = None,
     occlude: Annotated[bool, Option("--occlude", help="Add the test set ..._occluded: a pillar in one view.")] = False,
     seed: Annotated[int, Option(help="Random seed.")] = 0,
-    json_: JSON = False,
 ) -> None:
     """Draw moving figures, filmed by three cameras, in N-UCLA's layout: data to try everything."""
     from dtsf.pipeline.datasets.synthetic import synthesize_nucla
@@ -110,17 +116,13 @@ def synth_nucla_command(
         made = synthesize_nucla(
             out, subjects=subjects, episodes=episodes, bias=bias, occlude=occlude, seed=seed, on_progress=update
         )
-
-    def show() -> None:
-        people = f"{made.actions} actions by {made.subjects} subjects from {made.views} cameras"
-        console().print(f"{made.clips} videos of {people} in {made.seconds:.0f} s")
-        for name, path in made.collections.items():
-            # Each part has its own name, so that all fit into one cache.
-            label = name.removeprefix("multiview_action_videos").replace("_", "-")
-            option = f" --name nucla{label}" if label else ""
-            console().print(f"next: dtsf preprocess nucla --root {path}{option}", soft_wrap=True)
-
-    emit(made, json_, show)
+    people = f"{made.actions} actions by {made.subjects} subjects from {made.views} cameras"
+    hints = [f"{made.clips} videos of {people} in {made.seconds:.0f} s"]
+    for name, path in made.collections.items():
+        # Each part has its own name, so that all fit into one cache.
+        label = name.removeprefix("multiview_action_videos").replace("_", "-")
+        hints.append(f"next: dtsf preprocess nucla --root {path}{f' --name nucla{label}' if label else ''}")
+    emit(made, (), hints)
 
 
 def import_command(
@@ -129,27 +131,19 @@ def import_command(
     out: Annotated[Path | None, Option(help="Manifest to write. Default: ROOT/manifest.csv.")] = None,
     split: Annotated[str, Option(help="Prefix of the split in a pickle, for example xsub of xsub_train.")] = "",
     labels: Annotated[Path | None, Option(help="Label map: '0 name' lines, or names in order from 0.")] = None,
-    json_: JSON = False,
 ) -> None:
     """Turn lists of other projects into a manifest for `dtsf preprocess manifest`."""
     from dtsf.pipeline.datasets.import_lists import import_lists
 
     made = import_lists(lists, root, out, split, labels)
-
-    def show() -> None:
-        splits = ", ".join(f"{count} {name}" for name, count in made.splits.items())
-        console().print(f"{made.rows} videos in {made.groups} groups ({splits}) in {made.manifest}")
-        warnings = [f"note: {note}" for note in made.notes]
-        if made.missing:
-            count, first = len(made.missing), made.missing[0]
-            warnings.append(f"{count} entries have no video under {root} and are left out; the first is {first}")
-        if made.alone:
-            names = f"{made.alone} names contain no performance and no camera"
-            warnings.append(
-                f"{names}: each is a group of one view. Fill in the columns group and view if you know them"
-            )
-        for text in warnings:
-            console().print(text, style="yellow")
-        console().print(f"next: dtsf preprocess manifest --root {made.manifest}", soft_wrap=True)
-
-    emit(made, json_, show)
+    splits = ", ".join(f"{count} {name}" for name, count in made.splits.items())
+    warnings = [f"note: {note}" for note in made.notes]
+    if made.missing:
+        count, first = len(made.missing), made.missing[0]
+        warnings.append(f"{count} entries have no video under {root} and are left out; the first is {first}")
+    if made.alone:
+        names = f"{made.alone} names contain no performance and no camera"
+        warnings.append(f"{names}: each is a group of one view. Fill in the columns group and view if you know them")
+    hints: list[str | Text] = [f"{made.rows} videos in {made.groups} groups ({splits}) in {made.manifest}"]
+    hints += [styled((text, "yellow")) for text in warnings]
+    emit(made, (), [*hints, f"next: dtsf preprocess manifest --root {made.manifest}"])

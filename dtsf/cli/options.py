@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dtsf.cli.screen import set_verbosity
+from dtsf.cli.screen import AS_JSON, set_verbosity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     Command = Callable[..., Any]
 
-JSON = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 CACHE = Annotated[Path, typer.Option(help="Folder of the cache.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
 VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print progress details.")]
@@ -36,9 +35,8 @@ def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Co
             chosen = {name: values.pop(name) for name in model.model_fields}
             return command(settings=model.of(**chosen), **values)
 
-        own = dict(inspect.signature(command, eval_str=True).parameters)
-        del own["settings"]
-        last = own.pop("json_")
+        options = dict(inspect.signature(command, eval_str=True).parameters)
+        del options["settings"]
         for name, field in model.model_fields.items():
             type_, default = types.get(name), field.default
             if field.is_required():
@@ -51,25 +49,28 @@ def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Co
             shown: Any = extra.get("default_text", True)
             # A flag with an explicit name has no --no- form: its default is off.
             option = typer.Option(model.option(name), help=field.description, show_default=shown)
-            own[name] = _keyword(name, default, Annotated[type_ or field.annotation, option])
-        return _with_signature(run, [*own.values(), last])
+            options[name] = _option(name, default, Annotated[type_ or field.annotation, option])
+        return _with_signature(run, options.values())
 
     return decorate
 
 
-def with_verbosity(command: Command) -> Command:
-    """Give a command the options ``--quiet`` and ``--verbose``, so that they also work after its name."""
+def with_output(command: Command) -> Command:
+    """Give a command the options ``--json``, ``--quiet`` and ``--verbose``, so that they also work after its name."""
 
     @functools.wraps(command)
-    def run(*arguments: Any, quiet: bool = False, verbose: bool = False, **options: Any) -> Any:
+    def run(*, json_: bool = False, quiet: bool = False, verbose: bool = False, **options: Any) -> Any:
+        AS_JSON.set(json_)
         set_verbosity(quiet=quiet, verbose=verbose)
-        return command(*arguments, **options)
+        return command(**options)
 
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    return _with_signature(run, [*own, _keyword("quiet", False, QUIET), _keyword("verbose", False, VERBOSE)])
+    own = inspect.signature(command, eval_str=True).parameters
+    help_ = f"One JSON object on stdout{'; with --watch one per performance' if 'watch' in own else ''}."
+    shared = {"json_": Annotated[bool, typer.Option("--json", help=help_)], "quiet": QUIET, "verbose": VERBOSE}
+    return _with_signature(run, [*own.values(), *(_option(name, False, type_) for name, type_ in shared.items())])
 
 
-def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+def _option(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -12,6 +12,9 @@ from dtsf.cli.screen import console, emit, progress, results, styled, table
 from dtsf.errors import ConfigError, DtsfError, FilmError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
     from rich.text import Text
 
     from dtsf.api import Prediction, Run
@@ -27,7 +30,6 @@ WATCH_HELP = (
     "videos, and run until Ctrl-C."
 )
 FILM_HELP = "Film to write (.mp4, .mkv, .mov): all views with the prediction."
-JSON_HELP = "One JSON object on stdout; with --watch one per performance."
 
 
 def predict_command(
@@ -40,7 +42,6 @@ def predict_command(
     watch: Annotated[Path | None, Option(help=WATCH_HELP)] = None,
     settle: Annotated[float, Option(min=0.0, help="With --watch: seconds without change until it is complete.")] = 3.0,
     once: Annotated[bool, Option("--once", help="With --watch: stop when no performance is left.")] = False,
-    json_: Annotated[bool, Option("--json", help=JSON_HELP)] = False,
 ) -> None:
     """Predict the action in the given videos, with its uncertainty and the weight of each view."""
     from dtsf import api
@@ -55,7 +56,7 @@ def predict_command(
     failed: FilmError | None = None
     trained = api.load(run) if run is not None else None
     if watch is not None and trained is not None:
-        _watch(trained, watch, settle, encoder_weights, once=once, json_=json_)
+        _watch(trained, watch, settle, encoder_weights, once=once)
         return
     with progress("predict", "videos"):
         try:
@@ -66,16 +67,12 @@ def predict_command(
         except FilmError as error:
             # The prediction is printed even if its film failed.
             failed, result = error, cast("Prediction", error.prediction)
-
-    def show() -> None:
-        best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
-        weights = [(str(video), weight) for video, weight in zip(given, result.view_weights, strict=True)]
-        results().print(_headline(result.model_dump()))
-        for columns, rows in ((("class", "probability"), best), (("video", "weight"), weights)):
-            results().print("")
-            results().print(table("", columns, [(name, f"{value:.3f}") for name, value in rows]))
-
-    emit(result, json_, show)
+    best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
+    weights = list(zip(map(str, given), result.view_weights, strict=True))
+    lines: list[Text | Table] = [_headline(result.model_dump())]
+    for columns, rows in ((("class", "probability"), best), (("video", "weight"), weights)):
+        lines += [styled(""), table("", columns, [(name, f"{value:.3f}") for name, value in rows])]
+    emit(result, lines, [f"film: {video}"] if video is not None and failed is None else [])
     n_views = len(trained.state.info.view_names) if trained is not None else len(given)
     if len(given) > n_views:
         note = f"Treating {len(given)} videos as {len(given)} cameras of one performance, but training had {n_views} cameras. "
@@ -83,8 +80,6 @@ def predict_command(
         console().print(note, style="yellow", soft_wrap=True)
     if failed is not None:
         raise failed
-    if video is not None and not json_:
-        console().print(f"film: {video}", soft_wrap=True)
 
 
 def _headline(document: dict[str, Any], *before: str) -> Text:
@@ -96,7 +91,7 @@ def _warn(text: str) -> None:
     results().print(text, style="yellow", soft_wrap=True)
 
 
-def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool, json_: bool) -> None:
+def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool) -> None:
     """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally. Raises ConfigError for the first
     performance: then the run itself cannot be used on this machine.
     """
@@ -116,15 +111,13 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
                 document = {"error": f"internal error: {type(error).__name__}: {error}"}
         return document | ({"ignored": list(performance.ignored)} if performance.ignored else {})
 
-    def show(performance: Performance, document: dict[str, Any]) -> None:
+    def lines(performance: Performance, document: dict[str, Any]) -> Iterator[Text]:
         name = f"{performance.folder.name}  "
         if "error" in document:
-            line = styled(name, ("unusable: ", "red"), document["error"])
+            yield styled(name, ("unusable: ", "red"), document["error"])
         else:
-            line = _headline(document, name).append(f"  {len(performance.videos)} views")
-        results().print(line, soft_wrap=True)
-        for message in performance.ignored:
-            _warn(f"{performance.folder.name}: {message}")
+            yield _headline(document, name).append(f"  {len(performance.videos)} views")
+        yield from (styled((f"{performance.folder.name}: {why}", "yellow")) for why in performance.ignored)
 
     predicted, unusable, refused = 0, 0, False
     # Both are set: a shell starts background processes with SIGINT ignored.
@@ -137,7 +130,7 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
             predicted, unusable = predicted + ("error" not in document), unusable + ("error" in document)
             watch.write_prediction(performance, document)
             try:
-                emit({"performance": performance.folder.name, **document}, json_, show, performance, document)
+                emit({"performance": performance.folder.name, **document}, lines(performance, document))
             except DtsfError as error:
                 # The answers are also in prediction.json, so one warning is enough.
                 if not refused:

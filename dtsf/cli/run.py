@@ -10,27 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option
 
-from dtsf.cli.options import CACHE, JSON, with_settings
-from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, results, set_verbosity, styled, table
+from dtsf.cli.options import CACHE, with_settings
+from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, set_verbosity, styled, table
 from dtsf.errors import ConfigError
 from dtsf.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rich.table import Table
     from rich.text import Text
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.doctor import Health
-    from dtsf.training.evaluate import Evaluation
     from dtsf.training.loop import EpochReport
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
 
 
 @with_settings(TrainSettings, overrides=list[str])
-def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings: TrainSettings) -> None:
+def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> None:
     """Stage 2: train DTSFNet from the cache and evaluate it on the test clips of the protocol."""
     from dtsf import api
     from dtsf.training.distributed import current_world
@@ -39,10 +37,10 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
     if not current_world().first:
         # Of several processes only the first prints messages. Each prints its own errors.
         set_verbosity(quiet=True, verbose=False)
-    screen = console()
+    say = console().print
 
     def announce(run: Path, data: CachedDataset, split: Split, recipe: Recipe) -> None:
-        screen.print(f"{data.info.name}, test: {split.task}")
+        say(f"{data.info.name}, test: {split.task}")
         rows = [("", "groups", "clips", "views (clips)", "subjects", "setups")]
         for name, clips in {"training": split.train, "held out": split.held_out, "test": split.test}.items():
             if clips:
@@ -52,54 +50,53 @@ def train_command(cache: CACHE = Path("cache"), json_: JSON = False, *, settings
                 rows.append((name, str(len(groups)), str(len(clips)), views, ", ".join(subjects_of(clips)), setups))
         # Columns without values are left out.
         heads, *lines = zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True)
-        screen.print(table("training and test", heads, lines))
+        say(table("training and test", heads, lines))
         bad = {status: count for status, count in data.verdicts.items() if status not in ("ok", "short")}
         for reason, count in {**split.left_out, **bad}.items():
-            screen.print(f"left out: {count} clips: {reason}", style="yellow")
+            say(f"left out: {count} clips: {reason}", style="yellow")
         train = recipe.train
         stop = f", stop after {train.patience} without improvement on the held-out groups" if train.patience else ""
         batch = f", {train.batch_size} groups at once, {train.accumulate} times a step" if train.accumulate > 1 else ""
-        screen.print(f"{train.epochs} epochs{stop}{batch}, {train.threads} CPU thread(s), run folder {run}")
+        say(f"{train.epochs} epochs{stop}{batch}, {train.threads} CPU thread(s), run folder {run}")
 
     with progress("train", "epochs") as update:
 
         def on_epoch(report: EpochReport) -> None:
-            numbers = f"accuracy {report.accuracy:.2f}  loss {report.loss:.3f}  uncertainty {report.uncertainty:.2f}"
+            note = f"{report.part}  " if report.part else ""
+            note += f"accuracy {report.accuracy:.2f}  loss {report.loss:.3f}  uncertainty {report.uncertainty:.2f}"
             if report.held_out:
-                numbers += f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}"
-            update(report.epoch, report.epochs, (f"{report.part}  " if report.part else "") + numbers)
+                note += f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}"
+            update(report.epoch, report.epochs, note)
 
         result = api.train(
             cache,
             settings=settings,
-            on_recipe=lambda name, why: screen.print(f"recipe {name}: {why}"),
+            on_recipe=lambda name, why: say(f"recipe {name}: {why}"),
             on_start=announce,
             on_epoch=on_epoch,
         )
     if not current_world().first:
         return
-    document = _numbers(result.evaluation)
-
-    def show() -> None:
-        screen.print("")
-        _show_evaluation(document)
-        if result.best_epoch is not None:
-            screen.print(f"{result.epochs} epochs; epoch {result.best_epoch} was best on the held-out groups")
-        where = f"the run is in {result.run}, numbers in metrics.json"
-        screen.print(f"trained in {result.seconds:.0f} s; {where}", soft_wrap=True)
-        videos = " ".join(f"CAM{k}" for k in range(1, min(3, len(result.evaluation.view_names)) + 1))
-        screen.print(f"next: dtsf report {result.run}", soft_wrap=True)
-        screen.print(f"      dtsf predict {videos} --run {result.run}", soft_wrap=True)
-
+    document = result.evaluation.summary()
+    del document["predictions"]  # metrics.json has them
     extra = {name: getattr(result, name) for name in ("seconds", "epochs", "best_epoch")}
-    emit({"run": str(result.run)} | extra | document, json_, show)
+    best = f"{result.epochs} epochs; epoch {result.best_epoch} was best on the held-out groups"
+    videos = " ".join(f"CAM{k}" for k in range(1, min(3, len(result.evaluation.view_names)) + 1))
+    hints = [
+        "",
+        *([best] if result.best_epoch is not None else []),
+        f"trained in {result.seconds:.0f} s; the run is in {result.run}, numbers in metrics.json",
+        f"next: dtsf report {result.run}",
+        f"      dtsf predict {videos} --run {result.run}",
+    ]
+    emit({"run": str(result.run)} | extra | document, evaluation_lines(document), hints)
     if settings.init is not None:
         report = json.loads((result.run / "init.json").read_text("utf-8"))
         words = [f"--init: {len(report['loaded'])} tensors loaded"]
         words += [f"{name} {how}" for name, how in report["adapted"].items()]
         words += [f"left: {name} ({why})" for name, why in report["left"].items()]
         words += [f"random: {name}" for name in report["missing"]]
-        screen.print("; ".join(words), style="cyan")
+        say("; ".join(words), style="cyan")
 
 
 def evaluate_command(
@@ -115,31 +112,18 @@ def evaluate_command(
         Option(help="Also test unknown actions: excluded (the classes of train.exclude_classes), or another dataset."),
     ] = None,
     adapt: Annotated[bool, Option("--adapt", help="Adapt the network to the test clips (ViTTA).")] = False,
-    json_: JSON = False,
 ) -> None:
     """Evaluate a run on its test split or on another dataset with the same classes."""
     from dtsf import api
 
     options: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "split": split, "views": views, "draws": draws}
     with progress("evaluate", "groups"):
-        document = _numbers(api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt))
-    emit(document, json_, _show_evaluation, document)
-    if not json_:
-        console().print(f"next: dtsf report {run}", soft_wrap=True)
+        document = api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt).summary()
+    del document["predictions"]
+    emit(document, evaluation_lines(document), ["", f"next: dtsf report {run}"])
 
 
-def _numbers(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the numbers without the predictions of single groups: ``metrics.json`` has them."""
-    return {key: value for key, value in evaluation.summary().items() if key != "predictions"}
-
-
-def _show_evaluation(document: dict[str, Any]) -> None:
-    for part in evaluation_table(document):
-        results().print(part)
-    console().print("")
-
-
-def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
+def evaluation_lines(document: dict[str, Any]) -> Iterator[Table | Text]:
     """Yield the lines and tables of an evaluation."""
     auroc, unknown = document["auroc_uncertainty"], document["unknown"]
     yield styled(
@@ -150,10 +134,8 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
         + (f"; mean of {document['draws']} draws of frames" if document["draws"] > 1 else "")
         + ("; adapted to the test clips" if document["adapted"] else ""),
     )
-    yield styled(
-        f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}"
-        + (f"; AUROC of uncertainty for errors {auroc:.2f}" if auroc is not None else "")
-    )
+    of_errors = f"; AUROC of uncertainty for errors {auroc:.2f}" if auroc is not None else ""
+    yield styled(f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}{of_errors}")
     if unknown:
         yield styled(
             f"unknown actions ({unknown['n_groups']} groups: {unknown['description']}): AUROC {unknown['auroc']:.2f}, "
@@ -179,8 +161,8 @@ def evaluation_table(document: dict[str, Any]) -> Iterator[Table | Text]:
         wrong = [(count, classes[j][0]) for j, count in enumerate(confusion[k]) if j != k and count]
         most = max(wrong, default=None)
         rows.append((name, f"{recall:.3f}", sum(confusion[k]), f"{most[1]} ({most[0]})" if most else ""))
-    title = f"the {CLASSES_SHOWN} classes of lowest recall, of {len(tested)}" if many else ""
     yield styled("")
+    title = f"the {CLASSES_SHOWN} classes of lowest recall, of {len(tested)}" if many else ""
     yield table(title, ("class", "recall", "groups", "most frequent wrong answer"), rows)
 
 
@@ -188,23 +170,18 @@ def export_command(
     run: Annotated[Path, Argument(help="Run folder.")],
     onnx: Annotated[Path, Option(help="File to write.")],
     views: Annotated[int | None, Option(min=1, help="Videos per performance. Default: all views.")] = None,
-    json_: JSON = False,
 ) -> None:
     """Write the network of a run as ONNX, for ONNX Runtime or dtsf predict --onnx. Only the batch size is free."""
     from dtsf import api
 
-    if not json_:
-        console().print(f"exporting {run} to ONNX; unrolling the scan can take a minute")
+    console().print(f"exporting {run} to ONNX; unrolling the scan can take a minute")
     made = api.export(run, onnx, views=views)
-    size = onnx.stat().st_size
-
-    def show() -> None:
-        shape = f"any number of groups, {made.views} views x {made.frames} frames"
-        console().print(f"{onnx}: {size / 1e6:.1f} MB, {shape}")
-        videos = " ".join(f"CAM{v + 1}" for v in range(made.views))
-        console().print(f"next: dtsf predict {videos} --onnx {onnx}", soft_wrap=True)
-
-    emit({"onnx": str(onnx), "views": made.views, "frames": made.frames, "bytes": size}, json_, show)
+    size, videos = onnx.stat().st_size, " ".join(f"CAM{v + 1}" for v in range(made.views))
+    hints = [
+        f"{onnx}: {size / 1e6:.1f} MB, any number of groups, {made.views} views x {made.frames} frames",
+        f"next: dtsf predict {videos} --onnx {onnx}",
+    ]
+    emit({"onnx": str(onnx), "views": made.views, "frames": made.frames, "bytes": size}, (), hints)
 
 
 def report_command(
@@ -215,62 +192,45 @@ def report_command(
         Path | None, Option(help="File to write. Default: RUN/report.html, or ./compare.html with --compare.")
     ] = None,
     samples: Annotated[int, Option(min=0, help="Performances of each kind in the gallery.")] = 6,
-    json_: JSON = False,
 ) -> None:
     """Write an HTML report of a run: curves, classes, calibration, bias probes, pictures."""
-    if len(runs) > 1 and not compare:
+    if compare:
+        from dtsf.report.compare_page import compare_runs
+
+        write_page("report", "steps", compare_runs, runs, out or Path("compare.html"))
+    elif len(runs) > 1:
         raise ConfigError(f"{len(runs)} runs given: dtsf report --compare RUN RUN..., or one run at a time")
+    else:
+        from dtsf.report.run_page import report_run
+
+        write_page("report", "steps", report_run, runs[0], cache=cache, out=out, samples=samples)
+
+
+def write_page(title: str, unit: str, write: Callable[..., Path], *arguments: Any, **options: Any) -> None:
+    """Write a page with a progress bar, and print its file and size."""
     begin = time.monotonic()
-    with progress("report", "steps") as update:
-        if compare:
-            from dtsf.report.compare_page import compare_runs
-
-            file = compare_runs(runs, out or Path("compare.html"), on_step=update)
-        else:
-            from dtsf.report.run_page import report_run
-
-            file = report_run(runs[0], cache=cache, out=out, samples=samples, on_step=update)
-    _emit_page(file, begin, json_)
-
-
-def cache_page(cache: Path, html: Path, dataset: str | None, *, json_: bool) -> None:
-    """Write the page of a cache: ``dtsf cache info --html``."""
-    from dtsf.report.cache_page import report_cache
-
-    begin = time.monotonic()
-    with progress("cache page", "datasets") as update:
-        file = report_cache(cache, html, dataset=dataset, on_step=update)
-    _emit_page(file, begin, json_)
-
-
-def _emit_page(file: Path, begin: float, json_: bool) -> None:
+    with progress(title, unit) as update:
+        file = write(*arguments, **options, on_step=update)
     size = file.stat().st_size
     document = {"report": str(file), "bytes": size, "seconds": time.monotonic() - begin}
-    emit(document, json_, lambda: results().print(f"wrote {file} ({size / 1e3:,.0f} kB)", soft_wrap=True))
+    emit(document, [f"wrote {file} ({size / 1e3:,.0f} kB)"])
 
 
 def doctor_command(
     cache: Annotated[Path, Option(help="Folder of the cache, to check the space on its disk.")] = Path("cache"),
-    json_: JSON = False,
 ) -> None:
     """Check this machine: Python, CUDA, scan, codecs, encoder, disk, and both stages on a small example."""
     from dtsf.doctor import examine
 
     with progress("doctor", "checks") as update:
         found = examine(cache, on_step=update)
-    emit(found.summary(), json_, _show_doctor, found)
-    if not found.ok:
-        raise Exit(2)
-
-
-def _show_doctor(found: Health) -> None:
     summary = "everything required is available" if found.ok else "a required part is missing"
-    results().print(summary, style="bold green" if found.ok else "bold red")
     rows = [
         (c.name, "ok" if c.ok else "missing" if c.needed else "absent", c.found.removeprefix("not available: "))
         for c in found.checks
     ]
-    results().print(table("", ("", "", ""), rows))
-    for check in found.checks:
-        if check.how:
-            results().print(styled((f"{check.name}: ", "bold"), check.how))
+    help_ = [styled((f"{check.name}: ", "bold"), check.how) for check in found.checks if check.how]
+    head = styled((summary, "bold green" if found.ok else "bold red"))
+    emit(found.summary(), [head, table("", ("", "", ""), rows), *help_])
+    if not found.ok:
+        raise Exit(2)

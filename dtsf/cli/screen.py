@@ -26,6 +26,7 @@ from dtsf.files.read import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
     from typing import IO
 
     from pydantic import BaseModel
@@ -33,13 +34,23 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    Part = str | Text | Table
+    Update = Callable[..., None]
+
 CLASSES_SHOWN = 15
 """Number of classes in a table on a terminal. ``metrics.json`` and the report have all."""
+AS_JSON: ContextVar[bool] = ContextVar("dtsf_json", default=False)
+"""True if the command has the option ``--json``."""
 _VERBOSITY: ContextVar[str] = ContextVar("dtsf_verbosity", default="normal")
 
 
 class ClosedPipeError(Exception):
     """The reader of stdout closed the pipe, which is no error for the user. Typer ends the process at a BrokenPipeError."""
+
+
+class _LogHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        results().print(self.format(record), soft_wrap=True)
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
@@ -49,35 +60,33 @@ def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     if quiet:
         _VERBOSITY.set("quiet")
     if verbose:
-
-        class LogLines(logging.Formatter):
-            def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
-                return escape_control(super().formatMessage(record))
-
         _VERBOSITY.set("verbose")
-        handler = logging.StreamHandler(_Lossy(_stderr()))
-        handler.setFormatter(LogLines("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
-        logger = logging.getLogger("dtsf")
+        handler, logger = _LogHandler(), logging.getLogger("dtsf")
+        handler.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(name)s: %(message)s"))
         logger.handlers = [handler]
         logger.setLevel(logging.DEBUG)
 
 
 def console() -> Console:
     """Return the console for messages during the work: stderr, silent with ``--quiet``."""
-    return _console_on(_stderr(), quiet=_VERBOSITY.get() == "quiet")
+    return results(quiet=_VERBOSITY.get() == "quiet")
 
 
-def results() -> Console:
+def results(*, quiet: bool = False) -> Console:
     """Return the console for results and errors: stderr, also with ``--quiet``."""
-    return _console_on(_stderr(), quiet=False)
+    # While Rich shows a bar, it replaces sys.stderr by a stream of its own. Messages are printed above the bar only if both use
+    # the same console.
+    return make_console(getattr(sys.stderr, "rich_proxied_file", sys.stderr), stderr=True, quiet=quiet)
 
 
-def emit(document: BaseModel | dict[str, Any], json_: bool, show: Callable[..., None], *arguments: Any) -> None:
-    """Print a result: ``document`` as JSON, or ``show(*arguments)`` for a person."""
-    if json_:
+def emit(document: BaseModel | dict[str, Any], lines: Iterable[Part], hints: Iterable[Part] = ()) -> None:
+    """Print a result: ``document`` with ``--json``, else the lines for a person and, without ``--quiet``, the hints."""
+    if AS_JSON.get():
         print_stdout(json_text(document if isinstance(document, dict) else document.model_dump(mode="json")))
-    else:
-        show(*arguments)
+        return
+    for screen, parts in ((results(), lines), (console(), hints)):
+        for part in parts:
+            screen.print(part, soft_wrap=not hasattr(part, "columns"))
 
 
 def print_stdout(line: str) -> None:
@@ -103,13 +112,12 @@ def print_stdout(line: str) -> None:
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Table:
     """Return a table. Cells are plain text, never markup. The title may be empty."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    columns = list(columns)
-    made = Table(title=styled((title, "bold")), title_justify="left", header_style="bold", show_edge=False)
-    made.show_header = any(columns)
-    for column in columns:
-        made.add_column(styled(column), overflow="fold")
+    heads = [Column(styled(column), overflow="fold") for column in columns]
+    named = any(head.header for head in heads)
+    options: dict[str, Any] = {"show_header": named, "header_style": "bold", "show_edge": False}
+    made = Table(*heads, title=styled((title, "bold")), title_justify="left", **options)
     for row in rows:
         made.add_row(*(styled(str(cell)) for cell in row))
     return made
@@ -141,10 +149,9 @@ class _Lossy:
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream
 
-    def write(self, text: str) -> int:
+    def write(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             self._stream.write(text)
-        return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -154,17 +161,7 @@ class _Lossy:
         return getattr(self._stream, name)
 
 
-def _stderr() -> IO[str]:
-    # While Rich shows a bar, it replaces sys.stderr by a stream of its own.
-    return cast("IO[str]", getattr(sys.stderr, "rich_proxied_file", sys.stderr))
-
-
 @functools.lru_cache(maxsize=4)
-def _console_on(stream: IO[str], quiet: bool) -> Console:
-    # One object for all: Rich prints messages above a bar only if both use the same console.
-    return make_console(cast("IO[str]", _Lossy(stream)), stderr=True, quiet=quiet)
-
-
 def make_console(stream: IO[str], **options: Any) -> Console:
     """Return a console that prints control characters as escapes and markup as text. ``options``: those of Rich's Console."""
     from rich.console import Console
@@ -172,23 +169,19 @@ def make_console(stream: IO[str], **options: Any) -> Console:
 
     class EscapingConsole(Console):
         def print(self, *objects: Any, **options: Any) -> None:
-            shown = [escape_control(item) if isinstance(item, str) else item for item in objects]
-            super().print(*shown, **({"markup": False, "highlight": False} | options))
+            super().print(*(escape_control(item) if isinstance(item, str) else item for item in objects), **options)
 
         def render(self, renderable: Any, options: Any = None) -> Any:
             # Everything is rendered here, also bars and tables.
-            for segment in super().render(renderable, options):
-                if segment.control or segment.text.isprintable():
-                    yield segment
-                else:
-                    lines = (escape_control(line) for line in segment.text.split("\n"))
-                    yield Segment("\n".join(lines), segment.style)
+            for text, style, control in super().render(renderable, options):
+                shown = text if control else "\n".join(map(escape_control, text.split("\n")))
+                yield Segment(shown, style, control)
 
-    return EscapingConsole(file=stream, **options)
+    lossy = cast("IO[str]", _Lossy(stream))
+    return EscapingConsole(file=lossy, markup=False, emoji=False, highlight=False, **options)
 
 
-@contextmanager
-def progress(title: str, unit: str, *, every: float = 30.0) -> Iterator[Callable[..., None]]:
+def progress(title: str, unit: str, *, every: float = 30.0) -> AbstractContextManager[Update]:
     """Show progress during the block. Yields ``update(done, total, note="")``.
 
     On a terminal: a bar. Elsewhere: a line every ``every`` seconds, also without updates, so that a hang is visible; with
@@ -196,12 +189,12 @@ def progress(title: str, unit: str, *, every: float = 30.0) -> Iterator[Callable
     """
     screen = console()
     if screen.quiet:
-        yield lambda *_: None
-        return
-    if screen.is_terminal:
-        with progress_bar(title, unit, screen) as update_bar:
-            yield update_bar
-        return
+        return contextlib.nullcontext(lambda *_: None)
+    return progress_bar(title, unit, screen) if screen.is_terminal else _progress_lines(title, unit, screen, every)
+
+
+@contextmanager
+def _progress_lines(title: str, unit: str, screen: Console, every: float) -> Iterator[Update]:
     begin, first, last, over = time.monotonic(), -1, (0, 0, ""), threading.Event()
     # Read here: a thread of dask that calls update has another context.
     verbose = _VERBOSITY.get() == "verbose"
@@ -236,23 +229,23 @@ def progress(title: str, unit: str, *, every: float = 30.0) -> Iterator[Callable
 
 
 @contextmanager
-def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..., None]]:
-    """Show a bar on a terminal. Yields ``update`` as :func:`progress`."""
+def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Update]:
+    """Show a bar on a terminal. Yields ``update`` as :func:`progress`. Only the bar of an interrupted command stays."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.table import Column
 
-    # The note gets the rest of the line and is cut, so that the bar stays complete.
-    rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")
-    with Progress(
+    columns = (
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24 if screen.width >= 110 else 10),
         TextColumn("{task.fields[count]}", markup=False, style="cyan"),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}", markup=False, table_column=rest),
-        console=screen,
-        expand=True,
-    ) as bar:
+        # The note gets the rest of the line and is cut, so that the bar stays complete.
+        TextColumn(
+            "{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
+    )
+    with Progress(*columns, console=screen, expand=True) as bar:
         job = bar.add_task(escape_control(title), total=None, count="", note="")
         task = bar.tasks[0]
 
@@ -272,5 +265,4 @@ def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Callable[..
             interrupted = task.total is not None
             raise
         finally:
-            # Only the bar of an interrupted command stays on the screen.
             bar.update(job, visible=interrupted)
