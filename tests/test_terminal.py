@@ -98,14 +98,10 @@ def test_progress_bar__escapes_title_and_note():
 
 @pytest.mark.parametrize(
     ("words", "usage"),
-    [
-        (("predict", "n\x1b[31m\nope.mp4", "--run", "r\x1b"), False),
-        (("evaluate", "\x1b]0;t\x07"), False),
-        (("evaluate", "a", "b\x1b[31m"), True),
-    ],
+    [("predict n\x1b[31m\nope.mp4 --run r\x1b", False), ("evaluate \x1b]0;t\x07", False), ("evaluate a b\x1b[31m", True)],
 )
 def test_errors__escape_names_of_files_and_arguments(dtsf, tmp_path, words, usage):
-    done = dtsf(*words, cwd=tmp_path)
+    done = dtsf(*words.split(" "), cwd=tmp_path)
     assert done.returncode == 2
     assert not obeyed(done.stderr)
     assert "\\x1b" in done.stderr
@@ -199,12 +195,18 @@ def test_progress__shows_a_bar_on_a_terminal(world):
     assert "\x1b[" in shown
 
 
+SHOW = """from dtsf.cli.screen import console, progress
+import time
+try:
+    with progress("count", "things") as update:
+        update(1, 2); console().print("a word"); {end}
+except BaseException: pass
+console().print("end")
+"""
+
+
 def test_progress__prints_messages_above_the_bar_without_markup(tmp_path):
-    script = (
-        "import time; from dtsf.cli.screen import console, progress\n"
-        "with progress('count', 'things') as update:\n"
-        "    update(1, 2); console().print('a word'); update(2, 2, '[bold]x'); time.sleep(1)\n"
-    )
+    script = SHOW.format(end='update(2, 2, "[bold]x"); time.sleep(1)')
     shown, _ = on_terminal(sys.executable, "-c", script, cwd=tmp_path)
     # The bar's line is taken away first, and drawn again below.
     before, after = shown.split("a word")
@@ -215,15 +217,7 @@ def test_progress__prints_messages_above_the_bar_without_markup(tmp_path):
 
 @pytest.mark.parametrize(("end", "stays"), [("pass", False), ("raise ValueError", False), ("raise KeyboardInterrupt", True)])
 def test_progress__leaves_only_the_bar_of_an_interrupted_command(tmp_path, end, stays):
-    script = (
-        "from dtsf.cli.screen import console, progress\n"
-        "try:\n"
-        "    with progress('count', 'things') as update:\n"
-        f"        update(1, 2); console().print('a word'); {end}\n"
-        "except BaseException: pass\n"
-        "console().print('end')\n"
-    )
-    shown, _ = on_terminal(sys.executable, "-c", script, cwd=tmp_path)
+    shown, _ = on_terminal(sys.executable, "-c", SHOW.format(end=end), cwd=tmp_path)
     # What stands after the last line that was erased.
     assert ("count" in shown.split("\x1b[2K")[-1]) == stays
 
@@ -245,32 +239,28 @@ def test_verbose__prints_details_and_quiet_only_the_result(dtsf, world, performa
     assert "contradict" in dtsf.refusal("evaluate", "run", "--quiet", "--verbose", cwd=world)
 
 
-def test_help__every_command_has_quiet_and_verbose():
-    from typer.testing import CliRunner
+def test_help__every_command_has_json_quiet_and_verbose():
+    import typer.main
 
     from dtsf.cli.app import app
 
-    groups = {group.name: group.typer_instance for group in app.registered_groups}
-    commands = [(c.name,) for c in app.registered_commands]
-    commands += [(name, c.name) for name, group in groups.items() for c in group.registered_commands]
+    waiting, commands = list(typer.main.get_command(app).commands.values()), []
+    for command in waiting:
+        below = getattr(command, "commands", {}).values()
+        waiting += below
+        commands += [] if below else [command]
     assert len(commands) >= 8
     for command in commands:
-        shown = CliRunner().invoke(app, [*command, "--help"]).stdout
-        assert "--quiet" in shown, command
-        assert "--verbose" in shown, command
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert {"--json", "--quiet", "--verbose"} <= options, command.name
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [
-        ("dtsf tr", {"train"}),
-        ("dtsf cache in", {"info"}),
-        ("dtsf train --prot", {"--protocol"}),
-        ("dtsf re", {"report", "reproduce"}),
-    ],
+    [("tr", {"train"}), ("cache in", {"info"}), ("train --prot", {"--protocol"}), ("re", {"report", "reproduce"})],
 )
 def test_completion__has_commands_and_options(tmp_path, line, expected):
-    environment = {"_DTSF_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    environment = {"_DTSF_COMPLETE": "complete_bash", "COMP_WORDS": f"dtsf {line}", "COMP_CWORD": str(len(line.split()))}
     done = run(DTSF, cwd=tmp_path, **environment)
     assert set(done.stdout.split()) == expected
     assert done.stderr == ""
@@ -303,9 +293,7 @@ def test_dtsf__without_a_command_introduces_three_commands(dtsf, tmp_path):
     lines = shown.stderr.splitlines()
     assert [line.split()[1] for line in lines if line.startswith("  dtsf ")] == ["preprocess", "train", "predict"]
     assert "dtsf --help" in shown.stderr
-    assert len(lines) <= 10
-    assert max(map(len, lines)) <= 80
-    assert shown.stdout == ""
+    assert (len(lines) <= 10, max(map(len, lines)) <= 80, shown.stdout) == (True, True, "")
 
 
 def test_evaluation_lines__shows_the_classes_of_lowest_recall():

@@ -5,30 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import typer
+from typer import Argument, Exit, Option, Typer
 
 from dtsf.cli.run import write_page
 from dtsf.cli.screen import CLASSES_SHOWN, emit, progress, styled, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from rich.table import Table
-    from rich.text import Text
+    from collections.abc import Callable
 
     from dtsf.cache.store import Store
+    from dtsf.cli.screen import Lines
 
-cache_app = typer.Typer(help="Inspect, verify, repair, convert and compact a cache.", no_args_is_help=True)
+cache_app = Typer(help="Inspect, verify, repair, convert and compact a cache.", no_args_is_help=True)
 
-PATH = Annotated[Path, typer.Argument(help="Cache, or one dataset in it: a folder or a URL (s3://BUCKET/FOLDER).")]
-DATASET = Annotated[str | None, typer.Option(help="Only this dataset.")]
+PATH = Annotated[Path, Argument(help="Cache, or one dataset in it: a folder or a URL (s3://BUCKET/FOLDER).")]
+DATASET = Annotated[str | None, Option(help="Only this dataset.")]
 
 
 @cache_app.command("info")
 def cache_info_command(
     path: PATH = Path("cache"),
     dataset: DATASET = None,
-    html: Annotated[Path | None, typer.Option(help="Write an HTML page with pictures of random clips to FILE.")] = None,
+    html: Annotated[Path | None, Option(help="Write an HTML page with pictures of random clips to FILE.")] = None,
 ) -> None:
     """Print the content of a cache: datasets, classes, groups, statuses and settings."""
     if html is not None:
@@ -40,9 +38,9 @@ def cache_info_command(
 
     pages = [summarise(store) for store in _stores(path, dataset)]
 
-    def lines() -> Iterator[Text | Table]:
+    def lines() -> Lines:
         for page in pages:
-            yield table(page["place"], ("", ""), [(head, text) for head, text in _describe(**page).items() if text])
+            yield table(page["place"], ("", ""), _describe(**page).items())
             rows = [(one["clip"]["path"], one["status"], one["reason"]) for one in page["bad"]]
             if rows:
                 yield table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows)
@@ -52,14 +50,14 @@ def cache_info_command(
 
 
 def _describe(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> dict[str, Any]:
-    lengths, compress = page["views_differ_by"], page["compress"]
+    lengths, unused = page["views_differ_by"], page["not_listed"]
     classes, views = (
         [f"{key} ({count})" for key, count in page[f"clips_by_{one}"].items()] for one in ("class", "view")
     )
     more = f" and {len(classes) - CLASSES_SHOWN} more" if len(classes) > CLASSES_SHOWN else ""
     sampled = "at common times" if spec["align"] == "group" else "over each view's own duration"
     grid = f"{spec['grid']} x {spec['grid']} cells x {spec['channels']} channels"
-    return {
+    lines = {
         "dataset": "" if dataset == name else f"{name} ({dataset})",
         "clips": f"{page['clips']} usable in {page['groups']} groups",
         "statuses": ", ".join(f"{count} {status}" for status, count in page["verdicts"].items()),
@@ -70,26 +68,24 @@ def _describe(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> dic
         "views": ", ".join(views),
         "embeddings": f"{spec['frames']} frames x {grid}, {spec['embedding_dtype']}",
         "size": f"{page['bytes'] / 1e6:,.1f} MB in {page['shards']} shards of up to {page['shard_size']} clips",
-        "format": page["format"] + ("" if compress == "none" else f", {compress}"),
+        "format": page["format"] + ("" if page["compress"] == "none" else f", {page['compress']}"),
         "encoder": f"{spec['encoder']} (weights {spec['weights_hash']}) at {spec['size']} px, {spec['crop']} crop",
         "decoder": f"{spec['decoder']}, sampling {spec['sampling']}",
-        "unused": page["not_listed"]
-        and f"{page['not_listed']} rows, {page['not_listed_bytes'] / 1e6:,.1f} MB: dtsf cache compact",
-        "last written": page["last_written"],
-        "fingerprint": page["fingerprint"],
-        "catalog": page["catalog"],
+        "unused": unused and f"{unused} rows, {page['not_listed_bytes'] / 1e6:,.1f} MB: dtsf cache compact",
+        **{key.replace("_", " "): page[key] for key in ("last_written", "fingerprint", "catalog")},
         "damaged": page["redo"] and f"shards {', '.join(map(str, page['redo']))}: run dtsf preprocess",
     }
+    return {head: text for head, text in lines.items() if text}
 
 
 @cache_app.command("verify")
 def cache_verify_command(
     path: PATH = Path("cache"),
     dataset: DATASET = None,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every byte and compare checksums.")] = False,
-    source: Annotated[bool, typer.Option("--source", help="Decode the videos again and compare their frames.")] = False,
-    sample: Annotated[str, typer.Option(help="With --source: share of the clips, evenly over the dataset.")] = "100%",
-    root: Annotated[Path | None, typer.Option(help="With --source: folder of the videos, as for preprocess.")] = None,
+    deep: Annotated[bool, Option("--deep", help="Read every byte and compare checksums.")] = False,
+    source: Annotated[bool, Option("--source", help="Decode the videos again and compare their frames.")] = False,
+    sample: Annotated[str, Option(help="With --source: share of the clips, evenly over the dataset.")] = "100%",
+    root: Annotated[Path | None, Option(help="With --source: folder of the videos, as for preprocess.")] = None,
 ) -> None:
     """Compare a cache with its checksums. Exit code 2 if a file is damaged; then run dtsf cache repair."""
     from dtsf.cache.check import verify
@@ -119,7 +115,7 @@ def cache_verify_command(
         document["source"] = {name: one.model_dump() for name, one in checks.items()}
     document["datasets"] = {name: one.model_dump(exclude={"damaged"}) for name, one in found.items()}
 
-    def lines() -> Iterator[str | Table]:
+    def lines() -> Lines:
         scope = "every byte checked" if deep else "names, sizes and records checked; --deep reads every byte"
         for store in stores:
             one = found[store.name]
@@ -139,7 +135,7 @@ def cache_verify_command(
 
     emit(document, lines())
     if not document["ok"]:
-        raise typer.Exit(2)
+        raise Exit(2)
 
 
 @cache_app.command("repair")
@@ -161,23 +157,22 @@ def cache_repair_command(path: PATH = Path("cache"), dataset: DATASET = None) ->
 @cache_app.command("convert")
 def cache_convert_command(
     path: PATH,
-    target: Annotated[Path, typer.Argument(help="New cache: a folder or URL. Shards that it has are skipped.")],
+    target: Annotated[Path, Argument(help="New cache: a folder or URL. Shards that it has are skipped.")],
     dataset: DATASET = None,
-    format_: Annotated[Literal["zarr", "hdf5"] | None, typer.Option("--format", help="Default: unchanged.")] = None,
-    compress: Annotated[str | None, typer.Option(help="none, zstd (zarr), gzip (hdf5). Default: unchanged.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="float16 or float32 embeddings. Default: unchanged.")] = None,
+    format_: Annotated[Literal["zarr", "hdf5"] | None, Option("--format", help="Default: unchanged.")] = None,
+    compress: Annotated[str | None, Option(help="none, zstd (zarr), gzip (hdf5). Default: unchanged.")] = None,
+    dtype: Annotated[str | None, Option(help="float16 or float32 embeddings. Default: unchanged.")] = None,
 ) -> None:
     """Copy a cache as zarr or hdf5, raw or compressed, float16 or float32, to a folder or an object store."""
     from dtsf.cache.store import open_store
     from dtsf.cache.writer import convert
 
     cache = open_store(target)
-
-    def copy(store: Store, **progress: Any) -> int:
-        below = cache.below(store.name)
-        return convert(store, below, format=format_, compress=compress, dtype=dtype, **progress)
-
-    written = _each("convert", _stores(path, dataset), copy)
+    options: dict[str, Any] = {"format": format_, "compress": compress, "dtype": dtype}
+    written = {}
+    for store in _stores(path, dataset):
+        with progress(f"convert {store.name}", "shards") as update:
+            written[store.name] = convert(store, cache.below(store.name), **options, on_progress=update)
     hints = [f"{name}: {count} shards written to {cache}" for name, count in written.items()]
     emit({"target": str(cache), "shards_written": written}, (), hints)
 

@@ -13,13 +13,9 @@ from dtsf.errors import BadClipsError
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.table import Table
-    from rich.text import Text
-
+    from dtsf.cli.screen import Lines
     from dtsf.pipeline.datasets.catalog import SourceCatalog
-    from dtsf.pipeline.preprocess import PreprocessResult
+    from dtsf.pipeline.preprocess import PreprocessResult, Progress
 
 ROOT_HELP = (
     "Folder of the dataset or above it; for manifest, the CSV. Default: $DTSF_DATA/DATASET, then ./data/DATASET."
@@ -49,25 +45,23 @@ def preprocess_command(
         for note in catalog.notes:
             console().print(f"note: {note}", style="yellow")
 
-    failed = None
-    with progress("preprocess", "clips") as update:
-        try:
+    try:
+        with progress("preprocess", "clips") as update:
+
+            def on_progress(p: Progress) -> None:
+                update(p.done, p.total, f"{p.bad} bad" if p.bad else "")
+
             result = api.preprocess(
-                dataset,
-                root,
-                cache,
-                settings=settings,
-                on_catalog=announce,
-                on_progress=lambda p: update(p.done, p.total, f"{p.bad} bad" if p.bad else ""),
+                dataset, root, cache, settings=settings, on_catalog=announce, on_progress=on_progress
             )
-        except BadClipsError as error:
-            failed, result = error, cast("PreprocessResult", error.result)
+    except BadClipsError as error:
+        result = cast("PreprocessResult", error.result)
+        emit(result, (), _describe(result, cache))
+        raise
     emit(result, (), _describe(result, cache))
-    if failed is not None:
-        raise failed
 
 
-def _describe(result: PreprocessResult, cache: Path) -> Iterator[str | Table]:
+def _describe(result: PreprocessResult, cache: Path) -> Lines:
     changes = result.changes
     if result.bad:
         rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:BAD_SHOWN]]
@@ -144,6 +138,6 @@ def import_command(
     if made.alone:
         names = f"{made.alone} names contain no performance and no camera"
         warnings.append(f"{names}: each is a group of one view. Fill in the columns group and view if you know them")
-    hints: list[str | Text] = [f"{made.rows} videos in {made.groups} groups ({splits}) in {made.manifest}"]
-    hints += [styled((text, "yellow")) for text in warnings]
-    emit(made, (), [*hints, f"next: dtsf preprocess manifest --root {made.manifest}"])
+    head = f"{made.rows} videos in {made.groups} groups ({splits}) in {made.manifest}"
+    notes = (styled((text, "yellow")) for text in warnings)
+    emit(made, (), [head, *notes, f"next: dtsf preprocess manifest --root {made.manifest}"])

@@ -13,11 +13,7 @@ from dtsf.errors import BadClipsError, DataError
 from dtsf.experiments.settings import AblateSettings, ReproduceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.table import Table
-    from rich.text import Text
-
+    from dtsf.cli.screen import Lines
     from dtsf.experiments.results import Ablation, Reproduction
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
 
@@ -115,7 +111,7 @@ def _show_check(check: NuclaCheck) -> None:
         results().print(styled(f"the videos are at {SOURCE}"), soft_wrap=True)
 
 
-def _describe(result: Reproduction, out: Path) -> Iterator[Text | Table]:
+def _describe(result: Reproduction, out: Path) -> Lines:
     from dtsf.experiments.tables import comparison_note, duration, protocol_cells
 
     # The other columns are in results.md: a terminal is too narrow for them.

@@ -45,10 +45,11 @@ def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Co
                 default = ",".join(map(str, default))
             elif type_ is not None and default is not None:
                 default = type_(default)
-            extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-            shown: Any = extra.get("default_text", True)
+            extra: Any = field.json_schema_extra or {}
             # A flag with an explicit name has no --no- form: its default is off.
-            option = typer.Option(model.option(name), help=field.description, show_default=shown)
+            option = typer.Option(
+                model.option(name), help=field.description, show_default=extra.get("default_text", True)
+            )
             options[name] = _option(name, default, Annotated[type_ or field.annotation, option])
         return _with_signature(run, options.values())
 

@@ -12,13 +12,9 @@ from dtsf.cli.screen import console, emit, progress, results, styled, table
 from dtsf.errors import ConfigError, DtsfError, FilmError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.table import Table
     from rich.text import Text
 
     from dtsf.api import Prediction, Run
-    from dtsf.pipeline.watch import Performance
 
 VIEWS_HELP = (
     "View of each video, for example 2,3. Give it if you pass fewer videos than the training had views; "
@@ -52,8 +48,7 @@ def predict_command(
         raise ConfigError("--watch, --video and --views need --run RUN")
     if watch is not None and (videos or video is not None or views is not None):
         raise ConfigError("--watch takes the videos from its folder: give no videos, no --video and no --views")
-    given = videos or []
-    failed: FilmError | None = None
+    given, failed = videos or [], None
     trained = api.load(run) if run is not None else None
     if watch is not None and trained is not None:
         _watch(trained, watch, settle, encoder_weights, once=once)
@@ -69,10 +64,9 @@ def predict_command(
             failed, result = error, cast("Prediction", error.prediction)
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
     weights = list(zip(map(str, given), result.view_weights, strict=True))
-    lines: list[Text | Table] = [_headline(result.model_dump())]
-    for columns, rows in ((("class", "probability"), best), (("video", "weight"), weights)):
-        lines += [styled(""), table("", columns, [(name, f"{value:.3f}") for name, value in rows])]
-    emit(result, lines, [f"film: {video}"] if video is not None and failed is None else [])
+    classes, views_ = ([(name, f"{value:.3f}") for name, value in rows] for rows in (best, weights))
+    tables = ["", table("", ("class", "probability"), classes), "", table("", ("video", "weight"), views_)]
+    emit(result, [_headline(result.model_dump()), *tables], [f"film: {video}"] if video and failed is None else [])
     n_views = len(trained.state.info.view_names) if trained is not None else len(given)
     if len(given) > n_views:
         note = f"Treating {len(given)} videos as {len(given)} cameras of one performance, but training had {n_views} cameras. "
@@ -97,28 +91,6 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
     """
     from dtsf.pipeline.watch import Watch
 
-    def predict(performance: Performance) -> dict[str, Any]:
-        document: dict[str, Any] = {"error": performance.problem}
-        if not performance.problem:
-            # One performance must not stop the watcher, nor a defect of dtsf.
-            try:
-                document = run.predict(performance.videos, encoder_weights=weights).model_dump(mode="json")
-            except DtsfError as error:
-                if not predicted and isinstance(error, ConfigError):
-                    raise
-                document = {"error": str(error)}
-            except Exception as error:  # noqa: BLE001
-                document = {"error": f"internal error: {type(error).__name__}: {error}"}
-        return document | ({"ignored": list(performance.ignored)} if performance.ignored else {})
-
-    def lines(performance: Performance, document: dict[str, Any]) -> Iterator[Text]:
-        name = f"{performance.folder.name}  "
-        if "error" in document:
-            yield styled(name, ("unusable: ", "red"), document["error"])
-        else:
-            yield _headline(document, name).append(f"  {len(performance.videos)} views")
-        yield from (styled((f"{performance.folder.name}: {why}", "yellow")) for why in performance.ignored)
-
     predicted, unusable, refused = 0, 0, False
     # Both are set: a shell starts background processes with SIGINT ignored.
     before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -126,11 +98,29 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
         console().print(f"watching {folder}: one subfolder per performance; Ctrl-C ends", soft_wrap=True)
         watch = Watch(folder, settle=settle, once=once, notify=_warn)
         for performance in watch:
-            document = predict(performance)
-            predicted, unusable = predicted + ("error" not in document), unusable + ("error" in document)
+            name = performance.folder.name
+            document: dict[str, Any] = {"error": performance.problem}
+            if not performance.problem:
+                # One performance must not stop the watcher, nor a defect of dtsf.
+                try:
+                    document = run.predict(performance.videos, encoder_weights=weights).model_dump(mode="json")
+                except DtsfError as error:
+                    if not predicted and isinstance(error, ConfigError):
+                        raise
+                    document = {"error": str(error)}
+                except Exception as error:  # noqa: BLE001
+                    document = {"error": f"internal error: {type(error).__name__}: {error}"}
+            if "error" in document:
+                unusable, line = unusable + 1, styled(f"{name}  ", ("unusable: ", "red"), document["error"])
+            else:
+                line = _headline(document, f"{name}  ").append(f"  {len(performance.videos)} views")
+                predicted += 1
+            if performance.ignored:
+                document["ignored"] = list(performance.ignored)
             watch.write_prediction(performance, document)
             try:
-                emit({"performance": performance.folder.name, **document}, lines(performance, document))
+                notes = [styled((f"{name}: {why}", "yellow")) for why in performance.ignored]
+                emit({"performance": name, **document}, [line, *notes])
             except DtsfError as error:
                 # The answers are also in prediction.json, so one warning is enough.
                 if not refused:

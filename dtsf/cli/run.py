@@ -16,12 +16,10 @@ from dtsf.errors import ConfigError
 from dtsf.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from rich.table import Table
-    from rich.text import Text
+    from collections.abc import Callable
 
     from dtsf.cache.reader import CachedDataset
+    from dtsf.cli.screen import Lines
     from dtsf.training.loop import EpochReport
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe
@@ -123,7 +121,7 @@ def evaluate_command(
     emit(document, evaluation_lines(document), ["", f"next: dtsf report {run}"])
 
 
-def evaluation_lines(document: dict[str, Any]) -> Iterator[Table | Text]:
+def evaluation_lines(document: dict[str, Any]) -> Lines:
     """Yield the lines and tables of an evaluation."""
     auroc, unknown = document["auroc_uncertainty"], document["unknown"]
     yield styled(

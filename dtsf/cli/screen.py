@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    Part = str | Text | Table
+    Lines = Iterable[str | Text | Table]
     Update = Callable[..., None]
 
 CLASSES_SHOWN = 15
@@ -79,7 +79,7 @@ def results(*, quiet: bool = False) -> Console:
     return make_console(getattr(sys.stderr, "rich_proxied_file", sys.stderr), stderr=True, quiet=quiet)
 
 
-def emit(document: BaseModel | dict[str, Any], lines: Iterable[Part], hints: Iterable[Part] = ()) -> None:
+def emit(document: BaseModel | dict[str, Any], lines: Lines, hints: Lines = ()) -> None:
     """Print a result: ``document`` with ``--json``, else the lines for a person and, without ``--quiet``, the hints."""
     if AS_JSON.get():
         print_stdout(json_text(document if isinstance(document, dict) else document.model_dump(mode="json")))
@@ -213,8 +213,7 @@ def _progress_lines(title: str, unit: str, screen: Console, every: float) -> Ite
     def update(done: int, total: int, note: str = "") -> None:
         nonlocal begin, first, last
         if first < 0 or done < last[0]:  # as for the bar: a new rate
-            begin = time.monotonic() if last[0] else begin
-            first = max(0, done - 1)
+            begin, first = time.monotonic() if last[0] else begin, max(0, done - 1)
         last = done, total, note
         if verbose:
             print_line()
