@@ -204,7 +204,8 @@ def _each(
 def _stores(path: Path, dataset: str | None) -> list[Store]:
     """Return the stores of the datasets, also damaged ones, because these commands verify and repair them."""
     from dtsf.cache.documents import is_dataset
-    from dtsf.cache.reader import find_datasets, open_store
+    from dtsf.cache.reader import find_datasets
+    from dtsf.cache.store import open_store
 
     store = open_store(path)
     if dataset is None and is_dataset(store, damaged=True):

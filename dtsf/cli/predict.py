@@ -48,7 +48,8 @@ def predict_command(
         raise ConfigError("--watch, --video and --views need --run RUN")
     if watch is not None and (videos or video is not None or views is not None):
         raise ConfigError("--watch takes the videos from its folder: give no videos, no --video and no --views")
-    given, failed = videos or [], None
+    given = videos or []
+    failed: FilmError | None = None
     trained = api.load(run) if run is not None else None
     if watch is not None and trained is not None:
         _watch(trained, watch, settle, encoder_weights, once=once)
@@ -65,8 +66,13 @@ def predict_command(
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
     weights = list(zip(map(str, given), result.view_weights, strict=True))
     classes, views_ = ([(name, f"{value:.3f}") for name, value in rows] for rows in (best, weights))
-    tables = ["", table("", ("class", "probability"), classes), "", table("", ("video", "weight"), views_)]
-    emit(result, [_headline(result.model_dump()), *tables], [f"film: {video}"] if video and failed is None else [])
+    hints = [f"film: {video}"] if video is not None and failed is None else []
+    heads = ("class", "probability"), ("video", "weight")
+    emit(
+        result,
+        [_headline(result.model_dump()), "", table("", heads[0], classes), "", table("", heads[1], views_)],
+        hints,
+    )
     n_views = len(trained.state.info.view_names) if trained is not None else len(given)
     if len(given) > n_views:
         note = f"Treating {len(given)} videos as {len(given)} cameras of one performance, but training had {n_views} cameras. "
