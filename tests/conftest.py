@@ -156,6 +156,20 @@ def world(dtsf, tmp_path_factory):
     return shutil.copytree(made, base / "world")
 
 
+@pytest.fixture(scope="session")
+def videomamba(tmp_path_factory):
+    """A checkpoint of a VideoMamba of width 16."""
+    import torch
+
+    from dtsf.model.config import ModelConfig
+    from dtsf.model.videomamba import VideoMamba
+
+    config = ModelConfig(patch=16, frames=2, width=16, depth=1, state=4, readout="cls")
+    file = tmp_path_factory.mktemp("weights") / "videomamba.pth"
+    torch.save({"model": VideoMamba(config, channels=3, side=224, n_classes=400).state_dict()}, file)
+    return file
+
+
 @pytest.fixture
 def run_copy(world, tmp_path):
     """A copy of the world's run, to change or to damage."""

@@ -103,9 +103,7 @@ def wait(child, deadline):
 def run(job):
     """Run the command in the forked process. Does not return."""
     for descriptor, file in enumerate((os.devnull, job["out"], job["err"])):
-        os.dup2(
-            os.open(file, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor
-        )
+        os.dup2(os.open(file, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), descriptor)
     os.environ.clear()
     os.environ.update(job["environment"])
     os.chdir(job["cwd"])

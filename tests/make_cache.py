@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import xxhash
@@ -50,6 +51,11 @@ def list_clips(folder, clips, info, status=None):
     write_catalog(open_handle(folder), CatalogDocument(info=info, clips=tuple(entries)))
 
 
+def list_waiting(folder, shards):
+    """Write the catalog of full shards that do not exist yet."""
+    list_clips(folder, [clip(name) for shard in range(shards) for name in names(shard)], info(Path(folder).name), Status.WAITING)
+
+
 def list_all(folder):
     """Add every clip with a record to the catalog."""
     dataset = open_handle(folder)
@@ -64,9 +70,7 @@ def list_all(folder):
 
 def rows(n, seed=0):
     rng = np.random.default_rng(seed)
-    return {
-        name: (rng.normal(size=(n, *shape)) * 50).astype(dtype) for name, (shape, dtype) in array_shapes(SPEC).items()
-    }
+    return {name: (rng.normal(size=(n, *shape)) * 50).astype(dtype) for name, (shape, dtype) in array_shapes(SPEC).items()}
 
 
 def shard_record(shard, names, bad=()):
@@ -79,6 +83,11 @@ def write_full(folder, shard, seed=None):
     """Commit a full shard, without the catalog."""
     record, values = shard_record(shard, names(shard)), rows(SHARD_SIZE, seed=shard if seed is None else seed)
     return write_shard(open_handle(folder), record, values)
+
+
+def create(folder, form=(None, None), spec=SPEC):
+    """Make or open an empty dataset of a format and compression. Its name is the last part of its path or URL."""
+    return create_or_open(folder, spec, info(Path(folder).name), SHARD_SIZE, format=form[0], compress=form[1])
 
 
 def add_shard(folder, shard, names, bad=(), seed=0):
@@ -97,7 +106,7 @@ def names(shard):
 
 def make(folder, format="zarr", compress="none", shards=3):
     """Make a dataset of full shards: shard k has the clips k-0, k-1, k-2 from seed k. Return rows by clip id."""
-    create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=format, compress=compress)
+    create(folder, (format, compress))
     values = {}
     for k in range(shards):
         _, made = add_shard(folder, k, names(k), seed=k)
@@ -159,9 +168,16 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
     spec = CacheSpec(decoder="decord2 0", frames=frames, weights_hash="0", picture_size=4, **form)
     clips = [
         clip(
-            f"a{label}_s{subject}_e{take}_v{view}", path=f"{label}-{subject}-{take}-{view}.avi",
-            label=label, raw_label=str(label), group=f"a{label}_s{subject}_e{take}", view=view, subject=str(subject),
-            setup=subject, split="train" if subject == subjects[0] else "test", background=f"room{(label + take) % 2}",
+            f"a{label}_s{subject}_e{take}_v{view}",
+            path=f"{label}-{subject}-{take}-{view}.avi",
+            label=label,
+            raw_label=str(label),
+            group=f"a{label}_s{subject}_e{take}",
+            view=view,
+            subject=str(subject),
+            setup=subject,
+            split="train" if subject == subjects[0] else "test",
+            background=f"room{(label + take) % 2}",
         )  # fmt: skip
         for label in range(classes)
         for subject in subjects

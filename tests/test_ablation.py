@@ -9,15 +9,12 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import exit_code, forked
 from make_cache import draw
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.ablation import load_table, make_variants
-from dtsf.model.config import ModelConfig
-from dtsf.model.videomamba import VideoMamba
 from dtsf.training.recipe import builtin_names
 
 EACH = 'model.branch=[{ input = "motion", weight = 0.67 }, { input = "dynamic", channels = 8, weight = 0.33 }]'
@@ -50,15 +47,6 @@ def whole(cache, tmp_path_factory):
     result = package.ablate(cache, table="paper", **options)
     assert done[-1][:2] == (done[-1][1], 2 * result.total)
     return result, out
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A VideoMamba checkpoint of width 16."""
-    config = ModelConfig(patch=16, frames=2, width=16, depth=1, state=2, readout="cls")
-    file = tmp_path_factory.mktemp("weights") / "videomamba.pth"
-    torch.save({"model": VideoMamba(config, channels=3, side=224, n_classes=400).state_dict()}, file)
-    return file
 
 
 @pytest.fixture
@@ -262,13 +250,13 @@ def test_ablate_command__exits_2_for_wrong_options(dtsf, cache, tmp_path, words,
     assert message in dtsf.refusal("ablate", "--cache", cache, "--dataset", "drawn", *words, cwd=tmp_path)
 
 
-def test_ablate__gives_rows_the_sizes_of_a_checkpoint_also_after_a_kill(cache, weights, tmp_path):
+def test_ablate__gives_rows_the_sizes_of_a_checkpoint_also_after_a_kill(cache, videomamba, tmp_path):
     (tmp_path / "one.toml").write_text('title = "One"\n[[row]]\nname = "one"\n')
-    options = COMMON | {"table": str(tmp_path / "one.toml"), "seeds": (0,), "init": weights, "out": tmp_path / "out"}
+    options = COMMON | {"table": str(tmp_path / "one.toml"), "seeds": (0,), "init": videomamba, "out": tmp_path / "out"}
     with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
         package.ablate(cache, **options | {"overrides": [*TINY, "model.width=8"]})
     assert not (tmp_path / "out").exists()
-    options["overrides"] = [word for word in TINY if not word.startswith(("model.width", "model.depth"))]
+    options["overrides"] = [word for word in TINY if not word.startswith(("model.width", "model.depth", "model.state"))]
     killed_at(1, cache, **options)
     assert package.ablate(cache, **options).done == 1
     (last,) = (tmp_path / "out/trainings").glob("*/last")

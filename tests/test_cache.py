@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, forge, info, make, rows, shard_record, snapshot
+from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, create, forge, info, make, rows, shard_record, snapshot
 
 from dtsf.cache import reader
 from dtsf.cache.check import verify
@@ -27,12 +27,6 @@ from dtsf.files import write as commit
 from dtsf.files.write import write_atomically
 
 ARRAYS = list(array_shapes(SPEC))
-
-
-@pytest.fixture
-def folder(tmp_path):
-    create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
-    return tmp_path / "a"
 
 
 def check(data, values, arrays=ARRAYS):
@@ -101,7 +95,7 @@ def test_open_dataset__another_layout_is_refused_with_the_next_command(tmp_path,
         (tmp_path / "a/zarr.json").write_text(json.dumps(group))
         (tmp_path / "a/dtsf.json").unlink()
     before = snapshot(tmp_path)
-    for refuse in (lambda: open_dataset(tmp_path), lambda: create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)):
+    for refuse in (lambda: open_dataset(tmp_path), lambda: create(tmp_path / "a")):
         with pytest.raises(CacheError, match=f"{layout} .*reads layout 4.*dtsf preprocess --overwrite"):
             refuse()
     assert not verify(tmp_path / "a").ok
@@ -134,11 +128,11 @@ def test_convert__another_dtype_changes_the_fingerprint(tmp_path):
     convert(tmp_path / "wide/a", tmp_path / "narrow/a", dtype="float16")
     check(open_dataset(tmp_path / "narrow"), values)
     with pytest.raises(CacheError, match="float32 in the cache, float16 requested"):
-        create_or_open(tmp_path / "wide/a", SPEC, info(), SHARD_SIZE)
+        create(tmp_path / "wide/a")
     big, spec = tmp_path / "big/a", wide.spec
     values = rows(1) | {"embeddings": np.full((1, *array_shapes(spec)["embeddings"][0]), 1e6, np.float32)}
     record = shard_record(0, ["x"]).model_copy(update={"fingerprint": spec.fingerprint()})
-    write_shard(create_or_open(big, spec, info(), SHARD_SIZE), record, values)
+    write_shard(create(big, spec=spec), record, values)
     with pytest.raises(CacheError, match="beyond float16"):
         convert(big, tmp_path / "small/a", dtype="float16")
     with pytest.raises(CacheError, match="cannot become float64"):
@@ -157,7 +151,7 @@ def test_convert__refuses_damage_and_itself(tmp_path):
         convert(tmp_path / "a", tmp_path / "c", compress="gzip")
 
 
-def test_gather__writes_into_a_given_array(tmp_path):
+def test_gather__writes_into_a_given_array_and_hold_refuses_rows_that_do_not_fit(tmp_path, monkeypatch):
     values = make(tmp_path / "a")
     data = open_dataset(tmp_path)
     for _ in range(2):
@@ -168,10 +162,6 @@ def test_gather__writes_into_a_given_array(tmp_path):
     for wrong in (out[:1], out.astype("<f4"), np.empty((2, 9, 2, 4), "<f2").transpose(0, 2, 1, 3)):
         with pytest.raises(CacheError, match="out must be"):
             data.embeddings(["2-2", "0-0"], wrong)
-
-
-def test_hold__refuses_rows_that_do_not_fit_and_pickles_none(tmp_path, monkeypatch):
-    make(tmp_path / "a")
     data = open_dataset(tmp_path)
     before, needed = len(pickle.dumps(data)), len(data.clips) * data.row_bytes()
     monkeypatch.setattr(reader, "available_memory", lambda: 2 * needed - 1)
@@ -207,10 +197,12 @@ def test_fingerprint__changes_with_every_field():
         assert field in describe_difference(SPEC, other)
 
 
-def test_gather__returns_the_newest_row_of_each_clip(folder):
+def test_gather__returns_the_newest_row_of_each_clip(tmp_path):
+    folder = tmp_path / "a"
+    create(folder)
     _, first = add_shard(folder, 0, ["a", "b", "c"], seed=1)
     _, second = add_shard(folder, 1, ["d"], bad=["e"], seed=2)
-    data = open_dataset(folder.parent)
+    data = open_dataset(tmp_path)
     assert [c.id for c in data.clips] == ["a", "b", "c", "d"]
     assert [r.clip.id for r in data.bad] == ["e"]
     assert data.verdicts == {"ok": 4, "truncated": 1}
@@ -220,20 +212,20 @@ def test_gather__returns_the_newest_row_of_each_clip(folder):
         assert gathered.dtype == array_shapes(SPEC)[name][1]
         np.testing.assert_array_equal(gathered, [held[k] for k in "dbba"])
     _, newer = add_shard(folder, 2, ["a"], bad=["b"], seed=2)
-    data = open_dataset(folder.parent)
+    data = open_dataset(tmp_path)
     np.testing.assert_array_equal(data.embeddings(["a"]), newer["embeddings"])
     with pytest.raises(CacheError, match="'b' has no row"):
         data.embeddings(["b"])
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "grown"])
-def test_gather__names_a_damaged_chunk(folder, damage):
-    add_shard(folder, 0, ["a"])
-    path = folder / "embeddings/c/0/0/0/0"
+def test_gather__names_a_damaged_chunk(tmp_path):
+    make(tmp_path / "a", shards=1)
+    path = tmp_path / "a/embeddings/c/0/0/0/0"
     data = path.read_bytes()
-    path.unlink() if damage == "missing" else path.write_bytes(data[:-1] if damage == "cut" else data + b"x")
-    with pytest.raises(CacheError, match=r"shard 0.*embeddings/c/0"):
-        open_dataset(folder.parent).embeddings(["a"])
+    for damaged in (data[:-1], data + b"x", None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        with pytest.raises(CacheError, match=r"shard 0.*embeddings/c/0"):
+            open_dataset(tmp_path).embeddings(["0-0"])
 
 
 def test_open_dataset__refusals_name_the_next_command(tmp_path):
@@ -241,7 +233,7 @@ def test_open_dataset__refusals_name_the_next_command(tmp_path):
         with pytest.raises(CacheError, match=r"no dataset in the cache .*dtsf preprocess"):
             open_dataset(cache)
     for name in ("a", "b"):
-        create_or_open(tmp_path / name, SPEC, info(name), SHARD_SIZE)
+        create(tmp_path / name)
     for name, message in (
         (None, r"2 datasets \(a, b\).*--dataset"),
         ("c", r"no dataset 'c'.*a, b"),
@@ -252,10 +244,12 @@ def test_open_dataset__refusals_name_the_next_command(tmp_path):
             open_dataset(tmp_path, name)
 
 
-def test_create_or_open__refuses_other_settings_and_names_them(folder):
+def test_create_or_open__refuses_other_settings_and_names_them(tmp_path):
+    folder = tmp_path / "a"
+    create(folder)
     other = SPEC.model_copy(update={"size": 192})
     with pytest.raises(FingerprintError, match=r"size: 96 in the cache, 192 requested.*--name.*--overwrite"):
-        create_or_open(folder, other, info(), SHARD_SIZE)
+        create(folder, spec=other)
     with pytest.raises(CacheError, match="has the kind nucla, not ntu: choose another --name"):
         create_or_open(folder, SPEC, info().model_copy(update={"kind": "ntu"}), SHARD_SIZE)
     for options, message in (
@@ -269,14 +263,11 @@ def test_create_or_open__refuses_other_settings_and_names_them(folder):
     # Classes and views are in the catalog, which may change.
     create_or_open(folder, SPEC, info().model_copy(update={"class_names": ("z",)}), SHARD_SIZE)
     assert create_or_open(folder, SPEC, info(), 99).shard_size == SHARD_SIZE
-
-
-def test_create_or_open__does_not_touch_a_foreign_folder(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/thesis.txt").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("mine")
     with pytest.raises(CacheError, match="not a dtsf cache"):
-        create_or_open(tmp_path / "a", SPEC, info(), SHARD_SIZE)
-    assert (tmp_path / "a/thesis.txt").read_text() == "mine"
+        create(tmp_path / "mine")
+    assert (tmp_path / "mine/thesis.txt").read_text() == "mine"
 
 
 def test_write_atomically__a_full_disk_keeps_the_old_file(tmp_path, monkeypatch):

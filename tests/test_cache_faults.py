@@ -10,43 +10,20 @@ import signal
 import tempfile
 from pathlib import Path
 
+import make_cache
 import pytest
 from helpers import MEMORY, exit_code, forked
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from make_cache import (
-    FORMS,
-    SHARD_SIZE,
-    SPEC,
-    add_shard,
-    clip,
-    info,
-    list_all,
-    list_clips,
-    make,
-    names,
-    race,
-    rows,
-    snapshot,
-    winners,
-    write_full,
-)
+from make_cache import FORMS, SHARD_SIZE, create, make, names, rows, snapshot, write_full
 
+from dtsf.cache import documents
 from dtsf.cache.check import repair, verify
-from dtsf.cache.documents import (
-    is_dataset,
-    open_handle,
-    read_damaged,
-    read_record,
-    read_records,
-    record_name,
-    shard_numbers,
-)
+from dtsf.cache.documents import open_handle, read_records, record_name, shard_numbers
 from dtsf.cache.reader import open_cached, open_dataset
-from dtsf.cache.status import Status
 from dtsf.cache.store import open_store
-from dtsf.cache.writer import create_or_open, extend, sweep
+from dtsf.cache.writer import extend, sweep
 from dtsf.errors import CacheError
 from dtsf.files import write as commit
 
@@ -56,9 +33,9 @@ STEPS = ("write_part", "fsync", "rename")
 
 def work(folder, form):
     """Do the cache steps of preprocess: make or open, sweep, extend, commit the missing shards."""
-    dataset = create_or_open(folder, SPEC, info(folder.name), SHARD_SIZE, format=form[0], compress=form[1])
+    dataset = create(folder, form)
     sweep(dataset)
-    list_clips(folder, [clip(name) for shard in range(SHARDS) for name in names(shard)], info(folder.name), Status.WAITING)
+    make_cache.list_waiting(folder, SHARDS)
     extend(dataset, SHARDS)
     for shard in range(SHARDS):
         if shard not in shard_numbers(dataset):
@@ -101,7 +78,7 @@ def trace(folder, form):
 
 def assert_goes_on(folder, form, undisturbed):
     """After a fault, committed shards are complete and others invisible. The repeated work leaves the undisturbed bytes."""
-    if is_dataset(open_store(folder)):
+    if documents.is_dataset(open_store(folder)):
         found = verify(folder, deep=True)
         assert found.ok, found.damaged
         data = open_cached(folder)
@@ -128,7 +105,6 @@ def killed(step, moment, action):
 
 @pytest.mark.parametrize("form", FORMS[:2])
 def test_write_shard__flushes_data_before_its_name_and_the_record_last(quick, form):
-    """Data is flushed before its rename, and the record follows all data of its shard."""
     steps, _ = trace(quick / "a", form)
     kinds = [step for step, _ in steps]
     # The dataset is made beside its path and renamed once.
@@ -210,28 +186,28 @@ def test_commit__short_writes(quick, form, full):
 @pytest.mark.parametrize("form", FORMS[:2])
 def test_write_shard__one_of_two_writers_wins_each_shard(quick, form):
     folder = quick / "a"
-    create_or_open(folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
+    create(folder, form)
     start, go = os.pipe()
 
     def write(writer):
         os.read(start, 1)
-        race(folder, writer, 12)
+        make_cache.race(folder, writer, 12)
 
     children = [forked(lambda writer=writer: write(writer)) for writer in (0, 1)]
     os.write(go, b"xx")
     assert [exit_code(child) for child in children] == [0, 0]
-    list_all(folder)
+    make_cache.list_all(folder)
     assert verify(folder, deep=True).ok
-    assert set(winners(open_cached(folder), 12)) == {0, 1}
+    assert set(make_cache.winners(open_cached(folder), 12)) == {0, 1}
     assert not list(folder.rglob(f"{commit.TEMPORARY}*"))
 
 
 def test_write_shard__returns_the_first_writers_record(quick):
     folder = quick / "a"
-    create_or_open(folder, SPEC, info(), SHARD_SIZE)
-    first, _ = add_shard(folder, 0, names(0), seed=1)
+    create(folder)
+    first, _ = make_cache.add_shard(folder, 0, names(0), seed=1)
     before = snapshot(folder)
-    second, _ = add_shard(folder, 0, names(0)[:1], seed=2)
+    second, _ = make_cache.add_shard(folder, 0, names(0)[:1], seed=2)
     assert second == first
     assert snapshot(folder) == before
 
@@ -249,8 +225,8 @@ class CacheMachine(RuleBasedStateMachine):
     @initialize(form=st.sampled_from(FORMS))
     def begin(self, form):
         self.form = form
-        create_or_open(self.folder, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
-        list_clips(self.folder, [clip(name) for shard in range(6) for name in names(shard)], info(), Status.WAITING)
+        create(self.folder, form)
+        make_cache.list_waiting(self.folder, 6)
 
     def teardown(self):
         self.temporary.cleanup()
@@ -283,7 +259,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def damage(self, data):
         shard = data.draw(st.sampled_from(sorted(set(self.committed) - self.damaged)))
-        record = read_record(open_handle(self.folder), shard)
+        record = documents.read_record(open_handle(self.folder), shard)
         name = data.draw(st.sampled_from([record_name(shard), *sorted(record.files)]))
         path = self.folder / name
         content = bytearray(path.read_bytes())
@@ -331,7 +307,7 @@ def test_repair__marks_only_damaged_shards_and_redoing_restores_every_byte(quick
     found, done = repair(folder)
     assert [(d.shard, d.file) for d in found.damaged] == [(1, sorted(record.files)[0])]
     assert len(done) == 1
-    assert [mark.shard for mark in read_damaged(open_handle(folder))] == [1]
+    assert [mark.shard for mark in documents.read_damaged(open_handle(folder))] == [1]
     changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
     # In the catalog, its clips are waiting.
     assert changed == {record_name(1), *record.files, "catalog.json"}
@@ -339,7 +315,7 @@ def test_repair__marks_only_damaged_shards_and_redoing_restores_every_byte(quick
     assert {one.clip.id: one.status for one in open_cached(folder).bad} == dict.fromkeys(names(1), "waiting")
     write_full(folder, 1)
     assert len(open_cached(folder).clips) == 3 * SHARD_SIZE
-    list_clips(folder, open_cached(folder).clips, info())
+    make_cache.list_clips(folder, open_cached(folder).clips, make_cache.info())
     assert snapshot(folder) == undisturbed
     assert repair(folder)[1] == []
 
@@ -347,7 +323,7 @@ def test_repair__marks_only_damaged_shards_and_redoing_restores_every_byte(quick
 def test_repair__an_older_row_does_not_replace_a_lost_newer_one(quick):
     folder = quick / "a"
     make(folder, shards=2)
-    add_shard(folder, 2, ["0-1"], seed=7)
+    make_cache.add_shard(folder, 2, ["0-1"], seed=7)
     (folder / "embeddings/c/2/0/0/0").write_bytes(b"")
     repair(folder)
     data = open_cached(folder)
@@ -378,7 +354,7 @@ def test_repair__restores_metadata_and_published_files(quick, form, name):
         if name == "dtsf.json" and changed:
             with pytest.raises(CacheError, match="dtsf.json is damaged"):
                 open_dataset(quick)
-            assert is_dataset(open_store(folder))
+            assert documents.is_dataset(open_store(folder))
         if name == "dtsf.json" and form[0] == "hdf5":
             with pytest.raises(CacheError, match="--overwrite"):
                 repair(folder)

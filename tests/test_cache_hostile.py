@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from make_cache import FORMS, SHARD_SIZE, SPEC, forge, info, make, snapshot
+from make_cache import FORMS, SPEC, create, forge, info, make, snapshot
 
 from dtsf.cache.check import repair, verify
 from dtsf.cache.documents import file_record, open_handle, read_records
@@ -33,8 +33,7 @@ def use(root):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["dtsf.json", "shards", "shards/00000.json", "embeddings", "embeddings/c/0", "embeddings/c/0/0/0/0", "published.json"],
+    "name", ["dtsf.json", "shards", "shards/00000.json", "embeddings", "embeddings/c/0", "embeddings/c/0/0/0/0", "published.json"]
 )
 def test_open_dataset__refuses_links(tmp_path, name):
     make(tmp_path / "cache/a")
@@ -55,7 +54,7 @@ def test_cache__lists_and_writes_through_no_link(tmp_path):
     assert list_datasets(tmp_path / "cache") == []
     with pytest.raises(CacheError, match="is a link"):
         open_cached(tmp_path / "cache/b")
-    create_or_open(tmp_path / "cache/a", SPEC, info(), SHARD_SIZE)
+    create(tmp_path / "cache/a")
     (tmp_path / "cache/a/embeddings/c").symlink_to(home)
     with pytest.raises(CacheError, match="link"):
         make(tmp_path / "cache/a")
@@ -169,9 +168,7 @@ def test_gather__does_not_unpack_a_bomb(tmp_path, form):
     def change(document):
         document["files"][part.file] = file_record(data).model_dump()
         document["arrays"] = {
-            name: {"file": p["file"], "offset": min(p["offset"], part.offset), "bytes": len(bomb)}
-            if p["file"] == part.file
-            else p
+            name: {"file": p["file"], "offset": min(p["offset"], part.offset), "bytes": len(bomb)} if p["file"] == part.file else p
             for name, p in document["arrays"].items()
         }
 

@@ -9,7 +9,20 @@ import time
 import numpy as np
 import pytest
 from helpers import exit_code, forked
-from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, info, list_all, make, names, race, rows, snapshot, winners
+from make_cache import (
+    FORMS,
+    SHARD_SIZE,
+    SPEC,
+    add_shard,
+    create,
+    list_all,
+    make,
+    names,
+    race,
+    rows,
+    snapshot,
+    winners,
+)
 from moto.server import ThreadedMotoServer
 
 from dtsf.cache import remote
@@ -17,7 +30,7 @@ from dtsf.cache.check import repair, verify
 from dtsf.cache.documents import open_handle, read_records
 from dtsf.cache.reader import list_datasets, open_dataset, summarise
 from dtsf.cache.store import open_store
-from dtsf.cache.writer import convert, create_or_open
+from dtsf.cache.writer import convert
 from dtsf.errors import CacheError, FingerprintError
 
 
@@ -53,7 +66,7 @@ def bucket(server, tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", [FORMS[0], pytest.param(FORMS[3], marks=pytest.mark.slow)])
 def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
     url = f"{bucket}/a"
-    create_or_open(url, SPEC, info(), SHARD_SIZE, format=form[0], compress=form[1])
+    create(url, form)
     assert list_datasets(bucket) == ["a"]
     add_shard(url, 0, names(0), seed=0)
     # A writer died before its record: the shard does not exist, and is written again.
@@ -61,8 +74,8 @@ def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
     open_store(url).write(min(record.files).replace("00000", "00001").replace("c/0", "c/1"), b"half")
     assert read_records(open_handle(url)) == [record]
     with pytest.raises(FingerprintError, match="size: 96 in the cache, 192 requested"):
-        create_or_open(url, SPEC.model_copy(update={"size": 192}), info(), SHARD_SIZE)
-    create_or_open(url, SPEC, info(), SHARD_SIZE)
+        create(url, spec=SPEC.model_copy(update={"size": 192}))
+    create(url)
     for shard in (1, 2):
         add_shard(url, shard, names(shard), seed=shard)
     make(tmp_path / "local/a", *form)
@@ -71,6 +84,12 @@ def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
         assert open_store(url).read(name) == data, name
     assert verify(url, deep=True).ok
     data = open_dataset(bucket)
+
+    def read():
+        # The parent's connection must not be used in a forked process.
+        assert (data.embeddings(names(0)) == rows(SHARD_SIZE, seed=0)["embeddings"]).all()
+
+    assert exit_code(forked(read)) == 0
     for shard in range(3):
         np.testing.assert_array_equal(data.embeddings(names(shard)), rows(SHARD_SIZE, seed=shard)["embeddings"])
     copies = snapshot(tmp_path / "copies")
@@ -93,7 +112,7 @@ def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
 
 def test_local_path__refuses_an_object_with_another_checksum(bucket):
     url = f"{bucket}/a"
-    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    create(url)
     add_shard(url, 0, names(0))
     name = "embeddings/c/0/0/0/0"
     whole = open_store(url).read(name)
@@ -116,7 +135,7 @@ def test_convert__to_s3_and_back(bucket, tmp_path):
 
 def test_s3__one_of_two_writers_wins_each_shard(bucket):
     url = f"{bucket}/a"
-    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    create(url)
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=race, args=(url, writer, 4)) for writer in (0, 1)]
     for writer in writers:
@@ -132,7 +151,7 @@ def test_s3__one_of_two_writers_wins_each_shard(bucket):
 
 def test_claim__is_taken_over_from_a_dead_writer(bucket, monkeypatch):
     url = f"{bucket}/a"
-    create_or_open(url, SPEC, info(), SHARD_SIZE)
+    create(url)
     claim = "shards/00000.json.claim"
     # A dead process of this machine is detected at once, also if its number is reused.
     for process in ("999999999:1", f"{os.getpid()}:1"):
@@ -150,24 +169,10 @@ def test_claim__is_taken_over_from_a_dead_writer(bucket, monkeypatch):
     assert open_store(url).size(claim) is None
 
 
-def test_s3__a_forked_process_reads(bucket):
-    url = f"{bucket}/a"
-    create_or_open(url, SPEC, info(), SHARD_SIZE)
-    add_shard(url, 0, names(0), seed=0)
-    data = open_dataset(bucket)
-
-    def read():
-        # The parent's connection must not be used here.
-        assert (data.embeddings(names(0)) == rows(SHARD_SIZE, seed=0)["embeddings"]).all()
-
-    assert exit_code(forked(read)) == 0
-
-
-def test_open_dataset__names_a_missing_store(bucket, monkeypatch):
-    with pytest.raises(CacheError, match=r"cannot|no dataset"):
-        open_dataset("s3://no-such-bucket-of-dtsf/cache")
-    with pytest.raises(CacheError, match="cannot"):
-        open_dataset("nonsense://x/y")
+def test_open_dataset__names_a_missing_store(bucket):
+    for url, message in (("s3://no-such-bucket-of-dtsf/cache", r"cannot|no dataset"), ("nonsense://x/y", "cannot")):
+        with pytest.raises(CacheError, match=message):
+            open_dataset(url)
 
 
 def test_cache_command__accepts_a_url(bucket, dtsf, tmp_path):

@@ -19,6 +19,7 @@ GENERATED = {"docs/cli.md"}
 """Pages that mkdocs makes from the code (docs/hooks.py)."""
 PROGRAMS = ("dtsf", "make", "python", "pytest", "dask", "git", "cd", "source", "mkdir", "cp", "for", "kill", "pip")
 
+FENCES = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN = {
     "make test": "runs this test",
     "make setup": "installs gigabytes; .ci/run runs it",
@@ -37,8 +38,7 @@ def fences(page, language):
 
 def indented(page):
     """Return the blocks indented by four or more, outside fences."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"(?:^(?: {4,}).*\n?)+", text, re.MULTILINE)
+    return re.findall(r"(?:^(?: {4,}).*\n?)+", FENCES.sub("", page.read_text()), re.MULTILINE)
 
 
 def commands(block):
@@ -99,8 +99,7 @@ def test_pages__contain_the_commands_that_no_test_runs():
 
 def anchors(page):
     """Yield the anchors of a page's headings, as GitHub and mkdocs spell them."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE):
+    for heading in re.findall(r"^#+ (.*)$", FENCES.sub("", page.read_text()), re.MULTILINE):
         plain = unicodedata.normalize("NFKD", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)).encode("ascii", "ignore").decode()
         yield re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
 

@@ -24,12 +24,11 @@ def frames():
 @pytest.fixture
 def fresh():
     """Empties the caches of loaded encoders, before and after."""
-    caches = (encoder_identity, load_encoder, timm_models.load_model, lite.file_hash)
-    for cached in caches:
-        cached.cache_clear()
-    yield
-    for cached in caches:
-        cached.cache_clear()
+    for done in (False, True):
+        for cached in (encoder_identity, load_encoder, timm_models.load_model, lite.file_hash):
+            cached.cache_clear()
+        if not done:
+            yield
 
 
 def assert_close(one, other, rtol=2e-3, atol=2e-3):
@@ -272,16 +271,6 @@ def test_encoder_identity__names_the_extra_to_install(monkeypatch, fresh, module
 # Untrusted names and weights.
 
 
-class Trap:
-    """A pickle that creates a file when it is loaded."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return (Path.touch, (self.file,))
-
-
 def spec_of(encoder, weights_hash):
     return CacheSpec(decoder="x", frames=4, size=96, grid=3, encoder=encoder, weights_hash=weights_hash, channels=5)
 
@@ -289,7 +278,12 @@ def spec_of(encoder, weights_hash):
 @pytest.fixture
 def trap(tmp_path):
     """A checkpoint that runs code if it is loaded without protection. The test fails if it did."""
-    torch.save({"state_dict": Trap(tmp_path / "sprung")}, tmp_path / "trap.pth")
+
+    class Trap:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"state_dict": Trap()}, tmp_path / "trap.pth")
     torch.load(tmp_path / "trap.pth", weights_only=False)
     (tmp_path / "sprung").unlink()
     yield tmp_path / "trap.pth"

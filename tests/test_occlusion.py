@@ -42,7 +42,7 @@ ALL = torch.ones(1, 3, dtype=torch.bool)
 WITHOUT_SECOND = torch.tensor([[True, False, True]])
 
 
-def test_motion_share__is_relative_to_the_most_moving_view():
+def test_motion_share__is_relative_to_the_most_moving_view_and_reads_no_absent_one():
     share_BV = motion_share(swinging([[2.0, 1.0, 0.5], [0.1, 0.4, 0.4]]), ALL.expand(2, 3), torch.ones(C))
     torch.testing.assert_close(share_BV, torch.tensor([[1.0, 0.5, 0.25], [0.25, 1.0, 1.0]]))
     # Channels are weighed: one that counts for nothing hides what moves there alone.
@@ -52,9 +52,7 @@ def test_motion_share__is_relative_to_the_most_moving_view():
     assert motion_share(x_BVTHWC, ALL, scale_C)[0, 0] == 1.0
     scale_C[0] = 0.0
     assert motion_share(x_BVTHWC, ALL, scale_C)[0, 0] < 1e-5
-
-
-def test_motion_share__absent_views_have_none_and_are_never_read():
+    # Absent views have none and are never read.
     x_BVTHWC = swinging([[1.0, 50.0, 0.5]])
     wanted = torch.tensor([[1.0, 0.0, 0.5]])
     torch.testing.assert_close(motion_share(x_BVTHWC, WITHOUT_SECOND, torch.ones(C)), wanted)

@@ -11,7 +11,6 @@ import pytest
 
 from dtsf.api import load
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.report import svg
 from dtsf.report.cache_page import report_cache
 from dtsf.report.compare_page import compare_runs
 from dtsf.report.gallery import VIEW_COLOURS, choose_frames, draw_thumbnails
@@ -80,9 +79,7 @@ def test_run_page__shows_the_numbers_of_metrics_json(visit, run_page, world):
     metrics = json.loads((world / "run/metrics.json").read_text())
     assert messages == []
     assert loaded == [run_page.as_uri()]
-    tiles = dict(
-        zip(page.locator(".tile span").all_inner_texts(), page.locator(".tile b").all_inner_texts(), strict=True)
-    )
+    tiles = dict(zip(page.locator(".tile span").all_inner_texts(), page.locator(".tile b").all_inner_texts(), strict=True))
     assert tiles["top-1"] == f"{metrics['top1']:.3f}"
     assert tiles["calibration error (ECE)"] == f"{metrics['ece']:.3f}"
     assert tiles["performances tested"] == str(metrics["n_groups"])
@@ -310,10 +307,3 @@ def test_run_page__marks_a_view_with_weight_zero_as_occluded(world, run_copy):
     assert {"view 2" in strip for strip in strips} == {True, False}
     assert all(("excluded as occluded" in strip) == ("view 2" in strip) for strip in strips)
     assert f"{metrics['n_groups']} views were excluded from the fusion as occluded" in text
-
-
-def test_axis__has_short_round_numbers():
-    for value, text in ((0.00025, "2.5e-4"), (0.0005, "0.0005"), (12.3, "12")):
-        assert svg.short_number(value) == text
-    for value, top in ((11.8, 12), (0.83, 1), (5.9, 6), (4.7e-4, 5e-4), (1.0, 1), (100, 100), (0.3, 0.3)):
-        assert svg.round_up(value) == pytest.approx(top)

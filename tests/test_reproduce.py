@@ -23,8 +23,6 @@ from dtsf.experiments.grid import locked
 from dtsf.experiments.nucla import choose_protocols, reproduce_nucla
 from dtsf.experiments.results import RunRecord, rows_of
 from dtsf.experiments.tables import duration
-from dtsf.model.config import ModelConfig
-from dtsf.model.videomamba import VideoMamba
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.datasets.nucla import CLASSES, nucla_clip
@@ -79,14 +77,6 @@ def reproduced(world, tmp_path_factory):
     return out, _reproduce(world / "data", out, cache=world / "cache")[0]
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    config = ModelConfig(patch=16, frames=2, width=16, depth=1, state=4, readout="cls")
-    encoder = VideoMamba(config, channels=3, side=224, n_classes=400)
-    torch.save({"model": encoder.state_dict()}, tmp_path / "videomamba.pth")
-    return tmp_path / "videomamba.pth"
-
-
 def test_make__shows_one_screen_without_data_and_passes_the_checkpoint(tmp_path):
     made = _make(tmp_path, "DATA=nowhere")
     said, _ = made.communicate(timeout=60)
@@ -114,7 +104,7 @@ def test_reproduce_command__shows_one_screen_for_a_folder_without_videos(dtsf, t
     assert not (tmp_path / "reproduce-nucla").exists()
 
 
-def test_check_nucla__counts_the_clips_of_all_lists():
+def test_check_nucla__counts_the_clips_of_all_lists(world):
     listed = listed_clips()
     assert len(listed) == 1492
     assert [sum(in_lists[k] for in_lists, _ in listed.values()) for k in range(3)] == [1484, 1483, 1475]
@@ -129,9 +119,7 @@ def test_check_nucla__counts_the_clips_of_all_lists():
     check = check_nucla(_catalog((agreed - {lost}) | {"a01_s11_e00_v01"}))
     assert (check.complete, check.missing, check.unlisted) == (False, (lost,), ("a01_s11_e00_v01",))
     assert "1 of the 1,466" in check.summary
-
-
-def test_check_nucla__detects_other_data_of_the_same_layout(world):
+    # Other data of the same layout.
     check = check_nucla(scan_source("nucla", world / "data"))
     assert (check.is_nucla, check.complete) == (False, False)
     assert check.summary.startswith("this is not N-UCLA: 60 videos")
@@ -157,13 +145,10 @@ def test_reproduce_command__reports_partial_data_and_strict_refuses_them(dtsf, t
         choose_protocols(catalog, ("cross-subject:10",))
 
 
-def test_reproduce_command__accepts_complete_data(dtsf, tmp_path):
+def test_reproduce_command__accepts_complete_data_and_refuses_data_of_one_view(dtsf, tmp_path):
     _touch(tmp_path, listed_clips())
     assert "N-UCLA is complete" in dtsf.said("reproduce", "nucla", "--root", ".", "--check", cwd=tmp_path)
     assert choose_protocols(scan_source("nucla", tmp_path), ())[0][-1] == "cross-subject:10"
-
-
-def test_choose_protocols__fails_without_a_possible_protocol():
     with pytest.raises(DataError, match="one view of one subject"):
         choose_protocols(_catalog(["a01_s01_e00_v01", "a02_s01_e00_v01"]), ())
 
@@ -351,12 +336,12 @@ def test_reproduce_command__counts_unusable_clips_and_exits_1(dtsf, world, cut_f
     assert "| 1 truncated |" in (tmp_path / "reproduce-nucla/results.md").read_text()
 
 
-def test_paper_run__is_skipped_without_a_gpu(world, checkpoint, tmp_path):
-    options = {"seeds": (0,), "overrides": ("model.width=16", "model.state=4", "train.epochs=1"), "init": checkpoint}
+def test_paper_run__is_skipped_without_a_gpu(world, videomamba, tmp_path):
+    options = {"seeds": (0,), "overrides": ("model.width=16", "model.state=4", "train.epochs=1"), "init": videomamba}
     result, lines = _reproduce(world / "data", tmp_path / "out", cache=world / "cache", **options)
     assert (result.planned, len(result.runs)) == (1, 1)
     assert result.runs[0].run == "runs/cross-subject-2-seed0"
-    assert f"--init {checkpoint}" in result.command
+    assert f"--init {videomamba}" in result.command
     assert any("no GPU" in line for line in lines)
     config = (tmp_path / "out/runs/cross-subject-2-seed0/config.toml").read_text()
     assert "init" not in config.split("[", 2)[1], "embeddings do not start from weights of pixels"
@@ -364,10 +349,10 @@ def test_paper_run__is_skipped_without_a_gpu(world, checkpoint, tmp_path):
 
 
 @pytest.mark.slow
-def test_paper_run__is_in_the_table_below_the_run_from_embeddings(monkeypatch, world, tmp_path, checkpoint):
+def test_paper_run__is_in_the_table_below_the_run_from_embeddings(monkeypatch, world, tmp_path, videomamba):
     monkeypatch.setattr(nucla, "has_gpu", lambda device: True)
     monkeypatch.setitem(nucla.PAPER, "overrides", TINY)
-    options = {"seeds": (0,), "overrides": ("model.width=16", "model.state=4", "train.epochs=1"), "init": checkpoint}
+    options = {"seeds": (0,), "overrides": ("model.width=16", "model.state=4", "train.epochs=1"), "init": videomamba}
     result, _ = _reproduce(world / "data", tmp_path / "out", **options)
     assert [row.recipe for row in result.rows][-1] == "nucla-paper"
     assert len(result.rows) == len(result.runs) == result.planned == 2

@@ -1,6 +1,6 @@
 """Backends of the selective scan and of its convolution on a CPU, against float64 written from the equations."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -221,15 +221,9 @@ def test_numba__results_do_not_depend_on_the_number_of_threads(function, argumen
 
 def test_numba__several_threads_may_scan_at_the_same_time():
     arguments = floats(scan_arguments(2, 40, 100, 8))
-    wanted = scan_on_cpu(*arguments)
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(scan_on_cpu(*arguments))) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 4
-    assert all(torch.equal(y, wanted) for y in found)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: scan_on_cpu(*arguments), range(4)))
+    assert all(torch.equal(y, scan_on_cpu(*arguments)) for y in found)
 
 
 @pytest.mark.parametrize("where", range(8))

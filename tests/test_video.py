@@ -41,9 +41,6 @@ def test_segment_centres__are_sorted_and_one_per_segment(n_frames, n_samples):
     for i, frame in enumerate(index.tolist()):
         assert i * n_frames // n_samples <= frame < -(-(i + 1) * n_frames // n_samples)
     assert len(set(index.tolist())) == n_samples
-
-
-def test_segment_centres__values():
     assert segment_centres(12, 4).tolist() == [1, 4, 7, 10]
     with pytest.raises(ValueError, match="n_frames"):
         segment_centres(0, 4)

@@ -69,43 +69,24 @@ def docstrings(tree):
             yield node.lineno, node.value.value
 
 
-def prose_of_code(path):
-    """Yield the line and text of every comment and string of a Python file."""
-    text = path.read_text("utf-8")
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            for offset, line in enumerate(node.value.splitlines()):
-                yield node.lineno + offset, line
-
-
-def prose_of_toml(path):
-    """Yield the line and text of every comment of a TOML file."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if "#" in line:
-            yield number, line.partition("#")[2]
-
-
-def prose_of_markup(path):
-    """Yield the line and visible text of a template or a picture."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        yield number, re.sub(r"<[^>]*>|\{[{%].*?[%}]\}", " ", line)
-
-
 def prose(path):
     """Yield the line and text of a file's prose."""
-    if path.suffix in (".html", ".svg"):
-        yield from prose_of_markup(path)
-    elif path.suffix == ".py":
-        yield from prose_of_code(path)
-    elif path.suffix == ".toml":
-        yield from prose_of_toml(path)
-    else:
-        lines = enumerate(path.read_text("utf-8").splitlines(), 1)
+    text = path.read_text("utf-8")
+    if path.suffix == ".py":
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.COMMENT:
+                yield token.start[0], token.string
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield from enumerate(node.value.splitlines(), node.lineno)
+    for number, line in enumerate(text.splitlines(), 1):
+        if path.suffix in (".html", ".svg"):
+            yield number, re.sub(r"<[^>]*>|\{[{%].*?[%}]\}", " ", line)
+        elif path.suffix == ".toml":
+            yield number, line.partition("#")[2]
         # Tables of CHANGELOG list old names.
-        yield from (item for item in lines if path.name != "CHANGELOG.md" or not item[1].startswith("|"))
+        elif path.suffix == ".md" and not (path.name == "CHANGELOG.md" and line.startswith("|")):
+            yield number, line
 
 
 def unwanted_words(lines, *, rooms=False):
@@ -135,12 +116,8 @@ def known_names():
     names = {part for path in CODE for part in path.relative_to(ROOT).with_suffix("").parts}
     for path in (ROOT / "dtsf").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-                names.add(node.name)
-            elif isinstance(node, ast.Name):
-                names.add(node.id)
-            elif isinstance(node, ast.Attribute):
-                names.add(node.attr)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Name | ast.Attribute):
+                names |= {getattr(node, field) for field in ("name", "id", "attr") if hasattr(node, field)}
     return names
 
 
