@@ -1,7 +1,9 @@
 """Helpers for tests of hostile input: a monitor of the file system, and functions that forge documents."""
 
 import contextlib
+import functools
 import json
+import operator
 import os
 import sys
 from pathlib import Path
@@ -83,18 +85,14 @@ def places(document, where=()):
 def put(document, way, value):
     """Replace one value of a document."""
     *outer, last = way
-    for key in outer:
-        document = document[key]
-    document[last] = value
+    functools.reduce(operator.getitem, outer, document)[last] = value
 
 
 def forged(text, data):
     """Change a value of a JSON document, remove a key or add one."""
     document = json.loads(text)
     *way, last = data.draw(st.sampled_from([place for place in places(document) if place]))
-    holder = document
-    for key in way:
-        holder = holder[key]
+    holder = functools.reduce(operator.getitem, way, document)
     how = data.draw(st.sampled_from(["value"] * 6 + ["missing", "more"]))
     if how == "missing":
         del holder[last]
@@ -122,11 +120,8 @@ def spoiled(content, data):
 
 def put_in_place(path, kind, victim):
     """Replace a file with a pipe, a folder, a link, or nothing."""
-    path.unlink()
-    {
-        "pipe": lambda: os.mkfifo(path),
-        "folder": path.mkdir,
-        "link": lambda: path.symlink_to(victim),
-        "loop": lambda: path.symlink_to(path),
-        "nothing": lambda: None,
-    }[kind]()
+    path.unlink(missing_ok=True)
+    if kind in ("link", "loop"):
+        path.symlink_to(victim if kind == "link" else path)
+    elif kind != "nothing":
+        os.mkfifo(path) if kind == "pipe" else path.mkdir()

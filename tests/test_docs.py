@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
@@ -142,16 +141,10 @@ def _run(script, cwd, checkout, *, short=False):
         if short:
             short_dtsf(Path(folder))
             environment["PATH"] = f"{folder}:{path}"
-        command = ["bash", "-euo", "pipefail", "-c", script]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        with subprocess.Popen(command, cwd=cwd, env=environment, **pipes) as process:
-            try:
-                stdout, stderr = process.communicate(timeout=1500)
-            except BaseException:
-                os.killpg(process.pid, signal.SIGKILL)
-                raise
-    assert process.returncode == 0, f"{script}\n{stdout[-2000:]}\n{stderr[-4000:]}"
-    return stdout
+        command = ["timeout", "-k", "9", "1500", "bash", "-euo", "pipefail", "-c", script]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
 
 
 @pytest.fixture

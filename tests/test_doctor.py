@@ -10,7 +10,7 @@ from dtsf import doctor
 from dtsf.model.scan import choose_backend
 
 
-def test_checks__name_the_scan_and_give_advice_for_each_missing_part():
+def test_checks__name_the_scan_and_give_advice_for_each_missing_part(tmp_path):
     (scan,) = doctor.check_scan()
     assert scan.value == choose_backend(torch.device("cuda" if torch.cuda.is_available() else "cpu")).name
     assert scan.ok
@@ -20,9 +20,7 @@ def test_checks__name_the_scan_and_give_advice_for_each_missing_part():
     for check in checks:
         assert check.ok or len(check.how) > 10, check.name
         assert check.ok == ("not available" not in check.found), check.name
-
-
-def test_check_disk__uses_the_nearest_folder_that_exists(tmp_path):
+    # The nearest folder that exists.
     (check,) = doctor.check_disk(tmp_path / "not" / "yet" / "cache")
     assert f"GB free at {tmp_path}," in check.found
     stat = os.statvfs(tmp_path)

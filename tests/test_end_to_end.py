@@ -86,7 +86,6 @@ def test_commands__refuse_an_empty_folder_and_leave_it_empty(dtsf, tmp_path, wor
         (("evaluate", "nothing"), "no run folder nothing"),
         (("predict", "gone.avi", "--run", "run"), "gone.avi does not exist"),
         (("cache", "verify", "cache", "--dataset", "x"), "no dataset 'x'"),
-        (("cache", "convert", "cache", "cache"), "onto itself"),
         (("preprocess", "nucla", "--root", "data", "--compress", "lzma"), "'lzma' is not one of"),
         (("preprocess", "nucla", "--root", "data", "--crop", "face"), "'face' is not one of 'motion', 'centre'"),
     ],

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hostile import put_in_place
 
 import dtsf
 from dtsf.errors import CacheError, CheckpointError, ConfigError, FilmError
@@ -43,7 +44,9 @@ def test_write__replaces_a_link_and_does_not_follow_it(tmp_path, victim, write):
     assert (tmp_path / "file").read_text() == "new"
 
 
-def test_write__keeps_the_other_name_of_a_hard_link(tmp_path, victim):
+def test_write__keeps_the_other_name_of_a_hard_link_and_a_lock_the_content(tmp_path, victim):
+    for use in (_lock, _lock_at_once):
+        use(victim)
     for name in ("file", "log"):
         os.link(victim, tmp_path / name)
     write_atomically(tmp_path / "file", b"new")
@@ -55,14 +58,9 @@ def test_write__keeps_the_other_name_of_a_hard_link(tmp_path, victim):
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
 def test_lock_and_log__refuse_special_files(tmp_path, victim, use, kind):
     path = tmp_path / "it"
-    {"link": lambda: path.symlink_to(victim), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    put_in_place(path, kind, victim)
     with pytest.raises((CacheError, OSError), match=r"is a link|not a regular file|directory|No such device"):
         use(path)
-
-
-@pytest.mark.parametrize("use", [_lock, _lock_at_once])
-def test_lock__keeps_the_content_of_the_file(tmp_path, victim, use):
-    use(victim)
 
 
 def test_write__temporary_names_are_unforeseeable(tmp_path):
@@ -74,9 +72,8 @@ def test_write__temporary_names_are_unforeseeable(tmp_path):
             names.append(name)
     assert len(set(names)) == 2
     assert all(str(os.getpid()) not in name or len(name) > 30 for name in names)
-
-
-def test_write__accepts_the_longest_name(tmp_path):
+    (tmp_path / "f").unlink()
+    # The longest name has a temporary one, too.
     write_atomically(tmp_path / ("n" * 255), b"x")
     assert [path.name for path in tmp_path.iterdir()] == ["n" * 255]
 
