@@ -256,7 +256,8 @@ def test_ablate__gives_rows_the_sizes_of_a_checkpoint_also_after_a_kill(cache, v
     with pytest.raises(CheckpointError, match="does not fit the recipe's width 8"):
         package.ablate(cache, **options | {"overrides": [*TINY, "model.width=8"]})
     assert not (tmp_path / "out").exists()
-    options["overrides"] = [word for word in TINY if not word.startswith(("model.width", "model.depth", "model.state"))]
+    sizes = ("model.width", "model.depth")
+    options["overrides"] = [*(word for word in TINY if not word.startswith(sizes)), "model.state=4"]
     killed_at(1, cache, **options)
     assert package.ablate(cache, **options).done == 1
     (last,) = (tmp_path / "out/trainings").glob("*/last")
