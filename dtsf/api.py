@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,6 @@ from dtsf.errors import CheckpointError
 from dtsf.predict.run import Prediction, Run, predict_onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dtsf.cache.reader import CachedDataset
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.preprocess import PreprocessResult, Progress

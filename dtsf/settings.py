@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dtsf.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
 
 MAX_SHOWN = 60  # characters of an invalid value that a message quotes from an external file
 

@@ -5,20 +5,14 @@ annotations may change without touching a row. A clip names its row by the key o
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from dtsf.cache.documents import CATALOG, dump_with_checksum, leaves_folder, read_with_checksum
-from dtsf.cache.schema import BadClip, CatalogDocument
+from dtsf.cache.documents import CATALOG, DatasetHandle, dump_with_checksum, leaves_folder, read_with_checksum
+from dtsf.cache.schema import BadClip, CatalogDocument, ClipRecord, FileVersion, ShardRecord
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, ConfigError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from dtsf.cache.documents import DatasetHandle
-    from dtsf.cache.schema import ClipRecord, FileVersion, ShardRecord
-
-    Records = dict[str, tuple[int, ClipRecord]]
+Records = dict[str, tuple[int, ClipRecord]]
 
 
 def read_catalog(dataset: DatasetHandle) -> CatalogDocument | None:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import xxhash
 
@@ -15,16 +16,11 @@ from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
 from dtsf.cache.documents import CATALOG, DAMAGED, METADATA, PUBLISHED, DatasetHandle, record_name, shard_numbers
 from dtsf.cache.schema import DatasetMetadata, FileRecord, ShardRecord
 from dtsf.cache.status import Status
-from dtsf.cache.store import open_store
+from dtsf.cache.store import Location, Progress, Store, open_store
 from dtsf.cache.writer import extend, sweep
 from dtsf.errors import CacheError
 from dtsf.files.read import refuse_unless_fits
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dtsf.cache.store import Location, Progress, Store
 
 T = TypeVar("T")
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import xxhash
 
 from dtsf.cache.formats import StorageFormat, array_bytes, array_shapes, storage_format
-from dtsf.cache.schema import LAYOUT, SCHEMA_VERSION, DatasetMetadata, FileRecord, PublishedFiles, ShardRecord
-from dtsf.cache.store import open_store
+from dtsf.cache.schema import (
+    LAYOUT,
+    SCHEMA_VERSION,
+    CacheSpec,
+    DatasetMetadata,
+    FileRecord,
+    PublishedFiles,
+    ShardRecord,
+)
+from dtsf.cache.store import Location, Store, open_store
 from dtsf.errors import CacheError
 from dtsf.files.read import parse_model
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dtsf.cache.schema import CacheSpec
-    from dtsf.cache.store import Location, Store
 
 METADATA = "dtsf.json"
 CATALOG = "catalog.json"

@@ -9,20 +9,16 @@ import json
 import math
 import re
 import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dtsf.cache.schema import StoredArray
+from dtsf.cache.schema import CacheSpec, DatasetMetadata, StoredArray
 from dtsf.errors import CacheError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from dtsf.cache.schema import CacheSpec, DatasetMetadata
-
-    Encoded = tuple[dict[str, bytes], dict[str, StoredArray]]
+Encoded = tuple[dict[str, bytes], dict[str, StoredArray]]
 
 ZSTD_LEVEL = 3
 GZIP_LEVEL = 4

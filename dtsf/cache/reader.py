@@ -5,25 +5,20 @@ from __future__ import annotations
 import datetime
 import mmap
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dtsf.cache.catalog import match_rows, newest_records, read_catalog
 from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_damaged, read_records, record_name
 from dtsf.cache.formats import array_bytes, array_shapes
-from dtsf.cache.schema import DatasetInfo
-from dtsf.cache.store import open_store
+from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, DatasetInfo, ShardRecord
+from dtsf.cache.store import Location, Store, open_store
 from dtsf.errors import CacheError
 from dtsf.files.read import available_memory, refuse_unless_fits
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, ShardRecord
-    from dtsf.cache.store import Location, Store
 
 
 @dataclass(frozen=True)

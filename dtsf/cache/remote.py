@@ -8,22 +8,19 @@ import os
 import socket
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import xxhash
 
+from dtsf.cache.schema import FileRecord
 from dtsf.cache.store import DOCUMENT_LIMIT
 from dtsf.errors import CacheError
 from dtsf.files.read import refuse_unless_fits
 from dtsf.files.write import write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dtsf.cache.schema import FileRecord
 
 T = TypeVar("T")
 

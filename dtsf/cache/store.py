@@ -8,25 +8,23 @@ import os
 import re
 import shutil
 import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from dtsf.cache.schema import FileRecord
 from dtsf.errors import CacheError
 from dtsf.files.read import read_file
 from dtsf.files.write import flush, lock, move, sweep_orphans, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeAlias
-
     from dtsf.cache.remote import RemoteStore
-    from dtsf.cache.schema import FileRecord
 
-    Store: TypeAlias = "LocalStore | RemoteStore"
-    Location: TypeAlias = "str | Path | Store"
-    Progress: TypeAlias = Callable[[int, int], None] | None
+Store: TypeAlias = "LocalStore | RemoteStore"
+Location: TypeAlias = "str | Path | Store"
+Progress: TypeAlias = Callable[[int, int], None] | None
 
 DOCUMENT_LIMIT = 1 << 28  # maximum bytes of a JSON document; a shard of a million clips is smaller
 URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)  # also after Path has made one slash of two

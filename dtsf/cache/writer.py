@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
 import numpy as np
 import xxhash
@@ -13,17 +13,19 @@ from dtsf.cache.catalog import match_rows, newest_records, read_catalog, write_c
 from dtsf.cache.documents import METADATA, PUBLISHED, DatasetHandle, dump_with_checksum, file_record
 from dtsf.cache.formats import FORMATS, array_shapes, shard_of_file, storage_format
 from dtsf.cache.reader import CachedDataset
-from dtsf.cache.schema import LAYOUT, DatasetMetadata, DatasetName, PublishedFiles, ShardRecord, describe_difference
-from dtsf.cache.store import open_store
+from dtsf.cache.schema import (
+    LAYOUT,
+    CacheSpec,
+    DatasetMetadata,
+    DatasetName,
+    PublishedFiles,
+    ShardRecord,
+    describe_difference,
+)
+from dtsf.cache.store import Location, Progress, open_store
 from dtsf.errors import CacheError, FingerprintError
 from dtsf.files.read import refuse_unless_fits
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from dtsf.cache.schema import CacheSpec
-    from dtsf.cache.store import Location, Progress
 
 
 def create_or_open(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Exit, Option, Typer
 
 from dtsf.cli.run import write_page
-from dtsf.cli.screen import CLASSES_SHOWN, emit, progress, styled, table
+from dtsf.cli.screen import CLASSES_SHOWN, Lines, emit, progress, styled, table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dtsf.cache.store import Store
-    from dtsf.cli.screen import Lines
 
 cache_app = Typer(help="Inspect, verify, repair, convert and compact a cache.", no_args_is_help=True)
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 from typer import Argument, Option, Typer
 
 from dtsf.cli.options import with_settings
-from dtsf.cli.screen import console, emit, progress, styled, table
+from dtsf.cli.screen import Lines, console, emit, progress, styled, table
 from dtsf.errors import BadClipsError
 from dtsf.pipeline.settings import PreprocessSettings
 
 if TYPE_CHECKING:
-    from dtsf.cli.screen import Lines
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.preprocess import PreprocessResult, Progress
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Exit, Option, Typer
 
 from dtsf.cli.options import CACHE, with_settings
-from dtsf.cli.screen import console, emit, progress, results, styled, table
+from dtsf.cli.screen import Lines, console, emit, progress, results, styled, table
 from dtsf.errors import BadClipsError, DataError
 from dtsf.experiments.settings import AblateSettings, ReproduceSettings
 
 if TYPE_CHECKING:
-    from dtsf.cli.screen import Lines
     from dtsf.experiments.results import Ablation, Reproduction
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,10 @@ import typer
 from dtsf.cli.screen import AS_JSON, set_verbosity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from dtsf.settings import Settings
 
-    Command = Callable[..., Any]
+
+Command = Callable[..., Any]
 
 CACHE = Annotated[Path, typer.Option(help="Folder of the cache.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]

@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option
 
 from dtsf.cli.options import CACHE, with_settings
-from dtsf.cli.screen import CLASSES_SHOWN, console, emit, progress, set_verbosity, styled, table
+from dtsf.cli.screen import CLASSES_SHOWN, Lines, console, emit, progress, set_verbosity, styled, table
 from dtsf.errors import ConfigError
 from dtsf.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cli.screen import Lines
     from dtsf.training.loop import EpochReport
     from dtsf.training.protocols import Split
     from dtsf.training.recipe import Recipe

@@ -15,9 +15,10 @@ import sys
 import threading
 import time
 import unicodedata
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, cast
 
 import typer
 
@@ -25,17 +26,13 @@ from dtsf.errors import DtsfError
 from dtsf.files.read import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from contextlib import AbstractContextManager
-    from typing import IO
-
     from pydantic import BaseModel
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    Lines = Iterable[str | Text | Table]
-    Update = Callable[..., None]
+Lines: TypeAlias = "Iterable[str | Text | Table]"
+Update = Callable[..., None]
 
 CLASSES_SHOWN = 15
 """Number of classes in a table on a terminal. ``metrics.json`` and the report have all."""

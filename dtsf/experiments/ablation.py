@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, ValidationError
 
@@ -21,13 +22,8 @@ from dtsf.model.config import BranchConfig
 from dtsf.settings import Frozen
 from dtsf.training.checkpoint import versions
 from dtsf.training.protocols import parse_protocol, split_clips
-from dtsf.training.recipe import default_recipe, load_recipe, read_toml
+from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
 from dtsf.training.train import check_device, check_recipe_fits
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from dtsf.training.recipe import Recipe
 
 
 class VariantRow(Frozen):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
@@ -19,20 +21,13 @@ from dtsf.experiments.results import RunRecord, Score, TestSummary
 from dtsf.files.read import json_text, parse_json, parse_model, read_file
 from dtsf.files.write import lock, write_atomically
 from dtsf.training.checkpoint import load_checkpoint, load_network, resume_or_clear
-from dtsf.training.evaluate import evaluate
+from dtsf.training.evaluate import Evaluation, evaluate
 from dtsf.training.init_weights import start_from
+from dtsf.training.loop import EpochReport
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.splits import exclude_classes
 from dtsf.training.train import train
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-    from contextlib import AbstractContextManager
-    from pathlib import Path
-
-    from dtsf.training.evaluate import Evaluation
-    from dtsf.training.loop import EpochReport
 
 logger = logging.getLogger(__name__)
 

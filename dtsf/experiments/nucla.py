@@ -9,10 +9,11 @@ import os
 import shutil
 import time
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 
@@ -20,25 +21,18 @@ from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
 from dtsf.experiments.grid import LIMIT, Job, locked, open_tests, resolve, timed, write_json
-from dtsf.experiments.results import Reproduction, Stage, rows_of
+from dtsf.experiments.results import ProtocolRow, Reproduction, Stage, rows_of
 from dtsf.experiments.settings import ReproduceSettings
 from dtsf.experiments.tables import differences, write_reproduction
 from dtsf.files.read import parse_json, read_file
-from dtsf.pipeline.datasets.nucla_check import examine_nucla
+from dtsf.pipeline.datasets.catalog import SourceCatalog
+from dtsf.pipeline.datasets.nucla_check import NuclaCheck, examine_nucla
+from dtsf.pipeline.preprocess import PreprocessResult, Progress
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import builtin_names, default_recipe, load_recipe
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
-
-    from dtsf.experiments.results import ProtocolRow
-    from dtsf.pipeline.datasets.catalog import SourceCatalog
-    from dtsf.pipeline.datasets.nucla_check import NuclaCheck
-    from dtsf.pipeline.preprocess import PreprocessResult, Progress
-
-    Plan = tuple[str, ReproduceSettings, Path]
-    Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
+Plan = tuple[str, ReproduceSettings, Path]
+Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
 
 NAME = "nucla"  # kind of the dataset, and its name in the cache
 SETTINGS, STAGE1 = "reproduce.json", "stage1.json"

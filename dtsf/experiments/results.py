@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from dtsf.pipeline.datasets.nucla_check import NuclaCheck  # noqa: TC001  pydantic reads it
+from dtsf.pipeline.datasets.nucla_check import NuclaCheck
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
 
 
 class TestSummary(Frozen):

@@ -6,21 +6,17 @@ import csv
 import io
 import shlex
 import statistics
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
+from dtsf.experiments.results import Ablation, ProtocolRow, Reproduction
 from dtsf.files.read import json_text
-from dtsf.pipeline.datasets.nucla_check import SHORT, SOURCE
+from dtsf.pipeline.datasets.nucla_check import SHORT, SOURCE, Count, NuclaCheck
 from dtsf.report import svg
 from dtsf.report.page import write_page
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-    from pathlib import Path
-
-    from dtsf.experiments.results import Ablation, ProtocolRow, Reproduction
-    from dtsf.pipeline.datasets.nucla_check import Count, NuclaCheck
 
 FIELDS = ("protocol", "seed", "top1", "top5", "ece", "test_groups", "train_groups", "recipe", "epochs", "seconds")
 CONTINUE = "Run the same command again to continue."

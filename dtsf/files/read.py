@@ -10,18 +10,14 @@ import math
 import os
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dtsf.errors import CacheError, DataError
+from dtsf.errors import CacheError, DataError, DtsfError
 from dtsf.settings import MAX_SHOWN, explain
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dtsf.errors import DtsfError
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -10,13 +10,11 @@ import os
 import shutil
 import stat
 import uuid
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
 
 from dtsf.errors import CacheError, DtsfError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 TEMPORARY = ".dtsf-tmp-"
 

@@ -5,14 +5,11 @@ Letters: B groups, V views, T frames, H W grid, C channels, D features, K classe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor, nn
 
 FEATURES = ("evidence", "agreement", "closeness")  # in the order of the weights w of EvidenceCalibrator.observe
 NEUTRAL_WEIGHTS = (1.0, 0.0, 0.0)  # for w: with b = -log K and t = 1 they leave the evidence unchanged

@@ -5,18 +5,14 @@ Letters: B groups, V views, P present views of all groups, T frames, H W grid, C
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.motion import flow, motion_magnitude, sense_motion, split_static_dynamic
 from dtsf.model.tsm import paste_thumbnails
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dtsf.model.config import BranchConfig, ModelConfig
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # red, green, blue, from 0 to 1
 LEAST_DEVIATION = 0.05  # of the training clips' deviation, added to a clip's; it keeps constant channels small

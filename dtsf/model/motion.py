@@ -4,15 +4,11 @@ Letters: B groups, V views, P clips, T frames, H W grid, C channels, E channels 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from torch import Tensor
+from torch import Tensor
 
 CHUNK = 250_000  # numbers processed at a time on a CPU: 1 MB in float32, which stays in its cache
 ROUNDING = 1e-5  # smaller shares of a clip's length are no motion: float32 rounds at 6e-8, float16 embeddings at 5e-4

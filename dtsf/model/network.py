@@ -5,24 +5,19 @@ Letters: B groups, V views, P present views, T frames, H W grid, C channels, R o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from dtsf.model import evidence
-from dtsf.model.fusion import make_fusion
+from dtsf.model.config import BranchConfig, ModelConfig
+from dtsf.model.fusion import Fusion, make_fusion
 from dtsf.model.inputs import Inputs, scatter_views
 from dtsf.model.motion import motion_share
 from dtsf.model.tsm import choose_partners, thumbnails
 from dtsf.model.videomamba import FeatureStatistics, VideoMamba
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dtsf.model.config import BranchConfig, ModelConfig
-    from dtsf.model.fusion import Fusion
 
 
 class ViewMask(NamedTuple):

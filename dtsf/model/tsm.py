@@ -5,13 +5,9 @@ Letters: B groups, V views, T frames, H W grid, C channels, h w thumbnail, S the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from torch import Tensor
 
 CELLS = 9  # of a frame: 3 x 3
 FIXED_CELLS = (0, 2, 6)  # cells in evaluation: corners hide the least of a person in the middle

@@ -7,22 +7,17 @@ or number of norms, K classes, X all tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dtsf.model.config import ModelConfig
 from dtsf.model.scan import ScanInputs, causal_conv, choose_backend, selective_scan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
-
-    from dtsf.model.config import ModelConfig
 
 
 class RMSNorm(nn.Module):

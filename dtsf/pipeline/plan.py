@@ -8,24 +8,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dtsf.cache.catalog import newest_records, read_catalog
-from dtsf.cache.documents import read_damaged, read_records
-from dtsf.cache.schema import CatalogDocument, CatalogEntry
+from dtsf.cache.documents import DatasetHandle, read_damaged, read_records
+from dtsf.cache.schema import CatalogDocument, CatalogEntry, Clip, ClipRecord, DatasetInfo, ShardRecord
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, SourceError
+from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.source import FileStat, classify_error, content_hash, file_stat
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from dtsf.cache.documents import DatasetHandle
-    from dtsf.cache.schema import Clip, ClipRecord, DatasetInfo, ShardRecord
-    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 
 class Changes(Frozen):

@@ -6,34 +6,28 @@ import contextlib
 import os
 import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dtsf.cache.catalog import match_rows, newest_records, write_catalog
-from dtsf.cache.documents import is_dataset, open_handle, read_records
-from dtsf.cache.schema import BadClip, CacheSpec, DatasetInfo
+from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_records
+from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
 from dtsf.cache.store import open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, VideoError
+from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.scheduler import run_tasks
+from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.source import FileStat, file_stat
 from dtsf.pipeline.video.clip import Span
+from dtsf.pipeline.video.crop import Crop
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
 from dtsf.pipeline.worker import ShardTask, visible_gpus
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from pathlib import Path
-
-    from dtsf.cache.documents import DatasetHandle
-    from dtsf.cache.schema import ClipRecord
-    from dtsf.pipeline.datasets.catalog import SourceCatalog
-    from dtsf.pipeline.settings import PreprocessSettings
-    from dtsf.pipeline.video.crop import Crop
 
 # Shortest time in seconds that views of a group must have in common.
 MIN_SECONDS = 1e-3

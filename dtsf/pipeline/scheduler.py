@@ -8,18 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dtsf.cache.schema import ClipRecord
 from dtsf.errors import ConfigError, DataError
 from dtsf.pipeline.worker import ShardTask, run_shard, select_gpu
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dtsf.cache.schema import ClipRecord
 
 TOPIC = "dtsf-clips"
 # Name of a GPU among dask's resources: ``dask worker ... --resources GPU=1``, one worker per GPU.

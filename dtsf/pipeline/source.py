@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import xxhash
 
 from dtsf.cache.status import Status
 from dtsf.errors import SourceError
-
-if TYPE_CHECKING:
-    import re
-    from collections.abc import Iterator
-    from pathlib import Path
 
 VIDEO_ENDINGS = (
     *(".avi", ".mp4", ".mkv", ".mov", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv"),

@@ -11,18 +11,16 @@ from __future__ import annotations
 import os
 import stat
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from dtsf.errors import DataError, DtsfError
 from dtsf.files.read import json_text, parse_json, read_file
 from dtsf.files.write import write_atomically
 from dtsf.pipeline.datasets.catalog import natural_key
 from dtsf.pipeline.source import is_video
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 PREDICTION = "prediction.json"
 MAX_PREDICTION_BYTES = 1 << 20

@@ -9,30 +9,27 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import xxhash
 
+from dtsf.cache.documents import DatasetHandle
 from dtsf.cache.formats import array_shapes
+from dtsf.cache.reader import CachedDataset
 from dtsf.cache.schema import CacheSpec, Clip, ClipRecord, FilePart, ShardRecord, Source
 from dtsf.cache.writer import write_shard
 from dtsf.errors import ConfigError, SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.source import classify_error, content_hash, file_stat
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decoder_name
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all, shared_decoders
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from dtsf.cache.documents import DatasetHandle
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.pipeline.settings import PreprocessSettings
 
 T = TypeVar("T")
 

@@ -5,11 +5,12 @@ Letters: B groups, V views, T frames, H W grid, C channels, K classes.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
@@ -19,10 +20,7 @@ from dtsf.pipeline.encoders.efficientnet_lite import quiet_export
 from dtsf.settings import Frozen
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import onnx
-    from torch import Tensor
 
     from dtsf.model.network import DTSFNet
     from dtsf.training.checkpoint import RunState

@@ -6,6 +6,7 @@ Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,6 @@ from pydantic import BaseModel, ConfigDict
 from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, DtsfError, FilmError, VideoError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     from torch import Tensor
 

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from dtsf.cache.reader import list_datasets, open_dataset
+from dtsf.cache.reader import CachedDataset, list_datasets, open_dataset
+from dtsf.cache.schema import Clip
 from dtsf.report.gallery import plain_strips
 from dtsf.report.page import render, write_page
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import Clip
 
 
 def report_cache(

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dtsf.errors import ConfigError
 from dtsf.report import svg
 from dtsf.report.page import render, write_page
-from dtsf.report.run_data import read_run, recipe_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from dtsf.report.run_data import RunData
+from dtsf.report.run_data import RunData, read_run, recipe_text
 
 MAX_LISTED = 200  # most performances in the table of disagreements
 SHARED = {"task": "{}", "number of performances": "{} performances", "dataset": "dataset {}", "protocol": "protocol {}"}

@@ -4,7 +4,9 @@ Letters: V views, T frames, H W pixels, C colours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,9 +16,6 @@ from dtsf.files.write import fresh_file
 from dtsf.report.gallery import VIEW_COLOURS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
 FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # ending of the file -> format

@@ -6,17 +6,15 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import Clip
-    from dtsf.model.config import ModelConfig
-    from dtsf.training.metrics import GroupPrediction
+from dtsf.cache.reader import CachedDataset
+from dtsf.cache.schema import Clip
+from dtsf.model.config import ModelConfig
+from dtsf.training.metrics import GroupPrediction
 
 VIEW_COLOURS = ((255, 196, 0), (0, 200, 255), (255, 90, 200), (120, 230, 80), (255, 130, 60), (170, 150, 255))
 """Colour of each view, also for the border of its thumbnails."""

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from functools import lru_cache
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -14,8 +15,6 @@ from dtsf.errors import ConfigError
 from dtsf.files.write import write_atomically
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from jinja2 import Environment
 
 

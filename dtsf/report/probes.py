@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
-from dtsf.cache.reader import list_datasets, open_dataset
+from dtsf.cache.reader import CachedDataset, list_datasets, open_dataset
+from dtsf.cache.schema import Clip
 from dtsf.errors import CacheError
+from dtsf.model.network import DTSFNet
+from dtsf.report.run_data import RunData
 from dtsf.training.data import Groups, load_groups
 from dtsf.training.evaluate import evaluate_groups
+from dtsf.training.metrics import GroupPrediction, Metrics
 from dtsf.training.protocols import parse_protocol, split_clips
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import Clip
-    from dtsf.model.network import DTSFNet
-    from dtsf.report.run_data import RunData
-    from dtsf.training.metrics import GroupPrediction, Metrics
 
 
 class ViewProbe(NamedTuple):

@@ -5,24 +5,20 @@ from __future__ import annotations
 import json
 import tomllib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from dtsf.cache.reader import open_dataset
+from dtsf.cache.reader import CachedDataset, open_dataset
 from dtsf.cache.schema import describe_difference
 from dtsf.errors import CacheError, CheckpointError
 from dtsf.files.read import parse_json, read_file
 from dtsf.settings import explain
 from dtsf.training.checkpoint import Checkpoint, load_checkpoint
 from dtsf.training.evaluate import Evaluation
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.training.metrics import Metrics
-    from dtsf.training.recipe import Recipe
+from dtsf.training.metrics import Metrics
+from dtsf.training.recipe import Recipe
 
 MAX_BYTES = 1 << 28  # largest file of a run
 

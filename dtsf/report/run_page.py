@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from dtsf.cache.schema import Clip
 from dtsf.report import svg
 from dtsf.report.gallery import choose_samples, network_strips
 from dtsf.report.page import render, write_page
 from dtsf.report.probes import probe
-from dtsf.report.run_data import open_run_cache, read_run, recipe_text
+from dtsf.report.run_data import RunData, open_run_cache, read_run, recipe_text
 from dtsf.training.checkpoint import load_network
 from dtsf.training.protocols import parse_protocol, split_clips
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dtsf.cache.schema import Clip
-    from dtsf.report.run_data import RunData
 
 PANELS = (  # title of each panel of curves -> its values in log.jsonl
     ("Loss", ("loss", "held_out_loss")),

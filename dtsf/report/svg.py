@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from dtsf.training.metrics import ReliabilityBin
+from dtsf.training.metrics import ReliabilityBin
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 30

@@ -10,31 +10,28 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dtsf.cache.schema import Clip
 from dtsf.model.evidence import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount, probabilities
+from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import record_norms
 from dtsf.training.checkpoint import Calibration, load_checkpoint, resume_or_clear, save_checkpoint
+from dtsf.training.data import Groups
 from dtsf.training.distributed import current_world
 from dtsf.training.evaluate import batches
+from dtsf.training.loop import EpochReport, FitResult
 from dtsf.training.metrics import calibration_error
+from dtsf.training.protocols import Split
+from dtsf.training.recipe import Recipe
 from dtsf.training.splits import Fold, drop_unknown_classes, make_folds
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from dtsf.cache.schema import Clip
-    from dtsf.model.network import DTSFNet
-    from dtsf.training.data import Groups
-    from dtsf.training.loop import EpochReport, FitResult
-    from dtsf.training.protocols import Split
-    from dtsf.training.recipe import Recipe
 
 LEAST_MOTION_3 = (0.2, 0.1, 0.05)
 """Lower bounds of the deviations of the motion statistics (logarithms), for training clips that are very similar."""

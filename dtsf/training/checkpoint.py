@@ -11,8 +11,10 @@ import io
 import os
 import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, Field
@@ -24,15 +26,10 @@ from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import fresh_file, fresh_folder, move, refusal
+from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.settings import Frozen
 from dtsf.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from dtsf.model.config import ModelConfig
 
 LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
 """Maximum size of each file in bytes."""

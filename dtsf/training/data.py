@@ -8,23 +8,26 @@ Letters: N clips, G groups, B groups of a batch, V views, F cached frames, T fra
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
-from dtsf.training.augment import drop_views, move_frames, move_grid, occlude_views, sample_times, swap_backgrounds
+from dtsf.cache.reader import CachedDataset
+from dtsf.cache.schema import Clip
+from dtsf.training.augment import (
+    AugmentConfig,
+    drop_views,
+    move_frames,
+    move_grid,
+    occlude_views,
+    sample_times,
+    swap_backgrounds,
+)
 from dtsf.training.frame_sampling import motion_steps, read_frames, uniform_times
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from torch import Tensor
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import Clip
-    from dtsf.training.augment import AugmentConfig
 
 logger = logging.getLogger(__name__)
 

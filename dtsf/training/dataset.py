@@ -5,20 +5,17 @@ Letters: B groups of a batch, G groups, V views, F frames, P cells, H W grid, C 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dtsf.cache.reader import CachedDataset
+from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
 from dtsf.training.data import fits_on_gpu, group_clips
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import Clip
 
 
 class GroupSample(NamedTuple):

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dtsf.cache.catalog import view_numbers
+from dtsf.cache.reader import CachedDataset
+from dtsf.cache.schema import CacheSpec
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.model.config import ModelConfig
+from dtsf.model.network import DTSFNet, Output
 from dtsf.model.videomamba import record_norms
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.metrics import Metrics, Record, UnknownActions, compute_metrics, open_set_metrics
 from dtsf.training.protocols import Protocol, split_clips
 from dtsf.training.splits import EXCLUDED, split_by_known_classes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import CacheSpec
-    from dtsf.model.config import ModelConfig
-    from dtsf.model.network import DTSFNet, Output
 
 MOMENTUM, CONSISTENCY = 0.1, 0.1
 RATE = 1e-3

@@ -11,7 +11,8 @@ import io
 import math
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,15 +22,11 @@ from torch import Tensor
 
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, read_file
+from dtsf.model.config import ModelConfig
+from dtsf.model.videomamba import VideoMamba
 from dtsf.settings import explain
 from dtsf.training.checkpoint import first_not_finite
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dtsf.model.config import ModelConfig
-    from dtsf.model.videomamba import VideoMamba
-    from dtsf.training.recipe import Recipe
+from dtsf.training.recipe import Recipe
 
 PREFIX = re.compile(r"(?:module\.|backbone\.|branches\.0\.|encoder\.)*")
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from dtsf.errors import CheckpointError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import open_log, refusal, write_atomically
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 def summary_writer(folder: Path, step: int) -> Any:

@@ -8,16 +8,20 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import DivergedError
 from dtsf.files.read import json_text
 from dtsf.files.write import write_atomically
+from dtsf.model.network import DTSFNet
 from dtsf.model.scan.parity import check_parity
 from dtsf.training.checkpoint import RunState, TrainState, build_network, first_not_finite, restore, save, versions
 from dtsf.training.data import Batch, Groups, Prefetcher, to_device_if_fits, training_batches
@@ -29,13 +33,6 @@ from dtsf.training.log import TrainingLog
 from dtsf.training.losses import LossConfig, dtsf_loss
 from dtsf.training.prepare import adamw, prepare_network, schedule, update_average
 from dtsf.training.recipe import Recipe, resolve_auto
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from dtsf.cache.schema import CacheSpec, DatasetInfo
-    from dtsf.model.network import DTSFNet
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,14 @@ Letters: N samples (groups, or present views), K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from dtsf.model.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
+from dtsf.model.network import Output
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from dtsf.model.network import Output
 
 
 class LossConfig(Frozen):

@@ -5,14 +5,11 @@ Letters: G groups, U unknown groups, V views, K classes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from dtsf.training.data import Groups
+from dtsf.training.data import Groups
 
 BINS = 15
 """Bins of the calibration error and of the reliability table."""

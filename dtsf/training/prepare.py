@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dtsf.model.motion import motion_share
+from dtsf.model.network import DTSFNet
+from dtsf.training.augment import AugmentConfig
 from dtsf.training.data import Groups, evaluation_batches
 from dtsf.training.frame_sampling import read_frames, uniform_times
-
-if TYPE_CHECKING:
-    from dtsf.model.network import DTSFNet
-    from dtsf.training.augment import AugmentConfig
-    from dtsf.training.recipe import Recipe, TrainConfig
+from dtsf.training.recipe import Recipe, TrainConfig
 
 
 def prepare_network(net: DTSFNet, groups: Groups, recipe: Recipe) -> tuple[Groups, float, Tensor]:

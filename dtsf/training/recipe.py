@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import os
 import tomllib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.files.read import read_file
 from dtsf.model.config import Auto, BranchConfig, ModelConfig
@@ -18,11 +20,6 @@ from dtsf.settings import Frozen, explain
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.debias import DebiasConfig
 from dtsf.training.losses import LossConfig
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dtsf.cache.schema import CacheSpec, DatasetInfo
 
 LIMIT = 1 << 20  # maximum size of a TOML file in bytes
 PACKAGES = {"recipe": "dtsf.training", "table": "dtsf.experiments"}  # with the built-in TOML files of each kind

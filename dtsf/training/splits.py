@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import torch
 
 from dtsf.cache.schema import Clip, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dtsf.training.protocols import Split
-    from dtsf.training.recipe import TrainConfig
+from dtsf.training.protocols import Split
+from dtsf.training.recipe import TrainConfig
 
 EXCLUDED = "excluded"  # value of --unknown for the classes that the run excludes from training
 

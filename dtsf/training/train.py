@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tomli_w
 import torch
@@ -28,9 +29,6 @@ from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
 from dtsf.training.splits import exclude_classes, hold_out
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 

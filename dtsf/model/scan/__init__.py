@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from dtsf.errors import ConfigError
 from dtsf.model.scan.plain import ScanInputs
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch import Tensor
 
 __all__ = ["ScanInputs", "causal_conv", "choose_backend", "selective_scan", "use_backend"]
 

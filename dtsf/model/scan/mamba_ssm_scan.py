@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from dtsf.model.scan.plain import ScanInputs
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dtsf.model.scan.plain import ScanInputs
 
 _interface = importlib.import_module("mamba_ssm.ops.selective_scan_interface")
 _conv = importlib.import_module("causal_conv1d").causal_conv1d_fn

@@ -11,18 +11,14 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dtsf.model.scan.numba_kernels import CHUNK, LANES, ONE, ZERO, backward, compiled, forward, sigmoid
-from dtsf.model.scan.plain import refuse_graph
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dtsf.model.scan.plain import ScanInputs
+from dtsf.model.scan.plain import ScanInputs, refuse_graph
 
 WORTH_A_THREAD = 200_000  # state updates, below which another thread costs more than it saves
 TAPS = 4  # of Mamba's and VideoMamba's convolution

@@ -4,17 +4,13 @@ Letters: B batch, D channels, L tokens, N state, K taps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from dtsf.errors import ConfigError
 from dtsf.model.scan import ScanInputs, backend_for, choose_backend, plain
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
 
 SHAPE = (2, 40, 131, 16)  # B, D, L, N: odd numbers, over several chunks
 TOLERANCE = 1e-4  # largest relative error of the outputs and of any gradient, float32 against float64

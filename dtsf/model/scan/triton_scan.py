@@ -7,18 +7,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 
-from dtsf.model.scan.plain import conv, refuse_graph
+from dtsf.model.scan.plain import ScanInputs, conv, refuse_graph
 from dtsf.model.scan.triton_kernels import scan_backward, scan_forward, segment_ends, segment_heads
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from dtsf.model.scan.plain import ScanInputs
 
 __all__ = ["conv", "scan"]
 

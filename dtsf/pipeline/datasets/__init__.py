@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets.casia import catalog_casia
-from dtsf.pipeline.datasets.catalog import select
+from dtsf.pipeline.datasets.catalog import SourceCatalog, select
 from dtsf.pipeline.datasets.manifest import catalog_manifest
 from dtsf.pipeline.datasets.ntu import catalog_ntu
 from dtsf.pipeline.datasets.nucla import catalog_nucla
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 KINDS: dict[str, Callable[[Path], SourceCatalog]] = {
     "nucla": catalog_nucla,

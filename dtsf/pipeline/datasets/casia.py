@@ -7,14 +7,11 @@ Missing views are normal. The files spell wander as ``wonder``; both spellings a
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dtsf.cache.schema import Clip
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
 from dtsf.pipeline.source import SkippedFiles, find_videos
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLASSES = {
     **{name: name for name in ("walk", "run", "bend", "jump", "crouch", "faint")},

@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from dtsf.cache.catalog import view_numbers
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
 from dtsf.pipeline.source import walk_files
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
 
 
 class SourceCatalog(Frozen):

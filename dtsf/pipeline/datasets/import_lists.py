@@ -12,8 +12,9 @@ import io
 import pickle
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
@@ -21,9 +22,6 @@ from dtsf.files.write import write_atomically
 from dtsf.pipeline.datasets.manifest import decode_text
 from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 NTU = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})", re.IGNORECASE)
 NUCLA = re.compile(r"v(\d{2})_s(\d{2})_e(\d{2})", re.IGNORECASE)

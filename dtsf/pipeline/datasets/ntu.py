@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import re
 from importlib import resources
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dtsf.cache.schema import Clip
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
 from dtsf.pipeline.source import SkippedFiles, find_videos
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAME = re.compile(r"(S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3}))(?:_rgb)?\.[^.]+$", re.IGNORECASE)
 VIEWS = ("1", "2", "3")

@@ -9,15 +9,12 @@ from __future__ import annotations
 
 import csv
 import re
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
 from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CLASSES = {
     1: "pick up with one hand",

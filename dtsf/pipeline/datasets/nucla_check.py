@@ -8,18 +8,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Callable
 from importlib import resources
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dtsf.pipeline.datasets import scan_source
+from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.datasets.nucla import CLASSES
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from dtsf.pipeline.datasets.catalog import SourceCatalog
 
 # Page of the authors. The videos are in its multiview_action_videos.tgz.
 SOURCE = "https://wangjiangb.github.io/my_data.html"

@@ -7,18 +7,16 @@ import itertools
 import shutil
 import time
 import uuid
+from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dtsf.errors import ConfigError, DataError
 from dtsf.pipeline.datasets.synthetic_scene import ACTIONS, CAMERA_DEGREES, N_ROOMS, draw_clip
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 MAIN = "multiview_action_videos"
 

@@ -6,21 +6,20 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtsf.cache.schema import CacheSpec
 from dtsf.errors import ConfigError
 from dtsf.pipeline.encoders import efficientnet_lite as lite
 from dtsf.pipeline.encoders import timm_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
 
-    from dtsf.cache.schema import CacheSpec
 
 LITE = re.compile(rf"({'|'.join(lite.STAGES)})(?::(8|16|32))?")  # with the stride of the feature map
 KNOWN_BY_NAME = re.compile(r"timm:[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")  # in an untrusted file: no path and no hub

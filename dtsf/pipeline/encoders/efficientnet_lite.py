@@ -12,18 +12,16 @@ import os
 import stat
 import tempfile
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from dtsf.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 STAGES = {  # network -> stride of the feature map -> number of blocks up to it, and its channels
     "efficientnet-lite0": {8: (5, 40), 16: (11, 112), 32: (16, 320)},

@@ -5,9 +5,10 @@ tokens, are pooled to the grid. Weights are safetensors, or ``torch.load(weights
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -15,9 +16,6 @@ import xxhash
 from dtsf.errors import ConfigError
 from dtsf.files.read import first_line
 from dtsf.pipeline.encoders.efficientnet_lite import CPU_BATCH, GPU_BATCH, file_hash, in_batches
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SAFE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # makes torch.load safe also for timm, which passes weights_only=False
 

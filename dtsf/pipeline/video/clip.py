@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from dtsf.cache.status import Status
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dtsf.pipeline.video.index import VideoIndex
+from dtsf.pipeline.video.index import VideoIndex
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 import os
 import struct
 from fractions import Fraction
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
@@ -15,9 +16,6 @@ from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import reencode_hint, short_message
 from dtsf.pipeline.video.index import NO_TIME, PACKET, VideoIndex
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MAX_PIXELS = 1 << 26  # largest frame that is decoded, 8192 x 8192 pixels: a decoder buffers about twenty frames
 KEPT_BYTES = 64 << 20  # packets of a file up to this size stay in memory for the decoder; others are read again

@@ -7,16 +7,14 @@ Letters in shapes: F frames, H W picture, h w reduced picture, S square, C chann
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from dtsf.errors import VideoError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from fractions import Fraction
-    from pathlib import Path
 
 Crop = Literal["motion", "centre"]
 CROPS: tuple[Crop, ...] = ("motion", "centre")

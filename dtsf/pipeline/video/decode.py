@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,13 +22,10 @@ from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_message
 from dtsf.pipeline.video.container import open_video, read_index
-from dtsf.pipeline.video.crop import cut_square, frame_renderer
+from dtsf.pipeline.video.crop import Crop, cut_square, frame_renderer
 from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, decode_wanted
 from dtsf.pipeline.video.image_folder import numbered_images, read_folder
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
-
-if TYPE_CHECKING:
-    from dtsf.pipeline.video.crop import Crop
 
 MAX_CORRECTIONS = 6  # maximum number of index corrections per clip
 # decord and PyAV are compared by means of squares of this side, with this tolerance of 256 levels. Rounding: below 10.

@@ -15,21 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import DataError, VideoError
 from dtsf.pipeline.video.clip import WHOLE, Span, reencode_hint
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from dtsf.pipeline.video.crop import Crop
+from dtsf.pipeline.video.crop import Crop
 
 Item = tuple[np.ndarray, dict[str, Any]] | VideoError  # frames, (F, size, size, 3) uint8, and DecodedClip.facts
 SLOTS = 2

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +15,6 @@ from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import reencode_hint, short_message
 from dtsf.pipeline.video.container import open_video
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 SEARCHED = 3000  # maximum number of packets between the position of a seek and the key frame
 WITHOUT_KEY_TABLE, EARLY = frozenset({"mpeg", "mpegts"}), 2  # there a seek aims two seconds before the key frame

@@ -5,20 +5,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import DecodedClip, segment_centres, short_message
+from dtsf.pipeline.video.clip import DecodedClip, Span, segment_centres, short_message
 from dtsf.pipeline.video.container import MAX_PIXELS
-from dtsf.pipeline.video.crop import check_clip_size, cut_square, size_to_decode
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dtsf.pipeline.video.clip import Span
-    from dtsf.pipeline.video.crop import Crop
+from dtsf.pipeline.video.crop import Crop, check_clip_size, cut_square, size_to_decode
 
 ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 NUMBER = re.compile(r"\d+")

@@ -7,14 +7,12 @@ decoding order, frame numbers in presentation order; both start at 0.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from fractions import Fraction
-    from pathlib import Path
 
 NO_TIME = np.iinfo(np.int64).min
 REORDERED = 32  # upper bound of the number of frames that a decoder buffers to reorder them

@@ -6,16 +6,14 @@ optimiser state. The network does not depend on it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
+from dtsf.model.network import Output
 from dtsf.settings import Frozen
-
-if TYPE_CHECKING:
-    from dtsf.model.network import Output
-    from dtsf.training.data import Batch, Groups
+from dtsf.training.data import Batch, Groups
 
 
 class DebiasConfig(Frozen):

@@ -19,17 +19,15 @@ Letters: N clips, P present views of a batch, B groups, V views, T F frames, H W
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dtsf.model.network import Output
+from dtsf.training.data import Batch, Groups
 from dtsf.training.debias import Debiaser
-
-if TYPE_CHECKING:
-    from dtsf.model.network import Output
-    from dtsf.training.data import Batch, Groups
 
 REVERSED = 0.2  # SOAR: share of the decoder's gradient that reaches the features
 LAYERS = 5  # SOAR: layers of the background classifier

@@ -18,18 +18,16 @@ Letters: N clips, F T frames, B groups, V views, S frames of the bank, H W grid,
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dtsf.model.network import Output
 from dtsf.model.scan import use_backend
+from dtsf.training.data import Batch, Groups
 from dtsf.training.debias import Debiaser
-
-if TYPE_CHECKING:
-    from dtsf.model.network import Output
-    from dtsf.training.data import Batch, Groups
 
 
 def frame_confidence(frames_MC: Tensor, label_M: Tensor, n_classes: int, steps: int = 100) -> Tensor:
