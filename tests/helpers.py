@@ -1,7 +1,6 @@
 """Helpers for tests: processes, folders in memory, empty files, and a server that runs ``dtsf`` commands.
 
-As a program, this file imports PyTorch once and forks a process for each command: a line of JSON in, the exit code out. The
-output of a command goes into files. ``conftest.py`` starts the server.
+As a program, it imports PyTorch once and forks a process for each command: a line of JSON in, the exit code out.
 """
 
 import atexit
@@ -42,11 +41,11 @@ def forked(action):
     return child
 
 
-def wait_until(true, process=None):
+def wait_until(true, process=None, seconds=90):
     """Wait for a condition. ``process``: it must run meanwhile."""
-    limit = time.monotonic() + 90
+    limit = time.monotonic() + seconds
     while not true():
-        assert process is None or process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert process is None or process.poll() is None, str(process.communicate())[-2000:]
         assert time.monotonic() < limit
         time.sleep(0.005)
 

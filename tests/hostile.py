@@ -75,7 +75,6 @@ def listing(folder):
 
 
 def places(document, where=()):
-    """Yield the path of each value of a JSON document."""
     yield where
     inner = document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
     for key, value in inner:
@@ -83,7 +82,6 @@ def places(document, where=()):
 
 
 def put(document, way, value):
-    """Replace one value of a document."""
     *outer, last = way
     functools.reduce(operator.getitem, outer, document)[last] = value
 

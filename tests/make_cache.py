@@ -7,19 +7,10 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from dtsf.cache.catalog import read_catalog, write_catalog
+from dtsf.cache.catalog import CatalogDocument, read_catalog, write_catalog
 from dtsf.cache.documents import CHECKSUM, open_handle, read_records
 from dtsf.cache.formats import array_shapes
-from dtsf.cache.schema import (
-    CacheSpec,
-    CatalogDocument,
-    CatalogEntry,
-    Clip,
-    ClipRecord,
-    DatasetInfo,
-    ShardRecord,
-    Source,
-)
+from dtsf.cache.schema import CacheSpec, CatalogEntry, Clip, ClipRecord, DatasetInfo, ShardRecord, Source
 from dtsf.cache.status import Status
 from dtsf.cache.writer import create_or_open, extend, write_shard
 
@@ -149,11 +140,8 @@ def winners(data, shards):
 
 def snapshot(folder):
     """Bytes of every file except locks."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != ".lock"
-    }
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes=2, pixels=0, frames=16, seed=0):
@@ -171,9 +159,9 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
             f"a{label}_s{subject}_e{take}_v{view}",
             path=f"{label}-{subject}-{take}-{view}.avi",
             label=label,
+            view=view,
             raw_label=str(label),
             group=f"a{label}_s{subject}_e{take}",
-            view=view,
             subject=str(subject),
             setup=subject,
             split="train" if subject == subjects[0] else "test",

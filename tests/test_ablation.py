@@ -25,7 +25,6 @@ THREE = (
     'title = "Three"\n[[row]]\nname = "DTSFNet"\n[[row]]\nname = "TMC"\nset = ["model.fusion=tmc"]\ndrop = ["all"]\n'
     '[[row]]\nname = "SFM"\nset = ["model.fusion=sfm"]\ndrop = ["all"]\n'
 )
-"""Rows of the table ``paper``."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,6 @@ def test_ablate__trains_each_row_with_its_settings(whole):
     settings = {}
     for file in out.glob("trainings/*-seed0/config.toml"):
         settings[file.parent.name.rsplit("-", 2)[0]] = tomllib.loads(file.read_text())
-    # The input and views of each branch.
     each, frames = ["motion each", "dynamic each"], ["frames each", "frames all"]
     expected = {
         "dtsfnet": (["motion each", "motion all", "dynamic each"], "msf"),
@@ -170,7 +168,6 @@ def test_ablate__gives_the_same_table_after_a_kill(cache, whole, three, tmp_path
     assert "**Not finished: 2 of 6 trainings.**" in (tmp_path / "three.md").read_text()
     assert "not yet" in (tmp_path / "three.svg").read_text()
     assert json.loads((folder_of(tmp_path, "TMC", 0) / "result.json").read_text())["trained"] is False
-    # And a record cut in two, of one that was finished.
     broken, finished = sorted(tmp_path.glob("trainings/dtsfnet-????????????????-seed?/result.json"))
     broken.write_text(broken.read_text()[:9])
     before = finished.with_name("metrics.json").stat().st_mtime_ns
@@ -273,7 +270,6 @@ def test_ablate__reads_custom_tables_and_refuses_invalid_ones(cache, tmp_path):
     options = COMMON | {"seeds": (3,), "out": tmp_path / "out", "overrides": SHORT, "table": str(mine)}
     result = package.ablate(cache, **options)
     assert (result.table, result.total, result.rows[2].same_as) == ("mine", 2, "16")
-    # Other settings, another protocol or seed are other trainings in the same folder.
     for changed in ({"overrides": [*SHORT, "loss.kl=0.5"]}, {"protocol": "cross-subject:1"}, {"seeds": (4,)}):
         assert package.ablate(cache, **options | changed).reused == 0
     assert package.ablate(cache, **options).reused == 2

@@ -89,7 +89,6 @@ def test_open_dataset__another_layout_is_refused_with_the_next_command(tmp_path,
     change = {"spec": {"schema_version": 9}} if layout == "schema" else {"layout": layout}
     forge(tmp_path / "a/dtsf.json", lambda document: document.update(change))
     if layout == 1:
-        # Layout 1 had its metadata only in the Zarr group.
         group = json.loads((tmp_path / "a/zarr.json").read_text())
         del group["attributes"]["dtsf"]["layout"]
         (tmp_path / "a/zarr.json").write_text(json.dumps(group))
@@ -110,7 +109,6 @@ def test_convert__keeps_rows_and_records_and_restores_every_byte(tmp_path, form,
     assert verify(tmp_path / "two/a", deep=True).ok
     assert convert(tmp_path / "two/a", tmp_path / "three/a", format=form[0], compress=form[1]) == 3
     there, back = snapshot(tmp_path / "one/a"), snapshot(tmp_path / "three/a")
-    # They differ only in the number of extensions.
     del there["published.json"], back["published.json"]
     assert there == back
     assert convert(tmp_path / "one/a", tmp_path / "two/a", format=other[0], compress=other[1]) == 0

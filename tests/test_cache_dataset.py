@@ -55,7 +55,6 @@ def test_cache_dataset__groups_and_batches(grouped, hold):
         batch = groups.batch(chosen)
         np.testing.assert_array_equal(batch.x_BVFHWC.numpy(), held[chosen])
         assert batch.label_B.tolist() == [k % 2 for k in chosen]
-    # A reused buffer has no view of an earlier group.
     for _ in range(3):
         assert not groups.batch([5]).x_BVFHWC[0, 1].any()
 
@@ -110,7 +109,6 @@ def test_cache_dataset__on_the_gpu(grouped):
 
 @pytest.mark.parametrize("form", [FORMS[1], *(pytest.param(f, marks=pytest.mark.slow) for f in (FORMS[0], *FORMS[2:]))])
 def test_cache_commands__from_preprocess_to_repair(world, dtsf, tmp_path, form):
-    """Rows are the same in every format; only a damaged shard is made again, with the same bytes."""
     command = ["preprocess", "nucla", "--root", world / "data", "--limit", 12, "--workers", 1, "--shard-size", 4]
     dtsf.said(*command, "--format", form[0], "--compress", form[1], cwd=tmp_path)
     data, plain = api.open_cache(tmp_path / "cache"), api.open_cache(world / "cache")

@@ -1,7 +1,4 @@
-"""Faults in the commit protocol: at each write, fsync and rename the process dies, the disk is full, fails, or writes a part.
-
-After each fault a reader sees only complete shards, and the repeated run leaves the bytes of an undisturbed run.
-"""
+"""Faults at each write, fsync and rename of a commit: shards stay complete, and the repeated run restores every byte."""
 
 import contextlib
 import errno
@@ -107,7 +104,6 @@ def killed(step, moment, action):
 def test_write_shard__flushes_data_before_its_name_and_the_record_last(quick, form):
     steps, _ = trace(quick / "a", form)
     kinds = [step for step, _ in steps]
-    # The dataset is made beside its path and renamed once.
     (made,) = [k for k, (step, given) in enumerate(steps) if step == "rename" and given[1] == quick / "a"]
     del kinds[made : made + 2]
     assert kinds == ["write_part", "fsync", "rename", "fsync"] * (len(kinds) // 4)
@@ -131,7 +127,6 @@ def test_commit__killed_at_every_step_and_run_again(quick, form):
 
 
 def assert_goes_on_after(hook, message, folder, form, undisturbed):
-    """Work once with faults by ``hook``, which end in an error, and then without."""
     folder.parent.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         hooked(patch, hook)
@@ -145,11 +140,8 @@ def assert_goes_on_after(hook, message, folder, form, undisturbed):
     [
         (FORMS[0], errno.ENOSPC, "before"),
         (FORMS[1], errno.EIO, "after"),
-        *(
-            pytest.param(form, fault, moment, marks=pytest.mark.slow)
-            for form in FORMS[:2]
-            for fault, moment in ((errno.ENOSPC, "after"), (errno.EIO, "before"))
-        ),
+        *(pytest.param(form, errno.ENOSPC, "after", marks=pytest.mark.slow) for form in FORMS[:2]),
+        *(pytest.param(form, errno.EIO, "before", marks=pytest.mark.slow) for form in FORMS[:2]),
     ],
 )
 def test_commit__refused_at_every_step_and_run_again(quick, form, fault, moment):
@@ -237,7 +229,6 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(shard=st.integers(0, 5))
     def add(self, shard):
-        # A damaged record may be refused, and is never replaced silently.
         with contextlib.suppress(CacheError) if shard in self.damaged else contextlib.nullcontext():
             self.write(shard)
             self.committed[shard] = names(shard)
@@ -309,7 +300,6 @@ def test_repair__marks_only_damaged_shards_and_redoing_restores_every_byte(quick
     assert len(done) == 1
     assert [mark.shard for mark in documents.read_damaged(open_handle(folder))] == [1]
     changed = {name for name, data in undisturbed.items() if snapshot(folder).get(name) != data}
-    # In the catalog, its clips are waiting.
     assert changed == {record_name(1), *record.files, "catalog.json"}
     assert "1-0" not in open_cached(folder).records
     assert {one.clip.id: one.status for one in open_cached(folder).bad} == dict.fromkeys(names(1), "waiting")
@@ -345,9 +335,7 @@ def test_repair__restores_metadata_and_published_files(quick, form, name):
     whole = snapshot(folder)
     data = whole[name]
     for changed in (data[:-5], data[:100] + bytes([data[100] ^ 1]) + data[101:], None):
-        (folder / name).unlink()
-        if changed is not None:
-            (folder / name).write_bytes(changed)
+        (folder / name).unlink() if changed is None else (folder / name).write_bytes(changed)
         found = verify(folder)
         assert not found.ok
         assert (found.damaged[0].shard, found.damaged[0].file) == (None, name)

@@ -9,20 +9,7 @@ import time
 import numpy as np
 import pytest
 from helpers import exit_code, forked
-from make_cache import (
-    FORMS,
-    SHARD_SIZE,
-    SPEC,
-    add_shard,
-    create,
-    list_all,
-    make,
-    names,
-    race,
-    rows,
-    snapshot,
-    winners,
-)
+from make_cache import FORMS, SHARD_SIZE, SPEC, add_shard, create, list_all, make, names, race, rows, snapshot, winners
 from moto.server import ThreadedMotoServer
 
 from dtsf.cache import remote
@@ -47,14 +34,9 @@ def bucket(server, tmp_path, monkeypatch):
     """URL of an empty bucket, configured by environment variables only."""
     import s3fs
 
-    for key, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "DTSF_COPIES": str(tmp_path / "copies"),
-        "NO_PROXY": "127.0.0.1",
-    }.items():
+    account = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    places = {"AWS_ENDPOINT_URL": server, "NO_PROXY": "127.0.0.1", "DTSF_COPIES": str(tmp_path / "copies")}
+    for key, value in (account | places).items():
         monkeypatch.setenv(key, value)
     name = f"b{time.time_ns()}"
     s3fs.S3FileSystem.clear_instance_cache()
@@ -79,14 +61,12 @@ def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
     for shard in (1, 2):
         add_shard(url, shard, names(shard), seed=shard)
     make(tmp_path / "local/a", *form)
-    # Remote and local cache have the same bytes under the same names.
     for name, data in snapshot(tmp_path / "local/a").items():
         assert open_store(url).read(name) == data, name
     assert verify(url, deep=True).ok
     data = open_dataset(bucket)
 
     def read():
-        # The parent's connection must not be used in a forked process.
         assert (data.embeddings(names(0)) == rows(SHARD_SIZE, seed=0)["embeddings"]).all()
 
     assert exit_code(forked(read)) == 0

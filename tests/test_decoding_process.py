@@ -62,7 +62,6 @@ def test_decode_all__gives_frames_and_facts_of_decode_clip(videos, tmp_path):
             expected = decode_clip(request.path, 5, 96, span=request.span)
             np.testing.assert_array_equal(frames, expected.frames)
             assert facts == expected.facts()
-        # Frames stay valid while the next clip is decoded.
         before = frames.copy()
         decode_one(decoder, videos[0])
         np.testing.assert_array_equal(frames, before)
@@ -148,7 +147,6 @@ def test_decoder__hanging_child_dies_with_its_killed_parent(hanging):
 
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs the program unshare")
 def test_decoder__works_if_the_parent_is_process_1(videos):
-    """As in a container: in a new process namespace."""
     namespace = ["unshare", "--pid", "--fork", *([] if os.getuid() == 0 else ["--user", "--map-root-user"])]
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no process namespaces here")

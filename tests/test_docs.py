@@ -31,7 +31,6 @@ NOT_RUN = {
 
 
 def fences(page, language):
-    """Return the fenced blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -85,7 +84,6 @@ def test_pages__every_dtsf_command_parses(page, call):
             context = command.make_context(name, list(words), parent=context)
     except typer.Exit:
         return
-    # The class of all usage errors: typer shows only its subclasses.
     except typer.BadParameter.__mro__[1] as error:
         pytest.fail(f"{page}: dtsf {call}: {error.format_message()}")
 
@@ -129,7 +127,6 @@ exec "%s" "$@"
 
 
 def short_dtsf(folder):
-    """Write a command ``dtsf`` that draws and trains less than requested."""
     (folder / "dtsf").write_text(SHORT % Path(sys.executable).with_name("dtsf"))
     (folder / "dtsf").chmod(0o755)
 

@@ -83,7 +83,6 @@ def test_fusion__one_view_is_returned_unchanged(name, groups):
 
 @given(groups=groups_of_views())
 def test_msf__stays_inside_the_range_of_the_present_views(groups):
-    # Weights that are positive and sum to one in both branches: each feature of the result is between the views'.
     feature, logits, mask = groups
     fused = fuse_msf(feature, logits, mask).feature_BD
     absent = ~mask.unsqueeze(-1)

@@ -32,8 +32,7 @@ from dtsf.training.data import load_groups
 from dtsf.training.recipe import load_recipe
 
 SIZES = ("model.width=16", "model.depth=1", "model.state=4", "model.reduce=4")
-WORK_S, WAIT_S = 10, 120
-"""Seconds of work, and of waiting on a busy machine, that count as a hang."""
+WORK_S, WAIT_S = 10, 120  # seconds that count as a hang; a busy machine waits
 few = settings(max_examples=int(os.environ.get("EXAMPLES", 20)), deadline=None, suppress_health_check=list(HealthCheck))
 some_or_many = pytest.mark.parametrize("n", [20, pytest.param(300, marks=pytest.mark.slow)])
 
@@ -80,7 +79,6 @@ KINDS = st.sampled_from(["pipe", "folder", "link", "loop", "nothing"])
 @some_or_many
 def test_load__survives_hostile_runs(made, tmp_path_factory, n):
     def use(run):
-        """Do everything with an external run that needs no video."""
         with contextlib.suppress(DtsfError):
             opened = api.load(run)
             spec = opened.state.spec

@@ -17,10 +17,7 @@ from dtsf.training.prepare import motion_mean, principal_directions, training_so
 
 MOTION = BranchConfig(input="motion")
 T, C, K = 4, 10, 3
-POOLED = {
-    "width": 16, "depth": 1, "state": 4, "frames": T, "principal": 6, "readout": "flatten", "lags": [1], "flow": 0.2,
-    "motion_sampling": 1.0,
-}  # fmt: skip
+POOLED = {"width": 16, "depth": 1, "state": 4, "frames": T, "principal": 6, "readout": "flatten", "lags": [1], "flow": 0.2}
 
 
 def network(*branch, channels=8, side=6, **keys):
@@ -38,9 +35,8 @@ def branches(*, together=True, shares=(1.0, 1.0, 1.0), **keys):
 
 
 def pooled(branch=None, n_views=3):
-    """A network of several branches with principal channels."""
     torch.manual_seed(0)
-    config = ModelConfig(branch=branch or branches(together=False), **POOLED)
+    config = ModelConfig(branch=branch or branches(together=False), motion_sampling=1.0, **POOLED)
     net = DTSFNet(config, channels=C, side=6, n_classes=K, n_views=n_views).eval()
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -60,7 +56,6 @@ def test_choose_partners_and_cells__another_present_view_or_itself():
         drawn = choose_partners(mask, training=True)
         assert all(drawn[0, v] != v for v in range(3))
         assert drawn[1, [0, 2]].tolist() == [2, 0]
-    # Three different cells of nine.
     cells = choose_cells(torch.ones(50, 3, dtype=torch.bool), training=True)
     assert all(len(set(row) & set(range(9))) == 3 for row in cells.flatten(0, 1).tolist())
 
@@ -157,10 +152,8 @@ def test_motion_magnitude__a_lag_compares_with_so_many_frames_before():
     x[0, 0, 1] = 1.0
     assert motion_magnitude(x, lags=(2,))[0, 0, 1, 0, 0, 1] > 0
     assert (motion_magnitude(torch.ones(1, 1, 4, 3, 3, 2), lags=(2, 3), exponent=1.5) == 0).all()
-    # In chunks, all at once, or a single clip without leading axes: the same numbers.
     many = torch.randn(3, 2, 4, 3, 3, 5)
     torch.testing.assert_close(motion_magnitude(many, lags=(1,))[2, 1], motion_magnitude(many[2, 1], lags=(1,)))
-    # The exponent weighs large motions more and keeps the mean.
     x = torch.randn(2, 3, 6, 6, 6, 5, generator=torch.Generator().manual_seed(0))
     plain, squared = (motion_magnitude(x, lags=(1, 3), exponent=exponent) for exponent in (1, 2))
     raised = plain**2
@@ -276,7 +269,6 @@ def test_all__reads_all_views_and_scales_up_for_absent_ones():
     swapped = net(x.flip(1), mask.flip(1)).branch_logits_NBK
     torch.testing.assert_close(swapped[0], output.branch_logits_NBK[0])
     assert (swapped[1] - output.branch_logits_NBK[1]).abs().max() > 1e-4
-    # A view alone is scaled by V.
     first = mask & torch.tensor([True, False, False])
     stacked = torch.cat([3.0 * net.inputs(net.config.branch[0], x, mask, complete=False)[:, 0], torch.zeros(2, 4, 6, 6, 8)], -1)
     wanted = net.encoders[1](stacked.permute(0, 4, 1, 2, 3))
@@ -320,7 +312,6 @@ def test_network__weights_are_those_of_the_settings():
     torch.testing.assert_close(output.logits_BK, wanted, atol=1e-4, rtol=1e-4)
     views = average_branches(output.branch_view_logits_NBVK, torch.tensor([0.75, 0.25]))
     torch.testing.assert_close(output.view_logits_BVK, views, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(output.view_weights_BV.sum(1), torch.ones(2))
 
 
 @torch.inference_mode()

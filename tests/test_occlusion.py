@@ -82,11 +82,9 @@ def test_network__an_occluded_view_is_excluded_in_evaluation_only(fusion, togeth
     said = net(x_BVTHWC, mask_BV)
     assert said.view_weights_BV[0, 1] == 0
     assert (said.view_weights_BV[0, [0, 2]] > 0).all()
-    # As if the view were absent.
     absent = net(x_BVTHWC, WITHOUT_SECOND)
     torch.testing.assert_close(said.probabilities_BK, absent.probabilities_BK)
     torch.testing.assert_close(said.view_weights_BV, absent.view_weights_BV)
-    # But it has outputs of its own.
     assert said.mask_BV.all()
     assert (said.view_feature_BVD[0, 1] != 0).any()
     net.train()
@@ -114,7 +112,6 @@ def test_network__a_view_new_in_the_test_is_never_excluded():
     net = network(1.0, together=False)
     net.min_motion_share_V.copy_(torch.tensor([0.9, 0.0, 0.9]))
     assert (net(swinging([[1.0, 1e-3, 0.95]]), ALL).view_weights_BV > 0).all()
-    # Nor is a view beyond those of training.
     four = net(swinging([[1.0, 0.1, 0.1, 1e-3]]), torch.ones(1, 4, dtype=torch.bool)).view_weights_BV[0] > 0
     assert four.tolist() == [True, True, False, True]
 

@@ -7,13 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import touch
+from helpers import touch, wait_until
 from safetensors.torch import load_file
 
 from dtsf.cache.reader import open_dataset
@@ -119,7 +118,6 @@ def test_check_nucla__counts_the_clips_of_all_lists(world):
     check = check_nucla(_catalog((agreed - {lost}) | {"a01_s11_e00_v01"}))
     assert (check.complete, check.missing, check.unlisted) == (False, (lost,), ("a01_s11_e00_v01",))
     assert "1 of the 1,466" in check.summary
-    # Other data of the same layout.
     check = check_nucla(scan_source("nucla", world / "data"))
     assert (check.is_nucla, check.complete) == (False, False)
     assert check.summary.startswith("this is not N-UCLA: 60 videos")
@@ -169,7 +167,6 @@ def test_rows_of__averages_rotations_seed_by_seed():
     assert rows[2].top1 == pytest.approx((0.7, 0.7))
     assert rows[2].spread == pytest.approx(0)
     assert rows[3].spread is None
-    # Half a set of rotations is no mean of them.
     assert [row.protocol for row in rows_of(runs[:2], ["cross-view:1", "cross-view:2"])] == ["cross-view:1"]
 
 
@@ -373,11 +370,7 @@ def test_make__reproduces_on_motion_after_two_kills(shared_data, tmp_path):
 
     def kill_when(reached):
         process = _make(tmp_path, *words)
-        for _ in range(6000):
-            if reached():
-                break
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.1)
+        wait_until(reached, process, 600)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
 
@@ -399,6 +392,5 @@ def test_make__reproduces_on_motion_after_two_kills(shared_data, tmp_path):
     assert [row["protocol"] for row in document["rows"]] == protocols
     assert [run["test_groups"] for run in document["runs"]] == [170, 170, 170, 59]
     assert {run["recipe"] for run in document["runs"]} <= set(builtin_names("recipe"))
-    # Twice chance after two epochs.
     assert document["rows"][-1]["mean"] > 0.2
     assert all(stage["seconds"] > 0 for stage in document["stages"])

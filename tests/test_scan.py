@@ -73,14 +73,11 @@ def assert_near(found, wanted, tolerance):
         torch.testing.assert_close(ours.double(), right, rtol=tolerance, atol=tolerance * right.abs().max().item())
 
 
-SHAPES = [
-    (1, 3, 1, 4),  # one token
-    (1, 1, 2, 1),
-    (2, 5, CHUNK, 8),
-    (3, 7, CHUNK + 1, 16),
-    (2, LANES + 3, 3 * CHUNK - 1, 5),  # odd length, a second block of three channels
-    (1, 6, 1569, 16),  # VideoMamba's 8 frames at 224 px
-]
+# One token, whole chunks, a second block of three channels, and VideoMamba's 8 frames at 224 px.
+SHAPES = [(1, 3, 1, 4), (1, 1, 2, 1), (2, 5, CHUNK, 8), (3, 7, CHUNK + 1, 16), (2, LANES + 3, 3 * CHUNK - 1, 5), (1, 6, 1569, 16)]
+# One token, a second block of five channels, each token alone, and more taps than tokens.
+WIDE = [(3, BLOCK + 5, 37, 4), (1, 2 * BLOCK, 8, 4), (2, BLOCK + 1, 5, 1)]
+CONVOLUTIONS = [(1, 3, 1, 4), (2, 5, 3, 4), (2, 5, 4, 4), *WIDE, (2, 4, 9, 2), (2, 4, 3, 6)]
 
 
 @BOTH
@@ -95,7 +92,6 @@ def test_scan__output_and_gradients_are_the_float64_loops(shape, reverse):
 
 @BOTH
 def test_plain__the_form_for_gpus_is_the_loop(monkeypatch, reverse):
-    # No GPU is needed to run the same operators here.
     monkeypatch.setattr(plain, "states", plain.states_by_chunks)
     for length in (1, 2, 3, 16, 17, 145):
         arguments = scan_arguments(2, 3, length, 4)
@@ -138,15 +134,12 @@ def test_choose_backend__plain_without_numba_and_says_why(monkeypatch):
         return original(name)
 
     monkeypatch.setattr(scan_package.importlib, "import_module", broken)
-    scan_package._load.cache_clear()
-    try:
-        backend = choose_backend(CPU)
-        assert backend.name == "plain"
-        assert "Numba needs NumPy 2.3" in backend.reason
-        arguments = floats(scan_arguments(1, 3, 5, 2))
-        assert torch.equal(chosen_scan(*arguments), scan_in_plain(*arguments))
-    finally:
-        scan_package._load.cache_clear()
+    monkeypatch.setattr(scan_package, "_load", scan_package._load.__wrapped__)
+    backend = choose_backend(CPU)
+    assert backend.name == "plain"
+    assert "Numba needs NumPy 2.3" in backend.reason
+    arguments = floats(scan_arguments(1, 3, 5, 2))
+    assert torch.equal(chosen_scan(*arguments), scan_in_plain(*arguments))
 
 
 def test_choose_backend__the_environment_chooses(monkeypatch):
@@ -272,21 +265,9 @@ def test_causal_conv__reads_tokens_before_or_after_only(length, reverse):
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("B", "D", "L", "taps"),
-    [
-        (1, 3, 1, 4),  # every token is at both ends
-        (2, 5, 3, 4),
-        (2, 5, 4, 4),
-        (3, BLOCK + 5, 37, 4),  # odd length, a second block of five channels
-        (1, 2 * BLOCK, 8, 4),
-        (2, 4, 9, 2),
-        (2, BLOCK + 1, 5, 1),  # each token alone
-        (2, 4, 3, 6),  # more taps than tokens
-    ],
-)
-def test_causal_conv__gradients_of_numba_are_those_of_plain(B, D, L, taps, reverse):
-    narrow = conv_arguments(B, D, L, taps)
+@pytest.mark.parametrize("shape", CONVOLUTIONS)
+def test_causal_conv__gradients_of_numba_are_those_of_plain(shape, reverse):
+    narrow = conv_arguments(*shape)
     found = value_and_gradients(causal_conv, narrow, reverse=reverse)
     wanted = value_and_gradients(causal_conv, [x.double() for x in narrow], reverse=reverse)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -33,7 +33,6 @@ content_hash = xxhash.xxh3_128_hexdigest
 
 
 def frames_of(content, start):
-    """Return frames for the bytes and the start of a file."""
     generator = np.random.default_rng(xxhash.xxh3_64_intdigest(content + repr(start).encode()))
     return generator.integers(0, 255, (SPEC.frames, SPEC.size, SPEC.size, 3)).astype(np.uint8)
 
@@ -72,7 +71,6 @@ CHANGES += [("start", start) for start in ("", "0.5", "1.5")]
 
 
 def edit(**draws):
-    """A rule about a row of the table."""
     return lambda method: precondition(lambda self: self.table)(rule(data=st.data(), **draws)(method))
 
 
@@ -88,13 +86,10 @@ class SourceMachine(RuleBasedStateMachine):
         self.patch = pytest.MonkeyPatch()
         self.stage1 = FakeStage1(self.patch)
         self.table = []
-        """Rows of the manifest."""
         self.clock = 10**18
         self.number = 0
         self.computed = set()
-        """(content hash, start) of the records in the cache."""
-        self.seen = None
-        """The table at the last complete run."""
+        self.seen = None  # the table at the last complete run
 
     def teardown(self):
         self.patch.undo()
@@ -215,7 +210,6 @@ class SourceMachine(RuleBasedStateMachine):
 
     @rule(after=st.integers(0, 25))
     def run_until_killed(self, after):
-        """Killed at one of the renames of a commit."""
         count = iter(range(1000))
         original = commit.rename
 
@@ -252,7 +246,6 @@ class SourceMachine(RuleBasedStateMachine):
         assert found == Counter(tuple(row[column] for column in COLUMNS) for row in self.seen)
         for clip in data.clips if self.seen == self.table else ():
             content = (self.root / clip.path).read_bytes()
-            # Not for a file that was edited since the last run.
             if content_hash(content) == data.records[clip.id][1].source.content_hash:
                 np.testing.assert_array_equal(data.embeddings([clip.id])[0], embed(frames_of(content, clip.start)))
 

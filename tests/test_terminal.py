@@ -31,7 +31,6 @@ def obeyed(text):
 
 
 def run(*words, cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **environment):
-    """Run a command in a new process."""
     options = {"cwd": cwd, "stdout": stdout, "stderr": stderr, "env": os.environ | {"OMP_NUM_THREADS": "1"} | environment}
     return subprocess.run([*map(str, words)], text=True, check=False, timeout=300, **options)
 
@@ -71,15 +70,12 @@ def test_console__escapes_all_objects(capfd, monkeypatch):
 
     monkeypatch.setenv("COLUMNS", "300")
     say = screen.results().print
-    say(NASTY)
-    say(screen.styled((NASTY, "bold red"), NASTY))
-    say(screen.table(NASTY, [NASTY, "b"], [[NASTY, 1]]))
-    say(Text(NASTY))
-    say(Panel(NASTY))
+    styled, table = screen.styled((NASTY, "bold red"), NASTY), screen.table(NASTY, [NASTY, "b"], [[NASTY, 1]])
+    for one in (NASTY, styled, table, Text(NASTY), Panel(NASTY)):
+        say(one)
     shown = capfd.readouterr().err
     assert not obeyed(shown)
     assert shown.count("\\x1b[31m") >= 6
-    # One line a sentence: a name cannot begin a line of its own.
     assert not any(line.startswith("new") for line in shown.splitlines()[:2])
     say("[red]x[/red] [link=file:///etc/passwd]y[/link]")
     assert "[red]x[/red]" in capfd.readouterr().err
@@ -165,7 +161,6 @@ def test_progress__prints_lines_without_a_terminal(capfd):
     assert lines[-1].startswith("count: 8 of 10 things")
     assert lines[-1].endswith("left  well")
     assert 3 <= len(lines) <= 5
-    # Nothing for short work.
     with progress("count", "things") as update:
         update(1, 1)
     assert capfd.readouterr() == ("", "")
@@ -208,7 +203,6 @@ console().print("end")
 def test_progress__prints_messages_above_the_bar_without_markup(tmp_path):
     script = SHOW.format(end='update(2, 2, "[bold]x"); time.sleep(1)')
     shown, _ = on_terminal(sys.executable, "-c", script, cwd=tmp_path)
-    # The bar's line is taken away first, and drawn again below.
     before, after = shown.split("a word")
     assert before.endswith("\x1b[2K")
     assert "count" in after
@@ -218,7 +212,6 @@ def test_progress__prints_messages_above_the_bar_without_markup(tmp_path):
 @pytest.mark.parametrize(("end", "stays"), [("pass", False), ("raise ValueError", False), ("raise KeyboardInterrupt", True)])
 def test_progress__leaves_only_the_bar_of_an_interrupted_command(tmp_path, end, stays):
     shown, _ = on_terminal(sys.executable, "-c", SHOW.format(end=end), cwd=tmp_path)
-    # What stands after the last line that was erased.
     assert ("count" in shown.split("\x1b[2K")[-1]) == stays
 
 
