@@ -291,4 +291,4 @@ def test_write_lock__a_second_writer_is_refused(tmp_path):
         for write, *folders in ((compact, one), (repair, one), (convert, one, other)):
             with pytest.raises(CacheError, match="another dtsf process is writing"):
                 write(*folders)
-    assert snapshot(tmp_path).keys() == before.keys()
+    assert {name for name in snapshot(tmp_path).keys() ^ before.keys() if not name.endswith(".lock")} == set()
