@@ -57,6 +57,13 @@ def alive(pid):
     return False
 
 
+def resident(pid):
+    """Return the memory of a process in bytes, 0 if it has ended."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
 def exit_code(child):
     """Wait for a process. Return its exit code, or minus its signal."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

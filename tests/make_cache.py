@@ -17,6 +17,11 @@ from dtsf.cache.writer import create_or_open, extend, write_shard
 FORMS = [("zarr", "none"), ("hdf5", "none"), ("zarr", "zstd"), ("hdf5", "gzip")]
 SPEC = CacheSpec(decoder="decord2 0", frames=2, size=96, grid=3, encoder="e", weights_hash="0", channels=4, picture_size=5)
 SHARD_SIZE = 3
+# For the datasets of draw.
+SMALL_NETWORK = [
+    'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]',
+    *("model.width=16", "model.depth=1", "model.occlusion_threshold=0.0", "train.lr=0.01"),
+]
 
 
 def info(name="a"):
@@ -156,16 +161,9 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
     spec = CacheSpec(decoder="decord2 0", frames=frames, weights_hash="0", picture_size=4, **form)
     clips = [
         clip(
-            f"a{label}_s{subject}_e{take}_v{view}",
-            path=f"{label}-{subject}-{take}-{view}.avi",
-            label=label,
-            view=view,
-            raw_label=str(label),
-            group=f"a{label}_s{subject}_e{take}",
-            subject=str(subject),
-            setup=subject,
-            split="train" if subject == subjects[0] else "test",
-            background=f"room{(label + take) % 2}",
+            f"a{label}_s{subject}_e{take}_v{view}", path=f"{label}-{subject}-{take}-{view}.avi",
+            label=label, raw_label=str(label), group=f"a{label}_s{subject}_e{take}", view=view, subject=str(subject), setup=subject,
+            split="train" if subject == subjects[0] else "test", background=f"room{(label + take) % 2}",
         )  # fmt: skip
         for label in range(classes)
         for subject in subjects

@@ -4,14 +4,8 @@ import pytest
 import torch
 
 from dtsf.model.motion import motion_magnitude
-from dtsf.training.augment import (
-    AugmentConfig,
-    foreground_weight,
-    move_frames,
-    move_grid,
-    occlude_views,
-    swap_backgrounds,
-)
+from dtsf.training import augment
+from dtsf.training.augment import AugmentConfig, move_frames, move_grid, occlude_views, swap_backgrounds
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +103,7 @@ def walk():
 def test_swap_backgrounds__keeps_the_moving_foreground():
     x = walk()
     swapped = swap_backgrounds(x, ALL, 1.0)
-    weight = foreground_weight(x.flatten(0, 1)).view(B, V, T, H, H)
+    weight = augment.foreground_weight(x.flatten(0, 1)).view(B, V, T, H, H)
     backgrounds = x.mean(2).flatten(0, 1)
     # In a corner without motion, each clip shows one clip's background, and together they show every background once.
     assert (weight[..., 0, 0] < 0.01).all()

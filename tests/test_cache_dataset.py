@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_cache import FORMS, SHARD_SIZE, SPEC, clip, list_clips, make, rows, shard_record, source
+from make_cache import FORMS, SHARD_SIZE, SPEC, clip, list_clips, make, rows, shard_record, snapshot, source
 from torch.utils.data import DataLoader
 
 from dtsf import api
@@ -59,15 +59,11 @@ def test_cache_dataset__groups_and_batches(grouped, hold):
         assert not groups.batch([5]).x_BVFHWC[0, 1].any()
 
 
-@pytest.mark.parametrize(
-    ("grouped", "method"),
-    [
-        *((form, None) for form in FORMS),
-        *((FORMS[0], "fork"), (FORMS[3], "fork"), (FORMS[0], "spawn")),
-        *(pytest.param(form, "spawn", marks=pytest.mark.slow) for form in FORMS[1:]),
-    ],
-    indirect=["grouped"],
-)
+@pytest.mark.parametrize(("grouped", "method"), [
+    *((form, None) for form in FORMS),
+    *((FORMS[0], "fork"), (FORMS[3], "fork"), (FORMS[0], "spawn")),
+    *(pytest.param(form, "spawn", marks=pytest.mark.slow) for form in FORMS[1:]),
+], indirect=["grouped"])
 def test_cache_dataset__in_a_data_loader(grouped, method):
     folder, held = grouped
     workers = {"num_workers": 2, "multiprocessing_context": method} if method else {}
@@ -122,12 +118,8 @@ def test_cache_commands__from_preprocess_to_repair(world, dtsf, tmp_path, form):
     assert all(words in shown for words in ("12 usable in 4 groups", "4 with 3", form[0]))
     assert dtsf.json("cache", "verify", "--deep", cwd=tmp_path)["damaged"] == []
 
-    def files():
-        return {path: path.read_bytes() for path in data.store.path.rglob("*") if path.is_file()}
-
-    whole, name = files(), sorted(data.shards[1].files)[0]
-    victim = data.store.path / name
-    victim.write_bytes(whole[victim][:-1] + bytes([whole[victim][-1] ^ 1]))
+    whole, name = snapshot(data.store.path), sorted(data.shards[1].files)[0]
+    (data.store.path / name).write_bytes(whole[name][:-1] + bytes([whole[name][-1] ^ 1]))
     dtsf.said("cache", "verify", cwd=tmp_path)
     checked = dtsf("cache", "verify", "cache/nucla", "--deep", "--json", cwd=tmp_path)
     assert checked.returncode == 2
@@ -137,4 +129,4 @@ def test_cache_commands__from_preprocess_to_repair(world, dtsf, tmp_path, form):
     assert "cache repair" in dtsf("cache", "verify", "--deep", cwd=tmp_path).stderr
     assert len(dtsf.json("cache", "repair", cwd=tmp_path)["datasets"]["nucla"]["done"]) == 1
     assert dtsf.json(*command, cwd=tmp_path)["already_done"] == 8
-    assert files() == whole
+    assert snapshot(data.store.path) == whole

@@ -4,30 +4,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from make_cache import draw
+from make_cache import SMALL_NETWORK, draw
 from make_groups import assert_same_outputs
 from safetensors.torch import load_file
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.model.config import ModelConfig
-from dtsf.model.evidence import (
-    FEATURES,
-    EvidenceCalibrator,
-    clip_statistics,
-    dirichlet,
-    discount,
-    probabilities,
-    uncertainty,
-)
+from dtsf.model.evidence import EvidenceCalibrator, clip_statistics, dirichlet, discount, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
 from dtsf.training.calibrate import HeldOutOutputs, fit_calibrator
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import make_folds
 
-EACH = 'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]'
-WORDS = ["train.epochs=2", "model.width=16", "model.depth=1", EACH, "model.occlusion_threshold=0.0", "train.lr=0.01"]
-SUBJECTS = (1, 2, 3, 4, 5)
+WORDS = ["train.epochs=2", *SMALL_NETWORK]
 PROTOCOL = "cross-subject:5"
 
 
@@ -37,7 +27,7 @@ def calibrator(seed, width=8, classes=5, channels=6):
     made = EvidenceCalibrator(width, classes, channels)
     made.set_reference({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
     made.set_reference({"clip_mean_S": torch.randn(3 + channels), "clip_deviation_S": torch.rand(3 + channels) + 0.1})
-    made.set_parameters(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(len(FEATURES)))
+    made.set_parameters(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(3))
     return made
 
 
@@ -138,7 +128,7 @@ def test_make_folds__divide_by_the_unit_of_the_protocol(tmp_path):
 def trained(tmp_path_factory):
     """A cache, and a calibrated run."""
     root = tmp_path_factory.mktemp("calibrated")
-    draw(root / "cache", subjects=SUBJECTS)
+    draw(root / "cache", subjects=(1, 2, 3, 4, 5))
     result = api.train(root / "cache", protocol=PROTOCOL, overrides=WORDS, run=root / "run")
     return root, result
 

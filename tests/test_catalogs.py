@@ -170,23 +170,20 @@ def test_scan_manifest__accepts_headers_in_any_case_decimal_commas_and_backslash
     assert (catalog.clips[0].path, catalog.clips[0].start, catalog.clips[0].end) == ("sub/a.mp4", 0.5, 62.5)
 
 
-@pytest.mark.parametrize(
-    ("header", "cells", "message"),
-    [
-        (("path", "lable", "group", "view"), ("a.mp4", "x", "g", "1"), "line 1: column 'label' is missing .is it 'lable'"),
-        (("path", "label", "group", "view", "label"), ("a.mp4", "x", "g", "1", "y"), "line 1: two columns have the name 'label'"),
-        (("path", "label", "group", "view"), ("a.mp4", "x", "", "1"), "line 2: group is empty"),
-        (("path", "label", "group", "view"), ("a.mp4", "x", "g", "1", "extra"), "line 2: 5 cells, but the header has 4"),
-        (("path", "label", "group", "view", "start"), ("a.mp4", "x", "g", "1", "soon"), "line 2: start .'soon'. must be seconds"),
-        (("path", "label", "group", "view", "end"), ("a.mp4", "x", "g", "1", "1:99"), "line 2: end .'1:99'. must be seconds"),
-        (("path", "label", "group", "view", "first"), ("a.mp4", "x", "g", "1", "-3"), "first .'-3'. must be a frame number"),
-        (("path", "label", "group", "view", "offset"), ("a.mp4", "x", "g", "1", "x"), "line 2: offset .'x'. must be a number"),
-        (("path", "label", "group", "view", "fps"), ("a.mp4", "x", "g", "1", "0"), "line 2: fps .0. must be above 0"),
-        (("path", "label", "group", "view", "first", "last"), ("a.mp4", "x", "g", "1", "5", "4"), "last .4. must not be before"),
-        (("path", "label", "group", "view", "first", "end"), ("a.mp4", "x", "g", "1", "5", "9"), "not both"),
-        (("path", "label", "group", "view"), ("../a.mp4", "x", "g", "1"), "line 2: ../a.mp4 is outside"),
-    ],
-)
+@pytest.mark.parametrize(("header", "cells", "message"), [
+    (("path", "lable", "group", "view"), ("a.mp4", "x", "g", "1"), "line 1: column 'label' is missing .is it 'lable'"),
+    (("path", "label", "group", "view", "label"), ("a.mp4", "x", "g", "1", "y"), "line 1: two columns have the name 'label'"),
+    (("path", "label", "group", "view"), ("a.mp4", "x", "", "1"), "line 2: group is empty"),
+    (("path", "label", "group", "view"), ("a.mp4", "x", "g", "1", "extra"), "line 2: 5 cells, but the header has 4"),
+    (("path", "label", "group", "view", "start"), ("a.mp4", "x", "g", "1", "soon"), "line 2: start .'soon'. must be seconds"),
+    (("path", "label", "group", "view", "end"), ("a.mp4", "x", "g", "1", "1:99"), "line 2: end .'1:99'. must be seconds"),
+    (("path", "label", "group", "view", "first"), ("a.mp4", "x", "g", "1", "-3"), "first .'-3'. must be a frame number"),
+    (("path", "label", "group", "view", "offset"), ("a.mp4", "x", "g", "1", "x"), "line 2: offset .'x'. must be a number"),
+    (("path", "label", "group", "view", "fps"), ("a.mp4", "x", "g", "1", "0"), "line 2: fps .0. must be above 0"),
+    (("path", "label", "group", "view", "first", "last"), ("a.mp4", "x", "g", "1", "5", "4"), "last .4. must not be before"),
+    (("path", "label", "group", "view", "first", "end"), ("a.mp4", "x", "g", "1", "5", "9"), "not both"),
+    (("path", "label", "group", "view"), ("../a.mp4", "x", "g", "1"), "line 2: ../a.mp4 is outside"),
+])
 def test_scan_manifest__errors_name_the_line(tmp_path, header, cells, message):
     with pytest.raises(DataError, match=rf"m\.csv, line.*{message}|m\.csv, {message}"):
         scan_source("manifest", write(tmp_path, header=header, rows=[cells]))

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import alive, wait_until
+from helpers import alive, resident, wait_until
+from make_cache import snapshot
 from test_preprocess import SMALL, catalog_of, preprocess, start_script
 
 from dtsf.cache.reader import open_dataset
@@ -31,17 +32,8 @@ def catalog(make_video, tmp_path_factory):
 
 
 def other_file(path, source, k):
-    """Write the same video as another file: with additional bytes at the end, which AVI readers ignore."""
+    """Write the same video with additional bytes at the end, which AVI readers ignore."""
     path.write_bytes(source.read_bytes() + b"%06d" % k)
-
-
-def content(cache):
-    """Return the bytes of every file of a cache."""
-    return {
-        path.relative_to(cache).as_posix(): path.read_bytes()
-        for path in cache.rglob("*")
-        if path.is_file() and not path.name.endswith(".lock")
-    }
 
 
 def below(pid):
@@ -92,7 +84,7 @@ def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, tmp_pat
     assert result.verdicts == {"ok": 23, "truncated": 1}
     assert seen[-1].done == 24
     preprocess(catalog, tmp_path / "undisturbed", PreprocessSettings(**SMALL), workers=1, shard_size=1)
-    assert content(tmp_path / "c") == content(tmp_path / "undisturbed")
+    assert snapshot(tmp_path / "c") == snapshot(tmp_path / "undisturbed")
 
 
 def test_cluster__no_scheduler_at_the_address(catalog, tmp_path):
@@ -102,9 +94,9 @@ def test_cluster__no_scheduler_at_the_address(catalog, tmp_path):
 
 @pytest.mark.parametrize("shard_size", [1, 12])
 def test_preprocess__killed_six_times_gives_the_same_bytes(catalog, tmp_path, shard_size):
-    """Six kills at random times: in turn the main process (then the same command again) and one of its workers."""
-    preprocess(catalog, tmp_path / "undisturbed", PreprocessSettings(**SMALL), workers=1, shard_size=shard_size)
+    """In turn the main process (then the same command again) and one of its workers."""
     undisturbed = tmp_path / "undisturbed"
+    preprocess(catalog, undisturbed, PreprocessSettings(**SMALL), workers=1, shard_size=shard_size)
     chance = random.Random(0)
     kills = rounds = 0
     process = start_script(tmp_path, catalog, tmp_path / "c0", 2, shard_size)
@@ -117,7 +109,7 @@ def test_preprocess__killed_six_times_gives_the_same_bytes(catalog, tmp_path, sh
             if process.poll() is not None:
                 # This round finished: check it, and start with an empty cache.
                 assert process.returncode == 0, process.stderr.read().decode()[-2000:]
-                assert content(tmp_path / f"c{rounds}") == content(undisturbed)
+                assert snapshot(tmp_path / f"c{rounds}") == snapshot(undisturbed)
                 rounds += 1
             else:
                 workers = workers_of(process.pid, WORKER)
@@ -135,7 +127,7 @@ def test_preprocess__killed_six_times_gives_the_same_bytes(catalog, tmp_path, sh
         process.kill()
         process.wait()
         process.stderr.close()
-    assert content(tmp_path / f"c{rounds}") == content(undisturbed)
+    assert snapshot(tmp_path / f"c{rounds}") == snapshot(undisturbed)
     assert len(open_dataset(tmp_path / f"c{rounds}").clips) == 23
 
 
@@ -157,9 +149,7 @@ def undisturbed_long(long_catalog, tmp_path_factory):
 
 @pytest.mark.parametrize("lost", [WORKER, DECODER])
 def test_preprocess__lost_process_costs_no_clip(long_catalog, undisturbed_long, tmp_path, lost):
-    """A lost worker repeats its shard; a lost decoder is replaced. The bytes are those of a run with one process. The temporary
-    file of a killed worker is removed.
-    """
+    """A lost worker repeats its shard; a lost decoder is replaced. The temporary file of a killed worker is removed."""
     left = tmp_path / "nucla/pictures/c/0/0/0/0/.dtsf-tmp-of-a-killed-worker"
     # Decoder processes of earlier tests stay.
     before = below(os.getpid())
@@ -177,7 +167,7 @@ def test_preprocess__lost_process_costs_no_clip(long_catalog, undisturbed_long, 
     result = preprocess(long_catalog, tmp_path, settings, on_progress=kill_one)
     assert result.verdicts == {"ok": 230, "truncated": 10}
     assert killed
-    assert content(tmp_path) == content(undisturbed_long)
+    assert snapshot(tmp_path) == snapshot(undisturbed_long)
     assert set(workers_of(os.getpid(), DECODER)) <= set(before)
 
 
@@ -248,9 +238,3 @@ def test_preprocess__memory_is_constant_over_1200_clips(make_video, tmp_path):
     assert result.verdicts == {"ok": 1200}
     assert len(used) == 8
     assert max(used[1:]) < used[0] + 60e6, [round(n / 1e6) for n in used]
-
-
-def resident(pid):
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return 0

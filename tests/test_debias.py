@@ -172,14 +172,11 @@ def test_stillmix__trains(groups, tmp_path):
     assert "biased" not in log[0]
 
 
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [
-        ("stillmix", '"stillmix" adds still frames.*--set model.branch.0.input=frames'),
-        ("albar", '"albar" adds still frames.*--set model.branch.0.input=frames'),
-        ("places", "'none', 'hsic', 'stillmix', 'albar' or 'soar'"),
-    ],
-)
+@pytest.mark.parametrize(("method", "message"), [
+    ("stillmix", '"stillmix" adds still frames.*--set model.branch.0.input=frames'),
+    ("albar", '"albar" adds still frames.*--set model.branch.0.input=frames'),
+    ("places", "'none', 'hsic', 'stillmix', 'albar' or 'soar'"),
+])
 def test_recipe__refuses_still_frames_for_a_dynamic_input_and_unknown_methods(method, message):
     with pytest.raises(ConfigError, match=message):
         load_recipe("thumbnails", [f"debias.method={method}"])

@@ -73,22 +73,19 @@ def test_commands__refuse_an_empty_folder_and_leave_it_empty(dtsf, tmp_path, wor
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("preprocess", "kinetics"), "unknown kind of dataset 'kinetics'; known kinds: nucla, ntu"),
-        (("preprocess", "nucla", "--root", "data", "--size", "224", "--grid", "7"), "not divisible by 3"),
-        (("preprocess", "nucla", "--root", "data", "--views", "9"), "unknown view '9'"),
-        (("train", "--protocol", "xsub"), "unknown protocol 'xsub'"),
-        (("train", "--set", "model.dept=4"), "did you mean 'model.depth'?"),
-        (("train", "--recipe", "magic"), "unknown recipe 'magic'"),
-        (("train", "--protocol", "cross-subject:2", "--out", "run"), "is not empty"),
-        (("evaluate", "nothing"), "no run folder nothing"),
-        (("predict", "gone.avi", "--run", "run"), "gone.avi does not exist"),
-        (("cache", "verify", "cache", "--dataset", "x"), "no dataset 'x'"),
-        (("preprocess", "nucla", "--root", "data", "--compress", "lzma"), "'lzma' is not one of"),
-        (("preprocess", "nucla", "--root", "data", "--crop", "face"), "'face' is not one of 'motion', 'centre'"),
-    ],
-)
+@pytest.mark.parametrize(("words", "message"), [
+    (("preprocess", "kinetics"), "unknown kind of dataset 'kinetics'; known kinds: nucla, ntu"),
+    (("preprocess", "nucla", "--root", "data", "--size", "224", "--grid", "7"), "not divisible by 3"),
+    (("preprocess", "nucla", "--root", "data", "--views", "9"), "unknown view '9'"),
+    (("train", "--protocol", "xsub"), "unknown protocol 'xsub'"),
+    (("train", "--set", "model.dept=4"), "did you mean 'model.depth'?"),
+    (("train", "--recipe", "magic"), "unknown recipe 'magic'"),
+    (("train", "--protocol", "cross-subject:2", "--out", "run"), "is not empty"),
+    (("evaluate", "nothing"), "no run folder nothing"),
+    (("predict", "gone.avi", "--run", "run"), "gone.avi does not exist"),
+    (("cache", "verify", "cache", "--dataset", "x"), "no dataset 'x'"),
+    (("preprocess", "nucla", "--root", "data", "--compress", "lzma"), "'lzma' is not one of"),
+    (("preprocess", "nucla", "--root", "data", "--crop", "face"), "'face' is not one of 'motion', 'centre'"),
+])
 def test_commands__exit_2_with_a_message_on_wrong_input(dtsf, world, words, message):
     assert message in dtsf.refusal(*words, cwd=world)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from make_cache import draw
+from make_cache import SMALL_NETWORK, draw
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from dtsf import api
@@ -111,8 +111,7 @@ def test_evaluate__dataset_with_test_subjects_only(world):
     listed = tuple(entry for entry in data.catalog.clips if entry.clip.subject == "2")
     alone = replace(data, catalog=data.catalog.model_copy(update={"clips": listed}))
     rule = parse_protocol("cross-subject:2", "nucla")
-    both, one = (evaluate(run.net, some, rule, seed=0) for some in (data, alone))
-    assert one.metrics == both.metrics
+    assert evaluate(run.net, alone, rule, seed=0).metrics == evaluate(run.net, data, rule, seed=0).metrics
     with pytest.raises(ConfigError, match="leaves no training clip"):
         evaluate(run.net, alone, rule, seed=0, split="train")
 
@@ -156,8 +155,7 @@ def documented(title):
 def test_evaluate__json_keys_are_documented(world, dtsf, tmp_path):
     metrics = documented("metrics.json")
     assert set(json.loads((world / "run/metrics.json").read_text())) == metrics
-    answer = dtsf.json("evaluate", world / "run", "--cache", world / "cache", cwd=tmp_path)
-    assert set(answer) == metrics - {"predictions"}
+    assert set(dtsf.json("evaluate", world / "run", "--cache", world / "cache", cwd=tmp_path)) == metrics - {"predictions"}
     words = ("train", "--cache", world / "cache", "--protocol", "all", "--epochs", 1, "--json")
     trained = dtsf(*words, "--set", "train.held_out=0.3", "--out", "run", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -171,10 +169,7 @@ def test_evaluate__json_keys_are_documented(world, dtsf, tmp_path):
         assert words in shown
 
 
-# Unknown actions and adaptation
-
-EACH = 'model.branch=[{input="motion", weight=0.67}, {input="dynamic", channels=8, weight=0.33}]'
-WORDS = ["train.epochs=8", "model.width=16", "model.depth=1", EACH, "model.occlusion_threshold=0.0", "train.lr=0.01"]
+WORDS = ["train.epochs=8", *SMALL_NETWORK]
 PROTOCOL = "cross-subject:5"
 
 

@@ -25,18 +25,15 @@ def network(*branch, **keys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("branch", "keys", "views"),
-    [
-        ((PASTED,), {"readout": "cls", "patch": 2, "fusion": "concat"}, 2),
-        ((BranchConfig(input="frames", paste="thumbnails"),), {"readout": "cls", "normalise": "data"}, 1),
-        ((BranchConfig(msm=True),), {"fusion": "tmc"}, 3),
-        ((BranchConfig(views="sequence"),), {"fusion": "sfm"}, 3),
-        ((MOTION, MOTION_ALL, DYNAMIC), SEVERAL | {"occlusion_threshold": 0.95}, 2),  # the default recipe's
-        ((BranchConfig(input="motion", paste="tokens"), DYNAMIC), SEVERAL | {"fusion": "mean"}, 2),
-        ((BranchConfig(input="motion", paste="thumbnails"),), {"fusion": "tmc"}, 2),
-    ],
-)
+@pytest.mark.parametrize(("branch", "keys", "views"), [
+    ((PASTED,), {"readout": "cls", "patch": 2, "fusion": "concat"}, 2),
+    ((BranchConfig(input="frames", paste="thumbnails"),), {"readout": "cls", "normalise": "data"}, 1),
+    ((BranchConfig(msm=True),), {"fusion": "tmc"}, 3),
+    ((BranchConfig(views="sequence"),), {"fusion": "sfm"}, 3),
+    ((MOTION, MOTION_ALL, DYNAMIC), SEVERAL | {"occlusion_threshold": 0.95}, 2),  # the default recipe's
+    ((BranchConfig(input="motion", paste="tokens"), DYNAMIC), SEVERAL | {"fusion": "mean"}, 2),
+    ((BranchConfig(input="motion", paste="thumbnails"),), {"fusion": "tmc"}, 2),
+])
 def test_export_onnx__gives_the_outputs_of_pytorch_for_any_batch(tmp_path, capfd, branch, keys, views):
     net, state = network(*branch, **keys)
     made = export_onnx(net, state, tmp_path / "net.onnx", views=views)

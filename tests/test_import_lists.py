@@ -76,15 +76,12 @@ def test_import_lists__reads_videomamba_lines(tmp_path, separator):
     assert {(clip.path, clip.raw_label) for clip in catalog.clips} == {("run/x y.mp4", "0"), ("walk/z.mp4", "3")}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "names no video"),
-        ("justoneword\n", "line 1: 'justoneword' is not a path and a label"),
-        ("video,action\nx.avi,1\n", "column 'subject' is missing"),
-        ("gone.avi 1\n", "none of the 1 entries has a video"),
-    ],
-)
+@pytest.mark.parametrize(("text", "message"), [
+    ("", "names no video"),
+    ("justoneword\n", "line 1: 'justoneword' is not a path and a label"),
+    ("video,action\nx.avi,1\n", "column 'subject' is missing"),
+    ("gone.avi 1\n", "none of the 1 entries has a video"),
+])
 def test_import_lists__refuses_an_unknown_form(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(DataError, match=message):
@@ -105,18 +102,15 @@ def test_import_lists__manifest_may_be_in_any_folder(tmp_path):
     assert sorted(path.name for path in (tmp_path / "v").iterdir()) == ["a.avi"]
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("test.mp4 0\nrun.mp4 1\n", {("test.mp4", "0"), ("run.mp4", "1")}),
-        ("test.avi,0\ntest.mp4,1\n", {("test.avi", "0"), ("test.mp4", "1")}),
-        ("walk, fast/001.mp4 0\nrun.mp4 1\n", {("walk, fast/001.mp4", "0"), ("run.mp4", "1")}),
-        ("walk, fast/001.mp4,0\nrun.mp4,1\n", {("walk, fast/001.mp4", "0"), ("run.mp4", "1")}),
-        ('"walk, fast/001.mp4",0\n', {("walk, fast/001.mp4", "0")}),
-        ("walk, fast\\001.mp4;0\n", {("walk, fast/001.mp4", "0")}),
-        ("2.webm 1\nclip.MTS 0\n", {("2.webm", "1"), ("clip.MTS", "0")}),
-    ],
-)
+@pytest.mark.parametrize(("text", "found"), [
+    ("test.mp4 0\nrun.mp4 1\n", {("test.mp4", "0"), ("run.mp4", "1")}),
+    ("test.avi,0\ntest.mp4,1\n", {("test.avi", "0"), ("test.mp4", "1")}),
+    ("walk, fast/001.mp4 0\nrun.mp4 1\n", {("walk, fast/001.mp4", "0"), ("run.mp4", "1")}),
+    ("walk, fast/001.mp4,0\nrun.mp4,1\n", {("walk, fast/001.mp4", "0"), ("run.mp4", "1")}),
+    ('"walk, fast/001.mp4",0\n', {("walk, fast/001.mp4", "0")}),
+    ("walk, fast\\001.mp4;0\n", {("walk, fast/001.mp4", "0")}),
+    ("2.webm 1\nclip.MTS 0\n", {("2.webm", "1"), ("clip.MTS", "0")}),
+])
 def test_import_lists__finds_names_that_contain_separators(tmp_path, text, found):
     touch(tmp_path, "test.mp4", "test.avi", "run.mp4", "walk, fast/001.mp4", "2.webm", "clip.MTS")
     (tmp_path / "a_train.txt").write_text(text)

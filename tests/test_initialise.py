@@ -71,17 +71,14 @@ def test_load__all_416_tensors_of_videomamba_s(tmp_path):
     assert all(torch.equal(x, state[name]) for name, x in net.state_dict().items())
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda s: s,
-        lambda s: {"model": s, "args": argparse.Namespace(lr=1e-3), "epoch": 3},
-        lambda s: {"module": s},
-        lambda s: {"model": {f"module.backbone.{name}": x for name, x in s.items()}},
-        lambda s: {f"encoder.{name}": x for name, x in s.items()},
-        lambda s: {"model": {name: x.half() for name, x in s.items()}},
-    ],
-)
+@pytest.mark.parametrize("wrap", [
+    lambda s: s,
+    lambda s: {"model": s, "args": argparse.Namespace(lr=1e-3), "epoch": 3},
+    lambda s: {"module": s},
+    lambda s: {"model": {f"module.backbone.{name}": x for name, x in s.items()}},
+    lambda s: {f"encoder.{name}": x for name, x in s.items()},
+    lambda s: {"model": {name: x.half() for name, x in s.items()}},
+])
 def test_read__wrapped_states_of_published_files(tmp_path, wrap):
     state = tiny()
     net, report = loaded(tmp_path / "weights.pth", wrap(state))

@@ -170,10 +170,8 @@ def drawn_groups():
     return Groups(embeddings, row_GV, torch.arange(6) % 3, tuple("abcdef"))
 
 
-EVERYTHING = AugmentConfig(
-    crop=0.2, jitter=1.0, shift=0.4, zoom=0.2, tempo=0.5, delay=1.0, flip=0.5,
-    view_drop=0.3, swap_background=0.5, occlude=0.5, noise=0.1,
-)  # fmt: skip
+SHARES = {"flip": 0.5, "view_drop": 0.3, "swap_background": 0.5, "occlude": 0.5}
+EVERYTHING = AugmentConfig(crop=0.2, jitter=1.0, shift=0.4, zoom=0.2, tempo=0.5, delay=1.0, noise=0.1, **SHARES)
 
 
 @pytest.mark.parametrize("motion_sampling", [0.0, 0.7])
@@ -199,8 +197,6 @@ def test_training_batches__same_draws_on_a_gpu(monkeypatch, motion_sampling):
 
 
 class FakeFabric:
-    """The methods of Fabric that training calls."""
-
     device = FAKE_GPU
 
     def setup(self, model, optimizer):
@@ -218,7 +214,6 @@ class FakeFabric:
 
 @pytest.mark.parametrize("recipe", ["default", "ntu60"])
 def test_fit__same_numbers_for_batches_of_the_gpu_or_cpu(monkeypatch, tmp_path, recipe):
-    """Equal bits; close to the CPU's, whose scan sums in another order. Every operation has all its tensors on one device."""
     monkeypatch.setattr(loop, "save", lambda *_: None)
     spec = CacheSpec(decoder="drawn", frames=6, size=192, grid=6, encoder="e", weights_hash="0", channels=12)
     info = DatasetInfo(kind="nucla", name="a", class_names=("a", "b", "c"), view_names=("1", "2", "3"))
@@ -234,6 +229,7 @@ def test_fit__same_numbers_for_batches_of_the_gpu_or_cpu(monkeypatch, tmp_path, 
     with fake_gpu():
         streamed, stays = (weights(fits, fabric=FakeFabric()) for fits in (False, True))
     assert calls == [(False, torch.device("cpu")), (False, FAKE_GPU), (True, FAKE_GPU)], "once per training"
+    # Close to the CPU's, whose scan sums in another order.
     for name, x in on_the_cpu.items():
         assert torch.equal(streamed[name].cpu_values, stays[name].cpu_values), name
         torch.testing.assert_close(stays[name].cpu_values, x, rtol=1e-3, atol=1e-4)
@@ -241,7 +237,6 @@ def test_fit__same_numbers_for_batches_of_the_gpu_or_cpu(monkeypatch, tmp_path, 
 
 @pytest.mark.parametrize("recipe", sorted({*builtin_names("recipe")} - {"demo", "ntu120"}))
 def test_network__constants_are_on_its_device(recipe):
-    """Forward, loss and backward, with an absent view and with all views."""
     config = resolve_auto(load_recipe(recipe), 100)
     side, channels = (48, 3) if "pixels" in config.model.inputs else (6, 12)
     small = config.model.model_copy(update={"depth": 2, "width": 16, "frames": 4, "reduce": min(config.model.reduce, 8)})
@@ -270,13 +265,12 @@ def make_encoder(**options):
 
 
 def test_gradient_checkpointing__gives_the_same_gradients():
-    """Stochastic depth drops the same sequences both times."""
     x = torch.randn(4, 2, 3, 4, 4)
     found = []
     for checkpointing in (False, True):
         encoder = make_encoder(drop_path=0.5).train()
         encoder.gradient_checkpointing = checkpointing
-        torch.manual_seed(1)
+        torch.manual_seed(1)  # drops the same sequences both times
         feature = encoder(x)
         used = [p for p in encoder.parameters() if p.grad_fn is None][:-2]
         found.append([feature, *torch.autograd.grad(feature.square().sum(), used)])

@@ -48,16 +48,13 @@ def test_protocols__refuse_a_side_without_clips_where_it_is_needed():
         split_of(clips, "cross-view:3", "nucla", needed=("test",))
 
 
-@pytest.mark.parametrize(
-    ("protocol", "views", "subjects"),
-    [
-        ("cross-view:02", {"02"}, None),
-        ("cross-view:05", {"05"}, None),
-        ("cross-view:2", {"02"}, None),
-        ("cross-subject:03", None, {"03"}),
-        ("cross-subject:3", None, {"03"}),
-    ],
-)
+@pytest.mark.parametrize(("protocol", "views", "subjects"), [
+    ("cross-view:02", {"02"}, None),
+    ("cross-view:05", {"05"}, None),
+    ("cross-view:2", {"02"}, None),
+    ("cross-subject:03", None, {"03"}),
+    ("cross-subject:3", None, {"03"}),
+])
 def test_protocol__words_are_names_before_they_are_numbers(protocol, views, subjects):
     clips = numbered("01", "02", "03")
     with pytest.raises(ConfigError, match="unknown view '1': there are 02, 05"):
@@ -104,15 +101,12 @@ def ntu(reference):
     return clips
 
 
-@pytest.mark.parametrize(
-    ("setups", "protocol", "train", "test", "task"),
-    [
-        (17, "cross-subject", 40_320, 16_560, "all views of unseen subjects (3, 6, 7, 10, 11"),
-        (17, "cross-view", 37_920, 18_960, "an unseen view alone (view 1) of performances seen from others"),
-        (32, "cross-subject", 63_360, 51_120, "all views of unseen subjects (3, 6, 7, 10, 11"),
-        (32, "cross-setup", 54_720, 59_760, "all views of unseen setups (odd numbers)"),
-    ],
-)
+@pytest.mark.parametrize(("setups", "protocol", "train", "test", "task"), [
+    (17, "cross-subject", 40_320, 16_560, "all views of unseen subjects (3, 6, 7, 10, 11"),
+    (17, "cross-view", 37_920, 18_960, "an unseen view alone (view 1) of performances seen from others"),
+    (32, "cross-subject", 63_360, 51_120, "all views of unseen subjects (3, 6, 7, 10, 11"),
+    (32, "cross-setup", 54_720, 59_760, "all views of unseen setups (odd numbers)"),
+])
 def test_split_ntu__has_the_published_sizes(ntu, setups, protocol, train, test, task):
     clips = [clip for clip in ntu if clip.setup <= setups]
     split = split_of(clips, protocol, "ntu")
@@ -144,18 +138,15 @@ def nucla(reference, flag):
     ]
 
 
-@pytest.mark.parametrize(
-    ("peer", "protocol", "train", "test"),
-    [
-        # VPN's training lists (968, 981, 1019) differ by one or two clips from its own test lists of the other views.
-        ("in_vpn", "cross-view:1", 504 + 463, 516),
-        ("in_vpn", "cross-view:2", 516 + 463, 504),
-        ("in_vpn", "cross-view:3", 516 + 504, 463),
-        ("in_ctrgcn", "cross-view", 1020, 464),
-        ("in_dvanet", "cross-view", 1015, 460),
-        ("in_dvanet", "cross-subject", 1328, 147),
-    ],
-)
+@pytest.mark.parametrize(("peer", "protocol", "train", "test"), [
+    # VPN's training lists (968, 981, 1019) differ by one or two clips from its own test lists of the other views.
+    ("in_vpn", "cross-view:1", 504 + 463, 516),
+    ("in_vpn", "cross-view:2", 516 + 463, 504),
+    ("in_vpn", "cross-view:3", 516 + 504, 463),
+    ("in_ctrgcn", "cross-view", 1020, 464),
+    ("in_dvanet", "cross-view", 1015, 460),
+    ("in_dvanet", "cross-subject", 1328, 147),
+])
 def test_split_nucla__has_the_sizes_of_other_projects(reference, peer, protocol, train, test):
     split = split_of(nucla(reference, peer), protocol, "nucla")
     assert (len(split.train), len(split.test)) == (train, test)
@@ -184,20 +175,17 @@ def row(group, view, subject, side):
     return clip(f"{group}-{view}", group=group, view=view, subject=subject, split=side)
 
 
-@pytest.mark.parametrize(
-    ("clips", "said"),
-    [
-        (
-            [row("g1", 1, "1", "train"), row("g1", 2, "1", "test")],
-            "an unseen view alone (view b), of subjects who trained too in performances seen from others",
-        ),
-        (
-            [row("g1", 1, "1", "train"), row("g2", 1, "2", "test"), row("g3", 1, "1", "spare")],
-            "views that trained too, of unseen subjects",
-        ),
-        ([row("g1", 1, None, "train"), row("g2", 2, None, "test")], "an unseen view alone (view b), of people it does not"),
-    ],
-)
+@pytest.mark.parametrize(("clips", "said"), [
+    (
+        [row("g1", 1, "1", "train"), row("g1", 2, "1", "test")],
+        "an unseen view alone (view b), of subjects who trained too in performances seen from others",
+    ),
+    (
+        [row("g1", 1, "1", "train"), row("g2", 1, "2", "test"), row("g3", 1, "1", "spare")],
+        "views that trained too, of unseen subjects",
+    ),
+    ([row("g1", 1, None, "train"), row("g2", 2, None, "test")], "an unseen view alone (view b), of people it does not"),
+])
 def test_split_manifest__describes_what_test_and_training_share(clips, said):
     split = split_of(clips, "split", names=("a", "b"))
     assert re.match(rf"the manifest's test rows: {re.escape(said)}", split.task)

@@ -36,16 +36,13 @@ def test_train_settings__epochs_is_a_key_of_the_recipe():
     assert TrainSettings.of(overrides=["model.depth=2"], epochs=3).changes() == ("model.depth=2", "train.epochs=3")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"init": "weights.pth", "resume": True}, "--init and --resume exclude each other"),
-        ({"epoch": 3}, "unknown --epoch; did you mean --epochs"),
-        ({"run": 3}, "--out 3"),
-        ({"device": "tpu"}, "--device 'tpu'"),
-        ({"epochs": 0}, "--epochs 0"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"init": "weights.pth", "resume": True}, "--init and --resume exclude each other"),
+    ({"epoch": 3}, "unknown --epoch; did you mean --epochs"),
+    ({"run": 3}, "--out 3"),
+    ({"device": "tpu"}, "--device 'tpu'"),
+    ({"epochs": 0}, "--epochs 0"),
+])
 def test_train__refuses_a_setting_before_it_opens_the_cache(changes, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         api.train(tmp_path / "no cache", **changes)
@@ -102,20 +99,17 @@ def test_pixels__are_normalised_as_for_videomamba():
         assert torch.allclose(found, net.encoders[0](wanted[mask].permute(0, 4, 1, 2, 3)), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "classes", "encoder", "protocol", "name"),
-    [
-        ("manifest", 5, "efficientnet-lite0:16", "split", "default"),
-        ("manifest", 5, "efficientnet-lite0:16", "cross-view", "unseen-cameras"),
-        ("manifest", 5, "pixels", "split", "nucla-paper"),
-        ("nucla", 10, "efficientnet-lite0:16", "cross-subject", "default"),
-        ("nucla", 10, "pixels", "cross-view", "nucla-paper"),
-        ("casia", 15, "timm:x", "cross-view", "unseen-cameras"),
-        ("ntu", 60, "efficientnet-lite0:16", "cross-subject", "ntu60"),
-        ("ntu", 60, "efficientnet-lite0:16", "cross-view", "ntu60"),
-        ("ntu", 120, "efficientnet-lite0:16", "cross-setup", "ntu120"),
-    ],
-)
+@pytest.mark.parametrize(("kind", "classes", "encoder", "protocol", "name"), [
+    ("manifest", 5, "efficientnet-lite0:16", "split", "default"),
+    ("manifest", 5, "efficientnet-lite0:16", "cross-view", "unseen-cameras"),
+    ("manifest", 5, "pixels", "split", "nucla-paper"),
+    ("nucla", 10, "efficientnet-lite0:16", "cross-subject", "default"),
+    ("nucla", 10, "pixels", "cross-view", "nucla-paper"),
+    ("casia", 15, "timm:x", "cross-view", "unseen-cameras"),
+    ("ntu", 60, "efficientnet-lite0:16", "cross-subject", "ntu60"),
+    ("ntu", 60, "efficientnet-lite0:16", "cross-view", "ntu60"),
+    ("ntu", 120, "efficientnet-lite0:16", "cross-setup", "ntu120"),
+])
 def test_default_recipe__follows_kind_encoder_and_protocol(tmp_path, kind, classes, encoder, protocol, name):
     names = tuple(map(str, range(classes)))
     spec = api.open_cache(draw(tmp_path)).spec.model_copy(update={"encoder": encoder})
@@ -143,18 +137,15 @@ def test_train__refuses_the_pixel_recipe_on_embeddings(tmp_path):
         api.train(tmp_path, protocol="cross-subject:2", recipe="nucla-paper", run=tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("model.branch.0.wieght=2", "unknown 'model.branch.0.wieght'; did you mean 'model.branch.0.weight'"),
-        ("model.branch.3.weight=2", "there is no model.branch.3; model.branch has 3 entries, from 0"),
-        ("model.branch.weight=2", "name an entry and its key, for example model.branch.0.weight=0.5"),
-        ("model.width.x=2", "'model.width' is not a section of the recipe"),
-        ("model.pasted=none", "unknown 'model.pasted'"),
-        ("model.branch.0.input=pixels", 'branch.0.input "pixels" needs model.principal = 0'),
-        ("model.branch.1.paste=tokens", "recipe default: 'model': model.branch.1.paste \"tokens\" needs"),
-    ],
-)
+@pytest.mark.parametrize(("override", "words"), [
+    ("model.branch.0.wieght=2", "unknown 'model.branch.0.wieght'; did you mean 'model.branch.0.weight'"),
+    ("model.branch.3.weight=2", "there is no model.branch.3; model.branch has 3 entries, from 0"),
+    ("model.branch.weight=2", "name an entry and its key, for example model.branch.0.weight=0.5"),
+    ("model.width.x=2", "'model.width' is not a section of the recipe"),
+    ("model.pasted=none", "unknown 'model.pasted'"),
+    ("model.branch.0.input=pixels", 'branch.0.input "pixels" needs model.principal = 0'),
+    ("model.branch.1.paste=tokens", "recipe default: 'model': model.branch.1.paste \"tokens\" needs"),
+])
 def test_load_recipe__names_the_wrong_key_of_an_override(override, words):
     with pytest.raises(ConfigError, match=re.escape(words)) as refused:
         load_recipe("default", [override])

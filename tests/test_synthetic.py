@@ -1,10 +1,10 @@
 """The drawn dataset: pairs of actions, seeds, collections and refusals."""
 
 import csv
-import hashlib
 
 import numpy as np
 import pytest
+from make_cache import snapshot
 
 from dtsf.errors import ConfigError, DataError
 from dtsf.pipeline.datasets import synthetic
@@ -25,14 +25,6 @@ def test_trajectory__actions_of_a_pair_are_reversed_in_time():
         np.testing.assert_array_equal(trajectory(forward, style, 50), trajectory(backward, style, 50)[::-1])
 
 
-def checksums(folder):
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def read_labels(folder):
     with (folder / "labels.csv").open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
@@ -41,7 +33,7 @@ def read_labels(folder):
 def test_synthesize__same_seed_gives_the_same_files(tmp_path, three_actions):
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         synthesize_nucla(tmp_path / name, subjects=2, episodes=1, seed=seed)
-    one, two, three = (checksums(tmp_path / name) for name in ("one", "two", "three"))
+    one, two, three = (snapshot(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two
     assert one.keys() == three.keys()
     assert all(one[key] != three[key] for key in one if key.endswith(".avi"))
@@ -71,10 +63,9 @@ def test_synthesize__refusals_leave_no_file(tmp_path):
     (tmp_path / "full/file").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
         synthesize_nucla(tmp_path / "full")
-    with pytest.raises(ConfigError, match="--subjects 1"):
-        synthesize_nucla(tmp_path / "new", subjects=1)
-    with pytest.raises(ConfigError, match="--bias 2"):
-        synthesize_nucla(tmp_path / "new", bias=2)
+    for name, value in (("subjects", 1), ("bias", 2)):
+        with pytest.raises(ConfigError, match=f"--{name} {value}"):
+            synthesize_nucla(tmp_path / "new", **{name: value})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 

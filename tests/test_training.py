@@ -34,11 +34,8 @@ from dtsf.training.recipe import load_recipe
 from dtsf.training.splits import hold_out
 
 PLAIN = ("model.dropout=0.0", "augment.shift=0", "augment.flip=0.0")
-STILL = (
-    *(*PLAIN, "augment.view_drop=0.0", "augment.crop=0.0", "augment.jitter=0.0", "augment.noise=0.0"),
-    "model.branch.0.paste=none",
-)
-"""Only the order is drawn at random."""
+# Only the order is drawn at random.
+STILL = (*PLAIN, *(f"augment.{name}=0.0" for name in ("view_drop", "crop", "jitter", "noise")), "model.branch.0.paste=none")
 
 
 def train(run, *overrides, groups=None, base=STILL, **options):
@@ -160,9 +157,6 @@ def test_fit__bf16_keeps_float32_weights(tmp_path):
     assert other[-1]["loss"] == pytest.approx(log[-1]["loss"], rel=0.3)
 
 
-# Held-out groups and early stopping
-
-
 def test_hold_out__takes_whole_groups_of_the_training_clips():
     everything = tuple(
         clip(f"{s}-{label}-{r}-{view}", label=label, group=f"{s}-{label}-{r}", view=view, subject=s)
@@ -226,13 +220,10 @@ def test_update_best__ignores_a_loss_that_is_not_finite():
 
 def test_fit__held_out_groups_do_not_change_the_training(tmp_path):
     alone, _ = train(tmp_path / "alone", "train.epochs=3", base=PLAIN)
-    words = ("train.epochs=3", "train.held_out=0.2")
-    watched, _ = train(tmp_path / "watched", *words, base=PLAIN, held_out=opposed())
+    watched, _ = train(tmp_path / "watched", "train.epochs=3", "train.held_out=0.2", base=PLAIN, held_out=opposed())
     assert watched.best_epoch is not None
     assert_equal(dict(alone.net.named_parameters()), dict(watched.net.named_parameters()))
 
-
-# Killed and resumed
 
 EVERYTHING = (
     *("train.epochs=16", "train.batch_size=3", "train.accumulate=2", "train.ema=0.9", "train.held_out=0.2"),
@@ -240,9 +231,7 @@ EVERYTHING = (
 )
 
 
-@pytest.mark.parametrize(
-    ("debias", "kills"), [("hsic", (4, 57)), pytest.param("stillmix", (31,), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("debias", "kills"), [("hsic", (4, 57)), pytest.param("stillmix", (31,), marks=pytest.mark.slow)])
 def test_fit__resumed_after_a_kill_equals_an_undisturbed_run(tmp_path, debias, kills):
     # StillMix needs the still part of a frame.
     words = [*EVERYTHING, f"debias.method={debias}", *(["model.branch.0.input=frames"] if debias == "stillmix" else [])]
@@ -265,14 +254,10 @@ def test_fit__resumed_after_a_kill_equals_an_undisturbed_run(tmp_path, debias, k
         assert_equal(one[part], two[part])
 
 
-# Several processes
-
-
 @pytest.mark.slow
 def test_train__two_processes_equal_one_with_a_double_batch(dtsf, world, tmp_path):
     words = [
-        *("train", "--cache", world / "cache", "--dataset", "nucla", "--protocol", "cross-subject:2", "--epochs", "3"),
-        *("--recipe", "thumbnails"),
+        *("train", "--cache", world / "cache", "--protocol", "cross-subject:2", "--epochs", "3", "--recipe", "thumbnails"),
         *(word for switch in (*SMALL[:2], *STILL, "train.ema=0.5") for word in ("--set", switch)),
         *("--set", "model.drop_path=0.0"),
     ]
@@ -285,18 +270,13 @@ def test_train__two_processes_equal_one_with_a_double_batch(dtsf, world, tmp_pat
     (answer,) = pair.stdout.strip().splitlines()  # one object, of the first process
     assert json.loads(answer)["top1"] == pytest.approx(alone["top1"])
     assert pair.stderr.count("test: all views of unseen subjects (2)") == 1
-    logs = [
-        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()] for run in ("one", "two")
-    ]
+    logs = [[*map(json.loads, (tmp_path / run / "log.jsonl").read_text().splitlines())] for run in ("one", "two")]
     assert len(logs[0]) == 6  # 10 groups: 6 and 4, three times
     for line, same in zip(*logs, strict=True):
         assert line == pytest.approx(same, rel=1e-3)
     torch.testing.assert_close(stored(tmp_path / "one"), stored(tmp_path / "two"), rtol=1e-3, atol=1e-4)
     assert json.loads((tmp_path / "two/last/state.json").read_text())["processes"] == 2
     assert "was trained with processes 2, not 1" in dtsf.refusal(*words, "--resume", cwd=tmp_path)
-
-
-# Log
 
 
 def test_log__tensorboard_gets_every_number(tmp_path, monkeypatch):
@@ -334,9 +314,6 @@ def test_log__drops_lines_after_the_step_of_the_checkpoint(tmp_path, tail, kept)
     assert (len(lines) - 1, lines[-1]) == (kept, b'{"step": 9}')
     with record.TrainingLog(tmp_path, 0):
         assert (tmp_path / "log.jsonl").read_bytes() == b""
-
-
-# Run folders and checkpoints
 
 
 def test_resume__refuses_another_seed_and_an_absent_run(world, run_copy, tmp_path):
