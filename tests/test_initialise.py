@@ -148,9 +148,9 @@ def test_read__refuses_files_that_are_not_checkpoints(tmp_path, capsys):
     file.write_bytes(b"not a checkpoint")
     refused(file, None, "cannot be read as tensors")
     for content, message in (
-        ({"model": {"fc.weight": torch.zeros(2)}}, "no VideoMamba checkpoint"),
+        ({"model": {"fc.weight": torch.zeros(2)}}, "not a VideoMamba checkpoint"),
         ({"model": {"layers.0.norm.weight": torch.zeros(2)}}, "is not as expected"),
-        ([1, 2], "no VideoMamba checkpoint"),
+        ([1, 2], "not a VideoMamba checkpoint"),
         ({"model": {"a": Malicious()}}, "cannot be read as tensors"),
         ({name: x for name, x in state.items() if "_b" not in name}, "one direction only"),
         (state | {"norm_f.weight": torch.full((32,), torch.nan)}, r"norm_f.weight has values that are not finite"),
@@ -173,7 +173,7 @@ def test_start_from__auto_takes_the_size_of_the_file(tmp_path):
 def test_start_from__refuses_an_impossible_size(tmp_path):
     file = tmp_path / "weights.pth"
     refused(file, tiny() | {"layers.9999999.norm.weight": torch.zeros(1)}, "depth 10000000", OPEN)
-    refused(file, tiny() | {"layers.0.mixer.in_proj.weight": torch.zeros(0, 0)}, "no VideoMamba checkpoint", OPEN)
+    refused(file, tiny() | {"layers.0.mixer.in_proj.weight": torch.zeros(0, 0)}, "not a VideoMamba checkpoint", OPEN)
 
 
 @pytest.mark.slow

@@ -92,8 +92,8 @@ def _warn(text: str) -> None:
 
 
 def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool) -> None:
-    """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally. Raises ConfigError for the first
-    performance: then the run itself cannot be used on this machine.
+    """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally. Raises ConfigError at the
+    first performance if this machine cannot use the run.
     """
     from dtsf.pipeline.watch import Watch
 

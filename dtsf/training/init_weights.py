@@ -39,7 +39,7 @@ class InitReport:
     adapted: dict[str, str] = field(default_factory=dict)
     """Loaded tensors that were changed, with the change."""
     left: dict[str, str] = field(default_factory=dict)
-    """Unused tensors of the file, with the reason. Those of the encoder that the file lacks (``missing``) stay random."""
+    """Unused tensors of the file, with the reason. Tensors of the encoder that the file lacks (``missing``) keep random values."""
     missing: list[str] = field(default_factory=list)
 
 
@@ -86,7 +86,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
         PREFIX.sub("", name, count=1): x for name, x in items if isinstance(name, str) and isinstance(x, torch.Tensor)
     }
     if not any(name.startswith("layers.") for name in weights):
-        raise CheckpointError(f"--init {file}: no VideoMamba checkpoint, there is no tensor layers.0...")
+        raise CheckpointError(f"--init {file}: not a VideoMamba checkpoint: it has no tensor layers.0...")
     first = "layers.0.mixer."
     try:
         width, depth = _width_and_depth(weights)
@@ -98,7 +98,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
             "conv": weights[first + "conv1d.weight"].shape[-1],
         }
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"--init {file}: no VideoMamba checkpoint: {error} is not as expected") from error
+        raise CheckpointError(f"--init {file}: not a VideoMamba checkpoint: {error} has another form") from error
     if first + "A_b_log" not in weights:
         raise CheckpointError(f"--init {file}: its blocks scan in one direction only; VideoMamba's have A_b_log too")
     # A width or depth of 0 is ``auto``.

@@ -1,7 +1,7 @@
 """Scan and its backward, compiled by numba for :mod:`dtsf.model.scan.numba_scan`. A task is one sequence and ``LANES`` channels.
 
-Loops with a possibly negative index, and the C library's ``exp``, do not become vector instructions: hence slices of rows and a
-polynomial. The backward computes the states of a chunk again, into a buffer that fits the processor's cache.
+The compiler vectorises neither loops whose index may be negative nor the C library's ``exp``. So the loops read slices of rows,
+and ``exp`` is a polynomial. The backward computes the states of a chunk again, into a buffer that fits the processor's cache.
 Letters: B batch, D channels, L tokens, N state, M chunks, J blocks of LANES channels, Q tokens of a chunk, W lanes.
 """
 

@@ -1,10 +1,10 @@
 """Kernels of the scan for a GPU, in Triton: forward, and backward with the states computed again.
 
-A program has one sequence, a block of channels and a segment of its tokens, with the states in registers. A step loads all before
-its arithmetic, so that loads overlap. Segments run in parallel: :func:`segment_ends` and :func:`segment_heads` run each from a
-state of zero, and the contribution of the others is added from there. Without atomics, every sum has one order.
-Forward tiles are (N, D), one lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a channel,
-which shuffles least. Arrays are (D, N), because the backward has no registers to transpose. A is in units of log 2.
+A program computes a block of channels of one sequence over a segment of its tokens, with the states in registers. A step loads
+all its inputs before it computes, so that loads overlap. Segments run in parallel: :func:`segment_ends` and :func:`segment_heads`
+start each segment from a state of zero, and the other segments' contribution is added later. Without atomics, every sum has one
+order. Forward tiles are (N, D), one lane a channel: the sum over N needs no other lane. Backward tiles are (D, N), four lanes a
+channel, with the fewest shuffles. Arrays are (D, N), because the backward has no registers to transpose. A has units of log 2.
 Letters: B sequences, D channels, L tokens, N states, S segments, M chunks, Q tokens of a chunk, T tokens of a step.
 """
 
@@ -135,7 +135,7 @@ def segment_heads(
     L, D, segment, dt_b, dt_l, C_b, C_l, z_b, z_l, grad_b, grad_l,
     N: tl.constexpr, BD: tl.constexpr, T: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Compute the gradient of the state before each segment without the segments behind it, and the sum of its step sizes."""
+    """Compute the gradient of the state before each segment as if no segment followed, and the sum of its step sizes."""
     b, s, S = tl.program_id(1).to(tl.int64), tl.program_id(2), tl.num_programs(2)
     n, d, inside, A, bias = channels_of(A_ND, bias_D, D, N, BD)
     flow = tl.zeros((N, BD), tl.float32)

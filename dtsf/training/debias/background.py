@@ -4,7 +4,7 @@ HSIC: Kobayashi, Ding, Tamaki 2025 (arXiv 2509.23009; abstract and summary, no c
 L_scene`` for an unbiased stream, and a biased one of an altered input. HSIC (Gretton et al. 2005): ``tr(K H L H) / (N - 1)^2``,
 ``H = I - 1 1^T / N``, Gaussian kernels. Our reading, since the equations are not published: the biased input is the temporal mean
 of the clip. The samples are the present views of a batch, the kernel widths are median distances. HSIC changes only the features
-of the network; otherwise the biased stream would lower it by becoming useless. L_scene is a background classifier behind a
+of the network; otherwise a useless biased stream would lower it. L_scene is a background classifier behind a
 gradient reversal on the network's features, and a plain one on the biased stream. CE_u is the loss of DTSFNet.
 
 SOAR: Zhai et al., "SOAR: Scene-debiasing Open-set Action Recognition" (ICCV 2023; structure from the code, yhZhai/SOAR). Behind
