@@ -3,11 +3,13 @@
 import csv
 import json
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from dtsf import api
+from dtsf.cache.catalog import write_catalog
 from dtsf.cache.documents import open_handle
 from dtsf.cache.reader import open_dataset, summarise
 from dtsf.errors import BadClipsError, CheckpointError, SourceError
@@ -130,15 +132,11 @@ def test_preprocess__source_errors_do_not_mark_clips_as_bad(own, monkeypatch):
     monkeypatch.setattr(worker, "RETRY_AFTER", (0.0,))
     content_hash = worker.content_hash
     for error in (OSError(5, "Input/output error"), OSError(116, "Stale file handle")):
-
-        def fail(path, stat, error=error):
-            raise error
-
-        monkeypatch.setattr(worker, "content_hash", fail)
+        monkeypatch.setattr(worker, "content_hash", Mock(side_effect=error))
         with pytest.raises(SourceError, match=r"Finished work is safe: run the same command again"):
             run(folder)
     # Files that disappear during the run: a single one waits, three in a row raise an error.
-    monkeypatch.setattr(worker, "content_hash", lambda path, stat: (_ for _ in ()).throw(FileNotFoundError(2, "gone")))
+    monkeypatch.setattr(worker, "content_hash", Mock(side_effect=FileNotFoundError(2, "gone")))
     with pytest.raises(SourceError, match="3 files in a row .* the last is"):
         run(folder)
     locked = folder / "own/v5.avi"
@@ -166,11 +164,7 @@ def test_preprocess__missing_source_does_not_change_the_catalog(own, monkeypatch
     shutil.copy(folder / "away/manifest.csv", folder / "own")
     with pytest.raises(SourceError, match=r"none of the 8 manifest files .* check the disk or share"):
         run(folder)
-
-    def stale(path):
-        raise OSError(116, "Stale file handle")
-
-    monkeypatch.setattr(planning, "file_stat", stale)
+    monkeypatch.setattr(planning, "file_stat", Mock(side_effect=OSError(116, "Stale file handle")))
     with pytest.raises(SourceError, match="Stale file handle"):
         run(folder)
     assert (folder / "cache/manifest/catalog.json").read_bytes() == catalog
@@ -182,8 +176,6 @@ def test_evaluate__names_a_changed_catalog(world, tmp_path):
     api.train(cache, **words, run=tmp_path / "run")
     before = api.load(tmp_path / "run").evaluate(cache)
     assert before.catalog == open_dataset(cache).catalog_hash
-    from dtsf.cache.catalog import write_catalog
-
     document = open_dataset(cache).catalog
     clips = [entry.model_copy(update={"clip": entry.clip.model_copy(update={"background": "x"})}) for entry in document.clips]
     write_catalog(open_handle(cache / "nucla"), document.model_copy(update={"clips": tuple(clips)}))

@@ -11,8 +11,6 @@ from dtsf.pipeline import source
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.source import VIDEO_ENDINGS, SkippedFiles, walk_files
 
-GBK = b"\xb6\xaf\xd7\xf7"
-
 
 def walked(root):
     skipped = SkippedFiles()
@@ -36,7 +34,7 @@ def test_walk_files__follows_links_and_ends_loops(tmp_path):
 
 def test_walk_files__notes_names_that_are_not_utf8(tmp_path):
     touch(tmp_path, "ok/angleview_p01_walk_a1.avi")
-    bad = os.path.join(os.fsencode(tmp_path), GBK)
+    bad = os.path.join(os.fsencode(tmp_path), b"\xb6\xaf\xd7\xf7")
     os.mkdir(bad)
     for name in (b"angleview_p09_walk_a1.avi", b"x.avi"):
         with open(os.path.join(bad, name), "w"):
@@ -92,9 +90,7 @@ def test_scan_nucla__action_is_the_folder_and_labels_sort_as_numbers(tmp_path):
 
 
 def test_scan_nucla__reads_three_layouts(tmp_path):
-    root = touch(
-        tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi"
-    )
+    root = touch(tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi")
     found = [clip.id for clip in scan_source("nucla", root).clips]
     assert found == ["a01_s10_e02_v03", "a02_s03_e01_v02", "a12_s04_e00_v01"]
 
@@ -118,10 +114,8 @@ def test_scan_ntu__groups_by_setup_and_notes_missing_cameras(tmp_path):
 
 
 def test_scan_casia__reads_pairs_and_both_spellings_of_wander(tmp_path):
-    root = touch(
-        tmp_path, "casia_angleview_p01_wonder_a1.mp4", "TopDownView_p02_wander_a2.avi", "angleview_p01p02_fight_a1.avi"
-    )
-    clips = scan_source("casia", root).clips
+    touch(tmp_path, "casia_angleview_p01_wonder_a1.mp4", "TopDownView_p02_wander_a2.avi", "angleview_p01p02_fight_a1.avi")
+    clips = scan_source("casia", tmp_path).clips
     assert {clip.raw_label for clip in clips} == {"wonder", "fight"}
     assert {clip.subject for clip in clips} == {"1", "2", "1+2"}
     assert {clip.view for clip in clips} == {2, 3}

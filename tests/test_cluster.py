@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from helpers import alive, resident, wait_until
 from make_cache import snapshot
-from test_preprocess import SMALL, catalog_of, preprocess, start_script
+from test_preprocess import catalog_of, preprocess, start_script
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CacheError, ConfigError
-from dtsf.pipeline.settings import PreprocessSettings
 
 pytestmark = pytest.mark.slow
 
@@ -74,8 +73,8 @@ def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, tmp_pat
         address = next(found[1] for line in lines if (found := re.search(r"Scheduler at:\s+(tcp://\S+)", line)))
         for _ in range(2):
             dask("worker", address, "--nthreads", "1", "--local-directory", str(tmp_path), stderr=subprocess.DEVNULL)
-        settings = PreprocessSettings(**SMALL, scheduler=address)
-        result = preprocess(catalog, tmp_path / "c", settings, workers=2, shard_size=1, on_progress=seen.append)
+        words = {"scheduler": address, "workers": 2, "shard_size": 1}
+        result = preprocess(catalog, tmp_path / "c", **words, on_progress=seen.append)
     finally:
         for process in reversed(started):
             os.killpg(process.pid, signal.SIGTERM)
@@ -83,20 +82,20 @@ def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, tmp_pat
         started[0].stderr.close()
     assert result.verdicts == {"ok": 23, "truncated": 1}
     assert seen[-1].done == 24
-    preprocess(catalog, tmp_path / "undisturbed", PreprocessSettings(**SMALL), workers=1, shard_size=1)
+    preprocess(catalog, tmp_path / "undisturbed", shard_size=1)
     assert snapshot(tmp_path / "c") == snapshot(tmp_path / "undisturbed")
 
 
 def test_cluster__no_scheduler_at_the_address(catalog, tmp_path):
     with pytest.raises(ConfigError, match="no dask scheduler responds at tcp://127.0.0.1:9"):
-        preprocess(catalog, tmp_path, PreprocessSettings(**SMALL), scheduler="tcp://127.0.0.1:9")
+        preprocess(catalog, tmp_path, scheduler="tcp://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("shard_size", [1, 12])
 def test_preprocess__killed_six_times_gives_the_same_bytes(catalog, tmp_path, shard_size):
     """In turn the main process (then the same command again) and one of its workers."""
     undisturbed = tmp_path / "undisturbed"
-    preprocess(catalog, undisturbed, PreprocessSettings(**SMALL), workers=1, shard_size=shard_size)
+    preprocess(catalog, undisturbed, shard_size=shard_size)
     chance = random.Random(0)
     kills = rounds = 0
     process = start_script(tmp_path, catalog, tmp_path / "c0", 2, shard_size)
@@ -143,7 +142,7 @@ def long_catalog(catalog, tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed_long(long_catalog, tmp_path_factory):
     cache = tmp_path_factory.mktemp("undisturbed_long")
-    assert preprocess(long_catalog, cache, PreprocessSettings(**SMALL), workers=1, shard_size=120).clips == 240
+    assert preprocess(long_catalog, cache, shard_size=120).clips == 240
     return cache
 
 
@@ -163,8 +162,7 @@ def test_preprocess__lost_process_costs_no_clip(long_catalog, undisturbed_long, 
             killed.append([pid for pid in workers_of(os.getpid(), lost) if pid not in before][-1])
             os.kill(killed[0], signal.SIGKILL)
 
-    settings = PreprocessSettings(**SMALL, workers=2, shard_size=120)
-    result = preprocess(long_catalog, tmp_path, settings, on_progress=kill_one)
+    result = preprocess(long_catalog, tmp_path, workers=2, shard_size=120, on_progress=kill_one)
     assert result.verdicts == {"ok": 230, "truncated": 10}
     assert killed
     assert snapshot(tmp_path) == snapshot(undisturbed_long)
@@ -178,9 +176,8 @@ def test_preprocess__error_of_a_worker_is_raised_here(long_catalog, tmp_path):
     def block(progress):
         (tmp_path / "nucla/shards/00001.json").mkdir(exist_ok=True)
 
-    settings = PreprocessSettings(**SMALL, workers=2, shard_size=120)
     with pytest.raises(CacheError, match=r"00001\.json"):
-        preprocess(long_catalog, tmp_path, settings, on_progress=block)
+        preprocess(long_catalog, tmp_path, workers=2, shard_size=120, on_progress=block)
     assert workers_of(os.getpid(), DECODER) == before
 
 
@@ -190,8 +187,8 @@ def test_workers__names_in_any_locale_and_no_import_from_the_current_folder(make
     (tmp_path / "selectors.py").write_text("raise SystemExit('hijacked')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    settings = PreprocessSettings(**SMALL, workers=2, shard_size=1)
-    assert preprocess(catalog_of(tmp_path / "v", ["höhe", "größe"]), tmp_path / "c", settings).verdicts == {"ok": 2}
+    catalog = catalog_of(tmp_path / "v", ["höhe", "größe"])
+    assert preprocess(catalog, tmp_path / "c", workers=2, shard_size=1).verdicts == {"ok": 2}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
@@ -234,7 +231,7 @@ def test_preprocess__memory_is_constant_over_1200_clips(make_video, tmp_path):
         if progress.done % 150 == 0:
             used.append(sum(resident(pid) for pid in (os.getpid(), *below(os.getpid()))))
 
-    result = preprocess(catalog, tmp_path / "c", PreprocessSettings(**SMALL), workers=1, on_progress=look)
+    result = preprocess(catalog, tmp_path / "c", on_progress=look)
     assert result.verdicts == {"ok": 1200}
     assert len(used) == 8
     assert max(used[1:]) < used[0] + 60e6, [round(n / 1e6) for n in used]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import make_groups
 import pytest
 import torch
+from make_cache import clip
 from make_groups import CLASSES, SMALL, VIEWS, toy
 
-from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
 from dtsf.model.network import DTSFNet
 from dtsf.training.data import evaluation_batches, number_backgrounds, training_batches
@@ -92,10 +92,7 @@ def test_cluster__finds_the_backgrounds_and_repeats():
 
 
 def test_number_backgrounds__needs_a_background_of_every_clip():
-    clips = [
-        Clip(id=str(k), path="p", label=0, raw_label="0", group="g", view=1, background=name)
-        for k, name in enumerate(["kitchen", "hall", "kitchen"])
-    ]
+    clips = [clip(str(k), background=name) for k, name in enumerate(["kitchen", "hall", "kitchen"])]
     assert number_backgrounds(clips).tolist() == [1, 0, 1]
     assert number_backgrounds([*clips, clips[0].model_copy(update={"background": None})]) is None
 

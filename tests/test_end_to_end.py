@@ -19,10 +19,9 @@ def test_evaluate__gives_the_numbers_of_train_and_of_given_views(dtsf, world):
     assert again["confusion"] == trained["confusion"]
     assert again["n_groups"] == 10
     assert dtsf.json("evaluate", "run", "--views", "2", cwd=world)["view_weights"] == [0, 1, 0]
-    # A table has only the given views.
+    # The table has only the given views, and ends with an empty line.
     shown = dtsf("evaluate", "run", "--views", "2", cwd=world).stderr
     lines = iter(shown[shown.index("mean weight") :].splitlines()[2:])
-    # An empty line ends the table.
     assert [line.split()[0] for line in iter(lambda: next(lines).strip(), "")] == ["2"]
 
 

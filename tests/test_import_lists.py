@@ -30,10 +30,7 @@ def test_import_lists__reads_the_chosen_splits_of_a_pyskl_pickle(tmp_path):
     assert made.missing == (stems[-1],)
     catalog = scan_source("manifest", tmp_path / "v/manifest.csv")
     assert catalog.groups_by_views == {3: 1, 2: 1}
-    assert {(clip.split, clip.subject, clip.raw_label) for clip in catalog.clips} == {
-        ("train", "1", "9"),
-        ("test", "2", "9"),
-    }
+    assert {(c.split, c.subject, c.raw_label) for c in catalog.clips} == {("train", "1", "9"), ("test", "2", "9")}
     with pytest.raises(DataError, match="exists: remove it"):
         import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
 
@@ -43,10 +40,9 @@ class Hostile:
         return os.system, ("touch harmed",)
 
 
-@pytest.mark.parametrize(
-    "content",
-    [pickle.dumps(Hostile()), pickle.dumps({"split": Hostile()}), b"\x80\x04broken", pickle.dumps([1]), b"\x80"],
-)
+@pytest.mark.parametrize("content", [
+    *map(pickle.dumps, (Hostile(), {"split": Hostile()}, [1])), b"\x80\x04broken", b"\x80",
+])
 def test_import_lists__refuses_a_pickle_with_code(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.pkl").write_bytes(content)

@@ -44,10 +44,9 @@ def refused(file, content, message, config=TINY):
         start_from(file, Recipe(model=config))
 
 
-@pytest.mark.parametrize(
-    ("width", "depth", "side", "size", "frames"),
-    [(32, 1, 4, 4, 1), (32, 2, 4, 8, 3), (48, 3, 2, 6, 2), (20, 2, 16, 32, 4), (16, 2, 4, 12, 9)],
-)
+@pytest.mark.parametrize(("width", "depth", "side", "size", "frames"), [
+    (32, 1, 4, 4, 1), (32, 2, 4, 8, 3), (48, 3, 2, 6, 2), (20, 2, 16, 32, 4), (16, 2, 4, 12, 9),
+])
 def test_encoder__equals_videomamba(width, depth, side, size, frames):
     state = draw(shapes(width, depth, (size // side) ** 2, frames, 5, side), seed=frames)
     net = encoder(TINY.model_copy(update={"patch": side, "frames": frames, "width": width, "depth": depth}), size, 5).eval()
@@ -113,8 +112,7 @@ def test_load__interpolates_positions_in_space_and_time(tmp_path):
     # Half as many frames: each new one lies in the middle between two old ones.
     pairs = state["temporal_pos_embedding"][0].unflatten(0, (4, 2)).mean(1)
     torch.testing.assert_close(net.temporal_pos_embedding[0], pairs)
-    # Constant positions stay constant.
-    state["pos_embed"][:, 1:] = 3.0
+    state["pos_embed"][:, 1:] = 3.0  # constant positions stay constant
     net, _ = loaded(tmp_path / "weights.pth", state, side=20)
     torch.testing.assert_close(net.pos_embed[:, 1:], torch.full_like(net.pos_embed[:, 1:], 3.0))
 
@@ -159,7 +157,7 @@ def test_read__refuses_files_that_are_not_checkpoints(tmp_path, capsys):
     assert "code" not in capsys.readouterr().out
 
 
-def test_start_from__auto_takes_the_size_of_the_file(tmp_path):
+def test_start_from__auto_takes_the_size_of_the_file_unless_impossible(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"model": tiny()}, file)
     for fixed in {}, {"width": 32}, {"depth": 2}:
@@ -168,10 +166,6 @@ def test_start_from__auto_takes_the_size_of_the_file(tmp_path):
         assert (taken.width, taken.depth, taken.frames) == (32, 2, config.frames)
     refused(file, None, r"the recipe's width 48: --set model.width=32$", config.model_copy(update={"width": 48}))
     refused(file, None, r"width 384, depth 24: --set model.width=32 --set model.depth=2", SMALL)
-
-
-def test_start_from__refuses_an_impossible_size(tmp_path):
-    file = tmp_path / "weights.pth"
     refused(file, tiny() | {"layers.9999999.norm.weight": torch.zeros(1)}, "depth 10000000", OPEN)
     refused(file, tiny() | {"layers.0.mixer.in_proj.weight": torch.zeros(0, 0)}, "not a VideoMamba checkpoint", OPEN)
 
@@ -185,7 +179,6 @@ def test_train__init_reports_the_use_of_the_tensors(world, dtsf, tmp_path):
     wrong = dtsf.refusal(*words, "--set", "model.width=48", "--set", "model.depth=1", "--out", "wrong", cwd=tmp_path)
     assert "width 48, depth 1: --set model.width=32 --set model.depth=2" in wrong
     assert not (tmp_path / "wrong").exists()
-    # The recipe leaves the size open: it is the file's.
     said = dtsf.said(*words, "--set", "train.lr=1e-9", "--out", "run", cwd=tmp_path)
     report = json.loads((tmp_path / "run" / "init.json").read_text())
     assert len(report["loaded"]) == len(state) - 5

@@ -23,6 +23,7 @@ from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.video.decode import decode_clip
 
 SMALL = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3}
+SETTINGS = PreprocessSettings(**SMALL, workers=1)
 
 
 @pytest.fixture(autouse=True)
@@ -50,26 +51,21 @@ def videos(make_video, tmp_path_factory):
     return root
 
 
-@pytest.fixture(scope="module")
-def small():
-    return PreprocessSettings(**SMALL)
-
-
-def preprocess(catalog, cache, settings, on_progress=None, **changes):
+def preprocess(catalog, cache, settings=SETTINGS, on_progress=None, **changes):
     return run.preprocess(catalog, cache, settings.changed(**changes), on_progress=on_progress)
 
 
 def embedded(video):
     """Return a video's embedding, and its decoded clip."""
-    spec = make_spec(PreprocessSettings(**SMALL))
+    spec = make_spec(SETTINGS)
     decoded = decode_clip(video, 3, 96, crop=spec.crop)
     return load_encoder(spec.encoder, spec.size, spec.grid, "cpu").embed(decoded.frames), decoded
 
 
-def test_preprocess__rows_equal_decoding_and_embedding(videos, small, tmp_path):
+def test_preprocess__rows_equal_decoding_and_embedding(videos, tmp_path):
     seen = []
     catalog = catalog_of(videos, [f"c{k}" for k in range(10)])
-    result = preprocess(catalog, tmp_path, small, workers=1, shard_size=4, on_progress=seen.append)
+    result = preprocess(catalog, tmp_path, shard_size=4, on_progress=seen.append)
     assert (result.clips, result.groups, result.already_done, result.verdicts) == (10, 5, 0, {"ok": 10})
     assert [(p.done, p.total, p.bad) for p in seen] == [(k, 10, 0) for k in range(1, 11)]
     data = open_dataset(tmp_path)
@@ -86,25 +82,25 @@ def test_preprocess__rows_equal_decoding_and_embedding(videos, small, tmp_path):
     np.testing.assert_array_equal(row, data.embeddings(["c9"])[0])
 
 
-def test_preprocess__second_run_does_only_changed_and_new_clips(make_video, small, tmp_path):
+def test_preprocess__second_run_does_only_changed_and_new_clips(make_video, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for k in range(3):
         make_video(root / f"c{k}.avi", 8 + k)
-    preprocess(catalog_of(root, ["c0", "c1"]), cache, small, workers=1)
+    preprocess(catalog_of(root, ["c0", "c1"]), cache)
     files = {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
-    again = preprocess(catalog_of(root, ["c0", "c1"]), cache, small, workers=1)
+    again = preprocess(catalog_of(root, ["c0", "c1"]), cache)
     assert (again.already_done, again.clips) == (2, 2)
     assert files == {p: p.stat().st_mtime_ns for p in cache.rglob("*") if p.is_file() and not p.name.endswith(".lock")}
     before = open_dataset(cache).embeddings(["c0", "c1"])
     make_video(root / "c1.avi", 12, 320, 240)
-    third = preprocess(catalog_of(root, ["c0", "c1", "c2"]), cache, small, workers=1)
+    third = preprocess(catalog_of(root, ["c0", "c1", "c2"]), cache)
     assert (third.already_done, third.clips) == (1, 3)
     after = open_dataset(cache).embeddings(["c0", "c1"])
     np.testing.assert_array_equal(after[0], before[0])
     assert (after[1] != before[1]).any()
 
 
-def test_preprocess__bad_clips_are_listed_and_not_repeated(make_video, cut_file, small, tmp_path):
+def test_preprocess__bad_clips_are_listed_and_not_repeated(make_video, cut_file, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     whole = make_video(root / "whole.avi", 60)
     cut_file(whole, root / "cut.avi", 0.6)
@@ -112,46 +108,46 @@ def test_preprocess__bad_clips_are_listed_and_not_repeated(make_video, cut_file,
     (root / "text.avi").write_text("no video")
     catalog = catalog_of(root, ["cut", "missing", "one", "text", "whole"])
     with pytest.raises(BadClipsError, match=r"3 of 5 clips.*--max-bad 5%") as raised:
-        preprocess(catalog, cache, small, workers=1)
+        preprocess(catalog, cache)
     for name in ("cut.avi: truncated", "missing.avi: missing: the file does not exist", "text.avi: unreadable"):
         assert name in str(raised.value)
     assert raised.value.exit_code == 1
     assert raised.value.result.verdicts == {"ok": 1, "short": 1, "truncated": 1, "unreadable": 1, "missing": 1}
     data = open_dataset(cache)
     assert [c.id for c in data.clips] == ["one", "whole"]
-    again = preprocess(catalog, cache, small, workers=1, max_bad=0.6)
+    again = preprocess(catalog, cache, max_bad=0.6)
     assert (again.already_done, len(again.bad)) == (5, 3)
     make_video(root / "missing.avi", 9)
-    assert preprocess(catalog, cache, small, workers=1, max_bad=0.6).already_done == 4
+    assert preprocess(catalog, cache, max_bad=0.6).already_done == 4
     assert open_dataset(cache).verdicts == {"ok": 2, "short": 1, "truncated": 1, "unreadable": 1}
 
 
-def test_preprocess__pipes_and_devices_are_listed_and_not_opened(make_video, small, tmp_path):
+def test_preprocess__pipes_and_devices_are_listed_and_not_opened(make_video, tmp_path):
     """There are two pipes, because files of the same size are hashed before decoding."""
     make_video(tmp_path / "v/whole.avi", 10)
     for name in ("pipe", "pipe2"):
         os.mkfifo(tmp_path / f"v/{name}.avi")
     (tmp_path / "v/endless.avi").symlink_to("/dev/zero")
     catalog = catalog_of(tmp_path / "v", ["pipe", "endless", "whole", "pipe2"])
-    result = preprocess(catalog, tmp_path / "c", small, workers=1, max_bad=1)
+    result = preprocess(catalog, tmp_path / "c", max_bad=1)
     assert result.verdicts == {"ok": 1, "unreachable": 3}
     assert {one.reason for one in result.bad} == {"a pipe, socket or device, not a regular file"}
     assert [clip.id for clip in open_dataset(tmp_path / "c").clips] == ["whole"]
 
 
-def test_retry_bad__repeats_only_unusable_clips(make_video, small, tmp_path):
+def test_retry_bad__repeats_only_unusable_clips(make_video, tmp_path):
     root, cache = tmp_path / "v", tmp_path / "c"
     for name, frames in (("late", 9), ("whole", 10)):
         make_video(root / f"{name}.avi", frames)
     (root / "text.avi").write_text("no video")
     catalog = catalog_of(root, ["late", "text", "whole"])
     # Shorter than the start of the decoder process, as on a busy machine.
-    first = preprocess(catalog, cache, small, workers=1, max_bad=1, deadline=0.01)
+    first = preprocess(catalog, cache, max_bad=1, deadline=0.01)
     assert first.verdicts["timeout"] >= 1
     lost = [one.clip.id for one in first.bad]
     before = {file: file.read_bytes() for file in (cache / "nucla").rglob("*/0*") if file.is_file()}
-    assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
-    retried = preprocess(catalog, cache, small, workers=1, max_bad=1, retry_bad=True)
+    assert preprocess(catalog, cache, max_bad=1).already_done == 3
+    retried = preprocess(catalog, cache, max_bad=1, retry_bad=True)
     assert (retried.already_done, retried.verdicts) == (3 - len(lost), {"ok": 2, "unreadable": 1})
     # Committed files do not change; the new results are in a new shard.
     assert before.items() <= {file: file.read_bytes() for file in before}.items()
@@ -159,39 +155,38 @@ def test_retry_bad__repeats_only_unusable_clips(make_video, small, tmp_path):
     assert data.verdicts == {"ok": 2, "unreadable": 1}
     for name in ("late", "whole"):
         np.testing.assert_array_equal(data.embeddings([name])[0], embedded(root / f"{name}.avi")[0])
-    assert preprocess(catalog, cache, small, workers=1, max_bad=1).already_done == 3
+    assert preprocess(catalog, cache, max_bad=1).already_done == 3
 
 
-def test_preprocess__other_settings_need_another_name_or_overwrite(videos, small, tmp_path):
+def test_preprocess__other_settings_need_another_name_or_overwrite(videos, tmp_path):
     catalog = catalog_of(videos, ["c0", "c1"])
-    preprocess(catalog, tmp_path, small, workers=1)
-    other = PreprocessSettings(**{**SMALL, "frames": 2})
+    preprocess(catalog, tmp_path)
+    other = SETTINGS.changed(frames=2)
     with pytest.raises(FingerprintError, match="frames: 3 in the cache, 2 requested"):
-        preprocess(catalog, tmp_path, other, workers=1)
-    preprocess(catalog, tmp_path, other, name="two", workers=1)
-    preprocess(catalog, tmp_path, other, workers=1, overwrite=True)
+        preprocess(catalog, tmp_path, other)
+    preprocess(catalog, tmp_path, other, name="two")
+    preprocess(catalog, tmp_path, other, overwrite=True)
     assert open_dataset(tmp_path, "nucla").spec.frames == open_dataset(tmp_path, "two").spec.frames == 2
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("mine")
     with pytest.raises(CacheError, match="does not remove it"):
-        preprocess(catalog, tmp_path, small, name="mine", workers=1, overwrite=True)
+        preprocess(catalog, tmp_path, name="mine", overwrite=True)
     assert (tmp_path / "mine/thesis.txt").exists()
     for name in ("../up", ".hidden", "a/b", " "):
         with pytest.raises(ConfigError, match="plain folder name"):
-            preprocess(catalog, tmp_path, small, name=name, workers=1)
+            preprocess(catalog, tmp_path, name=name)
 
 
-def test_preprocess__refuses_a_second_run_at_the_same_time(videos, small, tmp_path):
-    catalog = catalog_of(videos, ["c0", "c1"])
-    messages = []
+def test_preprocess__refuses_a_second_run_at_the_same_time(videos, tmp_path):
+    catalog, refused = catalog_of(videos, ["c0", "c1"]), []
 
     def meanwhile(_):
-        with pytest.raises(CacheError, match="another dtsf process is writing") as raised:
-            preprocess(catalog, tmp_path, small, workers=1)
-        messages.append(str(raised.value))
+        with pytest.raises(CacheError, match="another dtsf process is writing"):
+            preprocess(catalog, tmp_path)
+        refused.append(1)
 
-    assert preprocess(catalog, tmp_path, small, workers=1, on_progress=meanwhile).verdicts == {"ok": 2}
-    assert len(messages) == 2
+    assert preprocess(catalog, tmp_path, on_progress=meanwhile).verdicts == {"ok": 2}
+    assert len(refused) == 2
 
 
 SCRIPT = """
@@ -213,23 +208,21 @@ def start_script(tmp_path, catalog, cache, workers, shard_size=1):
     (tmp_path / "catalog.json").write_text(catalog.model_dump_json())
     arguments = [tmp_path / "script.py", tmp_path / "catalog.json", cache, json.dumps(SMALL), str(workers), str(shard_size)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, *arguments], stderr=subprocess.PIPE, env=environment, start_new_session=True
-    )
+    return subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, env=environment, start_new_session=True)
 
 
-def test_preprocess__resumed_after_kill_equals_undisturbed(make_video, small, tmp_path):
+def test_preprocess__resumed_after_kill_equals_undisturbed(make_video, tmp_path):
     for k in range(12):
         make_video(tmp_path / f"v/c{k}.avi", 30 + k, 640, 480)
     catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(12)])
-    preprocess(catalog, tmp_path / "whole", small, workers=1)
+    preprocess(catalog, tmp_path / "whole")
     process = start_script(tmp_path, catalog, tmp_path / "killed", 1)
     wait_until(lambda: len(list((tmp_path / "killed").glob("nucla/shards/0*.json"))) >= 2, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stderr.close()
     assert process.returncode == -signal.SIGKILL
-    result = preprocess(catalog, tmp_path / "killed", small, workers=1, shard_size=1)
+    result = preprocess(catalog, tmp_path / "killed", shard_size=1)
     assert 2 <= result.already_done < 12
     whole, killed = open_dataset(tmp_path / "whole"), open_dataset(tmp_path / "killed")
     ids = [clip.id for clip in catalog.clips]

@@ -1,6 +1,7 @@
 """The drawn dataset: pairs of actions, seeds, collections and refusals."""
 
 import csv
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -70,9 +71,6 @@ def test_synthesize__refusals_leave_no_file(tmp_path):
 
 
 def test_synthesize__interrupt_leaves_no_file(tmp_path):
-    def stop(done, total):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        synthesize_nucla(tmp_path / "data", subjects=2, episodes=1, on_progress=stop)
+        synthesize_nucla(tmp_path / "data", subjects=2, episodes=1, on_progress=Mock(side_effect=KeyboardInterrupt))
     assert list(tmp_path.iterdir()) == []

@@ -301,10 +301,9 @@ def test_log__tensorboard_gets_every_number(tmp_path, monkeypatch):
     assert {name for name, *_ in noted} >= {"loss", "evidence", "kl", "cross", "views", "accuracy", "uncertainty", "lr"}
 
 
-@pytest.mark.parametrize(
-    ("tail", "kept"),
-    [(b'{"step": 3, "x": 1}\n', 2), (b'{"step": 2', 2), (b"\0\0\0\n", 2), (b"[]\n", 2), (b'{"step": 2}\n', 3), (b"", 2)],
-)
+@pytest.mark.parametrize(("tail", "kept"), [
+    (b'{"step": 3, "x": 1}\n', 2), (b'{"step": 2', 2), (b"\0\0\0\n", 2), (b"[]\n", 2), (b'{"step": 2}\n', 3), (b"", 2),
+])
 def test_log__drops_lines_after_the_step_of_the_checkpoint(tmp_path, tail, kept):
     whole = b'{"step": 1}\n{"step": 2}\n'
     (tmp_path / "log.jsonl").write_bytes(whole + tail)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers import resident
@@ -130,11 +131,8 @@ def test_write_prediction__failure_is_not_repeated(tmp_path):
 
 
 def test_write_prediction__full_disk_leaves_no_file(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
     performance(tmp_path / "p", "cam1.mp4")
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(28, "No space left on device")))
     found, messages = watch_once(tmp_path)
     assert list(found) == ["p"]
     assert "No space left" in messages[0]
@@ -204,14 +202,10 @@ def test_predict_watch__internal_error_affects_one_performance(tmp_path, monkeyp
         def predict(self, videos, **_):
             if videos[0].parent.name == "p":
                 raise ZeroDivisionError("a bug")
-            probabilities = {"w": 1}
-            return api.Prediction(
-                label="w\x1b[31m", probability=0.9, uncertainty=0.1, view_weights=(1.0,), probabilities=probabilities
-            )
+            return api.Prediction(label="w\x1b[31m", probability=0.9, uncertainty=0.1, view_weights=(1.0,), probabilities={"w": 1})
 
     monkeypatch.setattr(api, "load", lambda run: Run())
-    words = ["predict", "--run", "r", "--watch", str(tmp_path), "--settle", "0.05", "--once", "--json"]
-    app(words, standalone_mode=False)
+    app(["predict", "--run", "r", "--watch", str(tmp_path), "--settle", "0.05", "--once", "--json"], standalone_mode=False)
     out, err = capfd.readouterr()
     first, second = map(json.loads, out.splitlines())
     assert "ZeroDivisionError" in first["error"]
