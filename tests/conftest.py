@@ -44,7 +44,6 @@ def needed():
 
 @pytest.fixture(scope="session")
 def shared_data(needed):
-    """The folder of shared test data."""
     needed(SHARED.is_dir(), f"no shared test data at {SHARED}")
     return SHARED
 
@@ -131,7 +130,6 @@ class CommandLine:
 
 @pytest.fixture(scope="session")
 def dtsf(tmp_path_factory):
-    """The command line."""
     command_line = CommandLine(tmp_path_factory.mktemp("cli"))
     yield command_line
     if command_line.server is not None:
@@ -184,7 +182,6 @@ def performance(world):
 
 @pytest.fixture(scope="session")
 def copy_checkout():
-    """Copies the files of the repository into a folder."""
 
     def copy(target):
         words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]

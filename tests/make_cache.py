@@ -96,7 +96,6 @@ def add_shard(folder, shard, names, bad=(), seed=0):
 
 
 def names(shard):
-    """The clips of a full shard."""
     return [f"{shard}-{row}" for row in range(SHARD_SIZE)]
 
 
@@ -144,7 +143,6 @@ def winners(data, shards):
 
 
 def snapshot(folder):
-    """Bytes of every file except locks."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 

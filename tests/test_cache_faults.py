@@ -59,7 +59,6 @@ def hooked(patch, hook):
 
 @pytest.fixture
 def quick():
-    """A folder in memory, if possible."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
 

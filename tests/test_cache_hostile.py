@@ -24,7 +24,6 @@ ARRAYS = list(array_shapes(SPEC))
 
 
 def use(root):
-    """Open a cache, read every row and verify it."""
     data = open_dataset(root)
     for array in ARRAYS:
         data.gather(array, [clip.id for clip in data.clips])

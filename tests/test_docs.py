@@ -35,7 +35,6 @@ def fences(page, language):
 
 
 def indented(page):
-    """Return the blocks indented by four or more, outside fences."""
     return re.findall(r"(?:^(?: {4,}).*\n?)+", FENCES.sub("", page.read_text()), re.MULTILINE)
 
 

@@ -171,8 +171,6 @@ def test_embed__pixels_are_the_frames(frames):
 
 
 class FakeModel(torch.nn.Module):
-    """The attributes of a timm model that dtsf uses."""
-
     num_features = 5
     pretrained_cfg = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4), "classifier": "head"}  # noqa: RUF012
 

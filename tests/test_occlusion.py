@@ -52,7 +52,6 @@ def test_motion_share__is_relative_to_the_most_moving_view_and_reads_no_absent_o
     assert motion_share(x_BVTHWC, ALL, scale_C)[0, 0] == 1.0
     scale_C[0] = 0.0
     assert motion_share(x_BVTHWC, ALL, scale_C)[0, 0] < 1e-5
-    # Absent views have none and are never read.
     x_BVTHWC = swinging([[1.0, 50.0, 0.5]])
     wanted = torch.tensor([[1.0, 0.0, 0.5]])
     torch.testing.assert_close(motion_share(x_BVTHWC, WITHOUT_SECOND, torch.ones(C)), wanted)

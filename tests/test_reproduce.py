@@ -47,7 +47,6 @@ def _touch(root, clips):
 
 
 def _catalog(clips):
-    """Make a catalog of ids without files."""
     numbers = [[int(word[1:]) for word in clip.split("_")] for clip in sorted(clips)]
     return SourceCatalog(
         kind="nucla",
@@ -365,7 +364,6 @@ def test_paper_run__is_in_the_table_below_the_run_from_embeddings(monkeypatch, w
 
 @pytest.mark.slow
 def test_make__reproduces_on_motion_after_two_kills(shared_data, tmp_path):
-    """The target is killed in stage 1 and in training. It repeats nothing that was finished."""
     words = (f"DATA={shared_data / 'motion/iid'}", "OUT=out", "SEEDS=0", "EPOCHS=2")
 
     def kill_when(reached):

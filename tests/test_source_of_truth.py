@@ -87,7 +87,7 @@ class SourceMachine(RuleBasedStateMachine):
         self.stage1 = FakeStage1(self.patch)
         self.table = []
         self.clock = 10**18
-        self.number = 0
+        self.fresh = itertools.count(1).__next__
         self.computed = set()
         self.seen = None  # the table at the last complete run
 
@@ -100,10 +100,6 @@ class SourceMachine(RuleBasedStateMachine):
         (self.root / path).parent.mkdir(exist_ok=True)
         (self.root / path).write_bytes(content)
         os.utime(self.root / path, ns=(self.clock, self.clock))
-
-    def fresh(self):
-        self.number += 1
-        return self.number
 
     def key(self, row):
         return content_hash((self.root / row["path"]).read_bytes()), float(row["start"]) if row["start"] else None
