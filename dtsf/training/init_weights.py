@@ -98,7 +98,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
             "conv": weights[first + "conv1d.weight"].shape[-1],
         }
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"--init {file}: not a VideoMamba checkpoint: {error} has another form") from error
+        raise CheckpointError(f"--init {file}: not a VideoMamba checkpoint: {error} is not as expected") from error
     if first + "A_b_log" not in weights:
         raise CheckpointError(f"--init {file}: its blocks scan in one direction only; VideoMamba's have A_b_log too")
     # A width or depth of 0 is ``auto``.
