@@ -166,11 +166,11 @@ def cache_convert_command(
     from dtsf.cache.writer import convert
 
     cache = open_store(target)
-    options: dict[str, Any] = {"format": format_, "compress": compress, "dtype": dtype}
-    written = {}
-    for store in _stores(path, dataset):
-        with progress(f"convert {store.name}", "shards") as update:
-            written[store.name] = convert(store, cache.below(store.name), **options, on_progress=update)
+
+    def copy(store: Store, **options: Any) -> int:
+        return convert(store, cache.below(store.name), **options)
+
+    written = _each("convert", _stores(path, dataset), copy, format=format_, compress=compress, dtype=dtype)
     hints = [f"{name}: {count} shards written to {cache}" for name, count in written.items()]
     emit({"target": str(cache), "shards_written": written}, (), hints)
 
