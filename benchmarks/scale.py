@@ -70,7 +70,7 @@ def embed_all(root: Path, clips: Sequence[Clip]) -> dict[tuple[str, float], torc
         for factor in SIZES:
             frames = scaled(frames_FHWC, factor)
             for crop in CROPS:
-                found[crop, factor].append(encoder.embed(cut_square(frames, SIZE, crop)))
+                found[crop, factor].append(encoder.embed(cut_square(frames, SIZE, crop)[0]))
     return {key: torch.from_numpy(np.stack(x)).unflatten(2, (GRID, GRID)) for key, x in found.items()}
 
 

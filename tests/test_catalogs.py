@@ -176,6 +176,10 @@ def test_scan_manifest__accepts_headers_in_any_case_decimal_commas_and_backslash
     (("path", "label", "group", "view", "fps"), ("a.mp4", "x", "g", "1", "0"), "line 2: fps .0. must be above 0"),
     (("path", "label", "group", "view", "first", "last"), ("a.mp4", "x", "g", "1", "5", "4"), "last .4. must not be before"),
     (("path", "label", "group", "view", "first", "end"), ("a.mp4", "x", "g", "1", "5", "9"), "not both"),
+    (("path", "label", "group", "view", "region"), ("a.mp4", "x", "g", "1", "0 0 1"), "line 2: region must be four numbers"),
+    (("path", "label", "group", "view", "region"), ("a.mp4", "x", "g", "1", "0 0 1 1|0 0 1 1"), "region must be one box"),
+    (("path", "label", "group", "view", "ignore"), ("a.mp4", "x", "g", "1", "0.6 0 0.5 1"), "ignore reaches beyond"),
+    (("path", "label", "group", "view", "ignore"), ("a.mp4", "x", "g", "1", "0 0 nan 1"), "ignore must be four numbers"),
     (("path", "label", "group", "view"), ("../a.mp4", "x", "g", "1"), "line 2: ../a.mp4 is outside"),
 ])
 def test_scan_manifest__errors_name_the_line(tmp_path, header, cells, message):
@@ -197,6 +201,18 @@ def test_scan_manifest__reads_frame_numbers_and_notes_a_misspelt_column(tmp_path
     clip = catalog.clips[0]
     assert (clip.first, clip.last, clip.fps, clip.offset, clip.start) == (3, 9, 25.0, -0.5, None)
     assert any("'subjct' is not used; did you mean 'subject'" in note for note in catalog.notes)
+
+
+@pytest.mark.parametrize(("region", "ignore", "expected"), [
+    ("0.1 0.2 0.5 0.6", "0 0.9 1 0.1; 0.8 0 0.2 0.2", ((0.1, 0.2, 0.5, 0.6), ((0, 0.9, 1, 0.1), (0.8, 0, 0.2, 0.2)))),
+    ("0,1 0,2 0,5 0,6", "64, 0, 320, 20", ((0.1, 0.2, 0.5, 0.6), ((64, 0, 320, 20),))),
+    ('"10,20,30,40"', "", ((10, 20, 30, 40), ())),
+    ("", "0 0 1 1|0 0 1 1", (None, ((0, 0, 1, 1), (0, 0, 1, 1)))),
+])
+def test_scan_manifest__reads_regions_in_shares_and_pixels(tmp_path, region, ignore, expected):
+    rows = [("a.mp4", "x", "g", "1", region, ignore)]
+    clip = scan_source("manifest", write(tmp_path, "\t", header=(*HEADER[:4], "region", "ignore"), rows=rows)).clips[0]
+    assert (clip.region, clip.ignore) == expected
 
 
 def test_scan_manifest__videos_may_be_in_another_folder(tmp_path, dtsf, make_video):

@@ -13,14 +13,16 @@ import zarr
 from helpers import wait_until
 
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.schema import Clip
+from dtsf.cache.schema import Clip, ViewRegion
 from dtsf.errors import BadClipsError, CacheError, ConfigError, FingerprintError
 from dtsf.pipeline import preprocess as run
 from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
+from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decode_clip
+from dtsf.pipeline.worker import check_source
 
 SMALL = {"encoder": "efficientnet-lite0:32", "frames": 3, "size": 96, "grid": 3}
 SETTINGS = PreprocessSettings(**SMALL, workers=1)
@@ -98,6 +100,34 @@ def test_preprocess__second_run_does_only_changed_and_new_clips(make_video, tmp_
     after = open_dataset(cache).embeddings(["c0", "c1"])
     np.testing.assert_array_equal(after[0], before[0])
     assert (after[1] != before[1]).any()
+
+
+def test_preprocess__region_of_a_clip_is_decoded_and_named_by_its_view(make_video, dtsf, tmp_path):
+    for k in range(4):
+        make_video(tmp_path / f"v/c{k}.avi", 8 + k, 320, 240)
+    catalog = catalog_of(tmp_path / "v", [f"c{k}" for k in range(4)])
+    own, other = (0.5, 0.5, 0.5, 0.5), (0.0, 0.0, 160.0, 120.0)
+    clips = [clip.model_copy(update={"region": own}) if clip.view == 1 else clip for clip in catalog.clips]
+    catalog = catalog.model_copy(update={"clips": tuple(clips)})
+    cache = tmp_path / "c"
+    preprocess(catalog, cache)
+    before = open_dataset(cache)
+    decoded = decode_clip(tmp_path / "v/c0.avi", 3, 96, crop=before.spec.crop, span=Span(region=own))
+    encoder = load_encoder(before.spec.encoder, before.spec.size, before.spec.grid, "cpu")
+    np.testing.assert_array_equal(before.embeddings(["c0"])[0], encoder.embed(decoded.frames))
+    again = preprocess(catalog, cache, region="0 0 160 120", ignore="0.9 0.9 0.1 0.1")
+    assert again.changes.to_decode == 4
+    after = open_dataset(cache)
+    assert [clip.region for clip in after.clips] == [own, other, own, other]
+    assert after.info.view_regions == tuple(ViewRegion(region=r, ignore=((0.9, 0.9, 0.1, 0.1),)) for r in (own, other))
+    np.testing.assert_array_equal(after.embeddings(["c0"]), before.embeddings(["c0"]))
+    assert (after.embeddings(["c1"]) != before.embeddings(["c1"])).any()
+    assert check_source(after, tmp_path / "v").ok
+    assert after.squares == {"still": ["c0.avi", "c1.avi", "c2.avi", "c3.avi"]}
+    shown = dtsf.said("cache", "info", "c", cwd=tmp_path)
+    assert "4 clips: nothing moves: the middle of the picture is used (c0.avi, c1.avi, c2.avi and 1 more)" in shown
+    with pytest.raises(ConfigError, match="--ignore has no effect with --crop centre"):
+        preprocess(catalog, tmp_path / "d", crop="centre", ignore="0 0 1 1")
 
 
 def test_preprocess__bad_clips_are_listed_and_not_repeated(make_video, cut_file, tmp_path):

@@ -62,6 +62,15 @@ class CachedDataset(DatasetHandle):
         statuses = [self.records[clip.id][1].status.value for clip in self.clips]
         return dict(sorted(Counter([*statuses, *(bad.status.value for bad in self.bad)]).items()))
 
+    @property
+    def squares(self) -> dict[str, list[str]]:
+        """Paths of the clips by what is said about their square; see :data:`dtsf.cache.status.CROP_NOTES`."""
+        found: dict[str, list[str]] = {}
+        for clip in self.clips:
+            for note in self.records[clip.id][1].crop_notes:
+                found.setdefault(note, []).append(clip.path)
+        return dict(sorted(found.items()))
+
     @cached_property
     def catalog_hash(self) -> str:
         """Content hash of the catalog, which a run stores. Empty without a catalog."""
@@ -241,6 +250,7 @@ def summarise(path: Location) -> dict[str, Any]:
         "clips_by_class": {name: by_class[k] for k, name in enumerate(info.class_names)},
         "clips_by_view": {name: by_view[k] for k, name in enumerate(info.view_names, 1)},
         "verdicts": data.verdicts,
+        "squares": data.squares,
         **data.metadata.model_dump(include={"format", "compress", "layout", "shard_size", "fingerprint"}),
         "shards": len(shards),
         "bytes": sum(file.bytes for shard in shards for file in shard.files.values()),

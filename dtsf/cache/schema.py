@@ -8,17 +8,20 @@ from typing import Annotated, Any, Literal
 import xxhash
 from pydantic import Field
 
-from dtsf.cache.status import Status
+from dtsf.cache.status import CropNote, Status
 from dtsf.settings import Frozen
 
-SCHEMA_VERSION = 1  # meaning of the values; part of the fingerprint
-LAYOUT = 4  # form of the stored documents; other layouts are refused
+SCHEMA_VERSION = 2  # meaning of the values; part of the fingerprint
+LAYOUT = 5  # form of the stored documents; other layouts are refused
 MAX_INTEGER = 1 << 53  # every JSON reader keeps integers up to this exactly
 
 Count = Annotated[int, Field(ge=0)]
 Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+Length = Annotated[float, Field(ge=0, le=65536)]
 FrameIndex = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
 FileVersion = tuple[str, str, int, int, str]
+Box = tuple[Length, Length, Length, Length]
+"""Left, top, width and height in the picture: fractions if none exceeds 1, otherwise pixels."""
 
 
 class FilePart(Frozen):
@@ -30,12 +33,14 @@ class FilePart(Frozen):
     first: FrameIndex | None = None  # from 0
     last: FrameIndex | None = None
     fps: float | None = Field(default=None, gt=0)  # rate of a picture folder
+    region: Box | None = None  # part of the picture that is used
+    ignore: tuple[Box, ...] = Field(default=(), max_length=64)  # parts of the picture in which no movement is searched
 
     @property
     def part(self) -> str:
         """The part as the suffix of a key, for example ``@start=1.0@end=2.5``. Empty for the whole file."""
-        values = {name: getattr(self, name) for name in ("start", "end", "first", "last", "fps")}
-        return "".join(f"@{name}={value!r}" for name, value in values.items() if value is not None)
+        values = {name: getattr(self, name) for name in FilePart.model_fields if name != "path"}
+        return "".join(f"@{name}={value!r}" for name, value in values.items() if value not in (None, ()))
 
 
 class Clip(FilePart):
@@ -84,6 +89,7 @@ class ClipRecord(Frozen):
     missing_frames: Integer = 0  # promised by the container and absent, although the clip is used
     duration: float | None = None
     frames_hash: str = ""  # xxh3-64 of the frames that the encoder received
+    crop_notes: tuple[CropNote, ...] = ()  # about the square that was cut out
 
     @property
     def key(self) -> str:
@@ -134,11 +140,20 @@ class DatasetName(Frozen):
     name: str
 
 
+class ViewRegion(Frozen):
+    """Region and ignored boxes that all clips of a view share. ``predict`` uses them."""
+
+    region: Box | None = None
+    ignore: tuple[Box, ...] = ()
+    varies: bool = False  # True if the clips of the view have different ones
+
+
 class DatasetInfo(DatasetName):
     """Classes and views of a dataset. They may change with each ``preprocess``."""
 
     class_names: tuple[str, ...] = Field(max_length=100_000)
     view_names: tuple[str, ...] = Field(max_length=4096)
+    view_regions: tuple[ViewRegion | None, ...] = ()  # of each view; empty if no view has one
 
 
 class DatasetMetadata(Frozen):

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
+
+CropNote = Literal["border", "everywhere", "second", "small", "still", "wide"]
+CROP_NOTES: dict[CropNote, str] = {
+    "still": "nothing moves: the middle of the picture is used",
+    "everywhere": "the movement is everywhere (does the camera move?): the middle of the picture is used",
+    "wide": "the movement does not fit into the largest square: it is capped, or the whole picture is used",
+    "second": "a second mover does not fit into the square: the larger one, or the one that stays, is used",
+    "small": "small things, text or lamps that move are not in the square",
+    "border": "the square lies at a border of the picture",
+}
+"""Sentences of ``dtsf cache info`` about the square of a clip (``--crop motion``)."""
 
 
 class Status(StrEnum):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 cache_app = Typer(help="Inspect, verify, repair, convert and compact a cache.", no_args_is_help=True)
 
 PATH = Annotated[Path, Argument(help="Cache, or one dataset in it: a folder or a URL (s3://BUCKET/FOLDER).")]
+PATHS_SHOWN = 3
 DATASET = Annotated[str | None, Option(help="Only this dataset.")]
 
 
@@ -33,6 +34,7 @@ def cache_info_command(
         write_page("cache page", "datasets", report_cache, path, html, dataset=dataset)
         return
     from dtsf.cache.reader import summarise
+    from dtsf.cache.status import CROP_NOTES
 
     pages = [summarise(store) for store in _stores(path, dataset)]
 
@@ -42,9 +44,15 @@ def cache_info_command(
             rows = [(one["clip"]["path"], one["status"], one["reason"]) for one in page["bad"]]
             if rows:
                 yield table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows)
-            yield from (styled((f"note: {note}", "yellow")) for note in page["notes"])
+            squares = [_about(CROP_NOTES[name], paths) for name, paths in page["squares"].items()]
+            yield from (styled((f"note: {note}", "yellow")) for note in (*page["notes"], *squares))
 
     emit({"datasets": pages}, lines(), [f"next, to look at the clips: dtsf cache info {path} --html cache.html"])
+
+
+def _about(what: str, paths: list[str]) -> str:
+    more = f" and {len(paths) - PATHS_SHOWN} more" if len(paths) > PATHS_SHOWN else ""
+    return f"{len(paths)} clip{'s' * (len(paths) > 1)}: {what} ({', '.join(paths[:PATHS_SHOWN])}{more})"
 
 
 def _describe(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> dict[str, Any]:

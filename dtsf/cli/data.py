@@ -27,7 +27,7 @@ BAD_SHOWN = 40
 synth_app = Typer(help="Make small datasets as video files.", no_args_is_help=True)
 
 
-@with_settings(PreprocessSettings, max_bad=str)
+@with_settings(PreprocessSettings, max_bad=str, region=str, ignore=str)
 def preprocess_command(
     dataset: Annotated[str, Argument(help="nucla, ntu, casia, or manifest (a CSV of your own videos).")],
     root: Annotated[Path | None, Option(help=ROOT_HELP)] = None,

@@ -16,7 +16,7 @@ from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
 from dtsf.cache.store import open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, VideoError
-from dtsf.pipeline.datasets.catalog import SourceCatalog
+from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_regions
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.scheduler import run_tasks
@@ -95,7 +95,9 @@ def preprocess(
     name = settings.name or catalog.kind
     folder = open_store(cache).absolute().below(name)
     started = time.monotonic()
-    info = DatasetInfo(kind=catalog.kind, name=name, class_names=catalog.class_names, view_names=catalog.view_names)
+    catalog = set_regions(catalog, settings.region, settings.ignore, spec.crop)
+    names = {"class_names": catalog.class_names, "view_names": catalog.view_names}
+    info = DatasetInfo(kind=catalog.kind, name=name, view_regions=view_regions(catalog), **names)
     gpus = visible_gpus(settings.encoder)
     n_workers = settings.workers or len(gpus) or os.cpu_count() or 1
     if settings.align == "group":

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator
 
+from dtsf.cache.schema import Box
 from dtsf.settings import Settings
+
+MAX_PIXELS = 65536  # largest number of a box
 
 
 def read_share(value: Any) -> Any:
@@ -19,6 +23,40 @@ def read_share(value: Any) -> Any:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError as error:
         raise ValueError("must be a share such as 5% or 0.05") from error
+
+
+def read_boxes(value: Any) -> Any:
+    """Convert ``0.1 0.2 0.5 0.6; ...`` to boxes. Boxes are returned unchanged. Raises ValueError: another text."""
+    if not isinstance(value, str):
+        return value
+    boxes = []
+    for text in filter(str.strip, re.split("[;|]", value)):
+        words = [word.strip(",").replace(",", ".") for word in text.split()] if " " in text.strip() else text.split(",")
+        try:
+            box = tuple(map(float, words))
+        except ValueError:
+            box = ()
+        if len(box) != 4 or not all(0 <= number <= MAX_PIXELS for number in box) or min(box[2:]) <= 0:
+            raise ValueError(
+                f"must be four numbers: left, top, width, height (0.1 0.2 0.5 0.6: shares of the picture; "
+                f"64 48 320 240: pixels), not {text.strip()!r}"
+            )
+        if max(box) <= 1 < max(box[0] + box[2], box[1] + box[3]) - 1e-6:
+            raise ValueError(
+                f"reaches beyond the picture: {text.strip()!r} (left + width and top + height are at most 1)"
+            )
+        boxes.append(box)
+    return tuple(boxes)
+
+
+def read_region(value: Any) -> Any:
+    """Convert a text to one box, or None if it is empty. Raises ValueError: another text, or several boxes."""
+    boxes = read_boxes(value)
+    if not isinstance(value, str):
+        return value
+    if len(boxes) > 1:
+        raise ValueError("must be one box: left, top, width, height")
+    return boxes[0] if boxes else None
 
 
 Share = Annotated[float, BeforeValidator(read_share), Field(ge=0, le=1)]
@@ -49,7 +87,13 @@ class PreprocessSettings(Settings):
     size: int = Field(default=192, ge=32, le=4096)
     """Size in pixels of the square input to the encoder. 288 gives finer detail and takes 2.3x as long."""
     crop: Literal["motion", "centre"] | None = _default("motion; centre for pixels")
-    """Square part of the frame to use. motion: around everything that moves (for fixed cameras). centre: the middle."""
+    """Square part of the frame to use. motion: around the people who move (for fixed cameras). centre: the middle."""
+    region: Annotated[Box | None, BeforeValidator(read_region)] = _default("the whole picture")
+    """Part of the picture to use: left, top, width, height, as shares (0,0,1,0.9) or pixels. A column region comes first."""
+    ignore: Annotated[tuple[Box, ...], BeforeValidator(read_boxes)] = Field(
+        default=(), max_length=64, json_schema_extra={"default_text": "nothing"}
+    )
+    """Parts of the picture in which --crop motion does not look, as for --region, separated by ";": a clock, a screen, a fan."""
     encoder: str = "efficientnet-lite0"
     """efficientnet-lite0, -lite1 or -lite2, with an optional stride of the feature map (:8, :16, :32); timm:MODEL; or pixels."""
     encoder_weights: Path | None = None

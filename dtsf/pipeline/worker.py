@@ -215,7 +215,7 @@ def check_source(
 
 def _span(part: FilePart, spec: CacheSpec) -> Span:
     common = spec.align == "group" and part.start is not None and part.end is not None
-    return Span(part.start, part.end, part.first, part.last, part.fps, common)
+    return Span(part.start, part.end, part.first, part.last, part.fps, part.region, part.ignore, common)
 
 
 def _retry(read: Callable[..., T], path: Path, *arguments: object) -> T | None:

@@ -33,7 +33,7 @@ from dtsf.training.recipe import Recipe
 
 LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
 """Maximum size of each file in bytes."""
-RUN_VERSION = 2
+RUN_VERSION = 3
 """Version of the format: names of recipe keys and of weights."""
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dtsf.cache.catalog import view_numbers
-from dtsf.cache.schema import Clip
-from dtsf.errors import DataError
+from dtsf.cache.schema import Box, Clip, ViewRegion
+from dtsf.errors import ConfigError, DataError
 from dtsf.pipeline.source import walk_files
 from dtsf.settings import Frozen
 
@@ -84,6 +84,29 @@ def select(catalog: SourceCatalog, views: str = "all", limit: int | None = None)
             kept += members if len(kept) < limit else ()
         catalog = catalog.model_copy(update={"clips": tuple(sorted(kept, key=lambda clip: clip.id))})
     return catalog
+
+
+def set_regions(catalog: SourceCatalog, region: Box | None, ignore: tuple[Box, ...], crop: str) -> SourceCatalog:
+    """Give ``region`` and ``ignore`` to all clips that have none. Raises ConfigError: ``ignore`` without a search."""
+    if ignore and crop == "centre":
+        raise ConfigError("--ignore has no effect with --crop centre: leave it out, or give --crop motion")
+    clips = tuple(
+        clip.model_copy(update={"region": clip.region or region, "ignore": clip.ignore or ignore})
+        for clip in catalog.clips
+    )
+    n_ignored = sum(bool(clip.ignore) for clip in clips) if crop == "centre" else 0
+    note = f"{n_ignored} clips have an ignore column, which has no effect with --crop centre"
+    return catalog.model_copy(update={"clips": clips, "notes": (*catalog.notes, *([note] if n_ignored else []))})
+
+
+def view_regions(catalog: SourceCatalog) -> tuple[ViewRegion | None, ...]:
+    """Return the region of each view, or None where its clips have none. Empty if no view has one."""
+    found: dict[int, set[ViewRegion]] = {}
+    for clip in catalog.clips:
+        found.setdefault(clip.view, set()).add(ViewRegion(region=clip.region, ignore=clip.ignore))
+    every = [found.get(view, set()) for view in range(1, len(catalog.view_names) + 1)]
+    regions = tuple(next(iter(one), ViewRegion()) if len(one) < 2 else ViewRegion(varies=True) for one in every)
+    return tuple(None if one == ViewRegion() else one for one in regions) if set(regions) != {ViewRegion()} else ()
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:

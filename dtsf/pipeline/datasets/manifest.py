@@ -12,14 +12,16 @@ import difflib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
+from dtsf.pipeline.settings import read_boxes, read_region
 
 REQUIRED = ("path", "label", "group", "view")
-OPTIONAL = ("subject", "split", "start", "end", "first", "last", "fps", "offset", "background")
+OPTIONAL = ("subject", "split", "start", "end", "first", "last", "fps", "region", "ignore", "offset", "background")
 MAX_BYTES = 1 << 28
 SEPARATORS = (",", ";", "\t")
 # Pattern of a cell and its description. Each group is 60 times as much as the next one. Spreadsheets write 12 as 12.0.
@@ -152,7 +154,7 @@ def _number(row: dict[str, str], name: str, where: str, kind: tuple[str, str] = 
     return total if match else None
 
 
-def _part(row: dict[str, str], where: str) -> dict[str, float | None]:
+def _part(row: dict[str, str], where: str) -> dict[str, Any]:
     """Return the part of the file that a row describes, as fields of a clip."""
     start, end = (_number(row, name, where, SECONDS) for name in ("start", "end"))
     first, last = (_number(row, name, where, FRAME) for name in ("first", "last"))
@@ -165,7 +167,13 @@ def _part(row: dict[str, str], where: str) -> dict[str, float | None]:
         raise DataError(f"{where}: last ({last:.0f}) must not be before first ({first or 0:.0f})")
     if fps is not None and fps <= 0:
         raise DataError(f"{where}: fps ({fps:g}) must be above 0")
-    return {"start": start, "end": end, "first": first, "last": last, "fps": fps}
+    boxes: dict[str, Any] = {}
+    for name, read in (("region", read_region), ("ignore", read_boxes)):
+        try:
+            boxes[name] = read(row.get(name, ""))
+        except ValueError as error:
+            raise DataError(f"{where}: {name} {error}") from error
+    return {"start": start, "end": end, "first": first, "last": last, "fps": fps, **boxes}
 
 
 def _resolve(text: str, base: str, where: str) -> str:

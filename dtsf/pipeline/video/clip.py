@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.pipeline.video.index import VideoIndex
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from dtsf.cache.schema import Box
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Span:
     first: int | None = None  # number of the first frame: from 0 in a video, as in the file names of an image folder
     last: int | None = None
     fps: float | None = None  # frame rate of an image folder
+    region: Box | None = None  # part of the picture that is used
+    ignore: tuple[Box, ...] = ()  # parts of the picture in which no movement is searched
     common: bool = False  # True if start and end are the time that all views of the group share
 
     def moments(self, n_frames: int, duration: float) -> np.ndarray:
@@ -45,6 +50,7 @@ class DecodedClip:
     duration: float  # seconds of the file; 0 for an image folder without a frame rate
     declared_frames: int = 0  # frames by the header; 0 if it has no count
     missing_frames: int = 0  # frames that the header counts and the file lacks
+    crop_notes: tuple[str, ...] = ()  # about the square: see dtsf.cache.status.CROP_NOTES
 
     @property
     def status(self) -> Status:
@@ -61,6 +67,7 @@ class DecodedClip:
             "declared_frames": self.declared_frames,
             "missing_frames": self.missing_frames,
             "duration": self.duration,
+            "crop_notes": list(self.crop_notes),
             "status": self.status.value,
             "reason": f"{self.available_frames} of {len(self.frames)} frames; the last one is repeated"
             if short

@@ -1,96 +1,153 @@
 """From decoded frames to square pictures: scale, rotate, and crop to the centre or to the motion.
 
 The motion crop makes people of different size and distance comparable (docs/results/network.md). It is not part of the paper.
-Letters in shapes: F frames, H W picture, h w reduced picture, S square, C channels.
+Letters in shapes: F frames, H W picture, S square, C channels.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from dtsf.errors import VideoError
+from dtsf.pipeline.video.motion import motion_square
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from dtsf.cache.schema import Box
 
 Crop = Literal["motion", "centre"]
 CROPS: tuple[Crop, ...] = ("motion", "centre")
 
+WHOLE_PICTURE = (0.0, 0.0, 1.0, 1.0)
 MAX_CLIP_BYTES = 1 << 30  # limit for a clip's scaled frames: 65535 x 16 at a height of 192 would be 786,420 wide
-REDUCED_SIDE = 96  # approximate short side of the reduced pictures for motion detection: averaging suppresses noise
-SHARE, NOISE, LEAST = 0.1, 4.0, 1.5
-"""A pixel moves if its standard deviation exceeds three limits: a share of the largest deviation, a multiple of the median
-deviation (camera noise or camera motion), and an absolute value in grey levels (of 256)."""
-OUTSIDE = 0.01  # share of the moving pixels that may lie beyond each edge, so that single pixels have no influence
-MARGIN = 1.1  # side of the square over the longer side of the moving region
-SMALLEST, LARGEST = 0.5, 1.25  # limits of the square's side over the short side of the picture
-FULL, EMPTY = 0.9, 0.002  # limits of the moving region's share of the picture; outside them the crop is the centre
 
 
-def frame_renderer(path: Path, aspect: Fraction, size: int, crop: Crop, n_frames: int) -> Callable[[Any], np.ndarray]:
-    """Return a function from a frame to the picture that a player shows: (H, W, 3) uint8 RGB.
+class Renderer:
+    """Function from a frame to the picture that a player shows: (H, W, 3) uint8 RGB. The first frame of a clip decides its size.
 
-    All frames of the clip get the size that follows from the first one. ``path`` is for error messages. ``aspect``: width of a
-    stored pixel over its height. ``size`` and ``crop``: as for :func:`size_to_decode`.
+    ``path`` is for error messages. ``aspect``: width of a stored pixel over its height. ``size``, ``crop`` and ``region``: as for
+    :func:`size_to_decode`. ``shown``: width and height of the picture before scaling, after the first frame.
     """
-    from av.video.reformatter import VideoReformatter
 
-    reformatter = VideoReformatter()
-    target: tuple[int, int] | None = None
-    flips = (False, False, False)  # left-right, top-bottom, then transpose
+    def __init__(self, path: Path, aspect: Fraction, size: int, crop: Crop, region: Box | None, n_frames: int) -> None:
+        from av.video.reformatter import VideoReformatter
 
-    def render(frame: Any) -> np.ndarray:
-        nonlocal target, flips
-        if target is None:
-            matrix = frame.side_data.get("DISPLAYMATRIX")
-            if matrix is not None:
-                a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
-                # x' = a x + c y, y' = b x + d y (ISO 14496-12). Players apply only quarter turns and flips. A quarter turn,
-                # x' = c y and y' = b x, is a transposition, with flips where b or c is negative.
-                flips = (a < 0, d < 0, False) if abs(a) >= abs(b) else (b < 0, c < 0, True)
-            # Square pixels: one side is enlarged, none is reduced.
-            width, height = round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
-            target = size_to_decode(width, height, size, crop)
-            check_clip_size(path, target, n_frames)
+        self.shown = (0, 0)
+        self._size_to_decode = partial(
+            size_to_decode, path=path, size=size, crop=crop, region=region, n_frames=n_frames
+        )
+        self._aspect, self._reformatter = aspect, VideoReformatter()
+        self._target = (0, 0)
+        self._flips = (False, False, False)  # left-right, top-bottom, then transpose
+
+    def __call__(self, frame: Any) -> np.ndarray:
+        """Return the scaled picture."""
+        if not self.shown[0]:
+            self._set_size(frame)
         # AREA is the fastest interpolation that uses every pixel. One reformatter for all frames saves its setup.
-        scaled = reformatter.reformat(frame, *target, "rgb24", interpolation="AREA", threads=1)
+        scaled = self._reformatter.reformat(frame, *self._target, "rgb24", interpolation="AREA", threads=1)
         picture: np.ndarray = scaled.to_ndarray()
-        across, down, transposed = flips
+        across, down, transposed = self._flips
         picture = picture[::-1] if down else picture
         picture = picture[:, ::-1] if across else picture
         return picture.transpose(1, 0, 2) if transposed else picture
 
-    return render
+    def _set_size(self, frame: Any) -> None:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if matrix is not None:
+            a, b, _, c, d = struct.unpack("=5i", bytes(matrix)[:20])
+            # x' = a x + c y, y' = b x + d y (ISO 14496-12). Players apply only quarter turns and flips. A quarter turn,
+            # x' = c y and y' = b x, is a transposition, with flips where b or c is negative.
+            self._flips = (a < 0, d < 0, False) if abs(a) >= abs(b) else (b < 0, c < 0, True)
+        # Square pixels: one side is enlarged, none is reduced.
+        width, height = round(frame.width * max(self._aspect, 1)), round(frame.height / min(self._aspect, 1))
+        self.shown = (height, width) if self._flips[2] else (width, height)
+        across, down = self._size_to_decode(*self.shown)
+        self._target = (down, across) if self._flips[2] else (across, down)
 
 
-def check_clip_size(path: Path, target: tuple[int, int], n_frames: int) -> None:
-    """Raise VideoError if the scaled frames of a clip exceed :data:`MAX_CLIP_BYTES`."""
-    if 3 * target[0] * target[1] * n_frames > MAX_CLIP_BYTES:
-        raise VideoError(f"{path}: {n_frames} frames of {target[0]} x {target[1]} are too large (extreme aspect ratio)")
-
-
-def size_to_decode(width: int, height: int, size: int, crop: Crop) -> tuple[int, int]:
+def size_to_decode(
+    width: int,
+    height: int,
+    size: int,
+    crop: Crop,
+    region: Box | None = None,
+    *,
+    path: Path | str = "",
+    n_frames: int = 1,
+) -> tuple[int, int]:
     """Return width and height of the scaled frames, with the aspect ratio of the source.
 
-    ``centre``: the short side is ``size``. ``motion``: up to twice that, so that the smallest square is not enlarged.
+    ``centre``: the short side is ``size``. ``motion``: up to twice that, so that the smallest square is not enlarged. With a
+    ``region``, this is its short side, but the whole frame is not enlarged. Raises VideoError: the region is not in the picture,
+    or the scaled frames of the clip exceed :data:`MAX_CLIP_BYTES`.
     """
-    short = min(width, height)
-    side = size if crop == "centre" else min(max(size, short), 2 * size)
-    scale = side / short
-    return max(side, round(width * scale)), max(side, round(height * scale))
+    left, top, right, bottom = in_pixels(region or WHOLE_PICTURE, width, height)
+    if region and (right > width + 1 or bottom > height + 1 or min(right - left, bottom - top) < 2):
+        shown = " ".join(f"{value:g}" for value in region)
+        raise VideoError(f"{path}: region ({shown}) is not in its picture of {width} x {height} pixels, or too small")
+    short = min(right - left, bottom - top)
+    side = size if crop == "centre" else round(min(max(size, short), 2 * size))
+    scale = side / short if region is None else min(1.0, side / short)
+    least = side if region is None else 1
+    target = max(least, round(width * scale)), max(least, round(height * scale))
+    if 3 * (right - left) * (bottom - top) * scale**2 * n_frames > MAX_CLIP_BYTES:
+        raise VideoError(f"{path}: {n_frames} frames of {target[0]} x {target[1]} are too large (extreme aspect ratio)")
+    return target
 
 
-def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
+def in_pixels(box: Box, width: int, height: int) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of a box in pixels of a picture."""
+    across, down = (width, height) if max(box) <= 1 else (1, 1)
+    left, top, wide, high = box
+    return left * across, top * down, (left + wide) * across, (top + high) * down
+
+
+def cut_region(picture_HWC: np.ndarray, shown: tuple[int, int], region: Box | None) -> np.ndarray:
+    """Return the region of a scaled picture. ``shown``: width and height of the picture before scaling."""
+    if region is None:
+        return picture_HWC
+    height, width, _ = picture_HWC.shape
+    left, top, right, bottom = in_pixels(region, *shown)
+    x, y = (min(round(a * n / s), n - 1) for a, n, s in ((left, width, shown[0]), (top, height, shown[1])))
+    x1, y1 = round(right * width / shown[0]), round(bottom * height / shown[1])
+    return picture_HWC[y : max(y1, y + 1), x : max(x1, x + 1)].copy()  # a copy: the rest of the picture is freed
+
+
+def ignored_mask(
+    frames_FHWC: np.ndarray, shown: tuple[int, int], region: Box | None, ignore: Sequence[Box]
+) -> np.ndarray | None:
+    """Return which pixels of a scaled region are in one of the boxes: (H, W) bool. None without a box."""
+    if not ignore:
+        return None
+    _, height, width, _ = frames_FHWC.shape
+    left, top, right, bottom = in_pixels(region or WHOLE_PICTURE, *shown)
+    mask_HW = np.zeros((height, width), bool)
+    for box in ignore:
+        x0, y0, x1, y1 = in_pixels(box, *shown)
+        columns = np.array([x0 - left, x1 - left]) * width / (right - left)
+        rows = np.array([y0 - top, y1 - top]) * height / (bottom - top)
+        (a, b), (c, d) = (np.clip([np.floor(v[0]), np.ceil(v[1])], 0, None).astype(int) for v in (rows, columns))
+        mask_HW[a:b, c:d] = True
+    return mask_HW
+
+
+def cut_square(
+    frames_FHWC: np.ndarray, size: int, crop: Crop, ignored_HW: np.ndarray | None = None
+) -> tuple[np.ndarray, tuple[str, ...]]:
     """Crop all frames of a clip to the same square; beyond the picture its edge pixels are repeated.
 
-    ``frames_FHWC``: uint8, scaled to :func:`size_to_decode`. ``crop``: ``centre``; or ``motion``, the square around all motion in
-    the clip, for static cameras. Returns (F, size, size, 3) uint8.
+    ``frames_FHWC``: uint8, scaled to :func:`size_to_decode`. ``crop``: ``centre``; or ``motion``, the square around most movement
+    of the clip, for static cameras, with what a user should know about it. Returns (F, size, size, 3) uint8 and these notes.
     """
     _, height, width, _ = frames_FHWC.shape
-    square = motion_square(frames_FHWC) if crop == "motion" else None
+    square, notes = motion_square(frames_FHWC, ignored_HW) if crop == "motion" else (None, ())
     short = min(height, width)
     top, left, side = square or ((height - short) // 2, (width - short) // 2, short)
     inside_FHWC = frames_FHWC[:, max(0, top) : top + side, max(0, left) : left + side]
@@ -98,41 +155,8 @@ def cut_square(frames_FHWC: np.ndarray, size: int, crop: Crop) -> np.ndarray:
     columns = (max(0, -left), max(0, left + side - width))
     cropped_FSSC = np.pad(inside_FHWC, ((0, 0), rows, columns, (0, 0)), mode="edge")
     if side == size:
-        return cropped_FSSC
+        return cropped_FSSC, notes
     from PIL import Image
 
     resized = [Image.fromarray(frame).resize((size, size), Image.Resampling.BILINEAR) for frame in cropped_FSSC]
-    return np.stack([np.asarray(picture) for picture in resized])
-
-
-def motion_square(frames_FHWC: np.ndarray) -> tuple[int, int, int] | None:
-    """Return top, left and side of the square around all motion in a clip, in pixels. It may extend beyond the edges.
-
-    None if nothing moves, or everything (a moving camera).
-    """
-    from PIL import Image
-
-    F, height, width, _ = frames_FHWC.shape
-    short = min(height, width)
-    factor = max(1, round(short / REDUCED_SIDE))
-    h, w = height // factor, width // factor
-    whole = np.ascontiguousarray(frames_FHWC[:, : h * factor, : w * factor])
-    # All frames as one tall picture need two calls, instead of two for each frame.
-    tall = Image.fromarray(whole.reshape(F * h * factor, w * factor, 3)).convert("L").reduce(factor)
-    grey_Fhw = np.asarray(tall, np.float32).reshape(F, h, w)
-
-    padded_hw = np.pad(grey_Fhw.std(0), 1, mode="edge")
-    deviation_hw = sum(padded_hw[i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9
-    threshold = max(SHARE * np.quantile(deviation_hw, 0.995), NOISE * np.median(deviation_hw), LEAST)
-    moving_hw = np.asarray(deviation_hw > threshold)
-    if moving_hw.mean() <= EMPTY:
-        return None
-    edges = []
-    for count in (moving_hw.sum(1), moving_hw.sum(0)):
-        begin, end = np.searchsorted(count.cumsum() / count.sum(), [OUTSIDE, 1 - OUTSIDE])
-        edges += [int(begin) * factor, (int(end) + 1) * factor]
-    top, bottom, left, right = edges
-    if (bottom - top) * (right - left) >= FULL * height * width:
-        return None
-    side = round(np.clip(MARGIN * max(bottom - top, right - left), SMALLEST * short, LARGEST * short))
-    return (top + bottom - side) // 2, (left + right - side) // 2, side
+    return np.stack([np.asarray(picture) for picture in resized]), notes

@@ -22,7 +22,7 @@ from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
 from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_message
 from dtsf.pipeline.video.container import open_video, read_index
-from dtsf.pipeline.video.crop import Crop, cut_square, frame_renderer
+from dtsf.pipeline.video.crop import Crop, Renderer, cut_region, cut_square, ignored_mask
 from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, decode_wanted
 from dtsf.pipeline.video.image_folder import numbered_images, read_folder
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
@@ -91,9 +91,14 @@ def decode_clip(
         source = PacketSource(container, index, kept)
         for _ in range(MAX_CORRECTIONS):
             numbers, n_available = select_frames(index, n_frames, span)
-            render = frame_renderer(path, index.aspect, size, crop, n_frames)
+            render = Renderer(path, index.aspect, size, crop, span.region, n_frames)
+            whole = decoder == "decord"  # which is compared with whole pictures
+
+            def picture(frame: Any, render: Renderer = render, whole: bool = whole) -> np.ndarray:
+                return render(frame) if whole else cut_region(render(frame), render.shown, span.region)
+
             try:
-                pictures = decode_wanted(source, index, np.unique(numbers), render)
+                pictures = decode_wanted(source, index, np.unique(numbers), picture)
                 break
             except IndexCorrected as corrected:
                 index = corrected.args[0]
@@ -102,9 +107,14 @@ def decode_clip(
         else:
             raise VideoError(f"{path}: its packets contradict its frames; {reencode_hint(path)}")
     if decoder == "decord":
-        pictures = _read_with_decord(path, index, pictures)
+        read = _read_with_decord(path, index, pictures)
+        pictures = {k: cut_region(picture, render.shown, span.region) for k, picture in read.items()}
+    frames_FHWC = np.stack([pictures[int(k)] for k in numbers])
+    ignored_HW = ignored_mask(frames_FHWC, render.shown, span.region, span.ignore)
+    frames_FHWC, notes = cut_square(frames_FHWC, size, crop, ignored_HW)
     return DecodedClip(
-        frames=cut_square(np.stack([pictures[int(k)] for k in numbers]), size, crop),
+        frames=frames_FHWC,
+        crop_notes=notes,
         frame_index=numbers.astype(np.int32),
         frame_time=index.ticks[numbers] * float(index.tick),
         available_frames=n_available,

@@ -6,13 +6,17 @@ import re
 import warnings
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import DecodedClip, Span, segment_centres, short_message
 from dtsf.pipeline.video.container import MAX_PIXELS
-from dtsf.pipeline.video.crop import Crop, check_clip_size, cut_square, size_to_decode
+from dtsf.pipeline.video.crop import Crop, cut_region, cut_square, ignored_mask, size_to_decode
+
+if TYPE_CHECKING:  # pydantic is slow to import
+    from dtsf.cache.schema import Box
 
 ENDINGS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
 NUMBER = re.compile(r"\d+")
@@ -38,11 +42,17 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
         index, n_available = np.clip(index, 0, len(images) - 1), n_frames
     else:
         index, n_available = first + segment_centres(stop - first, n_frames), stop - first
-    frames = {int(k): _read(images[k][1], size, crop, n_frames) for k in np.unique(index)}
+    read = {int(k): _read(images[k][1], size, crop, span.region, n_frames) for k in np.unique(index)}
+    frames = {k: picture for k, (picture, _) in read.items()}
     if len({frame.shape for frame in frames.values()}) > 1:
         raise VideoError(f"{folder} contains images of different sizes")
+    frames_FHWC = np.stack([frames[int(k)] for k in index])
+    shown = next(iter(read.values()))[1]
+    ignored_HW = ignored_mask(frames_FHWC, shown, span.region, span.ignore)
+    frames_FHWC, notes = cut_square(frames_FHWC, size, crop, ignored_HW)
     return DecodedClip(
-        frames=cut_square(np.stack([frames[int(k)] for k in index]), size, crop),
+        frames=frames_FHWC,
+        crop_notes=notes,
         frame_index=index.astype(np.int32),
         frame_time=index / span.fps if span.fps else np.full(n_frames, np.nan),
         available_frames=n_available,
@@ -72,7 +82,8 @@ def numbered_images(folder: Path) -> list[tuple[int, Path]]:
     return [(numbers[varying], file) for numbers, _, file in files]
 
 
-def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
+def _read(file: Path, size: int, crop: Crop, region: Box | None, n_frames: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the region of a scaled picture, and the size of the picture before scaling."""
     from PIL import Image, ImageOps
 
     try:
@@ -83,8 +94,8 @@ def _read(file: Path, size: int, crop: Crop, n_frames: int) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise VideoError(f"{file} is {image.width} x {image.height}: too large")
             upright = ImageOps.exif_transpose(image)
-            target = size_to_decode(*upright.size, size, crop)
-            check_clip_size(file, target, n_frames)
-            return np.asarray(upright.convert("RGB").resize(target, Image.Resampling.BILINEAR))
+            target = size_to_decode(*upright.size, size, crop, region, path=file, n_frames=n_frames)
+            picture = np.asarray(upright.convert("RGB").resize(target, Image.Resampling.BILINEAR))
+            return cut_region(picture, upright.size, region), upright.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoError(f"{file} cannot be read: {short_message(error)}") from error
