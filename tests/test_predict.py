@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 import dtsf as package
+from dtsf.cache.schema import ViewRegion
 from dtsf.errors import ConfigError, DataError, DtsfError
 from dtsf.pipeline.watch import PREDICTION, Watch
 from dtsf.report.film import FOOT, GAP, HEAD, NO_FONT, Caption, find_font, write_film
@@ -148,6 +150,31 @@ def test_predict__uses_the_named_views(dtsf, world, performance):
     for views, message in (("1,1,2", "3 different views"), ("1,2", "3 different views"), ("1,2,9", "unknown view '9'")):
         with pytest.raises(DtsfError, match=message):
             run.predict(performance, views=views)
+
+
+def test_predict__uses_the_regions_of_the_training_clips(dtsf, world, tmp_path):
+    words = ("--limit", 3, "--workers", 1, "--region", "0.3 0 0.4 1", "--ignore", "0.1 0 0.1 0.1", "--cache", "c")
+    dtsf.said("preprocess", "nucla", "--root", world / "data", *words, cwd=tmp_path)
+    data = package.open_cache(tmp_path / "c")
+    ids = [clip.id for clip in data.clips]
+    videos = [next((world / "data").rglob(clip.path)) for clip in data.clips]
+    plain = package.load(world / "run")
+    regions = {"view_regions": data.info.view_regions}
+    state = plain.state.model_copy(update={"info": plain.state.info.model_copy(update=regions)})
+    # The cache rounds to float16.
+    expected = pytest.approx(plain.classify(data.embeddings(ids)).probabilities, abs=1e-4)
+    assert replace(plain, state=state).predict(videos).probabilities == expected
+    assert plain.predict(videos).probabilities != expected
+    one = {"ignore": ["0.1 0 0.1 0.1"] * 3}
+    assert plain.predict(videos, region=[(0.3, 0, 0.4, 1)], **one).probabilities == expected
+    with pytest.raises(ConfigError, match="--region: 2 given for 3 videos"):
+        plain.predict(videos, region=["0 0 1 1"] * 2)
+    with pytest.raises(ConfigError, match="--ignore must be four numbers"):
+        plain.predict(videos, ignore=["0 0"])
+    varies = {"view_regions": (ViewRegion(varies=True),) * 3}
+    state = plain.state.model_copy(update={"info": plain.state.info.model_copy(update=varies)})
+    with pytest.raises(ConfigError, match="the training clips of view 1 have different regions"):
+        replace(plain, state=state).predict(videos)
 
 
 def test_watch__waits_until_files_no_longer_grow(tmp_path):

@@ -20,6 +20,13 @@ VIEWS_HELP = (
     "View of each video, for example 2,3. Give it if you pass fewer videos than the training had views; "
     "otherwise the branch over all views is not used."
 )
+REGION_HELP = (
+    "Part of the picture, as for preprocess: one for all videos, or one for each (repeat the option). "
+    "Default: the region of the view in the training clips."
+)
+IGNORE_HELP = (
+    "Parts of the picture in which no movement is searched, as for preprocess; one for all videos, or one for each."
+)
 WEIGHTS_HELP = "Encoder weights file. Required if the run was trained with custom encoder weights."
 WATCH_HELP = (
     "Folder that receives performances, one subfolder each. Predict each complete one, write prediction.json beside its "
@@ -34,6 +41,8 @@ def predict_command(
     onnx: Annotated[Path | None, Option(help="File of dtsf export, instead of --run.")] = None,
     views: Annotated[str | None, Option(help=VIEWS_HELP)] = None,
     video: Annotated[Path | None, Option(help=FILM_HELP)] = None,
+    region: Annotated[list[str] | None, Option(help=REGION_HELP)] = None,
+    ignore: Annotated[list[str] | None, Option(help=IGNORE_HELP)] = None,
     encoder_weights: Annotated[Path | None, Option(help=WEIGHTS_HELP, metavar="FILE")] = None,
     watch: Annotated[Path | None, Option(help=WATCH_HELP)] = None,
     settle: Annotated[float, Option(min=0.0, help="With --watch: seconds without change until it is complete.")] = 3.0,
@@ -50,16 +59,17 @@ def predict_command(
         raise ConfigError("--watch takes the videos from its folder: give no videos, no --video and no --views")
     given = videos or []
     failed: FilmError | None = None
+    look: dict[str, Any] = {"region": region or (), "ignore": ignore or ()}
     trained = api.load(run) if run is not None else None
     if watch is not None and trained is not None:
-        _watch(trained, watch, settle, encoder_weights, once=once)
+        _watch(trained, watch, settle, {**look, "encoder_weights": encoder_weights}, once=once)
         return
     with progress("predict", "videos"):
         try:
             if trained is not None:
-                result = trained.predict(given, film=video, views=views, encoder_weights=encoder_weights)
+                result = trained.predict(given, film=video, views=views, encoder_weights=encoder_weights, **look)
             else:
-                result = api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights)
+                result = api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights, **look)
         except FilmError as error:
             # The prediction is printed even if its film failed.
             failed, result = error, cast("Prediction", error.prediction)
@@ -91,7 +101,7 @@ def _warn(text: str) -> None:
     results().print(text, style="yellow", soft_wrap=True)
 
 
-def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once: bool) -> None:
+def _watch(run: Run, folder: Path, settle: float, options: dict[str, Any], *, once: bool) -> None:
     """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally. Raises ConfigError at the
     first performance if this machine cannot use the run.
     """
@@ -109,7 +119,7 @@ def _watch(run: Run, folder: Path, settle: float, weights: Path | None, *, once:
             if not performance.problem:
                 # One performance must not stop the watcher, nor a defect of dtsf.
                 try:
-                    document = run.predict(performance.videos, encoder_weights=weights).model_dump(mode="json")
+                    document = run.predict(performance.videos, **options).model_dump(mode="json")
                 except DtsfError as error:
                     if not predicted and isinstance(error, ConfigError):
                         raise

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dtsf.cache.schema import CacheSpec
+    from dtsf.cache.schema import Box, CacheSpec
     from dtsf.model.network import DTSFNet
+    from dtsf.pipeline.video.clip import Span
     from dtsf.training.checkpoint import RunState
     from dtsf.training.evaluate import Evaluation
 
 logger = logging.getLogger(__name__)
 
-FILM_SIZE, MAX_FILM_FRAMES, DEFAULT_FPS = 288, 300, 15.0  # side of a view in pixels, frames, fps of a frame folder
 DEADLINE = 60.0  # maximum time to decode one video, in seconds
 MAX_VIEWS, MAX_BYTES = 64, 1 << 32  # videos, and bytes of one; an external run may request any size
 
@@ -131,6 +131,8 @@ class Run:
         *,
         film: str | Path | None = None,
         views: str | None = None,
+        region: Sequence[str | Box | None] = (),
+        ignore: Sequence[str | Sequence[Box]] = (),
         encoder_weights: str | Path | None = None,
     ) -> Prediction:
         """Classify one performance.
@@ -140,24 +142,28 @@ class Run:
             film: Also write a film to this path: the views side by side with the prediction.
             views: View of each video: numbers or names joined by commas. Default: the first views, in order. Give it if you
                 pass fewer videos than the training had views; otherwise a branch over all views is not used.
+            region: Part of the picture of each video, or one for all. Default: the region of its view in the training clips.
+            ignore: Parts of the picture of each video in which no movement is searched, as for ``region``.
             encoder_weights: File of the encoder's weights. Required if the run was trained with custom weights.
 
         Raises VideoError: a video cannot be used. Raises ConfigError: another encoder than that of the run, a wrong path of the
         film, or an unknown view. Raises FilmError: the film cannot be written; the error has the ``prediction``. Raises
         DataError: the number of videos differs from the number of ``views``, or is too large for the network.
         """
-        from dtsf.report.film import check_film
+        from dtsf.pipeline.datasets.catalog import video_spans
+        from dtsf.report.film import check_film, film_videos
 
         if film is not None:
             check_film(Path(film))
-        # Refuse wrong views before any video is decoded.
-        self._view_numbers(len(videos), views)
+        # Refuse wrong views and regions before any video is decoded.
+        spans = video_spans(self.state.info, self._view_numbers(len(videos), views), region, ignore)
         threads = self.state.recipe.train.usable_threads
-        embeddings_VFPC, longest = _embed_videos(videos, self.state.spec, threads, encoder_weights)
+        embeddings_VFPC, longest = _embed_videos(videos, spans, self.state.spec, threads, encoder_weights)
         prediction = self.classify(embeddings_VFPC, views)
         if film is not None:
             try:
-                _write_film(Path(film), [Path(video).absolute() for video in videos], longest, prediction)
+                paths = [Path(video).absolute() for video in videos]
+                film_videos(Path(film), paths, longest, **prediction.model_dump(exclude={"probability"}))
             except DtsfError as error:
                 raise FilmError(str(error), prediction) from error
         return prediction
@@ -198,8 +204,16 @@ class Run:
         return list(range(n_videos))
 
 
-def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: str | Path | None = None) -> Prediction:
+def predict_onnx(
+    file: Path,
+    videos: Sequence[str | Path],
+    *,
+    region: Sequence[str | Box | None] = (),
+    ignore: Sequence[str | Sequence[Box]] = (),
+    encoder_weights: str | Path | None = None,
+) -> Prediction:
     """Classify one performance; see :meth:`dtsf.api.Run.predict`. Raises DataError: the file is for another number of views."""
+    from dtsf.pipeline.datasets.catalog import video_spans
     from dtsf.predict.onnx import read_onnx
 
     network = read_onnx(file)
@@ -207,14 +221,15 @@ def predict_onnx(file: Path, videos: Sequence[str | Path], *, encoder_weights: s
     if len(videos) != metadata.views:
         how = f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
         raise DataError(f"{file} was exported for {metadata.views} views, {len(videos)} videos given: {how}")
-    embeddings_VFPC, _ = _embed_videos(videos, metadata.spec, 1, encoder_weights)
+    spans = video_spans(metadata.info, range(len(videos)), region, ignore)
+    embeddings_VFPC, _ = _embed_videos(videos, spans, metadata.spec, 1, encoder_weights)
     x_VTHWC = _sample_frames(embeddings_VFPC, metadata.spec.grid, metadata.frames, metadata.motion_sampling)
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
     return _make_prediction(metadata.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
 
 
 def _embed_videos(
-    videos: Sequence[str | Path], spec: CacheSpec, threads: int, encoder_weights: str | Path | None = None
+    videos: Sequence[str | Path], spans: Sequence[Span], spec: CacheSpec, threads: int, weights: str | Path | None
 ) -> tuple[np.ndarray, int]:
     """Decode and embed one video per view. Returns the embeddings (V, F, P, C) and the length of the longest video in frames."""
     paths = [Path(video) for video in videos]
@@ -233,7 +248,7 @@ def _embed_videos(
     if n_bytes > MAX_BYTES:
         size = f"{spec.frames} frames of {spec.size} px with {spec.grid} x {spec.grid} cells x {spec.channels} channels"
         raise ConfigError(f"{size} need {n_bytes} bytes a video, more than {MAX_BYTES}: train with a smaller input")
-    encoder = open_encoder(spec, encoder_weights)
+    encoder = open_encoder(spec, weights)
     found = encoder.identity.channels
     if found != spec.channels:
         raise ConfigError(f"the encoder {spec.encoder} has {found} channels, the run {spec.channels}")
@@ -241,7 +256,8 @@ def _embed_videos(
     embeddings, longest = [], 1
     # A process decodes, so that a broken video cannot end a program that watches a folder. It stays for the next performance.
     with shared_decoders(DecodeSettings(spec.frames, spec.size, DEADLINE, crop=spec.crop)) as (decoder,):
-        for path, clip in zip(paths, decode_all(decoder, [DecodeRequest(p.absolute()) for p in paths]), strict=True):
+        requests = [DecodeRequest(path.absolute(), span) for path, span in zip(paths, spans, strict=True)]
+        for path, clip in zip(paths, decode_all(decoder, requests), strict=True):
             if isinstance(clip, VideoError):
                 raise clip
             embeddings.append(encoder.embed(clip[0]))
@@ -272,18 +288,3 @@ def _make_prediction(names: Sequence[str], probability_K: Tensor, uncertainty: T
         view_weights=tuple(weight_V.tolist()),
         probabilities=dict(zip(names, probability_K.tolist(), strict=True)),
     )
-
-
-def _write_film(file: Path, videos: Sequence[Path], longest: int, prediction: Prediction) -> None:
-    """Decode the videos again, and write them with the prediction. Shorter views end with a still frame."""
-    import numpy as np
-
-    from dtsf.pipeline.video.decode import decode_clip, probe
-    from dtsf.report.film import Caption, write_film
-
-    n = min(longest, MAX_FILM_FRAMES)
-    rates = [DEFAULT_FPS if video.is_dir() else probe(video).fps or DEFAULT_FPS for video in videos]
-    frames_VTHWC = np.stack([decode_clip(video, n, FILM_SIZE).frames for video in videos])
-    names = [f"{k} {video.name}" for k, video in enumerate(videos, 1)]
-    caption = Caption(names, **prediction.model_dump(exclude={"probability"}))
-    write_film(file, frames_VTHWC, max(rates) * n / longest, caption)

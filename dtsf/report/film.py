@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
 
 FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # ending of the file -> format
+SIZE, MAX_FRAMES, DEFAULT_FPS = 288, 300, 15.0  # side of a view in pixels, frames, fps of a frame folder
 GAP, HEAD, FOOT, MIN_WIDTH = 8, 92, 44, 520  # in pixels
 BACK, INK, SOFT, EMPTY, GOOD = (20, 23, 27), (235, 237, 240), (155, 165, 177), (52, 60, 70), (95, 176, 240)
 FONTS = (  # of common systems, with letters that Pillow's own font lacks; Pillow searches the font folders
@@ -44,6 +45,20 @@ def check_film(file: Path) -> None:
         raise ConfigError(f"--video {file}: the name must end in {', '.join(FORMATS)}")
     if not file.absolute().parent.is_dir():
         raise ConfigError(f"--video {file}: the folder {file.absolute().parent} does not exist")
+
+
+def film_videos(file: Path, videos: Sequence[Path], longest: int, **caption: Any) -> None:
+    """Decode the videos again, and write them with the prediction. Shorter views end with a still frame.
+
+    ``longest``: frames of the longest video. ``caption``: fields of :class:`Caption`. Raises ConfigError, VideoError.
+    """
+    from dtsf.pipeline.video.decode import decode_clip, probe
+
+    n = min(longest, MAX_FRAMES)
+    rates = [DEFAULT_FPS if video.is_dir() else probe(video).fps or DEFAULT_FPS for video in videos]
+    frames_VTHWC = np.stack([decode_clip(video, n, SIZE).frames for video in videos])
+    names = [f"{k} {video.name}" for k, video in enumerate(videos, 1)]
+    write_film(file, frames_VTHWC, max(rates) * n / longest, Caption(names, **caption))
 
 
 def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Caption) -> Path:
