@@ -11,6 +11,7 @@ import csv
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,10 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         raise DataError(f"no manifest at {file}: give a table, or a folder with a manifest.csv, as --root")
     if videos is not None and not videos.is_dir():
         raise DataError(f"the folder --videos {videos} does not exist")
-    rows, notes = _read_table(file)
+    rows, notes = read_table(file, REQUIRED, OPTIONAL)
     # Text: Path objects cost seconds for ten thousand rows.
     base = os.path.normpath((videos or file.parent).absolute())
-    paths = [_resolve(row["path"], base, f"{file}, line {line}") for line, row in rows]
+    paths = [resolve_path(row["path"], base, f"{file}, line {line}") for line, row in rows]
     if not all(_is_below(path, base) for path in paths):
         # Some paths are absolute: use the common folder, so that no record leads out of the data root.
         base = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -68,7 +69,7 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
             missing.append(f"{relative} (line {line})")
         facts = {name: row.get(name) or None for name in ("subject", "split", "background")}
         facts |= {"path": relative, "group": group, "raw_label": label, "id": f"{group}_v{view:02d}"}
-        offset = _number(row, "offset", where) or 0.0
+        offset = read_number(row, "offset", where) or 0.0
         clips.append(Clip(label=label_of[label], view=view, offset=offset, **facts, **_part(row, where)))
     if missing:
         notes.append(f"{len(missing)} files of {file.name} do not exist and are left out; the first is {missing[0]}")
@@ -95,11 +96,15 @@ def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
     return text, [f"{where} is not UTF-8 (line {line}) and was read as Windows' cp1252: check it, or save it as UTF-8"]
 
 
-def _read_table(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """Return the number of the last line of each row and its cells by column name in small letters; also notes for the user."""
+def read_table(
+    file: Path, required: Sequence[str], optional: Sequence[str]
+) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
+    """Return the number of the last line of each row and its cells by column name in small letters; also notes for the user.
+    Raises DataError: a ``required`` column or cell is missing, a column is there twice, or the file is no table.
+    """
     text, notes = decode_text(read_file(file, limit=MAX_BYTES, error=DataError, follow=True), str(file))
     lines = text.splitlines(keepends=True)
-    known = (*REQUIRED, *OPTIONAL)
+    known = (*required, *optional)
 
     def count_known(separator: str) -> int:
         return sum(cell.strip().casefold() in known for cell in next(csv.reader(lines[:1], delimiter=separator), []))
@@ -112,16 +117,16 @@ def _read_table(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]
         repeated = next((name for k, name in enumerate(header) if name in known and name in header[:k]), None)
         if repeated is not None:
             raise DataError(f"{file}, line 1: two columns have the name {repeated!r}")
-        missing = next((name for name in REQUIRED if name not in header), None)
+        missing = next((name for name in required if name not in header), None)
         if missing is not None:
             near = difflib.get_close_matches(missing, header, 1, 0.6)
             hint = f" (is it {near[0]!r}?)" if near else ""
             raise DataError(
-                f"{file}, line 1: column {missing!r} is missing{hint}. Required: {', '.join(REQUIRED)}. "
-                f"Optional: {', '.join(OPTIONAL)}. Found: {', '.join(header) or 'nothing'}"
+                f"{file}, line 1: column {missing!r} is missing{hint}. Required: {', '.join(required)}. "
+                f"Optional: {', '.join(optional)}. Found: {', '.join(header) or 'nothing'}"
             )
         for name in header:
-            near = [] if name in OPTIONAL else difflib.get_close_matches(name, OPTIONAL, 1, 0.75)
+            near = [] if name in known else difflib.get_close_matches(name, optional, 1, 0.75)
             notes += [f"{file}: column {name!r} is not used; did you mean {one!r}?" for one in near]
         for cells in reader:
             where = f"{file}, line {reader.line_num}"
@@ -133,7 +138,7 @@ def _read_table(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]
                     f"{separator!r} in quotes"
                 )
             row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in known}
-            empty = next((name for name in REQUIRED if not row.get(name)), None)
+            empty = next((name for name in required if not row.get(name)), None)
             if empty is not None:
                 raise DataError(f"{where}: {empty} is empty")
             rows.append((reader.line_num, row))
@@ -142,8 +147,8 @@ def _read_table(file: Path) -> tuple[list[tuple[int, dict[str, str]]], list[str]
     return rows, notes
 
 
-def _number(row: dict[str, str], name: str, where: str, kind: tuple[str, str] = NUMBER) -> float | None:
-    """Return the number in a cell, or None for an empty cell."""
+def read_number(row: dict[str, str], name: str, where: str, kind: tuple[str, str] = NUMBER) -> float | None:
+    """Return the number in a cell, or None for an empty cell. Raises DataError: it is no number of this kind."""
     text = row.get(name, "")
     match = re.fullmatch(kind[0], text)
     if text and match is None:
@@ -156,9 +161,9 @@ def _number(row: dict[str, str], name: str, where: str, kind: tuple[str, str] = 
 
 def _part(row: dict[str, str], where: str) -> dict[str, Any]:
     """Return the part of the file that a row describes, as fields of a clip."""
-    start, end = (_number(row, name, where, SECONDS) for name in ("start", "end"))
-    first, last = (_number(row, name, where, FRAME) for name in ("first", "last"))
-    fps = _number(row, "fps", where)
+    start, end = (read_number(row, name, where, SECONDS) for name in ("start", "end"))
+    first, last = (read_number(row, name, where, FRAME) for name in ("first", "last"))
+    fps = read_number(row, "fps", where)
     if (start, end) != (None, None) and (first, last) != (None, None):
         raise DataError(f"{where}: give start and end, or first and last, not both")
     if end is not None and end <= (start or 0.0):
@@ -176,7 +181,7 @@ def _part(row: dict[str, str], where: str) -> dict[str, Any]:
     return {"start": start, "end": end, "first": first, "last": last, "fps": fps, **boxes}
 
 
-def _resolve(text: str, base: str, where: str) -> str:
+def resolve_path(text: str, base: str, where: str) -> str:
     """Return the file of a cell. A relative path out of ``base`` is refused, so that a table from elsewhere cannot use it."""
     if "\\" in text and not os.path.exists(os.path.join(base, text)):
         text = text.replace("\\", "/")

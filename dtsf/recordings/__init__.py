@@ -1,0 +1,1 @@
+"""Recordings: untrimmed film of several cameras, its clocks, marks and answers."""

@@ -1,0 +1,113 @@
+"""Table of recordings: a row is one camera's file, with columns ``recording,view,path`` and optionally ``offset,subject,events``.
+
+Several rows of one recording and view are chapters: files that one camera wrote one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dtsf.errors import DataError
+from dtsf.pipeline.datasets.manifest import read_number, read_table, resolve_path
+
+REQUIRED = ("recording", "view", "path")
+OPTIONAL = ("offset", "subject", "events")
+MAX_OFFSET = 1e7  # seconds: about four months
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera of a recording. ``paths``: its chapters in order. ``offset``: seconds that it began after time zero of the
+    recording; None if the table does not say. ``line``: of its first row in the table.
+    """
+
+    view: str
+    paths: tuple[Path, ...]
+    offset: float | None = None
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One recording. ``name``: also names its files in an output folder. ``events``: its file of marks, if any."""
+
+    name: str
+    subject: str | None
+    cameras: tuple[Camera, ...]
+    events: Path | None = None
+
+
+def read_recordings(path: Path) -> tuple[Recording, ...]:
+    """Read a table of recordings, in the order of its first rows. Relative paths begin at the table's folder.
+
+    Raises DataError with the line: a cell is missing or wrong, a file is missing, a camera's rows have two offsets, a recording has
+    two subjects or two files of marks, or one file stands for two cameras. Warns: a column with a name that is nearly right.
+    """
+    rows, notes = read_table(path, REQUIRED, OPTIONAL)
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    if not rows:
+        raise DataError(f"{path} has no row: add one row a camera, with {', '.join(REQUIRED)}")
+    base = os.path.normpath(path.parent.absolute())
+    by_name: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    for line, row in rows:
+        by_name.setdefault(_name(row["recording"], f"{path}, line {line}"), []).append((line, row))
+    return tuple(_recording(name, of_name, base, path) for name, of_name in by_name.items())
+
+
+def _recording(name: str, rows: Sequence[tuple[int, dict[str, str]]], base: str, table: Path) -> Recording:
+    by_view: dict[str, list[tuple[int, dict[str, str]]]] = {}
+    lines: dict[str, tuple[int, str]] = {}
+    facts: dict[str, tuple[int, str]] = {}
+    for line, row in rows:
+        where, view = f"{table}, line {line}", row["view"]
+        row["path"] = _existing(row["path"], base, where)
+        first, other = lines.setdefault(os.path.realpath(row["path"]), (line, view))
+        if first != line:
+            raise DataError(f"{where}: {row['path']} is already camera {other!r} of {name!r} on line {first}")
+        if row.get("events"):
+            row["events"] = _existing(row["events"], base, where)
+        for fact in ("subject", "events"):
+            first, value = facts.setdefault(fact, (line, row[fact])) if row.get(fact) else (line, row.get(fact))
+            if value != row.get(fact):
+                raise DataError(f"{where}: {name!r} has {fact} {row[fact]!r} here and {value!r} on line {first}")
+        by_view.setdefault(view, []).append((line, row))
+    cameras = tuple(_camera(view, of_view, table) for view, of_view in by_view.items())
+    subject, events = (facts[fact][1] if fact in facts else None for fact in ("subject", "events"))
+    return Recording(name, subject, cameras, Path(events) if events else None)
+
+
+def _camera(view: str, rows: Sequence[tuple[int, dict[str, str]]], table: Path) -> Camera:
+    first, offset = rows[0][0], None
+    for line, row in rows:
+        value = read_number(row, "offset", f"{table}, line {line}")
+        if value is not None and abs(value) > MAX_OFFSET:
+            raise DataError(f"{table}, line {line}: offset ({value:g}) is above {MAX_OFFSET:g} seconds: correct it")
+        if value is not None and line != first and value != offset:
+            raise DataError(
+                f"{table}, line {line}: camera {view!r} has another offset on line {first}. The first chapter has the offset of "
+                "the camera: leave those of the others empty"
+            )
+        offset = value if line == first else offset
+    return Camera(view, tuple(Path(row["path"]) for _, row in rows), offset, first)
+
+
+def _existing(text: str, base: str, where: str) -> str:
+    path = resolve_path(text, base, where)
+    if not os.path.isfile(path):
+        raise DataError(f"{where}: there is no file {path}: correct the path, or remove the row")
+    return path
+
+
+def _name(text: str, where: str) -> str:
+    """Return the name of a recording, which names files too."""
+    if re.search(r"[/\\\x00-\x1f]", text) or text.startswith(".") or len(text.encode()) > 200:
+        raise DataError(
+            f"{where}: recording ({text!r}) names files: use at most 200 bytes, no /, no \\ and no dot at the beginning"
+        )
+    return text

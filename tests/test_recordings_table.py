@@ -1,0 +1,53 @@
+"""The table of recordings: cameras, chapters, offsets, and what is refused with its line."""
+
+from pathlib import Path
+
+import pytest
+
+from dtsf.errors import DataError
+from dtsf.recordings.table import Camera, Recording, read_recordings
+
+
+def table(folder: Path, text: str, files="a.mp4 b.mp4 c.mp4 marks.csv") -> Path:
+    for name in files.split():
+        (folder / name).write_bytes(b"x")
+    path = folder / "recordings.csv"
+    path.write_text(text)
+    return path
+
+
+def test_read_recordings__rows_of_one_view_are_chapters_and_empty_offsets_are_none(tmp_path):
+    rows = "lab,left,a.mp4,-1.5,ann,marks.csv\nlab,right,b.mp4,,,\nlab,left,c.mp4,,ann,\nyard,left,a.mp4,0,,"
+    lab, yard = read_recordings(table(tmp_path, "recording,view,path,offset,subject,events\n" + rows))
+    left = Camera("left", (tmp_path / "a.mp4", tmp_path / "c.mp4"), -1.5, 2)
+    assert lab == Recording("lab", "ann", (left, Camera("right", (tmp_path / "b.mp4",), None, 3)), tmp_path / "marks.csv")
+    assert yard == Recording("yard", None, (Camera("left", (tmp_path / "a.mp4",), 0.0, 5),))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("lab,1,nine.mp4,,,", r"line 2: there is no file .*nine.mp4"),
+        ("lab,1,rtsp://host/a,,,", "line 2: there is no file"),
+        ("lab,1,../a.mp4,,,", "line 2: .*outside"),
+        ("lab,1,a.mp4,soon,,", r"line 2: offset \('soon'\)"),
+        ("lab,1,a.mp4,99999999999,,", "line 2: offset"),
+        ("lab,1,a.mp4,1,,\nlab,1,b.mp4,2,,", "line 3: .*another offset on line 2"),
+        ("lab,1,a.mp4,1,,\nlab,2,./a.mp4,2,,", "line 3: .*already camera '1' of 'lab' on line 2"),
+        ("lab,1,a.mp4,1,ann,\nlab,2,b.mp4,2,bob,", "line 3: 'lab' has subject 'bob' here and 'ann' on line 2"),
+        ("lab,1,a.mp4,,,b.mp4\nlab,2,b.mp4,2,,c.mp4", "line 3: 'lab' has events"),
+        ("lab,1,a.mp4,,,none.csv", "line 2: there is no file .*none.csv"),
+        ("../x,1,a.mp4,,,", r"line 2: recording \('../x'\)"),
+        (".x,1,a.mp4,,,", "line 2: recording"),
+        ("lab,,a.mp4,,,", "line 2: view is empty"),
+        ("", "no row"),
+    ],
+)
+def test_read_recordings__refuses_a_wrong_cell_with_its_line(tmp_path, rows, message):
+    with pytest.raises(DataError, match=message):
+        read_recordings(table(tmp_path, "recording,view,path,offset,subject,events\n" + rows))
+
+
+def test_read_recordings__a_column_that_is_nearly_right_is_named(tmp_path):
+    with pytest.warns(UserWarning, match="'ofset' is not used; did you mean 'offset'"):
+        read_recordings(table(tmp_path, "recording,view,path,ofset\nlab,1,a.mp4,3"))
