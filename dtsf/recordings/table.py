@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dtsf.errors import DataError
-from dtsf.pipeline.datasets.manifest import read_number, read_table, resolve_path
+from dtsf.pipeline.datasets.manifest import read_number, resolve_path
+from dtsf.pipeline.datasets.tables import read_table
 
 REQUIRED = ("recording", "view", "path")
 OPTIONAL = ("offset", "subject", "events")
@@ -48,7 +49,7 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
     Raises DataError with the line: a cell is missing or wrong, a file is missing, a camera's rows have two offsets, a recording has
     two subjects or two files of marks, or one file stands for two cameras. Warns: a column with a name that is nearly right.
     """
-    rows, notes = read_table(path, REQUIRED, OPTIONAL)
+    rows, notes, _ = read_table(path, REQUIRED, OPTIONAL)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     if not rows:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
 from dtsf.files.write import write_atomically
-from dtsf.pipeline.datasets.manifest import decode_text
+from dtsf.pipeline.datasets.tables import decode_text
 from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
 from dtsf.settings import Frozen
 

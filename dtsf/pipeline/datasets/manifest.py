@@ -6,25 +6,19 @@ part of a longer video; see :class:`dtsf.cache.schema.Clip`. Views and labels ar
 
 from __future__ import annotations
 
-import codecs
-import csv
-import difflib
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
-from dtsf.files.read import read_file
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
+from dtsf.pipeline.datasets.tables import read_table
 from dtsf.pipeline.settings import read_boxes, read_region
 
 REQUIRED = ("path", "label", "group", "view")
 OPTIONAL = ("subject", "split", "start", "end", "first", "last", "fps", "region", "ignore", "offset", "background")
-MAX_BYTES = 1 << 28
-SEPARATORS = (",", ";", "\t")
 # Pattern of a cell and its description. Each group is 60 times as much as the next one. Spreadsheets write 12 as 12.0.
 SECONDS = (
     r"(?:(?:(\d+):)?(\d{1,2}):(?=0*[0-5]?\d?(?!\d)))?(\d+(?:[.,]\d*)?|[.,]\d+)",
@@ -41,7 +35,7 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         raise DataError(f"no manifest at {file}: give a table, or a folder with a manifest.csv, as --root")
     if videos is not None and not videos.is_dir():
         raise DataError(f"the folder --videos {videos} does not exist")
-    rows, notes = read_table(file, REQUIRED, OPTIONAL)
+    rows, notes, _ = read_table(file, REQUIRED, OPTIONAL)
     # Text: Path objects cost seconds for ten thousand rows.
     base = os.path.normpath((videos or file.parent).absolute())
     paths = [resolve_path(row["path"], base, f"{file}, line {line}") for line, row in rows]
@@ -70,81 +64,11 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         facts = {name: row.get(name) or None for name in ("subject", "split", "background")}
         facts |= {"path": relative, "group": group, "raw_label": label, "id": f"{group}_v{view:02d}"}
         offset = read_number(row, "offset", where) or 0.0
-        clips.append(Clip(label=label_of[label], view=view, offset=offset, **facts, **_part(row, where)))
+        clips.append(Clip(label=label_of[label], view=view, offset=offset, **facts, **read_part(row, where)))
     if missing:
         notes.append(f"{len(missing)} files of {file.name} do not exist and are left out; the first is {missing[0]}")
     names = {"class_names": labels, "view_names": views}
     return build_catalog("manifest", Path(base), clips, **names, notes=notes, expects="rows in the table")
-
-
-def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
-    """Return the text of a file: UTF-8, UTF-16 or (with a note) Windows' cp1252. Raises DataError: it is not text."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif b"\0" in data[:2] and len(data) > 1:
-        encoding = "utf-16-le" if data[1:2] == b"\0" else "utf-16-be"
-    else:
-        encoding = "utf-8-sig"
-    try:
-        return data.decode(encoding), []
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-    try:
-        text = data.decode("cp1252")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where}, line {line}: neither UTF-8 nor UTF-16 nor cp1252 text") from error
-    return text, [f"{where} is not UTF-8 (line {line}) and was read as Windows' cp1252: check it, or save it as UTF-8"]
-
-
-def read_table(
-    file: Path, required: Sequence[str], optional: Sequence[str]
-) -> tuple[list[tuple[int, dict[str, str]]], list[str]]:
-    """Return the number of the last line of each row and its cells by column name in small letters; also notes for the user.
-    Raises DataError: a ``required`` column or cell is missing, a column is there twice, or the file is no table.
-    """
-    text, notes = decode_text(read_file(file, limit=MAX_BYTES, error=DataError, follow=True), str(file))
-    lines = text.splitlines(keepends=True)
-    known = (*required, *optional)
-
-    def count_known(separator: str) -> int:
-        return sum(cell.strip().casefold() in known for cell in next(csv.reader(lines[:1], delimiter=separator), []))
-
-    separator = max(SEPARATORS, key=count_known)
-    rows = []
-    try:
-        reader = csv.reader(lines, delimiter=separator, strict=True)
-        header = [name.strip().casefold() for name in next(reader, [])]
-        repeated = next((name for k, name in enumerate(header) if name in known and name in header[:k]), None)
-        if repeated is not None:
-            raise DataError(f"{file}, line 1: two columns have the name {repeated!r}")
-        missing = next((name for name in required if name not in header), None)
-        if missing is not None:
-            near = difflib.get_close_matches(missing, header, 1, 0.6)
-            hint = f" (is it {near[0]!r}?)" if near else ""
-            raise DataError(
-                f"{file}, line 1: column {missing!r} is missing{hint}. Required: {', '.join(required)}. "
-                f"Optional: {', '.join(optional)}. Found: {', '.join(header) or 'nothing'}"
-            )
-        for name in header:
-            near = [] if name in known else difflib.get_close_matches(name, optional, 1, 0.75)
-            notes += [f"{file}: column {name!r} is not used; did you mean {one!r}?" for one in near]
-        for cells in reader:
-            where = f"{file}, line {reader.line_num}"
-            if not any(cell.strip() for cell in cells):
-                continue
-            if any(cell.strip() for cell in cells[len(header) :]):
-                raise DataError(
-                    f"{where}: {len(cells)} cells, but the header has {len(header)} columns; put a cell that contains "
-                    f"{separator!r} in quotes"
-                )
-            row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in known}
-            empty = next((name for name in required if not row.get(name)), None)
-            if empty is not None:
-                raise DataError(f"{where}: {empty} is empty")
-            rows.append((reader.line_num, row))
-    except csv.Error as error:
-        raise DataError(f"{file} cannot be read as a table: {error}") from error
-    return rows, notes
 
 
 def read_number(row: dict[str, str], name: str, where: str, kind: tuple[str, str] = NUMBER) -> float | None:
@@ -159,8 +83,8 @@ def read_number(row: dict[str, str], name: str, where: str, kind: tuple[str, str
     return total if match else None
 
 
-def _part(row: dict[str, str], where: str) -> dict[str, Any]:
-    """Return the part of the file that a row describes, as fields of a clip."""
+def read_part(row: dict[str, str], where: str) -> dict[str, Any]:
+    """Return the part of the file that a row describes, as fields of a clip. Raises DataError: it is no part."""
     start, end = (read_number(row, name, where, SECONDS) for name in ("start", "end"))
     first, last = (read_number(row, name, where, FRAME) for name in ("first", "last"))
     fps = read_number(row, "fps", where)
