@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dtsf.errors import DataError
-from dtsf.recordings.table import Camera, Recording, read_recordings
+from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, read_recordings
 
 
 def table(folder: Path, text: str, files="a.mp4 b.mp4 c.mp4 marks.csv") -> Path:
@@ -51,3 +51,18 @@ def test_read_recordings__refuses_a_wrong_cell_with_its_line(tmp_path, rows, mes
 def test_read_recordings__a_column_that_is_nearly_right_is_named(tmp_path):
     with pytest.warns(UserWarning, match="'ofset' is not used; did you mean 'offset'"):
         read_recordings(table(tmp_path, "recording,view,path,ofset\nlab,1,a.mp4,3"))
+
+
+def test_check_offsets__names_the_line_and_the_command_unless_there_is_one_camera(tmp_path):
+    path = table(tmp_path, "recording,view,path,offset\nlab,1,a.mp4,0\nlab,2,b.mp4,\nyard,1,c.mp4,")
+    lab, yard = read_recordings(path)
+    check_offsets(yard, path)
+    with pytest.raises(DataError, match=r"line 3: camera '2' of 'lab' has no offset: dtsf sync --recordings .* --write"):
+        check_offsets(lab, path)
+
+
+def test_chapters__each_begins_where_the_one_before_ends(tmp_path, make_video):
+    for name, n_frames in (("a.mp4", 30), ("b.mp4", 15)):
+        make_video(tmp_path / name, n_frames)
+    camera = Camera("1", (tmp_path / "a.mp4", tmp_path / "b.mp4"), offset=-2.0)
+    assert [(c.start, c.stop) for c in chapters(camera)] == pytest.approx([(-2.0, -1.0), (-1.0, -0.5)])

@@ -15,6 +15,7 @@ from pathlib import Path
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets.manifest import read_number, resolve_path
 from dtsf.pipeline.datasets.tables import read_table
+from dtsf.pipeline.video.decode import duration_of
 
 REQUIRED = ("recording", "view", "path")
 OPTIONAL = ("offset", "subject", "events")
@@ -112,3 +113,34 @@ def _name(text: str, where: str) -> str:
             f"{where}: recording ({text!r}) names files: use at most 200 bytes, no /, no \\ and no dot at the beginning"
         )
     return text
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One file of a camera. ``start`` and ``stop``: seconds of the recording's clock in which it is filmed."""
+
+    path: Path
+    start: float
+    stop: float
+
+
+def chapters(camera: Camera) -> tuple[Chapter, ...]:
+    """Return the files of a camera with their times. Each begins where the one before ends. Without an offset the first begins
+    at 0. It reads the packets of each file. Raises VideoError: a file cannot be read.
+    """
+    made: list[Chapter] = []
+    start = camera.offset or 0.0
+    for path in camera.paths:
+        made.append(Chapter(path, start, start + duration_of(path)))
+        start = made[-1].stop
+    return tuple(made)
+
+
+def check_offsets(recording: Recording, table: Path) -> None:
+    """Check that all cameras have one clock. Raises DataError: there are several cameras, and one has no offset."""
+    for camera in recording.cameras if len(recording.cameras) > 1 else ():
+        if camera.offset is None:
+            raise DataError(
+                f"{table}, line {camera.line}: camera {camera.view!r} of {recording.name!r} has no offset: "
+                f"dtsf sync --recordings {table} --write"
+            )
