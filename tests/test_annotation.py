@@ -14,6 +14,7 @@ from dtsf.cache.documents import open_handle
 from dtsf.cache.reader import open_dataset, summarise
 from dtsf.errors import BadClipsError, CheckpointError, SourceError
 from dtsf.pipeline import plan as planning
+from dtsf.pipeline import rows as clip_rows
 from dtsf.pipeline import worker
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
@@ -51,8 +52,8 @@ def test_preprocess__moved_touched_and_copied_files_are_not_decoded(own, monkeyp
     folder, rows = own
     run(folder)
     decoded = []
-    original = worker.decode_parallel
-    monkeypatch.setattr(worker, "decode_parallel", lambda d, r: decoded.extend(x.path.name for x in r) or original(d, r))
+    original = clip_rows.decode_parallel
+    monkeypatch.setattr(clip_rows, "decode_parallel", lambda d, r: decoded.extend(x.path.name for x in r) or original(d, r))
     videos = folder / "own"
     (videos / "sit").mkdir()
     for row in rows:

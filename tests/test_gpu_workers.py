@@ -11,8 +11,8 @@ from dtsf import api
 from dtsf.errors import VideoError
 from dtsf.pipeline import scheduler, worker
 from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.rows import decode_parallel, embed_batched
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings
-from dtsf.pipeline.worker import decode_parallel, embed_batched
 
 N_VIDEOS = 7
 

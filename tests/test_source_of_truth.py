@@ -24,7 +24,7 @@ from dtsf.cache.writer import compact
 from dtsf.errors import VideoError
 from dtsf.files import write as commit
 from dtsf.pipeline import preprocess as run
-from dtsf.pipeline import worker
+from dtsf.pipeline import rows, worker
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.preprocess import preprocess
 from dtsf.pipeline.settings import PreprocessSettings
@@ -52,7 +52,7 @@ class FakeStage1:
         patch.setattr(run, "make_spec", lambda settings: SPEC)
         patch.setattr(run, "prepare_encoder", lambda *given: None)
         patch.setattr(worker, "shared_decoders", lambda *given, **named: contextlib.nullcontext())
-        patch.setattr(worker, "decode_parallel", lambda decoders, requests: map(self._decode, requests))
+        patch.setattr(rows, "decode_parallel", lambda decoders, requests: map(self._decode, requests))
         patch.setattr(worker, "load_encoder", lambda *given, **named: self)
 
     def _decode(self, request):

@@ -15,22 +15,20 @@ from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_re
 from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
 from dtsf.cache.store import open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
-from dtsf.errors import BadClipsError, CacheError, VideoError
+from dtsf.errors import BadClipsError, CacheError
 from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_regions
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
+from dtsf.pipeline.rows import Extent, align_spans, can_align, read_extents
 from dtsf.pipeline.scheduler import run_tasks
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.source import FileStat, file_stat
 from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.crop import Crop
 from dtsf.pipeline.video.decode import decoder_name
-from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings
 from dtsf.pipeline.worker import ShardTask, visible_gpus
 from dtsf.settings import Frozen
-
-# Shortest time in seconds that views of a group must have in common.
-MIN_SECONDS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -189,36 +187,37 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
     groups = [clips for clips in catalog.groups.values() if len(clips) > 1]
     sources = ((record.source, record.duration) for record in records)
     known = {(s.path, FileStat(s.bytes, s.mtime_ns, s.listing)): duration for s, duration in sources}
-    # Duration in seconds of each readable file, by path.
-    durations: dict[str, float] = {}
+    extents: dict[str, Extent] = {}
     unknown: dict[str, DecodeRequest] = {}
     for clip in (clip for clips in groups for clip in clips):
         with contextlib.suppress(OSError):
             duration = known.get((clip.path, file_stat(catalog.root / clip.path)))
             if duration:
-                durations[clip.path] = duration
+                extents[clip.path] = 0.0, duration
             else:
-                unknown[clip.path] = DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps), duration_only=True)
+                unknown[clip.path] = DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps))
     if unknown:
         with Decoder(DecodeSettings(1, 32, deadline=deadline)) as decoder:
-            for path, item in zip(unknown, decode_all(decoder, list(unknown.values())), strict=True):
-                if not isinstance(item, VideoError) and item[1]["duration"]:
-                    durations[path] = item[1]["duration"]
-    parts: dict[str, dict[str, float]] = {}
+            read = zip(unknown, read_extents(decoder, list(unknown.values())), strict=True)
+            extents |= {path: item for path, item in read if isinstance(item, tuple)}
+    parts: dict[str, dict[str, float | None]] = {}
     n_apart = 0
     for clips in groups:
-        timed = [c for c in clips if durations.get(c.path) and c.first is None and c.last is None]
-        if not timed:
-            continue
-        start = max((c.start or 0.0) + c.offset for c in timed)
-        end = min(min(c.end or durations[c.path], durations[c.path]) + c.offset for c in timed)
-        overlap = end - start >= MIN_SECONDS
-        n_apart += not overlap
-        for c in timed:
-            if overlap:
-                parts[c.id] = {"start": round(max(0.0, start - c.offset), 6), "end": round(end - c.offset, 6)}
-            else:
-                parts[c.id] = {"start": durations[c.path], "end": durations[c.path] + 1.0}
-    aligned = tuple(clip.model_copy(update=parts.get(clip.id, {})) for clip in catalog.clips)
-    note = f"{n_apart} performances have views without a common time: not used with --align group"
-    return catalog.model_copy(update={"clips": aligned, "notes": (*catalog.notes, *([note] if n_apart else []))})
+        spans = [Span(c.start, c.end, c.first, c.last) for c in clips]
+        aligned = align_spans(spans, [c.offset for c in clips], [extents.get(c.path) for c in clips])
+        n_apart += aligned is None
+        for c, span in zip(clips, aligned or spans, strict=True):
+            if aligned is not None:
+                parts[c.id] = {"start": span.start, "end": span.end}
+            elif can_align(span) and c.path in extents:
+                stop = extents[c.path][1]
+                parts[c.id] = {"start": stop, "end": stop + 1.0}
+    notes = list(catalog.notes)
+    if n_apart:
+        notes.append(f"{n_apart} performances have views without a common time: not used with --align group")
+    return catalog.model_copy(
+        update={
+            "clips": tuple(clip.model_copy(update=parts.get(clip.id, {})) for clip in catalog.clips),
+            "notes": tuple(notes),
+        }
+    )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import xxhash
@@ -20,15 +21,15 @@ import xxhash
 from dtsf.cache.documents import DatasetHandle
 from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import CachedDataset
-from dtsf.cache.schema import CacheSpec, Clip, ClipRecord, FilePart, ShardRecord, Source
+from dtsf.cache.schema import Clip, ClipRecord, FilePart, ShardRecord, Source
 from dtsf.cache.writer import write_shard
 from dtsf.errors import ConfigError, SourceError, VideoError
 from dtsf.pipeline.encoders.choose import load_encoder
+from dtsf.pipeline.rows import clip_span, decode_settings, decoder_kind, embed_clips
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.source import classify_error, content_hash, file_stat
-from dtsf.pipeline.video.clip import Span
 from dtsf.pipeline.video.decode import decoder_name
-from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings, decode_all, shared_decoders
+from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, decode_all, shared_decoders
 from dtsf.settings import Frozen
 
 T = TypeVar("T")
@@ -37,8 +38,6 @@ T = TypeVar("T")
 MAX_LOST_IN_A_ROW = 3
 # Seconds to wait before each new try when a disk or server does not respond.
 RETRY_AFTER = (1.0, 5.0, 20.0)
-# 128 frames at 16 frames a clip: enough to fill a GPU, and decoded in less than a third of a second.
-CLIPS_PER_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -81,16 +80,12 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
     used = lost = 0
     paths = [Path(task.root) / clip.path for clip in task.clips]
     stats = [_retry(file_stat, path) for path in paths]
-    requests = [DecodeRequest(path, _span(clip, spec)) for path, clip in zip(paths, task.clips, strict=True)]
-    decode = DecodeSettings(
-        spec.frames, spec.size, settings.deadline, settings.check, crop=spec.crop, decoder=settings.decoder
-    )
+    requests = [DecodeRequest(path, clip_span(clip, spec)) for path, clip in zip(paths, task.clips, strict=True)]
+    decode = decode_settings(spec, settings.deadline, settings.check)
+    load = partial(load_encoder, settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
     with shared_decoders(decode, decoders_per_worker(settings.encoder, workers)) as decoders:
-        # Before the encoder: the decoder processes start, and decode the first clips, while the encoder loads.
-        items = decode_parallel(decoders, requests)
-        encoder = load_encoder(settings.encoder, spec.size, spec.grid, weights=settings.encoder_weights)
-        embedded = embed_batched(items, encoder.embed, CLIPS_PER_BATCH if encoder.device == "cuda" else 1)
-        for clip, path, stat, (item, cells) in zip(task.clips, paths, stats, embedded, strict=True):
+        embedded = embed_clips(decoders, requests, spec, load)
+        for clip, path, stat, item in zip(task.clips, paths, stats, embedded, strict=True):
             # Hash after decoding, when the bytes are in memory. Then stat again: the hashed bytes are the decoded ones.
             content = _retry(content_hash, path, stat) if stat else None
             if stat is None or content is None or _retry(file_stat, path) != stat:
@@ -107,9 +102,9 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
             if isinstance(item, VideoError):
                 record = ClipRecord(source=source, status=item.status, row=None, reason=str(item))
             else:
-                frames_FHWC, facts = item
-                rows["embeddings"][used] = cells
-                rows["pictures"][used] = _small_pictures(frames_FHWC, spec.picture_size)
+                rows["embeddings"][used] = item.embedding_FPC
+                rows["pictures"][used] = _small_pictures(item.frames_FHWC, spec.picture_size)
+                facts = dict(item.facts)
                 for name in ("frame_index", "frame_time"):
                     rows[name][used] = np.array(facts.pop(name), rows[name].dtype)
                 record = ClipRecord(source=source, row=used, **facts)
@@ -146,41 +141,6 @@ def select_gpu(worker: int, gpus: Sequence[str]) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[worker % len(gpus)]
 
 
-def decode_parallel(decoders: Sequence[Decoder], requests: list[DecodeRequest]) -> Iterator[Any]:
-    """Decode clips ahead, every n-th clip by the same of n decoders. Yields in the order of the requests, as :func:`decode_all`."""
-    n = len(decoders)
-    streams = [decode_all(decoder, requests[k::n]) for k, decoder in enumerate(decoders)]
-    return (next(streams[k % n]) for k in range(len(requests)))
-
-
-def embed_batched(
-    items: Iterator[Any], embed: Callable[[np.ndarray], np.ndarray], batch_size: int
-) -> Iterator[tuple[Any, np.ndarray | None]]:
-    """Yield each decoded clip with its embedding, or each error with None, in order. ``batch_size``: clips per call."""
-    batch: list[Any] = []
-    frames: list[np.ndarray] = []
-
-    def flush() -> Iterator[tuple[Any, np.ndarray | None]]:
-        cells: Iterator[np.ndarray] = iter(())
-        if frames:
-            embedded = embed(np.concatenate(frames))
-            cells = iter(embedded.reshape(len(frames), -1, *embedded.shape[1:]))
-        yield from ((item, None if isinstance(item, VideoError) else next(cells)) for item in batch)
-        batch.clear()
-        frames.clear()
-
-    for item in items:
-        if isinstance(item, VideoError):
-            batch.append(item)
-        else:
-            # A copy: the decoder writes its next clip into the same memory.
-            frames.append(item[0].copy())
-            batch.append((frames[-1], item[1]))
-        if not frames or len(frames) == batch_size:
-            yield from flush()
-    yield from flush()
-
-
 def check_source(
     data: CachedDataset, root: Path, *, sample: float = 1.0, on_progress: Callable[[int, int], None] | None = None
 ) -> SourceCheck:
@@ -190,15 +150,15 @@ def check_source(
     if not 0 < sample <= 1:
         raise ConfigError(f"--sample ({sample:g}) must be a share above 0 and up to 100%")
     spec = data.spec
-    kind = "decord" if spec.decoder.startswith("decord") else "pyav"
     count = math.ceil(sample * len(data.clips))
     clips = [data.clips[k * len(data.clips) // count] for k in range(count)]
     records = [data.records[clip.id][1] for clip in clips]
     requests = [
-        DecodeRequest(root / clip.path, _span(record.source, spec)) for clip, record in zip(clips, records, strict=True)
+        DecodeRequest(root / clip.path, clip_span(record.source, spec))
+        for clip, record in zip(clips, records, strict=True)
     ]
     mismatches: list[Mismatch] = []
-    with Decoder(DecodeSettings(spec.frames, spec.size, crop=spec.crop, decoder=kind)) as decoder:
+    with Decoder(decode_settings(spec)) as decoder:
         items = decode_all(decoder, requests)
         for k, (clip, record, item) in enumerate(zip(clips, records, items, strict=True), 1):
             reason = ""
@@ -210,12 +170,7 @@ def check_source(
                 mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason=reason))
             if on_progress is not None:
                 on_progress(k, count)
-    return SourceCheck(checked=count, mismatches=tuple(mismatches), decoder=decoder_name(kind))
-
-
-def _span(part: FilePart, spec: CacheSpec) -> Span:
-    common = spec.align == "group" and part.start is not None and part.end is not None
-    return Span(part.start, part.end, part.first, part.last, part.fps, part.region, part.ignore, common)
+    return SourceCheck(checked=count, mismatches=tuple(mismatches), decoder=decoder_name(decoder_kind(spec)))
 
 
 def _retry(read: Callable[..., T], path: Path, *arguments: object) -> T | None:
