@@ -11,6 +11,7 @@ from dtsf.cache.documents import CATALOG, DatasetHandle, dump_with_checksum, lea
 from dtsf.cache.schema import BadClip, CatalogDocument, ClipRecord, FileVersion, ShardRecord
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, ConfigError
+from dtsf.names import tidy
 
 Records = dict[str, tuple[int, ClipRecord]]
 
@@ -118,6 +119,7 @@ def view_numbers(words: str, view_names: Sequence[str], context: str) -> list[in
 
 def view_number(word: str, view_names: Sequence[str], context: str) -> int:
     """Parse the number or name of one camera. Arguments and error as for :func:`view_numbers`."""
+    word = tidy(word)
     if word in view_names:
         return list(view_names).index(word) + 1
     # If names are numbers, a number is a name: 2 is camera 02, not the second camera 05.

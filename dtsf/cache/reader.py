@@ -19,6 +19,7 @@ from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, Datase
 from dtsf.cache.store import Location, Store, open_store
 from dtsf.errors import CacheError
 from dtsf.files.read import available_memory, refuse_unless_fits
+from dtsf.names import tidy
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ def find_datasets(cache: Location, name: str | None = None, *, damaged: bool = F
     stores = [below for found in store.folders() if is_dataset(below := store.below(found), damaged=damaged)]
     if not stores:
         raise CacheError(f"no dataset in the cache {store}: run dtsf preprocess DATASET --root DIR --cache {store}")
-    chosen = [one for one in stores if name in (None, one.name)]
+    chosen = [one for one in stores if name is None or one.name in (name, tidy(name))]
     if not chosen:
         raise CacheError(f"no dataset {name!r} in the cache {store}: it has {', '.join(one.name for one in stores)}")
     return chosen

@@ -56,6 +56,12 @@ class Clip(FilePart):
     split: str | None = None  # split in the manifest: train, test or another word
     background: str | None = None  # measures static bias, never an input
     offset: float = 0.0  # start of this file in seconds after time zero of the performance
+    line: Count | None = None  # of the table that names the clip; not part of the annotations
+
+    @property
+    def place(self) -> str:
+        """Path, with the line of the table: several lines may name one file."""
+        return self.path if self.line is None else f"{self.path} (line {self.line})"
 
 
 class Source(FilePart):
@@ -232,9 +238,9 @@ class CatalogDocument(Frozen):
     checksum: str = ""
 
     def content_hash(self) -> str:
-        """Return the xxh3-64 of annotations and keys. A new label, split or row changes it; a moved file does not."""
+        """Return the xxh3-64 of annotations and keys. A new label, split or row changes it; a moved file or line does not."""
         clips = [
-            entry.clip.model_dump(mode="json", exclude={"path"}) | {"key": entry.key or entry.clip.path}
+            entry.clip.model_dump(mode="json", exclude={"path", "line"}) | {"key": entry.key or entry.clip.path}
             for entry in self.clips
         ]
         return _hash([self.info.class_names, self.info.view_names, clips])

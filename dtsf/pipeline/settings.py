@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator
 
 from dtsf.cache.schema import Box
+from dtsf.names import tidy
 from dtsf.settings import Settings
 
 MAX_PIXELS = 65536  # largest number of a box
@@ -130,6 +131,7 @@ class PreprocessSettings(Settings):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str | None) -> str | None:
+        name = name and tidy(name)
         if name is not None and (name.startswith(".") or "/" in name or "\\" in name or not name.strip()):
             raise ValueError("must be a plain folder name")
         return name

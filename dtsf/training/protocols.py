@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dtsf.cache.catalog import view_number
 from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
+from dtsf.names import tidy
 from dtsf.settings import Frozen
 
 NAMES = ("cross-subject", "cross-view", "cross-setup", "split", "all")
@@ -55,7 +56,7 @@ def parse_protocol(text: str | None, kind: str) -> Protocol:
     if name not in NAMES:
         names = ", ".join(NAMES)
         raise ConfigError(f"unknown protocol {text!r}; there are {names}, as in cross-subject:5,6 or cross-view:3")
-    words = tuple(word.strip() for word in rest.split(",") if word.strip())
+    words = tuple(filter(None, map(tidy, rest.split(","))))
     if colon and not words:
         raise ConfigError(f"protocol {text!r}: {name} needs something after the colon")
     if words and name not in ("cross-subject", "cross-view"):
@@ -102,16 +103,18 @@ def subjects_of(clips: Sequence[Clip]) -> list[str]:
     return sorted(persons, key=lambda person: (int(person), "") if person.isdecimal() else (10**9, person))
 
 
+def find_subject(word: str, known: Sequence[str]) -> str:
+    """Return the known name of a subject: 05 in file names may be 5 in records. Without one, return the word."""
+    same = [name for name in known if word.isdecimal() and name.isdecimal() and int(name) == int(word)]
+    return word if word in known or len(same) != 1 else same[0]
+
+
 def _cross_subject(clips: Sequence[Clip], protocol: Protocol, kind: str) -> Rule:
     known = subjects_of(clips)
     if not known:
         raise ConfigError("protocol cross-subject: the dataset names no subjects (column subject of a manifest)")
     if protocol.argument:
-        test = set()
-        for word in protocol.argument:
-            # 05 in file names is 5 in records.
-            same = [name for name in known if word.isdecimal() and name.isdecimal() and int(name) == int(word)]
-            test.add(word if word in known or len(same) != 1 else same[0])
+        test = {find_subject(word, known) for word in protocol.argument}
         absent = [word for word in protocol.argument if word in test - set(known)]
         if absent:
             raise ConfigError(f"protocol {protocol}: no subject {', '.join(absent)}; there are {', '.join(known)}")

@@ -16,6 +16,7 @@ from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.files.read import read_file
 from dtsf.model.config import Auto, BranchConfig, ModelConfig
+from dtsf.names import tidy
 from dtsf.settings import Frozen, explain
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.debias import DebiasConfig
@@ -29,12 +30,7 @@ REFERENCE_CLIPS = 333
 
 def _words(value: object) -> tuple[str, ...]:
     words = value if isinstance(value, list | tuple) else str(value).split(",")
-    return tuple(str(word).strip() for word in words if str(word).strip())
-
-
-def _subjects(value: object) -> tuple[str, ...]:
-    """Read subjects from 3, "3,4" or ["3", "4"]. 03 becomes 3, as in the records of the cache."""
-    return tuple(str(int(word)) if word.isdecimal() else word for word in _words(value))
+    return tuple(filter(None, (tidy(str(word)) for word in words)))
 
 
 class TrainConfig(Frozen):
@@ -54,7 +50,7 @@ class TrainConfig(Frozen):
     # Share of the training groups of each class to evaluate after every epoch instead of training. Drawn by the seed.
     held_out: float = Field(default=0.0, ge=0, lt=1)
     # Training subjects to hold out instead of a share (3,4): the closest to a test on unseen people.
-    held_out_subjects: Annotated[tuple[str, ...], BeforeValidator(_subjects)] = ()
+    held_out_subjects: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     # Epochs without a lower held-out loss before the training stops and keeps the best epoch. 0: all epochs, last weights.
     patience: int = Field(default=0, ge=0, le=10**7)
     # Classes to exclude from training and test (golf swing,jogging): unknown actions for evaluate --unknown excluded.

@@ -10,7 +10,7 @@ import torch
 from dtsf.cache.schema import Clip, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.settings import Frozen
-from dtsf.training.protocols import Split
+from dtsf.training.protocols import Split, find_subject
 from dtsf.training.recipe import TrainConfig
 
 EXCLUDED = "excluded"  # value of --unknown for the classes that the run excludes from training
@@ -88,13 +88,14 @@ def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
         for clip in split.train:
             for person in clip.subject.split("+") if clip.subject else ():
                 groups_of[person].add(clip.group)
-        absent = [subject for subject in config.held_out_subjects if subject not in groups_of]
+        chosen = [find_subject(word, list(groups_of)) for word in config.held_out_subjects]
+        absent = [subject for subject in chosen if subject not in groups_of]
         if absent:
             raise ConfigError(
                 f"train.held_out_subjects: {', '.join(absent)} is not among the training subjects "
                 f"({', '.join(sorted(groups_of)) or 'the dataset names no subjects'})"
             )
-        names = set().union(*(groups_of[subject] for subject in config.held_out_subjects))
+        names = set().union(*(groups_of[subject] for subject in chosen))
     elif config.held_out:
         key = f"train.held_out={config.held_out}"
         by_label: dict[int, set[str]] = defaultdict(set)

@@ -13,6 +13,7 @@ from typing import Any
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
+from dtsf.names import find_path
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
 from dtsf.pipeline.datasets.tables import read_table
 from dtsf.pipeline.settings import read_boxes, read_region
@@ -33,12 +34,14 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
     file = root / "manifest.csv" if root.is_dir() else root
     if not file.is_file():
         raise DataError(f"no manifest at {file}: give a table, or a folder with a manifest.csv, as --root")
+    videos = videos and Path(find_path(str(videos)))
     if videos is not None and not videos.is_dir():
         raise DataError(f"the folder --videos {videos} does not exist")
     rows, notes, _ = read_table(file, REQUIRED, OPTIONAL)
     # Text: Path objects cost seconds for ten thousand rows.
     base = os.path.normpath((videos or file.parent).absolute())
-    paths = [resolve_path(row["path"], base, f"{file}, line {line}") for line, row in rows]
+    listings: dict[str, dict[str, str]] = {}
+    paths = [resolve_path(row["path"], base, f"{file}, line {line}", listings) for line, row in rows]
     if not all(_is_below(path, base) for path in paths):
         # Some paths are absolute: use the common folder, so that no record leads out of the data root.
         base = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -64,7 +67,7 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         facts = {name: row.get(name) or None for name in ("subject", "split", "background")}
         facts |= {"path": relative, "group": group, "raw_label": label, "id": f"{group}_v{view:02d}"}
         offset = read_number(row, "offset", where) or 0.0
-        clips.append(Clip(label=label_of[label], view=view, offset=offset, **facts, **read_part(row, where)))
+        clips.append(Clip(label=label_of[label], view=view, offset=offset, line=line, **facts, **read_part(row, where)))
     if missing:
         notes.append(f"{len(missing)} files of {file.name} do not exist and are left out; the first is {missing[0]}")
     names = {"class_names": labels, "view_names": views}
@@ -105,8 +108,11 @@ def read_part(row: dict[str, str], where: str) -> dict[str, Any]:
     return {"start": start, "end": end, "first": first, "last": last, "fps": fps, **boxes}
 
 
-def resolve_path(text: str, base: str, where: str) -> str:
-    """Return the file of a cell. A relative path out of ``base`` is refused, so that a table from elsewhere cannot use it."""
+def resolve_path(text: str, base: str, where: str, listings: dict[str, dict[str, str]] | None = None) -> str:
+    """Return the file of a cell. A relative path out of ``base`` is refused, so that a table from elsewhere cannot use it.
+
+    ``listings``: see :func:`dtsf.names.find_path`.
+    """
     if "\\" in text and not os.path.exists(os.path.join(base, text)):
         text = text.replace("\\", "/")
     path = os.path.normpath(os.path.join(base, text))
@@ -114,7 +120,7 @@ def resolve_path(text: str, base: str, where: str) -> str:
         raise DataError(
             f"{where}: {text} is outside of {base}: give the folder of the videos with --videos, or an absolute path"
         )
-    return path
+    return find_path(path, listings)
 
 
 def _is_below(path: str, base: str) -> bool:

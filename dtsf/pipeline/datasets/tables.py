@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
+from dtsf.names import has_unseen, tidy
 
 MAX_BYTES = 1 << 28
 SEPARATORS = (",", ";", "\t")
+# Columns of names: two cells that look the same are one name.
+NAMES = ("label", "group", "view", "subject", "split", "background", "recording")
 # First bytes of files that are no text, and the kind of file.
 BINARY = {
     b"PK\x03\x04": "an Excel or OpenDocument file, or another zip",
@@ -76,7 +79,7 @@ def parse_table(
     known = {**dict.fromkeys((*required, *optional)), **(names or {})}
 
     def columns(cells: Sequence[str]) -> list[str]:
-        return [known.get(name) or name for name in (cell.strip().casefold() for cell in cells)]
+        return [known.get(name) or name for name in (tidy(cell).casefold() for cell in cells)]
 
     lines = list(io.StringIO(text, newline=""))
     first = lines[: preamble + 1]
@@ -86,6 +89,7 @@ def parse_table(
         return max((sum(name in known for name in columns(cells)) for cells in rows), default=0)
 
     found: list[tuple[int, dict[str, str]]] = []
+    unseen: list[str] = []
     try:
         separator = max(SEPARATORS, key=count_known)
         reader = csv.reader(lines, delimiter=separator, strict=True)
@@ -122,6 +126,8 @@ def parse_table(
                 f"{separator!r} in quotes"
             )
         row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in known}
+        unseen += [f"{name} on line {line}" for name in NAMES if has_unseen(row.get(name, ""))]
+        row |= {name: tidy(row[name]) for name in NAMES if name in row}
         empty = next((name for name in required if not row.get(name)), None)
         if empty is not None:
             raise DataError(f"{place}: {empty} is empty")
@@ -132,4 +138,8 @@ def parse_table(
         for name in unused
         for one in difflib.get_close_matches(name, optional, 1, 0.75)
     ]
+    if unseen:
+        notes.append(
+            f"{where}: {len(unseen)} names have invisible characters, which are left out; the first is {unseen[0]}"
+        )
     return Table(found, notes, unused)

@@ -1,0 +1,71 @@
+"""Names as people see them: in tables, options and file names. Two texts that look the same are one name."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+
+BLANKS = re.compile(r"[\s\u2800\u3164\uffa0]+")
+# Letters that are never seen: variation selectors, fillers. Others have the Unicode categories Cc and Cf.
+UNSEEN = re.compile(r"[\u034f\u115f\u1160\u17b4\u17b5\ufe00-\ufe0f]")
+# Cyrillic and Greek letters, and the Latin ones that look the same, in small letters.
+LOOK_ALIKE = str.maketrans("авекмнорстухіјѕԁԛԝαικνορτυχ’‘`", "abekmhopctyxijsdqwaikvoptux'''")
+DASHES = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
+NUMBER = re.compile(r"[+-]?(\d{1,15})([.,]\d{0,15})?")
+
+
+def tidy(text: str) -> str:
+    """Return a name in Unicode's form NFC, with single blanks between words, and without invisible characters."""
+    if text.isascii() and text.isprintable() and "  " not in text:
+        return text.strip()
+    text = BLANKS.sub(" ", unicodedata.normalize("NFC", text))
+    return BLANKS.sub(" ", "".join(letter for letter in text if not _is_unseen(letter))).strip()
+
+
+def has_unseen(text: str) -> bool:
+    """Return whether a text has invisible characters, which :func:`tidy` leaves out."""
+    return not (text.isascii() and text.isprintable()) and any(_is_unseen(letter) for letter in BLANKS.sub(" ", text))
+
+
+def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the sets of different names that people read as the same: ``Run`` and ``run``, ``1`` and ``1.0``."""
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        found.setdefault(_as_read(name), []).append(name)
+    return [tuple(same) for same in found.values() if len(same) > 1]
+
+
+def find_path(path: str, listings: dict[str, dict[str, str]] | None = None) -> str:
+    """Return the path on the disk whose names look the same; the given path if it exists, or if there is none or several.
+
+    ``listings``: names in each folder that was read; give the same dictionary for many paths.
+    """
+    listings = {} if listings is None else listings
+    folder, name = os.path.split(path)
+    if not name or os.path.lexists(path):
+        return path
+    folder = find_path(folder, listings)
+    if folder not in listings:
+        try:
+            present = os.listdir(folder or ".")
+        except (OSError, ValueError):
+            present = []
+        pairs = [(tidy(one), one) for one in present]
+        counts = Counter(key for key, _ in pairs)
+        listings[folder] = {key: one for key, one in pairs if counts[key] == 1}
+    return os.path.join(folder, listings[folder].get(tidy(name), name))
+
+
+def _is_unseen(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Cf") or UNSEEN.match(letter) is not None
+
+
+def _as_read(name: str) -> str:
+    text = tidy(unicodedata.normalize("NFKC", tidy(name)))
+    if NUMBER.fullmatch(text):
+        return repr(float(text.replace(",", ".")))
+    text = DASHES.sub(" ", text.casefold().translate(LOOK_ALIKE)).strip()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", text)
