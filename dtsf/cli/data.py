@@ -9,18 +9,24 @@ from typer import Argument, Option, Typer
 
 from dtsf.cli.options import with_settings
 from dtsf.cli.screen import Lines, console, emit, progress, styled, table
-from dtsf.errors import BadClipsError
+from dtsf.errors import BadClipsError, DataError
 from dtsf.pipeline.settings import PreprocessSettings
+from dtsf.recordings.settings import ClipSettings
 
 if TYPE_CHECKING:
     from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.preprocess import PreprocessResult, Progress
+    from dtsf.recordings.clips import ImportedEvents
 
 ROOT_HELP = (
     "Folder of the dataset or above it; for manifest, the CSV. Default: $DTSF_DATA/DATASET, then ./data/DATASET."
 )
 BIAS_HELP = (
     "Fraction of training groups whose background depends on the action. Adds test sets ..._aligned, ..._conflict."
+)
+LISTS_HELP = (
+    "Lists of clips: a table with a header, 'path label' lines, an mmaction2/pyskl pickle or a DVANet CSV. With --recordings: "
+    "files of marks (BORIS, ELAN, CVAT, Label Studio, WebVTT, SRT, a table); default: the column events."
 )
 BAD_SHOWN = 40
 """Number of unusable clips that a table shows."""
@@ -118,17 +124,37 @@ def synth_nucla_command(
     emit(made, (), hints)
 
 
+@with_settings(ClipSettings)
 def import_command(
-    lists: Annotated[list[Path], Argument(help="Lists: mmaction2/pyskl pickle, DVANet CSV, or 'path label' lines.")],
-    root: Annotated[Path, Option(help="Folder with the videos.")],
-    out: Annotated[Path | None, Option(help="Manifest to write. Default: ROOT/manifest.csv.")] = None,
+    lists: Annotated[list[Path] | None, Argument(help=LISTS_HELP)] = None,
+    root: Annotated[Path | None, Option(help="Folder with the videos of a list.")] = None,
+    recordings: Annotated[Path | None, Option(help="Table of recordings: the files are marks of these.")] = None,
+    out: Annotated[
+        Path | None, Option(help="Manifest to write. Default: manifest.csv in ROOT or beside RECORDINGS.")
+    ] = None,
     split: Annotated[str, Option(help="Prefix of the split in a pickle, for example xsub of xsub_train.")] = "",
-    labels: Annotated[Path | None, Option(help="Label map: '0 name' lines, or names in order from 0.")] = None,
+    labels: Annotated[
+        Path | None, Option(help="Label map of a list: '0 name' lines, or names in order from 0.")
+    ] = None,
+    tier: Annotated[list[str] | None, Option(help="Tier of an .eaf file to use; several times for several.")] = None,
+    *,
+    settings: ClipSettings,
 ) -> None:
-    """Turn lists of other projects into a manifest for `dtsf preprocess manifest`."""
+    """Turn lists of clips (--root) or marks of recordings (--recordings) into a manifest for `dtsf preprocess manifest`."""
+    if (root is None) == (recordings is None) or (root is not None and not lists):
+        raise DataError(
+            "give LIST... --root DIR for lists of clips, or EVENTS... --recordings FILE for marks in long recordings; see "
+            "dtsf import --help"
+        )
+    if recordings is not None:
+        from dtsf.recordings.clips import import_events
+
+        events = import_events(lists or [], recordings, out, settings, tier or ())
+        emit(events, (), _describe_events(events))
+        return
     from dtsf.pipeline.datasets.import_lists import import_lists
 
-    made = import_lists(lists, root, out, split, labels)
+    made = import_lists(lists or [], cast("Path", root), out, split, labels)
     splits = ", ".join(f"{count} {name}" for name, count in made.splits.items())
     warnings = [f"note: {note}" for note in made.notes]
     if made.missing:
@@ -140,3 +166,13 @@ def import_command(
     head = f"{made.rows} videos in {made.groups} groups ({splits}) in {made.manifest}"
     notes = (styled((text, "yellow")) for text in warnings)
     emit(made, (), [head, *notes, f"next: dtsf preprocess manifest --root {made.manifest}"])
+
+
+def _describe_events(made: ImportedEvents) -> Lines:
+    yield f"{made.events} events and {made.nothing} clips of nothing from {made.recordings} recordings in {made.manifest}"
+    yield ", ".join(f"{count} {label}" for label, count in made.labels.items())
+    for title, lines in (("", made.notes), ("left out: ", made.left_out), ("both are kept: ", made.overlaps)):
+        yield from (styled((f"note: {title}{line}", "yellow")) for line in lines[:BAD_SHOWN])
+        if len(lines) > BAD_SHOWN:
+            yield f"... and {len(lines) - BAD_SHOWN} more: --json lists all"
+    yield f"next: dtsf preprocess manifest --root {made.manifest} --align group"

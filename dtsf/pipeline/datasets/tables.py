@@ -73,20 +73,24 @@ def parse_table(
     names: Mapping[str, str] | None = None,
     preamble: int = 0,
 ) -> Table:
-    """Return the rows of a table. ``names``: other names of columns, in small letters. ``preamble``: maximum number of rows
-    before the header. Raises DataError, with the line: a column is missing or twice there, or a cell is empty or too much.
+    """Return the rows of a table. ``names``: column by name in the header, in small letters; default: each by its own name.
+    ``preamble``: maximum number of rows before the header. Raises DataError, with the line: a column is missing or twice there, or
+    a cell is empty or too much.
     """
-    known = {**dict.fromkeys((*required, *optional)), **(names or {})}
+    wanted = (*required, *optional)
+    known = {name: name for name in wanted} if names is None else names
 
     def columns(cells: Sequence[str]) -> list[str]:
-        return [known.get(name) or name for name in (tidy(cell).casefold() for cell in cells)]
+        heads = (tidy(cell).casefold() for cell in cells)
+        # A column of the user that is called like one of ours, but means something else here, is not ours.
+        return [known.get(name, f"own {name}" if name in wanted else name) for name in heads]
 
     lines = list(io.StringIO(text, newline=""))
     first = lines[: preamble + 1]
 
     def count_known(separator: str) -> int:
         rows = csv.reader(first, delimiter=separator)
-        return max((sum(name in known for name in columns(cells)) for cells in rows), default=0)
+        return max((sum(name in wanted for name in columns(cells)) for cells in rows), default=0)
 
     found: list[tuple[int, dict[str, str]]] = []
     unseen: list[str] = []
@@ -101,7 +105,7 @@ def parse_table(
     line, raw = rows[at] if rows else (1, [])
     header = columns(raw)
     for k, name in enumerate(header):
-        if name in (*required, *optional) and name in header[:k]:
+        if name in wanted and name in header[:k]:
             twice = sorted({raw[header.index(name)].strip(), raw[k].strip()})
             raise DataError(
                 f"{where}, line {line}: two columns have the name {name!r}"
@@ -125,14 +129,14 @@ def parse_table(
                 f"{place}: {len(cells)} cells, but the header has {len(header)} columns; put a cell that contains "
                 f"{separator!r} in quotes"
             )
-        row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in known}
+        row = {name: cell.strip() for name, cell in zip(header, cells, strict=False) if name in wanted}
         unseen += [f"{name} on line {line}" for name in NAMES if has_unseen(row.get(name, ""))]
         row |= {name: tidy(row[name]) for name in NAMES if name in row}
         empty = next((name for name in required if not row.get(name)), None)
         if empty is not None:
             raise DataError(f"{place}: {empty} is empty")
         found.append((line, row))
-    unused = [name for name in header if name not in (*required, *optional)]
+    unused = [name.removeprefix("own ") for name in header if name not in wanted]
     notes = [
         f"{where}: column {name!r} is not used; did you mean {one!r}?"
         for name in unused

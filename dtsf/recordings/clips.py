@@ -1,0 +1,216 @@
+"""Marks -> manifest: the clips of each event in each camera, and clips of the class ``nothing`` from the gaps between events."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dtsf.errors import DataError
+from dtsf.files.write import write_atomically
+from dtsf.pipeline.video.decode import probe
+from dtsf.recordings.events import Event, read_all_events
+from dtsf.recordings.settings import ClipSettings
+from dtsf.recordings.table import Chapter, Recording, chapters, check_offsets, read_recordings
+from dtsf.settings import Frozen
+
+NOTHING = "nothing"
+"""Class of pauses, and of movements that are no event."""
+COLUMNS = ("path", "label", "group", "view", "subject", "start", "end", "offset")
+COVERED = 0.9  # share of an event that a camera must have filmed
+GOLDEN = 0.6180339887498949
+
+
+class ImportedEvents(Frozen):
+    """Result of :func:`import_events`. ``events``: those with clips. ``nothing``: clips of this class, in number of groups.
+    ``left_out``: a line for each event without a clip. ``overlaps``: a line for each that begins before another ends.
+    ``labels``: groups by class.
+    """
+
+    manifest: str
+    recordings: int
+    events: int
+    nothing: int
+    rows: int
+    labels: dict[str, int]
+    left_out: tuple[str, ...]
+    overlaps: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def import_events(
+    files: Sequence[Path],
+    recordings: Path,
+    out: Path | None = None,
+    settings: ClipSettings | None = None,
+    tier: Sequence[str] = (),
+) -> ImportedEvents:
+    """Write the manifest of the clips of all events, one group an event.
+
+    ``files``: marks; empty: those of the table's column ``events``. ``recordings``: the table of recordings. ``out``: by default
+    ``manifest.csv`` beside it. Raises DataError: a camera has no offset, marks cannot be read, or no event has a clip.
+    """
+    settings = settings or ClipSettings()
+    out = out or recordings.parent / "manifest.csv"
+    if out.exists():
+        raise DataError(f"{out} exists: remove it or choose another --out")
+    table = read_recordings(recordings)
+    for recording in table:
+        check_offsets(recording, recordings)
+    events, notes = read_all_events(table, files, tier)
+    by_recording: dict[str, list[Event]] = defaultdict(list)
+    for event in events:
+        by_recording[event.recording].append(event)
+    films = {one.name: _Film(one) for one in table if one.name in by_recording}
+    rows: list[dict[str, str]] = []
+    left_out: list[str] = []
+    overlaps: list[str] = []
+    used: dict[str, list[Event]] = {}
+    for name, film in films.items():
+        used[name] = []
+        overlaps += _overlaps(by_recording[name], film.frame)
+        for event in by_recording[name]:
+            made, reason = film.clips(event, out)
+            rows += made
+            if made:
+                used[name].append(event)
+            if reason:
+                (notes if made else left_out).append(f"{event.place}: {event.label!r} {reason}")
+    n_events = sum(map(len, used.values()))
+    if not n_events:
+        raise DataError(f"none of the {len(events)} events has a clip; the first: {left_out[0]}")
+    lengths = np.sort([event.stop - event.start for of_film in used.values() for event in of_film])
+    n_nothing = wanted = 0
+    for name, film in films.items():
+        count = round(settings.nothing * len(used[name]))
+        for event in film.nothing(by_recording[name], count, lengths, settings):
+            made, _ = film.clips(event, out)
+            rows += made
+            n_nothing += bool(made)
+        wanted += count
+    if n_nothing < wanted:
+        notes.append(f"between the events fit {n_nothing} clips of {NOTHING}, not {wanted}")
+    without = [one.name for one in table if one.name not in by_recording]
+    if without:
+        notes.append(f"{len(without)} recordings have no mark: {', '.join(without[:10])}")
+    _write(out, rows)
+    labels = Counter(row["label"] for row in {row["group"]: row for row in rows}.values())
+    return ImportedEvents(
+        manifest=str(out),
+        recordings=len(films),
+        events=n_events,
+        nothing=n_nothing,
+        rows=len(rows),
+        labels=dict(sorted(labels.items())),
+        left_out=tuple(left_out),
+        overlaps=tuple(overlaps),
+        notes=tuple(notes),
+    )
+
+
+class _Film:
+    """The files of one recording with their times on its clock."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.cameras = {camera.view: chapters(camera) for camera in recording.cameras}
+        rates = (probe(path).fps for camera in recording.cameras for path in camera.paths)
+        self.frame = max(1 / rate for rate in rates if rate > 0)
+        self.start = max(parts[0].start for parts in self.cameras.values())
+        self.stop = min(parts[-1].stop for parts in self.cameras.values())
+        self.names: Counter[str] = Counter()
+
+    def clips(self, event: Event, out: Path) -> tuple[list[dict[str, str]], str]:
+        """Return the rows of an event, one for each camera that filmed it, and the reason why cameras or all of it are missing."""
+        span = f"({event.start:g} to {event.stop:g} s)"
+        if event.stop - event.start < self.frame:
+            return [], f"{span} is shorter than a frame ({self.frame:.3f} s)"
+        found = {view: _chapter(parts, event) for view, parts in self.cameras.items()}
+        absent = [view for view, part in found.items() if part is None]
+        if len(absent) == len(found):
+            begin = min(parts[0].start for parts in self.cameras.values())
+            end = max(parts[-1].stop for parts in self.cameras.values())
+            inside = begin <= event.start and event.stop <= end
+            where = "where no single file has all of it" if inside else "outside of its recording"
+            return [], f"{span} lies {where} ({begin:g} to {end:g} s)"
+        group = f"{self.recording.name}_{event.start:.2f}-{event.stop:.2f}"
+        self.names[group] += 1
+        group += f"_{self.names[group]}" if self.names[group] > 1 else ""
+        rows = []
+        for view, part in found.items():
+            if part is None:
+                continue
+            start, stop = max(event.start, part.start) - part.start, min(event.stop, part.stop) - part.start
+            base = out.parent.absolute()
+            path = part.path.relative_to(base) if part.path.is_relative_to(base) else part.path
+            cells = (str(path), event.label, group, view, self.recording.subject or event.subject or "")
+            times = (f"{number:.6f}".rstrip("0").rstrip(".") for number in (start, stop, part.start))
+            rows.append(dict(zip(COLUMNS, (*cells, *times), strict=True)))
+        return rows, f"is not filmed by camera {', '.join(absent)}, only by the others" if absent else ""
+
+    def nothing(self, events: Sequence[Event], count: int, lengths: np.ndarray, settings: ClipSettings) -> list[Event]:
+        """Return ``count`` marks of nothing, evenly spread over the gaps; fewer if they do not fit.
+
+        ``lengths``: sorted lengths of all events: the marks of nothing are as long, so that length tells nothing.
+        """
+        start, stop = self.start, self.stop
+        if settings.nothing_from == "between":
+            start, stop = max(start, events[0].start), min(stop, max(event.stop for event in events))
+        busy = [(event.start - settings.nothing_margin, event.stop + settings.nothing_margin) for event in events]
+        shortest = settings.nothing_seconds or float(np.quantile(lengths, 0.1))
+        marks: list[Event] = []
+        for low, high in gaps(busy, start, stop):
+            time = low
+            while high - time >= shortest:
+                share = (GOLDEN * (len(marks) + 1)) % 1
+                length = settings.nothing_seconds or min(float(np.quantile(lengths, share)), high - time)
+                one = self.recording
+                marks.append(Event(one.name, round(time, 3), round(time + length, 3), NOTHING, one.subject, 0, NOTHING))
+                time += length
+        if count < len(marks):
+            marks = [marks[int((k + 0.5) * len(marks) / count)] for k in range(count)]
+        return marks
+
+
+def gaps(busy: Sequence[tuple[float, float]], start: float, stop: float) -> list[tuple[float, float]]:
+    """Return the parts of ``start`` to ``stop`` that no interval of ``busy``, sorted by its start, covers."""
+    found = []
+    for low, high in busy:
+        if low > start:
+            found.append((start, min(low, stop)))
+        start = max(start, high)
+    return [(low, high) for low, high in (*found, (start, stop)) if high > low]
+
+
+def _chapter(parts: Sequence[Chapter], event: Event) -> Chapter | None:
+    """Return the file that has most of an event, if it has nearly all of it."""
+    length = event.stop - event.start
+    best = max(parts, key=lambda part: min(event.stop, part.stop) - max(event.start, part.start))
+    return best if min(event.stop, best.stop) - max(event.start, best.start) >= COVERED * length else None
+
+
+def _overlaps(events: Sequence[Event], frame: float) -> list[str]:
+    """Return a line for each event that begins before another one ends, by more than a frame."""
+    lines = []
+    latest = events[0]
+    for event in events[1:]:
+        shared = min(latest.stop, event.stop) - event.start
+        if shared > frame:
+            lines.append(f"{event.place}: {event.label!r} overlaps {latest.label!r} ({latest.place}) by {shared:.2f} s")
+        latest = max(latest, event, key=lambda one: one.stop)
+    return lines
+
+
+def _write(out: Path, rows: Sequence[dict[str, str]]) -> None:
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    data = stream.getvalue().encode("utf-8", "surrogateescape")
+    write_atomically(
+        out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}; choose another --out")
+    )
