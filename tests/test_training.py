@@ -383,7 +383,7 @@ def test_load__a_run_of_an_earlier_version_is_refused(run_copy):
     state = json.loads(file.read_text())
     del state["version"]
     file.write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match=r"state.json has version 1, and this dtsf reads version 2: train again"):
+    with pytest.raises(CheckpointError, match=r"state.json has version 1, and this dtsf reads version 3: train again"):
         api.load(run_copy)
 
 
