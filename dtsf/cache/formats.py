@@ -33,7 +33,7 @@ UNITS = {
     "embeddings": "encoder activation; cells in raster order",
     "pictures": "8-bit RGB",
     "frame_index": "frame of the source video in presentation order, from 0; -1 in padding",
-    "frame_time": "presentation time in seconds after the first shown frame; NaN where unknown",
+    "frame_time": "seconds of the file, as a player shows them: from the start of its earliest stream; NaN where unknown",
 }
 ROWS = "see shards/*.json for the source of each row, catalog.json for its clip"
 DATA_FILE = re.compile(r"(?:\w+/c/(\d+)(?:/0)+|shards/(\d+)\.h5)")  # path of a data file, with its shard

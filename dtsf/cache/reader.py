@@ -21,6 +21,8 @@ from dtsf.errors import CacheError
 from dtsf.files.read import available_memory, refuse_unless_fits
 from dtsf.names import tidy
 
+LATE = 0.1  # a picture that begins more than so many seconds after its file is named by cache info
+
 
 @dataclass(frozen=True)
 class CachedDataset(DatasetHandle):
@@ -97,7 +99,7 @@ class CachedDataset(DatasetHandle):
         return self.gather("frame_index", ids, out)
 
     def frame_time(self, ids: Sequence[str], out: np.ndarray | None = None) -> np.ndarray:
-        """Return the time of each frame in seconds after the first shown frame: (len(ids), F) float64. NaN where unknown."""
+        """Return the time of each frame in seconds of its file, as a player shows it: (len(ids), F) float64. NaN where unknown."""
         return self.gather("frame_time", ids, out)
 
     def row_bytes(self, array: str = "embeddings") -> int:
@@ -222,7 +224,8 @@ def open_dataset(cache: Location, name: str | None = None) -> CachedDataset:
 
 def summarise(path: Location) -> dict[str, Any]:
     """Return the summary of a dataset, as ``dtsf cache info --json`` prints it. ``groups_by_views``: groups by number of views.
-    ``views_differ_by``: 1 - shortest / longest view of a group. ``not_listed``: rows that the catalog does not name.
+    ``views_differ_by``: 1 - shortest / longest view of a group. ``pictures_begin``: second at which the picture of a file
+    begins, by path, if it is late. ``not_listed``: rows that the catalog does not name.
     """
     data = open_cached(path)
     info, shards = data.info, data.shards.values()
@@ -233,9 +236,10 @@ def summarise(path: Location) -> dict[str, Any]:
     newest = max((data.store.modified(record_name(shard)) or 0.0 for shard in data.shards), default=0.0)
     seconds: dict[str, list[float]] = {}
     for clip in data.clips:
-        duration = data.records[clip.id][1].duration
-        if duration:
-            seconds.setdefault(clip.group, []).append(min(clip.end or duration, duration) - (clip.start or 0.0))
+        record = data.records[clip.id][1]
+        if record.duration:
+            end = record.begin + record.duration
+            seconds.setdefault(clip.group, []).append(min(clip.end or end, end) - max(clip.start or 0.0, record.begin))
     known = [lengths for lengths in seconds.values() if len(lengths) > 1 and max(lengths) > 0]
     shares = sorted(1 - min(lengths) / max(lengths) for lengths in known)
     lengths = {"groups": len(shares), "median": shares[len(shares) // 2], "largest": shares[-1]} if shares else None
@@ -252,6 +256,7 @@ def summarise(path: Location) -> dict[str, Any]:
         "clips_by_view": {name: by_view[k] for k, name in enumerate(info.view_names, 1)},
         "verdicts": data.verdicts,
         "squares": data.squares,
+        "pictures_begin": {clip.path: begin for clip in data.clips if (begin := data.records[clip.id][1].begin) > LATE},
         **data.metadata.model_dump(include={"format", "compress", "layout", "shard_size", "fingerprint"}),
         "shards": len(shards),
         "bytes": sum(file.bytes for shard in shards for file in shard.files.values()),

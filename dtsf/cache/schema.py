@@ -25,7 +25,7 @@ Box = tuple[Length, Length, Length, Length]
 
 
 class FilePart(Frozen):
-    """Video file or folder of pictures, or a part of it: ``start`` to ``end`` in seconds, or frames ``first`` to ``last``."""
+    """Video file or folder of pictures, or its part: seconds ``start`` to ``end`` of a player, or frames ``first`` to ``last``."""
 
     path: str  # relative to the data root, with forward slashes
     start: float | None = Field(default=None, ge=0)
@@ -94,6 +94,7 @@ class ClipRecord(Frozen):
     decoded_frames: Integer = 0  # shown by a player in `duration` seconds
     missing_frames: Integer = 0  # promised by the container and absent, although the clip is used
     duration: float | None = None
+    begin: float = Field(default=0.0, ge=0)  # seconds of the file at which its first shown frame begins
     frames_hash: str = ""  # xxh3-64 of the frames that the encoder received
     crop_notes: tuple[CropNote, ...] = ()  # about the square that was cut out
 

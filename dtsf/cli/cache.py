@@ -45,7 +45,11 @@ def cache_info_command(
             if rows:
                 yield table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows)
             squares = [_about(CROP_NOTES[name], paths) for name, paths in page["squares"].items()]
-            yield from (styled((f"note: {note}", "yellow")) for note in (*page["notes"], *squares))
+            notes = [*page["notes"], *squares]
+            if late := page["pictures_begin"]:
+                begin = f"the picture begins up to {max(late.values()):.1f} s after the file, often after its sound"
+                notes.append(_about(begin, [*late]))
+            yield from (styled((f"note: {note}", "yellow")) for note in notes)
 
     emit({"datasets": pages}, lines(), [f"next, to look at the clips: dtsf cache info {path} --html cache.html"])
 

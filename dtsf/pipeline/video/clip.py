@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:  # pydantic is slow to import
 
 @dataclass(frozen=True)
 class Span:
-    """Part of a file that a clip covers. The default is the whole file."""
+    """Part of a file that a clip covers. The default is the whole file. Seconds are those of a player: see ``VideoIndex.begin``."""
 
-    start: float | None = None  # seconds from the first frame that a player shows
+    start: float | None = None  # seconds of the file
     end: float | None = None
     first: int | None = None  # number of the first frame: from 0 in a video, as in the file names of an image folder
     last: int | None = None
@@ -28,8 +28,13 @@ class Span:
     ignore: tuple[Box, ...] = ()  # parts of the picture in which no movement is searched
     common: bool = False  # True if start and end are the time that all views of the group share
 
+    def since(self, begin: float) -> Span:
+        """Return the same part in seconds from the first shown frame on, which a player shows at ``begin``."""
+        start, end = (None if time is None else time - begin for time in (self.start, self.end))
+        return replace(self, start=None if start is None else max(start, 0.0), end=end)
+
     def moments(self, n_frames: int, duration: float) -> np.ndarray:
-        """Return the centres of ``n_frames`` equal parts of the time, in seconds of presentation: (F,) float64."""
+        """Return the centres of ``n_frames`` equal parts of the time: (F,) float64. ``duration``: end of the file."""
         begin = self.start or 0.0
         stop = duration if self.end is None else self.end if self.common else min(self.end, duration)
         return begin + (np.arange(n_frames) + 0.5) * (stop - begin) / n_frames
@@ -44,10 +49,11 @@ class DecodedClip:
 
     frames: np.ndarray  # (F, size, size, 3) uint8 RGB
     frame_index: np.ndarray  # (F,) int32: index of each frame in presentation order, from 0
-    frame_time: np.ndarray  # (F,) float64: seconds from the first shown frame; NaN for an image folder without fps
+    frame_time: np.ndarray  # (F,) float64: seconds of the file; NaN for an image folder without fps
     available_frames: int  # frames of the clip; if they are fewer than F, the last one is repeated
     decoded_frames: int  # frames of the file that a player shows
-    duration: float  # seconds of the file; 0 for an image folder without a frame rate
+    duration: float  # seconds that all frames are shown; 0 for an image folder without a frame rate
+    begin: float = 0.0  # seconds of the file at which its first shown frame begins
     declared_frames: int = 0  # frames by the header; 0 if it has no count
     missing_frames: int = 0  # frames that the header counts and the file lacks
     crop_notes: tuple[str, ...] = ()  # about the square: see dtsf.cache.status.CROP_NOTES
@@ -67,6 +73,7 @@ class DecodedClip:
             "declared_frames": self.declared_frames,
             "missing_frames": self.missing_frames,
             "duration": self.duration,
+            "begin": self.begin,
             "crop_notes": list(self.crop_notes),
             "status": self.status.value,
             "reason": f"{self.available_frames} of {len(self.frames)} frames; the last one is repeated"
@@ -103,8 +110,10 @@ def segment_centres(n_frames: int, n_samples: int) -> np.ndarray:
 
 def select_frames(index: VideoIndex, n_samples: int, span: Span) -> tuple[np.ndarray, int]:
     """Select the frames shown at the centres of equal parts of a clip's time. Return sorted numbers, (F,) int64, and the number
-    of the clip's frames. At a constant rate it equals :func:`segment_centres`, whatever the clock's resolution.
+    of the clip's frames. ``span``: in seconds of the file. At a constant rate it equals :func:`segment_centres`, whatever the
+    clock's resolution.
     """
+    span = span.since(index.begin)
     moments = span.moments(n_samples, index.duration)
     if span.common:
         return _frames_at(index, moments), n_samples

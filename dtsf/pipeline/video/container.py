@@ -95,6 +95,7 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
         rate=Fraction(stream.guessed_rate or stream.average_rate or 0),
         declared_frames=max(0, stream.frames),
         packets=packets,
+        zero=Fraction(container.start_time or 0, 1_000_000),
         unreliable_pts=form == "avi",
         no_pts=no_pts,
     )
@@ -161,6 +162,10 @@ def _check_whole(index: VideoIndex, container: Any, declared_packets: int, other
     end = int(last.max()) * index.tick if len(last) else Fraction(0)
     if index.container in DURATION_OF_FILE and container.duration:
         declared_end = Fraction(container.duration, 1_000_000)
+        if index.container == "asf":  # FFmpeg adds the length of the file to the start of its last stream
+            declared_end -= (
+                max((s.start_time or 0) * s.time_base for s in container.streams if s.time_base) - index.zero
+            )
         end = max([end, *(last * container.streams[k].time_base for k, last in other_ends.items())])
     elif stream.duration and index.container not in JUMPS_ARE_CUTS:
         declared_end = stream.duration * index.tick

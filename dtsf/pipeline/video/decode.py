@@ -27,6 +27,7 @@ from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, decode_want
 from dtsf.pipeline.video.image_folder import numbered_images, read_folder
 from dtsf.pipeline.video.index import NO_TIME, REORDERED, VideoIndex
 
+CLOCK = ", clock of the file"  # seconds count from the earliest stream; before, they counted from the first shown frame
 MAX_CORRECTIONS = 6  # maximum number of index corrections per clip
 # decord and PyAV are compared by means of squares of this side, with this tolerance of 256 levels. Rounding: below 10.
 BLOCK, TOLERANCE = 8, 24.0
@@ -38,7 +39,7 @@ def decoder_name(decoder: str = "pyav") -> str:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            return f"decord2 {version('decord2')}"
+            return f"decord2 {version('decord2')}{CLOCK}"
         except PackageNotFoundError as error:
             raise ConfigError(
                 "decord is not installed: pip install 'dtsf[decord]' (not available on every platform), or use --decoder pyav"
@@ -46,7 +47,7 @@ def decoder_name(decoder: str = "pyav") -> str:
     import av
 
     major, minor, _ = av.library_versions["libavcodec"]
-    return f"pyav {av.__version__} libavcodec {major}.{minor}"
+    return f"pyav {av.__version__} libavcodec {major}.{minor}{CLOCK}"
 
 
 def probe(path: Path) -> VideoIndex:
@@ -55,11 +56,14 @@ def probe(path: Path) -> VideoIndex:
         return _checked_index(path, container)[0]
 
 
-def duration_of(path: Path, span: Span = WHOLE) -> float:
-    """Return the seconds of a video, or of an image folder (0 without ``span.fps``). Raises VideoError as :func:`probe`."""
+def extent_of(path: Path, span: Span = WHOLE) -> dict[str, float]:
+    """Return ``begin`` and ``duration`` in seconds of a video, or of an image folder (0 without ``span.fps``), as in
+    :class:`DecodedClip`. Raises VideoError as :func:`probe`.
+    """
     if path.is_dir():
-        return len(numbered_images(path)) / span.fps if span.fps else 0.0
-    return probe(path).duration
+        return {"begin": 0.0, "duration": len(numbered_images(path)) / span.fps if span.fps else 0.0}
+    index = probe(path)
+    return {"begin": index.begin, "duration": index.duration}
 
 
 def decode_clip(
@@ -82,8 +86,11 @@ def decode_clip(
         return read_folder(path, n_frames, size, span, crop)
     with open_video(path) as container:
         index, kept = _checked_index(path, container)
-        if span.start is not None and span.start >= index.duration:
-            raise VideoError(f"{path}: the clip starts at {span.start:g} s, the video ends at {index.duration:.2f} s")
+        begin, end = index.begin, index.begin + index.duration
+        if span.start is not None and span.start >= end:
+            raise VideoError(f"{path}: the clip starts at {span.start:g} s, the video ends at {end:.2f} s")
+        if span.end is not None and span.end <= begin:
+            raise VideoError(f"{path}: the clip ends at {span.end:g} s, the picture begins at {begin:.2f} s")
         if span.first is not None and span.first >= index.n_frames:
             raise VideoError(f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}")
         if check == "full":
@@ -116,7 +123,8 @@ def decode_clip(
         frames=frames_FHWC,
         crop_notes=notes,
         frame_index=numbers.astype(np.int32),
-        frame_time=index.ticks[numbers] * float(index.tick),
+        frame_time=index.begin + index.ticks[numbers] * float(index.tick),
+        begin=index.begin,
         available_frames=n_available,
         declared_frames=index.declared_frames,
         decoded_frames=index.n_frames,
@@ -225,7 +233,7 @@ def serve(settings: dict[str, Any]) -> None:
         path, span = Path(request["path"]), Span(**request["span"])
         try:
             if request["duration_only"]:
-                answer: dict[str, Any] = {"duration": duration_of(path, span)}
+                answer: dict[str, Any] = {**extent_of(path, span)}
             else:
                 clip = decode_clip(path, span=span, **settings["decode"])
                 shared[request["slot"]] = clip.frames

@@ -35,6 +35,7 @@ class VideoIndex:
     rate: Fraction  # frame rate in the header, 0 if there is none
     declared_frames: int  # number of frames in the header, 0 if there is none
     packets: np.recarray[Any, Any]  # (packets,) PACKET: the non-empty packets of the stream in decoding order
+    zero: Fraction  # time of the stream in seconds at which the file begins for a player: its earliest stream, as FFmpeg says
     unreliable_pts: bool  # True if presentation times are guesses or contradict the decoder
     no_pts: bool  # True if the format has no times: frames follow each other at the frame rate
     cut: frozenset[int] = frozenset()  # packets behind the first key frame, earlier in time, that lack a reference
@@ -99,6 +100,19 @@ class VideoIndex:
         if self.container == "mpeg" and len(times) and np.abs(times - by_rate).max() <= step + 1:
             return by_rate
         return np.asarray(times)
+
+    @cached_property
+    def begin(self) -> float:
+        """Seconds of the file at which its first shown frame begins. A file begins with its earliest stream, often the sound."""
+        pts, dts = self.packets.pts, self.packets.dts
+        shown = np.flatnonzero(self.shown)[:1]
+        first = pts[shown if self.order_from_decoder else self.order[:1]]
+        if self.container == "avi" or (first == NO_TIME).any():  # AVI's presentation times are guesses
+            first = dts[shown]
+        if self.no_pts or not len(first) or first[0] == NO_TIME:
+            return 0.0
+        seconds = float(int(first[0]) * self.tick - self.zero)
+        return seconds if seconds > 1e-6 else 0.0  # the zero is rounded to microseconds
 
     @cached_property
     def _header_step(self) -> float:
