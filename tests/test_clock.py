@@ -4,6 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
@@ -83,3 +84,54 @@ def test_cache_info__names_clips_whose_picture_begins_later(late_video, make_vid
     assert "1 clip: the picture begins up to 2.0 s after the file, often after its sound (late.mp4)" in said
     page = dtsf.json("cache", "info", "c", cwd=tmp_path)["datasets"][0]
     assert page["pictures_begin"] == {"late.mp4": pytest.approx(2, abs=1e-3)}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Returns a function that writes a table of two folders of 20 and 40 pictures: their frame rates and offsets."""
+    for name, count in (("a", 20), ("b", 40)):
+        (tmp_path / name).mkdir()
+        for k in range(count):
+            Image.new("RGB", (32, 32), (5 * k, 0, 0)).save(tmp_path / name / f"{k:02}.png")
+
+    def write(*rows):
+        lines = [f"{name},x,g,{view},{fps},{offset}" for view, (name, fps, offset) in enumerate(rows)]
+        (tmp_path / "m.csv").write_text("path,label,group,view,fps,offset\n" + "\n".join(lines) + "\n")
+        return tmp_path / "m.csv"
+
+    return write
+
+
+def test_align_group__length_of_a_folder_follows_its_frame_rate(folders, tmp_path):
+    table = folders(("a", 10, 0), ("b", 10, 0))
+    api.preprocess("manifest", table, tmp_path / "c", align="group", **PIXELS)
+    folders(("a", 5, 0), ("b", 10, 0))
+    for cache in ("c", "fresh"):
+        api.preprocess("manifest", table, tmp_path / cache, align="group", **PIXELS)
+        data = open_dataset(tmp_path / cache)
+        assert [(clip.start, clip.end) for clip in data.clips] == [(0.0, 4.0)] * 2
+        np.testing.assert_allclose(*data.frame_time([clip.id for clip in data.clips]), atol=0.2)
+    folders(("a", 10, 0), ("a", 5, 0))
+    clips = api.preprocess("manifest", table, tmp_path / "one", align="group", **PIXELS)
+    assert clips.verdicts == {"ok": 2}
+
+
+@pytest.mark.parametrize("offsets", [(0, 100), (100, 0)])
+def test_align_group__folders_without_a_common_moment_are_refused(folders, tmp_path, offsets):
+    table = folders(("a", 10, offsets[0]), ("b", 10, offsets[1]))
+    result = api.preprocess("manifest", table, tmp_path / "c", align="group", **PIXELS)
+    assert result.verdicts == {"unreadable": 2}
+    assert all("the views of its group share no time" in one.reason for one in result.bad)
+    assert "1 performances have views without a common time" in result.notes[-1]
+
+
+def test_align_group__late_pictures_limit_the_common_time(late_video, make_video, tmp_path):
+    late_video(tmp_path / "late.mp4")
+    make_video(tmp_path / "plain.mp4", 120, codec="libx264")
+    (tmp_path / "m.csv").write_text("path,label,group,view\nlate.mp4,x,g,1\nplain.mp4,x,g,2\n")
+    for done in (0, 2):
+        result = api.preprocess("manifest", tmp_path / "m.csv", tmp_path / "c", align="group", **PIXELS)
+        assert result.already_done == done
+    data = open_dataset(tmp_path / "c")
+    assert [(clip.start, clip.end) for clip in data.clips] == [(pytest.approx(2, abs=1e-3), 4.0)] * 2
+    np.testing.assert_allclose(*data.frame_time([clip.id for clip in data.clips]), atol=1 / 30)

@@ -110,7 +110,7 @@ def test_decode_clip__start_and_end(make_video, tmp_path):
     clip = decode_clip(path, 5, 96, span=Span(start=0.5, end=1.0))
     assert clip.frame_index.tolist() == [16, 19, 22, 25, 28]
     assert decode_clip(path, 5, 96, span=Span(start=1.9)).status is Status.SHORT
-    status_of(path, match=r"starts at 3 s, the video ends at 2\.00 s", span=Span(start=3.0))
+    status_of(path, match=r"starts at 3 s, the picture ends at 2\.00 s", span=Span(start=3.0))
     status_of(path, match="before it starts", span=Span(start=0.5, end=0.2))
 
 

@@ -185,32 +185,36 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
     ``records``: results of earlier runs; unchanged files in them are not opened. ``deadline``: seconds to read one file.
     """
     groups = [clips for clips in catalog.groups.values() if len(clips) > 1]
-    sources = ((record.source, record.duration) for record in records)
-    known = {(s.path, FileStat(s.bytes, s.mtime_ns, s.listing)): duration for s, duration in sources}
-    extents: dict[str, Extent] = {}
-    unknown: dict[str, DecodeRequest] = {}
-    for clip in (clip for clips in groups for clip in clips):
+    known = {
+        (s.path, s.fps, FileStat(s.bytes, s.mtime_ns, s.listing)): (record.begin, record.begin + record.duration)
+        for record in records
+        if record.duration and (s := record.source)
+    }
+    # By path and frame rate, which decides the length of a folder.
+    extents: dict[tuple[str, float | None], Extent] = {}
+    unknown: dict[tuple[str, float | None], DecodeRequest] = {}
+    for file, path in {(c.path, c.fps): catalog.root / c.path for clips in groups for c in clips}.items():
         with contextlib.suppress(OSError):
-            duration = known.get((clip.path, file_stat(catalog.root / clip.path)))
-            if duration:
-                extents[clip.path] = 0.0, duration
+            extent = known.get((*file, file_stat(path)))
+            if extent:
+                extents[file] = extent
             else:
-                unknown[clip.path] = DecodeRequest(catalog.root / clip.path, Span(fps=clip.fps))
+                unknown[file] = DecodeRequest(path, Span(fps=file[1]))
     if unknown:
         with Decoder(DecodeSettings(1, 32, deadline=deadline)) as decoder:
             read = zip(unknown, read_extents(decoder, list(unknown.values())), strict=True)
-            extents |= {path: item for path, item in read if isinstance(item, tuple)}
+            extents |= {file: item for file, item in read if isinstance(item, tuple)}
     parts: dict[str, dict[str, float | None]] = {}
     n_apart = 0
     for clips in groups:
         spans = [Span(c.start, c.end, c.first, c.last) for c in clips]
-        aligned = align_spans(spans, [c.offset for c in clips], [extents.get(c.path) for c in clips])
+        aligned = align_spans(spans, [c.offset for c in clips], [extents.get((c.path, c.fps)) for c in clips])
         n_apart += aligned is None
         for c, span in zip(clips, aligned or spans, strict=True):
             if aligned is not None:
                 parts[c.id] = {"start": span.start, "end": span.end}
-            elif can_align(span) and c.path in extents:
-                stop = extents[c.path][1]
+            elif can_align(span) and (c.path, c.fps) in extents:
+                stop = extents[c.path, c.fps][1]
                 parts[c.id] = {"start": stop, "end": stop + 1.0}
     notes = list(catalog.notes)
     if n_apart:

@@ -24,7 +24,7 @@ MIN_SECONDS = 1e-3  # shortest time that the views of a group must have in commo
 CLIPS_PER_BATCH = (
     8  # 128 frames at 16 frames a clip: enough to fill a GPU, and decoded in less than a third of a second
 )
-Extent = tuple[float, float]  # first and last second of a file
+Extent = tuple[float, float]  # seconds of a file at which its first picture begins and its last one ends
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,13 @@ def align_spans(spans: Sequence[Span], offsets: Sequence[float], extents: Sequen
 
 def read_extents(decoder: Decoder, requests: Sequence[DecodeRequest]) -> list[Extent | VideoError | None]:
     """Return the extent of each file, an error, or None for a picture folder without a frame rate."""
-    asked = [replace(request, duration_only=True) for request in requests]
+    asked = [replace(request, extent_only=True) for request in requests]
     return [
-        item if isinstance(item, VideoError) else (0.0, item[1]["duration"]) if item[1]["duration"] else None
+        item
+        if isinstance(item, VideoError)
+        else (item[1]["extent"][0], stop)
+        if (stop := item[1]["extent"][1])
+        else None
         for item in decode_all(decoder, asked)
     ]
 

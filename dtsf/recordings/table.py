@@ -15,7 +15,7 @@ from pathlib import Path
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets.manifest import read_number, resolve_path
 from dtsf.pipeline.datasets.tables import read_table
-from dtsf.pipeline.video.decode import duration_of
+from dtsf.pipeline.video.decode import extent_of
 
 REQUIRED = ("recording", "view", "path")
 OPTIONAL = ("offset", "subject", "events")
@@ -131,7 +131,7 @@ def chapters(camera: Camera) -> tuple[Chapter, ...]:
     made: list[Chapter] = []
     start = camera.offset or 0.0
     for path in camera.paths:
-        made.append(Chapter(path, start, start + duration_of(path)))
+        made.append(Chapter(path, start, start + extent_of(path)[1]))
         start = made[-1].stop
     return tuple(made)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dtsf.cache.status import Status
+from dtsf.errors import VideoError
 from dtsf.pipeline.video.index import VideoIndex
 
 if TYPE_CHECKING:  # pydantic is slow to import
@@ -83,6 +84,20 @@ class DecodedClip:
             "frame_time": [None if np.isnan(time) else time for time in self.frame_time.tolist()],
             "frames_hash": xxhash.xxh3_64_hexdigest(self.frames.tobytes()),
         }
+
+
+def check_span(path: Path, span: Span, begin: float, end: float) -> None:
+    """Raise VideoError if no picture of a file, which are shown from second ``begin`` to ``end``, is in a span."""
+    if span.start is not None and span.end is not None and span.end <= span.start:
+        raise VideoError(f"{path}: the clip ends at {span.end:g} s, before it starts at {span.start:g} s")
+    if span.start is not None and span.common and abs(span.start - end) < 1e-6:
+        raise VideoError(
+            f"{path}: the views of its group share no time; check start, end and offset, or use --align own"
+        )
+    if span.start is not None and span.start >= end:
+        raise VideoError(f"{path}: the clip starts at {span.start:g} s, the picture ends at {end:.2f} s")
+    if span.end is not None and span.end <= begin:
+        raise VideoError(f"{path}: the clip ends at {span.end:g} s, the picture begins at {begin:.2f} s")
 
 
 def reencode_hint(path: Path) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from dtsf.cache.status import Status
 from dtsf.errors import ConfigError, VideoError
-from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, reencode_hint, select_frames, short_message
+from dtsf.pipeline.video.clip import WHOLE, DecodedClip, Span, check_span, reencode_hint, select_frames, short_message
 from dtsf.pipeline.video.container import open_video, read_index
 from dtsf.pipeline.video.crop import Crop, Renderer, cut_region, cut_square, ignored_mask
 from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, decode_wanted
@@ -56,14 +56,14 @@ def probe(path: Path) -> VideoIndex:
         return _checked_index(path, container)[0]
 
 
-def extent_of(path: Path, span: Span = WHOLE) -> dict[str, float]:
-    """Return ``begin`` and ``duration`` in seconds of a video, or of an image folder (0 without ``span.fps``), as in
-    :class:`DecodedClip`. Raises VideoError as :func:`probe`.
+def extent_of(path: Path, span: Span = WHOLE) -> tuple[float, float]:
+    """Return the seconds at which the picture of a file begins and ends; (0, 0) for an image folder without ``span.fps``.
+    Raises VideoError as :func:`probe`.
     """
     if path.is_dir():
-        return {"begin": 0.0, "duration": len(numbered_images(path)) / span.fps if span.fps else 0.0}
+        return 0.0, len(numbered_images(path)) / span.fps if span.fps else 0.0
     index = probe(path)
-    return {"begin": index.begin, "duration": index.duration}
+    return index.begin, index.begin + index.duration
 
 
 def decode_clip(
@@ -80,17 +80,12 @@ def decode_clip(
     images. ``check``: ``full`` decodes every frame once more and refuses damaged ones. ``decoder``: ``pyav``, or ``decord``,
     which is compared with PyAV. Raises VideoError: ``unreadable``, ``truncated``, ``corrupt`` or ``misplaced``.
     """
-    if span.start is not None and span.end is not None and span.end <= span.start:
-        raise VideoError(f"{path}: the clip ends at {span.end:g} s, before it starts at {span.start:g} s")
     if path.is_dir():
         return read_folder(path, n_frames, size, span, crop)
     with open_video(path) as container:
         index, kept = _checked_index(path, container)
-        begin, end = index.begin, index.begin + index.duration
-        if span.start is not None and span.start >= end:
-            raise VideoError(f"{path}: the clip starts at {span.start:g} s, the video ends at {end:.2f} s")
-        if span.end is not None and span.end <= begin:
-            raise VideoError(f"{path}: the clip ends at {span.end:g} s, the picture begins at {begin:.2f} s")
+        begin, duration = index.begin, index.duration  # by the packets, as in extent_of()
+        check_span(path, span, begin, begin + duration)
         if span.first is not None and span.first >= index.n_frames:
             raise VideoError(f"{path}: the clip starts at frame {span.first}, the video has {index.n_frames}")
         if check == "full":
@@ -124,12 +119,12 @@ def decode_clip(
         crop_notes=notes,
         frame_index=numbers.astype(np.int32),
         frame_time=index.begin + index.ticks[numbers] * float(index.tick),
-        begin=index.begin,
+        begin=begin,
         available_frames=n_available,
         declared_frames=index.declared_frames,
         decoded_frames=index.n_frames,
         missing_frames=index.missing_frames,
-        duration=index.duration,
+        duration=duration,
     )
 
 
@@ -232,8 +227,8 @@ def serve(settings: dict[str, Any]) -> None:
         request = json.loads(line)
         path, span = Path(request["path"]), Span(**request["span"])
         try:
-            if request["duration_only"]:
-                answer: dict[str, Any] = {**extent_of(path, span)}
+            if request["extent_only"]:
+                answer: dict[str, Any] = {"extent": extent_of(path, span)}
             else:
                 clip = decode_clip(path, span=span, **settings["decode"])
                 shared[request["slot"]] = clip.frames

@@ -51,7 +51,7 @@ class DecodeRequest:
 
     path: Path
     span: Span = WHOLE
-    duration_only: bool = False  # return only ``begin`` and ``duration`` in seconds, without decoding
+    extent_only: bool = False  # return only the seconds of its first and last picture, without decoding
 
 
 class Decoder(contextlib.AbstractContextManager["Decoder"]):

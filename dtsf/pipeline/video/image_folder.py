@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtsf.errors import VideoError
-from dtsf.pipeline.video.clip import DecodedClip, Span, segment_centres, short_message
+from dtsf.pipeline.video.clip import DecodedClip, Span, check_span, segment_centres, short_message
 from dtsf.pipeline.video.container import MAX_PIXELS
 from dtsf.pipeline.video.crop import Crop, cut_region, cut_square, ignored_mask, size_to_decode
 
@@ -28,6 +28,8 @@ def read_folder(folder: Path, n_frames: int, size: int, span: Span, crop: Crop) 
     numbers = np.array([number for number, _ in images])
     if (span.start is not None or span.end is not None) and not span.fps:
         raise VideoError(f"{folder} is an image folder: start and end need its frame rate (column fps)")
+    if span.fps:
+        check_span(folder, span, 0.0, len(images) / span.fps)
     inside = numbers >= (-np.inf if span.first is None else span.first)
     inside &= numbers <= (np.inf if span.last is None else span.last)
     if span.fps and not span.common:
