@@ -1,5 +1,6 @@
 """Lists of other projects become a manifest; a hostile pickle becomes an error."""
 
+import csv
 import os
 import pickle
 
@@ -27,7 +28,7 @@ def test_import_lists__reads_the_chosen_splits_of_a_pyskl_pickle(tmp_path):
         import_lists([tmp_path / "ntu.pkl"], tmp_path / "v")
     made = import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
     assert (made.rows, made.groups, made.splits, made.alone) == (5, 2, {"train": 3, "test": 2}, 0)
-    assert made.missing == (stems[-1],)
+    assert made.missing == (f"{stems[-1]} ({tmp_path / 'ntu.pkl'}, xsub_val)",)
     catalog = scan_source("manifest", tmp_path / "v/manifest.csv")
     assert catalog.groups_by_views == {3: 1, 2: 1}
     assert {(c.split, c.subject, c.raw_label) for c in catalog.clips} == {("train", "1", "9"), ("test", "2", "9")}
@@ -74,8 +75,7 @@ def test_import_lists__reads_videomamba_lines(tmp_path, separator):
 
 @pytest.mark.parametrize(("text", "message"), [
     ("", "names no video"),
-    ("justoneword\n", "line 1: 'justoneword' is not a path and a label"),
-    ("video,action\nx.avi,1\n", "column 'subject' is missing"),
+    ("justoneword\n", "line 1: 'justoneword' is not a path and one label"),
     ("gone.avi 1\n", "none of the 1 entries has a video"),
 ])
 def test_import_lists__refuses_an_unknown_form(tmp_path, text, message):
@@ -125,3 +125,93 @@ def test_import_lists__label_map_gives_names(tmp_path, text):
     (tmp_path / "labels.txt").write_text("sit down\n")
     with pytest.raises(DataError, match=r"labels.txt has no name for label 1 of b.avi"):
         import_lists([tmp_path / "train.txt"], tmp_path, tmp_path / "two.csv", labels=tmp_path / "labels.txt")
+
+
+def manifest(folder, text, name="list.csv", **options):
+    """Import a list and return the rows of its manifest as (path, label, and the other columns that are not empty)."""
+    (folder / name).write_text(text)
+    made = import_lists([folder / name], folder, folder / "out.csv", **options)
+    with open(made.manifest, newline="") as file:
+        rows = list(csv.DictReader(file))
+    scan_source("manifest", folder / "out.csv")
+    return [{key: text for key, text in row.items() if text and key not in ("group", "view")} for row in rows], made
+
+
+@pytest.mark.parametrize(("text", "found"), [
+    ("path,label,start,end,split\na.mp4,groom,2,5,train\nb.mp4,rear,8,9,val\n", [
+        {"path": "a.mp4", "label": "groom", "start": "2", "end": "5", "split": "train"},
+        {"path": "b.mp4", "label": "rear", "start": "8", "end": "9", "split": "test"},
+    ]),
+    ("Time_End;Class;time_start;VIDEO\n5;groom;0:02;a.mp4\n9;rear;8;a.mp4\n", [
+        {"path": "a.mp4", "label": "groom", "start": "0:02", "end": "5"},
+        {"path": "a.mp4", "label": "rear", "start": "8", "end": "9"},
+    ]),
+    ("behavior\tfile\ngroom\ta\n", [{"path": "a.mp4", "label": "groom"}]),
+    ("label,youtube_id,time_start,time_end,split\ngroom,xyz,3,13,train\n", [
+        {"path": "xyz_000003_000013.mp4", "label": "groom", "split": "train"},
+    ]),
+    ("path,class,last,first\na.mp4,groom,9,3\n", [{"path": "a.mp4", "label": "groom", "first": "3", "last": "9"}]),
+])
+def test_import_lists__a_header_is_a_header_in_any_order(tmp_path, text, found):
+    touch(tmp_path, "a.mp4", "b.mp4", "xyz_000003_000013.mp4")
+    rows, made = manifest(tmp_path, text)
+    assert rows == found
+    assert made.groups == len(found)
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("a.mp4,3,13,groom\nb.mp4,5,15,rear\n", "line 1: 'a.mp4,3,13,groom' is not a path and one label"),
+    ("a.mp4 0 2\nb.mp4 1\n", "line 1: .* has 0 between path and label, but the video has 20 frames|line 2: .*as many cells"),
+    ("a.mp4 0\nb.mp4 1 2\n", "line 2: 'b.mp4 1 2' has not as many cells as the first line"),
+    ("a.mp4 3 1\nb.mp4 2 4\n", "line 1: 'a.mp4 3 1' has 3 between path and label, but the video has 20 frames"),
+    ("a.mp4 sit down\n", "line 1: .*is not a path and one label"),
+    ("a.mp4,0,1,2\n", "line 1: .*is not a path and one label"),
+    ("path,species\na.mp4,mouse\n", "line 1: column 'label' is missing"),
+    ("name,label\na.mp4,groom\n", "line 1: column 'path' is missing"),
+    ("path,label,class\na.mp4,groom,3\n", "line 1: the columns 'class' and 'label' both mean label"),
+    ("path,label,start_frame\na.mp4,groom,3\n", "column 'start_frame' may be a part of the video"),
+    ("path,label,start,duration\na.mp4,groom,3,4\n", "column 'duration' may be a part of the video"),
+    ("path,label,start,end\na.mp4,groom,5,2\n", r"line 2: end \(2\) must be after start \(5\)"),
+    ("path,label,start,end\na.mp4,groom,soon,2\n", r"line 2: start .'soon'. must be seconds"),
+    ("path label\na.mp4 groom\n", "line 1: the header has blanks between 'path' and 'label': use commas"),
+    ('[{"data":{"video":"a.mp4"}}]', "is JSON, not a list of clips: .*--recordings"),
+    ("<annotations></annotations>", "is XML, not a list of clips"),
+    ("WEBVTT\n\n00:01.000 --> 00:02.000\nwave\n", "is WebVTT, not a list of clips"),
+    ("PK\x03\x04", "is an Excel or OpenDocument file"),
+    ("a.mp4 0\nb.mp4 1\na.mp4 1\n", "line 3: a.mp4 is in .*line 1 already, with label '0' there and '1' here"),
+])
+def test_import_lists__refuses_what_it_cannot_place(tmp_path, make_video, text, message):
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / name, 20)
+    with pytest.raises(DataError, match=message):
+        manifest(tmp_path, text)
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_import_lists__a_number_between_path_and_label_is_that_of_the_frames(tmp_path, make_video):
+    make_video(tmp_path / "a.mp4", 20)
+    touch(tmp_path, *(f"folder/img_{k:03d}.jpg" for k in range(1, 13)))
+    assert manifest(tmp_path, "x/a.mp4 20 3\nx/folder 12 1\n")[0] == [
+        {"path": "a.mp4", "label": "3"}, {"path": "folder", "label": "1"},
+    ]
+
+
+@pytest.mark.parametrize(("name", "split"), [
+    ("latest_values.txt", ""), ("constraint.txt", ""),
+    ("trainlist01.txt", "train"), ("my-Train_1.txt", "train"), ("val.csv", "test"),
+])
+def test_import_lists__the_split_is_a_whole_word_of_the_file_name(tmp_path, name, split):
+    touch(tmp_path, "a.mp4")
+    assert manifest(tmp_path, "a.mp4 0\n", name)[0][0].get("split", "") == split
+
+
+def test_import_lists__names_columns_without_use_rows_without_video_and_repeats(tmp_path):
+    touch(tmp_path, "a.mp4", "cafe\u0301.mp4")
+    text = "path,label,weather\na.mp4,x,fine\ngone.mp4,x,fine\na.mp4,x,fine\ncaf\u00e9.mp4,y,rain\n"
+    rows, made = manifest(tmp_path, text)
+    assert [row["path"] for row in rows] == ["a.mp4", "cafe\u0301.mp4"]
+    assert len(made.missing) == 1
+    assert "gone.mp4 (" in made.missing[0]
+    assert "line 3)" in made.missing[0]
+    assert any("columns without use: weather" in note for note in made.notes)
+    assert any("line 4: the same as" in note for note in made.notes)

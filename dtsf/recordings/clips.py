@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dtsf.errors import DataError
-from dtsf.files.write import write_atomically
+from dtsf.pipeline.datasets.import_lists import write_manifest
 from dtsf.pipeline.video.decode import probe
 from dtsf.recordings.events import Event, read_all_events
 from dtsf.recordings.settings import ClipSettings
@@ -97,7 +95,7 @@ def import_events(
     without = [one.name for one in table if one.name not in by_recording]
     if without:
         notes.append(f"{len(without)} recordings have no mark: {', '.join(without[:10])}")
-    _write(out, rows)
+    write_manifest(out, COLUMNS, rows)
     labels = Counter(row["label"] for row in {row["group"]: row for row in rows}.values())
     return ImportedEvents(
         manifest=str(out),
@@ -203,14 +201,3 @@ def _overlaps(events: Sequence[Event], frame: float) -> list[str]:
             lines.append(f"{event.place}: {event.label!r} overlaps {latest.label!r} ({latest.place}) by {shared:.2f} s")
         latest = max(latest, event, key=lambda one: one.stop)
     return lines
-
-
-def _write(out: Path, rows: Sequence[dict[str, str]]) -> None:
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, COLUMNS)
-    writer.writeheader()
-    writer.writerows(rows)
-    data = stream.getvalue().encode("utf-8", "surrogateescape")
-    write_atomically(
-        out, data, parents=False, error=lambda why: DataError(f"cannot write {out}: {why}; choose another --out")
-    )
