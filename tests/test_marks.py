@@ -114,8 +114,8 @@ def test_read_events__belong_to_the_recording_of_that_name_folder_or_column(lab)
     ("recording,start,stop,label\n", "has no mark"),
     (TABULAR.replace("6.500\tlab_left.avi\t20\t5\tann", "6.500\tlab_left.avi\t20\t5\teve"), "line 10: 'wave' stops but did not"),
     (TABULAR.replace("\tSTOP", "\tSTART"), "line 9: 'clap' starts, but it runs since line 8"),
-    ('{"a": 1}', "JSON of a form that is not read here"),
-    ("<html></html>", "XML of a form that is not read here"),
+    ('{"a": 1}', "is JSON, but no export of Label Studio"),
+    ("<html></html>", "XML of another form .<html>"),
 ])
 def test_read_events__refuses_with_the_line(lab, text, message):
     with pytest.raises(DataError, match=message):

@@ -28,6 +28,8 @@ LISTS_HELP = (
     "Lists of clips: a table with a header, 'path label' lines, an mmaction2/pyskl pickle or a DVANet CSV. With --recordings: "
     "files of marks (BORIS, ELAN, CVAT, Label Studio, WebVTT, SRT, a table); default: the column events."
 )
+TIER_HELP = "Tier of ELAN, or attribute of CVAT, that has the labels. Give it several times for several."
+FPS_HELP = "Frames a second that CVAT or Label Studio counts. Default: those of the video."
 BAD_SHOWN = 40
 """Number of unusable clips that a table shows."""
 synth_app = Typer(help="Make small datasets as video files.", no_args_is_help=True)
@@ -136,7 +138,8 @@ def import_command(
     labels: Annotated[
         Path | None, Option(help="Label map of a list: '0 name' lines, or names in order from 0.")
     ] = None,
-    tier: Annotated[list[str] | None, Option(help="Tier of an .eaf file to use; several times for several.")] = None,
+    tier: Annotated[list[str] | None, Option(help=TIER_HELP)] = None,
+    fps: Annotated[float | None, Option(min=0.01, help=FPS_HELP)] = None,
     *,
     settings: ClipSettings,
 ) -> None:
@@ -149,7 +152,7 @@ def import_command(
     if recordings is not None:
         from dtsf.recordings.clips import import_events
 
-        events = import_events(lists or [], recordings, out, settings, tier or ())
+        events = import_events(lists or [], recordings, out, settings, tier or (), fps)
         emit(events, (), _describe_events(events))
         return
     from dtsf.pipeline.datasets.import_lists import import_lists

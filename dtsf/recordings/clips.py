@@ -46,6 +46,7 @@ def import_events(
     out: Path | None = None,
     settings: ClipSettings | None = None,
     tier: Sequence[str] = (),
+    fps: float | None = None,
 ) -> ImportedEvents:
     """Write the manifest of the clips of all events, one group an event.
 
@@ -59,7 +60,7 @@ def import_events(
     table = read_recordings(recordings)
     for recording in table:
         check_offsets(recording, recordings)
-    events, notes = read_all_events(table, files, tier)
+    events, notes = read_all_events(table, files, tier, fps)
     by_recording: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         by_recording[event.recording].append(event)
@@ -197,7 +198,7 @@ def _overlaps(events: Sequence[Event], frame: float) -> list[str]:
     latest = events[0]
     for event in events[1:]:
         shared = min(latest.stop, event.stop) - event.start
-        if shared > frame:
+        if shared > 1.5 * frame:
             lines.append(f"{event.place}: {event.label!r} overlaps {latest.label!r} ({latest.place}) by {shared:.2f} s")
         latest = max(latest, event, key=lambda one: one.stop)
     return lines

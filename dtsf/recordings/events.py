@@ -16,9 +16,27 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dtsf.errors import DataError
+from dtsf.files.read import parse_json, read_file
+from dtsf.pipeline.datasets.tables import decode_text
 from dtsf.pipeline.video.decode import probe
-from dtsf.recordings.formats import Mark, read_marks
-from dtsf.recordings.table import Camera, Recording, chapters
+from dtsf.recordings.exports import is_task, parse_xml, read_cvat, read_eaf, read_label_studio
+from dtsf.recordings.marks import (
+    CUE,
+    Mark,
+    Marks,
+    header_names,
+    read_boris_aggregated,
+    read_boris_tabular,
+    read_cues,
+    read_plain,
+)
+from dtsf.recordings.table import Recording, chapters
+
+MAX_BYTES = 1 << 28
+FORMS = (
+    "give BORIS's events (tabular or aggregated, CSV or TSV), ELAN's .eaf, CVAT's XML, Label Studio's JSON, WebVTT, SRT, or a "
+    "table with the columns start, stop, label and recording"
+)
 
 
 @dataclass(frozen=True)
@@ -36,13 +54,53 @@ class Event:
     place: str
 
 
-def read_events(path: Path, recordings: Sequence[Recording], tier: Sequence[str] = ()) -> tuple[list[Event], list[str]]:
-    """Return the marks of a file, in the order of the file, and notes for the user. The content shows the format.
+def read_marks(path: Path, tier: Sequence[str] = (), fps: float | None = None) -> Marks:
+    """Return the marks of a file, whose content shows the format, and notes. Raises DataError: see :func:`read_events`."""
+    text, notes = decode_text(read_file(path, limit=MAX_BYTES, error=DataError, follow=True), str(path))
+    where, head = str(path), text.lstrip("\ufeff \t\r\n")[:4096]
+    names = header_names(text)
+    if head.startswith(("<", "{", "[")):
+        try:
+            marks, more = _read_export(text, where, tier, fps)
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise DataError(f"{path} has a part of a wrong form ({error}): export it again") from error
+    elif head.startswith("WEBVTT") or CUE.match(head.partition("\n")[2].strip()):
+        marks, more = read_cues(text, where)
+    elif "behavior" in names and {"start (s)", "stop (s)"} <= names:
+        marks, more = read_boris_aggregated(text, where)
+    elif "behavior" in names and {"time", "time (s)"} & names and {"behavior type", "status"} & names:
+        marks, more = read_boris_tabular(text, where)
+    else:
+        marks, more = read_plain(text, where)
+    if not marks:
+        raise DataError(f"{path} has no mark: export the events again, or give another file")
+    return marks, [*notes, *more]
 
-    ``recordings``: those that it may mean. ``tier``: names of the tiers or tracks to use, all if empty. Raises DataError with the
-    line: the file has no known form, a cell is wrong, or a mark may mean several recordings.
+
+def _read_export(text: str, where: str, tier: Sequence[str], fps: float | None) -> Marks:
+    if not text.lstrip("\ufeff \t\r\n").startswith("<"):
+        tasks = parse_json(text, where, error=DataError)
+        tasks = tasks if isinstance(tasks, list) else [tasks]
+        if not all(map(is_task, tasks)):
+            raise DataError(f"{where} is JSON, but no export of Label Studio: {FORMS}")
+        return read_label_studio(tasks, where, fps)
+    root = parse_xml(text, where)
+    readers = {"ANNOTATION_DOCUMENT": read_eaf, "annotations": read_cvat}
+    if root.tag not in readers:
+        raise DataError(f"{where} is XML of another form (<{root.tag[:40]}>): {FORMS}")
+    return readers[root.tag](root, where, tier)
+
+
+def read_events(
+    path: Path, recordings: Sequence[Recording], tier: Sequence[str] = (), fps: float | None = None
+) -> tuple[list[Event], list[str]]:
+    """Return the marks of a file, in the order of the file, and notes for the user.
+
+    ``recordings``: those that it may mean. ``tier``: tiers of ELAN to use, or attributes of CVAT. ``fps``: frames a second that the
+    tool counts, by default those of the video. Raises DataError with the line: the file has no known form, a cell is wrong, or a
+    mark may mean several recordings.
     """
-    marks, notes = read_marks(path, tier)
+    marks, notes = read_marks(path, tier, fps)
     events = []
     unknown: dict[str, str] = {}
     shifted: Counter[str] = Counter()
@@ -51,22 +109,14 @@ def read_events(path: Path, recordings: Sequence[Recording], tier: Sequence[str]
         if recording is None:
             unknown.setdefault(mark.recording, mark.place)
             continue
-        camera, chapter = _camera_of(mark, recording)
         start, stop = mark.start, mark.stop
+        clock = _clock_of(mark, recording)
         if mark.frames:
-            if camera is None:
-                raise DataError(
-                    f"{mark.place}: frames of {', '.join(mark.media) or 'no video'}, which is no camera of "
-                    f"{recording.name!r}: correct the path in the table of recordings"
-                )
-            times = _frame_seconds(camera.paths[chapter])
-            start, stop = (times[min(max(0, int(number)), len(times) - 1)] for number in (start, stop))
-        if camera is not None:
-            begin = chapters(camera)[chapter].start if chapter else camera.offset or 0.0
-            shift = begin + mark.origin
-            start, stop = start + shift, stop + shift
-            if shift:
-                shifted[f"{camera.paths[chapter]} ({shift:+g} s)"] += 1
+            start, stop = _seconds_of_frames(mark, clock, recording, fps)
+        if clock is not None:
+            start, stop = start + clock.begin, stop + clock.begin
+            if clock.begin:
+                shifted[f"{clock.path} ({clock.begin:+g} s)"] += 1
         label, subject = mark.label, mark.subject or recording.subject
         events.append(Event(recording.name, round(start, 6), round(stop, 6), label, subject, mark.line, mark.place))
     if unknown and not events:
@@ -81,7 +131,10 @@ def read_events(path: Path, recordings: Sequence[Recording], tier: Sequence[str]
 
 
 def read_all_events(
-    recordings: Sequence[Recording], files: Sequence[Path] = (), tier: Sequence[str] = ()
+    recordings: Sequence[Recording],
+    files: Sequence[Path] = (),
+    tier: Sequence[str] = (),
+    fps: float | None = None,
 ) -> tuple[list[Event], list[str]]:
     """Return the marks of all recordings, by recording and time: from ``files``, else from the table's column ``events``.
 
@@ -93,7 +146,7 @@ def read_all_events(
             owners.setdefault(recording.events, []).append(recording)
     if not owners:
         raise DataError("there are no marks: name a file of marks, or add the column events to the table of recordings")
-    read = [read_events(path, of_file, tier) for path, of_file in owners.items()]
+    read = [read_events(path, of_file, tier, fps) for path, of_file in owners.items()]
     order = {recording.name: k for k, recording in enumerate(recordings)}
     events = sorted((e for part, _ in read for e in part), key=lambda e: (order[e.recording], e.start, e.stop, e.label))
     kept: dict[tuple[object, ...], Event] = {}
@@ -140,17 +193,51 @@ def _recording_of(mark: Mark, path: Path, recordings: Sequence[Recording]) -> Re
     )
 
 
-def _camera_of(mark: Mark, recording: Recording) -> tuple[Camera | None, int]:
-    """Return the camera, and the number of its chapter, whose beginning is the zero of a mark. None: that of the recording."""
-    for name in mark.media:
-        alike = {(c, k): _common(video, name) for c in recording.cameras for k, video in enumerate(c.paths)}
+@dataclass(frozen=True)
+class _Clock:
+    """The video from whose beginning a mark counts, and that beginning on the recording's clock."""
+
+    path: Path
+    begin: float
+
+
+def _clock_of(mark: Mark, recording: Recording) -> _Clock | None:
+    """Return the clock of a mark; None: that of the recording."""
+    videos = [(camera, k) for camera in recording.cameras for k in range(len(camera.paths))]
+    named = [(name, mark.origins[n] if mark.origins else 0.0) for n, name in enumerate(mark.media)]
+    if mark.frames and len(videos) == 1:
+        named.append((str(recording.cameras[0].paths[0]), 0.0))
+    for name, origin in named:
+        alike = {(camera, k): _common(camera.paths[k], name) for camera, k in videos}
         best = max(alike.values())
-        found = [place for place, n in alike.items() if n == best > 0]
+        found = [video for video, n in alike.items() if n == best > 0]
         if len(found) == 1:
-            return found[0]
-    if mark.frames and len(recording.cameras) == 1 and len(recording.cameras[0].paths) == 1:
-        return recording.cameras[0], 0
-    return None, 0
+            camera, k = found[0]
+            begin = chapters(camera)[k].start if k else camera.offset or 0.0
+            return _Clock(camera.paths[k], round(begin + origin, 6))
+    return None
+
+
+def _seconds_of_frames(
+    mark: Mark, clock: _Clock | None, recording: Recording, fps: float | None
+) -> tuple[float, float]:
+    if clock is None:
+        names = ", ".join(mark.media) or "a video without a name"
+        raise DataError(
+            f"{mark.place}: it counts the frames of {names}, which is no camera of {recording.name!r}: correct the path in the "
+            "table of recordings"
+        )
+    rate = fps or mark.rate
+    if rate:
+        return mark.start / rate, mark.stop / rate
+    times = _frame_seconds(clock.path)
+    if not 0 <= mark.start <= mark.stop < len(times) + 1:
+        raise DataError(
+            f"{mark.place}: it is at frames {mark.start:g} to {mark.stop:g}, but {clock.path} has {len(times) - 1}: give the "
+            "frames a second that the tool counts as --fps"
+        )
+    start, stop = (times[min(int(number), len(times) - 1)] for number in (mark.start, mark.stop))
+    return float(start), float(stop)
 
 
 def _common(video: Path, name: str) -> int:

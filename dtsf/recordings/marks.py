@@ -1,20 +1,16 @@
-"""Files of marks; the content shows the format: tables (plain or BORIS's), WebVTT and SRT, ELAN, CVAT, Label Studio."""
+"""Marks in text that people read: tables (plain or BORIS's), WebVTT and SRT."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from dtsf.errors import DataError
-from dtsf.files.read import read_file
 from dtsf.pipeline.datasets.manifest import SECONDS, read_number
-from dtsf.pipeline.datasets.tables import SEPARATORS, decode_text, parse_table
+from dtsf.pipeline.datasets.tables import SEPARATORS, parse_table
 
-MAX_BYTES = 1 << 28
 PREAMBLE = 200  # rows before the header that BORIS writes about an observation
 PLAIN = {
     "start": ("start", "time_start", "start_time", "start (s)", "begin", "onset"),
@@ -41,8 +37,9 @@ CUE = re.compile(rf"{CLOCK}\s*-->\s*{CLOCK}")
 
 
 class Mark(NamedTuple):
-    """A mark as its file has it. ``media``: paths of the video that its time counts from, best first; empty: the recording's
-    clock. ``origin``: seconds to add. ``frames``: start and stop are frame numbers, from 0. ``exact``: the file names recordings.
+    """A mark as its file has it. ``media``: paths of the video from whose beginning it counts, best first; empty: the recording's
+    clock. ``origins``: seconds to add for each of them. ``frames``: start and stop are numbers of frames, from 0, at ``rate`` or at
+    the times of the video. ``exact``: the file names recordings.
     """
 
     start: float
@@ -53,45 +50,13 @@ class Mark(NamedTuple):
     recording: str = ""
     subject: str = ""
     media: tuple[str, ...] = ()
-    origin: float = 0.0
+    origins: tuple[float, ...] = ()
     frames: bool = False
+    rate: float | None = None
     exact: bool = False
 
 
 Marks = tuple[list[Mark], list[str]]
-
-
-def read_marks(path: Path, tier: Sequence[str] = ()) -> Marks:
-    """Return the marks of a file and notes for the user. Raises DataError with the line: it has no known form, or a bad cell."""
-    data = read_file(path, limit=MAX_BYTES, error=DataError, follow=True)
-    text, notes = decode_text(data, str(path))
-    marks, more = _reader(text, path)(text, str(path))
-    if not marks:
-        raise DataError(f"{path} has no mark: export the events again, or give another file")
-    return marks, [*notes, *more]
-
-
-def _reader(text: str, path: Path) -> Callable[[str, str], Marks]:
-    """Return the reader of the format that the text has."""
-    head = text.lstrip("\ufeff \t\r\n")[:4096]
-    if head.startswith(("{", "[")):
-        raise DataError(f"{path} is JSON of a form that is not read here: {FORMS}")
-    if head.startswith("<"):
-        raise DataError(f"{path} is XML of a form that is not read here: {FORMS}")
-    if head.startswith("WEBVTT") or CUE.match(head.partition("\n")[2].strip()):
-        return read_cues
-    names = _header_names(text)
-    if "behavior" in names and {"start (s)", "stop (s)"} <= names:
-        return read_boris_aggregated
-    if "behavior" in names and {"time", "time (s)"} & names and {"behavior type", "status"} & names:
-        return read_boris_tabular
-    return read_plain
-
-
-FORMS = (
-    "give BORIS's events (tabular or aggregated, CSV or TSV), ELAN's .eaf, CVAT's XML, Label Studio's JSON, WebVTT, SRT, or a "
-    "table with the columns start, stop, label and recording"
-)
 
 
 def read_plain(text: str, where: str) -> Marks:
@@ -167,7 +132,7 @@ def _boris(row: dict[str, str], start: float, stop: float, line: int, place: str
     media = (*filter(None, sources), *filter(None, [row.get("media")]))
     # BORIS adds the time offset of an observation to the time of its media.
     shift = read_signed(row, "shift", place)
-    return Mark(start, stop, row["label"], line, place, row.get("recording", ""), _subject(row), media, -shift)
+    return Mark(start - shift, stop - shift, row["label"], line, place, row.get("recording", ""), _subject(row), media)
 
 
 def read_cues(text: str, where: str) -> Marks:
@@ -230,7 +195,7 @@ def _rows(text: str, most: int) -> list[tuple[int, list[str]]]:
     return max(tables, key=lambda rows: max((len(cells) for _, cells in rows), default=0))
 
 
-def _header_names(text: str) -> set[str]:
+def header_names(text: str) -> set[str]:
     """Return the cells of the first rows in small letters."""
     try:
         return {cell.strip().casefold() for _, cells in _rows(text, PREAMBLE) for cell in cells}
