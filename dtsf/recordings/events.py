@@ -253,4 +253,4 @@ def _common(video: Path, name: str) -> int:
 def _frame_seconds(path: Path) -> np.ndarray:
     """Return (frames + 1,) the time of each frame of a file, and the end of the last one."""
     index = probe(path)
-    return np.append(index.ticks * float(index.tick), index.duration)
+    return index.begin + np.append(index.ticks * float(index.tick), index.duration)

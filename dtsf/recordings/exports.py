@@ -40,7 +40,7 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
     known = [(k, float(time)) for k, (_, time) in enumerate(slots) if time]
     if not known:
         raise DataError(f"{where} has no time slot: annotate in ELAN and save")
-    times = np.interp(np.arange(len(slots)), *zip(*known, strict=True)) / 1000
+    times = np.interp(np.arange(len(slots)), [k for k, _ in known], [time for _, time in known]) / 1000
     seconds = dict(zip((name for name, _ in slots), map(float, times), strict=True))
     tiers = {one.get("TIER_ID", ""): one for one in root.iter("TIER")}
     unknown = [name for name in tier if name not in tiers]
@@ -58,17 +58,20 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
     for one in root.iter("REF_ANNOTATION"):
         refs[one.get("ANNOTATION_ID", "")] = one.get("ANNOTATION_REF", "")
     # The time of ELAN is that of its first medium; others begin earlier by their origin.
-    media = [(one.get("RELATIVE_MEDIA_URL") or one.get("MEDIA_URL", ""), one) for one in root.iter("MEDIA_DESCRIPTOR")]
+    media = [
+        (one.get("RELATIVE_MEDIA_URL") or one.get("MEDIA_URL") or "", one) for one in root.iter("MEDIA_DESCRIPTOR")
+    ]
     names = tuple(urllib.parse.unquote(name) for name, _ in media)
     origins = tuple(float(one.get("TIME_ORIGIN") or 0) / 1000 for _, one in media)
-    marks, left = [], []
+    marks: list[Mark] = []
+    left: list[str] = []
     for name, one in tiers.items():
         if name not in tier if tier else one.get("PARENT_REF"):
             left += [name] if one.find("ANNOTATION") is not None else []
             continue
         for annotation in itertools.chain.from_iterable(one.iter("ANNOTATION")):
             number, parent = annotation.get("ANNOTATION_ID", ""), annotation.get("ANNOTATION_ID", "")
-            seen = set()
+            seen: set[str] = set()
             while parent in refs and parent not in seen:
                 seen.add(parent)
                 parent = refs[parent]
@@ -113,7 +116,7 @@ def read_cvat(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mar
             n_shapes[shape.tag] += 1
             for label in labels(shape, shape.get("label", "")):
                 frames[image.get("task_id", ""), shape.tag, label].append((number, True))
-    marks = []
+    marks: list[Mark] = []
     for (task_id, place, label), states in frames.items():
         task = tasks.get(task_id) if task_id else next(iter(tasks.values()), None)
         source = (task.findtext("source") or task.findtext("name") or "") if task is not None else ""
@@ -171,7 +174,7 @@ def read_label_studio(tasks: Sequence[dict[str, Any]], where: str, fps: float | 
             value = region.get("value", region)
             kind = str(region.get("type", ""))
             spans, in_frames = _spans(value, kind)
-            names = next(
+            names: list[Any] = next(
                 (value[key] for key in (kind, "timelinelabels", "labels") if isinstance(value.get(key), list)), []
             )
             if not spans or not names:
