@@ -1,5 +1,6 @@
 """Seconds of a file are those of a player: they count from its earliest stream."""
 
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -135,3 +136,34 @@ def test_align_group__late_pictures_limit_the_common_time(late_video, make_video
     data = open_dataset(tmp_path / "c")
     assert [(clip.start, clip.end) for clip in data.clips] == [(pytest.approx(2, abs=1e-3), 4.0)] * 2
     np.testing.assert_allclose(*data.frame_time([clip.id for clip in data.clips]), atol=1 / 30)
+
+
+def test_preprocess__what_follows_from_bytes_is_kept_for_the_same_ending_only(tmp_path):
+    """FFmpeg reads a raw stream by its ending. The reason names each file itself."""
+    import av
+
+    (tmp_path / "d").mkdir()
+    with av.open(str(tmp_path / "d/r.mp4"), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(12):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), k, np.uint8), format="rgb24")))
+        container.mux(stream.encode())
+    names = ["d/r.mp4", "d/copy of r.MP4", "d/r.264"]
+    for name in names[1:]:
+        shutil.copyfile(tmp_path / names[0], tmp_path / name)
+
+    def run(cache, *names):
+        rows = [f"{name},x,{k},1" for k, name in enumerate(names)]
+        (tmp_path / "m.csv").write_text("path,label,group,view\n" + "\n".join(rows) + "\n")
+        return api.preprocess("manifest", tmp_path / "m.csv", tmp_path / cache, **PIXELS)
+
+    result = run("c", *names)
+    assert result.verdicts == {"ok": 1, "unreadable": 2}
+    hint = "{} has lost its header; try to re-encode it: ffmpeg -i {} -c:v libx264 {}_new.mp4"
+    assert [one.reason for one in result.bad] == [
+        hint.format(name, name[2:], name[2:-4]) for name in ("d/r.mp4", "d/copy of r.MP4")
+    ]
+    assert run("renamed", "d/r.mp4").verdicts == {"unreadable": 1}
+    assert run("renamed", "d/r.264").verdicts == {"ok": 1}
+    assert run("renamed", "d/copy of r.MP4").already_done == 1

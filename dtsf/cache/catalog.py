@@ -73,7 +73,7 @@ def match_rows(
             continue
         matched[entry.clip.id] = found
         if found[1].row is None:
-            bad.append(BadClip(clip=entry.clip, status=found[1].status, reason=found[1].reason))
+            bad.append(BadClip(clip=entry.clip, status=found[1].status, reason=found[1].reason_for(entry.clip.path)))
     return matched, tuple(bad)
 
 

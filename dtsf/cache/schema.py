@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
 import xxhash
@@ -14,6 +16,8 @@ from dtsf.settings import Frozen
 SCHEMA_VERSION = 2  # meaning of the values; part of the fingerprint
 LAYOUT = 5  # form of the stored documents; other layouts are refused
 MAX_INTEGER = 1 << 53  # every JSON reader keeps integers up to this exactly
+
+ENDING = re.compile(r"\.[a-z0-9]{1,8}$")
 
 Count = Annotated[int, Field(ge=0)]
 Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
@@ -38,9 +42,14 @@ class FilePart(Frozen):
 
     @property
     def part(self) -> str:
-        """The part as the suffix of a key, for example ``@start=1.0@end=2.5``. Empty for the whole file."""
+        """The part as the suffix of a key, for example ``.mp4@start=1.0@end=2.5``. It begins with the ending of the file, because
+        FFmpeg chooses by it how to read some files: only of the same ending do the same bytes give the same row.
+        """
         values = {name: getattr(self, name) for name in FilePart.model_fields if name != "path"}
-        return "".join(f"@{name}={value!r}" for name, value in values.items() if value not in (None, ()))
+        ending = ENDING.search(self.path.lower())
+        return (ending[0] if ending else "") + "".join(
+            f"@{name}={value!r}" for name, value in values.items() if value not in (None, ())
+        )
 
 
 class Clip(FilePart):
@@ -102,6 +111,18 @@ class ClipRecord(Frozen):
     def key(self) -> str:
         """Key of the source. See :attr:`Source.key`."""
         return self.source.key
+
+    def reason_for(self, path: str) -> str:
+        """Return the reason for a file of the same bytes at another path: it names this one."""
+        old, new = PurePosixPath(self.source.path), PurePosixPath(path)
+        names = {f"^{re.escape(self.source.path)}": path}
+        if old.suffix:
+            names |= {
+                rf"(?<!\w){re.escape(old.name)}": new.name,
+                rf"(?<!\w){re.escape(old.stem)}(?=_new|_short)": new.stem,
+            }
+        pattern, own = "|".join(f"({name})" for name in names), [*names.values()]
+        return re.sub(pattern, lambda found: own[(found.lastindex or 1) - 1], self.reason)
 
 
 class BadClip(Frozen):

@@ -100,7 +100,9 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
             part = {name: getattr(clip, name) for name in FilePart.model_fields}
             source = Source(**part, **vars(stat), content_hash=content)
             if isinstance(item, VideoError):
-                record = ClipRecord(source=source, status=item.status, row=None, reason=str(item))
+                record = ClipRecord(
+                    source=source, status=item.status, row=None, reason=str(item).replace(str(path), clip.path)
+                )
             else:
                 rows["embeddings"][used] = item.embedding_FPC
                 rows["pictures"][used] = _small_pictures(item.frames_FHWC, spec.picture_size)
