@@ -5,9 +5,21 @@ annotations may change without touching a row. A clip names its row by the key o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from dtsf.cache.documents import CATALOG, DatasetHandle, dump_with_checksum, leaves_folder, read_with_checksum
+from dtsf.cache.documents import (
+    CATALOG,
+    DAMAGED,
+    DatasetHandle,
+    dump_with_checksum,
+    leaves_folder,
+    read_records,
+    read_tombstones,
+    read_with_checksum,
+    record_name,
+)
 from dtsf.cache.schema import BadClip, CatalogDocument, ClipRecord, FileVersion, ShardRecord
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, ConfigError
@@ -24,7 +36,7 @@ def read_catalog(dataset: DatasetHandle) -> CatalogDocument | None:
     source = f"{dataset.store}/{CATALOG}"
     try:
         document = read_with_checksum(data, CatalogDocument, source)
-        _check(document, source)
+        check_catalog(document, source)
     except CacheError as error:
         raise CacheError(
             f"{error}: run the dtsf preprocess command of this dataset, which writes the catalog again without decoding"
@@ -34,23 +46,49 @@ def read_catalog(dataset: DatasetHandle) -> CatalogDocument | None:
 
 def write_catalog(dataset: DatasetHandle, document: CatalogDocument) -> None:
     """Replace the catalog. A reader sees the old one or the new one. Raises CacheError: inconsistent, or the store refuses."""
-    _check(document, f"the catalog of {dataset.store}")
+    check_catalog(document, f"the catalog of {dataset.store}")
     data = dump_with_checksum(document)
     if dataset.store.read(CATALOG) != data:
         dataset.store.write(CATALOG, data)
 
 
-def newest_records(shards: Iterable[ShardRecord], damaged: Iterable[ShardRecord] = ()) -> Records:
-    """Return the newest record of each key, with its shard. An older row is not used if the newest one is ``damaged``."""
-    newest: Records = {}
-    all_shards = [(shard, True) for shard in shards] + [(shard, False) for shard in damaged]
-    for shard, intact in sorted(all_shards, key=lambda item: item[0].shard):
-        for record in shard.clips:
-            if intact:
-                newest[record.key] = (shard.shard, record)
-            else:
-                newest.pop(record.key, None)
-    return newest
+@dataclass(frozen=True)
+class Shards:
+    """Committed records and tombstones of a dataset, each sorted by shard."""
+
+    records: Sequence[ShardRecord] = ()
+    damaged: Sequence[ShardRecord] = ()
+
+    @cached_property
+    def by_key(self) -> Records:
+        """Record that counts for each key, with its shard: of those with a row the last, otherwise the last.
+
+        All rows of a key are equal, so a row counts whatever the number of its shard. A record without a row does not count if a
+        tombstone has a row of this key: the clip can be used, and ``preprocess`` decodes it again.
+        """
+        lost = {record.key for shard in self.damaged for record in shard.clips if record.row is not None}
+        found: Records = {}
+        for shard in self.records:
+            for record in shard.clips:
+                with_row = record.key in lost or (record.key in found and found[record.key][1].row is not None)
+                if record.row is not None or not with_row:
+                    found[record.key] = (shard.shard, record)
+        return found
+
+
+def read_shards(dataset: DatasetHandle) -> Shards:
+    """Read all records and tombstones. Raises CacheError: one is unreadable or inconsistent."""
+    return Shards(read_records(dataset), read_tombstones(dataset))
+
+
+def drop_tombstones(dataset: DatasetHandle, document: CatalogDocument) -> None:
+    """Remove the tombstones that no clip of the catalog waits for. Their rows are in other shards, or not listed any more."""
+    shards = read_shards(dataset)
+    waiting = [entry for entry in document.clips if entry.key not in shards.by_key]
+    keys, paths = {entry.key for entry in waiting}, {entry.clip.path for entry in waiting}
+    for shard in shards.damaged:
+        if not any(record.key in keys or record.source.path in paths for record in shard.clips):
+            dataset.store.remove(record_name(shard.shard, DAMAGED))
 
 
 def match_rows(
@@ -77,7 +115,8 @@ def match_rows(
     return matched, tuple(bad)
 
 
-def _check(document: CatalogDocument, source: str) -> None:
+def check_catalog(document: CatalogDocument, source: str) -> None:
+    """Raise CacheError: names, clips, labels or views of the catalog contradict each other. ``source``: for the message."""
     for problem in _contradictions(document):
         raise CacheError(f"{source}: {problem}")
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import xxhash
 
 from dtsf.cache import documents as docs
-from dtsf.cache.catalog import newest_records, read_catalog, write_catalog
+from dtsf.cache.catalog import Shards, read_catalog, read_shards, write_catalog
 from dtsf.cache.documents import CATALOG, DAMAGED, METADATA, PUBLISHED, DatasetHandle, record_name, shard_numbers
 from dtsf.cache.schema import DatasetMetadata, FileRecord, ShardRecord
 from dtsf.cache.status import Status
@@ -68,17 +68,16 @@ def verify(path: Location, *, deep: bool = False, on_progress: Progress = None) 
         if on_progress is not None:
             on_progress(done, len(numbers))
     redo = [shard for shard in shard_numbers(dataset, DAMAGED) if shard not in numbers]
-    for shard in redo:
-        _read_record(dataset, shard, damaged, DAMAGED)
-    # With all records, each row of the catalog must have one.
-    complete = not redo and len(records) == len(numbers)
+    tombstones = [record for shard in redo if (record := _read_record(dataset, shard, damaged, DAMAGED))]
     catalog = _try(lambda: read_catalog(dataset), damaged, CATALOG, "is missing" if records else "")
-    computed = newest_records(records)
-    for entry in catalog.clips if catalog and complete else ():
-        if entry.status is None and entry.key not in computed:
-            reason = f"names the row {entry.key or '(none)'} for clip {entry.clip.id}, which no record has"
+    if catalog and len(records) == len(numbers):
+        # With all records, each row of the catalog must have one that readers see.
+        computed = Shards(records, tombstones).by_key
+        lost = [entry for entry in catalog.clips if entry.status is None and entry.key not in computed]
+        if lost:
+            first = f"the first is {lost[0].clip.id} with the row {lost[0].key or '(none)'}"
+            reason = f"names rows of {len(lost)} clips that no record has: {first}"
             damaged.append(Damage(shard=None, file=CATALOG, reason=reason))
-            break
     return Verification(
         ok=not damaged,
         damaged=tuple(damaged),
@@ -104,7 +103,7 @@ def repair(path: Location, *, deep: bool = True) -> tuple[Verification, list[str
             done.append(f"wrote {METADATA} and the files that show the shards to other programs")
         found = verify(store, deep=deep)
         files = {damage.file for damage in found.damaged if damage.shard is None}
-        if CATALOG in files:
+        if CATALOG in files and _try(lambda: read_catalog(dataset), [], CATALOG) is None:
             store.remove(CATALOG)
             done.append(f"removed {CATALOG}: preprocess writes it again without decoding")
         done += [_remove_shard(dataset, n) for n in sorted({d.shard for d in found.damaged if d.shard is not None})]
@@ -117,10 +116,13 @@ def repair(path: Location, *, deep: bool = True) -> tuple[Verification, list[str
         document = read_catalog(dataset)
         if document is not None:
             # The catalog must match the records: clips that lost their rows are waiting.
-            computed = newest_records(docs.read_records(dataset))
+            computed = read_shards(dataset).by_key
             waiting = {"status": Status.WAITING, "reason": "its shard is damaged: run dtsf preprocess"}
-            clips = (e if e.status or e.key in computed else e.model_copy(update=waiting) for e in document.clips)
+            lost_ids = {e.clip.id for e in document.clips if not e.status and e.key not in computed}
+            clips = (e.model_copy(update=waiting) if e.clip.id in lost_ids else e for e in document.clips)
             write_catalog(dataset, document.model_copy(update={"clips": tuple(clips)}))
+            if CATALOG in files:
+                done.append(f"{CATALOG}: {len(lost_ids)} clips without a row are marked for preprocess")
         sweep(dataset)
     return found.model_copy(update={"damaged": (*lost, *found.damaged), "ok": not done}), done
 

@@ -164,10 +164,29 @@ def read_record(dataset: DatasetHandle, shard: int, suffix: str = ".json") -> Sh
 
 def read_records(dataset: DatasetHandle) -> list[ShardRecord]:
     """Read all commit records, sorted by shard. Raises CacheError: a record is unreadable or inconsistent."""
-    return [record for n in shard_numbers(dataset) if (record := read_record(dataset, n))]
+    for _ in range(10):
+        found = [read_record(dataset, n) for n in shard_numbers(dataset)]
+        if None not in found:
+            break
+        # `compact` removed a shard after it was listed. Its rows are in a shard that the next list has.
+    return [record for record in found if record]
 
 
-def read_damaged(dataset: DatasetHandle) -> list[ShardRecord]:
+def refuse_replaced(dataset: DatasetHandle, record: ShardRecord) -> None:
+    """Raise CacheError: a shard was removed or written again after its record was read.
+
+    Call it after reading a file of the shard. Writers remove the record before the files, so the same record means the same rows.
+    """
+    data = dataset.store.read(record_name(record.shard))
+    match = None if data is None else CHECKSUM.search(data)
+    if data is None or (match and match.group().decode() != record.checksum):
+        raise CacheError(
+            f"shard {record.shard} of {dataset.store} was removed or written again after this command had opened the cache "
+            "(dtsf cache compact, cache repair or preprocess did it): run the same command again"
+        )
+
+
+def read_tombstones(dataset: DatasetHandle) -> list[ShardRecord]:
     """Read the tombstones of damaged shards that were not made again."""
     numbers = set(shard_numbers(dataset, DAMAGED)) - set(shard_numbers(dataset))
     return [record for n in sorted(numbers) if (record := read_record(dataset, n, DAMAGED))]

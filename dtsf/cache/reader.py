@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dtsf.cache.catalog import match_rows, newest_records, read_catalog
-from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_damaged, read_records, record_name
+from dtsf.cache.catalog import match_rows, read_catalog, read_shards
+from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, record_name, refuse_replaced
 from dtsf.cache.formats import array_bytes, array_shapes
 from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, DatasetInfo, ShardRecord
 from dtsf.cache.store import Location, Store, open_store
@@ -151,6 +151,18 @@ class CachedDataset(DatasetHandle):
         """Return the rows of one shard with its padding, read-only, memory-mapped or decompressed."""
         if (array, shard) in self._shards:
             return self._shards[array, shard]
+        try:
+            rows, stays = self._open_shard(array, shard)
+        except CacheError:
+            refuse_replaced(self, self.shards[shard])
+            raise
+        refuse_replaced(self, self.shards[shard])
+        if stays:
+            self._shards[array, shard] = rows
+        return rows
+
+    def _open_shard(self, array: str, shard: int) -> tuple[np.ndarray, bool]:
+        """Return the rows of one shard, and True if they may be kept."""
         shape, dtype = array_shapes(self.spec)[array]
         stored = self.shards[shard].arrays[array]
         expected = self.shards[shard].files[stored.file]
@@ -175,18 +187,16 @@ class CachedDataset(DatasetHandle):
                 self.format.decode(data, rows)
             except CacheError as error:
                 raise CacheError(f"shard {shard}: {path} has {error}: {hint}") from error
-        if self.metadata.compress == "none" or n_bytes * len(self.shards) < available_memory() // 2:
-            self._shards[array, shard] = rows
-        return rows
+        return rows, self.metadata.compress == "none" or n_bytes * len(self.shards) < available_memory() // 2
 
 
 def open_cached(path: Location | DatasetHandle) -> CachedDataset:
     """Open one dataset for reading, also without a usable clip. ``path``: its folder, URL or handle."""
     dataset = path if isinstance(path, DatasetHandle) else open_handle(path)
-    shards, damaged, catalog = read_records(dataset), read_damaged(dataset), read_catalog(dataset)
-    records, bad = match_rows(catalog, newest_records(shards, damaged))
-    by_number = {shard.shard: shard for shard in shards}
-    numbers = tuple(shard.shard for shard in damaged)
+    shards, catalog = read_shards(dataset), read_catalog(dataset)
+    records, bad = match_rows(catalog, shards.by_key)
+    by_number = {shard.shard: shard for shard in shards.records}
+    numbers = tuple(shard.shard for shard in shards.damaged)
     return CachedDataset(dataset.store, dataset.metadata, by_number, catalog, records, bad, numbers)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xxhash
 
 from dtsf.cache import documents as docs
-from dtsf.cache.catalog import match_rows, newest_records, read_catalog, write_catalog
+from dtsf.cache.catalog import drop_tombstones, match_rows, read_catalog, read_shards, write_catalog
 from dtsf.cache.documents import METADATA, PUBLISHED, DatasetHandle, dump_with_checksum, file_record
 from dtsf.cache.formats import FORMATS, array_shapes, shard_of_file, storage_format
 from dtsf.cache.reader import CachedDataset
@@ -189,13 +189,13 @@ def compact(path: Location, *, on_progress: Progress = None) -> Compaction:
     with store.write_lock():
         dataset = docs.open_handle(store)
         sweep(dataset)
-        records, damaged, catalog = docs.read_records(dataset), docs.read_damaged(dataset), read_catalog(dataset)
+        shards, catalog = read_shards(dataset), read_catalog(dataset)
         if catalog is None:
             raise CacheError(f"{store} has no catalog, so its used rows are unknown: run dtsf preprocess first")
-        matched, _ = match_rows(catalog, newest_records(records, damaged))
+        matched, _ = match_rows(catalog, shards.by_key)
         used = {(shard, record.key) for shard, record in matched.values()}
-        old = [shard for shard in records if any((shard.shard, clip.key) not in used for clip in shard.clips)]
-        taken = {shard.shard for shard in [*records, *damaged]}
+        old = [shard for shard in shards.records if any((shard.shard, clip.key) not in used for clip in shard.clips)]
+        taken = {shard.shard for shard in [*shards.records, *shards.damaged]}
         free = (number for number in itertools.count() if number not in taken)
         staying = [(shard, clip) for shard in old for clip in shard.clips if (shard.shard, clip.key) in used]
         opened: tuple[int, dict[str, np.ndarray]] = (-1, {})
@@ -219,20 +219,16 @@ def compact(path: Location, *, on_progress: Progress = None) -> Compaction:
             write_shard(dataset, record, {a: np.array(values[a], t).reshape(n_rows, *s) for a, (s, t) in shapes})
             if on_progress is not None:
                 on_progress(written, len(old))
-        # In rising order: of two records of the same source, the newer one stays longer.
         for shard in old:
             with store.claim(docs.record_name(shard.shard)):
                 for name in (docs.record_name(shard.shard), *dataset.format.data_files(shard.shard)):
                     store.remove(name)
-        keys = {entry.key for entry in catalog.clips}
-        for shard in damaged:
-            if not any(record.key in keys for record in shard.clips):
-                store.remove(docs.record_name(shard.shard, docs.DAMAGED))
+        drop_tombstones(dataset, catalog)
         after = docs.read_records(dataset)
     return Compaction(
-        rows=sum(shard.rows for shard in records) - sum(shard.rows for shard in after),
-        bytes=_size(records) - _size(after),
-        shards_before=len(records),
+        rows=sum(shard.rows for shard in shards.records) - sum(shard.rows for shard in after),
+        bytes=_size(shards.records) - _size(after),
+        shards_before=len(shards.records),
         shards_after=len(after),
     )
 
@@ -244,6 +240,7 @@ def _checked_rows(dataset: DatasetHandle, shard: ShardRecord) -> dict[str, np.nd
         refuse_unless_fits(expected.bytes, f"reading {store}/{name}")
         data = store.read(name, expected.bytes)
         if data is None or xxhash.xxh3_64_hexdigest(data) != expected.xxh3:
+            docs.refuse_replaced(dataset, shard)
             raise CacheError(f"{store}/{name} does not match its checksum: run dtsf cache repair {store}")
     reader = CachedDataset(store, dataset.metadata, {shard.shard: shard})
     return {a: np.array(reader.shard_rows(a, shard.shard)[: shard.rows]) for a in array_shapes(dataset.spec)}
@@ -253,5 +250,5 @@ def _keys(shard: ShardRecord) -> list[tuple[str, int | None]]:
     return [(record.key, record.row) for record in shard.clips]
 
 
-def _size(records: list[ShardRecord]) -> int:
+def _size(records: Sequence[ShardRecord]) -> int:
     return sum(file.bytes for shard in records for file in shard.files.values())

@@ -91,12 +91,13 @@ def _describe(result: PreprocessResult, cache: Path) -> Lines:
         free = f"dtsf cache compact {result.cache} frees their disk space"
         yield f"{changes.gone} clips are no longer in the dataset and not used for training; {free}"
     statuses = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
-    done = result.clips - result.already_done
-    if done:
+    if changes.to_decode:
         before = f"; {result.already_done} were done before" if result.already_done else ""
-        yield f"done: {done} clips in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s{before} ({statuses})"
+        speed = f"in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s"
+        yield f"done: {changes.to_decode} of {result.clips} clips {speed}{before} ({statuses})"
     else:
-        yield f"nothing to do: all {result.clips} clips were done before ({statuses})"
+        which = "all" if result.already_done == result.clips else f"{result.already_done} of"
+        yield f"nothing to do: {which} {result.clips} clips were done before ({statuses})"
     option = "" if cache == Path("cache") else f" --cache {cache}"
     yield f"next: dtsf train{option} --dataset {result.dataset}"
 

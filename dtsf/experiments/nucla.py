@@ -258,11 +258,11 @@ def _preprocess(
             result = api.preprocess(NAME, catalog.root, cache, name=NAME, **options, on_progress=on_progress)
         except BadClipsError as error:
             result, doubt = cast("PreprocessResult", error.result), str(error)
-    if result.already_done == result.clips:
+    if not result.changes.to_decode:
         store(spent)  # the time of a look at finished work does not count
         say(f"stage 1 was done before: {result.clips} clips")
     else:
-        say(f"stage 1: {result.clips - result.already_done} clips in {result.seconds:.0f} s")
+        say(f"stage 1: {result.changes.to_decode} clips in {result.seconds:.0f} s")
     data, jobs = open_dataset(cache, NAME), []
     for protocol in protocols:
         rule = parse_protocol(protocol, data.info.kind)

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dtsf.cache.catalog import newest_records, read_catalog
-from dtsf.cache.documents import DatasetHandle, read_damaged, read_records
+from dtsf.cache.catalog import Shards, read_catalog, read_shards
+from dtsf.cache.documents import DatasetHandle
 from dtsf.cache.schema import CatalogDocument, CatalogEntry, Clip, ClipRecord, DatasetInfo, ShardRecord
 from dtsf.cache.status import Status
 from dtsf.errors import CacheError, SourceError
@@ -39,8 +39,8 @@ class Changes(Frozen):
 
 @dataclass(frozen=True)
 class Plan:
-    """Clips to decode by shard number, the new catalog (files that are not hashed have no key), and the number of clips that need
-    no decoding, ``bad`` of which cannot be used.
+    """Clips to decode by shard number, and the new catalog (files that are not hashed have no key). ``done``: clips with a result
+    of an earlier run. ``bad``: clips known to be unusable; their files are missing, or an earlier run could not use them.
     """
 
     shards: dict[int, tuple[Clip, ...]]
@@ -65,13 +65,13 @@ def make_plan(
     run that is repeated leaves the same bytes as an undisturbed run. Missing clips of a committed shard go to new shards behind
     all others. A damaged shard is made again under its own number. Raises SourceError: the source does not respond.
     """
-    records, damaged = (read_records(dataset), read_damaged(dataset)) if dataset else ([], [])
+    cached = read_shards(dataset) if dataset else Shards()
+    computed, both = cached.by_key, (*cached.records, *cached.damaged)
     before: CatalogDocument | None = None
     # A damaged catalog is replaced by this run, and no row depends on it.
     with contextlib.suppress(CacheError):
         before = read_catalog(dataset) if dataset else None
-    computed = newest_records(records, damaged)
-    entries = _identify_clips(catalog, [*records, *damaged], before)
+    entries = _identify_clips(catalog, both, before)
     missing: dict[str, Clip] = {}
     by_key: dict[str, Clip] = {}
     planned: set[object] = set()
@@ -79,12 +79,10 @@ def make_plan(
     for entry in entries:
         found = computed.get(entry.key) if entry.key else None
         if entry.status:
-            done, bad = done + 1, bad + 1
+            bad += 1
         elif found is not None and (found[1].status.usable or not retry_bad):
             done, bad = done + 1, bad + (found[1].row is None)
-        elif (entry.key or entry.file_version) in planned:
-            done += 1
-        else:
+        elif (entry.key or entry.file_version) not in planned:
             planned.add(entry.key or entry.file_version)
             missing[entry.clip.id] = by_key[entry.key] = entry.clip
     waiting = {"status": Status.WAITING, "reason": "not done yet: run the same dtsf preprocess again"}
@@ -92,14 +90,14 @@ def make_plan(
     document = CatalogDocument(info=info, clips=tuple(clips), notes=catalog.notes)
     changes = compare_catalogs(before, document).model_copy(update={"unusable": bad, "to_decode": len(missing)})
     shards: dict[int, tuple[Clip, ...]] = {}
-    for shard in damaged:
+    for shard in cached.damaged:
         # Made again only if all of its clips are missing ones of the source.
         members = tuple(by_key[record.key] for record in shard.clips if record.key in by_key)
         if members and len(members) == len(shard.clips) and all(clip.id in missing for clip in members):
             shards[shard.shard] = members
             for clip in members:
                 missing.pop(clip.id, None)
-    taken = {shard.shard for shard in (*records, *damaged)}
+    taken = {shard.shard for shard in both}
     late: list[Clip] = []
     usual = _divide(catalog.clips, shard_size, n_workers)
     for number, members in enumerate(usual):

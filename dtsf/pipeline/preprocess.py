@@ -6,16 +6,16 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dtsf.cache.catalog import match_rows, newest_records, write_catalog
-from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_records
+from dtsf.cache.catalog import Shards, check_catalog, drop_tombstones, match_rows, read_shards, write_catalog
+from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_records, shard_numbers
 from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
-from dtsf.cache.store import open_store
+from dtsf.cache.store import Store, open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
-from dtsf.errors import BadClipsError, CacheError
+from dtsf.errors import BadClipsError, CacheError, DtsfError
 from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_regions
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
@@ -119,7 +119,7 @@ def preprocess(
             groups=len(catalog.groups),
             verdicts=dict(sorted(Counter([*statuses, *(one.status for one in bad)]).items())),
             seconds=seconds,
-            clips_per_s=0.0 if settings.dry_run else (len(catalog.clips) - plan.done) / seconds,
+            clips_per_s=0.0 if settings.dry_run else plan.changes.to_decode / seconds,
             already_done=plan.done,
             cache=str(folder).removesuffix(f"/{name}"),
             changes=plan.changes if settings.dry_run else plan.changes.model_copy(update={"unusable": len(bad)}),
@@ -133,23 +133,28 @@ def preprocess(
         dataset = open_dataset() if is_dataset(folder) and not settings.overwrite else None
         shard_size = dataset.shard_size if dataset else settings.shard_size
         plan = make_plan(catalog, info, dataset, shard_size, n_workers, retry_bad=settings.retry_bad)
-        return make_result(plan, newest_records(read_records(dataset) if dataset else []))
-    with folder.write_lock():
-        if settings.overwrite and not folder.is_empty():
-            if not is_dataset(folder):
-                raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
+        return make_result(plan, (read_shards(dataset) if dataset else Shards()).by_key)
+    with folder.write_lock(), _removed_if_empty(folder):
+        exists = not folder.is_empty()
+        if exists and settings.overwrite and not is_dataset(folder):
+            raise CacheError(f"{folder} is not a dtsf cache; --overwrite does not remove it")
+        # The source is read, compared and checked before anything is written or removed.
+        before = open_dataset() if exists and not settings.overwrite else None
+        shard_size = before.shard_size if before else settings.shard_size
+        plan = make_plan(catalog, info, before, shard_size, n_workers, retry_bad=settings.retry_bad)
+        check_catalog(plan.document, f"{catalog.kind} at {catalog.root}")
+        if plan.shards and settings.scheduler is None:
+            prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
+        if exists and settings.overwrite:
             folder.clear()
         dataset = open_dataset()
         sweep(dataset)
-        plan = make_plan(catalog, info, dataset, dataset.shard_size, n_workers, retry_bad=settings.retry_bad)
         write_catalog(dataset, plan.document)
         root = str(catalog.root.absolute())
         tasks = [ShardTask(dataset, root, shard, clips, settings) for shard, clips in plan.shards.items()]
         if tasks:
             extend(dataset, max(plan.shards) + 1)
-            if settings.scheduler is None:
-                prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
-        done, bad_count = plan.done, plan.bad
+        done, bad_count = len(catalog.clips) - plan.changes.to_decode, plan.bad
 
         def on_clips(more_done: int, more_bad: int) -> None:
             nonlocal done, bad_count
@@ -162,9 +167,10 @@ def preprocess(
             # A worker that was killed during a write leaves a temporary file. On a cluster such a worker may still be
             # alive and writing, so its files wait for the next run.
             sweep(dataset)
-        computed = newest_records(read_records(dataset))
+        computed = read_shards(dataset).by_key
         plan = replace(plan, document=finish_catalog(plan.document, catalog.root, computed))
         write_catalog(dataset, plan.document)
+        drop_tombstones(dataset, plan.document)
         result = make_result(plan, computed)
     if len(result.bad) > settings.max_bad * result.clips:
         lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in result.bad[:20]]
@@ -175,6 +181,19 @@ def preprocess(
         )
         raise BadClipsError(message, result, lines)
     return result
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Store) -> Iterator[None]:
+    """Remove the dataset that an unsuccessful run made, if it has no shard: ``train`` would find an empty dataset."""
+    exists = not folder.is_empty()
+    try:
+        yield
+    except DtsfError:
+        # Without a lock (object store) another run may be writing its first shard.
+        if not exists and folder.exclusive and is_dataset(folder) and not shard_numbers(open_handle(folder)):
+            folder.clear()
+        raise
 
 
 def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline: float) -> SourceCatalog:
