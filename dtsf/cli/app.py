@@ -16,6 +16,7 @@ from dtsf.cli.data import import_command, preprocess_command, synth_app
 from dtsf.cli.experiments import ablate_command, reproduce_app
 from dtsf.cli.options import QUIET, VERBOSE, with_output
 from dtsf.cli.predict import predict_command
+from dtsf.cli.recordings import sync_command
 from dtsf.cli.run import doctor_command, evaluate_command, export_command, report_command, train_command
 from dtsf.cli.screen import ClosedPipeError, print_stdout, results, set_verbosity, styled
 from dtsf.errors import BadClipsError, DtsfError
@@ -35,6 +36,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Videos to answers": {"preprocess": preprocess_command, "train": train_command, "predict": predict_command},
     "Evaluate": {"evaluate": evaluate_command, "report": report_command},
     "Compare": {"ablate": ablate_command, "reproduce": reproduce_app},
+    "Recordings": {"sync": sync_command},
     "Data": {"cache": cache_app, "import": import_command, "export": export_command, "synth": synth_app},
     "Machine": {"doctor": doctor_command},
 }

@@ -5,16 +5,21 @@ Several rows of one recording and view are chapters: files that one camera wrote
 
 from __future__ import annotations
 
+import codecs
+import csv
+import io
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dtsf.errors import DataError
+from dtsf.files.read import read_file
+from dtsf.files.write import write_atomically
 from dtsf.pipeline.datasets.manifest import read_number, resolve_path
-from dtsf.pipeline.datasets.tables import read_table
+from dtsf.pipeline.datasets.tables import MAX_BYTES, decode_text, parse_table, read_table
 from dtsf.pipeline.video.decode import extent_of
 
 REQUIRED = ("recording", "view", "path")
@@ -50,7 +55,7 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
     Raises DataError with the line: a cell is missing or wrong, a file is missing, a camera's rows have two offsets, a recording has
     two subjects or two files of marks, or one file stands for two cameras. Warns: a column with a name that is nearly right.
     """
-    rows, notes, _ = read_table(path, REQUIRED, OPTIONAL)
+    rows, notes, *_ = read_table(path, REQUIRED, OPTIONAL)
     for note in notes:
         warnings.warn(note, stacklevel=2)
     if not rows:
@@ -60,6 +65,18 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
     for line, row in rows:
         by_name.setdefault(_name(row["recording"], f"{path}, line {line}"), []).append((line, row))
     return tuple(_recording(name, of_name, base, path) for name, of_name in by_name.items())
+
+
+def recording_of(paths: Sequence[Path], name: str = "recording") -> Recording:
+    """Return the recording of videos that are given one per camera. Raises DataError: a file is missing, or is given twice."""
+    seen: dict[str, Path] = {}
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"there is no file {path}: correct the path")
+        first = seen.setdefault(os.path.realpath(path), path)
+        if first is not path:
+            raise DataError(f"{path} is given for two cameras: give one file per camera")
+    return Recording(name, None, tuple(Camera(str(k), (path,)) for k, path in enumerate(paths, 1)))
 
 
 def _recording(name: str, rows: Sequence[tuple[int, dict[str, str]]], base: str, table: Path) -> Recording:
@@ -144,3 +161,38 @@ def check_offsets(recording: Recording, table: Path) -> None:
                 f"{table}, line {camera.line}: camera {camera.view!r} of {recording.name!r} has no offset: "
                 f"dtsf sync --recordings {table} --write"
             )
+
+
+def write_offsets(path: Path, offsets: Mapping[tuple[str, str], float]) -> None:
+    """Write the offset of cameras, by recording and view, into a table of recordings. All else in it stays as it is. Of a camera
+    with chapters, the first row gets it. Raises DataError: the table cannot be read or written.
+    """
+    data = read_file(path, limit=MAX_BYTES, error=DataError, follow=True)
+    text, _ = decode_text(data, str(path))
+    table = parse_table(text, str(path), REQUIRED, OPTIONAL)
+    by_line: dict[int, str] = {}
+    seen: set[tuple[str, str]] = set()
+    for line, row in table.rows:
+        key = row["recording"], row["view"]
+        if key in offsets:
+            by_line[line] = "" if key in seen else f"{offsets[key]:.3f}".rstrip("0").rstrip(".")
+            seen.add(key)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.separator)
+    rows = [(reader.line_num, cells) for cells in reader]
+    header = [cell.strip().casefold() for cell in rows[0][1]]
+    column = header.index("offset") if "offset" in header else len(header)
+    if column == len(header):
+        rows[0][1].append("offset")
+    for line, cells in rows[1:]:
+        if line in by_line:
+            cells += [""] * (column + 1 - len(cells))
+            cells[column] = by_line[line]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, delimiter=table.separator, lineterminator="\r\n" if "\r\n" in text else "\n").writerows(
+        cells for _, cells in rows
+    )
+    # Spreadsheets read the mark at the beginning as UTF-8.
+    mark = codecs.BOM_UTF8 if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else b""
+    hint = "copy it to a folder that you may write to"
+    written = mark + stream.getvalue().encode()
+    write_atomically(path, written, parents=False, error=lambda why: DataError(f"cannot write {path}: {why}; {hint}"))

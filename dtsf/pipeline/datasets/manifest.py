@@ -37,7 +37,7 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
     videos = videos and Path(find_path(str(videos)))
     if videos is not None and not videos.is_dir():
         raise DataError(f"the folder --videos {videos} does not exist")
-    rows, notes, _ = read_table(file, REQUIRED, OPTIONAL)
+    rows, notes, *_ = read_table(file, REQUIRED, OPTIONAL)
     # Text: Path objects cost seconds for ten thousand rows.
     base = os.path.normpath((videos or file.parent).absolute())
     listings: dict[str, dict[str, str]] = {}

@@ -28,11 +28,14 @@ BINARY = {
 
 
 class Table(NamedTuple):
-    """Rows of a table. ``rows``: number of the last line of each row, and its cells by column. ``unused``: the other columns."""
+    """Rows of a table. ``rows``: number of the last line of each row, and its cells by column. ``unused``: the other columns.
+    ``separator``: of the cells.
+    """
 
     rows: list[tuple[int, dict[str, str]]]
     notes: list[str]
     unused: list[str]
+    separator: str
 
 
 def decode_text(data: bytes, where: str) -> tuple[str, list[str]]:
@@ -146,4 +149,4 @@ def parse_table(
         notes.append(
             f"{where}: {len(unseen)} names have invisible characters, which are left out; the first is {unseen[0]}"
         )
-    return Table(found, notes, unused)
+    return Table(found, notes, unused, separator)

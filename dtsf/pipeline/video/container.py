@@ -50,7 +50,7 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
     form, no_pts = container.format.name, bool(container.format.flags & NO_TIMESTAMPS)
     if no_pts and path.suffix.lower() in WITH_HEADER:
         raise VideoError(f"{path} has lost its header; {reencode_hint(path)}")
-    stream = _select_stream(container, path)
+    stream = select_stream(container, path)
     context, number, tick = stream.codec_context, stream.index, Fraction(stream.time_base)
     # Counted first, because FFmpeg adds entries while it reads.
     declared_packets = len(stream.index_entries)
@@ -103,7 +103,8 @@ def read_index(container: Any, path: Path) -> tuple[VideoIndex, list[Any] | None
     return index, kept
 
 
-def _select_stream(container: Any, path: Path) -> Any:
+def select_stream(container: Any, path: Path) -> Any:
+    """Return the largest video stream that is no attached picture. Raises VideoError: ``unreadable``."""
     from av.stream import Disposition
 
     covers = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails

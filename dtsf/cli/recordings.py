@@ -1,0 +1,88 @@
+"""Commands for recordings: untrimmed film of several cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from dtsf.cli.screen import Lines, emit, progress, table
+from dtsf.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dtsf.recordings.sync import SyncedCamera, SyncedRecording
+
+TRUST_HELP = (
+    "Least trust of an offset: the first peak of the agreement (without its strongest second) over the second. Films of "
+    "different events reach 0.85."
+)
+DRIFT_SHOWN = 0.1
+"""Seconds by which an offset is wrong at the ends, from which on a message says so."""
+
+
+def sync_command(
+    videos: Annotated[list[Path] | None, Argument(help="Videos of one recording, one per camera.")] = None,
+    recordings: Annotated[Path | None, Option(help="Table of recordings: recording,view,path.")] = None,
+    write: Annotated[bool, Option("--write", help="Write the column offset into the table.")] = False,
+    min_trust: Annotated[float, Option(min=0, help=TRUST_HELP)] = 1.0,
+) -> None:
+    """Find when each camera began, by what the cameras hear, else by what moves. The first camera of a recording is the clock."""
+    from dtsf.recordings.sync import SyncError, sync_recordings
+    from dtsf.recordings.table import read_recordings, recording_of, write_offsets
+
+    if (recordings is None) == (not videos):
+        raise ConfigError("give VIDEO... of one recording, or --recordings FILE; see dtsf sync --help")
+    if write and recordings is None:
+        raise ConfigError("--write needs the table to write into: --recordings FILE")
+    given = read_recordings(recordings) if recordings is not None else (recording_of(videos or []),)
+    paths = [path for one in given for camera in one.cameras for path in camera.paths]
+    with progress("sync", "files") as update:
+
+        def report(path: Path, seconds: float) -> None:
+            update(paths.index(path), len(paths), f"{path.name} at {seconds:.0f} s")
+
+        failed = None
+        try:
+            synced = sync_recordings(given, min_trust=min_trust, report=report)
+        except SyncError as error:
+            synced, failed = error.synced, error
+    if write and recordings is not None:
+        found = {(one.recording, camera.view): camera.offset for one in synced for camera in one.cameras}
+        write_offsets(recordings, {key: offset for key, offset in found.items() if offset is not None})
+    emit({"recordings": [_document(one) for one in synced]}, list(_describe(synced, recordings if write else None)))
+    if failed is not None:
+        raise failed
+
+
+def _document(synced: SyncedRecording) -> dict[str, object]:
+    def camera(one: SyncedCamera) -> dict[str, object]:
+        facts = {name: getattr(one, name) for name in ("view", "offset", "trust", "by", "drift", "reason")}
+        return {**facts, "path": str(one.paths[0]), "paths": list(map(str, one.paths))}
+
+    return {"recording": synced.recording, "cameras": [camera(one) for one in synced.cameras]}
+
+
+def _describe(synced: Sequence[SyncedRecording], written: Path | None) -> Lines:
+    rows = [
+        (
+            one.recording,
+            camera.view,
+            "?" if camera.offset is None else f"{camera.offset:.2f} s",
+            "" if camera.trust is None else f"{camera.trust:.2f}",
+            camera.by or camera.reason,
+        )
+        for one in synced
+        for camera in one.cameras
+    ]
+    yield table("", ("recording", "camera", "begins at", "trust", "by"), rows)
+    for one in synced:
+        for camera in one.cameras:
+            if camera.drift is not None and camera.drift_error >= DRIFT_SHOWN:
+                yield (
+                    f"drift: the clock of camera {camera.view} of {one.recording} runs away by {camera.drift:.2f} s an hour. "
+                    f"The offset is right in the middle and {camera.drift_error:.2f} s wrong at the ends"
+                )
+    if written is not None:
+        yield f"wrote the column offset of {written}; next: dtsf import EVENTS --recordings {written} --out manifest.csv"

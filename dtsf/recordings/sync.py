@@ -1,0 +1,304 @@
+"""When each camera of a recording began, from what the cameras hear and see in common.
+
+Two tracks are compared at every shift: the correlation r over the time that both cover, as atanh(r) times the root of this time, so
+that a short overlap needs a better agreement. Trust is the ratio of the first to the second peak. The first is counted without its
+strongest second, so that one bang is no agreement; the second is at least what chance gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dtsf.errors import DataError
+from dtsf.recordings.table import Recording
+from dtsf.recordings.tracks import RATE, Track, read_track
+
+MIN_TRUST = 1.0  # tracks of different recordings reach 0.85
+MIN_OVERLAP = 10.0  # seconds that two cameras must share
+CHANCE = 4.0  # standard deviations that the highest of many random values reaches
+PEAK_SECONDS, STRONGEST_SECONDS = 1.0, 1.0  # half width of a peak; the part of an agreement that is not counted
+TOLERANCE = 0.25  # seconds between the answers of sound and movement that are one answer
+CLEARER = 2.0  # the more trusted of two different answers counts if its trust is this much higher
+DRIFT_SECONDS, DRIFT_WINDOWS, DRIFT_SEARCH = (
+    60.0,
+    5,
+    (2.0, 0.002),
+)  # window; least number; seconds searched, and per second
+METHODS = ("sound", "movement")
+
+
+class SyncError(DataError):
+    """Some cameras have no trusted offset. ``synced`` has all results."""
+
+    def __init__(self, message: str, synced: Sequence[SyncedRecording]) -> None:
+        super().__init__(message)
+        self.synced = tuple(synced)
+
+
+@dataclass(frozen=True)
+class SyncedCamera:
+    """The clock of one camera. ``by``: reference, sound or movement; None without an ``offset``. ``trust``: of the best answer,
+    None for the reference. ``drift``: seconds an hour by which its clock runs away from the reference, None for short files.
+    ``drift_error``: seconds by which ``offset``, right in the middle, is wrong at the ends. ``reason``: why there is no offset.
+    """
+
+    view: str
+    paths: tuple[Path, ...]
+    offset: float | None
+    trust: float | None
+    by: str | None
+    drift: float | None = None
+    drift_error: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class SyncedRecording:
+    """The clocks of a recording's cameras, in the order of the table."""
+
+    recording: str
+    cameras: tuple[SyncedCamera, ...]
+
+
+class _Answer(NamedTuple):
+    offset: float
+    trust: float
+    by: str
+
+
+def sync_recordings(
+    recordings: Iterable[Recording],
+    *,
+    min_trust: float = MIN_TRUST,
+    report: Callable[[Path, float], None] = lambda *_: None,
+) -> tuple[SyncedRecording, ...]:
+    """Find the offset of each camera. The first of a recording is the reference and keeps the offset that the table gives, else 0.
+
+    ``report``: gets a file and the seconds of the camera that are read. Raises SyncError after all work: a camera has no offset
+    of ``min_trust``. VideoError: a file cannot be decoded.
+    """
+    synced = []
+    for recording in recordings:
+        tracks = [read_track(camera.paths, report) for camera in recording.cameras]
+        zero = recording.cameras[0].offset or 0.0
+        found = sync_tracks(tracks, min_trust)
+        cameras = (
+            replace(one, view=camera.view, paths=camera.paths, offset=_rounded(one.offset, zero))
+            for one, camera in zip(found, recording.cameras, strict=True)
+        )
+        synced.append(SyncedRecording(recording.name, tuple(cameras)))
+    missing = [(one.recording, camera) for one in synced for camera in one.cameras if camera.offset is None]
+    if missing:
+        listed = "; ".join(f"camera {camera.view!r} of {name!r}: {camera.reason}" for name, camera in missing)
+        hint = "measure them by hand and write them into the column offset, or see dtsf sync --help for --min-trust"
+        raise SyncError(f"no offset for {len(missing)} cameras: {listed}. {hint}", synced)
+    return tuple(synced)
+
+
+def sync_tracks(tracks: Sequence[Track], min_trust: float = MIN_TRUST) -> list[SyncedCamera]:
+    """Return the clocks of cameras by their tracks. The offset of the first is 0. In each step the camera with the most trusted
+    offset is placed beside those that have one, and is compared with all of them.
+    """
+    pairs: dict[tuple[int, int, str], _Curve] = {}
+    offsets, answers = {0: 0.0}, {0: SyncedCamera("", (), 0.0, None, "reference")}
+    while len(offsets) < len(tracks):
+        tried = {k: _place(k, tracks, offsets, min_trust, pairs) for k in range(len(tracks)) if k not in offsets}
+        best = max(tried, key=lambda k: (tried[k].offset is not None, tried[k].trust or 0.0))
+        answers |= tried
+        if tried[best].offset is None:
+            break
+        answers[best] = _with_drift(tried[best], tracks[0], tracks[best])
+        offsets[best] = answers[best].offset or 0.0
+    return [answers[k] for k in range(len(tracks))]
+
+
+def _place(
+    k: int,
+    tracks: Sequence[Track],
+    offsets: Mapping[int, float],
+    min_trust: float,
+    pairs: dict[tuple[int, int, str], _Curve],
+) -> SyncedCamera:
+    """Return the offset of camera ``k``, by sound if it is trusted, else by movement."""
+    answers = []
+    for by in METHODS:
+        own, curves = _values(tracks[k], by), {}
+        for j in offsets:
+            other = _values(tracks[j], by)
+            if own is not None and other is not None:
+                curves[j] = pairs.get((j, k, by)) or _compare(other, own)
+                pairs[j, k, by] = curves[j]
+        if curves:
+            answers.append(_best(curves, offsets, by))
+    trusted = [answer for answer in answers if answer.trust >= min_trust]
+    best = max(answers, key=lambda answer: answer.trust)
+    trust = round(best.trust, 3)
+    if not trusted:
+        few = min(track.movement.shape[1] for track in (tracks[0], tracks[k])) < MIN_OVERLAP * RATE
+        why = (
+            f"it is shorter than {MIN_OVERLAP:g} s"
+            if few
+            else "it may share too little time or movement with the others"
+        )
+        return SyncedCamera(
+            "", (), None, trust, None, reason=f"trust {trust:.2f}, at least {min_trust:g} is needed: {why}"
+        )
+    if len(trusted) == 2 and abs(trusted[0].offset - trusted[1].offset) > TOLERANCE:
+        weaker = min(trusted, key=lambda answer: answer.trust)
+        if best.trust < CLEARER * weaker.trust:
+            said = " but ".join(f"{answer.by} says {answer.offset:.2f} s" for answer in trusted)
+            return SyncedCamera("", (), None, trust, None, reason=said)
+        trusted = [best]
+    return SyncedCamera("", (), trusted[0].offset, round(trusted[0].trust, 3), trusted[0].by)
+
+
+def _values(track: Track, by: str) -> np.ndarray | None:
+    return track.sound if by == "sound" else track.movement
+
+
+class _Curve(NamedTuple):
+    """Agreement of two tracks. ``score``: at shifts of the second track from ``first`` values on. 0: they share too little."""
+
+    first: int
+    score: np.ndarray
+    seconds: np.ndarray
+    tracks: tuple[np.ndarray, np.ndarray]
+
+    def at(self, shifts: np.ndarray) -> np.ndarray:
+        """Return the score at any shifts, 0 outside."""
+        inside = (shifts >= self.first) & (shifts < self.first + len(self.score))
+        return np.where(inside, self.score[np.clip(shifts - self.first, 0, len(self.score) - 1)], 0.0)
+
+    def without_strongest(self, shift: int) -> float:
+        """Return the score at a shift without the second that agrees most."""
+        score = float(self.at(np.array(shift)))
+        if score <= 0:
+            return score
+        a, b = (_standard(part) for part in _overlap(*self.tracks, shift))
+        agreement = np.cumsum(np.pad((a * b).mean(0), (1, 0)))
+        n = int(STRONGEST_SECONDS * RATE)
+        share = 1 - (agreement[n:] - agreement[:-n]).max() / max(float(agreement[-1]), 1e-9)
+        root = np.sqrt(self.seconds[shift - self.first])
+        return float(np.arctanh(np.tanh(score / root) * np.clip(share, 0, 1)) * root)
+
+
+def _overlap(a: np.ndarray, b: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the parts of two tracks that are of the same time if the second begins ``shift`` values after the first."""
+    a, b = a[:, max(0, shift) :], b[:, max(0, -shift) :]
+    n = min(a.shape[1], b.shape[1])
+    return a[:, :n], b[:, :n]
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    values = values - values.mean(1, keepdims=True)
+    return np.asarray(values / np.maximum(values.std(1, keepdims=True), 1e-9))
+
+
+def _compare(a: np.ndarray, b: np.ndarray) -> _Curve:
+    """Return the agreement of two tracks, (rows, values), at every shift at which they share :data:`MIN_OVERLAP`."""
+    n, m = a.shape[1], b.shape[1]
+    size = 1 << (n + m - 1).bit_length()
+    a, b = _standard(a).astype(np.float64), _standard(b).astype(np.float64)
+
+    def transform(values: np.ndarray) -> np.ndarray:
+        return np.fft.rfft(values, size)
+
+    def products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.fft.irfft(x * y.conj(), size)
+
+    ones_a, ones_b = transform(np.ones(n)), transform(np.ones(m))
+    count = np.maximum(np.round(products(ones_a, ones_b)), 1)
+    total = np.zeros(size)
+    for row_a, row_b in zip(a, b, strict=True):
+        fa, fb = transform(row_a), transform(row_b)
+        sum_a, sum_b = products(fa, ones_b), products(ones_a, fb)
+        # A part in which nothing happens would agree with anything.
+        spread_a = np.maximum(products(transform(row_a**2), ones_b) - sum_a**2 / count, 0.05 * count)
+        spread_b = np.maximum(products(ones_a, transform(row_b**2)) - sum_b**2 / count, 0.05 * count)
+        total += (products(fa, fb) - sum_a * sum_b / count) / np.sqrt(spread_a * spread_b)
+    order = np.arange(1 - m, n) % size
+    seconds = count[order] / RATE
+    score = np.arctanh(np.clip(total[order] / len(a), -0.999, 0.999)) * np.sqrt(seconds)
+    score[seconds < MIN_OVERLAP] = 0.0
+    return _Curve(1 - m, score, seconds, (a, b))
+
+
+def _best(curves: Mapping[int, _Curve], offsets: Mapping[int, float], by: str) -> _Answer:
+    """Return the offset at which a camera agrees best with all that have an offset, and its trust."""
+    begin = {j: round(offsets[j] * RATE) for j in curves}
+    first = min(curve.first + begin[j] for j, curve in curves.items())
+    last = max(curve.first + len(curve.score) + begin[j] for j, curve in curves.items())
+    shifts = np.arange(first, last)
+    parts = np.array([curve.at(shifts - begin[j]) for j, curve in curves.items()])
+    # Of n independent scores, the sum over the root of n has the spread of one.
+    root = np.sqrt(np.maximum((parts != 0).sum(0), 1))
+    score = parts.sum(0) / root
+    k = int(score.argmax())
+    elsewhere = score[(np.abs(np.arange(len(score)) - k) > PEAK_SECONDS * RATE) & (score != 0)]
+    if score[k] <= 0 or not len(elsewhere):
+        return _Answer(0.0, 0.0, by)
+    second = max(float(elsewhere.max()), CHANCE * float(elsewhere.std()))
+    peak = sum(curve.without_strongest(int(shifts[k]) - begin[j]) for j, curve in curves.items()) / root[k]
+    return _Answer((shifts[k] + _vertex(score, k)) / RATE, max(0.0, float(peak)) / max(second, 1e-9), by)
+
+
+def _vertex(score: np.ndarray, k: int) -> float:
+    """Return the position of a peak relative to its highest value, by a parabola through three values."""
+    if not 0 < k < len(score) - 1:
+        return 0.0
+    left, top, right = score[k - 1 : k + 2]
+    bend = left - 2 * top + right
+    return float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5)) if bend < 0 else 0.0
+
+
+def _with_drift(camera: SyncedCamera, reference: Track, track: Track) -> SyncedCamera:
+    """Return the camera with its drift, and its offset in the middle of the common time. Short files have no drift."""
+    offset, own, other = camera.offset or 0.0, _values(track, camera.by or ""), _values(reference, camera.by or "")
+    if own is None or other is None:
+        return camera
+    a, b = _overlap(other, own, round(offset * RATE))
+    n_values, width = a.shape[1], int(DRIFT_SECONDS * RATE)
+    n_windows = n_values // width
+    if n_windows < DRIFT_WINDOWS:
+        return camera
+    reach = int((DRIFT_SEARCH[0] + DRIFT_SEARCH[1] * n_values / RATE / 2) * RATE)
+    moments, shifts, weights = [], [], []
+    for begin in range(0, n_windows * width, width):
+        low = max(0, begin - reach)
+        curve = _compare(a[:, low : begin + width + reach], b[:, begin : begin + width])
+        near = np.arange(-reach, reach + 1)
+        score = curve.at(near + begin - low)
+        k = int(score.argmax())
+        if score[k] > 0:
+            moments.append((begin + width / 2) / RATE)
+            shifts.append((near[k] + _vertex(score, k)) / RATE)
+            weights.append(float(score[k]))
+    if len(moments) < DRIFT_WINDOWS:
+        return camera
+    slope, level = _robust_line(np.array(moments), np.array(shifts), np.array(weights))
+    length = n_values / RATE
+    middle = level + slope * length / 2
+    return replace(
+        camera, offset=offset + middle, drift=round(3600 * slope, 3), drift_error=round(abs(slope) * length / 2, 3)
+    )
+
+
+def _robust_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Return slope and level of the line through points of which some are far off: the median of all slopes, then least squares."""
+    i, j = np.triu_indices(len(x), 1)
+    slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
+    level = float(np.median(y - slope * x))
+    distance = np.abs(y - slope * x - level)
+    near = distance <= max(0.1, 3 * float(np.median(distance)))
+    if near.sum() >= DRIFT_WINDOWS:
+        slope, level = np.polyfit(x[near], y[near], 1, w=np.sqrt(weights[near]))
+    return float(slope), float(level)
+
+
+def _rounded(offset: float | None, zero: float) -> float | None:
+    return None if offset is None else round(offset + zero, 3)
