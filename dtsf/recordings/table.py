@@ -164,7 +164,7 @@ def check_offsets(recording: Recording, table: Path) -> None:
 
 
 def write_offsets(path: Path, offsets: Mapping[tuple[str, str], float]) -> None:
-    """Write the offset of cameras, by recording and view, into a table of recordings. All else in it stays as it is. Of a camera
+    """Write the offset of cameras, by recording and view, into a table of recordings. Nothing else changes. Of a camera
     with chapters, the first row gets it. Raises DataError: the table cannot be read or written.
     """
     data = read_file(path, limit=MAX_BYTES, error=DataError, follow=True)

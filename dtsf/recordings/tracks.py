@@ -1,4 +1,4 @@
-"""How much moves and what is heard in a camera's files, over time: what :mod:`dtsf.recordings.sync` compares.
+"""Tracks of a camera: how much moves and what is heard in its files, for :mod:`dtsf.recordings.sync`.
 
 Each file is decoded once. A picture is reduced to about 64 x 36 cells, and the sound to its power in :data:`BANDS`.
 """
@@ -159,7 +159,7 @@ def _reduce(frame: Any) -> np.ndarray:
     rows, columns = height // side, width // side
     parts = picture[: rows * side, : columns * side].reshape(rows, side, columns, side)
     stride = max(1, side // 4)  # sixteen pixels of a part are enough
-    return parts[:, ::stride, :, ::stride].mean((1, 3), dtype=np.float32)
+    return np.asarray(parts[:, ::stride, :, ::stride].mean((1, 3), dtype=np.float32))
 
 
 def _movement(shares: np.ndarray) -> np.ndarray:
