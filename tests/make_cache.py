@@ -159,7 +159,7 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
     spec = CacheSpec(decoder="decord2 0", frames=frames, weights_hash="0", picture_size=4, **form)
     clips = [
         clip(
-            f"a{label}_s{subject}_e{take}_v{view}", path=f"{label}-{subject}-{take}-{view}.avi",
+            f"a{label}_s{subject}_e{take}_v{view}", path=f"{name}-{label}-{subject}-{take}-{view}.avi",
             label=label, raw_label=str(label), group=f"a{label}_s{subject}_e{take}", view=view, subject=str(subject), setup=subject,
             split="train" if subject == subjects[0] else "test", background=f"room{(label + take) % 2}",
         )  # fmt: skip

@@ -199,7 +199,7 @@ def test_probe__evaluates_other_datasets_and_names_shared_subjects(dtsf, world, 
 
 def test_static_bias__is_agreement_minus_conflict():
     numbers = (("a-aligned", 0.9), ("a-conflict", 0.6), ("b-conflict", 0.5))
-    datasets = tuple(DatasetProbe(name, SimpleNamespace(top1=top1), ()) for name, top1 in numbers)
+    datasets = tuple(DatasetProbe(name, SimpleNamespace(top1=top1), (), 0) for name, top1 in numbers)
     assert Probes((), datasets, (), None).static_bias == {"a": pytest.approx(0.3)}
 
 

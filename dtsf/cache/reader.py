@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dtsf.cache.catalog import match_rows, read_catalog, read_shards
+from dtsf.cache.compare import Piece, make_pieces, remarks
 from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, record_name, refuse_replaced
 from dtsf.cache.formats import array_bytes, array_shapes
 from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, DatasetInfo, ShardRecord
@@ -58,6 +59,16 @@ class CachedDataset(DatasetHandle):
         bad = {one.clip.id for one in self.bad}
         entries = self.catalog.clips if self.catalog else ()
         return tuple(entry.clip for entry in entries if entry.clip.id not in bad and entry.clip.id in self.records)
+
+    @cached_property
+    def pieces(self) -> dict[str, Piece]:
+        """Recording of each clip by clip id, to find copies."""
+        return make_pieces(self.catalog, self.records)
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Notes about the source, and remarks about its clips: copies, contradictions, names that look the same."""
+        return (*self.catalog.notes, *remarks(self.catalog, self.records)) if self.catalog else ()
 
     @cached_property
     def verdicts(self) -> dict[str, int]:
@@ -275,7 +286,7 @@ def summarise(path: Location) -> dict[str, Any]:
         "last_written": written,
         "redo": data.damaged,
         "catalog": data.catalog_hash,
-        "notes": data.catalog.notes if data.catalog else (),
+        "notes": data.notes,
         "spec": data.spec.model_dump(mode="json"),
         "bad": [one.model_dump(mode="json") for one in data.bad],
     }

@@ -34,6 +34,7 @@ def cache_info_command(
         write_page("cache page", "datasets", report_cache, path, html, dataset=dataset)
         return
     from dtsf.cache.reader import summarise
+    from dtsf.cache.schema import Clip
     from dtsf.cache.status import CROP_NOTES
 
     pages = [summarise(store) for store in _stores(path, dataset)]
@@ -41,7 +42,7 @@ def cache_info_command(
     def lines() -> Lines:
         for page in pages:
             yield table(page["place"], ("", ""), _describe(**page).items())
-            rows = [(one["clip"]["path"], one["status"], one["reason"]) for one in page["bad"]]
+            rows = [(Clip.model_validate(one["clip"]).place, one["status"], one["reason"]) for one in page["bad"]]
             if rows:
                 yield table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows)
             squares = [_about(CROP_NOTES[name], paths) for name, paths in page["squares"].items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -51,7 +52,9 @@ def preprocess_command(
         console().print(f"{catalog.kind}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})")
         for note in catalog.notes:
             console().print(f"note: {note}", style="yellow")
+            announced.add(note)
 
+    announced: set[str] = set()
     try:
         with progress("preprocess", "clips") as update:
 
@@ -63,15 +66,15 @@ def preprocess_command(
             )
     except BadClipsError as error:
         result = cast("PreprocessResult", error.result)
-        emit(result, (), _describe(result, cache))
+        emit(result, (), _describe(result, cache, announced))
         raise
-    emit(result, (), _describe(result, cache))
+    emit(result, (), _describe(result, cache, announced))
 
 
-def _describe(result: PreprocessResult, cache: Path) -> Lines:
+def _describe(result: PreprocessResult, cache: Path, announced: Set[str]) -> Lines:
     changes = result.changes
     if result.bad:
-        rows = [(one.clip.path, one.status, one.reason) for one in result.bad[:BAD_SHOWN]]
+        rows = [(one.clip.place, one.status, one.reason) for one in result.bad[:BAD_SHOWN]]
         yield table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows)
         if len(result.bad) > BAD_SHOWN:
             yield f"... and {len(result.bad) - BAD_SHOWN} more; dtsf cache info {result.cache} lists all"
@@ -80,6 +83,7 @@ def _describe(result: PreprocessResult, cache: Path) -> Lines:
             "a timeout or a crash may have its cause in the machine (busy, out of memory, a slow file server): "
             "--retry-bad tries those clips again, --deadline gives them more time"
         )
+    yield from (styled((f"note: {note}", "yellow")) for note in result.notes if note not in announced)
     counts = changes.model_dump(exclude={"to_decode"})
     if counts.get("new") != result.clips:  # not a first run
         listed = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"

@@ -50,6 +50,8 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
         bad = {status: count for status, count in data.verdicts.items() if status not in ("ok", "short")}
         for reason, count in {**split.left_out, **bad}.items():
             say(f"left out: {count} clips: {reason}", style="yellow")
+        for note in (*split.notes, *data.notes):
+            say(f"note: {note}", style="yellow")
         train = recipe.train
         stop = f", stop after {train.patience} without improvement on the held-out groups" if train.patience else ""
         batch = f", {train.batch_size} groups at once, {train.accumulate} times a step" if train.accumulate > 1 else ""
@@ -141,6 +143,7 @@ def evaluation_lines(document: dict[str, Any]) -> Lines:
     missing += [f"{count} groups {reason}" for reason, count in document["groups_left_out"].items()]
     if missing:
         yield styled((f"not in these numbers: {', '.join(missing)}", "yellow"))
+    yield from (styled((f"note: {note}", "yellow")) for note in document["notes"])
     all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
     rows: list[tuple[object, ...]] = [
         (name, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")

@@ -23,6 +23,7 @@ from dtsf.settings import Frozen
 from dtsf.training.checkpoint import versions
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
+from dtsf.training.splits import check_split
 from dtsf.training.train import check_device, check_recipe_fits
 
 
@@ -70,6 +71,7 @@ def ablate(
             raise ConfigError(f"row {row.variant!r}: {error}") from error
     check_device(chosen.device)
     split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
+    split = check_split(data, split, data.info.class_names, rule, allow_leak=chosen.allow_leak)
     variants = [(row, resolve(settled, data, split, init)) for row, settled in variants]
     tests = open_tests(cache, data, rule, split, chosen.tests)
     names = [test.summary.name for test in tests]
@@ -99,6 +101,7 @@ def ablate(
             device=chosen.device,
             init=init,
             calibrated=False,
+            allow_leak=chosen.allow_leak,
         )
 
     with locked(out, "ablate"):

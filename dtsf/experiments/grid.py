@@ -26,7 +26,7 @@ from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, resolve_auto
-from dtsf.training.splits import exclude_classes
+from dtsf.training.splits import compare_sides, exclude_classes
 from dtsf.training.train import train
 
 logger = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ class Job:
     device: str = "auto"
     init: Path | None = None
     calibrated: bool = True
+    allow_leak: bool = False
 
     @property
     def folder(self) -> Path:
@@ -169,6 +170,7 @@ class Job:
                     on_start=start,
                     on_epoch=on_report,
                     calibrated=self.calibrated,
+                    allow_leak=self.allow_leak,
                 )
             except CheckpointError as error:
                 step = f"To train it again, remove {self.folder} and run the same command"
@@ -206,16 +208,14 @@ def open_tests(
     for name, (other, own) in chosen.items():
         parts = split_clips(other.clips, own, other.info.kind, other.info.view_names)
         same_dataset = other.info.name == data.info.name
-        task, note = parts.task, ""
+        task = parts.task
+        note, _ = compare_sides(data, split.train, other, parts.test, data.info.class_names, own)
         if not same_dataset or own != rule:
             task = (
                 f"all clips of {other.info.name}" if own.name == "all" else f"test clips of {other.info.name} by {own}"
             )
-            shared = {clip.id for clip in split.train} & {clip.id for clip in parts.test} if same_dataset else set()
             known = sum(clip.subject in subjects for clip in parts.test)
-            if shared:
-                note = f"{len(shared)} of its {len(parts.test)} clips were trained on"
-            elif known:
+            if known and not note:
                 note = f"{known} of its {len(parts.test)} clips are of subjects (by number) that were trained on"
         ids = sorted(clip.id for clip in parts.test)
         summary = TestSummary(name=name, task=task, n_groups=len({clip.group for clip in parts.test}), note=note)

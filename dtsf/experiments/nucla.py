@@ -30,6 +30,7 @@ from dtsf.pipeline.datasets.nucla_check import NuclaCheck, examine_nucla
 from dtsf.pipeline.preprocess import PreprocessResult, Progress
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import builtin_names, default_recipe, load_recipe
+from dtsf.training.splits import check_split
 
 Plan = tuple[str, ReproduceSettings, Path]
 Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
@@ -267,10 +268,12 @@ def _preprocess(
     for protocol in protocols:
         rule = parse_protocol(protocol, data.info.kind)
         split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
+        split = check_split(data, split, data.info.class_names, rule, allow_leak=plan.allow_leak)
         recipe = plan.recipe or default_recipe(data.info, data.spec, rule.name)[0]
         settings = resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)
         common: dict[str, Any] = {"recipe": recipe, "overrides": plan.changes(), "settings": settings}
         common |= {"tests": open_tests(cache, data, rule, split), "device": plan.device, "init": plan.init}
+        common["allow_leak"] = plan.allow_leak
         for seed in plan.seeds:
             name = folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}"
             jobs.append(Job(out, name.as_posix(), cache, seed=seed, **common))

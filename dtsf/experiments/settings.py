@@ -39,6 +39,8 @@ class Trainings(Settings):
     """Seeds, joined by commas. One training for each."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device for training."""
+    allow_leak: bool = False
+    """Train although the test has recordings of the training."""
 
     def changes(self) -> tuple[str, ...]:
         """Return all changed keys of the recipe: ``section.key=value``."""
@@ -104,9 +106,12 @@ class ReproduceSettings(Trainings):
             "grid",
             "epochs",
             "overrides",
+            "allow_leak",
         ):
             value = getattr(self, name)
-            if value != type(self).model_fields[name].default:
+            if value is True:
+                words.append(self.option(name))
+            elif value != type(self).model_fields[name].default:
                 items = value if isinstance(value, tuple) else [value]
                 words += [word for item in items for word in (self.option(name), str(item))]
         return shlex.join(words)

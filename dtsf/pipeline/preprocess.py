@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtsf.cache.catalog import Shards, check_catalog, drop_tombstones, match_rows, read_shards, write_catalog
+from dtsf.cache.compare import remarks
 from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_records, shard_numbers
 from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
 from dtsf.cache.store import Store, open_store
@@ -42,7 +43,7 @@ class Progress:
 
 class PreprocessResult(Frozen):
     """Result of stage 1. ``dataset``: its name in the cache. ``clips``: all clips of the source, also those of earlier runs.
-    ``notes``: about the source, for example skipped files. ``bad``: clips without a row.
+    ``notes``: about the source, for example skipped files, copies and names that look the same. ``bad``: clips without a row.
     """
 
     dataset: str
@@ -123,7 +124,7 @@ def preprocess(
             already_done=plan.done,
             cache=str(folder).removesuffix(f"/{name}"),
             changes=plan.changes if settings.dry_run else plan.changes.model_copy(update={"unusable": len(bad)}),
-            notes=catalog.notes,
+            notes=(*catalog.notes, *remarks(plan.document, matched)),
             bad=bad,
             dry_run=settings.dry_run,
         )
@@ -173,7 +174,7 @@ def preprocess(
         drop_tombstones(dataset, plan.document)
         result = make_result(plan, computed)
     if len(result.bad) > settings.max_bad * result.clips:
-        lines = [f"{one.clip.path}: {one.status}: {one.reason}" for one in result.bad[:20]]
+        lines = [f"{one.clip.place}: {one.status}: {one.reason}" for one in result.bad[:20]]
         lines += [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
         message = (
             f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {settings.max_bad:.0%} allows; "

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from dtsf.cache.schema import Box, CacheSpec
+    from dtsf.cache.reader import CachedDataset
+    from dtsf.cache.schema import Box, CacheSpec, Clip
     from dtsf.model.network import DTSFNet
     from dtsf.pipeline.video.clip import Span
     from dtsf.training.checkpoint import RunState
@@ -106,6 +107,7 @@ class Run:
                     f"{given.store} was made with other settings than the cache that {self.folder} was trained from "
                     f"({describe_difference(given.spec, state.spec)}): preprocess it with the same settings"
                 )
+        trained, unchecked = self._training_clips(Path(cache), data)
         evaluation = evaluate(
             self.net,
             data,
@@ -115,6 +117,7 @@ class Run:
             views=views,
             draws=train.draws if draws is None else draws,
             trained_on=state.info.name,
+            trained=trained,
             classes=state.info.class_names,
             unknown=unknown_data,
             adapt=adapt,
@@ -123,7 +126,25 @@ class Run:
             # A test clip may have been a training clip, or had another label.
             changed = "; its clips or labels have changed since this run was trained"
             evaluation = evaluation.model_copy(update={"task": evaluation.task + changed})
-        return evaluation
+        return evaluation.model_copy(update={"notes": (*unchecked, *evaluation.notes)})
+
+    def _training_clips(
+        self, cache: Path, data: CachedDataset
+    ) -> tuple[tuple[CachedDataset, tuple[Clip, ...]] | None, tuple[str, ...]]:
+        """Return the dataset and the clips of the training, or None with a note. ``data``: the evaluated dataset in ``cache``."""
+        from dtsf.cache.reader import open_dataset
+        from dtsf.training.protocols import parse_protocol, split_clips
+        from dtsf.training.splits import exclude_classes, hold_out
+
+        state, train = self.state, self.state.recipe.train
+        try:
+            own = data if data.info.name == state.info.name else open_dataset(cache, state.info.name)
+            rule = parse_protocol(state.protocol, own.info.kind)
+            split = split_clips(own.clips, rule, own.info.kind, own.info.view_names, needed=("train",))
+            split, _ = exclude_classes(split, own.info, train.exclude_classes)
+            return (own, hold_out(split, train, state.seed).train), ()
+        except (CacheError, ConfigError) as error:
+            return None, (f"the test is not compared with the training clips: {error}",)
 
     def predict(
         self,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dtsf.cache.compare import find_copies
 from dtsf.cache.reader import CachedDataset, list_datasets, open_dataset
 from dtsf.cache.schema import Clip
 from dtsf.errors import CacheError
@@ -27,11 +28,14 @@ class ViewProbe(NamedTuple):
 
 
 class DatasetProbe(NamedTuple):
-    """Metrics on another dataset with the same classes. Groups of ``shared_subjects`` do not test unseen people."""
+    """Metrics on another dataset with the same classes. Groups of ``shared_subjects`` do not test unseen people;
+    ``shared_clips`` show recordings of the training.
+    """
 
     name: str
     metrics: Metrics
     shared_subjects: tuple[str, ...]
+    shared_clips: int
 
 
 class BackgroundProbe(NamedTuple):
@@ -87,6 +91,7 @@ def probe(
             top1_all = sum(before) / max(1, len(before))
             views.append(ViewProbe(name, evaluate_groups(net, chosen, run.class_names), top1_all))
     subjects = {clip.subject for clip in split.train if clip.subject is not None}
+    trained = [data.pieces[clip.id] for clip in split.train]
     state, datasets, skipped = run.checkpoint.state, [], []
     for k, name in enumerate(others, len(steps)):
         on_step(k, total, name)
@@ -101,7 +106,8 @@ def probe(
             skipped.append(f"{name}: {error}")
         else:
             shared = {clip.subject for clip in other.clips if clip.subject is not None} & subjects
-            datasets.append(DatasetProbe(other.info.name, metrics, tuple(sorted(shared))))
+            copies, _ = find_copies(other.pieces.values(), trained)
+            datasets.append(DatasetProbe(other.info.name, metrics, tuple(sorted(shared)), len(copies)))
     on_step(total, total, "")
     background = _probe_backgrounds(split.train, split.test, run.metrics.predictions)
     return Probes(tuple(views), tuple(datasets), tuple(skipped), background)

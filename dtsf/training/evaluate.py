@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dtsf.cache.catalog import view_numbers
 from dtsf.cache.reader import CachedDataset
-from dtsf.cache.schema import CacheSpec
+from dtsf.cache.schema import CacheSpec, Clip
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet, Output
@@ -23,7 +23,7 @@ from dtsf.model.videomamba import record_norms
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.metrics import Metrics, Record, UnknownActions, compute_metrics, open_set_metrics
 from dtsf.training.protocols import Protocol, split_clips
-from dtsf.training.splits import EXCLUDED, split_by_known_classes
+from dtsf.training.splits import EXCLUDED, compare_sides, split_by_known_classes
 
 MOMENTUM, CONSISTENCY = 0.1, 0.1
 RATE = 1e-3
@@ -48,6 +48,7 @@ class Evaluation(Record):
     catalog: str = ""
     unknown: UnknownActions | None = None
     adapted: bool = False
+    notes: tuple[str, ...] = ()
     metrics: Metrics
 
     def summary(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def evaluate(
     views: str = "all",
     draws: int = 1,
     trained_on: str | None = None,
+    trained: tuple[CachedDataset, Sequence[Clip]] | None = None,
     classes: tuple[str, ...] | None = None,
     unknown: CachedDataset | None = None,
     adapt: bool = False,
@@ -74,7 +76,8 @@ def evaluate(
     """Evaluate a network on one side of a protocol.
 
     ``split``: ``test``; or ``train``, to measure the fit. ``views``: ``all``, or numbers or names joined by commas. ``trained_on``:
-    name of the dataset of the training. ``classes``: those of the network; other clips are left out. Both are of ``data`` by
+    name of the dataset of the training. ``trained``: this dataset and the training clips, to compare them with the test; None if
+    they are not known. ``classes``: those of the network; other clips are left out. Both are of ``data`` by
     default. ``unknown``: dataset for the detection of unknown actions: its clips of classes that the network does not have, or all
     clips if it has none; if it is ``data`` itself, clips of this side only. ``adapt``: see :class:`OnlineAdapter`.
     Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class.
@@ -112,6 +115,11 @@ def evaluate(
         if before > len(groups):
             groups_left_out["without any of --views"] = before - len(groups)
         task += f"; given only view{'s' if len(given) > 1 else ''} {', '.join(given)}"
+    notes: tuple[str, ...] = data.notes
+    if trained is not None and split == "test":
+        leak, doubts = compare_sides(*trained, data, known, known_names, protocol)
+        notes = (*([leak] if leak else []), *doubts, *notes)
+        task += f"; {leak.partition(':')[0]}" if leak else ""
     adapter = OnlineAdapter(net) if adapt else None
     metrics = evaluate_groups(net, groups, known_names, draws=draws, adapter=adapter)
     open_set = None
@@ -149,6 +157,7 @@ def evaluate(
         catalog=data.catalog_hash,
         unknown=open_set,
         adapted=adapt,
+        notes=notes,
         metrics=metrics,
     )
 

@@ -45,6 +45,7 @@ class Split(Frozen):
     test: tuple[Clip, ...]
     left_out: dict[str, int]  # number of clips by reason
     task: str  # description of what the test measures
+    notes: tuple[str, ...] = ()  # doubts about the test: splits.check_split
     held_out: tuple[Clip, ...] = ()  # evaluated during the training, neither trained nor tested: splits.hold_out
 
 

@@ -33,6 +33,8 @@ class TrainSettings(Settings):
     """Run folder."""
     init: Path | None = None
     """VideoMamba checkpoint (.pth or .safetensors) to initialise the encoder. Sets width and depth if the recipe says auto."""
+    allow_leak: bool = False
+    """Train although the test has recordings of the training. The result says how many."""
     resume: bool = False
     """Continue from the last checkpoint."""
 

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from dtsf.cache.compare import describe_pairs, examples, find_copies
+from dtsf.cache.reader import CachedDataset
 from dtsf.cache.schema import Clip, DatasetInfo
 from dtsf.errors import ConfigError
 from dtsf.settings import Frozen
-from dtsf.training.protocols import Split, find_subject
+from dtsf.training.protocols import Protocol, Split, find_subject
 from dtsf.training.recipe import TrainConfig
 
 EXCLUDED = "excluded"  # value of --unknown for the classes that the run excludes from training
@@ -118,6 +120,69 @@ def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
         )
     held_out = tuple(clip for clip in split.train if clip.group in names)
     return split.model_copy(update={"train": train, "held_out": held_out})
+
+
+def compare_sides(
+    trained: CachedDataset,
+    train: Sequence[Clip],
+    tested: CachedDataset,
+    test: Sequence[Clip],
+    class_names: Sequence[str],
+    protocol: Protocol,
+) -> tuple[str, tuple[str, ...]]:
+    """Return what a test shares with the training (empty: nothing that decides it), and other doubts about the test.
+
+    Labels of both sides are indices of ``class_names``. ``protocol``: of the test. A test of exactly the training clips has no
+    doubts: its task says so.
+    """
+    same = trained.info.name == tested.info.name
+    if same and {clip.id for clip in train} == {clip.id for clip in test}:
+        return "", ()
+    pieces = [trained.pieces[clip.id] for clip in train]
+    copies, parts = find_copies([tested.pieces[clip.id] for clip in test], pieces)
+    groups = sorted({clip.group for clip in train} & {clip.group for clip in test}) if same else []
+    leak, notes = "", []
+    if copies:
+        leak = f"{len(copies)} of {len(test)} test clips show recordings of the training: {describe_pairs(copies)}"
+    elif groups and protocol.name in ("cross-subject", "cross-setup"):
+        leak = f"{len(groups)} groups are in the training and in the test: {examples(groups)}"
+    if parts:
+        what = "other seconds, or other parts of the picture, of files of the training"
+        notes.append(f"{len(parts)} of {len(test)} test clips are {what}: {describe_pairs(parts)}")
+    known, counts = {clip.label for clip in train}, Counter(clip.label for clip in test)
+    if unknown := [
+        f"{class_names[label]} ({n} test clips)" for label, n in sorted(counts.items()) if label not in known
+    ]:
+        notes.append(f"classes without a training clip, which cannot be right: {examples(unknown)}")
+    if len(counts) == 1 and len(known) > 1:
+        notes.append(f"all test clips are of one class ({class_names[test[0].label]}): top-1 is only its recall")
+    return leak, tuple(notes)
+
+
+def check_split(
+    data: CachedDataset, split: Split, class_names: Sequence[str], protocol: Protocol, *, allow_leak: bool = False
+) -> Split:
+    """Return the split with notes about its test. Raises ConfigError if the result would mean nothing: the training clips are of
+    one class, or the test has recordings of the training and ``allow_leak`` is False.
+    """
+    if len({clip.label for clip in split.train}) < 2:
+        raise ConfigError(
+            f"all {len(split.train)} training clips are of one class ({class_names[split.train[0].label]}), so every answer would "
+            "be right: add clips of another class, or choose another --protocol"
+        )
+    leak, notes = compare_sides(data, split.train, data, split.test, class_names, protocol)
+    if protocol.name == "all":
+        leak = ""  # the task of this protocol says it
+    if leak and not allow_leak:
+        raise ConfigError(
+            f"{leak}. The result would say nothing about new recordings: correct the table or the --protocol, or give --allow-leak"
+        )
+    pieces = [data.pieces[clip.id] for clip in split.train]
+    held_out, _ = find_copies([data.pieces[clip.id] for clip in split.held_out], pieces)
+    if held_out:
+        of = f"{len(held_out)} of {len(split.held_out)} held-out clips"
+        notes = (*notes, f"{of} show recordings of the training: {describe_pairs(held_out)}")
+    return split.model_copy(update={"notes": (*([leak] if leak else []), *notes)})
 
 
 def exclude_classes(split: Split, info: DatasetInfo, names: Sequence[str]) -> tuple[Split, DatasetInfo]:

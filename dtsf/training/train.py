@@ -28,7 +28,7 @@ from dtsf.training.loop import EpochReport, FitResult, fit
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
-from dtsf.training.splits import exclude_classes, hold_out
+from dtsf.training.splits import check_split, exclude_classes, hold_out
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ def train(
     recipe, initial = start_from(settings.init, recipe)
     recipe = resolve_auto(recipe, len(split.train))
     split = hold_out(split, recipe.train, seed)
+    split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
     check_device(settings.device)
     origin = {"cache": str(cache.absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
     origin |= {"recipe": name} | ({"init": str(settings.init.absolute())} if settings.init is not None else {})
@@ -110,7 +111,8 @@ def train(
         shutdown()
         # All processes have the same weights, so each evaluates without waiting for the others.
         draws = recipe.train.draws
-        evaluation = evaluate(fitted.net, data, protocol, seed=seed, draws=draws, classes=info.class_names)
+        options = {"draws": draws, "classes": info.class_names, "trained": (data, split.train)}
+        evaluation = evaluate(fitted.net, data, protocol, seed=seed, **options)
         if world.first:
             if not folder.is_dir():
                 raise CheckpointError(f"run folder {folder} was deleted during training; start again")
