@@ -191,9 +191,9 @@ def test_import_lists__refuses_what_it_cannot_place(tmp_path, make_video, text, 
 def test_import_lists__a_number_between_path_and_label_is_that_of_the_frames(tmp_path, make_video):
     make_video(tmp_path / "a.mp4", 20)
     touch(tmp_path, *(f"folder/img_{k:03d}.jpg" for k in range(1, 13)))
-    assert manifest(tmp_path, "x/a.mp4 20 3\nx/folder 12 1\n")[0] == [
-        {"path": "a.mp4", "label": "3"}, {"path": "folder", "label": "1"},
-    ]
+    rows, made = manifest(tmp_path, "x/a.mp4 20 3\nx/folder 12 1\nx/gone 9 1\n")
+    assert rows == [{"path": "a.mp4", "label": "3"}, {"path": "folder", "label": "1"}]
+    assert made.missing == (f"x/gone ({tmp_path / 'list.csv'}, line 3)",)
 
 
 @pytest.mark.parametrize(("name", "split"), [

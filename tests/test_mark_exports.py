@@ -157,6 +157,7 @@ def test_read_events__label_studio_spans_in_seconds_boxes_and_json_min(read):
     (EAF.replace('TIME_VALUE="1000"', 'TIME_VALUE="soon"'), "has a part of a wrong form"),
     (EAF.replace('REF2="t2"', 'REF2="t9"'), "annotation a1: its time slot is missing"),
     (EAF.replace("TIME_VALUE", "TIME"), "has no time slot"),
+    (cvat(TRACK.replace("person", "\u200b")), "track 0, frame 3: the label is empty"),
 ])
 def test_read_events__refuses_an_export_that_it_cannot_place(read, text, message):
     with pytest.raises(DataError, match=message):

@@ -10,7 +10,7 @@ import numpy as np
 
 from dtsf.errors import DataError
 from dtsf.pipeline.datasets.import_lists import write_manifest
-from dtsf.pipeline.video.decode import probe
+from dtsf.pipeline.video.container import open_video
 from dtsf.recordings.events import Event, read_all_events
 from dtsf.recordings.settings import ClipSettings
 from dtsf.recordings.table import Chapter, Recording, chapters, check_offsets, read_recordings
@@ -117,8 +117,7 @@ class _Film:
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         self.cameras = {camera.view: chapters(camera) for camera in recording.cameras}
-        rates = (probe(path).fps for camera in recording.cameras for path in camera.paths)
-        self.frame = max(1 / rate for rate in rates if rate > 0)
+        self.frame = max(_frame_seconds(path) for camera in recording.cameras for path in camera.paths)
         self.start = max(parts[0].start for parts in self.cameras.values())
         self.stop = min(parts[-1].stop for parts in self.cameras.values())
         self.names: Counter[str] = Counter()
@@ -161,6 +160,8 @@ class _Film:
             start, stop = max(start, events[0].start), min(stop, max(event.stop for event in events))
         busy = [(event.start - settings.nothing_margin, event.stop + settings.nothing_margin) for event in events]
         shortest = settings.nothing_seconds or float(np.quantile(lengths, 0.1))
+        # One person with every name that acts in the recording: it is not split between training and test.
+        subject = "+".join(sorted({event.subject for event in events if event.subject})) or None
         marks: list[Event] = []
         for low, high in gaps(busy, start, stop):
             time = low
@@ -168,7 +169,7 @@ class _Film:
                 share = (GOLDEN * (len(marks) + 1)) % 1
                 length = settings.nothing_seconds or min(float(np.quantile(lengths, share)), high - time)
                 one = self.recording
-                marks.append(Event(one.name, round(time, 3), round(time + length, 3), NOTHING, one.subject, 0, NOTHING))
+                marks.append(Event(one.name, round(time, 3), round(time + length, 3), NOTHING, subject, 0, NOTHING))
                 time += length
         if count < len(marks):
             marks = [marks[int((k + 0.5) * len(marks) / count)] for k in range(count)]
@@ -183,6 +184,13 @@ def gaps(busy: Sequence[tuple[float, float]], start: float, stop: float) -> list
             found.append((start, min(low, stop)))
         start = max(start, high)
     return [(low, high) for low, high in (*found, (start, stop)) if high > low]
+
+
+def _frame_seconds(path: Path) -> float:
+    """Return the length of a frame by the header of a file; the chapters have read its packets."""
+    with open_video(path) as container:
+        rates = [float(stream.guessed_rate or stream.average_rate or 0) for stream in container.streams.video]
+    return 1 / min((rate for rate in rates if rate > 0), default=25.0)
 
 
 def _chapter(parts: Sequence[Chapter], event: Event) -> Chapter | None:

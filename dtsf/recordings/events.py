@@ -17,6 +17,7 @@ import numpy as np
 
 from dtsf.errors import DataError
 from dtsf.files.read import parse_json, read_file
+from dtsf.names import tidy
 from dtsf.pipeline.datasets.tables import decode_text
 from dtsf.pipeline.video.decode import probe
 from dtsf.recordings.exports import is_task, parse_xml, read_cvat, read_eaf, read_label_studio
@@ -64,7 +65,7 @@ def read_marks(path: Path, tier: Sequence[str] = (), fps: float | None = None) -
             marks, more = _read_export(text, where, tier, fps)
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise DataError(f"{path} has a part of a wrong form ({error}): export it again") from error
-    elif head.startswith("WEBVTT") or CUE.match(head.partition("\n")[2].strip()):
+    elif head.startswith("WEBVTT") or any(CUE.match(line.strip()) for line in head.splitlines()[:3]):
         marks, more = read_cues(text, where)
     elif "behavior" in names and {"start (s)", "stop (s)"} <= names:
         marks, more = read_boris_aggregated(text, where)
@@ -104,20 +105,27 @@ def read_events(
     events = []
     unknown: dict[str, str] = {}
     shifted: Counter[str] = Counter()
+    # Most marks of a file mean the same recording and the same video.
+    owners: dict[tuple[object, ...], tuple[Recording | None, _Clock | None]] = {}
     for mark in marks:
-        recording = _recording_of(mark, path, recordings)
+        key = (mark.recording, mark.media, mark.origins, mark.exact, mark.frames)
+        if key not in owners:
+            owner = _recording_of(mark, path, recordings)
+            owners[key] = owner, None if owner is None else _clock_of(mark, owner)
+        recording, clock = owners[key]
         if recording is None:
             unknown.setdefault(mark.recording, mark.place)
             continue
         start, stop = mark.start, mark.stop
-        clock = _clock_of(mark, recording)
         if mark.frames:
             start, stop = _seconds_of_frames(mark, clock, recording, fps)
         if clock is not None:
             start, stop = start + clock.begin, stop + clock.begin
             if clock.begin:
                 shifted[f"{clock.path} ({clock.begin:+g} s)"] += 1
-        label, subject = mark.label, mark.subject or recording.subject
+        label, subject = tidy(mark.label), tidy(mark.subject) or recording.subject
+        if not label:
+            raise DataError(f"{mark.place}: the label is empty: name the action, or remove the mark")
         events.append(Event(recording.name, round(start, 6), round(stop, 6), label, subject, mark.line, mark.place))
     if unknown and not events:
         names = ", ".join(one.name for one in recordings)

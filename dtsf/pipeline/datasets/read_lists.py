@@ -221,8 +221,8 @@ def _split_line(line: str, separator: str, find: Find) -> _Line | None:
     end = next((end for end in ends if known[end]), None) or next(
         (e for e in reversed(ends) if is_video(paths[e])), None
     )
-    if end is None:
-        end = 1 if len([cell for cell in cells if cell.strip()]) == 2 and len(cells) == 2 else None
+    if end is None and (len(cells) == 2 or (len(cells) == 3 and cells[1].strip().isdecimal())):
+        end = 1
     if end is None or not paths[end]:
         return None
     rest = [cell.strip() for cell in cells[end:] if cell.strip()]
