@@ -93,11 +93,13 @@ def test_write_film__draws_a_label_or_its_number_and_the_reason(tmp_path, label,
 
 def test_predict_command__warns_about_many_videos_and_refuses_options_that_do_not_fit(dtsf, world, tmp_path):
     videos = sorted((world / "data/multiview_action_videos/a05").glob("*_e00.avi"))
-    few, many = dtsf("predict", videos[0], "--run", "run", cwd=world), dtsf("predict", *videos, "--run", "run", cwd=world)
+    others = [shutil.copy(video, tmp_path / f"take{'abcdef'[k]}.avi") for k, video in enumerate(videos[:4])]
+    few, many = dtsf("predict", videos[0], "--run", "run", cwd=world), dtsf("predict", *others, "--run", "run", cwd=world)
     assert few.returncode == many.returncode == 0, many.stderr
     assert "--watch" not in few.stderr
-    assert f"{len(videos)} videos" in many.stderr
+    assert "4 videos" in many.stderr
     assert "--watch FOLDER --once" in many.stderr
+    assert "both of camera '1' by their names" in dtsf.refusal("predict", *videos, "--run", "run", cwd=world)
     with pytest.raises(DataError, match="gone"):
         next(iter(Watch(tmp_path / "gone")))
     assert "--watch" in dtsf.refusal("predict", "a.mp4", "--run", "run", "--watch", tmp_path, cwd=world)
@@ -133,17 +135,25 @@ def test_watch__predicts_once_and_again_after_a_new_view(dtsf, world, performanc
         assert len(again["view_weights"]) == n_views
 
 
-def test_predict__uses_the_named_views(dtsf, world, performance):
+def test_predict__uses_the_named_views(dtsf, world, performance, tmp_path):
     run = package.load(world / "run")
     whole = run.predict(performance)
     # The order of the videos does not matter if their views are named.
     turned = run.predict(performance[::-1], views="3,2,1")
     assert turned.probability == pytest.approx(whole.probability, abs=1e-5)
     assert turned.view_weights == pytest.approx(whole.view_weights[::-1], abs=1e-5)
-    # The branch over all views is used only for named views.
-    alone, named, other = (run.predict(performance[1:2], views=views).probabilities for views in (None, "2", "3"))
-    assert named != pytest.approx(alone)
+    # The branch over all views is used only for named views: by the option, or by the name of the file or its folder.
+    named, other = (run.predict(performance[1:2], views=views).probabilities for views in ("2", "3"))
     assert named != pytest.approx(other)
+    for name, by in (("v02_x.avi", "name"), ("view_2/x.avi", "folder"), ("x.avi", "order")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        alone = run.predict([shutil.copy(performance[1], tmp_path / name)])
+        assert (alone.views, alone.views_by) == (("1",) if by == "order" else ("2",), (by,))
+        assert (alone.probabilities == pytest.approx(named, abs=1e-6)) == (by != "order")
+        assert [note.endswith("--views names the cameras") for note in alone.notes] == [True] * (by == "order")
+    shuffled = run.predict([performance[k] for k in (2, 0, 1)])
+    assert shuffled.views == ("3", "1", "2")
+    assert shuffled.probability == pytest.approx(whole.probability, abs=1e-5)
     words = ("predict", performance[1], "--run", "run", "--views")
     assert dtsf.json(*words, "2", cwd=world)["probabilities"] == pytest.approx(named, abs=1e-5)
     assert "unknown view '9'" in dtsf.refusal(*words, "9", cwd=world)

@@ -182,6 +182,7 @@ class DatasetInfo(DatasetName):
     class_names: tuple[str, ...] = Field(max_length=100_000)
     view_names: tuple[str, ...] = Field(max_length=4096)
     view_regions: tuple[ViewRegion | None, ...] = ()  # of each view; empty if no view has one
+    view_offsets: tuple[float | None, ...] = ()  # of each view, None if its clips differ; empty if all are 0
 
 
 class DatasetMetadata(Frozen):

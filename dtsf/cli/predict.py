@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from dtsf.api import Prediction, Run
 
 VIEWS_HELP = (
-    "View of each video, for example 2,3. Give it if you pass fewer videos than the training had views; "
-    "otherwise the branch over all views is not used."
+    "View of each video, for example 2,3 or left,right. Default: the camera whose name is in the name of the file or of its "
+    "folder, else the remaining cameras in order. With --watch: in the order of the file names."
 )
+START_HELP = "Start of the part to use, in seconds of the file or h:mm:ss; one for all videos, or one for each (repeat the option)."
+END_HELP = "End of the part to use, as --start. Default: the end of the file."
+OFFSET_HELP = (
+    "Seconds that a file begins after time zero of the performance, one for all videos or one for each. For a run that was "
+    "trained with --align group. Default: as in the training clips, if they are the same for each view."
+)
+FPS_HELP = "Frame rate of a frame folder, for --start, --end and --offset; one for all, or one for each."
 REGION_HELP = (
     "Part of the picture, as for preprocess: one for all videos, or one for each (repeat the option). "
     "Default: the region of the view in the training clips."
@@ -32,6 +39,7 @@ WATCH_HELP = (
     "Folder that receives performances, one subfolder each. Predict each complete one, write prediction.json beside its "
     "videos, and run until Ctrl-C."
 )
+BY = {"views": "--views", "name": "its name", "folder": "its folder", "order": "the order"}
 FILM_HELP = "Film to write (.mp4, .mkv, .mov): all views with the prediction."
 
 
@@ -43,6 +51,10 @@ def predict_command(
     video: Annotated[Path | None, Option(help=FILM_HELP)] = None,
     region: Annotated[list[str] | None, Option(help=REGION_HELP)] = None,
     ignore: Annotated[list[str] | None, Option(help=IGNORE_HELP)] = None,
+    start: Annotated[list[str] | None, Option(help=START_HELP)] = None,
+    end: Annotated[list[str] | None, Option(help=END_HELP)] = None,
+    offset: Annotated[list[str] | None, Option(help=OFFSET_HELP)] = None,
+    fps: Annotated[list[str] | None, Option(help=FPS_HELP)] = None,
     encoder_weights: Annotated[Path | None, Option(help=WEIGHTS_HELP, metavar="FILE")] = None,
     watch: Annotated[Path | None, Option(help=WATCH_HELP)] = None,
     settle: Annotated[float, Option(min=0.0, help="With --watch: seconds without change until it is complete.")] = 3.0,
@@ -53,36 +65,47 @@ def predict_command(
 
     if (run is None) == (onnx is None):
         raise ConfigError("dtsf predict VIDEO... needs either --run RUN or --onnx FILE")
-    if run is None and (watch is not None or video is not None or views is not None):
-        raise ConfigError("--watch, --video and --views need --run RUN")
-    if watch is not None and (videos or video is not None or views is not None):
-        raise ConfigError("--watch takes the videos from its folder: give no videos, no --video and no --views")
+    if run is None and (watch is not None or video is not None):
+        raise ConfigError("--watch and --video need --run RUN")
+    if watch is not None and (videos or video is not None):
+        raise ConfigError("--watch takes the videos from its folder: give no videos and no --video")
     given = videos or []
     failed: FilmError | None = None
-    look: dict[str, Any] = {"region": region or (), "ignore": ignore or ()}
+    options: dict[str, Any] = {
+        "views": views,
+        "encoder_weights": encoder_weights,
+        "region": region or (),
+        "ignore": ignore or (),
+    }
+    options |= {"start": start, "end": end, "offset": offset, "fps": fps}
     trained = api.load(run) if run is not None else None
     if watch is not None and trained is not None:
-        _watch(trained, watch, settle, {**look, "encoder_weights": encoder_weights}, once=once)
+        _watch(trained, watch, settle, options, once=once)
         return
     with progress("predict", "videos"):
         try:
             if trained is not None:
-                result = trained.predict(given, film=video, views=views, encoder_weights=encoder_weights, **look)
+                result = trained.predict(given, film=video, **options)
             else:
-                result = api.predict_onnx(cast("Path", onnx), given, encoder_weights=encoder_weights, **look)
+                result = api.predict_onnx(cast("Path", onnx), given, **options)
         except FilmError as error:
             # The prediction is printed even if its film failed.
             failed, result = error, cast("Prediction", error.prediction)
     best = sorted(result.probabilities.items(), key=lambda item: -item[1])[:5]
-    weights = list(zip(map(str, given), result.view_weights, strict=True))
-    classes, views_ = ([(name, f"{value:.3f}") for name, value in rows] for rows in (best, weights))
+    classes = [(name, f"{value:.3f}") for name, value in best]
+    cameras = [
+        (str(path), name or "(not in the training)", BY[by], f"{weight:.3f}")
+        for path, name, by, weight in zip(given, result.views, result.views_by, result.view_weights, strict=True)
+    ]
     hints = [f"film: {video}"] if video is not None and failed is None else []
-    heads = ("class", "probability"), ("video", "weight")
+    heads = ("class", "probability"), ("video", "camera", "found by", "weight")
     emit(
         result,
-        [_headline(result.model_dump()), "", table("", heads[0], classes), "", table("", heads[1], views_)],
+        [_headline(result.model_dump()), "", table("", heads[0], classes), "", table("", heads[1], cameras)],
         hints,
     )
+    for note in result.notes:
+        console().print(note, style="yellow", soft_wrap=True)
     n_views = len(trained.state.info.view_names) if trained is not None else len(given)
     if len(given) > n_views:
         note = f"Treating {len(given)} videos as {len(given)} cameras of one performance, but training had {n_views} cameras. "
@@ -135,7 +158,11 @@ def _watch(run: Run, folder: Path, settle: float, options: dict[str, Any], *, on
                 document["ignored"] = list(performance.ignored)
             watch.write_prediction(performance, document)
             try:
-                notes = [styled((f"{name}: {why}", "yellow")) for why in performance.ignored]
+                found = zip(performance.videos, document.get("views", ()), document.get("views_by", ()), strict=False)
+                cameras = [f"{path.name} = {view or '(not in the training)'} by {BY[by]}" for path, view, by in found]
+                notes = [styled(f"{name}: {', '.join(cameras)}")] if cameras else []
+                why = (*performance.ignored, *document.get("notes", ()))
+                notes += [styled((f"{name}: {one}", "yellow")) for one in why]
                 emit({"performance": name, **document}, [line, *notes])
             except DtsfError as error:
                 # The answers are also in prediction.json, so one warning is enough.

@@ -17,7 +17,7 @@ from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
 from dtsf.cache.store import Store, open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, DtsfError
-from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_regions
+from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_offsets, view_regions
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.rows import Extent, align_spans, can_align, read_extents
@@ -96,12 +96,17 @@ def preprocess(
     started = time.monotonic()
     catalog = set_regions(catalog, settings.region, settings.ignore, spec.crop)
     names = {"class_names": catalog.class_names, "view_names": catalog.view_names}
-    info = DatasetInfo(kind=catalog.kind, name=name, view_regions=view_regions(catalog), **names)
+    of_views = {"view_regions": view_regions(catalog), "view_offsets": view_offsets(catalog)}
+    info = DatasetInfo(kind=catalog.kind, name=name, **of_views, **names)
     gpus = visible_gpus(settings.encoder)
     n_workers = settings.workers or len(gpus) or os.cpu_count() or 1
     if settings.align == "group":
         shards = read_records(open_handle(folder)) if is_dataset(folder) else []
         catalog = align_groups(catalog, [record for shard in shards for record in shard.clips], settings.deadline)
+
+    elif n_shifted := sum(clip.offset != 0 for clip in catalog.clips):
+        note = f"{n_shifted} clips have a column offset, which has no effect without --align group"
+        catalog = catalog.model_copy(update={"notes": (*catalog.notes, note)})
 
     def open_dataset() -> DatasetHandle:
         return create_or_open(
@@ -225,11 +230,14 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
             read = zip(unknown, read_extents(decoder, list(unknown.values())), strict=True)
             extents |= {file: item for file, item in read if isinstance(item, tuple)}
     parts: dict[str, dict[str, float | None]] = {}
-    n_apart = 0
+    n_apart = n_alone = 0
     for clips in groups:
         spans = [Span(c.start, c.end, c.first, c.last) for c in clips]
         aligned = align_spans(spans, [c.offset for c in clips], [extents.get((c.path, c.fps)) for c in clips])
         n_apart += aligned is None
+        n_alone += sum(
+            not can_align(span) or (c.path, c.fps) not in extents for c, span in zip(clips, spans, strict=True)
+        )
         for c, span in zip(clips, aligned or spans, strict=True):
             if aligned is not None:
                 parts[c.id] = {"start": span.start, "end": span.end}
@@ -239,6 +247,11 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
     notes = list(catalog.notes)
     if n_apart:
         notes.append(f"{n_apart} performances have views without a common time: not used with --align group")
+    if n_alone:
+        notes.append(
+            f"{n_alone} clips are not aligned by --align group: they are given in frames, are frame folders without a column fps, "
+            "or cannot be read"
+        )
     return catalog.model_copy(
         update={
             "clips": tuple(clip.model_copy(update=parts.get(clip.id, {})) for clip in catalog.clips),

@@ -5,31 +5,26 @@ Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
 from pydantic import BaseModel, ConfigDict
 
-from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, DtsfError, FilmError, VideoError
+from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
+from dtsf.predict.videos import VideoOptions, check_videos, embed_videos
+from dtsf.predict.views import By, Views, choose_views
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import Box, CacheSpec, Clip
+    from dtsf.cache.schema import Clip, DatasetInfo
     from dtsf.model.network import DTSFNet
-    from dtsf.pipeline.video.clip import Span
     from dtsf.training.checkpoint import RunState
     from dtsf.training.evaluate import Evaluation
-
-logger = logging.getLogger(__name__)
-
-DEADLINE = 60.0  # maximum time to decode one video, in seconds
-MAX_VIEWS, MAX_BYTES = 64, 1 << 32  # videos, and bytes of one; an external run may request any size
 
 
 class Prediction(BaseModel):
@@ -44,6 +39,12 @@ class Prediction(BaseModel):
     view_weights: tuple[float, ...]
     """Weight of each video in the fusion, in the given order."""
     probabilities: dict[str, float]
+    views: tuple[str | None, ...] = ()
+    """Camera that each video was taken for; None for one that the training lacks."""
+    views_by: tuple[By, ...] = ()
+    """Source of each camera: views (the option), name, folder, or order of the videos."""
+    notes: tuple[str, ...] = ()
+    """Remarks on this answer, for example the offsets that were assumed."""
 
 
 @dataclass(frozen=True)
@@ -152,39 +153,40 @@ class Run:
         *,
         film: str | Path | None = None,
         views: str | None = None,
-        region: Sequence[str | Box | None] = (),
-        ignore: Sequence[str | Sequence[Box]] = (),
-        encoder_weights: str | Path | None = None,
+        **options: Unpack[VideoOptions],
     ) -> Prediction:
-        """Classify one performance.
+        """Classify one performance. The videos are read as the clips of the training were: same span, region and encoder.
 
         Args:
             videos: One file (or frame folder) per view.
             film: Also write a film to this path: the views side by side with the prediction.
-            views: View of each video: numbers or names joined by commas. Default: the first views, in order. Give it if you
-                pass fewer videos than the training had views; otherwise a branch over all views is not used.
-            region: Part of the picture of each video, or one for all. Default: the region of its view in the training clips.
-            ignore: Parts of the picture of each video in which no movement is searched, as for ``region``.
-            encoder_weights: File of the encoder's weights. Required if the run was trained with custom weights.
+            views: View of each video: numbers or names joined by commas. Default: the camera whose name is in the name of
+                the file or of its folder; otherwise the remaining cameras, in order. If no view is known, a branch over all
+                views is only used for as many videos as the training had views.
+            options: What is used of each video; see :class:`dtsf.predict.videos.VideoOptions`.
 
-        Raises VideoError: a video cannot be used. Raises ConfigError: another encoder than that of the run, a wrong path of the
-        film, or an unknown view. Raises FilmError: the film cannot be written; the error has the ``prediction``. Raises
-        DataError: the number of videos differs from the number of ``views``, or is too large for the network.
+        Raises VideoError: a video cannot be used. Raises ConfigError: another encoder than that of the run, a wrong option, a wrong
+        path of the film, or an unknown view. Raises FilmError: the film cannot be written; the error has the ``prediction``.
+        Raises DataError: not one view for each video, or too many videos for the network.
         """
-        from dtsf.pipeline.datasets.catalog import video_spans
         from dtsf.report.film import check_film, film_videos
 
         if film is not None:
             check_film(Path(film))
-        # Refuse wrong views and regions before any video is decoded.
-        spans = video_spans(self.state.info, self._view_numbers(len(videos), views), region, ignore)
-        threads = self.state.recipe.train.usable_threads
-        embeddings_VFPC, longest = _embed_videos(videos, spans, self.state.spec, threads, encoder_weights)
-        prediction = self.classify(embeddings_VFPC, views)
+        # Refuse wrong views and options before any video is decoded.
+        paths = check_videos(videos)
+        chosen = self._choose_views(paths, views)
+        state = self.state
+        threads = state.recipe.train.usable_threads
+        embedded = embed_videos(paths, chosen.numbers, state.info, state.spec, options, threads)
+        prediction = self._classify(
+            embedded.embeddings_VFPC, chosen, [*chosen.notes(state.info.view_names, paths), *embedded.notes]
+        )
         if film is not None:
             try:
-                paths = [Path(video).absolute() for video in videos]
-                film_videos(Path(film), paths, longest, **prediction.model_dump(exclude={"probability"}))
+                absolute = [path.absolute() for path in paths]
+                shown = prediction.model_dump(include={"label", "probabilities", "uncertainty", "view_weights"})
+                film_videos(Path(film), absolute, embedded.spans, **shown)
             except DtsfError as error:
                 raise FilmError(str(error), prediction) from error
         return prediction
@@ -192,120 +194,99 @@ class Run:
     def classify(self, embeddings_VFPC: np.ndarray, views: str | None = None) -> Prediction:
         """Classify the embeddings of one performance: F frames of P cells with C channels for each view.
 
-        ``views``: as in :meth:`predict`. Raises DataError as there, and CheckpointError if an output is not finite.
+        ``views``: numbers or names joined by commas; default: the first views. Raises DataError as :meth:`predict`, and
+        CheckpointError if an output is not finite.
         """
+        return self._classify(embeddings_VFPC, self._choose_views([None] * len(embeddings_VFPC), views))
+
+    def _classify(self, embeddings_VFPC: np.ndarray, views: Views, notes: Sequence[str] = ()) -> Prediction:
         import torch
 
-        state, model = self.state, self.state.recipe.model
-        numbers = self._view_numbers(len(embeddings_VFPC), views)
-        given_VTHWC = _sample_frames(embeddings_VFPC, state.spec.grid, model.frames, model.motion_sampling)
+        state, numbers = self.state, list(views.numbers)
         # Each video is at the place of its view. The network masks the other views.
-        n_views = len(numbers) if views is None else len(state.info.view_names)
+        n_views = max(len(state.info.view_names), *(n + 1 for n in numbers)) if views.known else len(numbers)
         mask_V = torch.zeros(n_views, dtype=torch.bool)
         mask_V[numbers] = True
-        x_VTHWC = given_VTHWC.new_zeros(n_views, *given_VTHWC.shape[1:])
-        x_VTHWC[numbers] = given_VTHWC
-        with torch.inference_mode():
-            output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
-        weight_V = output.view_weights_BV[0, numbers]
-        return _make_prediction(state.info.class_names, output.probabilities_BK[0], output.uncertainty_B[0], weight_V)
 
-    def _view_numbers(self, n_videos: int, views: str | None) -> list[int]:
-        """Return the view of each video, from 0."""
-        from dtsf.cache.catalog import view_number
+        def network(given_VTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            x_VTHWC = given_VTHWC.new_zeros(n_views, *given_VTHWC.shape[1:])
+            x_VTHWC[numbers] = given_VTHWC
+            with torch.inference_mode():
+                output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
+            return output.probabilities_BK[0], output.uncertainty_B[0], output.view_weights_BV[0, numbers]
 
+        model, draws = state.recipe.model, state.recipe.train.draws
+        shape = state.spec.grid, model.frames, model.motion_sampling
+        sets = (_sample_frames(embeddings_VFPC, *shape, draw, draws) for draw in range(draws))
+        return _make_prediction(state.info, map(network, sets), views, notes)
+
+    def _choose_views(self, videos: Sequence[Path | None], views: str | None) -> Views:
         known = self.state.info.view_names
-        if views is not None:
-            numbers = [view_number(word.strip(), known, "--views") - 1 for word in views.split(",")]
-            if len(numbers) != n_videos or len(set(numbers)) != n_videos:
-                raise DataError(f"--views {views} must name {n_videos} different views, one for each video")
-            return numbers
-        if self.state.recipe.model.fusion == "concat" and n_videos > len(known):
-            raise DataError(f"{n_videos} videos given, but {self.folder} was trained on {len(known)} views: give fewer")
-        return list(range(n_videos))
+        if self.state.recipe.model.fusion == "concat" and len(videos) > len(known):
+            raise DataError(
+                f"{len(videos)} videos given, but {self.folder} was trained on {len(known)} views: give fewer"
+            )
+        return choose_views(known, videos, views)
 
 
 def predict_onnx(
-    file: Path,
-    videos: Sequence[str | Path],
-    *,
-    region: Sequence[str | Box | None] = (),
-    ignore: Sequence[str | Sequence[Box]] = (),
-    encoder_weights: str | Path | None = None,
+    file: Path, videos: Sequence[str | Path], *, views: str | None = None, **options: Unpack[VideoOptions]
 ) -> Prediction:
     """Classify one performance; see :meth:`dtsf.api.Run.predict`. Raises DataError: the file is for another number of views."""
-    from dtsf.pipeline.datasets.catalog import video_spans
+    import numpy as np
+
     from dtsf.predict.onnx import read_onnx
 
     network = read_onnx(file)
     metadata = network.metadata
-    if len(videos) != metadata.views:
+    paths = check_videos(videos)
+    if len(paths) != metadata.views:
         how = f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
         raise DataError(f"{file} was exported for {metadata.views} views, {len(videos)} videos given: {how}")
-    spans = video_spans(metadata.info, range(len(videos)), region, ignore)
-    embeddings_VFPC, _ = _embed_videos(videos, spans, metadata.spec, 1, encoder_weights)
-    x_VTHWC = _sample_frames(embeddings_VFPC, metadata.spec.grid, metadata.frames, metadata.motion_sampling)
+    chosen = choose_views(metadata.info.view_names, paths, views)
+    embedded = embed_videos(paths, chosen.numbers, metadata.info, metadata.spec, options)
+    # The views of the file are in the order of the training.
+    order = np.argsort(chosen.numbers)
+    x_VTHWC = _sample_frames(
+        embedded.embeddings_VFPC[order], metadata.spec.grid, metadata.frames, metadata.motion_sampling
+    )
     probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
-    return _make_prediction(metadata.info.class_names, probabilities_BK[0], uncertainty_B[0], weights_BV[0])
+    output = probabilities_BK[0], uncertainty_B[0], weights_BV[0, np.argsort(order)]
+    notes = [*chosen.notes(metadata.info.view_names, paths), *embedded.notes]
+    return _make_prediction(metadata.info, [output], chosen, notes)
 
 
-def _embed_videos(
-    videos: Sequence[str | Path], spans: Sequence[Span], spec: CacheSpec, threads: int, weights: str | Path | None
-) -> tuple[np.ndarray, int]:
-    """Decode and embed one video per view. Returns the embeddings (V, F, P, C) and the length of the longest video in frames."""
-    paths = [Path(video) for video in videos]
-    if not 1 <= len(paths) <= MAX_VIEWS:
-        raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
-    if missing := [path for path in paths if not path.exists()]:
-        raise VideoError(f"{missing[0]} does not exist")
-    import numpy as np
-    import torch
-
-    from dtsf.pipeline.encoders.choose import open_encoder
-    from dtsf.pipeline.video.decoder_process import DecodeRequest, DecodeSettings, decode_all, shared_decoders
-
-    torch.set_num_threads(threads)
-    n_bytes = spec.frames * max(spec.size**2 * 3, spec.grid**2 * spec.channels * 4)
-    if n_bytes > MAX_BYTES:
-        size = f"{spec.frames} frames of {spec.size} px with {spec.grid} x {spec.grid} cells x {spec.channels} channels"
-        raise ConfigError(f"{size} need {n_bytes} bytes a video, more than {MAX_BYTES}: train with a smaller input")
-    encoder = open_encoder(spec, weights)
-    found = encoder.identity.channels
-    if found != spec.channels:
-        raise ConfigError(f"the encoder {spec.encoder} has {found} channels, the run {spec.channels}")
-    logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
-    embeddings, longest = [], 1
-    # A process decodes, so that a broken video cannot end a program that watches a folder. It stays for the next performance.
-    with shared_decoders(DecodeSettings(spec.frames, spec.size, DEADLINE, crop=spec.crop)) as (decoder,):
-        requests = [DecodeRequest(path.absolute(), span) for path, span in zip(paths, spans, strict=True)]
-        for path, clip in zip(paths, decode_all(decoder, requests), strict=True):
-            if isinstance(clip, VideoError):
-                raise clip
-            embeddings.append(encoder.embed(clip[0]))
-            logger.info("%s: %d frames", path, clip[1]["decoded_frames"])
-            longest = max(longest, clip[1]["decoded_frames"])
-    return np.stack(embeddings), longest
-
-
-def _sample_frames(embeddings_VFPC: np.ndarray, grid: int, n_frames: int, motion_sampling: float) -> Tensor:
-    """Return the frames that the network reads at evaluation: (V, T, H, W, C)."""
+def _sample_frames(
+    embeddings_VFPC: np.ndarray, grid: int, n_frames: int, motion_sampling: float, draw: int = 0, draws: int = 1
+) -> Tensor:
+    """Return the frames that the network reads at evaluation, set ``draw`` of ``draws``: (V, T, H, W, C)."""
     import torch
 
     from dtsf.training.frame_sampling import read_frames, uniform_times
 
     V, F, _, C = embeddings_VFPC.shape
     x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
-    return read_frames(x_VFHWC, torch.arange(V), uniform_times(n_frames).expand(V, -1), motion_sampling)
+    time_VT = uniform_times(n_frames, (draw + 0.5) / draws).expand(V, -1)
+    return read_frames(x_VFHWC, torch.arange(V), time_VT, motion_sampling)
 
 
-def _make_prediction(names: Sequence[str], probability_K: Tensor, uncertainty: Tensor, weight_V: Tensor) -> Prediction:
+def _make_prediction(
+    info: DatasetInfo, outputs: Iterable[tuple[Tensor, Tensor, Tensor]], views: Views, notes: Sequence[str]
+) -> Prediction:
+    """Average probabilities (K,), uncertainties () and view weights (V,) of all sets of frames, as an evaluation does."""
+    import torch
+
+    probability_K, uncertainty, weight_V = (torch.stack(part).mean(0) for part in zip(*outputs, strict=True))
     if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
         raise CheckpointError("the output of the network is not finite, because its training diverged: train again")
-    best = int(probability_K.argmax())
+    best, names = int(probability_K.argmax()), info.view_names
     return Prediction(
-        label=names[best],
+        label=info.class_names[best],
         probability=float(probability_K[best]),
         uncertainty=float(uncertainty),
         view_weights=tuple(weight_V.tolist()),
-        probabilities=dict(zip(names, probability_K.tolist(), strict=True)),
+        probabilities=dict(zip(info.class_names, probability_K.tolist(), strict=True)),
+        views=tuple(names[n] if n < len(names) else None for n in views.numbers),
+        views_by=views.by,
+        notes=tuple(notes),
     )

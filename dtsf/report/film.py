@@ -5,6 +5,7 @@ Letters: V views, T frames, H W pixels, C colours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,6 +18,8 @@ from dtsf.report.gallery import VIEW_COLOURS
 
 if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    from dtsf.pipeline.video.clip import Span
 
 FORMATS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # ending of the file -> format
 SIZE, MAX_FRAMES, DEFAULT_FPS = 288, 300, 15.0  # side of a view in pixels, frames, fps of a frame folder
@@ -47,18 +50,24 @@ def check_film(file: Path) -> None:
         raise ConfigError(f"--video {file}: the folder {file.absolute().parent} does not exist")
 
 
-def film_videos(file: Path, videos: Sequence[Path], longest: int, **caption: Any) -> None:
-    """Decode the videos again, and write them with the prediction. Shorter views end with a still frame.
+def film_videos(file: Path, videos: Sequence[Path], spans: Sequence[Span], **caption: Any) -> None:
+    """Decode the used part of each video again, and write it with the prediction. Shorter views end with a still frame.
 
-    ``longest``: frames of the longest video. ``caption``: fields of :class:`Caption`. Raises ConfigError, VideoError.
+    ``spans``: used part of each video. ``caption``: fields of :class:`Caption`. Raises ConfigError, VideoError.
     """
-    from dtsf.pipeline.video.decode import decode_clip, probe
+    from dtsf.pipeline.video.decode import decode_clip, extent_of, probe
 
+    longest, fps = 1, 0.0
+    for video, span in zip(videos, spans, strict=True):
+        rate = span.fps or (DEFAULT_FPS if video.is_dir() else probe(video).fps or DEFAULT_FPS)
+        begin, end = extent_of(video, replace(span, fps=rate))
+        seconds = min(end, span.end or end) - max(begin, span.start or begin)
+        longest, fps = max(longest, round(seconds * rate)), max(fps, rate)
     n = min(longest, MAX_FRAMES)
-    rates = [DEFAULT_FPS if video.is_dir() else probe(video).fps or DEFAULT_FPS for video in videos]
-    frames_VTHWC = np.stack([decode_clip(video, n, SIZE).frames for video in videos])
+    whole = [replace(span, region=None, ignore=()) for span in spans]
+    frames_VTHWC = np.stack([decode_clip(v, n, SIZE, span=s).frames for v, s in zip(videos, whole, strict=True)])
     names = [f"{k} {video.name}" for k, video in enumerate(videos, 1)]
-    write_film(file, frames_VTHWC, max(rates) * n / longest, Caption(names, **caption))
+    write_film(file, frames_VTHWC, fps * n / longest, Caption(names, **caption))
 
 
 def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Caption) -> Path:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from dtsf.cache.catalog import view_numbers
-from dtsf.cache.schema import Box, Clip, DatasetInfo, ViewRegion
+from dtsf.cache.schema import Box, Clip, ViewRegion
 from dtsf.errors import ConfigError, DataError
-from dtsf.pipeline.settings import read_boxes, read_region
 from dtsf.pipeline.source import walk_files
-from dtsf.pipeline.video.clip import Span
 from dtsf.settings import Frozen
 
 
@@ -112,39 +109,13 @@ def view_regions(catalog: SourceCatalog) -> tuple[ViewRegion | None, ...]:
     return tuple(None if one == ViewRegion() else one for one in regions) if set(regions) != {ViewRegion()} else ()
 
 
-def video_spans(
-    info: DatasetInfo,
-    numbers: Sequence[int],
-    region: Sequence[str | Box | None],
-    ignore: Sequence[str | Sequence[Box]],
-) -> list[Span]:
-    """Return the part of each video: as given, else as the training clips of its view. ``numbers``: views, from 0.
-
-    Raises ConfigError: a wrong box, or none although the training clips of a view have different ones.
-    """
-
-    def per_video(option: str, values: Sequence[Any], read: Callable[[Any], Any]) -> list[Any]:
-        if len(values) not in (0, 1, len(numbers)):
-            raise ConfigError(
-                f"{option}: {len(values)} given for {len(numbers)} videos: give one for all or one for each"
-            )
-        try:
-            return [read(value) for value in values] * (len(numbers) if len(values) == 1 else 1)
-        except ValueError as error:
-            raise ConfigError(f"{option} {error}") from error
-
-    regions, ignored = per_video("--region", region, read_region), per_video("--ignore", ignore, read_boxes)
-    spans = []
-    for k, number in enumerate(numbers):
-        trained = info.view_regions[number] if number < len(info.view_regions) else None
-        if trained and trained.varies and not (regions or ignored):
-            raise ConfigError(
-                f"the training clips of view {info.view_names[number]} have different regions: give --region "
-                '("0 0 1 1" is the whole picture)'
-            )
-        own = regions[k] if regions else trained.region if trained else None
-        spans.append(Span(region=own, ignore=tuple(ignored[k] if ignored else trained.ignore if trained else ())))
-    return spans
+def view_offsets(catalog: SourceCatalog) -> tuple[float | None, ...]:
+    """Return the offset of each view, or None where its clips have different ones. Empty if no clip has one."""
+    found: dict[int, set[float]] = {}
+    for clip in catalog.clips:
+        found.setdefault(clip.view, set()).add(clip.offset)
+    every = [found.get(view, set()) for view in range(1, len(catalog.view_names) + 1)]
+    return tuple(min(one) if len(one) == 1 else None for one in every) if set().union(*every) != {0.0} else ()
 
 
 def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
