@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from pydantic import BaseModel, ConfigDict
 
-from dtsf.errors import CacheError, CheckpointError, DataError, DtsfError, FilmError
+from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, DtsfError, FilmError
 from dtsf.predict.videos import VideoOptions, check_videos, embed_videos
 from dtsf.predict.views import By, Views, choose_views
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from dtsf.errors import ConfigError, DataError, VideoError
+from dtsf.names import find_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +116,7 @@ def embed_videos(
 
 def check_videos(videos: Sequence[str | Path]) -> list[Path]:
     """Return the paths of the videos. Raises DataError: none, or too many. Raises VideoError: one does not exist."""
-    paths = [Path(video) for video in videos]
+    paths = [Path(find_path(str(video))) for video in videos]
     if not 1 <= len(paths) <= MAX_VIEWS:
         raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
     if missing := [path for path in paths if not path.exists()]:
@@ -134,7 +135,8 @@ def video_spans(
     from dtsf.pipeline.settings import read_boxes, read_region
     from dtsf.pipeline.video.clip import Span
 
-    starts, ends = (_seconds(f"--{name}", options.get(name), videos, SECONDS) for name in ("start", "end"))
+    starts = _seconds("--start", options.get("start"), videos, SECONDS)
+    ends = _seconds("--end", options.get("end"), videos, SECONDS)
     rates = _seconds("--fps", options.get("fps"), videos, NUMBER)
     region, ignore = options.get("region") or (), options.get("ignore") or ()
     if isinstance(region, tuple) and all(isinstance(number, int | float) for number in region):

@@ -53,10 +53,12 @@ def choose_views(names: Sequence[str], videos: Sequence[Path | None], views: str
         numbers = tuple(view_number(word.strip(), names, "--views") - 1 for word in views.split(","))
         if len(numbers) != len(videos) or len(set(numbers)) != len(videos):
             raise DataError(f"--views {views} must name {len(videos)} different views, one for each video")
-        return Views(numbers, ("views",) * len(videos))
+        given: By = "views"
+        return Views(numbers, (given,) * len(videos))
     files = [video for video in videos if video is not None]
     if len(files) < len(videos):
-        return Views(tuple(range(len(videos))), ("order",) * len(videos))
+        order: By = "order"
+        return Views(tuple(range(len(videos))), (order,) * len(videos))
     found: list[tuple[int, By] | None] = [_find_camera(names, texts) for texts in _texts(files)]
     if not any(found):
         # A number alone, as in take_2.mp4, says little: it must fit all videos.
