@@ -1,0 +1,137 @@
+"""Metrics of timelines, each against an independent implementation: scikit-learn, and the loops of MS-TCN's evaluation."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
+
+from dtsf.recordings.metrics import FRAME_RATE, Scored, Segment, average_precision, frame_labels, measure, segment_f1
+
+LABELS = "abc"
+NOTHING = "nothing"
+
+
+def draw(seed, n=25, seconds=100):
+    """A recording of random marks on whole frames, and bouts that are marks with errors, wrong labels and inventions."""
+    rng = np.random.default_rng(seed)
+    limits = np.sort(rng.choice(np.arange(1, seconds * FRAME_RATE), 2 * n, replace=False)) / FRAME_RATE
+    marks, bouts, end = [], [], 0.0
+    for start, stop in limits.reshape(-1, 2):
+        marks.append(Segment(start, stop, str(rng.choice(list(LABELS)))))
+        if rng.random() < 0.8:
+            begin, finish = (np.round((t + rng.normal(0, 0.4)) * FRAME_RATE) / FRAME_RATE for t in (start, stop))
+            begin = max(begin, end + 1 / FRAME_RATE)
+            if finish > begin:
+                label = marks[-1].label if rng.random() < 0.7 else str(rng.choice(list(LABELS)))
+                bouts.append(Segment(begin, min(finish, seconds), label, float(rng.random())))
+                end = bouts[-1].stop
+    return Scored(str(seed), 0.0, float(seconds), tuple(marks), tuple(bouts))
+
+
+RECORDINGS = [draw(seed) for seed in range(4)]
+
+
+def frames(which):
+    return np.concatenate([frame_labels(one, getattr(one, which), NOTHING) for one in RECORDINGS])
+
+
+def test_measure__frame_accuracy_and_macro_f1_are_scikit_learns():
+    found = measure(RECORDINGS, NOTHING)
+    assert found.frame_accuracy == pytest.approx(accuracy_score(frames("marks"), frames("bouts")))
+    assert found.frame_f1 == pytest.approx(f1_score(frames("marks"), frames("bouts"), average="macro"))
+    assert 0.4 < found.frame_accuracy < 0.95
+
+
+def runs(labels):
+    """Labels, starts and ends of the runs of equal frames, as MS-TCN's get_labels_start_end_time."""
+    kept, starts, ends, last = [], [], [], labels[0]
+    if last != NOTHING:
+        kept, starts = [last], [0]
+    for k, label in enumerate(labels):
+        if label != last:
+            if label != NOTHING:
+                kept.append(label)
+                starts.append(k)
+            if last != NOTHING:
+                ends.append(k)
+            last = label
+    if last != NOTHING:
+        ends.append(len(labels))
+    return kept, starts, ends
+
+
+def mstcn_f_score(found, marked, overlap):
+    """TP, FP and FN of one recording, as MS-TCN's f_score."""
+    p_label, p_start, p_end = runs(found)
+    y_label, y_start, y_end = runs(marked)
+    hits, tp, fp = np.zeros(len(y_label)), 0, 0
+    for j in range(len(p_label)):
+        intersection = np.minimum(p_end[j], y_end) - np.maximum(p_start[j], y_start)
+        union = np.maximum(p_end[j], y_end) - np.minimum(p_start[j], y_start)
+        score = (1.0 * intersection / union) * [p_label[j] == label for label in y_label]
+        k = np.array(score).argmax()
+        if score[k] >= overlap and not hits[k]:
+            tp, hits[k] = tp + 1, 1
+        else:
+            fp += 1
+    return tp, fp, len(y_label) - sum(hits)
+
+
+def mstcn_edit(found, marked):
+    p, y = runs(found)[0], runs(marked)[0]
+    table = np.zeros([len(p) + 1, len(y) + 1])
+    table[:, 0], table[0] = np.arange(len(p) + 1), np.arange(len(y) + 1)
+    for i in range(1, len(p) + 1):
+        for j in range(1, len(y) + 1):
+            step = table[i - 1, j - 1] + (p[i - 1] != y[j - 1])
+            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, step)
+    return 1 - table[-1, -1] / max(len(p), len(y))
+
+
+def test_measure__segmental_f1_and_edit_score_are_those_of_ms_tcn():
+    found = measure(RECORDINGS, NOTHING)
+    pairs = [tuple(frame_labels(one, segments, NOTHING) for segments in (one.bouts, one.marks)) for one in RECORDINGS]
+    for name, overlap in (("f1_10", 0.1), ("f1_25", 0.25), ("f1_50", 0.5)):
+        tp, fp, fn = np.sum([mstcn_f_score(*pair, overlap) for pair in pairs], axis=0)
+        assert getattr(found, name) == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-9)
+    assert found.edit == pytest.approx(np.mean([mstcn_edit(*pair) for pair in pairs]))
+    assert 0.2 < found.f1_50 < found.f1_10 < 1
+
+
+def overlap_of(a, b):
+    frames_of = [set(range(int(s.start * FRAME_RATE + 0.5), int(s.stop * FRAME_RATE + 0.5))) for s in (a, b)]
+    return len(frames_of[0] & frames_of[1]) / len(frames_of[0] | frames_of[1])
+
+
+@pytest.mark.parametrize("overlap", [0.3, 0.5, 0.7])
+def test_average_precision__is_the_area_below_scikit_learns_curve(overlap):
+    for label in LABELS:
+        right, scores, n_marks, taken = [], [], 0, set()
+        pairs = [(bout, one) for one in RECORDINGS for bout in one.bouts if bout.label == label]
+        for bout, one in sorted(pairs, key=lambda pair: pair[0].probability, reverse=True):
+            best = (0.0, None)
+            for mark in one.marks:
+                if mark.label == label and (one.name, mark) not in taken:
+                    best = max(best, (overlap_of(bout, mark), mark), key=lambda pair: pair[0])
+            right.append(best[0] >= overlap)
+            scores.append(bout.probability)
+            if right[-1]:
+                taken.add((one.name, best[1]))
+        n_marks = sum(mark.label == label for one in RECORDINGS for mark in one.marks)
+        precision, recall, _ = precision_recall_curve(right, scores)
+        # Recall counts the marks without a bout too; precision is interpolated as in ActivityNet.
+        recall = recall * sum(right) / n_marks
+        area = -np.sum(np.diff(recall) * np.maximum.accumulate(precision)[:-1])
+        assert average_precision(RECORDINGS, label, overlap) == pytest.approx(area)
+        assert 0 < area < 1
+
+
+def test_measure__of_perfect_empty_and_doubled_bouts():
+    one = RECORDINGS[0]
+    perfect = measure([Scored("x", one.start, one.stop, one.marks, one.marks)], NOTHING)
+    assert set(perfect.model_dump(exclude={"map"}).values()) | set(perfect.map.values()) == {1.0}
+    empty = measure([Scored("x", one.start, one.stop, one.marks, ())], NOTHING)
+    assert (empty.f1_10, empty.edit, empty.map["mean"]) == (0, 0, 0)
+    assert empty.frame_accuracy == pytest.approx(np.mean(frame_labels(one, one.marks, NOTHING) == NOTHING))
+    doubled = [Scored("x", one.start, one.stop, one.marks, one.marks * 2)]
+    assert segment_f1(doubled, 0.5) == pytest.approx(2 / 3)
+    assert segment_f1([Scored("x", 0, 9, (), ())], 0.5) == 1
