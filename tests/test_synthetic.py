@@ -74,3 +74,16 @@ def test_synthesize__interrupt_leaves_no_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         synthesize_nucla(tmp_path / "data", subjects=2, episodes=1, on_progress=Mock(side_effect=KeyboardInterrupt))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_synth_sessions__is_the_same_again_and_sync_finds_its_offsets(dtsf, tmp_path):
+    first, again = (dtsf.json("synth", "sessions", "--out", name, "--subjects", 1, "--seconds", 30, cwd=tmp_path) for name in "ab")
+    assert first["events"] == again["events"] >= 4
+    names = ["s01/cam1.mp4", "s01/cam3.mp4", "s01/events.csv", "cameras.csv", "recordings.csv"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    (found,) = dtsf.json("sync", "--recordings", first["table"], "--write", cwd=tmp_path)["recordings"]
+    with (tmp_path / "a/cameras.csv").open() as file:
+        truth = [float(row["offset"]) for row in csv.DictReader(file)]
+    assert [camera["offset"] for camera in found["cameras"]] == pytest.approx(truth, abs=0.1)
+    assert "exists and is not empty" in dtsf.refusal("synth", "sessions", "--out", "a", cwd=tmp_path)

@@ -131,6 +131,26 @@ def synth_nucla_command(
     emit(made, (), hints)
 
 
+@synth_app.command("sessions")
+def synth_sessions_command(
+    out: Annotated[Path, Option(help="New or empty folder for the recordings.")],
+    subjects: Annotated[int, Option(min=1, help="Number of subjects, one recording each.")] = 4,
+    seconds: Annotated[float, Option(min=30, max=7200, help="Length of a recording.")] = 60.0,
+    seed: Annotated[int, Option(help="Random seed.")] = 0,
+) -> None:
+    """Draw recordings: three cameras that begin at different times, with marks, pauses and other movements."""
+    from dtsf.pipeline.datasets.synthetic_sessions import synthesize_sessions
+
+    with progress("draw", "videos") as update:
+        made = synthesize_sessions(out, subjects=subjects, seconds=seconds, seed=seed, on_progress=update)
+    hints = [
+        f"{made.recordings} recordings of {made.cameras} cameras with {made.events} events of {made.actions} actions "
+        f"in {made.seconds:.0f} s",
+        f"next: dtsf sync --recordings {made.table} --write",
+    ]
+    emit(made, (), hints)
+
+
 @with_settings(ClipSettings)
 def import_command(
     lists: Annotated[list[Path] | None, Argument(help=LISTS_HELP)] = None,

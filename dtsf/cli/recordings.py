@@ -85,4 +85,4 @@ def _describe(synced: Sequence[SyncedRecording], written: Path | None) -> Lines:
                     f"The offset is right in the middle and {camera.drift_error:.2f} s wrong at the ends"
                 )
     if written is not None:
-        yield f"wrote the column offset of {written}; next: dtsf import EVENTS --recordings {written} --out manifest.csv"
+        yield f"wrote the column offset of {written}; next: dtsf import --recordings {written} --out manifest.csv"

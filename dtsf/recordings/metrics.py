@@ -136,9 +136,10 @@ def average_precision(recordings: Sequence[Scored], label: str, overlap: float) 
     for bout, k in sorted(bouts, key=lambda pair: -pair[0].probability):
         free = [n for n in range(len(marks[k])) if (k, n) not in taken]
         best = max(free, key=lambda n: iou(bout, marks[k][n]), default=None)
-        right.append(best is not None and iou(bout, marks[k][best]) >= overlap)
-        if right[-1]:
+        is_right = best is not None and iou(bout, marks[k][best]) >= overlap
+        if best is not None and is_right:
             taken.add((k, best))
+        right.append(is_right)
     found = np.cumsum(right)
     precision = found / np.arange(1, len(found) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,6 @@ def synthesize_nucla(
         raise ConfigError(f"--subjects {subjects} must be at least 2 and --episodes {episodes} at least 1")
     if bias is not None and not 0 <= bias <= 1:
         raise ConfigError(f"--bias {bias} must be from 0 to 1")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} exists and is not empty: remove it or choose another --out")
     started = time.monotonic()
     clips = _plan_clips(subjects, episodes, bias, occlude, seed)
     manifest = []
@@ -67,18 +66,28 @@ def synthesize_nucla(
         group = f"a{clip['action']:02d}_s{clip['subject']:02d}_e{clip['episode']:02d}{collection}"
         row = {"path": clip["path"], "label": clip["action_name"], "group": group, "view": f"cam{clip['view']}"}
         manifest.append(row | {"subject": clip["subject"], "split": clip["split"]})
-    temporary = out.absolute().with_name(f".{out.name}.tmp-{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
+    with new_folder(out) as folder:
         for done, clip in enumerate(clips, 1):
-            _write_avi(temporary / clip["path"], draw_clip(clip, seed))
+            _write_avi(folder / clip["path"], draw_clip(clip, seed))
             if on_progress is not None:
                 on_progress(done, len(clips))
         for name, rows in (("labels.csv", clips), ("videos.csv", manifest)):
-            with (temporary / name).open("w", encoding="utf-8", newline="") as stream:
-                writer = csv.DictWriter(stream, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
+            write_rows(folder / name, rows)
+    n_views, seconds = len(CAMERA_DEGREES), time.monotonic() - started
+    counts = {"actions": len(ACTIONS), "views": n_views, "clips": len(clips), "groups": len(clips) // n_views}
+    collections = {name: str(out / name) for name in sorted({clip["path"].split("/")[0] for clip in clips})}
+    return SynthSummary(out=str(out), subjects=subjects, collections=collections, seconds=seconds, **counts)
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder that becomes ``out`` at the end. Raises DataError: ``out`` is not empty, or cannot be written."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out} exists and is not empty: remove it or choose another --out")
+    temporary = out.absolute().with_name(f".{out.name}.tmp-{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
         if out.exists():
             out.rmdir()
         temporary.rename(out)
@@ -86,10 +95,15 @@ def synthesize_nucla(
         raise DataError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    n_views, seconds = len(CAMERA_DEGREES), time.monotonic() - started
-    counts = {"actions": len(ACTIONS), "views": n_views, "clips": len(clips), "groups": len(clips) // n_views}
-    collections = {name: str(out / name) for name in sorted({clip["path"].split("/")[0] for clip in clips})}
-    return SynthSummary(out=str(out), subjects=subjects, collections=collections, seconds=seconds, **counts)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a table with the columns of its first row. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _plan_clips(subjects: int, episodes: int, bias: float | None, occlude: bool, seed: int) -> list[dict[str, Any]]:

@@ -63,11 +63,11 @@ def trajectory(action: int, style: Style, n_frames: int) -> np.ndarray:
     _, motion, backwards = ACTIONS[action]
     time = np.linspace(0.0, 1.0, n_frames)
     phase = np.clip((time - style.hold_begin) / (1 - style.hold_begin - style.hold_end), 0.0, 1.0) ** style.tempo
-    poses = np.stack([_pose(motion, float(u), float(t), style) for u, t in zip(phase, time, strict=True)])
+    poses = np.stack([pose(motion, float(u), float(t), style) for u, t in zip(phase, time, strict=True)])
     return poses[::-1].copy() if backwards else poses
 
 
-def _pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
+def pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
     """Return one pose, (15, 3) metres. Positions of hands and feet determine elbows and knees."""
     smooth = u * u * (3 - 2 * u)
     amplitude, sides = style.amplitude, (("r", 1), ("l", -1))
@@ -112,10 +112,10 @@ def _pose(motion: str, u: float, t: float, style: Style) -> np.ndarray:
         hip = pelvis + np.array([sign * 0.1, 0.0, -0.02])
         arms += _bend(shoulder, hands[side], 0.29 * style.arm, np.array([sign * 0.4, -1.0, -0.3]))
         legs += _bend(hip, feet[side], 0.44, np.array([0.0, 1.0, 0.2]))
-    pose = np.stack([pelvis, neck, neck + 0.2 * up, *arms, *legs]) * style.height
+    joints = np.stack([pelvis, neck, neck + 0.2 * up, *arms, *legs]) * style.height
     turn = math.radians(style.turn)
     rotation = np.array([[math.cos(turn), -math.sin(turn), 0], [math.sin(turn), math.cos(turn), 0], [0, 0, 1]])
-    return np.asarray(pose @ rotation.T)
+    return np.asarray(joints @ rotation.T)
 
 
 def _bend(root: np.ndarray, end: np.ndarray, length: float, pole: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -150,14 +150,14 @@ def draw_clip(clip: dict[str, Any], seed: int) -> np.ndarray:
     style = Style(np.random.default_rng((seed, 2, subject)), performance)
     joints = trajectory(action, style, int(performance.integers(44, 61)))
     degrees = CAMERA_DEGREES[view - 1]
-    room = _draw_room(clip["background"], degrees)
+    room = draw_room(clip["background"], degrees)
     rng = np.random.default_rng((seed, 4, action, subject, view))
     # Four noise images, shifted at random, instead of a new one for each frame: ten times as fast.
     noise = rng.normal(0, 3, (4, SIZE[1], SIZE[0], 1)).astype(np.int16)
     frames = np.empty((len(joints), SIZE[1], SIZE[0], 3), np.uint8)
-    for t, pose in enumerate(joints):
+    for t, body in enumerate(joints):
         picture = room.copy()
-        _draw_body(picture, pose, style, degrees)
+        draw_body(picture, body, style, degrees)
         if clip["occluded"]:
             middle = SIZE[0] // 2
             ImageDraw.Draw(picture).rectangle((middle - 75, 0, middle + 75, SIZE[1]), fill=(88, 84, 80))
@@ -166,7 +166,7 @@ def draw_clip(clip: dict[str, Any], seed: int) -> np.ndarray:
     return frames
 
 
-def _draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: float) -> None:
+def draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: float) -> None:
     """Draw the figure into a picture: first the shadow, then far limbs, then near limbs."""
     draw = ImageDraw.Draw(picture)
     at = _project(joints, degrees, picture.size)
@@ -190,7 +190,7 @@ def _draw_body(picture: Image.Image, joints: np.ndarray, style: Style, degrees: 
 
 
 @lru_cache(maxsize=3 * N_ROOMS)
-def _draw_room(room: int, degrees: float) -> Image.Image:
+def draw_room(room: int, degrees: float) -> Image.Image:
     """Draw a room as one camera sees it: floor, walls and furniture. The result is cached; copy it before drawing into it."""
     rng = np.random.default_rng((90_210, room))
     floor, tiles = _muted(rng.uniform(60, 200, 3)), int(rng.integers(4, 12))
