@@ -13,6 +13,7 @@ BLANKS = re.compile(r"[\s\u2800\u3164\uffa0]+")
 UNSEEN = re.compile(r"[\u034f\u115f\u1160\u17b4\u17b5\ufe00-\ufe0f]")
 # Cyrillic and Greek letters, and the Latin ones that look the same, in small letters.
 LOOK_ALIKE = str.maketrans("авекмнорстухіјѕԁԛԝαικνορτυχ’‘`", "abekmhopctyxijsdqwaikvoptux'''")
+MAX_DEPTH = 250  # folders of a path: the system allows 4,096 bytes
 DASHES = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
 NUMBER = re.compile(r"[+-]?(\d{1,15})([.,]\d{0,15})?")
 
@@ -45,7 +46,7 @@ def find_path(path: str, listings: dict[str, dict[str, str]] | None = None) -> s
     """
     listings = {} if listings is None else listings
     folder, name = os.path.split(path)
-    if not name or os.path.lexists(path):
+    if not name or path.count("/") > MAX_DEPTH or os.path.lexists(path):
         return path
     folder = find_path(folder, listings)
     if folder not in listings:

@@ -17,6 +17,7 @@ SCHEMA_VERSION = 2  # meaning of the values; part of the fingerprint
 LAYOUT = 5  # form of the stored documents; other layouts are refused
 MAX_INTEGER = 1 << 53  # every JSON reader keeps integers up to this exactly
 
+MAX_VIEWS = 4096
 ENDING = re.compile(r"\.[a-z0-9]{1,8}$")
 
 Count = Annotated[int, Field(ge=0)]
@@ -59,7 +60,7 @@ class Clip(FilePart):
     label: int = Field(ge=0, lt=1_000_000)  # index in the catalog's class_names
     raw_label: str  # class as the source writes it: 12 for N-UCLA's a12, wonder for CASIA, or the label in a manifest
     group: str  # performance: clips of it by different cameras have the same group
-    view: int = Field(ge=1, le=4096)  # camera: index in the catalog's view_names, from 1
+    view: int = Field(ge=1, le=MAX_VIEWS)  # camera: index in the catalog's view_names, from 1
     subject: str | None = None  # person, for example "5", or "1+2" for two persons
     setup: Integer | None = None  # NTU's setup number (camera height and distance)
     split: str | None = None  # split in the manifest: train, test or another word
@@ -180,7 +181,7 @@ class DatasetInfo(DatasetName):
     """Classes and views of a dataset. They may change with each ``preprocess``."""
 
     class_names: tuple[str, ...] = Field(max_length=100_000)
-    view_names: tuple[str, ...] = Field(max_length=4096)
+    view_names: tuple[str, ...] = Field(max_length=MAX_VIEWS)
     view_regions: tuple[ViewRegion | None, ...] = ()  # of each view; empty if no view has one
     view_offsets: tuple[float | None, ...] = ()  # of each view, None if its clips differ; empty if all are 0
 

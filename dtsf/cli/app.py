@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -97,6 +98,9 @@ def main() -> None:
             raise KeyboardInterrupt
     except ClosedPipeError:
         code = 0
+    except SystemExit as error:
+        # Rich, which prints --help, ends with 1 if nobody reads on.
+        code = 0 if isinstance(error.__context__, BrokenPipeError) else error.code
     except KeyboardInterrupt:
         _print_error("")
         _print_error("interrupted: finished work is safe; run the same command again to continue")
@@ -113,6 +117,10 @@ def main() -> None:
                 _print_error(f"  {line}")
         elif isinstance(error, typer.Abort):
             _print_error("aborted")
+        elif isinstance(error, OSError) and error.errno is not None:
+            _print_error(("error: ", "bold red"), _describe_refusal(error))
+        elif isinstance(error, MemoryError):
+            _print_error(("error: ", "bold red"), f"not enough memory: {error or 'use smaller settings'}")
         elif not hasattr(error, "format_message"):
             # A defect of dtsf: one line, and how to get the rest.
             _print_error(("internal error: ", "bold red"), f"{type(error).__name__}: {error}")
@@ -124,6 +132,14 @@ def main() -> None:
                 _print_error(f"try {context.command_path} --help")
             _print_error(("error: ", "bold red"), error.format_message())
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _describe_refusal(error: OSError) -> str:
+    """Describe an error of the system that no command expects, for example a limit of this machine."""
+    name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    hints = {errno.EMFILE: ": raise the limit with ulimit -n 1024", errno.ENOSPC: ": free disk space"}
+    hint = hints.get(error.errno or 0, "; run dtsf --debug ... for the place")
+    return f"{name}{error.strerror}{hint}"
 
 
 def _print_error(*parts: str | tuple[str, str]) -> None:

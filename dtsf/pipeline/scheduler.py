@@ -9,6 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver
@@ -57,7 +58,7 @@ def run_tasks(
 
     ``scheduler``: address of a running dask scheduler; shards go to its workers that offer a GPU, if there are any. ``on_clips``:
     called with the numbers of clips and of bad clips since the last call. ``gpus``: names of this machine's GPUs; each local
-    worker takes one. Raises ConfigError: no scheduler responds. DataError: the local workers do not start.
+    worker takes one. Raises ConfigError: no scheduler responds. DataError: the local workers do not start, or it was lost.
     """
     if not tasks:
         return
@@ -69,11 +70,19 @@ def run_tasks(
     run = _run_on_dask if scheduler else partial(_run_on_dask, gpus=gpus, workers=n_workers)
     with _connect(scheduler, n_workers) as client:
         client.subscribe_topic(TOPIC, lambda event: on_clips(*event[1]))
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        offered = any(worker["resources"].get(RESOURCE, 0) >= 1 for worker in workers)
-        futures = client.map(run, tasks, pure=False, retries=1, resources={RESOURCE: 1} if offered else None)
-        for future in futures:
-            future.result()
+        try:
+            workers = client.scheduler_info(n_workers=-1)["workers"].values()
+            offered = any(worker["resources"].get(RESOURCE, 0) >= 1 for worker in workers)
+            futures = client.map(run, tasks, pure=False, retries=1, resources={RESOURCE: 1} if offered else None)
+            for future in futures:
+                future.result()
+        except (CancelledError, OSError, TimeoutError) as error:
+            if client.status == "running":  # an error of a worker
+                raise
+            raise DataError(
+                f"the dask scheduler {scheduler or 'of this run'} was lost. Finished shards are safe: start it, and run the "
+                "same command again"
+            ) from error
 
 
 def _run_on_dask(task: ShardTask, gpus: tuple[str, ...] = (), workers: int = 1) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,9 @@ from pydantic import BeforeValidator, Field, field_validator
 from dtsf.cache.schema import Box
 from dtsf.names import tidy
 from dtsf.settings import Settings
+
+ADDRESS = re.compile(r"((tcp|tls|ucxx?|wss?)://)?([\w.-]+|\[[\w:.%]+\]):\d{1,5}/?")  # of a dask scheduler
+MAX_NAME = 200  # bytes of a dataset's name: file systems allow 255, and temporary names are longer
 
 MAX_PIXELS = 65536  # largest number of a box
 
@@ -128,10 +132,19 @@ class PreprocessSettings(Settings):
     dry_run: bool = False
     """Print what would be done without doing it."""
 
+    @field_validator("scheduler")
+    @classmethod
+    def _address(cls, scheduler: str | None) -> str | None:
+        if scheduler is not None and not ADDRESS.fullmatch(scheduler):
+            raise ValueError("must be tcp://HOST:PORT or tls://HOST:PORT, as dask scheduler prints it")
+        return scheduler
+
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str | None) -> str | None:
         name = name and tidy(name)
         if name is not None and (name.startswith(".") or "/" in name or "\\" in name or not name.strip()):
             raise ValueError("must be a plain folder name")
+        if name is not None and len(os.fsencode(name)) > MAX_NAME:
+            raise ValueError(f"must have at most {MAX_NAME} bytes")
         return name

@@ -8,13 +8,19 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dtsf.errors import ConfigError
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+# Variables that torchrun, Slurm and others set, and Fabric reads.
+RANKS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
 
 class World(NamedTuple):
@@ -45,11 +51,26 @@ class Step(NamedTuple):
 
 
 def current_world() -> World:
-    """Read the processes of this run from the environment of torchrun. Without torchrun there is one process."""
+    """Read the processes of this run from the environment of torchrun. Without torchrun there is one process. Raises ConfigError:
+    a variable that Fabric or torchrun reads is no number.
+    """
+    numbers: dict[str, int] = {}
+    for name in RANKS:
+        text = os.environ.get(name, "0" if name not in ("WORLD_SIZE", "LOCAL_WORLD_SIZE") else "1")
+        if not re.fullmatch(r"\d{1,6}", text):
+            raise ConfigError(
+                f"{name}={text!r} in the environment is not a number: unset {name}, or start with torchrun"
+            )
+        numbers[name] = int(text)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return World()
-    size = int(os.environ["WORLD_SIZE"])
-    return World(size, int(os.environ["RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+    size, rank = numbers["WORLD_SIZE"], numbers["RANK"]
+    world = World(size, rank, numbers["LOCAL_WORLD_SIZE"] if "LOCAL_WORLD_SIZE" in os.environ else size)
+    if not (world.rank < world.size and 0 < world.local_size <= world.size):
+        raise ConfigError(
+            f"the environment says process {rank} of {size}, {world.local_size} here: start with torchrun"
+        )
+    return world
 
 
 def launch(device: str, precision: str) -> Fabric:

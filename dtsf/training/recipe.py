@@ -23,6 +23,7 @@ from dtsf.training.debias import DebiasConfig
 from dtsf.training.losses import LossConfig
 
 LIMIT = 1 << 20  # maximum size of a TOML file in bytes
+MAX_EXTENDS = 32  # maximum length of a chain of recipes
 PACKAGES = {"recipe": "dtsf.training", "table": "dtsf.experiments"}  # with the built-in TOML files of each kind
 REFERENCE_CLIPS = 333
 """Number of training clips for which the recipes were tuned (100 groups of three views): width 96, one block, 120 epochs."""
@@ -140,6 +141,8 @@ def load_recipe(name_or_file: str = "default", overrides: Sequence[str] = ()) ->
         if base in chain:
             raise ConfigError(f"recipes extend each other in a circle: {' -> '.join((*chain, base))}")
         chain.append(base)
+        if len(chain) > MAX_EXTENDS:
+            raise ConfigError(f"recipe {name_or_file}: more than {MAX_EXTENDS} recipes extend each other")
         tables.append(read_toml("recipe", base))
         base = tables[-1].pop("extends", None)
     table: dict[str, Any] = {}
@@ -189,7 +192,7 @@ def _override(table: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r} is not of the form section.key=value, for example model.depth=4")
     try:
         parsed = tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         parsed = value.strip()
     target: Any = table
     for k, word in enumerate(path):

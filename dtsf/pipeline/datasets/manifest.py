@@ -11,12 +11,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dtsf.cache.schema import Clip
+from pydantic import ValidationError
+
+from dtsf.cache.schema import MAX_VIEWS, Clip
 from dtsf.errors import DataError
 from dtsf.names import find_path
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
 from dtsf.pipeline.datasets.tables import read_table
 from dtsf.pipeline.settings import read_boxes, read_region
+from dtsf.settings import explain
 
 REQUIRED = ("path", "label", "group", "view")
 OPTIONAL = ("subject", "split", "start", "end", "first", "last", "fps", "region", "ignore", "offset", "background")
@@ -26,6 +29,7 @@ SECONDS = (
     "seconds (a number of at least 0) or h:mm:ss.s",
 )
 FRAME = (r"(\d{1,9})(?:[.,]0*)?", "a frame number, from 0")
+MAX_NUMBER = 1e9  # seconds: thirty years
 NUMBER = (r"([+-]?(?:\d+(?:[.,]\d*)?|[.,]\d+))", "a number")
 
 
@@ -46,6 +50,10 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         # Some paths are absolute: use the common folder, so that no record leads out of the data root.
         base = os.path.commonpath([os.path.dirname(path) for path in paths])
     labels, views = (sorted({row[name] for _, row in rows}, key=natural_key) for name in ("label", "view"))
+    if len(views) > MAX_VIEWS:
+        raise DataError(
+            f"{file} has {len(views)} views, more than {MAX_VIEWS}: is {views[0]!r} in column view a camera?"
+        )
     label_of, view_of = ({name: k for k, name in enumerate(names)} for names in (labels, views))
     view_lines: dict[tuple[str, str], int] = {}
     group_labels: dict[str, tuple[int, str]] = {}
@@ -64,10 +72,14 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         relative = path[len(base.rstrip("/")) + 1 :]
         if not os.path.exists(path):
             missing.append(f"{relative} (line {line})")
-        facts = {name: row.get(name) or None for name in ("subject", "split", "background")}
+        facts: dict[str, Any] = {name: row.get(name) or None for name in ("subject", "split", "background")}
         facts |= {"path": relative, "group": group, "raw_label": label, "id": f"{group}_v{view:02d}"}
         offset = read_number(row, "offset", where) or 0.0
-        clips.append(Clip(label=label_of[label], view=view, offset=offset, line=line, **facts, **read_part(row, where)))
+        facts |= {"label": label_of[label], "view": view, "offset": offset, "line": line}
+        try:
+            clips.append(Clip(**facts, **read_part(row, where)))
+        except ValidationError as error:
+            raise DataError(f"{where}: {explain(error, most=3)}") from error
     if missing:
         notes.append(f"{len(missing)} files of {file.name} do not exist and are left out; the first is {missing[0]}")
     names = {"class_names": labels, "view_names": views}
@@ -83,6 +95,8 @@ def read_number(row: dict[str, str], name: str, where: str, kind: tuple[str, str
     total = 0.0
     for part in match.groups(default="0") if match else ():
         total = 60 * total + float(part.replace(",", "."))
+    if abs(total) > MAX_NUMBER or 0 < abs(total) < 1 / MAX_NUMBER:
+        raise DataError(f"{where}: {name} ({text[:20]}) is too {'large' if abs(total) > 1 else 'small'}")
     return total if match else None
 
 
