@@ -78,7 +78,7 @@ def test_find_copies__agrees_with_the_comparison_of_each_pair():
         picture = a.region is None or b.region is None or a.region == b.region
         return a.path == b.path and inside and picture and a.group != b.group
 
-    found, _ = find_copies(pieces.values(), pieces.values(), other_group=True)
+    found, _ = find_copies([*pieces.values()], pieces.values(), other_group=True)
     assert {one.id for one, _ in found} == {a.id for a in clips if any(alike(a, b) for b in clips)}
     assert all(alike(one, other) for one, other in found)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,15 +55,17 @@ def make_pieces(document: CatalogDocument | None, records: Mapping[str, tuple[in
 
 
 def find_copies(
-    pieces: Iterable[Piece], others: Iterable[Piece], *, other_group: bool = False
+    pieces: Sequence[Piece], others: Iterable[Piece], *, other_group: bool = False
 ) -> tuple[list[Pair], list[Pair]]:
     """Return the clips of ``pieces`` that show what a clip of ``others`` shows; and those from the same file, but other seconds or
     another part of the picture. Each with one such clip. ``other_group``: only with clips of another group.
     """
+    wanted = {name for piece in pieces for name, *_ in piece.spans()}
     spans: dict[str, dict[Box | None, list[tuple[float, float, Clip]]]] = defaultdict(lambda: defaultdict(list))
     for piece in others:
         for name, start, end, region in piece.spans():
-            spans[name][region].append((start, end, piece.clip))
+            if name in wanted:
+                spans[name][region].append((start, end, piece.clip))
     # For each clip in the order of the starts: of it and those before, the one that ends last, and that of another group.
     index: dict[str, list[tuple[Box | None, list[float], list[list[tuple[float, Clip]]]]]] = defaultdict(list)
     for name, by_region in spans.items():
@@ -149,7 +151,9 @@ def _about_groups(clips: Sequence[Clip], pieces: Mapping[str, Piece], views: Seq
 
 
 def _about_copies(pieces: Mapping[str, Piece]) -> Iterator[str]:
-    found, _ = find_copies(pieces.values(), pieces.values(), other_group=True)
+    counts = Counter(name for piece in pieces.values() for name, *_ in piece.spans())
+    several = [piece for piece in pieces.values() if any(counts[name] > 1 for name, *_ in piece.spans())]
+    found, _ = find_copies(several, several, other_group=True)
     # Of two copies, each is found with the other.
     pairs = {frozenset((a.id, b.id)): (a, b) if (a.line or 0, a.id) > (b.line or 0, b.id) else (b, a) for a, b in found}
     with_other = {
