@@ -112,7 +112,7 @@ def remarks(document: CatalogDocument | None, records: Mapping[str, tuple[int, C
         *_about_classes(clips, document.info.class_names),
         *_about_groups(clips, pieces, document.info.view_names),
         *_about_copies(pieces),
-        *_about_ends(clips, records),
+        *about_ends([*_late_ends(clips, records)]),
         *_about_names(document, clips),
     )
 
@@ -169,25 +169,31 @@ def _about_copies(pieces: Mapping[str, Piece]) -> Iterator[str]:
         yield f"{len(found)} clips show a recording that is also in another group: {listed}{more}"
 
 
-def _about_ends(clips: Sequence[Clip], records: Mapping[str, tuple[int, ClipRecord]]) -> Iterator[str]:
-    found = []
+def late_end(clip: Clip, stop: float) -> str:
+    """Return a text about a clip that ends far behind its file, or an empty one. ``stop``: end of the file in seconds."""
+    if clip.end is None or clip.end - stop <= max(BEYOND, (clip.end - (clip.start or 0.0)) * SHARE):
+        return ""
+    return f"{clip.place} ends at {clip.end:g} s, its file at {stop:.1f} s"
+
+
+def about_ends(found: Sequence[str]) -> list[str]:
+    """Return one sentence about all texts of :func:`late_end`, none for none."""
+    return (
+        [f"{len(found)} clips end far behind their file, of which the rest is used: {examples(found)}"] if found else []
+    )
+
+
+def _late_ends(clips: Sequence[Clip], records: Mapping[str, tuple[int, ClipRecord]]) -> Iterator[str]:
     for clip in clips:
         record = records[clip.id][1] if clip.id in records else None
         if record is None or record.row is None:
             continue
-        if clip.end and record.duration:
-            stop = record.begin + record.duration
-            over, length = clip.end - stop, clip.end - (clip.start or 0.0)
-            if over > max(BEYOND, length * SHARE):
-                found.append(f"{clip.place} ends at {clip.end:g} s, its file at {stop:.1f} s")
-        elif clip.last and record.decoded_frames:
+        if record.duration and (text := late_end(clip, record.begin + record.duration)):
+            yield text
+        if clip.last and record.decoded_frames:
             over, length = clip.last + 1 - record.decoded_frames, clip.last + 1 - (clip.first or 0)
             if over > max(2, length * SHARE):
-                found.append(
-                    f"{clip.place} ends with frame {clip.last}, its file with frame {record.decoded_frames - 1}"
-                )
-    if found:
-        yield f"{len(found)} clips end far behind their file, of which the rest is used: {examples(found)}"
+                yield f"{clip.place} ends with frame {clip.last}, its file with frame {record.decoded_frames - 1}"
 
 
 def _about_names(document: CatalogDocument, clips: Sequence[Clip]) -> Iterator[str]:
