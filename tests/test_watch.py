@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from dtsf import api
 from dtsf.cli.app import app
+from dtsf.errors import DataError
 from dtsf.pipeline.watch import PREDICTION, Watch, predicted_videos
 
 DTSF = Path(sys.executable).with_name("dtsf")
@@ -280,3 +281,37 @@ def test_predict_watch__a_thousand_performances_with_fifty_hostile_ones(small_ru
     print(f"memory from {min(sizes) >> 20} to {max(sizes) >> 20} MB")
     assert max(sizes) - min(sizes) < 40_000 << 10
     assert listing(tmp_path / "in").keys() >= {str(folder / "cam1.mp4") for folder in healthy}
+
+
+def seen_performance(folder):
+    """Return a performance that the watcher has seen."""
+    performance(folder, "cam1.mp4", "cam 2.mp4")
+    return next(one for one, _ in predicting(folder.parent, print, once=True))
+
+
+def test_performance_opened__reads_the_files_that_were_seen(tmp_path):
+    one = seen_performance(tmp_path / "w/p1")
+    (tmp_path / "secret.mp4").write_bytes(b"other")
+    with one.opened() as folder:
+        put_in_place(one.folder / "cam1.mp4", "link", tmp_path / "secret.mp4")
+        shutil.move(one.folder, tmp_path / "gone")
+        (tmp_path / "w/p1").symlink_to(tmp_path)
+        assert folder.name == "p1"
+        assert {file.name: file.read_bytes() for file in folder.iterdir()} == dict.fromkeys(("cam1.mp4", "cam 2.mp4"), b"video")
+    assert not folder.parent.exists()
+
+
+@pytest.mark.parametrize("change", ["link", "folder", "pipe", "content", "nothing"])
+def test_performance_opened__refuses_what_was_put_in_place_before(tmp_path, change):
+    one = seen_performance(tmp_path / "w/p1")
+    file = one.folder / "cam1.mp4"
+    if change == "folder":
+        shutil.move(one.folder, tmp_path / "gone")
+        one.folder.symlink_to(tmp_path / "gone")
+    elif change == "content":
+        file.write_bytes(b"longer video")
+    else:
+        shutil.copy2(file, tmp_path / "same.mp4")
+        put_in_place(file, change, tmp_path / "same.mp4")
+    with pytest.raises(DataError, match=r"^cam1.mp4 c|^the folder cannot be opened"), one.opened():
+        pass

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 from typer import Argument, Option
 
 from dtsf.cli.screen import console, emit, progress, results, styled, table
-from dtsf.errors import ConfigError, DtsfError, FilmError
+from dtsf.errors import ConfigError, DataError, DtsfError, FilmError
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from dtsf.api import Prediction, Run
+    from dtsf.pipeline.watch import Performance
 
 VIEWS_HELP = (
     "View of each video, for example 2,3 or left,right. Default: the camera whose name is in the name of the file or of its "
@@ -124,6 +125,22 @@ def _warn(text: str) -> None:
     results().print(text, style="yellow", soft_wrap=True)
 
 
+def _predict_opened(run: Run, performance: Performance, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the prediction of a performance. Its messages name the videos, not the links through which they are read."""
+    with performance.opened() as folder:
+
+        def named(text: str) -> str:
+            return text.replace(str(folder), str(performance.folder))
+
+        try:
+            result = run.predict([folder / video.name for video in performance.videos], **options)
+        except ConfigError:
+            raise
+        except DtsfError as error:
+            raise DataError(named(str(error))) from error
+    return result.model_dump(mode="json") | {"notes": [named(note) for note in result.notes]}
+
+
 def _watch(run: Run, folder: Path, settle: float, options: dict[str, Any], *, once: bool) -> None:
     """Predict the performances that arrive in a folder. Ctrl-C or SIGTERM ends it normally. Raises ConfigError at the
     first performance if this machine cannot use the run.
@@ -142,7 +159,7 @@ def _watch(run: Run, folder: Path, settle: float, options: dict[str, Any], *, on
             if not performance.problem:
                 # One performance must not stop the watcher, nor a defect of dtsf.
                 try:
-                    document = run.predict(performance.videos, **options).model_dump(mode="json")
+                    document = _predict_opened(run, performance, options)
                 except DtsfError as error:
                     if not predicted and isinstance(error, ConfigError):
                         raise

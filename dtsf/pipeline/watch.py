@@ -9,11 +9,14 @@ prediction is read with bounds, and an error in one performance does not affect 
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dtsf.errors import DataError, DtsfError
@@ -51,6 +54,35 @@ class Performance:
     def videos(self) -> tuple[Path, ...]:
         """Paths of the videos, one for each view."""
         return tuple(self.folder / name for name in sorted(self.seen, key=natural_key))
+
+    @contextmanager
+    def opened(self) -> Iterator[Path]:
+        """Yield a folder of links to the videos, which are opened here, once. So nobody can put another file in the place of one
+        that was seen. The folder has the name of the performance. Raises DataError: a file is not the one that was seen.
+        """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="dtsf-watch-"))) / self.folder.name
+            folder.mkdir()
+            name = ""
+            try:
+                below = os.open(self.folder, flags | os.O_DIRECTORY)
+                stack.callback(os.close, below)
+                for name, seen in self.seen.items():
+                    file = stack.enter_context(os.fdopen(os.open(name, flags, dir_fd=below), "rb"))
+                    status = os.fstat(file.fileno())
+                    if not stat.S_ISREG(status.st_mode) or (status.st_size, status.st_mtime_ns) != seen:
+                        raise DataError(f"{name} changed while it was opened: it is read again when it is complete")
+                    handle = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+                    if handle.exists():
+                        (folder / name).symlink_to(handle)
+                    else:  # a system without /proc
+                        with (folder / name).open("wb") as copy:
+                            shutil.copyfileobj(file, copy)
+            except OSError as error:
+                what = name or "the folder"
+                raise DataError(f"{what} cannot be opened, or is a link by now: {error.strerror}") from error
+            yield folder
 
 
 @dataclass
