@@ -130,9 +130,21 @@ def load(run: str | Path) -> Run:
     return Run(run, checkpoint.state, load_network(checkpoint))
 
 
-def export(run: Path, file: Path, *, views: int | None = None) -> OnnxMetadata:
-    """Write the network of a run as an ONNX file; see :func:`dtsf.predict.onnx.export_onnx`."""
-    from dtsf.predict.onnx import export_onnx
+def export(
+    run: Path,
+    file: Path,
+    *,
+    views: int | None = None,
+    encoder: Path | None = None,
+    encoder_weights: Path | None = None,
+) -> OnnxMetadata:
+    """Write the network of a run as an ONNX file; see :func:`dtsf.predict.onnx.export_onnx`.
+
+    ``encoder``: also write the frame encoder of the run; see :func:`dtsf.predict.onnx.export_encoder`.
+    """
+    from dtsf.predict.onnx import export_encoder, export_onnx
 
     loaded = load(run)
+    if encoder is not None:
+        export_encoder(loaded.state, encoder, encoder_weights)
     return export_onnx(loaded.net, loaded.state, file, views=views)

@@ -9,6 +9,7 @@ from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.predict.onnx import OUTPUTS, read_onnx
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import Groups
+from dtsf.training.frame_sampling import read_frames, uniform_times
 from dtsf.training.loop import fit
 from dtsf.training.recipe import Recipe, load_recipe
 
@@ -38,18 +39,21 @@ def train(run, groups, *overrides, **options):
     return fitted, [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def run_state(net):
-    """Return the state of a run with this network."""
-    spec = EXPORT_SPEC.model_copy(update={"frames": net.config.frames})
+def run_state(net, frames=None):
+    """Return the state of a run with this network, of a cache with more frames than the network reads."""
+    spec = EXPORT_SPEC.model_copy(update={"frames": frames or net.config.frames + 2})
     recipe = Recipe(model=net.config)
     known = {"epoch": 1, "step": 1, "seed": 0, "protocol": "all", "fingerprint": "f", "versions": {}}
     return RunState(spec=spec, info=EXPORT_INFO, recipe=recipe, **known)
 
 
 def assert_same_outputs(file, net, x, **tolerance):
-    """Compare ONNX Runtime with PyTorch, and return PyTorch's output."""
+    """Compare ONNX Runtime with PyTorch on all cached frames, and return PyTorch's output."""
+    n_clips, n_frames = x.shape[0] * x.shape[1], net.config.frames
     with torch.inference_mode():
-        output = net(x)
+        times = uniform_times(n_frames).expand(n_clips, -1)
+        frames = read_frames(x.flatten(0, 1), torch.arange(n_clips), times, net.config.motion_sampling)
+        output = net(frames.unflatten(0, x.shape[:2]))
     wanted = (output.probabilities_BK, output.uncertainty_B, output.view_weights_BV)
     for name, found, right in zip(OUTPUTS, read_onnx(file)(x), wanted, strict=True):
         torch.testing.assert_close(found, right, **{"rtol": 1e-4, "atol": 1e-5} | tolerance, msg=name)

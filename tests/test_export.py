@@ -1,14 +1,30 @@
 """Exported networks: ONNX Runtime returns the outputs of PyTorch."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import onnx
 import pytest
 import torch
-from make_groups import EXPORT_SPEC, assert_same_outputs, run_state
+from make_groups import assert_same_outputs, run_state
 
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
-from dtsf.predict.onnx import export_onnx, read_onnx
+from dtsf.pipeline.preprocess import make_spec
+from dtsf.pipeline.settings import PreprocessSettings
+from dtsf.predict.onnx import export_encoder, export_onnx, read_onnx
+from dtsf.predict.run import predict_onnx
 
+ROOT = Path(__file__).resolve().parents[1]
 PASTED = BranchConfig(paste="thumbnails")
 MOTION, MOTION_ALL = BranchConfig(input="motion"), BranchConfig(input="motion", views="all")
 DYNAMIC = BranchConfig(input="dynamic", channels=2)
@@ -37,19 +53,17 @@ def network(*branch, **keys):
 def test_export_onnx__gives_the_outputs_of_pytorch_for_any_batch(tmp_path, capfd, branch, keys, views):
     net, state = network(*branch, **keys)
     made = export_onnx(net, state, tmp_path / "net.onnx", views=views)
-    assert (made.views, made.frames, made.spec) == (views, 3, EXPORT_SPEC)
+    assert (made.views, made.spec) == (views, state.spec)
     assert read_onnx(tmp_path / "net.onnx").metadata == made
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert capfd.readouterr() == ("", "")
     for n_groups in (1, 2, 7):
         torch.manual_seed(n_groups)
-        output = assert_same_outputs(tmp_path / "net.onnx", net, torch.randn(n_groups, views, 3, 6, 6, 5))
+        output = assert_same_outputs(tmp_path / "net.onnx", net, torch.randn(n_groups, views, 5, 6, 6, 5))
     assert output.probabilities_BK.std(0).max() > 1e-3  # the output depends on the input
 
 
 def test_onnx__names_the_wrong_value_or_file(tmp_path):
-    import onnx
-
     net, state = network()
     with pytest.raises(ConfigError, match="toy has 1 to 3 views"):
         export_onnx(net, state, tmp_path / "net.onnx", views=4)
@@ -87,3 +101,75 @@ def test_export_command__writes_a_file_for_predict(world, dtsf, performance, tmp
     assert "exported for 3 views, 2 videos given" in two
     assert "--run RUN or --onnx FILE" in dtsf.refusal("predict", *performance, cwd=tmp_path)
     dtsf.refusal("predict", *performance, "--run", world / "run", "--onnx", "net.onnx", cwd=tmp_path)
+
+
+BLOCKED = "import sys\nfor name in ('PIL', 'torch', 'dtsf', 'onnx'): sys.modules[name] = None\n"
+
+
+def film(path, width, height, times, codec="libx264"):
+    """Write a person-sized block that moves and changes in front of a still texture. ``times``: milliseconds."""
+    still = np.random.default_rng(0).integers(60, 120, (height // 8, width // 8, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for k, time in enumerate(times):
+            picture = still.copy()
+            left = width // 3 + 3 * (k % 9)
+            picture[height // 3 : height // 3 + 60, left : left + 24] = (200, 9 * k % 250, 40)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = int(time), stream.codec_context.time_base
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.slow
+def test_page_about_export__its_program_answers_as_predict(tmp_path):
+    spec = make_spec(PreprocessSettings(size=96, grid=3, frames=6, crop="motion"))
+    torch.manual_seed(0)
+    config = ModelConfig(branch=(PASTED,), width=8, depth=1, frames=3, state=2, patch=3, motion_sampling=1.0)
+    net = DTSFNet(config, channels=spec.channels, side=3, n_classes=4, n_views=3).eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    state = run_state(net).model_copy(update={"spec": spec})
+    export_onnx(net, state, tmp_path / "net.onnx")
+    export_encoder(state, tmp_path / "encoder.onnx")
+    # Landscape, portrait, and a variable frame rate: two seconds at 25 frames a second, then three at 5.
+    videos = [film(tmp_path / "a.mp4", 320, 240, np.arange(40) * 40), film(tmp_path / "b.mp4", 144, 192, np.arange(33) * 40)]
+    videos.append(film(tmp_path / "c.mkv", 256, 192, [*range(0, 2000, 40), *range(2000, 5000, 200)]))
+    [program] = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/export.md").read_text(), re.MULTILINE | re.DOTALL)
+    # Its imports are the three packages that the page names, and a copy of one file.
+    (tmp_path / "classify.py").write_text(BLOCKED + program)
+    shutil.copy(ROOT / "dtsf/pipeline/video/motion.py", tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    answers = []
+    for crop in ("motion", "centre"):
+        model = onnx.load(tmp_path / "net.onnx")
+        metadata = json.loads(model.metadata_props[0].value)
+        model.metadata_props[0].value = json.dumps(metadata | {"spec": metadata["spec"] | {"crop": crop}})
+        onnx.save(model, tmp_path / f"{crop}.onnx")
+        wanted = predict_onnx(tmp_path / f"{crop}.onnx", videos)
+        command = [sys.executable, "classify.py", "encoder.onnx", f"{crop}.onnx", *map(str, videos)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        assert found["label"] == wanted.label
+        assert found["uncertainty"] == pytest.approx(wanted.uncertainty, abs=3e-4)
+        assert found["view_weights"] == pytest.approx(list(wanted.view_weights), abs=3e-4)
+        assert found["probabilities"] == pytest.approx(wanted.probabilities, abs=3e-4)
+        answers.append(found["probabilities"])
+    assert answers[0] != pytest.approx(answers[1], abs=1e-3)  # the answer hangs on the crop
+
+
+def test_export_encoder__names_the_wrong_value(tmp_path):
+    net, state = network()
+    pixels = state.model_copy(update={"spec": make_spec(PreprocessSettings(encoder="pixels", size=96))})
+    with pytest.raises(ConfigError, match="pixels has no network"):
+        export_encoder(pixels, tmp_path / "e.onnx")
+    with pytest.raises(ConfigError, match="the folder .* does not exist"):
+        export_encoder(state, tmp_path / "absent" / "e.onnx")
+    lite = make_spec(PreprocessSettings(size=96, grid=3)).model_copy(update={"weights_hash": "0"})
+    with pytest.raises(ConfigError, match="its weights have the hash"):
+        export_encoder(state.model_copy(update={"spec": lite}), tmp_path / "e.onnx")
+    assert list(tmp_path.iterdir()) == []

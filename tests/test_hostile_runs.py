@@ -208,19 +208,19 @@ def test_onnx__survives_hostile_files(made, tmp_path_factory, n):
         with no_hang(), nothing_outside(), contextlib.suppress(DtsfError):
             network = read_onnx(path)
             known = network.metadata
-            x = torch.zeros(1, known.views, known.frames, known.spec.grid, known.spec.grid, known.spec.channels)
+            x = torch.zeros(1, known.views, known.spec.frames, known.spec.grid, known.spec.grid, known.spec.channels)
             network(x)
         assert listing(path.parent) == before
 
 
 def test_onnx__refuses_metadata_that_do_not_match_the_graph(made, tmp_path):
     held = json.loads(_metadata(made / "net.onnx"))
-    for change in ({"frames": 4096}, {"views": 2}, {"info": held["info"] | {"class_names": ["a"]}}):
+    for change in ({"spec": held["spec"] | {"frames": 4096}}, {"views": 2}, {"info": held["info"] | {"class_names": ["a"]}}):
         (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | change)))
         with pytest.raises(CheckpointError, match="metadata and graph of .* differ"):
             read_onnx(tmp_path / "n.onnx")
-    (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | {"frames": 10**6})))
-    with pytest.raises(CheckpointError, match="frames 1000000"):
+    (tmp_path / "n.onnx").write_bytes(_with_metadata(made / "net.onnx", json.dumps(held | {"views": 10**6})))
+    with pytest.raises(CheckpointError, match="views 1000000"):
         read_onnx(tmp_path / "n.onnx")
 
 

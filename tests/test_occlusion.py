@@ -155,10 +155,10 @@ def test_checkpoint__stores_the_smallest_shares_and_is_refused_without_them(tmp_
 def test_export_onnx__excludes_an_occluded_view_as_pytorch(tmp_path, together):
     net = network(together=together)
     net.min_motion_share_V.copy_(torch.tensor([0.9, 0.8, 0.3]))
-    export_onnx(net, run_state(net), tmp_path / "net.onnx")
     # No view is occluded in the first group, another one in each of the next three; nothing moves in the last.
     x_BVTHWC = swinging([[1.0, 0.9, 0.8], [0.1, 1.0, 0.9], [1.0, 0.1, 0.9], [0.9, 1.0, 0.1], [0.0, 0.0, 0.0]])
     x_BVTHWC += 0.01 * torch.randn(x_BVTHWC.shape, generator=torch.Generator().manual_seed(3))
     x_BVTHWC[4] = 0.0
+    export_onnx(net, run_state(net, x_BVTHWC.shape[2]), tmp_path / "net.onnx")
     said = assert_same_outputs(tmp_path / "net.onnx", net, x_BVTHWC)
     assert (said.view_weights_BV == 0).int().tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]]

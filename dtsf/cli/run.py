@@ -169,18 +169,29 @@ def export_command(
     run: Annotated[Path, Argument(help="Run folder.")],
     onnx: Annotated[Path, Option(help="File to write.")],
     views: Annotated[int | None, Option(min=1, help="Videos per performance. Default: all views.")] = None,
+    encoder: Annotated[Path | None, Option(help="Also write the frame encoder to this file.")] = None,
+    encoder_weights: Annotated[
+        Path | None, Option(help="With --encoder: file of custom encoder weights.", metavar="FILE")
+    ] = None,
 ) -> None:
     """Write the network of a run as ONNX, for ONNX Runtime or dtsf predict --onnx. Only the batch size is free."""
     from dtsf import api
 
+    if encoder is None and encoder_weights is not None:
+        raise ConfigError(f"--encoder-weights {encoder_weights} needs --encoder FILE")
+    if encoder is not None and encoder.absolute() == onnx.absolute():
+        raise ConfigError(f"--encoder and --onnx name the same file, {onnx}: give two files")
     console().print(f"exporting {run} to ONNX; unrolling the scan can take a minute")
-    made = api.export(run, onnx, views=views)
-    size, videos = onnx.stat().st_size, " ".join(f"CAM{v + 1}" for v in range(made.views))
+    made = api.export(run, onnx, views=views, encoder=encoder, encoder_weights=encoder_weights)
+    spec, videos = made.spec, " ".join(f"CAM{v + 1}" for v in range(made.views))
     hints = [
-        f"{onnx}: {size / 1e6:.1f} MB, any number of groups, {made.views} views x {made.frames} frames",
-        f"next: dtsf predict {videos} --onnx {onnx}",
+        f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, {made.views} views x {spec.frames} frames, any number of groups"
     ]
-    emit({"onnx": str(onnx), "views": made.views, "frames": made.frames, "bytes": size}, (), hints)
+    if encoder is not None:
+        hints.append(f"{encoder}: {encoder.stat().st_size / 1e6:.1f} MB, pictures of {spec.size} x {spec.size} pixels")
+    document = {"onnx": str(onnx), "views": made.views, "frames": spec.frames, "bytes": onnx.stat().st_size}
+    document |= {"encoder": str(encoder)} if encoder is not None else {}
+    emit(document, (), [*hints, f"next: dtsf predict {videos} --onnx {onnx}"])
 
 
 def report_command(

@@ -1,6 +1,8 @@
 """Export of a run to one ONNX file with metadata, and prediction with this file alone.
-The graph has the network in evaluation mode and the plain scan, for any number of groups and fixed views and frames.
-Letters: B groups, V views, T frames, H W grid, C channels, K classes.
+The graph reads the embeddings of all cached frames, samples the frames of the network as an evaluation does, and has the network in
+evaluation mode with the plain scan: for any number of groups, and fixed views. A second file has the frame encoder.
+Letters: B groups, V views, F cached frames, T frames of the network, H W grid, C channels, K classes,
+M B x V, X numbers of a frame.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import write_atomically
 from dtsf.pipeline.encoders.efficientnet_lite import quiet_export
 from dtsf.settings import Frozen
+from dtsf.training.frame_sampling import cumulative_motion, uniform_times
 
 if TYPE_CHECKING:
     import onnx
@@ -36,26 +39,43 @@ class OnnxMetadata(Frozen):
     spec: CacheSpec
     info: DatasetInfo
     views: int = Field(ge=1, le=1024)
-    frames: int = Field(ge=1, le=4096)
-    motion_sampling: float = Field(ge=0, le=1)
     protocol: str
     fingerprint: str
 
 
 class _Graph(nn.Module):
-    """Network with the three outputs of :data:`OUTPUTS`."""
+    """Sampling of frames and network, with the three outputs of :data:`OUTPUTS`."""
 
     def __init__(self, net: DTSFNet) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = self.net(embeddings)
+        x_MFHWC, config = embeddings.flatten(0, 1), self.net.config
+        x_MTHWC = _sample_frames(x_MFHWC, config.frames, config.motion_sampling)
+        output = self.net(x_MTHWC.unflatten(0, embeddings.shape[:2]))
         return output.probabilities_BK, output.uncertainty_B, output.view_weights_BV
 
 
+def _sample_frames(x_MFHWC: Tensor, n_frames: int, motion_sampling: float) -> Tensor:
+    """Return the frames of :func:`dtsf.training.frame_sampling.read_frames` for an evaluation, by operations that ONNX has."""
+    F, time_T = x_MFHWC.shape[1], uniform_times(n_frames)
+    if motion_sampling == 0 or F == 1:
+        return x_MFHWC[:, (time_T * F).long().clamp(0, F - 1)]
+    x_MFX = x_MFHWC.flatten(2)
+    step_MS = (x_MFX[:, 1:] - x_MFX[:, :-1]).square().sum(-1).sqrt()
+    clock_MF = cumulative_motion(step_MS, motion_sampling)
+    after_MT = (clock_MF.unsqueeze(1) < time_T.unsqueeze(1)).long().sum(-1).clamp(1, F - 1)
+    begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
+    share_MT1 = ((time_T - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1).unsqueeze(-1)
+    number_F = torch.arange(F)
+    before_MTF, after_MTF = ((number_F == k_MT.unsqueeze(-1)).float() for k_MT in (after_MT - 1, after_MT))
+    x_MTX: Tensor = (before_MTF * (1 - share_MT1) + after_MTF * share_MT1) @ x_MFX
+    return x_MTX.unflatten(2, x_MFHWC.shape[2:])
+
+
 def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None = None) -> OnnxMetadata:
-    """Write a network (evaluation mode, CPU) as ONNX: input ``embeddings`` (B, V, T, H, W, C) float32, outputs :data:`OUTPUTS`.
+    """Write a network (evaluation mode, CPU) as ONNX: input ``embeddings`` (B, V, F, H, W, C) float32, outputs :data:`OUTPUTS`.
     ``views``: V. Default: all views of the dataset. Raises ConfigError: V is out of range, or the file cannot be written.
     """
     n_views = len(state.info.view_names)
@@ -63,22 +83,15 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
         raise ConfigError(f"--views {views}: {state.info.name} has 1 to {n_views} views")
     if not file.parent.is_dir():
         raise ConfigError(f"--onnx {file}: the folder {file.parent} does not exist")
-    metadata = OnnxMetadata(
-        spec=state.spec,
-        info=state.info,
-        views=views or n_views,
-        frames=net.config.frames,
-        motion_sampling=net.config.motion_sampling,
-        protocol=state.protocol,
-        fingerprint=state.fingerprint,
-    )
-    grid = state.spec.grid
+    known = {name: getattr(state, name) for name in ("spec", "info", "protocol", "fingerprint")}
+    metadata = OnnxMetadata(views=views or n_views, **known)
+    spec = state.spec
     # Two groups: the exporter treats an axis of length one as a constant.
-    example_BVTHWC = torch.zeros(2, metadata.views, metadata.frames, grid, grid, state.spec.channels)
+    example_BVFHWC = torch.zeros(2, metadata.views, spec.frames, spec.grid, spec.grid, spec.channels)
     with quiet_export():
         program: Any = torch.onnx.export(
             _Graph(net).eval(),
-            (example_BVTHWC,),
+            (example_BVFHWC,),
             dynamo=True,
             input_names=["embeddings"],
             output_names=list(OUTPUTS),
@@ -91,6 +104,20 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
     return metadata
 
 
+def export_encoder(state: RunState, file: Path, weights: Path | None = None) -> None:
+    """Write the frame encoder of a run as ONNX: ``frames`` (N, size, size, 3) uint8 RGB -> ``cells`` (N, G * G, C) float16.
+
+    ``weights``: file of custom encoder weights. Raises ConfigError: another encoder than that of the run, one that cannot be
+    exported, or the file cannot be written.
+    """
+    from dtsf.pipeline.encoders.choose import encoder_onnx
+
+    if not file.parent.is_dir():
+        raise ConfigError(f"--encoder {file}: the folder {file.parent} does not exist")
+    data = encoder_onnx(state.spec, weights)
+    write_atomically(file, data, error=lambda why: ConfigError(f"--encoder {file} cannot be written: {why}"))
+
+
 class ExportedNetwork(NamedTuple):
     """An ONNX file, loaded into ONNX Runtime."""
 
@@ -98,10 +125,10 @@ class ExportedNetwork(NamedTuple):
     metadata: OnnxMetadata
     session: Any
 
-    def __call__(self, x_BVTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return probabilities (B, K), uncertainty (B,) and view weights (B, V)."""
+    def __call__(self, x_BVFHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return probabilities (B, K), uncertainty (B,) and view weights (B, V) for the embeddings of all cached frames."""
         try:
-            found = self.session.run(list(OUTPUTS), {"embeddings": x_BVTHWC.float().contiguous().numpy()})
+            found = self.session.run(list(OUTPUTS), {"embeddings": x_BVFHWC.float().contiguous().numpy()})
         except Exception as error:  # noqa: BLE001  ONNX Runtime's errors share only this base
             raise CheckpointError(f"ONNX Runtime cannot run {self.file}: {first_line(error)}") from error
         probabilities_BK, uncertainty_B, weights_BV = map(torch.from_numpy, found)
@@ -136,7 +163,7 @@ def read_onnx(file: Path) -> ExportedNetwork:
     metadata = parse_model(OnnxMetadata, text, f"metadata of {file}", error=damaged)
     spec, views = metadata.spec, metadata.views
     expected = {
-        "embeddings": [views, metadata.frames, spec.grid, spec.grid, spec.channels],
+        "embeddings": [views, spec.frames, spec.grid, spec.grid, spec.channels],
         "probabilities": [len(metadata.info.class_names)],
         "uncertainty": [],
         "view_weights": [views],
@@ -146,8 +173,6 @@ def read_onnx(file: Path) -> ExportedNetwork:
         if name not in shapes or shapes[name][1:] != shape:
             found = f"{name} is {shapes.get(name, 'missing')} in the graph, groups x {shape} in the metadata"
             raise damaged(f"metadata and graph of {file} differ: {found}")
-    if metadata.frames > spec.frames:
-        raise damaged(f"{file} takes {metadata.frames} frames, but its cache has {spec.frames}")
     return ExportedNetwork(file, metadata, session)
 
 

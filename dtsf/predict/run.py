@@ -234,6 +234,7 @@ def predict_onnx(
 ) -> Prediction:
     """Classify one performance; see :meth:`dtsf.api.Run.predict`. Raises DataError: the file is for another number of views."""
     import numpy as np
+    import torch
 
     from dtsf.predict.onnx import read_onnx
 
@@ -247,10 +248,8 @@ def predict_onnx(
     embedded = embed_videos(paths, chosen.numbers, metadata.info, metadata.spec, options)
     # The views of the file are in the order of the training.
     order = np.argsort(chosen.numbers)
-    x_VTHWC = _sample_frames(
-        embedded.embeddings_VFPC[order], metadata.spec.grid, metadata.frames, metadata.motion_sampling
-    )
-    probabilities_BK, uncertainty_B, weights_BV = network(x_VTHWC.unsqueeze(0))
+    x_VFPC, grid = torch.from_numpy(embedded.embeddings_VFPC[order]), metadata.spec.grid
+    probabilities_BK, uncertainty_B, weights_BV = network(x_VFPC.unflatten(2, (grid, grid)).unsqueeze(0))
     output = probabilities_BK[0], uncertainty_B[0], weights_BV[0, np.argsort(order)]
     notes = [*chosen.notes(metadata.info.view_names, paths), *embedded.notes]
     return _make_prediction(metadata.info, [output], chosen, notes)

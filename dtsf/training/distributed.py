@@ -103,11 +103,24 @@ def shutdown() -> None:
         torch.distributed.destroy_process_group()
 
 
-def epoch_plan(n_groups: int, batch_size: int, accumulate: int, world: World) -> list[Step]:
-    """Draw the order of an epoch from PyTorch's global generator. Return the steps of this process."""
+def epoch_plan(
+    n_groups: int, batch_size: int, accumulate: int, world: World, share_G: Tensor | None = None
+) -> list[Step]:
+    """Draw the groups of an epoch from PyTorch's global generator. Return the steps of this process.
+
+    ``share_G``: expected share of each group in the epoch; a group is drawn the whole number of times below or above it.
+    Default: each group once.
+    """
     together = batch_size * world.size
     plan = []
-    for step_X in torch.randperm(n_groups).split(together * accumulate):
+    order_G = torch.randperm(n_groups)
+    if share_G is not None:
+        # Systematic sampling: one random offset, then equal steps along the sum of the shares.
+        edge_G = share_G[order_G].double().cumsum(0)
+        step_G = (torch.arange(n_groups) + torch.rand(1, dtype=torch.float64)) * (edge_G[-1] / n_groups)
+        drawn_G = torch.searchsorted(edge_G, step_G, right=True).clamp(max=n_groups - 1)
+        order_G = order_G[drawn_G][torch.randperm(n_groups)]
+    for step_X in order_G.split(together * accumulate):
         shares = []
         for part_X in step_X.split(together):
             mine_B = part_X.tensor_split(world.size)[world.rank]

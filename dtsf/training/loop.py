@@ -184,7 +184,8 @@ def _steps(
     recipe, epoch, optimizer, world = state.recipe, state.epoch, training.optimizer, current_world()
     train, n_frames = recipe.train, recipe.model.frames
     torch.manual_seed(state.seed * 1_000_003 + epoch)
-    plan = epoch_plan(len(groups), train.batch_size, train.accumulate, world)
+    share_G = groups.label_G.bincount()[groups.label_G] ** -train.balance if train.balance else None
+    plan = epoch_plan(len(groups), train.batch_size, train.accumulate, world, share_G)
     n_steps = train.epochs * len(plan)
     if not world.first:
         # The order is the same in all processes; the augmentation of their groups is not.

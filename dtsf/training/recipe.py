@@ -48,6 +48,9 @@ class TrainConfig(Frozen):
     beta2: float = Field(default=0.98, gt=0, lt=1)  # of AdamW; 0.98 suits a few hundred steps better than 0.999
     clip_norm: float = Field(default=1.0, gt=0)  # maximum norm of the gradient; longer gradients are scaled down
     ema: float = Field(default=0.0, ge=0, lt=1)  # decay of the average weights to evaluate and save; 0: last weights
+    # How often rare classes train. 0: each group once an epoch; 1: each class equally often; between them, the count of a class
+    # to the power 1 - balance. An epoch keeps its length. For a long tail of classes (docs/recipes.md).
+    balance: float = Field(default=0.0, ge=0, le=1)
     # Share of the training groups of each class to evaluate after every epoch instead of training. Drawn by the seed.
     held_out: float = Field(default=0.0, ge=0, lt=1)
     # Training subjects to hold out instead of a share (3,4): the closest to a test on unseen people.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dtsf.cache.schema import CacheSpec
 from dtsf.errors import ConfigError
+from dtsf.files.read import first_line
 from dtsf.pipeline.encoders import efficientnet_lite as lite
 from dtsf.pipeline.encoders import timm_models
 
@@ -110,9 +111,15 @@ def load_encoder(name: str, size: int, grid: int, device: str = "auto", weights:
 
 
 def open_encoder(spec: CacheSpec, weights: str | Path | None = None, device: str = "auto") -> Encoder:
-    """Load the encoder that a run, a cache or an ONNX file names. ``weights``: file of the user. Raises ConfigError before the
-    weights are loaded: the name refers to a file, a folder or a hub, or the weights have another hash.
+    """Load the encoder that a run, a cache or an ONNX file names. ``weights``: file of the user. Raises as
+    :func:`check_encoder`.
     """
+    check_encoder(spec, weights)
+    return load_encoder(spec.encoder, spec.size, spec.grid, device, weights)
+
+
+def check_encoder(spec: CacheSpec, weights: str | Path | None = None) -> None:
+    """Raise ConfigError before weights are loaded: the name refers to a file, folder or hub, or the weights have another hash."""
     name = spec.encoder
     is_timm = name.startswith("timm:")
     if is_timm and KNOWN_BY_NAME.fullmatch(name) is None:
@@ -129,7 +136,22 @@ def open_encoder(spec: CacheSpec, weights: str | Path | None = None, device: str
         found, owner, hint = lite.file_hash(weights), f"--encoder-weights {weights}", "pass the file used for the cache"
     if found != spec.weights_hash:
         raise ConfigError(f"{owner}: its weights have the hash {found} instead of {spec.weights_hash}: {hint}")
-    return load_encoder(name, spec.size, spec.grid, device, weights)
+
+
+def encoder_onnx(spec: CacheSpec, weights: str | Path | None = None) -> bytes:
+    """Return the encoder of a run as ONNX; see :func:`.efficientnet_lite.onnx_bytes`. Raises as :func:`open_encoder`, and
+    ConfigError: ``pixels`` has no network.
+    """
+    if spec.encoder == "pixels":
+        raise ConfigError("the encoder pixels has no network: the frames themselves are the cells; leave out --encoder")
+    check_encoder(spec, weights)
+    if not spec.encoder.startswith("timm:"):
+        return lite.exported_file(*_lite(spec.encoder), spec.size, spec.grid).read_bytes()
+    network = timm_models.build_network(spec.encoder.removeprefix("timm:"), spec.size, spec.grid, weights)
+    try:
+        return lite.onnx_bytes(network, spec.size)
+    except Exception as error:  # noqa: BLE001  the exporter's errors share only this base
+        raise ConfigError(f"PyTorch cannot export the encoder {spec.encoder} to ONNX: {first_line(error)}") from error
 
 
 def prepare_encoder(name: str, size: int, grid: int, weights: str | Path | None = None) -> None:

@@ -101,25 +101,30 @@ def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
             )
     file = base / f"{net}-stride{stride}-{size}px-grid{grid}-{file_hash(weights_file(net))}.onnx"
     if not file.exists():
-        import torch
-
         # Several workers may do this at the same time. Each writes its own file, and the last rename wins.
         with tempfile.TemporaryDirectory(dir=base) as folder:
             new = Path(folder) / "net.onnx"
-            with quiet_export(), torch.inference_mode():
-                torch.onnx.export(
-                    build_network(net, stride, grid),
-                    (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
-                    str(new),
-                    input_names=["frames"],
-                    output_names=["cells"],
-                    dynamic_shapes=({0: torch.export.Dim("n_frames", min=1, max=4096)},),
-                    external_data=False,
-                    dynamo=True,
-                    verbose=False,
-                )
+            new.write_bytes(onnx_bytes(build_network(net, stride, grid), size))
             new.replace(file)
     return file
+
+
+def onnx_bytes(network: Any, size: int) -> bytes:
+    """Return an encoder as ONNX: ``frames`` (F, size, size, 3) uint8 RGB -> ``cells`` (F, grid * grid, channels) float16."""
+    import torch
+
+    with quiet_export(), torch.inference_mode():
+        program: Any = torch.onnx.export(
+            network,
+            (torch.zeros(2, size, size, 3, dtype=torch.uint8),),
+            input_names=["frames"],
+            output_names=["cells"],
+            dynamic_shapes=({0: torch.export.Dim("n_frames", min=1, max=4096)},),
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+        return bytes(program.model_proto.SerializeToString())
 
 
 @contextmanager

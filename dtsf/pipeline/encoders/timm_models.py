@@ -38,22 +38,42 @@ def embed_with_timm(
     """Return the encoder: (F, size, size, 3) uint8 -> (F, grid * grid, channels) float16. Raises ConfigError: a coarse map."""
     import torch
 
-    model = load_model(name, size, file).to(device)
+    network = build_network(name, size, grid, file).to(device)
     if device != "cpu":
-        model = model.to(memory_format=torch.channels_last)
-    settings = model.pretrained_cfg
-    mean_311, std_311 = (torch.tensor(settings[key], device=device).view(3, 1, 1) * 255.0 for key in ("mean", "std"))
+        network = network.to(memory_format=torch.channels_last)
     # bfloat16, because some transformers exceed the range of float16. Autocast keeps the norms in float32.
     autocast = torch.autocast(device, torch.bfloat16, enabled=device != "cpu")
 
     def embed(frames_FHWC: np.ndarray) -> np.ndarray:
         with torch.inference_mode(), autocast:
-            x_FCHW = torch.from_numpy(frames_FHWC).to(device).permute(0, 3, 1, 2).float()
-            map_FCHW = _as_map(name, model, model.forward_features((x_FCHW - mean_311) / std_311), grid)
-            cells_FCGG = torch.nn.functional.adaptive_avg_pool2d(map_FCHW.float(), grid)
-            return np.asarray(cells_FCGG.flatten(2).transpose(1, 2).half().cpu().numpy())
+            return np.asarray(network(torch.from_numpy(frames_FHWC).to(device)).cpu().numpy())
 
     return in_batches(embed, CPU_BATCH if device == "cpu" else GPU_BATCH)
+
+
+def build_network(name: str, size: int, grid: int, file: str | Path | None = None) -> Any:
+    """Return the encoder as a PyTorch module; input, output and errors as :func:`embed_with_timm`."""
+    import torch
+
+    class Cells(torch.nn.Module):
+        mean: torch.Tensor
+        std: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = load_model(name, size, file)
+            for key in ("mean", "std"):
+                values_3 = torch.tensor(self.model.pretrained_cfg[key])
+                self.register_buffer(key, values_3.view(3, 1, 1) * 255.0)
+
+        def forward(self, frames_FHWC: torch.Tensor) -> torch.Tensor:
+            x_FCHW = frames_FHWC.permute(0, 3, 1, 2).float()
+            features = self.model.forward_features((x_FCHW - self.mean) / self.std)
+            map_FCHW = _as_map(name, self.model, features, grid)
+            cells_FCGG = torch.nn.functional.adaptive_avg_pool2d(map_FCHW.float(), grid)
+            return cells_FCGG.flatten(2).transpose(1, 2).half()
+
+    return Cells().eval()
 
 
 def _as_map(name: str, model: Any, features: Any, grid: int) -> Any:

@@ -62,16 +62,11 @@ class _Part:
 
 def motion_square(frames_FHWC: np.ndarray, ignored_HW: np.ndarray | None = None) -> Found:
     """Return the square around most people-like movement of a clip. ``ignored_HW``: True where nothing is searched."""
-    from PIL import Image
-
     F, height, width, _ = frames_FHWC.shape
     short = min(height, width)
     factor = max(1, round(short / REDUCED_SIDE))
     h, w = height // factor, width // factor
-    whole = np.ascontiguousarray(frames_FHWC[:, : h * factor, : w * factor])
-    # All frames as one tall picture need two calls, instead of two for each frame.
-    tall = Image.fromarray(whole.reshape(F * h * factor, w * factor, 3)).convert("L").reduce(factor)
-    grey_Fhw = np.asarray(tall, np.float32).reshape(F, h, w)
+    grey_Fhw = _reduced_grey(np.ascontiguousarray(frames_FHWC[:, : h * factor, : w * factor]), factor)
     searched_hw: np.ndarray = np.ones((h, w), bool)
     if ignored_HW is not None:
         blocks_hw = ignored_HW[: h * factor, : w * factor].reshape(h, factor, w, factor)
@@ -120,6 +115,24 @@ def motion_square(frames_FHWC: np.ndarray, ignored_HW: np.ndarray | None = None)
     if any(side <= n and not 0 < begin < n - side for begin, n in ((square.top, height), (square.left, width))):
         notes.add("border")
     return Found(square, tuple(sorted(notes)))
+
+
+def _reduced_grey(frames_FHWC: np.ndarray, factor: int) -> np.ndarray:
+    """Return grey pictures reduced by a factor, (F, h, w) float32. Without Pillow, numpy computes the same numbers, more slowly:
+    so a copy of this file needs numpy alone (docs/export.md).
+    """
+    F, height, width, _ = frames_FHWC.shape
+    h, w = height // factor, width // factor
+    try:
+        from PIL import Image
+    except ImportError:
+        # Pillow's integers. The sums are exact in float32.
+        luma_FHW = (frames_FHWC @ np.array([19595, 38470, 7471], np.float32)).astype(np.int64) + 32768 >> 16
+        sum_Fhw = luma_FHW.reshape(F, h, factor, w, factor).sum((2, 4)) + factor**2 // 2
+        return np.asarray(sum_Fhw * (2**24 // factor**2) >> 24, np.float32)
+    # All frames as one tall picture need two calls, instead of two for each frame.
+    tall = Image.fromarray(frames_FHWC.reshape(F * height, width, 3)).convert("L").reduce(factor)
+    return np.asarray(tall, np.float32).reshape(F, h, w)
 
 
 def _without_light(grey_Fhw: np.ndarray, searched_hw: np.ndarray) -> np.ndarray:
