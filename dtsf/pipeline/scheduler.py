@@ -17,6 +17,7 @@ from typing import Any
 
 from dtsf.cache.schema import ClipRecord
 from dtsf.errors import ConfigError, DataError
+from dtsf.files.read import first_line
 from dtsf.pipeline.worker import ShardTask, run_shard, select_gpu
 
 TOPIC = "dtsf-clips"
@@ -43,7 +44,15 @@ DASK_SETTINGS = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.tick.limit": "1h",
     "distributed.scheduler.active-memory-manager.start": False,
+    # Local workers speak to this machine only: they need no certificates, whatever the user's file asks of a cluster.
+    "distributed.comm.require-encryption": False,
+    "distributed.comm.default-scheme": "tcp",
+    "distributed.comm.tls": {
+        "ca-file": None,
+        **{k: {"cert": None, "key": None} for k in ("scheduler", "worker", "client")},
+    },
 }
+TLS_HINT = "A scheduler with TLS needs an address tls://HOST:PORT"
 
 
 def run_tasks(
@@ -125,10 +134,13 @@ def _connect(scheduler: str | None, n_workers: int) -> Iterator[Any]:
     from distributed import Client
 
     if scheduler is not None:
+        _check_tls(scheduler)
         try:
-            client = Client(scheduler, timeout="10s", set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"no dask scheduler responds at {scheduler}: {error}") from error
+            # Dask's own configuration has the certificates and the time to wait.
+            client = Client(scheduler, set_as_default=False)
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            hint = "" if "://" not in scheduler or isinstance(error, ValueError) else f". {TLS_HINT}"
+            raise ConfigError(f"no dask scheduler responds at {scheduler}: {first_line(error)}{hint}") from error
         with client:
             yield client
         return
@@ -141,6 +153,32 @@ def _connect(scheduler: str | None, n_workers: int) -> Iterator[Any]:
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
+
+
+def _check_tls(scheduler: str) -> None:
+    """Raise ConfigError if the address needs certificates and dask's configuration has none, or files that cannot be read."""
+    import dask
+    from distributed.security import Security
+
+    if dask.config.get("distributed.client.security-loader", None):
+        return
+    try:
+        arguments = Security().get_connection_args("client")
+    except (OSError, ValueError) as error:  # also ssl.SSLError
+        wrong = "; ".join(f"{name} {value}" for name, value in dask.config.get("distributed.comm.tls").items() if value)
+        raise ConfigError(f"dask's TLS files cannot be read: {error} ({wrong})") from error
+    encrypted = scheduler.startswith(("tls://", "wss://"))
+    if encrypted and arguments.get("ssl_context") is None:
+        raise ConfigError(
+            f"--scheduler {scheduler} needs TLS, and dask's configuration names no certificates: set "
+            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ..__TLS__CLIENT__CERT and ..__TLS__CLIENT__KEY, or "
+            "distributed.comm.tls in ~/.config/dask/*.yaml (docs/cluster.md)"
+        )
+    if not encrypted and arguments.get("require_encryption"):
+        raise ConfigError(
+            f"--scheduler {scheduler}: dask's configuration requires encryption (distributed.comm.require-encryption): "
+            "give the address as tls://HOST:PORT"
+        )
 
 
 def start_cluster(**options: Any) -> Any:

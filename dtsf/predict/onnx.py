@@ -70,8 +70,9 @@ def _sample_frames(x_MFHWC: Tensor, n_frames: int, motion_sampling: float) -> Te
     share_MT1 = ((time_T - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1).unsqueeze(-1)
     number_F = torch.arange(F)
     before_MTF, after_MTF = ((number_F == k_MT.unsqueeze(-1)).float() for k_MT in (after_MT - 1, after_MT))
-    x_MTX: Tensor = (before_MTF * (1 - share_MT1) + after_MTF * share_MT1) @ x_MFX
-    return x_MTX.unflatten(2, x_MFHWC.shape[2:])
+    x_MTX = (before_MTF * (1 - share_MT1) + after_MTF * share_MT1) @ x_MFX
+    x_MTHWC: Tensor = x_MTX.unflatten(2, x_MFHWC.shape[2:])
+    return x_MTHWC
 
 
 def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None = None) -> OnnxMetadata:
