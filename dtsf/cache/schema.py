@@ -184,6 +184,8 @@ class DatasetInfo(DatasetName):
     view_names: tuple[str, ...] = Field(max_length=MAX_VIEWS)
     view_regions: tuple[ViewRegion | None, ...] = ()  # of each view; empty if no view has one
     view_offsets: tuple[float | None, ...] = ()  # of each view, None if its clips differ; empty if all are 0
+    # Of a run: quantiles of the seconds of each class's training clips (see splits.clip_seconds). Empty in a cache.
+    clip_seconds: tuple[tuple[float, ...], ...] = ()
 
 
 class DatasetMetadata(Frozen):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -18,15 +19,24 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill a template. It escapes every value except Markup, which only :mod:`.svg` makes."""
+def render(template: str, script_name: str = "page.js", media: str = "'none'", **values: Any) -> str:
+    """Fill a template. It escapes every value except Markup, which only :mod:`.svg` and :func:`embed_json` make.
+
+    ``script_name``: its script. ``media``: sources of its videos, in the words of a Content-Security-Policy.
+    """
     folder = resources.files("dtsf.report") / "templates"
-    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
+    style, script = ((folder / name).read_text("utf-8") for name in ("page.css", script_name))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser loads nothing and runs only our script, even if the escaping has a defect.
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; media-src {media}"
     page = _templates().get_template(template)
     return page.render(style=Markup(style), script=Markup(script), policy=policy, **values)  # noqa: S704
+
+
+def embed_json(value: Any) -> Markup:
+    """Return a value as the text of a ``script`` element of type JSON: no text in it can end the element."""
+    text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", "\\u003c"))  # noqa: S704
 
 
 @lru_cache(maxsize=1)

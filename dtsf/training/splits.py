@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from dtsf.cache.compare import describe_pairs, examples, find_copies
@@ -16,6 +17,7 @@ from dtsf.training.protocols import Protocol, Split, find_subject
 from dtsf.training.recipe import TrainConfig
 
 EXCLUDED = "excluded"  # value of --unknown for the classes that the run excludes from training
+QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of the lengths of clips that a run keeps
 
 
 class Fold(Frozen):
@@ -209,3 +211,26 @@ def split_by_known_classes(
     label = {k: known_names.index(name) for k, name in enumerate(class_names) if name in known_names}
     known = tuple(clip.model_copy(update={"label": label[clip.label]}) for clip in clips if clip.label in label)
     return known, tuple(clip for clip in clips if clip.label not in label)
+
+
+def clip_seconds(data: CachedDataset, clips: Sequence[Clip], n_classes: int) -> tuple[tuple[float, ...], ...]:
+    """Return the quantiles :data:`QUANTILES` of the seconds of each class's clips; empty for a class without a known length.
+
+    The length of a group is that of its longest clip.
+    """
+    longest: dict[int, dict[str, float]] = defaultdict(dict)
+    for clip in clips:
+        seconds = _seconds(clip, data.records[clip.id][1].duration)
+        if seconds is not None:
+            of_class = longest[clip.label]
+            of_class[clip.group] = max(seconds, of_class.get(clip.group, 0.0))
+    return tuple(
+        tuple(np.quantile(list(longest[label].values()), QUANTILES).round(3).tolist()) if longest[label] else ()
+        for label in range(n_classes)
+    )
+
+
+def _seconds(clip: Clip, duration: float | None) -> float | None:
+    if (clip.first, clip.last) != (None, None) or not (duration or clip.end):
+        return None
+    return max(0.0, (clip.end or duration or 0.0) - (clip.start or 0.0))

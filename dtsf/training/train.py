@@ -28,7 +28,7 @@ from dtsf.training.loop import EpochReport, FitResult, fit
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
-from dtsf.training.splits import check_split, exclude_classes, hold_out
+from dtsf.training.splits import check_split, clip_seconds, exclude_classes, hold_out
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,7 @@ def train(
     split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
     recipe, initial = start_from(settings.init, recipe)
     recipe = resolve_auto(recipe, len(split.train))
+    info = info.model_copy(update={"clip_seconds": clip_seconds(data, split.train, len(info.class_names))})
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
     check_device(settings.device)

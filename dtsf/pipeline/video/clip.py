@@ -165,3 +165,8 @@ def _index_at(index: VideoIndex, seconds: np.ndarray | float, side: Literal["lef
         return np.asarray(np.clip(exact, 0, index.n_frames), np.int64)
     slack = 0.5 if index.gap > 8 else 1e-6 * index.gap
     return np.asarray(np.searchsorted(index.ticks, ticks - slack if side == "left" else ticks + slack, side))
+
+
+def frames_shown(index: VideoIndex, seconds: np.ndarray) -> np.ndarray:
+    """Return the numbers of the frames that a player shows at these seconds of the file, clipped to the first and last frame."""
+    return _frames_at(index, seconds - index.begin)

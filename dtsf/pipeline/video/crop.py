@@ -139,15 +139,21 @@ def ignored_mask(
 
 
 def cut_square(
-    frames_FHWC: np.ndarray, size: int, crop: Crop, ignored_HW: np.ndarray | None = None
+    frames_FHWC: np.ndarray,
+    size: int,
+    crop: Crop,
+    ignored_HW: np.ndarray | None = None,
+    searched: np.ndarray | None = None,
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """Crop all frames of a clip to the same square; beyond the picture its edge pixels are repeated.
 
     ``frames_FHWC``: uint8, scaled to :func:`size_to_decode`. ``crop``: ``centre``; or ``motion``, the square around most movement
-    of the clip, for static cameras, with what a user should know about it. Returns (F, size, size, 3) uint8 and these notes.
+    of the clip, for static cameras, with what a user should know about it. ``searched``: numbers of the frames in which movement is
+    searched; default: all. Returns (F, size, size, 3) uint8 and these notes.
     """
     _, height, width, _ = frames_FHWC.shape
-    square, notes = motion_square(frames_FHWC, ignored_HW) if crop == "motion" else (None, ())
+    seen_FHWC = frames_FHWC if searched is None else frames_FHWC[searched]
+    square, notes = motion_square(seen_FHWC, ignored_HW) if crop == "motion" else (None, ())
     short = min(height, width)
     top, left, side = square or ((height - short) // 2, (width - short) // 2, short)
     inside_FHWC = frames_FHWC[:, max(0, top) : top + side, max(0, left) : left + side]

@@ -53,7 +53,7 @@ def decoder_name(decoder: str = "pyav") -> str:
 def probe(path: Path) -> VideoIndex:
     """Read the index of a video file. Raises VideoError: ``unreadable`` or ``truncated``."""
     with open_video(path) as container:
-        return _checked_index(path, container)[0]
+        return checked_index(path, container)[0]
 
 
 def extent_of(path: Path, span: Span = WHOLE) -> tuple[float, float]:
@@ -83,7 +83,7 @@ def decode_clip(
     if path.is_dir():
         return read_folder(path, n_frames, size, span, crop)
     with open_video(path) as container:
-        index, kept = _checked_index(path, container)
+        index, kept = checked_index(path, container)
         begin, duration = index.begin, index.duration  # by the packets, as in extent_of()
         check_span(path, span, begin, begin + duration)
         if span.first is not None and span.first >= index.n_frames:
@@ -131,7 +131,7 @@ def decode_clip(
 _last_index: dict[tuple[Path, int, int], VideoIndex] = {}  # of the last file, which may have many clips
 
 
-def _checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:
+def checked_index(path: Path, container: Any) -> tuple[VideoIndex, list[Any] | None]:
     """Return the index of a file that is not cut off, and its packets if they were read now and fit in memory. Frames at the
     start are dropped if they may refer to a frame before the cut and do not decode.
     """

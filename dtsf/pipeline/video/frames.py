@@ -136,6 +136,33 @@ def decode_wanted(
         return pictures
 
 
+def frames_from(
+    source: PacketSource, index: VideoIndex, first: int, needed: set[int] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Yield (number, frame) in presentation order from frame ``first`` on: for long files, nothing is kept.
+
+    ``needed``: numbers of the frames that the caller uses; others may be left out. Damaged frames are left out. Raises
+    IndexCorrected: the frames come in another order.
+    """
+    numbered = _numbered_by_decoder if index.order_from_decoder else _numbered_by_time
+    start = _start_packet(index, first)
+    can_skip = needed is not None and index.codec in SKIPPING and not index.order_from_decoder
+    packets = set(index.order[sorted(needed)].tolist()) if needed and can_skip else None
+    came = np.zeros(len(index.packets), bool)
+    last = first - 1
+    while True:
+        try:
+            for number, frame in numbered(source, index, start, came, packets):
+                if number > last:
+                    last = number
+                    yield number, frame
+            return
+        except BadStartFrame:
+            if start == index.first_key:
+                return
+            start, packets = _last_key(index, start // 2), None
+
+
 def _due(index: VideoIndex, start: int, came: np.ndarray, last: int | None) -> np.ndarray:
     """Return (packets,) bool: packets that must have given a frame, from packet ``start`` to frame ``last`` or the end (None)."""
     numbers = np.arange(len(index.packets))

@@ -1,0 +1,199 @@
+"""Frames of one camera of a recording at the moments of a grid, decoded once and in order. Entry point of its decoder process.
+
+Moment ``k`` is at ``k / rate`` seconds of the recording's clock. A finished file is read by its index, as clips are. What is still
+being written (a file that grows, standard input, a network stream) has none: there the container's times count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import os
+import select
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtsf.errors import VideoError
+from dtsf.pipeline.video.clip import frames_shown, short_message
+from dtsf.pipeline.video.container import MAX_PIXELS, PLAYLISTS, open_video
+from dtsf.pipeline.video.crop import Renderer, cut_region, ignored_mask
+from dtsf.pipeline.video.decode import MAX_CORRECTIONS, checked_index
+from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, frames_from
+from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
+
+POLL = 0.2  # seconds between looks at a file that grows
+Shown = tuple[int, Any]  # number of a moment, and the frame that is shown then
+
+
+class Growing:
+    """File or pipe that is still being written. A read waits for data until nothing came for ``idle`` seconds."""
+
+    def __init__(self, descriptor: int, idle: float) -> None:
+        self.stopped = False
+        self._descriptor, self._idle = descriptor, idle
+
+    def read(self, n: int) -> bytes:
+        """Return up to ``n`` bytes; none at the end."""
+        since = time.monotonic()
+        while not self.stopped:
+            # A pipe waits here for data; a file is always ready.
+            if select.select([self._descriptor], [], [], POLL)[0]:
+                data = os.read(self._descriptor, n)
+                if data:
+                    return data
+                if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+                    return b""  # a closed pipe has no more
+                time.sleep(POLL)
+            if time.monotonic() - since > self._idle:
+                return b""
+        return b""
+
+
+def shown_frames(chapters: list[dict[str, Any]], rate: float, first: int, last: int) -> Iterator[Shown]:
+    """Yield the moments ``first`` to ``last`` of the chapters ``{path, start, stop}`` with the frame that is shown at each."""
+    for chapter in chapters:
+        path, start = Path(chapter["path"]), chapter["start"]
+        begin, end = max(first, math.ceil(start * rate - 1e-6)), min(last + 1, math.ceil(chapter["stop"] * rate - 1e-6))
+        if begin >= end:
+            continue
+        with open_video(path) as container:
+            index, packets = checked_index(path, container)
+            for _ in range(MAX_CORRECTIONS):
+                numbers = frames_shown(index, np.arange(begin, end) / rate - start + chapter["begin"])
+                source = PacketSource(container, index, packets)
+                frame = None
+                try:
+                    for number, next_frame in frames_from(source, index, int(numbers[0]), set(numbers.tolist())):
+                        # A lost frame is replaced by the one before it, as a player does.
+                        while frame is not None and begin < end and numbers[begin - end] < number:
+                            yield begin, frame
+                            begin += 1
+                        frame = next_frame
+                        if number >= numbers[-1]:
+                            break
+                    break
+                except IndexCorrected as corrected:
+                    index = corrected.args[0]
+            for number in range(begin, end if frame is not None else begin):
+                yield number, frame
+
+
+def live_frames(source: str, rate: float, offset: float, idle: float, growing: list[Growing]) -> Iterator[Shown]:
+    """Yield the moments of a camera that is still filming, each with the frame that is shown. ``offset``: of its first moment.
+
+    ``source``: ``-`` (standard input), a URL, or a file. Raises VideoError: it cannot be read while it is written.
+    """
+    import av
+
+    options = {"protocol_whitelist": "file,pipe,rtsp,rtsps,rtp,udp,tcp,tls,srtp"}
+    try:
+        if "://" in source:
+            is_rtsp = source.startswith("rtsp")
+            extra = {"rtsp_transport": "tcp"} if is_rtsp else {}
+            container = av.open(source, options=options | extra, timeout=(max(idle, 10.0), max(idle, 1.0)))
+        else:
+            descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY)
+            growing.append(Growing(descriptor, idle))
+            container = av.open(growing[0], options=options, metadata_errors="ignore")
+    except (av.FFmpegError, OSError, ValueError) as error:
+        hint = "while it is written, use a format without an index at its end: .mkv, .ts, or fragmented MP4"
+        raise VideoError(f"{source} cannot be read: {short_message(error)}; {hint}") from error
+    with container:
+        if PLAYLISTS & set(container.format.name.split(",")) or not container.streams.video:
+            raise VideoError(f"{source} ({container.format.name}) is no video")
+        stream = container.streams.video[0]
+        stream.thread_count = 1
+        if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
+            raise VideoError(f"{source} is {stream.codec_context.width} x {stream.codec_context.height}: too large")
+        zero = None if container.start_time is None else container.start_time / av.time_base
+        gap = float(1 / (stream.average_rate or 25))
+        before, number, now = None, 0, -gap
+        with contextlib.suppress(av.FFmpegError):  # the end of what was sent
+            for frame in container.decode(stream):
+                now = now + gap if frame.time is None else float(frame.time)
+                zero = now if zero is None else zero
+                seconds = now - zero + offset
+                number = number if before is not None else math.ceil(seconds * rate - 1e-6)
+                while before is not None and number / rate < seconds - 1e-6:
+                    yield number, before
+                    number += 1
+                before = frame
+        if before is not None:
+            yield number, before
+
+
+def serve(request: dict[str, Any]) -> None:
+    """Write the stretches of one camera to stdout: a line of JSON each, then the frames. The last line has ``end`` or ``error``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != request["parent"]:
+            sys.exit()
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    rate, size, crop, live = request["rate"], request["size"], request["crop"], request["live"]
+    region, ignore = request["region"], request["ignore"]
+    growing: list[Growing] = []
+    stopped: list[bool] = []
+
+    def stop(*_: object) -> None:
+        stopped.append(True)
+        for source in growing:
+            source.stopped = True
+
+    signal.signal(signal.SIGTERM, stop)
+
+    def answer(line: dict[str, Any], frames_FSSC: np.ndarray | None = None) -> None:
+        answers.write(json.dumps(line).encode() + b"\n")
+        if frames_FSSC is not None:
+            answers.write(np.ascontiguousarray(frames_FSSC).data)
+        answers.flush()
+
+    def rendered(render: Renderer, shown: Iterator[Shown]) -> Iterator[tuple[int, np.ndarray]]:
+        last, picture = None, np.empty(0)
+        for number, frame in shown:
+            if frame is not last:
+                last, picture = frame, cut_region(render(frame), render.shown, region)
+            yield number, picture
+            if stopped:
+                return
+
+    try:
+        if live is None:
+            chapters = request["chapters"]
+            with open_video(Path(chapters[0]["path"])) as container:
+                aspect = checked_index(Path(chapters[0]["path"]), container)[0].aspect
+            shown = shown_frames(chapters, rate, request["first"], request["last"])
+        else:
+            aspect = 1
+            shown = live_frames(live["source"], rate, live["offset"], live["idle"], growing)
+        render = Renderer(Path(request["name"]), aspect, size, crop, region, math.ceil(LONGEST * rate))
+        pictures = rendered(render, shown)
+        one = next(pictures, None)
+        if one is not None:
+            ignored_HW = ignored_mask(one[1][None], render.shown, region, ignore)
+            for stretch in cut_stretches(_with_first(one, pictures), rate, size, crop, ignored_HW):
+                line = {"first": stretch.first, "n": len(stretch.frames_FSSC), "notes": stretch.notes}
+                answer(line, stretch.frames_FSSC)
+        answer({"end": True})
+    except VideoError as error:
+        answer({"error": str(error), "status": str(error.status)})
+
+
+def _with_first(one: tuple[int, np.ndarray], others: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    yield one
+    yield from others
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        serve(json.loads(sys.argv[1]))

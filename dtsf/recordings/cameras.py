@@ -1,0 +1,106 @@
+"""Cameras of a recording: each is decoded by its own process, which hands over stretches of frames in order."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dtsf.cache.schema import Box, CacheSpec
+from dtsf.cache.status import Status
+from dtsf.errors import VideoError
+from dtsf.pipeline.video.stretches import Stretch
+
+DEADLINE = 120.0  # seconds for one stretch of a finished file
+
+
+@dataclass(frozen=True)
+class Source:
+    """Camera as the timeline reads it. ``chapters``: its files as ``(path, start, stop, begin)``, in seconds of the recording's
+    clock, and the second of the file at ``start``. ``live``: instead, what is still being written: ``-``, a URL or a file.
+    """
+
+    view: str
+    number: int  # of the view in the run, from 0
+    chapters: tuple[tuple[str, float, float, float], ...] = ()
+    offset: float = 0.0
+    live: str | None = None
+    region: Box | None = None
+    ignore: tuple[Box, ...] = ()
+
+
+class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
+    """Process that decodes one camera from moment ``first`` to ``last`` of the grid, a few seconds ahead of the reader."""
+
+    def __init__(self, source: Source, spec: CacheSpec, rate: float, first: int, last: int, idle: float = 10.0) -> None:
+        self.source = source
+        self._shape = (spec.size, spec.size, 3)
+        self._buffer = bytearray()
+        names = ("path", "start", "stop", "begin")
+        request: dict[str, Any] = {
+            "name": source.live or source.chapters[0][0],
+            "chapters": [dict(zip(names, chapter, strict=True)) for chapter in source.chapters],
+            "live": source.live and {"source": source.live, "offset": source.offset, "idle": idle},
+            **{"rate": rate, "first": first, "last": last, "size": spec.size, "crop": spec.crop},
+            **{"region": source.region, "ignore": source.ignore, "parent": os.getpid()},
+        }
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dtsf.pipeline.video.stream", json.dumps(request)],
+            stdin=None if source.live == "-" else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(BrokenPipeError), self._child:
+            self._child.kill()
+
+    def stop(self) -> None:
+        """End a live camera: what it has filmed until now still follows."""
+        with contextlib.suppress(ProcessLookupError):
+            self._child.send_signal(signal.SIGTERM)
+
+    def read(self) -> Stretch | None:
+        """Return the next stretch, or None at the end. Raises VideoError: the camera cannot be decoded, or not in time."""
+        until = None if self.source.live else time.monotonic() + DEADLINE
+        while (end := self._buffer.find(b"\n")) < 0:
+            self._fill(until)
+        line: dict[str, Any] = json.loads(self._buffer[:end])
+        del self._buffer[: end + 1]
+        if "error" in line:
+            raise VideoError(f"camera {self.source.view}: {line['error']}", Status(line["status"]))
+        if "end" in line:
+            return None
+        n_bytes = line["n"] * int(np.prod(self._shape))
+        while len(self._buffer) < n_bytes:
+            self._fill(until)
+        frames_FSSC = np.frombuffer(bytes(self._buffer[:n_bytes]), np.uint8).reshape(line["n"], *self._shape)
+        del self._buffer[:n_bytes]
+        return Stretch(line["first"], frames_FSSC, tuple(line["notes"]))
+
+    def _fill(self, until: float | None) -> None:
+        assert self._child.stdout is not None
+        pipe = self._child.stdout.fileno()
+        if not select.select([pipe], [], [], until and max(0.0, until - time.monotonic()))[0]:
+            raise VideoError(
+                f"camera {self.source.view}: no picture in {DEADLINE:g} s; run the same command again: it goes on", Status.TIMEOUT
+            )
+        part = os.read(pipe, 1 << 20)
+        if not part:
+            code = self._child.wait()
+            reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise VideoError(f"camera {self.source.view}: the decoder crashed ({reason})", Status.CRASHED)
+        self._buffer += part
+
+
+

@@ -1,0 +1,114 @@
+"""One HTML page for a timeline: lanes of bouts and marks, the doubtful bouts first, and the video that plays beside them."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from dtsf.recordings.bouts import Bout, Timeline
+from dtsf.recordings.events import Event
+from dtsf.report.page import embed_json, render
+
+PICTURES, POINTS = 4, 3000  # pictures of a bout, and points of the curves
+DOUBTFUL = 0.5  # uncertainty, or missing probability, above which a bout is shown as doubtful
+MEDIA = "file: 'self'"  # the page may show files, and nothing from a network
+
+
+def render_page(
+    timeline: Timeline, marks: Sequence[Event], pictures: Callable[[set[float]], dict[float, bytes]], file: Path, run: str
+) -> str:
+    """Return the page. ``marks``: to show beside the bouts. ``pictures``: JPEG pictures near the given seconds. ``file``: of the
+    page, to which the paths of the videos are relative.
+    """
+    labels = sorted({bout.label for bout in timeline.bouts} | {mark.label for mark in marks})
+    row = {label: k for k, label in enumerate(labels)}
+    moments = {bout.start: _moments(bout) for bout in timeline.bouts}
+    found = pictures({moment for of_bout in moments.values() for moment in of_bout})
+    curve = timeline.curve
+    some = np.unique(np.linspace(0, len(curve.times) - 1, min(len(curve.times), POINTS)).round().astype(int)).tolist()
+    data = {
+        "start": timeline.start,
+        "stop": timeline.stop,
+        "labels": labels,
+        "bouts": [
+            {
+                "label": row[bout.label],
+                **{name: getattr(bout, name) for name in ("start", "stop", "probability", "uncertainty")},
+                "weights": bout.view_weights,
+                "doubt": doubt(bout),
+                "doubtful": doubt(bout) > DOUBTFUL,
+                "pictures": [_data_uri(found[moment]) for moment in moments[bout.start] if moment in found],
+                "mark": _mark_of(bout, marks) if marks else "",
+            }
+            for bout in timeline.bouts
+        ],
+        "marks": [(mark.start, mark.stop, row[mark.label]) for mark in marks],
+        "times": [curve.times[k] for k in some],
+        "probability": [curve.probability[k] for k in some],
+        "uncertainty": [curve.uncertainty[k] for k in some],
+        "media": [
+            {
+                "view": media.view,
+                "files": [part.model_dump() | {"url": _relative_url(Path(part.path), file)} for part in media.files],
+            }
+            for media in timeline.media
+        ],
+    }
+    return render(
+        "timeline.html",
+        "timeline.js",
+        MEDIA,
+        title=timeline.recording,
+        t=timeline,
+        run=run,
+        labels=labels,
+        n_marks=len(marks),
+        clock=clock,
+        data=embed_json(data),
+    )
+
+
+def doubt(bout: Bout) -> float:
+    """Return how doubtful a bout is, from 0 to 1: the larger one of its uncertainty and of what its probability lacks."""
+    return max(bout.uncertainty, 1 - bout.probability)
+
+
+def clock(seconds: float) -> str:
+    """Return h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
+    """Return the share of two intervals that both cover."""
+    both = min(a[1], b[1]) - max(a[0], b[0])
+    return max(0.0, both) / max(1e-9, max(a[1], b[1]) - min(a[0], b[0]))
+
+
+def _mark_of(bout: Bout, marks: Sequence[Event]) -> str:
+    """Return what the marks say about a bout."""
+    shared = {mark: overlap((bout.start, bout.stop), (mark.start, mark.stop)) for mark in marks}
+    best = max(shared, key=lambda mark: (mark.label == bout.label and shared[mark] > 0, shared[mark]))
+    if not shared[best]:
+        return "no mark here"
+    return f"marked {best.label}" if best.label != bout.label else f"marked too, {shared[best]:.0%} in common"
+
+
+def _moments(bout: Bout) -> list[float]:
+    """Return the seconds of a bout at which it is shown: whole halves, at which pictures are kept."""
+    times = bout.start + (np.arange(PICTURES) + 0.5) * (bout.stop - bout.start) / PICTURES
+    return sorted({round(2 * time) / 2 for time in times.tolist()})
+
+
+def _relative_url(path: Path, page: Path) -> str:
+    relative = os.path.relpath(path.absolute(), page.absolute().parent)
+    return quote(relative.replace(os.sep, "/"), errors="surrogatepass" if os.name == "nt" else "surrogateescape")
+
+
+def _data_uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -1,0 +1,179 @@
+"""Windows over the common time of a recording's cameras, classified as they come.
+
+Every camera is decoded once, and every frame on the grid is embedded once, however many windows it is in. Memory is bounded by the
+longest window. Windows come in blocks of :data:`BLOCK` starts; each block knows from which moments its cameras can be read again.
+Letters: N windows, V cameras, F frames, P cells, C channels, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dtsf.cache.schema import CacheSpec
+from dtsf.pipeline.video.clip import segment_centres
+from dtsf.recordings.cameras import CameraStream, Source
+
+if TYPE_CHECKING:
+    from dtsf.pipeline.encoders.choose import Encoder
+
+BLOCK = 8  # starts of windows that are classified together
+Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""(N, V, F, P, C) embeddings -> (N, K) probabilities, (N,) uncertainty, (N, V) weights of the cameras."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Moments and windows of a recording. Moment ``k`` is at ``k / rate`` seconds of the recording's clock."""
+
+    rate: float
+    first: int  # first and last moment that all cameras film
+    last: int
+    lengths: tuple[int, ...]  # of the windows, in moments
+    hop: int  # moments from one start to the next
+
+    def starts(self, block: int) -> list[int]:
+        """Return the first moments of the windows of a block."""
+        begin = self.first + block * BLOCK * self.hop
+        return [begin + k * self.hop for k in range(BLOCK)]
+
+
+@dataclass(frozen=True)
+class WindowBlock:
+    """Windows of successive starts S and all lengths L; NaN where a window reaches beyond the end."""
+
+    number: int
+    probabilities_SLK: np.ndarray
+    uncertainty_SL: np.ndarray
+    weights_SLV: np.ndarray
+    restart: tuple[int, ...]  # for each camera, the moment from which the next block can be made
+    pictures: tuple[tuple[int, int, np.ndarray], ...] = ()  # (camera, moment, frame): new pictures, about two a second
+    behind: float = 0.0
+
+
+class Camera:
+    """Embeddings of one camera from moment ``first`` on, as far as they are read."""
+
+    def __init__(self, stream: CameraStream, encoder: Encoder, dtype: str, every: int) -> None:
+        self.stream, self.ended, self.first = stream, False, 0
+        self.pictures: list[tuple[int, np.ndarray]] = []
+        self.notes: set[str] = set()
+        self._encoder, self._dtype, self._every = encoder, dtype, every
+        self._parts: list[np.ndarray] = []
+        self._begins: list[int] = []  # first moment of each stretch
+
+    @property
+    def stop(self) -> int:
+        """Moment behind the last one that is read."""
+        return self._begins[-1] + len(self._parts[-1]) if self._parts else self.first
+
+    def advance(self) -> None:
+        """Read and embed one stretch."""
+        stretch = self.stream.read()
+        if stretch is None:
+            self.ended = True
+            return
+        self._begins.append(stretch.first)
+        if len(self._begins) == 1:
+            self.first = stretch.first
+        frames_FSSC = stretch.frames_FSSC
+        # One call a clip's number of frames: as in preprocess, whose temporary arrays fit the caches of a core.
+        made = [self._encoder.embed(frames_FSSC[k : k + 16]) for k in range(0, len(frames_FSSC), 16)]
+        self._parts.append(np.concatenate(made).astype(self._dtype, copy=False))
+        self.notes.update(stretch.notes)
+        numbered = enumerate(frames_FSSC, stretch.first)
+        self.pictures += [(moment, frame.copy()) for moment, frame in numbered if moment % self._every == 0]
+
+    def drop(self, moment: int) -> int:
+        """Forget stretches that end before a moment. Return the first moment of the one that is left, or will be read next."""
+        while self._parts and self._begins[0] + len(self._parts[0]) <= moment:
+            end = self._begins[0] + len(self._parts[0])
+            del self._parts[0], self._begins[0]
+            self.first = self._begins[0] if self._begins else end
+        return self.first
+
+    def window(self, moments: np.ndarray) -> np.ndarray:
+        """Return the embeddings at these moments: (F, P, C)."""
+        joined = np.concatenate(self._parts) if len(self._parts) > 1 else self._parts[0]
+        self._parts, self._begins = self._parts, self._begins
+        return joined[moments - self.first]
+
+
+def read_windows(
+    sources: Sequence[Source],
+    grid: Grid,
+    spec: CacheSpec,
+    encoder: Encoder,
+    classify: Classify,
+    *,
+    block: int = 0,
+    restart: Sequence[int] = (),
+    idle: float = 10.0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[WindowBlock]:
+    """Yield the blocks of windows from number ``block`` on. ``restart``: as that block's predecessor gave it.
+
+    ``idle``: seconds without data after which a camera that is still filming is at its end. ``stopped``: asked before each read
+    of such a camera; True ends it. Raises VideoError: a camera cannot be decoded.
+    """
+    begins = tuple(restart) or (grid.first,) * len(sources)
+    every = max(1, round(grid.rate / 2))
+    with contextlib.ExitStack() as open_:
+        streams = [
+            open_.enter_context(CameraStream(source, spec, grid.rate, begin, grid.last, idle))
+            for source, begin in zip(sources, begins, strict=True)
+        ]
+        cameras = [Camera(stream, encoder, spec.embedding_dtype, every) for stream in streams]
+        while True:
+            starts = grid.starts(block)
+            needed = starts[-1] + max(grid.lengths)
+            for camera in cameras:
+                while not camera.ended and camera.stop < needed:
+                    camera.advance()
+            end = min(camera.stop for camera in cameras)
+            if starts[0] + min(grid.lengths) > end:
+                return
+            made = _classify_block(cameras, starts, end, grid, spec, classify)
+            following = starts[-1] + grid.hop
+            left = tuple(camera.drop(following) for camera in cameras)
+            pictures = tuple((k, *picture) for k, camera in enumerate(cameras) for picture in camera.pictures)
+            for camera in cameras:
+                camera.pictures.clear()
+            yield WindowBlock(block, *made, left, pictures)
+            block += 1
+
+
+def _classify_block(
+    cameras: Sequence[Camera], starts: Sequence[int], end: int, grid: Grid, spec: CacheSpec, classify: Classify
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    S, L = len(starts), len(grid.lengths)
+    arrays: list[np.ndarray] = []
+    for k, length in enumerate(grid.lengths):
+        used = [s for s, start in enumerate(starts) if start + length <= end]
+        if not used:
+            continue
+        picked = segment_centres(length, spec.frames) if length > spec.frames else np.arange(length)
+        x_NVFPC = np.stack([[camera.window(starts[s] + picked) for camera in cameras] for s in used])
+        for n, values in enumerate(classify(x_NVFPC)):
+            if len(arrays) <= n:
+                arrays.append(np.full((S, L, *values.shape[1:]), np.nan))
+            arrays[n][used, k] = values
+    probabilities_SLK, uncertainty_SL, weights_SLV = arrays
+    return probabilities_SLK, uncertainty_SL, weights_SLV
+
+
+def plan_grid(extents: Sequence[tuple[float, float]], lengths: Sequence[float], frames: int, hop: float) -> Grid:
+    """Return the grid of the common time of all cameras, for windows of ``lengths`` seconds, ``hop`` seconds apart.
+
+    ``frames``: of a clip. A window of the middle length has about that number of moments.
+    """
+    rate = max(1.0, math.ceil(frames / float(np.median(lengths))))
+    begin, end = max(extent[0] for extent in extents), min(extent[1] for extent in extents)
+    moments = tuple(sorted({max(2, round(length * rate)) for length in lengths}))
+    last = math.ceil(end * rate - 1e-6) - 1 if math.isfinite(end) else 1 << 40
+    return Grid(rate, math.ceil(begin * rate - 1e-6), last, moments, max(1, round(hop * rate)))
