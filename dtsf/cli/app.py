@@ -20,6 +20,7 @@ from dtsf.cli.predict import predict_command
 from dtsf.cli.recordings import sync_command
 from dtsf.cli.run import doctor_command, evaluate_command, export_command, report_command, train_command
 from dtsf.cli.screen import ClosedPipeError, print_stdout, results, set_verbosity, styled
+from dtsf.cli.timeline import timeline_command
 from dtsf.errors import BadClipsError, DtsfError
 
 INTERRUPTED = 130
@@ -37,7 +38,7 @@ PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Videos to answers": {"preprocess": preprocess_command, "train": train_command, "predict": predict_command},
     "Evaluate": {"evaluate": evaluate_command, "report": report_command},
     "Compare": {"ablate": ablate_command, "reproduce": reproduce_app},
-    "Recordings": {"sync": sync_command},
+    "Recordings": {"sync": sync_command, "timeline": timeline_command},
     "Data": {"cache": cache_app, "import": import_command, "export": export_command, "synth": synth_app},
     "Machine": {"doctor": doctor_command},
 }

@@ -5,10 +5,10 @@ Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset
     from dtsf.cache.schema import Clip, DatasetInfo
     from dtsf.model.network import DTSFNet
+    from dtsf.recordings.bouts import Timeline
+    from dtsf.recordings.settings import TimelineSettings
+    from dtsf.recordings.table import Recording
+    from dtsf.recordings.timeline import Progress
+    from dtsf.recordings.windows import Window
     from dtsf.training.checkpoint import RunState
     from dtsf.training.evaluate import Evaluation
 
@@ -190,6 +195,45 @@ class Run:
             except DtsfError as error:
                 raise FilmError(str(error), prediction) from error
         return prediction
+
+    def timeline(
+        self,
+        recordings: str | Path | Sequence[Recording],
+        out: str | Path = Path("timeline"),
+        *,
+        settings: TimelineSettings | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        **changes: Any,
+    ) -> Iterator[Timeline]:
+        """Find the bouts of recordings. Yields the timeline of each when its files are written.
+
+        Args:
+            recordings: The table of recordings, or recordings of :func:`dtsf.recordings.table.read_recordings`.
+            out: Folder of the files ``RECORDING.csv``, ``.json``, ``.vtt``, ``.eaf`` and ``.html``. An interrupted call goes on.
+            settings: All other settings. ``changes`` replace single fields of
+                :class:`dtsf.recordings.settings.TimelineSettings`.
+            on_progress: Called as windows are done.
+
+        Raises DataError: the table is wrong, a view is unknown to the run, or the cameras share no time. Raises VideoError: a
+        camera cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows no length of events.
+        """
+        from dtsf.predict.recordings import find_timelines
+        from dtsf.recordings.settings import TimelineSettings
+
+        chosen = (settings or TimelineSettings()).changed(**changes)
+        return find_timelines(self, recordings, Path(out), chosen, on_progress=on_progress)
+
+    def windows(
+        self, recording: Recording, *, settings: TimelineSettings | None = None, **changes: Any
+    ) -> Iterator[Window]:
+        """Yield the classified windows of one recording, in the order of their starts: for one's own smoothing.
+
+        Arguments and errors are those of :meth:`timeline`.
+        """
+        from dtsf.predict.recordings import find_windows
+        from dtsf.recordings.settings import TimelineSettings
+
+        return find_windows(self, recording, (settings or TimelineSettings()).changed(**changes))
 
     def classify(self, embeddings_VFPC: np.ndarray, views: str | None = None) -> Prediction:
         """Classify the embeddings of one performance: F frames of P cells with C channels for each view.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dtsf.recordings.windows import Grid, WindowBlock
+from dtsf.recordings.windows import BLOCK, Grid, WindowBlock
 from dtsf.settings import Frozen
 
 LEAST = 1e-6  # smallest probability, before its logarithm
@@ -33,7 +33,7 @@ class Bout(Frozen):
 
 
 class Curve(Frozen):
-    """What is likely at each time: probability of the likeliest event, its class, and the uncertainty, averaged over the windows."""
+    """What is likely at each time, averaged over windows: probability of the likeliest event, its class, and the uncertainty."""
 
     times: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
@@ -42,12 +42,11 @@ class Curve(Frozen):
 
 
 class MediaFile(Frozen):
-    """One file of a camera: it shows the recording from ``start`` to ``stop``; ``begin`` is the second of the file at ``start``."""
+    """One file of a camera. Its seconds 0 and last are ``start`` and ``stop`` of the recording's clock."""
 
     path: str
     start: float
     stop: float
-    begin: float = 0.0
 
 
 class Media(Frozen):
@@ -93,6 +92,105 @@ class BoutFinder:
     names: Sequence[str]
     grid: Grid
     options: BoutOptions
-    _first: int = field(default=0, init=False)  # number of the first start that is kept
-    _odds_SL: np.ndarray = field(init=False)
-    _windows: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=list, init=False)
+    _blocks: list[WindowBlock] = field(default_factory=list, init=False)
+    _begin: int = field(default=0, init=False)  # first moment of which nothing is decided
+    _last: Bout | None = field(default=None, init=False)  # it may still be joined with the next one
+
+    def add(self, block: WindowBlock) -> list[Bout]:
+        """Take the next block. Return the bouts that are certain now, in order."""
+        self._blocks.append(block)
+        certain = self.grid.starts(block.number)[-1] - HORIZON * max(self.grid.lengths)
+        return self._decide(certain)
+
+    def finish(self) -> list[Bout]:
+        """Return the other bouts: there is no further block."""
+        bouts = self._decide(None)
+        return [*bouts, *self._take(None)]
+
+    def _decide(self, certain: int | None) -> list[Bout]:
+        blocks, lengths = self._blocks, self.grid.lengths
+        if not blocks:
+            return []
+        starts = [start for block in blocks for start in self.grid.starts(block.number)]
+        odds_SLK = _log_odds(np.concatenate([block.probabilities_SLK for block in blocks]))
+        events = [k for k, name in enumerate(self.names) if name not in self.options.no_event]
+        label_SL = np.array(events)[odds_SLK[..., events].argmax(-1)]
+        odds_SL = np.take_along_axis(odds_SLK, label_SL[..., None], -1)[..., 0]
+        gain_SL = odds_SL - np.log(self.options.threshold / (1 - self.options.threshold))
+        bouts: list[Bout] = []
+        begin = self._begin if certain is None else max(self._begin, certain)
+        for s, n in _best_windows(gain_SL, starts, lengths, self._begin):
+            if certain is not None and starts[s] + lengths[n] > certain:
+                begin = min(begin, starts[s])
+                break
+            block, k = blocks[s // BLOCK], s % BLOCK
+            bouts += self._take(
+                Bout(
+                    label=self.names[label_SL[s, n]],
+                    start=starts[s] / self.grid.rate,
+                    stop=(starts[s] + lengths[n]) / self.grid.rate,
+                    probability=float(1 / (1 + np.exp(-odds_SL[s, n]))),
+                    uncertainty=float(block.uncertainty_SL[k, n]),
+                    view_weights=tuple(block.weights_SLV[k, n].tolist()),
+                )
+            )
+        self._begin = begin
+        # Two starts before the first that counts, for the average over neighbours.
+        while blocks and self.grid.starts(blocks[0].number)[-1] < begin - 2 * self.grid.hop:
+            del blocks[0]
+        return bouts
+
+    def _take(self, bout: Bout | None) -> list[Bout]:
+        """Join a bout with the one before it, or return that one: nothing can be joined with it any more."""
+        last, options = self._last, self.options
+        if last is not None and bout is not None and bout.label == last.label and bout.start - last.stop < options.gap:
+            self._last = _joined(last, bout)
+            return []
+        self._last = bout
+        return [last] if last is not None and last.stop - last.start >= options.shortest else []
+
+
+def _log_odds(probability_SLK: np.ndarray) -> np.ndarray:
+    """Return the log odds of each class, averaged over a start and its neighbours; -inf for windows that do not exist."""
+    clipped_SLK = probability_SLK.clip(LEAST, 1 - LEAST)
+    odds_SLK = np.log(clipped_SLK) - np.log1p(-clipped_SLK)
+    padded_SLK = np.pad(odds_SLK, ((1, 1), (0, 0), (0, 0)), constant_values=np.nan)
+    near = np.stack([padded_SLK[:-2], odds_SLK, padded_SLK[2:]])
+    mean_SLK = np.nansum(near, 0) / np.maximum(1, np.isfinite(near).sum(0))
+    return np.where(np.isfinite(odds_SLK), mean_SLK, -np.inf)
+
+
+def _best_windows(
+    gain_SL: np.ndarray, starts: Sequence[int], lengths: Sequence[int], begin: int
+) -> list[tuple[int, int]]:
+    """Return the windows without overlap that have the largest sum of gains, in order: numbers of start and length."""
+    number = {start: s for s, start in enumerate(starts) if start >= begin}
+    if not number:
+        return []
+    first = min(number)
+    total = np.zeros(starts[-1] + max(lengths) - first + 1)
+    chosen: list[tuple[int, int] | None] = [None] * len(total)
+    for t in range(1, len(total)):
+        total[t] = total[t - 1]
+        for n, length in enumerate(lengths):
+            s = number.get(first + t - length)
+            if s is not None and gain_SL[s, n] > 0 and total[t - length] + gain_SL[s, n] > total[t]:
+                total[t] = total[t - length] + gain_SL[s, n]
+                chosen[t] = (s, n)
+    windows = []
+    t = len(total) - 1
+    while t > 0:
+        window = chosen[t]
+        if window is None:
+            t -= 1
+        else:
+            windows.append(window)
+            t -= lengths[window[1]]
+    return windows[::-1]
+
+
+def _joined(a: Bout, b: Bout) -> Bout:
+    share = (b.stop - b.start) / (a.stop - a.start + b.stop - b.start)
+    mean = {name: (1 - share) * getattr(a, name) + share * getattr(b, name) for name in ("probability", "uncertainty")}
+    weights = tuple((1 - share) * x + share * y for x, y in zip(a.view_weights, b.view_weights, strict=True))
+    return a.model_copy(update={"stop": b.stop, "view_weights": weights, **mean})

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,18 @@ from dtsf.errors import VideoError
 from dtsf.pipeline.video.stretches import Stretch
 
 DEADLINE = 120.0  # seconds for one stretch of a finished file
+POLL = 0.5  # seconds between looks at whether to stop
 
 
 @dataclass(frozen=True)
 class Source:
-    """Camera as the timeline reads it. ``chapters``: its files as ``(path, start, stop, begin)``, in seconds of the recording's
-    clock, and the second of the file at ``start``. ``live``: instead, what is still being written: ``-``, a URL or a file.
+    """Camera as the timeline reads it. ``chapters``: its files as ``(path, start, stop)``, in seconds of the recording's clock.
+    ``live``: instead, what is still being written: ``-``, a URL or a file, which began at ``offset``.
     """
 
     view: str
     number: int  # of the view in the run, from 0
-    chapters: tuple[tuple[str, float, float, float], ...] = ()
+    chapters: tuple[tuple[str, float, float], ...] = ()
     offset: float = 0.0
     live: str | None = None
     region: Box | None = None
@@ -39,13 +41,25 @@ class Source:
 
 
 class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
-    """Process that decodes one camera from moment ``first`` to ``last`` of the grid, a few seconds ahead of the reader."""
+    """Process that decodes one camera from moment ``first`` to ``last`` of the grid, a few seconds ahead of the reader.
 
-    def __init__(self, source: Source, spec: CacheSpec, rate: float, first: int, last: int, idle: float = 10.0) -> None:
-        self.source = source
+    ``stopped``: asked while a camera that is still filming sends nothing; True ends it.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        spec: CacheSpec,
+        rate: float,
+        first: int,
+        last: int,
+        idle: float = 10.0,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.source, self._stopped = source, stopped
         self._shape = (spec.size, spec.size, 3)
         self._buffer = bytearray()
-        names = ("path", "start", "stop", "begin")
+        names = ("path", "start", "stop")
         request: dict[str, Any] = {
             "name": source.live or source.chapters[0][0],
             "chapters": [dict(zip(names, chapter, strict=True)) for chapter in source.chapters],
@@ -64,11 +78,6 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(BrokenPipeError), self._child:
             self._child.kill()
-
-    def stop(self) -> None:
-        """End a live camera: what it has filmed until now still follows."""
-        with contextlib.suppress(ProcessLookupError):
-            self._child.send_signal(signal.SIGTERM)
 
     def read(self) -> Stretch | None:
         """Return the next stretch, or None at the end. Raises VideoError: the camera cannot be decoded, or not in time."""
@@ -91,9 +100,15 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
     def _fill(self, until: float | None) -> None:
         assert self._child.stdout is not None
         pipe = self._child.stdout.fileno()
-        if not select.select([pipe], [], [], until and max(0.0, until - time.monotonic()))[0]:
+        while not select.select([pipe], [], [], POLL)[0]:
+            if self._stopped():
+                # What the camera has filmed until now still follows.
+                self._child.send_signal(signal.SIGTERM)
+            if until is None or time.monotonic() < until:
+                continue
             raise VideoError(
-                f"camera {self.source.view}: no picture in {DEADLINE:g} s; run the same command again: it goes on", Status.TIMEOUT
+                f"camera {self.source.view}: no picture in {DEADLINE:g} s; run the same command again: it goes on",
+                Status.TIMEOUT,
             )
         part = os.read(pipe, 1 << 20)
         if not part:
@@ -101,6 +116,3 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
             reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise VideoError(f"camera {self.source.view}: the decoder crashed ({reason})", Status.CRASHED)
         self._buffer += part
-
-
-

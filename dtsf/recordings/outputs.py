@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dtsf.files.write import json_text
+from dtsf.files.read import json_text
 from dtsf.recordings.bouts import Timeline
 
 BORIS = ("Observation id", "Subject", "Behavior", "Behavior type", "Start (s)", "Stop (s)", "Duration (s)")

@@ -20,7 +20,11 @@ MEDIA = "file: 'self'"  # the page may show files, and nothing from a network
 
 
 def render_page(
-    timeline: Timeline, marks: Sequence[Event], pictures: Callable[[set[float]], dict[float, bytes]], file: Path, run: str
+    timeline: Timeline,
+    marks: Sequence[Event],
+    pictures: Callable[[set[float]], dict[float, bytes]],
+    file: Path,
+    run: str,
 ) -> str:
     """Return the page. ``marks``: to show beside the bouts. ``pictures``: JPEG pictures near the given seconds. ``file``: of the
     page, to which the paths of the videos are relative.

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from dtsf.settings import Settings
+
+
+def _numbers(value: Any) -> Any:
+    """Convert ``2, 3.5`` to numbers. Raises ValueError: another text."""
+    try:
+        return tuple(float(word) for word in value.split(",") if word.strip()) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError("must be numbers separated by commas, such as 2,3.5") from error
 
 
 class ClipSettings(Settings):
@@ -22,3 +31,26 @@ class ClipSettings(Settings):
     """between: from the gaps between the first and the last event. all: also before and after, if all of it was watched."""
     nothing_margin: float = Field(default=0.25, ge=0, le=3600)
     """Seconds that a clip of nothing keeps away from every event."""
+
+
+class TimelineSettings(Settings):
+    """Settings of ``dtsf timeline``."""
+
+    windows: Annotated[tuple[float, ...], BeforeValidator(_numbers)] = Field(
+        default=(), max_length=16, json_schema_extra={"default_text": "as long as the training's events"}
+    )
+    """Lengths of the windows in seconds, separated by commas."""
+    hop: float | None = Field(
+        default=None, gt=0, le=3600, json_schema_extra={"default_text": "a tenth of a usual event"}
+    )
+    """Seconds from the start of one window to the next."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Probability from which a window can be a bout."""
+    shortest: float | None = Field(
+        default=None, ge=0, le=86400, json_schema_extra={"default_text": "half of the training's shortest event"}
+    )
+    """Seconds of the shortest bout."""
+    gap: float | None = Field(default=None, ge=0, le=86400, json_schema_extra={"default_text": "as --shortest"})
+    """Seconds between two bouts of one class below which they are one."""
+    encoder_weights: Path | None = None
+    """File with the encoder's weights, if the training used custom weights."""

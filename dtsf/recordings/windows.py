@@ -44,6 +44,17 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Window:
+    """One classified window. ``start`` and ``stop``: seconds of the recording's clock. ``view_weights``: of each camera."""
+
+    start: float
+    stop: float
+    probabilities: dict[str, float]
+    uncertainty: float
+    view_weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class WindowBlock:
     """Windows of successive starts S and all lengths L; NaN where a window reaches beyond the end."""
 
@@ -53,7 +64,6 @@ class WindowBlock:
     weights_SLV: np.ndarray
     restart: tuple[int, ...]  # for each camera, the moment from which the next block can be made
     pictures: tuple[tuple[int, int, np.ndarray], ...] = ()  # (camera, moment, frame): new pictures, about two a second
-    behind: float = 0.0
 
 
 class Camera:
@@ -97,10 +107,15 @@ class Camera:
             self.first = self._begins[0] if self._begins else end
         return self.first
 
+    def take_pictures(self, end: int) -> list[tuple[int, np.ndarray]]:
+        """Return and forget the pictures before a moment."""
+        taken = [one for one in self.pictures if one[0] < end]
+        self.pictures = [one for one in self.pictures if one[0] >= end]
+        return taken
+
     def window(self, moments: np.ndarray) -> np.ndarray:
         """Return the embeddings at these moments: (F, P, C)."""
         joined = np.concatenate(self._parts) if len(self._parts) > 1 else self._parts[0]
-        self._parts, self._begins = self._parts, self._begins
         return joined[moments - self.first]
 
 
@@ -125,7 +140,7 @@ def read_windows(
     every = max(1, round(grid.rate / 2))
     with contextlib.ExitStack() as open_:
         streams = [
-            open_.enter_context(CameraStream(source, spec, grid.rate, begin, grid.last, idle))
+            open_.enter_context(CameraStream(source, spec, grid.rate, begin, grid.last, idle, stopped))
             for source, begin in zip(sources, begins, strict=True)
         ]
         cameras = [Camera(stream, encoder, spec.embedding_dtype, every) for stream in streams]
@@ -139,12 +154,11 @@ def read_windows(
             if starts[0] + min(grid.lengths) > end:
                 return
             made = _classify_block(cameras, starts, end, grid, spec, classify)
-            following = starts[-1] + grid.hop
-            left = tuple(camera.drop(following) for camera in cameras)
-            pictures = tuple((k, *picture) for k, camera in enumerate(cameras) for picture in camera.pictures)
-            for camera in cameras:
-                camera.pictures.clear()
-            yield WindowBlock(block, *made, left, pictures)
+            left = tuple(camera.drop(starts[-1] + grid.hop) for camera in cameras)
+            # Those that no earlier block had, whatever is decoded again after an interruption.
+            seen = starts[0] + max(grid.lengths) if block else 0
+            pictures = [(k, *one) for k, camera in enumerate(cameras) for one in camera.take_pictures(needed + grid.hop)]
+            yield WindowBlock(block, *made, left, tuple(one for one in pictures if one[1] >= seen))
             block += 1
 
 

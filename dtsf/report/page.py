@@ -28,7 +28,9 @@ def render(template: str, script_name: str = "page.js", media: str = "'none'", *
     style, script = ((folder / name).read_text("utf-8") for name in ("page.css", script_name))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     # The browser loads nothing and runs only our script, even if the escaping has a defect.
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; media-src {media}"
+    policy = (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; media-src {media}"
+    )
     page = _templates().get_template(template)
     return page.render(style=Markup(style), script=Markup(script), policy=policy, **values)  # noqa: S704
 

@@ -68,7 +68,7 @@ def shown_frames(chapters: list[dict[str, Any]], rate: float, first: int, last: 
         with open_video(path) as container:
             index, packets = checked_index(path, container)
             for _ in range(MAX_CORRECTIONS):
-                numbers = frames_shown(index, np.arange(begin, end) / rate - start + chapter["begin"])
+                numbers = frames_shown(index, np.arange(begin, end) / rate - start)
                 source = PacketSource(container, index, packets)
                 frame = None
                 try:
@@ -189,7 +189,9 @@ def serve(request: dict[str, Any]) -> None:
         answer({"error": str(error), "status": str(error.status)})
 
 
-def _with_first(one: tuple[int, np.ndarray], others: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+def _with_first(
+    one: tuple[int, np.ndarray], others: Iterator[tuple[int, np.ndarray]]
+) -> Iterator[tuple[int, np.ndarray]]:
     yield one
     yield from others
 

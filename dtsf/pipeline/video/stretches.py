@@ -66,7 +66,7 @@ def cut_stretches(
         before = now
         kept.append(picture_HWC)
         if len(kept) == longest:
-            stretch = cut(_quietest(movement, shortest, longest - shortest // 2, rate))
+            stretch = cut(_quietest(movement, shortest, rate))
             yield stretch
             first = stretch.first + len(stretch.frames_FSSC)
     if kept:
@@ -81,8 +81,9 @@ def _reduced(picture_HWC: np.ndarray) -> np.ndarray:
     return np.asarray(grey.reduce(max(1, round(min(grey.size) / REDUCED_SIDE))), np.float32)
 
 
-def _quietest(movement: list[float], begin: int, end: int, rate: float) -> int:
-    """Return the number of the frame from ``begin`` to ``end`` around which least moves."""
+def _quietest(movement: list[float], begin: int, rate: float) -> int:
+    """Return the number of the frame, from ``begin`` on, around which least moves."""
     around = np.ones(max(1, round(SMOOTHED * rate) | 1))
     smooth = np.convolve(movement, around / len(around), "same")
+    end = len(movement) - len(around) // 2  # behind it, not all that is around is known
     return begin + int(np.argmin(smooth[begin : max(end, begin + 1)]))

@@ -22,7 +22,7 @@ const files = () => data.media[Number(get("camera").value)]?.files ?? [];
 const show = (seconds) => {
   const found = files().find((f) => seconds < f.stop) ?? files().at(-1);
   if (!found) return;
-  wanted = Math.max(0, seconds - found.start + found.begin);
+  wanted = Math.max(0, seconds - found.start);
   if (found !== chapter) {
     chapter = found;
     get("failed").hidden = true;
@@ -30,7 +30,7 @@ const show = (seconds) => {
     video.src = found.url;
   } else video.currentTime = wanted;
 };
-const seconds = () => (chapter ? video.currentTime - chapter.begin + chapter.start : data.start);
+const seconds = () => (chapter ? video.currentTime + chapter.start : data.start);
 video.addEventListener("loadedmetadata", () => { video.currentTime = wanted; });
 video.addEventListener("error", () => { get("failed").hidden = false; });
 get("camera").addEventListener("change", () => { const t = seconds(), plays = !video.paused; chapter = null; show(t); if (plays) video.play(); });

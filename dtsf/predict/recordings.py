@@ -1,0 +1,223 @@
+"""Timelines of recordings by a run: which cameras it knows, how its network classifies windows, and its lengths of events.
+
+Letters: N windows, V cameras, F frames, P cells, C channels, T frames of the network, H W grid, K classes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dtsf.errors import CheckpointError, ConfigError, DataError
+from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
+from dtsf.recordings.cameras import Source
+from dtsf.recordings.clips import NOTHING
+from dtsf.recordings.events import read_all_events
+from dtsf.recordings.settings import TimelineSettings
+from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, read_recordings
+from dtsf.recordings.timeline import Model, Plan, Progress, find_timeline, write_files
+from dtsf.recordings.windows import Grid, Window, plan_grid, read_windows
+
+if TYPE_CHECKING:
+    from dtsf.predict.run import Run
+
+logger = logging.getLogger(__name__)
+
+USUAL = (0.15, 0.5, 0.85)  # quantiles of the events' lengths: lengths of the windows
+MOST_FRAMES = 4096  # moments of the longest window
+
+
+def open_model(run: Run, numbers: Sequence[int], weights: Path | None = None) -> Model:
+    """Return what classifies windows of cameras whose views have these numbers (from 0). Raises ConfigError: the encoder."""
+    import torch
+    import xxhash
+
+    from dtsf.pipeline.encoders.choose import open_encoder
+    from dtsf.training.frame_sampling import read_frames, uniform_times
+
+    state = run.state
+    spec, model, train = state.spec, state.recipe.model, state.recipe.train
+    torch.set_num_threads(train.usable_threads)
+    n_views = len(state.info.view_names)
+    mask_V = torch.zeros(n_views, dtype=torch.bool)
+    mask_V[list(numbers)] = True
+    digest = xxhash.xxh3_64()
+    for name, tensor in sorted(run.net.state_dict().items()):
+        digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+
+    def classify(x_NVFPC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        N, V, F, _, C = x_NVFPC.shape
+        x_MFHWC = torch.from_numpy(x_NVFPC).view(N * V, F, spec.grid, spec.grid, C)
+        outputs = []
+        for draw in range(train.draws):
+            time_MT = uniform_times(model.frames, (draw + 0.5) / train.draws).expand(N * V, -1)
+            given_MTHWC = read_frames(x_MFHWC, torch.arange(N * V), time_MT, model.motion_sampling)
+            # Each camera is at the place of its view. The network masks the other views.
+            x_NVTHWC = given_MTHWC.new_zeros(N, n_views, *given_MTHWC.shape[1:])
+            x_NVTHWC[:, list(numbers)] = given_MTHWC.view(N, V, *given_MTHWC.shape[1:])
+            with torch.inference_mode():
+                output = run.net(x_NVTHWC, mask_V.expand(N, -1))
+            weights_NV = output.view_weights_BV[:, list(numbers)]
+            outputs.append((output.probabilities_BK, output.uncertainty_B, weights_NV))
+        means = [torch.stack(part).mean(0).numpy() for part in zip(*outputs, strict=True)]
+        if not all(np.isfinite(part).all() for part in means):
+            raise CheckpointError("the output of the network is not finite, because its training diverged: train again")
+        return means[0], means[1], means[2]
+
+    identity = {"weights": digest.hexdigest(), "spec": spec.fingerprint(), "draws": train.draws}
+    return Model(spec, open_encoder(spec, weights), classify, state.info.class_names, identity)
+
+
+def view_numbers(run: Run, views: Sequence[str], place: str) -> tuple[int, ...]:
+    """Return the number of each camera's view in the run, from 0. Raises DataError: the run does not know one."""
+    known = run.state.info.view_names
+    number = {name.casefold(): k for k, name in enumerate(known)}
+    found = []
+    for view in views:
+        k = number.get(view.casefold())
+        if k is None:
+            raise DataError(f"{place}: {run.folder} has no view {view!r}; it was trained on {', '.join(known)}")
+        found.append(k)
+    return tuple(found)
+
+
+def plan_recording(
+    run: Run, recording: Recording, settings: TimelineSettings, place: str, live: Sequence[str] = ()
+) -> Plan:
+    """Return the plan of a recording. ``place``: for messages. ``live``: instead of files, what each camera is still writing."""
+    info = run.state.info
+    numbers = view_numbers(run, [camera.view for camera in recording.cameras], place)
+    sources, media, extents = [], [], []
+    for k, (camera, number) in enumerate(zip(recording.cameras, numbers, strict=True)):
+        region = info.view_regions[number] if number < len(info.view_regions) else None
+        if region is not None and region.varies:
+            raise ConfigError(f"{run.folder}: the training clips of view {camera.view} have different regions")
+        offset = camera.offset or 0.0
+        parts = () if live else chapters(camera)
+        files = tuple((str(part.path.absolute()), part.start, part.stop) for part in parts)
+        box, ignore = (region.region, region.ignore) if region else (None, ())
+        sources.append(Source(camera.view, number, files, offset, live[k] if live else None, box, ignore))
+        shown = [MediaFile(path=path, start=start, stop=stop) for path, start, stop in files]
+        media.append(Media(view=camera.view, offset=offset, files=tuple(shown)))
+        extents.append((offset, parts[-1].stop if parts else float("inf")))
+    lengths = event_lengths(run)
+    windows = settings.windows or _window_lengths(run, lengths)
+    usual = float(np.median(windows))
+    grid = plan_grid(extents, windows, run.state.spec.frames, settings.hop or usual / 10)
+    _check(grid, recording, extents, place)
+    least = float(np.min(lengths)) if len(lengths) else min(windows)
+    shortest = least / 2 if settings.shortest is None else settings.shortest
+    gap = shortest if settings.gap is None else settings.gap
+    options = BoutOptions(settings.threshold, shortest, gap, frozenset({NOTHING, "unknown"}))
+    return Plan(recording.name, recording.subject, tuple(sources), tuple(media), grid, options)
+
+
+def event_lengths(run: Run) -> np.ndarray:
+    """Return the quantiles of the seconds of the training's events, of all classes but ``nothing``; empty if it has none."""
+    info = run.state.info
+    known = [seconds for name, seconds in zip(info.class_names, info.clip_seconds, strict=False) if name != NOTHING]
+    return np.array([value for seconds in known for value in seconds])
+
+
+def _window_lengths(run: Run, lengths: np.ndarray) -> tuple[float, ...]:
+    if not len(lengths):
+        raise ConfigError(
+            f"{run.folder} does not say how long its clips are: give --windows, for example --windows 2,3, or train again"
+        )
+    return tuple(np.quantile(lengths, USUAL).tolist())
+
+
+def _check(grid: Grid, recording: Recording, extents: Sequence[tuple[float, float]], place: str) -> None:
+    if max(grid.lengths) > MOST_FRAMES:
+        raise ConfigError(f"--windows: {max(grid.lengths) / grid.rate:g} s are too long beside the other windows")
+    if grid.last - grid.first + 1 < min(grid.lengths):
+        spans = ", ".join(
+            f"{camera.view} {begin:.1f} to {end:.1f} s"
+            for camera, (begin, end) in zip(recording.cameras, extents, strict=True)
+        )
+        raise DataError(
+            f"{place}: the cameras of {recording.name!r} share less than a window ({min(grid.lengths) / grid.rate:g} s): "
+            f"{spans}; check the offsets (dtsf sync)"
+        )
+
+
+def recording_of(
+    run: Run, videos: Sequence[Path | str], offsets: Sequence[float] = (), views: str | None = None
+) -> Recording:
+    """Return the recording of one video for each camera. Raises ConfigError: as many views or offsets are not given."""
+    known = run.state.info.view_names
+    named = [word.strip() for word in views.split(",")] if views else list(known[: len(videos)])
+    if len(named) != len(videos):
+        raise ConfigError(f"{len(videos)} videos for the views {', '.join(named)}: give --views, one for each video")
+    if len(offsets) not in (0, len(videos)):
+        raise ConfigError(f"--offset: {len(offsets)} given for {len(videos)} videos: give one for each")
+    if len(videos) > 1 and not offsets:
+        raise ConfigError(
+            "several videos need their offsets: dtsf sync VIDEO... finds them; then give --offset for each"
+        )
+    cameras = tuple(
+        Camera(view, (Path(video),), offset)
+        for view, video, offset in zip(named, videos, offsets or [0.0] * len(videos), strict=True)
+    )
+    name = "live" if "://" in str(videos[0]) or str(videos[0]) == "-" else Path(videos[0]).stem
+    return Recording(name, None, cameras)
+
+
+def find_timelines(
+    run: Run,
+    recordings: str | Path | Sequence[Recording],
+    out: Path,
+    settings: TimelineSettings,
+    *,
+    live: Sequence[str] = (),
+    idle: float = 10.0,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_bout: Callable[[str, Bout], None] = lambda *_: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[Timeline]:
+    """Yield the timeline of each recording when its files are written. Arguments and errors: :meth:`dtsf.api.Run.timeline`."""
+    table, place = _read(recordings)
+    plans = []
+    for recording in table:
+        check_offsets(recording, Path(place))
+        plans.append(replace(plan_recording(run, recording, settings, place, live), idle=idle))
+    events, notes = read_all_events(table) if not live else ([], [])
+    for plan in plans:
+        model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
+        marks = [event for event in events if event.recording == plan.name]
+        timeline, work = find_timeline(
+            plan, model, out, on_progress=on_progress, on_bout=partial(on_bout, plan.name), stopped=stopped
+        )
+        timeline = timeline.model_copy(update={"notes": (*timeline.notes, *notes)})
+        write_files(timeline, work, plan, marks, out, str(run.folder))
+        yield timeline
+
+
+def find_windows(run: Run, recording: Recording, settings: TimelineSettings) -> Iterator[Window]:
+    """Yield the windows of one recording in the order of their starts. Arguments and errors: :meth:`dtsf.api.Run.windows`."""
+    plan = plan_recording(run, recording, settings, recording.name)
+    model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
+    for block in read_windows(plan.sources, plan.grid, model.spec, model.encoder, model.classify):
+        for s, start in enumerate(plan.grid.starts(block.number)):
+            for n, length in enumerate(plan.grid.lengths):
+                if np.isfinite(block.uncertainty_SL[s, n]):
+                    probabilities = dict(zip(model.names, block.probabilities_SLK[s, n].tolist(), strict=True))
+                    yield Window(
+                        start / plan.grid.rate,
+                        (start + length) / plan.grid.rate,
+                        probabilities,
+                        float(block.uncertainty_SL[s, n]),
+                        tuple(block.weights_SLV[s, n].tolist()),
+                    )
+
+
+def _read(recordings: str | Path | Sequence[Recording]) -> tuple[tuple[Recording, ...], str]:
+    if isinstance(recordings, str | Path):
+        return read_recordings(Path(recordings)), str(recordings)
+    return tuple(recordings), "recordings"

@@ -1,0 +1,214 @@
+"""The timeline of one recording: windows, then bouts, stored as they are made. An interrupted one goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dtsf.cache.schema import CacheSpec
+from dtsf.errors import DataError
+from dtsf.files.write import write_atomically
+from dtsf.pipeline.source import file_stat
+from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Curve, Media, Timeline
+from dtsf.recordings.cameras import Source
+from dtsf.recordings.events import Event
+from dtsf.recordings.outputs import WRITERS
+from dtsf.recordings.page import render_page
+from dtsf.recordings.windows import Classify, Grid, WindowBlock, read_windows
+from dtsf.recordings.work import WorkFile
+
+if TYPE_CHECKING:
+    from dtsf.pipeline.encoders.choose import Encoder
+
+WORK = ".work"  # folder of the work files in the output folder
+BINS = 8192  # of the curves
+
+
+@dataclass(frozen=True)
+class Model:
+    """What classifies windows. ``identity``: all that its answers depend on. ``names``: of the classes."""
+
+    spec: CacheSpec
+    encoder: Encoder
+    classify: Classify
+    names: tuple[str, ...]
+    identity: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One recording that is ready to be read."""
+
+    name: str
+    subject: str | None
+    sources: tuple[Source, ...]
+    media: tuple[Media, ...]
+    grid: Grid
+    options: BoutOptions
+    idle: float = 10.0
+    """Seconds without data after which a camera that is still filming is at its end."""
+
+
+class Progress(NamedTuple):
+    """Seconds of a recording that are done, of how many (0: not known), and the seconds that the answer is behind the camera."""
+
+    recording: str
+    done: float
+    total: float
+    behind: float | None = None
+
+
+def find_timeline(
+    plan: Plan,
+    model: Model,
+    out: Path,
+    *,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_bout: Callable[[Bout], None] = lambda _: None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> tuple[Timeline, WorkFile]:
+    """Read a recording and return its timeline. What is done is in a work file below ``out``: the same call goes on behind it.
+
+    ``on_bout``: called with each bout as soon as it is certain. ``stopped``: True ends cameras that are still filming.
+    Raises VideoError: a camera cannot be decoded. Raises DataError: the work file cannot be written.
+    """
+    grid = plan.grid
+    finder = BoutFinder(model.names, grid, plan.options)
+    summary = _Summary(model.names, plan)
+    bouts: list[Bout] = []
+    live = any(source.live for source in plan.sources)
+    work = WorkFile(out / WORK / f"{plan.name}.jsonl", _identity(plan, model), fresh=live)
+
+    def take(found: Sequence[Bout]) -> None:
+        bouts.extend(found)
+        for bout in found:
+            on_bout(bout)
+
+    began = time.monotonic()
+    with work:
+        for block in _blocks(plan, model, work, stopped):
+            take(finder.add(block))
+            summary.add(block)
+            seconds = (grid.starts(block.number)[-1] + grid.hop - grid.first) / grid.rate
+            total = 0.0 if live else (grid.last - grid.first + 1) / grid.rate
+            on_progress(
+                Progress(
+                    plan.name, min(seconds, total) if total else seconds, total, time.monotonic() - began - seconds
+                )
+            )
+        take(finder.finish())
+    return summary.timeline(bouts), work
+
+
+def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool]) -> Iterator[WindowBlock]:
+    """Yield the stored blocks, then new ones, which it stores."""
+    yield from work.stored()
+    if not work.finished:
+        for block in read_windows(
+            plan.sources,
+            plan.grid,
+            model.spec,
+            model.encoder,
+            model.classify,
+            block=work.n_blocks,
+            restart=work.restart,
+            idle=plan.idle,
+            stopped=stopped,
+        ):
+            yield work.add(block)
+        work.finish()
+
+
+def _identity(plan: Plan, model: Model) -> dict[str, Any]:
+    """Return all that the windows of a recording depend on."""
+    grid, cameras = plan.grid, []
+    for source in plan.sources:
+        files = [(path, start, stop, *vars(file_stat(Path(path))).values()) for path, start, stop in source.chapters]
+        cameras.append((source.number, source.offset, source.live, source.region, source.ignore, files))
+    return model.identity | {
+        "grid": (grid.rate, grid.first, grid.last, grid.lengths, grid.hop),
+        "cameras": cameras,
+        "version": 1,
+    }
+
+
+class _Summary:
+    """Curves of a recording: of each bin of time, the mean over the windows that cover it. Bins widen in long recordings."""
+
+    def __init__(self, names: Sequence[str], plan: Plan) -> None:
+        self._plan, self._names = plan, names
+        self._events = [k for k, name in enumerate(names) if name not in plan.options.no_event]
+        self._width = plan.grid.hop  # of a bin, in moments
+        self._sums = np.zeros((BINS, len(names) + 1))  # of the probabilities and the uncertainty
+        self._counts = np.zeros(BINS)
+        self._stop = plan.grid.first
+
+    def add(self, block: WindowBlock) -> None:
+        """Take the windows of a block."""
+        grid = self._plan.grid
+        for s, start in enumerate(grid.starts(block.number)):
+            for n, length in enumerate(grid.lengths):
+                if np.isnan(block.uncertainty_SL[s, n]):
+                    continue
+                while (start + length - grid.first) // self._width >= BINS:
+                    self._sums = np.pad(self._sums.reshape(BINS // 2, 2, -1).sum(1), ((0, BINS // 2), (0, 0)))
+                    self._counts = np.pad(self._counts.reshape(BINS // 2, 2).sum(1), (0, BINS // 2))
+                    self._width *= 2
+                bins = slice((start - grid.first) // self._width, (start + length - grid.first) // self._width + 1)
+                self._sums[bins] += (*block.probabilities_SLK[s, n], block.uncertainty_SL[s, n])
+                self._counts[bins] += 1
+                self._stop = max(self._stop, start + length)
+
+    def timeline(self, bouts: Sequence[Bout]) -> Timeline:
+        """Return the timeline with these bouts."""
+        plan, grid = self._plan, self._plan.grid
+        used = np.flatnonzero(self._counts)
+        mean = self._sums[used] / self._counts[used, None]
+        best = mean[:, self._events].argmax(1) if self._events else np.zeros(len(used), int)
+        curve = Curve(
+            times=tuple(((grid.first + (used + 0.5) * self._width) / grid.rate).round(3).tolist()),
+            labels=tuple(self._names[self._events[k]] for k in best.tolist()) if self._events else (),
+            probability=tuple(mean[:, self._events].max(1).round(4).tolist()) if self._events else (),
+            uncertainty=tuple(mean[:, -1].round(4).tolist()),
+        )
+        return Timeline(
+            recording=plan.name,
+            subject=plan.subject,
+            views=tuple(source.view for source in plan.sources),
+            start=grid.first / grid.rate,
+            stop=self._stop / grid.rate,
+            bouts=tuple(bouts),
+            windows=tuple(length / grid.rate for length in grid.lengths),
+            media=plan.media,
+            curve=curve,
+        )
+
+
+def write_files(
+    timeline: Timeline, work: WorkFile, plan: Plan, marks: Sequence[Event], out: Path, run: str
+) -> tuple[Path, ...]:
+    """Write the files of a timeline into a folder: CSV, JSON, WebVTT, EAF and HTML. Return their paths."""
+    rate = plan.grid.rate
+    every = max(1, round(rate / 2))
+
+    def pictures(seconds: set[float]) -> dict[float, bytes]:
+        near = {time: every * round(time * rate / every) for time in seconds}
+        found = work.pictures({(0, moment) for moment in near.values()})
+        return {time: found[0, moment] for time, moment in near.items() if (0, moment) in found}
+
+    page = out / f"{timeline.recording}.html"
+    texts = {out / f"{timeline.recording}.{ending}": write for ending, write in WRITERS.items()}
+    for file, write in texts.items():
+        _write(file, write(timeline))
+    _write(page, render_page(timeline, marks, pictures, page, run))
+    return *texts, page
+
+
+def _write(file: Path, text: str) -> None:
+    data = text.encode("utf-8", "surrogateescape")
+    write_atomically(file, data, error=lambda why: DataError(f"cannot write {file}: {why}; choose another --out"))

@@ -1,0 +1,319 @@
+"""Timelines: frames on a grid, windows, bouts, what an interruption leaves, and the files for other programs."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from dtsf.cache.schema import CacheSpec
+from dtsf.errors import ConfigError, DataError, VideoError
+from dtsf.pipeline.encoders.choose import Encoder, Identity
+from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
+from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Media, MediaFile, Timeline
+from dtsf.recordings.cameras import CameraStream, Source
+from dtsf.recordings.events import Event, read_events
+from dtsf.recordings.outputs import WRITERS
+from dtsf.recordings.page import overlap, render_page
+from dtsf.recordings.table import Camera, Recording
+from dtsf.recordings.timeline import Model, Plan, find_timeline, write_files
+from dtsf.recordings.windows import Grid, WindowBlock, plan_grid
+
+SIDE = 32
+SPEC = CacheSpec(
+    decoder="pyav", frames=8, size=SIDE, crop="centre", encoder="x", grid=3, weights_hash="x", channels=2
+)
+NAMES = ("jump", "nothing", "wave")
+
+
+def _film(path, n_frames, fps=10, first=0):
+    """A video whose eight stripes are the bits of the number of the frame."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"qp": "0", "g": "25", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for k in range(first, first + n_frames):
+            bits = [255 * (k >> bit & 1) for bit in range(8)]
+            picture = np.ascontiguousarray(np.broadcast_to(np.repeat(bits, 8)[:, None], (64, 64, 3)).astype(np.uint8))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def _numbers(frames):
+    rows = frames.reshape(len(frames), 8, -1).mean(2) > 128
+    return (rows @ (1 << np.arange(8))).tolist()
+
+
+def _read(source, first, last, rate=10.0, **options):
+    with CameraStream(source, SPEC, rate, first, last, **options) as stream:
+        stretches = list(iter(stream.read, None))
+    moments = [stretch.first + k for stretch in stretches for k in range(len(stretch.frames_FSSC))]
+    return moments, [number for stretch in stretches for number in _numbers(stretch.frames_FSSC)]
+
+
+class _Counter:
+    """Encoder that keeps the number of each frame, and how many it was given."""
+
+    def __init__(self):
+        self.n = 0
+
+    def __call__(self, frames_FHWC):
+        self.n += len(frames_FHWC)
+        number_F = np.array(_numbers(frames_FHWC), np.float16)
+        return np.broadcast_to(number_F[:, None, None], (len(number_F), 9, 2))
+
+
+def _classify(x_NVFPC):
+    """A window that begins at frame 30 to 33, or 100 to 103, is an event, and surer the nearer to 30 and 100."""
+    first_N = x_NVFPC[:, 0, 0, 0, 0].astype(float)
+    p_NK = np.full((len(first_N), 3), 0.02)
+    p_NK[:, 1] = 0.96
+    for k, event in ((0, 30), (2, 100)):
+        near = np.abs(first_N - event) <= 3
+        p_NK[near, k], p_NK[near, 1] = 0.9 - 0.02 * np.abs(first_N[near] - event), 0.06
+    V = x_NVFPC.shape[1]
+    return p_NK / p_NK.sum(1, keepdims=True), np.full(len(first_N), 0.25), np.full((len(first_N), V), 1 / V)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Two cameras of one recording; the second began 1 s later, has 20 frames a second, and two chapters."""
+    folder = tmp_path_factory.mktemp("films")
+    return (
+        _film(folder / "a.mp4", 116),
+        _film(folder / "b1.mp4", 100, fps=20, first=10),
+        _film(folder / "b2.mp4", 110, fps=20, first=110),
+    )
+
+
+def _plan(films, **options):
+    a, b1, b2 = map(str, films)
+    sources = (
+        Source("cam1", 0, ((a, 0.0, 11.6),)),
+        Source("cam2", 1, ((b1, 1.0, 6.0), (b2, 6.0, 11.5)), 1.0),
+    )
+    media = tuple(
+        Media(
+            view=source.view,
+            offset=source.offset,
+            files=tuple(MediaFile(path=p, start=x, stop=y) for p, x, y in source.chapters),
+        )
+        for source in sources
+    )
+    chosen = {"threshold": 0.5, "shortest": 0.2, "gap": 0.1, "no_event": frozenset({"nothing"})} | options
+    return Plan("r1", "s1", sources, media, Grid(10.0, 10, 114, (8, 12), 1), BoutOptions(**chosen))
+
+
+def _model(counter=None):
+    encoder = Encoder(Identity("x", "x", 3, 2, "float16"), counter or _Counter())
+    return Model(SPEC, encoder, _classify, NAMES, {"run": "x"})
+
+
+def _timeline(**changes):
+    bouts = (
+        Bout(label="wave <b>", start=1.5, stop=3.25, probability=0.9, uncertainty=0.2, view_weights=(0.6, 0.4)),
+        Bout(label="jump, high", start=4.0, stop=5.0, probability=0.4, uncertainty=0.7, view_weights=(0.5, 0.5)),
+    )
+    media = tuple(
+        Media(view=name, offset=k, files=(MediaFile(path=f"/films/{name} 1.mp4", start=k, stop=9),))
+        for k, name in enumerate(("cam1", "cam2"))
+    )
+    known = {"recording": "r1", "subject": "s1", "views": ("cam1", "cam2"), "start": 1, "stop": 9, "bouts": bouts}
+    return Timeline(**known | {"media": media} | changes)
+
+
+def test_cut_stretches__end_where_least_moves_and_begin_anew_anywhere():
+    pictures = []
+    for k in range(200):
+        picture = np.full((96, 96, 3), 90, np.uint8)
+        if k % 40 >= 14:  # it moves for 2.6 s, then rests for 1.4 s
+            picture[20 + 10 * (k % 5) :, 30:60] = 200
+        pictures.append(picture)
+    stretches = list(cut_stretches(enumerate(pictures), 10, 64, "motion"))
+    assert [k for s in stretches for k in range(s.first, s.first + len(s.frames_FSSC))] == list(range(200))
+    assert max(len(stretch.frames_FSSC) for stretch in stretches) <= 10 * LONGEST
+    inner = [stretch.first for stretch in stretches[1:]]
+    assert inner
+    assert all(k % 40 <= 15 for k in inner[:-1]), inner
+    again = list(cut_stretches(((k, pictures[k]) for k in range(inner[1], 200)), 10, 64, "motion"))
+    assert [stretch.first for stretch in again] == inner[1:]
+    assert all(np.array_equal(a.frames_FSSC, b.frames_FSSC) for a, b in zip(again, stretches[2:], strict=True))
+
+
+def test_camera__gives_the_frame_that_is_shown_at_each_moment_of_the_grid(films):
+    a, b1, b2 = map(str, films)
+    moments, numbers = _read(Source("a", 0, ((a, 0.0, 11.6),)), 5, 114)
+    assert moments == list(range(5, 115))
+    assert numbers == list(range(5, 115))
+    # 20 frames a second from 1 s on, in two files: every second frame.
+    moments, numbers = _read(Source("b", 1, ((b1, 1.0, 6.0), (b2, 6.0, 11.5)), 1.0), 10, 114)
+    assert moments == list(range(10, 115))
+    assert numbers == [10 + 2 * k for k in range(105)]
+
+
+def test_camera__more_moments_than_frames_repeat_the_frame(films):
+    moments, numbers = _read(Source("a", 0, ((str(films[0]), 0.0, 11.6),)), 0, 99, rate=25.0)
+    assert moments == list(range(100))
+    assert numbers == [k * 10 // 25 for k in range(100)]
+
+
+def test_camera__a_damaged_file_is_named(tmp_path, films):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(films[0].read_bytes()[:2000])
+    with pytest.raises(VideoError, match="camera a: .*broken.mp4"):
+        _read(Source("a", 0, ((str(broken), 0.0, 9.0),)), 0, 50)
+
+
+def test_find_timeline__embeds_every_frame_once_and_finds_the_events(films, tmp_path):
+    counter = _Counter()
+    timeline, _ = find_timeline(_plan(films), _model(counter), tmp_path)
+    assert counter.n == 2 * 105
+    found = [(bout.label, round(bout.start, 2)) for bout in timeline.bouts]
+    assert found == [("jump", 3.0), ("wave", 10.0)]
+    assert timeline.views == ("cam1", "cam2")
+    assert timeline.bouts[0].view_weights == (0.5, 0.5)
+    best = int(np.argmax(timeline.curve.probability))
+    assert abs(timeline.curve.times[best] - 3.4) < 1.5 or abs(timeline.curve.times[best] - 10.4) < 1.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.62, 0.95])
+def test_find_timeline__goes_on_where_a_kill_left_it(films, tmp_path, share):
+    def run(out, counter):
+        plan = _plan(films)
+        timeline, work = find_timeline(plan, _model(counter), out)
+        return write_files(timeline, work, plan, (), out, "run")
+
+    files = run(tmp_path / "whole", _Counter())
+    work = tmp_path / "cut/.work/r1.jsonl"
+    work.parent.mkdir(parents=True)
+    whole = (tmp_path / "whole/.work/r1.jsonl").read_bytes()
+    work.write_bytes(whole[: int(share * len(whole))])
+    counter = _Counter()
+    again = run(tmp_path / "cut", counter)
+    for file, other in zip(files, again, strict=True):
+        if file.suffix in (".csv", ".json", ".vtt"):
+            assert file.read_bytes() == other.read_bytes()
+    assert share < 0.5 or counter.n < 200
+    assert work.read_bytes() == whole
+    # Done: nothing is decoded, other settings of bouts are a matter of seconds.
+    done = _Counter()
+    find_timeline(_plan(films, threshold=0.95), _model(done), tmp_path / "cut")
+    assert done.n == 0
+
+
+def test_find_timeline__another_file_or_offset_begins_again(films, tmp_path):
+    find_timeline(_plan(films), _model(), tmp_path)
+    plan = _plan(films)
+    moved = replace(plan, sources=(plan.sources[0], replace(plan.sources[1], offset=1.1)))
+    counter = _Counter()
+    find_timeline(moved, _model(counter), tmp_path)
+    assert counter.n == 2 * 105
+
+
+def _blocks(events, grid, n=400):
+    """Blocks of windows that are surer the more they have in common with an event."""
+    for number in range(-(-n // (8 * grid.hop))):
+        values = np.full((8, len(grid.lengths), 3), np.nan)
+        for s, start in enumerate(grid.starts(number)):
+            for k, length in enumerate(grid.lengths):
+                if start + length <= n:
+                    values[s, k] = [0.04, 0.92, 0.04]
+                    for label, begin, end in events:
+                        common = overlap((start, start + length), (begin, end))
+                        if common > 0.5:
+                            values[s, k] = (1 - common) / 3
+                            values[s, k, NAMES.index(label)] = common / 1.1
+        weights = np.where(np.isnan(values[..., :1]), np.nan, 1.0)
+        yield WindowBlock(number, values, weights[..., 0] * 0.3, weights, (0,))
+
+
+def _bouts(events, grid, **options):
+    finder = BoutFinder(NAMES, grid, BoutOptions(**{"threshold": 0.5, "shortest": 0.0, "gap": 0.0} | options))
+    found = []
+    for block in _blocks(events, grid):
+        found += finder.add(block)
+    return found + finder.finish()
+
+
+def test_bouts__are_the_likeliest_windows_without_overlap():
+    grid = Grid(10.0, 0, 399, (20, 30), 2)
+    found = _bouts([("jump", 40, 60), ("wave", 100, 130), ("wave", 320, 340)], grid, no_event=frozenset({"nothing"}))
+    assert [bout.label for bout in found] == ["jump", "wave", "wave"]
+    for bout, (start, stop) in zip(found, ((4, 6), (10, 13), (32, 34)), strict=True):
+        assert abs(bout.start - start) <= 0.4
+        assert abs(bout.stop - stop) <= 0.6
+    assert all(a.stop <= b.start for a, b in zip(found, found[1:], strict=False))
+    # The class of pauses is no bout only if it is named.
+    assert "nothing" in {bout.label for bout in _bouts([("jump", 40, 60)], grid)}
+
+
+def test_bouts__options_join_drop_and_doubt():
+    grid = Grid(10.0, 0, 399, (20,), 2)
+    events = [("jump", 40, 60), ("jump", 66, 86), ("wave", 200, 220)]
+    rules = {"no_event": frozenset({"nothing"})}
+    assert [b.label for b in _bouts(events, grid, **rules)] == ["jump", "jump", "wave"]
+    joined = _bouts(events, grid, gap=1.5, **rules)
+    assert [(b.label, b.stop - b.start > 4) for b in joined] == [("jump", True), ("wave", False)]
+    assert [b.label for b in _bouts(events, grid, gap=1.5, shortest=3.0, **rules)] == ["jump"]
+    assert _bouts(events, grid, threshold=0.97, **rules) == []
+
+
+def test_plan_grid__takes_the_time_that_all_cameras_share():
+    grid = plan_grid([(0.0, 20.0), (3.33, 22.0), (1.0, 18.05)], (2.0, 2.5, 4.0), 16, 0.25)
+    assert grid.first / grid.rate >= 3.33 > (grid.first - 1) / grid.rate
+    assert grid.last / grid.rate < 18.05 <= (grid.last + 1) / grid.rate
+    assert grid.lengths == tuple(round(seconds * grid.rate) for seconds in (2.0, 2.5, 4.0))
+
+
+def test_csv__is_read_again_by_import(tmp_path):
+    file = tmp_path / "r1.csv"
+    file.write_text(WRITERS["csv"](_timeline()))
+    rows = list(csv.DictReader(file.read_text().splitlines()))
+    assert [row["Behavior"] for row in rows] == ["wave <b>", "jump, high"]
+    assert rows[0]["Weight cam2"] == "0.4000"
+    recording = Recording("r1", "s1", (Camera("cam1", (Path("/films/a.mp4"),), 0.0),))
+    events, _ = read_events(file, (recording,))
+    assert [(event.label, event.start, event.stop) for event in events] == [
+        ("wave <b>", 1.5, 3.25),
+        ("jump, high", 4.0, 5.0),
+    ]
+
+
+def test_vtt_json_eaf__hold_the_bouts():
+    timeline = _timeline()
+    vtt = WRITERS["vtt"](timeline)
+    assert vtt.startswith("WEBVTT\n")
+    assert "00:00:01.500 --> 00:00:03.250\nwave &lt;b&gt; 90%" in vtt
+    document = json.loads(WRITERS["json"](timeline))
+    assert set(document["bouts"][0]) >= {"label", "start", "stop", "probability", "uncertainty", "view_weights"}
+    root = ET.fromstring(WRITERS["eaf"](timeline))  # noqa: S314
+    slots = {slot.get("TIME_SLOT_ID"): int(slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")}
+    found = [
+        (slots[one.get("TIME_SLOT_REF1")], slots[one.get("TIME_SLOT_REF2")], one.findtext("ANNOTATION_VALUE"))
+        for one in root.iter("ALIGNABLE_ANNOTATION")
+    ]
+    assert found == [(1500, 3250, "wave <b>"), (4000, 5000, "jump, high")]
+
+
+def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path):
+    marks = (Event("r1", 1.4, 3.2, "wave <b>", "s1", 2, "m.csv, line 2"),)
+    file = tmp_path / "out/r1.html"
+    text = render_page(_timeline(), marks, lambda _: {}, file, "run")
+    assert "<b>\"" not in text.split('id="data">')[1]
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert [bout["doubtful"] for bout in data["bouts"]] == [False, True]
+    assert data["bouts"][0]["mark"].startswith("marked too")
+    assert data["bouts"][1]["mark"] == "no mark here"
+    url = data["media"][0]["files"][0]["url"]
+    assert url == f"{os.path.relpath('/films', file.parent)}/cam1%201.mp4"
+    assert "media-src file: &#39;self&#39;" in text
+    assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
