@@ -62,7 +62,7 @@ def timeline_command(
         def on_progress(p: Progress) -> None:
             update(int(p.done), int(p.total), p.recording)
 
-        for timeline in find_timelines(trained, given, out, settings, on_progress=on_progress):
+        for timeline in find_timelines(trained, given, out, settings=settings, on_progress=on_progress):
             found.append(timeline)
             for note in timeline.notes:
                 console().print(note, style="yellow", soft_wrap=True)
@@ -127,7 +127,7 @@ def _follow(
             run,
             (recording,),
             out,
-            settings,
+            settings=settings,
             live=videos,
             idle=wait,
             on_progress=on_progress,

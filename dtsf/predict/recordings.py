@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtsf.cache.catalog import view_number
 from dtsf.errors import CheckpointError, ConfigError, DataError
+from dtsf.predict.videos import sample_frames
+from dtsf.predict.views import choose_views
 from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
 from dtsf.recordings.clips import NOTHING
@@ -39,7 +42,6 @@ def open_model(run: Run, numbers: Sequence[int], weights: Path | None = None) ->
     import xxhash
 
     from dtsf.pipeline.encoders.choose import open_encoder
-    from dtsf.training.frame_sampling import read_frames, uniform_times
 
     state = run.state
     spec, model, train = state.spec, state.recipe.model, state.recipe.train
@@ -52,19 +54,17 @@ def open_model(run: Run, numbers: Sequence[int], weights: Path | None = None) ->
         digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
 
     def classify(x_NVFPC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        N, V, F, _, C = x_NVFPC.shape
-        x_MFHWC = torch.from_numpy(x_NVFPC).view(N * V, F, spec.grid, spec.grid, C)
+        N, V = x_NVFPC.shape[:2]
         outputs = []
         for draw in range(train.draws):
-            time_MT = uniform_times(model.frames, (draw + 0.5) / train.draws).expand(N * V, -1)
-            given_MTHWC = read_frames(x_MFHWC, torch.arange(N * V), time_MT, model.motion_sampling)
+            sampling = spec.grid, model.frames, model.motion_sampling, draw, train.draws
+            given_MTHWC = sample_frames(x_NVFPC.reshape(N * V, *x_NVFPC.shape[2:]), *sampling)
             # Each camera is at the place of its view. The network masks the other views.
             x_NVTHWC = given_MTHWC.new_zeros(N, n_views, *given_MTHWC.shape[1:])
             x_NVTHWC[:, list(numbers)] = given_MTHWC.view(N, V, *given_MTHWC.shape[1:])
             with torch.inference_mode():
                 output = run.net(x_NVTHWC, mask_V.expand(N, -1))
-            weights_NV = output.view_weights_BV[:, list(numbers)]
-            outputs.append((output.probabilities_BK, output.uncertainty_B, weights_NV))
+            outputs.append((output.probabilities_BK, output.uncertainty_B, output.view_weights_BV[:, list(numbers)]))
         means = [torch.stack(part).mean(0).numpy() for part in zip(*outputs, strict=True)]
         if not all(np.isfinite(part).all() for part in means):
             raise CheckpointError("the output of the network is not finite, because its training diverged: train again")
@@ -74,25 +74,12 @@ def open_model(run: Run, numbers: Sequence[int], weights: Path | None = None) ->
     return Model(spec, open_encoder(spec, weights), classify, state.info.class_names, identity)
 
 
-def view_numbers(run: Run, views: Sequence[str], place: str) -> tuple[int, ...]:
-    """Return the number of each camera's view in the run, from 0. Raises DataError: the run does not know one."""
-    known = run.state.info.view_names
-    number = {name.casefold(): k for k, name in enumerate(known)}
-    found = []
-    for view in views:
-        k = number.get(view.casefold())
-        if k is None:
-            raise DataError(f"{place}: {run.folder} has no view {view!r}; it was trained on {', '.join(known)}")
-        found.append(k)
-    return tuple(found)
-
-
 def plan_recording(
     run: Run, recording: Recording, settings: TimelineSettings, place: str, live: Sequence[str] = ()
 ) -> Plan:
     """Return the plan of a recording. ``place``: for messages. ``live``: instead of files, what each camera is still writing."""
     info = run.state.info
-    numbers = view_numbers(run, [camera.view for camera in recording.cameras], place)
+    numbers = [view_number(camera.view, info.view_names, place) - 1 for camera in recording.cameras]
     sources, media, extents = [], [], []
     for k, (camera, number) in enumerate(zip(recording.cameras, numbers, strict=True)):
         region = info.view_regions[number] if number < len(info.view_regions) else None
@@ -150,38 +137,53 @@ def _check(grid: Grid, recording: Recording, extents: Sequence[tuple[float, floa
 def recording_of(
     run: Run, videos: Sequence[Path | str], offsets: Sequence[float] = (), views: str | None = None
 ) -> Recording:
-    """Return the recording of one video for each camera. Raises ConfigError: as many views or offsets are not given."""
-    known = run.state.info.view_names
-    named = [word.strip() for word in views.split(",")] if views else list(known[: len(videos)])
-    if len(named) != len(videos):
-        raise ConfigError(f"{len(videos)} videos for the views {', '.join(named)}: give --views, one for each video")
-    if len(offsets) not in (0, len(videos)):
-        raise ConfigError(f"--offset: {len(offsets)} given for {len(videos)} videos: give one for each")
-    if len(videos) > 1 and not offsets:
+    """Return the recording of one video for each camera. Raises ConfigError: not as many views or offsets as videos."""
+    names = run.state.info.view_names
+    named = [None if "://" in str(video) or str(video) == "-" else Path(video) for video in videos]
+    chosen = choose_views(names, named, views)
+    if max(chosen.numbers) >= len(names):
+        raise DataError(f"{len(videos)} videos given, but {run.folder} was trained on {len(names)} views: give fewer")
+    if len(offsets) != len(videos) > 1:
         raise ConfigError(
-            "several videos need their offsets: dtsf sync VIDEO... finds them; then give --offset for each"
+            f"--offset: {len(offsets)} given for {len(videos)} videos: give one for each (dtsf sync VIDEO... finds them)"
         )
     cameras = tuple(
-        Camera(view, (Path(video),), offset)
-        for view, video, offset in zip(named, videos, offsets or [0.0] * len(videos), strict=True)
+        Camera(names[number], (Path(video),), offset)
+        for number, video, offset in zip(chosen.numbers, videos, offsets or [0.0] * len(videos), strict=True)
     )
-    name = "live" if "://" in str(videos[0]) or str(videos[0]) == "-" else Path(videos[0]).stem
-    return Recording(name, None, cameras)
+    return Recording(named[0].stem if named[0] else "live", None, cameras)
 
 
 def find_timelines(
     run: Run,
     recordings: str | Path | Sequence[Recording],
-    out: Path,
-    settings: TimelineSettings,
+    out: str | Path = Path("timeline"),
     *,
+    settings: TimelineSettings | None = None,
     live: Sequence[str] = (),
     idle: float = 10.0,
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_bout: Callable[[str, Bout], None] = lambda *_: None,
     stopped: Callable[[], bool] = lambda: False,
+    **changes: Any,
 ) -> Iterator[Timeline]:
-    """Yield the timeline of each recording when its files are written. Arguments and errors: :meth:`dtsf.api.Run.timeline`."""
+    """Yield the timeline of each recording when its files are written.
+
+    Args:
+        run: The trained network.
+        recordings: The table of recordings, or recordings of :func:`dtsf.recordings.table.read_recordings`.
+        out: Folder of the files ``RECORDING.csv``, ``.json``, ``.vtt``, ``.eaf`` and ``.html``. An interrupted call goes on.
+        settings: All other settings. ``changes`` replace single fields of :class:`dtsf.recordings.settings.TimelineSettings`.
+        live: Of one recording, what each camera is still writing: a file, ``-`` for standard input, or an address.
+        idle: Seconds without data after which such a camera is at its end.
+        on_progress: Called as windows are done.
+        on_bout: Called with the recording's name and each bout as soon as it is certain.
+        stopped: Asked often; True ends cameras that are still filming.
+
+    Raises DataError: the table is wrong, a view is unknown to the run, or the cameras share no time. Raises VideoError: a camera
+    cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows no length of events.
+    """
+    settings, out = (settings or TimelineSettings()).changed(**changes), Path(out)
     table, place = _read(recordings)
     plans = []
     for recording in table:
@@ -199,8 +201,14 @@ def find_timelines(
         yield timeline
 
 
-def find_windows(run: Run, recording: Recording, settings: TimelineSettings) -> Iterator[Window]:
-    """Yield the windows of one recording in the order of their starts. Arguments and errors: :meth:`dtsf.api.Run.windows`."""
+def find_windows(
+    run: Run, recording: Recording, *, settings: TimelineSettings | None = None, **changes: Any
+) -> Iterator[Window]:
+    """Yield the windows of one recording in the order of their starts, for one's own smoothing.
+
+    Arguments and errors are those of :func:`find_timelines`.
+    """
+    settings = (settings or TimelineSettings()).changed(**changes)
     plan = plan_recording(run, recording, settings, recording.name)
     model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
     for block in read_windows(plan.sources, plan.grid, model.spec, model.encoder, model.classify):

@@ -5,7 +5,7 @@ Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pydantic import BaseModel, ConfigDict
 
 from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, DtsfError, FilmError
-from dtsf.predict.videos import VideoOptions, check_videos, embed_videos
+from dtsf.predict.videos import VideoOptions, check_videos, embed_videos, sample_frames
 from dtsf.predict.views import By, Views, choose_views
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from dtsf.cache.schema import Clip, DatasetInfo
     from dtsf.model.network import DTSFNet
     from dtsf.recordings.bouts import Timeline
-    from dtsf.recordings.settings import TimelineSettings
     from dtsf.recordings.table import Recording
-    from dtsf.recordings.timeline import Progress
     from dtsf.recordings.windows import Window
     from dtsf.training.checkpoint import RunState
     from dtsf.training.evaluate import Evaluation
@@ -197,43 +195,18 @@ class Run:
         return prediction
 
     def timeline(
-        self,
-        recordings: str | Path | Sequence[Recording],
-        out: str | Path = Path("timeline"),
-        *,
-        settings: TimelineSettings | None = None,
-        on_progress: Callable[[Progress], None] = lambda _: None,
-        **changes: Any,
+        self, recordings: str | Path | Sequence[Recording], out: str | Path = "timeline", **options: Any
     ) -> Iterator[Timeline]:
-        """Find the bouts of recordings. Yields the timeline of each when its files are written.
-
-        Args:
-            recordings: The table of recordings, or recordings of :func:`dtsf.recordings.table.read_recordings`.
-            out: Folder of the files ``RECORDING.csv``, ``.json``, ``.vtt``, ``.eaf`` and ``.html``. An interrupted call goes on.
-            settings: All other settings. ``changes`` replace single fields of
-                :class:`dtsf.recordings.settings.TimelineSettings`.
-            on_progress: Called as windows are done.
-
-        Raises DataError: the table is wrong, a view is unknown to the run, or the cameras share no time. Raises VideoError: a
-        camera cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows no length of events.
-        """
+        """Find the bouts of recordings; see :func:`dtsf.predict.recordings.find_timelines`."""
         from dtsf.predict.recordings import find_timelines
-        from dtsf.recordings.settings import TimelineSettings
 
-        chosen = (settings or TimelineSettings()).changed(**changes)
-        return find_timelines(self, recordings, Path(out), chosen, on_progress=on_progress)
+        return find_timelines(self, recordings, out, **options)
 
-    def windows(
-        self, recording: Recording, *, settings: TimelineSettings | None = None, **changes: Any
-    ) -> Iterator[Window]:
-        """Yield the classified windows of one recording, in the order of their starts: for one's own smoothing.
-
-        Arguments and errors are those of :meth:`timeline`.
-        """
+    def windows(self, recording: Recording, **options: Any) -> Iterator[Window]:
+        """Yield the classified windows of one recording; see :func:`dtsf.predict.recordings.find_windows`."""
         from dtsf.predict.recordings import find_windows
-        from dtsf.recordings.settings import TimelineSettings
 
-        return find_windows(self, recording, (settings or TimelineSettings()).changed(**changes))
+        return find_windows(self, recording, **options)
 
     def classify(self, embeddings_VFPC: np.ndarray, views: str | None = None) -> Prediction:
         """Classify the embeddings of one performance: F frames of P cells with C channels for each view.
@@ -261,7 +234,7 @@ class Run:
 
         model, draws = state.recipe.model, state.recipe.train.draws
         shape = state.spec.grid, model.frames, model.motion_sampling
-        sets = (_sample_frames(embeddings_VFPC, *shape, draw, draws) for draw in range(draws))
+        sets = (sample_frames(embeddings_VFPC, *shape, draw, draws) for draw in range(draws))
         return _make_prediction(state.info, map(network, sets), views, notes)
 
     def _choose_views(self, videos: Sequence[Path | None], views: str | None) -> Views:
@@ -297,20 +270,6 @@ def predict_onnx(
     output = probabilities_BK[0], uncertainty_B[0], weights_BV[0, np.argsort(order)]
     notes = [*chosen.notes(metadata.info.view_names, paths), *embedded.notes]
     return _make_prediction(metadata.info, [output], chosen, notes)
-
-
-def _sample_frames(
-    embeddings_VFPC: np.ndarray, grid: int, n_frames: int, motion_sampling: float, draw: int = 0, draws: int = 1
-) -> Tensor:
-    """Return the frames that the network reads at evaluation, set ``draw`` of ``draws``: (V, T, H, W, C)."""
-    import torch
-
-    from dtsf.training.frame_sampling import read_frames, uniform_times
-
-    V, F, _, C = embeddings_VFPC.shape
-    x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
-    time_VT = uniform_times(n_frames, (draw + 0.5) / draws).expand(V, -1)
-    return read_frames(x_VFHWC, torch.arange(V), time_VT, motion_sampling)
 
 
 def _make_prediction(

@@ -35,10 +35,10 @@ def write_json(timeline: Timeline) -> str:
 
 
 def write_vtt(timeline: Timeline) -> str:
-    """Return the bouts as cues of WebVTT."""
+    """Return the bouts as cues of WebVTT. The text is the class alone; the name of a cue has its probability."""
     cues = [
-        f"{_clock(bout.start)} --> {_clock(bout.stop)}\n{_escaped(bout.label)} {bout.probability:.0%}\n"
-        for bout in timeline.bouts
+        f"{number} ({bout.probability:.0%})\n{_clock(bout.start)} --> {_clock(bout.stop)}\n{_escaped(bout.label)}\n"
+        for number, bout in enumerate(timeline.bouts, 1)
     ]
     return "\n".join(["WEBVTT\n", *cues])
 

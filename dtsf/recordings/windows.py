@@ -116,7 +116,7 @@ class Camera:
     def window(self, moments: np.ndarray) -> np.ndarray:
         """Return the embeddings at these moments: (F, P, C)."""
         joined = np.concatenate(self._parts) if len(self._parts) > 1 else self._parts[0]
-        return joined[moments - self.first]
+        return np.asarray(joined[moments - self.first])
 
 
 def read_windows(
@@ -157,7 +157,9 @@ def read_windows(
             left = tuple(camera.drop(starts[-1] + grid.hop) for camera in cameras)
             # Those that no earlier block had, whatever is decoded again after an interruption.
             seen = starts[0] + max(grid.lengths) if block else 0
-            pictures = [(k, *one) for k, camera in enumerate(cameras) for one in camera.take_pictures(needed + grid.hop)]
+            pictures = [
+                (k, *one) for k, camera in enumerate(cameras) for one in camera.take_pictures(needed + grid.hop)
+            ]
             yield WindowBlock(block, *made, left, tuple(one for one in pictures if one[1] >= seen))
             block += 1
 

@@ -123,8 +123,8 @@ class WorkFile:
 
 
 def _block(number: int, line: dict[str, Any]) -> WindowBlock:
-    arrays = [np.array(line[name], np.float64) for name in ("p", "u", "w")]
-    return WindowBlock(number, *arrays, tuple(int(moment) for moment in line["restart"]))
+    p_SLK, u_SL, w_SLV = (np.array(line[name], np.float64) for name in ("p", "u", "w"))
+    return WindowBlock(number, p_SLK, u_SL, w_SLV, tuple(int(moment) for moment in line["restart"]))
 
 
 def _jpeg(frame_SSC: np.ndarray) -> bytes:

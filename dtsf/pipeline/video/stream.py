@@ -17,6 +17,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def live_frames(source: str, rate: float, offset: float, idle: float, growing: l
         if "://" in source:
             is_rtsp = source.startswith("rtsp")
             extra = {"rtsp_transport": "tcp"} if is_rtsp else {}
-            container = av.open(source, options=options | extra, timeout=(max(idle, 10.0), max(idle, 1.0)))
+            container: Any = av.open(source, options=options | extra, timeout=(max(idle, 10.0), max(idle, 1.0)))
         else:
             descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY)
             growing.append(Growing(descriptor, idle))
@@ -174,7 +175,7 @@ def serve(request: dict[str, Any]) -> None:
                 aspect = checked_index(Path(chapters[0]["path"]), container)[0].aspect
             shown = shown_frames(chapters, rate, request["first"], request["last"])
         else:
-            aspect = 1
+            aspect = Fraction(1)
             shown = live_frames(live["source"], rate, live["offset"], live["idle"], growing)
         render = Renderer(Path(request["name"]), aspect, size, crop, region, math.ceil(LONGEST * rate))
         pictures = rendered(render, shown)
