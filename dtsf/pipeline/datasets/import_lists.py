@@ -74,6 +74,7 @@ def import_lists(
 
     names = read_labels(labels) if labels else {}
     rows: dict[tuple[str, str], tuple[str, dict[str, str]]] = {}
+    group_labels: dict[str, tuple[str, str]] = {}
     missing: list[str] = []
     notes = skipped.notes()
     alone = 0
@@ -105,6 +106,11 @@ def import_lists(
             if before != cells:
                 raise DataError(
                     f"{entry.place}: {written} is in {place} already, with {_difference(before, cells)}: remove one"
+                )
+            first, label = group_labels.setdefault(cells["group"], (entry.place, cells["label"]))
+            if label != cells["label"]:
+                raise DataError(
+                    f"{entry.place}: group {cells['group']!r} has label {cells['label']!r} here and {label!r} in {first}"
                 )
             if place != entry.place:
                 notes.append(f"{entry.place}: the same as {place}; it counts once")

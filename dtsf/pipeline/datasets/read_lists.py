@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from dtsf.errors import DataError, VideoError
 from dtsf.files.read import read_file
 from dtsf.names import tidy
-from dtsf.pipeline.datasets.manifest import OPTIONAL, read_part
+from dtsf.pipeline.datasets.manifest import OPTIONAL, read_number, read_part
 from dtsf.pipeline.datasets.tables import SEPARATORS, decode_text, parse_table
 from dtsf.pipeline.source import is_video
 from dtsf.pipeline.video.decode import probe
@@ -160,6 +160,7 @@ def _read_table(file: Path, text: str, find: Find) -> tuple[list[Entry], list[st
     for line, row in table.rows:
         place, split = f"{file}, line {line}", row.get("split", "")
         read_part(row, place)
+        read_number(row, "offset", place)
         cells = {name: text for name, text in row.items() if name not in ("path", "label") and text}
         if split:
             cells["split"] = SPLITS.get(split.casefold(), split)
@@ -186,7 +187,7 @@ def _read_lines(file: Path, text: str, find: Find) -> tuple[list[Entry], list[st
     to_check = CHECKED
     for (number, line), one in zip(lines, found[best], strict=True):
         place, shown = f"{file}, line {number}", line.strip()[:200]
-        if one is None:
+        if one is None or not tidy(one.label):
             raise DataError(f"{place}: {shown!r} is not a path and one label: {HOW}")
         first = next(filter(None, found[best]))
         if bool(one.frames) != bool(first.frames):
