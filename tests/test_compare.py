@@ -13,6 +13,8 @@ from dtsf.cache.compare import find_copies, make_pieces, remarks
 from dtsf.cache.schema import CatalogDocument, CatalogEntry, ClipRecord
 from dtsf.cache.status import Status
 from dtsf.errors import ConfigError
+from dtsf.pipeline.datasets import scan_source
+from dtsf.pipeline.preprocess import align_groups
 from dtsf.report.run_page import report_run
 from dtsf.training.protocols import Split, parse_protocol
 from dtsf.training.splits import check_split, compare_sides
@@ -78,7 +80,7 @@ def test_find_copies__agrees_with_the_comparison_of_each_pair():
         picture = a.region is None or b.region is None or a.region == b.region
         return a.path == b.path and inside and picture and a.group != b.group
 
-    found, _ = find_copies(pieces.values(), pieces.values(), other_group=True)
+    found, _ = find_copies([*pieces.values()], pieces.values(), other_group=True)
     assert {one.id for one, _ in found} == {a.id for a in clips if any(alike(a, b) for b in clips)}
     assert all(alike(one, other) for one, other in found)
 
@@ -180,3 +182,13 @@ def test_commands__say_and_refuse_shared_recordings(tmp_path, dtsf, make_video):
     shutil.rmtree(tmp_path / "c/manifest")
     found = run.evaluate(tmp_path / "c", dataset="again", protocol="all")
     assert found.notes[0].startswith("the test is not compared with the training clips: no dataset 'manifest'")
+
+
+def test_align_groups__says_that_a_clip_ends_behind_its_file(make_video, tmp_path):
+    for name in "ab":
+        make_video(tmp_path / f"{name}.avi", 30)
+    (tmp_path / "m.csv").write_text("path,label,group,view,end\na.avi,x,1,c,100\nb.avi,x,1,d,1.2\n")
+    catalog = align_groups(scan_source("manifest", tmp_path / "m.csv"), [], 60.0)
+    assert [clip.end for clip in catalog.clips] == [1.0, 1.0]
+    (note,) = catalog.notes
+    assert note.endswith(": a.avi (line 2) ends at 100 s, its file at 1.0 s")

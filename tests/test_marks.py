@@ -78,6 +78,20 @@ def test_read_events__pairs_the_states_of_boris_by_subject_and_takes_its_time_of
     ]
 
 
+def test_read_events__states_of_boris_may_cross_chapters_and_differ_by_modifier(lab):
+    text = (
+        "Observation id,Source,Subject,Behavior,Modifier #1,Behavior type,Time,Media file name\n"
+        "o,player #1:lab_left.avi;yard_left.avi,,wave,left,START,1,lab_left.avi\n"
+        "o,player #1:lab_left.avi;yard_left.avi,,wave,right,START,2,lab_left.avi\n"
+        "o,player #1:lab_left.avi;yard_left.avi,,wave,left,STOP,3,yard_left.avi\n"
+        "o,player #1:lab_left.avi;yard_left.avi,,wave,right,STOP,5,lab_left.avi\n"
+    )
+    (lab / "one.csv").write_text("recording,view,path\nlab,left,lab_left.avi\nlab,left,yard_left.avi\n")
+    (lab / "marks.csv").write_text(text)
+    events, _ = read_events(lab / "marks.csv", read_recordings(lab / "one.csv"))
+    assert [(event.start, event.stop, event.line) for event in events] == [(1, 3, 2), (2, 5, 3)]
+
+
 def test_read_events__columns_of_boris_are_not_taken_from_its_independent_variables(lab):
     found, _ = marks(lab, AGGREGATED)
     assert found == [("lab", 2, 5.5, "wave", None, 2)]
@@ -194,3 +208,17 @@ def test_gaps__are_what_no_interval_covers():
     assert gaps([(1, 3), (2, 5), (7, 8)], 0, 10) == [(0, 1), (5, 7), (8, 10)]
     assert gaps([(-1, 12)], 0, 10) == []
     assert gaps([], 0, 10) == [(0, 10)]
+
+
+def test_import_command__prints_what_was_made_and_needs_one_kind_of_file(dtsf, lab):
+    (lab / "marks.csv").write_text("recording,start,stop,label\nlab,5,7,wave\nlab,9,9,tick\nlab,12,14,clap\n")
+    words = ("import", "marks.csv", "--recordings", "recordings.csv", "--out", "m.csv", "--nothing", 0.5)
+    made = dtsf.json(*words, cwd=lab)
+    assert {key: made[key] for key in ("manifest", "recordings", "events", "nothing", "rows", "labels")} == {
+        "manifest": "m.csv", "recordings": 1, "events": 2, "nothing": 1, "rows": 6, "labels": {"clap": 1, "nothing": 1, "wave": 1},
+    }
+    assert "line 3: 'tick'" in made["left_out"][0]
+    assert "m.csv exists: remove it" in dtsf.refusal(*words, cwd=lab)
+    assert "--root DIR for lists" in dtsf.refusal("import", "marks.csv", cwd=lab)
+    for option in ("--fps", "--nothing"):
+        assert "are for marks with --recordings" in dtsf.refusal("import", "marks.csv", "--root", ".", option, 3, cwd=lab)

@@ -63,7 +63,7 @@ def hostile(dtsf, make_video, tmp_path_factory):
         for k, split in enumerate(("train", "train", "test")):
             for view in (HOSTILE["view"], "left"):
                 name = f"v{len(rows)}.avi"
-                make_video(root / name, 18)
+                make_video(root / name, 18 + len(rows))
                 rows.append((name, label, f"{HOSTILE['group']} {label} {k}", view, split))
     (root / HOSTILE["file"]).write_bytes(b"no video")
     rows.append((HOSTILE["file"], "run", "late", "left", "test"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -55,15 +55,17 @@ def make_pieces(document: CatalogDocument | None, records: Mapping[str, tuple[in
 
 
 def find_copies(
-    pieces: Iterable[Piece], others: Iterable[Piece], *, other_group: bool = False
+    pieces: Sequence[Piece], others: Iterable[Piece], *, other_group: bool = False
 ) -> tuple[list[Pair], list[Pair]]:
     """Return the clips of ``pieces`` that show what a clip of ``others`` shows; and those from the same file, but other seconds or
     another part of the picture. Each with one such clip. ``other_group``: only with clips of another group.
     """
+    wanted = {name for piece in pieces for name, *_ in piece.spans()}
     spans: dict[str, dict[Box | None, list[tuple[float, float, Clip]]]] = defaultdict(lambda: defaultdict(list))
     for piece in others:
         for name, start, end, region in piece.spans():
-            spans[name][region].append((start, end, piece.clip))
+            if name in wanted:
+                spans[name][region].append((start, end, piece.clip))
     # For each clip in the order of the starts: of it and those before, the one that ends last, and that of another group.
     index: dict[str, list[tuple[Box | None, list[float], list[list[tuple[float, Clip]]]]]] = defaultdict(list)
     for name, by_region in spans.items():
@@ -110,7 +112,7 @@ def remarks(document: CatalogDocument | None, records: Mapping[str, tuple[int, C
         *_about_classes(clips, document.info.class_names),
         *_about_groups(clips, pieces, document.info.view_names),
         *_about_copies(pieces),
-        *_about_ends(clips, records),
+        *about_ends([*_late_ends(clips, records)]),
         *_about_names(document, clips),
     )
 
@@ -149,7 +151,9 @@ def _about_groups(clips: Sequence[Clip], pieces: Mapping[str, Piece], views: Seq
 
 
 def _about_copies(pieces: Mapping[str, Piece]) -> Iterator[str]:
-    found, _ = find_copies(pieces.values(), pieces.values(), other_group=True)
+    counts = Counter(name for piece in pieces.values() for name, *_ in piece.spans())
+    several = [piece for piece in pieces.values() if any(counts[name] > 1 for name, *_ in piece.spans())]
+    found, _ = find_copies(several, several, other_group=True)
     # Of two copies, each is found with the other.
     pairs = {frozenset((a.id, b.id)): (a, b) if (a.line or 0, a.id) > (b.line or 0, b.id) else (b, a) for a, b in found}
     with_other = {
@@ -165,25 +169,31 @@ def _about_copies(pieces: Mapping[str, Piece]) -> Iterator[str]:
         yield f"{len(found)} clips show a recording that is also in another group: {listed}{more}"
 
 
-def _about_ends(clips: Sequence[Clip], records: Mapping[str, tuple[int, ClipRecord]]) -> Iterator[str]:
-    found = []
+def late_end(clip: Clip, stop: float) -> str:
+    """Return a text about a clip that ends far behind its file, or an empty one. ``stop``: end of the file in seconds."""
+    if clip.end is None or clip.end - stop <= max(BEYOND, (clip.end - (clip.start or 0.0)) * SHARE):
+        return ""
+    return f"{clip.place} ends at {clip.end:g} s, its file at {stop:.1f} s"
+
+
+def about_ends(found: Sequence[str]) -> list[str]:
+    """Return one sentence about all texts of :func:`late_end`, none for none."""
+    return (
+        [f"{len(found)} clips end far behind their file, of which the rest is used: {examples(found)}"] if found else []
+    )
+
+
+def _late_ends(clips: Sequence[Clip], records: Mapping[str, tuple[int, ClipRecord]]) -> Iterator[str]:
     for clip in clips:
         record = records[clip.id][1] if clip.id in records else None
         if record is None or record.row is None:
             continue
-        if clip.end and record.duration:
-            stop = record.begin + record.duration
-            over, length = clip.end - stop, clip.end - (clip.start or 0.0)
-            if over > max(BEYOND, length * SHARE):
-                found.append(f"{clip.place} ends at {clip.end:g} s, its file at {stop:.1f} s")
-        elif clip.last and record.decoded_frames:
+        if record.duration and (text := late_end(clip, record.begin + record.duration)):
+            yield text
+        if clip.last and record.decoded_frames:
             over, length = clip.last + 1 - record.decoded_frames, clip.last + 1 - (clip.first or 0)
             if over > max(2, length * SHARE):
-                found.append(
-                    f"{clip.place} ends with frame {clip.last}, its file with frame {record.decoded_frames - 1}"
-                )
-    if found:
-        yield f"{len(found)} clips end far behind their file, of which the rest is used: {examples(found)}"
+                yield f"{clip.place} ends with frame {clip.last}, its file with frame {record.decoded_frames - 1}"
 
 
 def _about_names(document: CatalogDocument, clips: Sequence[Clip]) -> Iterator[str]:

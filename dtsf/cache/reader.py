@@ -78,11 +78,14 @@ class CachedDataset(DatasetHandle):
 
     @property
     def squares(self) -> dict[str, list[str]]:
-        """Paths of the clips by what is said about their square; see :data:`dtsf.cache.status.CROP_NOTES`."""
+        """Paths of the clips by what is said about their square; see :data:`dtsf.cache.status.CROP_NOTES`. Clips that are parts
+        of one file have the line of the table too.
+        """
         found: dict[str, list[str]] = {}
+        of_path = Counter(clip.path for clip in self.clips)
         for clip in self.clips:
             for note in self.records[clip.id][1].crop_notes:
-                found.setdefault(note, []).append(clip.path)
+                found.setdefault(note, []).append(clip.place if of_path[clip.path] > 1 else clip.path)
         return dict(sorted(found.items()))
 
     @cached_property

@@ -141,8 +141,8 @@ def cache_verify_command(
         for name, one in checks.items():
             yield f"{name}: {one.checked} clips decoded with {one.decoder}, {len(one.mismatches)} differ"
             if one.mismatches:
-                different = [(clip.path, clip.reason) for clip in one.mismatches]
-                yield table("clips with other frames", ("clip", "reason"), different)
+                different = [(clip.path, clip.line or "", clip.reason) for clip in one.mismatches]
+                yield table("clips with other frames", ("clip", "line", "reason"), different)
 
     emit(document, lines())
     if not document["ok"]:

@@ -174,6 +174,12 @@ def import_command(
             "give LIST... --root DIR for lists of clips, or EVENTS... --recordings FILE for marks in long recordings; see "
             "dtsf import --help"
         )
+    if (recordings is not None and (split or labels)) or (
+        root is not None and (tier or fps or settings != ClipSettings())
+    ):
+        raise DataError(
+            "--split and --labels are for lists with --root; --tier, --fps and --nothing... are for marks with --recordings"
+        )
     if recordings is not None:
         from dtsf.recordings.clips import import_events
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dtsf.cache.catalog import Shards, check_catalog, drop_tombstones, match_rows, read_shards, write_catalog
-from dtsf.cache.compare import remarks
+from dtsf.cache.compare import about_ends, late_end, remarks
 from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, read_records, shard_numbers
 from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
 from dtsf.cache.store import Store, open_store
@@ -231,6 +231,7 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
             extents |= {file: item for file, item in read if isinstance(item, tuple)}
     parts: dict[str, dict[str, float | None]] = {}
     n_apart = n_alone = 0
+    late: list[str] = []
     for clips in groups:
         spans = [Span(c.start, c.end, c.first, c.last) for c in clips]
         aligned = align_spans(spans, [c.offset for c in clips], [extents.get((c.path, c.fps)) for c in clips])
@@ -239,12 +240,14 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
             not can_align(span) or (c.path, c.fps) not in extents for c, span in zip(clips, spans, strict=True)
         )
         for c, span in zip(clips, aligned or spans, strict=True):
+            if extent := extents.get((c.path, c.fps)):
+                late.append(late_end(c, extent[1]))
             if aligned is not None:
                 parts[c.id] = {"start": span.start, "end": span.end}
             elif can_align(span) and (c.path, c.fps) in extents:
                 stop = extents[c.path, c.fps][1]
                 parts[c.id] = {"start": stop, "end": stop + 1.0}
-    notes = list(catalog.notes)
+    notes = [*catalog.notes, *about_ends([text for text in late if text])]
     if n_apart:
         notes.append(f"{n_apart} performances have views without a common time: not used with --align group")
     if n_alone:

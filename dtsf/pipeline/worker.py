@@ -56,6 +56,7 @@ class Mismatch(Frozen):
 
     clip: str
     path: str
+    line: int | None  # of the table
     reason: str
 
 
@@ -169,7 +170,7 @@ def check_source(
             elif xxhash.xxh3_64_hexdigest(item[0].tobytes()) != record.frames_hash:
                 reason = "different pictures"
             if reason:
-                mismatches.append(Mismatch(clip=clip.id, path=clip.path, reason=reason))
+                mismatches.append(Mismatch(clip=clip.id, path=clip.path, line=clip.line, reason=reason))
             if on_progress is not None:
                 on_progress(k, count)
     return SourceCheck(checked=count, mismatches=tuple(mismatches), decoder=decoder_name(decoder_kind(spec)))

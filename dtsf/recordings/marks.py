@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple
 
 from dtsf.errors import DataError
+from dtsf.names import tidy
 from dtsf.pipeline.datasets.manifest import SECONDS, read_number
 from dtsf.pipeline.datasets.tables import SEPARATORS, parse_table
 
@@ -30,7 +31,9 @@ BORIS = {
     "shift": ("time offset (s)",),
 }
 AGGREGATED = {**BORIS, "start": ("start (s)",), "stop": ("stop (s)",)}
-TABULAR = {**BORIS, "time": ("time", "time (s)"), "status": ("behavior type", "status")}
+# An observation may have the same behaviour twice at once, with other modifiers.
+MODIFIERS = {"modifiers": ("modifiers",), "modifier": ("modifier #1",)}
+TABULAR = {**BORIS, **MODIFIERS, "time": ("time", "time (s)"), "status": ("behavior type", "status")}
 NO_SUBJECT = "no focal subject"
 CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}[.,]\d+)"
 CUE = re.compile(rf"{CLOCK}\s*-->\s*{CLOCK}")
@@ -93,17 +96,19 @@ def read_boris_tabular(text: str, where: str) -> Marks:
     observation above the header.
     """
     table = parse_table(
-        text, where, ("label", "time", "status"), tuple(BORIS), names=_names(TABULAR), preamble=PREAMBLE
+        text, where, ("label", "time", "status"), (*BORIS, *MODIFIERS), names=_names(TABULAR), preamble=PREAMBLE
     )
-    facts = {cells[0].strip().casefold(): cells[1].strip() for _, cells in _rows(text, PREAMBLE) if len(cells) > 1}
+    facts: dict[str, str] = {}
+    for _, cells in _rows(text, PREAMBLE):
+        facts.setdefault(*(tidy(cell) if k else tidy(cell).casefold() for k, cell in enumerate((*cells, "", "")[:2])))
     marks = []
     open_: dict[tuple[str, ...], tuple[float, int]] = {}
     for line, row in table.rows:
         place, status, time = f"{where}, line {line}", row["status"].upper(), 0.0
-        for name, fact in (("recording", "observation id"), ("shift", "time offset (s)")):
+        for name, fact in (("recording", "observation id"), ("shift", "time offset (s)"), ("source", "player #1")):
             row.setdefault(name, facts.get(fact, ""))
         time = _seconds(row, "time", place)
-        key = tuple(row.get(name, "") for name in ("recording", "media", "subject", "label"))
+        key = tuple(row.get(name, "") for name in ("recording", "subject", *MODIFIERS, "label"))
         if status == "START":
             if key in open_:
                 raise DataError(

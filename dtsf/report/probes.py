@@ -106,7 +106,7 @@ def probe(
             skipped.append(f"{name}: {error}")
         else:
             shared = {clip.subject for clip in other.clips if clip.subject is not None} & subjects
-            copies, _ = find_copies(other.pieces.values(), trained)
+            copies, _ = find_copies([*other.pieces.values()], trained)
             datasets.append(DatasetProbe(other.info.name, metrics, tuple(sorted(shared)), len(copies)))
     on_step(total, total, "")
     background = _probe_backgrounds(split.train, split.test, run.metrics.predictions)

@@ -117,7 +117,8 @@ def evaluate(
         task += f"; given only view{'s' if len(given) > 1 else ''} {', '.join(given)}"
     notes: tuple[str, ...] = data.notes
     if trained is not None and split == "test":
-        leak, doubts = compare_sides(*trained, data, known, known_names, protocol)
+        tested = [clip for clip in known if clip.view in chosen]
+        leak, doubts = compare_sides(*trained, data, tested, known_names, protocol)
         notes = (*([leak] if leak else []), *doubts, *notes)
         task += f"; {leak.partition(':')[0]}" if leak else ""
     adapter = OnlineAdapter(net) if adapt else None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
+from dtsf.names import tidy
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
 from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
 
@@ -95,7 +96,7 @@ def _read_labels(root: Path, folders: list[str]) -> tuple[dict[int, str], dict[s
             with file.open(encoding="utf-8-sig", newline="") as stream:
                 for line in csv.DictReader(stream):
                     if line.get("action_name") and (line.get("action") or "").isdecimal():
-                        names[int(line["action"])] = line["action_name"]
+                        names[int(line["action"])] = tidy(line["action_name"])
                     if line.get("path") and line.get("background"):
                         below_root = f"{folder}/{line['path']}".lstrip("/").removeprefix(prefix)
                         backgrounds[below_root] = line["background"]

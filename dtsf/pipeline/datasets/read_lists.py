@@ -228,7 +228,7 @@ def _split_line(line: str, separator: str, find: Find) -> _Line | None:
         return None
     rest = [cell.strip() for cell in cells[end:] if cell.strip()]
     frames = rest[0] if len(rest) == 2 else ""
-    if len(rest) not in (1, 2) or (frames and not re.fullmatch(r"\d{1,9}", frames)):
+    if len(rest) not in (1, 2) or is_video(rest[-1]) or (frames and not re.fullmatch(r"\d{1,9}", frames)):
         return None
     return _Line(paths[end], rest[-1], frames, known[end])
 

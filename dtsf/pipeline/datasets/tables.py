@@ -20,7 +20,7 @@ SEPARATORS = (",", ";", "\t")
 NAMES = ("label", "group", "view", "subject", "split", "background", "recording")
 # First bytes of files that are no text, and the kind of file.
 BINARY = {
-    b"PK\x03\x04": "an Excel or OpenDocument file, or another zip",
+    b"PK\x03\x04": "an Excel or OpenDocument file, or another zip (unpack it)",
     b"\xd0\xcf\x11\xe0": "an Excel file of the old form",
     b"SQLite format 3": "an SQLite database",
     b"%PDF": "a PDF",
