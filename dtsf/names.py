@@ -68,5 +68,6 @@ def _as_read(name: str) -> str:
     text = tidy(unicodedata.normalize("NFKC", tidy(name)))
     if NUMBER.fullmatch(text):
         return repr(float(text.replace(",", ".")))
-    text = DASHES.sub(" ", text.casefold().translate(LOOK_ALIKE)).strip()
+    # Between digits a blank separates: 1_12 is not 11_2.
+    text = re.sub(r"(?<!\d) | (?!\d)", "", DASHES.sub(" ", text.casefold().translate(LOOK_ALIKE)))
     return re.sub(r"(?<!\d)0+(?=\d)", "", text)
