@@ -41,7 +41,8 @@ def test_tidy__is_stable(text):
 
 
 @pytest.mark.parametrize("names", [
-    ("Run", "run"), ("1", "1.0"), ("01", "1"), ("1,50", "1.5"), ("cam01", "cam1"), ("sit_down", "sit down", "Sit-Down"), ("cam1", "cam 1", "cam_01"),
+    ("Run", "run"), ("1", "1.0"), ("01", "1"), ("1,50", "1.5"), ("cam01", "cam1"),
+    ("sit_down", "sit down", "Sit-Down"), ("cam1", "cam 1", "cam_01"),
     ("\uff52un", "run"), ("\u0441\u0430m", "cam"), ("don’t", "don't"), ("straße", "STRASSE"),
 ])  # fmt: skip
 def test_similar_names__finds_names_that_differ_only_in_how_they_are_written(names):
@@ -49,7 +50,8 @@ def test_similar_names__finds_names_that_differ_only_in_how_they_are_written(nam
 
 
 def test_similar_names__keeps_other_names_apart():
-    assert not similar_names(["1", "10", "-1", "cam1", "cam10", "run", "runs", "S001P010", "S001P001", "v1.1", "v1.10", "p1_12", "p11_2"])
+    names = ["p1_12", "p11_2", "v1.1", "v1.10", "S001P010", "S001P001"]
+    assert not similar_names([*names, "1", "10", "-1", "cam1", "cam10", "run", "runs", "a"])
 
 
 def test_find_path__finds_names_of_another_unicode_form(tmp_path):
