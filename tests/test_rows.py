@@ -1,6 +1,7 @@
 """An answer is made as the run was trained: rows of predict and of the cache, and the camera of each video."""
 
 import itertools
+import os
 from pathlib import Path
 
 import av
@@ -11,7 +12,7 @@ from dtsf import api
 from dtsf.errors import ConfigError, DataError, DtsfError, VideoError
 from dtsf.pipeline.datasets.manifest import OPTIONAL
 from dtsf.pipeline.settings import PreprocessSettings
-from dtsf.predict.videos import embed_videos
+from dtsf.predict.videos import check_videos, embed_videos
 from dtsf.predict.views import choose_views
 
 SMALL = {"frames": 4, "size": 96, "grid": 3, "workers": 1}
@@ -143,6 +144,27 @@ def test_embed_videos__asks_for_offsets_that_differ_between_performances(cameras
     assert embed_videos(videos, (0, 1), own.info, own.spec, {"offset": 0}).notes == ()
     [note] = embed_videos(videos[:1], (0,), group.info, group.spec, {}).notes
     assert "one video alone" in note
+    late, same = embed_videos([videos[0]] * 2, (0, 1), own.info, own.spec, {"end": [None, 9]}).notes
+    assert f"{videos[0]} ends at 2.0 s, before --end 9: the rest is used" == late
+    assert "show the same pictures: one recording is taken as two views" in same
+    [note] = embed_videos(videos, (0, 1), own.info, own.spec, {"end": ["0.1", None]}).notes
+    assert "2 of 4 frames" in note
+    other = own.spec.model_copy(update={"decoder": "pyav 1.0.0"})
+    [note] = embed_videos(videos, (0, 1), own.info, other, {}).notes
+    assert "decoded by pyav 1.0.0" in note
+
+
+def test_check_videos__refuses_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for given, error, message in (
+        ([], DataError, "no videos given"),
+        ([tmp_path] * 65, DataError, "65 videos given"),
+        ([tmp_path / "pipe.mp4"], VideoError, "is a pipe, socket or device"),
+        (["/dev/zero"], VideoError, "is a pipe, socket or device"),
+        ([tmp_path / "gone.mp4"], VideoError, "gone.mp4 does not exist"),
+    ):
+        with pytest.raises(error, match=message):
+            check_videos(given)
 
 
 NAMED = [

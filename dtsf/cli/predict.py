@@ -57,6 +57,7 @@ def predict_command(
     offset: Annotated[list[str] | None, Option(help=OFFSET_HELP)] = None,
     fps: Annotated[list[str] | None, Option(help=FPS_HELP)] = None,
     encoder_weights: Annotated[Path | None, Option(help=WEIGHTS_HELP, metavar="FILE")] = None,
+    deadline: Annotated[float, Option(min=0.01, max=86400, help="Maximum seconds to decode one video.")] = 60.0,
     watch: Annotated[Path | None, Option(help=WATCH_HELP)] = None,
     settle: Annotated[float, Option(min=0.0, help="With --watch: seconds without change until it is complete.")] = 3.0,
     once: Annotated[bool, Option("--once", help="With --watch: stop when no performance is left.")] = False,
@@ -78,7 +79,7 @@ def predict_command(
         "region": region or (),
         "ignore": ignore or (),
     }
-    options |= {"start": start, "end": end, "offset": offset, "fps": fps}
+    options |= {"start": start, "end": end, "offset": offset, "fps": fps, "deadline": deadline}
     trained = api.load(run) if run is not None else None
     if watch is not None and trained is not None:
         _watch(trained, watch, settle, options, once=once)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEADLINE = 60.0  # maximum time to decode one video, in seconds
+LATE = 0.5  # seconds that --end may be behind the end of a file without a remark
 MAX_VIEWS, MAX_BYTES = 64, 1 << 32  # videos, and bytes of one; an external run may request any size
 Seconds = float | str | Sequence[float | str | None] | None
 
@@ -38,7 +39,8 @@ class VideoOptions(TypedDict, total=False):
     zero of the performance, for a run that was trained with ``--align group``; default: that of its view in the training clips.
     ``fps``: frame rate of a frame folder. ``region``: part of the picture; default: that of its view in the training clips.
     ``ignore``: parts of the picture in which no movement is searched; default: likewise. ``encoder_weights``: file of the
-    encoder's weights, required if the run was trained with custom weights.
+    encoder's weights, required if the run was trained with custom weights. ``deadline``: maximum seconds to decode one video,
+    60 by default.
     """
 
     start: Seconds
@@ -48,6 +50,7 @@ class VideoOptions(TypedDict, total=False):
     region: str | Box | Sequence[str | Box | None]
     ignore: str | Sequence[str | Sequence[Box]]
     encoder_weights: str | Path | None
+    deadline: float | None
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def embed_videos(
     from dtsf.pipeline.video.decoder_process import DecodeRequest, shared_decoders
 
     paths = [Path(video) for video in videos]
-    spans = video_spans(paths, numbers, info, spec, options)
+    given = video_spans(paths, numbers, info, spec, options)
     offsets, notes = _offsets(paths, numbers, info, spec, options)
     torch.set_num_threads(threads)
     n_bytes = spec.frames * max(spec.size**2 * 3, spec.grid**2 * spec.channels * 4)
@@ -97,22 +100,21 @@ def embed_videos(
     found = encoder.identity.channels
     if found != spec.channels:
         raise ConfigError(f"the encoder {spec.encoder} has {found} channels, the run {spec.channels}")
-    settings = decode_settings(spec, DEADLINE)
+    settings = decode_settings(spec, options.get("deadline") or DEADLINE)
     if (own := decoder_name(settings.decoder)) != spec.decoder:
         notes.append(f"the training clips were decoded by {spec.decoder}, these by {own}: pictures may differ a little")
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
     rows: list[Row] = []
     # A process decodes, so that a broken video cannot end a program that watches a folder. It stays for the next performance.
     with shared_decoders(settings) as decoders:
-        if spec.align == "group":
-            spans = _align(decoders[0], paths, spans, offsets)
+        spans = _align(decoders[0], paths, given, offsets) if spec.align == "group" else given
         requests = [DecodeRequest(path.absolute(), span) for path, span in zip(paths, spans, strict=True)]
         for path, item in zip(paths, embed_clips(decoders, requests, spec, lambda: encoder), strict=True):
             if isinstance(item, VideoError):
                 raise item
             rows.append(item)
             logger.info("%s: %d frames", path, item.facts["decoded_frames"])
-    return EmbeddedVideos(tuple(rows), tuple(spans), tuple(notes))
+    return EmbeddedVideos(tuple(rows), tuple(spans), (*notes, *_remarks(paths, given, rows)))
 
 
 def check_videos(videos: Sequence[str | Path]) -> list[Path]:
@@ -120,9 +122,26 @@ def check_videos(videos: Sequence[str | Path]) -> list[Path]:
     paths = [Path(find_path(str(video))) for video in videos]
     if not 1 <= len(paths) <= MAX_VIEWS:
         raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
-    if missing := [path for path in paths if not path.exists()]:
-        raise VideoError(f"{missing[0]} does not exist")
+    for path in paths:
+        if not path.exists():
+            raise VideoError(f"{path} does not exist")
+        if not path.is_file() and not path.is_dir():
+            raise VideoError(f"{path} is a pipe, socket or device: give a regular file")
     return paths
+
+
+def _remarks(videos: Sequence[Path], spans: Sequence[Span], rows: Sequence[Row]) -> Iterator[str]:
+    """Yield what must be said about the decoded videos: a late end, few frames, and one recording as two views."""
+    first: dict[str, int] = {}
+    for k, (video, span, row) in enumerate(zip(videos, spans, rows, strict=True)):
+        stop = row.facts["begin"] + row.facts["duration"]
+        if span.end is not None and row.facts["duration"] and span.end > stop + LATE:
+            yield f"{video} ends at {stop:.1f} s, before --end {span.end:g}: the rest is used"
+        if row.facts["reason"]:
+            yield f"{video}: {row.facts['reason']}"
+        other = first.setdefault(row.facts["frames_hash"], k)
+        if other != k:
+            yield f"{videos[other]} and {video} show the same pictures: one recording is taken as two views"
 
 
 def video_spans(
