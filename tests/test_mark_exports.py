@@ -6,7 +6,9 @@ import os
 import pytest
 
 from dtsf.errors import DataError
+from dtsf.recordings.bouts import Bout, Media, MediaFile, Timeline
 from dtsf.recordings.events import read_events
+from dtsf.recordings.outputs import WRITERS
 from dtsf.recordings.table import read_recordings
 
 
@@ -46,6 +48,19 @@ def test_read_events__refuses_a_cue_without_text_or_time(read):
         read("WEBVTT\n\n00:01.000 --> 00:02.500\n\n")
     with pytest.raises(DataError, match="line 3: 'soon --> later' is no time of a cue"):
         read("WEBVTT\n\nsoon --> later\nwave\n")
+
+
+@pytest.mark.parametrize("form", ["csv", "vtt", "eaf"])
+def test_read_events__what_a_timeline_writes_comes_back(read, lab, form):
+    times = {"label": "wave & <turn>", "start": 2.5, "stop": 3.25}, {"label": "clap", "start": 4.0, "stop": 5.125}
+    bouts = tuple(Bout(**one, probability=0.875, uncertainty=0.25, view_weights=(0.5, 0.5)) for one in times)
+    media = tuple(
+        Media(view=view, offset=offset, files=(MediaFile(path=str(lab / f"{name}.mp4"), start=offset, stop=offset + 4),))
+        for view, name, offset in (("r", "right", 2.0), ("l", "left", 0.0))
+    )
+    known = {"recording": "lab", "subject": "ann", "views": ("r", "l"), "start": 2.0, "stop": 6.0}
+    text = WRITERS[form](Timeline(**known, bouts=bouts, media=media))
+    assert read(text)[0] == [tuple(one.values()) for one in times]
 
 
 def test_read_events__elan_as_pympi_writes_it(read, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import re
 from typing import NamedTuple
@@ -144,6 +145,7 @@ def read_cues(text: str, where: str) -> Marks:
     """Read WebVTT or SRT: the text of a cue is the label, and a voice (``<v NAME>``) the subject."""
     marks: list[Mark] = []
     lines = text.splitlines()
+    is_vtt = text.lstrip("\ufeff").startswith("WEBVTT")
     for k, line in enumerate(lines):
         match = CUE.match(line.strip())
         if match is None:
@@ -163,6 +165,7 @@ def read_cues(text: str, where: str) -> Marks:
             body.append(below.strip())
         voice = re.search(r"<v(?:\.[^ >]*)?\s+([^>]+)>", " ".join(body))
         label = re.sub(r"<[^>]*>", "", " ".join(body)).strip()
+        label = html.unescape(label) if is_vtt else label
         if not label:
             raise DataError(f"{where}, line {k + 1}: the cue has no text: its text is the label")
         marks.append(
