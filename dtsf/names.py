@@ -7,6 +7,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote
+
+from dtsf.errors import DataError
 
 BLANKS = re.compile(r"[\s\u2800\u3164\uffa0]+")
 # Letters that are never seen: variation selectors, fillers. Others have the Unicode categories Cc and Cf.
@@ -16,6 +20,16 @@ LOOK_ALIKE = str.maketrans("авекмнорстухіјѕԁԛԝαικνορτυ
 MAX_DEPTH = 250  # folders of a path: the system allows 4,096 bytes
 DASHES = re.compile(r"[\s_\-\u2010-\u2015\u2212]+")
 NUMBER = re.compile(r"[+-]?(\d{1,15})([.,]\d{0,15})?")
+
+ADDRESS = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]+):(/*)(.*)", re.DOTALL
+)  # Path makes one slash of two, and removes the last
+# What to do with an address, by its kind.
+_WEB, _STREAM = "download it, and give the file", "record it to a file, and give the file"
+_STORE = "copy it to a disk, and give the file: only a cache can be on an object store"
+KINDS = dict.fromkeys(("http", "https", "ftp", "ftps", "sftp"), _WEB)
+KINDS |= dict.fromkeys(("rtsp", "rtsps", "rtmp", "rtp", "srt", "udp", "tcp", "mms", "hls"), _STREAM)
+KINDS |= dict.fromkeys(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory", "hdfs", "smb", "webdav"), _STORE)
 
 
 def tidy(text: str) -> str:
@@ -37,6 +51,36 @@ def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
     for name in dict.fromkeys(names):
         found.setdefault(_as_read(name), []).append(name)
     return [tuple(same) for same in found.values() if len(same) > 1]
+
+
+def split_address(text: str) -> tuple[str, str] | None:
+    """Return the kind of an address (``s3``, ``http``) and the rest; None for a path. A file of this name is a path."""
+    match = ADDRESS.fullmatch(text)
+    if match is None or os.path.lexists(text) or not (match[2] or (not match[3] and match[1].lower() in KINDS)):
+        return None
+    return match[1].lower(), match[3]
+
+
+def local_path(text: str, where: str = "") -> str:
+    """Return a path of this machine: ``~`` is the home folder, and ``file:///`` a path. Raises DataError: another address.
+
+    ``where``: start of the message.
+    """
+    if text.startswith("~") and not os.path.lexists(text):
+        return os.path.expanduser(text)
+    address = split_address(text)
+    if address is None:
+        return text
+    kind, rest = address
+    if kind == "file":
+        return f"/{unquote(rest.removeprefix('localhost/'))}"
+    advice = KINDS.get(kind, "give a file or a folder")
+    raise DataError(f"{where}{kind}://{rest} is an address, and dtsf reads files of this machine: {advice}")
+
+
+def user_path(path: str | Path) -> Path:
+    """Return a path of the user as :func:`local_path` and :func:`find_path` do."""
+    return Path(find_path(local_path(str(path))))
 
 
 def find_path(path: str, listings: dict[str, dict[str, str]] | None = None) -> str:

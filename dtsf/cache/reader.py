@@ -237,7 +237,9 @@ def open_dataset(cache: Location, name: str | None = None) -> CachedDataset:
     stores = find_datasets(cache, name)
     if len(stores) > 1:
         names = ", ".join(store.name for store in stores)
-        raise CacheError(f"the cache {cache} has {len(stores)} datasets ({names}): choose one with --dataset NAME")
+        raise CacheError(
+            f"the cache {open_store(cache)} has {len(stores)} datasets ({names}): choose one with --dataset NAME"
+        )
     data = open_cached(stores[0])
     if not data.clips:
         raise CacheError(

@@ -5,7 +5,6 @@ computed and never read from it, links and special files are refused, and a file
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from dtsf.cache.schema import FileRecord
 from dtsf.errors import CacheError
 from dtsf.files.read import read_file
 from dtsf.files.write import flush, lock, move, sweep_orphans, write_atomically
+from dtsf.names import local_path, split_address
 
 if TYPE_CHECKING:
     from dtsf.cache.remote import RemoteStore
@@ -27,19 +27,23 @@ Location: TypeAlias = "str | Path | Store"
 Progress: TypeAlias = Callable[[int, int], None] | None
 
 DOCUMENT_LIMIT = 1 << 28  # maximum bytes of a JSON document; a shard of a million clips is smaller
-URL = re.compile(r"^([a-z][a-z0-9+.-]+):/+(.*)$", re.DOTALL)  # also after Path has made one slash of two
+NOT_A_STORE = ("http", "https", "ftp", "ftps", "sftp", "rtsp")
 
 
 def open_store(path: Location) -> Store:
-    """Return the store of a path or URL."""
+    """Return the store of a path or URL. Raises CacheError: a URL without a bucket, or of a kind that stores no files."""
     if not isinstance(path, str | Path):
         return path
-    match = URL.match(str(path))
-    if match is None:
-        return LocalStore(Path(path))
-    scheme, rest = match.groups()
-    if scheme == "file":
-        return LocalStore(Path("/") / rest)
+    address = split_address(str(path))
+    if address is None or address[0] == "file":
+        return LocalStore(Path(local_path(str(path))))
+    scheme, rest = address
+    if not rest.strip("/"):
+        raise CacheError(f"the cache {scheme}:// has no bucket: give it as {scheme}://BUCKET/FOLDER")
+    if scheme in NOT_A_STORE:
+        raise CacheError(
+            f"the cache {scheme}://{rest}: {scheme} cannot store files: give a folder or s3://BUCKET/FOLDER"
+        )
     from dtsf.cache.remote import RemoteStore
 
     return RemoteStore(f"{scheme}://{rest.rstrip('/')}")

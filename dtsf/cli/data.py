@@ -72,6 +72,8 @@ def preprocess_command(
 
 
 def _describe(result: PreprocessResult, cache: Path, announced: Set[str]) -> Lines:
+    from dtsf.cache.store import open_store
+
     changes = result.changes
     if result.bad:
         rows = [(one.clip.place, one.status, one.reason) for one in result.bad[:BAD_SHOWN]]
@@ -102,7 +104,7 @@ def _describe(result: PreprocessResult, cache: Path, announced: Set[str]) -> Lin
     else:
         which = "all" if result.already_done == result.clips else f"{result.already_done} of"
         yield f"nothing to do: {which} {result.clips} clips were done before ({statuses})"
-    option = "" if cache == Path("cache") else f" --cache {cache}"
+    option = "" if cache == Path("cache") else f" --cache {open_store(cache)}"
     yield f"next: dtsf train{option} --dataset {result.dataset}"
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dtsf.cli.screen import AS_JSON, set_verbosity
+from dtsf.names import local_path, split_address
 
 if TYPE_CHECKING:
     from dtsf.settings import Settings
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Command = Callable[..., Any]
 
+STORES = ("cache", "path", "target")  # parameters that may be the URL of a cache
 CACHE = Annotated[Path, typer.Option(help="Folder of the cache.")]
 QUIET = Annotated[bool, typer.Option("--quiet", "-q", help="Print only results and errors.")]
 VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Print progress details.")]
@@ -63,12 +65,21 @@ def with_output(command: Command) -> Command:
     def run(*, json_: bool = False, quiet: bool = False, verbose: bool = False, **options: Any) -> Any:
         AS_JSON.set(json_)
         set_verbosity(quiet=quiet, verbose=verbose)
-        return command(**options)
+        return command(**{name: _local(name, value) for name, value in options.items()})
 
     own = inspect.signature(command, eval_str=True).parameters
     help_ = f"One JSON object on stdout{'; with --watch one per performance' if 'watch' in own else ''}."
     shared = {"json_": Annotated[bool, typer.Option("--json", help=help_)], "quiet": QUIET, "verbose": VERBOSE}
     return _with_signature(run, [*own.values(), *(_option(name, False, type_) for name, type_ in shared.items())])
+
+
+def _local(name: str, value: Any) -> Any:
+    """Return paths of an option as paths of this machine; see :func:`dtsf.names.local_path`. A cache may also have a URL."""
+    if isinstance(value, list):
+        return [_local(name, one) for one in value]
+    if not isinstance(value, Path) or (name in STORES and split_address(str(value))):
+        return value
+    return Path(local_path(str(value)))
 
 
 def _option(name: str, default: Any, annotation: Any) -> inspect.Parameter:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from dtsf.errors import ConfigError, DataError, VideoError
-from dtsf.names import find_path
+from dtsf.names import user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +119,7 @@ def embed_videos(
 
 def check_videos(videos: Sequence[str | Path]) -> list[Path]:
     """Return the paths of the videos. Raises DataError: none, or too many. Raises VideoError: one does not exist."""
-    paths = [Path(find_path(str(video))) for video in videos]
+    paths = [user_path(video) for video in videos]
     if not 1 <= len(paths) <= MAX_VIEWS:
         raise DataError(f"{len(paths) or 'no'} videos given: give 1 to {MAX_VIEWS}, one file per view")
     for path in paths:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dtsf.cache.reader import CachedDataset, list_datasets, open_dataset
 from dtsf.cache.schema import Clip
+from dtsf.cache.store import open_store
 from dtsf.report.gallery import plain_strips
 from dtsf.report.page import render, write_page
 
@@ -32,7 +33,7 @@ def report_cache(
         datasets.append(_describe(open_dataset(cache, name), samples))
     on_step(len(names), len(names), "")
     title = datasets[0]["name"] if len(datasets) == 1 else f"{len(datasets)} datasets"
-    return write_page(out, render("cache.html", title=title, cache=cache.absolute(), datasets=datasets))
+    return write_page(out, render("cache.html", title=title, cache=open_store(cache).absolute(), datasets=datasets))
 
 
 def _describe(data: CachedDataset, samples: int) -> dict[str, Any]:

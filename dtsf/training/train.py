@@ -15,6 +15,7 @@ import tomli_w
 import torch
 
 from dtsf.cache.reader import CachedDataset, open_dataset
+from dtsf.cache.store import open_store
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
@@ -78,7 +79,7 @@ def train(
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
     check_device(settings.device)
-    origin = {"cache": str(cache.absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
+    origin = {"cache": str(open_store(cache).absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
     origin |= {"recipe": name} | ({"init": str(settings.init.absolute())} if settings.init is not None else {})
     config = tomli_w.dumps({"data": origin} | recipe.model_dump(mode="json"))
     with ExitStack() as locks:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dtsf.errors import DataError
-from dtsf.names import find_path
+from dtsf.names import user_path
 from dtsf.pipeline.datasets.casia import catalog_casia
 from dtsf.pipeline.datasets.catalog import SourceCatalog, select
 from dtsf.pipeline.datasets.manifest import catalog_manifest
@@ -43,7 +43,7 @@ def scan_source(
 def find_root(kind: str, root: Path | None) -> Path:
     """Return ``root``, else ``$DTSF_DATA/KIND``, else ``./data/KIND``, as an absolute path. Raises DataError: it does not exist."""
     if root is not None:
-        root = Path(find_path(str(root)))
+        root = user_path(root)
         if not root.exists():
             raise DataError(f"the root {root} does not exist")
         if not root.is_dir() and kind != "manifest":

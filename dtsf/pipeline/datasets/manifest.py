@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dtsf.cache.schema import MAX_VIEWS, Clip
 from dtsf.errors import DataError
-from dtsf.names import find_path
+from dtsf.names import find_path, local_path, user_path
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
 from dtsf.pipeline.datasets.tables import read_table
 from dtsf.pipeline.settings import read_boxes, read_region
@@ -38,7 +38,7 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
     file = root / "manifest.csv" if root.is_dir() else root
     if not file.is_file():
         raise DataError(f"no manifest at {file}: give a table, or a folder with a manifest.csv, as --root")
-    videos = videos and Path(find_path(str(videos)))
+    videos = videos and user_path(videos)
     if videos is not None and not videos.is_dir():
         raise DataError(f"the folder --videos {videos} does not exist")
     rows, notes, *_ = read_table(file, REQUIRED, OPTIONAL)
@@ -125,8 +125,9 @@ def read_part(row: dict[str, str], where: str) -> dict[str, Any]:
 def resolve_path(text: str, base: str, where: str, listings: dict[str, dict[str, str]] | None = None) -> str:
     """Return the file of a cell. A relative path out of ``base`` is refused, so that a table from elsewhere cannot use it.
 
-    ``listings``: see :func:`dtsf.names.find_path`.
+    ``listings``: see :func:`dtsf.names.find_path`. Raises DataError also for an address; see :func:`dtsf.names.local_path`.
     """
+    text = text if os.path.lexists(os.path.join(base, text)) else local_path(text, f"{where}: ")
     if "\\" in text and not os.path.exists(os.path.join(base, text)):
         text = text.replace("\\", "/")
     path = os.path.normpath(os.path.join(base, text))
