@@ -196,8 +196,8 @@ def _recording_of(mark: Mark, path: Path, recordings: Sequence[Recording]) -> Re
         return None
     names = ", ".join(one.name for one in recordings[:5])
     raise DataError(
-        f"{mark.place}: it may mean {len(recordings)} recordings ({names}, ...): add a column recording to the marks, or the "
-        "column events to the table of recordings"
+        f"{mark.place}: it may mean {len(recordings)} recordings ({names}, ...): add a column recording to the marks, "
+        "name their file as the recording, or add the column events to the table of recordings"
     )
 
 
