@@ -118,6 +118,12 @@ def test_read_events__cvat_tracks_end_where_they_are_outside(read):
         read(cvat(TRACK), ["act2"])
 
 
+def test_read_events__cvat_shapes_may_have_other_attributes(read):
+    more = TRACK.replace("</track>", '<box frame="24" outside="0"><attribute name="mood">glad</attribute></box></track>')
+    assert any("--tier (act, mood)" in note for note in read(cvat(more))[1])
+    assert read(cvat(more), ["mood"])[0] == [("glad", 4.4, 4.5)]
+
+
 def test_read_events__cvat_tags_are_runs_of_frames_with_the_first_frame_and_step_of_the_task(read):
     tags = "".join(f'<image id="{k}" name="f"><tag label="wave"/></image>' for k in (0, 1, 2, 6))
     assert read(cvat(tags))[0] == [("wave", 2, 2.3), ("wave", 2.6, 2.7)]
@@ -152,8 +158,8 @@ def test_read_events__label_studio_spans_in_seconds_boxes_and_json_min(read):
     }
     seconds = {"type": "labels", "value": {"start": 0.5, "end": 1.25, "labels": ["bark"]}}
     choice = {"type": "choices", "value": {"choices": ["good"]}}
-    found, notes = read(studio([box, seconds, choice]))
-    assert found == [("dog", 2, 4), ("dog", 5, 5.05), ("bark", 2.5, 3.25)]
+    found, notes = read(studio([timeline(1, 20, "run"), box, seconds, choice]))
+    assert found == [("run", 2, 3), ("dog", 2, 4), ("dog", 5, 5.05), ("bark", 2.5, 3.25)]
     assert any("1 choices" in note for note in notes)
     small = [{"id": 3, "video": "/data/local-files/?d=a%20b/left.mp4", "tl": [timeline(1, 5, "x")["value"]]}]
     assert read(small)[0] == [("x", 0, 0.5)]

@@ -92,7 +92,7 @@ def read_cvat(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mar
     the label; default: the label of the track or tag.
     """
     tasks = {one.findtext("id", ""): one for one in (*root.iter("task"), *root.iter("job"))}
-    attributes: Counter[str] = Counter()
+    attributes: set[str] = set()
     frames: dict[tuple[str, str, str], list[tuple[int, bool]]] = defaultdict(list)
 
     def labels(shape: ElementTree.Element, label: str) -> list[str]:
@@ -100,20 +100,18 @@ def read_cvat(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mar
         attributes.update(values)
         return [values[name] for name in tier if values.get(name)] if tier else [label]
 
-    n_shapes: Counter[str] = Counter()
     for track in root.iter("track"):
         shown: dict[str, list[tuple[int, bool]]] = defaultdict(list)
         for shape in sorted((one for one in track if one.get("frame")), key=lambda one: int(one.get("frame", "0"))):
             number, outside = int(shape.get("frame", "0")), shape.get("outside") == "1"
             now = [] if outside else labels(shape, track.get("label", ""))
-            for label in {*shown, *now}:
+            for label in dict.fromkeys((*shown, *now)):
                 shown[label].append((number, label in now))
         for label, states in shown.items():
             frames[track.get("task_id", ""), f"track {track.get('id', '')}", label] = states
     for image in root.iter("image"):
         number = int(image.get("id", "0"))
         for shape in image:
-            n_shapes[shape.tag] += 1
             for label in labels(shape, shape.get("label", "")):
                 frames[image.get("task_id", ""), shape.tag, label].append((number, True))
     marks: list[Mark] = []
@@ -170,7 +168,10 @@ def read_label_studio(tasks: Sequence[dict[str, Any]], where: str, fps: float | 
     for number, task in enumerate(tasks, 1):
         place = f"{where}, task {task.get('id', number)}"
         media = tuple(_media(task.get("data", task)))
-        for region in _regions(task, place, notes):
+        regions = _regions(task, place, notes)
+        rates = (_ratio(region.get("value", region)) for region in regions)
+        rate = fps or next(filter(None, rates), None)
+        for region in regions:
             value = region.get("value", region)
             kind = str(region.get("type", ""))
             spans, in_frames = _spans(value, kind)
@@ -180,7 +181,6 @@ def read_label_studio(tasks: Sequence[dict[str, Any]], where: str, fps: float | 
             if not spans or not names:
                 others[kind or "other"] += 1
                 continue
-            rate = fps or _ratio(value)
             guessed |= in_frames and rate is None
             for (start, stop), label in itertools.product(spans, names):
                 line = len(marks) + 1
