@@ -166,6 +166,9 @@ def test_import_lists__a_header_is_a_header_in_any_order(tmp_path, text, found):
     ("a.mp4 3 1\nb.mp4 2 4\n", "line 1: 'a.mp4 3 1' has 3 between path and label, but the video has 20 frames"),
     ("a.mp4 sit down\n", "line 1: .*is not a path and one label"),
     ("a.mp4,0,1,2\n", "line 1: .*is not a path and one label"),
+    ("a.mp4 0,2\n", "line 1: .*is not a path and one label"),
+    ('path,label\na.mp4,"0, 2"\n', "line 2: '0, 2' is several labels"),
+    ("empty.mp4 2 3\n", "line 1: .* a number that is not known to be that of the frames"),
     ("a.mp4,\u200b\n", "line 1: .*is not a path and one label"),
     ("a b.mp4\nb a.mp4\n", "line 1: 'a b.mp4' is not a path and one label"),
     ("path,species\na.mp4,mouse\n", "line 1: column 'label' is missing"),
@@ -185,6 +188,7 @@ def test_import_lists__a_header_is_a_header_in_any_order(tmp_path, text, found):
     ("a.mp4 0\nb.mp4 1\na.mp4 1\n", "line 3: a.mp4 is in .*line 1 already, with label '0' there and '1' here"),
 ])
 def test_import_lists__refuses_what_it_cannot_place(tmp_path, make_video, text, message):
+    touch(tmp_path, "empty.mp4")
     for name in ("a.mp4", "b.mp4"):
         make_video(tmp_path / name, 20)
     with pytest.raises(DataError, match=message):

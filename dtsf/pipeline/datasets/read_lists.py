@@ -59,6 +59,7 @@ PARTS = re.compile(
     r"(^|[^a-z])(start|stop|begin|end|onset|offset)(frame|time|sec|second)?s?([^a-z]|$)|(frame|time)_?(start|stop|begin|end)$"
     r"|^(time|timestamp|segment|interval)s?$"
 )
+SEVERAL = re.compile(r"\d+(\s*[,;|]\s*\d+)+")
 CHECKED = 20  # lines whose number of frames is compared with the video
 HOW = "write a header (path,label,start,end,split) or lines of a path and one label"
 # Names in NumPy's own pickles of arrays and numbers. Any other name could run code.
@@ -159,6 +160,10 @@ def _read_table(file: Path, text: str, find: Find) -> tuple[list[Entry], list[st
     entries = []
     for line, row in table.rows:
         place, split = f"{file}, line {line}", row.get("split", "")
+        if SEVERAL.fullmatch(row["label"]):
+            raise DataError(
+                f"{place}: {row['label']!r} is several labels: write one, or a row for each part of the video"
+            )
         read_part(row, place)
         read_number(row, "offset", place)
         cells = {name: text for name, text in row.items() if name not in ("path", "label") and text}
@@ -184,22 +189,29 @@ def _read_lines(file: Path, text: str, find: Find) -> tuple[list[Entry], list[st
         found, key=lambda mark: (sum(bool(one and one.found) for one in found[mark]), sum(map(bool, found[mark])))
     )
     entries = []
-    to_check = CHECKED
+    to_check, doubtful = CHECKED, ""
     for (number, line), one in zip(lines, found[best], strict=True):
         place, shown = f"{file}, line {number}", line.strip()[:200]
-        if one is None or not tidy(one.label):
+        if one is None or not tidy(one.label) or SEVERAL.fullmatch(one.label):
             raise DataError(f"{place}: {shown!r} is not a path and one label: {HOW}")
         first = next(filter(None, found[best]))
         if bool(one.frames) != bool(first.frames):
             raise DataError(f"{place}: {shown!r} has not as many cells as the first line: {HOW}")
         if one.found and one.frames and to_check:
-            to_check -= 1
             counted = _count_frames(one.found)
-            if counted is not None and abs(counted - int(one.frames)) > max(2, counted // 100):
+            if counted is None:
+                doubtful = (
+                    doubtful or f"{place}: {shown!r} has a number that is not known to be that of the frames: {HOW}"
+                )
+            elif abs(counted - int(one.frames)) > max(2, counted // 100):
                 raise DataError(
                     f"{place}: {shown!r} has {one.frames} between path and label, but the video has {counted} frames: {HOW}"
                 )
+            else:
+                to_check -= 1
         entries.append(Entry(one.path, tidy(one.label), place, {}))
+    if doubtful and to_check == CHECKED:
+        raise DataError(doubtful)
     return entries, []
 
 
