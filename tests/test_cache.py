@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -72,6 +73,10 @@ def test_dataset__opens_in_other_programs(tmp_path, format_, compress, monkeypat
     assert (file["frame_index"][2 * SHARD_SIZE :] == -1).all()
     metadata = file.attrs["dtsf"]
     if format_ == "zarr":
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            listed = zarr.open_group(tmp_path / "a", mode="r")
+            assert {name: array.shape[0] for name, array in listed.arrays()} == dict.fromkeys(ARRAYS, 3 * SHARD_SIZE)
         assert metadata["fingerprint"] == SPEC.fingerprint()
         assert all(file[array].metadata.dimension_names[0] == "clip" for array in ARRAYS)
         return

@@ -16,6 +16,7 @@ from dtsf.cache import remote
 from dtsf.cache.check import repair, verify
 from dtsf.cache.documents import open_handle, read_records
 from dtsf.cache.reader import list_datasets, open_dataset, summarise
+from dtsf.cache.remote import RemoteStore
 from dtsf.cache.store import open_store
 from dtsf.cache.writer import convert
 from dtsf.errors import CacheError, FingerprintError
@@ -127,6 +128,30 @@ def test_s3__one_of_two_writers_wins_each_shard(bucket):
     assert verify(url, deep=True).ok
     assert len(winners(open_dataset(bucket), 4)) == 4
     assert not [name for name in open_store(url).files("shards") if name.endswith(".claim")]
+
+
+@pytest.mark.parametrize("step", range(2))
+def test_create_or_open__another_run_makes_the_dataset_meanwhile(bucket, monkeypatch, step):
+    """Before the first PUT, and between it and the next claim."""
+    url, puts = f"{bucket}/a", []
+    write, make_new = RemoteStore.write, RemoteStore.create
+
+    def meanwhile(put):
+        def call(store, name, data):
+            puts.append(name)
+            if len(puts) == step + 1:
+                create(url)
+                add_shard(url, 0, names(0))
+            return put(store, name, data)
+
+        return call
+
+    monkeypatch.setattr(RemoteStore, "write", meanwhile(write))
+    monkeypatch.setattr(RemoteStore, "create", meanwhile(make_new))
+    create(url)
+    assert len(puts) > step
+    assert verify(url, deep=True).ok
+    assert len(open_dataset(bucket).clips) == SHARD_SIZE
 
 
 def test_claim__is_taken_over_from_a_dead_writer(bucket, monkeypatch):

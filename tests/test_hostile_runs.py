@@ -30,6 +30,7 @@ from dtsf.predict.onnx import export_onnx, read_onnx
 from dtsf.report.run_page import report_run
 from dtsf.training.data import load_groups
 from dtsf.training.recipe import load_recipe
+from dtsf.training.tensor_files import save_state
 
 SIZES = ("model.width=16", "model.depth=1", "model.state=4", "model.reduce=4")
 WORK_S, WAIT_S = 10, 120  # seconds that count as a hang; a busy machine waits
@@ -169,11 +170,11 @@ def test_resume__refuses_a_hostile_optimizer(made, tmp_path):
 
     run = shutil.copytree(made / "run", tmp_path / "run")
     words = {"protocol": "split", "overrides": ["train.epochs=2", *SIZES], "device": "cpu", "resume": True}
-    for content in (pickle.dumps(Harm()), b"", b"PK\x03\x04", {"optimizer": 7}, [1], {"raw": {}}):
-        if isinstance(content, bytes):
-            (run / "last/optimizer.pt").write_bytes(content)
-        else:
-            torch.save(content, run / "last/optimizer.pt")
+    # A tensor of 4 GB in a file of 100 bytes.
+    header = json.dumps({"structure": {"dtype": "U8", "shape": [1 << 32], "data_offsets": [0, 1 << 32]}}).encode()
+    bomb = len(header).to_bytes(8, "little") + header
+    for content in (pickle.dumps(Harm()), b"", b"PK\x03\x04", bomb, {"optimizer": 7}, [1], {"raw": {}}):
+        (run / "last/optimizer.safetensors").write_bytes(content if isinstance(content, bytes) else save_state(content))
         assert api.load(run).state.epoch == 1
         with pytest.raises(DtsfError):
             api.train(made / "cache", run=run, **words)

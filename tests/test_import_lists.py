@@ -3,6 +3,7 @@
 import csv
 import os
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -36,19 +37,30 @@ def test_import_lists__reads_the_chosen_splits_of_a_pyskl_pickle(tmp_path):
         import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
 
 
+RECONSTRUCT = np.zeros(1).__reduce__()[0]
+
+
 class Hostile:
+    def __init__(self, *reduced):
+        self.reduced = reduced or (os.system, ("touch harmed",))
+
     def __reduce__(self):
-        return os.system, ("touch harmed",)
+        return self.reduced
 
 
 @pytest.mark.parametrize("content", [
-    *map(pickle.dumps, (Hostile(), {"split": Hostile()}, [1])), b"\x80\x04broken", b"\x80",
+    *map(pickle.dumps, (Hostile(), {"split": Hostile()}, [1], np.zeros(3))), b"\x80\x04broken", b"\x80",
+    # A few bytes that would take gigabytes: an array, a number of any size, a high number of a remembered object.
+    *map(pickle.dumps, (Hostile(np.ndarray, ((1 << 33,),)), Hostile(RECONSTRUCT, (np.ndarray, (1 << 33,), b"b")))),
+    pickle.dumps(Hostile(np.int64(1).__reduce__()[0], (np.dtype("V2000000000"),))), b"\x80\x02}r\xff\xff\xff\x0f.",
 ])
-def test_import_lists__refuses_a_pickle_with_code(tmp_path, monkeypatch, content):
+def test_import_lists__refuses_a_pickle_with_code_or_of_any_size(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "list.pkl").write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"list\.pkl"):
         import_lists([tmp_path / "list.pkl"], tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
     assert not (tmp_path / "harmed").exists()
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import zipfile
 
 import pytest
 import torch
@@ -135,6 +136,11 @@ def test_load__reports_a_random_stem_for_embeddings(tmp_path):
     assert torch.equal(net.patch_embed.proj.weight, before)
 
 
+class Sized:
+    def __reduce__(self):
+        return bytearray, (1 << 33,)
+
+
 class Malicious:
     def __reduce__(self):
         return print, ("code in a checkpoint ran",)
@@ -152,8 +158,14 @@ def test_read__refuses_files_that_are_not_checkpoints(tmp_path, capsys):
         ({"model": {"a": Malicious()}}, "cannot be read as tensors"),
         ({name: x for name, x in state.items() if "_b" not in name}, "one direction only"),
         (state | {"norm_f.weight": torch.full((32,), torch.nan)}, r"norm_f.weight has values that are not finite"),
+        ({"model": state, "args": Sized()}, "contains __builtin__ bytearray"),
+        (state | {"norm_f.weight": torch.zeros(1).expand(1 << 33)}, "norm_f.weight is not a dense tensor, or is larger"),
     ):
         refused(file, content, message)
+    with zipfile.ZipFile(file) as plain, zipfile.ZipFile(tmp_path / "deflated.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+        for part in plain.namelist():
+            deflated.writestr(part, plain.read(part))
+    refused(tmp_path / "deflated.pth", None, "compressed")
     assert "code" not in capsys.readouterr().out
 
 

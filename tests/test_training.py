@@ -32,6 +32,7 @@ from dtsf.training.prepare import decay_groups, schedule, update_average
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe
 from dtsf.training.splits import hold_out
+from dtsf.training.tensor_files import load_state
 
 PLAIN = ("model.dropout=0.0", "augment.shift=0", "augment.flip=0.0")
 # Only the order is drawn at random.
@@ -42,8 +43,12 @@ def train(run, *overrides, groups=None, base=STILL, **options):
     return make_groups.train(run, toy() if groups is None else groups, *base, *overrides, **options)
 
 
-def stored(run, name="last/model.safetensors"):
-    return load_file(run / name) if name.endswith("safetensors") else torch.load(run / name, weights_only=True)
+def stored(run):
+    return load_file(run / "last/model.safetensors")
+
+
+def optimizer_state(run):
+    return load_state((run / "last/optimizer.safetensors").read_bytes())
 
 
 def assert_equal(first, second):
@@ -94,7 +99,7 @@ def test_fit__keeps_the_running_average_of_the_weights(tmp_path):
     last, _ = train(tmp_path / "last", "train.epochs=2")
     averaged, _ = train(tmp_path / "averaged", "train.epochs=2", "train.ema=0.9")
     assert_equal(averaged.net.state_dict(), stored(tmp_path / "averaged"))
-    assert_equal(last.net.state_dict(), stored(tmp_path / "averaged", "last/optimizer.pt")["raw"])
+    assert_equal(last.net.state_dict(), optimizer_state(tmp_path / "averaged")["raw"])
     assert not torch.equal(averaged.net.encoders[0].head.weight, last.net.encoders[0].head.weight)
 
 
@@ -248,7 +253,7 @@ def test_fit__resumed_after_a_kill_equals_an_undisturbed_run(tmp_path, debias, k
     assert codes == [*(-signal.SIGKILL for _ in kills), 0]
     assert_equal(stored(whole), stored(cut))
     assert (whole / "log.jsonl").read_text() == log.read_text()
-    one, two = (stored(run, "last/optimizer.pt") for run in (whole, cut))
+    one, two = (optimizer_state(run) for run in (whole, cut))
     assert one.keys() == two.keys() == {"optimizer", "debiaser", "raw", "average"}
     for part in ("raw", "average", "debiaser"):
         assert_equal(one[part], two[part])
@@ -343,7 +348,7 @@ def test_load_network__refuses_another_number_of_classes(dtsf, world, run_copy):
     assert "weights of the checkpoint have 7 classes, its state.json names 10 classes" in refused
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "optimizer.pt"])
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "optimizer.safetensors"])
 def test_load_checkpoint__names_a_truncated_file(world, run_copy, file):
     path = run_copy / "last" / file
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

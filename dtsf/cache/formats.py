@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import warnings
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -152,6 +153,10 @@ def _publish_zarr(metadata: DatasetMetadata, n_shards: int) -> dict[str, bytes]:
             dimension_names=AXES[array],
             attributes={"units": UNITS[array], "rows": ROWS},
         )
+    with warnings.catch_warnings():
+        # A list of the arrays in the group: without it, Zarr warns of each file that is no array. It is an extension of Zarr v3.
+        warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+        zarr.consolidate_metadata(group.store)
     return {name: document.to_bytes() for name, document in documents.items()}
 
 

@@ -114,12 +114,9 @@ class RemoteStore:
 
         return bool(self._call("write", name, put, FileExistsError))
 
-    def create_all(self, files: dict[str, bytes], last: str) -> None:
-        """Write these objects, ``last`` at the end. Of two writers, the first one's ``last`` is kept."""
-        for name, data in files.items():
-            if name != last:
-                self.write(name, data)
-        self.create(last, files[last])
+    def create_all(self, files: dict[str, bytes], first: str) -> None:
+        """Write the object ``first``; of two writers, the first one's is kept. The others follow from it, under a claim."""
+        self.create(first, files[first])
 
     def remove(self, name: str) -> None:
         """Remove an object, if it exists."""

@@ -126,8 +126,8 @@ class LocalStore:
             self.write(name, data)
         return missing
 
-    def create_all(self, files: dict[str, bytes], last: str) -> None:
-        """Make the folder with these files, all at once. ``last``: the file that other stores write last."""
+    def create_all(self, files: dict[str, bytes], first: str) -> None:
+        """Make the folder with these files, all at once. ``first``: the only file that other stores write."""
         building = self.path.with_name(f".{self.name}.creating")
         hint = ". Free disk space or choose another --cache, and run the same command again"
         with _refusals(f"make {self}", hint):

@@ -54,10 +54,12 @@ def create_or_open(
         files = storage_format(metadata.format, metadata.compress).published_files(metadata, 0)
         published = PublishedFiles(shards=0, files={name: file_record(data) for name, data in files.items()})
         documents = {PUBLISHED: dump_with_checksum(published), METADATA: dump_with_checksum(metadata)}
-        store.create_all(files | documents, last=METADATA)
+        store.create_all(files | documents, first=METADATA)
     if not docs.is_dataset(store):
         raise CacheError(f"{store} exists and is not a dtsf cache: choose another --cache or --name")
     dataset = docs.open_handle(store)
+    if store.size(PUBLISHED) is None:
+        extend(dataset, 0)
     cached = dataset.metadata
     if cached.fingerprint != fingerprint:
         raise FingerprintError(

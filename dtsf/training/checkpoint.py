@@ -1,13 +1,13 @@
 """Checkpoints of a run: written completely or not at all, and without code.
 
-A checkpoint is a folder with ``model.safetensors``, ``optimizer.pt`` (read with ``weights_only``) and ``state.json``. It is written
-under a temporary name, synchronised to the disk, and renamed. A process that is killed leaves the old checkpoint.
+A checkpoint is a folder with ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``. It is written under a temporary
+name, synchronised to the disk, and renamed. A process that is killed leaves the old checkpoint. No file of it takes more memory
+than its own size: there is no pickle and no compression.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import os
 import platform
 import shutil
@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from pydantic import BaseModel, Field
 from safetensors.torch import load
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
@@ -30,8 +29,9 @@ from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.settings import Frozen
 from dtsf.training.recipe import Recipe
+from dtsf.training.tensor_files import load_state, save_state, save_tensors
 
-LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.pt": 1 << 36}
+LIMITS = {"state.json": 1 << 24, "model.safetensors": 1 << 34, "optimizer.safetensors": 1 << 36}
 """Maximum size of each file in bytes."""
 RUN_VERSION = 3
 """Version of the format: names of recipe keys and of weights."""
@@ -114,12 +114,9 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
     if not folder.parent.is_dir():
         raise CheckpointError(f"run folder {folder.parent} was deleted during training; start again")
     old = folder.with_name(folder.name + ".old")
-    # In memory first: the error of torch.save for a full disk does not mention the disk.
-    buffer = io.BytesIO()
-    torch.save(optimizer, buffer)
-    content: dict[str, bytes | memoryview] = {
-        "model.safetensors": save_tensors({name: x.detach().contiguous().clone() for name, x in weights.items()}),
-        "optimizer.pt": buffer.getbuffer(),
+    content = {
+        "model.safetensors": save_tensors(weights),
+        "optimizer.safetensors": save_state(optimizer),
         "state.json": state.model_dump_json(indent=1).encode(),
     }
     try:
@@ -155,7 +152,9 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: train first (dtsf train), or name another run folder")
     document, tensors, kept = (
-        read_file(folder / name, limit=limit, error=CheckpointError) if resume or name != "optimizer.pt" else b""
+        read_file(folder / name, limit=limit, error=CheckpointError)
+        if resume or name != "optimizer.safetensors"
+        else b""
         for name, limit in LIMITS.items()
     )
     file = folder / "state.json"
@@ -165,9 +164,9 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
     state = parse_model(RunState, document, str(file), error=CheckpointError)
     try:
         weights = load(tensors)
-        optimizer = torch.load(io.BytesIO(kept), map_location="cpu", weights_only=True) if resume else {}
+        optimizer = load_state(kept) if resume else {}
         if not isinstance(optimizer, dict):
-            raise TypeError("optimizer.pt is not a dictionary")
+            raise TypeError("the state of the optimiser is not a dictionary")
     except Exception as error:  # noqa: BLE001  errors of these readers for a forged file have no common base
         raise CheckpointError(f"checkpoint {folder} is damaged: {first_line(error)}: train again") from error
     if (bad := first_not_finite(weights)) is not None:
@@ -276,5 +275,7 @@ def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
         training.debiaser.load_state_dict(kept.get("debiaser", {}))
         training.optimizer.load_state_dict(kept["optimizer"])
     except Exception as error:  # noqa: BLE001  errors of a forged optimiser state have no common base
-        raise CheckpointError(f"{folder / 'optimizer.pt'} does not fit its run: {first_line(error)}") from error
+        raise CheckpointError(
+            f"{folder / 'optimizer.safetensors'} does not fit its run: {first_line(error)}"
+        ) from error
     return state

@@ -6,8 +6,6 @@ Letters: D width, P patches of a frame.
 
 from __future__ import annotations
 
-import argparse
-import io
 import math
 import re
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ from dtsf.model.videomamba import VideoMamba
 from dtsf.settings import explain
 from dtsf.training.checkpoint import first_not_finite
 from dtsf.training.recipe import Recipe
+from dtsf.training.tensor_files import first_unfit, load_foreign
 
 PREFIX = re.compile(r"(?:module\.|backbone\.|branches\.0\.|encoder\.)*")
 
@@ -73,9 +72,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             document: Any = load(data)
         else:
-            # Training scripts store their arguments beside the weights, as plain data of this class.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            document = load_foreign(data)
     except Exception as error:  # noqa: BLE001  errors of these readers for a forged file have no common base
         raise CheckpointError(f"--init {file} cannot be read as tensors: {first_line(error)}") from error
     for key in ("model", "module", "state_dict"):
@@ -87,6 +84,8 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     }
     if not any(name.startswith("layers.") for name in weights):
         raise CheckpointError(f"--init {file}: not a VideoMamba checkpoint: it has no tensor layers.0...")
+    if (unfit := first_unfit(weights, len(data))) is not None:
+        raise CheckpointError(f"--init {file}: {unfit} is not a dense tensor, or is larger than the file")
     first = "layers.0.mixer."
     try:
         width, depth = _width_and_depth(weights)

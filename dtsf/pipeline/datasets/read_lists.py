@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import csv
 import io
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dtsf.errors import DataError, VideoError
+from dtsf.files.pickles import load_plain
 from dtsf.files.read import read_file
 from dtsf.names import tidy
 from dtsf.pipeline.datasets.manifest import OPTIONAL, read_number, read_part
@@ -62,10 +62,6 @@ PARTS = re.compile(
 SEVERAL = re.compile(r"\d+(\s*[,;|]\s*\d+)+")
 CHECKED = 20  # lines whose number of frames is compared with the video
 HOW = "write a header (path,label,start,end,split) or lines of a path and one label"
-# Names in NumPy's own pickles of arrays and numbers. Any other name could run code.
-SAFE = {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")} | {
-    (f"{base}.multiarray", name) for base in ("numpy.core", "numpy._core") for name in ("_reconstruct", "scalar")
-}
 
 Find = Callable[[str], Path | None]
 
@@ -252,16 +248,9 @@ def _count_frames(path: Path) -> int | None:
         return None
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in SAFE:
-            raise pickle.UnpicklingError(f"it contains {module}.{name}, which is not plain data")
-        return super().find_class(module, name)
-
-
 def _read_pickle(file: Path, data: bytes, prefix: str) -> list[Entry]:
     try:
-        document = _PlainUnpickler(io.BytesIO(data)).load()
+        document = load_plain(data)
     # A pickle is a program: a broken or hostile one can raise any error.
     except Exception as error:  # noqa: BLE001
         raise DataError(f"{file} cannot be read as a pickle of plain data: {error}") from error
@@ -277,7 +266,7 @@ def _read_pickle(file: Path, data: bytes, prefix: str) -> list[Entry]:
             cells = {"split": SPLITS.get(word, word)}
             entries += [Entry(_text(stem), labels[_text(stem)], f"{file}, {name}", cells) for stem in ids]
         return entries
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, OverflowError) as error:
         raise DataError(f"{file} is not a list of mmaction2 or pyskl: {type(error).__name__}: {error}") from error
 
 
