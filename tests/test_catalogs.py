@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 from helpers import touch
@@ -93,6 +95,33 @@ def test_scan_nucla__reads_three_layouts(tmp_path):
     root = touch(tmp_path, "view_2/a02_s03_e01/frame_1_tc_2_rgb.jpg", "view1/v01_s04_e00_a12.avi", "x/a01/v03_s10_e02.avi")
     found = [clip.id for clip in scan_source("nucla", root).clips]
     assert found == ["a01_s10_e02_v03", "a02_s03_e01_v02", "a12_s04_e00_v01"]
+
+
+@pytest.mark.parametrize(("lines", "message"), [
+    ("1,pull\n2,lift\n1,push\n", r"labels\.csv, line 4: action 1 is 'push' here and 'pull' before"),
+    ("1,pull\n2,pull\n", "two classes of nucla .* have the name 'pull'"),
+    ("1,carry\n", "two classes of nucla .* have the name 'carry'"),
+])
+def test_scan_nucla__refuses_class_names_that_clash(tmp_path, lines, message):
+    touch(tmp_path, "a01/v01_s01_e00.avi")
+    (tmp_path / "labels.csv").write_text("action,action_name\n" + lines)
+    with pytest.raises(DataError, match=message):
+        scan_source("nucla", tmp_path)
+
+
+def test_scan_manifest__order_does_not_depend_on_the_hash_seed(tmp_path):
+    words = ["Run", "run", "RUN", "1", "01", "1.0", "A2", "a2"]
+    names = [f"v{k}.avi" for k in range(len(words))]
+    touch(tmp_path, *names)
+    rows = [f"{name},{word},g{k},c{word}" for k, (name, word) in enumerate(zip(names, words, strict=True))]
+    (tmp_path / "m.csv").write_text("path,label,group,view\n" + "\n".join(rows) + "\n")
+    code = (
+        "from pathlib import Path; from dtsf.pipeline.datasets.manifest import catalog_manifest;"
+        f"c = catalog_manifest(Path({str(tmp_path / 'm.csv')!r})); print(c.class_names, c.view_names)"
+    )
+    seeds = [{**os.environ, "PYTHONHASHSEED": str(seed)} for seed in range(4)]
+    found = {subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True).stdout for env in seeds}
+    assert len(found) == 1
 
 
 def test_scan_source__refuses_two_files_for_the_same_clip(tmp_path):

@@ -65,6 +65,9 @@ def build_catalog(
         counts = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(4))
         found = f"{counts}; the first is {'/'.join(files[0]).lstrip('/')}" if files else "no file"
         raise DataError(f"no {kind} video under {root}: looked for {expects}; found {'; '.join([found, *notes])}")
+    for what, names in (("classes", class_names), ("views", view_names)):
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise DataError(f"two {what} of {kind} under {root} have the name {twice[0]!r}: rename one")
     ordered = tuple(by_id[key] for key in sorted(by_id))
     texts = {"class_names": tuple(class_names), "view_names": tuple(view_names), "notes": tuple(notes)}
     return SourceCatalog(kind=kind, root=root, clips=ordered, **texts)
@@ -118,7 +121,9 @@ def view_offsets(catalog: SourceCatalog) -> tuple[float | None, ...]:
     return tuple(min(one) if len(one) == 1 else None for one in every) if set().union(*every) != {0.0} else ()
 
 
-def natural_key(text: str) -> tuple[tuple[int, int, str], ...]:
-    """Return a sort key that compares runs of digits as numbers: 2 before 10."""
+def natural_key(text: str) -> tuple[tuple[tuple[int, int, str], ...], str]:
+    """Return a sort key that compares runs of digits as numbers: 2 before 10. Different texts have different keys, so the order of
+    a set does not matter.
+    """
     runs = enumerate(re.split("([0-9]+)", text))
-    return tuple((0, int(run[:1000]), run) if k % 2 else (1, 0, run.casefold()) for k, run in runs if run)
+    return tuple((0, int(run[:1000]), run) if k % 2 else (1, 0, run.casefold()) for k, run in runs if run), text

@@ -10,12 +10,15 @@ from __future__ import annotations
 import csv
 import re
 from pathlib import Path
+from typing import TypeVar
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import DataError
 from dtsf.names import tidy
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog
 from dtsf.pipeline.source import SkippedFiles, is_video, walk_files
+
+K = TypeVar("K")
 
 CLASSES = {
     1: "pick up with one hand",
@@ -84,7 +87,10 @@ def _parse(path: str, *patterns: re.Pattern[str]) -> dict[str, int] | None:
 
 
 def _read_labels(root: Path, folders: list[str]) -> tuple[dict[int, str], dict[str, str]]:
-    """Return class names by action id and backgrounds by path, from each labels.csv below or directly above the root."""
+    """Return class names by action id and backgrounds by path, from each labels.csv below or directly above the root.
+
+    Raises DataError: an action has two names, or a path two backgrounds.
+    """
     files = [(root / folder / "labels.csv", folder) for folder in folders]
     prefix = ""
     if not files and (root.parent / "labels.csv").is_file():
@@ -94,12 +100,19 @@ def _read_labels(root: Path, folders: list[str]) -> tuple[dict[int, str], dict[s
     for file, folder in files:
         try:
             with file.open(encoding="utf-8-sig", newline="") as stream:
-                for line in csv.DictReader(stream):
-                    if line.get("action_name") and (line.get("action") or "").isdecimal():
-                        names[int(line["action"])] = tidy(line["action_name"])
+                reader = csv.DictReader(stream)
+                for line in reader:
+                    where = f"{file}, line {reader.line_num}"
+                    if line.get("action_name") and re.fullmatch(r"[0-9]{1,9}", line.get("action") or ""):
+                        _set_once(names, int(line["action"]), tidy(line["action_name"]), f"{where}: action")
                     if line.get("path") and line.get("background"):
                         below_root = f"{folder}/{line['path']}".lstrip("/").removeprefix(prefix)
-                        backgrounds[below_root] = line["background"]
+                        _set_once(backgrounds, below_root, line["background"], f"{where}: the background of")
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{file} cannot be read: {error}") from error
     return names, backgrounds
+
+
+def _set_once(known: dict[K, str], key: K, value: str, what: str) -> None:
+    if known.setdefault(key, value) != value:
+        raise DataError(f"{what} {key} is {value!r} here and {known[key]!r} before: give one name")
