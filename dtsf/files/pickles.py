@@ -20,7 +20,7 @@ def load_plain(data: bytes) -> Any:
     for opcode, argument, _ in pickletools.genops(data):
         remembers = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
         # Python makes a table up to the highest number of a remembered object.
-        if remembers and argument > count:
+        if remembers and int(argument or 0) > count:
             raise pickle.UnpicklingError(f"it remembers object {argument} of {count}")
         count += remembers or opcode.name == "MEMOIZE"
     return _PlainUnpickler(io.BytesIO(data)).load()
