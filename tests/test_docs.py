@@ -120,7 +120,7 @@ def test_pages__every_link_anchor_and_named_file_resolves(page):
 SHORT = """#!/usr/bin/env bash
 # The commands are tested, not the accuracy: as few videos and epochs as possible.
 if [ "${1-}" = train ] && [[ " $* " != *" --epochs "* && " $* " != *" --resume "* ]]; then set -- "$@" --epochs 2; fi
-if [ "${1-}" = synth ]; then set -- "$@" --episodes 1; fi
+if [ "${1-} ${2-}" = "synth nucla" ]; then set -- "$@" --episodes 1; fi
 exec "%s" "$@"
 """
 
@@ -184,7 +184,7 @@ def test_page_about_python__its_cells_run(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["quickstart", "cluster", "export"])
+@pytest.mark.parametrize("page", ["quickstart", "cluster", "export", "recordings"])
 def test_pages__every_command_runs_as_printed(tmp_path, page):
     script = "\n".join(fences(ROOT / f"docs/{page}.md", "sh"))
     assert len(commands(script)) >= 4
@@ -193,6 +193,12 @@ def test_pages__every_command_runs_as_printed(tmp_path, page):
         made = ("cache.html", "compare.html", "prediction.mp4", "runs/mine/report.html", "incoming/first/prediction.json")
         for name in made:
             assert (tmp_path / name).stat().st_size > 100, name
+    if page == "recordings":
+        (block,) = fences(ROOT / "docs/recordings.md", "python")
+        printed = _run(f"python - <<'END'\n{block}END", tmp_path, ROOT)
+        assert [line.split()[0] for line in printed.splitlines()] == ["s01", "s02", "s03"]
+        for ending in ("csv", "json", "vtt", "eaf", "html"):
+            assert (tmp_path / f"timeline/s03.{ending}").stat().st_size > 5, ending
 
 
 @pytest.mark.slow

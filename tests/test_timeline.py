@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import threading
+import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -181,7 +183,7 @@ def test_find_timeline__embeds_every_frame_once_and_finds_the_events(films, tmp_
     assert abs(timeline.curve.times[best] - 3.4) < 1.5 or abs(timeline.curve.times[best] - 10.4) < 1.5
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.62, 0.95])
+@pytest.mark.parametrize("share", [0.3, 0.62, 0.95])
 def test_find_timeline__goes_on_where_a_kill_left_it(films, tmp_path, share):
     def run(out, counter):
         plan = _plan(films)
@@ -313,3 +315,94 @@ def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path)
     assert url == f"{os.path.relpath('/films', file.parent)}/cam1%201.mp4"
     assert "media-src file: &#39;self&#39;" in text
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+
+
+def _live(source, tmp_path, **options):
+    """The timeline of one camera that is still filming."""
+    plan = _plan((source, source, source))
+    camera = Source("cam1", 0, live=str(source))
+    live = replace(plan, sources=(camera,), media=(), grid=replace(plan.grid, first=0, last=1 << 40), idle=1.5)
+    bouts = []
+    timeline, _ = find_timeline(live, _model(), tmp_path, on_bout=bouts.append, **options)
+    assert tuple(bouts) == timeline.bouts
+    return timeline
+
+
+def test_follow__reads_a_file_while_it_grows(tmp_path):
+    whole = _film(tmp_path / "whole.ts", 116).read_bytes()
+    growing = tmp_path / "growing.ts"
+    growing.write_bytes(whole[: len(whole) // 5])
+
+    def write():
+        with growing.open("ab") as file:
+            for k in range(1, 5):
+                time.sleep(0.2)
+                file.write(whole[k * len(whole) // 5 : (k + 1) * len(whole) // 5])
+                file.flush()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    timeline = _live(growing, tmp_path / "out")
+    writer.join()
+    assert [(bout.label, round(bout.start, 1)) for bout in timeline.bouts] == [("jump", 3.0), ("wave", 10.0)]
+    assert timeline.stop > 11
+
+
+def test_follow__ends_when_it_is_told_to(tmp_path):
+    growing = _film(tmp_path / "growing.ts", 80)
+    began = time.monotonic()
+    stop = threading.Event()
+    threading.Timer(3.0, stop.set).start()
+    plan = _plan((growing,) * 3)
+    live = replace(
+        plan,
+        sources=(Source("cam1", 0, live=str(growing)),),
+        media=(),
+        grid=replace(plan.grid, first=0, last=1 << 40),
+        idle=600.0,
+    )
+    timeline, _ = find_timeline(live, _model(), tmp_path / "out", stopped=stop.is_set)
+    assert time.monotonic() - began < 60
+    assert [bout.label for bout in timeline.bouts] == ["jump"]
+
+
+def test_follow__a_file_with_its_index_at_the_end_is_refused(tmp_path):
+    part = tmp_path / "part.mp4"
+    part.write_bytes(_film(tmp_path / "whole.mp4", 100).read_bytes()[:-3000])
+    with pytest.raises(VideoError, match=r"part\.mp4.*\.mkv, \.ts"):
+        _live(part, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--recordings FILE, or --video"),
+        (("--video", "a.mp4", "--video", "b.mp4"), "dtsf sync"),
+        (("--recordings", "none.csv"), "none.csv"),
+        (("--follow", "--recordings", "none.csv"), "--follow needs --video"),
+        (("--video", "a.mp4", "--windows", "2,x"), "--windows"),
+        (("--video", "a.mp4", "--threshold", "1.5"), "--threshold"),
+    ],
+)
+def test_timeline__refuses_wrong_words(dtsf, world, words, message):
+    assert message in dtsf.refusal("timeline", "run", *words, cwd=world)
+
+
+@pytest.mark.slow
+def test_timeline__of_a_run_from_the_terminal_and_from_python(dtsf, world, tmp_path):
+    import dtsf as package
+
+    films = sorted((world / "data").rglob("v0[12]_s01_e00.avi"))[:2]
+    options = [word for film in films for word in ("--video", film)]
+    words = ("timeline", "run", *options, "--offset", 0, "--offset", 0, "--views", "1,2", "--windows", "0.8")
+    answer = dtsf.json(*words, "--out", tmp_path / "a", cwd=world)
+    (one,) = answer["recordings"]
+    assert set(one) >= {"recording", "bouts", "views", "start", "stop", "files"}
+    assert all(Path(file).is_file() for file in one["files"])
+    run = package.load(world / "run")
+    recording = Recording("r", None, tuple(Camera(str(k + 1), (film,), 0.0) for k, film in enumerate(films)))
+    windows = list(run.windows(recording, windows="0.8"))
+    assert windows
+    assert abs(sum(windows[0].probabilities.values()) - 1) < 1e-4
+    (timeline,) = run.timeline((recording,), tmp_path / "b", windows="0.8")
+    assert [bout.label for bout in timeline.bouts] == [bout["label"] for bout in one["bouts"]]

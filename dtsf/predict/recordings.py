@@ -37,7 +37,7 @@ MOST_FRAMES = 4096  # moments of the longest window
 
 
 def open_model(run: Run, numbers: Sequence[int], weights: Path | None = None) -> Model:
-    """Return what classifies windows of cameras whose views have these numbers (from 0). Raises ConfigError: the encoder."""
+    """Return the model for windows of cameras whose views have these numbers (from 0). Raises ConfigError: another encoder."""
     import torch
     import xxhash
 
@@ -177,8 +177,8 @@ def find_timelines(
         live: Of one recording, what each camera is still writing: a file, ``-`` for standard input, or an address.
         idle: Seconds without data after which such a camera is at its end.
         on_progress: Called as windows are done.
-        on_bout: Called with the recording's name and each bout as soon as it is certain.
-        stopped: Asked often; True ends cameras that are still filming.
+        on_bout: Called with the name of the recording and each bout that later windows cannot change.
+        stopped: Called often; True ends cameras that are still filming.
 
     Raises DataError: the table is wrong, a view is unknown to the run, or the cameras share no time. Raises VideoError: a camera
     cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows no length of events.
@@ -189,7 +189,8 @@ def find_timelines(
     for recording in table:
         check_offsets(recording, Path(place))
         plans.append(replace(plan_recording(run, recording, settings, place, live), idle=idle))
-    events, notes = read_all_events(table) if not live else ([], [])
+    marked = [recording for recording in table if recording.events is not None]
+    events, notes = read_all_events(marked) if marked else ([], [])
     for plan in plans:
         model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
         marks = [event for event in events if event.recording == plan.name]

@@ -33,7 +33,7 @@ class Bout(Frozen):
 
 
 class Curve(Frozen):
-    """What is likely at each time, averaged over windows: probability of the likeliest event, its class, and the uncertainty."""
+    """Means over the windows at each time: probability of the likeliest event, its class, and the uncertainty."""
 
     times: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
@@ -75,8 +75,8 @@ class Timeline(Frozen):
 
 @dataclass(frozen=True)
 class BoutOptions:
-    """How windows become bouts. ``threshold``: probability of a bout. ``shortest``, ``gap``: seconds of a bout, and between two of
-    one class, below which they are dropped, or joined. ``no_event``: classes that are no bouts.
+    """Rules by which windows become bouts. ``threshold``: probability of a bout. ``shortest``: seconds of a bout, below which it is
+    dropped. ``gap``: seconds between two of one class, below which they are joined. ``no_event``: classes that are no bouts.
     """
 
     threshold: float

@@ -43,7 +43,7 @@ class Source:
 class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
     """Process that decodes one camera from moment ``first`` to ``last`` of the grid, a few seconds ahead of the reader.
 
-    ``stopped``: asked while a camera that is still filming sends nothing; True ends it.
+    ``stopped``: called while a camera that is still filming sends nothing; True ends it.
     """
 
     def __init__(

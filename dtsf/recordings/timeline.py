@@ -1,4 +1,4 @@
-"""The timeline of one recording: windows, then bouts, stored as they are made. An interrupted one goes on where it was."""
+"""The timeline of one recording: windows, then bouts, each stored at once. An interrupted one goes on where it was."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BINS = 8192  # of the curves
 
 @dataclass(frozen=True)
 class Model:
-    """What classifies windows. ``identity``: all that its answers depend on. ``names``: of the classes."""
+    """Network and encoder for windows. ``identity``: all that the answers depend on. ``names``: of the classes."""
 
     spec: CacheSpec
     encoder: Encoder
@@ -74,7 +74,7 @@ def find_timeline(
 ) -> tuple[Timeline, WorkFile]:
     """Read a recording and return its timeline. What is done is in a work file below ``out``: the same call goes on behind it.
 
-    ``on_bout``: called with each bout as soon as it is certain. ``stopped``: True ends cameras that are still filming.
+    ``on_bout``: called with each bout that later windows cannot change. ``stopped``: True ends cameras that are still filming.
     Raises VideoError: a camera cannot be decoded. Raises DataError: the work file cannot be written.
     """
     grid = plan.grid

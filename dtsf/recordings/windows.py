@@ -1,4 +1,4 @@
-"""Windows over the common time of a recording's cameras, classified as they come.
+"""Windows over the common time of a recording's cameras, classified one block after the other.
 
 Every camera is decoded once, and every frame on the grid is embedded once, however many windows it is in. Memory is bounded by the
 longest window. Windows come in blocks of :data:`BLOCK` starts; each block knows from which moments its cameras can be read again.
@@ -67,7 +67,7 @@ class WindowBlock:
 
 
 class Camera:
-    """Embeddings of one camera from moment ``first`` on, as far as they are read."""
+    """Embeddings of one camera from moment ``first`` on, up to the last one that was read."""
 
     def __init__(self, stream: CameraStream, encoder: Encoder, dtype: str, every: int) -> None:
         self.stream, self.ended, self.first = stream, False, 0
@@ -133,8 +133,8 @@ def read_windows(
 ) -> Iterator[WindowBlock]:
     """Yield the blocks of windows from number ``block`` on. ``restart``: as that block's predecessor gave it.
 
-    ``idle``: seconds without data after which a camera that is still filming is at its end. ``stopped``: asked before each read
-    of such a camera; True ends it. Raises VideoError: a camera cannot be decoded.
+    ``idle``: seconds without data after which a camera that is still filming is at its end. ``stopped``: called while such
+    a camera sends nothing; True ends it. Raises VideoError: a camera cannot be decoded.
     """
     begins = tuple(restart) or (grid.first,) * len(sources)
     every = max(1, round(grid.rate / 2))

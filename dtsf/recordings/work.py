@@ -23,7 +23,7 @@ PICTURE_SIDE = 72
 
 @dataclass
 class WorkFile:
-    """Finished blocks of one recording. ``identity``: all that the windows depend on; a file with another one is begun again, and
+    """Finished blocks of one recording. ``identity``: all that the windows depend on; a file with another one is empty, and
     so is every file if ``fresh``. Only one block is in memory.
     """
 
@@ -69,7 +69,7 @@ class WorkFile:
                 yield _block(number, line)
 
     def add(self, block: WindowBlock) -> WindowBlock:
-        """Store a block. Return it as it is stored."""
+        """Store a block. Return it with the stored numbers."""
         arrays = {"p": block.probabilities_SLK, "u": block.uncertainty_SL, "w": block.weights_SLV}
         line: dict[str, Any] = {
             name: np.round(array.astype(np.float64), DIGITS).tolist() for name, array in arrays.items()
