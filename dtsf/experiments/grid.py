@@ -209,7 +209,8 @@ def open_tests(
         parts = split_clips(other.clips, own, other.info.kind, other.info.view_names)
         same_dataset = other.info.name == data.info.name
         task = parts.task
-        note, _ = compare_sides(data, split.train, other, parts.test, data.info.class_names, own)
+        leak, _ = compare_sides(data, split.train, other, parts.test, data.info.class_names, own)
+        note = leak.partition(":")[0]
         if not same_dataset or own != rule:
             task = (
                 f"all clips of {other.info.name}" if own.name == "all" else f"test clips of {other.info.name} by {own}"
