@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dtsf.errors import ConfigError
 
+CHANGES_SHOWN = 4
 MAX_SHOWN = 60  # characters of an invalid value that a message quotes from an external file
 
 
@@ -68,3 +69,19 @@ def explain(
         lines.append(line)
     more = error.error_count() - len(lines)
     return "; ".join(lines) + (f"; and {more} more" if more > 0 else "")
+
+
+def describe_changes(name: str, was: Any, now: Any) -> str:
+    """Return the first values that differ between two documents, each by its full name: ``recipe.model.depth 24, not 2``."""
+    pairs, changes = [(name, was, now)], []
+    while pairs:
+        name, was, now = pairs.pop(0)
+        if isinstance(was, BaseModel) and isinstance(now, BaseModel):
+            was, now = was.model_dump(), now.model_dump()
+        if isinstance(was, dict) and isinstance(now, dict):
+            pairs += [(f"{name}.{key}", was.get(key), now.get(key)) for key in was | now]
+        elif was != now:
+            old, new = (text if len(text := repr(one)) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..." for one in (was, now))
+            changes.append(f"{name} {old}, not {new}")
+    more = f" and {len(changes) - CHANGES_SHOWN} more" if len(changes) > CHANGES_SHOWN else ""
+    return "; ".join(changes[:CHANGES_SHOWN]) + more

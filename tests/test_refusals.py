@@ -1,6 +1,7 @@
 """Input that no part expects ends in one line that names it, and in exit code 2."""
 
 import errno
+import re
 import subprocess
 import sys
 from concurrent.futures import CancelledError
@@ -9,8 +10,10 @@ from contextlib import nullcontext
 import pytest
 from pydantic import ValidationError
 
+from dtsf import api
 from dtsf.cli import app as cli
-from dtsf.errors import ConfigError, DataError
+from dtsf.errors import CacheError, ConfigError, DataError
+from dtsf.files.write import write_atomically
 from dtsf.names import find_path
 from dtsf.pipeline.datasets.manifest import catalog_manifest
 from dtsf.pipeline.scheduler import run_tasks
@@ -97,7 +100,7 @@ def test_current_world__names_a_variable_that_is_wrong(monkeypatch, change):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files: raise the limit with ulimit -n 1024"),
+        (OSError(errno.EMFILE, "Too many open files"), "error: Too many open files: raise the limit (ulimit -n 1024)"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), "error: a/b: Permission denied"),
         (MemoryError("no 3 GB"), "error: not enough memory: no 3 GB"),
         (KeyError("x"), "internal error: KeyError"),
@@ -120,3 +123,26 @@ def test_main__help_into_a_closed_pipe_is_no_error():
     ) as child:
         child.stdout.close()
         assert child.wait(60) == 0, child.stderr.read()
+
+
+def test_run__that_stopped_early_says_so_in_every_answer(world, run_copy, performance):
+    file = run_copy / "last/state.json"
+    file.write_text(re.sub(r'"epoch": 2,', '"epoch": 1,', file.read_text()))
+    run = api.load(run_copy)
+    said = f"{run_copy} stopped after 1 of 2 epochs: dtsf train ... --out {run_copy} --resume finishes it"
+    assert said in run.evaluate(world / "cache").notes
+    assert said in run.predict(performance).notes
+    assert not any("stopped" in note for note in api.load(world / "run").predict(performance).notes)
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free disk space"), (errno.ENOENT, "make its folder again"), (errno.EIO, "check the disk")],
+)
+def test_write_atomically__advice_follows_from_the_refusal(tmp_path, monkeypatch, number, remedy):
+    def refuse(_):
+        raise OSError(number, "refused")
+
+    monkeypatch.setattr("dtsf.files.write.os.fsync", refuse)
+    with pytest.raises(CacheError, match=f"refused. Committed files are safe: {remedy}"):
+        write_atomically(tmp_path / "a", b"x")

@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hostile import put_in_place
@@ -87,10 +88,9 @@ def test_sweep_orphans__removes_folders_and_follows_no_link(tmp_path, victim):
 
 
 def test_predict__full_disk_loses_the_film_only(world, performance, monkeypatch, tmp_path):
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(film, "fresh_file", full)
+    full = Mock()
+    full.write.side_effect = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(film, "fresh_file", lambda _: contextlib.nullcontext(full))
     run = dtsf.load(world / "run")
     with pytest.raises(FilmError, match="No space left") as caught:
         run.predict(performance, film=tmp_path / "film.mp4")

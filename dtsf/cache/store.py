@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from dtsf.cache.schema import FileRecord
 from dtsf.errors import CacheError
 from dtsf.files.read import read_file
-from dtsf.files.write import flush, lock, move, sweep_orphans, write_atomically
+from dtsf.files.write import flush, lock, move, remedy, sweep_orphans, write_atomically
 from dtsf.names import local_path, split_address
 
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def open_store(path: Location) -> Store:
 
 
 @contextmanager
-def _refusals(action: str, hint: str = "") -> Iterator[None]:
+def _refusals(action: str, then: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        hint = f": {remedy(error)} {then}" if then else ""
         raise CacheError(f"cannot {action}: {error.strerror or error}{hint}") from error
 
 
@@ -129,8 +130,7 @@ class LocalStore:
     def create_all(self, files: dict[str, bytes], first: str) -> None:
         """Make the folder with these files, all at once. ``first``: the only file that other stores write."""
         building = self.path.with_name(f".{self.name}.creating")
-        hint = ". Free disk space or choose another --cache, and run the same command again"
-        with _refusals(f"make {self}", hint):
+        with _refusals(f"make {self}", "or choose another --cache, and run the same command again"):
             if building.exists():
                 shutil.rmtree(building)
             for name, data in files.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -22,6 +21,7 @@ from dtsf.cli.run import doctor_command, evaluate_command, export_command, repor
 from dtsf.cli.screen import ClosedPipeError, print_stdout, results, set_verbosity, styled
 from dtsf.cli.timeline import timeline_command
 from dtsf.errors import BadClipsError, DtsfError
+from dtsf.files.write import remedy
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
@@ -138,9 +138,7 @@ def main() -> None:
 def _describe_refusal(error: OSError) -> str:
     """Describe an error of the system that no command expects, for example a limit of this machine."""
     name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-    hints = {errno.EMFILE: ": raise the limit with ulimit -n 1024", errno.ENOSPC: ": free disk space"}
-    hint = hints.get(error.errno or 0, "; run dtsf --debug ... for the place")
-    return f"{name}{error.strerror}{hint}"
+    return f"{name}{error.strerror}: {remedy(error)}; dtsf --debug ... shows the place"
 
 
 def _print_error(*parts: str | tuple[str, str]) -> None:

@@ -5,6 +5,7 @@ A link at its path is replaced, not followed. Logs and locks are opened in place
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -37,7 +38,7 @@ def write_atomically(
                 # A disk that fills up may write a part first, and refuse the next call.
                 rest = rest[write_part(descriptor, rest) :]
     except OSError as refused:
-        hint = "Committed files are safe: free disk space and run the same command again"
+        hint = f"Committed files are safe: {remedy(refused)} and run the same command again"
         made = error(refusal(refused)) if error else CacheError(f"cannot write {path}: {refusal(refused)}. {hint}")
         raise made from refused
 
@@ -136,6 +137,18 @@ def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError 
 def refusal(error: OSError) -> str:
     """Return the system's message; for an error of a library, its own."""
     return str(error.strerror or error)
+
+
+def remedy(error: OSError) -> str:
+    """Return what to do before a refused file is written again."""
+    remedies = {
+        **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free disk space"),
+        **dict.fromkeys((errno.EACCES, errno.EPERM), "check the permissions of its folder"),
+        errno.ENOENT: "make its folder again",
+        errno.EROFS: "choose another folder",
+        errno.EMFILE: "raise the limit (ulimit -n 1024)",
+    }
+    return remedies.get(error.errno or 0, "check the disk or share")
 
 
 def _open_regular(path: Path, flags: int) -> int:

@@ -130,7 +130,8 @@ class Run:
             # A test clip may have been a training clip, or had another label.
             changed = "; its clips or labels have changed since this run was trained"
             evaluation = evaluation.model_copy(update={"task": evaluation.task + changed})
-        return evaluation.model_copy(update={"notes": (*unchecked, *evaluation.notes)})
+        notes = (*state.unfinished(self.folder), *unchecked, *evaluation.notes)
+        return evaluation.model_copy(update={"notes": notes})
 
     def _training_clips(
         self, cache: Path, data: CachedDataset
@@ -235,6 +236,7 @@ class Run:
         model, draws = state.recipe.model, state.recipe.train.draws
         shape = state.spec.grid, model.frames, model.motion_sampling
         sets = (sample_frames(embeddings_VFPC, *shape, draw, draws) for draw in range(draws))
+        notes = [*state.unfinished(self.folder), *notes]
         return _make_prediction(state.info, map(network, sets), views, notes)
 
     def _choose_views(self, videos: Sequence[Path | None], views: str | None) -> Views:

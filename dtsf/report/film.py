@@ -4,6 +4,7 @@ Letters: V views, T frames, H W pixels, C colours.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -79,8 +80,9 @@ def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Captio
     picture_HWC, left = _draw_caption(caption, V, H, W)
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     try:
-        # FFmpeg gets an open file, because it would read a name such as "pipe:1.mp4" as a protocol.
-        with fresh_file(file) as opened, av.open(opened, "w", format=FORMATS[file.suffix.lower()]) as container:
+        # In memory first: FFmpeg would read a name such as "pipe:1.mp4" as a protocol, and hides why a file refuses bytes.
+        film = io.BytesIO()
+        with av.open(film, "w", format=FORMATS[file.suffix.lower()]) as container:
             stream: Any = container.add_stream(codec, rate=max(1, round(fps)))
             stream.height, stream.width, stream.pix_fmt = *picture_HWC.shape[:2], "yuv420p"
             for t in range(T):
@@ -89,6 +91,8 @@ def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Captio
                     picture_HWC[HEAD : HEAD + H, x : x + W] = frames_VTHWC[v, t]
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")))
             container.mux(stream.encode())
+        with fresh_file(file) as opened:
+            opened.write(film.getbuffer())
     except (av.FFmpegError, OSError) as error:
         raise ConfigError(f"--video {file} cannot be written: {error.strerror or error}") from error
     return file

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, parse_model, read_file
-from dtsf.files.write import fresh_file, fresh_folder, move, refusal
+from dtsf.files.write import fresh_file, fresh_folder, move, refusal, remedy
 from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
-from dtsf.settings import Frozen
+from dtsf.settings import Frozen, describe_changes
 from dtsf.training.recipe import Recipe
 from dtsf.training.tensor_files import load_state, save_state, save_tensors
 
@@ -86,6 +86,15 @@ class RunState(Frozen):
         waited = self.epoch - self.best_epoch if self.best_epoch is not None else 0
         return self.epoch >= train.epochs or bool(train.patience and waited >= train.patience)
 
+    def unfinished(self, run: Path) -> tuple[str, ...]:
+        """Return a note if the training stopped before its last epoch."""
+        if self.finished:
+            return ()
+        epochs = self.recipe.train.epochs
+        return (
+            f"{run} stopped after {self.epoch} of {epochs} epochs: dtsf train ... --out {run} --resume finishes it",
+        )
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -135,7 +144,7 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
         _remove(old)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the checkpoint {folder}: {refusal(error)}. The previous one is kept; free some disk space and --resume"
+            f"cannot write the checkpoint {folder}: {refusal(error)}. The previous one is kept; {remedy(error)} and --resume"
         ) from error
 
 
@@ -256,9 +265,8 @@ def restore(folder: Path, fresh: RunState, training: TrainState) -> RunState:
     state, kept = checkpoint.state, checkpoint.optimizer
     for field in ("recipe", "fingerprint", "seed", "protocol", "info", "processes"):
         if (was := getattr(state, field)) != (now := getattr(fresh, field)):
-            raise CheckpointError(
-                f"{folder} was trained with {field} {was!r}, not {now!r}: resume with the same, or choose another --out"
-            )
+            changes = describe_changes(field, was, now)
+            raise CheckpointError(f"{folder} was trained with {changes}: resume with the same, or choose another --out")
     if state.catalog and fresh.catalog and state.catalog != fresh.catalog:
         raise CheckpointError(
             f"{folder} was trained on other clips or labels than the cache names now (catalog {state.catalog}, now "

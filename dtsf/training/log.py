@@ -12,7 +12,7 @@ from typing import Any
 
 from dtsf.errors import CheckpointError
 from dtsf.files.read import json_text, read_file
-from dtsf.files.write import open_log, refusal, write_atomically
+from dtsf.files.write import open_log, refusal, remedy, write_atomically
 
 
 def summary_writer(folder: Path, step: int) -> Any:
@@ -65,7 +65,7 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
             yield
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; free some disk space and --resume"
+                f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; {remedy(error)} and --resume"
             ) from error
 
     def __exit__(self, *_: object) -> None:
