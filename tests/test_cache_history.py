@@ -286,10 +286,23 @@ def test_preprocess__makes_and_removes_nothing_before_the_source_is_known_to_be_
     assert make_cache.snapshot(root / "c/manifest") == before
 
 
-def test_preprocess__leaves_no_dataset_without_a_shard(root):
-    with pytest.raises(ConfigError, match="no dask scheduler"):
-        run.preprocess(catalog_manifest(root / "m.csv"), root / "c", SETTINGS.changed(name="other", scheduler="tcp://127.0.0.1:1"))
+@pytest.mark.parametrize("step", ["check_scheduler", "prepare_encoder", "run_tasks"])
+def test_preprocess__an_error_before_the_first_shard_leaves_what_there_was(root, monkeypatch, step):
+    def refuse(*_, **__):
+        raise ConfigError("it does not respond")
+
+    before = make_cache.snapshot(root / "c/manifest")
+    catalog = catalog_manifest(root / "m.csv")
+    monkeypatch.setattr(run, "run_tasks", refuse)
+    monkeypatch.setattr(run, step, refuse)
+    options = {"scheduler": "tcp://127.0.0.1:1" if step == "check_scheduler" else None, "size": 48}
+    with pytest.raises(ConfigError, match="does not respond"):
+        run.preprocess(catalog, root / "c", SETTINGS.changed(name="other", **options))
     assert [folder.name for folder in (root / "c").iterdir() if folder.is_dir()] == ["manifest"]
+    if step != "run_tasks":
+        with pytest.raises(ConfigError, match="does not respond"):
+            run.preprocess(catalog, root / "c", SETTINGS.changed(overwrite=True, **options))
+        assert make_cache.snapshot(root / "c/manifest") == before
 
 
 def test_preprocess__counts_as_done_before_only_what_was_done_before(root):

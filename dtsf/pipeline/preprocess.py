@@ -21,7 +21,7 @@ from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_offs
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.rows import Extent, align_spans, can_align, read_extents
-from dtsf.pipeline.scheduler import run_tasks
+from dtsf.pipeline.scheduler import check_scheduler, run_tasks
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.source import FileStat, file_stat
 from dtsf.pipeline.video.clip import Span
@@ -149,8 +149,11 @@ def preprocess(
         shard_size = before.shard_size if before else settings.shard_size
         plan = make_plan(catalog, info, before, shard_size, n_workers, retry_bad=settings.retry_bad)
         check_catalog(plan.document, f"{catalog.kind} at {catalog.root}")
-        if plan.shards and settings.scheduler is None:
-            prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
+        if plan.shards:
+            if settings.scheduler is None:
+                prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
+            else:
+                check_scheduler(settings.scheduler)
         if exists and settings.overwrite:
             folder.clear()
         dataset = open_dataset()

@@ -155,6 +155,12 @@ def _connect(scheduler: str | None, n_workers: int) -> Iterator[Any]:
         yield client
 
 
+def check_scheduler(scheduler: str) -> None:
+    """Connect to a running scheduler once. Raises ConfigError: none responds, or its certificates are missing."""
+    with _connect(scheduler, 0):
+        pass
+
+
 def _check_tls(scheduler: str) -> None:
     """Raise ConfigError if the address needs certificates and dask's configuration has none, or files that cannot be read."""
     import dask
