@@ -180,6 +180,7 @@ def convert(
         if catalog is not None:
             # Last: until then readers of the target see its old catalog, or none.
             write_catalog(copy, catalog)
+            drop_tombstones(copy, catalog)
     return written
 
 
