@@ -19,6 +19,7 @@ from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.cache.schema import BadClip
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.files.read import json_text
 from dtsf.training.calibrate import feature_statistics
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.evaluate import OnlineAdapter, evaluate
@@ -68,12 +69,23 @@ def test_calibration_error__equals_counting_by_hand(seed, classes, n, knows_noth
         assert metrics.ece == pytest.approx(abs(metrics.top1 - 1 / classes), abs=1e-5)
 
 
+def test_compute_metrics__of_3000_classes_is_a_small_document():
+    torch.manual_seed(0)
+    label = torch.arange(3000).repeat(2)
+    metrics = computed(torch.rand(6000, 3000), label)
+    assert metrics.confusion == ()
+    assert sum(count for *_, count in metrics.confusion_cells) == 6000
+    assert {cell[:2] for cell in metrics.confusion_cells} == {(p.label, p.predicted) for p in metrics.predictions}
+    assert len(json_text(metrics.model_dump(mode="json"))) < 2.5e6
+
+
 def test_compute_metrics__auroc_is_the_share_of_ordered_pairs():
     probability = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]])
     label = torch.tensor([0, 1, 0, 0])  # right, wrong, wrong, right
     metrics = computed(probability, label, torch.tensor([0.1, 0.5, 0.2, 0.3]))
     assert metrics.auroc_uncertainty == pytest.approx(3 / 4)
     assert metrics.confusion == ((2, 1), (1, 0))
+    assert metrics.confusion_cells == ((0, 0, 2), (0, 1, 1), (1, 0, 1))
     assert metrics.per_class == {"c0": pytest.approx(2 / 3), "c1": 0.0}
     assert (metrics.top1, metrics.top5) == (0.5, 1.0)
     assert computed(probability, probability.argmax(-1)).auroc_uncertainty is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,14 +152,16 @@ def evaluation_lines(document: dict[str, Any]) -> Lines:
     ]
     yield styled("")
     yield table("", ("view", "mean weight", "top-1 of its own feature"), rows)
-    classes, confusion = list(document["per_class"].items()), document["confusion"]
-    tested = [(recall, k, name) for k, (name, recall) in enumerate(classes) if sum(confusion[k])]
+    classes, row_of = list(document["per_class"].items()), defaultdict[int, dict[int, int]](dict)
+    for true, found, count in document["confusion_cells"]:
+        row_of[true][found] = count
+    tested = [(recall, k, name) for k, (name, recall) in enumerate(classes) if k in row_of]
     # With many classes, only those of lowest recall: the numbers above must stay visible.
     many, rows = len(tested) > CLASSES_SHOWN, []
     for recall, k, name in sorted(tested)[:CLASSES_SHOWN] if many else tested:
-        wrong = [(count, classes[j][0]) for j, count in enumerate(confusion[k]) if j != k and count]
+        wrong = [(count, classes[j][0]) for j, count in row_of[k].items() if j != k]
         most = max(wrong, default=None)
-        rows.append((name, f"{recall:.3f}", sum(confusion[k]), f"{most[1]} ({most[0]})" if most else ""))
+        rows.append((name, f"{recall:.3f}", sum(row_of[k].values()), f"{most[1]} ({most[0]})" if most else ""))
     yield styled("")
     title = f"the {CLASSES_SHOWN} classes of lowest recall, of {len(tested)}" if many else ""
     yield table(title, ("class", "recall", "groups", "most frequent wrong answer"), rows)

@@ -63,8 +63,10 @@ def read_run(folder: Path) -> RunData:
         raise CheckpointError(f"{file}: {explain(error, most=1)}: train again with this version of dtsf") from error
     metrics, n_classes, n_views = evaluation.metrics, len(state.info.class_names), len(evaluation.view_names)
     fits = (
-        len(metrics.per_class) == len(metrics.confusion) == n_classes
+        len(metrics.per_class) == n_classes
+        and len(metrics.confusion) in (0, n_classes)
         and all(len(row) == n_classes for row in metrics.confusion)
+        and all(0 <= cell[0] < n_classes and 0 <= cell[1] < n_classes for cell in metrics.confusion_cells)
         and len(metrics.view_weights) == len(metrics.view_top1) == n_views
         and all(len(p.view_weights) == n_views for p in metrics.predictions)
         and all(0 <= p.label < n_classes and 0 <= p.predicted < n_classes for p in metrics.predictions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dtsf.report.page import render, write_page
 from dtsf.report.probes import probe
 from dtsf.report.run_data import RunData, open_run_cache, read_run, recipe_text
 from dtsf.training.checkpoint import load_network
+from dtsf.training.metrics import GroupPrediction
 from dtsf.training.protocols import parse_protocol, split_clips
 
 PANELS = (  # title of each panel of curves -> its values in log.jsonl
@@ -79,7 +81,7 @@ def report_run(
         data=data,
         missing=missing,
         figures={
-            "confusion": svg.confusion(m.confusion, names),
+            "confusion": svg.confusion(m.confusion, names) if m.confusion else "",
             "reliability": svg.reliability(m.reliability),
             "weights": svg.dots(_weights(run)),
         },
@@ -114,19 +116,25 @@ def _weights(run: RunData) -> dict[str, list[tuple[float, bool, str]]]:
 def _classes(run: RunData) -> list[dict[str, Any]]:
     """Return one row per tested class: recall, precision, most frequent error, uncertainty and view weights."""
     metrics, names, rows = run.metrics, run.class_names, []
-    for k, row in enumerate(metrics.confusion):
-        if not sum(row):
-            continue
-        predicted = sum(other[k] for other in metrics.confusion)
-        errors, wrong = max(((count, -j) for j, count in enumerate(row) if j != k), default=(0, 0))
-        of_class = [p for p in metrics.predictions if p.label == k]
+    row_of: dict[int, dict[int, int]] = {}
+    predicted_of: Counter[int] = Counter()
+    for true, found, count in metrics.confusion_cells:
+        row_of.setdefault(true, {})[found] = count
+        predicted_of[found] += count
+    predictions_of: dict[int, list[GroupPrediction]] = {}
+    for p in metrics.predictions:
+        predictions_of.setdefault(p.label, []).append(p)
+    for k, row in sorted(row_of.items()):
+        predicted, n_groups = predicted_of[k], sum(row.values())
+        errors, wrong = max(((count, -j) for j, count in row.items() if j != k), default=(0, 0))
+        of_class = predictions_of.get(k, [])
         # An absent view has weight 0.
         weights = [[p.view_weights[v] for p in of_class if p.view_weights[v]] for v in range(len(metrics.view_weights))]
         rows.append(
             {
                 "name": names[k],
-                "groups": sum(row),
-                "recall": row[k] / sum(row),
+                "groups": n_groups,
+                "recall": row.get(k, 0) / n_groups,
                 "precision": row[k] / predicted if predicted else None,
                 "wrong": names[-wrong] if errors else "",
                 "errors": errors,

@@ -13,6 +13,8 @@ from dtsf.training.data import Groups
 
 BINS = 15
 """Bins of the calibration error and of the reliability table."""
+MAX_MATRIX = 400
+"""Maximum number of classes with a matrix in ``metrics.json``: it grows with their square."""
 TPR = 0.95
 """Share of the known groups that are accepted, for ``fpr95``."""
 
@@ -56,8 +58,10 @@ class Metrics(Record):
     view_weights: tuple[float, ...]
     view_top1: tuple[float | None, ...]
     per_class: dict[str, float | None]
-    confusion: tuple[tuple[int, ...], ...]
-    """Rows are true classes, columns predicted classes."""
+    confusion: tuple[tuple[int, ...], ...] = ()
+    """Rows are true classes, columns predicted classes. Empty with more than :data:`MAX_MATRIX` classes."""
+    confusion_cells: tuple[tuple[int, int, int], ...] = ()
+    """The same as true class, predicted class and number of groups, without zeros."""
     reliability: tuple[ReliabilityBin, ...] = ()
     predictions: tuple[GroupPrediction, ...] = ()
 
@@ -112,9 +116,12 @@ def compute_metrics(
     label_G, mask_GV, K = groups.label_G, groups.mask_GV, len(class_names)
     predicted_G = probability_GK.argmax(-1)
     right_G = predicted_G == label_G
-    confusion_KK = torch.zeros(K, K, dtype=torch.int64)
-    confusion_KK.index_put_((label_G, predicted_G), torch.ones_like(label_G), accumulate=True)
-    total_K = confusion_KK.sum(1).tolist()
+    pair_X, count_X = (label_G * K + predicted_G).unique(return_counts=True)
+    cells = [(p // K, p % K, n) for p, n in zip(pair_X.tolist(), count_X.tolist(), strict=True)]
+    total_K, right_K = (x.bincount(minlength=K).tolist() for x in (label_G, label_G[right_G]))
+    matrix = [[0] * K for _ in range(K)] if K <= MAX_MATRIX else []
+    for true, predicted, n in cells if matrix else ():
+        matrix[true][predicted] = n
     top5_G = (probability_GK.topk(min(5, K)).indices == label_G.unsqueeze(1)).any(1)
     mixed = bool(right_G.any()) and not bool(right_G.all())
     reliability = _reliability(probability_GK, label_G)
@@ -132,10 +139,9 @@ def compute_metrics(
             int((view_predicted_GV[mask, v] == label_G[mask]).sum()) / int(mask.sum()) if mask.any() else None
             for v, mask in enumerate(mask_GV.unbind(1))
         ),
-        per_class={
-            name: int(confusion_KK[k, k]) / total_K[k] if total_K[k] else None for k, name in enumerate(class_names)
-        },
-        confusion=tuple(tuple(row) for row in confusion_KK.tolist()),
+        per_class={name: right_K[k] / total_K[k] if total_K[k] else None for k, name in enumerate(class_names)},
+        confusion=tuple(map(tuple, matrix)),
+        confusion_cells=tuple(cells),
         predictions=tuple(
             GroupPrediction(group=name, label=y, predicted=k, probability=p, uncertainty=u, view_weights=tuple(weights))
             for name, y, k, p, u, weights in zip(groups.names, *lists, strict=True)

@@ -118,7 +118,8 @@ def train(
         if world.first:
             if not folder.is_dir():
                 raise CheckpointError(f"run folder {folder} was deleted during training; start again")
-            write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=1).encode())
+            indent = 1 if evaluation.metrics.confusion else None  # with many classes, lines would double its size
+            write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=indent).encode())
     return TrainResult(folder, fitted.epochs, time.monotonic() - start, evaluation, fitted.best_epoch)
 
 
