@@ -177,7 +177,7 @@ def test_predict__uses_the_regions_of_the_training_clips(dtsf, world, tmp_path):
     assert plain.predict(videos).probabilities != expected
     one = {"ignore": ["0.1 0 0.1 0.1"] * 3}
     assert plain.predict(videos, region=[(0.3, 0, 0.4, 1)], **one).probabilities == expected
-    with pytest.raises(ConfigError, match="--region: 2 given for 3 videos"):
+    with pytest.raises(DataError, match="--region: 2 given for 3 videos"):
         plain.predict(videos, region=["0 0 1 1"] * 2)
     with pytest.raises(ConfigError, match="--ignore must be four numbers"):
         plain.predict(videos, ignore=["0 0"])

@@ -107,7 +107,7 @@ def test_cases__have_every_setting_and_every_column_that_changes_a_row():
         ({"offset": (0, -0.7)}, {}, None, "with the offsets of the training clips (0, -0.7 s)"),
         ({}, {}, None, "as if they begin together"),
         ({"offset": (0, -0.7)}, {"offset": [0, -9]}, VideoError, "have no common time with the offsets 0, -9 s"),
-        ({}, {"offset": [1, 2, 3]}, ConfigError, "--offset: 3 given for 2 videos"),
+        ({}, {"offset": [1, 2, 3]}, DataError, "--offset: 3 given for 2 videos"),
         ({}, {"offset": "1 s"}, DataError, "--offset ('1 s') must be a number"),
         ({}, {"start": -1}, ConfigError, "--start must be seconds"),
         ({}, {"start": float("nan")}, ConfigError, "--start must be seconds"),

@@ -178,8 +178,9 @@ class Run:
         if film is not None:
             check_film(Path(film))
         # Refuse wrong views and options before any video is decoded.
+        self._check_number(len(videos))
         paths = check_videos(videos)
-        chosen = self._choose_views(paths, views)
+        chosen = choose_views(self.state.info.view_names, paths, views)
         state = self.state
         threads = state.recipe.train.usable_threads
         embedded = embed_videos(paths, chosen.numbers, state.info, state.spec, options, threads)
@@ -215,7 +216,9 @@ class Run:
         ``views``: numbers or names joined by commas; default: the first views. Raises DataError as :meth:`predict`, and
         CheckpointError if an output is not finite.
         """
-        return self._classify(embeddings_VFPC, self._choose_views([None] * len(embeddings_VFPC), views))
+        n_views = len(embeddings_VFPC)
+        self._check_number(n_views)
+        return self._classify(embeddings_VFPC, choose_views(self.state.info.view_names, [None] * n_views, views))
 
     def _classify(self, embeddings_VFPC: np.ndarray, views: Views, notes: Sequence[str] = ()) -> Prediction:
         import torch
@@ -239,13 +242,10 @@ class Run:
         notes = [*state.unfinished(self.folder), *notes]
         return _make_prediction(state.info, map(network, sets), views, notes)
 
-    def _choose_views(self, videos: Sequence[Path | None], views: str | None) -> Views:
-        known = self.state.info.view_names
-        if self.state.recipe.model.fusion == "concat" and len(videos) > len(known):
-            raise DataError(
-                f"{len(videos)} videos given, but {self.folder} was trained on {len(known)} views: give fewer"
-            )
-        return choose_views(known, videos, views)
+    def _check_number(self, n_videos: int) -> None:
+        n_views = len(self.state.info.view_names)
+        if self.state.recipe.model.fusion == "concat" and n_videos > n_views:
+            raise DataError(f"{n_videos} videos given, but {self.folder} was trained on {n_views} views: give fewer")
 
 
 def predict_onnx(

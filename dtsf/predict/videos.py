@@ -266,7 +266,8 @@ def _per_video(option: str, values: str | Sequence[Any], n_videos: int, read: Ca
     """Return the value of each video: one for all, or one for each. Empty if there is none."""
     values = [values] if isinstance(values, str) else values
     if len(values) not in (0, 1, n_videos):
-        raise ConfigError(f"{option}: {len(values)} given for {n_videos} videos: give one for all or one for each")
+        # Wrong data: with --watch, another performance may have another number of videos.
+        raise DataError(f"{option}: {len(values)} given for {n_videos} videos: give one for all or one for each")
     try:
         return [read(value) for value in values] * (n_videos if len(values) == 1 else 1)
     except (ValueError, TypeError) as error:
