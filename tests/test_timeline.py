@@ -262,7 +262,7 @@ def test_bouts__options_join_drop_and_doubt():
     joined = _bouts(events, grid, gap=1.5, **rules)
     assert [(b.label, b.stop - b.start > 4) for b in joined] == [("jump", True), ("wave", False)]
     assert [b.label for b in _bouts(events, grid, gap=1.5, shortest=3.0, **rules)] == ["jump"]
-    assert _bouts(events, grid, threshold=0.97, **rules) == []
+    assert _bouts(events, grid, threshold=0.999, **rules) == []
 
 
 def test_plan_grid__takes_the_time_that_all_cameras_share():

@@ -212,7 +212,8 @@ def find_windows(
     settings = (settings or TimelineSettings()).changed(**changes)
     plan = plan_recording(run, recording, settings, recording.name)
     model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
-    for block in read_windows(plan.sources, plan.grid, model.spec, model.encoder, model.classify):
+    every = [True] * len(model.names)
+    for block in read_windows(plan.sources, plan.grid, model.spec, model.encoder, model.classify, every):
         for s, start in enumerate(plan.grid.starts(block.number)):
             for n, length in enumerate(plan.grid.lengths):
                 if np.isfinite(block.uncertainty_SL[s, n]):

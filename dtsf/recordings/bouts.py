@@ -1,7 +1,8 @@
 """From windows to bouts: the set of windows without overlap that is most likely as a whole.
 
-A window is an event if its class is more likely than all else. Windows of all lengths compete, so a bout gets the start and the
-length at which its class is surest. Bouts are decided as windows come: a bout is certain once later windows cannot change it.
+A window is an event if its class is more likely than the class of pauses. Windows of all lengths compete, so a bout gets the
+start and the length at which its class is surest. Bouts are decided one block after the other, once later windows cannot change
+them.
 Letters: S starts, L lengths, K classes, V cameras.
 """
 
@@ -75,8 +76,9 @@ class Timeline(Frozen):
 
 @dataclass(frozen=True)
 class BoutOptions:
-    """Rules by which windows become bouts. ``threshold``: probability of a bout. ``shortest``: seconds of a bout, below which it is
-    dropped. ``gap``: seconds between two of one class, below which they are joined. ``no_event``: classes that are no bouts.
+    """Rules by which windows become bouts. ``threshold``: probability of a bout against that of no event. ``shortest``: seconds of
+    a bout, below which it is dropped. ``gap``: seconds between two of one class, below which they are joined. ``no_event``: classes
+    that are no bouts.
     """
 
     threshold: float
@@ -112,10 +114,8 @@ class BoutFinder:
         if not blocks:
             return []
         starts = [start for block in blocks for start in self.grid.starts(block.number)]
-        odds_SLK = _log_odds(np.concatenate([block.probabilities_SLK for block in blocks]))
-        events = [k for k, name in enumerate(self.names) if name not in self.options.no_event]
-        label_SL = np.array(events)[odds_SLK[..., events].argmax(-1)]
-        odds_SL = np.take_along_axis(odds_SLK, label_SL[..., None], -1)[..., 0]
+        events_K = np.array([name not in self.options.no_event for name in self.names])
+        label_SL, odds_SL = _log_odds(np.concatenate([block.probabilities_SLK for block in blocks]), events_K)
         gain_SL = odds_SL - np.log(self.options.threshold / (1 - self.options.threshold))
         bouts: list[Bout] = []
         begin = self._begin if certain is None else max(self._begin, certain)
@@ -129,7 +129,7 @@ class BoutFinder:
                     label=self.names[label_SL[s, n]],
                     start=starts[s] / self.grid.rate,
                     stop=(starts[s] + lengths[n]) / self.grid.rate,
-                    probability=float(1 / (1 + np.exp(-odds_SL[s, n]))),
+                    probability=float(block.probabilities_SLK[k, n, label_SL[s, n]]),
                     uncertainty=float(block.uncertainty_SL[k, n]),
                     view_weights=tuple(block.weights_SLV[k, n].tolist()),
                 )
@@ -150,14 +150,19 @@ class BoutFinder:
         return [last] if last is not None and last.stop - last.start >= options.shortest else []
 
 
-def _log_odds(probability_SLK: np.ndarray) -> np.ndarray:
-    """Return the log odds of each class, averaged over a start and its neighbours; -inf for windows that do not exist."""
-    clipped_SLK = probability_SLK.clip(LEAST, 1 - LEAST)
-    odds_SLK = np.log(clipped_SLK) - np.log1p(-clipped_SLK)
-    padded_SLK = np.pad(odds_SLK, ((1, 1), (0, 0), (0, 0)), constant_values=np.nan)
-    near = np.stack([padded_SLK[:-2], odds_SLK, padded_SLK[2:]])
+def _log_odds(probability_SLK: np.ndarray, events_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the likeliest event of each window, (S, L), and its log odds against no event; -inf for windows that do not exist.
+
+    Logarithms of probabilities are averaged over a start and its neighbours. Without a class for no event, all else counts.
+    """
+    log_SLK = np.log(probability_SLK.clip(LEAST, 1))
+    padded_SLK = np.pad(log_SLK, ((1, 1), (0, 0), (0, 0)), constant_values=np.nan)
+    near = np.stack([padded_SLK[:-2], log_SLK, padded_SLK[2:]])
     mean_SLK = np.nansum(near, 0) / np.maximum(1, np.isfinite(near).sum(0))
-    return np.where(np.isfinite(odds_SLK), mean_SLK, -np.inf)
+    label_SL = np.flatnonzero(events_K)[mean_SLK[..., events_K].argmax(-1)]
+    event_SL = np.take_along_axis(mean_SLK, label_SL[..., None], -1)[..., 0]
+    rest_SL = mean_SLK[..., ~events_K].max(-1) if not events_K.all() else np.log1p(-np.exp(event_SL).clip(0, 1 - LEAST))
+    return label_SL, np.where(np.isfinite(log_SLK[..., 0]), event_SL - rest_SL, -np.inf)
 
 
 def _best_windows(

@@ -115,6 +115,7 @@ def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool
             model.spec,
             model.encoder,
             model.classify,
+            [name not in plan.options.no_event for name in model.names],
             block=work.n_blocks,
             restart=work.restart,
             idle=plan.idle,

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from dtsf.pipeline.encoders.choose import Encoder
 
 BLOCK = 8  # starts of windows that are classified together
+STEP, REACH = (
+    2,
+    2,
+)  # every second start is classified first, with windows of the middle length; it decides for starts so near
+PROMISING = 0.3  # probability of an event over that of no event from which windows of all lengths are classified
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """(N, V, F, P, C) embeddings -> (N, K) probabilities, (N,) uncertainty, (N, V) weights of the cameras."""
 
@@ -125,6 +130,7 @@ def read_windows(
     spec: CacheSpec,
     encoder: Encoder,
     classify: Classify,
+    events: Sequence[bool],
     *,
     block: int = 0,
     restart: Sequence[int] = (),
@@ -133,8 +139,9 @@ def read_windows(
 ) -> Iterator[WindowBlock]:
     """Yield the blocks of windows from number ``block`` on. ``restart``: as that block's predecessor gave it.
 
-    ``idle``: seconds without data after which a camera that is still filming is at its end. ``stopped``: called while such
-    a camera sends nothing; True ends it. Raises VideoError: a camera cannot be decoded.
+    ``events``: of the classes, those that can be bouts. ``idle``: seconds without data after which a camera that is still filming
+    is at its end. ``stopped``: called while such a camera sends nothing; True ends it. Raises VideoError: a camera cannot be
+    decoded.
     """
     begins = tuple(restart) or (grid.first,) * len(sources)
     every = max(1, round(grid.rate / 2))
@@ -153,7 +160,7 @@ def read_windows(
             end = min(camera.stop for camera in cameras)
             if starts[0] + min(grid.lengths) > end:
                 return
-            made = _classify_block(cameras, starts, end, grid, spec, classify)
+            made = _classify_block(cameras, starts, end, grid, spec, classify, np.array(events))
             left = tuple(camera.drop(starts[-1] + grid.hop) for camera in cameras)
             # Those that no earlier block had, whatever is decoded again after an interruption.
             seen = starts[0] + max(grid.lengths) if block else 0
@@ -165,22 +172,38 @@ def read_windows(
 
 
 def _classify_block(
-    cameras: Sequence[Camera], starts: Sequence[int], end: int, grid: Grid, spec: CacheSpec, classify: Classify
+    cameras: Sequence[Camera],
+    starts: Sequence[int],
+    end: int,
+    grid: Grid,
+    spec: CacheSpec,
+    classify: Classify,
+    events_K: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    S, L = len(starts), len(grid.lengths)
-    arrays: list[np.ndarray] = []
-    for k, length in enumerate(grid.lengths):
-        used = [s for s, start in enumerate(starts) if start + length <= end]
-        if not used:
-            continue
-        picked = segment_centres(length, spec.frames) if length > spec.frames else np.arange(length)
-        x_NVFPC = np.stack([[camera.window(starts[s] + picked) for camera in cameras] for s in used])
-        for n, values in enumerate(classify(x_NVFPC)):
-            if len(arrays) <= n:
-                arrays.append(np.full((S, L, *values.shape[1:]), np.nan))
-            arrays[n][used, k] = values
-    probabilities_SLK, uncertainty_SL, weights_SLV = arrays
-    return probabilities_SLK, uncertainty_SL, weights_SLV
+    """Classify windows of the middle length first, and those of all lengths only where one of them may be an event."""
+    S, L, K, V = len(starts), len(grid.lengths), len(events_K), len(cameras)
+    arrays = [np.full(shape, np.nan) for shape in ((S, L, K), (S, L), (S, L, V))]
+
+    def fill(wanted_SL: np.ndarray) -> None:
+        for k, length in enumerate(grid.lengths):
+            used = [s for s in np.flatnonzero(wanted_SL[:, k]).tolist() if starts[s] + length <= end]
+            if used:
+                picked = segment_centres(length, spec.frames) if length > spec.frames else np.arange(length)
+                x_NVFPC = np.stack([[camera.window(starts[s] + picked) for camera in cameras] for s in used])
+                for array, values in zip(arrays, classify(x_NVFPC), strict=True):
+                    array[used, k] = values
+
+    first_SL = np.zeros((S, L), bool)
+    first_SL[::STEP, L // 2] = True
+    fill(first_SL)
+    p_SK = arrays[0][:, L // 2]
+    most_S = p_SK[:, events_K].max(1, initial=0.0)
+    rest_S = p_SK[:, ~events_K].max(1, initial=0.0)
+    promising_S = ~(most_S < PROMISING * rest_S)  # also what is not known
+    promising_S[np.setdiff1d(np.arange(S), np.arange(0, S, STEP))] = False
+    near_S = [promising_S[max(0, s - REACH) : s + REACH + 1].any() for s in range(S)]
+    fill(np.array(near_S)[:, None] & ~first_SL)
+    return arrays[0], arrays[1], arrays[2]
 
 
 def plan_grid(extents: Sequence[tuple[float, float]], lengths: Sequence[float], frames: int, hop: float) -> Grid:
