@@ -67,7 +67,7 @@ def run_tasks(
 
     ``scheduler``: address of a running dask scheduler; shards go to its workers that offer a GPU, if there are any. ``on_clips``:
     called with the numbers of clips and of bad clips since the last call. ``gpus``: names of this machine's GPUs; each local
-    worker takes one. Raises ConfigError: no scheduler responds. DataError: the local workers do not start, or it was lost.
+    worker takes one. Raises ConfigError: no scheduler responds. DataError: it is lost, or the local workers do not start.
     """
     if not tasks:
         return
@@ -135,6 +135,8 @@ def _connect(scheduler: str | None, n_workers: int) -> Iterator[Any]:
 
     if scheduler is not None:
         _check_tls(scheduler)
+        # It prints a traceback when the scheduler is lost, which one message says.
+        logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
         try:
             # Dask's own configuration has the certificates and the time to wait.
             client = Client(scheduler, set_as_default=False)
