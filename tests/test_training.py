@@ -56,6 +56,22 @@ def assert_equal(first, second):
     assert [name for name, x in first.items() if not torch.equal(x, second[name])] == []
 
 
+@pytest.mark.parametrize(("balance", "expected"), [(0.5, (2 / 3, 1 / 3)), (1.0, (0.5, 0.5))])
+def test_epoch_plan__draws_rare_classes_more_often_by_the_balance(balance, expected):
+    label = torch.tensor([0] * 16 + [1] * 4)
+    share = label.bincount()[label] ** -balance
+    total = torch.zeros(20)
+    for _ in range(100):
+        drawn = [row for step in epoch_plan(20, 4, 1, World(), share) for row in step.shares[0].chosen_B.tolist()]
+        assert len(drawn) == 20
+        total += torch.tensor(drawn).bincount(minlength=20)
+        wanted = share / share.sum() * 20
+        # Each group comes the whole number of times below or above its share.
+        assert ((torch.tensor(drawn).bincount(minlength=20) - wanted).abs() < 1).all()
+    shares = [total[label == k].sum().item() / total.sum().item() for k in (0, 1)]
+    assert shares == pytest.approx(expected, abs=0.02)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize(("groups", "batch", "accumulate"), [(18, 4, 1), (17, 2, 3), (7, 3, 2), (1, 4, 2)])
 def test_epoch_plan__counts_every_group_once_over_all_processes(groups, batch, accumulate, size):

@@ -138,8 +138,10 @@ def content_hash(path: Path, status: FileStat) -> str:
         if name:
             digest.update(f"{name}\0".encode("utf-8", "surrogateescape"))
         with (path / name).open("rb", buffering=0) as file:
-            while block := file.read(BLOCK_BYTES):
+            left = os.fstat(file.fileno()).st_size  # a file of /proc may have no end
+            while left > 0 and (block := file.read(min(left, BLOCK_BYTES))):
                 digest.update(block)
+                left -= len(block)
     return digest.hexdigest()
 
 
