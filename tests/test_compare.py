@@ -165,7 +165,7 @@ def test_commands__say_and_refuse_shared_recordings(tmp_path, dtsf, make_video):
     for said in (dtsf.said(*words, cwd=tmp_path), dtsf.said("cache", "info", "c", cwd=tmp_path)):
         assert copied in said
         assert written in said
-    set_ = [word for change in (*SMALL_NETWORK, "model.frames=4") for word in ("--set", change)]
+    set_ = [word for change in (*SMALL_NETWORK, "model.frames=4", "train.calibrate=0") for word in ("--set", change)]
     train = ("train", "--cache", "c", "--protocol", "split", "--epochs", 1, *set_, "--out", "run")
     assert f"1 of 2 test clips show recordings of the training: {copied}" in dtsf.refusal(*train, cwd=tmp_path)
     assert not (tmp_path / "run").exists()
