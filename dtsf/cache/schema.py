@@ -186,6 +186,7 @@ class DatasetInfo(DatasetName):
     view_offsets: tuple[float | None, ...] = ()  # of each view, None if its clips differ; empty if all are 0
     # Of a run: quantiles of the seconds of each class's training clips (see splits.clip_seconds). Empty in a cache.
     clip_seconds: tuple[tuple[float, ...], ...] = ()
+    subjects: tuple[str, ...] = ()  # of a run: who is in its training clips; empty in a cache
 
 
 class DatasetMetadata(Frozen):

@@ -26,7 +26,7 @@ from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
 from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport, FitResult, fit
-from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
+from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
 from dtsf.training.splits import check_split, clip_seconds, exclude_classes, hold_out
@@ -79,6 +79,7 @@ def train(
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
     check_device(settings.device)
+    info = info.model_copy(update={"subjects": tuple(subjects_of([*split.train, *split.held_out]))})
     origin = {"cache": str(open_store(cache).absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
     origin |= {"recipe": name} | ({"init": str(settings.init.absolute())} if settings.init is not None else {})
     config = tomli_w.dumps({"data": origin} | recipe.model_dump(mode="json"))
