@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from dtsf.cli.screen import Lines, emit, progress, table
+from dtsf.cli.screen import Lines, emit, progress, styled, table
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
     from dtsf.recordings.sync import SyncedCamera, SyncedRecording
+    from dtsf.recordings.timeline import Progress
 
 TRUST_HELP = (
     "Least trust of an offset: the first peak of the agreement (without its strongest second) over the second. Films of "
@@ -86,3 +87,29 @@ def _describe(synced: Sequence[SyncedRecording], written: Path | None) -> Lines:
                 )
     if written is not None:
         yield f"wrote the column offset of {written}; next: dtsf import --recordings {written} --out manifest.csv"
+
+
+def show_evaluation(run: Path, recordings: Path, out: Path, *, allow_leak: bool) -> None:
+    """Print the metrics of a run on recordings, for ``dtsf evaluate --recordings``."""
+    from dtsf import api
+    from dtsf.predict.score import evaluate_recordings
+
+    with progress("timeline", "seconds") as update:
+
+        def on_progress(p: Progress) -> None:
+            update(int(p.done), int(p.total), p.recording)
+
+        found = evaluate_recordings(api.load(run), recordings, out, allow_leak=allow_leak, on_progress=on_progress)
+    names = {"F1@10": found.f1_10, "F1@25": found.f1_25, "F1@50": found.f1_50, "edit score": found.edit}
+    names |= {"frame accuracy": found.frame_accuracy, "frame macro F1": found.frame_f1, "mAP": found.map["mean"]}
+    people = f" of {', '.join(found.subjects)}" if found.subjects else ""
+    lines = [
+        table("", ("metric", "value"), [(name, f"{value:.3f}") for name, value in names.items()]),
+        f"{found.n_bouts} bouts for {found.n_events} events in {len(found.recordings)} recordings{people}",
+        *(
+            styled((f"not in these numbers: {count} recordings {why}", "yellow"))
+            for why, count in found.left_out.items()
+        ),
+        *(styled((note, "yellow")) for note in found.notes),
+    ]
+    emit(found, lines, [f"look at it: {out / f'{found.recordings[0]}.html'}"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Exit, Option
 
 from dtsf.cli.options import CACHE, with_settings
+from dtsf.cli.recordings import show_evaluation
 from dtsf.cli.screen import CLASSES_SHOWN, Lines, console, emit, progress, set_verbosity, styled, table
 from dtsf.errors import ConfigError
 from dtsf.training.settings import TrainSettings
@@ -97,6 +98,11 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
         say("; ".join(words), style="cyan")
 
 
+RECORDINGS_HELP = (
+    "Evaluate timelines: a table of recordings with marks. Only recordings of people who did not train count."
+)
+
+
 def evaluate_command(
     run: Annotated[Path, Argument(help="Run folder.")],
     cache: CACHE = Path("cache"),
@@ -110,10 +116,25 @@ def evaluate_command(
         Option(help="Also test unknown actions: excluded (the classes of train.exclude_classes), or another dataset."),
     ] = None,
     adapt: Annotated[bool, Option("--adapt", help="Adapt the network to the test clips (ViTTA).")] = False,
+    recordings: Annotated[Path | None, Option(help=RECORDINGS_HELP)] = None,
+    out: Annotated[
+        Path | None, Option(help="With --recordings: folder of the timelines. Default: RUN/timeline.")
+    ] = None,
+    allow_leak: Annotated[bool, Option("--allow-leak", help="With --recordings: also of people who trained.")] = False,
 ) -> None:
-    """Evaluate a run on its test split or on another dataset with the same classes."""
+    """Evaluate a run on its test split, on another dataset with the same classes, or on recordings with marks."""
     from dtsf import api
 
+    if recordings is None and (out is not None or allow_leak):
+        raise ConfigError("--out and --allow-leak need --recordings FILE")
+    if recordings is not None:
+        given = (dataset, protocol, unknown, draws, split != "test", views != "all", adapt)
+        if any(value not in (None, False) for value in given):
+            raise ConfigError(
+                "--recordings has no clips of a cache: of the other options, it takes only --out and --allow-leak"
+            )
+        show_evaluation(run, recordings, out or run / "timeline", allow_leak=allow_leak)
+        return
     options: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "split": split, "views": views, "draws": draws}
     with progress("evaluate", "groups"):
         document = api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt).summary()

@@ -1,0 +1,108 @@
+"""Evaluation of a run on recordings: its timelines against the marks, for people who did not train."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dtsf.errors import DataError
+from dtsf.predict.recordings import find_timelines
+from dtsf.recordings.clips import NOTHING
+from dtsf.recordings.events import read_all_events
+from dtsf.recordings.metrics import Scored, Segment, TimelineMetrics, measure
+from dtsf.recordings.table import Recording, check_offsets, read_recordings
+
+if TYPE_CHECKING:
+    from dtsf.predict.run import Run
+    from dtsf.recordings.settings import TimelineSettings
+    from dtsf.recordings.timeline import Progress
+
+TRAINED = "of people who trained"
+NO_MARKS = "without marks"
+
+
+class RecordingsEvaluation(TimelineMetrics):
+    """Metrics of a run on recordings. ``left_out``: number of recordings by reason."""
+
+    n_events: int
+    n_bouts: int
+    recordings: tuple[str, ...]
+    subjects: tuple[str, ...]
+    left_out: dict[str, int]
+    notes: tuple[str, ...] = ()
+
+
+def evaluate_recordings(
+    run: Run,
+    table: Path,
+    out: Path,
+    *,
+    settings: TimelineSettings | None = None,
+    allow_leak: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> RecordingsEvaluation:
+    """Make the timelines of recordings in ``out`` and compare them with their marks. ``allow_leak``: also of people who trained.
+
+    Raises DataError: no recording is left. Other errors: :meth:`dtsf.api.Run.timeline`.
+    """
+    given = read_recordings(table)
+    notes: list[str] = []
+    chosen, left_out = _unseen(given, run.state.info.subjects, notes, allow_leak=allow_leak)
+    events, more = read_all_events([one for one in chosen if one.events is not None])
+    notes += more
+    marked = {event.recording for event in events}
+    left_out[NO_MARKS] = sum(one.name not in marked for one in chosen)
+    chosen = [one for one in chosen if one.name in marked]
+    if not chosen:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items() if count)
+        raise DataError(
+            f"{table}: no recording can be evaluated: {reasons}. Give recordings of other people with their marks (column events), "
+            "or --allow-leak for people who trained"
+        )
+    for one in chosen:
+        check_offsets(one, table)
+    known = set(run.state.info.class_names) - {NOTHING, "unknown"}
+    unknown = Counter(event.label for event in events if event.label not in known | {NOTHING})
+    if unknown:
+        listed = ", ".join(f"{count} {label}" for label, count in unknown.most_common())
+        notes.append(f"marks of classes that the run does not know are left out: {listed}")
+    scored = []
+    n_outside = 0
+    for timeline in find_timelines(run, chosen, out, settings=settings, on_progress=on_progress):
+        marks = [
+            Segment(max(event.start, timeline.start), min(event.stop, timeline.stop), event.label)
+            for event in events
+            if event.recording == timeline.recording and event.label in known
+        ]
+        inside = tuple(mark for mark in marks if mark.stop > mark.start)
+        n_outside += len(marks) - len(inside)
+        bouts = tuple(Segment(bout.start, bout.stop, bout.label, bout.probability) for bout in timeline.bouts)
+        scored.append(Scored(timeline.recording, timeline.start, timeline.stop, inside, bouts))
+    if n_outside:
+        notes.append(f"{n_outside} marks are left out: not all cameras film at that time")
+    return RecordingsEvaluation(
+        **measure(scored, NOTHING).model_dump(),
+        n_events=sum(len(one.marks) for one in scored),
+        n_bouts=sum(len(one.bouts) for one in scored),
+        recordings=tuple(one.name for one in chosen),
+        subjects=tuple(sorted({one.subject for one in chosen if one.subject})),
+        left_out={reason: count for reason, count in left_out.items() if count},
+        notes=tuple(notes),
+    )
+
+
+def _unseen(
+    given: Sequence[Recording], trained: Sequence[str], notes: list[str], *, allow_leak: bool
+) -> tuple[list[Recording], dict[str, int]]:
+    """Return the recordings of people who did not train, and how many are left out. Recordings without a subject are kept."""
+    leaks = [one for one in given if one.subject and set(one.subject.split("+")) & set(trained)]
+    if leaks and allow_leak:
+        notes.append(f"{len(leaks)} recordings are of people who trained: the numbers say nothing about other people")
+        return list(given), {}
+    nameless = sum(not one.subject for one in given)
+    if nameless or not trained:
+        which = f"{nameless} recordings have no subject" if trained else "the run does not know who trained"
+        notes.append(f"{which}: nothing says that these people did not train")
+    return [one for one in given if one not in leaks], {TRAINED: len(leaks)}
