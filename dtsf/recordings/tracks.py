@@ -18,7 +18,7 @@ from dtsf.pipeline.video.container import NO_TIMESTAMPS, open_video, select_stre
 from dtsf.pipeline.video.frames import SKIPPING
 
 RATE = 50  # values a second of a track
-STEP = 0.09  # least seconds between two pictures that are compared
+STEP = 0.065  # least seconds between two pictures that are compared
 CELLS = (36, 64)  # least number of rows and columns of the reduced picture
 # Half levels of 256 by which a cell must change to count as movement. The noise of each camera chooses one.
 LEVELS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128])
