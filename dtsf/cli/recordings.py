@@ -103,7 +103,7 @@ def show_evaluation(run: Path, recordings: Path, out: Path, *, allow_leak: bool)
     names = {"F1@10": found.f1_10, "F1@25": found.f1_25, "F1@50": found.f1_50, "edit score": found.edit}
     names |= {"frame accuracy": found.frame_accuracy, "frame macro F1": found.frame_f1, "mAP": found.map["mean"]}
     people = f" of {', '.join(found.subjects)}" if found.subjects else ""
-    lines = [
+    lines: Lines = [
         table("", ("metric", "value"), [(name, f"{value:.3f}") for name, value in names.items()]),
         f"{found.n_bouts} bouts for {found.n_events} events in {len(found.recordings)} recordings{people}",
         *(

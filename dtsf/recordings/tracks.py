@@ -181,7 +181,7 @@ def _changed(before: np.ndarray, cells: np.ndarray) -> np.ndarray:
     # A lamp or the camera's exposure changes all cells alike.
     change = np.abs(change - np.partition(change.ravel(), change.size // 2)[change.size // 2])
     counts = np.bincount(np.minimum(change, LEVELS[-1] + 1).ravel(), minlength=LEVELS[-1] + 2)
-    return (counts[::-1].cumsum()[::-1][LEVELS + 1] / change.size).astype(np.float32)
+    return np.asarray(counts[::-1].cumsum()[::-1][LEVELS + 1] / change.size, np.float32)
 
 
 def _movement(shares: np.ndarray) -> np.ndarray:
