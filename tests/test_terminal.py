@@ -298,9 +298,11 @@ def test_evaluation_lines__shows_the_classes_of_lowest_recall():
         **{"auroc_uncertainty": None, "top1": 0.5, "top5": 0.9, "ece": 0.1, "uncertainty": 0.2, "n_groups": 40, "n_clips": 40},
         **{"dataset": "d", "task": "t", "draws": 1, "adapted": False, "unknown": None, "left_out": {}, "groups_left_out": {}},
         **{"view_names": ["1"], "view_weights": [1.0], "view_top1": [0.5], "views": ["1"], "per_class": recall},
+        "notes": ["two subjects"],
         "confusion_cells": [(k, k, 1) for k in range(40)],
     }
-    *_, classes = evaluation_lines(document)
+    *lines, classes = evaluation_lines(document)
+    assert "note: two subjects" in list(map(str, lines))
     shown = [float(str(cell)) for cell in classes.columns[1].cells]
     assert len(shown) == 15
     assert shown == sorted(recall.values())[:15]
