@@ -228,7 +228,7 @@ def _blocks(events, grid, n=400):
                     for label, begin, end in events:
                         common = overlap((start, start + length), (begin, end))
                         if common > 0.5:
-                            values[s, k] = (1 - common) / 3
+                            values[s, k] = (1 - common / 1.1) / 2
                             values[s, k, NAMES.index(label)] = common / 1.1
         weights = np.where(np.isnan(values[..., :1]), np.nan, 1.0)
         yield WindowBlock(number, values, weights[..., 0] * 0.3, weights, (0,))
@@ -262,7 +262,7 @@ def test_bouts__options_join_drop_and_doubt():
     joined = _bouts(events, grid, gap=1.5, **rules)
     assert [(b.label, b.stop - b.start > 4) for b in joined] == [("jump", True), ("wave", False)]
     assert [b.label for b in _bouts(events, grid, gap=1.5, shortest=3.0, **rules)] == ["jump"]
-    assert _bouts(events, grid, threshold=0.999, **rules) == []
+    assert _bouts(events, grid, threshold=0.97, **rules) == []
 
 
 def test_plan_grid__takes_the_time_that_all_cameras_share():

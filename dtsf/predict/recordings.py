@@ -6,6 +6,7 @@ Letters: N windows, V cameras, F frames, P cells, C channels, T frames of the ne
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-USUAL = (0.15, 0.5, 0.85)  # quantiles of the events' lengths: lengths of the windows
+RANGE = (0.1, 0.9)  # quantiles of the lengths of events that windows must fit
+COVERED = 2.5  # longest over shortest event that windows of one length fit: an overlap (IoU) of at least 0.63
 MOST_FRAMES = 4096  # moments of the longest window
 
 
@@ -106,10 +108,10 @@ def plan_recording(
 
 
 def event_lengths(run: Run) -> np.ndarray:
-    """Return the quantiles of the seconds of the training's events, of all classes but ``nothing``; empty if it has none."""
+    """Return the positive quantiles of the seconds of the training's events, of all classes but ``nothing``."""
     info = run.state.info
     known = [seconds for name, seconds in zip(info.class_names, info.clip_seconds, strict=False) if name != NOTHING]
-    return np.array([value for seconds in known for value in seconds])
+    return np.array([value for seconds in known for value in seconds if value > 0])
 
 
 def _window_lengths(run: Run, lengths: np.ndarray) -> tuple[float, ...]:
@@ -117,7 +119,9 @@ def _window_lengths(run: Run, lengths: np.ndarray) -> tuple[float, ...]:
         raise ConfigError(
             f"{run.folder} does not say how long its clips are: give --windows, for example --windows 2,3, or train again"
         )
-    return tuple(np.quantile(lengths, USUAL).tolist())
+    low, high = np.quantile(lengths, RANGE)
+    n = max(1, math.ceil(math.log(high / low) / math.log(COVERED))) if low > 0 else 1
+    return tuple(float(low * (high / low) ** ((k + 0.5) / n)) for k in range(n))
 
 
 def _check(grid: Grid, recording: Recording, extents: Sequence[tuple[float, float]], place: str) -> None:

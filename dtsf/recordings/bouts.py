@@ -1,6 +1,6 @@
 """From windows to bouts: the set of windows without overlap that is most likely as a whole.
 
-A window is an event if its class is more likely than the class of pauses. Windows of all lengths compete, so a bout gets the
+A window is an event if its class is more likely than all else. Windows of all lengths compete, so a bout gets the
 start and the length at which its class is surest. Bouts are decided one block after the other, once later windows cannot change
 them.
 Letters: S starts, L lengths, K classes, V cameras.
@@ -16,7 +16,7 @@ import numpy as np
 from dtsf.recordings.windows import BLOCK, Grid, WindowBlock
 from dtsf.settings import Frozen
 
-LEAST = 1e-6  # smallest probability, before its logarithm
+LEAST = 1e-9  # smallest probability, before its logarithm
 HORIZON = 3  # longest windows behind the last start after which a bout is certain
 
 
@@ -76,9 +76,8 @@ class Timeline(Frozen):
 
 @dataclass(frozen=True)
 class BoutOptions:
-    """Rules by which windows become bouts. ``threshold``: probability of a bout against that of no event. ``shortest``: seconds of
-    a bout, below which it is dropped. ``gap``: seconds between two of one class, below which they are joined. ``no_event``: classes
-    that are no bouts.
+    """Rules by which windows become bouts. ``threshold``: probability of a bout. ``shortest``: seconds of a bout, below which it is
+    dropped. ``gap``: seconds between two of one class, below which they are joined. ``no_event``: classes that are no bouts.
     """
 
     threshold: float
@@ -151,18 +150,19 @@ class BoutFinder:
 
 
 def _log_odds(probability_SLK: np.ndarray, events_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the likeliest event of each window, (S, L), and its log odds against no event; -inf for windows that do not exist.
+    """Return the likeliest event of each window, (S, L), and its log odds; -inf for windows that do not exist.
 
-    Logarithms of probabilities are averaged over a start and its neighbours. Without a class for no event, all else counts.
+    Logarithms of probabilities are averaged over a start and its neighbours.
     """
     log_SLK = np.log(probability_SLK.clip(LEAST, 1))
     padded_SLK = np.pad(log_SLK, ((1, 1), (0, 0), (0, 0)), constant_values=np.nan)
     near = np.stack([padded_SLK[:-2], log_SLK, padded_SLK[2:]])
     mean_SLK = np.nansum(near, 0) / np.maximum(1, np.isfinite(near).sum(0))
-    label_SL = np.flatnonzero(events_K)[mean_SLK[..., events_K].argmax(-1)]
-    event_SL = np.take_along_axis(mean_SLK, label_SL[..., None], -1)[..., 0]
-    rest_SL = mean_SLK[..., ~events_K].max(-1) if not events_K.all() else np.log1p(-np.exp(event_SL).clip(0, 1 - LEAST))
-    return label_SL, np.where(np.isfinite(log_SLK[..., 0]), event_SL - rest_SL, -np.inf)
+    share_SLK = np.exp(mean_SLK)
+    share_SLK /= share_SLK.sum(-1, keepdims=True)
+    label_SL = np.flatnonzero(events_K)[share_SLK[..., events_K].argmax(-1)]
+    event_SL = np.take_along_axis(share_SLK, label_SL[..., None], -1)[..., 0].clip(LEAST, 1 - LEAST)
+    return label_SL, np.where(np.isfinite(log_SLK[..., 0]), np.log(event_SL / (1 - event_SL)), -np.inf)
 
 
 def _best_windows(

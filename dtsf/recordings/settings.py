@@ -44,8 +44,8 @@ class TimelineSettings(Settings):
         default=None, gt=0, le=3600, json_schema_extra={"default_text": "a tenth of a usual event"}
     )
     """Seconds from the start of one window to the next."""
-    threshold: float = Field(default=0.6, gt=0, lt=1)
-    """Probability of an event, against that of no event alone, from which a window can be a bout."""
+    threshold: float = Field(default=0.55, gt=0, lt=1)
+    """Probability of an event from which a window can be a bout."""
     shortest: float | None = Field(
         default=None, ge=0, le=86400, json_schema_extra={"default_text": "half of the training's shortest event"}
     )

@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from dtsf.pipeline.encoders.choose import Encoder
 
 BLOCK = 8  # starts of windows that are classified together
-STEP, REACH = (
-    2,
-    2,
-)  # every second start is classified first, with windows of the middle length; it decides for starts so near
+DENSITY = 1.25  # moments of a window of the middle length over the frames of a clip
+# Every second start is classified first, with windows of the middle length; it decides for starts so near.
+STEP, REACH = 2, 2
 PROMISING = 0.3  # probability of an event over that of no event from which windows of all lengths are classified
 Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
 """(N, V, F, P, C) embeddings -> (N, K) probabilities, (N,) uncertainty, (N, V) weights of the cameras."""
@@ -209,9 +208,9 @@ def _classify_block(
 def plan_grid(extents: Sequence[tuple[float, float]], lengths: Sequence[float], frames: int, hop: float) -> Grid:
     """Return the grid of the common time of all cameras, for windows of ``lengths`` seconds, ``hop`` seconds apart.
 
-    ``frames``: of a clip. A window of the middle length has about that number of moments.
+    ``frames``: of a clip. A window of the middle length has :data:`DENSITY` times that number of moments.
     """
-    rate = max(1.0, math.ceil(frames / float(np.median(lengths))))
+    rate = float(max(1, round(DENSITY * frames / float(np.median(lengths)))))
     begin, end = max(extent[0] for extent in extents), min(extent[1] for extent in extents)
     moments = tuple(sorted({max(2, round(length * rate)) for length in lengths}))
     last = math.ceil(end * rate - 1e-6) - 1 if math.isfinite(end) else 1 << 40

@@ -17,7 +17,7 @@ import xxhash
 from dtsf.errors import DataError
 from dtsf.recordings.windows import WindowBlock
 
-DIGITS = 6  # of stored numbers: bouts are made of what is stored, so that an interrupted run gives the same
+DIGITS = 9  # of stored numbers: bouts are made of what is stored, so that an interrupted run gives the same
 PICTURE_SIDE = 72
 
 
