@@ -51,6 +51,7 @@ def preprocess(
     Raises ConfigError: a setting is unknown or out of range. Raises DataError: the data is missing. Raises CacheError: the cache
     cannot take these clips. Raises BadClipsError: too many clips are bad (``max_bad``); all usable clips are in the cache.
     """
+    from dtsf.cache.store import open_store
     from dtsf.pipeline.settings import PreprocessSettings
 
     settings = (settings or PreprocessSettings()).changed(**changes)
@@ -58,6 +59,7 @@ def preprocess(
     from dtsf.pipeline.preprocess import preprocess as run_preprocess
 
     folder = None if root is None else Path(root)
+    open_store(cache)  # a wrong URL is refused before the videos are listed
     catalog = scan_source(dataset, folder, settings.views, settings.limit, settings.videos)
     logger.info("%s: %d clips under %s", catalog.kind, len(catalog.clips), catalog.root)
     if on_catalog is not None:

@@ -28,7 +28,7 @@ def test_read_recordings__rows_of_one_view_are_chapters_and_empty_offsets_are_no
     ("rows", "message"),
     [
         ("lab,1,nine.mp4,,,", r"line 2: there is no file .*nine.mp4"),
-        ("lab,1,rtsp://host/a,,,", "line 2: there is no file"),
+        ("lab,1,rtsp://host/a,,,", "line 2: rtsp://host/a is an address"),
         ("lab,1,../a.mp4,,,", "line 2: .*outside"),
         ("lab,1,a.mp4,soon,,", r"line 2: offset \('soon'\)"),
         ("lab,1,a.mp4,99999999999,,", "line 2: offset"),

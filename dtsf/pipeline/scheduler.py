@@ -33,6 +33,7 @@ WORKER_ENVIRONMENT = {
     # Without it, importing ONNX Runtime (1.31) starts a thread and sends data to Microsoft.
     "ORT_DISABLE_TELEMETRY": "1",
 }
+TLS_FILES = ("ca-file", *(f"{who}.{what}" for who in ("scheduler", "worker", "client") for what in ("cert", "key")))
 DASK_SETTINGS = {
     # If a worker is killed, another worker repeats its shard.
     "distributed.scheduler.allowed-failures": 100,
@@ -47,10 +48,7 @@ DASK_SETTINGS = {
     # Local workers speak to this machine only: they need no certificates, whatever the user's file asks of a cluster.
     "distributed.comm.require-encryption": False,
     "distributed.comm.default-scheme": "tcp",
-    "distributed.comm.tls": {
-        "ca-file": None,
-        **{k: {"cert": None, "key": None} for k in ("scheduler", "worker", "client")},
-    },
+    **{f"distributed.comm.tls.{key}": None for key in TLS_FILES},
 }
 TLS_HINT = "A scheduler with TLS needs an address tls://HOST:PORT"
 
@@ -173,8 +171,8 @@ def _check_tls(scheduler: str) -> None:
     try:
         arguments = Security().get_connection_args("client")
     except (OSError, ValueError) as error:  # also ssl.SSLError
-        wrong = "; ".join(f"{name} {value}" for name, value in dask.config.get("distributed.comm.tls").items() if value)
-        raise ConfigError(f"dask's TLS files cannot be read: {error} ({wrong})") from error
+        given = {str(dask.config.get(f"distributed.comm.tls.{key}", None)) for key in TLS_FILES} - {"None"}
+        raise ConfigError(f"dask's TLS files cannot be read: {error} ({', '.join(sorted(given))})") from error
     encrypted = scheduler.startswith(("tls://", "wss://"))
     if encrypted and arguments.get("ssl_context") is None:
         raise ConfigError(
