@@ -350,7 +350,7 @@ def test_resume__keeps_the_first_config_also_of_a_refused_command(world, run_cop
     file.write_text(file.read_text().replace("[data]\n", '[data]\ninit = "/some/videomamba.pth"\n', 1))
     before, state = file.read_text(), api.load(run_copy).state
     assert "videomamba" in before
-    with pytest.raises(CheckpointError, match=r"was trained with recipe\.train\.lr \S+, not 0\.9: resume with the same"):
+    with pytest.raises(CheckpointError, match=r"recipe\.train\.epochs 2, not 240; recipe\.train\.lr 0\.0005, not 0\.9: resume"):
         api.train(world / "cache", protocol=state.protocol, run=run_copy, resume=True, overrides=["train.lr=0.9"])
     assert file.read_text() == before
 
