@@ -119,7 +119,7 @@ def test_resume__follows_no_link_in_the_run_folder(world, run_copy, tmp_path, vi
         _train(world, run_copy, epochs=2, resume=True)
 
 
-MADE_OTHERWISE = {"doctor.py", "pipeline/datasets/synthetic.py"}
+MADE_OTHERWISE = {"doctor.py", "pipeline/datasets/synthetic.py", "pipeline/datasets/synthetic_sessions.py"}
 """These write into a new folder of their own, whose name nobody can foresee."""
 
 
