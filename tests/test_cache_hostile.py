@@ -267,7 +267,7 @@ def test_verify__finds_a_catalog_with_unknown_rows(tmp_path, change):
     forge(tmp_path / "a/catalog.json", lambda d: d["clips"][0].update(change))
     found = verify(tmp_path / "a")
     assert [d.file for d in found.damaged] == ["catalog.json"]
-    assert "for clip 0-0, which no record has" in found.damaged[0].reason
+    assert "of clip 0-0" in found.damaged[0].reason
     data = open_dataset(tmp_path)
     assert [(one.clip.id, one.status) for one in data.bad] == [("0-0", "waiting")]
     assert "0-0" not in {clip.id for clip in data.clips}

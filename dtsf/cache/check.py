@@ -75,8 +75,8 @@ def verify(path: Location, *, deep: bool = False, on_progress: Progress = None) 
         computed = Shards(records, tombstones).by_key
         lost = [entry for entry in catalog.clips if entry.status is None and entry.key not in computed]
         if lost:
-            first = f"the first is {lost[0].clip.id} with the row {lost[0].key or '(none)'}"
-            reason = f"names rows of {len(lost)} clips that no record has: {first}"
+            first = f"no record has {lost[0].key or 'an empty key'} of clip {lost[0].clip.id}"
+            reason = f"names {len(lost)} clips without a row: {first}"
             damaged.append(Damage(shard=None, file=CATALOG, reason=reason))
     return Verification(
         ok=not damaged,

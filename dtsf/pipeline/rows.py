@@ -1,4 +1,4 @@
-"""How a clip becomes a row: its part of the file and of the picture, its frames and their embedding.
+"""Rows of clips: the part of the file and of the picture, its frames and their embedding.
 
 Both stages call these functions. So a prediction reads a video exactly as the clips of the training were read.
 Letters: F frames, H W pixels, P cells, C channels.
@@ -52,7 +52,7 @@ def clip_span(part: FilePart, spec: CacheSpec) -> Span:
 
 
 def sampled_span(span: Span, spec: CacheSpec) -> Span:
-    """Return the span as it is sampled: with ``--align group``, at the same moments in all views."""
+    """Return the span with its way of sampling: with ``--align group``, the same moments in all views."""
     return replace(span, common=spec.align == "group" and None not in (span.start, span.end))
 
 
