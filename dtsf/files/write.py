@@ -116,6 +116,13 @@ def open_log(path: Path) -> IO[str]:
     return os.fdopen(descriptor, "a", encoding="utf-8", buffering=1)
 
 
+def open_journal(path: Path) -> IO[bytes]:
+    """Open a file, or a new one, to read its lines, to cut those that are not whole, and to append others. Raises OSError as
+    :func:`open_log`.
+    """
+    return os.fdopen(_open_regular(path, os.O_RDWR | os.O_CREAT), "r+b")
+
+
 @contextlib.contextmanager
 def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
     """Hold the lock file during the block. ``unwritable``: makes the error of a failed lock. ``busy``: error instead of waiting."""

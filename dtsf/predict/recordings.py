@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-RANGE = (0.1, 0.9)  # quantiles of the lengths of events that windows must fit
 COVERED = 2.5  # longest over shortest event that windows of one length fit: an overlap (IoU) of at least 0.63
 MOST_FRAMES = 4096  # moments of the longest window
 
@@ -108,10 +107,10 @@ def plan_recording(
 
 
 def event_lengths(run: Run) -> np.ndarray:
-    """Return the positive quantiles of the seconds of the training's events, of all classes but ``nothing``."""
+    """Return the quantiles of the seconds of each class of the training but ``nothing``: (classes, quantiles)."""
     info = run.state.info
     known = [seconds for name, seconds in zip(info.class_names, info.clip_seconds, strict=False) if name != NOTHING]
-    return np.array([value for seconds in known for value in seconds if value > 0])
+    return np.array([seconds for seconds in known if seconds and seconds[0] > 0])
 
 
 def _window_lengths(run: Run, lengths: np.ndarray) -> tuple[float, ...]:
@@ -119,8 +118,12 @@ def _window_lengths(run: Run, lengths: np.ndarray) -> tuple[float, ...]:
         raise ConfigError(
             f"{run.folder} does not say how long its clips are: give --windows, for example --windows 2,3, or train again"
         )
-    low, high = np.quantile(lengths, RANGE)
-    n = max(1, math.ceil(math.log(high / low) / math.log(COVERED))) if low > 0 else 1
+    from dtsf.training.splits import QUANTILES
+
+    # From a short event of the shortest class to a long one of the longest.
+    quarter, three_quarters = QUANTILES.index(0.25), QUANTILES.index(0.75)
+    low, high = lengths[:, quarter].min(), lengths[:, three_quarters].max()
+    n = max(1, math.ceil(math.log(high / low) / math.log(COVERED)))
     return tuple(float(low * (high / low) ** ((k + 0.5) / n)) for k in range(n))
 
 

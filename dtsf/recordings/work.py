@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import xxhash
 
 from dtsf.errors import DataError
+from dtsf.files.write import open_journal
 from dtsf.recordings.windows import WindowBlock
 
 DIGITS = 9  # of stored numbers: bouts are made of what is stored, so that an interrupted run gives the same
@@ -42,8 +42,7 @@ class WorkFile:
         key = xxhash.xxh3_64_hexdigest(json.dumps(self.identity, sort_keys=True).encode())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-            self._file = os.fdopen(descriptor, "r+b")
+            self._file = open_journal(self.path)
             good = 0
             for number, line in enumerate(() if self.fresh else self._file):
                 if not line.endswith(b"\n") or not self._take(number, line, key):
