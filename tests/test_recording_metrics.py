@@ -1,9 +1,12 @@
 """Metrics of timelines, each against an independent implementation: scikit-learn, and the loops of MS-TCN's evaluation."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
 
+from dtsf.predict import score
 from dtsf.recordings.metrics import FRAME_RATE, Scored, Segment, average_precision, frame_labels, measure, segment_f1
 
 LABELS = "abc"
@@ -135,3 +138,40 @@ def test_measure__of_perfect_empty_and_doubled_bouts():
     doubled = [Scored("x", one.start, one.stop, one.marks, one.marks * 2)]
     assert segment_f1(doubled, 0.5) == pytest.approx(2 / 3)
     assert segment_f1([Scored("x", 0, 9, (), ())], 0.5) == 1
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """Evaluates a run that trained on ann with bouts as given: recordings of ann, bob and of nobody known."""
+    table = "recording,view,path,offset,subject,events\n"
+    for name, subject in (("a", "ann"), ("b", "bob"), ("c", "")):
+        (tmp_path / f"{name}.mp4").write_bytes(b"x")
+        (tmp_path / f"{name}.csv").write_text(
+            f"recording,start,stop,label\n{name},1,3,kick\n{name},5,6,jump\n{name},8,12,kick\n{name},90,95,kick\n"
+        )
+        table += f"{name},1,{name}.mp4,0,{subject},{name}.csv\n"
+    (tmp_path / "recordings.csv").write_text(table)
+
+    def find_timelines(run, recordings, out, **options):
+        bout = SimpleNamespace(start=1.0, stop=3.0, label="kick", probability=0.9)
+        return (SimpleNamespace(recording=one.name, start=0.0, stop=10.0, bouts=(bout,)) for one in recordings)
+
+    monkeypatch.setattr(score, "find_timelines", find_timelines)
+    info = SimpleNamespace(subjects=("ann",), class_names=("kick", "nothing"))
+    run = SimpleNamespace(state=SimpleNamespace(info=info))
+    return lambda **options: score.evaluate_recordings(run, tmp_path / "recordings.csv", tmp_path, **options)
+
+
+def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_out_is_named(judged):
+    found = judged()
+    assert found.recordings == ("b", "c")
+    assert found.left_out == {"of people who trained": 1}
+    assert (found.n_events, found.n_bouts) == (4, 2)
+    assert found.f1_50 == pytest.approx(2 / 3)
+    notes = " | ".join(found.notes)
+    assert "1 recordings have no subject" in notes
+    assert "does not know are left out: 2 jump" in notes
+    assert "2 marks are left out: not all cameras film at that time" in notes
+    leaked = judged(allow_leak=True)
+    assert leaked.recordings == ("a", "b", "c")
+    assert "of people who trained" in leaked.notes[0]
