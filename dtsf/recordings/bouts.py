@@ -123,11 +123,12 @@ class BoutFinder:
                 begin = min(begin, starts[s])
                 break
             block, k = blocks[s // BLOCK], s % BLOCK
+            start = _centre(starts, (gain_SL[:, n] > 0) & (label_SL[:, n] == label_SL[s, n]), s, lengths[n] / 2)
             bouts += self._take(
                 Bout(
                     label=self.names[label_SL[s, n]],
-                    start=starts[s] / self.grid.rate,
-                    stop=(starts[s] + lengths[n]) / self.grid.rate,
+                    start=start / self.grid.rate,
+                    stop=(start + lengths[n]) / self.grid.rate,
                     probability=float(block.probabilities_SLK[k, n, label_SL[s, n]]),
                     uncertainty=float(block.uncertainty_SL[k, n]),
                     view_weights=tuple(block.weights_SLV[k, n].tolist()),
@@ -142,6 +143,9 @@ class BoutFinder:
     def _take(self, bout: Bout | None) -> list[Bout]:
         """Join a bout with the one before it, or return that one: nothing can be joined with it any more."""
         last, options = self._last, self.options
+        if last is not None and bout is not None and bout.start < last.stop:
+            middle = (bout.start + last.stop) / 2
+            last, bout = last.model_copy(update={"stop": middle}), bout.model_copy(update={"start": middle})
         if last is not None and bout is not None and bout.label == last.label and bout.start - last.stop < options.gap:
             self._last = _joined(last, bout)
             return []
@@ -158,10 +162,9 @@ def _log_odds(probability_SLK: np.ndarray, events_K: np.ndarray) -> tuple[np.nda
     padded_SLK = np.pad(log_SLK, ((1, 1), (0, 0), (0, 0)), constant_values=np.nan)
     near = np.stack([padded_SLK[:-2], log_SLK, padded_SLK[2:]])
     mean_SLK = np.nansum(near, 0) / np.maximum(1, np.isfinite(near).sum(0))
-    share_SLK = np.exp(mean_SLK)
-    share_SLK /= share_SLK.sum(-1, keepdims=True)
-    label_SL = np.flatnonzero(events_K)[share_SLK[..., events_K].argmax(-1)]
-    event_SL = np.take_along_axis(share_SLK, label_SL[..., None], -1)[..., 0].clip(LEAST, 1 - LEAST)
+    # The geometric mean is not divided by its sum: where neighbours disagree, no class is likely.
+    label_SL = np.flatnonzero(events_K)[mean_SLK[..., events_K].argmax(-1)]
+    event_SL = np.exp(np.take_along_axis(mean_SLK, label_SL[..., None], -1)[..., 0]).clip(LEAST, 1 - LEAST)
     return label_SL, np.where(np.isfinite(log_SLK[..., 0]), np.log(event_SL / (1 - event_SL)), -np.inf)
 
 
@@ -192,6 +195,19 @@ def _best_windows(
             windows.append(window)
             t -= lengths[window[1]]
     return windows[::-1]
+
+
+def _centre(starts: Sequence[int], alike_S: np.ndarray, s: int, reach: float) -> float:
+    """Return the middle of the starts around number ``s``, at most ``reach`` moments away, whose windows have the same class.
+
+    A network knows an event also by a part of it, so the surest window is not always in the middle of the event.
+    """
+    first = last = s
+    while first > 0 and alike_S[first - 1] and starts[s] - starts[first - 1] <= reach:
+        first -= 1
+    while last + 1 < len(starts) and alike_S[last + 1] and starts[last + 1] - starts[s] <= reach:
+        last += 1
+    return (starts[first] + starts[last]) / 2
 
 
 def _joined(a: Bout, b: Bout) -> Bout:

@@ -1,0 +1,34 @@
+"""Draw the picture of a timeline, from its page: the video at the first bout of the list, and the lanes.
+
+python docs/pictures/timeline.py OUT/RECORDING.html docs/pictures/timeline.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+
+def main() -> None:
+    """Open the page in Chromium, go to the first bout of the list, and save the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("page", type=Path)
+    parser.add_argument("out", type=Path)
+    words = parser.parse_args()
+    with sync_playwright() as player:
+        browser = player.chromium.launch(executable_path="/usr/bin/chromium")
+        page = browser.new_page(viewport={"width": 1140, "height": 1000})
+        page.goto(words.page.absolute().as_uri())
+        page.locator("#bouts button").first.click()
+        page.wait_for_timeout(1500)
+        page.evaluate("document.getElementById('video').pause()")
+        page.wait_for_timeout(500)
+        page.screenshot(path=words.out, full_page=True)
+        browser.close()
+    print(f"{words.out}: {words.out.stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()
