@@ -40,9 +40,11 @@ def sync_command(
     given = read_recordings(recordings) if recordings is not None else (recording_of(videos or []),)
     paths = [path for one in given for camera in one.cameras for path in camera.paths]
     with progress("sync", "files") as update:
+        begun: set[Path] = set()
 
         def report(path: Path, seconds: float) -> None:
-            update(paths.index(path), len(paths), f"{path.name} at {seconds:.0f} s")
+            begun.add(path)
+            update(len(begun) - 1, len(paths), f"{path.name} at {seconds:.0f} s")
 
         failed = None
         try:

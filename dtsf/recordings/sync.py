@@ -7,28 +7,28 @@ strongest second, so that one bang is no agreement; the second is at least what 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple
 
 import numpy as np
 
 from dtsf.errors import DataError
+from dtsf.recordings.agreement import MIN_OVERLAP, Curve, compare, overlap, vertex
 from dtsf.recordings.table import Recording
 from dtsf.recordings.tracks import RATE, Track, read_track
 
 MIN_TRUST = 1.0  # tracks of different recordings reach 0.85
-MIN_OVERLAP = 10.0  # seconds that two cameras must share
 CHANCE = 4.0  # standard deviations that the highest of many random values reaches
-PEAK_SECONDS, STRONGEST_SECONDS = 1.0, 1.0  # half width of a peak; the part of an agreement that is not counted
+PEAK_SECONDS = 1.0  # half width of a peak
 TOLERANCE = 0.25  # seconds between the answers of sound and movement that are one answer
 CLEARER = 2.0  # the more trusted of two different answers counts if its trust is this much higher
-DRIFT_SECONDS, DRIFT_WINDOWS, DRIFT_SEARCH = (
-    60.0,
-    5,
-    (2.0, 0.002),
-)  # window; least number; seconds searched, and per second
+DRIFT_SECONDS, DRIFT_WINDOWS = 60.0, 5  # length of a window for the drift; least number
+DRIFT_SEARCH = 2.0, 0.002  # seconds searched, and per second of film
 METHODS = ("sound", "movement")
 
 
@@ -84,7 +84,7 @@ def sync_recordings(
     """
     synced = []
     for recording in recordings:
-        tracks = [read_track(camera.paths, report) for camera in recording.cameras]
+        tracks = _read_tracks(recording, report)
         zero = recording.cameras[0].offset or 0.0
         found = sync_tracks(tracks, min_trust)
         cameras = (
@@ -100,11 +100,29 @@ def sync_recordings(
     return tuple(synced)
 
 
+def _read_tracks(recording: Recording, report: Callable[[Path, float], None]) -> list[Track]:
+    """Decode the cameras of a recording, one a core at a time."""
+    stop = Event()
+
+    def reported(path: Path, seconds: float) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        report(path, seconds)
+
+    with ThreadPoolExecutor(min(len(recording.cameras), os.cpu_count() or 1)) as pool:
+        try:
+            return list(pool.map(lambda camera: read_track(camera.paths, reported), recording.cameras))
+        finally:
+            # After an error or Ctrl-C, the other cameras are not read to their end.
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
 def sync_tracks(tracks: Sequence[Track], min_trust: float = MIN_TRUST) -> list[SyncedCamera]:
     """Return the clocks of cameras by their tracks. The offset of the first is 0. In each step the camera with the most trusted
     offset is placed beside those that have one, and is compared with all of them.
     """
-    pairs: dict[tuple[int, int, str], _Curve] = {}
+    pairs: dict[tuple[int, int, str], Curve] = {}
     offsets, answers = {0: 0.0}, {0: SyncedCamera("", (), 0.0, None, "reference")}
     while len(offsets) < len(tracks):
         tried = {k: _place(k, tracks, offsets, min_trust, pairs) for k in range(len(tracks)) if k not in offsets}
@@ -122,7 +140,7 @@ def _place(
     tracks: Sequence[Track],
     offsets: Mapping[int, float],
     min_trust: float,
-    pairs: dict[tuple[int, int, str], _Curve],
+    pairs: dict[tuple[int, int, str], Curve],
 ) -> SyncedCamera:
     """Return the offset of camera ``k``, by sound if it is trusted, else by movement."""
     answers = []
@@ -131,7 +149,7 @@ def _place(
         for j in offsets:
             other = _values(tracks[j], by)
             if own is not None and other is not None:
-                curves[j] = pairs.get((j, k, by)) or _compare(other, own)
+                curves[j] = pairs.get((j, k, by)) or compare(other, own)
                 pairs[j, k, by] = curves[j]
         if curves:
             answers.append(_best(curves, offsets, by))
@@ -161,74 +179,7 @@ def _values(track: Track, by: str) -> np.ndarray | None:
     return track.sound if by == "sound" else track.movement
 
 
-class _Curve(NamedTuple):
-    """Agreement of two tracks. ``score``: at shifts of the second track from ``first`` values on. 0: they share too little."""
-
-    first: int
-    score: np.ndarray
-    seconds: np.ndarray
-    tracks: tuple[np.ndarray, np.ndarray]
-
-    def at(self, shifts: np.ndarray) -> np.ndarray:
-        """Return the score at any shifts, 0 outside."""
-        inside = (shifts >= self.first) & (shifts < self.first + len(self.score))
-        return np.where(inside, self.score[np.clip(shifts - self.first, 0, len(self.score) - 1)], 0.0)
-
-    def without_strongest(self, shift: int) -> float:
-        """Return the score at a shift without the second that agrees most."""
-        score = float(self.at(np.array(shift)))
-        if score <= 0:
-            return score
-        a, b = (_standard(part) for part in _overlap(*self.tracks, shift))
-        agreement = np.cumsum(np.pad((a * b).mean(0), (1, 0)))
-        n = int(STRONGEST_SECONDS * RATE)
-        share = 1 - (agreement[n:] - agreement[:-n]).max() / max(float(agreement[-1]), 1e-9)
-        root = np.sqrt(self.seconds[shift - self.first])
-        return float(np.arctanh(np.tanh(score / root) * np.clip(share, 0, 1)) * root)
-
-
-def _overlap(a: np.ndarray, b: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the parts of two tracks that are of the same time if the second begins ``shift`` values after the first."""
-    a, b = a[:, max(0, shift) :], b[:, max(0, -shift) :]
-    n = min(a.shape[1], b.shape[1])
-    return a[:, :n], b[:, :n]
-
-
-def _standard(values: np.ndarray) -> np.ndarray:
-    values = values - values.mean(1, keepdims=True)
-    return np.asarray(values / np.maximum(values.std(1, keepdims=True), 1e-9))
-
-
-def _compare(a: np.ndarray, b: np.ndarray) -> _Curve:
-    """Return the agreement of two tracks, (rows, values), at every shift at which they share :data:`MIN_OVERLAP`."""
-    n, m = a.shape[1], b.shape[1]
-    size = 1 << (n + m - 1).bit_length()
-    a, b = _standard(a).astype(np.float64), _standard(b).astype(np.float64)
-
-    def transform(values: np.ndarray) -> np.ndarray:
-        return np.fft.rfft(values, size)
-
-    def products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.fft.irfft(x * y.conj(), size)
-
-    ones_a, ones_b = transform(np.ones(n)), transform(np.ones(m))
-    count = np.maximum(np.round(products(ones_a, ones_b)), 1)
-    total = np.zeros(size)
-    for row_a, row_b in zip(a, b, strict=True):
-        fa, fb = transform(row_a), transform(row_b)
-        sum_a, sum_b = products(fa, ones_b), products(ones_a, fb)
-        # A part in which nothing happens would agree with anything.
-        spread_a = np.maximum(products(transform(row_a**2), ones_b) - sum_a**2 / count, 0.05 * count)
-        spread_b = np.maximum(products(ones_a, transform(row_b**2)) - sum_b**2 / count, 0.05 * count)
-        total += (products(fa, fb) - sum_a * sum_b / count) / np.sqrt(spread_a * spread_b)
-    order = np.arange(1 - m, n) % size
-    seconds = count[order] / RATE
-    score = np.arctanh(np.clip(total[order] / len(a), -0.999, 0.999)) * np.sqrt(seconds)
-    score[seconds < MIN_OVERLAP] = 0.0
-    return _Curve(1 - m, score, seconds, (a, b))
-
-
-def _best(curves: Mapping[int, _Curve], offsets: Mapping[int, float], by: str) -> _Answer:
+def _best(curves: Mapping[int, Curve], offsets: Mapping[int, float], by: str) -> _Answer:
     """Return the offset at which a camera agrees best with all that have an offset, and its trust."""
     begin = {j: round(offsets[j] * RATE) for j in curves}
     first = min(curve.first + begin[j] for j, curve in curves.items())
@@ -244,16 +195,7 @@ def _best(curves: Mapping[int, _Curve], offsets: Mapping[int, float], by: str) -
         return _Answer(0.0, 0.0, by)
     second = max(float(elsewhere.max()), CHANCE * float(elsewhere.std()))
     peak = sum(curve.without_strongest(int(shifts[k]) - begin[j]) for j, curve in curves.items()) / root[k]
-    return _Answer((shifts[k] + _vertex(score, k)) / RATE, max(0.0, float(peak)) / max(second, 1e-9), by)
-
-
-def _vertex(score: np.ndarray, k: int) -> float:
-    """Return the position of a peak relative to its highest value, by a parabola through three values."""
-    if not 0 < k < len(score) - 1:
-        return 0.0
-    left, top, right = score[k - 1 : k + 2]
-    bend = left - 2 * top + right
-    return float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5)) if bend < 0 else 0.0
+    return _Answer((shifts[k] + vertex(score, k)) / RATE, max(0.0, float(peak)) / max(second, 1e-9), by)
 
 
 def _with_drift(camera: SyncedCamera, reference: Track, track: Track) -> SyncedCamera:
@@ -261,7 +203,7 @@ def _with_drift(camera: SyncedCamera, reference: Track, track: Track) -> SyncedC
     offset, own, other = camera.offset or 0.0, _values(track, camera.by or ""), _values(reference, camera.by or "")
     if own is None or other is None:
         return camera
-    a, b = _overlap(other, own, round(offset * RATE))
+    a, b = overlap(other, own, round(offset * RATE))
     n_values, width = a.shape[1], int(DRIFT_SECONDS * RATE)
     n_windows = n_values // width
     if n_windows < DRIFT_WINDOWS:
@@ -270,13 +212,13 @@ def _with_drift(camera: SyncedCamera, reference: Track, track: Track) -> SyncedC
     moments, shifts, weights = [], [], []
     for begin in range(0, n_windows * width, width):
         low = max(0, begin - reach)
-        curve = _compare(a[:, low : begin + width + reach], b[:, begin : begin + width])
+        curve = compare(a[:, low : begin + width + reach], b[:, begin : begin + width])
         near = np.arange(-reach, reach + 1)
         score = curve.at(near + begin - low)
         k = int(score.argmax())
         if score[k] > 0:
             moments.append((begin + width / 2) / RATE)
-            shifts.append((near[k] + _vertex(score, k)) / RATE)
+            shifts.append((near[k] + vertex(score, k)) / RATE)
             weights.append(float(score[k]))
     if len(moments) < DRIFT_WINDOWS:
         return camera
@@ -301,4 +243,4 @@ def _robust_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[flo
 
 
 def _rounded(offset: float | None, zero: float) -> float | None:
-    return None if offset is None else round(offset + zero, 3)
+    return None if offset is None else round(float(offset) + zero, 3)
