@@ -20,6 +20,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.cache.schema import BadClip
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text
+from dtsf.predict.run import Prediction
 from dtsf.training.calibrate import feature_statistics
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.evaluate import OnlineAdapter, evaluate
@@ -158,6 +159,10 @@ def test_evaluate__subset_of_views_counts_the_others(world, dtsf):
     assert "on 10 groups (20 clips) of nucla: all views of unseen subjects (2); given only views 1, 3" in shown
     assert "mean of 2 draws of frames" in shown
     assert "10 clips of other views than --views" in shown
+
+
+def test_prediction__json_keys_are_documented():
+    assert set(Prediction.model_fields) == documented("dtsf predict --json")
 
 
 def documented(title):

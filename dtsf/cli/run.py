@@ -109,7 +109,9 @@ def evaluate_command(
     dataset: Annotated[str | None, Option(help="Dataset in the cache. Default: as in training.")] = None,
     protocol: Annotated[str | None, Option(help="Protocol; all takes every clip. Default: as in training.")] = None,
     split: Annotated[str, Option(help="test or train.")] = "test",
-    views: Annotated[str, Option(help="Views that the network gets: all, or numbers joined by commas.")] = "all",
+    views: Annotated[
+        str, Option(help="Views that the network gets: all, or numbers or names joined by commas.")
+    ] = "all",
     draws: Annotated[int | None, Option(min=1, help="Number of draws of frames. Default: as in the recipe.")] = None,
     unknown: Annotated[
         str | None,

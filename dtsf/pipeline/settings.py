@@ -86,7 +86,7 @@ class PreprocessSettings(Settings):
     """Decoder library. pyav decodes exact frames. decord is checked against pyav frame by frame, so it is slower."""
     align: Literal["own", "group"] = "own"
     """own: sample each view over its own duration. group: sample all views of a performance at the same times (cameras that
-    started together)."""
+    started together, or have the column offset)."""
     frames: int = Field(default=16, ge=1, le=1024)
     """Frames per clip, at equal intervals of time."""
     size: int = Field(default=192, ge=32, le=4096)
@@ -120,7 +120,7 @@ class PreprocessSettings(Settings):
     workers: int | None = _default("one per core or GPU", ge=1, le=4096)
     """Number of worker processes. 1 runs in the current process."""
     scheduler: str | None = None
-    """Address tcp://HOST:PORT of a running dask scheduler. Its workers must see the same paths."""
+    """Address tcp://HOST:PORT or tls://HOST:PORT of a running dask scheduler. Its workers must see the same paths."""
     check: Literal["fast", "full"] = "fast"
     """full: decode every frame, and refuse clips with damaged frames."""
     deadline: float = Field(default=60.0, ge=0.01, le=86400)

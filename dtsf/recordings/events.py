@@ -1,7 +1,8 @@
 """Marks of annotation tools: which action, from when to when, in which recording.
 
-:mod:`dtsf.recordings.formats` reads a file of marks. Here each gets its recording and its time on the recording's
-clock, whose zero is where the offsets of cameras begin. A tool that names the video it showed counts from that video's beginning.
+:mod:`dtsf.recordings.marks` and :mod:`dtsf.recordings.exports` read a file. Here each mark gets its recording and its time on
+the recording's clock, whose zero is where the offsets of cameras begin. A tool that names the video it showed counts from that
+video's beginning.
 """
 
 from __future__ import annotations
