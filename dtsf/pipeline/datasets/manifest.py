@@ -45,7 +45,8 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
     # Text: Path objects cost seconds for ten thousand rows.
     base = os.path.normpath((videos or file.parent).absolute())
     listings: dict[str, dict[str, str]] = {}
-    paths = [resolve_path(row["path"], base, f"{file}, line {line}", listings) for line, row in rows]
+    advice = "give the folder of the videos with --videos, or an absolute path"
+    paths = [resolve_path(row["path"], base, f"{file}, line {line}", listings, advice) for line, row in rows]
     if not all(_is_below(path, base) for path in paths):
         # Some paths are absolute: use the common folder, so that no record leads out of the data root.
         base = os.path.commonpath([os.path.dirname(path) for path in paths])
@@ -122,7 +123,13 @@ def read_part(row: dict[str, str], where: str) -> dict[str, Any]:
     return {"start": start, "end": end, "first": first, "last": last, "fps": fps, **boxes}
 
 
-def resolve_path(text: str, base: str, where: str, listings: dict[str, dict[str, str]] | None = None) -> str:
+def resolve_path(
+    text: str,
+    base: str,
+    where: str,
+    listings: dict[str, dict[str, str]] | None = None,
+    advice: str = "give an absolute path",
+) -> str:
     """Return the file of a cell. A relative path out of ``base`` is refused, so that a table from elsewhere cannot use it.
 
     ``listings``: see :func:`dtsf.names.find_path`. Raises DataError also for an address; see :func:`dtsf.names.local_path`.
@@ -132,9 +139,7 @@ def resolve_path(text: str, base: str, where: str, listings: dict[str, dict[str,
         text = text.replace("\\", "/")
     path = os.path.normpath(os.path.join(base, text))
     if not os.path.isabs(text) and not _is_below(path, base):
-        raise DataError(
-            f"{where}: {text} is outside of {base}: give the folder of the videos with --videos, or an absolute path"
-        )
+        raise DataError(f"{where}: {text} is outside of {base}: {advice}")
     return find_path(path, listings)
 
 
