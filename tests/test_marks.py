@@ -163,7 +163,7 @@ def test_import_events__names_what_is_short_outside_or_overlaps(lab):
     )
     (lab / "marks.csv").write_text(text)
     made = import_events([lab / "marks.csv"], lab / "recordings.csv", settings=ClipSettings(nothing=0))
-    for line, reason in ((4, "shorter than a frame"), (5, r"outside of its recording"), (7, "shorter than a frame")):
+    for line, reason in ((4, "shorter than a frame"), (5, r"outside of its recording"), (7, "stops before it starts")):
         assert any(f"line {line}:" in text and reason in text for text in made.left_out)
     assert [text.split(": ")[0].rpartition(" ")[2] for text in made.overlaps] == ["3"]
     notes = "\n".join(made.notes)

@@ -30,7 +30,6 @@ def test_read_recordings__rows_of_one_view_are_chapters_and_empty_offsets_are_no
         ("lab,1,nine.mp4,,,", r"line 2: there is no file .*nine.mp4"),
         ("lab,1,../other/a.mp4,,,", r"line 2: ../other/a.mp4 is outside of .*: give an absolute path$"),
         ("lab,1,rtsp://host/a,,,", "line 2: rtsp://host/a is an address"),
-        ("lab,1,../a.mp4,,,", "line 2: .*outside"),
         ("lab,1,a.mp4,soon,,", r"line 2: offset \('soon'\)"),
         ("lab,1,a.mp4,99999999999,,", "line 2: offset"),
         ("lab,1,a.mp4,1,,\nlab,1,b.mp4,2,,", "line 3: .*another offset on line 2"),

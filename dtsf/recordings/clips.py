@@ -125,6 +125,8 @@ class _Film:
     def clips(self, event: Event, out: Path) -> tuple[list[dict[str, str]], str]:
         """Return the rows of an event, one for each camera that filmed it, and the reason why cameras or all of it are missing."""
         span = f"({event.start:g} to {event.stop:g} s)"
+        if event.stop < event.start:
+            return [], f"{span} stops before it starts"
         if event.stop - event.start < self.frame:
             return [], f"{span} is shorter than a frame ({self.frame:.3f} s)"
         found = {view: _chapter(parts, event) for view, parts in self.cameras.items()}
