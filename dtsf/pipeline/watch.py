@@ -21,7 +21,7 @@ from typing import Any
 
 from dtsf.errors import DataError, DtsfError
 from dtsf.files.read import json_text, parse_json, read_file
-from dtsf.files.write import write_atomically
+from dtsf.files.write import fresh_file, write_atomically
 from dtsf.pipeline.datasets.catalog import natural_key
 from dtsf.pipeline.source import is_video
 
@@ -77,7 +77,7 @@ class Performance:
                     if handle.exists():
                         (folder / name).symlink_to(handle)
                     else:  # a system without /proc
-                        with (folder / name).open("wb") as copy:
+                        with fresh_file(folder / name) as copy:
                             shutil.copyfileobj(file, copy)
             except OSError as error:
                 what = name or "the folder"

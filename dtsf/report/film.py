@@ -81,8 +81,8 @@ def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Captio
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     try:
         # In memory first: FFmpeg would read a name such as "pipe:1.mp4" as a protocol, and hides why a file refuses bytes.
-        film = io.BytesIO()
-        with av.open(film, "w", format=FORMATS[file.suffix.lower()]) as container:
+        in_memory = io.BytesIO()
+        with av.open(in_memory, "w", format=FORMATS[file.suffix.lower()]) as container:
             stream: Any = container.add_stream(codec, rate=max(1, round(fps)))
             stream.height, stream.width, stream.pix_fmt = *picture_HWC.shape[:2], "yuv420p"
             for t in range(T):
@@ -92,7 +92,7 @@ def write_film(file: Path, frames_VTHWC: np.ndarray, fps: float, caption: Captio
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture_HWC, format="rgb24")))
             container.mux(stream.encode())
         with fresh_file(file) as opened:
-            opened.write(film.getbuffer())
+            opened.write(in_memory.getbuffer())
     except (av.FFmpegError, OSError) as error:
         raise ConfigError(f"--video {file} cannot be written: {error.strerror or error}") from error
     return file

@@ -22,6 +22,7 @@ import numpy as np
 import xxhash
 
 from dtsf.errors import ConfigError
+from dtsf.files.write import write_atomically
 
 STAGES = {  # network -> stride of the feature map -> number of blocks up to it, and its channels
     "efficientnet-lite0": {8: (5, 40), 16: (11, 112), 32: (16, 320)},
@@ -101,11 +102,8 @@ def exported_file(net: str, stride: int, size: int, grid: int) -> Path:
             )
     file = base / f"{net}-stride{stride}-{size}px-grid{grid}-{file_hash(weights_file(net))}.onnx"
     if not file.exists():
-        # Several workers may do this at the same time. Each writes its own file, and the last rename wins.
-        with tempfile.TemporaryDirectory(dir=base) as folder:
-            new = Path(folder) / "net.onnx"
-            new.write_bytes(onnx_bytes(build_network(net, stride, grid), size))
-            new.replace(file)
+        # Several workers may do this at the same time: the last rename wins.
+        write_atomically(file, onnx_bytes(build_network(net, stride, grid), size), error=ConfigError)
     return file
 
 
