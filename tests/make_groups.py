@@ -39,22 +39,25 @@ def train(run, groups, *overrides, **options):
     return fitted, [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
 
 
-def run_state(net, frames=None):
+def run_state(net, frames=None, draws=1):
     """Return the state of a run with this network, of a cache with more frames than the network reads."""
     spec = EXPORT_SPEC.model_copy(update={"frames": frames or net.config.frames + 2})
-    recipe = Recipe(model=net.config)
+    recipe = Recipe(model=net.config, train={"draws": draws})
     known = {"epoch": 1, "step": 1, "seed": 0, "protocol": "all", "fingerprint": "f", "versions": {}}
     return RunState(spec=spec, info=EXPORT_INFO, recipe=recipe, **known)
 
 
-def assert_same_outputs(file, net, x, **tolerance):
-    """Compare ONNX Runtime with PyTorch on all cached frames, and return PyTorch's output."""
+def assert_same_outputs(file, net, x, draws=1, **tolerance):
+    """Compare ONNX Runtime with PyTorch on all cached frames, as means over sets of frames. Return PyTorch's last output."""
     n_clips, n_frames = x.shape[0] * x.shape[1], net.config.frames
+    parts = []
     with torch.inference_mode():
-        times = uniform_times(n_frames).expand(n_clips, -1)
-        frames = read_frames(x.flatten(0, 1), torch.arange(n_clips), times, net.config.motion_sampling)
-        output = net(frames.unflatten(0, x.shape[:2]))
-    wanted = (output.probabilities_BK, output.uncertainty_B, output.view_weights_BV)
+        for draw in range(draws):
+            times = uniform_times(n_frames, (draw + 0.5) / draws).expand(n_clips, -1)
+            frames = read_frames(x.flatten(0, 1), torch.arange(n_clips), times, net.config.motion_sampling)
+            output = net(frames.unflatten(0, x.shape[:2]))
+            parts.append((output.probabilities_BK, output.uncertainty_B, output.view_weights_BV))
+    wanted = (torch.stack(part).mean(0) for part in zip(*parts, strict=True))
     for name, found, right in zip(OUTPUTS, read_onnx(file)(x), wanted, strict=True):
         torch.testing.assert_close(found, right, **{"rtol": 1e-4, "atol": 1e-5} | tolerance, msg=name)
     return output

@@ -227,11 +227,11 @@ def test_import_lists__the_split_is_a_whole_word_of_the_file_name(tmp_path, name
 
 def test_import_lists__names_columns_without_use_rows_without_video_and_repeats(tmp_path):
     touch(tmp_path, "a.mp4", "cafe\u0301.mp4")
-    text = "path,label,weather\na.mp4,x,fine\ngone.mp4,x,fine\na.mp4,x,fine\ncaf\u00e9.mp4,y,rain\n"
+    text = "path,label,weather,\na.mp4,x,fine,0\ngone.mp4,x,fine,1\na.mp4,x,fine,2\ncaf\u00e9.mp4,y,rain,3\n"
     rows, made = manifest(tmp_path, text)
     assert [row["path"] for row in rows] == ["a.mp4", "cafe\u0301.mp4"]
     assert len(made.missing) == 1
     assert "gone.mp4 (" in made.missing[0]
     assert "line 3)" in made.missing[0]
-    assert any("columns without use: weather" in note for note in made.notes)
+    assert any("columns without use: weather, (without a name)" in note for note in made.notes)
     assert any("line 4: the same as" in note for note in made.notes)

@@ -44,22 +44,28 @@ class OnnxMetadata(Frozen):
 
 
 class _Graph(nn.Module):
-    """Sampling of frames and network, with the three outputs of :data:`OUTPUTS`."""
+    """Sampling of frames and network, with the three outputs of :data:`OUTPUTS`: means over ``draws`` sets of frames."""
 
-    def __init__(self, net: DTSFNet) -> None:
+    def __init__(self, net: DTSFNet, draws: int) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.draws = net, draws
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x_MFHWC, config = embeddings.flatten(0, 1), self.net.config
-        x_MTHWC = _sample_frames(x_MFHWC, config.frames, config.motion_sampling)
-        output = self.net(x_MTHWC.unflatten(0, embeddings.shape[:2]))
-        return output.probabilities_BK, output.uncertainty_B, output.view_weights_BV
+        times = [uniform_times(config.frames, (draw + 0.5) / self.draws) for draw in range(self.draws)]
+        parts = [_sample_frames(x_MFHWC, time_T, config.motion_sampling) for time_T in times]
+        # Every set is a group: the graph has the network once.
+        output = self.net(torch.cat([x_MTHWC.unflatten(0, embeddings.shape[:2]) for x_MTHWC in parts]))
+        found = output.probabilities_BK, output.uncertainty_B, output.view_weights_BV
+        if self.draws == 1:
+            return found
+        probabilities_BK, uncertainty_B, weights_BV = (x.unflatten(0, (self.draws, -1)).mean(0) for x in found)
+        return probabilities_BK, uncertainty_B, weights_BV
 
 
-def _sample_frames(x_MFHWC: Tensor, n_frames: int, motion_sampling: float) -> Tensor:
+def _sample_frames(x_MFHWC: Tensor, time_T: Tensor, motion_sampling: float) -> Tensor:
     """Return the frames of :func:`dtsf.training.frame_sampling.read_frames` for an evaluation, by operations that ONNX has."""
-    F, time_T = x_MFHWC.shape[1], uniform_times(n_frames)
+    F = x_MFHWC.shape[1]
     if motion_sampling == 0 or F == 1:
         return x_MFHWC[:, (time_T * F).long().clamp(0, F - 1)]
     x_MFX = x_MFHWC.flatten(2)
@@ -91,7 +97,7 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
     example_BVFHWC = torch.zeros(2, metadata.views, spec.frames, spec.grid, spec.grid, spec.channels)
     with quiet_export():
         program: Any = torch.onnx.export(
-            _Graph(net).eval(),
+            _Graph(net, state.recipe.train.draws).eval(),
             (example_BVFHWC,),
             dynamo=True,
             input_names=["embeddings"],

@@ -139,7 +139,8 @@ def parse_table(
         if empty is not None:
             raise DataError(f"{place}: {empty} is empty")
         found.append((line, row))
-    unused = [name.removeprefix("own ") for name in header if name not in wanted]
+    # pandas writes its index as a column without a name.
+    unused = [name.removeprefix("own ") or "(without a name)" for name in header if name not in wanted]
     notes = [
         f"{where}: column {name!r} is not used; did you mean {one!r}?"
         for name in unused
