@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
 
+from dtsf.errors import DataError
 from dtsf.predict import score
 from dtsf.recordings.metrics import FRAME_RATE, Scored, Segment, average_precision, frame_labels, measure, segment_f1
 
@@ -175,3 +176,12 @@ def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_o
     leaked = judged(allow_leak=True)
     assert leaked.recordings == ("a", "b", "c")
     assert "of people who trained" in leaked.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"), [("a,1,a.mp4,0,ann,a.csv", "1 of people who trained"), ("b,1,b.mp4,0,bob,", "1 without marks")]
+)
+def test_evaluate_recordings__refusal_says_why_no_recording_is_left(judged, tmp_path, row, reason):
+    (tmp_path / "recordings.csv").write_text(f"recording,view,path,offset,subject,events\n{row}\n")
+    with pytest.raises(DataError, match=f"recordings.csv: no recording can be evaluated: {reason}. Give"):
+        judged()

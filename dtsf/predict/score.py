@@ -50,7 +50,8 @@ def evaluate_recordings(
     given = read_recordings(table)
     notes: list[str] = []
     chosen, left_out = _unseen(given, run.state.info.subjects, notes, allow_leak=allow_leak)
-    events, more = read_all_events([one for one in chosen if one.events is not None])
+    with_marks = [one for one in chosen if one.events is not None]
+    events, more = read_all_events(with_marks) if with_marks else ([], [])
     notes += more
     marked = {event.recording for event in events}
     left_out[NO_MARKS] = sum(one.name not in marked for one in chosen)
