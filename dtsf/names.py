@@ -45,6 +45,11 @@ def has_unseen(text: str) -> bool:
     return not (text.isascii() and text.isprintable()) and any(_is_unseen(letter) for letter in BLANKS.sub(" ", text))
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """Return a number with its noun, and the verb if there is one: ``1 clip``. ``many``: by default ``one`` with an s."""
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
 def similar_names(names: Iterable[str]) -> list[tuple[str, ...]]:
     """Return the sets of different names that people read as the same: ``Run`` and ``run``, ``1`` and ``1.0``."""
     found: dict[str, list[str]] = {}

@@ -123,7 +123,7 @@ def test_align_group__folders_without_a_common_moment_are_refused(folders, tmp_p
     result = api.preprocess("manifest", table, tmp_path / "c", align="group", **PIXELS)
     assert result.verdicts == {"unreadable": 2}
     assert all("the views of its group share no time" in one.reason for one in result.bad)
-    assert any("1 performances have views without a common time" in note for note in result.notes)
+    assert any("1 performance has views without a common time" in note for note in result.notes)
 
 
 def test_align_group__late_pictures_limit_the_common_time(late_video, make_video, tmp_path):

@@ -91,9 +91,9 @@ def test_find_copies__agrees_with_the_comparison_of_each_pair():
     ([{"path": "f", "group": "g"}, {"path": "f", "group": "g", "view": 2}, {"label": 1}], "one recording: group g, 1: f = 2: f"),
     ([{"group": "g", "subject": "ann"}, {"group": "g", "view": 2, "subject": "ben", "line": 3}, {"label": 1}],
      "groups with different subjects: group g: ann in 0.avi, ben in 1.avi (line 3)"),
-    ([{}, {}], "all 2 clips are of one class (x): dtsf train needs two"),
+    ([{}, {}], "all clips (2) are of one class (x): dtsf train needs two"),
     ([{"split": "train"}, {"split": "test", "label": 1}], "column split: classes without a training clip cannot be learned: y"),
-    ([{"end": 90.0, "line": 7}, {"label": 1}], "far behind their file, of which the rest is used: 0.avi (line 7) ends at 90 s"),
+    ([{"end": 90.0, "line": 7}, {"label": 1}], "far behind its file, of which the rest is used: 0.avi (line 7) ends at 90 s"),
     ([{"first": 0, "last": 999}, {"label": 1}], "0.avi ends with frame 999, its file with frame 599"),
     ([{"subject": "Ann"}, {"subject": "ann", "label": 1}], "subjects that differ only in how they are written: 'Ann' and 'ann'"),
     ([{"split": "Test"}, {"split": "test", "label": 1}], "splits that differ only in how they are written"),
@@ -126,7 +126,7 @@ def test_check_split__refuses_what_means_nothing():
         data, split = sides(tuple(train), tuple(test), tuple(held_out))
         return check_split(data, split, ("x", "y"), rule, **options).notes
 
-    with pytest.raises(ConfigError, match=r"all 1 training clips are of one class \(x\)"):
+    with pytest.raises(ConfigError, match=r"all training clips \(1\) are of one class \(x\)"):
         check([x], [y])
     leak = "1 of 2 test clips show recordings of the training: x.avi .line 4. = x.avi .line 2.*--allow-leak"
     with pytest.raises(ConfigError, match=leak):
@@ -138,7 +138,7 @@ def test_check_split__refuses_what_means_nothing():
     (note,) = check([x, y], [clip("z"), clip("w", label=1)], [copy])
     assert note.startswith("1 of 1 held-out clips show recordings of the training")
     shared = [clip("s", group="gx", view=2), clip("z", label=1)]
-    with pytest.raises(ConfigError, match="1 groups are in the training and in the test: gx"):
+    with pytest.raises(ConfigError, match="1 group is in the training and in the test: gx"):
         check([x, y], shared, rule=parse_protocol("cross-subject:1", "manifest"))
     assert check([x, y], shared) == ()
 
@@ -146,7 +146,7 @@ def test_check_split__refuses_what_means_nothing():
 def test_compare_sides__names_classes_that_nobody_could_learn():
     data, split = sides((clip("x"), clip("w")), (clip("y", label=1), clip("z")))
     _, notes = compare_sides(data, split.train, data, split.test, ("x", "y"), parse_protocol("split", "manifest"))
-    assert notes == ("classes without a training clip, which cannot be right: y (1 test clips)",)
+    assert notes == ("classes without a training clip, which cannot be right: y (1 test clip)",)
     data, split = sides((clip("x"), clip("w", label=1)), (clip("z"),))
     _, notes = compare_sides(data, split.train, data, split.test, ("x", "y"), parse_protocol("split", "manifest"))
     assert notes == ("all test clips are of one class (x): top-1 is only its recall",)

@@ -88,7 +88,7 @@ def test_import_lists__reads_videomamba_lines(tmp_path, separator):
 @pytest.mark.parametrize(("text", "message"), [
     ("", "names no video"),
     ("justoneword\n", "line 1: 'justoneword' is not a path and one label"),
-    ("gone.avi 1\n", "none of the 1 entries has a video"),
+    ("gone.avi 1\n", "no video under .* for 1 entry; the first is gone.avi"),
 ])
 def test_import_lists__refuses_an_unknown_form(tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)

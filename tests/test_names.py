@@ -10,7 +10,7 @@ from make_cache import draw
 from dtsf.cache.catalog import view_number
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import ConfigError
-from dtsf.names import find_path, has_unseen, similar_names, tidy
+from dtsf.names import counted, find_path, has_unseen, similar_names, tidy
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.training.protocols import parse_protocol, split_clips
@@ -49,6 +49,11 @@ def test_similar_names__finds_names_that_differ_only_in_how_they_are_written(nam
     assert similar_names([*names, "other", names[0]]) == [names]
 
 
+def test_counted__one_has_no_s_and_the_verb_of_one():
+    assert [counted(n, "clip") for n in (0, 1, 2)] == ["0 clips", "1 clip", "2 clips"]
+    assert [counted(n, "entry is", "entries are") for n in (1, 2)] == ["1 entry is", "2 entries are"]
+
+
 def test_similar_names__keeps_other_names_apart():
     names = ["p1_12", "p11_2", "v1.1", "v1.10", "S001P010", "S001P001"]
     assert not similar_names([*names, "1", "10", "-1", "cam1", "cam10", "run", "runs", "a"])
@@ -81,7 +86,7 @@ def test_scan_manifest__a_name_is_what_people_see(tmp_path):
     ]  # fmt: skip
     assert [(catalog.root / clip.path).exists() for clip in catalog.clips] == [True] * 3
     (note,) = catalog.notes
-    assert "1 names have invisible characters, which are left out; the first is view on line 3" in note
+    assert "1 name has invisible characters, which are left out; the first is view on line 3" in note
 
 
 def test_options__find_names_in_any_unicode_form():

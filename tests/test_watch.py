@@ -68,7 +68,7 @@ def test_watch__names_ignored_files_once(tmp_path):
     for words in (
         "linked: is a link",
         "loose.mp4: is in the watched folder itself",
-        "p2: no video: 1 videos in the subfolder camA",
+        "p2: no video: 1 video in the subfolder camA",
         "p3: cam2.mp4 is empty; waiting",
     ):
         assert text.count(words) == 1, text
@@ -212,7 +212,7 @@ def test_predict_watch__internal_error_affects_one_performance(tmp_path, monkeyp
     assert "ZeroDivisionError" in first["error"]
     assert second["label"] == "w\x1b[31m"
     assert "\x1b" not in out + err
-    assert "1 performances predicted, 1 unusable" in err
+    assert "1 performance predicted, 1 unusable" in err
 
 
 HOSTILE = (

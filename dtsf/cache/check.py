@@ -20,6 +20,7 @@ from dtsf.cache.store import Location, Progress, Store, open_store
 from dtsf.cache.writer import extend, sweep
 from dtsf.errors import CacheError
 from dtsf.files.read import refuse_unless_fits
+from dtsf.names import counted
 from dtsf.settings import Frozen
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def verify(path: Location, *, deep: bool = False, on_progress: Progress = None) 
         lost = [entry for entry in catalog.clips if entry.status is None and entry.key not in computed]
         if lost:
             first = f"no record has {lost[0].key or 'an empty key'} of clip {lost[0].clip.id}"
-            reason = f"names {len(lost)} clips without a row: {first}"
+            reason = f"names {counted(len(lost), 'clip')} without a row: {first}"
             damaged.append(Damage(shard=None, file=CATALOG, reason=reason))
     return Verification(
         ok=not damaged,
@@ -122,7 +123,9 @@ def repair(path: Location, *, deep: bool = True) -> tuple[Verification, list[str
             clips = (e.model_copy(update=waiting) if e.clip.id in lost_ids else e for e in document.clips)
             write_catalog(dataset, document.model_copy(update={"clips": tuple(clips)}))
             if CATALOG in files:
-                done.append(f"{CATALOG}: {len(lost_ids)} clips without a row are marked for preprocess")
+                done.append(
+                    f"{CATALOG}: {counted(len(lost_ids), 'clip without a row is', 'clips without a row are')} marked for preprocess"
+                )
         sweep(dataset)
     return found.model_copy(update={"damaged": (*lost, *found.damaged), "ok": not done}), done
 
@@ -144,7 +147,7 @@ def _remove_shard(dataset: DatasetHandle, shard: int) -> str:
                 store.remove(file)
     if record is None:
         return f"shard {shard}: its record is lost; preprocess finds the missing clips"
-    return f"shard {shard}: {len(record.clips)} clips are marked for preprocess"
+    return f"shard {shard}: {counted(len(record.clips), 'clip is', 'clips are')} marked for preprocess"
 
 
 def _open_damaged(store: Store) -> tuple[DatasetHandle | None, list[Damage]]:

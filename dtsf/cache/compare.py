@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from dtsf.cache.schema import Box, CatalogDocument, Clip, ClipRecord
-from dtsf.names import similar_names
+from dtsf.names import counted, similar_names
 
 MARGIN = 0.1  # seconds at each end of a clip that another one may share: nobody cuts two clips at exactly one moment
 SHARE = 0.1  # of a clip, of a picture: less than this is not the same
@@ -120,7 +120,7 @@ def remarks(document: CatalogDocument | None, records: Mapping[str, tuple[int, C
 def _about_classes(clips: Sequence[Clip], names: Sequence[str]) -> Iterator[str]:
     labels = {clip.label for clip in clips}
     if len(labels) == 1:
-        yield f"all {len(clips)} clips are of one class ({names[clips[0].label]}): dtsf train needs two"
+        yield f"all clips ({len(clips)}) are of one class ({names[clips[0].label]}): dtsf train needs two"
     trained, tested = ({clip.label for clip in clips if clip.split == side} for side in ("train", "test"))
     if trained and tested - trained:
         words = examples([names[label] for label in sorted(tested - trained)])
@@ -163,10 +163,10 @@ def _about_copies(pieces: Mapping[str, Piece]) -> Iterator[str]:
             {a.split, b.split} == {"train", "test"} for a, b in pairs.values()
         ),
     }
-    more = "".join(f"; {count} pairs with {what}" for what, count in with_other.items() if count)
+    more = "".join(f"; {counted(n, 'pair')} with {what}" for what, n in with_other.items() if n)
     if pairs:
         listed = describe_pairs(list(pairs.values()))
-        yield f"{len(found)} clips show a recording that is also in another group: {listed}{more}"
+        yield f"{counted(len(found), 'clip shows', 'clips show')} a recording that is also in another group: {listed}{more}"
 
 
 def late_end(clip: Clip, stop: float) -> str:
@@ -178,9 +178,8 @@ def late_end(clip: Clip, stop: float) -> str:
 
 def about_ends(found: Sequence[str]) -> list[str]:
     """Return one sentence about all texts of :func:`late_end`, none for none."""
-    return (
-        [f"{len(found)} clips end far behind their file, of which the rest is used: {examples(found)}"] if found else []
-    )
+    clips = counted(len(found), "clip ends far behind its file", "clips end far behind their file")
+    return [f"{clips}, of which the rest is used: {examples(found)}"] if found else []
 
 
 def _late_ends(clips: Sequence[Clip], records: Mapping[str, tuple[int, ClipRecord]]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from typer import Argument, Exit, Option, Typer
 
 from dtsf.cli.run import write_page
 from dtsf.cli.screen import CLASSES_SHOWN, Lines, emit, progress, styled, table
+from dtsf.names import counted
 
 if TYPE_CHECKING:
     from dtsf.cache.store import Store
@@ -44,7 +45,7 @@ def cache_info_command(
             yield table(page["place"], ("", ""), _describe(**page).items())
             rows = [(Clip.model_validate(one["clip"]).place, one["status"], one["reason"]) for one in page["bad"]]
             if rows:
-                yield table(f"{len(rows)} clips without a row", ("clip", "status", "reason"), rows)
+                yield table(f"{counted(len(rows), 'clip')} without a row", ("clip", "status", "reason"), rows)
             squares = [_about(CROP_NOTES[name], paths) for name, paths in page["squares"].items()]
             notes = [*page["notes"], *squares]
             if late := page["pictures_begin"]:
@@ -57,7 +58,7 @@ def cache_info_command(
 
 def _about(what: str, paths: list[str]) -> str:
     more = f" and {len(paths) - PATHS_SHOWN} more" if len(paths) > PATHS_SHOWN else ""
-    return f"{len(paths)} clip{'s' * (len(paths) > 1)}: {what} ({', '.join(paths[:PATHS_SHOWN])}{more})"
+    return f"{counted(len(paths), 'clip')}: {what} ({', '.join(paths[:PATHS_SHOWN])}{more})"
 
 
 def _describe(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def cache_convert_command(
         return convert(store, cache.below(store.name), **options)
 
     written = _each("convert", _stores(path, dataset), copy, format=format_, compress=compress, dtype=dtype)
-    hints = [f"{name}: {count} shards written to {cache}" for name, count in written.items()]
+    hints = [f"{name}: {counted(n, 'shard')} written to {cache}" for name, n in written.items()]
     emit({"target": str(cache), "shards_written": written}, (), hints)
 
 

@@ -11,6 +11,7 @@ from typer import Argument, Option, Typer
 from dtsf.cli.options import with_settings
 from dtsf.cli.screen import Lines, console, emit, progress, styled, table
 from dtsf.errors import BadClipsError, DataError
+from dtsf.names import counted
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.recordings.settings import ClipSettings
 
@@ -48,8 +49,10 @@ def preprocess_command(
     from dtsf import api
 
     def announce(catalog: SourceCatalog) -> None:
-        by_views = ", ".join(f"{count} with {n} view{'s' * (n > 1)}" for n, count in catalog.groups_by_views.items())
-        console().print(f"{catalog.kind}: {len(catalog.clips)} clips in {len(catalog.groups)} groups ({by_views})")
+        by_views = ", ".join(f"{n} with {counted(views, 'view')}" for views, n in catalog.groups_by_views.items())
+        console().print(
+            f"{catalog.kind}: {counted(len(catalog.clips), 'clip')} in {counted(len(catalog.groups), 'group')} ({by_views})"
+        )
         for note in catalog.notes:
             console().print(f"note: {note}", style="yellow")
             announced.add(note)
@@ -77,7 +80,9 @@ def _describe(result: PreprocessResult, cache: Path, announced: Set[str]) -> Lin
     changes = result.changes
     if result.bad:
         rows = [(one.clip.place, one.status, one.reason) for one in result.bad[:BAD_SHOWN]]
-        yield table(f"{len(result.bad)} clips were not used", ("clip", "status", "reason"), rows)
+        yield table(
+            f"{counted(len(result.bad), 'clip was', 'clips were')} not used", ("clip", "status", "reason"), rows
+        )
         if len(result.bad) > BAD_SHOWN:
             yield f"... and {len(result.bad) - BAD_SHOWN} more; dtsf cache info {result.cache} lists all"
     if {"timeout", "crashed"} & result.verdicts.keys():
@@ -88,15 +93,15 @@ def _describe(result: PreprocessResult, cache: Path, announced: Set[str]) -> Lin
     yield from (styled((f"note: {note}", "yellow")) for note in result.notes if note not in announced)
     counts = changes.model_dump(exclude={"to_decode"})
     if counts.get("new") != result.clips:  # not a first run
-        listed = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no clip"
+        listed = ", ".join(f"{n} {word}" for word, n in counts.items() if n) or "no clip"
         yield f"changes since the last run: {listed}"
     if result.dry_run:
         yield f"to decode: {changes.to_decode} of {result.clips} clips; nothing was done (--dry-run)"
         return
     if changes.gone:
         free = f"dtsf cache compact {result.cache} frees their disk space"
-        yield f"{changes.gone} clips are no longer in the dataset and not used for training; {free}"
-    statuses = ", ".join(f"{count} {status}" for status, count in result.verdicts.items())
+        yield f"{counted(changes.gone, 'clip is', 'clips are')} no longer in the dataset and not used for training; {free}"
+    statuses = ", ".join(f"{n} {status}" for status, n in result.verdicts.items())
     if changes.to_decode:
         before = f"; {result.already_done} were done before" if result.already_done else ""
         speed = f"in {result.seconds:.1f} s, {result.clips_per_s:.1f} clips/s"
@@ -146,7 +151,7 @@ def synth_sessions_command(
     with progress("draw", "videos") as update:
         made = synthesize_sessions(out, subjects=subjects, seconds=seconds, seed=seed, on_progress=update)
     hints = [
-        f"{made.recordings} recordings of {made.cameras} cameras with {made.events} events of {made.actions} actions "
+        f"{counted(made.recordings, 'recording')} of {made.cameras} cameras with {made.events} events of {made.actions} actions "
         f"in {made.seconds:.0f} s",
         f"next: dtsf sync --recordings {made.table} --write",
     ]
@@ -191,22 +196,23 @@ def import_command(
     from dtsf.pipeline.datasets.import_lists import import_lists
 
     made = import_lists(lists or [], cast("Path", root), out, split, labels)
-    splits = ", ".join(f"{count} {name}" for name, count in made.splits.items())
+    splits = ", ".join(f"{n} {name}" for name, n in made.splits.items())
     warnings = [f"note: {note}" for note in made.notes]
     if made.missing:
-        count, first = len(made.missing), made.missing[0]
-        warnings.append(f"{count} entries have no video under {root} and are left out; the first is {first}")
+        left = counted(len(made.missing), "entry without a video", "entries without a video")
+        warnings.append(f"left out: {left} under {root}; the first is {made.missing[0]}")
     if made.alone:
-        names = f"{made.alone} names contain no performance and no camera"
-        warnings.append(f"{names}: each is a group of one view. Fill in the columns group and view if you know them")
-    head = f"{made.rows} videos in {made.groups} groups ({splits}) in {made.manifest}"
+        names = f"no performance and no camera in {counted(made.alone, 'name')}"
+        warnings.append(f"{names}, so each is a group of one view. Fill in the columns group and view if you know them")
+    head = f"{counted(made.rows, 'video')} in {counted(made.groups, 'group')} ({splits}) in {made.manifest}"
     notes = (styled((text, "yellow")) for text in warnings)
     emit(made, (), [head, *notes, f"next: dtsf preprocess manifest --root {made.manifest}"])
 
 
 def _describe_events(made: ImportedEvents) -> Lines:
-    yield f"{made.events} events and {made.nothing} clips of nothing from {made.recordings} recordings in {made.manifest}"
-    yield ", ".join(f"{count} {label}" for label, count in made.labels.items())
+    found = f"{counted(made.events, 'event')} and {counted(made.nothing, 'clip')} of nothing"
+    yield f"{found} from {counted(made.recordings, 'recording')} in {made.manifest}"
+    yield ", ".join(f"{n} {label}" for label, n in made.labels.items())
     for title, lines in (("", made.notes), ("left out: ", made.left_out), ("both are kept: ", made.overlaps)):
         yield from (styled((f"note: {title}{line}", "yellow")) for line in lines[:BAD_SHOWN])
         if len(lines) > BAD_SHOWN:

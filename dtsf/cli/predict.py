@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from dtsf.cli.screen import console, emit, progress, results, styled, table
 from dtsf.errors import ConfigError, DataError, DtsfError, FilmError
+from dtsf.names import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -170,7 +171,7 @@ def _watch(run: Run, folder: Path, settle: float, options: dict[str, Any], *, on
             if "error" in document:
                 unusable, line = unusable + 1, styled(f"{name}  ", ("unusable: ", "red"), document["error"])
             else:
-                line = _headline(document, f"{name}  ").append(f"  {len(performance.videos)} views")
+                line = _headline(document, f"{name}  ").append(f"  {counted(len(performance.videos), 'view')}")
                 predicted += 1
             if performance.ignored:
                 document["ignored"] = list(performance.ignored)
@@ -192,4 +193,4 @@ def _watch(run: Run, folder: Path, settle: float, options: dict[str, Any], *, on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    console().print(f"stopped: {predicted} performances predicted, {unusable} unusable")
+    console().print(f"stopped: {counted(predicted, 'performance')} predicted, {unusable} unusable")

@@ -15,6 +15,7 @@ from dtsf.cli.options import CACHE, with_settings
 from dtsf.cli.recordings import show_evaluation
 from dtsf.cli.screen import CLASSES_SHOWN, Lines, console, emit, progress, set_verbosity, styled, table
 from dtsf.errors import ConfigError
+from dtsf.names import counted
 from dtsf.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
         heads, *lines = zip(*(column for column in zip(*rows, strict=True) if any(column[1:])), strict=True)
         say(table("training and test", heads, lines))
         bad = {status: count for status, count in data.verdicts.items() if status not in ("ok", "short")}
-        for reason, count in {**split.left_out, **bad}.items():
-            say(f"left out: {count} clips: {reason}", style="yellow")
+        for reason, n in {**split.left_out, **bad}.items():
+            say(f"left out: {counted(n, 'clip')}: {reason}", style="yellow")
         for note in (*split.notes, *data.notes):
             say(f"note: {note}", style="yellow")
         train = recipe.train
@@ -162,8 +163,8 @@ def evaluation_lines(document: dict[str, Any]) -> Lines:
             f"unknown actions ({unknown['n_groups']} groups: {unknown['description']}): AUROC {unknown['auroc']:.2f}, "
             f"FPR at 95 % TPR {unknown['fpr95']:.2f}, mean uncertainty {unknown['uncertainty']:.3f}"
         )
-    missing = [f"{count} clips {reason}" for reason, count in document["left_out"].items()]
-    missing += [f"{count} groups {reason}" for reason, count in document["groups_left_out"].items()]
+    missing = [f"{counted(n, 'clip')} {reason}" for reason, n in document["left_out"].items()]
+    missing += [f"{counted(n, 'group')} {reason}" for reason, n in document["groups_left_out"].items()]
     if missing:
         yield styled((f"not in these numbers: {', '.join(missing)}", "yellow"))
     yield from (styled((f"note: {note}", "yellow")) for note in document["notes"])

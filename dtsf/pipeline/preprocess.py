@@ -17,6 +17,7 @@ from dtsf.cache.schema import BadClip, CacheSpec, ClipRecord, DatasetInfo
 from dtsf.cache.store import Store, open_store
 from dtsf.cache.writer import create_or_open, extend, sweep
 from dtsf.errors import BadClipsError, CacheError, DtsfError
+from dtsf.names import counted
 from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_offsets, view_regions
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
@@ -105,7 +106,9 @@ def preprocess(
         catalog = align_groups(catalog, [record for shard in shards for record in shard.clips], settings.deadline)
 
     elif n_shifted := sum(clip.offset != 0 for clip in catalog.clips):
-        note = f"{n_shifted} clips have a column offset, which has no effect without --align group"
+        note = (
+            f"{counted(n_shifted, 'clip has', 'clips have')} a column offset, which has no effect without --align group"
+        )
         catalog = catalog.model_copy(update={"notes": (*catalog.notes, note)})
 
     def open_dataset() -> DatasetHandle:
@@ -252,7 +255,9 @@ def align_groups(catalog: SourceCatalog, records: Iterable[ClipRecord], deadline
                 parts[c.id] = {"start": stop, "end": stop + 1.0}
     notes = [*catalog.notes, *about_ends([text for text in late if text])]
     if n_apart:
-        notes.append(f"{n_apart} performances have views without a common time: not used with --align group")
+        notes.append(
+            f"{counted(n_apart, 'performance has', 'performances have')} views without a common time: not used with --align group"
+        )
     if n_alone:
         notes.append(
             f"{n_alone} clips are not aligned by --align group: they are given in frames, are frame folders without a column fps, "

@@ -22,6 +22,7 @@ from typing import Any
 from dtsf.errors import DataError, DtsfError
 from dtsf.files.read import json_text, parse_json, read_file
 from dtsf.files.write import fresh_file, write_atomically
+from dtsf.names import counted
 from dtsf.pipeline.datasets.catalog import natural_key
 from dtsf.pipeline.source import is_video
 
@@ -209,9 +210,11 @@ def _read_performance(folder: Path) -> Performance:
                 problem = f"{name} is not a regular file"
         elif stat.S_ISDIR(status.st_mode):
             with os.scandir(file.path) as below:
-                count = sum(is_video(inner.name) for inner, _ in zip(below, range(MAX_NAMES), strict=False))
-            if count:
-                ignored.append(f"{count} videos in the subfolder {name}: put them into the folder of the performance")
+                n_videos = sum(is_video(inner.name) for inner, _ in zip(below, range(MAX_NAMES), strict=False))
+            if n_videos:
+                ignored.append(
+                    f"{counted(n_videos, 'video')} in the subfolder {name}: put all into the folder of the performance"
+                )
         elif is_file and not name.lower().endswith(OTHER_ENDINGS):
             ignored.append(f"{name} does not have the ending of a video")
     return Performance(folder, seen, problem, tuple(ignored))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pydantic import BaseModel, ConfigDict
 
 from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, DtsfError, FilmError
+from dtsf.names import counted
 from dtsf.predict.videos import VideoOptions, check_videos, embed_videos, sample_frames
 from dtsf.predict.views import By, Views, choose_views
 
@@ -245,7 +246,9 @@ class Run:
     def _check_number(self, n_videos: int) -> None:
         n_views = len(self.state.info.view_names)
         if self.state.recipe.model.fusion == "concat" and n_videos > n_views:
-            raise DataError(f"{n_videos} videos given, but {self.folder} was trained on {n_views} views: give fewer")
+            raise DataError(
+                f"{counted(n_videos, 'video')} given, but {self.folder} was trained on {counted(n_views, 'view')}: give fewer"
+            )
 
 
 def predict_onnx(
@@ -262,7 +265,9 @@ def predict_onnx(
     paths = check_videos(videos)
     if len(paths) != metadata.views:
         how = f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
-        raise DataError(f"{file} was exported for {metadata.views} views, {len(videos)} videos given: {how}")
+        raise DataError(
+            f"{file} was exported for {counted(metadata.views, 'view')}, {counted(len(videos), 'video')} given: {how}"
+        )
     chosen = choose_views(metadata.info.view_names, paths, views)
     embedded = embed_videos(paths, chosen.numbers, metadata.info, metadata.spec, options)
     # The views of the file are in the order of the training.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from dtsf.errors import ConfigError, DataError, VideoError
-from dtsf.names import user_path
+from dtsf.names import counted, user_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -267,7 +267,9 @@ def _per_video(option: str, values: str | Sequence[Any], n_videos: int, read: Ca
     values = [values] if isinstance(values, str) else values
     if len(values) not in (0, 1, n_videos):
         # Wrong data: with --watch, another performance may have another number of videos.
-        raise DataError(f"{option}: {len(values)} given for {n_videos} videos: give one for all or one for each")
+        raise DataError(
+            f"{option}: {len(values)} given for {counted(n_videos, 'video')}: give one for all or one for each"
+        )
     try:
         return [read(value) for value in values] * (n_videos if len(values) == 1 else 1)
     except (ValueError, TypeError) as error:

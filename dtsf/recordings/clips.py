@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dtsf.errors import DataError
+from dtsf.names import counted
 from dtsf.pipeline.datasets.import_lists import write_manifest
 from dtsf.pipeline.video.container import open_video
 from dtsf.recordings.events import Event, read_all_events
@@ -81,7 +82,7 @@ def import_events(
                 (notes if made else left_out).append(f"{event.place}: {event.label!r} {reason}")
     n_events = sum(map(len, used.values()))
     if not n_events:
-        raise DataError(f"none of the {len(events)} events has a clip; the first: {left_out[0]}")
+        raise DataError(f"no clip for {counted(len(events), 'event')}; the first: {left_out[0]}")
     lengths = np.sort([event.stop - event.start for of_film in used.values() for event in of_film])
     n_nothing = wanted = 0
     for name, film in films.items():
@@ -92,10 +93,12 @@ def import_events(
             n_nothing += bool(made)
         wanted += count
     if n_nothing < wanted:
-        notes.append(f"between the events fit {n_nothing} clips of {NOTHING}, not {wanted}")
+        notes.append(
+            f"{counted(n_nothing, 'clip')} of {NOTHING} between the events, not {wanted}: the gaps are too short for more"
+        )
     without = [one.name for one in table if one.name not in by_recording]
     if without:
-        notes.append(f"{len(without)} recordings have no mark: {', '.join(without[:10])}")
+        notes.append(f"{counted(len(without), 'recording has', 'recordings have')} no mark: {', '.join(without[:10])}")
     write_manifest(out, COLUMNS, rows)
     labels = Counter(row["label"] for row in {row["group"]: row for row in rows}.values())
     return ImportedEvents(

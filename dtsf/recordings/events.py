@@ -18,7 +18,7 @@ import numpy as np
 
 from dtsf.errors import DataError
 from dtsf.files.read import parse_json, read_file
-from dtsf.names import tidy
+from dtsf.names import counted, tidy
 from dtsf.pipeline.datasets.tables import decode_text
 from dtsf.pipeline.video.decode import probe
 from dtsf.recordings.exports import is_task, parse_xml, read_cvat, read_eaf, read_label_studio
@@ -135,7 +135,10 @@ def read_events(
     notes += [
         f"{place}: the table has no recording {name!r}; its marks are left out" for name, place in unknown.items()
     ]
-    notes += [f"{path}: {count} marks count from the beginning of {name}" for name, count in shifted.items()]
+    notes += [
+        f"{path}: {counted(n, 'mark counts', 'marks count')} from the beginning of {name}"
+        for name, n in shifted.items()
+    ]
     return events, notes
 
 

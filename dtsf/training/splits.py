@@ -12,6 +12,7 @@ from dtsf.cache.compare import describe_pairs, examples, find_copies
 from dtsf.cache.reader import CachedDataset
 from dtsf.cache.schema import Clip, DatasetInfo
 from dtsf.errors import ConfigError
+from dtsf.names import counted
 from dtsf.settings import Frozen
 from dtsf.training.protocols import Protocol, Split, find_subject
 from dtsf.training.recipe import TrainConfig
@@ -147,13 +148,13 @@ def compare_sides(
     if copies:
         leak = f"{len(copies)} of {len(test)} test clips show recordings of the training: {describe_pairs(copies)}"
     elif groups and protocol.name in ("cross-subject", "cross-setup"):
-        leak = f"{len(groups)} groups are in the training and in the test: {examples(groups)}"
+        leak = f"{counted(len(groups), 'group is', 'groups are')} in the training and in the test: {examples(groups)}"
     if parts:
         what = "other seconds, or other parts of the picture, of files of the training"
         notes.append(f"{len(parts)} of {len(test)} test clips are {what}: {describe_pairs(parts)}")
     known, counts = {clip.label for clip in train}, Counter(clip.label for clip in test)
     if unknown := [
-        f"{class_names[label]} ({n} test clips)" for label, n in sorted(counts.items()) if label not in known
+        f"{class_names[label]} ({counted(n, 'test clip')})" for label, n in sorted(counts.items()) if label not in known
     ]:
         notes.append(f"classes without a training clip, which cannot be right: {examples(unknown)}")
     if len(counts) == 1 and len(known) > 1:
@@ -169,8 +170,8 @@ def check_split(
     """
     if len({clip.label for clip in split.train}) < 2:
         raise ConfigError(
-            f"all {len(split.train)} training clips are of one class ({class_names[split.train[0].label]}), so every answer would "
-            "be right: add clips of another class, or choose another --protocol"
+            f"all training clips ({len(split.train)}) are of one class ({class_names[split.train[0].label]}), so every answer "
+            "would be right: add clips of another class, or choose another --protocol"
         )
     leak, notes = compare_sides(data, split.train, data, split.test, class_names, protocol)
     if protocol.name == "all":

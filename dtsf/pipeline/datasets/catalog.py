@@ -11,6 +11,7 @@ from pathlib import Path
 from dtsf.cache.catalog import view_numbers
 from dtsf.cache.schema import Box, Clip, ViewRegion
 from dtsf.errors import ConfigError, DataError
+from dtsf.names import counted
 from dtsf.pipeline.source import walk_files
 from dtsf.settings import Frozen
 
@@ -98,7 +99,7 @@ def set_regions(catalog: SourceCatalog, region: Box | None, ignore: tuple[Box, .
         for clip in catalog.clips
     )
     n_ignored = sum(bool(clip.ignore) for clip in clips) if crop == "centre" else 0
-    note = f"{n_ignored} clips have an ignore column, which has no effect with --crop centre"
+    note = f"{counted(n_ignored, 'clip has', 'clips have')} an ignore column, which has no effect with --crop centre"
     return catalog.model_copy(update={"clips": clips, "notes": (*catalog.notes, *([note] if n_ignored else []))})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dtsf.errors import DataError
 from dtsf.files.write import write_atomically
-from dtsf.names import tidy
+from dtsf.names import counted, tidy
 from dtsf.pipeline.datasets.manifest import OPTIONAL
 from dtsf.pipeline.datasets.read_lists import Find, read_labels, read_list
 from dtsf.pipeline.source import PICTURE_ENDINGS, SkippedFiles, is_video, walk_files
@@ -115,7 +115,9 @@ def import_lists(
             if place != entry.place:
                 notes.append(f"{entry.place}: the same as {place}; it counts once")
     if not rows:
-        raise DataError(f"none of the {len(missing)} entries has a video under {root}; the first is {missing[0]}")
+        raise DataError(
+            f"no video under {root} for {counted(len(missing), 'entry', 'entries')}; the first is {missing[0]}"
+        )
     written_rows = [row for _, row in rows.values()]
     write_manifest(out, [name for name in COLUMNS if any(row.get(name) for row in written_rows)], written_rows)
     counts = Counter(row.get("split", "") for row in written_rows)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
-from dtsf.names import has_unseen, tidy
+from dtsf.names import counted, has_unseen, tidy
 
 MAX_BYTES = 1 << 28
 SEPARATORS = (",", ";", "\t")
@@ -148,6 +148,7 @@ def parse_table(
     ]
     if unseen:
         notes.append(
-            f"{where}: {len(unseen)} names have invisible characters, which are left out; the first is {unseen[0]}"
+            f"{where}: {counted(len(unseen), 'name has', 'names have')} invisible characters, which are left out; the first is "
+            f"{unseen[0]}"
         )
     return Table(found, notes, unused, separator)
