@@ -100,7 +100,7 @@ def test_read_events__columns_of_boris_are_not_taken_from_its_independent_variab
 def test_read_events__a_tool_that_shows_a_camera_counts_from_its_beginning(lab):
     found, notes = marks(lab, "video,start,stop,label\nX:\\a\\lab_right.avi,1,2,wave\n")
     assert found == [("lab", 5, 6, "wave", None, 2)]
-    assert any("count from the beginning" in note and "+4 s" in note for note in notes)
+    assert any("from the beginning" in note and "+4 s" in note for note in notes)
 
 
 def test_read_events__belong_to_the_recording_of_that_name_folder_or_column(lab):
