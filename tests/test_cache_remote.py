@@ -91,6 +91,27 @@ def test_s3__write_resume_read_verify_repair(bucket, tmp_path, form):
     assert open_store(url).read(victim) == whole
 
 
+def test_store__that_takes_the_connection_and_stays_silent_ends_at_the_deadline(bucket, monkeypatch):
+    import s3fs
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("DTSF_STORE_TIMEOUT", "0.5")
+        s3fs.S3FileSystem.clear_instance_cache()
+        started = time.monotonic()
+        with pytest.raises(CacheError, match=r"does not answer within 0.5 s.*DTSF_STORE_TIMEOUT"):
+            open_store(bucket).read("dtsf.json")
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("text", ["x", "0", "-1", "nan", "inf"])
+def test_store__refuses_a_wrong_deadline(bucket, monkeypatch, text):
+    monkeypatch.setenv("DTSF_STORE_TIMEOUT", text)
+    with pytest.raises(CacheError, match=f"DTSF_STORE_TIMEOUT='{text}': give seconds"):
+        open_store(bucket).read("dtsf.json")
+
+
 def test_local_path__refuses_an_object_with_another_checksum(bucket):
     url = f"{bucket}/a"
     create(url)

@@ -161,6 +161,7 @@ def test_check_videos__refuses_what_is_no_file(tmp_path):
         ([tmp_path] * 65, DataError, "65 videos given"),
         ([tmp_path / "pipe.mp4"], VideoError, "is a pipe, socket or device"),
         (["/dev/zero"], VideoError, "is a pipe, socket or device"),
+        (["/proc/self/mem"], VideoError, "has 0 bytes, as an empty file or one of /proc"),
         ([tmp_path / "gone.mp4"], VideoError, "gone.mp4 does not exist"),
     ):
         with pytest.raises(error, match=message):

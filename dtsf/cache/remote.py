@@ -9,9 +9,11 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 import xxhash
@@ -24,6 +26,9 @@ from dtsf.files.write import write_atomically
 
 T = TypeVar("T")
 
+TIMEOUT = "DTSF_STORE_TIMEOUT"  # environment variable: seconds in which an object store must answer
+TIMEOUT_S, MAX_TIMEOUT_S = 60.0, 86400.0
+SLOWEST = 1 << 16  # bytes per second of the slowest usable connection: a transfer gets more time by its size
 LEASE_S = 600.0  # seconds until a claim of another machine expires; a writer holds a claim only during an upload
 
 
@@ -78,7 +83,11 @@ class RemoteStore:
             return None
         if size > limit:
             raise CacheError(f"{self.url}/{name} has {size} bytes, more than the limit of {limit}")
-        return self._call("read", name, lambda system, path: bytes(system.cat_file(path)), FileNotFoundError)
+
+        def get(system: Any, path: str) -> bytes:
+            return bytes(system.cat_file(path))
+
+        return self._call("read", name, get, FileNotFoundError, extra_s=size / SLOWEST)
 
     def local_path(self, name: str, expected: FileRecord) -> Path:
         """Copy an object to this machine, once, and return the copy. Raises CacheError: another checksum than the record's."""
@@ -103,7 +112,7 @@ class RemoteStore:
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object."""
-        self._call("write", name, lambda system, path: system.pipe_file(path, data))
+        self._call("write", name, lambda system, path: system.pipe_file(path, data), extra_s=len(data) / SLOWEST)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write an object unless it exists (a conditional PUT), and return True if it did not."""
@@ -112,7 +121,7 @@ class RemoteStore:
             system.pipe_file(path, data, mode="create")
             return True
 
-        return bool(self._call("write", name, put, FileExistsError))
+        return bool(self._call("write", name, put, FileExistsError, extra_s=len(data) / SLOWEST))
 
     def create_all(self, files: dict[str, bytes], first: str) -> None:
         """Write the object ``first``; of two writers, the first one's is kept. The others follow from it, under a claim."""
@@ -124,7 +133,7 @@ class RemoteStore:
 
     def clear(self) -> None:
         """Remove all objects below the prefix."""
-        self._call("remove", "", lambda system, path: system.rm(path, recursive=True))
+        self._call("remove", "", lambda system, path: system.rm(path, recursive=True), extra_s=LEASE_S)
 
     def sweep(self, orphans: Callable[[list[str]], list[str]]) -> int:
         """Return 0: an object store has no incomplete objects, and other machines may be writing."""
@@ -176,25 +185,61 @@ class RemoteStore:
         return self._call("list", name, names, FileNotFoundError) or []
 
     def _call(
-        self, verb: str, name: str, action: Callable[[Any, str], T], expected: type[OSError] | tuple[()] = ()
+        self,
+        verb: str,
+        name: str,
+        action: Callable[[Any, str], T],
+        expected: type[OSError] | tuple[()] = (),
+        extra_s: float = 0.0,
     ) -> T | None:
-        """Return ``action(file system, path)``, or None after an ``expected`` error. Raises CacheError: any other error."""
+        """Return ``action(file system, path)``, or None after an ``expected`` error. Raises CacheError: any other error, or no
+        answer within ``extra_s`` seconds more than the deadline.
+        """
         url = f"{self.url}/{name}".rstrip("/")
+        deadline = _timeout() + extra_s
         try:
             from fsspec.core import url_to_fs  # type: ignore[import-untyped]
 
             # fsspec keeps one file system per process, and makes a new one after a fork.
             system, path = url_to_fs(url)
             system.invalidate_cache()
-            return action(system, path)
+            answer: Future[T] = Future()
+            # Stores differ in their timeouts and repetitions, and some have none.
+            Thread(target=_settle, args=(answer, lambda: action(system, path)), daemon=True, name="dtsf-store").start()
+            if not wait([answer], deadline).done:
+                raise CacheError(
+                    f"cannot {verb} {url}: the store does not answer within {deadline:.3g} s. Check its address, or set "
+                    f"{TIMEOUT} to more seconds. Committed shards are safe; run the same command again"
+                )
+            return answer.result()
         except expected:
             return None
         except ImportError as error:
             raise CacheError(f"cannot {verb} {url}: {error}. For s3:// run pip install 'dtsf[s3]'") from error
+        except CacheError:
+            raise
         except Exception as error:  # noqa: BLE001  each store has its own errors
             raise CacheError(
                 f"cannot {verb} {url}: {type(error).__name__}: {error}. Committed shards are safe; run the same command again"
             ) from error
+
+
+def _timeout() -> float:
+    text = os.environ.get(TIMEOUT) or str(TIMEOUT_S)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= MAX_TIMEOUT_S:
+        raise CacheError(f"{TIMEOUT}={text!r}: give seconds, above 0 and at most {MAX_TIMEOUT_S:g}, or unset it")
+    return seconds
+
+
+def _settle(answer: Future[T], action: Callable[[], T]) -> None:
+    try:
+        answer.set_result(action())
+    except BaseException as error:  # noqa: BLE001  raised by the waiting thread
+        answer.set_exception(error)
 
 
 def _process(number: int) -> str | None:

@@ -127,6 +127,8 @@ def check_videos(videos: Sequence[str | Path]) -> list[Path]:
             raise VideoError(f"{path} does not exist")
         if not path.is_file() and not path.is_dir():
             raise VideoError(f"{path} is a pipe, socket or device: give a regular file")
+        if path.is_file() and not path.stat().st_size:
+            raise VideoError(f"{path} has 0 bytes, as an empty file or one of /proc: give a video")
     return paths
 
 

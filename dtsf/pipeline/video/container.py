@@ -33,6 +33,9 @@ def open_video(path: Path) -> Any:
     import av
 
     try:
+        # A file of /proc has no size, and a read of it may wait for ever.
+        if path.is_file() and not path.stat().st_size:
+            raise VideoError(f"{path} has 0 bytes: it is empty, or a file of the system")
         # "file:" because a name may contain a colon; the white list because a playlist may name a network address.
         container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
