@@ -135,7 +135,7 @@ def _classes(run: RunData) -> list[dict[str, Any]]:
                 "name": names[k],
                 "groups": n_groups,
                 "recall": row.get(k, 0) / n_groups,
-                "precision": row[k] / predicted if predicted else None,
+                "precision": row.get(k, 0) / predicted if predicted else None,
                 "wrong": names[-wrong] if errors else "",
                 "errors": errors,
                 "uncertainty": sum(p.uncertainty for p in of_class) / max(1, len(of_class)),
