@@ -231,7 +231,7 @@ def test_verify__names_rows_that_no_reader_sees(tmp_path):
     make_cache.list_clips(folder, open_cached(folder).clips, make_cache.info())
     (folder / record_name(1)).unlink()
     (found,) = verify(folder).damaged
-    assert (found.file, "rows of 3 clips" in found.reason) == ("catalog.json", True)
+    assert (found.file, "3 clips without a row" in found.reason) == ("catalog.json", True)
     _, done = repair(folder)
     assert done == ["catalog.json: 3 clips without a row are marked for preprocess"]
     assert {one.clip.id for one in open_cached(folder).bad} == set(names(1))

@@ -80,8 +80,7 @@ class Run:
             split: ``test`` or ``train``.
             views: Views given to the network: ``all``, or numbers or names joined by commas.
             draws: Number of frame samples to average. Default: ``train.draws`` of the recipe.
-            unknown: Also measure how well uncertainty detects unknown actions: a dataset in the cache, or ``excluded`` for the
-                classes of ``train.exclude_classes``.
+            unknown: Measure how well uncertainty detects unknown actions: a dataset in the cache, or the classes ``excluded``.
             adapt: Adapt the network to the test clips during the evaluation (ViTTA). The run itself does not change.
 
         Raises CheckpointError: the dataset has other classes. Raises CacheError: it has other settings.
