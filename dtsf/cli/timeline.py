@@ -32,7 +32,9 @@ def timeline_command(
     offset: Annotated[
         list[float] | None, Option(help="Seconds that each video began after time zero (repeat the option).")
     ] = None,
-    views: Annotated[str | None, Option(help="View of each video, for example cam1,cam3. Default: in order.")] = None,
+    views: Annotated[
+        str | None, Option(help="View of each video, for example cam1,cam3. Default: by names, else in order.")
+    ] = None,
     out: Annotated[Path, Option(help="Folder of the results.")] = Path("timeline"),
     follow: Annotated[
         bool, Option("--follow", help="Read videos while they are written: a file, -, or rtsp://...")

@@ -32,6 +32,10 @@ const show = (seconds) => {
 };
 const seconds = () => (chapter ? video.currentTime + chapter.start : data.start);
 video.addEventListener("loadedmetadata", () => { video.currentTime = wanted; });
+video.addEventListener("ended", () => {
+  const next = files()[files().indexOf(chapter) + 1];
+  if (next) { show(next.start); video.play().catch(() => {}); }
+});
 video.addEventListener("error", () => { get("failed").hidden = false; });
 get("camera").addEventListener("change", () => { const t = seconds(), plays = !video.paused; chapter = null; show(t); if (plays) video.play(); });
 
@@ -132,5 +136,5 @@ document.addEventListener("keydown", (event) => {
 for (const label of data.labels) { const name = document.createElement("div"); name.textContent = label; name.title = label; get("names").append(name); }
 window.addEventListener("resize", draw);
 fill();
-show(data.bouts.length ? data.bouts[0].start : data.start);
-draw();
+if (shown.length) choose(shown[0], false);
+else { show(data.start); draw(); }
