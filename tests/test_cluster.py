@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import dask
 import pytest
 from helpers import alive, resident, wait_until
 from make_cache import snapshot
@@ -87,7 +88,8 @@ def test_cluster__scheduler_and_two_workers_give_the_same_bytes(catalog, tmp_pat
 
 
 def test_cluster__no_scheduler_at_the_address(catalog, tmp_path):
-    with pytest.raises(ConfigError, match="no dask scheduler responds at tcp://127.0.0.1:9"):
+    seconds = {"distributed.comm.timeouts.connect": "2s"}
+    with dask.config.set(seconds), pytest.raises(ConfigError, match="no dask scheduler responds at tcp://127.0.0.1:9"):
         preprocess(catalog, tmp_path, scheduler="tcp://127.0.0.1:9")
 
 
