@@ -302,6 +302,15 @@ def test_vtt_json_eaf__hold_the_bouts():
     assert found == [(1500, 3250, "wave <b>"), (4000, 5000, "jump, high")]
 
 
+@pytest.mark.parametrize("form", sorted(WRITERS))
+def test_outputs__a_camera_without_a_file(form, tmp_path):
+    """A pipe or an address."""
+    timeline = _timeline()
+    live = timeline.model_copy(update={"media": tuple(one.model_copy(update={"files": ()}) for one in timeline.media)})
+    assert "wave" in WRITERS[form](live)
+    assert "wave" in render_page(live, (), lambda _: {}, tmp_path / "r1.html", "run")
+
+
 def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path):
     marks = (Event("r1", 1.4, 3.2, "wave <b>", "s1", 2, "m.csv, line 2"),)
     file = tmp_path / "out/r1.html"

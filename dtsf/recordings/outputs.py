@@ -58,9 +58,10 @@ def write_eaf(timeline: Timeline) -> str:
     )
     header = ET.SubElement(root, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
     # ELAN's origin is a second of the media. So the camera that began last gives the zero of none: all others are cut.
-    for media in timeline.media:
+    # A pipe or an address has no file.
+    for media, file in ((one, file) for one in timeline.media for file in one.files[:1]):
         origin = round(-1000 * media.offset)
-        path = Path(media.files[0].path)
+        path = Path(file.path)
         place = {"MEDIA_URL": path.absolute().as_uri(), "MIME_TYPE": _mime(path)}
         ET.SubElement(header, "MEDIA_DESCRIPTOR", place | ({"TIME_ORIGIN": str(origin)} if origin else {}))
     order = ET.SubElement(root, "TIME_ORDER")
