@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,8 +198,13 @@ def find_timelines(
         plans.append(replace(plan_recording(run, recording, settings, place, live), idle=idle))
     marked = [recording for recording in table if recording.events is not None]
     events, notes = read_all_events(marked) if marked else ([], [])
+
+    @cache
+    def model_of(*numbers: int) -> Model:
+        return open_model(run, numbers, settings.encoder_weights)
+
     for plan in plans:
-        model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
+        model = model_of(*(source.number for source in plan.sources))
         marks = [event for event in events if event.recording == plan.name]
         timeline, work = find_timeline(
             plan, model, out, on_progress=on_progress, on_bout=partial(on_bout, plan.name), stopped=stopped

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -182,19 +183,12 @@ def serve(request: dict[str, Any]) -> None:
         one = next(pictures, None)
         if one is not None:
             ignored_HW = ignored_mask(one[1][None], render.shown, region, ignore)
-            for stretch in cut_stretches(_with_first(one, pictures), rate, size, crop, ignored_HW):
+            for stretch in cut_stretches(chain((one,), pictures), rate, size, crop, ignored_HW):
                 line = {"first": stretch.first, "n": len(stretch.frames_FSSC), "notes": stretch.notes}
                 answer(line, stretch.frames_FSSC)
         answer({"end": True})
     except VideoError as error:
         answer({"error": str(error), "status": str(error.status)})
-
-
-def _with_first(
-    one: tuple[int, np.ndarray], others: Iterator[tuple[int, np.ndarray]]
-) -> Iterator[tuple[int, np.ndarray]]:
-    yield one
-    yield from others
 
 
 if __name__ == "__main__":
