@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import dask
+import distributed  # noqa: F401 - before ``dask.config.set``: defaults that are loaded within it are lost after it
 import pytest
 from helpers import alive, resident, wait_until
 from make_cache import snapshot
