@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import CheckpointError
-from dtsf.predict.run import Prediction, Run, predict_onnx
+from dtsf.predict.prediction import Prediction, predict_onnx
+from dtsf.predict.run import Run
 
 if TYPE_CHECKING:
     from dtsf.cache.reader import CachedDataset

@@ -20,7 +20,7 @@ from dtsf.cache.reader import open_dataset
 from dtsf.cache.schema import BadClip
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text
-from dtsf.predict.run import Prediction
+from dtsf.predict.prediction import Prediction
 from dtsf.training.calibrate import feature_statistics
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.evaluate import OnlineAdapter, evaluate

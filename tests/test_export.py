@@ -22,7 +22,7 @@ from dtsf.model.network import DTSFNet
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.predict.onnx import export_encoder, export_onnx, read_onnx
-from dtsf.predict.run import predict_onnx
+from dtsf.predict.prediction import predict_onnx
 
 ROOT = Path(__file__).resolve().parents[1]
 PASTED = BranchConfig(paste="thumbnails")

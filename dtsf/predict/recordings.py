@@ -1,7 +1,4 @@
-"""Timelines of recordings by a run: which cameras it knows, how its network classifies windows, and its lengths of events.
-
-Letters: N windows, V cameras, F frames, P cells, C channels, T frames of the network, H W grid, K classes.
-"""
+"""Timelines of recordings by a run: which cameras it knows, how its network classifies windows, and its lengths of events."""
 
 from __future__ import annotations
 
@@ -16,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.catalog import view_number
-from dtsf.errors import CheckpointError, ConfigError, DataError
-from dtsf.predict.videos import sample_frames
+from dtsf.errors import ConfigError, DataError
 from dtsf.predict.views import choose_views
 from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
@@ -45,34 +41,16 @@ def open_model(run: Run, numbers: Sequence[int], weights: Path | None = None) ->
     from dtsf.pipeline.encoders.choose import open_encoder
 
     state = run.state
-    spec, model, train = state.spec, state.recipe.model, state.recipe.train
+    spec, train = state.spec, state.recipe.train
     torch.set_num_threads(train.usable_threads)
-    n_views = len(state.info.view_names)
-    mask_V = torch.zeros(n_views, dtype=torch.bool)
-    mask_V[list(numbers)] = True
     digest = xxhash.xxh3_64()
     for name, tensor in sorted(run.net.state_dict().items()):
         digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
 
-    def classify(x_NVFPC: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        N, V = x_NVFPC.shape[:2]
-        outputs = []
-        for draw in range(train.draws):
-            sampling = spec.grid, model.frames, model.motion_sampling, draw, train.draws
-            given_MTHWC = sample_frames(x_NVFPC.reshape(N * V, *x_NVFPC.shape[2:]), *sampling)
-            # Each camera is at the place of its view. The network masks the other views.
-            x_NVTHWC = given_MTHWC.new_zeros(N, n_views, *given_MTHWC.shape[1:])
-            x_NVTHWC[:, list(numbers)] = given_MTHWC.view(N, V, *given_MTHWC.shape[1:])
-            with torch.inference_mode():
-                output = run.net(x_NVTHWC, mask_V.expand(N, -1))
-            outputs.append((output.probabilities_BK, output.uncertainty_B, output.view_weights_BV[:, list(numbers)]))
-        means = [torch.stack(part).mean(0).numpy() for part in zip(*outputs, strict=True)]
-        if not all(np.isfinite(part).all() for part in means):
-            raise CheckpointError("the output of the network is not finite, because its training diverged: train again")
-        return means[0], means[1], means[2]
-
     identity = {"weights": digest.hexdigest(), "spec": spec.fingerprint(), "draws": train.draws}
-    return Model(spec, open_encoder(spec, weights), classify, state.info.class_names, identity)
+    return Model(
+        spec, open_encoder(spec, weights), partial(run.outputs, numbers=numbers), state.info.class_names, identity
+    )
 
 
 def plan_recording(

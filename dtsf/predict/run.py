@@ -1,54 +1,33 @@
-"""Prediction for the videos of one performance, by a run or by an exported network, and evaluation of a run.
+"""A trained network: predictions for the videos of one performance, timelines of recordings, and evaluations.
 
-Letters: V views, F cached frames, T frames of the network, P cells, H W grid, C channels, K classes.
+Letters: N groups, V views, M N x V, F cached frames, T frames of the network, P cells, H W grid, C channels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from pydantic import BaseModel, ConfigDict
-
 from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, DtsfError, FilmError
 from dtsf.names import counted
-from dtsf.predict.videos import VideoOptions, check_videos, embed_videos, sample_frames
-from dtsf.predict.views import By, Views, choose_views
+from dtsf.predict.prediction import Prediction, average, make_prediction
+from dtsf.predict.videos import VideoOptions, check_videos, embed_videos
+from dtsf.predict.views import Views, choose_views
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from dtsf.cache.reader import CachedDataset
-    from dtsf.cache.schema import Clip, DatasetInfo
+    from dtsf.cache.schema import Clip
     from dtsf.model.network import DTSFNet
+    from dtsf.predict.prediction import Outputs
     from dtsf.recordings.bouts import Timeline
     from dtsf.recordings.table import Recording
     from dtsf.recordings.windows import Window
     from dtsf.training.checkpoint import RunState
     from dtsf.training.evaluate import Evaluation
-
-
-class Prediction(BaseModel):
-    """Prediction for one performance."""
-
-    model_config = ConfigDict(frozen=True)
-
-    label: str
-    probability: float
-    uncertainty: float
-    """Vacuity K / S in (0, 1]; 1 means no evidence."""
-    view_weights: tuple[float, ...]
-    """Weight of each video in the fusion, in the given order."""
-    probabilities: dict[str, float]
-    views: tuple[str | None, ...] = ()
-    """Camera that each video was taken for; None for one that the training lacks."""
-    views_by: tuple[By, ...] = ()
-    """Source of each camera: views (the option), name, folder, or order of the videos."""
-    notes: tuple[str, ...] = ()
-    """Remarks on this answer, for example the offsets that were assumed."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +163,7 @@ class Run:
         state = self.state
         threads = state.recipe.train.usable_threads
         embedded = embed_videos(paths, chosen.numbers, state.info, state.spec, options, threads)
-        prediction = self._classify(
+        prediction = self._prediction(
             embedded.embeddings_VFPC, chosen, [*chosen.notes(state.info.view_names, paths), *embedded.notes]
         )
         if film is not None:
@@ -218,29 +197,40 @@ class Run:
         """
         n_views = len(embeddings_VFPC)
         self._check_number(n_views)
-        return self._classify(embeddings_VFPC, choose_views(self.state.info.view_names, [None] * n_views, views))
+        return self._prediction(embeddings_VFPC, choose_views(self.state.info.view_names, [None] * n_views, views))
 
-    def _classify(self, embeddings_VFPC: np.ndarray, views: Views, notes: Sequence[str] = ()) -> Prediction:
+    def outputs(self, x_NVFPC: np.ndarray, numbers: Sequence[int], n_views: int = 0) -> Outputs:
+        """Return the answers to the embeddings of N groups, averaged over the draws of the recipe.
+
+        ``numbers``: view of each of the V cameras, from 0. The network masks all other views of ``n_views`` (default: those of the
+        training). Raises CheckpointError: an answer is not finite.
+        """
         import torch
 
-        state, numbers = self.state, list(views.numbers)
-        # Each video is at the place of its view. The network masks the other views.
-        n_views = max(len(state.info.view_names), *(n + 1 for n in numbers)) if views.known else len(numbers)
-        mask_V = torch.zeros(n_views, dtype=torch.bool)
-        mask_V[numbers] = True
+        from dtsf.training.frame_sampling import read_frames, uniform_times
 
-        def network(given_VTHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            x_VTHWC = given_VTHWC.new_zeros(n_views, *given_VTHWC.shape[1:])
-            x_VTHWC[numbers] = given_VTHWC
+        model, draws, grid = self.state.recipe.model, self.state.recipe.train.draws, self.state.spec.grid
+        given, (N, V) = list(numbers), x_NVFPC.shape[:2]
+        x_MFHWC, row_M = torch.from_numpy(x_NVFPC).flatten(0, 1).unflatten(2, (grid, grid)), torch.arange(N * V)
+        mask_V = torch.zeros(n_views or len(self.state.info.view_names), dtype=torch.bool)
+        mask_V[given] = True
+        parts = []
+        for draw in range(draws):
+            time_MT = uniform_times(model.frames, (draw + 0.5) / draws).expand(N * V, -1)
+            x_MTHWC = read_frames(x_MFHWC, row_M, time_MT, model.motion_sampling)
+            # Each camera is at the place of its view.
+            x_NVTHWC = x_MTHWC.new_zeros(N, len(mask_V), *x_MTHWC.shape[1:])
+            x_NVTHWC[:, given] = x_MTHWC.view(N, V, *x_MTHWC.shape[1:])
             with torch.inference_mode():
-                output = self.net(x_VTHWC.unsqueeze(0), mask_V.unsqueeze(0))
-            return output.probabilities_BK[0], output.uncertainty_B[0], output.view_weights_BV[0, numbers]
+                output = self.net(x_NVTHWC, mask_V.expand(N, -1))
+            parts.append((output.probabilities_BK, output.uncertainty_B, output.view_weights_BV[:, given]))
+        return average(parts)
 
-        model, draws = state.recipe.model, state.recipe.train.draws
-        shape = state.spec.grid, model.frames, model.motion_sampling
-        sets = (sample_frames(embeddings_VFPC, *shape, draw, draws) for draw in range(draws))
-        notes = [*state.unfinished(self.folder), *notes]
-        return _make_prediction(state.info, map(network, sets), views, notes)
+    def _prediction(self, embeddings_VFPC: np.ndarray, views: Views, notes: Sequence[str] = ()) -> Prediction:
+        names, numbers = self.state.info.view_names, views.numbers
+        n_views = max(len(names), *(n + 1 for n in numbers)) if views.known else len(numbers)
+        outputs = self.outputs(embeddings_VFPC[None], numbers, n_views)
+        return make_prediction(self.state.info, outputs, views, [*self.state.unfinished(self.folder), *notes])
 
     def _check_number(self, n_videos: int) -> None:
         n_views = len(self.state.info.view_names)
@@ -248,53 +238,3 @@ class Run:
             raise DataError(
                 f"{counted(n_videos, 'video')} given, but {self.folder} was trained on {counted(n_views, 'view')}: give fewer"
             )
-
-
-def predict_onnx(
-    file: Path, videos: Sequence[str | Path], *, views: str | None = None, **options: Unpack[VideoOptions]
-) -> Prediction:
-    """Classify one performance; see :meth:`dtsf.api.Run.predict`. Raises DataError: the file is for another number of views."""
-    import numpy as np
-    import torch
-
-    from dtsf.predict.onnx import read_onnx
-
-    network = read_onnx(file)
-    metadata = network.metadata
-    paths = check_videos(videos)
-    if len(paths) != metadata.views:
-        how = f"give {metadata.views}, or dtsf export RUN --onnx FILE --views {len(videos)}"
-        raise DataError(
-            f"{file} was exported for {counted(metadata.views, 'view')}, {counted(len(videos), 'video')} given: {how}"
-        )
-    chosen = choose_views(metadata.info.view_names, paths, views)
-    embedded = embed_videos(paths, chosen.numbers, metadata.info, metadata.spec, options)
-    # The views of the file are in the order of the training.
-    order = np.argsort(chosen.numbers)
-    x_VFPC, grid = torch.from_numpy(embedded.embeddings_VFPC[order]), metadata.spec.grid
-    probabilities_BK, uncertainty_B, weights_BV = network(x_VFPC.unflatten(2, (grid, grid)).unsqueeze(0))
-    output = probabilities_BK[0], uncertainty_B[0], weights_BV[0, np.argsort(order)]
-    notes = [*chosen.notes(metadata.info.view_names, paths), *embedded.notes]
-    return _make_prediction(metadata.info, [output], chosen, notes)
-
-
-def _make_prediction(
-    info: DatasetInfo, outputs: Iterable[tuple[Tensor, Tensor, Tensor]], views: Views, notes: Sequence[str]
-) -> Prediction:
-    """Average probabilities (K,), uncertainties () and view weights (V,) of all sets of frames, as an evaluation does."""
-    import torch
-
-    probability_K, uncertainty, weight_V = (torch.stack(part).mean(0) for part in zip(*outputs, strict=True))
-    if not all(x.isfinite().all() for x in (probability_K, uncertainty, weight_V)):
-        raise CheckpointError("the output of the network is not finite, because its training diverged: train again")
-    best, names = int(probability_K.argmax()), info.view_names
-    return Prediction(
-        label=info.class_names[best],
-        probability=float(probability_K[best]),
-        uncertainty=float(uncertainty),
-        view_weights=tuple(weight_V.tolist()),
-        probabilities=dict(zip(info.class_names, probability_K.tolist(), strict=True)),
-        views=tuple(names[n] if n < len(names) else None for n in views.numbers),
-        views_by=views.by,
-        notes=tuple(notes),
-    )

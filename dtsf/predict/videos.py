@@ -17,7 +17,6 @@ from dtsf.names import counted, user_path
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
 
     from dtsf.cache.schema import Box, CacheSpec, DatasetInfo
     from dtsf.pipeline.rows import Row
@@ -276,17 +275,3 @@ def _per_video(option: str, values: str | Sequence[Any], n_videos: int, read: Ca
         return [read(value) for value in values] * (n_videos if len(values) == 1 else 1)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{option} {error}") from error
-
-
-def sample_frames(
-    embeddings_VFPC: np.ndarray, grid: int, n_frames: int, motion_sampling: float, draw: int = 0, draws: int = 1
-) -> Tensor:
-    """Return the frames that the network reads at evaluation, set ``draw`` of ``draws``: (V, T, H, W, C)."""
-    import torch
-
-    from dtsf.training.frame_sampling import read_frames, uniform_times
-
-    V, F, _, C = embeddings_VFPC.shape
-    x_VFHWC = torch.from_numpy(embeddings_VFPC).view(V, F, grid, grid, C)
-    time_VT = uniform_times(n_frames, (draw + 0.5) / draws).expand(V, -1)
-    return read_frames(x_VFHWC, torch.arange(V), time_VT, motion_sampling)
