@@ -99,6 +99,39 @@ def test_read_events__elan_with_an_origin_a_slot_without_time_and_a_child_tier(r
     assert read(EAF, ["hand"])[0] == [("left", 3.5, 4)]
 
 
+@pytest.mark.parametrize(("tiers", "named"), [
+    ({"acts": ["wave", "clap"] * 3, "notes": [f"look {k}" for k in range(6)]}, "notes"),
+    ({"acts": [f"the light at the door is {k}" for k in range(6)]}, "acts"),
+    ({"acts": ["wave", "clap", "turn", "jump", "walk", "sit"]}, ""),
+    ({"ann": ["wave", "clap", "turn", "jump", "walk"], "bob": ["Clap", "wave", "turn", "walk", "jump"]}, ""),
+    ({"acts": ["wave"] * 6, "notes": ["look here"]}, ""),
+])
+@pytest.mark.parametrize("listed", [False, True])
+def test_read_events__a_tier_of_remarks_is_no_class_in_silence(read, tiers, named, listed):
+    """A controlled vocabulary has labels, even if each is used once."""
+    slots, body, number = "", "", 0
+    for tier, texts in tiers.items():
+        marks = ""
+        for text in texts:
+            number += 1
+            slots += f'<TIME_SLOT TIME_SLOT_ID="s{number}" TIME_VALUE="{100 * number}"/>'
+            slots += f'<TIME_SLOT TIME_SLOT_ID="e{number}" TIME_VALUE="{100 * number + 50}"/>'
+            ends = f'ANNOTATION_ID="a{number}" TIME_SLOT_REF1="s{number}" TIME_SLOT_REF2="e{number}"'
+            marks += f"<ANNOTATION><ALIGNABLE_ANNOTATION {ends}><ANNOTATION_VALUE>{text}</ANNOTATION_VALUE>"
+            marks += "</ALIGNABLE_ANNOTATION></ANNOTATION>"
+        body += f'<TIER TIER_ID="{tier}" LINGUISTIC_TYPE_REF="t">{marks}</TIER>'
+    kind = '<LINGUISTIC_TYPE LINGUISTIC_TYPE_ID="t"' + (' CONTROLLED_VOCABULARY_REF="v"/>' if listed else "/>")
+    text = f"<ANNOTATION_DOCUMENT><TIME_ORDER>{slots}</TIME_ORDER>{body}{kind}</ANNOTATION_DOCUMENT>"
+    if named and not listed:
+        with pytest.raises(DataError, match=f"tier '{named}' has remarks and not labels .6 of 6.*with --tier"):
+            read(text)
+        assert len(read(text, [named])[0]) == 6
+    else:
+        found, notes = read(text)
+        assert len(found) == number
+        assert any("marks are those of the tiers" in note for note in notes) == (len(tiers) > 1)
+
+
 def cvat(body, task="<source>right.mp4</source>"):
     return f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><meta><task><id>7</id>{task}</task></meta>{body}</annotations>'
 

@@ -302,6 +302,17 @@ def test_vtt_json_eaf__hold_the_bouts():
     assert found == [(1500, 3250, "wave <b>"), (4000, 5000, "jump, high")]
 
 
+def test_eaf__names_every_chapter_with_its_beginning():
+    timeline = _timeline()
+    parts = tuple(MediaFile(path=f"/films/{name}.mp4", start=start, stop=start + 5) for name, start in (("a", -1), ("b", 4)))
+    chapters = timeline.model_copy(update={"media": (Media(view="cam1", offset=-1, files=parts),)})
+    media = list(ET.fromstring(WRITERS["eaf"](chapters)).iter("MEDIA_DESCRIPTOR"))  # noqa: S314
+    assert [(one.get("MEDIA_URL"), one.get("TIME_ORIGIN")) for one in media] == [
+        ("file:///films/a.mp4", "1000"),
+        ("file:///films/b.mp4", "-4000"),
+    ]
+
+
 @pytest.mark.parametrize("form", sorted(WRITERS))
 def test_outputs__a_camera_without_a_file(form, tmp_path):
     """A pipe or an address."""
@@ -324,6 +335,25 @@ def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path)
     assert url == f"{os.path.relpath('/films', file.parent)}/cam1%201.mp4"
     assert "media-src file: &#39;self&#39;" in text
     assert "http" not in text.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+
+
+@pytest.mark.parametrize(
+    ("mark", "missed"),
+    [
+        ((1.4, 3.2, "wave <b>"), ""),
+        ((1.4, 3.2, "jump, high"), "found as wave <b>"),
+        ((8.0, 9.0, "jump, high"), "no bout here"),
+        ((8.0, 9.0, "swim"), "the run does not know this class"),
+        ((90.0, 91.0, "jump, high"), "not all cameras film here"),
+        ((8.0, 9.0, "nothing"), ""),
+    ],
+)
+def test_page__a_mark_without_a_bout_of_its_class_says_why(tmp_path, mark, missed):
+    timeline = _timeline().model_copy(update={"classes": ("wave <b>", "jump, high")})
+    text = render_page(timeline, (Event("r1", *mark, "s1", 2, "m.csv, line 2"),), lambda _: {}, tmp_path / "r1.html", "run")
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert [one["missed"] for one in data["marks"]] == [missed]
+    assert f"{int(bool(missed))} of them {'has' if missed else 'have'} no bout" in text
 
 
 def _live(source, tmp_path, **options):

@@ -30,8 +30,6 @@ LISTS_HELP = (
     "Lists of clips: a table with a header, 'path label' lines, an mmaction2/pyskl pickle or a DVANet CSV. With --recordings: "
     "files of marks (BORIS, ELAN, CVAT, Label Studio, WebVTT, SRT, a table); default: the column events."
 )
-TIER_HELP = "Tier of ELAN, or attribute of CVAT, that has the labels. Give it several times for several."
-FPS_HELP = "Frames a second that CVAT or Label Studio counts. Default: those of the video."
 BAD_SHOWN = 40
 """Number of unusable clips that a table shows."""
 synth_app = Typer(help="Make small datasets as video files.", no_args_is_help=True)
@@ -158,7 +156,7 @@ def synth_sessions_command(
     emit(made, (), hints)
 
 
-@with_settings(ClipSettings)
+@with_settings(ClipSettings, tier=list[str])
 def import_command(
     lists: Annotated[list[Path] | None, Argument(help=LISTS_HELP)] = None,
     root: Annotated[Path | None, Option(help="Folder with the videos of a list.")] = None,
@@ -170,8 +168,6 @@ def import_command(
     labels: Annotated[
         Path | None, Option(help="Label map of a list: '0 name' lines, or names in order from 0.")
     ] = None,
-    tier: Annotated[list[str] | None, Option(help=TIER_HELP)] = None,
-    fps: Annotated[float | None, Option(min=0.01, help=FPS_HELP)] = None,
     *,
     settings: ClipSettings,
 ) -> None:
@@ -181,16 +177,14 @@ def import_command(
             "give LIST... --root DIR for lists of clips, or EVENTS... --recordings FILE for marks in long recordings; see "
             "dtsf import --help"
         )
-    if (recordings is not None and (split or labels)) or (
-        root is not None and (tier or fps or settings != ClipSettings())
-    ):
+    if (recordings is not None and (split or labels)) or (root is not None and settings != ClipSettings()):
         raise DataError(
             "--split and --labels are for lists with --root; --tier, --fps and --nothing... are for marks with --recordings"
         )
     if recordings is not None:
         from dtsf.recordings.clips import import_events
 
-        events = import_events(lists or [], recordings, out, settings, tier or (), fps)
+        events = import_events(lists or [], recordings, out, settings)
         emit(events, (), _describe_events(events))
         return
     from dtsf.pipeline.datasets.import_lists import import_lists

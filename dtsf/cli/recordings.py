@@ -12,6 +12,7 @@ from dtsf.cli.screen import Lines, emit, progress, styled, table
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dtsf.recordings.settings import TimelineSettings
     from dtsf.recordings.sync import SyncedCamera, SyncedRecording
     from dtsf.recordings.timeline import Progress
 
@@ -91,7 +92,7 @@ def _describe(synced: Sequence[SyncedRecording], written: Path | None) -> Lines:
         yield f"wrote the column offset of {written}; next: dtsf import --recordings {written} --out manifest.csv"
 
 
-def show_evaluation(run: Path, recordings: Path, out: Path, *, allow_leak: bool) -> None:
+def show_evaluation(run: Path, recordings: Path, out: Path, settings: TimelineSettings, *, allow_leak: bool) -> None:
     """Print the metrics of a run on recordings, for ``dtsf evaluate --recordings``."""
     from dtsf import api
     from dtsf.predict.score import evaluate_recordings
@@ -101,7 +102,9 @@ def show_evaluation(run: Path, recordings: Path, out: Path, *, allow_leak: bool)
         def on_progress(p: Progress) -> None:
             update(int(p.done), int(p.total), p.recording)
 
-        found = evaluate_recordings(api.load(run), recordings, out, allow_leak=allow_leak, on_progress=on_progress)
+        found = evaluate_recordings(
+            api.load(run), recordings, out, settings=settings, allow_leak=allow_leak, on_progress=on_progress
+        )
     names = {"F1@10": found.f1_10, "F1@25": found.f1_25, "F1@50": found.f1_50, "edit score": found.edit}
     names |= {"frame accuracy": found.frame_accuracy, "frame macro F1": found.frame_f1, "mAP": found.map["mean"]}
     people = f" of {', '.join(found.subjects)}" if found.subjects else ""

@@ -16,6 +16,7 @@ from dtsf.cli.recordings import show_evaluation
 from dtsf.cli.screen import CLASSES_SHOWN, Lines, console, emit, progress, set_verbosity, styled, table
 from dtsf.errors import ConfigError
 from dtsf.names import counted
+from dtsf.recordings.settings import MarkSettings, TimelineSettings
 from dtsf.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
         say("; ".join(words), style="cyan")
 
 
+MARK_HELP = {name: f"With --recordings: {one.description}" for name, one in MarkSettings.model_fields.items()}
 RECORDINGS_HELP = (
     "Evaluate timelines: a table of recordings with marks. Only recordings of people who did not train count."
 )
@@ -124,19 +126,22 @@ def evaluate_command(
         Path | None, Option(help="With --recordings: folder of the timelines. Default: RUN/timeline.")
     ] = None,
     allow_leak: Annotated[bool, Option("--allow-leak", help="With --recordings: also of people who trained.")] = False,
+    tier: Annotated[list[str] | None, Option(help=MARK_HELP["tier"])] = None,
+    fps: Annotated[float | None, Option(min=0.01, help=MARK_HELP["fps"])] = None,
 ) -> None:
     """Evaluate a run on its test split, on another dataset with the same classes, or on recordings with marks."""
     from dtsf import api
 
-    if recordings is None and (out is not None or allow_leak):
-        raise ConfigError("--out and --allow-leak need --recordings FILE")
+    if recordings is None and (out is not None or allow_leak or tier or fps):
+        raise ConfigError("--out, --allow-leak, --tier and --fps need --recordings FILE")
     if recordings is not None:
         given = (dataset, protocol, unknown, draws, split != "test", views != "all", adapt)
         if any(value not in (None, False) for value in given):
             raise ConfigError(
-                "--recordings has no clips of a cache: of the other options, it takes only --out and --allow-leak"
+                "--recordings has no clips of a cache: of the other options, it takes only --out, --allow-leak, --tier and --fps"
             )
-        show_evaluation(run, recordings, out or run / "timeline", allow_leak=allow_leak)
+        settings = TimelineSettings.of(tier=tier or (), fps=fps)
+        show_evaluation(run, recordings, out or run / "timeline", settings, allow_leak=allow_leak)
         return
     options: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "split": split, "views": views, "draws": draws}
     with progress("evaluate", "groups"):

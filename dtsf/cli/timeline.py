@@ -22,7 +22,7 @@ SHOWN = 40
 """Number of bouts that a table shows."""
 
 
-@with_settings(TimelineSettings, windows=str)
+@with_settings(TimelineSettings, windows=str, tier=list[str])
 def timeline_command(
     run: Annotated[Path, Argument(help="Folder of a run.")],
     recordings: Annotated[Path | None, Option(help="Table of recordings: recording,view,path[,offset].")] = None,

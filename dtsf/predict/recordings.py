@@ -14,11 +14,11 @@ import numpy as np
 
 from dtsf.cache.catalog import view_number
 from dtsf.errors import ConfigError, DataError
-from dtsf.predict.views import choose_views
+from dtsf.predict.views import choose_views, trained_region
 from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
 from dtsf.recordings.clips import NOTHING
-from dtsf.recordings.events import read_all_events
+from dtsf.recordings.events import Event, read_all_events
 from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, read_recordings
 from dtsf.recordings.timeline import Model, Plan, Progress, find_timeline, write_files
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COVERED = 2.5  # longest over shortest event that windows of one length fit: an overlap (IoU) of at least 0.63
+ONE_REGION = "a timeline needs one for each view: preprocess with --region, and train again"
 MOST_FRAMES = 4096  # moments of the longest window
 
 
@@ -61,13 +62,10 @@ def plan_recording(
     numbers = [view_number(camera.view, info.view_names, place) - 1 for camera in recording.cameras]
     sources, media, extents = [], [], []
     for k, (camera, number) in enumerate(zip(recording.cameras, numbers, strict=True)):
-        region = info.view_regions[number] if number < len(info.view_regions) else None
-        if region is not None and region.varies:
-            raise ConfigError(f"{run.folder}: the training clips of view {camera.view} have different regions")
+        box, ignore = trained_region(info, number, ONE_REGION)
         offset = camera.offset or 0.0
         parts = () if live else chapters(camera)
         files = tuple((str(part.path.absolute()), part.start, part.stop) for part in parts)
-        box, ignore = (region.region, region.ignore) if region else (None, ())
         sources.append(Source(camera.view, number, files, offset, live[k] if live else None, box, ignore))
         shown = [MediaFile(path=path, start=start, stop=stop) for path, start, stop in files]
         media.append(Media(view=camera.view, offset=offset, files=tuple(shown)))
@@ -145,6 +143,7 @@ def find_timelines(
     out: str | Path = Path("timeline"),
     *,
     settings: TimelineSettings | None = None,
+    marks: tuple[Sequence[Event], Sequence[str]] | None = None,
     live: Sequence[str] = (),
     idle: float = 10.0,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -159,6 +158,7 @@ def find_timelines(
         recordings: The table of recordings, or recordings of :func:`dtsf.recordings.table.read_recordings`.
         out: Folder of the files ``RECORDING.csv``, ``.json``, ``.vtt``, ``.eaf`` and ``.html``. An interrupted call goes on.
         settings: All other settings. ``changes`` replace single fields of :class:`dtsf.recordings.settings.TimelineSettings`.
+        marks: The marks of the recordings and what to say about them; default: those of the column ``events``.
         live: Of one recording, what each camera is still writing: a file, ``-`` for standard input, or an address.
         idle: Seconds without data after which such a camera is at its end.
         on_progress: Called as windows are done.
@@ -175,7 +175,9 @@ def find_timelines(
         check_offsets(recording, Path(place))
         plans.append(replace(plan_recording(run, recording, settings, place, live), idle=idle))
     marked = [recording for recording in table if recording.events is not None]
-    events, notes = read_all_events(marked) if marked else ([], [])
+    if marks is None:
+        marks = read_all_events(marked, (), settings.tier, settings.fps) if marked else ((), ())
+    events, notes = marks
 
     @cache
     def model_of(*numbers: int) -> Model:
@@ -183,12 +185,12 @@ def find_timelines(
 
     for plan in plans:
         model = model_of(*(source.number for source in plan.sources))
-        marks = [event for event in events if event.recording == plan.name]
+        own = [event for event in events if event.recording == plan.name]
         timeline, work = find_timeline(
             plan, model, out, on_progress=on_progress, on_bout=partial(on_bout, plan.name), stopped=stopped
         )
         timeline = timeline.model_copy(update={"notes": (*timeline.notes, *notes)})
-        write_files(timeline, work, plan, marks, out, str(run.folder))
+        write_files(timeline, work, plan, own, out, str(run.folder))
         yield timeline
 
 

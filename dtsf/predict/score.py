@@ -12,11 +12,11 @@ from dtsf.predict.recordings import find_timelines
 from dtsf.recordings.clips import NOTHING
 from dtsf.recordings.events import read_all_events
 from dtsf.recordings.metrics import Scored, Segment, TimelineMetrics, measure
+from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Recording, check_offsets, read_recordings
 
 if TYPE_CHECKING:
     from dtsf.predict.run import Run
-    from dtsf.recordings.settings import TimelineSettings
     from dtsf.recordings.timeline import Progress
 
 TRAINED = "of people who trained"
@@ -51,7 +51,8 @@ def evaluate_recordings(
     notes: list[str] = []
     chosen, left_out = _unseen(given, run.state.info.subjects, notes, allow_leak=allow_leak)
     with_marks = [one for one in chosen if one.events is not None]
-    events, more = read_all_events(with_marks) if with_marks else ([], [])
+    settings = settings or TimelineSettings()
+    events, more = read_all_events(with_marks, (), settings.tier, settings.fps) if with_marks else ([], [])
     notes += more
     marked = {event.recording for event in events}
     left_out[NO_MARKS] = sum(one.name not in marked for one in chosen)
@@ -71,7 +72,7 @@ def evaluate_recordings(
         notes.append(f"marks of classes that the run does not know are left out: {listed}")
     scored = []
     n_outside = 0
-    for timeline in find_timelines(run, chosen, out, settings=settings, on_progress=on_progress):
+    for timeline in find_timelines(run, chosen, out, settings=settings, marks=(events, more), on_progress=on_progress):
         marks = [
             Segment(max(event.start, timeline.start), min(event.stop, timeline.stop), event.label)
             for event in events

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from dtsf.errors import ConfigError, DataError, VideoError
 from dtsf.names import counted, user_path
+from dtsf.predict.views import trained_region
 
 if TYPE_CHECKING:
     import numpy as np
@@ -172,14 +173,9 @@ def video_spans(
             raise ConfigError(f"{video}: --end {end:g} must be after --start {start or 0:g}")
         if fps is not None and fps <= 0:
             raise ConfigError(f"{video}: --fps {fps:g} must be above 0")
-        trained = info.view_regions[number] if number < len(info.view_regions) else None
-        if trained and trained.varies and not (regions or ignored):
-            raise ConfigError(
-                f"the training clips of view {info.view_names[number]} have different regions: give --region "
-                '("0 0 1 1" is the whole picture)'
-            )
-        box = regions[k] if regions else trained.region if trained else None
-        boxes = ignored[k] if ignored else trained.ignore if trained else ()
+        hint = "" if regions or ignored else 'give --region ("0 0 1 1" is the whole picture)'
+        region_, ignore_ = trained_region(info, number, hint)
+        box, boxes = regions[k] if regions else region_, ignored[k] if ignored else ignore_
         spans.append(Span(start, end, fps=fps, region=box, ignore=tuple(boxes or ())))
     return spans
 

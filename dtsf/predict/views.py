@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from dtsf.cache.catalog import view_number
-from dtsf.errors import DataError
+from dtsf.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from dtsf.cache.schema import Box, DatasetInfo
 
 By = Literal["views", "name", "folder", "order"]
 CAMERA, LETTER, NEVER = "(?:camera|cam|kamera|view|c|v)", r"[^\W\d_]", "(?!)"
@@ -76,6 +79,16 @@ def choose_views(names: Sequence[str], videos: Sequence[Path | None], views: str
     rest = (number for number in count() if number not in taken)
     chosen: list[tuple[int, By]] = [camera or (next(rest), "order") for camera in found]
     return Views(tuple(number for number, _ in chosen), tuple(by for _, by in chosen))
+
+
+def trained_region(info: DatasetInfo, number: int, hint: str) -> tuple[Box | None, tuple[Box, ...]]:
+    """Return region and ignored parts of a view's training clips. Raises ConfigError if they differ, unless ``hint`` is empty."""
+    region = info.view_regions[number] if number < len(info.view_regions) else None
+    if region is None:
+        return None, ()
+    if region.varies and hint:
+        raise ConfigError(f"the training clips of view {info.view_names[number]} have different regions: {hint}")
+    return region.region, region.ignore
 
 
 def _texts(videos: Sequence[Path]) -> Iterator[list[str]]:

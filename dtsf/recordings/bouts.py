@@ -67,6 +67,8 @@ class Timeline(Frozen):
     start: float
     stop: float
     bouts: tuple[Bout, ...]
+    classes: tuple[str, ...] = ()
+    """Classes of the run that can be bouts."""
     notes: tuple[str, ...] = ()
     windows: tuple[float, ...] = ()
     """Lengths of the windows in seconds."""

@@ -46,8 +46,6 @@ def import_events(
     recordings: Path,
     out: Path | None = None,
     settings: ClipSettings | None = None,
-    tier: Sequence[str] = (),
-    fps: float | None = None,
 ) -> ImportedEvents:
     """Write the manifest of the clips of all events, one group an event.
 
@@ -61,7 +59,7 @@ def import_events(
     table = read_recordings(recordings)
     for recording in table:
         check_offsets(recording, recordings)
-    events, notes = read_all_events(table, files, tier, fps)
+    events, notes = read_all_events(table, files, settings.tier, settings.fps)
     by_recording: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         by_recording[event.recording].append(event)

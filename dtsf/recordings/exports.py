@@ -13,11 +13,15 @@ from xml.etree import ElementTree
 import numpy as np
 
 from dtsf.errors import DataError
+from dtsf.names import counted
 from dtsf.pipeline.source import is_video
 from dtsf.recordings.marks import Mark, Marks
 
 # Label Studio writes eight letters before the name of a file that was uploaded.
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+
+# From so many annotations, of which this share is different, a tier of ELAN has remarks. Labels have at most so many words.
+LEAST_REMARKS, DIFFERENT, LABEL_WORDS = 5, 0.8, 3
 
 
 def parse_xml(text: str, where: str) -> ElementTree.Element:
@@ -35,6 +39,7 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
     """Read ELAN's annotations. The label is the text, or the tier's name where the text is empty; the subject is the participant.
 
     Without ``tier``, all tiers without a parent are used. Time slots without a time lie evenly between those that have one.
+    Raises DataError: without ``tier``, one has remarks and not labels.
     """
     slots = [(slot.get("TIME_SLOT_ID", ""), slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")]
     known = [(k, float(time)) for k, (_, time) in enumerate(slots) if time]
@@ -63,8 +68,12 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
     ]
     names = tuple(urllib.parse.unquote(name) for name, _ in media)
     origins = tuple(float(one.get("TIME_ORIGIN") or 0) / 1000 for _, one in media)
+    lists = {
+        kind.get("LINGUISTIC_TYPE_ID") for kind in root.iter("LINGUISTIC_TYPE") if kind.get("CONTROLLED_VOCABULARY_REF")
+    }
     marks: list[Mark] = []
     left: list[str] = []
+    used: dict[str, list[str]] = {}
     for name, one in tiers.items():
         if name not in tier if tier else one.get("PARENT_REF"):
             left += [name] if one.find("ANNOTATION") is not None else []
@@ -83,8 +92,30 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
             subject = one.get("PARTICIPANT", "").strip()
             place = f"{where}, tier {name}, annotation {number}"
             marks.append(Mark(*spans[parent], label, len(marks) + 1, place, "", subject, names, origins))
+            used.setdefault(name, []).append(label.casefold())
+    for name, texts in used.items() if not tier else ():
+        others = [set(of_tier) for other, of_tier in used.items() if other != name]
+        if tiers[name].get("LINGUISTIC_TYPE_REF") not in lists and _are_remarks(texts, others):
+            raise DataError(
+                f"{where}: tier {name!r} has remarks and not labels ({len(set(texts))} of {len(texts)} annotations are different): "
+                f"choose the tiers of labels with --tier; the file has {', '.join(tiers)}"
+            )
     notes = [f"{where}: tiers without use: {', '.join(left)}: choose with --tier"] if left else []
+    if len(used) > 1 and not tier:
+        numbers = ", ".join(f"{name} ({counted(len(set(texts)), 'label')})" for name, texts in used.items())
+        notes.append(f"{where}: marks are those of the tiers {numbers}: choose others with --tier")
     return marks, notes
+
+
+def _are_remarks(texts: Sequence[str], others: Sequence[set[str]]) -> bool:
+    """Return whether the annotations of a tier are free text: nearly all are different, and not those of ``others``.
+
+    A tier alone may have each action once, so its annotations must also be long.
+    """
+    different = set(texts).difference(*others)
+    if len(texts) < LEAST_REMARKS or len(different) < DIFFERENT * len(texts):
+        return False
+    return bool(others) or float(np.median([len(text.split()) for text in texts])) > LABEL_WORDS
 
 
 def read_cvat(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Marks:

@@ -58,9 +58,9 @@ def write_eaf(timeline: Timeline) -> str:
     )
     header = ET.SubElement(root, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
     # ELAN's origin is a second of the media. So the camera that began last gives the zero of none: all others are cut.
-    # A pipe or an address has no file.
-    for media, file in ((one, file) for one in timeline.media for file in one.files[:1]):
-        origin = round(-1000 * media.offset)
+    # A pipe or an address has no file. A later chapter begins as late as a camera that began then.
+    for file in (file for one in timeline.media for file in one.files):
+        origin = round(-1000 * file.start)
         path = Path(file.path)
         place = {"MEDIA_URL": path.absolute().as_uri(), "MIME_TYPE": _mime(path)}
         ET.SubElement(header, "MEDIA_DESCRIPTOR", place | ({"TIME_ORIGIN": str(origin)} if origin else {}))

@@ -6,11 +6,13 @@ import base64
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 
 from dtsf.recordings.bouts import Bout, Timeline
+from dtsf.recordings.clips import NOTHING
 from dtsf.recordings.events import Event
 from dtsf.report.page import embed_json, render
 
@@ -31,8 +33,14 @@ def render_page(
     """
     labels = sorted({bout.label for bout in timeline.bouts} | {mark.label for mark in marks})
     row = {label: k for k, label in enumerate(labels)}
-    moments = {bout.start: _moments(bout) for bout in timeline.bouts}
-    found = pictures({moment for of_bout in moments.values() for moment in of_bout})
+    misses = {mark: reason for mark in marks if (reason := _miss(mark, timeline))}
+    shown: list[Bout | Event] = [*timeline.bouts, *misses]
+    found = pictures({moment for one in shown for moment in _moments(one)})
+
+    def facts(one: Bout | Event) -> dict[str, Any]:
+        stills = [_data_uri(found[moment]) for moment in _moments(one) if moment in found]
+        return {"label": row[one.label], "start": one.start, "stop": one.stop, "pictures": stills}
+
     curve = timeline.curve
     some = np.unique(np.linspace(0, len(curve.times) - 1, min(len(curve.times), POINTS)).round().astype(int)).tolist()
     data = {
@@ -41,17 +49,17 @@ def render_page(
         "labels": labels,
         "bouts": [
             {
-                "label": row[bout.label],
-                **{name: getattr(bout, name) for name in ("start", "stop", "probability", "uncertainty")},
+                **facts(bout),
+                "probability": bout.probability,
+                "uncertainty": bout.uncertainty,
                 "weights": bout.view_weights,
                 "doubt": doubt(bout),
                 "doubtful": doubt(bout) > DOUBTFUL,
-                "pictures": [_data_uri(found[moment]) for moment in moments[bout.start] if moment in found],
                 "mark": _mark_of(bout, marks) if marks else "",
             }
             for bout in timeline.bouts
         ],
-        "marks": [(mark.start, mark.stop, row[mark.label]) for mark in marks],
+        "marks": [facts(mark) | {"missed": misses.get(mark, "")} for mark in marks],
         "times": [curve.times[k] for k in some],
         "probability": [curve.probability[k] for k in some],
         "uncertainty": [curve.uncertainty[k] for k in some],
@@ -72,6 +80,7 @@ def render_page(
         run=run,
         labels=labels,
         n_marks=len(marks),
+        n_missed=len(misses),
         clock=clock,
         data=embed_json(data),
     )
@@ -103,9 +112,24 @@ def _mark_of(bout: Bout, marks: Sequence[Event]) -> str:
     return f"marked {best.label}" if best.label != bout.label else f"marked too, {shared[best]:.0%} in common"
 
 
-def _moments(bout: Bout) -> list[float]:
-    """Return the seconds of a bout at which it is shown: whole halves, at which pictures are kept."""
-    times = bout.start + (np.arange(PICTURES) + 0.5) * (bout.stop - bout.start) / PICTURES
+def _miss(mark: Event, timeline: Timeline) -> str:
+    """Return why a mark is missed, empty if a bout of its class shares time with it."""
+    near = [bout for bout in timeline.bouts if bout.start < mark.stop and mark.start < bout.stop]
+    if mark.label in (NOTHING, *(bout.label for bout in near)):
+        return ""
+    if mark.stop <= timeline.start or mark.start >= timeline.stop:
+        return "not all cameras film here"
+    if timeline.classes and mark.label not in timeline.classes:
+        return "the run does not know this class"
+    if not near:
+        return "no bout here"
+    best = max(near, key=lambda bout: overlap((bout.start, bout.stop), (mark.start, mark.stop)))
+    return f"found as {best.label}"
+
+
+def _moments(one: Bout | Event) -> list[float]:
+    """Return the seconds at which a bout or a mark is shown: whole halves, at which pictures are kept."""
+    times = one.start + (np.arange(PICTURES) + 0.5) * (one.stop - one.start) / PICTURES
     return sorted({round(2 * time) / 2 for time in times.tolist()})
 
 

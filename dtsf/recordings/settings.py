@@ -18,7 +18,16 @@ def _numbers(value: Any) -> Any:
         raise ValueError("must be numbers separated by commas, such as 2,3.5") from error
 
 
-class ClipSettings(Settings):
+class MarkSettings(Settings):
+    """Settings of everything that reads marks."""
+
+    tier: tuple[str, ...] = ()
+    """Tier of ELAN, or attribute of CVAT, that has the labels of the marks. Give it several times for several."""
+    fps: float | None = Field(default=None, ge=0.01, json_schema_extra={"default_text": "those of the video"})
+    """Frames a second that CVAT or Label Studio counts."""
+
+
+class ClipSettings(MarkSettings):
     """Settings of ``dtsf import --recordings``."""
 
     nothing: float = Field(default=1.0, ge=0, le=100)
@@ -33,7 +42,7 @@ class ClipSettings(Settings):
     """Seconds that a clip of nothing keeps away from every event."""
 
 
-class TimelineSettings(Settings):
+class TimelineSettings(MarkSettings):
     """Settings of ``dtsf timeline``."""
 
     windows: Annotated[tuple[float, ...], BeforeValidator(_numbers)] = Field(

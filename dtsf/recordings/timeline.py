@@ -184,6 +184,7 @@ class _Summary:
             start=grid.first / grid.rate,
             stop=self._stop / grid.rate,
             bouts=tuple(bouts),
+            classes=tuple(self._names[k] for k in self._events),
             windows=tuple(length / grid.rate for length in grid.lengths),
             media=plan.media,
             curve=curve,

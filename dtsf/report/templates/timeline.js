@@ -2,6 +2,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const get = (id) => document.getElementById(id);
 const video = get("video"), svg = get("lanes"), list = get("bouts");
+const items = [...data.bouts, ...data.marks.filter((m) => m.missed)];
 const ROW = 30, TOP = 22, CURVE = 54;
 const clock = (s) => {
   const tenths = Math.round(10 * Math.max(0, s)), m = Math.floor(tenths / 600), rest = (tenths % 600) / 10;
@@ -21,6 +22,7 @@ let chapter = null, current = null, wanted = null;
 const files = () => data.media[Number(get("camera").value)]?.files ?? [];
 const show = (seconds) => {
   const found = files().find((f) => seconds < f.stop) ?? files().at(-1);
+  get("live").hidden = Boolean(found);
   if (!found) return;
   wanted = Math.max(0, seconds - found.start);
   if (found !== chapter) {
@@ -57,15 +59,23 @@ const draw = () => {
   data.labels.forEach((label, row) => {
     const y = TOP + row * ROW;
     make("line", { x1: 0, x2: w, y1: y + ROW, y2: y + ROW, class: "grid" }, svg);
-    for (const [start, stop] of data.marks.filter((m) => m[2] === row))
-      make("title", {}, make("rect", { x: x(start), width: Math.max(1, x(stop) - x(start)), y: y + ROW - 9, height: 6, class: "fill2" }, svg), `mark: ${label}, ${clock(start)} to ${clock(stop)}`);
-    data.bouts.forEach((b, k) => {
-      if (b.label !== row) return;
-      const bar = make("rect", { x: x(b.start), width: Math.max(2, x(b.stop) - x(b.start)), y: y + 3, height: ROW - 14, rx: 2, class: b.doubtful ? "fill1 bar" : "fill0 bar", "fill-opacity": 0.35 + 0.65 * b.probability }, svg);
-      make("title", {}, bar, `${label}, ${clock(b.start)} to ${clock(b.stop)}, probability ${b.probability.toFixed(2)}, uncertainty ${b.uncertainty.toFixed(2)}`);
-      if (k === current) bar.classList.add("chosen");
-      bar.addEventListener("click", (event) => { event.stopPropagation(); choose(k, true); });
-    });
+    const bar = (one, height, from, css) => make("rect", { x: x(one.start), width: Math.max(2, x(one.stop) - x(one.start)), y: y + from, height, class: css }, svg);
+    const listed = (one, rect) => {
+      rect.classList.toggle("chosen", one === items[current]);
+      rect.addEventListener("click", (event) => { event.stopPropagation(); choose(items.indexOf(one), true); });
+    };
+    for (const m of data.marks.filter((m) => m.label === row)) {
+      const rect = bar(m, 6, ROW - 9, m.missed ? "fill4 bar" : "fill2");
+      make("title", {}, rect, `mark: ${label}, ${clock(m.start)} to ${clock(m.stop)}${m.missed ? `: ${m.missed}` : ""}`);
+      if (m.missed) listed(m, rect);
+    }
+    for (const b of data.bouts.filter((b) => b.label === row)) {
+      const rect = bar(b, ROW - 14, 3, b.doubtful ? "fill1 bar" : "fill0 bar");
+      rect.setAttribute("rx", 2);
+      rect.setAttribute("fill-opacity", 0.35 + 0.65 * b.probability);
+      make("title", {}, rect, `${label}, ${clock(b.start)} to ${clock(b.stop)}, probability ${b.probability.toFixed(2)}, uncertainty ${b.uncertainty.toFixed(2)}`);
+      listed(b, rect);
+    }
   });
   const y = (v) => height - 4 - v * (CURVE - 12);
   const line = (values, css) => make("polyline", { class: `line ${css}`, points: data.times.map((t, k) => `${x(t).toFixed(1)},${y(values[k]).toFixed(1)}`).join(" ") }, svg);
@@ -85,7 +95,7 @@ get("zoom").addEventListener("input", () => { draw(); centre(seconds()); });
 const centre = (s) => { const box = get("scroll"); box.scrollLeft = ((s - data.start) / span) * width() - box.clientWidth / 2; };
 video.addEventListener("timeupdate", () => {
   move();
-  const bout = data.bouts[current];
+  const bout = items[current];
   if (bout && get("repeat").checked && !video.paused && seconds() >= bout.stop) show(bout.start);
 });
 
@@ -93,7 +103,7 @@ video.addEventListener("timeupdate", () => {
 let shown = [];
 const choose = (k, play) => {
   current = k;
-  const bout = data.bouts[k];
+  const bout = items[k];
   show(bout.start);
   if (play) video.play().catch(() => {});
   for (const item of list.children) item.classList.toggle("chosen", Number(item.dataset.bout) === k);
@@ -103,11 +113,15 @@ const choose = (k, play) => {
 };
 const fill = () => {
   const row = data.labels.indexOf(get("class").value);
-  shown = data.bouts.map((_, k) => k).filter((k) => row < 0 || data.bouts[k].label === row);
-  if (get("order").value === "doubt") shown.sort((a, b) => data.bouts[b].doubt - data.bouts[a].doubt);
+  const kind = get("show").value;
+  shown = items.map((_, k) => k).filter((k) => (row < 0 || items[k].label === row) && (!kind || (kind === "marks") === Boolean(items[k].missed)));
+  const first = (one) => (one.missed ? 2 : one.doubt);
+  shown.sort((a, b) => (get("order").value === "doubt" && first(items[b]) - first(items[a])) || items[a].start - items[b].start);
+  get("none").hidden = shown.length > 0;
+  list.hidden = !shown.length;
   list.replaceChildren();
   for (const k of shown) {
-    const bout = data.bouts[k], item = document.createElement("li"), button = document.createElement("button");
+    const bout = items[k], item = document.createElement("li"), button = document.createElement("button");
     item.dataset.bout = k;
     item.classList.toggle("chosen", k === current);
     button.type = "button";
@@ -116,9 +130,15 @@ const fill = () => {
     for (const source of bout.pictures) { const image = new Image(); image.src = source; image.alt = ""; strip.append(image); }
     const words = document.createElement("span"), name = document.createElement("b"), facts = document.createElement("small");
     name.textContent = data.labels[bout.label];
-    if (bout.doubtful) name.className = "poor";
-    const weights = bout.weights.map((w, v) => `${data.media[v].view} ${w.toFixed(2)}`).join(", ");
-    facts.textContent = `${clock(bout.start)} – ${clock(bout.stop)} · probability ${bout.probability.toFixed(2)} · uncertainty ${bout.uncertainty.toFixed(2)}${data.media.length > 1 ? ` · weights: ${weights}` : ""}${bout.mark ? ` · ${bout.mark}` : ""}`;
+    const when = `${clock(bout.start)} – ${clock(bout.stop)}`;
+    if (bout.missed) {
+      name.className = "missing";
+      facts.textContent = `${when} · missed mark · ${bout.missed}`;
+    } else {
+      if (bout.doubtful) name.className = "poor";
+      const weights = bout.weights.map((w, v) => `${data.media[v].view} ${w.toFixed(2)}`).join(", ");
+      facts.textContent = `${when} · probability ${bout.probability.toFixed(2)} · uncertainty ${bout.uncertainty.toFixed(2)}${data.media.length > 1 ? ` · weights: ${weights}` : ""}${bout.mark ? ` · ${bout.mark}` : ""}`;
+    }
     words.append(name, document.createElement("br"), facts);
     button.append(strip, words);
     button.addEventListener("click", () => choose(k, true));
@@ -126,7 +146,7 @@ const fill = () => {
     list.append(item);
   }
 };
-for (const id of ["order", "class"]) get(id).addEventListener("change", fill);
+for (const id of ["order", "class", "show"]) get(id).addEventListener("change", fill);
 document.addEventListener("keydown", (event) => {
   if (/^(INPUT|SELECT|VIDEO)$/.test(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
   const at = shown.indexOf(current), step = { n: 1, p: -1 }[event.key];
