@@ -139,7 +139,7 @@ def evaluate(
             part = "its classes that the network does not know" if clips else "every clip"
             label, description = unknown.info.name, f"{unknown.info.name}, {part}"
             unknown_groups = load_groups(unknown, clips or unknown.clips)
-        uncertainty_U = _predict(net, unknown_groups, draws, adapter)[1]
+        uncertainty_U = predict_groups(net, unknown_groups, draws, adapter)[1]
         known_G = torch.tensor([one.uncertainty for one in metrics.predictions])
         open_set = open_set_metrics(label, description, known_G, uncertainty_U)
     return Evaluation(
@@ -182,7 +182,7 @@ def evaluate_groups(
     ``draws``: number of sets of frames to average over: set k of n takes the position ``(k + 1/2) / n`` in each of the T equal
     parts of a clip. ``adapter``: predicts in place of ``net``, one group after the other.
     """
-    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = _predict(net, groups, draws, adapter)
+    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = predict_groups(net, groups, draws, adapter)
     if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):
         raise CheckpointError("the predictions of the network are not finite: its training diverged; train again")
     return compute_metrics(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
@@ -198,7 +198,9 @@ def batches(
 
 
 @torch.inference_mode()
-def _predict(net: DTSFNet, groups: Groups, draws: int, adapter: OnlineAdapter | None) -> tuple[Tensor, ...]:
+def predict_groups(
+    net: DTSFNet, groups: Groups, draws: int, adapter: OnlineAdapter | None = None
+) -> tuple[Tensor, ...]:
     """Return probabilities (G, K), uncertainties (G,), view weights (G, V) and view logits (G, V, K), on the CPU."""
     parts = []
     for draw in range(draws):

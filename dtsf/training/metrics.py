@@ -154,11 +154,16 @@ def calibration_error(probability_GK: Tensor, label_G: Tensor) -> float:
     return _error_of(_reliability(probability_GK, label_G))
 
 
-def _reliability(probability_GK: Tensor, label_G: Tensor) -> tuple[ReliabilityBin, ...]:
-    """Bin predictions by probability. An edge belongs to the bin below it, also within the rounding error of float32."""
-    probability_G, right_G = probability_GK.amax(-1).double(), (probability_GK.argmax(-1) == label_G).double()
+def bin_of(probability_G: Tensor) -> Tensor:
+    """Return the bin of each probability. An edge belongs to the bin below it, also within the rounding error of float32."""
     edge_E = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
-    bin_G = torch.bucketize(probability_G.round(decimals=6), edge_E[1:-1].round(decimals=6))
+    return torch.bucketize(probability_G.double().round(decimals=6), edge_E[1:-1].round(decimals=6))
+
+
+def _reliability(probability_GK: Tensor, label_G: Tensor) -> tuple[ReliabilityBin, ...]:
+    """Bin predictions by probability."""
+    probability_G, right_G = probability_GK.amax(-1).double(), (probability_GK.argmax(-1) == label_G).double()
+    bin_G = bin_of(probability_G)
     bins = []
     for k in range(BINS):
         inside_G = bin_G == k

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -35,8 +35,8 @@ def make_folds(clips: Sequence[Clip], protocol: str, n_folds: int) -> tuple[list
     two units, groups are divided.
     """
     by = {"cross-view": "views", "cross-setup": "setups"}.get(protocol, "people")
-    person = _join_people(clips)
-    found = {clip.id: {"views": clip.view, "setups": clip.setup, "people": person[clip.id]}[by] for clip in clips}
+    person = join_people(clip.subject for clip in clips)
+    found = {c.id: {"views": c.view, "setups": c.setup, "people": person.get(c.subject or "")}[by] for c in clips}
     unit = {clip: str(name) for clip, name in found.items() if name is not None}
     if len(unit) < len(found) or len(set(unit.values())) < 2:
         by, unit = "groups", {clip.id: clip.group for clip in clips}
@@ -65,8 +65,8 @@ def drop_unknown_classes(fold: Fold) -> Fold:
     return Fold(train=fold.train, held_out=tuple(clip for clip in fold.held_out if clip.label in known))
 
 
-def _join_people(clips: Sequence[Clip]) -> dict[str, str | None]:
-    """Return one person for each clip: all who ever perform together (``3+4``) count as one, and stay in one fold."""
+def join_people(subjects: Iterable[str | None]) -> dict[str, str]:
+    """Return one person for each subject: all who ever perform together (``3+4``) count as one, and stay in one fold."""
     leader: dict[str, str] = {}
 
     def lead(person: str) -> str:
@@ -74,11 +74,12 @@ def _join_people(clips: Sequence[Clip]) -> dict[str, str | None]:
             person = leader[person]
         return person
 
-    for subject in sorted({clip.subject for clip in clips if clip.subject}):
+    known = sorted({subject for subject in subjects if subject})
+    for subject in known:
         first, *others = subject.split("+")
         for other in others:
             leader[lead(other)] = lead(first)
-    return {clip.id: lead(clip.subject.split("+")[0]) if clip.subject else None for clip in clips}
+    return {subject: lead(subject.split("+")[0]) for subject in known}
 
 
 def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:

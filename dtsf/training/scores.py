@@ -1,0 +1,172 @@
+"""Scores of held-out answers: top-1, log loss, Brier score and calibration error, with intervals by bootstrap over people.
+
+People, not performances, are drawn: the performances of one person are alike. Two results are compared in pairs: the same drawn
+people for both. Letters: A drawings of people, E bins, G groups, K classes, P people, R rows of answers, S seeds, X sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dtsf.names import counted
+from dtsf.training.answers import Answers
+from dtsf.training.metrics import BINS, Record, bin_of
+from dtsf.training.splits import join_people
+
+METRICS = {"top1": 1, "log_loss": -1, "brier": -1, "ece": -1}
+"""Scores, with 1 where more is better and -1 where less is better."""
+DRAWINGS, CHUNK = 2000, 100
+LEVEL = 0.95
+"""Share of the drawings inside an interval."""
+LEAST_PEOPLE, FEW_PEOPLE = 5, 10
+"""Fewer people than the first have no interval; fewer than the second have one with a warning."""
+
+Numbers = dict[str, float | None]
+Interval = tuple[float, float] | None
+
+
+class Difference(Record):
+    """One result minus another in one score. ``better``: share of the drawings in which it is better; equal ones count half."""
+
+    difference: float
+    interval: Interval
+    better: float | None
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over the rows of each person: rows, right answers, log loss, Brier score; then rows, right answers and probability by
+    bin. ``people``: names. ``unit``: ``people``, or ``performances`` if a group names no subject.
+    """
+
+    unit: str
+    people: tuple[str, ...]
+    sums_SPX: Tensor
+
+    def scores(self, weight_AP: Tensor | None = None) -> dict[str, Tensor]:
+        """Return each score (A,), the mean over the seeds, with people counted ``weight_AP`` times; not finite without a row."""
+        if weight_AP is None:
+            weight_AP = torch.ones(1, len(self.people), dtype=torch.float64)
+        sums_SAX = weight_AP.to(self.sums_SPX) @ self.sums_SPX
+        n_SA, right_SA, log_loss_SA, brier_SA = sums_SAX[..., :4].unbind(-1)
+        _, right_SAE, p_SAE = sums_SAX[..., 4:].unflatten(-1, (3, BINS)).unbind(-2)
+        values = (right_SA, log_loss_SA, brier_SA, (right_SAE - p_SAE).abs().sum(-1))
+        return {name: (value_SA / n_SA).mean(0) for name, value_SA in zip(METRICS, values, strict=True)}
+
+    def numbers(self) -> Numbers:
+        """Return the scores of all people together."""
+        return {name: _number(x_A[0]) for name, x_A in self.scores().items()}
+
+    def each(self) -> dict[str, Numbers]:
+        """Return the scores and the number of groups of each person."""
+        scores = self.scores(torch.eye(len(self.people), dtype=torch.float64))
+        n_P = self.sums_SPX[0, :, 0].tolist()
+        return {
+            person: {"groups": int(n_P[p])} | {name: _number(x_P[p]) for name, x_P in scores.items()}
+            for p, person in enumerate(self.people)
+        }
+
+    def intervals(self) -> dict[str, Interval]:
+        """Return the interval of each score; None for too few people."""
+        if len(self.people) < LEAST_PEOPLE:
+            return dict.fromkeys(METRICS)
+        return {name: _interval(x_A) for name, x_A in _drawn(self).items()}
+
+    def minus(self, other: Sums) -> dict[str, Difference]:
+        """Compare with the result of another recipe for the same rows."""
+        own, others = self.scores(), other.scores()
+        enough = len(self.people) >= LEAST_PEOPLE
+        drawn_own, drawn_others = (_drawn(self), _drawn(other)) if enough else ({}, {})
+        found = {}
+        for name, sign in METRICS.items():
+            interval, better = None, None
+            if enough:
+                difference_A = drawn_own[name] - drawn_others[name]
+                interval = _interval(difference_A)
+                better = (((sign * difference_A).sign() + 1) / 2).mean().item()
+            difference = (own[name] - others[name]).item()
+            found[name] = Difference(difference=difference, interval=interval, better=better)
+        return found
+
+    def doubt(self) -> str:
+        """Return on how many people the intervals rest, and what this means."""
+        n, noun = len(self.people), self.unit[:-1] if self.unit != "people" else "person"
+        rest = counted(n, noun, self.unit)
+        if n < LEAST_PEOPLE:
+            return f"the numbers rest on {rest}: too few for an interval (at least {LEAST_PEOPLE})"
+        if self.unit != "people":
+            return f"the intervals rest on {rest}: they say nothing about new people, because no subjects are named"
+        if n < FEW_PEOPLE:
+            return f"the intervals rest on {rest}: with so few, the true ones are wider"
+        return f"the intervals rest on {rest}"
+
+
+def sum_up(seeds: Sequence[Answers]) -> Sums:
+    """Sum up the answers of each seed by person. Every seed has the same groups."""
+    first = seeds[0]
+    unit = "people" if all(first.subjects) else "performances"
+    names = person_names(first.subjects) if unit == "people" else {name: name for name in first.groups}
+    people = tuple(dict.fromkeys(sorted(names.values(), key=_by_number)))
+    number = {person: p for p, person in enumerate(people)}
+    sums = []
+    for answers in seeds:
+        of_G = answers.subjects if unit == "people" else answers.groups
+        person_R = torch.tensor([number[names[name]] for name in of_G])[answers.group_R]
+        label_R, p_RK = answers.label_R, answers.log_p_RK.double().exp()
+        top_R, right_R = p_RK.amax(1), (p_RK.argmax(1) == label_R).double()
+        log_loss_R = -answers.log_p_RK.double().gather(1, label_R[:, None])[:, 0]
+        brier_R = (p_RK - F.one_hot(label_R, p_RK.shape[1])).square().sum(1)
+        ones_R = torch.ones_like(top_R)
+        in_bin_RE = F.one_hot(bin_of(top_R), BINS).double()
+        parts = [torch.stack([ones_R, right_R, log_loss_R, brier_R], 1)]
+        parts += [in_bin_RE * x_R[:, None] for x_R in (ones_R, right_R, top_R)]
+        empty_PX = torch.zeros(len(people), 4 + 3 * BINS, dtype=torch.float64)
+        sums.append(empty_PX.index_add(0, person_R, torch.cat(parts, 1)))
+    return Sums(unit, people, torch.stack(sums))
+
+
+def person_names(subjects: Sequence[str]) -> dict[str, str]:
+    """Return the name of the person of each subject: all who ever perform together are one, for example ``3+4``."""
+    person = join_people(subjects)
+    members: dict[str, set[str]] = {}
+    for subject, leader in person.items():
+        members.setdefault(leader, set()).update(subject.split("+"))
+    return {subject: "+".join(sorted(members[leader], key=_by_number)) for subject, leader in person.items()}
+
+
+def won_and_lost(own: Answers, other: Answers) -> tuple[int, int]:
+    """Return how many rows only the first answers correctly, and how many only the second. Both have the same rows."""
+    right_R, others_R = (x.log_p_RK.argmax(1) == x.label_R for x in (own, other))
+    return int((right_R & ~others_R).sum()), int((others_R & ~right_R).sum())
+
+
+def _drawn(sums: Sums) -> dict[str, Tensor]:
+    parts = [sums.scores(weight_AP) for weight_AP in _drawings(len(sums.people))]
+    return {name: torch.cat([part[name] for part in parts]) for name in METRICS}
+
+
+def _drawings(n_people: int) -> Iterator[Tensor]:
+    """Yield how often each person is drawn, (A, P): always the same for a number of people, so that results are paired."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(DRAWINGS // CHUNK):
+        drawn_AP = torch.randint(n_people, (CHUNK, n_people), generator=generator)
+        weight_AP = torch.zeros(CHUNK, n_people, dtype=torch.float64)
+        yield weight_AP.scatter_add(1, drawn_AP, torch.ones_like(weight_AP))
+
+
+def _interval(x_A: Tensor) -> Interval:
+    low, high = x_A.quantile(torch.tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2], dtype=x_A.dtype)).tolist()
+    return low, high
+
+
+def _number(x: Tensor) -> float | None:
+    return x.item() if x.isfinite() else None
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdecimal() else (10**9, name)
