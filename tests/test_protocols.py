@@ -8,7 +8,9 @@ from make_cache import clip
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
-from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.protocols import Split, parse_protocol, split_clips
+from dtsf.training.recipe import TrainConfig
+from dtsf.training.splits import limit_training
 
 
 def split_of(clips, text, kind="manifest", names=("1", "2", "3"), **needed):
@@ -32,9 +34,45 @@ def test_protocols__divide_and_name_their_task():
         "cross-setup": "only NTU",
         "split": "column split",
         "xsub": "unknown protocol 'xsub'",
+        **dict.fromkeys(("groups", "groups:2", "groups:0/2", "groups:3/2", "groups:1/1", "groups:1/2,2/2"), "one part of all"),
     }.items():
         with pytest.raises(ConfigError, match=message):
             split_of(clips, text, "nucla")
+
+
+def test_protocol_groups__tests_each_group_once_and_spreads_the_classes():
+    clips = [clip(f"{k}-{v}", group=f"g{k}", view=v, label=k % 2, subject="1") for k in range(10) for v in (1, 2)]
+    parts = [split_of(clips, f"groups:{k}/5") for k in range(1, 6)]
+    tests = [{one.group for one in part.test} for part in parts]
+    assert sorted(group for test in tests for group in test) == sorted({one.group for one in clips})
+    assert all({one.label for one in part.test} == {0, 1} for part in parts)
+    assert all(not test & {one.group for one in part.train} for part, test in zip(parts, tests, strict=True))
+
+
+def test_limit_training__keeps_people_takes_and_views():
+    names = [(s, label, take) for s in ("1", "2", "2+3") for label in (0, 1) for take in range(3)]
+    clips = [
+        clip(f"{s}-{label}-{take}-{v}", group=f"{s}-{label}-{take}", view=v, label=label, subject=s)
+        for s, label, take in names
+        for v in (1, 2, 3)
+    ]
+    split = Split(train=clips, test=(), left_out={"bad": 1}, task="")
+
+    def kept(**limits):
+        return limit_training(split, TrainConfig(**limits))
+
+    assert kept() == split
+    assert {one.subject for one in kept(only_subjects="02").train} == {"2"}
+    assert {one.subject for one in kept(only_subjects="2,3").train} == {"2", "2+3"}
+    assert {one.group[-1] for one in kept(max_takes=2).train} == {"0", "1"}
+    two = kept(max_views=2)
+    assert len(two.train) == 36
+    assert [sum(one.view == view for one in two.train) for view in (1, 2, 3)] == [12, 12, 12]
+    assert two.left_out == {"bad": 1, "of the training, by train.only_subjects, max_takes or max_views": 18}
+    with pytest.raises(ConfigError, match=r"only_subjects: 7 is not among the training subjects \(1, 2, 3\)"):
+        kept(only_subjects="7")
+    with pytest.raises(ConfigError, match="leaves no training clip"):
+        kept(only_subjects="3")
 
 
 def test_protocols__refuse_a_side_without_clips_where_it_is_needed():

@@ -26,7 +26,7 @@ from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, resolve_auto
-from dtsf.training.splits import compare_sides, exclude_classes
+from dtsf.training.splits import compare_sides, exclude_classes, limit_training
 from dtsf.training.train import train
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,8 @@ def hash_of(document: object) -> str:
 def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None) -> Recipe:
     """Return the recipe with the sizes that the training will choose for this split or for the checkpoint ``init``."""
     split, _ = exclude_classes(split, data.info, recipe.train.exclude_classes)
-    return resolve_auto(start_from(init, recipe)[0], len(split.train))
+    n_clips = len(limit_training(split, recipe.train).train)
+    return resolve_auto(start_from(init, recipe)[0], n_clips)
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ class Run:
         """Return the dataset and the clips of the training, or None with a note. ``data``: the evaluated dataset in ``cache``."""
         from dtsf.cache.reader import open_dataset
         from dtsf.training.protocols import parse_protocol, split_clips
-        from dtsf.training.splits import exclude_classes, hold_out
+        from dtsf.training.splits import exclude_classes, hold_out, limit_training
 
         state, train = self.state, self.state.recipe.train
         try:
@@ -126,7 +126,7 @@ class Run:
             rule = parse_protocol(state.protocol, own.info.kind)
             split = split_clips(own.clips, rule, own.info.kind, own.info.view_names, needed=("train",))
             split, _ = exclude_classes(split, own.info, train.exclude_classes)
-            return (own, hold_out(split, train, state.seed).train), ()
+            return (own, hold_out(limit_training(split, train), train, state.seed).train), ()
         except (CacheError, ConfigError) as error:
             return None, (f"the test is not compared with the training clips: {error}",)
 

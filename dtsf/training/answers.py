@@ -101,9 +101,11 @@ def join(parts: Sequence[Answers]) -> Answers:
     """Join answers about the same classes and views. A group that is in two parts stays two groups."""
     before = torch.tensor([0, *(len(part.groups) for part in parts)]).cumsum(0).tolist()
     moved = [replace(part, group_R=part.group_R + n) for part, n in zip(parts, before, strict=False)]
-    names = {name: tuple(text for part in parts for text in getattr(part, name)) for name in ("groups", "subjects")}
+    groups, subjects = (
+        tuple(text for part in parts for text in getattr(part, name)) for name in ("groups", "subjects")
+    )
     tensors = {name: torch.cat([getattr(part, name) for part in moved]) for name in ("label_G", *_fields("_R"))}
-    return Answers(parts[0].classes, parts[0].views, **names, **tensors)
+    return Answers(parts[0].classes, parts[0].views, groups, subjects, **tensors)
 
 
 def write_answers(file: Path, answers: Answers) -> None:

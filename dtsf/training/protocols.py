@@ -1,11 +1,13 @@
 """Protocols: the division of clips into training and test, as in the papers or by the user (docs/concepts/groups.md).
 
-An argument follows a colon: test subjects (``cross-subject:5,6``) or test views (``cross-view:3``). By default they are those of
-NTU's and N-UCLA's papers; else ``cross-view`` tests view 3. :class:`Split` names the task that the test measures.
+An argument follows a colon: test subjects (``cross-subject:5,6``), test views (``cross-view:3``) or a part of the groups
+(``groups:2/5``). By default they are those of NTU's and N-UCLA's papers; else ``cross-view`` tests view 3. :class:`Split` names
+the task that the test measures.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -15,7 +17,7 @@ from dtsf.errors import ConfigError
 from dtsf.names import tidy
 from dtsf.settings import Frozen
 
-NAMES = ("cross-subject", "cross-view", "cross-setup", "split", "all")
+NAMES = ("cross-subject", "cross-view", "cross-setup", "groups", "split", "all")
 DEFAULTS = {"nucla": "cross-view", "ntu": "cross-subject", "casia": "cross-view", "manifest": "split"}
 
 NTU60_TRAIN = frozenset({1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38})
@@ -60,7 +62,9 @@ def parse_protocol(text: str | None, kind: str) -> Protocol:
     words = tuple(filter(None, map(tidy, rest.split(","))))
     if colon and not words:
         raise ConfigError(f"protocol {text!r}: {name} needs something after the colon")
-    if words and name not in ("cross-subject", "cross-view"):
+    if name == "groups" and (len(words) != 1 or read_part(words[0]) is None):
+        raise ConfigError(f"protocol {text!r}: groups needs one part of all, as in groups:2/5")
+    if words and name not in ("cross-subject", "cross-view", "groups"):
         raise ConfigError(f"protocol {text!r}: {name} takes no argument")
     return Protocol(name=name, argument=words)
 
@@ -81,6 +85,7 @@ def split_clips(
         "cross-subject": lambda: _cross_subject(clips, protocol, kind),
         "cross-view": lambda: _cross_view(protocol, kind, view_names),
         "cross-setup": lambda: _cross_setup(clips),
+        "groups": lambda: _groups(clips, protocol),
         "split": lambda: _manifest_split(clips, view_names),
         "all": lambda: (lambda clip: "both", "the training clips themselves: no generalisation is measured"),
     }
@@ -148,6 +153,22 @@ def _cross_view(protocol: Protocol, kind: str, view_names: Sequence[str]) -> Rul
     one = "an unseen view alone" if len(numbers) == 1 else "unseen views"
     task = f"{one} (view {names}) of performances seen from others"
     return lambda clip: "test" if clip.view in numbers else "train", task
+
+
+def read_part(word: str) -> tuple[int, int] | None:
+    """Read ``2/5`` as the second of five parts; None if it is no such text."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", word)
+    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    return (part, parts) if 1 <= part <= parts and parts >= 2 else None
+
+
+def _groups(clips: Sequence[Clip], protocol: Protocol) -> Rule:
+    part, parts = read_part(protocol.argument[0]) or (1, 1)
+    # Each class is spread over the parts, as in splits.make_folds.
+    order = sorted({(clip.label, clip.group) for clip in clips})
+    test = {group for n, (_, group) in enumerate(order) if n % parts == part - 1}
+    task = f"part {part} of {parts} of the performances: people and cameras that the training has seen"
+    return lambda clip: "test" if clip.group in test else "train", task
 
 
 def _cross_setup(clips: Sequence[Clip]) -> Rule:

@@ -59,6 +59,11 @@ class TrainConfig(Frozen):
     patience: int = Field(default=0, ge=0, le=10**7)
     # Classes to exclude from training and test (golf swing,jogging): unknown actions for evaluate --unknown excluded.
     exclude_classes: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    # Fewer training clips, to see how many are enough (dtsf crossval --people, --takes, --cameras): only these subjects, at most
+    # so many performances of a class by a person, at most so many views of a performance. 0: all.
+    only_subjects: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
+    max_takes: int = Field(default=0, ge=0)
+    max_views: int = Field(default=0, ge=0)
     # Folds of the training groups that calibrate the evidence, by people: 2 cost as much as the training, 0 none. Held-out
     # groups replace them.
     calibrate: int = Field(default=2, ge=0)

@@ -16,7 +16,8 @@ class TrainSettings(Settings):
     dataset: str | None = None
     """Dataset in the cache. Optional if the cache has only one."""
     protocol: str | None = Field(default=None, json_schema_extra={"default_text": "the usual protocol of the dataset"})
-    """cross-subject[:5,6 test subjects], cross-view[:3 test view], cross-setup, split (column of the manifest), or all."""
+    """cross-subject[:5,6 test subjects], cross-view[:3 test view], cross-setup, groups:2/5 (a part of the performances), split
+    (column of the manifest), or all."""
     recipe: str | None = Field(default=None, json_schema_extra={"default_text": "chosen by dataset and protocol"})
     """Name of a recipe, or a TOML file."""
     overrides: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--set"})

@@ -236,3 +236,44 @@ def _seconds(clip: Clip, duration: float | None) -> float | None:
     if (clip.first, clip.last) != (None, None) or not (duration or clip.end):
         return None
     return max(0.0, (clip.end or duration or 0.0) - (clip.start or 0.0))
+
+
+def limit_training(split: Split, config: TrainConfig) -> Split:
+    """Leave out training clips as ``train.only_subjects``, ``max_takes`` and ``max_views`` say, to see how much must be filmed.
+
+    Takes are counted in the order of their names, and each view stays equally often. Raises ConfigError: unknown subject, or no
+    clip is left.
+    """
+    clips = split.train
+    if config.only_subjects:
+        known = sorted({person for clip in clips if clip.subject for person in clip.subject.split("+")})
+        chosen = {find_subject(word, known) for word in config.only_subjects}
+        if absent := sorted(chosen - set(known)):
+            there = ", ".join(known) or "the dataset names no subjects"
+            raise ConfigError(f"train.only_subjects: {', '.join(absent)} is not among the training subjects ({there})")
+        clips = tuple(clip for clip in clips if clip.subject and set(clip.subject.split("+")) <= chosen)
+    if config.max_takes:
+        takes: dict[tuple[int, str | None], set[str]] = defaultdict(set)
+        for clip in clips:
+            takes[clip.label, clip.subject].add(clip.group)
+        kept = {group for groups in takes.values() for group in sorted(groups)[: config.max_takes]}
+        clips = tuple(clip for clip in clips if clip.group in kept)
+    clips = limit_views(clips, config.max_views)
+    if not clips:
+        raise ConfigError("train.only_subjects leaves no training clip: name subjects who perform alone")
+    left_out = {"of the training, by train.only_subjects, max_takes or max_views": len(split.train) - len(clips)}
+    return split.model_copy(
+        update={"train": clips, "left_out": split.left_out | {why: n for why, n in left_out.items() if n}}
+    )
+
+
+def limit_views(clips: Sequence[Clip], most: int) -> tuple[Clip, ...]:
+    """Keep at most so many views of each group (0: all), each view equally often."""
+    views: dict[str, list[int]] = defaultdict(list)
+    for clip in clips:
+        views[clip.group].append(clip.view)
+    kept: dict[str, set[int]] = {}
+    for k, (group, there) in enumerate(sorted(views.items())):
+        order = sorted(there)
+        kept[group] = {order[(k + n) % len(order)] for n in range(min(most or len(order), len(order)))}
+    return tuple(clip for clip in clips if clip.view in kept[clip.group])

@@ -29,7 +29,7 @@ from dtsf.training.loop import EpochReport, FitResult, fit
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
-from dtsf.training.splits import check_split, clip_seconds, exclude_classes, hold_out
+from dtsf.training.splits import check_split, clip_seconds, exclude_classes, hold_out, limit_training
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def train(
         on_recipe(name, why)
     split = split_clips(data.clips, protocol, data.info.kind, data.info.view_names)
     split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
+    split = limit_training(split, recipe.train)
     recipe, initial = start_from(settings.init, recipe)
     recipe = resolve_auto(recipe, len(split.train))
     info = info.model_copy(update={"clip_seconds": clip_seconds(data, split.train, len(info.class_names))})
