@@ -33,8 +33,7 @@ from dtsf.predict.recordings import open_model, plan_recording
 from dtsf.predict.run import Run
 from dtsf.recordings.bouts import Timeline
 from dtsf.recordings.cameras import CameraStream
-from dtsf.recordings.clips import NOTHING
-from dtsf.recordings.events import Event, read_all_events
+from dtsf.recordings.events import NOTHING, Event, read_all_events
 from dtsf.recordings.metrics import Scored, Segment, measure
 from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Recording, read_recordings

@@ -43,6 +43,11 @@ def test_read_events__cues_are_marks_of_their_text(read, text):
     assert read(text)[0] == [("wave", 1, 2.5), ("turn around", 3603, 3603.5)]
 
 
+def test_read_events__cues_with_whole_seconds_tags_of_a_place_and_two_voices(read):
+    assert read("1\n00:00:01 --> 00:00:02\n{\\an8}wave\n")[0] == [("wave", 1, 2)]
+    assert read("WEBVTT\n\n00:01.000 --> 00:02.000\n<v ann>wave</v>\n<v bob>clap</v>\n")[0] == [("wave", 1, 2), ("clap", 1, 2)]
+
+
 def test_read_events__refuses_a_cue_without_text_or_time(read):
     with pytest.raises(DataError, match="line 3: the cue has no text"):
         read("WEBVTT\n\n00:01.000 --> 00:02.500\n\n")

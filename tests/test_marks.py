@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dtsf.errors import DataError
+from dtsf.errors import ConfigError, DataError
 from dtsf.recordings.clips import gaps, import_events
 from dtsf.recordings.events import read_all_events, read_events
 from dtsf.recordings.settings import ClipSettings
@@ -202,6 +202,24 @@ def test_import_events__a_mark_in_the_second_chapter_is_read_from_it(tmp_path, f
         ("GH02.avi", "wave", "1", "3", "20"), ("GH02.avi", "clap", "4", "5", "20"),
     ]
     assert "line 4: 'split' (19 to 21 s) lies where no single file has all of it" in made.left_out[0]
+
+
+def test_import_events__nothing_in_any_spelling_is_no_event(tmp_path, film):
+    (tmp_path / "r.csv").write_text(f"recording,view,path\nday,a,{film}\n")
+    (tmp_path / "m.csv").write_text("start,stop,label\n0,1,wave\n1.5,2,Nothing\n15,16,wave\n")
+    made = import_events([tmp_path / "m.csv"], tmp_path / "r.csv", tmp_path / "out.csv", ClipSettings(nothing=1))
+    assert made.labels == {"nothing": 3, "wave": 2}
+    assert any("'Nothing' is read as the class nothing" in note for note in made.notes)
+    with pytest.raises(ConfigError, match="--nothing-seconds 0.001 is less than a frame of 'day'"):
+        import_events([tmp_path / "m.csv"], tmp_path / "r.csv", tmp_path / "o.csv", ClipSettings(nothing_seconds=0.001))
+
+
+def test_import_events__cameras_that_share_no_time_are_named(tmp_path, film):
+    os.link(film, tmp_path / "b.mp4")
+    (tmp_path / "r.csv").write_text(f"recording,view,path,offset\nday,a,{film},0\nday,b,b.mp4,100\n")
+    (tmp_path / "m.csv").write_text("start,stop,label\n0,0.5,wave\n")
+    made = import_events([tmp_path / "m.csv"], tmp_path / "r.csv", tmp_path / "out.csv")
+    assert any("the cameras of 'day' share no time: check the offsets" in note for note in made.notes)
 
 
 def test_gaps__are_what_no_interval_covers():

@@ -173,9 +173,15 @@ def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_o
     assert "1 recordings have no subject" in notes
     assert "does not know are left out: 2 jump" in notes
     assert "2 marks are left out: not all cameras film at that time" in notes
+    assert "marks begin before another" not in notes
     leaked = judged(allow_leak=True)
     assert leaked.recordings == ("a", "b", "c")
     assert "of people who trained" in leaked.notes[0]
+
+
+def test_evaluate_recordings__marks_of_one_time_are_named(judged, tmp_path):
+    (tmp_path / "b.csv").write_text("start,stop,label\n1,5,kick\n2,3,kick\n4,6,kick\n")
+    assert any("2 marks begin before another one ends" in note for note in judged().notes)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from dtsf.errors import ConfigError, DataError
 from dtsf.predict.views import choose_views, trained_region
 from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
-from dtsf.recordings.clips import NOTHING
-from dtsf.recordings.events import Event, read_all_events
+from dtsf.recordings.events import NOTHING, Event, read_all_events
 from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, read_recordings
 from dtsf.recordings.timeline import Model, Plan, Progress, find_timeline, write_files

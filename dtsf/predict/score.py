@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import DataError
 from dtsf.predict.recordings import find_timelines
-from dtsf.recordings.clips import NOTHING
-from dtsf.recordings.events import read_all_events
+from dtsf.recordings.events import NOTHING, read_all_events
 from dtsf.recordings.metrics import Scored, Segment, TimelineMetrics, measure
 from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Recording, check_offsets, read_recordings
@@ -82,6 +82,13 @@ def evaluate_recordings(
         n_outside += len(marks) - len(inside)
         bouts = tuple(Segment(bout.start, bout.stop, bout.label, bout.probability) for bout in timeline.bouts)
         scored.append(Scored(timeline.recording, timeline.start, timeline.stop, inside, bouts))
+    ordered = [sorted((mark.start, mark.stop) for mark in one.marks) for one in scored]
+    ends = [list(accumulate((stop for _, stop in one), max)) for one in ordered]
+    n_over = sum(
+        b[0] < stop for one, end in zip(ordered, ends, strict=True) for b, stop in zip(one[1:], end, strict=False)
+    )
+    if n_over:
+        notes.append(f"{n_over} marks begin before another one ends; a timeline has one action at a time")
     if n_outside:
         notes.append(f"{n_outside} marks are left out: not all cameras film at that time")
     return RecordingsEvaluation(

@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from dtsf.errors import DataError
+from dtsf.errors import ConfigError, DataError
 from dtsf.names import counted
 from dtsf.pipeline.datasets.import_lists import write_manifest
 from dtsf.pipeline.video.container import open_video
-from dtsf.recordings.events import Event, read_all_events
+from dtsf.recordings.events import NOTHING, Event, read_all_events
 from dtsf.recordings.settings import ClipSettings
 from dtsf.recordings.table import Chapter, Recording, chapters, check_offsets, read_recordings
 from dtsf.settings import Frozen
 
-NOTHING = "nothing"
-"""Class of pauses, and of movements that are no event."""
 COLUMNS = ("path", "label", "group", "view", "subject", "start", "end", "offset")
 COVERED = 0.9  # share of an event that a camera must have filmed
 GOLDEN = 0.6180339887498949
@@ -70,6 +68,14 @@ def import_events(
     used: dict[str, list[Event]] = {}
     for name, film in films.items():
         used[name] = []
+        if film.stop <= film.start:
+            notes.append(
+                f"the cameras of {name!r} share no time: check the offsets (dtsf sync --recordings {recordings})"
+            )
+        if (settings.nothing_seconds or film.frame) < film.frame:
+            raise ConfigError(
+                f"--nothing-seconds {settings.nothing_seconds:g} is less than a frame of {name!r} ({film.frame:.3f} s)"
+            )
         overlaps += _overlaps(by_recording[name], film.frame)
         for event in by_recording[name]:
             made, reason = film.clips(event, out)
@@ -81,10 +87,11 @@ def import_events(
     n_events = sum(map(len, used.values()))
     if not n_events:
         raise DataError(f"no clip for {counted(len(events), 'event')}; the first: {left_out[0]}")
-    lengths = np.sort([event.stop - event.start for of_film in used.values() for event in of_film])
+    acts = {name: [event for event in of_film if event.label != NOTHING] for name, of_film in used.items()}
+    lengths = np.sort([event.stop - event.start for of_film in acts.values() for event in of_film])
     n_nothing = wanted = 0
     for name, film in films.items():
-        count = round(settings.nothing * len(used[name]))
+        count = round(settings.nothing * len(acts[name]))
         for event in film.nothing(by_recording[name], count, lengths, settings):
             made, _ = film.clips(event, out)
             rows += made

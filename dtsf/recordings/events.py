@@ -34,6 +34,8 @@ from dtsf.recordings.marks import (
 )
 from dtsf.recordings.table import Recording, chapters
 
+NOTHING = "nothing"
+"""Class of pauses, and of movements that are no event."""
 MAX_BYTES = 1 << 28
 FORMS = (
     "give BORIS's events (tabular or aggregated, CSV or TSV), ELAN's .eaf, CVAT's XML, Label Studio's JSON, WebVTT, SRT, or a "
@@ -106,6 +108,7 @@ def read_events(
     events = []
     unknown: dict[str, str] = {}
     shifted: Counter[str] = Counter()
+    renamed: Counter[str] = Counter()
     # Most marks of a file mean the same recording and the same video.
     owners: dict[tuple[object, ...], tuple[Recording | None, _Clock | None]] = {}
     for mark in marks:
@@ -125,6 +128,9 @@ def read_events(
             if clock.begin:
                 shifted[f"{clock.path} ({clock.begin:+g} s)"] += 1
         label, subject = tidy(mark.label), tidy(mark.subject) or recording.subject
+        if label.casefold() == NOTHING and label != NOTHING:
+            renamed[label] += 1
+            label = NOTHING
         if not label:
             raise DataError(f"{mark.place}: the label is empty: name the action, or remove the mark")
         events.append(Event(recording.name, round(start, 6), round(stop, 6), label, subject, mark.line, mark.place))
@@ -135,6 +141,7 @@ def read_events(
     notes += [
         f"{place}: the table has no recording {name!r}; its marks are left out" for name, place in unknown.items()
     ]
+    notes += [f"{path}: {label!r} is read as the class {NOTHING}" for label in renamed]
     notes += [
         f"{path}: {counted(n, 'mark counts', 'marks count')} from the beginning of {name}"
         for name, n in shifted.items()
@@ -243,7 +250,7 @@ def _seconds_of_frames(
     if rate:
         return mark.start / rate, mark.stop / rate
     times = _frame_seconds(clock.path)
-    if not 0 <= mark.start <= mark.stop < len(times) + 1:
+    if min(mark.start, mark.stop) < 0 or max(mark.start, mark.stop) > len(times):
         raise DataError(
             f"{mark.place}: it is at frames {mark.start:g} to {mark.stop:g}, but {clock.path} has {len(times) - 1}: give the "
             "frames a second that the tool counts as --fps"

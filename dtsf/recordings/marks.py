@@ -36,7 +36,8 @@ AGGREGATED = {**BORIS, "start": ("start (s)",), "stop": ("stop (s)",)}
 MODIFIERS = {"modifiers": ("modifiers",), "modifier": ("modifier #1",)}
 TABULAR = {**BORIS, **MODIFIERS, "time": ("time", "time (s)"), "status": ("behavior type", "status")}
 NO_SUBJECT = "no focal subject"
-CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}[.,]\d+)"
+CLOCK = r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:[.,]\d+)?)"
+VOICE = re.compile(r"<v(?:\.[^ >]*)?\s+([^>]+)>")
 CUE = re.compile(rf"{CLOCK}\s*-->\s*{CLOCK}")
 
 
@@ -163,14 +164,16 @@ def read_cues(text: str, where: str) -> Marks:
             if not below.strip():
                 break
             body.append(below.strip())
-        voice = re.search(r"<v(?:\.[^ >]*)?\s+([^>]+)>", " ".join(body))
-        label = re.sub(r"<[^>]*>", "", " ".join(body)).strip()
-        label = html.unescape(label) if is_vtt else label
-        if not label:
-            raise DataError(f"{where}, line {k + 1}: the cue has no text: its text is the label")
-        marks.append(
-            Mark(start, stop, label, k + 1, f"{where}, line {k + 1}", subject=voice[1].strip() if voice else "")
-        )
+        # A cue may have several voices, and SRT's tags of a place: {\an8}.
+        parts = VOICE.split(" ".join(body))
+        for subject, spoken in zip(("", *parts[1::2]), parts[::2], strict=True):
+            label = re.sub(r"<[^>]*>|\{\\[^}]*\}", "", spoken).strip()
+            label = html.unescape(label) if is_vtt else label
+            if not label and (subject or len(parts) == 1):
+                raise DataError(f"{where}, line {k + 1}: the cue has no text: its text is the label")
+            if label:
+                place = f"{where}, line {k + 1}"
+                marks.append(Mark(start, stop, label, k + 1, place, subject=subject.strip()))
     return marks, []
 
 

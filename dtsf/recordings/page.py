@@ -12,8 +12,7 @@ from urllib.parse import quote
 import numpy as np
 
 from dtsf.recordings.bouts import Bout, Timeline
-from dtsf.recordings.clips import NOTHING
-from dtsf.recordings.events import Event
+from dtsf.recordings.events import NOTHING, Event
 from dtsf.report.page import embed_json, render
 
 PICTURES, POINTS = 4, 3000  # pictures of a bout, and points of the curves
