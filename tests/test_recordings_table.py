@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dtsf.errors import DataError
-from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, read_recordings
+from dtsf.errors import ConfigError, DataError
+from dtsf.recordings.settings import TimelineSettings
+from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, check_videos, read_recordings
 
 
 def table(folder: Path, text: str, files="a.mp4 b.mp4 c.mp4 marks.csv") -> Path:
@@ -59,6 +60,35 @@ def test_check_offsets__names_the_line_and_the_command_unless_there_is_one_camer
     check_offsets(yard, path)
     with pytest.raises(DataError, match=r"line 3: camera '2' of 'lab' has no offset: dtsf sync --recordings .* --write"):
         check_offsets(lab, path)
+
+
+@pytest.mark.parametrize("offset", [float("nan"), float("inf"), -1e9])
+def test_check_offsets__refuses_what_is_no_time(offset):
+    recording = Recording("day", None, (Camera("a", (Path("a.mp4"),), offset),))
+    with pytest.raises(DataError, match="camera 'a' of 'day' has the offset"):
+        check_offsets(recording, Path("recordings"))
+
+
+@pytest.mark.parametrize(("videos", "message"), [
+    (("a.mp4", "b.mp4"), "there is no file b.mp4"),
+    (("a.mp4", "./a.mp4"), "a.mp4 is given for two cameras"),
+    ((".",), "there is no file ."),
+    (("rtsp://x/y",), "rtsp://x/y is no file: dtsf timeline RUN --follow --video rtsp://x/y"),
+    (("-",), "- is no file: .* --follow"),
+])
+def test_check_videos__one_file_a_camera_unless_they_are_still_written(tmp_path, monkeypatch, videos, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    with pytest.raises(DataError, match=message):
+        check_videos(videos)
+    if len(videos) == 1:
+        check_videos(videos, live=True)
+
+
+@pytest.mark.parametrize("windows", ["0", "-1", "nan", "1e6", "2,0.001", "2;3", (2.0, 0.0)])
+def test_timeline_settings__windows_are_seconds_that_a_camera_can_show(windows):
+    with pytest.raises(ConfigError, match="--windows .*must be seconds from 0.1 to 3600"):
+        TimelineSettings.of(windows=windows)
 
 
 def test_chapters__each_begins_where_the_one_before_ends(tmp_path, make_video):

@@ -40,7 +40,7 @@ def timeline_command(
         bool, Option("--follow", help="Read videos while they are written: a file, -, or rtsp://...")
     ] = False,
     wait: Annotated[
-        float, Option(help="With --follow: seconds without data after which a video is at its end.")
+        float, Option(min=0.1, max=86400, help="With --follow: seconds without data after which a video is at its end.")
     ] = 10.0,
     *,
     settings: TimelineSettings,
@@ -113,7 +113,7 @@ def _follow(
     before = {
         number: signal.signal(number, lambda *_: stopped.append(True)) for number in (signal.SIGINT, signal.SIGTERM)
     }
-    recording = recording_of(run, videos, offsets, views)
+    recording = recording_of(run, videos, offsets, views, live=True)
 
     def on_progress(p: Progress) -> None:
         nonlocal behind

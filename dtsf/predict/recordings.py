@@ -19,7 +19,7 @@ from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
 from dtsf.recordings.events import NOTHING, Event, read_all_events
 from dtsf.recordings.settings import TimelineSettings
-from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, read_recordings
+from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, check_videos, read_recordings
 from dtsf.recordings.timeline import Model, Plan, Progress, find_timeline, write_files
 from dtsf.recordings.windows import Grid, Window, plan_grid, read_windows
 
@@ -117,9 +117,17 @@ def _check(grid: Grid, recording: Recording, extents: Sequence[tuple[float, floa
 
 
 def recording_of(
-    run: Run, videos: Sequence[Path | str], offsets: Sequence[float] = (), views: str | None = None
+    run: Run,
+    videos: Sequence[Path | str],
+    offsets: Sequence[float] = (),
+    views: str | None = None,
+    *,
+    live: bool = False,
 ) -> Recording:
-    """Return the recording of one video for each camera. Raises ConfigError: not as many views or offsets as videos."""
+    """Return the recording of one video for each camera. Raises ConfigError: not as many views or offsets as videos.
+
+    Raises DataError: see :func:`dtsf.recordings.table.check_videos`.
+    """
     names = run.state.info.view_names
     named = [None if "://" in str(video) or str(video) == "-" else Path(video) for video in videos]
     chosen = choose_views(names, named, views)
@@ -129,6 +137,7 @@ def recording_of(
         raise ConfigError(
             f"--offset: {len(offsets)} given for {len(videos)} videos: give one for each (dtsf sync VIDEO... finds them)"
         )
+    check_videos(videos, live=live)
     cameras = tuple(
         Camera(names[number], (Path(video),), offset)
         for number, video, offset in zip(chosen.numbers, videos, offsets or [0.0] * len(videos), strict=True)
@@ -201,6 +210,7 @@ def find_windows(
     Arguments and errors are those of :func:`find_timelines`.
     """
     settings = (settings or TimelineSettings()).changed(**changes)
+    check_offsets(recording, Path("recordings"))
     plan = plan_recording(run, recording, settings, recording.name)
     model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
     every = [True] * len(model.names)

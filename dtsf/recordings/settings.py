@@ -10,12 +10,15 @@ from pydantic import BeforeValidator, Field
 from dtsf.settings import Settings
 
 
-def _numbers(value: Any) -> Any:
-    """Convert ``2, 3.5`` to numbers. Raises ValueError: another text."""
+def _lengths(value: Any) -> Any:
+    """Convert ``2, 3.5`` to seconds. Raises ValueError: another text, or a number out of range."""
     try:
-        return tuple(float(word) for word in value.split(",") if word.strip()) if isinstance(value, str) else value
-    except ValueError as error:
-        raise ValueError("must be numbers separated by commas, such as 2,3.5") from error
+        numbers = [float(word) for word in value.split(",") if word.strip()] if isinstance(value, str) else list(value)
+        if all(0.1 <= number <= 3600 for number in numbers):
+            return tuple(numbers)
+    except (TypeError, ValueError):
+        pass
+    raise ValueError("must be seconds from 0.1 to 3600, separated by commas, such as 2,3.5")
 
 
 class MarkSettings(Settings):
@@ -45,7 +48,7 @@ class ClipSettings(MarkSettings):
 class TimelineSettings(MarkSettings):
     """Settings of ``dtsf timeline``."""
 
-    windows: Annotated[tuple[float, ...], BeforeValidator(_numbers)] = Field(
+    windows: Annotated[tuple[float, ...], BeforeValidator(_lengths)] = Field(
         default=(), max_length=16, json_schema_extra={"default_text": "as long as the training's events"}
     )
     """Lengths of the windows in seconds, separated by commas."""

@@ -67,15 +67,23 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
     return tuple(_recording(name, of_name, base, path) for name, of_name in by_name.items())
 
 
+def check_videos(videos: Sequence[Path | str], *, live: bool = False) -> None:
+    """Raise DataError: a file is missing, or is given for two cameras. ``live``: they are still written, or are addresses."""
+    seen: set[str] = set()
+    for video in map(str, videos):
+        if not live and (video == "-" or "://" in video):
+            raise DataError(f"{video} is no file: dtsf timeline RUN --follow --video {video} reads it while it films")
+        if not live and not os.path.isfile(video):
+            raise DataError(f"there is no file {video}: correct the path")
+        place = video if "://" in video else os.path.realpath(video)
+        if place in seen:
+            raise DataError(f"{video} is given for two cameras: give one file per camera")
+        seen.add(place)
+
+
 def recording_of(paths: Sequence[Path], name: str = "recording") -> Recording:
-    """Return the recording of videos that are given one per camera. Raises DataError: a file is missing, or is given twice."""
-    seen: dict[str, Path] = {}
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"there is no file {path}: correct the path")
-        first = seen.setdefault(os.path.realpath(path), path)
-        if first is not path:
-            raise DataError(f"{path} is given for two cameras: give one file per camera")
+    """Return the recording of videos that are given one per camera. Raises DataError: see :func:`check_videos`."""
+    check_videos(paths)
     return Recording(name, None, tuple(Camera(str(k), (path,)) for k, path in enumerate(paths, 1)))
 
 
@@ -154,7 +162,12 @@ def chapters(camera: Camera) -> tuple[Chapter, ...]:
 
 
 def check_offsets(recording: Recording, table: Path) -> None:
-    """Check that all cameras have one clock. Raises DataError: there are several cameras, and one has no offset."""
+    """Check that all cameras have one clock. Raises DataError: of several cameras one has no offset, or one is no number."""
+    for camera in recording.cameras:
+        if camera.offset is not None and not abs(camera.offset) <= MAX_OFFSET:
+            raise DataError(
+                f"camera {camera.view!r} of {recording.name!r} has the offset {camera.offset}: give seconds"
+            )
     for camera in recording.cameras if len(recording.cameras) > 1 else ():
         if camera.offset is None:
             raise DataError(
