@@ -5,12 +5,11 @@ from dataclasses import replace
 import make_groups
 import pytest
 import torch
-from make_cache import clip
 from make_groups import CLASSES, SMALL, VIEWS, toy
 
 from dtsf.errors import ConfigError
 from dtsf.model.network import DTSFNet
-from dtsf.training.data import evaluation_batches, number_backgrounds, training_batches
+from dtsf.training.data import evaluation_batches, number_names, training_batches
 from dtsf.training.debias import DebiasConfig, make_debiaser
 from dtsf.training.debias.background import cluster, dependence, reverse_gradient
 from dtsf.training.debias.still_frames import frame_confidence
@@ -91,10 +90,10 @@ def test_cluster__finds_the_backgrounds_and_repeats():
     assert cluster(torch.zeros(5, 2), 3, torch.Generator().manual_seed(0)).max() < 3  # all the same point
 
 
-def test_number_backgrounds__needs_a_background_of_every_clip():
-    clips = [clip(str(k), background=name) for k, name in enumerate(["kitchen", "hall", "kitchen"])]
-    assert number_backgrounds(clips).tolist() == [1, 0, 1]
-    assert number_backgrounds([*clips, clips[0].model_copy(update={"background": None})]) is None
+def test_number_names__needs_a_name_of_every_clip():
+    assert number_names(["kitchen", "hall", "kitchen"]).tolist() == [1, 0, 1]
+    assert number_names(["kitchen", None]) is None
+    assert number_names([]) is None
 
 
 def test_hsic__takes_named_backgrounds_or_clusters(groups):
@@ -172,7 +171,7 @@ def test_stillmix__trains(groups, tmp_path):
 @pytest.mark.parametrize(("method", "message"), [
     ("stillmix", '"stillmix" adds still frames.*--set model.branch.0.input=frames'),
     ("albar", '"albar" adds still frames.*--set model.branch.0.input=frames'),
-    ("places", "'none', 'hsic', 'stillmix', 'albar' or 'soar'"),
+    ("places", "'none', 'hsic', 'stillmix', 'albar', 'soar', 'prototypes', 'actionmae' or 'cir'"),
 ])
 def test_recipe__refuses_still_frames_for_a_dynamic_input_and_unknown_methods(method, message):
     with pytest.raises(ConfigError, match=message):
@@ -243,7 +242,7 @@ def test_soar__adversaries_and_features_learn_the_opposite(groups, tmp_path):
     assert "background" not in log[0]
 
 
-@pytest.mark.parametrize("peer", ["fusion=mean", "fusion=concat", "fusion=tmc", "fusion=sfm", "branch.0.msm=true"])
+@pytest.mark.parametrize("peer", ["fusion=mean", "fusion=concat", "fusion=tmc", "fusion=sfm", "fusion=mixer", "branch.0.msm=true"])
 def test_fit__trains_every_fusion_and_msm(groups, tmp_path, peer):
     _, log = train(groups, tmp_path / "run", f"model.{peer}", *QUICK)
     assert_learned(log)

@@ -53,7 +53,7 @@ def test_fusion__weights_sum_to_one_and_absent_views_are_never_read(name, groups
     assert torch.equal(fused.weights_BV, dirty.weights_BV)
 
 
-@pytest.mark.parametrize("name", ["msf", "mean", "tmc", "sfm"])
+@pytest.mark.parametrize("name", ["msf", "mean", "tmc", "sfm", "mixer"])
 @given(groups=groups_of_views(), data=st.data())
 @settings(max_examples=60)
 def test_fusion__permuted_views_permute_weights_and_keep_the_output(name, groups, data):
@@ -153,6 +153,21 @@ def test_sfm__views_correct_each_other():
     mask = torch.ones(1, 3, dtype=torch.bool)
     plain = fuse.project(feature.mean(1))
     assert not torch.allclose(fuse(feature, logits, mask).feature_BD, plain)
+    alone = torch.tensor([[True, False, False]])
+    torch.testing.assert_close(fuse(feature, logits, alone).feature_BD, fuse.project(feature[:, 0]))
+
+
+def test_mixer__is_one_step_of_a_gated_unit_from_each_view():
+    fuse = make("mixer")
+    feature, logits = torch.randn(1, 3, WIDTH).double(), torch.zeros(1, 3, CLASSES).double()
+    mask = torch.tensor([[True, False, True]])
+    steps = []
+    for mine, other in ((0, 2), (2, 0)):
+        state = feature[0, mine]
+        mixed = fuse.mix(torch.cat([state, feature[0, other]]))
+        reset, update = fuse.gates(torch.cat([mixed, state])).sigmoid().chunk(2)
+        steps.append((1 - update) * state + update * fuse.candidate(torch.cat([mixed, reset * state])).tanh())
+    torch.testing.assert_close(fuse(feature, logits, mask).feature_BD[0], fuse.project(sum(steps) / 2))
     alone = torch.tensor([[True, False, False]])
     torch.testing.assert_close(fuse(feature, logits, alone).feature_BD, fuse.project(feature[:, 0]))
 

@@ -17,6 +17,7 @@ from dtsf.report.gallery import VIEW_COLOURS, choose_frames, draw_thumbnails
 from dtsf.report.probes import DatasetProbe, Probes, probe
 from dtsf.report.run_data import open_run_cache, read_run
 from dtsf.report.run_page import report_run
+from dtsf.training.probes import InputProbes
 
 HOSTILE = {
     "class": "<script>window.broken = 1</script>",
@@ -171,12 +172,21 @@ def test_probe__agrees_with_evaluate(world):
     run = load(world / "run")
     steps = []
     probes = probe(data_of_run, run.net, data, world / "cache", lambda *step: steps.append(step))
-    assert [v.name for v in probes.views] == [f"{word} view {k}" for word in ("only", "without") for k in "123"]
+    views = probes.inputs.of("views")
+    assert [v.name for v in views] == [f"{word} view {k}" for word in ("only", "without") for k in "123"]
     alone = run.evaluate(world / "cache", views="2").metrics
-    assert probes.views[1].metrics == alone
-    assert probes.views[5].metrics.top1 == run.evaluate(world / "cache", views="1,2").metrics.top1
-    assert [v.top1_all for v in probes.views] == pytest.approx([data_of_run.metrics.top1] * 6)
-    assert steps[-1][:2] == (6, 6)
+    assert (views[1].top1, views[1].uncertainty) == (alone.top1, pytest.approx(alone.uncertainty))
+    assert views[5].top1 == run.evaluate(world / "cache", views="1,2").metrics.top1
+    assert [v.top1_unchanged for v in views] == pytest.approx([data_of_run.metrics.top1] * 6)
+    assert steps[-1][:2] == (12, 12)
+    assert run.evaluate(world / "cache", probes=True).probes == probes.inputs
+
+
+def test_run_page__shows_the_probes_and_shares(visit, run_page):
+    page, _, _ = visit(run_page)
+    table = page.locator("table", has_text="random order").first
+    assert table.locator("tbody tr").count() == 5
+    assert page.locator("svg[aria-label='static shares of the features'] rect").count() == 4 * 3
 
 
 @pytest.mark.slow
@@ -200,7 +210,7 @@ def test_probe__evaluates_other_datasets_and_names_shared_subjects(dtsf, world, 
 def test_static_bias__is_agreement_minus_conflict():
     numbers = (("a-aligned", 0.9), ("a-conflict", 0.6), ("b-conflict", 0.5))
     datasets = tuple(DatasetProbe(name, SimpleNamespace(top1=top1), (), 0) for name, top1 in numbers)
-    assert Probes((), datasets, (), None).static_bias == {"a": pytest.approx(0.3)}
+    assert Probes(InputProbes(inputs=(), static_shares=()), datasets, (), None).static_bias == {"a": pytest.approx(0.3)}
 
 
 def test_run_page__without_its_cache_still_has_the_numbers(dtsf, world, tmp_path):

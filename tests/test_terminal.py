@@ -290,7 +290,7 @@ def test_dtsf__without_a_command_introduces_three_commands(dtsf, tmp_path):
 
 
 def test_evaluation_lines__shows_the_classes_of_lowest_recall():
-    from dtsf.cli.run import evaluation_lines
+    from dtsf.cli.evaluation import evaluation_lines
 
     names = [f"class {k}" for k in range(40)]
     recall = {name: (k % 7) / 10 for k, name in enumerate(names)}
@@ -298,6 +298,7 @@ def test_evaluation_lines__shows_the_classes_of_lowest_recall():
         **{"auroc_uncertainty": None, "top1": 0.5, "top5": 0.9, "ece": 0.1, "uncertainty": 0.2, "n_groups": 40, "n_clips": 40},
         **{"dataset": "d", "task": "t", "draws": 1, "adapted": False, "unknown": None, "left_out": {}, "groups_left_out": {}},
         **{"view_names": ["1"], "view_weights": [1.0], "view_top1": [0.5], "views": ["1"], "per_class": recall},
+        "probes": None,
         "notes": ["two subjects"],
         "confusion_cells": [(k, k, 1) for k in range(40)],
     }

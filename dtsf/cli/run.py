@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Exit, Option
 
+from dtsf.cli.evaluation import evaluation_lines
 from dtsf.cli.options import CACHE, with_settings
 from dtsf.cli.recordings import show_evaluation
-from dtsf.cli.screen import CLASSES_SHOWN, Lines, console, emit, progress, set_verbosity, styled, table
+from dtsf.cli.screen import console, emit, progress, set_verbosity, styled, table
 from dtsf.errors import ConfigError
 from dtsf.names import counted
 from dtsf.recordings.settings import MarkSettings, TimelineSettings
@@ -121,6 +122,9 @@ def evaluate_command(
         Option(help="Also test unknown actions: excluded (the classes of train.exclude_classes), or another dataset."),
     ] = None,
     adapt: Annotated[bool, Option("--adapt", help="Adapt the network to the test clips (ViTTA).")] = False,
+    probes: Annotated[
+        bool, Option("--probes", help="Also probe what the network reads: other orders, backgrounds, fewer views.")
+    ] = False,
     recordings: Annotated[Path | None, Option(help=RECORDINGS_HELP)] = None,
     out: Annotated[
         Path | None, Option(help="With --recordings: folder of the timelines. Default: RUN/timeline.")
@@ -135,7 +139,7 @@ def evaluate_command(
     if recordings is None and (out is not None or allow_leak or tier or fps):
         raise ConfigError("--out, --allow-leak, --tier and --fps need --recordings FILE")
     if recordings is not None:
-        given = (dataset, protocol, unknown, draws, split != "test", views != "all", adapt)
+        given = (dataset, protocol, unknown, draws, split != "test", views != "all", adapt, probes)
         if any(value not in (None, False) for value in given):
             raise ConfigError(
                 "--recordings has no clips of a cache: of the other options, it takes only --out, --allow-leak, --tier and --fps"
@@ -145,55 +149,9 @@ def evaluate_command(
         return
     options: dict[str, Any] = {"dataset": dataset, "protocol": protocol, "split": split, "views": views, "draws": draws}
     with progress("evaluate", "groups"):
-        document = api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt).summary()
+        document = api.load(run).evaluate(cache, **options, unknown=unknown, adapt=adapt, probes=probes).summary()
     del document["predictions"]
     emit(document, evaluation_lines(document), ["", f"next: dtsf report {run}"])
-
-
-def evaluation_lines(document: dict[str, Any]) -> Lines:
-    """Yield the lines and tables of an evaluation."""
-    auroc, unknown = document["auroc_uncertainty"], document["unknown"]
-    yield styled(
-        ("top-1 ", "bold"),
-        (f"{document['top1']:.3f}", "bold green"),
-        f"  top-5 {document['top5']:.3f}  on {document['n_groups']} groups ({document['n_clips']} clips) of "
-        f"{document['dataset']}: {document['task']}"
-        + (f"; mean of {document['draws']} draws of frames" if document["draws"] > 1 else "")
-        + ("; adapted to the test clips" if document["adapted"] else ""),
-    )
-    of_errors = f"; AUROC of uncertainty for errors {auroc:.2f}" if auroc is not None else ""
-    yield styled(f"calibration error {document['ece']:.3f}; mean uncertainty {document['uncertainty']:.3f}{of_errors}")
-    if unknown:
-        yield styled(
-            f"unknown actions ({unknown['n_groups']} groups: {unknown['description']}): AUROC {unknown['auroc']:.2f}, "
-            f"FPR at 95 % TPR {unknown['fpr95']:.2f}, mean uncertainty {unknown['uncertainty']:.3f}"
-        )
-    missing = [f"{counted(n, 'clip')} {reason}" for reason, n in document["left_out"].items()]
-    missing += [f"{counted(n, 'group')} {reason}" for reason, n in document["groups_left_out"].items()]
-    if missing:
-        yield styled((f"not in these numbers: {', '.join(missing)}", "yellow"))
-    yield from (styled((f"note: {note}", "yellow")) for note in document["notes"])
-    all_views = zip(document["view_names"], document["view_weights"], document["view_top1"], strict=True)
-    rows: list[tuple[object, ...]] = [
-        (name, f"{weight:.3f}", "-" if top1 is None else f"{top1:.3f}")
-        for name, weight, top1 in all_views
-        if name in document["views"]
-    ]
-    yield styled("")
-    yield table("", ("view", "mean weight", "top-1 of its own feature"), rows)
-    classes, row_of = list(document["per_class"].items()), defaultdict[int, dict[int, int]](dict)
-    for true, found, count in document["confusion_cells"]:
-        row_of[true][found] = count
-    tested = [(recall, k, name) for k, (name, recall) in enumerate(classes) if k in row_of]
-    # With many classes, only those of lowest recall: the numbers above must stay visible.
-    many, rows = len(tested) > CLASSES_SHOWN, []
-    for recall, k, name in sorted(tested)[:CLASSES_SHOWN] if many else tested:
-        wrong = [(count, classes[j][0]) for j, count in row_of[k].items() if j != k]
-        most = max(wrong, default=None)
-        rows.append((name, f"{recall:.3f}", sum(row_of[k].values()), f"{most[1]} ({most[0]})" if most else ""))
-    yield styled("")
-    title = f"the {CLASSES_SHOWN} classes of lowest recall, of {len(tested)}" if many else ""
-    yield table(title, ("class", "recall", "groups", "most frequent wrong answer"), rows)
 
 
 def export_command(

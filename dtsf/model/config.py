@@ -41,6 +41,12 @@ class BranchConfig(BaseModel):
     msm: bool = False
     """Apply the Motion Sense Module of MS-SC, a peer of TSM; see :func:`dtsf.model.motion.sense_motion`."""
 
+    @property
+    def words(self) -> str:
+        """Input and views in words."""
+        of_views = {"each": "each view", "sequence": "all views as a sequence", "all": "all views together"}
+        return f"{self.input} of {of_views[self.views]}"
+
 
 class ModelConfig(BaseModel):
     """Settings of the network. Recipes store them as ``[model]``."""
@@ -90,9 +96,10 @@ class ModelConfig(BaseModel):
     occlusion_threshold: float = Field(default=0.0, ge=0, le=1)
     """Exclude a view from the fusion in evaluation if its motion share (see :func:`dtsf.model.motion.motion_share`) is below this
     factor times the smallest share of that view in training. 0 excludes no view; choose 0.95 for fixed cameras."""
-    fusion: Literal["msf", "mean", "concat", "tmc", "sfm"] = "msf"
+    fusion: Literal["msf", "mean", "concat", "tmc", "sfm", "mixer"] = "msf"
     """Fusion of the views' features. ``msf`` is the paper's. ``mean`` and ``concat`` are baselines without evidence. ``tmc``
-    combines the views' evidence by Dempster's rule. ``sfm`` is the cross-attention of MS-SC. See :mod:`dtsf.model.fusion`."""
+    combines the views' evidence by Dempster's rule. ``sfm`` is the cross-attention of MS-SC, ``mixer`` the recurrent unit of
+    M-Mixer. See :mod:`dtsf.model.fusion`."""
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth at the last block; it grows linearly from 0."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

@@ -119,12 +119,40 @@ class SemanticCorrection(nn.Module):
         return Fused(self.project(fused.feature_BD), fused.weights_BV)
 
 
-FUSIONS: dict[str, Fusion | type[ConcatFusion | SemanticCorrection]] = {  # by the name in model.fusion
+class Mixer(nn.Module):
+    """A gated recurrent unit that mixes the feature of each view with the content of the others, then one map: M-Mixer.
+    Lee et al., "Modality Mixer for Multi-modal Action Recognition" (WACV 2023; abstract only): a recurrent unit encodes the
+    sequence of one modality together with the content feature of the others. Our reading: modalities are views. Their sequences are
+    encoded before the fusion, so the unit makes one step, from ``Z_v`` as its state. The content is the mean of the other present
+    views (none: ``Z_v' = Z_v``). With ``m = M [Z_v; content]`` and ``r, z = sigmoid(G [m; Z_v])``, it is ``Z_v' = (1 - z) Z_v + z
+    tanh(C [m; r Z_v])`` and ``Z = P mean_v Z_v'``.
+    """
+
+    def __init__(self, width: int, n_views: int) -> None:  # noqa: ARG002
+        super().__init__()
+        self.mix, self.candidate = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        self.gates, self.project = nn.Linear(2 * width, 2 * width), nn.Linear(width, width)
+
+    def forward(self, feature_BVD: Tensor, view_logits_BVK: Tensor, mask_BV: Tensor) -> Fused:
+        """Fuse."""
+        feature_BVD = _present_features(feature_BVD, mask_BV)
+        others_B11 = (mask_BV.sum(1) - 1).view(-1, 1, 1)
+        content_BVD = (feature_BVD.sum(1, keepdim=True) - feature_BVD) / others_B11.clamp(min=1)
+        mixed_BVD = self.mix(torch.cat([feature_BVD, content_BVD], -1))
+        reset_BVD, update_BVD = self.gates(torch.cat([mixed_BVD, feature_BVD], -1)).sigmoid().chunk(2, -1)
+        new_BVD = self.candidate(torch.cat([mixed_BVD, reset_BVD * feature_BVD], -1)).tanh()
+        new_BVD = torch.where(others_B11 > 0, torch.lerp(feature_BVD, new_BVD, update_BVD), feature_BVD)
+        fused = fuse_mean(new_BVD, view_logits_BVK, mask_BV)
+        return Fused(self.project(fused.feature_BD), fused.weights_BV)
+
+
+FUSIONS: dict[str, Fusion | type[ConcatFusion | SemanticCorrection | Mixer]] = {  # by the name in model.fusion
     "msf": fuse_msf,
     "mean": fuse_mean,
     "tmc": fuse_tmc,
     "concat": ConcatFusion,
     "sfm": SemanticCorrection,
+    "mixer": Mixer,
 }
 
 

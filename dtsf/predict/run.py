@@ -49,6 +49,7 @@ class Run:
         draws: int | None = None,
         unknown: str | None = None,
         adapt: bool = False,
+        probes: bool = False,
     ) -> Evaluation:
         """Evaluate the run on its own dataset, or on another one with the same classes.
 
@@ -61,6 +62,7 @@ class Run:
             draws: Number of frame samples to average. Default: ``train.draws`` of the recipe.
             unknown: Measure how well uncertainty detects unknown actions: a dataset in the cache, or the classes ``excluded``.
             adapt: Adapt the network to the test clips during the evaluation (ViTTA). The run itself does not change.
+            probes: Also probe what the network reads: other backgrounds, other orders of the frames, fewer views.
 
         Raises CheckpointError: the dataset has other classes. Raises CacheError: it has other settings.
         """
@@ -104,6 +106,7 @@ class Run:
             classes=state.info.class_names,
             unknown=unknown_data,
             adapt=adapt,
+            probes=probes,
         )
         if data.info.name == state.info.name and state.catalog not in ("", data.catalog_hash):
             # A test clip may have been a training clip, or had another label.

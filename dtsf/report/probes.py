@@ -1,4 +1,4 @@
-"""Bias probes: accuracy without some views, on other datasets, and on other backgrounds."""
+"""Probes of the report: of the input of the network, on other datasets, and by the names of backgrounds."""
 
 from __future__ import annotations
 
@@ -13,18 +13,11 @@ from dtsf.cache.schema import Clip
 from dtsf.errors import CacheError
 from dtsf.model.network import DTSFNet
 from dtsf.report.run_data import RunData
-from dtsf.training.data import Groups, load_groups
+from dtsf.training.data import load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.metrics import GroupPrediction, Metrics
+from dtsf.training.probes import InputProbes, probe_inputs
 from dtsf.training.protocols import parse_protocol, split_clips
-
-
-class ViewProbe(NamedTuple):
-    """Metrics with some of the views, and top-1 with all views on the same groups."""
-
-    name: str
-    metrics: Metrics
-    top1_all: float
 
 
 class DatasetProbe(NamedTuple):
@@ -53,7 +46,7 @@ class BackgroundProbe(NamedTuple):
 class Probes(NamedTuple):
     """All probes. ``skipped``: datasets that cannot be evaluated, with the reason."""
 
-    views: tuple[ViewProbe, ...]
+    inputs: InputProbes
     datasets: tuple[DatasetProbe, ...]
     skipped: tuple[str, ...]
     background: BackgroundProbe | None
@@ -69,32 +62,23 @@ class Probes(NamedTuple):
 def probe(
     run: RunData, net: DTSFNet, data: CachedDataset, cache: Path, on_step: Callable[[int, int, str], None]
 ) -> Probes:
-    """Evaluate without some views and on the other datasets. ``on_step`` is called with (done, total, name of the next step)."""
+    """Probe the input, and evaluate on the other datasets. ``on_step`` is called with (done, total, name of the next step)."""
     names, others = data.info.view_names, [name for name in list_datasets(cache) if name != data.info.name]
     rule = parse_protocol(run.evaluation.protocol, data.info.kind)
     split = split_clips(data.clips, rule, data.info.kind, names)
-    present = {clip.view for clip in split.test}
-    steps = [("only", view) for view in sorted(present)] if len(present) > 1 else []
-    # With two views, "without 1" is the same as "only 2".
-    steps += [("without", view) for view in sorted(present)] if len(present) > 2 else []
-    total, views, groups = len(steps) + len(others), [], load_groups(data, split.test)
-    right = {p.group: p.label == p.predicted for p in run.metrics.predictions}
-    for k, (word, view) in enumerate(steps):
-        name = f"{word} view {names[view - 1]}"
-        on_step(k, total, name)
-        has_view_G = groups.mask_GV[:, view - 1]
-        with_view = tuple(group for group, has in zip(groups.names, has_view_G.tolist(), strict=True) if has)
-        chosen = Groups(groups.embeddings_NFHWC, groups.row_GV[has_view_G], groups.label_G[has_view_G], with_view)
-        chosen = chosen.with_views({view} if word == "only" else present - {view})
-        if len(chosen):
-            before = [right[group] for group in chosen.names if group in right]
-            top1_all = sum(before) / max(1, len(before))
-            views.append(ViewProbe(name, evaluate_groups(net, chosen, run.class_names), top1_all))
+    steps = 0
+
+    def on_input(done: int, total: int, name: str) -> None:
+        nonlocal steps
+        steps = total
+        on_step(done, total + len(others), name)
+
+    inputs = probe_inputs(net, load_groups(data, split.test), run.class_names, names, on_input)
     subjects = {clip.subject for clip in split.train if clip.subject is not None}
     trained = [data.pieces[clip.id] for clip in split.train]
     state, datasets, skipped = run.checkpoint.state, [], []
-    for k, name in enumerate(others, len(steps)):
-        on_step(k, total, name)
+    for k, name in enumerate(others, steps):
+        on_step(k, steps + len(others), name)
         try:
             other = open_dataset(cache, name)
             if other.info.class_names != state.info.class_names:
@@ -108,9 +92,9 @@ def probe(
             shared = {clip.subject for clip in other.clips if clip.subject is not None} & subjects
             copies, _ = find_copies([*other.pieces.values()], trained)
             datasets.append(DatasetProbe(other.info.name, metrics, tuple(sorted(shared)), len(copies)))
-    on_step(total, total, "")
+    on_step(steps + len(others), steps + len(others), "")
     background = _probe_backgrounds(split.train, split.test, run.metrics.predictions)
-    return Probes(tuple(views), tuple(datasets), tuple(skipped), background)
+    return Probes(inputs, tuple(datasets), tuple(skipped), background)
 
 
 def _probe_backgrounds(

@@ -13,7 +13,7 @@ from dtsf.cache.schema import Clip
 from dtsf.report import svg
 from dtsf.report.gallery import choose_samples, network_strips
 from dtsf.report.page import render, write_page
-from dtsf.report.probes import probe
+from dtsf.report.probes import Probes, probe
 from dtsf.report.run_data import RunData, open_run_cache, read_run, recipe_text
 from dtsf.training.checkpoint import load_network
 from dtsf.training.metrics import GroupPrediction
@@ -25,6 +25,9 @@ PANELS = (  # title of each panel of curves -> its values in log.jsonl
     ("Uncertainty on the training groups", ("uncertainty",)),
     ("Learning rate", ("lr",)),
 )
+
+
+SHARES = ("static", "dynamic", "residual")
 
 
 def report_run(
@@ -84,7 +87,9 @@ def report_run(
             "confusion": svg.confusion(m.confusion, names) if m.confusion else "",
             "reliability": svg.reliability(m.reliability),
             "weights": svg.dots(_weights(run)),
+            "shares": svg.shares(_shares(probes), SHARES),
         },
+        shares=SHARES,
         curves=[panel for title, lines in panels for panel in svg.panels(title, lines)],
         classes=_classes(run),
         probes=probes,
@@ -97,6 +102,12 @@ def report_run(
         ],
     )
     return write_page(out or folder / "report.html", text)
+
+
+def _shares(probes: Probes | None) -> dict[str, list[float]]:
+    """Return the shares of each feature that has them, in the order of :data:`SHARES`."""
+    found = probes.inputs.static_shares if probes is not None else ()
+    return {one.feature: [getattr(one, name) for name in SHARES] for one in found if one.static is not None}
 
 
 def _weights(run: RunData) -> dict[str, list[tuple[float, bool, str]]]:

@@ -136,6 +136,23 @@ def confusion(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> Markup:
     return picture(left + K * cell + extra, top + K * cell + 4, "confusion matrix", parts)
 
 
+def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str]) -> Markup:
+    """Draw one bar of length 1 per row, divided into parts. The legend is part of the page."""
+    if not rows:
+        return Markup("")
+    height, drawn = 22, []
+    for k, (name, row) in enumerate(rows.items()):
+        drawn.append(text(0, k * 2 * height + 15, name))
+        left = 0.0
+        for j, (part, share) in enumerate(zip(parts, row, strict=True)):
+            title = f"{name}, {part}: {share:.2f}"
+            drawn.append(
+                _rect(left * WIDTH, k * 2 * height + height, max(0.0, share * WIDTH - 1), 16, f"fill{j}", title)
+            )
+            left += share
+    return picture(WIDTH, len(rows) * 2 * height, "static shares of the features", drawn)
+
+
 def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
     """Draw two lanes of dots per row, right answers above wrong answers. A dot is (value, right, title)."""
     if not any(rows.values()):

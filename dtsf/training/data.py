@@ -52,6 +52,7 @@ class Groups:
     label_G: Tensor
     names: tuple[str, ...]
     background_N: Tensor | None = None  # number of each clip's background, from 0; None if one has no named background
+    subject_N: Tensor | None = None  # number of each clip's person, from 0; None if one has no named person
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,9 +72,12 @@ class Groups:
         keep_V = torch.zeros(self.row_GV.shape[1], dtype=torch.bool)
         keep_V[[view - 1 for view in views]] = True
         row_GV = torch.where(keep_V, self.row_GV, -1)
-        stays_G = (row_GV >= 0).any(1)
-        names = tuple(name for name, stays in zip(self.names, stays_G.tolist(), strict=True) if stays)
-        return replace(self, row_GV=row_GV[stays_G], label_G=self.label_G[stays_G], names=names)
+        return replace(self, row_GV=row_GV).choose((row_GV >= 0).any(1).nonzero().flatten())
+
+    def choose(self, chosen_B: Tensor) -> Groups:
+        """Return the groups of these indices."""
+        names = tuple(self.names[g] for g in chosen_B.tolist())
+        return replace(self, row_GV=self.row_GV[chosen_B], label_G=self.label_G[chosen_B], names=names)
 
 
 def group_clips(clips: Sequence[Clip], n_views: int) -> tuple[tuple[str, ...], Tensor, Tensor]:
@@ -94,13 +98,14 @@ def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
     embeddings_NFPC = torch.from_numpy(dataset.embeddings([clip.id for clip in clips]))
     names, row_GV, label_G = group_clips(clips, len(dataset.info.view_names))
     shape = (len(clips), spec.frames, spec.grid, spec.grid, spec.channels)
-    return Groups(embeddings_NFPC.view(shape), row_GV, label_G, names, number_backgrounds(clips))
+    numbers = (number_names([getattr(clip, field) for clip in clips]) for field in ("background", "subject"))
+    return Groups(embeddings_NFPC.view(shape), row_GV, label_G, names, *numbers)
 
 
-def number_backgrounds(clips: Sequence[Clip]) -> Tensor | None:
-    """Number the backgrounds of clips from 0, in the order of their names: (N,). None if a clip has no background."""
-    named = [clip.background for clip in clips if clip.background is not None]
-    if not clips or len(named) < len(clips):
+def number_names(names: Sequence[str | None]) -> Tensor | None:
+    """Number names from 0, in their order: (N,). None if one is missing."""
+    named = [name for name in names if name is not None]
+    if not names or len(named) < len(names):
         return None
     numbers = {name: k for k, name in enumerate(sorted(set(named)))}
     return torch.tensor([numbers[name] for name in named], dtype=torch.int64)

@@ -22,6 +22,7 @@ from dtsf.model.network import DTSFNet, Output
 from dtsf.model.videomamba import record_norms
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.metrics import Metrics, Record, UnknownActions, compute_metrics, open_set_metrics
+from dtsf.training.probes import InputProbes, probe_inputs
 from dtsf.training.protocols import Protocol, split_clips
 from dtsf.training.splits import EXCLUDED, compare_sides, split_by_known_classes
 
@@ -48,6 +49,7 @@ class Evaluation(Record):
     catalog: str = ""
     unknown: UnknownActions | None = None
     adapted: bool = False
+    probes: InputProbes | None = None
     notes: tuple[str, ...] = ()
     metrics: Metrics
 
@@ -72,6 +74,7 @@ def evaluate(
     classes: tuple[str, ...] | None = None,
     unknown: CachedDataset | None = None,
     adapt: bool = False,
+    probes: bool = False,
 ) -> Evaluation:
     """Evaluate a network on one side of a protocol.
 
@@ -80,8 +83,12 @@ def evaluate(
     they are not known. ``classes``: those of the network; other clips are left out. Both are of ``data`` by
     default. ``unknown``: dataset for the detection of unknown actions: its clips of classes that the network does not have, or all
     clips if it has none; if it is ``data`` itself, clips of this side only. ``adapt``: see :class:`OnlineAdapter`.
-    Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class.
+    ``probes``: also probe what the network reads, see :mod:`.probes`.
+    Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class;
+    ``adapt`` with ``probes``.
     """
+    if adapt and probes:
+        raise ConfigError("--probes and --adapt exclude each other: probe the network as it was trained")
     if split not in ("test", "train"):
         raise ConfigError(f"--split {split!r} must be test or train")
     check_draws(draws, net.config, data.spec)
@@ -158,6 +165,7 @@ def evaluate(
         catalog=data.catalog_hash,
         unknown=open_set,
         adapted=adapt,
+        probes=probe_inputs(net, groups, known_names, names) if probes else None,
         notes=notes,
         metrics=metrics,
     )

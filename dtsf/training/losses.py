@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from dtsf.model.evidence import dirichlet, dirichlet_kl_to_uniform, uncertainty
+from dtsf.model.evidence import certainty, dirichlet, dirichlet_kl_to_uniform, probabilities, uncertainty
 from dtsf.model.network import Output
 from dtsf.settings import Frozen
 
@@ -28,6 +28,9 @@ class LossConfig(Frozen):
     cross: float = Field(default=1.0, ge=0)  # weight of L_cross
     views: float = Field(default=1.0, ge=0)  # weight of the mean loss of the views; the fused prediction has weight 1
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)  # of L_cross
+    euc: float = Field(default=0.0, ge=0)  # weight of the evidential uncertainty calibration of DEAR, a peer
+    # Epochs over which it turns from wrong answers to right ones (DEAR: all its 50).
+    euc_epochs: float = Field(default=50.0, gt=0)
 
 
 def evidence_loss(alpha_NK: Tensor, label_N: Tensor) -> Tensor:
@@ -50,11 +53,25 @@ def uncertain_cross_entropy(logits_NK: Tensor, label_N: Tensor, *, label_smoothi
     return (1 + u_N) * F.cross_entropy(logits_NK.float(), label_N, reduction="none", label_smoothing=label_smoothing)
 
 
+def euc_loss(logits_NK: Tensor, label_N: Tensor, share: float) -> Tensor:
+    """Compute EUC: right answers should be certain, and wrong ones uncertain. (N,).
+
+    Bao et al., "Evidential Deep Learning for Open Set Action Recognition" (DEAR, ICCV 2021; numbers from the code,
+    Cogito2012/DEAR): with p the largest probability and u the uncertainty, ``-w p ln(1 - u)`` for a right answer and ``-(1 - w)
+    (1 - p) ln u`` for a wrong one, where w grows exponentially from 0.01 to 1. ``share``: of the epochs of this growth, 0 to 1.
+    """
+    alpha_NK = dirichlet(logits_NK)
+    p_N, answer_N = probabilities(alpha_NK).max(-1)
+    sure_N, unsure_N = certainty(logits_NK).clamp(min=1e-26).log(), uncertainty(alpha_NK).log()
+    w = 0.01 ** (1.0 - share)
+    return torch.where(answer_N == label_N, -w * p_N * sure_N, -(1.0 - w) * (1.0 - p_N) * unsure_N)
+
+
 def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float) -> dict[str, Tensor]:
     """Compute ``L = L_ET + lambda_t L_KL + L_cross`` of the fused prediction and of each present view, over all branches.
 
     ``epoch``: epochs trained, fractions allowed: ``lambda_t = min(1, epoch / kl_epochs)``. Returns scalars ``loss`` (to
-    minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``.
+    minimise), ``evidence``, ``kl`` (before annealing), ``cross``, ``views``, and ``euc`` if it has a weight.
     """
     kl_weight = min(1.0, epoch / config.kl_epochs) * config.kl
 
@@ -65,7 +82,12 @@ def dtsf_loss(output: Output, label_B: Tensor, config: LossConfig, epoch: float)
             kl = kl_loss(alpha_NK, label_N, adjusted=config.kl_adjusted).mean()
             cross = uncertain_cross_entropy(logits_NK, label_N, label_smoothing=config.label_smoothing).mean()
         total = config.evidence * evidence + kl_weight * kl + config.cross * cross
-        return {"evidence": evidence, "kl": kl, "cross": cross}, total
+        terms = {"evidence": evidence, "kl": kl, "cross": cross}
+        if config.euc:
+            with torch.autocast(logits_NK.device.type, enabled=False):
+                terms["euc"] = euc_loss(logits_NK, label_N, min(1.0, epoch / config.euc_epochs)).mean()
+            total = total + config.euc * terms["euc"]
+        return terms, total
 
     # Each branch has its own loss, so that its errors differ from those of the others.
     logits_NBK, view_logits_NBVK = output.branch_logits_NBK, output.branch_view_logits_NBVK

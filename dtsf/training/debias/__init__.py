@@ -1,4 +1,4 @@
-"""Peer methods against static bias, chosen by ``[debias] method``: HSIC, SOAR, StillMix and ALBAR.
+"""Peer methods against static bias, missing cameras and habits of people, chosen by ``[debias] method``.
 
 A debiaser may change a batch and may add terms to the loss. Its own weights are trained with the network and saved with the
 optimiser state. The network does not depend on it.
@@ -17,19 +17,23 @@ from dtsf.training.data import Batch, Groups
 
 
 class DebiasConfig(Frozen):
-    """Peer method against static bias, and its weights. Section ``[debias]`` of a recipe. Used in training only."""
+    """Peer method against static bias, missing cameras or habits, and its weights. Section ``[debias]``. Used in training only."""
 
     # hsic (Kobayashi et al.): independence of a biased stream, and a background loss. stillmix (Li et al.): mixes still frames
     # into clips. albar (Fioresi et al.): the network must not recognise a single frame. soar (Zhai et al.): adversaries read
-    # the background out of the features. stillmix and albar need an input that shows still frames.
-    method: Literal["none", "hsic", "stillmix", "albar", "soar"] = "none"
+    # the background out of the features. stillmix and albar need an input that shows still frames. prototypes (MMG-Ego4D): near
+    # the class in other views. actionmae (Woo et al.): features of hidden views from the others. Both need two views.
+    # cir (Plizzari et al.): features from those of other people and backgrounds.
+    method: Literal["none", "hsic", "stillmix", "albar", "soar", "prototypes", "actionmae", "cir"] = "none"
     hsic: float = Field(
         default=1.0, ge=0
     )  # weight of the dependence between the network's features and the biased stream
     background: float = Field(
         default=0.1, ge=0
     )  # hsic, soar: weight of the background loss; 0 disables the classifiers
-    backgrounds: int = Field(default=8, ge=2)  # hsic, soar: clusters of static embeddings, if backgrounds have no names
+    backgrounds: int = Field(
+        default=8, ge=2
+    )  # hsic, soar, cir: clusters of static embeddings, if backgrounds have no names
     bank: int = Field(default=1024, ge=1)  # stillmix: number of still frames in the bank
     confident: float = Field(
         default=0.5, gt=0, le=1
@@ -41,7 +45,10 @@ class DebiasConfig(Frozen):
     adversary: float = Field(default=1.0, ge=0)
     entropy: float = Field(default=4.25, ge=0)
     penalty: float = Field(default=10.0, ge=0)
-    reconstruction: float = Field(default=1.0, ge=0)  # soar: weight of the reconstruction of the background
+    # soar, actionmae: weight of the reconstruction of the background, of the features of hidden views
+    reconstruction: float = Field(default=1.0, ge=0)
+    prototypes: float = Field(default=1.0, ge=0)  # prototypes: weight of the term
+    cir: float = Field(default=1.0, ge=0)  # cir: weight of the term
 
 
 class Debiaser(nn.Module):
@@ -70,7 +77,10 @@ class Debiaser(nn.Module):
 def make_debiaser(config: DebiasConfig, groups: Groups, *, width: int, n_classes: int, seed: int) -> Debiaser:
     """Build the debiaser of ``config.method`` from the training groups. The same seed gives the same debiaser."""
     from dtsf.training.debias.background import Hsic, Soar
+    from dtsf.training.debias.cir import Cir
     from dtsf.training.debias.still_frames import Albar, StillMix
+    from dtsf.training.debias.views import ActionMae, Prototypes
 
     methods = {"none": Debiaser, "hsic": Hsic, "stillmix": StillMix, "albar": Albar, "soar": Soar}
+    methods |= {"prototypes": Prototypes, "actionmae": ActionMae, "cir": Cir}
     return methods[config.method](groups, config, width=width, n_classes=n_classes, seed=seed)
