@@ -42,6 +42,8 @@ FORMS = (
     "table with the columns start, stop, label and recording"
 )
 
+_Clock = tuple[Path | None, float]
+
 
 @dataclass(frozen=True)
 class Event:
@@ -110,23 +112,22 @@ def read_events(
     shifted: Counter[str] = Counter()
     renamed: Counter[str] = Counter()
     # Most marks of a file mean the same recording and the same video.
-    owners: dict[tuple[object, ...], tuple[Recording | None, _Clock | None]] = {}
+    owners: dict[tuple[object, ...], tuple[Recording | None, _Clock]] = {}
     for mark in marks:
         key = (mark.recording, mark.media, mark.origins, mark.exact, mark.frames)
         if key not in owners:
             owner = _recording_of(mark, path, recordings)
-            owners[key] = owner, None if owner is None else _clock_of(mark, owner)
-        recording, clock = owners[key]
+            owners[key] = owner, (None, 0.0) if owner is None else _clock_of(mark, owner)
+        recording, (video, begin) = owners[key]
         if recording is None:
             unknown.setdefault(mark.recording, mark.place)
             continue
         start, stop = mark.start, mark.stop
         if mark.frames:
-            start, stop = _seconds_of_frames(mark, clock, recording, fps)
-        if clock is not None:
-            start, stop = start + clock.begin, stop + clock.begin
-            if clock.begin:
-                shifted[f"{clock.path} ({clock.begin:+g} s)"] += 1
+            start, stop = _seconds_of_frames(mark, video, recording, fps)
+        if begin:
+            start, stop = start + begin, stop + begin
+            shifted[f"{video} ({begin:+g} s)"] += 1
         label, subject = tidy(mark.label), tidy(mark.subject) or recording.subject
         if label.casefold() == NOTHING and label != NOTHING:
             renamed[label] += 1
@@ -212,16 +213,8 @@ def _recording_of(mark: Mark, path: Path, recordings: Sequence[Recording]) -> Re
     )
 
 
-@dataclass(frozen=True)
-class _Clock:
-    """The video from whose beginning a mark counts, and that beginning on the recording's clock."""
-
-    path: Path
-    begin: float
-
-
-def _clock_of(mark: Mark, recording: Recording) -> _Clock | None:
-    """Return the clock of a mark; None: that of the recording."""
+def _clock_of(mark: Mark, recording: Recording) -> _Clock:
+    """Return the video from whose beginning a mark counts, and this beginning on the recording's clock, which counts for None."""
     videos = [(camera, k) for camera in recording.cameras for k in range(len(camera.paths))]
     named = [(name, mark.origins[n] if mark.origins else 0.0) for n, name in enumerate(mark.media)]
     if mark.frames and len(videos) == 1:
@@ -233,14 +226,12 @@ def _clock_of(mark: Mark, recording: Recording) -> _Clock | None:
         if len(found) == 1:
             camera, k = found[0]
             begin = chapters(camera)[k].start if k else camera.offset or 0.0
-            return _Clock(camera.paths[k], round(begin + origin, 6))
-    return None
+            return camera.paths[k], round(begin + origin, 6)
+    return None, 0.0
 
 
-def _seconds_of_frames(
-    mark: Mark, clock: _Clock | None, recording: Recording, fps: float | None
-) -> tuple[float, float]:
-    if clock is None:
+def _seconds_of_frames(mark: Mark, video: Path | None, recording: Recording, fps: float | None) -> tuple[float, float]:
+    if video is None:
         names = ", ".join(mark.media) or "a video without a name"
         raise DataError(
             f"{mark.place}: it counts the frames of {names}, which is no camera of {recording.name!r}: correct the path in the "
@@ -249,10 +240,10 @@ def _seconds_of_frames(
     rate = fps or mark.rate
     if rate:
         return mark.start / rate, mark.stop / rate
-    times = _frame_seconds(clock.path)
+    times = _frame_seconds(video)
     if min(mark.start, mark.stop) < 0 or max(mark.start, mark.stop) > len(times):
         raise DataError(
-            f"{mark.place}: it is at frames {mark.start:g} to {mark.stop:g}, but {clock.path} has {len(times) - 1}: give the "
+            f"{mark.place}: it is at frames {mark.start:g} to {mark.stop:g}, but {video} has {len(times) - 1}: give the "
             "frames a second that the tool counts as --fps"
         )
     start, stop = (times[min(int(number), len(times) - 1)] for number in (mark.start, mark.stop))

@@ -215,20 +215,8 @@ def read_label_studio(tasks: Sequence[dict[str, Any]], where: str, fps: float | 
             guessed |= in_frames and rate is None
             for (start, stop), label in itertools.product(spans, names):
                 line = len(marks) + 1
-                marks.append(
-                    Mark(
-                        start,
-                        stop,
-                        str(label),
-                        line,
-                        f"{place}, mark {line}",
-                        "",
-                        "",
-                        media,
-                        frames=in_frames,
-                        rate=rate,
-                    )
-                )
+                where_ = f"{place}, mark {line}"
+                marks.append(Mark(start, stop, str(label), line, where_, media=media, frames=in_frames, rate=rate))
     if others:
         notes.append(
             f"{where}: without a span of time and not used: {', '.join(f'{n} {kind}' for kind, n in others.items())}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from dtsf.recordings.bouts import Timeline
 
 BORIS = ("Observation id", "Subject", "Behavior", "Behavior type", "Start (s)", "Stop (s)", "Duration (s)")
 OURS = ("Probability", "Uncertainty")
+MIME = {".mp4": "video/mp4", ".mpg": "video/mpeg", ".mov": "video/quicktime"}
 
 
 def write_csv(timeline: Timeline) -> str:
@@ -37,7 +39,7 @@ def write_json(timeline: Timeline) -> str:
 def write_vtt(timeline: Timeline) -> str:
     """Return the bouts as cues of WebVTT. The text is the class alone; the name of a cue has its probability."""
     cues = [
-        f"{number} ({bout.probability:.0%})\n{_clock(bout.start)} --> {_clock(bout.stop)}\n{_escaped(bout.label)}\n"
+        f"{number} ({bout.probability:.0%})\n{_clock(bout.start)} --> {_clock(bout.stop)}\n{html.escape(bout.label, quote=False)}\n"
         for number, bout in enumerate(timeline.bouts, 1)
     ]
     return "\n".join(["WEBVTT\n", *cues])
@@ -62,7 +64,7 @@ def write_eaf(timeline: Timeline) -> str:
     for file in (file for one in timeline.media for file in one.files):
         origin = round(-1000 * file.start)
         path = Path(file.path)
-        place = {"MEDIA_URL": path.absolute().as_uri(), "MIME_TYPE": _mime(path)}
+        place = {"MEDIA_URL": path.absolute().as_uri(), "MIME_TYPE": MIME.get(path.suffix.lower(), "video/*")}
         ET.SubElement(header, "MEDIA_DESCRIPTOR", place | ({"TIME_ORIGIN": str(origin)} if origin else {}))
     order = ET.SubElement(root, "TIME_ORDER")
     tier = ET.SubElement(root, "TIER", {"LINGUISTIC_TYPE_REF": "default-lt", "TIER_ID": "dtsf"})
@@ -79,23 +81,11 @@ def write_eaf(timeline: Timeline) -> str:
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-WRITERS: dict[str, Callable[[Timeline], str]] = {
-    "csv": write_csv,
-    "json": write_json,
-    "vtt": write_vtt,
-    "eaf": write_eaf,
-}
+WRITERS: dict[str, Callable[[Timeline], str]] = {}
+WRITERS |= {"csv": write_csv, "json": write_json, "vtt": write_vtt, "eaf": write_eaf}
 
 
 def _clock(seconds: float) -> str:
     thousandths = round(1000 * max(0.0, seconds))
     minutes, rest = divmod(thousandths, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _mime(path: Path) -> str:
-    return {".mp4": "video/mp4", ".mpg": "video/mpeg", ".mov": "video/quicktime"}.get(path.suffix.lower(), "video/*")

@@ -37,7 +37,8 @@ def render_page(
     found = pictures({moment for one in shown for moment in _moments(one)})
 
     def facts(one: Bout | Event) -> dict[str, Any]:
-        stills = [_data_uri(found[moment]) for moment in _moments(one) if moment in found]
+        jpegs = [found[moment] for moment in _moments(one) if moment in found]
+        stills = [f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in jpegs]
         return {"label": row[one.label], "start": one.start, "stop": one.stop, "pictures": stills}
 
     curve = timeline.curve
@@ -135,7 +136,3 @@ def _moments(one: Bout | Event) -> list[float]:
 def _relative_url(path: Path, page: Path) -> str:
     relative = os.path.relpath(path.absolute(), page.absolute().parent)
     return quote(relative.replace(os.sep, "/"), errors="surrogatepass" if os.name == "nt" else "surrogateescape")
-
-
-def _data_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -104,9 +104,9 @@ def import_lists(
             cells.setdefault("view", "1")
             place, before = rows.setdefault((cells["group"], cells["view"]), (entry.place, cells))
             if before != cells:
-                raise DataError(
-                    f"{entry.place}: {written} is in {place} already, with {_difference(before, cells)}: remove one"
-                )
+                name = next(one for one in (*before, *cells) if before.get(one) != cells.get(one))
+                two = f"{name} {before.get(name, '')!r} there and {cells.get(name, '')!r} here"
+                raise DataError(f"{entry.place}: {written} is in {place} already, with {two}: remove one")
             first, label = group_labels.setdefault(cells["group"], (entry.place, cells["label"]))
             if label != cells["label"]:
                 raise DataError(
@@ -150,11 +150,6 @@ def _find_part(find: Find, name: str, cells: dict[str, str]) -> Path | None:
     if path is not None:
         del cells["start"], cells["end"]
     return path
-
-
-def _difference(one: dict[str, str], two: dict[str, str]) -> str:
-    name = next(name for name in (*one, *two) if one.get(name) != two.get(name))
-    return f"{name} {one.get(name, '')!r} there and {two.get(name, '')!r} here"
 
 
 def write_manifest(out: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:

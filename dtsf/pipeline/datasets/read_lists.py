@@ -32,17 +32,8 @@ SPLITS = {
 # Columns of the manifest, and their names in lists.
 COLUMNS = {
     "path": (
-        "path",
-        "video",
-        "file",
-        "filename",
-        "file_name",
-        "filepath",
-        "file_path",
-        "video_path",
-        "video_id",
-        "youtube_id",
-        "frame_dir",
+        *("path", "video", "file", "filename", "file_name", "filepath", "file_path"),
+        *("video_path", "video_id", "youtube_id", "frame_dir"),
     ),
     "label": ("label", "class", "action", "behavior", "behaviour", "activity"),
     "group": ("group",),
