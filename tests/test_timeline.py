@@ -8,6 +8,7 @@ import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -426,6 +427,31 @@ def test_follow__a_file_with_its_index_at_the_end_is_refused(tmp_path):
 )
 def test_timeline__refuses_wrong_words(dtsf, world, words, message):
     assert message in dtsf.refusal("timeline", "run", *words, cwd=world)
+
+
+def test_find_timelines__a_broken_recording_is_named_after_all_others(tmp_path, monkeypatch):
+    from dtsf.predict import recordings as module
+
+    plan = _plan((Path("a.mp4"),) * 3)
+
+    def find(plan, *_, **__):
+        if plan.name == "b":
+            raise VideoError("camera cam1: damaged")
+        return _timeline(recording=plan.name), None
+
+    fakes = {
+        "plan_recording": lambda _, one, *__: replace(plan, name=one.name),
+        "open_model": lambda *_: None,
+        "find_timeline": find,
+        "write_files": lambda *_: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(module, name, fake)
+    table = [Recording(name, None, (Camera("cam1", (Path("a.mp4"),), 0.0),)) for name in "abc"]
+    found = []
+    with pytest.raises(VideoError, match="1 of 3 recordings have no timeline, the others have: b: camera cam1: damaged"):
+        found.extend(one.recording for one in module.find_timelines(SimpleNamespace(folder="run"), table, tmp_path))
+    assert found == ["a", "c"]
 
 
 @pytest.mark.slow

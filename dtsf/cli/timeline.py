@@ -10,7 +10,7 @@ from typer import Argument, Option
 
 from dtsf.cli.options import with_settings
 from dtsf.cli.screen import Lines, console, emit, progress, styled, table
-from dtsf.errors import ConfigError
+from dtsf.errors import ConfigError, VideoError
 from dtsf.recordings.settings import TimelineSettings
 
 if TYPE_CHECKING:
@@ -59,17 +59,25 @@ def timeline_command(
         return
     given = recordings if recordings is not None else (recording_of(trained, video or [], offset or [], views),)
     found: list[Timeline] = []
+    failed: VideoError | None = None
     with progress("timeline", "seconds") as update:
 
         def on_progress(p: Progress) -> None:
             update(int(p.done), int(p.total), p.recording)
 
-        for timeline in find_timelines(trained, given, out, settings=settings, on_progress=on_progress):
-            found.append(timeline)
-            for note in timeline.notes:
-                console().print(note, style="yellow", soft_wrap=True)
+        try:
+            for timeline in find_timelines(trained, given, out, settings=settings, on_progress=on_progress):
+                found.append(timeline)
+                for note in timeline.notes:
+                    console().print(note, style="yellow", soft_wrap=True)
+        except VideoError as error:
+            failed = error
+            if not found:
+                raise
     document = {"recordings": [_document(timeline, out) for timeline in found]}
     emit(document, _lines(found), [f"look at it: {out / f'{found[0].recording}.html'}"] if found else [])
+    if failed is not None:
+        raise failed
 
 
 def _document(timeline: Timeline, out: Path) -> dict[str, Any]:

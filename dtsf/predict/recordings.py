@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dtsf.cache.catalog import view_number
-from dtsf.errors import ConfigError, DataError
+from dtsf.errors import ConfigError, DataError, VideoError
 from dtsf.predict.views import choose_views, trained_region
 from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
@@ -173,15 +173,20 @@ def find_timelines(
         on_bout: Called with the name of the recording and each bout that later windows cannot change.
         stopped: Called often; True ends cameras that are still filming.
 
-    Raises DataError: the table is wrong, a view is unknown to the run, or the cameras share no time. Raises VideoError: a camera
-    cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows no length of events.
+    Raises DataError: the table is wrong, a view is unknown to the run, or the cameras share no time. Raises VideoError, after all
+    other recordings: a camera cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows no length of events.
     """
     settings, out = (settings or TimelineSettings()).changed(**changes), Path(out)
     table, place = _read(recordings)
-    plans = []
+    plans: list[tuple[Path | None, Plan]] = []
+    failed: dict[str, VideoError] = {}
     for recording in table:
         check_offsets(recording, Path(place))
-        plans.append(replace(plan_recording(run, recording, settings, place, live), idle=idle))
+        try:
+            plan = plan_recording(run, recording, settings, place, live)
+            plans.append((recording.events, replace(plan, idle=idle)))
+        except VideoError as error:
+            failed[recording.name] = error
     marked = [recording for recording in table if recording.events is not None]
     if marks is None:
         marks = read_all_events(marked, (), settings.tier, settings.fps) if marked else ((), ())
@@ -191,15 +196,26 @@ def find_timelines(
     def model_of(*numbers: int) -> Model:
         return open_model(run, numbers, settings.encoder_weights)
 
-    for plan in plans:
+    for file, plan in plans:
         model = model_of(*(source.number for source in plan.sources))
         own = [event for event in events if event.recording == plan.name]
-        timeline, work = find_timeline(
-            plan, model, out, on_progress=on_progress, on_bout=partial(on_bout, plan.name), stopped=stopped
-        )
-        timeline = timeline.model_copy(update={"notes": (*timeline.notes, *notes)})
+        calls: dict[str, Any] = {"on_progress": on_progress, "on_bout": partial(on_bout, plan.name), "stopped": stopped}
+        try:
+            timeline, work = find_timeline(plan, model, out, **calls)
+        except VideoError as error:
+            failed[plan.name] = error
+            continue
+        said = [note for note in notes if note.startswith(str(file))]
+        timeline = timeline.model_copy(update={"notes": (*timeline.notes, *said)})
         write_files(timeline, work, plan, own, out, str(run.folder))
         yield timeline
+    if failed and len(table) == 1:
+        raise failed[table[0].name]
+    if failed:
+        said = [f"{name}: {error}" for name, error in failed.items()]
+        raise VideoError(
+            f"{len(failed)} of {len(table)} recordings have no timeline, the others have: {'; '.join(said)}"
+        )
 
 
 def find_windows(
