@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING
 from judge_sets import make_sets
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.training.calibrate import calibrate
 from dtsf.training.data import load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.loop import fit
 from dtsf.training.protocols import Split, parse_protocol
 from dtsf.training.recipe import Recipe, load_recipe, resolve_auto
+from dtsf.training.train import fit_calibrated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -199,17 +199,15 @@ def judge(
     for trial in trials(sets, test=test):
         settings, train_on = recipe(trial.rule), data(trial.train_on)
         clips = tuple(clip for clip in train_on.clips if trial.clips(clip))
-        settings, train = resolve_auto(settings, len(clips)), load_groups(train_on, clips)
+        settings = resolve_auto(settings, len(clips))
         settings = _in_half_the_epochs(settings) if quick else settings
         for seed in seeds:
             with tempfile.TemporaryDirectory() as run:
                 again = trainer(train_on, seed)
-                net = again(train, settings, run=Path(run)).net
-                if calibrated:
-                    split = Split(train=clips, test=(), left_out={}, task="")
-                    rule = parse_protocol(trial.rule, train_on.info.kind)
-                    load, protocol = partial(load_groups, train_on), rule.name
-                    calibrate(net, load, split, settings, protocol=protocol, run=Path(run), fit_again=again)
+                split = Split(train=clips, test=(), left_out={}, task="")
+                load, protocol = partial(load_groups, train_on), parse_protocol(trial.rule, train_on.info.kind).name
+                options = {"protocol": protocol, "run": Path(run), "calibrated": calibrated}
+                net = fit_calibrated(split, settings, load=load, fit_again=again, **options).net
             for row, name, chosen in trial.evaluations:
                 metrics = evaluate_groups(net, groups_of(data(name), chosen), train_on.info.class_names, draws=settings.train.draws)
                 found.setdefault(row, []).append((metrics.top1, metrics.ece, metrics.auroc_uncertainty))

@@ -68,7 +68,7 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
             note += f"accuracy {report.accuracy:.2f}  loss {report.loss:.3f}  uncertainty {report.uncertainty:.2f}"
             if report.held_out:
                 note += f"  held out: loss {report.held_out[0]:.3f} accuracy {report.held_out[1]:.2f}"
-            update(report.epoch, report.epochs, note)
+            update(report.done, report.total, note)
 
         result = api.train(
             cache,

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.experiments.grid import Job, hash_of, locked, open_tests, resolve
+from dtsf.experiments.grid import Job, hash_of, locked, open_tests, resolve, run_jobs
 from dtsf.experiments.results import Ablation, AblationRow
 from dtsf.experiments.settings import AblateSettings
 from dtsf.experiments.tables import differences, write_ablation
@@ -102,6 +102,8 @@ def ablate(
             init=init,
             calibrated=False,
             allow_leak=chosen.allow_leak,
+            workers=chosen.workers,
+            label=row.variant,
         )
 
     with locked(out, "ablate"):
@@ -109,7 +111,7 @@ def ablate(
         jobs = {(row.variant, seed): make_job(row, settled, seed) for row, settled in trained for seed in seeds}
         records = {key: record for key, job in jobs.items() if (record := job.finished_record())}
         todo = {key: job for key, job in jobs.items() if key not in records}
-        reused, before, total = len(records), 0, sum(job.settings.train.epochs for job in todo.values())
+        reused = len(records)
 
         def publish() -> Ablation:
             rows = []
@@ -144,13 +146,8 @@ def ablate(
             return ablation
 
         ablation = publish()
-        for (name, seed), job in todo.items():
-
-            def show(epoch: int, _: int, note: str, title: str = f"{name}, seed {seed}", before: int = before) -> None:
-                on_epoch(before + epoch, total, f"{title}, {note}")
-
-            records[name, seed] = job.run(show)
-            before += job.settings.train.epochs
+        for key, record in run_jobs(todo, on_epoch=on_epoch):
+            records[key] = record
             ablation = publish()
         return ablation
 

@@ -20,7 +20,7 @@ import torch
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
-from dtsf.experiments.grid import LIMIT, Job, locked, open_tests, resolve, timed, write_json
+from dtsf.experiments.grid import LIMIT, Job, locked, open_tests, resolve, run_jobs, timed, write_json
 from dtsf.experiments.results import ProtocolRow, Reproduction, Stage, rows_of
 from dtsf.experiments.settings import ReproduceSettings
 from dtsf.experiments.tables import differences, write_reproduction
@@ -124,13 +124,14 @@ def reproduce_nucla(
             write_reproduction(result, out)
             return result
 
-        for n, job in enumerate(jobs, 1):
-            if job.name not in records:
-                title = f"{job.tests[0].rule} seed {job.seed}"
-                say(f"run {n} of {len(jobs)}: {title}, recipe {job.recipe}")
-                with show(title, "epochs") as update:
-                    records[job.name] = record = job.run(update)
-                say(f"  top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s")
+        todo = {job.name: job for job in jobs if job.name not in records}
+        for job in todo.values():
+            say(f"to train: {job.title}, recipe {job.recipe}")
+        with show("train", "epochs") as update:
+            for name, record in run_jobs(todo, on_epoch=update):
+                records[name] = record
+                top1 = f"top-1 {100 * record.top1:.1f} % on {record.test_groups} groups, {record.seconds:.0f} s"
+                say(f"run {len(records)} of {len(jobs)}: {todo[name].title}: {top1}")
                 publish()
         return publish()
 
@@ -273,7 +274,7 @@ def _preprocess(
         settings = resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)
         common: dict[str, Any] = {"recipe": recipe, "overrides": plan.changes(), "settings": settings}
         common |= {"tests": open_tests(cache, data, rule, split), "device": plan.device, "init": plan.init}
-        common["allow_leak"] = plan.allow_leak
+        common |= {"allow_leak": plan.allow_leak, "workers": plan.workers}
         for seed in plan.seeds:
             name = folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}"
             jobs.append(Job(out, name.as_posix(), cache, seed=seed, **common))

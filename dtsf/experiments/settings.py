@@ -41,6 +41,8 @@ class Trainings(Settings):
     """Device for training."""
     allow_leak: bool = False
     """Train although the test has recordings of the training."""
+    workers: int | None = Field(default=None, ge=1, json_schema_extra={"default_text": "one per core"})
+    """Trainings side by side, and processes of stage 1. On a GPU, one training after another."""
 
     def changes(self) -> tuple[str, ...]:
         """Return all changed keys of the recipe: ``section.key=value``."""
@@ -84,8 +86,6 @@ class ReproduceSettings(Trainings):
     """Protocol, as for train. May be repeated. Default: cross-view for each view, and cross-subject."""
     cache: Path | None = Field(default=None, json_schema_extra={"default_text": "OUT/cache"})
     """Cache to use, which may contain the clips already."""
-    workers: int | None = Field(default=None, ge=1, json_schema_extra={"default_text": "one per core"})
-    """Number of processes of stage 1."""
     strict: bool = False
     """Refuse data that are not the whole N-UCLA. Otherwise the results report it."""
     overwrite: bool = False

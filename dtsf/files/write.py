@@ -10,6 +10,7 @@ import fcntl
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import IO
 from dtsf.errors import CacheError, DtsfError
 
 TEMPORARY = ".dtsf-tmp-"
+PATIENCE = 1.0  # seconds before a held lock is an error
 
 
 def write_atomically(
@@ -125,17 +127,25 @@ def open_journal(path: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def lock(path: Path, *, unwritable: Callable[[str], DtsfError], busy: DtsfError | None = None) -> Iterator[None]:
-    """Hold the lock file during the block. ``unwritable``: makes the error of a failed lock. ``busy``: error instead of waiting."""
+    """Hold the lock file during the block. ``unwritable``: makes the error of a failed lock. ``busy``: error instead of waiting.
+
+    The processes of a killed one hold its locks until they end too, so even then it waits :data:`PATIENCE`.
+    """
+    limit = time.monotonic() + PATIENCE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _open_regular(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise unwritable(refusal(error)) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except OSError as error:
-            raise (busy or unwritable(refusal(error))) from error
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+                break
+            except OSError as error:
+                if not isinstance(error, BlockingIOError) or time.monotonic() > limit:
+                    raise (busy or unwritable(refusal(error))) from error
+                time.sleep(0.02)
         yield
     finally:
         os.close(descriptor)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtsf.cache.schema import Clip
+from dtsf.errors import CheckpointError
 from dtsf.model.evidence import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount, probabilities
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import record_norms
@@ -54,63 +55,82 @@ class HeldOutOutputs(NamedTuple):
         return discount(self.evidence_BK, bias + self.features_B3 @ weight_3, inverse_temperature, self.score_B)
 
 
-def calibrate(
-    net: DTSFNet,
-    load: Callable[[Sequence[Clip]], Groups],
-    split: Split,
-    recipe: Recipe,
-    *,
-    protocol: str,
-    run: Path,
-    fit_again: Callable[..., FitResult],
-    on_epoch: Callable[[EpochReport], None] | None = None,
-    fabric: Any = None,
-) -> Calibration | None:
-    """Calibrate ``net`` if the recipe has folds. Store the calibration and the feature statistics in ``run/last``.
+def calibration_folds(split: Split, recipe: Recipe, protocol: str) -> tuple[list[Fold], str]:
+    """Return the folds whose held-out groups calibrate a network, none if these are too few; and the unit of division.
 
-    Returns None if the evidence stays unchanged, also because too few groups are held out. ``load`` reads the groups of clips.
-    ``protocol`` is a name. ``fit_again`` trains a network like ``net``: :func:`.loop.fit` with the settings common to all folds.
+    Groups that are held out of the training itself are the only fold, which needs no further training.
     """
-    groups = load(split.train)
-    net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
-    calibration = None
-    folds, description = [Fold(train=split.train, held_out=split.held_out)], "groups held out of training"
-    if not split.held_out:
-        folds, description = make_folds(split.train, protocol, recipe.train.calibrate)
+    if split.held_out:
+        folds, unit = [Fold(train=split.train, held_out=split.held_out)], "groups held out of training"
+    else:
+        folds, unit = make_folds(split.train, protocol, recipe.train.calibrate)
     folds = [fold for fold in map(drop_unknown_classes, folds) if fold.train and fold.held_out]
     n_groups = sum(len({clip.group for clip in fold.held_out}) for fold in folds)
-    if recipe.train.calibrate and n_groups >= MIN_GROUPS:
-        plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
-        parts = []
-        for k, fold in enumerate(folds):
-            train, fold_net = load(fold.train), net
-            if not split.held_out:
-                folder, part = run / "calibration" / str(k), f"calibration, fold {k + 1} of {len(folds)}"
-                resume = resume_or_clear(folder) if current_world().first else False
-                resume = fabric.broadcast(resume) if fabric is not None else resume
-                folder.mkdir(parents=True, exist_ok=True)
+    return (folds if recipe.train.calibrate and n_groups >= MIN_GROUPS else []), unit
 
-                def report(epoch: EpochReport, part: str = part) -> None:
-                    if on_epoch is not None:
-                        on_epoch(replace(epoch, part=part))
 
-                fold_recipe = recipe.model_copy(update={"train": plain})
-                fold_net = fit_again(train, fold_recipe, run=folder, resume=resume, on_epoch=report).net
-            set_reference(fold_net, train)
-            with torch.inference_mode():
-                for x_BVTHWC, mask_BV, label_B in batches(fold_net, load(fold.held_out)):
-                    output, statistics = fold_net(x_BVTHWC, mask_BV), fold_net.statistics(x_BVTHWC)
-                    given = (output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
-                    parts.append((*(x.double().cpu() for x in fold_net.calibrator.observe(*given)), label_B))
+def train_fold(
+    report: Callable[[EpochReport], None],
+    *,
+    fold: Fold,
+    k: int,
+    n: int,
+    load: Callable[[Sequence[Clip]], Groups],
+    fit_again: Callable[..., FitResult],
+    recipe: Recipe,
+    run: Path,
+    fabric: Any,
+) -> HeldOutOutputs:
+    """Train a network like the final one without the held-out groups of fold ``k`` of ``n``, and observe it on them.
+
+    Checkpoints are in ``run/calibration``. Other arguments: as for :func:`.train.fit_calibrated`.
+    """
+    folder = run / "calibration" / str(k)
+    resume = resume_or_clear(folder) if current_world().first else False
+    resume = fabric.broadcast(resume) if fabric is not None else resume
+    if not run.is_dir():
+        raise CheckpointError(f"run folder {run} was deleted during training; start again")
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
+    groups, recipe = load(fold.train), recipe.model_copy(update={"train": plain})
+    part = f"calibration, fold {k + 1} of {n}"
+    options: dict[str, Any] = {"run": folder, "resume": resume, "fabric": fabric}
+    net = fit_again(groups, recipe, **options, on_epoch=lambda epoch: report(replace(epoch, part=part))).net
+    set_reference(net, groups)
+    return observe(net, load(fold.held_out))
+
+
+@torch.inference_mode()
+def observe(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
+    """Return the outputs for held-out groups that fit a calibration."""
+    parts = []
+    for x_BVTHWC, mask_BV, label_B in batches(net, groups):
+        output, statistics = net(x_BVTHWC, mask_BV), net.statistics(x_BVTHWC)
+        given = (output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
+        parts.append((*(x.double().cpu() for x in net.calibrator.observe(*given)), label_B))
+    return HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def calibrate(
+    net: DTSFNet, groups: Groups, run: Path, observed: Sequence[HeldOutOutputs], held_out: str
+) -> Calibration | None:
+    """Calibrate ``net`` by the outputs of all folds. Store the calibration and the feature statistics in ``run/last``.
+
+    ``groups``: of the training. Without ``observed`` the evidence stays unchanged, and the result is None. ``held_out``: unit of
+    division.
+    """
+    net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
+    calibration = None
+    if observed:
         set_reference(net, groups)
-        outputs = HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True)))
+        outputs = HeldOutOutputs(*map(torch.cat, zip(*observed, strict=True)))
         inverse_temperature, bias, weight_3 = fitted = fit_calibrator(outputs)
         net.calibrator.set_parameters(*fitted)
         label_B, before_BK = outputs.label_B, probabilities(outputs.evidence_BK + 1.0)
         both = (before_BK, probabilities(outputs.calibrated(*fitted)))
         calibration = Calibration(
-            held_out=description,
-            folds=len(folds),
+            held_out=held_out,
+            folds=len(observed),
             n_groups=len(label_B),
             accuracy=(before_BK.argmax(-1) == label_B).double().mean().item(),
             nll=tuple(F.nll_loss(p_BK.log(), label_B).item() for p_BK in both),

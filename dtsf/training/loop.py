@@ -51,6 +51,9 @@ class EpochReport:
     """Loss and accuracy on the held-out groups, if there are any."""
     part: str = ""
     """Part of the run; empty for the training itself."""
+    done: int = 0
+    """Epochs done in all trainings of the run, of ``total``."""
+    total: int = 0
 
 
 @dataclass(frozen=True)

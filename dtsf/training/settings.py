@@ -28,6 +28,8 @@ class TrainSettings(Settings):
     """Device for training."""
     seed: int = 0
     """Random seed."""
+    workers: int | None = Field(default=None, ge=1, json_schema_extra={"default_text": "one per core"})
+    """Trainings side by side: the network and those of its calibration. On a GPU always 1."""
     run: Path | None = Field(
         default=None, json_schema_extra={"option": "--out", "default_text": "runs/NAME-PROTOCOL-seedN"}
     )

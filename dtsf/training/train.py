@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,19 @@ import tomli_w
 import torch
 
 from dtsf.cache.reader import CachedDataset, open_dataset
+from dtsf.cache.schema import Clip
 from dtsf.cache.store import open_store
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
-from dtsf.training.calibrate import calibrate
-from dtsf.training.checkpoint import has_checkpoint, versions
-from dtsf.training.data import load_groups
+from dtsf.training.calibrate import calibrate, calibration_folds, observe, set_reference, train_fold
+from dtsf.training.checkpoint import has_checkpoint, load_checkpoint, versions
+from dtsf.training.data import Groups, load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
 from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport, FitResult, fit
+from dtsf.training.parallel import side_by_side, usable_workers
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
@@ -99,19 +101,15 @@ def train(
                 # A resumed run keeps its first config.toml, which names its --init; fit() refuses other settings.
                 write_atomically(folder / "config.toml", config.encode())
             write_atomically(folder / "environment.json", json_text(versions(), indent=1).encode())
-        load, report = partial(load_groups, data), on_epoch if world.first else None
         common: dict[str, Any] = {"info": info, "spec": data.spec, "protocol": str(protocol), "initial": initial}
-        fit_again: Callable[..., FitResult] = partial(fit, **common, seed=seed, device=settings.device, fabric=fabric)
-        held_out = load(split.held_out) if split.held_out else None
-        options: dict[str, Any] = {"run": folder, "on_epoch": report}
-        fitted = fit_again(
-            load(split.train), recipe, resume=resume, held_out=held_out, catalog=data.catalog_hash, **options
+        fit_again: Callable[..., FitResult] = partial(fit, **common, seed=seed, device=settings.device)
+        options: dict[str, Any] = {"run": folder, "resume": resume, "catalog": data.catalog_hash, "fabric": fabric}
+        options |= {"workers": settings.workers, "on_epoch": on_epoch if world.first else None}
+        load = partial(load_groups, data)
+        fitted = fit_calibrated(
+            split, recipe, load=load, fit_again=fit_again, protocol=protocol.name, calibrated=calibrated, **options
         )
         logger.info("trained in %.1f s on %s", time.monotonic() - start, fabric.device)
-        if calibrated and not fitted.net.feature_stats.recorded:
-            options |= {"protocol": protocol.name, "fit_again": fit_again, "fabric": fabric}
-            calibration = calibrate(fitted.net, load, split, recipe, **options)
-            logger.info("calibrated in %.1f s: %s", time.monotonic() - start, calibration)
         shutdown()
         # All processes have the same weights, so each evaluates without waiting for the others.
         draws = recipe.train.draws
@@ -123,6 +121,68 @@ def train(
             indent = 1 if evaluation.metrics.confusion else None  # with many classes, lines would double its size
             write_atomically(folder / "metrics.json", json_text(evaluation.summary(), indent=indent).encode())
     return TrainResult(folder, fitted.epochs, time.monotonic() - start, evaluation, fitted.best_epoch)
+
+
+def fit_calibrated(
+    split: Split,
+    recipe: Recipe,
+    *,
+    load: Callable[[Sequence[Clip]], Groups],
+    fit_again: Callable[..., FitResult],
+    run: Path,
+    protocol: str,
+    resume: bool = False,
+    calibrated: bool = True,
+    workers: int | None = None,
+    catalog: str = "",
+    fabric: Any = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> FitResult:
+    """Train the network and those of the folds of its calibration, side by side; then calibrate it.
+
+    ``load`` reads the groups of clips. ``fit_again``: :func:`.loop.fit` with the settings common to all trainings. ``protocol``: a
+    name. ``workers``: see :func:`.parallel.usable_workers`. Raises the errors of :func:`.loop.fit`.
+    """
+    calibrated = calibrated and not (resume and _is_calibrated(run))
+    folds, unit = calibration_folds(split, recipe, protocol) if calibrated else ([], "")
+
+    def train(report: Callable[[EpochReport], None]) -> FitResult:
+        held_out = load(split.held_out) if split.held_out else None
+        options: dict[str, Any] = {"run": run, "resume": resume, "catalog": catalog, "fabric": fabric}
+        return fit_again(load(split.train), recipe, held_out=held_out, on_epoch=report, **options)
+
+    jobs: list[Callable[[Callable[[EpochReport], None]], Any]] = [train]
+    if not split.held_out:
+        common: dict[str, Any] = {"load": load, "fit_again": fit_again, "recipe": recipe, "run": run}
+        common["fabric"] = fabric
+        jobs += [partial(train_fold, fold=fold, k=k, n=len(folds), **common) for k, fold in enumerate(folds)]
+    epochs, done = recipe.train.epochs, [0] * len(jobs)
+
+    def pass_on(k: int, report: EpochReport) -> None:
+        done[k] = report.epoch
+        if on_epoch is not None:
+            on_epoch(replace(report, done=sum(done), total=epochs * len(jobs)))
+
+    results: dict[int, Any] = {}
+    n_workers = usable_workers(len(jobs), wanted=workers, threads=recipe.train.usable_threads)
+    for k, result in side_by_side(jobs, workers=n_workers, on_report=pass_on):
+        results[k], done[k] = result, epochs
+    fitted: FitResult = results.pop(0)
+    if calibrated:
+        groups = load(split.train)
+        observed = [results[k] for k in sorted(results)]
+        if split.held_out and folds:
+            set_reference(fitted.net, groups)
+            observed = [observe(fitted.net, load(folds[0].held_out))]
+        calibration = calibrate(fitted.net, groups, run, observed, unit)
+        logger.info("calibration: %s", calibration)
+    return fitted
+
+
+def _is_calibrated(run: Path) -> bool:
+    """Return True if the last step of a training is done: its statistics are recorded, also where no calibration is fitted."""
+    statistics_N2D = load_checkpoint(run / "last").weights.get("feature_stats.mean_var_N2D")
+    return statistics_N2D is not None and bool((statistics_N2D[:, 1] > 0).any())
 
 
 def check_recipe_fits(recipe: Recipe, data: CachedDataset, protocol: Protocol) -> None:
