@@ -253,6 +253,7 @@ def steps(figures: Figures) -> None:
 
 def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]:
     from dtsf.model.network import DTSFNet
+    from dtsf.training.distributed import launch
     from dtsf.training.losses import dtsf_loss
     from dtsf.training.prepare import adamw
     from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
@@ -265,7 +266,7 @@ def one_step(recipe_name: str, views: int, changes: list[str]) -> dict[str, Any]
         encoder.gradient_checkpointing = recipe.train.checkpointing
         if recipe.train.compile and DEVICE == "cuda":
             encoder.compile_mixers(torch.device(DEVICE))
-    optimizer = adamw(net, recipe.train, torch.device(DEVICE))
+    optimizer = adamw(net, recipe.train, launch(DEVICE, recipe.train.precision))
     B, T = recipe.train.batch_size, recipe.model.frames
     shape = (B, views, T, side, side, channels)
     on_cpu = torch.randint(0, 256, shape, dtype=torch.uint8) if pixels else torch.randn(shape).half()

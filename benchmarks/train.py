@@ -35,6 +35,7 @@ from dtsf.model.inputs import Inputs
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import RMSNorm, VideoMamba
 from dtsf.training.data import Groups, training_batches
+from dtsf.training.distributed import OneProcess
 from dtsf.training.losses import dtsf_loss
 from dtsf.training.prepare import adamw, training_source
 from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
@@ -78,7 +79,7 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
     recipe = resolve_auto(load_recipe(recipe_name), REFERENCE_CLIPS)
     groups = random_groups(4 * recipe.train.batch_size)
     net = DTSFNet(recipe.model, channels=CHANNELS, side=SIDE, n_classes=CLASSES, n_views=VIEWS)
-    optimizer = adamw(net, recipe.train, torch.device("cpu"))
+    optimizer = adamw(net, recipe.train, OneProcess())
 
     source, motion_sampling = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
 

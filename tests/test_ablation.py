@@ -160,7 +160,7 @@ def test_ablate__trains_every_table(cache, tmp_path, name):
 
 
 def test_ablate__gives_the_same_table_after_a_kill(cache, whole, three, tmp_path):
-    options = COMMON | {"table": three, "seeds": (0, 1), "out": tmp_path}
+    options = COMMON | {"table": three, "seeds": (0, 1), "out": tmp_path, "workers": 1}
     killed_at(5, cache, **options)
     assert "**Not finished: 2 of 6 trainings.**" in (tmp_path / "three.md").read_text()
     assert "not yet" in (tmp_path / "three.svg").read_text()
@@ -171,8 +171,8 @@ def test_ablate__gives_the_same_table_after_a_kill(cache, whole, three, tmp_path
     epochs = []
     package.ablate(cache, on_epoch=lambda *words: epochs.append(words), **options)
     assert finished.with_name("metrics.json").stat().st_mtime_ns == before
-    # One epoch of the training that was cut off, two of each that was not started.
-    assert len(epochs) == 1 + 2 * 3
+    # Two epochs of the training that was cut off before its second checkpoint, and of each that was not started.
+    assert len(epochs) == 2 * 4
     wanted, found = rows_of(whole[1] / "paper.csv"), rows_of(tmp_path / "three.csv")
     assert len(found) == 3
     for name, row in found.items():
@@ -282,7 +282,7 @@ def test_ablate__reads_custom_tables_and_refuses_invalid_ones(cache, tmp_path):
 
 
 def test_ablate__refuses_a_second_process_and_names_a_damaged_checkpoint(cache, tmp_path):
-    options = COMMON | {"table": "debias", "seeds": (0,), "out": tmp_path}
+    options = COMMON | {"table": "debias", "seeds": (0,), "out": tmp_path, "workers": 1}
 
     def another(_result):
         with pytest.raises(ConfigError, match=f"another dtsf ablate works in {tmp_path}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from dtsf.cli.screen import CLASSES_SHOWN, Lines, styled, table
@@ -27,6 +28,7 @@ def evaluation_lines(document: dict[str, Any]) -> Lines:
             f"unknown actions ({unknown['n_groups']} groups: {unknown['description']}): AUROC {unknown['auroc']:.2f}, "
             f"FPR at 95 % TPR {unknown['fpr95']:.2f}, mean uncertainty {unknown['uncertainty']:.3f}"
         )
+    yield from map(styled, _promise_lines(document["sets"], document["surest"]))
     missing = [f"{counted(n, 'clip')} {reason}" for reason, n in document["left_out"].items()]
     missing += [f"{counted(n, 'group')} {reason}" for reason, n in document["groups_left_out"].items()]
     if missing:
@@ -80,3 +82,20 @@ def _probe_lines(probes: dict[str, Any]) -> Lines:
     missing = [f"{one['name']}: {one['why_not']}" for one in probes["inputs"] if one["why_not"]]
     missing += [f"static shares: {probes['why_not']}"] if probes["why_not"] else []
     yield from (styled((f"not measured: {why}", "yellow")) for why in missing)
+
+
+def _promise_lines(sets: list[dict[str, Any]], surest: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what the held-out answers promise of sets and of the surest share, beside what these groups show."""
+    for row in sets:
+        on = f"{row['n_held_out']} held-out performances" + (f" of {row['n_people']} people" if row["n_people"] else "")
+        for_whom = ", promised for new people" if row["by"] == "people" else ""
+        worst = f", worst person {row['worst_subject']} {row['worst_coverage']:.2f}" if row["worst_subject"] else ""
+        yield (
+            f"sets of {100 * row['level']:g} % ({on}{for_whom}): coverage {row['coverage']:.3f}, "
+            f"{row['mean_size']:.2f} classes{worst}"
+        )
+    if surest:
+        shares, held_out, evaluated = (
+            " / ".join(f"{100 * row[name]:.0f}" for row in surest) for name in ("share", "held_out", "evaluated")
+        )
+        yield f"the surest {shares} % were right in {evaluated} % (of the held-out performances, {held_out} %)"

@@ -14,8 +14,9 @@ from pydantic import Field, ValidationError
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
-from dtsf.experiments.grid import Job, hash_of, locked, open_tests, resolve, run_jobs
+from dtsf.experiments.grid import Job, hash_of, locked, open_tests, resolve
 from dtsf.experiments.results import Ablation, AblationRow
+from dtsf.experiments.run_jobs import run_jobs
 from dtsf.experiments.settings import AblateSettings
 from dtsf.experiments.tables import differences, write_ablation
 from dtsf.model.config import BranchConfig

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import xxhash
@@ -25,14 +24,12 @@ from dtsf.training.checkpoint import load_checkpoint, load_network, resume_or_cl
 from dtsf.training.evaluate import Evaluation, evaluate
 from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport
-from dtsf.training.parallel import side_by_side, usable_workers
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.splits import compare_sides, exclude_classes, limit_training
 from dtsf.training.train import train
 
 logger = logging.getLogger(__name__)
-K = TypeVar("K", bound=Hashable)
 
 RECORD = "result.json"  # in the run folder of a job: a RunRecord
 LIMIT = 1 << 28  # maximum size of a stored document, in bytes
@@ -189,36 +186,6 @@ class Job:
             record = record.model_copy(update={"trained": True, "epochs": trained.epochs})
             record = self._with_score(record, own, trained.evaluation)
         return record
-
-
-def run_jobs(
-    jobs: Mapping[K, Job], *, on_epoch: Callable[[int, int, str], None] = lambda *_: None
-) -> Iterator[tuple[K, RunRecord]]:
-    """Run jobs side by side on the cores of this machine, in their order. Yield key and record of each as it finishes.
-
-    ``on_epoch``: called with epochs done and all epochs, of all jobs, and a line. Raises the first error of a job. All others are
-    stopped; a later call continues them.
-    """
-    keys, done = list(jobs), [0] * len(jobs)
-    epochs = [job.settings.train.epochs for job in jobs.values()]
-
-    def show(k: int, report: tuple[int, int, str]) -> None:
-        part, whole, note = report
-        # A calibrated training reports the epochs of its folds too.
-        done[k] = epochs[k] * part // max(1, whole)
-        on_epoch(sum(done), sum(epochs), f"{jobs[keys[k]].title}, {note}")
-
-    work = [partial(_run_reporting, job) for job in jobs.values()]
-    threads = max((job.settings.train.usable_threads for job in jobs.values()), default=1)
-    wanted = next((job.workers for job in jobs.values()), None)
-    workers = usable_workers(len(jobs), wanted=wanted, threads=threads)
-    for k, record in side_by_side(work, workers=workers, on_report=show):
-        done[k] = epochs[k]
-        yield keys[k], record
-
-
-def _run_reporting(job: Job, report: Callable[[tuple[int, int, str]], None]) -> RunRecord:
-    return job.run(lambda *words: report(words))
 
 
 def open_tests(

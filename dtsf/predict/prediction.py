@@ -42,6 +42,17 @@ class Prediction(BaseModel):
     """Camera that each video was taken for; None for one that the training lacks."""
     views_by: tuple[By, ...] = ()
     """Source of each camera: views (the option), name, folder, or order of the videos."""
+    opened: tuple[str, ...] = ()
+    """Opened cameras in the order of opening: names, or file names where the training lacks the camera."""
+    set: tuple[str, ...] = ()
+    """Classes that hold the true one as often as ``promise`` says, the most probable first; empty if no set is asked for."""
+    promise: str = ""
+    surest: float | None = None
+    """Share of the held-out answers that are at least as sure; None for a run without them."""
+    surest_right: float | None = None
+    """Share of these that are right; None if there are none."""
+    look: bool | None = None
+    """True if a person must look at it: fewer than 95 % of the held-out answers up to this uncertainty are right."""
     notes: tuple[str, ...] = ()
     """Remarks on this answer, for example the offsets that were assumed."""
 
@@ -56,18 +67,29 @@ def average(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Outputs:
     return means[0], means[1], means[2]
 
 
-def make_prediction(info: DatasetInfo, outputs: Outputs, views: Views, notes: Sequence[str]) -> Prediction:
-    """Return the prediction of one group."""
-    probability_K, uncertainty, weight_V = (part[0] for part in outputs)
-    best, names = int(probability_K.argmax()), info.view_names
+def make_prediction(
+    info: DatasetInfo,
+    outputs: Outputs,
+    views: Views,
+    notes: Sequence[str],
+    opened: Sequence[int] | None = None,
+    paths: Sequence[Path] = (),
+) -> Prediction:
+    """Return the prediction of one group. ``opened``: number of the video of each weight of ``outputs``; default: in order."""
+    probability_K, uncertainty, weight_X = (part[0] for part in outputs)
+    best, names, numbers = int(probability_K.argmax()), info.view_names, views.numbers
+    opened = range(len(numbers)) if opened is None else opened
+    weights = dict(zip(opened, weight_X.tolist(), strict=True))
+    cameras = [names[n] if n < len(names) else None for n in numbers]
     return Prediction(
         label=info.class_names[best],
         probability=float(probability_K[best]),
         uncertainty=float(uncertainty),
-        view_weights=tuple(weight_V.tolist()),
+        view_weights=tuple(weights.get(k, 0.0) for k in range(len(numbers))),
         probabilities=dict(zip(info.class_names, probability_K.tolist(), strict=True)),
-        views=tuple(names[n] if n < len(names) else None for n in views.numbers),
+        views=tuple(cameras),
         views_by=views.by,
+        opened=tuple(cameras[k] or paths[k].name for k in opened) if paths else (),
         notes=tuple(notes),
     )
 
@@ -96,4 +118,4 @@ def predict_onnx(
     probabilities_BK, uncertainty_B, weights_BV = network(x_VFPC.unflatten(2, (grid, grid)).unsqueeze(0))
     outputs = average([(probabilities_BK, uncertainty_B, weights_BV[:, np.argsort(order)])])
     notes = [*chosen.notes(metadata.info.view_names, paths), *embedded.notes]
-    return make_prediction(metadata.info, outputs, chosen, notes)
+    return make_prediction(metadata.info, outputs, chosen, notes, paths=paths)

@@ -55,15 +55,17 @@ class VideoOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class EmbeddedVideos:
-    """Rows of the videos in their order, the span of each, and what must be said about them."""
+    """Rows of the opened videos, the span of each video, and what must be said about them."""
 
     rows: tuple[Row, ...]
+    opened: tuple[int, ...]
+    """Number of the video of each row, from 0, in the order of opening."""
     spans: tuple[Span, ...]
     notes: tuple[str, ...]
 
     @property
     def embeddings_VFPC(self) -> np.ndarray:
-        """Embeddings of all views."""
+        """Embeddings of the opened videos."""
         import numpy as np
 
         return np.stack([row.embedding_FPC for row in self.rows])
@@ -76,9 +78,13 @@ def embed_videos(
     spec: CacheSpec,
     options: VideoOptions,
     threads: int = 1,
+    *,
+    order: Sequence[int] = (),
+    enough: Callable[[list[int], list[Row]], bool] | None = None,
 ) -> EmbeddedVideos:
     """Decode and embed one video per view, as the clips of the training. ``numbers``: their views, from 0.
 
+    ``enough``: called with the videos opened so far, in the order ``order``, and their rows. True leaves the rest unopened.
     Raises VideoError: a video cannot be used. Raises ConfigError: a wrong option, or another encoder than that of the training.
     """
     import torch
@@ -105,16 +111,26 @@ def embed_videos(
         notes.append(f"the training clips were decoded by {spec.decoder}, these by {own}: pictures may differ a little")
     logger.info("encoder %s, weights %s", spec.encoder, spec.weights_hash)
     rows: list[Row] = []
+    opened: list[int] = []
+    # Without ``enough``, the next video is decoded while this one is embedded.
+    turns = [[k] for k in order] if enough is not None else [list(range(len(paths)))]
     # A process decodes, so that a broken video cannot end a program that watches a folder. It stays for the next performance.
     with shared_decoders(settings) as decoders:
         spans = _align(decoders[0], paths, given, offsets) if spec.align == "group" else given
         requests = [DecodeRequest(path.absolute(), span) for path, span in zip(paths, spans, strict=True)]
-        for path, item in zip(paths, embed_clips(decoders, requests, spec, lambda: encoder), strict=True):
-            if isinstance(item, VideoError):
-                raise item
-            rows.append(item)
-            logger.info("%s: %d frames", path, item.facts["decoded_frames"])
-    return EmbeddedVideos(tuple(rows), tuple(spans), (*notes, *_remarks(paths, given, rows)))
+        for turn in turns:
+            wanted = [requests[k] for k in turn]
+            for k, item in zip(turn, embed_clips(decoders, wanted, spec, lambda: encoder), strict=True):
+                if isinstance(item, VideoError):
+                    raise item
+                rows.append(item)
+                opened.append(k)
+                logger.info("%s: %d frames", paths[k], item.facts["decoded_frames"])
+            if enough is not None and enough(opened, rows):
+                break
+    shown = [(paths[k], given[k]) for k in opened]
+    remarks = _remarks([path for path, _ in shown], [span for _, span in shown], rows)
+    return EmbeddedVideos(tuple(rows), tuple(opened), tuple(spans), (*notes, *remarks))
 
 
 def check_videos(videos: Sequence[str | Path]) -> list[Path]:

@@ -16,7 +16,9 @@ from dtsf.report.page import render, write_page
 from dtsf.report.probes import Probes, probe
 from dtsf.report.run_data import RunData, open_run_cache, read_run, recipe_text
 from dtsf.training.checkpoint import load_network
+from dtsf.training.held_out import HeldOut, read_held_out
 from dtsf.training.metrics import GroupPrediction
+from dtsf.training.promises import at_shares, surest_curve
 from dtsf.training.protocols import parse_protocol, split_clips
 
 PANELS = (  # title of each panel of curves -> its values in log.jsonl
@@ -63,6 +65,8 @@ def report_run(
             gallery.append((section, strips))
         for p in m.predictions:
             occluded += sum(p.view_weights[clip.view - 1] == 0 for clip in tested.get(p.group, ()))
+    held_out = read_held_out(folder, state.calibration, state.info)
+    surest = _surest(run, held_out)
     series = {name: line for name, line in run.series.items() if line}
     panels: list[tuple[str, dict[str, list[float]]]] = [
         (title, {name: series.pop(name) for name in lines if name in series})
@@ -88,8 +92,11 @@ def report_run(
             "reliability": svg.reliability(m.reliability),
             "weights": svg.dots(_weights(run)),
             "shares": svg.shares(_shares(probes), SHARES),
+            "surest": svg.curves(surest, "the surest share of the answers, in %"),
         },
         shares=SHARES,
+        held_out=held_out,
+        surest=list(surest),
         curves=[panel for title, lines in panels for panel in svg.panels(title, lines)],
         classes=_classes(run),
         probes=probes,
@@ -108,6 +115,16 @@ def _shares(probes: Probes | None) -> dict[str, list[float]]:
     """Return the shares of each feature that has them, in the order of :data:`SHARES`."""
     found = probes.inputs.static_shares if probes is not None else ()
     return {one.feature: [getattr(one, name) for name in SHARES] for one in found if one.static is not None}
+
+
+def _surest(run: RunData, held_out: HeldOut | None) -> dict[str, list[float]]:
+    """Return the accuracy of the surest 1 % to 100 % of the answers, by their origin."""
+    uncertainty_G = torch.tensor([p.uncertainty for p in run.metrics.predictions])
+    right_G = torch.tensor([p.label == p.predicted for p in run.metrics.predictions])
+    curves = {"test": surest_curve(uncertainty_G, right_G)}
+    if held_out is not None:
+        curves["held out of the training"] = held_out.curve()
+    return {name: at_shares(curve, [k / 100 for k in range(1, 101)]) for name, curve in curves.items()}
 
 
 def _weights(run: RunData) -> dict[str, list[tuple[float, bool, str]]]:

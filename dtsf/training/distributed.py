@@ -9,15 +9,18 @@ import inspect
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtsf.errors import ConfigError
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+T = TypeVar("T")
 
 # Variables that torchrun, Slurm and others set, and Fabric reads.
 RANKS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
@@ -73,8 +76,39 @@ def current_world() -> World:
     return world
 
 
-def launch(device: str, precision: str) -> Fabric:
+class OneProcess:
+    """One process on a CPU in float32, with the methods of Fabric that the loop calls. Fabric does no more there, and its import
+    takes three seconds.
+    """
+
+    device = torch.device("cpu")
+
+    def setup(self, module: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+        """Return both unchanged."""
+        return module, optimizer
+
+    def broadcast(self, value: T) -> T:
+        """Return the value of the first process, which is this one."""
+        return value
+
+    def no_backward_sync(self, module: nn.Module, *, enabled: bool) -> AbstractContextManager[None]:  # noqa: ARG002
+        """Return a context that changes nothing."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """Compute the gradients."""
+        loss.backward()
+
+    def clip_gradients(self, module: nn.Module, _: Any, *, max_norm: float, error_if_nonfinite: bool) -> Tensor:
+        """Scale longer gradients down to ``max_norm``. Return their norm before."""
+        return nn.utils.clip_grad_norm_(module.parameters(), max_norm, error_if_nonfinite=error_if_nonfinite)
+
+
+def launch(device: str, precision: str) -> Fabric | OneProcess:
     """Start Fabric and connect to the other processes. ``precision``: ``32-true`` or ``bf16-mixed``."""
+    other = device != "cpu" and (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if device != "cuda" and not other and precision == "32-true" and current_world().size == 1:
+        return OneProcess()
     # The import of Fabric takes seconds; errors in the settings are raised before.
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy

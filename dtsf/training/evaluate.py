@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,10 +21,21 @@ from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet, Output
 from dtsf.model.videomamba import record_norms
 from dtsf.training.data import Groups, evaluation_batches, load_groups
-from dtsf.training.metrics import Metrics, Record, UnknownActions, compute_metrics, open_set_metrics
+from dtsf.training.metrics import (
+    Metrics,
+    Record,
+    SetMetrics,
+    SurestMetrics,
+    UnknownActions,
+    compute_metrics,
+    open_set_metrics,
+)
 from dtsf.training.probes import InputProbes, probe_inputs
 from dtsf.training.protocols import Protocol, split_clips
 from dtsf.training.splits import EXCLUDED, compare_sides, split_by_known_classes
+
+if TYPE_CHECKING:
+    from dtsf.training.held_out import HeldOut
 
 MOMENTUM, CONSISTENCY = 0.1, 0.1
 RATE = 1e-3
@@ -50,6 +61,8 @@ class Evaluation(Record):
     unknown: UnknownActions | None = None
     adapted: bool = False
     probes: InputProbes | None = None
+    sets: tuple[SetMetrics, ...] = ()
+    surest: tuple[SurestMetrics, ...] = ()
     notes: tuple[str, ...] = ()
     metrics: Metrics
 
@@ -75,6 +88,7 @@ def evaluate(
     unknown: CachedDataset | None = None,
     adapt: bool = False,
     probes: bool = False,
+    held_out: HeldOut | None = None,
 ) -> Evaluation:
     """Evaluate a network on one side of a protocol.
 
@@ -84,6 +98,7 @@ def evaluate(
     default. ``unknown``: dataset for the detection of unknown actions: its clips of classes that the network does not have, or all
     clips if it has none; if it is ``data`` itself, clips of this side only. ``adapt``: see :class:`OnlineAdapter`.
     ``probes``: also probe what the network reads, see :mod:`.probes`.
+    ``held_out``: answers for the held-out groups of the training, whose promises are measured.
     Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class;
     ``adapt`` with ``probes``.
     """
@@ -129,7 +144,14 @@ def evaluate(
         notes = (*([leak] if leak else []), *doubts, *notes)
         task += f"; {leak.partition(':')[0]}" if leak else ""
     adapter = OnlineAdapter(net) if adapt else None
-    metrics = evaluate_groups(net, groups, known_names, draws=draws, adapter=adapter)
+    outputs = predict_groups(net, groups, draws, adapter)
+    metrics = _metrics_of(outputs, groups, known_names)
+    sets: tuple[SetMetrics, ...] = ()
+    surest: tuple[SurestMetrics, ...] = ()
+    if held_out is not None:
+        subjects = {clip.group: clip.subject or "" for clip in known}
+        sets = held_out.measure_sets(outputs[0], groups, [subjects[group] for group in groups.names])
+        surest = held_out.measure_surest(outputs[1], outputs[0].argmax(-1) == groups.label_G)
     open_set = None
     if unknown is not None:
         if unknown.info.name == name:
@@ -166,6 +188,8 @@ def evaluate(
         unknown=open_set,
         adapted=adapt,
         probes=probe_inputs(net, groups, known_names, names) if probes else None,
+        sets=sets,
+        surest=surest,
         notes=notes,
         metrics=metrics,
     )
@@ -190,7 +214,12 @@ def evaluate_groups(
     ``draws``: number of sets of frames to average over: set k of n takes the position ``(k + 1/2) / n`` in each of the T equal
     parts of a clip. ``adapter``: predicts in place of ``net``, one group after the other.
     """
-    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = predict_groups(net, groups, draws, adapter)
+    return _metrics_of(predict_groups(net, groups, draws, adapter), groups, class_names)
+
+
+def _metrics_of(outputs: tuple[Tensor, ...], groups: Groups, class_names: tuple[str, ...]) -> Metrics:
+    """Return the metrics of the result of :func:`predict_groups`."""
+    probability_GK, uncertainty_G, weights_GV, view_logits_GVK = outputs
     if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):
         raise CheckpointError("the predictions of the network are not finite: its training diverged; train again")
     return compute_metrics(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)

@@ -34,6 +34,8 @@ from dtsf.training.losses import LossConfig, dtsf_loss
 from dtsf.training.prepare import adamw, prepare_network, schedule, update_average
 from dtsf.training.recipe import Recipe, resolve_auto
 
+CHECKPOINT_EVERY = 5.0  # seconds; a small network would spend a sixth of its time on a checkpoint after every epoch
+
 
 @dataclass(frozen=True)
 class EpochReport:
@@ -133,7 +135,7 @@ def fit(
     n_classes = len(info.class_names)
     debiaser = make_debiaser(recipe.debias, groups, width=recipe.model.width, n_classes=n_classes, seed=seed)
     module = TrainingModule(net, debiaser, recipe.loss).to(fabric.device)
-    model, optimizer = fabric.setup(module, adamw(module, train, fabric.device))
+    model, optimizer = fabric.setup(module, adamw(module, train, fabric))
     prepared = (to_device_if_fits(source, fabric.device), motion_sampling, deviation_C)
     training = TrainState(net, debiaser, optimizer, copy.deepcopy(net.state_dict()) if train.ema else None)
     origin: dict[str, Any] = {"protocol": protocol, "catalog": catalog, "seed": seed, "info": info, "recipe": recipe}
@@ -144,6 +146,7 @@ def fit(
     elif world.first:
         # A run that is killed in its first epoch can be resumed too.
         save(run / "last", state, training)
+    saved = time.monotonic()
     with TrainingLog(run if world.first else None, state.step) as log:
         while not state.finished:
             start, epoch, step, lr = time.monotonic(), state.epoch, state.step, 0.0
@@ -164,9 +167,10 @@ def fit(
                 state = update_best(state, score[0])
                 if train.patience and state.best_epoch == state.epoch:
                     training.best = copy.deepcopy(training.current)
-            if world.first:
+            if world.first and (state.finished or time.monotonic() - saved >= CHECKPOINT_EVERY):
                 log.flush()
                 save(run / "last", state, training)
+                saved = time.monotonic()
             if on_epoch is not None:
                 del means["lr"]
                 loss, accuracy, uncertainty = (means.pop(name) for name in ("loss", "accuracy", "uncertainty"))
@@ -264,6 +268,6 @@ def _not_finite(net: DTSFNet, groups: Groups) -> str | None:
 def _diverged(why: str, when: str, epoch: int, lr: float) -> DivergedError:
     return DivergedError(
         f"the training diverged {when}, in epoch {epoch + 1}, at learning rate {lr:g}: {why}. Try a tenth of the learning rate "
-        "(--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm. The checkpoint of "
-        f"epoch {epoch} is kept"
+        "(--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm. The "
+        "last checkpoint is kept"
     )

@@ -80,6 +80,30 @@ class UnknownActions(Record):
     uncertainty: float
 
 
+class SetMetrics(Record):
+    """Sets of one level on evaluated groups, and the held-out people and performances that their promise rests on."""
+
+    level: float
+    by: str
+    """``people``: the promise is for new people; ``groups``: for performances like the held-out ones."""
+    n_people: int
+    n_held_out: int
+    coverage: float
+    """Share of the evaluated groups whose set has the true class."""
+    mean_size: float
+    worst_subject: str | None = None
+    """Subject with the lowest coverage."""
+    worst_coverage: float | None = None
+
+
+class SurestMetrics(Record):
+    """Accuracy of the surest share of the held-out answers, and of the evaluated ones."""
+
+    share: float
+    held_out: float
+    evaluated: float
+
+
 def auroc(score_G: Tensor, positive_G: Tensor) -> float:
     """Return the area under the ROC curve (Mann-Whitney on ranks); ties count half. There must be positives and negatives."""
     _, inverse_G, count_X = score_G.double().unique(return_inverse=True, return_counts=True)

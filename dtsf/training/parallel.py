@@ -82,9 +82,10 @@ def side_by_side(
                     process.start()
                 sender.close()
                 running[receiver] = k, process
-            for receiver in wait(list(running)):
-                k, process = running[receiver]  # type: ignore[index]
-                kind, value = _receive(receiver, process)  # type: ignore[arg-type]
+            ready = wait(list(running))
+            for receiver in [one for one in running if one in ready]:
+                k, child = running[receiver]
+                kind, value = _receive(receiver, child)
                 if kind == "report":
                     on_report(k, value)
                 elif kind == "log":
@@ -92,14 +93,14 @@ def side_by_side(
                 elif kind == "error":
                     raise value
                 else:
-                    del running[receiver]  # type: ignore[arg-type]
-                    receiver.close()  # type: ignore[union-attr]
-                    process.join()
+                    del running[receiver]
+                    receiver.close()
+                    child.join()
                     yield k, value
     finally:
-        for receiver, (_, process) in running.items():
-            process.kill()
-            process.join()
+        for receiver, (_, child) in running.items():
+            child.kill()
+            child.join()
             receiver.close()
         os.close(alive)
         os.close(lifeline)

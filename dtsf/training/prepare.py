@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from dtsf.model.motion import motion_share
 from dtsf.model.network import DTSFNet
+from dtsf.training.adamw import AdamW
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.data import Groups, evaluation_batches
+from dtsf.training.distributed import OneProcess
 from dtsf.training.frame_sampling import read_frames, uniform_times
 from dtsf.training.recipe import Recipe, TrainConfig
 
@@ -133,10 +135,12 @@ def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
 
 
-def adamw(net: nn.Module, train: TrainConfig, device: torch.device) -> torch.optim.AdamW:
-    """Return AdamW with the settings of the recipe. On a GPU it updates many weights in one launch."""
+def adamw(net: nn.Module, train: TrainConfig, fabric: Any) -> Any:
+    """Return AdamW with the settings of the recipe: PyTorch's for Fabric. On a GPU it updates many weights in one launch."""
     groups = decay_groups(net, train.weight_decay, states=train.decay_states)
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), foreach=device.type == "cuda")
+    if isinstance(fabric, OneProcess):
+        return AdamW(groups, lr=train.lr, betas=(0.9, train.beta2))
+    return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), foreach=fabric.device.type == "cuda")
 
 
 @torch.no_grad()

@@ -1,0 +1,134 @@
+"""Only as many cameras as an answer needs: their order, and the uncertainty above which the next one is opened.
+
+Letters: G groups, R rows of answers, N numbers of opened cameras, V views.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtsf.errors import ConfigError
+from dtsf.training.answers import Answers
+
+LOSS = 0.005
+"""Accuracy that ``auto`` may lose on the held-out groups: half a point."""
+
+
+@dataclass(frozen=True)
+class CameraPlan:
+    """Order of the cameras, and when the next one is opened. The other numbers are of held-out groups of several cameras."""
+
+    order: tuple[int, ...]
+    """Views from 0, from the one that is most often right alone."""
+    limit: float
+    """Uncertainty above which the next camera is opened."""
+    n_groups: int
+    accuracy: float
+    all_accuracy: float
+    """Accuracy with all cameras of a group."""
+    opened: float
+    """Share of the cameras that are opened."""
+
+    def __str__(self) -> str:
+        """Describe the limit and its effect on the held-out groups."""
+        numbers = (
+            f"{100 * self.opened:.0f} % of the cameras, top-1 {self.accuracy:.3f} instead of {self.all_accuracy:.3f}"
+        )
+        return f"the next camera is opened above uncertainty {self.limit:.3g}: on {self.n_groups} held-out performances {numbers}"
+
+    def sort(self, views: Sequence[int]) -> list[int]:
+        """Return the positions of these views (from 0) in the order of the plan. Views that it lacks are last."""
+        rank = {view: place for place, view in enumerate(self.order)}
+        return sorted(range(len(views)), key=lambda k: rank.get(views[k], len(rank)))
+
+
+def read_limit(text: float | str) -> float | None:
+    """Return the uncertainty of ``--as-needed``, None for ``auto``. Raises ConfigError: neither."""
+    if str(text).strip().lower() == "auto":
+        return None
+    try:
+        limit = float(text)
+    except ValueError:
+        limit = math.nan
+    if not 0 <= limit <= 1:
+        raise ConfigError(f"--as-needed {text}: give auto, or an uncertainty from 0 to 1, for example --as-needed 0.3")
+    return limit
+
+
+def view_order(answers: Answers) -> tuple[int, ...]:
+    """Return the views (from 0) from the one that is most often right alone. Those without answers are last."""
+    alone = [answers.alone(view + 1) for view in range(len(answers.views))]
+    right = [right_of(one).mean().item() if len(one.group_R) else -1.0 for one in alone]
+    return tuple(sorted(range(len(right)), key=lambda view: -right[view]))
+
+
+def right_of(answers: Answers) -> Tensor:
+    """Return 1 for each right answer, else 0: float64 (R,)."""
+    return (answers.log_p_RK.argmax(1) == answers.label_R).double()
+
+
+def plan_cameras(answers: Answers, limit: float | None = None, loss: float = LOSS) -> CameraPlan:
+    """Return the plan of held-out answers. ``limit`` None: the highest one that loses at most ``loss`` of the accuracy with all
+    cameras of each group. Raises ConfigError: None, and no held-out group has several cameras.
+    """
+    order = view_order(answers)
+    row_NG, n_G = _steps(answers, order)
+    if not len(n_G):
+        if limit is None:
+            raise ConfigError(
+                "--as-needed auto: no held-out performance of the run has several cameras: give an uncertainty, for example "
+                "--as-needed 0.3"
+            )
+        return CameraPlan(order, limit, 0, math.nan, math.nan, math.nan)
+    right_NG, u_NG = right_of(answers)[row_NG], answers.uncertainty_R.double()[row_NG]
+
+    def follow(limit: float) -> tuple[float, float, float]:
+        opened_G = _stop(u_NG, n_G, limit)
+        right = right_NG.gather(0, opened_G.unsqueeze(0)).mean().item()
+        return limit, right, ((opened_G + 1) / n_G).double().mean().item()
+
+    whole = right_NG[-1].mean().item()
+    if limit is not None:
+        best = follow(limit)
+    else:
+        # With limit 0, all cameras are opened.
+        tried = map(follow, [0.0, *u_NG.flatten().unique().tolist()])
+        best = max((row for row in tried if row[1] >= whole - loss - 1e-9), key=lambda row: row[0])
+    return CameraPlan(order, best[0], len(n_G), best[1], whole, best[2])
+
+
+def answers_as_needed(answers: Answers, plan: CameraPlan) -> Answers:
+    """Return the answer of each held-out group of several cameras when its cameras are opened by a plan."""
+    row_NG, n_G = _steps(answers, plan.order)
+    opened_G = _stop(answers.uncertainty_R.double()[row_NG], n_G, plan.limit)
+    keep_R = torch.zeros(len(answers.group_R), dtype=torch.bool)
+    keep_R[row_NG.gather(0, opened_G.unsqueeze(0)).flatten()] = True
+    return answers.rows(keep_R)
+
+
+def _steps(answers: Answers, order: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Return the row after the first, second, ... camera of each group of several cameras, (N, G), and its number of cameras,
+    (G,). After its last camera the row stays the same.
+    """
+    keys = zip(answers.group_R.tolist(), answers.given_RV.tolist(), strict=True)
+    row_of = {(g, tuple(given)): row for row, (g, given) in enumerate(keys)}
+    whole, paths = answers.complete(), []
+    for g, given in zip(whole.group_R.tolist(), whole.given_RV.tolist(), strict=True):
+        own = [view for view in order if given[view]]
+        wanted = [tuple(view in own[:n] for view in range(len(given))) for n in range(1, len(own) + 1)]
+        if len(own) > 1 and all((g, some) in row_of for some in wanted):
+            paths.append([row_of[g, some] for some in wanted])
+    most = max(map(len, paths), default=0)
+    rows = [path + path[-1:] * (most - len(path)) for path in paths]
+    return torch.tensor(rows, dtype=torch.int64).view(len(paths), most).T, torch.tensor([len(path) for path in paths])
+
+
+def _stop(u_NG: Tensor, n_G: Tensor, limit: float) -> Tensor:
+    """Return the step, from 0, at which each group opens no more cameras: (G,)."""
+    last_NG = torch.arange(1, len(u_NG) + 1).unsqueeze(1) >= n_G
+    return ((u_NG <= limit) | last_NG).double().argmax(0)

@@ -1,0 +1,213 @@
+"""Answers for the held-out groups of a run, and what they promise of new answers.
+
+Letters: G groups, R rows of answers, V views, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtsf.cache.schema import DatasetInfo
+from dtsf.errors import CheckpointError
+from dtsf.model.network import DTSFNet
+from dtsf.names import counted
+from dtsf.training.answers import Answers, ask, join, read_answers
+from dtsf.training.as_needed import view_order
+from dtsf.training.checkpoint import Calibration
+from dtsf.training.data import Groups
+from dtsf.training.metrics import SetMetrics, SurestMetrics
+from dtsf.training.promises import (
+    ROUNDING,
+    SHARES,
+    Promise,
+    at_shares,
+    check_level,
+    person_limit,
+    split_limit,
+    surest_curve,
+)
+from dtsf.training.splits import join_people
+
+FILE = "held_out.safetensors"  # in the folder of a run
+LEVELS = (0.8, 0.9)  # of the sets that an evaluation measures
+LEAST_ROWS = 20  # answers from the same cameras, on which a promise for these cameras alone rests
+MOST_NUMBERS = 1 << 20  # probabilities that a run keeps
+ALL_SETS = 3  # most views with answers for every set of them
+TRUSTED = 0.95
+"""Accuracy of the surest held-out answers with which a new one needs no look by a person."""
+
+
+@dataclass(frozen=True)
+class Surest:
+    """Place of one answer among the held-out answers."""
+
+    share: float
+    """Share of the held-out answers that are at least as sure."""
+    accuracy: float | None
+    """Share of these that are right; None if there are none."""
+    look: bool
+    """True if a person must look: the answer is not among the surest held-out ones that are right in 95 % or more."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Answers for the held-out groups of a run. ``by``: what was held out, for example ``people held out``."""
+
+    answers: Answers
+    by: str
+    cameras: str = ""
+    """How the cameras of each answer were chosen; empty if each answer is compared with those from the same cameras."""
+
+    @cached_property
+    def people_G(self) -> np.ndarray | None:
+        """Person of each group; all who perform together are one. None if they are not known, or were not held out."""
+        subjects = self.answers.subjects
+        if not self.by.startswith("people") or not all(subjects):
+            return None
+        leader = join_people(subjects)
+        return np.array([leader[subject] for subject in subjects])
+
+    def rows(self, views: Sequence[int]) -> tuple[Answers, str]:
+        """Return the answers that are like one from these views (from 0), and what is said of their cameras.
+
+        They are from the same cameras; if these are few, from as many cameras, as where two of five cameras film each
+        performance; otherwise from the largest number below it.
+        """
+        if self.cameras:
+            return self.answers, f", {self.cameras}"
+        number_R, n_views = self.answers.given_RV.sum(1), self.answers.given_RV.shape[1]
+        found = []
+        if max(views) < n_views:
+            found = [(self.answers.given(torch.tensor([view in views for view in range(n_views)])), "")]
+        for n in (len(views), *range(len(views) - 1, 0, -1), *range(len(views) + 1, int(number_R.max()) + 1)):
+            how = "as many cameras" if n == len(views) else counted(n, "camera")
+            found.append((self.answers.rows(number_R == n), f" from {how}"))
+        enough = (pair for pair in found if len(pair[0].group_R) >= LEAST_ROWS)
+        return next(enough, max(found, key=lambda pair: len(pair[0].group_R)))
+
+    def promise(self, views: Sequence[int], level: float) -> Promise:
+        """Return the rule for sets of answers from these views (from 0). For new people if there are enough people."""
+        check_level(level)
+        answers, how = self.rows(views)
+        score_R = -answers.log_p_RK.exp().gather(1, answers.label_R.unsqueeze(1)).squeeze(1).numpy().astype(np.float64)
+        people_G, percent, n = self.people_G, f"{100 * level:g} %", len(score_R)
+        of = counted(len(answers.group_R.unique()), "performance") + how
+        person_R = people_G[answers.group_R.numpy()] if people_G is not None else None
+        n_people = len(set(person_R)) if person_R is not None else 0
+        if person_R is not None and n_people >= level * (n_people + 1) - ROUNDING:
+            whose = f"new people like the {n_people} held-out ones ({of})"
+            text = f"the true class is in it for {percent} of performances of {whose}"
+            return Promise(-person_limit(score_R, person_R, level), text, by_person=True, n_people=n_people)
+        limit = split_limit(score_R, level)
+        whose = f"held-out people ({n_people} people, {of})" if n_people else f"held-out groups ({of}; {self.by})"
+        text = f"the true class is in it for {percent} of performances like those of the {whose}"
+        if not math.isfinite(limit):
+            text = f"every class is in it: {of} allow at most {math.floor(100 * n / (n + 1))} %"
+        elif n_people:
+            text += (
+                f"; for a new person, {n_people} people allow at most {math.floor(100 * n_people / (n_people + 1))} %"
+            )
+        return Promise(-limit, text, by_person=False, n_people=n_people)
+
+    def curve(self, views: Sequence[int] | None = None) -> list[tuple[float, float]]:
+        """Return (share, accuracy) of the surest held-out answers. Default: those from all views of each group."""
+        answers = self.answers.complete() if views is None else self.rows(views)[0]
+        return surest_curve(answers.uncertainty_R, answers.log_p_RK.argmax(1) == answers.label_R)
+
+    def place(self, views: Sequence[int], uncertainty: float) -> Surest:
+        """Return the place of an answer from these views (from 0)."""
+        uncertainty_R, curve = self.rows(views)[0].uncertainty_R, self.curve(views)
+        n = int((uncertainty_R <= uncertainty).sum())
+        trusted = max((k for k, (_, accuracy) in enumerate(curve, 1) if accuracy >= TRUSTED), default=0)
+        return Surest(n / len(curve), curve[n - 1][1] if n else None, look=n > trusted or not trusted)
+
+    @property
+    def surest_line(self) -> str:
+        """What the surest share of the held-out answers promises, as one line."""
+        shares, right = (" / ".join(f"{100 * x:.0f}" for x in row) for row in (SHARES, at_shares(self.curve())))
+        people = set(self.people_G) if self.people_G is not None else set()
+        whose = counted(len(people), "held-out person", "held-out people") if people else "the held-out groups"
+        n = counted(len(self.answers.complete().group_R), "performance")
+        return f"of {whose} ({n}), the surest {shares} % were right in {right} %"
+
+    def measure_sets(
+        self, probability_GK: Tensor, groups: Groups, subjects: Sequence[str], levels: Sequence[float] = LEVELS
+    ) -> tuple[SetMetrics, ...]:
+        """Return the metrics of the sets of each level on evaluated groups; ``subjects``: of each group, empty if it has none."""
+        views_G = [[v for v, given in enumerate(mask) if given] for mask in groups.mask_GV.tolist()]
+        found = []
+        for level in levels:
+            rules = {views: self.promise(views, level) for views in set(map(tuple, views_G))}
+            chosen = [rules[tuple(views)].choose(p_K) for views, p_K in zip(views_G, probability_GK, strict=True)]
+            inside: dict[str, list[bool]] = defaultdict(list)
+            for subject, label, some in zip(subjects, groups.label_G.tolist(), chosen, strict=True):
+                inside[subject].append(label in some)
+            by_person = {subject: sum(row) / len(row) for subject, row in inside.items() if subject}
+            worst = min(by_person, key=lambda subject: by_person[subject]) if len(by_person) > 1 else None
+            row = SetMetrics(
+                level=level,
+                by="people" if all(rule.by_person for rule in rules.values()) else "groups",
+                n_people=min(rule.n_people for rule in rules.values()),
+                n_held_out=len(self.answers.groups),
+                coverage=sum(map(sum, inside.values())) / len(chosen),
+                mean_size=sum(map(len, chosen)) / len(chosen),
+                worst_subject=worst,
+                worst_coverage=by_person[worst] if worst is not None else None,
+            )
+            found.append(row)
+        return tuple(found)
+
+    def measure_surest(self, uncertainty_G: Tensor, right_G: Tensor) -> tuple[SurestMetrics, ...]:
+        """Return the accuracy of the surest shares of evaluated groups, beside that of the held-out ones."""
+        both = (at_shares(curve) for curve in (self.curve(), surest_curve(uncertainty_G, right_G)))
+        rows = zip(SHARES, *both, strict=True)
+        return tuple(SurestMetrics(share=share, held_out=held, evaluated=now) for share, held, now in rows)
+
+
+def read_held_out(run: Path, calibration: Calibration | None, info: DatasetInfo) -> HeldOut | None:
+    """Return the held-out answers of a run; None if it has none. Raises CheckpointError: the file is damaged or of another run."""
+    file = run / FILE
+    if calibration is None or not file.exists():
+        return None
+    answers = read_answers(file)
+    if (answers.classes, answers.views) != (info.class_names, info.view_names) or not answers.complete_R.any():
+        raise CheckpointError(f"{file} is not of this run, which has other classes or views: train again")
+    return HeldOut(answers, calibration.held_out)
+
+
+def ask_held_out(
+    nets: Sequence[DTSFNet], held_out: Sequence[Groups], subjects: Mapping[str, str], info: DatasetInfo, draws: int = 1
+) -> Answers:
+    """Return the answers of each network for its held-out groups: with all views, each view alone, and growing sets of views.
+
+    Up to three views: every set. More: the views join in the order of their accuracy alone. Of very many groups, some are drawn.
+    """
+    n_views, classes = len(info.view_names), info.class_names
+    numbers = range(1, n_views + 1)
+    given = [some for n in numbers for some in combinations(numbers, n) if n == 1 or n_views <= ALL_SETS]
+    most = max(1, MOST_NUMBERS // (2 * max(n_views, 4) * len(classes) * len(nets)))
+    draw = torch.Generator().manual_seed(0)
+    chosen = [groups.choose(torch.randperm(len(groups), generator=draw)[:most].sort().values) for groups in held_out]
+
+    def answer() -> Answers:
+        options: dict[str, Any] = {"given": given, "draws": draws}
+        pairs = zip(nets, chosen, strict=True)
+        return join([ask(net, groups, subjects, classes, info.view_names, **options) for net, groups in pairs])
+
+    answers = answer()
+    if n_views <= ALL_SETS:
+        return answers
+    order = view_order(answers)
+    given += [tuple(view + 1 for view in order[:n]) for n in range(2, n_views)]
+    return answer()
