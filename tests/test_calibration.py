@@ -143,6 +143,17 @@ def test_calibrate__holds_out_people_and_stores_it(trained):
     assert not (root / "run/calibration").exists()
     again = run.evaluate(root / "cache")
     assert again == result.evaluation
+    answers = run.held_out.answers
+    assert (root / "run/held_out.safetensors").stat().st_size < 30_000
+    assert sorted(answers.subjects) == sorted("1234" * 6)
+    assert len(answers.group_R) == 24 * 7  # each set of three views
+    p, label = answers.complete().log_p_RK.exp(), answers.complete().label_R
+    assert -p.gather(1, label[:, None]).log().mean().item() == pytest.approx(fitted.nll[1], rel=1e-4)
+    eighty, ninety = again.sets
+    assert (eighty.by, eighty.n_people, eighty.n_held_out, ninety.by) == ("people", 4, 24, "groups")
+    assert 0 <= eighty.coverage <= 1 <= eighty.mean_size <= 3
+    assert ninety.worst_subject is None  # the test has one person
+    assert [row.share for row in again.surest] == [0.5, 0.8, 0.9]
     raw = api.load(root / "run")
     raw.net.calibrator.fitted = False
     pairs = list(zip(again.metrics.predictions, raw.evaluate(root / "cache").metrics.predictions, strict=True))
@@ -173,7 +184,7 @@ def test_calibrate__held_out_groups_need_no_more_training(trained, tmp_path):
     words, reports = [*WORDS, "train.held_out_subjects=1,2"], []
     api.train(root / "cache", protocol=PROTOCOL, overrides=words, run=tmp_path / "run", on_epoch=reports.append)
     fitted = api.load(tmp_path / "run").state.calibration
-    assert (fitted.held_out, fitted.folds, fitted.n_groups) == ("groups held out of training", 1, 12)
+    assert (fitted.held_out, fitted.folds, fitted.n_groups) == ("people held out of training", 1, 12)
     assert [report.part for report in reports] == ["", ""]
     api.train(root / "cache", protocol=PROTOCOL, overrides=[*WORDS, "train.calibrate=0"], run=tmp_path / "none")
     assert api.load(tmp_path / "none").state.calibration is None

@@ -1,6 +1,9 @@
 """Promises of held-out answers: sets of classes, the surest share, and cameras as needed."""
 
+import itertools
+import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,9 +11,11 @@ import pytest
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 
+from dtsf import api
 from dtsf.errors import ConfigError
-from dtsf.training.answers import Answers
+from dtsf.training.answers import Answers, read_answers, write_answers
 from dtsf.training.as_needed import answers_as_needed, plan_cameras
+from dtsf.training.checkpoint import load_checkpoint
 from dtsf.training.held_out import HeldOut
 from dtsf.training.promises import at_shares, person_limit, split_limit, surest_curve
 
@@ -161,7 +166,7 @@ def test_promise__refuses_a_level_that_is_no_share(level):
 
 
 def test_surest_curve__is_the_accuracy_of_the_surest():
-    curve = surest_curve(torch.tensor([0.4, 0.1, 0.3, 0.2, 0.5]), torch.tensor([False, True, False, True, True]))
+    curve = surest_curve(torch.tensor([0.6, 0.9, 0.7, 0.8, 0.5]), torch.tensor([False, True, False, True, True]))
     assert [share for share, _ in curve] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert [accuracy for _, accuracy in curve] == pytest.approx([1, 1, 2 / 3, 1 / 2, 3 / 5])
     assert at_shares(curve, (0.01, 0.4, 0.41, 1.0)) == pytest.approx([1, 1, 2 / 3, 3 / 5])
@@ -169,14 +174,16 @@ def test_surest_curve__is_the_accuracy_of_the_surest():
 
 def test_place__says_who_must_be_looked_at():
     right = np.array([1] * 30 + [0, 1] * 5)
-    p = np.where(right[:, None] == 1, [0.9, 0.1], [0.1, 0.9])
-    known = held_out(p, np.zeros(40, int), uncertainty=np.linspace(0.01, 0.4, 40))
-    sure, doubtful, worst = (known.place([0], u) for u in (0.105, 0.395, 0.9))
+    most = np.linspace(0.99, 0.60, 40)
+    p = np.stack([np.where(right, most, 1 - most), np.where(right, 1 - most, most)], 1)
+    known = held_out(p, np.zeros(40, int))
+    sure, doubtful, worst = (known.place([0], p) for p in (0.895, 0.605, 0.1))
     assert (sure.share, sure.accuracy, sure.look) == (0.25, 1.0, False)
     assert doubtful.look
     assert doubtful.share == pytest.approx(39 / 40)
     assert worst.look
-    nothing = known.place([0], 0.001)
+    assert held_out(p[:30], np.zeros(30, int)).place([0], 0.5).look  # less sure than any held-out answer, all of them right
+    nothing = known.place([0], 0.999)
     assert (nothing.share, nothing.accuracy, nothing.look) == (0.0, None, False)
 
 
@@ -202,7 +209,8 @@ def test_plan_cameras__opens_the_second_camera_only_in_doubt():
     assert (lavish.opened, lavish.accuracy) == (1.0, 1.0)
     assert greedy.opened == 0.5
     assert greedy.accuracy < 0.95
-    assert plan_cameras(known.answers, loss=0.5).opened == 0.5
+    # A loss of accuracy is not all: wrong answers would be sure.
+    assert plan_cameras(known.answers, loss=0.5).opened == plan.opened
     assert plan.sort([0, 5, 1]) == [2, 0, 1]
     chosen = answers_as_needed(known.answers, plan)
     assert len(chosen.group_R) == 200
@@ -226,3 +234,124 @@ def test_plan_cameras__of_single_cameras_needs_a_limit():
     with pytest.raises(ConfigError, match="--as-needed auto: no held-out performance"):
         plan_cameras(held_out(p, label).answers)
     assert plan_cameras(held_out(p, label).answers, 0.3).limit == 0.3
+
+
+CALIBRATION = {"held_out": "people held out", "folds": 2, "n_groups": 40, "accuracy": 0.8, "nll": [1, 1], "ece": [0, 0]}
+CALIBRATION |= {"inverse_temperature": 1, "bias": 0, "weights": {}}
+
+
+@pytest.fixture
+def promising(run_copy):
+    """A copy of the world's run with answers for 40 held-out groups of four people. Its second camera is the best one."""
+    file = run_copy / "last/state.json"
+    document = json.loads(file.read_text())
+    document["calibration"] = CALIBRATION
+    file.write_text(json.dumps(document))
+    info, rng = load_checkpoint(run_copy / "last").state.info, np.random.default_rng(7)
+    masks = [mask for mask in itertools.product((True, False), repeat=3) if any(mask)]
+    p, _ = drawn(rng, 40 * len(masks), len(info.class_names))
+    label = rng.integers(len(info.class_names), size=40)
+    # The highest probability moves to the label, or next to it.
+    for k, row in enumerate(p):
+        right = rng.random() < (0.9 if masks[k % len(masks)][1] else 0.3)
+        row[:] = np.roll(row, label[k // len(masks)] + (not right) - row.argmax())
+    given, group = masks * 40, np.arange(40).repeat(len(masks))
+    made = held_out(p, label, given=given, group=group, subjects=[f"p{k % 4}" for k in range(40)]).answers
+    write_answers(run_copy / "held_out.safetensors", replace(made, classes=info.class_names, views=info.view_names))
+    return run_copy
+
+
+def test_predict__gives_a_set_and_a_place(dtsf, promising, performance):
+    run = api.load(promising)
+    plain, asked = run.predict(performance), run.predict(performance, set=0.9)
+    rule = run.held_out.promise([0, 1, 2], 0.9)
+    assert plain.set == ()
+    assert asked.model_copy(update={"set": (), "promise": ""}) == plain
+    assert asked.promise == rule.text
+    assert set(asked.set) == {name for name, p in asked.probabilities.items() if p >= rule.least} | {asked.label}
+    assert asked.opened == run.state.info.view_names
+    assert (asked.surest, asked.look) == (run.held_out.place([0, 1, 2], asked.probability).share, True)
+    shown = dtsf.json("predict", *performance, "--run", promising, "--set", "0.9", cwd=promising.parent)
+    assert (shown["set"], shown["promise"]) == (list(asked.set), asked.promise)
+    said = dtsf.said("predict", *performance, "--run", promising, "--set", "0.9", cwd=promising.parent)
+    assert "4 people allow at most 80 %" in said
+    assert "of 4 held-out people (40 performances), the surest 50 / 80 / 90 % were right in" in said
+    assert "look at it" in said
+    for words, error in ((("--set", "90"), "--set 90: give a share"), (("--as-needed", "2"), "--as-needed 2: give auto")):
+        assert error in dtsf.refusal("predict", *performance, "--run", promising, *words, cwd=promising.parent)
+
+
+def test_predict__opens_cameras_as_needed(dtsf, promising, performance, tmp_path):
+    run = api.load(promising)
+    broken = tmp_path / "v03_s02_e00.avi"
+    broken.write_bytes(b"no video")
+    first = run.predict(performance, as_needed=1.0)
+    assert first.opened == ("2",)
+    assert first.view_weights[::2] == (0.0, 0.0)
+    # A camera that is not opened may even be broken.
+    assert run.predict([*performance[:2], broken], as_needed=1.0) == first
+    alone = run.predict(performance[1:2], views="2")
+    assert (first.label, first.uncertainty) == (alone.label, pytest.approx(alone.uncertainty))
+    everything, whole = run.predict(performance, as_needed=0.0), run.predict(performance)
+    assert sorted(everything.opened) == ["1", "2", "3"]
+    assert everything.opened[0] == "2"
+    assert everything.probabilities == pytest.approx(whole.probabilities)
+    assert everything.view_weights == pytest.approx(whole.view_weights)
+    automatic = dtsf.json("predict", *performance, "--run", promising, "--as-needed", "auto", "--set", "0.8", cwd=promising.parent)
+    assert automatic["opened"][0] == "2"
+    assert "cameras opened as needed" in automatic["promise"]
+    assert "the next camera is opened above uncertainty" in automatic["notes"][-1]
+    said = dtsf.said("predict", *performance, "--run", promising, "--as-needed", "1", cwd=promising.parent)
+    assert said.count("not opened") == 2
+    assert "--as-needed" in dtsf.refusal(
+        "predict", *performance, "--run", promising, "--as-needed", "1", "--video", tmp_path / "film.mp4", cwd=promising.parent)
+
+
+def test_watch__opens_as_needed_and_names_whom_to_look_at(dtsf, promising, performance, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        for video in performance:
+            shutil.copy(video, tmp_path / "in" / name)
+    words = ("predict", "--run", promising, "--watch", "in", "--settle", "0.1", "--once", "--as-needed", "1", "--set", "0.8")
+    done = dtsf(*words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("1 of 3 views opened") == 2
+    assert "look at 2 of 2, the least sure first:" in done.stderr
+    written = json.loads((tmp_path / "in/a/prediction.json").read_text())
+    assert written["opened"] == ["2"]
+    assert written["set"]
+
+
+def test_predict__without_held_out_answers(dtsf, world, performance):
+    run = api.load(world / "run")
+    assert run.held_out is None
+    answer = run.predict(performance)
+    assert (answer.set, answer.surest, answer.look) == ((), None, None)
+    for words in (("--set", "0.9"), ("--as-needed", "auto")):
+        assert "held_out.safetensors): train again" in dtsf.refusal("predict", *performance, "--run", "run", *words, cwd=world)
+    assert "need --run" in dtsf.refusal("predict", "a.mp4", "--onnx", "net.onnx", "--set", "0.9", cwd=world)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [("classes", "is not of this run"), ("bytes", "has no usable answers"), ("huge", "has 1099511627776 bytes, more than")],
+)
+def test_predict__refuses_answers_that_are_damaged_or_of_another_run(dtsf, promising, performance, harm, words):
+    file = promising / "held_out.safetensors"
+    if harm == "classes":
+        answers = read_answers(file)
+        write_answers(file, replace(answers, classes=tuple(reversed(answers.classes))))
+    elif harm == "bytes":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        with file.open("wb") as made:
+            made.truncate(1 << 40)
+    message = dtsf.refusal("predict", *performance, "--run", promising, cwd=promising.parent)
+    assert f"held_out.safetensors {words}" in message
+
+
+def test_report__draws_the_surest_answers(dtsf, promising):
+    dtsf.said("report", promising, cwd=promising.parent)
+    page = (promising / "report.html").read_text("utf-8")
+    assert "held out of the training" in page
+    assert "Of 4 held-out people (40 performances), the surest" in page

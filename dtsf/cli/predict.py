@@ -222,8 +222,8 @@ def _watch(run: Run, folder: Path, settle: float, options: dict[str, Any], *, on
                 predicted += 1
                 if document["look"]:
                     looks += 1
-                    doubt = document["uncertainty"], f"{name} ({document['label']}, {document['uncertainty']:.2f})"
-                    doubtful = heapq.nlargest(LOOKED, [*doubtful, doubt])
+                    doubt = document["probability"], f"{name} ({document['label']}, {document['probability']:.2f})"
+                    doubtful = heapq.nsmallest(LOOKED, [*doubtful, doubt])
             if performance.ignored:
                 document["ignored"] = list(performance.ignored)
             watch.write_prediction(performance, document)

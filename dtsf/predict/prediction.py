@@ -52,7 +52,7 @@ class Prediction(BaseModel):
     surest_right: float | None = None
     """Share of these that are right; None if there are none."""
     look: bool | None = None
-    """True if a person must look at it: fewer than 95 % of the held-out answers up to this uncertainty are right."""
+    """True if a person must look at it: it is not among the surest held-out answers of which 95 % are right."""
     notes: tuple[str, ...] = ()
     """Remarks on this answer, for example the offsets that were assumed."""
 

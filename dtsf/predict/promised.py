@@ -35,7 +35,7 @@ class Question:
 
         if self.held_out is None:
             return {}
-        place = self.held_out.place(views, uncertainty)
+        place = self.held_out.place(views, float(probability_K.max()))
         fields: dict[str, Any] = {"surest": place.share, "surest_right": place.accuracy, "look": place.look}
         if self.level is not None:
             rule = self.held_out.promise(views, self.level)

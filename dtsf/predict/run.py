@@ -47,7 +47,7 @@ class Run:
         """Answers for the held-out groups of the training; None for a run that has none."""
         from dtsf.training.held_out import read_held_out
 
-        return read_held_out(self.folder, self.state.calibration, self.state.info)
+        return read_held_out(self.folder, self.state)
 
     def evaluate(
         self,

@@ -65,7 +65,7 @@ def report_run(
             gallery.append((section, strips))
         for p in m.predictions:
             occluded += sum(p.view_weights[clip.view - 1] == 0 for clip in tested.get(p.group, ()))
-    held_out = read_held_out(folder, state.calibration, state.info)
+    held_out = read_held_out(folder, state)
     surest = _surest(run, held_out)
     series = {name: line for name, line in run.series.items() if line}
     panels: list[tuple[str, dict[str, list[float]]]] = [
@@ -119,9 +119,9 @@ def _shares(probes: Probes | None) -> dict[str, list[float]]:
 
 def _surest(run: RunData, held_out: HeldOut | None) -> dict[str, list[float]]:
     """Return the accuracy of the surest 1 % to 100 % of the answers, by their origin."""
-    uncertainty_G = torch.tensor([p.uncertainty for p in run.metrics.predictions])
+    probability_G = torch.tensor([p.probability for p in run.metrics.predictions])
     right_G = torch.tensor([p.label == p.predicted for p in run.metrics.predictions])
-    curves = {"test": surest_curve(uncertainty_G, right_G)}
+    curves = {"test": surest_curve(probability_G, right_G)}
     if held_out is not None:
         curves["held out of the training"] = held_out.curve()
     return {name: at_shares(curve, [k / 100 for k in range(1, 101)]) for name, curve in curves.items()}

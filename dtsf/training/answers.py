@@ -45,6 +45,16 @@ class Answers:
         """Label of each row."""
         return self.label_G[self.group_R]
 
+    @property
+    def true_log_p_R(self) -> Tensor:
+        """Log-probability of the true class of each row."""
+        return self.log_p_RK.gather(1, self.label_R.unsqueeze(1)).squeeze(1)
+
+    @property
+    def right_R(self) -> Tensor:
+        """True for each right answer."""
+        return self.log_p_RK.argmax(1) == self.label_R
+
     def rows(self, keep_R: Tensor) -> Answers:
         """Return some of the rows, with all groups."""
         return replace(self, **{name: getattr(self, name)[keep_R] for name in _fields("_R")})

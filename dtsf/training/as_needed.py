@@ -17,6 +17,8 @@ from dtsf.training.answers import Answers
 
 LOSS = 0.005
 """Accuracy that ``auto`` may lose on the held-out groups: half a point."""
+LOG_LOSS = 0.02
+"""Mean -log p of the true class that ``auto`` may lose. On few groups, accuracy alone is a matter of luck."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +65,13 @@ def read_limit(text: float | str) -> float | None:
 def view_order(answers: Answers) -> tuple[int, ...]:
     """Return the views (from 0) from the one that is most often right alone. Those without answers are last."""
     alone = [answers.alone(view + 1) for view in range(len(answers.views))]
-    right = [right_of(one).mean().item() if len(one.group_R) else -1.0 for one in alone]
+    right = [one.right_R.double().mean().item() if len(one.group_R) else -1.0 for one in alone]
     return tuple(sorted(range(len(right)), key=lambda view: -right[view]))
-
-
-def right_of(answers: Answers) -> Tensor:
-    """Return 1 for each right answer, else 0: float64 (R,)."""
-    return (answers.log_p_RK.argmax(1) == answers.label_R).double()
 
 
 def plan_cameras(answers: Answers, limit: float | None = None, loss: float = LOSS) -> CameraPlan:
     """Return the plan of held-out answers. ``limit`` None: the highest one that loses at most ``loss`` of the accuracy with all
-    cameras of each group. Raises ConfigError: None, and no held-out group has several cameras.
+    cameras of each group, and :data:`LOG_LOSS`. Raises ConfigError: None, and no held-out group has several cameras.
     """
     order = view_order(answers)
     row_NG, n_G = _steps(answers, order)
@@ -85,21 +82,23 @@ def plan_cameras(answers: Answers, limit: float | None = None, loss: float = LOS
                 "--as-needed 0.3"
             )
         return CameraPlan(order, limit, 0, math.nan, math.nan, math.nan)
-    right_NG, u_NG = right_of(answers)[row_NG], answers.uncertainty_R.double()[row_NG]
+    right_NG, log_p_NG = answers.right_R.double()[row_NG], answers.true_log_p_R.double()[row_NG]
+    u_NG = answers.uncertainty_R.double()[row_NG]
 
-    def follow(limit: float) -> tuple[float, float, float]:
+    def follow(limit: float) -> tuple[float, float, float, float]:
         opened_G = _stop(u_NG, n_G, limit)
-        right = right_NG.gather(0, opened_G.unsqueeze(0)).mean().item()
-        return limit, right, ((opened_G + 1) / n_G).double().mean().item()
+        right, log_p = (x_NG.gather(0, opened_G.unsqueeze(0)).mean().item() for x_NG in (right_NG, log_p_NG))
+        return limit, right, log_p, ((opened_G + 1) / n_G).double().mean().item()
 
-    whole = right_NG[-1].mean().item()
+    whole, whole_log_p = right_NG[-1].mean().item(), log_p_NG[-1].mean().item()
     if limit is not None:
         best = follow(limit)
     else:
         # With limit 0, all cameras are opened.
         tried = map(follow, [0.0, *u_NG.flatten().unique().tolist()])
-        best = max((row for row in tried if row[1] >= whole - loss - 1e-9), key=lambda row: row[0])
-    return CameraPlan(order, best[0], len(n_G), best[1], whole, best[2])
+        good = (row for row in tried if row[1] >= whole - loss - 1e-9 and row[2] >= whole_log_p - LOG_LOSS - 1e-9)
+        best = max(good, key=lambda row: row[0])
+    return CameraPlan(order, best[0], len(n_G), best[1], whole, best[3])
 
 
 def answers_as_needed(answers: Answers, plan: CameraPlan) -> Answers:

@@ -24,10 +24,12 @@ from dtsf.errors import CheckpointError
 from dtsf.model.evidence import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount, probabilities
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import record_norms
-from dtsf.training.checkpoint import Calibration, load_checkpoint, resume_or_clear, save_checkpoint
+from dtsf.training.answers import Answers, write_answers
+from dtsf.training.checkpoint import Calibration, RunState, load_checkpoint, resume_or_clear, save_checkpoint
 from dtsf.training.data import Groups
 from dtsf.training.distributed import current_world
 from dtsf.training.evaluate import batches
+from dtsf.training.held_out import FILE
 from dtsf.training.loop import EpochReport, FitResult
 from dtsf.training.metrics import calibration_error
 from dtsf.training.protocols import Split
@@ -55,13 +57,22 @@ class HeldOutOutputs(NamedTuple):
         return discount(self.evidence_BK, bias + self.features_B3 @ weight_3, inverse_temperature, self.score_B)
 
 
+class ObservedFold(NamedTuple):
+    """Network of a fold, and its outputs for the groups that it was not trained on."""
+
+    net: DTSFNet
+    outputs: HeldOutOutputs
+
+
 def calibration_folds(split: Split, recipe: Recipe, protocol: str) -> tuple[list[Fold], str]:
     """Return the folds whose held-out groups calibrate a network, none if these are too few; and the unit of division.
 
     Groups that are held out of the training itself are the only fold, which needs no further training.
     """
     if split.held_out:
-        folds, unit = [Fold(train=split.train, held_out=split.held_out)], "groups held out of training"
+        people, others = ({clip.subject for clip in clips} for clips in (split.held_out, split.train))
+        what = "people" if None not in people and not people & others else "groups"
+        folds, unit = [Fold(train=split.train, held_out=split.held_out)], f"{what} held out of training"
     else:
         folds, unit = make_folds(split.train, protocol, recipe.train.calibrate)
     folds = [fold for fold in map(drop_unknown_classes, folds) if fold.train and fold.held_out]
@@ -80,7 +91,7 @@ def train_fold(
     recipe: Recipe,
     run: Path,
     fabric: Any,
-) -> HeldOutOutputs:
+) -> ObservedFold:
     """Train a network like the final one without the held-out groups of fold ``k`` of ``n``, and observe it on them.
 
     Checkpoints are in ``run/calibration``. Other arguments: as for :func:`.train.fit_calibrated`.
@@ -96,36 +107,43 @@ def train_fold(
     part = f"calibration, fold {k + 1} of {n}"
     options: dict[str, Any] = {"run": folder, "resume": resume, "fabric": fabric}
     net = fit_again(groups, recipe, **options, on_epoch=lambda epoch: report(replace(epoch, part=part))).net
-    set_reference(net, groups)
-    return observe(net, load(fold.held_out))
+    return observe(net, groups, load(fold.held_out))
 
 
 @torch.inference_mode()
-def observe(net: DTSFNet, groups: Groups) -> HeldOutOutputs:
-    """Return the outputs for held-out groups that fit a calibration."""
+def observe(net: DTSFNet, training: Groups, groups: Groups) -> ObservedFold:
+    """Return a network of ``training`` with its outputs for the held-out groups, which fit a calibration."""
+    set_reference(net, training)
     parts = []
     for x_BVTHWC, mask_BV, label_B in batches(net, groups):
         output, statistics = net(x_BVTHWC, mask_BV), net.statistics(x_BVTHWC)
         given = (output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
         parts.append((*(x.double().cpu() for x in net.calibrator.observe(*given)), label_B))
-    return HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True)))
+    return ObservedFold(net, HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True))))
 
 
 def calibrate(
-    net: DTSFNet, groups: Groups, run: Path, observed: Sequence[HeldOutOutputs], held_out: str
+    net: DTSFNet,
+    groups: Groups,
+    run: Path,
+    observed: Sequence[ObservedFold],
+    held_out: str,
+    ask: Callable[[Sequence[DTSFNet], RunState], Answers],
 ) -> Calibration | None:
-    """Calibrate ``net`` by the outputs of all folds. Store the calibration and the feature statistics in ``run/last``.
+    """Calibrate ``net`` by the outputs of all folds. Store the calibration and the feature statistics in ``run/last``, and the
+    calibrated answers of the folds' networks in ``run``.
 
     ``groups``: of the training. Without ``observed`` the evidence stays unchanged, and the result is None. ``held_out``: unit of
-    division.
+    division. ``ask``: asks the networks of the folds about their held-out groups.
     """
     net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
     calibration = None
     if observed:
         set_reference(net, groups)
-        outputs = HeldOutOutputs(*map(torch.cat, zip(*observed, strict=True)))
+        outputs = HeldOutOutputs(*map(torch.cat, zip(*(fold.outputs for fold in observed), strict=True)))
         inverse_temperature, bias, weight_3 = fitted = fit_calibrator(outputs)
-        net.calibrator.set_parameters(*fitted)
+        for one in (net, *(fold.net for fold in observed)):
+            one.calibrator.set_parameters(*fitted)
         label_B, before_BK = outputs.label_B, probabilities(outputs.evidence_BK + 1.0)
         both = (before_BK, probabilities(outputs.calibrated(*fitted)))
         calibration = Calibration(
@@ -142,6 +160,8 @@ def calibrate(
     if current_world().first:
         checkpoint, prefixes = load_checkpoint(run / "last", resume=True), ("calibrator.", "feature_stats.")
         state = checkpoint.state.model_copy(update={"calibration": calibration})
+        if observed:
+            write_answers(run / FILE, ask([fold.net for fold in observed], state))
         changed = {name: x for name, x in net.state_dict().items() if name.startswith(prefixes)}
         save_checkpoint(run / "last", state, checkpoint.weights | changed, checkpoint.optimizer)
         shutil.rmtree(run / "calibration", ignore_errors=True)

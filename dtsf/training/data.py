@@ -79,11 +79,6 @@ class Groups:
         names = tuple(self.names[g] for g in chosen_B.tolist())
         return replace(self, row_GV=self.row_GV[chosen_B], label_G=self.label_G[chosen_B], names=names)
 
-    def choose(self, chosen_B: Tensor) -> Groups:
-        """Return the groups of these indices."""
-        names = tuple(self.names[g] for g in chosen_B.tolist())
-        return replace(self, row_GV=self.row_GV[chosen_B], label_G=self.label_G[chosen_B], names=names)
-
 
 def group_clips(clips: Sequence[Clip], n_views: int) -> tuple[tuple[str, ...], Tensor, Tensor]:
     """Group clips by performance. Return the sorted names, the row of each view's clip (G, V), -1 if absent, and labels (G,)."""

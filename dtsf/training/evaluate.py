@@ -146,12 +146,12 @@ def evaluate(
     adapter = OnlineAdapter(net) if adapt else None
     outputs = predict_groups(net, groups, draws, adapter)
     metrics = _metrics_of(outputs, groups, known_names)
-    sets: tuple[SetMetrics, ...] = ()
-    surest: tuple[SurestMetrics, ...] = ()
+    promises: dict[str, Any] = {}
     if held_out is not None:
         subjects = {clip.group: clip.subject or "" for clip in known}
-        sets = held_out.measure_sets(outputs[0], groups, [subjects[group] for group in groups.names])
-        surest = held_out.measure_surest(outputs[1], outputs[0].argmax(-1) == groups.label_G)
+        promises["sets"] = held_out.measure_sets(outputs[0], groups, [subjects[group] for group in groups.names])
+        right_G = outputs[0].argmax(-1) == groups.label_G
+        promises["surest"] = held_out.measure_surest(outputs[0].amax(-1), right_G)
     open_set = None
     if unknown is not None:
         if unknown.info.name == name:
@@ -188,8 +188,7 @@ def evaluate(
         unknown=open_set,
         adapted=adapt,
         probes=probe_inputs(net, groups, known_names, names) if probes else None,
-        sets=sets,
-        surest=surest,
+        **promises,
         notes=notes,
         metrics=metrics,
     )

@@ -6,8 +6,9 @@ Letters: G groups, R rows of answers, V views, K classes.
 from __future__ import annotations
 
 import math
+import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -18,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtsf.cache.schema import DatasetInfo
+from dtsf.cache.schema import Clip
 from dtsf.errors import CheckpointError
 from dtsf.model.network import DTSFNet
 from dtsf.names import counted
 from dtsf.training.answers import Answers, ask, join, read_answers
 from dtsf.training.as_needed import view_order
-from dtsf.training.checkpoint import Calibration
+from dtsf.training.checkpoint import RunState
 from dtsf.training.data import Groups
 from dtsf.training.metrics import SetMetrics, SurestMetrics
 from dtsf.training.promises import (
@@ -37,7 +38,7 @@ from dtsf.training.promises import (
     split_limit,
     surest_curve,
 )
-from dtsf.training.splits import join_people
+from dtsf.training.splits import Fold, join_people
 
 FILE = "held_out.safetensors"  # in the folder of a run
 LEVELS = (0.8, 0.9)  # of the sets that an evaluation measures
@@ -100,7 +101,7 @@ class HeldOut:
         """Return the rule for sets of answers from these views (from 0). For new people if there are enough people."""
         check_level(level)
         answers, how = self.rows(views)
-        score_R = -answers.log_p_RK.exp().gather(1, answers.label_R.unsqueeze(1)).squeeze(1).numpy().astype(np.float64)
+        score_R = -answers.true_log_p_R.exp().numpy().astype(np.float64)
         people_G, percent, n = self.people_G, f"{100 * level:g} %", len(score_R)
         of = counted(len(answers.group_R.unique()), "performance") + how
         person_R = people_G[answers.group_R.numpy()] if people_G is not None else None
@@ -123,14 +124,15 @@ class HeldOut:
     def curve(self, views: Sequence[int] | None = None) -> list[tuple[float, float]]:
         """Return (share, accuracy) of the surest held-out answers. Default: those from all views of each group."""
         answers = self.answers.complete() if views is None else self.rows(views)[0]
-        return surest_curve(answers.uncertainty_R, answers.log_p_RK.argmax(1) == answers.label_R)
+        return surest_curve(answers.log_p_RK.amax(1).exp(), answers.right_R)
 
-    def place(self, views: Sequence[int], uncertainty: float) -> Surest:
-        """Return the place of an answer from these views (from 0)."""
-        uncertainty_R, curve = self.rows(views)[0].uncertainty_R, self.curve(views)
-        n = int((uncertainty_R <= uncertainty).sum())
+    def place(self, views: Sequence[int], probability: float) -> Surest:
+        """Return the place of an answer from these views (from 0); ``probability``: of its class."""
+        probability_R, curve = self.rows(views)[0].log_p_RK.amax(1).exp(), self.curve(views)
+        n = int((probability_R >= probability).sum())
         trusted = max((k for k, (_, accuracy) in enumerate(curve, 1) if accuracy >= TRUSTED), default=0)
-        return Surest(n / len(curve), curve[n - 1][1] if n else None, look=n > trusted or not trusted)
+        look = not trusted or probability < float(probability_R.sort(descending=True).values[trusted - 1])
+        return Surest(n / len(curve), curve[n - 1][1] if n else None, look)
 
     @property
     def surest_line(self) -> str:
@@ -168,16 +170,16 @@ class HeldOut:
             found.append(row)
         return tuple(found)
 
-    def measure_surest(self, uncertainty_G: Tensor, right_G: Tensor) -> tuple[SurestMetrics, ...]:
+    def measure_surest(self, probability_G: Tensor, right_G: Tensor) -> tuple[SurestMetrics, ...]:
         """Return the accuracy of the surest shares of evaluated groups, beside that of the held-out ones."""
-        both = (at_shares(curve) for curve in (self.curve(), surest_curve(uncertainty_G, right_G)))
+        both = (at_shares(curve) for curve in (self.curve(), surest_curve(probability_G, right_G)))
         rows = zip(SHARES, *both, strict=True)
         return tuple(SurestMetrics(share=share, held_out=held, evaluated=now) for share, held, now in rows)
 
 
-def read_held_out(run: Path, calibration: Calibration | None, info: DatasetInfo) -> HeldOut | None:
+def read_held_out(run: Path, state: RunState) -> HeldOut | None:
     """Return the held-out answers of a run; None if it has none. Raises CheckpointError: the file is damaged or of another run."""
-    file = run / FILE
+    file, info, calibration = run / FILE, state.info, state.calibration
     if calibration is None or not file.exists():
         return None
     answers = read_answers(file)
@@ -187,27 +189,32 @@ def read_held_out(run: Path, calibration: Calibration | None, info: DatasetInfo)
 
 
 def ask_held_out(
-    nets: Sequence[DTSFNet], held_out: Sequence[Groups], subjects: Mapping[str, str], info: DatasetInfo, draws: int = 1
+    nets: Sequence[DTSFNet], state: RunState, folds: Sequence[Fold], load: Callable[[Sequence[Clip]], Groups]
 ) -> Answers:
-    """Return the answers of each network for its held-out groups: with all views, each view alone, and growing sets of views.
+    """Return the answers of the network of each fold for its held-out groups: with all views, each alone, and growing sets.
 
     Up to three views: every set. More: the views join in the order of their accuracy alone. Of very many groups, some are drawn.
     """
-    n_views, classes = len(info.view_names), info.class_names
-    numbers = range(1, n_views + 1)
-    given = [some for n in numbers for some in combinations(numbers, n) if n == 1 or n_views <= ALL_SETS]
-    most = max(1, MOST_NUMBERS // (2 * max(n_views, 4) * len(classes) * len(nets)))
-    draw = torch.Generator().manual_seed(0)
-    chosen = [groups.choose(torch.randperm(len(groups), generator=draw)[:most].sort().values) for groups in held_out]
+    classes, views = state.info.class_names, state.info.view_names
+    numbers = range(1, len(views) + 1)
+    given = [some for n in numbers for some in combinations(numbers, n) if n == 1 or len(views) <= ALL_SETS]
+    most = max(1, MOST_NUMBERS // (2 * max(len(views), 4) * len(classes) * len(folds)))
+    subjects = {clip.group: clip.subject or "" for fold in folds for clip in fold.held_out}
+    draw = random.Random(0)
+    asked = []
+    for fold in folds:
+        names = sorted({clip.group for clip in fold.held_out})
+        chosen = set(draw.sample(names, min(most, len(names))))
+        asked.append(load([clip for clip in fold.held_out if clip.group in chosen]))
 
     def answer() -> Answers:
-        options: dict[str, Any] = {"given": given, "draws": draws}
-        pairs = zip(nets, chosen, strict=True)
-        return join([ask(net, groups, subjects, classes, info.view_names, **options) for net, groups in pairs])
+        options: dict[str, Any] = {"given": given, "draws": state.recipe.train.draws}
+        pairs = zip(nets, asked, strict=True)
+        return join([ask(net, groups, subjects, classes, views, **options) for net, groups in pairs])
 
     answers = answer()
-    if n_views <= ALL_SETS:
+    if len(views) <= ALL_SETS:
         return answers
     order = view_order(answers)
-    given += [tuple(view + 1 for view in order[:n]) for n in range(2, n_views)]
+    given += [tuple(view + 1 for view in order[:n]) for n in range(2, len(views))]
     return answer()

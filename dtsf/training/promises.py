@@ -61,9 +61,9 @@ def person_limit(score_G: np.ndarray, person_G: np.ndarray, level: float) -> flo
     return float(score_G[order_G[rank]]) if rank < len(score_G) else math.inf
 
 
-def surest_curve(uncertainty_R: Tensor, right_R: Tensor) -> list[tuple[float, float]]:
-    """Return (share, accuracy) of the surest answers, from the surest one to all."""
-    right_R = right_R[uncertainty_R.argsort(stable=True)].double()
+def surest_curve(probability_R: Tensor, right_R: Tensor) -> list[tuple[float, float]]:
+    """Return (share, accuracy) of the answers of highest probability, from the surest one to all."""
+    right_R = right_R[probability_R.argsort(descending=True, stable=True)].double()
     n = len(right_R)
     accuracy_R = right_R.cumsum(0) / torch.arange(1, n + 1)
     return [((k + 1) / n, accuracy) for k, accuracy in enumerate(accuracy_R.tolist())]

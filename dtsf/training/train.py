@@ -20,11 +20,12 @@ from dtsf.cache.store import open_store
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
-from dtsf.training.calibrate import calibrate, calibration_folds, observe, set_reference, train_fold
+from dtsf.training.calibrate import calibrate, calibration_folds, observe, train_fold
 from dtsf.training.checkpoint import has_checkpoint, load_checkpoint, versions
 from dtsf.training.data import Groups, load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
+from dtsf.training.held_out import ask_held_out, read_held_out
 from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport, FitResult, fit
 from dtsf.training.parallel import side_by_side, usable_workers
@@ -114,6 +115,8 @@ def train(
         # All processes have the same weights, so each evaluates without waiting for the others.
         draws = recipe.train.draws
         options = {"draws": draws, "classes": info.class_names, "trained": (data, split.train)}
+        if world.first:
+            options["held_out"] = read_held_out(folder, load_checkpoint(folder / "last").state)
         evaluation = evaluate(fitted.net, data, protocol, seed=seed, **options)
         if world.first:
             if not folder.is_dir():
@@ -172,9 +175,9 @@ def fit_calibrated(
         groups = load(split.train)
         observed = [results[k] for k in sorted(results)]
         if split.held_out and folds:
-            set_reference(fitted.net, groups)
-            observed = [observe(fitted.net, load(folds[0].held_out))]
-        calibration = calibrate(fitted.net, groups, run, observed, unit)
+            observed = [observe(fitted.net, groups, load(folds[0].held_out))]
+        ask = partial(ask_held_out, folds=folds, load=load)
+        calibration = calibrate(fitted.net, groups, run, observed, unit, ask)
         logger.info("calibration: %s", calibration)
     return fitted
 
