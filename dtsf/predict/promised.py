@@ -1,4 +1,4 @@
-"""What a prediction says beside the class, by the held-out answers of its run: a set with a promise, and who must look at it.
+"""Additions to a prediction by the held-out answers of its run: a set with a promise, and whether a person must look at it.
 
 Letters: K classes.
 """

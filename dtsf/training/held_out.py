@@ -68,7 +68,7 @@ class HeldOut:
     answers: Answers
     by: str
     cameras: str = ""
-    """How the cameras of each answer were chosen; empty if each answer is compared with those from the same cameras."""
+    """Choice of the cameras of each answer; empty if each answer is compared with those from the same cameras."""
 
     @cached_property
     def people_G(self) -> np.ndarray | None:
@@ -136,7 +136,7 @@ class HeldOut:
 
     @property
     def surest_line(self) -> str:
-        """What the surest share of the held-out answers promises, as one line."""
+        """Line that says how often the surest held-out answers are right."""
         shares, right = (" / ".join(f"{100 * x:.0f}" for x in row) for row in (SHARES, at_shares(self.curve())))
         people = set(self.people_G) if self.people_G is not None else set()
         whose = counted(len(people), "held-out person", "held-out people") if people else "the held-out groups"
