@@ -46,7 +46,7 @@ class Verification(Frozen):
     notes: tuple[str, ...] = ()
 
 
-def verify(path: Location, *, deep: bool = False, on_progress: Progress = None) -> Verification:
+def verify(path: Location, *, deep: bool = False, on_progress: Progress = lambda *_: None) -> Verification:
     """Check documents, names and sizes. ``deep``: also check every byte against its checksum. Raises CacheError: not a dataset."""
     dataset, damaged = _open_damaged(open_store(path))
     if dataset is None:
@@ -66,8 +66,7 @@ def verify(path: Location, *, deep: bool = False, on_progress: Progress = None) 
             records.append(record)
             for name, expected in record.files.items():
                 damaged += _check_file(store, name, [expected], shard, deep=deep)
-        if on_progress is not None:
-            on_progress(done, len(numbers))
+        on_progress(done, len(numbers))
     redo = [shard for shard in shard_numbers(dataset, DAMAGED) if shard not in numbers]
     tombstones = [record for shard in redo if (record := _read_record(dataset, shard, damaged, DAMAGED))]
     catalog = _try(lambda: read_catalog(dataset), damaged, CATALOG, "is missing" if records else "")

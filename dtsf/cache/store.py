@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Store: TypeAlias = "LocalStore | RemoteStore"
 Location: TypeAlias = "str | Path | Store"
-Progress: TypeAlias = Callable[[int, int], None] | None
+Progress: TypeAlias = Callable[[int, int], None]
 
 DOCUMENT_LIMIT = 1 << 28  # maximum bytes of a JSON document; a shard of a million clips is smaller
 NOT_A_STORE = ("http", "https", "ftp", "ftps", "sftp", "rtsp")

@@ -139,7 +139,7 @@ def convert(
     format: str | None = None,  # noqa: A002
     compress: str | None = None,
     dtype: str | None = None,
-    on_progress: Progress = None,
+    on_progress: Progress = lambda *_: None,
 ) -> int:
     """Copy a dataset shard by shard, with a checksum test of each, and return the number of written ones. Shards that the target
     has are skipped. Options default to those of the source. Another ``dtype`` of the embeddings changes the fingerprint. Raises
@@ -174,8 +174,7 @@ def convert(
                 record = shard.model_copy(update={"fingerprint": spec.fingerprint()})
                 write_shard(copy, record, rows | {"embeddings": cast})
                 written += 1
-            if on_progress is not None:
-                on_progress(done, len(shards))
+            on_progress(done, len(shards))
         catalog = read_catalog(dataset)
         if catalog is not None:
             # Last: until then readers of the target see its old catalog, or none.
@@ -184,7 +183,7 @@ def convert(
     return written
 
 
-def compact(path: Location, *, on_progress: Progress = None) -> Compaction:
+def compact(path: Location, *, on_progress: Progress = lambda *_: None) -> Compaction:
     """Remove the rows that the catalog does not name. Their shards are written again without them, under free numbers, then the
     old ones are removed, record first: a kill loses no row of the catalog. Raises CacheError: no catalog, or a damaged shard.
     """
@@ -220,8 +219,7 @@ def compact(path: Location, *, on_progress: Progress = None) -> Compaction:
             record = ShardRecord(shard=number, fingerprint=fingerprint, rows=n_rows, clips=tuple(clips), files={})
             shapes = array_shapes(dataset.spec).items()
             write_shard(dataset, record, {a: np.array(values[a], t).reshape(n_rows, *s) for a, (s, t) in shapes})
-            if on_progress is not None:
-                on_progress(written, len(old))
+            on_progress(written, len(old))
         for shard in old:
             with store.claim(docs.record_name(shard.shard)):
                 for name in (docs.record_name(shard.shard), *dataset.format.data_files(shard.shard)):

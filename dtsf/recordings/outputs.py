@@ -59,8 +59,8 @@ def write_eaf(timeline: Timeline) -> str:
         },
     )
     header = ET.SubElement(root, "HEADER", {"MEDIA_FILE": "", "TIME_UNITS": "milliseconds"})
-    # ELAN's origin is a second of the media. So the camera that began last gives the zero of none: all others are cut.
-    # A pipe or an address has no file. A later chapter begins as late as a camera that began then.
+    # An origin is the second of a file at zero of the recording: below 0 for a camera or a chapter that began later. A pipe or an
+    # address has no file.
     for file in (file for one in timeline.media for file in one.files):
         origin = round(-1000 * file.start)
         path = Path(file.path)

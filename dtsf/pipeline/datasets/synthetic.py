@@ -43,7 +43,7 @@ def synthesize_nucla(
     bias: float | None = None,
     occlude: bool = False,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> SynthSummary:
     """Draw 10 actions by several subjects, filmed by three cameras 55 degrees apart. The last third of the subjects (at least
     one) are test subjects. ``OUT/videos.csv`` is a manifest; ``OUT/labels.csv`` names action, room and split of each video.
@@ -69,8 +69,7 @@ def synthesize_nucla(
     with new_folder(out) as folder:
         for done, clip in enumerate(clips, 1):
             _write_avi(folder / clip["path"], draw_clip(clip, seed))
-            if on_progress is not None:
-                on_progress(done, len(clips))
+            on_progress(done, len(clips))
         for name, rows in (("labels.csv", clips), ("videos.csv", manifest)):
             write_rows(folder / name, rows)
     n_views, seconds = len(CAMERA_DEGREES), time.monotonic() - started

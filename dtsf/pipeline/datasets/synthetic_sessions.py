@@ -65,7 +65,7 @@ def synthesize_sessions(
     subjects: int = 4,
     seconds: float = 60.0,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> SessionsSummary:
     """Draw one recording for each subject, by three cameras that begin up to six seconds apart; the third has no sound.
 
@@ -94,8 +94,7 @@ def synthesize_sessions(
                 table.append({"recording": name, "view": f"cam{view}", "path": path, "subject": name})
                 table[-1]["events"] = f"{name}/events.csv"
                 cameras.append({"recording": name, "view": f"cam{view}", "path": path, "offset": offset})
-                if on_progress is not None:
-                    on_progress(len(table), subjects * len(FPS))
+                on_progress(len(table), subjects * len(FPS))
         write_rows(folder / "recordings.csv", table)
         write_rows(folder / "cameras.csv", cameras)
     counts = {"recordings": subjects, "cameras": len(FPS), "actions": len(EVENTS), "events": n_events}
