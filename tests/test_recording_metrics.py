@@ -159,7 +159,7 @@ def judged(tmp_path, monkeypatch):
 
     monkeypatch.setattr(score, "find_timelines", find_timelines)
     info = SimpleNamespace(subjects=("ann",), class_names=("kick", "nothing"))
-    run = SimpleNamespace(state=SimpleNamespace(info=info))
+    run = SimpleNamespace(state=SimpleNamespace(info=info), folder="run")
     return lambda **options: score.evaluate_recordings(run, tmp_path / "recordings.csv", tmp_path, **options)
 
 
@@ -182,6 +182,13 @@ def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_o
 def test_evaluate_recordings__marks_of_one_time_are_named(judged, tmp_path):
     (tmp_path / "b.csv").write_text("start,stop,label\n1,5,kick\n2,3,kick\n4,6,kick\n")
     assert any("2 marks begin before another one ends" in note for note in judged().notes)
+
+
+def test_evaluate_recordings__refuses_marks_that_are_all_of_other_classes(judged, tmp_path):
+    for name in "bc":
+        (tmp_path / f"{name}.csv").write_text("start,stop,label\n1,5,Kick\n6,7,nothing\n")
+    with pytest.raises(DataError, match="no mark is of a class of run: the marks have Kick, nothing, the run has kick"):
+        judged()
 
 
 @pytest.mark.parametrize(

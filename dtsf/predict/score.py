@@ -70,6 +70,11 @@ def evaluate_recordings(
     if unknown:
         listed = ", ".join(f"{count} {label}" for label, count in unknown.most_common())
         notes.append(f"marks of classes that the run does not know are left out: {listed}")
+    if not any(event.label in known for event in events):
+        listed = ", ".join(sorted({event.label for event in events})[:5])
+        raise DataError(
+            f"{table}: no mark is of a class of {run.folder}: the marks have {listed}, the run has {', '.join(sorted(known))}"
+        )
     scored = []
     n_outside = 0
     for timeline in find_timelines(run, chosen, out, settings=settings, marks=(events, more), on_progress=on_progress):
