@@ -189,6 +189,10 @@ def test_evaluate_recordings__refuses_marks_that_are_all_of_other_classes(judged
         (tmp_path / f"{name}.csv").write_text("start,stop,label\n1,5,Kick\n6,7,nothing\n")
     with pytest.raises(DataError, match="no mark is of a class of run: the marks have Kick, nothing, the run has kick"):
         judged()
+    for name in "bc":
+        (tmp_path / f"{name}.csv").write_text("start,stop,label\n90,95,kick\n")
+    with pytest.raises(DataError, match="no mark lies in the time that all cameras film"):
+        judged()
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,8 @@ def evaluate_recordings(
         n_outside += len(marks) - len(inside)
         bouts = tuple(Segment(bout.start, bout.stop, bout.label, bout.probability) for bout in timeline.bouts)
         scored.append(Scored(timeline.recording, timeline.start, timeline.stop, inside, bouts))
+    if not any(one.marks for one in scored):
+        raise DataError(f"{table}: no mark lies in the time that all cameras film: check the offsets (dtsf sync)")
     ordered = [sorted((mark.start, mark.stop) for mark in one.marks) for one in scored]
     ends = [list(accumulate((stop for _, stop in one), max)) for one in ordered]
     n_over = sum(
