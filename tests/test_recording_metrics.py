@@ -170,7 +170,7 @@ def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_o
     assert (found.n_events, found.n_bouts) == (4, 2)
     assert found.f1_50 == pytest.approx(2 / 3)
     notes = " | ".join(found.notes)
-    assert "1 recordings have no subject" in notes
+    assert "1 recording has no subject" in notes
     assert "does not know are left out: 2 jump" in notes
     assert "2 marks are left out: not all cameras film at that time" in notes
     assert "marks begin before another" not in notes

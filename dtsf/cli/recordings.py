@@ -10,6 +10,7 @@ from typer import Argument, Option
 
 from dtsf.cli.screen import Lines, emit, progress, styled, table
 from dtsf.errors import ConfigError
+from dtsf.names import counted
 
 if TYPE_CHECKING:
     from dtsf.recordings.settings import TimelineSettings
@@ -108,11 +109,12 @@ def show_evaluation(run: Path, recordings: Path, out: Path, settings: TimelineSe
     names = {"F1@10": found.f1_10, "F1@25": found.f1_25, "F1@50": found.f1_50, "edit score": found.edit}
     names |= {"frame accuracy": found.frame_accuracy, "frame macro F1": found.frame_f1, "mAP": found.map["mean"]}
     people = f" of {', '.join(found.subjects)}" if found.subjects else ""
+    where = counted(len(found.recordings), "recording") + people
     lines: Lines = [
         table("", ("metric", "value"), [(name, f"{value:.3f}") for name, value in names.items()]),
-        f"{found.n_bouts} bouts for {found.n_events} events in {len(found.recordings)} recordings{people}",
+        f"{counted(found.n_bouts, 'bout')} for {counted(found.n_events, 'event')} in {where}",
         *(
-            styled((f"not in these numbers: {count} recordings {why}", "yellow"))
+            styled((f"not in these numbers: {counted(count, 'recording')} {why}", "yellow"))
             for why, count in found.left_out.items()
         ),
         *(styled((note, "yellow")) for note in found.notes),

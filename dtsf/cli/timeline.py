@@ -11,6 +11,7 @@ from typer import Argument, Option
 from dtsf.cli.options import with_settings
 from dtsf.cli.screen import Lines, console, emit, progress, styled, table
 from dtsf.errors import ConfigError, VideoError
+from dtsf.names import counted
 from dtsf.recordings.settings import TimelineSettings
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def _lines(found: list[Timeline]) -> Lines:
             for bout in timeline.bouts[:SHOWN]
         ]
         yield table(
-            f"{timeline.recording}: {len(timeline.bouts)} bouts",
+            f"{timeline.recording}: {counted(len(timeline.bouts), 'bout')}",
             ("start", "stop", "class", "probability", "uncertainty"),
             rows,
         )
@@ -144,7 +145,7 @@ def _follow(
             on_bout=on_bout,
             stopped=lambda: bool(stopped),
         ):
-            console().print(f"{len(timeline.bouts)} bouts in {out / timeline.recording}.csv", soft_wrap=True)
+            console().print(f"{counted(len(timeline.bouts), 'bout')} in {out / timeline.recording}.csv", soft_wrap=True)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtsf.errors import DataError
+from dtsf.names import counted
 from dtsf.predict.recordings import find_timelines
 from dtsf.recordings.events import NOTHING, read_all_events
 from dtsf.recordings.metrics import Scored, Segment, TimelineMetrics, measure
@@ -95,9 +96,11 @@ def evaluate_recordings(
         b[0] < stop for one, end in zip(ordered, ends, strict=True) for b, stop in zip(one[1:], end, strict=False)
     )
     if n_over:
-        notes.append(f"{n_over} marks begin before another one ends; a timeline has one action at a time")
+        notes.append(
+            f"{counted(n_over, 'mark begins', 'marks begin')} before another one ends; a timeline has one action at a time"
+        )
     if n_outside:
-        notes.append(f"{n_outside} marks are left out: not all cameras film at that time")
+        notes.append(f"{counted(n_outside, 'mark is', 'marks are')} left out: not all cameras film at that time")
     return RecordingsEvaluation(
         **measure(scored, NOTHING).model_dump(),
         n_events=sum(len(one.marks) for one in scored),
@@ -115,10 +118,15 @@ def _unseen(
     """Return the recordings of people who did not train, and how many are left out. Recordings without a subject are kept."""
     leaks = [one for one in given if one.subject and set(one.subject.split("+")) & set(trained)]
     if leaks and allow_leak:
-        notes.append(f"{len(leaks)} recordings are of people who trained: the numbers say nothing about other people")
+        who = f"{counted(len(leaks), 'recording is', 'recordings are')} of people who trained"
+        notes.append(f"{who}: the numbers say nothing about other people")
         return list(given), {}
     nameless = sum(not one.subject for one in given)
     if nameless or not trained:
-        which = f"{nameless} recordings have no subject" if trained else "the run does not know who trained"
+        which = (
+            f"{counted(nameless, 'recording has', 'recordings have')} no subject"
+            if trained
+            else "the run does not know who trained"
+        )
         notes.append(f"{which}: nothing says that these people did not train")
     return [one for one in given if one not in leaks], {TRAINED: len(leaks)}
