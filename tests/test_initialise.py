@@ -14,8 +14,9 @@ from dtsf.api import load
 from dtsf.errors import CheckpointError
 from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
-from dtsf.training.init_weights import load_initial_weights, read_initial_weights, start_from
+from dtsf.training.init_weights import load_initial_weights, read_initial_weights
 from dtsf.training.recipe import Recipe
+from dtsf.training.start import start_from
 
 SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", frames=16)
 TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)
@@ -42,7 +43,7 @@ def refused(file, content, message, config=TINY):
     if content is not None:
         torch.save(content, file)
     with pytest.raises(CheckpointError, match=message):
-        start_from(file, Recipe(model=config))
+        start_from(file, Recipe(model=config), None)
 
 
 @pytest.mark.parametrize(("width", "depth", "side", "size", "frames"), [
@@ -174,7 +175,7 @@ def test_start_from__auto_takes_the_size_of_the_file_unless_impossible(tmp_path)
     torch.save({"model": tiny()}, file)
     for fixed in {}, {"width": 32}, {"depth": 2}:
         config = ModelConfig.model_validate(TINY.model_dump() | {"width": "auto", "depth": "auto"} | fixed)
-        taken = start_from(file, Recipe(model=config))[0].model
+        taken = start_from(file, Recipe(model=config), None)[0].model
         assert (taken.width, taken.depth, taken.frames) == (32, 2, config.frames)
     refused(file, None, r"the recipe's width 48: --set model.width=32$", config.model_copy(update={"width": 48}))
     refused(file, None, r"width 384, depth 24: --set model.width=32 --set model.depth=2", SMALL)

@@ -94,11 +94,7 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
     emit({"run": str(result.run)} | extra | document, evaluation_lines(document), hints)
     if settings.init is not None:
         report = json.loads((result.run / "init.json").read_text("utf-8"))
-        words = [f"--init: {len(report['loaded'])} tensors loaded"]
-        words += [f"{name} {how}" for name, how in report["adapted"].items()]
-        words += [f"left: {name} ({why})" for name, why in report["left"].items()]
-        words += [f"random: {name}" for name in report["missing"]]
-        say("; ".join(words), style="cyan")
+        say(f"--init: {report['summary']}", style="cyan")
 
 
 MARK_HELP = {name: f"With --recordings: {one.description}" for name, one in MarkSettings.model_fields.items()}

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from dtsf.cache.reader import open_dataset
-from dtsf.errors import CheckpointError, ConfigError
+from dtsf.errors import ConfigError
 from dtsf.experiments.grid import Job, hash_of, locked, open_tests, resolve
 from dtsf.experiments.results import Ablation, AblationRow
 from dtsf.experiments.run_jobs import run_jobs
@@ -25,6 +25,7 @@ from dtsf.training.checkpoint import versions
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
 from dtsf.training.splits import check_split
+from dtsf.training.start import weights_file
 from dtsf.training.train import check_device, check_recipe_fits
 
 
@@ -78,11 +79,10 @@ def ablate(
     names = [test.summary.name for test in tests]
     if gap is not None and not set(gap) <= set(names):
         raise ConfigError(f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --test")
-    if init is not None and not init.is_file():
-        raise CheckpointError(f"--init {init}: no such file")
     ids = sorted(clip.id for clip in split.train)
     common: list[Any] = [data.info.model_dump(mode="json"), data.spec.fingerprint(), str(rule), ids]
-    common += [None if init is None else [init.stat().st_size, init.stat().st_mtime_ns], versions()["dtsf"]]
+    start = None if init is None else weights_file(init).stat()
+    common += [None if start is None else [start.st_size, start.st_mtime_ns], versions()["dtsf"]]
 
     def make_job(row: AblationRow, settled: Recipe, seed: int) -> Job:
         # A training with the same hash also counts under the name of another row.

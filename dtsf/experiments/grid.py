@@ -22,11 +22,11 @@ from dtsf.files.read import json_text, parse_json, parse_model, read_file
 from dtsf.files.write import lock, write_atomically
 from dtsf.training.checkpoint import load_checkpoint, load_network, resume_or_clear
 from dtsf.training.evaluate import Evaluation, evaluate
-from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.splits import compare_sides, exclude_classes, limit_training
+from dtsf.training.start import start_from
 from dtsf.training.train import train
 
 logger = logging.getLogger(__name__)
@@ -239,10 +239,10 @@ def hash_of(document: object) -> str:
 
 
 def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None) -> Recipe:
-    """Return the recipe with the sizes that the training will choose for this split or for the checkpoint ``init``."""
+    """Return the recipe with the sizes that the training will choose for this split, or for the run or checkpoint ``init``."""
     split, _ = exclude_classes(split, data.info, recipe.train.exclude_classes)
     n_clips = len(limit_training(split, recipe.train).train)
-    return resolve_auto(start_from(init, recipe)[0], n_clips)
+    return resolve_auto(start_from(init, recipe, data.spec)[0], n_clips)
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:

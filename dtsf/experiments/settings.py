@@ -63,7 +63,7 @@ class AblateSettings(Trainings):
     gap: Annotated[tuple[str, str], BeforeValidator(_read_pair)] | None = None
     """Show the difference of two tests, as in aligned,conflict."""
     init: Path | None = None
-    """VideoMamba checkpoint to initialise every encoder."""
+    """Start of every training: a run of dtsf (its folder), or a VideoMamba checkpoint."""
     out: Path = Path("runs/ablate")
     """Folder of tables and trainings. A training that is finished there is not repeated."""
 

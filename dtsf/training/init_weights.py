@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -22,9 +21,7 @@ from dtsf.errors import CheckpointError
 from dtsf.files.read import first_line, read_file
 from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
-from dtsf.settings import explain
 from dtsf.training.checkpoint import first_not_finite
-from dtsf.training.recipe import Recipe
 from dtsf.training.tensor_files import first_unfit, load_foreign
 
 PREFIX = re.compile(r"(?:module\.|backbone\.|branches\.0\.|encoder\.)*")
@@ -40,23 +37,7 @@ class InitReport:
     left: dict[str, str] = field(default_factory=dict)
     """Unused tensors of the file, with the reason. Tensors of the encoder that the file lacks (``missing``) keep random values."""
     missing: list[str] = field(default_factory=list)
-
-
-def start_from(file: Path | None, recipe: Recipe) -> tuple[Recipe, dict[str, Tensor] | None]:
-    """Return the recipe with the sizes of the checkpoint ``file`` for ``auto``, and the weights of the file.
-
-    Without a file the recipe is unchanged. Raises CheckpointError as :func:`read_initial_weights`, or for sizes out of range.
-    """
-    if file is None:
-        return recipe, None
-    weights, config = read_initial_weights(file, recipe.model), recipe.model
-    width, depth = _width_and_depth(weights)
-    sizes = {"width": config.width or width, "depth": config.depth or depth}
-    try:
-        model = type(config).model_validate(config.model_dump() | sizes)
-    except ValidationError as error:
-        raise CheckpointError(f"--init: the checkpoint's {explain(error)}") from error
-    return recipe.model_copy(update={"model": model}), weights
+    summary: str = ""
 
 
 def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
@@ -65,8 +46,6 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     Stem, positions and head may differ: they are adapted or dropped. Returns tensors by VideoMamba's names. Raises CheckpointError:
     no readable VideoMamba checkpoint of tensors only, or another size; the message names the ``--set`` that fits.
     """
-    if not file.is_file():
-        raise CheckpointError(f"--init {file}: no such file")
     data = read_file(file, limit=1 << 36, error=lambda why: CheckpointError(f"--init {why}"), follow=True)
     try:
         if file.suffix == ".safetensors":
@@ -88,7 +67,7 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
         raise CheckpointError(f"--init {file}: {unfit} is not a dense tensor, or is larger than the file")
     first = "layers.0.mixer."
     try:
-        width, depth = _width_and_depth(weights)
+        width, depth = width_and_depth(weights)
         found = {
             "width": width,
             "depth": depth,
@@ -111,7 +90,8 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
     return weights
 
 
-def _width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:
+def width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:
+    """Return the width and the number of blocks of an encoder."""
     blocks = [int(name.split(".")[1]) for name in weights if name.startswith("layers.")]
     return weights["layers.0.mixer.in_proj.weight"].shape[1], 1 + max(blocks)
 
@@ -140,6 +120,9 @@ def load_initial_weights(encoder: VideoMamba, weights: dict[str, Tensor]) -> Ini
             report.left[fitting[0]] = "the other half of the layer does not fit"
     encoder.load_state_dict(own | chosen)
     report.loaded, report.missing = list(chosen), [name for name in own if name not in chosen]
+    words = [f"{len(report.loaded)} tensors loaded", *(f"{name} {how}" for name, how in report.adapted.items())]
+    words += [f"left: {name} ({why})" for name, why in report.left.items()]
+    report.summary = "; ".join([*words, *(f"random: {name}" for name in report.missing)])
     return report
 
 

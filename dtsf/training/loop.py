@@ -28,11 +28,11 @@ from dtsf.training.data import Batch, Groups, Prefetcher, to_device_if_fits, tra
 from dtsf.training.debias import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.evaluate import batches
-from dtsf.training.init_weights import load_initial_weights
 from dtsf.training.log import TrainingLog
 from dtsf.training.losses import LossConfig, dtsf_loss
 from dtsf.training.prepare import adamw, prepare_network, schedule, update_average
 from dtsf.training.recipe import Recipe, resolve_auto
+from dtsf.training.start import Start, keep_inputs
 
 CHECKPOINT_EVERY = 5.0  # seconds; a small network would spend a sixth of its time on a checkpoint after every epoch
 
@@ -102,7 +102,7 @@ def fit(
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
-    initial: dict[str, Tensor] | None = None,
+    initial: Start | None = None,
     held_out: Groups | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     fabric: Any = None,
@@ -110,7 +110,7 @@ def fit(
 ) -> FitResult:
     """Train a network. The first process writes checkpoints to the existing folder ``run`` and one line a step to its log.
 
-    ``initial``: weights of the encoder, from :func:`.init_weights.start_from`; ``init.json`` reports their use. ``held_out``:
+    ``initial``: start from a run or checkpoint, see :func:`.start.start_from`; ``init.json`` reports its use. ``held_out``:
     groups that are evaluated after each epoch, required for a patience. ``catalog``: hash of the clips and their annotations.
     Raises CheckpointError: the checkpoint to resume has another recipe, cache or seed. Raises DivergedError: a loss, gradient or
     weight is not finite; the last checkpoint is kept.
@@ -124,14 +124,17 @@ def fit(
     torch.manual_seed(seed)
     net = build_network(recipe.model, spec, info)
     if initial is not None and not resume:
-        report = load_initial_weights(net.encoders[0], initial)
+        report = initial.load_into(net, info)
         if world.first:
             write_atomically(run / "init.json", json_text(asdict(report), indent=1).encode(), parents=False)
+    if resume:
+        keep_inputs(net, run)
+    started = resume or (initial is not None and initial.run is not None)
     for encoder in net.encoders:
         encoder.gradient_checkpointing = train.checkpointing
         if train.compile and fabric.device.type == "cuda":
             encoder.compile_mixers(fabric.device)
-    source, motion_sampling, deviation_C = prepare_network(net, groups, recipe)
+    source, motion_sampling, deviation_C = prepare_network(net, groups, recipe, keep_inputs=started)
     n_classes = len(info.class_names)
     debiaser = make_debiaser(recipe.debias, groups, width=recipe.model.width, n_classes=n_classes, seed=seed)
     module = TrainingModule(net, debiaser, recipe.loss).to(fabric.device)

@@ -22,17 +22,23 @@ from dtsf.training.frame_sampling import read_frames, uniform_times
 from dtsf.training.recipe import Recipe, TrainConfig
 
 
-def prepare_network(net: DTSFNet, groups: Groups, recipe: Recipe) -> tuple[Groups, float, Tensor]:
-    """Set the statistics of the training groups in ``net``. Return :func:`training_source` and :func:`channel_deviation`."""
+def prepare_network(
+    net: DTSFNet, groups: Groups, recipe: Recipe, *, keep_inputs: bool = False
+) -> tuple[Groups, float, Tensor]:
+    """Set the statistics of the training groups in ``net``. Return :func:`training_source` and :func:`channel_deviation`.
+
+    ``keep_inputs``: those of the input are there already, from the run that the training continues or starts from.
+    """
     inputs, model = net.inputs, recipe.model
     deviation_C = channel_deviation(groups, dynamic=model.uses_motion)
-    inputs.channel_scale_C.copy_(1.0 / deviation_C)
-    if inputs.principal:
+    if not keep_inputs:
+        inputs.channel_scale_C.copy_(1.0 / deviation_C)
+    if inputs.principal and not keep_inputs:
         inputs.basis_CR.copy_(principal_directions(groups, inputs.channel_scale_C, inputs.principal))
     if model.occlusion_threshold:
         net.min_motion_share_V.copy_(min_motion_share(net, groups))
     source, motion_sampling = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
-    if "motion" in model.inputs:
+    if "motion" in model.inputs and not keep_inputs:
         inputs.motion_mean_HWE.copy_(motion_mean(net, source, motion_sampling))
     return source, motion_sampling, deviation_C
 

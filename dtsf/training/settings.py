@@ -35,7 +35,7 @@ class TrainSettings(Settings):
     )
     """Run folder."""
     init: Path | None = None
-    """VideoMamba checkpoint (.pth or .safetensors) to initialise the encoder. Sets width and depth if the recipe says auto."""
+    """Start from a run of dtsf (its folder) or a VideoMamba checkpoint (.pth, .safetensors). Sets width and depth if auto."""
     allow_leak: bool = False
     """Train although the test has recordings of the training. The result says how many."""
     resume: bool = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,13 +27,13 @@ from dtsf.training.data import Groups, load_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
 from dtsf.training.held_out import ask_held_out, read_held_out
-from dtsf.training.init_weights import start_from
 from dtsf.training.loop import EpochReport, FitResult, fit
 from dtsf.training.parallel import side_by_side, usable_workers
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
 from dtsf.training.splits import check_split, clip_seconds, exclude_classes, hold_out, limit_training
+from dtsf.training.start import check_start, start_from
 
 logger = logging.getLogger(__name__)
 
@@ -77,15 +78,17 @@ def train(
     split = split_clips(data.clips, protocol, data.info.kind, data.info.view_names)
     split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
     split = limit_training(split, recipe.train)
-    recipe, initial = start_from(settings.init, recipe)
+    init = _init_of(settings)
+    recipe, initial = start_from(init, recipe, data.spec)
     recipe = resolve_auto(recipe, len(split.train))
     info = info.model_copy(update={"clip_seconds": clip_seconds(data, split.train, len(info.class_names))})
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
+    split = check_start(initial, split, info, allow_leak=settings.allow_leak)
     check_device(settings.device)
     info = info.model_copy(update={"subjects": tuple(subjects_of([*split.train, *split.held_out]))})
     origin = {"cache": str(open_store(cache).absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
-    origin |= {"recipe": name} | ({"init": str(settings.init.absolute())} if settings.init is not None else {})
+    origin |= {"recipe": name} | ({"init": str(init.absolute())} if init is not None else {})
     config = tomli_w.dumps({"data": origin} | recipe.model_dump(mode="json"))
     with ExitStack() as locks:
         folder, resume = Path(), settings.resume
@@ -186,6 +189,17 @@ def _is_calibrated(run: Path) -> bool:
     """Return True if the last step of a training is done: its statistics are recorded, also where no calibration is fitted."""
     statistics_N2D = load_checkpoint(run / "last").weights.get("feature_stats.mean_var_N2D")
     return statistics_N2D is not None and bool((statistics_N2D[:, 1] > 0).any())
+
+
+def _init_of(settings: TrainSettings) -> Path | None:
+    """Return the start of the training; of a resumed run, that of its config.toml, because folds may not have begun."""
+    if settings.init is not None or not settings.resume or settings.run is None:
+        return settings.init
+    try:
+        config = read_file(settings.run / "config.toml", limit=1 << 20, error=CheckpointError).decode()
+        return Path(tomllib.loads(config)["data"]["init"])
+    except (CheckpointError, ValueError, KeyError, TypeError):
+        return None
 
 
 def check_recipe_fits(recipe: Recipe, data: CachedDataset, protocol: Protocol) -> None:
