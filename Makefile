@@ -5,9 +5,11 @@ DATA ?=
 OUT ?= reproduce-nucla
 SEEDS ?= 0,1,2
 DEMO ?= demo
+FOLDS ?= judge-folds
+RECIPES ?= default
 JOBS ?= 2
 
-.PHONY: help setup setup-gpu check test test-slow docs docs-serve demo bench reproduce-nucla clean
+.PHONY: help setup setup-gpu check test test-slow docs docs-serve demo folds bench reproduce-nucla clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
@@ -52,6 +54,9 @@ demo: setup  ## Draw a small dataset, preprocess, train, evaluate
 	$(BIN)/dtsf evaluate $(DEMO)/run --cache $(DEMO)/cache --views 2
 	$(BIN)/dtsf predict $(DEMO)/data/multiview_action_videos/a05/v0*_s05_e00.avi --run $(DEMO)/run
 	@echo "the result is in $(DEMO)/run: metrics.json, log.jsonl, last/"
+
+folds: setup  ## Numbers of recipes from folds on the datasets of DATA (default ../shared/data), continued after a kill: RECIPES=, SEEDS=
+	$(BIN)/python benchmarks/judge.py --data "$(or $(DATA),../shared/data)" --out "$(FOLDS)" --seeds $(SEEDS) $(foreach recipe,$(RECIPES),--recipe $(recipe))
 
 bench: setup  ## Run the benchmarks
 	$(BIN)/python benchmarks/scan.py

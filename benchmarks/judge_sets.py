@@ -1,9 +1,9 @@
-"""Test sets made from training people: another background, or a pillar in front of one of three cameras.
+"""Test sets made from those of ``motion``: another background, or a pillar in front of one of three cameras.
 
     python benchmarks/judge_sets.py --motion ../shared/data/motion --out judge-sets
 
-Choices use training people alone, but the tests of conflicting backgrounds and of hidden views have none. So both are made
-here from the videos of training people, pixel by pixel, in N-UCLA's layout. ``conflict`` comes from ``biased``: each clip in
+Folds ask about people whom the release shows in front of one background only, and with all cameras. So both tests are made
+here from the same videos, pixel by pixel, in N-UCLA's layout. ``conflict`` comes from ``biased``: each clip in
 front of the median picture of a clip of another action and the same camera. ``hidden`` comes from ``iid``: a pillar of one
 colour, as wide as the motion of the person, in front of one camera of each performance.
 """
@@ -73,10 +73,9 @@ def conflict(root: Path, out: Path) -> None:
 
 
 def hidden(root: Path, out: Path) -> None:
-    """Write each training person's clips with a pillar in front of one camera of each performance."""
+    """Write each person's clips with a pillar in front of one camera of each performance."""
     videos = root / "iid" / "multiview_action_videos"
-    files = sorted(path for path in videos.glob("*/*.avi") if path.stem.split("_")[1][1:] in PEOPLE)
-    for path in files:
+    for path in sorted(videos.glob("*/*.avi")):
         draw = random.Random(f"{path.parent.name}{path.stem[3:]}")
         target = out / "hidden" / videos.name / path.parent.name / path.name
         if int(path.stem[1:3]) != draw.randint(1, 3):
@@ -96,10 +95,10 @@ def hidden(root: Path, out: Path) -> None:
 
 def make_sets(motion: Path, out: Path) -> Path:
     """Write both sets, unless they are complete. Return ``out``."""
-    if not (out / "whole").exists():
+    if not (out / "all-people").exists():
         conflict(motion, out)
         hidden(motion, out)
-        (out / "whole").touch()
+        (out / "all-people").touch()
     return out
 
 

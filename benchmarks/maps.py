@@ -3,7 +3,7 @@
     python benchmarks/maps.py --embed "" --embed "--size 288 --grid 9" --embed "--encoder efficientnet-lite0:8 --grid 12"
 
 Each ``--embed`` gives further arguments for ``dtsf preprocess``, with a separate cache in ``--cache``. Trains and evaluates
-as ``benchmarks/judge.py`` on its training splits. A token stays one frame for every grid. An average of two embeddings is
+on halves of the training people (``benchmarks/trials.py``). A token stays one frame for every grid. An average of two embeddings is
 the result of a network with one encoder for each: their evidence is averaged with equal weights.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from judge import groups_of, preprocess, trainer, trials
+from trials import groups_of, preprocess, trainer, trials
 
 from dtsf.cache.reader import open_dataset
 from dtsf.model.evidence import average_branches
@@ -26,7 +26,7 @@ from dtsf.training.data import evaluation_batches
 from dtsf.training.recipe import load_recipe, resolve_auto
 
 if TYPE_CHECKING:
-    from judge import Trial
+    from trials import Trial
 
     from dtsf.model.network import DTSFNet
     from dtsf.training.data import Groups
@@ -66,10 +66,10 @@ def main() -> None:
     caches = {words: options.cache / ("".join(words.split()) or "default") for words in embeds}
     for words, cache in caches.items():
         # With arguments, the cache is written again; without, the existing cache is used.
-        done = all((cache / trial.train_on).is_dir() for trial in trials(sets, test=False))
-        preprocess(options.data, cache, sets, [] if done else words.split(), test=False)
+        done = all((cache / trial.train_on).is_dir() for trial in trials(sets))
+        preprocess(options.data, cache, sets, [] if done else words.split())
     right: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for seed, trial in itertools.product(map(int, options.seeds.split(",")), list(trials(sets, test=False))):
+    for seed, trial in itertools.product(map(int, options.seeds.split(",")), list(trials(sets))):
         found = {words or "default": answers(cache, trial, seed) for words, cache in caches.items()}
         for row, _, _ in trial.evaluations:
             logits = {words: said[row][0] for words, said in found.items()}

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from judge import groups_of, preprocess, trainer, trials
 from torch import Tensor, nn
+from trials import groups_of, preprocess, trainer, trials
 
 from dtsf.cache.reader import open_dataset
 from dtsf.pipeline.encoders.efficientnet_lite import STAGES, weights_file
@@ -30,7 +30,7 @@ from dtsf.training.prepare import decay_groups, schedule
 from dtsf.training.recipe import load_recipe, resolve_auto
 
 if TYPE_CHECKING:
-    from judge import ClipFilter
+    from trials import ClipFilter
 
     from dtsf.model.network import DTSFNet
     from dtsf.training.recipe import Recipe
@@ -122,10 +122,10 @@ def main() -> None:
     parser.add_argument("--upper-rate", type=float, default=3e-4)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    preprocess(options.data, options.cache, ["motion"], [], test=False)
+    preprocess(options.data, options.cache, ["motion"], [])
     words = [] if (options.maps / "made-hidden").is_dir() else f"--encoder {LITE0}:{LOW} --grid 24".split()
-    preprocess(options.data, options.maps, ["motion"], words, test=False)
-    trial = [one for one in trials(["motion"], test=False) if one.train_on == options.train_on][options.half]
+    preprocess(options.data, options.maps, ["motion"], words)
+    trial = [one for one in trials(["motion"]) if one.train_on == options.train_on][options.half]
     maps, embeddings = load(options.maps, options.cache, trial.train_on, trial.clips)
     data = open_dataset(options.cache, trial.train_on)
     recipe = resolve_auto(load_recipe("default", []), int(embeddings.mask_GV.sum()))

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from dtsf.api import Prediction, Run, load, open_cache, preprocess, train
     from dtsf.errors import DtsfError
     from dtsf.experiments.ablation import ablate
+    from dtsf.experiments.crossval import crossval
 
-__all__ = ["DtsfError", "Prediction", "Run", "ablate", "load", "open_cache", "preprocess", "train"]
+__all__ = ["DtsfError", "Prediction", "Run", "ablate", "crossval", "load", "open_cache", "preprocess", "train"]
 
 
 def __getattr__(name: str) -> object:
@@ -27,7 +28,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'dtsf' has no attribute {name!r}; it has {', '.join(__all__)}")
     import importlib
 
-    homes = {"DtsfError": "dtsf.errors", "ablate": "dtsf.experiments.ablation"}
+    homes = {"DtsfError": "dtsf.errors", "ablate": "dtsf.experiments.ablation", "crossval": "dtsf.experiments.crossval"}
     return getattr(importlib.import_module(homes.get(name, "dtsf.api")), name)
 
 

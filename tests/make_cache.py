@@ -147,10 +147,12 @@ def snapshot(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes=2, pixels=0, frames=16, seed=0):
+def draw(
+    cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes=2, pixels=0, frames=16, seed=0, keep=lambda _: True
+):
     """Make a learnable dataset: each class by each subject ``takes`` times in three views.
 
-    ``pixels``: side of uint8 frames in place of embeddings.
+    ``pixels``: side of uint8 frames in place of embeddings. ``keep``: True for the clips to make.
     """
     if pixels:
         form = {"encoder": "pixels", "embedding_dtype": "uint8", "size": pixels, "grid": pixels, "channels": 3}
@@ -160,7 +162,8 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
     clips = [
         clip(
             f"a{label}_s{subject}_e{take}_v{view}", path=f"{name}-{label}-{subject}-{take}-{view}.avi",
-            label=label, raw_label=str(label), group=f"a{label}_s{subject}_e{take}", view=view, subject=str(subject), setup=subject,
+            label=label, raw_label=str(label), group=f"a{label}_s{subject}_e{take}", view=view,
+            subject=str(subject) or None, setup=subject or None,
             split="train" if subject == subjects[0] else "test", background=f"room{(label + take) % 2}",
         )  # fmt: skip
         for label in range(classes)
@@ -168,6 +171,7 @@ def draw(cache, name="drawn", kind="manifest", classes=3, subjects=(1, 2), takes
         for take in range(takes)
         for view in (1, 2, 3)
     ]
+    clips = [one for one in clips if keep(one)]
     rng = np.random.default_rng(seed)
     arrays = {
         array: rng.integers(0, 255, (len(clips), *shape)).astype(dtype)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import log_loss
 
-from dtsf.errors import CheckpointError
+from dtsf.errors import CheckpointError, ConfigError
 from dtsf.training.answers import Answers, join, read_answers, write_answers
-from dtsf.training.scores import METRICS, sum_up, won_and_lost
+from dtsf.training.scores import METRICS, compare, sum_up, summarise
 from dtsf.training.tensor_files import load_state, save_state
 
 
@@ -84,7 +84,25 @@ def test_minus__is_paired_and_says_how_probably_it_is_better():
     same = sum_up([worse]).minus(sum_up([worse]))
     assert all((one.difference, one.interval, one.better) == (0, (0, 0), 0.5) for one in same.values())
     right = [one.log_p_RK.argmax(1) == one.label_R for one in (better, worse)]
-    assert won_and_lost(better, worse) == (int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
+    shuffled = better.rows(torch.randperm(len(better.group_R), generator=torch.Generator().manual_seed(0)))
+    for own in (better, shuffled):
+        paired = compare({0: own, 1: better}, {0: worse, 2: worse})
+        assert (paired.won, paired.lost) == (int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum()))
+        assert paired.scores == found
+    with pytest.raises(ConfigError, match="no common seed: 1 and 0"):
+        compare({1: better}, {0: worse})
+    with pytest.raises(ConfigError, match="1 answer is about performances that only one of both results has"):
+        compare({0: better.rows(torch.arange(1, len(better.group_R)))}, {0: worse})
+
+
+def test_summarise__has_the_spread_of_the_seeds_and_the_auroc():
+    one, two = made().complete(), made(seed=1).complete()
+    found = summarise([one, two])
+    top1 = [sum_up([answers]).numbers()["top1"] for answers in (one, two)]
+    assert found.spread["top1"] == pytest.approx(abs(top1[0] - top1[1]))
+    assert (found.groups, found.people, found.unit, found.auroc_u) == (120, 6, "people", 0.5)
+    assert found.top1 == pytest.approx(sum(top1) / 2)
+    assert summarise([one]).spread == {}
 
 
 @pytest.mark.parametrize(

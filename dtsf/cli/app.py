@@ -13,7 +13,7 @@ import typer
 
 from dtsf.cli.cache import cache_app
 from dtsf.cli.data import import_command, preprocess_command, synth_app
-from dtsf.cli.experiments import ablate_command, reproduce_app
+from dtsf.cli.experiments import ablate_command, crossval_command, reproduce_app
 from dtsf.cli.options import QUIET, VERBOSE, with_output
 from dtsf.cli.predict import predict_command
 from dtsf.cli.recordings import sync_command
@@ -37,7 +37,7 @@ app = typer.Typer(
 PANELS: dict[str, dict[str, Callable[..., None] | typer.Typer]] = {
     "Videos to answers": {"preprocess": preprocess_command, "train": train_command, "predict": predict_command},
     "Evaluate": {"evaluate": evaluate_command, "report": report_command},
-    "Compare": {"ablate": ablate_command, "reproduce": reproduce_app},
+    "Compare": {"crossval": crossval_command, "ablate": ablate_command, "reproduce": reproduce_app},
     "Recordings": {"sync": sync_command, "timeline": timeline_command},
     "Data": {"cache": cache_app, "import": import_command, "export": export_command, "synth": synth_app},
     "Machine": {"doctor": doctor_command},

@@ -1,7 +1,8 @@
-"""Experiments of many trainings: ``dtsf ablate`` and ``dtsf reproduce``."""
+"""Experiments of many trainings: ``dtsf crossval``, ``dtsf ablate`` and ``dtsf reproduce``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,10 +11,10 @@ from typer import Exit, Option, Typer
 from dtsf.cli.options import CACHE, with_settings
 from dtsf.cli.screen import Lines, console, emit, progress, results, styled, table
 from dtsf.errors import BadClipsError, DataError
-from dtsf.experiments.settings import AblateSettings, ReproduceSettings
+from dtsf.experiments.settings import AblateSettings, CrossvalSettings, ReproduceSettings
 
 if TYPE_CHECKING:
-    from dtsf.experiments.results import Ablation, Reproduction
+    from dtsf.experiments.results import Ablation, Crossval, Reproduction
     from dtsf.pipeline.datasets.nucla_check import NuclaCheck
 
 ROOT_HELP = "Folder of the dataset or above it. Default: $DTSF_DATA/nucla, then ./data/nucla."
@@ -53,16 +54,85 @@ def ablate_command(cache: CACHE = Path("cache"), *, settings: AblateSettings) ->
         result = ablate(cache, settings, on_result=announce, on_epoch=update)
     out, seeds = settings.out, [f"seed {seed}" for seed in result.seeds]
     names = {"csv": f"{result.table}.csv", "markdown": f"{result.table}.md", "picture": f"{result.table}.svg"}
-    heads = ["variant", "mean", "spread", *seeds, "differs from the first row in"]
+    heads = ["variant", "mean", "95 % interval", "minus the first", "better", "spread", *seeds, "differs in"]
     tables = [
         table(
-            f"{name}: {task}", heads, [[row.variant, *result.cells(one), ", ".join(row.differs)] for row, one in rows]
+            f"{name}: {task}",
+            heads,
+            [
+                [row.variant, mean, *result.pairs(row, name), *others, ", ".join(row.differs)]
+                for row, one in rows
+                for mean, *others in [result.cells(one)]
+            ],
         )
         for name, task, rows in result.columns()
     ]
     files = {kind: str(out / name) for kind, name in names.items()}
     hint = f"written to {out}: {', '.join(names.values())}; the run folders are in {out / 'trainings'}"
     emit(result.document() | {"out": str(out), "files": files}, tables, [hint])
+
+
+@with_settings(
+    CrossvalSettings,
+    overrides=list[str],
+    tests=list[str],
+    compare=list[Path],
+    **dict.fromkeys(("seeds", "people", "takes", "cameras"), str),
+)
+def crossval_command(cache: CACHE = Path("cache"), *, settings: CrossvalSettings) -> None:
+    """Leave out people (views, groups) in turn: train and test each fold, and score the pooled answers.
+
+    Run the same command again to continue. Trainings that are finished in --out are not repeated.
+    """
+    from dtsf.experiments.crossval import crossval
+
+    def announce(result: Crossval) -> None:
+        if result.done == result.reused:
+            work = f"{result.total} trainings, {result.reused} of them already done"
+            console().print(f"{result.dataset}, {result.by}, recipe {result.recipe}: {work}")
+            for note in result.notes:
+                console().print(note, style="yellow")
+
+    with progress("crossval", "epochs") as update:
+        result = crossval(cache, settings, on_result=announce, on_epoch=update)
+    hint = f"written to {settings.out}: crossval.json, report.html, answers.csv; runs in {settings.out / 'trainings'}"
+    emit(result.document() | {"out": str(settings.out)}, _describe_crossval(result), [hint])
+
+
+def _describe_crossval(result: Crossval) -> Lines:
+    from dtsf.experiments.crossval_files import advice
+    from dtsf.experiments.results import difference_text, interval_text
+    from dtsf.training.scores import FEW_PEOPLE, METRICS
+
+    def cells(numbers: Mapping[str, float | None]) -> list[str]:
+        return ["-" if numbers[name] is None else f"{numbers[name]:.3f}" for name in METRICS]
+
+    heads = [name.replace("_", " ") for name in METRICS]
+    rows = []
+    for test, own in result.tests.items():
+        numbers = own.model_dump()
+        intervals = [interval_text(own.intervals[name]) or "-" for name in METRICS]
+        rows += [[test, "value", *cells(numbers)], ["", "95 % interval", *intervals]]
+        rows += [["", "spread of seeds", *cells(own.spread)]] if own.spread else []
+    yield table(f"{result.dataset}: {result.by}", ["test", "", *heads], rows)
+    for where, tests in result.compared.items():
+        rows = []
+        for test, compared in tests.items():
+            scores = compared.scores
+            rows.append([test, "difference", *(difference_text(scores[name]) for name in METRICS)])
+            rows.append(["", "better with probability", *cells({name: one.better for name, one in scores.items()})])
+        yield table(f"minus {where}", ["test", "", *heads], rows)
+    for what, numbers_of in (("person", result.people), ("camera alone", result.views)):
+        if numbers_of:
+            lines = [[name, int(numbers["groups"] or 0), *cells(numbers)] for name, numbers in numbers_of.items()]
+            yield table("", [what, "groups", *heads], lines)
+    for point in result.curve:
+        own = point.scores
+        interval = interval_text(own.intervals["top1"])
+        yield f"{point.number} {point.kind}: top-1 {own.top1:.3f}" + (f" ({interval})" if interval else "")
+    yield from advice(result.curve)
+    for own in list(result.tests.values())[:1]:
+        yield styled((own.doubt, "yellow" if own.people < FEW_PEOPLE else ""))
 
 
 @reproduce_app.command("nucla")

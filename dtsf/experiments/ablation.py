@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from pydantic import Field, ValidationError
 
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import ConfigError
-from dtsf.experiments.grid import Job, hash_of, locked, open_tests, resolve
+from dtsf.experiments.folds import Grid, Pool, open_folds, plan_folds
+from dtsf.experiments.grid import locked
 from dtsf.experiments.results import Ablation, AblationRow
 from dtsf.experiments.run_jobs import run_jobs
 from dtsf.experiments.settings import AblateSettings
@@ -22,9 +22,9 @@ from dtsf.experiments.tables import differences, write_ablation
 from dtsf.model.config import BranchConfig
 from dtsf.settings import Frozen
 from dtsf.training.checkpoint import versions
-from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.protocols import parse_protocol
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
-from dtsf.training.splits import check_split
+from dtsf.training.scores import compare, summarise
 from dtsf.training.start import weights_file
 from dtsf.training.train import check_device, check_recipe_fits
 
@@ -62,7 +62,13 @@ def ablate(
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
     cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init
     data = open_dataset(cache, chosen.dataset)
+    if chosen.folds is not None and chosen.protocol is not None:
+        raise ConfigError("--folds and --protocol exclude each other: folds test every clip once")
     rule = parse_protocol(chosen.protocol, data.info.kind)
+    by, rules = str(rule), {str(rule): rule}
+    if chosen.folds is not None:
+        by, rules = plan_folds(data, chosen.folds)
+        rule = next(iter(rules.values()))
     recipe = chosen.recipe or default_recipe(data.info, data.spec, rule.name)[0]
     table = load_table(chosen.table)
     variants = make_variants(table, recipe, chosen.changes())
@@ -72,68 +78,56 @@ def ablate(
         except ConfigError as error:
             raise ConfigError(f"row {row.variant!r}: {error}") from error
     check_device(chosen.device)
-    split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
-    split = check_split(data, split, data.info.class_names, rule, allow_leak=chosen.allow_leak)
-    variants = [(row, resolve(settled, data, split, init)) for row, settled in variants]
-    tests = open_tests(cache, data, rule, split, chosen.tests)
-    names = [test.summary.name for test in tests]
+    options = {"allow_leak": chosen.allow_leak, "one": chosen.folds is None}
+    folds = open_folds(cache, data, rules, load_recipe(recipe, chosen.changes()), chosen.tests, **options)
+    grid = Grid(out, cache, data, folds, recipe, chosen, init, calibrated=False)
+    tests = grid.tests(by)
+    names = [test.name for test in tests]
     if gap is not None and not set(gap) <= set(names):
         raise ConfigError(f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --test")
-    ids = sorted(clip.id for clip in split.train)
-    common: list[Any] = [data.info.model_dump(mode="json"), data.spec.fingerprint(), str(rule), ids]
-    start = None if init is None else weights_file(init).stat()
-    common += [None if start is None else [start.st_size, start.st_mtime_ns], versions()["dtsf"]]
-
-    def make_job(row: AblationRow, settled: Recipe, seed: int) -> Job:
-        # A training with the same hash also counts under the name of another row.
-        code = f"{hash_of([settled.model_dump(mode='json'), *common])}-seed{seed}"
-        plain = re.sub(r"[^a-z0-9]+", "-", row.variant.lower()).strip("-") or "row"
-        own = f"{plain[:40]}-{code}"
-        others = sorted(path.name for path in (out / "trainings").glob(f"*-{code}") if path.is_dir())
-        return Job(
-            out=out,
-            name=f"trainings/{own if own in others or not others else others[0]}",
-            cache=cache,
-            recipe=recipe,
-            overrides=row.overrides,
-            settings=settled,
-            seed=seed,
-            tests=tests,
-            device=chosen.device,
-            init=init,
-            calibrated=False,
-            allow_leak=chosen.allow_leak,
-            workers=chosen.workers,
-            label=row.variant,
-        )
+    if init is not None:
+        weights_file(init)
+    trained = [row for row, _ in variants if row.same_as is None]
+    grid_jobs = {row.variant: grid.jobs(row.variant, row.overrides) for row in trained}
 
     with locked(out, "ablate"):
-        trained = [variant for variant in variants if variant[0].same_as is None]
-        jobs = {(row.variant, seed): make_job(row, settled, seed) for row, settled in trained for seed in seeds}
-        records = {key: record for key, job in jobs.items() if (record := job.finished_record())}
-        todo = {key: job for key, job in jobs.items() if key not in records}
-        reused = len(records)
+        jobs = {job.name: job for own in grid_jobs.values() for job in own.values()}
+        records = {name: record for name, job in jobs.items() if (record := job.finished_record())}
+        todo, reused, pool = {name: job for name, job in jobs.items() if name not in records}, len(records), Pool()
 
         def publish() -> Ablation:
-            rows = []
+            answers = {
+                (row.variant, name): pool.complete(grid_jobs[row.variant], records, name)
+                for row in trained
+                for name in names
+            }
+            first, rows = variants[0][0].variant, []
             for row, _ in variants:
                 own = row.same_as or row.variant
-                found = {seed: records[own, seed] for seed in seeds if (own, seed) in records}
-                top1 = {name: {seed: record.scores[name].top1 for seed, record in found.items()} for name in names}
-                seconds = {seed: record.seconds for seed, record in found.items()}
-                rows.append(row.model_copy(update={"top1": top1, "seconds": seconds}))
+                found = {name: answers[own, name] for name in names}
+                top1 = {name: {seed: one.top1() for seed, one in by_seed.items()} for name, by_seed in found.items()}
+                scores = {name: summarise(list(by_seed.values())) for name, by_seed in found.items() if by_seed}
+                compared = {
+                    name: compare(by_seed, answers[first, name])
+                    for name, by_seed in found.items()
+                    if own != first and by_seed.keys() & answers[first, name].keys()
+                }
+                done = [(seed, records[job.name]) for (_, seed), job in grid_jobs[own].items() if job.name in records]
+                seconds = {s: sum(record.seconds for seed, record in done if seed == s) for s in dict(done)}
+                changes = {"top1": top1, "scores": scores, "compared": compared, "seconds": seconds}
+                rows.append(row.model_copy(update=changes))
             ablation = Ablation(
                 table=Path(chosen.table).stem,
                 title=table.title,
                 cache=str(cache),
                 dataset=data.info.name,
-                protocol=str(rule),
+                protocol=by,
                 recipe=recipe,
                 overrides=chosen.changes(),
                 init=None if init is None else str(init),
                 device=chosen.device,
                 seeds=seeds,
-                tests=tuple(test.summary for test in tests),
+                tests=tests,
                 gap=gap,
                 rows=tuple(rows),
                 done=len(records),
@@ -142,13 +136,13 @@ def ablate(
                 fingerprint=data.spec.fingerprint(),
                 versions=versions(),
             )
-            write_ablation(ablation, out)
+            write_ablation(ablation, out, str(rule))
             on_result(ablation)
             return ablation
 
         ablation = publish()
-        for key, record in run_jobs(todo, on_epoch=on_epoch):
-            records[key] = record
+        for name, record in run_jobs(todo, on_epoch=on_epoch):
+            records[name] = record
             ablation = publish()
         return ablation
 

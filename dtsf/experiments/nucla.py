@@ -20,7 +20,8 @@ import torch
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import BadClipsError, ConfigError, DataError
-from dtsf.experiments.grid import LIMIT, Job, locked, open_tests, resolve, timed, write_json
+from dtsf.experiments.grid import locked, open_tests, resolve
+from dtsf.experiments.job import LIMIT, Job, timed, write_json
 from dtsf.experiments.results import ProtocolRow, Reproduction, Stage, rows_of
 from dtsf.experiments.run_jobs import run_jobs
 from dtsf.experiments.settings import ReproduceSettings

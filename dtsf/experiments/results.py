@@ -8,6 +8,7 @@ from typing import Any
 
 from dtsf.pipeline.datasets.nucla_check import NuclaCheck
 from dtsf.settings import Frozen
+from dtsf.training.scores import Comparison, Difference, Summary
 
 
 class TestSummary(Frozen):
@@ -27,8 +28,12 @@ class AblationRow(Frozen):
     differs: tuple[str, ...]  # settings that differ from the first row, with its value in brackets
     same_as: str | None  # an earlier row with the same settings: one training serves both
     overrides: tuple[str, ...]  # changes of the recipe: first those of all rows, then those of this row
-    top1: dict[str, dict[int, float]] = {}  # test -> seed -> accuracy, for finished trainings
-    seconds: dict[int, float] = {}
+    top1: dict[
+        str, dict[int, float]
+    ] = {}  # test -> seed -> accuracy of the pooled answers, for seeds with all their folds
+    scores: dict[str, Summary] = {}  # test -> scores of these answers, with intervals by bootstrap over people
+    compared: dict[str, Comparison] = {}  # test -> this row minus the first, in pairs
+    seconds: dict[int, float] = {}  # of all folds
 
 
 class Ablation(Frozen):
@@ -70,15 +75,42 @@ class Ablation(Frozen):
         numbers = [*mean_and_spread(by_seed.values()), *(by_seed.get(seed) for seed in self.seeds)]
         return [empty if number is None else f"{number:.{digits}f}" for number in numbers]
 
+    def pairs(self, row: AblationRow, test: str, empty: str = "-") -> list[str]:
+        """Return as text: interval of top-1, difference to the first row with its interval, and probability to be better."""
+        found, versus = row.scores.get(test), row.compared.get(test)
+        interval = interval_text(found.intervals["top1"]) if found else ""
+        difference = versus.scores["top1"] if versus else None
+        better = difference.better if difference else None
+        return [
+            interval or empty,
+            difference_text(difference) if difference else empty,
+            empty if better is None else f"{better:.2f}",
+        ]
+
     def document(self) -> dict[str, Any]:
         """Return the table for programs: for each row and test the mean, the spread and each seed."""
-        rows = {row.variant: row.model_dump(mode="json", exclude={"top1"}) | {"tests": {}} for row in self.rows}
+        apart = {"top1", "scores", "compared"}
+        rows = {row.variant: row.model_dump(mode="json", exclude=apart) | {"tests": {}} for row in self.rows}
         for name, _, numbers in self.columns():
             for row, by_seed in numbers:
                 mean, spread = mean_and_spread(by_seed.values())
                 seeds = {str(seed): number for seed, number in by_seed.items()}
-                rows[row.variant]["tests"][name] = {"mean": mean, "spread": spread, "seeds": seeds}
+                own: dict[str, Any] = {"mean": mean, "spread": spread, "seeds": seeds}
+                for key, found in (("scores", row.scores.get(name)), ("compared", row.compared.get(name))):
+                    own |= {key: found.model_dump(mode="json")} if found is not None else {}
+                rows[row.variant]["tests"][name] = own
         return self.model_dump(mode="json", exclude={"rows"}) | {"rows": list(rows.values())}
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """Return ``0.81 to 0.94``; empty without an interval."""
+    return f"{interval[0]:.3f} to {interval[1]:.3f}" if interval is not None else ""
+
+
+def difference_text(difference: Difference) -> str:
+    """Return ``+0.021 (-0.010 to +0.055)``."""
+    interval = difference.interval
+    return f"{difference.difference:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
 
 
 def mean_and_spread(values: Collection[float]) -> tuple[float | None, float | None]:
@@ -116,6 +148,66 @@ class RunRecord(Frozen):
     view_top1: tuple[float | None, ...] = ()
     left_out: dict[str, int] = {}  # clips that are in no number, by reason
     scores: dict[str, Score] = {}  # accuracy on all tests, by the name of the test
+
+
+class CrossvalFold(Frozen):
+    """One training of a cross-validation, and the scores of its own answers."""
+
+    left_out: str
+    protocol: str
+    seed: int
+    run: str  # run folder in OUT
+    train_groups: int
+    test_groups: int
+    seconds: float
+    top1: float
+    log_loss: float
+    brier: float
+    ece: float
+
+
+class CurvePoint(Frozen):
+    """Scores after trainings on so many people, takes or cameras. ``step``: compared with the point before."""
+
+    kind: str
+    number: int
+    scores: Summary
+    step: Comparison | None
+
+
+class Crossval(Frozen):
+    """Result of a cross-validation, finished or not: ``crossval.json``. Scores count only seeds with all their folds."""
+
+    cache: str
+    dataset: str
+    by: str  # the folds in words
+    folds_by: str  # the folds as in --folds
+    recipe: str
+    overrides: tuple[str, ...]
+    init: str | None
+    device: str
+    seeds: tuple[int, ...]
+    class_names: tuple[str, ...]
+    tests: dict[str, Summary]  # the first is that of the dataset itself
+    notes: tuple[str, ...]
+    people: dict[str, dict[str, float | None]]  # scores of each person
+    views: dict[str, dict[str, float | None]]  # scores of each camera alone
+    folds: tuple[CrossvalFold, ...]
+    curve: tuple[CurvePoint, ...]
+    compared: dict[str, dict[str, Comparison]]  # folder of another result -> test -> this one minus the other
+    done: int
+    total: int
+    reused: int
+    key: str  # hash of clips and folds: results with the same key can be compared
+    settings: str  # hash of the recipe
+    fingerprint: str
+    versions: dict[str, str]
+
+    def document(self) -> dict[str, Any]:
+        """Return the result for programs: the scores of the dataset itself, then everything."""
+        own = self.tests.get(self.dataset)
+        empty: dict[str, Any] = dict.fromkeys(("top1", "log_loss", "brier", "ece"))
+        return (own.model_dump(mode="json") if own is not None else empty) | self.model_dump(mode="json")
 
 
 class ProtocolRow(Frozen):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
-from dtsf.experiments.grid import Job
+from dtsf.experiments.job import Job
 from dtsf.experiments.results import RunRecord
 from dtsf.training.parallel import side_by_side, usable_workers
 

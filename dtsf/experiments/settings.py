@@ -49,11 +49,48 @@ class Trainings(Settings):
         return (*self.overrides, *([f"train.epochs={self.epochs}"] if self.epochs else []))
 
 
+def _read_numbers(value: Any) -> Any:
+    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(map(str, value))
+    if not all(word.isascii() and word.isdigit() and int(word[:9]) >= 1 for word in words if words != [""]):
+        raise ValueError("must be numbers from 1, as in 1,2,4")
+    return tuple(dict.fromkeys(int(word[:9]) for word in words if word))
+
+
+Numbers = Annotated[tuple[int, ...], BeforeValidator(_read_numbers)]
+
+
+class CrossvalSettings(Trainings):
+    """Settings of ``dtsf crossval``."""
+
+    dataset: str | None = None
+    """Dataset in the cache. Optional if the cache has only one."""
+    folds: str = "people"
+    """Parts that are left out in turn: people (one each), a number of parts of the people, views, groups, or groups:K."""
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_read_seeds)] = (0,)
+    """Seeds, joined by commas. Each trains all folds."""
+    tests: tuple[str, ...] = Field(default=(), json_schema_extra={"option": "--test"})
+    """Ask every training also about the same people (views, groups) of another dataset, or NAME@PROTOCOL. May be repeated."""
+    people: Numbers = ()
+    """Train also on so few people of each fold: 1,2,4. Shows how many are enough."""
+    takes: Numbers = ()
+    """Train also on so few performances of a class by a person."""
+    cameras: Numbers = ()
+    """Train and test also with so few cameras of each performance."""
+    compare: tuple[Path, ...] = ()
+    """Folder of another crossval of the same dataset and folds, to compare with. May be repeated."""
+    init: Path | None = None
+    """Start of every training: a run of dtsf (its folder), or a VideoMamba checkpoint."""
+    out: Path = Path("runs/crossval")
+    """Folder of results and trainings. A training that is finished there is not repeated."""
+
+
 class AblateSettings(Trainings):
     """Settings of ``dtsf ablate``."""
 
     table: str
     """fusion, motion, debias, paper, or a TOML file of the same form."""
+    folds: str | None = Field(default=None, json_schema_extra={"default_text": "the one test of the protocol"})
+    """Train each variant on folds by people, views or groups, as crossval does, in place of --protocol."""
     dataset: str | None = None
     """Dataset in the cache. Optional if the cache has only one."""
     protocol: str | None = Field(default=None, json_schema_extra={"default_text": "the dataset's usual one"})

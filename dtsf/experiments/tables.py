@@ -19,6 +19,7 @@ from dtsf.report import svg
 from dtsf.report.page import write_page
 
 FIELDS = ("protocol", "seed", "top1", "top5", "ece", "test_groups", "train_groups", "recipe", "epochs", "seconds")
+PAIRS = ("95 % interval", "minus the first row", "probability to be better")
 CONTINUE = "Run the same command again to continue."
 STYLE = Markup(  # of a picture that stands alone, for example in a README
     "<style>svg{background:#fff}text{font:12px system-ui,sans-serif;fill:#222}.small{font-size:11px;fill:#666}"
@@ -28,18 +29,21 @@ STYLE = Markup(  # of a picture that stands alone, for example in a README
 )
 
 
-def write_ablation(ablation: Ablation, out: Path) -> None:
-    """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``. Raises ConfigError: a file cannot be written."""
+def write_ablation(ablation: Ablation, out: Path, protocol: str) -> None:
+    """Write ``TABLE.csv``, ``TABLE.md`` and ``TABLE.svg`` into ``out``. ``protocol``: of the commands that train one row. Raises
+    ConfigError: a file cannot be written.
+    """
     lines = []
     for name, _, values in ablation.columns():
         for row, by_seed in values:
             seconds = f"{statistics.fmean(row.seconds.values()):.1f}" if row.seconds else ""
             numbers = ablation.cells(by_seed, digits=6, empty="")
-            lines.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source])
+            pairs = ablation.pairs(row, name, empty="")
+            lines.append([row.variant, name, *numbers, seconds, "; ".join(row.differs), row.source, *pairs])
     seeds = [f"seed {seed}" for seed in ablation.seeds]
-    heads = ["variant", "test", "mean", "spread", *seeds, "seconds", "differs", "source"]
+    heads = ["variant", "test", "mean", "spread", *seeds, "seconds", "differs", "source", *PAIRS]
     write_page(out / f"{ablation.table}.csv", _csv([heads, *lines]))
-    write_page(out / f"{ablation.table}.md", _ablation_markdown(ablation))
+    write_page(out / f"{ablation.table}.md", _ablation_markdown(ablation, protocol))
     write_page(out / f"{ablation.table}.svg", str(_draw(ablation)))
 
 
@@ -73,7 +77,7 @@ def _escape(text: str) -> str:
     return " ".join(text.split())
 
 
-def _ablation_markdown(ablation: Ablation) -> str:
+def _ablation_markdown(ablation: Ablation, protocol: str) -> str:
     changed = f" with {_escape(' '.join(ablation.overrides))}" if ablation.overrides else ""
     parts = [
         f"# {ablation.title}",
@@ -85,16 +89,18 @@ def _ablation_markdown(ablation: Ablation) -> str:
         parts.append(f"**Not finished: {ablation.done} of {ablation.total} trainings.** {CONTINUE}")
     parts += [f"**{_escape(test.name)}: {_escape(test.note)}.**" for test in ablation.tests if test.note]
     parts.append(f"![{ablation.title}]({ablation.table}.svg)")
-    heads = ["variant", "mean", "spread (max - min)", *(f"seed {seed}" for seed in ablation.seeds), "seconds"]
+    heads = ["variant", "mean", *PAIRS, "spread (max - min)", *(f"seed {seed}" for seed in ablation.seeds), "seconds"]
     for name, task, values in ablation.columns():
         rows = []
         for row, by_seed in values:
             seconds = f"{statistics.fmean(row.seconds.values()):.0f}" if row.seconds else "-"
-            rows.append([row.variant, *ablation.cells(by_seed), seconds])
-        parts += [f"## {_escape(name)}", f"{_escape(task)}.", _table(heads, rows)]
+            mean, *others = ablation.cells(by_seed)
+            rows.append([row.variant, mean, *ablation.pairs(row, name), *others, seconds])
+        doubt = next((row.scores[name].doubt for row, _ in values if name in row.scores), "")
+        parts += [f"## {_escape(name)}", f"{_escape(task)}{'; ' if doubt else ''}{doubt}.", _table(heads, rows)]
     details, commands = [], []
     train = ["dtsf", "train", "--cache", ablation.cache, "--dataset", ablation.dataset]
-    train += ["--protocol", ablation.protocol, "--recipe", ablation.recipe]
+    train += ["--protocol", protocol, "--recipe", ablation.recipe]
     last = [*(["--init", ablation.init] if ablation.init else []), "--seed", str(ablation.seeds[0])]
     for row in ablation.rows:
         differs = ", ".join(row.differs) or "-"

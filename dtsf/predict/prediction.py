@@ -45,7 +45,7 @@ class Prediction(BaseModel):
     opened: tuple[str, ...] = ()
     """Opened cameras in the order of opening: names, or file names where the training lacks the camera."""
     set: tuple[str, ...] = ()
-    """Classes that hold the true one as often as ``promise`` says, the most probable first; empty if no set is asked for."""
+    """Classes that hold the true one as often as ``promise`` says, the most probable first; empty without ``--set``."""
     promise: str = ""
     surest: float | None = None
     """Share of the held-out answers that are at least as sure; None for a run without them."""

@@ -153,6 +153,37 @@ def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str]) -> Markup:
     return picture(WIDTH, len(rows) * 2 * height, "static shares of the features", drawn)
 
 
+def levels(points: Sequence[tuple[int, float, tuple[float, float] | None]], x_name: str) -> Markup:
+    """Draw accuracies and their intervals by a number, on an axis of doublings. A point is (number, accuracy, interval)."""
+    low = min(value for _, accuracy, interval in points for value in (accuracy, *(interval or ())))
+    low, bottom, right = max(0.0, math.floor(low * 10) / 10), HEIGHT - BOTTOM, WIDTH - RIGHT - 10
+    first, last = math.log2(points[0][0]), math.log2(max(points[-1][0], points[0][0] + 1))
+
+    def place(number: int, value: float) -> tuple[float, float]:
+        x = LEFT + 16 + (math.log2(number) - first) / (last - first) * (right - LEFT - 16)
+        return x, bottom - (value - low) / max(1e-9, 1 - low) * (bottom - TOP)
+
+    parts = []
+    for share in (0.0, 0.5, 1.0):
+        y = bottom - share * (bottom - TOP)
+        parts += [
+            _line(LEFT, y, right, y),
+            text(LEFT - 5, y + 4, short_number(low + share * (1 - low)), "small", "end"),
+        ]
+    line = " ".join("{:.1f},{:.1f}".format(*place(number, accuracy)) for number, accuracy, _ in points)
+    parts.append(Markup('<polyline points="{}" class="line c0"/>').format(line))
+    circle = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4" class="fill0"><title>{}</title></circle>')
+    for number, accuracy, interval in points:
+        x, y = place(number, accuracy)
+        words = f"{number}: {accuracy:.3f}"
+        if interval is not None:
+            parts.append(_line(x, place(number, interval[0])[1], x, place(number, interval[1])[1], "c0"))
+            words += f", {interval[0]:.3f} to {interval[1]:.3f}"
+        parts += [circle.format(x, y, words), text(x, bottom + 14, number, "small", "middle")]
+    parts.append(text((LEFT + right) / 2, bottom + 26, x_name, "small", "middle"))
+    return picture(WIDTH, HEIGHT, f"top-1 by {x_name}", parts)
+
+
 def dots(rows: Mapping[str, Sequence[tuple[float, bool, str]]]) -> Markup:
     """Draw two lanes of dots per row, right answers above wrong answers. A dot is (value, right, title)."""
     if not any(rows.values()):

@@ -20,7 +20,7 @@ from dtsf.training.data import Groups
 from dtsf.training.evaluate import predict_groups
 from dtsf.training.tensor_files import load_state, save_state
 
-LIMIT = 1 << 26  # maximum size of a file of answers, in bytes
+LIMIT = 1 << 28  # maximum size of a file of answers, in bytes
 NAMES = ("classes", "views", "groups", "subjects")
 DTYPES = {"label_G": torch.int64, "group_R": torch.int64, "given_RV": torch.bool, "complete_R": torch.bool}
 
@@ -54,6 +54,10 @@ class Answers:
     def right_R(self) -> Tensor:
         """True for each right answer."""
         return self.log_p_RK.argmax(1) == self.label_R
+
+    def top1(self) -> float:
+        """Return the share of right answers."""
+        return self.right_R.double().mean().item()
 
     def rows(self, keep_R: Tensor) -> Answers:
         """Return some of the rows, with all groups."""

@@ -219,8 +219,6 @@ def evaluate_groups(
 def _metrics_of(outputs: tuple[Tensor, ...], groups: Groups, class_names: tuple[str, ...]) -> Metrics:
     """Return the metrics of the result of :func:`predict_groups`."""
     probability_GK, uncertainty_G, weights_GV, view_logits_GVK = outputs
-    if not (probability_GK.isfinite().all() and uncertainty_G.isfinite().all()):
-        raise CheckpointError("the predictions of the network are not finite: its training diverged; train again")
     return compute_metrics(probability_GK, uncertainty_G, weights_GV, view_logits_GVK.argmax(-1), groups, class_names)
 
 
@@ -248,7 +246,10 @@ def predict_groups(
             outputs = [adapter([batch[:2] for batch in sample]) for sample in samples]
         names = ("probabilities_BK", "uncertainty_B", "view_weights_BV", "view_logits_BVK")
         parts.append([torch.cat([getattr(output, name) for output in outputs]).cpu() for name in names])
-    return tuple(torch.stack(part).mean(0) for part in zip(*parts, strict=True))
+    found = tuple(torch.stack(part).mean(0) for part in zip(*parts, strict=True))
+    if not (found[0].isfinite().all() and found[1].isfinite().all()):
+        raise CheckpointError("the predictions of the network are not finite: its training diverged; train again")
+    return found
 
 
 class OnlineAdapter:

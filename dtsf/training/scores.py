@@ -6,16 +6,18 @@ people for both. Letters: A drawings of people, E bins, G groups, K classes, P p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dtsf.errors import ConfigError
 from dtsf.names import counted
 from dtsf.training.answers import Answers
-from dtsf.training.metrics import BINS, Record, bin_of
+from dtsf.training.metrics import BINS, Record, auroc, bin_of
 from dtsf.training.splits import join_people
 
 METRICS = {"top1": 1, "log_loss": -1, "brier": -1, "ece": -1}
@@ -36,6 +38,30 @@ class Difference(Record):
     difference: float
     interval: Interval
     better: float | None
+
+
+class Comparison(Record):
+    """One result minus another for the same rows, in pairs. ``won``: rows that only the first answers correctly."""
+
+    scores: dict[str, Difference]
+    won: float
+    lost: float
+
+
+class Summary(Record):
+    """Scores of all answers to a test, the means over the seeds, and on how many people they rest."""
+
+    top1: float
+    log_loss: float
+    brier: float
+    ece: float
+    auroc_u: float | None  # AUROC of the uncertainty for errors
+    intervals: dict[str, Interval]
+    spread: dict[str, float]  # largest minus smallest of the seeds; empty for one seed
+    groups: int
+    people: int
+    unit: str
+    doubt: str
 
 
 @dataclass(frozen=True)
@@ -118,8 +144,8 @@ def sum_up(seeds: Sequence[Answers]) -> Sums:
         of_G = answers.subjects if unit == "people" else answers.groups
         person_R = torch.tensor([number[names[name]] for name in of_G])[answers.group_R]
         label_R, p_RK = answers.label_R, answers.log_p_RK.double().exp()
-        top_R, right_R = p_RK.amax(1), (p_RK.argmax(1) == label_R).double()
-        log_loss_R = -answers.log_p_RK.double().gather(1, label_R[:, None])[:, 0]
+        top_R, right_R = p_RK.amax(1), answers.right_R.double()
+        log_loss_R = -answers.true_log_p_R.double()
         brier_R = (p_RK - F.one_hot(label_R, p_RK.shape[1])).square().sum(1)
         ones_R = torch.ones_like(top_R)
         in_bin_RE = F.one_hot(bin_of(top_R), BINS).double()
@@ -139,10 +165,58 @@ def person_names(subjects: Sequence[str]) -> dict[str, str]:
     return {subject: "+".join(sorted(members[leader], key=_by_number)) for subject, leader in person.items()}
 
 
-def won_and_lost(own: Answers, other: Answers) -> tuple[int, int]:
-    """Return how many rows only the first answers correctly, and how many only the second. Both have the same rows."""
-    right_R, others_R = (x.log_p_RK.argmax(1) == x.label_R for x in (own, other))
-    return int((right_R & ~others_R).sum()), int((others_R & ~right_R).sum())
+def summarise(seeds: Sequence[Answers]) -> Summary:
+    """Return the scores of the answers of each seed. Every seed has the same groups."""
+    sums, alone = sum_up(seeds), [sum_up([answers]).scores() for answers in seeds]
+    spread = {name: (max(one[name] for one in alone) - min(one[name] for one in alone)).item() for name in METRICS}
+    numbers: dict[str, float] = {name: x_A[0].item() for name, x_A in sums.scores().items()}
+    wrong = [(answers, ~answers.right_R) for answers in seeds]
+    found = [auroc(one.uncertainty_R, wrong_R) for one, wrong_R in wrong if 0 < int(wrong_R.sum()) < len(wrong_R)]
+    return Summary(
+        **numbers,
+        auroc_u=sum(found) / len(found) if found else None,
+        intervals=sums.intervals(),
+        spread=spread if len(seeds) > 1 else {},
+        groups=int(sums.sums_SPX[0, :, 0].sum()),
+        people=len(sums.people),
+        unit=sums.unit,
+        doubt=sums.doubt(),
+    )
+
+
+def compare(own: Mapping[int, Answers], other: Mapping[int, Answers]) -> Comparison:
+    """Compare the answers of two recipes, by seed, in the seeds that both have. Raises ConfigError: there is no such seed, or the
+    rows are not the same.
+    """
+    seeds = [seed for seed in own if seed in other]
+    if not seeds:
+        raise ConfigError(
+            f"there is no common seed: {', '.join(map(str, own))} and {', '.join(map(str, other))}: add --seeds"
+        )
+    pairs = [(_in_order(own[seed]), _in_order(other[seed])) for seed in seeds]
+    for one, two in pairs:
+        apart = Counter(_names(one))
+        apart.subtract(_names(two))
+        if n := sum(map(abs, apart.values())):
+            raise ConfigError(
+                f"{counted(n, 'answer is', 'answers are')} about performances that only one of both results has"
+            )
+    scores = sum_up([one for one, _ in pairs]).minus(sum_up([two for _, two in pairs]))
+    right = [(one.right_R, two.right_R) for one, two in pairs]
+    won, lost = (sum(int((a & ~b).sum()) for a, b in some) / len(seeds) for some in (right, [(b, a) for a, b in right]))
+    return Comparison(scores=scores, won=won, lost=lost)
+
+
+def _names(answers: Answers) -> list[tuple[str, int]]:
+    return [
+        (answers.groups[g], label) for g, label in zip(answers.group_R.tolist(), answers.label_R.tolist(), strict=True)
+    ]
+
+
+def _in_order(answers: Answers) -> Answers:
+    """Sort rows by group, and those of one group (folds by views) by their views."""
+    keys = list(zip(_names(answers), answers.given_RV.tolist(), strict=True))
+    return answers.rows(torch.tensor(sorted(range(len(keys)), key=keys.__getitem__), dtype=torch.int64))
 
 
 def _drawn(sums: Sums) -> dict[str, Tensor]:

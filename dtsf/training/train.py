@@ -192,7 +192,7 @@ def _is_calibrated(run: Path) -> bool:
 
 
 def _init_of(settings: TrainSettings) -> Path | None:
-    """Return the start of the training; of a resumed run, that of its config.toml, because folds may not have begun."""
+    """Return the start of the training; of a resumed run, that of its config.toml, because a fold may have no file yet."""
     if settings.init is not None or not settings.resume or settings.run is None:
         return settings.init
     try:

@@ -1,0 +1,233 @@
+"""Cross-validation of one recipe: every fold trains and answers what it left out; the answers of all folds are pooled.
+
+Folds, seeds and smaller trainings (``people``, ``takes``, ``cameras``) are jobs of one grid, so a killed call continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dtsf.cache.reader import open_dataset
+from dtsf.errors import ConfigError
+from dtsf.experiments.crossval_files import read_others, read_result, write_crossval
+from dtsf.experiments.folds import Fold, Grid, Pool, choose_people, open_folds, plan_folds
+from dtsf.experiments.grid import hash_of, locked, resolve
+from dtsf.experiments.job import Job
+from dtsf.experiments.results import Crossval, CrossvalFold, CurvePoint, RunRecord
+from dtsf.experiments.run_jobs import run_jobs
+from dtsf.experiments.settings import CrossvalSettings
+from dtsf.training.answers import Answers
+from dtsf.training.checkpoint import versions
+from dtsf.training.recipe import default_recipe, load_recipe
+from dtsf.training.scores import Numbers, compare, sum_up, summarise
+from dtsf.training.start import weights_file
+from dtsf.training.train import check_device, check_recipe_fits
+
+Point = tuple[str, int]
+LIMITS = {"takes": "max_takes", "cameras": "max_views"}
+
+
+def crossval(
+    cache: str | Path = Path("cache"),
+    settings: CrossvalSettings | None = None,
+    *,
+    on_result: Callable[[Crossval], None] = lambda _: None,
+    on_epoch: Callable[[int, int, str], None] = lambda *_: None,
+    **changes: Any,
+) -> Crossval:
+    """Train and test each fold of a dataset with every seed, and score the pooled answers.
+
+    Writes ``crossval.json``, ``answers.csv``, ``answers/`` and ``report.html`` into ``out`` after each training. ``on_result``:
+    called first and after each training. ``on_epoch``: with epochs done, all epochs, and a line. ``changes``: fields of
+    :class:`.settings.CrossvalSettings`. Raises ConfigError, CacheError or CheckpointError, before the first training: the folds
+    are not possible, ``out`` has the result of other settings, or ``compare`` names another kind of result.
+    """
+    chosen = settings.changed(**changes) if settings is not None else CrossvalSettings.of(**changes)
+    cache, out = Path(cache), chosen.out
+    data = open_dataset(cache, chosen.dataset)
+    by, rules = plan_folds(data, chosen.folds)
+    rule = next(iter(rules.values()))
+    recipe = chosen.recipe or default_recipe(data.info, data.spec, rule.name)[0]
+    loaded = load_recipe(recipe, chosen.changes())
+    check_recipe_fits(loaded, data, rule)
+    check_device(chosen.device)
+    if chosen.init is not None:
+        weights_file(chosen.init)
+    folds = open_folds(cache, data, rules, loaded, chosen.tests, allow_leak=chosen.allow_leak)
+    grid = Grid(out, cache, data, folds, recipe, chosen, chosen.init)
+    whole = [resolve(loaded, data, fold.split, chosen.init).model_dump(mode="json") for fold in folds]
+    ids = [[str(fold.rule), *sorted(clip.id for clip in (*fold.split.train, *fold.split.test))] for fold in folds]
+    key = hash_of([data.info.name, data.spec.fingerprint(), by, ids])
+    tests = grid.tests(by)
+    names, own = [test.name for test in tests], tests[0].name
+    others = read_others(chosen.compare, out, key, by)
+    main = grid.jobs(recipe, chosen.changes())
+    curve = _curve(grid, chosen)
+
+    with locked(out, "crossval"):
+        before = read_result(out)
+        if before is not None and (before.key, before.settings) != (key, hash_of(whole)):
+            what = f"{before.dataset}, {before.by}, recipe {' '.join([before.recipe, *before.overrides])}"
+            raise ConfigError(
+                f"--out {out} has the result of other settings ({what}): choose another, and --compare {out}"
+            )
+        jobs = {job.name: job for part in (main, *curve.values()) for job in part.values()}
+        records = {name: record for name, job in jobs.items() if (record := job.finished_record())}
+        todo, reused, pool = {name: job for name, job in jobs.items() if name not in records}, len(records), Pool()
+
+        def publish() -> Crossval:
+            answers = {name: pool.seeds(main, records, name) for name in names}
+            answers = {name: by_seed for name, by_seed in answers.items() if by_seed}
+            complete = {name: _complete(by_seed) for name, by_seed in answers.items()}
+            result = Crossval(
+                cache=str(cache),
+                dataset=data.info.name,
+                by=by,
+                folds_by=chosen.folds,
+                recipe=recipe,
+                overrides=chosen.changes(),
+                init=None if chosen.init is None else str(chosen.init),
+                device=chosen.device,
+                seeds=tuple(complete.get(own, ())),
+                class_names=data.info.class_names,
+                tests={
+                    test.name: summarise(list(complete[test.name].values())) for test in tests if test.name in complete
+                },
+                notes=tuple(f"{test.name}: {test.note}" for test in tests if test.note),
+                people=_people(list(complete.get(own, {}).values())),
+                views=_views(data.info.view_names, answers.get(own, {})),
+                folds=tuple(_folds(folds, main, records, pool, own)),
+                curve=tuple(_points(grid, curve, records, pool, complete.get(own, {}), own)),
+                compared={
+                    where: {name: compare(complete[name], there[name]) for name in there if name in complete}
+                    for where, there in others.items()
+                },
+                done=len(records),
+                total=len(jobs),
+                reused=reused,
+                key=key,
+                settings=hash_of(whole),
+                fingerprint=data.spec.fingerprint(),
+                versions=versions(),
+            )
+            write_crossval(result, answers, out)
+            on_result(result)
+            return result
+
+        result = publish()
+        for name, record in run_jobs(todo, on_epoch=on_epoch):
+            records[name] = record
+            result = publish()
+        return result
+
+
+def _complete(by_seed: Mapping[int, Answers]) -> dict[int, Answers]:
+    return {seed: answers.complete() for seed, answers in by_seed.items()}
+
+
+def _curve(grid: Grid, chosen: CrossvalSettings) -> dict[Point, dict[tuple[int, int], Job]]:
+    """Return the trainings on fewer people, takes and cameras. Raises ConfigError: a number is not below that of the fold."""
+    found = {}
+    excluded = [
+        grid.data.info.class_names.index(name)
+        for name in load_recipe(grid.recipe, chosen.changes()).train.exclude_classes
+    ]
+    for number in chosen.people:
+
+        def some(fold: Fold, seed: int, number: int = number) -> tuple[str, ...]:
+            return (f"train.only_subjects={','.join(choose_people(fold, number, seed, excluded))}",)
+
+        found["people", number] = grid.jobs(f"{number} people", chosen.changes(), some)
+    for kind, limit in LIMITS.items():
+        most = _most(grid.folds, kind)
+        for number in getattr(chosen, kind):
+            if number >= most:
+                raise ConfigError(
+                    f"--{kind} {number}: fewer than {most} are possible, which {grid.data.info.name} has at most"
+                )
+            found[kind, number] = grid.jobs(
+                f"{number} {kind}", chosen.changes(), lambda *_, k=limit, n=number: (f"train.{k}={n}",)
+            )
+    return found
+
+
+def _most(folds: Sequence[Fold], kind: str) -> int:
+    """Return how many people, takes or cameras the training of a fold has, at most."""
+    found = 0
+    for fold in folds:
+        of: dict[Any, set[Any]] = {}
+        for clip in fold.split.train:
+            key, one = {
+                "people": (None, clip.subject),
+                "takes": ((clip.label, clip.subject), clip.group),
+                "cameras": (clip.group, clip.view),
+            }[kind]
+            of.setdefault(key, set()).add(one)
+        found = max(found, *map(len, of.values()))
+    return found
+
+
+def _people(seeds: Sequence[Answers]) -> dict[str, Numbers]:
+    """Return the scores of each person; none if a group names no subject."""
+    sums = sum_up(seeds) if seeds else None
+    return sums.each() if sums is not None and sums.unit == "people" else {}
+
+
+def _views(names: Sequence[str], by_seed: Mapping[int, Answers]) -> dict[str, Numbers]:
+    """Return the scores of each camera alone."""
+    found = {}
+    for view, name in enumerate(names, 1):
+        alone = [answers.alone(view) for answers in by_seed.values()]
+        if alone and len(alone[0].group_R):
+            found[name] = {"groups": len(alone[0].group_R)} | sum_up(alone).numbers()
+    return found
+
+
+def _folds(
+    folds: Sequence[Fold],
+    jobs: Mapping[tuple[int, int], Job],
+    records: Mapping[str, RunRecord],
+    pool: Pool,
+    test: str,
+) -> list[CrossvalFold]:
+    found = []
+    for (k, seed), job in jobs.items():
+        if job.name in records:
+            record = records[job.name]
+            scores = sum_up([pool.one(job, test).complete()]).numbers()
+            found.append(
+                CrossvalFold(
+                    left_out=folds[k].name,
+                    protocol=str(folds[k].rule),
+                    seed=seed,
+                    run=job.name,
+                    train_groups=record.train_groups,
+                    test_groups=record.test_groups,
+                    seconds=record.seconds,
+                    **scores,
+                )
+            )
+    return found
+
+
+def _points(
+    grid: Grid,
+    curve: Mapping[Point, Mapping[tuple[int, int], Job]],
+    records: Mapping[str, RunRecord],
+    pool: Pool,
+    whole: Mapping[int, Answers],
+    test: str,
+) -> list[CurvePoint]:
+    """Return the finished points of the curves, and all people, takes or cameras as the last of each."""
+    found = []
+    for kind in dict.fromkeys(kind for kind, _ in curve):
+        points = [(n, pool.complete(jobs, records, test)) for (own, n), jobs in sorted(curve.items()) if own == kind]
+        points = [(n, answers) for n, answers in points if answers]
+        if whole and points:
+            points.append((_most(grid.folds, kind), dict(whole)))
+        for k, (n, answers) in enumerate(points):
+            step = compare(answers, points[k - 1][1]) if k and answers.keys() & points[k - 1][1].keys() else None
+            found.append(CurvePoint(kind=kind, number=n, scores=summarise(list(answers.values())), step=step))
+    return found
