@@ -83,14 +83,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         if not (folder / "metrics.json").exists():
             words = [f"train.calibrate={options.folds}", *options.set]
             protocol = f"cross-subject:{','.join(part)}"
-            api.train(
-                options.cache,
-                dataset=options.dataset,
-                protocol=protocol,
-                run=folder,
-                overrides=words,
-                workers=options.workers,
-            )
+            more: dict[str, Any] = {"overrides": words, "workers": options.workers, "resume": (folder / "last").is_dir()}
+            api.train(options.cache, dataset=options.dataset, protocol=protocol, run=folder, **more)
         run = api.load(folder)
         assert run.held_out is not None
         answers = ask_outside(run, data, part)

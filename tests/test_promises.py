@@ -9,15 +9,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from make_cache import clip
+from make_groups import run_state
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from dtsf import api
 from dtsf.errors import ConfigError
+from dtsf.model.config import ModelConfig
+from dtsf.model.network import DTSFNet
+from dtsf.training import held_out as held_out_answers
 from dtsf.training.answers import Answers, read_answers, write_answers
-from dtsf.training.as_needed import answers_as_needed, plan_cameras
+from dtsf.training.as_needed import answers_as_needed, plan_cameras, view_order
 from dtsf.training.checkpoint import load_checkpoint
-from dtsf.training.held_out import HeldOut
+from dtsf.training.data import Groups, group_clips
+from dtsf.training.held_out import HeldOut, ask_held_out
 from dtsf.training.promises import at_shares, person_limit, split_limit, surest_curve
+from dtsf.training.splits import Fold
 
 
 def draw_scores(rng, *shape):
@@ -350,7 +357,35 @@ def test_predict__refuses_answers_that_are_damaged_or_of_another_run(dtsf, promi
     assert f"held_out.safetensors {words}" in message
 
 
-def test_report__draws_the_surest_answers(dtsf, promising):
+def test_ask_held_out__asks_growing_sets_of_many_views(monkeypatch):
+    torch.manual_seed(0)
+    names = ("1", "2", "3", "4", "5")
+    net = DTSFNet(ModelConfig(width=8, depth=1, frames=3, reduce=4), channels=5, side=6, n_classes=4, n_views=5).eval()
+    state = run_state(net)
+    state = state.model_copy(update={"info": state.info.model_copy(update={"view_names": names})})
+    clips = [clip(f"{g}-{v}", group=f"g{g:02}", view=v, label=g % 4) for g in range(30) for v in range(1, 6) if g or v < 3]
+    fold = Fold(train=(), held_out=tuple(clips))
+
+    def load(chosen):
+        found, row_GV, label_G = group_clips(chosen, 5)
+        return Groups(torch.randn(len(chosen), 3, 6, 6, 5).half(), row_GV, label_G, found)
+
+    answers = ask_held_out([net], state, [fold], load)
+    order, sizes = view_order(answers), answers.given_RV[answers.group_R > 0].sum(1).bincount().tolist()
+    assert sizes == [0, 29 * 5, 29, 29, 29, 29]
+    for n in (2, 3, 4):
+        rows = answers.given_RV[(answers.given_RV.sum(1) == n) & (answers.group_R > 0)]
+        assert (rows == torch.tensor([view in order[:n] for view in range(5)])).all()
+    assert len(plan_cameras(answers).order) == 5
+    assert plan_cameras(answers).n_groups == 30  # also the group of two cameras
+    monkeypatch.setattr(held_out_answers, "MOST_NUMBERS", 2 * 5 * 4 * 7)
+    assert len(ask_held_out([net], state, [fold], load).groups) == 7
+
+
+def test_evaluate_and_report__say_what_is_promised(dtsf, world, promising):
+    said = dtsf.said("evaluate", promising, "--cache", world / "cache", cwd=promising.parent)
+    assert "sets of 80 % (40 held-out performances of 4 people, promised for new people): coverage" in said
+    assert "the surest 50 / 80 / 90 % were right in" in said
     dtsf.said("report", promising, cwd=promising.parent)
     page = (promising / "report.html").read_text("utf-8")
     assert "held out of the training" in page

@@ -103,7 +103,7 @@ class HeldOut:
         answers, how = self.rows(views)
         score_R = -answers.true_log_p_R.exp().numpy().astype(np.float64)
         people_G, percent, n = self.people_G, f"{100 * level:g} %", len(score_R)
-        of = counted(len(answers.group_R.unique()), "performance") + how
+        of = counted(len({answers.groups[g] for g in answers.group_R.tolist()}), "performance") + how
         person_R = people_G[answers.group_R.numpy()] if people_G is not None else None
         n_people = len(set(person_R)) if person_R is not None else 0
         if person_R is not None and n_people >= level * (n_people + 1) - ROUNDING:
@@ -140,7 +140,7 @@ class HeldOut:
         shares, right = (" / ".join(f"{100 * x:.0f}" for x in row) for row in (SHARES, at_shares(self.curve())))
         people = set(self.people_G) if self.people_G is not None else set()
         whose = counted(len(people), "held-out person", "held-out people") if people else "the held-out groups"
-        n = counted(len(self.answers.complete().group_R), "performance")
+        n = counted(len(set(self.answers.groups)), "performance")
         return f"of {whose} ({n}), the surest {shares} % were right in {right} %"
 
     def measure_sets(
@@ -161,7 +161,7 @@ class HeldOut:
                 level=level,
                 by="people" if all(rule.by_person for rule in rules.values()) else "groups",
                 n_people=min(rule.n_people for rule in rules.values()),
-                n_held_out=len(self.answers.groups),
+                n_held_out=len(set(self.answers.groups)),
                 coverage=sum(map(sum, inside.values())) / len(chosen),
                 mean_size=sum(map(len, chosen)) / len(chosen),
                 worst_subject=worst,
