@@ -107,7 +107,7 @@ def test_read_events__elan_with_an_origin_a_slot_without_time_and_a_child_tier(r
 @pytest.mark.parametrize(("tiers", "named"), [
     ({"acts": ["wave", "clap"] * 3, "notes": [f"look {k}" for k in range(6)]}, "notes"),
     ({"acts": [f"the light at the door is {k}" for k in range(6)]}, "acts"),
-    ({"acts": ["wave", "clap", "turn", "jump", "walk", "sit"]}, ""),
+    ({"acts": ["kick", "sit down and up", "raise the arm", "circle the arms forwards", "circle the arms backwards"]}, ""),
     ({"ann": ["wave", "clap", "turn", "jump", "walk"], "bob": ["Clap", "wave", "turn", "walk", "jump"]}, ""),
     ({"acts": ["wave"] * 6, "notes": ["look here"]}, ""),
 ])

@@ -21,7 +21,7 @@ from dtsf.recordings.marks import Mark, Marks
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 
 # From so many annotations, of which this share is different, a tier of ELAN has remarks. Labels have at most so many words.
-LEAST_REMARKS, DIFFERENT, LABEL_WORDS = 5, 0.8, 3
+LEAST_REMARKS, DIFFERENT, LABEL_WORDS = 5, 0.8, 5
 
 
 def parse_xml(text: str, where: str) -> ElementTree.Element:
