@@ -22,7 +22,7 @@ from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Media, MediaFil
 from dtsf.recordings.cameras import CameraStream, Source
 from dtsf.recordings.events import Event, read_events
 from dtsf.recordings.outputs import WRITERS
-from dtsf.recordings.page import overlap, render_page
+from dtsf.recordings.page import clock, overlap, render_page
 from dtsf.recordings.table import Camera, Recording
 from dtsf.recordings.timeline import Model, Plan, find_timeline, write_files
 from dtsf.recordings.windows import Grid, WindowBlock, plan_grid
@@ -303,6 +303,19 @@ def test_vtt_json_eaf__hold_the_bouts():
     assert found == [(1500, 3250, "wave <b>"), (4000, 5000, "jump, high")]
 
 
+@pytest.mark.parametrize("form", ["vtt", "eaf"])
+def test_outputs__without_a_time_before_zero_begin_there(form):
+    bouts = tuple(
+        Bout(label=label, start=start, stop=stop, probability=0.9, uncertainty=0.2, view_weights=(0.6, 0.4))
+        for label, start, stop in (("early", -3.0, -1.0), ("at zero", -1.0, 1.0), ("late", 2.0, 3.0))
+    )
+    text = WRITERS[form](_timeline(start=-3, bouts=bouts))
+    assert [label in text for label in ("early", "at zero", "late")] == [False, True, True]
+    assert ("00:00:00.000 --> 00:00:01.000" if form == "vtt" else 'TIME_VALUE="0"') in text
+    assert all(label in WRITERS["csv"](_timeline(bouts=bouts)) for label in ("early", "at zero", "late"))
+    assert (clock(-61.2), clock(-0.2), clock(3599.6)) == ("\u22121:01", "0:00", "1:00:00")
+
+
 def test_eaf__names_every_chapter_with_its_beginning():
     timeline = _timeline()
     parts = tuple(MediaFile(path=f"/films/{name}.mp4", start=start, stop=start + 5) for name, start in (("a", -1), ("b", 4)))
@@ -345,7 +358,7 @@ def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path)
         ((1.4, 3.2, "jump, high"), "found as wave <b>"),
         ((8.0, 9.0, "jump, high"), "no bout here"),
         ((8.0, 9.0, "swim"), "the run does not know this class"),
-        ((90.0, 91.0, "jump, high"), "not all cameras film here"),
+        ((90.0, 91.0, "jump, high"), "outside of the timeline"),
         ((8.0, 9.0, "nothing"), ""),
     ],
 )

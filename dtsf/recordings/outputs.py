@@ -6,12 +6,12 @@ import csv
 import html
 import io
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dtsf.files.read import json_text
-from dtsf.recordings.bouts import Timeline
+from dtsf.recordings.bouts import Bout, Timeline
 
 BORIS = ("Observation id", "Subject", "Behavior", "Behavior type", "Start (s)", "Stop (s)", "Duration (s)")
 OURS = ("Probability", "Uncertainty")
@@ -40,7 +40,7 @@ def write_vtt(timeline: Timeline) -> str:
     """Return the bouts as cues of WebVTT. The text is the class alone; the name of a cue has its probability."""
     cues = [
         f"{number} ({bout.probability:.0%})\n{_clock(bout.start)} --> {_clock(bout.stop)}\n{html.escape(bout.label, quote=False)}\n"
-        for number, bout in enumerate(timeline.bouts, 1)
+        for number, bout in enumerate(_after_zero(timeline), 1)
     ]
     return "\n".join(["WEBVTT\n", *cues])
 
@@ -68,7 +68,7 @@ def write_eaf(timeline: Timeline) -> str:
         ET.SubElement(header, "MEDIA_DESCRIPTOR", place | ({"TIME_ORIGIN": str(origin)} if origin else {}))
     order = ET.SubElement(root, "TIME_ORDER")
     tier = ET.SubElement(root, "TIER", {"LINGUISTIC_TYPE_REF": "default-lt", "TIER_ID": "dtsf"})
-    for number, bout in enumerate(timeline.bouts, 1):
+    for number, bout in enumerate(_after_zero(timeline), 1):
         slots = [f"ts{2 * number - 1}", f"ts{2 * number}"]
         for slot, seconds in zip(slots, (bout.start, bout.stop), strict=True):
             ET.SubElement(order, "TIME_SLOT", {"TIME_SLOT_ID": slot, "TIME_VALUE": str(round(1000 * seconds))})
@@ -85,7 +85,14 @@ WRITERS: dict[str, Callable[[Timeline], str]] = {}
 WRITERS |= {"csv": write_csv, "json": write_json, "vtt": write_vtt, "eaf": write_eaf}
 
 
+def _after_zero(timeline: Timeline) -> Iterator[Bout]:
+    """Yield the bouts from zero on: captions and ELAN have no time before it, which a camera that began early may have filmed."""
+    for bout in timeline.bouts:
+        if bout.stop > 0:
+            yield bout.model_copy(update={"start": max(0.0, bout.start)})
+
+
 def _clock(seconds: float) -> str:
-    thousandths = round(1000 * max(0.0, seconds))
+    thousandths = round(1000 * seconds)
     minutes, rest = divmod(thousandths, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d}.{rest % 1000:03d}"

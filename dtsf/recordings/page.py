@@ -92,9 +92,10 @@ def doubt(bout: Bout) -> float:
 
 
 def clock(seconds: float) -> str:
-    """Return h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    """Return h:mm:ss or m:ss, with a minus before zero."""
+    minutes, rest = divmod(abs(round(seconds)), 60)
+    text = f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    return f"\u2212{text}" if round(seconds) < 0 else text
 
 
 def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
@@ -118,7 +119,7 @@ def _miss(mark: Event, timeline: Timeline) -> str:
     if mark.label in (NOTHING, *(bout.label for bout in near)):
         return ""
     if mark.stop <= timeline.start or mark.start >= timeline.stop:
-        return "not all cameras film here"
+        return "outside of the timeline"
     if timeline.classes and mark.label not in timeline.classes:
         return "the run does not know this class"
     if not near:

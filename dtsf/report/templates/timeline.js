@@ -5,9 +5,9 @@ const video = get("video"), svg = get("lanes"), list = get("bouts");
 const items = [...data.bouts, ...data.marks.filter((m) => m.missed)];
 const ROW = 30, TOP = 22, CURVE = 54;
 const clock = (s) => {
-  const tenths = Math.round(10 * Math.max(0, s)), m = Math.floor(tenths / 600), rest = (tenths % 600) / 10;
+  const sign = Math.round(10 * s) < 0 ? "\u2212" : "", tenths = Math.abs(Math.round(10 * s)), m = Math.floor(tenths / 600), rest = (tenths % 600) / 10;
   const two = (x) => String(x).padStart(2, "0");
-  return `${m >= 60 ? `${Math.floor(m / 60)}:${two(m % 60)}` : m}:${rest.toFixed(1).padStart(4, "0")}`;
+  return `${sign}${m >= 60 ? `${Math.floor(m / 60)}:${two(m % 60)}` : m}:${rest.toFixed(1).padStart(4, "0")}`;
 };
 const make = (name, attributes, parent, text) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
