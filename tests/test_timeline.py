@@ -370,6 +370,23 @@ def test_page__a_mark_without_a_bout_of_its_class_says_why(tmp_path, mark, misse
     assert f"{int(bool(missed))} of them {'has' if missed else 'have'} no bout" in text
 
 
+def test_page__of_many_bouts_and_marks_has_pictures_of_the_most_doubtful(tmp_path):
+    numbers = range(3000)
+    bouts = tuple(
+        Bout(label="a", start=3 * k, stop=3 * k + 2, probability=1 - k / 9000, uncertainty=0.1, view_weights=(1.0,))
+        for k in numbers
+    )
+    marks = [Event("r1", 3 * k + 1, 3 * k + 2.5, "a" if k % 1000 else "b", None, k, "m") for k in numbers]
+    timeline = _timeline(bouts=bouts, start=0, stop=9000)
+    text = render_page(timeline, marks, lambda seconds: dict.fromkeys(seconds, b"jpeg"), tmp_path / "r1.html", "run")
+    data = json.loads(text.split('id="data">')[1].split("</script>")[0])
+    assert [one["start"] for one in data["marks"] if one["missed"] == "found as a"] == [1, 3001, 6001]
+    assert {one["mark"] for one in data["bouts"]} == {"marked b", "marked too, 40% in common"}
+    shown = [bool(one["pictures"]) for one in data["bouts"]]
+    assert (sum(shown), shown[0], shown[-1]) == (997, False, True)
+    assert sum(bool(one["pictures"]) for one in data["marks"]) == 3
+
+
 def _live(source, tmp_path, **options):
     """The timeline of one camera that is still filming."""
     plan = _plan((source, source, source))

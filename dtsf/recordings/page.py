@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import os
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import numpy as np
@@ -16,7 +18,9 @@ from dtsf.recordings.events import NOTHING, Event
 from dtsf.report.page import embed_json, render
 
 PICTURES, POINTS = 4, 3000  # pictures of a bout, and points of the curves
+MOST_SHOWN = 1000  # bouts and missed marks with pictures, the most doubtful first: a picture takes 3 kB of the page
 DOUBTFUL = 0.5  # uncertainty, or missing probability, above which a bout is shown as doubtful
+T = TypeVar("T", Bout, Event)
 MEDIA = "file: 'self'"  # the page may show files, and nothing from a network
 
 
@@ -32,12 +36,14 @@ def render_page(
     """
     labels = sorted({bout.label for bout in timeline.bouts} | {mark.label for mark in marks})
     row = {label: k for k, label in enumerate(labels)}
-    misses = {mark: reason for mark in marks if (reason := _miss(mark, timeline))}
-    shown: list[Bout | Event] = [*timeline.bouts, *misses]
-    found = pictures({moment for one in shown for moment in _moments(one)})
+    bouts_near, marks_near = _finder(timeline.bouts), _finder(marks)
+    misses = {mark: reason for mark in marks if (reason := _miss(mark, timeline, bouts_near(mark)))}
+    listed: list[Bout | Event] = [*misses, *sorted(timeline.bouts, key=doubt, reverse=True)]
+    moments = {id(one): _moments(one) for one in listed[:MOST_SHOWN]}
+    found = pictures({moment for of_one in moments.values() for moment in of_one})
 
     def facts(one: Bout | Event) -> dict[str, Any]:
-        jpegs = [found[moment] for moment in _moments(one) if moment in found]
+        jpegs = [found[moment] for moment in moments.get(id(one), ()) if moment in found]
         stills = [f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}" for jpeg in jpegs]
         return {"label": row[one.label], "start": one.start, "stop": one.stop, "pictures": stills}
 
@@ -55,7 +61,7 @@ def render_page(
                 "weights": bout.view_weights,
                 "doubt": doubt(bout),
                 "doubtful": doubt(bout) > DOUBTFUL,
-                "mark": _mark_of(bout, marks) if marks else "",
+                "mark": _mark_of(bout, marks_near(bout)) if marks else "",
             }
             for bout in timeline.bouts
         ],
@@ -104,18 +110,29 @@ def overlap(a: tuple[float, float], b: tuple[float, float]) -> float:
     return max(0.0, both) / max(1e-9, max(a[1], b[1]) - min(a[0], b[0]))
 
 
-def _mark_of(bout: Bout, marks: Sequence[Event]) -> str:
-    """Return what the marks say about a bout."""
-    shared = {mark: overlap((bout.start, bout.stop), (mark.start, mark.stop)) for mark in marks}
-    best = max(shared, key=lambda mark: (mark.label == bout.label and shared[mark] > 0, shared[mark]))
-    if not shared[best]:
+def _finder(given: Sequence[T]) -> Callable[[Bout | Event], list[T]]:
+    """Return a function that finds those that share time with a bout or mark; a recording may have ten thousands of both."""
+    ordered = sorted(given, key=lambda one: one.start)
+    starts, ends = [one.start for one in ordered], list(accumulate((one.stop for one in ordered), max))
+
+    def near(other: Bout | Event) -> list[T]:
+        some = ordered[bisect_right(ends, other.start) : bisect_left(starts, other.stop)]
+        return [one for one in some if one.stop > other.start]
+
+    return near
+
+
+def _mark_of(bout: Bout, near: Sequence[Event]) -> str:
+    """Return what the marks of its time say about a bout."""
+    shared = {mark: overlap((bout.start, bout.stop), (mark.start, mark.stop)) for mark in near}
+    best = max(shared, key=lambda mark: (mark.label == bout.label and shared[mark] > 0, shared[mark]), default=None)
+    if best is None or not shared[best]:
         return "no mark here"
     return f"marked {best.label}" if best.label != bout.label else f"marked too, {shared[best]:.0%} in common"
 
 
-def _miss(mark: Event, timeline: Timeline) -> str:
-    """Return why a mark is missed, empty if a bout of its class shares time with it."""
-    near = [bout for bout in timeline.bouts if bout.start < mark.stop and mark.start < bout.stop]
+def _miss(mark: Event, timeline: Timeline, near: Sequence[Bout]) -> str:
+    """Return why a mark is missed, empty if one of the bouts of its time is of its class."""
     if mark.label in (NOTHING, *(bout.label for bout in near)):
         return ""
     if mark.stop <= timeline.start or mark.start >= timeline.stop:
