@@ -343,6 +343,10 @@ def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path)
     assert "<b>\"" not in text.split('id="data">')[1]
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert [bout["doubtful"] for bout in data["bouts"]] == [False, True]
+    for trusted, doubtful in ((0.0, [False, False]), (1.0, [True, True])):
+        known = render_page(_timeline().model_copy(update={"trusted": trusted}), marks, lambda _: {}, file, "run")
+        bouts = json.loads(known.split('id="data">')[1].split("</script>")[0])["bouts"]
+        assert [bout["doubtful"] for bout in bouts] == doubtful
     assert data["bouts"][0]["mark"].startswith("marked too")
     assert data["bouts"][1]["mark"] == "no mark here"
     url = data["media"][0]["files"][0]["url"]

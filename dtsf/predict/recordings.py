@@ -206,7 +206,9 @@ def find_timelines(
             failed[plan.name] = error
             continue
         said = [note for note in notes if note.startswith(str(file))]
-        timeline = timeline.model_copy(update={"notes": (*timeline.notes, *said)})
+        views = [source.number for source in plan.sources]
+        trusted = run.held_out.trusted(views) if run.held_out is not None else None
+        timeline = timeline.model_copy(update={"notes": (*timeline.notes, *said), "trusted": trusted})
         write_files(timeline, work, plan, own, out, str(run.folder))
         yield timeline
     if failed and len(table) == 1:

@@ -19,7 +19,7 @@ from dtsf.report.page import embed_json, render
 
 PICTURES, POINTS = 4, 3000  # pictures of a bout, and points of the curves
 MOST_SHOWN = 1000  # bouts and missed marks with pictures, the most doubtful first: a picture takes 3 kB of the page
-DOUBTFUL = 0.5  # uncertainty, or missing probability, above which a bout is shown as doubtful
+DOUBTFUL = 0.5  # uncertainty, or missing probability, above which a bout is doubtful if the run has no held-out answers
 T = TypeVar("T", Bout, Event)
 MEDIA = "file: 'self'"  # the page may show files, and nothing from a network
 
@@ -60,7 +60,7 @@ def render_page(
                 "uncertainty": bout.uncertainty,
                 "weights": bout.view_weights,
                 "doubt": doubt(bout),
-                "doubtful": doubt(bout) > DOUBTFUL,
+                "doubtful": doubt(bout) > DOUBTFUL if timeline.trusted is None else bout.probability < timeline.trusted,
                 "mark": _mark_of(bout, marks_near(bout)) if marks else "",
             }
             for bout in timeline.bouts

@@ -130,9 +130,13 @@ class HeldOut:
         """Return the place of an answer from these views (from 0); ``probability``: of its class."""
         probability_R, curve = self.rows(views)[0].log_p_RK.amax(1).exp(), self.curve(views)
         n = int((probability_R >= probability).sum())
-        trusted = max((k for k, (_, accuracy) in enumerate(curve, 1) if accuracy >= TRUSTED), default=0)
-        look = not trusted or probability < float(probability_R.sort(descending=True).values[trusted - 1])
-        return Surest(n / len(curve), curve[n - 1][1] if n else None, look)
+        return Surest(n / len(curve), curve[n - 1][1] if n else None, probability < self.trusted(views))
+
+    def trusted(self, views: Sequence[int]) -> float:
+        """Return the least probability of the surest answers from these views (from 0) of which 95 % are right; 1 if none are."""
+        probability_R = self.rows(views)[0].log_p_RK.amax(1).exp().sort(descending=True).values.tolist()
+        good = [p for p, (_, accuracy) in zip(probability_R, self.curve(views), strict=True) if accuracy >= TRUSTED]
+        return good[-1] if good else 1.0
 
     @property
     def surest_line(self) -> str:
