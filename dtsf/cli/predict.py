@@ -98,6 +98,8 @@ def predict_command(
     if run is not None:
         options |= {"set": set_, "as_needed": as_needed}
     trained = api.load(run) if run is not None else None
+    if trained is not None and as_needed is not None and (plan := trained.question(set_, as_needed).plan):
+        console().print(str(plan), soft_wrap=True)
     if watch is not None and trained is not None:
         _watch(trained, watch, settle, options, once=once)
         return

@@ -5,9 +5,9 @@ Letters: N groups, V views, M N x V, F cached frames, T frames of the network, P
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -48,6 +48,11 @@ class Run:
         from dtsf.training.held_out import read_held_out
 
         return read_held_out(self.folder, self.state)
+
+    @cached_property
+    def question(self) -> Callable[[float | None, float | str | None], Question]:
+        """Function that checks the options ``set`` and ``as_needed``; see :func:`dtsf.predict.promised.make_question`."""
+        return lru_cache(16)(partial(make_question, self.held_out, self.folder))
 
     def evaluate(
         self,
@@ -182,7 +187,7 @@ class Run:
         self._check_number(len(videos))
         paths = check_videos(videos)
         chosen = choose_views(self.state.info.view_names, paths, views)
-        state, question = self.state, make_question(self.held_out, self.folder, set, as_needed)
+        state, question = self.state, self.question(set, as_needed)
         threads, plan = state.recipe.train.usable_threads, question.plan
         turns: dict[str, Any] = {}
         if plan is not None:
@@ -197,8 +202,6 @@ class Run:
             turns = {"order": order, "enough": enough}
         embedded = embed_videos(paths, chosen.numbers, state.info, state.spec, options, threads, **turns)
         notes = [*chosen.notes(state.info.view_names, paths), *embedded.notes]
-        if plan is not None and plan.n_groups:
-            notes.append(str(plan))
         prediction = self._prediction(embedded.embeddings_VFPC, chosen, question, notes, embedded.opened, paths)
         if film is not None:
             try:
