@@ -46,6 +46,7 @@ def network(*branch, draws=1, **keys):
     ((BranchConfig(input="frames", paste="thumbnails"),), {"readout": "cls", "normalise": "data"}, 1),
     ((BranchConfig(msm=True),), {"fusion": "tmc"}, 3),
     ((BranchConfig(views="sequence"),), {"fusion": "sfm"}, 3),
+    ((BranchConfig(),), {"fusion": "mixer"}, 2),
     ((MOTION, MOTION_ALL, DYNAMIC), SEVERAL | {"occlusion_threshold": 0.95}, 2),  # the default recipe's
     ((BranchConfig(input="motion", paste="tokens"), DYNAMIC), SEVERAL | {"fusion": "mean", "draws": 3}, 2),
     ((BranchConfig(input="motion", paste="thumbnails"),), {"fusion": "tmc"}, 2),

@@ -3,7 +3,6 @@
 import re
 import shlex
 from dataclasses import replace
-from types import SimpleNamespace
 
 import make_groups
 import pytest
@@ -13,6 +12,7 @@ from make_groups import INFO, SMALL, SPEC, toy
 
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.training.checkpoint import build_network, load_checkpoint
+from dtsf.training.protocols import Split
 from dtsf.training.recipe import load_recipe
 from dtsf.training.start import Start, check_start, start_from
 
@@ -37,9 +37,9 @@ def recipe():
     return load_recipe("thumbnails", OVERRIDES)
 
 
-def split_of(*people):
-    clips = tuple(clip(name, subject=name) for name in people)
-    return SimpleNamespace(test=clips, notes=(), model_copy=lambda update: SimpleNamespace(**update))
+def split_of(train, test):
+    sides = (tuple(clip(f"{name}{k}", subject=name) for k, name in enumerate(names)) for names in (train, test))
+    return Split(train=next(sides), test=next(sides), left_out={}, task="")
 
 
 def other(names=("a", "b", "c"), views=("1", "2")):
@@ -129,28 +129,32 @@ def test_start_from__names_a_folder_that_is_no_run(recipe, tmp_path):
         start_from(tmp_path / "gone", recipe, SPEC)
 
 
-def test_check_start__refuses_a_run_that_has_seen_people_of_the_test(run):
+@pytest.mark.parametrize(("subjects", "name", "protocol", "train", "found"), [
+    (("carla",), "toy", "split", ("carla",), "may have seen clips of this test"),
+    (("anna", "carla"), "toy", "split", ("carla",), "it has seen people of this test (anna)"),
+    ((), "toy", "split", ("carla",), "nobody knows which people"),
+    (("anna", "carla"), "toy", "all", ("carla",), ""),  # the same protocol: the same training clips
+    (("anna", "ben"), "toy", "cross-view:2", ("anna", "ben"), "may have seen clips of this test"),
+    (("ben",), "elsewhere", "split", ("carla",), "people there have names of this test: ben"),
+    ((), "elsewhere", "split", ("carla",), ""),
+])
+def test_check_start__refuses_or_notes_a_run_that_has_seen_the_test(run, subjects, name, protocol, train, found):
     state = load_checkpoint(run / "last").state
-
-    def checked(subjects, name="toy", allow_leak=False):
-        info = state.info.model_copy(update={"subjects": subjects, "name": name})
-        start = Start(run, {}, state.model_copy(update={"info": info}))
-        split = split_of("anna", "ben")
-        return " ".join(check_start(start, split, INFO, allow_leak=allow_leak).notes)
-
-    assert checked(("carla",)) == ""
-    with pytest.raises(ConfigError, match=r"trained on people of this test \(anna\).*--allow-leak"):
-        checked(("anna", "carla"))
-    assert "people of this test (anna)" in checked(("anna",), allow_leak=True)
-    with pytest.raises(ConfigError, match="people of this dataset that are not known"):
-        checked(())
-    assert "people of the same names as in the test: ben" in checked(("ben",), name="elsewhere")
-    assert checked((), name="elsewhere") == ""
+    info = state.info.model_copy(update={"subjects": subjects, "name": name})
+    start, split = Start(run, {}, state.model_copy(update={"info": info})), split_of(train, ("anna", "ben"))
+    refused = "seen people" in found or "nobody" in found
+    if refused:
+        with pytest.raises(ConfigError, match=re.escape(found) + ".*--allow-leak"):
+            check_start(start, split, INFO, protocol, allow_leak=False)
+    notes = check_start(start, split, INFO, protocol, allow_leak=refused).notes
+    assert len(notes) == bool(found)
+    assert found in notes[0] if found and not refused else True
 
 
 def test_train__init_of_a_run_says_what_is_taken(world, dtsf, tmp_path):
     words = ("train", "--cache", world / "cache", "--init", world / "run", "--epochs", 1, "--set", "train.calibrate=0")
     said = dtsf.said(*words, "--protocol", "cross-subject:2", "--out", "run", cwd=tmp_path)
     assert "tensors of a run of nucla (10 classes, 1 people); new: calibration" in said
-    assert "people of this test (1)" in dtsf.refusal(*words, "--protocol", "cross-subject:1", "--out", "leak", cwd=tmp_path)
+    leak = dtsf.refusal(*words, "--protocol", "cross-subject:1", "--out", "leak", cwd=tmp_path)
+    assert "it has seen people of this test (1)" in leak
     assert not (tmp_path / "leak").exists()

@@ -173,22 +173,20 @@ def _load_run(net: DTSFNet, weights: dict[str, Tensor], theirs: DatasetInfo, our
     return report
 
 
-def check_start(start: Start | None, split: Split, info: DatasetInfo, *, allow_leak: bool) -> Split:
-    """Return the split with notes about the start. Raises ConfigError: its run has seen people of the test."""
+def check_start(start: Start | None, split: Split, info: DatasetInfo, protocol: str, *, allow_leak: bool) -> Split:
+    """Return the split with notes about the start. Raises ConfigError: its run may have seen people whom only the test has."""
     if start is None or start.run is None:
         return split
-    known = start.run.info
-    seen = sorted(set(known.subjects) & set(subjects_of(split.test)))
-    notes = start.run.unfinished(start.path)
-    if known.name == info.name and known.kind == info.kind and (seen or not known.subjects):
-        who = f"on people of this test ({', '.join(seen)})" if seen else "on people of this dataset that are not known"
-        leak = f"--init {start.path} was trained {who}"
-        if not allow_leak:
-            raise ConfigError(f"{leak}: start from a run without them, or accept it with --allow-leak")
-        notes = (*notes, leak)
-    elif seen:
-        notes = (
-            *notes,
-            f"--init {start.path} was trained on people of the same names as in the test: {', '.join(seen)}",
-        )
+    known, notes = start.run.info, start.run.unfinished(start.path)
+    same_dataset, same_protocol = (known.kind, known.name) == (info.kind, info.name), start.run.protocol == protocol
+    unseen = set(subjects_of(split.test)) - set(subjects_of([*split.train, *split.held_out]))
+    people = ", ".join(sorted(unseen & set(known.subjects)))
+    where = f"--init {start.path} was trained on {known.name} by {start.run.protocol}"
+    if same_dataset and not same_protocol:
+        if (people or not known.subjects) and not allow_leak:
+            who = f"it has seen people of this test ({people})" if people else "nobody knows which people it has seen"
+            raise ConfigError(f"{where}: {who}: start from a run without them, or accept it with --allow-leak")
+        notes = (*notes, f"{where}: it may have seen clips of this test")
+    elif people and not same_dataset:
+        notes = (*notes, f"{where}: people there have names of this test: {people}")
     return split.model_copy(update={"notes": (*split.notes, *notes)})

@@ -84,7 +84,7 @@ def train(
     info = info.model_copy(update={"clip_seconds": clip_seconds(data, split.train, len(info.class_names))})
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
-    split = check_start(initial, split, info, allow_leak=settings.allow_leak)
+    split = check_start(initial, split, info, str(protocol), allow_leak=settings.allow_leak)
     check_device(settings.device)
     info = info.model_copy(update={"subjects": tuple(subjects_of([*split.train, *split.held_out]))})
     origin = {"cache": str(open_store(cache).absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
