@@ -71,6 +71,12 @@ def test_read_events__reads_a_plain_table_by_its_header(lab, text):
     assert found == [("lab", 1.5, 3, "wave", "ann", 2), ("yard", 4, 5, "clap", "cid", 3)]
 
 
+def test_read_events__options_without_effect_are_named(lab):
+    (lab / "m.csv").write_text("start,stop,label,recording\n1,2,wave,lab\n")
+    _, notes = read_events(lab / "m.csv", read_recordings(str(lab / "recordings.csv")), ["acts"], 25.0)
+    assert [note.partition(": ")[2].partition(",")[0] for note in notes] == ["--tier has no effect", "--fps has no effect"]
+
+
 def test_read_events__pairs_the_states_of_boris_by_subject_and_takes_its_time_offset_back(lab):
     found, _ = marks(lab, TABULAR)
     assert found == [
@@ -207,7 +213,7 @@ def test_import_events__a_mark_in_the_second_chapter_is_read_from_it(tmp_path, f
 def test_import_events__nothing_in_any_spelling_is_no_event(tmp_path, film):
     (tmp_path / "r.csv").write_text(f"recording,view,path\nday,a,{film}\n")
     (tmp_path / "m.csv").write_text("start,stop,label\n0,1,wave\n1.5,2,Nothing\n15,16,wave\n")
-    made = import_events([tmp_path / "m.csv"], tmp_path / "r.csv", tmp_path / "out.csv", ClipSettings(nothing=1))
+    made = import_events([str(tmp_path / "m.csv")], str(tmp_path / "r.csv"), str(tmp_path / "out.csv"), ClipSettings(nothing=1))
     assert made.labels == {"nothing": 3, "wave": 2}
     assert any("'Nothing' is read as the class nothing" in note for note in made.notes)
     with pytest.raises(ConfigError, match="--nothing-seconds 0.001 is less than a frame of 'day'"):

@@ -454,6 +454,8 @@ def test_follow__a_file_with_its_index_at_the_end_is_refused(tmp_path):
         ((), "--recordings FILE, or --video"),
         (("--video", "a.mp4", "--video", "b.mp4"), "dtsf sync"),
         (("--recordings", "none.csv"), "none.csv"),
+        (("--recordings", "none.csv", "--offset", "1"), "--offset and --views are for --video"),
+        (("--recordings", "none.csv", "--wait", "1"), "--wait needs --follow"),
         (("--follow", "--recordings", "none.csv"), "--follow needs --video"),
         (("--video", "a.mp4", "--windows", "2,x"), "--windows"),
         (("--video", "a.mp4", "--threshold", "1.5"), "--threshold"),

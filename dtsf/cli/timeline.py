@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dtsf.recordings.bouts import Bout, Timeline
     from dtsf.recordings.timeline import Progress
 
+WAIT_HELP = "With --follow: seconds without data after which a video is at its end. Default: 10."
 SHOWN = 40
 """Number of bouts that a table shows."""
 
@@ -40,9 +41,7 @@ def timeline_command(
     follow: Annotated[
         bool, Option("--follow", help="Read videos while they are written: a file, -, or rtsp://...")
     ] = False,
-    wait: Annotated[
-        float, Option(min=0.1, max=86400, help="With --follow: seconds without data after which a video is at its end.")
-    ] = 10.0,
+    wait: Annotated[float | None, Option(min=0.1, max=86400, help=WAIT_HELP)] = None,
     *,
     settings: TimelineSettings,
 ) -> None:
@@ -54,9 +53,13 @@ def timeline_command(
         raise ConfigError("give --recordings FILE, or --video once for each camera")
     if follow and not video:
         raise ConfigError("--follow needs --video: a file that is being written, - or an address")
+    if recordings is not None and (offset or views is not None):
+        raise ConfigError("--offset and --views are for --video: a table has the columns offset and view")
+    if wait is not None and not follow:
+        raise ConfigError("--wait needs --follow")
     trained = api.load(run)
     if follow:
-        _follow(trained, video or [], offset or [], views, out, settings, wait)
+        _follow(trained, video or [], offset or [], views, out, settings, 10.0 if wait is None else wait)
         return
     given = recordings if recordings is not None else (recording_of(trained, video or [], offset or [], views),)
     found: list[Timeline] = []

@@ -248,5 +248,5 @@ def find_windows(
 
 def _read(recordings: str | Path | Sequence[Recording]) -> tuple[tuple[Recording, ...], str]:
     if isinstance(recordings, str | Path):
-        return read_recordings(Path(recordings)), str(recordings)
+        return read_recordings(recordings), str(recordings)
     return tuple(recordings), "recordings"

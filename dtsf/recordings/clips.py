@@ -40,9 +40,9 @@ class ImportedEvents(Frozen):
 
 
 def import_events(
-    files: Sequence[Path],
-    recordings: Path,
-    out: Path | None = None,
+    files: Sequence[str | Path],
+    recordings: str | Path,
+    out: str | Path | None = None,
     settings: ClipSettings | None = None,
 ) -> ImportedEvents:
     """Write the manifest of the clips of all events, one group an event.
@@ -50,14 +50,14 @@ def import_events(
     ``files``: marks; empty: those of the table's column ``events``. ``recordings``: the table of recordings. ``out``: by default
     ``manifest.csv`` beside it. Raises DataError: a camera has no offset, marks cannot be read, or no event has a clip.
     """
-    settings = settings or ClipSettings()
-    out = out or recordings.parent / "manifest.csv"
+    settings, recordings = settings or ClipSettings(), Path(recordings)
+    out = Path(out) if out else recordings.parent / "manifest.csv"
     if out.exists():
         raise DataError(f"{out} exists: remove it or choose another --out")
     table = read_recordings(recordings)
     for recording in table:
         check_offsets(recording, recordings)
-    events, notes = read_all_events(table, files, settings.tier, settings.fps)
+    events, notes = read_all_events(table, [*map(Path, files)], settings.tier, settings.fps)
     by_recording: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         by_recording[event.recording].append(event)

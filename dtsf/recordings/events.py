@@ -78,6 +78,10 @@ def read_marks(path: Path, tier: Sequence[str] = (), fps: float | None = None) -
         marks, more = read_boris_tabular(text, where)
     else:
         marks, more = read_plain(text, where)
+    if tier and not head.startswith("<"):
+        more = [*more, f"{path}: --tier has no effect, because the file has no tiers"]
+    if fps and not any(mark.frames for mark in marks):
+        more = [*more, f"{path}: --fps has no effect, because the file counts no frames"]
     if not marks:
         raise DataError(f"{path} has no mark: export the events again, or give another file")
     return marks, [*notes, *more]

@@ -49,12 +49,13 @@ class Recording:
     events: Path | None = None
 
 
-def read_recordings(path: Path) -> tuple[Recording, ...]:
+def read_recordings(path: str | Path) -> tuple[Recording, ...]:
     """Read a table of recordings, in the order of its first rows. Relative paths begin at the table's folder.
 
     Raises DataError with the line: a cell is missing or wrong, a file is missing, a camera's rows have two offsets, a recording has
     two subjects or two files of marks, or one file stands for two cameras. Warns: a column with a name that is nearly right.
     """
+    path = Path(path)
     rows, notes, *_ = read_table(path, REQUIRED, OPTIONAL)
     for note in notes:
         warnings.warn(note, stacklevel=2)
