@@ -8,6 +8,7 @@ Letters: B groups, G all groups, V views, D features or width, K classes, P clip
 
 from __future__ import annotations
 
+import inspect
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -204,6 +205,11 @@ def set_reference(net: DTSFNet, groups: Groups) -> None:
     calibrator.set_reference({"reference_distance_2": limit_2})
 
 
+class _LBFGS(torch.optim.LBFGS):
+    # PyTorch decorates it with a function that imports its compiler, which takes 1.4 seconds.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+
+
 def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
     """Fit inverse temperature, bias and the three weights (at least 0) by the mean ``-log p`` of the true class. float64.
 
@@ -218,10 +224,10 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
     # Softplus keeps the weights positive; its inverse gives their start.
     start_3 = prior_3.clamp(min=0.01).expm1().log()
     free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), start_3]).requires_grad_()
-    optimizer = torch.optim.LBFGS([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
+    optimizer = _LBFGS([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
 
     def loss() -> Any:
-        optimizer.zero_grad()
+        free_5.grad = None
         weight_3 = F.softplus(free_5[2:])
         alpha_BK = scaled.calibrated(free_5[0].exp(), bias + free_5[1], weight_3)
         pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - prior_3).square().sum()
