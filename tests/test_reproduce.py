@@ -203,6 +203,8 @@ def test_reproduce__writes_results_for_people_and_programs(reproduced):
     for line, run in zip(lines, document["runs"], strict=True):
         metrics = json.loads((out / line["run"] / "metrics.json").read_text())
         assert float(line["top1"]) == run["top1"] == metrics["top1"]
+        # The first seed is calibrated.
+        assert (line["ece"], run["ece"]) == ((str(metrics["ece"]), metrics["ece"]) if run["seed"] == 0 else ("", None))
     page = (out / "results.md").read_text()
     assert page.startswith("# Not N-UCLA")
     (row,) = [line for line in page.splitlines() if line.startswith("| cross-subject:2 ")]

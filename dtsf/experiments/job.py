@@ -201,7 +201,8 @@ class Job:
             done, metrics = trained.evaluation, trained.evaluation.metrics
             changes: dict[str, Any] = {"trained": True, "epochs": trained.epochs, "left_out": done.left_out}
             changes |= {"test_clips": done.n_clips, "test_groups": metrics.n_groups}
-            changes |= {name: getattr(metrics, name) for name in ("top1", "top5", "ece", "view_top1")}
+            changes |= {name: getattr(metrics, name) for name in ("top1", "top5", "view_top1")}
+            changes["ece"] = metrics.ece if self.calibrated else None
             record = record.model_copy(update=changes)
         return record
 

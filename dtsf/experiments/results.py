@@ -144,7 +144,7 @@ class RunRecord(Frozen):
     test_groups: int = 0
     top1: float = 0.0
     top5: float = 0.0
-    ece: float = 0.0
+    ece: float | None = None  # of a calibrated training
     view_top1: tuple[float | None, ...] = ()
     left_out: dict[str, int] = {}  # clips that are in no number, by reason
     scores: dict[str, Score] = {}  # accuracy on all tests, by the name of the test

@@ -235,7 +235,7 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
         mean.backward()
         return mean
 
-    optimizer.step(loss)
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     free_5 = free_5.detach()
     weight_3 = F.softplus(free_5[2:]) / deviation_3
     return free_5[0].exp(), bias + free_5[1] - mean_3 @ weight_3, weight_3
