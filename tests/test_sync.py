@@ -164,6 +164,23 @@ def test_sync__files_of_other_rates_with_sound_and_without_and_in_chapters(film,
     assert rows[3]["offset"] == ""
 
 
+def test_sync_recordings__sound_that_is_sure_needs_no_picture(film):
+    # Fewer than 25 pictures would be refused.
+    a, b = film("g.mp4", 2, 24, 1, sound=True), film("h.mp4", 3, 24, 1, sound=True, seed=1)
+    camera = sync_recordings([recording_of([a, b])])[0].cameras[1]
+    assert (camera.by, camera.offset) == ("sound", pytest.approx(1, abs=0.05))
+
+
+def test_sync__one_camera_has_nothing_to_compare_with(film, dtsf):
+    path = film("one.mp4", 2, 12, 15)
+    failed = dtsf("sync", path, cwd=path.parent)
+    assert failed.returncode == 2
+    assert "one camera has nothing to compare with" in failed.stderr
+    path.with_name("one.csv").write_text("recording,view,path\nlab,door,one.mp4\n")
+    (camera,) = dtsf.json("sync", "--recordings", "one.csv", cwd=path.parent)["recordings"][0]["cameras"]
+    assert (camera["offset"], camera["reason"]) == (0, "one camera has nothing to compare with")
+
+
 def test_sync__without_trust_all_is_shown_and_the_exit_code_is_2(film, dtsf):
     a, b = film("d.mp4", 2, 15, 15), film("e.mp4", 40, 15, 15)
     failed = dtsf("sync", a, b, "--json", cwd=a.parent)

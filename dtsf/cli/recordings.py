@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TRUST_HELP = (
     "Least trust of an offset: the first peak of the agreement (without its strongest second) over the second. Films of "
-    "different events reach 0.85."
+    "different events reach 0.98."
 )
 DRIFT_SHOWN = 0.1
 """Seconds by which an offset is wrong at the ends, from which on a message says so."""
@@ -39,6 +39,8 @@ def sync_command(
         raise ConfigError("give VIDEO... of one recording, or --recordings FILE; see dtsf sync --help")
     if write and recordings is None:
         raise ConfigError("--write needs the table to write into: --recordings FILE")
+    if videos and len(videos) == 1:
+        raise ConfigError(f"{videos[0]}: one camera has nothing to compare with: give a video of each camera")
     given = read_recordings(recordings) if recordings is not None else (recording_of(videos or []),)
     paths = [path for one in given for camera in one.cameras for path in camera.paths]
     with progress("sync", "files") as update:
@@ -76,7 +78,7 @@ def _describe(synced: Sequence[SyncedRecording], written: Path | None) -> Lines:
             camera.view,
             "?" if camera.offset is None else f"{camera.offset:.2f} s",
             "" if camera.trust is None else f"{camera.trust:.2f}",
-            camera.by or camera.reason,
+            camera.reason or camera.by or "",
         )
         for one in synced
         for camera in one.cameras

@@ -59,7 +59,7 @@ def crossval(
     grid = Grid(out, cache, data, folds, recipe, chosen, chosen.init)
     whole = [resolve(loaded, data, fold.split, chosen.init).model_dump(mode="json") for fold in folds]
     ids = [[str(fold.rule), *sorted(clip.id for clip in (*fold.split.train, *fold.split.test))] for fold in folds]
-    key = hash_of([data.info.name, data.spec.fingerprint(), by, ids])
+    key = hash_of([data.info.name, data.info.class_names, data.spec.fingerprint(), by, ids])
     tests = grid.tests(by)
     names, own = [test.name for test in tests], tests[0].name
     others = read_others(chosen.compare, out, key, by)

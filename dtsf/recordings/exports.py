@@ -22,6 +22,7 @@ UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 
 # From so many annotations, of which this share is different, a tier of ELAN has remarks. Labels have at most so many words.
 LEAST_REMARKS, DIFFERENT, LABEL_WORDS = 5, 0.8, 5
+DEEPEST = 20  # tiers of ELAN above one another
 
 
 def parse_xml(text: str, where: str) -> ElementTree.Element:
@@ -41,27 +42,11 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
     Without ``tier``, all tiers without a parent are used. Time slots without a time lie evenly between those that have one.
     Raises DataError: without ``tier``, one has remarks and not labels.
     """
-    slots = [(slot.get("TIME_SLOT_ID", ""), slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")]
-    known = [(k, float(time)) for k, (_, time) in enumerate(slots) if time]
-    if not known:
-        raise DataError(f"{where} has no time slot: annotate in ELAN and save")
-    times = np.interp(np.arange(len(slots)), [k for k, _ in known], [time for _, time in known]) / 1000
-    seconds = dict(zip((name for name, _ in slots), map(float, times), strict=True))
     tiers = {one.get("TIER_ID", ""): one for one in root.iter("TIER")}
     unknown = [name for name in tier if name not in tiers]
     if unknown:
         raise DataError(f"{where} has no tier {unknown[0]!r}; it has {', '.join(tiers)}")
-    spans: dict[str, tuple[float, float]] = {}
-    refs: dict[str, str] = {}
-    for one in root.iter("ALIGNABLE_ANNOTATION"):
-        ends = [seconds.get(one.get(f"TIME_SLOT_REF{k}", "")) for k in (1, 2)]
-        if None in ends:
-            raise DataError(
-                f"{where}, annotation {one.get('ANNOTATION_ID')}: its time slot is missing: save it again in ELAN"
-            )
-        spans[one.get("ANNOTATION_ID", "")] = ends[0], ends[1]  # type: ignore[assignment]
-    for one in root.iter("REF_ANNOTATION"):
-        refs[one.get("ANNOTATION_ID", "")] = one.get("ANNOTATION_REF", "")
+    spans = _eaf_spans(root, where)
     # The time of ELAN is that of its first medium; others begin earlier by their origin.
     media = [
         (one.get("RELATIVE_MEDIA_URL") or one.get("MEDIA_URL") or "", one) for one in root.iter("MEDIA_DESCRIPTOR")
@@ -79,19 +64,16 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
             left += [name] if one.find("ANNOTATION") is not None else []
             continue
         for annotation in itertools.chain.from_iterable(one.iter("ANNOTATION")):
-            number, parent = annotation.get("ANNOTATION_ID", ""), annotation.get("ANNOTATION_ID", "")
-            seen: set[str] = set()
-            while parent in refs and parent not in seen:
-                seen.add(parent)
-                parent = refs[parent]
-            if parent not in spans:
+            number = annotation.get("ANNOTATION_ID", "")
+            if number not in spans:
+                parent = annotation.get("ANNOTATION_REF", "")
                 raise DataError(
                     f"{where}, annotation {number}: its annotation {parent!r} is missing: save it again in ELAN"
                 )
             label = " ".join((annotation.findtext("ANNOTATION_VALUE") or "").split()) or name
             subject = one.get("PARTICIPANT", "").strip()
             place = f"{where}, tier {name}, annotation {number}"
-            marks.append(Mark(*spans[parent], label, len(marks) + 1, place, "", subject, names, origins))
+            marks.append(Mark(*spans[number], label, len(marks) + 1, place, "", subject, names, origins))
             used.setdefault(name, []).append(label.casefold())
     for name, texts in used.items() if not tier else ():
         others = [set(of_tier) for other, of_tier in used.items() if other != name]
@@ -105,6 +87,32 @@ def read_eaf(root: ElementTree.Element, where: str, tier: Sequence[str]) -> Mark
         numbers = ", ".join(f"{name} ({counted(len(set(texts)), 'label')})" for name, texts in used.items())
         notes.append(f"{where}: marks are those of the tiers {numbers}: choose others with --tier")
     return marks, notes
+
+
+def _eaf_spans(root: ElementTree.Element, where: str) -> dict[str, tuple[float, float]]:
+    """Return the start and stop of each annotation by its id. Those of a child tier have the times of their parents."""
+    slots = [(slot.get("TIME_SLOT_ID", ""), slot.get("TIME_VALUE")) for slot in root.iter("TIME_SLOT")]
+    known = [(k, float(time)) for k, (_, time) in enumerate(slots) if time]
+    if not known:
+        raise DataError(f"{where} has no time slot: annotate in ELAN and save")
+    times = np.interp(np.arange(len(slots)), [k for k, _ in known], [time for _, time in known]) / 1000
+    seconds = dict(zip((name for name, _ in slots), map(float, times), strict=True))
+    spans: dict[str, tuple[float, float]] = {}
+    for one in root.iter("ALIGNABLE_ANNOTATION"):
+        ends = [seconds.get(one.get(f"TIME_SLOT_REF{k}", "")) for k in (1, 2)]
+        if None in ends:
+            raise DataError(
+                f"{where}, annotation {one.get('ANNOTATION_ID')}: its time slot is missing: save it again in ELAN"
+            )
+        spans[one.get("ANNOTATION_ID", "")] = ends[0], ends[1]  # type: ignore[assignment]
+    refs = {one.get("ANNOTATION_ID", ""): one.get("ANNOTATION_REF", "") for one in root.iter("REF_ANNOTATION")}
+    for number in refs:
+        parent = number
+        for _ in range(DEEPEST):
+            parent = refs.get(parent, parent)
+        if parent in spans:
+            spans[number] = spans[parent]
+    return spans
 
 
 def _are_remarks(texts: Sequence[str], others: Sequence[set[str]]) -> bool:

@@ -22,11 +22,13 @@ from dtsf.recordings.agreement import MIN_OVERLAP, Curve, compare, overlap, vert
 from dtsf.recordings.table import Recording
 from dtsf.recordings.tracks import RATE, Track, read_track
 
-MIN_TRUST = 1.0  # tracks of different recordings reach 0.85
+MIN_TRUST = 1.0  # films of different events reach 0.98
 CHANCE = 4.0  # standard deviations that the highest of many random values reaches
 PEAK_SECONDS = 1.0  # half width of a peak
 TOLERANCE = 0.25  # seconds between the answers of sound and movement that are one answer
 CLEARER = 2.0  # the more trusted of two different answers counts if its trust is this much higher
+SURE = 1.5  # trust of sound from which on pictures are not decoded
+ALONE = "one camera has nothing to compare with"
 DRIFT_SECONDS, DRIFT_WINDOWS = 60.0, 5  # length of a window for the drift; least number
 DRIFT_SEARCH = 2.0, 0.002  # seconds searched, and per second of film
 METHODS = ("sound", "movement")
@@ -65,6 +67,9 @@ class SyncedRecording:
     cameras: tuple[SyncedCamera, ...]
 
 
+REFERENCE = SyncedCamera("", (), 0.0, None, "reference")
+
+
 class _Answer(NamedTuple):
     offset: float
     trust: float
@@ -84,9 +89,8 @@ def sync_recordings(
     """
     synced = []
     for recording in recordings:
-        tracks = _read_tracks(recording, report)
         zero = recording.cameras[0].offset or 0.0
-        found = sync_tracks(tracks, min_trust)
+        found = _read_and_sync(recording, min_trust, report)
         cameras = (
             replace(one, view=camera.view, paths=camera.paths, offset=_rounded(one.offset, zero))
             for one, camera in zip(found, recording.cameras, strict=True)
@@ -100,8 +104,13 @@ def sync_recordings(
     return tuple(synced)
 
 
-def _read_tracks(recording: Recording, report: Callable[[Path, float], None]) -> list[Track]:
-    """Decode the cameras of a recording, one a core at a time."""
+def _read_and_sync(recording: Recording, min_trust: float, report: Callable[[Path, float], None]) -> list[SyncedCamera]:
+    """Return the clocks of a recording's cameras. Pictures are decoded where sound does not place a camera surely: those of the
+    reference and of such cameras; if that is not enough, all.
+    """
+    cameras = recording.cameras
+    if len(cameras) == 1:
+        return [replace(REFERENCE, reason=ALONE)]
     stop = Event()
 
     def reported(path: Path, seconds: float) -> None:
@@ -109,13 +118,28 @@ def _read_tracks(recording: Recording, report: Callable[[Path, float], None]) ->
             raise KeyboardInterrupt
         report(path, seconds)
 
-    with ThreadPoolExecutor(min(len(recording.cameras), os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(len(cameras), os.cpu_count() or 1)) as pool:  # one camera a core at a time
         try:
-            return list(pool.map(lambda camera: read_track(camera.paths, reported), recording.cameras))
+            heard = pool.map(lambda camera: read_track(camera.paths, reported, pictures=False), cameras)
+            tracks = list(heard)
+            while True:
+                found = sync_tracks(tracks, min_trust)
+                seen = [track.movement is not None for track in tracks]
+                unsure = [k for k, one in enumerate(found) if k and not _is_sure(one, seen[k])]
+                wanted = [k for k in range(len(tracks)) if not seen[k] and (k in (0, *unsure) or seen[0])]
+                if not unsure or not wanted:
+                    return found
+                looked = pool.map(lambda k: read_track(cameras[k].paths, reported, sound=False), wanted)
+                for k, track in zip(wanted, looked, strict=True):
+                    tracks[k] = replace(tracks[k], movement=track.movement)
         finally:
             # After an error or Ctrl-C, the other cameras are not read to their end.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _is_sure(one: SyncedCamera, seen: bool) -> bool:
+    return one.offset is not None and (seen or (one.trust or 0.0) >= SURE)
 
 
 def sync_tracks(tracks: Sequence[Track], min_trust: float = MIN_TRUST) -> list[SyncedCamera]:
@@ -123,7 +147,7 @@ def sync_tracks(tracks: Sequence[Track], min_trust: float = MIN_TRUST) -> list[S
     offset is placed beside those that have one, and is compared with all of them.
     """
     pairs: dict[tuple[int, int, str], Curve] = {}
-    offsets, answers = {0: 0.0}, {0: SyncedCamera("", (), 0.0, None, "reference")}
+    offsets, answers = {0: 0.0}, {0: REFERENCE}
     while len(offsets) < len(tracks):
         tried = {k: _place(k, tracks, offsets, min_trust, pairs) for k in range(len(tracks)) if k not in offsets}
         best = max(tried, key=lambda k: (tried[k].offset is not None, tried[k].trust or 0.0))
@@ -153,11 +177,13 @@ def _place(
                 pairs[j, k, by] = curves[j]
         if curves:
             answers.append(_best(curves, offsets, by))
+    if not answers:
+        return SyncedCamera("", (), None, None, None, reason="it has no sound in common with the others")
     trusted = [answer for answer in answers if answer.trust >= min_trust]
     best = max(answers, key=lambda answer: answer.trust)
     trust = round(best.trust, 3)
     if not trusted:
-        few = min(track.movement.shape[1] for track in (tracks[0], tracks[k])) < MIN_OVERLAP * RATE
+        few = min(_n_values(track) for track in (tracks[0], tracks[k])) < MIN_OVERLAP * RATE
         why = (
             f"it is shorter than {MIN_OVERLAP:g} s"
             if few
@@ -173,6 +199,10 @@ def _place(
             return SyncedCamera("", (), None, trust, None, reason=said)
         trusted = [best]
     return SyncedCamera("", (), trusted[0].offset, round(trusted[0].trust, 3), trusted[0].by)
+
+
+def _n_values(track: Track) -> int:
+    return max(0 if part is None else part.shape[1] for part in (track.sound, track.movement))
 
 
 def _values(track: Track, by: str) -> np.ndarray | None:

@@ -1,6 +1,7 @@
 """Tracks of a camera: how much moves and what is heard in its files, for :mod:`dtsf.recordings.sync`.
 
-Each file is decoded once. A picture is reduced to about 64 x 36 cells, and the sound to its power in :data:`BANDS`.
+A picture is reduced to about 48 x 27 cells, and the sound to its power in :data:`BANDS`. Decoded are about ten pictures a second,
+without the filter that smooths the edges of blocks.
 """
 
 from __future__ import annotations
@@ -18,34 +19,39 @@ from dtsf.pipeline.video.container import NO_TIMESTAMPS, open_video, select_stre
 from dtsf.pipeline.video.frames import SKIPPING
 
 RATE = 50  # values a second of a track
-STEP = 0.065  # least seconds between two pictures that are compared
-CELLS = (36, 64)  # least number of rows and columns of the reduced picture
-# Half levels of 256 by which a cell must change to count as movement. The noise of each camera chooses one.
-LEVELS = np.array([1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128])
+STEP = 0.095  # least seconds between two pictures that are compared: fewer make chance agree better
+CELLS = (27, 48)  # least number of rows and columns of the reduced picture
+# Levels of 256 above which a change of a cell counts as movement. The noise of each camera chooses the first one.
+LEVELS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 QUIET = (20, 0.01)  # in this percentile of the pictures, at most this share of the cells is above the chosen level
 SOUND_RATE, HOP = 8000, 8000 // RATE
+SOUND_WINDOW = 256  # samples of which the power is measured together: numpy transforms 256 three times as fast as 320
 BANDS = (80, 250, 500, 1000, 2000, 3900)  # limits of the bands, in Hz
 MOST_SECONDS = 2 * 86_400  # of a camera: times beyond it are damage
 WITH_SKIPPING = 20  # frames a second from which on frames that no other one needs are not decoded
 WITH_THREADS = 1280  # pixels of width from which on the decoder has several threads, which cost more for small pictures
 REPORTED = 5.0  # seconds of film between two reports
+TOGETHER, SOUND_TOGETHER = 64, 10.0  # pictures, and seconds of sound, that are measured together
+USUAL = 256  # cells of which the median change is that of all
+ALONE = 2.0  # how much higher than both neighbours a value of movement may be
 GAP = 0.1  # seconds of missing sound that are filled with silence
 # Seconds over which a track is smoothed, and over which its slow changes are removed.
 MOVEMENT_SECONDS, SOUND_SECONDS = (0.2, 3.0), (0.06, 1.0)
-GRAY_FIRST = ("yuv4", "yuvj4", "nv12", "nv21", "gray")  # formats of 8 bits whose first plane is the brightness
 
 Report = Callable[[Path, float], None]
 
 
 @dataclass(frozen=True)
 class Track:
-    """One camera over time, :data:`RATE` values a second from the start of its first file. ``sound`` is None if it has none."""
+    """One camera over time, :data:`RATE` values a second from the start of its first file. None: not there, or not read."""
 
-    movement: np.ndarray  # (1, values) float32
+    movement: np.ndarray | None  # (1, values) float32
     sound: np.ndarray | None  # (bands, values) float32
 
 
-def read_track(paths: Sequence[Path], report: Report = lambda *_: None) -> Track:
+def read_track(
+    paths: Sequence[Path], report: Report = lambda *_: None, *, pictures: bool = True, sound: bool = True
+) -> Track:
     """Decode the files of one camera. ``report``: gets the file and the seconds read so far.
 
     Raises VideoError: a file has too few pictures.
@@ -53,14 +59,14 @@ def read_track(paths: Sequence[Path], report: Report = lambda *_: None) -> Track
     start = 0.0
     times, shares, powers = [], [], []
     for path in paths:
-        chapter = _Chapter(path, start, report)
-        times.append(np.array(chapter.times))
-        shares.append(np.array(chapter.shares))
+        chapter = _Chapter(path, start, report, pictures=pictures, sound=sound)
+        times += chapter.times
+        shares += chapter.shares
         powers.append((chapter.sound_start, chapter.powers()))
         start = chapter.end
     n_values = max(1, int(start * RATE))
     grid = np.arange(n_values) / RATE
-    moved = np.interp(grid, np.concatenate(times), _movement(np.concatenate(shares)))
+    moved = np.interp(grid, times, _movement(np.concatenate(shares))) if pictures else None
     heard = np.zeros((len(BANDS) - 1, n_values), np.float32)
     for begin, power in powers:
         first = max(0, round(begin * RATE))
@@ -69,119 +75,157 @@ def read_track(paths: Sequence[Path], report: Report = lambda *_: None) -> Track
     return make_track(moved, heard)
 
 
-def make_track(moved: np.ndarray, heard: np.ndarray) -> Track:
+def make_track(moved: np.ndarray | None, heard: np.ndarray) -> Track:
     """Return the track of a camera. ``moved``: (values,) how much moves. ``heard``: (bands, values) power of the sound."""
     # Below the usual level, the sound is noise of the microphone.
     floor = np.maximum(np.median(heard, axis=1), 1e-4 * np.percentile(heard, 99.5, axis=1))[:, None]
     sound = _sharpen(np.log(heard + np.maximum(floor, 1e-12)), *SOUND_SECONDS) if (floor > 0).any() else None
-    return Track(_sharpen(np.sqrt(moved)[None], *MOVEMENT_SECONDS), sound)
+    return Track(None if moved is None else _sharpen(np.sqrt(moved)[None], *MOVEMENT_SECONDS), sound)
 
 
 class _Chapter:
     """One decoded file. ``times``: seconds of the camera, between two pictures. ``shares``: of cells above each of LEVELS."""
 
-    def __init__(self, path: Path, start: float, report: Report) -> None:
+    def __init__(self, path: Path, start: float, report: Report, *, pictures: bool, sound: bool) -> None:
+        import av
+        from av.video.reformatter import VideoReformatter
+
         self.times: list[float] = []
         self.shares: list[np.ndarray] = []
         self.end = start
         self.sound_start = start
+        self._pictures: list[bytes] = []
+        self._shape, self._time = (0, 0, 0), -np.inf  # and seconds, of the last picture
         self._power: list[np.ndarray] = []
-        self._rest: list[np.ndarray] = []
-        self._n_samples = 0
-        self._read(path, start, report)
-        if len(self.times) < RATE // 2:
+        self._rest = np.zeros(0, np.float32)
+        self._n_samples = 0  # that the file had
+        self._reformatter = VideoReformatter()
+        self._heard, self._to_sound = av.AudioFifo(), av.AudioResampler("flt", "mono", SOUND_RATE)
+        self._read(path, start, report, pictures, sound)
+        self._compare()
+        self._measure()
+        if pictures and len(self.times) < RATE // 2:
             raise VideoError(f"{path} has too few pictures to compare its movement with others; {reencode_hint(path)}")
 
     def powers(self) -> np.ndarray:
         """Return the power of each band, (bands, values) float32."""
         return np.concatenate([np.zeros((len(BANDS) - 1, 0), np.float32), *self._power], axis=1)
 
-    def _read(self, path: Path, start: float, report: Report) -> None:
+    def _read(self, path: Path, start: float, report: Report, pictures: bool, sound: bool) -> None:
         import av
 
         with open_video(path) as container:
             video, sounds = select_stream(container, path), [one for one in container.streams if one.type == "audio"]
-            audio = next((stream for stream in sounds if stream.codec_context), None)
-            to_sound = av.AudioResampler("flt", "mono", SOUND_RATE)
+            audio = next((stream for stream in sounds if sound and stream.codec_context), None)
             zero = (container.start_time or 0) / 1e6 - start  # as of VideoIndex.zero
             rate = float(video.guessed_rate or video.average_rate or 25)
-            video.thread_type = "AUTO" if video.codec_context.width >= WITH_THREADS else "NONE"
+            context = video.codec_context
+            video.thread_type = "AUTO" if context.width >= WITH_THREADS else "NONE"
+            context.options = {"skip_loop_filter": "all"}
             timed = container.format.name != "avi" and not container.format.flags & NO_TIMESTAMPS
-            if timed and rate >= WITH_SKIPPING and video.codec_context.name in SKIPPING:
-                video.codec_context.skip_frame = "NONREF"
-            before, time, n_frames, reported = None, -np.inf, 0, start
+            if timed and rate >= WITH_SKIPPING and context.name in SKIPPING:
+                context.skip_frame = "NONREF"
+            n_packets, n_frames, reported, tick = 0, 0, start, float(video.time_base)
             for packet in container.demux([stream for stream in (video, audio) if stream is not None]):
+                of_video = packet.stream is video
+                if of_video and packet.size:
+                    n_packets += 1
+                    at = packet.dts if packet.pts is None or not timed else packet.pts
+                    now = start + (n_packets - 1) / rate if at is None else at * tick - zero
+                    self.end = self.end if packet.is_discard else max(self.end, now + 1 / rate)
+                    if self.end > MOST_SECONDS:
+                        raise VideoError(f"{path} has a frame at {self.end:.0f} s; {reencode_hint(path)}")
+                    if now - reported >= REPORTED:
+                        report(path, now)
+                        reported = now
+                if of_video and not pictures:
+                    continue
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
                     continue  # a damaged packet is a gap
                 for frame in frames:
-                    if packet.stream is not video:
-                        self._hear(frame, zero, to_sound)
-                        continue
-                    n_frames += 1
-                    now = float(frame.time) - zero if frame.time is not None else start + (n_frames - 1) / rate
-                    self.end = max(self.end, now + 1 / rate)
-                    if self.end > MOST_SECONDS:
-                        raise VideoError(f"{path} has a frame at {self.end:.0f} s; {reencode_hint(path)}")
-                    if time <= now < time + STEP:
-                        continue
-                    cells = _reduce(frame)
-                    if before is not None and before.shape == cells.shape and now > time:
-                        self.shares.append(_changed(before, cells))
-                        self.times.append((now + time) / 2)
-                    before, time = cells, now
-                    if now - reported >= REPORTED:
-                        report(path, now)
-                        reported = now
+                    if of_video:
+                        seconds = frame.time
+                        self._look(frame, start + n_frames / rate if seconds is None else seconds - zero)
+                        n_frames += 1
+                    else:
+                        self._hear(frame, zero)
 
-    def _hear(self, frame: Any, zero: float, to_sound: Any) -> None:
-        begin = float(frame.time) - zero if frame.time is not None else None
-        pieces = [piece.to_ndarray()[0] for piece in to_sound.resample(frame)]
-        if begin is not None and not self._n_samples:
-            self.sound_start = begin
-        elif begin is not None and (missing := begin - self.sound_start - self._n_samples / SOUND_RATE) > GAP:
-            pieces.insert(0, np.zeros(int(min(missing, 3600.0) * SOUND_RATE), np.float32))
-        self._n_samples += sum(map(len, pieces))
-        self._rest += pieces
-        if sum(map(len, self._rest)) < 64 * HOP:
+    def _look(self, frame: Any, now: float) -> None:
+        if self._time <= now < self._time + STEP:
             return
-        samples = np.concatenate(self._rest)
-        windows = np.lib.stride_tricks.sliding_window_view(samples, 2 * HOP)[::HOP]
-        self._rest = [samples[len(windows) * HOP :]]
-        power = np.abs(np.fft.rfft(windows * np.hanning(2 * HOP).astype(np.float32), axis=1)) ** 2
-        limits = np.searchsorted(np.fft.rfftfreq(2 * HOP, 1 / SOUND_RATE), BANDS)
+        picture, shape = self._reduced(frame)
+        if now <= self._time or shape != self._shape:
+            self._compare()
+            self._pictures.clear()
+        if self._pictures:
+            self.times.append((now + self._time) / 2)
+        self._pictures.append(picture)
+        self._time, self._shape = now, shape
+        if len(self._pictures) > TOGETHER:
+            self._compare()
+
+    def _reduced(self, frame: Any) -> tuple[bytes, tuple[int, int, int]]:
+        """Return the mean brightness of parts of a picture, and height, width of a line, and width."""
+        scale = min(1.0, max(CELLS[0] / frame.height, CELLS[1] / frame.width))
+        size = max(1, round(frame.width * scale)), max(1, round(frame.height * scale))
+        grey = self._reformatter.reformat(frame, *size, "gray", interpolation="AREA", threads=1)
+        plane = grey.planes[0]
+        return bytes(plane), (size[1], plane.line_size, size[0])
+
+    def _compare(self) -> None:
+        """Compare each of the collected pictures with the one before it, and keep the last one."""
+        if len(self._pictures) > 1:
+            height, line, width = self._shape
+            levels = np.frombuffer(b"".join(self._pictures), np.uint8).reshape(-1, height, line)[:, :, :width]
+            self.shares.append(_changed(levels.reshape(len(levels), -1).astype(np.int16)))
+        del self._pictures[:-1]
+
+    def _hear(self, frame: Any, zero: float) -> None:
+        seconds = frame.time
+        if seconds is not None and not self._n_samples:
+            self.sound_start = seconds - zero
+        elif seconds is not None:
+            missing = seconds - zero - self.sound_start - self._n_samples / frame.sample_rate
+            if missing > GAP:
+                self._measure(np.zeros(int(min(missing, 3600.0) * SOUND_RATE), np.float32))
+                self._n_samples += int(missing * frame.sample_rate)
+        self._n_samples += frame.samples
+        frame.pts = None  # a FIFO refuses a gap
+        self._heard.write(frame)
+        if self._heard.samples >= SOUND_TOGETHER * frame.sample_rate:
+            self._measure()
+
+    def _measure(self, silence: np.ndarray | None = None) -> None:
+        """Measure the collected sound, and then silence."""
+        whole = self._heard.read(0, partial=True) if self._heard.samples else None
+        pieces = [self._rest, *(piece.to_ndarray()[0] for piece in self._to_sound.resample(whole) if whole)]
+        samples = np.concatenate([*pieces, *(() if silence is None else (silence,))])
+        if len(samples) < SOUND_WINDOW:
+            self._rest = samples
+            return
+        windows = np.lib.stride_tricks.sliding_window_view(samples, SOUND_WINDOW)[::HOP]
+        self._rest = samples[len(windows) * HOP :]
+        power = np.abs(np.fft.rfft(windows * np.hanning(SOUND_WINDOW).astype(np.float32), axis=1)) ** 2
+        limits = np.searchsorted(np.fft.rfftfreq(SOUND_WINDOW, 1 / SOUND_RATE), BANDS)
         self._power.append(
             np.stack([power[:, a:b].mean(1) for a, b in zip(limits, limits[1:], strict=False)]).astype("f4")
         )
 
 
-def _reduce(frame: Any) -> np.ndarray:
-    """Return the mean brightness of parts of a picture, in half levels of 256, (rows, columns) int32."""
-    if not frame.format.name.startswith(GRAY_FIRST) or frame.format.components[0].bits != 8:
-        frame = frame.reformat(format="gray")
-    plane, height, width = frame.planes[0], frame.height, frame.width
-    picture = np.frombuffer(plane, np.uint8)[: height * plane.line_size].reshape(height, plane.line_size)
-    side = max(1, min(height // CELLS[0], width // CELLS[1]))
-    height, width = height // side * side, width // side * side
-    # Slices are added, nine or more pixels of a part: many times as fast as a mean.
-    inner = range(0, side, max(1, side // 3))
-    rows = picture[inner[0] : height : side, :width].astype(np.uint16)  # at most 25 values of 255
-    for k in inner[1:]:
-        rows += picture[k:height:side, :width]
-    total = rows[:, inner[0] :: side].copy()
-    for k in inner[1:]:
-        total += rows[:, k::side]
-    return (2 * total // len(inner) ** 2).astype(np.int32)
-
-
-def _changed(before: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Return the share of the cells that changed by more than each of :data:`LEVELS`, (levels,) float32."""
-    change = cells - before
-    # A lamp or the camera's exposure changes all cells alike.
-    change = np.abs(change - np.partition(change.ravel(), change.size // 2)[change.size // 2])
-    counts = np.bincount(np.minimum(change, LEVELS[-1] + 1).ravel(), minlength=LEVELS[-1] + 2)
-    return np.asarray(counts[::-1].cumsum()[::-1][LEVELS + 1] / change.size, np.float32)
+def _changed(cells_FN: np.ndarray) -> np.ndarray:
+    """Return for each picture but the first the share of the cells that changed by more than each of :data:`LEVELS`:
+    (pictures, levels) float32. ``cells_FN``: int16.
+    """
+    change_FN = cells_FN[1:] - cells_FN[:-1]
+    # A lamp or the camera's exposure changes all cells alike. Some cells show by how much.
+    some_FN = change_FN[:, :: max(1, change_FN.shape[1] // USUAL)]
+    middle = some_FN.shape[1] // 2
+    change_FN -= np.partition(some_FN, middle)[:, middle, None]
+    above_FN = np.minimum(np.abs(change_FN), 255).astype(np.uint8)
+    counts = [[np.count_nonzero(row_N) for row_N in above_FN > level] for level in LEVELS]
+    return np.asarray(np.transpose(counts) / change_FN.shape[1], np.float32)
 
 
 def _movement(shares: np.ndarray) -> np.ndarray:
@@ -191,7 +235,7 @@ def _movement(shares: np.ndarray) -> np.ndarray:
     moved = shares[:, level:].mean(1)
     # A key frame of the codec or a repeated picture changes one value only.
     padded = np.pad(moved, 1, mode="edge")
-    return np.asarray(np.median([padded[:-2], padded[1:-1], padded[2:]], axis=0))
+    return np.asarray(np.minimum(moved, ALONE * np.maximum(padded[:-2], padded[2:])))
 
 
 def _sharpen(values: np.ndarray, smooth: float, slow: float) -> np.ndarray:
