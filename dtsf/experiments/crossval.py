@@ -5,6 +5,7 @@ Folds, seeds and smaller trainings (``people``, ``takes``, ``cameras``) are jobs
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,8 @@ def _curve(grid: Grid, chosen: CrossvalSettings) -> dict[Point, dict[tuple[int, 
     for number in chosen.people:
 
         def some(fold: Fold, seed: int, number: int = number) -> tuple[str, ...]:
-            return (f"train.only_subjects={','.join(choose_people(fold, number, seed, excluded))}",)
+            chosen_people = choose_people(fold, number, seed, excluded)
+            return (f"train.only_subjects={json.dumps(chosen_people, ensure_ascii=False)}",)
 
         found["people", number] = grid.jobs(f"{number} people", chosen.changes(), some)
     for kind, limit in LIMITS.items():

@@ -11,8 +11,15 @@ from pydantic import BeforeValidator, Field
 from dtsf.settings import Settings
 
 
+def _words(value: Any) -> list[str]:
+    """Return the words of ``1,2``, of a list, or of one number."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",")]
+    return list(map(str, value if isinstance(value, list | tuple) else [value]))
+
+
 def _read_seeds(value: Any) -> Any:
-    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(map(str, value))
+    words = _words(value)
     numbers = all(word.isascii() and word.isdigit() and int(word) < 2**31 for word in words)
     if not words or not numbers or len(set(words)) < len(words):
         raise ValueError("must be different numbers from 0, as in 0,1,2")
@@ -50,10 +57,10 @@ class Trainings(Settings):
 
 
 def _read_numbers(value: Any) -> Any:
-    words = [word.strip() for word in value.split(",")] if isinstance(value, str) else list(map(str, value))
-    if not all(word.isascii() and word.isdigit() and int(word[:9]) >= 1 for word in words if words != [""]):
+    words = [] if value == "" else _words(value)
+    if not all(word.isascii() and word.isdigit() and len(word) < 10 and int(word) for word in words):
         raise ValueError("must be numbers from 1, as in 1,2,4")
-    return tuple(dict.fromkeys(int(word[:9]) for word in words if word))
+    return tuple(sorted({int(word) for word in words}))
 
 
 Numbers = Annotated[tuple[int, ...], BeforeValidator(_read_numbers)]
