@@ -112,6 +112,7 @@ def test_crossval__compares_with_another_recipe_in_pairs(cache, whole, slower, t
     shown = dtsf.said("crossval", *words, "--compare", whole[1], cwd=tmp_path)
     for text in ("95 % interval", f"minus {whole[1]}", "better with probability", "camera alone", "the intervals rest on 5 people"):
         assert text in shown
+    assert f"the result of dtsf crossval: its page is {out / 'report.html'}" in dtsf.refusal("report", out, cwd=tmp_path)
     with pytest.raises(ConfigError, match=rf"--out {whole[1]} has the result of other settings .*: choose another, and --compare"):
         package.crossval(cache, **COMMON | {"overrides": SLOWER, "out": whole[1]})
     new = COMMON | {"compare": [whole[1]], "out": tmp_path / "new"}

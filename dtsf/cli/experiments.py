@@ -129,7 +129,7 @@ def _describe_crossval(result: Crossval) -> Lines:
     for point in result.curve:
         own = point.scores
         interval = interval_text(own.intervals["top1"])
-        yield f"{point.number} {point.kind}: top-1 {own.top1:.3f}" + (f" ({interval})" if interval else "")
+        yield f"trained on {point.number} {point.kind}: top-1 {own.top1:.3f}" + (f" ({interval})" if interval else "")
     yield from advice(result.curve)
     for own in list(result.tests.values())[:1]:
         yield styled((own.doubt, "yellow" if own.people < FEW_PEOPLE else ""))

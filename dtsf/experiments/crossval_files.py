@@ -99,9 +99,9 @@ def advice(curve: Sequence[CurvePoint]) -> list[str]:
                 else ", too few people for an interval"
             )
             lines.append(f"From {before.number} to {after.number} {kind}: top-1 {difference_text(step)}{sure}.")
-            if after is points[-1]:
+            if after is points[-1] and step.better is not None:
                 doubled = step.difference / max(math.log2(after.number / before.number), 1e-9)
-                gains[kind] = (doubled if (step.better or 0) >= SURE else 0.0, after.number)
+                gains[kind] = (doubled if step.better >= SURE else 0.0, after.number)
     if gains:
         kind, (gain, number) = max(gains.items(), key=lambda item: item[1][0])
         if gain > 0:
