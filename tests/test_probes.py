@@ -10,8 +10,8 @@ from make_groups import CLASSES, VIEWS, toy, train
 
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
-from dtsf.training.augment import foreground_weight
-from dtsf.training.probes import OTHER_BACKGROUND, SHUFFLED, TWINS, correlation, make_twins, plan_twins, probe_inputs
+from dtsf.training.probes import correlation, probe_inputs
+from dtsf.training.twins import OTHER_BACKGROUND, SHUFFLED, TWINS, foreground, make_twins, plan_twins
 
 NAMES, VIEW_NAMES = ("a", "b", "c"), ("1", "2")
 QUICK = ("train.lr=0.01", "loss.kl=0.0", "train.epochs=30", "augment.view_drop=0.0", "train.batch_size=6")
@@ -46,16 +46,19 @@ def test_make_twins__change_time_or_background_alone(groups):
     assert torch.equal(twins["backwards"].embeddings_NFHWC, before[rows].flip(1))
     still = twins["one frame"].embeddings_NFHWC
     assert torch.equal(still, before[rows][:, 2:3].expand_as(still))
-    behind, weight = plan.behind_N[rows], foreground_weight(before[rows])
+    behind, weight = plan.behind_N[rows], foreground(before[rows])
     label, view = torch.zeros(len(before), dtype=torch.int64), torch.zeros(len(before), dtype=torch.int64)
     label[rows], view[rows] = groups.label_G.repeat_interleave(2)[groups.mask_GV.flatten()], groups.mask_GV.nonzero()[:, 1]
     assert (label[behind] != label[rows]).all()
     assert (view[behind] == view[rows]).all()
     assert set(behind.tolist()) <= set(rows.tolist()), "an absent view is nobody's background"
-    wanted = static(before[behind]) + weight * (before[rows] - static(before[behind]))
+    assert ((weight == 0).flatten(1).double().mean(1) >= 0.5).all(), "half of each clip is background"
+    assert (weight.flatten(1).amax(1) == 1).all()
+    wanted = before[rows] + (1 - weight) * (static(before[behind]) - static(before[rows]))
     torch.testing.assert_close(twins[OTHER_BACKGROUND].embeddings_NFHWC, wanted)
     empty = before[rows].mean((0, 1, 2, 3))
-    torch.testing.assert_close(twins["empty background"].embeddings_NFHWC, empty + weight * (before[rows] - empty))
+    wanted = before[rows] + (1 - weight) * (empty - static(before[rows]))
+    torch.testing.assert_close(twins["empty background"].embeddings_NFHWC, wanted)
 
 
 def test_plan_twins__takes_a_background_of_another_name(groups):
