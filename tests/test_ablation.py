@@ -22,8 +22,8 @@ TINY = ["model.width=16", "model.depth=1", "model.state=2", "model.reduce=4", "t
 SHORT = [*TINY, "train.epochs=1"]
 COMMON = {"dataset": "drawn", "protocol": "cross-subject:2", "recipe": "default", "overrides": TINY, "device": "cpu"}
 THREE = (
-    'title = "Three"\n[[row]]\nname = "DTSFNet"\n[[row]]\nname = "TMC"\nset = ["model.fusion=tmc"]\ndrop = ["all"]\n'
-    '[[row]]\nname = "SFM"\nset = ["model.fusion=sfm"]\ndrop = ["all"]\n'
+    'title = "Three"\n[[row]]\nname = "DTSFNet"\n[[row]]\nname = "TMC"\nsource = "Han et al."\nset = ["model.fusion=tmc"]\n'
+    'drop = ["all"]\n[[row]]\nname = "SFM"\nset = ["model.fusion=sfm"]\ndrop = ["all"]\n'
 )
 
 
@@ -40,11 +40,13 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(cache, tmp_path_factory):
-    """An undisturbed table of the paper's rows with two seeds, and its folder."""
+    """An undisturbed table of three rows with two seeds, and its folder."""
     out, done = tmp_path_factory.mktemp("whole"), []
+    (out / "three.toml").write_text(THREE)
     options = COMMON | {"seeds": (0, 1), "out": out, "on_epoch": lambda *words: done.append(words)}
-    result = package.ablate(cache, table="paper", **options)
+    result = package.ablate(cache, table=str(out / "three.toml"), **options)
     assert done[-1][:2] == (done[-1][1], 2 * result.total)
+    assert (result.done, result.total, result.reused) == (6, 6, 0)
     return result, out
 
 
@@ -72,38 +74,37 @@ def killed_at(epoch, cache, **options):
     assert exit_code(forked(lambda: package.ablate(cache, on_epoch=die, **options))) == -signal.SIGKILL
 
 
-def test_ablate__trains_each_row_with_its_settings(whole):
-    result, out = whole
-    assert ", ".join(row.variant for row in result.rows[:7]) == "DTSFNet, mean fusion without TSM, TMC, SFM, MSM, HSIC, StillMix"
-    assert (result.done, result.total, result.reused) == (24, 24, 0)
-    settings = {}
-    for file in out.glob("trainings/*-seed0/config.toml"):
-        settings[file.parent.name.rsplit("-", 2)[0]] = tomllib.loads(file.read_text())
+def test_make_variants__changes_the_recipe_as_the_rows_say():
+    variants = make_variants(load_table("paper"), "default", TINY)
+    rows = {row.variant: (row, settled) for row, settled in variants}
     each, frames = ["motion each", "dynamic each"], ["frames each", "frames all"]
     expected = {
-        "dtsfnet": (["motion each", "motion all", "dynamic each"], "msf"),
-        "msf-alone": (each, "msf"),
-        "mean-fusion-without-tsm": (["frames each"], "mean"),
-        "tmc": (each, "tmc"),
-        "sfm": (each, "sfm"),
-        "mean-fusion": (each, "mean"),
-        **dict.fromkeys(("msm", "hsic", "albar", "soar", "stillmix", "dtsfnet-without-tsm"), (frames, "msf")),
+        "DTSFNet": (["motion each", "motion all", "dynamic each"], "msf"),
+        "MSF alone": (each, "msf"),
+        "mean fusion without TSM": (["frames each"], "mean"),
+        "TMC": (each, "tmc"),
+        "SFM": (each, "sfm"),
+        "mean fusion": (each, "mean"),
+        **dict.fromkeys(("MSM", "HSIC", "ALBAR", "SOAR", "StillMix", "DTSFNet without TSM"), (frames, "msf")),
     }
-    assert settings.keys() == expected.keys()
+    assert expected.keys() <= rows.keys()
     for name, (branches, fusion) in expected.items():
-        model = settings[name]["model"]
-        assert ([f"{branch['input']} {branch['views']}" for branch in model["branch"]], model["fusion"]) == (branches, fusion)
-        assert [branch["msm"] for branch in model["branch"]] == [name == "msm"] * len(branches)
-        assert settings[name]["debias"]["method"] == (name if name in ("hsic", "stillmix", "albar", "soar") else "none")
-    differs = {row.variant: row.differs for row in result.rows}
-    assert differs["DTSFNet"] == ()
-    assert differs["TMC"] == ("model.branch motion each 0.67; dynamic each 8 channels 0.33", "model.fusion tmc (msf)")
+        row, settled = rows[name]
+        model, method = settled.model, name.lower() if name in ("HSIC", "StillMix", "ALBAR", "SOAR") else "none"
+        assert ([f"{branch.input} {branch.views}" for branch in model.branch], model.fusion) == (branches, fusion)
+        assert [branch.msm for branch in model.branch] == [name == "MSM"] * len(branches)
+        assert (settled.debias.method, model.width) == (method, 16)
+    assert rows["DTSFNet"][0].differs == ()
+    assert rows["TMC"][0].differs == ("model.branch motion each 0.67; dynamic each 8 channels 0.33", "model.fusion tmc (msf)")
 
 
 def test_ablate__writes_the_numbers_of_the_trainings(whole):
     result, out = whole
-    table = rows_of(out / "paper.csv")
+    table = rows_of(out / "three.csv")
     for row in result.rows:
+        config = tomllib.loads((folder_of(out, row.variant, 0) / "config.toml").read_text())
+        fusion, branches = config["model"]["fusion"], len(config["model"]["branch"])
+        assert (fusion, branches) == {"DTSFNet": ("msf", 3), "TMC": ("tmc", 2), "SFM": ("sfm", 2)}[row.variant]
         line = table[row.variant, "drawn"]
         numbers = [float(line[f"seed {seed}"]) for seed in (0, 1)]
         for seed in (0, 1):
@@ -112,39 +113,41 @@ def test_ablate__writes_the_numbers_of_the_trainings(whole):
         assert float(line["mean"]) == pytest.approx(sum(numbers) / 2, abs=2e-6)
         assert float(line["spread"]) == pytest.approx(max(numbers) - min(numbers), abs=2e-6)
         assert float(line["seconds"]) > 0
-    page = (out / "paper.md").read_text()
+    page = (out / "three.md").read_text()
     assert "Not finished" not in page
     differs = "model.branch motion each 0.67; dynamic each 8 channels 0.33, model.fusion tmc (msf)"
-    assert f"| TMC | Han et al., ICLR 2021, in the place of MSF | {differs} |" in page
+    assert f"| TMC | Han et al. | {differs} |" in page
     assert "--set model.fusion=tmc --set 'model.branch=[" in page
-    drawing = ET.parse(out / "paper.svg").getroot()
+    drawing = ET.parse(out / "three.svg").getroot()
     words = {element.text for element in drawing.iter("{http://www.w3.org/2000/svg}text")}
     assert {row.variant for row in result.rows} <= words
-    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 24
+    assert len(list(drawing.iter("{http://www.w3.org/2000/svg}circle"))) == 6
 
 
 def test_ablate__repeats_no_training_and_shares_them_between_tables(cache, dtsf, whole, tmp_path):
     result, out = whole
     before = {path: path.stat().st_mtime_ns for path in out.glob("trainings/*/last/*")}
-    files = {path: path.read_bytes() for path in out.glob("paper.*")}
-    epochs = []
+    files = {path: path.read_bytes() for path in out.glob("three.*")}
+    table, epochs = str(out / "three.toml"), []
     options = COMMON | {"seeds": (0, 1), "out": out, "on_epoch": lambda *words: epochs.append(words)}
-    again = package.ablate(cache, table="paper", **options)
-    assert (again.reused, epochs) == (24, [])
+    again = package.ablate(cache, table=table, **options)
+    assert (again.reused, epochs) == (6, [])
     assert again.rows == result.rows
     assert {path: path.read_bytes() for path in files} == files
-    words = ["ablate", "--table", "paper", "--cache", cache, "--dataset", "drawn", "--protocol", "cross-subject:2"]
+    words = ["ablate", "--table", table, "--cache", cache, "--dataset", "drawn", "--protocol", "cross-subject:2"]
     words += ["--recipe", "default", "--seeds", "0,1", "--device", "cpu", "--out", out]
     said = dtsf.json(*words, *(word for change in TINY for word in ("--set", change)), cwd=tmp_path)
-    assert said["done"] == said["total"] == 24
-    assert said["rows"][2]["tests"]["drawn"]["seeds"] == {str(k): v for k, v in result.rows[2].top1["drawn"].items()}
+    assert said["done"] == said["total"] == 6
+    assert said["rows"][1]["tests"]["drawn"]["seeds"] == {str(k): v for k, v in result.rows[1].top1["drawn"].items()}
+    assert said["rows"][1]["tests"]["drawn"]["scores"]["people"] == 1
     assert {path: path.read_bytes() for path in files} == files
-    # DTSFNet, MSF, mean, TMC and SFM are rows of both; concat is new.
-    fusion = package.ablate(cache, table="fusion", **options)
-    assert (fusion.reused, fusion.total, len(epochs)) == (10, 12, 4)
+    # A row of another table with the same settings is the same training.
+    (tmp_path / "other.toml").write_text(THREE.replace('"TMC"', '"Dempster"').replace('"SFM"', '"mean"').replace("=sfm", "=mean"))
+    other = package.ablate(cache, table=str(tmp_path / "other.toml"), **options)
+    assert (other.reused, other.total, len(epochs)) == (4, 6, 4)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    right, before_right = ({row.variant: row.top1 for row in table.rows} for table in (fusion, result))
-    assert right["mean"] == before_right["mean fusion"]
+    right, before_right = ({row.variant: row.top1 for row in table.rows} for table in (other, result))
+    assert right["Dempster"] == before_right["TMC"]
 
 
 @pytest.mark.parametrize("name", ["motion", "debias"])
@@ -173,7 +176,7 @@ def test_ablate__gives_the_same_table_after_a_kill(cache, whole, three, tmp_path
     assert finished.with_name("metrics.json").stat().st_mtime_ns == before
     # Two epochs of the training that was cut off before its second checkpoint, and of each that was not started.
     assert len(epochs) == 2 * 4
-    wanted, found = rows_of(whole[1] / "paper.csv"), rows_of(tmp_path / "three.csv")
+    wanted, found = rows_of(whole[1] / "three.csv"), rows_of(tmp_path / "three.csv")
     assert len(found) == 3
     for name, row in found.items():
         columns = ("mean", "spread", "seed 0", "seed 1", "differs")

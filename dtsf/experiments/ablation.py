@@ -24,7 +24,7 @@ from dtsf.settings import Frozen
 from dtsf.training.checkpoint import versions
 from dtsf.training.protocols import parse_protocol
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
-from dtsf.training.scores import compare, summarise
+from dtsf.training.scores import Comparison, Summary, compare, summarise
 from dtsf.training.start import weights_file
 from dtsf.training.train import check_device, check_recipe_fits
 
@@ -95,23 +95,32 @@ def ablate(
         records = {name: record for name, job in jobs.items() if (record := job.finished_record())}
         todo, reused, pool = {name: job for name, job in jobs.items() if name not in records}, len(records), Pool()
 
+        first = variants[0][0].variant
+        known: dict[tuple[object, ...], tuple[Summary | None, Comparison | None]] = {}
+
         def publish() -> Ablation:
             answers = {
                 (row.variant, name): pool.complete(grid_jobs[row.variant], records, name)
                 for row in trained
                 for name in names
             }
-            first, rows = variants[0][0].variant, []
+            rows = []
             for row, _ in variants:
                 own = row.same_as or row.variant
                 found = {name: answers[own, name] for name in names}
                 top1 = {name: {seed: one.top1() for seed, one in by_seed.items()} for name, by_seed in found.items()}
-                scores = {name: summarise(list(by_seed.values())) for name, by_seed in found.items() if by_seed}
-                compared = {
-                    name: compare(by_seed, answers[first, name])
-                    for name, by_seed in found.items()
-                    if own != first and by_seed.keys() & answers[first, name].keys()
-                }
+                scores: dict[str, Summary] = {}
+                compared: dict[str, Comparison] = {}
+                for name, by_seed in found.items():
+                    others = answers[first, name] if own != first else {}
+                    key = own, name, *by_seed, "minus", *others
+                    if key not in known:  # a training of another row changes nothing here
+                        both = by_seed.keys() & others.keys()
+                        summary = summarise(list(by_seed.values())) if by_seed else None
+                        known[key] = summary, compare(by_seed, others) if both else None
+                    summary, comparison = known[key]
+                    scores |= {name: summary} if summary else {}
+                    compared |= {name: comparison} if comparison else {}
                 done = [(seed, records[job.name]) for (_, seed), job in grid_jobs[own].items() if job.name in records]
                 seconds = {s: sum(record.seconds for seed, record in done if seed == s) for s in dict(done)}
                 changes = {"top1": top1, "scores": scores, "compared": compared, "seconds": seconds}

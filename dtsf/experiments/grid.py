@@ -1,4 +1,4 @@
-"""What the jobs of an experiment share: their tests, the sizes of their networks, and one lock."""
+"""Tests of the jobs of an experiment, sizes of their networks, and the lock of their folder."""
 
 from __future__ import annotations
 
