@@ -172,7 +172,7 @@ def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_o
     notes = " | ".join(found.notes)
     assert "1 recording has no subject" in notes
     assert "does not know are left out: 2 jump" in notes
-    assert "2 marks are left out: not all cameras film at that time" in notes
+    assert "2 marks are left out: no camera films at that time" in notes
     assert "marks begin before another" not in notes
     leaked = judged(allow_leak=True)
     assert leaked.recordings == ("a", "b", "c")
@@ -191,7 +191,7 @@ def test_evaluate_recordings__refuses_marks_that_are_all_of_other_classes(judged
         judged()
     for name in "bc":
         (tmp_path / f"{name}.csv").write_text("start,stop,label\n90,95,kick\n")
-    with pytest.raises(DataError, match="no mark lies in the time that all cameras film"):
+    with pytest.raises(DataError, match="no mark lies in the time that a camera films"):
         judged()
 
 

@@ -21,6 +21,7 @@ from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
 from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import CameraStream, Source
 from dtsf.recordings.events import Event, read_events
+from dtsf.recordings.movements import find_movements, rest_level, strength
 from dtsf.recordings.outputs import WRITERS
 from dtsf.recordings.page import clock, overlap, render_page
 from dtsf.recordings.table import Camera, Recording
@@ -28,9 +29,7 @@ from dtsf.recordings.timeline import Model, Plan, find_timeline, write_files
 from dtsf.recordings.windows import Grid, WindowBlock, plan_grid
 
 SIDE = 32
-SPEC = CacheSpec(
-    decoder="pyav", frames=8, size=SIDE, crop="centre", encoder="x", grid=3, weights_hash="x", channels=2
-)
+SPEC = CacheSpec(decoder="pyav", frames=8, size=SIDE, crop="centre", encoder="x", grid=3, weights_hash="x", channels=2)
 NAMES = ("jump", "nothing", "wave")
 
 
@@ -71,7 +70,7 @@ class _Counter:
         return np.broadcast_to(number_F[:, None, None], (len(number_F), 9, 2))
 
 
-def _classify(x_NVFPC):
+def _classify(x_NVFPC, cameras):
     """A window that begins at frame 30 to 33, or 100 to 103, is an event, and surer the nearer to 30 and 100."""
     first_N = x_NVFPC[:, 0, 0, 0, 0].astype(float)
     p_NK = np.full((len(first_N), 3), 0.02)
@@ -79,7 +78,7 @@ def _classify(x_NVFPC):
     for k, event in ((0, 30), (2, 100)):
         near = np.abs(first_N - event) <= 3
         p_NK[near, k], p_NK[near, 1] = 0.9 - 0.02 * np.abs(first_N[near] - event), 0.06
-    V = x_NVFPC.shape[1]
+    V = len(cameras)
     return p_NK / p_NK.sum(1, keepdims=True), np.full(len(first_N), 0.25), np.full((len(first_N), V), 1 / V)
 
 
@@ -220,19 +219,18 @@ def test_find_timeline__another_file_or_offset_begins_again(films, tmp_path):
 
 def _blocks(events, grid, n=400):
     """Blocks of windows that are surer the more they have in common with an event."""
-    for number in range(-(-n // (8 * grid.hop))):
-        values = np.full((8, len(grid.lengths), 3), np.nan)
-        for s, start in enumerate(grid.starts(number)):
-            for k, length in enumerate(grid.lengths):
-                if start + length <= n:
-                    values[s, k] = [0.04, 0.92, 0.04]
-                    for label, begin, end in events:
-                        common = overlap((start, start + length), (begin, end))
-                        if common > 0.5:
-                            values[s, k] = (1 - common / 1.1) / 2
-                            values[s, k, NAMES.index(label)] = common / 1.1
-        weights = np.where(np.isnan(values[..., :1]), np.nan, 1.0)
-        yield WindowBlock(number, values, weights[..., 0] * 0.3, weights, (0,))
+    for number, begin in enumerate(range(0, n, 8 * grid.hop)):
+        starts = range(begin, begin + 8 * grid.hop, grid.hop)
+        spans = [(start, start + length) for start in starts for length in grid.lengths if start + length <= n]
+        values = np.full((len(spans), 3), [0.04, 0.92, 0.04])
+        for row, span in zip(values, spans, strict=True):
+            for label, *event in events:
+                common = overlap(span, event)
+                if common > 0.5:
+                    row[:] = (1 - common / 1.1) / 2
+                    row[NAMES.index(label)] = common / 1.1
+        answers = np.array(spans, int).reshape(-1, 2), values, np.full(len(spans), 0.3), np.ones((len(spans), 1))
+        yield WindowBlock(number, begin, begin + 8 * grid.hop, False, *answers, np.zeros((1, 0)), (0,))
 
 
 def _bouts(events, grid, **options):
@@ -266,11 +264,89 @@ def test_bouts__options_join_drop_and_doubt():
     assert _bouts(events, grid, threshold=0.97, **rules) == []
 
 
-def test_plan_grid__takes_the_time_that_all_cameras_share():
+def test_plan_grid__takes_the_time_that_a_camera_films():
     grid = plan_grid([(0.0, 20.0), (3.33, 22.0), (1.0, 18.05)], (2.0, 2.5, 4.0), 16, 0.25)
-    assert grid.first / grid.rate >= 3.33 > (grid.first - 1) / grid.rate
-    assert grid.last / grid.rate < 18.05 <= (grid.last + 1) / grid.rate
+    assert grid.first == 0
+    assert grid.last / grid.rate < 22 <= (grid.last + 1) / grid.rate
     assert grid.lengths == tuple(round(seconds * grid.rate) for seconds in (2.0, 2.5, 4.0))
+
+
+def _moved(spans, n=1200, seed=0):
+    """How much moves of a camera at 10 moments a second: more in the spans."""
+    moved_T = np.random.default_rng(seed).normal(0, 0.3, n)
+    for start, stop in spans:
+        moved_T[start:stop] += 3
+    return moved_T
+
+
+def test_movements__from_rest_to_rest():
+    spans = [
+        (100, 130),
+        (200, 260),
+        (265, 290),
+        (700, 720),
+        (900, 902),
+    ]  # the third is too near, the last one too short
+    moved_VT = np.stack([_moved(spans), _moved(spans, seed=1) - 40])
+    moved_VT[1, :400] = np.nan  # this camera begins later
+    strength_T = strength(moved_VT)
+    level = rest_level(strength_T, 25)
+    found = find_movements(strength_T, level, 25)
+    assert np.abs(np.array(found) - [(100, 130), (200, 290), (700, 720)]).max() <= 3
+
+
+@pytest.mark.parametrize("values", ["noise", "even", "still"])
+def test_rest_level__nobody_rests(values):
+    made = {"noise": _moved([]), "even": np.linspace(0, 1, 1200), "still": np.zeros(1200)}[values]
+    assert rest_level(strength(made[None]), 25) is None
+
+
+class _Moves:
+    """Encoder whose embeddings change in frames 30 to 49, and 90 to 109."""
+
+    def __call__(self, frames_FHWC):
+        number_F = np.array(_numbers(frames_FHWC))
+        moving_F = ((number_F >= 30) & (number_F < 50)) | ((number_F >= 90) & (number_F < 110))
+        random = np.random.default_rng(0).normal(size=(256, 9, 2))
+        made = (0.01 + moving_F[:, None, None]) * random[number_F]
+        made[:, 0, 0] = number_F
+        return made.astype(np.float32)
+
+
+@pytest.mark.parametrize("cut", [None, 0.6])
+def test_find_timeline__a_movement_is_one_window_of_the_cameras_that_film_it(films, tmp_path, cut):
+    asked = []
+
+    def classify(x_NVFPC, cameras):
+        asked.append((len(x_NVFPC), cameras))
+        V = len(cameras)
+        return (
+            np.full((len(x_NVFPC), 3), [0.1, 0.1, 0.8]),
+            np.full(len(x_NVFPC), 0.2),
+            np.full((len(x_NVFPC), V), 1 / V),
+        )
+
+    plan = _plan(films)
+    late = replace(plan.sources[1], chapters=((plan.sources[1].chapters[1]),))  # its first chapter is missing
+    plan = replace(
+        plan, sources=(plan.sources[0], late), grid=replace(plan.grid, first=0, last=115, lengths=(20,), longest=40)
+    )
+    model = replace(_model(_Moves()), classify=classify)
+    timeline, work = find_timeline(plan, model, tmp_path)
+    if cut:
+        whole = work.path.read_bytes()
+        work.path.write_bytes(whole[: int(cut * len(whole))])
+        again, _ = find_timeline(plan, model, tmp_path)
+        assert again == timeline
+        assert work.path.read_bytes() == whole
+        return
+    assert [bout.label for bout in timeline.bouts] == ["wave", "wave"]
+    assert [bout.view_weights for bout in timeline.bouts] == [(1.0, 0.0), (0.5, 0.5)]
+    for bout, (start, stop) in zip(timeline.bouts, ((3, 5), (9, 11)), strict=True):
+        assert abs(bout.start - start) <= 0.3
+        assert abs(bout.stop - stop) <= 0.4
+    assert asked == [(9, (0,)), (9, (0, 1))]
+    assert (timeline.start, timeline.stop) == (0, 11.6)
 
 
 def test_csv__is_read_again_by_import(tmp_path):
@@ -318,7 +394,9 @@ def test_outputs__without_a_time_before_zero_begin_there(form):
 
 def test_eaf__names_every_chapter_with_its_beginning():
     timeline = _timeline()
-    parts = tuple(MediaFile(path=f"/films/{name}.mp4", start=start, stop=start + 5) for name, start in (("a", -1), ("b", 4)))
+    parts = tuple(
+        MediaFile(path=f"/films/{name}.mp4", start=start, stop=start + 5) for name, start in (("a", -1), ("b", 4))
+    )
     chapters = timeline.model_copy(update={"media": (Media(view="cam1", offset=-1, files=parts),)})
     media = list(ET.fromstring(WRITERS["eaf"](chapters)).iter("MEDIA_DESCRIPTOR"))  # noqa: S314
     assert [(one.get("MEDIA_URL"), one.get("TIME_ORIGIN")) for one in media] == [
@@ -340,7 +418,7 @@ def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path)
     marks = (Event("r1", 1.4, 3.2, "wave <b>", "s1", 2, "m.csv, line 2"),)
     file = tmp_path / "out/r1.html"
     text = render_page(_timeline(), marks, lambda _: {}, file, "run")
-    assert "<b>\"" not in text.split('id="data">')[1]
+    assert '<b>"' not in text.split('id="data">')[1]
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert [bout["doubtful"] for bout in data["bouts"]] == [False, True]
     for trusted, doubtful in ((0.0, [False, False]), (1.0, [True, True])):
@@ -368,7 +446,9 @@ def test_page__shows_the_doubtful_bouts_first_and_loads_only_the_video(tmp_path)
 )
 def test_page__a_mark_without_a_bout_of_its_class_says_why(tmp_path, mark, missed):
     timeline = _timeline().model_copy(update={"classes": ("wave <b>", "jump, high")})
-    text = render_page(timeline, (Event("r1", *mark, "s1", 2, "m.csv, line 2"),), lambda _: {}, tmp_path / "r1.html", "run")
+    text = render_page(
+        timeline, (Event("r1", *mark, "s1", 2, "m.csv, line 2"),), lambda _: {}, tmp_path / "r1.html", "run"
+    )
     data = json.loads(text.split('id="data">')[1].split("</script>")[0])
     assert [one["missed"] for one in data["marks"]] == [missed]
     assert f"{int(bool(missed))} of them {'has' if missed else 'have'} no bout" in text
@@ -485,8 +565,10 @@ def test_find_timelines__a_broken_recording_is_named_after_all_others(tmp_path, 
         monkeypatch.setattr(module, name, fake)
     table = [Recording(name, None, (Camera("cam1", (Path("a.mp4"),), 0.0),)) for name in "abc"]
     found = []
-    with pytest.raises(VideoError, match="1 of 3 recordings have no timeline, the others have: b: camera cam1: damaged"):
-        found.extend(one.recording for one in module.find_timelines(SimpleNamespace(folder="run"), table, tmp_path))
+    with pytest.raises(
+        VideoError, match="1 of 3 recordings have no timeline, the others have: b: camera cam1: damaged"
+    ):
+        found.extend(one.recording for one in module.find_timelines(SimpleNamespace(folder="run", held_out=None), table, tmp_path))
     assert found == ["a", "c"]
 
 

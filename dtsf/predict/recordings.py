@@ -18,6 +18,7 @@ from dtsf.predict.views import choose_views, trained_region
 from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
 from dtsf.recordings.events import NOTHING, Event, read_all_events
+from dtsf.recordings.movements import LONGEST
 from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, check_videos, read_recordings
 from dtsf.recordings.timeline import Model, Plan, Progress, find_timeline, write_files
@@ -47,10 +48,11 @@ def open_model(run: Run, numbers: Sequence[int], weights: Path | None = None) ->
     for name, tensor in sorted(run.net.state_dict().items()):
         digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
 
+    def classify(x_NVFPC: np.ndarray, cameras: tuple[int, ...]) -> Any:
+        return run.outputs(x_NVFPC, [numbers[camera] for camera in cameras])
+
     identity = {"weights": digest.hexdigest(), "spec": spec.fingerprint(), "draws": train.draws}
-    return Model(
-        spec, open_encoder(spec, weights), partial(run.outputs, numbers=numbers), state.info.class_names, identity
-    )
+    return Model(spec, open_encoder(spec, weights), classify, state.info.class_names, identity)
 
 
 def plan_recording(
@@ -72,7 +74,8 @@ def plan_recording(
     lengths = event_lengths(run)
     windows = settings.windows or _window_lengths(run, lengths)
     usual = float(np.median(windows))
-    grid = plan_grid(extents, windows, run.state.spec.frames, settings.hop or usual / 10)
+    longest = 0.0 if settings.windows else LONGEST * float(lengths.max())
+    grid = plan_grid(extents, windows, run.state.spec.frames, settings.hop or usual / 10, longest)
     _check(grid, recording, extents, place)
     least = float(np.min(lengths)) if len(lengths) else min(windows)
     shortest = least / 2 if settings.shortest is None else settings.shortest
@@ -105,7 +108,8 @@ def _window_lengths(run: Run, lengths: np.ndarray) -> tuple[float, ...]:
 def _check(grid: Grid, recording: Recording, extents: Sequence[tuple[float, float]], place: str) -> None:
     if max(grid.lengths) > MOST_FRAMES:
         raise ConfigError(f"--windows: {max(grid.lengths) / grid.rate:g} s are too long beside the other windows")
-    if grid.last - grid.first + 1 < min(grid.lengths):
+    shared = min(extent[1] for extent in extents) - max(extent[0] for extent in extents)
+    if shared * grid.rate < min(grid.lengths):
         spans = ", ".join(
             f"{camera.view} {begin:.1f} to {end:.1f} s"
             for camera, (begin, end) in zip(recording.cameras, extents, strict=True)
@@ -231,19 +235,17 @@ def find_windows(
     check_offsets(recording, Path("recordings"))
     plan = plan_recording(run, recording, settings, recording.name)
     model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
-    every = [True] * len(model.names)
-    for block in read_windows(plan.sources, plan.grid, model.spec, model.encoder, model.classify, every):
-        for s, start in enumerate(plan.grid.starts(block.number)):
-            for n, length in enumerate(plan.grid.lengths):
-                if np.isfinite(block.uncertainty_SL[s, n]):
-                    probabilities = dict(zip(model.names, block.probabilities_SLK[s, n].tolist(), strict=True))
-                    yield Window(
-                        start / plan.grid.rate,
-                        (start + length) / plan.grid.rate,
-                        probabilities,
-                        float(block.uncertainty_SL[s, n]),
-                        tuple(block.weights_SLV[s, n].tolist()),
-                    )
+    grid = replace(plan.grid, longest=0)
+    for block in read_windows(plan.sources, grid, model.spec, model.encoder, model.classify):
+        for (start, stop), p_K, u, w_V in zip(
+            block.spans_N2.tolist(),
+            block.probabilities_NK.tolist(),
+            block.uncertainty_N.tolist(),
+            block.weights_NV.tolist(),
+            strict=True,
+        ):
+            probabilities = dict(zip(model.names, p_K, strict=True))
+            yield Window(start / grid.rate, stop / grid.rate, probabilities, u, tuple(w_V))
 
 
 def _read(recordings: str | Path | Sequence[Recording]) -> tuple[tuple[Recording, ...], str]:

@@ -89,7 +89,7 @@ def evaluate_recordings(
         bouts = tuple(Segment(bout.start, bout.stop, bout.label, bout.probability) for bout in timeline.bouts)
         scored.append(Scored(timeline.recording, timeline.start, timeline.stop, inside, bouts))
     if not any(one.marks for one in scored):
-        raise DataError(f"{table}: no mark lies in the time that all cameras film: check the offsets (dtsf sync)")
+        raise DataError(f"{table}: no mark lies in the time that a camera films: check the offsets (dtsf sync)")
     ordered = [sorted((mark.start, mark.stop) for mark in one.marks) for one in scored]
     ends = [list(accumulate((stop for _, stop in one), max)) for one in ordered]
     n_over = sum(
@@ -100,7 +100,7 @@ def evaluate_recordings(
             f"{counted(n_over, 'mark begins', 'marks begin')} before another one ends; a timeline has one action at a time"
         )
     if n_outside:
-        notes.append(f"{counted(n_outside, 'mark is', 'marks are')} left out: not all cameras film at that time")
+        notes.append(f"{counted(n_outside, 'mark is', 'marks are')} left out: no camera films at that time")
     return RecordingsEvaluation(
         **measure(scored, NOTHING).model_dump(),
         n_events=sum(len(one.marks) for one in scored),

@@ -1,9 +1,9 @@
 """From windows to bouts: the set of windows without overlap that is most likely as a whole.
 
-A window is an event if its class is more likely than all else. Windows of all lengths compete, so a bout gets the
+A movement from rest to rest is one window. Where windows slide, those of all starts and lengths compete, so a bout gets the
 start and the length at which its class is surest. Bouts are decided one block after the other, once later windows cannot change
 them.
-Letters: S starts, L lengths, K classes, V cameras.
+Letters: N windows, K classes, V cameras.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dtsf.recordings.windows import BLOCK, Grid, WindowBlock
+from dtsf.recordings.windows import LEAST, Grid, WindowBlock
 from dtsf.settings import Frozen
 
-LEAST = 1e-9  # smallest probability, before its logarithm
 HORIZON = 3  # longest windows behind the last start after which a bout is certain
 
 
@@ -59,7 +58,7 @@ class Media(Frozen):
 
 
 class Timeline(Frozen):
-    """Bouts of one recording between ``start`` and ``stop``, the time that all cameras share."""
+    """Bouts of one recording between ``start`` and ``stop``, the time that at least one camera films."""
 
     recording: str
     subject: str | None
@@ -90,6 +89,22 @@ class BoutOptions:
     no_event: frozenset[str] = frozenset()
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """Windows that are not decided yet, sorted by their starts."""
+
+    spans_N2: np.ndarray
+    probabilities_NK: np.ndarray
+    uncertainty_N: np.ndarray
+    weights_NV: np.ndarray
+
+    def choose(self, wanted_N: np.ndarray) -> _Windows:
+        return _Windows(*(array[wanted_N] for array in vars(self).values()))
+
+    def joined(self, other: _Windows) -> _Windows:
+        return _Windows(*(np.concatenate(pair) for pair in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
 @dataclass
 class BoutFinder:
     """Finds bouts in the windows of one recording as they come. ``names``: of the K classes."""
@@ -97,15 +112,17 @@ class BoutFinder:
     names: Sequence[str]
     grid: Grid
     options: BoutOptions
-    _blocks: list[WindowBlock] = field(default_factory=list, init=False)
+    _windows: _Windows | None = field(default=None, init=False)
     _begin: int = field(default=0, init=False)  # first moment of which nothing is decided
     _last: Bout | None = field(default=None, init=False)  # it may still be joined with the next one
 
     def add(self, block: WindowBlock) -> list[Bout]:
         """Take the next block. Return the bouts that are certain now, in order."""
-        self._blocks.append(block)
-        certain = self.grid.starts(block.number)[-1] - HORIZON * max(self.grid.lengths)
-        return self._decide(certain)
+        more = _Windows(block.spans_N2, block.probabilities_NK, block.uncertainty_N, block.weights_NV)
+        if len(block.spans_N2):
+            more = more.choose(np.lexsort(more.spans_N2.T[::-1]))
+            self._windows = more if self._windows is None else self._windows.joined(more)
+        return self._decide(block.end if block.rest else block.end - HORIZON * max(self.grid.lengths))
 
     def finish(self) -> list[Bout]:
         """Return the other bouts: there is no further block."""
@@ -113,35 +130,34 @@ class BoutFinder:
         return [*bouts, *self._take(None)]
 
     def _decide(self, certain: int | None) -> list[Bout]:
-        blocks, lengths = self._blocks, self.grid.lengths
-        if not blocks:
+        windows = self._windows
+        if windows is None:
             return []
-        starts = [start for block in blocks for start in self.grid.starts(block.number)]
         events_K = np.array([name not in self.options.no_event for name in self.names])
-        label_SL, odds_SL = _log_odds(np.concatenate([block.probabilities_SLK for block in blocks]), events_K)
-        gain_SL = odds_SL - np.log(self.options.threshold / (1 - self.options.threshold))
+        near = _Neighbours(windows.spans_N2, self.grid.hop)
+        label_N, odds_N = near.log_odds(windows.probabilities_NK, events_K)
+        gain_N = odds_N - np.log(self.options.threshold / (1 - self.options.threshold))
         bouts: list[Bout] = []
         begin = self._begin if certain is None else max(self._begin, certain)
-        for s, n in _best_windows(gain_SL, starts, lengths, self._begin):
-            if certain is not None and starts[s] + lengths[n] > certain:
-                begin = min(begin, starts[s])
+        for n in _best_windows(gain_N, windows.spans_N2, self._begin):
+            start, stop = windows.spans_N2[n].tolist()
+            if certain is not None and stop > certain:
+                begin = min(begin, start)
                 break
-            block, k = blocks[s // BLOCK], s % BLOCK
-            start = _centre(starts, (gain_SL[:, n] > 0) & (label_SL[:, n] == label_SL[s, n]), s, lengths[n] / 2)
+            shift = near.shift(n, (gain_N > 0) & (label_N == label_N[n]))
             bouts += self._take(
                 Bout(
-                    label=self.names[label_SL[s, n]],
-                    start=start / self.grid.rate,
-                    stop=(start + lengths[n]) / self.grid.rate,
-                    probability=float(block.probabilities_SLK[k, n, label_SL[s, n]]),
-                    uncertainty=float(block.uncertainty_SL[k, n]),
-                    view_weights=tuple(block.weights_SLV[k, n].tolist()),
+                    label=self.names[label_N[n]],
+                    start=(start + shift) / self.grid.rate,
+                    stop=(stop + shift) / self.grid.rate,
+                    probability=float(windows.probabilities_NK[n, label_N[n]]),
+                    uncertainty=float(windows.uncertainty_N[n]),
+                    view_weights=tuple(windows.weights_NV[n].tolist()),
                 )
             )
         self._begin = begin
         # Two starts before the first that counts, for the average over neighbours.
-        while blocks and self.grid.starts(blocks[0].number)[-1] < begin - 2 * self.grid.hop:
-            del blocks[0]
+        self._windows = windows.choose(windows.spans_N2[:, 0] >= begin - 2 * self.grid.hop)
         return bouts
 
     def _take(self, bout: Bout | None) -> list[Bout]:
@@ -157,61 +173,65 @@ class BoutFinder:
         return [last] if last is not None and last.stop - last.start >= options.shortest else []
 
 
-def _log_odds(probability_SLK: np.ndarray, events_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the likeliest event of each window, (S, L), and its log odds; -inf for windows that do not exist.
+class _Neighbours:
+    """Windows of the same length that start a little before and after. A movement has none."""
 
-    Logarithms of probabilities are averaged over a start and its neighbours.
-    """
-    log_SLK = np.log(probability_SLK.clip(LEAST, 1))
-    padded_SLK = np.pad(log_SLK, ((1, 1), (0, 0), (0, 0)), constant_values=np.nan)
-    near = np.stack([padded_SLK[:-2], log_SLK, padded_SLK[2:]])
-    mean_SLK = np.nansum(near, 0) / np.maximum(1, np.isfinite(near).sum(0))
-    # The geometric mean is not divided by its sum: where neighbours disagree, no class is likely.
-    label_SL = np.flatnonzero(events_K)[mean_SLK[..., events_K].argmax(-1)]
-    event_SL = np.exp(np.take_along_axis(mean_SLK, label_SL[..., None], -1)[..., 0]).clip(LEAST, 1 - LEAST)
-    return label_SL, np.where(np.isfinite(log_SLK[..., 0]), np.log(event_SL / (1 - event_SL)), -np.inf)
+    def __init__(self, spans_N2: np.ndarray, hop: int) -> None:
+        self._spans, self._hop = [(start, stop) for start, stop in spans_N2.tolist()], hop
+        self._number = {span: n for n, span in enumerate(self._spans)}
+
+    def at(self, n: int, hops: int) -> int | None:
+        """Return the number of the window ``hops`` behind number ``n``, if there is one."""
+        return self._number.get((self._spans[n][0] + hops * self._hop, self._spans[n][1] + hops * self._hop))
+
+    def log_odds(self, p_NK: np.ndarray, events_K: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the likeliest event of each window, (N,), and its log odds.
+
+        Logarithms of probabilities are averaged over a window and its neighbours. The geometric mean is not divided by its sum:
+        where neighbours disagree, no class is likely.
+        """
+        log_NK = np.log(p_NK.clip(LEAST, 1))
+        near = [[k for hops in (-1, 0, 1) if (k := self.at(n, hops)) is not None] for n in range(len(p_NK))]
+        mean_NK = np.array([log_NK[some].mean(0) for some in near]).reshape(p_NK.shape)
+        label_N = np.flatnonzero(events_K)[mean_NK[:, events_K].argmax(1)]
+        event_N = np.exp(mean_NK[np.arange(len(p_NK)), label_N]).clip(LEAST, 1 - LEAST)
+        return label_N, np.log(event_N / (1 - event_N))
+
+    def shift(self, n: int, alike_N: np.ndarray) -> float:
+        """Return the moments from window ``n`` to the middle of those around it of the same class, at most half of it away.
+
+        A network knows an event also by a part of it, so the surest window is not always in the middle of the event.
+        """
+        reach = (self._spans[n][1] - self._spans[n][0]) / 2
+        ends = []
+        for side in (-1, 1):
+            hops = 0
+            while (k := self.at(n, hops + side)) is not None and alike_N[k] and abs(hops + side) * self._hop <= reach:
+                hops += side
+            ends.append(hops)
+        return sum(ends) * self._hop / 2
 
 
-def _best_windows(
-    gain_SL: np.ndarray, starts: Sequence[int], lengths: Sequence[int], begin: int
-) -> list[tuple[int, int]]:
-    """Return the windows without overlap that have the largest sum of gains, in order: numbers of start and length."""
-    number = {start: s for s, start in enumerate(starts) if start >= begin}
-    if not number:
-        return []
-    first = min(number)
-    total = np.zeros(starts[-1] + max(lengths) - first + 1)
-    chosen: list[tuple[int, int] | None] = [None] * len(total)
-    for t in range(1, len(total)):
-        total[t] = total[t - 1]
-        for n, length in enumerate(lengths):
-            s = number.get(first + t - length)
-            if s is not None and gain_SL[s, n] > 0 and total[t - length] + gain_SL[s, n] > total[t]:
-                total[t] = total[t - length] + gain_SL[s, n]
-                chosen[t] = (s, n)
-    windows = []
-    t = len(total) - 1
-    while t > 0:
-        window = chosen[t]
-        if window is None:
-            t -= 1
+def _best_windows(gain_N: np.ndarray, spans_N2: np.ndarray, begin: int) -> list[int]:
+    """Return the numbers of the windows without overlap from ``begin`` on that have the largest sum of gains, in order."""
+    usable = np.flatnonzero((gain_N > 0) & (spans_N2[:, 0] >= begin))
+    usable = usable[np.argsort(spans_N2[usable, 1], kind="stable")]
+    stops = spans_N2[usable, 1]
+    # Of the first k windows by their stops: the best sum, and whether the last of them is in it.
+    total, taken = np.zeros(len(usable) + 1), np.zeros(len(usable) + 1, bool)
+    before = np.searchsorted(stops, spans_N2[usable, 0], "right")
+    for k, n in enumerate(usable, 1):
+        with_it = total[min(before[k - 1], k - 1)] + gain_N[n]
+        taken[k] = with_it > total[k - 1]
+        total[k] = max(with_it, total[k - 1])
+    chosen, k = [], len(usable)
+    while k:
+        if taken[k]:
+            chosen.append(int(usable[k - 1]))
+            k = min(int(before[k - 1]), k - 1)
         else:
-            windows.append(window)
-            t -= lengths[window[1]]
-    return windows[::-1]
-
-
-def _centre(starts: Sequence[int], alike_S: np.ndarray, s: int, reach: float) -> float:
-    """Return the middle of the starts around number ``s``, at most ``reach`` moments away, whose windows have the same class.
-
-    A network knows an event also by a part of it, so the surest window is not always in the middle of the event.
-    """
-    first = last = s
-    while first > 0 and alike_S[first - 1] and starts[s] - starts[first - 1] <= reach:
-        first -= 1
-    while last + 1 < len(starts) and alike_S[last + 1] and starts[last + 1] - starts[s] <= reach:
-        last += 1
-    return (starts[first] + starts[last]) / 2
+            k -= 1
+    return chosen[::-1]
 
 
 def _joined(a: Bout, b: Bout) -> Bout:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,8 +20,13 @@ from dtsf.cache.schema import Box, CacheSpec
 from dtsf.cache.status import Status
 from dtsf.errors import VideoError
 from dtsf.pipeline.video.stretches import Stretch
+from dtsf.recordings.movements import change
+
+if TYPE_CHECKING:
+    from dtsf.pipeline.encoders.choose import Encoder
 
 DEADLINE = 120.0  # seconds for one stretch of a finished file
+COVERED = 0.9  # share of a window that a camera must film, as of a clip of the training
 POLL = 0.5  # seconds between looks at whether to stop
 
 
@@ -116,3 +121,75 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
             reason = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise VideoError(f"camera {self.source.view}: the decoder crashed ({reason})", Status.CRASHED)
         self._buffer += part
+
+
+class EmbeddedCamera:
+    """Embeddings of one camera from moment ``first`` on, up to the last one that was read."""
+
+    def __init__(self, stream: CameraStream, encoder: Encoder, dtype: str, every: int) -> None:
+        self.stream, self.ended, self.first = stream, False, 0
+        self.pictures: list[tuple[int, np.ndarray]] = []
+        self.notes: set[str] = set()
+        self._encoder, self._dtype, self._every = encoder, dtype, every
+        self._parts: list[np.ndarray] = []
+        self._moved: list[np.ndarray] = []  # how much moves, of each stretch
+        self._begins: list[int] = []  # first moment of each stretch
+
+    @property
+    def stop(self) -> int:
+        """Moment behind the last one that is read."""
+        return self._begins[-1] + len(self._parts[-1]) if self._parts else self.first
+
+    def advance(self) -> None:
+        """Read and embed one stretch."""
+        stretch = self.stream.read()
+        if stretch is None:
+            self.ended = True
+            return
+        self._begins.append(stretch.first)
+        if len(self._begins) == 1:
+            self.first = stretch.first
+        frames_FSSC = stretch.frames_FSSC
+        # One call a clip's number of frames: as in preprocess, whose temporary arrays fit the caches of a core.
+        made = [self._encoder.embed(frames_FSSC[k : k + 16]) for k in range(0, len(frames_FSSC), 16)]
+        x_FPC = np.concatenate(made)
+        self._parts.append(x_FPC.astype(self._dtype, copy=False))
+        self._moved.append(change(x_FPC))
+        self.notes.update(stretch.notes)
+        numbered = enumerate(frames_FSSC, stretch.first)
+        self.pictures += [(moment, frame.copy()) for moment, frame in numbered if moment % self._every == 0]
+
+    def drop(self, moment: int) -> int:
+        """Forget stretches that end before a moment. Return the first moment of the one that is left, or will be read next."""
+        while self._parts and self._begins[0] + len(self._parts[0]) <= moment:
+            end = self._begins[0] + len(self._parts[0])
+            del self._parts[0], self._moved[0], self._begins[0]
+            self.first = self._begins[0] if self._begins else end
+        return self.first
+
+    def take_pictures(self, end: int) -> list[tuple[int, np.ndarray]]:
+        """Return and forget the pictures before a moment."""
+        taken = [one for one in self.pictures if one[0] < end]
+        self.pictures = [one for one in self.pictures if one[0] >= end]
+        return taken
+
+    def films(self, start: int, stop: int) -> bool:
+        """Return whether the camera films nearly all of a window."""
+        return min(stop, self.stop) - max(start, self.first) >= COVERED * (stop - start)
+
+    def window(self, start: int, stop: int, n_frames: int) -> np.ndarray:
+        """Return the embeddings of frames of a window, as far as the camera films it: (F, P, C)."""
+        start, stop = max(start, self.first), min(stop, self.stop)
+        length = stop - start
+        picked = (2 * np.arange(n_frames) + 1) * length // (2 * n_frames)
+        joined = np.concatenate(self._parts) if len(self._parts) > 1 else self._parts[0]
+        return np.asarray(joined[start + picked - self.first])
+
+    def moved(self, begin: int, end: int) -> np.ndarray:
+        """Return how much moves at these moments; NaN where the camera does not film."""
+        row_T = np.full(end - begin, np.nan)
+        for first, part in zip(self._begins, self._moved, strict=True):
+            low, high = max(first, begin), min(first + len(part), end)
+            if low < high:
+                row_T[low - begin : high - begin] = part[low - first : high - first]
+        return row_T

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dtsf.errors import ConfigError, DataError
+from dtsf.errors import ConfigError, DataError, VideoError
 from dtsf.names import counted
 from dtsf.pipeline.datasets.import_lists import write_manifest
 from dtsf.pipeline.video.container import open_video
 from dtsf.recordings.events import NOTHING, Event, read_all_events
+from dtsf.recordings.movements import LONGEST, find_movements, rest_level, strength
 from dtsf.recordings.settings import ClipSettings
 from dtsf.recordings.table import Chapter, Recording, chapters, check_offsets, read_recordings
+from dtsf.recordings.tracks import RATE, read_track
 from dtsf.settings import Frozen
 
 COLUMNS = ("path", "label", "group", "view", "subject", "start", "end", "offset")
@@ -99,7 +102,7 @@ def import_events(
         wanted += count
     if n_nothing < wanted:
         notes.append(
-            f"{counted(n_nothing, 'clip')} of {NOTHING} between the events, not {wanted}: the gaps are too short for more"
+            f"{counted(n_nothing, 'clip')} of {NOTHING} between the events, not {wanted}: all movements there that fit, and pauses"
         )
     without = [one.name for one in table if one.name not in by_recording]
     if without:
@@ -161,29 +164,61 @@ class _Film:
         return rows, f"is not filmed by camera {', '.join(absent)}, only by the others" if absent else ""
 
     def nothing(self, events: Sequence[Event], count: int, lengths: np.ndarray, settings: ClipSettings) -> list[Event]:
-        """Return ``count`` marks of nothing, evenly spread over the gaps; fewer if they do not fit.
+        """Return at most ``count`` marks of nothing from the gaps: first what moves there from rest to rest, then pauses.
 
-        ``lengths``: sorted lengths of all events: the marks of nothing are as long, so that length tells nothing.
+        ``lengths``: sorted lengths of all events: the marks of pauses are as long, so that length tells nothing.
         """
         start, stop = self.start, self.stop
         if settings.nothing_from == "between":
             start, stop = max(start, events[0].start), min(stop, max(event.stop for event in events))
-        busy = [(event.start - settings.nothing_margin, event.stop + settings.nothing_margin) for event in events]
+        margin = settings.nothing_margin
+        busy = [(event.start - margin, event.stop + margin) for event in events]
+        free = gaps(busy, start, stop)
+        moved = [] if settings.nothing_seconds or not count else self.movements(lengths)
+        moved = [one for one in moved if any(low <= one[0] and one[1] <= high for low, high in free)]
+        spans = evenly(moved, count)
+        still = gaps(sorted(busy + [(low - margin, high + margin) for low, high in moved]), start, stop)
         shortest = settings.nothing_seconds or float(np.quantile(lengths, 0.1))
-        # One person with every name that acts in the recording: it is not split between training and test.
-        subject = "+".join(sorted({event.subject for event in events if event.subject})) or None
-        marks: list[Event] = []
-        for low, high in gaps(busy, start, stop):
+        pauses: list[tuple[float, float]] = []
+        for low, high in still:
             time = low
             while high - time >= shortest:
-                share = (GOLDEN * (len(marks) + 1)) % 1
+                share = (GOLDEN * (len(pauses) + 1)) % 1
                 length = settings.nothing_seconds or min(float(np.quantile(lengths, share)), high - time)
-                one = self.recording
-                marks.append(Event(one.name, round(time, 3), round(time + length, 3), NOTHING, subject, 0, NOTHING))
+                pauses.append((time, time + length))
                 time += length
-        if count < len(marks):
-            marks = [marks[int((k + 0.5) * len(marks) / count)] for k in range(count)]
-        return marks
+        # A pause is unlike every event, another movement is not: more pauses would hide the movements.
+        spans += evenly(pauses, min(count - len(spans), max(len(spans), count // 4) if spans else count))
+        # One person with every name that acts in the recording: it is not split between training and test.
+        subject = "+".join(sorted({event.subject for event in events if event.subject})) or None
+        name = self.recording.name
+        return [Event(name, round(a, 3), round(b, 3), NOTHING, subject, 0, NOTHING) for a, b in sorted(spans)]
+
+    def movements(self, lengths: np.ndarray) -> list[tuple[float, float]]:
+        """Return what moves from rest to rest, and is as long as an event can be, in seconds of the recording's clock."""
+        usual = float(np.median(lengths)) * RATE
+        n_moments = math.ceil(max(parts[-1].stop for parts in self.cameras.values()) * RATE)
+        moved_VT = np.full((len(self.cameras), n_moments), np.nan)
+        for row_T, (view, parts) in zip(moved_VT, self.cameras.items(), strict=True):
+            camera = next(one for one in self.recording.cameras if one.view == view)
+            try:
+                moved_T = read_track(camera.paths, sound=False).moved
+            except VideoError:
+                return []  # too few pictures
+            assert moved_T is not None
+            first = round(parts[0].start * RATE)
+            row = slice(max(0, first), first + len(moved_T))
+            row_T[row] = np.log(moved_T + 1e-3)[max(0, -first) : n_moments - first]
+        level = rest_level(whole_T := strength(moved_VT), usual)
+        found = [] if level is None else find_movements(whole_T, level, usual)
+        return [
+            (a / RATE, b / RATE) for a, b in found if lengths[0] / 2 * RATE <= b - a <= LONGEST * lengths[-1] * RATE
+        ]
+
+
+def evenly(items: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:
+    """Return ``count`` items, evenly spread; all if there are fewer."""
+    return items if count >= len(items) else [items[int((k + 0.5) * len(items) / count)] for k in range(count)]
 
 
 def gaps(busy: Sequence[tuple[float, float]], start: float, stop: float) -> list[tuple[float, float]]:

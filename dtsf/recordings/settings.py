@@ -34,7 +34,7 @@ class ClipSettings(MarkSettings):
     """Settings of ``dtsf import --recordings``."""
 
     nothing: float = Field(default=1.0, ge=0, le=100)
-    """Clips of the class nothing (pauses, other movements) for each event. 0: none."""
+    """At most this number of clips of the class nothing (other movements, pauses) for each event. 0: none."""
     nothing_seconds: float | None = Field(
         default=None, gt=0, json_schema_extra={"default_text": "as long as the events"}
     )
@@ -49,14 +49,14 @@ class TimelineSettings(MarkSettings):
     """Settings of ``dtsf timeline``."""
 
     windows: Annotated[tuple[float, ...], BeforeValidator(_lengths)] = Field(
-        default=(), max_length=16, json_schema_extra={"default_text": "as long as the training's events"}
+        default=(), max_length=16, json_schema_extra={"default_text": "each movement from rest to rest"}
     )
-    """Lengths of the windows in seconds, separated by commas."""
+    """Lengths in seconds of windows that slide over everything, separated by commas."""
     hop: float | None = Field(
         default=None, gt=0, le=3600, json_schema_extra={"default_text": "a tenth of a usual event"}
     )
     """Seconds from the start of one window to the next."""
-    threshold: float = Field(default=0.55, gt=0, lt=1)
+    threshold: float = Field(default=0.4, gt=0, lt=1)
     """Probability of an event from which a window can be a bout."""
     shortest: float | None = Field(
         default=None, ge=0, le=86400, json_schema_extra={"default_text": "half of the training's shortest event"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from dtsf.recordings.cameras import Source
 from dtsf.recordings.events import Event
 from dtsf.recordings.outputs import WRITERS
 from dtsf.recordings.page import render_page
-from dtsf.recordings.windows import Classify, Grid, WindowBlock, read_windows
+from dtsf.recordings.windows import KNOWN, Classify, Grid, Resume, WindowBlock, read_windows
 from dtsf.recordings.work import WorkFile
 
 if TYPE_CHECKING:
@@ -94,7 +96,7 @@ def find_timeline(
         for block in _blocks(plan, model, work, stopped):
             take(finder.add(block))
             summary.add(block)
-            seconds = (grid.starts(block.number)[-1] + grid.hop - grid.first) / grid.rate
+            seconds = (block.end - grid.first) / grid.rate
             total = 0.0 if live else (grid.last - grid.first + 1) / grid.rate
             on_progress(
                 Progress(
@@ -107,7 +109,12 @@ def find_timeline(
 
 def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool]) -> Iterator[WindowBlock]:
     """Yield the stored blocks, then new ones, which it stores."""
-    yield from work.stored()
+    resume = None
+    for block in work.stored():
+        yield block
+        moved = (resume.moved_VT,) if resume is not None and resume.moved_VT is not None else ()
+        moved_VT = np.concatenate((*moved, block.moved_VT), 1)[:, -round(KNOWN * plan.grid.rate) :]
+        resume = Resume(block.number + 1, block.end, block.restart, moved_VT)
     if not work.finished:
         for block in read_windows(
             plan.sources,
@@ -115,9 +122,7 @@ def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool
             model.spec,
             model.encoder,
             model.classify,
-            [name not in plan.options.no_event for name in model.names],
-            block=work.n_blocks,
-            restart=work.restart,
+            resume=resume,
             idle=plan.idle,
             stopped=stopped,
         ):
@@ -132,14 +137,17 @@ def _identity(plan: Plan, model: Model) -> dict[str, Any]:
         files = [(path, start, stop, *vars(file_stat(Path(path))).values()) for path, start, stop in source.chapters]
         cameras.append((source.number, source.offset, source.live, source.region, source.ignore, files))
     return model.identity | {
-        "grid": (grid.rate, grid.first, grid.last, grid.lengths, grid.hop),
+        "grid": dataclasses.astuple(grid),
         "cameras": cameras,
-        "version": 1,
+        "version": 2,
     }
 
 
 class _Summary:
-    """Curves of a recording: of each bin of time, the mean over the windows that cover it. Bins widen in long recordings."""
+    """Curves of a recording: of each bin of time, the mean over the windows that cover it; 0 in a rest, which has no window.
+
+    Bins widen in long recordings.
+    """
 
     def __init__(self, names: Sequence[str], plan: Plan) -> None:
         self._plan, self._names = plan, names
@@ -151,25 +159,24 @@ class _Summary:
 
     def add(self, block: WindowBlock) -> None:
         """Take the windows of a block."""
-        grid = self._plan.grid
-        for s, start in enumerate(grid.starts(block.number)):
-            for n, length in enumerate(grid.lengths):
-                if np.isnan(block.uncertainty_SL[s, n]):
-                    continue
-                while (start + length - grid.first) // self._width >= BINS:
-                    self._sums = np.pad(self._sums.reshape(BINS // 2, 2, -1).sum(1), ((0, BINS // 2), (0, 0)))
-                    self._counts = np.pad(self._counts.reshape(BINS // 2, 2).sum(1), (0, BINS // 2))
-                    self._width *= 2
-                bins = slice((start - grid.first) // self._width, (start + length - grid.first) // self._width + 1)
-                self._sums[bins] += (*block.probabilities_SLK[s, n], block.uncertainty_SL[s, n])
-                self._counts[bins] += 1
-                self._stop = max(self._stop, start + length)
+        first = self._plan.grid.first
+        for (start, stop), p_K, u in zip(
+            block.spans_N2.tolist(), block.probabilities_NK, block.uncertainty_N, strict=True
+        ):
+            while (stop - first) // self._width >= BINS:
+                self._sums = np.pad(self._sums.reshape(BINS // 2, 2, -1).sum(1), ((0, BINS // 2), (0, 0)))
+                self._counts = np.pad(self._counts.reshape(BINS // 2, 2).sum(1), (0, BINS // 2))
+                self._width *= 2
+            bins = slice(max(0, start - first) // self._width, (stop - first) // self._width + 1)
+            self._sums[bins] += (*p_K, u)
+            self._counts[bins] += 1
+        self._stop = max(self._stop, block.end)
 
     def timeline(self, bouts: Sequence[Bout]) -> Timeline:
         """Return the timeline with these bouts."""
         plan, grid = self._plan, self._plan.grid
-        used = np.flatnonzero(self._counts)
-        mean = self._sums[used] / self._counts[used, None]
+        used = np.arange(min(BINS, math.ceil((self._stop - grid.first) / self._width)))
+        mean = self._sums[used] / np.maximum(self._counts[used, None], 1)
         best = mean[:, self._events].argmax(1) if self._events else np.zeros(len(used), int)
         curve = Curve(
             times=tuple(((grid.first + (used + 0.5) * self._width) / grid.rate).round(3).tolist()),

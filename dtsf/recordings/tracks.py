@@ -47,6 +47,7 @@ class Track:
 
     movement: np.ndarray | None  # (1, values) float32
     sound: np.ndarray | None  # (bands, values) float32
+    moved: np.ndarray | None = None  # (values,) share of the picture that moves, with its slow changes
 
 
 def read_track(
@@ -80,7 +81,7 @@ def make_track(moved: np.ndarray | None, heard: np.ndarray) -> Track:
     # Below the usual level, the sound is noise of the microphone.
     floor = np.maximum(np.median(heard, axis=1), 1e-4 * np.percentile(heard, 99.5, axis=1))[:, None]
     sound = _sharpen(np.log(heard + np.maximum(floor, 1e-12)), *SOUND_SECONDS) if (floor > 0).any() else None
-    return Track(None if moved is None else _sharpen(np.sqrt(moved)[None], *MOVEMENT_SECONDS), sound)
+    return Track(None if moved is None else _sharpen(np.sqrt(moved)[None], *MOVEMENT_SECONDS), sound, moved)
 
 
 class _Chapter:

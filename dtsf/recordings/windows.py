@@ -1,8 +1,9 @@
-"""Windows over the common time of a recording's cameras, classified one block after the other.
+"""Windows of a recording, classified one block after the other: its movements from rest to rest, each as one window.
 
-Every camera is decoded once, and every frame on the grid is embedded once, however many windows it is in. Memory is bounded by the
-longest window. Windows come in blocks of :data:`BLOCK` starts; each block knows from which moments its cameras can be read again.
-Letters: N windows, V cameras, F frames, P cells, C channels, K classes.
+Where people never rest, and where a movement is longer than any event, windows of usual lengths slide instead.
+Every camera is decoded once, and every frame on the grid is embedded once, however many windows it is in. Memory is bounded: a
+block ends in a rest, or a little before what is read. Each block knows from which moments its cameras can be read again.
+Letters: N windows, V cameras, T moments, F frames, P cells, C channels, K classes.
 """
 
 from __future__ import annotations
@@ -16,19 +17,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dtsf.cache.schema import CacheSpec
-from dtsf.pipeline.video.clip import segment_centres
-from dtsf.recordings.cameras import CameraStream, Source
+from dtsf.recordings.cameras import CameraStream, EmbeddedCamera, Source
+from dtsf.recordings.movements import REST, find_movements, rest_level, strength
 
 if TYPE_CHECKING:
     from dtsf.pipeline.encoders.choose import Encoder
 
-BLOCK = 8  # starts of windows that are classified together
 DENSITY = 1.25  # moments of a window of the middle length over the frames of a clip
-# Every second start is classified first, with windows of the middle length; it decides for starts so near.
-STEP, REACH = 2, 2
-PROMISING = 0.3  # probability of an event over that of no event from which windows of all lengths are classified
-Classify = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""(N, V, F, P, C) embeddings -> (N, K) probabilities, (N,) uncertainty, (N, V) weights of the cameras."""
+TOGETHER = 32  # windows that are classified together
+FIRST, KNOWN = (
+    20.0,
+    300.0,
+)  # seconds that are read before the first decision, and over which the level of a rest is found
+# People come to rest slowly: events end before their movements. So a movement is read nine times, with these edges, and the answers
+# are averaged; its bout has the middle ones. Shares of a usual event.
+STARTS, STOPS = (-0.05, 0.0, 0.05), (-0.2, -0.1, 0.0)
+LEAST = 1e-9  # smallest probability, before its logarithm
+Classify = Callable[[np.ndarray, tuple[int, ...]], tuple[np.ndarray, np.ndarray, np.ndarray]]
+"""(N, V, F, P, C) embeddings of these cameras -> (N, K) probabilities, (N,) uncertainty, (N, V) weights of the cameras."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +42,16 @@ class Grid:
     """Moments and windows of a recording. Moment ``k`` is at ``k / rate`` seconds of the recording's clock."""
 
     rate: float
-    first: int  # first and last moment that all cameras film
+    first: int  # first and last moment that a camera films
     last: int
     lengths: tuple[int, ...]  # of the windows, in moments
-    hop: int  # moments from one start to the next
+    hop: int  # moments from the start of one window to the next
+    longest: int = 0  # moments of the longest movement that can be one event; 0: windows slide everywhere
 
-    def starts(self, block: int) -> list[int]:
-        """Return the first moments of the windows of a block."""
-        begin = self.first + block * BLOCK * self.hop
-        return [begin + k * self.hop for k in range(BLOCK)]
+    @property
+    def usual(self) -> int:
+        """Moments of a usual event."""
+        return self.lengths[len(self.lengths) // 2]
 
 
 @dataclass(frozen=True)
@@ -60,67 +67,29 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowBlock:
-    """Windows of successive starts S and all lengths L; NaN where a window reaches beyond the end."""
+    """Windows that start in the moments ``begin`` to ``end``. ``rest``: none of them reaches into the next block."""
 
     number: int
-    probabilities_SLK: np.ndarray
-    uncertainty_SL: np.ndarray
-    weights_SLV: np.ndarray
+    begin: int
+    end: int
+    rest: bool
+    spans_N2: np.ndarray  # first moment, and the one behind the last
+    probabilities_NK: np.ndarray
+    uncertainty_N: np.ndarray
+    weights_NV: np.ndarray
+    moved_VT: np.ndarray  # how much moves; NaN where a camera does not film
     restart: tuple[int, ...]  # for each camera, the moment from which the next block can be made
     pictures: tuple[tuple[int, int, np.ndarray], ...] = ()  # (camera, moment, frame): new pictures, about two a second
 
 
-class Camera:
-    """Embeddings of one camera from moment ``first`` on, up to the last one that was read."""
+@dataclass(frozen=True)
+class Resume:
+    """Place where the windows go on: as the last block gave it. ``moved_VT``: of the moments before."""
 
-    def __init__(self, stream: CameraStream, encoder: Encoder, dtype: str, every: int) -> None:
-        self.stream, self.ended, self.first = stream, False, 0
-        self.pictures: list[tuple[int, np.ndarray]] = []
-        self.notes: set[str] = set()
-        self._encoder, self._dtype, self._every = encoder, dtype, every
-        self._parts: list[np.ndarray] = []
-        self._begins: list[int] = []  # first moment of each stretch
-
-    @property
-    def stop(self) -> int:
-        """Moment behind the last one that is read."""
-        return self._begins[-1] + len(self._parts[-1]) if self._parts else self.first
-
-    def advance(self) -> None:
-        """Read and embed one stretch."""
-        stretch = self.stream.read()
-        if stretch is None:
-            self.ended = True
-            return
-        self._begins.append(stretch.first)
-        if len(self._begins) == 1:
-            self.first = stretch.first
-        frames_FSSC = stretch.frames_FSSC
-        # One call a clip's number of frames: as in preprocess, whose temporary arrays fit the caches of a core.
-        made = [self._encoder.embed(frames_FSSC[k : k + 16]) for k in range(0, len(frames_FSSC), 16)]
-        self._parts.append(np.concatenate(made).astype(self._dtype, copy=False))
-        self.notes.update(stretch.notes)
-        numbered = enumerate(frames_FSSC, stretch.first)
-        self.pictures += [(moment, frame.copy()) for moment, frame in numbered if moment % self._every == 0]
-
-    def drop(self, moment: int) -> int:
-        """Forget stretches that end before a moment. Return the first moment of the one that is left, or will be read next."""
-        while self._parts and self._begins[0] + len(self._parts[0]) <= moment:
-            end = self._begins[0] + len(self._parts[0])
-            del self._parts[0], self._begins[0]
-            self.first = self._begins[0] if self._begins else end
-        return self.first
-
-    def take_pictures(self, end: int) -> list[tuple[int, np.ndarray]]:
-        """Return and forget the pictures before a moment."""
-        taken = [one for one in self.pictures if one[0] < end]
-        self.pictures = [one for one in self.pictures if one[0] >= end]
-        return taken
-
-    def window(self, moments: np.ndarray) -> np.ndarray:
-        """Return the embeddings at these moments: (F, P, C)."""
-        joined = np.concatenate(self._parts) if len(self._parts) > 1 else self._parts[0]
-        return np.asarray(joined[moments - self.first])
+    number: int = 0
+    begin: int = 0
+    restart: tuple[int, ...] = ()
+    moved_VT: np.ndarray | None = None
 
 
 def read_windows(
@@ -129,89 +98,147 @@ def read_windows(
     spec: CacheSpec,
     encoder: Encoder,
     classify: Classify,
-    events: Sequence[bool],
     *,
-    block: int = 0,
-    restart: Sequence[int] = (),
+    resume: Resume | None = None,
     idle: float = 10.0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[WindowBlock]:
-    """Yield the blocks of windows from number ``block`` on. ``restart``: as that block's predecessor gave it.
+    """Yield the blocks of windows. ``resume``: behind a block that is there.
 
-    ``events``: of the classes, those that can be bouts. ``idle``: seconds without data after which a camera that is still filming
-    is at its end. ``stopped``: called while such a camera sends nothing; True ends it. Raises VideoError: a camera cannot be
-    decoded.
+    ``idle``: seconds without data after which a camera that is still filming is at its end. ``stopped``: called while such a camera
+    sends nothing; True ends it. Raises VideoError: a camera cannot be decoded.
     """
-    begins = tuple(restart) or (grid.first,) * len(sources)
+    resume = resume or Resume(begin=grid.first)
+    begins = resume.restart or (grid.first,) * len(sources)
     every = max(1, round(grid.rate / 2))
+    number, begin, known = resume.number, resume.begin, round(KNOWN * grid.rate)
+    before_VT = np.zeros((len(sources), 0)) if resume.moved_VT is None else resume.moved_VT
+    # What is read beyond the begin of a block: more than the longest movement with the rests around it.
+    ahead = max(grid.longest, *grid.lengths) + math.ceil(3 * REST * grid.usual) + grid.usual
     with contextlib.ExitStack() as open_:
         streams = [
-            open_.enter_context(CameraStream(source, spec, grid.rate, begin, grid.last, idle, stopped))
-            for source, begin in zip(sources, begins, strict=True)
+            open_.enter_context(CameraStream(source, spec, grid.rate, first, grid.last, idle, stopped))
+            for source, first in zip(sources, begins, strict=True)
         ]
-        cameras = [Camera(stream, encoder, spec.embedding_dtype, every) for stream in streams]
+        cameras = [EmbeddedCamera(stream, encoder, spec.embedding_dtype, every) for stream in streams]
         while True:
-            starts = grid.starts(block)
-            needed = starts[-1] + max(grid.lengths)
+            end = max(begin + ahead, grid.first + round(FIRST * grid.rate) if grid.longest else 0)
             for camera in cameras:
-                while not camera.ended and camera.stop < needed:
+                while not camera.ended and camera.stop < end:
                     camera.advance()
-            end = min(camera.stop for camera in cameras)
-            if starts[0] + min(grid.lengths) > end:
+            final = all(camera.ended for camera in cameras)
+            end = max(begin, *(camera.stop for camera in cameras)) if final else end
+            before_VT = before_VT[:, -known:]
+            moved_VT = np.stack([camera.moved(begin, end) for camera in cameras])
+            found = _plan_block(np.concatenate([before_VT, moved_VT], 1), begin, end, grid, final=final)
+            answers = _classify_spans(cameras, found, grid, spec, classify)
+            last = final and found.end >= end
+            left = tuple(camera.drop(found.end - grid.usual) for camera in cameras)
+            pictures = tuple(
+                (k, *one)
+                for k, camera in enumerate(cameras)
+                for one in camera.take_pictures(found.end)
+                if one[0] >= begin
+            )
+            moved_VT = moved_VT[:, : found.end - begin]
+            yield WindowBlock(number, begin, found.end, found.rest, *answers, moved_VT, left, pictures)
+            if last:
                 return
-            made = _classify_block(cameras, starts, end, grid, spec, classify, np.array(events))
-            left = tuple(camera.drop(starts[-1] + grid.hop) for camera in cameras)
-            # Those that no earlier block had, whatever is decoded again after an interruption.
-            seen = starts[0] + max(grid.lengths) if block else 0
-            pictures = [
-                (k, *one) for k, camera in enumerate(cameras) for one in camera.take_pictures(needed + grid.hop)
-            ]
-            yield WindowBlock(block, *made, left, tuple(one for one in pictures if one[1] >= seen))
-            block += 1
+            before_VT = np.concatenate([before_VT, moved_VT], 1)
+            number, begin = number + 1, found.end
 
 
-def _classify_block(
-    cameras: Sequence[Camera],
-    starts: Sequence[int],
-    end: int,
-    grid: Grid,
-    spec: CacheSpec,
-    classify: Classify,
-    events_K: np.ndarray,
+@dataclass(frozen=True)
+class _BlockPlan:
+    end: int
+    rest: bool
+    movements: list[tuple[int, int]]
+    windows: list[tuple[int, int]]
+
+
+def _plan_block(moved_VT: np.ndarray, begin: int, end: int, grid: Grid, *, final: bool) -> _BlockPlan:
+    """Return the movements and windows that start from ``begin`` on, if they are known before ``end``."""
+
+    def sliding(start: int, stop: int) -> list[tuple[int, int]]:
+        first = start + (grid.first - start) % grid.hop
+        return [(k, k + length) for k in range(first, stop, grid.hop) for length in grid.lengths if k + length <= end]
+
+    strength_T = strength(moved_VT)
+    level = rest_level(strength_T, grid.usual) if grid.longest else None
+    if level is None:
+        stop = end if final else end - max(grid.lengths)
+        return _BlockPlan(stop, False, [], sliding(begin, stop))
+    rest = math.ceil(REST * grid.usual)
+    movements, windows = [], []
+    at = end - (0 if final else rest)  # where the block ends
+    for start, stop in find_movements(strength_T[-(end - begin) :], level, grid.usual):
+        start, stop = begin + start, begin + stop
+        if final or stop + rest <= end:
+            if stop - start <= grid.longest:
+                movements.append((start, stop))
+            else:
+                windows += sliding(start, stop - min(grid.lengths) + 1)
+        elif end - start <= grid.longest:
+            at = min(at, max(begin + 1, start - rest // 2))
+        else:
+            at = end - max(grid.lengths)
+            windows += sliding(start, at)
+    return _BlockPlan(at, not windows or windows[-1][1] <= at, movements, windows)
+
+
+def _classify_spans(
+    cameras: Sequence[EmbeddedCamera], found: _BlockPlan, grid: Grid, spec: CacheSpec, classify: Classify
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return the spans of a block with the answers to them; a movement has the average of several."""
+    starts, stops = ([round(edge * grid.usual) for edge in edges] for edges in (STARTS, STOPS))
+    asked = [[(a + start, b + stop) for a in starts for b in stops] for start, stop in found.movements]
+    asked += [[span] for span in found.windows]
+    answers = _classify_windows(cameras, [span for spans in asked for span in spans], spec.frames, classify)
+    kept, parts, n = [], [], 0
+    for spans in asked:
+        p_NK, u_N, w_NV = (array[n : n + len(spans)] for array in answers)
+        n += len(spans)
+        there_N = np.isfinite(u_N)
+        if there_N.any():
+            mean_K = np.exp(np.log(p_NK[there_N].clip(LEAST, 1)).mean(0))
+            kept.append(spans[len(spans) // 2])
+            parts.append((mean_K / mean_K.sum(), u_N[there_N].mean(), w_NV[there_N].mean(0)))
+    if not kept:
+        return np.zeros((0, 2), int), answers[0][:0], answers[1][:0], answers[2][:0]
+    p_NK, u_N, w_NV = (np.stack(part) for part in zip(*parts, strict=True))
+    return np.array(kept), p_NK, u_N, w_NV
+
+
+def _classify_windows(
+    cameras: Sequence[EmbeddedCamera], spans: Sequence[tuple[int, int]], n_frames: int, classify: Classify
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Classify windows of the middle length first, and those of all lengths only where one of them may be an event."""
-    S, L, K, V = len(starts), len(grid.lengths), len(events_K), len(cameras)
-    arrays = [np.full(shape, np.nan) for shape in ((S, L, K), (S, L), (S, L, V))]
-
-    def fill(wanted_SL: np.ndarray) -> None:
-        for k, length in enumerate(grid.lengths):
-            used = [s for s in np.flatnonzero(wanted_SL[:, k]).tolist() if starts[s] + length <= end]
-            if used:
-                picked = segment_centres(length, spec.frames) if length > spec.frames else np.arange(length)
-                x_NVFPC = np.stack([[camera.window(starts[s] + picked) for camera in cameras] for s in used])
-                for array, values in zip(arrays, classify(x_NVFPC), strict=True):
-                    array[used, k] = values
-
-    first_SL = np.zeros((S, L), bool)
-    first_SL[::STEP, L // 2] = True
-    fill(first_SL)
-    p_SK = arrays[0][:, L // 2]
-    most_S = p_SK[:, events_K].max(1, initial=0.0)
-    rest_S = p_SK[:, ~events_K].max(1, initial=0.0)
-    promising_S = ~(most_S < PROMISING * rest_S)  # also what is not known
-    promising_S[np.setdiff1d(np.arange(S), np.arange(0, S, STEP))] = False
-    near_S = [promising_S[max(0, s - REACH) : s + REACH + 1].any() for s in range(S)]
-    fill(np.array(near_S)[:, None] & ~first_SL)
+    """Return the answers to the windows by the cameras that film them; NaN where none does."""
+    films = [tuple(k for k, camera in enumerate(cameras) if camera.films(*span)) for span in spans]
+    arrays = [np.full((len(spans), 0), np.nan), np.full(len(spans), np.nan), np.zeros((len(spans), len(cameras)))]
+    for given in sorted(set(films) - {()}):
+        of_given = [n for n, who in enumerate(films) if who == given]
+        for k in range(0, len(of_given), TOGETHER):
+            some = of_given[k : k + TOGETHER]
+            x_NVFPC = np.stack([[cameras[v].window(*spans[n], n_frames) for v in given] for n in some])
+            p_NK, u_N, w_NV = classify(x_NVFPC, given)
+            if not arrays[0].shape[1]:
+                arrays[0] = np.full((len(spans), p_NK.shape[1]), np.nan)
+            arrays[0][some], arrays[1][some] = p_NK, u_N
+            arrays[2][np.ix_(some, given)] = w_NV
     return arrays[0], arrays[1], arrays[2]
 
 
-def plan_grid(extents: Sequence[tuple[float, float]], lengths: Sequence[float], frames: int, hop: float) -> Grid:
-    """Return the grid of the common time of all cameras, for windows of ``lengths`` seconds, ``hop`` seconds apart.
+def plan_grid(
+    extents: Sequence[tuple[float, float]], lengths: Sequence[float], frames: int, hop: float, longest: float = 0.0
+) -> Grid:
+    """Return the grid of the time that at least one camera films, for windows of ``lengths`` seconds, ``hop`` seconds apart.
 
-    ``frames``: of a clip. A window of the middle length has :data:`DENSITY` times that number of moments.
+    ``frames``: of a clip. A window of the middle length has :data:`DENSITY` times that number of moments. ``longest``: seconds of
+    the longest movement that can be one event; 0: windows slide everywhere.
     """
     rate = float(max(1, round(DENSITY * frames / float(np.median(lengths)))))
-    begin, end = max(extent[0] for extent in extents), min(extent[1] for extent in extents)
+    begin, end = min(extent[0] for extent in extents), max(extent[1] for extent in extents)
     moments = tuple(sorted({max(2, round(length * rate)) for length in lengths}))
     last = math.ceil(end * rate - 1e-6) - 1 if math.isfinite(end) else 1 << 40
-    return Grid(rate, math.ceil(begin * rate - 1e-6), last, moments, max(1, round(hop * rate)))
+    hop_moments = max(1, round(hop * rate))
+    return Grid(rate, math.ceil(begin * rate - 1e-6), last, moments, hop_moments, round(longest * rate))

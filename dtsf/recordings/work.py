@@ -19,6 +19,7 @@ from dtsf.recordings.windows import WindowBlock
 
 DIGITS = 9  # of stored numbers: bouts are made of what is stored, so that an interrupted run gives the same
 PICTURE_SIDE = 72
+ARRAYS = {"p": "probabilities_NK", "u": "uncertainty_N", "w": "weights_NV", "moved": "moved_VT"}
 
 
 @dataclass
@@ -31,9 +32,6 @@ class WorkFile:
     identity: dict[str, Any]
     fresh: bool = False
     n_blocks: int = field(default=0, init=False)
-    restart: tuple[int, ...] = field(
-        default=(), init=False
-    )  # moment of each camera from which the next block can be made
     finished: bool = field(default=False, init=False)
     _file: IO[bytes] | None = field(default=None, init=False)
 
@@ -69,14 +67,15 @@ class WorkFile:
 
     def add(self, block: WindowBlock) -> WindowBlock:
         """Store a block. Return it with the stored numbers."""
-        arrays = {"p": block.probabilities_SLK, "u": block.uncertainty_SL, "w": block.weights_SLV}
-        line: dict[str, Any] = {
-            name: np.round(array.astype(np.float64), DIGITS).tolist() for name, array in arrays.items()
+        line: dict[str, Any] = {name: getattr(block, name) for name in ("begin", "rest", "restart")}
+        line["stop"] = block.end
+        line["spans"] = block.spans_N2.tolist()
+        line |= {
+            name: np.round(getattr(block, field).astype(np.float64), DIGITS).tolist() for name, field in ARRAYS.items()
         }
-        line["restart"] = block.restart
         line["pictures"] = [(k, moment, base64.b64encode(_jpeg(frame)).decode()) for k, moment, frame in block.pictures]
         self._write(line)
-        self.n_blocks, self.restart = block.number + 1, block.restart
+        self.n_blocks = block.number + 1
         return _block(block.number, line)
 
     def finish(self) -> None:
@@ -114,7 +113,7 @@ class WorkFile:
             if "end" in line:
                 self.finished = True
             else:
-                self.restart = _block(number - 1, line).restart
+                _block(number - 1, line)
                 self.n_blocks = number
         except (ValueError, KeyError, TypeError):
             return False
@@ -122,8 +121,11 @@ class WorkFile:
 
 
 def _block(number: int, line: dict[str, Any]) -> WindowBlock:
-    p_SLK, u_SL, w_SLV = (np.array(line[name], np.float64) for name in ("p", "u", "w"))
-    return WindowBlock(number, p_SLK, u_SL, w_SLV, tuple(int(moment) for moment in line["restart"]))
+    p_NK, u_N, w_NV, moved_VT = (np.array(line[name], np.float64) for name in ARRAYS)
+    spans_N2 = np.array(line["spans"], int).reshape(-1, 2)
+    restart = tuple(int(moment) for moment in line["restart"])
+    begin, end, rest = int(line["begin"]), int(line["stop"]), bool(line["rest"])
+    return WindowBlock(number, begin, end, rest, spans_N2, p_NK, u_N, w_NV, moved_VT, restart)
 
 
 def _jpeg(frame_SSC: np.ndarray) -> bytes:
