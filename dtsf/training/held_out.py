@@ -90,7 +90,8 @@ class HeldOut:
         number_R, n_views = self.answers.given_RV.sum(1), self.answers.given_RV.shape[1]
         found = []
         if max(views) < n_views:
-            found = [(self.answers.given(torch.tensor([view in views for view in range(n_views)])), "")]
+            same = self.answers.given(torch.tensor([view in views for view in range(n_views)]))
+            found = [(same, " from the same cameras" if len(same.group_R) < len(self.answers.groups) else "")]
         for n in (len(views), *range(len(views) - 1, 0, -1), *range(len(views) + 1, int(number_R.max()) + 1)):
             how = "as many cameras" if n == len(views) else counted(n, "camera")
             found.append((self.answers.rows(number_R == n), f" from {how}"))
