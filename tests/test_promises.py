@@ -218,11 +218,28 @@ def test_plan_cameras__opens_the_second_camera_only_in_doubt():
     assert greedy.accuracy < 0.95
     # A loss of accuracy is not all: wrong answers would be sure.
     assert plan_cameras(known.answers, loss=0.5).opened == plan.opened
+
     assert plan.sort([0, 5, 1]) == [2, 0, 1]
     chosen = answers_as_needed(known.answers, plan)
     assert len(chosen.group_R) == 200
     assert chosen.given_RV.sum(1).eq(1).numpy().tolist() == sure.tolist()
     assert "200 performances, cameras as needed" in HeldOut(chosen, "groups held out", "cameras as needed").promise([1], 0.9).text
+
+
+def test_plan_cameras__gains_do_not_pay_for_losses():
+    # One camera is right in 99 % of the groups, and both are in 98 %. But the wrong ones are others.
+    right, rows, given, u = np.ones((2, 100), bool), [], [], []
+    right[0, 0] = right[1, 1] = right[1, 2] = False
+    for k in range(100):
+        p = [(0.6, 0.4) if right[n, k] else (0.4, 0.6) for n in range(2)]
+        rows += [p[0], (0.3, 0.7), p[1]]
+        given += [(True, False), (False, True), (True, True)]
+        u += [0.01 * k + 0.005, 0.9, 0.001]
+    answers = held_out(rows, np.zeros(100, int), given=given, uncertainty=u, group=np.arange(300) // 3).answers
+    assert plan_cameras(answers, 1.0).accuracy == 0.99
+    careful = plan_cameras(answers)
+    assert (careful.accuracy, careful.opened) == (0.98, 1.0)  # the surest answer of one camera is the lost one
+    assert plan_cameras(answers, loss=0.01).opened == 0.5
 
 
 def test_plan_cameras__of_groups_with_different_cameras():

@@ -16,7 +16,7 @@ from dtsf.errors import ConfigError
 from dtsf.training.answers import Answers
 
 LOSS = 0.005
-"""Accuracy that ``auto`` may lose on the held-out groups: half a point."""
+"""Share of the held-out groups that ``auto`` may lose: right with all cameras, wrong as needed. Gains do not pay for losses."""
 MOST_TRIED = 1000  # limits that ``auto`` compares
 LOG_LOSS = 0.02
 """Mean -log p of the true class that ``auto`` may lose. On few groups, accuracy alone is a matter of luck."""
@@ -73,8 +73,8 @@ def view_order(answers: Answers) -> tuple[int, ...]:
 
 
 def plan_cameras(answers: Answers, limit: float | None = None, loss: float = LOSS) -> CameraPlan:
-    """Return the plan of held-out answers. ``limit`` None: the highest one that loses at most ``loss`` of the accuracy with all
-    cameras of each group, and :data:`LOG_LOSS`. Raises ConfigError: None, and no held-out group has several cameras.
+    """Return the plan of held-out answers. ``limit`` None: the highest one at which at most the share ``loss`` of the groups is
+    lost, and :data:`LOG_LOSS`. Raises ConfigError: None, and no held-out group has several cameras.
     """
     order = view_order(answers)
     row_NG, n_G = _steps(answers, order)
@@ -88,21 +88,21 @@ def plan_cameras(answers: Answers, limit: float | None = None, loss: float = LOS
     right_NG, log_p_NG = answers.right_R.double()[row_NG], answers.true_log_p_R.double()[row_NG]
     u_NG = answers.uncertainty_R.double()[row_NG]
 
-    def follow(limit: float) -> tuple[float, float, float, float]:
+    def follow(limit: float) -> tuple[float, float, float, float, float]:
         opened_G = _stop(u_NG, n_G, limit)
-        right, log_p = (x_NG.gather(0, opened_G.unsqueeze(0)).mean().item() for x_NG in (right_NG, log_p_NG))
-        return limit, right, log_p, ((opened_G + 1) / n_G).double().mean().item()
+        right_G, log_p_G = (x_NG.gather(0, opened_G.unsqueeze(0)).squeeze(0) for x_NG in (right_NG, log_p_NG))
+        lost = (right_NG[-1] > right_G).double().mean().item()
+        share = ((opened_G + 1) / n_G).double().mean().item()
+        return limit, right_G.mean().item(), share, lost, (log_p_NG[-1] - log_p_G).mean().item()
 
-    whole, whole_log_p = right_NG[-1].mean().item(), log_p_NG[-1].mean().item()
     if limit is not None:
         best = follow(limit)
     else:
         # With limit 0, all cameras are opened.
         limits_X = u_NG.flatten().unique()
         tried = map(follow, [0.0, *limits_X[:: 1 + len(limits_X) // MOST_TRIED].tolist()])
-        good = (row for row in tried if row[1] >= whole - loss - 1e-9 and row[2] >= whole_log_p - LOG_LOSS - 1e-9)
-        best = max(good, key=lambda row: row[0])
-    return CameraPlan(order, best[0], len(n_G), best[1], whole, best[3])
+        best = max((row for row in tried if row[3] <= loss and row[4] <= LOG_LOSS), key=lambda row: row[0])
+    return CameraPlan(order, best[0], len(n_G), best[1], right_NG[-1].mean().item(), best[2])
 
 
 def answers_as_needed(answers: Answers, plan: CameraPlan) -> Answers:
