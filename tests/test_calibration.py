@@ -1,5 +1,7 @@
 """Calibration of the evidence: order of the classes, fit, folds, and use in a run."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,6 +16,7 @@ from dtsf.model.config import ModelConfig
 from dtsf.model.evidence import EvidenceCalibrator, clip_statistics, dirichlet, discount, probabilities, uncertainty
 from dtsf.model.network import DTSFNet
 from dtsf.training.calibrate import HeldOutOutputs, fit_calibrator
+from dtsf.training.data import load_groups, share_groups
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import make_folds
 
@@ -122,6 +125,24 @@ def test_make_folds__divide_by_the_unit_of_the_protocol(tmp_path):
     held = sorted(sorted({clip.id.split("_")[1] for clip in part.held_out}) for part in together)
     assert held == [["s1", "s2", "s3"], ["s4", "s5"]]
     assert make_folds([clip for clip in data.clips if clip.group == data.clips[0].group], "all", 2)[0] == []
+
+
+@pytest.mark.parametrize("rule", ["cross-subject", "cross-view"])
+def test_share_groups__reads_parts_as_load_groups_does(tmp_path, rule):
+    data = open_dataset(draw(tmp_path, subjects=(1, 2, 3)))
+    clips = [clip.model_copy(update={"background": f"room {clip.subject}"}) for clip in data.clips]
+    load = partial(load_groups, data)
+    shared, used = share_groups(load, clips[1:]), set()
+    for part in [one for fold in make_folds(clips[1:], rule, 2)[0] for one in (fold.train, fold.held_out)] + [clips[:4]]:
+        ours, wanted = shared(part), load(part)
+        assert (ours.names, ours.label_G.tolist()) == (wanted.names, wanted.label_G.tolist())
+        assert torch.equal(ours.mask_GV, wanted.mask_GV)
+        for field in ("embeddings_NFHWC", "background_N", "subject_N"):
+            x, y = (getattr(one, field)[one.row_GV[one.mask_GV]] for one in (ours, wanted))
+            assert torch.equal(x, y)
+        used.add(ours.embeddings_NFHWC.data_ptr())
+    # One copy, and another of the clip that was not loaded before.
+    assert len(used) == 2
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ Letters: N clips, G groups, B groups of a batch, V views, F cached frames, T fra
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -100,6 +100,28 @@ def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
     shape = (len(clips), spec.frames, spec.grid, spec.grid, spec.channels)
     numbers = (number_names([getattr(clip, field) for clip in clips]) for field in ("background", "subject"))
     return Groups(embeddings_NFPC.view(shape), row_GV, label_G, names, *numbers)
+
+
+def share_groups(load: Callable[[Sequence[Clip]], Groups], clips: Sequence[Clip]) -> Callable[[Sequence[Clip]], Groups]:
+    """Load clips into memory once. Return a function like ``load`` that reads any part of them there, and other clips anew."""
+    whole = load(clips)
+    row_of = {clip.id: row for row, clip in enumerate(clips)}
+
+    def load_part(part: Sequence[Clip]) -> Groups:
+        if any(clip.id not in row_of for clip in part):
+            return load(part)
+        names, row_GV, label_G = group_clips(part, whole.row_GV.shape[1])
+        row_N = torch.tensor([row_of[clip.id] for clip in part], dtype=torch.int64)
+        row_GV = torch.where(row_GV >= 0, row_N[row_GV.clamp(min=0)], -1)
+        numbers = []
+        for field in ("background", "subject"):
+            number_N = number_names([getattr(clip, field) for clip in part])
+            if number_N is not None:
+                number_N = torch.zeros(len(clips), dtype=torch.int64).index_copy_(0, row_N, number_N)
+            numbers.append(number_N)
+        return Groups(whole.embeddings_NFHWC, row_GV, label_G, names, *numbers)
+
+    return load_part
 
 
 def number_names(names: Sequence[str | None]) -> Tensor | None:

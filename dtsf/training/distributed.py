@@ -99,9 +99,10 @@ class OneProcess:
         """Compute the gradients."""
         loss.backward()
 
-    def clip_gradients(self, module: nn.Module, _: Any, *, max_norm: float, error_if_nonfinite: bool) -> Tensor:
-        """Scale longer gradients down to ``max_norm``. Return their norm before."""
-        return nn.utils.clip_grad_norm_(module.parameters(), max_norm, error_if_nonfinite=error_if_nonfinite)
+    def clip_gradients(self, _: nn.Module, optimizer: Any, *, max_norm: float, error_if_nonfinite: bool) -> Tensor:
+        """Scale longer gradients down to ``max_norm``. Return their norm before. The order of the sum is Fabric's."""
+        weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+        return nn.utils.clip_grad_norm_(weights, max_norm, error_if_nonfinite=error_if_nonfinite)
 
 
 def launch(device: str, precision: str) -> Fabric | OneProcess:

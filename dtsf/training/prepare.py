@@ -6,7 +6,6 @@ Letters: N clips, G groups, V views, F cached frames, T frames of the network, H
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -114,13 +113,19 @@ def training_source(net: DTSFNet, groups: Groups, augment: AugmentConfig, *, emb
         compute = inputs.motion
     else:
         return groups, config.motion_sampling
-    parts = []
     step_NS = groups.step_NS if config.motion_sampling else None
-    for row_M in torch.arange(len(x_NFHWC)).split(32):
+    used_N = groups.row_GV[groups.mask_GV].unique()
+    computed = torch.empty(())
+    for number_M, row_M in zip(torch.arange(len(used_N)).split(32), used_N.split(32), strict=True):
         time_MT = uniform_times(config.frames).expand(len(row_M), -1)
-        parts.append(compute(read_frames(x_NFHWC, row_M, time_MT, config.motion_sampling, step_NS)))
+        part = compute(read_frames(x_NFHWC, row_M, time_MT, config.motion_sampling, step_NS))
+        if not computed.ndim:
+            computed = part.new_empty(len(used_N), *part.shape[1:])
+        computed[number_M] = part
+    row_GV = torch.where(groups.mask_GV, torch.searchsorted(used_N, groups.row_GV), -1)
+    numbers = (None if x_N is None else x_N[used_N] for x_N in (groups.background_N, groups.subject_N))
     # Motion sampling 0 reads the computed frames.
-    return replace(groups, embeddings_NFHWC=torch.cat(parts)), 0.0
+    return Groups(computed, row_GV, groups.label_G, groups.names, *numbers), 0.0
 
 
 def schedule(step: int, n_steps: int, warmup: float) -> float:

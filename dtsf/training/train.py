@@ -23,7 +23,7 @@ from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
 from dtsf.training.calibrate import calibrate, calibration_folds, observe, train_fold
 from dtsf.training.checkpoint import has_checkpoint, load_checkpoint, versions
-from dtsf.training.data import Groups, load_groups
+from dtsf.training.data import Groups, load_groups, share_groups
 from dtsf.training.distributed import current_world, launch, shutdown
 from dtsf.training.evaluate import Evaluation, check_draws, evaluate
 from dtsf.training.held_out import ask_held_out, read_held_out
@@ -151,6 +151,8 @@ def fit_calibrated(
     """
     calibrated = calibrated and not (resume and _is_calibrated(run))
     folds, unit = calibration_folds(split, recipe, protocol) if calibrated else ([], "")
+    if folds and not split.held_out:
+        load = share_groups(load, split.train)
 
     def train(report: Callable[[EpochReport], None]) -> FitResult:
         held_out = load(split.held_out) if split.held_out else None
