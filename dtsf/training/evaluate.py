@@ -97,10 +97,9 @@ def evaluate(
     they are not known. ``classes``: those of the network; other clips are left out. Both are of ``data`` by
     default. ``unknown``: dataset for the detection of unknown actions: its clips of classes that the network does not have, or all
     clips if it has none; if it is ``data`` itself, clips of this side only. ``adapt``: see :class:`OnlineAdapter`.
-    ``probes``: also probe what the network reads, see :mod:`.probes`.
-    ``held_out``: answers for the held-out groups of the training, whose promises are measured.
-    Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class;
-    ``adapt`` with ``probes``.
+    ``probes``: also :func:`.probes.probe_inputs`, not with ``adapt``. ``held_out``: answers for the training's held-out groups,
+    whose promises are measured.
+    Raises ConfigError: an unknown split or view, equal draws, or no group with one of ``views``, of a known or an unknown class.
     """
     if adapt and probes:
         raise ConfigError("--probes and --adapt exclude each other: probe the network as it was trained")

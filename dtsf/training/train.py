@@ -79,12 +79,16 @@ def train(
     split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
     split = limit_training(split, recipe.train)
     init = _init_of(settings)
-    recipe, initial = start_from(init, recipe, data.spec)
+    gone = settings.init is None and init is not None and not init.exists()
+    recipe, initial = start_from(None if gone else init, recipe, data.spec)
     recipe = resolve_auto(recipe, len(split.train))
     info = info.model_copy(update={"clip_seconds": clip_seconds(data, split.train, len(info.class_names))})
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
     split = check_start(initial, split, info, str(protocol), allow_leak=settings.allow_leak)
+    if gone:
+        why = f"--init {init} of this run is gone: folds of its calibration that had not started have random initial weights"
+        split = split.model_copy(update={"notes": (*split.notes, why)})
     check_device(settings.device)
     info = info.model_copy(update={"subjects": tuple(subjects_of([*split.train, *split.held_out]))})
     origin = {"cache": str(open_store(cache).absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
