@@ -129,7 +129,7 @@ def _follow(
 
     def on_progress(p: Progress) -> None:
         nonlocal behind
-        behind = p.behind or 0.0
+        behind = max(0.0, p.behind or 0.0)  # an older part of a file comes faster than it was filmed
 
     def on_bout(name: str, bout: Bout) -> None:
         line = styled(f"{bout.start:9.2f} {bout.stop:9.2f}  ", (bout.label, "bold green"))

@@ -16,7 +16,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -32,6 +32,7 @@ from dtsf.pipeline.video.decode import MAX_CORRECTIONS, checked_index
 from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, frames_from
 from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
 
+ANSWER, SILENT = 10.0, 2.0  # seconds in which an address must answer; after which a silent one is opened again
 POLL = 0.2  # seconds between looks at a file that grows
 Shown = tuple[int, Any]  # number of a moment, and the frame that is shown then
 
@@ -89,26 +90,64 @@ def shown_frames(chapters: list[dict[str, Any]], rate: float, first: int, last: 
                 yield number, frame
 
 
-def live_frames(source: str, rate: float, offset: float, idle: float, growing: list[Growing]) -> Iterator[Shown]:
+def live_frames(
+    source: str, rate: float, offset: float, idle: float, growing: list[Growing], stopped: Sequence[bool] = ()
+) -> Iterator[Shown]:
     """Yield the moments of a camera that is still filming, each with the frame that is shown. ``offset``: of its first moment.
 
-    ``source``: ``-`` (standard input), a URL, or a file. Raises VideoError: it cannot be read while it is written.
+    ``source``: ``-`` (standard input), a URL, or a file. A URL that ends is opened again, until nothing came for ``idle`` seconds:
+    meanwhile its last frame is shown. ``stopped``: not empty ends that. Raises VideoError: it cannot be read while it is written.
     """
+    before, number = None, 0
+    first, heard = 0.0, time.monotonic()  # when the first and the last frame came
+    now = begin = offset  # seconds of the recording's clock: of the last frame, and at which the camera was opened
+    while not stopped:
+        try:
+            for k, (seconds, frame) in enumerate(_received(source, idle, growing)):
+                heard = time.monotonic()
+                if before is None:
+                    first, number = heard, math.ceil((offset + seconds) * rate - 1e-6)
+                elif k == 0:
+                    begin = max(now, offset + heard - first) - seconds
+                now = begin + seconds
+                while before is not None and number / rate < now - 1e-6:
+                    yield number, before
+                    number += 1
+                before = frame
+        except VideoError:
+            if before is None:
+                raise
+        if "://" not in source or before is None or time.monotonic() - heard > idle:
+            break
+        time.sleep(POLL)
+    if before is not None:
+        yield number, before
+
+
+def _received(source: str, idle: float, growing: list[Growing]) -> Iterator[tuple[float, Any]]:
+    """Yield the frames of a camera that is still filming with their seconds, from its first one on."""
     import av
 
     options = {"protocol_whitelist": "file,pipe,rtsp,rtsps,rtp,udp,tcp,tls,srtp"}
+    since = time.monotonic()
     try:
         if "://" in source:
-            is_rtsp = source.startswith("rtsp")
-            extra = {"rtsp_transport": "tcp"} if is_rtsp else {}
-            container: Any = av.open(source, options=options | extra, timeout=(max(idle, 10.0), max(idle, 1.0)))
+            extra = {"rtsp_transport": "tcp"} if source.startswith("rtsp") else {}
+            container: Any = av.open(source, options=options | extra, timeout=(ANSWER, min(idle, SILENT)))
         else:
             descriptor = 0 if source == "-" else os.open(source, os.O_RDONLY)
             growing.append(Growing(descriptor, idle))
             container = av.open(growing[0], options=options, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
-        hint = "while it is written, use a format without an index at its end: .mkv, .ts, or fragmented MP4"
-        raise VideoError(f"{source} cannot be read: {short_message(error)}; {hint}") from error
+        if "://" not in source:
+            why, hint = (
+                short_message(error),
+                "while it is written, use a format without an index at its end: .mkv, .ts, or fragmented MP4",
+            )
+        else:
+            why = f"no answer in {ANSWER:g} s" if time.monotonic() - since >= ANSWER else short_message(error)
+            hint = f"check the address, and that the camera sends: ffprobe {source}"
+        raise VideoError(f"{source} cannot be read: {why}; {hint}") from error
     with container:
         if PLAYLISTS & set(container.format.name.split(",")) or not container.streams.video:
             raise VideoError(f"{source} ({container.format.name}) is no video")
@@ -118,19 +157,12 @@ def live_frames(source: str, rate: float, offset: float, idle: float, growing: l
             raise VideoError(f"{source} is {stream.codec_context.width} x {stream.codec_context.height}: too large")
         zero = None if container.start_time is None else container.start_time / av.time_base
         gap = float(1 / (stream.average_rate or 25))
-        before, number, now = None, 0, -gap
+        now = -gap
         with contextlib.suppress(av.FFmpegError):  # the end of what was sent
             for frame in container.decode(stream):
                 now = now + gap if frame.time is None else float(frame.time)
                 zero = now if zero is None else zero
-                seconds = now - zero + offset
-                number = number if before is not None else math.ceil(seconds * rate - 1e-6)
-                while before is not None and number / rate < seconds - 1e-6:
-                    yield number, before
-                    number += 1
-                before = frame
-        if before is not None:
-            yield number, before
+                yield now - zero, frame
 
 
 def serve(request: dict[str, Any]) -> None:
@@ -177,7 +209,7 @@ def serve(request: dict[str, Any]) -> None:
             shown = shown_frames(chapters, rate, request["first"], request["last"])
         else:
             aspect = Fraction(1)
-            shown = live_frames(live["source"], rate, live["offset"], live["idle"], growing)
+            shown = live_frames(live["source"], rate, live["offset"], live["idle"], growing, stopped)
         render = Renderer(Path(request["name"]), aspect, size, crop, region, math.ceil(LONGEST * rate))
         pictures = rendered(render, shown)
         one = next(pictures, None)
