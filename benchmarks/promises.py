@@ -3,7 +3,7 @@
     python benchmarks/promises.py --cache cache --dataset ixmas --out runs/promises [--outside 2] [--splits 3] [--videos ROOT]
 
 The people of the dataset are divided into parts of ``--outside`` people. For each part, a run with calibration is trained on all
-other people (or read, if it is in ``--out``), and asked about the part. Printed are, over all parts: coverage, size and worst
+other people (or read, if it is in ``--out``), and evaluated on the part. Printed are, over all parts: coverage, size and worst
 person of the sets of 80 and 90 %; accuracy of the surest answers; top-1 and share of opened cameras as needed (``auto``), beside
 all cameras and the first camera alone. ``--videos``: the folder of the source; then performances are also predicted from their
 videos, with all cameras and as needed in turns, for the time.

@@ -28,7 +28,7 @@ def evaluation_lines(document: dict[str, Any]) -> Lines:
             f"unknown actions ({unknown['n_groups']} groups: {unknown['description']}): AUROC {unknown['auroc']:.2f}, "
             f"FPR at 95 % TPR {unknown['fpr95']:.2f}, mean uncertainty {unknown['uncertainty']:.3f}"
         )
-    yield from map(styled, _promise_lines(document["sets"], document["surest"]))
+    yield from map(styled, _promise_lines(document.get("sets", []), document.get("surest", [])))
     missing = [f"{counted(n, 'clip')} {reason}" for reason, n in document["left_out"].items()]
     missing += [f"{counted(n, 'group')} {reason}" for reason, n in document["groups_left_out"].items()]
     if missing:
