@@ -295,9 +295,9 @@ def test_movements__from_rest_to_rest():
     assert np.abs(np.array(found) - [(100, 130), (200, 290), (700, 720)]).max() <= 3
 
 
-@pytest.mark.parametrize("values", ["noise", "even", "still"])
+@pytest.mark.parametrize("values", ["noise", "still"])
 def test_rest_level__nobody_rests(values):
-    made = {"noise": _moved([]), "even": np.linspace(0, 1, 1200), "still": np.zeros(1200)}[values]
+    made = {"noise": _moved([]), "still": np.zeros(1200)}[values]
     assert rest_level(strength(made[None]), 25) is None
 
 
@@ -568,7 +568,10 @@ def test_find_timelines__a_broken_recording_is_named_after_all_others(tmp_path, 
     with pytest.raises(
         VideoError, match="1 of 3 recordings have no timeline, the others have: b: camera cam1: damaged"
     ):
-        found.extend(one.recording for one in module.find_timelines(SimpleNamespace(folder="run", held_out=None), table, tmp_path))
+        found.extend(
+            one.recording
+            for one in module.find_timelines(SimpleNamespace(folder="run", held_out=None), table, tmp_path)
+        )
     assert found == ["a", "c"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 # Shares of a usual event: time over which movement is averaged, the shortest rest, and the shortest movement.
 SMOOTHED, REST, SHORTEST = 0.2, 0.33, 0.25
 LONGEST = 1.25  # longest movement that can be one event, over the longest event of the training
-EVEN = 0.76  # share of the variance between two levels; evenly spread values have 0.75: below it, nobody rests
+TWO = 0.68  # share of the variance between two levels: 0.64 for one hump, 0.75 for even values; below it, nobody rests
 CALM = 0.25  # quantile of a camera that is its 0
 
 
@@ -62,7 +62,7 @@ def rest_level(strength_T: np.ndarray, usual: float) -> float | None:
     if len(strength_T) < 2 * usual:
         return None
     level, share = two_levels(smoothed(strength_T, usual))
-    return level if share > EVEN else None
+    return level if share > TWO else None
 
 
 def find_movements(strength_T: np.ndarray, level: float, usual: float) -> list[tuple[int, int]]:
