@@ -119,6 +119,7 @@ def test_crossval__compares_with_another_recipe_in_pairs(cache, whole, slower, t
     for changed, message in (
         ({"folds": "groups"}, "has other clips or folds"),
         ({"compare": [tmp_path]}, r"no crossval.json in it"),
+        ({"seeds": 3}, r"has other finished seeds \(0\): choose --seeds by them"),
         ({"compare": [out], "overrides": SLOWER, "out": out}, "is --out itself"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -60,10 +60,11 @@ def crossval(
     grid = Grid(out, cache, data, folds, recipe, chosen, chosen.init)
     whole = [resolve(loaded, data, fold.split, chosen.init).model_dump(mode="json") for fold in folds]
     ids = [[str(fold.rule), *sorted(clip.id for clip in (*fold.split.train, *fold.split.test))] for fold in folds]
-    key = hash_of([data.info.name, data.info.class_names, data.spec.fingerprint(), by, ids])
+    classes = [name for name in data.info.class_names if name not in loaded.train.exclude_classes]
+    key = hash_of([data.info.name, classes, data.spec.fingerprint(), by, ids])
     tests = grid.tests(by)
     names, own = [test.name for test in tests], tests[0].name
-    others = read_others(chosen.compare, out, key, by)
+    others = read_others(chosen, key, by)
     main = grid.jobs(recipe, chosen.changes())
     curve = _curve(grid, chosen)
 
@@ -102,7 +103,11 @@ def crossval(
                 folds=tuple(_folds(folds, main, records, pool, own)),
                 curve=tuple(_points(grid, curve, records, pool, complete.get(own, {}), own)),
                 compared={
-                    where: {name: compare(complete[name], there[name]) for name in there if name in complete}
+                    where: {
+                        name: compare(complete[name], theirs)
+                        for name, theirs in there.items()
+                        if complete.get(name, {}).keys() & theirs.keys()
+                    }
                     for where, there in others.items()
                 },
                 done=len(records),

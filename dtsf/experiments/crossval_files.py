@@ -11,6 +11,7 @@ from pathlib import Path
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.experiments.job import LIMIT, write_json
 from dtsf.experiments.results import Crossval, CurvePoint, difference_text, interval_text
+from dtsf.experiments.settings import CrossvalSettings
 from dtsf.files.read import parse_model, read_file
 from dtsf.report import svg
 from dtsf.report.page import render, write_page
@@ -59,24 +60,27 @@ def read_result(out: Path) -> Crossval | None:
     return parse_model(Crossval, data, str(file), error=lambda why: CheckpointError(f"{why}: {step}"))
 
 
-def read_others(folders: Sequence[Path], out: Path, key: str, by: str) -> dict[str, dict[str, dict[int, Answers]]]:
-    """Read the answers of other results about the same folds: folder -> test -> seed. Raises ConfigError: a folder has no result,
-    or one of other clips or folds.
+def read_others(chosen: CrossvalSettings, key: str, by: str) -> dict[str, dict[str, dict[int, Answers]]]:
+    """Read the answers of the results to compare with: folder -> test -> seed. Raises ConfigError: a folder has no result, or one
+    of other clips, folds or seeds.
     """
     found: dict[str, dict[str, dict[int, Answers]]] = {}
-    for folder in folders:
+    for folder in chosen.compare:
         other = read_result(folder)
         if other is None:
             raise ConfigError(f"--compare {folder}: no {RESULT} in it: name the --out of another dtsf crossval")
-        if folder.resolve() == out.resolve():
+        if folder.resolve() == chosen.out.resolve():
             raise ConfigError(f"--compare {folder} is --out itself: choose another --out for this recipe")
         if other.key != key:
             there = f"{other.dataset}, {other.by}"
             raise ConfigError(
                 f"--compare {folder} has other clips or folds ({there}) than this one ({by}): give both the same"
             )
-        if not other.seeds:
-            raise ConfigError(f"--compare {folder} has no finished seed: run its command again first")
+        if not set(other.seeds) & set(chosen.seeds):
+            seeds = ", ".join(map(str, other.seeds)) or "none"
+            raise ConfigError(
+                f"--compare {folder} has other finished seeds ({seeds}): choose --seeds by them, or finish it first"
+            )
         found[str(folder)] = {
             test: {seed: read_answers(_answers_file(folder, test, seed)).complete() for seed in other.seeds}
             for test in other.tests
