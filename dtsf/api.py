@@ -140,8 +140,9 @@ def export(
     views: int | None = None,
     encoder: Path | None = None,
     encoder_weights: Path | None = None,
+    on_progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> OnnxMetadata:
-    """Write the network of a run as an ONNX file; see :func:`dtsf.predict.onnx.export_onnx`.
+    """Write the network of a run as an ONNX file; see :func:`dtsf.predict.onnx.export_onnx`, also for ``on_progress``.
 
     ``encoder``: also write the frame encoder of the run; see :func:`dtsf.predict.onnx.export_encoder`.
     """
@@ -150,4 +151,4 @@ def export(
     loaded = load(run)
     if encoder is not None:
         export_encoder(loaded.state, encoder, encoder_weights)
-    return export_onnx(loaded.net, loaded.state, file, views=views)
+    return export_onnx(loaded.net, loaded.state, file, views=views, on_progress=on_progress)

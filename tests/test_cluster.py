@@ -185,13 +185,14 @@ def test_preprocess__error_of_a_worker_is_raised_here(long_catalog, tmp_path):
 
 
 def test_workers__names_in_any_locale_and_no_import_from_the_current_folder(make_video, tmp_path, monkeypatch):
-    for name in ("höhe", "größe"):
+    names = [f"{name}{k}" for name in ("höhe", "größe") for k in range(4)]
+    for name in names:
         make_video(tmp_path / f"v/{name}.avi", 8, 64, 48)
     (tmp_path / "selectors.py").write_text("raise SystemExit('hijacked')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    catalog = catalog_of(tmp_path / "v", ["höhe", "größe"])
-    assert preprocess(catalog, tmp_path / "c", workers=2, shard_size=1).verdicts == {"ok": 2}
+    catalog = catalog_of(tmp_path / "v", names)
+    assert preprocess(catalog, tmp_path / "c", workers=2, shard_size=1).verdicts == {"ok": 8}
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

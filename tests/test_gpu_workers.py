@@ -1,18 +1,22 @@
 """Stage 1 with GPUs, tested without a GPU."""
 
+import multiprocessing
 import os
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from test_preprocess import SMALL
+from worker_tasks import DeadlyTask, TellingTask
 
 from dtsf import api
-from dtsf.errors import VideoError
-from dtsf.pipeline import scheduler, worker
+from dtsf.errors import DataError, VideoError
+from dtsf.pipeline import scheduler, worker, workers
 from dtsf.pipeline.encoders.choose import load_encoder
 from dtsf.pipeline.rows import decode_parallel, embed_batched
 from dtsf.pipeline.video.decoder_process import Decoder, DecodeRequest, DecodeSettings
+from dtsf.pipeline.workers import run_on_workers
 
 N_VIDEOS = 7
 
@@ -102,19 +106,28 @@ class EmptyTask:
     shard: int
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_run_tasks__each_local_worker_selects_its_gpu(monkeypatch):
-    """Four workers on two GPUs: two per GPU."""
-    selected, sharing = [], []
-    monkeypatch.setattr(scheduler, "select_gpu", lambda number, gpus: selected.append((number, gpus)))
-    monkeypatch.setattr(scheduler, "run_shard", lambda task, on_clip, workers: sharing.append(workers))
-    start = scheduler.start_cluster
-    monkeypatch.setattr(scheduler, "start_cluster", lambda **options: start(**options | {"processes": False}))
-    scheduler.run_tasks([EmptyTask(k) for k in range(12)], 4, None, lambda done, bad: None, gpus=("0", "1"))
-    assert len(selected) == 12
-    assert {gpus for _, gpus in selected} == {("0", "1")}
-    assert {number for number, _ in selected} <= set(range(4))
-    assert sharing == [4] * 12
+@pytest.mark.parametrize(("shards", "gpu"), [([1], "4"), ([0, 1], "7"), ([0, 0, 1], "4")])
+def test_run_on_workers__each_worker_selects_its_gpu_and_an_error_ends_all(shards, gpu):
+    with pytest.raises(DataError, match=f"^{gpu}$"):
+        run_on_workers([TellingTask(k) for k in shards], 3, lambda done, bad: None, gpus=("4", "7"))
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert multiprocessing.active_children() == []
+
+
+def test_run_on_workers__a_shard_that_kills_its_workers_is_named():
+    with pytest.raises(DataError, match="5 workers in a row were killed with shard 3.*fewer than --workers 2"):
+        run_on_workers([DeadlyTask(3)], 2, lambda done, bad: None)
+
+
+def test_run_tasks__few_clips_run_in_this_process(monkeypatch):
+    seen = []
+    monkeypatch.setattr(scheduler, "run_shard", lambda task, on_clip: seen.append(task))
+    monkeypatch.setattr(scheduler, "run_on_workers", lambda tasks, n_workers, *_: seen.append(n_workers))
+    tasks = [SimpleNamespace(clips=(None,) * n) for n in (3, 2, 2)]
+    scheduler.run_tasks(tasks, 8, None, lambda done, bad: None)
+    assert seen == tasks
+    scheduler.run_tasks([*tasks, SimpleNamespace(clips=(None,) * 5)], 8, None, lambda done, bad: None)
+    assert seen[3:] == [3]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -122,13 +135,13 @@ def test_run_tasks__on_a_cluster_shards_go_to_workers_that_offer_a_gpu(monkeypat
     from distributed import Scheduler, SpecCluster, Worker, get_worker
 
     seen = []
-    monkeypatch.setattr(scheduler, "run_shard", lambda task, on_clip, workers: seen.append(get_worker().name))
-    workers = {
+    monkeypatch.setattr(workers, "run_shard", lambda task, on_clip, workers: seen.append(get_worker().name))
+    kinds = {
         name: {"cls": Worker, "options": {"nthreads": 1, "resources": resources, "dashboard": False}}
         for name, resources in (("plain", {}), ("other", {"GPU": 1}))
     }
     dask_scheduler = {"cls": Scheduler, "options": {"dashboard": False, "port": 0}}
-    with SpecCluster(workers=workers, scheduler=dask_scheduler, silence_logs=50) as cluster:
+    with SpecCluster(workers=kinds, scheduler=dask_scheduler, silence_logs=50) as cluster:
         tasks = [EmptyTask(k) for k in range(6)]
         scheduler.run_tasks(tasks, 2, cluster.scheduler_address, lambda done, bad: None, gpus=("0",))
     assert seen == ["other"] * 6

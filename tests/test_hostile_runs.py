@@ -225,14 +225,36 @@ def test_onnx__refuses_metadata_that_do_not_match_the_graph(made, tmp_path):
         read_onnx(tmp_path / "n.onnx")
 
 
-def test_onnx__refuses_a_file_that_reads_other_files(made, tmp_path):
-    model = onnx.load(made / "net.onnx")
-    tensor = model.graph.initializer[0]
+def outside_weights(body):
+    tensor = body.initializer[0]
     tensor.ClearField("raw_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="/etc/passwd")
+
+
+def other_domain(body):
+    body.node[0].domain = "evil"
+
+
+def other_subgraph(body):
+    branch = onnx.helper.make_graph([], "g", [], [])
+    body.node.append(onnx.helper.make_node("If", ["c"], [], then_branch=branch, else_branch=branch))
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(("change", "reason"), [
+    (outside_weights, "weights in another file"), (other_domain, "custom operators"), (other_subgraph, "subgraphs"),
+])
+def test_onnx__refuses_what_an_export_never_has_also_within_a_scan(made, tmp_path, change, reason, depth):
+    model = onnx.load(made / "net.onnx")
+    body = model.graph
+    for _ in range(depth):  # the network, then its first selective scan
+        body = next(a.g for node in body.node if node.op_type == "Scan" for a in node.attribute if a.name == "body")
+    if not body.initializer:
+        body.initializer.append(onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], b"0000", raw=True))
+    change(body)
     (tmp_path / "n.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(CheckpointError, match="weights in another file"):
+    with pytest.raises(CheckpointError, match=reason):
         read_onnx(tmp_path / "n.onnx")
 
 

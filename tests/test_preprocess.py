@@ -226,10 +226,10 @@ from dtsf.pipeline.datasets.catalog import SourceCatalog
 from dtsf.pipeline.preprocess import preprocess
 from dtsf.pipeline.settings import PreprocessSettings
 
-if __name__ == "__main__":
-    catalog = SourceCatalog.model_validate_json(Path(sys.argv[1]).read_text())
-    settings = PreprocessSettings(**json.loads(sys.argv[3]), workers=int(sys.argv[4]), shard_size=int(sys.argv[5]))
-    preprocess(catalog, Path(sys.argv[2]), settings)
+# Without ``if __name__ == "__main__"``: no worker runs the script again.
+catalog = SourceCatalog.model_validate_json(Path(sys.argv[1]).read_text())
+settings = PreprocessSettings(**json.loads(sys.argv[3]), workers=int(sys.argv[4]), shard_size=int(sys.argv[5]))
+preprocess(catalog, Path(sys.argv[2]), settings)
 """
 
 

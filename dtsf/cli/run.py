@@ -166,8 +166,8 @@ def export_command(
         raise ConfigError(f"--encoder-weights {encoder_weights} needs --encoder FILE")
     if encoder is not None and encoder.absolute() == onnx.absolute():
         raise ConfigError(f"--encoder and --onnx name the same file, {onnx}: give two files")
-    console().print(f"exporting {run} to ONNX; unrolling the scan can take a minute")
-    made = api.export(run, onnx, views=views, encoder=encoder, encoder_weights=encoder_weights)
+    with progress("export", "steps") as update:
+        made = api.export(run, onnx, views=views, encoder=encoder, encoder_weights=encoder_weights, on_progress=update)
     spec, videos = made.spec, " ".join(f"CAM{v + 1}" for v in range(made.views))
     hints = [
         f"{onnx}: {onnx.stat().st_size / 1e6:.1f} MB, {made.views} views x {spec.frames} frames, any number of groups"

@@ -1,12 +1,14 @@
 """Export of a run to one ONNX file with metadata, and prediction with this file alone.
 The graph reads the embeddings of all cached frames, samples the frames of the network as an evaluation does, and has the network in
-evaluation mode with the plain scan: for any number of groups, and fixed views. A second file has the frame encoder.
+evaluation mode. It is traced for one group, and a node ``Scan`` runs it for each group of a batch: tracing with a free number
+of groups takes three times as long. A second file has the frame encoder.
 Letters: B groups, V views, F cached frames, T frames of the network, H W grid, C channels, K classes,
-M B x V, X numbers of a frame.
+X numbers of a frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +20,7 @@ from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import write_atomically
+from dtsf.model.scan.onnx_scan import translations
 from dtsf.pipeline.encoders.efficientnet_lite import quiet_export
 from dtsf.settings import Frozen
 from dtsf.training.frame_sampling import cumulative_motion, uniform_times
@@ -44,46 +47,51 @@ class OnnxMetadata(Frozen):
 
 
 class _Graph(nn.Module):
-    """Sampling of frames and network, with the three outputs of :data:`OUTPUTS`: means over ``draws`` sets of frames."""
+    """Sampling of frames and network for one group, with :data:`OUTPUTS`: means over ``draws`` sets of frames."""
 
     def __init__(self, net: DTSFNet, draws: int) -> None:
         super().__init__()
         self.net, self.draws = net, draws
 
-    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x_MFHWC, config = embeddings.flatten(0, 1), self.net.config
+    def forward(self, x_VFHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.net.config
         times = [uniform_times(config.frames, (draw + 0.5) / self.draws) for draw in range(self.draws)]
-        parts = [_sample_frames(x_MFHWC, time_T, config.motion_sampling) for time_T in times]
-        # Every set is a group: the graph has the network once.
-        output = self.net(torch.cat([x_MTHWC.unflatten(0, embeddings.shape[:2]) for x_MTHWC in parts]))
+        # Every set of frames is a group: the graph has the network once.
+        output = self.net(torch.stack([_sample_frames(x_VFHWC, time_T, config.motion_sampling) for time_T in times]))
         found = output.probabilities_BK, output.uncertainty_B, output.view_weights_BV
-        if self.draws == 1:
-            return found
-        probabilities_BK, uncertainty_B, weights_BV = (x.unflatten(0, (self.draws, -1)).mean(0) for x in found)
-        return probabilities_BK, uncertainty_B, weights_BV
+        probabilities_K, uncertainty, weights_V = (x.mean(0) for x in found)
+        return probabilities_K, uncertainty, weights_V
 
 
-def _sample_frames(x_MFHWC: Tensor, time_T: Tensor, motion_sampling: float) -> Tensor:
+def _sample_frames(x_VFHWC: Tensor, time_T: Tensor, motion_sampling: float) -> Tensor:
     """Return the frames of :func:`dtsf.training.frame_sampling.read_frames` for an evaluation, by operations that ONNX has."""
-    F = x_MFHWC.shape[1]
+    F = x_VFHWC.shape[1]
     if motion_sampling == 0 or F == 1:
-        return x_MFHWC[:, (time_T * F).long().clamp(0, F - 1)]
-    x_MFX = x_MFHWC.flatten(2)
-    step_MS = (x_MFX[:, 1:] - x_MFX[:, :-1]).square().sum(-1).sqrt()
-    clock_MF = cumulative_motion(step_MS, motion_sampling)
-    after_MT = (clock_MF.unsqueeze(1) < time_T.unsqueeze(1)).long().sum(-1).clamp(1, F - 1)
-    begin_MT, end_MT = clock_MF.gather(1, after_MT - 1), clock_MF.gather(1, after_MT)
-    share_MT1 = ((time_T - begin_MT) / (end_MT - begin_MT).clamp(min=1e-9)).clamp(0, 1).unsqueeze(-1)
+        return x_VFHWC[:, (time_T * F).long().clamp(0, F - 1)]
+    x_VFX = x_VFHWC.flatten(2)
+    step_VS = (x_VFX[:, 1:] - x_VFX[:, :-1]).square().sum(-1).sqrt()
+    clock_VF = cumulative_motion(step_VS, motion_sampling)
+    after_VT = (clock_VF.unsqueeze(1) < time_T.unsqueeze(1)).long().sum(-1).clamp(1, F - 1)
+    begin_VT, end_VT = clock_VF.gather(1, after_VT - 1), clock_VF.gather(1, after_VT)
+    share_VT1 = ((time_T - begin_VT) / (end_VT - begin_VT).clamp(min=1e-9)).clamp(0, 1).unsqueeze(-1)
     number_F = torch.arange(F)
-    before_MTF, after_MTF = ((number_F == k_MT.unsqueeze(-1)).float() for k_MT in (after_MT - 1, after_MT))
-    x_MTX = (before_MTF * (1 - share_MT1) + after_MTF * share_MT1) @ x_MFX
-    x_MTHWC: Tensor = x_MTX.unflatten(2, x_MFHWC.shape[2:])
-    return x_MTHWC
+    before_VTF, after_VTF = ((number_F == k_VT.unsqueeze(-1)).float() for k_VT in (after_VT - 1, after_VT))
+    x_VTX = (before_VTF * (1 - share_VT1) + after_VTF * share_VT1) @ x_VFX
+    x_VTHWC: Tensor = x_VTX.unflatten(2, x_VFHWC.shape[2:])
+    return x_VTHWC
 
 
-def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None = None) -> OnnxMetadata:
+def export_onnx(
+    net: DTSFNet,
+    state: RunState,
+    file: Path,
+    *,
+    views: int | None = None,
+    on_progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> OnnxMetadata:
     """Write a network (evaluation mode, CPU) as ONNX: input ``embeddings`` (B, V, F, H, W, C) float32, outputs :data:`OUTPUTS`.
-    ``views``: V. Default: all views of the dataset. Raises ConfigError: V is out of range, or the file cannot be written.
+    ``views``: V. Default: all views of the dataset. ``on_progress``: called with the numbers of the step and of all steps, and what
+    it does. Raises ConfigError: V is out of range, or the file cannot be written.
     """
     n_views = len(state.info.view_names)
     if views is not None and not 1 <= views <= n_views:
@@ -93,22 +101,40 @@ def export_onnx(net: DTSFNet, state: RunState, file: Path, *, views: int | None 
     known = {name: getattr(state, name) for name in ("spec", "info", "protocol", "fingerprint")}
     metadata = OnnxMetadata(views=views or n_views, **known)
     spec = state.spec
-    # Two groups: the exporter treats an axis of length one as a constant.
-    example_BVFHWC = torch.zeros(2, metadata.views, spec.frames, spec.grid, spec.grid, spec.channels)
+    example_VFHWC = torch.zeros(metadata.views, spec.frames, spec.grid, spec.grid, spec.channels)
+    graph = _Graph(net, state.recipe.train.draws).eval()
+    names = {"input_names": ["group"], "output_names": [f"group_{name}" for name in OUTPUTS]}
+    on_progress(0, 3, "tracing the network")
     with quiet_export():
-        program: Any = torch.onnx.export(
-            _Graph(net, state.recipe.train.draws).eval(),
-            (example_BVFHWC,),
-            dynamo=True,
-            input_names=["embeddings"],
-            output_names=list(OUTPUTS),
-            dynamic_shapes={"embeddings": {0: torch.export.Dim("groups", min=1)}},
-            verbose=False,
-        )
-        program.model.metadata_props[METADATA_KEY] = metadata.model_dump_json()
-        data = program.model_proto.SerializeToString()
+        traced = torch.export.export(graph, (example_VFHWC,), strict=False)
+    on_progress(1, 3, "translating its operators")
+    with quiet_export():
+        options = {"custom_translation_table": translations(), "optimize": False, "verbose": False}
+        program: Any = torch.onnx.export(traced, dynamo=True, **names, **options)
+    on_progress(2, 3, "simplifying the graph")
+    with quiet_export():
+        program.optimize()
+    data = _for_each_group(program.model_proto, metadata).SerializeToString()
     write_atomically(file, data, error=lambda why: ConfigError(f"--onnx {file} cannot be written: {why}"))
+    on_progress(3, 3, "")
     return metadata
+
+
+def _for_each_group(model: onnx.ModelProto, metadata: OnnxMetadata) -> onnx.ModelProto:
+    """Return the graph of one group as a graph of any number of groups, one after another, with the metadata."""
+    from onnx import helper
+
+    def of_all(name: str, value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+        kind = value.type.tensor_type
+        return helper.make_tensor_value_info(name, kind.elem_type, ["groups", *(d.dim_value for d in kind.shape.dim)])
+
+    body = model.graph
+    each = helper.make_node("Scan", ["embeddings"], OUTPUTS, body=body, num_scan_inputs=1)
+    outputs = [of_all(name, value) for name, value in zip(OUTPUTS, body.output, strict=True)]
+    graph = helper.make_graph([each], "dtsf", [of_all("embeddings", body.input[0])], outputs)
+    made = helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
+    helper.set_model_props(made, {METADATA_KEY: metadata.model_dump_json()})
+    return made
 
 
 def export_encoder(state: RunState, file: Path, weights: Path | None = None) -> None:
@@ -184,18 +210,23 @@ def read_onnx(file: Path) -> ExportedNetwork:
 
 
 def _refuse_foreign(file: Path, model: onnx.ModelProto) -> None:
-    """Refuse ONNX features that an export of dtsf never uses, such as weights in other files."""
+    """Refuse ONNX features that an export of dtsf never uses, such as weights in other files, or any subgraph but a ``Scan``."""
     import onnx
 
-    nodes = model.graph.node
-    graphs = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
-    tensors = [*model.graph.initializer, *(a.t for node in nodes for a in node.attribute if a.HasField("t"))]
+    graphs, nodes = [model.graph], []
+    for graph in graphs:  # grows by the bodies of its nodes
+        nodes += graph.node
+        graphs += [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    initializers = [x for graph in graphs for x in graph.initializer]
+    tensors = [*initializers, *(a.t for node in nodes for a in node.attribute if a.HasField("t"))]
+    kinds = {onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS}
+    bodies = {(node.op_type, a.name, a.type) for node in nodes for a in node.attribute if a.type in kinds}
     features = {
         "weights in another file": any(x.data_location == onnx.TensorProto.EXTERNAL for x in tensors),
         "functions": bool(model.functions),
         "custom operators": any(node.domain not in ("", "ai.onnx") for node in nodes),
-        "subgraphs": any(a.type in graphs for node in nodes for a in node.attribute),
-        "sparse weights": bool(model.graph.sparse_initializer),
+        "subgraphs": bool(bodies - {("Scan", "body", onnx.AttributeProto.GRAPH)}),
+        "sparse weights": any(graph.sparse_initializer for graph in graphs),
     }
     foreign = [name for name, found in features.items() if found]
     if foreign:

@@ -1,9 +1,10 @@
-"""Selective scan and causal convolution in plain PyTorch: the fallback, the exported form, and in float64 the reference.
+"""Selective scan and causal convolution in plain PyTorch: the fallback, and in float64 the reference.
 Letters: B batch, D channels, L tokens, N state, K taps, M chunks of Q tokens, X other axes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -26,8 +27,10 @@ class ScanInputs(NamedTuple):
     reverse: bool = False  # scan from the last token to the first, and write results at their tokens
 
 
-def scan(inputs: ScanInputs) -> Tensor:
-    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. The backward stores two (B, L, D, N) tensors."""
+def scan(inputs: ScanInputs, recurrence: Callable[..., Tensor] | None = None) -> Tensor:
+    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. The backward stores two (B, L, D, N) tensors.
+    ``recurrence``: replaces :func:`outputs`.
+    """
     given, reverse = inputs.u_BDL, inputs.reverse
     wide = torch.promote_types(given.dtype, torch.float32)
     with torch.autocast(given.device.type, enabled=False):
@@ -35,14 +38,14 @@ def scan(inputs: ScanInputs) -> Tensor:
         dt_BDL = F.softplus(dt_BDL + bias_D[:, None])
         rows = [x.transpose(1, 2) for x in (u_BDL, dt_BDL, B_BNL, C_BNL)]
         u_BLD, dt_BLD, B_BLN, C_BLN = (x_BLX.flip(1) for x_BLX in rows) if reverse else rows
-        run = _outputs if torch.compiler.is_compiling() else _Recurrence.apply
+        run = recurrence or (outputs if torch.compiler.is_compiling() else _Recurrence.apply)
         y_BLD: Tensor = run(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN)
         y_BDL = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
         y_BDL = (y_BDL + D_D[:, None] * u_BDL) * F.silu(z_BDL)
     return y_BDL.to(given.dtype)
 
 
-def _outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
+def outputs(u_BLD: Tensor, dt_BLD: Tensor, A_DN: Tensor, B_BLN: Tensor, C_BLN: Tensor) -> Tensor:
     """Compute the recurrence in operators that every exporter and autograd of every order support."""
     decay_BLND = torch.exp(dt_BLD.unsqueeze(2) * A_DN.t())
     state_BLND = states_by_chunks(decay_BLND, (dt_BLD * u_BLD).unsqueeze(2) * B_BLN.unsqueeze(3))
@@ -100,7 +103,7 @@ class _Recurrence(torch.autograd.Function):
         if torch.is_grad_enabled():  # under create_graph: gradients that can be differentiated again
             views = [x.view_as(x) for x in inputs]  # a tensor may be two of the inputs
             wanted = [x for x in views if x.requires_grad]
-            found = iter(torch.autograd.grad(_outputs(*views), wanted, grad_y_BLD, create_graph=True))
+            found = iter(torch.autograd.grad(outputs(*views), wanted, grad_y_BLD, create_graph=True))
             return tuple(next(found) if x.requires_grad else None for x in views)
         u_BLD, dt_BLD, A_DN, B_BLN, C_BLN = inputs
         grad_C_BLN = torch.matmul(state_BLND, grad_y_BLD.unsqueeze(3)).squeeze(3)

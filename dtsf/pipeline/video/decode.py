@@ -212,13 +212,17 @@ def _safe_width(width: int) -> int:
     return width
 
 
+def end_with_parent() -> None:
+    """Let the kernel end this process with its parent, even if it hangs."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
+
+
 def serve(settings: dict[str, Any]) -> None:
     """Read one request per line from stdin and write one answer per line to stdout, until stdin ends."""
-    if sys.platform.startswith("linux"):
-        # The kernel ends this process with its parent, even if it hangs. 1: PR_SET_PDEATHSIG.
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-        if os.getppid() != settings["parent"]:  # the parent ended before the call
-            sys.exit()
+    end_with_parent()
+    if os.getppid() != settings["parent"]:  # the parent ended before the call
+        sys.exit()
     # Answers get their own descriptor, because a library may write to stdout.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
