@@ -1,10 +1,12 @@
-"""Efficiency of stage 1 on its cores, and comparison with a simple script.
+"""Efficiency of stage 1 on its cores, where its time goes, and comparison with a simple script.
 
-core_efficiency = (seconds to decode all clips alone + seconds to embed all frames alone, one core each)
-                  / (cores x wall seconds of preprocess)
+core_efficiency = (processor seconds to decode all clips alone + to embed all frames alone) / (cores x wall seconds of preprocess)
 
     python benchmarks/stage1.py --root ../shared/data/motion/iid --limit 150
-    python benchmarks/stage1.py --make-1080p 10
+    python benchmarks/stage1.py --make-1080p 60 --codec mpeg4
+
+start_s: workers with an empty shard each. plan_s: the source is read and compared, without decoding. index_s: packets of all
+files, a part of decode_s. commit_s: all shards, written again.
 """
 
 from __future__ import annotations
@@ -21,11 +23,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dtsf.cache.documents import open_handle, read_records
+from dtsf.cache.formats import array_shapes
+from dtsf.cache.reader import open_cached
+from dtsf.cache.store import open_store
+from dtsf.cache.writer import create_or_open, extend, write_shard
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.encoders.choose import load_encoder
-from dtsf.pipeline.video.decode import decode_clip
+from dtsf.pipeline.plan import make_plan
+from dtsf.pipeline.settings import PreprocessSettings
+from dtsf.pipeline.video.decode import decode_clip, probe
+from dtsf.pipeline.worker import ShardTask
+from dtsf.pipeline.workers import run_on_workers
 
 if TYPE_CHECKING:
+    from dtsf.cache.documents import DatasetHandle
+    from dtsf.pipeline.datasets.catalog import SourceCatalog
     from dtsf.pipeline.video.crop import Crop
 
 
@@ -33,6 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path("../shared/data/motion/iid"))
     parser.add_argument("--make-1080p", type=int, default=0, help="instead of --root: number of drawn clips of 1080p")
+    parser.add_argument("--codec", default="h264", choices=["h264", "mpeg4"], help="of these clips")
     parser.add_argument("--seconds", type=int, default=4, help="length of these clips; NTU RGB+D's have about three")
     parser.add_argument("--limit", type=int, default=150)
     parser.add_argument("--frames", type=int, default=16)
@@ -47,17 +61,19 @@ def main() -> None:
         work = Path(folder)
         dataset, root = "nucla", arguments.root
         if arguments.make_1080p:
-            dataset, root = "manifest", make_1080p(work / "videos", arguments.make_1080p, arguments.seconds)
+            dataset, root = "manifest", make_1080p(work / "videos", arguments)
         catalog = scan_source(dataset, root, "all", arguments.limit)
         paths = [catalog.root / clip.path for clip in catalog.clips]
         alone = measure_alone(paths, arguments.frames, arguments.crop)
         ours, command = measure_ours(dataset, root, work / "cache", arguments)
+        parts = measure_parts(catalog, open_handle(open_store(work / "cache").below(dataset)), work / "again", arguments)
         peer = measure_peer(paths, work / "npy", arguments)
     document = {
         "clips": len(paths),
         "cores": arguments.cores,
         "decode_s": alone[0],
         "embed_s": alone[1],
+        **parts,
         "preprocess_s": ours,
         "command_s": command,
         "peer_s": peer,
@@ -74,17 +90,54 @@ def main() -> None:
 
 
 def measure_alone(paths: list[Path], n_frames: int, crop: Crop) -> tuple[float, float]:
-    """Return the seconds of one core to decode (and crop) all clips, and to embed all of them."""
+    """Return the processor seconds to decode (and crop) all clips, and to embed all of them."""
     encoder = load_encoder("efficientnet-lite0", 192, 6)
+    encoder.embed(np.zeros((n_frames, 192, 192, 3), np.uint8))  # the first call allocates
     decoding = embedding = 0.0
     for path in paths:
-        begun = time.perf_counter()
+        begun = time.process_time()
         clip = decode_clip(path, n_frames, 192, crop=crop)
-        decoding += time.perf_counter() - begun
-        begun = time.perf_counter()
+        decoding += time.process_time() - begun
+        begun = time.process_time()
         encoder.embed(clip.frames)
-        embedding += time.perf_counter() - begun
+        embedding += time.process_time() - begun
     return decoding, embedding
+
+
+def measure_parts(
+    catalog: SourceCatalog, made: DatasetHandle, copy: Path, arguments: argparse.Namespace
+) -> dict[str, float]:
+    """Return the wall seconds of the parts of stage 1 that are neither decoding nor embedding, and of the index of all files."""
+    settings = PreprocessSettings(frames=arguments.frames, workers=arguments.cores)
+    empty = [ShardTask(made, str(catalog.root), 10**6 + k, (), settings) for k in range(arguments.cores)]
+    records = read_records(made)
+    cached = open_cached(made)
+    arrays = [
+        {name: cached.shard_rows(name, record.shard) for name in array_shapes(made.spec)} for record in records
+    ]
+    target = create_or_open(open_store(copy).absolute().below("d"), made.spec, cached.info, made.shard_size)
+    extend(target, len(records))
+
+    def commit() -> None:
+        for k, (record, rows) in enumerate(zip(records, arrays, strict=True)):
+            write_shard(target, record.model_copy(update={"shard": k, "files": {}}), rows)
+
+    def index() -> None:
+        for clip in catalog.clips:
+            probe(catalog.root / clip.path)
+
+    steps = {
+        "start_s": lambda: run_on_workers(empty, arguments.cores, lambda *_: None),
+        "plan_s": lambda: make_plan(catalog, cached.info, None, arguments.shard_size, arguments.cores),
+        "index_s": index,
+        "commit_s": commit,
+    }
+    seconds = {}
+    for name, step in steps.items():
+        begun = time.perf_counter()
+        step()
+        seconds[name] = time.perf_counter() - begun
+    return seconds
 
 
 def measure_ours(dataset: str, root: Path, cache: Path, arguments: argparse.Namespace) -> tuple[float, float]:
@@ -137,25 +190,28 @@ def measure_peer(paths: list[Path], out: Path, arguments: argparse.Namespace) ->
     return float(done.stdout)
 
 
-def make_1080p(folder: Path, count: int, seconds: int) -> Path:
-    """Write clips of 1080p H.264 with one key frame, as in NTU RGB+D. Return their manifest."""
+def make_1080p(folder: Path, arguments: argparse.Namespace) -> Path:
+    """Write clips of 1080p, H.264 with one key frame as in NTU RGB+D, or MPEG-4. Return their manifest."""
     import av
 
+    h264 = arguments.codec == "h264"
+    codec, ending, options = ("libx264", "mp4", {"g": "1000", "preset": "veryfast"}) if h264 else ("mpeg4", "avi", {})
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     room = np.kron(rng.integers(0, 255, (27, 48, 3)), np.ones((40, 40, 1))).astype(np.uint8)
     rows = ["path,label,group,view,split"]
-    for k in range(count):
-        with av.open(str(folder / f"c{k}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=30, options={"g": "1000", "preset": "veryfast"})
+    for k in range(arguments.make_1080p):
+        name = f"c{k}.{ending}"
+        with av.open(str(folder / name), "w") as container:
+            stream = container.add_stream(codec, rate=30, options=options)
             stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
-            for t in range(30 * seconds):
+            for t in range(30 * arguments.seconds):
                 picture = room.copy()
                 left = 200 + 10 * t + 20 * k
                 picture[300:900, left % 1700 : left % 1700 + 200] = [200, 40 + k, 40]
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
-        rows.append(f"c{k}.mp4,a{k % 2},g{k},1,train")
+        rows.append(f"{name},a{k % 2},g{k},1,train")
     manifest = folder / "manifest.csv"
     manifest.write_text("\n".join(rows) + "\n")
     return manifest
