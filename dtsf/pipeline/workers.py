@@ -18,6 +18,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerProcess
 from types import ModuleType
+from typing import cast
 
 from dtsf.cache.schema import ClipRecord
 from dtsf.errors import DataError, DtsfError
@@ -75,7 +76,7 @@ def run_on_workers(
         for number in range(min(n_workers, len(waiting))):
             start(number)
         while workers:
-            for connection in wait(list(workers)):
+            for connection in cast("list[Connection]", wait(list(workers))):
                 worker = workers[connection]
                 try:
                     message = connection.recv()

@@ -103,14 +103,20 @@ def export_onnx(
     spec = state.spec
     example_VFHWC = torch.zeros(metadata.views, spec.frames, spec.grid, spec.grid, spec.channels)
     graph = _Graph(net, state.recipe.train.draws).eval()
-    names = {"input_names": ["group"], "output_names": [f"group_{name}" for name in OUTPUTS]}
     on_progress(0, 3, "tracing the network")
     with quiet_export():
         traced = torch.export.export(graph, (example_VFHWC,), strict=False)
     on_progress(1, 3, "translating its operators")
     with quiet_export():
-        options = {"custom_translation_table": translations(), "optimize": False, "verbose": False}
-        program: Any = torch.onnx.export(traced, dynamo=True, **names, **options)
+        program: Any = torch.onnx.export(
+            traced,
+            dynamo=True,
+            input_names=["group"],
+            output_names=[f"group_{name}" for name in OUTPUTS],
+            custom_translation_table=translations(),
+            optimize=False,
+            verbose=False,
+        )
     on_progress(2, 3, "simplifying the graph")
     with quiet_export():
         program.optimize()

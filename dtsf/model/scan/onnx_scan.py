@@ -48,8 +48,10 @@ def translations() -> dict[Any, Any]:
     """Return the argument ``custom_translation_table`` of ``torch.onnx.export``."""
     import onnx.parser
     import onnx_ir
-    from onnxscript import evaluator
-    from onnxscript import opset18 as op
+    from onnxscript import evaluator, opset18
+
+    op: Any = opset18  # its types describe scripts, not graphs
+    recorder: Any = evaluator
 
     def translate(u_BLD: Any, dt_BLD: Any, A_DN: Any, B_BLN: Any, C_BLN: Any) -> Any:
         rows, columns = op.Constant(value_ints=[2]), op.Constant(value_ints=[3])
@@ -59,11 +61,15 @@ def translations() -> dict[Any, Any]:
         batch = op.Constant(value_ints=[u_BLD.shape[0]])
         state_BND = op.Expand(op.Constant(value_float=0.0), op.Concat(batch, op.Shape(A_ND), axis=0))
         inputs = dt_BL1D, dt_u_BL1D, B_BLN1, C_BL1N
-        axes = {"num_scan_inputs": len(inputs), "scan_input_axes": [1] * len(inputs), "scan_output_axes": [1]}
+        axes: dict[str, Any] = {
+            "num_scan_inputs": len(inputs),
+            "scan_input_axes": [1] * len(inputs),
+            "scan_output_axes": [1],
+        }
         body = onnx_ir.from_proto(onnx.parser.parse_graph(STEP))
         # Not op.Scan: it returns the first of its outputs alone.
         node = onnx_ir.node("Scan", [state_BND, A_ND, *inputs], axes | {"body": body}, num_outputs=3)
-        evaluator.default().nodes.append(node)
+        recorder.default().nodes.append(node)
         return op.Squeeze(node.outputs[2], rows)
 
     return {torch.ops.dtsf.recurrence.default: translate}
