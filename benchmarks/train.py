@@ -13,17 +13,25 @@ innermost of these parts, and the time of its backward likewise, so that the sha
   input      the network's input                           tsm        pasting of thumbnails
   loader     the batch                                     optimizer  AdamW, clipping, gradients set to none
   python     the loop itself
+
+With ``--cache`` it trains with the command instead, ``--epochs`` epochs with calibration, and gives {wall_s, processor_s}: all
+that a user waits for. ``--before DIR`` takes turns with the code of another checkout, and gives the ratios to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -179,13 +187,51 @@ def in_backward(event: Any) -> bool:
     return False
 
 
+def time_command(code: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Train with the code of a checkout. Return the seconds on the clock, and of all its processes on all cores."""
+    words = ["train", "--cache", str(arguments.cache.absolute()), "--epochs", str(arguments.epochs), "--quiet"]
+    words += ["--dataset", arguments.dataset] if arguments.dataset else []
+    words += ["--protocol", arguments.protocol] if arguments.protocol else []
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"PYTHONPATH": str(code.absolute()), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "dtsf", *words, "--out", f"{folder}/run"]
+        begun, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run(command, check=True, cwd=folder, env=environment, stderr=subprocess.DEVNULL)
+        wall, after = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": wall, "processor_s": spent}
+
+
+def compare_commands(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the smallest times of whole trainings, and their ratios to those of the code before."""
+    codes = {"now": Path(__file__).parents[1]} | ({"before": arguments.before} if arguments.before else {})
+    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for _ in range(arguments.repeats):
+        for name, code in codes.items():
+            found[name].append(time_command(code, arguments))
+    least = {name: {key: min(one[key] for one in all_) for key in all_[0]} for name, all_ in found.items()}
+    ratios = {key: least["now"][key] / least["before"][key] for key in least["now"]} if arguments.before else {}
+    return {"epochs": arguments.epochs, **least["now"], "before": least.get("before"), "ratio": ratios}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cache", type=Path, help="train with the command from this cache")
+    parser.add_argument("--dataset")
+    parser.add_argument("--protocol")
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--before", type=Path, help="another checkout to compare with")
     arguments = parser.parse_args()
+    if arguments.cache is not None:
+        compared = compare_commands(arguments)
+        lines = [f"{key}: {value}" for key, value in compared.items()]
+        sys.stdout.write((json.dumps(compared) if arguments.json else "\n".join(lines)) + "\n")
+        return
     torch.set_num_threads(arguments.threads)
     epoch = make_epoch(arguments.recipe)
     epoch()

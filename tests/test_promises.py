@@ -331,6 +331,7 @@ def test_predict__opens_cameras_as_needed(dtsf, promising, performance, tmp_path
         "predict", *performance, "--run", promising, "--as-needed", "1", "--video", tmp_path / "film.mp4", cwd=promising.parent)
 
 
+@pytest.mark.slow
 def test_watch__opens_as_needed_and_names_whom_to_look_at(dtsf, promising, performance, tmp_path):
     for name in ("a", "b"):
         (tmp_path / "in" / name).mkdir(parents=True)
