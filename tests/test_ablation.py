@@ -74,6 +74,13 @@ def killed_at(epoch, cache, **options):
     assert exit_code(forked(lambda: package.ablate(cache, on_epoch=die, **options))) == -signal.SIGKILL
 
 
+def test_make_variants__of_one_view_leave_out_what_needs_two():
+    for n_views, methods in ((1, {"none", "cir"}), (2, {"none", "cir", "prototypes", "actionmae"})):
+        rows = make_variants(load_table("debias"), "default", n_views=n_views)
+        found = {settings.debias.method for row, settings in rows if row.variant in ("DTSFNet", "CIR", "prototypes", "ActionMAE")}
+        assert found == methods
+
+
 def test_make_variants__changes_the_recipe_as_the_rows_say():
     variants = make_variants(load_table("paper"), "default", TINY)
     rows = {row.variant: (row, settled) for row, settled in variants}

@@ -35,7 +35,8 @@ class VariantRow(Frozen):
     name: str = Field(min_length=1)
     source: str = ""  # source of the method, and the part of the network that it replaces
     set: tuple[str, ...] = ()  # changed keys of the recipe
-    needs: str = ""  # input that a branch of the recipe must have; else the row changes no branch
+    # Input that a branch of the recipe must have, else the row changes no branch; or "views": two, else it changes nothing.
+    needs: str = ""
     drop: tuple[str, ...] = ()  # inputs or views of branches to remove; a word that fits all branches removes none
     branch: dict[str, Any] = {}  # keys to set in the other branches; input pixels stays, equal branches are merged
 
@@ -71,7 +72,7 @@ def ablate(
         rule = next(iter(rules.values()))
     recipe = chosen.recipe or default_recipe(data.info, data.spec, rule.name)[0]
     table = load_table(chosen.table)
-    variants = make_variants(table, recipe, chosen.changes())
+    variants = make_variants(table, recipe, chosen.changes(), n_views=len(data.info.view_names))
     for row, settled in variants:
         try:
             check_recipe_fits(settled, data, rule)
@@ -171,12 +172,17 @@ def load_table(name_or_file: str) -> VariantTable:
     return table
 
 
-def make_variants(table: VariantTable, recipe: str, overrides: Sequence[str] = ()) -> list[tuple[AblationRow, Recipe]]:
-    """Apply a table's rows to a recipe, each after ``overrides``. Raises ConfigError: a row does not fit the recipe."""
+def make_variants(
+    table: VariantTable, recipe: str, overrides: Sequence[str] = (), *, n_views: int = 2
+) -> list[tuple[AblationRow, Recipe]]:
+    """Apply a table's rows to a recipe, each after ``overrides``, for a dataset of ``n_views`` views. Raises ConfigError: a
+    row does not fit the recipe.
+    """
     given = load_recipe(recipe, overrides).model.branch
     made: list[tuple[AblationRow, Recipe]] = []
     for row in table.row:
-        branches, changes = _change_branches(given, row), (*overrides, *row.set)
+        alone = row.needs == "views" and n_views < 2
+        branches, changes = _change_branches(given, row), (*overrides, *(() if alone else row.set))
         if branches != [branch.model_dump(exclude_defaults=True) for branch in given]:
             tables = (", ".join(f"{key} = {json.dumps(value)}" for key, value in keys.items()) for keys in branches)
             changes = (*changes, f"model.branch=[{', '.join(f'{{ {keys} }}' for keys in tables)}]")
