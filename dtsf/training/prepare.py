@@ -47,8 +47,8 @@ def channel_deviation(groups: Groups, *, dynamic: bool) -> Tensor:
     square_C: Tensor = torch.zeros(groups.embeddings_NFHWC.shape[-1], dtype=torch.float64)
     total_C = torch.zeros_like(square_C)
     count = 0
-    # In chunks: the whole dataset in float32 would take twice the memory of its cache.
-    for rows in groups.row_GV[groups.mask_GV].split(256):
+    # A few clips at a time, so that the system need not find new memory for every result.
+    for rows in groups.row_GV[groups.mask_GV].split(8):
         x_NFHWC = groups.embeddings_NFHWC[rows].double()
         if dynamic:
             x_NFHWC = x_NFHWC - x_NFHWC.mean(1, keepdim=True)
