@@ -302,11 +302,14 @@ def test_rest_level__nobody_rests(values):
 
 
 class _Moves:
-    """Encoder whose embeddings change in frames 30 to 49, and 90 to 109."""
+    """Encoder whose embeddings change in these frames."""
+
+    def __init__(self, *spans):
+        self._moving = np.concatenate([np.arange(*span) for span in spans])
 
     def __call__(self, frames_FHWC):
         number_F = np.array(_numbers(frames_FHWC))
-        moving_F = ((number_F >= 30) & (number_F < 50)) | ((number_F >= 90) & (number_F < 110))
+        moving_F = np.isin(number_F, self._moving)
         random = np.random.default_rng(0).normal(size=(256, 9, 2))
         made = (0.01 + moving_F[:, None, None]) * random[number_F]
         made[:, 0, 0] = number_F
@@ -331,7 +334,7 @@ def test_find_timeline__a_movement_is_one_window_of_the_cameras_that_film_it(fil
     plan = replace(
         plan, sources=(plan.sources[0], late), grid=replace(plan.grid, first=0, last=115, lengths=(20,), longest=40)
     )
-    model = replace(_model(_Moves()), classify=classify)
+    model = replace(_model(_Moves((30, 50), (90, 110))), classify=classify)
     timeline, work = find_timeline(plan, model, tmp_path)
     if cut:
         whole = work.path.read_bytes()
@@ -347,6 +350,20 @@ def test_find_timeline__a_movement_is_one_window_of_the_cameras_that_film_it(fil
         assert abs(bout.stop - stop) <= 0.4
     assert asked == [(9, (0,)), (9, (0, 1))]
     assert (timeline.start, timeline.stop) == (0, 11.6)
+
+
+def test_find_timeline__an_event_may_rest_in_its_middle(films, tmp_path):
+    def classify(x_NVFPC, cameras):
+        """Only all of frames 30 to 60 is an event."""
+        number_NF = x_NVFPC[:, 0, :, 0, 0]
+        p_N1 = np.where(number_NF.max(1) - number_NF.min(1) > 18, 0.9, 0.05)[:, None]
+        return np.hstack([p_N1, 0.95 - p_N1, 0 * p_N1 + 0.05]), 0 * p_N1[:, 0], np.ones((len(p_N1), len(cameras)))
+
+    plan = _plan(films)
+    plan = replace(plan, grid=replace(plan.grid, first=0, last=115, lengths=(20,), longest=40))
+    timeline, _ = find_timeline(plan, replace(_model(_Moves((30, 40), (50, 60))), classify=classify), tmp_path)
+    (bout,) = timeline.bouts
+    assert overlap((bout.start, bout.stop), (3, 6)) > 0.7
 
 
 def test_csv__is_read_again_by_import(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 
 # Shares of a usual event: time over which movement is averaged, the shortest rest, and the shortest movement.
 SMOOTHED, REST, SHORTEST = 0.2, 0.33, 0.25
+JOINED = 0.67  # longest rest inside an event, such as between sitting down and standing up
 LONGEST = 1.25  # longest movement that can be one event, over the longest event of the training
 TWO = 0.68  # share of the variance between two levels: 0.64 for one hump, 0.75 for even values; below it, nobody rests
 CALM = 0.25  # quantile of a camera that is its 0

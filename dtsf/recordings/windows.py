@@ -18,7 +18,7 @@ import numpy as np
 
 from dtsf.cache.schema import CacheSpec
 from dtsf.recordings.cameras import CameraStream, EmbeddedCamera, Source
-from dtsf.recordings.movements import REST, find_movements, rest_level, strength
+from dtsf.recordings.movements import JOINED, find_movements, rest_level, strength
 
 if TYPE_CHECKING:
     from dtsf.pipeline.encoders.choose import Encoder
@@ -113,8 +113,8 @@ def read_windows(
     every = max(1, round(grid.rate / 2))
     number, begin, known = resume.number, resume.begin, round(KNOWN * grid.rate)
     before_VT = np.zeros((len(sources), 0)) if resume.moved_VT is None else resume.moved_VT
-    # What is read beyond the begin of a block: more than the longest movement with the rests around it.
-    ahead = max(grid.longest, *grid.lengths) + math.ceil(3 * REST * grid.usual) + grid.usual
+    # What is read beyond the begin of a block: more than a chain of movements with the rests around it.
+    ahead = max(2 * grid.longest, *grid.lengths) + math.ceil(3 * JOINED * grid.usual) + grid.usual
     with contextlib.ExitStack() as open_:
         streams = [
             open_.enter_context(CameraStream(source, spec, grid.rate, first, grid.last, idle, stopped))
@@ -168,21 +168,28 @@ def _plan_block(moved_VT: np.ndarray, begin: int, end: int, grid: Grid, *, final
     if level is None:
         stop = end if final else end - max(grid.lengths)
         return _BlockPlan(stop, False, [], sliding(begin, stop))
-    rest = math.ceil(REST * grid.usual)
-    movements, windows = [], []
-    at = end - (0 if final else rest)  # where the block ends
+    joined = math.ceil(JOINED * grid.usual)
+    chains: list[list[tuple[int, int]]] = []
     for start, stop in find_movements(strength_T[-(end - begin) :], level, grid.usual):
         start, stop = begin + start, begin + stop
-        if final or stop + rest <= end:
-            if stop - start <= grid.longest:
-                movements.append((start, stop))
-            else:
-                windows += sliding(start, stop - min(grid.lengths) + 1)
-        elif end - start <= grid.longest:
-            at = min(at, max(begin + 1, start - rest // 2))
+        if chains and start - chains[-1][-1][1] <= joined and stop - chains[-1][0][0] <= 2 * grid.longest:
+            chains[-1].append((start, stop))
+        else:
+            chains.append([(start, stop)])
+    movements, windows = [], []
+    at = end - (0 if final else joined)  # where the block ends
+    for chain in chains:
+        first = chain[0][0]
+        if final or chain[-1][1] + joined <= end:
+            for k, (start, stop) in enumerate(chain):
+                movements += [(start, last) for _, last in chain[k:] if last - start <= grid.longest]
+                if stop - start > grid.longest:
+                    windows += sliding(start, stop - min(grid.lengths) + 1)
+        elif end - first <= 2 * grid.longest + joined:
+            at = min(at, max(begin + 1, first - joined // 2))
         else:
             at = end - max(grid.lengths)
-            windows += sliding(start, at)
+            windows += sliding(first, at)
     return _BlockPlan(at, not windows or windows[-1][1] <= at, movements, windows)
 
 
