@@ -144,7 +144,8 @@ def test_ablate__compares_variants_on_folds_as_crossval_does(cache, whole, slowe
     page = (tmp_path / "out/two.md").read_text()
     assert "probability to be better" in page
     assert "the intervals rest on 5 people" in page
-    (line,) = [row for row in csv.DictReader((tmp_path / "out/two.csv").open()) if (row["variant"], row["test"]) == ("b", "drawn")]
+    rows = list(csv.DictReader((tmp_path / "out/two.csv").read_text().splitlines()))
+    (line,) = [row for row in rows if (row["variant"], row["test"]) == ("b", "drawn")]
     assert line["probability to be better"] == f"{second.compared['drawn'].scores['top1'].better:.2f}"
     with pytest.raises(ConfigError, match="--folds and --protocol exclude each other"):
         package.ablate(cache, out=tmp_path / "out", **options, protocol="all")

@@ -1,13 +1,16 @@
-"""``dtsf timeline --follow`` of a camera on the network: ``rtsp://`` against a sender on this machine."""
+"""Timelines under bad conditions: a camera on the network that stops (``rtsp://`` from a sender on this machine), a full disk."""
 
+import resource
 import socket
 
 import numpy as np
 import pytest
 from rtsp_camera import Camera
 
-from dtsf.errors import VideoError
+from dtsf.errors import DataError, VideoError
 from dtsf.pipeline.video.stream import live_frames
+from dtsf.recordings.windows import WindowBlock
+from dtsf.recordings.work import WorkFile
 
 PICTURES = np.random.default_rng(0).integers(0, 255, (30, 64, 96, 3), np.uint8)
 RATE = 8
@@ -29,3 +32,26 @@ def test_live_frames__address_without_an_answer_is_said_in_one_line():
     with pytest.raises(VideoError, match=f"^{url} cannot be read: Connection refused; check the address") as error:
         next(live_frames(url, RATE, 0.0, 1.0, []))
     assert "\n" not in str(error.value)
+
+
+def test_work_file__goes_on_behind_the_last_whole_block_of_a_full_disk(tmp_path):
+    def block(number):
+        spans, random = np.zeros((4, 2), int), np.random.default_rng(number).random
+        return WindowBlock(number, 0, 10, False, spans, random((4, 8)), random(4), random((4, 3)), random((3, 8)), (1, 2, 3))
+
+    def fill():
+        with WorkFile(path, {}) as work:
+            for number in range(20):
+                work.add(block(number))
+
+    path, limits = tmp_path / "r.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=f"cannot write {path}: .*run it again with more space"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with WorkFile(path, {}) as work:
+        kept = work.n_blocks
+        work.add(block(kept))
+        assert len(list(work.stored())) == kept + 1 > 1

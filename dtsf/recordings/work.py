@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ class WorkFile:
 
     def __exit__(self, *_: object) -> None:
         assert self._file is not None
-        self._file.close()
+        with contextlib.suppress(OSError):  # the rest of a line that did not fit, which _write has refused
+            self._file.close()
 
     def stored(self) -> Iterator[WindowBlock]:
         """Yield the blocks that were there."""
@@ -102,7 +104,9 @@ class WorkFile:
             raise self._refusal(error) from error
 
     def _refusal(self, error: OSError) -> DataError:
-        return DataError(f"cannot write {self.path}: {error.strerror}; choose another --out")
+        return DataError(
+            f"cannot write {self.path}: {error.strerror}; run it again with more space, or choose another --out"
+        )
 
     def _take(self, number: int, data: bytes, key: str) -> bool:
         """Note a stored line. Return False if it and all behind it cannot be used."""
