@@ -7,6 +7,7 @@ records, its result or its error come back through a pipe.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import multiprocessing
 import os
@@ -17,6 +18,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from logging.handlers import QueueHandler
 from multiprocessing.connection import Connection, wait
@@ -31,6 +33,8 @@ from dtsf.training.distributed import current_world
 T = TypeVar("T")
 Report = Callable[[Any], None]
 Job = Callable[[Report], T]
+
+KEEP_MEMORY = (-1, -3)  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt
 
 
 class _Sender(QueueHandler):
@@ -128,6 +132,11 @@ def _work(job: Job[Any], sender: Connection, alive: int, lifeline: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
     torch.set_num_threads(1)
+    with suppress(
+        AttributeError
+    ):  # glibc only: freed memory is kept, else the system clears new pages for every result
+        for option in KEEP_MEMORY:
+            ctypes.CDLL(None).mallopt(option, 1 << 30)
     # Threads of the parent may have held the locks of its progress bar and of its log handlers.
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
