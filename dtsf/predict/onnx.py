@@ -1,7 +1,7 @@
 """Export of a run to one ONNX file with metadata, and prediction with this file alone.
 The graph reads the embeddings of all cached frames, samples the frames of the network as an evaluation does, and has the network in
 evaluation mode. It is traced for one group, and a node ``Scan`` runs it for each group of a batch: tracing with a free number
-of groups takes three times as long. A second file has the frame encoder.
+of groups takes 2.5 times as long. A second file has the frame encoder.
 Letters: B groups, V views, F cached frames, T frames of the network, H W grid, C channels, K classes,
 X numbers of a frame.
 """

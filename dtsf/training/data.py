@@ -103,7 +103,7 @@ def load_groups(dataset: CachedDataset, clips: Sequence[Clip]) -> Groups:
 
 
 def share_groups(load: Callable[[Sequence[Clip]], Groups], clips: Sequence[Clip]) -> Callable[[Sequence[Clip]], Groups]:
-    """Load clips into memory once. Return a function like ``load`` that reads any part of them there, and other clips anew."""
+    """Load clips into memory once. Return a function like ``load`` that reads any part of them there, and loads other clips."""
     whole = load(clips)
     row_of = {clip.id: row for row, clip in enumerate(clips)}
 

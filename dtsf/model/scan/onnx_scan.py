@@ -1,4 +1,4 @@
-"""Selective scan for an export to ONNX: one operator for PyTorch's exporter, and a node ``Scan`` of six operators for any length.
+"""Selective scan for an export to ONNX: one operator for PyTorch's exporter, and a node ``Scan`` of seven operators for any length.
 Letters: B batch, L tokens, D channels, N states.
 """
 
