@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -375,17 +376,19 @@ def test_make__reproduces_on_motion_after_two_kills(shared_data, tmp_path):
         process.communicate()
 
     shards, runs = tmp_path / "out/cache/nucla/shards", tmp_path / "out/runs"
+    first = runs / "cross-view-1-seed0/result.json"
     kill_when(lambda: list(shards.glob("*.json")))
     kept = _times(shards, "*.json")
     assert 1 <= len(kept) < 8
-    kill_when(lambda: (runs / "cross-view-1-seed0/result.json").exists() and (runs / "cross-view-2-seed0/last").is_dir())
+    # It trains beside the second one.
+    kill_when(lambda: first.exists() and json.loads(first.read_text())["scores"])
     assert kept.items() <= _times(shards, "*.json").items()
     finished = _times(runs, "cross-view-1-seed0/result.json")
     process = _make(tmp_path, *words)
     said, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, said
     assert "this is not N-UCLA: 510 videos" in said
-    assert "1 of 4 runs were finished before" in said
+    assert re.search("[1-3] of 4 runs were finished before", said)
     assert _times(runs, "cross-view-1-seed0/result.json") == finished
     document = json.loads((tmp_path / "out/results.json").read_text())
     protocols = ["cross-view:1", "cross-view:2", "cross-view:3", "mean of 3 rotations", "cross-subject:5,6"]
