@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter, deque
@@ -22,7 +23,6 @@ from typing import cast
 
 from dtsf.cache.schema import ClipRecord
 from dtsf.errors import DataError, DtsfError
-from dtsf.pipeline.video.decode import end_with_parent
 from dtsf.pipeline.worker import ShardTask, run_shard, select_gpu
 
 # Seconds between two progress events of a shard, so that their number grows with workers, not with clips.
@@ -150,9 +150,17 @@ def _send(connection: Connection, task: ShardTask) -> None:
         connection.send(task)
 
 
+def _end_with_run() -> None:
+    """End this worker, and so its decoder, with the main process. The server ends later: with the last of its workers."""
+    run = multiprocessing.parent_process()
+    assert run is not None
+    run.join()
+    os._exit(1)
+
+
 def _serve(connection: Connection, number: int, gpus: tuple[str, ...], workers: int) -> None:
     """Run shards in a worker: sends progress, then None or an error for each."""
-    end_with_parent()
+    threading.Thread(target=_end_with_run, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops its workers
     if gpus:
         select_gpu(number, gpus)
