@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from dtsf.recordings.timeline import Progress
 
 TRUST_HELP = (
-    "Least trust of an offset: the first peak of the agreement (without its strongest second) over the second. Films of "
-    "different events reach 0.98."
+    "Least trust of an offset: the first peak of the agreement (without its strongest part) over the second. Films of "
+    "different events reach 0.93."
 )
 DRIFT_SHOWN = 0.1
 """Seconds by which an offset is wrong at the ends, from which on a message says so."""

@@ -9,7 +9,10 @@ import numpy as np
 from dtsf.recordings.tracks import RATE
 
 MIN_OVERLAP = 10.0  # seconds that two cameras must share
-STRONGEST_SECONDS = 1.0  # the part of an agreement that is not counted
+STRONGEST_SECONDS, SAFE_SECONDS = (
+    1.0,
+    20.0,
+)  # least part of an agreement that is not counted; common time up to which it is so
 
 
 class Curve(NamedTuple):
@@ -25,14 +28,16 @@ class Curve(NamedTuple):
         inside = (shifts >= self.first) & (shifts < self.first + len(self.score))
         return np.where(inside, self.score[np.clip(shifts - self.first, 0, len(self.score) - 1)], 0.0)
 
-    def without_strongest(self, shift: int) -> float:
-        """Return the score at a shift without the second that agrees most."""
+    def without_strongest(self, shift: int, share: float) -> float:
+        """Return the score at a shift without the second that agrees most, or, if this is longer, without ``share`` of the common
+        time beyond :data:`SAFE_SECONDS`.
+        """
         score = float(self.at(np.array(shift)))
         if score <= 0:
             return score
         a, b = (_standard(part) for part in overlap(*self.tracks, shift))
         agreement = np.cumsum(np.pad((a * b).mean(0), (1, 0)))
-        n = int(STRONGEST_SECONDS * RATE)
+        n = max(int(STRONGEST_SECONDS * RATE), int(share * (a.shape[1] - SAFE_SECONDS * RATE)))
         share = 1 - (agreement[n:] - agreement[:-n]).max() / max(float(agreement[-1]), 1e-9)
         root = np.sqrt(self.seconds[shift - self.first])
         return float(np.arctanh(np.tanh(score / root) * np.clip(share, 0, 1)) * root)

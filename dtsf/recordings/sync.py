@@ -2,7 +2,7 @@
 
 Two tracks are compared at every shift: the correlation r over the time that both cover, as atanh(r) times the root of this time, so
 that a short overlap needs a better agreement. Trust is the ratio of the first to the second peak. The first is counted without its
-strongest second, so that one bang is no agreement; the second is at least what chance gives.
+strongest part, so that one bang is no agreement; the second is at least what chance gives.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from dtsf.recordings.agreement import MIN_OVERLAP, Curve, compare, overlap, vert
 from dtsf.recordings.table import Recording
 from dtsf.recordings.tracks import RATE, Track, read_track
 
-MIN_TRUST = 1.0  # films of different events reach 0.98
+MIN_TRUST = 1.0  # films of different events reach 0.93
+# Share of a long common time that is not counted: films can move alike by chance for some seconds. Sound has fewer events.
+STRONGEST = {"sound": 0.0, "movement": 0.06}
 CHANCE = 4.0  # standard deviations that the highest of many random values reaches
 PEAK_SECONDS = 1.0  # half width of a peak
 TOLERANCE = 0.25  # seconds between the answers of sound and movement that are one answer
@@ -224,8 +226,8 @@ def _best(curves: Mapping[int, Curve], offsets: Mapping[int, float], by: str) ->
     if score[k] <= 0 or not len(elsewhere):
         return _Answer(0.0, 0.0, by)
     second = max(float(elsewhere.max()), CHANCE * float(elsewhere.std()))
-    peak = sum(curve.without_strongest(int(shifts[k]) - begin[j]) for j, curve in curves.items()) / root[k]
-    return _Answer((shifts[k] + vertex(score, k)) / RATE, max(0.0, float(peak)) / max(second, 1e-9), by)
+    peak = sum(curve.without_strongest(int(shifts[k]) - begin[j], STRONGEST[by]) for j, curve in curves.items())
+    return _Answer((shifts[k] + vertex(score, k)) / RATE, max(0.0, float(peak / root[k])) / max(second, 1e-9), by)
 
 
 def _with_drift(camera: SyncedCamera, reference: Track, track: Track) -> SyncedCamera:
