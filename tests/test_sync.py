@@ -89,6 +89,14 @@ def test_sync_tracks__one_bang_three_jolts_or_a_regular_beat_is_no_agreement(val
     assert camera.offset is None
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_sync_tracks__where_a_file_begins_and_ends_is_nothing_that_is_heard(seed):
+    heard = 1 + 0.3 * RNG(seed).random((2, 3, 1000))
+    heard[..., :12] = heard[..., -12:] = 1e-4  # a codec begins and ends softly
+    camera = sync_tracks([make_track(None, one, (0, 1000)) for one in heard])[1]
+    assert camera.offset is None
+
+
 def test_sync_tracks__different_recordings_are_never_trusted():
     tracks = [track(0, 40 + 5 * seed, cause=events(200, 100 + seed)) for seed in range(12)]
     trusts = [sync_tracks([a, b])[1].trust for k, a in enumerate(tracks) for b in tracks[:k]]
@@ -166,6 +174,19 @@ def test_sync__files_of_other_rates_with_sound_and_without_and_in_chapters(film,
     assert rows[3]["offset"] == ""
 
 
+def test_sync_recordings__a_camera_that_cannot_be_read_does_not_stop_the_others(film, make_video, tmp_path):
+    a, b = film("a2.mp4", 2, 24, 10), film("b2.mp4", 5, 24, 10, seed=1)
+    cut, short = tmp_path / "cut.mp4", make_video(tmp_path / "short.mp4", 9)
+    cut.write_bytes(a.read_bytes()[:3000])
+    with pytest.raises(SyncError, match=r"2 cameras: .*cut\.mp4 cannot be opened.*short\.mp4 has .* too few") as error:
+        sync_recordings([recording_of([a, cut, b, short])])
+    offsets = [camera.offset for camera in error.value.synced[0].cameras]
+    assert offsets == [0, None, pytest.approx(3, abs=0.1), None]
+    with pytest.raises(SyncError, match="camera '1', whose clock counts, cannot be read") as error:
+        sync_recordings([recording_of([cut, a]), recording_of([a, b])])
+    assert [camera.offset is None for one in error.value.synced for camera in one.cameras] == [True, True, False, False]
+
+
 def test_sync_recordings__sound_that_is_sure_needs_no_picture(film):
     # Fewer than 25 pictures would be refused.
     a, b = film("g.mp4", 2, 24, 1, sound=True), film("h.mp4", 3, 24, 1, sound=True, seed=1)
@@ -188,7 +209,7 @@ def test_sync__without_trust_all_is_shown_and_the_exit_code_is_2(film, dtsf):
     failed = dtsf("sync", a, b, "--json", cwd=a.parent)
     assert failed.returncode == 2
     assert json.loads(failed.stdout)["recordings"][0]["cameras"][1]["offset"] is None
-    assert "no offset for 1 cameras: camera '2' of 'recording': trust" in failed.stderr
+    assert "no offset for 1 camera: camera '2' of 'recording': trust" in failed.stderr
     with pytest.raises(SyncError) as error:
         sync_recordings([recording_of([a, b])])
     assert error.value.synced[0].cameras[1].by is None

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pkgutil
 import threading
 import time
 import xml.etree.ElementTree as ET
@@ -15,15 +16,17 @@ import numpy as np
 import pytest
 
 from dtsf.cache.schema import CacheSpec
-from dtsf.errors import VideoError
+from dtsf.errors import DataError, VideoError
 from dtsf.pipeline.encoders.choose import Encoder, Identity
 from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
+from dtsf.predict.recordings import find_timelines, plan_recording
 from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import CameraStream, Source
 from dtsf.recordings.events import Event, read_events
 from dtsf.recordings.movements import find_movements, rest_level, strength
 from dtsf.recordings.outputs import WRITERS
 from dtsf.recordings.page import clock, overlap, render_page
+from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Camera, Recording
 from dtsf.recordings.timeline import Model, Plan, find_timeline, write_files
 from dtsf.recordings.windows import Grid, WindowBlock, plan_grid
@@ -215,6 +218,26 @@ def test_find_timeline__another_file_or_offset_begins_again(films, tmp_path):
     counter = _Counter()
     find_timeline(moved, _model(counter), tmp_path)
     assert counter.n == 2 * 105
+
+
+@pytest.mark.parametrize("name", ["movements.REST", "windows.STOPS", "cameras.COVERED"])
+def test_find_timeline__another_rule_for_windows_begins_again(films, tmp_path, monkeypatch, name):
+    find_timeline(_plan(films), _model(), tmp_path)
+    value = pkgutil.resolve_name(f"dtsf.recordings.{name}")
+    monkeypatch.setattr(f"dtsf.recordings.{name}", value[::-1] if isinstance(value, tuple) else value * 0.99)
+    counter = _Counter()
+    find_timeline(_plan(films), _model(counter), tmp_path)
+    assert counter.n == 2 * 105
+
+
+def test_find_timeline__a_camera_may_begin_after_the_others_end(films, tmp_path):
+    plan = _plan(films)
+    late = replace(plan.sources[1], chapters=((str(films[1]), 41.0, 46.0),), offset=41.0)
+    plan = replace(plan, sources=(plan.sources[0], late), grid=replace(plan.grid, first=0, last=459, lengths=(20,), longest=40))
+    counter = _Counter()
+    timeline, _ = find_timeline(plan, replace(_model(counter), classify=_classify), tmp_path)
+    assert counter.n == 116 + 50
+    assert (timeline.start, timeline.stop) == (0, 46)
 
 
 def _blocks(events, grid, n=400):
@@ -560,6 +583,39 @@ def test_follow__a_file_with_its_index_at_the_end_is_refused(tmp_path):
 )
 def test_timeline__refuses_wrong_words(dtsf, world, words, message):
     assert message in dtsf.refusal("timeline", "run", *words, cwd=world)
+
+
+def _run(calibration=None):
+    """What a plan needs of a run."""
+    info = SimpleNamespace(view_names=("cam1", "cam2"), view_regions=(), class_names=NAMES, clip_seconds=[(1.0,) * 7] * 3)
+    return SimpleNamespace(folder="run", held_out=None, state=SimpleNamespace(info=info, spec=SPEC, calibration=calibration))
+
+
+@pytest.mark.parametrize(("offset", "note"), [(2.0, False), (6.0, True), (50.0, True)])
+def test_plan_recording__cameras_that_share_no_window_are_named(films, offset, note):
+    cameras = Camera("cam1", films[:1], 0.0), Camera("cam2", films[1:2], offset + 5)
+    plan = plan_recording(_run(), Recording("r", None, cameras), TimelineSettings(), "table.csv")
+    assert any("share less than a window" in one and "cam2" in one for one in plan.notes) == note
+    assert plan.grid.last / plan.grid.rate == pytest.approx(max(11.6, offset + 10), abs=0.2)
+
+
+def test_plan_recording__a_film_shorter_than_a_window_is_refused(tmp_path):
+    camera = Camera("cam1", (_film(tmp_path / "one.mp4", 1),), 0.0)
+    with pytest.raises(DataError, match=r"table.csv: no camera of 'r' films as long as a window \(1 s\): cam1 0.0 to 0.1 s"):
+        plan_recording(_run(), Recording("r", None, (camera,)), TimelineSettings(), "table.csv")
+
+
+@pytest.mark.parametrize(("calibration", "given", "threshold"), [(None, None, 0.25), ("fitted", None, 0.4), ("fitted", 0.7, 0.7)])
+def test_plan_recording__threshold_depends_on_the_calibration(films, calibration, given, threshold):
+    recording = Recording("r", None, (Camera("cam1", films[:1], 0.0),))
+    plan = plan_recording(_run(calibration), recording, TimelineSettings.of(threshold=given), "table.csv")
+    assert plan.options.threshold == threshold
+
+
+def test_find_timelines__names_that_are_one_file_on_other_systems_are_refused(films, tmp_path):
+    table = [Recording(name, None, (Camera("cam1", films[:1], 0.0, line),)) for line, name in ((2, "Day"), (4, "day"))]
+    with pytest.raises(DataError, match="line 4: the results of recording 'day' would replace those of 'Day'"):
+        next(find_timelines(_run(), table, tmp_path))
 
 
 def test_find_timelines__a_broken_recording_is_named_after_all_others(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COVERED = 2.5  # longest over shortest event that windows of one length fit: an overlap (IoU) of at least 0.63
+CALIBRATED, UNCALIBRATED = 0.4, 0.25  # probability of a bout, of a network with and without calibration
 ONE_REGION = "a timeline needs one for each view: preprocess with --region, and train again"
 MOST_FRAMES = 4096  # moments of the longest window
 
@@ -76,12 +77,13 @@ def plan_recording(
     usual = float(np.median(windows))
     longest = 0.0 if settings.windows else LONGEST * float(lengths.max())
     grid = plan_grid(extents, windows, run.state.spec.frames, settings.hop or usual / 10, longest)
-    _check(grid, recording, extents, place)
+    notes = _check(grid, recording, extents, place)
     least = float(np.min(lengths)) if len(lengths) else min(windows)
     shortest = least / 2 if settings.shortest is None else settings.shortest
     gap = shortest if settings.gap is None else settings.gap
-    options = BoutOptions(settings.threshold, shortest, gap, frozenset({NOTHING, "unknown"}))
-    return Plan(recording.name, recording.subject, tuple(sources), tuple(media), grid, options)
+    threshold = settings.threshold or (UNCALIBRATED if run.state.calibration is None else CALIBRATED)
+    options = BoutOptions(threshold, shortest, gap, frozenset({NOTHING, "unknown"}))
+    return Plan(recording.name, recording.subject, tuple(sources), tuple(media), grid, options, notes=notes)
 
 
 def event_lengths(run: Run) -> np.ndarray:
@@ -105,19 +107,26 @@ def _window_lengths(run: Run, lengths: np.ndarray) -> tuple[float, ...]:
     return tuple(float(low * (high / low) ** ((k + 0.5) / n)) for k in range(n))
 
 
-def _check(grid: Grid, recording: Recording, extents: Sequence[tuple[float, float]], place: str) -> None:
+def _check(grid: Grid, recording: Recording, extents: Sequence[tuple[float, float]], place: str) -> tuple[str, ...]:
+    """Return notes about the times that the cameras film. Raises ConfigError, DataError: there is no window in them."""
     if max(grid.lengths) > MOST_FRAMES:
         raise ConfigError(f"--windows: {max(grid.lengths) / grid.rate:g} s are too long beside the other windows")
-    shared = min(extent[1] for extent in extents) - max(extent[0] for extent in extents)
-    if shared * grid.rate < min(grid.lengths):
-        spans = ", ".join(
-            f"{camera.view} {begin:.1f} to {end:.1f} s"
-            for camera, (begin, end) in zip(recording.cameras, extents, strict=True)
-        )
+    spans = ", ".join(
+        f"{camera.view} {begin:.1f} to {end:.1f} s"
+        for camera, (begin, end) in zip(recording.cameras, extents, strict=True)
+    )
+    least = min(grid.lengths) / grid.rate
+    if max(end - begin for begin, end in extents) < least:
         raise DataError(
-            f"{place}: the cameras of {recording.name!r} share less than a window ({min(grid.lengths) / grid.rate:g} s): "
-            f"{spans}; check the offsets (dtsf sync)"
+            f"{place}: no camera of {recording.name!r} films as long as a window ({least:g} s): {spans}; give shorter --windows, "
+            "or a longer film"
         )
+    if min(end for _, end in extents) - max(begin for begin, _ in extents) >= least:
+        return ()
+    return (
+        f"{place}: the cameras of {recording.name!r} share less than a window ({least:g} s): {spans}; if that is wrong, check "
+        "the offsets (dtsf sync)",
+    )
 
 
 def recording_of(
@@ -177,14 +186,22 @@ def find_timelines(
         on_bout: Called with the name of the recording and each bout that later windows cannot change.
         stopped: Called often; True ends cameras that are still filming.
 
-    Raises DataError: the table is wrong, a view is unknown to the run, or the cameras share no time. Raises VideoError, after all
-    other recordings: a camera cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows no length of events.
+    Raises DataError: the table is wrong, a view is unknown to the run, or no camera films as long as a window. Raises
+    VideoError, after all other recordings: a camera cannot be decoded. Raises ConfigError: a setting is wrong, or the run knows
+    no length of events.
     """
     settings, out = (settings or TimelineSettings()).changed(**changes), Path(out)
     table, place = _read(recordings)
     plans: list[tuple[Path | None, Plan]] = []
     failed: dict[str, VideoError] = {}
+    names: dict[str, Recording] = {}
     for recording in table:
+        other = names.setdefault(recording.name.casefold(), recording)
+        if other is not recording:
+            raise DataError(
+                f"{place}, line {recording.cameras[0].line}: the results of recording {recording.name!r} would replace those of "
+                f"{other.name!r}, because systems take small and capital letters as one: give it another name"
+            )
         check_offsets(recording, Path(place))
         try:
             plan = plan_recording(run, recording, settings, place, live)

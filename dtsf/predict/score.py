@@ -79,12 +79,14 @@ def evaluate_recordings(
     scored = []
     n_outside = 0
     for timeline in find_timelines(run, chosen, out, settings=settings, marks=(events, more), on_progress=on_progress):
+        notes += [note for note in timeline.notes if note not in notes]
         marks = [
             Segment(max(event.start, timeline.start), min(event.stop, timeline.stop), event.label)
             for event in events
             if event.recording == timeline.recording and event.label in known
         ]
-        inside = tuple(mark for mark in marks if mark.stop > mark.start)
+        filmed = [(file.start, file.stop) for camera in timeline.media for file in camera.files]
+        inside = tuple(mark for mark in marks if any(mark.start < stop and mark.stop > start for start, stop in filmed))
         n_outside += len(marks) - len(inside)
         bouts = tuple(Segment(bout.start, bout.stop, bout.label, bout.probability) for bout in timeline.bouts)
         scored.append(Scored(timeline.recording, timeline.start, timeline.stop, inside, bouts))

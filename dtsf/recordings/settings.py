@@ -56,7 +56,9 @@ class TimelineSettings(MarkSettings):
         default=None, gt=0, le=3600, json_schema_extra={"default_text": "a tenth of a usual event"}
     )
     """Seconds from the start of one window to the next."""
-    threshold: float = Field(default=0.4, gt=0, lt=1)
+    threshold: float | None = Field(
+        default=None, gt=0, lt=1, json_schema_extra={"default_text": "0.4; 0.25 of a network without calibration"}
+    )
     """Probability of an event from which a window can be a bout."""
     shortest: float | None = Field(
         default=None, ge=0, le=86400, json_schema_extra={"default_text": "half of the training's shortest event"}

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dtsf.errors import DataError
+from dtsf.errors import DataError, VideoError
+from dtsf.names import counted
 from dtsf.recordings.agreement import MIN_OVERLAP, Curve, compare, overlap, vertex
-from dtsf.recordings.table import Recording
+from dtsf.recordings.table import Camera, Recording
 from dtsf.recordings.tracks import RATE, Track, read_track
 
 MIN_TRUST = 1.0  # films of different events reach 0.93
@@ -86,8 +87,8 @@ def sync_recordings(
 ) -> tuple[SyncedRecording, ...]:
     """Find the offset of each camera. The first of a recording is the reference and keeps the offset that the table gives, else 0.
 
-    ``report``: gets a file and the seconds of the camera that are read. Raises SyncError after all work: a camera has no offset
-    of ``min_trust``. VideoError: a file cannot be decoded.
+    ``report``: gets a file and the seconds of the camera that are read. Raises SyncError after all work: a camera cannot be
+    read, or has no offset of ``min_trust``.
     """
     synced = []
     for recording in recordings:
@@ -101,8 +102,8 @@ def sync_recordings(
     missing = [(one.recording, camera) for one in synced for camera in one.cameras if camera.offset is None]
     if missing:
         listed = "; ".join(f"camera {camera.view!r} of {name!r}: {camera.reason}" for name, camera in missing)
-        hint = "measure them by hand and write them into the column offset, or see dtsf sync --help for --min-trust"
-        raise SyncError(f"no offset for {len(missing)} cameras: {listed}. {hint}", synced)
+        hint = "measure it by hand and write it into the column offset, or see dtsf sync --help for --min-trust"
+        raise SyncError(f"no offset for {counted(len(missing), 'camera')}: {listed}. For each, {hint}", synced)
     return tuple(synced)
 
 
@@ -114,30 +115,48 @@ def _read_and_sync(recording: Recording, min_trust: float, report: Callable[[Pat
     if len(cameras) == 1:
         return [replace(REFERENCE, reason=ALONE)]
     stop = Event()
+    failed: dict[int, str] = {}
 
     def reported(path: Path, seconds: float) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
         report(path, seconds)
 
+    def read(k: int, **wanted: bool) -> Track:
+        try:
+            return read_track(cameras[k].paths, reported, **wanted)
+        except VideoError as error:
+            failed[k] = str(error)
+            return Track(None, None)
+
     with ThreadPoolExecutor(min(len(cameras), os.cpu_count() or 1)) as pool:  # one camera a core at a time
         try:
-            heard = pool.map(lambda camera: read_track(camera.paths, reported, pictures=False), cameras)
-            tracks = list(heard)
+            tracks = list(pool.map(lambda k: read(k, pictures=False), range(len(cameras))))
             while True:
                 found = sync_tracks(tracks, min_trust)
-                seen = [track.movement is not None for track in tracks]
+                seen = [track.movement is not None or k in failed for k, track in enumerate(tracks)]
                 unsure = [k for k, one in enumerate(found) if k and not _is_sure(one, seen[k])]
                 wanted = [k for k in range(len(tracks)) if not seen[k] and (k in (0, *unsure) or seen[0])]
                 if not unsure or not wanted:
-                    return found
-                looked = pool.map(lambda k: read_track(cameras[k].paths, reported, sound=False), wanted)
+                    return [_unread(k, one, tracks, failed, cameras) for k, one in enumerate(found)]
+                looked = pool.map(lambda k: read(k, sound=False), wanted)
                 for k, track in zip(wanted, looked, strict=True):
                     tracks[k] = replace(tracks[k], movement=track.movement)
         finally:
             # After an error or Ctrl-C, the other cameras are not read to their end.
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _unread(
+    k: int, one: SyncedCamera, tracks: Sequence[Track], failed: Mapping[int, str], cameras: Sequence[Camera]
+) -> SyncedCamera:
+    """Return the clock of a camera, or why it has none if its file or that of the reference cannot be read."""
+    if k in failed and (one.offset is None or tracks[k].sound is None):
+        return replace(one, offset=None, by=None, reason=failed[k])
+    if one.offset is None and 0 in failed and tracks[0].sound is None:
+        return replace(one, reason=f"camera {cameras[0].view!r}, whose clock counts, cannot be read")
+    return one
 
 
 def _is_sure(one: SyncedCamera, seen: bool) -> bool:

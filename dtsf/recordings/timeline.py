@@ -16,6 +16,8 @@ from dtsf.cache.schema import CacheSpec
 from dtsf.errors import DataError
 from dtsf.files.write import write_atomically
 from dtsf.pipeline.source import file_stat
+from dtsf.pipeline.video import stretches
+from dtsf.recordings import cameras, movements, windows
 from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Curve, Media, Timeline
 from dtsf.recordings.cameras import Source
 from dtsf.recordings.events import Event
@@ -54,6 +56,7 @@ class Plan:
     options: BoutOptions
     idle: float = 10.0
     """Seconds without data after which a camera that is still filming is at its end."""
+    notes: tuple[str, ...] = ()
 
 
 class Progress(NamedTuple):
@@ -131,16 +134,18 @@ def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool
 
 
 def _identity(plan: Plan, model: Model) -> dict[str, Any]:
-    """Return all that the windows of a recording depend on."""
-    grid, cameras = plan.grid, []
+    """Return all that the windows of a recording depend on: also the constants of the modules that make them."""
+    filmed = []
     for source in plan.sources:
         files = [(path, start, stop, *vars(file_stat(Path(path))).values()) for path, start, stop in source.chapters]
-        cameras.append((source.number, source.offset, source.live, source.region, source.ignore, files))
-    return model.identity | {
-        "grid": dataclasses.astuple(grid),
-        "cameras": cameras,
-        "version": 2,
+        filmed.append((source.number, source.offset, source.live, source.region, source.ignore, files))
+    constants = {
+        f"{module.__name__}.{name}": value
+        for module in (cameras, movements, stretches, windows)
+        for name, value in vars(module).items()
+        if name.isupper()
     }
+    return model.identity | {"grid": dataclasses.astuple(plan.grid), "cameras": filmed, "constants": constants}
 
 
 class _Summary:
@@ -195,6 +200,7 @@ class _Summary:
             windows=tuple(length / grid.rate for length in grid.lengths),
             media=plan.media,
             curve=curve,
+            notes=plan.notes,
         )
 
 

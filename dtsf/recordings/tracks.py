@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dtsf.errors import VideoError
+from dtsf.names import counted
 from dtsf.pipeline.video.clip import reencode_hint
 from dtsf.pipeline.video.container import NO_TIMESTAMPS, open_video, select_stream
 from dtsf.pipeline.video.frames import SKIPPING
@@ -32,11 +33,13 @@ WITH_SKIPPING = 20  # frames a second from which on frames that no other one nee
 WITH_THREADS = 1280  # pixels of width from which on the decoder has several threads, which cost more for small pictures
 REPORTED = 5.0  # seconds of film between two reports
 TOGETHER, SOUND_TOGETHER = 64, 10.0  # pictures, and seconds of sound, that are measured together
+LEAST_PICTURES = 25  # that a camera must have
 USUAL = 256  # cells of which the median change is that of all
 ALONE = 2.0  # how much higher than both neighbours a value of movement may be
 GAP = 0.1  # seconds of missing sound that are filled with silence
 # Seconds over which a track is smoothed, and over which its slow changes are removed.
 MOVEMENT_SECONDS, SOUND_SECONDS = (0.2, 3.0), (0.06, 1.0)
+EDGE = int(0.6 * RATE)  # values beside an edge of the sound that it changes
 
 Report = Callable[[Path, float], None]
 
@@ -55,7 +58,7 @@ def read_track(
 ) -> Track:
     """Decode the files of one camera. ``report``: gets the file and the seconds read so far.
 
-    Raises VideoError: a file has too few pictures.
+    Raises VideoError: a file cannot be opened, or a camera has too few pictures.
     """
     start = 0.0
     times, shares, powers = [], [], []
@@ -65,22 +68,34 @@ def read_track(
         shares += chapter.shares
         powers.append((chapter.sound_start, chapter.powers()))
         start = chapter.end
+    if pictures and len(times) < LEAST_PICTURES:
+        raise VideoError(
+            f"{paths[0]} has {counted(len(times), 'change')} of the picture: too few to compare with other cameras"
+        )
     n_values = max(1, int(start * RATE))
     grid = np.arange(n_values) / RATE
     moved = np.interp(grid, times, _movement(np.concatenate(shares))) if pictures else None
     heard = np.zeros((len(BANDS) - 1, n_values), np.float32)
+    edges = [0, n_values]
     for begin, power in powers:
         first = max(0, round(begin * RATE))
-        count = min(power.shape[1], n_values - first)
-        heard[:, first : first + max(0, count)] = power[:, : max(0, count)]
-    return make_track(moved, heard)
+        count = max(0, min(power.shape[1], n_values - first))
+        heard[:, first : first + count] = power[:, :count]
+        edges += [first, first + count]
+    return make_track(moved, heard, edges)
 
 
-def make_track(moved: np.ndarray | None, heard: np.ndarray) -> Track:
-    """Return the track of a camera. ``moved``: (values,) how much moves. ``heard``: (bands, values) power of the sound."""
+def make_track(moved: np.ndarray | None, heard: np.ndarray, edges: Sequence[int] = ()) -> Track:
+    """Return the track of a camera. ``moved``: (values,) how much moves. ``heard``: (bands, values) power of the sound.
+    ``edges``: where the sound of a file begins and ends, which is nothing that another camera hears.
+    """
     # Below the usual level, the sound is noise of the microphone.
     floor = np.maximum(np.median(heard, axis=1), 1e-4 * np.percentile(heard, 99.5, axis=1))[:, None]
-    sound = _sharpen(np.log(heard + np.maximum(floor, 1e-12)), *SOUND_SECONDS) if (floor > 0).any() else None
+    sound = None
+    if (floor > 0).any():
+        sound = _sharpen(np.log(heard + np.maximum(floor, 1e-12)), *SOUND_SECONDS)
+        for edge in edges:
+            sound[:, max(0, edge - EDGE) : edge + EDGE] = 0.0
     return Track(None if moved is None else _sharpen(np.sqrt(moved)[None], *MOVEMENT_SECONDS), sound, moved)
 
 
@@ -105,8 +120,6 @@ class _Chapter:
         self._read(path, start, report, pictures, sound)
         self._compare()
         self._measure()
-        if pictures and len(self.times) < RATE // 2:
-            raise VideoError(f"{path} has too few pictures to compare its movement with others; {reencode_hint(path)}")
 
     def powers(self) -> np.ndarray:
         """Return the power of each band, (bands, values) float32."""
@@ -244,7 +257,8 @@ def _sharpen(values: np.ndarray, smooth: float, slow: float) -> np.ndarray:
     window = np.hanning(int(smooth * RATE) + 2)[1:-1]
     made = []
     for row in values:
-        row = np.convolve(row, window / window.sum(), "same")
+        around = len(window) // 2, (len(window) - 1) // 2
+        row = np.convolve(np.pad(row, around, mode="edge"), window / window.sum(), "valid")
         n = int(slow * RATE) | 1
         total = np.cumsum(np.pad(row, (n // 2 + 1, n // 2), mode="edge"))
         made.append(row - (total[n:] - total[:-n]) / n)
