@@ -68,9 +68,8 @@ def load(low: Path, high: Path, name: str, evaluated: ClipFilter) -> tuple[Group
     if maps.names != embeddings.names:
         raise SystemExit("the two caches have different groups")
     # Float16 overflows in background swapping and occlusion.
-    maps = replace(maps, embeddings_NFHWC=maps.embeddings_NFHWC.float())
-    maps.__dict__["step_NS"] = embeddings.step_NS
-    return maps, embeddings
+    wide = maps.embeddings_NFHWC.float()
+    return replace(maps, embeddings_NFHWC=wide, motion=[wide, embeddings.step_NS]), embeddings
 
 
 @torch.inference_mode()

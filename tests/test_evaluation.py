@@ -21,7 +21,6 @@ from dtsf.cache.schema import BadClip
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text
 from dtsf.predict.prediction import Prediction
-from dtsf.training.calibrate import feature_statistics
 from dtsf.training.data import Groups, evaluation_batches, load_groups
 from dtsf.training.evaluate import OnlineAdapter, evaluate
 from dtsf.training.frame_sampling import uniform_times
@@ -262,11 +261,10 @@ def test_evaluate_command__unknown_and_adapt(trained, dtsf, tmp_path):
     assert "adapted to the test clips" in shown
 
 
-def test_feature_statistics__cover_all_tokens(trained):
+def test_train__keeps_statistics_of_all_tokens(trained):
     run, data = api.load(trained / "run"), open_dataset(trained / "cache", "drawn")
     groups = load_groups(data, [clip for clip in data.clips if clip.label != 1 and clip.subject != "5"])
     kept = run.net.feature_stats.mean_var_N2D
-    torch.testing.assert_close(kept, feature_statistics(run.net, groups).float(), rtol=1e-3, atol=1e-4)
     seen = []
     run.net.encoders[0].norm_f.register_forward_hook(lambda *given: seen.append(given[2].flatten(0, -2)))
     with torch.inference_mode():

@@ -1,5 +1,7 @@
 """Frames at equal shares of motion: order, limits, alignment of speeds, and motion computed once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -100,6 +102,14 @@ def motion_network(*views, paste="none", **keys):
     net.inputs.channel_scale_C.copy_(torch.rand(5) + 0.5)
     net.inputs.motion_mean_HWE.copy_(torch.rand(6, 6, config.motion_channels))
     return net
+
+
+def test_groups__parts_share_the_motion_of_their_clips(groups):
+    part = groups.with_views([1]).choose(torch.tensor([0, 1]))
+    assert part.step_NS is groups.step_NS
+    other = replace(groups, embeddings_NFHWC=groups.embeddings_NFHWC.flip(0))
+    assert torch.equal(other.step_NS, groups.step_NS.flip(0))
+    assert torch.equal(part.step_NS, motion_steps(groups.embeddings_NFHWC))
 
 
 @pytest.mark.parametrize(("views", "keys"), [

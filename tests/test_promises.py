@@ -400,6 +400,31 @@ def test_ask_held_out__asks_growing_sets_of_many_views(monkeypatch):
     assert len(ask_held_out([net], state, [fold], load).groups) == 7
 
 
+def test_ask_held_out__asks_nothing_twice_and_the_same_side_by_side():
+    torch.manual_seed(0)
+    config = ModelConfig(width=8, depth=1, frames=3, reduce=4)
+    nets = [DTSFNet(config, channels=5, side=6, n_classes=4, n_views=3).eval() for _ in range(2)]
+    folds = []
+    for who in "ab":
+        held_out = [clip(f"{who}{g}-{v}", group=f"{who}{g}", view=v) for g in range(5) for v in range(1, 4) if g or v < 3]
+        folds.append(Fold(train=(), held_out=tuple(held_out)))
+    embeddings = torch.randn(2 * 14, 3, 6, 6, 5).half()
+    asked = []
+    for net in nets:
+        net.register_forward_hook(lambda _, given, __: asked.append(len(given[0])))
+
+    def load(chosen):
+        found, row_GV, label_G = group_clips(chosen, 3)
+        return Groups(embeddings[:14] if found[0][0] == "a" else embeddings[14:], row_GV, label_G, found)
+
+    state = run_state(nets[0])
+    state = state.model_copy(update={"info": state.info.model_copy(update={"view_names": ("1", "2", "3")})})
+    answers = ask_held_out(nets, state, folds, load)
+    assert sum(asked) == len(answers.group_R) == 2 * (4 * 7 + 3)
+    beside = ask_held_out(nets, state, folds, load, workers=2)
+    assert all(torch.equal(getattr(answers, name), getattr(beside, name)) for name in ("group_R", "given_RV", "log_p_RK"))
+
+
 def test_evaluate_and_report__say_what_is_promised(dtsf, world, promising):
     said = dtsf.said("evaluate", promising, "--cache", world / "cache", cwd=promising.parent)
     assert "sets of 80 % (40 held-out performances of 4 people, promised for new people): coverage" in said

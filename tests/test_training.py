@@ -56,6 +56,36 @@ def assert_equal(first, second):
     assert [name for name, x in first.items() if not torch.equal(x, second[name])] == []
 
 
+def test_adamw__is_that_of_pytorch_without_its_compiler():
+    code = """
+import copy, sys, torch
+from types import SimpleNamespace
+from dtsf.training.prepare import adamw, decay_groups
+from dtsf.training.recipe import TrainConfig
+torch.manual_seed(0)
+ours, config = torch.nn.Linear(5, 7), TrainConfig()
+theirs = copy.deepcopy(ours)
+def step(net, optimizer):
+    for k in range(3):
+        optimizer.zero_grad()
+        net(torch.full((2, 5), k + 1.0)).square().sum().backward()
+        optimizer.step()
+on_cpu = SimpleNamespace(device=torch.device("cpu"))
+first = adamw(ours, config, on_cpu)
+step(ours, first)
+second = adamw(ours, config, on_cpu)
+second.load_state_dict(first.state_dict())
+step(ours, second)
+assert "torch._dynamo" not in sys.modules
+options = {"lr": config.lr, "betas": (0.9, config.beta2), "fused": True}
+optimizer = torch.optim.AdamW(decay_groups(theirs, config.weight_decay), **options)
+step(theirs, optimizer)
+step(theirs, optimizer)
+assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.parametrize(("balance", "expected"), [(0.5, (2 / 3, 1 / 3)), (1.0, (0.5, 0.5))])
 def test_epoch_plan__draws_rare_classes_more_often_by_the_balance(balance, expected):
     label = torch.tensor([0] * 16 + [1] * 4)

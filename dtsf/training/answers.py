@@ -85,30 +85,39 @@ def ask(
     *,
     given: Sequence[Sequence[int]] = (),
     draws: int = 1,
+    known: Answers | None = None,
 ) -> Answers:
     """Ask a network about groups with all their views, and with only the views of each of ``given`` (numbers from 1).
 
-    ``subjects``: person of a group, by its name. ``classes`` and ``views``: names. Equal rows are kept once.
+    ``subjects``: person of a group, by its name. ``classes`` and ``views``: names. ``known``: earlier answers about the same
+    groups, which come first. No question is put to the network twice.
     """
-    number, seen = {name: g for g, name in enumerate(groups.names)}, set()
-    parts: dict[str, list[Tensor]] = {name: [] for name in _fields("_R")}
+    number = {name: g for g, name in enumerate(groups.names)}
+    parts: dict[str, list[Tensor]] = {name: [] if known is None else [getattr(known, name)] for name in _fields("_R")}
+    seen = set() if known is None else set(_keys(known.group_R, known.given_RV))
     for question in (None, *given):
         asked = groups if question is None else groups.with_views(question)
-        if not len(asked):
+        keys = _keys(torch.tensor([number[name] for name in asked.names]), asked.mask_GV)
+        new = [g for g, key in enumerate(keys) if key not in seen]
+        seen.update(keys)
+        if not new:
             continue
+        asked = asked.choose(torch.tensor(new))
         p_GK, uncertainty_G = predict_groups(net, asked, draws)[:2]
         group_G, mask_GV = torch.tensor([number[name] for name in asked.names]), asked.mask_GV
-        keys = [(g, tuple(mask)) for g, mask in zip(group_G.tolist(), mask_GV.tolist(), strict=True)]
-        new_G = torch.tensor([key not in seen for key in keys])
-        seen.update(keys)
         log_p_GK = p_GK.float().clamp(min=torch.finfo(torch.float32).tiny).log()
         complete_G = (mask_GV == groups.mask_GV[group_G]).all(1)
         values = (group_G, mask_GV, complete_G, log_p_GK, uncertainty_G.float())
         for name, value in zip(parts, values, strict=True):
-            parts[name].append(value[new_G])
+            parts[name].append(value)
     people = tuple(subjects.get(name, "") for name in groups.names)
     found = {name: torch.cat(tensors) for name, tensors in parts.items()}
     return Answers(tuple(classes), tuple(views), groups.names, people, groups.label_G, **found)
+
+
+def _keys(group_R: Tensor, given_RV: Tensor) -> list[tuple[int, tuple[bool, ...]]]:
+    """Return what identifies each row: the group, and the views that the network is given."""
+    return [(g, tuple(given)) for g, given in zip(group_R.tolist(), given_RV.tolist(), strict=True)]
 
 
 def join(parts: Sequence[Answers]) -> Answers:

@@ -8,7 +8,6 @@ Letters: B groups, G all groups, V views, D features or width, K classes, P clip
 
 from __future__ import annotations
 
-import inspect
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -33,6 +32,7 @@ from dtsf.training.evaluate import batches
 from dtsf.training.held_out import FILE
 from dtsf.training.loop import EpochReport, FitResult
 from dtsf.training.metrics import calibration_error
+from dtsf.training.prepare import without_compiler
 from dtsf.training.protocols import Split
 from dtsf.training.recipe import Recipe
 from dtsf.training.splits import Fold, drop_unknown_classes, make_folds
@@ -108,13 +108,13 @@ def train_fold(
     part = f"calibration, fold {k + 1} of {n}"
     options: dict[str, Any] = {"run": folder, "resume": resume, "fabric": fabric}
     net = fit_again(groups, recipe, **options, on_epoch=lambda epoch: report(replace(epoch, part=part))).net
-    return observe(net, groups, load(fold.held_out))
+    set_statistics(net, groups)
+    return observe(net, load(fold.held_out))
 
 
 @torch.inference_mode()
-def observe(net: DTSFNet, training: Groups, groups: Groups) -> ObservedFold:
-    """Return a network of ``training`` with its outputs for the held-out groups, which fit a calibration."""
-    set_reference(net, training)
+def observe(net: DTSFNet, groups: Groups) -> ObservedFold:
+    """Return a network with its outputs for the held-out groups, which fit a calibration."""
     parts = []
     for x_BVTHWC, mask_BV, label_B in batches(net, groups):
         output, statistics = net(x_BVTHWC, mask_BV), net.statistics(x_BVTHWC)
@@ -125,22 +125,19 @@ def observe(net: DTSFNet, training: Groups, groups: Groups) -> ObservedFold:
 
 def calibrate(
     net: DTSFNet,
-    groups: Groups,
     run: Path,
     observed: Sequence[ObservedFold],
     held_out: str,
     ask: Callable[[Sequence[DTSFNet], RunState], Answers],
 ) -> Calibration | None:
-    """Calibrate ``net`` by the outputs of all folds. Store the calibration and the feature statistics in ``run/last``, and the
+    """Calibrate ``net`` by the outputs of all folds. Store the calibration and the statistics of ``net`` in ``run/last``, and the
     calibrated answers of the folds' networks in ``run``.
 
-    ``groups``: of the training. Without ``observed`` the evidence stays unchanged, and the result is None. ``held_out``: unit of
-    division. ``ask``: asks the networks of the folds about their held-out groups.
+    Without ``observed`` the evidence stays unchanged, and the result is None. ``held_out``: unit of division. ``ask``: asks the
+    networks of the folds about their held-out groups.
     """
-    net.feature_stats.mean_var_N2D.copy_(feature_statistics(net, groups))
     calibration = None
     if observed:
-        set_reference(net, groups)
         outputs = HeldOutOutputs(*map(torch.cat, zip(*(fold.outputs for fold in observed), strict=True)))
         inverse_temperature, bias, weight_3 = fitted = fit_calibrator(outputs)
         for one in (net, *(fold.net for fold in observed)):
@@ -170,26 +167,21 @@ def calibrate(
 
 
 @torch.inference_mode()
-def feature_statistics(net: DTSFNet, groups: Groups) -> Tensor:
-    """Return mean and variance of each channel behind each norm, over the tokens of all clips: (N, 2, D)."""
+def set_statistics(net: DTSFNet, groups: Groups) -> None:
+    """Set the statistics of the training groups in ``net``: those of its calibrator, and mean and variance of each channel behind
+    each norm, over the tokens of all clips.
+    """
+    features, statistics = [], []
     total_N2D, count_N = torch.zeros(()), torch.zeros(())
     for x_BVTHWC, mask_BV, _ in batches(net, groups):
         with record_norms(net) as recorded:
-            net(x_BVTHWC, mask_BV)
+            features.append(net(x_BVTHWC, mask_BV).feature_BD.double().cpu())
+        statistics.append(net.statistics(x_BVTHWC)[mask_BV].double().cpu())
         tokens = [torch.cat(parts).double().cpu() for parts in recorded]
         total_N2D = total_N2D + torch.stack([torch.stack([x_XD.sum(0), x_XD.square().sum(0)]) for x_XD in tokens])
         count_N = count_N + torch.tensor([len(x_XD) for x_XD in tokens])
     mean_ND, square_ND = (total_N2D / count_N.view(-1, 1, 1)).unbind(1)
-    return torch.stack([mean_ND, (square_ND - mean_ND.square()).clamp(min=1e-12)], 1)
-
-
-@torch.inference_mode()
-def set_reference(net: DTSFNet, groups: Groups) -> None:
-    """Set the statistics of the training groups in the calibrator of ``net``."""
-    features, statistics = [], []
-    for x_BVTHWC, mask_BV, _ in batches(net, groups):
-        features.append(net(x_BVTHWC, mask_BV).feature_BD.double().cpu())
-        statistics.append(net.statistics(x_BVTHWC)[mask_BV].double().cpu())
+    net.feature_stats.mean_var_N2D.copy_(torch.stack([mean_ND, (square_ND - mean_ND.square()).clamp(min=1e-12)], 1))
     feature_GD, clip_PS = torch.cat(features), torch.cat(statistics)
     calibrator, centre_D = net.calibrator, feature_GD.mean(0)
     # A class without groups has direction 0, and nothing is close to it.
@@ -203,11 +195,6 @@ def set_reference(net: DTSFNet, groups: Groups) -> None:
     distance_P2 = calibrator.distance(clip_PS.to(calibrator.centre_D.device)).double().cpu()
     limit_2 = distance_P2.quantile(REFERENCE_QUANTILE, 0).clamp(min=1e-3)
     calibrator.set_reference({"reference_distance_2": limit_2})
-
-
-class _LBFGS(torch.optim.LBFGS):
-    # PyTorch decorates it with a function that imports its compiler, which takes 1.4 seconds.
-    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 
 
 def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -224,7 +211,7 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
     # Softplus keeps the weights positive; its inverse gives their start.
     start_3 = prior_3.clamp(min=0.01).expm1().log()
     free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), start_3]).requires_grad_()
-    optimizer = _LBFGS([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
+    optimizer = without_compiler(torch.optim.LBFGS)([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
 
     def loss() -> Any:
         free_5.grad = None
@@ -235,7 +222,7 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
         mean.backward()
         return mean
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     free_5 = free_5.detach()
     weight_3 = F.softplus(free_5[2:]) / deviation_3
     return free_5[0].exp(), bias + free_5[1] - mean_3 @ weight_3, weight_3

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +53,9 @@ class Groups:
     names: tuple[str, ...]
     background_N: Tensor | None = None  # number of each clip's background, from 0; None if one has no named background
     subject_N: Tensor | None = None  # number of each clip's person, from 0; None if one has no named person
+    motion: list[Tensor] = field(
+        default_factory=list, repr=False, kw_only=True
+    )  # embeddings, their step_NS once computed
 
     def __len__(self) -> int:
         return len(self.names)
@@ -62,10 +65,12 @@ class Groups:
         """True where a view is present."""
         return self.row_GV >= 0
 
-    @cached_property
+    @property
     def step_NS(self) -> Tensor:
-        """Motion between neighbouring cached frames of each clip, for ``model.motion_sampling``."""
-        return motion_steps(self.embeddings_NFHWC)
+        """Motion between neighbouring cached frames of each clip, for ``model.motion_sampling``. Parts of the groups share it."""
+        if not self.motion or self.motion[0] is not self.embeddings_NFHWC:
+            self.motion[:] = self.embeddings_NFHWC, motion_steps(self.embeddings_NFHWC)
+        return self.motion[1]
 
     def with_views(self, views: Iterable[int]) -> Groups:
         """Return the groups with only these views (numbers from 1). Groups without any of them are dropped."""
@@ -114,12 +119,12 @@ def share_groups(load: Callable[[Sequence[Clip]], Groups], clips: Sequence[Clip]
         row_N = torch.tensor([row_of[clip.id] for clip in part], dtype=torch.int64)
         row_GV = torch.where(row_GV >= 0, row_N[row_GV.clamp(min=0)], -1)
         numbers = []
-        for field in ("background", "subject"):
-            number_N = number_names([getattr(clip, field) for clip in part])
+        for name in ("background", "subject"):
+            number_N = number_names([getattr(clip, name) for clip in part])
             if number_N is not None:
                 number_N = torch.zeros(len(clips), dtype=torch.int64).index_copy_(0, row_N, number_N)
             numbers.append(number_N)
-        return Groups(whole.embeddings_NFHWC, row_GV, label_G, names, *numbers)
+        return Groups(whole.embeddings_NFHWC, row_GV, label_G, names, *numbers, motion=whole.motion)
 
     return load_part
 

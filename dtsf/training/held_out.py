@@ -10,7 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from dtsf.training.as_needed import view_order
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import Groups
 from dtsf.training.metrics import SetMetrics, SurestMetrics
+from dtsf.training.parallel import side_by_side
 from dtsf.training.promises import (
     ROUNDING,
     SHARES,
@@ -194,11 +195,16 @@ def read_held_out(run: Path, state: RunState) -> HeldOut | None:
 
 
 def ask_held_out(
-    nets: Sequence[DTSFNet], state: RunState, folds: Sequence[Fold], load: Callable[[Sequence[Clip]], Groups]
+    nets: Sequence[DTSFNet],
+    state: RunState,
+    folds: Sequence[Fold],
+    load: Callable[[Sequence[Clip]], Groups],
+    workers: int = 1,
 ) -> Answers:
     """Return the answers of the network of each fold for its held-out groups: with all views, each alone, and growing sets.
 
     Up to three views: every set. More: the views join in the order of their accuracy alone. Of very many groups, some are drawn.
+    ``workers``: networks that answer side by side.
     """
     classes, views = state.info.class_names, state.info.view_names
     numbers = range(1, len(views) + 1)
@@ -212,14 +218,16 @@ def ask_held_out(
         chosen = set(draw.sample(names, min(most, len(names))))
         asked.append(load([clip for clip in fold.held_out if clip.group in chosen]))
 
-    def answer() -> Answers:
-        options: dict[str, Any] = {"given": given, "draws": state.recipe.train.draws}
-        pairs = zip(nets, asked, strict=True)
-        return join([ask(net, groups, subjects, classes, views, **options) for net, groups in pairs])
+    def answer(given: Sequence[Sequence[int]], known: Sequence[Answers | None]) -> list[Answers]:
+        def answer_one(_: object, k: int) -> Answers:
+            options: dict[str, Any] = {"given": given, "draws": state.recipe.train.draws, "known": known[k]}
+            return ask(nets[k], asked[k], subjects, classes, views, **options)
 
-    answers = answer()
-    if len(views) <= ALL_SETS:
-        return answers
-    order = view_order(answers)
-    given += [tuple(view + 1 for view in order[:n]) for n in range(2, len(views))]
-    return answer()
+        found = dict(side_by_side([partial(answer_one, k=k) for k in range(len(nets))], workers=workers))
+        return [found[k] for k in range(len(nets))]
+
+    answers = answer(given, [None] * len(nets))
+    if len(views) > ALL_SETS:
+        order = view_order(join(answers))
+        answers = answer([tuple(view + 1 for view in order[:n]) for n in range(2, len(views))], answers)
+    return join(answers)

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import torch
 
 from dtsf.errors import DtsfError
+from dtsf.model.scan import ScanInputs, causal_conv, selective_scan
 from dtsf.training.distributed import current_world
 
 T = TypeVar("T")
@@ -57,6 +58,14 @@ def usable_workers(n_jobs: int, *, wanted: int | None = None, threads: int = 1) 
     return max(1, min(n_jobs, wanted or len(os.sched_getaffinity(0))))
 
 
+def _load_scan() -> None:
+    """Load the kernels of the scan, which a machine's first training compiles for ten seconds, once for all forked processes."""
+    x_111, one_1, still_1 = torch.ones(1, 1, 1, requires_grad=True), torch.ones(1), torch.zeros(1)
+    convolved_111 = causal_conv(x_111, torch.ones(1, 1, 4), one_1)
+    inputs = ScanInputs(convolved_111, x_111, -torch.ones(1, 1), x_111, x_111, one_1, x_111, still_1, False)
+    selective_scan(inputs).sum().backward()
+
+
 def side_by_side(
     jobs: Sequence[Job[T]], *, workers: int, on_report: Callable[[int, Any], None] = lambda *_: None
 ) -> Iterator[tuple[int, T]]:
@@ -70,6 +79,7 @@ def side_by_side(
         for k, job in enumerate(jobs):
             yield k, job(partial(on_report, k))
         return
+    _load_scan()
     context = multiprocessing.get_context("fork")
     waiting = list(enumerate(jobs))
     running: dict[Connection, tuple[int, BaseProcess]] = {}

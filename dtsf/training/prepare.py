@@ -5,6 +5,7 @@ Letters: N clips, G groups, V views, F cached frames, T frames of the network, H
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any
 
@@ -13,10 +14,8 @@ from torch import Tensor, nn
 
 from dtsf.model.motion import motion_share
 from dtsf.model.network import DTSFNet
-from dtsf.training.adamw import AdamW
 from dtsf.training.augment import AugmentConfig
 from dtsf.training.data import Groups, evaluation_batches
-from dtsf.training.distributed import OneProcess
 from dtsf.training.frame_sampling import read_frames, uniform_times
 from dtsf.training.recipe import Recipe, TrainConfig
 
@@ -147,11 +146,19 @@ def decay_groups(net: nn.Module, weight_decay: float, *, states: bool = False) -
 
 
 def adamw(net: nn.Module, train: TrainConfig, fabric: Any) -> Any:
-    """Return AdamW with the settings of the recipe: PyTorch's for Fabric. On a GPU it updates many weights in one launch."""
+    """Return AdamW with the settings of the recipe. On a CPU one operator updates all weights, on a GPU many in one launch."""
     groups = decay_groups(net, train.weight_decay, states=train.decay_states)
-    if isinstance(fabric, OneProcess):
-        return AdamW(groups, lr=train.lr, betas=(0.9, train.beta2))
-    return torch.optim.AdamW(groups, lr=train.lr, betas=(0.9, train.beta2), foreach=fabric.device.type == "cuda")
+    on = {"cpu": "fused", "cuda": "foreach"}.get(fabric.device.type)
+    options = {name: name == on for name in ("fused", "foreach")}
+    return without_compiler(torch.optim.AdamW)(groups, lr=train.lr, betas=(0.9, train.beta2), **options)
+
+
+def without_compiler(optimizer: type[torch.optim.Optimizer]) -> Any:
+    """Return an optimiser of PyTorch without the decorators that import its compiler, which takes 1.3 seconds."""
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods: dict[str, Any] = {name: inspect.unwrap(getattr(optimizer, name)) for name in names}
+    methods["step"] = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), methods)
 
 
 @torch.no_grad()

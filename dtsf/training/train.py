@@ -21,7 +21,7 @@ from dtsf.cache.store import open_store
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
-from dtsf.training.calibrate import calibrate, calibration_folds, observe, train_fold
+from dtsf.training.calibrate import calibrate, calibration_folds, observe, set_statistics, train_fold
 from dtsf.training.checkpoint import has_checkpoint, load_checkpoint, versions
 from dtsf.training.data import Groups, load_groups, share_groups
 from dtsf.training.distributed import current_world, launch, shutdown
@@ -155,13 +155,15 @@ def fit_calibrated(
     """
     calibrated = calibrated and not (resume and _is_calibrated(run))
     folds, unit = calibration_folds(split, recipe, protocol) if calibrated else ([], "")
-    if folds and not split.held_out:
-        load = share_groups(load, split.train)
+    load = share_groups(load, [*split.train, *split.held_out])
 
     def train(report: Callable[[EpochReport], None]) -> FitResult:
-        held_out = load(split.held_out) if split.held_out else None
+        groups, held_out = load(split.train), load(split.held_out) if split.held_out else None
         options: dict[str, Any] = {"run": run, "resume": resume, "catalog": catalog, "fabric": fabric}
-        return fit_again(load(split.train), recipe, held_out=held_out, on_epoch=report, **options)
+        fitted = fit_again(groups, recipe, held_out=held_out, on_epoch=report, **options)
+        if calibrated:
+            set_statistics(fitted.net, groups)
+        return fitted
 
     jobs: list[Callable[[Callable[[EpochReport], None]], Any]] = [train]
     if not split.held_out:
@@ -181,12 +183,11 @@ def fit_calibrated(
         results[k], done[k] = result, epochs
     fitted: FitResult = results.pop(0)
     if calibrated:
-        groups = load(split.train)
         observed = [results[k] for k in sorted(results)]
         if split.held_out and folds:
-            observed = [observe(fitted.net, groups, load(folds[0].held_out))]
-        ask = partial(ask_held_out, folds=folds, load=load)
-        calibration = calibrate(fitted.net, groups, run, observed, unit, ask)
+            observed = [observe(fitted.net, load(folds[0].held_out))]
+        ask = partial(ask_held_out, folds=folds, load=load, workers=n_workers)
+        calibration = calibrate(fitted.net, run, observed, unit, ask)
         logger.info("calibration: %s", calibration)
     return fitted
 
