@@ -37,6 +37,13 @@ def test_import_lists__reads_the_chosen_splits_of_a_pyskl_pickle(tmp_path):
         import_lists([tmp_path / "ntu.pkl"], tmp_path / "v", split="xsub")
 
 
+def test_import_lists__a_line_for_excel_is_no_header(tmp_path):
+    touch(tmp_path / "v", "a.mp4", "b.mp4")
+    (tmp_path / "list.csv").write_text("sep=;\npath;label\na.mp4;wave\nb.mp4;jump\n")
+    made = import_lists([tmp_path / "list.csv"], tmp_path / "v")
+    assert (made.rows, sorted(clip.raw_label for clip in scan_source("manifest", made.manifest).clips)) == (2, ["jump", "wave"])
+
+
 RECONSTRUCT = np.zeros(1).__reduce__()[0]
 
 

@@ -148,14 +148,16 @@ def judged(tmp_path, monkeypatch):
     for name, subject in (("a", "ann"), ("b", "bob"), ("c", "")):
         (tmp_path / f"{name}.mp4").write_bytes(b"x")
         (tmp_path / f"{name}.csv").write_text(
-            f"recording,start,stop,label\n{name},1,3,kick\n{name},5,6,jump\n{name},8,12,kick\n{name},90,95,kick\n"
+            f"recording,start,stop,label\n{name},1,3,kick\n{name},5,6,jump\n{name},8,12,kick\n{name},30,35,kick\n"
         )
         table += f"{name},1,{name}.mp4,0,{subject},{name}.csv\n"
     (tmp_path / "recordings.csv").write_text(table)
 
     def find_timelines(run, recordings, out, **options):
         bout = SimpleNamespace(start=1.0, stop=3.0, label="kick", probability=0.9)
-        return (SimpleNamespace(recording=one.name, start=0.0, stop=10.0, bouts=(bout,)) for one in recordings)
+        media = (SimpleNamespace(files=tuple(SimpleNamespace(start=start, stop=start + 10) for start in (0.0, 50.0))),)
+        facts = {"start": 0.0, "stop": 60.0, "bouts": (bout,), "media": media, "notes": ()}
+        return (SimpleNamespace(recording=one.name, **facts) for one in recordings)
 
     monkeypatch.setattr(score, "find_timelines", find_timelines)
     info = SimpleNamespace(subjects=("ann",), class_names=("kick", "nothing"))
@@ -190,7 +192,7 @@ def test_evaluate_recordings__refuses_marks_that_are_all_of_other_classes(judged
     with pytest.raises(DataError, match="no mark is of a class of run: the marks have Kick, nothing, the run has kick"):
         judged()
     for name in "bc":
-        (tmp_path / f"{name}.csv").write_text("start,stop,label\n90,95,kick\n")
+        (tmp_path / f"{name}.csv").write_text("start,stop,label\n30,35,kick\n")
     with pytest.raises(DataError, match="no mark lies in the time that a camera films"):
         judged()
 

@@ -6,7 +6,15 @@ import pytest
 
 from dtsf.errors import ConfigError, DataError
 from dtsf.recordings.settings import TimelineSettings
-from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, check_videos, read_recordings
+from dtsf.recordings.table import (
+    Camera,
+    Recording,
+    chapters,
+    check_offsets,
+    check_videos,
+    read_recordings,
+    write_offsets,
+)
 
 
 def table(folder: Path, text: str, files="a.mp4 b.mp4 c.mp4 marks.csv") -> Path:
@@ -54,6 +62,14 @@ def test_read_recordings__a_column_that_is_nearly_right_is_named(tmp_path):
         read_recordings(table(tmp_path, "recording,view,path,ofset\nlab,1,a.mp4,3"))
 
 
+def test_write_offsets__below_the_line_that_excel_knows(tmp_path):
+    path = table(tmp_path, "sep=;\n\nrecording;view;path\nlab;1;a.mp4\nlab;2;b.mp4\n")
+    assert [camera.line for camera in read_recordings(path)[0].cameras] == [4, 5]
+    write_offsets(path, {("lab", "2"): 1.5})
+    assert path.read_text() == "sep=;\n\nrecording;view;path;offset\nlab;1;a.mp4\nlab;2;b.mp4;1.5\n"
+    assert [camera.offset for camera in read_recordings(path)[0].cameras] == [None, 1.5]
+
+
 def test_check_offsets__names_the_line_and_the_command_unless_there_is_one_camera(tmp_path):
     path = table(tmp_path, "recording,view,path,offset\nlab,1,a.mp4,0\nlab,2,b.mp4,\nyard,1,c.mp4,")
     lab, yard = read_recordings(path)
@@ -81,8 +97,14 @@ def test_check_videos__one_file_a_camera_unless_they_are_still_written(tmp_path,
     (tmp_path / "a.mp4").write_bytes(b"x")
     with pytest.raises(DataError, match=message):
         check_videos(videos)
-    if len(videos) == 1:
+    if "no file:" in message:
         check_videos(videos, live=True)
+
+
+def test_check_videos__a_file_that_nobody_writes_cannot_be_followed(tmp_path):
+    for place in (tmp_path, tmp_path / "none.ts"):
+        with pytest.raises(DataError, match=f"there is no file {place}: .*start the camera first"):
+            check_videos([place], live=True)
 
 
 @pytest.mark.parametrize("windows", ["0", "-1", "nan", "1e6", "2,0.001", "2;3", (2.0, 0.0)])

@@ -74,8 +74,11 @@ def check_videos(videos: Sequence[Path | str], *, live: bool = False) -> None:
     for video in map(str, videos):
         if not live and (video == "-" or "://" in video):
             raise DataError(f"{video} is no file: dtsf timeline RUN --follow --video {video} reads it while it films")
-        if not live and not os.path.isfile(video):
-            raise DataError(f"there is no file {video}: correct the path")
+        is_file = os.path.isfile(video) or (live and os.path.exists(video) and not os.path.isdir(video))
+        if not is_file and not (live and (video == "-" or "://" in video)):
+            raise DataError(
+                f"there is no file {video}: correct the path" + (", or start the camera first" if live else "")
+            )
         place = video if "://" in video else os.path.realpath(video)
         if place in seen:
             raise DataError(f"{video} is given for two cameras: give one file per camera")
@@ -193,10 +196,11 @@ def write_offsets(path: Path, offsets: Mapping[tuple[str, str], float]) -> None:
             seen.add(key)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.separator)
     rows = [(reader.line_num, cells) for cells in reader]
-    header = [cell.strip().casefold() for cell in rows[0][1]]
+    heads = ([cell.strip().casefold() for cell in cells] for _, cells in rows)
+    top, header = next((k, cells) for k, cells in enumerate(heads) if set(REQUIRED) <= set(cells))
     column = header.index("offset") if "offset" in header else len(header)
     if column == len(header):
-        rows[0][1].append("offset")
+        rows[top][1].append("offset")
     for line, cells in rows[1:]:
         if line in by_line:
             cells += [""] * (column + 1 - len(cells))

@@ -18,7 +18,7 @@ from dtsf.files.pickles import load_plain
 from dtsf.files.read import read_file
 from dtsf.names import tidy
 from dtsf.pipeline.datasets.manifest import OPTIONAL, read_number, read_part
-from dtsf.pipeline.datasets.tables import SEPARATORS, decode_text, parse_table
+from dtsf.pipeline.datasets.tables import EXCEL_MARK, SEPARATORS, decode_text, parse_table
 from dtsf.pipeline.source import is_video
 from dtsf.pipeline.video.decode import probe
 from dtsf.pipeline.video.image_folder import numbered_images
@@ -115,7 +115,8 @@ def _cells(line: str, separator: str) -> list[str]:
 
 def _has_header(file: Path, text: str, find: Find) -> bool:
     """Return whether the first line has a name of a column, and no video."""
-    first = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
+    lines = io.StringIO(text, newline="")
+    first = next((line for line in lines if line.strip() and not EXCEL_MARK.fullmatch(line)), "")
     for separator in (*SEPARATORS, " "):
         try:
             cells = [tidy(cell) for cell in _cells(first, separator)]

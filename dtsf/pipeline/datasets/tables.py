@@ -6,6 +6,8 @@ import codecs
 import csv
 import difflib
 import io
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,8 @@ MAX_BYTES = 1 << 28
 SEPARATORS = (",", ";", "\t")
 # Columns of names: two cells that look the same are one name.
 NAMES = ("label", "group", "view", "subject", "split", "background", "recording")
+# Line that Excel writes, or people write for Excel, above the header.
+EXCEL_MARK = re.compile(r"""\s*"?sep=.?"?\s*""", re.IGNORECASE)
 # First bytes of files that are no text, and the kind of file.
 BINARY = {
     b"PK\x03\x04": "an Excel or OpenDocument file, or another zip (unpack it)",
@@ -89,6 +93,8 @@ def parse_table(
         return [known.get(name, f"own {name}" if name in wanted else name) for name in heads]
 
     lines = list(io.StringIO(text, newline=""))
+    n_empty = sum(1 for _ in itertools.takewhile(lambda line: not line.strip() or EXCEL_MARK.fullmatch(line), lines))
+    preamble = max(preamble, n_empty)
     first = lines[: preamble + 1]
 
     def count_known(separator: str) -> int:
@@ -104,8 +110,8 @@ def parse_table(
     except csv.Error as error:
         raise DataError(f"{where} cannot be read as a table: {error}") from error
     heads = enumerate(rows[: preamble + 1])
-    at = next((k for k, (_, cells) in heads if set(required) <= set(columns(cells))), 0)
-    line, raw = rows[at] if rows else (1, [])
+    at = next((k for k, (_, cells) in heads if set(required) <= set(columns(cells))), n_empty)
+    line, raw = rows[at] if at < len(rows) else (1, [])
     header = columns(raw)
     for k, name in enumerate(header):
         if name in wanted and name in header[:k]:
