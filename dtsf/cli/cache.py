@@ -79,7 +79,7 @@ def _describe(name: str, dataset: str, spec: dict[str, Any], **page: Any) -> dic
         "classes": ", ".join(classes[:CLASSES_SHOWN]) + more,
         "views": ", ".join(views),
         "embeddings": f"{spec['frames']} frames x {grid}, {spec['embedding_dtype']}",
-        "size": f"{page['bytes'] / 1e6:,.1f} MB in {page['shards']} shards of up to {page['shard_size']} clips",
+        "size": f"{page['bytes'] / 1e6:,.1f} MB in {counted(page['shards'], 'shard')} of up to {page['shard_size']} clips",
         "format": page["format"] + ("" if page["compress"] == "none" else f", {page['compress']}"),
         "encoder": f"{spec['encoder']} (weights {spec['weights_hash']}) at {spec['size']} px, {spec['crop']} crop",
         "decoder": f"{spec['decoder']}, sampling {spec['sampling']}",

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dtsf.cache.schema import MAX_VIEWS, Clip
 from dtsf.errors import DataError
-from dtsf.names import find_path, local_path, user_path
+from dtsf.names import counted, find_path, local_path, user_path
 from dtsf.pipeline.datasets.catalog import SourceCatalog, build_catalog, natural_key
 from dtsf.pipeline.datasets.tables import read_table
 from dtsf.pipeline.settings import read_boxes, read_region
@@ -72,7 +72,7 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
             )
         relative = path[len(base.rstrip("/")) + 1 :]
         if not os.path.exists(path):
-            missing.append(f"{relative} (line {line})")
+            missing.append(f"{row['path']} (line {line})")
         facts: dict[str, Any] = {name: row.get(name) or None for name in ("subject", "split", "background")}
         facts |= {"path": relative, "group": group, "raw_label": label, "id": f"{group}_v{view:02d}"}
         offset = read_number(row, "offset", where) or 0.0
@@ -82,7 +82,8 @@ def catalog_manifest(root: Path, videos: Path | None = None) -> SourceCatalog:
         except ValidationError as error:
             raise DataError(f"{where}: {explain(error, most=3)}") from error
     if missing:
-        notes.append(f"{len(missing)} files of {file.name} do not exist and are left out; the first is {missing[0]}")
+        who = counted(len(missing), "file does not exist and is", "files do not exist and are")
+        notes.append(f"{who} left out, of those in {file.name}; the first is {missing[0]}")
     names = {"class_names": labels, "view_names": views}
     return build_catalog("manifest", Path(base), clips, **names, notes=notes, expects="rows in the table")
 
