@@ -1,8 +1,11 @@
 """Plain models on the same cached embeddings, to compare with DTSFNet and to measure the background alone.
 
-    python benchmarks/baselines.py --cache cache --dataset iid --protocol cross-subject:5,6 --seeds 3 [--json]
+    python benchmarks/baselines.py --cache cache --dataset iid --protocol cross-subject:5,6 --seeds 0,1,2 [--json]
+    python benchmarks/baselines.py --cache cache --dataset iid --folds people --models gru-dynamic --against RESULT
 
-Every model sees single views. The class probabilities of a group are the mean over its views. Rows:
+Every model sees single views. The class probabilities of a group are the mean over its views. ``--folds``: as for dtsf crossval,
+with pooled answers. ``--against``: folder of a result of dtsf crossval on the same folds; it is compared with each model, in
+pairs. Models:
 
 mean-linear    logistic regression on the mean over time and space: appearance, no motion
 frame-linear   logistic regression on all cells of the middle frame: one pose and its background
@@ -15,8 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +30,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from dtsf.cache.reader import open_dataset
+from dtsf.cache.reader import CachedDataset, open_dataset
+from dtsf.experiments.folds import plan_folds
+from dtsf.experiments.results import difference_text
+from dtsf.training.answers import Answers, join, read_answers
 from dtsf.training.data import Groups, load_groups
-from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.protocols import Split, parse_protocol, split_clips
+from dtsf.training.scores import compare, summarise
 
 if TYPE_CHECKING:
     import numpy as np
+
+Model = Callable[[Groups, Groups, int, int], Tensor]
+"""Training groups, test groups, number of classes and seed -> probabilities (G, K) of the test groups."""
 
 
 class Gru(nn.Module):
@@ -55,15 +66,15 @@ def clips(groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
     return groups.embeddings_NFHWC[groups.row_GV[g, v]].float(), groups.label_G[g], g
 
 
-def top1(probability_NK: Tensor, group_N: Tensor, groups: Groups) -> float:
-    """Return the accuracy over groups, with probabilities averaged over views."""
-    sums_GK = torch.zeros(len(groups), probability_NK.shape[1])
-    sums_GK.index_add_(0, group_N, probability_NK)
-    return (sums_GK.argmax(1) == groups.label_G).float().mean().item()
+def pool_views(probability_NK: Tensor, group_N: Tensor, groups: Groups) -> Tensor:
+    """Return the class probabilities of each group, the mean over its views: (G, K)."""
+    sum_GK = torch.zeros(len(groups), probability_NK.shape[1])
+    sum_GK.index_add_(0, group_N, probability_NK)
+    return sum_GK / group_N.bincount(minlength=len(groups)).unsqueeze(1)
 
 
-def linear(train: Groups, test: Groups, *, one_frame: bool) -> float:
-    """Return the accuracy of logistic regression on a pooled clip or on one frame."""
+def linear(train: Groups, test: Groups, n_classes: int, *, one_frame: bool) -> Tensor:
+    """Train logistic regression on a pooled clip or on one frame. Return the probabilities of the test groups."""
 
     def features(groups: Groups) -> tuple[np.ndarray, Tensor, Tensor]:
         x, label, group = clips(groups)
@@ -73,11 +84,15 @@ def linear(train: Groups, test: Groups, *, one_frame: bool) -> float:
     x, label, _ = features(train)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, C=0.1)).fit(x, label.numpy())
     x_test, _, group = features(test)
-    return top1(torch.from_numpy(model.predict_proba(x_test)).float(), group, test)
+    p_NK = torch.zeros(len(x_test), n_classes)
+    p_NK[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_proba(x_test)).float()
+    return pool_views(p_NK, group, test)
 
 
-def gru(train: Groups, test: Groups, seed: int, *, dynamic: bool, jitter: bool, epochs: int = 40) -> float:
-    """Train and evaluate the GRU."""
+def gru(
+    train: Groups, test: Groups, n_classes: int, seed: int, *, dynamic: bool, jitter: bool, epochs: int = 40
+) -> Tensor:
+    """Train the GRU. Return the probabilities of the test groups."""
     torch.manual_seed(seed)
     x, label, _ = clips(train)
     x_test, _, group = clips(test)
@@ -87,7 +102,7 @@ def gru(train: Groups, test: Groups, seed: int, *, dynamic: bool, jitter: bool, 
 
     flat = prepare(x)
     mean, deviation = flat.mean((0, 1)), flat.std((0, 1)) + 1e-3
-    net = Gru(flat.shape[-1], int(label.max()) + 1)
+    net = Gru(flat.shape[-1], n_classes)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, epochs * -(-len(x) // 32))
     net.train()
@@ -101,7 +116,7 @@ def gru(train: Groups, test: Groups, seed: int, *, dynamic: bool, jitter: bool, 
             schedule.step()
     net.eval()
     with torch.inference_mode():
-        return top1(net((prepare(x_test) - mean) / deviation).softmax(-1), group, test)
+        return pool_views(net((prepare(x_test) - mean) / deviation).softmax(-1), group, test)
 
 
 def _jittered(x_NFHWC: Tensor) -> Tensor:
@@ -114,42 +129,76 @@ def _jittered(x_NFHWC: Tensor) -> Tensor:
     return x_NFHWC[row, before] * (1 - share) + x_NFHWC[row, (before + 1).clamp(max=F - 1)] * share
 
 
+MODELS: dict[str, Model] = {
+    "mean-linear": lambda train, test, n, _: linear(train, test, n, one_frame=False),
+    "frame-linear": lambda train, test, n, _: linear(train, test, n, one_frame=True),
+    "gru-raw": partial(gru, dynamic=False, jitter=False),
+    "gru-dynamic": partial(gru, dynamic=True, jitter=False),
+    "gru-jitter": partial(gru, dynamic=True, jitter=True),
+}
+
+
+def answer(data: CachedDataset, split: Split, model: Model, seed: int) -> Answers:
+    """Train a model on one side of a split. Return its answers to the other side."""
+    train, test = load_groups(data, split.train), load_groups(data, split.test)
+    p_GK = model(train, test, len(data.info.class_names), seed)
+    subject_of = {clip.group: clip.subject or "" for clip in split.test}
+    return Answers(
+        classes=data.info.class_names,
+        views=data.info.view_names,
+        groups=test.names,
+        subjects=tuple(subject_of[name] for name in test.names),
+        label_G=test.label_G,
+        group_R=torch.arange(len(test)),
+        given_RV=test.mask_GV,
+        complete_R=torch.ones(len(test), dtype=torch.bool),
+        log_p_RK=p_GK.clamp(min=1e-12).log(),
+        uncertainty_R=1 - p_GK.amax(1),
+    )
+
+
 def main() -> None:
+    """Train, answer and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--dataset", help="name in the cache; optional if the cache has one dataset")
     parser.add_argument("--protocol", help="as for dtsf train")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folds", help="as for dtsf crossval, instead of --protocol")
+    parser.add_argument("--against", type=Path, help="result of dtsf crossval")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
     data = open_dataset(options.cache, options.dataset)
-    rule = parse_protocol(options.protocol, data.info.kind)
-    split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
-    train, test = load_groups(data, split.train), load_groups(data, split.test)
-    seeds = range(options.seeds)
-    results = {
-        "mean-linear": [linear(train, test, one_frame=False)],
-        "frame-linear": [linear(train, test, one_frame=True)],
-        "gru-raw": [gru(train, test, seed, dynamic=False, jitter=False) for seed in seeds],
-        "gru-dynamic": [gru(train, test, seed, dynamic=True, jitter=False) for seed in seeds],
-        "gru-jitter": [gru(train, test, seed, dynamic=True, jitter=True) for seed in seeds],
-    }
-    if options.json:
-        about = {
-            "dataset": data.info.name,
-            "encoder": data.spec.encoder,
-            "frames": data.spec.frames,
-            "protocol": str(rule),
+    if options.folds:
+        about, rules = plan_folds(data, options.folds)
+    else:
+        rule = parse_protocol(options.protocol, data.info.kind)
+        about, rules = str(rule), {"": rule}
+    splits = [split_clips(data.clips, rule, data.info.kind, data.info.view_names) for rule in rules.values()]
+    other: dict[int, Answers] = {}
+    if options.against:
+        for file in sorted((options.against / "answers").glob(f"{data.info.name}-seed*.safetensors")):
+            other[int(file.stem.rpartition("seed")[2])] = read_answers(file).complete()
+    found: dict[str, dict[str, object]] = {}
+    for name in options.models.split(","):
+        own = {
+            seed: join([answer(data, split, MODELS[name], seed) for split in splits])
+            for seed in map(int, options.seeds.split(","))
         }
-        sys.stdout.write(json.dumps({**about, "train": len(train), "test": len(test), "top1": results}) + "\n")
-        return
-    print(
-        f"{data.info.name}: {data.spec.encoder}, {data.spec.frames} frames; {rule}: {len(train)} groups train, {len(test)} test"
-    )
-    for name, values in results.items():
-        print(f"{name:14s} {statistics.mean(values):.3f}   seeds: {', '.join(f'{value:.3f}' for value in values)}")
+        found[name] = summarise(list(own.values())).model_dump(mode="json")
+        line = f"{name:14s} top-1 {found[name]['top1']:.3f}, log loss {found[name]['log_loss']:.2f}"
+        if other:
+            versus = compare(other, own)
+            found[name]["against"] = versus.model_dump(mode="json")
+            score = versus.scores["top1"]
+            line += f"; {options.against}: {difference_text(score)}"
+            line += "" if score.better is None else f", better with probability {score.better:.2f}"
+        print(f"{data.info.name}, {about}: {line}", file=sys.stderr if options.json else sys.stdout, flush=True)
+    if options.json:
+        print(json.dumps({"dataset": data.info.name, "split": about, "seeds": options.seeds, "models": found}))
 
 
 if __name__ == "__main__":
