@@ -184,5 +184,20 @@ def test_resolve_auto__sizes_follow_the_clips_if_the_recipe_leaves_them():
     assert epochs == sorted(epochs, reverse=True)
     assert all(width % 32 == 0 for width in widths)
     assert resolve_auto(sizes[0], 40_000) == sizes[0]
-    fixed = load_recipe("default", ["model.width=48", "model.depth=3", "train.epochs=5"])
+    fixed = load_recipe("default", ["model.width=48", "model.depth=3", "train.epochs=5", "augment.flip=0"])
     assert resolve_auto(fixed, 9) == fixed
+
+
+@pytest.mark.parametrize(
+    ("n_groups", "class_names", "flip"),
+    [
+        (40, ("wave", "sit upright"), 0.5),
+        (20, ("wave", "point"), 0.0),
+        (40, ("turn left", "turn around"), 0.0),
+        (40, ("wave", "Right_hand"), 0.0),
+    ],
+)
+def test_resolve_auto__mirrors_groups_of_one_view_without_classes_of_a_side(n_groups, class_names, flip):
+    assert resolve_auto(load_recipe("default"), 40, n_groups, class_names).augment.flip == flip
+    chosen = load_recipe("default", ["augment.flip=0.2"])
+    assert resolve_auto(chosen, 40, n_groups, class_names).augment.flip == 0.2

@@ -76,9 +76,10 @@ def hash_of(document: object) -> str:
 
 def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None) -> Recipe:
     """Return the recipe with the sizes that the training will choose for this split or for the run or checkpoint ``init``."""
-    split, _ = exclude_classes(split, data.info, recipe.train.exclude_classes)
-    n_clips = len(limit_training(split, recipe.train).train)
-    return resolve_auto(start_from(init, recipe, data.spec)[0], n_clips)
+    split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
+    clips = limit_training(split, recipe.train).train
+    n_groups = len({clip.group for clip in clips})
+    return resolve_auto(start_from(init, recipe, data.spec)[0], len(clips), n_groups, info.class_names)
 
 
 def locked(out: Path, command: str) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ Letters: B groups, V views, T frames, H W grid, C R channels, N views of all gro
 from __future__ import annotations
 
 import math
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,9 @@ class AugmentConfig(Frozen):
     # Maximum relative change of the speed of a group. 0.5 suits few people, 0 a test on unseen views of the same performances.
     tempo: float = Field(default=0.0, ge=0)
     delay: float = Field(default=0.0, ge=0)  # maximum shift of a group in time, in frames; 1 goes with tempo 0.5
-    flip: float = Field(default=0.0, ge=0, le=1)  # probability to mirror a group; not for classes of left and right
+    # Probability to mirror a group. "auto": 0.5 if each training group has one view, as people face both ways there, else 0, as
+    # several views already see both sides and a mirror moves the cameras. 0 too if a class is named after left or right.
+    flip: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.0
     view_drop: float = Field(default=0.0, ge=0, lt=1)  # probability to drop a present view; one always stays
     swap_background: float = Field(default=0.0, ge=0, le=1)  # share of clips with the background of another clip
     occlude: float = Field(default=0.0, ge=0, le=1)  # probability that a vertical bar covers a view; one stays free
@@ -50,11 +53,12 @@ def sample_times(shape: tuple[int, int], n_frames: int, config: AugmentConfig) -
 
 def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     """Mirror whole groups; shift and scale the grid of each view, the same in all its frames. Same shape."""
-    if not (config.flip or config.shift or config.zoom):
+    mirrored = 0.0 if config.flip == "auto" else config.flip  # resolve_auto() has replaced it
+    if not (mirrored or config.shift or config.zoom):
         return x_BVTHWC
     B, V, T, H, W, C = x_BVTHWC.shape
     size_BV = torch.exp((torch.rand(B, V) * 2 - 1) * math.log1p(config.zoom))
-    mirror_B1 = torch.where(torch.rand(B, 1) < config.flip, -1.0, 1.0)
+    mirror_B1 = torch.where(torch.rand(B, 1) < mirrored, -1.0, 1.0)
     # Source position of each cell, in a grid from -1 to 1.
     read_BV23 = torch.zeros(B, V, 2, 3)
     read_BV23[..., 0, 0] = mirror_B1 / size_BV

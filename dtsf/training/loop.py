@@ -115,7 +115,7 @@ def fit(
     Raises CheckpointError: the checkpoint to resume has another recipe, cache or seed. Raises DivergedError: a loss, gradient or
     weight is not finite; the last checkpoint is kept.
     """
-    recipe = resolve_auto(recipe, int(groups.mask_GV.sum()))
+    recipe = resolve_auto(recipe, int(groups.mask_GV.sum()), len(groups), info.class_names)
     train, world = recipe.train, current_world()
     torch.set_num_threads(train.usable_threads)
     fabric = fabric if fabric is not None else launch(device, train.precision)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Sequence
 from importlib import resources
@@ -27,6 +28,7 @@ MAX_EXTENDS = 32  # maximum length of a chain of recipes
 PACKAGES = {"recipe": "dtsf.training", "table": "dtsf.experiments"}  # with the built-in TOML files of each kind
 REFERENCE_CLIPS = 333
 """Number of training clips for which the recipes were tuned (100 groups of three views): width 96, one block, 120 epochs."""
+SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 
 
 def _words(value: object) -> tuple[str, ...]:
@@ -107,17 +109,23 @@ class Recipe(Frozen):
         return self
 
 
-def resolve_auto(recipe: Recipe, n_clips: int) -> Recipe:
-    """Replace ``auto`` by numbers that follow from the number of training clips. Measured in docs/results/network.md.
+def resolve_auto(recipe: Recipe, n_clips: int, n_groups: int = 0, class_names: Sequence[str] = ()) -> Recipe:
+    """Replace ``auto`` by numbers that follow from the training clips and their groups. Measured in docs/results/network.md.
 
-    The width grows with the square root of the clips, and the epochs fall with it. The depth follows the width.
+    The width grows with the square root of the clips, and the epochs fall with it. The depth follows the width. Groups of one view
+    are mirrored, unless a class is named after left or right.
     """
+    augment = recipe.augment
+    if augment.flip == "auto":
+        sided = any(SIDE.search(name) for name in class_names)
+        augment = augment.model_copy(update={"flip": 0.5 if n_clips == n_groups and not sided else 0.0})
     ratio = math.sqrt(max(1, n_clips) / REFERENCE_CLIPS)
     width = recipe.model.width or min(384, max(96, 32 * round(3 * ratio)))
     depth = recipe.model.depth or (1 if width < 128 else 2 if width < 256 else 4)
     epochs = recipe.train.epochs or min(240, max(20, round(120 / ratio)))
     model = recipe.model.model_copy(update={"width": width, "depth": depth})
-    return recipe.model_copy(update={"model": model, "train": recipe.train.model_copy(update={"epochs": epochs})})
+    train = recipe.train.model_copy(update={"epochs": epochs})
+    return recipe.model_copy(update={"model": model, "augment": augment, "train": train})
 
 
 def default_recipe(info: DatasetInfo, spec: CacheSpec, protocol: str) -> tuple[str, str]:

@@ -81,7 +81,7 @@ def train(
     init = _init_of(settings)
     gone = settings.init is None and init is not None and not init.exists()
     recipe, initial = start_from(None if gone else init, recipe, data.spec)
-    recipe = resolve_auto(recipe, len(split.train))
+    recipe = resolve_auto(recipe, len(split.train), len({clip.group for clip in split.train}), info.class_names)
     info = info.model_copy(update={"clip_seconds": clip_seconds(data, split.train, len(info.class_names))})
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
