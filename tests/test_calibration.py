@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from make_cache import SMALL_NETWORK, draw
@@ -13,9 +14,17 @@ from safetensors.torch import load_file
 from dtsf import api
 from dtsf.cache.reader import open_dataset
 from dtsf.model.config import ModelConfig
-from dtsf.model.evidence import EvidenceCalibrator, clip_statistics, dirichlet, discount, probabilities, uncertainty
+from dtsf.model.evidence import (
+    EvidenceCalibrator,
+    Fitted,
+    Observed,
+    clip_statistics,
+    dirichlet,
+    probabilities,
+    uncertainty,
+)
 from dtsf.model.network import DTSFNet
-from dtsf.training.calibrate import HeldOutOutputs, fit_calibrator
+from dtsf.training.calibrate import fit_calibrator
 from dtsf.training.data import load_groups, share_groups
 from dtsf.training.metrics import calibration_error
 from dtsf.training.splits import make_folds
@@ -24,18 +33,18 @@ WORDS = ["train.epochs=2", *SMALL_NETWORK]
 PROTOCOL = "cross-subject:5"
 
 
-def calibrator(seed, width=8, classes=5, channels=6):
+def calibrator(seed, width=8, classes=5, channels=6, nearness=0.0):
     """A fitted calibrator with random values."""
     torch.manual_seed(seed)
     made = EvidenceCalibrator(width, classes, channels)
-    made.set_reference({"centre_D": torch.randn(width), "direction_KD": torch.randn(classes, width)})
+    made.set_reference({"centre_D": torch.randn(width), "direction_KD": F.normalize(torch.randn(classes, width))})
     made.set_reference({"clip_mean_S": torch.randn(3 + channels), "clip_deviation_S": torch.rand(3 + channels) + 0.1})
-    made.set_parameters(4 * torch.rand(()) + 0.1, torch.randn(()), 2 * torch.rand(3))
+    made.set_parameters(Fitted(4 * torch.rand(()) + 0.1, torch.tensor(nearness), torch.randn(()), 2 * torch.rand(3)))
     return made
 
 
 @given(st.integers(0, 10**6), st.floats(0.01, 30.0))
-def test_calibrator__keeps_the_order_of_the_classes(seed, spread):
+def test_calibrator__without_class_means_keeps_the_order_of_the_classes(seed, spread):
     made = calibrator(seed)
     logits, feature, weights = spread * torch.randn(40, 5), 10 * torch.randn(40, 8), torch.rand(40, 3)
     alpha = made(logits, feature, 100 * torch.randn(40, 3, 9), weights / weights.sum(1, keepdim=True))
@@ -73,34 +82,57 @@ def test_calibrator__discounts_clips_unlike_the_training_clips():
     assert clip_statistics(clips[:, :1], scale).isfinite().all()
 
 
-def observed(n, seed, *, flat):
-    """Outputs with the true class drawn from ``softmax(logits)``, and evidence that is ``flat`` times too flat."""
+def observed(n, seed, *, flat, means=0.0):
+    """Outputs with the true class drawn from ``softmax(logits)``, evidence that is ``flat`` times too flat, and class means that
+    are nearer to the true class by ``means``."""
     torch.manual_seed(seed)
     logits = 3 * torch.randn(n, 6, dtype=torch.float64)
     lost = torch.rand(n) < 0.3  # their evidence is random; a feature marks them
     label = torch.where(lost, torch.randint(6, (n,)), torch.multinomial(logits.softmax(-1), 1).squeeze(1))
     signs = torch.stack([logits.exp().sum(-1).log(), torch.zeros(n), torch.where(lost, -1.0, 1.0)], -1)
-    return HeldOutOutputs((logits / flat).exp(), signs.double(), torch.ones(n).double(), label), lost
+    near = torch.rand(n, 6, dtype=torch.float64) - 0.5 + means * F.one_hot(label, 6)
+    return Observed((logits / flat).exp(), near, signs.double(), torch.ones(n).double()), label, lost
 
 
 def test_fit_calibrator__calibrates_new_groups():
-    seen, _ = observed(1500, 0, flat=2.0)
-    new, lost = observed(4000, 1, flat=2.0)
-    inverse_temperature, bias, weight = fit_calibrator(seen)
-    assert 1.7 < inverse_temperature < 2.3
+    seen, label, _ = observed(1500, 0, flat=2.0)
+    new, new_label, lost = observed(4000, 1, flat=2.0)
+    fitted = fit_calibrator(seen, label)
+    weight = fitted.weight_3
+    assert 1.7 < fitted.inverse_temperature < 2.3
+    assert fitted.nearness < 0.3  # class means without information
     assert weight[2] > 5 * weight[1]
     assert (weight >= 0).all()
-    alpha = discount(new.evidence_BK, bias + new.features_B3 @ weight, inverse_temperature, new.score_B)
-    assert calibration_error(probabilities(new.evidence_BK + 1), new.label_B) > 0.1
-    assert calibration_error(probabilities(alpha), new.label_B) < 0.04
+    alpha = new.calibrated(fitted)
+    assert calibration_error(probabilities(new.evidence_BK + 1), new_label) > 0.1
+    assert calibration_error(probabilities(alpha), new_label) < 0.04
     u = uncertainty(alpha)
     assert u[lost].mean() > 2 * u[~lost].mean()
 
 
+def test_fit_calibrator__class_means_correct_the_evidence():
+    seen, label, _ = observed(1500, 0, flat=2.0, means=0.5)
+    new, new_label, _ = observed(4000, 1, flat=2.0, means=0.5)
+    fitted = fit_calibrator(seen, label)
+    assert fitted.nearness > 3
+    before, after = (alpha.argmax(-1) == new_label for alpha in (new.evidence_BK, new.calibrated(fitted)))
+    assert after.double().mean() > before.double().mean() + 0.1
+    assert calibration_error(probabilities(new.calibrated(fitted)), new_label) < 0.06
+
+
+def test_calibrator__class_without_training_groups_gains_nothing():
+    made = calibrator(0, nearness=20.0)
+    made.direction_KD[2] = 0.0
+    logits, feature = torch.zeros(50, 5), 10 * torch.randn(50, 8)
+    p = probabilities(made(logits, feature, torch.randn(50, 1, 9), torch.ones(50, 1)))
+    torch.testing.assert_close(p[:, 2], p.amin(-1))
+
+
 def test_fit_calibrator__few_groups_stay_near_the_prior():
-    few, _ = observed(3, 0, flat=1.0)
-    _, _, weight = fit_calibrator(few)
-    assert weight.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.6)
+    few, label, _ = observed(3, 0, flat=1.0)
+    fitted = fit_calibrator(few, label)
+    assert fitted.weight_3.tolist() == pytest.approx([1.0, 0.0, 0.0], abs=0.6)
+    assert fitted.nearness < 5  # the unit of its prior
 
 
 def test_make_folds__divide_by_the_unit_of_the_protocol(tmp_path):
@@ -226,6 +258,6 @@ def test_network__uncalibrated_evidence_is_unchanged():
     net = DTSFNet(ModelConfig(width=8, depth=1, frames=3, reduce=4), channels=5, side=6, n_classes=4)
     x = torch.randn(2, 3, 3, 6, 6, 5)
     assert torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))
-    net.calibrator.set_parameters(torch.tensor(2.0), torch.tensor(0.0), torch.ones(3))
+    net.calibrator.set_parameters(Fitted(torch.tensor(2.0), torch.tensor(0.0), torch.tensor(0.0), torch.ones(3)))
     assert torch.equal((output := net.train()(x)).alpha_BK, dirichlet(output.logits_BK))
     assert not torch.equal((output := net.eval()(x)).alpha_BK, dirichlet(output.logits_BK))

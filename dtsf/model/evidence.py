@@ -5,7 +5,7 @@ Letters: B groups, V views, T frames, H W grid, C channels, D features, K classe
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,11 +95,34 @@ def clip_statistics(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
     return torch.cat([torch.stack([length_P.log(), abrupt_P, even_P], -1), x_PTHWC.mean((1, 2, 3))], -1)
 
 
-def discount(evidence_BK: Tensor, logit_B: Tensor, inverse_temperature: Tensor, score_B: Tensor) -> Tensor:
-    """Return Dirichlet parameters with certainty ``score * sigmoid(logit)`` for the classes in the same order: (B, K)."""
-    share_BK = (inverse_temperature * evidence_BK.log()).softmax(-1)
-    u_B1 = (1.0 - score_B * logit_B.sigmoid()).clamp(LEAST_UNCERTAINTY, MOST_UNCERTAINTY).unsqueeze(-1)
-    return 1.0 + evidence_BK.shape[-1] * share_BK * (1.0 - u_B1) / u_B1
+def discount(score_BK: Tensor, logit_B: Tensor, known_B: Tensor) -> Tensor:
+    """Return Dirichlet parameters with class shares ``softmax(score)`` and certainty ``known * sigmoid(logit)``: (B, K)."""
+    share_BK = score_BK.softmax(-1)
+    u_B1 = (1.0 - known_B * logit_B.sigmoid()).clamp(LEAST_UNCERTAINTY, MOST_UNCERTAINTY).unsqueeze(-1)
+    return 1.0 + score_BK.shape[-1] * share_BK * (1.0 - u_B1) / u_B1
+
+
+class Fitted(NamedTuple):
+    """Parameters of a calibration: t, s, b and w of :class:`EvidenceCalibrator`."""
+
+    inverse_temperature: Tensor
+    nearness: Tensor
+    bias: Tensor
+    weight_3: Tensor
+
+
+class Observed(NamedTuple):
+    """What the calibration reads of a batch: evidence, cosines with the class means, features, and the in-distribution score c."""
+
+    evidence_BK: Tensor
+    near_BK: Tensor
+    features_B3: Tensor
+    known_B: Tensor
+
+    def calibrated(self, fitted: Fitted) -> Tensor:
+        """Return calibrated Dirichlet parameters, (B, K)."""
+        score_BK = fitted.inverse_temperature * self.evidence_BK.log() + fitted.nearness * self.near_BK
+        return discount(score_BK, fitted.bias + self.features_B3 @ fitted.weight_3, self.known_B)
 
 
 class EvidenceCalibrator(nn.Module):
@@ -107,17 +130,20 @@ class EvidenceCalibrator(nn.Module):
 
     A trained network is overconfident on new data. So in evaluation its evidence ``e`` is replaced by ``e'``:
 
-        q_k = e_k ** t / sum_j e_j ** t                   share of each class; t is the inverse temperature
+        q_k = e_k ** t exp(s a_k) / sum_j ...             share of each class; t is the inverse temperature
         1 - u = c sigmoid(b + w . features)               certainty
         e'_k = K q_k (1 - u) / u
 
-    This is Shafer's discounting: probabilities are ``(1 - u) q + u / K``, and ``u = K / (K + sum e')`` as before. Features are
+    ``a_k`` is the cosine of the clip's feature and the mean training feature of class k: with few people, the class of the nearest
+    mean is right where the trained head is not (prototypes: Snell et al. 2017). The weight s is 0 where it is of no use on held-out
+    groups. The rest is Shafer's discounting: probabilities are ``(1 - u) q + u / K``, and ``u = K / (K + sum e')``. Features are
     small where there is little evidence, where it is for several classes, and far from the training features of every class. The
     in-distribution score c is ``(1.25 / r)^2``, at most 1, for a clip that moves or looks r times as far from the training clips'
-    mean as 95 % of them do. The order of the classes stays. :mod:`dtsf.training.calibrate` fits ``t``, ``b`` and ``w``.
+    mean as 95 % of them do. :mod:`dtsf.training.calibrate` fits ``t``, ``s``, ``b`` and ``w``.
     """
 
     inverse_temperature: Tensor
+    nearness: Tensor  # s
     bias: Tensor
     weight_3: Tensor
     centre_D: Tensor
@@ -130,8 +156,9 @@ class EvidenceCalibrator(nn.Module):
     def __init__(self, width: int, n_classes: int, channels: int) -> None:
         super().__init__()
         S = MOTION + channels
-        shapes: dict[str, tuple[int, ...]] = {"inverse_temperature": (), "bias": (), "weight_3": (len(FEATURES),)}
+        shapes: dict[str, tuple[int, ...]] = {"inverse_temperature": (), "nearness": (), "bias": ()}
         shapes |= {
+            "weight_3": (len(FEATURES),),
             "centre_D": (width,),
             "direction_KD": (n_classes, width),
             "clip_mean_S": (S,),
@@ -148,35 +175,34 @@ class EvidenceCalibrator(nn.Module):
         for name, x in statistics.items():
             getattr(self, name).copy_(x)
 
-    def set_parameters(self, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> None:
+    def set_parameters(self, fitted: Fitted) -> None:
         """Copy fitted parameters. From now on the network uses the calibrator."""
-        self.set_reference({"inverse_temperature": inverse_temperature, "bias": bias, "weight_3": weight_3})
+        self.set_reference(fitted._asdict())
         self.is_fitted.fill_(1.0)
         self.fitted = True
 
     def forward(self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor) -> Tensor:
         """Return calibrated Dirichlet parameters (B, K). Arguments as for :meth:`observe`."""
-        evidence_BK, features_B3, score_B = self.observe(logits_BK, feature_BD, statistics_BVS, weights_BV)
-        return discount(evidence_BK, self.bias + features_B3 @ self.weight_3, self.inverse_temperature, score_B)
+        observed = self.observe(logits_BK, feature_BD, statistics_BVS, weights_BV)
+        return observed.calibrated(Fitted(self.inverse_temperature, self.nearness, self.bias, self.weight_3))
 
-    def observe(
-        self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the evidence (B, K), the features (B, 3) and c (B,). Statistics of absent views may be anything.
+    def observe(self, logits_BK: Tensor, feature_BD: Tensor, statistics_BVS: Tensor, weights_BV: Tensor) -> Observed:
+        """Return what the calibration reads. Statistics of absent views may be anything.
         Features: log of the evidence; logit of the largest expected probability; -log(1 - cosine) of feature and nearest class.
         """
         # At least the evidence of a logit of -60, because its logarithm is taken.
         evidence_BK = F.softplus(logits_BK.float()).clamp(min=1e-26)
         total_B = evidence_BK.sum(-1)
         most_B = (evidence_BK.amax(-1) + 1.0) / (total_B + evidence_BK.shape[-1])
-        near_B = (F.normalize(feature_BD.float() - self.centre_D, dim=-1) @ self.direction_KD.t()).amax(-1)
-        closeness_B = -(1.0 - near_B).clamp(min=LEAST_DISTANCE).log()
+        near_BK = F.normalize(feature_BD.float() - self.centre_D, dim=-1) @ self.direction_KD.t()
+        near_BK = near_BK.masked_fill((self.direction_KD == 0).all(-1), -1.0)  # a class without training groups
+        closeness_B = -(1.0 - near_BK.amax(-1)).clamp(min=LEAST_DISTANCE).log()
         features_B3 = torch.stack([total_B.log(), most_B.logit(eps=1e-6), closeness_B], -1)
         # c in (0, 1], from the distance of the views averaged by their weights.
         weight_BV1 = weights_BV.unsqueeze(-1)
         distance_B2 = torch.where(weight_BV1 > 0, weight_BV1 * self.distance(statistics_BVS), 0.0).sum(1)
         ratio_B2 = TOLERANCE * self.reference_distance_2 / distance_B2.clamp(min=1e-6)
-        return evidence_BK, features_B3, ratio_B2.clamp(max=1.0).prod(-1).square()
+        return Observed(evidence_BK, near_BK, features_B3, ratio_B2.clamp(max=1.0).prod(-1).square())
 
     def distance(self, statistics_xS: Tensor) -> Tensor:
         """Return the distance of clips from the training clips' mean, in their deviations: motion and appearance, (..., 2)."""
@@ -185,5 +211,6 @@ class EvidenceCalibrator(nn.Module):
         return torch.stack([part.mean(-1).sqrt() for part in parts], -1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        state_dict.setdefault(f"{prefix}nearness", torch.zeros(()))  # runs from before it
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         self.fitted = bool(self.is_fitted)

@@ -21,7 +21,15 @@ from torch import Tensor
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import CheckpointError
-from dtsf.model.evidence import FEATURES, MOTION, NEUTRAL_WEIGHTS, REFERENCE_QUANTILE, discount, probabilities
+from dtsf.model.evidence import (
+    FEATURES,
+    MOTION,
+    NEUTRAL_WEIGHTS,
+    REFERENCE_QUANTILE,
+    Fitted,
+    Observed,
+    probabilities,
+)
 from dtsf.model.network import DTSFNet
 from dtsf.model.videomamba import record_norms
 from dtsf.training.answers import Answers, write_answers
@@ -41,28 +49,18 @@ LEAST_MOTION_3 = (0.2, 0.1, 0.05)
 """Lower bounds of the deviations of the motion statistics (logarithms), for training clips that are very similar."""
 LEAST_APPEARANCE = 0.1
 """Lower bound of the deviations of the appearance statistics, in units of the motion of each channel."""
+NEAR = 5.0
+"""Unit of the weight of the nearest class mean in its prior: then the classes at cosines 0.2 apart differ by a factor e."""
 MIN_GROUPS = 12
 """Minimum number of held-out groups for a calibration."""
 
 
-class HeldOutOutputs(NamedTuple):
-    """Outputs for held-out groups, float64 on the CPU."""
-
-    evidence_BK: Tensor
-    features_B3: Tensor
-    score_B: Tensor
-    label_B: Tensor
-
-    def calibrated(self, inverse_temperature: Tensor, bias: Tensor, weight_3: Tensor) -> Tensor:
-        """Return calibrated Dirichlet parameters, (B, K)."""
-        return discount(self.evidence_BK, bias + self.features_B3 @ weight_3, inverse_temperature, self.score_B)
-
-
 class ObservedFold(NamedTuple):
-    """Network of a fold, and its outputs for the groups that it was not trained on."""
+    """Network of a fold, its outputs for the groups that it was not trained on (float64 on the CPU), and their labels."""
 
     net: DTSFNet
-    outputs: HeldOutOutputs
+    outputs: Observed
+    label_B: Tensor
 
 
 def calibration_folds(split: Split, recipe: Recipe, protocol: str) -> tuple[list[Fold], str]:
@@ -120,7 +118,8 @@ def observe(net: DTSFNet, groups: Groups) -> ObservedFold:
         output, statistics = net(x_BVTHWC, mask_BV), net.statistics(x_BVTHWC)
         given = (output.logits_BK, output.feature_BD, statistics, output.view_weights_BV)
         parts.append((*(x.double().cpu() for x in net.calibrator.observe(*given)), label_B))
-    return ObservedFold(net, HeldOutOutputs(*map(torch.cat, zip(*parts, strict=True))))
+    *outputs, label_B = map(torch.cat, zip(*parts, strict=True))
+    return ObservedFold(net, Observed(*outputs), label_B)
 
 
 def calibrate(
@@ -138,22 +137,23 @@ def calibrate(
     """
     calibration = None
     if observed:
-        outputs = HeldOutOutputs(*map(torch.cat, zip(*(fold.outputs for fold in observed), strict=True)))
-        inverse_temperature, bias, weight_3 = fitted = fit_calibrator(outputs)
+        outputs = Observed(*map(torch.cat, zip(*(fold.outputs for fold in observed), strict=True)))
+        label_B = torch.cat([fold.label_B for fold in observed])
+        fitted = fit_calibrator(outputs, label_B)
         for one in (net, *(fold.net for fold in observed)):
-            one.calibrator.set_parameters(*fitted)
-        label_B, before_BK = outputs.label_B, probabilities(outputs.evidence_BK + 1.0)
-        both = (before_BK, probabilities(outputs.calibrated(*fitted)))
+            one.calibrator.set_parameters(fitted)
+        both = (probabilities(outputs.evidence_BK + 1.0), probabilities(outputs.calibrated(fitted)))
         calibration = Calibration(
             held_out=held_out,
             folds=len(observed),
             n_groups=len(label_B),
-            accuracy=(before_BK.argmax(-1) == label_B).double().mean().item(),
+            accuracy=(both[1].argmax(-1) == label_B).double().mean().item(),
             nll=tuple(F.nll_loss(p_BK.log(), label_B).item() for p_BK in both),
             ece=tuple(calibration_error(p_BK, label_B) for p_BK in both),
-            inverse_temperature=inverse_temperature.item(),
-            bias=bias.item(),
-            weights=dict(zip(FEATURES, weight_3.tolist(), strict=True)),
+            inverse_temperature=fitted.inverse_temperature.item(),
+            nearness=fitted.nearness.item(),
+            bias=fitted.bias.item(),
+            weights=dict(zip(FEATURES, fitted.weight_3.tolist(), strict=True)),
         )
     if current_world().first:
         checkpoint, prefixes = load_checkpoint(run / "last", resume=True), ("calibrator.", "feature_stats.")
@@ -197,8 +197,8 @@ def set_statistics(net: DTSFNet, groups: Groups) -> None:
     calibrator.set_reference({"reference_distance_2": limit_2})
 
 
-def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit inverse temperature, bias and the three weights (at least 0) by the mean ``-log p`` of the true class. float64.
+def fit_calibrator(outputs: Observed, label_B: Tensor) -> Fitted:
+    """Fit the parameters by the mean ``-log p`` of the true class: float64; all but the bias are at least 0.
 
     Features are scaled by their deviations over the groups. A prior pulls all parameters to unchanged evidence. The in-distribution
     score is not fitted: held-out groups of the same recording are all similar, so the fit would ignore it.
@@ -209,20 +209,25 @@ def fit_calibrator(outputs: HeldOutOutputs) -> tuple[Tensor, Tensor, Tensor]:
     bias = mean_3 @ neutral_3 - math.log(outputs.evidence_BK.shape[1])
     scaled = outputs._replace(features_B3=(outputs.features_B3 - mean_3) / deviation_3)
     # Softplus keeps the weights positive; its inverse gives their start.
-    start_3 = prior_3.clamp(min=0.01).expm1().log()
-    free_5 = torch.cat([torch.zeros(2, dtype=torch.float64), start_3]).requires_grad_()
-    optimizer = without_compiler(torch.optim.LBFGS)([free_5], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
+    start_4 = torch.cat([prior_3, torch.ones_like(prior_3[:1])]).clamp(min=0.01).expm1().log()
+    free_6 = torch.cat([torch.zeros(2, dtype=torch.float64), start_4]).requires_grad_()
+    optimizer = without_compiler(torch.optim.LBFGS)([free_6], lr=0.5, max_iter=300, line_search_fn="strong_wolfe")
+
+    def fitted() -> Fitted:
+        weight_4 = F.softplus(free_6[2:])
+        return Fitted(free_6[0].exp(), NEAR * weight_4[3], bias + free_6[1], weight_4[:3])
 
     def loss() -> Any:
-        free_5.grad = None
-        weight_3 = F.softplus(free_5[2:])
-        alpha_BK = scaled.calibrated(free_5[0].exp(), bias + free_5[1], weight_3)
-        pull = free_5[0].square() + 0.1 * free_5[1].square() + (weight_3 - prior_3).square().sum()
-        mean = F.nll_loss(probabilities(alpha_BK).log(), outputs.label_B) + pull / len(outputs.label_B)
+        free_6.grad = None
+        now = fitted()
+        pull = free_6[0].square() + 0.1 * free_6[1].square() + (now.weight_3 - prior_3).square().sum()
+        pull = pull + 0.3 * (now.nearness / NEAR).square()
+        mean = F.nll_loss(probabilities(scaled.calibrated(now)).log(), label_B) + pull / len(label_B)
         mean.backward()
         return mean
 
     optimizer.step(loss)
-    free_5 = free_5.detach()
-    weight_3 = F.softplus(free_5[2:]) / deviation_3
-    return free_5[0].exp(), bias + free_5[1] - mean_3 @ weight_3, weight_3
+    with torch.no_grad():
+        found = fitted()
+    weight_3 = found.weight_3 / deviation_3
+    return found._replace(bias=found.bias - mean_3 @ weight_3, weight_3=weight_3)

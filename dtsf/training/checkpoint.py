@@ -48,6 +48,8 @@ class Calibration(Frozen):
     """Mean -log p of the true class, before and after calibration; so is ``ece``."""
     ece: tuple[float, float]
     inverse_temperature: float
+    nearness: float = 0.0
+    """Weight of the class means of the training features."""
     bias: float
     weights: dict[str, float]
     """Weights by the names of :data:`dtsf.model.evidence.FEATURES`."""
