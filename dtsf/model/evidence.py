@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dtsf.model.motion import in_chunks
+
 FEATURES = ("evidence", "agreement", "closeness")  # in the order of the weights w of EvidenceCalibrator.observe
 NEUTRAL_WEIGHTS = (1.0, 0.0, 0.0)  # for w: with b = -log K and t = 1 they leave the evidence unchanged
 REFERENCE_QUANTILE = 0.95  # share of the training clips within the reference distance
@@ -81,7 +83,10 @@ def clip_statistics(x_PTHWC: Tensor, scale_C: Tensor) -> Tensor:
     Amount: log of the quadratic mean distance of a cell from its temporal mean. Abruptness: log of the change from frame to frame
     over the amount; large for noise and cuts. Evenness: log of the mean distance over the amount; large for moving cameras.
     """
-    x_PTHWC = x_PTHWC.float() * scale_C
+    return in_chunks(lambda part_PTHWC: _statistics(part_PTHWC.float() * scale_C), x_PTHWC)
+
+
+def _statistics(x_PTHWC: Tensor) -> Tensor:
     moving_PTHWC = x_PTHWC - x_PTHWC.mean(1, keepdim=True)
     size_P = x_PTHWC.square().sum(-1).mean((1, 2, 3)).sqrt()
     least_P = LEAST_MOTION * size_P + torch.finfo(torch.float32).tiny

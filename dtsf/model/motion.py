@@ -25,9 +25,13 @@ def motion_share(x_BVTHWC: Tensor, mask_BV: Tensor, scale_C: Tensor) -> Tensor:
     An occluded view has a small share. Absent views have share 0; if nothing moves, present views have share 1. Absent views may
     hold anything finite. ``scale_C`` multiplies each channel first.
     """
-    scaled_BVTHWC = x_BVTHWC.float() * scale_C
-    level_BV = split_static_dynamic(scaled_BVTHWC)[1].norm(dim=-1).mean((-3, -2, -1))
-    size_BV = scaled_BVTHWC.norm(dim=-1).mean((-3, -2, -1))
+
+    def lengths(x_PTHWC: Tensor) -> Tensor:
+        scaled_PTHWC = x_PTHWC.float() * scale_C
+        parts = (split_static_dynamic(scaled_PTHWC)[1], scaled_PTHWC)
+        return torch.stack([part_PTHWC.norm(dim=-1).mean((-3, -2, -1)) for part_PTHWC in parts], -1)
+
+    level_BV, size_BV = in_chunks(lengths, x_BVTHWC).unbind(-1)
     level_BV = torch.where(mask_BV & (level_BV > ROUNDING * size_BV), level_BV, 0.0)
     most_B1 = level_BV.amax(1, keepdim=True)
     share_BV: Tensor = torch.where(most_B1 > 0, level_BV / most_B1.clamp(min=torch.finfo(torch.float32).tiny), 1.0)
@@ -50,7 +54,7 @@ def motion_magnitude(
         distance_PTHWE = torch.stack(parts, -1)
         return distance_PTHWE if exponent == 1 else distance_PTHWE.pow(exponent)
 
-    distance_PTHWE = _in_chunks(distances, x_PTHWC)
+    distance_PTHWE = in_chunks(distances, x_PTHWC)
     mean_P111E = distance_PTHWE.mean((-4, -3, -2), keepdim=True)
     magnitude_PTHWE: Tensor = distance_PTHWE / mean_P111E.clamp(min=torch.finfo(x_PTHWC.dtype).tiny)
     return magnitude_PTHWE
@@ -85,7 +89,7 @@ def flow(x_PTHWC: Tensor, scale_C: Tensor | None = None, exponent: float = 1.0) 
         # The root has no gradient at 0.
         return flow_PTHW2.sign() * flow_PTHW2.abs().clamp(min=torch.finfo(flow_PTHW2.dtype).tiny).pow(exponent / 2)
 
-    flow_PTHW2 = _in_chunks(flows, x_PTHWC)
+    flow_PTHW2 = in_chunks(flows, x_PTHWC)
     mean_P1111 = flow_PTHW2.abs().mean((-4, -3, -2, -1), keepdim=True)
     scaled_PTHW2: Tensor = flow_PTHW2 / mean_P1111.clamp(min=torch.finfo(x_PTHWC.dtype).tiny)
     return scaled_PTHW2
@@ -111,10 +115,10 @@ def _frames_before(x_PTHWC: Tensor, frames: int) -> Tensor:
     return x_PTHWC.index_select(-4, time_T.sub(frames).clamp(min=0))
 
 
-def _in_chunks(measure: Callable[[Tensor], Tensor], x_PTHWC: Tensor) -> Tensor:
-    """Apply ``measure`` to each clip; on a CPU to a few at a time, which then stay in its cache."""
+def in_chunks(measure: Callable[[Tensor], Tensor], x_PTHWC: Tensor) -> Tensor:
+    """Apply ``measure`` to each clip; on a CPU to a few at a time, which then stay in its cache. Leading axes are kept."""
     if x_PTHWC.ndim == 4 or x_PTHWC.device.type != "cpu" or torch.compiler.is_compiling():
         return measure(x_PTHWC)
     size = max(1, CHUNK // max(1, x_PTHWC.shape[-4:].numel()))
-    measured_PTHWE = torch.cat([measure(part_PTHWC) for part_PTHWC in x_PTHWC.flatten(0, -5).split(size)])
-    return measured_PTHWE.view(*x_PTHWC.shape[:-1], -1)
+    measured = torch.cat([measure(part_PTHWC) for part_PTHWC in x_PTHWC.flatten(0, -5).split(size)])
+    return measured.unflatten(0, x_PTHWC.shape[:-4])
