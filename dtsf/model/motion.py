@@ -121,4 +121,4 @@ def in_chunks(measure: Callable[[Tensor], Tensor], x_PTHWC: Tensor) -> Tensor:
         return measure(x_PTHWC)
     size = max(1, CHUNK // max(1, x_PTHWC.shape[-4:].numel()))
     measured = torch.cat([measure(part_PTHWC) for part_PTHWC in x_PTHWC.flatten(0, -5).split(size)])
-    return measured.unflatten(0, x_PTHWC.shape[:-4])
+    return measured.view(*x_PTHWC.shape[:-4], *measured.shape[1:])
