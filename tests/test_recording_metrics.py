@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_curve
 
-from dtsf.errors import DataError
+from dtsf.errors import DataError, VideoError
 from dtsf.predict import score
 from dtsf.recordings.metrics import FRAME_RATE, Scored, Segment, average_precision, frame_labels, measure, segment_f1
 
@@ -157,12 +157,30 @@ def judged(tmp_path, monkeypatch):
         bout = SimpleNamespace(start=1.0, stop=3.0, label="kick", probability=0.9)
         media = (SimpleNamespace(files=tuple(SimpleNamespace(start=start, stop=start + 10) for start in (0.0, 50.0))),)
         facts = {"start": 0.0, "stop": 60.0, "bouts": (bout,), "media": media, "notes": ()}
-        return (SimpleNamespace(recording=one.name, **facts) for one in recordings)
+        for one in recordings:
+            if one.name in broken:
+                raise VideoError(f"1 of {len(recordings)} recordings have no timeline: {one.name}: damaged")
+            yield SimpleNamespace(recording=one.name, subject=one.subject, **facts)
 
     monkeypatch.setattr(score, "find_timelines", find_timelines)
     info = SimpleNamespace(subjects=("ann",), class_names=("kick", "nothing"))
     run = SimpleNamespace(state=SimpleNamespace(info=info), folder="run")
-    return lambda **options: score.evaluate_recordings(run, tmp_path / "recordings.csv", tmp_path, **options)
+    broken: list[str] = []
+
+    def judge(damaged=(), **options):
+        broken[:] = damaged
+        return score.evaluate_recordings(run, tmp_path / "recordings.csv", tmp_path, **options)
+
+    return judge
+
+
+def test_evaluate_recordings__one_that_cannot_be_read_does_not_take_the_numbers_of_the_others(judged):
+    found = judged(damaged=("c",))
+    assert (found.recordings, found.subjects) == (("b",), ("bob",))
+    assert found.left_out == {"of people who trained": 1, "that cannot be read": 1}
+    assert any("c: damaged" in note for note in found.notes)
+    with pytest.raises(VideoError, match="b: damaged"):
+        judged(damaged=("b", "c"))
 
 
 def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_out_is_named(judged):

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,13 @@ from dtsf.cache.reader import open_dataset
 from dtsf.errors import ConfigError
 from dtsf.experiments.folds import Grid, Pool, open_folds, plan_folds
 from dtsf.experiments.grid import locked
-from dtsf.experiments.results import Ablation, AblationRow
-from dtsf.experiments.run_jobs import run_jobs
+from dtsf.experiments.results import Ablation, AblationRow, RunRecord
+from dtsf.experiments.run_jobs import publish_all
 from dtsf.experiments.settings import AblateSettings
 from dtsf.experiments.tables import differences, write_ablation
 from dtsf.model.config import BranchConfig
 from dtsf.settings import Frozen
-from dtsf.training.checkpoint import versions
+from dtsf.training.answers import Answers
 from dtsf.training.protocols import parse_protocol
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
 from dtsf.training.scores import Comparison, Summary, compare, summarise
@@ -61,7 +62,7 @@ def ablate(
     fields of :class:`.settings.AblateSettings`. Raises ConfigError, CacheError, CheckpointError: before the first training.
     """
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
-    cache, out, seeds, gap, init = Path(cache), chosen.out, chosen.seeds, chosen.gap, chosen.init
+    cache, out, gap, init = Path(cache), chosen.out, chosen.gap, chosen.init
     data = open_dataset(cache, chosen.dataset)
     if chosen.folds is not None and chosen.protocol is not None:
         raise ConfigError("--folds and --protocol exclude each other: folds test every clip once")
@@ -91,70 +92,58 @@ def ablate(
     trained = [row for row, _ in variants if row.same_as is None]
     grid_jobs = {row.variant: grid.jobs(row.variant, row.overrides) for row in trained}
 
-    with locked(out, "ablate"):
-        jobs = {job.name: job for own in grid_jobs.values() for job in own.values()}
-        records = {name: record for name, job in jobs.items() if (record := job.finished_record())}
-        todo, reused, pool = {name: job for name, job in jobs.items() if name not in records}, len(records), Pool()
+    jobs = {job.name: job for own in grid_jobs.values() for job in own.values()}
+    pool, first = Pool(), variants[0][0].variant
+    known: dict[tuple[object, ...], tuple[Summary | None, Comparison | None]] = {}
 
-        first = variants[0][0].variant
-        known: dict[tuple[object, ...], tuple[Summary | None, Comparison | None]] = {}
+    def numbers(row: AblationRow, answers: Mapping[tuple[str, str], dict[int, Answers]]) -> dict[str, Any]:
+        own = row.same_as or row.variant
+        scores, compared = {}, {}
+        for name in names:
+            by_seed, others = answers[own, name], answers[first, name] if own != first else {}
+            key = own, name, *by_seed, "minus", *others
+            if key not in known:  # a training of another row changes nothing here
+                both = by_seed.keys() & others.keys()
+                summary = summarise(list(by_seed.values())) if by_seed else None
+                known[key] = summary, compare(by_seed, others) if both else None
+            scores[name], compared[name] = known[key]
+        return {
+            "top1": {name: {seed: one.top1() for seed, one in answers[own, name].items()} for name in names},
+            "scores": {name: one for name, one in scores.items() if one},
+            "compared": {name: one for name, one in compared.items() if one},
+        }
 
-        def publish() -> Ablation:
-            answers = {
-                (row.variant, name): pool.complete(grid_jobs[row.variant], records, name)
-                for row in trained
-                for name in names
-            }
-            rows = []
-            for row, _ in variants:
-                own = row.same_as or row.variant
-                found = {name: answers[own, name] for name in names}
-                top1 = {name: {seed: one.top1() for seed, one in by_seed.items()} for name, by_seed in found.items()}
-                scores: dict[str, Summary] = {}
-                compared: dict[str, Comparison] = {}
-                for name, by_seed in found.items():
-                    others = answers[first, name] if own != first else {}
-                    key = own, name, *by_seed, "minus", *others
-                    if key not in known:  # a training of another row changes nothing here
-                        both = by_seed.keys() & others.keys()
-                        summary = summarise(list(by_seed.values())) if by_seed else None
-                        known[key] = summary, compare(by_seed, others) if both else None
-                    summary, comparison = known[key]
-                    scores |= {name: summary} if summary else {}
-                    compared |= {name: comparison} if comparison else {}
-                done = [(seed, records[job.name]) for (_, seed), job in grid_jobs[own].items() if job.name in records]
-                seconds = {s: sum(record.seconds for seed, record in done if seed == s) for s in dict(done)}
-                changes = {"top1": top1, "scores": scores, "compared": compared, "seconds": seconds}
-                rows.append(row.model_copy(update=changes))
-            ablation = Ablation(
-                table=Path(chosen.table).stem,
-                title=table.title,
-                cache=str(cache),
-                dataset=data.info.name,
-                protocol=by,
-                recipe=recipe,
-                overrides=chosen.changes(),
-                init=None if init is None else str(init),
-                device=chosen.device,
-                seeds=seeds,
-                tests=tests,
-                gap=gap,
-                rows=tuple(rows),
-                done=len(records),
-                total=len(jobs),
-                reused=reused,
-                fingerprint=data.spec.fingerprint(),
-                versions=versions(),
-            )
-            write_ablation(ablation, out, str(rule))
-            on_result(ablation)
-            return ablation
-
-        ablation = publish()
-        for name, record in run_jobs(todo, on_epoch=on_epoch):
-            records[name] = record
-            ablation = publish()
+    def publish(records: dict[str, RunRecord], reused: int) -> Ablation:
+        answers = {
+            (row.variant, name): pool.complete(grid_jobs[row.variant], records, name)
+            for row in trained
+            for name in names
+        }
+        rows = []
+        for row, _ in variants:
+            seconds: dict[int, float] = defaultdict(float)
+            for (_, seed), job in grid_jobs[row.same_as or row.variant].items():
+                if job.name in records:
+                    seconds[seed] += records[job.name].seconds
+            rows.append(row.model_copy(update={"seconds": dict(seconds)} | numbers(row, answers)))
+        ablation = Ablation(
+            **grid.header(),
+            table=Path(chosen.table).stem,
+            title=table.title,
+            protocol=by,
+            tests=tests,
+            gap=gap,
+            rows=tuple(rows),
+            done=len(records),
+            total=len(jobs),
+            reused=reused,
+        )
+        write_ablation(ablation, out, str(rule))
+        on_result(ablation)
         return ablation
+
+    with locked(out, "ablate"):
+        return publish_all([*jobs.values()], publish, on_epoch)
 
 
 def load_table(name_or_file: str) -> VariantTable:

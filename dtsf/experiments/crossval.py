@@ -17,10 +17,9 @@ from dtsf.experiments.folds import Fold, Grid, Pool, choose_people, open_folds, 
 from dtsf.experiments.grid import hash_of, locked, resolve
 from dtsf.experiments.job import Job
 from dtsf.experiments.results import Crossval, CrossvalFold, CurvePoint, RunRecord
-from dtsf.experiments.run_jobs import run_jobs
+from dtsf.experiments.run_jobs import publish_all
 from dtsf.experiments.settings import CrossvalSettings
 from dtsf.training.answers import Answers
-from dtsf.training.checkpoint import versions
 from dtsf.training.recipe import default_recipe, load_recipe
 from dtsf.training.scores import Numbers, compare, sum_up, summarise
 from dtsf.training.start import weights_file
@@ -68,6 +67,39 @@ def crossval(
     main = grid.jobs(recipe, chosen.changes())
     curve = _curve(grid, chosen)
 
+    jobs = {job.name: job for part in (main, *curve.values()) for job in part.values()}
+    pool = Pool()
+
+    def publish(records: dict[str, RunRecord], reused: int) -> Crossval:
+        answers = {name: pool.seeds(main, records, name) for name in names}
+        answers = {name: by_seed for name, by_seed in answers.items() if by_seed}
+        complete = {name: {seed: one.complete() for seed, one in by_seed.items()} for name, by_seed in answers.items()}
+        compared = {}
+        for where, there in others.items():
+            both = {name: theirs for name, theirs in there.items() if complete.get(name, {}).keys() & theirs.keys()}
+            compared[where] = {name: compare(complete[name], theirs) for name, theirs in both.items()}
+        result = Crossval(
+            **grid.header() | {"seeds": tuple(complete.get(own, ()))},
+            by=by,
+            folds_by=chosen.folds,
+            class_names=data.info.class_names,
+            tests={name: summarise(list(complete[name].values())) for name in names if name in complete},
+            notes=tuple(f"{test.name}: {test.note}" for test in tests if test.note),
+            people=_people(list(complete.get(own, {}).values())),
+            views=_views(data.info.view_names, answers.get(own, {})),
+            folds=tuple(_folds(folds, main, records, pool, own)),
+            curve=tuple(_points(grid, curve, records, pool, complete.get(own, {}), own)),
+            compared=compared,
+            done=len(records),
+            total=len(jobs),
+            reused=reused,
+            key=key,
+            settings=hash_of(whole),
+        )
+        write_crossval(result, answers, out)
+        on_result(result)
+        return result
+
     with locked(out, "crossval"):
         before = read_result(out)
         if before is not None and (before.key, before.settings) != (key, hash_of(whole)):
@@ -75,62 +107,7 @@ def crossval(
             raise ConfigError(
                 f"--out {out} has the result of other settings ({what}): choose another, and --compare {out}"
             )
-        jobs = {job.name: job for part in (main, *curve.values()) for job in part.values()}
-        records = {name: record for name, job in jobs.items() if (record := job.finished_record())}
-        todo, reused, pool = {name: job for name, job in jobs.items() if name not in records}, len(records), Pool()
-
-        def publish() -> Crossval:
-            answers = {name: pool.seeds(main, records, name) for name in names}
-            answers = {name: by_seed for name, by_seed in answers.items() if by_seed}
-            complete = {name: _complete(by_seed) for name, by_seed in answers.items()}
-            result = Crossval(
-                cache=str(cache),
-                dataset=data.info.name,
-                by=by,
-                folds_by=chosen.folds,
-                recipe=recipe,
-                overrides=chosen.changes(),
-                init=None if chosen.init is None else str(chosen.init),
-                device=chosen.device,
-                seeds=tuple(complete.get(own, ())),
-                class_names=data.info.class_names,
-                tests={
-                    test.name: summarise(list(complete[test.name].values())) for test in tests if test.name in complete
-                },
-                notes=tuple(f"{test.name}: {test.note}" for test in tests if test.note),
-                people=_people(list(complete.get(own, {}).values())),
-                views=_views(data.info.view_names, answers.get(own, {})),
-                folds=tuple(_folds(folds, main, records, pool, own)),
-                curve=tuple(_points(grid, curve, records, pool, complete.get(own, {}), own)),
-                compared={
-                    where: {
-                        name: compare(complete[name], theirs)
-                        for name, theirs in there.items()
-                        if complete.get(name, {}).keys() & theirs.keys()
-                    }
-                    for where, there in others.items()
-                },
-                done=len(records),
-                total=len(jobs),
-                reused=reused,
-                key=key,
-                settings=hash_of(whole),
-                fingerprint=data.spec.fingerprint(),
-                versions=versions(),
-            )
-            write_crossval(result, answers, out)
-            on_result(result)
-            return result
-
-        result = publish()
-        for name, record in run_jobs(todo, on_epoch=on_epoch):
-            records[name] = record
-            result = publish()
-        return result
-
-
-def _complete(by_seed: Mapping[int, Answers]) -> dict[int, Answers]:
-    return {seed: answers.complete() for seed, answers in by_seed.items()}
+        return publish_all([*jobs.values()], publish, on_epoch)
 
 
 def _curve(grid: Grid, chosen: CrossvalSettings) -> dict[Point, dict[tuple[int, int], Job]]:

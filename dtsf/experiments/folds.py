@@ -196,6 +196,20 @@ class Grid:
             label=words,
         )
 
+    def header(self) -> dict[str, Any]:
+        """Return the fields of an :class:`.results.Experiment` that are known before the first training."""
+        return {
+            "cache": str(self.cache),
+            "dataset": self.data.info.name,
+            "recipe": self.recipe,
+            "overrides": self.chosen.changes(),
+            "init": None if self.init is None else str(self.init),
+            "device": self.chosen.device,
+            "seeds": self.chosen.seeds,
+            "fingerprint": self.data.spec.fingerprint(),
+            "versions": versions(),
+        }
+
     def tests(self, by: str) -> tuple[TestSummary, ...]:
         """Return each test over all folds. ``by``: the folds in words."""
         merged = []

@@ -23,7 +23,7 @@ from dtsf.errors import BadClipsError, ConfigError, DataError
 from dtsf.experiments.grid import locked, open_tests, resolve
 from dtsf.experiments.job import LIMIT, Job, timed, write_json
 from dtsf.experiments.results import ProtocolRow, Reproduction, Stage, rows_of
-from dtsf.experiments.run_jobs import run_jobs
+from dtsf.experiments.run_jobs import finished_records, run_jobs
 from dtsf.experiments.settings import ReproduceSettings
 from dtsf.experiments.tables import differences, write_reproduction
 from dtsf.files.read import parse_json, read_file
@@ -85,7 +85,7 @@ def reproduce_nucla(
     with locked(out, "reproduce"):
         parts = [_preprocess(plan, out, catalog, protocols, say, show) for plan in plans]
         jobs = [job for part in parts for job in part.jobs]
-        records = {job.name: record for job in jobs if (record := job.finished_record())}
+        records = finished_records(jobs)
         for part in parts:
             # A row of the table must not mix two recipes.
             finished = [job for job in part.jobs if job.name in records]

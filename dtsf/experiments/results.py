@@ -36,27 +36,32 @@ class AblationRow(Frozen):
     seconds: dict[int, float] = {}  # of all folds
 
 
-class Ablation(Frozen):
-    """A table of variants, finished or not."""
+class Experiment(Frozen):
+    """What was trained, and how far it is."""
 
-    table: str
-    title: str
     cache: str
     dataset: str
-    protocol: str
     recipe: str
     overrides: tuple[str, ...]
     init: str | None
     device: str
     seeds: tuple[int, ...]
-    tests: tuple[TestSummary, ...]
-    gap: tuple[str, str] | None
-    rows: tuple[AblationRow, ...]
     done: int  # number of finished trainings
     total: int  # rows with the same settings share a training
     reused: int
     fingerprint: str
     versions: dict[str, str]
+
+
+class Ablation(Experiment):
+    """A table of variants, finished or not."""
+
+    table: str
+    title: str
+    protocol: str
+    tests: tuple[TestSummary, ...]
+    gap: tuple[str, str] | None
+    rows: tuple[AblationRow, ...]
 
     def columns(self) -> list[tuple[str, str, list[tuple[AblationRow, dict[int, float]]]]]:
         """Return every test, and then the gap: name, task, and the rows, each with seed -> number."""
@@ -175,18 +180,11 @@ class CurvePoint(Frozen):
     step: Comparison | None
 
 
-class Crossval(Frozen):
+class Crossval(Experiment):
     """Result of a cross-validation, finished or not: ``crossval.json``. Scores count only seeds with all their folds."""
 
-    cache: str
-    dataset: str
     by: str  # the folds in words
     folds_by: str  # the folds as in --folds
-    recipe: str
-    overrides: tuple[str, ...]
-    init: str | None
-    device: str
-    seeds: tuple[int, ...]
     class_names: tuple[str, ...]
     tests: dict[str, Summary]  # the first is that of the dataset itself
     notes: tuple[str, ...]
@@ -195,13 +193,8 @@ class Crossval(Frozen):
     folds: tuple[CrossvalFold, ...]
     curve: tuple[CurvePoint, ...]
     compared: dict[str, dict[str, Comparison]]  # folder of another result -> test -> this one minus the other
-    done: int
-    total: int
-    reused: int
     key: str  # hash of clips and folds: results with the same key can be compared
     settings: str  # hash of the recipe
-    fingerprint: str
-    versions: dict[str, str]
 
     def document(self) -> dict[str, Any]:
         """Return the result for programs: the scores of the dataset itself, then everything."""

@@ -1,8 +1,8 @@
-"""Run the jobs of a grid side by side: ablate, crossval, reproduce."""
+"""Run the jobs of an experiment side by side, and publish what is known after each: ablate, crossval, reproduce."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -10,13 +10,33 @@ from dtsf.experiments.job import Job
 from dtsf.experiments.results import RunRecord
 from dtsf.training.parallel import side_by_side, usable_workers
 
-K = TypeVar("K", bound=Hashable)
+R = TypeVar("R")
+
+
+def finished_records(jobs: Sequence[Job]) -> dict[str, RunRecord]:
+    """Return the records of the jobs that are done, by name."""
+    return {job.name: record for job in jobs if (record := job.finished_record())}
+
+
+def publish_all(
+    jobs: Sequence[Job], publish: Callable[[dict[str, RunRecord], int], R], on_epoch: Callable[[int, int, str], None]
+) -> R:
+    """Run the jobs that are not done. ``publish``: gets the records and how many were there before, first and after each job.
+    Return its last result.
+    """
+    records = finished_records(jobs)
+    reused = len(records)
+    result = publish(records, reused)
+    for name, record in run_jobs({job.name: job for job in jobs if job.name not in records}, on_epoch=on_epoch):
+        records[name] = record
+        result = publish(records, reused)
+    return result
 
 
 def run_jobs(
-    jobs: Mapping[K, Job], *, on_epoch: Callable[[int, int, str], None] = lambda *_: None
-) -> Iterator[tuple[K, RunRecord]]:
-    """Run jobs side by side on the cores of this machine, in their order. Yield key and record of each as it finishes.
+    jobs: Mapping[str, Job], *, on_epoch: Callable[[int, int, str], None] = lambda *_: None
+) -> Iterator[tuple[str, RunRecord]]:
+    """Run jobs side by side on the cores of this machine, in their order. Yield name and record of each as it finishes.
 
     ``on_epoch``: called with epochs done and all epochs, of all jobs, and a line. Raises the first error of a job. All others are
     stopped; a later call continues them.

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from dtsf.errors import DataError
+from dtsf.errors import DataError, VideoError
 from dtsf.names import counted
 from dtsf.predict.recordings import find_timelines
 from dtsf.recordings.events import NOTHING, read_all_events
@@ -18,10 +18,12 @@ from dtsf.recordings.table import Recording, check_offsets, read_recordings
 
 if TYPE_CHECKING:
     from dtsf.predict.run import Run
+    from dtsf.recordings.bouts import Timeline
     from dtsf.recordings.timeline import Progress
 
 TRAINED = "of people who trained"
 NO_MARKS = "without marks"
+UNREADABLE = "that cannot be read"
 
 
 class RecordingsEvaluation(TimelineMetrics):
@@ -46,7 +48,8 @@ def evaluate_recordings(
 ) -> RecordingsEvaluation:
     """Make the timelines of recordings in ``out`` and compare them with their marks. ``allow_leak``: also of people who trained.
 
-    Raises DataError: no recording is left. Other errors: :meth:`dtsf.api.Run.timeline`.
+    Recordings that cannot be read are left out. Raises DataError: no recording is left. Other errors:
+    :meth:`dtsf.api.Run.timeline`.
     """
     given = read_recordings(table)
     notes: list[str] = []
@@ -78,7 +81,17 @@ def evaluate_recordings(
         )
     scored = []
     n_outside = 0
-    for timeline in find_timelines(run, chosen, out, settings=settings, marks=(events, more), on_progress=on_progress):
+    found: list[Timeline] = []
+    try:
+        options: dict[str, Any] = {"marks": (events, more), "on_progress": on_progress}
+        for timeline in find_timelines(run, chosen, out, settings=settings, **options):
+            found.append(timeline)
+    except VideoError as error:
+        if not found:
+            raise
+        notes.append(str(error))
+        left_out[UNREADABLE] = len(chosen) - len(found)
+    for timeline in found:
         notes += [note for note in timeline.notes if note not in notes]
         marks = [
             Segment(max(event.start, timeline.start), min(event.stop, timeline.stop), event.label)
@@ -107,8 +120,8 @@ def evaluate_recordings(
         **measure(scored, NOTHING).model_dump(),
         n_events=sum(len(one.marks) for one in scored),
         n_bouts=sum(len(one.bouts) for one in scored),
-        recordings=tuple(one.name for one in chosen),
-        subjects=tuple(sorted({one.subject for one in chosen if one.subject})),
+        recordings=tuple(one.recording for one in found),
+        subjects=tuple(sorted({one.subject for one in found if one.subject})),
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=tuple(notes),
     )
