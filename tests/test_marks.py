@@ -228,6 +228,16 @@ def test_import_events__cameras_that_share_no_time_are_named(tmp_path, film):
     assert any("the cameras of 'day' share no time: check the offsets" in note for note in made.notes)
 
 
+@pytest.mark.parametrize("frames", [1, 10])
+def test_import_events__a_camera_that_ended_early_does_not_take_the_pauses_of_the_others(tmp_path, film, make_video, frames):
+    make_video(tmp_path / "short.avi", frames, fps=5)
+    (tmp_path / "r.csv").write_text(f"recording,view,path,offset\nday,a,{film},0\nday,b,short.avi,0\n")
+    (tmp_path / "m.csv").write_text("start,stop,label\n5,6,wave\n12,13,wave\n")
+    made = import_events([tmp_path / "m.csv"], tmp_path / "r.csv", tmp_path / "out.csv")
+    assert made.labels == {"nothing": 2, "wave": 2}
+    assert {row["view"] for row in rows(made)} == {"a"}
+
+
 def test_gaps__are_what_no_interval_covers():
     assert gaps([(1, 3), (2, 5), (7, 8)], 0, 10) == [(0, 1), (5, 7), (8, 10)]
     assert gaps([(-1, 12)], 0, 10) == []

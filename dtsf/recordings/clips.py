@@ -21,6 +21,7 @@ from dtsf.recordings.tracks import RATE, read_track
 from dtsf.settings import Frozen
 
 COLUMNS = ("path", "label", "group", "view", "subject", "start", "end", "offset")
+COMMON = 0.5  # share of a recording that all cameras must film, so that clips of nothing are of this time alone
 COVERED = 0.9  # share of an event that a camera must have filmed
 GOLDEN = 0.6180339887498949
 
@@ -129,8 +130,11 @@ class _Film:
         self.recording = recording
         self.cameras = {camera.view: chapters(camera) for camera in recording.cameras}
         self.frame = max(_frame_seconds(path) for camera in recording.cameras for path in camera.paths)
+        # The time that all cameras film, and that one of them films.
         self.start = max(parts[0].start for parts in self.cameras.values())
         self.stop = min(parts[-1].stop for parts in self.cameras.values())
+        self.begin = min(parts[0].start for parts in self.cameras.values())
+        self.end = max(parts[-1].stop for parts in self.cameras.values())
         self.names: Counter[str] = Counter()
 
     def clips(self, event: Event, out: Path) -> tuple[list[dict[str, str]], str]:
@@ -143,11 +147,9 @@ class _Film:
         found = {view: _chapter(parts, event) for view, parts in self.cameras.items()}
         absent = [view for view, part in found.items() if part is None]
         if len(absent) == len(found):
-            begin = min(parts[0].start for parts in self.cameras.values())
-            end = max(parts[-1].stop for parts in self.cameras.values())
-            inside = begin <= event.start and event.stop <= end
+            inside = self.begin <= event.start and event.stop <= self.end
             where = "where no single file has all of it" if inside else "outside of its recording"
-            return [], f"{span} lies {where} ({begin:g} to {end:g} s)"
+            return [], f"{span} lies {where} ({self.begin:g} to {self.end:g} s)"
         group = f"{self.recording.name}_{event.start:.2f}-{event.stop:.2f}"
         self.names[group] += 1
         group += f"_{self.names[group]}" if self.names[group] > 1 else ""
@@ -169,6 +171,9 @@ class _Film:
         ``lengths``: sorted lengths of all events: the marks of pauses are as long, so that length tells nothing.
         """
         start, stop = self.start, self.stop
+        if stop - start < COMMON * (self.end - self.begin):
+            # A camera that ended early, or began late, does not take the pauses of the others.
+            start, stop = self.begin, self.end
         if settings.nothing_from == "between":
             start, stop = max(start, events[0].start), min(stop, max(event.stop for event in events))
         margin = settings.nothing_margin
@@ -197,14 +202,14 @@ class _Film:
     def movements(self, lengths: np.ndarray) -> list[tuple[float, float]]:
         """Return what moves from rest to rest, and is as long as an event can be, in seconds of the recording's clock."""
         usual = float(np.median(lengths)) * RATE
-        n_moments = math.ceil(max(parts[-1].stop for parts in self.cameras.values()) * RATE)
+        n_moments = math.ceil(self.end * RATE)
         moved_VT = np.full((len(self.cameras), n_moments), np.nan)
         for row_T, (view, parts) in zip(moved_VT, self.cameras.items(), strict=True):
             camera = next(one for one in self.recording.cameras if one.view == view)
             try:
                 moved_T = read_track(camera.paths, sound=False).moved
             except VideoError:
-                return []  # too few pictures
+                continue  # too few pictures
             assert moved_T is not None
             first = round(parts[0].start * RATE)
             row = slice(max(0, first), first + len(moved_T))
