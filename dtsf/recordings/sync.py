@@ -52,11 +52,11 @@ class SyncedCamera:
     ``drift_error``: seconds by which ``offset``, right in the middle, is wrong at the ends. ``reason``: why there is no offset.
     """
 
-    view: str
-    paths: tuple[Path, ...]
-    offset: float | None
-    trust: float | None
-    by: str | None
+    view: str = ""
+    paths: tuple[Path, ...] = ()
+    offset: float | None = None
+    trust: float | None = None
+    by: str | None = None
     drift: float | None = None
     drift_error: float = 0.0
     reason: str = ""
@@ -70,7 +70,7 @@ class SyncedRecording:
     cameras: tuple[SyncedCamera, ...]
 
 
-REFERENCE = SyncedCamera("", (), 0.0, None, "reference")
+REFERENCE = SyncedCamera(offset=0.0, by="reference")
 
 
 class _Answer(NamedTuple):
@@ -94,10 +94,10 @@ def sync_recordings(
     for recording in recordings:
         zero = recording.cameras[0].offset or 0.0
         found = _read_and_sync(recording, min_trust, report)
-        cameras = (
-            replace(one, view=camera.view, paths=camera.paths, offset=_rounded(one.offset, zero))
-            for one, camera in zip(found, recording.cameras, strict=True)
-        )
+        cameras = []
+        for one, camera in zip(found, recording.cameras, strict=True):
+            offset = None if one.offset is None else round(float(one.offset) + zero, 3)
+            cameras.append(replace(one, view=camera.view, paths=camera.paths, offset=offset))
         synced.append(SyncedRecording(recording.name, tuple(cameras)))
     missing = [(one.recording, camera) for one in synced for camera in one.cameras if camera.offset is None]
     if missing:
@@ -199,31 +199,24 @@ def _place(
         if curves:
             answers.append(_best(curves, offsets, by))
     if not answers:
-        return SyncedCamera("", (), None, None, None, reason="it has no sound in common with the others")
+        return SyncedCamera(reason="it has no sound in common with the others")
     trusted = [answer for answer in answers if answer.trust >= min_trust]
     best = max(answers, key=lambda answer: answer.trust)
     trust = round(best.trust, 3)
     if not trusted:
-        few = min(_n_values(track) for track in (tracks[0], tracks[k])) < MIN_OVERLAP * RATE
-        why = (
-            f"it is shorter than {MIN_OVERLAP:g} s"
-            if few
-            else "it may share too little time or movement with the others"
-        )
-        return SyncedCamera(
-            "", (), None, trust, None, reason=f"trust {trust:.2f}, at least {min_trust:g} is needed: {why}"
-        )
+        # A camera that has answers has a track.
+        lengths = [max(one.shape[1] for by in METHODS if (one := _values(tracks[j], by)) is not None) for j in (0, k)]
+        why = "it may share too little time or movement with the others"
+        if min(lengths) < MIN_OVERLAP * RATE:
+            why = f"it is shorter than {MIN_OVERLAP:g} s"
+        return SyncedCamera(trust=trust, reason=f"trust {trust:.2f}, at least {min_trust:g} is needed: {why}")
     if len(trusted) == 2 and abs(trusted[0].offset - trusted[1].offset) > TOLERANCE:
         weaker = min(trusted, key=lambda answer: answer.trust)
         if best.trust < CLEARER * weaker.trust:
             said = " but ".join(f"{answer.by} says {answer.offset:.2f} s" for answer in trusted)
-            return SyncedCamera("", (), None, trust, None, reason=said)
+            return SyncedCamera(trust=trust, reason=said)
         trusted = [best]
-    return SyncedCamera("", (), trusted[0].offset, round(trusted[0].trust, 3), trusted[0].by)
-
-
-def _n_values(track: Track) -> int:
-    return max(0 if part is None else part.shape[1] for part in (track.sound, track.movement))
+    return SyncedCamera(offset=trusted[0].offset, trust=round(trusted[0].trust, 3), by=trusted[0].by)
 
 
 def _values(track: Track, by: str) -> np.ndarray | None:
@@ -291,7 +284,3 @@ def _robust_line(x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple[flo
     if near.sum() >= DRIFT_WINDOWS:
         slope, level = np.polyfit(x[near], y[near], 1, w=np.sqrt(weights[near]))
     return float(slope), float(level)
-
-
-def _rounded(offset: float | None, zero: float) -> float | None:
-    return None if offset is None else round(float(offset) + zero, 3)
