@@ -189,7 +189,7 @@ def preprocess(
         lines += [f"... and {len(result.bad) - 20} more"] if len(result.bad) > 20 else []
         message = (
             f"{len(result.bad)} of {result.clips} clips cannot be used, more than --max-bad {settings.max_bad:.0%} allows; "
-            f"the other {result.clips - len(result.bad)} are in {folder}"
+            f"{counted(result.clips - len(result.bad), 'clip is', 'clips are')} in {folder}"
         )
         raise BadClipsError(message, result, lines)
     return result

@@ -39,7 +39,8 @@ def open_video(path: Path) -> Any:
         # "file:" because a name may contain a colon; the white list because a playlist may name a network address.
         container = av.open(f"file:{path}", metadata_errors="ignore", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path} cannot be opened: {short_message(error)}") from error
+        hint = "; copy it again if it was cut off, or leave it out" if isinstance(error, av.InvalidDataError) else ""
+        raise VideoError(f"{path} cannot be opened: {short_message(error)}{hint}") from error
     if PLAYLISTS & set(container.format.name.split(",")):
         container.close()
         raise VideoError(f"{path} is a list of other files ({container.format.name}), not a video")
