@@ -37,7 +37,7 @@ class AblationRow(Frozen):
 
 
 class Experiment(Frozen):
-    """What was trained, and how far it is."""
+    """Trainings of an experiment: of what, with which settings, and how many are done."""
 
     cache: str
     dataset: str
