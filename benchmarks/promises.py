@@ -1,12 +1,12 @@
 """What held-out people promise of new people: sets, the surest answers, and cameras as needed, on people outside the training.
 
-    python benchmarks/promises.py --cache cache --dataset ixmas --out runs/promises [--outside 2] [--splits 3] [--videos ROOT]
+    dtsf crossval --cache cache --dataset ixmas --out runs/ixmas
+    python benchmarks/promises.py runs/ixmas [--videos ROOT]
 
-The people of the dataset are divided into parts of ``--outside`` people. For each part, a run with calibration is trained on all
-other people (or read, if it is in ``--out``), and evaluated on the part. Printed are, over all parts: coverage, size and worst
-person of the sets of 80 and 90 %; accuracy of the surest answers; top-1 and share of opened cameras as needed (``auto``), beside
-all cameras and the first camera alone. ``--videos``: the folder of the source; then performances are also predicted from their
-videos, with all cameras and as needed in turns, for the time.
+Each run of the cross-validation promises something about the people that its fold left out. Printed are, over all folds: coverage,
+size and worst person of the sets of 80 and 90 %; accuracy of the surest answers; top-1 and share of opened cameras as needed
+(``auto``), beside all cameras, the first camera of each run alone, and each camera alone. ``--videos``: the folder of the source;
+then performances are also predicted from their videos, with all cameras and as needed in turns, for the time.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import torch
 
 from dtsf import api
 from dtsf.cache.reader import CachedDataset, open_dataset
+from dtsf.experiments.crossval_files import read_result
 from dtsf.training.answers import Answers, ask, join
 from dtsf.training.as_needed import answers_as_needed, plan_cameras
 from dtsf.training.data import load_groups
 from dtsf.training.promises import SHARES, at_shares, surest_curve
-from dtsf.training.protocols import subjects_of
+from dtsf.training.protocols import parse_protocol, split_clips, subjects_of
 
 LEVELS = (0.8, 0.9)
 
@@ -72,19 +74,17 @@ def seconds(run: api.Run, data: CachedDataset, root: Path, people: list[str], mo
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train or read the run of each part, and return all numbers."""
-    data = open_dataset(options.cache, options.dataset)
-    people = subjects_of(data.clips)
-    parts = [people[k : k + options.outside] for k in range(0, len(people), options.outside)][: options.splits]
+    """Return all numbers of a cross-validation."""
+    result = read_result(options.result)
+    assert result is not None, f"{options.result} has no result of dtsf crossval"
+    data = open_dataset(options.cache or Path(result.cache), result.dataset)
     rows: dict[float, list[tuple[str, bool, int, bool]]] = {level: [] for level in LEVELS}
     asked, needed, held_out, opened, first, several, times = [], [], [], [], [], [], []
-    for part in parts:
-        folder = options.out / f"{options.dataset}-{'-'.join(part)}"
-        if not (folder / "metrics.json").exists():
-            words = [f"train.calibrate={options.folds}", *options.set]
-            protocol = f"cross-subject:{','.join(part)}"
-            more: dict[str, Any] = {"overrides": words, "workers": options.workers, "resume": (folder / "last").is_dir()}
-            api.train(options.cache, dataset=options.dataset, protocol=protocol, run=folder, **more)
+    folders = sorted(path for path in (options.result / "trainings").iterdir() if path.name.endswith("-seed0"))
+    held_out_people = []
+    for folder in folders:
+        rule = parse_protocol(tomllib.loads((folder / "config.toml").read_text())["data"]["protocol"], data.info.kind)
+        part = subjects_of(split_clips(data.clips, rule, data.info.kind, data.info.view_names).test)
         run = api.load(folder)
         assert run.held_out is not None
         answers = ask_outside(run, data, part)
@@ -106,16 +106,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             first.append(alone[g, tuple(v == view for v in range(len(answers.views)))])
         several += answers.rows(both & answers.complete_R).right_R.tolist()
         needed += chosen.right_R.tolist()
-        asked.append(answers.complete())
+        asked.append(answers)
+        held_out_people.append(len({*run.held_out.answers.subjects}))
         held_out.append(run.held_out.answers.complete())
         if options.videos is not None:
             times.append(seconds(run, data, options.videos, part, options.performances))
-    outside = join(asked)
+    pooled = join(asked)
+    outside = pooled.complete()
     curves = [surest_curve(one.log_p_RK.amax(1), one.right_R) for one in (join(held_out), outside)]
     numbers: dict[str, Any] = {
-        "dataset": options.dataset,
-        "people_outside": sum(map(len, parts)),
-        "people_held_out": len(people) - options.outside,
+        "dataset": result.dataset,
+        "people": len({*outside.subjects}),
+        "people_held_out": held_out_people,
         "performances": len(outside.group_R),
         "top1": outside.right_R.double().mean().item(),
         "log_loss": -outside.true_log_p_R.double().mean().item(),
@@ -137,27 +139,26 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             "top1": statistics.mean(needed),
             "top1_all": statistics.mean(several),
             "top1_first": statistics.mean(first),
+            "top1_alone": {name: _top1(pooled.alone(view)) for view, name in enumerate(data.info.view_names, 1)},
         }
     if times:
         numbers["as_needed"]["seconds"] = [statistics.mean(pair) for pair in zip(*times, strict=True)]
     return numbers
 
 
+def _top1(answers: Answers) -> tuple[float, int] | None:
+    return (answers.top1(), len(answers.group_R)) if len(answers.group_R) else None
+
+
 def main() -> None:
-    """Print the numbers of one dataset as JSON."""
+    """Print the numbers of one cross-validation as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cache", type=Path, default=Path("cache"))
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--out", type=Path, default=Path("runs/promises"))
-    parser.add_argument("--outside", type=int, default=2, help="people outside each training")
-    parser.add_argument("--splits", type=int, default=1000, help="most parts")
-    parser.add_argument("--folds", type=int, default=2, help="folds of the calibration")
+    parser.add_argument("result", type=Path, help="folder of a result of dtsf crossval, with calibration")
+    parser.add_argument("--cache", type=Path, help="by default that of the result")
     parser.add_argument("--videos", type=Path)
     parser.add_argument(
-        "--performances", type=int, default=20, help="performances that are predicted from videos, for each part"
+        "--performances", type=int, default=20, help="performances that are predicted from videos, for each fold"
     )
-    parser.add_argument("--workers", type=int)
-    parser.add_argument("--set", action="append", default=[], help="key of the recipe: section.key=value")
     print(json.dumps(measure(parser.parse_args()), indent=1))
 
 
