@@ -11,6 +11,7 @@ colour, as wide as the motion of the person, in front of one camera of each perf
 from __future__ import annotations
 
 import argparse
+import shutil
 import random
 from pathlib import Path
 
@@ -98,6 +99,8 @@ def make_sets(motion: Path, out: Path) -> Path:
     if not (out / "all-people").exists():
         conflict(motion, out)
         hidden(motion, out)
+        for name in ("conflict", "hidden"):  # the names of the classes
+            shutil.copyfile(motion / "iid/labels.csv", out / name / "labels.csv")
         (out / "all-people").touch()
     return out
 

@@ -117,7 +117,7 @@ class Fitted(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What the calibration reads of a batch: evidence, cosines with the class means, features, and the in-distribution score c."""
+    """Inputs of the calibration for a batch: evidence, cosines with the class means, features, and the in-distribution score c."""
 
     evidence_BK: Tensor
     near_BK: Tensor
