@@ -11,8 +11,8 @@ colour, as wide as the motion of the person, in front of one camera of each perf
 from __future__ import annotations
 
 import argparse
-import shutil
 import random
+import shutil
 from pathlib import Path
 
 import av
