@@ -599,6 +599,13 @@ def test_plan_recording__cameras_that_share_no_window_are_named(films, offset, n
     assert plan.grid.last / plan.grid.rate == pytest.approx(max(11.6, offset + 10), abs=0.2)
 
 
+def test_plan_recording__a_camera_with_few_pictures_is_named(films, tmp_path):
+    slow = _film(tmp_path / "slow.mp4", 12, fps=1)
+    cameras = Camera("cam1", films[:1], 0.0), Camera("cam2", (slow,), 0.0)
+    (note,) = plan_recording(_run(), Recording("r", None, cameras), TimelineSettings(), "table.csv").notes
+    assert "camera cam2 of 'r' has 1.0 pictures a second, so most of the 8 frames of an event are repeated" in note
+
+
 def test_plan_recording__a_film_shorter_than_a_window_is_refused(tmp_path):
     camera = Camera("cam1", (_film(tmp_path / "one.mp4", 1),), 0.0)
     with pytest.raises(DataError, match=r"table.csv: no camera of 'r' films as long as a window \(1 s\): cam1 0.0 to 0.1 s"):

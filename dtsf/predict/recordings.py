@@ -62,7 +62,7 @@ def plan_recording(
     """Return the plan of a recording. ``place``: for messages. ``live``: instead of files, what each camera is still writing."""
     info = run.state.info
     numbers = [view_number(camera.view, info.view_names, place) - 1 for camera in recording.cameras]
-    sources, media, extents = [], [], []
+    sources, media, extents, rates = [], [], [], []
     for k, (camera, number) in enumerate(zip(recording.cameras, numbers, strict=True)):
         box, ignore = trained_region(info, number, ONE_REGION)
         offset = camera.offset or 0.0
@@ -72,12 +72,19 @@ def plan_recording(
         shown = [MediaFile(path=path, start=start, stop=stop) for path, start, stop in files]
         media.append(Media(view=camera.view, offset=offset, files=tuple(shown)))
         extents.append((offset, parts[-1].stop if parts else float("inf")))
+        rates.append(sum(part.pictures for part in parts) / max(parts[-1].stop - offset, 1e-9) if parts else math.inf)
     lengths = event_lengths(run)
     windows = settings.windows or _window_lengths(run, lengths)
     usual = float(np.median(windows))
     longest = 0.0 if settings.windows else LONGEST * float(lengths.max())
     grid = plan_grid(extents, windows, run.state.spec.frames, settings.hop or usual / 10, longest)
     notes = _check(grid, recording, extents, place)
+    for camera, rate in zip(recording.cameras, rates, strict=True):
+        if rate * usual < run.state.spec.frames / 2:
+            notes += (
+                f"{place}: camera {camera.view} of {recording.name!r} has {rate:.1f} pictures a second, so most of the "
+                f"{run.state.spec.frames} frames of an event are repeated: without this camera the others may find more",
+            )
     least = float(np.min(lengths)) if len(lengths) else min(windows)
     shortest = least / 2 if settings.shortest is None else settings.shortest
     gap = shortest if settings.gap is None else settings.gap

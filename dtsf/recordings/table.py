@@ -20,7 +20,7 @@ from dtsf.files.read import read_file
 from dtsf.files.write import write_atomically
 from dtsf.pipeline.datasets.manifest import read_number, resolve_path
 from dtsf.pipeline.datasets.tables import MAX_BYTES, decode_text, parse_table, read_table
-from dtsf.pipeline.video.decode import extent_of
+from dtsf.pipeline.video.decode import probe
 
 REQUIRED = ("recording", "view", "path")
 OPTIONAL = ("offset", "subject", "events")
@@ -146,11 +146,12 @@ def _name(text: str, where: str) -> str:
 
 @dataclass(frozen=True)
 class Chapter:
-    """One file of a camera. ``start`` and ``stop``: seconds of the recording's clock in which it is filmed."""
+    """One file of a camera. ``start`` and ``stop``: seconds of the recording's clock. ``pictures``: number of its frames."""
 
     path: Path
     start: float
     stop: float
+    pictures: int
 
 
 def chapters(camera: Camera) -> tuple[Chapter, ...]:
@@ -160,7 +161,8 @@ def chapters(camera: Camera) -> tuple[Chapter, ...]:
     made: list[Chapter] = []
     start = camera.offset or 0.0
     for path in camera.paths:
-        made.append(Chapter(path, start, start + extent_of(path)[1]))
+        index = probe(path)
+        made.append(Chapter(path, start, start + index.begin + index.duration, index.n_frames))
         start = made[-1].stop
     return tuple(made)
 
