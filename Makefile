@@ -61,6 +61,7 @@ folds: setup  ## Numbers of recipes from folds on the datasets of DATA (default 
 bench: setup  ## Run the benchmarks
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/train.py --clips 1000
 	$(BIN)/python benchmarks/flops.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/frames.py

@@ -14,6 +14,10 @@ innermost of these parts, and the time of its backward likewise, so that the sha
   loader     the batch                                     optimizer  AdamW, clipping, gradients set to none
   python     the loop itself
 
+``--clips N``: the size of the network, the steps of an epoch and the epochs are those of a training of N clips, and all lie in
+memory. It gives {step_ms, epochs, steps, training_s, peak_mb}: seconds of all steps, computed from the median, and the peak of
+the memory of the process, statistics of the clips included. ``--steps 0``: memory alone.
+
 With ``--cache`` it trains with the command instead, ``--epochs`` epochs with calibration, and gives {wall_s, processor_s}: all
 that a user waits for. ``--before DIR`` takes turns with the code of another checkout, and gives the ratios to it.
 """
@@ -22,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import resource
 import statistics
@@ -45,8 +50,8 @@ from dtsf.model.videomamba import RMSNorm, VideoMamba
 from dtsf.training.data import Groups, training_batches
 from dtsf.training.distributed import OneProcess
 from dtsf.training.losses import dtsf_loss
-from dtsf.training.prepare import adamw, training_source
-from dtsf.training.recipe import REFERENCE_CLIPS, load_recipe, resolve_auto
+from dtsf.training.prepare import adamw, prepare_network
+from dtsf.training.recipe import REFERENCE_CLIPS, Recipe, load_recipe, resolve_auto
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +74,9 @@ LABELS = {
 
 def random_groups(n: int) -> Groups:
     torch.manual_seed(0)
-    x = torch.randn(n * VIEWS, FRAMES, SIDE, SIDE, CHANNELS).half()
+    x = torch.empty(n * VIEWS, FRAMES, SIDE, SIDE, CHANNELS, dtype=torch.float16)
+    for part in x.split(64):
+        part.copy_(torch.randn(part.shape))
     rows = torch.arange(n * VIEWS).view(n, VIEWS)
     return Groups(x, rows, torch.arange(n) % CLASSES, tuple(map(str, range(n))))
 
@@ -82,14 +89,12 @@ def labelled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
-    """Return a function that trains one epoch of four full batches and returns the seconds of each step."""
-    recipe = resolve_auto(load_recipe(recipe_name), REFERENCE_CLIPS)
-    groups = random_groups(4 * recipe.train.batch_size)
+def make_epoch(recipe: Recipe, n_groups: int, n_steps: int = 4) -> Callable[[], list[float]]:
+    """Return a function that makes a few steps of full batches and returns the seconds of each."""
+    groups = random_groups(n_groups)
     net = DTSFNet(recipe.model, channels=CHANNELS, side=SIDE, n_classes=CLASSES, n_views=VIEWS)
     optimizer = adamw(net, recipe.train, OneProcess())
-
-    source, motion_sampling = training_source(net, groups, recipe.augment, embeddings=recipe.debias.method != "none")
+    source, motion_sampling, deviation_C = prepare_network(net, groups, recipe)
 
     def step(batches: Iterator[Batch]) -> bool:
         with record_function("part:loader"):
@@ -110,14 +115,16 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
         return True
 
     def epoch() -> list[float]:
-        seconds = []
+        seconds: list[float] = []
+        order = torch.randperm(len(source)).split(recipe.train.batch_size)[:n_steps]
         batches = training_batches(
             source,
             recipe.train.batch_size,
             recipe.model.frames,
             motion_sampling,
             recipe.augment,
-            torch.ones(CHANNELS),
+            deviation_C,
+            order,
         )
         while True:
             begun = time.perf_counter()
@@ -128,6 +135,23 @@ def make_epoch(recipe_name: str) -> Callable[[], list[float]]:
             seconds.append(time.perf_counter() - begun)
 
     return epoch
+
+
+def measure_training(recipe: Recipe, clips: int, n_steps: int) -> dict[str, float]:
+    """Return the time of a step, that of all steps of a training of so many clips, and the memory of the process."""
+    epoch = make_epoch(recipe, clips // VIEWS, n_steps)
+    steps = math.ceil(clips / VIEWS / recipe.train.batch_size)
+    found: dict[str, float] = {
+        "clips": clips,
+        "width": recipe.model.width,
+        "epochs": recipe.train.epochs,
+        "steps": steps,
+    }
+    if n_steps:
+        epoch()
+        step_s = statistics.median(value for _ in range(3) for value in epoch())
+        found |= {"step_ms": 1000 * step_s, "training_s": step_s * steps * recipe.train.epochs}
+    return found | {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def own_part(event: Any) -> str | None:
@@ -220,6 +244,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clips", type=int, help="train on so many drawn clips")
+    parser.add_argument("--steps", type=int, default=4, help="with --clips: steps in a turn")
     parser.add_argument("--cache", type=Path, help="train with the command from this cache")
     parser.add_argument("--dataset")
     parser.add_argument("--protocol")
@@ -233,7 +259,11 @@ def main() -> None:
         sys.stdout.write((json.dumps(compared) if arguments.json else "\n".join(lines)) + "\n")
         return
     torch.set_num_threads(arguments.threads)
-    epoch = make_epoch(arguments.recipe)
+    recipe = resolve_auto(load_recipe(arguments.recipe), arguments.clips or REFERENCE_CLIPS)
+    if arguments.clips:
+        sys.stdout.write(json.dumps(measure_training(recipe, arguments.clips, arguments.steps)) + "\n")
+        return
+    epoch = make_epoch(recipe, 4 * recipe.train.batch_size)
     epoch()
     seconds = [value for _ in range(6) for value in epoch()]
     document = {
