@@ -33,7 +33,7 @@ class Inputs(nn.Module):
         self.register_buffer("motion_mean_HWE", motion_mean_HWE, persistent="motion" in config.inputs)
         self.principal = min(config.principal, channels - 1)
         if self.principal:
-            self.register_buffer("basis_CR", torch.eye(channels)[:, : self.principal].clone())
+            self.register_buffer("basis_CR", torch.zeros(channels, self.principal).fill_diagonal_(1.0))
         self.kept = self.principal or channels
         reduces = config.reduce and any(x.input != "motion" and not x.channels for x in config.branch)
         self.reduce = nn.Linear(self.kept, config.reduce) if reduces else nn.Identity()
