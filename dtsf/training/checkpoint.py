@@ -198,7 +198,8 @@ def build_network(config: ModelConfig, spec: CacheSpec, info: DatasetInfo) -> DT
 
 def load_network(checkpoint: Checkpoint) -> DTSFNet:
     """Return the network of a checkpoint, in evaluation mode, on the CPU. Raises CheckpointError if the weights do not fit."""
-    state, weights = checkpoint.state, checkpoint.weights
+    state = checkpoint.state
+    weights = {"calibrator.nearness": torch.zeros(())} | checkpoint.weights  # runs from before it have none
     n_classes, head = len(state.info.class_names), weights.get("branches.0.encoder.head.weight")
     found = "no head" if head is None or head.ndim != 2 else f"{head.shape[0]} classes"
     if found != f"{n_classes} classes":
