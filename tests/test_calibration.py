@@ -1,5 +1,6 @@
 """Calibration of the evidence: order of the classes, fit, folds, and use in a run."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_cache import SMALL_NETWORK, draw
 from make_groups import assert_same_outputs
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dtsf import api
 from dtsf.cache.reader import open_dataset
@@ -184,6 +185,15 @@ def trained(tmp_path_factory):
     draw(root / "cache", subjects=(1, 2, 3, 4, 5))
     result = api.train(root / "cache", protocol=PROTOCOL, overrides=WORDS, run=root / "run")
     return root, result
+
+
+def test_load__run_without_a_weight_of_class_means(trained, tmp_path):
+    shutil.copytree(trained[0] / "run", tmp_path / "run")
+    file = tmp_path / "run/last/model.safetensors"
+    weights = load_file(file)
+    del weights["calibrator.nearness"]
+    save_file(weights, file)
+    assert api.load(tmp_path / "run").net.calibrator.nearness == 0
 
 
 def test_calibrate__holds_out_people_and_stores_it(trained):
