@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -132,6 +133,7 @@ def main() -> None:
                 _print_error(context.get_usage())
                 _print_error(f"try {context.command_path} --help")
             _print_error(("error: ", "bold red"), error.format_message())
+    gc.freeze()  # the interpreter ends without a search of all objects for garbage, which takes up to a second
     sys.exit(code if isinstance(code, int) else 0)
 
 

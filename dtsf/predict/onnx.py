@@ -1,27 +1,30 @@
 """Export of a run to one ONNX file with metadata, and prediction with this file alone.
 The graph reads the embeddings of all cached frames, samples the frames of the network as an evaluation does, and has the network in
-evaluation mode. It is traced for one group, and a node ``Scan`` runs it for each group of a batch: tracing with a free number
-of groups takes 2.5 times as long. A second file has the frame encoder.
+evaluation mode. It is traced for one group, with a mixer as one operator, and a node ``Scan`` runs it for each group of a batch:
+tracing with a free number of groups takes 2.5 times as long. A second file has the frame encoder.
 Letters: B groups, V views, F cached frames, T frames of the network, H W grid, C channels, K classes,
 X numbers of a frame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import first_line, parse_model, read_file
 from dtsf.files.write import write_atomically
-from dtsf.model.scan.onnx_scan import translations
 from dtsf.pipeline.encoders.efficientnet_lite import quiet_export
+from dtsf.predict.onnx_mixer import translations, with_exported_mixers
 from dtsf.settings import Frozen
 from dtsf.training.frame_sampling import cumulative_motion, uniform_times
 
@@ -46,18 +49,29 @@ class OnnxMetadata(Frozen):
     fingerprint: str
 
 
+class _Float32(TorchFunctionMode):
+    """Conversions of float32 to float32 are left out: each costs the exporter three operators."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator of PyTorch."""
+        same = func in (Tensor.float, Tensor.to) and args[0].dtype == torch.float32 and args[1:] in ((), (torch.float32,))
+        return args[0] if same and not kwargs else func(*args, **(kwargs or {}))
+
+
 class _Graph(nn.Module):
     """Sampling of frames and network for one group, with :data:`OUTPUTS`: means over ``draws`` sets of frames."""
 
     def __init__(self, net: DTSFNet, draws: int) -> None:
         super().__init__()
-        self.net, self.draws = net, draws
+        self.net, self.draws = with_exported_mixers(net), draws
 
     def forward(self, x_VFHWC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         config = self.net.config
         times = [uniform_times(config.frames, (draw + 0.5) / self.draws) for draw in range(self.draws)]
         # Every set of frames is a group: the graph has the network once.
-        output = self.net(torch.stack([_sample_frames(x_VFHWC, time_T, config.motion_sampling) for time_T in times]))
+        with _Float32():
+            x_BVTHWC = torch.stack([_sample_frames(x_VFHWC, time_T, config.motion_sampling) for time_T in times])
+            output = self.net(x_BVTHWC)
         found = output.probabilities_BK, output.uncertainty_B, output.view_weights_BV
         probabilities_K, uncertainty, weights_V = (x.mean(0) for x in found)
         return probabilities_K, uncertainty, weights_V
@@ -93,6 +107,8 @@ def export_onnx(
     ``views``: V. Default: all views of the dataset. ``on_progress``: called with the numbers of the step and of all steps, and what
     it does. Raises ConfigError: V is out of range, or the file cannot be written.
     """
+    from onnxscript import optimizer
+
     n_views = len(state.info.view_names)
     if views is not None and not 1 <= views <= n_views:
         raise ConfigError(f"--views {views}: {state.info.name} has 1 to {n_views} views")
@@ -104,10 +120,10 @@ def export_onnx(
     example_VFHWC = torch.zeros(metadata.views, spec.frames, spec.grid, spec.grid, spec.channels)
     graph = _Graph(net, state.recipe.train.draws).eval()
     on_progress(0, 3, "tracing the network")
-    with quiet_export():
+    with _exporting():
         traced = torch.export.export(graph, (example_VFHWC,), strict=False)
     on_progress(1, 3, "translating its operators")
-    with quiet_export():
+    with _exporting():
         program: Any = torch.onnx.export(
             traced,
             dynamo=True,
@@ -118,12 +134,27 @@ def export_onnx(
             verbose=False,
         )
     on_progress(2, 3, "simplifying the graph")
-    with quiet_export():
-        program.optimize()
+    with _exporting():
+        # Not program.optimize(): it searches for patterns that ONNX Runtime fuses itself, and takes three seconds.
+        optimizer.fold_constants(program.model)
+        optimizer.remove_unused_nodes(program.model)
     data = _for_each_group(program.model_proto, metadata).SerializeToString()
     write_atomically(file, data, error=lambda why: ConfigError(f"--onnx {file} cannot be written: {why}"))
     on_progress(3, 3, "")
     return metadata
+
+
+@contextmanager
+def _exporting() -> Iterator[None]:
+    """Hide the exporter's messages, and do not search its millions of objects for garbage, a sixth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with quiet_export():
+            yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _for_each_group(model: onnx.ModelProto, metadata: OnnxMetadata) -> onnx.ModelProto:
@@ -135,6 +166,8 @@ def _for_each_group(model: onnx.ModelProto, metadata: OnnxMetadata) -> onnx.Mode
         return helper.make_tensor_value_info(name, kind.elem_type, ["groups", *(d.dim_value for d in kind.shape.dim)])
 
     body = model.graph
+    for node in body.node:
+        node.ClearField("metadata_props")  # traces of PyTorch: a third of the bytes, with paths of this machine
     each = helper.make_node("Scan", ["embeddings"], OUTPUTS, body=body, num_scan_inputs=1)
     outputs = [of_all(name, value) for name, value in zip(OUTPUTS, body.output, strict=True)]
     graph = helper.make_graph([each], "dtsf", [of_all("embeddings", body.input[0])], outputs)
