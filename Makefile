@@ -58,18 +58,25 @@ demo: setup  ## Draw a small dataset, preprocess, train, evaluate
 folds: setup  ## Numbers of recipes from folds on the datasets of DATA (default ../shared/data), continued after a kill: RECIPES=, SEEDS=
 	$(BIN)/python benchmarks/judge.py --data "$(or $(DATA),../shared/data)" --out "$(FOLDS)" --seeds $(SEEDS) $(foreach recipe,$(RECIPES),--recipe $(recipe))
 
-bench: setup  ## Run the benchmarks
-	$(BIN)/python benchmarks/scan.py
-	$(BIN)/python benchmarks/train.py
-	$(BIN)/python benchmarks/train.py --clips 1000
-	$(BIN)/python benchmarks/flops.py
-	$(BIN)/python benchmarks/loader.py
-	$(BIN)/python benchmarks/frames.py
-	$(BIN)/python benchmarks/frames_cost.py
+bench: setup  ## Run the benchmarks, in the order of docs/results/speed.md: half an hour
 	$(BIN)/python benchmarks/stage1.py
 	$(BIN)/python benchmarks/stage1.py --make-1080p 10
+	$(BIN)/python benchmarks/stage1.py --make-1080p 10 --codec mpeg4
+	$(BIN)/python benchmarks/frames_cost.py
+	$(BIN)/python benchmarks/frames_cost.py --draw mpeg4 --limit 10
+	$(BIN)/python benchmarks/frames.py
 	$(BIN)/python benchmarks/damaged.py --check full
-	$(BIN)/python benchmarks/scheduler.py
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/train.py --clips 1000
+	$(BIN)/python benchmarks/scan.py
+	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/export.py --recipe nucla-paper
+	$(BIN)/python benchmarks/annotate.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/scheduler.py --shards 256 --clips 8 --seconds 0.35 --events 3 --workers 64
+	$(BIN)/python benchmarks/scheduler.py --shards 10000 --clips 8 --workers 8
+	$(BIN)/python benchmarks/scheduler.py --plan 100000
+	$(BIN)/python benchmarks/flops.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
 reproduce-nucla: setup  ## N-UCLA end to end, 3 seeds: make reproduce-nucla DATA=DIR; INIT=CHECKPOINT adds the paper's own run on a GPU; OUT=, SEEDS=, EPOCHS=, CACHE=, OPTIONS=

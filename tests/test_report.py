@@ -14,7 +14,7 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.report.cache_page import report_cache
 from dtsf.report.compare_page import compare_runs
 from dtsf.report.gallery import VIEW_COLOURS, choose_frames, draw_thumbnails
-from dtsf.report.probes import DatasetProbe, Probes, probe
+from dtsf.report.probes import DatasetProbe, Probes, draw_groups, probe
 from dtsf.report.run_data import open_run_cache, read_run
 from dtsf.report.run_page import report_run
 from dtsf.training.probes import InputProbes
@@ -205,6 +205,16 @@ def test_probe__evaluates_other_datasets_and_names_shared_subjects(dtsf, world, 
     assert other.metrics.top1 == run.evaluate(cache, dataset="other", protocol="all").metrics.top1
     assert other.shared_subjects == ("1",)
     assert probes.skipped == ("longer: it has other settings",)
+
+
+def test_draw_groups__keeps_whole_groups_and_chooses_by_their_names():
+    clips = [SimpleNamespace(group=f"g{k // 3}", view=k % 3 + 1) for k in range(30)]
+    assert draw_groups(clips, 10) == (clips, 0)
+    drawn, number = draw_groups(clips, 4)
+    assert number == len({clip.group for clip in drawn}) == 4
+    assert len(drawn) == 12
+    other, _ = draw_groups([SimpleNamespace(group=clip.group, view=9) for clip in clips[::-3]], 4)
+    assert {clip.group for clip in other} == {clip.group for clip in drawn}
 
 
 def test_static_bias__is_agreement_minus_conflict():

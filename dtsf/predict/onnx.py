@@ -54,8 +54,8 @@ class _Float32(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator of PyTorch."""
-        same = func in (Tensor.float, Tensor.to) and args[0].dtype == torch.float32 and args[1:] in ((), (torch.float32,))
-        return args[0] if same and not kwargs else func(*args, **(kwargs or {}))
+        asked = func is Tensor.float or (func is Tensor.to and len(args) == 2 and args[1] is torch.float32)
+        return args[0] if asked and not kwargs and args[0].dtype == torch.float32 else func(*args, **(kwargs or {}))
 
 
 class _Graph(nn.Module):

@@ -29,7 +29,15 @@ def with_exported_mixers(net: nn.Module) -> nn.Module:
 
 
 # Weights of a direction, by the names of :class:`BidirectionalMamba`.
-DIRECTION = ("A{}_log", "D{}", "conv1d{}.weight", "conv1d{}.bias", "x_proj{}.weight", "dt_proj{}.weight", "dt_proj{}.bias")
+DIRECTION = (
+    "A{}_log",
+    "D{}",
+    "conv1d{}.weight",
+    "conv1d{}.bias",
+    "x_proj{}.weight",
+    "dt_proj{}.weight",
+    "dt_proj{}.bias",
+)
 
 
 class _Mixer(nn.Module):
@@ -44,7 +52,6 @@ class _Mixer(nn.Module):
         weights = dict(self.mixer.named_parameters())
         directions = [weights[name.format(suffix)] for suffix in ("", "_b") for name in DIRECTION]
         return _mixer(x_BLD, [weights["in_proj.weight"], weights["out_proj.weight"], *directions])
-
 
 
 @torch.library.custom_op("dtsf::mixer", mutates_args=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.metrics import GroupPrediction, Metrics
 from dtsf.training.probes import InputProbes, probe_inputs
 from dtsf.training.protocols import parse_protocol, split_clips
+
+MAX_GROUPS = 1000  # that a probe reads, so that the memory of a report does not grow with the dataset
 
 
 class DatasetProbe(NamedTuple):
@@ -44,12 +47,13 @@ class BackgroundProbe(NamedTuple):
 
 
 class Probes(NamedTuple):
-    """All probes. ``skipped``: datasets that cannot be evaluated, with the reason."""
+    """All probes. ``skipped``: datasets that cannot be evaluated, with the reason. ``drawn``: test groups, if not all of them."""
 
     inputs: InputProbes
     datasets: tuple[DatasetProbe, ...]
     skipped: tuple[str, ...]
     background: BackgroundProbe | None
+    drawn: int = 0
 
     @property
     def static_bias(self) -> dict[str, float]:
@@ -57,6 +61,15 @@ class Probes(NamedTuple):
         top1 = {probe.name: probe.metrics.top1 for probe in self.datasets}
         stems = (name.removesuffix("-conflict") for name in top1 if name.endswith("-conflict"))
         return {stem: top1[f"{stem}-aligned"] - top1[f"{stem}-conflict"] for stem in stems if f"{stem}-aligned" in top1}
+
+
+def draw_groups(clips: Sequence[Clip], most: int = MAX_GROUPS) -> tuple[list[Clip], int]:
+    """Return the clips of at most ``most`` groups, and their number if some are left out, else 0. Names decide the choice."""
+    names = sorted({clip.group for clip in clips})
+    if len(names) <= most:
+        return list(clips), 0
+    chosen = set(random.Random(0).sample(names, most))
+    return [clip for clip in clips if clip.group in chosen], most
 
 
 def probe(
@@ -73,7 +86,8 @@ def probe(
         steps = total
         on_step(done, total + len(others), name)
 
-    inputs = probe_inputs(net, load_groups(data, split.test), run.class_names, names, on_input)
+    tested, drawn = draw_groups(split.test)
+    inputs = probe_inputs(net, load_groups(data, tested), run.class_names, names, on_input)
     subjects = {clip.subject for clip in split.train if clip.subject is not None}
     trained = [data.pieces[clip.id] for clip in split.train]
     state, datasets, skipped = run.checkpoint.state, [], []
@@ -85,7 +99,7 @@ def probe(
                 raise CacheError("it has other classes")
             if other.spec.fingerprint() != state.fingerprint:
                 raise CacheError("it has other settings")
-            metrics = evaluate_groups(net, load_groups(other, other.clips), other.info.class_names)
+            metrics = evaluate_groups(net, load_groups(other, draw_groups(other.clips)[0]), other.info.class_names)
         except CacheError as error:
             skipped.append(f"{name}: {error}")
         else:
@@ -94,7 +108,7 @@ def probe(
             datasets.append(DatasetProbe(other.info.name, metrics, tuple(sorted(shared)), len(copies)))
     on_step(steps + len(others), steps + len(others), "")
     background = _probe_backgrounds(split.train, split.test, run.metrics.predictions)
-    return Probes(inputs, tuple(datasets), tuple(skipped), background)
+    return Probes(inputs, tuple(datasets), tuple(skipped), background, drawn)
 
 
 def _probe_backgrounds(
