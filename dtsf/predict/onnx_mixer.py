@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,13 @@ from torch import Tensor, nn
 from dtsf.model.scan.onnx_scan import STEP
 from dtsf.model.videomamba import BidirectionalMamba
 
+if TYPE_CHECKING:
+    from dtsf.model.network import DTSFNet
+
 FIRST, LAST = -(1 << 62), 1 << 62  # ends of a slice
 
 
-def with_exported_mixers(net: nn.Module) -> nn.Module:
+def with_exported_mixers(net: DTSFNet) -> DTSFNet:
     """Return a copy whose mixers are one operator each. It can be traced, not run."""
     net = copy.deepcopy(net)
     for module in list(net.modules()):
