@@ -58,7 +58,7 @@ demo: setup  ## Draw a small dataset, preprocess, train, evaluate
 folds: setup  ## Numbers of recipes from folds on the datasets of DATA (default ../shared/data), continued after a kill: RECIPES=, SEEDS=
 	$(BIN)/python benchmarks/judge.py --data "$(or $(DATA),../shared/data)" --out "$(FOLDS)" --seeds $(SEEDS) $(foreach recipe,$(RECIPES),--recipe $(recipe))
 
-bench: setup  ## Run the benchmarks, in the order of docs/results/speed.md: half an hour
+bench: setup  ## Run the benchmarks, in the order of docs/results/speed.md
 	$(BIN)/python benchmarks/stage1.py
 	$(BIN)/python benchmarks/stage1.py --make-1080p 10
 	$(BIN)/python benchmarks/stage1.py --make-1080p 10 --codec mpeg4
