@@ -54,7 +54,8 @@ class _Mixer(nn.Module):
         """Return (B, L, D), without values."""
         weights = dict(self.mixer.named_parameters())
         directions = [weights[name.format(suffix)] for suffix in ("", "_b") for name in DIRECTION]
-        return _mixer(x_BLD, [weights["in_proj.weight"], weights["out_proj.weight"], *directions])
+        y_BLD: Tensor = _mixer(x_BLD, [weights["in_proj.weight"], weights["out_proj.weight"], *directions])
+        return y_BLD
 
 
 @torch.library.custom_op("dtsf::mixer", mutates_args=())
