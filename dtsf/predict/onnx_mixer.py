@@ -12,13 +12,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dtsf.model.scan.onnx_scan import STEP
 from dtsf.model.videomamba import BidirectionalMamba
 
 if TYPE_CHECKING:
     from dtsf.model.network import DTSFNet
 
 FIRST, LAST = -(1 << 62), 1 << 62  # ends of a slice
+
+# One token: the state and A are carried from token to token, the output is collected.
+STEP = """
+step (float[B, N, D] state, float[N, D] A, float[B, 1, D] dt, float[B, 1, D] dt_u, float[B, N, 1] b, float[B, 1, N] c)
+  => (float[B, N, D] next_state, float[N, D] same_A, float[B, 1, D] y) {
+    rate = Mul(dt, A)
+    decay = Exp(rate)
+    kept = Mul(decay, state)
+    new = Mul(dt_u, b)
+    next_state = Add(kept, new)
+    y = MatMul(c, next_state)
+    same_A = Identity(A)
+}
+"""
 
 
 def with_exported_mixers(net: DTSFNet) -> DTSFNet:

@@ -77,18 +77,13 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_for(x: Tensor, n_states: int = 16) -> Any:
-    """Return the module that runs ``x``. Kernels do not support float64. An export has one operator for each scan. A compiled graph
-    for a CPU has PyTorch's operators only; ``torch.compile`` on a GPU takes the Triton kernels, which
-    :meth:`dtsf.model.videomamba.VideoMamba.compile_mixers` loads.
+    """Return the module that runs ``x``. Kernels do not support float64. A compiled graph for a CPU has PyTorch's operators only;
+    ``torch.compile`` on a GPU takes the Triton kernels, which :meth:`dtsf.model.videomamba.VideoMamba.compile_mixers` loads.
     """
     from dtsf.model.scan import plain  # noqa: PLC0415
 
     if x.dtype == torch.float64:
         return plain
-    if torch.compiler.is_exporting():
-        from dtsf.model.scan import onnx_scan  # noqa: PLC0415
-
-        return onnx_scan
     if torch.compiler.is_compiling():
         if not x.is_cuda or n_states not in TRITON_STATES:
             return plain

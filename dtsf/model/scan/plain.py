@@ -4,7 +4,6 @@ Letters: B batch, D channels, L tokens, N state, K taps, M chunks of Q tokens, X
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,10 +26,8 @@ class ScanInputs(NamedTuple):
     reverse: bool = False  # scan from the last token to the first, and write results at their tokens
 
 
-def scan(inputs: ScanInputs, recurrence: Callable[..., Tensor] | None = None) -> Tensor:
-    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. The backward stores two (B, L, D, N) tensors.
-    ``recurrence``: replaces :func:`outputs`.
-    """
+def scan(inputs: ScanInputs) -> Tensor:
+    """Run the scan; see :func:`dtsf.model.scan.selective_scan`. The backward stores two (B, L, D, N) tensors."""
     given, reverse = inputs.u_BDL, inputs.reverse
     wide = torch.promote_types(given.dtype, torch.float32)
     with torch.autocast(given.device.type, enabled=False):
@@ -38,7 +35,7 @@ def scan(inputs: ScanInputs, recurrence: Callable[..., Tensor] | None = None) ->
         dt_BDL = F.softplus(dt_BDL + bias_D[:, None])
         rows = [x.transpose(1, 2) for x in (u_BDL, dt_BDL, B_BNL, C_BNL)]
         u_BLD, dt_BLD, B_BLN, C_BLN = (x_BLX.flip(1) for x_BLX in rows) if reverse else rows
-        run = recurrence or (outputs if torch.compiler.is_compiling() else _Recurrence.apply)
+        run = outputs if torch.compiler.is_compiling() else _Recurrence.apply
         y_BLD: Tensor = run(u_BLD, dt_BLD, A_DN, B_BLN, C_BLN)
         y_BDL = (y_BLD.flip(1) if reverse else y_BLD).transpose(1, 2)
         y_BDL = (y_BDL + D_D[:, None] * u_BDL) * F.silu(z_BDL)
