@@ -14,10 +14,11 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.report.cache_page import report_cache
 from dtsf.report.compare_page import compare_runs
 from dtsf.report.gallery import VIEW_COLOURS, choose_frames, draw_thumbnails
-from dtsf.report.probes import DatasetProbe, Probes, draw_groups, probe
+from dtsf.report.probes import DatasetProbe, Probes, probe
 from dtsf.report.run_data import open_run_cache, read_run
 from dtsf.report.run_page import report_run
 from dtsf.training.probes import InputProbes
+from dtsf.training.splits import draw_groups
 
 HOSTILE = {
     "class": "<script>window.broken = 1</script>",

@@ -9,10 +9,8 @@ import numpy as np
 from dtsf.recordings.tracks import RATE
 
 MIN_OVERLAP = 10.0  # seconds that two cameras must share
-STRONGEST_SECONDS, SAFE_SECONDS = (
-    1.0,
-    20.0,
-)  # least part of an agreement that is not counted; common time up to which it is so
+STRONGEST_SECONDS = 1.0  # least part of an agreement that is not counted
+SAFE_SECONDS = 20.0  # common time up to which no more than this part is left out
 
 
 class Curve(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.metrics import GroupPrediction, Metrics
 from dtsf.training.probes import InputProbes, probe_inputs
 from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.splits import draw_groups
 
 MAX_GROUPS = 1000  # that a probe reads, so that the memory of a report does not grow with the dataset
 
@@ -63,15 +63,6 @@ class Probes(NamedTuple):
         return {stem: top1[f"{stem}-aligned"] - top1[f"{stem}-conflict"] for stem in stems if f"{stem}-aligned" in top1}
 
 
-def draw_groups(clips: Sequence[Clip], most: int = MAX_GROUPS) -> tuple[list[Clip], int]:
-    """Return the clips of at most ``most`` groups, and their number if some are left out, else 0. Names decide the choice."""
-    names = sorted({clip.group for clip in clips})
-    if len(names) <= most:
-        return list(clips), 0
-    chosen = set(random.Random(0).sample(names, most))
-    return [clip for clip in clips if clip.group in chosen], most
-
-
 def probe(
     run: RunData, net: DTSFNet, data: CachedDataset, cache: Path, on_step: Callable[[int, int, str], None]
 ) -> Probes:
@@ -86,7 +77,7 @@ def probe(
         steps = total
         on_step(done, total + len(others), name)
 
-    tested, drawn = draw_groups(split.test)
+    tested, drawn = draw_groups(split.test, MAX_GROUPS)
     inputs = probe_inputs(net, load_groups(data, tested), run.class_names, names, on_input)
     subjects = {clip.subject for clip in split.train if clip.subject is not None}
     trained = [data.pieces[clip.id] for clip in split.train]
@@ -99,7 +90,8 @@ def probe(
                 raise CacheError("it has other classes")
             if other.spec.fingerprint() != state.fingerprint:
                 raise CacheError("it has other settings")
-            metrics = evaluate_groups(net, load_groups(other, draw_groups(other.clips)[0]), other.info.class_names)
+            chosen, _ = draw_groups(other.clips, MAX_GROUPS)
+            metrics = evaluate_groups(net, load_groups(other, chosen), other.info.class_names)
         except CacheError as error:
             skipped.append(f"{name}: {error}")
         else:

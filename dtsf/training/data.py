@@ -53,9 +53,8 @@ class Groups:
     names: tuple[str, ...]
     background_N: Tensor | None = None  # number of each clip's background, from 0; None if one has no named background
     subject_N: Tensor | None = None  # number of each clip's person, from 0; None if one has no named person
-    motion: list[Tensor] = field(
-        default_factory=list, repr=False, kw_only=True
-    )  # embeddings, their step_NS once computed
+    # The embeddings and their step_NS, once that is computed.
+    motion: list[Tensor] = field(default_factory=list, repr=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.names)

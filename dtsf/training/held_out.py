@@ -39,7 +39,7 @@ from dtsf.training.promises import (
     split_limit,
     surest_curve,
 )
-from dtsf.training.splits import Fold, join_people
+from dtsf.training.splits import Fold, draw_groups, join_people
 
 FILE = "held_out.safetensors"  # in the folder of a run
 LEVELS = (0.8, 0.9)  # of the sets that an evaluation measures
@@ -212,11 +212,7 @@ def ask_held_out(
     most = max(1, MOST_NUMBERS // (2 * max(len(views), 4) * len(classes) * len(folds)))
     subjects = {clip.group: clip.subject or "" for fold in folds for clip in fold.held_out}
     draw = random.Random(0)
-    asked = []
-    for fold in folds:
-        names = sorted({clip.group for clip in fold.held_out})
-        chosen = set(draw.sample(names, min(most, len(names))))
-        asked.append(load([clip for clip in fold.held_out if clip.group in chosen]))
+    asked = [load(draw_groups(fold.held_out, most, draw)[0]) for fold in folds]
 
     def answer(given: Sequence[Sequence[int]], known: Sequence[Answers | None]) -> list[Answers]:
         def answer_one(_: object, k: int) -> Answers:

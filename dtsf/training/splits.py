@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -277,3 +278,12 @@ def limit_views(clips: Sequence[Clip], most: int) -> tuple[Clip, ...]:
         order = sorted(there)
         kept[group] = {order[(k + n) % len(order)] for n in range(min(most or len(order), len(order)))}
     return tuple(clip for clip in clips if clip.view in kept[clip.group])
+
+
+def draw_groups(clips: Sequence[Clip], most: int, draw: random.Random | None = None) -> tuple[list[Clip], int]:
+    """Return the clips of at most ``most`` groups, and their number if some are left out, else 0. Names decide the choice.
+    ``draw``: generator of several choices in turn.
+    """
+    names = sorted({clip.group for clip in clips})
+    chosen = set((draw or random.Random(0)).sample(names, min(most, len(names))))
+    return [clip for clip in clips if clip.group in chosen], most if len(names) > most else 0
