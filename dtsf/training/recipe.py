@@ -112,8 +112,9 @@ class Recipe(Frozen):
 def resolve_auto(recipe: Recipe, n_clips: int, n_groups: int = 0, class_names: Sequence[str] = ()) -> Recipe:
     """Replace ``auto`` by numbers that follow from the training clips and their groups. Measured in docs/results/network.md.
 
-    The width grows with the square root of the clips, and the epochs fall with it. The depth follows the width. Groups of one view
-    are mirrored, unless a class is named after left or right.
+    The width grows with the square root of the clips, and the epochs fall with it; above :data:`REFERENCE_CLIPS`, they fall with
+    the clips, so the number of steps stays. The depth follows the width. Groups of one view are mirrored, unless a class is named
+    after left or right.
     """
     augment = recipe.augment
     if augment.flip == "auto":
@@ -122,7 +123,7 @@ def resolve_auto(recipe: Recipe, n_clips: int, n_groups: int = 0, class_names: S
     ratio = math.sqrt(max(1, n_clips) / REFERENCE_CLIPS)
     width = recipe.model.width or min(384, max(96, 32 * round(3 * ratio)))
     depth = recipe.model.depth or (1 if width < 128 else 2 if width < 256 else 4)
-    epochs = recipe.train.epochs or min(240, max(20, round(120 / ratio)))
+    epochs = recipe.train.epochs or min(240, max(20, round(120 / max(ratio, ratio**2))))
     model = recipe.model.model_copy(update={"width": width, "depth": depth})
     train = recipe.train.model_copy(update={"epochs": epochs})
     return recipe.model_copy(update={"model": model, "augment": augment, "train": train})
