@@ -1,7 +1,8 @@
 """Scan and its backward, compiled by numba for :mod:`dtsf.model.scan.numba_scan`. A task is one sequence and ``LANES`` channels.
 
 The compiler vectorises neither loops whose index may be negative nor the C library's ``exp``. So the loops read slices of rows,
-and ``exp`` is a polynomial. The backward computes the states of a chunk again, into a buffer that fits the processor's cache.
+and ``exp`` is a polynomial. Arithmetic with whole slices takes numba seconds to compile, so loops do it. The backward computes
+the states of a chunk again, into a buffer that fits the processor's cache.
 Letters: B batch, D channels, L tokens, N state, M chunks, J blocks of LANES channels, Q tokens of a chunk, W lanes.
 """
 
@@ -71,7 +72,7 @@ def forward(
     """Compute tasks ``begin`` to ``end``: outputs, and the state before every chunk."""
     n_blocks = (u_BLD.shape[2] + LANES - 1) // LANES
     length, n_state = B_BLN.shape[1], B_BLN.shape[2]
-    h_NW = np.empty((n_state, LANES), np.float32)
+    h_NW, a_NW = np.empty((n_state, LANES), np.float32), np.empty((n_state, LANES), np.float32)
     delta_W, x_W, y_W = np.empty(LANES, np.float32), np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     for task in range(begin, end):
         b, d = task // n_blocks, task % n_blocks * LANES
@@ -79,11 +80,17 @@ def forward(
         width = last - d
         bias_W, D_W = bias_D[d:last], D_D[d:last]
         h_NW[:] = ZERO
-        a_NW = A_ND[:, d:last] * LOG2_E
+        for n in range(n_state):
+            A_W = A_ND[n, d:last]
+            for w in range(width):
+                a_NW[n, w] = A_W[w] * LOG2_E
         for step in range(length):
             t = length - 1 - step if reverse else step
             if step % CHUNK == 0:
-                edge_BMND[b, step // CHUNK, :, d:last] = h_NW[:, :width]
+                for n in range(n_state):
+                    edge_W = edge_BMND[b, step // CHUNK, n, d:last]
+                    for w in range(width):
+                        edge_W[w] = h_NW[n, w]
             u_W, dt_W, z_W = u_BLD[b, t, d:last], dt_BLD[b, t, d:last], z_BLD[b, t, d:last]
             out_W = y_BLD[b, t, d:last]
             for w in range(width):
@@ -110,6 +117,7 @@ def backward(
     n_blocks = (u_BLD.shape[2] + LANES - 1) // LANES
     length, n_state = B_BLN.shape[1], B_BLN.shape[2]
     ga_NW, gh_NW = np.empty((n_state, LANES), np.float32), np.empty((n_state, LANES), np.float32)
+    a_NW = np.empty((n_state, LANES), np.float32)
     h_QNW = np.empty((CHUNK + 1, n_state, LANES), np.float32)
     decay_QNW = np.empty((CHUNK, n_state, LANES), np.float32)
     delta_QW, x_QW = np.empty((CHUNK, LANES), np.float32), np.empty((CHUNK, LANES), np.float32)
@@ -123,11 +131,17 @@ def backward(
         width = last - d
         bias_W, D_W = bias_D[d:last], D_D[d:last]
         gh_NW[:], ga_NW[:], gD_W[:], gbias_W[:] = ZERO, ZERO, ZERO, ZERO
-        a_NW = A_ND[:, d:last] * LOG2_E
+        for n in range(n_state):
+            A_W = A_ND[n, d:last]
+            for w in range(width):
+                a_NW[n, w] = A_W[w] * LOG2_E
         for m in range((length - 1) // CHUNK, -1, -1):
             first = m * CHUNK
             size = min(CHUNK, length - first)
-            h_QNW[0, :, :width] = edge_BMND[b, m, :, d:last]
+            for n in range(n_state):
+                edge_W = edge_BMND[b, m, n, d:last]
+                for w in range(width):
+                    h_QNW[0, n, w] = edge_W[w]
             for q in range(size):
                 t = length - 1 - first - q if reverse else first + q
                 u_W, dt_W = u_BLD[b, t, d:last], dt_BLD[b, t, d:last]
@@ -176,5 +190,9 @@ def backward(
                     gdt_W[w] = gdt
                     gbias_W[w] += gdt
                     gD_W[w] += gy_W[w] * u
-        gD_BD[b, d:last], gbias_BD[b, d:last] = gD_W[:width], gbias_W[:width]
-        gA_BND[b, :, d:last] = ga_NW[:, :width]
+        for w in range(width):
+            gD_BD[b, d + w], gbias_BD[b, d + w] = gD_W[w], gbias_W[w]
+        for n in range(n_state):
+            gA_W = gA_BND[b, n, d:last]
+            for w in range(width):
+                gA_W[w] = ga_NW[n, w]
