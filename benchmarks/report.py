@@ -2,9 +2,9 @@
 
     TMPDIR=/dev/shm python benchmarks/report.py --clips 10000 --json
 
-It runs the commands ``dtsf train`` (one epoch, without calibration), ``dtsf evaluate`` and ``dtsf report``, each in a process of its
-own, and gives for each {peak_mb, cpu_s, wall_s}. The memory of the page cache, where a cache on disk lies, is not in the peak,
-unless the command maps it. The cache has 0.24 MB a clip.
+It runs the commands ``dtsf train`` (one epoch, without calibration), ``dtsf evaluate`` and ``dtsf report``, each in a process of
+its own, and gives for each {peak_mb, cpu_s, wall_s}. The pages of the cache that a process reads count. They are not copies: the
+system can take them back. The cache has 0.24 MB a clip.
 """
 
 from __future__ import annotations
