@@ -95,7 +95,7 @@ def cost(run: Run, recording: Recording, out: Path) -> dict[str, float]:
 
     began = seconds()
     for source in plan.sources:
-        with CameraStream(source, model.spec, plan.grid.rate, plan.grid.first, plan.grid.last) as stream:
+        with CameraStream(source, model.spec, plan.grid.rate, [(plan.grid.first, plan.grid.last)]) as stream:
             for stretch in iter(stream.read, None):
                 for k in range(0, len(stretch.frames_FSSC), 16):
                     model.encoder.embed(stretch.frames_FSSC[k : k + 16])

@@ -37,7 +37,8 @@ def test_live_frames__address_without_an_answer_is_said_in_one_line():
 def test_work_file__goes_on_behind_the_last_whole_block_of_a_full_disk(tmp_path):
     def block(number):
         spans, random = np.zeros((4, 2), int), np.random.default_rng(number).random
-        return WindowBlock(number, 0, 10, False, spans, random((4, 8)), random(4), random((4, 3)), random((3, 8)), (1, 2, 3))
+        answers = random((4, 8)), random(4), random((4, 3)), random((3, 8))
+        return WindowBlock(number, 0, 10, False, spans, *answers, (1, 2, 3), np.ones((4, 3)), (4, 5, 6))
 
     def fill():
         with WorkFile(path, {}) as work:

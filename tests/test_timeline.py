@@ -8,6 +8,7 @@ import threading
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,14 +17,16 @@ import numpy as np
 import pytest
 
 from dtsf.cache.schema import CacheSpec
-from dtsf.errors import DataError, VideoError
+from dtsf.errors import ConfigError, DataError, VideoError
 from dtsf.pipeline.encoders.choose import Encoder, Identity
 from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
+from dtsf.predict.promised import make_question
 from dtsf.predict.recordings import find_timelines, plan_recording
 from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import CameraStream, Source
 from dtsf.recordings.events import Event, read_events
 from dtsf.recordings.movements import find_movements, rest_level, strength
+from dtsf.recordings.needed import AsNeeded
 from dtsf.recordings.outputs import WRITERS
 from dtsf.recordings.page import clock, overlap, render_page
 from dtsf.recordings.settings import TimelineSettings
@@ -55,7 +58,7 @@ def _numbers(frames):
 
 
 def _read(source, first, last, rate=10.0, **options):
-    with CameraStream(source, SPEC, rate, first, last, **options) as stream:
+    with CameraStream(source, SPEC, rate, [(first, last)], **options) as stream:
         stretches = list(iter(stream.read, None))
     moments = [stretch.first + k for stretch in stretches for k in range(len(stretch.frames_FSSC))]
     return moments, [number for stretch in stretches for number in _numbers(stretch.frames_FSSC)]
@@ -83,6 +86,16 @@ def _classify(x_NVFPC, cameras):
         p_NK[near, k], p_NK[near, 1] = 0.9 - 0.02 * np.abs(first_N[near] - event), 0.06
     V = len(cameras)
     return p_NK / p_NK.sum(1, keepdims=True), np.full(len(first_N), 0.25), np.full((len(first_N), V), 1 / V)
+
+
+AS_NEEDED = AsNeeded((0, 1), 0.5, ((0, 116), (10, 115)))
+
+
+def _unsure_alone(x_NVFPC, cameras):
+    """One camera alone is not sure of an event that begins behind frame 60."""
+    p_NK, u_N, w_NV = _classify(x_NVFPC, cameras)
+    late_N = (x_NVFPC[:, 0, 0, 0, 0] > 60) & (p_NK[:, 1] < 0.5)
+    return p_NK, np.where(late_N & (len(cameras) == 1), 0.8, u_N), w_NV
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +174,22 @@ def test_camera__gives_the_frame_that_is_shown_at_each_moment_of_the_grid(films)
     assert numbers == [10 + 2 * k for k in range(105)]
 
 
+def test_camera__gives_ranges_each_with_its_end(films):
+    a, b1, b2 = map(str, films)
+    source = Source("b", 1, ((b1, 1.0, 6.0), (b2, 6.0, 11.5)), 1.0)
+    # Over a chapter, next to one another, beyond a key frame (every 2.5 s of a file), before the film and behind it.
+    ranges = [(0, 5), (12, 14), (16, 17), (55, 62), (100, 103), (200, 210)]
+    with CameraStream(source, SPEC, 10.0, ranges) as stream:
+        for asked in (ranges, [(30, 31)], ranges[1:3]):
+            if asked is not ranges:
+                stream.ask(asked)
+            for first, last in asked:
+                stretches = list(iter(stream.read, None))
+                numbers = [number for stretch in stretches for number in _numbers(stretch.frames_FSSC)]
+                assert numbers == [2 * k - 10 for k in range(max(10, first), min(last, 114) + 1)]
+                assert [stretch.first for stretch in stretches] == ([first] if numbers else [])
+
+
 def test_camera__more_moments_than_frames_repeat_the_frame(films):
     moments, numbers = _read(Source("a", 0, ((str(films[0]), 0.0, 11.6),)), 0, 99, rate=25.0)
     assert moments == list(range(100))
@@ -186,14 +215,17 @@ def test_find_timeline__embeds_every_frame_once_and_finds_the_events(films, tmp_
     assert abs(timeline.curve.times[best] - 3.4) < 1.5 or abs(timeline.curve.times[best] - 10.4) < 1.5
 
 
+@pytest.mark.parametrize("needed", [None, AS_NEEDED])
 @pytest.mark.parametrize("share", [0.3, 0.62, 0.95])
-def test_find_timeline__goes_on_where_a_kill_left_it(films, tmp_path, share):
+def test_find_timeline__goes_on_where_a_kill_left_it(films, tmp_path, share, needed):
     def run(out, counter):
-        plan = _plan(films)
-        timeline, work = find_timeline(plan, _model(counter), out)
+        plan = replace(_plan(films), needed=needed)
+        timeline, work = find_timeline(plan, replace(_model(counter), classify=_unsure_alone), out)
         return write_files(timeline, work, plan, (), out, "run")
 
-    files = run(tmp_path / "whole", _Counter())
+    counter = _Counter()
+    files = run(tmp_path / "whole", counter)
+    n_whole = counter.n
     work = tmp_path / "cut/.work/r1.jsonl"
     work.parent.mkdir(parents=True)
     whole = (tmp_path / "whole/.work/r1.jsonl").read_bytes()
@@ -203,12 +235,16 @@ def test_find_timeline__goes_on_where_a_kill_left_it(films, tmp_path, share):
     for file, other in zip(files, again, strict=True):
         if file.suffix in (".csv", ".json", ".vtt"):
             assert file.read_bytes() == other.read_bytes()
-    assert share < 0.5 or counter.n < 200
+    assert share < 0.5 or counter.n < n_whole - 10
     assert work.read_bytes() == whole
     # Done: nothing is decoded, other settings of bouts are a matter of seconds.
     done = _Counter()
-    find_timeline(_plan(films, threshold=0.95), _model(done), tmp_path / "cut")
+    plan = replace(_plan(films, threshold=0.95), needed=needed)
+    find_timeline(plan, replace(_model(done), classify=_unsure_alone), tmp_path / "cut")
     assert done.n == 0
+    # Another limit is another question.
+    find_timeline(replace(plan, needed=replace(AS_NEEDED, limit=0.9)), _model(done), tmp_path / "cut")
+    assert done.n
 
 
 def test_find_timeline__another_file_or_offset_begins_again(films, tmp_path):
@@ -252,12 +288,13 @@ def _blocks(events, grid, n=400):
                 if common > 0.5:
                     row[:] = (1 - common / 1.1) / 2
                     row[NAMES.index(label)] = common / 1.1
-        answers = np.array(spans, int).reshape(-1, 2), values, np.full(len(spans), 0.3), np.ones((len(spans), 1))
-        yield WindowBlock(number, begin, begin + 8 * grid.hop, False, *answers, np.zeros((1, 0)), (0,))
+        ones_NV = np.ones((len(spans), 1))
+        answers = np.array(spans, int).reshape(-1, 2), values, np.full(len(spans), 0.3), ones_NV, np.zeros((1, 0))
+        yield WindowBlock(number, begin, begin + 8 * grid.hop, False, *answers, (0,), ones_NV, (0,))
 
 
 def _bouts(events, grid, **options):
-    finder = BoutFinder(NAMES, grid, BoutOptions(**{"threshold": 0.5, "shortest": 0.0, "gap": 0.0} | options))
+    finder = BoutFinder(NAMES, ("cam1",), grid, BoutOptions(**{"threshold": 0.5, "shortest": 0.0, "gap": 0.0} | options))
     found = []
     for block in _blocks(events, grid):
         found += finder.add(block)
@@ -337,6 +374,57 @@ class _Moves:
         made = (0.01 + moving_F[:, None, None]) * random[number_F]
         made[:, 0, 0] = number_F
         return made.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("order", "films", "leads"),
+    [
+        ((1, 0, 2), ((0, 90), (0, 90), (0, 90)), [(1, 0, 89)]),
+        ((1, 0, 2), ((0, 99), (20, 60), (50, 120)), [(1, 20, 59), (0, 0, 19), (0, 60, 98), (2, 99, 119)]),
+        ((0, 1), ((0, 20), (50, 60)), [(0, 0, 19), (1, 50, 59)]),
+    ],
+)
+def test_as_needed__at_each_time_the_first_camera_that_films_leads(order, films, leads):
+    assert AsNeeded(order, 0.5, films).leads() == leads
+
+
+@pytest.mark.parametrize(("limit", "opened"), [(0.1, (2, 2)), (0.5, (1, 2)), (0.9, (1, 1))])
+def test_find_timeline__opens_the_next_camera_where_a_movement_is_not_sure(films, tmp_path, limit, opened):
+    asked, moves, counter = [], _Moves((30, 50), (90, 110)), _Counter()
+
+    def classify(x_NVFPC, cameras):
+        asked.append((len(x_NVFPC), cameras))
+        p_NK = np.tile([0.1, 0.1, 0.8], (len(x_NVFPC), 1))
+        u_N = np.where((x_NVFPC[:, 0, 0, 0, 0] > 60) & (len(cameras) == 1), 0.8, 0.2)
+        return p_NK, u_N, np.full((len(x_NVFPC), len(cameras)), 1 / len(cameras))
+
+    def embed(frames_FHWC):
+        counter(frames_FHWC)
+        return moves(frames_FHWC)
+
+    plan = replace(_plan(films), needed=replace(AS_NEEDED, limit=limit))
+    plan = replace(plan, grid=replace(plan.grid, first=0, last=115, lengths=(20,), longest=40))
+    timeline, work = find_timeline(plan, replace(_model(embed), classify=classify), tmp_path)
+    views = ("cam1", "cam2")
+    assert [bout.opened for bout in timeline.bouts] == [views[:n] for n in opened]
+    assert [bout.view_weights[1] > 0 for bout in timeline.bouts] == [n == 2 for n in opened]
+    # All nine readings of a movement have the same cameras.
+    assert all(n % 9 == 0 for n, _ in asked)
+    further = counter.n - 116
+    assert timeline.decoded == (1.0, pytest.approx(further / 105))
+    assert 20 * (sum(opened) - 2) <= further <= 30 * (sum(opened) - 2)
+    written = json.loads(WRITERS["json"](timeline))
+    assert [bout["opened"] for bout in written["bouts"]] == [list(bout.opened) for bout in timeline.bouts]
+
+
+def test_find_timeline__as_needed_a_camera_that_is_not_opened_may_be_broken(films, tmp_path):
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(films[0].read_bytes()[:2000])
+    plan = replace(_plan((films[0], broken, broken)), needed=AS_NEEDED)
+    timeline, _ = find_timeline(plan, _model(), tmp_path)
+    assert [bout.label for bout in timeline.bouts] == ["jump", "wave"]
+    with pytest.raises(VideoError, match=r"camera cam2: .*broken.mp4"):
+        find_timeline(plan, replace(_model(), classify=_unsure_alone), tmp_path / "b")
 
 
 @pytest.mark.parametrize("cut", [None, 0.6])
@@ -617,6 +705,21 @@ def test_plan_recording__threshold_depends_on_the_calibration(films, calibration
     recording = Recording("r", None, (Camera("cam1", films[:1], 0.0),))
     plan = plan_recording(_run(calibration), recording, TimelineSettings.of(threshold=given), "table.csv")
     assert plan.options.threshold == threshold
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"as_needed": "auto"}, r"--as-needed: run has no answers of held-out groups .*: train again"),
+        ({"as_needed": 1.5}, "--as-needed 1.5: give auto, or an uncertainty from 0 to 1"),
+        ({"as_needed": 0.5, "live": ("-",)}, "--as-needed 0.5: it is for finished files.*--follow"),
+    ],
+)
+def test_find_timelines__cameras_as_needed_are_refused(films, tmp_path, options, message):
+    run = SimpleNamespace(**vars(_run()), question=partial(make_question, None, Path("run")))
+    table = [Recording("r", None, (Camera("cam1", films[:1], 0.0),))]
+    with pytest.raises(ConfigError, match=message):
+        next(find_timelines(run, table, tmp_path, **options))
 
 
 def test_find_timelines__names_that_are_one_file_on_other_systems_are_refused(films, tmp_path):

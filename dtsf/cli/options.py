@@ -50,7 +50,10 @@ def with_settings(model: type[Settings], **types: Any) -> Callable[[Command], Co
             extra: Any = field.json_schema_extra or {}
             # A flag with an explicit name has no --no- form: its default is off.
             option = typer.Option(
-                model.option(name), help=field.description, show_default=extra.get("default_text", True)
+                model.option(name),
+                help=field.description,
+                show_default=extra.get("default_text", True),
+                metavar=extra.get("metavar"),
             )
             options[name] = _option(name, default, Annotated[type_ or field.annotation, option])
         return _with_signature(run, options.values())

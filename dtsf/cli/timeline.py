@@ -58,6 +58,8 @@ def timeline_command(
     if wait is not None and not follow:
         raise ConfigError("--wait needs --follow")
     trained = api.load(run)
+    if settings.as_needed is not None and (plan := trained.question(None, settings.as_needed).plan):
+        console().print(str(plan), soft_wrap=True)
     if follow:
         _follow(trained, video or [], offset or [], views, out, settings, 10.0 if wait is None else wait)
         return
@@ -104,6 +106,9 @@ def _lines(found: list[Timeline]) -> Lines:
         )
         if len(timeline.bouts) > SHOWN:
             yield f"... and {len(timeline.bouts) - SHOWN} more"
+        if timeline.decoded:
+            shares = zip(timeline.views, timeline.decoded, strict=True)
+            yield f"decoded: {', '.join(f'{share:.0%} of {view}' for view, share in shares)}"
         if not timeline.bouts:
             yield "no bout: a lower --threshold finds less certain ones"
 

@@ -19,6 +19,7 @@ from dtsf.recordings.bouts import Bout, BoutOptions, Media, MediaFile, Timeline
 from dtsf.recordings.cameras import Source
 from dtsf.recordings.events import NOTHING, Event, read_all_events
 from dtsf.recordings.movements import LONGEST
+from dtsf.recordings.needed import AsNeeded
 from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, check_videos, read_recordings
 from dtsf.recordings.timeline import Model, Plan, Progress, find_timeline, write_files
@@ -90,7 +91,11 @@ def plan_recording(
     gap = shortest if settings.gap is None else settings.gap
     threshold = settings.threshold or (UNCALIBRATED if run.state.calibration is None else CALIBRATED)
     options = BoutOptions(threshold, shortest, gap, frozenset({NOTHING, "unknown"}))
-    return Plan(recording.name, recording.subject, tuple(sources), tuple(media), grid, options, notes=notes)
+    needed = None
+    if (asked := run.question(None, settings.as_needed).plan if settings.as_needed is not None else None) is not None:
+        films = [tuple(math.ceil(seconds * grid.rate - 1e-6) for seconds in extent) for extent in extents]
+        needed = AsNeeded(tuple(asked.sort(numbers)), asked.limit, tuple((start, stop) for start, stop in films))
+    return Plan(recording.name, recording.subject, tuple(sources), tuple(media), grid, options, needed, notes=notes)
 
 
 def event_lengths(run: Run) -> np.ndarray:
@@ -198,6 +203,11 @@ def find_timelines(
     no length of events.
     """
     settings, out = (settings or TimelineSettings()).changed(**changes), Path(out)
+    if live and settings.as_needed is not None:
+        raise ConfigError(
+            f"--as-needed {settings.as_needed}: it is for finished files, because a camera that films cannot be read again: leave "
+            "it out with --follow"
+        )
     table, place = _read(recordings)
     plans: list[tuple[Path | None, Plan]] = []
     failed: dict[str, VideoError] = {}
@@ -235,7 +245,8 @@ def find_timelines(
             continue
         said = [note for note in notes if note.startswith(str(file))]
         views = [source.number for source in plan.sources]
-        trusted = run.held_out.trusted(views) if run.held_out is not None else None
+        known = run.held_out if settings.as_needed is None else run.question(None, settings.as_needed).held_out
+        trusted = known.trusted(views) if known is not None else None
         timeline = timeline.model_copy(update={"notes": (*timeline.notes, *said), "trusted": trusted})
         write_files(timeline, work, plan, own, out, str(run.folder))
         yield timeline
@@ -260,7 +271,7 @@ def find_windows(
     plan = plan_recording(run, recording, settings, recording.name)
     model = open_model(run, [source.number for source in plan.sources], settings.encoder_weights)
     grid = replace(plan.grid, longest=0)
-    for block in read_windows(plan.sources, grid, model.spec, model.encoder, model.classify):
+    for block in read_windows(plan.sources, grid, model.spec, model.encoder, model.classify, needed=plan.needed):
         for (start, stop), p_K, u, w_V in zip(
             block.spans_N2.tolist(),
             block.probabilities_NK.tolist(),

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dtsf.recordings.windows import LEAST, Grid, WindowBlock
+from dtsf.recordings.needed import LEAST
+from dtsf.recordings.windows import Grid, WindowBlock
 from dtsf.settings import Frozen
 
 HORIZON = 3  # longest windows behind the last start after which a bout is certain
@@ -29,7 +30,9 @@ class Bout(Frozen):
     uncertainty: float
     """Vacuity K / S in (0, 1]; 1 means no evidence."""
     view_weights: tuple[float, ...]
-    """Weight of each camera in the fusion."""
+    """Weight of each camera in the fusion; 0 for one that was not read."""
+    opened: tuple[str, ...] = ()
+    """Cameras that the bout was read from."""
 
 
 class Curve(Frozen):
@@ -73,6 +76,8 @@ class Timeline(Frozen):
     """Lengths of the windows in seconds."""
     media: tuple[Media, ...] = ()
     curve: Curve = Curve()
+    decoded: tuple[float, ...] = ()
+    """Share of what each camera films that was decoded; empty where all was."""
     trusted: float | None = None
     """Probability above which 95 % of the held-out answers of the run are right; a bout below it needs a look."""
 
@@ -97,6 +102,7 @@ class _Windows:
     probabilities_NK: np.ndarray
     uncertainty_N: np.ndarray
     weights_NV: np.ndarray
+    opened_NV: np.ndarray
 
     def choose(self, wanted_N: np.ndarray) -> _Windows:
         return _Windows(*(array[wanted_N] for array in vars(self).values()))
@@ -107,9 +113,10 @@ class _Windows:
 
 @dataclass
 class BoutFinder:
-    """Finds bouts in the windows of one recording as they come. ``names``: of the K classes."""
+    """Finds bouts in the windows of one recording as they come. ``names``: of the K classes. ``views``: of the cameras."""
 
     names: Sequence[str]
+    views: Sequence[str]
     grid: Grid
     options: BoutOptions
     _windows: _Windows | None = field(default=None, init=False)
@@ -118,7 +125,7 @@ class BoutFinder:
 
     def add(self, block: WindowBlock) -> list[Bout]:
         """Take the next block. Return the bouts that are certain now, in order."""
-        more = _Windows(block.spans_N2, block.probabilities_NK, block.uncertainty_N, block.weights_NV)
+        more = _Windows(block.spans_N2, block.probabilities_NK, block.uncertainty_N, block.weights_NV, block.opened_NV)
         if len(block.spans_N2):
             more = more.choose(np.lexsort(more.spans_N2.T[::-1]))
             self._windows = more if self._windows is None else self._windows.joined(more)
@@ -153,6 +160,7 @@ class BoutFinder:
                     probability=float(windows.probabilities_NK[n, label_N[n]]),
                     uncertainty=float(windows.uncertainty_N[n]),
                     view_weights=tuple(windows.weights_NV[n].tolist()),
+                    opened=tuple(np.compress(windows.opened_NV[n] > 0, self.views).tolist()),
                 )
             )
         self._begin = begin
@@ -238,4 +246,5 @@ def _joined(a: Bout, b: Bout) -> Bout:
     share = (b.stop - b.start) / (a.stop - a.start + b.stop - b.start)
     mean = {name: (1 - share) * getattr(a, name) + share * getattr(b, name) for name in ("probability", "uncertainty")}
     weights = tuple((1 - share) * x + share * y for x, y in zip(a.view_weights, b.view_weights, strict=True))
-    return a.model_copy(update={"stop": b.stop, "view_weights": weights, **mean})
+    opened = tuple(dict.fromkeys((*a.opened, *b.opened)))
+    return a.model_copy(update={"stop": b.stop, "view_weights": weights, "opened": opened, **mean})

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,8 @@ class Source:
 
 
 class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
-    """Process that decodes one camera from moment ``first`` to ``last`` of the grid, a few seconds ahead of the reader.
+    """Process that decodes ranges of one camera (their first and last moments of the grid), a few seconds ahead of the reader. A
+    camera that is still filming has one, without an end.
 
     ``stopped``: called while a camera that is still filming sends nothing; True ends it.
     """
@@ -56,8 +57,7 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
         source: Source,
         spec: CacheSpec,
         rate: float,
-        first: int,
-        last: int,
+        ranges: Sequence[tuple[int, int]],
         idle: float = 10.0,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -69,23 +69,32 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
             "name": source.live or source.chapters[0][0],
             "chapters": [dict(zip(names, chapter, strict=True)) for chapter in source.chapters],
             "live": source.live and {"source": source.live, "offset": source.offset, "idle": idle},
-            **{"rate": rate, "first": first, "last": last, "size": spec.size, "crop": spec.crop},
+            **{"rate": rate, "size": spec.size, "crop": spec.crop},
             **{"region": source.region, "ignore": source.ignore, "parent": os.getpid()},
         }
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-m", "dtsf.pipeline.video.stream", json.dumps(request)],
-            stdin=None if source.live == "-" else subprocess.DEVNULL,
+            stdin=None if source.live == "-" else subprocess.DEVNULL if source.live else subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
+        if not source.live:
+            self.ask(ranges)
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(BrokenPipeError), self._child:
             self._child.kill()
 
+    def ask(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Ask for these ranges, in order, when all before are read to their ends."""
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # read() says why
+            self._child.stdin.write(json.dumps(ranges).encode() + b"\n")
+            self._child.stdin.flush()
+
     def read(self) -> Stretch | None:
-        """Return the next stretch, or None at the end. Raises VideoError: the camera cannot be decoded, or not in time."""
+        """Return the next stretch, or None at the end of each range. Raises VideoError: it cannot be decoded, or not in time."""
         until = None if self.source.live else time.monotonic() + DEADLINE
         while (end := self._buffer.find(b"\n")) < 0:
             self._fill(until)

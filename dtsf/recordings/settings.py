@@ -66,5 +66,10 @@ class TimelineSettings(MarkSettings):
     """Seconds of the shortest bout."""
     gap: float | None = Field(default=None, ge=0, le=86400, json_schema_extra={"default_text": "as --shortest"})
     """Seconds between two bouts of one class below which they are one."""
+    as_needed: Annotated[str | None, BeforeValidator(lambda value: value if value is None else str(value))] = Field(
+        default=None, json_schema_extra={"metavar": "U|auto"}
+    )
+    """Read the camera that is most often right, and the next one only where the uncertainty of a movement is above this. auto: the
+    uncertainty that costs at most half a point of accuracy on held-out people."""
     encoder_weights: Path | None = None
     """File with the encoder's weights, if the training used custom weights."""

@@ -17,13 +17,14 @@ from dtsf.errors import DataError
 from dtsf.files.write import write_atomically
 from dtsf.pipeline.source import file_stat
 from dtsf.pipeline.video import stretches
-from dtsf.recordings import cameras, movements, windows
+from dtsf.recordings import cameras, movements, needed, windows
 from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Curve, Media, Timeline
 from dtsf.recordings.cameras import Source
 from dtsf.recordings.events import Event
+from dtsf.recordings.needed import AsNeeded, Classify
 from dtsf.recordings.outputs import WRITERS
 from dtsf.recordings.page import render_page
-from dtsf.recordings.windows import KNOWN, Classify, Grid, Resume, WindowBlock, read_windows
+from dtsf.recordings.windows import KNOWN, Grid, Resume, WindowBlock, read_windows
 from dtsf.recordings.work import WorkFile
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Plan:
     media: tuple[Media, ...]
     grid: Grid
     options: BoutOptions
+    needed: AsNeeded | None = None
+    """When a camera is opened; None: all cameras are read."""
     idle: float = 10.0
     """Seconds without data after which a camera that is still filming is at its end."""
     notes: tuple[str, ...] = ()
@@ -83,7 +86,7 @@ def find_timeline(
     Raises VideoError: a camera cannot be decoded. Raises DataError: the work file cannot be written.
     """
     grid = plan.grid
-    finder = BoutFinder(model.names, grid, plan.options)
+    finder = BoutFinder(model.names, [source.view for source in plan.sources], grid, plan.options)
     summary = _Summary(model.names, plan)
     bouts: list[Bout] = []
     live = any(source.live for source in plan.sources)
@@ -125,6 +128,7 @@ def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool
             model.spec,
             model.encoder,
             model.classify,
+            needed=plan.needed,
             resume=resume,
             idle=plan.idle,
             stopped=stopped,
@@ -141,11 +145,12 @@ def _identity(plan: Plan, model: Model) -> dict[str, Any]:
         filmed.append((source.number, source.offset, source.live, source.region, source.ignore, files))
     constants = {
         f"{module.__name__}.{name}": value
-        for module in (cameras, movements, stretches, windows)
+        for module in (cameras, movements, needed, stretches, windows)
         for name, value in vars(module).items()
         if name.isupper()
     }
-    return model.identity | {"grid": dataclasses.astuple(plan.grid), "cameras": filmed, "constants": constants}
+    rules = {"grid": dataclasses.astuple(plan.grid), "needed": plan.needed and dataclasses.astuple(plan.needed)}
+    return model.identity | rules | {"cameras": filmed, "constants": constants}
 
 
 class _Summary:
@@ -161,6 +166,7 @@ class _Summary:
         self._sums = np.zeros((BINS, len(names) + 1))  # of the probabilities and the uncertainty
         self._counts = np.zeros(BINS)
         self._stop = plan.grid.first
+        self._read = np.zeros(len(plan.sources), int)
 
     def add(self, block: WindowBlock) -> None:
         """Take the windows of a block."""
@@ -176,6 +182,7 @@ class _Summary:
             self._sums[bins] += (*p_K, u)
             self._counts[bins] += 1
         self._stop = max(self._stop, block.end)
+        self._read += block.read
 
     def timeline(self, bouts: Sequence[Bout]) -> Timeline:
         """Return the timeline with these bouts."""
@@ -201,6 +208,7 @@ class _Summary:
             media=plan.media,
             curve=curve,
             notes=plan.notes,
+            decoded=plan.needed.shares(self._read.tolist()) if plan.needed else (),
         )
 
 
@@ -213,8 +221,11 @@ def write_files(
 
     def pictures(seconds: set[float]) -> dict[float, bytes]:
         near = {time: every * round(time * rate / every) for time in seconds}
-        found = work.pictures({(0, moment) for moment in near.values()})
-        return {time: found[0, moment] for time, moment in near.items() if (0, moment) in found}
+        # As needed, the first camera that films may be another one at another time.
+        leads = [0] if plan.needed is None else sorted({k for k, _, _ in plan.needed.leads()})
+        found = work.pictures({(k, moment) for k in leads for moment in near.values()})
+        shown = {moment: picture for (_, moment), picture in found.items()}
+        return {time: shown[moment] for time, moment in near.items() if moment in shown}
 
     page = out / f"{timeline.recording}.html"
     texts = {out / f"{timeline.recording}.{ending}": write for ending, write in WRITERS.items()}

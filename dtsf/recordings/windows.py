@@ -19,12 +19,12 @@ import numpy as np
 from dtsf.cache.schema import CacheSpec
 from dtsf.recordings.cameras import CameraStream, EmbeddedCamera, Source
 from dtsf.recordings.movements import JOINED, find_movements, rest_level, strength
+from dtsf.recordings.needed import AsNeeded, Classify, OpenCameras, Span, answer_movements
 
 if TYPE_CHECKING:
     from dtsf.pipeline.encoders.choose import Encoder
 
 DENSITY = 1.25  # moments of a window of the middle length over the frames of a clip
-TOGETHER = 32  # windows that are classified together
 FIRST, KNOWN = (
     20.0,
     300.0,
@@ -32,9 +32,6 @@ FIRST, KNOWN = (
 # People come to rest slowly: events end before their movements. So a movement is read nine times, with these edges, and the answers
 # are averaged; its bout has the middle ones. Shares of a usual event.
 STARTS, STOPS = (-0.05, 0.0, 0.05), (-0.2, -0.1, 0.0)
-LEAST = 1e-9  # smallest probability, before its logarithm
-Classify = Callable[[np.ndarray, tuple[int, ...]], tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""(N, V, F, P, C) embeddings of these cameras -> (N, K) probabilities, (N,) uncertainty, (N, V) weights of the cameras."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,11 @@ class WindowBlock:
     uncertainty_N: np.ndarray
     weights_NV: np.ndarray
     moved_VT: np.ndarray  # how much moves; NaN where a camera does not film
-    restart: tuple[int, ...]  # for each camera, the moment from which the next block can be made
+    restart: tuple[
+        int, ...
+    ]  # for each camera that is read in any case, the moment from which the next block can be made
+    opened_NV: np.ndarray  # 1 for the cameras that a window was read from
+    read: tuple[int, ...]  # moments of each camera that were embedded for this block
     pictures: tuple[tuple[int, int, np.ndarray], ...] = ()  # (camera, moment, frame): new pictures, about two a second
 
 
@@ -99,49 +100,68 @@ def read_windows(
     encoder: Encoder,
     classify: Classify,
     *,
+    needed: AsNeeded | None = None,
     resume: Resume | None = None,
     idle: float = 10.0,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[WindowBlock]:
-    """Yield the blocks of windows. ``resume``: behind a block that is there.
+    """Yield the blocks of windows. ``needed``: when a camera is opened; default: all are read. ``resume``: behind a block that is
+    there.
 
     ``idle``: seconds without data after which a camera that is still filming is at its end. ``stopped``: called while such a camera
     sends nothing; True ends it. Raises VideoError: a camera cannot be decoded.
     """
     resume = resume or Resume(begin=grid.first)
-    begins = resume.restart or (grid.first,) * len(sources)
+    leads = needed.leads() if needed else [(k, grid.first, grid.last) for k in range(len(sources))]
+    begins = resume.restart or tuple(first for _, first, _ in leads)
     every = max(1, round(grid.rate / 2))
     number, begin, known = resume.number, resume.begin, round(KNOWN * grid.rate)
     before_VT = np.zeros((len(sources), 0)) if resume.moved_VT is None else resume.moved_VT
     # What is read beyond the begin of a block: more than a chain of movements with the rests around it.
     ahead = max(2 * grid.longest, *grid.lengths) + math.ceil(3 * JOINED * grid.usual) + grid.usual
     with contextlib.ExitStack() as open_:
-        streams = [
-            open_.enter_context(CameraStream(source, spec, grid.rate, first, grid.last, idle, stopped))
-            for source, first in zip(sources, begins, strict=True)
-        ]
-        cameras = [EmbeddedCamera(stream, encoder, spec.embedding_dtype, every) for stream in streams]
+
+        def open_stream(k: int, ranges: Sequence[tuple[int, int]]) -> CameraStream:
+            return open_.enter_context(CameraStream(sources[k], spec, grid.rate, ranges, idle, stopped))
+
+        def embed(stream: CameraStream) -> EmbeddedCamera:
+            return EmbeddedCamera(stream, encoder, spec.embedding_dtype, every)
+
+        cameras = OpenCameras(len(sources), needed, open_stream, embed)
+        for (k, _, last), first in zip(leads, begins, strict=True):
+            cameras.leads.append((k, embed(open_stream(k, [(first, last)]))))
         while True:
             end = max(begin + ahead, grid.first + round(FIRST * grid.rate) if grid.longest else 0)
-            for camera in cameras:
+            for _, camera in cameras.leads:
                 while not camera.ended and camera.stop < end:
                     camera.advance()
-            final = all(camera.ended for camera in cameras)
-            end = max(begin, *(camera.stop for camera in cameras)) if final else end
+            final = all(camera.ended for _, camera in cameras.leads)
+            end = max(begin, *(camera.stop for _, camera in cameras.leads)) if final else end
             before_VT = before_VT[:, -known:]
-            moved_VT = np.stack([camera.moved(begin, end) for camera in cameras])
+            moved_VT = np.full((len(sources), end - begin), np.nan)
+            for k, camera in cameras.leads:
+                moved_VT[k] = np.fmax(moved_VT[k], camera.moved(begin, end))
             found = _plan_block(np.concatenate([before_VT, moved_VT], 1), begin, end, grid, final=final)
-            answers = _classify_spans(cameras, found, grid, spec, classify)
+            answers = answer_movements(_readings(found, grid), cameras, spec.frames, classify)
             last = final and found.end >= end
-            left = tuple(camera.drop(found.end - grid.usual) for camera in cameras)
+            left = tuple(
+                max(first, camera.drop(found.end - grid.usual))
+                for (_, first, _), (_, camera) in zip(leads, cameras.leads, strict=True)
+            )
             pictures = tuple(
-                (k, *one)
-                for k, camera in enumerate(cameras)
-                for one in camera.take_pictures(found.end)
-                if one[0] >= begin
+                (k, *one) for k, camera in cameras.leads for one in camera.take_pictures(found.end) if one[0] >= begin
             )
             moved_VT = moved_VT[:, : found.end - begin]
-            yield WindowBlock(number, begin, found.end, found.rest, *answers, moved_VT, left, pictures)
+            read_V = np.isfinite(moved_VT).sum(1)
+            for k, part in cameras.further:
+                read_V[k] += part.stop - part.first
+            cameras.further.clear()
+            spans_N2, p_NK, u_N, w_NV, opened_NV = (
+                map(np.array, zip(*answers, strict=True)) if answers else [np.zeros(0)] * 5
+            )
+            arrays = spans_N2.reshape(-1, 2).astype(int), p_NK, u_N, w_NV, moved_VT
+            read = tuple(read_V.tolist())
+            yield WindowBlock(number, begin, found.end, found.rest, *arrays, left, opened_NV, read, pictures)
             if last:
                 return
             before_VT = np.concatenate([before_VT, moved_VT], 1)
@@ -193,46 +213,11 @@ def _plan_block(moved_VT: np.ndarray, begin: int, end: int, grid: Grid, *, final
     return _BlockPlan(at, not windows or windows[-1][1] <= at, movements, windows)
 
 
-def _classify_spans(
-    cameras: Sequence[EmbeddedCamera], found: _BlockPlan, grid: Grid, spec: CacheSpec, classify: Classify
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the spans of a block with the answers to them; a movement has the average of several."""
+def _readings(found: _BlockPlan, grid: Grid) -> list[list[Span]]:
+    """Return the spans that each movement and window is read with; the middle one is that of its bout."""
     starts, stops = ([round(edge * grid.usual) for edge in edges] for edges in (STARTS, STOPS))
-    asked = [[(a + start, b + stop) for a in starts for b in stops] for start, stop in found.movements]
-    asked += [[span] for span in found.windows]
-    answers = _classify_windows(cameras, [span for spans in asked for span in spans], spec.frames, classify)
-    kept, parts, n = [], [], 0
-    for spans in asked:
-        p_NK, u_N, w_NV = (array[n : n + len(spans)] for array in answers)
-        n += len(spans)
-        there_N = np.isfinite(u_N)
-        if there_N.any():
-            mean_K = np.exp(np.log(p_NK[there_N].clip(LEAST, 1)).mean(0))
-            kept.append(spans[len(spans) // 2])
-            parts.append((mean_K / mean_K.sum(), u_N[there_N].mean(), w_NV[there_N].mean(0)))
-    if not kept:
-        return np.zeros((0, 2), int), answers[0][:0], answers[1][:0], answers[2][:0]
-    p_NK, u_N, w_NV = (np.stack(part) for part in zip(*parts, strict=True))
-    return np.array(kept), p_NK, u_N, w_NV
-
-
-def _classify_windows(
-    cameras: Sequence[EmbeddedCamera], spans: Sequence[tuple[int, int]], n_frames: int, classify: Classify
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the answers to the windows by the cameras that film them; NaN where none does."""
-    films = [tuple(k for k, camera in enumerate(cameras) if camera.films(*span)) for span in spans]
-    arrays = [np.full((len(spans), 0), np.nan), np.full(len(spans), np.nan), np.zeros((len(spans), len(cameras)))]
-    for given in sorted(set(films) - {()}):
-        of_given = [n for n, who in enumerate(films) if who == given]
-        for k in range(0, len(of_given), TOGETHER):
-            some = of_given[k : k + TOGETHER]
-            x_NVFPC = np.stack([[cameras[v].window(*spans[n], n_frames) for v in given] for n in some])
-            p_NK, u_N, w_NV = classify(x_NVFPC, given)
-            if not arrays[0].shape[1]:
-                arrays[0] = np.full((len(spans), p_NK.shape[1]), np.nan)
-            arrays[0][some], arrays[1][some] = p_NK, u_N
-            arrays[2][np.ix_(some, given)] = w_NV
-    return arrays[0], arrays[1], arrays[2]
+    movements = [[(a + start, b + stop) for a in starts for b in stops] for start, stop in found.movements]
+    return movements + [[span] for span in found.windows]
 
 
 def plan_grid(

@@ -20,7 +20,7 @@ from dtsf.recordings.windows import WindowBlock
 
 DIGITS = 9  # of stored numbers: bouts are made of what is stored, so that an interrupted run gives the same
 PICTURE_SIDE = 72
-ARRAYS = {"p": "probabilities_NK", "u": "uncertainty_N", "w": "weights_NV", "moved": "moved_VT"}
+ARRAYS = {"p": "probabilities_NK", "u": "uncertainty_N", "w": "weights_NV", "opened": "opened_NV", "moved": "moved_VT"}
 
 
 @dataclass
@@ -69,7 +69,7 @@ class WorkFile:
 
     def add(self, block: WindowBlock) -> WindowBlock:
         """Store a block. Return it with the stored numbers."""
-        line: dict[str, Any] = {name: getattr(block, name) for name in ("begin", "rest", "restart")}
+        line: dict[str, Any] = {name: getattr(block, name) for name in ("begin", "rest", "restart", "read")}
         line["stop"] = block.end
         line["spans"] = block.spans_N2.tolist()
         line |= {
@@ -125,11 +125,11 @@ class WorkFile:
 
 
 def _block(number: int, line: dict[str, Any]) -> WindowBlock:
-    p_NK, u_N, w_NV, moved_VT = (np.array(line[name], np.float64) for name in ARRAYS)
+    p_NK, u_N, w_NV, opened_NV, moved_VT = (np.array(line[name], np.float64) for name in ARRAYS)
     spans_N2 = np.array(line["spans"], int).reshape(-1, 2)
-    restart = tuple(int(moment) for moment in line["restart"])
+    restart, read = (tuple(int(moment) for moment in line[name]) for name in ("restart", "read"))
     begin, end, rest = int(line["begin"]), int(line["stop"]), bool(line["rest"])
-    return WindowBlock(number, begin, end, rest, spans_N2, p_NK, u_N, w_NV, moved_VT, restart)
+    return WindowBlock(number, begin, end, rest, spans_N2, p_NK, u_N, w_NV, moved_VT, restart, opened_NV, read)
 
 
 def _jpeg(frame_SSC: np.ndarray) -> bytes:

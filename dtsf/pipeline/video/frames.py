@@ -102,7 +102,7 @@ def decode_wanted(
     """
     numbered = _numbered_by_decoder if index.order_from_decoder else _numbered_by_time
     numbers, last = set(wanted.tolist()), int(wanted[-1])
-    start = _start_packet(index, int(wanted[0]))
+    start = start_packet(index, int(wanted[0]))
     can_skip = index.codec in SKIPPING and not index.order_from_decoder
     needed = set(index.order[wanted].tolist()) if can_skip else None
     while True:
@@ -145,7 +145,7 @@ def frames_from(
     IndexCorrected: the frames come in another order.
     """
     numbered = _numbered_by_decoder if index.order_from_decoder else _numbered_by_time
-    start = _start_packet(index, first)
+    start = start_packet(index, first)
     can_skip = needed is not None and index.codec in SKIPPING and not index.order_from_decoder
     packets = set(index.order[sorted(needed)].tolist()) if needed and can_skip else None
     came = np.zeros(len(index.packets), bool)
@@ -177,7 +177,7 @@ def _due(index: VideoIndex, start: int, came: np.ndarray, last: int | None) -> n
     return due if last is None else due & (index.frame_number <= last)
 
 
-def _start_packet(index: VideoIndex, frame_number: int) -> int:
+def start_packet(index: VideoIndex, frame_number: int) -> int:
     """Return the packet at which decoding must start to return a frame."""
     if index.order_from_decoder:
         # A key frame's number is known only after the frames before it. So start two key frames earlier.

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from dtsf.errors import VideoError
 from dtsf.pipeline.video.clip import frames_shown, short_message
 from dtsf.pipeline.video.container import MAX_PIXELS, PLAYLISTS, open_video
 from dtsf.pipeline.video.crop import Renderer, cut_region, ignored_mask
-from dtsf.pipeline.video.decode import MAX_CORRECTIONS, checked_index
-from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, frames_from
+from dtsf.pipeline.video.decode import MAX_CORRECTIONS, checked_index, probe
+from dtsf.pipeline.video.frames import IndexCorrected, PacketSource, frames_from, start_packet
 from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
 
 ANSWER, SILENT = 10.0, 2.0  # seconds in which an address must answer; after which a silent one is opened again
 POLL = 0.2  # seconds between looks at a file that grows
+Range = tuple[int, int]  # first and last moment
 Shown = tuple[int, Any]  # number of a moment, and the frame that is shown then
 
 
@@ -61,33 +62,46 @@ class Growing:
         return b""
 
 
-def shown_frames(chapters: list[dict[str, Any]], rate: float, first: int, last: int) -> Iterator[Shown]:
-    """Yield the moments ``first`` to ``last`` of the chapters ``{path, start, stop}`` with the frame that is shown at each."""
+def shown_frames(chapters: list[dict[str, Any]], rate: float, ranges: Sequence[Range]) -> Iterator[Shown]:
+    """Yield the moments of ranges (in order) of the chapters ``{path, start, stop}`` with the frame that is shown at each."""
     for chapter in chapters:
         path, start = Path(chapter["path"]), chapter["start"]
-        begin, end = max(first, math.ceil(start * rate - 1e-6)), min(last + 1, math.ceil(chapter["stop"] * rate - 1e-6))
-        if begin >= end:
+        begin, end = (math.ceil(chapter[name] * rate - 1e-6) for name in ("start", "stop"))
+        parts = [np.arange(max(first, begin), min(last + 1, end)) for first, last in ranges]
+        if not any(map(len, parts)):
             continue
         with open_video(path) as container:
             index, packets = checked_index(path, container)
-            for _ in range(MAX_CORRECTIONS):
-                numbers = frames_shown(index, np.arange(begin, end) / rate - start)
-                source = PacketSource(container, index, packets)
-                frame = None
-                try:
-                    for number, next_frame in frames_from(source, index, int(numbers[0]), set(numbers.tolist())):
-                        # A lost frame is replaced by the one before it, as a player does.
-                        while frame is not None and begin < end and numbers[begin - end] < number:
-                            yield begin, frame
-                            begin += 1
-                        frame = next_frame
-                        if number >= numbers[-1]:
-                            break
-                    break
-                except IndexCorrected as corrected:
-                    index = corrected.args[0]
-            for number in range(begin, end if frame is not None else begin):
-                yield number, frame
+            runs: list[np.ndarray] = []
+            last_packet = -1
+            for part_M in filter(len, parts):
+                numbers = frames_shown(index, part_M / rate - start)
+                # Where no key frame is between two ranges, decoding goes on.
+                if runs and start_packet(index, int(numbers[0])) <= last_packet:
+                    runs[-1] = np.concatenate([runs[-1], part_M])
+                else:
+                    runs.append(part_M)
+                last_packet = index.order[numbers[-1]]
+            for moments in runs:
+                at, frame = 0, None
+                for _ in range(MAX_CORRECTIONS):
+                    numbers = frames_shown(index, moments / rate - start)
+                    source = PacketSource(container, index, packets)
+                    frame = None
+                    try:
+                        for number, next_frame in frames_from(source, index, int(numbers[0]), set(numbers.tolist())):
+                            # A lost frame is replaced by the one before it, as a player does.
+                            while frame is not None and at < len(moments) and numbers[at] < number:
+                                yield int(moments[at]), frame
+                                at += 1
+                            frame = next_frame
+                            if number >= numbers[-1]:
+                                break
+                        break
+                    except IndexCorrected as corrected:
+                        index = corrected.args[0]
+                for moment in moments[at if frame is not None else len(moments) :].tolist():
+                    yield moment, frame
 
 
 def live_frames(
@@ -166,7 +180,9 @@ def _received(source: str, idle: float, growing: list[Growing]) -> Iterator[tupl
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Write the stretches of one camera to stdout: a line of JSON each, then the frames. The last line has ``end`` or ``error``."""
+    """Write the stretches of one camera to stdout: a line of JSON each, then the frames. A line of stdin has the ranges that are
+    asked for next; behind each range is a line with ``end``. ``live``: all that comes is one range. An ``error`` is the last line.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -201,24 +217,35 @@ def serve(request: dict[str, Any]) -> None:
             if stopped:
                 return
 
+    def asked() -> Iterator[tuple[Sequence[Range], Iterator[Shown]]]:
+        if live is not None:
+            moments = live_frames(live["source"], rate, live["offset"], live["idle"], growing, stopped)
+            yield [(0, sys.maxsize)], moments
+            return
+        for line in sys.stdin:
+            ranges = json.loads(line)
+            yield ranges, shown_frames(request["chapters"], rate, ranges)
+
     try:
-        if live is None:
-            chapters = request["chapters"]
-            with open_video(Path(chapters[0]["path"])) as container:
-                aspect = checked_index(Path(chapters[0]["path"]), container)[0].aspect
-            shown = shown_frames(chapters, rate, request["first"], request["last"])
-        else:
-            aspect = Fraction(1)
-            shown = live_frames(live["source"], rate, live["offset"], live["idle"], growing, stopped)
+        aspect = Fraction(1) if live is not None else probe(Path(request["name"])).aspect
         render = Renderer(Path(request["name"]), aspect, size, crop, region, math.ceil(LONGEST * rate))
-        pictures = rendered(render, shown)
-        one = next(pictures, None)
-        if one is not None:
-            ignored_HW = ignored_mask(one[1][None], render.shown, region, ignore)
-            for stretch in cut_stretches(chain((one,), pictures), rate, size, crop, ignored_HW):
-                line = {"first": stretch.first, "n": len(stretch.frames_FSSC), "notes": stretch.notes}
-                answer(line, stretch.frames_FSSC)
-        answer({"end": True})
+        for ranges, shown in asked():
+            pictures, held = rendered(render, shown), []
+
+            def until(last: int, pictures: Iterator[Shown] = pictures, held: list[Shown] = held) -> Iterator[Shown]:
+                while held and held[0][0] <= last:
+                    one = held.pop()
+                    yield one
+                    held += islice(pictures, int(one[0] < last))
+
+            for _, last in ranges:
+                held += islice(pictures, int(not held))
+                if held and held[0][0] <= last:
+                    ignored_HW = ignored_mask(held[0][1][None], render.shown, region, ignore)
+                    for stretch in cut_stretches(until(last), rate, size, crop, ignored_HW):
+                        line = {"first": stretch.first, "n": len(stretch.frames_FSSC), "notes": stretch.notes}
+                        answer(line, stretch.frames_FSSC)
+                answer({"end": True})
     except VideoError as error:
         answer({"error": str(error), "status": str(error.status)})
 
