@@ -1,6 +1,6 @@
 """Timelines of people whom the network has not seen, and what a timeline costs.
 
-    python benchmarks/recordings.py --root DIR [--people s01,s02] [--set section.key=value] [--work FOLDER] [--json]
+    python benchmarks/recordings.py --root DIR [--people s01,s02] [--set section.key=value] [--work FOLDER] [--as-needed] [--json]
 
 ``DIR``: recordings.csv with offsets and events, one recording or more a person (`dtsf synth sessions` draws such a folder; then
 ``dtsf sync --write``). One person after the other is left out: the network is trained on the others, and finds the timeline.
@@ -12,6 +12,9 @@ Printed are F1 at an overlap of 0.5, mean average precision, and frame accuracy 
 
 ``cost``: processor seconds of a timeline over those of decoding all its cameras once and embedding every frame of its grid once,
 with the peak memory. Caches and runs stay in ``--work``; what is there is not made again. One person takes about ten minutes.
+
+``--as-needed``: instead, timelines from all cameras, from as many as needed (``auto``), and from each camera alone, in turns.
+Printed are also the share of the camera time that was decoded, and the processor seconds of a second of recording.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ import resource
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +50,16 @@ def dtsf(*words: object) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def make_runs(root: Path, work: Path, people: Sequence[str], changes: Sequence[str]) -> dict[str, dict[str, Path]]:
+KINDS = {"timeline": 1, "without nothing": 0}
+
+
+def make_runs(
+    root: Path, work: Path, people: Sequence[str], changes: Sequence[str], kinds: Sequence[str] = tuple(KINDS)
+) -> dict[str, dict[str, Path]]:
     """Train a network without each person, with and without the class of pauses. Return the runs by kind and person."""
     runs: dict[str, dict[str, Path]] = {}
-    for kind, nothing in (("timeline", 1), ("without nothing", 0)):
+    for kind in kinds:
+        nothing = KINDS[kind]
         name = kind.replace(" ", "-")
         manifest, cache = work / f"{name}.csv", work / f"{name}-cache"
         if not manifest.exists():
@@ -85,24 +96,55 @@ def scored(timeline: Timeline, marks: Sequence[Event], bouts: Sequence[Segment])
     return Scored(timeline.recording, timeline.start, timeline.stop, known, tuple(bouts))
 
 
+def processor_seconds() -> float:
+    """Return the processor seconds of this process and of those that it waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def as_needed(
+    runs: dict[str, Path], table: Sequence[Recording], marks: Sequence[Event], out: Path
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield the numbers of timelines from all cameras, as needed, and from each camera alone."""
+    found: dict[str, list[Scored]] = {}
+    spent, filmed, decoded = Counter[str](), Counter[str](), Counter[str]()
+    for person, folder in runs.items():
+        run = load(folder)
+        for recording in (one for one in table if one.subject == person):
+            whole: Timeline | None = None
+            alone = {camera.view: replace(recording, cameras=(camera,)) for camera in recording.cameras}
+            for kind, given in {"all cameras": recording, "as needed": recording, **alone}.items():
+                options = {"as_needed": "auto"} if kind == "as needed" else {}
+                began = processor_seconds()
+                (timeline,) = run.timeline((given,), out / f"{kind}-{time.time_ns()}", **options)
+                spent[kind] += processor_seconds() - began
+                whole = whole or timeline
+                bouts = [Segment(bout.start, bout.stop, bout.label, bout.probability) for bout in timeline.bouts]
+                found.setdefault(kind, []).append(scored(whole, marks, bouts))
+                filmed[kind] += whole.stop - whole.start
+                decoded[kind] += sum(timeline.decoded) / len(alone) if kind == "as needed" else len(given.cameras) / len(alone)
+            print(f"{recording.name} is done", file=sys.stderr)
+    for kind, recordings in found.items():
+        metrics = measure(recordings, NOTHING)
+        numbers = {"f1_50": metrics.f1_50, "map": metrics.map["mean"], "frame_accuracy": metrics.frame_accuracy}
+        cost_of = {"decoded": decoded[kind] / len(recordings), "seconds_per_second": spent[kind] / filmed[kind]}
+        yield kind, {name: round(value, 3) for name, value in (numbers | cost_of).items()}
+
+
 def cost(run: Run, recording: Recording, out: Path) -> dict[str, float]:
     """Measure the processor seconds of a timeline against decoding and embedding its frames once."""
     plan = plan_recording(run, recording, TimelineSettings(), recording.name)
     model = open_model(run, [source.number for source in plan.sources])
 
-    def seconds() -> float:
-        return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-
-    began = seconds()
+    began = processor_seconds()
     for source in plan.sources:
         with CameraStream(source, model.spec, plan.grid.rate, [(plan.grid.first, plan.grid.last)]) as stream:
             for stretch in iter(stream.read, None):
                 for k in range(0, len(stretch.frames_FSSC), 16):
                     model.encoder.embed(stretch.frames_FSSC[k : k + 16])
-    once = seconds() - began
-    began, clock = seconds(), time.monotonic()
+    once = processor_seconds() - began
+    began, clock = processor_seconds(), time.monotonic()
     list(run.timeline((recording,), out / f"cost-{time.time_ns()}"))
-    spent = seconds() - began
+    spent = processor_seconds() - began
     filmed = (plan.grid.last - plan.grid.first + 1) / plan.grid.rate
     return {
         "ratio": spent / once,
@@ -119,13 +161,19 @@ def main() -> None:
     parser.add_argument("--people", default="", help="people to leave out, joined by commas; default: all")
     parser.add_argument("--set", action="append", default=[], help="section.key=value, as for dtsf train")
     parser.add_argument("--work", type=Path, default=Path("recordings-benchmark"))
+    parser.add_argument("--as-needed", action="store_true", help="instead: all cameras, as needed, each camera alone")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
     options = parser.parse_args()
     table = read_recordings(options.root / "recordings.csv")
     people = options.people.split(",") if options.people else sorted({one.subject for one in table if one.subject})
     options.work.mkdir(parents=True, exist_ok=True)
-    runs = make_runs(options.root, options.work, people, options.set)
     marks, _ = read_all_events(table)
+    if options.as_needed:
+        made = make_runs(options.root, options.work, people, options.set, ["timeline"])["timeline"]
+        numbers = dict(as_needed(made, table, marks, options.work))
+        print(json.dumps(numbers) if options.json else "\n".join(f"{kind}: {row}" for kind, row in numbers.items()))
+        return
+    runs = make_runs(options.root, options.work, people, options.set)
     found: dict[str, list[Scored]] = {}
     costs: dict[str, float] = {}
     for person in people:

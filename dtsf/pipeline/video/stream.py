@@ -89,7 +89,9 @@ def shown_frames(chapters: list[dict[str, Any]], rate: float, ranges: Sequence[R
                     source = PacketSource(container, index, packets)
                     frame = None
                     try:
-                        for number, next_frame in frames_from(source, index, int(numbers[0]), set(numbers.tolist())):
+                        for number, next_frame in frames_from(
+                            source, index, int(numbers[at]), set(numbers[at:].tolist())
+                        ):
                             # A lost frame is replaced by the one before it, as a player does.
                             while frame is not None and at < len(moments) and numbers[at] < number:
                                 yield int(moments[at]), frame
@@ -100,7 +102,7 @@ def shown_frames(chapters: list[dict[str, Any]], rate: float, ranges: Sequence[R
                         break
                     except IndexCorrected as corrected:
                         index = corrected.args[0]
-                for moment in moments[at if frame is not None else len(moments) :].tolist():
+                for moment in moments[at:].tolist() if frame is not None else ():
                     yield moment, frame
 
 
