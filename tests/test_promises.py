@@ -17,6 +17,7 @@ from dtsf import api
 from dtsf.errors import ConfigError
 from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet
+from dtsf.recordings.table import Camera, Recording
 from dtsf.training import held_out as held_out_answers
 from dtsf.training.answers import Answers, read_answers, write_answers
 from dtsf.training.as_needed import answers_as_needed, plan_cameras, view_order
@@ -345,6 +346,24 @@ def test_watch__opens_as_needed_and_names_whom_to_look_at(dtsf, promising, perfo
     written = json.loads((tmp_path / "in/a/prediction.json").read_text())
     assert written["opened"] == ["2"]
     assert written["set"]
+
+
+@pytest.mark.slow
+def test_timeline__opens_cameras_as_needed(dtsf, promising, performance, tmp_path):
+    films = [word for film in performance for word in ("--video", film, "--offset", 0)]
+    words = ("timeline", promising, *films, "--windows", "0.8", "--out", tmp_path, "--threshold", "0.05")
+    for limit, n in ((1, 1), (0, 3)):
+        (one,) = dtsf.json(*words, "--as-needed", limit, cwd=promising.parent)["recordings"]
+        assert one["bouts"]
+        assert {tuple(bout["opened"]) for bout in one["bouts"]} == {("2",) if n == 1 else ("1", "2", "3")}
+        assert one["decoded"] == [0, 1, 0] if n == 1 else min(one["decoded"]) > 0.9
+    said = dtsf.said(*words, "--as-needed", "auto", cwd=promising.parent)
+    assert "the next camera is opened above uncertainty" in said
+    assert "decoded: " in said
+    (timeline,) = api.load(promising).timeline(
+        (Recording("r", None, tuple(Camera(str(k + 1), (film,), 0.0) for k, film in enumerate(performance))),),
+        tmp_path, windows="0.8", as_needed=1)
+    assert timeline.decoded == (0, 1, 0)
 
 
 def test_predict__without_held_out_answers(dtsf, world, performance):

@@ -667,6 +667,7 @@ def test_follow__a_file_with_its_index_at_the_end_is_refused(tmp_path):
         (("--follow", "--recordings", "none.csv"), "--follow needs --video"),
         (("--video", "a.mp4", "--windows", "2,x"), "--windows"),
         (("--video", "a.mp4", "--threshold", "1.5"), "--threshold"),
+        (("--video", "a.mp4", "--as-needed", "2"), "--as-needed 2: give auto"),
     ],
 )
 def test_timeline__refuses_wrong_words(dtsf, world, words, message):

@@ -61,7 +61,7 @@ class AsNeeded:
 @dataclass
 class OpenCameras:
     """Cameras of a recording. ``leads``: those that are read all the time, by their numbers. ``further``: what of other cameras was
-    read for this block; the process of such a camera is started when it is first asked.
+    read for this block; the process of such a camera is started when it is first wanted.
     """
 
     n_cameras: int

@@ -182,8 +182,8 @@ def _received(source: str, idle: float, growing: list[Growing]) -> Iterator[tupl
 
 
 def serve(request: dict[str, Any]) -> None:
-    """Write the stretches of one camera to stdout: a line of JSON each, then the frames. A line of stdin has the ranges that are
-    asked for next; behind each range is a line with ``end``. ``live``: all that comes is one range. An ``error`` is the last line.
+    """Write the stretches of one camera to stdout: a line of JSON each, then the frames. A line of stdin has the ranges that
+    are wanted next; behind each range is a line with ``end``. ``live``: all that comes is one range. An ``error`` is the last line.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     if sys.platform.startswith("linux"):
