@@ -266,8 +266,9 @@ def test_find_timeline__another_rule_for_windows_begins_again(films, tmp_path, m
     assert counter.n == 2 * 105
 
 
-def test_find_timeline__a_camera_may_begin_after_the_others_end(films, tmp_path):
-    plan = _plan(films)
+@pytest.mark.parametrize("needed", [None, AsNeeded((1, 0), 0.5, ((0, 116), (410, 460)))])
+def test_find_timeline__a_camera_may_begin_after_the_others_end(films, tmp_path, needed):
+    plan = replace(_plan(films), needed=needed)
     late = replace(plan.sources[1], chapters=((str(films[1]), 41.0, 46.0),), offset=41.0)
     plan = replace(plan, sources=(plan.sources[0], late), grid=replace(plan.grid, first=0, last=459, lengths=(20,), longest=40))
     counter = _Counter()

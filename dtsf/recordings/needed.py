@@ -117,7 +117,7 @@ def answer_movements(
     needed = cameras.needed
     turns = [needed.turns(spans) if needed else list(range(cameras.n_cameras)) for spans in movements]
     answers: dict[int, Answer] = {}
-    todo, n_open = list(range(len(movements))), cameras.n_cameras if needed is None else 1
+    todo, n_open = [n for n, order in enumerate(turns) if order], cameras.n_cameras if needed is None else 1
     while todo:
         missing: dict[int, list[Span]] = {}
         for n in todo if needed else ():
