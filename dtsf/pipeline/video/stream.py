@@ -232,7 +232,8 @@ def serve(request: dict[str, Any]) -> None:
         aspect = Fraction(1) if live is not None else probe(Path(request["name"])).aspect
         render = Renderer(Path(request["name"]), aspect, size, crop, region, math.ceil(LONGEST * rate))
         for ranges, shown in asked():
-            pictures, held = rendered(render, shown), []
+            pictures = rendered(render, shown)
+            held: list[Shown] = []
 
             def until(last: int, pictures: Iterator[Shown] = pictures, held: list[Shown] = held) -> Iterator[Shown]:
                 while held and held[0][0] <= last:
