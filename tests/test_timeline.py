@@ -19,6 +19,8 @@ import pytest
 from dtsf.cache.schema import CacheSpec
 from dtsf.errors import ConfigError, DataError, VideoError
 from dtsf.pipeline.encoders.choose import Encoder, Identity
+from dtsf.pipeline.video import stream
+from dtsf.pipeline.video.frames import frames_from
 from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
 from dtsf.predict.promised import make_question
 from dtsf.predict.recordings import find_timelines, plan_recording
@@ -188,6 +190,22 @@ def test_camera__gives_ranges_each_with_its_end(films):
                 numbers = [number for stretch in stretches for number in _numbers(stretch.frames_FSSC)]
                 assert numbers == [2 * k - 10 for k in range(max(10, first), min(last, 114) + 1)]
                 assert [stretch.first for stretch in stretches] == ([first] if numbers else [])
+
+
+@pytest.mark.parametrize(
+    ("ranges", "begins"), [([(0, 3), (10, 12), (20, 30)], [0]), ([(0, 3), (26, 30), (55, 57), (58, 90)], [0, 26, 55])]
+)
+def test_shown_frames__decoding_leaves_out_what_is_before_a_key_frame(films, monkeypatch, ranges, begins):
+    began = []
+
+    def record(source, index, first, needed):
+        began.append(first)
+        return frames_from(source, index, first, needed)
+
+    monkeypatch.setattr(stream, "frames_from", record)
+    found = [moment for moment, _ in stream.shown_frames([{"path": films[0], "start": 0, "stop": 11.6}], 10.0, ranges)]
+    assert found == [k for first, last in ranges for k in range(first, last + 1)]
+    assert began == begins
 
 
 def test_camera__more_moments_than_frames_repeat_the_frame(films):
