@@ -68,6 +68,9 @@ bench: setup  ## Run the benchmarks, in the order of docs/results/speed.md
 	$(BIN)/python benchmarks/damaged.py --check full
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/train.py --clips 1000
+	$(BIN)/dtsf synth sessions --out $(DEMO)/sessions --subjects 3 --seconds 60
+	$(BIN)/dtsf sync --recordings $(DEMO)/sessions/recordings.csv --write
+	$(BIN)/python benchmarks/recordings.py --root $(DEMO)/sessions --work $(DEMO)/timelines --people s01 --as-needed
 	$(BIN)/python benchmarks/scan.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/export.py --recipe nucla-paper

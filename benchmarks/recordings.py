@@ -14,7 +14,8 @@ Printed are F1 at an overlap of 0.5, mean average precision, and frame accuracy 
 with the peak memory. Caches and runs stay in ``--work``; what is there is not made again. One person takes about ten minutes.
 
 ``--as-needed``: instead, timelines from all cameras, from as many as needed (``auto``), and from each camera alone, in turns.
-Printed are also the share of the camera time that was decoded, and the processor seconds of a second of recording.
+Printed are also the share of the camera time that was decoded, the processor seconds of a second of recording, and their ratio to
+those of all cameras.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ def as_needed(
         metrics = measure(recordings, NOTHING)
         numbers = {"f1_50": metrics.f1_50, "map": metrics.map["mean"], "frame_accuracy": metrics.frame_accuracy}
         cost_of = {"decoded": decoded[kind] / len(recordings), "seconds_per_second": spent[kind] / filmed[kind]}
+        cost_of["of_all_cameras"] = spent[kind] / spent["all cameras"]
         yield kind, {name: round(value, 3) for name, value in (numbers | cost_of).items()}
 
 
@@ -171,7 +173,12 @@ def main() -> None:
     if options.as_needed:
         made = make_runs(options.root, options.work, people, options.set, ["timeline"])["timeline"]
         numbers = dict(as_needed(made, table, marks, options.work))
-        print(json.dumps(numbers) if options.json else "\n".join(f"{kind}: {row}" for kind, row in numbers.items()))
+        if options.json:
+            print(json.dumps(numbers))
+            return
+        rows = csv.writer(sys.stdout, delimiter="\t")
+        rows.writerow(("", *numbers["all cameras"]))
+        rows.writerows((kind, *row.values()) for kind, row in numbers.items())
         return
     runs = make_runs(options.root, options.work, people, options.set)
     found: dict[str, list[Scored]] = {}

@@ -446,6 +446,16 @@ def test_find_timeline__as_needed_a_camera_that_is_not_opened_may_be_broken(film
         find_timeline(plan, replace(_model(), classify=_unsure_alone), tmp_path / "b")
 
 
+def test_write_files__as_needed_pictures_are_of_the_cameras_that_are_read(films, tmp_path):
+    plan = replace(_plan(films), needed=AsNeeded((1, 0), 1.0, ((10, 115), (10, 115))))
+    timeline, work = find_timeline(plan, _model(), tmp_path)
+    assert timeline.decoded == (0.0, 1.0)
+    page = write_files(timeline, work, plan, (), tmp_path, "run")[-1].read_text()
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["bouts"]
+    assert all(bout["pictures"] for bout in data["bouts"])
+
+
 @pytest.mark.parametrize("cut", [None, 0.6])
 def test_find_timeline__a_movement_is_one_window_of_the_cameras_that_film_it(films, tmp_path, cut):
     asked = []
