@@ -4,9 +4,10 @@
     python benchmarks/promises.py runs/ixmas [--videos ROOT]
 
 Each run of the cross-validation promises something about the people that its fold left out. Printed are, over all folds: coverage,
-size and worst person of the sets of 80 and 90 %; accuracy of the surest answers; top-1 and share of opened cameras as needed
-(``auto``), beside all cameras, the first camera of each run alone, and each camera alone. ``--videos``: the folder of the source;
-then performances are also predicted from their videos, with all cameras and as needed in turns, for the time.
+size and worst person of the sets of 80 and 90 %; accuracy of the surest answers; and, where there are several cameras, top-1 and
+share of opened cameras as needed (``auto``), beside all cameras, the first camera of each run alone, and each camera alone.
+``--videos``: the folder of the source; then performances are also predicted from their videos, with all cameras and as needed in
+turns, for the time.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def ask_outside(run: api.Run, data: CachedDataset, people: list[str]) -> Answers
     clips = [clip for clip in data.clips if clip.subject in people]
     groups, names = load_groups(data, clips), data.info.view_names
     assert run.held_out is not None
-    order = plan_cameras(run.held_out.answers).order
+    order = plan_cameras(run.held_out.answers).order if len(names) > 1 else ()
     given = [[view + 1 for view in order[:n]] for n in range(1, len(order))] + [[view + 1] for view in order]
     subjects = {clip.group: clip.subject or "" for clip in clips}
     return ask(run.net, groups, subjects, data.info.class_names, names, given=given)
@@ -90,6 +91,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         answers = ask_outside(run, data, part)
         for level in LEVELS:
             rows[level] += sets(run, answers, level)
+        asked.append(answers)
+        held_out_people.append(len({*run.held_out.answers.subjects}))
+        held_out.append(run.held_out.answers.complete())
+        if len(answers.views) == 1:
+            continue
         plan = plan_cameras(run.held_out.answers)
         chosen = answers_as_needed(answers, plan)
         both = torch.isin(answers.group_R, chosen.group_R)
@@ -106,9 +112,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             first.append(alone[g, tuple(v == view for v in range(len(answers.views)))])
         several += answers.rows(both & answers.complete_R).right_R.tolist()
         needed += chosen.right_R.tolist()
-        asked.append(answers)
-        held_out_people.append(len({*run.held_out.answers.subjects}))
-        held_out.append(run.held_out.answers.complete())
         if options.videos is not None:
             times.append(seconds(run, data, options.videos, part, options.performances))
     pooled = join(asked)
