@@ -75,9 +75,8 @@ class WindowBlock:
     uncertainty_N: np.ndarray
     weights_NV: np.ndarray
     moved_VT: np.ndarray  # how much moves; NaN where a camera does not film
-    restart: tuple[
-        int, ...
-    ]  # for each camera that is read in any case, the moment from which the next block can be made
+    # For each camera that is read in any case, the moment from which the next block can be made.
+    restart: tuple[int, ...]
     opened_NV: np.ndarray  # 1 for the cameras that a window was read from
     read: tuple[int, ...]  # moments of each camera that were embedded for this block
     pictures: tuple[tuple[int, int, np.ndarray], ...] = ()  # (camera, moment, frame): new pictures, about two a second
