@@ -38,7 +38,7 @@ from dtsf.cache.status import Status
 from dtsf.cache.writer import create_or_open, extend, write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 SHARD = 64
 VIEWS = 3
@@ -51,23 +51,31 @@ SPEC = CacheSpec(
 def make(folder: Path, clips: int, format_: str) -> None:
     """Write a cache of random rows, the same rows in every format."""
     info = DatasetInfo(kind="manifest", name="a", class_names=("x",), view_names=("1", "2", "3"))
-    dataset = create_or_open(folder, SPEC, info, SHARD, format=format_)
-    extend(dataset, clips // SHARD)
-    listed = []
-    for shard in range(clips // SHARD):
+    drawn = [
+        Clip(id=f"{k:06d}", path=f"{k}", label=0, raw_label="", group=f"{k // VIEWS}", view=k % VIEWS + 1)
+        for k in range(clips // SHARD * SHARD)
+    ]
+    write_drawn(folder, SPEC, info, drawn, format_)
+
+
+def write_drawn(folder: Path, spec: CacheSpec, info: DatasetInfo, clips: Sequence[Clip], format_: str = "zarr") -> None:
+    """Write clips to a cache as preprocess does, with random rows."""
+    shards = [clips[k : k + SHARD] for k in range(0, len(clips), SHARD)]
+    dataset = create_or_open(folder, spec, info, SHARD, format=format_)
+    extend(dataset, len(shards))
+    listed: list[CatalogEntry] = []
+    for shard, own in enumerate(shards):
         generator = np.random.default_rng(shard)
         rows = {
-            name: generator.integers(0, 100, (SHARD, *shape)).astype(dtype)
-            for name, (shape, dtype) in array_shapes(SPEC).items()
+            name: generator.integers(0, 100, (len(own), *shape)).astype(dtype)
+            for name, (shape, dtype) in array_shapes(spec).items()
         }
-        records = []
-        for row in range(SHARD):
-            k = shard * SHARD + row
-            clip = Clip(id=f"{k:06d}", path=f"{k}", label=0, raw_label="", group=f"{k // VIEWS}", view=k % VIEWS + 1)
-            source = Source(path=clip.path, content_hash=f"{k:032x}")
+        records: list[ClipRecord] = []
+        for row, clip in enumerate(own):
+            source = Source(path=clip.path, content_hash=f"{shard * SHARD + row:032x}")
             records.append(ClipRecord(source=source, status=Status.OK, row=row))
             listed.append(CatalogEntry(clip=clip, key=source.key))
-        record = ShardRecord(shard=shard, fingerprint=SPEC.fingerprint(), rows=SHARD, clips=tuple(records), files={})
+        record = ShardRecord(shard=shard, fingerprint=spec.fingerprint(), rows=len(own), clips=tuple(records), files={})
         write_shard(dataset, record, rows)
     write_catalog(dataset, CatalogDocument(info=info, clips=tuple(listed)))
 

@@ -17,17 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from loader import write_drawn
 
-from dtsf.cache.catalog import write_catalog
-from dtsf.cache.formats import array_shapes
-from dtsf.cache.schema import CatalogDocument, CatalogEntry, Clip, ClipRecord, DatasetInfo, ShardRecord, Source
-from dtsf.cache.status import Status
-from dtsf.cache.writer import create_or_open, extend, write_shard
+from dtsf.cache.schema import Clip, DatasetInfo
 from dtsf.pipeline.preprocess import make_spec
 from dtsf.pipeline.settings import PreprocessSettings
 
-SHARD, VIEWS, CLASSES, PEOPLE = 64, 3, 60, 40
+VIEWS, CLASSES, PEOPLE = 3, 60, 40
 
 
 def clip_of(k: int) -> Clip:
@@ -41,29 +37,12 @@ def clip_of(k: int) -> Clip:
 
 
 def make(cache: Path, clips: int) -> None:
-    """Write a cache as preprocess writes it, with random rows."""
-    spec = make_spec(PreprocessSettings(workers=1))
+    """Write the cache."""
     names = tuple(f"class {k}" for k in range(CLASSES))
     views = tuple(f"cam{k}" for k in range(1, VIEWS + 1))
     info = DatasetInfo(kind="manifest", name="large", class_names=names, view_names=views)
-    dataset = create_or_open(cache / "large", spec, info, SHARD)
-    extend(dataset, -(-clips // SHARD))
-    generator = np.random.default_rng(0)
-    listed: list[CatalogEntry] = []
-    for shard in range(-(-clips // SHARD)):
-        records: list[ClipRecord] = []
-        own = [clip_of(k) for k in range(shard * SHARD, min(clips, (shard + 1) * SHARD))]
-        for row, clip in enumerate(own):
-            source = Source(path=clip.path, content_hash=f"{shard * SHARD + row:032x}")
-            records.append(ClipRecord(source=source, status=Status.OK, row=row))
-            listed.append(CatalogEntry(clip=clip, key=source.key))
-        rows = {
-            name: generator.integers(0, 100, (len(own), *shape), np.uint8).astype(dtype)
-            for name, (shape, dtype) in array_shapes(spec).items()
-        }
-        record = ShardRecord(shard=shard, fingerprint=spec.fingerprint(), rows=len(own), clips=tuple(records), files={})
-        write_shard(dataset, record, rows)
-    write_catalog(dataset, CatalogDocument(info=info, clips=tuple(listed)))
+    spec = make_spec(PreprocessSettings(workers=1))
+    write_drawn(cache / "large", spec, info, [clip_of(k) for k in range(clips)])
 
 
 def measured(*words: str) -> dict[str, float]:
