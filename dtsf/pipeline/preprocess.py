@@ -22,7 +22,7 @@ from dtsf.pipeline.datasets.catalog import SourceCatalog, set_regions, view_offs
 from dtsf.pipeline.encoders.choose import encoder_identity, prepare_encoder
 from dtsf.pipeline.plan import Changes, Plan, finish_catalog, make_plan
 from dtsf.pipeline.rows import Extent, align_spans, can_align, read_extents
-from dtsf.pipeline.scheduler import check_scheduler, run_tasks
+from dtsf.pipeline.scheduler import check_scheduler, run_tasks, start_early
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.pipeline.source import FileStat, file_stat
 from dtsf.pipeline.video.clip import Span
@@ -154,6 +154,7 @@ def preprocess(
         check_catalog(plan.document, f"{catalog.kind} at {catalog.root}")
         if plan.shards:
             if settings.scheduler is None:
+                start_early([len(clips) for clips in plan.shards.values()], n_workers)
                 prepare_encoder(settings.encoder, spec.size, spec.grid, settings.encoder_weights)
             else:
                 check_scheduler(settings.scheduler)

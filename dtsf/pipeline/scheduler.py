@@ -6,7 +6,7 @@ The task function is the same everywhere. Arrays stay in the worker; only counts
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 from dtsf.errors import ConfigError, DataError
 from dtsf.files.read import first_line
 from dtsf.pipeline.worker import ShardTask, run_shard
-from dtsf.pipeline.workers import run_and_report, run_on_workers
+from dtsf.pipeline.workers import run_and_report, run_on_workers, start_server
 
 TOPIC = "dtsf-clips"
 # Name of a GPU among dask's resources: ``dask worker ... --resources GPU=1``, one worker per GPU.
@@ -42,13 +42,25 @@ def run_tasks(
     if scheduler is not None:
         _run_on_cluster(tasks, scheduler, on_clips)
         return
-    n_clips = sum(len(task.clips) for task in tasks)
-    n_workers = min(n_workers, len(tasks), max(1, n_clips // CLIPS_A_WORKER))
+    n_workers = workers_needed([len(task.clips) for task in tasks], n_workers)
     if n_workers > 1:
         run_on_workers(tasks, n_workers, on_clips, gpus)
         return
     for task in tasks:
         run_shard(task, lambda record: on_clips(1, not record.status.usable))
+
+
+def start_early(n_clips: Sequence[int], n_workers: int) -> None:
+    """Start the process from which local workers are forked, if :func:`run_tasks` will use any. It imports beside this process.
+    ``n_clips``: of each shard.
+    """
+    if workers_needed(n_clips, n_workers) > 1:
+        start_server()
+
+
+def workers_needed(n_clips: Sequence[int], n_workers: int) -> int:
+    """Return the number of local workers for shards of so many clips, at most ``n_workers``; 1: this process does the work."""
+    return min(n_workers, len(n_clips), max(1, sum(n_clips) // CLIPS_A_WORKER))
 
 
 def _run_on_cluster(tasks: list[ShardTask], scheduler: str, on_clips: Callable[[int, int], None]) -> None:

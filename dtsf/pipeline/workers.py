@@ -51,7 +51,7 @@ def run_on_workers(
     """Run all shards on local workers; arguments as :func:`dtsf.pipeline.scheduler.run_tasks`. An error of a shard is raised here.
     Raises DataError: several workers with the same shard were killed.
     """
-    _start_server()
+    start_server()
     waiting, killed = deque(tasks), Counter[int]()
     workers: dict[Connection, _Worker] = {}
 
@@ -121,8 +121,10 @@ def run_and_report(task: ShardTask, report: Callable[[tuple[int, int]], None], w
         report((done, bad))
 
 
-def _start_server() -> None:
-    """Start the process from which workers are forked, with the environment of workers."""
+def start_server() -> None:
+    """Start the process from which workers are forked, if none runs. Call it early: it imports beside this process.
+    It has the environment of workers.
+    """
     before = dict(os.environ)
     forkserver.set_forkserver_preload(PRELOAD)
     os.environ.update(WORKER_ENVIRONMENT)
