@@ -224,7 +224,32 @@ def test_plan_cameras__opens_the_second_camera_only_in_doubt():
     chosen = answers_as_needed(known.answers, plan)
     assert len(chosen.group_R) == 200
     assert chosen.given_RV.sum(1).eq(1).numpy().tolist() == sure.tolist()
-    assert "200 performances, cameras as needed" in HeldOut(chosen, "groups held out", "cameras as needed").promise([1], 0.9).text
+    opened = HeldOut(known.answers, known.by, plan)
+    assert "200 performances, cameras opened as needed" in opened.promise([0, 1], 0.9).text
+    assert opened.surest_line.endswith("100 / 100 / 100 %")
+    # Where one camera is there, no other can be opened.
+    assert opened.promise([1], 0.9) == known.promise([1], 0.9)
+    assert opened.place([1], 0.5) == known.place([1], 0.5)
+
+
+def test_answers_as_needed__of_a_performance_that_lacks_cameras():
+    # Camera 0 is sure where it is right, camera 1 is never sure, and camera 2 is always right.
+    u = {(0,): 0.5, (1,): 0.9, (2,): 0.01, (0, 1): 0.4, (0, 2): 0.01, (1, 2): 0.01, (0, 1, 2): 0.01}
+    rows = [(0.9, 0.1) if 2 in some or (k + len(some)) % 2 else (0.1, 0.9) for k in range(40) for some in u]
+    given = [tuple(view in some for view in range(3)) for _ in range(40) for some in u]
+    group = np.arange(40).repeat(len(u))
+    known = held_out(rows, np.zeros(40, int), given=given, uncertainty=list(u.values()) * 40, group=group)
+    plan = plan_cameras(known.answers, 0.1)
+    assert plan.order[0] == 2
+    for views, opened in (((0, 1, 2), (2,)), ((0, 2), (2,)), ((0, 1), (0, 1))):
+        chosen = answers_as_needed(known.answers, plan, views)
+        assert len(chosen.group_R) == 40
+        assert {tuple(np.flatnonzero(row).tolist()) for row in chosen.given_RV} == {opened}
+    # Of cameras that no performance has together, the answers to all cameras count.
+    two = [views for views in u if len(views) < 3 and views != (0, 1)]
+    apart = known.answers.rows(torch.tensor([tuple(np.flatnonzero(row)) in two for row in known.answers.given_RV.numpy()]))
+    apart = replace(apart, complete_R=apart.given_RV.sum(1) == 2)
+    assert HeldOut(apart, "groups held out", plan).rows([0, 1])[0].given_RV.sum(1).tolist() == [1] * 40
 
 
 def test_plan_cameras__gains_do_not_pay_for_losses():
@@ -325,6 +350,8 @@ def test_predict__opens_cameras_as_needed(dtsf, promising, performance, tmp_path
     automatic = dtsf.json("predict", *performance, "--run", promising, "--as-needed", "auto", "--set", "0.8", cwd=promising.parent)
     assert automatic["opened"][0] == "2"
     assert "cameras opened as needed" in automatic["promise"]
+    one = run.predict(performance[:1], as_needed="auto", set=0.8)
+    assert one == run.predict(performance[:1], set=0.8)
     said = dtsf.said("predict", *performance, "--run", promising, "--as-needed", "1", cwd=promising.parent)
     assert said.count("not opened") == 2
     assert "the next camera is opened above uncertainty 1: on 40 held-out performances 33 % of the cameras" in said

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from dtsf.api import Prediction, Run
     from dtsf.pipeline.watch import Performance
+    from dtsf.training.held_out import HeldOut
 
 VIEWS_HELP = (
     "View of each video, for example 2,3 or left,right. Default: the camera whose name is in the name of the file or of its "
@@ -129,7 +130,7 @@ def predict_command(
         result,
         [
             _headline(result.model_dump()),
-            *_promise_lines(result, trained),
+            *_promise_lines(result, trained.question(set_, as_needed).held_out if trained is not None else None),
             "",
             table("", heads[0], classes),
             "",
@@ -154,17 +155,17 @@ def _headline(document: dict[str, Any], *before: str) -> Text:
     return styled(*before, (document["label"], "bold green"), numbers, look)
 
 
-def _promise_lines(result: Prediction, run: Run | None) -> Lines:
+def _promise_lines(result: Prediction, held_out: HeldOut | None) -> Lines:
     """Yield the set, and the place of the answer among those for held-out groups."""
     if result.set:
         yield styled(("set ", "bold"), (", ".join(result.set), "green"), f": {result.promise}")
-    if result.surest is not None and run is not None and run.held_out is not None:
+    if result.surest is not None and held_out is not None:
         if result.surest_right is None:
             place = "surer than every held-out answer"
         else:
             share, right = f"{100 * result.surest:.0f} %", f"{100 * result.surest_right:.0f} %"
             place = f"among the surest {share} of the held-out answers, of which {right} were right"
-        yield styled(f"{place}; {run.held_out.surest_line}")
+        yield styled(f"{place}; {held_out.surest_line}")
 
 
 def _warn(text: str) -> None:

@@ -28,13 +28,15 @@ class Question:
     plan: CameraPlan | None = None
 
     def reply(
-        self, views: Sequence[int], probability_K: np.ndarray, uncertainty: float, names: Sequence[str]
+        self, views: Sequence[int], opened: Sequence[int], probability_K: np.ndarray, names: Sequence[str]
     ) -> dict[str, Any]:
-        """Return the fields of a prediction from these views (from 0); ``names``: of the classes."""
+        """Return the fields of a prediction from the ``opened`` ones of these views (from 0); ``names``: of the classes."""
         import torch
 
         if self.held_out is None:
             return {}
+        # With a plan, the answer is one to all views, however many of them it needed.
+        views = opened if self.held_out.plan is None else views
         place = self.held_out.place(views, float(probability_K.max()))
         fields: dict[str, Any] = {"surest": place.share, "surest_right": place.accuracy, "look": place.look}
         if self.level is not None:
@@ -50,7 +52,7 @@ def make_question(
     """Return the question of the options ``--set`` and ``--as-needed``. Raises ConfigError: a wrong value, no answers."""
     if level is None and as_needed is None:
         return Question(held_out)
-    from dtsf.training.as_needed import answers_as_needed, plan_cameras, read_limit
+    from dtsf.training.as_needed import plan_cameras, read_limit
     from dtsf.training.held_out import FILE, HeldOut
     from dtsf.training.promises import check_level
 
@@ -67,5 +69,5 @@ def make_question(
         return Question(held_out, level)
     plan = plan_cameras(held_out.answers, limit)
     if plan.n_groups:
-        held_out = HeldOut(answers_as_needed(held_out.answers, plan), held_out.by, "cameras opened as needed")
+        held_out = HeldOut(held_out.answers, held_out.by, plan)
     return Question(held_out, level, plan)

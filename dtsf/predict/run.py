@@ -283,9 +283,8 @@ class Run:
         """Return the answer to the opened videos (default: all) of one performance."""
         info, opened = self.state.info, opened or range(len(views.numbers))
         outputs = self._ask(given_VFPC, views, opened)
-        replied = question.reply(
-            [views.numbers[k] for k in opened], outputs[0][0], float(outputs[1][0]), info.class_names
-        )
+        numbers = [views.numbers[k] for k in opened]
+        replied = question.reply(views.numbers, numbers, outputs[0][0], info.class_names)
         notes = [*self.state.unfinished(self.folder), *notes]
         return make_prediction(info, outputs, views, notes, opened, paths).model_copy(update=replied)
 

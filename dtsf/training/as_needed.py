@@ -6,7 +6,7 @@ Letters: G groups, R rows of answers, N numbers of opened cameras, V views.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -105,28 +105,31 @@ def plan_cameras(answers: Answers, limit: float | None = None, loss: float = LOS
     return CameraPlan(order, best[0], len(n_G), best[1], right_NG[-1].mean().item(), best[2])
 
 
-def answers_as_needed(answers: Answers, plan: CameraPlan) -> Answers:
-    """Return the answer of each held-out group of several cameras when its cameras are opened by a plan."""
-    row_NG, n_G = _steps(answers, plan.order)
+def answers_as_needed(answers: Answers, plan: CameraPlan, views: Collection[int] | None = None) -> Answers:
+    """Return the answer of each held-out group of several cameras when its cameras are opened by a plan. ``views`` (from 0): as if
+    each group that has all of these had no other.
+    """
+    row_NG, n_G = _steps(answers, plan.order, views)
     opened_G = _stop(answers.uncertainty_R.double()[row_NG], n_G, plan.limit)
     keep_R = torch.zeros(len(answers.group_R), dtype=torch.bool)
     keep_R[row_NG.gather(0, opened_G.unsqueeze(0)).flatten()] = True
     return answers.rows(keep_R)
 
 
-def _steps(answers: Answers, order: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _steps(answers: Answers, order: Sequence[int], views: Collection[int] | None = None) -> tuple[Tensor, Tensor]:
     """Return the row after the first, second, ... camera of each group of several cameras, (N, G), and its number of cameras,
-    (G,). After its last camera the row stays the same.
+    (G,). After its last camera the row stays the same. ``views``: see :func:`answers_as_needed`.
     """
     keys = zip(answers.group_R.tolist(), answers.given_RV.tolist(), strict=True)
     row_of = {(g, tuple(given)): row for row, (g, given) in enumerate(keys)}
     whole, paths = answers.complete(), []
     for g, given in zip(whole.group_R.tolist(), whole.given_RV.tolist(), strict=True):
-        own = [view for view in order if given[view]]
+        own = [view for view in order if given[view] and (views is None or view in views)]
         wanted = [tuple(view in own[:n] for view in range(len(given))) for n in range(1, len(own) + 1)]
-        if len(own) > 1 and all((g, some) in row_of for some in wanted):
+        whole_offer = views is None or len(own) == len(views)
+        if len(own) > 1 and whole_offer and all((g, some) in row_of for some in wanted):
             paths.append([row_of[g, some] for some in wanted])
-    most = max(map(len, paths), default=0)
+    most = max(map(len, paths), default=1)
     rows = [path + path[-1:] * (most - len(path)) for path in paths]
     return torch.tensor(rows, dtype=torch.int64).view(len(paths), most).T, torch.tensor([len(path) for path in paths])
 

@@ -10,7 +10,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dtsf.errors import CheckpointError
 from dtsf.model.network import DTSFNet
 from dtsf.names import counted
 from dtsf.training.answers import Answers, ask, join, read_answers
-from dtsf.training.as_needed import view_order
+from dtsf.training.as_needed import CameraPlan, answers_as_needed, view_order
 from dtsf.training.checkpoint import RunState
 from dtsf.training.data import Groups
 from dtsf.training.metrics import SetMetrics, SurestMetrics
@@ -68,8 +68,14 @@ class HeldOut:
 
     answers: Answers
     by: str
-    cameras: str = ""
-    """Choice of the cameras of each answer; empty if each answer is compared with those from the same cameras."""
+    plan: CameraPlan | None = None
+    """Plan by which the cameras of a performance are opened; None if all are."""
+
+    @cached_property
+    def _as_needed(self) -> Callable[[frozenset[int] | None], Answers]:
+        """Function that returns the answers with cameras opened by the plan; see :func:`.as_needed.answers_as_needed`."""
+        assert self.plan is not None
+        return lru_cache(64)(partial(answers_as_needed, self.answers, self.plan))
 
     @cached_property
     def people_G(self) -> np.ndarray | None:
@@ -84,10 +90,12 @@ class HeldOut:
         """Return the answers that are like one from these views (from 0), and what is said of their cameras.
 
         They are from the same cameras; if these are few, from as many cameras, as where two of five cameras film each
-        performance; otherwise from the largest number below it.
+        performance; otherwise from the largest number below it. With a plan, ``views`` are the cameras that there are to be
+        opened, and the answers are those to the same cameras, or if these are few, to all that a performance has.
         """
-        if self.cameras:
-            return self.answers, f", {self.cameras}"
+        if self.plan is not None and len(views) > 1:
+            same = self._as_needed(frozenset(views))
+            return same if len(same.group_R) >= LEAST_ROWS else self._as_needed(None), ", cameras opened as needed"
         number_R, n_views = self.answers.given_RV.sum(1), self.answers.given_RV.shape[1]
         found = []
         if max(views) < n_views:
@@ -124,8 +132,11 @@ class HeldOut:
         return Promise(-limit, text, by_person=False, n_people=n_people)
 
     def curve(self, views: Sequence[int] | None = None) -> list[tuple[float, float]]:
-        """Return (share, accuracy) of the surest held-out answers. Default: those from all views of each group."""
-        answers = self.answers.complete() if views is None else self.rows(views)[0]
+        """Return (share, accuracy) of the surest held-out answers. Default: those to all views of each group."""
+        if views is not None:
+            answers = self.rows(views)[0]
+        else:
+            answers = self.answers.complete() if self.plan is None else self._as_needed(None)
         return surest_curve(answers.log_p_RK.amax(1).exp(), answers.right_R)
 
     def place(self, views: Sequence[int], probability: float) -> Surest:
