@@ -1,6 +1,7 @@
 """``dtsf ablate``: real trainings of tiny networks, killed and continued, evaluated on other datasets, and refusals."""
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -291,7 +292,11 @@ def test_ablate__reads_custom_tables_and_refuses_invalid_ones(cache, tmp_path):
             load_table(str(mine))
 
 
-def test_ablate__refuses_a_second_process_and_names_a_damaged_checkpoint(cache, tmp_path):
+def refuse_as_full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_ablate__refuses_a_second_process_and_names_a_damaged_checkpoint(cache, tmp_path, monkeypatch):
     options = COMMON | {"table": "debias", "seeds": (0,), "out": tmp_path, "workers": 1}
 
     def another(_result):
@@ -304,6 +309,11 @@ def test_ablate__refuses_a_second_process_and_names_a_damaged_checkpoint(cache, 
     with pytest.raises(KeyboardInterrupt):
         package.ablate(cache, on_result=another, on_epoch=stop, **options)
     (file,) = tmp_path.glob("trainings/*/last/model.safetensors")
+    monkeypatch.setattr("dtsf.training.checkpoint.fresh_folder", refuse_as_full)
+    with pytest.raises(CheckpointError, match="free disk space and run the same command again") as caught:
+        package.ablate(cache, **options)
+    assert "remove" not in str(caught.value)
+    monkeypatch.undo()
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match=f"last is damaged: .* To train it again, remove {file.parents[1]} and run"):
         package.ablate(cache, **options)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from make_cache import SMALL_NETWORK, draw
+from make_cache import SMALL_NETWORK, clip, draw
 from make_groups import assert_same_outputs
 from safetensors.torch import load_file, save_file
 
@@ -25,13 +25,22 @@ from dtsf.model.evidence import (
     uncertainty,
 )
 from dtsf.model.network import DTSFNet
-from dtsf.training.calibrate import fit_calibrator
+from dtsf.training.calibrate import calibration_folds, fit_calibrator
 from dtsf.training.data import load_groups, share_groups
 from dtsf.training.metrics import calibration_error
+from dtsf.training.protocols import Split
+from dtsf.training.recipe import load_recipe
 from dtsf.training.splits import make_folds
 
 WORDS = ["train.epochs=2", *SMALL_NETWORK]
 PROTOCOL = "cross-subject:5"
+
+
+@pytest.mark.parametrize(("held_out", "unit"), [(("3",), "people"), (("3", "2+3"), "groups"), (("3", None), "groups")])
+def test_calibration_folds__of_people_who_also_train_are_groups(held_out, unit):
+    sides = [[clip(f"{who}{k}", subject=who) for who in people for k in range(6)] for people in (("1", "2"), held_out)]
+    split = Split(train=tuple(sides[0]), test=(), held_out=tuple(sides[1]), left_out={}, task="")
+    assert calibration_folds(split, load_recipe("default"), "cross-subject")[1] == f"{unit} held out of training"
 
 
 def calibrator(seed, width=8, classes=5, channels=6, nearness=0.0):

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import exit_code, forked
-from make_cache import SMALL_NETWORK, draw
+from make_cache import SMALL_NETWORK, draw, list_clips
 from sklearn.metrics import log_loss
 
 import dtsf as package
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.experiments.crossval_files import advice
 from dtsf.experiments.folds import plan_folds
+from dtsf.experiments.grid import identity
 from dtsf.training.answers import read_answers
 
 TINY = [*SMALL_NETWORK, "train.epochs=1", "train.calibrate=0", "train.batch_size=12"]
@@ -117,7 +118,7 @@ def test_crossval__compares_with_another_recipe_in_pairs(cache, whole, slower, t
         package.crossval(cache, **COMMON | {"overrides": SLOWER, "out": whole[1]})
     new = COMMON | {"compare": [whole[1]], "out": tmp_path / "new"}
     for changed, message in (
-        ({"folds": "groups"}, "has other clips or folds"),
+        ({"folds": "groups"}, "has other clips, labels or folds"),
         ({"compare": [tmp_path]}, r"no crossval.json in it"),
         ({"seeds": 3}, r"has other finished seeds \(0\): choose --seeds by them"),
         ({"compare": [out], "overrides": SLOWER, "out": out}, "is --out itself"),
@@ -206,7 +207,7 @@ def test_crossval__divides_by_people_views_or_groups(cache, tmp_path, folds, by,
         ({"dataset": "single"}, "single has one person, 1: --folds groups"),
         ({"dataset": "nameless"}, "nameless names no subjects: add the column subject"),
         ({"dataset": "lonely"}, r"1 class is in no training .* \(class 2 only in the part 2\): .*exclude_classes"),
-        ({"people": "4"}, "--people 4: fewer than the 4 training people"),
+        ({"people": "4"}, "--people 4: a fold needs more people .* without 1 there are 4"),
         ({"people": "0"}, "--people '0': must be numbers from 1"),
         ({"takes": "2"}, "--takes 2: fewer than 2 are possible"),
         ({"cameras": "3"}, "--cameras 3: fewer than 3 are possible"),
@@ -221,6 +222,68 @@ def test_crossval__refuses_what_is_not_possible_before_the_first_training(cache,
     with pytest.raises(ConfigError, match=message):
         package.crossval(cache, out=tmp_path / "out", **COMMON | changed)
     assert not (tmp_path / "out").exists()
+
+
+def change(cache, name, **changes):
+    """Replace annotations of a dataset: field -> function of the clip."""
+    data = package.open_cache(cache, name)
+    clips = [clip.model_copy(update={key: new(clip) for key, new in changes.items()}) for clip in data.clips]
+    list_clips(cache / name, clips, data.info)
+
+
+ANNOTATIONS = {
+    "label": lambda clip: (clip.label + 1) % 3,
+    "group": lambda clip: clip.group + "b",
+    "background": lambda clip: "elsewhere",
+    "subject": lambda clip: {"1": "2", "2": "1"}[clip.subject],
+}
+
+
+@pytest.mark.parametrize("field", ANNOTATIONS)
+def test_identity__of_clips_with_other_annotations_is_another(tmp_path, field):
+    draw(tmp_path, "drawn")
+    before = package.open_cache(tmp_path, "drawn")
+    known = identity(before, before.clips)
+    change(tmp_path, "drawn", **{field: ANNOTATIONS[field]})
+    after = package.open_cache(tmp_path, "drawn")
+    assert identity(before, before.clips) == known != identity(after, after.clips)
+    assert [row[0] for row in known] == [row[0] for row in identity(after, after.clips)]
+
+
+def test_crossval__of_corrected_labels_trains_again(tmp_path):
+    draw(tmp_path, "drawn")
+    options = COMMON | {"out": tmp_path / "out"}
+    assert package.crossval(tmp_path, **options).done == 2
+    change(tmp_path, "drawn", label=ANNOTATIONS["label"])
+    with pytest.raises(ConfigError, match="has the result of other clips, labels or folds"):
+        package.crossval(tmp_path, **options)
+    (tmp_path / "out/crossval.json").unlink()
+    assert package.crossval(tmp_path, **options).reused == 0
+
+
+def test_crossval__says_what_is_in_no_fold(tmp_path):
+    draw(tmp_path, "drawn", subjects=(1, 2, 3))
+    change(tmp_path, "drawn", subject=lambda clip: None if clip.subject == "3" and clip.label else clip.subject)
+    result = package.crossval(tmp_path, out=tmp_path / "out", people=(1,), **COMMON)
+    assert result.notes == ("drawn: 12 clips are left out (no subject)",)
+    assert result.notes[0] in (tmp_path / "out/report.html").read_text()
+
+
+def test_crossval__refuses_a_start_that_has_seen_a_person_before_the_first_training(cache, whole, tmp_path):
+    options = COMMON | {"out": tmp_path / "out", "init": whole[1] / whole[0].folds[0].run}
+    with pytest.raises(ConfigError, match=r"was trained on drawn by cross-subject:1: it has seen people of this test \(2\)"):
+        package.crossval(cache, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_crossval__names_what_to_remove_of_damaged_answers(cache, whole, tmp_path):
+    shutil.copytree(whole[1], tmp_path, dirs_exist_ok=True)
+    file = next(tmp_path.glob("trainings/*/answers-*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(CheckpointError, match=rf"{file} has no usable answers .*: remove it and run the same command again"):
+        package.crossval(cache, **COMMON | {"out": tmp_path, "tests": ["other"]})
+    file.unlink()
+    assert package.crossval(cache, **COMMON | {"out": tmp_path, "tests": ["other"]}).tests == whole[0].tests
 
 
 @pytest.mark.slow

@@ -15,13 +15,13 @@ from hostile import VALUES, forged, listing, nothing_outside, places, put, put_i
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from make_cache import draw, forge, make
-from make_groups import run_state
+from make_groups import run_state, toy, train
 from safetensors.torch import load_file, save_file
 
 from dtsf import api
 from dtsf.cache.check import verify
 from dtsf.cache.reader import open_dataset
-from dtsf.errors import CheckpointError, DtsfError
+from dtsf.errors import CacheError, CheckpointError, DtsfError
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.pipeline.datasets import scan_source
@@ -29,6 +29,7 @@ from dtsf.pipeline.datasets.import_lists import import_lists
 from dtsf.predict.onnx import export_onnx, read_onnx
 from dtsf.report.run_page import report_run
 from dtsf.training.data import load_groups
+from dtsf.training.evaluate import predict_groups
 from dtsf.training.recipe import load_recipe
 from dtsf.training.tensor_files import save_state
 
@@ -161,6 +162,15 @@ def test_train__divergence_keeps_the_last_checkpoint(made, tmp_path, rate):
     api.load(tmp_path / "run").evaluate(made / "cache")
     for line in (tmp_path / "run/log.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in the log"))
+
+
+def test_fit_and_predict_groups__name_the_group_whose_embeddings_are_not_finite(tmp_path):
+    sound, broken = toy(), toy()
+    broken.embeddings_NFHWC[broken.row_GV[3, 1], 0, 0, 0, 0] = float("nan")
+    net = train(tmp_path / "sound", sound, "train.epochs=1")[0].net
+    for use in (lambda: predict_groups(net, broken, 1), lambda: train(tmp_path / "broken", broken, "train.epochs=1")):
+        with pytest.raises(CacheError, match="embeddings of the group g03 that are not finite"):
+            use()
 
 
 def test_resume__refuses_a_hostile_optimizer(made, tmp_path):

@@ -133,7 +133,8 @@ def test_start_from__names_a_folder_that_is_no_run(recipe, tmp_path):
     (("carla",), "toy", "split", ("carla",), "may have seen clips of this test"),
     (("anna", "carla"), "toy", "split", ("carla",), "it has seen people of this test (anna)"),
     ((), "toy", "split", ("carla",), "nobody knows which people"),
-    (("anna", "carla"), "toy", "all", ("carla",), ""),  # the same protocol: the same training clips
+    (("carla",), "toy", "all", ("carla",), ""),  # the same protocol: the same training clips
+    (("anna", "carla"), "toy", "all", ("carla",), "it has seen people of this test (anna)"),  # of another table
     (("anna", "ben"), "toy", "cross-view:2", ("anna", "ben"), "may have seen clips of this test"),
     (("ben",), "elsewhere", "split", ("carla",), "people there have names of this test: ben"),
     ((), "elsewhere", "split", ("carla",), ""),
@@ -149,6 +150,23 @@ def test_check_start__refuses_or_notes_a_run_that_has_seen_the_test(run, subject
     notes = check_start(start, split, INFO, protocol, allow_leak=refused).notes
     assert len(notes) == bool(found)
     assert found in notes[0] if found and not refused else True
+
+
+def test_check_start__refuses_a_run_that_started_from_one_that_has_seen_the_test(run, recipe, tmp_path):
+    state = load_checkpoint(run / "last").state
+    mine = state.model_copy(update={"info": INFO.model_copy(update={"subjects": ("anna",)}), "protocol": "split"})
+    elsewhere = INFO.model_copy(update={"name": "elsewhere", "subjects": ("dora",)})
+    train(tmp_path / "second", toy(), initial=replace(start_from(run, recipe, SPEC)[1], run=mine))
+    train(tmp_path / "third", toy(), initial=start_from(tmp_path / "second", recipe, SPEC)[1])
+    start = start_from(tmp_path / "third", recipe, SPEC)[1]
+    assert [(one.name, one.subjects) for one in start.seen] == [("toy", ()), ("toy", ()), ("toy", ("anna",))]
+    start = replace(start, run=state.model_copy(update={"info": elsewhere}), before=start.before[1:])
+    words = "started from a run that was trained on toy by split: it has seen people of this test (anna)"
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        check_start(start, split_of(("carla",), ("anna",)), INFO, "cross-subject:anna", allow_leak=False)
+    (tmp_path / "third/init.json").write_text('{"seen": [1]}')
+    with pytest.raises(CheckpointError, match="init.json is damaged"):
+        start_from(tmp_path / "third", recipe, SPEC)
 
 
 def test_train__init_of_a_run_says_what_is_taken(world, dtsf, tmp_path):

@@ -26,7 +26,6 @@ from dtsf.training.answers import Answers
 from dtsf.training.protocols import parse_protocol
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
 from dtsf.training.scores import Comparison, Summary, compare, summarise
-from dtsf.training.start import weights_file
 from dtsf.training.train import check_device, check_recipe_fits
 
 
@@ -80,15 +79,13 @@ def ablate(
         except ConfigError as error:
             raise ConfigError(f"row {row.variant!r}: {error}") from error
     check_device(chosen.device)
-    options = {"allow_leak": chosen.allow_leak, "one": chosen.folds is None}
+    options = {"allow_leak": chosen.allow_leak, "one": chosen.folds is None, "init": init}
     folds = open_folds(cache, data, rules, load_recipe(recipe, chosen.changes()), chosen.tests, **options)
     grid = Grid(out, cache, data, folds, recipe, chosen, init, calibrated=False)
     tests = grid.tests(by)
     names = [test.name for test in tests]
     if gap is not None and not set(gap) <= set(names):
         raise ConfigError(f"--gap {','.join(gap)} must name two of the tests: {', '.join(names)}; add others by --test")
-    if init is not None:
-        weights_file(init)
     trained = [row for row, _ in variants if row.same_as is None]
     grid_jobs = {row.variant: grid.jobs(row.variant, row.overrides) for row in trained}
 

@@ -14,15 +14,15 @@ from dtsf.cache.reader import open_dataset
 from dtsf.errors import ConfigError
 from dtsf.experiments.crossval_files import read_others, read_result, write_crossval
 from dtsf.experiments.folds import Fold, Grid, Pool, choose_people, open_folds, plan_folds
-from dtsf.experiments.grid import hash_of, locked, resolve
+from dtsf.experiments.grid import hash_of, identity, locked, resolve
 from dtsf.experiments.job import Job
 from dtsf.experiments.results import Crossval, CrossvalFold, CurvePoint, RunRecord
 from dtsf.experiments.run_jobs import publish_all
 from dtsf.experiments.settings import CrossvalSettings
 from dtsf.training.answers import Answers
+from dtsf.training.protocols import subjects_of
 from dtsf.training.recipe import default_recipe, load_recipe
 from dtsf.training.scores import Numbers, compare, sum_up, summarise
-from dtsf.training.start import weights_file
 from dtsf.training.train import check_device, check_recipe_fits
 
 Point = tuple[str, int]
@@ -53,14 +53,12 @@ def crossval(
     loaded = load_recipe(recipe, chosen.changes())
     check_recipe_fits(loaded, data, rule)
     check_device(chosen.device)
-    if chosen.init is not None:
-        weights_file(chosen.init)
-    folds = open_folds(cache, data, rules, loaded, chosen.tests, allow_leak=chosen.allow_leak)
+    folds = open_folds(cache, data, rules, loaded, chosen.tests, allow_leak=chosen.allow_leak, init=chosen.init)
     grid = Grid(out, cache, data, folds, recipe, chosen, chosen.init)
     whole = [resolve(loaded, data, fold.split, chosen.init).model_dump(mode="json") for fold in folds]
-    ids = [[str(fold.rule), *sorted(clip.id for clip in (*fold.split.train, *fold.split.test))] for fold in folds]
+    clips = [[str(fold.rule), identity(data, (*fold.split.train, *fold.split.test))] for fold in folds]
     classes = [name for name in data.info.class_names if name not in loaded.train.exclude_classes]
-    key = hash_of([data.info.name, classes, data.spec.fingerprint(), by, ids])
+    key = hash_of([data.info.name, classes, data.spec.fingerprint(), by, clips])
     tests = grid.tests(by)
     names, own = [test.name for test in tests], tests[0].name
     others = read_others(chosen, key, by)
@@ -104,6 +102,10 @@ def crossval(
         before = read_result(out)
         if before is not None and (before.key, before.settings) != (key, hash_of(whole)):
             what = f"{before.dataset}, {before.by}, recipe {' '.join([before.recipe, *before.overrides])}"
+            if before.key != key:
+                raise ConfigError(
+                    f"--out {out} has the result of other clips, labels or folds ({what}): choose another"
+                )
             raise ConfigError(
                 f"--out {out} has the result of other settings ({what}): choose another, and --compare {out}"
             )
@@ -141,13 +143,12 @@ def _most(folds: Sequence[Fold], kind: str) -> int:
     """Return how many people, takes or cameras the training of a fold has, at most."""
     found = 0
     for fold in folds:
+        if kind == "people":
+            found = max(found, len(subjects_of(fold.split.train)))
+            continue
         of: dict[Any, set[Any]] = {}
         for clip in fold.split.train:
-            key, one = {
-                "people": (None, clip.subject),
-                "takes": ((clip.label, clip.subject), clip.group),
-                "cameras": (clip.group, clip.view),
-            }[kind]
+            key, one = ((clip.label, clip.subject), clip.group) if kind == "takes" else (clip.group, clip.view)
             of.setdefault(key, set()).add(one)
         found = max(found, *map(len, of.values()))
     return found

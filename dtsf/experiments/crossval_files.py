@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.experiments.grid import hash_of
 from dtsf.experiments.job import LIMIT, write_json
 from dtsf.experiments.results import Crossval, CurvePoint, difference_text, interval_text
 from dtsf.experiments.settings import CrossvalSettings
@@ -18,6 +19,7 @@ from dtsf.report.page import render, write_page
 from dtsf.training.answers import Answers, read_answers, write_answers
 
 RESULT = "crossval.json"
+LONG = 100  # letters of the name of a test in a file name
 SURE = 0.9  # probability from which a step of a curve is called a gain
 
 
@@ -74,15 +76,16 @@ def read_others(chosen: CrossvalSettings, key: str, by: str) -> dict[str, dict[s
         if other.key != key:
             there = f"{other.dataset}, {other.by}"
             raise ConfigError(
-                f"--compare {folder} has other clips or folds ({there}) than this one ({by}): give both the same"
+                f"--compare {folder} has other clips, labels or folds ({there}) than this one ({by}): give both the same"
             )
         if not set(other.seeds) & set(chosen.seeds):
             seeds = ", ".join(map(str, other.seeds)) or "none"
             raise ConfigError(
                 f"--compare {folder} has other finished seeds ({seeds}): choose --seeds by them, or finish it first"
             )
+        step = f"run its dtsf crossval --out {folder} again, which writes them"
         found[str(folder)] = {
-            test: {seed: read_answers(_answers_file(folder, test, seed)).complete() for seed in other.seeds}
+            test: {seed: read_answers(_answers_file(folder, test, seed), step).complete() for seed in other.seeds}
             for test in other.tests
         }
     return found
@@ -118,6 +121,8 @@ def advice(curve: Sequence[CurvePoint]) -> list[str]:
 
 def _answers_file(out: Path, test: str, seed: int) -> Path:
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in test)
+    if len(plain) > LONG:
+        plain = f"{plain[:LONG]}-{hash_of(test)}"
     return out / "answers" / f"{plain}-seed{seed}.safetensors"
 
 

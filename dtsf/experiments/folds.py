@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import Any
 
 from dtsf.cache.reader import CachedDataset
 from dtsf.errors import ConfigError
-from dtsf.experiments.grid import hash_of, open_tests, resolve
+from dtsf.experiments.grid import hash_of, identity, open_tests, resolve
 from dtsf.experiments.job import Job, TestSet
 from dtsf.experiments.results import RunRecord, TestSummary
 from dtsf.experiments.settings import Trainings
@@ -23,7 +23,7 @@ from dtsf.training.protocols import Protocol, Split, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, load_recipe
 from dtsf.training.scores import person_names
 from dtsf.training.splits import check_split, exclude_classes, make_folds
-from dtsf.training.start import weights_file
+from dtsf.training.start import check_start, read_run, weights_file
 
 PARTS = 5
 """Parts of the groups, without another number."""
@@ -39,6 +39,7 @@ class Fold:
     rule: Protocol
     split: Split
     tests: tuple[TestSet, ...]
+    notes: tuple[str, ...] = ()
 
 
 def plan_folds(data: CachedDataset, text: str) -> tuple[str, dict[str, Protocol]]:
@@ -106,28 +107,26 @@ def open_folds(
     *,
     allow_leak: bool = False,
     one: bool = False,
+    init: Path | None = None,
 ) -> tuple[Fold, ...]:
     """Divide a dataset by each rule. A further test without its own protocol has that of the fold, so that the same people are left
-    out. ``one``: the rule is a protocol of its own, not a fold. Raises ConfigError: a class can be learned in no fold that tests
-    it, or as :func:`.grid.open_tests`.
+    out. ``one``: the rule is a protocol of its own, not a fold. ``init``: start of every training. Raises ConfigError: a class can
+    be learned in no fold that tests it, or as :func:`.start.check_start` and :func:`.grid.open_tests`.
     """
     folds: list[Fold] = []
     lonely: dict[str, list[str]] = defaultdict(list)
+    start = read_run(init)
     for name, rule in rules.items():
         split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
         split = check_split(data, split, data.info.class_names, rule, allow_leak=allow_leak)
         known, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
         for label in {clip.label for clip in known.test} - {clip.label for clip in known.train}:
             lonely[info.class_names[label]].append(name)
-        folds.append(
-            Fold(
-                len(folds),
-                name,
-                rule,
-                split,
-                open_tests(cache, data, rule, split, tests, usual="all" if one else str(rule)),
-            )
-        )
+        notes = check_start(
+            start, split.model_copy(update={"notes": ()}), data.info, str(rule), allow_leak=allow_leak
+        ).notes
+        asked = open_tests(cache, data, rule, split, tests, usual="all" if one else str(rule))
+        folds.append(Fold(len(folds), name, rule, split, asked, notes))
     if lonely and not one:
         what = "; ".join(f"{label} only in the part {', '.join(names)}" for label, names in sorted(lonely.items()))
         raise ConfigError(
@@ -156,8 +155,10 @@ class Grid:
         init = None if start is None else [start.st_size, start.st_mtime_ns]
         info, fingerprint = self.data.info.model_dump(mode="json"), self.data.spec.fingerprint()
         last = [init, versions()["dtsf"], *(["calibrated"] if self.calibrated else [])]
-        ids = [sorted(clip.id for clip in fold.split.train) for fold in self.folds]
-        return [[info, fingerprint, str(fold.rule), *([own], *last)] for fold, own in zip(self.folds, ids, strict=True)]
+        clips = [identity(self.data, fold.split.train) for fold in self.folds]
+        return [
+            [info, fingerprint, str(fold.rule), *([own], *last)] for fold, own in zip(self.folds, clips, strict=True)
+        ]
 
     def jobs(
         self, name: str, overrides: Sequence[str], limit: Callable[[Fold, int], tuple[str, ...]] = lambda *_: ()
@@ -215,10 +216,28 @@ class Grid:
         merged = []
         for summaries in zip(*([test.summary for test in fold.tests] for fold in self.folds), strict=True):
             first, n_groups = summaries[0], sum(one.n_groups for one in summaries)
-            notes = "; ".join(dict.fromkeys(one.note for one in summaries if one.note))
+            notes = list(dict.fromkeys(one.note for one in summaries if one.note))
+            others = counted(len(notes) - 1, "other fold has", "other folds have")
+            found = notes[:1] + ([f"{others} such a note"] if len(notes) > 1 else [])
+            found += (
+                [*dict.fromkeys(note for fold in self.folds for note in fold.notes), *self._missing()]
+                if not merged
+                else []
+            )
             task = first.task if len(summaries) == 1 else f"{by}, all answers pooled"
-            merged.append(TestSummary(name=first.name, task=task, n_groups=n_groups, note=notes))
+            merged.append(TestSummary(name=first.name, task=task, n_groups=n_groups, note="; ".join(found)))
         return tuple(merged)
+
+    def _missing(self) -> list[str]:
+        """Return how many clips of the dataset no fold trains or tests, and why."""
+        data, why = self.data, self.folds[0].split.left_out
+        known = {clip.id for fold in self.folds for clip in (*fold.split.train, *fold.split.test)}
+        unused, bad = sum(clip.id not in known for clip in data.clips), Counter(one.status.value for one in data.bad)
+        found = [f"{counted(unused, 'clip is', 'clips are')} left out ({', '.join(why)})"] if unused else []
+        if bad:
+            words = ", ".join(f"{n} {status}" for status, n in sorted(bad.items()))
+            found.append(f"{counted(len(data.bad), 'clip')} cannot be used ({words}): dtsf cache info names them")
+        return found
 
 
 class Pool:
@@ -259,9 +278,8 @@ def choose_people(fold: Fold, number: int, seed: int, excluded: Sequence[int] = 
     clips = [clip for clip in fold.split.train if clip.label not in excluded]
     people, wanted = subjects_of(clips), {clip.label for clip in clips}
     if not 1 <= number < len(people):
-        raise ConfigError(
-            f"--people {number}: fewer than the {len(people)} training people of each fold are possible, from 1"
-        )
+        there = "the dataset names no subjects" if not people else f"without {fold.name} there are {len(people)}"
+        raise ConfigError(f"--people {number}: a fold needs more people in its training than that, and {there}")
     for start in range(len(people)):
         chosen = tuple(people[(fold.number + seed + start + n) % len(people)] for n in range(number))
         if {clip.label for clip in clips if set((clip.subject or "").split("+")) <= set(chosen)} == wanted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -11,12 +11,12 @@ from typing import TypeVar
 import xxhash
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.cache.schema import describe_difference
+from dtsf.cache.schema import Clip, describe_difference
 from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.job import TestSet
 from dtsf.experiments.results import TestSummary
 from dtsf.files.write import lock
-from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
+from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.splits import compare_sides, exclude_classes, limit_training
 from dtsf.training.start import start_from
@@ -47,26 +47,42 @@ def open_tests(
         if text in chosen:
             raise ConfigError(f"--test {text}: named twice; the test of the training's own protocol is always included")
         chosen[text] = other, parse_protocol(protocol if at else usual, other.info.kind)
-    subjects = {clip.subject for clip in split.train if clip.subject}
+    people = set(subjects_of(split.train))
     tests = []
     for name, (other, own) in chosen.items():
-        parts = split_clips(other.clips, own, other.info.kind, other.info.view_names)
+        try:
+            parts = split_clips(other.clips, own, other.info.kind, other.info.view_names)
+        except ConfigError as error:
+            raise error if name == data.info.name else ConfigError(f"--test {name}: {error}") from error
         same_dataset = other.info.name == data.info.name
         task = parts.task
-        leak, _ = compare_sides(data, split.train, other, parts.test, data.info.class_names, own)
-        note = leak.partition(":")[0]
+        leak, doubts = compare_sides(
+            data, split.train, other, parts.test, data.info.class_names, own, pooled=usual != "all"
+        )
+        notes = [leak.partition(":")[0], *doubts]
         if not same_dataset or own != rule:
             task = (
                 f"all clips of {other.info.name}" if own.name == "all" else f"test clips of {other.info.name} by {own}"
             )
-            known = sum(clip.subject in subjects for clip in parts.test)
-            if known and not note:
-                note = f"{known} of its {len(parts.test)} clips are of subjects (by number) that were trained on"
-        ids = sorted(clip.id for clip in parts.test)
+            known = sum(not people.isdisjoint((clip.subject or "").split("+")) for clip in parts.test)
+            if known and not leak:
+                of = f"{known} of its {len(parts.test)} clips"
+                notes.append(f"{of} are of subjects (by number) that were trained on")
+        note = "; ".join(filter(None, notes))
         summary = TestSummary(name=name, task=task, n_groups=len({clip.group for clip in parts.test}), note=note)
-        key = hash_of([other.spec.fingerprint(), other.info.name, str(own), ids])
+        key = hash_of([other.spec.fingerprint(), other.info.name, str(own), identity(other, parts.test)])
         tests.append(TestSet(summary, other, own, key))
     return tuple(tests)
+
+
+def identity(data: CachedDataset, clips: Iterable[Clip]) -> list[list[str | None]]:
+    """Return what an experiment reads of clips: annotations, recording and frames. Clips with another label are other clips."""
+    rows = []
+    for clip in clips:
+        record, label = data.records[clip.id][1], data.info.class_names[clip.label]
+        who = (clip.group, str(clip.view), clip.subject, clip.background)
+        rows.append([clip.id, label, *who, record.key, record.frames_hash])
+    return sorted(rows, key=lambda row: str(row[0]))
 
 
 def hash_of(document: object) -> str:

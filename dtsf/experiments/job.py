@@ -81,7 +81,8 @@ class Job:
         missing = self._without_answers(record)
         if missing:
             torch.set_num_threads(self.settings.train.usable_threads)
-            checkpoint = load_checkpoint(self.folder / "last")
+            with self._mendable():
+                checkpoint = load_checkpoint(self.folder / "last")
             net, classes = load_network(checkpoint), checkpoint.state.info.class_names
             if self.device != "cpu" and torch.cuda.is_available():
                 net = net.to("cuda")
@@ -116,7 +117,19 @@ class Job:
 
     def answers(self, test: str) -> Answers:
         """Read the answers to a test, by its name. Raises CheckpointError: the file is damaged."""
-        return read_answers(self._answers_file(next(one for one in self.tests if one.summary.name == test)))
+        file = self._answers_file(next(one for one in self.tests if one.summary.name == test))
+        return read_answers(file, f"remove it and run the same command again: {self.folder} answers again")
+
+    @contextmanager
+    def _mendable(self) -> Iterator[None]:
+        """Name the folder to remove in an error of its checkpoint that the same command meets again."""
+        try:
+            yield
+        except CheckpointError as error:
+            if isinstance(error.__cause__, OSError):  # the disk is full, or refuses: its message says what to do
+                raise
+            step = f"To train it again, remove {self.folder} and run the same command"
+            raise CheckpointError(f"{error}. {step}") from error
 
     def _answers_file(self, test: TestSet) -> Path:
         return self.folder / f"answers-{test.key}.safetensors"
@@ -177,7 +190,7 @@ class Job:
 
             # A resumed run does not read the file of --init again, so its sizes are given.
             sizes = [f"model.{key}={getattr(self.settings.model, key)}" for key in ("width", "depth")]
-            try:
+            with self._mendable():
                 trained = train(
                     self.cache,
                     dataset=own.data.info.name,
@@ -195,9 +208,6 @@ class Job:
                     allow_leak=self.allow_leak,
                     workers=self.workers,
                 )
-            except CheckpointError as error:
-                step = f"To train it again, remove {self.folder} and run the same command"
-                raise CheckpointError(f"{error}. {step}") from error
             done, metrics = trained.evaluation, trained.evaluation.metrics
             changes: dict[str, Any] = {"trained": True, "epochs": trained.epochs, "left_out": done.left_out}
             changes |= {"test_clips": done.n_clips, "test_groups": metrics.n_groups}

@@ -136,8 +136,10 @@ def write_answers(file: Path, answers: Answers) -> None:
     write_atomically(file, save_state({field.name: getattr(answers, field.name) for field in fields(Answers)}))
 
 
-def read_answers(file: Path) -> Answers:
-    """Read answers. Raises CheckpointError: the file is missing, too large, damaged, or its parts do not fit together."""
+def read_answers(file: Path, step: str = "train again") -> Answers:
+    """Read answers. ``step``: what to do about a damaged file. Raises CheckpointError: the file is missing, too large, damaged, or
+    its parts do not fit together.
+    """
     data = read_file(file, limit=LIMIT, error=CheckpointError)
     try:
         state = load_state(data)
@@ -148,7 +150,7 @@ def read_answers(file: Path) -> Answers:
         answers = Answers(**state)
         _check(answers)
     except Exception as error:  # a forged file raises an error of any kind
-        raise CheckpointError(f"{file} has no usable answers ({error}): train again") from error
+        raise CheckpointError(f"{file} has no usable answers ({error}): {step}") from error
     return answers
 
 

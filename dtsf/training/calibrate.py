@@ -41,7 +41,7 @@ from dtsf.training.held_out import FILE
 from dtsf.training.loop import EpochReport, FitResult
 from dtsf.training.metrics import calibration_error
 from dtsf.training.prepare import without_compiler
-from dtsf.training.protocols import Split
+from dtsf.training.protocols import Split, subjects_of
 from dtsf.training.recipe import Recipe
 from dtsf.training.splits import Fold, drop_unknown_classes, make_folds
 
@@ -69,8 +69,9 @@ def calibration_folds(split: Split, recipe: Recipe, protocol: str) -> tuple[list
     Groups that are held out of the training itself are the only fold, which needs no further training.
     """
     if split.held_out:
-        people, others = ({clip.subject for clip in clips} for clips in (split.held_out, split.train))
-        what = "people" if None not in people and not people & others else "groups"
+        people, others = (set(subjects_of(clips)) for clips in (split.held_out, split.train))
+        named = all(clip.subject for clip in (*split.held_out, *split.train))
+        what = "people" if named and not people & others else "groups"
         folds, unit = [Fold(train=split.train, held_out=split.held_out)], f"{what} held out of training"
     else:
         folds, unit = make_folds(split.train, protocol, recipe.train.calibrate)

@@ -146,7 +146,8 @@ def save_checkpoint(folder: Path, state: RunState, weights: Mapping[str, Tensor]
         _remove(old)
     except OSError as error:
         raise CheckpointError(
-            f"cannot write the checkpoint {folder}: {refusal(error)}. The previous one is kept; {remedy(error)} and --resume"
+            f"cannot write the checkpoint {folder}: {refusal(error)}. The previous one is kept; {remedy(error)} and run the "
+            "same command again (dtsf train with --resume)"
         ) from error
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dtsf.cache.reader import CachedDataset
 from dtsf.cache.schema import Clip
+from dtsf.errors import CacheError
 from dtsf.training.augment import (
     AugmentConfig,
     drop_views,
@@ -82,6 +83,16 @@ class Groups:
         """Return the groups of these indices."""
         names = tuple(self.names[g] for g in chosen_B.tolist())
         return replace(self, row_GV=self.row_GV[chosen_B], label_G=self.label_G[chosen_B], names=names)
+
+
+def refuse_not_finite(groups: Groups) -> None:
+    """Raise CacheError if an embedding is not finite: then no network can read its group, and no training is to blame."""
+    for name, row_V in zip(groups.names, groups.row_GV, strict=True):
+        if not groups.embeddings_NFHWC[row_V[row_V >= 0]].isfinite().all():
+            raise CacheError(
+                f"the cache has embeddings of the group {name} that are not finite: take its clips out of the table and run "
+                "dtsf preprocess again, or choose another --encoder"
+            )
 
 
 def group_clips(clips: Sequence[Clip], n_views: int) -> tuple[tuple[str, ...], Tensor, Tensor]:

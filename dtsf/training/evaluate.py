@@ -20,7 +20,7 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.model.config import ModelConfig
 from dtsf.model.network import DTSFNet, Output
 from dtsf.model.videomamba import record_norms
-from dtsf.training.data import Groups, evaluation_batches, load_groups
+from dtsf.training.data import Groups, evaluation_batches, load_groups, refuse_not_finite
 from dtsf.training.metrics import (
     Metrics,
     Record,
@@ -247,6 +247,7 @@ def predict_groups(
         parts.append([torch.cat([getattr(output, name) for output in outputs]).cpu() for name in names])
     found = tuple(torch.stack(part).mean(0) for part in zip(*parts, strict=True))
     if not (found[0].isfinite().all() and found[1].isfinite().all()):
+        refuse_not_finite(groups)
         raise CheckpointError("the predictions of the network are not finite: its training diverged; train again")
     return found
 

@@ -37,6 +37,8 @@ class InitReport:
     left: dict[str, str] = field(default_factory=dict)
     """Unused tensors of the file, with the reason. Tensors of the encoder that the file lacks (``missing``) keep random values."""
     missing: list[str] = field(default_factory=list)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    """Dataset, protocol and people of the run, and of those that it started from."""
     summary: str = ""
 
 

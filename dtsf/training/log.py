@@ -65,7 +65,8 @@ class TrainingLog(AbstractContextManager["TrainingLog"]):
             yield
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; {remedy(error)} and --resume"
+                f"cannot write {self._path}: {refusal(error)}. The last checkpoint is safe; {remedy(error)} and run the "
+                "same command again (dtsf train with --resume)"
             ) from error
 
     def __exit__(self, *_: object) -> None:

@@ -24,7 +24,7 @@ from dtsf.files.write import write_atomically
 from dtsf.model.network import DTSFNet
 from dtsf.model.scan.parity import check_parity
 from dtsf.training.checkpoint import RunState, TrainState, build_network, first_not_finite, restore, save, versions
-from dtsf.training.data import Batch, Groups, Prefetcher, to_device_if_fits, training_batches
+from dtsf.training.data import Batch, Groups, Prefetcher, refuse_not_finite, to_device_if_fits, training_batches
 from dtsf.training.debias import make_debiaser
 from dtsf.training.distributed import current_world, epoch_plan, launch
 from dtsf.training.evaluate import batches
@@ -160,7 +160,7 @@ def fit(
                 log.write({"step": step, "epoch": epoch, **line})
                 means = {name: means.get(name, 0.0) + x * n / len(groups) for name, x in line.items()}
             if why := _not_finite(net, groups):
-                raise _diverged(why, f"by step {step}", epoch, lr)
+                raise _diverged(why, f"by step {step}", epoch, lr, groups)
             state = state.model_copy(update={"epoch": epoch + 1, "step": step})
             score = None
             if held_out is not None:
@@ -230,7 +230,7 @@ def _steps(
         numbers = dict(zip(sums, numbers_X.tolist(), strict=True))
         for name, x in (("loss", numbers["loss"]), ("norm of the gradient", float(norm))):
             if not math.isfinite(x):
-                raise _diverged(f"the {name} is {x}", f"at step {number + 1}", epoch, lr)
+                raise _diverged(f"the {name} is {x}", f"at step {number + 1}", epoch, lr, groups)
         yield {"step": number + 1, "lr": lr, **numbers}, step.n_groups
 
 
@@ -269,7 +269,9 @@ def _not_finite(net: DTSFNet, groups: Groups) -> str | None:
     return f"weights have grown to {largest:.2g}, and the predictions are not finite"
 
 
-def _diverged(why: str, when: str, epoch: int, lr: float) -> DivergedError:
+def _diverged(why: str, when: str, epoch: int, lr: float, groups: Groups) -> DivergedError:
+    """Return the error of a training. Raises CacheError: the embeddings are to blame."""
+    refuse_not_finite(groups)
     return DivergedError(
         f"the training diverged {when}, in epoch {epoch + 1}, at learning rate {lr:g}: {why}. Try a tenth of the learning rate "
         "(--set train.lr), a longer --set train.warmup or a smaller --set train.clip_norm. The "

@@ -126,7 +126,7 @@ class Sums:
         if n < LEAST_PEOPLE:
             return f"the numbers rest on {rest}: too few for an interval (at least {LEAST_PEOPLE})"
         if self.unit != "people":
-            return f"the intervals rest on {rest}: they say nothing about new people, because no subjects are named"
+            return f"the intervals rest on {rest}: they say nothing about new people, because not every one names its subject"
         if n < FEW_PEOPLE:
             return f"the intervals rest on {rest}: with so few, the true ones are wider"
         return f"the intervals rest on {rest}"

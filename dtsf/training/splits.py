@@ -134,11 +134,13 @@ def compare_sides(
     test: Sequence[Clip],
     class_names: Sequence[str],
     protocol: Protocol,
+    *,
+    pooled: bool = False,
 ) -> tuple[str, tuple[str, ...]]:
     """Return what a test shares with the training (empty: nothing that decides it), and other doubts about the test.
 
-    Labels of both sides are indices of ``class_names``. ``protocol``: of the test. A test of exactly the training clips has no
-    doubts: its task says so.
+    Labels of both sides are indices of ``class_names``. ``protocol``: of the test. ``pooled``: the answers are pooled with those
+    of other folds, so the classes of one fold are no doubt. A test of exactly the training clips has no doubts: its task says so.
     """
     same = trained.info.name == tested.info.name
     if same and {clip.id for clip in train} == {clip.id for clip in test}:
@@ -154,6 +156,8 @@ def compare_sides(
     if parts:
         what = "other seconds, or other parts of the picture, of files of the training"
         notes.append(f"{len(parts)} of {len(test)} test clips are {what}: {describe_pairs(parts)}")
+    if pooled:
+        return leak, tuple(notes)
     known, counts = {clip.label for clip in train}, Counter(clip.label for clip in test)
     if unknown := [
         f"{class_names[label]} ({counted(n, 'test clip')})" for label, n in sorted(counts.items()) if label not in known

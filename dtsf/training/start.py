@@ -7,14 +7,16 @@ the same order. Calibration and statistics of views are those of the new trainin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.files.read import read_file
 from dtsf.model.config import BranchConfig
 from dtsf.model.network import DTSFNet
 from dtsf.settings import explain
@@ -33,18 +35,41 @@ OWN = ("calibrator.", "feature_stats.", "min_motion_share_V")
 
 
 @dataclass(frozen=True)
+class Seen:
+    """Dataset, protocol and training people of a run."""
+
+    kind: str
+    name: str
+    protocol: str
+    subjects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Start:
-    """Weights that a training starts from. ``run``: state of the run; None for weights of the first encoder alone."""
+    """Weights that a training starts from. ``run``: state of the run; None for weights of the first encoder alone. ``before``: what
+    the runs have seen that this run started from.
+    """
 
     path: Path
     weights: dict[str, Tensor]
     run: RunState | None = None
+    before: tuple[Seen, ...] = ()
+
+    @property
+    def seen(self) -> tuple[Seen, ...]:
+        """Trainings that the weights come from: this run first."""
+        if self.run is None:
+            return ()
+        info = self.run.info
+        return (Seen(info.kind, info.name, self.run.protocol, info.subjects), *self.before)
 
     def load_into(self, net: DTSFNet, info: DatasetInfo) -> InitReport:
         """Copy the weights into a network for the classes and views of ``info``."""
         if self.run is None:
             return load_initial_weights(net.encoders[0], self.weights)
-        return _load_run(net, self.weights, self.run.info, info)
+        report = _load_run(net, self.weights, self.run.info, info)
+        report.seen = [asdict(one) for one in self.seen]
+        return report
 
 
 def weights_file(path: Path) -> Path:
@@ -59,6 +84,23 @@ def weights_file(path: Path) -> Path:
     return file
 
 
+def read_run(path: Path | None) -> Start | None:
+    """Return the weights of ``--init RUN``; None for a file or no path. Raises CheckpointError: no such file or run, or damaged."""
+    if path is None:
+        return None
+    weights_file(path)
+    if not path.is_dir():
+        return None
+    checkpoint, file, before = load_checkpoint(path / "last"), path / "init.json", ()
+    if file.exists():
+        try:
+            document = json.loads(read_file(file, limit=1 << 28, error=CheckpointError))
+            before = TypeAdapter(tuple[Seen, ...]).validate_python(document.get("seen", ()))
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"--init {path}: {file} is damaged: train that run again") from error
+    return Start(path, checkpoint.weights, checkpoint.state, before)
+
+
 def start_from(path: Path | None, recipe: Recipe, spec: CacheSpec) -> tuple[Recipe, Start | None]:
     """Return the recipe with the sizes of the checkpoint or run for ``auto``, and the start. Without a path nothing changes.
 
@@ -67,13 +109,10 @@ def start_from(path: Path | None, recipe: Recipe, spec: CacheSpec) -> tuple[Reci
     """
     if path is None:
         return recipe, None
-    weights_file(path)
-    if not path.is_dir():
-        weights, run = read_initial_weights(path, recipe.model), None
-        width, depth = width_and_depth(weights)
+    start = read_run(path) or Start(path, read_initial_weights(path, recipe.model))
+    if (run := start.run) is None:
+        width, depth = width_and_depth(start.weights)
     else:
-        checkpoint = load_checkpoint(path / "last")
-        weights, run = checkpoint.weights, checkpoint.state
         _check_embeddings(path, run.spec, spec)
         width, depth = run.recipe.model.width, run.recipe.model.depth
     sizes = {"width": recipe.model.width or width, "depth": recipe.model.depth or depth}
@@ -84,7 +123,7 @@ def start_from(path: Path | None, recipe: Recipe, spec: CacheSpec) -> tuple[Reci
     recipe = recipe.model_copy(update={"model": model})
     if run is not None:
         _check_recipe(path, run, recipe)
-    return recipe, Start(path, weights, run)
+    return recipe, start
 
 
 def keep_inputs(net: DTSFNet, run: Path) -> None:
@@ -174,19 +213,22 @@ def _load_run(net: DTSFNet, weights: dict[str, Tensor], theirs: DatasetInfo, our
 
 
 def check_start(start: Start | None, split: Split, info: DatasetInfo, protocol: str, *, allow_leak: bool) -> Split:
-    """Return the split with notes about the start. Raises ConfigError: its run may have seen people whom only the test has."""
+    """Return the split with notes about the start. Raises ConfigError: its run, or one that this started from, may have seen people
+    whom only the test has.
+    """
     if start is None or start.run is None:
         return split
-    known, notes = start.run.info, start.run.unfinished(start.path)
-    same_dataset, same_protocol = (known.kind, known.name) == (info.kind, info.name), start.run.protocol == protocol
+    notes = start.run.unfinished(start.path)
     unseen = set(subjects_of(split.test)) - set(subjects_of([*split.train, *split.held_out]))
-    people = ", ".join(sorted(unseen & set(known.subjects)))
-    where = f"--init {start.path} was trained on {known.name} by {start.run.protocol}"
-    if same_dataset and not same_protocol:
-        if (people or not known.subjects) and not allow_leak:
+    for n, seen in enumerate(start.seen):
+        same_dataset, same_protocol = (seen.kind, seen.name) == (info.kind, info.name), seen.protocol == protocol
+        people = ", ".join(sorted(unseen & set(seen.subjects)))
+        where = f"--init {start.path} {'started from a run that ' if n else ''}was trained on {seen.name} by {seen.protocol}"
+        if same_dataset and (people or not (same_protocol or seen.subjects)) and not allow_leak:
             who = f"it has seen people of this test ({people})" if people else "nobody knows which people it has seen"
             raise ConfigError(f"{where}: {who}: start from a run without them, or accept it with --allow-leak")
-        notes = (*notes, f"{where}: it may have seen clips of this test")
-    elif people and not same_dataset:
-        notes = (*notes, f"{where}: people there have names of this test: {people}")
+        if same_dataset and (people or not same_protocol):
+            notes = (*notes, f"{where}: it may have seen clips of this test")
+        elif people:
+            notes = (*notes, f"{where}: people there have names of this test: {people}")
     return split.model_copy(update={"notes": (*split.notes, *notes)})
