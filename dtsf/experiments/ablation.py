@@ -79,7 +79,7 @@ def ablate(
         except ConfigError as error:
             raise ConfigError(f"row {row.variant!r}: {error}") from error
     check_device(chosen.device)
-    options = {"allow_leak": chosen.allow_leak, "one": chosen.folds is None, "init": init}
+    options: dict[str, Any] = {"allow_leak": chosen.allow_leak, "one": chosen.folds is None, "init": init}
     folds = open_folds(cache, data, rules, load_recipe(recipe, chosen.changes()), chosen.tests, **options)
     grid = Grid(out, cache, data, folds, recipe, chosen, init, calibrated=False)
     tests = grid.tests(by)

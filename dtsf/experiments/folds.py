@@ -213,7 +213,7 @@ class Grid:
 
     def tests(self, by: str) -> tuple[TestSummary, ...]:
         """Return each test over all folds. ``by``: the folds in words."""
-        merged = []
+        merged: list[TestSummary] = []
         for summaries in zip(*([test.summary for test in fold.tests] for fold in self.folds), strict=True):
             first, n_groups = summaries[0], sum(one.n_groups for one in summaries)
             notes = list(dict.fromkeys(one.note for one in summaries if one.note))

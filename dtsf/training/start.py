@@ -91,7 +91,8 @@ def read_run(path: Path | None) -> Start | None:
     weights_file(path)
     if not path.is_dir():
         return None
-    checkpoint, file, before = load_checkpoint(path / "last"), path / "init.json", ()
+    checkpoint, file = load_checkpoint(path / "last"), path / "init.json"
+    before: tuple[Seen, ...] = ()
     if file.exists():
         try:
             document = json.loads(read_file(file, limit=1 << 28, error=CheckpointError))
