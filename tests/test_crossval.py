@@ -15,7 +15,7 @@ from make_cache import SMALL_NETWORK, draw, list_clips
 from sklearn.metrics import log_loss
 
 import dtsf as package
-from dtsf.errors import CheckpointError, ConfigError
+from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.crossval_files import advice
 from dtsf.experiments.folds import plan_folds
 from dtsf.experiments.grid import identity
@@ -59,6 +59,7 @@ def test_crossval__pools_the_answers_of_all_folds(cache, whole):
     rows = list(csv.DictReader((out / "answers.csv").read_text().splitlines()))
     assert result.tests["drawn"].top1 == pytest.approx(np.mean([row["label"] == row["answer"] for row in rows]))
     assert len(rows) == len({row["group"] for row in rows}) == 30
+    assert {row["views"] for row in rows} == {"1+2+3"}
     p = np.array([[float(row[f"p class {k}"]) for k in range(3)] for row in rows])
     wanted = log_loss([int(row["label"][-1]) for row in rows], p / p.sum(1, keepdims=True), labels=range(3))
     assert result.tests["drawn"].log_loss == pytest.approx(wanted, rel=1e-4)
@@ -259,6 +260,17 @@ def test_crossval__of_corrected_labels_trains_again(tmp_path):
         package.crossval(tmp_path, **options)
     (tmp_path / "out/crossval.json").unlink()
     assert package.crossval(tmp_path, **options).reused == 0
+
+
+def test_crossval__stops_when_the_labels_change_meanwhile(tmp_path):
+    draw(tmp_path, "drawn")
+
+    def correct(done, _total, _note):
+        if done == 1:
+            change(tmp_path, "drawn", label=ANNOTATIONS["label"])
+
+    with pytest.raises(CacheError, match="have changed since this command began: run the same command again"):
+        package.crossval(tmp_path, on_epoch=correct, out=tmp_path / "out", **COMMON)
 
 
 def test_crossval__says_what_is_in_no_fold(tmp_path):

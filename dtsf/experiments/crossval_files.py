@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from pathlib import Path
 
 from dtsf.errors import CheckpointError, ConfigError
@@ -131,13 +132,16 @@ def _table(by_seed: Mapping[int, Answers]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     classes = next(iter(by_seed.values())).classes if by_seed else ()
-    writer.writerow(["seed", "group", "subject", "label", "answer", "uncertainty", *(f"p {name}" for name in classes)])
+    writer.writerow(
+        ["seed", "group", "views", "subject", "label", "answer", "uncertainty", *(f"p {name}" for name in classes)]
+    )
     for seed, answers in by_seed.items():
         one = answers.complete()
         p_RK = one.log_p_RK.exp()
-        rows = zip(one.group_R.tolist(), one.label_R.tolist(), p_RK.argmax(1).tolist(), strict=True)
+        views = ("+".join(compress(one.views, given)) for given in one.given_RV.tolist())
+        rows = zip(one.group_R.tolist(), views, one.label_R.tolist(), p_RK.argmax(1).tolist(), strict=True)
         values = zip(rows, one.uncertainty_R.tolist(), p_RK.tolist(), strict=True)
-        for (g, label, answer), u, p in values:
+        for (g, given, label, answer), u, p in values:
             numbers = (f"{number:.6g}" for number in (u, *p))
-            writer.writerow([seed, one.groups[g], one.subjects[g], classes[label], classes[answer], *numbers])
+            writer.writerow([seed, one.groups[g], given, one.subjects[g], classes[label], classes[answer], *numbers])
     return stream.getvalue()

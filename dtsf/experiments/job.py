@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dtsf.cache.reader import CachedDataset
-from dtsf.errors import CheckpointError, ConfigError
+from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.results import RunRecord, Score, TestSummary
 from dtsf.files.read import json_text, parse_json, parse_model, read_file
 from dtsf.files.write import write_atomically
@@ -171,8 +171,12 @@ class Job:
             seconds=spent,
         )
 
-        def start(_run: Path, _data: CachedDataset, split: Split, _recipe: Recipe) -> None:
+        def start(_run: Path, data: CachedDataset, split: Split, _recipe: Recipe) -> None:
             nonlocal record
+            if data.catalog_hash != own.data.catalog_hash:
+                raise CacheError(
+                    f"the clips or labels of {data.store} have changed since this command began: run the same command again"
+                )
             groups = {clip.group for clip in split.train}
             record = record.model_copy(update={"train_clips": len(split.train), "train_groups": len(groups)})
 
