@@ -1,5 +1,6 @@
 """Commands and code in docs and README: every command parses, and the code of the pages runs."""
 
+import json
 import os
 import re
 import shlex
@@ -85,6 +86,46 @@ def test_pages__every_dtsf_command_parses(page, call):
         return
     except typer.BadParameter.__mro__[1] as error:
         pytest.fail(f"{page}: dtsf {call}: {error.format_message()}")
+
+
+BENCHMARK = re.compile(r"benchmarks/(\w+)\.py((?: +[^;|&`#\n]+)?)")
+
+
+def test_pages__every_option_of_a_benchmark_exists():
+    found = 0
+    for file in (*PAGES, ROOT / "Makefile"):
+        for name, words in BENCHMARK.findall(file.read_text()):
+            source = (ROOT / f"benchmarks/{name}.py").read_text()
+            for option in re.findall(r"(?<!\S)--[a-z][\w-]*", re.sub(r"\"[^\"]*\"|'[^']*'", "", words)):
+                found += 1
+                assert f'"{option}"' in source or option == "--help", f"{file.name}: benchmarks/{name}.py {option}"
+    assert found > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "command",
+    [
+        "flops.py --frames 8",
+        "scheduler.py --shards 4 --clips 2 --seconds 0.01 --workers 2",
+        "scheduler.py --plan 100",
+        "annotate.py --clips 70",
+        "loader.py --megabytes 20 --batches 1",
+        "train.py --clips 40 --steps 1",
+    ],
+)
+def test_benchmark__runs_on_a_small_size(command, tmp_path):
+    name, *words = command.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / name, *words, "--json"],
+        cwd=tmp_path,
+        env=os.environ | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
 
 
 def test_pages__contain_the_commands_that_no_test_runs():

@@ -78,6 +78,8 @@ def test_onnx__names_the_wrong_value_or_file(tmp_path):
         export_onnx(net, state, tmp_path / "net.onnx", views=4)
     with pytest.raises(ConfigError, match="does not exist"):
         export_onnx(net, state, tmp_path / "absent" / "net.onnx")
+    with pytest.raises(ConfigError, match="is a folder: name a file in it"):
+        export_onnx(net, state, tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         read_onnx(tmp_path / "net.onnx")
     (tmp_path / "net.onnx").write_bytes(b"not a network")

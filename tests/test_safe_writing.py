@@ -12,7 +12,7 @@ import pytest
 from hostile import put_in_place
 
 import dtsf
-from dtsf.errors import CacheError, CheckpointError, ConfigError, FilmError
+from dtsf.errors import CacheError, CheckpointError, ConfigError, DataError, FilmError
 from dtsf.files.write import fresh_file, lock, open_log, sweep_orphans, write_atomically
 from dtsf.report import film
 from dtsf.report.page import write_page
@@ -43,6 +43,15 @@ def test_write__replaces_a_link_and_does_not_follow_it(tmp_path, victim, write):
     write(tmp_path / "file")
     assert not (tmp_path / "file").is_symlink()
     assert (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["folder", ".", ".."])
+def test_write__refuses_a_folder(tmp_path, monkeypatch, name):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="not written: Is a directory"):
+        write_atomically(Path(name), b"new", error=lambda why: DataError(f"not written: {why}"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
 def test_write__keeps_the_other_name_of_a_hard_link_and_a_lock_the_content(tmp_path, victim):

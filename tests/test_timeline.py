@@ -446,6 +446,22 @@ def test_find_timeline__as_needed_a_camera_that_is_not_opened_may_be_broken(film
         find_timeline(plan, replace(_model(), classify=_unsure_alone), tmp_path / "b")
 
 
+def test_find_timeline__an_error_of_the_caller_ends_the_cameras(films, tmp_path):
+    def children():
+        return {pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()}
+
+    def fail(_):
+        seen.append(children() - before)
+        raise ValueError
+
+    before, seen = children(), []
+    with pytest.raises(ValueError):  # noqa: PT011
+        find_timeline(_plan(films), _model(), tmp_path, on_progress=fail)
+    # pytest keeps the traceback, and so the generators.
+    assert len(seen[0]) == 2
+    assert children() == before
+
+
 def test_write_files__as_needed_pictures_are_of_the_cameras_that_are_read(films, tmp_path):
     plan = replace(_plan(films), needed=AsNeeded((1, 0), 1.0, ((10, 115), (10, 115))))
     timeline, work = find_timeline(plan, _model(), tmp_path)

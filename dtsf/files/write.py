@@ -55,6 +55,8 @@ def fresh_file(path: Path) -> Iterator[IO[bytes]]:
 @contextlib.contextmanager
 def _temporary(path: Path, *, parents: bool = False, follow: bool = True) -> Iterator[int]:
     """Yield the descriptor of a new file. The open folder stays the same if its name changes meanwhile."""
+    if path.is_dir():  # also "." and "..", which have no name
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     # Not derived from the given name, which may have the maximum length.

@@ -112,8 +112,7 @@ def export_onnx(
     n_views = len(state.info.view_names)
     if views is not None and not 1 <= views <= n_views:
         raise ConfigError(f"--views {views}: {state.info.name} has 1 to {n_views} views")
-    if not file.parent.is_dir():
-        raise ConfigError(f"--onnx {file}: the folder {file.parent} does not exist")
+    _check_file("--onnx", file)
     known = {name: getattr(state, name) for name in ("spec", "info", "protocol", "fingerprint")}
     metadata = OnnxMetadata(views=views or n_views, **known)
     spec = state.spec
@@ -184,10 +183,17 @@ def export_encoder(state: RunState, file: Path, weights: Path | None = None) -> 
     """
     from dtsf.pipeline.encoders.choose import encoder_onnx
 
-    if not file.parent.is_dir():
-        raise ConfigError(f"--encoder {file}: the folder {file.parent} does not exist")
+    _check_file("--encoder", file)
     data = encoder_onnx(state.spec, weights)
     write_atomically(file, data, error=lambda why: ConfigError(f"--encoder {file} cannot be written: {why}"))
+
+
+def _check_file(option: str, file: Path) -> None:
+    """Refuse a file that cannot be written before the seconds that its content takes."""
+    if file.is_dir():
+        raise ConfigError(f"{option} {file} is a folder: name a file in it, for example {file / 'net.onnx'}")
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option} {file}: the folder {file.parent} does not exist")
 
 
 class ExportedNetwork(NamedTuple):

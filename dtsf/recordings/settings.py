@@ -70,6 +70,6 @@ class TimelineSettings(MarkSettings):
         default=None, json_schema_extra={"metavar": "U|auto"}
     )
     """Read the camera that is most often right, and the next one only where the uncertainty of a movement is above this. auto: the
-    uncertainty that costs at most half a point of accuracy on held-out people."""
+    uncertainty that costs at most half a point of accuracy on clips of held-out people."""
     encoder_weights: Path | None = None
     """File with the encoder's weights, if the training used custom weights."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -98,8 +99,9 @@ def find_timeline(
             on_bout(bout)
 
     began = time.monotonic()
-    with work:
-        for block in _blocks(plan, model, work, stopped):
+    # An error of a caller ends the processes of the cameras at once, also while its traceback is kept.
+    with work, contextlib.closing(_blocks(plan, model, work, stopped)) as blocks:
+        for block in blocks:
             take(finder.add(block))
             summary.add(block)
             seconds = (block.end - grid.first) / grid.rate
@@ -113,7 +115,7 @@ def find_timeline(
     return summary.timeline(bouts), work
 
 
-def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool]) -> Iterator[WindowBlock]:
+def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool]) -> Generator[WindowBlock]:
     """Yield the stored blocks, then new ones, which it stores."""
     resume = None
     for block in work.stored():
@@ -122,7 +124,7 @@ def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool
         moved_VT = np.concatenate((*moved, block.moved_VT), 1)[:, -round(KNOWN * plan.grid.rate) :]
         resume = Resume(block.number + 1, block.end, block.restart, moved_VT)
     if not work.finished:
-        for block in read_windows(
+        new = read_windows(
             plan.sources,
             plan.grid,
             model.spec,
@@ -132,8 +134,10 @@ def _blocks(plan: Plan, model: Model, work: WorkFile, stopped: Callable[[], bool
             resume=resume,
             idle=plan.idle,
             stopped=stopped,
-        ):
-            yield work.add(block)
+        )
+        with contextlib.closing(new) as blocks:
+            for block in blocks:
+                yield work.add(block)
         work.finish()
 
 

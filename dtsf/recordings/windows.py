@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -103,7 +103,7 @@ def read_windows(
     resume: Resume | None = None,
     idle: float = 10.0,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[WindowBlock]:
+) -> Generator[WindowBlock]:
     """Yield the blocks of windows. ``needed``: when a camera is opened; default: all are read. ``resume``: behind a block that is
     there.
 
